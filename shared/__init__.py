@@ -1,0 +1,1 @@
+"""What trainer and service both need. Imports from neither of them."""

@@ -1,0 +1,1 @@
+"""Renders data, fits the evaluator, trains the denoiser, scores checkpoints. Never imports the service."""
