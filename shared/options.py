@@ -37,7 +37,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
 class SamplingOptions(BaseModel):
-    """How one picture is sampled. Unknown, out-of-range and wrongly typed options are errors (pydantic.ValidationError)."""
+    """How one picture is sampled. Unknown, out-of-range and wrongly typed options raise pydantic.ValidationError."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
