@@ -180,7 +180,7 @@ def promoted(storage: Path, kind: CheckpointKind = "denoiser") -> str | None:
 
 
 def resolve(storage: Path, name: str | None, kind: CheckpointKind) -> Path:
-    """The file of the checkpoint `name`, or of the promoted one if None. CheckpointError, with what is there, if not."""
+    """The file of checkpoint `name`, or of the promoted one if None. CheckpointError names what is there."""
     wanted = name if name is not None else promoted(storage, kind)
     if wanted is None:
         reason = f"no {kind} is promoted in {storage}; {_what_is_there(storage, kind)}"
@@ -252,7 +252,7 @@ def _check_length(header: dict[str, Any], found: int, path: Path) -> None:
     """Whether the tensor section is as long as the header says, which no digest is needed to see."""
     try:
         ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
         raise CheckpointError(path.name, "damaged: the header does not place its tensors") from error
     wanted = max(ends, default=0)
     if found < wanted:
