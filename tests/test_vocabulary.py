@@ -49,7 +49,7 @@ def test_encoding_labels() -> None:
     assert "b" in vocabulary
     assert "d" not in vocabulary
     assert ["a"] not in vocabulary  # unhashable, yet only absent
-    with pytest.raises(LabelError, match='unknown label "d"; known are a, b, c$'):
+    with pytest.raises(LabelError, match=r'^unknown label "d"; known are a, b, c$'):
         vocabulary.encode(["a", "d"])
 
 
@@ -283,10 +283,13 @@ def test_one_spoiled_entry_is_the_one_named(lists: list[list[str]], data: st.Dat
 @without_deadline
 @given(any_json)
 def test_any_json_is_read_or_refused(content: Any) -> None:
+    refused: LabelError | None = None
     try:
         lists = parse_label_lists(json.dumps(content), ICLEVR)
     except LabelError as error:
-        assert str(error).isprintable()
+        refused = error
+    if refused is not None:
+        assert str(refused).isprintable()
         return
     assert lists == content
     assert all(0 < len(labels) == len(set(labels)) for labels in lists)

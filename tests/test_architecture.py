@@ -1,0 +1,90 @@
+"""The rules of the house: trainer -> shared <- service, and no torch where the API process imports from."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_NOT_IMPORT = {
+    "shared": {"trainer", "service", "tests"},
+    "trainer": {"service", "tests"},
+    "service": {"trainer", "tests"},
+}
+HEAVY = ("torch", "torchvision", "safetensors", "numpy", "numba")
+
+
+def imported_modules(source: str, package: str) -> set[str]:
+    """Full names of all modules that the source imports, anywhere in it; `package` is where relative ones start."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                found |= {alias.name for alias in names}
+            case ast.ImportFrom(module=module, names=names, level=level):
+                base = importlib.util.resolve_name("." * level + (module or ""), package) if level else module or ""
+                found |= {base} | {f"{base}.{alias.name}" for alias in names}
+            case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__")):
+                constants = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+                found |= {name for name in constants if isinstance(name, str)}
+    return found
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import service.app", "service.app"),
+        ("import os, trainer as t", "trainer"),
+        ("def f():\n    from service import jobs", "service.jobs"),
+        ("from service.jobs import Job", "service.jobs"),
+        ("from ..unet import UNet", "shared.unet"),
+        ("from . import unet", "shared.inner.unet"),
+        ("import importlib\nimportlib.import_module('trainer.train')", "trainer.train"),
+        ("__import__('trainer')", "trainer"),
+    ],
+)
+def test_the_check_sees_every_way_to_import(source: str, found: str) -> None:
+    assert found in imported_modules(source, "shared.inner")
+
+
+@pytest.mark.parametrize("package", MAY_NOT_IMPORT)
+def test_a_package_imports_only_what_it_may(package: str) -> None:
+    assert sources(package), f"no modules in {ROOT / package}"
+    for path in sources(package):
+        parent = ".".join(path.relative_to(ROOT).parent.parts)
+        tops = {name.partition(".")[0] for name in imported_modules(path.read_text(), parent)}
+        assert not tops & MAY_NOT_IMPORT[package], f"{path.relative_to(ROOT)} imports {tops & MAY_NOT_IMPORT[package]}"
+
+
+def heavy_modules_after(statement: str) -> set[str]:
+    """Which of HEAVY a fresh interpreter has loaded after the statement."""
+    program = f"{statement}\nimport sys\nprint('loaded:', *(m for m in {HEAVY} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def test_the_check_sees_what_is_loaded() -> None:
+    assert "numpy" in heavy_modules_after("import numpy")
+
+
+@pytest.mark.parametrize("module", ["shared.options", "shared.vocabulary", "shared.checkpoint", "service.app"])
+def test_the_api_imports_no_torch(module: str) -> None:
+    if not (ROOT / f"{module.replace('.', '/')}.py").exists():
+        pytest.skip(f"{module} is not there yet")
+    assert heavy_modules_after(f"import {module}") == set()
+
+
+def test_a_checkpoints_description_is_read_without_torch(tmp_path: Path) -> None:
+    from tests.test_checkpoint import publish_toy
+
+    publish_toy(tmp_path)
+    statement = f"from shared.checkpoint import *\nfrom pathlib import Path\nassert scan(Path({str(tmp_path)!r}))[0]"
+    assert heavy_modules_after(statement) == set()
