@@ -1,0 +1,80 @@
+"""`python -m service`: everything in one go; or its parts alone, `python -m service api` and `python -m service worker`."""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from service.settings import Settings
+from shared.checkpoint import CheckpointError, resolve
+
+DESCRIPTION = """\
+Serves pictures from labels. Without a role it runs a Redis server, one worker and the API on this machine, on
+loopback only, until Ctrl-C. Settings come from the environment (LABELGRID_..., see service/settings.py)."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m service", description=DESCRIPTION)
+    parser.add_argument(
+        "role", nargs="?", choices=["all", "api", "worker"], default="all", help="what to run (default: all)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port of the API (default: 8000)")
+    parser.add_argument("--host", help="address that `api` listens on (default: 127.0.0.1); `all` is loopback only")
+    parser.add_argument("--storage", type=Path, help="folder of the checkpoints (default: LABELGRID_STORAGE or models)")
+    parser.add_argument(
+        "--state", type=Path, help="folder for Redis's data, kept across runs (default: a temporary one); for `all`"
+    )
+    return parser
+
+
+def _run_all(port: int, state: Path | None, settings: Settings) -> None:
+    from service.supervisor import Supervisor
+
+    for kind in ("denoiser", "evaluator"):  # before anything is started: the worker could not
+        resolve(settings.storage, None, kind)
+    redis_url = settings.redis_url if "redis_url" in settings.model_fields_set else None
+    with tempfile.TemporaryDirectory(prefix="labelgrid-") as temporary:
+        supervisor = Supervisor(port=port, state=(state or Path(temporary)).absolute(), redis_url=redis_url)
+        supervisor.run(lambda address: print(f"labelgrid is ready: {address} (docs at {address}/docs)", flush=True))
+
+
+def _run_api(host: str, port: int, settings: Settings) -> None:
+    import uvicorn
+
+    from service.app import create_app
+
+    # Requests that wait for a job would hold a shutdown until the job ends.
+    uvicorn.run(create_app(settings), host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+
+
+def main() -> int:
+    parser = _parser()
+    args = parser.parse_args()
+    if args.host and args.role != "api":
+        parser.error("--host is for the role api; `all` listens on loopback only")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("rq").setLevel(logging.WARNING)
+    if args.storage:
+        os.environ["LABELGRID_STORAGE"] = str(args.storage)  # for the processes that we start, too
+    try:
+        settings = Settings()
+        if args.role == "api":
+            _run_api(args.host or "127.0.0.1", args.port, settings)
+        elif args.role == "worker":
+            from service.worker import main as work
+
+            work(settings)
+        else:
+            _run_all(args.port, args.state, settings)
+    except (CheckpointError, RuntimeError, OSError, ValidationError) as error:
+        print(f"labelgrid: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

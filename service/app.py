@@ -1,0 +1,49 @@
+"""The HTTP application. Its process imports no torch: it checks requests, creates jobs, and reads what workers stored."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from redis.asyncio import Redis as AsyncRedis
+
+from service import errors
+from service.jobs import JobStore, connect
+from service.models import Models
+from service.routes import generate, jobs, meta, score
+from service.settings import Settings
+from service.views import JobReader
+
+SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
+MAX_CONNECTIONS = 2000  # each waiting request holds one while it waits
+
+DESCRIPTION = "Pictures of the objects that you name, each with a verdict of whether they are all there."
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application on `settings`, by default those of the environment."""
+    settings = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        connection = connect(settings.redis_url)
+        reading = AsyncRedis.from_url(
+            settings.redis_url,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=5.0,
+            max_connections=MAX_CONNECTIONS,
+        )
+        app.state.store = JobStore(connection, settings)
+        app.state.reader = JobReader(reading)
+        yield
+        await reading.aclose()
+        connection.close()
+
+    app = FastAPI(title="labelgrid", version=version("labelgrid"), description=DESCRIPTION, lifespan=lifespan)
+    app.state.settings = settings
+    app.state.models = Models(settings.storage)
+    app.add_middleware(errors.BodyLimit, limit=settings.body_limit_bytes)
+    errors.install(app)
+    for route in (generate, score, jobs, meta):
+        app.include_router(route.router)
+    return app

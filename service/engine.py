@@ -1,0 +1,177 @@
+"""Step-wise continuous batching: pictures join the batch at any step, and each leaves it when its own steps are done.
+
+Knows neither Redis nor jobs' states: pictures go in, pictures with verdicts come out.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from service.jobs import Picture, Verdict
+from shared.denoise import Row
+from shared.evaluator import score_pictures
+from shared.options import SamplingOptions
+from shared.pictures import png_bytes, to_uint8
+from shared.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+class RowStepper(Protocol):
+    """What the engine needs of `shared.denoise.Stepper`."""
+
+    def new_row(self, labels: Sequence[float], options: SamplingOptions, seed: int) -> Row: ...
+
+    def step(self, rows: Sequence[Row]) -> None: ...
+
+
+class Judge(Protocol):
+    """What the engine needs of `shared.evaluator.Evaluator`."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    def probabilities(self, images: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished picture: its verdict and its PNG."""
+
+    picture: Picture
+    verdict: Verdict
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Unmade:
+    """A picture that cannot be made, and why."""
+
+    picture: Picture
+    reason: str
+
+
+Outcome = Made | Unmade
+Key = tuple[str, int]
+
+
+class Engine:
+    """The batch of one model. At most `max_pictures` are in it; nothing about them need be equal.
+
+    A step that raises is blamed on nobody: its pictures start again, one at a time, and only one that fails alone
+    is given up.
+    """
+
+    def __init__(self, stepper: RowStepper, vocabulary: Vocabulary, judge: Judge, *, max_pictures: int) -> None:
+        if unknown := [name for name in vocabulary.names if name not in judge.vocabulary]:
+            raise ValueError(f"the evaluator does not know the labels {', '.join(unknown)}")
+        self.stepper, self.vocabulary, self.judge, self.max_pictures = stepper, vocabulary, judge, max_pictures
+        self._batch: dict[Key, tuple[Picture, Row]] = {}
+        self._alone: deque[Picture] = deque()  # wait until the batch is empty, then are made one at a time
+        self._made_alone: Key | None = None
+        self._unmade: list[Unmade] = []  # found while admitting, reported by the next step
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._batch or self._alone or self._unmade)
+
+    @property
+    def room(self) -> int:
+        """How many more pictures may join now."""
+        if self._alone or self._made_alone:
+            return 0
+        return max(0, self.max_pictures - len(self._batch))
+
+    def pictures(self) -> list[Picture]:
+        """The pictures that are in the engine, in no order."""
+        return [picture for picture, _ in self._batch.values()] + list(self._alone)
+
+    def admit(self, pictures: Sequence[Picture]) -> None:
+        """Pictures join the batch and take their first step with the next one of it."""
+        for picture in pictures:
+            try:
+                labels = self.vocabulary.multi_hot(picture.labels)
+                row = self.stepper.new_row(labels, picture.options, picture.seed)
+            except Exception as error:
+                log.exception("picture %s cannot begin", picture.key)
+                self._unmade.append(Unmade(picture, _reason(error)))
+            else:
+                self._batch[picture.key] = (picture, row)
+
+    def admit_alone(self, picture: Picture) -> None:
+        """A picture that is under suspicion: it is made when the batch is empty, and nothing joins it."""
+        self._alone.append(picture)
+
+    def drop(self, unwanted: Callable[[Picture], bool]) -> None:
+        """Takes pictures out, within a step; the others do not notice."""
+        for picture in [p for p, _ in self._batch.values() if unwanted(p)]:
+            self._remove(picture)
+        self._alone = deque(picture for picture in self._alone if not unwanted(picture))
+
+    def step(self) -> list[Outcome]:
+        """One step of every picture in the batch; returns those that ended with it, or could not begin."""
+        ended: list[Outcome] = list(self._unmade)
+        self._unmade.clear()
+        if not self._batch and self._alone:
+            picture = self._alone.popleft()
+            self._made_alone = picture.key
+            self.admit([picture])
+        if self._batch:
+            try:
+                rows = [row for _, row in self._batch.values()]
+                self.stepper.step(rows)
+                ended += self._judge([(picture, row) for picture, row in self._batch.values() if row.done])
+            except Exception as error:
+                ended += self._isolate(error)
+        for outcome in ended:
+            self._remove(outcome.picture)
+        if not self._batch:
+            self._made_alone = None
+        return ended
+
+    def _remove(self, picture: Picture) -> None:
+        self._batch.pop(picture.key, None)
+
+    def _isolate(self, error: Exception) -> list[Outcome]:
+        pictures = [picture for picture, _ in self._batch.values()]
+        if len(pictures) == 1:
+            log.error("picture %s fails alone", pictures[0].key, exc_info=error)
+            return [Unmade(pictures[0], _reason(error))]
+        log.warning("a batch of %d failed; its pictures start again, one at a time", len(pictures), exc_info=error)
+        self._batch.clear()
+        self._alone.extend(pictures)
+        return []
+
+    def _judge(self, done: Sequence[tuple[Picture, Row]]) -> list[Outcome]:
+        """Verdict and PNG of pictures whose steps are done."""
+        broken = [picture for picture, row in done if not bool(torch.isfinite(row.x).all())]
+        outcomes: list[Outcome] = [Unmade(picture, "the network gave numbers that are not finite") for picture in broken]
+        whole = [(picture, row) for picture, row in done if picture not in broken]
+        if not whole:
+            return outcomes
+        images = torch.stack([row.x.float().cpu() for _, row in whole])  # (N, 3, H, W)
+        names = self.judge.vocabulary.names
+        probabilities = self.judge.probabilities(images)  # (N, K)
+        targets = torch.tensor([self.judge.vocabulary.multi_hot(picture.labels) for picture, _ in whole])
+        scores = score_pictures(probabilities, targets)
+        for (picture, _), p, score, pixels in zip(whole, probabilities, scores, to_uint8(images), strict=True):
+            verdict = Verdict(
+                index=picture.index,
+                labels=picture.labels,
+                seed=picture.seed,
+                accuracy=score.accuracy,
+                f1=score.f1,
+                exact=score.exact,
+                probabilities=dict(zip(names, p.tolist(), strict=True)),
+            )
+            outcomes.append(Made(picture, verdict, png_bytes(pixels)))
+        return outcomes
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,209 @@
+"""Everything that goes wrong towards a client, as RFC 9457 problem+json.
+
+    ServiceError
+    ├── BadRequest            422  a label, an option or a file that is not as it must be
+    │   └── NotJson           400
+    ├── NotFound              404
+    │   ├── UnknownJob             never there, or its time to live is over
+    │   └── UnknownPicture
+    ├── NotReady              409  the picture or grid is not made yet
+    ├── JobFailed             500  for a client that waited for the job
+    └── Unavailable           503
+        ├── NoModel                no checkpoint is promoted in storage
+        └── NoWorker
+
+Knows FastAPI, but no route.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import redis.exceptions
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shared.vocabulary import LabelError
+
+PROBLEM_JSON = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """The body of every error (RFC 9457); `errors` lists what is wrong where."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class ServiceError(Exception):
+    """Root of what the service answers with an error. `members` extend the problem's JSON."""
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any) -> None:
+        super().__init__(detail)
+        self.detail, self.headers, self.members = detail, headers, members
+
+
+class BadRequest(ServiceError):
+    status, slug, title = 422, "invalid-request", "The request is not valid"
+
+    @classmethod
+    def at(cls, loc: Sequence[str | int], message: str, **members: Any) -> "BadRequest":
+        """A fault at one place of the request, `loc` as FastAPI writes it: ("body", "labels", 2)."""
+        where = ".".join(str(part) for part in loc[1:])
+        return cls(f"{where}: {message}" if where else message, errors=[{"loc": list(loc), "msg": message}], **members)
+
+    @classmethod
+    def from_validation(cls, error: ValidationError, at: Sequence[str | int] = ("body",)) -> "BadRequest":
+        """pydantic's findings about a part of the request that lies under `at`."""
+        return cls.from_errors([{**e, "loc": (*at, *e["loc"])} for e in error.errors()])
+
+    @classmethod
+    def from_errors(cls, errors: Sequence[Mapping[str, Any]]) -> "BadRequest":
+        listed = [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in errors]
+        first = listed[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return cls(f"{where}: {first['msg']}" if where else str(first["msg"]), errors=listed)
+
+    @classmethod
+    def from_label_error(cls, error: LabelError, field: str) -> "BadRequest":
+        """What the vocabulary finds wrong with a label list, with the entry it names."""
+        loc: list[str | int] = ["body", field, *([] if error.entry is None else [error.entry])]
+        errors = [{"loc": loc, "msg": str(error), "type": "label"}]
+        return cls(str(error), errors=errors, entry=error.entry, label=error.label)
+
+
+class NotJson(BadRequest):
+    status, slug, title = 400, "not-json", "The body is not JSON"
+
+
+class NotFound(ServiceError):
+    status, slug, title = 404, "not-found", "Not found"
+
+
+class UnknownJob(NotFound):
+    slug, title = "unknown-job", "There is no such job"
+
+
+class UnknownPicture(NotFound):
+    slug, title = "unknown-picture", "The job has no such picture"
+
+
+class NotReady(ServiceError):
+    status, slug, title = 409, "not-ready", "It is not made yet"
+
+
+class JobFailed(ServiceError):
+    slug, title = "job-failed", "The job failed"
+
+
+class Unavailable(ServiceError):
+    status, slug, title = 503, "unavailable", "The service is not available"
+
+
+class NoModel(Unavailable):
+    slug, title = "no-model", "There is no model to sample from"
+
+
+class NoWorker(Unavailable):
+    slug, title = "no-worker", "No worker is running"
+
+
+def problem(
+    status: int,
+    slug: str,
+    title: str,
+    detail: str,
+    members: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """A problem+json response; its type is a name of ours (RFC 9457, 3.1.1), not a page that somebody must host."""
+    body = {"type": f"urn:labelgrid:problem:{slug}", "title": title, "status": status, "detail": detail}
+    return JSONResponse(
+        {**body, **(members or {})}, status, dict(headers) if headers else None, media_type=PROBLEM_JSON
+    )
+
+
+def from_service_error(error: ServiceError) -> JSONResponse:
+    return problem(error.status, error.slug, error.title, error.detail, error.members, error.headers)
+
+
+async def _service_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    return from_service_error(error)
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", first["msg"])
+        return from_service_error(NotJson(f"the body is not JSON: {reason} at character {first['loc'][-1]}"))
+    return from_service_error(BadRequest.from_errors(error.errors()))
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase
+    detail = error.detail
+    if detail == phrase:  # Starlette's own 404 and 405 say no more than their number does
+        detail = f"{request.method} {request.url.path}: {phrase.lower()}"
+    return problem(error.status_code, phrase.lower().replace(" ", "-"), phrase, detail, headers=error.headers)
+
+
+async def _redis_error(request: Request, error: Exception) -> JSONResponse:
+    return from_service_error(Unavailable("Redis does not answer; try again", headers={"Retry-After": "2"}))
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    return from_service_error(ServiceError("something unforeseen went wrong; the server's log has it"))
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of `app` a problem+json."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(redis.exceptions.ConnectionError, _redis_error)
+    app.add_exception_handler(redis.exceptions.TimeoutError, _redis_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+class BodyLimit:
+    """ASGI middleware: a body of more than `limit` bytes, announced or not, is a 413 for the route that reads it.
+
+    FastAPI's own limit answers in plain text. The HTTPException raised in `receive` passes through the route, and so
+    comes out as any other problem.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+        announced = int(lengths[0]) if lengths and lengths[0].isdigit() else 0
+        received = 0
+
+        async def limited_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if max(received, announced) > self.limit:
+                raise HTTPException(413, f"the body has more than {self.limit} bytes", {"Connection": "close"})
+            return message
+
+        await self.app(scope, limited_receive, send)

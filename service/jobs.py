@@ -1,0 +1,334 @@
+"""Jobs in Redis: their state, which is the truth (RQ's is not), their pictures, and who works on them.
+
+Knows no HTTP, no torch and no files. Used by the API to create a job and by workers to carry it out; `views.py` reads
+for clients, `stream.py` hands pictures to workers. All keys begin with `labelgrid:` and have a time to live:
+
+    job:ID            hash    record (JSON, never changes), total, status, rq, started_at, finished_at, result, error
+    job:ID:verdicts   hash    index -> verdict (JSON): a picture is done when it has one
+    job:ID:png        hash    index or "grid" -> PNG
+    job:ID:events     stream  what happened, for those who wait
+    open              set     ids of the jobs that are in no terminal state
+    pictures:DIGEST   stream  pictures to make with one checkpoint
+    worker:NAME       string  what a live worker says of itself (JSON)
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict
+from redis import Redis
+from redis.client import Pipeline
+from rq import Queue
+from rq.exceptions import NoSuchJobError
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
+
+from service.settings import Settings
+from shared.options import SamplingOptions, picture_seed
+
+JobKind = Literal["generate", "score"]
+JobStatus = Literal["queued", "running", "finished", "failed"]
+TERMINAL = frozenset({"finished", "failed"})
+
+PREFIX = "labelgrid"
+OPEN = f"{PREFIX}:open"
+GRID = "grid"
+KEPT_EVENTS = 1000  # per job; a waiter that missed older ones reads the state itself
+FAILED_RQ_JOB_TTL_S = 3600  # RQ's own default keeps them for a year
+RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
+
+# A job's status moves queued -> running -> a terminal one, and from a terminal one never. KEYS: job, events, open, then
+# the job's other keys. ARGV: id, new status, time to live in s, kept events, then fields and values.
+_MOVE = """
+local status = redis.call('HGET', KEYS[1], 'status')
+local to = ARGV[2]
+if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return 0 end
+redis.call('HSET', KEYS[1], 'status', to, unpack(ARGV, 5))
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
+if to ~= 'running' then
+  redis.call('SREM', KEYS[3], ARGV[1])
+  redis.call('EXPIRE', KEYS[1], ARGV[3])
+  redis.call('EXPIRE', KEYS[2], ARGV[3])
+  for i = 4, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
+end
+return 1
+"""
+
+
+def job_key(job_id: str) -> str:
+    return f"{PREFIX}:job:{job_id}"
+
+
+def verdicts_key(job_id: str) -> str:
+    return f"{PREFIX}:job:{job_id}:verdicts"
+
+
+def png_key(job_id: str) -> str:
+    return f"{PREFIX}:job:{job_id}:png"
+
+
+def events_key(job_id: str) -> str:
+    return f"{PREFIX}:job:{job_id}:events"
+
+
+def stream_key(digest: str) -> str:
+    return f"{PREFIX}:pictures:{digest}"
+
+
+def worker_key(name: str) -> str:
+    return f"{PREFIX}:worker:{name}"
+
+
+class Picture(BaseModel):
+    """One picture to make: all that decides its content, so that whoever makes it makes the same."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    index: int
+    labels: tuple[str, ...]
+    seed: int
+    options: SamplingOptions
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.job, self.index
+
+
+class JobRecord(BaseModel):
+    """What was asked for and when. It is written once; the checkpoint is pinned here, whatever is promoted later."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    kind: JobKind
+    created_at: float  # seconds since 1970
+    model: str
+    digest: str
+    labels: list[list[str]]
+    seed: int
+    repeats: int = 1
+    columns: int
+    options: SamplingOptions
+
+    @property
+    def total(self) -> int:
+        return len(self.labels) * self.repeats
+
+    def pictures(self) -> Iterator[Picture]:
+        """Repeat r of n label lists has indices r n .. r n + n - 1, and the seeds of a request with `seed` + r."""
+        for r in range(self.repeats):
+            for i, labels in enumerate(self.labels):
+                seed = picture_seed(self.seed + r, i)
+                index = r * len(self.labels) + i
+                yield Picture(job=self.id, index=index, labels=tuple(labels), seed=seed, options=self.options)
+
+
+class Verdict(BaseModel):
+    """What the evaluator says of one picture: hits among the k most probable labels, k as many as were asked."""
+
+    index: int
+    labels: tuple[str, ...]
+    seed: int
+    accuracy: float
+    f1: float
+    exact: bool
+    probabilities: dict[str, float]  # all of them
+
+
+class Scores(BaseModel):
+    accuracy: float
+    exact_match: float
+    f1: float
+
+
+class JobResult(BaseModel):
+    """Scores of each repeat; the grid shows repeat `best`."""
+
+    repeats: list[Scores]
+    best: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished picture on its way into Redis. `entry` is its stream entry's id."""
+
+    entry: str
+    picture: Picture
+    verdict: Verdict
+    png: bytes
+
+
+def new_id() -> str:
+    return uuid4().hex
+
+
+def rq_queue(connection: Redis, settings: Settings) -> Queue:
+    """RQ's queue, with JSON for arguments: nothing that is fetched from Redis is unpickled."""
+    return Queue(settings.queue, connection=connection, serializer=JSONSerializer)
+
+
+def connect(url: str, *, timeout_s: float = 15.0) -> Redis:
+    """A connection pool whose socket timeout leaves room for blocking reads of up to 10 s."""
+    return Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=5.0, health_check_interval=30)
+
+
+class JobStore:
+    """The jobs of one Redis, for code that may block."""
+
+    def __init__(self, connection: Redis, settings: Settings) -> None:
+        self.connection, self.settings = connection, settings
+        self.queue = rq_queue(connection, settings)
+        self._move = connection.register_script(_MOVE)
+        self._lost_once: set[str] = set()
+
+    def create(self, record: JobRecord) -> None:
+        """The job, its pictures and its RQ job in one MULTI: all of it is there, or nothing."""
+        ttl = self.settings.job_ttl_s + self.settings.job_timeout_s
+        with self.connection.pipeline(transaction=True) as pipe:
+            pipe.multi()  # RQ would else, after the first command, ask for it itself, which is an error
+            rq_id = self._enqueue(record.id, pipe)
+            state = {"record": record.model_dump_json(), "total": record.total, "status": "queued", "rq": rq_id}
+            pipe.hset(job_key(record.id), mapping=state)
+            pipe.expire(job_key(record.id), ttl)
+            pipe.sadd(OPEN, record.id)
+            for picture in record.pictures():
+                pipe.xadd(stream_key(record.digest), {"picture": picture.model_dump_json()})
+            pipe.execute()
+
+    def _enqueue(self, job_id: str, pipe: Pipeline) -> str:
+        rq_id = new_id()
+        self.queue.enqueue_call(
+            RUN_JOB,
+            args=(job_id,),
+            job_id=rq_id,
+            timeout=-1,  # SIGALRM cannot end a long C call; `job_timeout_s` is ours
+            result_ttl=0,
+            failure_ttl=FAILED_RQ_JOB_TTL_S,
+            description=f"labelgrid job {job_id}",
+            pipeline=pipe,
+        )
+        return rq_id
+
+    def record(self, job_id: str) -> JobRecord | None:
+        raw = self.connection.hget(job_key(job_id), "record")
+        return None if raw is None else JobRecord.model_validate_json(raw)
+
+    def statuses(self, job_ids: Iterable[str]) -> dict[str, str | None]:
+        """The jobs' statuses; None for one that is gone."""
+        ids = list(job_ids)
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hget(job_key(job_id), "status")
+            return {i: None if raw is None else raw.decode() for i, raw in zip(ids, pipe.execute(), strict=True)}
+
+    def is_open(self, job_id: str) -> bool:
+        return self.statuses([job_id])[job_id] in ("queued", "running")
+
+    def begin(self, job_id: str) -> bool:
+        return self._to(job_id, "running", {"started_at": time.time()})
+
+    def fail(self, job_id: str, reason: str) -> bool:
+        """Ends the job; `reason` is for the client to read. False if it had ended before."""
+        return self._to(job_id, "failed", {"finished_at": time.time(), "error": reason})
+
+    def finish(self, job_id: str, result: JobResult, grid: bytes) -> bool:
+        """Ends the job with its result. False if it had ended before."""
+        self.connection.hset(png_key(job_id), GRID, grid)
+        return self._to(job_id, "finished", {"finished_at": time.time(), "result": result.model_dump_json()})
+
+    def _to(self, job_id: str, status: JobStatus, fields: dict[str, Any]) -> bool:
+        keys = [job_key(job_id), events_key(job_id), OPEN, verdicts_key(job_id), png_key(job_id)]
+        pairs = [part for pair in fields.items() for part in pair]
+        return bool(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, *pairs]))
+
+    def commit(self, stream: str, group: str, done: Sequence[Done]) -> set[str]:
+        """Stores pictures and takes them off the stream, in one MULTI; returns the jobs that now have all of theirs.
+
+        Of two workers that made the same picture, the first to come is kept.
+        """
+        ttl = self.settings.job_ttl_s + self.settings.job_timeout_s
+        jobs = sorted({one.picture.job for one in done})
+        with self.connection.pipeline(transaction=True) as pipe:
+            for one in done:
+                job_id, index = one.picture.key
+                pipe.hsetnx(png_key(job_id), str(index), one.png)
+                pipe.hsetnx(verdicts_key(job_id), str(index), one.verdict.model_dump_json())
+                pipe.xadd(events_key(job_id), {"picture": index}, maxlen=KEPT_EVENTS, approximate=True)
+                pipe.xack(stream, group, one.entry)
+                pipe.xdel(stream, one.entry)
+            for job_id in jobs:
+                for key in (png_key(job_id), verdicts_key(job_id), events_key(job_id)):
+                    pipe.expire(key, ttl)
+            for job_id in jobs:
+                pipe.hlen(verdicts_key(job_id))
+                pipe.hget(job_key(job_id), "total")
+            counts = pipe.execute()[-2 * len(jobs) :]
+        return {j for j, n, total in zip(jobs, counts[::2], counts[1::2], strict=True) if total and n >= int(total)}
+
+    def is_complete(self, job_id: str, total: int) -> bool:
+        return int(self.connection.hlen(verdicts_key(job_id))) >= total
+
+    def done_indices(self, job_id: str) -> set[int]:
+        return {int(index) for index in self.connection.hkeys(verdicts_key(job_id))}
+
+    def verdicts(self, job_id: str) -> list[Verdict]:
+        """The verdicts of the pictures that are done, by index."""
+        raw = self.connection.hvals(verdicts_key(job_id))
+        return sorted((Verdict.model_validate_json(one) for one in raw), key=lambda verdict: verdict.index)
+
+    def pngs(self, job_id: str, indices: Sequence[int]) -> list[bytes]:
+        found = self.connection.hmget(png_key(job_id), [str(index) for index in indices])
+        if missing := [index for index, png in zip(indices, found, strict=True) if png is None]:
+            raise KeyError(f"job {job_id} has no pictures {missing}")
+        return found
+
+    def say_alive(self, name: str, about: dict[str, Any]) -> None:
+        """Worker `name` lives for another `lease_s`."""
+        self.connection.set(worker_key(name), json.dumps(about), px=int(self.settings.lease_s * 1000))
+
+    def say_gone(self, name: str) -> None:
+        self.connection.delete(worker_key(name))
+
+    def is_alive(self, name: str) -> bool:
+        return bool(self.connection.exists(worker_key(name)))
+
+    def sweep(self) -> None:
+        """Puts right what RQ lost: an open job without an RQ job that waits or runs gets a new one; an old job fails.
+
+        Cheap and safe to call at any time from any worker: a job that is run twice finds its pictures done.
+        """
+        lost: set[str] = set()
+        for raw in self.connection.smembers(OPEN):
+            job_id = raw.decode()
+            record = self.record(job_id)
+            if record is None or not self.is_open(job_id):
+                self.connection.srem(OPEN, job_id)
+            elif time.time() - record.created_at > self.settings.job_timeout_s:
+                self.fail(job_id, f"not finished within {self.settings.job_timeout_s} s")
+            elif self._rq_lost(job_id):
+                lost.add(job_id)
+        # RQ's own steps between queue and worker are not atomic: only what is missing twice in a row is lost.
+        for job_id in lost & self._lost_once:
+            with self.connection.pipeline(transaction=True) as pipe:
+                pipe.multi()
+                pipe.hset(job_key(job_id), "rq", self._enqueue(job_id, pipe))
+                pipe.execute()
+        self._lost_once = lost - self._lost_once
+
+    def _rq_lost(self, job_id: str) -> bool:
+        rq_id = self.connection.hget(job_key(job_id), "rq")
+        if rq_id is None:
+            return True
+        try:
+            job = RqJob.fetch(rq_id.decode(), connection=self.connection, serializer=JSONSerializer)
+        except NoSuchJobError:
+            return True
+        status = job.get_status(refresh=False)
+        if status == "queued":
+            return self.connection.lpos(self.queue.key, rq_id) is None
+        return not (status == "started" and job.worker_name and self.is_alive(job.worker_name))

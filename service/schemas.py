@@ -1,0 +1,227 @@
+"""The bodies of requests and responses, with the examples that the OpenAPI document shows.
+
+Knows no Redis and no torch. Labels are checked against a model's vocabulary in the routes.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import BadRequest
+from service.jobs import JobKind, JobStatus
+from shared.options import LIMITS, SamplerName, SamplingOptions, SpacingName
+
+MAX_SEED = 2**53 - 1  # the largest integer that a client in JavaScript reads right
+
+LabelLists = Annotated[
+    list[list[str]],
+    Field(
+        description=f"1 to {LIMITS.max_pictures_per_request} pictures, each a list of 1 to {LIMITS.max_labels} labels"
+    ),
+]
+Seed = Annotated[
+    int | None, Field(ge=0, le=MAX_SEED, description="the same seed gives the same pictures; drawn if not given")
+]
+
+
+class SamplingFields(BaseModel):
+    """The options of sampling, all of them optional, as they lie flat in a request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    seed: Seed = None
+    steps: int | None = Field(None, ge=1, le=LIMITS.max_steps, description="steps of the sampler")
+    guidance: float | None = Field(
+        None, ge=0, le=LIMITS.max_guidance, allow_inf_nan=False, description="w of classifier-free guidance; 1 is none"
+    )
+    sampler: SamplerName | None = None
+    spacing: SpacingName | None = Field(None, description="how the timesteps are spread")
+    guidance_interval: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="fractions of T between which guidance is on"
+    )
+    eta: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="noise of ddim, 0 to 1")
+    clip_x0: bool | None = Field(None, description="clip the predicted picture to [-1, 1] at every step")
+    model: str | None = Field(None, max_length=100, description="name of a model of GET /models; the default if null")
+    columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
+
+    def sampling(self) -> SamplingOptions:
+        """The sampling options, the defaults for those not given. BadRequest for some that do not go together."""
+        names = SamplingOptions.model_fields.keys()
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        try:
+            return SamplingOptions.model_validate(given)
+        except ValidationError as error:
+            raise BadRequest.from_validation(error) from error
+
+
+class GenerateRequest(SamplingFields):
+    """One picture for each list of labels."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"labels": [["red cube", "blue sphere"], ["gray cylinder"]]},
+                {
+                    "labels": [["red cube", "blue sphere"], ["gray cylinder"]],
+                    "seed": 7,
+                    "steps": 20,
+                    "guidance": 2.0,
+                    "sampler": "dpmpp_2m",
+                    "model": None,
+                    "columns": 8,
+                },
+            ]
+        }
+    )
+
+    labels: LabelLists
+
+
+class ScoreFields(SamplingFields):
+    repeats: int = Field(10, ge=1, le=LIMITS.max_repeats, description="runs over the whole file, each with a seed of its own")
+
+
+class ScoreRequest(ScoreFields):
+    """A test file's content as JSON."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"conditions": [["gray cube"], ["red cube", "blue sphere"]], "repeats": 10, "seed": 0}]
+        }
+    )
+
+    conditions: LabelLists
+
+
+class Progress(BaseModel):
+    done: int
+    total: int
+
+
+class PictureResult(BaseModel):
+    labels: list[str]
+    seed: int = Field(description="seed of this picture's own noise")
+    accuracy: float = Field(description="share of the asked labels among the k most probable, k as many as were asked")
+    exact: bool = Field(description="the labels found (probability over 0.5) are exactly those asked")
+    f1: float
+    scores: dict[str, float] = Field(description="label -> probability: those asked, and the five most probable")
+    url: str
+
+
+class GenerateResult(BaseModel):
+    accuracy: float = Field(description="sum of hits / sum of asked labels, as the course counts")
+    exact_match: float
+    f1: float = Field(description="mean of the pictures")
+    grid_url: str
+    pictures: list[PictureResult]
+
+
+class Repeat(BaseModel):
+    seed: int
+    accuracy: float
+    exact_match: float
+    f1: float
+
+
+class Summary(BaseModel):
+    max: float
+    mean: float
+    std: float = Field(description="of the repeats, with divisor n")
+
+
+class ScoreResult(BaseModel):
+    repeats: list[Repeat]
+    accuracy: Summary
+    exact_match: Summary
+    f1: Summary
+    best: int = Field(description="index of the repeat of the highest accuracy, which the grid and the pictures show")
+    grid_url: str
+    pictures: list[PictureResult]
+
+
+class Job(BaseModel):
+    """A job: `result` is there once `status` is finished, `error` once it is failed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a",
+                    "kind": "generate",
+                    "status": "finished",
+                    "created_at": "2026-01-01T12:00:00+00:00",
+                    "started_at": "2026-01-01T12:00:00+00:00",
+                    "finished_at": "2026-01-01T12:00:01+00:00",
+                    "model": "base",
+                    "digest": "9f2c",
+                    "seed": 7,
+                    "options": SamplingOptions().model_dump(mode="json"),
+                    "progress": {"done": 1, "total": 1},
+                    "error": None,
+                    "result": {
+                        "accuracy": 1.0,
+                        "exact_match": 1.0,
+                        "f1": 1.0,
+                        "grid_url": "/jobs/5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a/grid.png",
+                        "pictures": [
+                            {
+                                "labels": ["gray cylinder"],
+                                "seed": 4203129384,
+                                "accuracy": 1.0,
+                                "exact": True,
+                                "f1": 1.0,
+                                "scores": {"gray cylinder": 0.99, "gray cube": 0.01},
+                                "url": "/jobs/5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a/images/0.png",
+                            }
+                        ],
+                    },
+                }
+            ]
+        }
+    )
+
+    id: str
+    kind: JobKind
+    status: JobStatus
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    model: str
+    digest: str
+    seed: int
+    options: SamplingOptions
+    progress: Progress
+    error: str | None
+    result: GenerateResult | ScoreResult | None
+
+
+class Labels(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "base", "labels": ["gray cube", "red cube"]}]})
+
+    model: str
+    labels: list[str]
+
+
+class Model(BaseModel):
+    name: str
+    digest: str
+    promoted: bool
+    created_at: str
+    labels: int
+    config: dict[str, Any]
+    training: dict[str, Any]
+
+
+class ModelList(BaseModel):
+    models: list[Model]
+    problems: dict[str, str] = Field(description="files in storage that cannot be used, and why")
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Ready(BaseModel):
+    status: Literal["ready"] = "ready"
+    model: str
+    workers: int

@@ -1,0 +1,53 @@
+"""Every setting of the service, its default and why: read once, at the entry, from LABELGRID_... variables.
+
+Knows neither HTTP nor torch.
+"""
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.options import LIMITS
+
+
+class Settings(BaseSettings):
+    """The service's settings; each field NAME is the environment variable LABELGRID_NAME."""
+
+    model_config = SettingsConfigDict(env_prefix="LABELGRID_", extra="ignore", populate_by_name=True, frozen=True)
+
+    # Where the checkpoints lie: a folder of NAME.safetensors and promoted.json.
+    storage: Path = Path("models")
+    # The Redis that API and workers share; also read from REDIS_URL, which other tools set. `python -m service`
+    # starts a server of its own where neither is given.
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("LABELGRID_REDIS_URL", "REDIS_URL")
+    )
+    # Name of the RQ queue, one only: a worker with several would fetch jobs in a way that can lose one.
+    queue: str = "labelgrid"
+
+    # How long a finished job and its pictures can be fetched.
+    job_ttl_s: int = Field(default=3600, ge=1)
+    # A job that is not finished this long after its creation fails: no client waits for ever.
+    job_timeout_s: int = Field(default=3600, ge=1)
+    # How long a request without `Prefer` waits for its job before it is answered 202.
+    wait_s: float = Field(default=300.0, ge=0)
+    # Largest request body: a test file and what multipart adds to it.
+    body_limit_bytes: int = Field(default=LIMITS.max_file_bytes + 65536, ge=1024)
+
+    # Where the network runs: cpu, cuda, cuda:1, or auto for the GPU if there is one.
+    device: str = "auto"
+    # Pictures that one worker samples at the same time. More does not pay on a CPU; a GPU wants 64 and more.
+    batch_pictures: int = Field(default=16, ge=1)
+    # Network rows of one call, at most (a guided picture takes two).
+    batch_rows: int = Field(default=32, ge=1)
+    # Models that a worker keeps loaded; beyond, the one idle for longest is let go.
+    loaded_models: int = Field(default=2, ge=1)
+    # A worker says this often that it lives and still works at the pictures it claimed.
+    heartbeat_s: float = Field(default=2.0, gt=0)
+    # A worker silent for this long is dead and its pictures are another's; longer than some missed heartbeats.
+    lease_s: float = Field(default=8.0, gt=0)
+    # A worker whose loop has not moved for this long no longer renews its leases: it hangs.
+    stalled_after_s: float = Field(default=120.0, gt=0)
+    # A picture that was in a dying worker this often fails its job. The last try is made alone.
+    max_deliveries: int = Field(default=3, ge=2)

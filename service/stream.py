@@ -1,0 +1,115 @@
+"""Hands pictures of one checkpoint to workers, through a Redis stream with one consumer group.
+
+A claim is a lease: renewed while the worker lives, taken over by another when it is `lease_s` old. Delivery is at least
+once. Knows no HTTP and no torch.
+"""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from service.jobs import Picture, stream_key
+from service.settings import Settings
+
+GROUP = "workers"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A picture that is ours to make. `entry`: its stream entry. `alone`: it must not share a batch."""
+
+    entry: str
+    picture: Picture
+    alone: bool = False
+
+
+class PictureStream:
+    """One worker's end of the stream of one checkpoint."""
+
+    def __init__(self, connection: Redis, settings: Settings, digest: str, consumer: str) -> None:
+        self.connection, self.settings, self.consumer = connection, settings, consumer
+        self.key = stream_key(digest)
+        self._looked_at = 0.0
+        self._ensure_group()
+
+    def _ensure_group(self) -> None:
+        with contextlib.suppress(ResponseError):  # BUSYGROUP: it is there
+            self.connection.xgroup_create(self.key, GROUP, id="0", mkstream=True)
+
+    def claim_new(self, room: int, *, block_ms: int | None = None) -> list[Claim]:
+        """Up to `room` pictures that nobody has had yet, oldest first; waits for one for up to `block_ms`."""
+        try:
+            answer = self.connection.xreadgroup(GROUP, self.consumer, {self.key: ">"}, count=room, block=block_ms)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            self._ensure_group()  # somebody emptied this Redis
+            return []
+        # A list of (stream, entries) or, as RESP3 has it, a mapping of stream -> [entries].
+        streams = [pages[0] for pages in answer.values()] if isinstance(answer, dict) else [e for _, e in answer or []]
+        return [claim for entries in streams for claim in self._claims(entries)]
+
+    def claim_stale(self, room: int, *, may_be_alone: bool) -> tuple[list[Claim], list[Claim]]:
+        """Pictures of workers that died: (to make, hopeless). Looks no more than four times in a lease.
+
+        A picture that was in two workers when they died is suspected of killing them: with `may_be_alone` one such
+        is claimed to be made alone. One at `max_deliveries` is hopeless. The rest are made as any.
+        """
+        if time.monotonic() - self._looked_at < self.settings.lease_s / 4:
+            return [], []
+        self._looked_at = time.monotonic()
+        last_try = self.settings.max_deliveries - 1
+        lease_ms = int(self.settings.lease_s * 1000)
+        pending = self._pending(lease_ms)
+        innocent = [entry for entry, count in pending if count < last_try]
+        suspect = [entry for entry, count in pending if count == last_try]
+        hopeless = [entry for entry, count in pending if count > last_try]
+        gone = self._take_over(hopeless, lease_ms)
+        if suspect and may_be_alone and (claims := self._take_over(suspect[:1], lease_ms)):
+            return [Claim(claim.entry, claim.picture, alone=True) for claim in claims], gone
+        return self._take_over(innocent[:room], lease_ms), gone
+
+    def _pending(self, idle_ms: int) -> list[tuple[str, int]]:
+        """Entries claimed and not renewed for `idle_ms`, with how often they were delivered."""
+        try:
+            found = self.connection.xpending_range(self.key, GROUP, "-", "+", count=100, idle=idle_ms)
+        except ResponseError:
+            return []
+        return [(one["message_id"].decode(), one["times_delivered"]) for one in found]
+
+    def _take_over(self, entries: Sequence[str], idle_ms: int) -> list[Claim]:
+        """Makes entries ours unless somebody was faster: XCLAIM takes only what is still idle."""
+        if not entries:
+            return []
+        return self._claims(self.connection.xclaim(self.key, GROUP, self.consumer, idle_ms, list(entries)))
+
+    def _claims(self, entries: Sequence[Any]) -> list[Claim]:
+        return [
+            Claim(entry.decode(), Picture.model_validate_json(fields[b"picture"])) for entry, fields in entries if entry
+        ]
+
+    def renew(self, entries: Sequence[str]) -> None:
+        """Keeps claims: sets their idle time to 0 and does not count it as a delivery."""
+        if entries:
+            self.connection.xclaim(self.key, GROUP, self.consumer, 0, list(entries), justid=True)
+
+    def release(self, entries: Sequence[str]) -> None:
+        """Gives claims back as if never delivered, for another worker to take at once."""
+        if entries:
+            idle_ms = int(self.settings.lease_s * 1000) + 1
+            self.connection.xclaim(
+                self.key, GROUP, self.consumer, 0, list(entries), idle=idle_ms, retrycount=0, justid=True
+            )
+
+    def discard(self, entries: Sequence[str]) -> None:
+        """Takes entries off the stream: nobody needs these pictures any more."""
+        if entries:
+            with self.connection.pipeline(transaction=True) as pipe:
+                pipe.xack(self.key, GROUP, *entries)
+                pipe.xdel(self.key, *entries)
+                pipe.execute()

@@ -1,0 +1,149 @@
+"""From a checked request to a job, and from the job to the answer its client asked for (wait, 202, JSON or PNG).
+
+What POST /generate and POST /score have in common.
+"""
+
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+
+from service.dependencies import ModelsDep, ReaderDep, SettingsDep, StoreDep
+from service.errors import BadRequest, JobFailed, NoWorker, Problem
+from service.jobs import TERMINAL, JobKind, JobRecord, JobStore, new_id
+from service.models import Models
+from service.schemas import MAX_SEED, Job, SamplingFields
+from service.settings import Settings
+from service.views import JobReader
+from shared.checkpoint import CheckpointInfo
+
+DRAWN_SEED_BITS = 32  # short enough to be typed again
+
+# What both endpoints document besides 200.
+PROBLEM: dict[str, Any] = {"model": Problem, "description": "A problem (RFC 9457)"}
+PNG: dict[str, Any] = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": PNG, "description": "The finished job, or with `Accept: image/png` its grid"},
+    202: {
+        "model": Job,
+        "description": "The job is accepted and not finished yet",
+        "headers": {"Location": {"description": "where the job can be read", "schema": {"type": "string"}}},
+    },
+    400: PROBLEM,
+    413: PROBLEM,
+    422: PROBLEM,
+    500: PROBLEM,
+    503: PROBLEM,
+}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How the client wants its answer: the longest wait in s, and whether as PNG."""
+
+    wait_s: float
+    png: bool
+    applied: str | None  # for Preference-Applied (RFC 7240)
+
+
+def _quality(accept: str, media_type: str) -> float:
+    """The q of a media type in an Accept header (RFC 9110, 12.5.1), 0 if it is not named itself."""
+    for part in accept.split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        if name.lower() == media_type:
+            q = next((p[2:] for p in parameters if p.lower().startswith("q=")), "1")
+            return float(q) if re.fullmatch(r"[01](\.\d{0,3})?", q) else 0.0
+    return 0.0
+
+
+def read_wishes(
+    settings: SettingsDep,
+    prefer: Annotated[
+        str | None, Header(description="`respond-async` answers 202 at once, `wait=N` waits N seconds at most")
+    ] = None,
+    accept: Annotated[str, Header(description="`image/png` for the grid itself")] = "application/json",
+) -> Wishes:
+    """The client's wishes from its headers. As RFC 7240 has it, a preference that is not understood is ignored."""
+    preferences = [part.strip().lower() for part in (prefer or "").split(",")]
+    png = _quality(accept, "image/png") > _quality(accept, "application/json")
+    waits = [match for p in preferences if (match := re.fullmatch(r'wait\s*=\s*"?(\d{1,9})"?', p))]
+    if waits:
+        wait_s = int(waits[0][1])
+        return Wishes(min(wait_s, settings.wait_s), png, f"wait={wait_s}")
+    if "respond-async" in preferences:
+        return Wishes(0.0, png, "respond-async")
+    return Wishes(settings.wait_s, png, None)
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """Creates jobs and answers with them."""
+
+    settings: Settings
+    store: JobStore
+    reader: JobReader
+    models: Models
+    wishes: Wishes
+
+    async def model(self, name: str | None) -> CheckpointInfo:
+        return await run_in_threadpool(self.models.find, name)
+
+    async def submit(
+        self, kind: JobKind, fields: SamplingFields, labels: list[list[str]], info: CheckpointInfo, repeats: int = 1
+    ) -> Response:
+        """Creates the job and answers as the client wishes. `labels` are checked."""
+        options = fields.sampling()
+        seed = secrets.randbits(DRAWN_SEED_BITS) if fields.seed is None else fields.seed
+        if seed + repeats - 1 > MAX_SEED:
+            raise BadRequest.at(("body", "seed"), f"with {repeats} repeats the last seed would exceed {MAX_SEED}")
+        if not await self.reader.workers():
+            raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
+        record = JobRecord(
+            id=new_id(),
+            kind=kind,
+            created_at=time.time(),
+            model=info.name,
+            digest=info.digest,
+            labels=labels,
+            seed=seed,
+            repeats=repeats,
+            columns=fields.columns,
+            options=options,
+        )
+        await run_in_threadpool(self.store.create, record)
+        return await self._answer(record.id)
+
+    async def _answer(self, job_id: str) -> Response:
+        job = await self.reader.wait(job_id, self.wishes.wait_s)
+        location = f"/jobs/{job_id}"
+        headers = {"Vary": "Accept, Prefer"}
+        if self.wishes.applied:
+            headers["Preference-Applied"] = self.wishes.applied
+        if job.status not in TERMINAL:
+            return JSONResponse(job.model_dump(mode="json"), 202, {**headers, "Location": location})
+        headers["Content-Location"] = location
+        if job.status == "failed":
+            raise JobFailed(job.error or "it failed", headers=headers, job=location)
+        if self.wishes.png:
+            headers["Content-Location"] = f"{location}/grid.png"
+            return Response(await self.reader.grid(job_id), media_type="image/png", headers=headers)
+        return JSONResponse(job.model_dump(mode="json"), headers=headers)
+
+
+def _submitter(
+    request: Request,
+    settings: SettingsDep,
+    store: StoreDep,
+    reader: ReaderDep,
+    models: ModelsDep,
+    wishes: Annotated[Wishes, Depends(read_wishes)],
+) -> Submitter:
+    return Submitter(settings, store, reader, models, wishes)
+
+
+SubmitterDep = Annotated[Submitter, Depends(_submitter)]

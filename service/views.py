@@ -1,0 +1,152 @@
+"""Jobs as clients see them, read from Redis without blocking, and waiting for their end.
+
+Knows the schemas and `jobs.py`'s keys; writes nothing.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from redis.asyncio import Redis
+
+from service.errors import NotReady, UnknownJob, UnknownPicture
+from service.jobs import (
+    GRID,
+    TERMINAL,
+    JobRecord,
+    JobResult,
+    Verdict,
+    events_key,
+    job_key,
+    png_key,
+    verdicts_key,
+    worker_key,
+)
+from service.schemas import GenerateResult, Job, PictureResult, Progress, Repeat, ScoreResult, Summary
+
+SHOWN_SCORES = 5  # besides those asked
+LOOK_AGAIN_MS = 2000  # a waiter reads the state at least this often, whatever events it missed
+
+
+class JobReader:
+    """What can be read of jobs, their pictures and the workers."""
+
+    def __init__(self, connection: Redis) -> None:
+        self.connection = connection
+
+    async def job(self, job_id: str) -> Job:
+        """The job as it stands. UnknownJob if it is not there."""
+        async with self.connection.pipeline(transaction=True) as pipe:
+            pipe.hgetall(job_key(job_id))
+            pipe.hlen(verdicts_key(job_id))
+            fields, done = await pipe.execute()
+        if not fields:
+            raise UnknownJob(f"there is no job {job_id!r}; results are kept for a limited time")
+        state = {name.decode(): value.decode() for name, value in fields.items()}
+        record = JobRecord.model_validate_json(state["record"])
+        result = None
+        if "result" in state:
+            raw = await self.connection.hvals(verdicts_key(job_id))
+            verdicts = sorted((Verdict.model_validate_json(one) for one in raw), key=lambda verdict: verdict.index)
+            result = _result(record, JobResult.model_validate_json(state["result"]), verdicts)
+        return Job(
+            id=record.id,
+            kind=record.kind,
+            status=state["status"],
+            created_at=_iso(record.created_at),
+            started_at=_iso(float(state["started_at"])) if "started_at" in state else None,
+            finished_at=_iso(float(state["finished_at"])) if "finished_at" in state else None,
+            model=record.model,
+            digest=record.digest,
+            seed=record.seed,
+            options=record.options,
+            progress=Progress(done=done, total=record.total),
+            error=state.get("error"),
+            result=result,
+        )
+
+    async def wait(self, job_id: str, timeout_s: float) -> Job:
+        """The job once it has ended, or as it stands after `timeout_s`. Events only wake; the state decides."""
+        deadline = time.monotonic() + timeout_s
+        seen = "0-0"
+        while True:
+            status = await self.connection.hget(job_key(job_id), "status")
+            left_ms = int((deadline - time.monotonic()) * 1000)
+            if status is None or status.decode() in TERMINAL or left_ms <= 0:
+                return await self.job(job_id)
+            answer = await self.connection.xread({events_key(job_id): seen}, block=min(left_ms, LOOK_AGAIN_MS))
+            # A list of (stream, entries) or, as RESP3 has it, a mapping of stream -> [entries].
+            pages = [page[0] for page in answer.values()] if isinstance(answer, dict) else [e for _, e in answer or []]
+            for entries in pages:
+                seen = entries[-1][0].decode()
+
+    async def image(self, job_id: str, index: int) -> bytes:
+        """A picture's PNG. NotReady while it is not made; UnknownJob, UnknownPicture."""
+        return await self._png(job_id, str(index), f"picture {index}", index)
+
+    async def grid(self, job_id: str) -> bytes:
+        """The grid's PNG. NotReady while the job is not finished; UnknownJob."""
+        return await self._png(job_id, GRID, "the grid", 0)
+
+    async def _png(self, job_id: str, name: str, what: str, index: int) -> bytes:
+        png: bytes | None = await self.connection.hget(png_key(job_id), name)
+        if png is not None:
+            return png
+        status, total = await self.connection.hmget(job_key(job_id), ["status", "total"])
+        if status is None:
+            raise UnknownJob(f"there is no job {job_id!r}; results are kept for a limited time")
+        if index >= int(total):
+            raise UnknownPicture(f"the job has the pictures 0 to {int(total) - 1}, not {index}")
+        raise NotReady(f"{what} is not made; the job is {status.decode()}", job_status=status.decode())
+
+    async def workers(self) -> int:
+        """How many live workers there are, each with a model loaded."""
+        count = 0
+        async for _ in self.connection.scan_iter(match=worker_key("*"), count=1000):
+            count += 1
+        return count
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def _shown_scores(verdict: Verdict) -> dict[str, float]:
+    """The probabilities of the labels asked, and of the most probable ones, the highest first."""
+    ranked = sorted(verdict.probabilities.items(), key=lambda item: -item[1])
+    top = {name for name, _ in ranked[:SHOWN_SCORES]}
+    return {name: round(p, 6) for name, p in ranked if name in top or name in verdict.labels}
+
+
+def _picture(job_id: str, verdict: Verdict) -> PictureResult:
+    return PictureResult(
+        labels=list(verdict.labels),
+        seed=verdict.seed,
+        accuracy=verdict.accuracy,
+        exact=verdict.exact,
+        f1=verdict.f1,
+        scores=_shown_scores(verdict),
+        url=f"/jobs/{job_id}/images/{verdict.index}.png",
+    )
+
+
+def _summary(values: Sequence[float]) -> Summary:
+    return Summary(max=max(values), mean=statistics.fmean(values), std=statistics.pstdev(values))
+
+
+def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -> GenerateResult | ScoreResult:
+    n = len(record.labels)
+    shown = [_picture(record.id, verdict) for verdict in verdicts[result.best * n : (result.best + 1) * n]]
+    grid_url = f"/jobs/{record.id}/grid.png"
+    if record.kind == "generate":
+        return GenerateResult(**result.repeats[0].model_dump(), grid_url=grid_url, pictures=shown)
+    return ScoreResult(
+        repeats=[Repeat(seed=record.seed + r, **scores.model_dump()) for r, scores in enumerate(result.repeats)],
+        accuracy=_summary([scores.accuracy for scores in result.repeats]),
+        exact_match=_summary([scores.exact_match for scores in result.repeats]),
+        f1=_summary([scores.f1 for scores in result.repeats]),
+        best=result.best,
+        grid_url=grid_url,
+        pictures=shown,
+    )

@@ -1,0 +1,169 @@
+"""The worker process: an RQ worker that keeps its models loaded and its batch running from one job to the next.
+
+Knows RQ and signals; what is done with a job is in `runner.py`.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+from rq import Queue, SimpleWorker
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from service.jobs import connect, new_id
+from service.runner import Runner
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 2  # how often an idle worker looks for jobs that RQ lost
+
+# RQ calls a job's function by its name alone, so the process's one runner is kept here.
+_runner: Runner | None = None
+
+
+def run_job(job_id: str) -> None:
+    """What RQ runs: works until job `job_id` has ended."""
+    assert _runner is not None, "run_job runs in a worker process only"
+    _runner.run(job_id)
+
+
+class PictureWorker(SimpleWorker):  # type: ignore[misc]
+    """RQ's in-process worker, with heartbeats during a job, a short lease, and a batch that outlives a job.
+
+    RQ's `Worker` forks for every job, which would load the model each time and cannot use CUDA after it was started.
+    """
+
+    def __init__(self, runner: Runner, connection: Redis, settings: Settings) -> None:
+        # A random name: RQ refuses a name that a killed worker still holds.
+        super().__init__(
+            [Queue(settings.queue, connection=connection, serializer=JSONSerializer)],
+            name=runner.name,
+            connection=connection,
+            serializer=JSONSerializer,
+            worker_ttl=20,
+            maintenance_interval=SWEEP_S,
+        )
+        self.runner, self.settings = runner, settings
+        self.log_job_description = False
+
+    @property
+    def dequeue_timeout(self) -> int:
+        return SWEEP_S  # RQ looks for maintenance between two of these
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        return int(self.settings.lease_s) + 1
+
+    def run_maintenance_tasks(self) -> None:
+        super().run_maintenance_tasks()
+        self.runner.store.sweep()
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[Job, Queue] | None:
+        """The next job; until one comes, pictures of other workers' jobs that are in the batch are carried on.
+
+        Without this they would lie still: their own job may run in another worker, which waits for them.
+        """
+        while self.runner.busy and not self._stop_requested:
+            result = self.queue_class.dequeue_any(
+                self._ordered_queues,
+                None,
+                connection=self.connection,
+                job_class=self.job_class,
+                serializer=self.serializer,
+                death_penalty_class=self.death_penalty_class,
+            )
+            if result is not None:
+                job, queue = result
+                job.redis_server_version = self.get_redis_server_version()
+                return job, queue
+            self.runner.turn()
+            if self.should_run_maintenance_tasks:
+                self.run_maintenance_tasks()
+        if self._stop_requested:
+            return None
+        found: tuple[Job, Queue] | None = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+        return found
+
+    def _shutdown(self) -> None:
+        """On SIGTERM or Ctrl-C: the loop ends at its next step, and other workers get the pictures in work."""
+        self.runner.stopping.set()
+        if self.runner.busy:
+            self._stop_requested = True
+        else:
+            super()._shutdown()
+
+    def teardown(self) -> None:
+        with contextlib.suppress(RedisError):
+            self.runner.give_back()
+        super().teardown()
+
+
+class Heartbeat(threading.Thread):
+    """Says every `heartbeat_s` that the worker lives, and renews its leases and RQ's notes of the running job."""
+
+    def __init__(self, worker: PictureWorker, connection: Redis, settings: Settings) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self.worker, self.connection, self.settings = worker, connection, settings
+        self.ended = threading.Event()
+        self.born_at = time.time()
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            try:
+                self.beat()
+            except RedisError as error:
+                log.warning("heartbeat: %s", error)
+            except Exception:  # it must go on: without it the worker counts as dead
+                log.exception("heartbeat")
+            self.ended.wait(self.settings.heartbeat_s)
+
+    def beat(self) -> None:
+        runner = self.worker.runner
+        runner.store.say_alive(runner.name, self.about())
+        runner.keep_claims()
+        for execution in list(self.worker.executions.values()):
+            if execution._job is not None:
+                self.worker.maintain_heartbeats(execution._job, execution)
+
+    def about(self) -> dict[str, Any]:
+        runner = self.worker.runner
+        models = [{"name": lane.name, "digest": lane.digest} for lane in list(runner.lanes.values())]
+        host = {"host": socket.gethostname(), "pid": os.getpid()}
+        return {**host, "device": runner.device, "born_at": self.born_at, "models": models}
+
+    def end(self) -> None:
+        self.ended.set()
+        self.join(timeout=5)
+        with contextlib.suppress(RedisError):
+            self.worker.runner.store.say_gone(self.worker.runner.name)
+
+
+def build(settings: Settings, connection: Redis) -> PictureWorker:
+    """A worker with the promoted model loaded. CheckpointError if storage has none that can be used."""
+    global _runner
+    _runner = Runner(connection, settings, name=new_id())
+    lane = _runner.lane()
+    log.info("loaded %s", json.dumps({"model": lane.name, "digest": lane.digest, "device": _runner.device}))
+    return PictureWorker(_runner, connection, settings)
+
+
+def main(settings: Settings) -> None:
+    """Works until SIGTERM or Ctrl-C."""
+    connection = connect(settings.redis_url)
+    worker = build(settings, connection)
+    heartbeat = Heartbeat(worker, connection, settings)
+    heartbeat.start()
+    try:
+        worker.work(logging_level="WARNING")
+    finally:
+        heartbeat.end()
