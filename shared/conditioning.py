@@ -1,0 +1,43 @@
+"""How labels enter the network: classes behind one interface, chosen by name. The name is saved in the checkpoint.
+
+Each takes multi-hot labels (B, K), zeroed where dropped, and keep (B,) bool, and gives an embedding (B, E) that is added to
+the time's and enters every block, and tokens (B, K, E) that attention sees. `input_channels` label channels join the picture.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class LabelEmbedding(nn.Module):
+    """One learned vector for each label present, one for each absent, and one for labels dropped."""
+
+    input_channels = 0
+
+    def __init__(self, num_labels: int, embedding: int) -> None:
+        super().__init__()
+        self.present = nn.Parameter(torch.randn(num_labels, embedding) * 0.5)
+        self.absent = nn.Parameter(torch.zeros(num_labels, embedding))
+        self.dropped = nn.Parameter(torch.zeros(1, embedding))
+        self.mix = nn.Sequential(nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+
+    def forward(self, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        there = labels[:, :, None]  # (B, K, 1)
+        tokens = there * self.present + (1 - there) * self.absent
+        tokens = torch.where(keep[:, None, None], tokens, self.dropped)
+        return self.mix(torch.where(keep[:, None], labels @ self.present, self.dropped)), tokens
+
+
+class LabelChannels(nn.Module):
+    """The report's other conditioning: every label spread over the picture as an input channel; blocks see only the time."""
+
+    def __init__(self, num_labels: int, embedding: int) -> None:
+        super().__init__()
+        self.input_channels = num_labels
+        self.embedding = embedding
+
+    def forward(self, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        B, K = labels.shape
+        return labels.new_zeros(B, self.embedding), labels.new_zeros(B, K, self.embedding)
+
+
+CONDITIONINGS = {"embedding": LabelEmbedding, "channels": LabelChannels}

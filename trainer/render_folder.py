@@ -1,0 +1,103 @@
+"""Writes rendered pictures in the data set's own layout: iclevr/CLEVR_train_NNNNNN_K.png, objects.json and the label files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import Progress
+
+from shared.vocabulary import ICLEVR
+from trainer.errors import TrainerError
+from trainer.render import SceneObject, place, render, squeeze
+
+BATCH = 64  # scenes rendered together: enough for two cores, little enough for a moving bar
+NAME = re.compile(r"CLEVR_train_(\d{6})_(\d)\.png")
+
+
+def random_scenes(count: int, max_objects: int, seed: int) -> list[list[str]]:
+    """`count` label lists in order of appearance, each of `max_objects` distinct names of the vocabulary."""
+    rng = np.random.default_rng([seed, 0])
+    return [[ICLEVR.names[i] for i in rng.permutation(len(ICLEVR))[:max_objects]] for _ in range(count)]
+
+
+def scenes_of(train: dict[str, list[str]]) -> list[list[str]]:
+    """The label lists of a train.json's largest pictures, one a scene, in the file's order.
+
+    Raises TrainerError where a picture's name is not of the layout or a list does not extend the one before.
+    """
+    scenes: dict[str, list[list[str]]] = {}
+    for name, labels in train.items():
+        match = NAME.fullmatch(name)
+        if match is None:
+            raise TrainerError(f'picture "{name}" is not named CLEVR_train_NNNNNN_K.png')
+        scenes.setdefault(match[1], []).append(labels)
+    for number, lists in scenes.items():
+        lists.sort(key=len)
+        for shorter, longer in zip(lists, lists[1:], strict=False):
+            if longer[: len(shorter)] != shorter:
+                raise TrainerError(f"scene {number}: {longer} does not extend {shorter}")
+    return [lists[-1] for lists in scenes.values()]
+
+
+def scene_objects(labels: list[str], rng: np.random.Generator) -> list[SceneObject]:
+    return place([(color, shape) for color, shape in (label.split() for label in labels)], rng)
+
+
+def _pictures(scenes: list[list[str]], seed: int, size: int | None) -> Iterator[list[tuple[str, list[str], NDArray[np.uint8]]]]:
+    """Batches of (file name, labels, picture): every scene with one object, then two, up to all of its labels."""
+    for start in range(0, len(scenes), BATCH):
+        names, labels, objects = [], [], []
+        for number in range(start, min(start + BATCH, len(scenes))):
+            placed = scene_objects(scenes[number], np.random.default_rng([seed, 1, number]))
+            for k in range(len(placed)):
+                names.append(f"CLEVR_train_{number:06d}_{k}.png")
+                labels.append(scenes[number][: k + 1])
+                objects.append(placed[: k + 1])
+        pictures = render(objects) if size is None else squeeze(render(objects, samples=1), size)
+        yield list(zip(names, labels, pictures, strict=True))
+
+
+def _save(path: Path, picture: NDArray[np.uint8]) -> None:
+    Image.fromarray(picture).save(path, compress_level=1)
+
+
+def write_label_file(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content))
+
+
+def held_out_lists(scenes: list[list[str]], seed: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Two test files of 32 lists: one of one to three labels, one of three, drawn among the scenes' own label sets."""
+    rng = np.random.default_rng([seed, 2])
+    chosen = [scenes[i] for i in rng.permutation(len(scenes))[:64]] if len(scenes) >= 64 else (scenes * 64)[:64]
+    mixed = [labels[: 1 + i % len(labels)] for i, labels in enumerate(chosen[:32])]
+    return mixed, [list(labels) for labels in chosen[32:]]
+
+
+def write_folder(out: Path, scenes: list[list[str]], *, seed: int, size: int | None, progress: Progress | None = None) -> int:
+    """Renders every scene into `out` and returns how many pictures there are. The same arguments give the same bytes.
+
+    `size` None writes 320x240 (4 rays a pixel); a number writes squares squeezed from one ray a pixel, much faster.
+    """
+    folder = out / "iclevr"
+    folder.mkdir(parents=True, exist_ok=True)
+    train: dict[str, list[str]] = {}
+    task = progress.add_task("rendering", total=sum(map(len, scenes))) if progress else None
+    with ThreadPoolExecutor(2) as pool:
+        for batch in _pictures(scenes, seed, size):
+            train.update({name: labels for name, labels, _ in batch})
+            list(pool.map(lambda item: _save(folder / item[0], item[2]), batch))
+            if progress and task is not None:
+                progress.advance(task, len(batch))
+    mixed, full = held_out_lists(scenes, seed)
+    write_label_file(out / "objects.json", {name: i for i, name in enumerate(ICLEVR.names)})
+    write_label_file(out / "train.json", train)
+    write_label_file(out / "test.json", mixed)
+    write_label_file(out / "new_test.json", full)
+    return len(train)
