@@ -1,4 +1,4 @@
-"""`python -m service`: everything in one go; or its parts alone, `python -m service api` and `python -m service worker`."""
+"""`python -m service` runs everything in one go, `python -m service api` and `python -m service worker` its parts."""
 
 import argparse
 import logging

@@ -1,4 +1,7 @@
-"""The HTTP application. Its process imports no torch: it checks requests, creates jobs, and reads what workers stored."""
+"""The HTTP application: it checks requests, creates jobs, and reads what workers stored.
+
+Its process imports no torch.
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,6 +32,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         connection = connect(settings.redis_url)
         reading = AsyncRedis.from_url(
             settings.redis_url,
+            protocol=2,
             socket_timeout=SOCKET_TIMEOUT_S,
             socket_connect_timeout=5.0,
             max_connections=MAX_CONNECTIONS,

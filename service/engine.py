@@ -150,7 +150,7 @@ class Engine:
     def _judge(self, done: Sequence[tuple[Picture, Row]]) -> list[Outcome]:
         """Verdict and PNG of pictures whose steps are done."""
         broken = [picture for picture, row in done if not bool(torch.isfinite(row.x).all())]
-        outcomes: list[Outcome] = [Unmade(picture, "the network gave numbers that are not finite") for picture in broken]
+        outcomes: list[Outcome] = [Unmade(picture, "the network's numbers are not finite") for picture in broken]
         whole = [(picture, row) for picture, row in done if picture not in broken]
         if not whole:
             return outcomes

@@ -59,6 +59,16 @@ return 1
 """
 
 
+def text(raw: bytes | str) -> str:
+    """What Redis sent, as text. Connections here give bytes, for the pictures; redis-py's types allow for both."""
+    return raw.decode() if isinstance(raw, bytes) else raw
+
+
+def entries_of(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """The entries in the answer to a read of streams, [(stream, entries), ...] or None, as protocol 2 has it."""
+    return [entry for _, entries in answer or [] for entry in entries]
+
+
 def job_key(job_id: str) -> str:
     return f"{PREFIX}:job:{job_id}"
 
@@ -174,7 +184,9 @@ def rq_queue(connection: Redis, settings: Settings) -> Queue:
 
 def connect(url: str, *, timeout_s: float = 15.0) -> Redis:
     """A connection pool whose socket timeout leaves room for blocking reads of up to 10 s."""
-    return Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=5.0, health_check_interval=30)
+    return Redis.from_url(
+        url, protocol=2, socket_timeout=timeout_s, socket_connect_timeout=5.0, health_check_interval=30
+    )
 
 
 class JobStore:
@@ -192,8 +204,8 @@ class JobStore:
         with self.connection.pipeline(transaction=True) as pipe:
             pipe.multi()  # RQ would else, after the first command, ask for it itself, which is an error
             rq_id = self._enqueue(record.id, pipe)
-            state = {"record": record.model_dump_json(), "total": record.total, "status": "queued", "rq": rq_id}
-            pipe.hset(job_key(record.id), mapping=state)
+            state = {"record": record.model_dump_json(), "status": "queued", "rq": rq_id, "total": str(record.total)}
+            pipe.hset(job_key(record.id), mapping={**state})
             pipe.expire(job_key(record.id), ttl)
             pipe.sadd(OPEN, record.id)
             for picture in record.pictures():
@@ -224,7 +236,7 @@ class JobStore:
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hget(job_key(job_id), "status")
-            return {i: None if raw is None else raw.decode() for i, raw in zip(ids, pipe.execute(), strict=True)}
+            return {i: None if raw is None else text(raw) for i, raw in zip(ids, pipe.execute(), strict=True)}
 
     def is_open(self, job_id: str) -> bool:
         return self.statuses([job_id])[job_id] in ("queued", "running")
@@ -282,7 +294,7 @@ class JobStore:
         return sorted((Verdict.model_validate_json(one) for one in raw), key=lambda verdict: verdict.index)
 
     def pngs(self, job_id: str, indices: Sequence[int]) -> list[bytes]:
-        found = self.connection.hmget(png_key(job_id), [str(index) for index in indices])
+        found: list[Any] = list(self.connection.hmget(png_key(job_id), [str(index) for index in indices]))
         if missing := [index for index, png in zip(indices, found, strict=True) if png is None]:
             raise KeyError(f"job {job_id} has no pictures {missing}")
         return found
@@ -304,7 +316,7 @@ class JobStore:
         """
         lost: set[str] = set()
         for raw in self.connection.smembers(OPEN):
-            job_id = raw.decode()
+            job_id = text(raw)
             record = self.record(job_id)
             if record is None or not self.is_open(job_id):
                 self.connection.srem(OPEN, job_id)
@@ -325,10 +337,10 @@ class JobStore:
         if rq_id is None:
             return True
         try:
-            job = RqJob.fetch(rq_id.decode(), connection=self.connection, serializer=JSONSerializer)
+            job = RqJob.fetch(text(rq_id), connection=self.connection, serializer=JSONSerializer)
         except NoSuchJobError:
             return True
         status = job.get_status(refresh=False)
         if status == "queued":
-            return self.connection.lpos(self.queue.key, rq_id) is None
+            return self.connection.lpos(self.queue.key, text(rq_id)) is None
         return not (status == "started" and job.worker_name and self.is_alive(job.worker_name))

@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,7 +75,7 @@ class Runner:
             path = resolve(self.settings.storage, name, "denoiser")
             found = read_info(path).digest
             if digest not in (None, found):
-                raise CheckpointError(path.name, "was replaced by another checkpoint of that name since the job came in")
+                raise CheckpointError(path.name, "is no longer the checkpoint that the job was accepted for")
             denoiser = load_denoiser(path, device=self.device)
             stepper = denoiser.stepper(max_rows=self.settings.batch_rows)
             engine = Engine(stepper, denoiser.vocabulary, self.judge, max_pictures=self.settings.batch_pictures)
@@ -126,7 +125,9 @@ class Runner:
         engine = lane.engine
         claims, hopeless = lane.stream.claim_stale(engine.room, may_be_alone=engine.room > 0)
         for claim in hopeless:
-            reason = f"picture {claim.picture.index} was in work {self.settings.max_deliveries} times when a worker died"
+            reason = (
+                f"workers died {self.settings.max_deliveries} times while picture {claim.picture.index} was in work"
+            )
             self.store.fail(claim.picture.job, reason)
         lane.stream.discard([claim.entry for claim in hopeless])
         room = engine.room - len(claims)
@@ -212,7 +213,7 @@ class Runner:
 
 
 def score(verdicts: list[Verdict], record: JobRecord, judge: Judge) -> JobResult:
-    """Scores of each repeat, as `trainer score` counts them, and the repeat of the highest accuracy (then exact match)."""
+    """Scores of each repeat, as `trainer score` counts them; the best has the highest accuracy, then exact match."""
     names = judge.vocabulary.names
     n = len(record.labels)
     repeats = []
@@ -222,8 +223,8 @@ def score(verdicts: list[Verdict], record: JobRecord, judge: Judge) -> JobResult
         targets = torch.tensor([judge.vocabulary.multi_hot(verdict.labels) for verdict in part])
         scores = score_set(probabilities, targets, names)
         repeats.append(Scores(accuracy=scores.accuracy, exact_match=scores.exact_match, f1=scores.f1))
-    best: Callable[[int], tuple[float, float, int]] = lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r)  # noqa: E731
-    return JobResult(repeats=repeats, best=max(range(record.repeats), key=best))
+    best = max(range(record.repeats), key=lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r))
+    return JobResult(repeats=repeats, best=best)
 
 
 def image_from_png(png: bytes) -> Tensor:

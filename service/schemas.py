@@ -78,7 +78,7 @@ class GenerateRequest(SamplingFields):
 
 
 class ScoreFields(SamplingFields):
-    repeats: int = Field(10, ge=1, le=LIMITS.max_repeats, description="runs over the whole file, each with a seed of its own")
+    repeats: int = Field(10, ge=1, le=LIMITS.max_repeats, description="runs over the whole file, with different seeds")
 
 
 class ScoreRequest(ScoreFields):

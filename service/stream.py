@@ -13,7 +13,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from service.jobs import Picture, stream_key
+from service.jobs import Picture, entries_of, stream_key, text
 from service.settings import Settings
 
 GROUP = "workers"
@@ -50,9 +50,7 @@ class PictureStream:
                 raise
             self._ensure_group()  # somebody emptied this Redis
             return []
-        # A list of (stream, entries) or, as RESP3 has it, a mapping of stream -> [entries].
-        streams = [pages[0] for pages in answer.values()] if isinstance(answer, dict) else [e for _, e in answer or []]
-        return [claim for entries in streams for claim in self._claims(entries)]
+        return self._claims(entries_of(answer))
 
     def claim_stale(self, room: int, *, may_be_alone: bool) -> tuple[list[Claim], list[Claim]]:
         """Pictures of workers that died: (to make, hopeless). Looks no more than four times in a lease.
@@ -77,10 +75,10 @@ class PictureStream:
     def _pending(self, idle_ms: int) -> list[tuple[str, int]]:
         """Entries claimed and not renewed for `idle_ms`, with how often they were delivered."""
         try:
-            found = self.connection.xpending_range(self.key, GROUP, "-", "+", count=100, idle=idle_ms)
+            found: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=100, idle=idle_ms)
         except ResponseError:
             return []
-        return [(one["message_id"].decode(), one["times_delivered"]) for one in found]
+        return [(text(one["message_id"]), one["times_delivered"]) for one in found]
 
     def _take_over(self, entries: Sequence[str], idle_ms: int) -> list[Claim]:
         """Makes entries ours unless somebody was faster: XCLAIM takes only what is still idle."""
@@ -90,7 +88,7 @@ class PictureStream:
 
     def _claims(self, entries: Sequence[Any]) -> list[Claim]:
         return [
-            Claim(entry.decode(), Picture.model_validate_json(fields[b"picture"])) for entry, fields in entries if entry
+            Claim(text(entry), Picture.model_validate_json(fields[b"picture"])) for entry, fields in entries if entry
         ]
 
     def renew(self, entries: Sequence[str]) -> None:

@@ -62,7 +62,7 @@ class Child:
 
 
 class Supervisor:
-    """Runs everything on this machine. `redis_url`: an existing Redis; None starts one that keeps its data in `state`."""
+    """Runs everything on this machine. `redis_url` is an existing Redis; None starts one with its data in `state`."""
 
     def __init__(self, *, port: int, state: Path, redis_url: str | None) -> None:
         self.port, self.state, self.redis_url = port, state, redis_url

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -17,9 +18,11 @@ from service.jobs import (
     JobRecord,
     JobResult,
     Verdict,
+    entries_of,
     events_key,
     job_key,
     png_key,
+    text,
     verdicts_key,
     worker_key,
 )
@@ -73,13 +76,11 @@ class JobReader:
         while True:
             status = await self.connection.hget(job_key(job_id), "status")
             left_ms = int((deadline - time.monotonic()) * 1000)
-            if status is None or status.decode() in TERMINAL or left_ms <= 0:
+            if status is None or text(status) in TERMINAL or left_ms <= 0:
                 return await self.job(job_id)
             answer = await self.connection.xread({events_key(job_id): seen}, block=min(left_ms, LOOK_AGAIN_MS))
-            # A list of (stream, entries) or, as RESP3 has it, a mapping of stream -> [entries].
-            pages = [page[0] for page in answer.values()] if isinstance(answer, dict) else [e for _, e in answer or []]
-            for entries in pages:
-                seen = entries[-1][0].decode()
+            if entries := entries_of(answer):
+                seen = text(entries[-1][0])
 
     async def image(self, job_id: str, index: int) -> bytes:
         """A picture's PNG. NotReady while it is not made; UnknownJob, UnknownPicture."""
@@ -90,15 +91,15 @@ class JobReader:
         return await self._png(job_id, GRID, "the grid", 0)
 
     async def _png(self, job_id: str, name: str, what: str, index: int) -> bytes:
-        png: bytes | None = await self.connection.hget(png_key(job_id), name)
-        if png is not None:
+        png: Any = await self.connection.hget(png_key(job_id), name)
+        if isinstance(png, bytes):
             return png
         status, total = await self.connection.hmget(job_key(job_id), ["status", "total"])
-        if status is None:
+        if status is None or total is None:
             raise UnknownJob(f"there is no job {job_id!r}; results are kept for a limited time")
         if index >= int(total):
             raise UnknownPicture(f"the job has the pictures 0 to {int(total) - 1}, not {index}")
-        raise NotReady(f"{what} is not made; the job is {status.decode()}", job_status=status.decode())
+        raise NotReady(f"{what} is not made; the job is {text(status)}", job_status=text(status))
 
     async def workers(self) -> int:
         """How many live workers there are, each with a model loaded."""

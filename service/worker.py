@@ -36,7 +36,7 @@ def run_job(job_id: str) -> None:
     _runner.run(job_id)
 
 
-class PictureWorker(SimpleWorker):  # type: ignore[misc]
+class PictureWorker(SimpleWorker):
     """RQ's in-process worker, with heartbeats during a job, a short lease, and a batch that outlives a job.
 
     RQ's `Worker` forks for every job, which would load the model each time and cannot use CUDA after it was started.
@@ -63,7 +63,7 @@ class PictureWorker(SimpleWorker):  # type: ignore[misc]
         return int(self.settings.lease_s) + 1
 
     def run_maintenance_tasks(self) -> None:
-        super().run_maintenance_tasks()
+        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
         self.runner.store.sweep()
 
     def dequeue_job_and_maintain_ttl(
@@ -84,7 +84,7 @@ class PictureWorker(SimpleWorker):  # type: ignore[misc]
             )
             if result is not None:
                 job, queue = result
-                job.redis_server_version = self.get_redis_server_version()
+                job.redis_server_version = self.get_redis_server_version()  # type: ignore[no-untyped-call]
                 return job, queue
             self.runner.turn()
             if self.should_run_maintenance_tasks:
@@ -100,12 +100,12 @@ class PictureWorker(SimpleWorker):  # type: ignore[misc]
         if self.runner.busy:
             self._stop_requested = True
         else:
-            super()._shutdown()
+            super()._shutdown()  # type: ignore[no-untyped-call]
 
     def teardown(self) -> None:
         with contextlib.suppress(RedisError):
             self.runner.give_back()
-        super().teardown()
+        super().teardown()  # type: ignore[no-untyped-call]
 
 
 class Heartbeat(threading.Thread):

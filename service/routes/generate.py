@@ -17,9 +17,7 @@ async def generate(body: GenerateRequest, submitter: SubmitterDep) -> Response:
     """Makes one picture for each list of labels, scores it, and waits for it unless `Prefer` says otherwise."""
     info = await submitter.model(body.model)
     try:
-        labels = vocabulary_of(info).check(
-            body.labels, max_labels=LIMITS.max_labels, max_lists=LIMITS.max_pictures_per_request
-        )
+        labels = vocabulary_of(info).check(body.labels, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, "labels") from error
     return await submitter.submit("generate", body, labels, info)

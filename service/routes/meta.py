@@ -15,7 +15,7 @@ router = APIRouter(tags=["service"])
 
 @router.get("/labels", responses={422: PROBLEM, 503: PROBLEM}, summary="The labels that a model knows")
 def read_labels(
-    models: ModelsDep, model: Annotated[str | None, Query(description="a model's name; the default if not given")] = None
+    models: ModelsDep, model: Annotated[str | None, Query(description="a model's name; null is the default")] = None
 ) -> Labels:
     info = models.find(model)
     return Labels(model=info.name, labels=list(info.vocabulary))

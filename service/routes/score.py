@@ -38,7 +38,7 @@ OPENAPI = {
             "multipart/form-data": {"schema": _form_schema()},
             "application/json": {
                 "schema": ScoreRequest.model_json_schema(),
-                "examples": {"file as JSON": {"value": ScoreRequest.model_config["json_schema_extra"]["examples"][0]}},  # type: ignore[index,call-overload]
+                "examples": {"file as JSON": {"value": ScoreRequest.model_config["json_schema_extra"]["examples"][0]}},  # type: ignore[index]
             },
         },
     }
@@ -55,6 +55,7 @@ OPENAPI = {
 async def score(request: Request, submitter: SubmitterDep) -> Response:
     """Makes every picture of a test file `repeats` times, run r with seed + r, and scores each run."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    lists: bytes | list[list[str]]
     if content_type == "multipart/form-data":
         fields, lists = await _read_form(request)
     elif content_type == "application/json":
@@ -67,11 +68,10 @@ async def score(request: Request, submitter: SubmitterDep) -> Response:
 
 
 def _check(lists: bytes | list[list[str]], vocabulary: Vocabulary) -> list[list[str]]:
-    limits = {"max_labels": LIMITS.max_labels, "max_lists": LIMITS.max_pictures_per_request}
     try:
         if isinstance(lists, bytes):
-            return parse_label_lists(lists, vocabulary, **limits)
-        return vocabulary.check(lists, **limits)
+            return parse_label_lists(lists, vocabulary, max_lists=LIMITS.max_pictures_per_request)
+        return vocabulary.check(lists, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, FILE if isinstance(lists, bytes) else "conditions") from error
 
