@@ -1,0 +1,44 @@
+"""A denoiser small enough to calculate by hand, which remembers how it was called."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from shared.options import PredictionName
+
+K = 4
+
+
+@dataclass
+class Call:
+    """What one network call was given."""
+
+    t: list[int]
+    keep: list[bool]
+    labels: list[list[float]]
+    autocast: bool
+    channels_last: bool
+
+
+@dataclass
+class ToyNetwork:
+    """x0_hat = 0.8 tanh(1.5 x + t / 2T + labels . W, where kept), written as eps or v; (B, C, H, W) -> (B, C, H, W)."""
+
+    alpha_bar: Tensor
+    prediction: PredictionName = "v"
+    image_shape: tuple[int, int, int] = (3, 4, 6)
+    num_labels: int = K
+    calls: list[Call] = field(default_factory=list)
+
+    def x0(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        weights = torch.tensor([-0.9, 0.4, 0.7, 1.3], dtype=x.dtype)
+        shift = t / (2 * len(self.alpha_bar)) + torch.where(keep, labels.to(x.dtype) @ weights, 0)
+        return 0.8 * torch.tanh(1.5 * x + shift.to(x.dtype)[:, None, None, None])
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        self.calls.append(Call(t.tolist(), keep.tolist(), labels.tolist(), torch.is_autocast_enabled("cpu"), last))
+        ab = self.alpha_bar[t].to(x.dtype)[:, None, None, None]
+        eps = (x - ab.sqrt() * self.x0(x, t, labels, keep)) / (1 - ab).sqrt()
+        return eps if self.prediction == "eps" else ab.sqrt() * eps - (1 - ab).sqrt() * self.x0(x, t, labels, keep)
