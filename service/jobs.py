@@ -204,8 +204,10 @@ class JobStore:
         with self.connection.pipeline(transaction=True) as pipe:
             pipe.multi()  # RQ would else, after the first command, ask for it itself, which is an error
             rq_id = self._enqueue(record.id, pipe)
-            state = {"record": record.model_dump_json(), "status": "queued", "rq": rq_id, "total": str(record.total)}
-            pipe.hset(job_key(record.id), mapping={**state})
+            pipe.hset(
+                job_key(record.id),
+                mapping={"record": record.model_dump_json(), "total": record.total, "status": "queued", "rq": rq_id},
+            )
             pipe.expire(job_key(record.id), ttl)
             pipe.sadd(OPEN, record.id)
             for picture in record.pictures():

@@ -28,7 +28,6 @@ from shared.pictures import grid, png_bytes
 log = logging.getLogger(__name__)
 
 IDLE_WAIT_MS = 100  # how long a job that waits for pictures in other workers looks for new ones at a time
-LOOK_FOR_ENDED_S = 0.2  # how often pictures in the batch are checked for jobs that were ended elsewhere
 
 
 @dataclass
@@ -60,7 +59,6 @@ class Runner:
         self.lanes: OrderedDict[str, Lane] = OrderedDict()
         self.stopping = threading.Event()
         self.moved_at = time.monotonic()  # when the loop last moved
-        self._looked_for_ended_at = 0.0
 
     @property
     def busy(self) -> bool:
@@ -186,9 +184,6 @@ class Runner:
 
     def _drop_ended(self) -> None:
         """Takes pictures out of the batches whose job was ended elsewhere."""
-        if time.monotonic() - self._looked_for_ended_at < LOOK_FOR_ENDED_S:
-            return
-        self._looked_for_ended_at = time.monotonic()
         statuses = self.store.statuses({job_id for lane in self.lanes.values() for job_id, _ in lane.claims})
         ended = {job_id for job_id, status in statuses.items() if status not in ("queued", "running")}
         if ended:

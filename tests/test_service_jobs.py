@@ -1,0 +1,275 @@
+"""Jobs in Redis: what is created at once, which ways a status goes, and who gets which picture."""
+
+import time
+
+import pytest
+from redis import Redis
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
+
+from service.jobs import (
+    OPEN,
+    Done,
+    JobRecord,
+    JobResult,
+    JobStore,
+    Scores,
+    Verdict,
+    events_key,
+    job_key,
+    new_id,
+    png_key,
+    stream_key,
+    verdicts_key,
+)
+from service.settings import Settings
+from service.stream import GROUP, Claim, PictureStream
+from shared.options import SamplingOptions, picture_seed
+
+DIGEST = "d" * 64
+RESULT = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)
+
+
+def record(n: int = 2, *, repeats: int = 1, seed: int = 7, created_at: float | None = None) -> JobRecord:
+    return JobRecord(
+        id=new_id(),
+        kind="generate",
+        created_at=time.time() if created_at is None else created_at,
+        model="toy",
+        digest=DIGEST,
+        labels=[["red cube"]] * n,
+        seed=seed,
+        repeats=repeats,
+        columns=8,
+        options=SamplingOptions(),
+    )
+
+
+def done(claim: Claim, png: bytes = b"png") -> Done:
+    picture = claim.picture
+    verdict = Verdict(
+        index=picture.index,
+        labels=picture.labels,
+        seed=picture.seed,
+        accuracy=1.0,
+        f1=1.0,
+        exact=True,
+        probabilities={"red cube": 1.0},
+    )
+    return Done(claim.entry, picture, verdict, png)
+
+
+@pytest.fixture
+def store(connection: Redis, settings: Settings) -> JobStore:
+    return JobStore(connection, settings)
+
+
+@pytest.fixture
+def a(connection: Redis, settings: Settings) -> PictureStream:
+    return PictureStream(connection, settings, DIGEST, "a")
+
+
+@pytest.fixture
+def b(connection: Redis, settings: Settings) -> PictureStream:
+    return PictureStream(connection, settings, DIGEST, "b")
+
+
+def test_the_pictures_of_repeats_have_the_seeds_of_separate_requests() -> None:
+    job = record(3, repeats=2, seed=40)
+    assert [(p.index, p.seed) for p in job.pictures()] == [
+        (r * 3 + i, picture_seed(40 + r, i)) for r in range(2) for i in range(3)
+    ]
+
+
+def test_create_writes_job_pictures_and_rq_job_in_one_transaction(store: JobStore, connection: Redis) -> None:
+    job = record(3)
+    with connection.monitor() as monitor:
+        store.create(job)
+        store.is_open(job.id)  # so that the monitor has something to end with
+        commands = []
+        for command in monitor.listen():
+            commands.append(command["command"].split()[0].upper())
+            if commands[-1] == "HGET":
+                break
+    assert commands.count("MULTI") == 1
+    inside = commands[commands.index("MULTI") + 1 : commands.index("EXEC")]
+    assert inside.count("XADD") == 3
+    assert "RPUSH" in inside
+    assert "SADD" in inside
+    assert not {"HSET", "RPUSH", "XADD"} & set(commands[: commands.index("MULTI")])
+    assert store.record(job.id) == job
+    assert store.statuses([job.id, "nobody"]) == {job.id: "queued", "nobody": None}
+    assert connection.xlen(stream_key(DIGEST)) == 3
+    assert connection.llen(store.queue.key) == 1
+    assert 0 < connection.ttl(job_key(job.id)) <= store.settings.job_ttl_s + store.settings.job_timeout_s
+
+
+@pytest.mark.parametrize("end", ["finish", "fail"])
+def test_a_terminal_state_is_never_left(store: JobStore, connection: Redis, end: str) -> None:
+    job = record()
+    store.create(job)
+    assert store.begin(job.id)
+    assert not store.begin(job.id)
+    ends = {"finish": lambda: store.finish(job.id, RESULT, b"grid"), "fail": lambda: store.fail(job.id, "why")}
+    assert ends.pop(end)()
+    before = connection.hgetall(job_key(job.id))
+    assert not store.begin(job.id)
+    assert not next(iter(ends.values()))()
+    assert not store.fail(job.id, "another reason")
+    assert connection.hgetall(job_key(job.id)) == before
+    assert not connection.sismember(OPEN, job.id)
+
+
+def test_a_job_that_is_gone_cannot_be_moved(store: JobStore, connection: Redis) -> None:
+    assert not store.begin("nobody")
+    assert not store.fail("nobody", "why")
+    assert connection.exists(job_key("nobody")) == 0
+
+
+def test_what_is_finished_expires_as_a_whole(store: JobStore, a: PictureStream, connection: Redis) -> None:
+    job = record(1)
+    store.create(job)
+    store.commit(a.key, GROUP, [done(claim) for claim in a.claim_new(5)])
+    store.finish(job.id, RESULT, b"grid")
+    keys = [job_key(job.id), verdicts_key(job.id), png_key(job.id), events_key(job.id)]
+    assert all(0 < connection.ttl(key) <= store.settings.job_ttl_s for key in keys)
+
+
+def test_commit_says_when_a_job_has_all_of_its_pictures(store: JobStore, a: PictureStream, connection: Redis) -> None:
+    job, other = record(2), record(1)
+    store.create(job)
+    store.create(other)
+    first, second, third = a.claim_new(5)
+    assert store.commit(a.key, GROUP, [done(first)]) == set()
+    assert not store.is_complete(job.id, job.total)
+    assert store.commit(a.key, GROUP, [done(second), done(third)]) == {job.id, other.id}
+    assert store.is_complete(job.id, job.total)
+    assert connection.xlen(a.key) == 0
+    assert connection.xpending(a.key, GROUP)["pending"] == 0
+
+
+def test_of_two_that_made_a_picture_the_first_is_kept(store: JobStore, a: PictureStream) -> None:
+    job = record(1)
+    store.create(job)
+    (claim,) = a.claim_new(5)
+    store.commit(a.key, GROUP, [done(claim, b"first")])
+    assert store.commit(a.key, GROUP, [done(claim, b"second")]) == {job.id}
+    assert store.pngs(job.id, [0]) == [b"first"]
+    assert [verdict.index for verdict in store.verdicts(job.id)] == [0]
+
+
+def test_a_picture_is_claimed_once_and_in_order(store: JobStore, a: PictureStream, b: PictureStream) -> None:
+    store.create(record(3))
+    assert [claim.picture.index for claim in a.claim_new(2)] == [0, 1]
+    assert [claim.picture.index for claim in b.claim_new(5)] == [2]
+    assert a.claim_new(5) == []
+
+
+def test_a_lease_that_is_renewed_is_kept_and_one_that_is_not_goes_to_another(
+    connection: Redis, settings: Settings, store: JobStore
+) -> None:
+    quick = settings.model_copy(update={"lease_s": 0.2})
+    a, b = (PictureStream(connection, quick, DIGEST, name) for name in "ab")
+    store.create(record(2))
+    kept, lost = a.claim_new(5)
+    for _ in range(4):
+        time.sleep(0.08)
+        a.renew([kept.entry])
+    taken, hopeless = b.claim_stale(5, may_be_alone=True)
+    assert (taken, hopeless) == ([lost], [])
+    assert connection.xpending_range(a.key, GROUP, "-", "+", 5)[0]["times_delivered"] == 1
+
+
+def test_what_is_given_back_is_taken_at_once_and_counts_as_new(store: JobStore, a: PictureStream, b: PictureStream) -> None:
+    store.create(record(1))
+    for mine, other in ((a, b), (b, a)) * 3:
+        claims = mine.claim_new(1) or mine.claim_stale(1, may_be_alone=True)[0]
+        mine.release([claim.entry for claim in claims])
+        other._looked_at = 0.0
+    assert [claim.alone for claim in a.claim_stale(1, may_be_alone=True)[0]] == [False]
+
+
+def test_a_picture_in_dying_workers_is_made_alone_at_last_and_then_given_up(
+    connection: Redis, settings: Settings, store: JobStore
+) -> None:
+    quick = settings.model_copy(update={"lease_s": 0.05, "max_deliveries": 3})
+    a = PictureStream(connection, quick, DIGEST, "a")
+    job = record(2)
+    store.create(job)
+    a.claim_new(5)
+    seen = []
+    for _ in range(3):
+        time.sleep(0.08)
+        seen.append(a.claim_stale(5, may_be_alone=True))
+    assert [[(claim.picture.index, claim.alone) for claim in claims] for claims, _ in seen] == [
+        [(0, False), (1, False)],
+        [(0, True)],
+        [(1, True)],
+    ]
+    assert [[claim.picture.index for claim in hopeless] for _, hopeless in seen] == [[], [], [0]]
+
+
+def test_a_stream_survives_that_redis_is_emptied(connection: Redis, store: JobStore, a: PictureStream) -> None:
+    connection.flushall()
+    assert a.claim_new(1) == []
+    assert a.claim_stale(1, may_be_alone=True) == ([], [])
+    store.create(record(1))
+    assert len(a.claim_new(1)) == 1
+
+
+def lose(store: JobStore, connection: Redis, job: JobRecord, how: str) -> None:
+    rq_id = connection.hget(job_key(job.id), "rq")
+    assert isinstance(rq_id, bytes)
+    rq_job = RqJob.fetch(rq_id.decode(), connection=connection, serializer=JSONSerializer)
+    if how == "deleted":
+        rq_job.delete()
+    elif how == "failed":
+        rq_job.set_status("failed")
+    elif how == "dequeued":
+        connection.lpop(store.queue.key)
+    else:
+        connection.lpop(store.queue.key)
+        connection.hset(rq_job.key, mapping={"status": "started", "worker_name": "dead-worker"})
+
+
+@pytest.mark.parametrize("how", ["deleted", "failed", "dequeued", "started by a dead worker"])
+def test_a_job_that_rq_lost_is_queued_again_once(store: JobStore, connection: Redis, how: str) -> None:
+    job = record()
+    store.create(job)
+    lose(store, connection, job, how)
+    connection.delete(store.queue.key)
+    store.sweep()
+    assert connection.llen(store.queue.key) == 0  # it may only just be on its way
+    store.sweep()
+    assert connection.llen(store.queue.key) == 1
+    store.sweep()
+    store.sweep()
+    assert connection.llen(store.queue.key) == 1
+
+
+def test_a_sweep_leaves_alone_what_is_well(store: JobStore, connection: Redis) -> None:
+    waiting, ended = record(), record()
+    store.create(waiting)
+    store.create(ended)
+    store.fail(ended.id, "why")
+    connection.sadd(OPEN, ended.id, "nobody")
+    for _ in range(3):
+        store.sweep()
+    assert connection.smembers(OPEN) == {waiting.id.encode()}
+    assert connection.llen(store.queue.key) == 2
+    assert store.statuses([waiting.id]) == {waiting.id: "queued"}
+
+
+def test_a_job_that_takes_too_long_fails(store: JobStore) -> None:
+    job = record(created_at=time.time() - store.settings.job_timeout_s - 1)
+    store.create(job)
+    store.sweep()
+    assert store.statuses([job.id]) == {job.id: "failed"}
+
+
+def test_a_worker_is_alive_for_a_lease(connection: Redis, settings: Settings) -> None:
+    store = JobStore(connection, settings.model_copy(update={"lease_s": 0.1}))
+    store.say_alive("w", {})
+    assert store.is_alive("w")
+    time.sleep(0.15)
+    assert not store.is_alive("w")

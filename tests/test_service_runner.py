@@ -1,0 +1,363 @@
+"""What a worker does with jobs, driven step by step in this process against a real Redis."""
+
+import io
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from redis import Redis
+
+from service.jobs import JobRecord, JobResult, JobStore, job_key, new_id, png_key
+from service.runner import Lane, Runner
+from service.settings import Settings
+from shared.checkpoint import read_info, resolve
+from shared.denoise import Row, sample
+from shared.evaluator import load_evaluator, score_set
+from shared.model import load_denoiser
+from shared.options import SamplingOptions, picture_seed
+from shared.pictures import to_uint8
+
+LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
+QUICK = SamplingOptions(steps=4)
+
+
+@pytest.fixture
+def store(connection: Redis, settings: Settings) -> JobStore:
+    return JobStore(connection, settings)
+
+
+@pytest.fixture
+def runner(connection: Redis, settings: Settings) -> Runner:
+    one = Runner(connection, settings, "w1")
+    one.lane()
+    return one
+
+
+@pytest.fixture
+def create(store: JobStore, settings: Settings) -> Callable[..., JobRecord]:
+    def create(
+        labels: Sequence[Sequence[str]] = LISTS,
+        *,
+        seed: int = 7,
+        repeats: int = 1,
+        options: SamplingOptions = QUICK,
+        model: str = "toy",
+        digest: str | None = None,
+    ) -> JobRecord:
+        found = digest or read_info(resolve(settings.storage, model, "denoiser")).digest
+        job = JobRecord(
+            id=new_id(),
+            kind="generate" if repeats == 1 else "score",
+            created_at=time.time(),
+            model=model,
+            digest=found,
+            labels=[list(one) for one in labels],
+            seed=seed,
+            repeats=repeats,
+            columns=2,
+            options=options,
+        )
+        store.create(job)
+        return job
+
+    return create
+
+
+class Counting:
+    """A stepper that remembers how many pictures each of its steps had."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.inner, self.batches = lane.engine.stepper, list[int]()
+        lane.engine.stepper = self
+
+    def new_row(self, labels: Sequence[float], options: SamplingOptions, seed: int) -> Row:
+        return self.inner.new_row(labels, options, seed)
+
+    def step(self, rows: Sequence[Row]) -> None:
+        self.batches.append(len(rows))
+        self.inner.step(rows)
+
+
+def status(store: JobStore, job: JobRecord) -> str | None:
+    return store.statuses([job.id])[job.id]
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16)
+
+
+def test_a_job_gives_the_pictures_that_the_trainers_loop_gives(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], settings: Settings
+) -> None:
+    job = create()
+    runner.run(job.id)
+    assert status(store, job) == "finished"
+    denoiser = load_denoiser(resolve(settings.storage, "toy", "denoiser"))
+    labels = torch.tensor([denoiser.vocabulary.multi_hot(one) for one in LISTS])
+    images = sample(denoiser.stepper(), labels, QUICK, [picture_seed(7, i) for i in range(3)])
+    stored = [pixels(png) for png in store.pngs(job.id, range(3))]
+    assert np.abs(np.stack(stored) - to_uint8(images).astype(np.int16)).max() <= 1
+    evaluator = load_evaluator(resolve(settings.storage, None, "evaluator"), "cpu")
+    probabilities = evaluator.probabilities(images)
+    for verdict, row in zip(store.verdicts(job.id), probabilities.tolist(), strict=True):
+        assert list(verdict.probabilities.values()) == pytest.approx(row, abs=1e-4)
+
+
+def test_the_result_is_the_score_of_the_set(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    job = create(repeats=3)
+    runner.run(job.id)
+    raw = connection.hget(job_key(job.id), "result")
+    assert raw is not None
+    result = JobResult.model_validate_json(raw)
+    verdicts = store.verdicts(job.id)
+    names = runner.judge.vocabulary.names
+    for r, scores in enumerate(result.repeats):
+        part = verdicts[r * 3 : r * 3 + 3]
+        probabilities = torch.tensor([[verdict.probabilities[name] for name in names] for verdict in part])
+        targets = torch.tensor([runner.judge.vocabulary.multi_hot(one) for one in LISTS])
+        expected = score_set(probabilities, targets, names)
+        assert (scores.accuracy, scores.exact_match, scores.f1) == (
+            expected.accuracy,
+            expected.exact_match,
+            expected.f1,
+        )
+    assert result.repeats[result.best].accuracy == max(scores.accuracy for scores in result.repeats)
+
+
+def test_the_grid_shows_the_pictures_in_order(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    job = create()
+    runner.run(job.id)
+    raw = connection.hget(png_key(job.id), "grid")
+    assert isinstance(raw, bytes)
+    grid = pixels(raw)
+    stored = [pixels(png) for png in store.pngs(job.id, range(3))]
+    h, w, _ = stored[0].shape
+    for i, picture in enumerate(stored):  # two columns, a border of 2 around each
+        y, x = (i // 2) * (h + 2) + 2, (i % 2) * (w + 2) + 2
+        assert np.abs(grid[y : y + h, x : x + w] - picture).max() <= 1
+
+
+def test_a_repeat_gives_the_pictures_of_a_request_with_the_next_seed(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord]
+) -> None:
+    scored, single = create(repeats=2, seed=40), create(seed=41)
+    runner.run(scored.id)
+    runner.run(single.id)
+    for one, other in zip(store.pngs(scored.id, range(3, 6)), store.pngs(single.id, range(3)), strict=True):
+        assert np.abs(pixels(one) - pixels(other)).max() <= 1
+
+
+def test_two_requests_share_a_batch(runner: Runner, store: JobStore, create: Callable[..., JobRecord]) -> None:
+    counting = Counting(runner.lane())
+    first, second = create(), create(LISTS[:2], options=SamplingOptions(steps=6, guidance=1.0))
+    runner.run(first.id)
+    assert status(store, first) == "finished"
+    assert status(store, second) == "running"
+    runner.run(second.id)
+    assert status(store, second) == "finished"
+    assert counting.batches == [5, 5, 5, 5, 2, 2]
+
+
+def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create: Callable[..., JobRecord]) -> None:
+    lane = runner.lane()
+    counting = Counting(lane)
+    first = create()
+    runner.turn(lane)
+    second = create(LISTS[:1])
+    while runner.busy:
+        runner.turn()
+    assert counting.batches == [3, 4, 4, 4, 1]
+    assert [status(store, job) for job in (first, second)] == ["finished", "finished"]
+
+
+def test_the_batch_is_bounded_and_what_is_left_follows(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], settings: Settings
+) -> None:
+    counting = Counting(runner.lane())
+    job = create(LISTS * 4)
+    runner.run(job.id)
+    assert status(store, job) == "finished"
+    assert counting.batches == [8] * 4 + [4] * 4
+    assert settings.batch_pictures == 8
+
+
+def test_another_workers_death_between_last_picture_and_grid_is_made_good(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = create()
+
+    def die(job_id: str) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_complete", die)
+        with pytest.raises(SystemExit):
+            runner.run(job.id)
+    assert status(store, job) == "running"
+    runner.run(job.id)
+    assert status(store, job) == "finished"
+
+
+def test_a_dead_workers_pictures_are_made_by_another_and_are_the_same(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+) -> None:
+    undisturbed = create()
+    runner.run(undisturbed.id)
+    job = create()
+    dead = Runner(connection, settings, "w2")
+    lane = dead.lane()
+    for _ in range(2):
+        dead.turn(lane)
+    assert len(lane.claims) == 3
+    runner.run(job.id)  # waits until the lease is over
+    assert status(store, job) == "finished"
+    assert store.pngs(job.id, range(3)) == store.pngs(undisturbed.id, range(3))
+
+
+def test_a_worker_that_wakes_up_after_its_lease_changes_nothing(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+) -> None:
+    job = create()
+    paused = Runner(connection, settings, "w2")
+    lane = paused.lane()
+    paused.turn(lane)
+    runner.run(job.id)
+    before = connection.hgetall(job_key(job.id)), connection.hgetall(png_key(job.id))
+    paused.keep_claims()
+    while paused.busy:
+        paused.turn(lane)
+    assert (connection.hgetall(job_key(job.id)), connection.hgetall(png_key(job.id))) == before
+    assert connection.xlen(lane.stream.key) == 0
+
+
+def test_a_worker_that_stops_gives_its_pictures_back(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+) -> None:
+    job = create()
+    stopping = Runner(connection, settings, "w2")
+    stopping.turn(stopping.lane())
+    stopping.stopping.set()
+    stopping.run(job.id)
+    stopping.give_back()
+    assert not stopping.busy
+    begun = time.monotonic()
+    runner.run(job.id)
+    assert status(store, job) == "finished"
+    assert time.monotonic() - begun < settings.lease_s
+
+
+def test_a_job_ended_elsewhere_leaves_the_batch(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    lane = runner.lane()
+    long = SamplingOptions(steps=1000)
+    ended, other = create(options=long), create(LISTS[:1], options=SamplingOptions(steps=200))
+    runner.turn(lane)
+    store.fail(ended.id, "cancelled")
+    runner.run(other.id)
+    assert status(store, other) == "finished"
+    assert not runner.busy
+    assert connection.xlen(lane.stream.key) == 0
+
+
+def test_a_poison_picture_fails_its_job_only(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    good, bad = create(), create([["gray cube"]])
+
+    class Poisoned(Counting):
+        def step(self, rows: Sequence[Row]) -> None:
+            if any(row.labels[0] for row in rows):
+                raise RuntimeError("poison")
+            super().step(rows)
+
+    Poisoned(runner.lane())
+    runner.run(bad.id)
+    runner.run(good.id)
+    assert status(store, good) == "finished"
+    assert status(store, bad) == "failed"
+    assert connection.hget(job_key(bad.id), "error") == b"picture 0: RuntimeError: poison"
+    assert connection.xlen(runner.lane().stream.key) == 0
+
+
+def test_a_picture_that_kills_workers_fails_its_job_only(
+    store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+) -> None:
+    quick = settings.model_copy(update={"lease_s": 0.2})
+    good, bad = create(), create([["gray cube"]])
+
+    class Death(BaseException):
+        pass
+
+    class Deadly(Counting):
+        def step(self, rows: Sequence[Row]) -> None:
+            if any(row.labels[0] for row in rows):
+                raise Death
+            super().step(rows)
+
+    deaths = 0
+    for name in itertools.count():
+        runner = Runner(connection, quick, f"w{name}")
+        Deadly(runner.lane())
+        try:
+            runner.run(bad.id)
+            runner.run(good.id)
+            break
+        except Death:
+            deaths += 1
+            assert deaths <= 3
+    assert deaths == 3
+    assert [status(store, job) for job in (good, bad)] == ["finished", "failed"]
+    reason = connection.hget(job_key(bad.id), "error")
+    assert reason == b"workers died 3 times while picture 0 was in work"
+
+
+def test_each_model_has_a_batch_of_its_own(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], settings: Settings
+) -> None:
+    one, other = create(), create(model="other")
+    runner.turn(runner.lane())
+    runner.run(other.id)
+    runner.run(one.id)
+    assert [status(store, job) for job in (one, other)] == ["finished", "finished"]
+    assert {lane.name for lane in runner.lanes.values()} == {"toy", "other"}
+    assert store.pngs(one.id, range(3)) != store.pngs(other.id, range(3))
+
+
+def test_no_more_models_stay_loaded_than_the_settings_say(
+    connection: Redis, settings: Settings, create: Callable[..., JobRecord]
+) -> None:
+    runner = Runner(connection, settings.model_copy(update={"loaded_models": 1}), "w1")
+    runner.lane()
+    runner.run(create(model="other").id)
+    assert [lane.name for lane in runner.lanes.values()] == ["other"]
+
+
+@pytest.mark.parametrize(("model", "words"), [("toy", "no longer the checkpoint"), ("gone", "no such denoiser")])
+def test_a_job_whose_checkpoint_is_not_there_fails_and_says_so(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis, model: str, words: str
+) -> None:
+    job = create(model=model, digest="0" * 64)
+    runner.run(job.id)
+    assert status(store, job) == "failed"
+    reason = connection.hget(job_key(job.id), "error")
+    assert isinstance(reason, bytes)
+    assert words in reason.decode()
+
+
+def test_a_job_that_is_not_there_or_has_ended_is_not_run(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    job = create()
+    store.fail(job.id, "why")
+    runner.run("nobody")
+    runner.run(job.id)
+    assert status(store, job) == "failed"
