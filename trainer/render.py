@@ -22,9 +22,21 @@ Floats = NDArray[np.float64]
 SHAPES = ("cube", "sphere", "cylinder")
 COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 # sRGB values / 255, used directly as linear reflectance: CLEVR's own habit.
-ALBEDO = np.array(
-    [[87, 87, 87], [173, 35, 35], [42, 75, 215], [29, 105, 20], [129, 74, 25], [129, 38, 192], [41, 208, 208], [255, 238, 51]]
-) / 255.0
+ALBEDO = (
+    np.array(
+        [
+            [87, 87, 87],
+            [173, 35, 35],
+            [42, 75, 215],
+            [29, 105, 20],
+            [129, 74, 25],
+            [129, 38, 192],
+            [41, 208, 208],
+            [255, 238, 51],
+        ]
+    )
+    / 255.0
+)
 
 RADIUS = 0.6  # world units: a sphere's and a cylinder's radius, a cube's half-edge
 BEVEL_CUBE, BEVEL_CYLINDER = 0.16 * RADIUS, 0.10 * RADIUS
@@ -70,7 +82,14 @@ class SceneObject:
     rotation: float
 
     def row(self) -> list[float]:
-        return [SHAPES.index(self.shape), COLORS.index(self.color), self.x, self.y, math.cos(self.rotation), math.sin(self.rotation)]
+        return [
+            SHAPES.index(self.shape),
+            COLORS.index(self.color),
+            self.x,
+            self.y,
+            math.cos(self.rotation),
+            math.sin(self.rotation),
+        ]
 
 
 def camera_axes() -> tuple[Floats, Floats, Floats]:
@@ -329,7 +348,9 @@ def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, lamps, poin
     ambient = foot * (indirect[2] * below + indirect[3] * wall) + indirect[4]
     dn = dx * nx + dy * ny + dz * nz
     rx, ry, rz = dx - 2 * dn * nx, dy - 2 * dn * ny, dz - 2 * dn * nz
-    mirrored = MIRRORED_GROUND * foot if rz < 0 else (MIRRORED_WALL if -0.903 * rx + 0.429 * ry > 0.5 and rz < 0.35 else 0.0)
+    mirrored = (
+        MIRRORED_GROUND * foot if rz < 0 else (MIRRORED_WALL if -0.903 * rx + 0.429 * ry > 0.5 and rz < 0.35 else 0.0)
+    )
     fresnel = F0 + (1 - F0) * (1 - min(1.0, abs(dn))) ** 5
     for c in range(3):
         out[c] += color[c] * ambient + fresnel * indirect[6] * mirrored
@@ -379,9 +400,38 @@ def _render(objects, counts, camera, directions, ground, light, irradiance, lamp
                     corner = ((y & 3) * 4 + (x & 3) + 5 * s) & 15
                     if k >= 0:
                         ox, oy, oz = camera[0] + nearest * dx, camera[1] + nearest * dy, camera[2] + nearest * dz
-                        _shade_object(objects[b], counts[b], k, ox, oy, oz, dx, dy, dz, corner, lamps, points, sun, albedo, indirect, rgb)
+                        _shade_object(
+                            objects[b],
+                            counts[b],
+                            k,
+                            ox,
+                            oy,
+                            oz,
+                            dx,
+                            dy,
+                            dz,
+                            corner,
+                            lamps,
+                            points,
+                            sun,
+                            albedo,
+                            indirect,
+                            rgb,
+                        )
                     else:
-                        _shade_ground(objects[b], counts[b], ground[y, x, s], light[y, x, s], irradiance[y, x, s, 0], corner, points, sun, albedo, indirect, rgb)
+                        _shade_ground(
+                            objects[b],
+                            counts[b],
+                            ground[y, x, s],
+                            light[y, x, s],
+                            irradiance[y, x, s, 0],
+                            corner,
+                            points,
+                            sun,
+                            albedo,
+                            indirect,
+                            rgb,
+                        )
                     for c in range(3):
                         total[c] += rgb[c]
                 for c in range(3):
@@ -391,7 +441,12 @@ def _render(objects, counts, camera, directions, ground, light, irradiance, lamp
 
 
 def render(
-    scenes: Sequence[Sequence[SceneObject]], *, width: int = 320, height: int = 240, samples: int = 2, indirect: Floats = INDIRECT
+    scenes: Sequence[Sequence[SceneObject]],
+    *,
+    width: int = 320,
+    height: int = 240,
+    samples: int = 2,
+    indirect: Floats = INDIRECT,
 ) -> NDArray[np.uint8]:
     """Pictures of scenes, (N, height, width, 3) sRGB, with `samples` x `samples` rays a pixel. Deterministic.
 

@@ -50,7 +50,9 @@ def scene_objects(labels: list[str], rng: np.random.Generator) -> list[SceneObje
     return place([(color, shape) for color, shape in (label.split() for label in labels)], rng)
 
 
-def _pictures(scenes: list[list[str]], seed: int, size: int | None) -> Iterator[list[tuple[str, list[str], NDArray[np.uint8]]]]:
+def _pictures(
+    scenes: list[list[str]], seed: int, size: int | None
+) -> Iterator[list[tuple[str, list[str], NDArray[np.uint8]]]]:
     """Batches of (file name, labels, picture): every scene with one object, then two, up to all of its labels."""
     for start in range(0, len(scenes), BATCH):
         names, labels, objects = [], [], []
@@ -80,7 +82,9 @@ def held_out_lists(scenes: list[list[str]], seed: int) -> tuple[list[list[str]],
     return mixed, [list(labels) for labels in chosen[32:]]
 
 
-def write_folder(out: Path, scenes: list[list[str]], *, seed: int, size: int | None, progress: Progress | None = None) -> int:
+def write_folder(
+    out: Path, scenes: list[list[str]], *, seed: int, size: int | None, progress: Progress | None = None
+) -> int:
     """Renders every scene into `out` and returns how many pictures there are. The same arguments give the same bytes.
 
     `size` None writes 320x240 (4 rays a pixel); a number writes squares squeezed from one ray a pixel, much faster.

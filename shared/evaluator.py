@@ -1,0 +1,142 @@
+"""The evaluator: the course's ResNet-18 that names the objects in a picture, and the scores that follow from it.
+
+Knows no sampling and no labels of its own: its checkpoint carries them. Never used to train or steer the denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet18
+
+from shared.checkpoint import CheckpointError, CheckpointInfo, load
+from shared.vocabulary import ICLEVR, Vocabulary
+
+IMAGE_SIZE = 64  # the network's input; other pictures are resized to it
+THRESHOLD = 0.5  # a label counts as found from this probability on
+
+
+class Evaluator(nn.Module):
+    """ResNet-18 (He et al. 2016) with a linear layer and a sigmoid for K labels, as the course's evaluator.py builds it.
+
+    The state dict's names are the course's own, so either side's weights load into the other.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, info: CheckpointInfo | None = None) -> None:
+        super().__init__()
+        self.vocabulary, self.info = vocabulary, info
+        self.resnet = resnet18(weights=None)
+        self.resnet.fc = nn.Sequential(nn.Linear(512, len(vocabulary)), nn.Sigmoid())
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, 3, 64, 64) in [-1, 1] (mean and std 0.5) -> (N, K), before the sigmoid."""
+        net = self.resnet
+        h = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        h = net.layer4(net.layer3(net.layer2(net.layer1(h))))
+        logits: Tensor = net.fc[0](net.avgpool(h).flatten(1))
+        return logits
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1], clamped to it -> (N, K) float32 on the CPU. Needs eval mode."""
+        device = next(self.parameters()).device
+        chunks = []
+        for chunk in images.split(batch):
+            x = chunk.to(device, torch.float32).clamp(-1, 1)
+            if x.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+                x = F.interpolate(x, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+            chunks.append(torch.sigmoid(self.logits(x)).cpu())
+        return torch.cat(chunks) if chunks else torch.zeros(0, len(self.vocabulary))
+
+
+def load_evaluator(path: Path | str, device: str | torch.device = "cpu") -> Evaluator:
+    """Our safetensors or the course's checkpoint.pth ({"model": state_dict}, read with weights_only), by the suffix.
+
+    Raises CheckpointError for a file that is neither.
+    """
+    path = Path(path)
+    if path.suffix == ".pth":
+        evaluator = Evaluator(ICLEVR)
+        state = _read_course_checkpoint(path)
+    else:
+        info, state = load(path)
+        if info.kind != "evaluator":
+            raise CheckpointError(path.name, f"holds a {info.kind}, not an evaluator")
+        evaluator = Evaluator(Vocabulary(info.vocabulary), info)
+    try:
+        evaluator.resnet.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(path.name, f"weights do not fit ResNet-18: {error}") from error
+    return evaluator.to(device).float().eval()
+
+
+def _read_course_checkpoint(path: Path) -> Mapping[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state: Mapping[str, Any] = content["model"]
+    except Exception as error:  # torch raises a dozen kinds for a foreign file
+        raise CheckpointError(path.name, f'not a checkpoint of the form {{"model": state_dict}}: {error}') from error
+    return state
+
+
+def write_course_checkpoint(evaluator: Evaluator, path: Path) -> None:
+    """Writes {"model": state_dict}, which the course's unchanged evaluator.py loads as its checkpoint.pth."""
+    torch.save({"model": evaluator.resnet.state_dict()}, path)
+
+
+@dataclass(frozen=True)
+class PictureScore:
+    """One picture's verdict. accuracy: hits / k, where k labels were asked and hits of them are among the top k."""
+
+    accuracy: float
+    hits: int
+    k: int
+    f1: float  # of the labels found (probability over 0.5) against those asked
+    exact: bool  # the labels found are exactly those asked
+
+
+@dataclass(frozen=True)
+class SetScore:
+    """A set of pictures. accuracy: sum of hits / sum of k, as the course's eval() counts."""
+
+    accuracy: float
+    exact_match: float  # share of pictures
+    f1: float  # mean over pictures
+    per_label_recall: dict[str, float]  # label -> share of the pictures it was asked of in which it is among the top k
+
+
+def _top_k(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """(N, K) bool: the k most probable labels of each picture, k its number of true ones."""
+    rank = probabilities.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return rank < targets.sum(1, keepdim=True)
+
+
+def score_pictures(probabilities: Tensor, targets: Tensor) -> list[PictureScore]:
+    """Verdicts from probabilities (N, K) and multi-hot targets (N, K). Every row of targets has at least one label."""
+    asked = targets > 0.5
+    found = probabilities > THRESHOLD
+    hits = (_top_k(probabilities, asked) & asked).sum(1).tolist()
+    k = asked.sum(1).tolist()
+    f1 = (2 * (found & asked).sum(1) / (found.sum(1) + asked.sum(1)).clamp(min=1)).tolist()
+    exact = (found == asked).all(1).tolist()
+    return [PictureScore(h / n, h, n, f, e) for h, n, f, e in zip(hits, k, f1, exact, strict=True)]
+
+
+def score_set(probabilities: Tensor, targets: Tensor, names: Sequence[str]) -> SetScore:
+    """The scores of a set, from probabilities (N, K) and multi-hot targets (N, K); N at least 1."""
+    pictures = score_pictures(probabilities, targets)
+    asked = targets > 0.5
+    hit = (_top_k(probabilities, asked) & asked).sum(0).tolist()
+    times = asked.sum(0).tolist()
+    return SetScore(
+        accuracy=sum(p.hits for p in pictures) / sum(p.k for p in pictures),
+        exact_match=sum(p.exact for p in pictures) / len(pictures),
+        f1=sum(p.f1 for p in pictures) / len(pictures),
+        per_label_recall={name: h / n for name, h, n in zip(names, hit, times, strict=True) if n},
+    )

@@ -1,0 +1,51 @@
+"""Averaged weights on torch's AveragedModel: the report's exponential average and a long one whose window grows."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from trainer.config import TrainConfig
+
+
+def power_average(power: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """EDM2's power-function average: after n updates beta = (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127).
+
+    Its window is a fixed share of the run so far, so a short and a long run need no other setting.
+    """
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        beta = (1 - 1 / (float(updates) + 1)) ** (power + 1)
+        torch._foreach_lerp_(averaged, current, 1 - beta)
+
+    return update
+
+
+class Averages:
+    """Both averages of a model's weights; `weights(kind)` gives the one that is published."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self.model, self.start = model, config.ema_start
+        self.short = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self.long = AveragedModel(model, multi_avg_fn=power_average(config.ema_power))
+
+    def update(self, step: int) -> None:
+        self.long.update_parameters(self.model)
+        if step >= self.start:
+            self.short.update_parameters(self.model)
+
+    def network(self, kind: str) -> nn.Module:
+        """`long`, `short` (the model itself until its first step has come) or `raw`."""
+        if kind == "raw" or (kind == "short" and self.short.n_averaged == 0):
+            return self.model
+        averaged = self.long if kind == "long" else self.short
+        return averaged.module
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {"short": self.short.state_dict(), "long": self.long.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        self.short.load_state_dict(state["short"])
+        self.long.load_state_dict(state["long"])

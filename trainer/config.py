@@ -1,0 +1,74 @@
+"""What a training run is made of, and its presets. A run saves its whole configuration in its checkpoint."""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.options import PredictionName, ScheduleName
+
+Fit = Literal["squeeze", "pad"]  # to a square: by unequal scaling, or by repeating the edge first
+
+
+class TrainConfig(BaseModel):
+    """One training run. `network` holds NetworkConfig's fields besides the number of labels and the picture's size."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: dict[str, Any] = Field(default_factory=dict)
+    image_size: int = 64
+    fit: Fit = "squeeze"
+    schedule: ScheduleName = "cosine"
+    timesteps: int = 1000  # T
+    prediction: PredictionName = "v"
+    # Weight of the loss at a noise level: on eps or v as it is, min-SNR (Hang et al. 2023), or EDM's (Karras et al. 2022)
+    loss_weight: Literal["none", "min_snr", "edm"] = "edm"
+    min_snr_gamma: float = 5.0
+    sigma_data: float = 0.2  # of the pictures, for EDM's weight: their standard deviation around the mean picture
+    # Which t are trained: all alike, or log-SNR normally distributed around where shape, colour and count are decided
+    noise_levels: Literal["uniform", "normal"] = "normal"
+    log_snr_mean: float = 1.5
+    log_snr_std: float = 2.6
+    batch: int = 32
+    optimizer: Literal["adamw", "muon"] = "muon"  # muon: matrices by Muon (Jordan 2024), all else by AdamW
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = 300
+    cooldown: float = Field(default=0.3, ge=0, le=1)  # last share of the run in which the rate falls to zero
+    clip_norm: float | None = 1.0  # of the gradient
+    label_dropout: float = 0.1  # share of pictures trained without labels, for guidance
+    ema_decay: float = 0.995  # the report's average,
+    ema_start: int = 2000  # from this step on
+    ema_power: float = 12.0  # the long average: decay (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127)
+    publish: Literal["long", "short", "raw"] = "long"  # which weights become the checkpoint
+    seed: int = 0
+
+
+REPORT: Final = TrainConfig(
+    # 32x32 padded pictures, every pixel a position, T = 1000, sigmoid betas, simple noise prediction, AdamW 3e-4, batch 48.
+    network={
+        "block": 1,
+        "channels": (64, 128, 256),
+        "encoder_blocks": (1, 1, 1),
+        "decoder_blocks": (1, 1, 1),
+        "attention": (False, True, True),
+    },
+    image_size=32,
+    fit="pad",
+    schedule="sigmoid",
+    prediction="eps",
+    loss_weight="none",
+    noise_levels="uniform",
+    batch=48,
+    optimizer="adamw",
+    lr=3e-4,
+    betas=(0.9, 0.999),
+    warmup_steps=0,
+    cooldown=0.0,
+    clip_norm=None,
+    publish="short",
+)
+PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": REPORT}
+REPORT_EPOCHS = 300
+
+Share = Annotated[float, Field(ge=0, le=1)]

@@ -1,0 +1,95 @@
+"""A data set folder as tensors: pictures decoded once, labels as multi-hot rows. Knows nothing of training."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from shared.vocabulary import Vocabulary, read_train_file
+from trainer.config import Fit
+from trainer.errors import TrainerError
+
+PICTURE_FOLDERS = ("iclevr", "images", ".")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    vocabulary: Vocabulary
+    images: Tensor  # (N, 3, S, S) uint8
+    labels: Tensor  # (N, K) float32 multi-hot
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def to_square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
+    """RGB, size x size. `pad` repeats the edge rows (or columns) until the picture is square, then shrinks it."""
+    picture = picture.convert("RGB")
+    if fit == "pad" and picture.width != picture.height:
+        side = max(picture.size)
+        left, top = (side - picture.width) // 2, (side - picture.height) // 2
+        border = ((top, side - picture.height - top), (left, side - picture.width - left), (0, 0))
+        picture = Image.fromarray(np.pad(np.asarray(picture), border, mode="edge"))
+    if picture.size == (size, size):
+        return picture
+    return picture.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _decode(
+    folder: Path, names: list[str], size: int, fit: Fit, advance: Callable[[int], None]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    images = np.empty((len(names), 3, size, size), np.uint8)
+
+    def one(i: int) -> None:
+        path = folder / names[i]
+        try:
+            with Image.open(path) as picture:
+                images[i] = np.asarray(to_square(picture, size, fit)).transpose(2, 0, 1)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
+        advance(1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(one, range(len(names))))
+    return images
+
+
+def load_dataset(
+    folder: Path, *, size: int, fit: Fit = "squeeze", advance: Callable[[int], None] = lambda _: None
+) -> Dataset:
+    """Reads objects.json, train.json and the pictures it names; decoded pictures are kept in `folder/.cache` as one array.
+
+    Raises LabelError for a bad label file and TrainerError for a missing or broken picture. `advance(n)` reports progress.
+    """
+    vocabulary = Vocabulary.from_objects_file(folder / "objects.json")
+    train = read_train_file(folder / "train.json", vocabulary)
+    if not train:
+        raise TrainerError(f"{folder / 'train.json'} names no pictures")
+    names = list(train)
+    pictures = next((folder / sub for sub in PICTURE_FOLDERS if (folder / sub / names[0]).is_file()), None)
+    if pictures is None:
+        raise TrainerError(f'{folder}: picture "{names[0]}" is in none of {", ".join(PICTURE_FOLDERS)}')
+    key = hashlib.sha256("\n".join([*names, str((pictures / names[0]).stat().st_mtime_ns)]).encode()).hexdigest()[:12]
+    cache = folder / ".cache" / f"{size}-{fit}-{key}.npy"
+    if not cache.exists():
+        images = _decode(pictures, names, size, fit, advance)
+        cache.parent.mkdir(exist_ok=True)
+        temporary = cache.with_suffix(f".{os.getpid()}.npy")
+        np.save(temporary, images)
+        os.replace(temporary, cache)
+    labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
+    return Dataset(vocabulary, torch.from_numpy(np.load(cache)), labels)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1], channels last."""
+    return images.to(torch.float32).div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,71 @@
+"""The denoising loss: which noise levels are drawn, what the network predicts, how levels are weighed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import TrainConfig
+
+
+def noise_level_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
+    """Probability of drawing each timestep, (T,) float64: all alike, or log-SNR normally distributed.
+
+    On a grid of timesteps the density in log-SNR becomes a mass: density times the width of the step in log-SNR.
+    """
+    if config.noise_levels == "uniform":
+        return torch.full_like(alpha_bar, 1 / len(alpha_bar))
+    log_snr = torch.log(alpha_bar / (1 - alpha_bar))
+    width = torch.gradient(log_snr)[0].abs()
+    density = torch.exp(-0.5 * ((log_snr - config.log_snr_mean) / config.log_snr_std) ** 2)
+    mass = density * width
+    # One draw in a hundred is uniform: every level that a sampler visits has been seen.
+    return 0.99 * mass / mass.sum() + 0.01 / len(alpha_bar)
+
+
+def loss_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
+    """Weight of the squared error of eps or v at each timestep, (T,) float64.
+
+    With SNR = alpha_bar / (1 - alpha_bar), an error e of x0_hat is sqrt(SNR) e in eps and sqrt(SNR + 1) e in v.
+    min_snr: min(SNR, gamma) on x_0 (Hang et al. 2023, eq. 8). edm: SNR + 1 / sigma_data^2 on x_0, which is EDM's
+    (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 at sigma^2 = 1 / SNR (Karras et al. 2022, table 1), scaled to mean 1.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    per_prediction = snr if config.prediction == "eps" else snr + 1
+    if config.loss_weight == "min_snr":
+        return snr.clamp(max=config.min_snr_gamma) / per_prediction
+    if config.loss_weight == "edm":
+        weights = (snr + config.sigma_data**-2) / per_prediction
+        return weights / (weights * noise_level_weights(config, alpha_bar)).sum()
+    return torch.ones_like(snr)
+
+
+class DenoisingLoss:
+    """loss(network, x_0, labels, generator) for one configuration; draws t, noise and dropped labels per picture."""
+
+    def __init__(self, config: TrainConfig, alpha_bar: Tensor, device: torch.device) -> None:
+        self.prediction, self.dropout = config.prediction, config.label_dropout
+        self.levels = noise_level_weights(config, alpha_bar).cumsum(0)  # on the CPU, where t is drawn
+        self.weights = loss_weights(config, alpha_bar).float().to(device)
+        self.signal, self.noise = alpha_bar.sqrt().float().to(device), (1 - alpha_bar).sqrt().float().to(device)
+
+    def draw(self, batch: int, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """t (B,), noise (B, C, H, W) and keep (B,). t is stratified over the batch: one draw in each of B equal shares."""
+        u = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
+        t = torch.searchsorted(self.levels, u.double()).clamp(max=len(self.levels) - 1)
+        eps = torch.randn(batch, *shape, generator=generator)
+        return t, eps, torch.rand(batch, generator=generator) >= self.dropout
+
+    def __call__(
+        self, network: nn.Module, x_0: Tensor, labels: Tensor, t: Tensor, eps: Tensor, keep: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(mean weighted loss, squared error of each picture (B,) without weight)."""
+        a, s = self.signal[t][:, None, None, None], self.noise[t][:, None, None, None]
+        x_t = a * x_0 + s * eps
+        target = eps if self.prediction == "eps" else a * eps - s * x_0
+        error = (network(x_t, t, labels, keep).float() - target).square().mean((1, 2, 3))
+        if not math.isfinite(total := float(error.detach().sum())):
+            raise FloatingPointError(f"the loss is {total}; lower --lr or raise --warmup-steps")
+        return (error * self.weights[t]).mean(), error.detach()

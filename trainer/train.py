@@ -1,0 +1,261 @@
+"""Trains the denoiser. Read `train` from top to bottom; to resume, run the same command again.
+
+Under torchrun every rank takes its share of the same global batch, so N processes give what one gives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+
+from shared.checkpoint import publish
+from shared.device import autocast_dtype
+from shared.schedules import alpha_bar as make_alpha_bar
+from shared.unet import NetworkConfig, UNet
+from trainer.averages import Averages
+from trainer.config import TrainConfig
+from trainer.data import Dataset, to_float
+from trainer.errors import TrainerError
+from trainer.loss import DenoisingLoss
+
+SAVE_EVERY_S = 300.0
+LOG_EVERY = 50  # steps
+
+
+@dataclass
+class Budget:
+    """How long a run lasts: minutes of training time, steps, or whichever ends first. At least one is set."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    def progress(self, elapsed_s: float, step: int) -> float:
+        """Share of the run that is over, 0 to 1 and beyond."""
+        by_time = elapsed_s / (60 * self.minutes) if self.minutes else 0.0
+        return max(by_time, step / self.steps if self.steps else 0.0)
+
+
+@dataclass
+class Run:
+    """What a run is doing now, for whoever watches it: the progress bar, the sampler of grids, the tests."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    loss: float = 0.0
+    pictures_per_s: float = 0.0
+    progress: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
+    network = NetworkConfig(num_labels=len(dataset.vocabulary), image_size=config.image_size, **config.network)
+    torch.manual_seed(config.seed)
+    return UNet(network).to(memory_format=torch.channels_last)
+
+
+def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices inside and AdamW for the first and last layer, embeddings and vectors."""
+    if config.optimizer == "adamw":
+        return [torch.optim.AdamW(network.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)]
+    matrices, others = [], []
+    for name, parameter in network.named_parameters():
+        inside = parameter.ndim == 2 and not name.startswith(("stem", "head", "conditioning", "time"))
+        (matrices if inside else others).append(parameter)
+    # match_rms_adamw gives Muon's update AdamW's size, so that one learning rate serves both (Liu et al. 2025, sec. 2.2)
+    return [
+        torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0),
+    ]
+
+
+def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
+    """Linear warm-up, constant, then linear to zero over the last `cooldown` of the run."""
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    down = min(1.0, max(0.0, 1 - progress) / config.cooldown) if config.cooldown else 1.0
+    return config.lr * warm * down
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """All of a step's randomness follows from (seed, step): resuming needs no random state."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
+    """The pictures of a step: epoch after epoch, each in an order of its own."""
+    positions = torch.arange(step * batch, (step + 1) * batch)
+    epochs = positions // n
+    orders = {e: torch.randperm(n, generator=torch.Generator().manual_seed(seed + e)) for e in epochs.unique().tolist()}
+    return torch.stack([orders[int(e)][int(p) % n] for e, p in zip(epochs, positions, strict=True)])
+
+
+def _rank() -> tuple[int, int]:
+    if "RANK" not in os.environ:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30))
+    return dist.get_rank(), dist.get_world_size()
+
+
+def checkpoint_config(config: TrainConfig, network: UNet) -> dict[str, Any]:
+    """What rebuilds the denoiser: `shared.model.load_denoiser` reads these four."""
+    shape = network.config.model_dump(mode="json")
+    return {
+        "network": shape,
+        "schedule": config.schedule,
+        "timesteps": config.timesteps,
+        "prediction": config.prediction,
+    }
+
+
+def publish_network(
+    network: nn.Module, config: TrainConfig, dataset: Dataset, storage: Path, name: str, training: dict[str, Any]
+) -> Path:
+    """Writes bf16 weights with the whole configuration into storage, atomically."""
+    unet = network.module if isinstance(network, DistributedDataParallel) else network
+    assert isinstance(unet, UNet)
+    tensors = {key: value.detach().to("cpu", torch.bfloat16) for key, value in unet.state_dict().items()}
+    training = {**training, "config": config.model_dump(mode="json")}
+    return publish(
+        storage, name, tensors, kind="denoiser", vocabulary=dataset.vocabulary.names,
+        config=checkpoint_config(config, unet), training=training,
+    )  # fmt: skip
+
+
+def _save_state(path: Path, state: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def _check_same_run(state: dict[str, Any], config: TrainConfig, path: Path) -> None:
+    """A run resumes only with what it was started with: a silent change of the recipe would make its log a lie."""
+    before, now = state["config"], config.model_dump(mode="json")
+    if changed := [key for key in now if now[key] != before.get(key)]:
+        raise TrainerError(f"{path} was started with another {', '.join(changed)}; choose another --run or delete it")
+
+
+def train(
+    dataset: Dataset,
+    config: TrainConfig,
+    folder: Path,
+    budget: Budget,
+    *,
+    device: torch.device,
+    on_step: Callable[[Run], None] = lambda _: None,
+    evaluate: Callable[[nn.Module, Run], dict[str, float]] | None = None,
+    evaluate_every_s: float = 600.0,
+) -> tuple[Averages, Run]:
+    """Trains until the budget is spent; state, log and TensorBoard events go to `folder`.
+
+    `evaluate(averaged network, run)` is called by rank 0 every so often and at the end, its figures logged.
+    Raises TrainerError where `folder` holds a run of another configuration, FloatingPointError where the loss diverges.
+    """
+    rank, world = _rank()
+    if config.batch % world:
+        raise TrainerError(f"batch {config.batch} must be a multiple of the {world} processes")
+    share = slice(rank * config.batch // world, (rank + 1) * config.batch // world)
+    folder.mkdir(parents=True, exist_ok=True)
+    network = make_network(config, dataset).to(device)
+    model = DistributedDataParallel(network) if world > 1 else network
+    optimizers, averages, run = make_optimizers(network, config), Averages(network, config), Run()
+    loss_of = DenoisingLoss(config, make_alpha_bar(config.schedule, config.timesteps), device)
+    dtype, state_path = autocast_dtype(device), folder / "state.pt"
+
+    if state_path.exists():
+        state = torch.load(state_path, map_location=device, weights_only=True)
+        _check_same_run(state, config, state_path)
+        network.load_state_dict(state["network"])
+        averages.load_state_dict(state["averages"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        run.step, run.elapsed_s = state["step"], state["elapsed_s"]
+
+    writer = SummaryWriter(str(folder / "tensorboard")) if rank == 0 else None
+    log = (folder / "log.jsonl").open("a") if rank == 0 else None
+
+    def record(figures: dict[str, float]) -> None:
+        if writer and log:
+            log.write(json.dumps({"step": run.step, "minutes": round(run.elapsed_s / 60, 2), **figures}) + "\n")
+            log.flush()
+            for key, value in figures.items():
+                writer.add_scalar(key, value, run.step)
+
+    def save() -> None:
+        if rank == 0:
+            state = {"network": network.state_dict(), "averages": averages.state_dict(), "step": run.step}
+            state |= {"optimizers": [o.state_dict() for o in optimizers], "elapsed_s": run.elapsed_s}
+            _save_state(state_path, {**state, "config": config.model_dump(mode="json")})
+
+    def measure() -> None:
+        if rank == 0 and evaluate:
+            run.history.append(figures := evaluate(averages.network(config.publish), run))
+            record(figures)
+
+    last = saved_at = measured_at = time.monotonic()
+    sums = torch.zeros(2)
+    while (progress := _agreed(budget.progress(run.elapsed_s, run.step), world)) < 1:
+        generator = step_generator(config.seed, run.step)
+        index = batch_indices(len(dataset), config.batch, config.seed, run.step)
+        t, eps, keep = loss_of.draw(config.batch, network.image_shape, generator)
+        inputs = [
+            to_float(dataset.images[index[share]]),
+            dataset.labels[index[share]],
+            t[share],
+            eps[share],
+            keep[share],
+        ]
+        x_0, labels, t, eps, keep = (value.to(device, non_blocking=True) for value in inputs)
+
+        rate = learning_rate(config, run.step, progress)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            loss, _ = loss_of(model, x_0, labels, t, eps, keep)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or torch.inf)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        averages.update(run.step)
+
+        now = time.monotonic()
+        run.step, run.elapsed_s, run.progress, last = run.step + 1, run.elapsed_s + now - last, progress, now
+        sums += torch.tensor([loss.item(), norm.item()])
+        if run.step % LOG_EVERY == 0:
+            run.loss, grad_norm = (sums / LOG_EVERY).tolist()
+            sums.zero_()
+            record({"loss": run.loss, "grad_norm": grad_norm, "lr": rate, "pictures": run.step * config.batch})
+        on_step(run)
+        if now - saved_at > SAVE_EVERY_S:
+            save()
+            saved_at = time.monotonic()
+        if now - measured_at > evaluate_every_s:
+            measure()
+            measured_at = last = time.monotonic()  # measuring is not training time
+    save()
+    measure()
+    if writer and log:
+        writer.close()
+        log.close()
+    return averages, run
+
+
+def _agreed(progress: float, world: int) -> float:
+    """Rank 0's progress, so that all processes stop at the same step."""
+    if world == 1:
+        return progress
+    value = torch.tensor([progress], dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
+    dist.broadcast(value, 0)
+    return float(value)
