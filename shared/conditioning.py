@@ -1,7 +1,8 @@
 """How labels enter the network: classes behind one interface, chosen by name. The name is saved in the checkpoint.
 
-Each takes multi-hot labels (B, K), zeroed where dropped, and keep (B,) bool, and gives an embedding (B, E) that is added to
-the time's and enters every block, and tokens (B, K, E) that attention sees. `input_channels` label channels join the picture.
+Each takes multi-hot labels (B, K), zeroed where dropped, and keep (B,) bool. It gives an embedding (B, E), which is
+added to the time's and enters every block, and tokens (B, K, E) that attention sees. `input_channels` label channels join
+the picture.
 """
 
 import torch
@@ -28,7 +29,7 @@ class LabelEmbedding(nn.Module):
 
 
 class LabelChannels(nn.Module):
-    """The report's other conditioning: every label spread over the picture as an input channel; blocks see only the time."""
+    """The report's other conditioning: labels spread over the picture as input channels; blocks see only time."""
 
     def __init__(self, num_labels: int, embedding: int) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ THRESHOLD = 0.5  # a label counts as found from this probability on
 
 
 class Evaluator(nn.Module):
-    """ResNet-18 (He et al. 2016) with a linear layer and a sigmoid for K labels, as the course's evaluator.py builds it.
+    """ResNet-18 (He et al. 2016) with a linear layer and a sigmoid for K labels, as in the course's evaluator.py.
 
     The state dict's names are the course's own, so either side's weights load into the other.
     """

@@ -27,10 +27,10 @@ class NetworkConfig(BaseModel):
     image_size: Positive = 64
     image_channels: Positive = 3
     block: Positive = 2  # pixels a side of the block that one position inside stands for
-    channels: tuple[Positive, ...] = (64, 192, 256)  # by level; each level halves the resolution of the one before
-    encoder_blocks: tuple[int, ...] = (1, 2, 2)
+    channels: tuple[Positive, ...] = (64, 160, 256)  # by level; each level halves the resolution of the one before
+    encoder_blocks: tuple[int, ...] = (0, 2, 2)
     decoder_blocks: tuple[int, ...] = (1, 2, 2)
-    attention: tuple[bool, ...] = (False, True, True)  # after each block of the level
+    attention: tuple[bool, ...] = (False, False, True)  # after each block of the level
     head_channels: Positive = 64
     embedding: Positive = 256
     conditioning: ConditioningName = "embedding"
@@ -52,7 +52,9 @@ class Conv(nn.Module):
         super().__init__()
         self.shape, self.stride, self.padding = (c_out, kernel, kernel, c_in), stride, (kernel - stride + 1) // 2
         fan_in = kernel * kernel * c_in
-        self.weight = nn.Parameter(torch.zeros(c_out, fan_in) if zero else torch.randn(c_out, fan_in) / math.sqrt(fan_in))
+        self.weight = nn.Parameter(
+            torch.zeros(c_out, fan_in) if zero else torch.randn(c_out, fan_in) / math.sqrt(fan_in)
+        )
         self.bias = nn.Parameter(torch.zeros(c_out))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
@@ -71,7 +73,7 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, conv, scale and shift by the embedding, conv; the second conv starts at zero (Nichol & Dhariwal 2021, sec. 2)."""
+    """Norm, conv, scale and shift by the embedding, conv that starts at zero (Dhariwal & Nichol 2021, sec. 3)."""
 
     def __init__(self, c_in: int, c_out: int, embedding: int) -> None:
         super().__init__()
@@ -123,7 +125,8 @@ class Level(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(ResidualBlock(c_in, c_out, config.embedding) for c_in, c_out in widths)
         self.attentions = nn.ModuleList(
-            Attention(c_out, config.embedding, config.head_channels) if attention else nn.Identity() for _, c_out in widths
+            Attention(c_out, config.embedding, config.head_channels) if attention else nn.Identity()
+            for _, c_out in widths
         )
 
 

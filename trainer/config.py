@@ -1,6 +1,6 @@
 """What a training run is made of, and its presets. A run saves its whole configuration in its checkpoint."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,10 +20,10 @@ class TrainConfig(BaseModel):
     schedule: ScheduleName = "cosine"
     timesteps: int = 1000  # T
     prediction: PredictionName = "v"
-    # Weight of the loss at a noise level: on eps or v as it is, min-SNR (Hang et al. 2023), or EDM's (Karras et al. 2022)
+    # The loss on eps or v as it is, weighed by min-SNR (Hang et al. 2023), or by EDM's weight (Karras et al. 2022)
     loss_weight: Literal["none", "min_snr", "edm"] = "edm"
     min_snr_gamma: float = 5.0
-    sigma_data: float = 0.2  # of the pictures, for EDM's weight: their standard deviation around the mean picture
+    sigma_data: float = 0.15  # of the pictures, for EDM's weight: their standard deviation around the mean picture
     # Which t are trained: all alike, or log-SNR normally distributed around where shape, colour and count are decided
     noise_levels: Literal["uniform", "normal"] = "normal"
     log_snr_mean: float = 1.5
@@ -45,7 +45,7 @@ class TrainConfig(BaseModel):
 
 
 REPORT: Final = TrainConfig(
-    # 32x32 padded pictures, every pixel a position, T = 1000, sigmoid betas, simple noise prediction, AdamW 3e-4, batch 48.
+    # 32x32 padded pictures, every pixel a position, sigmoid betas, simple noise prediction, AdamW 3e-4, batch 48
     network={
         "block": 1,
         "channels": (64, 128, 256),
@@ -70,5 +70,3 @@ REPORT: Final = TrainConfig(
 )
 PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": REPORT}
 REPORT_EPOCHS = 300
-
-Share = Annotated[float, Field(ge=0, le=1)]

@@ -66,9 +66,9 @@ def _decode(
 def load_dataset(
     folder: Path, *, size: int, fit: Fit = "squeeze", advance: Callable[[int], None] = lambda _: None
 ) -> Dataset:
-    """Reads objects.json, train.json and the pictures it names; decoded pictures are kept in `folder/.cache` as one array.
+    """Reads objects.json, train.json and the pictures it names; decoded pictures are kept in `folder/.cache`.
 
-    Raises LabelError for a bad label file and TrainerError for a missing or broken picture. `advance(n)` reports progress.
+    Raises LabelError for a bad label file, TrainerError for a missing or broken picture. `advance(n)` reports progress.
     """
     vocabulary = Vocabulary.from_objects_file(folder / "objects.json")
     train = read_train_file(folder / "train.json", vocabulary)

@@ -30,7 +30,7 @@ def loss_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
 
     With SNR = alpha_bar / (1 - alpha_bar), an error e of x0_hat is sqrt(SNR) e in eps and sqrt(SNR + 1) e in v.
     min_snr: min(SNR, gamma) on x_0 (Hang et al. 2023, eq. 8). edm: SNR + 1 / sigma_data^2 on x_0, which is EDM's
-    (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 at sigma^2 = 1 / SNR (Karras et al. 2022, table 1), scaled to mean 1.
+    (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 at sigma^2 = 1 / SNR (Karras et al. 2022, table 1), with mean 1.
     """
     snr = alpha_bar / (1 - alpha_bar)
     per_prediction = snr if config.prediction == "eps" else snr + 1
@@ -52,7 +52,7 @@ class DenoisingLoss:
         self.signal, self.noise = alpha_bar.sqrt().float().to(device), (1 - alpha_bar).sqrt().float().to(device)
 
     def draw(self, batch: int, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """t (B,), noise (B, C, H, W) and keep (B,). t is stratified over the batch: one draw in each of B equal shares."""
+        """t (B,), noise (B, C, H, W) and keep (B,). t is stratified: one draw in each of B equal shares."""
         u = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
         t = torch.searchsorted(self.levels, u.double()).clamp(max=len(self.levels) - 1)
         eps = torch.randn(batch, *shape, generator=generator)

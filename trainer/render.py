@@ -1,6 +1,6 @@
 """Renders stand-in i-CLEVR pictures: analytic ray tracing of the measured scene, compiled by numba.
 
-Knows geometry and light, nothing of files, labels' training use or networks: `trainer/dataset_files.py` writes the folder.
+Knows geometry and light, nothing of files and networks: `trainer/render_folder.py` writes the folder.
 The scene's numbers were read off CLEVR's published scene file (Johnson et al. 2017) and checked against Cycles renders;
 the few marked `fitted` were fitted to those renders by least squares.
 """
@@ -64,8 +64,8 @@ ROUGHNESS, F0 = 0.35, 0.0123  # Beckmann lobe of the rubber
 MIRRORED_GROUND, MIRRORED_WALL = 0.20, 0.14
 # Indirect irradiance of the ground over the picture, fitted: 1, Y, X, XY, Y^2 with X, Y from -1 to 1, Y = 1 at the top.
 GROUND_INDIRECT = np.array([0.0731, 0.0412, -0.0187, 0.0192, 0.0157])
-# Fitted: how strongly near objects dim and tint the ground's indirect light; on objects the indirect radiance from below,
-# from the wall and from everywhere, what of it is left at the foot, the share mirrored, how much near objects block.
+# Fitted: how strongly near objects dim and tint the ground's indirect light; on objects the indirect radiance from
+# below, from the wall and from everywhere, what of it is left at the foot, the share mirrored, how much near objects block.
 INDIRECT = np.array([0.393, 5.80, 0.1715, -0.0586, 0.006, 1.11, 0.5155, 0.265])
 
 LAMP_GRID = 4  # soft shadows: each sample looks at one of 4 x 4 points of a lamp
@@ -101,7 +101,7 @@ def camera_axes() -> tuple[Floats, Floats, Floats]:
 
 
 def ground_height(q: Floats) -> Floats:
-    """The ground's height, a monotone cubic through the measured points (Fritsch & Carlson 1980, harmonic mean slopes)."""
+    """The ground's height, a monotone cubic through the measured points (Fritsch & Carlson 1980)."""
     h = np.diff(GROUND_Q)
     secant = np.diff(GROUND_HEIGHT) / h
     slope = np.zeros_like(GROUND_Q)
@@ -126,7 +126,7 @@ def _bearing() -> Floats:
 
 
 def _ground_hits(directions: Floats) -> tuple[Floats, Floats]:
-    """Where rays from the camera meet the ground: points and unit normals, (N, 3) each. Bisection on the first crossing."""
+    """Where rays from the camera meet the ground: points and unit normals, (N, 3) each. By bisection."""
 
     def above(distance: Floats) -> Floats:
         point = CAMERA + distance[:, None] * directions
@@ -251,7 +251,7 @@ def _slab(p, d, t0, t1):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, fastmath=True)
 def _shadowed(objects, count, skip, ox, oy, oz, dx, dy, dz, distance):  # type: ignore[no-untyped-def]
-    for k in range(count):
+    for k in range(count):  # noqa: SIM110 - numba compiles no generator expressions
         if k != skip and _hit(objects[k], ox, oy, oz, dx, dy, dz, distance) > 0:
             return True
     return False
@@ -358,7 +358,7 @@ def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, lamps, poin
 
 @njit(cache=True, fastmath=True)
 def _shade_ground(objects, count, point, light, irradiance, corner, points, sun, albedo, indirect, out):  # type: ignore[no-untyped-def]
-    """Radiance of a ground point: each lamp unless an object stands in its way, and indirect light, dimmed near objects."""
+    """Radiance of a ground point: each lamp unless an object stands in its way, and indirect light."""
     ox, oy, oz = point[0], point[1], point[2] + 1e-3
     for i in range(4):
         if i < 3:
@@ -465,7 +465,7 @@ def render(
 
 def squeeze(pictures: NDArray[np.uint8], size: int = 64) -> NDArray[np.uint8]:
     """Box-filters (N, H, W, 3) to (N, size, size, 3) where the film is a multiple or fraction of it (area average)."""
-    n, height, width, _ = pictures.shape
+    height, width = pictures.shape[1:3]
     rows, cols = area_weights(height, size), area_weights(width, size)
     flat = np.einsum("yh,nhwc->nywc", rows, pictures.astype(np.float32))
     return np.clip(np.einsum("xw,nywc->nyxc", cols, flat) + 0.5, 0, 255).astype(np.uint8)
@@ -481,7 +481,7 @@ def area_weights(n: int, size: int) -> NDArray[np.float32]:
 
 
 def _fits(placed: list[SceneObject], x: float, y: float) -> bool:
-    """CLEVR's placement rules: inside the frame, apart from the others, and apart along both camera axes on the ground."""
+    """CLEVR's placement rules: inside the frame, apart from others, also along both camera axes on the ground."""
     forward, right, up = camera_axes()
     centre = np.array([x, y, RADIUS]) - CAMERA
     depth = centre @ forward

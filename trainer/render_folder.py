@@ -1,7 +1,8 @@
-"""Writes rendered pictures in the data set's own layout: iclevr/CLEVR_train_NNNNNN_K.png, objects.json and the label files."""
+"""Writes rendered pictures in the data set's own layout: iclevr/CLEVR_train_NNNNNN_K.png and the label files."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def scenes_of(train: dict[str, list[str]]) -> list[list[str]]:
         scenes.setdefault(match[1], []).append(labels)
     for number, lists in scenes.items():
         lists.sort(key=len)
-        for shorter, longer in zip(lists, lists[1:], strict=False):
+        for shorter, longer in itertools.pairwise(lists):
             if longer[: len(shorter)] != shorter:
                 raise TrainerError(f"scene {number}: {longer} does not extend {shorter}")
     return [lists[-1] for lists in scenes.values()]

@@ -73,7 +73,7 @@ def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim
     for name, parameter in network.named_parameters():
         inside = parameter.ndim == 2 and not name.startswith(("stem", "head", "conditioning", "time"))
         (matrices if inside else others).append(parameter)
-    # match_rms_adamw gives Muon's update AdamW's size, so that one learning rate serves both (Liu et al. 2025, sec. 2.2)
+    # match_rms_adamw gives Muon's update AdamW's size: one learning rate serves both (Liu et al. 2025, sec. 2.2)
     return [
         torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0),

@@ -1,0 +1,265 @@
+"""`python -m trainer render | fit-evaluator | train | score`: arguments, progress and errors; the work is elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from shared.checkpoint import CheckpointError
+from shared.vocabulary import LabelError
+from trainer.errors import TrainerError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console(stderr=True)
+
+Storage = Annotated[
+    Path, typer.Option(envvar="LABELGRID_STORAGE", help="Folder that checkpoints are published to and read from.")
+]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Minutes = Annotated[float | None, typer.Option(min=0.01, help="Stop after so many minutes of training.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
+Existing = typer.Option(exists=True, help="A data set folder: objects.json, train.json and the pictures it names.")
+
+
+def bar(*columns: str) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *map(TextColumn, columns),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def show(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(title=title, show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+@app.command()
+def render(
+    out: Annotated[Path, typer.Argument(help="Folder to write; made where it is missing.")],
+    train: Annotated[Path | None, typer.Option(exists=True, help="A train.json whose label sets are rendered.")] = None,
+    scenes: Annotated[
+        int | None, typer.Option(min=1, help="Random scenes to render where no train.json is given (6003).")
+    ] = None,
+    objects: Annotated[int, typer.Option(min=1, max=5, help="Objects in a random scene's last picture.")] = 3,
+    size: Annotated[
+        int | None, typer.Option(min=8, max=512, help="Write squares of this side instead of 320x240; faster.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Render stand-in pictures in the data set's own layout. The same seed gives the same bytes."""
+    from shared.vocabulary import ICLEVR, read_train_file
+    from trainer import render_folder as folder
+
+    if train and scenes:
+        raise TrainerError("--scenes and --train exclude one another: a train.json says itself which scenes there are")
+    if (out / "train.json").exists():
+        raise TrainerError(f"{out} already holds a data set; choose another folder or remove it")
+    lists = (
+        folder.scenes_of(read_train_file(train, ICLEVR))
+        if train
+        else folder.random_scenes(scenes or 6003, objects, seed)
+    )
+    with bar() as progress:
+        count = folder.write_folder(out, lists, seed=seed, size=size, progress=progress)
+    show("rendered", [("pictures", str(count)), ("scenes", str(len(lists))), ("folder", str(out))])
+
+
+def _load(folder: Path, progress: Progress, **how: Any) -> Any:
+    from trainer.data import load_dataset
+
+    task = progress.add_task(f"reading {folder}", total=None)
+    dataset = load_dataset(folder, advance=lambda n: progress.advance(task, n), **how)
+    progress.update(task, total=len(dataset), completed=len(dataset))
+    return dataset
+
+
+@app.command()
+def fit_evaluator(
+    data: Annotated[list[Path], Existing],
+    held_out: Annotated[
+        Path, typer.Option(exists=True, help="A folder that is not trained on: the score is read there.")
+    ],
+    storage: Storage = Path("models"),
+    name: Annotated[str, typer.Option(help="The checkpoint's name.")] = "evaluator",
+    run: Annotated[Path, typer.Option(help="Folder for the log.")] = Path("runs/evaluator"),
+    minutes: Minutes = None,
+    steps: Steps = None,
+    course_file: Annotated[Path | None, typer.Option(help="Also write the course's checkpoint.pth here.")] = None,
+    seed: Seed = 0,
+    device: DeviceName = "auto",
+) -> None:
+    """Fit the evaluator (ResNet-18) and publish it. Give --data once for each folder."""
+    from shared.device import pick_device
+    from shared.evaluator import IMAGE_SIZE, write_course_checkpoint
+    from trainer import fit_evaluator as fit
+
+    if not minutes and not steps:
+        raise TrainerError("say how long: --minutes or --steps")
+    with bar("{task.fields[loss]}") as progress:
+        datasets = [_load(folder, progress, size=IMAGE_SIZE) for folder in data]
+        unseen = _load(held_out, progress, size=IMAGE_SIZE)
+        task = progress.add_task("fitting (per mille)", total=1000, loss="")
+
+        def on_step(step: int, share: float, loss: float) -> None:
+            progress.update(task, completed=int(1000 * share), loss=f"step {step} loss {loss:.4f}")
+
+        where = pick_device(device)
+        evaluator, score = fit.fit_evaluator(
+            datasets, unseen, run / "log.jsonl", minutes=minutes, steps=steps, seed=seed, device=where, on_step=on_step
+        )
+    training = {"pictures": sum(map(len, datasets)), "minutes": minutes, "steps": steps, "seed": seed}
+    path = fit.publish_evaluator(evaluator, score, storage, name, training)
+    if course_file:
+        write_course_checkpoint(evaluator, course_file)
+    show(
+        "evaluator on held-out pictures",
+        [("accuracy", f"{score.accuracy:.4f}"), ("exact match", f"{score.exact_match:.4f}"), ("checkpoint", str(path))],
+    )
+
+
+@app.command()
+def train(
+    data: Annotated[Path, Existing],
+    storage: Storage = Path("models"),
+    name: Annotated[str, typer.Option(help="The checkpoint's name.")] = "denoiser",
+    run: Annotated[Path, typer.Option(help="Folder for state, log, TensorBoard events and sample grids.")] = Path(
+        "runs/denoiser"
+    ),
+    preset: Annotated[
+        str, typer.Option(help="default, or report: the report's hyperparameters in every detail.")
+    ] = "default",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one field of the preset: --set batch=64. Repeatable.")
+    ] = None,
+    minutes: Minutes = None,
+    steps: Steps = None,
+    evaluator: Annotated[
+        str | None, typer.Option(help="Name of the evaluator whose score is logged (not trained on).")
+    ] = None,
+    tests: Annotated[
+        list[Path] | None, typer.Option(exists=True, help="Test files scored meanwhile; the data set's own by default.")
+    ] = None,
+    evaluate_minutes: Annotated[float, typer.Option(min=0.1, help="Minutes between sample grids and scores.")] = 10.0,
+    device: DeviceName = "auto",
+) -> None:
+    """Train the denoiser and publish its averaged weights. To resume, run the same command again."""
+    from trainer import train_command
+
+    budget = train_command.make_budget(preset, minutes, steps)
+    config = train_command.make_config(preset, set_ or [])
+    with bar("{task.fields[status]}") as progress:
+        dataset = _load(data, progress, size=config.image_size, fit=config.fit)
+        path, run_state = train_command.run_training(
+            dataset,
+            data,
+            config,
+            run,
+            budget,
+            storage=storage,
+            name=name,
+            evaluator=evaluator,
+            tests=tests,
+            device=device,
+            evaluate_every_s=60 * evaluate_minutes,
+            progress=progress,
+        )
+    show(
+        "trained",
+        [("steps", str(run_state.step)), ("minutes", f"{run_state.elapsed_s / 60:.1f}"), ("checkpoint", str(path))],
+    )
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="A test file: a JSON list of label lists.")],
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different seeds.")] = 1,
+    storage: Storage = Path("models"),
+    model: Annotated[str | None, typer.Option(help="Denoiser's name; the promoted one by default.")] = None,
+    evaluator: Annotated[
+        str | None, typer.Option(help="Evaluator's name, or the course's checkpoint.pth; the promoted one by default.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="Sampling preset: default, or report (999 ancestral steps, w = 3).")
+    ] = "default",
+    sampler: Annotated[
+        str | None, typer.Option(help="ddpm, ddpm_small, ddim, euler, dpmpp_1, dpmpp_2m or sde_dpmpp_2m.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
+    spacing: Annotated[str | None, typer.Option(help="uniform, logsnr or trailing.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="w of classifier-free guidance; 1 is none.")] = None,
+    interval: Annotated[
+        tuple[float, float] | None, typer.Option(help="Noise levels (fractions of T) with guidance on.")
+    ] = None,
+    seed: Seed = 0,
+    grid: Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")] = None,
+    columns: Annotated[int, typer.Option(min=1, max=64, help="Pictures in a row of the grid.")] = 8,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Generate and score a test file: each run's score, maximum, mean and standard deviation."""
+    from trainer import score_command
+
+    changes = {
+        "sampler": sampler,
+        "steps": steps,
+        "spacing": spacing,
+        "guidance": guidance,
+        "guidance_interval": interval,
+    }
+    options = score_command.make_options(preset, {key: value for key, value in changes.items() if value is not None})
+    with bar() as progress:
+        runs, figures = score_command.run_score(
+            file, repeats, options, storage, model, evaluator, seed, device, progress
+        )
+    score_command.print_runs(file, runs, figures, console=Console())
+    if grid:
+        score_command.write_grid(runs, grid, columns)
+    if json_out:
+        json_out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+@app.command()
+def promote(
+    name: Annotated[str, typer.Argument(help="A checkpoint in storage.")], storage: Storage = Path("models")
+) -> None:
+    """Make a checkpoint the default of its kind."""
+    from shared.checkpoint import promote as promote_in
+
+    promote_in(storage, name)
+    show("promoted", [("checkpoint", name), ("storage", str(storage))])
+
+
+def main() -> int:
+    """Runs a command; what went wrong is one line on stderr and exit code 1 (2 for wrong usage)."""
+    try:
+        app(standalone_mode=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        console.print(
+            f"error: {'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
+    except (TrainerError, LabelError, CheckpointError, OSError, FloatingPointError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""The `train` command's parts: preset and changes, budget, the grid and score taken meanwhile, publishing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from PIL import Image
+from rich.progress import Progress
+from torch import nn
+
+from shared.checkpoint import resolve
+from shared.denoise import Network, Stepper, sample
+from shared.device import autocast_dtype, pick_device
+from shared.evaluator import Evaluator, load_evaluator
+from shared.options import SAMPLING_PRESETS, picture_seed
+from shared.pictures import grid
+from shared.schedules import alpha_bar
+from shared.vocabulary import read_test_file
+from trainer.config import PRESETS, REPORT_EPOCHS, TrainConfig
+from trainer.data import Dataset
+from trainer.errors import TrainerError
+from trainer.score import check_vocabularies, score_run, targets_of
+from trainer.train import Budget, Run, publish_network, train
+
+GRID_PICTURES: Final = 32
+SAMPLING: Final = SAMPLING_PRESETS["default"]  # few steps, since grids and scores are taken while a run waits
+
+
+def make_config(preset: str, changes: list[str]) -> TrainConfig:
+    """The preset with `field=value` changes; a value is JSON or, failing that, text. `network.x=...` reaches inside."""
+    if preset not in PRESETS:
+        raise TrainerError(f'no preset "{preset}"; there are {", ".join(PRESETS)}')
+    values: dict[str, Any] = PRESETS[preset].model_dump()
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise TrainerError(f'--set "{change}" is not of the form field=value')
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        if key.startswith("network."):
+            values["network"][key.removeprefix("network.")] = value
+        else:
+            values[key] = value
+    return TrainConfig.model_validate(values)
+
+
+def make_budget(preset: str, minutes: float | None, steps: int | None) -> Budget:
+    if not minutes and not steps and preset != "report":
+        raise TrainerError("say how long: --minutes or --steps")
+    return Budget(minutes, steps)
+
+
+class Watcher:
+    """Looks at the averaged network while it trains: a grid of the first test file, and each file's score."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        folder: Path,
+        tests: dict[str, list[list[str]]],
+        evaluator: Evaluator | None,
+        device: torch.device,
+    ) -> None:
+        self.config, self.vocabulary, self.folder, self.evaluator = config, dataset.vocabulary, folder, evaluator
+        self.tests, self.device = tests, device
+        self.alpha_bar = alpha_bar(config.schedule, config.timesteps)
+
+    def __call__(self, network: nn.Module, run: Run) -> dict[str, float]:
+        was_training = network.training
+        network.eval()
+        stepper = Stepper(
+            cast(Network, network),
+            self.alpha_bar,
+            self.config.prediction,
+            device=self.device,
+            dtype=autocast_dtype(self.device),
+        )
+        figures: dict[str, float] = {}
+        for i, (name, lists) in enumerate(self.tests.items()):
+            if self.evaluator:
+                scored = score_run(stepper, self.evaluator, lists, SAMPLING, seed=0)
+                images, found = scored.images, scored.score
+                figures |= {
+                    f"{name}/accuracy": found.accuracy,
+                    f"{name}/exact_match": found.exact_match,
+                    f"{name}/f1": found.f1,
+                }
+            elif i == 0:
+                lists = lists[:GRID_PICTURES]
+                images = sample(
+                    stepper,
+                    targets_of(lists, self.vocabulary),
+                    SAMPLING,
+                    [picture_seed(0, i) for i in range(len(lists))],
+                )
+            if i == 0:
+                Image.fromarray(grid(images[:GRID_PICTURES])).save(self.folder / f"samples-{run.step:07d}.png")
+        network.train(was_training)
+        return figures
+
+
+def _tests(data: Path, files: list[Path] | None, dataset: Dataset) -> dict[str, list[list[str]]]:
+    """Name -> label lists of the given test files, or of those that lie in the data set's folder."""
+    if files is None:
+        files = [path for path in (data / "test.json", data / "new_test.json") if path.exists()]
+    return {path.stem: read_test_file(path, dataset.vocabulary) for path in files}
+
+
+def run_training(
+    dataset: Dataset,
+    data: Path,
+    config: TrainConfig,
+    folder: Path,
+    budget: Budget,
+    *,
+    storage: Path,
+    name: str,
+    evaluator: str | None,
+    tests: list[Path] | None,
+    device: str,
+    evaluate_every_s: float,
+    progress: Progress,
+) -> tuple[Path, Run]:
+    """Trains and publishes; the checkpoint carries the recipe, the budget spent and the last figures."""
+    where = pick_device(device)
+    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), where) if evaluator else None
+    if judge:
+        check_vocabularies(dataset.vocabulary, judge.vocabulary)
+    if budget.minutes is None and budget.steps is None:
+        budget = Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
+    folder.mkdir(parents=True, exist_ok=True)
+    task = progress.add_task("training (per mille)", total=1000, status="")
+
+    def on_step(run: Run) -> None:
+        rate = run.step * config.batch / max(run.elapsed_s, 1e-9)
+        status = f"step {run.step}  loss {run.loss:.4f}  {rate:.0f} pictures/s"
+        progress.update(task, completed=min(1000, int(1000 * run.progress)), status=status)
+
+    watcher = Watcher(config, dataset, folder, _tests(data, tests, dataset), judge, where)
+    averages, run = train(
+        dataset,
+        config,
+        folder,
+        budget,
+        device=where,
+        on_step=on_step,
+        evaluate=watcher,
+        evaluate_every_s=evaluate_every_s,
+    )
+    training = {"data": data.name, "pictures": len(dataset), "steps": run.step, "minutes": round(run.elapsed_s / 60, 1)}
+    training |= {"pictures_seen": run.step * config.batch, "last": run.history[-1] if run.history else {}}
+    network = averages.network(config.publish)
+    if int(os.environ.get("RANK", "0")):
+        return storage / f"{name}.safetensors", run
+    return publish_network(network, config, dataset, storage, name, training), run
