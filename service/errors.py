@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shared.vocabulary import LabelError
 
 PROBLEM_JSON = "application/problem+json"
+PHRASES = {413: "Content Too Large"}  # RFC 9110; Python 3.11 has the older name
 
 
 class Problem(BaseModel):
@@ -155,7 +156,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    phrase = HTTPStatus(error.status_code).phrase
+    phrase = PHRASES.get(error.status_code) or HTTPStatus(error.status_code).phrase
     detail = error.detail
     if detail == phrase:  # Starlette's own 404 and 405 say no more than their number does
         detail = f"{request.method} {request.url.path}: {phrase.lower()}"

@@ -3,7 +3,6 @@
 The one place where engine and Redis meet. Knows neither HTTP nor RQ, so that a test can drive it.
 """
 
-import io
 import logging
 import threading
 import time
@@ -12,18 +11,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
 from redis import Redis
-from torch import Tensor
 
 from service.engine import Engine, Judge, Made, Outcome
 from service.jobs import Done, JobRecord, JobResult, JobStore, Scores, Verdict
 from service.settings import Settings
 from service.stream import GROUP, Claim, PictureStream
 from shared.checkpoint import CheckpointError, read_info, resolve
+from shared.device import pick_device
 from shared.evaluator import load_evaluator, score_set
 from shared.model import load_denoiser
-from shared.pictures import grid, png_bytes
+from shared.pictures import grid, png_bytes, read_png, to_images
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +38,6 @@ class Lane:
     stream: PictureStream
     claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
     used_at: float = 0.0
-
-
-def pick_device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Runner:
@@ -179,7 +171,7 @@ class Runner:
         result = score(verdicts, record, self.judge)
         n = len(record.labels)
         pngs = self.store.pngs(job_id, range(result.best * n, (result.best + 1) * n))
-        images = torch.stack([image_from_png(png) for png in pngs])  # (n, 3, H, W)
+        images = to_images(np.stack([read_png(png) for png in pngs]))  # (n, 3, H, W)
         self.store.finish(job_id, result, png_bytes(grid(images, columns=min(record.columns, n))))
 
     def _drop_ended(self) -> None:
@@ -220,10 +212,3 @@ def score(verdicts: list[Verdict], record: JobRecord, judge: Judge) -> JobResult
         repeats.append(Scores(accuracy=scores.accuracy, exact_match=scores.exact_match, f1=scores.f1))
     best = max(range(record.repeats), key=lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r))
     return JobResult(repeats=repeats, best=best)
-
-
-def image_from_png(png: bytes) -> Tensor:
-    """A stored picture as the grid takes it: (3, H, W) float32 in [-1, 1]."""
-    with Image.open(io.BytesIO(png)) as image:
-        pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1)

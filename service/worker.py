@@ -139,7 +139,7 @@ class Heartbeat(threading.Thread):
         runner = self.worker.runner
         models = [{"name": lane.name, "digest": lane.digest} for lane in list(runner.lanes.values())]
         host = {"host": socket.gethostname(), "pid": os.getpid()}
-        return {**host, "device": runner.device, "born_at": self.born_at, "models": models}
+        return {**host, "device": str(runner.device), "born_at": self.born_at, "models": models}
 
     def end(self) -> None:
         self.ended.set()
@@ -153,7 +153,7 @@ def build(settings: Settings, connection: Redis) -> PictureWorker:
     global _runner
     _runner = Runner(connection, settings, name=new_id())
     lane = _runner.lane()
-    log.info("loaded %s", json.dumps({"model": lane.name, "digest": lane.digest, "device": _runner.device}))
+    log.info("loaded %s", json.dumps({"model": lane.name, "digest": lane.digest, "device": str(_runner.device)}))
     return PictureWorker(_runner, connection, settings)
 
 

@@ -1,8 +1,8 @@
 """How labels enter the network: classes behind one interface, chosen by name. The name is saved in the checkpoint.
 
 Each takes multi-hot labels (B, K), zeroed where dropped, and keep (B,) bool. It gives an embedding (B, E), which is
-added to the time's and enters every block, and tokens (B, K, E) that attention sees. `input_channels` label channels join
-the picture.
+added to the time's and enters every block, and tokens (B, K, E) that attention sees. `input_channels` label
+channels join the picture.
 """
 
 import torch

@@ -1,12 +1,18 @@
 """A real Redis, emptied around each case, and a checkpoint small enough that a worker makes a picture in milliseconds."""
 
+import contextlib
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+import uvicorn
 from redis import Redis
 
+from service.app import create_app
 from service.jobs import connect
 from service.redis_server import RedisServer
 from service.settings import Settings
@@ -45,3 +51,32 @@ def settings(redis_server: RedisServer, storage: Path) -> Settings:
     return Settings(
         storage=storage, redis_url=redis_server.url, device="cpu", lease_s=1.5, heartbeat_s=0.3, batch_pictures=8
     )
+
+
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[httpx.Client]:
+    """The API as a real server on a free port, in a thread, and a client of it."""
+    config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="error", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        yield client
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="session")
+def session_client(settings: Settings) -> Iterator[httpx.Client]:
+    with serving(settings) as client:
+        yield client
+
+
+@pytest.fixture
+def client(session_client: httpx.Client, connection: Redis) -> httpx.Client:
+    """A client of an API without any worker, on an empty Redis."""
+    return session_client

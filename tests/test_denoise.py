@@ -98,6 +98,8 @@ def test_chunks_are_filled_up_to_the_sizes_of_pad_to_and_the_filling_is_not_coun
         (SamplingOptions(steps=10, guidance=3.0, spacing="trailing", guidance_interval=(0.3, 0.6)), 13),
         (SamplingOptions(steps=10, guidance=0.0, spacing="trailing", guidance_interval=(0.3, 0.6)), 10),
         (SamplingOptions(steps=10, guidance=3.0, spacing="trailing", guidance_interval=(0.0, 0.0)), 10),
+        # both ends belong to the interval
+        (SamplingOptions(steps=10, guidance=3.0, spacing="trailing", guidance_interval=(0.599, 0.599)), 11),
     ],
 )
 def test_network_rows_are_only_those_that_guidance_needs(options: SamplingOptions, expected: int) -> None:
@@ -230,3 +232,13 @@ def test_the_reports_cosine_blows_up_and_ours_does_not() -> None:
     options = SamplingOptions(sampler="ddpm", steps=999, spacing="uniform", guidance=1.0)
     ours = sample(Stepper(network, COSINE, "eps"), nothing, options, [1])
     assert float(ours.std()) < 0.05
+
+
+def test_x0_hat_of_a_noisy_eps_is_held_to_the_range_of_a_picture_at_five_timesteps() -> None:
+    options = SamplingOptions(sampler="ddpm", steps=999, spacing="uniform", guidance=1.0)
+    loop = Stepper(Saturating(), COSINE, "eps")
+    row = loop.new_row([0.0] * K, options, 1)
+    for t in range(999, 989, -1):
+        loop.step([row])
+        assert row.x0_hat is not None
+        assert (float(row.x0_hat.abs().max()) <= 1) == (t >= 995)

@@ -55,7 +55,9 @@ def engine(net: ToyNetwork | None = None, *, max_pictures: int = 8) -> Engine:
     return Engine(stepper, Vocabulary(NAMES), ToyJudge(), max_pictures=max_pictures)
 
 
-def picture(index: int, *, job: str = "a", labels: Sequence[str] = NAMES[:1], options: SamplingOptions = PLAIN) -> Picture:
+def picture(
+    index: int, *, job: str = "a", labels: Sequence[str] = NAMES[:1], options: SamplingOptions = PLAIN
+) -> Picture:
     return Picture(job=job, index=index, labels=tuple(labels), seed=1000 + index, options=options)
 
 

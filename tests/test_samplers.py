@@ -299,10 +299,10 @@ BOTH_SCHEDULES = pytest.mark.parametrize("ab", [LINEAR, COSINE], ids=["linear", 
 @EVERY_SAMPLER
 @BOTH_SCHEDULES
 def test_every_sampler_recovers_a_gaussian_exactly(sampler: SamplerName, steps: int, eta: float, ab: Tensor) -> None:
-    """What is left is the error of discretisation, 1.6 % of the variance at most."""
+    """What is left is the error of discretisation, at most 1.9 % of the variance (ddpm_small)."""
     mean, variance = moments(make_table(SamplingOptions(sampler=sampler, steps=steps, eta=eta), ab), ab)
     assert mean == pytest.approx(MU, abs=2e-3)
-    assert variance == pytest.approx(S**2, rel=0.02)
+    assert variance == pytest.approx(S**2, rel=0.025)
 
 
 @EVERY_SAMPLER

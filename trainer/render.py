@@ -64,8 +64,8 @@ ROUGHNESS, F0 = 0.35, 0.0123  # Beckmann lobe of the rubber
 MIRRORED_GROUND, MIRRORED_WALL = 0.20, 0.14
 # Indirect irradiance of the ground over the picture, fitted: 1, Y, X, XY, Y^2 with X, Y from -1 to 1, Y = 1 at the top.
 GROUND_INDIRECT = np.array([0.0731, 0.0412, -0.0187, 0.0192, 0.0157])
-# Fitted: how strongly near objects dim and tint the ground's indirect light; on objects the indirect radiance from
-# below, from the wall and from everywhere, what of it is left at the foot, the share mirrored, how much near objects block.
+# Fitted: how strongly near objects dim and tint the ground's indirect light; on objects the radiance from
+# below, from the wall and from everywhere, what is left at the foot, the share mirrored, how much near objects block.
 INDIRECT = np.array([0.393, 5.80, 0.1715, -0.0586, 0.006, 1.11, 0.5155, 0.265])
 
 LAMP_GRID = 4  # soft shadows: each sample looks at one of 4 x 4 points of a lamp
