@@ -1,4 +1,4 @@
-"""A real Redis, emptied around each case, and a checkpoint small enough that a worker makes a picture in milliseconds."""
+"""A real Redis, emptied around each case, toy checkpoints, and the API as a real server."""
 
 import contextlib
 import tempfile

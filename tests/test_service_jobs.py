@@ -180,9 +180,7 @@ def test_a_lease_that_is_renewed_is_kept_and_one_that_is_not_goes_to_another(
     assert connection.xpending_range(a.key, GROUP, "-", "+", 5)[0]["times_delivered"] == 1
 
 
-def test_what_is_given_back_is_taken_at_once_and_counts_as_new(
-    store: JobStore, a: PictureStream, b: PictureStream
-) -> None:
+def test_what_is_given_back_is_taken_at_once_and_is_as_new(store: JobStore, a: PictureStream, b: PictureStream) -> None:
     store.create(record(1))
     for mine, other in ((a, b), (b, a)) * 3:
         claims = mine.claim_new(1) or mine.claim_stale(1, may_be_alone=True)[0]

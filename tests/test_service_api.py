@@ -1,0 +1,424 @@
+"""The endpoints: every bad input is a problem that leaves nothing behind, and every good one the answer asked for."""
+
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from redis import Redis
+
+from service.jobs import JobStore, job_key
+from service.runner import Runner
+from service.settings import Settings
+from shared.options import LIMITS, picture_seed
+from shared.vocabulary import ICLEVR
+from tests.conftest import serving
+
+LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
+JSON = {"content-type": "application/json"}
+Body = dict[str, Any]
+
+
+@pytest.fixture
+def alive(connection: Redis, settings: Settings) -> JobStore:
+    """A worker that says it lives, and does nothing: jobs stay as they are created."""
+    store = JobStore(connection, settings.model_copy(update={"lease_s": 60}))
+    store.say_alive("w", {})
+    return store
+
+
+@pytest.fixture
+def working(connection: Redis, settings: Settings, alive: JobStore) -> Iterator[Runner]:
+    """A runner in a thread of this process that takes jobs as they come."""
+    runner = Runner(connection, settings, "w")
+    runner.lane()
+
+    def work() -> None:
+        while not runner.stopping.is_set():
+            for job_id in connection.smembers("labelgrid:open"):
+                runner.run(job_id.decode())
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield runner
+    runner.stopping.set()
+    thread.join()
+
+
+def problem(response: httpx.Response, status: int, slug: str) -> Body:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: Body = response.json()
+    assert body["type"] == f"urn:labelgrid:problem:{slug}"
+    assert body["status"] == status
+    assert body["title"]
+    assert body["detail"]
+    return body
+
+
+def nothing_is_queued(connection: Redis) -> bool:
+    return connection.keys("*") in ([], [b"labelgrid:worker:w"])
+
+
+BAD_LISTS = [
+    ([["red cube"], ["red kube"]], 'unknown label "red kube"; did you mean "red cube"?', 1),
+    ([["cube red"]], 'did you mean "red cube"?', 0),
+    ([["red cube"], []], "empty list", 1),
+    ([["red cube", "gray cube", "red cube"]], 'label "red cube" twice', 0),
+    ([list(ICLEVR.names[: LIMITS.max_labels + 1])], f"at most {LIMITS.max_labels} are allowed", 0),
+    ([["red cube"]] * (LIMITS.max_pictures_per_request + 1), f"at most {LIMITS.max_pictures_per_request}", None),
+    ([], "at least one", None),
+]
+
+
+@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score", "conditions")])
+@pytest.mark.parametrize(("lists", "words", "entry"), BAD_LISTS)
+def test_label_lists_that_cannot_be_drawn(
+    client: httpx.Client, alive: JobStore, path: str, field: str, lists: Any, words: str, entry: int | None
+) -> None:
+    body = problem(client.post(path, json={field: lists}), 422, "invalid-request")
+    assert words in body["detail"]
+    assert body["entry"] == entry
+    assert body["errors"][0]["loc"] == ["body", field, *([] if entry is None else [entry])]
+    assert nothing_is_queued(alive.connection)
+
+
+BAD_FIELDS: list[tuple[Body, str]] = [
+    ({"steps": 0}, "steps"),
+    ({"steps": LIMITS.max_steps + 1}, "steps"),
+    ({"steps": 2.0}, "steps"),
+    ({"steps": "20"}, "steps"),
+    ({"steps": True}, "steps"),
+    ({"guidance": -0.5}, "guidance"),
+    ({"guidance": 1e9}, "guidance"),
+    ({"guidance": "2"}, "guidance"),
+    ({"guidance_interval": [0.5, 0.1]}, "guidance_interval"),
+    ({"guidance_interval": [0.1]}, "guidance_interval"),
+    ({"guidance_interval": [0.1, 1.5]}, "guidance_interval"),
+    ({"sampler": "dpmpp"}, "sampler"),
+    ({"sampler": "euler", "eta": 0.5}, "eta"),
+    ({"spacing": "karras"}, "spacing"),
+    ({"eta": 2, "sampler": "ddim"}, "eta"),
+    ({"clip_x0": 1}, "clip_x0"),
+    ({"seed": -1}, "seed"),
+    ({"seed": False}, "seed"),
+    ({"seed": 2**53}, "seed"),
+    ({"columns": 0}, "columns"),
+    ({"columns": LIMITS.max_columns + 1}, "columns"),
+    ({"model": "nobody"}, "model"),
+    ({"model": "../secret"}, "model"),
+    ({"model": "toy-evaluator"}, "model"),
+    ({"model": 7}, "model"),
+    ({"step": 20}, "step"),
+]
+
+
+@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score", "conditions")])
+@pytest.mark.parametrize(("fields", "named"), BAD_FIELDS)
+def test_options_that_are_not_allowed(
+    client: httpx.Client, alive: JobStore, path: str, field: str, fields: Body, named: str
+) -> None:
+    body = problem(client.post(path, json={field: LISTS, **fields}), 422, "invalid-request")
+    assert named in body["detail"]
+    assert nothing_is_queued(alive.connection)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/score"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b'{"labels": NaN', b"null", b"[]", b'"x"', b"7"]
+)
+def test_bodies_of_the_wrong_shape(client: httpx.Client, alive: JobStore, path: str, content: bytes) -> None:
+    response = client.post(path, content=content, headers=JSON)
+    assert response.status_code in (400, 422), response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert nothing_is_queued(alive.connection)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"labels": None},
+        {"labels": "red cube"},
+        {"labels": ["red cube"]},
+        {"labels": {"0": ["red cube"]}},
+        {"labels": [[7]]},
+        {"labels": [[None]]},
+        {"labels": [[["red cube"]]]},
+        {"conditions": LISTS},
+    ],
+)
+def test_labels_of_the_wrong_shape(client: httpx.Client, alive: JobStore, body: Body) -> None:
+    assert "labels" in problem(client.post("/generate", json=body), 422, "invalid-request")["detail"]
+    assert nothing_is_queued(alive.connection)
+
+
+def test_numbers_that_json_does_not_have(client: httpx.Client, alive: JobStore) -> None:
+    for text in ("NaN", "Infinity", "-Infinity", "1e999"):
+        content = json.dumps({"labels": LISTS})[:-1] + f', "guidance": {text}}}'
+        problem(client.post("/generate", content=content, headers=JSON), 422, "invalid-request")
+    assert nothing_is_queued(alive.connection)
+
+
+def test_a_json_body_that_does_not_say_so(client: httpx.Client, alive: JobStore) -> None:
+    problem(client.post("/generate", content=json.dumps({"labels": LISTS})), 422, "invalid-request")
+    problem(client.post("/score", content=json.dumps({"conditions": LISTS})), 415, "unsupported-media-type")
+
+
+def test_a_body_that_is_too_large(client: httpx.Client, alive: JobStore, settings: Settings) -> None:
+    large = json.dumps({"labels": LISTS, "model": "x" * settings.body_limit_bytes}).encode()
+    problem(client.post("/generate", content=large, headers=JSON), 413, "content-too-large")
+    chunks = (large[i : i + 65536] for i in range(0, len(large), 65536))  # without a Content-Length
+    problem(client.post("/generate", content=chunks, headers=JSON), 413, "content-too-large")
+    problem(client.post("/score", files={"file": large}), 413, "content-too-large")
+    assert nothing_is_queued(alive.connection)
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "words"),
+    [
+        (b"[[", {}, "not JSON"),
+        (b'{"a": 1}', {}, "wanted a list"),
+        (b'[["red kube"]]', {}, 'did you mean "red cube"?'),
+        (b"[]", {}, "at least one"),
+        (b'[["red cube"]]', {"repeats": "0"}, "repeats"),
+        (b'[["red cube"]]', {"repeats": str(LIMITS.max_repeats + 1)}, "repeats"),
+        (b'[["red cube"]]', {"repeats": "ten"}, "repeats"),
+        (b'[["red cube"]]', {"repeats": "2.5"}, "repeats"),
+        (b'[["red cube"]]', {"model": "nobody"}, "model"),
+        (b'[["red cube"]]', {"unheard": "of"}, "unheard"),
+        (b'[["red cube"]]', {"seed": str(2**53 - 1), "repeats": "2"}, "seed"),
+        (None, {"repeats": "2"}, "file"),
+    ],
+)
+def test_forms_that_cannot_be_scored(
+    client: httpx.Client, alive: JobStore, file: bytes | None, fields: dict[str, str], words: str
+) -> None:
+    files = {"file": ("test.json", file)} if file is not None else {"other": ("x", b"x")}
+    assert words in problem(client.post("/score", data=fields, files=files), 422, "invalid-request")["detail"]
+    assert nothing_is_queued(alive.connection)
+
+
+def test_a_form_that_is_no_form(client: httpx.Client, alive: JobStore) -> None:
+    broken = {"content-type": "multipart/form-data; boundary=x"}
+    problem(client.post("/score", content=b"--y\r\n", headers=broken), 400, "bad-request")
+    problem(client.post("/score", content=b"x", headers={"content-type": "multipart/form-data"}), 400, "bad-request")
+    assert nothing_is_queued(alive.connection)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "slug"),
+    [
+        ("GET", "/jobs/nobody", 404, "unknown-job"),
+        ("GET", "/jobs/nobody/grid.png", 404, "unknown-job"),
+        ("GET", "/jobs/nobody/images/0.png", 404, "unknown-job"),
+        ("GET", "/jobs/nobody/images/-1.png", 422, "invalid-request"),
+        ("GET", "/jobs/nobody/images/one.png", 422, "invalid-request"),
+        ("GET", "/nowhere", 404, "not-found"),
+        ("PUT", "/generate", 405, "method-not-allowed"),
+        ("GET", "/labels?model=nobody", 422, "invalid-request"),
+    ],
+)
+def test_addresses_where_nothing_is(client: httpx.Client, method: str, path: str, status: int, slug: str) -> None:
+    problem(client.request(method, path), status, slug)
+
+
+def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: Redis) -> None:
+    problem(client.get("/readyz"), 503, "no-worker")
+    assert client.get("/healthz").json() == {"status": "ok"}
+    response = client.post("/generate", json={"labels": LISTS})
+    problem(response, 503, "no-worker")
+    assert int(response.headers["retry-after"]) > 0
+    problem(client.post("/score", json={"conditions": LISTS}), 503, "no-worker")
+    assert nothing_is_queued(connection)
+
+
+def test_with_a_worker_it_is_ready(client: httpx.Client, alive: JobStore) -> None:
+    assert client.get("/readyz").json() == {"status": "ready", "model": "toy", "workers": 1}
+
+
+def test_without_a_model_or_redis_it_says_so(settings: Settings, tmp_path: Path) -> None:
+    with serving(settings.model_copy(update={"storage": tmp_path})) as client:
+        problem(client.get("/readyz"), 503, "no-model")
+        problem(client.post("/generate", json={"labels": LISTS}), 503, "no-model")
+        assert client.get("/models").json() == {"models": [], "problems": {}}
+    with serving(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})) as client:
+        problem(client.get("/readyz"), 503, "unavailable")
+        problem(client.post("/generate", json={"labels": LISTS}), 503, "unavailable")
+
+
+def test_labels_and_models(client: httpx.Client) -> None:
+    assert client.get("/labels").json() == {"model": "toy", "labels": list(ICLEVR.names)}
+    assert client.get("/labels?model=other").json()["model"] == "other"
+    body = client.get("/models").json()
+    assert [(model["name"], model["promoted"], model["labels"]) for model in body["models"]] == [
+        ("other", False, 24),
+        ("toy", True, 24),
+    ]
+    assert body["problems"] == {}
+
+
+def test_prefer_respond_async(client: httpx.Client, alive: JobStore) -> None:
+    response = client.post("/generate", json={"labels": LISTS, "seed": 7}, headers={"prefer": "respond-async"})
+    assert response.status_code == 202
+    assert response.headers["preference-applied"] == "respond-async"
+    job = response.json()
+    assert response.headers["location"] == f"/jobs/{job['id']}"
+    assert (job["status"], job["progress"], job["result"]) == ("queued", {"done": 0, "total": 2}, None)
+    assert client.get(response.headers["location"]).json() == job
+    assert problem(client.get(f"/jobs/{job['id']}/grid.png"), 409, "not-ready")["job_status"] == "queued"
+    problem(client.get(f"/jobs/{job['id']}/images/1.png"), 409, "not-ready")
+    problem(client.get(f"/jobs/{job['id']}/images/2.png"), 404, "unknown-picture")
+
+
+def test_prefer_wait(client: httpx.Client, alive: JobStore) -> None:
+    begun = time.monotonic()
+    response = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "wait=1", "accept": "image/png"})
+    assert response.status_code == 202
+    assert 0.9 < time.monotonic() - begun < 5
+    assert response.headers["preference-applied"] == "wait=1"
+
+
+def test_a_job_that_fails_is_a_problem_for_who_waits(client: httpx.Client, alive: JobStore) -> None:
+    responses = []
+    waiting = threading.Thread(target=lambda: responses.append(client.post("/generate", json={"labels": LISTS})))
+    waiting.start()
+    while not (open_jobs := alive.connection.smembers("labelgrid:open")):
+        time.sleep(0.01)
+    (job_id,) = (raw.decode() for raw in open_jobs)
+    alive.fail(job_id, "picture 0: it is no good")
+    waiting.join()
+    body = problem(responses[0], 500, "job-failed")
+    assert (body["detail"], body["job"]) == ("picture 0: it is no good", f"/jobs/{job_id}")
+    job = client.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["error"]) == ("failed", "picture 0: it is no good")
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)), dtype=np.int16)
+
+
+def test_generate_waits_and_answers_with_the_finished_job(client: httpx.Client, working: Runner) -> None:
+    response = client.post("/generate", json={"labels": LISTS, "seed": 7, "steps": 5, "sampler": "euler", "columns": 1})
+    assert response.status_code == 200, response.text
+    job = response.json()
+    assert response.headers["content-location"] == f"/jobs/{job['id']}"
+    assert job == client.get(f"/jobs/{job['id']}").json()
+    assert (job["status"], job["kind"], job["seed"], job["model"]) == ("finished", "generate", 7, "toy")
+    assert (job["options"]["steps"], job["options"]["sampler"]) == (5, "euler")
+    assert job["progress"] == {"done": 2, "total": 2}
+    result = job["result"]
+    assert set(result) == {"accuracy", "exact_match", "f1", "grid_url", "pictures"}
+    for i, picture in enumerate(result["pictures"]):
+        assert picture["labels"] == LISTS[i]
+        assert picture["seed"] == picture_seed(7, i)
+        assert set(LISTS[i]) <= set(picture["scores"])
+        assert 5 <= len(picture["scores"]) <= 5 + len(LISTS[i])
+        assert list(picture["scores"].values()) == sorted(picture["scores"].values(), reverse=True)
+        png = client.get(picture["url"])
+        assert png.headers["content-type"] == "image/png"
+        h, w, _ = pixels(png.content).shape
+    grid = client.get(result["grid_url"])
+    assert grid.headers["content-type"] == "image/png"
+    assert pixels(grid.content).shape == (2 * h + 6, w + 4, 3)
+
+
+def test_accept_png_answers_with_the_grid(client: httpx.Client, working: Runner) -> None:
+    response = client.post("/generate", json={"labels": LISTS, "steps": 2}, headers={"accept": "image/png"})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "image/png"
+    assert client.get(response.headers["content-location"]).content == response.content
+
+
+@pytest.mark.parametrize(
+    ("accept", "png"),
+    [
+        ("image/png;q=0.5, application/json", False),
+        ("image/png, application/json;q=0.9", True),
+        ("*/*", False),
+        ("text/html", False),
+        ("image/png;q=nonsense", False),
+    ],
+)
+def test_accept_with_qualities(client: httpx.Client, working: Runner, accept: str, png: bool) -> None:
+    response = client.post("/generate", json={"labels": LISTS, "steps": 1}, headers={"accept": accept})
+    assert (response.headers["content-type"] == "image/png") == png
+
+
+def test_the_same_seed_gives_the_same_pictures_alone_and_in_company(client: httpx.Client, working: Runner) -> None:
+    body = {"labels": LISTS, "seed": 11, "steps": 8}
+    alone = pixels(client.post("/generate", json=body, headers={"accept": "image/png"}).content)
+    company: list[np.ndarray] = []
+
+    def ask() -> None:
+        company.append(pixels(client.post("/generate", json=body, headers={"accept": "image/png"}).content))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+        client.post("/generate", json={"labels": LISTS * 2, "steps": 5}, headers={"prefer": "respond-async"})
+    for thread in threads:
+        thread.join()
+    assert all(np.abs(one - alone).max() <= 1 for one in company)
+    another = client.post("/generate", json={**body, "seed": 12}, headers={"accept": "image/png"}).content
+    assert np.abs(pixels(another) - alone).max() > 1
+
+
+def test_a_seed_is_drawn_and_told(client: httpx.Client, working: Runner) -> None:
+    first, second = (client.post("/generate", json={"labels": LISTS, "steps": 1}).json()["seed"] for _ in range(2))
+    assert first != second
+
+
+def test_score_as_json_and_as_a_form_give_the_same(client: httpx.Client, working: Runner) -> None:
+    as_json = client.post("/score", json={"conditions": LISTS, "repeats": 3, "seed": 5, "steps": 3})
+    assert as_json.status_code == 200, as_json.text
+    files = {"file": ("test.json", json.dumps(LISTS))}
+    fields = {"repeats": "3", "seed": "5", "steps": "3", "model": "toy"}
+    as_form = client.post("/score", files=files, data=fields)
+    assert as_form.status_code == 200, as_form.text
+    result, other = as_json.json()["result"], as_form.json()["result"]
+    assert result["repeats"] == other["repeats"]
+    assert [repeat["seed"] for repeat in result["repeats"]] == [5, 6, 7]
+    for name in ("accuracy", "exact_match", "f1"):
+        values = [repeat[name] for repeat in result["repeats"]]
+        expected = {"max": max(values), "mean": np.mean(values), "std": np.std(values)}
+        assert result[name] == pytest.approx(expected)
+    assert result["repeats"][result["best"]]["accuracy"] == result["accuracy"]["max"]
+    best = [picture["seed"] for picture in result["pictures"]]
+    assert best == [picture_seed(5 + result["best"], i) for i in range(2)]
+    assert client.get(result["grid_url"]).headers["content-type"] == "image/png"
+    single = client.post("/generate", json={"labels": LISTS, "seed": 6, "steps": 3}).json()["result"]
+    assert {name: single[name] for name in ("accuracy", "exact_match", "f1")} == {
+        name: result["repeats"][1][name] for name in ("accuracy", "exact_match", "f1")
+    }
+
+
+def test_another_model_can_be_asked_for(client: httpx.Client, working: Runner) -> None:
+    job = client.post("/generate", json={"labels": LISTS, "model": "other", "steps": 1}).json()
+    assert (job["status"], job["model"]) == ("finished", "other")
+
+
+def test_what_is_over_is_gone(client: httpx.Client, working: Runner) -> None:
+    job = client.post("/generate", json={"labels": LISTS, "steps": 1}).json()
+    working.connection.delete(job_key(job["id"]))
+    problem(client.get(f"/jobs/{job['id']}"), 404, "unknown-job")
+
+
+def test_openapi_shows_examples_and_problems(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    generate = document["paths"]["/generate"]["post"]
+    assert {"200", "202", "422", "503"} <= set(generate["responses"])
+    assert "image/png" in generate["responses"]["200"]["content"]
+    assert document["components"]["schemas"]["GenerateRequest"]["examples"]
+    score = document["paths"]["/score"]["post"]["requestBody"]["content"]
+    assert set(score) == {"multipart/form-data", "application/json"}
+    assert score["multipart/form-data"]["schema"]["required"] == ["file"]
+    assert "/jobs/{job_id}/images/{index}.png" in document["paths"]
