@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from shared.checkpoint import CheckpointError
 from shared.vocabulary import LabelError
@@ -30,12 +31,18 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
 Existing = typer.Option(exists=True, help="A data set folder: objects.json, train.json and the pictures it names.")
 
 
-def bar(*columns: str) -> Progress:
+class StatusColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("status", ""))
+
+
+def bar() -> Progress:
+    """Progress on stderr; a task may say more in its field `status`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        *map(TextColumn, columns),
+        StatusColumn(),
         TimeRemainingColumn(),
         console=console,
     )
@@ -110,13 +117,13 @@ def fit_evaluator(
 
     if not minutes and not steps:
         raise TrainerError("say how long: --minutes or --steps")
-    with bar("{task.fields[loss]}") as progress:
+    with bar() as progress:
         datasets = [_load(folder, progress, size=IMAGE_SIZE) for folder in data]
         unseen = _load(held_out, progress, size=IMAGE_SIZE)
-        task = progress.add_task("fitting (per mille)", total=1000, loss="")
+        task = progress.add_task("fitting (per mille)", total=1000)
 
         def on_step(step: int, share: float, loss: float) -> None:
-            progress.update(task, completed=int(1000 * share), loss=f"step {step} loss {loss:.4f}")
+            progress.update(task, completed=int(1000 * share), status=f"step {step} loss {loss:.4f}")
 
         where = pick_device(device)
         evaluator, score = fit.fit_evaluator(
@@ -162,7 +169,7 @@ def train(
 
     budget = train_command.make_budget(preset, minutes, steps)
     config = train_command.make_config(preset, set_ or [])
-    with bar("{task.fields[status]}") as progress:
+    with bar() as progress:
         dataset = _load(data, progress, size=config.image_size, fit=config.fit)
         path, run_state = train_command.run_training(
             dataset,

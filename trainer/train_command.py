@@ -137,7 +137,7 @@ def run_training(
     if budget.minutes is None and budget.steps is None:
         budget = Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
     folder.mkdir(parents=True, exist_ok=True)
-    task = progress.add_task("training (per mille)", total=1000, status="")
+    task = progress.add_task("training (per mille)", total=1000)
 
     def on_step(run: Run) -> None:
         rate = run.step * config.batch / max(run.elapsed_s, 1e-9)
