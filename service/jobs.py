@@ -328,11 +328,15 @@ class JobStore:
                 lost.add(job_id)
         # RQ's own steps between queue and worker are not atomic: only what is missing twice in a row is lost.
         for job_id in lost & self._lost_once:
-            with self.connection.pipeline(transaction=True) as pipe:
-                pipe.multi()
-                pipe.hset(job_key(job_id), "rq", self._enqueue(job_id, pipe))
-                pipe.execute()
+            self.requeue(job_id)
         self._lost_once = lost - self._lost_once
+
+    def requeue(self, job_id: str) -> None:
+        """Gives the job a new RQ job; its pictures stay where they are."""
+        with self.connection.pipeline(transaction=True) as pipe:
+            pipe.multi()
+            pipe.hset(job_key(job_id), "rq", self._enqueue(job_id, pipe))
+            pipe.execute()
 
     def _rq_lost(self, job_id: str) -> bool:
         rq_id = self.connection.hget(job_key(job_id), "rq")

@@ -86,7 +86,7 @@ class Runner:
     def run(self, job_id: str) -> None:
         """Works until the job has ended, by this worker or another. Pictures of other jobs may then be in the batch.
 
-        Returns early when `stopping` is set; the job is then still open, and `JobStore.sweep` gives it to another.
+        Returns early, with the job queued again, when `stopping` is set.
         """
         record = self.store.record(job_id)
         if record is None or not self.store.is_open(job_id):
@@ -99,7 +99,10 @@ class Runner:
         self.store.begin(job_id)
         if self.store.is_complete(job_id, record.total):  # whoever made the last picture died before the grid
             self._complete(job_id)
-        while not self.stopping.is_set() and self.store.is_open(job_id):
+        while self.store.is_open(job_id):
+            if self.stopping.is_set():
+                self.store.requeue(job_id)
+                return
             self.turn(lane)
 
     def turn(self, current: Lane | None = None) -> None:

@@ -24,7 +24,7 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-SWEEP_S = 2  # how often an idle worker looks for jobs that RQ lost
+SWEEP_S = 1  # how often an idle worker looks for jobs that RQ lost
 
 # RQ calls a job's function by its name alone, so the process's one runner is kept here.
 _runner: Runner | None = None

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from service.jobs import JobStore, job_key
+from service.jobs import JobStore, job_key, text
 from service.runner import Runner
 from service.settings import Settings
 from shared.options import LIMITS, picture_seed
@@ -43,7 +43,7 @@ def working(connection: Redis, settings: Settings, alive: JobStore) -> Iterator[
     def work() -> None:
         while not runner.stopping.is_set():
             for job_id in connection.smembers("labelgrid:open"):
-                runner.run(job_id.decode())
+                runner.run(text(job_id))
             time.sleep(0.005)
 
     thread = threading.Thread(target=work)
@@ -162,8 +162,8 @@ def test_labels_of_the_wrong_shape(client: httpx.Client, alive: JobStore, body: 
 
 
 def test_numbers_that_json_does_not_have(client: httpx.Client, alive: JobStore) -> None:
-    for text in ("NaN", "Infinity", "-Infinity", "1e999"):
-        content = json.dumps({"labels": LISTS})[:-1] + f', "guidance": {text}}}'
+    for number in ("NaN", "Infinity", "-Infinity", "1e999"):
+        content = json.dumps({"labels": LISTS})[:-1] + f', "guidance": {number}}}'
         problem(client.post("/generate", content=content, headers=JSON), 422, "invalid-request")
     assert nothing_is_queued(alive.connection)
 
@@ -293,7 +293,7 @@ def test_a_job_that_fails_is_a_problem_for_who_waits(client: httpx.Client, alive
     waiting.start()
     while not (open_jobs := alive.connection.smembers("labelgrid:open")):
         time.sleep(0.01)
-    (job_id,) = (raw.decode() for raw in open_jobs)
+    (job_id,) = (text(raw) for raw in open_jobs)
     alive.fail(job_id, "picture 0: it is no good")
     waiting.join()
     body = problem(responses[0], 500, "job-failed")

@@ -5,6 +5,7 @@ import time
 import pytest
 from redis import Redis
 from rq.job import Job as RqJob
+from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
 from service.jobs import (
@@ -83,7 +84,7 @@ def test_the_pictures_of_repeats_have_the_seeds_of_separate_requests() -> None:
 
 def test_create_writes_job_pictures_and_rq_job_in_one_transaction(store: JobStore, connection: Redis) -> None:
     job = record(3)
-    with connection.monitor() as monitor:
+    with connection.monitor() as monitor:  # type: ignore[no-untyped-call]
         store.create(job)
         store.is_open(job.id)  # so that the monitor has something to end with
         commands = []
@@ -224,7 +225,7 @@ def lose(store: JobStore, connection: Redis, job: JobRecord, how: str) -> None:
     if how == "deleted":
         rq_job.delete()
     elif how == "failed":
-        rq_job.set_status("failed")
+        rq_job.set_status(JobStatus.FAILED)
     elif how == "dequeued":
         connection.lpop(store.queue.key)
     else:

@@ -465,10 +465,10 @@ def render(
 
 def squeeze(pictures: NDArray[np.uint8], size: int = 64) -> NDArray[np.uint8]:
     """Box-filters (N, H, W, 3) to (N, size, size, 3) where the film is a multiple or fraction of it (area average)."""
-    height, width = pictures.shape[1:3]
-    rows, cols = area_weights(height, size), area_weights(width, size)
-    flat = np.einsum("yh,nhwc->nywc", rows, pictures.astype(np.float32))
-    return np.clip(np.einsum("xw,nywc->nyxc", cols, flat) + 0.5, 0, 255).astype(np.uint8)
+    n, height, width, _ = pictures.shape
+    rows = area_weights(height, size) @ pictures.reshape(n, height, width * 3).astype(np.float32)  # (n, size, width * 3)
+    columns = area_weights(width, size) @ rows.reshape(n * size, width, 3)  # (n * size, size, 3)
+    return np.clip(columns + 0.5, 0, 255).astype(np.uint8).reshape(n, size, size, 3)
 
 
 def area_weights(n: int, size: int) -> NDArray[np.float32]:
