@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -62,11 +62,10 @@ def summary(runs: Sequence[ScoredRun]) -> dict[str, Any]:
     figures: dict[str, Any] = {"runs": [{"seed": run.seed, **asdict(run.score)} for run in runs]}
     for name in ("accuracy", "exact_match", "f1"):
         values = [getattr(run.score, name) for run in runs]
-        spread = stdev(values) if len(values) > 1 else 0.0
-        figures[name] = {"max": max(values), "mean": fmean(values), "std": spread}
+        figures[name] = {"max": max(values), "mean": fmean(values), "std": pstdev(values)}
     return figures
 
 
 def best(runs: Sequence[ScoredRun]) -> ScoredRun:
-    """The run of the highest accuracy, the first of equals."""
-    return max(runs, key=lambda run: run.score.accuracy)
+    """The run of the highest accuracy, of equals the one of the highest exact match, then the first."""
+    return max(runs, key=lambda run: (run.score.accuracy, run.score.exact_match))

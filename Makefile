@@ -1,0 +1,39 @@
+# Every target does its own set-up: a virtual environment in .venv, filled once for each set of dependencies.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo serve train test check format clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+
+$(VENV)/.%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+demo: $(VENV)/.demo  ## Start everything, draw eight label lists, print the verdicts, write grid.png
+	$(BIN)/python -m service.demo
+
+serve: $(VENV)/.worker  ## Redis, a worker and the API on http://127.0.0.1:8000
+	$(BIN)/python -m service
+
+train: $(VENV)/.train  ## Render the data and train evaluator and denoiser from nothing (about three hours on 2 cores)
+	BIN=$(BIN) sh trainer/from_nothing.sh
+
+test: $(VENV)/.dev  ## The tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## Lint, format, types; the import rules are among the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+format: $(VENV)/.dev  ## Format, and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the virtual environment and caches; data, runs and models stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
