@@ -1,8 +1,9 @@
-"""`python -m service` runs everything in one go, `python -m service api` and `python -m service worker` its parts."""
+"""`python -m service` runs everything in one go; with a role, `api` or `worker`, it runs that part alone."""
 
 import argparse
 import logging
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +21,11 @@ loopback only, until Ctrl-C. Settings come from the environment (LABELGRID_..., 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m service", description=DESCRIPTION)
     parser.add_argument(
-        "role", nargs="?", choices=["all", "api", "worker"], default="all", help="what to run (default: all)"
+        "role",
+        nargs="?",
+        choices=["all", "api", "worker", "check"],
+        default="all",
+        help="what to run (default: all); `check` succeeds if a worker of this host lives, for containers",
     )
     parser.add_argument("--port", type=int, default=8000, help="port of the API (default: 8000)")
     parser.add_argument("--host", help="address that `api` listens on (default: 127.0.0.1); `all` is loopback only")
@@ -51,6 +56,13 @@ def _run_api(host: str, port: int, settings: Settings) -> None:
     uvicorn.run(create_app(settings), host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
 
 
+def _worker_lives(settings: Settings) -> bool:
+    from service.jobs import JobStore, connect
+
+    hosts = [about["host"] for about in JobStore(connect(settings.redis_url), settings).workers()]
+    return socket.gethostname() in hosts
+
+
 def main() -> int:
     parser = _parser()
     args = parser.parse_args()
@@ -68,6 +80,8 @@ def main() -> int:
             from service.worker import main as work
 
             work(settings)
+        elif args.role == "check":
+            return 0 if _worker_lives(settings) else 1
         else:
             _run_all(args.port, args.state, settings)
     except (CheckpointError, RuntimeError, OSError, ValidationError) as error:

@@ -9,7 +9,8 @@ for clients, `stream.py` hands pictures to workers. All keys begin with `labelgr
     job:ID:events     stream  what happened, for those who wait
     open              set     ids of the jobs that are in no terminal state
     pictures:DIGEST   stream  pictures to make with one checkpoint
-    worker:NAME       string  what a live worker says of itself (JSON)
+    worker:NAME       string  what a live worker says of itself (JSON); gone `lease_s` after its last word
+    workers           set     names of workers; some may have died
 """
 
 import json
@@ -36,6 +37,7 @@ TERMINAL = frozenset({"finished", "failed"})
 
 PREFIX = "labelgrid"
 OPEN = f"{PREFIX}:open"
+WORKERS = f"{PREFIX}:workers"
 GRID = "grid"
 KEPT_EVENTS = 1000  # per job; a waiter that missed older ones reads the state itself
 FAILED_RQ_JOB_TTL_S = 3600  # RQ's own default keeps them for a year
@@ -303,16 +305,27 @@ class JobStore:
 
     def say_alive(self, name: str, about: dict[str, Any]) -> None:
         """Worker `name` lives for another `lease_s`."""
-        self.connection.set(worker_key(name), json.dumps(about), px=int(self.settings.lease_s * 1000))
+        with self.connection.pipeline(transaction=True) as pipe:
+            pipe.sadd(WORKERS, name)
+            pipe.set(worker_key(name), json.dumps(about), px=int(self.settings.lease_s * 1000))
+            pipe.execute()
 
     def say_gone(self, name: str) -> None:
-        self.connection.delete(worker_key(name))
+        with self.connection.pipeline(transaction=True) as pipe:
+            pipe.srem(WORKERS, name)
+            pipe.delete(worker_key(name))
+            pipe.execute()
+
+    def workers(self) -> list[dict[str, Any]]:
+        """What the live workers say of themselves."""
+        keys = [worker_key(text(name)) for name in self.connection.smembers(WORKERS)]
+        return [json.loads(raw) for raw in self.connection.mget(keys) if raw is not None] if keys else []
 
     def is_alive(self, name: str) -> bool:
         return bool(self.connection.exists(worker_key(name)))
 
     def sweep(self) -> None:
-        """Puts right what RQ lost: an open job without an RQ job that waits or runs gets a new one; an old job fails.
+        """Puts right what RQ lost: an open job without an RQ job that waits or runs gets a new one; an overdue one fails.
 
         Cheap and safe to call at any time from any worker: a job that is run twice finds its pictures done.
         """
@@ -330,6 +343,8 @@ class JobStore:
         for job_id in lost & self._lost_once:
             self.requeue(job_id)
         self._lost_once = lost - self._lost_once
+        if dead := [name for name in self.connection.smembers(WORKERS) if not self.is_alive(text(name))]:
+            self.connection.srem(WORKERS, *dead)
 
     def requeue(self, job_id: str) -> None:
         """Gives the job a new RQ job; its pictures stay where they are."""

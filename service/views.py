@@ -15,6 +15,7 @@ from service.errors import NotReady, UnknownJob, UnknownPicture
 from service.jobs import (
     GRID,
     TERMINAL,
+    WORKERS,
     JobRecord,
     JobResult,
     Verdict,
@@ -103,10 +104,8 @@ class JobReader:
 
     async def workers(self) -> int:
         """How many live workers there are, each with a model loaded."""
-        count = 0
-        async for _ in self.connection.scan_iter(match=worker_key("*"), count=1000):
-            count += 1
-        return count
+        names = await self.connection.smembers(WORKERS)
+        return await self.connection.exists(*(worker_key(text(name)) for name in names)) if names else 0
 
 
 def _iso(seconds: float) -> str:

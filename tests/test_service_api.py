@@ -14,12 +14,16 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from service.jobs import JobStore, job_key, text
+from service.jobs import WORKERS, JobStore, job_key, text, worker_key
 from service.runner import Runner
 from service.settings import Settings
-from shared.options import LIMITS, picture_seed
+from shared.checkpoint import resolve
+from shared.evaluator import load_evaluator
+from shared.model import load_denoiser
+from shared.options import LIMITS, SamplingOptions, picture_seed
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
+from trainer.score import best, score_run, summary
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 JSON = {"content-type": "application/json"}
@@ -65,7 +69,7 @@ def problem(response: httpx.Response, status: int, slug: str) -> Body:
 
 
 def nothing_is_queued(connection: Redis) -> bool:
-    return connection.keys("*") in ([], [b"labelgrid:worker:w"])
+    return {text(key) for key in connection.keys("*")} <= {WORKERS, worker_key("w")}
 
 
 BAD_LISTS = [
@@ -392,13 +396,27 @@ def test_score_as_json_and_as_a_form_give_the_same(client: httpx.Client, working
         expected = {"max": max(values), "mean": np.mean(values), "std": np.std(values)}
         assert result[name] == pytest.approx(expected)
     assert result["repeats"][result["best"]]["accuracy"] == result["accuracy"]["max"]
-    best = [picture["seed"] for picture in result["pictures"]]
-    assert best == [picture_seed(5 + result["best"], i) for i in range(2)]
+    shown = [picture["seed"] for picture in result["pictures"]]
+    assert shown == [picture_seed(5 + result["best"], i) for i in range(2)]
     assert client.get(result["grid_url"]).headers["content-type"] == "image/png"
     single = client.post("/generate", json={"labels": LISTS, "seed": 6, "steps": 3}).json()["result"]
     assert {name: single[name] for name in ("accuracy", "exact_match", "f1")} == {
         name: result["repeats"][1][name] for name in ("accuracy", "exact_match", "f1")
     }
+
+
+def test_score_gives_what_the_trainer_gives(client: httpx.Client, working: Runner, settings: Settings) -> None:
+    body = {"conditions": LISTS * 4, "repeats": 3, "seed": 5, "steps": 6, "guidance": 3.0}
+    result = client.post("/score", json=body).json()["result"]
+    denoiser = load_denoiser(resolve(settings.storage, None, "denoiser"))
+    evaluator = load_evaluator(resolve(settings.storage, None, "evaluator"))
+    options = SamplingOptions(steps=6, guidance=3.0)
+    runs = [score_run(denoiser.stepper(), evaluator, LISTS * 4, options, 5 + r) for r in range(3)]
+    figures = summary(runs)
+    for name in ("accuracy", "exact_match", "f1"):
+        assert result[name] == pytest.approx(figures[name])
+        assert [repeat[name] for repeat in result["repeats"]] == pytest.approx([run[name] for run in figures["runs"]])
+    assert result["repeats"][result["best"]]["seed"] == best(runs).seed
 
 
 def test_another_model_can_be_asked_for(client: httpx.Client, working: Runner) -> None:
