@@ -325,7 +325,7 @@ class JobStore:
         return bool(self.connection.exists(worker_key(name)))
 
     def sweep(self) -> None:
-        """Puts right what RQ lost: an open job without an RQ job that waits or runs gets a new one; an overdue one fails.
+        """Puts right what RQ lost: an open job without an RQ job that waits or runs gets a new one; overdue ones fail.
 
         Cheap and safe to call at any time from any worker: a job that is run twice finds its pictures done.
         """

@@ -116,7 +116,8 @@ class Runner:
 
     def _claim(self, lane: Lane, block_ms: int | None) -> None:
         engine = lane.engine
-        claims, hopeless = lane.stream.claim_stale(engine.room, may_be_alone=engine.room > 0)
+        held = {claim.entry for claim in lane.claims.values()}
+        claims, hopeless = lane.stream.claim_stale(engine.room, may_be_alone=engine.room > 0, held=held)
         for claim in hopeless:
             reason = (
                 f"workers died {self.settings.max_deliveries} times while picture {claim.picture.index} was in work"
@@ -130,7 +131,6 @@ class Runner:
 
     def _admit(self, lane: Lane, claims: list[Claim]) -> None:
         """Takes up claims whose job is open and that are not done yet; discards the others."""
-        claims = [claim for claim in claims if claim.picture.key not in lane.claims]  # our own, after a long pause
         if not claims:
             return
         job_ids = {claim.picture.job for claim in claims}

@@ -6,7 +6,7 @@ once. Knows no HTTP and no torch.
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,12 @@ class PictureStream:
             return []
         return self._claims(entries_of(answer))
 
-    def claim_stale(self, room: int, *, may_be_alone: bool) -> tuple[list[Claim], list[Claim]]:
+    def claim_stale(
+        self, room: int, *, may_be_alone: bool, held: Container[str] = ()
+    ) -> tuple[list[Claim], list[Claim]]:
         """Pictures of workers that died: (to make, hopeless). Looks no more than four times in a lease.
+
+        `held`: the entries of pictures that we are making; they may look stale after we were paused.
 
         A picture that was in two workers when they died is suspected of killing them: with `may_be_alone` one such
         is claimed to be made alone. One at `max_deliveries` is hopeless. The rest are made as any.
@@ -63,7 +67,7 @@ class PictureStream:
         self._looked_at = time.monotonic()
         last_try = self.settings.max_deliveries - 1
         lease_ms = int(self.settings.lease_s * 1000)
-        pending = self._pending(lease_ms)
+        pending = [(entry, count) for entry, count in self._pending(lease_ms) if entry not in held]
         innocent = [entry for entry, count in pending if count < last_try]
         suspect = [entry for entry, count in pending if count == last_try]
         hopeless = [entry for entry, count in pending if count > last_try]

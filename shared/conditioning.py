@@ -8,6 +8,8 @@ channels join the picture.
 import torch
 from torch import Tensor, nn
 
+from shared.options import ConditioningName
+
 
 class LabelEmbedding(nn.Module):
     """One learned vector for each label present, one for each absent, and one for labels dropped."""
@@ -41,4 +43,7 @@ class LabelChannels(nn.Module):
         return labels.new_zeros(B, self.embedding), labels.new_zeros(B, K, self.embedding)
 
 
-CONDITIONINGS = {"embedding": LabelEmbedding, "channels": LabelChannels}
+CONDITIONINGS: dict[ConditioningName, type[LabelEmbedding] | type[LabelChannels]] = {
+    "embedding": LabelEmbedding,
+    "channels": LabelChannels,
+}

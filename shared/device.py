@@ -1,13 +1,30 @@
 """Which device to use, and in which precision it computes fastest."""
 
+import os
+
 import torch
 
 
+class DeviceError(ValueError):
+    """A device that this machine has not got."""
+
+
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    """`auto` is the first GPU where there is one, under torchrun each process's own, else the CPU.
+
+    Raises DeviceError for anything but auto, cpu, cuda and cuda:N, and for a GPU that is not there.
+    """
+    there, own = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "cpu" or (name == "auto" and there == 0):
+        return torch.device("cpu")
+    index = own if name in ("auto", "cuda") else None
+    if name.startswith("cuda:") and name.removeprefix("cuda:").isdecimal():
+        index = int(name.removeprefix("cuda:"))
+    if index is None:
+        raise DeviceError(f'no device "{name}"; there are auto, cpu, cuda and cuda:N')
+    if index >= there:
+        raise DeviceError(f'no device "{name}" here; this machine has {there} GPUs')
+    return torch.device("cuda", index)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -47,7 +47,7 @@ class Evaluator(nn.Module):
         """Images (N, 3, H, W) in [-1, 1], clamped to it -> (N, K) float32 on the CPU. Needs eval mode."""
         device = next(self.parameters()).device
         chunks = []
-        for chunk in images.split(batch):
+        for chunk in torch.split(images, batch):
             x = chunk.to(device, torch.float32).clamp(-1, 1)
             if x.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
                 x = F.interpolate(x, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
@@ -71,8 +71,8 @@ def load_evaluator(path: Path | str, device: str | torch.device = "cpu") -> Eval
         evaluator = Evaluator(Vocabulary(info.vocabulary), info)
     try:
         evaluator.resnet.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(path.name, f"weights do not fit ResNet-18: {error}") from error
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(path.name, f"weights do not fit ResNet-18: {_short(error)}") from error
     return evaluator.to(device).float().eval()
 
 
@@ -81,13 +81,20 @@ def _read_course_checkpoint(path: Path) -> Mapping[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
         state: Mapping[str, Any] = content["model"]
     except Exception as error:  # torch raises a dozen kinds for a foreign file
-        raise CheckpointError(path.name, f'not a checkpoint of the form {{"model": state_dict}}: {error}') from error
+        reason = f'not a checkpoint of the form {{"model": state_dict}}: {_short(error)}'
+        raise CheckpointError(path.name, reason) from error
     return state
+
+
+def _short(error: Exception) -> str:
+    """One line of what torch says on many."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def write_course_checkpoint(evaluator: Evaluator, path: Path) -> None:
     """Writes {"model": state_dict}, which the course's unchanged evaluator.py loads as its checkpoint.pth."""
-    torch.save({"model": evaluator.resnet.state_dict()}, path)
+    state = {key: value.to("cpu").contiguous() for key, value in evaluator.resnet.state_dict().items()}
+    torch.save({"model": state}, path)
 
 
 @dataclass(frozen=True)

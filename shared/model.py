@@ -54,6 +54,7 @@ def load_denoiser(path: Path, *, device: str | torch.device = "cpu") -> Denoiser
         network = UNet(config)
         network.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(path.name, f"configuration and weights do not fit: {error}") from error
-    network = network.to(device, memory_format=torch.channels_last).eval()
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # torch lists every tensor, on many lines
+        raise CheckpointError(path.name, f"configuration and weights do not fit: {reason}") from error
+    network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Denoiser(info, Vocabulary(info.vocabulary), network, schedule, cast(PredictionName, prediction))

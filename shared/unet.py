@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.conditioning import CONDITIONINGS
+from shared.conditioning import CONDITIONINGS, LabelChannels, LabelEmbedding
 from shared.options import ConditioningName
 
 Positive = Annotated[int, Field(ge=1)]
+Blocks = Annotated[int, Field(ge=0)]
 
 
 class NetworkConfig(BaseModel):
@@ -28,18 +29,25 @@ class NetworkConfig(BaseModel):
     image_channels: Positive = 3
     block: Positive = 2  # pixels a side of the block that one position inside stands for
     channels: tuple[Positive, ...] = (64, 160, 256)  # by level; each level halves the resolution of the one before
-    encoder_blocks: tuple[int, ...] = (0, 2, 2)
-    decoder_blocks: tuple[int, ...] = (1, 2, 2)
+    encoder_blocks: tuple[Blocks, ...] = (0, 2, 2)
+    decoder_blocks: tuple[Positive, ...] = (1, 2, 2)  # the first of a level takes the skip connection in
     attention: tuple[bool, ...] = (False, False, True)  # after each block of the level
     head_channels: Positive = 64
     embedding: Positive = 256
     conditioning: ConditioningName = "embedding"
 
     def model_post_init(self, _: object) -> None:
+        if not self.channels:
+            raise ValueError("channels must name at least one level")
         if not len(self.channels) == len(self.encoder_blocks) == len(self.decoder_blocks) == len(self.attention):
             raise ValueError("channels, encoder_blocks, decoder_blocks and attention must be equally long")
         if self.image_size % (self.block * 2 ** (len(self.channels) - 1)):
             raise ValueError(f"image_size {self.image_size} must be a multiple of block x 2^(levels - 1)")
+        if self.embedding % 2:
+            raise ValueError(f"embedding {self.embedding} must be even: half sines, half cosines of the time")
+        for width, attention in zip(self.channels, self.attention, strict=True):
+            if attention and width % max(1, width // self.head_channels):
+                raise ValueError(f"{width} channels do not divide into heads of about {self.head_channels}")
 
 
 class Conv(nn.Module):
@@ -69,7 +77,8 @@ class ChannelNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias).permute(0, 3, 1, 2)
+        normed: Tensor = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias)
+        return normed.permute(0, 3, 1, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -88,8 +97,8 @@ class ResidualBlock(nn.Module):
         h = self.conv1(F.silu(self.norm(x)))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.conv2(F.silu(torch.addcmul(shift, h, 1 + scale)))
-        skip: Tensor = self.skip(x)
-        return skip + h
+        out: Tensor = self.skip(x) + h
+        return out
 
 
 class Attention(nn.Module):
@@ -114,8 +123,8 @@ class Attention(nn.Module):
         q, k, v = (y.view(B, -1, self.heads, C // self.heads).transpose(1, 2) for y in (q, k, v))
         # Spelled out: on a CPU in bf16 this is several times faster than the fused kernel at so few tokens.
         weights = (q @ k.transpose(-2, -1) * (C // self.heads) ** -0.5).softmax(-1)
-        mixed = (weights @ v).transpose(1, 2).reshape(B, H * W, C)
-        return x + self.out(mixed).view(B, H, W, C).permute(0, 3, 1, 2)
+        mixed: Tensor = self.out((weights @ v).transpose(1, 2).reshape(B, H * W, C))
+        return x + mixed.view(B, H, W, C).permute(0, 3, 1, 2)
 
 
 class Level(nn.Module):
@@ -147,7 +156,7 @@ class UNet(nn.Module):
         self.image_shape = (config.image_channels, config.image_size, config.image_size)
         width, c, top = config.embedding, config.channels, len(config.channels) - 1
         pixels = config.image_channels * config.block**2
-        self.conditioning = CONDITIONINGS[config.conditioning](config.num_labels, width)
+        self.conditioning: LabelEmbedding | LabelChannels = CONDITIONINGS[config.conditioning](config.num_labels, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.stem = Conv(pixels + self.conditioning.input_channels, c[0])
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from shared.checkpoint import CheckpointError
+from shared.device import DeviceError
 from shared.vocabulary import LabelError
 from trainer.errors import TrainerError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(stderr=True)
+UsageError: type[Any] = typer.BadParameter.__bases__[0]  # Typer does not export it
+MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts, the one that speaks
 
 Storage = Annotated[
     Path, typer.Option(envvar="LABELGRID_STORAGE", help="Folder that checkpoints are published to and read from.")
@@ -37,7 +41,7 @@ class StatusColumn(ProgressColumn):
 
 
 def bar() -> Progress:
-    """Progress on stderr; a task may say more in its field `status`."""
+    """Progress on stderr, where that is a terminal; a task may say more in its field `status`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -45,6 +49,7 @@ def bar() -> Progress:
         StatusColumn(),
         TimeRemainingColumn(),
         console=console,
+        disable=not (console.is_terminal and MAIN_PROCESS),
     )
 
 
@@ -52,7 +57,16 @@ def show(title: str, rows: list[tuple[str, str]]) -> None:
     table = Table(title=title, show_header=False)
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    if MAIN_PROCESS:
+        console.print(table)
+
+
+def _check_file(path: Path | None, suffix: str) -> None:
+    """Refuses a file that could not be written, before the work rather than after it."""
+    if path and path.suffix != suffix:
+        raise TrainerError(f"{path} must end in {suffix}")
+    if path and not path.parent.is_dir():
+        raise TrainerError(f"{path}: there is no folder {path.parent}")
 
 
 @app.command()
@@ -114,9 +128,12 @@ def fit_evaluator(
     from shared.device import pick_device
     from shared.evaluator import IMAGE_SIZE, write_course_checkpoint
     from trainer import fit_evaluator as fit
+    from trainer.train_command import check_name, make_budget
 
-    if not minutes and not steps:
-        raise TrainerError("say how long: --minutes or --steps")
+    make_budget("", minutes, steps)
+    check_name(name)
+    _check_file(course_file, ".pth")
+    where = pick_device(device)
     with bar() as progress:
         datasets = [_load(folder, progress, size=IMAGE_SIZE) for folder in data]
         unseen = _load(held_out, progress, size=IMAGE_SIZE)
@@ -125,7 +142,6 @@ def fit_evaluator(
         def on_step(step: int, share: float, loss: float) -> None:
             progress.update(task, completed=int(1000 * share), status=f"step {step} loss {loss:.4f}")
 
-        where = pick_device(device)
         evaluator, score = fit.fit_evaluator(
             datasets, unseen, run / "log.jsonl", minutes=minutes, steps=steps, seed=seed, device=where, on_step=on_step
         )
@@ -167,8 +183,9 @@ def train(
     """Train the denoiser and publish its averaged weights. To resume, run the same command again."""
     from trainer import train_command
 
-    budget = train_command.make_budget(preset, minutes, steps)
     config = train_command.make_config(preset, set_ or [])
+    budget = train_command.make_budget(preset, minutes, steps)
+    train_command.check_name(name)
     with bar() as progress:
         dataset = _load(data, progress, size=config.image_size, fit=config.fit)
         path, run_state = train_command.run_training(
@@ -228,6 +245,8 @@ def score(
         "guidance": guidance,
         "guidance_interval": interval,
     }
+    _check_file(grid, ".png")
+    _check_file(json_out, ".json")
     options = score_command.make_options(preset, {key: value for key, value in changes.items() if value is not None})
     with bar() as progress:
         runs, figures = score_command.run_score(
@@ -252,20 +271,26 @@ def promote(
 
 
 def main() -> int:
-    """Runs a command; what went wrong is one line on stderr and exit code 1 (2 for wrong usage)."""
+    """Runs a command; what went wrong is one line on stderr and exit code 1, or 2 for wrong usage."""
     try:
-        app(standalone_mode=True)
+        return int(app(standalone_mode=False) or 0)
+    except UsageError as error:
+        _complain(f"{error.format_message()} --help says more.")
+        return 2
     except ValidationError as error:
         first = error.errors()[0]
-        console.print(
-            f"error: {'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}",
-            style="red",
-            markup=False,
-            soft_wrap=True,
-        )
-    except (TrainerError, LabelError, CheckpointError, OSError, FloatingPointError) as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        field = ".".join(map(str, first["loc"]))
+        _complain(f"{field}: {first['msg']}, got {first['input']!r}" if field else first["msg"])
+    except (typer.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        return 130
+    except (TrainerError, LabelError, CheckpointError, DeviceError, OSError, FloatingPointError) as error:
+        _complain(str(error))
     return 1
+
+
+def _complain(message: str) -> None:
+    console.print(f"error: {' '.join(message.split())}", style="red", markup=False, soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer.config import TrainConfig
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
-def power_average(power: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+
+def power_average(power: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """EDM2's power-function average: after n updates beta = (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127).
 
     Its window is a fixed share of the run so far, so a short and a long run need no other setting.
     """
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+    def update(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
         beta = (1 - 1 / (float(updates) + 1)) ** (power + 1)
         torch._foreach_lerp_(averaged, current, 1 - beta)
 
@@ -28,7 +30,8 @@ class Averages:
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model, self.start = model, config.ema_start
-        self.short = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        report = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+        self.short = AveragedModel(model, multi_avg_fn=report)
         self.long = AveragedModel(model, multi_avg_fn=power_average(config.ema_power))
 
     def update(self, step: int) -> None:

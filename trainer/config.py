@@ -1,47 +1,51 @@
 """What a training run is made of, and its presets. A run saves its whole configuration in its checkpoint."""
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.options import PredictionName, ScheduleName
 
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Fit = Literal["squeeze", "pad"]  # to a square: by unequal scaling, or by repeating the edge first
 
 
 class TrainConfig(BaseModel):
     """One training run. `network` holds NetworkConfig's fields besides the number of labels and the picture's size."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     network: dict[str, Any] = Field(default_factory=dict)
-    image_size: int = 64
+    image_size: Count = 64
     fit: Fit = "squeeze"
     schedule: ScheduleName = "cosine"
-    timesteps: int = 1000  # T
+    timesteps: Annotated[int, Field(ge=2)] = 1000  # T
     prediction: PredictionName = "v"
     # The loss on eps or v as it is, weighed by min-SNR (Hang et al. 2023), or by EDM's weight (Karras et al. 2022)
     loss_weight: Literal["none", "min_snr", "edm"] = "edm"
-    min_snr_gamma: float = 5.0
-    sigma_data: float = 0.15  # of the pictures, for EDM's weight: their standard deviation around the mean picture
+    min_snr_gamma: Positive = 5.0
+    sigma_data: Positive = 0.15  # of the pictures, for EDM's weight: their standard deviation around the mean picture
     # Which t are trained: all alike, or log-SNR normally distributed around where shape, colour and count are decided
     noise_levels: Literal["uniform", "normal"] = "normal"
     log_snr_mean: float = 1.5
-    log_snr_std: float = 2.6
-    batch: int = 32
+    log_snr_std: Positive = 2.6
+    batch: Count = 32
     optimizer: Literal["adamw", "muon"] = "muon"  # muon: matrices by Muon (Jordan 2024), all else by AdamW
-    lr: float = 2e-3
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    warmup_steps: int = 300
-    cooldown: float = Field(default=0.3, ge=0, le=1)  # last share of the run in which the rate falls to zero
-    clip_norm: float | None = 1.0  # of the gradient
-    label_dropout: float = 0.1  # share of pictures trained without labels, for guidance
-    ema_decay: float = 0.995  # the report's average,
-    ema_start: int = 2000  # from this step on
-    ema_power: float = 12.0  # the long average: decay (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127)
+    lr: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    warmup_steps: Natural = 300
+    cooldown: Share = 0.3  # last share of the run in which the rate falls to zero
+    clip_norm: Positive | None = 1.0  # of the gradient
+    label_dropout: Share = 0.1  # share of pictures trained without labels, for guidance
+    ema_decay: Share = 0.995  # the report's average,
+    ema_start: Natural = 2000  # from this step on
+    ema_power: Positive = 12.0  # the long average: decay (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127)
     publish: Literal["long", "short", "raw"] = "long"  # which weights become the checkpoint
-    seed: int = 0
+    seed: Natural = 0
 
 
 REPORT: Final = TrainConfig(

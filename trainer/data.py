@@ -54,7 +54,7 @@ def _decode(
         try:
             with Image.open(path) as picture:
                 images[i] = np.asarray(to_square(picture, size, fit)).transpose(2, 0, 1)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
         advance(1)
 

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from shared.vocabulary import Vocabulary
 from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
 
-BATCH = 128
-LR = 2e-3
+BATCH = 64
+LR = 1.5e-3
 EMA_DECAY = 0.998
 
 
@@ -85,9 +85,11 @@ def fit_evaluator(
     vocabulary, images, labels = merge(datasets)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    evaluator = Evaluator(vocabulary).to(device, memory_format=torch.channels_last).train()
-    average = AveragedModel(evaluator, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
-    optimizer = torch.optim.AdamW(evaluator.parameters(), LR, weight_decay=0.05)
+    evaluator = Evaluator(vocabulary).train()
+    evaluator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    decay = get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]
+    average = AveragedModel(evaluator, multi_avg_fn=decay, use_buffers=True)
+    optimizer = torch.optim.AdamW(evaluator.parameters(), LR, weight_decay=0.05, fused=True)
     dtype, step, start, losses = autocast_dtype(device), 0, time.monotonic(), 0.0
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("w") as log:
@@ -99,7 +101,7 @@ def fit_evaluator(
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits = evaluator.logits(x)
             loss = F.binary_cross_entropy_with_logits(logits.float(), labels[index].to(device))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             average.update_parameters(evaluator)
@@ -111,7 +113,7 @@ def fit_evaluator(
                 log.flush()
                 losses = 0.0
             on_step(step, share, float(loss.detach()))
-        fitted = average.module.eval()
+        fitted = cast(Evaluator, average.module.eval())
         score = score_set(probabilities_of(fitted, held_out), held_out.labels, vocabulary.names)
         log.write(json.dumps({"step": step, "accuracy": score.accuracy, "exact_match": score.exact_match}) + "\n")
     return fitted, score
@@ -123,7 +125,7 @@ def _share(elapsed_s: float, step: int, minutes: float | None, steps: int | None
 
 def probabilities_of(evaluator: Evaluator, dataset: Dataset) -> Tensor:
     """(N, K) of a data set's pictures as they are."""
-    chunks = [evaluator.probabilities(to_float(chunk)) for chunk in dataset.images.split(256)]
+    chunks = [evaluator.probabilities(to_float(chunk)) for chunk in torch.split(dataset.images, 256)]
     return torch.cat(chunks)
 
 

@@ -67,5 +67,5 @@ class DenoisingLoss:
         target = eps if self.prediction == "eps" else a * eps - s * x_0
         error = (network(x_t, t, labels, keep).float() - target).square().mean((1, 2, 3))
         if not math.isfinite(total := float(error.detach().sum())):
-            raise FloatingPointError(f"the loss is {total}; lower --lr or raise --warmup-steps")
+            raise FloatingPointError(f"the loss is {total}; lower lr or raise warmup_steps (--set lr=...)")
         return (error * self.weights[t]).mean(), error.detach()

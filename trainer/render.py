@@ -459,18 +459,17 @@ def render(
             objects[i, j] = obj.row()
     out = np.zeros((len(scenes), height, width, 3), np.uint8)
     arrays: tuple[Any, ...] = film(width, height, samples)
-    _render(objects, counts, CAMERA, *arrays, _lamp_table(), lamp_points(), SUN_DIRECTION, ALBEDO, indirect, out)
+    _render(objects, counts, CAMERA, *arrays, _lamp_table(), lamp_points(), SUN_DIRECTION, ALBEDO, indirect, out)  # type: ignore[call-arg]
     return out
 
 
 def squeeze(pictures: NDArray[np.uint8], size: int = 64) -> NDArray[np.uint8]:
     """Box-filters (N, H, W, 3) to (N, size, size, 3) where the film is a multiple or fraction of it (area average)."""
     n, height, width, _ = pictures.shape
-    rows = area_weights(height, size) @ pictures.reshape(n, height, width * 3).astype(
-        np.float32
-    )  # (n, size, width * 3)
+    flat = pictures.reshape(n, height, width * 3).astype(np.float32)
+    rows = area_weights(height, size) @ flat  # (n, size, width * 3)
     columns = area_weights(width, size) @ rows.reshape(n * size, width, 3)  # (n * size, size, 3)
-    return np.clip(columns + 0.5, 0, 255).astype(np.uint8).reshape(n, size, size, 3)
+    return np.asarray(np.clip(columns + 0.5, 0, 255).astype(np.uint8).reshape(n, size, size, 3))
 
 
 def area_weights(n: int, size: int) -> NDArray[np.float32]:

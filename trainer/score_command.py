@@ -56,7 +56,7 @@ def run_score(
         on_step = lambda rows: progress.advance(task, len(rows))  # noqa: E731
         runs.append(score_run(stepper, judge, lists, options, seed + r, on_step=on_step))
     elapsed, pictures = time.monotonic() - start, repeats * len(lists)
-    figures = {
+    figures: dict[str, Any] = {
         "file": file.name,
         "model": denoiser.info.name,
         "digest": denoiser.info.digest,

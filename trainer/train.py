@@ -5,7 +5,6 @@ Under torchrun every rank takes its share of the same global batch, so N process
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -18,17 +17,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 
 from shared.checkpoint import publish
 from shared.device import autocast_dtype
 from shared.schedules import alpha_bar as make_alpha_bar
 from shared.unet import NetworkConfig, UNet
+from shared.vocabulary import Vocabulary
 from trainer.averages import Averages
 from trainer.config import TrainConfig
 from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
 from trainer.loss import DenoisingLoss
+from trainer.run_log import RunLog
 
 SAVE_EVERY_S = 300.0
 LOG_EVERY = 50  # steps
@@ -54,7 +54,6 @@ class Run:
     step: int = 0
     elapsed_s: float = 0.0
     loss: float = 0.0
-    pictures_per_s: float = 0.0
     progress: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -62,14 +61,17 @@ class Run:
 def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
     network = NetworkConfig(num_labels=len(dataset.vocabulary), image_size=config.image_size, **config.network)
     torch.manual_seed(config.seed)
-    return UNet(network).to(memory_format=torch.channels_last)
+    unet = UNet(network)
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return unet
 
 
 def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all, or Muon for the matrices inside and AdamW for the first and last layer, embeddings and vectors."""
     if config.optimizer == "adamw":
         return [torch.optim.AdamW(network.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)]
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         inside = parameter.ndim == 2 and not name.startswith(("stem", "head", "conditioning", "time"))
         (matrices if inside else others).append(parameter)
@@ -96,15 +98,17 @@ def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
     """The pictures of a step: epoch after epoch, each in an order of its own."""
     positions = torch.arange(step * batch, (step + 1) * batch)
     epochs = positions // n
-    orders = {e: torch.randperm(n, generator=torch.Generator().manual_seed(seed + e)) for e in epochs.unique().tolist()}
+    orders = {e: torch.randperm(n, generator=torch.Generator().manual_seed(seed + e)) for e in set(epochs.tolist())}
     return torch.stack([orders[int(e)][int(p) % n] for e, p in zip(epochs, positions, strict=True)])
 
 
-def _rank() -> tuple[int, int]:
+def _join(device: torch.device) -> tuple[int, int]:
+    """This process's rank and their number, having joined the others where torchrun started several."""
     if "RANK" not in os.environ:
         return 0, 1
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30))
+        # long: the others wait while rank 0 takes a grid and a score
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -139,11 +143,19 @@ def _save_state(path: Path, state: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _check_same_run(state: dict[str, Any], config: TrainConfig, path: Path) -> None:
+def _load_state(path: Path, config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -> dict[str, Any]:
     """A run resumes only with what it was started with: a silent change of the recipe would make its log a lie."""
-    before, now = state["config"], config.model_dump(mode="json")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        before, names = state["config"], state.get("vocabulary", list(vocabulary.names))
+    except Exception as error:  # torch raises a dozen kinds for a broken file
+        raise TrainerError(f"{path} is no state of a run; delete it to start anew ({type(error).__name__})") from error
+    if names != list(vocabulary.names):
+        raise TrainerError(f"{path} was started with another objects.json; choose another --run or delete it")
+    now = config.model_dump(mode="json")
     if changed := [key for key in now if now[key] != before.get(key)]:
         raise TrainerError(f"{path} was started with another {', '.join(changed)}; choose another --run or delete it")
+    return state
 
 
 def train(
@@ -162,7 +174,7 @@ def train(
     `evaluate(averaged network, run)` is called by rank 0 every so often and at the end, its figures logged.
     Raises TrainerError where `folder` holds a run of another configuration, FloatingPointError where the loss diverges.
     """
-    rank, world = _rank()
+    rank, world = _join(device)
     if config.batch % world:
         raise TrainerError(f"batch {config.batch} must be a multiple of the {world} processes")
     share = slice(rank * config.batch // world, (rank + 1) * config.batch // world)
@@ -174,88 +186,80 @@ def train(
     dtype, state_path = autocast_dtype(device), folder / "state.pt"
 
     if state_path.exists():
-        state = torch.load(state_path, map_location=device, weights_only=True)
-        _check_same_run(state, config, state_path)
+        state = _load_state(state_path, config, dataset.vocabulary, device)
         network.load_state_dict(state["network"])
         averages.load_state_dict(state["averages"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         run.step, run.elapsed_s = state["step"], state["elapsed_s"]
 
-    writer = SummaryWriter(str(folder / "tensorboard")) if rank == 0 else None
-    log = (folder / "log.jsonl").open("a") if rank == 0 else None
+    with RunLog(folder if rank == 0 else None) as log:
 
-    def record(figures: dict[str, float]) -> None:
-        if writer and log:
-            log.write(json.dumps({"step": run.step, "minutes": round(run.elapsed_s / 60, 2), **figures}) + "\n")
-            log.flush()
-            for key, value in figures.items():
-                writer.add_scalar(key, value, run.step)
+        def save() -> None:
+            if rank == 0:
+                state = {"network": network.state_dict(), "averages": averages.state_dict(), "step": run.step}
+                state |= {"optimizers": [o.state_dict() for o in optimizers], "elapsed_s": run.elapsed_s}
+                state |= {"config": config.model_dump(mode="json"), "vocabulary": list(dataset.vocabulary.names)}
+                _save_state(state_path, state)
 
-    def save() -> None:
-        if rank == 0:
-            state = {"network": network.state_dict(), "averages": averages.state_dict(), "step": run.step}
-            state |= {"optimizers": [o.state_dict() for o in optimizers], "elapsed_s": run.elapsed_s}
-            _save_state(state_path, {**state, "config": config.model_dump(mode="json")})
+        def measure() -> None:
+            if rank == 0 and evaluate:
+                run.history.append(figures := evaluate(averages.network(config.publish), run))
+                log.record(run.step, run.elapsed_s, figures)
 
-    def measure() -> None:
-        if rank == 0 and evaluate:
-            run.history.append(figures := evaluate(averages.network(config.publish), run))
-            record(figures)
+        last = saved_at = measured_at = time.monotonic()
+        sums = torch.zeros(3)  # of loss, gradient's norm and steps since the last line of the log
+        while (progress := _agreed(budget.progress(run.elapsed_s, run.step), world, device)) < 1:
+            generator = step_generator(config.seed, run.step)
+            index = batch_indices(len(dataset), config.batch, config.seed, run.step)
+            t, eps, keep = loss_of.draw(config.batch, network.image_shape, generator)
+            inputs = [
+                to_float(dataset.images[index[share]]),
+                dataset.labels[index[share]],
+                t[share],
+                eps[share],
+                keep[share],
+            ]
+            x_0, labels, t, eps, keep = (value.to(device, non_blocking=True) for value in inputs)
 
-    last = saved_at = measured_at = time.monotonic()
-    sums = torch.zeros(2)
-    while (progress := _agreed(budget.progress(run.elapsed_s, run.step), world)) < 1:
-        generator = step_generator(config.seed, run.step)
-        index = batch_indices(len(dataset), config.batch, config.seed, run.step)
-        t, eps, keep = loss_of.draw(config.batch, network.image_shape, generator)
-        inputs = [
-            to_float(dataset.images[index[share]]),
-            dataset.labels[index[share]],
-            t[share],
-            eps[share],
-            keep[share],
-        ]
-        x_0, labels, t, eps, keep = (value.to(device, non_blocking=True) for value in inputs)
+            rate = learning_rate(config, run.step, progress)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                loss, _ = loss_of(model, x_0, labels, t, eps, keep)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or torch.inf)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            averages.update(run.step)
 
-        rate = learning_rate(config, run.step, progress)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            loss, _ = loss_of(model, x_0, labels, t, eps, keep)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or torch.inf)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        averages.update(run.step)
-
-        now = time.monotonic()
-        run.step, run.elapsed_s, run.progress, last = run.step + 1, run.elapsed_s + now - last, progress, now
-        sums += torch.tensor([loss.item(), norm.item()])
-        if run.step % LOG_EVERY == 0:
-            run.loss, grad_norm = (sums / LOG_EVERY).tolist()
-            sums.zero_()
-            record({"loss": run.loss, "grad_norm": grad_norm, "lr": rate, "pictures": run.step * config.batch})
-        on_step(run)
-        if now - saved_at > SAVE_EVERY_S:
-            save()
-            saved_at = time.monotonic()
-        if now - measured_at > evaluate_every_s:
-            measure()
-            measured_at = last = time.monotonic()  # measuring is not training time
-    save()
-    measure()
-    if writer and log:
-        writer.close()
-        log.close()
+            now = time.monotonic()
+            run.step, run.elapsed_s, run.progress, last = run.step + 1, run.elapsed_s + now - last, progress, now
+            sums += torch.tensor([loss.item(), norm.item(), 1.0])
+            if run.step % LOG_EVERY == 0:
+                run.loss, grad_norm = (sums[:2] / sums[2]).tolist()
+                sums.zero_()
+                figures = {"loss": run.loss, "grad_norm": grad_norm, "lr": rate, "pictures": run.step * config.batch}
+                log.record(run.step, run.elapsed_s, figures)
+            on_step(run)
+            if now - saved_at > SAVE_EVERY_S:
+                save()
+                saved_at = time.monotonic()
+            if now - measured_at > evaluate_every_s:
+                measure()
+                measured_at = last = time.monotonic()  # measuring is not training time
+        save()
+        measure()
+    if world > 1:
+        dist.destroy_process_group()
     return averages, run
 
 
-def _agreed(progress: float, world: int) -> float:
+def _agreed(progress: float, world: int, device: torch.device) -> float:
     """Rank 0's progress, so that all processes stop at the same step."""
     if world == 1:
         return progress
-    value = torch.tensor([progress], dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
+    value = torch.tensor([progress], dtype=torch.float64, device=device)
     dist.broadcast(value, 0)
     return float(value)

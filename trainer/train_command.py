@@ -13,13 +13,14 @@ from PIL import Image
 from rich.progress import Progress
 from torch import nn
 
-from shared.checkpoint import resolve
+from shared.checkpoint import NAME, resolve
 from shared.denoise import Network, Stepper, sample
 from shared.device import autocast_dtype, pick_device
 from shared.evaluator import Evaluator, load_evaluator
 from shared.options import SAMPLING_PRESETS, picture_seed
 from shared.pictures import grid
 from shared.schedules import alpha_bar
+from shared.unet import NetworkConfig
 from shared.vocabulary import read_test_file
 from trainer.config import PRESETS, REPORT_EPOCHS, TrainConfig
 from trainer.data import Dataset
@@ -27,6 +28,7 @@ from trainer.errors import TrainerError
 from trainer.score import check_vocabularies, score_run, targets_of
 from trainer.train import Budget, Run, publish_network, train
 
+FROM_DATA: Final = {"num_labels", "image_size", "image_channels"}
 GRID_PICTURES: Final = 32
 SAMPLING: Final = SAMPLING_PRESETS["default"]  # few steps, since grids and scores are taken while a run waits
 
@@ -44,14 +46,26 @@ def make_config(preset: str, changes: list[str]) -> TrainConfig:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        if key.startswith("network."):
+        if key.startswith("network.") and isinstance(values["network"], dict):
             values["network"][key.removeprefix("network.")] = value
         else:
             values[key] = value
-    return TrainConfig.model_validate(values)
+    config = TrainConfig.model_validate(values)
+    if given := FROM_DATA & set(config.network):
+        raise TrainerError(f"network.{min(given)} cannot be set: it follows from the data set and image_size")
+    NetworkConfig.model_validate({**config.network, "num_labels": 1, "image_size": config.image_size})
+    return config
+
+
+def check_name(name: str) -> None:
+    """Refuses a checkpoint's name before the training, not after it."""
+    if not NAME.fullmatch(name):
+        raise TrainerError(f'"{name}" is no checkpoint name: letters, digits, ".", "_" and "-"')
 
 
 def make_budget(preset: str, minutes: float | None, steps: int | None) -> Budget:
+    if minutes is not None and not math.isfinite(minutes):
+        raise TrainerError(f"--minutes {minutes} is not a length of time")
     if not minutes and not steps and preset != "report":
         raise TrainerError("say how long: --minutes or --steps")
     return Budget(minutes, steps)
