@@ -270,6 +270,24 @@ def promote(
     show("promoted", [("checkpoint", name), ("storage", str(storage))])
 
 
+@app.command()
+def card(
+    name: Annotated[str, typer.Argument(help="A checkpoint in storage.")],
+    log: Annotated[Path, typer.Option(exists=True, help="Its run's log.jsonl.")],
+    machine: Annotated[str, typer.Option(help="What it was trained on, in words.")],
+    storage: Storage = Path("models"),
+    scores: Annotated[
+        list[Path] | None, typer.Option(exists=True, help="What `score --json` wrote. Repeatable.")
+    ] = None,
+    commands: Annotated[list[str] | None, typer.Option("--command", help="How it was made. Repeatable.")] = None,
+) -> None:
+    """Write a checkpoint's card and loss curve beside it."""
+    from trainer.card import write_card
+
+    path = write_card(storage, name, log=log, scores=scores or [], machine=machine, commands=commands or [])
+    show("card", [("file", str(path))])
+
+
 def main() -> int:
     """Runs a command; what went wrong is one line on stderr and exit code 1, or 2 for wrong usage."""
     try:

@@ -1,0 +1,96 @@
+"""Writes a checkpoint's card beside it: how it was made, its loss curve, its scores. Measures nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from shared.checkpoint import read_info
+from trainer.errors import TrainerError
+
+mpl.use("Agg")
+
+SCORES_NOTE = """Mean and standard deviation over the runs, seeds 0 upwards, nothing picked. Each line is what
+`python -m trainer score FILE --repeats N` prints."""
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a run's log.jsonl. TrainerError for a line that is not JSON."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line]
+    except ValueError as error:
+        raise TrainerError(f"{path}: not a run's log ({error})") from error
+
+
+def plot_log(lines: list[dict[str, float]], path: Path) -> None:
+    """Loss over steps on a logarithmic scale, with whatever scores the log holds on a second axis."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    axes.plot(*zip(*losses, strict=True), color="tab:gray", linewidth=1, label="loss")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    names = sorted({key for line in lines for key in line if key.endswith(("/accuracy", "/exact_match"))})
+    if names:
+        scores = axes.twinx()
+        for name in names:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            scores.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+        scores.set(ylabel="score", ylim=(0, 1))
+        scores.legend(loc="center right", fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines)
+
+
+def _score_rows(scores: list[Path]) -> list[list[str]]:
+    rows = []
+    for path in scores:
+        figures: dict[str, Any] = json.loads(path.read_text())
+        cells = [
+            f"{figures[name]['mean']:.4f} ± {figures[name]['std']:.4f}" for name in ("accuracy", "exact_match", "f1")
+        ]
+        rows.append(
+            [
+                figures["file"],
+                str(len(figures["runs"])),
+                *cells,
+                f"{figures['accuracy']['max']:.4f}",
+                f"{figures['rows_per_picture']:.0f}",
+            ]
+        )
+    return rows
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[list[str]]:
+    rows: list[list[str]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append([f"{prefix}{key}", f"`{json.dumps(value)}`"])
+    return rows
+
+
+def write_card(storage: Path, name: str, *, log: Path, scores: list[Path], machine: str, commands: list[str]) -> Path:
+    """storage/NAME.md and NAME-log.png. `scores` are files that `trainer score --json` wrote for this checkpoint."""
+    info = read_info(storage / f"{name}.safetensors")
+    plot_log(read_log(log), storage / f"{name}-log.png")
+    parts = [f"# {name}", f"A {info.kind}, digest `{info.digest[:16]}`, made {info.created_at} on {machine}."]
+    parts.append("Made by, in this order:\n\n" + "\n".join(f"    {command}" for command in commands))
+    if scores:
+        head = ["file", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture"]
+        parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + _table(head, _score_rows(scores)))
+    curve = f"![loss and scores over training]({name}-log.png)"
+    parts.append(f"## Training\n\n{curve}\n\n" + _table(["what", "value"], _flat(info.training)))
+    parts.append("## Configuration\n\n" + _table(["what", "value"], _flat(info.config)))
+    parts.append(f"{len(info.vocabulary)} labels: {', '.join(info.vocabulary)}.")
+    path = storage / f"{name}.md"
+    path.write_text("\n\n".join(parts) + "\n")
+    return path
