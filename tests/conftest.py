@@ -1,6 +1,7 @@
 """A real Redis, emptied around each case, toy checkpoints, and the API as a real server."""
 
 import contextlib
+import functools
 import os
 import tempfile
 import threading
@@ -50,11 +51,21 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_evaluator() -> Iterator[None]:
+    """Runners of this process share an evaluator: ResNet-18 is the one part of them that no toy makes small."""
+    import service.runner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.runner, "load_evaluator", functools.cache(service.runner.load_evaluator))
+        yield
+
+
 @pytest.fixture(scope="session")
 def settings(redis_server: RedisServer, storage: Path) -> Settings:
     """Settings with a short lease, so that a dead worker is noticed within a test's patience."""
     return Settings(
-        storage=storage, redis_url=redis_server.url, device="cpu", lease_s=1.5, heartbeat_s=0.3, batch_pictures=8
+        storage=storage, redis_url=redis_server.url, device="cpu", lease_s=2.5, heartbeat_s=0.3, batch_pictures=8
     )
 
 
