@@ -1,0 +1,33 @@
+"""A run's figures as lines of JSON and as TensorBoard events. Knows nothing of what they mean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class RunLog:
+    """Appends to `folder`/log.jsonl and `folder`/tensorboard; does nothing where `folder` is None (other ranks)."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.lines = (folder / "log.jsonl").open("a") if folder else None
+        self.events: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard")) if folder else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.lines and self.events:
+            self.lines.close()
+            self.events.close()
+
+    def record(self, step: int, elapsed_s: float, figures: dict[str, float]) -> None:
+        if self.lines and self.events:
+            self.lines.write(json.dumps({"step": step, "minutes": round(elapsed_s / 60, 2), **figures}) + "\n")
+            self.lines.flush()
+            for key, value in figures.items():
+                self.events.add_scalar(key, value, step)
