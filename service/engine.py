@@ -112,6 +112,7 @@ class Engine:
         for picture in [p for p, _ in self._batch.values() if unwanted(p)]:
             self._remove(picture)
         self._alone = deque(picture for picture in self._alone if not unwanted(picture))
+        self._unmade = [unmade for unmade in self._unmade if not unwanted(unmade.picture)]
 
     def step(self) -> list[Outcome]:
         """One step of every picture in the batch; returns those that ended with it, or could not begin."""

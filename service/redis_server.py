@@ -21,6 +21,8 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 MAX_SOCKET_PATH = 100  # bytes; the kernel allows 108
 PR_SET_PDEATHSIG = 1  # prctl(2)
+# Loaded here and not in the child, where between fork and exec nothing should be loaded.
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 class RedisNotFound(RuntimeError):
@@ -49,8 +51,8 @@ def find_binary() -> Path:
 
 def die_with_parent() -> None:
     """For `preexec_fn`: the kernel ends this child when its parent is gone, however that came about (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if _prctl is not None:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class RedisServer:

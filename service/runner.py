@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from redis import Redis
+from redis.exceptions import RedisError
 
 from service.engine import Engine, Judge, Made, Outcome
 from service.jobs import Done, JobRecord, JobResult, JobStore, Scores, Verdict
@@ -170,12 +171,19 @@ class Runner:
         record = self.store.record(job_id)
         if record is None or not self.store.is_open(job_id):
             return
-        verdicts = self.store.verdicts(job_id)
-        result = score(verdicts, record, self.judge)
-        n = len(record.labels)
-        pngs = self.store.pngs(job_id, range(result.best * n, (result.best + 1) * n))
-        images = to_images(np.stack([read_png(png) for png in pngs]))  # (n, 3, H, W)
-        self.store.finish(job_id, result, png_bytes(grid(images, columns=min(record.columns, n))))
+        try:
+            result = score(self.store.verdicts(job_id), record, self.judge)
+            n = len(record.labels)
+            pngs = self.store.pngs(job_id, range(result.best * n, (result.best + 1) * n))
+            images = to_images(np.stack([read_png(png) for png in pngs]))  # (n, 3, H, W)
+            sheet = png_bytes(grid(images, columns=min(record.columns, n)))
+        except RedisError:
+            raise  # another worker may have more luck
+        except Exception as error:
+            log.exception("the result of job %s cannot be composed", job_id)
+            self.store.fail(job_id, f"the result cannot be composed: {type(error).__name__}: {error}")
+        else:
+            self.store.finish(job_id, result, sheet)
 
     def _drop_ended(self) -> None:
         """Takes pictures out of the batches whose job was ended elsewhere."""

@@ -5,6 +5,7 @@ once. Knows no HTTP and no torch.
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from redis.exceptions import ResponseError
 
 from service.jobs import Picture, entries_of, stream_key, text
 from service.settings import Settings
+
+log = logging.getLogger(__name__)
 
 GROUP = "workers"
 
@@ -91,9 +94,15 @@ class PictureStream:
         return self._claims(self.connection.xclaim(self.key, GROUP, self.consumer, idle_ms, list(entries)))
 
     def _claims(self, entries: Sequence[Any]) -> list[Claim]:
-        return [
-            Claim(text(entry), Picture.model_validate_json(fields[b"picture"])) for entry, fields in entries if entry
-        ]
+        """Entries that were delivered to us, read. One that is no picture of ours would stop every worker: it goes."""
+        claims = []
+        for entry, fields in entries:
+            try:
+                claims.append(Claim(text(entry), Picture.model_validate_json(fields[b"picture"])))
+            except (KeyError, TypeError, ValueError):
+                log.exception("entry %s of %s is not a picture", entry, self.key)
+                self.discard([entry])
+        return claims
 
     def renew(self, entries: Sequence[str]) -> None:
         """Keeps claims: sets their idle time to 0 and does not count it as a delivery."""

@@ -195,6 +195,14 @@ def test_a_picture_that_cannot_begin_is_reported() -> None:
     assert isinstance(outcomes[1], Made)
 
 
+def test_a_dropped_picture_that_could_not_begin_is_not_reported() -> None:
+    one = engine()
+    one.admit([picture(0, labels=["pink cube"])])
+    one.drop(lambda p: p.job == "a")
+    assert not one.busy
+    assert one.step() == []
+
+
 def test_numbers_that_are_not_finite_fail_their_picture_only() -> None:
     one = engine()
     one.admit([picture(0), picture(1, job="b")])

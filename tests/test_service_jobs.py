@@ -218,6 +218,14 @@ def test_a_stream_survives_that_redis_is_emptied(connection: Redis, store: JobSt
     assert len(a.claim_new(1)) == 1
 
 
+def test_an_entry_that_is_no_picture_is_thrown_away(store: JobStore, a: PictureStream, connection: Redis) -> None:
+    connection.xadd(a.key, {"picture": "{}"})
+    connection.xadd(a.key, {"foreign": "x"})
+    store.create(record(1))
+    assert len(a.claim_new(5)) == 1
+    assert connection.xlen(a.key) == 1
+
+
 def lose(store: JobStore, connection: Redis, job: JobRecord, how: str) -> None:
     rq_id = connection.hget(job_key(job.id), "rq")
     assert isinstance(rq_id, bytes)

@@ -206,6 +206,17 @@ def test_another_workers_death_between_last_picture_and_grid_is_made_good(
     assert status(store, job) == "finished"
 
 
+def test_a_job_whose_result_cannot_be_composed_fails(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    job = create()
+    lane = runner.lane()
+    runner.turn(lane)
+    connection.hset(png_key(job.id), "0", b"no PNG")
+    runner.run(job.id)
+    assert status(store, job) == "failed"
+
+
 def test_a_dead_workers_pictures_are_made_by_another_and_are_the_same(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
 ) -> None:
