@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import pytest
@@ -27,13 +28,16 @@ from shared.checkpoint import read_info, resolve
 from shared.options import SamplingOptions
 
 ROOT = Path(__file__).parents[1]
+T = TypeVar("T")
 
 
-def until(condition: Callable[[], object], *, timeout_s: float = 120.0) -> None:
+def until(condition: Callable[[], T], *, timeout_s: float = 120.0) -> T:
+    """Waits for something true, and returns it."""
     deadline = time.monotonic() + timeout_s
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.02)
+    return found
 
 
 def is_there(pid: int) -> bool:
@@ -114,7 +118,7 @@ def test_a_killed_workers_job_is_finished_by_another_with_the_same_pictures(
     job = new_job(settings, steps=100, pictures=12)
     store.create(job)
     until(lambda: len(store.done_indices(job.id)) > 0)  # 8 are made, 4 are in work
-    killed = owner_of_pictures(connection, job.digest)
+    killed = until(lambda: owner_of_pictures(connection, job.digest))
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
     assert store.is_open(job.id)
