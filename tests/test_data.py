@@ -1,0 +1,159 @@
+"""Reading a data set folder: squares made by hand, pictures decoded once, and every way a folder can be wrong."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shared.vocabulary import ICLEVR, LabelError
+from tests.trainer_fixtures import write_data_folder
+from trainer import data
+from trainer.data import load_dataset, to_float, to_square
+from trainer.errors import TrainerError
+
+
+def _rows(*values: int, width: int) -> Image.Image:
+    """A picture whose rows have these gray values."""
+    return Image.fromarray(np.repeat(np.array(values, np.uint8)[:, None, None], width, 1).repeat(3, 2))
+
+
+def test_pad_repeats_the_edge_rows() -> None:
+    padded = np.asarray(to_square(_rows(10, 20, width=4), 4, "pad"))
+    assert padded[:, :, 0].tolist() == [[10] * 4, [10] * 4, [20] * 4, [20] * 4]
+
+
+def test_pad_of_an_odd_difference_and_of_a_tall_picture() -> None:
+    assert np.asarray(to_square(_rows(10, 20, width=3), 3, "pad"))[:, 0, 0].tolist() == [10, 20, 20]
+    tall = _rows(10, 20, width=4).transpose(Image.Transpose.ROTATE_90)  # 2 wide, 4 high, columns 10 and 20
+    assert np.asarray(to_square(tall, 4, "pad"))[0, :, 0].tolist() == [10, 10, 20, 20]
+
+
+def test_squeeze_shows_the_whole_picture() -> None:
+    halves = np.zeros((6, 16, 3), np.uint8)
+    halves[:, 8:] = 200
+    squeezed = np.asarray(to_square(Image.fromarray(halves), 4, "squeeze"))
+    assert squeezed.shape == (4, 4, 3)
+    assert squeezed[:, 0].max() == 0
+    assert squeezed[:, 3].min() == 200
+    padded = np.asarray(to_square(Image.fromarray(halves), 16, "pad"))
+    np.testing.assert_array_equal(padded, np.broadcast_to(halves[:1], (16, 16, 3)))
+
+
+def test_a_square_of_the_right_size_is_left_alone() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    for fit in ("squeeze", "pad"):
+        np.testing.assert_array_equal(to_square(Image.fromarray(picture), 8, fit), picture)  # type: ignore[arg-type]
+
+
+def test_other_modes_become_rgb() -> None:
+    gray = Image.new("L", (8, 8), 77)
+    assert np.asarray(to_square(gray, 8, "squeeze")).tolist() == [[[77] * 3] * 8] * 8
+
+
+def test_pictures_and_labels(tmp_path: Path) -> None:
+    dataset = load_dataset(write_data_folder(tmp_path / "d"), size=8)
+    assert dataset.images.shape == (24, 3, 8, 8)
+    assert dataset.images.dtype == torch.uint8
+    assert torch.equal(dataset.labels, torch.eye(24))
+    assert dataset.vocabulary == ICLEVR
+    assert dataset.images[5, :, 3, 3].tolist() == [80, 180, 160]
+    floats = to_float(dataset.images[:2])
+    assert floats[0, :, 0, 0].tolist() == pytest.approx([v / 127.5 - 1 for v in (40, 220, 60)])
+
+
+def test_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, decoded, advanced = write_data_folder(tmp_path / "d"), [], []
+    original: Callable[..., Image.Image] = to_square
+
+    def counting(picture: Image.Image, size: int, fit: data.Fit) -> Image.Image:
+        decoded.append(size)
+        return original(picture, size, fit)
+
+    monkeypatch.setattr(data, "to_square", counting)
+    first = load_dataset(folder, size=8, advance=advanced.append)
+    again = load_dataset(folder, size=8)
+    assert len(decoded) == sum(advanced) == 24
+    assert torch.equal(first.images, again.images)
+    load_dataset(folder, size=8, fit="pad")
+    assert len(decoded) == 48
+    os.utime(folder / "iclevr" / "CLEVR_train_000000_0.png", (1, 1))  # other pictures under the same names
+    load_dataset(folder, size=8)
+    assert len(decoded) == 72
+
+
+def _missing_first(folder: Path) -> None:
+    (folder / "iclevr" / "CLEVR_train_000000_0.png").unlink()
+
+
+def _missing_later(folder: Path) -> None:
+    (folder / "iclevr" / "CLEVR_train_000009_0.png").unlink()
+
+
+def _cut(keep: int) -> Callable[[Path], None]:
+    def cut(folder: Path) -> None:
+        path = folder / "iclevr" / "CLEVR_train_000009_0.png"
+        path.write_bytes(path.read_bytes()[:keep])
+
+    return cut
+
+
+def _short_header(folder: Path) -> None:
+    path = folder / "iclevr" / "CLEVR_train_000009_0.png"
+    path.write_bytes(path.read_bytes()[:8] + b"\0\0\0\2IHDR\0\0\0\0\0\0")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (_missing_first, r'picture "CLEVR_train_000000_0.png" is in none of iclevr, images'),
+        (_missing_later, r"CLEVR_train_000009_0.png: cannot be read as a picture"),
+        (_cut(45), r"CLEVR_train_000009_0.png: cannot be read as a picture"),
+        (_cut(0), r"CLEVR_train_000009_0.png: cannot be read as a picture"),
+        (_short_header, r"CLEVR_train_000009_0.png: cannot be read as a picture"),
+    ],
+)
+def test_pictures_that_are_not_there_or_broken(tmp_path: Path, break_it: Callable[[Path], None], message: str) -> None:
+    folder = write_data_folder(tmp_path / "d")
+    break_it(folder)
+    with pytest.raises(TrainerError, match=message):
+        load_dataset(folder, size=8)
+    assert not list(folder.glob(".cache/*")), "a half-read folder must leave no cache"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("train.json", '{"a.png": ["red cub"]}', 'entry "a.png": unknown label "red cub"; did you mean "red cube"'),
+        ("train.json", "{", "not JSON"),
+        ("train.json", '[["red cube"]]', "wanted an object of file name -> labels, got a list"),
+        ("train.json", "{}", "got an empty object"),
+        ("train.json", '{"a.png": []}', "empty list"),
+        ("train.json", '{"a.png": ["red cube", "red cube"]}', '"red cube" twice'),
+        ("objects.json", '["red cube"]', "wanted an object of name -> index"),
+        ("objects.json", '{"red cube": 1}', "is not one of 0..0"),
+    ],
+)
+def test_label_files_that_are_wrong(tmp_path: Path, file: str, content: str, message: str) -> None:
+    folder = write_data_folder(tmp_path / "d")
+    (folder / file).write_text(content)
+    with pytest.raises(LabelError, match=re.escape(message)):
+        load_dataset(folder, size=8)
+
+
+def test_a_folder_without_label_files(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=r"objects\.json: cannot be read"):
+        load_dataset(tmp_path, size=8)
+
+
+def test_pictures_of_another_vocabulary(tmp_path: Path) -> None:
+    folder = write_data_folder(tmp_path / "d", pictures=1)
+    (folder / "objects.json").write_text(json.dumps({"b": 1, "a": 0}))
+    (folder / "train.json").write_text(json.dumps({"CLEVR_train_000000_0.png": ["b"]}))
+    dataset = load_dataset(folder, size=8)
+    assert dataset.labels.tolist() == [[0, 1]]
