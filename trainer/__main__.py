@@ -297,8 +297,8 @@ def main() -> int:
         return 2
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        _complain(f"{field}: {first['msg']}, got {first['input']!r}" if field else first["msg"])
+        field, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        _complain(f"{field}: {message}, got {first['input']!r}" if field else message)
     except (typer.Abort, KeyboardInterrupt):
         _complain("interrupted")
         return 130
