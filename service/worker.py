@@ -55,6 +55,9 @@ class PictureWorker(SimpleWorker):
         self.runner, self.settings = runner, settings
         self.log_job_description = False
 
+    # Redis may be away for a while; RQ's 60 s would also be how long a signal to stop is not looked at.
+    max_connection_wait_time = 4.0
+
     @property
     def dequeue_timeout(self) -> int:
         return SWEEP_S  # RQ looks for maintenance between two of these
@@ -73,34 +76,41 @@ class PictureWorker(SimpleWorker):
 
         Without this they would lie still: their own job may run in another worker, which waits for them.
         """
-        while self.runner.busy and not self._stop_requested:
-            result = self.queue_class.dequeue_any(
-                self._ordered_queues,
-                None,
-                connection=self.connection,
-                job_class=self.job_class,
-                serializer=self.serializer,
-                death_penalty_class=self.death_penalty_class,
-            )
-            if result is not None:
-                job, queue = result
-                job.redis_server_version = self.get_redis_server_version()  # type: ignore[no-untyped-call]
-                return job, queue
-            self.runner.turn()
+        while not self._stop_requested:
+            if self.runner.busy:
+                found = self._next_job_at_once()
+            else:
+                found = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time=SWEEP_S)
+            if found is not None or timeout is None:
+                return found
+            if self.runner.busy:
+                self.runner.turn()
             if self.should_run_maintenance_tasks:
                 self.run_maintenance_tasks()
-        if self._stop_requested:
+        return None
+
+    def _next_job_at_once(self) -> tuple[Job, Queue] | None:
+        result = self.queue_class.dequeue_any(
+            self._ordered_queues,
+            None,
+            connection=self.connection,
+            job_class=self.job_class,
+            serializer=self.serializer,
+            death_penalty_class=self.death_penalty_class,
+        )
+        if result is None:
             return None
-        found: tuple[Job, Queue] | None = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
-        return found
+        job, queue = result
+        job.redis_server_version = self.get_redis_server_version()  # type: ignore[no-untyped-call]
+        return job, queue
 
     def _shutdown(self) -> None:
-        """On SIGTERM or Ctrl-C: the loop ends at its next step, and other workers get the pictures in work."""
+        """On SIGTERM or Ctrl-C: the loop ends at its next step, and other workers get the pictures in work.
+
+        RQ would raise an exception here, out of the signal's handler, which code in the middle of anything may swallow.
+        """
         self.runner.stopping.set()
-        if self.runner.busy:
-            self._stop_requested = True
-        else:
-            super()._shutdown()  # type: ignore[no-untyped-call]
+        self._stop_requested = True
 
     def teardown(self) -> None:
         with contextlib.suppress(RedisError):

@@ -127,7 +127,7 @@ def test_a_killed_workers_job_is_finished_by_another_with_the_same_pictures(
     # the one that is left ends on SIGTERM and says goodbye
     (left,) = (one for pid, one in two_workers.items() if pid != killed)
     left.terminate()
-    assert left.wait(timeout=20) == 0
+    assert left.wait(timeout=60) == 0
     assert connection.keys(worker_key("*")) == []
     undisturbed = job.model_copy(update={"id": new_id()})
     store.create(undisturbed)
