@@ -160,9 +160,15 @@ def train(
     data: Annotated[Path, Existing],
     storage: Storage = Path("models"),
     name: Annotated[str, typer.Option(help="The checkpoint's name.")] = "denoiser",
-    run: Annotated[Path, typer.Option(help="Folder for state, log, TensorBoard events and sample grids.")] = Path(
-        "runs/denoiser"
-    ),
+    run: Annotated[
+        Path,
+        typer.Option(
+            "--run",
+            "--run-folder",
+            help="Folder for state, log, TensorBoard events and sample grids. "
+            "Under torchrun say --run-folder: it takes --run for an option of its own.",
+        ),
+    ] = Path("runs/denoiser"),
     preset: Annotated[
         str, typer.Option(help="default, or report: the report's hyperparameters in every detail.")
     ] = "default",
