@@ -42,9 +42,8 @@ def main() -> None:
     hidden = np.array(visible) < HIDDEN_BELOW
     out = Console()
     out.print(f"{len(missed)} pictures: accuracy {score.accuracy:.4f}, exact match {score.exact_match:.4f}")
-    out.print(
-        f"an object is more than half hidden in {hidden.mean():.2%} of all pictures, {hidden[missed].mean():.2%} of the missed"
-    )
+    shares = f"{hidden.mean():.2%} of all pictures, {hidden[missed].mean():.2%} of the missed"
+    out.print(f"an object is more than half hidden in {shares}")
     out.print(f"exact match where nothing is: {1 - missed[~hidden].mean():.4f}")
 
 
