@@ -30,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     evaluator = load_evaluator(resolve(args.storage, None, "evaluator"))
     probabilities, targets, visible = [], [], []
-    for number, labels in enumerate(track(random_scenes(args.scenes, 3, args.seed), "rendering")):
+    for number, labels in enumerate(track(random_scenes(args.scenes, 3, args.seed).values(), "rendering")):
         scene = scene_objects(labels, np.random.default_rng([args.seed, 1, number]))
         prefixes = [scene[: k + 1] for k in range(len(scene))]
         probabilities.append(evaluator.probabilities(to_images(squeeze(render(prefixes, samples=1)))))

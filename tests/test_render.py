@@ -119,7 +119,17 @@ def test_scenes_of_a_train_file() -> None:
         "CLEVR_train_000007_0.png": ["cyan cube"],
         "CLEVR_train_000002_0.png": ["gray cylinder"],
     }
-    assert scenes_of(train) == [["cyan cube", "red sphere"], ["gray cylinder"]]
+    assert scenes_of(train) == {"000007": ["cyan cube", "red sphere"], "000002": ["gray cylinder"]}
+
+
+def test_a_train_files_pictures_keep_their_names_and_labels(tmp_path: Path) -> None:
+    train = {
+        "CLEVR_train_000007_0.png": ["cyan cube"],
+        "CLEVR_train_000007_1.png": ["cyan cube", "red sphere"],
+        "CLEVR_train_000002_0.png": ["gray cylinder"],
+    }
+    assert write_folder(tmp_path, scenes_of(train), seed=0, size=16) == 3
+    assert read_train_file(tmp_path / "train.json", ICLEVR) == train
 
 
 @pytest.mark.parametrize(

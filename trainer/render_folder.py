@@ -22,14 +22,18 @@ BATCH = 64  # scenes rendered together: enough for two cores, little enough for 
 NAME = re.compile(r"CLEVR_train_(\d{6})_(\d)\.png")
 
 
-def random_scenes(count: int, max_objects: int, seed: int) -> list[list[str]]:
-    """`count` label lists in order of appearance, each of `max_objects` distinct names of the vocabulary."""
+Scenes = dict[str, list[str]]  # a scene's number, six digits -> its labels, in order of appearance
+
+
+def random_scenes(count: int, max_objects: int, seed: int) -> Scenes:
+    """`count` scenes of `max_objects` distinct names of the vocabulary each."""
     rng = np.random.default_rng([seed, 0])
-    return [[ICLEVR.names[i] for i in rng.permutation(len(ICLEVR))[:max_objects]] for _ in range(count)]
+    lists = [[ICLEVR.names[i] for i in rng.permutation(len(ICLEVR))[:max_objects]] for _ in range(count)]
+    return {f"{number:06d}": labels for number, labels in enumerate(lists)}
 
 
-def scenes_of(train: dict[str, list[str]]) -> list[list[str]]:
-    """The label lists of a train.json's largest pictures, one a scene, in the file's order.
+def scenes_of(train: dict[str, list[str]]) -> Scenes:
+    """A train.json's scenes, in the file's order: the labels of each one's largest picture.
 
     Raises TrainerError where a picture's name is not of the layout or a list does not extend the one before.
     """
@@ -44,24 +48,23 @@ def scenes_of(train: dict[str, list[str]]) -> list[list[str]]:
         for shorter, longer in itertools.pairwise(lists):
             if longer[: len(shorter)] != shorter:
                 raise TrainerError(f"scene {number}: {longer} does not extend {shorter}")
-    return [lists[-1] for lists in scenes.values()]
+    return {number: lists[-1] for number, lists in scenes.items()}
 
 
 def scene_objects(labels: list[str], rng: np.random.Generator) -> list[SceneObject]:
     return place([(color, shape) for color, shape in (label.split() for label in labels)], rng)
 
 
-def _pictures(
-    scenes: list[list[str]], seed: int, size: int | None
-) -> Iterator[list[tuple[str, list[str], NDArray[np.uint8]]]]:
+def _pictures(scenes: Scenes, seed: int, size: int | None) -> Iterator[list[tuple[str, list[str], NDArray[np.uint8]]]]:
     """Batches of (file name, labels, picture): every scene with one object, then two, up to all of its labels."""
-    for start in range(0, len(scenes), BATCH):
+    numbered = enumerate(scenes.items())
+    while batch := list(itertools.islice(numbered, BATCH)):
         names, labels, objects = [], [], []
-        for number in range(start, min(start + BATCH, len(scenes))):
-            placed = scene_objects(scenes[number], np.random.default_rng([seed, 1, number]))
+        for position, (number, scene) in batch:
+            placed = scene_objects(scene, np.random.default_rng([seed, 1, position]))
             for k in range(len(placed)):
-                names.append(f"CLEVR_train_{number:06d}_{k}.png")
-                labels.append(scenes[number][: k + 1])
+                names.append(f"CLEVR_train_{number}_{k}.png")
+                labels.append(scene[: k + 1])
                 objects.append(placed[: k + 1])
         pictures = render(objects) if size is None else squeeze(render(objects, samples=1), size)
         yield list(zip(names, labels, pictures, strict=True))
@@ -75,17 +78,16 @@ def write_label_file(path: Path, content: object) -> None:
     path.write_text(json.dumps(content))
 
 
-def held_out_lists(scenes: list[list[str]], seed: int) -> tuple[list[list[str]], list[list[str]]]:
+def held_out_lists(scenes: Scenes, seed: int) -> tuple[list[list[str]], list[list[str]]]:
     """Two test files of 32 lists: one of one to three labels, one of three, drawn among the scenes' own label sets."""
-    rng = np.random.default_rng([seed, 2])
-    chosen = [scenes[i] for i in rng.permutation(len(scenes))[:64]] if len(scenes) >= 64 else (scenes * 64)[:64]
+    lists = list(scenes.values())
+    order = np.random.default_rng([seed, 2]).permutation(len(lists))
+    chosen = [lists[i] for i in np.resize(order, 64)]  # over again where there are fewer
     mixed = [labels[: 1 + i % len(labels)] for i, labels in enumerate(chosen[:32])]
     return mixed, [list(labels) for labels in chosen[32:]]
 
 
-def write_folder(
-    out: Path, scenes: list[list[str]], *, seed: int, size: int | None, progress: Progress | None = None
-) -> int:
+def write_folder(out: Path, scenes: Scenes, *, seed: int, size: int | None, progress: Progress | None = None) -> int:
     """Renders every scene into `out` and returns how many pictures there are. The same arguments give the same bytes.
 
     `size` None writes 320x240 (4 rays a pixel); a number writes squares squeezed from one ray a pixel, much faster.
@@ -93,7 +95,7 @@ def write_folder(
     folder = out / "iclevr"
     folder.mkdir(parents=True, exist_ok=True)
     train: dict[str, list[str]] = {}
-    task = progress.add_task("rendering", total=sum(map(len, scenes))) if progress else None
+    task = progress.add_task("rendering", total=sum(map(len, scenes.values()))) if progress else None
     with ThreadPoolExecutor(2) as pool:
         for batch in _pictures(scenes, seed, size):
             train.update({name: labels for name, labels, _ in batch})
