@@ -277,6 +277,38 @@ def promote(
 
 
 @app.command()
+def calibrate(
+    folder: Annotated[Path, typer.Argument(exists=True, help="Sets of pictures and sets.json with published scores.")],
+    conditions: Annotated[Path, typer.Option(exists=True, help="The folder of the conditions files.")],
+    storage: Storage = Path("models"),
+    evaluator: Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot here.")] = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Compare an evaluator's scores of published pictures with the scores published for them."""
+    from shared.checkpoint import resolve
+    from shared.device import pick_device
+    from shared.evaluator import load_evaluator
+    from trainer import calibrate as calibration
+
+    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), pick_device(device))
+    with bar() as progress:
+        task = progress.add_task("scoring sets", total=None)
+        agreement = calibration.calibrate(folder, conditions, judge, lambda: progress.advance(task))
+    table = Table("set", "published", "this evaluator's", "difference", title=f"{len(agreement.sets)} published sets")
+    for one in agreement.sets:
+        table.add_row(one.folder, f"{one.published:.3f}", f"{one.accuracy:.3f}", f"{one.accuracy - one.published:+.3f}")
+    out = Console()
+    out.print(table)
+    out.print(
+        f"correlation {agreement.correlation:.4f}, mean absolute error {agreement.mean_absolute_error:.4f}, "
+        f"bias {agreement.bias:+.4f}"
+    )
+    if plot:
+        calibration.plot(agreement, plot)
+
+
+@app.command()
 def card(
     name: Annotated[str, typer.Argument(help="A checkpoint in storage.")],
     log: Annotated[Path, typer.Option(exists=True, help="Its run's log.jsonl.")],

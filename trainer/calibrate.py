@@ -1,0 +1,94 @@
+"""How far an evaluator's scores can be trusted: sets of pictures with a published score, scored again and compared.
+
+A folder holds sets.json, a list of {"folder", "conditions", "official_accuracy"}, and in each set's folder pictures
+numbered in the order of the conditions file. The published figures are only compared with; nothing is fitted to them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import correlation, fmean
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from shared.evaluator import Evaluator, score_set
+from shared.pictures import to_images
+from shared.vocabulary import read_test_file
+from trainer.errors import TrainerError
+from trainer.score import targets_of
+
+mpl.use("Agg")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One set: what was published, and what this evaluator says."""
+
+    folder: str
+    published: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    sets: list[Compared]
+    correlation: float  # Pearson's, over sets
+    mean_absolute_error: float
+    bias: float  # mean of ours - published
+
+
+def read_pictures(folder: Path, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """The folder's PNGs, named by number, in that order: (count, H, W, 3). TrainerError for another number of them."""
+    paths = sorted((path for path in folder.glob("*.png") if path.stem.isdecimal()), key=lambda path: int(path.stem))
+    if len(paths) != count:
+        raise TrainerError(f"{folder} holds {len(paths)} numbered PNGs, its conditions file names {count}")
+    pictures = []
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                pictures.append(np.asarray(picture.convert("RGB")))
+        except (OSError, SyntaxError) as error:
+            raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
+    return np.stack(pictures)
+
+
+def calibrate(
+    folder: Path, conditions: Path, evaluator: Evaluator, advance: Callable[[], None] = lambda: None
+) -> Agreement:
+    """Scores every set of `folder`; conditions files lie in `conditions`. TrainerError for a bad or missing file."""
+    try:
+        entries: list[dict[str, Any]] = json.loads((folder / "sets.json").read_text())
+        wanted = [(str(e["folder"]), str(e["conditions"]), float(e["official_accuracy"])) for e in entries]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainerError(f"{folder / 'sets.json'}: not a list of sets with a published score ({error})") from error
+    if len(wanted) < 2:
+        raise TrainerError(f"{folder / 'sets.json'}: a correlation needs at least two sets")
+    compared = []
+    for name, file, published in wanted:
+        lists = read_test_file(conditions / file, evaluator.vocabulary)
+        images = to_images(read_pictures(folder / name, len(lists)))
+        probabilities = evaluator.probabilities(images)
+        score = score_set(probabilities, targets_of(lists, evaluator.vocabulary), evaluator.vocabulary.names)
+        compared.append(Compared(name, published, score.accuracy))
+        advance()
+    ours, theirs = [one.accuracy for one in compared], [one.published for one in compared]
+    errors = [a - b for a, b in zip(ours, theirs, strict=True)]
+    return Agreement(compared, correlation(ours, theirs), fmean(map(abs, errors)), fmean(errors))
+
+
+def plot(agreement: Agreement, path: Path) -> None:
+    """Ours over published, one dot a set."""
+    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="tab:gray", linewidth=1)
+    axes.scatter([one.published for one in agreement.sets], [one.accuracy for one in agreement.sets], s=14)
+    title = f"correlation {agreement.correlation:.3f}, mean absolute error {agreement.mean_absolute_error:.3f}"
+    axes.set(xlabel="published accuracy", ylabel="this evaluator's", title=title, xlim=(0, 1), ylim=(0, 1))
+    figure.savefig(path, dpi=110)
