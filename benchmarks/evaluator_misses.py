@@ -1,4 +1,4 @@
-"""How many of the evaluator's misses are objects that hide one another: `python benchmarks/evaluator_misses.py`.
+"""How many of the evaluator's misses are objects that hide one another: `python -m benchmarks.evaluator_misses`.
 
 Renders fresh scenes of one to three objects (a seed that nothing was trained on) and prints exact match, and for the
 pictures missed how much of their most hidden object can be seen, beside the same for all pictures.

@@ -1,4 +1,4 @@
-"""What the network's layers cost here: `python benchmarks/layers.py` prints pictures/s of alternatives, run in turn.
+"""What the network's layers cost here: `python -m benchmarks.layers` prints pictures/s of alternatives in turn.
 
 The variants take turns over several rounds and the median ratio to the shipped network is printed, so that a machine
 that slows down or is shared slows all of them.
@@ -18,7 +18,7 @@ from shared import unet
 from shared.device import autocast_dtype, pick_device
 from shared.unet import NetworkConfig, UNet
 
-BATCH, ROUNDS = 32, 5
+BATCH, ROUNDS = 32, 3
 
 
 class GroupNorm(nn.GroupNorm):
@@ -116,7 +116,7 @@ def main() -> None:
             ratios = [a / b for a, b in zip(first[kind][1:], seconds[1:], strict=True)]
             row += [f"{BATCH / statistics.median(seconds[1:]):.0f}", f"{statistics.median(ratios):.2f}"]
         table.add_row(*row)
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 if __name__ == "__main__":
