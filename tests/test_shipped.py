@@ -1,0 +1,56 @@
+"""The weights in models/: they load, they are what their cards say, and they draw what is asked."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.checkpoint import promoted, resolve, scan
+from shared.denoise import sample
+from shared.evaluator import Evaluator, load_evaluator
+from shared.model import Denoiser, load_denoiser
+from shared.options import SamplingOptions, picture_seed
+from shared.pictures import to_uint8
+from shared.vocabulary import ICLEVR
+from trainer.score import score_run
+
+MODELS = Path(__file__).parents[1] / "models"
+LISTS = [["red cube"], ["gray cylinder"], ["blue sphere"], ["yellow cylinder"], ["cyan cube", "purple sphere"]]
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Denoiser:
+    return load_denoiser(resolve(MODELS, None, "denoiser"))
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    return load_evaluator(resolve(MODELS, None, "evaluator"))
+
+
+def test_every_file_is_whole_and_small_enough_to_ship() -> None:
+    found, problems = scan(MODELS)
+    assert not problems
+    assert {info.name for info in found} >= {promoted(MODELS), promoted(MODELS, "evaluator")}
+    assert sum(path.stat().st_size for path in MODELS.glob("*.safetensors")) < 48_000_000
+
+
+def test_the_card_is_of_this_checkpoint(denoiser: Denoiser, evaluator: Evaluator) -> None:
+    for info in (denoiser.info, evaluator.info):
+        assert info is not None
+        assert info.digest[:16] in (MODELS / f"{info.name}.md").read_text()
+
+
+def test_a_picture_is_the_same_alone_and_in_company(denoiser: Denoiser) -> None:
+    options = SamplingOptions(steps=4)
+    targets = torch.tensor([ICLEVR.multi_hot(labels) for labels in LISTS])
+    seeds = [picture_seed(7, i) for i in range(len(LISTS))]
+    together = to_uint8(sample(denoiser.stepper(), targets, options, seeds)).astype(int)
+    for i in range(len(LISTS)):
+        alone = to_uint8(sample(denoiser.stepper(), targets[i : i + 1], options, seeds[i : i + 1])).astype(int)
+        assert abs(together[i] - alone[0]).max() <= 1
+
+
+def test_single_objects_are_drawn_as_asked(denoiser: Denoiser, evaluator: Evaluator) -> None:
+    run = score_run(denoiser.stepper(), evaluator, LISTS, SamplingOptions(), seed=0)
+    assert run.score.accuracy >= 5 / 6  # six labels asked; a broken sampler or schedule finds next to none
