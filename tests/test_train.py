@@ -142,6 +142,17 @@ def test_logs_and_figures(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.
     assert b"test/accuracy" in events.read_bytes()
 
 
+def test_figures_are_taken_by_share_of_the_budget(dataset: Dataset, tmp_path: Path) -> None:
+    seen = []
+
+    def evaluate(_: torch.nn.Module, run: Run) -> dict[str, float]:
+        seen.append(run.step)
+        return {}
+
+    train(dataset, TINY, tmp_path, Budget(steps=8), device=CPU, evaluate=evaluate, evaluate_every_share=0.25)
+    assert seen == [2, 4, 6, 8]  # the last once, not twice
+
+
 def test_a_diverged_loss_stops_the_run(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="the loss is"):
         train(dataset, _config(lr=1e30, warmup_steps=0, optimizer="adamw"), tmp_path, Budget(steps=9), device=CPU)

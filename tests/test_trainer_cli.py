@@ -71,6 +71,7 @@ def test_help(command: Command) -> None:
         ("train", ["--data", "--preset", "--set", "--minutes", "--steps", "--evaluator", "--device"]),
         ("score", ["--repeats", "--model", "--sampler", "--guidance", "--grid", "--json"]),
         ("promote", ["--storage"]),
+        ("compare", ["--out", "--evaluator", "--minutes-per-variant", "--steps-per-variant", "--only"]),
     ],
 )
 def test_help_of_a_command(command: Command, name: str, options: list[str]) -> None:

@@ -277,6 +277,62 @@ def promote(
 
 
 @app.command()
+def compare(
+    data: Annotated[Path, typer.Argument(exists=True, help="A data set folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the report, its plots, grids and figures.")],
+    evaluator: Annotated[str, typer.Option(help="Name of the evaluator that scores all variants.")],
+    minutes: Annotated[
+        float | None, typer.Option("--minutes-per-variant", min=0.01, help="Training time of each variant.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps-per-variant", min=1, help="Steps of each variant.")] = None,
+    only: Annotated[str | None, typer.Option(help="Train just these variants: a,b.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different seeds that are scored.")] = 3,
+    tests: Annotated[
+        list[Path] | None, typer.Option(exists=True, help="Test files; the data set's own by default.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one field of all variants: --set batch=64. Repeatable.")
+    ] = None,
+    run: Annotated[Path, typer.Option(help="Folder for the variants' states and logs.")] = Path("runs/compare"),
+    storage: Storage = Path("models"),
+    device: DeviceName = "auto",
+) -> None:
+    """Train variants of the recipe under one equal budget and write a report. To resume, run the command again."""
+    from shared.checkpoint import resolve
+    from shared.device import pick_device
+    from shared.evaluator import load_evaluator
+    from shared.vocabulary import Vocabulary
+    from trainer import compare as comparison
+    from trainer.compare_report import write_report
+    from trainer.score import check_vocabularies
+    from trainer.train_command import changed, make_budget, tests_of
+
+    if not minutes and not steps:
+        raise TrainerError("say how long: --minutes-per-variant or --steps-per-variant")
+    make_budget("", minutes, steps)
+    names, base = comparison.chosen(only), changed(comparison.BASE, set_ or [])
+    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), pick_device(device))
+    vocabulary = Vocabulary.from_objects_file(data / "objects.json")
+    check_vocabularies(vocabulary, judge.vocabulary)
+    digest = judge.info.digest if judge.info else ""
+    lists = tests_of(data, tests, vocabulary)
+    setup = comparison.Setup(data.name, digest, lists, minutes, steps, repeats, set_ or [])
+    with bar() as progress:
+        done = comparison.run_comparison(
+            names,
+            base,
+            lambda config: _load(data, progress, size=config.image_size, fit=config.fit),
+            run,
+            out,
+            setup,
+            judge,
+            pick_device(device),
+            progress,
+        )
+    show("compared", [("trained now", ", ".join(done) or "nothing"), ("report", str(write_report(out)))])
+
+
+@app.command()
 def calibrate(
     folder: Annotated[Path, typer.Argument(exists=True, help="Sets of pictures and sets.json with published scores.")],
     conditions: Annotated[Path, typer.Option(exists=True, help="The folder of the conditions files.")],

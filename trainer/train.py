@@ -168,10 +168,12 @@ def train(
     on_step: Callable[[Run], None] = lambda _: None,
     evaluate: Callable[[nn.Module, Run], dict[str, float]] | None = None,
     evaluate_every_s: float = 600.0,
+    evaluate_every_share: float = 1.0,
 ) -> tuple[Averages, Run]:
     """Trains until the budget is spent; state, log and TensorBoard events go to `folder`.
 
-    `evaluate(averaged network, run)` is called by rank 0 every so often and at the end, its figures logged.
+    `evaluate(averaged network, run)` is called by rank 0 at the end, every `evaluate_every_s` seconds and whenever
+    another `evaluate_every_share` of the budget is spent; its figures are logged.
     Raises TrainerError where `folder` holds a run of another configuration, FloatingPointError where the loss diverges.
     """
     rank, world = _join(device)
@@ -246,7 +248,9 @@ def train(
             if now - saved_at > SAVE_EVERY_S:
                 save()
                 saved_at = time.monotonic()
-            if now - measured_at > evaluate_every_s:
+            spent = budget.progress(run.elapsed_s, run.step)
+            another_share = spent < 1 and spent // evaluate_every_share > progress // evaluate_every_share
+            if another_share or now - measured_at > evaluate_every_s:
                 measure()
                 measured_at = last = time.monotonic()  # measuring is not training time
         save()

@@ -21,7 +21,7 @@ from shared.options import SAMPLING_PRESETS, picture_seed
 from shared.pictures import grid
 from shared.schedules import alpha_bar
 from shared.unet import NetworkConfig
-from shared.vocabulary import read_test_file
+from shared.vocabulary import Vocabulary, read_test_file
 from trainer.config import PRESETS, REPORT_EPOCHS, TrainConfig
 from trainer.data import Dataset
 from trainer.errors import TrainerError
@@ -37,7 +37,12 @@ def make_config(preset: str, changes: list[str]) -> TrainConfig:
     """The preset with `field=value` changes; a value is JSON or, failing that, text. `network.x=...` reaches inside."""
     if preset not in PRESETS:
         raise TrainerError(f'no preset "{preset}"; there are {", ".join(PRESETS)}')
-    values: dict[str, Any] = PRESETS[preset].model_dump()
+    return check_config(changed(PRESETS[preset], changes))
+
+
+def changed(config: TrainConfig, changes: list[str]) -> TrainConfig:
+    """`config` with `field=value` changes, as `make_config` reads them; pydantic's ValidationError for a bad one."""
+    values: dict[str, Any] = config.model_dump()
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
@@ -50,7 +55,11 @@ def make_config(preset: str, changes: list[str]) -> TrainConfig:
             values["network"][key.removeprefix("network.")] = value
         else:
             values[key] = value
-    config = TrainConfig.model_validate(values)
+    return TrainConfig.model_validate(values)
+
+
+def check_config(config: TrainConfig) -> TrainConfig:
+    """The same, once its network fits its pictures and sets nothing that follows from the data."""
     if given := FROM_DATA & set(config.network):
         raise TrainerError(f"network.{min(given)} cannot be set: it follows from the data set and image_size")
     NetworkConfig.model_validate({**config.network, "num_labels": 1, "image_size": config.image_size})
@@ -121,11 +130,11 @@ class Watcher:
         return figures
 
 
-def _tests(data: Path, files: list[Path] | None, dataset: Dataset) -> dict[str, list[list[str]]]:
+def tests_of(data: Path, files: list[Path] | None, vocabulary: Vocabulary) -> dict[str, list[list[str]]]:
     """Name -> label lists of the given test files, or of those that lie in the data set's folder."""
     if files is None:
         files = [path for path in (data / "test.json", data / "new_test.json") if path.exists()]
-    return {path.stem: read_test_file(path, dataset.vocabulary) for path in files}
+    return {path.stem: read_test_file(path, vocabulary) for path in files}
 
 
 def run_training(
@@ -158,7 +167,7 @@ def run_training(
         status = f"step {run.step}  loss {run.loss:.4f}  {rate:.0f} pictures/s"
         progress.update(task, completed=min(1000, int(1000 * run.progress)), status=status)
 
-    watcher = Watcher(config, dataset, folder, _tests(data, tests, dataset), judge, where)
+    watcher = Watcher(config, dataset, folder, tests_of(data, tests, dataset.vocabulary), judge, where)
     averages, run = train(
         dataset,
         config,
