@@ -93,7 +93,7 @@ def plot_curves(results: dict[str, dict[str, Any]], names: list[str], x: str, pa
         else:
             axes.set_ylim(0, 1)
         axes.grid(alpha=0.3)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
     figure.savefig(path, dpi=90, metadata={"Software": None})
 
 
@@ -235,8 +235,8 @@ def to_html(blocks: list[Block]) -> str:
                 data = base64.b64encode(path.read_bytes()).decode()
                 image = f'<img alt="{html.escape(caption)}" src="data:image/png;base64,{data}">'
                 parts.append(f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>")
-    head = f'<meta charset="utf-8"><title>labelgrid: variants compared</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    meta = f'<meta charset="utf-8"><title>labelgrid: variants compared</title><style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{meta}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
 def _html_row(tag: str, cells: list[str]) -> str:
