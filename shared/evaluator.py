@@ -5,7 +5,7 @@ Knows no sampling and no labels of its own: its checkpoint carries them. Never u
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,25 +34,38 @@ class Evaluator(nn.Module):
         self.resnet = resnet18(weights=None)
         self.resnet.fc = nn.Sequential(nn.Linear(512, len(vocabulary)), nn.Sigmoid())
 
-    def logits(self, images: Tensor) -> Tensor:
-        """(N, 3, 64, 64) in [-1, 1] (mean and std 0.5) -> (N, K), before the sigmoid."""
+    def _trunk(self, images: Tensor) -> Tensor:
+        """(N, 3, 64, 64) in [-1, 1] (mean and std 0.5) -> (N, 512), what the last layer reads the labels from."""
         net = self.resnet
         h = net.maxpool(net.relu(net.bn1(net.conv1(images))))
-        h = net.layer4(net.layer3(net.layer2(net.layer1(h))))
-        logits: Tensor = net.fc[0](net.avgpool(h).flatten(1))
+        features: Tensor = net.avgpool(net.layer4(net.layer3(net.layer2(net.layer1(h))))).flatten(1)
+        return features
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, 3, 64, 64) in [-1, 1] (mean and std 0.5) -> (N, K), before the sigmoid."""
+        logits: Tensor = self.resnet.fc[0](self._trunk(images))
         return logits
 
-    @torch.inference_mode()
-    def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
-        """Images (N, 3, H, W) in [-1, 1], clamped to it -> (N, K) float32 on the CPU. Needs eval mode."""
+    def _chunks(self, images: Tensor, batch: int) -> Iterator[Tensor]:
+        """Images (N, 3, H, W) as the network takes them: in [-1, 1], of its size, on its device."""
         device = next(self.parameters()).device
-        chunks = []
         for chunk in torch.split(images, batch):
             x = chunk.to(device, torch.float32).clamp(-1, 1)
             if x.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
                 x = F.interpolate(x, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
-            chunks.append(torch.sigmoid(self.logits(x)).cpu())
+            yield x
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1], clamped to it -> (N, K) float32 on the CPU. Needs eval mode."""
+        chunks = [torch.sigmoid(self.logits(x)).cpu() for x in self._chunks(images, batch) if len(x)]
         return torch.cat(chunks) if chunks else torch.zeros(0, len(self.vocabulary))
+
+    @torch.inference_mode()
+    def features(self, images: Tensor, *, batch: int = 64) -> Tensor:
+        """Images as for `probabilities` -> (N, 512) float32 on the CPU: pictures with like contents lie near."""
+        chunks = [self._trunk(x).cpu() for x in self._chunks(images, batch) if len(x)]
+        return torch.cat(chunks) if chunks else torch.zeros(0, 512)
 
 
 def load_evaluator(path: Path | str, device: str | torch.device = "cpu") -> Evaluator:

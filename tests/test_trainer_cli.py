@@ -71,6 +71,7 @@ def test_help(command: Command) -> None:
         ("train", ["--data", "--preset", "--set", "--minutes", "--steps", "--evaluator", "--device"]),
         ("score", ["--repeats", "--model", "--sampler", "--guidance", "--grid", "--json"]),
         ("promote", ["--storage"]),
+        ("memorisation", ["--held-out", "--model", "--evaluator", "--pictures", "--label-sets", "--json", "--grid"]),
         ("compare", ["--out", "--evaluator", "--minutes-per-variant", "--steps-per-variant", "--only"]),
     ],
 )

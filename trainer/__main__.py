@@ -365,6 +365,54 @@ def calibrate(
 
 
 @app.command()
+def memorisation(
+    data: Annotated[Path, typer.Argument(exists=True, help="The data set folder that the denoiser was trained on.")],
+    held_out: Annotated[Path, typer.Option(exists=True, help="A folder of pictures that it has not seen.")],
+    storage: Storage = Path("models"),
+    model: Annotated[str | None, typer.Option(help="Denoiser's name; the promoted one by default.")] = None,
+    evaluator: Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")] = None,
+    preset: Annotated[str, typer.Option(help="Sampling preset: default or report.")] = "default",
+    pictures: Annotated[int, typer.Option(min=2, help="Generated, and compared with as many unseen ones.")] = 500,
+    label_sets: Annotated[
+        int, typer.Option(min=0, help="Label sets whose diversity is measured, 8 pictures each.")
+    ] = 32,
+    seed: Seed = 0,
+    grid: Annotated[
+        Path | None, typer.Option(help="Write the 8 nearest as PNG: generated, nearest by pixels, by features.")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Does it only remember? Nearest training pictures, diversity, and the Frechet distance to unseen pictures."""
+    from trainer import memorisation as memory
+    from trainer import score_command
+
+    _check_file(grid, ".png")
+    _check_file(json_out, ".json")
+    options = score_command.make_options(preset, {})
+    with bar() as progress:
+        report, images = memory.run_examination(
+            lambda folder, size, fit: _load(folder, progress, size=size, fit=fit),
+            (data, held_out),
+            (storage, model, evaluator),
+            options,
+            device,
+            progress,
+            pictures=pictures,
+            label_sets=label_sets,
+            seed=seed,
+        )
+    table = Table("", "generated", "to compare with", title=f"{report.pictures} pictures")
+    for row in memory.rows_of(report):
+        table.add_row(*row)
+    Console().print(table)
+    if grid:
+        memory.write_grid(images, grid)
+    if json_out:
+        json_out.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+
+
+@app.command()
 def card(
     name: Annotated[str, typer.Argument(help="A checkpoint in storage.")],
     log: Annotated[Path, typer.Option(exists=True, help="Its run's log.jsonl.")],
