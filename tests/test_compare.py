@@ -70,7 +70,7 @@ def test_another_setup_is_refused(tmp_path: Path) -> None:
     lists = {"test": [["red cube"]]}
     Setup("d", "e", lists, None, 5, 1).keep(tmp_path)
     Setup("d", "e", lists, None, 5, 1).keep(tmp_path)
-    with pytest.raises(TrainerError, match=r"setup\.json was made with another steps, repeats; choose another --out"):
+    with pytest.raises(TrainerError, match=r"setup\.json was made with another steps, repeats; choose another folder"):
         Setup("d", "e", lists, None, 6, 2).keep(tmp_path)
 
 
@@ -136,6 +136,11 @@ def test_from_data_to_a_report(
     assert "What we found.\n\nAnd why." in (out / "report.md").read_text()
     code, err = _run(monkeypatch, capsys, *command, "--only", "v", "--set", "lr=0.1")
     assert (code, "another changes" in err) == (1, True), err
+    code, err = _run(monkeypatch, capsys, *command, "--out", "new", "--repeats", "2")  # states of another comparison
+    assert (code, "runs/compare/setup.json was made with another repeats" in err) == (1, True), err
+    (tmp_path / "data" / "test.json").unlink()
+    code, err = _run(monkeypatch, capsys, *command)
+    assert (code, "name test files with --tests" in err) == (1, True), err
     code, err = _run(monkeypatch, capsys, "compare", "data", "--out", "new", "--evaluator", "judge")
     assert (code, "--minutes-per-variant or --steps-per-variant" in err) == (1, True), err
 
@@ -145,16 +150,16 @@ def test_blocks_become_text_and_a_page(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(picture)
     blocks = [
         Heading("First"),
-        Text("a < b"),
+        Text("a < `b`"),
         Heading("Second"),
         Table(["x", "y"], [["1", "<2>"]]),
         Picture(picture, "p"),
     ]
     text, page = to_markdown(blocks), to_html(blocks)
-    assert text == "# First\n\na < b\n\n## Second\n\n| x | y |\n| --- | --- |\n| 1 | <2> |\n\n![p](a.png)\n\np\n"
+    assert text == "# First\n\na < `b`\n\n## Second\n\n| x | y |\n| --- | --- |\n| 1 | <2> |\n\n![p](a.png)\n\np\n"
     assert "<h1>First</h1>" in page
     assert "<h2>Second</h2>" in page
-    assert "<p>a &lt; b</p>" in page
+    assert "<p>a &lt; <code>b</code></p>" in page
     assert "<tr><td>1</td><td>&lt;2&gt;</td></tr>" in page
 
 

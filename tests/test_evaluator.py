@@ -100,6 +100,17 @@ def test_probabilities_resize_clamp_and_batch(evaluator: Evaluator) -> None:
     torch.testing.assert_close(evaluator.probabilities(flat), large, rtol=1e-4, atol=1e-5)
 
 
+def test_features_are_what_the_labels_are_read_from(evaluator: Evaluator) -> None:
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 3 - 1.5
+    features = evaluator.features(images, batch=2)
+    assert features.shape == (3, 512)
+    with torch.inference_mode():
+        wanted = evaluator.resnet.fc(features)
+    torch.testing.assert_close(wanted, evaluator.probabilities(images), rtol=1e-4, atol=1e-5)
+    assert evaluator.features(images[:0]).shape == (0, 512)
+    assert evaluator.probabilities(images[:0]).shape == (0, 24)
+
+
 def test_our_file_round_trip(evaluator: Evaluator, tmp_path: Path) -> None:
     tensors = evaluator.resnet.state_dict()
     path = publish(tmp_path, "e", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})

@@ -315,7 +315,8 @@ def compare(
     vocabulary = Vocabulary.from_objects_file(data / "objects.json")
     check_vocabularies(vocabulary, judge.vocabulary)
     digest = judge.info.digest if judge.info else ""
-    lists = tests_of(data, tests, vocabulary)
+    if not (lists := tests_of(data, tests, vocabulary)):
+        raise TrainerError(f"{data} has neither test.json nor new_test.json: name test files with --tests")
     setup = comparison.Setup(data.name, digest, lists, minutes, steps, repeats, set_ or [])
     with bar() as progress:
         done = comparison.run_comparison(

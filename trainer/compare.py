@@ -74,7 +74,8 @@ GRID_PICTURES = 16
 
 @dataclass(frozen=True)
 class Setup:
-    """What all variants of a comparison share; kept in setup.json, so that no variant is made with another."""
+    """What all variants of a comparison share; kept in setup.json beside the report and beside the runs' states, so
+    that no variant is made, or resumed, with another."""
 
     data: str
     evaluator: str  # its digest
@@ -84,14 +85,14 @@ class Setup:
     repeats: int
     changes: list[str] = field(default_factory=list)  # of BASE, as --set gives them
 
-    def keep(self, out: Path) -> None:
-        """Writes `out`/setup.json. TrainerError where `out` holds a comparison of another setup."""
-        path, now = out / "setup.json", json.loads(json.dumps(asdict(self)))
-        out.mkdir(parents=True, exist_ok=True)
+    def keep(self, folder: Path) -> None:
+        """Writes `folder`/setup.json. TrainerError where `folder` holds a comparison of another setup."""
+        path, now = folder / "setup.json", json.loads(json.dumps(asdict(self)))
+        folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
             before = json.loads(path.read_text())
             if other := [key for key in now if now[key] != before.get(key)]:
-                raise TrainerError(f"{path} was made with another {', '.join(other)}; choose another --out")
+                raise TrainerError(f"{path} was made with another {', '.join(other)}; choose another folder")
         path.write_text(json.dumps(now, indent=1) + "\n")
 
 
@@ -193,7 +194,8 @@ def run_comparison(
     `load(config)` reads the pictures as a variant wants them. Runs' states lie in `run`, one folder a variant.
     """
     configs = {name: config_of(name, base) for name in names}  # all checked before the first is trained
-    setup.keep(out)
+    for folder in (run, out):
+        setup.keep(folder)
     missing = [name for name in names if not (out / f"{name}.json").exists()]
     dataset, size = None, None
     for name in missing:

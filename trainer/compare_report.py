@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,7 @@ def to_html(blocks: list[Block]) -> str:
                 parts.append(f"<{level}>{html.escape(text)}</{level}>")
                 level = "h2"
             case Text(text):
-                parts.append(f"<p>{html.escape(text.strip())}</p>")
+                parts.append("<p>" + re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text.strip())) + "</p>")
             case Table(head, rows):
                 parts.append(f"<table>{_html_row('th', head)}{''.join(_html_row('td', row) for row in rows)}</table>")
             case Picture(path, caption):
