@@ -7,6 +7,8 @@
     │   ├── UnknownJob             never there, or its time to live is over
     │   └── UnknownPicture
     ├── NotReady              409  the picture or grid is not made yet
+    ├── JobEnded              409  what has ended cannot be cancelled
+    ├── JobCancelled          409  for a client that waited for the job
     ├── JobFailed             500  for a client that waited for the job
     └── Unavailable           503
         ├── NoModel                no checkpoint is promoted in storage
@@ -103,6 +105,14 @@ class UnknownPicture(NotFound):
 
 class NotReady(ServiceError):
     status, slug, title = 409, "not-ready", "It is not made yet"
+
+
+class JobEnded(ServiceError):
+    status, slug, title = 409, "job-ended", "The job has ended"
+
+
+class JobCancelled(ServiceError):
+    status, slug, title = 409, "job-cancelled", "The job was cancelled"
 
 
 class JobFailed(ServiceError):

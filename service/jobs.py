@@ -32,8 +32,8 @@ from service.settings import Settings
 from shared.options import SamplingOptions, picture_seed
 
 JobKind = Literal["generate", "score"]
-JobStatus = Literal["queued", "running", "finished", "failed"]
-TERMINAL = frozenset({"finished", "failed"})
+JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
+TERMINAL = frozenset({"finished", "failed", "cancelled"})
 
 PREFIX = "labelgrid"
 OPEN = f"{PREFIX}:open"
@@ -251,6 +251,10 @@ class JobStore:
     def fail(self, job_id: str, reason: str) -> bool:
         """Ends the job; `reason` is for the client to read. False if it had ended before."""
         return self._to(job_id, "failed", {"finished_at": time.time(), "error": reason})
+
+    def cancel(self, job_id: str) -> bool:
+        """Ends the job, as its client wants; workers drop its pictures at their next step. False if it had ended."""
+        return self._to(job_id, "cancelled", {"finished_at": time.time()})
 
     def finish(self, job_id: str, result: JobResult, grid: bytes) -> bool:
         """Ends the job with its result. False if it had ended before."""

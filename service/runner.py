@@ -128,12 +128,12 @@ class Runner:
         room = engine.room - len(claims)
         if room > 0 and not any(claim.alone for claim in claims):
             claims += lane.stream.claim_new(room, block_ms=None if claims else block_ms)
-        self._admit(lane, claims)
+        # A large job that was cancelled leaves many entries: they must not keep places from those behind them.
+        while claims and self._admit(lane, claims) < len(claims) and engine.room > 0:
+            claims = lane.stream.claim_new(engine.room)
 
-    def _admit(self, lane: Lane, claims: list[Claim]) -> None:
-        """Takes up claims whose job is open and that are not done yet; discards the others."""
-        if not claims:
-            return
+    def _admit(self, lane: Lane, claims: list[Claim]) -> int:
+        """Takes up claims whose job is open and that are not done yet, says how many, and discards the others."""
         job_ids = {claim.picture.job for claim in claims}
         statuses = self.store.statuses(job_ids)
         done = {job_id: self.store.done_indices(job_id) for job_id in job_ids}
@@ -150,6 +150,7 @@ class Runner:
             if claim.alone:
                 lane.engine.admit_alone(claim.picture)
         lane.engine.admit([claim.picture for claim in wanted if not claim.alone])
+        return len(wanted)
 
     def _store(self, lane: Lane, outcomes: list[Outcome]) -> None:
         """Commits what is finished, completes jobs that have all of their pictures, fails jobs that cannot."""

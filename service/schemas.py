@@ -140,7 +140,7 @@ class ScoreResult(BaseModel):
 
 
 class Job(BaseModel):
-    """A job: `result` is there once `status` is finished, `error` once it is failed."""
+    """A job: `result` is there once `status` is finished, `error` once it is failed; docs/jobs.md draws the states."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -14,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from service.dependencies import ModelsDep, ReaderDep, SettingsDep, StoreDep
-from service.errors import BadRequest, JobFailed, NoWorker, Problem
+from service.errors import BadRequest, JobCancelled, JobFailed, NoWorker, Problem
 from service.jobs import TERMINAL, JobKind, JobRecord, JobStore, new_id
 from service.models import Models
 from service.schemas import MAX_SEED, Job, SamplingFields
@@ -35,6 +35,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         "headers": {"Location": {"description": "where the job can be read", "schema": {"type": "string"}}},
     },
     400: PROBLEM,
+    409: PROBLEM,
     413: PROBLEM,
     422: PROBLEM,
     500: PROBLEM,
@@ -129,6 +130,8 @@ class Submitter:
         headers["Content-Location"] = location
         if job.status == "failed":
             raise JobFailed(job.error or "it failed", headers=headers, job=location)
+        if job.status == "cancelled":
+            raise JobCancelled("the job was cancelled while you waited for it", headers=headers, job=location)
         if self.wishes.png:
             headers["Content-Location"] = f"{location}/grid.png"
             return Response(await self.reader.grid(job_id), media_type="image/png", headers=headers)

@@ -4,7 +4,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +226,7 @@ def test_a_form_that_is_no_form(client: httpx.Client, alive: JobStore) -> None:
         ("GET", "/jobs/nobody/images/0.png", 404, "unknown-job"),
         ("GET", "/jobs/nobody/images/-1.png", 422, "invalid-request"),
         ("GET", "/jobs/nobody/images/one.png", 422, "invalid-request"),
+        ("DELETE", "/jobs/nobody", 404, "unknown-job"),
         ("GET", "/nowhere", 404, "not-found"),
         ("PUT", "/generate", 405, "method-not-allowed"),
         ("GET", "/labels?model=nobody", 422, "invalid-request"),
@@ -291,19 +292,42 @@ def test_prefer_wait(client: httpx.Client, alive: JobStore) -> None:
     assert response.headers["preference-applied"] == "wait=1"
 
 
-def test_a_job_that_fails_is_a_problem_for_who_waits(client: httpx.Client, alive: JobStore) -> None:
+def answer_to_who_waits(client: httpx.Client, store: JobStore, end: Callable[[str], Any]) -> tuple[httpx.Response, str]:
+    """What a POST that waits is answered when `end` ends its job, and the job's id."""
     responses = []
     waiting = threading.Thread(target=lambda: responses.append(client.post("/generate", json={"labels": LISTS})))
     waiting.start()
-    while not (open_jobs := alive.connection.smembers("labelgrid:open")):
+    while not (open_jobs := store.connection.smembers("labelgrid:open")):
         time.sleep(0.01)
     (job_id,) = (text(raw) for raw in open_jobs)
-    alive.fail(job_id, "picture 0: it is no good")
+    end(job_id)
     waiting.join()
-    body = problem(responses[0], 500, "job-failed")
+    return responses[0], job_id
+
+
+def test_a_job_that_fails_is_a_problem_for_who_waits(client: httpx.Client, alive: JobStore) -> None:
+    response, job_id = answer_to_who_waits(client, alive, lambda job_id: alive.fail(job_id, "picture 0: it is no good"))
+    body = problem(response, 500, "job-failed")
     assert (body["detail"], body["job"]) == ("picture 0: it is no good", f"/jobs/{job_id}")
     job = client.get(f"/jobs/{job_id}").json()
     assert (job["status"], job["error"]) == ("failed", "picture 0: it is no good")
+
+
+def test_a_job_that_is_cancelled_is_a_problem_for_who_waits(client: httpx.Client, alive: JobStore) -> None:
+    response, job_id = answer_to_who_waits(client, alive, lambda job_id: client.delete(f"/jobs/{job_id}"))
+    assert problem(response, 409, "job-cancelled")["job"] == f"/jobs/{job_id}"
+    job = client.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["error"], job["result"]) == ("cancelled", None, None)
+    assert job["finished_at"]
+
+
+def test_a_job_is_cancelled_once(client: httpx.Client, alive: JobStore) -> None:
+    job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()
+    response = client.delete(f"/jobs/{job['id']}")
+    assert response.status_code == 200
+    assert (response.json()["id"], response.json()["status"]) == (job["id"], "cancelled")
+    body = problem(client.delete(f"/jobs/{job['id']}"), 409, "job-ended")
+    assert body["job_status"] == "cancelled"
 
 
 def pixels(png: bytes) -> np.ndarray:

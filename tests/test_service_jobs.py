@@ -105,17 +105,21 @@ def test_create_writes_job_pictures_and_rq_job_in_one_transaction(store: JobStor
     assert 0 < connection.ttl(job_key(job.id)) <= store.settings.job_ttl_s + store.settings.job_timeout_s
 
 
-@pytest.mark.parametrize("end", ["finish", "fail"])
+@pytest.mark.parametrize("end", ["finish", "fail", "cancel"])
 def test_a_terminal_state_is_never_left(store: JobStore, connection: Redis, end: str) -> None:
     job = record()
     store.create(job)
     assert store.begin(job.id)
     assert not store.begin(job.id)
-    ends = {"finish": lambda: store.finish(job.id, RESULT, b"grid"), "fail": lambda: store.fail(job.id, "why")}
+    ends = {
+        "finish": lambda: store.finish(job.id, RESULT, b"grid"),
+        "fail": lambda: store.fail(job.id, "why"),
+        "cancel": lambda: store.cancel(job.id),
+    }
     assert ends.pop(end)()
     before = connection.hgetall(job_key(job.id))
     assert not store.begin(job.id)
-    assert not next(iter(ends.values()))()
+    assert not any(other() for other in ends.values())
     assert not store.fail(job.id, "another reason")
     assert connection.hgetall(job_key(job.id)) == before
     assert not connection.sismember(OPEN, job.id)
@@ -124,6 +128,7 @@ def test_a_terminal_state_is_never_left(store: JobStore, connection: Redis, end:
 def test_a_job_that_is_gone_cannot_be_moved(store: JobStore, connection: Redis) -> None:
     assert not store.begin("nobody")
     assert not store.fail("nobody", "why")
+    assert not store.cancel("nobody")
     assert connection.exists(job_key("nobody")) == 0
 
 

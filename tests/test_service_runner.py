@@ -281,6 +281,34 @@ def test_a_job_ended_elsewhere_leaves_the_batch(
     assert connection.xlen(lane.stream.key) == 0
 
 
+def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_as_ever(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    lane = runner.lane()
+    undisturbed = create(LISTS[:2])
+    runner.run(undisturbed.id)
+    counting = Counting(lane)
+    cancelled, other = create(options=SamplingOptions(steps=1000)), create(LISTS[:2])
+    runner.turn(lane)
+    assert store.cancel(cancelled.id)
+    runner.run(other.id)
+    assert counting.batches == [5, 2, 2, 2]
+    assert [status(store, job) for job in (cancelled, other)] == ["cancelled", "finished"]
+    assert store.pngs(other.id, range(2)) == store.pngs(undisturbed.id, range(2))
+    assert connection.xlen(lane.stream.key) == 0
+
+
+def test_what_a_cancelled_job_left_in_the_queue_keeps_no_places(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord]
+) -> None:
+    counting = Counting(runner.lane())
+    cancelled, other = create(LISTS * 10), create(LISTS)
+    store.cancel(cancelled.id)
+    runner.run(other.id)
+    assert counting.batches == [3, 3, 3, 3]
+    assert status(store, other) == "finished"
+
+
 def test_a_poison_picture_fails_its_job_only(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
 ) -> None:

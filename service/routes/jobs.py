@@ -1,10 +1,12 @@
-"""GET /jobs/...: a job, its grid and its pictures."""
+"""/jobs/...: a job, its grid and its pictures, and its cancelling."""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
+from fastapi.concurrency import run_in_threadpool
 
-from service.dependencies import ReaderDep
+from service.dependencies import ReaderDep, StoreDep
+from service.errors import JobEnded
 from service.schemas import Job
 from service.submit import PNG, PROBLEM
 
@@ -24,6 +26,16 @@ PICTURE_RESPONSES: dict[int | str, dict[str, Any]] = {
 @router.get("/{job_id}", responses={404: PROBLEM, 422: PROBLEM}, summary="A job as it stands")
 async def read_job(job_id: JobId, reader: ReaderDep) -> Job:
     return await reader.job(job_id)
+
+
+@router.delete("/{job_id}", responses={404: PROBLEM, 409: PROBLEM, 422: PROBLEM}, summary="Cancel a job")
+async def cancel_job(job_id: JobId, reader: ReaderDep, store: StoreDep) -> Job:
+    """Ends a queued or running job: workers drop its pictures at their next step. Those already made stay."""
+    cancelled = await run_in_threadpool(store.cancel, job_id)
+    job = await reader.job(job_id)
+    if not cancelled:
+        raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
+    return job
 
 
 @router.get("/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="All pictures in one")
