@@ -7,6 +7,8 @@ for clients, `stream.py` hands pictures to workers. All keys begin with `labelgr
     job:ID:verdicts   hash    index -> verdict (JSON): a picture is done when it has one
     job:ID:png        hash    index or "grid" -> PNG
     job:ID:events     stream  what happened, for those who wait
+    job:ID:live       stream  steps and previews of the moment, while somebody watches
+    job:ID:watched    string  somebody watches; gone seconds after nobody does
     open              set     ids of the jobs that are in no terminal state
     pictures:DIGEST   stream  pictures to make with one checkpoint
     worker:NAME       string  what a live worker says of itself (JSON); gone `lease_s` after its last word
@@ -85,6 +87,14 @@ def png_key(job_id: str) -> str:
 
 def events_key(job_id: str) -> str:
     return f"{PREFIX}:job:{job_id}:events"
+
+
+def live_key(job_id: str) -> str:
+    return f"{PREFIX}:job:{job_id}:live"
+
+
+def watched_key(job_id: str) -> str:
+    return f"{PREFIX}:job:{job_id}:watched"
 
 
 def stream_key(digest: str) -> str:

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from service.engine import Engine, Judge, Made, Outcome
 from service.jobs import Done, JobRecord, JobResult, JobStore, Scores, Verdict
+from service.live import Live
 from service.settings import Settings
 from service.stream import GROUP, Claim, PictureStream
 from shared.checkpoint import CheckpointError, read_info, resolve
@@ -50,6 +51,7 @@ class Runner:
         self.device = pick_device(settings.device)
         self.judge: Judge = load_evaluator(resolve(settings.storage, None, "evaluator"), self.device)
         self.lanes: OrderedDict[str, Lane] = OrderedDict()
+        self.live = Live(connection, settings.live_every_s)
         self.stopping = threading.Event()
         self.moved_at = time.monotonic()  # when the loop last moved
 
@@ -113,6 +115,7 @@ class Runner:
             if lane is current or lane.engine.busy:
                 self._claim(lane, block_ms=IDLE_WAIT_MS if lane is current and not self.busy else None)
                 self._store(lane, lane.engine.step())
+        self.live.tell([pair for lane in self.lanes.values() for pair in lane.engine.rows()])
         self.moved_at = time.monotonic()
 
     def _claim(self, lane: Lane, block_ms: int | None) -> None:

@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     batch_pictures: int = Field(default=16, ge=1)
     # Network rows of one call, at most (a guided picture takes two).
     batch_rows: int = Field(default=32, ge=1)
+    # How often, at most, a worker tells those who watch a job of its steps, with previews.
+    live_every_s: float = Field(default=0.5, ge=0)
     # Models that a worker keeps loaded; beyond, the one idle for longest is let go.
     loaded_models: int = Field(default=2, ge=1)
     # A worker says this often that it lives and still works at the pictures it claimed.

@@ -38,6 +38,7 @@ class JobReader:
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
+        self.stopping = False  # the server shuts down: nobody waits any longer
 
     async def job(self, job_id: str) -> Job:
         """The job as it stands. UnknownJob if it is not there."""
@@ -71,17 +72,24 @@ class JobReader:
         )
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
-        """The job once it has ended, or as it stands after `timeout_s`. Events only wake; the state decides."""
+        """The job once it has ended, or as it stands after `timeout_s` or at a shutdown.
+
+        Events only wake; the state decides.
+        """
         deadline = time.monotonic() + timeout_s
         seen = "0-0"
         while True:
-            status = await self.connection.hget(job_key(job_id), "status")
+            status = await self.status(job_id)
             left_ms = int((deadline - time.monotonic()) * 1000)
-            if status is None or text(status) in TERMINAL or left_ms <= 0:
+            if status is None or status in TERMINAL or left_ms <= 0 or self.stopping:
                 return await self.job(job_id)
             answer = await self.connection.xread({events_key(job_id): seen}, block=min(left_ms, LOOK_AGAIN_MS))
             if entries := entries_of(answer):
                 seen = text(entries[-1][0])
+
+    async def status(self, job_id: str) -> str | None:
+        status = await self.connection.hget(job_key(job_id), "status")
+        return None if status is None else text(status)
 
     async def image(self, job_id: str, index: int) -> bytes:
         """A picture's PNG. NotReady while it is not made; UnknownJob, UnknownPicture."""
