@@ -1,7 +1,8 @@
 """Jobs in Redis: their state, which is the truth (RQ's is not), their pictures, and who works on them.
 
 Knows no HTTP, no torch and no files. Used by the API to create a job and by workers to carry it out; `views.py` reads
-for clients, `stream.py` hands pictures to workers. All keys begin with `labelgrid:` and have a time to live:
+for clients, `stream.py` hands pictures to workers. All keys begin with `labelgrid:` and have a time to live
+(`ledger.py` has some more):
 
     job:ID            hash    record (JSON, never changes), total, status, rq, started_at, finished_at, result, error
     job:ID:verdicts   hash    index -> verdict (JSON): a picture is done when it has one
@@ -30,6 +31,8 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
+from service import ledger
+from service.ledger import PREFIX
 from service.settings import Settings
 from shared.options import SamplingOptions, picture_seed
 
@@ -37,7 +40,6 @@ JobKind = Literal["generate", "score"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
 
-PREFIX = "labelgrid"
 OPEN = f"{PREFIX}:open"
 WORKERS = f"{PREFIX}:workers"
 GRID = "grid"
@@ -222,6 +224,7 @@ class JobStore:
             )
             pipe.expire(job_key(record.id), ttl)
             pipe.sadd(OPEN, record.id)
+            ledger.enter(pipe, record.id, record.created_at, ttl)
             for picture in record.pictures():
                 pipe.xadd(stream_key(record.digest), {"picture": picture.model_dump_json()})
             pipe.execute()

@@ -5,7 +5,7 @@ Knows the schemas and `jobs.py`'s keys; writes nothing.
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,9 +27,11 @@ from service.jobs import (
     verdicts_key,
     worker_key,
 )
-from service.schemas import GenerateResult, Job, PictureResult, Progress, Repeat, ScoreResult, Summary
+from service.ledger import INDEX, id_of
+from service.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Progress, Repeat, ScoreResult, Summary
 
 SHOWN_SCORES = 5  # besides those asked
+HEAD = ["record", "status", "started_at", "finished_at", "error"]  # what a job's hash has for a list
 LOOK_AGAIN_MS = 2000  # a waiter reads the state at least this often, whatever events it missed
 
 
@@ -49,27 +51,30 @@ class JobReader:
         if not fields:
             raise UnknownJob(f"there is no job {job_id!r}; results are kept for a limited time")
         state = {name.decode(): value.decode() for name, value in fields.items()}
-        record = JobRecord.model_validate_json(state["record"])
         result = None
         if "result" in state:
             raw = await self.connection.hvals(verdicts_key(job_id))
             verdicts = sorted((Verdict.model_validate_json(one) for one in raw), key=lambda verdict: verdict.index)
+            record = JobRecord.model_validate_json(state["record"])
             result = _result(record, JobResult.model_validate_json(state["result"]), verdicts)
-        return Job(
-            id=record.id,
-            kind=record.kind,
-            status=state["status"],
-            created_at=_iso(record.created_at),
-            started_at=_iso(float(state["started_at"])) if "started_at" in state else None,
-            finished_at=_iso(float(state["finished_at"])) if "finished_at" in state else None,
-            model=record.model,
-            digest=record.digest,
-            seed=record.seed,
-            options=record.options,
-            progress=Progress(done=done, total=record.total),
-            error=state.get("error"),
-            result=result,
-        )
+        return Job(**_head(state, done), result=result)
+
+    async def page(self, limit: int, cursor: str | None) -> JobPage:
+        """Up to `limit` jobs, newest first, after those that a page with `next` = `cursor` ended with."""
+        last = f"({cursor}" if cursor else "+"
+        found: Any = await self.connection.zrevrangebylex(INDEX, last, "-", start=0, num=limit + 1)
+        members = [text(raw) for raw in found]
+        async with self.connection.pipeline(transaction=True) as pipe:
+            for member in members[:limit]:
+                pipe.hmget(job_key(id_of(member)), HEAD)
+                pipe.hlen(verdicts_key(id_of(member)))
+            answers = await pipe.execute()
+        heads = []
+        for values, done in zip(answers[::2], answers[1::2], strict=True):
+            state = {name: text(value) for name, value in zip(HEAD, values, strict=True) if value is not None}
+            if state:  # else its results are over
+                heads.append(JobHead(**_head(state, done)))
+        return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """The job once it has ended, or as it stands after `timeout_s` or at a shutdown.
@@ -114,6 +119,25 @@ class JobReader:
         """How many live workers there are, each with a model loaded."""
         names = await self.connection.smembers(WORKERS)
         return await self.connection.exists(*(worker_key(text(name)) for name in names)) if names else 0
+
+
+def _head(state: Mapping[str, str], done: int) -> dict[str, Any]:
+    """The fields of a JobHead, of a job's hash and the number of its finished pictures."""
+    record = JobRecord.model_validate_json(state["record"])
+    return {
+        "id": record.id,
+        "kind": record.kind,
+        "status": state["status"],
+        "created_at": _iso(record.created_at),
+        "started_at": _iso(float(state["started_at"])) if "started_at" in state else None,
+        "finished_at": _iso(float(state["finished_at"])) if "finished_at" in state else None,
+        "model": record.model,
+        "digest": record.digest,
+        "seed": record.seed,
+        "options": record.options,
+        "progress": Progress(done=done, total=record.total),
+        "error": state.get("error"),
+    }
 
 
 def _iso(seconds: float) -> str:

@@ -330,6 +330,49 @@ def test_a_job_is_cancelled_once(client: httpx.Client, alive: JobStore) -> None:
     assert body["job_status"] == "cancelled"
 
 
+def submitted(client: httpx.Client, **fields: Any) -> str:
+    """The id of a new job."""
+    response = client.post("/generate", json={"labels": LISTS, **fields}, headers={"prefer": "respond-async"})
+    assert response.status_code == 202, response.text
+    job_id: str = response.json()["id"]
+    return job_id
+
+
+def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
+    client: httpx.Client, alive: JobStore
+) -> None:
+    assert client.get("/jobs").json() == {"jobs": [], "next": None}
+    ids = []
+    for _ in range(5):
+        ids.append(submitted(client))
+        time.sleep(0.002)  # times have milliseconds
+    alive.cancel(ids[2])
+    page = client.get("/jobs").json()
+    assert ([job["id"] for job in page["jobs"]], page["next"]) == (ids[::-1], None)
+    whole = client.get(f"/jobs/{ids[2]}").json()
+    del whole["result"]
+    assert page["jobs"][2] == whole
+    seen, cursor = [], None
+    for size in (2, 2, 1):
+        page = client.get("/jobs", params={"limit": 2, **({"cursor": cursor} if cursor else {})}).json()
+        assert len(page["jobs"]) == size
+        seen += [job["id"] for job in page["jobs"]]
+        cursor = page["next"]
+        submitted(client)
+    assert (seen, cursor) == (ids[::-1], None)
+
+
+def test_a_list_leaves_out_jobs_that_are_over(client: httpx.Client, alive: JobStore) -> None:
+    first, second = submitted(client), submitted(client)
+    alive.connection.delete(job_key(first))
+    assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == [second]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "cursor=x", "cursor=-", "limit=ten"])
+def test_pages_that_cannot_be(client: httpx.Client, query: str) -> None:
+    problem(client.get(f"/jobs?{query}"), 422, "invalid-request")
+
+
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)), dtype=np.int16)
 

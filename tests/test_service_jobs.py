@@ -23,6 +23,7 @@ from service.jobs import (
     stream_key,
     verdicts_key,
 )
+from service.ledger import INDEX, id_of
 from service.settings import Settings
 from service.stream import GROUP, Claim, PictureStream
 from shared.options import SamplingOptions, picture_seed
@@ -229,6 +230,16 @@ def test_an_entry_that_is_no_picture_is_thrown_away(store: JobStore, a: PictureS
     store.create(record(1))
     assert len(a.claim_new(5)) == 1
     assert connection.xlen(a.key) == 1
+
+
+def test_the_index_forgets_what_is_older_than_any_job(store: JobStore, connection: Redis) -> None:
+    lifetime_s = store.settings.job_ttl_s + store.settings.job_timeout_s
+    old, young = record(created_at=time.time() - lifetime_s - 2), record(created_at=time.time() - lifetime_s + 60)
+    for job in (old, young, record()):
+        store.create(job)
+    members = [raw.decode() for raw in connection.zrange(INDEX, 0, -1)]
+    assert [id_of(member) for member in members][:1] == [young.id]
+    assert len(members) == 2
 
 
 def lose(store: JobStore, connection: Redis, job: JobRecord, how: str) -> None:

@@ -1,15 +1,15 @@
-"""/jobs/...: a job, its grid and its pictures, and its cancelling."""
+"""/jobs and /jobs/...: all jobs, a job, its grid and its pictures, and its cancelling."""
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from service.dependencies import ReaderDep, StoreDep
 from service.errors import JobEnded
 from service.events import is_told, job_events
-from service.schemas import Job
+from service.schemas import Job, JobPage
 from service.submit import PNG, PROBLEM
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -29,6 +29,18 @@ PICTURE_RESPONSES: dict[int | str, dict[str, Any]] = {
     409: PROBLEM,
     422: PROBLEM,
 }
+
+
+@router.get("", responses={422: PROBLEM}, summary="All jobs, newest first")
+async def list_jobs(
+    reader: ReaderDep,
+    limit: Annotated[int, Query(ge=1, le=100, description="jobs of one page")] = 20,
+    cursor: Annotated[
+        str | None, Query(pattern=r"^[0-9]{13}-[0-9a-f]{32}$", description="`next` of the page before")
+    ] = None,
+) -> JobPage:
+    """A page of jobs without their results. Jobs that come meanwhile do not shift the pages that follow."""
+    return await reader.page(limit, cursor)
 
 
 @router.get("/{job_id}", responses={404: PROBLEM, 422: PROBLEM}, summary="A job as it stands")
