@@ -4,8 +4,9 @@
     ├── BadRequest            422  a label, an option or a file that is not as it must be
     │   └── NotJson           400
     ├── NotFound              404
-    │   ├── UnknownJob             never there, or its time to live is over
+    │   ├── UnknownJob
     │   └── UnknownPicture
+    ├── ExpiredJob            410  it was there, and its time to live is over
     ├── NotReady              409  the picture or grid is not made yet
     ├── JobEnded              409  what has ended cannot be cancelled
     ├── JobCancelled          409  for a client that waited for the job
@@ -101,6 +102,10 @@ class UnknownJob(NotFound):
 
 class UnknownPicture(NotFound):
     slug, title = "unknown-picture", "The job has no such picture"
+
+
+class ExpiredJob(ServiceError):
+    status, slug, title = 410, "expired-job", "The job's results are no longer kept"
 
 
 class NotReady(ServiceError):

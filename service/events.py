@@ -18,7 +18,7 @@ LOOK_AGAIN_MS = 1000  # how often a quiet stream looks whether its client and th
 
 
 async def is_told(reader: JobReader, job_id: str, after: str) -> bool:
-    """Whether the job has ended and nothing of it is left to tell after event `after`. UnknownJob if it is gone."""
+    """Whether the job has ended and nothing of it is left to tell after event `after`. UnknownJob, ExpiredJob."""
     if (await reader.job(job_id)).status not in TERMINAL:
         return False
     return not await reader.connection.xrange(events_key(job_id), min=f"({after}", count=1)

@@ -224,7 +224,7 @@ class JobStore:
             )
             pipe.expire(job_key(record.id), ttl)
             pipe.sadd(OPEN, record.id)
-            ledger.enter(pipe, record.id, record.created_at, ttl)
+            ledger.enter(pipe, record.id, record.created_at, ttl, self.settings.remembered_s)
             for picture in record.pictures():
                 pipe.xadd(stream_key(record.digest), {"picture": picture.model_dump_json()})
             pipe.execute()

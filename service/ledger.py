@@ -3,6 +3,7 @@
 Knows nothing of what jobs hold. Its keys:
 
     jobs              sorted set  MILLISECONDS-ID of each job, all with score 0, so that they sort by time
+    was:ID            string      the job was there; outlives its results
 """
 
 from redis.client import Pipeline
@@ -11,10 +12,18 @@ PREFIX = "labelgrid"
 INDEX = f"{PREFIX}:jobs"
 
 
-def enter(pipe: Pipeline, job_id: str, created_at: float, lifetime_s: float) -> None:
-    """Puts a job into the index, and takes those out that are older than any job can be."""
+def was_key(job_id: str) -> str:
+    return f"{PREFIX}:was:{job_id}"
+
+
+def enter(pipe: Pipeline, job_id: str, created_at: float, lifetime_s: int, remembered_s: int) -> None:
+    """Puts a job into the index, takes those out that are older than any job can be, and leaves a tombstone.
+
+    A job lives for `lifetime_s` at most; for `remembered_s` more it is known to have been.
+    """
     pipe.zadd(INDEX, {f"{_milliseconds(created_at)}-{job_id}": 0})
     pipe.zremrangebylex(INDEX, "-", f"({_milliseconds(created_at - lifetime_s)}")
+    pipe.set(was_key(job_id), 1, ex=lifetime_s + remembered_s)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from service.errors import NotReady, UnknownJob, UnknownPicture
+from service.errors import ExpiredJob, NotReady, ServiceError, UnknownJob, UnknownPicture
 from service.jobs import (
     GRID,
     TERMINAL,
@@ -27,7 +27,7 @@ from service.jobs import (
     verdicts_key,
     worker_key,
 )
-from service.ledger import INDEX, id_of
+from service.ledger import INDEX, id_of, was_key
 from service.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Progress, Repeat, ScoreResult, Summary
 
 SHOWN_SCORES = 5  # besides those asked
@@ -43,13 +43,13 @@ class JobReader:
         self.stopping = False  # the server shuts down: nobody waits any longer
 
     async def job(self, job_id: str) -> Job:
-        """The job as it stands. UnknownJob if it is not there."""
+        """The job as it stands. UnknownJob, ExpiredJob if it is not there."""
         async with self.connection.pipeline(transaction=True) as pipe:
             pipe.hgetall(job_key(job_id))
             pipe.hlen(verdicts_key(job_id))
             fields, done = await pipe.execute()
         if not fields:
-            raise UnknownJob(f"there is no job {job_id!r}; results are kept for a limited time")
+            raise await self._gone(job_id)
         state = {name.decode(): value.decode() for name, value in fields.items()}
         result = None
         if "result" in state:
@@ -58,6 +58,12 @@ class JobReader:
             record = JobRecord.model_validate_json(state["record"])
             result = _result(record, JobResult.model_validate_json(state["result"]), verdicts)
         return Job(**_head(state, done), result=result)
+
+    async def _gone(self, job_id: str) -> ServiceError:
+        """Why there is nothing of a job."""
+        if await self.connection.exists(was_key(job_id)):
+            return ExpiredJob(f"the results of job {job_id!r} are over: they are kept for a limited time")
+        return UnknownJob(f"there is no job {job_id!r}")
 
     async def page(self, limit: int, cursor: str | None) -> JobPage:
         """Up to `limit` jobs, newest first, after those that a page with `next` = `cursor` ended with."""
@@ -97,11 +103,11 @@ class JobReader:
         return None if status is None else text(status)
 
     async def image(self, job_id: str, index: int) -> bytes:
-        """A picture's PNG. NotReady while it is not made; UnknownJob, UnknownPicture."""
+        """A picture's PNG. NotReady while it is not made; UnknownJob, ExpiredJob, UnknownPicture."""
         return await self._png(job_id, str(index), f"picture {index}", index)
 
     async def grid(self, job_id: str) -> bytes:
-        """The grid's PNG. NotReady while the job is not finished; UnknownJob."""
+        """The grid's PNG. NotReady while the job is not finished; UnknownJob, ExpiredJob."""
         return await self._png(job_id, GRID, "the grid", 0)
 
     async def _png(self, job_id: str, name: str, what: str, index: int) -> bytes:
@@ -110,7 +116,7 @@ class JobReader:
             return png
         status, total = await self.connection.hmget(job_key(job_id), ["status", "total"])
         if status is None or total is None:
-            raise UnknownJob(f"there is no job {job_id!r}; results are kept for a limited time")
+            raise await self._gone(job_id)
         if index >= int(total):
             raise UnknownPicture(f"the job has the pictures 0 to {int(total) - 1}, not {index}")
         raise NotReady(f"{what} is not made; the job is {text(status)}", job_status=text(status))

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from service.jobs import WORKERS, JobStore, job_key, text, worker_key
+from service.jobs import WORKERS, JobStore, job_key, png_key, text, worker_key
+from service.ledger import was_key
 from service.runner import Runner
 from service.settings import Settings
 from shared.checkpoint import resolve
@@ -493,8 +494,13 @@ def test_another_model_can_be_asked_for(client: httpx.Client, working: Runner) -
 
 def test_what_is_over_is_gone(client: httpx.Client, working: Runner) -> None:
     job = client.post("/generate", json={"labels": LISTS, "steps": 1}).json()
-    working.connection.delete(job_key(job["id"]))
-    problem(client.get(f"/jobs/{job['id']}"), 404, "unknown-job")
+    working.connection.delete(job_key(job["id"]), png_key(job["id"]))
+    address = f"/jobs/{job['id']}"
+    for path in ("", "/grid.png", "/images/0.png", "/events"):
+        problem(client.get(address + path), 410, "expired-job")
+    problem(client.delete(address), 410, "expired-job")
+    working.connection.delete(was_key(job["id"]))
+    problem(client.get(address), 404, "unknown-job")
 
 
 def test_openapi_shows_examples_and_problems(client: httpx.Client) -> None:

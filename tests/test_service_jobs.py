@@ -23,7 +23,7 @@ from service.jobs import (
     stream_key,
     verdicts_key,
 )
-from service.ledger import INDEX, id_of
+from service.ledger import INDEX, id_of, was_key
 from service.settings import Settings
 from service.stream import GROUP, Claim, PictureStream
 from shared.options import SamplingOptions, picture_seed
@@ -140,6 +140,8 @@ def test_what_is_finished_expires_as_a_whole(store: JobStore, a: PictureStream, 
     store.finish(job.id, RESULT, b"grid")
     keys = [job_key(job.id), verdicts_key(job.id), png_key(job.id), events_key(job.id)]
     assert all(0 < connection.ttl(key) <= store.settings.job_ttl_s for key in keys)
+    lifetime_s = store.settings.job_ttl_s + store.settings.job_timeout_s
+    assert 0 <= lifetime_s + store.settings.remembered_s - connection.ttl(was_key(job.id)) < 60
 
 
 def test_commit_says_when_a_job_has_all_of_its_pictures(store: JobStore, a: PictureStream, connection: Redis) -> None:

@@ -23,9 +23,10 @@ LastEventId = Annotated[
 ]
 Index = Annotated[int, Path(ge=0, le=2**31, description="position of the picture, from 0")]
 
+GONE: dict[int | str, dict[str, Any]] = {404: PROBLEM, 410: PROBLEM}
 PICTURE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": PNG, "description": "The picture"},
-    404: PROBLEM,
+    **GONE,
     409: PROBLEM,
     422: PROBLEM,
 }
@@ -43,12 +44,12 @@ async def list_jobs(
     return await reader.page(limit, cursor)
 
 
-@router.get("/{job_id}", responses={404: PROBLEM, 422: PROBLEM}, summary="A job as it stands")
+@router.get("/{job_id}", responses={**GONE, 422: PROBLEM}, summary="A job as it stands")
 async def read_job(job_id: JobId, reader: ReaderDep) -> Job:
     return await reader.job(job_id)
 
 
-@router.delete("/{job_id}", responses={404: PROBLEM, 409: PROBLEM, 422: PROBLEM}, summary="Cancel a job")
+@router.delete("/{job_id}", responses={**GONE, 409: PROBLEM, 422: PROBLEM}, summary="Cancel a job")
 async def cancel_job(job_id: JobId, reader: ReaderDep, store: StoreDep) -> Job:
     """Ends a queued or running job: workers drop its pictures at their next step. Those already made stay."""
     cancelled = await run_in_threadpool(store.cancel, job_id)
@@ -64,7 +65,7 @@ async def cancel_job(job_id: JobId, reader: ReaderDep, store: StoreDep) -> Job:
     responses={
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events"},
         204: {"description": "The job has ended and everything was told: a browser does not come again"},
-        404: PROBLEM,
+        **GONE,
         422: PROBLEM,
     },
     summary="What happens to a job, as it happens",
