@@ -2,6 +2,7 @@
 
     ServiceError
     ├── BadRequest            422  a label, an option or a file that is not as it must be
+    │   ├── KeyReuse               an Idempotency-Key with another request than before
     │   └── NotJson           400
     ├── NotFound              404
     │   ├── UnknownJob
@@ -86,6 +87,10 @@ class BadRequest(ServiceError):
         loc: list[str | int] = ["body", field, *([] if error.entry is None else [error.entry])]
         errors = [{"loc": loc, "msg": str(error), "type": "label"}]
         return cls(str(error), errors=errors, entry=error.entry, label=error.label)
+
+
+class KeyReuse(BadRequest):
+    slug, title = "idempotency-key-reused", "The Idempotency-Key belongs to another request"
 
 
 class NotJson(BadRequest):

@@ -16,6 +16,7 @@ for clients, `stream.py` hands pictures to workers. All keys begin with `labelgr
     workers           set     names of workers; some may have died
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,13 +27,14 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import WatchError
 from rq import Queue
 from rq.exceptions import NoSuchJobError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from service import ledger
-from service.ledger import PREFIX
+from service.ledger import PREFIX, Asked
 from service.settings import Settings
 from shared.options import SamplingOptions, picture_seed
 
@@ -212,22 +214,42 @@ class JobStore:
         self._move = connection.register_script(_MOVE)
         self._lost_once: set[str] = set()
 
-    def create(self, record: JobRecord) -> None:
-        """The job, its pictures and its RQ job in one MULTI: all of it is there, or nothing."""
+    def create(self, record: JobRecord, asked: Asked | None = None) -> str:
+        """The job, its pictures and its RQ job in one MULTI: all of it is there, or nothing. Returns the job's id.
+
+        Where a job stands under the key of `asked`, nothing is created, and that one's id is returned. KeyReused.
+        """
+        while True:
+            with self.connection.pipeline(transaction=True) as pipe, contextlib.suppress(WatchError):
+                if asked is not None:
+                    pipe.watch(asked.redis_key)  # a request with the same key that is faster makes this one look again
+                    if (standing := self.standing(asked)) is not None:
+                        return standing
+                self._write(record, asked, pipe)
+                return record.id
+
+    def _write(self, record: JobRecord, asked: Asked | None, pipe: Pipeline) -> None:
         ttl = self.settings.job_ttl_s + self.settings.job_timeout_s
-        with self.connection.pipeline(transaction=True) as pipe:
-            pipe.multi()  # RQ would else, after the first command, ask for it itself, which is an error
-            rq_id = self._enqueue(record.id, pipe)
-            pipe.hset(
-                job_key(record.id),
-                mapping={"record": record.model_dump_json(), "total": record.total, "status": "queued", "rq": rq_id},
-            )
-            pipe.expire(job_key(record.id), ttl)
-            pipe.sadd(OPEN, record.id)
-            ledger.enter(pipe, record.id, record.created_at, ttl, self.settings.remembered_s)
-            for picture in record.pictures():
-                pipe.xadd(stream_key(record.digest), {"picture": picture.model_dump_json()})
-            pipe.execute()
+        pipe.multi()  # RQ would else, after the first command, ask for it itself, which is an error
+        rq_id = self._enqueue(record.id, pipe)
+        pipe.hset(
+            job_key(record.id),
+            mapping={"record": record.model_dump_json(), "total": record.total, "status": "queued", "rq": rq_id},
+        )
+        pipe.expire(job_key(record.id), ttl)
+        pipe.sadd(OPEN, record.id)
+        ledger.enter(pipe, record.id, record.created_at, ttl, self.settings.remembered_s)
+        if asked is not None:
+            pipe.set(asked.redis_key, asked.note(record.id), ex=ttl)
+        for picture in record.pictures():
+            pipe.xadd(stream_key(record.digest), {"picture": picture.model_dump_json()})
+        pipe.execute()
+
+    def standing(self, asked: Asked) -> str | None:
+        """The job that was created for the same request before, if it is there yet. KeyReused for another request."""
+        note = self.connection.get(asked.redis_key)
+        job_id = None if note is None else asked.job_of(text(note))
+        return job_id if job_id is not None and self.connection.exists(job_key(job_id)) else None
 
     def _enqueue(self, job_id: str, pipe: Pipeline) -> str:
         rq_id = new_id()

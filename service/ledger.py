@@ -4,12 +4,47 @@ Knows nothing of what jobs hold. Its keys:
 
     jobs              sorted set  MILLISECONDS-ID of each job, all with score 0, so that they sort by time
     was:ID            string      the job was there; outlives its results
+    key:HASH          string      job and request that an Idempotency-Key stands for, for the job's lifetime
 """
+
+import hashlib
+from dataclasses import dataclass
 
 from redis.client import Pipeline
 
 PREFIX = "labelgrid"
 INDEX = f"{PREFIX}:jobs"
+
+
+class KeyReused(ValueError):
+    """An Idempotency-Key came again with another request."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that may come twice and is to be one job: the client's key for it, and what it asks for."""
+
+    key: str
+    request: str
+
+    @property
+    def redis_key(self) -> str:
+        return f"{PREFIX}:key:{_hash(self.key)}"
+
+    def note(self, job_id: str) -> str:
+        """What Redis keeps under `redis_key`."""
+        return f"{job_id} {_hash(self.request)}"
+
+    def job_of(self, note: str) -> str:
+        """The job that a note names. KeyReused if it was written for another request."""
+        job_id, _, request = note.partition(" ")
+        if request != _hash(self.request):
+            raise KeyReused("the key was used for another request; a new request needs a new key")
+        return job_id
+
+
+def _hash(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()
 
 
 def was_key(job_id: str) -> str:

@@ -3,9 +3,11 @@
 What POST /generate and POST /score have in common.
 """
 
+import json
 import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,8 +16,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from service.dependencies import ModelsDep, ReaderDep, SettingsDep, StoreDep
-from service.errors import BadRequest, JobCancelled, JobFailed, NoWorker, Problem
+from service.errors import BadRequest, JobCancelled, JobFailed, KeyReuse, NoWorker, Problem
 from service.jobs import TERMINAL, JobKind, JobRecord, JobStore, new_id
+from service.ledger import Asked, KeyReused
 from service.models import Models
 from service.schemas import MAX_SEED, Job, SamplingFields
 from service.settings import Settings
@@ -90,6 +93,7 @@ class Submitter:
     reader: JobReader
     models: Models
     wishes: Wishes
+    idempotency_key: str | None
 
     async def model(self, name: str | None) -> CheckpointInfo:
         return await run_in_threadpool(self.models.find, name)
@@ -97,11 +101,14 @@ class Submitter:
     async def submit(
         self, kind: JobKind, fields: SamplingFields, labels: list[list[str]], info: CheckpointInfo, repeats: int = 1
     ) -> Response:
-        """Creates the job and answers as the client wishes. `labels` are checked."""
+        """Creates the job, unless the client's Idempotency-Key has one, and answers as wished. `labels` are checked."""
         options = fields.sampling()
         seed = secrets.randbits(DRAWN_SEED_BITS) if fields.seed is None else fields.seed
         if seed + repeats - 1 > MAX_SEED:
             raise BadRequest.at(("body", "seed"), f"with {repeats} repeats the last seed would exceed {MAX_SEED}")
+        asked = self._asked(kind, fields, labels)
+        if asked and (standing := await self._in_store(self.store.standing, asked)):
+            return await self._answer(standing)
         if not await self.reader.workers():
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         record = JobRecord(
@@ -116,8 +123,22 @@ class Submitter:
             columns=fields.columns,
             options=options,
         )
-        await run_in_threadpool(self.store.create, record)
-        return await self._answer(record.id)
+        job_id = await self._in_store(self.store.create, record, asked)
+        assert job_id is not None
+        return await self._answer(job_id)
+
+    def _asked(self, kind: JobKind, fields: SamplingFields, labels: list[list[str]]) -> Asked | None:
+        """The request as its key stands for it. What it says counts, not how: JSON and a form may be the same."""
+        if self.idempotency_key is None:
+            return None
+        given = fields.model_dump(mode="json", exclude={"labels", "conditions"})
+        return Asked(self.idempotency_key, json.dumps([kind, labels, given], sort_keys=True))
+
+    async def _in_store(self, method: Callable[..., str | None], *arguments: Any) -> str | None:
+        try:
+            return await run_in_threadpool(method, *arguments)
+        except KeyReused as error:
+            raise KeyReuse.at(("header", "Idempotency-Key"), str(error)) from error
 
     async def _answer(self, job_id: str) -> Response:
         job = await self.reader.wait(job_id, self.wishes.wait_s)
@@ -145,8 +166,12 @@ def _submitter(
     reader: ReaderDep,
     models: ModelsDep,
     wishes: Annotated[Wishes, Depends(read_wishes)],
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=200, description="sent again with the same request, it gives the same job"),
+    ] = None,
 ) -> Submitter:
-    return Submitter(settings, store, reader, models, wishes)
+    return Submitter(settings, store, reader, models, wishes, idempotency_key)
 
 
 SubmitterDep = Annotated[Submitter, Depends(_submitter)]

@@ -339,6 +339,49 @@ def submitted(client: httpx.Client, **fields: Any) -> str:
     return job_id
 
 
+@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score", "conditions")])
+def test_an_idempotency_key_stands_for_one_request(
+    client: httpx.Client, alive: JobStore, path: str, field: str
+) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+
+    def ask(**fields: Any) -> httpx.Response:
+        return client.post(path, json={field: LISTS, **fields}, headers=headers)
+
+    first = ask()
+    again = ask(steps=None)  # says the same
+    assert (again.status_code, again.json()) == (202, first.json())
+    for fields in ({"steps": 3}, {"seed": 1}, {field: LISTS[:1]}, {"columns": 2}):
+        body = problem(ask(**fields), 422, "idempotency-key-reused")
+        assert body["errors"][0]["loc"] == ["header", "Idempotency-Key"]
+    assert alive.connection.scard("labelgrid:open") == 1
+    headers["idempotency-key"] = "another"
+    assert ask().json()["id"] != first.json()["id"]
+
+
+def test_an_idempotency_key_holds_for_a_form_and_as_long_as_its_job(client: httpx.Client, alive: JobStore) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+
+    def ask() -> str:
+        files = {"file": ("test.json", json.dumps(LISTS))}  # each time with another boundary
+        job_id: str = client.post("/score", files=files, headers=headers).json()["id"]
+        return job_id
+
+    job_id = ask()
+    alive.say_gone("w")  # what stands needs no worker
+    assert ask() == job_id
+    alive.say_alive("w", {})
+    alive.connection.delete(job_key(job_id))
+    assert ask() != job_id
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201])
+def test_keys_that_cannot_be(client: httpx.Client, alive: JobStore, key: str) -> None:
+    response = client.post("/generate", json={"labels": LISTS}, headers={"idempotency-key": key})
+    problem(response, 422, "invalid-request")
+    assert nothing_is_queued(alive.connection)
+
+
 def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
     client: httpx.Client, alive: JobStore
 ) -> None:

@@ -1,6 +1,7 @@
 """Jobs in Redis: what is created at once, which ways a status goes, and who gets which picture."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from redis import Redis
@@ -23,7 +24,7 @@ from service.jobs import (
     stream_key,
     verdicts_key,
 )
-from service.ledger import INDEX, id_of, was_key
+from service.ledger import INDEX, Asked, KeyReused, id_of, was_key
 from service.settings import Settings
 from service.stream import GROUP, Claim, PictureStream
 from shared.options import SamplingOptions, picture_seed
@@ -232,6 +233,18 @@ def test_an_entry_that_is_no_picture_is_thrown_away(store: JobStore, a: PictureS
     store.create(record(1))
     assert len(a.claim_new(5)) == 1
     assert connection.xlen(a.key) == 1
+
+
+def test_of_requests_with_one_key_that_come_at_once_one_makes_the_job(store: JobStore, connection: Redis) -> None:
+    asked = Asked("key", "request")
+    with ThreadPoolExecutor(8) as pool:
+        ids = set(pool.map(lambda _: store.create(record(), asked), range(8)))
+    assert len(ids) == 1
+    assert connection.scard(OPEN) == 1
+    assert connection.xlen(stream_key(DIGEST)) == 2
+    with pytest.raises(KeyReused):
+        store.create(record(), Asked("key", "another request"))
+    assert connection.scard(OPEN) == 1
 
 
 def test_the_index_forgets_what_is_older_than_any_job(store: JobStore, connection: Redis) -> None:
