@@ -11,6 +11,7 @@
     ├── NotReady              409  the picture or grid is not made yet
     ├── JobEnded              409  what has ended cannot be cancelled
     ├── JobCancelled          409  for a client that waited for the job
+    ├── QueueFull             429  Retry-After says when there will be room
     ├── JobFailed             500  for a client that waited for the job
     └── Unavailable           503
         ├── NoModel                no checkpoint is promoted in storage
@@ -123,6 +124,10 @@ class JobEnded(ServiceError):
 
 class JobCancelled(ServiceError):
     status, slug, title = 409, "job-cancelled", "The job was cancelled"
+
+
+class QueueFull(ServiceError):
+    status, slug, title = 429, "queue-full", "Too many pictures are waiting"
 
 
 class JobFailed(ServiceError):

@@ -49,19 +49,17 @@ KEPT_EVENTS = 1000  # per job; a waiter that missed older ones reads the state i
 FAILED_RQ_JOB_TTL_S = 3600  # RQ's own default keeps them for a year
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 
-# A job's status moves queued -> running -> a terminal one, and from a terminal one never. KEYS: job, events, open, then
+# A job's status moves queued -> running -> a terminal one, and from a terminal one never. KEYS: open, job, events, then
 # the job's other keys. ARGV: id, new status, time to live in s, kept events, then fields and values.
 _MOVE = """
-local status = redis.call('HGET', KEYS[1], 'status')
+local status = redis.call('HGET', KEYS[2], 'status')
 local to = ARGV[2]
 if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return 0 end
-redis.call('HSET', KEYS[1], 'status', to, unpack(ARGV, 5))
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
+redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 5))
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
 if to ~= 'running' then
-  redis.call('SREM', KEYS[3], ARGV[1])
-  redis.call('EXPIRE', KEYS[1], ARGV[3])
-  redis.call('EXPIRE', KEYS[2], ARGV[3])
-  for i = 4, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
+  redis.call('SREM', KEYS[1], ARGV[1])
+  for i = 2, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
 end
 return 1
 """
@@ -193,11 +191,6 @@ def new_id() -> str:
     return uuid4().hex
 
 
-def rq_queue(connection: Redis, settings: Settings) -> Queue:
-    """RQ's queue, with JSON for arguments: nothing that is fetched from Redis is unpickled."""
-    return Queue(settings.queue, connection=connection, serializer=JSONSerializer)
-
-
 def connect(url: str, *, timeout_s: float = 15.0) -> Redis:
     """A connection pool whose socket timeout leaves room for blocking reads of up to 10 s."""
     return Redis.from_url(
@@ -210,7 +203,8 @@ class JobStore:
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings = connection, settings
-        self.queue = rq_queue(connection, settings)
+        # JSON for arguments: nothing that is fetched from Redis is unpickled.
+        self.queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
         self._move = connection.register_script(_MOVE)
         self._lost_once: set[str] = set()
 
@@ -297,7 +291,7 @@ class JobStore:
         return self._to(job_id, "finished", {"finished_at": time.time(), "result": result.model_dump_json()})
 
     def _to(self, job_id: str, status: JobStatus, fields: dict[str, Any]) -> bool:
-        keys = [job_key(job_id), events_key(job_id), OPEN, verdicts_key(job_id), png_key(job_id)]
+        keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
         pairs = [part for pair in fields.items() for part in pair]
         return bool(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, *pairs]))
 

@@ -27,7 +27,25 @@ from shared.pictures import grid, png_bytes, read_png, to_images
 
 log = logging.getLogger(__name__)
 
+RATE_OVER_S = 60.0
 IDLE_WAIT_MS = 100  # how long a job that waits for pictures in other workers looks for new ones at a time
+
+
+@dataclass
+class Rate:
+    """Pictures made per second of work; idle time does not count, and what is long ago counts ever less."""
+
+    pictures: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, pictures: int, seconds: float) -> None:
+        self.pictures, self.seconds = self.pictures + pictures, self.seconds + seconds
+        if self.seconds > RATE_OVER_S:
+            self.pictures, self.seconds = self.pictures / 2, self.seconds / 2
+
+    @property
+    def per_s(self) -> float:
+        return self.pictures / self.seconds if self.pictures else 0.0
 
 
 @dataclass
@@ -51,6 +69,7 @@ class Runner:
         self.device = pick_device(settings.device)
         self.judge: Judge = load_evaluator(resolve(settings.storage, None, "evaluator"), self.device)
         self.lanes: OrderedDict[str, Lane] = OrderedDict()
+        self.rate = Rate()
         self.live = Live(connection, settings.live_every_s)
         self.stopping = threading.Event()
         self.moved_at = time.monotonic()  # when the loop last moved
@@ -114,7 +133,10 @@ class Runner:
         for lane in list(self.lanes.values()):
             if lane is current or lane.engine.busy:
                 self._claim(lane, block_ms=IDLE_WAIT_MS if lane is current and not self.busy else None)
-                self._store(lane, lane.engine.step())
+                begun = time.monotonic()
+                outcomes = lane.engine.step()
+                self._store(lane, outcomes)
+                self.rate.add(len(outcomes), time.monotonic() - begun)
         self.live.tell([pair for lane in self.lanes.values() for pair in lane.engine.rows()])
         self.moved_at = time.monotonic()
 

@@ -32,6 +32,8 @@ class Settings(BaseSettings):
     remembered_s: int = Field(default=7 * 86400, ge=0)
     # A job that is not finished this long after its creation fails: no client waits for ever.
     job_timeout_s: int = Field(default=3600, ge=1)
+    # Pictures of one model that may wait or be in work. Beyond, requests are 429; an empty queue takes any one request.
+    max_queued_pictures: int = Field(default=10_000, ge=1)
     # How long a request without `Prefer` waits for its job before it is answered 202.
     wait_s: float = Field(default=300.0, ge=0)
     # Largest request body: a test file and what multipart adds to it.

@@ -4,6 +4,7 @@ What POST /generate and POST /score have in common.
 """
 
 import json
+import math
 import re
 import secrets
 import time
@@ -16,7 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from service.dependencies import ModelsDep, ReaderDep, SettingsDep, StoreDep
-from service.errors import BadRequest, JobCancelled, JobFailed, KeyReuse, NoWorker, Problem
+from service.errors import BadRequest, JobCancelled, JobFailed, KeyReuse, NoWorker, Problem, QueueFull
 from service.jobs import TERMINAL, JobKind, JobRecord, JobStore, new_id
 from service.ledger import Asked, KeyReused
 from service.models import Models
@@ -25,6 +26,7 @@ from service.settings import Settings
 from service.views import JobReader
 from shared.checkpoint import CheckpointInfo
 
+UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue before workers know their rate, and at most
 DRAWN_SEED_BITS = 32  # short enough to be typed again
 
 # What both endpoints document besides 200.
@@ -41,6 +43,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     409: PROBLEM,
     413: PROBLEM,
     422: PROBLEM,
+    429: {**PROBLEM, "headers": {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}},
     500: PROBLEM,
     503: PROBLEM,
 }
@@ -109,8 +112,7 @@ class Submitter:
         asked = self._asked(kind, fields, labels)
         if asked and (standing := await self._in_store(self.store.standing, asked)):
             return await self._answer(standing)
-        if not await self.reader.workers():
-            raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
+        await self._check_room(info.digest, len(labels) * repeats)
         record = JobRecord(
             id=new_id(),
             kind=kind,
@@ -126,6 +128,18 @@ class Submitter:
         job_id = await self._in_store(self.store.create, record, asked)
         assert job_id is not None
         return await self._answer(job_id)
+
+    async def _check_room(self, digest: str, pictures: int) -> None:
+        """NoWorker; QueueFull if so many pictures more are too many. Requests that come at once may pass together."""
+        workers = await self.reader.workers()
+        if not workers:
+            raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
+        queued, most = await self.reader.queued(digest), self.settings.max_queued_pictures
+        if queued and (excess := queued + pictures - most) > 0:
+            rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
+            wait_s = math.ceil(min(excess, queued) / rate) if rate > 0 else UNMEASURED_WAIT_S
+            detail = f"{queued} pictures are waiting and {pictures} more would exceed {most}; nothing was queued"
+            raise QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=queued)
 
     def _asked(self, kind: JobKind, fields: SamplingFields, labels: list[list[str]]) -> Asked | None:
         """The request as its key stands for it. What it says counts, not how: JSON and a form may be the same."""

@@ -3,6 +3,7 @@
 Knows the schemas and `jobs.py`'s keys; writes nothing.
 """
 
+import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from service.jobs import (
     events_key,
     job_key,
     png_key,
+    stream_key,
     text,
     verdicts_key,
     worker_key,
@@ -121,10 +123,15 @@ class JobReader:
             raise UnknownPicture(f"the job has the pictures 0 to {int(total) - 1}, not {index}")
         raise NotReady(f"{what} is not made; the job is {text(status)}", job_status=text(status))
 
-    async def workers(self) -> int:
-        """How many live workers there are, each with a model loaded."""
+    async def workers(self) -> list[dict[str, Any]]:
+        """What the live workers, each with a model loaded, say of themselves."""
         names = await self.connection.smembers(WORKERS)
-        return await self.connection.exists(*(worker_key(text(name)) for name in names)) if names else 0
+        found = await self.connection.mget([worker_key(text(name)) for name in names]) if names else []
+        return [json.loads(raw) for raw in found if raw is not None]
+
+    async def queued(self, digest: str) -> int:
+        """How many pictures of a checkpoint wait or are in work."""
+        return int(await self.connection.xlen(stream_key(digest)))
 
 
 def _head(state: Mapping[str, str], done: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from service.jobs import WORKERS, JobStore, job_key, png_key, text, worker_key
+from service.jobs import WORKERS, JobStore, job_key, png_key, stream_key, text, worker_key
 from service.ledger import was_key
 from service.runner import Runner
 from service.settings import Settings
@@ -245,6 +245,23 @@ def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: 
     assert int(response.headers["retry-after"]) > 0
     problem(client.post("/score", json={"conditions": LISTS}), 503, "no-worker")
     assert nothing_is_queued(connection)
+
+
+def test_a_full_queue_says_when_to_come_again(settings: Settings, alive: JobStore) -> None:
+    with serving(settings.model_copy(update={"max_queued_pictures": 5})) as client:
+        # An empty queue takes any one request.
+        digest = client.get(f"/jobs/{submitted(client, labels=[['red cube']] * 12)}").json()["digest"]
+        response = client.post("/generate", json={"labels": LISTS})
+        assert problem(response, 429, "queue-full")["queued"] == 12
+        assert response.headers["retry-after"] == "10"  # no rate is measured yet
+        alive.say_alive("w", {"pictures_per_s": 0.5})
+        alive.say_alive("v", {"pictures_per_s": 1.0})
+        response = client.post("/score", json={"conditions": LISTS, "repeats": 1})
+        problem(response, 429, "queue-full")
+        assert response.headers["retry-after"] == "6"  # 12 + 2 - 5 pictures at 1.5 a second
+        assert alive.connection.scard("labelgrid:open") == 1
+        alive.connection.delete(stream_key(digest))
+        submitted(client)
 
 
 def test_with_a_worker_it_is_ready(client: httpx.Client, alive: JobStore) -> None:
