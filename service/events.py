@@ -29,11 +29,12 @@ async def job_events(
 ) -> AsyncIterator[bytes]:
     """Server-sent events of a job after the event `after` ("0-0": all), until its end, shutdown, or `gone()`."""
     events, live = events_key(job_id), live_key(job_id)
-    seen = {live: "0-0", events: after}  # Redis answers in this order, so that no step is told after its picture
+    # Redis answers in this order, so that no step is told after its picture.
+    seen: dict[Any, Any] = {live: "0-0", events: after}
     yield await _whole(reader, job_id, "job")
     while not reader.stopping and not await gone():
         await reader.connection.set(watched_key(job_id), 1, px=WATCHED_MS)
-        answer: Any = await reader.connection.xread({**seen}, block=LOOK_AGAIN_MS)
+        answer: Any = await reader.connection.xread(seen, block=LOOK_AGAIN_MS)
         for stream, entries in answer or []:
             for raw, fields in entries:
                 entry = seen[text(stream)] = text(raw)

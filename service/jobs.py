@@ -211,12 +211,12 @@ class JobStore:
     def create(self, record: JobRecord, asked: Asked | None = None) -> str:
         """The job, its pictures and its RQ job in one MULTI: all of it is there, or nothing. Returns the job's id.
 
-        Where a job stands under the key of `asked`, nothing is created, and that one's id is returned. KeyReused.
+        Where a job stands under the key of `asked`, nothing is created, and its id is returned. KeyReused.
         """
         while True:
             with self.connection.pipeline(transaction=True) as pipe, contextlib.suppress(WatchError):
                 if asked is not None:
-                    pipe.watch(asked.redis_key)  # a request with the same key that is faster makes this one look again
+                    pipe.watch(asked.redis_key)  # type: ignore[no-untyped-call]
                     if (standing := self.standing(asked)) is not None:
                         return standing
                 self._write(record, asked, pipe)

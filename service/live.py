@@ -41,16 +41,16 @@ class Live:
             return
         previews = self._previews(rows)
         with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in watched:
+            for job_id in {picture.job for picture, _ in rows}:
                 pictures = [_about(*pair, previews) for pair in rows if pair[0].job == job_id]
                 pipe.xadd(live_key(job_id), {"pictures": json.dumps(pictures)}, maxlen=KEPT, approximate=False)
                 pipe.expire(live_key(job_id), KEPT_FOR_S)
             pipe.execute()
 
-    def _watched(self, job_ids: set[str]) -> list[str]:
-        keys = {watched_key(job_id): job_id for job_id in job_ids}
-        found = self.connection.mget(list(keys))
-        return [job_id for job_id, watch in zip(keys.values(), found, strict=True) if watch is not None]
+    def _watched(self, job_ids: set[str]) -> set[str]:
+        ids = list(job_ids)
+        found = self.connection.mget([watched_key(job_id) for job_id in ids])
+        return {job_id for job_id, watch in zip(ids, found, strict=True) if watch is not None}
 
     def _previews(self, rows: Sequence[tuple[Picture, Row]]) -> dict[tuple[str, int], str]:
         """Data URLs of x0_hat of the pictures whose turn it is."""

@@ -161,11 +161,12 @@ class Runner:
         """Takes up claims whose job is open and that are not done yet, says how many, and discards the others."""
         job_ids = {claim.picture.job for claim in claims}
         statuses = self.store.statuses(job_ids)
-        done = {job_id: self.store.done_indices(job_id) for job_id in job_ids}
+        open_jobs = [job_id for job_id in job_ids if statuses[job_id] in ("queued", "running")]
+        done = {job_id: self.store.done_indices(job_id) for job_id in open_jobs}
         wanted = []
         for claim in claims:
             job_id, index = claim.picture.key
-            if statuses[job_id] in ("queued", "running") and index not in done[job_id]:
+            if job_id in done and index not in done[job_id]:
                 wanted.append(claim)
         lane.stream.discard([claim.entry for claim in claims if claim not in wanted])
         for job_id in {claim.picture.job for claim in wanted if statuses[claim.picture.job] == "queued"}:

@@ -140,7 +140,9 @@ def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
         connection.set(watched_key("seen"), 1)
         live.tell([(picture("seen", 0), row(None))])  # no step was made yet
     assert not connection.exists(live_key("seen"))
-    live.tell(pairs)
+    connection.set(watched_key("late"), 1)
+    live.tell([*pairs, (picture("late", 0), row(None))])
+    assert not connection.exists(live_key("late"))
     (pictures,) = live_pictures(connection, "seen")
     assert [(one["index"], one["step"], one["steps"]) for one in pictures] == [(0, 2, 5), (2, 2, 5)]
     assert not connection.exists(live_key("unseen"))
