@@ -318,11 +318,14 @@ def card(
         list[Path] | None, typer.Option(exists=True, help="What `score --json` wrote. Repeatable.")
     ] = None,
     commands: Annotated[list[str] | None, typer.Option("--command", help="How it was made. Repeatable.")] = None,
+    notes: Annotated[list[str] | None, typer.Option("--note", help="A paragraph of Markdown. Repeatable.")] = None,
 ) -> None:
     """Write a checkpoint's card and loss curve beside it."""
     from trainer.card import write_card
 
-    path = write_card(storage, name, log=log, scores=scores or [], machine=machine, commands=commands or [])
+    path = write_card(
+        storage, name, log=log, scores=scores or [], machine=machine, commands=commands or [], notes=notes or []
+    )
     show("card", [("file", str(path))])
 
 
