@@ -92,7 +92,7 @@ def write_card(
     lines = read_log(log)
     plot_log(lines, storage / f"{name}-log.png")
     (storage / f"{name}-log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    parts = [f"# {name}", f"A {info.kind}, digest `{info.digest[:16]}`, made {info.created_at} on {machine}."]
+    parts = [f"# {name}", f"Kind: {info.kind}, digest `{info.digest[:16]}`, made {info.created_at} on {machine}."]
     parts.append("Made by, in this order:\n\n" + "\n".join(f"    {command}" for command in commands))
     if scores:
         head = ["file", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture"]
