@@ -177,6 +177,9 @@ def train(
     ] = None,
     minutes: Minutes = None,
     steps: Steps = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="Name of a denoiser in storage whose weights the run starts from.")
+    ] = None,
     evaluator: Annotated[
         str | None, typer.Option(help="Name of the evaluator whose score is logged (not trained on).")
     ] = None,
@@ -202,6 +205,7 @@ def train(
             budget,
             storage=storage,
             name=name,
+            start_from=start_from,
             evaluator=evaluator,
             tests=tests,
             device=device,
