@@ -48,12 +48,13 @@ def _run_all(port: int, state: Path | None, settings: Settings) -> None:
 
 
 def _run_api(host: str, port: int, settings: Settings) -> None:
-    import uvicorn
-
     from service.app import create_app
+    from service.server import Server
 
-    # Requests that wait for a job would hold a shutdown until the job ends.
-    uvicorn.run(create_app(settings), host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+    server = Server(create_app(settings), host=host, port=port, log_level="warning")
+    server.run()
+    if not server.started:
+        raise RuntimeError("the API did not start; the log says why")
 
 
 def _worker_lives(settings: Settings) -> bool:

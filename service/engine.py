@@ -91,6 +91,10 @@ class Engine:
         """The pictures that are in the engine, in no order."""
         return [picture for picture, _ in self._batch.values()] + list(self._alone)
 
+    def rows(self) -> list[tuple[Picture, Row]]:
+        """The pictures of the batch as they stand."""
+        return list(self._batch.values())
+
     def admit(self, pictures: Sequence[Picture]) -> None:
         """Pictures join the batch and take their first step with the next one of it."""
         for picture in pictures:

@@ -2,11 +2,16 @@
 
     ServiceError
     ├── BadRequest            422  a label, an option or a file that is not as it must be
+    │   ├── KeyReuse               an Idempotency-Key with another request than before
     │   └── NotJson           400
     ├── NotFound              404
-    │   ├── UnknownJob             never there, or its time to live is over
+    │   ├── UnknownJob
     │   └── UnknownPicture
+    ├── ExpiredJob            410  it was there, and its time to live is over
     ├── NotReady              409  the picture or grid is not made yet
+    ├── JobEnded              409  what has ended cannot be cancelled
+    ├── JobCancelled          409  for a client that waited for the job
+    ├── QueueFull             429  Retry-After says when there will be room
     ├── JobFailed             500  for a client that waited for the job
     └── Unavailable           503
         ├── NoModel                no checkpoint is promoted in storage
@@ -85,6 +90,10 @@ class BadRequest(ServiceError):
         return cls(str(error), errors=errors, entry=error.entry, label=error.label)
 
 
+class KeyReuse(BadRequest):
+    slug, title = "idempotency-key-reused", "The Idempotency-Key belongs to another request"
+
+
 class NotJson(BadRequest):
     status, slug, title = 400, "not-json", "The body is not JSON"
 
@@ -101,8 +110,24 @@ class UnknownPicture(NotFound):
     slug, title = "unknown-picture", "The job has no such picture"
 
 
+class ExpiredJob(ServiceError):
+    status, slug, title = 410, "expired-job", "The job's results are no longer kept"
+
+
 class NotReady(ServiceError):
     status, slug, title = 409, "not-ready", "It is not made yet"
+
+
+class JobEnded(ServiceError):
+    status, slug, title = 409, "job-ended", "The job has ended"
+
+
+class JobCancelled(ServiceError):
+    status, slug, title = 409, "job-cancelled", "The job was cancelled"
+
+
+class QueueFull(ServiceError):
+    status, slug, title = 429, "queue-full", "Too many pictures are waiting"
 
 
 class JobFailed(ServiceError):

@@ -1,18 +1,22 @@
 """Jobs in Redis: their state, which is the truth (RQ's is not), their pictures, and who works on them.
 
 Knows no HTTP, no torch and no files. Used by the API to create a job and by workers to carry it out; `views.py` reads
-for clients, `stream.py` hands pictures to workers. All keys begin with `labelgrid:` and have a time to live:
+for clients, `stream.py` hands pictures to workers. All keys begin with `labelgrid:` and have a time to live
+(`ledger.py` has some more):
 
     job:ID            hash    record (JSON, never changes), total, status, rq, started_at, finished_at, result, error
     job:ID:verdicts   hash    index -> verdict (JSON): a picture is done when it has one
     job:ID:png        hash    index or "grid" -> PNG
     job:ID:events     stream  what happened, for those who wait
+    job:ID:live       stream  steps and previews of the moment, while somebody watches
+    job:ID:watched    string  somebody watches; gone seconds after nobody does
     open              set     ids of the jobs that are in no terminal state
     pictures:DIGEST   stream  pictures to make with one checkpoint
     worker:NAME       string  what a live worker says of itself (JSON); gone `lease_s` after its last word
     workers           set     names of workers; some may have died
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,19 +27,21 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import WatchError
 from rq import Queue
 from rq.exceptions import NoSuchJobError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
+from service import ledger
+from service.ledger import PREFIX, Asked
 from service.settings import Settings
 from shared.options import SamplingOptions, picture_seed
 
 JobKind = Literal["generate", "score"]
-JobStatus = Literal["queued", "running", "finished", "failed"]
-TERMINAL = frozenset({"finished", "failed"})
+JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
+TERMINAL = frozenset({"finished", "failed", "cancelled"})
 
-PREFIX = "labelgrid"
 OPEN = f"{PREFIX}:open"
 WORKERS = f"{PREFIX}:workers"
 GRID = "grid"
@@ -43,19 +49,17 @@ KEPT_EVENTS = 1000  # per job; a waiter that missed older ones reads the state i
 FAILED_RQ_JOB_TTL_S = 3600  # RQ's own default keeps them for a year
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 
-# A job's status moves queued -> running -> a terminal one, and from a terminal one never. KEYS: job, events, open, then
+# A job's status moves queued -> running -> a terminal one, and from a terminal one never. KEYS: open, job, events, then
 # the job's other keys. ARGV: id, new status, time to live in s, kept events, then fields and values.
 _MOVE = """
-local status = redis.call('HGET', KEYS[1], 'status')
+local status = redis.call('HGET', KEYS[2], 'status')
 local to = ARGV[2]
 if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return 0 end
-redis.call('HSET', KEYS[1], 'status', to, unpack(ARGV, 5))
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
+redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 5))
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
 if to ~= 'running' then
-  redis.call('SREM', KEYS[3], ARGV[1])
-  redis.call('EXPIRE', KEYS[1], ARGV[3])
-  redis.call('EXPIRE', KEYS[2], ARGV[3])
-  for i = 4, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
+  redis.call('SREM', KEYS[1], ARGV[1])
+  for i = 2, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
 end
 return 1
 """
@@ -85,6 +89,14 @@ def png_key(job_id: str) -> str:
 
 def events_key(job_id: str) -> str:
     return f"{PREFIX}:job:{job_id}:events"
+
+
+def live_key(job_id: str) -> str:
+    return f"{PREFIX}:job:{job_id}:live"
+
+
+def watched_key(job_id: str) -> str:
+    return f"{PREFIX}:job:{job_id}:watched"
 
 
 def stream_key(digest: str) -> str:
@@ -179,11 +191,6 @@ def new_id() -> str:
     return uuid4().hex
 
 
-def rq_queue(connection: Redis, settings: Settings) -> Queue:
-    """RQ's queue, with JSON for arguments: nothing that is fetched from Redis is unpickled."""
-    return Queue(settings.queue, connection=connection, serializer=JSONSerializer)
-
-
 def connect(url: str, *, timeout_s: float = 15.0) -> Redis:
     """A connection pool whose socket timeout leaves room for blocking reads of up to 10 s."""
     return Redis.from_url(
@@ -196,25 +203,47 @@ class JobStore:
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings = connection, settings
-        self.queue = rq_queue(connection, settings)
+        # JSON for arguments: nothing that is fetched from Redis is unpickled.
+        self.queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
         self._move = connection.register_script(_MOVE)
         self._lost_once: set[str] = set()
 
-    def create(self, record: JobRecord) -> None:
-        """The job, its pictures and its RQ job in one MULTI: all of it is there, or nothing."""
+    def create(self, record: JobRecord, asked: Asked | None = None) -> str:
+        """The job, its pictures and its RQ job in one MULTI: all of it is there, or nothing. Returns the job's id.
+
+        Where a job stands under the key of `asked`, nothing is created, and its id is returned. KeyReused.
+        """
+        while True:
+            with self.connection.pipeline(transaction=True) as pipe, contextlib.suppress(WatchError):
+                if asked is not None:
+                    pipe.watch(asked.redis_key)  # type: ignore[no-untyped-call]
+                    if (standing := self.standing(asked)) is not None:
+                        return standing
+                self._write(record, asked, pipe)
+                return record.id
+
+    def _write(self, record: JobRecord, asked: Asked | None, pipe: Pipeline) -> None:
         ttl = self.settings.job_ttl_s + self.settings.job_timeout_s
-        with self.connection.pipeline(transaction=True) as pipe:
-            pipe.multi()  # RQ would else, after the first command, ask for it itself, which is an error
-            rq_id = self._enqueue(record.id, pipe)
-            pipe.hset(
-                job_key(record.id),
-                mapping={"record": record.model_dump_json(), "total": record.total, "status": "queued", "rq": rq_id},
-            )
-            pipe.expire(job_key(record.id), ttl)
-            pipe.sadd(OPEN, record.id)
-            for picture in record.pictures():
-                pipe.xadd(stream_key(record.digest), {"picture": picture.model_dump_json()})
-            pipe.execute()
+        pipe.multi()  # RQ would else, after the first command, ask for it itself, which is an error
+        rq_id = self._enqueue(record.id, pipe)
+        pipe.hset(
+            job_key(record.id),
+            mapping={"record": record.model_dump_json(), "total": record.total, "status": "queued", "rq": rq_id},
+        )
+        pipe.expire(job_key(record.id), ttl)
+        pipe.sadd(OPEN, record.id)
+        ledger.enter(pipe, record.id, record.created_at, ttl, self.settings.remembered_s)
+        if asked is not None:
+            pipe.set(asked.redis_key, asked.note(record.id), ex=ttl)
+        for picture in record.pictures():
+            pipe.xadd(stream_key(record.digest), {"picture": picture.model_dump_json()})
+        pipe.execute()
+
+    def standing(self, asked: Asked) -> str | None:
+        """The job that was created for the same request before, if it is there yet. KeyReused for another request."""
+        note = self.connection.get(asked.redis_key)
+        job_id = None if note is None else asked.job_of(text(note))
+        return job_id if job_id is not None and self.connection.exists(job_key(job_id)) else None
 
     def _enqueue(self, job_id: str, pipe: Pipeline) -> str:
         rq_id = new_id()
@@ -252,13 +281,17 @@ class JobStore:
         """Ends the job; `reason` is for the client to read. False if it had ended before."""
         return self._to(job_id, "failed", {"finished_at": time.time(), "error": reason})
 
+    def cancel(self, job_id: str) -> bool:
+        """Ends the job, as its client wants; workers drop its pictures at their next step. False if it had ended."""
+        return self._to(job_id, "cancelled", {"finished_at": time.time()})
+
     def finish(self, job_id: str, result: JobResult, grid: bytes) -> bool:
         """Ends the job with its result. False if it had ended before."""
         self.connection.hset(png_key(job_id), GRID, grid)
         return self._to(job_id, "finished", {"finished_at": time.time(), "result": result.model_dump_json()})
 
     def _to(self, job_id: str, status: JobStatus, fields: dict[str, Any]) -> bool:
-        keys = [job_key(job_id), events_key(job_id), OPEN, verdicts_key(job_id), png_key(job_id)]
+        keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
         pairs = [part for pair in fields.items() for part in pair]
         return bool(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, *pairs]))
 

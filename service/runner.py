@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from service.engine import Engine, Judge, Made, Outcome
 from service.jobs import Done, JobRecord, JobResult, JobStore, Scores, Verdict
+from service.live import Live
 from service.settings import Settings
 from service.stream import GROUP, Claim, PictureStream
 from shared.checkpoint import CheckpointError, read_info, resolve
@@ -26,7 +27,25 @@ from shared.pictures import grid, png_bytes, read_png, to_images
 
 log = logging.getLogger(__name__)
 
+RATE_OVER_S = 60.0
 IDLE_WAIT_MS = 100  # how long a job that waits for pictures in other workers looks for new ones at a time
+
+
+@dataclass
+class Rate:
+    """Pictures made per second of work; idle time does not count, and what is long ago counts ever less."""
+
+    pictures: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, pictures: int, seconds: float) -> None:
+        self.pictures, self.seconds = self.pictures + pictures, self.seconds + seconds
+        if self.seconds > RATE_OVER_S:
+            self.pictures, self.seconds = self.pictures / 2, self.seconds / 2
+
+    @property
+    def per_s(self) -> float:
+        return self.pictures / self.seconds if self.pictures else 0.0
 
 
 @dataclass
@@ -50,6 +69,8 @@ class Runner:
         self.device = pick_device(settings.device)
         self.judge: Judge = load_evaluator(resolve(settings.storage, None, "evaluator"), self.device)
         self.lanes: OrderedDict[str, Lane] = OrderedDict()
+        self.rate = Rate()
+        self.live = Live(connection, settings.live_every_s)
         self.stopping = threading.Event()
         self.moved_at = time.monotonic()  # when the loop last moved
 
@@ -112,7 +133,11 @@ class Runner:
         for lane in list(self.lanes.values()):
             if lane is current or lane.engine.busy:
                 self._claim(lane, block_ms=IDLE_WAIT_MS if lane is current and not self.busy else None)
-                self._store(lane, lane.engine.step())
+                begun = time.monotonic()
+                outcomes = lane.engine.step()
+                self._store(lane, outcomes)
+                self.rate.add(len(outcomes), time.monotonic() - begun)
+        self.live.tell([pair for lane in self.lanes.values() for pair in lane.engine.rows()])
         self.moved_at = time.monotonic()
 
     def _claim(self, lane: Lane, block_ms: int | None) -> None:
@@ -128,19 +153,20 @@ class Runner:
         room = engine.room - len(claims)
         if room > 0 and not any(claim.alone for claim in claims):
             claims += lane.stream.claim_new(room, block_ms=None if claims else block_ms)
-        self._admit(lane, claims)
+        # A large job that was cancelled leaves many entries: they must not keep places from those behind them.
+        while claims and self._admit(lane, claims) < len(claims) and engine.room > 0:
+            claims = lane.stream.claim_new(engine.room)
 
-    def _admit(self, lane: Lane, claims: list[Claim]) -> None:
-        """Takes up claims whose job is open and that are not done yet; discards the others."""
-        if not claims:
-            return
+    def _admit(self, lane: Lane, claims: list[Claim]) -> int:
+        """Takes up claims whose job is open and that are not done yet, says how many, and discards the others."""
         job_ids = {claim.picture.job for claim in claims}
         statuses = self.store.statuses(job_ids)
-        done = {job_id: self.store.done_indices(job_id) for job_id in job_ids}
+        open_jobs = [job_id for job_id in job_ids if statuses[job_id] in ("queued", "running")]
+        done = {job_id: self.store.done_indices(job_id) for job_id in open_jobs}
         wanted = []
         for claim in claims:
             job_id, index = claim.picture.key
-            if statuses[job_id] in ("queued", "running") and index not in done[job_id]:
+            if job_id in done and index not in done[job_id]:
                 wanted.append(claim)
         lane.stream.discard([claim.entry for claim in claims if claim not in wanted])
         for job_id in {claim.picture.job for claim in wanted if statuses[claim.picture.job] == "queued"}:
@@ -150,6 +176,7 @@ class Runner:
             if claim.alone:
                 lane.engine.admit_alone(claim.picture)
         lane.engine.admit([claim.picture for claim in wanted if not claim.alone])
+        return len(wanted)
 
     def _store(self, lane: Lane, outcomes: list[Outcome]) -> None:
         """Commits what is finished, completes jobs that have all of their pictures, fails jobs that cannot."""

@@ -139,8 +139,30 @@ class ScoreResult(BaseModel):
     pictures: list[PictureResult]
 
 
-class Job(BaseModel):
-    """A job: `result` is there once `status` is finished, `error` once it is failed."""
+class JobHead(BaseModel):
+    """A job without its result, as lists of jobs show it."""
+
+    id: str
+    kind: JobKind
+    status: JobStatus
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    model: str
+    digest: str
+    seed: int
+    options: SamplingOptions
+    progress: Progress
+    error: str | None
+
+
+class JobPage(BaseModel):
+    jobs: list[JobHead]
+    next: str | None = Field(description="`cursor` of the next page; null on the last one")
+
+
+class Job(JobHead):
+    """A job: `result` is there once `status` is finished, `error` once it is failed; docs/jobs.md draws the states."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -180,18 +202,6 @@ class Job(BaseModel):
         }
     )
 
-    id: str
-    kind: JobKind
-    status: JobStatus
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-    model: str
-    digest: str
-    seed: int
-    options: SamplingOptions
-    progress: Progress
-    error: str | None
     result: GenerateResult | ScoreResult | None
 
 

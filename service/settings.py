@@ -28,8 +28,12 @@ class Settings(BaseSettings):
 
     # How long a finished job and its pictures can be fetched.
     job_ttl_s: int = Field(default=3600, ge=1)
+    # How long after that a job is known to have been: 410 rather than 404. It costs some 100 bytes a job.
+    remembered_s: int = Field(default=7 * 86400, ge=0)
     # A job that is not finished this long after its creation fails: no client waits for ever.
     job_timeout_s: int = Field(default=3600, ge=1)
+    # Pictures of one model that may wait or be in work. Beyond, requests are 429; an empty queue takes any one request.
+    max_queued_pictures: int = Field(default=10_000, ge=1)
     # How long a request without `Prefer` waits for its job before it is answered 202.
     wait_s: float = Field(default=300.0, ge=0)
     # Largest request body: a test file and what multipart adds to it.
@@ -41,6 +45,8 @@ class Settings(BaseSettings):
     batch_pictures: int = Field(default=16, ge=1)
     # Network rows of one call, at most (a guided picture takes two).
     batch_rows: int = Field(default=32, ge=1)
+    # How often, at most, a worker tells those who watch a job of its steps, with previews.
+    live_every_s: float = Field(default=0.5, ge=0)
     # Models that a worker keeps loaded; beyond, the one idle for longest is let go.
     loaded_models: int = Field(default=2, ge=1)
     # A worker says this often that it lives and still works at the pictures it claimed.

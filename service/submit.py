@@ -3,9 +3,12 @@
 What POST /generate and POST /score have in common.
 """
 
+import json
+import math
 import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,14 +17,16 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from service.dependencies import ModelsDep, ReaderDep, SettingsDep, StoreDep
-from service.errors import BadRequest, JobFailed, NoWorker, Problem
+from service.errors import BadRequest, JobCancelled, JobFailed, KeyReuse, NoWorker, Problem, QueueFull
 from service.jobs import TERMINAL, JobKind, JobRecord, JobStore, new_id
+from service.ledger import Asked, KeyReused
 from service.models import Models
 from service.schemas import MAX_SEED, Job, SamplingFields
 from service.settings import Settings
 from service.views import JobReader
 from shared.checkpoint import CheckpointInfo
 
+UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue before workers know their rate, and at most
 DRAWN_SEED_BITS = 32  # short enough to be typed again
 
 # What both endpoints document besides 200.
@@ -35,8 +40,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         "headers": {"Location": {"description": "where the job can be read", "schema": {"type": "string"}}},
     },
     400: PROBLEM,
+    409: PROBLEM,
     413: PROBLEM,
     422: PROBLEM,
+    429: {**PROBLEM, "headers": {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}},
     500: PROBLEM,
     503: PROBLEM,
 }
@@ -89,6 +96,7 @@ class Submitter:
     reader: JobReader
     models: Models
     wishes: Wishes
+    idempotency_key: str | None
 
     async def model(self, name: str | None) -> CheckpointInfo:
         return await run_in_threadpool(self.models.find, name)
@@ -96,13 +104,15 @@ class Submitter:
     async def submit(
         self, kind: JobKind, fields: SamplingFields, labels: list[list[str]], info: CheckpointInfo, repeats: int = 1
     ) -> Response:
-        """Creates the job and answers as the client wishes. `labels` are checked."""
+        """Creates the job, unless the client's Idempotency-Key has one, and answers as wished. `labels` are checked."""
         options = fields.sampling()
         seed = secrets.randbits(DRAWN_SEED_BITS) if fields.seed is None else fields.seed
         if seed + repeats - 1 > MAX_SEED:
             raise BadRequest.at(("body", "seed"), f"with {repeats} repeats the last seed would exceed {MAX_SEED}")
-        if not await self.reader.workers():
-            raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
+        asked = self._asked(kind, fields, labels)
+        if asked and (standing := await self._in_store(self.store.standing, asked)):
+            return await self._answer(standing)
+        await self._check_room(info.digest, len(labels) * repeats)
         record = JobRecord(
             id=new_id(),
             kind=kind,
@@ -115,8 +125,34 @@ class Submitter:
             columns=fields.columns,
             options=options,
         )
-        await run_in_threadpool(self.store.create, record)
-        return await self._answer(record.id)
+        job_id = await self._in_store(self.store.create, record, asked)
+        assert job_id is not None
+        return await self._answer(job_id)
+
+    async def _check_room(self, digest: str, pictures: int) -> None:
+        """NoWorker; QueueFull if so many pictures more are too many. Requests that come at once may pass together."""
+        workers = await self.reader.workers()
+        if not workers:
+            raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
+        queued, most = await self.reader.queued(digest), self.settings.max_queued_pictures
+        if queued and (excess := queued + pictures - most) > 0:
+            rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
+            wait_s = math.ceil(min(excess, queued) / rate) if rate > 0 else UNMEASURED_WAIT_S
+            detail = f"{queued} pictures are waiting and {pictures} more would exceed {most}; nothing was queued"
+            raise QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=queued)
+
+    def _asked(self, kind: JobKind, fields: SamplingFields, labels: list[list[str]]) -> Asked | None:
+        """The request as its key stands for it. What it says counts, not how: JSON and a form may be the same."""
+        if self.idempotency_key is None:
+            return None
+        given = fields.model_dump(mode="json", exclude={"labels", "conditions"})
+        return Asked(self.idempotency_key, json.dumps([kind, labels, given], sort_keys=True))
+
+    async def _in_store(self, method: Callable[..., str | None], *arguments: Any) -> str | None:
+        try:
+            return await run_in_threadpool(method, *arguments)
+        except KeyReused as error:
+            raise KeyReuse.at(("header", "Idempotency-Key"), str(error)) from error
 
     async def _answer(self, job_id: str) -> Response:
         job = await self.reader.wait(job_id, self.wishes.wait_s)
@@ -129,6 +165,8 @@ class Submitter:
         headers["Content-Location"] = location
         if job.status == "failed":
             raise JobFailed(job.error or "it failed", headers=headers, job=location)
+        if job.status == "cancelled":
+            raise JobCancelled("the job was cancelled while you waited for it", headers=headers, job=location)
         if self.wishes.png:
             headers["Content-Location"] = f"{location}/grid.png"
             return Response(await self.reader.grid(job_id), media_type="image/png", headers=headers)
@@ -142,8 +180,12 @@ def _submitter(
     reader: ReaderDep,
     models: ModelsDep,
     wishes: Annotated[Wishes, Depends(read_wishes)],
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=200, description="sent again with the same request, it gives the same job"),
+    ] = None,
 ) -> Submitter:
-    return Submitter(settings, store, reader, models, wishes)
+    return Submitter(settings, store, reader, models, wishes, idempotency_key)
 
 
 SubmitterDep = Annotated[Submitter, Depends(_submitter)]

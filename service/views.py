@@ -3,15 +3,16 @@
 Knows the schemas and `jobs.py`'s keys; writes nothing.
 """
 
+import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from redis.asyncio import Redis
 
-from service.errors import NotReady, UnknownJob, UnknownPicture
+from service.errors import ExpiredJob, NotReady, ServiceError, UnknownJob, UnknownPicture
 from service.jobs import (
     GRID,
     TERMINAL,
@@ -23,13 +24,16 @@ from service.jobs import (
     events_key,
     job_key,
     png_key,
+    stream_key,
     text,
     verdicts_key,
     worker_key,
 )
-from service.schemas import GenerateResult, Job, PictureResult, Progress, Repeat, ScoreResult, Summary
+from service.ledger import INDEX, id_of, was_key
+from service.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Progress, Repeat, ScoreResult, Summary
 
 SHOWN_SCORES = 5  # besides those asked
+HEAD = ["record", "status", "started_at", "finished_at", "error"]  # what a job's hash has for a list
 LOOK_AGAIN_MS = 2000  # a waiter reads the state at least this often, whatever events it missed
 
 
@@ -38,57 +42,74 @@ class JobReader:
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
+        self.stopping = False  # the server shuts down: nobody waits any longer
 
     async def job(self, job_id: str) -> Job:
-        """The job as it stands. UnknownJob if it is not there."""
+        """The job as it stands. UnknownJob, ExpiredJob if it is not there."""
         async with self.connection.pipeline(transaction=True) as pipe:
             pipe.hgetall(job_key(job_id))
             pipe.hlen(verdicts_key(job_id))
             fields, done = await pipe.execute()
         if not fields:
-            raise UnknownJob(f"there is no job {job_id!r}; results are kept for a limited time")
+            raise await self._gone(job_id)
         state = {name.decode(): value.decode() for name, value in fields.items()}
-        record = JobRecord.model_validate_json(state["record"])
         result = None
         if "result" in state:
             raw = await self.connection.hvals(verdicts_key(job_id))
             verdicts = sorted((Verdict.model_validate_json(one) for one in raw), key=lambda verdict: verdict.index)
+            record = JobRecord.model_validate_json(state["record"])
             result = _result(record, JobResult.model_validate_json(state["result"]), verdicts)
-        return Job(
-            id=record.id,
-            kind=record.kind,
-            status=state["status"],
-            created_at=_iso(record.created_at),
-            started_at=_iso(float(state["started_at"])) if "started_at" in state else None,
-            finished_at=_iso(float(state["finished_at"])) if "finished_at" in state else None,
-            model=record.model,
-            digest=record.digest,
-            seed=record.seed,
-            options=record.options,
-            progress=Progress(done=done, total=record.total),
-            error=state.get("error"),
-            result=result,
-        )
+        return Job(**_head(state, done), result=result)
+
+    async def _gone(self, job_id: str) -> ServiceError:
+        """Why there is nothing of a job."""
+        if await self.connection.exists(was_key(job_id)):
+            return ExpiredJob(f"the results of job {job_id!r} are over: they are kept for a limited time")
+        return UnknownJob(f"there is no job {job_id!r}")
+
+    async def page(self, limit: int, cursor: str | None) -> JobPage:
+        """Up to `limit` jobs, newest first, after those that a page with `next` = `cursor` ended with."""
+        last = f"({cursor}" if cursor else "+"
+        found: Any = await self.connection.zrevrangebylex(INDEX, last, "-", start=0, num=limit + 1)
+        members = [text(raw) for raw in found]
+        async with self.connection.pipeline(transaction=True) as pipe:
+            for member in members[:limit]:
+                pipe.hmget(job_key(id_of(member)), HEAD)
+                pipe.hlen(verdicts_key(id_of(member)))
+            answers = await pipe.execute()
+        heads = []
+        for values, done in zip(answers[::2], answers[1::2], strict=True):
+            state = {name: text(value) for name, value in zip(HEAD, values, strict=True) if value is not None}
+            if state:  # else its results are over
+                heads.append(JobHead(**_head(state, done)))
+        return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
-        """The job once it has ended, or as it stands after `timeout_s`. Events only wake; the state decides."""
+        """The job once it has ended, or as it stands after `timeout_s` or at a shutdown.
+
+        Events only wake; the state decides.
+        """
         deadline = time.monotonic() + timeout_s
         seen = "0-0"
         while True:
-            status = await self.connection.hget(job_key(job_id), "status")
+            status = await self.status(job_id)
             left_ms = int((deadline - time.monotonic()) * 1000)
-            if status is None or text(status) in TERMINAL or left_ms <= 0:
+            if status is None or status in TERMINAL or left_ms <= 0 or self.stopping:
                 return await self.job(job_id)
             answer = await self.connection.xread({events_key(job_id): seen}, block=min(left_ms, LOOK_AGAIN_MS))
             if entries := entries_of(answer):
                 seen = text(entries[-1][0])
 
+    async def status(self, job_id: str) -> str | None:
+        status = await self.connection.hget(job_key(job_id), "status")
+        return None if status is None else text(status)
+
     async def image(self, job_id: str, index: int) -> bytes:
-        """A picture's PNG. NotReady while it is not made; UnknownJob, UnknownPicture."""
+        """A picture's PNG. NotReady while it is not made; UnknownJob, ExpiredJob, UnknownPicture."""
         return await self._png(job_id, str(index), f"picture {index}", index)
 
     async def grid(self, job_id: str) -> bytes:
-        """The grid's PNG. NotReady while the job is not finished; UnknownJob."""
+        """The grid's PNG. NotReady while the job is not finished; UnknownJob, ExpiredJob."""
         return await self._png(job_id, GRID, "the grid", 0)
 
     async def _png(self, job_id: str, name: str, what: str, index: int) -> bytes:
@@ -97,15 +118,39 @@ class JobReader:
             return png
         status, total = await self.connection.hmget(job_key(job_id), ["status", "total"])
         if status is None or total is None:
-            raise UnknownJob(f"there is no job {job_id!r}; results are kept for a limited time")
+            raise await self._gone(job_id)
         if index >= int(total):
             raise UnknownPicture(f"the job has the pictures 0 to {int(total) - 1}, not {index}")
         raise NotReady(f"{what} is not made; the job is {text(status)}", job_status=text(status))
 
-    async def workers(self) -> int:
-        """How many live workers there are, each with a model loaded."""
+    async def workers(self) -> list[dict[str, Any]]:
+        """What the live workers, each with a model loaded, say of themselves."""
         names = await self.connection.smembers(WORKERS)
-        return await self.connection.exists(*(worker_key(text(name)) for name in names)) if names else 0
+        found = await self.connection.mget([worker_key(text(name)) for name in names]) if names else []
+        return [json.loads(raw) for raw in found if raw is not None]
+
+    async def queued(self, digest: str) -> int:
+        """How many pictures of a checkpoint wait or are in work."""
+        return int(await self.connection.xlen(stream_key(digest)))
+
+
+def _head(state: Mapping[str, str], done: int) -> dict[str, Any]:
+    """The fields of a JobHead, of a job's hash and the number of its finished pictures."""
+    record = JobRecord.model_validate_json(state["record"])
+    return {
+        "id": record.id,
+        "kind": record.kind,
+        "status": state["status"],
+        "created_at": _iso(record.created_at),
+        "started_at": _iso(float(state["started_at"])) if "started_at" in state else None,
+        "finished_at": _iso(float(state["finished_at"])) if "finished_at" in state else None,
+        "model": record.model,
+        "digest": record.digest,
+        "seed": record.seed,
+        "options": record.options,
+        "progress": Progress(done=done, total=record.total),
+        "error": state.get("error"),
+    }
 
 
 def _iso(seconds: float) -> str:

@@ -149,7 +149,14 @@ class Heartbeat(threading.Thread):
         runner = self.worker.runner
         models = [{"name": lane.name, "digest": lane.digest} for lane in list(runner.lanes.values())]
         host = {"host": socket.gethostname(), "pid": os.getpid()}
-        return {**host, "device": str(runner.device), "born_at": self.born_at, "models": models}
+        rate = round(runner.rate.per_s, 3)
+        return {
+            **host,
+            "device": str(runner.device),
+            "born_at": self.born_at,
+            "models": models,
+            "pictures_per_s": rate,
+        }
 
     def end(self) -> None:
         self.ended.set()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from redis import Redis
 
 # Before torch is loaded, here and in the processes that tests start: toy networks gain nothing from more threads, and
@@ -21,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from service.app import create_app
 from service.jobs import connect
 from service.redis_server import RedisServer
+from service.server import Server
 from service.settings import Settings
 from tests.toy_checkpoint import publish_toys
 
@@ -72,8 +72,7 @@ def settings(redis_server: RedisServer, storage: Path) -> Settings:
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[httpx.Client]:
     """The API as a real server on a free port, in a thread, and a client of it."""
-    config = uvicorn.Config(create_app(settings), host="127.0.0.1", port=0, log_level="error", ws="none")
-    server = uvicorn.Server(config)
+    server = Server(create_app(settings), host="127.0.0.1", port=0, log_level="error", ws="none")
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -4,7 +4,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from service.jobs import WORKERS, JobStore, job_key, text, worker_key
+from service.jobs import WORKERS, JobStore, job_key, png_key, stream_key, text, worker_key
+from service.ledger import was_key
 from service.runner import Runner
 from service.settings import Settings
 from shared.checkpoint import resolve
@@ -226,6 +227,7 @@ def test_a_form_that_is_no_form(client: httpx.Client, alive: JobStore) -> None:
         ("GET", "/jobs/nobody/images/0.png", 404, "unknown-job"),
         ("GET", "/jobs/nobody/images/-1.png", 422, "invalid-request"),
         ("GET", "/jobs/nobody/images/one.png", 422, "invalid-request"),
+        ("DELETE", "/jobs/nobody", 404, "unknown-job"),
         ("GET", "/nowhere", 404, "not-found"),
         ("PUT", "/generate", 405, "method-not-allowed"),
         ("GET", "/labels?model=nobody", 422, "invalid-request"),
@@ -243,6 +245,23 @@ def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: 
     assert int(response.headers["retry-after"]) > 0
     problem(client.post("/score", json={"conditions": LISTS}), 503, "no-worker")
     assert nothing_is_queued(connection)
+
+
+def test_a_full_queue_says_when_to_come_again(settings: Settings, alive: JobStore) -> None:
+    with serving(settings.model_copy(update={"max_queued_pictures": 5})) as client:
+        # An empty queue takes any one request.
+        digest = client.get(f"/jobs/{submitted(client, labels=[['red cube']] * 12)}").json()["digest"]
+        response = client.post("/generate", json={"labels": LISTS})
+        assert problem(response, 429, "queue-full")["queued"] == 12
+        assert response.headers["retry-after"] == "10"  # no rate is measured yet
+        alive.say_alive("w", {"pictures_per_s": 0.5})
+        alive.say_alive("v", {"pictures_per_s": 1.0})
+        response = client.post("/score", json={"conditions": LISTS, "repeats": 1})
+        problem(response, 429, "queue-full")
+        assert response.headers["retry-after"] == "6"  # 12 + 2 - 5 pictures at 1.5 a second
+        assert alive.connection.scard("labelgrid:open") == 1
+        alive.connection.delete(stream_key(digest))
+        submitted(client)
 
 
 def test_with_a_worker_it_is_ready(client: httpx.Client, alive: JobStore) -> None:
@@ -291,19 +310,128 @@ def test_prefer_wait(client: httpx.Client, alive: JobStore) -> None:
     assert response.headers["preference-applied"] == "wait=1"
 
 
-def test_a_job_that_fails_is_a_problem_for_who_waits(client: httpx.Client, alive: JobStore) -> None:
+def answer_to_who_waits(client: httpx.Client, store: JobStore, end: Callable[[str], Any]) -> tuple[httpx.Response, str]:
+    """What a POST that waits is answered when `end` ends its job, and the job's id."""
     responses = []
     waiting = threading.Thread(target=lambda: responses.append(client.post("/generate", json={"labels": LISTS})))
     waiting.start()
-    while not (open_jobs := alive.connection.smembers("labelgrid:open")):
+    while not (open_jobs := store.connection.smembers("labelgrid:open")):
         time.sleep(0.01)
     (job_id,) = (text(raw) for raw in open_jobs)
-    alive.fail(job_id, "picture 0: it is no good")
+    end(job_id)
     waiting.join()
-    body = problem(responses[0], 500, "job-failed")
+    return responses[0], job_id
+
+
+def test_a_job_that_fails_is_a_problem_for_who_waits(client: httpx.Client, alive: JobStore) -> None:
+    response, job_id = answer_to_who_waits(client, alive, lambda job_id: alive.fail(job_id, "picture 0: it is no good"))
+    body = problem(response, 500, "job-failed")
     assert (body["detail"], body["job"]) == ("picture 0: it is no good", f"/jobs/{job_id}")
     job = client.get(f"/jobs/{job_id}").json()
     assert (job["status"], job["error"]) == ("failed", "picture 0: it is no good")
+
+
+def test_a_job_that_is_cancelled_is_a_problem_for_who_waits(client: httpx.Client, alive: JobStore) -> None:
+    response, job_id = answer_to_who_waits(client, alive, lambda job_id: client.delete(f"/jobs/{job_id}"))
+    assert problem(response, 409, "job-cancelled")["job"] == f"/jobs/{job_id}"
+    job = client.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["error"], job["result"]) == ("cancelled", None, None)
+    assert job["finished_at"]
+
+
+def test_a_job_is_cancelled_once(client: httpx.Client, alive: JobStore) -> None:
+    job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()
+    response = client.delete(f"/jobs/{job['id']}")
+    assert response.status_code == 200
+    assert (response.json()["id"], response.json()["status"]) == (job["id"], "cancelled")
+    body = problem(client.delete(f"/jobs/{job['id']}"), 409, "job-ended")
+    assert body["job_status"] == "cancelled"
+
+
+def submitted(client: httpx.Client, **fields: Any) -> str:
+    """The id of a new job."""
+    response = client.post("/generate", json={"labels": LISTS, **fields}, headers={"prefer": "respond-async"})
+    assert response.status_code == 202, response.text
+    job_id: str = response.json()["id"]
+    return job_id
+
+
+@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score", "conditions")])
+def test_an_idempotency_key_stands_for_one_request(
+    client: httpx.Client, alive: JobStore, path: str, field: str
+) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+
+    def ask(**fields: Any) -> httpx.Response:
+        return client.post(path, json={field: LISTS, **fields}, headers=headers)
+
+    first = ask()
+    again = ask(steps=None)  # says the same
+    assert (again.status_code, again.json()) == (202, first.json())
+    for fields in ({"steps": 3}, {"seed": 1}, {field: LISTS[:1]}, {"columns": 2}):
+        body = problem(ask(**fields), 422, "idempotency-key-reused")
+        assert body["errors"][0]["loc"] == ["header", "Idempotency-Key"]
+    assert alive.connection.scard("labelgrid:open") == 1
+    headers["idempotency-key"] = "another"
+    assert ask().json()["id"] != first.json()["id"]
+
+
+def test_an_idempotency_key_holds_for_a_form_and_as_long_as_its_job(client: httpx.Client, alive: JobStore) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+
+    def ask() -> str:
+        files = {"file": ("test.json", json.dumps(LISTS))}  # each time with another boundary
+        job_id: str = client.post("/score", files=files, headers=headers).json()["id"]
+        return job_id
+
+    job_id = ask()
+    alive.say_gone("w")  # what stands needs no worker
+    assert ask() == job_id
+    alive.say_alive("w", {})
+    alive.connection.delete(job_key(job_id))
+    assert ask() != job_id
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201])
+def test_keys_that_cannot_be(client: httpx.Client, alive: JobStore, key: str) -> None:
+    response = client.post("/generate", json={"labels": LISTS}, headers={"idempotency-key": key})
+    problem(response, 422, "invalid-request")
+    assert nothing_is_queued(alive.connection)
+
+
+def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
+    client: httpx.Client, alive: JobStore
+) -> None:
+    assert client.get("/jobs").json() == {"jobs": [], "next": None}
+    ids = []
+    for _ in range(5):
+        ids.append(submitted(client))
+        time.sleep(0.002)  # times have milliseconds
+    alive.cancel(ids[2])
+    page = client.get("/jobs").json()
+    assert ([job["id"] for job in page["jobs"]], page["next"]) == (ids[::-1], None)
+    whole = client.get(f"/jobs/{ids[2]}").json()
+    del whole["result"]
+    assert page["jobs"][2] == whole
+    seen, cursor = [], None
+    for size in (2, 2, 1):
+        page = client.get("/jobs", params={"limit": 2, **({"cursor": cursor} if cursor else {})}).json()
+        assert len(page["jobs"]) == size
+        seen += [job["id"] for job in page["jobs"]]
+        cursor = page["next"]
+        submitted(client)
+    assert (seen, cursor) == (ids[::-1], None)
+
+
+def test_a_list_leaves_out_jobs_that_are_over(client: httpx.Client, alive: JobStore) -> None:
+    first, second = submitted(client), submitted(client)
+    alive.connection.delete(job_key(first))
+    assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == [second]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "cursor=x", "cursor=-", "limit=ten"])
+def test_pages_that_cannot_be(client: httpx.Client, query: str) -> None:
+    problem(client.get(f"/jobs?{query}"), 422, "invalid-request")
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -426,8 +554,13 @@ def test_another_model_can_be_asked_for(client: httpx.Client, working: Runner) -
 
 def test_what_is_over_is_gone(client: httpx.Client, working: Runner) -> None:
     job = client.post("/generate", json={"labels": LISTS, "steps": 1}).json()
-    working.connection.delete(job_key(job["id"]))
-    problem(client.get(f"/jobs/{job['id']}"), 404, "unknown-job")
+    working.connection.delete(job_key(job["id"]), png_key(job["id"]))
+    address = f"/jobs/{job['id']}"
+    for path in ("", "/grid.png", "/images/0.png", "/events"):
+        problem(client.get(address + path), 410, "expired-job")
+    problem(client.delete(address), 410, "expired-job")
+    working.connection.delete(was_key(job["id"]))
+    problem(client.get(address), 404, "unknown-job")
 
 
 def test_openapi_shows_examples_and_problems(client: httpx.Client) -> None:

@@ -1,6 +1,7 @@
 """Jobs in Redis: what is created at once, which ways a status goes, and who gets which picture."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from redis import Redis
@@ -23,6 +24,7 @@ from service.jobs import (
     stream_key,
     verdicts_key,
 )
+from service.ledger import INDEX, Asked, KeyReused, id_of, was_key
 from service.settings import Settings
 from service.stream import GROUP, Claim, PictureStream
 from shared.options import SamplingOptions, picture_seed
@@ -105,17 +107,21 @@ def test_create_writes_job_pictures_and_rq_job_in_one_transaction(store: JobStor
     assert 0 < connection.ttl(job_key(job.id)) <= store.settings.job_ttl_s + store.settings.job_timeout_s
 
 
-@pytest.mark.parametrize("end", ["finish", "fail"])
+@pytest.mark.parametrize("end", ["finish", "fail", "cancel"])
 def test_a_terminal_state_is_never_left(store: JobStore, connection: Redis, end: str) -> None:
     job = record()
     store.create(job)
     assert store.begin(job.id)
     assert not store.begin(job.id)
-    ends = {"finish": lambda: store.finish(job.id, RESULT, b"grid"), "fail": lambda: store.fail(job.id, "why")}
+    ends = {
+        "finish": lambda: store.finish(job.id, RESULT, b"grid"),
+        "fail": lambda: store.fail(job.id, "why"),
+        "cancel": lambda: store.cancel(job.id),
+    }
     assert ends.pop(end)()
     before = connection.hgetall(job_key(job.id))
     assert not store.begin(job.id)
-    assert not next(iter(ends.values()))()
+    assert not any(other() for other in ends.values())
     assert not store.fail(job.id, "another reason")
     assert connection.hgetall(job_key(job.id)) == before
     assert not connection.sismember(OPEN, job.id)
@@ -124,6 +130,7 @@ def test_a_terminal_state_is_never_left(store: JobStore, connection: Redis, end:
 def test_a_job_that_is_gone_cannot_be_moved(store: JobStore, connection: Redis) -> None:
     assert not store.begin("nobody")
     assert not store.fail("nobody", "why")
+    assert not store.cancel("nobody")
     assert connection.exists(job_key("nobody")) == 0
 
 
@@ -134,6 +141,8 @@ def test_what_is_finished_expires_as_a_whole(store: JobStore, a: PictureStream, 
     store.finish(job.id, RESULT, b"grid")
     keys = [job_key(job.id), verdicts_key(job.id), png_key(job.id), events_key(job.id)]
     assert all(0 < connection.ttl(key) <= store.settings.job_ttl_s for key in keys)
+    lifetime_s = store.settings.job_ttl_s + store.settings.job_timeout_s
+    assert 0 <= lifetime_s + store.settings.remembered_s - connection.ttl(was_key(job.id)) < 60
 
 
 def test_commit_says_when_a_job_has_all_of_its_pictures(store: JobStore, a: PictureStream, connection: Redis) -> None:
@@ -224,6 +233,28 @@ def test_an_entry_that_is_no_picture_is_thrown_away(store: JobStore, a: PictureS
     store.create(record(1))
     assert len(a.claim_new(5)) == 1
     assert connection.xlen(a.key) == 1
+
+
+def test_of_requests_with_one_key_that_come_at_once_one_makes_the_job(store: JobStore, connection: Redis) -> None:
+    asked = Asked("key", "request")
+    with ThreadPoolExecutor(8) as pool:
+        ids = set(pool.map(lambda _: store.create(record(), asked), range(8)))
+    assert len(ids) == 1
+    assert connection.scard(OPEN) == 1
+    assert connection.xlen(stream_key(DIGEST)) == 2
+    with pytest.raises(KeyReused):
+        store.create(record(), Asked("key", "another request"))
+    assert connection.scard(OPEN) == 1
+
+
+def test_the_index_forgets_what_is_older_than_any_job(store: JobStore, connection: Redis) -> None:
+    lifetime_s = store.settings.job_ttl_s + store.settings.job_timeout_s
+    old, young = record(created_at=time.time() - lifetime_s - 2), record(created_at=time.time() - lifetime_s + 60)
+    for job in (old, young, record()):
+        store.create(job)
+    members = [raw.decode() for raw in connection.zrange(INDEX, 0, -1)]
+    assert [id_of(member) for member in members][:1] == [young.id]
+    assert len(members) == 2
 
 
 def lose(store: JobStore, connection: Redis, job: JobRecord, how: str) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from redis import Redis
 
 from service.jobs import JobRecord, JobResult, JobStore, job_key, new_id, png_key
-from service.runner import Lane, Runner
+from service.runner import Lane, Rate, Runner
 from service.settings import Settings
 from shared.checkpoint import read_info, resolve
 from shared.denoise import Row, sample
@@ -279,6 +279,54 @@ def test_a_job_ended_elsewhere_leaves_the_batch(
     assert status(store, other) == "finished"
     assert not runner.busy
     assert connection.xlen(lane.stream.key) == 0
+
+
+def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_as_ever(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    lane = runner.lane()
+    undisturbed = create(LISTS[:2])
+    runner.run(undisturbed.id)
+    counting = Counting(lane)
+    cancelled, other = create(options=SamplingOptions(steps=1000)), create(LISTS[:2])
+    runner.turn(lane)
+    assert store.cancel(cancelled.id)
+    runner.run(other.id)
+    assert counting.batches == [5, 2, 2, 2]
+    assert [status(store, job) for job in (cancelled, other)] == ["cancelled", "finished"]
+    assert store.pngs(other.id, range(2)) == store.pngs(undisturbed.id, range(2))
+    assert connection.xlen(lane.stream.key) == 0
+
+
+def test_what_a_cancelled_job_left_in_the_queue_keeps_no_places(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord]
+) -> None:
+    counting = Counting(runner.lane())
+    cancelled, other = create(LISTS * 10), create(LISTS)
+    store.cancel(cancelled.id)
+    runner.run(other.id)
+    assert counting.batches == [3, 3, 3, 3]
+    assert status(store, other) == "finished"
+
+
+def test_a_worker_measures_its_rate_over_the_time_it_works(runner: Runner, create: Callable[..., JobRecord]) -> None:
+    assert runner.rate.per_s == 0.0
+    runner.turn(runner.lane())  # waits for pictures, in vain
+    assert runner.rate.seconds < 0.1
+    begun = time.monotonic()
+    runner.run(create().id)
+    assert runner.rate.pictures == 3
+    assert 3 / (time.monotonic() - begun) < runner.rate.per_s
+
+
+def test_a_rate_follows_what_comes() -> None:
+    rate = Rate()
+    for _ in range(200):
+        rate.add(5, 1.0)
+    assert rate.per_s == pytest.approx(5.0)
+    for _ in range(200):
+        rate.add(1, 1.0)
+    assert rate.per_s == pytest.approx(1.0, abs=0.3)
 
 
 def test_a_poison_picture_fails_its_job_only(

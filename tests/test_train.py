@@ -21,7 +21,7 @@ from trainer.config import PRESETS, REPORT_EPOCHS, TrainConfig
 from trainer.data import Dataset, load_dataset
 from trainer.errors import TrainerError
 from trainer.train import Budget, Run, batch_indices, learning_rate, publish_network, train
-from trainer.train_command import make_config
+from trainer.train_command import make_config, starting_weights
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -174,6 +174,18 @@ def test_what_is_published_loads_and_samples(dataset: Dataset, tmp_path: Path, c
     images = sample(denoiser.stepper(), dataset.labels[:2], SamplingOptions(steps=2), [1, 2])
     assert images.shape == (2, 3, 16, 16)
     assert images.isfinite().all()
+
+
+def test_a_run_can_start_from_published_weights(dataset: Dataset, tmp_path: Path) -> None:
+    config = _config(lr=1e-12, warmup_steps=0)
+    published = UNet(NetworkConfig(num_labels=len(dataset.vocabulary), image_size=config.image_size, **config.network))
+    publish_network(published, config, dataset, tmp_path, "first", {})
+    start = starting_weights(tmp_path, "first", config, dataset)
+    averages, _ = train(dataset, config, tmp_path / "run", Budget(steps=1), device=CPU, start=start)
+    for key, value in averages.network("raw").state_dict().items():
+        torch.testing.assert_close(value, start[key].float(), rtol=0, atol=1e-6)
+    with pytest.raises(TrainerError, match="another schedule"):
+        starting_weights(tmp_path, "first", _config(schedule="linear"), dataset)
 
 
 def test_epochs_see_every_picture_once() -> None:

@@ -177,6 +177,9 @@ def train(
     ] = None,
     minutes: Minutes = None,
     steps: Steps = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="Name of a denoiser in storage whose weights the run starts from.")
+    ] = None,
     evaluator: Annotated[
         str | None, typer.Option(help="Name of the evaluator whose score is logged (not trained on).")
     ] = None,
@@ -202,6 +205,7 @@ def train(
             budget,
             storage=storage,
             name=name,
+            start_from=start_from,
             evaluator=evaluator,
             tests=tests,
             device=device,
@@ -423,11 +427,14 @@ def card(
         list[Path] | None, typer.Option(exists=True, help="What `score --json` wrote. Repeatable.")
     ] = None,
     commands: Annotated[list[str] | None, typer.Option("--command", help="How it was made. Repeatable.")] = None,
+    notes: Annotated[list[str] | None, typer.Option("--note", help="A paragraph of Markdown. Repeatable.")] = None,
 ) -> None:
     """Write a checkpoint's card and loss curve beside it."""
     from trainer.card import write_card
 
-    path = write_card(storage, name, log=log, scores=scores or [], machine=machine, commands=commands or [])
+    path = write_card(
+        storage, name, log=log, scores=scores or [], machine=machine, commands=commands or [], notes=notes or []
+    )
     show("card", [("file", str(path))])
 
 

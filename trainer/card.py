@@ -49,10 +49,12 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def _score_rows(scores: list[Path]) -> list[list[str]]:
+def _score_rows(scores: list[Path], digest: str) -> list[list[str]]:
     rows = []
     for path in scores:
         figures: dict[str, Any] = json.loads(path.read_text())
+        if figures["digest"] != digest:
+            raise TrainerError(f"{path} was written for another checkpoint; score this one again")
         cells = [
             f"{figures[name]['mean']:.4f} ± {figures[name]['std']:.4f}" for name in ("accuracy", "exact_match", "f1")
         ]
@@ -78,15 +80,24 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[list[str]]:
     return rows
 
 
-def write_card(storage: Path, name: str, *, log: Path, scores: list[Path], machine: str, commands: list[str]) -> Path:
-    """storage/NAME.md and NAME-log.png. `scores` are files that `trainer score --json` wrote for this checkpoint."""
+def write_card(
+    storage: Path, name: str, *, log: Path, scores: list[Path], machine: str, commands: list[str], notes: list[str]
+) -> Path:
+    """storage/NAME.md, NAME-log.png and a copy of the log.
+
+    `scores` are files that `trainer score --json` wrote; TrainerError for one of another checkpoint. `notes` are
+    paragraphs of Markdown.
+    """
     info = read_info(storage / f"{name}.safetensors")
-    plot_log(read_log(log), storage / f"{name}-log.png")
-    parts = [f"# {name}", f"A {info.kind}, digest `{info.digest[:16]}`, made {info.created_at} on {machine}."]
+    lines = read_log(log)
+    plot_log(lines, storage / f"{name}-log.png")
+    (storage / f"{name}-log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    parts = [f"# {name}", f"Kind: {info.kind}, digest `{info.digest[:16]}`, made {info.created_at} on {machine}."]
     parts.append("Made by, in this order:\n\n" + "\n".join(f"    {command}" for command in commands))
     if scores:
         head = ["file", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture"]
-        parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + _table(head, _score_rows(scores)))
+        parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + _table(head, _score_rows(scores, info.digest)))
+    parts += notes
     curve = f"![loss and scores over training]({name}-log.png)"
     parts.append(f"## Training\n\n{curve}\n\n" + _table(["what", "value"], _flat(info.training)))
     parts.append("## Configuration\n\n" + _table(["what", "value"], _flat(info.config)))

@@ -165,12 +165,15 @@ def train(
     budget: Budget,
     *,
     device: torch.device,
+    start: dict[str, Tensor] | None = None,
     on_step: Callable[[Run], None] = lambda _: None,
     evaluate: Callable[[nn.Module, Run], dict[str, float]] | None = None,
     evaluate_every_s: float = 600.0,
     evaluate_every_share: float = 1.0,
 ) -> tuple[Averages, Run]:
     """Trains until the budget is spent; state, log and TensorBoard events go to `folder`.
+
+    `start`: a state dict to begin with instead of random weights; a run that is resumed goes on from its own state.
 
     `evaluate(averaged network, run)` is called by rank 0 at the end, every `evaluate_every_s` seconds and whenever
     another `evaluate_every_share` of the budget is spent; its figures are logged.
@@ -182,6 +185,8 @@ def train(
     share = slice(rank * config.batch // world, (rank + 1) * config.batch // world)
     folder.mkdir(parents=True, exist_ok=True)
     network = make_network(config, dataset).to(device)
+    if start is not None:
+        network.load_state_dict(start)
     model = DistributedDataParallel(network) if world > 1 else network
     optimizers, averages, run = make_optimizers(network, config), Averages(network, config), Run()
     loss_of = DenoisingLoss(config, make_alpha_bar(config.schedule, config.timesteps), device)

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.progress import Progress
 from torch import nn
 
-from shared.checkpoint import NAME, resolve
+from shared.checkpoint import NAME, load, resolve
 from shared.denoise import Network, Stepper, sample
 from shared.device import autocast_dtype, pick_device
 from shared.evaluator import Evaluator, load_evaluator
@@ -26,7 +26,7 @@ from trainer.config import PRESETS, REPORT_EPOCHS, TrainConfig
 from trainer.data import Dataset
 from trainer.errors import TrainerError
 from trainer.score import check_vocabularies, score_run, targets_of
-from trainer.train import Budget, Run, publish_network, train
+from trainer.train import Budget, Run, checkpoint_config, make_network, publish_network, train
 
 FROM_DATA: Final = {"num_labels", "image_size", "image_channels"}
 GRID_PICTURES: Final = 32
@@ -137,6 +137,17 @@ def tests_of(data: Path, files: list[Path] | None, vocabulary: Vocabulary) -> di
     return {path.stem: read_test_file(path, vocabulary) for path in files}
 
 
+def starting_weights(storage: Path, name: str, config: TrainConfig, dataset: Dataset) -> dict[str, torch.Tensor]:
+    """The weights of a published denoiser. TrainerError where they are of another network, schedule or vocabulary."""
+    info, weights = load(resolve(storage, name, "denoiser"))
+    if info.vocabulary != dataset.vocabulary.names:
+        raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
+    wanted = checkpoint_config(config, make_network(config, dataset))
+    if different := [key for key in wanted if wanted[key] != info.config.get(key)]:
+        raise TrainerError(f"{name} has another {', '.join(different)} than this run; it cannot be started from")
+    return weights
+
+
 def run_training(
     dataset: Dataset,
     data: Path,
@@ -146,6 +157,7 @@ def run_training(
     *,
     storage: Path,
     name: str,
+    start_from: str | None,
     evaluator: str | None,
     tests: list[Path] | None,
     device: str,
@@ -159,6 +171,7 @@ def run_training(
         check_vocabularies(dataset.vocabulary, judge.vocabulary)
     if budget.minutes is None and budget.steps is None:
         budget = Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
+    start = starting_weights(storage, start_from, config, dataset) if start_from else None
     folder.mkdir(parents=True, exist_ok=True)
     task = progress.add_task("training (per mille)", total=1000)
 
@@ -174,12 +187,14 @@ def run_training(
         folder,
         budget,
         device=where,
+        start=start,
         on_step=on_step,
         evaluate=watcher,
         evaluate_every_s=evaluate_every_s,
     )
     training = {"data": data.name, "pictures": len(dataset), "steps": run.step, "minutes": round(run.elapsed_s / 60, 1)}
     training |= {"pictures_seen": run.step * config.batch, "last": run.history[-1] if run.history else {}}
+    training |= {"started_from": start_from} if start_from else {}
     network = averages.network(config.publish)
     if int(os.environ.get("RANK", "0")):
         return storage / f"{name}.safetensors", run

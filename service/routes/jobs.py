@@ -1,29 +1,84 @@
-"""GET /jobs/...: a job, its grid and its pictures."""
+"""/jobs and /jobs/...: all jobs, a job, its grid and its pictures, and its cancelling."""
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
 
-from service.dependencies import ReaderDep
-from service.schemas import Job
+from service.dependencies import ReaderDep, StoreDep
+from service.errors import JobEnded
+from service.events import is_told, job_events
+from service.schemas import Job, JobPage
 from service.submit import PNG, PROBLEM
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 JobId = Annotated[str, Path(max_length=64, description="a job's id")]
+LastEventId = Annotated[
+    str,
+    Header(
+        pattern=r"^[0-9]{1,15}-[0-9]{1,15}$", description="id of the last event that arrived: what follows it is told"
+    ),
+]
 Index = Annotated[int, Path(ge=0, le=2**31, description="position of the picture, from 0")]
 
+GONE: dict[int | str, dict[str, Any]] = {404: PROBLEM, 410: PROBLEM}
 PICTURE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": PNG, "description": "The picture"},
-    404: PROBLEM,
+    **GONE,
     409: PROBLEM,
     422: PROBLEM,
 }
 
 
-@router.get("/{job_id}", responses={404: PROBLEM, 422: PROBLEM}, summary="A job as it stands")
+@router.get("", responses={422: PROBLEM}, summary="All jobs, newest first")
+async def list_jobs(
+    reader: ReaderDep,
+    limit: Annotated[int, Query(ge=1, le=100, description="jobs of one page")] = 20,
+    cursor: Annotated[
+        str | None, Query(pattern=r"^[0-9]{13}-[0-9a-f]{32}$", description="`next` of the page before")
+    ] = None,
+) -> JobPage:
+    """A page of jobs without their results. Jobs that come meanwhile do not shift the pages that follow."""
+    return await reader.page(limit, cursor)
+
+
+@router.get("/{job_id}", responses={**GONE, 422: PROBLEM}, summary="A job as it stands")
 async def read_job(job_id: JobId, reader: ReaderDep) -> Job:
     return await reader.job(job_id)
+
+
+@router.delete("/{job_id}", responses={**GONE, 409: PROBLEM, 422: PROBLEM}, summary="Cancel a job")
+async def cancel_job(job_id: JobId, reader: ReaderDep, store: StoreDep) -> Job:
+    """Ends a queued or running job: workers drop its pictures at their next step. Those already made stay."""
+    cancelled = await run_in_threadpool(store.cancel, job_id)
+    job = await reader.job(job_id)
+    if not cancelled:
+        raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
+    return job
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events"},
+        204: {"description": "The job has ended and everything was told: a browser does not come again"},
+        **GONE,
+        422: PROBLEM,
+    },
+    summary="What happens to a job, as it happens",
+)
+async def read_events(
+    request: Request, job_id: JobId, reader: ReaderDep, last_event_id: LastEventId = "0-0"
+) -> Response:
+    """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/jobs.md says what they hold."""
+    if await is_told(reader, job_id, last_event_id):
+        return Response(status_code=204)
+    events = job_events(reader, job_id, last_event_id, request.is_disconnected)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 @router.get("/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="All pictures in one")

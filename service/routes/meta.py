@@ -49,7 +49,7 @@ async def read_health() -> Health:
 @router.get("/readyz", responses={503: PROBLEM}, summary="Pictures can be made: Redis, a model and a worker are there")
 async def read_ready(models: ModelsDep, reader: ReaderDep) -> Ready:
     info = await run_in_threadpool(models.find, None)
-    workers = await reader.workers()
+    workers = len(await reader.workers())
     if not workers:
         raise NoWorker("no worker is running", headers={"Retry-After": "2"})
     return Ready(model=info.name, workers=workers)

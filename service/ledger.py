@@ -1,0 +1,70 @@
+"""What is remembered of jobs besides the jobs themselves: `jobs.py` calls it when one is created.
+
+Knows nothing of what jobs hold. Its keys:
+
+    jobs              sorted set  MILLISECONDS-ID of each job, all with score 0, so that they sort by time
+    was:ID            string      the job was there; outlives its results
+    key:HASH          string      job and request that an Idempotency-Key stands for, for the job's lifetime
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from redis.client import Pipeline
+
+PREFIX = "labelgrid"
+INDEX = f"{PREFIX}:jobs"
+
+
+class KeyReused(ValueError):
+    """An Idempotency-Key came again with another request."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that may come twice and is to be one job: the client's key for it, and what it asks for."""
+
+    key: str
+    request: str
+
+    @property
+    def redis_key(self) -> str:
+        return f"{PREFIX}:key:{_hash(self.key)}"
+
+    def note(self, job_id: str) -> str:
+        """What Redis keeps under `redis_key`."""
+        return f"{job_id} {_hash(self.request)}"
+
+    def job_of(self, note: str) -> str:
+        """The job that a note names. KeyReused if it was written for another request."""
+        job_id, _, request = note.partition(" ")
+        if request != _hash(self.request):
+            raise KeyReused("the key was used for another request; a new request needs a new key")
+        return job_id
+
+
+def _hash(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()
+
+
+def was_key(job_id: str) -> str:
+    return f"{PREFIX}:was:{job_id}"
+
+
+def enter(pipe: Pipeline, job_id: str, created_at: float, lifetime_s: int, remembered_s: int) -> None:
+    """Puts a job into the index, takes those out that are older than any job can be, and leaves a tombstone.
+
+    A job lives for `lifetime_s` at most; for `remembered_s` more it is known to have been.
+    """
+    pipe.zadd(INDEX, {f"{_milliseconds(created_at)}-{job_id}": 0})
+    pipe.zremrangebylex(INDEX, "-", f"({_milliseconds(created_at - lifetime_s)}")
+    pipe.set(was_key(job_id), 1, ex=lifetime_s + remembered_s)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{int(seconds * 1000):013d}"  # of one width, for they are compared as text
+
+
+def id_of(member: str) -> str:
+    """The job that a member of the index stands for."""
+    return member.partition("-")[2]

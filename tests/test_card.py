@@ -1,0 +1,63 @@
+"""A checkpoint's card: what it says comes from the checkpoint, its log and its scores."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.checkpoint import publish, read_info
+from trainer.card import write_card
+from trainer.errors import TrainerError
+
+
+def _published(folder: Path) -> str:
+    publish(
+        folder,
+        "m",
+        {"w": torch.zeros(2)},
+        kind="denoiser",
+        vocabulary=("a", "b"),
+        config={"T": 10},
+        training={"x": {"y": 3}},
+    )
+    return read_info(folder / "m.safetensors").digest
+
+
+def _scores(path: Path, digest: str) -> Path:
+    figure = {"mean": 0.5, "std": 0.25, "max": 0.75}
+    content = {"file": "test.json", "digest": digest, "runs": [{}, {}], "rows_per_picture": 24.0}
+    path.write_text(json.dumps(content | dict.fromkeys(("accuracy", "exact_match", "f1"), figure)))
+    return path
+
+
+def _log(path: Path) -> Path:
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25, "test/accuracy": 0.5}\n')
+    return path
+
+
+def test_the_card_tells_digest_scores_recipe_and_keeps_the_log(tmp_path: Path) -> None:
+    digest = _published(tmp_path)
+    scores, log = _scores(tmp_path / "s.json", digest), _log(tmp_path / "log.jsonl")
+    path = write_card(tmp_path, "m", log=log, scores=[scores], machine="a test", commands=["train it"], notes=["Note."])
+    text = path.read_text()
+    assert path == tmp_path / "m.md"
+    assert digest[:16] in text
+    assert "| test.json | 2 | 0.5000 ± 0.2500 | 0.5000 ± 0.2500 | 0.5000 ± 0.2500 | 0.7500 | 24 |" in text
+    assert "| x.y | `3` |" in text
+    assert "    train it\n" in text
+    assert "\nNote.\n" in text
+    assert (tmp_path / "m-log.jsonl").read_text() == log.read_text()
+    assert (tmp_path / "m-log.png").stat().st_size > 1000
+
+
+def test_scores_of_another_checkpoint_and_broken_logs_are_refused(tmp_path: Path) -> None:
+    _published(tmp_path)
+    log = _log(tmp_path / "log.jsonl")
+    with pytest.raises(TrainerError, match="another checkpoint"):
+        write_card(
+            tmp_path, "m", log=log, scores=[_scores(tmp_path / "s.json", "0")], machine="", commands=[], notes=[]
+        )
+    log.write_text("{")
+    with pytest.raises(TrainerError, match="not a run's log"):
+        write_card(tmp_path, "m", log=log, scores=[], machine="", commands=[], notes=[])
