@@ -11,8 +11,9 @@ from PIL import Image
 
 from shared.vocabulary import ICLEVR, read_test_file, read_train_file
 from trainer.errors import TrainerError
-from trainer.render import CAMERA, RADIUS, SceneObject, area_weights, place, render, squeeze
+from trainer.render import area_weights, render, squeeze
 from trainer.render_folder import random_scenes, scenes_of, write_folder
+from trainer.scene import CAMERA, RADIUS, SceneObject, place
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 

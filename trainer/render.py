@@ -1,6 +1,6 @@
 """Renders stand-in i-CLEVR pictures: analytic ray tracing of the measured scene, compiled by numba.
 
-Knows geometry and light, nothing of files and networks: `trainer/render_folder.py` writes the folder.
+Knows light and shapes, nothing of files and networks: `trainer/render_folder.py` writes the folder.
 The scene's numbers were read off CLEVR's published scene file (Johnson et al. 2017) and checked against Cycles renders;
 the few marked `fitted` were fitted to those renders by least squares.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,10 +16,8 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from trainer.scene import ASPECT, CAMERA, RADIUS, TAN_HALF_FOV, Floats, SceneObject, camera_axes
 
-SHAPES = ("cube", "sphere", "cylinder")
-COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 # sRGB values / 255, used directly as linear reflectance: CLEVR's own habit.
 ALBEDO = (
     np.array(
@@ -38,11 +35,7 @@ ALBEDO = (
     / 255.0
 )
 
-RADIUS = 0.6  # world units: a sphere's and a cylinder's radius, a cube's half-edge
 BEVEL_CUBE, BEVEL_CYLINDER = 0.16 * RADIUS, 0.10 * RADIUS
-CAMERA = np.array([7.4811, -6.5076, 5.3437])
-TAN_HALF_FOV = 16 / 35  # horizontal: lens 35 on a 32 wide sensor
-ASPECT = 4 / 3
 GROUND_ALBEDO = 0.8
 
 # Area lamps: position, side, power in W, colour, fitted factor.
@@ -69,35 +62,6 @@ GROUND_INDIRECT = np.array([0.0731, 0.0412, -0.0187, 0.0192, 0.0157])
 INDIRECT = np.array([0.393, 5.80, 0.1715, -0.0586, 0.006, 1.11, 0.5155, 0.265])
 
 LAMP_GRID = 4  # soft shadows: each sample looks at one of 4 x 4 points of a lamp
-
-
-@dataclass(frozen=True)
-class SceneObject:
-    """One object on the ground. `x, y`: world units; `rotation`: radians about z."""
-
-    shape: str
-    color: str
-    x: float
-    y: float
-    rotation: float
-
-    def row(self) -> list[float]:
-        return [
-            SHAPES.index(self.shape),
-            COLORS.index(self.color),
-            self.x,
-            self.y,
-            math.cos(self.rotation),
-            math.sin(self.rotation),
-        ]
-
-
-def camera_axes() -> tuple[Floats, Floats, Floats]:
-    """Unit vectors forward, right, up of the camera, which looks at the origin."""
-    forward = -CAMERA / np.linalg.norm(CAMERA)
-    right = np.cross(forward, [0.0, 0.0, 1.0])
-    right /= np.linalg.norm(right)
-    return forward, right, np.cross(right, forward)
 
 
 def ground_height(q: Floats) -> Floats:
@@ -503,39 +467,3 @@ def area_weights(n: int, size: int) -> NDArray[np.float32]:
     cells = np.arange(size)[:, None]
     overlap = np.clip(np.minimum(high, cells + 1) - np.maximum(low, cells), 0, None)
     return np.asarray(overlap / overlap.sum(1, keepdims=True), np.float32)
-
-
-def _fits(placed: list[SceneObject], x: float, y: float) -> bool:
-    """CLEVR's placement rules: inside the frame, apart from others, also along both camera axes on the ground."""
-    forward, right, up = camera_axes()
-    centre = np.array([x, y, RADIUS]) - CAMERA
-    depth = centre @ forward
-    reach = 1.25 * RADIUS
-    u = (abs(centre @ right) + reach) / (depth * TAN_HALF_FOV)
-    v = (abs(centre @ up) + reach) / (depth * TAN_HALF_FOV / ASPECT)
-    if max(u, v) > 0.97:
-        return False
-    flat = forward[:2] / np.linalg.norm(forward[:2])
-    for other in placed:
-        dx, dy = x - other.x, y - other.y
-        if math.hypot(dx, dy) < 2 * RADIUS + 0.25:
-            return False
-        if abs(dx * right[0] + dy * right[1]) < 0.4 or abs(dx * flat[0] + dy * flat[1]) < 0.4:
-            return False
-    return True
-
-
-def place(names: Sequence[tuple[str, str]], rng: np.random.Generator) -> list[SceneObject]:
-    """A scene of (colour, shape) objects: the first at the origin, the others uniform in [-3, 3]^2 by rejection."""
-    while True:
-        scene: list[SceneObject] = []
-        for color, shape in names:
-            for _ in range(200):
-                x, y = (0.0, 0.0) if not scene else rng.uniform(-3, 3, 2)
-                if not scene or _fits(scene, x, y):
-                    scene.append(SceneObject(shape, color, float(x), float(y), float(rng.uniform(0, 2 * math.pi))))
-                    break
-            else:
-                break
-        if len(scene) == len(names):
-            return scene

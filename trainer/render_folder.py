@@ -16,7 +16,8 @@ from rich.progress import Progress
 
 from shared.vocabulary import ICLEVR
 from trainer.errors import TrainerError
-from trainer.render import SceneObject, place, render, squeeze
+from trainer.render import render, squeeze
+from trainer.scene import SceneObject, place
 
 BATCH = 64  # scenes rendered together: enough for two cores, little enough for a moving bar
 NAME = re.compile(r"CLEVR_train_(\d{6})_(\d)\.png")

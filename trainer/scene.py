@@ -1,0 +1,84 @@
+"""What stands in a scene, where the camera is, and where objects may be placed. Knows no light and no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+SHAPES = ("cube", "sphere", "cylinder")
+COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
+RADIUS = 0.6  # world units: a sphere's and a cylinder's radius, a cube's half-edge
+CAMERA = np.array([7.4811, -6.5076, 5.3437])
+TAN_HALF_FOV = 16 / 35  # horizontal: lens 35 on a 32 wide sensor
+ASPECT = 4 / 3
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object on the ground. `x, y`: world units; `rotation`: radians about z."""
+
+    shape: str
+    color: str
+    x: float
+    y: float
+    rotation: float
+
+    def row(self) -> list[float]:
+        return [
+            SHAPES.index(self.shape),
+            COLORS.index(self.color),
+            self.x,
+            self.y,
+            math.cos(self.rotation),
+            math.sin(self.rotation),
+        ]
+
+
+def camera_axes() -> tuple[Floats, Floats, Floats]:
+    """Unit vectors forward, right, up of the camera, which looks at the origin."""
+    forward = -CAMERA / np.linalg.norm(CAMERA)
+    right = np.cross(forward, [0.0, 0.0, 1.0])
+    right /= np.linalg.norm(right)
+    return forward, right, np.cross(right, forward)
+
+
+def _fits(placed: list[SceneObject], x: float, y: float) -> bool:
+    """CLEVR's placement rules: inside the frame, apart from others, also along both camera axes on the ground."""
+    forward, right, up = camera_axes()
+    centre = np.array([x, y, RADIUS]) - CAMERA
+    depth = centre @ forward
+    reach = 1.25 * RADIUS
+    u = (abs(centre @ right) + reach) / (depth * TAN_HALF_FOV)
+    v = (abs(centre @ up) + reach) / (depth * TAN_HALF_FOV / ASPECT)
+    if max(u, v) > 0.97:
+        return False
+    flat = forward[:2] / np.linalg.norm(forward[:2])
+    for other in placed:
+        dx, dy = x - other.x, y - other.y
+        if math.hypot(dx, dy) < 2 * RADIUS + 0.25:
+            return False
+        if abs(dx * right[0] + dy * right[1]) < 0.4 or abs(dx * flat[0] + dy * flat[1]) < 0.4:
+            return False
+    return True
+
+
+def place(names: Sequence[tuple[str, str]], rng: np.random.Generator) -> list[SceneObject]:
+    """A scene of (colour, shape) objects: the first at the origin, the others uniform in [-3, 3]^2 by rejection."""
+    while True:
+        scene: list[SceneObject] = []
+        for color, shape in names:
+            for _ in range(200):
+                x, y = (0.0, 0.0) if not scene else rng.uniform(-3, 3, 2)
+                if not scene or _fits(scene, x, y):
+                    scene.append(SceneObject(shape, color, float(x), float(y), float(rng.uniform(0, 2 * math.pi))))
+                    break
+            else:
+                break
+        if len(scene) == len(names):
+            return scene

@@ -1,0 +1,70 @@
+"""What the commands have in common: option types, progress bars, tables, reading a data set while a person watches."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from trainer.errors import TrainerError
+
+console = Console(stderr=True)
+MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts, the one that speaks
+
+Storage = Annotated[
+    Path, typer.Option(envvar="LABELGRID_STORAGE", help="Folder that checkpoints are published to and read from.")
+]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Minutes = Annotated[float | None, typer.Option(min=0.01, help="Stop after so many minutes of training.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
+Existing = typer.Option(exists=True, help="A data set folder: objects.json, train.json and the pictures it names.")
+
+
+class StatusColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields.get("status", ""))
+
+
+def bar() -> Progress:
+    """Progress on stderr, where that is a terminal; a task may say more in its field `status`."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        StatusColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (console.is_terminal and MAIN_PROCESS),
+    )
+
+
+def show(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(title=title, show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    if MAIN_PROCESS:
+        console.print(table)
+
+
+def check_file(path: Path | None, suffix: str) -> None:
+    """Refuses a file that could not be written, before the work rather than after it."""
+    if path and path.suffix != suffix:
+        raise TrainerError(f"{path} must end in {suffix}")
+    if path and not path.parent.is_dir():
+        raise TrainerError(f"{path}: there is no folder {path.parent}")
+
+
+def read_dataset(folder: Path, progress: Progress, **how: Any) -> Any:
+    from trainer.data import load_dataset
+
+    task = progress.add_task(f"reading {folder}", total=None)
+    dataset = load_dataset(folder, advance=lambda n: progress.advance(task, n), **how)
+    progress.update(task, total=len(dataset), completed=len(dataset))
+    return dataset
