@@ -20,12 +20,13 @@ from shared.vocabulary import read_train_file
 from trainer.score import score_run
 
 CHOICES: list[dict[str, Any]] = [
-    *({"steps": 12, "guidance": w} for w in (1.0, 1.5, 2.0, 3.0, 4.0)),
-    *({"steps": 12, "guidance": 2.0, "spacing": spacing} for spacing in ("uniform", "trailing")),
-    *({"steps": steps, "guidance": 2.0} for steps in (6, 8, 20)),
-    {"steps": 12, "guidance": 2.0, "sampler": "ddim"},
-    {"steps": 12, "guidance": 2.0, "sampler": "sde_dpmpp_2m"},
-    {"steps": 12, "guidance": 3.0, "guidance_interval": (0.2, 0.8)},
+    *({"steps": 16, "spacing": "uniform", "guidance": w} for w in (1.0, 2.0, 3.0, 4.0, 6.0)),
+    *({"steps": 16, "spacing": spacing, "guidance": 4.0} for spacing in ("logsnr", "trailing")),
+    *({"steps": 16, "spacing": "uniform", "guidance": 4.0, "guidance_interval": (low, 1.0)} for low in (0.2, 0.4)),
+    *({"steps": 16, "spacing": "uniform", "guidance": 4.0, "guidance_interval": (0.2, high)} for high in (0.8, 0.9)),
+    *({"steps": steps, "spacing": "uniform", "guidance": 4.0} for steps in (8, 12, 24)),
+    *({"steps": 16, "spacing": "uniform", "guidance": w, "sampler": "sde_dpmpp_2m"} for w in (3.0, 4.0, 6.0, 8.0)),
+    *({"steps": steps, "spacing": "uniform", "guidance": 6.0, "sampler": "sde_dpmpp_2m"} for steps in (12, 24)),
 ]
 
 
