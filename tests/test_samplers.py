@@ -192,7 +192,7 @@ def test_euler_and_dpmpp_1_are_ddim(ab: Tensor) -> None:
         torch.testing.assert_close(step, euler, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(step, dpmpp_1, rtol=1e-12, atol=1e-12)
     for name in ("euler", "dpmpp_1"):
-        other = make_table(SamplingOptions(sampler=name, steps=10), ab)
+        other = make_table(SamplingOptions(sampler=name, steps=10, spacing="logsnr"), ab)
         assert torch.equal(other.a, table.a)
         assert torch.equal(other.b, table.b)
 
@@ -300,7 +300,9 @@ BOTH_SCHEDULES = pytest.mark.parametrize("ab", [LINEAR, COSINE], ids=["linear", 
 @BOTH_SCHEDULES
 def test_every_sampler_recovers_a_gaussian_exactly(sampler: SamplerName, steps: int, eta: float, ab: Tensor) -> None:
     """What is left is the error of discretisation, at most 1.9 % of the variance (ddpm_small)."""
-    mean, variance = moments(make_table(SamplingOptions(sampler=sampler, steps=steps, eta=eta), ab), ab)
+    mean, variance = moments(
+        make_table(SamplingOptions(sampler=sampler, steps=steps, eta=eta, spacing="logsnr"), ab), ab
+    )
     assert mean == pytest.approx(MU, abs=2e-3)
     assert variance == pytest.approx(S**2, rel=0.025)
 
@@ -322,7 +324,7 @@ def test_deterministic_samplers_converge_to_the_flow_at_their_order(sampler: Sam
     flow = S / math.sqrt(start * S**2 + 1 - start)  # d x_0 / d x_T
     errors = []
     for steps in (20, 40, 80):
-        table = make_table(SamplingOptions(sampler=sampler, steps=steps), LINEAR)
+        table = make_table(SamplingOptions(sampler=sampler, steps=steps, spacing="logsnr"), LINEAR)
         errors.append(abs(math.sqrt(moments(table, LINEAR)[1]) - flow))
     assert errors[0] < 0.1 / order**3
     for coarse, fine in pairwise(errors):

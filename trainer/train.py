@@ -261,6 +261,7 @@ def train(
         save()
         measure()
     if world > 1:
+        dist.barrier()  # nobody leaves while rank 0 still measures
         dist.destroy_process_group()
     return averages, run
 
