@@ -81,7 +81,7 @@ def main() -> int:
             try:
                 draw(address, args.seed, args.grid, console)
             finally:
-                supervisor.stopping.set()
+                supervisor.stopping = True
 
         try:
             with console.status("starting Redis, a worker and the API"):

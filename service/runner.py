@@ -4,7 +4,6 @@ The one place where engine and Redis meet. Knows neither HTTP nor RQ, so that a 
 """
 
 import logging
-import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -71,7 +70,7 @@ class Runner:
         self.lanes: OrderedDict[str, Lane] = OrderedDict()
         self.rate = Rate()
         self.live = Live(connection, settings.live_every_s)
-        self.stopping = threading.Event()
+        self.stopping = False  # set by a signal's handler, in which an Event's lock could deadlock
         self.moved_at = time.monotonic()  # when the loop last moved
 
     @property
@@ -122,7 +121,7 @@ class Runner:
         if self.store.is_complete(job_id, record.total):  # whoever made the last picture died before the grid
             self._complete(job_id)
         while self.store.is_open(job_id):
-            if self.stopping.is_set():
+            if self.stopping:
                 self.store.requeue(job_id)
                 return
             self.turn(lane)

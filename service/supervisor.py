@@ -11,10 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 
 from service.redis_server import RedisServer, die_with_parent
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"  # loopback only: this way of running has no keys and no limits per client
 READY_TIMEOUT_S = 180.0  # loading torch and the model from a slow disk
+LOOK_AGAIN_S = 0.1  # between two looks at the children
 STOP_TIMEOUT_S = 10.0  # a child that takes longer is killed
 MAX_DEATHS, WITHIN_S = 5, 60.0  # a child that dies more often is not started again
 
@@ -67,7 +68,7 @@ class Supervisor:
     def __init__(self, *, port: int, state: Path, redis_url: str | None) -> None:
         self.port, self.state, self.redis_url = port, state, redis_url
         self.children: list[Child] = []  # in the order they were started
-        self.stopping = threading.Event()
+        self.stopping = False  # set by signals' handlers: a second one inside Event.set() would deadlock
 
     def run(self, on_ready: Callable[[str], None]) -> None:
         """Starts all, calls `on_ready` with the address, and returns after Ctrl-C or SIGTERM with everything stopped.
@@ -75,18 +76,22 @@ class Supervisor:
         StartFailed, with everything stopped as well, if a part does not come up or keeps dying.
         """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: self.stopping.set())
+            signal.signal(number, self._stop)
         _check_port(self.port)
         try:
             self._start()
             if self._wait_until_ready():
                 on_ready(f"http://{HOST}:{self.port}")
-            while not self.stopping.wait(0.2):
+            while not self.stopping:
+                time.sleep(LOOK_AGAIN_S)
                 for child in self.children:
                     child.revive()
         finally:
             for child in reversed(self.children):
                 child.stop()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
 
     def _start(self) -> None:
         environment = dict(os.environ)
@@ -101,7 +106,8 @@ class Supervisor:
         """True when the service is ready, False when it is to stop. A part that dies now will not do better later."""
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
-            if self.stopping.wait(0.1):
+            time.sleep(LOOK_AGAIN_S)
+            if self.stopping:
                 return False
             for child in self.children:
                 if child.process.poll() is not None:

@@ -109,7 +109,7 @@ class PictureWorker(SimpleWorker):
 
         RQ would raise an exception here, out of the signal's handler, which code in the middle of anything may swallow.
         """
-        self.runner.stopping.set()
+        self.runner.stopping = True
         self._stop_requested = True
 
     def teardown(self) -> None:

@@ -46,7 +46,7 @@ def working(connection: Redis, settings: Settings, alive: JobStore) -> Iterator[
     runner.lane()
 
     def work() -> None:
-        while not runner.stopping.is_set():
+        while not runner.stopping:
             for job_id in connection.smembers("labelgrid:open"):
                 runner.run(text(job_id))
             time.sleep(0.005)
@@ -54,7 +54,7 @@ def working(connection: Redis, settings: Settings, alive: JobStore) -> Iterator[
     thread = threading.Thread(target=work)
     thread.start()
     yield runner
-    runner.stopping.set()
+    runner.stopping = True
     thread.join()
 
 

@@ -192,7 +192,8 @@ def test_everything_starts_works_and_is_gone(service: tuple[subprocess.Popen[str
     assert httpx.post(f"{address}/generate", json=body, timeout=30).json()["status"] == "finished"
     long = {"labels": [["red cube"]] * 100, "steps": 1000}  # still in work when the end comes
     assert httpx.post(f"{address}/generate", json=long, headers={"prefer": "respond-async"}).status_code == 202
-    process.send_signal(how)
+    for _ in range(20):  # an impatient Ctrl-C
+        process.send_signal(how)
     assert process.wait(timeout=30) == (-how if how == signal.SIGKILL else 0)
     until(lambda: not any(is_there(pid) for pid in parts), timeout_s=15)
 

@@ -256,7 +256,7 @@ def test_a_worker_that_stops_gives_its_pictures_back(
     job = create()
     stopping, other = Runner(connection, patient, "w2"), Runner(connection, patient, "w3")
     stopping.turn(stopping.lane())
-    stopping.stopping.set()
+    stopping.stopping = True
     stopping.run(job.id)
     stopping.give_back()
     assert not stopping.busy
