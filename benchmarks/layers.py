@@ -31,15 +31,8 @@ class GroupNorm(nn.GroupNorm):
 class FusedAttention(unet.Attention):
     """Attention by the fused kernel instead of two products and a softmax."""
 
-    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        B, C, H, W = x.shape
-        flat = x.permute(0, 2, 3, 1).reshape(B, H * W, C)
-        q, k, v = self.qkv(self.norm(flat)).chunk(3, dim=-1)
-        token_k, token_v = self.token_kv(tokens).chunk(2, dim=-1)
-        k, v = torch.cat([k, token_k], 1), torch.cat([v, token_v], 1)
-        q, k, v = (y.view(B, -1, self.heads, C // self.heads).transpose(1, 2) for y in (q, k, v))
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, H * W, C)
-        return x + self.out(mixed).view(B, H, W, C).permute(0, 3, 1, 2)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(q, k, v)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
