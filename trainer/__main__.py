@@ -113,7 +113,7 @@ def fit_evaluator(
 
 @app.command()
 def train(
-    data: Annotated[Path, Existing],
+    data: Annotated[list[Path], Existing],
     storage: Storage = Path("models"),
     name: Annotated[str, typer.Option(help="The checkpoint's name.")] = "denoiser",
     run: Annotated[
@@ -145,14 +145,18 @@ def train(
     evaluate_minutes: Annotated[float, typer.Option(min=0.1, help="Minutes between sample grids and scores.")] = 10.0,
     device: DeviceName = "auto",
 ) -> None:
-    """Train the denoiser and publish its averaged weights. To resume, run the same command again."""
+    """Train the denoiser and publish its averaged weights. Give --data once for each folder.
+
+    To resume, run the same command again.
+    """
     from trainer import train_command
+    from trainer.data import merge
 
     config = train_command.make_config(preset, set_ or [])
     budget = train_command.make_budget(preset, minutes, steps)
     train_command.check_name(name)
     with bar() as progress:
-        dataset = read_dataset(data, progress, size=config.image_size, fit=config.fit)
+        dataset = merge([read_dataset(one, progress, size=config.image_size, fit=config.fit) for one in data])
         path, run_state = train_command.run_training(
             dataset,
             data,

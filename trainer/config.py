@@ -24,8 +24,9 @@ class TrainConfig(BaseModel):
     schedule: ScheduleName = "cosine"
     timesteps: Annotated[int, Field(ge=2)] = 1000  # T
     prediction: PredictionName = "v"
-    # The loss on eps or v as it is, weighed by min-SNR (Hang et al. 2023), or by EDM's weight (Karras et al. 2022)
-    loss_weight: Literal["none", "min_snr", "edm"] = "edm"
+    # The loss on eps or v as it is, weighed by min-SNR (Hang et al. 2023), by EDM's weight (Karras et al. 2022), or by
+    # sqrt(SNR) on x_0
+    loss_weight: Literal["none", "min_snr", "edm", "sqrt_snr"] = "edm"
     min_snr_gamma: Positive = 5.0
     sigma_data: Positive = 0.15  # of the pictures, for EDM's weight: their standard deviation around the mean picture
     # Which t are trained: all alike, or log-SNR normally distributed around where shape, colour and count are decided

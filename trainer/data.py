@@ -90,6 +90,16 @@ def load_dataset(
     return Dataset(vocabulary, torch.from_numpy(np.load(cache)), labels)
 
 
+def merge(datasets: list[Dataset]) -> Dataset:
+    """Several folders as one. TrainerError where their vocabularies differ."""
+    first = datasets[0]
+    if any(other.vocabulary != first.vocabulary for other in datasets[1:]):
+        raise TrainerError("the folders' objects.json differ; a network has one vocabulary")
+    return Dataset(
+        first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets])
+    )
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 -> float32 in [-1, 1], channels last."""
     return images.to(torch.float32).div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)

@@ -20,8 +20,7 @@ from shared.checkpoint import publish
 from shared.device import autocast_dtype
 from shared.evaluator import IMAGE_SIZE, Evaluator, SetScore, score_set
 from shared.vocabulary import Vocabulary
-from trainer.data import Dataset, to_float
-from trainer.errors import TrainerError
+from trainer.data import Dataset, merge, to_float
 
 BATCH = 64
 LR = 1.5e-3
@@ -59,14 +58,6 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return (images + strength * torch.randn(images.shape, generator=generator)).clamp(-1, 1)
 
 
-def merge(datasets: list[Dataset]) -> tuple[Vocabulary, Tensor, Tensor]:
-    """Vocabulary, pictures and labels of several folders. TrainerError where their vocabularies differ."""
-    first = datasets[0]
-    if any(other.vocabulary != first.vocabulary for other in datasets[1:]):
-        raise TrainerError("the folders' objects.json differ; an evaluator has one vocabulary")
-    return first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets])
-
-
 def fit_evaluator(
     datasets: list[Dataset],
     held_out: Dataset,
@@ -82,7 +73,8 @@ def fit_evaluator(
 
     `on_step(step, share of the run, loss)` reports progress; `log_path` gets a line of JSON every 50 steps.
     """
-    vocabulary, images, labels = merge(datasets)
+    dataset = merge(datasets)
+    vocabulary, images, labels = dataset.vocabulary, dataset.images, dataset.labels
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     evaluator = Evaluator(vocabulary).train()

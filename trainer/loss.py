@@ -31,13 +31,16 @@ def loss_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
     With SNR = alpha_bar / (1 - alpha_bar), an error e of x0_hat is sqrt(SNR) e in eps and sqrt(SNR + 1) e in v.
     min_snr: min(SNR, gamma) on x_0 (Hang et al. 2023, eq. 8). edm: SNR + 1 / sigma_data^2 on x_0, which is EDM's
     (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 at sigma^2 = 1 / SNR (Karras et al. 2022, table 1), with mean 1.
+    sqrt_snr: sqrt(SNR) on x_0, with mean 1: about one over the error that is left at each level on the rendered
+    pictures, so that no level drowns another (EDM2 learns such a weight: Karras et al. 2024, eq. 21).
     """
     snr = alpha_bar / (1 - alpha_bar)
     per_prediction = snr if config.prediction == "eps" else snr + 1
     if config.loss_weight == "min_snr":
         return snr.clamp(max=config.min_snr_gamma) / per_prediction
-    if config.loss_weight == "edm":
-        weights = (snr + config.sigma_data**-2) / per_prediction
+    if config.loss_weight in ("edm", "sqrt_snr"):
+        on_x0 = snr + config.sigma_data**-2 if config.loss_weight == "edm" else snr.sqrt()
+        weights = on_x0 / per_prediction
         return weights / (weights * noise_level_weights(config, alpha_bar)).sum()
     return torch.ones_like(snr)
 

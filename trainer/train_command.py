@@ -150,7 +150,7 @@ def starting_weights(storage: Path, name: str, config: TrainConfig, dataset: Dat
 
 def run_training(
     dataset: Dataset,
-    data: Path,
+    data: list[Path],
     config: TrainConfig,
     folder: Path,
     budget: Budget,
@@ -180,7 +180,7 @@ def run_training(
         status = f"step {run.step}  loss {run.loss:.4f}  {rate:.0f} pictures/s"
         progress.update(task, completed=min(1000, int(1000 * run.progress)), status=status)
 
-    watcher = Watcher(config, dataset, folder, tests_of(data, tests, dataset.vocabulary), judge, where)
+    watcher = Watcher(config, dataset, folder, tests_of(data[0], tests, dataset.vocabulary), judge, where)
     averages, run = train(
         dataset,
         config,
@@ -192,7 +192,7 @@ def run_training(
         evaluate=watcher,
         evaluate_every_s=evaluate_every_s,
     )
-    training = {"data": data.name, "pictures": len(dataset), "steps": run.step, "minutes": round(run.elapsed_s / 60, 1)}
+    training = {"data": ", ".join(one.name for one in data), "pictures": len(dataset), "steps": run.step, "minutes": round(run.elapsed_s / 60, 1)}
     training |= {"pictures_seen": run.step * config.batch, "last": run.history[-1] if run.history else {}}
     training |= {"started_from": start_from} if start_from else {}
     network = averages.network(config.publish)
