@@ -76,13 +76,17 @@ def fit_evaluator(
     run: Annotated[Path, typer.Option(help="Folder for the log.")] = Path("runs/evaluator"),
     minutes: Minutes = None,
     steps: Steps = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="Name of an evaluator in storage whose weights the run starts from.")
+    ] = None,
     course_file: Annotated[Path | None, typer.Option(help="Also write the course's checkpoint.pth here.")] = None,
     seed: Seed = 0,
     device: DeviceName = "auto",
 ) -> None:
     """Fit the evaluator (ResNet-18) and publish it. Give --data once for each folder."""
+    from shared.checkpoint import resolve
     from shared.device import pick_device
-    from shared.evaluator import IMAGE_SIZE, write_course_checkpoint
+    from shared.evaluator import IMAGE_SIZE, load_evaluator, write_course_checkpoint
     from trainer import fit_evaluator as fit
     from trainer.train_command import check_name, make_budget
 
@@ -90,6 +94,7 @@ def fit_evaluator(
     check_name(name)
     check_file(course_file, ".pth")
     where = pick_device(device)
+    start = load_evaluator(resolve(storage, start_from, "evaluator")) if start_from else None
     with bar() as progress:
         datasets = [read_dataset(folder, progress, size=IMAGE_SIZE) for folder in data]
         unseen = read_dataset(held_out, progress, size=IMAGE_SIZE)
@@ -99,9 +104,11 @@ def fit_evaluator(
             progress.update(task, completed=int(1000 * share), status=f"step {step} loss {loss:.4f}")
 
         evaluator, score = fit.fit_evaluator(
-            datasets, unseen, run / "log.jsonl", minutes=minutes, steps=steps, seed=seed, device=where, on_step=on_step
-        )
+            datasets, unseen, run / "log.jsonl",
+            minutes=minutes, steps=steps, start=start, seed=seed, device=where, on_step=on_step,
+        )  # fmt: skip
     training = {"pictures": sum(map(len, datasets)), "minutes": minutes, "steps": steps, "seed": seed}
+    training |= {"started_from": start_from} if start_from else {}
     path = fit.publish_evaluator(evaluator, score, storage, name, training)
     if course_file:
         write_course_checkpoint(evaluator, course_file)

@@ -95,9 +95,7 @@ def merge(datasets: list[Dataset]) -> Dataset:
     first = datasets[0]
     if any(other.vocabulary != first.vocabulary for other in datasets[1:]):
         raise TrainerError("the folders' objects.json differ; a network has one vocabulary")
-    return Dataset(
-        first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets])
-    )
+    return Dataset(first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]))
 
 
 def to_float(images: Tensor) -> Tensor:

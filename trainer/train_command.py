@@ -192,7 +192,12 @@ def run_training(
         evaluate=watcher,
         evaluate_every_s=evaluate_every_s,
     )
-    training = {"data": ", ".join(one.name for one in data), "pictures": len(dataset), "steps": run.step, "minutes": round(run.elapsed_s / 60, 1)}
+    training = {
+        "data": ", ".join(one.name for one in data),
+        "pictures": len(dataset),
+        "steps": run.step,
+        "minutes": round(run.elapsed_s / 60, 1),
+    }
     training |= {"pictures_seen": run.step * config.batch, "last": run.history[-1] if run.history else {}}
     training |= {"started_from": start_from} if start_from else {}
     network = averages.network(config.publish)
