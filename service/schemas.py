@@ -44,12 +44,12 @@ class SamplingFields(BaseModel):
     model: str | None = Field(None, max_length=100, description="name of a model of GET /models; the default if null")
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
 
-    def sampling(self) -> SamplingOptions:
-        """The sampling options, the defaults for those not given. BadRequest for some that do not go together."""
+    def sampling(self, own: SamplingOptions) -> SamplingOptions:
+        """The sampling options, the model's `own` for those not given. BadRequest where some do not go together."""
         names = SamplingOptions.model_fields.keys()
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         try:
-            return SamplingOptions.model_validate(given)
+            return SamplingOptions.model_validate({**own.model_dump(), **given})
         except ValidationError as error:
             raise BadRequest.from_validation(error) from error
 

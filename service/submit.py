@@ -25,6 +25,7 @@ from service.schemas import MAX_SEED, Job, SamplingFields
 from service.settings import Settings
 from service.views import JobReader
 from shared.checkpoint import CheckpointInfo
+from shared.options import default_options
 
 UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue before workers know their rate, and at most
 DRAWN_SEED_BITS = 32  # short enough to be typed again
@@ -105,7 +106,7 @@ class Submitter:
         self, kind: JobKind, fields: SamplingFields, labels: list[list[str]], info: CheckpointInfo, repeats: int = 1
     ) -> Response:
         """Creates the job, unless the client's Idempotency-Key has one, and answers as wished. `labels` are checked."""
-        options = fields.sampling()
+        options = fields.sampling(default_options(info.config))
         seed = secrets.randbits(DRAWN_SEED_BITS) if fields.seed is None else fields.seed
         if seed + repeats - 1 > MAX_SEED:
             raise BadRequest.at(("body", "seed"), f"with {repeats} repeats the last seed would exceed {MAX_SEED}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
@@ -10,10 +10,10 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
-from shared.checkpoint import CheckpointError, CheckpointInfo, load
+from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, load
 from shared.denoise import Stepper
 from shared.device import autocast_dtype
-from shared.options import PredictionName
+from shared.options import PredictionName, SamplingOptions, default_options
 from shared.schedules import alpha_bar
 from shared.unet import NetworkConfig, UNet
 from shared.vocabulary import Vocabulary
@@ -26,6 +26,7 @@ class Denoiser:
     network: UNet  # in eval mode
     alpha_bar: Tensor  # (T,) float64
     prediction: PredictionName
+    options: SamplingOptions  # how it is sampled where nothing else is asked
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -45,10 +46,13 @@ def load_denoiser(path: Path, *, device: str | torch.device = "cpu") -> Denoiser
     info, state = load(path)
     if info.kind != "denoiser":
         raise CheckpointError(path.name, f"holds an {info.kind}, not a denoiser")
+    if base := info.config.get("base"):
+        state = adapt(_base_weights(path, base), state)
     try:
         config = NetworkConfig.model_validate(info.config["network"])
         schedule = alpha_bar(info.config["schedule"], info.config["timesteps"])
         prediction = info.config["prediction"]
+        options = default_options(info.config)
         if prediction not in get_args(PredictionName) or config.num_labels != len(info.vocabulary):
             raise ValueError("prediction or number of labels does not fit")
         network = UNet(config)
@@ -57,4 +61,28 @@ def load_denoiser(path: Path, *, device: str | torch.device = "cpu") -> Denoiser
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # torch lists every tensor, on many lines
         raise CheckpointError(path.name, f"configuration and weights do not fit: {reason}") from error
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Denoiser(info, Vocabulary(info.vocabulary), network, schedule, cast(PredictionName, prediction))
+    return Denoiser(info, Vocabulary(info.vocabulary), network, schedule, cast(PredictionName, prediction), options)
+
+
+def _base_weights(path: Path, base: Mapping[str, str]) -> dict[str, Tensor]:
+    """The weights that an adapter checkpoint at `path` changes, from the same folder."""
+    try:
+        info, weights = load(path.with_name(base["name"] + SUFFIX))
+    except CheckpointError as error:
+        raise CheckpointError(path.name, f"changes {base['name']}, which cannot be loaded: {error.reason}") from error
+    if info.digest != base["digest"]:
+        found = f"the {base['name']} that is there has digest {info.digest[:16]}"
+        raise CheckpointError(path.name, f"changes a {base['name']} of digest {base['digest'][:16]}; {found}")
+    return weights
+
+
+def adapt(weights: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with changes: NAME.up @ NAME.down to a matrix (LoRA, Hu et al. 2022, eq. 3), NAME to anything else."""
+    changed = {}
+    for name, weight in weights.items():
+        if f"{name}.up" in changes:
+            weight = weight.float() + changes[f"{name}.up"].float() @ changes[f"{name}.down"].float()
+        elif name in changes:
+            weight = weight.float() + changes[name].float()
+        changed[name] = weight
+    return changed

@@ -3,9 +3,10 @@
 Knows neither torch nor HTTP, so that the API can refuse a bad option without loading a network.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -72,6 +73,14 @@ SAMPLING_PRESETS: Final[dict[str, SamplingOptions]] = {
     "default": SamplingOptions(),
     "report": SamplingOptions(sampler="ddpm", steps=999, spacing="uniform", guidance=3.0),
 }
+
+
+def default_options(config: Mapping[str, Any]) -> SamplingOptions:
+    """The sampling that a checkpoint's configuration names as its own (a distilled one does), or the default.
+
+    Raises pydantic.ValidationError where it names a bad one.
+    """
+    return SamplingOptions.model_validate(config.get("sampling", {}))
 
 
 def picture_seed(seed: int, index: int) -> int:

@@ -14,7 +14,7 @@ from rich.console import Console
 from shared.checkpoint import CheckpointError
 from shared.device import DeviceError
 from shared.vocabulary import LabelError
-from trainer import study
+from trainer import distill_command, study
 from trainer.errors import TrainerError
 from trainer.terminal import (
     DeviceName,
@@ -107,7 +107,7 @@ def fit_evaluator(
             datasets, unseen, run / "log.jsonl",
             minutes=minutes, steps=steps, start=start, seed=seed, device=where, on_step=on_step,
         )  # fmt: skip
-    training = {"pictures": sum(map(len, datasets)), "minutes": minutes, "steps": steps, "seed": seed}
+    training: dict[str, Any] = {"pictures": sum(map(len, datasets)), "minutes": minutes, "steps": steps, "seed": seed}
     training |= {"started_from": start_from} if start_from else {}
     path = fit.publish_evaluator(evaluator, score, storage, name, training)
     if course_file:
@@ -195,7 +195,7 @@ def score(
         str | None, typer.Option(help="Evaluator's name, or the course's checkpoint.pth; the promoted one by default.")
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="Sampling preset: default, or report (999 ancestral steps, w = 3).")
+        str, typer.Option(help="Sampling: default (the checkpoint's own), or report (999 ancestral steps, w = 3).")
     ] = "default",
     sampler: Annotated[
         str | None, typer.Option(help="ddpm, ddpm_small, ddim, euler, dpmpp_1, dpmpp_2m or sde_dpmpp_2m.")
@@ -224,10 +224,10 @@ def score(
     }
     check_file(grid, ".png")
     check_file(json_out, ".json")
-    options = score_command.make_options(preset, {key: value for key, value in changes.items() if value is not None})
+    given = {key: value for key, value in changes.items() if value is not None}
     with bar() as progress:
         runs, figures = score_command.run_score(
-            file, repeats, options, storage, model, evaluator, seed, device, progress
+            file, repeats, preset, given, storage, model, evaluator, seed, device, progress
         )
     score_command.print_runs(file, runs, figures, console=Console())
     if grid:
@@ -247,7 +247,7 @@ def promote(
     show("promoted", [("checkpoint", name), ("storage", str(storage))])
 
 
-for command in (study.compare, study.calibrate, study.memorisation, study.card):
+for command in (distill_command.distill, study.compare, study.calibrate, study.memorisation, study.card):
     app.command()(command)
 
 

@@ -88,10 +88,10 @@ def fit_evaluator(
     decay = get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]
     average = AveragedModel(evaluator, multi_avg_fn=decay, use_buffers=True)
     optimizer = torch.optim.AdamW(evaluator.parameters(), LR, weight_decay=0.05, fused=True)
-    dtype, step, start, losses = autocast_dtype(device), 0, time.monotonic(), 0.0
+    dtype, step, began, losses = autocast_dtype(device), 0, time.monotonic(), 0.0
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("w") as log:
-        while (share := _share(time.monotonic() - start, step, minutes, steps)) < 1:
+        while (share := _share(time.monotonic() - began, step, minutes, steps)) < 1:
             index = torch.randint(len(images), (BATCH,), generator=generator)
             x = augment(to_float(images[index])).to(device, memory_format=torch.channels_last)
             for group in optimizer.param_groups:
@@ -106,7 +106,7 @@ def fit_evaluator(
             step += 1
             losses += float(loss.detach())
             if step % 50 == 0:
-                minute = round((time.monotonic() - start) / 60, 2)
+                minute = round((time.monotonic() - began) / 60, 2)
                 log.write(json.dumps({"step": step, "minutes": minute, "loss": losses / 50}) + "\n")
                 log.flush()
                 losses = 0.0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from trainer.config import TrainConfig
+from trainer.data import Dataset, to_float
 
 
 def noise_level_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
@@ -61,14 +63,50 @@ class DenoisingLoss:
         eps = torch.randn(batch, *shape, generator=generator)
         return t, eps, torch.rand(batch, generator=generator) >= self.dropout
 
-    def __call__(
-        self, network: nn.Module, x_0: Tensor, labels: Tensor, t: Tensor, eps: Tensor, keep: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(mean weighted loss, squared error of each picture (B,) without weight)."""
+    def __call__(self, network: nn.Module, x_0: Tensor, labels: Tensor, t: Tensor, eps: Tensor, keep: Tensor) -> Tensor:
+        """The mean weighted squared error. FloatingPointError where it is not finite."""
         a, s = self.signal[t][:, None, None, None], self.noise[t][:, None, None, None]
         x_t = a * x_0 + s * eps
-        target = eps if self.prediction == "eps" else a * eps - s * x_0
+        target = self.target(x_t, a * eps - s * x_0 if self.prediction == "v" else eps, t, labels)
         error = (network(x_t, t, labels, keep).float() - target).square().mean((1, 2, 3))
-        if not math.isfinite(total := float(error.detach().sum())):
-            raise FloatingPointError(f"the loss is {total}; lower lr or raise warmup_steps (--set lr=...)")
-        return (error * self.weights[t]).mean(), error.detach()
+        return finite((error * self.weights[t]).mean())
+
+    def target(self, x_t: Tensor, truth: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """What the network is to predict at x_t: eps or v as they were."""
+        return truth
+
+
+def finite(loss: Tensor) -> Tensor:
+    if not math.isfinite(value := float(loss.detach())):
+        raise FloatingPointError(f"the loss is {value}; lower lr or raise warmup_steps (--set lr=...)")
+    return loss
+
+
+class Objective(Protocol):
+    """What `train` minimises: examples by index, as tensors whose first dimension is the batch, and their loss."""
+
+    def __len__(self) -> int: ...
+
+    def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
+        """The examples `index` on the CPU, of which `share` is wanted; `generator` moves on as for all of them."""
+
+    def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        """The loss of drawn examples, on the device. FloatingPointError where it is not finite."""
+
+
+class Denoising:
+    """The objective of training: pictures of a data set, noised."""
+
+    def __init__(self, dataset: Dataset, loss: DenoisingLoss) -> None:
+        self.dataset, self.loss = dataset, loss
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
+        t, eps, keep = self.loss.draw(len(index), tuple(self.dataset.images.shape[1:]), generator)
+        mine = index[share]
+        return [to_float(self.dataset.images[mine]), self.dataset.labels[mine], t[share], eps[share], keep[share]]
+
+    def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        return self.loss(network, *inputs)

@@ -24,6 +24,7 @@ from shared.pictures import grid
 from trainer.config import Fit
 from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
+from trainer.score_command import make_options
 
 CHUNK = 1024  # training pictures compared at once
 PER_SET = 8  # pictures of one label set
@@ -192,7 +193,7 @@ def run_examination(
     load: Callable[[Path, int, Fit], Dataset],
     folders: tuple[Path, Path],
     checkpoints: tuple[Path, str | None, str | None],
-    options: SamplingOptions,
+    preset: str,
     device: str,
     progress: Progress,
     *,
@@ -215,7 +216,7 @@ def run_examination(
             raise TrainerError("the denoiser, the evaluator and both folders must have one vocabulary")
     task = progress.add_task("sampling (pictures x steps)", total=None)
     return examine(
-        denoiser.stepper(), evaluator, training, unseen, options,
+        denoiser.stepper(), evaluator, training, unseen, make_options(preset, {}, denoiser.options),
         pictures=pictures, label_sets=label_sets, seed=seed, advance=lambda n: progress.advance(task, n),
     )  # fmt: skip
 

@@ -24,17 +24,19 @@ from trainer.score import ScoredRun, best, check_vocabularies, score_run, summar
 SCORES = ("accuracy", "exact_match", "f1")
 
 
-def make_options(preset: str, changes: dict[str, Any]) -> SamplingOptions:
-    """A sampling preset with changes; pydantic's ValidationError for a bad one."""
-    if preset not in SAMPLING_PRESETS:
-        raise TrainerError(f'no sampling preset "{preset}"; there are {", ".join(SAMPLING_PRESETS)}')
-    return SamplingOptions.model_validate({**SAMPLING_PRESETS[preset].model_dump(), **changes})
+def make_options(preset: str, changes: dict[str, Any], own: SamplingOptions) -> SamplingOptions:
+    """A sampling preset with changes; `default` is the checkpoint's `own`. pydantic's ValidationError for a bad one."""
+    presets = {**SAMPLING_PRESETS, "default": own}
+    if preset not in presets:
+        raise TrainerError(f'no sampling preset "{preset}"; there are {", ".join(presets)}')
+    return SamplingOptions.model_validate({**presets[preset].model_dump(), **changes})
 
 
 def run_score(
     file: Path,
     repeats: int,
-    options: SamplingOptions,
+    preset: str,
+    changes: dict[str, Any],
     storage: Path,
     model: str | None,
     evaluator: str | None,
@@ -45,6 +47,7 @@ def run_score(
     """All runs and their figures, with pictures/s and network rows a picture."""
     where = pick_device(device)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
+    options = make_options(preset, changes, denoiser.options)
     course = evaluator is not None and evaluator.endswith(".pth")
     judge = load_evaluator(Path(evaluator) if course and evaluator else resolve(storage, evaluator, "evaluator"), where)
     check_vocabularies(denoiser.vocabulary, judge.vocabulary)

@@ -121,17 +121,15 @@ def memorisation(
 ) -> None:
     """Does it only remember? Nearest training pictures, diversity, and the Frechet distance to unseen pictures."""
     from trainer import memorisation as memory
-    from trainer import score_command
 
     check_file(grid, ".png")
     check_file(json_out, ".json")
-    options = score_command.make_options(preset, {})
     with bar() as progress:
         report, images = memory.run_examination(
             lambda folder, size, fit: read_dataset(folder, progress, size=size, fit=fit),
             (data, held_out),
             (storage, model, evaluator),
-            options,
+            preset,
             device,
             progress,
             pictures=pictures,

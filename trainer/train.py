@@ -25,9 +25,9 @@ from shared.unet import NetworkConfig, UNet
 from shared.vocabulary import Vocabulary
 from trainer.averages import Averages
 from trainer.config import TrainConfig
-from trainer.data import Dataset, to_float
+from trainer.data import Dataset
 from trainer.errors import TrainerError
-from trainer.loss import DenoisingLoss
+from trainer.loss import Denoising, DenoisingLoss, Objective
 from trainer.run_log import RunLog
 
 SAVE_EVERY_S = 300.0
@@ -166,6 +166,8 @@ def train(
     *,
     device: torch.device,
     start: dict[str, Tensor] | None = None,
+    network: nn.Module | None = None,
+    objective: Objective | None = None,
     on_step: Callable[[Run], None] = lambda _: None,
     evaluate: Callable[[nn.Module, Run], dict[str, float]] | None = None,
     evaluate_every_s: float = 600.0,
@@ -174,6 +176,7 @@ def train(
     """Trains until the budget is spent; state, log and TensorBoard events go to `folder`.
 
     `start`: a state dict to begin with instead of random weights; a run that is resumed goes on from its own state.
+    `network` and `objective`: other ones than `config` and `dataset` describe, for distillation.
 
     `evaluate(averaged network, run)` is called by rank 0 at the end, every `evaluate_every_s` seconds and whenever
     another `evaluate_every_share` of the budget is spent; its figures are logged.
@@ -184,12 +187,13 @@ def train(
         raise TrainerError(f"batch {config.batch} must be a multiple of the {world} processes")
     share = slice(rank * config.batch // world, (rank + 1) * config.batch // world)
     folder.mkdir(parents=True, exist_ok=True)
-    network = make_network(config, dataset).to(device)
+    network = (network or make_network(config, dataset)).to(device)
     if start is not None:
         network.load_state_dict(start)
     model = DistributedDataParallel(network) if world > 1 else network
     optimizers, averages, run = make_optimizers(network, config), Averages(network, config), Run()
-    loss_of = DenoisingLoss(config, make_alpha_bar(config.schedule, config.timesteps), device)
+    if objective is None:
+        objective = Denoising(dataset, DenoisingLoss(config, make_alpha_bar(config.schedule, config.timesteps), device))
     dtype, state_path = autocast_dtype(device), folder / "state.pt"
 
     if state_path.exists():
@@ -218,20 +222,12 @@ def train(
         sums = torch.zeros(3)  # of loss, gradient's norm and steps since the last line of the log
         while (progress := _agreed(budget.progress(run.elapsed_s, run.step), world, device)) < 1:
             generator = step_generator(config.seed, run.step)
-            index = batch_indices(len(dataset), config.batch, config.seed, run.step)
-            t, eps, keep = loss_of.draw(config.batch, network.image_shape, generator)
-            inputs = [
-                to_float(dataset.images[index[share]]),
-                dataset.labels[index[share]],
-                t[share],
-                eps[share],
-                keep[share],
-            ]
-            x_0, labels, t, eps, keep = (value.to(device, non_blocking=True) for value in inputs)
+            index = batch_indices(len(objective), config.batch, config.seed, run.step)
+            inputs = [value.to(device, non_blocking=True) for value in objective.draw(index, share, generator)]
 
             rate = learning_rate(config, run.step, progress)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                loss, _ = loss_of(model, x_0, labels, t, eps, keep)
+                loss = objective(model, *inputs)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or torch.inf)
             for optimizer in optimizers:

@@ -17,7 +17,7 @@ from shared.checkpoint import NAME, load, resolve
 from shared.denoise import Network, Stepper, sample
 from shared.device import autocast_dtype, pick_device
 from shared.evaluator import Evaluator, load_evaluator
-from shared.options import SAMPLING_PRESETS, picture_seed
+from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid
 from shared.schedules import alpha_bar
 from shared.unet import NetworkConfig
@@ -91,7 +91,9 @@ class Watcher:
         tests: dict[str, list[list[str]]],
         evaluator: Evaluator | None,
         device: torch.device,
+        options: SamplingOptions = SAMPLING,
     ) -> None:
+        self.options = options
         self.config, self.vocabulary, self.folder, self.evaluator = config, dataset.vocabulary, folder, evaluator
         self.tests, self.device = tests, device
         self.alpha_bar = alpha_bar(config.schedule, config.timesteps)
@@ -109,7 +111,7 @@ class Watcher:
         figures: dict[str, float] = {}
         for i, (name, lists) in enumerate(self.tests.items()):
             if self.evaluator:
-                scored = score_run(stepper, self.evaluator, lists, SAMPLING, seed=0)
+                scored = score_run(stepper, self.evaluator, lists, self.options, seed=0)
                 images, found = scored.images, scored.score
                 figures |= {
                     f"{name}/accuracy": found.accuracy,
@@ -121,7 +123,7 @@ class Watcher:
                 images = sample(
                     stepper,
                     targets_of(lists, self.vocabulary),
-                    SAMPLING,
+                    self.options,
                     [picture_seed(0, i) for i in range(len(lists))],
                 )
             if i == 0:
@@ -140,6 +142,8 @@ def tests_of(data: Path, files: list[Path] | None, vocabulary: Vocabulary) -> di
 def starting_weights(storage: Path, name: str, config: TrainConfig, dataset: Dataset) -> dict[str, torch.Tensor]:
     """The weights of a published denoiser. TrainerError where they are of another network, schedule or vocabulary."""
     info, weights = load(resolve(storage, name, "denoiser"))
+    if base := info.config.get("base"):
+        raise TrainerError(f"{name} is an adapter; start from what it changes, {base['name']}")
     if info.vocabulary != dataset.vocabulary.names:
         raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
     wanted = checkpoint_config(config, make_network(config, dataset))
