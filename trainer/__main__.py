@@ -247,7 +247,7 @@ def promote(
     show("promoted", [("checkpoint", name), ("storage", str(storage))])
 
 
-for command in (distill_command.distill, study.compare, study.calibrate, study.memorisation, study.card):
+for command in (distill_command.distill, study.compare, study.calibrate, study.memorisation, study.limit, study.card):
     app.command()(command)
 
 

@@ -146,6 +146,31 @@ def memorisation(
         json_out.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
 
 
+def limit(
+    file: Annotated[Path, typer.Argument(help="A test file of i-CLEVR labels.")],
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different placements.")] = 10,
+    storage: Storage = Path("models"),
+    evaluator: Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")] = None,
+    seed: Seed = 0,
+    grid: Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+    device: DeviceName = "auto",
+) -> None:
+    """Score fresh renders of a test file's lists: the limit of the data, for the evaluator's word on it."""
+    from trainer import score_command
+    from trainer.limit import render_runs
+
+    check_file(grid, ".png")
+    check_file(json_out, ".json")
+    with bar() as progress:
+        runs, figures = render_runs(file, repeats, storage, evaluator, seed, device, progress)
+    score_command.print_runs(file, runs, figures, console=Console())
+    if grid:
+        score_command.write_grid(runs, grid, 8)
+    if json_out:
+        json_out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
 def card(
     name: Annotated[str, typer.Argument(help="A checkpoint in storage.")],
     log: Annotated[Path, typer.Option(exists=True, help="Its run's log.jsonl.")],

@@ -1,0 +1,34 @@
+"""`trainer limit`: fresh renders scored as samples are, other placements in every run."""
+
+import json
+from pathlib import Path
+
+from tests.test_trainer_cli import Command, command, refused
+from tests.toy_checkpoint import publish_toys
+
+__all__ = ["command"]  # a fixture
+
+
+def test_renders_are_scored_and_the_same_seed_gives_the_same(command: Command, tmp_path: Path) -> None:
+    publish_toys(tmp_path / "models")
+    file = tmp_path / "lists.json"
+    file.write_text(json.dumps([["red cube", "blue sphere"], ["gray cylinder"]]))
+    figures = []
+    for seed, name in ((0, "a"), (0, "b"), (1, "c")):
+        code, out, err = command(
+            "limit", file, "--storage", tmp_path / "models", "--repeats", 2, "--seed", seed,
+            "--json", tmp_path / f"{name}.json", "--grid", tmp_path / f"{name}.png",
+        )  # fmt: skip
+        assert code == 0, err
+        assert "fresh renders" in out
+        figures.append(json.loads((tmp_path / f"{name}.json").read_text())["runs"])
+    assert [run["seed"] for run in figures[0]] == [0, 1]
+    assert figures[0] == figures[1]
+    grids = [(tmp_path / f"{name}.png").read_bytes() for name in "abc"]
+    assert grids[0] == grids[1] != grids[2]
+
+
+def test_a_label_that_cannot_be_rendered_is_refused(command: Command, tmp_path: Path) -> None:
+    publish_toys(tmp_path / "models")
+    (tmp_path / "lists.json").write_text(json.dumps([["red cone"]]))
+    refused(command("limit", tmp_path / "lists.json", "--storage", tmp_path / "models"), "red cone")
