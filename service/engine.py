@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from service.jobs import Picture, Verdict
+from service.records import Picture, Verdict
 from shared.denoise import Row
 from shared.evaluator import score_pictures
 from shared.options import SamplingOptions

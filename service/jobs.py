@@ -19,12 +19,10 @@ for clients, `stream.py` hands pictures to workers. All keys begin with `labelgr
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import WatchError
@@ -35,11 +33,9 @@ from rq.serializers import JSONSerializer
 
 from service import ledger
 from service.ledger import PREFIX, Asked
+from service.records import Done, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
-from shared.options import SamplingOptions, picture_seed
 
-JobKind = Literal["generate", "score"]
-JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
 
 OPEN = f"{PREFIX}:open"
@@ -105,86 +101,6 @@ def stream_key(digest: str) -> str:
 
 def worker_key(name: str) -> str:
     return f"{PREFIX}:worker:{name}"
-
-
-class Picture(BaseModel):
-    """One picture to make: all that decides its content, so that whoever makes it makes the same."""
-
-    model_config = ConfigDict(frozen=True)
-
-    job: str
-    index: int
-    labels: tuple[str, ...]
-    seed: int
-    options: SamplingOptions
-
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.job, self.index
-
-
-class JobRecord(BaseModel):
-    """What was asked for and when. It is written once; the checkpoint is pinned here, whatever is promoted later."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    kind: JobKind
-    created_at: float  # seconds since 1970
-    model: str
-    digest: str
-    labels: list[list[str]]
-    seed: int
-    repeats: int = 1
-    columns: int
-    options: SamplingOptions
-
-    @property
-    def total(self) -> int:
-        return len(self.labels) * self.repeats
-
-    def pictures(self) -> Iterator[Picture]:
-        """Repeat r of n label lists has indices r n .. r n + n - 1, and the seeds of a request with `seed` + r."""
-        for r in range(self.repeats):
-            for i, labels in enumerate(self.labels):
-                seed = picture_seed(self.seed + r, i)
-                index = r * len(self.labels) + i
-                yield Picture(job=self.id, index=index, labels=tuple(labels), seed=seed, options=self.options)
-
-
-class Verdict(BaseModel):
-    """What the evaluator says of one picture: hits among the k most probable labels, k as many as were asked."""
-
-    index: int
-    labels: tuple[str, ...]
-    seed: int
-    accuracy: float
-    f1: float
-    exact: bool
-    probabilities: dict[str, float]  # all of them
-
-
-class Scores(BaseModel):
-    accuracy: float
-    exact_match: float
-    f1: float
-
-
-class JobResult(BaseModel):
-    """Scores of each repeat; the grid shows repeat `best`."""
-
-    repeats: list[Scores]
-    best: int
-
-
-@dataclass(frozen=True)
-class Done:
-    """A finished picture on its way into Redis. `entry` is its stream entry's id."""
-
-    entry: str
-    picture: Picture
-    verdict: Verdict
-    png: bytes
 
 
 def new_id() -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from redis import Redis
 
-from service.jobs import Picture, live_key, watched_key
+from service.jobs import live_key, watched_key
+from service.records import Picture
 from shared.denoise import Row
 from shared.pictures import png_bytes, to_uint8
 

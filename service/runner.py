@@ -14,8 +14,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from service.engine import Engine, Judge, Made, Outcome
-from service.jobs import Done, JobRecord, JobResult, JobStore, Scores, Verdict
+from service.jobs import JobStore
 from service.live import Live
+from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
 from service.stream import GROUP, Claim, PictureStream
 from shared.checkpoint import CheckpointError, read_info, resolve

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import BadRequest
-from service.jobs import JobKind, JobStatus
+from service.records import JobKind, JobStatus
 from shared.options import LIMITS, SamplerName, SamplingOptions, SpacingName
 
 MAX_SEED = 2**53 - 1  # the largest integer that a client in JavaScript reads right

@@ -14,7 +14,8 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from service.jobs import Picture, entries_of, stream_key, text
+from service.jobs import entries_of, stream_key, text
+from service.records import Picture
 from service.settings import Settings
 
 log = logging.getLogger(__name__)

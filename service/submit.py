@@ -18,9 +18,10 @@ from fastapi.responses import JSONResponse
 
 from service.dependencies import ModelsDep, ReaderDep, SettingsDep, StoreDep
 from service.errors import BadRequest, JobCancelled, JobFailed, KeyReuse, NoWorker, Problem, QueueFull
-from service.jobs import TERMINAL, JobKind, JobRecord, JobStore, new_id
+from service.jobs import TERMINAL, JobStore, new_id
 from service.ledger import Asked, KeyReused
 from service.models import Models
+from service.records import JobKind, JobRecord
 from service.schemas import MAX_SEED, Job, SamplingFields
 from service.settings import Settings
 from service.views import JobReader

@@ -17,9 +17,6 @@ from service.jobs import (
     GRID,
     TERMINAL,
     WORKERS,
-    JobRecord,
-    JobResult,
-    Verdict,
     entries_of,
     events_key,
     job_key,
@@ -30,6 +27,7 @@ from service.jobs import (
     worker_key,
 )
 from service.ledger import INDEX, id_of, was_key
+from service.records import JobRecord, JobResult, Verdict
 from service.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Progress, Repeat, ScoreResult, Summary
 
 SHOWN_SCORES = 5  # besides those asked

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from service.engine import Engine, Made, Outcome, Unmade
-from service.jobs import Picture
+from service.records import Picture
 from shared.denoise import Row, Stepper
 from shared.options import SamplingOptions
 from shared.schedules import alpha_bar

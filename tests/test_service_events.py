@@ -16,8 +16,9 @@ from PIL import Image
 from redis import Redis
 
 import service.live
-from service.jobs import JobStore, Picture, live_key, watched_key
+from service.jobs import JobStore, live_key, watched_key
 from service.live import Live
+from service.records import Picture
 from service.runner import Runner
 from service.settings import Settings
 from shared.denoise import Row

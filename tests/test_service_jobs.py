@@ -9,22 +9,9 @@ from rq.job import Job as RqJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from service.jobs import (
-    OPEN,
-    Done,
-    JobRecord,
-    JobResult,
-    JobStore,
-    Scores,
-    Verdict,
-    events_key,
-    job_key,
-    new_id,
-    png_key,
-    stream_key,
-    verdicts_key,
-)
+from service.jobs import OPEN, JobStore, events_key, job_key, new_id, png_key, stream_key, verdicts_key
 from service.ledger import INDEX, Asked, KeyReused, id_of, was_key
+from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
 from service.stream import GROUP, Claim, PictureStream
 from shared.options import SamplingOptions, picture_seed

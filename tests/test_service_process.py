@@ -19,7 +19,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from service.jobs import WORKERS, JobRecord, JobStore, new_id, stream_key, text, worker_key
+from service.jobs import WORKERS, JobStore, new_id, stream_key, text, worker_key
+from service.records import JobRecord
 from service.redis_server import RedisServer, find_binary
 from service.runner import Runner
 from service.settings import Settings

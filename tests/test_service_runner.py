@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from redis import Redis
 
-from service.jobs import JobRecord, JobResult, JobStore, job_key, new_id, png_key
+from service.jobs import JobStore, job_key, new_id, png_key
+from service.records import JobRecord, JobResult
 from service.runner import Lane, Rate, Runner
 from service.settings import Settings
 from shared.checkpoint import read_info, resolve

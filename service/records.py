@@ -1,0 +1,95 @@
+"""What is written of a job and its pictures: as JSON in Redis, read by API and workers alike.
+
+Knows no Redis, no HTTP and no torch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from shared.options import SamplingOptions, picture_seed
+
+JobKind = Literal["generate", "score"]
+JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
+
+
+class Picture(BaseModel):
+    """One picture to make: all that decides its content, so that whoever makes it makes the same."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    index: int
+    labels: tuple[str, ...]
+    seed: int
+    options: SamplingOptions
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.job, self.index
+
+
+class JobRecord(BaseModel):
+    """What was asked for and when. It is written once; the checkpoint is pinned here, whatever is promoted later."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    kind: JobKind
+    created_at: float  # seconds since 1970
+    model: str
+    digest: str
+    labels: list[list[str]]
+    seed: int
+    repeats: int = 1
+    columns: int
+    options: SamplingOptions
+
+    @property
+    def total(self) -> int:
+        return len(self.labels) * self.repeats
+
+    def pictures(self) -> Iterator[Picture]:
+        """Repeat r of n label lists has indices r n .. r n + n - 1, and the seeds of a request with `seed` + r."""
+        for r in range(self.repeats):
+            for i, labels in enumerate(self.labels):
+                seed = picture_seed(self.seed + r, i)
+                index = r * len(self.labels) + i
+                yield Picture(job=self.id, index=index, labels=tuple(labels), seed=seed, options=self.options)
+
+
+class Verdict(BaseModel):
+    """What the evaluator says of one picture: hits among the k most probable labels, k as many as were asked."""
+
+    index: int
+    labels: tuple[str, ...]
+    seed: int
+    accuracy: float
+    f1: float
+    exact: bool
+    probabilities: dict[str, float]  # all of them
+
+
+class Scores(BaseModel):
+    accuracy: float
+    exact_match: float
+    f1: float
+
+
+class JobResult(BaseModel):
+    """Scores of each repeat; the grid shows repeat `best`."""
+
+    repeats: list[Scores]
+    best: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished picture on its way into Redis. `entry` is its stream entry's id."""
+
+    entry: str
+    picture: Picture
+    verdict: Verdict
+    png: bytes
