@@ -33,10 +33,9 @@ from rq.serializers import JSONSerializer
 
 from service import ledger
 from service.ledger import PREFIX, Asked
+from service.records import TERMINAL as TERMINAL
 from service.records import Done, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
-
-TERMINAL = frozenset({"finished", "failed", "cancelled"})
 
 OPEN = f"{PREFIX}:open"
 WORKERS = f"{PREFIX}:workers"

@@ -6,8 +6,11 @@ Knows no HTTP; its errors are the service's own.
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from service.errors import BadRequest, NoModel
 from shared.checkpoint import CheckpointError, CheckpointInfo, list_checkpoints, promoted, read_info, resolve, scan
+from shared.options import default_options
 from shared.vocabulary import Vocabulary
 
 
@@ -29,7 +32,7 @@ class Models:
     def find(self, name: str | None) -> CheckpointInfo:
         """The denoiser `name`, or the promoted one. BadRequest for an unknown name, NoModel if none is promoted."""
         try:
-            return read_info(resolve(self.storage, name, "denoiser"))
+            return usable(read_info(resolve(self.storage, name, "denoiser")))
         except CheckpointError as error:
             if name is None:
                 raise NoModel(str(error)) from error
@@ -38,11 +41,32 @@ class Models:
 
     def listing(self) -> Listing:
         infos, problems = scan(self.storage)
+        for info in list(infos):
+            try:
+                usable(info)
+            except CheckpointError as error:
+                infos.remove(info)
+                problems[error.subject] = error.reason
         try:
             default = promoted(self.storage, "denoiser")
         except CheckpointError as error:
             default, problems = None, {**problems, error.subject: error.reason}
         return Listing([info for info in infos if info.kind == "denoiser"], default, problems)
+
+
+def usable(info: CheckpointInfo) -> CheckpointInfo:
+    """The description as given, if pictures can be asked for by it; CheckpointError for a foreign file's."""
+    try:
+        vocabulary_of(info)
+    except ValueError as error:
+        raise CheckpointError(f"{info.name}.safetensors", f"its vocabulary cannot be used: {error}") from error
+    try:
+        default_options(info.config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in ("sampling", *first["loc"]))
+        raise CheckpointError(f"{info.name}.safetensors", f"its configuration's {field}: {first['msg']}") from error
+    return info
 
 
 def vocabulary_of(info: CheckpointInfo) -> Vocabulary:

@@ -13,6 +13,7 @@ from shared.options import SamplingOptions, picture_seed
 
 JobKind = Literal["generate", "score"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
+TERMINAL = frozenset({"finished", "failed", "cancelled"})
 
 
 class Picture(BaseModel):

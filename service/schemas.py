@@ -1,13 +1,12 @@
 """The bodies of requests and responses, with the examples that the OpenAPI document shows.
 
-Knows no Redis and no torch. Labels are checked against a model's vocabulary in the routes.
+Knows pydantic alone, for clients read them too. Labels are checked against a model's vocabulary in the routes.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import BadRequest
 from service.records import JobKind, JobStatus
 from shared.options import LIMITS, SamplerName, SamplingOptions, SpacingName
 
@@ -45,13 +44,10 @@ class SamplingFields(BaseModel):
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
 
     def sampling(self, own: SamplingOptions) -> SamplingOptions:
-        """The sampling options, the model's `own` for those not given. BadRequest where some do not go together."""
+        """The sampling options, the model's `own` for those not given. ValidationError if some do not go together."""
         names = SamplingOptions.model_fields.keys()
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        try:
-            return SamplingOptions.model_validate({**own.model_dump(), **given})
-        except ValidationError as error:
-            raise BadRequest.from_validation(error) from error
+        return SamplingOptions.model_validate({**own.model_dump(), **given})
 
 
 class GenerateRequest(SamplingFields):

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 
 from service.dependencies import ModelsDep, ReaderDep, SettingsDep, StoreDep
 from service.errors import BadRequest, JobCancelled, JobFailed, KeyReuse, NoWorker, Problem, QueueFull
@@ -26,7 +27,7 @@ from service.schemas import MAX_SEED, Job, SamplingFields
 from service.settings import Settings
 from service.views import JobReader
 from shared.checkpoint import CheckpointInfo
-from shared.options import default_options
+from shared.options import SamplingOptions, default_options
 
 UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue before workers know their rate, and at most
 DRAWN_SEED_BITS = 32  # short enough to be typed again
@@ -89,6 +90,13 @@ def read_wishes(
     return Wishes(settings.wait_s, png, None)
 
 
+def _options(fields: SamplingFields, info: CheckpointInfo) -> SamplingOptions:
+    try:
+        return fields.sampling(default_options(info.config))
+    except ValidationError as error:
+        raise BadRequest.from_validation(error) from error
+
+
 @dataclass(frozen=True)
 class Submitter:
     """Creates jobs and answers with them."""
@@ -107,7 +115,7 @@ class Submitter:
         self, kind: JobKind, fields: SamplingFields, labels: list[list[str]], info: CheckpointInfo, repeats: int = 1
     ) -> Response:
         """Creates the job, unless the client's Idempotency-Key has one, and answers as wished. `labels` are checked."""
-        options = fields.sampling(default_options(info.config))
+        options = _options(fields, info)
         seed = secrets.randbits(DRAWN_SEED_BITS) if fields.seed is None else fields.seed
         if seed + repeats - 1 > MAX_SEED:
             raise BadRequest.at(("body", "seed"), f"with {repeats} repeats the last seed would exceed {MAX_SEED}")

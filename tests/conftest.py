@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -18,11 +19,14 @@ from redis import Redis
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from service.app import create_app
-from service.jobs import connect
+from service.jobs import JobStore, connect, text
 from service.redis_server import RedisServer
 from service.server import Server
 from service.settings import Settings
 from tests.toy_checkpoint import publish_toys
+
+if TYPE_CHECKING:
+    from service.runner import Runner
 
 
 @pytest.fixture(scope="session")
@@ -95,3 +99,32 @@ def session_client(settings: Settings) -> Iterator[httpx.Client]:
 def client(session_client: httpx.Client, connection: Redis) -> httpx.Client:
     """A client of an API without any worker, on an empty Redis."""
     return session_client
+
+
+@pytest.fixture
+def alive(connection: Redis, settings: Settings) -> JobStore:
+    """A worker that says it lives, and does nothing: jobs stay as they are created."""
+    store = JobStore(connection, settings.model_copy(update={"lease_s": 60}))
+    store.say_alive("w", {})
+    return store
+
+
+@pytest.fixture
+def working(connection: Redis, settings: Settings, alive: JobStore) -> "Iterator[Runner]":
+    """A runner in a thread of this process that takes jobs as they come."""
+    from service.runner import Runner
+
+    runner = Runner(connection, settings, "w")
+    runner.lane()
+
+    def work() -> None:
+        while not runner.stopping:
+            for job_id in connection.smembers("labelgrid:open"):
+                runner.run(text(job_id))
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield runner
+    runner.stopping = True
+    thread.join()

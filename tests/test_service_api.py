@@ -4,13 +4,14 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from redis import Redis
 
@@ -18,7 +19,7 @@ from service.jobs import WORKERS, JobStore, job_key, png_key, stream_key, text, 
 from service.ledger import was_key
 from service.runner import Runner
 from service.settings import Settings
-from shared.checkpoint import resolve
+from shared.checkpoint import promote, publish, resolve
 from shared.evaluator import load_evaluator
 from shared.model import load_denoiser
 from shared.options import LIMITS, SamplingOptions, picture_seed
@@ -29,33 +30,6 @@ from trainer.score import best, score_run, summary
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 JSON = {"content-type": "application/json"}
 Body = dict[str, Any]
-
-
-@pytest.fixture
-def alive(connection: Redis, settings: Settings) -> JobStore:
-    """A worker that says it lives, and does nothing: jobs stay as they are created."""
-    store = JobStore(connection, settings.model_copy(update={"lease_s": 60}))
-    store.say_alive("w", {})
-    return store
-
-
-@pytest.fixture
-def working(connection: Redis, settings: Settings, alive: JobStore) -> Iterator[Runner]:
-    """A runner in a thread of this process that takes jobs as they come."""
-    runner = Runner(connection, settings, "w")
-    runner.lane()
-
-    def work() -> None:
-        while not runner.stopping:
-            for job_id in connection.smembers("labelgrid:open"):
-                runner.run(text(job_id))
-            time.sleep(0.005)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield runner
-    runner.stopping = True
-    thread.join()
 
 
 def problem(response: httpx.Response, status: int, slug: str) -> Body:
@@ -276,6 +250,33 @@ def test_without_a_model_or_redis_it_says_so(settings: Settings, tmp_path: Path)
     with serving(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})) as client:
         problem(client.get("/readyz"), 503, "unavailable")
         problem(client.post("/generate", json={"labels": LISTS}), 503, "unavailable")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "config", "reason"),
+    [
+        (("red cube",), {"sampling": {"steps": 0}}, "sampling.steps"),
+        (("red cube",), {"sampling": [7]}, "sampling"),
+        (("red cube",), {"sampling": {"sampler": "ddim", "guess": 1}}, "sampling.guess"),
+        (("red cube", "red cube"), {}, "vocabulary"),
+        ((), {}, "vocabulary"),
+    ],
+)
+def test_a_foreign_checkpoint_is_refused_with_its_reason(
+    settings: Settings, alive: JobStore, tmp_path: Path, vocabulary: tuple[str, ...], config: Body, reason: str
+) -> None:
+    weights = {"w": torch.zeros(1)}
+    publish(tmp_path, "foreign", weights, kind="denoiser", vocabulary=vocabulary, config=config, training={})
+    with serving(settings.model_copy(update={"storage": tmp_path})) as client:
+        body = {"labels": [["red cube"]], "model": "foreign"}
+        assert reason in problem(client.post("/generate", json=body), 422, "invalid-request")["detail"]
+        models = client.get("/models").json()
+        assert models["models"] == []
+        assert reason in models["problems"]["foreign.safetensors"]
+        promote(tmp_path, "foreign")
+        assert reason in problem(client.post("/generate", json={"labels": [["red cube"]]}), 503, "no-model")["detail"]
+        assert reason in problem(client.get("/labels"), 503, "no-model")["detail"]
+    assert nothing_is_queued(alive.connection)
 
 
 def test_labels_and_models(client: httpx.Client) -> None:
