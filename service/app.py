@@ -12,8 +12,9 @@ from redis.asyncio import Redis as AsyncRedis
 
 from service import errors
 from service.jobs import JobStore, connect
+from service.metrics import RequestMetrics
 from service.models import Models
-from service.routes import generate, jobs, meta, score
+from service.routes import generate, jobs, meta, metrics, score
 from service.settings import Settings
 from service.views import JobReader
 
@@ -47,7 +48,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.models = Models(settings.storage)
     app.add_middleware(errors.BodyLimit, limit=settings.body_limit_bytes)
+    app.add_middleware(RequestMetrics)
     errors.install(app)
-    for route in (generate, score, jobs, meta):
+    for route in (generate, score, jobs, meta, metrics):
         app.include_router(route.router)
     return app

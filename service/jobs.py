@@ -33,6 +33,7 @@ from rq.serializers import JSONSerializer
 
 from service import ledger
 from service.ledger import PREFIX, Asked
+from service.metrics import JOBS_ENDED
 from service.records import TERMINAL as TERMINAL
 from service.records import Done, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
@@ -208,7 +209,10 @@ class JobStore:
     def _to(self, job_id: str, status: JobStatus, fields: dict[str, Any]) -> bool:
         keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
         pairs = [part for pair in fields.items() for part in pair]
-        return bool(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, *pairs]))
+        moved = bool(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, *pairs]))
+        if moved and status in TERMINAL:
+            JOBS_ENDED.labels(status).inc()
+        return moved
 
     def commit(self, stream: str, group: str, done: Sequence[Done]) -> set[str]:
         """Stores pictures and takes them off the stream, in one MULTI; returns the jobs that now have all of theirs.

@@ -16,10 +16,12 @@ from redis.exceptions import RedisError
 from service.engine import Engine, Judge, Made, Outcome
 from service.jobs import JobStore
 from service.live import Live
+from service.metrics import PICTURES, one_step, waited
 from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
 from service.stream import GROUP, Claim, PictureStream
 from shared.checkpoint import CheckpointError, read_info, resolve
+from shared.denoise import Stepper
 from shared.device import pick_device
 from shared.evaluator import load_evaluator, score_set
 from shared.model import load_denoiser
@@ -54,6 +56,7 @@ class Lane:
 
     name: str
     digest: str
+    stepper: Stepper
     engine: Engine
     stream: PictureStream
     claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
@@ -78,6 +81,11 @@ class Runner:
     def busy(self) -> bool:
         return any(lane.engine.busy for lane in self.lanes.values())
 
+    @property
+    def stalled(self) -> bool:
+        """Whether the loop has pictures in work and has not moved for too long."""
+        return self.busy and time.monotonic() - self.moved_at > self.settings.stalled_after_s
+
     def lane(self, name: str | None = None, digest: str | None = None) -> Lane:
         """The lane of a checkpoint, loaded if need be; of the promoted one if `name` is None.
 
@@ -93,7 +101,7 @@ class Runner:
             engine = Engine(stepper, denoiser.vocabulary, self.judge, max_pictures=self.settings.batch_pictures)
             stream = PictureStream(self.connection, self.settings, denoiser.info.digest, self.name)
             digest = denoiser.info.digest
-            self.lanes[digest] = Lane(denoiser.info.name, digest, engine, stream)
+            self.lanes[digest] = Lane(denoiser.info.name, digest, stepper, engine, stream)
             self._let_go(keep=digest)
         assert digest is not None
         self.lanes.move_to_end(digest)
@@ -134,7 +142,8 @@ class Runner:
             if lane is current or lane.engine.busy:
                 self._claim(lane, block_ms=IDLE_WAIT_MS if lane is current and not self.busy else None)
                 begun = time.monotonic()
-                outcomes = lane.engine.step()
+                with one_step(lane.name, len(lane.engine.rows()), lane.stepper):
+                    outcomes = lane.engine.step()
                 self._store(lane, outcomes)
                 self.rate.add(len(outcomes), time.monotonic() - begun)
         self.live.tell([pair for lane in self.lanes.values() for pair in lane.engine.rows()])
@@ -173,6 +182,7 @@ class Runner:
             self.store.begin(job_id)
         for claim in wanted:
             lane.claims[claim.picture.key] = claim
+            waited(lane.name, claim.entry)
             if claim.alone:
                 lane.engine.admit_alone(claim.picture)
         lane.engine.admit([claim.picture for claim in wanted if not claim.alone])
@@ -183,6 +193,7 @@ class Runner:
         done, failed = [], []
         for outcome in outcomes:
             entry = lane.claims.pop(outcome.picture.key).entry
+            PICTURES.labels(lane.name, "made" if isinstance(outcome, Made) else "failed").inc()
             if isinstance(outcome, Made):
                 done.append(Done(entry, outcome.picture, outcome.verdict, outcome.png))
             else:
@@ -224,7 +235,7 @@ class Runner:
 
     def keep_claims(self) -> None:
         """Renews the leases of the pictures in work, unless the loop hangs. Called from the heartbeat's thread."""
-        if self.busy and time.monotonic() - self.moved_at > self.settings.stalled_after_s:
+        if self.stalled:
             return
         for lane in list(self.lanes.values()):
             lane.stream.renew([claim.entry for claim in list(lane.claims.values())])

@@ -39,6 +39,11 @@ class Settings(BaseSettings):
     # Largest request body: a test file and what multipart adds to it.
     body_limit_bytes: int = Field(default=LIMITS.max_file_bytes + 65536, ge=1024)
 
+    # Address at which a worker serves its metrics, if it has a port for them. The API has its own at GET /metrics.
+    metrics_host: str = "127.0.0.1"
+    # The port for them, at /metrics; none serves none, 0 takes a free one, which the worker's log names.
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+
     # Where the network runs: cpu, cuda, cuda:1, or auto for the GPU if there is one.
     device: str = "auto"
     # Pictures that one worker samples at the same time. More does not pay on a CPU; a GPU wants 64 and more.

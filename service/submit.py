@@ -21,6 +21,7 @@ from service.dependencies import ModelsDep, ReaderDep, SettingsDep, StoreDep
 from service.errors import BadRequest, JobCancelled, JobFailed, KeyReuse, NoWorker, Problem, QueueFull
 from service.jobs import TERMINAL, JobStore, new_id
 from service.ledger import Asked, KeyReused
+from service.metrics import PICTURES_ACCEPTED
 from service.models import Models
 from service.records import JobKind, JobRecord
 from service.schemas import MAX_SEED, Job, SamplingFields
@@ -137,6 +138,7 @@ class Submitter:
         )
         job_id = await self._in_store(self.store.create, record, asked)
         assert job_id is not None
+        PICTURES_ACCEPTED.labels(kind).inc(record.total if job_id == record.id else 0)
         return await self._answer(job_id)
 
     async def _check_room(self, digest: str, pictures: int) -> None:

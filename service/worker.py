@@ -19,6 +19,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from service.jobs import connect, new_id
+from service.metrics import serve_worker
 from service.runner import Runner
 from service.settings import Settings
 
@@ -180,6 +181,9 @@ def main(settings: Settings) -> None:
     worker = build(settings, connection)
     heartbeat = Heartbeat(worker, connection, settings)
     heartbeat.start()
+    if settings.metrics_port is not None:
+        port = serve_worker(worker.runner, settings.metrics_host, settings.metrics_port)
+        log.info("metrics at http://%s:%d/metrics", settings.metrics_host, port)
     try:
         worker.work(logging_level="WARNING")
     finally:

@@ -1,0 +1,69 @@
+"""GET /metrics: the API's own metrics, and the queue as Redis has it now."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from redis.exceptions import RedisError, ResponseError
+
+from service import metrics
+from service.dependencies import ModelsDep, ReaderDep
+from service.jobs import OPEN, stream_key, text
+from service.stream import GROUP
+from service.views import JobReader
+
+router = APIRouter(tags=["service"])
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """The pictures of one model: those that wait, those in work, and how long the next one has waited, in s."""
+
+    waiting: int
+    in_work: int
+    oldest_s: float
+
+
+@router.get("/metrics", response_class=PlainTextResponse, summary="Metrics for Prometheus")
+async def read_metrics(models: ModelsDep, reader: ReaderDep) -> PlainTextResponse:
+    """Workers serve theirs on ports of their own."""
+    denoisers = (await run_in_threadpool(models.listing)).denoisers
+    try:
+        backlogs = {info.name: await backlog(reader, info.digest) for info in denoisers}
+        workers, open_jobs = len(await reader.workers()), int(await reader.connection.scard(OPEN))
+    except RedisError:
+        metrics.REDIS_UP.set(0)
+    else:
+        # No await from here to the answer: a scrape at the same time would see half of it.
+        metrics.REDIS_UP.set(1)
+        metrics.WORKERS.set(workers)
+        metrics.OPEN_JOBS.set(open_jobs)
+        metrics.OPEN_PICTURES.set(sum(one.waiting + one.in_work for one in backlogs.values()))
+        metrics.WAITING.clear()
+        metrics.OLDEST_WAIT.clear()
+        for name, one in backlogs.items():
+            metrics.WAITING.labels(name).set(one.waiting)
+            metrics.OLDEST_WAIT.labels(name).set(one.oldest_s)
+    return PlainTextResponse(generate_latest(metrics.API), media_type=CONTENT_TYPE_LATEST)
+
+
+async def backlog(reader: JobReader, digest: str) -> Backlog:
+    """What the stream of a checkpoint holds."""
+    key = stream_key(digest)
+    in_work, last = 0, "0-0"
+    try:
+        for group in await reader.connection.xinfo_groups(key):
+            if text(group["name"]) == GROUP:
+                in_work, last = int(group["pending"]), text(group["last-delivered-id"])
+    except ResponseError:
+        return Backlog(0, 0, 0.0)  # there is no such stream: nobody ever asked for this model
+    waiting = max(0, int(await reader.connection.xlen(key)) - in_work)
+    oldest_s = 0.0
+    first: Any = await reader.connection.xrange(key, min=f"({last}", count=1)
+    for entry, _ in first:
+        oldest_s = max(0.0, time.time() - int(text(entry).partition("-")[0]) / 1000)
+    return Backlog(waiting, in_work, oldest_s)
