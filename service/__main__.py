@@ -49,8 +49,10 @@ def _run_all(port: int, state: Path | None, settings: Settings) -> None:
 
 def _run_api(host: str, port: int, settings: Settings) -> None:
     from service.app import create_app
+    from service.guard import check_listening
     from service.server import Server
 
+    check_listening(settings, host)
     server = Server(create_app(settings), host=host, port=port, log_level="warning")
     server.run()
     if not server.started:

@@ -11,11 +11,14 @@ from fastapi import FastAPI
 from redis.asyncio import Redis as AsyncRedis
 
 from service import errors
+from service.api_keys import KeyRing
+from service.guard import Guard
 from service.jobs import JobStore, connect
 from service.metrics import RequestMetrics
 from service.models import Models
 from service.routes import generate, jobs, meta, metrics, score
 from service.settings import Settings
+from service.submit import PROBLEM
 from service.views import JobReader
 
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
@@ -48,8 +51,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.models = Models(settings.storage)
     app.add_middleware(errors.BodyLimit, limit=settings.body_limit_bytes)
+    app.add_middleware(Guard, keys=KeyRing(settings.api_keys, settings.api_keys_file), settings=settings)
     app.add_middleware(RequestMetrics)
     errors.install(app)
     for route in (generate, score, jobs, meta, metrics):
-        app.include_router(route.router)
+        app.include_router(route.router, responses={401: PROBLEM, 403: PROBLEM})
     return app

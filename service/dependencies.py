@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request, Security
+from fastapi.security import HTTPBearer
 
 from service.jobs import JobStore
 from service.models import Models
@@ -34,3 +35,24 @@ SettingsDep = Annotated[Settings, Depends(_settings)]
 StoreDep = Annotated[JobStore, Depends(_store)]  # blocks: for `def` code, in a thread
 ReaderDep = Annotated[JobReader, Depends(_reader)]
 ModelsDep = Annotated[Models, Depends(_models)]  # reads files: for `def` code, in a thread
+
+# `guard.py` reads the header before any route is asked; this is for the OpenAPI document alone.
+NEEDS_KEY = Security(HTTPBearer(auto_error=False, scheme_name="API key", description="where the service has keys"))
+
+
+def _owner(request: Request, _: Annotated[object, NEEDS_KEY]) -> str:
+    owner: str = request.state.owner
+    return owner
+
+
+OwnerDep = Annotated[str, Depends(_owner)]  # whose the request is
+
+
+async def _own_job(
+    job_id: Annotated[str, Path(max_length=64, description="a job's id")], owner: OwnerDep, reader: ReaderDep
+) -> str:
+    await reader.check_owner(job_id, owner)
+    return job_id
+
+
+OwnJob = Annotated[str, Depends(_own_job)]  # the path's job, which is the asking owner's: UnknownJob for any other

@@ -4,6 +4,8 @@
     ├── BadRequest            422  a label, an option or a file that is not as it must be
     │   ├── KeyReuse               an Idempotency-Key with another request than before
     │   └── NotJson           400
+    ├── NoKey                 401  the API key is missing or not known
+    ├── NotLocal              403  without keys, for a request that does not come over loopback
     ├── NotFound              404
     │   ├── UnknownJob
     │   └── UnknownPicture
@@ -96,6 +98,14 @@ class KeyReuse(BadRequest):
 
 class NotJson(BadRequest):
     status, slug, title = 400, "not-json", "The body is not JSON"
+
+
+class NoKey(ServiceError):
+    status, slug, title = 401, "no-key", "An API key is needed"
+
+
+class NotLocal(ServiceError):
+    status, slug, title = 403, "not-local", "Only for this machine"
 
 
 class NotFound(ServiceError):

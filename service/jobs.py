@@ -148,7 +148,7 @@ class JobStore:
         )
         pipe.expire(job_key(record.id), ttl)
         pipe.sadd(OPEN, record.id)
-        ledger.enter(pipe, record.id, record.created_at, ttl, self.settings.remembered_s)
+        ledger.enter(pipe, record.id, record.owner, record.created_at, ttl, self.settings.remembered_s)
         if asked is not None:
             pipe.set(asked.redis_key, asked.note(record.id), ex=ttl)
         for picture in record.pictures():

@@ -2,9 +2,9 @@
 
 Knows nothing of what jobs hold. Its keys:
 
-    jobs              sorted set  MILLISECONDS-ID of each job, all with score 0, so that they sort by time
-    was:ID            string      the job was there; outlives its results
-    key:HASH          string      job and request that an Idempotency-Key stands for, for the job's lifetime
+    jobs:OWNER        sorted set  MILLISECONDS-ID of each job of an owner, all with score 0, so that they sort by time
+    was:ID            string      the job's owner; outlives its results
+    key:HASH          string      job and request that an owner's Idempotency-Key stands for, for the job's lifetime
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from redis.client import Pipeline
 
 PREFIX = "labelgrid"
-INDEX = f"{PREFIX}:jobs"
 
 
 class KeyReused(ValueError):
@@ -22,14 +21,15 @@ class KeyReused(ValueError):
 
 @dataclass(frozen=True)
 class Asked:
-    """A request that may come twice and is to be one job: the client's key for it, and what it asks for."""
+    """A request that may come twice and is to be one job: whose it is, their key for it, and what it asks for."""
 
+    owner: str
     key: str
     request: str
 
     @property
     def redis_key(self) -> str:
-        return f"{PREFIX}:key:{_hash(self.key)}"
+        return f"{PREFIX}:key:{_hash(f'{self.owner}:{self.key}')}"  # no owner's name has a colon
 
     def note(self, job_id: str) -> str:
         """What Redis keeps under `redis_key`."""
@@ -51,14 +51,20 @@ def was_key(job_id: str) -> str:
     return f"{PREFIX}:was:{job_id}"
 
 
-def enter(pipe: Pipeline, job_id: str, created_at: float, lifetime_s: int, remembered_s: int) -> None:
-    """Puts a job into the index, takes those out that are older than any job can be, and leaves a tombstone.
+def index_key(owner: str) -> str:
+    return f"{PREFIX}:jobs:{owner}"
+
+
+def enter(pipe: Pipeline, job_id: str, owner: str, created_at: float, lifetime_s: int, remembered_s: int) -> None:
+    """Puts a job into its owner's index, takes those out that are older than any job can be, and leaves a tombstone.
 
     A job lives for `lifetime_s` at most; for `remembered_s` more it is known to have been.
     """
-    pipe.zadd(INDEX, {f"{_milliseconds(created_at)}-{job_id}": 0})
-    pipe.zremrangebylex(INDEX, "-", f"({_milliseconds(created_at - lifetime_s)}")
-    pipe.set(was_key(job_id), 1, ex=lifetime_s + remembered_s)
+    index = index_key(owner)
+    pipe.zadd(index, {f"{_milliseconds(created_at)}-{job_id}": 0})
+    pipe.zremrangebylex(index, "-", f"({_milliseconds(created_at - lifetime_s)}")
+    pipe.expire(index, lifetime_s)
+    pipe.set(was_key(job_id), owner, ex=lifetime_s + remembered_s)
 
 
 def _milliseconds(seconds: float) -> str:

@@ -38,6 +38,7 @@ class JobRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
+    owner: str = ""  # whose API key asked for it; "" where there are no keys
     kind: JobKind
     created_at: float  # seconds since 1970
     model: str

@@ -14,7 +14,9 @@ from shared.options import LIMITS
 class Settings(BaseSettings):
     """The service's settings; each field NAME is the environment variable LABELGRID_NAME."""
 
-    model_config = SettingsConfigDict(env_prefix="LABELGRID_", extra="ignore", populate_by_name=True, frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LABELGRID_", extra="ignore", populate_by_name=True, frozen=True, env_ignore_empty=True
+    )
 
     # Where the checkpoints lie: a folder of NAME.safetensors and promoted.json.
     storage: Path = Path("models")
@@ -43,6 +45,16 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     # The port for them, at /metrics; none serves none, 0 takes a free one, which the worker's log names.
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    # API keys, as NAME:HASH with commas or spaces between; `python -m service.api_keys NAME` makes one. With keys set,
+    # here or in a file, every request but those for the page and for health needs one, and jobs are their owner's.
+    api_keys: str = ""
+    # A file with more of them, one a line; read again when it changes.
+    api_keys_file: Path | None = None
+    # Lets the API listen beyond loopback without keys: for everybody who reaches it.
+    allow_no_keys: bool = False
+    # The address under which a container's port is published, where the API itself listens on all: what counts for the
+    # rule that without keys it is loopback only.
+    published_on: str = ""
 
     # Where the network runs: cpu, cuda, cuda:1, or auto for the GPU if there is one.
     device: str = "auto"
@@ -62,3 +74,7 @@ class Settings(BaseSettings):
     stalled_after_s: float = Field(default=120.0, gt=0)
     # A picture that was in a dying worker this often fails its job. The last try is made alone.
     max_deliveries: int = Field(default=3, ge=2)
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self.api_keys.strip()) or self.api_keys_file is not None

@@ -17,7 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from service.dependencies import ModelsDep, ReaderDep, SettingsDep, StoreDep
+from service.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
 from service.errors import BadRequest, JobCancelled, JobFailed, KeyReuse, NoWorker, Problem, QueueFull
 from service.jobs import TERMINAL, JobStore, new_id
 from service.ledger import Asked, KeyReused
@@ -108,6 +108,7 @@ class Submitter:
     models: Models
     wishes: Wishes
     idempotency_key: str | None
+    owner: str
 
     async def model(self, name: str | None) -> CheckpointInfo:
         return await run_in_threadpool(self.models.find, name)
@@ -126,6 +127,7 @@ class Submitter:
         await self._check_room(info.digest, len(labels) * repeats)
         record = JobRecord(
             id=new_id(),
+            owner=self.owner,
             kind=kind,
             created_at=time.time(),
             model=info.name,
@@ -158,7 +160,7 @@ class Submitter:
         if self.idempotency_key is None:
             return None
         given = fields.model_dump(mode="json", exclude={"labels", "conditions"})
-        return Asked(self.idempotency_key, json.dumps([kind, labels, given], sort_keys=True))
+        return Asked(self.owner, self.idempotency_key, json.dumps([kind, labels, given], sort_keys=True))
 
     async def _in_store(self, method: Callable[..., str | None], *arguments: Any) -> str | None:
         try:
@@ -191,13 +193,14 @@ def _submitter(
     store: StoreDep,
     reader: ReaderDep,
     models: ModelsDep,
+    owner: OwnerDep,
     wishes: Annotated[Wishes, Depends(read_wishes)],
     idempotency_key: Annotated[
         str | None,
         Header(min_length=1, max_length=200, description="sent again with the same request, it gives the same job"),
     ] = None,
 ) -> Submitter:
-    return Submitter(settings, store, reader, models, wishes, idempotency_key)
+    return Submitter(settings, store, reader, models, wishes, idempotency_key, owner)
 
 
 SubmitterDep = Annotated[Submitter, Depends(_submitter)]

@@ -20,7 +20,7 @@ from service.redis_server import RedisServer, die_with_parent
 
 log = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"  # loopback only: this way of running has no keys and no limits per client
+HOST = "127.0.0.1"  # loopback only, where no keys are needed
 READY_TIMEOUT_S = 180.0  # loading torch and the model from a slow disk
 LOOK_AGAIN_S = 0.1  # between two looks at the children
 STOP_TIMEOUT_S = 10.0  # a child that takes longer is killed

@@ -26,7 +26,7 @@ from service.jobs import (
     verdicts_key,
     worker_key,
 )
-from service.ledger import INDEX, id_of, was_key
+from service.ledger import id_of, index_key, was_key
 from service.records import JobRecord, JobResult, Verdict
 from service.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Progress, Repeat, ScoreResult, Summary
 
@@ -65,10 +65,16 @@ class JobReader:
             return ExpiredJob(f"the results of job {job_id!r} are over: they are kept for a limited time")
         return UnknownJob(f"there is no job {job_id!r}")
 
-    async def page(self, limit: int, cursor: str | None) -> JobPage:
-        """Up to `limit` jobs, newest first, after those that a page with `next` = `cursor` ended with."""
+    async def check_owner(self, job_id: str, owner: str) -> None:
+        """UnknownJob for a job of somebody else, as for one that never was."""
+        whose = await self.connection.get(was_key(job_id))
+        if whose is None or text(whose) != owner:
+            raise UnknownJob(f"there is no job {job_id!r}")
+
+    async def page(self, owner: str, limit: int, cursor: str | None) -> JobPage:
+        """Up to `limit` jobs of an owner, newest first, after those that a page with `next` = `cursor` ended with."""
         last = f"({cursor}" if cursor else "+"
-        found: Any = await self.connection.zrevrangebylex(INDEX, last, "-", start=0, num=limit + 1)
+        found: Any = await self.connection.zrevrangebylex(index_key(owner), last, "-", start=0, num=limit + 1)
         members = [text(raw) for raw in found]
         async with self.connection.pipeline(transaction=True) as pipe:
             for member in members[:limit]:

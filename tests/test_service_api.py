@@ -199,8 +199,8 @@ def test_a_form_that_is_no_form(client: httpx.Client, alive: JobStore) -> None:
         ("GET", "/jobs/nobody", 404, "unknown-job"),
         ("GET", "/jobs/nobody/grid.png", 404, "unknown-job"),
         ("GET", "/jobs/nobody/images/0.png", 404, "unknown-job"),
-        ("GET", "/jobs/nobody/images/-1.png", 422, "invalid-request"),
-        ("GET", "/jobs/nobody/images/one.png", 422, "invalid-request"),
+        ("GET", "/jobs/nobody/images/-1.png", 404, "unknown-job"),
+        ("GET", "/jobs/nobody/images/one.png", 404, "unknown-job"),
         ("DELETE", "/jobs/nobody", 404, "unknown-job"),
         ("GET", "/nowhere", 404, "not-found"),
         ("PUT", "/generate", 405, "method-not-allowed"),
@@ -301,6 +301,8 @@ def test_prefer_respond_async(client: httpx.Client, alive: JobStore) -> None:
     assert problem(client.get(f"/jobs/{job['id']}/grid.png"), 409, "not-ready")["job_status"] == "queued"
     problem(client.get(f"/jobs/{job['id']}/images/1.png"), 409, "not-ready")
     problem(client.get(f"/jobs/{job['id']}/images/2.png"), 404, "unknown-picture")
+    for index in ("-1", "one"):
+        problem(client.get(f"/jobs/{job['id']}/images/{index}.png"), 422, "invalid-request")
 
 
 def test_prefer_wait(client: httpx.Client, alive: JobStore) -> None:

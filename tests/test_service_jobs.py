@@ -10,7 +10,7 @@ from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
 from service.jobs import OPEN, JobStore, events_key, job_key, new_id, png_key, stream_key, verdicts_key
-from service.ledger import INDEX, Asked, KeyReused, id_of, was_key
+from service.ledger import Asked, KeyReused, id_of, index_key, was_key
 from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
 from service.stream import GROUP, Claim, PictureStream
@@ -223,14 +223,14 @@ def test_an_entry_that_is_no_picture_is_thrown_away(store: JobStore, a: PictureS
 
 
 def test_of_requests_with_one_key_that_come_at_once_one_makes_the_job(store: JobStore, connection: Redis) -> None:
-    asked = Asked("key", "request")
+    asked = Asked("", "key", "request")
     with ThreadPoolExecutor(8) as pool:
         ids = set(pool.map(lambda _: store.create(record(), asked), range(8)))
     assert len(ids) == 1
     assert connection.scard(OPEN) == 1
     assert connection.xlen(stream_key(DIGEST)) == 2
     with pytest.raises(KeyReused):
-        store.create(record(), Asked("key", "another request"))
+        store.create(record(), Asked("", "key", "another request"))
     assert connection.scard(OPEN) == 1
 
 
@@ -239,7 +239,7 @@ def test_the_index_forgets_what_is_older_than_any_job(store: JobStore, connectio
     old, young = record(created_at=time.time() - lifetime_s - 2), record(created_at=time.time() - lifetime_s + 60)
     for job in (old, young, record()):
         store.create(job)
-    members = [raw.decode() for raw in connection.zrange(INDEX, 0, -1)]
+    members = [raw.decode() for raw in connection.zrange(index_key(""), 0, -1)]
     assert [id_of(member) for member in members][:1] == [young.id]
     assert len(members) == 2
 

@@ -1,4 +1,4 @@
-"""/jobs and /jobs/...: all jobs, a job, its grid and its pictures, and its cancelling."""
+"""/jobs and /jobs/...: one's own jobs, a job, its grid and its pictures, and its cancelling."""
 
 from typing import Annotated, Any
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from service.dependencies import ReaderDep, StoreDep
+from service.dependencies import OwnerDep, OwnJob, ReaderDep, StoreDep
 from service.errors import JobEnded
 from service.events import is_told, job_events
 from service.schemas import Job, JobPage
@@ -14,7 +14,6 @@ from service.submit import PNG, PROBLEM
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-JobId = Annotated[str, Path(max_length=64, description="a job's id")]
 LastEventId = Annotated[
     str,
     Header(
@@ -32,8 +31,9 @@ PICTURE_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("", responses={422: PROBLEM}, summary="All jobs, newest first")
+@router.get("", responses={422: PROBLEM}, summary="One's own jobs, newest first")
 async def list_jobs(
+    owner: OwnerDep,
     reader: ReaderDep,
     limit: Annotated[int, Query(ge=1, le=100, description="jobs of one page")] = 20,
     cursor: Annotated[
@@ -41,16 +41,16 @@ async def list_jobs(
     ] = None,
 ) -> JobPage:
     """A page of jobs without their results. Jobs that come meanwhile do not shift the pages that follow."""
-    return await reader.page(limit, cursor)
+    return await reader.page(owner, limit, cursor)
 
 
 @router.get("/{job_id}", responses={**GONE, 422: PROBLEM}, summary="A job as it stands")
-async def read_job(job_id: JobId, reader: ReaderDep) -> Job:
+async def read_job(job_id: OwnJob, reader: ReaderDep) -> Job:
     return await reader.job(job_id)
 
 
 @router.delete("/{job_id}", responses={**GONE, 409: PROBLEM, 422: PROBLEM}, summary="Cancel a job")
-async def cancel_job(job_id: JobId, reader: ReaderDep, store: StoreDep) -> Job:
+async def cancel_job(job_id: OwnJob, reader: ReaderDep, store: StoreDep) -> Job:
     """Ends a queued or running job: workers drop its pictures at their next step. Those already made stay."""
     cancelled = await run_in_threadpool(store.cancel, job_id)
     job = await reader.job(job_id)
@@ -71,7 +71,7 @@ async def cancel_job(job_id: JobId, reader: ReaderDep, store: StoreDep) -> Job:
     summary="What happens to a job, as it happens",
 )
 async def read_events(
-    request: Request, job_id: JobId, reader: ReaderDep, last_event_id: LastEventId = "0-0"
+    request: Request, job_id: OwnJob, reader: ReaderDep, last_event_id: LastEventId = "0-0"
 ) -> Response:
     """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/jobs.md says what they hold."""
     if await is_told(reader, job_id, last_event_id):
@@ -82,12 +82,12 @@ async def read_events(
 
 
 @router.get("/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="All pictures in one")
-async def read_grid(job_id: JobId, reader: ReaderDep) -> Response:
+async def read_grid(job_id: OwnJob, reader: ReaderDep) -> Response:
     """The grid of a finished job; of a /score job, that of the best repeat."""
     return Response(await reader.grid(job_id), media_type="image/png")
 
 
 @router.get("/{job_id}/images/{index}.png", response_class=Response, responses=PICTURE_RESPONSES, summary="A picture")
-async def read_image(job_id: JobId, index: Index, reader: ReaderDep) -> Response:
+async def read_image(job_id: OwnJob, index: Index, reader: ReaderDep) -> Response:
     """A picture as soon as it is made, also while the job runs."""
     return Response(await reader.image(job_id, index), media_type="image/png")

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi.concurrency import run_in_threadpool
 
-from service.dependencies import ModelsDep, ReaderDep
+from service.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
 from service.errors import NoWorker
 from service.schemas import Health, Labels, Model, ModelList, Ready
 from service.submit import PROBLEM
@@ -13,7 +13,9 @@ from service.submit import PROBLEM
 router = APIRouter(tags=["service"])
 
 
-@router.get("/labels", responses={422: PROBLEM, 503: PROBLEM}, summary="The labels that a model knows")
+@router.get(
+    "/labels", dependencies=[NEEDS_KEY], responses={422: PROBLEM, 503: PROBLEM}, summary="The labels that a model knows"
+)
 def read_labels(
     models: ModelsDep, model: Annotated[str | None, Query(description="a model's name; null is the default")] = None
 ) -> Labels:
@@ -21,7 +23,7 @@ def read_labels(
     return Labels(model=info.name, labels=list(info.vocabulary))
 
 
-@router.get("/models", summary="The models that there are")
+@router.get("/models", dependencies=[NEEDS_KEY], summary="The models that there are")
 def read_models(models: ModelsDep) -> ModelList:
     listing = models.listing()
     return ModelList(

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError, ResponseError
 
 from service import metrics
-from service.dependencies import ModelsDep, ReaderDep
+from service.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
 from service.jobs import OPEN, stream_key, text
 from service.stream import GROUP
 from service.views import JobReader
@@ -28,7 +28,7 @@ class Backlog:
     oldest_s: float
 
 
-@router.get("/metrics", response_class=PlainTextResponse, summary="Metrics for Prometheus")
+@router.get("/metrics", dependencies=[NEEDS_KEY], response_class=PlainTextResponse, summary="Metrics for Prometheus")
 async def read_metrics(models: ModelsDep, reader: ReaderDep) -> PlainTextResponse:
     """Workers serve theirs on ports of their own."""
     denoisers = (await run_in_threadpool(models.listing)).denoisers

@@ -1,0 +1,88 @@
+"""Who may come in, before any route is asked: what is not public needs a key, or comes from this very machine.
+
+ASGI middleware. Knows no route but the public ones, so that a new one is closed until somebody opens it here.
+"""
+
+import ipaddress
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api_keys import NOBODY, KeyRing
+from service.errors import NoKey, NotLocal, ServiceError, from_service_error
+from service.settings import Settings
+
+PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
+METRICS = "/metrics"  # figures only: without keys Prometheus may ask for them by any name of this host
+PUBLIC_FOLDERS = ("/static/",)  # the page and what belongs to it
+CHALLENGE = 'Bearer realm="labelgrid"'
+
+
+class Exposed(RuntimeError):
+    """The API would be open to everybody who reaches this machine."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as a name or address, is this machine itself."""
+    host = host.strip("[]").lower().rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_listening(settings: Settings, host: str) -> None:
+    """Exposed if the API would listen on `host` for everybody without asking for keys."""
+    if settings.has_keys or settings.allow_no_keys or is_loopback(settings.published_on or host):
+        return
+    raise Exposed(
+        f"without API keys the API listens on loopback only, not on {settings.published_on or host}: set "
+        "LABELGRID_API_KEYS (python -m service.api_keys makes one), or LABELGRID_ALLOW_NO_KEYS=1 to let everybody in"
+    )
+
+
+def is_public(path: str) -> bool:
+    return path in PUBLIC or path.startswith(PUBLIC_FOLDERS)
+
+
+class Guard:
+    """Puts the owner that a request's key stands for into its state, or answers it as a problem."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, settings: Settings) -> None:
+        self.app, self.keys, self.settings = app, keys, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not is_public(scope["path"]):
+            try:
+                scope.setdefault("state", {})["owner"] = self._owner(scope)
+            except ServiceError as error:
+                await from_service_error(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _owner(self, scope: Scope) -> str:
+        headers = Headers(scope=scope)
+        if not self.keys.enabled:
+            if not self.settings.allow_no_keys and scope["path"] != METRICS:
+                self._check_local(scope, headers.get("host"))
+            return NOBODY
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise NoKey("send your API key as `Authorization: Bearer KEY`", headers={"WWW-Authenticate": CHALLENGE})
+        owner = self.keys.owner_of(key.strip())
+        if owner is None:
+            challenge = f'{CHALLENGE}, error="invalid_token"'
+            raise NoKey("the API key is not known", headers={"WWW-Authenticate": challenge})
+        return owner
+
+    def _check_local(self, scope: Scope, host: str | None) -> None:
+        """NotLocal for a request that comes to another address, or by another name: a foreign page whose name was made
+        to point to loopback (DNS rebinding) could else use the service from the visitor's browser."""
+        address, port = scope.get("server") or (None, None)  # a unix socket has no port
+        if address and port is not None and not self.settings.published_on and not is_loopback(address):
+            raise NotLocal("without API keys the service answers on loopback only")
+        name = host and (host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host)
+        if name and not is_loopback(name):
+            raise NotLocal(f"without API keys the service answers as localhost only, not as {name!r}")
