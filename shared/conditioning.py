@@ -43,6 +43,31 @@ class LabelChannels(nn.Module):
         return labels.new_zeros(B, self.embedding), labels.new_zeros(B, K, self.embedding)
 
 
+class PositionMap(nn.Module):
+    """Labels at their positions: a learned vector for each, spread as a Gaussian around it and added up.
+
+    Starts at zero. A position far outside (`layouts.OUTSIDE`) adds nothing.
+    """
+
+    SPREAD = 0.045  # standard deviation in fractions of the picture's side: about an object's half-width
+
+    def __init__(self, num_labels: int, channels: int) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(torch.zeros(num_labels, channels))
+
+    def forward(self, labels: Tensor, positions: Tensor, height: int, width: int) -> Tensor:
+        """labels (B, K), positions (B, K, 2) -> (B, C, H, W)."""
+        at = positions.float()
+        across = self._bump(at[..., 0], width)  # (B, K, W)
+        down = self._bump(at[..., 1], height) * labels[..., None]  # (B, K, H)
+        columns = down[..., None] * self.vectors[:, None, :]  # (B, K, H, C)
+        return torch.einsum("bkhc,bkw->bchw", columns, across)
+
+    def _bump(self, centre: Tensor, cells: int) -> Tensor:
+        middles = (torch.arange(cells, device=centre.device) + 0.5) / cells
+        return torch.exp(-0.5 * ((middles - centre[..., None]) / self.SPREAD) ** 2)
+
+
 CONDITIONINGS: dict[ConditioningName, type[LabelEmbedding] | type[LabelChannels]] = {
     "embedding": LabelEmbedding,
     "channels": LabelChannels,

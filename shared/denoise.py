@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from shared.layouts import Layouts, with_positions
 from shared.options import PredictionName, SamplingOptions
 from shared.samplers import Table, make_table
 
@@ -32,7 +33,8 @@ class Network(Protocol):
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
         """x (B, C, H, W) float32, t (B,) int64, labels (B, K) float32, keep (B,) bool -> eps_hat or v_hat (B, C, H, W).
 
-        keep False means that this row's labels are dropped (the null condition).
+        keep False means that this row's labels are dropped (the null condition). A network with positions takes labels
+        (B, K, 3), multi-hot and position.
         """
 
 
@@ -41,7 +43,7 @@ class Row:
     """One picture on its way from noise: its own table, step, labels, guidance and random numbers."""
 
     x: Tensor  # (C, H, W) float32, on the stepper's device; the picture, in about [-1, 1], once `done`
-    labels: Tensor  # (K,) float32 multi-hot, on the stepper's device
+    labels: Tensor  # (K,) float32 multi-hot, or (K, 3) with positions, on the stepper's device
     options: SamplingOptions
     table: Table
     generator: torch.Generator  # on the CPU, so that a seed gives the same noise on any device
@@ -68,6 +70,7 @@ class Stepper:
     `network`: see `Network`, in eval mode and on `device`. `alpha_bar`: (T,) float64, `prediction`: what the network
     predicts. `dtype`: autocast to it, or None for float32. A network call has at most `max_rows` rows; with `pad_to`,
     it has one of these sizes, filled up with rows that are thrown away (for compiled networks and CUDA graphs).
+    `layouts`: where objects are put, for a network that is told positions.
     `network_rows` counts the rows asked of the network so far, without filling.
     """
 
@@ -81,23 +84,29 @@ class Stepper:
         dtype: torch.dtype | None = None,
         max_rows: int = 64,
         pad_to: Sequence[int] | None = None,
+        layouts: Layouts | None = None,
     ) -> None:
         if max_rows < 1 or (pad_to is not None and max(pad_to, default=0) != max_rows):
             raise ValueError(f"max_rows must be at least 1 and the largest of pad_to, got {max_rows} and {pad_to}")
         self.network, self.device, self.dtype = network, torch.device(device), dtype
         self.max_rows, self.pad_to = max_rows, sorted(pad_to or ())
-        self.network_rows = 0
+        self.layouts, self.network_rows = layouts, 0
         self.T = len(alpha_bar)
         self._to_x0 = _prediction_coefficients(alpha_bar, prediction)
         self._table: Callable[[SamplingOptions], Table] = lru_cache(128)(lambda o: make_table(o, alpha_bar))
 
     def new_row(self, labels: Tensor | Sequence[float], options: SamplingOptions, seed: int) -> Row:
-        """A picture yet to be made: noise from `seed`; labels (K,) multi-hot. ValueError for another number of them."""
+        """A picture yet to be made: noise and, where the network knows positions, the arrangement come from `seed`.
+
+        labels (K,) multi-hot; ValueError for another number of them.
+        """
         labels = torch.as_tensor(labels, dtype=torch.float32, device=self.device)
         if labels.shape != (self.network.num_labels,):
             raise ValueError(f"labels have shape {tuple(labels.shape)}, the network takes ({self.network.num_labels},)")
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(self.network.image_shape, generator=generator).to(self.device)
+        if self.layouts is not None:
+            labels = with_positions(labels, self.layouts.draw(labels, generator).to(self.device))
         return Row(x, labels, options, self._table(options), generator)
 
     @torch.inference_mode()

@@ -13,6 +13,7 @@ from torch import Tensor
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, load
 from shared.denoise import Stepper
 from shared.device import autocast_dtype
+from shared.layouts import Layouts
 from shared.options import PredictionName, SamplingOptions, default_options
 from shared.schedules import alpha_bar
 from shared.unet import NetworkConfig, UNet
@@ -26,6 +27,7 @@ class Denoiser:
     network: UNet  # in eval mode
     alpha_bar: Tensor  # (T,) float64
     prediction: PredictionName
+    layouts: Layouts | None  # where objects are put, of a network that is told positions
     options: SamplingOptions  # how it is sampled where nothing else is asked
 
     @property
@@ -37,7 +39,7 @@ class Denoiser:
         device = next(self.network.parameters()).device
         return Stepper(
             self.network, self.alpha_bar, self.prediction,
-            device=device, dtype=autocast_dtype(device), max_rows=max_rows, pad_to=pad_to,
+            device=device, dtype=autocast_dtype(device), max_rows=max_rows, pad_to=pad_to, layouts=self.layouts,
         )  # fmt: skip
 
 
@@ -55,13 +57,15 @@ def load_denoiser(path: Path, *, device: str | torch.device = "cpu") -> Denoiser
         options = default_options(info.config)
         if prediction not in get_args(PredictionName) or config.num_labels != len(info.vocabulary):
             raise ValueError("prediction or number of labels does not fit")
+        layouts = Layouts(state.pop("layouts").float()) if config.positions else None
         network = UNet(config)
         network.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # torch lists every tensor, on many lines
         raise CheckpointError(path.name, f"configuration and weights do not fit: {reason}") from error
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Denoiser(info, Vocabulary(info.vocabulary), network, schedule, cast(PredictionName, prediction), options)
+    vocabulary, known = Vocabulary(info.vocabulary), cast(PredictionName, prediction)
+    return Denoiser(info, vocabulary, network, schedule, known, layouts, options)
 
 
 def _base_weights(path: Path, base: Mapping[str, str]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.conditioning import CONDITIONINGS, LabelChannels, LabelEmbedding
+from shared.conditioning import CONDITIONINGS, LabelChannels, LabelEmbedding, PositionMap
 from shared.options import ConditioningName
 
 Positive = Annotated[int, Field(ge=1)]
@@ -35,6 +35,7 @@ class NetworkConfig(BaseModel):
     head_channels: Positive = 64
     embedding: Positive = 256
     conditioning: ConditioningName = "embedding"
+    positions: bool = False  # the network is told where each label's object stands (`shared/layouts.py`)
 
     def model_post_init(self, _: object) -> None:
         if not self.channels:
@@ -150,7 +151,10 @@ def time_features(t: Tensor, dim: int) -> Tensor:
 
 
 class UNet(nn.Module):
-    """(x, t, labels, keep) -> prediction of x's shape; labels of rows with keep False are dropped."""
+    """(x, t, labels, keep) -> prediction of x's shape; labels of rows with keep False are dropped.
+
+    labels: (B, K) multi-hot; where the network knows positions (B, K, 3), multi-hot and position, or (B, K) for none.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -162,6 +166,7 @@ class UNet(nn.Module):
         self.conditioning: LabelEmbedding | LabelChannels = CONDITIONINGS[config.conditioning](config.num_labels, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.stem = Conv(pixels + self.conditioning.input_channels, c[0])
+        self.stem_positions = PositionMap(config.num_labels, c[0]) if config.positions else None
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         for i, blocks in enumerate(config.encoder_blocks):
             self.encoder.append(Level([(c[i], c[i])] * blocks, config, config.attention[i]))
@@ -176,13 +181,16 @@ class UNet(nn.Module):
         self.head = Conv(c[0], pixels, zero=True)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        labels = labels * keep[:, None]  # (B, K)
+        positions = labels[..., 1:] if labels.ndim == 3 else None  # (B, K, 2)
+        labels = (labels if positions is None else labels[..., 0]) * keep[:, None]  # (B, K)
         label_embedding, tokens = self.conditioning(labels, keep)
         embedding = F.silu(self.time(time_features(t, self.config.embedding)) + label_embedding)
         h = F.pixel_unshuffle(x, self.config.block)
         if extra := self.conditioning.input_channels:
             h = torch.cat([h, labels[:, :extra, None, None].expand(-1, -1, *h.shape[2:])], 1)
         h = self.stem(h.contiguous(memory_format=torch.channels_last))
+        if self.stem_positions is not None and positions is not None:
+            h = h + self.stem_positions(labels, positions, *h.shape[2:])
         skips = []
         for level, down in zip(self.encoder, self.down, strict=True):
             h = self._run(level, h, embedding, tokens)

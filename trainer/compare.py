@@ -35,7 +35,7 @@ from trainer.train_command import Watcher, check_config
 # The shipped network and optimizer with the report's objective: EDM's weight and log-normal noise levels take most of
 # the schedule's influence away, so schedules are compared without them. The average starts early, as runs are short.
 BASE: Final = TrainConfig(
-    schedule="sigmoid", prediction="eps", loss_weight="none", noise_levels="uniform", ema_start=200
+    schedule="sigmoid", prediction="eps", loss_weight="none", noise_levels="uniform", positions=False, ema_start=200
 )
 # Name -> what it changes; `network` is merged, all else replaced.
 VARIANTS: Final[dict[str, dict[str, Any]]] = {

@@ -22,6 +22,9 @@ class TrainConfig(BaseModel):
     image_size: Count = 64
     fit: Fit = "squeeze"
     schedule: ScheduleName = "cosine"
+    # Tell the network where objects are, of data sets that have a positions.json, but for a share of the pictures
+    positions: bool = True
+    position_dropout: Share = 0.1
     timesteps: Annotated[int, Field(ge=2)] = 1000  # T
     prediction: PredictionName = "v"
     # The loss on eps or v as it is, weighed by min-SNR (Hang et al. 2023), by EDM's weight (Karras et al. 2022), or by
@@ -60,6 +63,7 @@ REPORT: Final = TrainConfig(
     },
     image_size=32,
     fit="pad",
+    positions=False,
     schedule="sigmoid",
     prediction="eps",
     loss_weight="none",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
+from shared.layouts import OUTSIDE
 from shared.vocabulary import Vocabulary, read_train_file
-from trainer.config import Fit
+from trainer.config import Fit, TrainConfig
 from trainer.errors import TrainerError
 
 PICTURE_FOLDERS = ("iclevr", "images", ".")
@@ -26,6 +28,7 @@ class Dataset:
     vocabulary: Vocabulary
     images: Tensor  # (N, 3, S, S) uint8
     labels: Tensor  # (N, K) float32 multi-hot
+    positions: Tensor | None = None  # (N, K, 2) float32, see `shared/layouts.py`; None where the folder has none
 
     def __len__(self) -> int:
         return len(self.images)
@@ -87,7 +90,43 @@ def load_dataset(
         np.save(temporary, images)
         os.replace(temporary, cache)
     labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
-    return Dataset(vocabulary, torch.from_numpy(np.load(cache)), labels)
+    positions = read_positions(folder / "positions.json", train, vocabulary)
+    if positions is not None and fit == "pad":
+        with Image.open(pictures / names[0]) as picture:
+            positions = _padded(positions, picture.width, picture.height)
+    return Dataset(vocabulary, torch.from_numpy(np.load(cache)), labels, positions)
+
+
+def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> Tensor | None:
+    """positions.json: picture -> [x, y] of each object, in the order of train.json's labels. (N, K, 2) float32.
+
+    `OUTSIDE` for absent labels; None where there is no such file, TrainerError where it does not fit.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = TypeAdapter(dict[str, list[tuple[FiniteFloat, FiniteFloat]]]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise TrainerError(f"{path}: {error.errors()[0]['msg']}; it maps each picture to its [x, y] pairs") from error
+    positions = torch.full((len(train), len(vocabulary), 2), OUTSIDE)
+    for i, (name, labels) in enumerate(train.items()):
+        if len(content.get(name, ())) != len(labels):
+            raise TrainerError(f'{path}: picture "{name}" has not one [x, y] for each of its {len(labels)} labels')
+        for label, point in zip(labels, content[name], strict=True):
+            positions[i, vocabulary.index(label)] = torch.tensor(point)
+    return positions
+
+
+def _padded(positions: Tensor, width: int, height: int) -> Tensor:
+    """Fractions of a width x height picture as fractions of the square that `to_square` pads it to."""
+    side = max(width, height)
+    inside = (positions * torch.tensor([width, height]) + torch.tensor([side - width, side - height]) // 2) / side
+    return inside.where(positions != OUTSIDE, positions)
+
+
+def positions_told(config: TrainConfig, dataset: Dataset) -> Tensor | None:
+    """The data set's positions, if there are any and the run tells them to its network."""
+    return dataset.positions if config.positions else None
 
 
 def merge(datasets: list[Dataset]) -> Dataset:
@@ -95,7 +134,13 @@ def merge(datasets: list[Dataset]) -> Dataset:
     first = datasets[0]
     if any(other.vocabulary != first.vocabulary for other in datasets[1:]):
         raise TrainerError("the folders' objects.json differ; a network has one vocabulary")
-    return Dataset(first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]))
+    positions = [d.positions for d in datasets if d.positions is not None]
+    if positions and len(positions) < len(datasets):
+        raise TrainerError("some of the folders have a positions.json and some have not")
+    return Dataset(
+        first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]),
+        torch.cat(positions) if positions else None,
+    )  # fmt: skip
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class GuidedTarget(DenoisingLoss):
 def guided(
     dataset: Dataset, config: TrainConfig, teacher: Denoiser, guidance: float, device: torch.device
 ) -> Denoising:
-    return Denoising(dataset, GuidedTarget(config, teacher, guidance, device))
+    return Denoising(dataset, GuidedTarget(config, teacher, guidance, device), config)
 
 
 class Trajectories:
@@ -134,7 +134,7 @@ def trajectories(
     first x0_hat against x0. `options.steps` must be a multiple of `steps`, and the sampler deterministic.
     """
     rows = [stepper.new_row(one, options, seed) for one, seed in zip(labels, seeds, strict=True)]
-    each = options.steps // steps
+    conditions, each = torch.stack([row.labels for row in rows]), options.steps // steps
     levels = [alpha_bar[t] for t in rows[0].table.t[::each]] + [torch.ones((), dtype=torch.float64)]
     parts: list[dict[str, Tensor]] = []
     for k in range(steps):
@@ -148,7 +148,9 @@ def trajectories(
         b = levels[k + 1].sqrt() - a * levels[k].sqrt()
         x0 = (end - float(a) * start) / float(b)
         error = (first - x0).square().mean((1, 2, 3))
-        parts.append({"x": start.half(), "t": t.expand(len(rows)), "labels": labels, "x0": x0.half(), "error": error})
+        parts.append(
+            {"x": start.half(), "t": t.expand(len(rows)), "labels": conditions, "x0": x0.half(), "error": error}
+        )
     return {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
 
 

@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from shared.layouts import OUTSIDE, with_positions
 from trainer.config import TrainConfig
-from trainer.data import Dataset, to_float
+from trainer.data import Dataset, positions_told, to_float
 
 
 def noise_level_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
@@ -97,8 +98,9 @@ class Objective(Protocol):
 class Denoising:
     """The objective of training: pictures of a data set, noised."""
 
-    def __init__(self, dataset: Dataset, loss: DenoisingLoss) -> None:
-        self.dataset, self.loss = dataset, loss
+    def __init__(self, dataset: Dataset, loss: DenoisingLoss, config: TrainConfig) -> None:
+        self.dataset, self.loss, self.position_dropout = dataset, loss, config.position_dropout
+        self.positions = positions_told(config, dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -106,7 +108,11 @@ class Denoising:
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
         t, eps, keep = self.loss.draw(len(index), tuple(self.dataset.images.shape[1:]), generator)
         mine = index[share]
-        return [to_float(self.dataset.images[mine]), self.dataset.labels[mine], t[share], eps[share], keep[share]]
+        labels = self.dataset.labels[mine]
+        if self.positions is not None:
+            known = torch.rand(len(index), 1, 1, generator=generator)[share] >= self.position_dropout
+            labels = with_positions(labels, self.positions[mine].where(known, torch.tensor(OUTSIDE)))
+        return [to_float(self.dataset.images[mine]), labels, t[share], eps[share], keep[share]]
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         return self.loss(network, *inputs)

@@ -1,4 +1,7 @@
-"""Writes rendered pictures in the data set's own layout: iclevr/CLEVR_train_NNNNNN_K.png and the label files."""
+"""Writes rendered pictures in the data set's own layout: iclevr/CLEVR_train_NNNNNN_K.png and the label files.
+
+Beside them positions.json: where each picture's objects are, in the order of its labels.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +21,7 @@ from rich.progress import Progress
 from shared.vocabulary import ICLEVR
 from trainer.errors import TrainerError
 from trainer.render import render, squeeze
-from trainer.scene import SceneObject, place
+from trainer.scene import SceneObject, picture_position, place
 
 BATCH = 64  # scenes rendered together: enough for two cores, little enough for a moving bar
 NAME = re.compile(r"CLEVR_train_(\d{6})_(\d)\.png")
@@ -56,8 +60,18 @@ def scene_objects(labels: list[str], rng: np.random.Generator) -> list[SceneObje
     return place([(color, shape) for color, shape in (label.split() for label in labels)], rng)
 
 
-def _pictures(scenes: Scenes, seed: int, size: int | None) -> Iterator[list[tuple[str, list[str], NDArray[np.uint8]]]]:
-    """Batches of (file name, labels, picture): every scene with one object, then two, up to all of its labels."""
+@dataclass(frozen=True)
+class Picture:
+    """One rendered picture."""
+
+    name: str  # of its file
+    labels: list[str]
+    positions: list[tuple[float, float]]  # of its objects' centres, fractions of width and height, at most 4 digits
+    pixels: NDArray[np.uint8]
+
+
+def _pictures(scenes: Scenes, seed: int, size: int | None) -> Iterator[list[Picture]]:
+    """Batches of pictures: every scene with one object, then two, up to all of its labels."""
     numbered = enumerate(scenes.items())
     while batch := list(itertools.islice(numbered, BATCH)):
         names, labels, objects = [], [], []
@@ -68,7 +82,12 @@ def _pictures(scenes: Scenes, seed: int, size: int | None) -> Iterator[list[tupl
                 labels.append(scene[: k + 1])
                 objects.append(placed[: k + 1])
         pictures = render(objects) if size is None else squeeze(render(objects, samples=1), size)
-        yield list(zip(names, labels, pictures, strict=True))
+        positions = [[_rounded(picture_position(one)) for one in placed] for placed in objects]
+        yield [Picture(*parts) for parts in zip(names, labels, positions, pictures, strict=True)]
+
+
+def _rounded(position: tuple[float, float]) -> tuple[float, float]:
+    return round(position[0], 4), round(position[1], 4)
 
 
 def _save(path: Path, picture: NDArray[np.uint8]) -> None:
@@ -96,16 +115,19 @@ def write_folder(out: Path, scenes: Scenes, *, seed: int, size: int | None, prog
     folder = out / "iclevr"
     folder.mkdir(parents=True, exist_ok=True)
     train: dict[str, list[str]] = {}
+    positions: dict[str, list[tuple[float, float]]] = {}
     task = progress.add_task("rendering", total=sum(map(len, scenes.values()))) if progress else None
     with ThreadPoolExecutor(2) as pool:
         for batch in _pictures(scenes, seed, size):
-            train.update({name: labels for name, labels, _ in batch})
-            list(pool.map(lambda item: _save(folder / item[0], item[2]), batch))
+            train.update({picture.name: picture.labels for picture in batch})
+            positions.update({picture.name: picture.positions for picture in batch})
+            list(pool.map(lambda picture: _save(folder / picture.name, picture.pixels), batch))
             if progress and task is not None:
                 progress.advance(task, len(batch))
     mixed, full = held_out_lists(scenes, seed)
     write_label_file(out / "objects.json", {name: i for i, name in enumerate(ICLEVR.names)})
     write_label_file(out / "train.json", train)
+    write_label_file(out / "positions.json", positions)
     write_label_file(out / "test.json", mixed)
     write_label_file(out / "new_test.json", full)
     return len(train)

@@ -48,6 +48,14 @@ def camera_axes() -> tuple[Floats, Floats, Floats]:
     return forward, right, np.cross(right, forward)
 
 
+def picture_position(placed: SceneObject) -> tuple[float, float]:
+    """Where the object's centre is seen: fractions of the picture's width and height, from its upper left corner."""
+    forward, right, up = camera_axes()
+    centre = np.array([placed.x, placed.y, RADIUS]) - CAMERA
+    reach = centre @ forward * TAN_HALF_FOV
+    return float(0.5 + 0.5 * (centre @ right) / reach), float(0.5 - 0.5 * (centre @ up) / (reach / ASPECT))
+
+
 def _fits(placed: list[SceneObject], x: float, y: float) -> bool:
     """CLEVR's placement rules: inside the frame, apart from others, also along both camera axes on the ground."""
     forward, right, up = camera_axes()

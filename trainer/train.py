@@ -20,12 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shared.checkpoint import publish
 from shared.device import autocast_dtype
+from shared.layouts import Layouts
 from shared.schedules import alpha_bar as make_alpha_bar
 from shared.unet import NetworkConfig, UNet
 from shared.vocabulary import Vocabulary
 from trainer.averages import Averages
 from trainer.config import TrainConfig
-from trainer.data import Dataset
+from trainer.data import Dataset, positions_told
 from trainer.errors import TrainerError
 from trainer.loss import Denoising, DenoisingLoss, Objective
 from trainer.run_log import RunLog
@@ -59,7 +60,10 @@ class Run:
 
 
 def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
-    network = NetworkConfig(num_labels=len(dataset.vocabulary), image_size=config.image_size, **config.network)
+    network = NetworkConfig(
+        num_labels=len(dataset.vocabulary), image_size=config.image_size,
+        positions=positions_told(config, dataset) is not None, **config.network,
+    )  # fmt: skip
     torch.manual_seed(config.seed)
     unet = UNet(network)
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -130,6 +134,8 @@ def publish_network(
     unet = network.module if isinstance(network, DistributedDataParallel) else network
     assert isinstance(unet, UNet)
     tensors = {key: value.detach().to("cpu", torch.bfloat16) for key, value in unet.state_dict().items()}
+    if (positions := positions_told(config, dataset)) is not None:
+        tensors["layouts"] = Layouts.of(dataset.labels, positions).points.to(torch.bfloat16)
     training = {**training, "config": config.model_dump(mode="json")}
     return publish(
         storage, name, tensors, kind="denoiser", vocabulary=dataset.vocabulary.names,
@@ -175,7 +181,8 @@ def train(
 ) -> tuple[Averages, Run]:
     """Trains until the budget is spent; state, log and TensorBoard events go to `folder`.
 
-    `start`: a state dict to begin with instead of random weights; a run that is resumed goes on from its own state.
+    `start`: a state dict to begin with instead of random weights; what it lacks begins as in a new network.
+    A run that is resumed goes on from its own state.
     `network` and `objective`: other ones than `config` and `dataset` describe, for distillation.
 
     `evaluate(averaged network, run)` is called by rank 0 at the end, every `evaluate_every_s` seconds and whenever
@@ -189,11 +196,12 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     network = (network or make_network(config, dataset)).to(device)
     if start is not None:
-        network.load_state_dict(start)
+        network.load_state_dict({**network.state_dict(), **start})
     model = DistributedDataParallel(network) if world > 1 else network
     optimizers, averages, run = make_optimizers(network, config), Averages(network, config), Run()
     if objective is None:
-        objective = Denoising(dataset, DenoisingLoss(config, make_alpha_bar(config.schedule, config.timesteps), device))
+        loss = DenoisingLoss(config, make_alpha_bar(config.schedule, config.timesteps), device)
+        objective = Denoising(dataset, loss, config)
     dtype, state_path = autocast_dtype(device), folder / "state.pt"
 
     if state_path.exists():

@@ -17,18 +17,19 @@ from shared.checkpoint import NAME, load, resolve
 from shared.denoise import Network, Stepper, sample
 from shared.device import autocast_dtype, pick_device
 from shared.evaluator import Evaluator, load_evaluator
+from shared.layouts import Layouts
 from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid
 from shared.schedules import alpha_bar
 from shared.unet import NetworkConfig
 from shared.vocabulary import Vocabulary, read_test_file
 from trainer.config import PRESETS, REPORT_EPOCHS, TrainConfig
-from trainer.data import Dataset
+from trainer.data import Dataset, positions_told
 from trainer.errors import TrainerError
 from trainer.score import check_vocabularies, score_run, targets_of
 from trainer.train import Budget, Run, checkpoint_config, make_network, publish_network, train
 
-FROM_DATA: Final = {"num_labels", "image_size", "image_channels"}
+FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions"}
 GRID_PICTURES: Final = 32
 SAMPLING: Final = SAMPLING_PRESETS["default"]  # few steps, since grids and scores are taken while a run waits
 
@@ -97,6 +98,8 @@ class Watcher:
         self.config, self.vocabulary, self.folder, self.evaluator = config, dataset.vocabulary, folder, evaluator
         self.tests, self.device = tests, device
         self.alpha_bar = alpha_bar(config.schedule, config.timesteps)
+        positions = positions_told(config, dataset)
+        self.layouts = None if positions is None else Layouts.of(dataset.labels, positions)
 
     def __call__(self, network: nn.Module, run: Run) -> dict[str, float]:
         was_training = network.training
@@ -107,6 +110,7 @@ class Watcher:
             self.config.prediction,
             device=self.device,
             dtype=autocast_dtype(self.device),
+            layouts=self.layouts,
         )
         figures: dict[str, float] = {}
         for i, (name, lists) in enumerate(self.tests.items()):
@@ -140,15 +144,22 @@ def tests_of(data: Path, files: list[Path] | None, vocabulary: Vocabulary) -> di
 
 
 def starting_weights(storage: Path, name: str, config: TrainConfig, dataset: Dataset) -> dict[str, torch.Tensor]:
-    """The weights of a published denoiser. TrainerError where they are of another network, schedule or vocabulary."""
+    """The weights of a published denoiser. TrainerError where they are of another network, schedule or vocabulary.
+
+    One that knew no positions may be started from by a run that tells them.
+    """
     info, weights = load(resolve(storage, name, "denoiser"))
     if base := info.config.get("base"):
         raise TrainerError(f"{name} is an adapter; start from what it changes, {base['name']}")
     if info.vocabulary != dataset.vocabulary.names:
         raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
     wanted = checkpoint_config(config, make_network(config, dataset))
-    if different := [key for key in wanted if wanted[key] != info.config.get(key)]:
+    found = {**info.config, "network": {"positions": False, **info.config["network"]}}
+    if wanted["network"]["positions"]:
+        found["network"]["positions"] = True
+    if different := [key for key in wanted if wanted[key] != found.get(key)]:
         raise TrainerError(f"{name} has another {', '.join(different)} than this run; it cannot be started from")
+    weights.pop("layouts", None)  # the run publishes those of its own data
     return weights
 
 
