@@ -46,14 +46,14 @@ class LabelChannels(nn.Module):
 class PositionMap(nn.Module):
     """Labels at their positions: a learned vector for each, spread as a Gaussian around it and added up.
 
-    Starts at zero. A position far outside (`layouts.OUTSIDE`) adds nothing.
+    A position far outside (`layouts.OUTSIDE`) adds nothing.
     """
 
     SPREAD = 0.045  # standard deviation in fractions of the picture's side: about an object's half-width
 
     def __init__(self, num_labels: int, channels: int) -> None:
         super().__init__()
-        self.vectors = nn.Parameter(torch.zeros(num_labels, channels))
+        self.vectors = nn.Parameter(torch.randn(num_labels, channels) * 0.5)
 
     def forward(self, labels: Tensor, positions: Tensor, height: int, width: int) -> Tensor:
         """labels (B, K), positions (B, K, 2) -> (B, C, H, W)."""
