@@ -200,8 +200,8 @@ def train(
     model = DistributedDataParallel(network) if world > 1 else network
     optimizers, averages, run = make_optimizers(network, config), Averages(network, config), Run()
     if objective is None:
-        loss = DenoisingLoss(config, make_alpha_bar(config.schedule, config.timesteps), device)
-        objective = Denoising(dataset, loss, config)
+        noised = DenoisingLoss(config, make_alpha_bar(config.schedule, config.timesteps), device)
+        objective = Denoising(dataset, noised, config)
     dtype, state_path = autocast_dtype(device), folder / "state.pt"
 
     if state_path.exists():
