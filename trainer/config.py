@@ -29,14 +29,14 @@ class TrainConfig(BaseModel):
     prediction: PredictionName = "v"
     # The loss on eps or v as it is, weighed by min-SNR (Hang et al. 2023), by EDM's weight (Karras et al. 2022), or by
     # sqrt(SNR) on x_0
-    loss_weight: Literal["none", "min_snr", "edm", "sqrt_snr"] = "edm"
+    loss_weight: Literal["none", "min_snr", "edm", "sqrt_snr"] = "sqrt_snr"
     min_snr_gamma: Positive = 5.0
     sigma_data: Positive = 0.15  # of the pictures, for EDM's weight: their standard deviation around the mean picture
     # Which t are trained: all alike, or log-SNR normally distributed around where shape, colour and count are decided
     noise_levels: Literal["uniform", "normal"] = "normal"
-    log_snr_mean: float = 1.5
-    log_snr_std: Positive = 2.6
-    batch: Count = 32
+    log_snr_mean: float = -0.5
+    log_snr_std: Positive = 2.2
+    batch: Count = 64
     optimizer: Literal["adamw", "muon"] = "muon"  # muon: matrices by Muon (Jordan 2024), all else by AdamW
     lr: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
