@@ -16,7 +16,7 @@ from service.guard import Guard
 from service.jobs import JobStore, connect
 from service.metrics import RequestMetrics
 from service.models import Models
-from service.routes import generate, jobs, meta, metrics, score
+from service.routes import generate, jobs, meta, metrics, page, score
 from service.settings import Settings
 from service.submit import PROBLEM
 from service.views import JobReader
@@ -54,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Guard, keys=KeyRing(settings.api_keys, settings.api_keys_file), settings=settings)
     app.add_middleware(RequestMetrics)
     errors.install(app)
-    for route in (generate, score, jobs, meta, metrics):
+    for route in (generate, score, jobs, meta, metrics, page):
         app.include_router(route.router, responses={401: PROBLEM, 403: PROBLEM})
+    app.mount("/static", page.files, name="static")
     return app

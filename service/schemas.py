@@ -176,6 +176,7 @@ class Job(JobHead):
                     "options": SamplingOptions().model_dump(mode="json"),
                     "progress": {"done": 1, "total": 1},
                     "error": None,
+                    "labels": [["gray cylinder"]],
                     "result": {
                         "accuracy": 1.0,
                         "exact_match": 1.0,
@@ -198,6 +199,7 @@ class Job(JobHead):
         }
     )
 
+    labels: list[list[str]] = Field(description="what was asked, a list for each picture of one repeat")
     result: GenerateResult | ScoreResult | None
 
 

@@ -51,13 +51,13 @@ class JobReader:
         if not fields:
             raise await self._gone(job_id)
         state = {name.decode(): value.decode() for name, value in fields.items()}
+        record = JobRecord.model_validate_json(state["record"])
         result = None
         if "result" in state:
             raw = await self.connection.hvals(verdicts_key(job_id))
             verdicts = sorted((Verdict.model_validate_json(one) for one in raw), key=lambda verdict: verdict.index)
-            record = JobRecord.model_validate_json(state["record"])
             result = _result(record, JobResult.model_validate_json(state["result"]), verdicts)
-        return Job(**_head(state, done), result=result)
+        return Job(**_head(state, done), labels=record.labels, result=result)
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Why there is nothing of a job."""

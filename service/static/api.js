@@ -1,0 +1,139 @@
+// Talks to the API: the key, errors in words, pictures as blobs, server-sent events. Knows nothing of the page.
+// All of it goes through fetch, since neither <img> nor EventSource can send the key's header.
+
+const KEY = "labelgrid.key";
+const TRIES = 3;
+const FIRST_PAUSE_MS = 500;
+const LONGEST_PAUSE_MS = 8000;
+
+export const apiKey = {
+  get: () => localStorage.getItem(KEY) ?? "",
+  set: (value) => (value ? localStorage.setItem(KEY, value) : localStorage.removeItem(KEY)),
+};
+
+/** What went wrong, in words. `status` is 0 when nobody answered; `entry` is the label list at fault, from 0. */
+export class Problem extends Error {
+  constructor(words, { status = 0, entry = null } = {}) {
+    super(words);
+    this.status = status;
+    this.entry = entry;
+  }
+}
+
+/** The address of an API path, also where a proxy serves the page under a prefix. */
+export const address = (path) => new URL(path.replace(/^\//, ""), document.baseURI.split("#")[0]).href;
+
+async function request(path, { headers = {}, ...init } = {}) {
+  const key = apiKey.get();
+  const all = key ? { ...headers, Authorization: `Bearer ${key}` } : headers;
+  let response;
+  try {
+    response = await fetch(address(path), { ...init, headers: all });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem("The service does not answer. Look whether it runs and whether you are online.");
+  }
+  if (!response.ok) throw await problemOf(response);
+  return response;
+}
+
+async function problemOf(response) {
+  const body = await response.json().catch(() => ({}));
+  const { status } = response;
+  let words = sentence(body.detail ?? body.title ?? `The service answered with status ${status}`);
+  if (status === 401) words = `${apiKey.get() ? "The API key was not accepted." : "This service wants an API key."} ${words}`;
+  const after = Number(response.headers.get("Retry-After"));
+  if (after > 0) words += ` Try again in ${after} s.`;
+  return new Problem(words, { status, entry: body.entry ?? null });
+}
+
+function sentence(text) {
+  const counted = String(text).replace(/^entry (\d+): /, (_, entry) => `Picture ${Number(entry) + 1}: `);
+  const capital = counted.charAt(0).toUpperCase() + counted.slice(1);
+  return /[.?!]$/.test(capital) ? capital : `${capital}.`;
+}
+
+const json = async (path, init) => (await request(path, init)).json();
+
+export const readLabels = (model) => json(model ? `labels?model=${encodeURIComponent(model)}` : "labels");
+export const readModels = () => json("models");
+export const readDescription = () => json("openapi.json");
+export const readReady = () => json("readyz");
+export const readJob = (id) => json(`jobs/${encodeURIComponent(id)}`);
+export const readJobs = (cursor) => json(`jobs?limit=12${cursor ? `&cursor=${cursor}` : ""}`);
+export const cancelJob = (id) => json(`jobs/${encodeURIComponent(id)}`, { method: "DELETE" });
+
+/** A picture as a blob: URL; whoever asked revokes it. */
+export async function readPicture(path, signal) {
+  return URL.createObjectURL(await (await request(path, { signal })).blob());
+}
+
+/** Creates a job. It is sent again where nobody answered; its Idempotency-Key makes that the same job. */
+export async function createJob(path, body) {
+  const form = body instanceof FormData;
+  const headers = { Prefer: "respond-async", "Idempotency-Key": randomKey() };
+  if (!form) headers["Content-Type"] = "application/json";
+  for (let left = TRIES - 1; ; left--) {
+    try {
+      return await json(path, { method: "POST", headers, body: form ? body : JSON.stringify(body) });
+    } catch (error) {
+      if (left === 0 || error.status !== 0) throw error;
+      await pause(FIRST_PAUSE_MS);
+    }
+  }
+}
+
+function randomKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/**
+ * Calls tell(event, data) for each of a job's events until its end; connects again where the line breaks.
+ * Throws a Problem if the job cannot be read; returns quietly once `signal` is aborted.
+ */
+export async function follow(id, tell, signal) {
+  let last = null;
+  let wait = FIRST_PAUSE_MS;
+  while (!signal.aborted) {
+    try {
+      const headers = last ? { "Last-Event-ID": last } : {};
+      const response = await request(`jobs/${encodeURIComponent(id)}/events`, { headers, signal });
+      if (response.status === 204) return;
+      for await (const event of eventsOf(response.body)) {
+        wait = FIRST_PAUSE_MS;
+        last = event.id ?? last;
+        tell(event.name, JSON.parse(event.data));
+        if (event.name === "end") return;
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error instanceof SyntaxError || (error.status >= 400 && error.status < 500)) throw error;
+    }
+    await pause(wait);
+    wait = Math.min(2 * wait, LONGEST_PAUSE_MS);
+  }
+}
+
+/** The events of a text/event-stream body: {name, data, id}. */
+async function* eventsOf(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const blocks = (text + value).split(/\r?\n\r?\n/);
+    text = blocks.pop();
+    for (const block of blocks) {
+      const event = { name: "message", data: "", id: null };
+      for (const line of block.split(/\r?\n/)) {
+        const [, field, content] = /^([^:]*):? ?(.*)$/.exec(line);
+        if (field === "event") event.name = content;
+        else if (field === "id") event.id = content;
+        else if (field === "data") event.data += content;
+      }
+      if (event.data) yield event;
+    }
+  }
+}
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));

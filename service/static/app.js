@@ -1,0 +1,227 @@
+// Wires the page: what is composed becomes a job, the job is shown, and its place in the history.
+
+import { Problem, apiKey, createJob, readDescription, readLabels, readModels, readReady } from "./api.js";
+import { Composer } from "./composer.js";
+import { announce, copy, find } from "./dom.js";
+import { History } from "./history.js";
+import { JobView } from "./job.js";
+import { Options } from "./options.js";
+import { TestFile } from "./testfile.js";
+import { counted, generateCommand, scoreCommand } from "./words.js";
+
+const LOOK_AGAIN_MS = 20_000;
+
+let mode = "draw";
+let sending = false;
+
+const composer = new Composer(update);
+const options = new Options(update, (model) => attempt(() => loadLabels(model)));
+const testFile = new TestFile({ changed: update, dropped: () => setMode("score") });
+const history = new History(() => attempt(() => history.older()));
+const view = new JobView({
+  reuse,
+  failed: refuse,
+  ended: () => {
+    attempt(() => history.refresh());
+    look();
+  },
+});
+
+/** Runs something that talks to the service, and says what went wrong in words. */
+async function attempt(action) {
+  try {
+    return await action();
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    refuse(error);
+  }
+}
+
+function refuse(problem) {
+  find("#refusal").textContent = problem.message;
+  if (problem.entry !== null && mode === "draw") composer.choose(problem.entry);
+  if (problem.status === 401) askForKey();
+  if (problem.status === 0) showReady("away", "No connection");
+}
+
+// What is asked for
+
+function asked() {
+  return composer.pictures.filter((picture) => picture.length);
+}
+
+/** Shows what a press of the button would do. */
+function update() {
+  const count = asked().length;
+  const button = find("#go");
+  if (mode === "draw") {
+    button.textContent = count ? `Draw ${counted(count, "picture")}` : "Draw";
+    button.disabled = sending || !count;
+    find("#command").textContent = generateCommand({ labels: asked(), ...options.peek(mode) });
+  } else {
+    button.textContent = "Score";
+    button.disabled = sending || !testFile.lists;
+    find("#command").textContent = scoreCommand(testFile.file?.name ?? "test.json", options.peek(mode));
+  }
+}
+
+async function go() {
+  if (find("#go").disabled) return;
+  const given = options.read(mode);
+  if (!given) return;
+  find("#refusal").textContent = "";
+  sending = true;
+  update();
+  const job = await attempt(() => (mode === "draw" ? createJob("generate", { labels: asked(), ...given }) : score(given)));
+  sending = false;
+  update();
+  if (!job) return;
+  show(job);
+  announce(`${counted(job.progress.total, "picture")} asked for.`);
+  attempt(() => history.refresh());
+}
+
+function score(given) {
+  const form = new FormData();
+  form.append("file", testFile.file);
+  for (const [name, value] of Object.entries(given)) form.append(name, value);
+  return createJob("score", form);
+}
+
+/** Opens a job that was just made, with an address of its own. */
+function show(job) {
+  window.history.pushState(null, "", `#${job.id}`);
+  history.mark(job.id);
+  view.open(job);
+  if (find("#canvas").getBoundingClientRect().top > window.innerHeight / 2) find("#canvas").scrollIntoView();
+}
+
+function reuse(job) {
+  setMode("draw");
+  composer.load(job.labels);
+  options.load(job);
+  update();
+  find(".composer").scrollIntoView({ block: "nearest" });
+  find("#strip [aria-current]").focus();
+}
+
+function setMode(next) {
+  mode = next;
+  for (const name of ["draw", "score"]) {
+    const tab = find(`#${name}-tab`);
+    tab.setAttribute("aria-selected", name === mode);
+    tab.tabIndex = name === mode ? 0 : -1;
+    find(`#${name}-panel`).hidden = name !== mode;
+  }
+  find("#repeats-field").hidden = mode !== "score";
+  find("#refusal").textContent = "";
+  update();
+}
+
+// What the service has
+
+async function loadLabels(model) {
+  composer.offer((await readLabels(model)).labels);
+}
+
+async function load() {
+  const description = await readDescription();
+  options.describe(description);
+  options.describeRepeats(description.paths["/score"].post.requestBody.content["application/json"].schema.properties.repeats);
+  options.offer((await readModels()).models);
+  await loadLabels(find("#model").value || null);
+  await history.refresh();
+  update();
+}
+
+async function look() {
+  try {
+    const { workers } = await readReady();
+    showReady("ready", workers > 1 ? `Ready, ${workers} workers` : "Ready");
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    showReady("away", error.status === 0 ? "No connection" : error.message);
+  }
+}
+
+function showReady(state, words) {
+  find("#ready").dataset.state = state;
+  find("#ready").textContent = words;
+}
+
+// The key, the theme, the address
+
+function askForKey() {
+  const dialog = find("#key-dialog");
+  if (dialog.open) return;
+  find("#key").value = apiKey.get();
+  dialog.returnValue = "cancel"; // what Escape leaves
+  dialog.showModal();
+}
+
+function keyGiven() {
+  if (find("#key-dialog").returnValue !== "save") return;
+  apiKey.set(find("#key").value.trim());
+  find("#refusal").textContent = "";
+  showKey();
+  update();
+  attempt(load).then(openAddress);
+  look();
+}
+
+function showKey() {
+  find("#key-button").textContent = apiKey.get() ? "Key set" : "Key";
+}
+
+const isDark = () => {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+};
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  localStorage.setItem("labelgrid.theme", theme);
+  find("#theme-button").setAttribute("aria-pressed", isDark());
+}
+
+function openAddress() {
+  const id = location.hash.slice(1);
+  history.mark(id);
+  if (/^[0-9a-f]{32}$/.test(id)) view.open(id);
+  else {
+    view.invite(() => {
+      composer.fillAtRandom();
+      go();
+    });
+  }
+}
+
+for (const name of ["draw", "score"]) {
+  find(`#${name}-tab`).onclick = () => setMode(name);
+  find(`#${name}-tab`).onkeydown = (event) => {
+    if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+    setMode(mode === "draw" ? "score" : "draw");
+    find(`#${mode}-tab`).focus();
+  };
+}
+find("#go").onclick = go;
+find("#copy-command").onclick = (event) => copy(find("#command").textContent, event.target);
+find("#key-button").onclick = askForKey;
+find("#key-dialog").addEventListener("close", keyGiven);
+find("#theme-button").onclick = () => setTheme(isDark() ? "light" : "dark");
+addEventListener("hashchange", openAddress);
+addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) {
+    event.preventDefault();
+    go();
+  }
+});
+setInterval(() => document.visibilityState === "visible" && look(), LOOK_AGAIN_MS);
+document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && look());
+
+find("#theme-button").setAttribute("aria-pressed", isDark());
+showKey();
+setMode("draw");
+openAddress();
+look();
+attempt(load);

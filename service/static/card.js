@@ -1,0 +1,104 @@
+// One picture: how it comes about, and the verdict on each of its objects.
+
+import { h } from "./dom.js";
+import { drawing, listed } from "./labels.js";
+import { percent } from "./words.js";
+
+const FOUND = 0.5; // a label of a higher probability is in the picture, as the evaluator's `exact` counts
+const MARKS = { right: "✓", missing: "✕", extra: "+" };
+const WORDS = { right: "right", missing: "missing", extra: "not asked for" };
+
+/** What the evaluator says of a picture: [{label, verdict: right | missing | extra, probability}]. */
+export function verdicts({ labels, scores }) {
+  const asked = labels.map((label) => {
+    const probability = scores[label];
+    return { label, probability, verdict: probability > FOUND ? "right" : "missing" };
+  });
+  const extra = Object.entries(scores)
+    .filter(([label, probability]) => probability > FOUND && !labels.includes(label))
+    .map(([label, probability]) => ({ label, probability, verdict: "extra" }));
+  return [...asked, ...extra];
+}
+
+/** An object as a line: drawing, name, and once there is one, the verdict with its probability. */
+export function objectLine({ label, verdict, probability }) {
+  return h(
+    "li",
+    { class: "object", "data-verdict": verdict ?? null },
+    drawing(label),
+    h("span", { class: "object-name" }, label),
+    verdict
+      ? [
+          h("span", { class: "unseen" }, `: ${WORDS[verdict]}, probability `),
+          h("span", { class: "probability" }, percent(probability)),
+          h("span", { class: "mark", "aria-hidden": "true", title: WORDS[verdict] }, MARKS[verdict]),
+        ]
+      : null,
+  );
+}
+
+/** A card of the grid; `enlarge(card)` is called when its picture is clicked. */
+export class Card {
+  constructor(index, labels, enlarge) {
+    this.index = index;
+    this.labels = labels;
+    this.source = null; // a blob: or data: URL
+    this.made = false;
+    this.result = null;
+    this.image = h("img", { alt: "", width: 64, height: 64, hidden: true, draggable: "false" });
+    this.bar = h("span", { class: "bar" });
+    this.frame = h(
+      "button",
+      { class: "frame", type: "button", disabled: true, onclick: () => enlarge(this) },
+      this.image,
+      this.bar,
+    );
+    this.lines = h("ul", { class: "objects" }, labels.map((label) => objectLine({ label })));
+    this.element = h("li", { class: "card", "data-state": "waiting" }, this.frame, this.lines);
+    this.#name();
+  }
+
+  /** The picture as the network sees it at a step. */
+  sample({ step, steps, preview }) {
+    if (this.made) return;
+    this.element.dataset.state = "sampling";
+    this.bar.style.setProperty("--part", step / steps);
+    if (preview) this.#draw(preview);
+  }
+
+  /** The finished picture. */
+  finish(source) {
+    this.made = true;
+    this.element.dataset.state = "made";
+    if (source) this.#draw(source);
+    this.#name();
+  }
+
+  judge(result) {
+    this.result = result;
+    this.element.dataset.state = result.exact ? "exact" : "judged";
+    this.lines.replaceChildren(...verdicts(result).map(objectLine));
+    this.#name();
+  }
+
+  /** The job ended without this picture. */
+  abandon() {
+    if (this.made) return;
+    this.element.dataset.state = "abandoned";
+    this.frame.disabled = true;
+    this.#name();
+  }
+
+  #draw(source) {
+    this.source = source;
+    this.image.src = source;
+    this.image.hidden = false;
+    this.frame.disabled = false;
+    this.image.alt = `Picture of ${listed(this.labels)}`;
+  }
+
+  #name() {
+    const verdict = this.result ? (this.result.exact ? ", as asked" : ", not as asked") : this.made ? "" : ", not made yet";
+    this.frame.setAttribute("aria-label", `Picture ${this.index + 1}: ${listed(this.labels)}${verdict}. Enlarge`);
+  }
+}

@@ -1,0 +1,220 @@
+// What is to be drawn: a strip of pictures, and a picker that says what is in the chosen one.
+// Knows labels as names; what the API does with them is not its business.
+
+import { find, h } from "./dom.js";
+import { drawing, layout, listed } from "./labels.js";
+
+const FILTER_FROM = 30; // labels, for a field that finds them
+const SHOWN_IN_TILE = 4;
+const RANDOM_PICTURES = 8;
+const RANDOM_OBJECTS = 3; // at most, as in i-CLEVR
+
+/** The pictures being composed; `changed()` is called after each change. */
+export class Composer {
+  constructor(changed) {
+    this.pictures = [[]];
+    this.active = 0;
+    this.labels = [];
+    this.changed = changed;
+    find("#random").onclick = () => this.fillAtRandom();
+    find("#clear").onclick = () => this.#set([[]], 0);
+    find("#duplicate").onclick = () => this.#insert([...this.pictures[this.active]]);
+    find("#remove").onclick = () => this.#remove();
+    find("#filter").oninput = () => this.#filter();
+    find("#picker").addEventListener("keydown", (event) => this.#moveInPicker(event));
+    find("#strip").addEventListener("keydown", (event) => this.#moveInStrip(event));
+  }
+
+  /** Offers another vocabulary; objects that it has not are dropped. */
+  offer(labels) {
+    if (labels.join("\n") === this.labels.join("\n")) return;
+    this.labels = labels;
+    const known = new Set(labels);
+    this.#drawPicker();
+    this.#set(this.pictures.map((picture) => picture.filter((label) => known.has(label))), this.active);
+  }
+
+  /** Takes over the label lists of a job. */
+  load(pictures) {
+    const known = new Set(this.labels);
+    this.#set(pictures.map((picture) => picture.filter((label) => known.has(label))), 0);
+  }
+
+  fillAtRandom() {
+    this.#set(randomPictures(this.labels), 0);
+  }
+
+  /** Shows a picture, the one that the service refused for example. */
+  choose(index) {
+    if (index < this.pictures.length) this.#set(this.pictures, index);
+  }
+
+  #set(pictures, active) {
+    this.pictures = pictures;
+    this.active = Math.min(active, pictures.length - 1);
+    this.#show();
+    this.changed();
+  }
+
+  #insert(picture) {
+    this.#set([...this.pictures.slice(0, this.active + 1), picture, ...this.pictures.slice(this.active + 1)], this.active + 1);
+  }
+
+  #add() {
+    this.#set([...this.pictures, []], this.pictures.length);
+    find("#picker [tabindex='0']")?.focus();
+  }
+
+  #remove() {
+    const left = this.pictures.filter((_, index) => index !== this.active);
+    this.#set(left.length ? left : [[]], Math.max(0, this.active - (this.active === left.length ? 1 : 0)));
+  }
+
+  #toggle(label) {
+    const picture = this.pictures[this.active];
+    const after = picture.includes(label) ? picture.filter((one) => one !== label) : [...picture, label];
+    this.#set(this.pictures.with(this.active, after), this.active);
+  }
+
+  #show() {
+    const strip = find("#strip");
+    const focused = strip.contains(document.activeElement);
+    const tiles = this.pictures.map((picture, index) => h("li", {}, this.#tile(picture, index)));
+    const add = h("button", { class: "tile add", type: "button", onclick: () => this.#add(), "aria-label": "Add a picture" }, "+");
+    strip.replaceChildren(...tiles, h("li", {}, add));
+    const current = strip.querySelector("[aria-current]");
+    if (focused) current.focus();
+    keepInView(strip, current);
+    const chosen = this.pictures[this.active];
+    const several = this.pictures.length > 1;
+    find("#picker-title").textContent = several ? `Objects in picture ${this.active + 1}` : "Objects";
+    find("#chosen").textContent = chosen.length ? listed(chosen) : "Nothing chosen yet.";
+    find("#remove").disabled = !several && !chosen.length;
+    for (const button of find("#picker").querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", chosen.includes(button.dataset.label));
+    }
+  }
+
+  #tile(picture, index) {
+    const words = `Picture ${index + 1}: ${picture.length ? listed(picture) : "empty"}`;
+    const more = picture.length - SHOWN_IN_TILE;
+    const shown = picture.slice(0, more > 0 ? SHOWN_IN_TILE - 1 : SHOWN_IN_TILE).map(drawing);
+    const current = index === this.active;
+    return h(
+      "button",
+      {
+        class: "tile",
+        type: "button",
+        "data-objects": Math.min(picture.length, SHOWN_IN_TILE),
+        "aria-label": words,
+        "aria-current": current ? "true" : null,
+        tabindex: current ? 0 : -1,
+        onclick: () => this.#set(this.pictures, index),
+      },
+      shown,
+      more > 0 ? h("span", { class: "more", "aria-hidden": "true" }, `+${more + 1}`) : null,
+    );
+  }
+
+  #drawPicker() {
+    const { visual, groups } = layout(this.labels);
+    const picker = find("#picker");
+    picker.className = visual ? "picker visual" : "picker";
+    picker.replaceChildren(
+      ...groups.map(({ name, labels }) =>
+        h(
+          "div",
+          { class: "group", role: "group", "aria-label": name || "labels" },
+          name ? h("span", { class: "group-name", "aria-hidden": "true" }, name) : null,
+          labels.map(({ label, text }) => this.#choice(label, text, visual)),
+        ),
+      ),
+    );
+    picker.querySelector("button")?.setAttribute("tabindex", 0);
+    find("#filter").hidden = this.labels.length < FILTER_FROM;
+    find("#filter").value = "";
+  }
+
+  #choice(label, text, visual) {
+    const attributes = {
+      class: "choice",
+      type: "button",
+      "data-label": label,
+      "aria-label": label,
+      "aria-pressed": "false",
+      tabindex: -1,
+      title: visual ? label : null,
+      onclick: () => this.#toggle(label),
+    };
+    const picture = drawing(label);
+    const letters = picture.classList.contains("letters");
+    return h("button", attributes, letters ? null : picture, visual ? null : h("span", {}, text));
+  }
+
+  #filter() {
+    const words = find("#filter").value.trim().toLowerCase();
+    for (const button of find("#picker").querySelectorAll("button")) {
+      button.hidden = !button.dataset.label.toLowerCase().includes(words);
+    }
+    for (const group of find("#picker").querySelectorAll(".group")) {
+      group.hidden = !group.querySelector("button:not([hidden])");
+    }
+    roveTo(find("#picker"), find("#picker button:not([hidden])"), false);
+  }
+
+  /** Arrow keys go through the objects: left and right along a group, up and down between groups. */
+  #moveInPicker(event) {
+    const groups = [...find("#picker").querySelectorAll(".group:not([hidden])")].map((group) => [
+      ...group.querySelectorAll("button:not([hidden])"),
+    ]);
+    const row = groups.findIndex((group) => group.includes(document.activeElement));
+    if (row < 0) return;
+    const column = groups[row].indexOf(document.activeElement);
+    const flat = groups.flat();
+    const at = flat.indexOf(document.activeElement);
+    const target = {
+      ArrowRight: flat[at + 1],
+      ArrowLeft: flat[at - 1],
+      ArrowDown: groups[row + 1]?.[Math.min(column, groups[row + 1].length - 1)],
+      ArrowUp: groups[row - 1]?.[Math.min(column, groups[row - 1].length - 1)],
+      Home: groups[row][0],
+      End: groups[row].at(-1),
+    }[event.key];
+    if (!target) return;
+    event.preventDefault();
+    roveTo(find("#picker"), target, true);
+  }
+
+  #moveInStrip(event) {
+    const last = this.pictures.length - 1;
+    const index = { ArrowRight: this.active + 1, ArrowLeft: this.active - 1, Home: 0, End: last }[event.key];
+    if (event.key === "Delete" || event.key === "Backspace") this.#remove();
+    else if (index >= 0 && index <= last) this.#set(this.pictures, index);
+    else return;
+    event.preventDefault();
+  }
+}
+
+/** Makes `target` the one of a group that Tab reaches. */
+function roveTo(container, target, focus) {
+  if (!target) return;
+  container.querySelector("[tabindex='0']")?.setAttribute("tabindex", -1);
+  target.setAttribute("tabindex", 0);
+  if (focus) target.focus();
+}
+
+/** Scrolls the strip alone; scrollIntoView would move the page as well. */
+function keepInView(strip, tile) {
+  const top = tile.offsetTop - strip.offsetTop;
+  const bottom = top + tile.offsetHeight;
+  if (top < strip.scrollTop) strip.scrollTop = top;
+  else if (bottom > strip.scrollTop + strip.clientHeight) strip.scrollTop = bottom - strip.clientHeight;
+}
+
+function randomPictures(labels) {
+  return Array.from({ length: RANDOM_PICTURES }, (_, index) => {
+    const pool = [...labels];
+    const count = Math.min(1 + (index % RANDOM_OBJECTS), pool.length);
+    return Array.from({ length: count }, () => pool.splice(Math.floor(Math.random() * pool.length), 1)[0]);
+  });
+}

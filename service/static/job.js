@@ -1,0 +1,200 @@
+// The canvas: one job from the moment it is queued, its pictures as they come, its scores and what can be done with it.
+
+import { Problem, cancelJob, follow, readJob, readPicture } from "./api.js";
+import { Card } from "./card.js";
+import { announce, copy, find, h, save } from "./dom.js";
+import { Lightbox } from "./lightbox.js";
+import { scoreboard } from "./scores.js";
+import { counted, generateCommand, lasting, requestOf } from "./words.js";
+
+const OPEN = ["queued", "running"];
+
+export const nameOf = ({ kind, labels, progress }) =>
+  kind === "generate"
+    ? counted(progress.total, "picture")
+    : `Score of ${counted(labels.length, "list")}, ${counted(progress.total / labels.length, "run")}`;
+
+/** Shows a job at a time. `reuse(job)` is called to compose it again, `ended(job)` when one ends under our eyes. */
+export class JobView {
+  constructor({ reuse, ended, failed }) {
+    Object.assign(this, { reuse, ended, failed });
+    this.lightbox = new Lightbox();
+    this.root = find("#job");
+    this.watch = new AbortController();
+    this.blobs = [];
+    this.id = null;
+  }
+
+  /** Nothing to show yet: an invitation. */
+  invite(atRandom) {
+    this.#leave();
+    this.root.replaceChildren(
+      h(
+        "div",
+        { class: "empty" },
+        h("div", { class: "ghosts", "aria-hidden": "true" }, Array.from({ length: 8 }, () => h("span"))),
+        h("p", {}, "Choose objects for one or many pictures, then draw them."),
+        h("button", { class: "quiet", type: "button", onclick: atRandom }, "Draw eight at random"),
+      ),
+    );
+  }
+
+  /** Opens a job by its id, or one that was just created. */
+  async open(idOrJob) {
+    const id = idOrJob.id ?? idOrJob;
+    if (id === this.id) return;
+    this.#leave();
+    this.id = id;
+    const { signal } = this.watch;
+    try {
+      const job = idOrJob.id ? idOrJob : await readJob(id);
+      if (signal.aborted) return;
+      this.#lay(job);
+      if (OPEN.includes(job.status)) await follow(id, (event, data) => this.#hear(event, data, signal), signal);
+      else this.#end(job, signal);
+    } catch (error) {
+      if (signal.aborted) return;
+      if (!(error instanceof Problem)) throw error;
+      this.id = null;
+      this.root.replaceChildren(h("p", { class: "refusal", role: "alert" }, error.message));
+      if (error.status === 401) this.failed(error);
+    }
+  }
+
+  #leave() {
+    this.watch.abort();
+    this.watch = new AbortController();
+    this.lightbox.close();
+    for (const blob of this.blobs) URL.revokeObjectURL(blob);
+    this.blobs = [];
+    this.id = null;
+  }
+
+  /** Head, progress and a card for each label list; a score job's repeats take turns on the same cards. */
+  #lay(job) {
+    this.job = job;
+    this.cards = job.labels.map((labels, index) => new Card(index, labels, (card) => this.lightbox.open(this.cards, card)));
+    this.done = new Set();
+    this.progress = h("progress", { class: "progress", max: job.progress.total, value: 0, "aria-label": "Pictures made" });
+    this.state = h("p", { class: "meta" });
+    this.buttons = h("div", { class: "buttons" });
+    this.scores = h("div", {});
+    const grid = h("ol", { class: job.labels.length > 24 ? "cards many" : "cards" }, this.cards.map((card) => card.element));
+    const head = h("header", { class: "job-head" }, h("div", {}, h("h2", {}, nameOf(job)), this.state), this.buttons);
+    this.root.replaceChildren(head, this.progress, this.scores, grid);
+    this.#showState(job);
+    this.#offer([h("button", { class: "quiet", type: "button", onclick: (event) => this.#cancel(event.target) }, "Cancel")]);
+  }
+
+  #showState(job, status = job.status) {
+    const { seed, model, options } = job;
+    const words = {
+      queued: "Waiting for a worker",
+      running: `${this.done.size} of ${job.progress.total} made`,
+      finished: `Made in ${lasting((new Date(job.finished_at) - new Date(job.created_at)) / 1000)}`,
+      failed: "Failed",
+      cancelled: "Cancelled",
+    }[status];
+    this.root.dataset.status = status;
+    this.status = status;
+    const facts = [words, `seed ${seed}`, counted(options.steps, "step"), `guidance ${options.guidance}`, options.sampler, model];
+    this.state.replaceChildren(...facts.map((fact) => h("span", {}, fact)));
+    this.progress.value = this.done.size;
+    this.progress.hidden = !OPEN.includes(status);
+  }
+
+  #offer(buttons) {
+    this.buttons.replaceChildren(...buttons.filter(Boolean));
+  }
+
+  #hear(event, data, signal) {
+    if (signal.aborted) return;
+    if (event === "job" && OPEN.includes(data.status)) this.#showState(data);
+    if (event === "status") this.#showState(this.job, data.status);
+    if (event === "steps") for (const one of data.pictures) this.#cardOf(one.index).sample(one);
+    if (event === "picture") this.#made(data, signal);
+    if (event === "end") {
+      this.#end(data, signal);
+      this.ended(data);
+    }
+  }
+
+  #cardOf(index) {
+    return this.cards[index % this.cards.length];
+  }
+
+  async #made({ index, url }, signal) {
+    this.done.add(index);
+    this.#showState(this.job, "running");
+    if (this.job.kind === "generate") await this.#picture(this.#cardOf(index), url, signal);
+  }
+
+  async #picture(card, url, signal) {
+    try {
+      const blob = await readPicture(url, signal);
+      if (signal.aborted) return URL.revokeObjectURL(blob);
+      this.blobs.push(blob);
+      card.finish(blob);
+    } catch (error) {
+      if (!signal.aborted && !(error instanceof Problem)) throw error;
+    }
+  }
+
+  #end(job, signal) {
+    this.job = job;
+    this.#showState(job);
+    const pictures = job.result?.pictures ?? [];
+    for (const [index, result] of pictures.entries()) {
+      const card = this.cards[index];
+      const then = () => signal.aborted || card.judge(result);
+      if (card.made) then();
+      else this.#picture(card, result.url, signal).then(then);
+    }
+    if (job.result) this.scores.replaceChildren(scoreboard(job));
+    else this.#showUnfinished(job, signal);
+    this.#offer([
+      job.result && h("button", { class: "primary", type: "button", onclick: () => this.#download() }, "Download grid"),
+      job.kind === "generate" && h("button", { class: "quiet", type: "button", onclick: (event) => copy(generateCommand(requestOf(job)), event.target) }, "Copy as curl"),
+      h("button", { class: "quiet", type: "button", onclick: () => this.reuse(job) }, "Edit as new"),
+    ]);
+    announce(this.#spoken(job));
+  }
+
+  /** A failed or cancelled job keeps the pictures that were made before. */
+  #showUnfinished(job, signal) {
+    const words = job.status === "failed" ? `The job failed: ${job.error ?? "no reason was given"}` : "The job was cancelled.";
+    this.scores.replaceChildren(h("p", { class: job.status === "failed" ? "refusal" : "note" }, words));
+    if (job.kind !== "generate" || !job.progress.done) return this.cards.forEach((card) => card.abandon());
+    for (const card of this.cards.filter((one) => !one.made)) {
+      this.#picture(card, `jobs/${job.id}/images/${card.index}.png`, signal).then(() => card.abandon());
+    }
+  }
+
+  #spoken(job) {
+    if (!job.result) return `${nameOf(job)}: ${job.status}.`;
+    const exact = job.result.pictures.filter((picture) => picture.exact).length;
+    return `${nameOf(job)}, finished. ${exact} of ${job.result.pictures.length} exactly as asked.`;
+  }
+
+  async #cancel(button) {
+    button.disabled = true;
+    try {
+      await cancelJob(this.id);
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      if (error.status !== 409) button.disabled = false; // else it has ended, and its end is on the way
+      this.failed(error);
+    }
+  }
+
+  async #download() {
+    try {
+      const blob = await readPicture(this.job.result.grid_url, this.watch.signal);
+      save(blob, `labelgrid-${this.job.id.slice(0, 8)}.png`);
+      setTimeout(() => URL.revokeObjectURL(blob), 10_000);
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      this.failed(error);
+    }
+  }
+}

@@ -1,0 +1,75 @@
+// A picture enlarged, with every probability that the evaluator told; arrow keys go to its neighbours.
+
+import { objectLine, verdicts } from "./card.js";
+import { find, h, save } from "./dom.js";
+import { figure, percent } from "./words.js";
+
+/** The dialog that shows one of `cards`. */
+export class Lightbox {
+  constructor() {
+    this.dialog = find("#picture-dialog");
+    this.cards = [];
+    this.at = 0;
+    this.dialog.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowRight") this.#show(this.at + 1);
+      if (event.key === "ArrowLeft") this.#show(this.at - 1);
+    });
+    this.dialog.addEventListener("click", (event) => {
+      if (event.target === this.dialog) this.dialog.close(); // the backdrop
+    });
+  }
+
+  open(cards, card) {
+    this.cards = cards;
+    this.#show(cards.indexOf(card));
+    this.dialog.showModal();
+  }
+
+  close() {
+    if (this.dialog.open) this.dialog.close();
+  }
+
+  #show(at) {
+    const card = this.cards[at];
+    if (!card?.source) return;
+    this.at = at;
+    const title = `Picture ${card.index + 1}`;
+    const step = (by, words, sign) =>
+      h("button", { class: "quiet", type: "button", "aria-label": words, disabled: !this.cards[at + by]?.source, onclick: () => this.#show(at + by) }, sign);
+    this.dialog.setAttribute("aria-label", title);
+    this.dialog.replaceChildren(
+      h("img", { class: "large", src: card.source, alt: card.image.alt, width: 64, height: 64 }),
+      h(
+        "div",
+        { class: "about" },
+        h("h2", {}, title, h("span", { class: "of" }, ` of ${this.cards.length}`)),
+        h("ul", { class: "objects" }, (card.result ? verdicts(card.result) : card.labels.map((label) => ({ label }))).map(objectLine)),
+        card.result ? this.#about(card.result) : null,
+        h(
+          "div",
+          { class: "buttons" },
+          step(-1, "Picture before", "←"),
+          step(1, "Next picture", "→"),
+          card.made ? h("button", { class: "quiet", type: "button", onclick: () => save(card.source, `picture-${card.index + 1}.png`) }, "Download") : null,
+          h("button", { class: "quiet", type: "button", autofocus: true, onclick: () => this.dialog.close() }, "Close"),
+        ),
+      ),
+    );
+  }
+
+  #about({ labels, scores, accuracy, f1, seed }) {
+    const told = new Set([...labels, ...Object.keys(scores).filter((label) => scores[label] > 0.5)]);
+    const others = Object.entries(scores).filter(([label]) => !told.has(label));
+    return h(
+      "dl",
+      { class: "facts" },
+      h("dt", {}, "Accuracy"),
+      h("dd", {}, figure(accuracy)),
+      h("dt", {}, "F1"),
+      h("dd", {}, figure(f1)),
+      others.length ? [h("dt", {}, "Next likely"), h("dd", {}, `${others[0][0]}, ${percent(others[0][1])}`)] : null,
+      h("dt", {}, "Own seed"),
+      h("dd", { class: "number" }, String(seed)),
+    );
+  }
+}

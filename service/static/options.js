@@ -1,0 +1,100 @@
+// The fields of seed, steps, guidance, repeats, sampler and model. Limits and defaults come from the API's own
+// description and from the model; an empty field is not sent, and so is the model's default.
+
+import { find, h } from "./dom.js";
+
+const NUMBERS = ["seed", "steps", "guidance", "repeats"];
+const CHOICES = ["sampler", "model"];
+
+/** The options' fields; `changed()` is called after each change, `modelChanged(name)` after another model. */
+export class Options {
+  constructor(changed, modelChanged) {
+    this.models = [];
+    this.defaults = {};
+    for (const name of [...NUMBERS, ...CHOICES]) find(`#${name}`).addEventListener("input", changed);
+    find("#model").addEventListener("input", () => {
+      this.#showDefaults();
+      modelChanged(find("#model").value || null);
+    });
+  }
+
+  /** Takes limits, defaults and samplers from an OpenAPI document. */
+  describe({ components: { schemas } }) {
+    const own = schemas.SamplingOptions.properties;
+    for (const name of ["sampler", "steps", "guidance"]) this.defaults[name] = own[name].default;
+    for (const name of ["steps", "guidance"]) find(`#${name}`).max = own[name].maximum;
+    find("#seed").max = schemas.GenerateRequest.properties.seed.anyOf[0].maximum;
+    this.samplers = own.sampler.enum;
+    this.#showDefaults();
+  }
+
+  /** Limits and default of the repeats of /score, from its part of the same document. */
+  describeRepeats({ default: usual, maximum }) {
+    Object.assign(find("#repeats"), { placeholder: usual, max: maximum });
+  }
+
+  offer(models) {
+    this.models = models;
+    const usual = models.find((model) => model.promoted);
+    const others = models.filter((model) => !model.promoted);
+    find("#model").replaceChildren(
+      h("option", { value: "" }, usual ? `${usual.name} (default)` : "default"),
+      ...others.map((model) => h("option", { value: model.name }, model.name)),
+    );
+    this.#showDefaults();
+  }
+
+  /** Fills the fields in from a job, so that it can be made again. */
+  load(job) {
+    find("#model").value = this.models.some((one) => one.name === job.model && !one.promoted) ? job.model : "";
+    this.#showDefaults();
+    for (const name of ["steps", "guidance", "sampler"]) {
+      const usual = job.options[name] === this.#usual()[name];
+      find(`#${name}`).value = usual ? "" : job.options[name];
+    }
+    find("#seed").value = job.seed;
+  }
+
+  /** What was filled in, {steps: 20, ...}, or null after showing what is wrong with a field. */
+  read(mode) {
+    const given = {};
+    for (const name of NUMBERS) {
+      const field = find(`#${name}`);
+      if (name === "repeats" && mode !== "score") continue;
+      if (!field.reportValidity()) return null;
+      if (field.value !== "") given[name] = Number(field.value);
+    }
+    return { ...given, ...this.#chosen() };
+  }
+
+  /** The same without complaint: what cannot be used is left out. */
+  peek(mode) {
+    const fine = NUMBERS.filter((name) => name !== "repeats" || mode === "score")
+      .map((name) => [name, find(`#${name}`)])
+      .filter(([, field]) => field.value !== "" && field.validity.valid);
+    return { ...Object.fromEntries(fine.map(([name, field]) => [name, Number(field.value)])), ...this.#chosen() };
+  }
+
+  #chosen() {
+    return Object.fromEntries(CHOICES.map((name) => [name, find(`#${name}`).value]).filter(([, value]) => value));
+  }
+
+  /** The sampling of the chosen model: a distilled one names its own. */
+  #usual() {
+    const name = find("#model").value;
+    const model = this.models.find((one) => (name ? one.name === name : one.promoted));
+    return { ...this.defaults, ...model?.config.sampling };
+  }
+
+  #showDefaults() {
+    const { steps = "", guidance = "", sampler } = this.#usual();
+    find("#steps").placeholder = steps;
+    find("#guidance").placeholder = guidance;
+    const before = find("#sampler").value;
+    find("#sampler").replaceChildren(
+      h("option", { value: "" }, sampler ? `${sampler} (default)` : "default"),
+      ...(this.samplers ?? []).filter((name) => name !== sampler).map((name) => h("option", { value: name }, name)),
+    );
+    find("#sampler").value = before === sampler ? "" : before;
+  }
+}

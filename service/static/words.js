@@ -1,0 +1,42 @@
+// Figures, times and command lines as text.
+
+import { address, apiKey } from "./api.js";
+
+export const percent = (fraction) => `${Math.round(100 * fraction)} %`;
+export const figure = (value) => value.toFixed(3);
+export const counted = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;
+
+export function ago(iso) {
+  const minutes = Math.round((Date.now() - new Date(iso)) / 60000);
+  if (minutes < 1) return "just now";
+  if (minutes < 60) return `${minutes} min ago`;
+  return new Date(iso).toLocaleString([], { weekday: "short", hour: "2-digit", minute: "2-digit" });
+}
+
+/** "1.4 s", "2 min 5 s" */
+export function lasting(seconds) {
+  if (seconds < 60) return `${seconds.toFixed(1)} s`;
+  return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+}
+
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const authorization = () => (apiKey.get() ? ` \\\n  -H "authorization: Bearer $LABELGRID_KEY"` : "");
+
+/** The command that draws the same; the key itself is left to the shell. */
+export function generateCommand(body) {
+  return (
+    `curl -s ${address("generate")} -o grid.png${authorization()} \\\n` +
+    `  -H 'content-type: application/json' -H 'accept: image/png' \\\n  -d ${quoted(JSON.stringify(body))}`
+  );
+}
+
+export function scoreCommand(fileName, fields) {
+  const given = Object.entries(fields).map(([name, value]) => ` -F ${quoted(`${name}=${value}`)}`);
+  return `curl -s ${address("score")}${authorization()} \\\n  -F ${quoted(`file=@${fileName}`)}${given.join("")}`;
+}
+
+/** A job's request for the same pictures again, with every option that it was made with. */
+export function requestOf(job) {
+  const { eta, ...options } = job.options;
+  return { labels: job.labels, seed: job.seed, model: job.model, ...options, ...(eta ? { eta } : {}) };
+}
