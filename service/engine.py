@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from service.recipe import Recipe
 from service.records import Picture, Verdict
 from shared.denoise import Row
 from shared.evaluator import score_pictures
@@ -58,19 +59,29 @@ class Unmade:
 
 Outcome = Made | Unmade
 Key = tuple[str, int]
+RecipeOf = Callable[[Picture, Verdict], Recipe | None]
 
 
 class Engine:
     """The batch of one model. At most `max_pictures` are in it; nothing about them need be equal.
 
     A step that raises is blamed on nobody: its pictures start again, one at a time, and only one that fails alone
-    is given up.
+    is given up. `recipe` says what a finished picture's PNG carries.
     """
 
-    def __init__(self, stepper: RowStepper, vocabulary: Vocabulary, judge: Judge, *, max_pictures: int) -> None:
+    def __init__(
+        self,
+        stepper: RowStepper,
+        vocabulary: Vocabulary,
+        judge: Judge,
+        *,
+        max_pictures: int,
+        recipe: RecipeOf = lambda picture, verdict: None,
+    ) -> None:
         if unknown := [name for name in vocabulary.names if name not in judge.vocabulary]:
             raise ValueError(f"the evaluator does not know the labels {', '.join(unknown)}")
         self.stepper, self.vocabulary, self.judge, self.max_pictures = stepper, vocabulary, judge, max_pictures
+        self.recipe = recipe
         self._batch: dict[Key, tuple[Picture, Row]] = {}
         self._alone: deque[Picture] = deque()  # wait until the batch is empty, then are made one at a time
         self._made_alone: Key | None = None
@@ -174,7 +185,8 @@ class Engine:
                 exact=score.exact,
                 probabilities=dict(zip(names, p.tolist(), strict=True)),
             )
-            outcomes.append(Made(picture, verdict, png_bytes(pixels)))
+            recipe = self.recipe(picture, verdict)
+            outcomes.append(Made(picture, verdict, png_bytes(pixels, recipe.text() if recipe else None)))
         return outcomes
 
 

@@ -3,6 +3,7 @@
     ServiceError
     ├── BadRequest            422  a label, an option or a file that is not as it must be
     │   ├── KeyReuse               an Idempotency-Key with another request than before
+    │   ├── UnknownCheckpoint      a recipe was made with one that is not there
     │   └── NotJson           400
     ├── NoKey                 401  the API key is missing or not known
     ├── NotLocal              403  without keys, for a request that does not come over loopback
@@ -87,13 +88,17 @@ class BadRequest(ServiceError):
     @classmethod
     def from_label_error(cls, error: LabelError, field: str) -> "BadRequest":
         """What the vocabulary finds wrong with a label list, with the entry it names."""
-        loc: list[str | int] = ["body", field, *([] if error.entry is None else [error.entry])]
+        loc: list[str | int] = ["body", *field.split("."), *([] if error.entry is None else [error.entry])]
         errors = [{"loc": loc, "msg": str(error), "type": "label"}]
         return cls(str(error), errors=errors, entry=error.entry, label=error.label)
 
 
 class KeyReuse(BadRequest):
     slug, title = "idempotency-key-reused", "The Idempotency-Key belongs to another request"
+
+
+class UnknownCheckpoint(BadRequest):
+    slug, title = "unknown-checkpoint", "The recipe's checkpoint is not here"
 
 
 class NotJson(BadRequest):
@@ -219,18 +224,23 @@ def install(app: FastAPI) -> None:
 class BodyLimit:
     """ASGI middleware: a body of more than `limit` bytes, announced or not, is a 413 for the route that reads it.
 
+    Forms may have `form_limit` bytes: they bring pictures.
+
     FastAPI's own limit answers in plain text. The HTTPException raised in `receive` passes through the route, and so
     comes out as any other problem.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: ASGIApp, limit: int, form_limit: int) -> None:
+        self.app, self.limit, self.form_limit = app, limit, form_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+        types = [value for name, value in scope["headers"] if name == b"content-type"]
+        is_form = bool(types) and types[0].lower().startswith(b"multipart/form-data")
+        limit = self.form_limit if is_form else self.limit
         announced = int(lengths[0]) if lengths and lengths[0].isdigit() else 0
         received = 0
 
@@ -238,8 +248,8 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if max(received, announced) > self.limit:
-                raise HTTPException(413, f"the body has more than {self.limit} bytes", {"Connection": "close"})
+            if max(received, announced) > limit:
+                raise HTTPException(413, f"the body has more than {limit} bytes", {"Connection": "close"})
             return message
 
         await self.app(scope, limited_receive, send)

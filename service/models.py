@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from service.errors import BadRequest, NoModel
+from service.errors import BadRequest, NoModel, UnknownCheckpoint
 from shared.checkpoint import CheckpointError, CheckpointInfo, list_checkpoints, promoted, read_info, resolve, scan
 from shared.options import default_options
 from shared.vocabulary import Vocabulary
@@ -38,6 +38,19 @@ class Models:
                 raise NoModel(str(error)) from error
             names = [info.name for info in list_checkpoints(self.storage) if info.kind == "denoiser"]
             raise BadRequest.at(("body", "model"), error.reason, models=names) from error
+
+    def with_digest(self, digest: str) -> CheckpointInfo:
+        """The denoiser of a digest, whatever its name is now. UnknownCheckpoint if it is not there."""
+        denoisers = self.listing().denoisers
+        for info in denoisers:
+            if info.digest == digest:
+                return info
+        there = ", ".join(f"{info.name} ({info.digest[:16]})" for info in denoisers) or "none"
+        raise UnknownCheckpoint.at(
+            ("body", "recipe", "model", "digest"),
+            f"no checkpoint here has the digest {digest}; there: {there}",
+            models={info.name: info.digest for info in denoisers},
+        )
 
     def listing(self) -> Listing:
         infos, problems = scan(self.storage)

@@ -11,13 +11,18 @@ from pydantic import BaseModel, ConfigDict
 
 from shared.options import SamplingOptions, picture_seed
 
+MAX_SEED = 2**53 - 1  # of a request: the largest integer that a client in JavaScript reads right
+
 JobKind = Literal["generate", "score"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
 
 
 class Picture(BaseModel):
-    """One picture to make: all that decides its content, so that whoever makes it makes the same."""
+    """One picture to make: all that decides its content, so that whoever makes it makes the same.
+
+    `run_seed` and `position` are what its own `seed` was made of, for its recipe.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,6 +31,8 @@ class Picture(BaseModel):
     labels: tuple[str, ...]
     seed: int
     options: SamplingOptions
+    run_seed: int | None = None
+    position: int = 0
 
     @property
     def key(self) -> tuple[str, int]:
@@ -45,6 +52,9 @@ class JobRecord(BaseModel):
     digest: str
     labels: list[list[str]]
     seed: int
+    first: int = (
+        0  # what the positions of the pictures begin with: more than 0 where some of another job are made again
+    )
     repeats: int = 1
     columns: int
     options: SamplingOptions
@@ -57,9 +67,16 @@ class JobRecord(BaseModel):
         """Repeat r of n label lists has indices r n .. r n + n - 1, and the seeds of a request with `seed` + r."""
         for r in range(self.repeats):
             for i, labels in enumerate(self.labels):
-                seed = picture_seed(self.seed + r, i)
-                index = r * len(self.labels) + i
-                yield Picture(job=self.id, index=index, labels=tuple(labels), seed=seed, options=self.options)
+                run_seed, position = self.seed + r, self.first + i
+                yield Picture(
+                    job=self.id,
+                    index=r * len(self.labels) + i,
+                    labels=tuple(labels),
+                    seed=picture_seed(run_seed, position),
+                    options=self.options,
+                    run_seed=run_seed,
+                    position=position,
+                )
 
 
 class Verdict(BaseModel):

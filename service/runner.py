@@ -7,16 +7,19 @@ import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from redis import Redis
 from redis.exceptions import RedisError
 
+from service import recipe
 from service.engine import Engine, Judge, Made, Outcome
 from service.jobs import JobStore
 from service.live import Live
 from service.metrics import PICTURES, one_step, waited
+from service.recipe import MadeWith
 from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
 from service.stream import GROUP, Claim, PictureStream
@@ -70,7 +73,9 @@ class Runner:
         self.connection, self.settings, self.name = connection, settings, name
         self.store = JobStore(connection, settings)
         self.device = pick_device(settings.device)
-        self.judge: Judge = load_evaluator(resolve(settings.storage, None, "evaluator"), self.device)
+        judge = load_evaluator(resolve(settings.storage, None, "evaluator"), self.device)
+        self.judge: Judge = judge
+        self.judged_by = MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
         self.lanes: OrderedDict[str, Lane] = OrderedDict()
         self.rate = Rate()
         self.live = Live(connection, settings.live_every_s)
@@ -98,7 +103,14 @@ class Runner:
                 raise CheckpointError(path.name, "is no longer the checkpoint that the job was accepted for")
             denoiser = load_denoiser(path, device=self.device)
             stepper = denoiser.stepper(max_rows=self.settings.batch_rows)
-            engine = Engine(stepper, denoiser.vocabulary, self.judge, max_pictures=self.settings.batch_pictures)
+            made_with = MadeWith(name=denoiser.info.name, digest=denoiser.info.digest)
+            engine = Engine(
+                stepper,
+                denoiser.vocabulary,
+                self.judge,
+                max_pictures=self.settings.batch_pictures,
+                recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
+            )
             stream = PictureStream(self.connection, self.settings, denoiser.info.digest, self.name)
             digest = denoiser.info.digest
             self.lanes[digest] = Lane(denoiser.info.name, digest, stepper, engine, stream)
@@ -210,11 +222,13 @@ class Runner:
         if record is None or not self.store.is_open(job_id):
             return
         try:
-            result = score(self.store.verdicts(job_id), record, self.judge)
+            verdicts = self.store.verdicts(job_id)
+            result = score(verdicts, record, self.judge)
             n = len(record.labels)
-            pngs = self.store.pngs(job_id, range(result.best * n, (result.best + 1) * n))
-            images = to_images(np.stack([read_png(png) for png in pngs]))  # (n, 3, H, W)
-            sheet = png_bytes(grid(images, columns=min(record.columns, n)))
+            shown = range(result.best * n, (result.best + 1) * n)
+            images = to_images(np.stack([read_png(png) for png in self.store.pngs(job_id, shown)]))  # (n, 3, H, W)
+            made = recipe.of_grid(record, result.best, [verdicts[i] for i in shown], self.judged_by)
+            sheet = png_bytes(grid(images, columns=min(record.columns, n)), made.text())
         except RedisError:
             raise  # another worker may have more luck
         except Exception as error:

@@ -5,12 +5,12 @@ Knows pydantic alone, for clients read them too. Labels are checked against a mo
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from service.records import JobKind, JobStatus
+from service.recipe import Recipe, example
+from service.records import MAX_SEED, JobKind, JobStatus
 from shared.options import LIMITS, SamplerName, SamplingOptions, SpacingName
-
-MAX_SEED = 2**53 - 1  # the largest integer that a client in JavaScript reads right
 
 LabelLists = Annotated[
     list[list[str]],
@@ -51,10 +51,11 @@ class SamplingFields(BaseModel):
 
 
 class GenerateRequest(SamplingFields):
-    """One picture for each list of labels."""
+    """One picture for each list of labels, or those of a recipe."""
 
     model_config = ConfigDict(
         json_schema_extra={
+            "oneOf": [{"required": ["labels"]}, {"required": ["recipe"]}],
             "examples": [
                 {"labels": [["red cube", "blue sphere"], ["gray cylinder"]]},
                 {
@@ -66,11 +67,23 @@ class GenerateRequest(SamplingFields):
                     "model": None,
                     "columns": 8,
                 },
-            ]
+                {"recipe": example()},
+            ],
         }
     )
 
-    labels: LabelLists
+    labels: LabelLists = []
+    recipe: Recipe | None = Field(None, description="of a picture or grid to be made again; it stands alone")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_both(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            if given.get("recipe") is None and "labels" not in given:
+                raise PydanticCustomError("missing", "wanted labels, or a recipe")
+            if given.get("recipe") is not None and (more := sorted(given.keys() - {"recipe"})):
+                raise PydanticCustomError("recipe_alone", f"a recipe stands alone, without {more[0]}")
+        return given
 
 
 class ScoreFields(SamplingFields):

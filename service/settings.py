@@ -38,8 +38,10 @@ class Settings(BaseSettings):
     max_queued_pictures: int = Field(default=10_000, ge=1)
     # How long a request without `Prefer` waits for its job before it is answered 202.
     wait_s: float = Field(default=300.0, ge=0)
-    # Largest request body: a test file and what multipart adds to it.
+    # Largest request body but for forms: a test file as JSON.
     body_limit_bytes: int = Field(default=LIMITS.max_file_bytes + 65536, ge=1024)
+    # Largest form: a zip of pictures, a grid with its recipe, and what multipart adds to them.
+    upload_limit_bytes: int = Field(default=(16 << 20) + 65536, ge=1024)
 
     # Address at which a worker serves its metrics, if it has a port for them. The API has its own at GET /metrics.
     metrics_host: str = "127.0.0.1"

@@ -23,8 +23,9 @@ from service.jobs import TERMINAL, JobStore, new_id
 from service.ledger import Asked, KeyReused
 from service.metrics import PICTURES_ACCEPTED
 from service.models import Models
-from service.records import JobKind, JobRecord
-from service.schemas import MAX_SEED, Job, SamplingFields
+from service.recipe import Recipe
+from service.records import MAX_SEED, JobKind, JobRecord
+from service.schemas import Job, SamplingFields
 from service.settings import Settings
 from service.views import JobReader
 from shared.checkpoint import CheckpointInfo
@@ -113,12 +114,25 @@ class Submitter:
     async def model(self, name: str | None) -> CheckpointInfo:
         return await run_in_threadpool(self.models.find, name)
 
+    async def model_of(self, recipe: Recipe) -> CheckpointInfo:
+        return await run_in_threadpool(self.models.with_digest, recipe.model.digest)
+
     async def submit(
-        self, kind: JobKind, fields: SamplingFields, labels: list[list[str]], info: CheckpointInfo, repeats: int = 1
+        self,
+        kind: JobKind,
+        fields: SamplingFields,
+        labels: list[list[str]],
+        info: CheckpointInfo,
+        repeats: int = 1,
+        recipe: Recipe | None = None,
     ) -> Response:
-        """Creates the job, unless the client's Idempotency-Key has one, and answers as wished. `labels` are checked."""
-        options = _options(fields, info)
-        seed = secrets.randbits(DRAWN_SEED_BITS) if fields.seed is None else fields.seed
+        """Creates the job, unless the client's Idempotency-Key has one, and answers as wished. `labels` are checked.
+
+        With a `recipe`, seed and options are the recipe's.
+        """
+        options = recipe.options if recipe else _options(fields, info)
+        given_seed = recipe.seed if recipe else fields.seed
+        seed = secrets.randbits(DRAWN_SEED_BITS) if given_seed is None else given_seed
         if seed + repeats - 1 > MAX_SEED:
             raise BadRequest.at(("body", "seed"), f"with {repeats} repeats the last seed would exceed {MAX_SEED}")
         asked = self._asked(kind, fields, labels)
@@ -134,8 +148,9 @@ class Submitter:
             digest=info.digest,
             labels=labels,
             seed=seed,
+            first=recipe.first if recipe else 0,
             repeats=repeats,
-            columns=fields.columns,
+            columns=recipe.columns if recipe else fields.columns,
             options=options,
         )
         job_id = await self._in_store(self.store.create, record, asked)

@@ -27,10 +27,11 @@ from service.jobs import (
     worker_key,
 )
 from service.ledger import id_of, index_key, was_key
+from service.recipe import shown_scores
 from service.records import JobRecord, JobResult, Verdict
 from service.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Progress, Repeat, ScoreResult, Summary
 
-SHOWN_SCORES = 5  # besides those asked
+SCORE_DIGITS = 6
 HEAD = ["record", "status", "started_at", "finished_at", "error"]  # what a job's hash has for a list
 LOOK_AGAIN_MS = 2000  # a waiter reads the state at least this often, whatever events it missed
 
@@ -161,13 +162,6 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
-def _shown_scores(verdict: Verdict) -> dict[str, float]:
-    """The probabilities of the labels asked, and of the most probable ones, the highest first."""
-    ranked = sorted(verdict.probabilities.items(), key=lambda item: -item[1])
-    top = {name for name, _ in ranked[:SHOWN_SCORES]}
-    return {name: round(p, 6) for name, p in ranked if name in top or name in verdict.labels}
-
-
 def _picture(job_id: str, verdict: Verdict) -> PictureResult:
     return PictureResult(
         labels=list(verdict.labels),
@@ -175,7 +169,7 @@ def _picture(job_id: str, verdict: Verdict) -> PictureResult:
         accuracy=verdict.accuracy,
         exact=verdict.exact,
         f1=verdict.f1,
-        scores=_shown_scores(verdict),
+        scores=shown_scores(verdict, SCORE_DIGITS),
         url=f"/jobs/{job_id}/images/{verdict.index}.png",
     )
 

@@ -1,23 +1,81 @@
-"""POST /generate: labels in, pictures with verdicts out."""
+"""POST /generate: labels or a recipe in, pictures with verdicts out."""
 
-from fastapi import APIRouter, Response
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+from starlette.types import Message
 
 from service.errors import BadRequest
+from service.forms import read_form
 from service.models import vocabulary_of
+from service.png import PngError, recipe_of
 from service.schemas import GenerateRequest, Job
 from service.submit import RESPONSES, SubmitterDep
 from shared.options import LIMITS
 from shared.vocabulary import LabelError
 
-router = APIRouter(tags=["pictures"])
+FILE = "file"
+FORM = {
+    "type": "object",
+    "properties": {FILE: {"type": "string", "format": "binary", "description": "a PNG of ours, with its recipe"}},
+    "required": [FILE],
+    "additionalProperties": False,
+}
 
 
-@router.post("/generate", response_model=Job, responses=RESPONSES, summary="Make pictures from labels")
-async def generate(body: GenerateRequest, submitter: SubmitterDep) -> Response:
-    """Makes one picture for each list of labels, scores it, and waits for it unless `Prefer` says otherwise."""
-    info = await submitter.model(body.model)
+class PngOrJson(APIRoute):
+    """A route that takes, in place of its JSON, a form with a PNG: the PNG stands for {"recipe": what it carries}."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_either(request: Request) -> Response:
+            content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            return await handle(await _as_json(request) if content_type == "multipart/form-data" else request)
+
+        return handle_either
+
+
+async def _as_json(request: Request) -> Request:
+    fields, files = await read_form(request, {FILE: None})
+    if FILE not in files:
+        raise BadRequest.at(("body", FILE), "Field required")
     try:
-        labels = vocabulary_of(info).check(body.labels, max_lists=LIMITS.max_pictures_per_request)
+        recipe = recipe_of(files[FILE])
+    except PngError as error:
+        raise BadRequest.at(("body", FILE), str(error)) from error
+    content = json.dumps({**fields, "recipe": recipe.model_dump(mode="json")}).encode()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    headers = [pair for pair in request.scope["headers"] if pair[0] not in (b"content-type", b"content-length")]
+    return Request({**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}, receive)
+
+
+router = APIRouter(tags=["pictures"], route_class=PngOrJson)
+
+
+@router.post(
+    "/generate",
+    response_model=Job,
+    responses=RESPONSES,
+    openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": FORM}}}},
+    summary="Make pictures from labels, or again by their recipe",
+)
+async def generate(body: GenerateRequest, submitter: SubmitterDep) -> Response:
+    """Makes one picture for each list of labels, scores it, and waits for it unless `Prefer` says otherwise.
+
+    With a recipe, as JSON or as the PNG that carries it, the same pictures are made again.
+    """
+    recipe = body.recipe
+    info = await (submitter.model_of(recipe) if recipe else submitter.model(body.model))
+    try:
+        given = recipe.labels if recipe else body.labels
+        labels = vocabulary_of(info).check(given, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
-        raise BadRequest.from_label_error(error, "labels") from error
-    return await submitter.submit("generate", body, labels, info)
+        raise BadRequest.from_label_error(error, "recipe.labels" if recipe else "labels") from error
+    return await submitter.submit("generate", body, labels, info, recipe=recipe)

@@ -5,9 +5,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
 
 from service.errors import BadRequest, NotJson, ServiceError
+from service.forms import read_form
 from service.models import vocabulary_of
 from service.schemas import Job, ScoreFields, ScoreRequest
 from service.submit import RESPONSES, SubmitterDep
@@ -16,7 +16,6 @@ from shared.vocabulary import LabelError, Vocabulary, parse_label_lists
 
 router = APIRouter(tags=["pictures"])
 
-MAX_FORM_FIELDS = 20
 FILE = "file"
 
 
@@ -89,31 +88,10 @@ async def _read_json(request: Request) -> tuple[ScoreFields, list[list[str]]]:
 
 
 async def _read_form(request: Request) -> tuple[ScoreFields, bytes]:
-    """The form's fields are text; those that read as JSON numbers, true, false, null or lists are taken as such."""
-    async with request.form(max_files=1, max_fields=MAX_FORM_FIELDS) as form:
-        given: dict[str, Any] = {}
-        content: bytes | None = None
-        for name, value in form.multi_items():
-            if name in given or (name == FILE and content is not None):
-                raise BadRequest.at(("body", name), "given twice")
-            if name == FILE:
-                content = await value.read() if isinstance(value, UploadFile) else value.encode()
-            elif isinstance(value, str):
-                given[name] = _form_value(name, value)
-            else:
-                raise BadRequest.at(("body", name), f"a file; the only file is `{FILE}`")
-    if content is None:
+    given, files = await read_form(request, {FILE: LIMITS.max_file_bytes})
+    if FILE not in files:
         raise BadRequest.at(("body", FILE), "Field required")
     try:
-        return ScoreFields.model_validate(given), content
+        return ScoreFields.model_validate(given), files[FILE]
     except ValidationError as error:
         raise BadRequest.from_validation(error) from error
-
-
-def _form_value(name: str, value: str) -> Any:
-    if name in ("model", "sampler", "spacing"):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value

@@ -1,0 +1,51 @@
+"""Multipart forms: their fields as the values that they read as, their files as bytes of limited size."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import HTTPException, Request
+from starlette.datastructures import UploadFile
+
+from service.errors import BadRequest
+
+MAX_FIELDS = 20
+TEXT_FIELDS = ("model", "sampler", "spacing")  # names, also where they look like numbers
+
+
+async def read_form(request: Request, limits: Mapping[str, int | None]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The form's fields and its files. `limits`: each file that it may have, with the most bytes that it may have; None
+    leaves that to the limit on the body.
+
+    A field that reads as a JSON number, true, false, null or list is taken as such. BadRequest for a file or field
+    that is given twice and for a file that is not foreseen; 413 for one that is too large.
+    """
+    fields: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
+    async with request.form(max_files=len(limits), max_fields=MAX_FIELDS) as form:
+        for name, value in form.multi_items():
+            if name in fields or name in files:
+                raise BadRequest.at(("body", name), "given twice")
+            if name in limits:
+                files[name] = await _content(name, value, limits[name])
+            elif isinstance(value, str):
+                fields[name] = _value(name, value)
+            else:
+                raise BadRequest.at(("body", name), f"a file; those known are {', '.join(limits)}")
+    return fields, files
+
+
+async def _content(name: str, value: UploadFile | str, limit: int | None) -> bytes:
+    content = await value.read() if isinstance(value, UploadFile) else value.encode()
+    if limit is not None and len(content) > limit:
+        raise HTTPException(413, f"the file `{name}` has more than {limit} bytes")
+    return content
+
+
+def _value(name: str, value: str) -> Any:
+    if name in TEXT_FIELDS:
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value

@@ -1,0 +1,50 @@
+"""PNGs that come from outside, read without torch: their size, and the recipe that they carry.
+
+Looks at the size that a file claims before anything is decoded.
+"""
+
+import io
+import struct
+
+from PIL import Image, UnidentifiedImageError
+from pydantic import ValidationError
+
+from service.recipe import KEYWORD, Recipe
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEADER = struct.Struct(">8s4x4sII")  # signature, length of the first chunk, its type, width and height
+MAX_PIXELS = 1 << 26  # of a picture that is opened, not decoded: beyond any grid of ours
+
+
+class PngError(ValueError):
+    """Bytes that are no PNG, or not one that can be used. The message says why."""
+
+
+def png_size(png: bytes) -> tuple[int, int]:
+    """(width, height) as the header claims. PngError for anything that does not begin as a PNG does."""
+    if len(png) < HEADER.size:
+        raise PngError("not a PNG" if not png.startswith(SIGNATURE) else "a PNG that is cut short")
+    signature, first, width, height = HEADER.unpack_from(png)
+    if signature != SIGNATURE or first != b"IHDR":
+        raise PngError("not a PNG")
+    return width, height
+
+
+def recipe_of(png: bytes) -> Recipe:
+    """The recipe in the metadata of a PNG; no pixel is decoded. PngError if it is no PNG or carries no good recipe."""
+    width, height = png_size(png)
+    if width * height > MAX_PIXELS:
+        raise PngError(f"{width}x{height} pixels; no picture of ours is that large")
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+            text = picture.info.get(KEYWORD)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken chunks
+        raise PngError(f"a damaged PNG: {error}") from error
+    if not isinstance(text, str):
+        raise PngError(f"a PNG without a recipe: it has no text {KEYWORD!r} in its metadata")
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise PngError(f"a PNG whose recipe cannot be read: {where + ': ' if where else ''}{first['msg']}") from error

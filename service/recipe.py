@@ -1,0 +1,116 @@
+"""A recipe: all that makes a picture or a grid again, as JSON that travels in its PNG; docs/recipes.md describes it.
+
+Knows pydantic alone: no Redis, no HTTP, no PNG.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.records import MAX_SEED, JobRecord, Picture, Verdict
+from shared.options import LIMITS, SamplingOptions
+
+KEYWORD = "labelgrid"  # of the PNG's text chunk
+SHOWN_SCORES = 5  # besides those asked
+# A verdict's last digits may depend on the company that the picture was judged in; these do not, so that the same
+# picture has the same bytes.
+SCORE_DIGITS = 2
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class MadeWith(_Part):
+    """A checkpoint, by its name at the time and by what does not change: the digest of its tensors."""
+
+    name: str = Field(max_length=100)
+    digest: Digest
+
+
+class RecipeVerdict(_Part):
+    """What the evaluator said of one picture."""
+
+    accuracy: float
+    exact: bool
+    f1: float
+    scores: dict[str, float]
+
+
+class Recipe(_Part):
+    """Given to POST /generate, it makes its pictures again: picture i has the seed picture_seed(seed, first + i)."""
+
+    version: Literal[1] = Field(description="of this format")
+    model: MadeWith
+    labels: list[list[str]] = Field(description="of each picture; a single picture's recipe has one list")
+    seed: int = Field(ge=0, le=MAX_SEED, description="of the request; of repeat r of a score, its seed + r")
+    first: int = Field(ge=0, le=2**31, description="position of the first picture in the request that it was made by")
+    options: SamplingOptions
+    columns: int = Field(default=8, ge=1, le=LIMITS.max_columns, description="of the grid")
+    evaluator: MadeWith | None = Field(default=None, description="who gave the verdicts; not read back")
+    verdicts: list[RecipeVerdict] = Field(default=[], description="one for each picture; not read back")
+
+    def text(self) -> dict[str, str]:
+        """As the text chunk of a PNG: keyword -> JSON."""
+        return {KEYWORD: self.model_dump_json(exclude_none=True)}
+
+
+def shown_scores(verdict: Verdict, digits: int) -> dict[str, float]:
+    """The probabilities of the labels asked, and of the most probable ones, the highest first."""
+    ranked = sorted(verdict.probabilities.items(), key=lambda item: -item[1])
+    top = {name for name, _ in ranked[:SHOWN_SCORES]}
+    return {name: round(p, digits) for name, p in ranked if name in top or name in verdict.labels}
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> list[RecipeVerdict]:
+    return [
+        RecipeVerdict(accuracy=one.accuracy, exact=one.exact, f1=one.f1, scores=shown_scores(one, SCORE_DIGITS))
+        for one in verdicts
+    ]
+
+
+def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: MadeWith | None) -> Recipe | None:
+    """The recipe of one picture; None where it does not say what request it comes from."""
+    if picture.run_seed is None:
+        return None
+    return Recipe(
+        version=1,
+        model=model,
+        labels=[list(picture.labels)],
+        seed=picture.run_seed,
+        first=picture.position,
+        options=picture.options,
+        evaluator=evaluator,
+        verdicts=_verdicts([verdict]),
+    )
+
+
+def of_grid(record: JobRecord, repeat: int, verdicts: Sequence[Verdict], evaluator: MadeWith | None) -> Recipe:
+    """The recipe of the grid of a job's repeat, with the verdicts of its pictures."""
+    return Recipe(
+        version=1,
+        model=MadeWith(name=record.model, digest=record.digest),
+        labels=record.labels,
+        seed=record.seed + repeat,
+        first=record.first,
+        options=record.options,
+        columns=record.columns,
+        evaluator=evaluator,
+        verdicts=_verdicts(verdicts),
+    )
+
+
+def example() -> dict[str, Any]:
+    """A recipe for documents."""
+    recipe = Recipe(
+        version=1,
+        model=MadeWith(name="base", digest="9f2c" * 16),
+        labels=[["red cube", "blue sphere"]],
+        seed=7,
+        first=0,
+        options=SamplingOptions(),
+    )
+    return recipe.model_dump(mode="json", exclude_none=True)
