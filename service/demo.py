@@ -1,6 +1,6 @@
 """`python -m service.demo`: starts everything, has eight label lists drawn and judged, saves the grid, stops it all.
 
-A client like any other: it talks HTTP to the service that it started. Knows nothing of the service's inside.
+A client like any other: it talks to the service that it started. Knows nothing of the service's inside.
 """
 
 import argparse
@@ -9,12 +9,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-import httpx
 from rich.console import Console
-from rich.table import Table
 
+from service.client import Client, ClientError, display
 from service.supervisor import Supervisor
 
 LABELS = [
@@ -36,35 +34,13 @@ def free_port() -> int:
     return port
 
 
-def verdicts(job: dict[str, Any]) -> Table:
-    """What the evaluator says of every picture of a finished job."""
-    result = job["result"]
-    title = f"accuracy {result['accuracy']:.3f}, exact match {result['exact_match']:.3f}, model {job['model']}"
-    table = Table("picture", "asked (probability)", "verdict", title=title)
-    for i, picture in enumerate(result["pictures"]):
-        asked = ", ".join(f"{label} ({picture['scores'][label]:.2f})" for label in picture["labels"])
-        extra = [name for name, p in picture["scores"].items() if p > 0.5 and name not in picture["labels"]]
-        hits = f"{picture['accuracy'] * len(picture['labels']):.0f} of {len(picture['labels'])}"
-        verdict = (
-            "[green]as asked[/]"
-            if picture["exact"]
-            else f"[yellow]{hits}" + (f", also {', '.join(extra)}" if extra else "")
-        )
-        table.add_row(str(i), asked, verdict)
-    return table
-
-
 def draw(address: str, seed: int, grid: Path, console: Console) -> None:
     """One POST /generate and the grid it leads to."""
-    with httpx.Client(base_url=address, timeout=300) as client, console.status("sampling"):
-        start = time.monotonic()
-        answer = client.post(
-            "/generate", json={"labels": LABELS, "seed": seed, "columns": 4}, headers={"Prefer": "wait=280"}
-        )
-        answer.raise_for_status()
-        job = answer.json()
-        grid.write_bytes(client.get(job["result"]["grid_url"]).raise_for_status().content)
-    console.print(verdicts(job))
+    start = time.monotonic()
+    with Client(address) as client, display.JobProgress(console) as progress:
+        job = client.generate(LABELS, seed=seed, columns=4, on_event=progress.on_event)
+        grid.write_bytes(client.grid(job.id))
+    display.result(job, console)
     console.print(f"{len(LABELS)} pictures in {time.monotonic() - start:.1f} s; the grid is in {grid}")
 
 
@@ -86,7 +62,7 @@ def main() -> int:
         try:
             with console.status("starting Redis, a worker and the API"):
                 supervisor.run(on_ready)
-        except (RuntimeError, OSError, httpx.HTTPError) as error:
+        except (RuntimeError, OSError, ClientError) as error:
             print(f"labelgrid: {error}", file=sys.stderr)
             return 1
     return 0

@@ -63,9 +63,9 @@ def test_a_package_imports_only_what_it_may(package: str) -> None:
         assert not tops & MAY_NOT_IMPORT[package], f"{path.relative_to(ROOT)} imports {tops & MAY_NOT_IMPORT[package]}"
 
 
-def heavy_modules_after(statement: str) -> set[str]:
-    """Which of HEAVY a fresh interpreter has loaded after the statement."""
-    program = f"{statement}\nimport sys\nprint('loaded:', *(m for m in {HEAVY} if m in sys.modules))"
+def heavy_modules_after(statement: str, modules: tuple[str, ...] = HEAVY) -> set[str]:
+    """Which of `modules` a fresh interpreter has loaded after the statement."""
+    program = f"{statement}\nimport sys\nprint('loaded:', *(m for m in {modules} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split()[1:])

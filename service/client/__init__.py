@@ -1,0 +1,24 @@
+"""A client of the service: `Client`, `AsyncClient`, and a command line, `python -m service.client`.
+
+    with Client("https://pictures.example", api_key="...") as client:
+        job = client.generate([["red cube", "blue sphere"], ["gray cylinder"]], seed=7)
+        Path("grid.png").write_bytes(client.grid(job.id))
+
+Needs the extra `client` alone: neither FastAPI nor Redis nor torch.
+"""
+
+from service.client.connection import AsyncClient, Client
+from service.client.errors import ApiError, ClientError, JobUnfinished, Unreachable
+from service.client.flows import Event, Options, Retry
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "Event",
+    "JobUnfinished",
+    "Options",
+    "Retry",
+    "Unreachable",
+]

@@ -1,0 +1,218 @@
+"""`python -m service.client`: a command line for the service, here or anywhere.
+
+LABELGRID_API_KEY is sent as its key; there is no option for it, since command lines can be read by others.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+
+from service.client import Client, ClientError, Event, Options, display
+from service.client.connection import DEFAULT_URL
+from service.schemas import Job, ScoreResult
+from shared.options import SamplerName, SpacingName
+
+HELP = (
+    "Asks a labelgrid service for pictures and scores. The service's address is --url or LABELGRID_URL, "
+    "the key to it LABELGRID_API_KEY."
+)
+
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+
+Url = Annotated[str, typer.Option(envvar="LABELGRID_URL", help="address of the service")]
+AsJson = Annotated[bool, typer.Option("--json", help="print what the service says, as JSON")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="where the grid goes, as PNG")]
+Images = Annotated[Path | None, typer.Option(help="folder for the single pictures: 0.png, 1.png, ...")]
+Detach = Annotated[bool, typer.Option("--detach", help="print the job's id at once and leave it to itself")]
+Seed = Annotated[int | None, typer.Option(help="the same seed gives the same pictures")]
+Steps = Annotated[int | None, typer.Option(help="steps of the sampler")]
+Guidance = Annotated[float | None, typer.Option(help="w of classifier-free guidance; 1 is none")]
+Sampler = Annotated[SamplerName | None, typer.Option(help="the sampler")]
+Spacing = Annotated[SpacingName | None, typer.Option(help="how the timesteps are spread")]
+Eta = Annotated[float | None, typer.Option(help="noise of ddim, 0 to 1")]
+Interval = Annotated[tuple[float, float] | None, typer.Option(help="fractions of T between which guidance is on")]
+ClipX0 = Annotated[bool | None, typer.Option(help="clip the predicted picture to [-1, 1] at every step")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="a model of `models`; the service's default if left out")
+]
+Columns = Annotated[int | None, typer.Option(help="columns of the grid")]
+JobId = Annotated[str, typer.Argument(help="a job's id", show_default=False)]
+
+
+def _fail(message: str, code: int = 1) -> typer.Exit:
+    print(f"labelgrid: {message}", file=sys.stderr)
+    return typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _connected(url: str) -> Iterator[Client]:
+    """A client; what goes wrong with it ends the program with one line."""
+    try:
+        with Client(url) as client:
+            yield client
+    except ClientError as error:
+        raise _fail(str(error)) from error
+    except OSError as error:
+        raise _fail(f"{error.filename or 'output'}: {error.strerror or error}") from error
+
+
+def _sampling(context: typer.Context) -> Options:
+    """The options of sampling that were given, of a command whose parameters have their names."""
+    given = {name: context.params.get(name) for name in Options.__annotations__}
+    return cast(Options, {name: value for name, value in given.items() if value is not None})
+
+
+def _follow(client: Client, ask: Callable[[Callable[[Event], None]], Job]) -> Job:
+    """The job that `ask` waits for, with a progress bar. Ctrl-C cancels it."""
+    with display.JobProgress(Console(stderr=True)) as progress:
+        try:
+            return ask(progress.on_event)
+        except KeyboardInterrupt:
+            if progress.job_id is None:
+                raise _fail("interrupted", 130) from None
+            client.cancel(progress.job_id)
+            raise _fail(f"interrupted; job {progress.job_id} is cancelled", 130) from None
+
+
+def _show(client: Client, job: Job, output: Path | None, images: Path | None, as_json: bool) -> None:
+    """A finished job: its pictures into files, its result on the terminal."""
+    if output is not None:
+        output.write_bytes(client.grid(job.id))
+    if images is not None and job.result is not None:
+        images.mkdir(parents=True, exist_ok=True)
+        n = len(job.result.pictures)
+        first = job.result.best * n if isinstance(job.result, ScoreResult) else 0
+        for i in range(n):
+            (images / f"{i}.png").write_bytes(client.image(job.id, first + i))
+    if as_json:
+        print(job.model_dump_json(indent=2))
+        return
+    console = Console()
+    display.result(job, console)
+    if output is not None:
+        console.print(f"the grid is in {display.plain(str(output))}", highlight=False)
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    labels: Annotated[list[str], typer.Argument(help='pictures, each its labels: "red cube, blue sphere"')],
+    url: Url = DEFAULT_URL,
+    output: Output = None,
+    images: Images = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: Sampler = None,
+    spacing: Spacing = None,
+    guidance_interval: Interval = None,
+    eta: Eta = None,
+    clip_x0: ClipX0 = None,
+    model: ModelName = None,
+    columns: Columns = None,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have pictures made and judged, one for each argument."""
+    lists = [[label.strip() for label in entry.split(",")] for entry in labels]
+    options = _sampling(context)
+    with _connected(url) as client:
+        if detach:
+            print(client.generate(lists, wait=False, **options).id)
+            return
+        job = _follow(client, lambda on_event: client.generate(lists, on_event=on_event, **options))
+        _show(client, job, output, images, as_json)
+
+
+@app.command()
+def score(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="a test file: a JSON list of label lists", show_default=False)],
+    url: Url = DEFAULT_URL,
+    repeats: Annotated[int, typer.Option(help="runs over the whole file, with different seeds")] = 10,
+    output: Output = None,
+    images: Images = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: Sampler = None,
+    spacing: Spacing = None,
+    guidance_interval: Interval = None,
+    eta: Eta = None,
+    clip_x0: ClipX0 = None,
+    model: ModelName = None,
+    columns: Columns = None,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score the model on a test file; grid and pictures are those of the best run."""
+    options = _sampling(context)
+    with _connected(url) as client:
+        if detach:
+            print(client.score(file, repeats=repeats, wait=False, **options).id)
+            return
+        job = _follow(client, lambda on_event: client.score(file, repeats=repeats, on_event=on_event, **options))
+        _show(client, job, output, images, as_json)
+
+
+@app.command()
+def wait(
+    job_id: JobId, url: Url = DEFAULT_URL, output: Output = None, images: Images = None, as_json: AsJson = False
+) -> None:
+    """Wait for a job and show its result."""
+    with _connected(url) as client:
+        with display.JobProgress(Console(stderr=True)) as progress:
+            job = client.wait(job_id, on_event=progress.on_event)
+        _show(client, job, output, images, as_json)
+
+
+@app.command()
+def jobs(
+    url: Url = DEFAULT_URL,
+    limit: Annotated[int, typer.Option(help="how many")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with _connected(url) as client:
+        page = client.jobs(limit=limit)
+        if as_json:
+            print(page.model_dump_json(indent=2))
+        else:
+            Console().print(display.jobs(page.jobs))
+
+
+@app.command()
+def cancel(job_id: JobId, url: Url = DEFAULT_URL) -> None:
+    """Cancel a queued or running job."""
+    with _connected(url) as client:
+        print(f"job {client.cancel(job_id).id} is cancelled")
+
+
+@app.command()
+def labels(url: Url = DEFAULT_URL, model: ModelName = None) -> None:
+    """List the labels that a model knows."""
+    with _connected(url) as client:
+        for label in client.labels(model).labels:
+            print("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in label))
+
+
+@app.command()
+def models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """List the models, and files in storage that cannot be used."""
+    with _connected(url) as client:
+        listing = client.models()
+        if as_json:
+            print(listing.model_dump_json(indent=2))
+        else:
+            Console().print(display.models(listing))
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m service.client")

@@ -1,0 +1,135 @@
+"""The client's command line against the real API, in this process and as a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from service.client.__main__ import app
+from service.client.display import plain
+from service.jobs import JobStore
+from service.runner import Runner
+from tests.test_architecture import HEAVY, ROOT, heavy_modules_after
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def url(client: httpx.Client) -> str:
+    return str(client.base_url)
+
+
+@pytest.fixture
+def run(url: str) -> Command:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        done = CliRunner().invoke(app, [*arguments, "--url", url], env={"COLUMNS": "200"})
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        return done.exit_code, done.stdout, done.stderr
+
+    return run
+
+
+def process(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "service.client", *arguments]
+
+
+def environment(url: str) -> dict[str, str]:
+    return {**os.environ, "LABELGRID_URL": url, "COLUMNS": "200"}
+
+
+def test_generate_as_the_readme_shows_it(url: str, client: httpx.Client, working: Runner, tmp_path: Path) -> None:
+    grid = tmp_path / "grid.png"
+    line = process("generate", "red cube, blue sphere", "gray cylinder", "-o", str(grid), "--steps", "2")
+    done = subprocess.run(line, cwd=ROOT, env=environment(url), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gray cylinder (0." in done.stdout
+    job = client.get("/jobs").json()["jobs"][0]
+    assert job["options"]["steps"] == 2
+    assert grid.read_bytes() == client.get(f"/jobs/{job['id']}/grid.png").content
+
+
+def test_score_writes_the_best_runs_pictures_in_the_files_order(
+    run: Command, client: httpx.Client, working: Runner, tmp_path: Path
+) -> None:
+    file, images = tmp_path / "test.json", tmp_path / "images"
+    file.write_text('[["red cube"], ["gray cylinder", "blue sphere"]]')
+    options = ["--repeats", "3", "--seed", "4", "--steps", "2", "--guidance-interval", "0", "0.5", "--clip-x0"]
+    code, out, err = run("score", str(file), "--images", str(images), "--json", *options)
+    assert (code, err) == (0, "")
+    job = json.loads(out)
+    assert (job["options"]["guidance_interval"], job["options"]["clip_x0"]) == ([0.0, 0.5], True)
+    assert [one["seed"] for one in job["result"]["repeats"]] == [4, 5, 6]
+    for i, picture in enumerate(job["result"]["pictures"]):
+        assert (images / f"{i}.png").read_bytes() == client.get(picture["url"]).content
+    code, out, _ = run("score", str(file), *options)
+    assert code == 0
+    assert "mean ± std" in out
+    assert f"{job['result']['accuracy']['max']:.3f}" in out
+
+
+def test_jobs_are_left_to_themselves_listed_cancelled_and_waited_for(run: Command, alive: JobStore) -> None:
+    code, out, _ = run("generate", "red cube", "--detach")
+    job_id = out.strip()
+    assert code == 0
+    assert job_id in run("jobs")[1]
+    assert json.loads(run("jobs", "--json")[1])["jobs"][0]["id"] == job_id
+    assert run("cancel", job_id)[:2] == (0, f"job {job_id} is cancelled\n")
+    assert run("wait", job_id) == (1, "", f"labelgrid: job {job_id} cancelled\n")
+
+
+def test_labels_and_models(run: Command) -> None:
+    assert run("labels")[1].splitlines()[:2] == ["gray cube", "red cube"]
+    assert run("labels", "--model", "nobody")[0] == 1
+    assert "toy" in run("models")[1]
+    assert [model["name"] for model in json.loads(run("models", "--json")[1])["models"]] == ["other", "toy"]
+
+
+def test_errors_are_one_line(run: Command, alive: JobStore, tmp_path: Path) -> None:
+    code, out, err = run("generate", "red cube, blue sphare")
+    assert (code, out) == (1, "")
+    assert err == 'labelgrid: entry 0: unknown label "blue sphare"; did you mean "blue sphere"?\n'
+    code, _, err = run("score", str(tmp_path / "nothing.json"))
+    assert (code, err) == (1, f"labelgrid: {tmp_path}/nothing.json: No such file or directory\n")
+    code, _, err = run("wait", "nobody")
+    assert (code, err) == (1, "labelgrid: there is no job 'nobody'\n")
+    code, _, err = run("generate", "red cube", "--sampler", "dpm")
+    assert code == 2
+    assert "sampler" in err
+
+
+def test_a_grid_that_cannot_be_written_is_an_error(run: Command, working: Runner, tmp_path: Path) -> None:
+    code, _, err = run("generate", "red cube", "--steps", "1", "-o", str(tmp_path / "nowhere" / "grid.png"))
+    assert (code, err) == (1, f"labelgrid: {tmp_path}/nowhere/grid.png: No such file or directory\n")
+
+
+def test_ctrl_c_cancels_the_job(url: str, client: httpx.Client, alive: JobStore) -> None:
+    with subprocess.Popen(
+        process("generate", "red cube"), cwd=ROOT, env=environment(url), stderr=subprocess.PIPE, text=True
+    ) as waiting:
+        while not (jobs := client.get("/jobs").json()["jobs"]):
+            assert waiting.poll() is None
+            time.sleep(0.02)
+        while not alive.connection.exists(f"labelgrid:job:{jobs[0]['id']}:watched"):  # it reads events
+            time.sleep(0.02)
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(timeout=30) == 130
+        assert waiting.stderr is not None
+        assert waiting.stderr.read() == f"labelgrid: interrupted; job {jobs[0]['id']} is cancelled\n"
+    assert client.get(f"/jobs/{jobs[0]['id']}").json()["status"] == "cancelled"
+
+
+def test_the_words_of_a_service_are_no_commands() -> None:
+    assert plain("[red]\x1b[31mb\n") == "\\[red]\N{REPLACEMENT CHARACTER}[31mb\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_client_needs_nothing_of_a_server() -> None:
+    servers = ("fastapi", "starlette", "redis", "rq", "uvicorn", *HEAVY)
+    assert heavy_modules_after("import service.client.__main__", servers) == set()
