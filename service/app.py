@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(title="labelgrid", version=version("labelgrid"), description=DESCRIPTION, lifespan=lifespan)
     app.state.settings = settings
-    app.state.models = Models(settings.storage)
+    app.state.models = Models(settings.storage, settings.storage_every_s)
     app.add_middleware(errors.BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
     app.add_middleware(Guard, keys=KeyRing(settings.api_keys, settings.api_keys_file), settings=settings)
     app.add_middleware(RequestMetrics)

@@ -6,8 +6,8 @@ The one place where engine and Redis meet. Knows neither HTTP nor RQ, so that a 
 import logging
 import time
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from functools import partial
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,19 +15,19 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from service import recipe
-from service.engine import Engine, Judge, Made, Outcome
+from service.checkpoint_cache import CheckpointCache
+from service.engine import Judge, Made, Outcome
 from service.jobs import JobStore
+from service.lanes import Lane, Loader
 from service.live import Live
 from service.metrics import PICTURES, one_step, waited
 from service.recipe import MadeWith
 from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
-from service.stream import GROUP, Claim, PictureStream
-from shared.checkpoint import CheckpointError, read_info, resolve
-from shared.denoise import Stepper
+from service.stream import GROUP, Claim
+from shared.checkpoint import CheckpointError
 from shared.device import pick_device
 from shared.evaluator import load_evaluator, score_set
-from shared.model import load_denoiser
 from shared.pictures import grid, png_bytes, read_png, to_images
 
 log = logging.getLogger(__name__)
@@ -53,19 +53,6 @@ class Rate:
         return self.pictures / self.seconds if self.pictures else 0.0
 
 
-@dataclass
-class Lane:
-    """One loaded model: its engine, its stream, and the stream entries of the pictures in the engine."""
-
-    name: str
-    digest: str
-    stepper: Stepper
-    engine: Engine
-    stream: PictureStream
-    claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
-    used_at: float = 0.0
-
-
 class Runner:
     """The models of one worker process and the pictures it is making. Not thread-safe but for `keep_claims`."""
 
@@ -73,10 +60,17 @@ class Runner:
         self.connection, self.settings, self.name = connection, settings, name
         self.store = JobStore(connection, settings)
         self.device = pick_device(settings.device)
-        judge = load_evaluator(resolve(settings.storage, None, "evaluator"), self.device)
+        cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
+        judge = load_evaluator(cache.fetch(None, kind="evaluator"), self.device)
         self.judge: Judge = judge
         self.judged_by = MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
+        self.loader = Loader(connection, settings, self.device, cache, name, judge, self.judged_by)
         self.lanes: OrderedDict[str, Lane] = OrderedDict()
+        self.promoted: str | None = None  # the digest that was promoted when we last looked
+        self._current: Lane | None = None  # the lane that a job waits for
+        self._look: Future[tuple[str, Lane | None]] | None = None
+        self._looked_at = time.monotonic()
+        self._complaint = ""
         self.rate = Rate()
         self.live = Live(connection, settings.live_every_s)
         self.stopping = False  # set by a signal's handler, in which an Event's lock could deadlock
@@ -96,34 +90,68 @@ class Runner:
 
         CheckpointError if it is not in storage, or is no longer the one with `digest`.
         """
-        if digest not in self.lanes:
-            path = resolve(self.settings.storage, name, "denoiser")
-            found = read_info(path).digest
-            if digest not in (None, found):
-                raise CheckpointError(path.name, "is no longer the checkpoint that the job was accepted for")
-            denoiser = load_denoiser(path, device=self.device)
-            stepper = denoiser.stepper(max_rows=self.settings.batch_rows)
-            made_with = MadeWith(name=denoiser.info.name, digest=denoiser.info.digest)
-            engine = Engine(
-                stepper,
-                denoiser.vocabulary,
-                self.judge,
-                max_pictures=self.settings.batch_pictures,
-                recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
-            )
-            stream = PictureStream(self.connection, self.settings, denoiser.info.digest, self.name)
-            digest = denoiser.info.digest
-            self.lanes[digest] = Lane(denoiser.info.name, digest, stepper, engine, stream)
-            self._let_go(keep=digest)
-        assert digest is not None
-        self.lanes.move_to_end(digest)
-        return self.lanes[digest]
+        lane = self.lanes.get(digest or "") or self.loader.load(name, digest)
+        if name is None:
+            self.promoted = lane.digest
+        return self._add(lane)
 
-    def _let_go(self, keep: str) -> None:
-        """Unloads models beyond `loaded_models`, the longest idle first."""
-        for digest in list(self.lanes):
-            if len(self.lanes) > self.settings.loaded_models and digest != keep and not self.lanes[digest].engine.busy:
-                del self.lanes[digest]
+    def _add(self, lane: Lane) -> Lane:
+        """Takes up a lane as the one last used, unless its model has one."""
+        lane = self.lanes.setdefault(lane.digest, lane)
+        self.lanes.move_to_end(lane.digest)
+        lane.used_at = time.monotonic()
+        self._let_go(keep=lane)
+        return lane
+
+    def _let_go(self, keep: Lane | None = None) -> None:
+        """Unloads models beyond `loaded_models`, the longest idle first, and those unused for `idle_model_s`.
+
+        None with pictures in work: they are finished on what they were begun with. Nor the promoted one for its age.
+        """
+        for lane in list(self.lanes.values()):
+            unused = time.monotonic() - lane.used_at > self.settings.idle_model_s and lane.digest != self.promoted
+            too_many = len(self.lanes) > self.settings.loaded_models
+            if lane.idle and lane not in (keep, self._current) and (unused or too_many):
+                log.info("unloaded %s, %s", lane.name, lane.digest)
+                del self.lanes[lane.digest]
+
+    def look_at_storage(self) -> None:
+        """Every `storage_every_s`: lets go of unused models, and has a newly promoted one loaded before it is needed.
+
+        A promoted checkpoint that cannot be used is complained of once, and those that are loaded serve on.
+        """
+        if self._look is None and time.monotonic() - self._looked_at >= self.settings.storage_every_s:
+            self._let_go()
+            self._looked_at = time.monotonic()
+            self._look = self.loader.look({*self.lanes, self.promoted or ""})
+        if self._look is None or not self._look.done():
+            return
+        look, self._look = self._look, None
+        try:
+            self.promoted, lane = look.result()
+        except Exception as error:  # whatever it is, what is loaded serves on
+            if str(error) != self._complaint:
+                log.warning("the promoted model cannot be loaded: %s", error)
+            self._complaint = str(error)
+        else:
+            self._complaint = ""
+            if lane is not None:
+                log.info("loaded the promoted model %s, %s", lane.name, lane.digest)
+                self._add(lane)
+
+    def _lane_of(self, record: JobRecord) -> Lane | None:
+        """The lane of a job, as soon as it is loaded; other pictures go on meanwhile. None if we are to stop."""
+        if record.digest not in self.lanes:
+            loading = self.loader.begin(record.model, record.digest)
+            while not loading.done():
+                if self.stopping:
+                    return None
+                if self.busy:
+                    self.turn()
+                else:
+                    wait([loading], timeout=IDLE_WAIT_MS / 1000)
+            self._add(loading.result())
+        return self.lane(record.model, record.digest)
 
     def run(self, job_id: str) -> None:
         """Works until the job has ended, by this worker or another. Pictures of other jobs may then be in the batch.
@@ -134,9 +162,12 @@ class Runner:
         if record is None or not self.store.is_open(job_id):
             return
         try:
-            lane = self.lane(record.model, record.digest)
+            lane = self._lane_of(record)
         except CheckpointError as error:
             self.store.fail(job_id, f"the model cannot be loaded: {error}")
+            return
+        if lane is None:
+            self.store.requeue(job_id)
             return
         self.store.begin(job_id)
         if self.store.is_complete(job_id, record.total):  # whoever made the last picture died before the grid
@@ -149,9 +180,12 @@ class Runner:
 
     def turn(self, current: Lane | None = None) -> None:
         """One step of every model that has pictures in work, and of `current`, which waits a little if it has none."""
+        self._current = current
+        self.look_at_storage()
         self._drop_ended()
         for lane in list(self.lanes.values()):
             if lane is current or lane.engine.busy:
+                lane.used_at = time.monotonic()
                 self._claim(lane, block_ms=IDLE_WAIT_MS if lane is current and not self.busy else None)
                 begun = time.monotonic()
                 with one_step(lane.name, len(lane.engine.rows()), lane.stepper):

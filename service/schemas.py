@@ -230,7 +230,8 @@ class Model(BaseModel):
     created_at: str
     labels: int
     config: dict[str, Any]
-    training: dict[str, Any]
+    training: dict[str, Any] = Field(description="how it came about")
+    card: str | None = Field(description="Markdown; how it was made and how good it is, where somebody wrote that down")
 
 
 class ModelList(BaseModel):

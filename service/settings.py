@@ -68,6 +68,14 @@ class Settings(BaseSettings):
     live_every_s: float = Field(default=0.5, ge=0)
     # Models that a worker keeps loaded; beyond, the one idle for longest is let go.
     loaded_models: int = Field(default=2, ge=1)
+    # A model unused for this long is let go, unless it is the promoted one.
+    idle_model_s: float = Field(default=600.0, ge=0)
+    # How often a worker looks whether another model is promoted, and how old the API's view of a remote storage may be.
+    storage_every_s: float = Field(default=2.0, ge=0)
+    # Where a worker keeps checkpoint files by digest, so that what was accepted can be made after storage has changed.
+    cache: Path = Path("~/.cache/labelgrid")
+    # About how much it keeps there.
+    cache_bytes: int = Field(default=4 << 30, ge=0)
     # A worker says this often that it lives and still works at the pictures it claimed.
     heartbeat_s: float = Field(default=2.0, gt=0)
     # A worker silent for this long is dead and its pictures are another's; longer than some missed heartbeats.

@@ -1,22 +1,21 @@
-"""Checkpoints: safetensors files that carry their own configuration, and the storage folder that holds them.
+"""Checkpoints: safetensors files that carry their own configuration, and the storage that holds them.
 
 Imports no torch until tensors are asked for. Must not know what the configuration means, nor what a network is.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from shared import storage as files
+from shared.storage import Location
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +27,7 @@ SUFFIX: Final = ".safetensors"
 PROMOTED_FILE: Final = "promoted.json"
 METADATA_KEY: Final = "labelgrid"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # one path component, not hidden, safe in a URL
+DIGEST_DIFFERS: Final = "damaged: the tensors do not match their digest"
 MAX_HEADER_BYTES: Final = 16 << 20  # ours are some 20 KB; a foreign file's first bytes can claim any length
 
 
@@ -65,18 +65,29 @@ class CheckpointInfo(BaseModel):
         return value
 
 
-def read_info(path: Path) -> CheckpointInfo:
+def read_info(path: Location) -> CheckpointInfo:
     """The checkpoint's own description. Reads the header alone: neither tensors nor digest are looked at.
 
     CheckpointError for a file that is missing, foreign, cut short or of a newer format.
     """
-    with _reading(path), path.open("rb") as file:
-        header, data_start = _read_header(file, path)
-        _check_length(header, os.fstat(file.fileno()).st_size - data_start, path)
-        return _info_of(header, path)
+    with _reading(path), files.reading(path, block=files.HEADER_BLOCK) as file:
+        return _read_info(file, path)[0]
 
 
-def load(path: Path, *, device: "torch.device | str" = "cpu") -> "tuple[CheckpointInfo, dict[str, torch.Tensor]]":
+def verify(path: Location) -> CheckpointInfo:
+    """As `read_info`, but reads the whole file, piece by piece: its tensors are those that were written. No torch."""
+    with _reading(path), files.reading(path) as file:
+        info, data_start = _read_info(file, path)
+        file.seek(data_start)
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    if digest.hexdigest() != info.digest:
+        raise CheckpointError(path.name, DIGEST_DIFFERS)
+    return info
+
+
+def load(path: Location, *, device: "torch.device | str" = "cpu") -> "tuple[CheckpointInfo, dict[str, torch.Tensor]]":
     """The description and the tensors, on `device`, in the types they were saved in.
 
     CheckpointError as `read_info`, or if the tensors are not those that were written.
@@ -85,12 +96,12 @@ def load(path: Path, *, device: "torch.device | str" = "cpu") -> "tuple[Checkpoi
     from safetensors.torch import load as tensors_of
 
     with _reading(path):
-        content = path.read_bytes()  # once: the file may be replaced between two reads
+        content = files.read(path)
     header, data_start = _read_header(io.BytesIO(content), path)
     _check_length(header, len(content) - data_start, path)
     info = _info_of(header, path)
     if _digest(memoryview(content)[data_start:]) != info.digest:
-        raise CheckpointError(path.name, "damaged: the tensors do not match their digest")
+        raise CheckpointError(path.name, DIGEST_DIFFERS)
     try:
         tensors = tensors_of(content)
     except SafetensorError as error:
@@ -99,7 +110,7 @@ def load(path: Path, *, device: "torch.device | str" = "cpu") -> "tuple[Checkpoi
 
 
 def publish(
-    storage: Path,
+    storage: Location,
     name: str,
     tensors: "Mapping[str, torch.Tensor]",
     *,
@@ -108,7 +119,7 @@ def publish(
     config: Mapping[str, Any],
     training: Mapping[str, Any],
     created_at: str | None = None,
-) -> Path:
+) -> Location:
     """Write `storage/name.safetensors`, whole or not at all, in place of one of that name, and return its path.
 
     The tensors may be of any device and memory layout. CheckpointError for a name that is no plain file name, for no
@@ -140,53 +151,55 @@ def publish(
     _info_of(header, path)  # what is written here must be readable here
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # the format wants its tensor section aligned
-    storage.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, len(encoded).to_bytes(8, "little"), encoded, data)
+    files.write(path, len(encoded).to_bytes(8, "little"), encoded, data)
     return path
 
 
-def scan(storage: Path) -> tuple[list[CheckpointInfo], dict[str, str]]:
-    """The storage folder's checkpoints by name, and its unreadable files: file name -> reason. Digests not checked."""
+def scan(storage: Location) -> tuple[list[CheckpointInfo], dict[str, str]]:
+    """The storage's checkpoints by name, and its unreadable files: file name -> reason. Digests not checked."""
     infos: list[CheckpointInfo] = []
     problems: dict[str, str] = {}
-    for path in sorted(storage.glob(f"*{SUFFIX}")):
+    with _reading(storage):
+        names = sorted(name for name in files.versions(storage) if name.endswith(SUFFIX))
+    for name in names:
+        path = storage / name
         try:
-            _check_name(path.stem)
+            check_name(path.stem)
             infos.append(read_info(path))
         except CheckpointError as error:
             problems[path.name] = error.reason
     return infos, problems
 
 
-def list_checkpoints(storage: Path) -> list[CheckpointInfo]:
-    """The storage folder's readable checkpoints, by name."""
+def list_checkpoints(storage: Location) -> list[CheckpointInfo]:
+    """The storage's readable checkpoints, by name."""
     return scan(storage)[0]
 
 
-def promote(storage: Path, name: str) -> None:
+def promote(storage: Location, name: str) -> None:
     """Make a checkpoint the default of its kind. CheckpointError if it is not there or not readable."""
     path = _path_of(storage, name)
-    if not path.exists():
+    if not _exists(path):
         raise CheckpointError(name, f"no such checkpoint in {storage}; {_what_is_there(storage)}")
     kind = read_info(path).kind
-    with _locked(storage):
+    with files.locked(storage):
         names = _promoted_names(storage) | {kind: name}
-        _write_atomically(storage / PROMOTED_FILE, (json.dumps(names, indent=2, sort_keys=True) + "\n").encode())
+        files.write(storage / PROMOTED_FILE, (json.dumps(names, indent=2, sort_keys=True) + "\n").encode())
 
 
-def promoted(storage: Path, kind: CheckpointKind = "denoiser") -> str | None:
+def promoted(storage: Location, kind: CheckpointKind = "denoiser") -> str | None:
     """The name of the default checkpoint of a kind, or None. CheckpointError if promoted.json is damaged."""
     return _promoted_names(storage).get(kind)
 
 
-def resolve(storage: Path, name: str | None, kind: CheckpointKind) -> Path:
+def resolve(storage: Location, name: str | None, kind: CheckpointKind) -> Location:
     """The file of checkpoint `name`, or of the promoted one if None. CheckpointError names what is there."""
     wanted = name if name is not None else promoted(storage, kind)
     if wanted is None:
         reason = f"no {kind} is promoted in {storage}; {_what_is_there(storage, kind)}"
         raise CheckpointError(str(storage), reason)
     path = _path_of(storage, wanted)
-    if not path.exists():
+    if not _exists(path):
         what = kind if name is not None else f"promoted {kind}"
         raise CheckpointError(wanted, f"no such {what} in {storage}; {_what_is_there(storage, kind)}")
     info = read_info(path)
@@ -197,26 +210,26 @@ def resolve(storage: Path, name: str | None, kind: CheckpointKind) -> Path:
     return path
 
 
-def _what_is_there(storage: Path, kind: CheckpointKind | None = None) -> str:
+def _what_is_there(storage: Location, kind: CheckpointKind | None = None) -> str:
     names = [info.name for info in list_checkpoints(storage) if kind in (None, info.kind)]
     return f"there: {', '.join(names)}" if names else f"there is no {kind or 'checkpoint'}"
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         shown = repr(name if len(name) <= 100 else name[:100] + "...")
         raise CheckpointError(shown, "not a checkpoint's name: 1 to 100 letters, digits, '.', '_', '-', no first '.'")
 
 
-def _path_of(storage: Path, name: str) -> Path:
-    _check_name(name)
+def _path_of(storage: Location, name: str) -> Location:
+    check_name(name)
     return storage / f"{name}{SUFFIX}"
 
 
-def _promoted_names(storage: Path) -> dict[str, str]:
+def _promoted_names(storage: Location) -> dict[str, str]:
     path = storage / PROMOTED_FILE
     try:
-        names = json.loads(path.read_bytes())
+        names = json.loads(files.read(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -229,7 +242,14 @@ def _promoted_names(storage: Path) -> dict[str, str]:
 # --- the file: 8 bytes of header length, little-endian; the header, JSON; the tensor section ---
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
+def _read_info(file: BinaryIO, path: Location) -> tuple[CheckpointInfo, int]:
+    """The description, and the position at which the tensor section begins."""
+    header, data_start = _read_header(file, path)
+    _check_length(header, file.seek(0, io.SEEK_END) - data_start, path)
+    return _info_of(header, path), data_start
+
+
+def _read_header(file: BinaryIO, path: Location) -> tuple[dict[str, Any], int]:
     """The header and the position at which the tensor section begins."""
     length_bytes = file.read(8)
     first = file.read(1)
@@ -248,7 +268,7 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _check_length(header: dict[str, Any], found: int, path: Path) -> None:
+def _check_length(header: dict[str, Any], found: int, path: Location) -> None:
     """Whether the tensor section is as long as the header says, which no digest is needed to see."""
     try:
         ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
@@ -261,7 +281,7 @@ def _check_length(header: dict[str, Any], found: int, path: Path) -> None:
         raise CheckpointError(path.name, f"damaged: {found - wanted} bytes too many")
 
 
-def _info_of(header: dict[str, Any], path: Path) -> CheckpointInfo:
+def _info_of(header: dict[str, Any], path: Location) -> CheckpointInfo:
     try:
         description = json.loads(header["__metadata__"][METADATA_KEY])
     except (KeyError, TypeError):
@@ -293,43 +313,13 @@ def _digest(data: memoryview) -> str:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Location) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(path.name, f"cannot be read: {error.strerror}") from error
+        raise CheckpointError(path.name, f"cannot be read: {error.strerror or error}") from error
 
 
-def _write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Write beside `path` and rename over it: a reader, or a crash at any moment, finds the old file or the new one."""
-    # a random name, not one by process id: in containers every trainer is process 1
-    temporary = path.parent / f".{path.name}.{uuid4().hex}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    with _opened_folder(path.parent) as folder:
-        os.fsync(folder)  # the rename itself must survive a power cut
-
-
-@contextlib.contextmanager
-def _opened_folder(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _locked(storage: Path) -> Iterator[None]:
-    """Hold the folder's advisory lock: two who promote different kinds at once must not undo one another."""
-    with _opened_folder(storage) as folder:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
+def _exists(path: Location) -> bool:
+    with _reading(path):
+        return files.exists(path)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
+from shared.storage import Location
 from shared.vocabulary import ICLEVR, Vocabulary
 
 IMAGE_SIZE = 64  # the network's input; other pictures are resized to it
@@ -68,13 +69,13 @@ class Evaluator(nn.Module):
         return torch.cat(chunks) if chunks else torch.zeros(0, 512)
 
 
-def load_evaluator(path: Path | str, device: str | torch.device = "cpu") -> Evaluator:
+def load_evaluator(path: Location | str, device: str | torch.device = "cpu") -> Evaluator:
     """Our safetensors or the course's checkpoint.pth ({"model": state_dict}, read with weights_only), by the suffix.
 
     Raises CheckpointError for a file that is neither.
     """
-    path = Path(path)
-    if path.suffix == ".pth":
+    path = Path(path) if isinstance(path, str) else path
+    if path.suffix == ".pth" and isinstance(path, Path):
         evaluator = Evaluator(ICLEVR)
         state = _read_course_checkpoint(path)
     else:

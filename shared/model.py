@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast, get_args
 
 import torch
@@ -16,6 +15,7 @@ from shared.device import autocast_dtype
 from shared.layouts import Layouts
 from shared.options import PredictionName, SamplingOptions, default_options
 from shared.schedules import alpha_bar
+from shared.storage import Location
 from shared.unet import NetworkConfig, UNet
 from shared.vocabulary import Vocabulary
 
@@ -43,7 +43,7 @@ class Denoiser:
         )  # fmt: skip
 
 
-def load_denoiser(path: Path, *, device: str | torch.device = "cpu") -> Denoiser:
+def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Denoiser:
     """Raises CheckpointError, with the file's name and the reason, for anything but a whole denoiser checkpoint."""
     info, state = load(path)
     if info.kind != "denoiser":
@@ -68,7 +68,7 @@ def load_denoiser(path: Path, *, device: str | torch.device = "cpu") -> Denoiser
     return Denoiser(info, vocabulary, network, schedule, known, layouts, options)
 
 
-def _base_weights(path: Path, base: Mapping[str, str]) -> dict[str, Tensor]:
+def _base_weights(path: Location, base: Mapping[str, str]) -> dict[str, Tensor]:
     """The weights that an adapter checkpoint at `path` changes, from the same folder."""
     try:
         info, weights = load(path.with_name(base["name"] + SUFFIX))

@@ -56,11 +56,15 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_evaluator() -> Iterator[None]:
-    """Runners of this process share an evaluator: ResNet-18 is the one part of them that no toy makes small."""
+def _one_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runners of this process share an evaluator: ResNet-18 is the one part of them that no toy makes small.
+
+    Checkpoints that workers keep are the test run's own, here and in the processes that tests start.
+    """
     import service.runner
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABELGRID_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(service.runner, "load_evaluator", functools.cache(service.runner.load_evaluator))
         yield
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shared import checkpoint
+from shared import storage
 from shared.checkpoint import (
     FORMAT_VERSION,
     CheckpointError,
@@ -375,7 +375,7 @@ def test_promotion_is_by_kind(tmp_path: Path) -> None:
 def test_promotions_wait_for_one_another(tmp_path: Path) -> None:
     publish_toy(tmp_path, "d1")
     other = threading.Thread(target=promote, args=(tmp_path, "d1"))
-    with checkpoint._locked(tmp_path):
+    with storage.locked(tmp_path):
         other.start()
         other.join(0.3)
         assert other.is_alive()

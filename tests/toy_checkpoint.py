@@ -1,12 +1,11 @@
 """Checkpoints in the real format that cost next to nothing: random weights, 16x16 pictures."""
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
-from shared.checkpoint import promote, publish
+from shared.checkpoint import CheckpointInfo, promote, publish, read_info
 from shared.evaluator import Evaluator
+from shared.storage import Location
 from shared.unet import NetworkConfig, UNet
 from shared.vocabulary import ICLEVR
 
@@ -30,14 +29,31 @@ def _randomize(module: nn.Module, seed: int) -> None:
             nn.init.normal_(parameter, std=0.3, generator=generator)
 
 
-def publish_toys(storage: Path) -> None:
-    """Denoisers `toy`, which is promoted, and `other`, and a promoted evaluator."""
+def publish_toy_denoiser(storage: Location, name: str, seed: int) -> CheckpointInfo:
+    """A denoiser whose weights follow from `seed`, in place of one of that name."""
     config = {"network": NETWORK.model_dump(mode="json"), "schedule": "cosine", "timesteps": 1000, "prediction": "v"}
-    for seed, name in enumerate(("toy", "other")):
-        network = UNet(NETWORK)
-        _randomize(network, seed)
-        state = network.state_dict()
+    torch.manual_seed(seed)  # a few parameters that `_randomize` leaves alone are not zero either
+    network = UNet(NETWORK)
+    _randomize(network, seed)
+    state = network.state_dict()
+    return read_info(
         publish(storage, name, state, kind="denoiser", vocabulary=ICLEVR.names, config=config, training={})
+    )
+
+
+def publish_toy_adapter(storage: Location, name: str, base: CheckpointInfo) -> CheckpointInfo:
+    """A checkpoint that changes one bias of `base`."""
+    changes = {"head.bias": torch.full((3 * NETWORK.block**2,), 0.2)}
+    config = {**base.config, "base": {"name": base.name, "digest": base.digest}}
+    return read_info(
+        publish(storage, name, changes, kind="denoiser", vocabulary=base.vocabulary, config=config, training={})
+    )
+
+
+def publish_toys(storage: Location) -> None:
+    """Denoisers `toy`, which is promoted, and `other`, and a promoted evaluator."""
+    for seed, name in enumerate(("toy", "other")):
+        publish_toy_denoiser(storage, name, seed)
     torch.manual_seed(0)  # ResNet's own initialization takes no generator
     judge = Evaluator(ICLEVR).resnet.state_dict()
     publish(storage, "toy-evaluator", judge, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})

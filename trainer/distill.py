@@ -20,6 +20,7 @@ from shared.checkpoint import CheckpointInfo, publish
 from shared.denoise import Stepper
 from shared.model import Denoiser, adapt
 from shared.options import SamplingOptions, picture_seed
+from shared.storage import Location
 from shared.unet import UNet
 from trainer.config import TrainConfig
 from trainer.data import Dataset
@@ -175,9 +176,9 @@ def make_pool(
 
 
 def publish_adapter(
-    network: AdaptedNetwork, base: CheckpointInfo, storage: Path, name: str,
+    network: AdaptedNetwork, base: CheckpointInfo, storage: Location, name: str,
     options: SamplingOptions, training: dict[str, Any],
-) -> Path:  # fmt: skip
+) -> Location:  # fmt: skip
     """Writes the changes in bf16, with the name and digest of what they change and how the result is to be sampled."""
     tensors = {key: value.detach().to("cpu", torch.bfloat16) for key, value in network.tensors().items()}
     config = {**base.config, "base": {"name": base.name, "digest": base.digest}}

@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from shared.checkpoint import publish
 from shared.device import autocast_dtype
 from shared.evaluator import IMAGE_SIZE, Evaluator, SetScore, score_set
+from shared.storage import Location
 from trainer.data import Dataset, merge, to_float
 from trainer.errors import TrainerError
 
@@ -128,8 +129,8 @@ def probabilities_of(evaluator: Evaluator, dataset: Dataset) -> Tensor:
 
 
 def publish_evaluator(
-    evaluator: Evaluator, score: SetScore, storage: Path, name: str, training: dict[str, Any]
-) -> Path:
+    evaluator: Evaluator, score: SetScore, storage: Location, name: str, training: dict[str, Any]
+) -> Location:
     """Writes bf16 weights with the held-out score, under the course's own state-dict names."""
     tensors = {
         key: value.to("cpu", torch.bfloat16 if value.is_floating_point() else value.dtype)

@@ -22,6 +22,7 @@ from shared.checkpoint import publish
 from shared.device import autocast_dtype
 from shared.layouts import Layouts
 from shared.schedules import alpha_bar as make_alpha_bar
+from shared.storage import Location
 from shared.unet import NetworkConfig, UNet
 from shared.vocabulary import Vocabulary
 from trainer.averages import Averages
@@ -128,8 +129,8 @@ def checkpoint_config(config: TrainConfig, network: UNet) -> dict[str, Any]:
 
 
 def publish_network(
-    network: nn.Module, config: TrainConfig, dataset: Dataset, storage: Path, name: str, training: dict[str, Any]
-) -> Path:
+    network: nn.Module, config: TrainConfig, dataset: Dataset, storage: Location, name: str, training: dict[str, Any]
+) -> Location:
     """Writes bf16 weights with the whole configuration into storage, atomically."""
     unet = network.module if isinstance(network, DistributedDataParallel) else network
     assert isinstance(unet, UNet)

@@ -21,6 +21,7 @@ from shared.layouts import Layouts
 from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid
 from shared.schedules import alpha_bar
+from shared.storage import Location
 from shared.unet import NetworkConfig
 from shared.vocabulary import Vocabulary, read_test_file
 from trainer.config import PRESETS, REPORT_EPOCHS, TrainConfig
@@ -143,7 +144,7 @@ def tests_of(data: Path, files: list[Path] | None, vocabulary: Vocabulary) -> di
     return {path.stem: read_test_file(path, vocabulary) for path in files}
 
 
-def starting_weights(storage: Path, name: str, config: TrainConfig, dataset: Dataset) -> dict[str, torch.Tensor]:
+def starting_weights(storage: Location, name: str, config: TrainConfig, dataset: Dataset) -> dict[str, torch.Tensor]:
     """The weights of a published denoiser. TrainerError where they are of another network, schedule or vocabulary.
 
     One that knew no positions may be started from by a run that tells them.
@@ -170,7 +171,7 @@ def run_training(
     folder: Path,
     budget: Budget,
     *,
-    storage: Path,
+    storage: Location,
     name: str,
     start_from: str | None,
     evaluator: str | None,
@@ -178,7 +179,7 @@ def run_training(
     device: str,
     evaluate_every_s: float,
     progress: Progress,
-) -> tuple[Path, Run]:
+) -> tuple[Location, Run]:
     """Trains and publishes; the checkpoint carries the recipe, the budget spent and the last figures."""
     where = pick_device(device)
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), where) if evaluator else None

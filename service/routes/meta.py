@@ -36,6 +36,7 @@ def read_models(models: ModelsDep) -> ModelList:
                 labels=len(info.vocabulary),
                 config=info.config,
                 training=info.training,
+                card=listing.cards[info.name] or None,
             )
             for info in listing.denoisers
         ],

@@ -1,0 +1,92 @@
+"""The loaded models of a worker: a lane for each digest, loaded in a thread so that pictures in work go on meanwhile.
+
+Knows neither jobs nor RQ.
+"""
+
+import logging
+import time
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from redis import Redis
+
+from service import recipe
+from service.checkpoint_cache import CheckpointCache
+from service.engine import Engine, Judge
+from service.recipe import MadeWith
+from service.settings import Settings
+from service.stream import Claim, PictureStream
+from shared.checkpoint import CheckpointError, read_info, resolve
+from shared.denoise import Stepper
+from shared.model import load_denoiser
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Lane:
+    """One loaded model: its engine, its stream, and the stream entries of the pictures in the engine."""
+
+    name: str
+    digest: str
+    stepper: Stepper
+    engine: Engine
+    stream: PictureStream
+    claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
+    used_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def idle(self) -> bool:
+        return not (self.engine.busy or self.claims)
+
+
+class Loader:
+    """Makes lanes out of checkpoints, one at a time. `begin` and `look` return at once, `load` when it is done."""
+
+    def __init__(
+        self,
+        connection: Redis,
+        settings: Settings,
+        device: torch.device,
+        cache: CheckpointCache,
+        consumer: str,
+        judge: Judge,
+        judged_by: MadeWith | None,
+    ) -> None:
+        self.connection, self.settings, self.consumer = connection, settings, consumer
+        self.device, self.cache, self.judge, self.judged_by = device, cache, judge, judged_by
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+
+    def load(self, name: str | None, digest: str | None) -> Lane:
+        """A new lane for checkpoint `name`, or for the promoted one. CheckpointError if it cannot be used."""
+        path = self.cache.fetch(name, digest)
+        try:
+            denoiser = load_denoiser(path, device=self.device)
+        except CheckpointError:
+            self.cache.forget(path)
+            raise
+        info, stepper = denoiser.info, denoiser.stepper(max_rows=self.settings.batch_rows)
+        made_with = MadeWith(name=info.name, digest=info.digest)
+        engine = Engine(
+            stepper,
+            denoiser.vocabulary,
+            self.judge,
+            max_pictures=self.settings.batch_pictures,
+            recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
+        )
+        stream = PictureStream(self.connection, self.settings, info.digest, self.consumer)
+        return Lane(info.name, info.digest, stepper, engine, stream)
+
+    def begin(self, name: str, digest: str) -> Future[Lane]:
+        return self._thread.submit(self.load, name, digest)
+
+    def look(self, known: Collection[str]) -> Future[tuple[str, Lane | None]]:
+        """Looks at what is promoted: its digest, and a lane for it unless that is among `known` ones."""
+        return self._thread.submit(self._look, known)
+
+    def _look(self, known: Collection[str]) -> tuple[str, Lane | None]:
+        found = read_info(resolve(self.settings.storage, None, "denoiser"))
+        return found.digest, None if found.digest in known else self.load(found.name, found.digest)

@@ -1,0 +1,177 @@
+"""The models in storage, as the API sees them: they come, change, go and break while it runs."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+from redis import Redis
+
+from service.errors import BadRequest, NoModel
+from service.models import Models
+from service.settings import Settings
+from shared.checkpoint import PROMOTED_FILE, CheckpointInfo, promote, read_info, verify
+from tests.conftest import serving
+from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A storage of two denoisers, `a`, which is promoted, and `b`."""
+    for seed, name in enumerate("ab"):
+        publish_toy_denoiser(tmp_path, name, seed)
+    promote(tmp_path, "a")
+    return tmp_path
+
+
+@pytest.fixture
+def models(folder: Path) -> Models:
+    return Models(folder)
+
+
+def file_of(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def spoil_tensors(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "not a safetensors file": lambda path: path.write_bytes(b"junk"),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-10]),
+    "the tensors do not match their digest": spoil_tensors,
+}
+
+
+def test_checkpoints_come_change_and_go(models: Models, folder: Path) -> None:
+    with pytest.raises(BadRequest, match="no such denoiser") as caught:
+        models.find("c")
+    assert caught.value.members["models"] == ["a", "b"]
+    first = publish_toy_denoiser(folder, "c", 2)
+    assert models.find("c") == first
+    second = publish_toy_denoiser(folder, "c", 3)
+    assert models.find("c") == second
+    assert second.digest != first.digest
+    assert [info.name for info in models.listing().denoisers] == ["a", "b", "c"]
+    file_of(folder, "c").unlink()
+    with pytest.raises(BadRequest, match="no such denoiser"):
+        models.find("c")
+    assert [info.name for info in models.listing().denoisers] == ["a", "b"]
+
+
+def test_a_promotion_takes_effect_at_once(models: Models, folder: Path) -> None:
+    assert (models.find(None).name, models.listing().promoted) == ("a", "a")
+    promote(folder, "b")
+    assert (models.find(None).name, models.listing().promoted) == ("b", "b")
+    (folder / PROMOTED_FILE).unlink()
+    with pytest.raises(NoModel, match=r"no denoiser is promoted in .*; there: a, b"):
+        models.find(None)
+
+
+@pytest.mark.parametrize("reason", DAMAGES)
+@pytest.mark.parametrize("asked", [None, "a"])
+def test_a_checkpoint_that_is_damaged_serves_on_as_it_was(
+    models: Models, folder: Path, reason: str, asked: str | None
+) -> None:
+    good = models.find(asked)
+    publish_toy_denoiser(folder, "a", 7)
+    DAMAGES[reason](file_of(folder, "a"))
+    assert models.find(asked) == good
+    listing = models.listing()
+    assert reason in listing.problems["a.safetensors"]
+    assert (listing.denoisers[0], listing.promoted) == (good, "a")
+    mended = publish_toy_denoiser(folder, "a", 8)
+    assert models.find(asked) == mended
+    assert models.listing().problems == {}
+
+
+@pytest.mark.parametrize("reason", DAMAGES)
+def test_a_checkpoint_that_never_was_good_is_refused_by_name_and_reason(
+    models: Models, folder: Path, reason: str
+) -> None:
+    DAMAGES[reason](file_of(folder, "a"))
+    with pytest.raises(BadRequest, match=reason) as caught:
+        models.find("a")
+    assert caught.value.members["models"] == ["b"]
+    with pytest.raises(NoModel, match=rf"a\.safetensors: .*{reason}"):
+        models.find(None)
+    listing = models.listing()
+    assert ([info.name for info in listing.denoisers], listing.promoted) == (["b"], None)
+    assert reason in listing.problems["a.safetensors"]
+
+
+def test_where_the_promoted_one_cannot_be_used_the_one_before_serves_on(models: Models, folder: Path) -> None:
+    good = models.find(None)
+    file_of(folder, "b").write_bytes(b"junk")
+    for promoted in ('{"denoiser": "b"}', '{"denoiser": "c"}', '{"denoiser": "../a"}', "{", "[]"):
+        (folder / PROMOTED_FILE).write_text(promoted)
+        assert models.find(None) == good
+        assert models.listing().promoted == "a"
+    assert models.listing().problems.keys() == {"b.safetensors", PROMOTED_FILE}
+    file_of(folder, "a").unlink()
+    with pytest.raises(NoModel, match=r"promoted\.json"):
+        models.find(None)
+
+
+def test_an_adapter_is_refused_unless_what_it_changes_is_there(models: Models, folder: Path) -> None:
+    base = models.find("b")
+    adapter = publish_toy_adapter(folder, "fast", base)
+    assert Models(folder).find("fast") == adapter
+    publish_toy_denoiser(folder, "b", 9)
+    with pytest.raises(BadRequest, match=f"changes a b of digest {base.digest[:16]}"):
+        models.find("fast")
+    assert "changes a b" in models.listing().problems["fast.safetensors"]
+    file_of(folder, "b").unlink()
+    with pytest.raises(BadRequest, match="changes b, which is not there"):
+        models.find("fast")
+    file_of(folder, "b").write_bytes(b"junk")
+    with pytest.raises(BadRequest, match="changes b, which is not a safetensors file"):
+        models.find("fast")
+
+
+def test_each_version_of_a_file_is_read_once(models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+
+    def noted(name: str, act: Callable[[Path], CheckpointInfo], path: Path) -> CheckpointInfo:
+        reads.append(f"{name} {path.stem}")
+        return act(path)
+
+    monkeypatch.setattr("service.models.read_info", partial(noted, "read_info", read_info))
+    monkeypatch.setattr("service.models.verify", partial(noted, "verify", verify))
+    for _ in range(3):
+        models.find(None)
+        models.listing()
+    assert sorted(reads) == ["read_info a", "read_info b", "verify a"]
+    publish_toy_denoiser(folder, "b", 5)
+    models.find("b")
+    assert sorted(reads[3:]) == ["read_info b", "verify b"]
+
+
+@pytest.fixture
+def client(settings: Settings, folder: Path, connection: Redis) -> Iterator[httpx.Client]:
+    with serving(settings.model_copy(update={"storage": folder})) as one:
+        yield one
+
+
+def test_the_list_has_cards_and_says_what_is_wrong(client: httpx.Client, folder: Path) -> None:
+    def models() -> dict[str, dict[str, object]]:
+        return {model["name"]: model for model in client.get("/models").json()["models"]}
+
+    assert [model["card"] for model in models().values()] == [None, None]
+    (folder / "a.md").write_text("# a\n\nÜberaus gut.\n")
+    assert (models()["a"]["card"], models()["a"]["promoted"]) == ("# a\n\nÜberaus gut.\n", True)
+    (folder / "a.md").write_bytes(b"now \xff otherwise")
+    (folder / "b.md").write_text("# b")
+    assert [model["card"] for model in models().values()] == ["now \ufffd otherwise", "# b"]
+    (folder / "a.md").unlink()
+    file_of(folder, "b").write_bytes(b"junk")
+    body = client.get("/models").json()
+    assert [(model["name"], model["card"]) for model in body["models"]] == [("a", None)]
+    assert body["problems"] == {"b.safetensors": "not a safetensors file"}
+    refused = client.get("/labels?model=b")
+    assert (refused.status_code, refused.json()["type"]) == (422, "urn:labelgrid:problem:invalid-request")
+    assert refused.json()["detail"] == "model: not a safetensors file"
