@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.recipe import Recipe
 from service.records import Picture, Verdict
+from service.strips import Strips
 from shared.denoise import Row
 from shared.evaluator import score_pictures
 from shared.options import SamplingOptions
@@ -47,6 +50,7 @@ class Made:
     picture: Picture
     verdict: Verdict
     png: bytes
+    strip: bytes | None = None  # PNG of its way from noise, if asked for
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Engine:
             raise ValueError(f"the evaluator does not know the labels {', '.join(unknown)}")
         self.stepper, self.vocabulary, self.judge, self.max_pictures = stepper, vocabulary, judge, max_pictures
         self.recipe = recipe
+        self._strips = Strips()
         self._batch: dict[Key, tuple[Picture, Row]] = {}
         self._alone: deque[Picture] = deque()  # wait until the batch is empty, then are made one at a time
         self._made_alone: Key | None = None
@@ -117,6 +122,7 @@ class Engine:
                 self._unmade.append(Unmade(picture, _reason(error)))
             else:
                 self._batch[picture.key] = (picture, row)
+                self._strips.begin(picture, row)
 
     def admit_alone(self, picture: Picture) -> None:
         """A picture that is under suspicion: it is made when the batch is empty, and nothing joins it."""
@@ -141,6 +147,8 @@ class Engine:
             try:
                 rows = [row for _, row in self._batch.values()]
                 self.stepper.step(rows)
+                for picture, row in self._batch.values():
+                    self._strips.look(picture, row)
                 ended += self._judge([(picture, row) for picture, row in self._batch.values() if row.done])
             except Exception as error:
                 ended += self._isolate(error)
@@ -152,6 +160,7 @@ class Engine:
 
     def _remove(self, picture: Picture) -> None:
         self._batch.pop(picture.key, None)
+        self._strips.forget(picture)
 
     def _isolate(self, error: Exception) -> list[Outcome]:
         pictures = [picture for picture, _ in self._batch.values()]
@@ -159,7 +168,8 @@ class Engine:
             log.error("picture %s fails alone", pictures[0].key, exc_info=error)
             return [Unmade(pictures[0], _reason(error))]
         log.warning("a batch of %d failed; its pictures start again, one at a time", len(pictures), exc_info=error)
-        self._batch.clear()
+        for picture in pictures:
+            self._remove(picture)
         self._alone.extend(pictures)
         return []
 
@@ -185,9 +195,17 @@ class Engine:
                 exact=score.exact,
                 probabilities=dict(zip(names, p.tolist(), strict=True)),
             )
-            recipe = self.recipe(picture, verdict)
-            outcomes.append(Made(picture, verdict, png_bytes(pixels, recipe.text() if recipe else None)))
+            outcomes.append(self._made(picture, verdict, pixels))
         return outcomes
+
+    def _made(self, picture: Picture, verdict: Verdict, pixels: NDArray[np.uint8]) -> Made:
+        recipe = self.recipe(picture, verdict)
+        png = png_bytes(pixels, recipe.text() if recipe else None)
+        strip = self._strips.strip(picture)
+        if strip is None:
+            return Made(picture, verdict, png)
+        whole = recipe.model_copy(update={"trajectory": picture.trajectory}) if recipe else None
+        return Made(picture, verdict, png, png_bytes(strip, whole.text() if whole else None))
 
 
 def _reason(error: Exception) -> str:

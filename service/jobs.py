@@ -6,7 +6,7 @@ for clients, `stream.py` hands pictures to workers. All keys begin with `labelgr
 
     job:ID            hash    record (JSON, never changes), total, status, rq, started_at, finished_at, result, error
     job:ID:verdicts   hash    index -> verdict (JSON): a picture is done when it has one
-    job:ID:png        hash    index or "grid" -> PNG
+    job:ID:png        hash    index, "grid" or "strip:" and index -> PNG
     job:ID:events     stream  what happened, for those who wait
     job:ID:live       stream  steps and previews of the moment, while somebody watches
     job:ID:watched    string  somebody watches; gone seconds after nobody does
@@ -81,6 +81,11 @@ def verdicts_key(job_id: str) -> str:
 
 def png_key(job_id: str) -> str:
     return f"{PREFIX}:job:{job_id}:png"
+
+
+def strip_name(index: int) -> str:
+    """The field of a picture's strip beside the pictures themselves."""
+    return f"strip:{index}"
 
 
 def events_key(job_id: str) -> str:
@@ -225,6 +230,8 @@ class JobStore:
             for one in done:
                 job_id, index = one.picture.key
                 pipe.hsetnx(png_key(job_id), str(index), one.png)
+                if one.strip is not None:
+                    pipe.hsetnx(png_key(job_id), strip_name(index), one.strip)
                 pipe.hsetnx(verdicts_key(job_id), str(index), one.verdict.model_dump_json())
                 pipe.xadd(events_key(job_id), {"picture": index}, maxlen=KEPT_EVENTS, approximate=True)
                 pipe.xack(stream, group, one.entry)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.records import MAX_SEED, JobRecord, Picture, Verdict
+from service.records import MAX_SEED, MAX_STAGES, JobRecord, Picture, Verdict
 from shared.options import LIMITS, SamplingOptions
 
 KEYWORD = "labelgrid"  # of the PNG's text chunk
@@ -49,6 +49,9 @@ class Recipe(_Part):
     seed: int = Field(ge=0, le=MAX_SEED, description="of the request; of repeat r of a score, its seed + r")
     first: int = Field(ge=0, le=2**31, description="position of the first picture in the request that it was made by")
     options: SamplingOptions
+    trajectory: int | None = Field(
+        default=None, ge=2, le=MAX_STAGES, description="stages, in the recipe of a strip; then each picture has one"
+    )
     columns: int = Field(default=8, ge=1, le=LIMITS.max_columns, description="of the grid")
     evaluator: MadeWith | None = Field(default=None, description="who gave the verdicts; not read back")
     verdicts: list[RecipeVerdict] = Field(default=[], description="one for each picture; not read back")

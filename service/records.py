@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from shared.options import SamplingOptions, picture_seed
 
 MAX_SEED = 2**53 - 1  # of a request: the largest integer that a client in JavaScript reads right
+MAX_STAGES = 32  # of a strip
+MAX_STAGES_PER_REQUEST = 1024  # of all strips: a stage is noise, which no PNG makes small, some 12 KB of it
 
 JobKind = Literal["generate", "score"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
@@ -33,6 +35,7 @@ class Picture(BaseModel):
     options: SamplingOptions
     run_seed: int | None = None
     position: int = 0
+    trajectory: int | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -52,10 +55,10 @@ class JobRecord(BaseModel):
     digest: str
     labels: list[list[str]]
     seed: int
-    first: int = (
-        0  # what the positions of the pictures begin with: more than 0 where some of another job are made again
-    )
+    # Position of the first picture, for its seed: more than 0 where pictures of another job are made again.
+    first: int = 0
     repeats: int = 1
+    trajectory: int | None = None  # stages of each picture's strip, if it is to have one
     columns: int
     options: SamplingOptions
 
@@ -76,6 +79,7 @@ class JobRecord(BaseModel):
                     options=self.options,
                     run_seed=run_seed,
                     position=position,
+                    trajectory=self.trajectory,
                 )
 
 
@@ -112,3 +116,4 @@ class Done:
     picture: Picture
     verdict: Verdict
     png: bytes
+    strip: bytes | None = None  # PNG

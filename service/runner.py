@@ -241,7 +241,7 @@ class Runner:
             entry = lane.claims.pop(outcome.picture.key).entry
             PICTURES.labels(lane.name, "made" if isinstance(outcome, Made) else "failed").inc()
             if isinstance(outcome, Made):
-                done.append(Done(entry, outcome.picture, outcome.verdict, outcome.png))
+                done.append(Done(entry, outcome.picture, outcome.verdict, outcome.png, outcome.strip))
             else:
                 failed.append(entry)
                 self.store.fail(outcome.picture.job, f"picture {outcome.picture.index}: {outcome.reason}")

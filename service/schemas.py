@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.recipe import Recipe, example
-from service.records import MAX_SEED, JobKind, JobStatus
+from service.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus
 from shared.options import LIMITS, SamplerName, SamplingOptions, SpacingName
 
 LabelLists = Annotated[
@@ -73,7 +73,11 @@ class GenerateRequest(SamplingFields):
     )
 
     labels: LabelLists = []
-    recipe: Recipe | None = Field(None, description="of a picture or grid to be made again; it stands alone")
+    recipe: Recipe | None = Field(None, description="of pictures to be made again; only trajectory may be beside it")
+
+    trajectory: int | None = Field(
+        None, ge=2, le=MAX_STAGES, description="stages of a strip from noise to picture, for each picture"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -81,7 +85,7 @@ class GenerateRequest(SamplingFields):
         if isinstance(given, dict):
             if given.get("recipe") is None and "labels" not in given:
                 raise PydanticCustomError("missing", "wanted labels, or a recipe")
-            if given.get("recipe") is not None and (more := sorted(given.keys() - {"recipe"})):
+            if given.get("recipe") is not None and (more := sorted(given.keys() - {"recipe", "trajectory"})):
                 raise PydanticCustomError("recipe_alone", f"a recipe stands alone, without {more[0]}")
         return given
 
@@ -115,6 +119,7 @@ class PictureResult(BaseModel):
     f1: float
     scores: dict[str, float] = Field(description="label -> probability: those asked, and the five most probable")
     url: str
+    trajectory_url: str | None = Field(None, description="its strip from noise to picture, if asked for")
 
 
 class GenerateResult(BaseModel):

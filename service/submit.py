@@ -24,7 +24,7 @@ from service.ledger import Asked, KeyReused
 from service.metrics import PICTURES_ACCEPTED
 from service.models import Models
 from service.recipe import Recipe
-from service.records import MAX_SEED, JobKind, JobRecord
+from service.records import MAX_SEED, MAX_STAGES_PER_REQUEST, JobKind, JobRecord
 from service.schemas import Job, SamplingFields
 from service.settings import Settings
 from service.views import JobReader
@@ -99,6 +99,17 @@ def _options(fields: SamplingFields, info: CheckpointInfo) -> SamplingOptions:
         raise BadRequest.from_validation(error) from error
 
 
+def _check_stages(trajectory: int | None, pictures: int, options: SamplingOptions) -> None:
+    if trajectory is None:
+        return
+    if trajectory > options.steps + 1:
+        detail = f"{trajectory} stages; {options.steps} steps have {options.steps + 1}, noise and picture included"
+        raise BadRequest.at(("body", "trajectory"), detail)
+    if pictures * trajectory > MAX_STAGES_PER_REQUEST:
+        detail = f"{pictures} pictures of {trajectory} stages; at most {MAX_STAGES_PER_REQUEST} stages are allowed"
+        raise BadRequest.at(("body", "trajectory"), detail)
+
+
 @dataclass(frozen=True)
 class Submitter:
     """Creates jobs and answers with them."""
@@ -125,6 +136,7 @@ class Submitter:
         info: CheckpointInfo,
         repeats: int = 1,
         recipe: Recipe | None = None,
+        trajectory: int | None = None,
     ) -> Response:
         """Creates the job, unless the client's Idempotency-Key has one, and answers as wished. `labels` are checked.
 
@@ -135,6 +147,7 @@ class Submitter:
         seed = secrets.randbits(DRAWN_SEED_BITS) if given_seed is None else given_seed
         if seed + repeats - 1 > MAX_SEED:
             raise BadRequest.at(("body", "seed"), f"with {repeats} repeats the last seed would exceed {MAX_SEED}")
+        _check_stages(trajectory, len(labels), options)
         asked = self._asked(kind, fields, labels)
         if asked and (standing := await self._in_store(self.store.standing, asked)):
             return await self._answer(standing)
@@ -150,6 +163,7 @@ class Submitter:
             seed=seed,
             first=recipe.first if recipe else 0,
             repeats=repeats,
+            trajectory=trajectory,
             columns=recipe.columns if recipe else fields.columns,
             options=options,
         )

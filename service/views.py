@@ -22,6 +22,7 @@ from service.jobs import (
     job_key,
     png_key,
     stream_key,
+    strip_name,
     text,
     verdicts_key,
     worker_key,
@@ -113,6 +114,13 @@ class JobReader:
         """A picture's PNG. NotReady while it is not made; UnknownJob, ExpiredJob, UnknownPicture."""
         return await self._png(job_id, str(index), f"picture {index}", index)
 
+    async def strip(self, job_id: str, index: int) -> bytes:
+        """A picture's strip as PNG. NotReady while it is not made; UnknownJob, ExpiredJob, UnknownPicture."""
+        raw = await self.connection.hget(job_key(job_id), "record")
+        if raw is not None and JobRecord.model_validate_json(raw).trajectory is None:
+            raise UnknownPicture("the job was not asked for with a trajectory")
+        return await self._png(job_id, strip_name(index), f"the trajectory of picture {index}", index)
+
     async def grid(self, job_id: str) -> bytes:
         """The grid's PNG. NotReady while the job is not finished; UnknownJob, ExpiredJob."""
         return await self._png(job_id, GRID, "the grid", 0)
@@ -162,7 +170,7 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
-def _picture(job_id: str, verdict: Verdict) -> PictureResult:
+def _picture(record: JobRecord, verdict: Verdict) -> PictureResult:
     return PictureResult(
         labels=list(verdict.labels),
         seed=verdict.seed,
@@ -170,7 +178,8 @@ def _picture(job_id: str, verdict: Verdict) -> PictureResult:
         exact=verdict.exact,
         f1=verdict.f1,
         scores=shown_scores(verdict, SCORE_DIGITS),
-        url=f"/jobs/{job_id}/images/{verdict.index}.png",
+        url=f"/jobs/{record.id}/images/{verdict.index}.png",
+        trajectory_url=f"/jobs/{record.id}/trajectories/{verdict.index}.png" if record.trajectory else None,
     )
 
 
@@ -180,7 +189,7 @@ def _summary(values: Sequence[float]) -> Summary:
 
 def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -> GenerateResult | ScoreResult:
     n = len(record.labels)
-    shown = [_picture(record.id, verdict) for verdict in verdicts[result.best * n : (result.best + 1) * n]]
+    shown = [_picture(record, verdict) for verdict in verdicts[result.best * n : (result.best + 1) * n]]
     grid_url = f"/jobs/{record.id}/grid.png"
     if record.kind == "generate":
         return GenerateResult(**result.repeats[0].model_dump(), grid_url=grid_url, pictures=shown)

@@ -12,6 +12,7 @@ from service.errors import BadRequest
 from service.forms import read_form
 from service.models import vocabulary_of
 from service.png import PngError, recipe_of
+from service.records import MAX_STAGES
 from service.schemas import GenerateRequest, Job
 from service.submit import RESPONSES, SubmitterDep
 from shared.options import LIMITS
@@ -20,7 +21,10 @@ from shared.vocabulary import LabelError
 FILE = "file"
 FORM = {
     "type": "object",
-    "properties": {FILE: {"type": "string", "format": "binary", "description": "a PNG of ours, with its recipe"}},
+    "properties": {
+        FILE: {"type": "string", "format": "binary", "description": "a PNG of ours, with its recipe"},
+        "trajectory": {"type": "integer", "minimum": 2, "maximum": MAX_STAGES},
+    },
     "required": [FILE],
     "additionalProperties": False,
 }
@@ -78,4 +82,5 @@ async def generate(body: GenerateRequest, submitter: SubmitterDep) -> Response:
         labels = vocabulary_of(info).check(given, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, "recipe.labels" if recipe else "labels") from error
-    return await submitter.submit("generate", body, labels, info, recipe=recipe)
+    trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
+    return await submitter.submit("generate", body, labels, info, recipe=recipe, trajectory=trajectory)

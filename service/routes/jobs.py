@@ -91,3 +91,14 @@ async def read_grid(job_id: OwnJob, reader: ReaderDep) -> Response:
 async def read_image(job_id: OwnJob, index: Index, reader: ReaderDep) -> Response:
     """A picture as soon as it is made, also while the job runs."""
     return Response(await reader.image(job_id, index), media_type="image/png")
+
+
+@router.get(
+    "/{job_id}/trajectories/{index}.png",
+    response_class=Response,
+    responses=PICTURE_RESPONSES,
+    summary="A picture's way from noise",
+)
+async def read_trajectory(job_id: OwnJob, index: Index, reader: ReaderDep) -> Response:
+    """The strip of a picture that was asked for with `trajectory`, as soon as it is made."""
+    return Response(await reader.strip(job_id, index), media_type="image/png")
