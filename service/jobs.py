@@ -1,17 +1,18 @@
 """Jobs in Redis: their state, which is the truth (RQ's is not), their pictures, and who works on them.
 
 Knows no HTTP, no torch and no files. Used by the API to create a job and by workers to carry it out; `views.py` reads
-for clients, `stream.py` hands pictures to workers. All keys begin with `labelgrid:` and have a time to live
-(`ledger.py` has some more):
+for clients, `shares.py` says whose picture is next, `stream.py` hands it to workers. All keys begin with `labelgrid:`
+and those of jobs have a time to live (`ledger.py` and `shares.py` have some more):
 
-    job:ID            hash    record (JSON, never changes), total, status, rq, started_at, finished_at, result, error
+    job:ID            hash    record (JSON, never changes), total, status, rq, started_at, finished_at, result, error,
+                              and of the record digest, owner, asked_at
     job:ID:verdicts   hash    index -> verdict (JSON): a picture is done when it has one
     job:ID:png        hash    index, "grid" or "strip:" and index -> PNG
     job:ID:events     stream  what happened, for those who wait
     job:ID:live       stream  steps and previews of the moment, while somebody watches
     job:ID:watched    string  somebody watches; gone seconds after nobody does
     open              set     ids of the jobs that are in no terminal state
-    pictures:DIGEST   stream  pictures to make with one checkpoint
+    pictures:DIGEST   stream  pictures of one checkpoint that are in work, or are dealt out to be so at once
     worker:NAME       string  what a live worker says of itself (JSON); gone `lease_s` after its last word
     workers           set     names of workers; some may have died
 """
@@ -31,7 +32,7 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from service import ledger
+from service import ledger, shares
 from service.ledger import PREFIX, Asked
 from service.metrics import JOBS_ENDED
 from service.records import TERMINAL as TERMINAL
@@ -156,8 +157,8 @@ class JobStore:
         ledger.enter(pipe, record.id, record.owner, record.created_at, ttl, self.settings.remembered_s)
         if asked is not None:
             pipe.set(asked.redis_key, asked.note(record.id), ex=ttl)
-        for picture in record.pictures():
-            pipe.xadd(stream_key(record.digest), {"picture": picture.model_dump_json()})
+        pictures = [picture.model_dump_json() for picture in record.pictures()]
+        shares.join(pipe, record.id, record.owner, record.digest, record.created_at, pictures)
         pipe.execute()
 
     def standing(self, asked: Asked) -> str | None:
@@ -217,6 +218,8 @@ class JobStore:
         moved = bool(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, *pairs]))
         if moved and status in TERMINAL:
             JOBS_ENDED.labels(status).inc()
+            if status != "finished":
+                shares.forget(self.connection, job_id)
         return moved
 
     def commit(self, stream: str, group: str, done: Sequence[Done]) -> set[str]:

@@ -107,9 +107,9 @@ def one_step(model: str, pictures: int, stepper: RowCounting) -> Iterator[None]:
     PADDING_ROWS.labels(model).inc(padding(rows, stepper.pad_to, stepper.max_rows))
 
 
-def waited(model: str, entry: str) -> None:
-    """A picture is taken up; its stream entry's id begins with Redis's clock, in ms, when it was accepted."""
-    WAIT_SECONDS.labels(model).observe(max(0.0, time.time() - int(entry.partition("-")[0]) / 1000))
+def waited(model: str, asked_at: float) -> None:
+    """A picture is taken up that was accepted at `asked_at`, in seconds since 1970."""
+    WAIT_SECONDS.labels(model).observe(max(0.0, time.time() - asked_at))
 
 
 class WorkerState(Collector):

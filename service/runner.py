@@ -33,7 +33,7 @@ from shared.pictures import grid, png_bytes, read_png, to_images
 log = logging.getLogger(__name__)
 
 RATE_OVER_S = 60.0
-IDLE_WAIT_MS = 100  # how long a job that waits for pictures in other workers looks for new ones at a time
+IDLE_WAIT_S = 0.02  # between two looks for new pictures of a job that waits for its own in other workers
 
 
 @dataclass
@@ -149,7 +149,7 @@ class Runner:
                 if self.busy:
                     self.turn()
                 else:
-                    wait([loading], timeout=IDLE_WAIT_MS / 1000)
+                    wait([loading], timeout=IDLE_WAIT_S)
             self._add(loading.result())
         return self.lane(record.model, record.digest)
 
@@ -179,23 +179,31 @@ class Runner:
             self.turn(lane)
 
     def turn(self, current: Lane | None = None) -> None:
-        """One step of every model that has pictures in work, and of `current`, which waits a little if it has none."""
+        """Takes up pictures of every loaded model and steps those that have some; waits a little where none has.
+
+        `current`, the lane that a job waits for, stays loaded.
+        """
         self._current = current
         self.look_at_storage()
         self._drop_ended()
+        worked = False
         for lane in list(self.lanes.values()):
+            self._claim(lane)
             if lane is current or lane.engine.busy:
                 lane.used_at = time.monotonic()
-                self._claim(lane, block_ms=IDLE_WAIT_MS if lane is current and not self.busy else None)
+            if lane.engine.busy:
+                worked = True
                 begun = time.monotonic()
                 with one_step(lane.name, len(lane.engine.rows()), lane.stepper):
                     outcomes = lane.engine.step()
                 self._store(lane, outcomes)
                 self.rate.add(len(outcomes), time.monotonic() - begun)
+        if not worked:
+            time.sleep(IDLE_WAIT_S)
         self.live.tell([pair for lane in self.lanes.values() for pair in lane.engine.rows()])
         self.moved_at = time.monotonic()
 
-    def _claim(self, lane: Lane, block_ms: int | None) -> None:
+    def _claim(self, lane: Lane) -> None:
         engine = lane.engine
         held = {claim.entry for claim in lane.claims.values()}
         claims, hopeless = lane.stream.claim_stale(engine.room, may_be_alone=engine.room > 0, held=held)
@@ -207,7 +215,7 @@ class Runner:
         lane.stream.discard([claim.entry for claim in hopeless])
         room = engine.room - len(claims)
         if room > 0 and not any(claim.alone for claim in claims):
-            claims += lane.stream.claim_new(room, block_ms=None if claims else block_ms)
+            claims += lane.stream.claim_new(room)
         # A large job that was cancelled leaves many entries: they must not keep places from those behind them.
         while claims and self._admit(lane, claims) < len(claims) and engine.room > 0:
             claims = lane.stream.claim_new(engine.room)
@@ -228,7 +236,7 @@ class Runner:
             self.store.begin(job_id)
         for claim in wanted:
             lane.claims[claim.picture.key] = claim
-            waited(lane.name, claim.entry)
+            waited(lane.name, claim.asked_at)
             if claim.alone:
                 lane.engine.admit_alone(claim.picture)
         lane.engine.admit([claim.picture for claim in wanted if not claim.alone])

@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     job_timeout_s: int = Field(default=3600, ge=1)
     # Pictures of one model that may wait or be in work. Beyond, requests are 429; an empty queue takes any one request.
     max_queued_pictures: int = Field(default=10_000, ge=1)
+    # Of these, what one API key's owner may have waiting: the rest of the queue stays free for the others.
+    max_queued_pictures_per_owner: int = Field(default=5_000, ge=1)
     # How long a request without `Prefer` waits for its job before it is answered 202.
     wait_s: float = Field(default=300.0, ge=0)
     # Largest request body but for forms: a test file as JSON.

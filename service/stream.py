@@ -8,12 +8,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from service import shares
 from service.jobs import entries_of, stream_key, text
 from service.records import Picture
 from service.settings import Settings
@@ -25,10 +26,14 @@ GROUP = "workers"
 
 @dataclass(frozen=True)
 class Claim:
-    """A picture that is ours to make. `entry`: its stream entry. `alone`: it must not share a batch."""
+    """A picture that is ours to make. `entry`: its stream entry. `alone`: it must not share a batch.
+
+    `asked_at`: when its job was created, in seconds since 1970.
+    """
 
     entry: str
     picture: Picture
+    asked_at: float
     alone: bool = False
 
 
@@ -37,7 +42,7 @@ class PictureStream:
 
     def __init__(self, connection: Redis, settings: Settings, digest: str, consumer: str) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
-        self.key = stream_key(digest)
+        self.digest, self.key = digest, stream_key(digest)
         self._looked_at = 0.0
         self._ensure_group()
 
@@ -45,14 +50,17 @@ class PictureStream:
         with contextlib.suppress(ResponseError):  # BUSYGROUP: it is there
             self.connection.xgroup_create(self.key, GROUP, id="0", mkstream=True)
 
-    def claim_new(self, room: int, *, block_ms: int | None = None) -> list[Claim]:
-        """Up to `room` pictures that nobody has had yet, oldest first; waits for one for up to `block_ms`."""
+    def claim_new(self, room: int) -> list[Claim]:
+        """Up to `room` pictures that nobody has had yet, by owners' and jobs' turns."""
         try:
-            answer = self.connection.xreadgroup(GROUP, self.consumer, {self.key: ">"}, count=room, block=block_ms)
+            with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
+                shares.deal(pipe, self.digest, self.key, room)
+                pipe.xreadgroup(GROUP, self.consumer, {self.key: ">"}, count=room)
+                _, answer = pipe.execute()
         except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
+            if "NOGROUP" not in str(error):
                 raise
-            self._ensure_group()  # somebody emptied this Redis
+            self._ensure_group()  # somebody emptied this Redis; what was dealt is read the next time
             return []
         return self._claims(entries_of(answer))
 
@@ -77,7 +85,7 @@ class PictureStream:
         hopeless = [entry for entry, count in pending if count > last_try]
         gone = self._take_over(hopeless, lease_ms)
         if suspect and may_be_alone and (claims := self._take_over(suspect[:1], lease_ms)):
-            return [Claim(claim.entry, claim.picture, alone=True) for claim in claims], gone
+            return [replace(claim, alone=True) for claim in claims], gone
         return self._take_over(innocent[:room], lease_ms), gone
 
     def _pending(self, idle_ms: int) -> list[tuple[str, int]]:
@@ -99,7 +107,8 @@ class PictureStream:
         claims = []
         for entry, fields in entries:
             try:
-                claims.append(Claim(text(entry), Picture.model_validate_json(fields[b"picture"])))
+                picture = Picture.model_validate_json(fields[b"picture"])
+                claims.append(Claim(text(entry), picture, float(fields[b"asked_at"] or 0)))
             except (KeyError, TypeError, ValueError):
                 log.exception("entry %s of %s is not a picture", entry, self.key)
                 self.discard([entry])

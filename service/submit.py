@@ -110,6 +110,14 @@ def _check_stages(trajectory: int | None, pictures: int, options: SamplingOption
         raise BadRequest.at(("body", "trajectory"), detail)
 
 
+def _check_fits(queued: int, pictures: int, most: int, rate: float, whose: str = "") -> None:
+    """QueueFull if `pictures` more are too many beside `queued`; workers make `rate` of them a second."""
+    if queued and (excess := queued + pictures - most) > 0:
+        wait_s = math.ceil(min(excess, queued) / rate) if rate > 0 else UNMEASURED_WAIT_S
+        detail = f"{queued} pictures {whose}are waiting and {pictures} more would exceed {most}; nothing was queued"
+        raise QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=queued)
+
+
 @dataclass(frozen=True)
 class Submitter:
     """Creates jobs and answers with them."""
@@ -177,12 +185,11 @@ class Submitter:
         workers = await self.reader.workers()
         if not workers:
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
-        queued, most = await self.reader.queued(digest), self.settings.max_queued_pictures
-        if queued and (excess := queued + pictures - most) > 0:
-            rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
-            wait_s = math.ceil(min(excess, queued) / rate) if rate > 0 else UNMEASURED_WAIT_S
-            detail = f"{queued} pictures are waiting and {pictures} more would exceed {most}; nothing was queued"
-            raise QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=queued)
+        rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
+        _check_fits(await self.reader.queued(digest), pictures, self.settings.max_queued_pictures, rate)
+        if self.settings.has_keys:
+            own = (await self.reader.waiting(digest)).get(self.owner, 0)
+            _check_fits(own, pictures, self.settings.max_queued_pictures_per_owner, rate, "of yours ")
 
     def _asked(self, kind: JobKind, fields: SamplingFields, labels: list[list[str]]) -> Asked | None:
         """The request as its key stands for it. What it says counts, not how: JSON and a form may be the same."""

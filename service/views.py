@@ -31,6 +31,7 @@ from service.ledger import id_of, index_key, was_key
 from service.recipe import shown_scores
 from service.records import JobRecord, JobResult, Verdict
 from service.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Progress, Repeat, ScoreResult, Summary
+from service.shares import jobs_key, turns_key, waiting_key
 
 SCORE_DIGITS = 6
 HEAD = ["record", "status", "started_at", "finished_at", "error"]  # what a job's hash has for a list
@@ -144,7 +145,19 @@ class JobReader:
 
     async def queued(self, digest: str) -> int:
         """How many pictures of a checkpoint wait or are in work."""
-        return int(await self.connection.xlen(stream_key(digest)))
+        return sum((await self.waiting(digest)).values()) + int(await self.connection.xlen(stream_key(digest)))
+
+    async def waiting(self, digest: str) -> dict[str, int]:
+        """How many pictures of a checkpoint wait, by owner."""
+        found = await self.connection.hgetall(waiting_key(digest))
+        return {text(owner): int(count) for owner, count in found.items()}
+
+    async def longest_wait_s(self, digest: str) -> float:
+        """How long those have waited who are first among their owners' jobs: the longest of them; 0 if none waits."""
+        owners: Any = await self.connection.zrange(turns_key(digest), 0, -1)
+        firsts = [await self.connection.lindex(jobs_key(digest, text(owner)), 0) for owner in owners]
+        asked = [await self.connection.hget(job_key(text(job_id)), "asked_at") for job_id in firsts if job_id]
+        return max([0.0, *(time.time() - float(at) for at in asked if at)])
 
 
 def _head(state: Mapping[str, str], done: int) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def test_the_api_says_what_it_answered_and_what_waits(
     assert after("waiting_pictures", model="toy") == after("open_pictures") == 3
     assert after("oldest_wait_seconds", model="toy") > 0
     runner = Runner(connection, settings, "w1")
-    runner.turn(runner.lane())
+    runner.lane()
+    runner.turn()
     begun = read()
     assert begun("waiting_pictures", model="toy") == begun("oldest_wait_seconds", model="toy") == 0
     assert begun("open_pictures") == 3

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from redis import Redis
 
-from service.jobs import WORKERS, JobStore, job_key, png_key, stream_key, text, worker_key
+from service.jobs import WORKERS, JobStore, job_key, png_key, text, worker_key
 from service.ledger import was_key
 from service.runner import Runner
 from service.settings import Settings
@@ -224,7 +224,7 @@ def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: 
 def test_a_full_queue_says_when_to_come_again(settings: Settings, alive: JobStore) -> None:
     with serving(settings.model_copy(update={"max_queued_pictures": 5})) as client:
         # An empty queue takes any one request.
-        digest = client.get(f"/jobs/{submitted(client, labels=[['red cube']] * 12)}").json()["digest"]
+        first = submitted(client, labels=[["red cube"]] * 12)
         response = client.post("/generate", json={"labels": LISTS})
         assert problem(response, 429, "queue-full")["queued"] == 12
         assert response.headers["retry-after"] == "10"  # no rate is measured yet
@@ -234,7 +234,7 @@ def test_a_full_queue_says_when_to_come_again(settings: Settings, alive: JobStor
         problem(response, 429, "queue-full")
         assert response.headers["retry-after"] == "6"  # 12 + 2 - 5 pictures at 1.5 a second
         assert alive.connection.scard("labelgrid:open") == 1
-        alive.connection.delete(stream_key(digest))
+        alive.cancel(first)  # its pictures wait no longer
         submitted(client)
 
 

@@ -9,10 +9,11 @@ from rq.job import Job as RqJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from service.jobs import OPEN, JobStore, events_key, job_key, new_id, png_key, stream_key, verdicts_key
+from service.jobs import OPEN, JobStore, events_key, job_key, new_id, png_key, verdicts_key
 from service.ledger import Asked, KeyReused, id_of, index_key, was_key
 from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
+from service.shares import waiting_key
 from service.stream import GROUP, Claim, PictureStream
 from shared.options import SamplingOptions, picture_seed
 
@@ -83,13 +84,12 @@ def test_create_writes_job_pictures_and_rq_job_in_one_transaction(store: JobStor
                 break
     assert commands.count("MULTI") == 1
     inside = commands[commands.index("MULTI") + 1 : commands.index("EXEC")]
-    assert inside.count("XADD") == 3
-    assert "RPUSH" in inside
+    assert inside.count("RPUSH") == 3  # the pictures, the job's turn, RQ's queue
     assert "SADD" in inside
     assert not {"HSET", "RPUSH", "XADD"} & set(commands[: commands.index("MULTI")])
     assert store.record(job.id) == job
     assert store.statuses([job.id, "nobody"]) == {job.id: "queued", "nobody": None}
-    assert connection.xlen(stream_key(DIGEST)) == 3
+    assert connection.hgetall(waiting_key(DIGEST)) == {b"": b"3"}
     assert connection.llen(store.queue.key) == 1
     assert 0 < connection.ttl(job_key(job.id)) <= store.settings.job_ttl_s + store.settings.job_timeout_s
 
@@ -228,7 +228,7 @@ def test_of_requests_with_one_key_that_come_at_once_one_makes_the_job(store: Job
         ids = set(pool.map(lambda _: store.create(record(), asked), range(8)))
     assert len(ids) == 1
     assert connection.scard(OPEN) == 1
-    assert connection.xlen(stream_key(DIGEST)) == 2
+    assert connection.hgetall(waiting_key(DIGEST)) == {b"": b"2"}
     with pytest.raises(KeyReused):
         store.create(record(), Asked("", "key", "another request"))
     assert connection.scard(OPEN) == 1

@@ -171,7 +171,7 @@ def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create
     lane = runner.lane()
     counting = Counting(lane)
     first = create()
-    runner.turn(lane)
+    runner.turn()
     second = create(LISTS[:1])
     while runner.busy:
         runner.turn()
@@ -211,8 +211,7 @@ def test_a_job_whose_result_cannot_be_composed_fails(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
 ) -> None:
     job = create()
-    lane = runner.lane()
-    runner.turn(lane)
+    runner.turn()
     connection.hset(png_key(job.id), "0", b"no PNG")
     runner.run(job.id)
     assert status(store, job) == "failed"
@@ -227,7 +226,7 @@ def test_a_dead_workers_pictures_are_made_by_another_and_are_the_same(
     dead = Runner(connection, settings, "w2")
     lane = dead.lane()
     for _ in range(2):
-        dead.turn(lane)
+        dead.turn()
     assert len(lane.claims) == 3
     runner.run(job.id)  # waits until the lease is over
     assert status(store, job) == "finished"
@@ -240,12 +239,12 @@ def test_a_worker_that_wakes_up_after_its_lease_changes_nothing(
     job = create()
     paused = Runner(connection, settings, "w2")
     lane = paused.lane()
-    paused.turn(lane)
+    paused.turn()
     runner.run(job.id)
     before = connection.hgetall(job_key(job.id)), connection.hgetall(png_key(job.id))
     paused.keep_claims()
     while paused.busy:
-        paused.turn(lane)
+        paused.turn()
     assert (connection.hgetall(job_key(job.id)), connection.hgetall(png_key(job.id))) == before
     assert connection.xlen(lane.stream.key) == 0
 
@@ -256,7 +255,8 @@ def test_a_worker_that_stops_gives_its_pictures_back(
     patient = settings.model_copy(update={"lease_s": 200.0})  # longer than the test may take
     job = create()
     stopping, other = Runner(connection, patient, "w2"), Runner(connection, patient, "w3")
-    stopping.turn(stopping.lane())
+    stopping.lane()
+    stopping.turn()
     stopping.stopping = True
     stopping.run(job.id)
     stopping.give_back()
@@ -274,7 +274,7 @@ def test_a_job_ended_elsewhere_leaves_the_batch(
     lane = runner.lane()
     long = SamplingOptions(steps=1000)
     ended, other = create(options=long), create(LISTS[:1], options=SamplingOptions(steps=200))
-    runner.turn(lane)
+    runner.turn()
     store.fail(ended.id, "cancelled")
     runner.run(other.id)
     assert status(store, other) == "finished"
@@ -290,7 +290,7 @@ def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_as
     runner.run(undisturbed.id)
     counting = Counting(lane)
     cancelled, other = create(options=SamplingOptions(steps=1000)), create(LISTS[:2])
-    runner.turn(lane)
+    runner.turn()
     assert store.cancel(cancelled.id)
     runner.run(other.id)
     assert counting.batches == [5, 2, 2, 2]
@@ -312,7 +312,7 @@ def test_what_a_cancelled_job_left_in_the_queue_keeps_no_places(
 
 def test_a_worker_measures_its_rate_over_the_time_it_works(runner: Runner, create: Callable[..., JobRecord]) -> None:
     assert runner.rate.per_s == 0.0
-    runner.turn(runner.lane())  # waits for pictures, in vain
+    runner.turn()  # waits for pictures, in vain
     assert runner.rate.seconds < 0.1
     begun = time.monotonic()
     runner.run(create().id)
@@ -386,7 +386,7 @@ def test_each_model_has_a_batch_of_its_own(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], settings: Settings
 ) -> None:
     one, other = create(), create(model="other")
-    runner.turn(runner.lane())
+    runner.turn()
     runner.run(other.id)
     runner.run(one.id)
     assert [status(store, job) for job in (one, other)] == ["finished", "finished"]

@@ -1,19 +1,16 @@
 """GET /metrics: the API's own metrics, and the queue as Redis has it now."""
 
-import time
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from service import metrics
 from service.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
-from service.jobs import OPEN, stream_key, text
-from service.stream import GROUP
+from service.jobs import OPEN, stream_key
 from service.views import JobReader
 
 router = APIRouter(tags=["service"])
@@ -52,18 +49,7 @@ async def read_metrics(models: ModelsDep, reader: ReaderDep) -> PlainTextRespons
 
 
 async def backlog(reader: JobReader, digest: str) -> Backlog:
-    """What the stream of a checkpoint holds."""
-    key = stream_key(digest)
-    in_work, last = 0, "0-0"
-    try:
-        for group in await reader.connection.xinfo_groups(key):
-            if text(group["name"]) == GROUP:
-                in_work, last = int(group["pending"]), text(group["last-delivered-id"])
-    except ResponseError:
-        return Backlog(0, 0, 0.0)  # there is no such stream: nobody ever asked for this model
-    waiting = max(0, int(await reader.connection.xlen(key)) - in_work)
-    oldest_s = 0.0
-    first: Any = await reader.connection.xrange(key, min=f"({last}", count=1)
-    for entry, _ in first:
-        oldest_s = max(0.0, time.time() - int(text(entry).partition("-")[0]) / 1000)
-    return Backlog(waiting, in_work, oldest_s)
+    """The pictures of a checkpoint that wait for their turn, and those that workers have taken up."""
+    waiting = sum((await reader.waiting(digest)).values())
+    dealt = int(await reader.connection.xlen(stream_key(digest)))
+    return Backlog(waiting, dealt, await reader.longest_wait_s(digest))

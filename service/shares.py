@@ -1,0 +1,102 @@
+"""Whose picture is next: those that wait are dealt out in turns, by owner and then by job.
+
+A large job takes as many turns as it has pictures and delays nobody's small one by more than a turn. A claim deals
+pictures into the stream that workers read (`stream.py`); what waits is here:
+
+    turns:DIGEST           sorted set  owners, those who had no turn for longest first
+    turns:DIGEST:OWNER     list        the owner's jobs that have waiting pictures, in turn
+    job:ID:waiting         list        pictures of a job that nobody has had yet
+    waiting:DIGEST         hash        owner -> how many of their pictures wait
+
+Knows no HTTP and no torch, and nothing of what jobs and pictures are.
+"""
+
+from collections.abc import Sequence
+
+from redis import Redis
+from redis.client import Pipeline
+
+from service.ledger import PREFIX
+
+# KEYS: turns, waiting, stream. ARGV: how many at most, the prefix of jobs' keys. One round gives every owner one
+# picture, of the first of their jobs, which then goes to the end of their line. What it writes first takes something
+# away, so that a full Redis lets it go on.
+_DEAL = """
+local dealt, most = 0, tonumber(ARGV[1])
+local order = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+local turn = #order > 0 and tonumber(order[#order]) or 0
+local function next_of(owner)
+  local jobs = KEYS[1] .. ':' .. owner
+  while true do
+    local job = redis.call('LPOP', jobs)
+    if not job then return nil end
+    local waiting = ARGV[2] .. job .. ':waiting'
+    local picture = redis.call('LPOP', waiting)
+    if picture then
+      if redis.call('EXISTS', waiting) == 1 then redis.call('RPUSH', jobs, job) end
+      return picture, redis.call('HGET', ARGV[2] .. job, 'asked_at')
+    end
+  end
+end
+repeat
+  local before = dealt
+  for i = 1, #order, 2 do
+    if dealt == most then break end
+    local picture, asked_at = next_of(order[i])
+    if picture then
+      redis.call('XADD', KEYS[3], '*', 'picture', picture, 'asked_at', asked_at or '')
+      redis.call('HINCRBY', KEYS[2], order[i], -1)
+      turn = turn + 1
+      redis.call('ZADD', KEYS[1], turn, order[i])
+      dealt = dealt + 1
+    end
+  end
+until dealt == most or dealt == before
+return dealt
+"""
+
+# KEYS: a job. ARGV: the prefix of waiting pictures' keys.
+_FORGET = """
+local whose = redis.call('HMGET', KEYS[1], 'digest', 'owner')
+local count = redis.call('LLEN', KEYS[1] .. ':waiting')
+if count > 0 and whose[1] then
+  redis.call('DEL', KEYS[1] .. ':waiting')
+  redis.call('HINCRBY', ARGV[1] .. whose[1], whose[2], -count)
+end
+"""
+
+_JOB, _WAITING = f"{PREFIX}:job:", f"{PREFIX}:waiting:"
+
+
+def turns_key(digest: str) -> str:
+    return f"{PREFIX}:turns:{digest}"
+
+
+def jobs_key(digest: str, owner: str) -> str:
+    return f"{turns_key(digest)}:{owner}"
+
+
+def waiting_key(digest: str) -> str:
+    return f"{_WAITING}{digest}"
+
+
+def join(pipe: Pipeline, job_id: str, owner: str, digest: str, asked_at: float, pictures: Sequence[str]) -> None:
+    """A new job's pictures wait at the end of their owner's line. For the MULTI that creates the job.
+
+    An owner keeps the place that their last turn gave them: who comes back often is not first every time.
+    """
+    pipe.hset(f"{_JOB}{job_id}", mapping={"digest": digest, "owner": owner, "asked_at": asked_at})
+    pipe.rpush(f"{_JOB}{job_id}:waiting", *pictures)
+    pipe.rpush(jobs_key(digest, owner), job_id)
+    pipe.zadd(turns_key(digest), {owner: 0}, nx=True)
+    pipe.hincrby(waiting_key(digest), owner, len(pictures))
+
+
+def deal(pipe: Pipeline, digest: str, stream: str, most: int) -> None:
+    """Moves the next pictures, `most` at most, to the end of the stream."""
+    pipe.eval(_DEAL, 3, turns_key(digest), waiting_key(digest), stream, most, _JOB)
+
+
+def forget(connection: Redis, job_id: str) -> None:
+    """The waiting pictures of a job that ended early are not needed. Those that are in the stream, workers drop."""
+    connection.eval(_FORGET, 1, f"{_JOB}{job_id}", _WAITING)
