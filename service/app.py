@@ -16,7 +16,8 @@ from service.guard import Guard
 from service.jobs import JobStore, connect
 from service.metrics import RequestMetrics
 from service.models import Models
-from service.routes import generate, jobs, meta, metrics, page, score
+from service.openai_errors import OpenAIErrors
+from service.routes import generate, jobs, meta, metrics, openai, page, score
 from service.settings import Settings
 from service.submit import PROBLEM
 from service.views import JobReader
@@ -52,9 +53,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.models = Models(settings.storage, settings.storage_every_s)
     app.add_middleware(errors.BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
     app.add_middleware(Guard, keys=KeyRing(settings.api_keys, settings.api_keys_file), settings=settings)
+    app.add_middleware(OpenAIErrors)
     app.add_middleware(RequestMetrics)
     errors.install(app)
-    for route in (generate, score, jobs, meta, metrics, page):
+    for route in (generate, score, jobs, openai, meta, metrics, page):
         app.include_router(route.router, responses={401: PROBLEM, 403: PROBLEM})
     app.mount("/static", page.files, name="static")
     return app

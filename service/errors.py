@@ -15,6 +15,7 @@
     ├── JobEnded              409  what has ended cannot be cancelled
     ├── JobCancelled          409  for a client that waited for the job
     ├── QueueFull             429  Retry-After says when there will be room
+    ├── NotInTime             504  for a client that cannot be answered 202
     ├── JobFailed             500  for a client that waited for the job
     └── Unavailable           503
         ├── NoModel                no checkpoint is promoted in storage
@@ -143,6 +144,10 @@ class JobCancelled(ServiceError):
 
 class QueueFull(ServiceError):
     status, slug, title = 429, "queue-full", "Too many pictures are waiting"
+
+
+class NotInTime(ServiceError):
+    status, slug, title = 504, "not-in-time", "The pictures take longer than a request may"
 
 
 class JobFailed(ServiceError):

@@ -6,6 +6,7 @@ somebody watches. docs/jobs.md lists the events.
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
@@ -14,6 +15,7 @@ from service.jobs import TERMINAL, events_key, live_key, text, watched_key
 from service.views import JobReader
 
 WATCHED_MS = 3000  # a watch not renewed for this long is over: workers make previews no longer
+EVENT_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 LOOK_AGAIN_MS = 1000  # how often a quiet stream looks whether its client and the job are still there
 
 
@@ -24,10 +26,22 @@ async def is_told(reader: JobReader, job_id: str, after: str) -> bool:
     return not await reader.connection.xrange(events_key(job_id), min=f"({after}", count=1)
 
 
-async def job_events(
+@dataclass(frozen=True)
+class Told:
+    """One event. `id`: to go on after it."""
+
+    name: str
+    data: dict[str, Any]
+    id: str | None = None
+
+
+async def happenings(
     reader: JobReader, job_id: str, after: str, gone: Callable[[], Awaitable[bool]]
-) -> AsyncIterator[bytes]:
-    """Server-sent events of a job after the event `after` ("0-0": all), until its end, shutdown, or `gone()`."""
+) -> AsyncIterator[Told | None]:
+    """What happens to a job after the event `after` ("0-0": all), until its end, shutdown, or `gone()`; None: nothing.
+
+    Previews are made as long as somebody asks here.
+    """
     events, live = events_key(job_id), live_key(job_id)
     # Redis answers in this order, so that no step is told after its picture.
     seen: dict[Any, Any] = {live: "0-0", events: after}
@@ -39,24 +53,31 @@ async def job_events(
             for raw, fields in entries:
                 entry = seen[text(stream)] = text(raw)
                 if b"pictures" in fields:
-                    yield _event("steps", '{"pictures": ' + text(fields[b"pictures"]) + "}")
+                    yield Told("steps", {"pictures": json.loads(fields[b"pictures"])})
                 elif b"picture" in fields:
                     index = int(fields[b"picture"])
-                    yield _event("picture", {"index": index, "url": f"/jobs/{job_id}/images/{index}.png"}, entry)
+                    yield Told("picture", {"index": index, "url": f"/jobs/{job_id}/images/{index}.png"}, entry)
                 elif (status := text(fields[b"status"])) in TERMINAL:
                     yield await _whole(reader, job_id, "end", entry)
                     return
                 else:
-                    yield _event("status", {"status": status}, entry)
+                    yield Told("status", {"status": status}, entry)
         if not answer:
             if (await reader.status(job_id)) in (None, *TERMINAL):
                 return
+            yield None
+
+
+async def _whole(reader: JobReader, job_id: str, event: str, entry: str | None = None) -> Told:
+    return Told(event, (await reader.job(job_id)).model_dump(mode="json"), entry)
+
+
+async def job_events(
+    reader: JobReader, job_id: str, after: str, gone: Callable[[], Awaitable[bool]]
+) -> AsyncIterator[bytes]:
+    """`happenings` as server-sent events."""
+    async for told in happenings(reader, job_id, after, gone):
+        if told is None:
             yield KEEPALIVE_COMMENT
-
-
-async def _whole(reader: JobReader, job_id: str, event: str, entry: str | None = None) -> bytes:
-    return _event(event, (await reader.job(job_id)).model_dump_json(), entry)
-
-
-def _event(event: str, data: dict[str, Any] | str, entry: str | None = None) -> bytes:
-    return format_sse_event(event=event, data_str=data if isinstance(data, str) else json.dumps(data), id=entry)
+        else:
+            yield format_sse_event(event=told.name, data_str=json.dumps(told.data), id=told.id)

@@ -8,7 +8,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -118,6 +118,15 @@ def _check_fits(queued: int, pictures: int, most: int, rate: float, whose: str =
         raise QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=queued)
 
 
+def check_finished(job: Job, headers: Mapping[str, str] | None = None) -> None:
+    """For one who waited for the job's end: JobFailed, JobCancelled."""
+    location = f"/jobs/{job.id}"
+    if job.status == "failed":
+        raise JobFailed(job.error or "it failed", headers=headers, job=location)
+    if job.status == "cancelled":
+        raise JobCancelled("the job was cancelled while you waited for it", headers=headers, job=location)
+
+
 @dataclass(frozen=True)
 class Submitter:
     """Creates jobs and answers with them."""
@@ -146,7 +155,20 @@ class Submitter:
         recipe: Recipe | None = None,
         trajectory: int | None = None,
     ) -> Response:
-        """Creates the job, unless the client's Idempotency-Key has one, and answers as wished. `labels` are checked.
+        """Creates the job and answers as wished."""
+        return await self._answer(await self.create(kind, fields, labels, info, repeats, recipe, trajectory))
+
+    async def create(
+        self,
+        kind: JobKind,
+        fields: SamplingFields,
+        labels: list[list[str]],
+        info: CheckpointInfo,
+        repeats: int = 1,
+        recipe: Recipe | None = None,
+        trajectory: int | None = None,
+    ) -> str:
+        """The id of a new job, or of the one that the client's Idempotency-Key stands for. `labels` are checked.
 
         With a `recipe`, seed and options are the recipe's.
         """
@@ -158,7 +180,7 @@ class Submitter:
         _check_stages(trajectory, len(labels), options)
         asked = self._asked(kind, fields, labels)
         if asked and (standing := await self._in_store(self.store.standing, asked)):
-            return await self._answer(standing)
+            return standing
         await self._check_room(info.digest, len(labels) * repeats)
         record = JobRecord(
             id=new_id(),
@@ -178,7 +200,7 @@ class Submitter:
         job_id = await self._in_store(self.store.create, record, asked)
         assert job_id is not None
         PICTURES_ACCEPTED.labels(kind).inc(record.total if job_id == record.id else 0)
-        return await self._answer(job_id)
+        return job_id
 
     async def _check_room(self, digest: str, pictures: int) -> None:
         """NoWorker; QueueFull if so many pictures more are too many. Requests that come at once may pass together."""
@@ -213,10 +235,7 @@ class Submitter:
         if job.status not in TERMINAL:
             return JSONResponse(job.model_dump(mode="json"), 202, {**headers, "Location": location})
         headers["Content-Location"] = location
-        if job.status == "failed":
-            raise JobFailed(job.error or "it failed", headers=headers, job=location)
-        if job.status == "cancelled":
-            raise JobCancelled("the job was cancelled while you waited for it", headers=headers, job=location)
+        check_finished(job, headers)
         if self.wishes.png:
             headers["Content-Location"] = f"{location}/grid.png"
             return Response(await self.reader.grid(job_id), media_type="image/png", headers=headers)

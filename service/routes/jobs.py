@@ -8,7 +8,7 @@ from fastapi.responses import StreamingResponse
 
 from service.dependencies import OwnerDep, OwnJob, ReaderDep, StoreDep
 from service.errors import JobEnded
-from service.events import is_told, job_events
+from service.events import EVENT_STREAM_HEADERS, is_told, job_events
 from service.schemas import Job, JobPage
 from service.submit import PNG, PROBLEM
 
@@ -77,8 +77,7 @@ async def read_events(
     if await is_told(reader, job_id, last_event_id):
         return Response(status_code=204)
     events = job_events(reader, job_id, last_event_id, request.is_disconnected)
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
 
 
 @router.get("/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="All pictures in one")

@@ -1,0 +1,44 @@
+"""Labels out of a prompt such as "a red cube and a blue sphere", or an error that says what was meant. No HTTP here."""
+
+import re
+from typing import Final
+
+from shared.vocabulary import LabelError, Vocabulary
+
+SEPARATORS: Final = frozenset({",", ";", "&", "+", "and", "with", "plus"})
+ARTICLES: Final = frozenset({"a", "an", "the", "one"})
+WORD: Final = re.compile(r"[,;&+]|[^\s,;&+]+")
+
+
+def _words(text: str) -> list[str]:
+    """Words and separators, in lower case, without the full stops and quotes around them."""
+    found = (word.strip(".!?\"'()").casefold() for word in WORD.findall(text))
+    return [word for word in found if word]
+
+
+def parse_prompt(prompt: str, vocabulary: Vocabulary) -> list[str]:
+    """The labels that a prompt names, in its order. LabelError for words that are none, for too many, or for none.
+
+    The longest name that begins at a word counts, so that names may hold separators themselves.
+    """
+    words = _words(prompt)
+    names = {tuple(_words(name)): name for name in reversed(vocabulary.names)}
+    longest = max(map(len, names))
+    labels: list[str] = []
+    unknown: list[str] = []
+    at = 0
+    while at < len(words):
+        lengths = range(min(longest, len(words) - at), 0, -1)
+        length = next((n for n in lengths if tuple(words[at : at + n]) in names), 0)
+        if length or words[at] in SEPARATORS:
+            if unknown:
+                break
+            labels += [names[tuple(words[at : at + length])]] if length else []
+        elif unknown or words[at] not in ARTICLES:
+            unknown.append(words[at])
+        at += max(length, 1)
+    if unknown:
+        vocabulary.index(" ".join(unknown))  # there is none, and its error says what was meant
+    if not labels:
+        raise LabelError(f"the prompt names no object; wanted some such as {vocabulary.names[0]!r}")
+    return vocabulary.check_entry(labels)

@@ -1,0 +1,187 @@
+"""/v1: the images and models of the OpenAI API, so that its clients work here as they are. docs/openai.md."""
+
+import base64
+import json
+import struct
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
+
+from service.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
+from service.errors import BadRequest, NotFound, NotInTime, ServiceError
+from service.events import EVENT_STREAM_HEADERS, happenings
+from service.jobs import TERMINAL
+from service.models import vocabulary_of
+from service.openai_errors import error_of
+from service.openai_schemas import (
+    CompletedImage,
+    Image,
+    Images,
+    ImagesRequest,
+    OpenAIModel,
+    OpenAIModels,
+    OpenAIProblem,
+    PartialImage,
+)
+from service.prompt import parse_prompt
+from service.schemas import Job
+from service.submit import Submitter, Wishes, check_finished
+from service.views import JobReader
+from shared.checkpoint import CheckpointInfo
+from shared.vocabulary import LabelError
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+PROBLEM: dict[str, Any] = {
+    "description": "A problem (RFC 9457) that holds an error of the OpenAI API",
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/OpenAIProblem"}}},
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {**PROBLEM, "model": OpenAIProblem} for status in (400, 409, 413, 429, 500, 503, 504)
+}
+
+
+def _submitter(
+    settings: SettingsDep,
+    store: StoreDep,
+    reader: ReaderDep,
+    models: ModelsDep,
+    owner: OwnerDep,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=200, description="sent again with the same request, it gives the same job"),
+    ] = None,
+) -> Submitter:
+    wishes = Wishes(wait_s=settings.wait_s, png=False, applied=None)
+    return Submitter(settings, store, reader, models, wishes, idempotency_key, owner)
+
+
+def _size_of(png: bytes) -> str:
+    """A PNG's size as OpenAI writes it; its header is a PNG's first 24 bytes."""
+    width, height = struct.unpack(">II", png[16:24])
+    return f"{width}x{height}"
+
+
+def _check_size(body: ImagesRequest, info: CheckpointInfo) -> None:
+    """BadRequest for a size that the model does not make: nothing is scaled, for a verdict is about these pixels."""
+    side = info.config.get("network", {}).get("image_size")
+    if body.size not in (None, "auto", f"{side}x{side}"):
+        raise BadRequest.at(("body", "size"), f"{body.size}; the model {info.name} makes {side}x{side}, as does auto")
+
+
+def _check_stream(body: ImagesRequest) -> None:
+    if body.stream and (body.n or 1) > 1:
+        raise BadRequest.at(("body", "n"), f"{body.n}; a stream has one picture")
+    if body.stream and body.response_format == "url":
+        raise BadRequest.at(("body", "response_format"), "url; a stream has its pictures in it, as b64_json")
+
+
+@router.post(
+    "/images/generations",
+    response_model=Images,
+    responses={
+        200: {
+            "description": "The pictures; with `stream` events of `image_generation.partial_image` and `.completed`",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        **RESPONSES,
+    },
+    summary="Make pictures as with OpenAI's images API",
+)
+async def generate_images(
+    request: Request, body: ImagesRequest, submitter: Annotated[Submitter, Depends(_submitter)]
+) -> Response:
+    """The labels are read from the prompt; words that are none are an error which says what was meant."""
+    info = await submitter.model(body.model)
+    _check_size(body, info)
+    _check_stream(body)
+    try:
+        labels = parse_prompt(body.prompt, vocabulary_of(info))
+    except LabelError as error:
+        raise BadRequest.from_label_error(error, "prompt") from error
+    job_id = await submitter.create("generate", body, [labels] * (body.n or 1), info)
+    if body.stream:
+        stream = _stream(submitter.reader, job_id, body.partial_images or 0, request)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
+    job = await submitter.reader.wait(job_id, submitter.wishes.wait_s)
+    if job.status not in TERMINAL:
+        raise NotInTime(f"not finished within {submitter.wishes.wait_s:.0f} s; the job goes on", job=f"/jobs/{job_id}")
+    check_finished(job)
+    base = None if body.response_format != "url" else str(request.base_url).rstrip("/")
+    images = await _images(submitter.reader, job, base)
+    return Response(images.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+def _created(job: Job) -> int:
+    return int(datetime.fromisoformat(job.finished_at or job.created_at).timestamp())
+
+
+async def _images(reader: JobReader, job: Job, base: str | None) -> Images:
+    """The pictures of a finished job, or their addresses under `base`."""
+    pngs = [await reader.image(job.id, i) for i in range(len(job.labels))]
+    data = []
+    for i, (labels, png) in enumerate(zip(job.labels, pngs, strict=True)):
+        image = Image(revised_prompt=", ".join(labels))
+        if base is None:
+            image.b64_json = base64.b64encode(png).decode()
+        else:
+            image.url = f"{base}/jobs/{job.id}/images/{i}.png"
+        data.append(image)
+    return Images(created=_created(job), data=data, size=_size_of(pngs[0]), seed=job.seed, job=f"/jobs/{job.id}")
+
+
+async def _stream(reader: JobReader, job_id: str, wanted: int, request: Request) -> AsyncIterator[bytes]:
+    """Up to `wanted` previews, evenly over the steps, then the picture, or an error."""
+    sent = 0
+    async for told in happenings(reader, job_id, "0-0", request.is_disconnected):
+        if told is None:
+            yield b": wait\n\n"
+        elif told.name == "steps" and sent < wanted:
+            steps = told.data["pictures"][0]
+            if "preview" in steps and steps["step"] / steps["steps"] >= (sent + 1) / (wanted + 1):
+                preview = steps["preview"].partition(",")[2]
+                size = _size_of(base64.b64decode(preview))
+                partial = PartialImage(
+                    b64_json=preview, created_at=int(time.time()), size=size, partial_image_index=sent
+                )
+                yield format_sse_event(event=partial.type, data_str=partial.model_dump_json())
+                sent += 1
+        elif told.name == "end":
+            yield await _last(reader, job_id)
+
+
+async def _last(reader: JobReader, job_id: str) -> bytes:
+    try:
+        job = await reader.job(job_id)
+        check_finished(job)
+        png = await reader.image(job_id, 0)
+    except ServiceError as error:
+        problem = {"type": error.slug, "status": error.status, "detail": error.detail}
+        return format_sse_event(event="error", data_str=json.dumps({"error": error_of(problem)}))
+    image = base64.b64encode(png).decode()
+    completed = CompletedImage(b64_json=image, created_at=_created(job), size=_size_of(png))
+    return format_sse_event(event=completed.type, data_str=completed.model_dump_json())
+
+
+def _model(info: CheckpointInfo) -> OpenAIModel:
+    return OpenAIModel(id=info.name, created=int(datetime.fromisoformat(info.created_at).timestamp()))
+
+
+@router.get("/models", summary="The models, as OpenAI lists them")
+def list_openai_models(models: ModelsDep, owner: OwnerDep) -> OpenAIModels:
+    return OpenAIModels(data=[_model(info) for info in models.listing().denoisers])
+
+
+@router.get(
+    "/models/{model}", responses={404: {**PROBLEM, "model": OpenAIProblem}}, summary="A model, as OpenAI describes it"
+)
+def read_openai_model(model: str, models: ModelsDep, owner: OwnerDep) -> OpenAIModel:
+    found = [info for info in models.listing().denoisers if info.name == model]
+    if not found:
+        raise NotFound(f"there is no model {model!r}")
+    return _model(found[0])
