@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--port", type=int, default=8000, help="port of the API (default: 8000)")
     parser.add_argument("--host", help="address that `api` listens on (default: 127.0.0.1); `all` is loopback only")
-    parser.add_argument("--storage", type=Path, help="folder of the checkpoints (default: LABELGRID_STORAGE or models)")
+    parser.add_argument("--storage", help="folder or address of the checkpoints (default: LABELGRID_STORAGE or models)")
     parser.add_argument(
         "--state", type=Path, help="folder for Redis's data, kept across runs (default: a temporary one); for `all`"
     )
@@ -74,7 +74,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("rq").setLevel(logging.WARNING)
     if args.storage:
-        os.environ["LABELGRID_STORAGE"] = str(args.storage)  # for the processes that we start, too
+        os.environ["LABELGRID_STORAGE"] = args.storage  # for the processes that we start, too
     try:
         settings = Settings()
         if args.role == "api":

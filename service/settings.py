@@ -4,11 +4,18 @@ Knows neither HTTP nor torch.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.options import LIMITS
+from shared.storage import Location, open_storage
+
+if TYPE_CHECKING:
+    Storage = Location
+else:  # pydantic knows no UPath, which is there only where a storage needs it
+    Storage = Annotated[Any, BeforeValidator(open_storage)]
 
 
 class Settings(BaseSettings):
@@ -18,8 +25,9 @@ class Settings(BaseSettings):
         env_prefix="LABELGRID_", extra="ignore", populate_by_name=True, frozen=True, env_ignore_empty=True
     )
 
-    # Where the checkpoints lie: a folder of NAME.safetensors and promoted.json.
-    storage: Path = Path("models")
+    # Where the checkpoints lie, NAME.safetensors and promoted.json: a folder, or an address that fsspec opens, such as
+    # s3://bucket/path.
+    storage: Storage = Path("models")
     # The Redis that API and workers share; also read from REDIS_URL, which other tools set. `python -m service`
     # starts a server of its own where neither is given.
     redis_url: str = Field(

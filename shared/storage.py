@@ -32,13 +32,13 @@ def open_storage(address: "str | Location") -> Location:
         return Path(address)
     if address.partition("://")[0] in LOCAL:
         return Path(unquote(urlsplit(address).path))
-    from upath import UPath
-
     try:
+        from upath import UPath
+
         found = UPath(address, use_listings_cache=False)  # fsspec would else remember a listing for ever
         _ = found.fs  # made here, so that a missing driver is noticed at the entry
     except Exception as error:  # each driver has its own
-        raise ValueError(f"{address}: no storage that can be opened: {error}") from error
+        raise ValueError(f"{address}: no storage that can be opened here: {error}") from error
     return found
 
 

@@ -41,7 +41,8 @@ def plot_log(lines: list[dict[str, float]], path: Path) -> None:
             scores.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
         scores.set(ylabel="score", ylim=(0, 1))
         scores.legend(loc="center right", fontsize="small")
-    figure.savefig(path, dpi=110)
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -12,13 +12,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from shared import storage as files
 from trainer.errors import TrainerError
 
 console = Console(stderr=True)
+
+
+def open_storage(address: str) -> files.Location:
+    """The storage at an address. TrainerError for one that nothing here can open."""
+    try:
+        return files.open_storage(address)
+    except ValueError as error:
+        raise TrainerError(str(error)) from error
+
+
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts, the one that speaks
 
 Storage = Annotated[
-    Path, typer.Option(envvar="LABELGRID_STORAGE", help="Folder that checkpoints are published to and read from.")
+    Path,  # or what `open_storage` makes of an address, which is used like one
+    typer.Option(
+        envvar="LABELGRID_STORAGE",
+        parser=open_storage,
+        help="Folder that checkpoints are published to and read from, or an address such as s3://bucket/path.",
+    ),
 ]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Minutes = Annotated[float | None, typer.Option(min=0.01, help="Stop after so many minutes of training.")]
