@@ -122,6 +122,7 @@ function setMode(next) {
 
 async function loadLabels(model) {
   composer.offer((await readLabels(model)).labels);
+  if (!view.id) openAddress();
 }
 
 async function load() {
@@ -165,7 +166,7 @@ function keyGiven() {
   find("#refusal").textContent = "";
   showKey();
   update();
-  attempt(load).then(openAddress);
+  attempt(load);
   look();
 }
 
@@ -189,8 +190,8 @@ function openAddress() {
   history.mark(id);
   if (/^[0-9a-f]{32}$/.test(id)) view.open(id);
   else {
-    view.invite(() => {
-      composer.fillAtRandom();
+    view.invite(composer.atRandom(), (pictures) => {
+      composer.load(pictures);
       go();
     });
   }

@@ -16,7 +16,7 @@ export class Composer {
     this.active = 0;
     this.labels = [];
     this.changed = changed;
-    find("#random").onclick = () => this.fillAtRandom();
+    find("#random").onclick = () => this.load(this.atRandom());
     find("#clear").onclick = () => this.#set([[]], 0);
     find("#duplicate").onclick = () => this.#insert([...this.pictures[this.active]]);
     find("#remove").onclick = () => this.#remove();
@@ -40,8 +40,9 @@ export class Composer {
     this.#set(pictures.map((picture) => picture.filter((label) => known.has(label))), 0);
   }
 
-  fillAtRandom() {
-    this.#set(randomPictures(this.labels), 0);
+  /** Eight pictures of one to three objects; none as long as no labels are known. */
+  atRandom() {
+    return this.labels.length ? randomPictures(this.labels) : [];
   }
 
   /** Shows a picture, the one that the service refused for example. */
@@ -97,23 +98,14 @@ export class Composer {
 
   #tile(picture, index) {
     const words = `Picture ${index + 1}: ${picture.length ? listed(picture) : "empty"}`;
-    const more = picture.length - SHOWN_IN_TILE;
-    const shown = picture.slice(0, more > 0 ? SHOWN_IN_TILE - 1 : SHOWN_IN_TILE).map(drawing);
     const current = index === this.active;
-    return h(
-      "button",
-      {
-        class: "tile",
-        type: "button",
-        "data-objects": Math.min(picture.length, SHOWN_IN_TILE),
-        "aria-label": words,
-        "aria-current": current ? "true" : null,
-        tabindex: current ? 0 : -1,
-        onclick: () => this.#set(this.pictures, index),
-      },
-      shown,
-      more > 0 ? h("span", { class: "more", "aria-hidden": "true" }, `+${more + 1}`) : null,
-    );
+    return tile("button", picture, {
+      type: "button",
+      "aria-label": words,
+      "aria-current": current ? "true" : null,
+      tabindex: current ? 0 : -1,
+      onclick: () => this.#set(this.pictures, index),
+    });
   }
 
   #drawPicker() {
@@ -193,6 +185,18 @@ export class Composer {
     else return;
     event.preventDefault();
   }
+}
+
+/** A picture's objects in a small square. */
+export function tile(tag, picture, attributes = {}) {
+  const more = picture.length - SHOWN_IN_TILE;
+  const shown = picture.slice(0, more > 0 ? SHOWN_IN_TILE - 1 : SHOWN_IN_TILE).map(drawing);
+  return h(
+    tag,
+    { class: "tile", "data-objects": Math.min(picture.length, SHOWN_IN_TILE), ...attributes },
+    shown,
+    more > 0 ? h("span", { class: "more", "aria-hidden": "true" }, `+${more + 1}`) : null,
+  );
 }
 
 /** Makes `target` the one of a group that Tab reaches. */

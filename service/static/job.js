@@ -2,6 +2,7 @@
 
 import { Problem, cancelJob, follow, readJob, readPicture } from "./api.js";
 import { Card } from "./card.js";
+import { tile } from "./composer.js";
 import { announce, copy, find, h, save } from "./dom.js";
 import { Lightbox } from "./lightbox.js";
 import { scoreboard } from "./scores.js";
@@ -25,16 +26,16 @@ export class JobView {
     this.id = null;
   }
 
-  /** Nothing to show yet: an invitation. */
-  invite(atRandom) {
+  /** Nothing to show yet: an invitation to draw() some pictures. */
+  invite(pictures, draw) {
     this.#leave();
     this.root.replaceChildren(
       h(
         "div",
         { class: "empty" },
-        h("div", { class: "ghosts", "aria-hidden": "true" }, Array.from({ length: 8 }, () => h("span"))),
+        h("div", { class: "ghosts", "aria-hidden": "true" }, pictures.map((picture) => tile("span", picture))),
         h("p", {}, "Choose objects for one or many pictures, then draw them."),
-        h("button", { class: "quiet", type: "button", onclick: atRandom }, "Draw eight at random"),
+        pictures.length ? h("button", { class: "quiet", type: "button", onclick: () => draw(pictures) }, "Or draw these") : null,
       ),
     );
   }
@@ -75,6 +76,7 @@ export class JobView {
     this.job = job;
     this.cards = job.labels.map((labels, index) => new Card(index, labels, (card) => this.lightbox.open(this.cards, card)));
     this.done = new Set();
+    this.parts = new Map(); // picture that is being sampled -> how far it is
     this.progress = h("progress", { class: "progress", max: job.progress.total, value: 0, "aria-label": "Pictures made" });
     this.state = h("p", { class: "meta" });
     this.buttons = h("div", { class: "buttons" });
@@ -91,7 +93,7 @@ export class JobView {
     const words = {
       queued: "Waiting for a worker",
       running: `${this.done.size} of ${job.progress.total} made`,
-      finished: `Made in ${lasting((new Date(job.finished_at) - new Date(job.created_at)) / 1000)}`,
+      finished: `Done in ${lasting((new Date(job.finished_at) - new Date(job.created_at)) / 1000)}`,
       failed: "Failed",
       cancelled: "Cancelled",
     }[status];
@@ -99,8 +101,12 @@ export class JobView {
     this.status = status;
     const facts = [words, `seed ${seed}`, counted(options.steps, "step"), `guidance ${options.guidance}`, options.sampler, model];
     this.state.replaceChildren(...facts.map((fact) => h("span", {}, fact)));
-    this.progress.value = this.done.size;
+    this.#showProgress();
     this.progress.hidden = !OPEN.includes(status);
+  }
+
+  #showProgress() {
+    this.progress.value = [...this.parts.values()].reduce((sum, part) => sum + part, this.done.size);
   }
 
   #offer(buttons) {
@@ -111,12 +117,20 @@ export class JobView {
     if (signal.aborted) return;
     if (event === "job" && OPEN.includes(data.status)) this.#showState(data);
     if (event === "status") this.#showState(this.job, data.status);
-    if (event === "steps") for (const one of data.pictures) this.#cardOf(one.index).sample(one);
+    if (event === "steps") this.#sampled(data.pictures);
     if (event === "picture") this.#made(data, signal);
     if (event === "end") {
       this.#end(data, signal);
       this.ended(data);
     }
+  }
+
+  #sampled(pictures) {
+    for (const one of pictures) {
+      if (!this.done.has(one.index)) this.parts.set(one.index, one.step / one.steps);
+      this.#cardOf(one.index).sample(one);
+    }
+    this.#showProgress();
   }
 
   #cardOf(index) {
@@ -125,6 +139,7 @@ export class JobView {
 
   async #made({ index, url }, signal) {
     this.done.add(index);
+    this.parts.delete(index);
     this.#showState(this.job, "running");
     if (this.job.kind === "generate") await this.#picture(this.#cardOf(index), url, signal);
   }

@@ -21,8 +21,8 @@ export class Lightbox {
 
   open(cards, card) {
     this.cards = cards;
-    this.#show(cards.indexOf(card));
     this.dialog.showModal();
+    this.#show(cards.indexOf(card));
   }
 
   close() {
@@ -36,13 +36,18 @@ export class Lightbox {
     const title = `Picture ${card.index + 1}`;
     const step = (by, words, sign) =>
       h("button", { class: "quiet", type: "button", "aria-label": words, disabled: !this.cards[at + by]?.source, onclick: () => this.#show(at + by) }, sign);
-    this.dialog.setAttribute("aria-label", title);
+    this.dialog.setAttribute("aria-label", `${title}: ${card.image.alt}`);
     this.dialog.replaceChildren(
       h("img", { class: "large", src: card.source, alt: card.image.alt, width: 64, height: 64 }),
       h(
         "div",
         { class: "about" },
-        h("h2", {}, title, h("span", { class: "of" }, ` of ${this.cards.length}`)),
+        h(
+          "div",
+          { class: "about-head" },
+          h("h2", {}, title, h("span", { class: "of" }, ` of ${this.cards.length}`)),
+          h("button", { class: "quiet", type: "button", "aria-label": "Close", onclick: () => this.dialog.close() }, "×"),
+        ),
         h("ul", { class: "objects" }, (card.result ? verdicts(card.result) : card.labels.map((label) => ({ label }))).map(objectLine)),
         card.result ? this.#about(card.result) : null,
         h(
@@ -51,13 +56,13 @@ export class Lightbox {
           step(-1, "Picture before", "←"),
           step(1, "Next picture", "→"),
           card.made ? h("button", { class: "quiet", type: "button", onclick: () => save(card.source, `picture-${card.index + 1}.png`) }, "Download") : null,
-          h("button", { class: "quiet", type: "button", autofocus: true, onclick: () => this.dialog.close() }, "Close"),
         ),
       ),
     );
+    this.dialog.focus(); // what had it is gone, and arrow keys are to go on
   }
 
-  #about({ labels, scores, accuracy, f1, seed }) {
+  #about({ labels, scores, accuracy, f1 }) {
     const told = new Set([...labels, ...Object.keys(scores).filter((label) => scores[label] > 0.5)]);
     const others = Object.entries(scores).filter(([label]) => !told.has(label));
     return h(
@@ -68,8 +73,6 @@ export class Lightbox {
       h("dt", {}, "F1"),
       h("dd", {}, figure(f1)),
       others.length ? [h("dt", {}, "Next likely"), h("dd", {}, `${others[0][0]}, ${percent(others[0][1])}`)] : null,
-      h("dt", {}, "Own seed"),
-      h("dd", { class: "number" }, String(seed)),
     );
   }
 }

@@ -38,7 +38,7 @@ export class Options {
     const usual = models.find((model) => model.promoted);
     const others = models.filter((model) => !model.promoted);
     find("#model").replaceChildren(
-      h("option", { value: "" }, usual ? `${usual.name} (default)` : "default"),
+      h("option", { value: "" }, usual?.name ?? "default"),
       ...others.map((model) => h("option", { value: model.name }, model.name)),
     );
     this.#showDefaults();
@@ -92,7 +92,7 @@ export class Options {
     find("#guidance").placeholder = guidance;
     const before = find("#sampler").value;
     find("#sampler").replaceChildren(
-      h("option", { value: "" }, sampler ? `${sampler} (default)` : "default"),
+      h("option", { value: "" }, sampler ?? "default"),
       ...(this.samplers ?? []).filter((name) => name !== sampler).map((name) => h("option", { value: name }, name)),
     );
     find("#sampler").value = before === sampler ? "" : before;

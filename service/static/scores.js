@@ -15,7 +15,6 @@ export function scoreboard(job) {
     return figures([
       ["As asked", String(exact), `of ${result.pictures.length}`],
       ["Accuracy", figure(result.accuracy)],
-      ["Exact match", figure(result.exact_match)],
       ["F1", figure(result.f1)],
     ]);
   }
@@ -29,8 +28,8 @@ export function scoreboard(job) {
       ["Exact match", figure(exactMatch.mean), `± ${figure(exactMatch.std)}`],
       ["F1", figure(f1.mean), `± ${figure(f1.std)}`],
     ]),
-    repeats.length > 1 ? spread(repeats, result.best) : null,
-    h("p", { class: "note" }, repeats.length > 1 ? "The pictures below are those of the best run." : ""),
+    accuracy.std > 0 ? spread(repeats, result.best) : null,
+    repeats.length > 1 ? h("p", { class: "note" }, "The pictures are those of the best run.") : null,
   );
 }
 
@@ -49,7 +48,7 @@ function spread(repeats, best) {
   const values = repeats.map((run) => run.accuracy);
   const low = Math.min(...values);
   const high = Math.max(...values);
-  const x = (value) => EDGE + (high > low ? (value - low) / (high - low) : 0.5) * (WIDTH - 2 * EDGE);
+  const x = (value) => EDGE + ((value - low) / (high - low)) * (WIDTH - 2 * EDGE);
   const dots = values.map((value, index) =>
     svg("circle", { cx: x(value), cy: 14, r: 5, class: index === best ? "dot best" : "dot" }, svg("title", {}, `seed ${repeats[index].seed}: ${figure(value)}`)),
   );
@@ -60,6 +59,6 @@ function spread(repeats, best) {
     svg("path", { d: `M${EDGE} 14H${WIDTH - EDGE}` }),
     dots,
     svg("text", { x: EDGE - 4, y: 38 }, figure(low)),
-    high > low ? svg("text", { x: WIDTH - EDGE + 4, y: 38, "text-anchor": "end" }, figure(high)) : null,
+    svg("text", { x: WIDTH - EDGE + 4, y: 38, "text-anchor": "end" }, figure(high)),
   );
 }
