@@ -3,10 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo serve train test check format clean
+.PHONY: help demo serve train test test-browser screenshots check format clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
 
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,6 +24,14 @@ train: $(VENV)/.train  ## Render the data and train evaluator and denoiser from 
 
 test: $(VENV)/.dev  ## The tests
 	$(BIN)/python -m pytest
+
+test-browser: $(VENV)/.browser  ## The page's tests, in a Chromium
+	BIN=$(BIN) sh tests_browser/setup.sh
+	$(BIN)/python -m pytest tests_browser
+
+screenshots: $(VENV)/.browser  ## docs/page-*.webp, of the page on the shipped checkpoint
+	BIN=$(BIN) sh tests_browser/setup.sh
+	$(BIN)/python -m tests_browser.screenshots
 
 check: $(VENV)/.dev  ## Lint, format, types; the import rules are among the tests
 	$(BIN)/ruff check .

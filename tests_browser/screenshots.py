@@ -1,0 +1,83 @@
+"""`python -m tests_browser.screenshots`: docs/page-*.webp, taken of the page on the shipped checkpoint."""
+
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+
+from service.demo import LABELS, free_port
+from service.supervisor import Supervisor
+from tests_browser.conftest import browser_on_path
+
+DOCS = Path(__file__).parents[1] / "docs"
+SEED = 7  # as `make demo`
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+
+
+def save(page: Page, name: str) -> None:
+    Image.open(io.BytesIO(page.screenshot())).save(DOCS / f"page-{name}.webp", quality=82, method=6)
+
+
+def compose(page: Page, lists: list[list[str]]) -> None:
+    page.get_by_role("button", name="Clear").click()
+    for index, labels in enumerate(lists):
+        if index:
+            page.get_by_role("button", name="Add a picture").click()
+        for label in labels:
+            page.get_by_role("button", name=label, exact=True).click()
+    page.get_by_label("Seed").fill(str(SEED))
+
+
+def take(address: str) -> None:
+    """Drawn in light, half-way in dark, and on a phone."""
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=browser_on_path(), args=arguments)
+        desktop: dict[str, Any] = {"viewport": DESKTOP, "device_scale_factor": 1.5}
+        page = browser.new_page(**desktop, color_scheme="light")
+        page.goto(address)
+        compose(page, LABELS)
+        page.locator("#go").click()
+        page.locator(".figures").wait_for()
+        expect(page.locator(".card img[hidden], #jobs img[hidden]")).to_have_count(0)
+        page.locator("h1").hover()
+        save(page, "light")
+
+        page.emulate_media(color_scheme="dark")
+        page.get_by_label("Steps").fill("40")
+        page.locator("#go").click()
+        while page.locator(".progress").evaluate("bar => bar.value / bar.max") < 0.4:
+            page.wait_for_timeout(50)
+        page.locator("h1").hover()
+        save(page, "dark")
+        page.locator(".figures").wait_for()
+
+        phone = browser.new_page(viewport=PHONE, device_scale_factor=2, color_scheme="light", is_mobile=True)  # type: ignore[arg-type]
+        phone.goto(page.url)
+        phone.locator(".figures").wait_for()
+        phone.locator(".job-head").evaluate("head => scrollTo(0, head.getBoundingClientRect().top - 24)")
+        phone.wait_for_timeout(300)
+        save(phone, "phone")
+        browser.close()
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="labelgrid-") as state:
+        supervisor = Supervisor(port=free_port(), state=Path(state), redis_url=None)
+
+        def on_ready(address: str) -> None:
+            try:
+                take(address)
+            finally:
+                supervisor.stopping = True
+
+        supervisor.run(on_ready)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Everybody's page: axe finds nothing, a keyboard is enough, a phone's width too, dark and light, any vocabulary."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from service.runner import Runner
+from service.settings import Settings
+from shared.checkpoint import promote, publish
+from tests.conftest import serving
+
+Compose = Callable[[list[list[str]]], None]
+
+
+def violations(page: Page) -> list[str]:
+    """What axe finds wrong, at any level, as lines."""
+    report: dict[str, Any] = Axe().run(page).response
+    return [
+        f"{found['id']}: {node['html'][:120]} {node['any'][0]['message'] if node['any'] else ''}"
+        for found in report["violations"]
+        for node in found["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_axe_finds_nothing(
+    opened: Page, compose: Compose, working: Runner, tmp_path: Path, theme: str, width: int
+) -> None:
+    opened.emulate_media(color_scheme=theme, reduced_motion="reduce")  # type: ignore[arg-type]
+    opened.set_viewport_size({"width": width, "height": 800})
+    assert violations(opened) == []
+    compose([["red cube", "gray sphere"], ["blue cylinder"]])
+    opened.get_by_label("Steps").fill("2")
+    opened.get_by_role("button", name=re.compile("^Draw")).click()
+    expect(opened.locator(".card [data-verdict]").first).to_be_visible()
+    opened.get_by_text("The same by curl").click()
+    assert violations(opened) == []
+    opened.locator(".frame").first.click()
+    assert violations(opened) == []
+    opened.keyboard.press("Escape")
+    (tmp_path / "test.json").write_text('[["red cube"]]')
+    opened.get_by_role("tab", name="Score a test file").click()
+    opened.locator("#file").set_input_files(tmp_path / "test.json")
+    assert violations(opened) == []
+    opened.get_by_role("button", name="Key", exact=True).click()
+    assert violations(opened) == []
+
+
+def test_a_keyboard_is_enough(opened: Page, working: Runner) -> None:
+    """Chooses, adds a picture, draws, enlarges and goes on, without a click."""
+    opened.locator("#strip [aria-current]").focus()
+    for _ in range(10):
+        opened.keyboard.press("Tab")
+        if opened.evaluate("document.activeElement.dataset.label"):
+            break
+    assert opened.evaluate("document.activeElement.dataset.label") == "gray cube"
+    for key in ("ArrowRight", "ArrowDown", "Space"):  # red cube, red sphere, choose
+        opened.keyboard.press(key)
+    expect(opened.get_by_role("button", name="red sphere", exact=True)).to_have_attribute("aria-pressed", "true")
+    opened.get_by_role("button", name="Add a picture").focus()
+    opened.keyboard.press("Enter")
+    opened.keyboard.press("End")
+    opened.keyboard.press("Space")
+    expect(opened.locator("#strip [aria-current]")).to_have_attribute("aria-label", re.compile("^Picture 2: "))
+    opened.get_by_label("Steps").fill("2")
+    opened.keyboard.press("Control+Enter")
+    expect(opened.get_by_role("status")).to_contain_text("2 pictures, finished.")
+    opened.get_by_role("button", name=re.compile("^Picture 1: red sphere.*Enlarge$")).focus()
+    opened.keyboard.press("Enter")
+    dialog = opened.locator("#picture-dialog")
+    expect(dialog).to_have_attribute("aria-label", re.compile("^Picture 1"))
+    opened.keyboard.press("ArrowRight")
+    expect(dialog).to_have_attribute("aria-label", re.compile("^Picture 2"))
+    opened.keyboard.press("ArrowLeft")
+    expect(dialog).to_have_attribute("aria-label", re.compile("^Picture 1"))
+    opened.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    opened.locator("#strip [aria-current]").focus()
+    opened.keyboard.press("Delete")
+    expect(opened.locator("#strip .tile[aria-label^='Picture']")).to_have_count(1)
+
+
+def test_a_phone_shows_it_all_without_scrolling_sideways(opened: Page, compose: Compose, working: Runner) -> None:
+    opened.set_viewport_size({"width": 360, "height": 740})
+    compose([["red cube"], ["blue sphere", "yellow cube", "cyan cylinder"]])
+    opened.get_by_label("Steps").fill("2")
+    opened.get_by_role("button", name=re.compile("^Draw")).click()
+    expect(opened.locator(".card [data-verdict]").first).to_be_visible()
+    expect(opened.locator(".job-head")).to_be_in_viewport()  # the page went to what was drawn
+    assert opened.evaluate("document.documentElement.scrollWidth") == 360
+    for box in [choice.bounding_box() for choice in opened.locator("#picker .choice").all()]:
+        assert box is not None
+        assert min(box["width"], box["height"]) >= 24  # WCAG 2.2, 2.5.8
+
+
+def test_dark_and_light_follow_the_system_until_one_is_chosen(opened: Page) -> None:
+    def background() -> str:
+        colour: str = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+        return colour
+
+    opened.emulate_media(color_scheme="light")
+    light = background()
+    opened.emulate_media(color_scheme="dark")
+    dark = background()
+    assert light != dark
+    opened.get_by_role("button", name="Dark mode").click()
+    assert background() == light
+    opened.reload()
+    assert background() == light
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory, storage: Path) -> Path:
+    """A storage whose models know other things: sizes of animals, digits, and a hundred numbered things."""
+    from tests.toy_checkpoint import NETWORK
+
+    folder = tmp_path_factory.mktemp("foreign")
+    vocabularies = {
+        "animals": tuple(f"{size} {animal}" for animal in ("cat", "dog") for size in ("tiny", "small", "big")),
+        "digits": ("zero", "one", "two", "three", "four"),
+        "things": tuple(f"thing-{number}" for number in range(100)),
+    }
+    import torch
+
+    for name, vocabulary in vocabularies.items():
+        config = {
+            "network": NETWORK.model_copy(update={"num_labels": len(vocabulary)}).model_dump(mode="json"),
+            "schedule": "cosine",
+            "timesteps": 1000,
+            "prediction": "v",
+        }
+        state = {"weight": torch.zeros(1)}
+        publish(folder, name, state, kind="denoiser", vocabulary=vocabulary, config=config, training={})
+    promote(folder, "animals")
+    return folder
+
+
+@pytest.fixture
+def foreign_page(page: Page, settings: Settings, foreign: Path, client: httpx.Client) -> Iterator[Page]:
+    with serving(settings.model_copy(update={"storage": foreign})) as other:
+        page.goto(str(other.base_url))
+        yield page
+        page.goto("about:blank")
+
+
+def test_another_vocabulary_is_picked_by_its_own_names(foreign_page: Page, complaints: list[str]) -> None:
+    page = foreign_page
+    expect(page.get_by_role("group", name="cat", exact=True).get_by_role("button")).to_have_text(
+        ["tiny", "small", "big"]
+    )
+    page.get_by_role("button", name="big dog").click()
+    expect(page.locator("#chosen")).to_have_text("big dog")
+    page.get_by_label("Model").select_option("digits")
+    expect(page.locator("#picker button")).to_have_text(["zero", "one", "two", "three", "four"])
+    expect(page.locator("#chosen")).to_have_text("Nothing chosen yet.")  # what the other model does not know is gone
+    page.get_by_role("button", name="two", exact=True).click()
+    assert '"labels":[["two"]],"model":"digits"' in (page.locator("#command").text_content() or "")
+    page.get_by_label("Model").select_option("things")
+    page.get_by_label("Find a label").fill("thing-42")
+    expect(page.locator("#picker button:visible")).to_have_text(["thing-42"])
+    assert violations(page) == []
+    complaints.clear()  # 503: this API has no worker

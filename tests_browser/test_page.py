@@ -1,0 +1,318 @@
+"""What a person does with the page: draw, watch, cancel, score a file, come back, and be told what is wrong."""
+
+import io
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from playwright.sync_api import BrowserContext, Page, expect
+
+from service.api_keys import hash_of
+from service.jobs import JobStore
+from service.runner import Runner
+from service.settings import Settings
+from tests.conftest import serving
+
+LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube", "yellow sphere", "purple cylinder"]]
+Compose = Callable[[list[list[str]]], None]
+
+
+def shown_job(page: Page, client: httpx.Client) -> dict[str, Any]:
+    """The job whose address the page has."""
+    page.wait_for_url(re.compile("#[0-9a-f]{32}$"))
+    job: dict[str, Any] = client.get(f"/jobs/{page.url.partition('#')[2]}").json()
+    return job
+
+
+def draw(page: Page) -> None:
+    page.get_by_role("button", name=re.compile("^Draw")).click()
+
+
+def is_finished(page: Page) -> None:
+    expect(page.locator("#job")).to_have_attribute("data-status", "finished")
+
+
+def test_pictures_are_composed_drawn_and_judged(
+    opened: Page, compose: Compose, working: Runner, client: httpx.Client
+) -> None:
+    compose(LISTS)
+    opened.get_by_label("Seed").fill("7")
+    opened.get_by_label("Steps").fill("5")
+    draw(opened)
+    is_finished(opened)
+    job = shown_job(opened, client)
+    assert (job["labels"], job["seed"], job["options"]["steps"]) == (LISTS, 7, 5)
+    cards = opened.locator(".card")
+    expect(cards).to_have_count(3)
+    for index, picture in enumerate(job["result"]["pictures"]):
+        found = {label for label, p in picture["scores"].items() if p > 0.5}
+        wanted = {label: "right" if label in found else "missing" for label in picture["labels"]}
+        wanted |= dict.fromkeys(found - set(picture["labels"]), "extra")
+        expect(cards.nth(index).locator(".object")).to_have_count(len(wanted))
+        lines = cards.nth(index).locator(".object")
+        told = {
+            lines.nth(i).locator(".object-name").inner_text(): lines.nth(i).get_attribute("data-verdict")
+            for i in range(len(wanted))
+        }
+        assert told == wanted
+        image = cards.nth(index).locator("img")
+        assert image.evaluate("image => image.complete && image.naturalWidth") == 16
+        assert image.get_attribute("src", timeout=1000).startswith("blob:")  # type: ignore[union-attr]
+    expect(opened.locator(".figures")).to_contain_text(f"{job['result']['accuracy']:.3f}")
+
+
+def test_pictures_are_seen_while_they_are_sampled(opened: Page, compose: Compose, working: Runner) -> None:
+    compose([["red cube"], ["blue sphere"]])
+    opened.get_by_label("Steps").fill("1000")
+    draw(opened)
+    image = opened.locator('.card[data-state="sampling"] img').first
+    expect(image).to_have_attribute("src", re.compile("^data:image/png;base64,"))
+    first = image.get_attribute("src")
+    expect(image).not_to_have_attribute("src", first or "")
+    part = opened.get_by_role("progressbar").evaluate("bar => bar.value / bar.max")
+    assert 0 < part < 1
+    opened.get_by_role("button", name="Cancel").click()
+    expect(opened.locator("#job")).to_have_attribute("data-status", "cancelled")
+    expect(opened.locator("#job")).to_contain_text("The job was cancelled.")
+
+
+def test_the_grid_is_downloaded(opened: Page, compose: Compose, working: Runner, client: httpx.Client) -> None:
+    compose(LISTS)
+    opened.get_by_label("Steps").fill("2")
+    draw(opened)
+    with opened.expect_download() as download:
+        opened.get_by_role("button", name="Download grid").click()
+    saved = Path(download.value.path()).read_bytes()
+    job = shown_job(opened, client)
+    assert saved == client.get(job["result"]["grid_url"]).content
+    assert Image.open(io.BytesIO(saved)).format == "PNG"
+    assert download.value.suggested_filename.endswith(".png")
+
+
+def test_the_curl_line_draws_the_same(
+    opened: Page, compose: Compose, working: Runner, client: httpx.Client, tmp_path: Path
+) -> None:
+    compose(LISTS)
+    opened.get_by_label("Seed").fill("11")
+    opened.get_by_label("Steps").fill("3")
+    draw(opened)
+    is_finished(opened)
+    grid = client.get(shown_job(opened, client)["result"]["grid_url"]).content
+    opened.get_by_text("The same by curl").click()
+    opened.get_by_role("button", name="Copy as curl").click()
+    copied = opened.evaluate("navigator.clipboard.readText()")
+    for command in (copied, opened.locator("#command").inner_text()):
+        subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=60)
+        assert (tmp_path / "grid.png").read_bytes() == grid
+        (tmp_path / "grid.png").unlink()
+
+
+def test_a_test_file_is_scored(opened: Page, working: Runner, client: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "test.json").write_text(json.dumps(LISTS))
+    opened.get_by_role("tab", name="Score a test file").click()
+    opened.locator("#file").set_input_files(tmp_path / "test.json")
+    expect(opened.locator("#drop")).to_contain_text("3 label lists")
+    opened.get_by_label("Repeats").fill("4")
+    opened.get_by_label("Steps").fill("3")
+    opened.get_by_role("button", name="Score", exact=True).click()
+    is_finished(opened)
+    job = shown_job(opened, client)
+    assert (job["kind"], job["labels"], len(job["result"]["repeats"])) == ("score", LISTS, 4)
+    expect(opened.locator(".figures")).to_contain_text(f"{job['result']['accuracy']['mean']:.3f}")
+    expect(opened.locator(".figures")).to_contain_text(f"± {job['result']['accuracy']['std']:.3f}")
+    expect(opened.locator(".card [data-verdict]").first).to_be_visible()
+    opened.get_by_text("The same by curl").click()
+    done = subprocess.run(
+        ["sh", "-c", opened.locator("#command").inner_text()], cwd=tmp_path, capture_output=True, check=True, timeout=60
+    )
+    assert json.loads(done.stdout)["labels"] == LISTS
+
+
+def drop(page: Page, name: str, content: str) -> None:
+    """Drops a file somewhere on the page, as a file manager does."""
+    page.evaluate(
+        """([name, content]) => {
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([content], name));
+            for (const type of ["dragenter", "dragover", "drop"])
+                document.body.dispatchEvent(new DragEvent(type, {dataTransfer, bubbles: true, cancelable: true}));
+        }""",
+        [name, content],
+    )
+
+
+def test_a_file_is_dropped_anywhere(opened: Page) -> None:
+    drop(opened, "mine.json", json.dumps(LISTS))
+    expect(opened.get_by_role("tab", name="Score a test file")).to_have_attribute("aria-selected", "true")
+    expect(opened.locator("#drop")).to_contain_text("mine.json")
+    expect(opened.get_by_role("button", name="Score", exact=True)).to_be_enabled()
+    for content, words in (("{", "not JSON"), ('{"a": 1}', "not a list of label lists")):
+        drop(opened, "bad.json", content)
+        expect(opened.locator("#drop")).to_contain_text(words)
+        expect(opened.get_by_role("button", name="Score", exact=True)).to_be_disabled()
+
+
+def test_a_file_with_an_unknown_label_is_refused_in_words(opened: Page, alive: JobStore, complaints: list[str]) -> None:
+    drop(opened, "mine.json", '[["red cube"], ["red kube"]]')
+    opened.get_by_role("button", name="Score", exact=True).click()
+    expect(opened.get_by_role("alert")).to_contain_text('unknown label "red kube"; did you mean "red cube"?')
+    assert "422" in complaints.pop()
+
+
+def test_history_address_and_reuse(opened: Page, compose: Compose, working: Runner, client: httpx.Client) -> None:
+    ids = []
+    for seed, lists in enumerate((LISTS[:1], LISTS)):
+        compose(lists)
+        opened.get_by_label("Seed").fill(str(seed))
+        opened.get_by_label("Steps").fill("2")
+        draw(opened)
+        opened.wait_for_url(re.compile(f"(?!.*{ids[-1] if ids else 'none'})#[0-9a-f]{{32}}$"))
+        is_finished(opened)
+        ids.append(shown_job(opened, client)["id"])
+    jobs = opened.locator("#jobs a")
+    expect(jobs).to_have_count(2)
+    expect(jobs.first).to_contain_text("3 pictures")
+    expect(jobs.first.locator("img")).to_be_visible()
+    jobs.last.click()
+    expect(opened.locator(".card")).to_have_count(1)
+    assert shown_job(opened, client)["id"] == ids[0]
+    opened.go_back()
+    expect(opened.locator(".card")).to_have_count(3)
+    opened.reload()  # the address is all that it takes
+    expect(opened.locator(".card")).to_have_count(3)
+    is_finished(opened)
+    opened.get_by_role("button", name="Edit as new").click()
+    expect(opened.locator("#strip .tile[aria-label^='Picture']")).to_have_count(3)
+    expect(opened.get_by_label("Seed")).to_have_value("1")
+    expect(opened.get_by_label("Steps")).to_have_value("2")
+    expect(opened.locator("#go")).to_have_text("Draw 3 pictures")
+
+
+def test_older_jobs_come_page_by_page(page: Page, address: str, client: httpx.Client, alive: JobStore) -> None:
+    for _ in range(15):
+        client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).raise_for_status()
+    page.goto(address)
+    expect(page.locator("#jobs a")).to_have_count(12)
+    page.get_by_role("button", name="Older jobs").click()
+    expect(page.locator("#jobs a")).to_have_count(15)
+    expect(page.get_by_role("button", name="Older jobs")).to_be_hidden()
+
+
+def test_a_job_that_is_over_or_never_was_is_told_in_words(page: Page, address: str, complaints: list[str]) -> None:
+    page.goto(f"{address}#{'0' * 32}")
+    expect(page.locator("#job")).to_contain_text("There is no job")
+    assert "404" in complaints.pop()
+
+
+def test_without_a_worker_or_a_service_it_says_so(
+    opened: Page, compose: Compose, client: httpx.Client, complaints: list[str]
+) -> None:
+    expect(opened.locator("#ready")).to_contain_text("No worker is running")
+    compose([["red cube"]])
+    draw(opened)
+    expect(opened.get_by_role("alert")).to_contain_text("No worker is running; nothing was queued. Try again in 10 s.")
+    opened.context.set_offline(True)
+    draw(opened)
+    expect(opened.get_by_role("alert")).to_contain_text("The service does not answer.")
+    opened.context.set_offline(False)
+    assert all("503" in one or "ERR_INTERNET_DISCONNECTED" in one for one in complaints)
+    complaints.clear()
+
+
+def test_an_answer_that_was_lost_is_asked_for_again_and_makes_one_job(
+    opened: Page, compose: Compose, working: Runner, client: httpx.Client, complaints: list[str]
+) -> None:
+    """The request arrives and its answer does not: what is sent again has the same Idempotency-Key."""
+    keys = []
+
+    def lose_the_first(route: Any) -> None:
+        keys.append(route.request.headers["idempotency-key"])
+        if len(keys) == 1:
+            route.fetch()
+            route.abort()
+        else:
+            route.continue_()
+
+    opened.route("**/generate", lose_the_first)
+    compose([["red cube"]])
+    opened.get_by_label("Steps").fill("2")
+    draw(opened)
+    is_finished(opened)
+    assert keys == [keys[0]] * 2
+    assert len(client.get("/jobs").json()["jobs"]) == 1
+    complaints.clear()
+
+
+def test_events_go_on_after_the_line_broke(
+    opened: Page, compose: Compose, working: Runner, complaints: list[str]
+) -> None:
+    """The first stream ends after its first event; the page connects again and comes to the end."""
+    asked: list[str | None] = []
+
+    def cut_the_first(route: Any) -> None:
+        asked.append(route.request.headers.get("last-event-id"))
+        if len(asked) == 1:
+            body = 'event: status\ndata: {"status": "running"}\nid: 0-1\n\n'
+            route.fulfill(status=200, content_type="text/event-stream", body=body)
+        else:
+            route.continue_()
+
+    opened.route("**/events", cut_the_first)
+    compose([["red cube"], ["gray cube"]])
+    opened.get_by_label("Steps").fill("2")
+    draw(opened)
+    is_finished(opened)
+    assert asked[:2] == [None, "0-1"]
+    expect(opened.locator(".card [data-verdict]").first).to_be_visible()
+
+
+def test_an_api_key_is_asked_for_kept_and_sent(
+    context: BrowserContext, page: Page, settings: Settings, working: Runner, complaints: list[str]
+) -> None:
+    with serving(settings.model_copy(update={"api_keys": f"ann:{hash_of('lg_secret')}"})) as client:
+        page.goto(str(client.base_url))
+        dialog = page.get_by_role("dialog", name="API key")
+        expect(dialog).to_be_visible()
+        assert all("401" in one for one in complaints)
+        complaints.clear()
+        dialog.get_by_label("Key").fill("lg_secret")
+        dialog.get_by_role("button", name="Save").click()
+        page.get_by_role("button", name="red cube", exact=True).click()
+        page.get_by_label("Steps").fill("2")
+        draw(page)
+        is_finished(page)
+        expect(page.locator(".card img")).to_be_visible()
+        assert "$LABELGRID_KEY" in page.locator("#command").text_content(timeout=1000)  # type: ignore[operator]
+        assert "lg_secret" not in page.content()
+        page.reload()
+        is_finished(page)
+        expect(page.locator("#jobs a")).to_have_count(1)
+        page.goto("about:blank")
+
+
+def test_a_job_is_followed_from_its_address_while_it_runs(
+    page: Page, address: str, working: Runner, client: httpx.Client
+) -> None:
+    body = {"labels": LISTS, "steps": 600}
+    job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
+    page.goto(f"{address}#{job['id']}")
+    expect(page.locator(".card")).to_have_count(3)
+    expect(page.locator(".card").first).to_contain_text("red cube")
+    is_finished(page)
+
+
+@pytest.mark.parametrize("status", ["failed"])
+def test_a_failed_job_says_why(page: Page, address: str, client: httpx.Client, alive: JobStore, status: str) -> None:
+    answer = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()
+    page.goto(f"{address}#{answer['id']}")
+    expect(page.locator("#job")).to_contain_text("Waiting for a worker")
+    time.sleep(0.1)
+    alive.fail(answer["id"], "the checkpoint is gone")
+    expect(page.locator("#job")).to_contain_text("The job failed: the checkpoint is gone")
