@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "role",
         nargs="?",
-        choices=["all", "api", "worker", "check"],
+        choices=["all", "api", "worker", "webhooks", "check"],
         default="all",
         help="what to run (default: all); `check` succeeds if a worker of this host lives, for containers",
     )
@@ -43,7 +43,12 @@ def _run_all(port: int, state: Path | None, settings: Settings) -> None:
         resolve(settings.storage, None, kind)
     redis_url = settings.redis_url if "redis_url" in settings.model_fields_set else None
     with tempfile.TemporaryDirectory(prefix="labelgrid-") as temporary:
-        supervisor = Supervisor(port=port, state=(state or Path(temporary)).absolute(), redis_url=redis_url)
+        supervisor = Supervisor(
+            port=port,
+            state=(state or Path(temporary)).absolute(),
+            redis_url=redis_url,
+            webhooks=settings.webhook_secret is not None,
+        )
         supervisor.run(lambda address: print(f"labelgrid is ready: {address} (docs at {address}/docs)", flush=True))
 
 
@@ -60,10 +65,13 @@ def _run_api(host: str, port: int, settings: Settings) -> None:
 
 
 def _worker_lives(settings: Settings) -> bool:
+    from rq import Worker
+
     from service.jobs import JobStore, connect
 
-    hosts = [about["host"] for about in JobStore(connect(settings.redis_url), settings).workers()]
-    return socket.gethostname() in hosts
+    store = JobStore(connect(settings.redis_url), settings)
+    hosts = [about["host"] for about in store.workers()]
+    return socket.gethostname() in hosts + [worker.hostname for worker in Worker.all(queue=store.webhooks)]
 
 
 def main() -> int:
@@ -83,6 +91,10 @@ def main() -> int:
             from service.worker import main as work
 
             work(settings)
+        elif args.role == "webhooks":
+            from service.webhooks.worker import main as send
+
+            send(settings)
         elif args.role == "check":
             return 0 if _worker_lives(settings) else 1
         else:

@@ -10,7 +10,7 @@ from starlette.datastructures import UploadFile
 from service.errors import BadRequest
 
 MAX_FIELDS = 20
-TEXT_FIELDS = ("model", "sampler", "spacing")  # names, also where they look like numbers
+TEXT_FIELDS = ("model", "sampler", "spacing", "webhook")  # names, also where they look like numbers
 
 
 async def read_form(request: Request, limits: Mapping[str, int | None]) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -38,6 +38,7 @@ from service.metrics import JOBS_ENDED
 from service.records import TERMINAL as TERMINAL
 from service.records import Done, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
+from service.webhooks import due
 
 OPEN = f"{PREFIX}:open"
 WORKERS = f"{PREFIX}:workers"
@@ -58,8 +59,8 @@ if to ~= 'running' then
   redis.call('SREM', KEYS[1], ARGV[1])
   for i = 2, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
 end
-return 1
 """
+_MOVE += due.NOTE + "return 1\n"
 
 
 def text(raw: bytes | str) -> str:
@@ -127,6 +128,7 @@ class JobStore:
         self.connection, self.settings = connection, settings
         # JSON for arguments: nothing that is fetched from Redis is unpickled.
         self.queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
+        self.webhooks = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
         self._move = connection.register_script(_MOVE)
         self._lost_once: set[str] = set()
 
@@ -152,6 +154,8 @@ class JobStore:
             job_key(record.id),
             mapping={"record": record.model_dump_json(), "total": record.total, "status": "queued", "rq": rq_id},
         )
+        if record.webhook:
+            pipe.hset(job_key(record.id), "webhook_events", " ".join(record.webhook_events))
         pipe.expire(job_key(record.id), ttl)
         pipe.sadd(OPEN, record.id)
         ledger.enter(pipe, record.id, record.owner, record.created_at, ttl, self.settings.remembered_s)
@@ -215,12 +219,14 @@ class JobStore:
     def _to(self, job_id: str, status: JobStatus, fields: dict[str, Any]) -> bool:
         keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
         pairs = [part for pair in fields.items() for part in pair]
-        moved = bool(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, *pairs]))
+        moved = int(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, *pairs]))
         if moved and status in TERMINAL:
             JOBS_ENDED.labels(status).inc()
             if status != "finished":
                 shares.forget(self.connection, job_id)
-        return moved
+        if moved == 2:
+            due.enqueue(self.webhooks, job_id, status)
+        return bool(moved)
 
     def commit(self, stream: str, group: str, done: Sequence[Done]) -> set[str]:
         """Stores pictures and takes them off the stream, in one MULTI; returns the jobs that now have all of theirs.

@@ -20,6 +20,9 @@ JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
 
 
+WebhookEvent = Literal["running", "finished", "failed", "cancelled"]
+
+
 class Picture(BaseModel):
     """One picture to make: all that decides its content, so that whoever makes it makes the same.
 
@@ -57,6 +60,8 @@ class JobRecord(BaseModel):
     seed: int
     # Position of the first picture, for its seed: more than 0 where pictures of another job are made again.
     first: int = 0
+    webhook: str | None = None  # who is told, and of what
+    webhook_events: tuple[WebhookEvent, ...] = ()
     repeats: int = 1
     trajectory: int | None = None  # stages of each picture's strip, if it is to have one
     columns: int

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.recipe import Recipe, example
-from service.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus
+from service.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus, WebhookEvent
 from shared.options import LIMITS, SamplerName, SamplingOptions, SpacingName
 
 LabelLists = Annotated[
@@ -21,6 +21,9 @@ LabelLists = Annotated[
 Seed = Annotated[
     int | None, Field(ge=0, le=MAX_SEED, description="the same seed gives the same pictures; drawn if not given")
 ]
+
+
+BESIDE_RECIPE = {"recipe", "trajectory", "webhook", "webhook_events"}
 
 
 class SamplingFields(BaseModel):
@@ -41,6 +44,10 @@ class SamplingFields(BaseModel):
     eta: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="noise of ddim, 0 to 1")
     clip_x0: bool | None = Field(None, description="clip the predicted picture to [-1, 1] at every step")
     model: str | None = Field(None, max_length=100, description="name of a model of GET /models; the default if null")
+    webhook: str | None = Field(
+        None, max_length=2000, description="address that is told of the job by a signed POST (docs/webhooks.md)"
+    )
+    webhook_events: list[WebhookEvent] | None = Field(None, min_length=1, description="of what; its end if not given")
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
 
     def sampling(self, own: SamplingOptions) -> SamplingOptions:
@@ -73,7 +80,9 @@ class GenerateRequest(SamplingFields):
     )
 
     labels: LabelLists = []
-    recipe: Recipe | None = Field(None, description="of pictures to be made again; only trajectory may be beside it")
+    recipe: Recipe | None = Field(
+        None, description="of pictures to be made again; only trajectory and webhook may be beside it"
+    )
 
     trajectory: int | None = Field(
         None, ge=2, le=MAX_STAGES, description="stages of a strip from noise to picture, for each picture"
@@ -85,7 +94,7 @@ class GenerateRequest(SamplingFields):
         if isinstance(given, dict):
             if given.get("recipe") is None and "labels" not in given:
                 raise PydanticCustomError("missing", "wanted labels, or a recipe")
-            if given.get("recipe") is not None and (more := sorted(given.keys() - {"recipe", "trajectory"})):
+            if given.get("recipe") is not None and (more := sorted(given.keys() - BESIDE_RECIPE)):
                 raise PydanticCustomError("recipe_alone", f"a recipe stands alone, without {more[0]}")
         return given
 

@@ -6,7 +6,7 @@ Knows neither HTTP nor torch.
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AliasChoices, BeforeValidator, Field
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.options import LIMITS
@@ -67,6 +67,20 @@ class Settings(BaseSettings):
     # The address under which a container's port is published, where the API itself listens on all: what counts for the
     # rule that without keys it is loopback only.
     published_on: str = ""
+
+    # What signs webhooks; without it there are none. Long and random: it signs
+    # for all owners. `python -m service.webhooks.signing NAME` prints what a receiver needs.
+    webhook_secret: SecretStr | None = None
+    # Whether webhooks may call addresses of this machine and of private networks.
+    webhook_allow_private: bool = False
+    # One attempt, from the name's resolution to the answer's status, takes so long at most.
+    webhook_timeout_s: float = Field(default=10.0, gt=0, le=50)
+    # How often a webhook is tried. Waits are webhook_backoff_s after the first attempt, then each four times the last.
+    webhook_attempts: int = Field(default=6, ge=1, le=10)
+    # Six attempts from 5 s on take about half an hour.
+    webhook_backoff_s: float = Field(default=5.0, gt=0)
+    # Name of the RQ queue of webhooks.
+    webhook_queue: str = "labelgrid-webhooks"
 
     # Where the network runs: cpu, cuda, cuda:1, or auto for the GPU if there is one.
     device: str = "auto"

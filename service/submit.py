@@ -24,10 +24,11 @@ from service.ledger import Asked, KeyReused
 from service.metrics import PICTURES_ACCEPTED
 from service.models import Models
 from service.recipe import Recipe
-from service.records import MAX_SEED, MAX_STAGES_PER_REQUEST, JobKind, JobRecord
+from service.records import MAX_SEED, MAX_STAGES_PER_REQUEST, JobKind, JobRecord, WebhookEvent
 from service.schemas import Job, SamplingFields
 from service.settings import Settings
 from service.views import JobReader
+from service.webhooks.addresses import Forbidden, check_url
 from shared.checkpoint import CheckpointInfo
 from shared.options import SamplingOptions, default_options
 
@@ -178,6 +179,7 @@ class Submitter:
         if seed + repeats - 1 > MAX_SEED:
             raise BadRequest.at(("body", "seed"), f"with {repeats} repeats the last seed would exceed {MAX_SEED}")
         _check_stages(trajectory, len(labels), options)
+        events = self._webhook_events(fields)
         asked = self._asked(kind, fields, labels)
         if asked and (standing := await self._in_store(self.store.standing, asked)):
             return standing
@@ -194,6 +196,8 @@ class Submitter:
             first=recipe.first if recipe else 0,
             repeats=repeats,
             trajectory=trajectory,
+            webhook=fields.webhook,
+            webhook_events=events,
             columns=recipe.columns if recipe else fields.columns,
             options=options,
         )
@@ -212,6 +216,22 @@ class Submitter:
         if self.settings.has_keys:
             own = (await self.reader.waiting(digest)).get(self.owner, 0)
             _check_fits(own, pictures, self.settings.max_queued_pictures_per_owner, rate, "of yours ")
+
+    def _webhook_events(self, fields: SamplingFields) -> tuple[WebhookEvent, ...]:
+        """What a request's webhook is to be told of; nothing if it has none. BadRequest for one that cannot be."""
+        if fields.webhook is None:
+            if fields.webhook_events is not None:
+                raise BadRequest.at(("body", "webhook_events"), "of no use without webhook")
+            return ()
+        if self.settings.webhook_secret is None:
+            raise BadRequest.at(
+                ("body", "webhook"), "this service has no webhooks: LABELGRID_WEBHOOK_SECRET is not set"
+            )
+        try:
+            check_url(fields.webhook, self.settings.webhook_allow_private)
+        except Forbidden as error:
+            raise BadRequest.at(("body", "webhook"), str(error)) from error
+        return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
 
     def _asked(self, kind: JobKind, fields: SamplingFields, labels: list[list[str]]) -> Asked | None:
         """The request as its key stands for it. What it says counts, not how: JSON and a form may be the same."""

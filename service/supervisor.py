@@ -1,4 +1,4 @@
-"""Redis, one worker and the API in one go, for `python -m service`: started, watched, and all of it stopped.
+"""Redis, a worker, the API and the webhooks' worker in one go, for `python -m service`: started, watched, stopped.
 
 Knows processes, not what they do.
 """
@@ -65,8 +65,8 @@ class Child:
 class Supervisor:
     """Runs everything on this machine. `redis_url` is an existing Redis; None starts one with its data in `state`."""
 
-    def __init__(self, *, port: int, state: Path, redis_url: str | None) -> None:
-        self.port, self.state, self.redis_url = port, state, redis_url
+    def __init__(self, *, port: int, state: Path, redis_url: str | None, webhooks: bool = False) -> None:
+        self.port, self.state, self.redis_url, self.webhooks = port, state, redis_url, webhooks
         self.children: list[Child] = []  # in the order they were started
         self.stopping = False  # set by signals' handlers: a second one inside Event.set() would deadlock
 
@@ -99,7 +99,10 @@ class Supervisor:
             server = RedisServer(self.state)
             self.children.append(Child("Redis server", server.start))
             environment["LABELGRID_REDIS_URL"] = server.url
-        for name, arguments in (("worker", ["worker"]), ("API", ["api", "--host", HOST, "--port", str(self.port)])):
+        parts = [("worker", ["worker"]), ("API", ["api", "--host", HOST, "--port", str(self.port)])]
+        if self.webhooks:
+            parts.append(("webhook worker", ["webhooks"]))
+        for name, arguments in parts:
             self.children.append(Child(name, _python(arguments, environment)))
 
     def _wait_until_ready(self) -> bool:

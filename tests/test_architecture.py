@@ -75,7 +75,9 @@ def test_the_check_sees_what_is_loaded() -> None:
     assert "numpy" in heavy_modules_after("import numpy")
 
 
-@pytest.mark.parametrize("module", ["shared.options", "shared.vocabulary", "shared.checkpoint", "service.app"])
+@pytest.mark.parametrize(
+    "module", ["shared.options", "shared.vocabulary", "shared.checkpoint", "service.app", "service.webhooks.worker"]
+)
 def test_the_api_imports_no_torch(module: str) -> None:
     if not (ROOT / f"{module.replace('.', '/')}.py").exists():
         pytest.skip(f"{module} is not there yet")

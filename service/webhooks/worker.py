@@ -1,0 +1,198 @@
+"""Tells clients' own servers of their jobs: a signed POST for each event that they asked for, retried with back-off.
+
+What is due is in Redis, written by the script that moves a job's status, so that no event is lost with a process:
+
+    webhooks                 sorted set  "ID EVENT" -> when the next attempt is due, in seconds since 1970
+    job:ID:webhook:EVENT     hash        attempts
+
+RQ only says at once that something is due; what it lost is queued again. `python -m service webhooks` runs the worker.
+Follows https://www.standardwebhooks.com. Imports no torch.
+"""
+
+import asyncio
+import json
+import logging
+import random
+import ssl
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from rq import Queue, SimpleWorker
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
+
+from service.errors import ServiceError
+from service.jobs import JobStore, connect, job_key, new_id, text
+from service.settings import Settings
+from service.views import JobReader
+from service.webhooks.addresses import Forbidden, resolve
+from service.webhooks.due import DUE, enqueue
+from service.webhooks.signing import signature, signing_key
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1  # how often an idle worker looks for what is due
+SENDING_S = 60.0  # an attempt takes less; a worker that died in it is taken over after this
+USER_AGENT = "labelgrid"
+
+# RQ calls a job's function by its name alone, so the process's one sender is kept here.
+_sender: "Sender | None" = None
+
+
+def deliver(job_id: str, event: str) -> None:
+    """What RQ runs: one attempt."""
+    assert _sender is not None, "deliver runs in a process of `python -m service webhooks` only"
+    _sender.attempt(job_id, event)
+
+
+class Refused(RuntimeError):
+    """The receiver did not take the message."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"it answered {status}")
+        self.status = status
+
+
+async def post(url: str, headers: dict[str, str], body: bytes, allow_private: bool, tls: ssl.SSLContext) -> int:
+    """The status that the server at `url` answers with. Its name is resolved once, and what was checked is called.
+
+    Redirects are not followed, proxies not used, and nothing is read of the answer's body.
+    """
+    parsed = httpx.URL(url)
+    port = parsed.port or (443 if parsed.scheme == "https" else 80)
+    addresses = await resolve(parsed.host, port, allow_private)
+    extensions = {"sni_hostname": parsed.host}  # for the certificate as well
+    headers = {**headers, "Host": parsed.netloc.decode()}
+    async with httpx.AsyncClient(verify=tls, trust_env=False, follow_redirects=False) as client:
+        for address in addresses:
+            target = parsed.copy_with(host=address)
+            try:
+                async with client.stream(
+                    "POST", target, content=body, headers=headers, extensions=extensions
+                ) as answer:
+                    return answer.status_code
+            except httpx.ConnectError:
+                if address == addresses[-1]:
+                    raise
+    raise AssertionError("a host has at least one address")
+
+
+class Sender:
+    """Makes attempts, and decides what follows from each."""
+
+    def __init__(self, connection: Redis, settings: Settings) -> None:
+        self.connection, self.settings = connection, settings
+        self.store = JobStore(connection, settings)
+        self.queue = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
+        self.tls = ssl.create_default_context()
+
+    def attempt(self, job_id: str, event: str) -> None:
+        """Sends the message unless it was sent or is being sent; puts off the next attempt if that fails."""
+        member, key = f"{job_id} {event}", f"{job_key(job_id)}:webhook:{event}"
+        if self.connection.zscore(DUE, member) is None:
+            return
+        if not self.connection.set(f"{key}:sending", 1, nx=True, px=int(SENDING_S * 1000)):
+            return
+        try:
+            number = int(self.connection.hincrby(key, "attempts", 1))
+            self.connection.expire(key, self.settings.job_ttl_s + self.settings.job_timeout_s)
+            last = number >= self.settings.webhook_attempts
+            try:
+                asyncio.run(self._send(job_id, event))
+            except (Forbidden, ServiceError) as error:
+                self._drop(member, f"it cannot be sent: {error}")
+            except (OSError, httpx.HTTPError, TimeoutError, Refused) as error:
+                reason = f"attempt {number}: {str(error) or type(error).__name__}"
+                if last or (isinstance(error, Refused) and error.status == 410):
+                    self._drop(member, f"given up, {reason}")
+                else:
+                    self._put_off(member, number, reason)
+            else:
+                self.connection.zrem(DUE, member)
+                log.info("webhook %s: delivered", member)
+        finally:
+            self.connection.delete(f"{key}:sending")
+
+    def _drop(self, member: str, reason: str) -> None:
+        self.connection.zrem(DUE, member)
+        log.warning("webhook %s: %s", member, reason)
+
+    def _put_off(self, member: str, number: int, reason: str) -> None:
+        """Waits four times as long after every attempt, and up to a quarter more, so that not all come back at once."""
+        wait_s = self.settings.webhook_backoff_s * 4 ** (number - 1) * random.uniform(1.0, 1.25)
+        self.connection.zadd(DUE, {member: time.time() + wait_s}, xx=True)
+        log.info("webhook %s: %s; again in %.0f s", member, reason, wait_s)
+
+    async def _send(self, job_id: str, event: str) -> None:
+        """One message. Forbidden or ServiceError if it can never be sent; else what says that it was not taken."""
+        record = self.store.record(job_id)
+        if record is None or record.webhook is None or self.settings.webhook_secret is None:
+            raise Forbidden("the job is gone, or there is no secret to sign with")
+        async with asyncio.timeout(self.settings.webhook_timeout_s):
+            async with AsyncRedis.from_url(self.settings.redis_url, protocol=2) as reading:
+                job = await JobReader(reading).job(job_id)
+            body = json.dumps(
+                {
+                    "type": f"job.{event}",
+                    "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    "data": job.model_dump(mode="json"),
+                }
+            ).encode()
+            message_id, timestamp = f"{job_id}.{event}", int(time.time())
+            key = signing_key(self.settings.webhook_secret.get_secret_value(), record.owner)
+            headers = {
+                "Content-Type": "application/json",
+                "User-Agent": USER_AGENT,
+                "webhook-id": message_id,
+                "webhook-timestamp": str(timestamp),
+                "webhook-signature": signature(key, message_id, timestamp, body),
+            }
+            status = await post(record.webhook, headers, body, self.settings.webhook_allow_private, self.tls)
+        if not 200 <= status < 300:
+            raise Refused(status)
+
+    def queue_due(self) -> None:
+        """Gives RQ the attempts whose time has come, unless it has them."""
+        due: Any = self.connection.zrangebyscore(DUE, "-inf", time.time(), start=0, num=1000)
+        for raw in due:
+            job_id, _, event = text(raw).partition(" ")
+            if not RqJob.exists(f"{job_id}-{event}", connection=self.connection):
+                enqueue(self.queue, job_id, event)
+
+
+class WebhookWorker(SimpleWorker):
+    """An RQ worker of the webhooks' queue alone; when idle it looks for what is due."""
+
+    def __init__(self, sender: Sender) -> None:
+        super().__init__(
+            [sender.queue],
+            name=new_id(),  # RQ refuses a name that a killed worker still holds
+            connection=sender.connection,
+            serializer=JSONSerializer,
+            worker_ttl=20,
+            maintenance_interval=LOOK_S,
+        )
+        self.sender = sender
+        self.log_job_description = False
+
+    max_connection_wait_time = 4.0
+
+    @property
+    def dequeue_timeout(self) -> int:
+        return LOOK_S
+
+    def run_maintenance_tasks(self) -> None:
+        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        self.sender.queue_due()
+
+
+def main(settings: Settings) -> None:
+    """Sends until SIGTERM or Ctrl-C; the attempt in work is finished first."""
+    global _sender
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log addresses, and some hold secrets
+    _sender = Sender(connect(settings.redis_url), settings)
+    WebhookWorker(_sender).work(logging_level="WARNING")
