@@ -1,0 +1,144 @@
+"""Other ways to sample with the same weights: the report's loop as its students wrote it, and diffusers' pipelines.
+
+Both see the network through `EpsNetwork` or `LabelUNet`, which hold the shipped network itself.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import (
+    ConfigMixin,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    ModelMixin,
+)
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from shared.model import Denoiser
+
+Network = Callable[..., Tensor]
+
+
+class LabelUNet(ModelMixin, ConfigMixin):
+    """The shipped network as a diffusers model: (sample, timestep, labels, keep) -> its prediction."""
+
+    @register_to_config
+    def __init__(self, prediction: str = "v") -> None:
+        super().__init__()
+        self.network: nn.Module
+
+    def forward(self, sample: Tensor, timestep: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        t = timestep.expand(len(sample)).to(sample.device)
+        return self.network(sample, t, labels.to(sample.dtype), keep)
+
+
+def label_unet(denoiser: Denoiser, dtype: torch.dtype) -> LabelUNet:
+    """A copy of the network in `dtype`, as `from_pretrained(..., torch_dtype=dtype)` gives it to diffusers' users."""
+    from copy import deepcopy
+
+    model = LabelUNet(denoiser.prediction)
+    model.network = InDtype(deepcopy(denoiser.network), dtype)
+    return model.eval()
+
+
+class InDtype(nn.Module):
+    """A network whose weights and inputs are all of one dtype; its own sines of time are cast on the way in."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network.to(dtype), dtype
+        first = next(module for module in self.network.time.modules() if isinstance(module, nn.Linear))
+        first.register_forward_pre_hook(lambda _, inputs: tuple(x.to(dtype) for x in inputs))
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        out: Tensor = self.network(x.to(self.dtype), t, labels.to(self.dtype), keep)
+        return out
+
+
+class LabelPipeline(DiffusionPipeline):
+    """diffusers' own loop, as in its conditional pipelines: one call on the doubled batch, guidance, scheduler.step."""
+
+    def __init__(self, unet: LabelUNet, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.set_progress_bar_config(disable=True)
+
+    @torch.no_grad()
+    def __call__(
+        self, labels: Tensor, steps: int, guidance: float, generator: torch.Generator, only: int | None = None
+    ) -> Tensor:
+        """(N, K) -> (N, 3, H, W); `only` stops after so many steps."""
+        dtype = self.unet.network.dtype
+        x = torch.randn(len(labels), *self.unet.network.network.image_shape, generator=generator, dtype=dtype)
+        x = x * self.scheduler.init_noise_sigma
+        self.scheduler.set_timesteps(steps)
+        doubled = torch.cat([labels, labels])
+        keep = torch.arange(len(doubled)) >= len(labels)
+        for t in self.progress_bar(self.scheduler.timesteps[:only]):
+            inputs = self.scheduler.scale_model_input(torch.cat([x, x]), t)
+            null, conditional = self.unet(inputs, t, doubled, keep).chunk(2)
+            out = null + guidance * (conditional - null)
+            x = self.scheduler.step(out, t, x, **self._extra(generator)).prev_sample
+        return x.float()
+
+    def _extra(self, generator: torch.Generator) -> dict[str, Any]:
+        return {"generator": generator}
+
+
+def betas_of(alpha_bar: Tensor) -> list[float]:
+    """The betas of a schedule, which diffusers builds it from: alpha_bar (T,) float64 -> T numbers."""
+    before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    return (1 - alpha_bar / before).tolist()
+
+
+def pipeline(denoiser: Denoiser, solver: str, dtype: torch.dtype, unet: LabelUNet | None = None) -> LabelPipeline:
+    """diffusers' pipeline for DDPM, DDIM or DPM-Solver++ on the denoiser's own schedule."""
+    kind = {"eps": "epsilon", "v": "v_prediction"}[denoiser.prediction]
+    common = {"trained_betas": betas_of(denoiser.alpha_bar), "prediction_type": kind}
+    schedulers: dict[str, Callable[[], Any]] = {
+        "DDPM": lambda: DDPMScheduler(**common, clip_sample=False),
+        "DDIM": lambda: DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True),
+        "DPM-Solver++": lambda: DPMSolverMultistepScheduler(**common, algorithm_type="dpmsolver++"),
+    }
+    return LabelPipeline(unet or label_unet(denoiser, dtype), schedulers[solver]())
+
+
+class ReportSampler:
+    """The report's sampler as written: t = T - 1 ... 1, two network calls a step, fp32, sigma^2 = beta.
+
+    x = (x - beta / sqrt(1 - alpha_bar) eps) / sqrt(alpha) + sqrt(beta) z, with eps = (1 + w) eps_labels - w eps_null,
+    where its w + 1 is what this project calls w.
+    """
+
+    def __init__(self, network: Network, alpha_bar: Tensor, prediction: str, shape: tuple[int, ...]) -> None:
+        self.network, self.prediction, self.shape = network, prediction, shape
+        self.alpha_bar = alpha_bar.float()
+        self.beta = torch.tensor(betas_of(alpha_bar))
+        self.alpha = 1 - self.beta
+
+    def _eps(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        out = self.network(x, t, labels, keep)
+        if self.prediction == "eps":
+            return out
+        ab = self.alpha_bar[t][:, None, None, None]
+        return ab.sqrt() * out + (1 - ab).sqrt() * x
+
+    @torch.no_grad()
+    def __call__(self, labels: Tensor, w: float, generator: torch.Generator, only: int | None = None) -> Tensor:
+        """(N, K) -> (N, C, H, W); `only` stops after so many steps."""
+        n, T = len(labels), len(self.alpha_bar)
+        with_labels, without = torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+        x = torch.randn(n, *self.shape, generator=generator)
+        for i in list(reversed(range(1, T)))[:only]:
+            t = torch.full((n,), i)
+            conditional = self._eps(x, t, labels, with_labels)
+            null = self._eps(x, t, labels, without)
+            eps = w * conditional + (1 - w) * null
+            alpha, ab, beta = (v[t][:, None, None, None] for v in (self.alpha, self.alpha_bar, self.beta))
+            z = torch.randn(x.shape, generator=generator) if i > 1 else torch.zeros_like(x)
+            x = 1 / alpha.sqrt() * (x - (1 - alpha) / (1 - ab).sqrt() * eps) + beta.sqrt() * z
+        return x

@@ -1,0 +1,56 @@
+"""What is measured: the promoted checkpoints, label lists to draw, and how good the pictures drawn for them are."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.common import STORAGE, Data
+from shared.checkpoint import resolve
+from shared.evaluator import Evaluator, load_evaluator, score_set
+from shared.model import Denoiser, load_denoiser
+from shared.options import SamplingOptions, picture_seed
+from shared.vocabulary import ICLEVR, Vocabulary
+
+
+def denoiser() -> Denoiser:
+    from shared.device import pick_device
+
+    return load_denoiser(resolve(STORAGE, None, "denoiser"), device=pick_device())
+
+
+def evaluator() -> Evaluator:
+    from shared.device import pick_device
+
+    return load_evaluator(resolve(STORAGE, None, "evaluator"), pick_device())
+
+
+def label_lists(count: int, seed: int = 0) -> list[list[str]]:
+    """`count` lists of one, two, three, one, ... distinct labels, drawn at random."""
+    rng = np.random.default_rng(seed)
+    return [[ICLEVR.names[i] for i in rng.permutation(len(ICLEVR))[: 1 + n % 3]] for n in range(count)]
+
+
+def multi_hot(lists: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Tensor:
+    """(N, K) float32."""
+    return torch.tensor([vocabulary.multi_hot(labels) for labels in lists], dtype=torch.float32)
+
+
+def seeds(count: int, seed: int = 0) -> list[int]:
+    return [picture_seed(seed, i) for i in range(count)]
+
+
+def quality(judge: Evaluator, images: Tensor, lists: Sequence[Sequence[str]]) -> Data:
+    """Accuracy and exact match of pictures (N, 3, H, W), and N."""
+    score = score_set(judge.probabilities(images), multi_hot(lists, judge.vocabulary), judge.vocabulary.names)
+    return {"accuracy": score.accuracy, "exact_match": score.exact_match, "pictures": len(images)}
+
+
+def rows_per_picture(options: SamplingOptions, T: int = 1000) -> int:
+    """Network rows of one picture: a step is one row, or two with guidance. The interval is taken in steps, uniformly."""
+    if options.guidance in (0.0, 1.0):
+        return options.steps
+    low, high = options.guidance_interval
+    times = np.linspace(T - 1, 0, options.steps + 1)[:-1].round() / T
+    return options.steps + int(((low <= times) & (times <= high)).sum())
