@@ -1,0 +1,244 @@
+"""Requests that arrive by chance, three ways to batch them on one stepping loop, and a clock that may be virtual.
+
+Knows no network: a stepper advances rows. `CostStepper` only lets a virtual clock pass, by what a step was measured
+to cost, so that thousands of requests take seconds.
+"""
+
+import bisect
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from shared.options import SamplingOptions
+
+SIZES = range(1, 9)  # pictures of a request
+STEPS = (8, 12, 16, 24)
+GUIDANCE = (1.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request: when it comes, in s, and what it wants."""
+
+    at: float
+    pictures: int
+    options: SamplingOptions
+
+    @property
+    def network_rows(self) -> int:
+        return self.pictures * rows_of(self.options) * self.options.steps
+
+
+def rows_of(options: SamplingOptions) -> int:
+    """Network rows of one picture in one step."""
+    return 1 if options.guidance in (0.0, 1.0) else 2
+
+
+def poisson(rate: float, count: int, seed: int) -> list[Arrival]:
+    """`count` requests, `rate` a second on average, of mixed sizes, steps and guidance; times from 0 on.
+
+    What they want follows from the seed alone: at another rate the same requests come, closer or farther apart.
+    """
+    rng = np.random.default_rng(seed)
+    gaps = rng.exponential(size=count)
+    wants = [
+        (int(rng.choice(SIZES)), SamplingOptions(steps=int(rng.choice(STEPS)), guidance=float(rng.choice(GUIDANCE))))
+        for _ in range(count)
+    ]
+    return [Arrival(at / rate, *want) for at, want in zip(np.cumsum(gaps).tolist(), wants, strict=True)]
+
+
+def mean_network_rows() -> float:
+    """Network rows of a request on average."""
+    rows = [rows_of(SamplingOptions(guidance=w)) for w in GUIDANCE]
+    return float(np.mean(SIZES) * np.mean(STEPS) * np.mean(rows))
+
+
+class RowStepper(Protocol):
+    def new_row(self, labels: Any, options: SamplingOptions, seed: int) -> Any: ...
+
+    def step(self, rows: Sequence[Any]) -> None: ...
+
+
+class Clock(Protocol):
+    def now(self) -> float: ...
+
+    def wait_until(self, at: float) -> None: ...
+
+
+class RealClock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def now(self) -> float:
+        return time.perf_counter() - self._start
+
+    def wait_until(self, at: float) -> None:
+        time.sleep(max(0.0, at - self.now()))
+
+
+@dataclass
+class VirtualClock:
+    time_s: float = 0.0
+
+    def now(self) -> float:
+        return self.time_s
+
+    def wait_until(self, at: float) -> None:
+        self.time_s = max(self.time_s, at)
+
+
+@dataclass
+class CostRow:
+    options: SamplingOptions
+    step: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.step == self.options.steps
+
+
+class StepCost:
+    """Seconds of one step over its network rows, linear between the sizes that were measured and beyond the largest."""
+
+    def __init__(self, measured: dict[int, float]) -> None:
+        """`measured`: network rows -> s, two sizes at least."""
+        self.sizes = sorted(measured)
+        self.seconds = [measured[size] for size in self.sizes]
+
+    def __call__(self, rows: int) -> float:
+        if rows <= self.sizes[0]:
+            return self.seconds[0]
+        right = min(bisect.bisect_left(self.sizes, rows), len(self.sizes) - 1)
+        (x0, x1), (y0, y1) = self.sizes[right - 1 : right + 1], self.seconds[right - 1 : right + 1]
+        return y0 + (y1 - y0) * (rows - x0) / (x1 - x0)
+
+
+class CostStepper:
+    """Advances rows by letting a virtual clock pass."""
+
+    def __init__(self, clock: VirtualClock, cost: Callable[[int], float]) -> None:
+        self.clock, self.cost = clock, cost
+
+    def new_row(self, labels: Any, options: SamplingOptions, seed: int) -> CostRow:
+        return CostRow(options)
+
+    def step(self, rows: Sequence[CostRow]) -> None:
+        self.clock.time_s += self.cost(sum(rows_of(row.options) for row in rows))
+        for row in rows:
+            row.step += 1
+
+
+@dataclass
+class Waiting:
+    """A request on its way: pictures not begun, in work, and when it was answered."""
+
+    arrival: Arrival
+    to_begin: int
+    open: int
+    answered_at: float = 0.0
+
+
+# A policy says which waiting requests may begin how many pictures now: (queue, pictures in work, room) -> their number
+# for the queue's requests from the first on.
+Policy = Callable[[Sequence[Waiting], int, int], list[int]]
+
+
+def continuous(queue: Sequence[Waiting], in_work: int, room: int) -> list[int]:
+    """Step-wise continuous batching: pictures join whenever there is room."""
+    return _fill(queue, room, whole=False)
+
+
+def request_level(queue: Sequence[Waiting], in_work: int, room: int) -> list[int]:
+    """Whole requests as a batch, which runs to its end; the first of them is taken however large."""
+    return [] if in_work else _fill(queue, room, whole=True)
+
+
+def one_at_a_time(queue: Sequence[Waiting], in_work: int, room: int) -> list[int]:
+    """One picture after the other."""
+    return [] if in_work else [1]
+
+
+def _fill(queue: Sequence[Waiting], room: int, *, whole: bool) -> list[int]:
+    taken: list[int] = []
+    for waiting in queue:
+        wanted = waiting.to_begin
+        if room <= 0 or (whole and taken and wanted > room):
+            break
+        taken.append(wanted if whole else min(wanted, room))
+        room -= taken[-1]
+    return taken
+
+
+POLICIES: dict[str, Policy] = {
+    "step-wise continuous": continuous,
+    "request-level": request_level,
+    "one at a time": one_at_a_time,
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What came of a schedule: each request's time from arrival to answer, in s, and the end of the last."""
+
+    latencies: list[float]
+    ended_at: float
+    pictures: int
+
+
+def serve(
+    policy: Policy,
+    arrivals: Sequence[Arrival],
+    stepper: RowStepper,
+    clock: Clock,
+    *,
+    max_pictures: int,
+    labels: Any = None,
+) -> Served:
+    """Serves a schedule from its first request to its last answer.
+
+    Request-level answers come with the end of their batch, as they do where a batch is one call.
+    """
+    coming, queue = deque(Waiting(a, a.pictures, a.pictures) for a in arrivals), deque[Waiting]()
+    everybody, work, ended = list(coming), list[tuple[Waiting, Any]](), list[Waiting]()
+    seed = 0
+    while coming or queue or work:
+        if not queue and not work:
+            clock.wait_until(coming[0].arrival.at)
+        while coming and coming[0].arrival.at <= clock.now():
+            queue.append(coming.popleft())
+        if queue:
+            for waiting, count in zip(list(queue), policy(queue, len(work), max_pictures - len(work)), strict=False):
+                for _ in range(count):
+                    work.append((waiting, stepper.new_row(labels, waiting.arrival.options, seed)))
+                    seed += 1
+                waiting.to_begin -= count
+            while queue and not queue[0].to_begin:
+                queue.popleft()
+        if not work:
+            continue
+        stepper.step([row for _, row in work])
+        for waiting, row in work:
+            if row.done:
+                waiting.open -= 1
+                if waiting.open == 0:
+                    ended.append(waiting)
+        work = [(waiting, row) for waiting, row in work if not row.done]
+        if policy is not request_level or not work:
+            for waiting in ended:
+                waiting.answered_at = clock.now()
+            ended.clear()
+    latencies = [waiting.answered_at - waiting.arrival.at for waiting in everybody]
+    return Served(latencies, clock.now(), sum(a.pictures for a in arrivals))
+
+
+def simulate(policy: Policy, arrivals: Sequence[Arrival], cost: Callable[[int], float], max_pictures: int) -> Served:
+    """What `serve` would come to, by the measured cost of steps."""
+    clock = VirtualClock()
+    return serve(policy, arrivals, CostStepper(clock, cost), clock, max_pictures=max_pictures)

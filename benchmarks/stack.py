@@ -1,0 +1,125 @@
+"""The service as real processes for a benchmark: Redis, API and workers on free ports, stopped at the end."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from benchmarks.common import ROOT, STORAGE
+from service.demo import free_port
+from service.redis_server import RedisServer, die_with_parent
+
+READY_S = 120.0
+
+
+class NotUp(RuntimeError):
+    """A part of the service did not come up."""
+
+
+@dataclass
+class Stack:
+    """A running service. `environment` is what its parts were started with."""
+
+    redis: RedisServer
+    environment: dict[str, str]
+    port: int
+    api: subprocess.Popen[bytes] | None = None
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self) -> httpx.Client:
+        # every client keeps its connections: what is measured is the service, not TCP
+        return httpx.Client(base_url=self.address, timeout=300, limits=httpx.Limits(max_connections=None))
+
+    def start_api(self) -> None:
+        self.api = start(["api", "--host", "127.0.0.1", "--port", str(self.port)], self.environment)
+        self.wait_for("/healthz")
+
+    def start_workers(self, count: int, **environment: str) -> None:
+        more = [start(["worker"], {**self.environment, **environment}) for _ in range(count)]
+        self.workers += more
+        self.wait_for("/readyz")
+        until(lambda: len(self._lively()) >= len(self.workers), f"{len(self.workers)} workers")
+
+    def _lively(self) -> list[object]:
+        from service.jobs import JobStore, connect
+        from service.settings import Settings
+
+        url = self.redis.url
+        return list(JobStore(connect(url), Settings(redis_url=url)).workers())
+
+    def stop_workers(self) -> None:
+        for worker in self.workers:
+            stop(worker)
+        self.workers.clear()
+
+    def wait_for(self, path: str) -> None:
+        def answers() -> bool:
+            with contextlib.suppress(httpx.HTTPError):
+                return httpx.get(self.address + path, timeout=5).status_code == 200
+            return False
+
+        until(answers, f"{path} to answer 200")
+
+
+def until(condition: object, what: str, timeout_s: float = READY_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise NotUp(f"waited {timeout_s:.0f} s for {what}")
+        time.sleep(0.02)
+
+
+def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=die_with_parent,
+    )
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def memory_mib(process: subprocess.Popen[bytes]) -> float:
+    """Resident memory."""
+    return psutil.Process(process.pid).memory_info().rss / 2**20
+
+
+@contextlib.contextmanager
+def stack(workers: int = 1, **environment: str) -> Iterator[Stack]:
+    """A service with so many workers; variables such as LABELGRID_BATCH_PICTURES go to all of its parts."""
+    with tempfile.TemporaryDirectory(prefix="lg-bench-") as folder:
+        redis = RedisServer(Path(folder))
+        redis.start()
+        given = {"LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(STORAGE), **environment}
+        running = Stack(redis, {**os.environ, **given}, free_port())
+        try:
+            running.start_api()
+            if workers:
+                running.start_workers(workers)
+            yield running
+        finally:
+            running.stop_workers()
+            if running.api is not None:
+                stop(running.api)
+            redis.stop()
