@@ -43,5 +43,12 @@ format: $(VENV)/.dev  ## Format, and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: bench bench-quick
+bench: $(VENV)/.bench  ## All is measured (20 minutes; goes on where it was interrupted): docs/performance.md, docs/scaling.md
+	$(BIN)/python -m benchmarks.run
+
+bench-quick: $(VENV)/.bench  ## The same with small sizes, in two minutes, into runs/bench-quick
+	$(BIN)/python -m benchmarks.run --quick
+
 clean:  ## Remove the virtual environment and caches; data, runs and models stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

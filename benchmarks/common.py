@@ -50,7 +50,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def in_turn(works: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = True) -> dict[str, list[float]]:
-    """Seconds of each work in each round; all of them take turns, so that a slow minute slows all. One round warms up."""
+    """Seconds of each work in each round; they take turns, so that a slow minute slows all. A round more warms up."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + warm):
         for name, work in works.items():

@@ -114,7 +114,8 @@ def measure(quick: bool) -> Data:
         "max_pictures": most,
         "saturated": found,
         "latencies": {
-            load: {name: summary(sum(lists, [])) for name, lists in by.items()} for load, by in runs.items()
+            load: {name: summary([one for each in lists for one in each]) for name, lists in by.items()}
+            for load, by in runs.items()
         },
         "pictures_per_s": rates,
         "simulated": simulated,
@@ -147,9 +148,9 @@ def report(data: Data) -> list[str | Table | Plot]:
     return [
         f"Capacity is what continuous batching serves of a backlog: {data['requests_per_s']:.2f} requests/s of "
         f"{mean_network_rows():.0f} network rows on average (1 to 8 pictures, 8 to 24 steps, guidance 1 or 3, at most "
-        f"{data['max_pictures']} pictures in work). Request-level batching takes whole requests, mixed options and all, "
-        "and answers when its batch is through. One at a time is one picture after the other. Each run takes the "
-        f"requests of {data['span_s']:.0f} s; at 0.6 there are several with other requests. {overloaded}the requests come.",
+        f"{data['max_pictures']} pictures in work). Request-level batching takes whole requests, mixed options and "
+        "all, and answers when its batch is through. One at a time is one picture after the other. Each run takes the "
+        f"requests of {data['span_s']:.0f} s; at 0.6 there are several, of other requests. {overloaded}they come.",
         table,
         f"Simulated: {SIMULATED_REQUESTS} requests by the same code on a virtual clock, a step costing what was "
         "measured for its rows. It is the model of docs/scaling.md, so that these columns are also its check.",

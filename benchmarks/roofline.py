@@ -21,14 +21,32 @@ from shared.denoise import Stepper
 from shared.device import autocast_dtype
 from shared.model import Denoiser
 
-SHAPES = [("conv", 64, 32), ("conv", 160, 16), ("conv", 256, 8), ("conv", 256, 32), ("product", 1024, 0), ("product", 2048, 0)]
+SHAPES = [
+    ("conv", 64, 32),
+    ("conv", 160, 16),
+    ("conv", 256, 8),
+    ("conv", 256, 32),
+    ("product", 1024, 0),
+    ("product", 2048, 0),
+]
 GROUPS = {  # of operators, by what they are called; the first that fits
     "convolutions": ("conv",),
     "matrix products": ("mm", "linear", "matmul", "addmm"),
     "norms": ("norm",),
     "softmax": ("softmax",),
     "activations and arithmetic": ("silu", "add", "mul", "sigmoid", "sub", "div", "exp"),
-    "copies, casts, layout": ("copy", "cat", "to", "clone", "contiguous", "upsample", "pixel", "reorder", "fill", "empty"),
+    "copies, casts, layout": (
+        "copy",
+        "cat",
+        "to",
+        "clone",
+        "contiguous",
+        "upsample",
+        "pixel",
+        "reorder",
+        "fill",
+        "empty",
+    ),
 }
 
 
@@ -50,7 +68,9 @@ def flops_per_row(denoiser: Denoiser) -> float:
     return float(counter.get_total_flops())
 
 
-def kernel(kind: str, width: int, side: int, dtype: torch.dtype, device: torch.device) -> tuple[Callable[[], object], float]:
+def kernel(
+    kind: str, width: int, side: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Callable[[], object], float]:
     """A matrix product or a 3x3 convolution of 64 pictures in a loop of about equal work, and its operations."""
     if kind == "product":
         a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
@@ -69,7 +89,9 @@ def synchronised(work: Callable[[], object], device: torch.device) -> Callable[[
     return run
 
 
-def plain_stepper(denoiser: Denoiser, network: torch.nn.Module | None = None, dtype: torch.dtype | None = None) -> Stepper:
+def plain_stepper(
+    denoiser: Denoiser, network: torch.nn.Module | None = None, dtype: torch.dtype | None = None
+) -> Stepper:
     """A stepper on the network as it was trained, under autocast: what was served before."""
     device = next(denoiser.network.parameters()).device
     return Stepper(network or denoiser.network, denoiser.alpha_bar, denoiser.prediction, device=device, dtype=dtype)
@@ -120,7 +142,9 @@ def measure(quick: bool) -> Data:
     device = next(denoiser.network.parameters()).device
     dtype = autocast_dtype(device) or torch.float32
     flops = flops_per_row(denoiser)
-    kernels = {f"{kind} {w}" + (f" at {s}x{s}" if s else ""): kernel(kind, w, s, dtype, device) for kind, w, s in SHAPES}
+    kernels = {
+        f"{kind} {w}" + (f" at {s}x{s}" if s else ""): kernel(kind, w, s, dtype, device) for kind, w, s in SHAPES
+    }
     works = {name: synchronised(work, device) for name, (work, _) in kernels.items()}
     steppers = variants(denoiser)
     for count in batches:
@@ -135,9 +159,7 @@ def measure(quick: bool) -> Data:
     rows = {
         name: {count: figure(count / s for s in times[f"{name} | {count}"]) for count in batches} for name in steppers
     }
-    fractions = {
-        count: figure(ratios([count / s for s in times[f"as served | {count}"]], limit)) for count in batches
-    }
+    fractions = {count: figure(ratios([count / s for s in times[f"as served | {count}"]], limit)) for count in batches}
     before = ratios(times["the module under autocast (before) | 32"], times["as served | 32"])
     return {
         "figures": {

@@ -1,4 +1,4 @@
-"""All benchmarks one after the other: `python -m benchmarks.run [--quick]`, which is `make bench` and `make bench-quick`.
+"""All benchmarks one after the other: `python -m benchmarks.run [--quick]`, as `make bench` and `make bench-quick` do.
 
 Each section is a process of its own, and one that fails does not stop the others. Started again after an interruption,
 it goes on with the sections that are missing. At the end the documents are written from the results.
@@ -12,7 +12,15 @@ import time
 from benchmarks.common import ROOT, Data, results, say
 
 # The least disturbed first, and what needs the service after what does not. With the longest each may take, in s.
-SECTIONS = {"roofline": 300, "sampling": 600, "service": 400, "load": 600, "training": 400, "growth": 500, "startup": 300}
+SECTIONS = {
+    "roofline": 300,
+    "sampling": 600,
+    "service": 400,
+    "load": 600,
+    "training": 400,
+    "growth": 500,
+    "startup": 300,
+}
 
 
 def missing(content: Data) -> list[str]:
@@ -28,6 +36,12 @@ def run_section(name: str, quick: bool) -> str | None:
     except subprocess.TimeoutExpired:
         return f"it took longer than {SECTIONS[name]} s"
     return f"it ended with exit status {code}" if code else None
+
+
+def write_documents(quick: bool) -> int:
+    """The exit status of `benchmarks.report`."""
+    command = [sys.executable, "-m", "benchmarks.report", *(["--quick"] if quick else [])]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
 def main() -> int:
@@ -47,10 +61,9 @@ def main() -> int:
             say(f"  {name} failed: {problem}")
     if not failed:
         kept.finish()
-    code = subprocess.run(
-        [sys.executable, "-m", "benchmarks.report", *(["--quick"] if quick else [])], cwd=ROOT, check=False
-    ).returncode
-    say(f"[{time.monotonic() - began:4.0f} s] " + (f"failed: {', '.join(failed)}" if failed else "all sections measured"))
+    code = write_documents(quick)
+    outcome = f"failed: {', '.join(failed)}" if failed else "all sections measured"
+    say(f"[{time.monotonic() - began:4.0f} s] {outcome}")
     return 1 if failed or code else 0
 
 

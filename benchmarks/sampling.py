@@ -1,6 +1,7 @@
-"""A batch of 32 pictures by the report's sampler, by diffusers and by us, same weights: `python -m benchmarks.sampling`.
+"""A batch of 32 pictures by the report's sampler, by diffusers and by us: `python -m benchmarks.sampling`.
 
-Each is a whole run of the batch, or for the slow ones a stated number of its steps, scaled. All take turns.
+The weights are the same. Each is a whole run of the batch, or for the slow ones a stated number of its steps, scaled.
+All take turns.
 """
 
 from collections.abc import Callable

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 
 import httpx
+from redis import Redis
 
 from benchmarks import subject
 from benchmarks.common import Data, figure, main, ratios, say, seconds
 from benchmarks.document import Table, number
 from benchmarks.stack import stack
+from service.jobs import connect
 from service.settings import Settings
 from shared.denoise import sample
 from shared.model import Denoiser
@@ -60,7 +62,7 @@ def saturate(client: httpx.Client, requests: int, clients: int = CLIENTS) -> flo
 
 
 def bare(ours: Denoiser, count: int, batch: int, rows: int) -> Callable[[], float]:
-    """Pictures/s of the loop alone, `batch` pictures at a time as the worker has them: no evaluator, no PNG, no Redis."""
+    """Pictures/s of the loop alone, `batch` pictures at a time as in the worker: no evaluator, PNG or Redis."""
     stepper = ours.stepper(max_rows=rows)
     hot = subject.multi_hot(subject.label_lists(count), ours.vocabulary)
 
@@ -72,6 +74,25 @@ def bare(ours: Denoiser, count: int, batch: int, rows: int) -> Callable[[], floa
         return count / (time.perf_counter() - start)
 
     return run
+
+
+def commands(redis: Redis) -> int:
+    """Commands that Redis has carried out so far."""
+    return int(redis.info("stats")["total_commands_processed"])
+
+
+def redis_rate(redis: Redis, count: int) -> float:
+    """Commands/s of Redis from one client, a hundred SETs of 100 bytes and GETs at a time."""
+
+    def run() -> None:
+        for _ in range(count // 200):
+            with redis.pipeline(transaction=False) as pipe:
+                for i in range(100):
+                    pipe.set(f"benchmark:{i}", b"x" * 100)
+                    pipe.get(f"benchmark:{i}")
+                pipe.execute()
+
+    return count / seconds(run)
 
 
 def measure(quick: bool) -> Data:
@@ -89,11 +110,16 @@ def measure(quick: bool) -> Data:
         for _ in range(rounds):
             served.append(saturate(client, requests))
             alone.append(loop())
+        redis = connect(running.redis.url)
+        before = commands(redis)
+        saturate(client, requests)
+        per_picture = (commands(redis) - before) / requests
         say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {rounds} rounds: done")
         end_to_end, one = [], []
         for number_ in range(singles + 1):
             end_to_end.append(post(client, subject.label_lists(1), number_))
             one.append(seconds(lambda: sample(stepper, hot, ours.options, [1])))
+        rate = redis_rate(redis, 2000 if quick else 40_000)
     end_to_end, one = end_to_end[1:], one[1:]
     return {
         "figures": {
@@ -106,6 +132,9 @@ def measure(quick: bool) -> Data:
         "single_ms": figure(s * 1000 for s in end_to_end),
         "single_loop_ms": figure(s * 1000 for s in one),
         "batch": batch,
+        "commands_per_picture": per_picture,
+        "redis_commands_per_s": rate,
+        "ttl_s": settings.job_ttl_s,
         "requests": requests,
         "singles": singles,
         "goal_ms": figure(b * 150 + 10 for b in one),

@@ -31,9 +31,7 @@ def first_picture() -> dict[str, float]:
     port, start = free_port(), time.perf_counter()
     command = [sys.executable, "-m", "service", "--port", str(port), "--storage", str(STORAGE)]
     environment = {key: value for key, value in os.environ.items() if not key.endswith("REDIS_URL")}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
 
     def ready() -> bool:

@@ -8,21 +8,18 @@ from torch import Tensor
 
 from benchmarks.common import STORAGE, Data
 from shared.checkpoint import resolve
+from shared.device import pick_device
 from shared.evaluator import Evaluator, load_evaluator, score_set
 from shared.model import Denoiser, load_denoiser
-from shared.options import SamplingOptions, picture_seed
+from shared.options import picture_seed
 from shared.vocabulary import ICLEVR, Vocabulary
 
 
 def denoiser() -> Denoiser:
-    from shared.device import pick_device
-
     return load_denoiser(resolve(STORAGE, None, "denoiser"), device=pick_device())
 
 
 def evaluator() -> Evaluator:
-    from shared.device import pick_device
-
     return load_evaluator(resolve(STORAGE, None, "evaluator"), pick_device())
 
 
@@ -45,12 +42,3 @@ def quality(judge: Evaluator, images: Tensor, lists: Sequence[Sequence[str]]) ->
     """Accuracy and exact match of pictures (N, 3, H, W), and N."""
     score = score_set(judge.probabilities(images), multi_hot(lists, judge.vocabulary), judge.vocabulary.names)
     return {"accuracy": score.accuracy, "exact_match": score.exact_match, "pictures": len(images)}
-
-
-def rows_per_picture(options: SamplingOptions, T: int = 1000) -> int:
-    """Network rows of one picture: a step is one row, or two with guidance. The interval is taken in steps, uniformly."""
-    if options.guidance in (0.0, 1.0):
-        return options.steps
-    low, high = options.guidance_interval
-    times = np.linspace(T - 1, 0, options.steps + 1)[:-1].round() / T
-    return options.steps + int(((low <= times) & (times <= high)).sum())

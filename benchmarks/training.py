@@ -42,14 +42,14 @@ def loops(folder: Path, dataset: Dataset, config: TrainConfig, steps: dict[str, 
     }
 
 
-def step_seconds(run: Callable[[dict[str, int]], dict[str, Callable[[], None]]], few: int, many: int, rounds: int) -> Data:
+def step_seconds(
+    run: Callable[[dict[str, int]], dict[str, Callable[[], None]]], few: int, many: int, rounds: int
+) -> Data:
     """Seconds of one step of each loop, from the difference between a long and a short run: set-up falls out."""
-    names = list(run({name: few for name in (OURS, REPORT, LIBRARY, LIBRARY_BF16)}))
+    names = list(run(dict.fromkeys((OURS, REPORT, LIBRARY, LIBRARY_BF16), few)))
     short = in_turn(run(dict.fromkeys(names, few)), rounds, warm=True)
     long = in_turn(run(dict.fromkeys(names, many)), rounds, warm=False)
-    return {
-        name: [(b - a) / (many - few) for a, b in zip(short[name], long[name], strict=True)] for name in names
-    }
+    return {name: [(b - a) / (many - few) for a, b in zip(short[name], long[name], strict=True)] for name in names}
 
 
 def data_path_seconds(dataset: Dataset, config: TrainConfig, steps: int) -> float:

@@ -1,0 +1,199 @@
+"""The capacity model behind docs/scaling.md: from measured costs to devices, latency, and what breaks first.
+
+Measures nothing: `scaling` takes the content of results.json.
+"""
+
+import math
+from dataclasses import dataclass
+
+from benchmarks.common import Data, percentile
+from benchmarks.document import Plot, Table, number
+from benchmarks.policies import StepCost, continuous, one_at_a_time, poisson, request_level, simulate
+
+DAY_S = 86_400
+PEAK = 3.0  # the busiest hour's rate over the day's mean; a common rule of thumb, not measured
+LOAD = 0.6  # of capacity at the peak
+DAYS = (1_000, 100_000, 10_000_000)
+NEEDED = ("roofline", "service", "load", "growth")
+SIMULATED_REQUESTS = 4000
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured of one device, one picture and one Redis."""
+
+    rows_per_s: float  # network rows of a device in the service
+    step: StepCost
+    max_pictures: int
+    redis_bytes: float  # of a finished one-picture job, as long as it can be fetched
+    redis_commands: float  # for one picture, from request to answer
+    redis_commands_per_s: float  # that this Redis carries out, pipelined
+    picture_bytes: float  # on the wire, as PNG
+    ttl_s: float
+
+    @classmethod
+    def of(cls, content: Data) -> "Costs":
+        sections = content["sections"]
+        fraction = sections["service"]["figures"]["service.saturation_fraction"]["median"]
+        growth, load = sections["growth"], sections["load"]
+        return cls(
+            rows_per_s=sections["roofline"]["figures"]["limit.rows_per_s"]["median"] * min(fraction, 1.0),
+            step=StepCost({int(rows): seconds for rows, seconds in load["step_s"].items()}),
+            max_pictures=load["max_pictures"],
+            redis_bytes=growth["store"][-1]["bytes_per_job"],
+            redis_commands=sections["service"]["commands_per_picture"],
+            redis_commands_per_s=sections["service"]["redis_commands_per_s"],
+            picture_bytes=growth["png_bytes"],
+            ttl_s=sections["service"]["ttl_s"],
+        )
+
+
+def devices(pictures_per_s: float, rows_per_picture: float, rows_per_s: float, load: float = LOAD) -> int:
+    """How many devices keep at or below `load` of their capacity."""
+    return max(1, math.ceil(pictures_per_s * rows_per_picture / (rows_per_s * load) - 1e-9))
+
+
+def alone_s(costs: Costs, steps: int, rows: int) -> float:
+    """Seconds of one picture with nothing beside it; `rows` is network rows in a step."""
+    return steps * costs.step(rows)
+
+
+def check(content: Data) -> Table:
+    """What the model says of latency, beside what the load test measured."""
+    table = Table(["load", "policy", "mean measured, s", "model", "p95 measured, s", "model"])
+    load = content["sections"]["load"]
+    for share, by in load["latencies"].items():
+        for name, found in by.items():
+            said = load["simulated"][share][name]
+            table.add(
+                share, name, number(found["mean"]), number(said["mean"]), number(found["p95"]), number(said["p95"])
+            )
+    return table
+
+
+def sizing(costs: Costs, kinds: dict[str, tuple[int, int]]) -> Table:
+    """Devices for a day's pictures, by kind of sampling: name -> (steps, network rows a step)."""
+    header = ["pictures a day", "mean / peak a second", *(f"devices, {kind}" for kind in kinds)]
+    table = Table(header)
+    for day in DAYS:
+        mean = day / DAY_S
+        cells = [f"{devices(PEAK * mean, steps * rows, costs.rows_per_s):,}" for steps, rows in kinds.values()]
+        table.add(f"{day:,}", f"{number(mean)} / {number(PEAK * mean)}", *cells)
+    return table
+
+
+def redis_need(costs: Costs, day: int) -> Data:
+    """What a day's pictures ask of Redis and network at the peak, and of storage if every picture were kept."""
+    peak = PEAK * day / DAY_S
+    return {
+        "memory_gib": peak * costs.ttl_s * costs.redis_bytes / 2**30,
+        "commands_per_s": peak * costs.redis_commands,
+        "commands_share": peak * costs.redis_commands / costs.redis_commands_per_s,
+        "mbit_per_s": peak * costs.picture_bytes * 8 / 1e6,
+        "kept_gib_per_day": day * costs.picture_bytes / 2**30,
+    }
+
+
+def redis_table(costs: Costs) -> Table:
+    header = ["pictures a day", "Redis memory, GiB", "commands/s", "of one Redis", "PNG out, Mbit/s", "kept, GiB a day"]
+    table = Table(header)
+    for day in DAYS:
+        need = redis_need(costs, day)
+        table.add(
+            f"{day:,}",
+            number(need["memory_gib"]),
+            number(need["commands_per_s"]),
+            f"{need['commands_share']:.1%}",
+            number(need["mbit_per_s"]),
+            number(need["kept_gib_per_day"]),
+        )
+    return table
+
+
+def first_to_break(costs: Costs, day: int, rows_per_picture: float) -> str:
+    """What a single machine with one device and one Redis of 4 GiB runs out of first."""
+    peak, need = PEAK * day / DAY_S, redis_need(costs, day)
+    shares = {
+        "the device": peak * rows_per_picture / costs.rows_per_s,
+        "Redis memory (of 4 GiB)": need["memory_gib"] / 4,
+        "Redis commands": need["commands_share"],
+        "a 1 Gbit/s network": need["mbit_per_s"] / 1000,
+    }
+    name = max(shares, key=lambda key: shares[key])
+    rest = ", ".join(f"{key} {share:.2g}" for key, share in sorted(shares.items(), key=lambda i: -i[1]) if key != name)
+    verb = "is beyond what there is" if shares[name] > 1 else "is the fullest"
+    return f"{name} {verb} at {shares[name]:.2g} of it; then {rest}"
+
+
+def flat_costs(costs: Costs) -> dict[str, float]:
+    """Ratios on a device whose step takes the same time from 1 to 32 rows, as a large GPU's nearly does."""
+    flat = StepCost({1: 1.0, 1000: 1.0 + 1e-9})
+    backlog = poisson(1e9, SIMULATED_REQUESTS, 1)
+    ended = {p: simulate(p, backlog, flat, costs.max_pictures).ended_at for p in (continuous, one_at_a_time)}
+    rate = LOAD * len(backlog) / ended[continuous]
+    arrivals = poisson(rate, SIMULATED_REQUESTS, 7)
+    p95 = {
+        policy: percentile(simulate(policy, arrivals, flat, costs.max_pictures).latencies, 0.95)
+        for policy in (continuous, request_level)
+    }
+    return {
+        "throughput": ended[one_at_a_time] / ended[continuous],
+        "p95_ratio": p95[continuous] / p95[request_level],
+    }
+
+
+def scaling(content: Data) -> list[str | Table | Plot]:
+    """The document, or nothing where a section that it needs was not measured."""
+    sections = content["sections"]
+    if any("figures" not in sections.get(name, {}) for name in NEEDED):
+        return []
+    costs = Costs.of(content)
+    kinds = {"16 steps, guided": (16, 2), "4 steps, no guidance": (4, 1)}
+    flat = flat_costs(costs)
+    queued = sections["growth"]["queue"][-1]
+    streams = sections["growth"]["streams"][-1]
+    lines: list[str | Table | Plot] = [
+        "# Scaling",
+        "Written by `make bench` from what it measured (docs/performance.md says on what); do not edit. Assumed and "
+        f"not measured are a peak of {PEAK:g} times the day's mean, {LOAD:g} of capacity at the peak, and that devices "
+        "beside one another do not slow each other down, since they share nothing but Redis.",
+        "## The model",
+        f"A device makes R = {number(costs.rows_per_s)} network rows/s inside the service. A picture of S steps needs "
+        "S rows, or 2 S with guidance. For pictures that arrive at a rate A the number of devices is "
+        f"ceil(A x rows / ({LOAD:g} R)). A picture alone takes S times the time of one step: "
+        f"{number(1000 * alone_s(costs, 16, 2))} ms for 16 guided steps, {number(1000 * alone_s(costs, 4, 1))} ms for "
+        "4 without guidance.",
+        sizing(costs, kinds),
+        "Latency under load has no short formula, since requests differ and share steps: it is what the scheduler "
+        "itself does on a virtual clock, when a step costs what was measured for its rows. The load test of "
+        "docs/performance.md checks it; a load of more than a policy's capacity has no steady state to compare:",
+        check(content),
+        "On this CPU a step costs nearly in proportion to its rows, so batching saves little and shares of capacity "
+        "decide about latency. Where a step takes the same time for 1 row and for 32, as on a large GPU, the same "
+        f"model gives {number(flat['throughput'])} times the throughput of one at a time and, at {LOAD:g} of capacity, "
+        f"{number(flat['p95_ratio'])} of request-level batching's p95. That is simulated, not measured.",
+        "## What breaks first",
+        f"A finished picture holds {number(costs.redis_bytes)} bytes in Redis for {costs.ttl_s:.0f} s and costs "
+        f"{number(costs.redis_commands)} Redis commands from request to answer; this Redis carries out "
+        f"{number(costs.redis_commands_per_s)} commands/s, pipelined. At the peak:",
+        redis_table(costs),
+    ]
+    ways_out = {
+        1_000: "One machine with one worker carries it. Nothing needs to change.",
+        100_000: "More workers (`--scale worker=N`, or KEDA by queue length) against the one Redis. They need no "
+        "coordination: a picture is claimed from a stream. Set `LABELGRID_BATCH_PICTURES` by the device.",
+        10_000_000: "Workers by the hundred on CPUs, so GPUs; results out of Redis to object storage, with Redis "
+        "keeping only keys and verdicts; a Redis for each model or region, since jobs of different models share "
+        "nothing, or a cluster with the job's id as the hash tag; API processes behind a balancer: they hold no state.",
+    }
+    for day in DAYS:
+        lines.append(f"### {day:,} pictures a day")
+        lines.append(f"16 guided steps, one device, one Redis: {first_to_break(costs, day, 32)}. {ways_out[day]}")
+    lines += [
+        "### What does not grow",
+        f"With {queued['queued']:,} jobs queued, `GET /jobs/{{id}}` took {number(queued['read_ms'])} ms; with "
+        f"{streams['streams']:,} open event streams {number(streams['read_ms'])} ms, and the last stream heard of its "
+        f"job's end {number(streams['end_s'])} s after it. `max_queued_pictures` refuses more (429) long before a "
+        "queue of that length, which at the rate above would mean hours of waiting.",
+    ]
+    return lines

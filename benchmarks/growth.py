@@ -1,0 +1,290 @@
+"""What grows with what: `python -m benchmarks.growth`.
+
+Pictures/s and memory over batch size and steps; what a queue and a store full of results cost Redis and the API; many
+open event streams; two workers against one.
+"""
+
+import asyncio
+import itertools
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import httpx
+from redis import Redis
+
+from benchmarks import subject
+from benchmarks.common import ROOT, Data, figure, main, percentile, say, seconds
+from benchmarks.document import Plot, Table, number
+from benchmarks.service import saturate
+from benchmarks.stack import Stack, memory_mib, stack
+from service.jobs import Done, JobRecord, JobResult, JobStore, Picture, Scores, Verdict, connect, new_id, stream_key
+from service.settings import Settings
+from shared.checkpoint import read_info, resolve
+from shared.denoise import sample
+from shared.options import SamplingOptions
+from shared.pictures import png_bytes, to_uint8
+
+
+def batch_run(count: int, steps: int) -> tuple[float, float]:
+    """Pictures/s of a batch in a process of its own, and its highest memory, MiB."""
+    program = f"from benchmarks.growth import run_batch; run_batch({count}, {steps})"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ)
+    rate, memory = done.stdout.split()
+    return float(rate), float(memory)
+
+
+def run_batch(count: int, steps: int) -> None:
+    """What `batch_run` starts: warms up with one step, then samples a batch."""
+    ours = subject.denoiser()
+    stepper, hot = ours.stepper(max_rows=2 * count), subject.multi_hot(subject.label_lists(count), ours.vocabulary)
+    sample(stepper, hot, SamplingOptions(steps=1), subject.seeds(count))
+    taken = seconds(lambda: sample(stepper, hot, SamplingOptions(steps=steps), subject.seeds(count)))
+    print(count / taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+class Filler:
+    """Fills a Redis with jobs through the service's own JobStore."""
+
+    def __init__(self, connection: Redis, settings: Settings) -> None:
+        self.connection, self.settings = connection, settings
+        self.store = JobStore(connection, settings)
+        self.info = read_info(resolve(settings.storage, None, "denoiser"))
+        self.queued = self.finished = 0
+
+    def record(self, pictures: int) -> JobRecord:
+        labels = subject.label_lists(pictures)
+        about = {"model": self.info.name, "digest": self.info.digest, "columns": 8, "options": SamplingOptions()}
+        return JobRecord(id=new_id(), kind="generate", created_at=time.time(), labels=labels, seed=1, **about)
+
+    def queue_until(self, jobs: int) -> float:
+        """Queues one-picture jobs until so many wait; the seconds that one took."""
+        more = jobs - self.queued
+        taken = seconds(lambda: [self.store.create(self.record(1)) for _ in range(more)])
+        self.queued = jobs
+        return taken / max(more, 1)
+
+    def finish(self, jobs: int, png: bytes) -> str:
+        """Stores so many finished one-picture jobs as a worker does; the last one's id."""
+        probabilities = dict.fromkeys(self.info.vocabulary, 0.5)
+        result = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)
+        job_id = ""
+        for _ in range(jobs):
+            record = self.record(1)
+            job_id = self.store.create(record)
+            picture: Picture = next(iter(record.pictures()))
+            about = {"index": 0, "labels": picture.labels, "seed": picture.seed}
+            verdict = Verdict(**about, accuracy=1, f1=1, exact=True, probabilities=probabilities)
+            self.store.begin(job_id)
+            self.store.commit(stream_key(self.info.digest), "workers", [Done("0-1", picture, verdict, png)])
+            self.store.finish(job_id, result, png)
+        self.finished += jobs
+        return job_id
+
+    def memory(self) -> int:
+        return int(self.connection.info("memory")["used_memory"])
+
+
+def latencies_ms(running: Stack, path: str, count: int) -> list[float]:
+    with running.client() as client:
+        client.get(path).raise_for_status()
+        return [1000 * seconds(lambda: client.get(path).raise_for_status()) for _ in range(count)]
+
+
+def queue_growth(sizes: Sequence[int], looks: int) -> list[Data]:
+    """For each number of queued jobs: what one more costs, the API's latency, Redis's memory, a worker's sweep."""
+    found = []
+    with stack(workers=0) as running:
+        # no client waits and nothing works: what is measured is the queue itself
+        settings = Settings(redis_url=running.redis.url, job_timeout_s=10**6)
+        connection = connect(running.redis.url, timeout_s=120)
+        filler = Filler(connection, settings)
+        connection.xgroup_create(stream_key(filler.info.digest), "workers", id="0", mkstream=True)
+        empty = filler.memory()
+        for size in sizes:
+            create_s = filler.queue_until(size)
+            job_id = filler.store.create(filler.record(1))
+            filler.queued += 1
+            read = latencies_ms(running, f"/jobs/{job_id}", looks)
+            listed = latencies_ms(running, "/jobs?limit=20", looks)
+            found.append(
+                {
+                    "queued": size,
+                    "create_ms": create_s * 1000,
+                    "read_ms": percentile(read, 0.5),
+                    "read_p95_ms": percentile(read, 0.95),
+                    "list_ms": percentile(listed, 0.5),
+                    "bytes_per_job": (filler.memory() - empty) / filler.queued,
+                    "sweep_s": seconds(filler.store.sweep) if size <= 10_000 else None,
+                }
+            )
+            say(f"  {size} jobs queued")
+    return found
+
+
+def store_growth(sizes: Sequence[int], looks: int, png: bytes) -> list[Data]:
+    """For each number of finished jobs: the API's latency and Redis's memory."""
+    found = []
+    with stack(workers=0) as running:
+        connection = connect(running.redis.url, timeout_s=120)
+        filler = Filler(connection, Settings(redis_url=running.redis.url))
+        connection.xgroup_create(stream_key(filler.info.digest), "workers", id="0", mkstream=True)
+        empty = filler.memory()
+        for size in sizes:
+            job_id = filler.finish(size - filler.finished, png)
+            # pictures of jobs that were finished by hand are still in the stream, and RQ's list: both are emptied
+            connection.delete(filler.store.queue.key)
+            connection.xtrim(stream_key(filler.info.digest), maxlen=0, approximate=False)
+            read = latencies_ms(running, f"/jobs/{job_id}", looks)
+            image = latencies_ms(running, f"/jobs/{job_id}/images/0.png", looks)
+            about = {"read_ms": percentile(read, 0.5), "image_ms": percentile(image, 0.5)}
+            found.append({"finished": size, **about, "bytes_per_job": (filler.memory() - empty) / size})
+            say(f"  {size} jobs finished")
+    return found
+
+
+async def _with_streams(address: str, job_id: str, streams: int, looks: int) -> Data:
+    """Latency of GET /jobs/{id} while so many event streams of it are open, and until they heard of its end."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    ended: list[float] = []
+    async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as client:
+        opened = asyncio.Semaphore(0)
+
+        async def watch() -> None:
+            async with client.stream("GET", f"/jobs/{job_id}/events") as answer:
+                first = True
+                async for line in answer.aiter_lines():
+                    if first:
+                        opened.release()
+                        first = False
+                    if line.startswith("event: end"):
+                        ended.append(time.perf_counter())
+
+        start = time.perf_counter()
+        tasks = [asyncio.create_task(watch()) for _ in range(streams)]
+        for _ in range(streams):
+            await asyncio.wait_for(opened.acquire(), 60)
+        open_s = time.perf_counter() - start
+        taken = []
+        for _ in range(looks):
+            begun = time.perf_counter()
+            (await client.get(f"/jobs/{job_id}")).raise_for_status()
+            taken.append(1000 * (time.perf_counter() - begun))
+        told = time.perf_counter()
+        (await client.delete(f"/jobs/{job_id}")).raise_for_status()
+        await asyncio.wait_for(asyncio.gather(*tasks), 60)
+    to_end = [at - told for at in ended]
+    about = {"streams": streams, "open_s": open_s, "told": len(ended)}
+    return {**about, "read_ms": percentile(taken, 0.5), "read_p95_ms": percentile(taken, 0.95), "end_s": max(to_end)}
+
+
+def stream_growth(sizes: Sequence[int], looks: int) -> list[Data]:
+    found = []
+    for size in sizes:
+        with stack(workers=0) as running:
+            filler = Filler(connect(running.redis.url), Settings(redis_url=running.redis.url))
+            job_id = filler.store.create(filler.record(1))
+            about = asyncio.run(_with_streams(running.address, job_id, size, looks))
+            assert running.api is not None
+            found.append({**about, "api_mib": memory_mib(running.api)})
+            say(f"  {size} event streams open")
+    return found
+
+
+def worker_growth(requests: int) -> Data:
+    """Pictures/s of one worker with all cores and of two with half of them each."""
+    cores, found = len(os.sched_getaffinity(0)), {}
+    for workers in (1, 2):
+        with stack(workers=0) as running, running.client() as client:
+            running.start_workers(workers, OMP_NUM_THREADS=str(max(1, cores // workers)))
+            saturate(client, requests // 4)
+            found[str(workers)] = saturate(client, requests)
+    return found
+
+
+def measure(quick: bool) -> Data:
+    batches, steps = ([1, 4], [2, 4]) if quick else ([1, 2, 4, 8, 16, 32, 64], [4, 8, 16, 32])
+    queued, finished = ([100, 300], [50]) if quick else ([1000, 10_000, 100_000], [1000, 10_000])
+    streams, looks = ([50], 10) if quick else ([100, 1000], 100)
+    by_batch = {str(n): batch_run(n, 2 if quick else 8) for n in batches}
+    by_steps = {str(n): batch_run(2 if quick else 8, n) for n in steps}
+    say("  batch sizes and steps: done")
+    ours = subject.denoiser()
+    picture = sample(ours.stepper(), subject.multi_hot([["red cube"]], ours.vocabulary), SamplingOptions(steps=4), [1])
+    png = png_bytes(to_uint8(picture)[0])
+    queue = queue_growth(queued, looks)
+    store = store_growth(finished, looks, png)
+    watched = stream_growth(streams, looks)
+    workers = worker_growth(8 if quick else 64)
+    return {
+        "figures": {
+            "growth.read_ms_with_most_streams": figure([watched[-1]["read_ms"]]),
+            "growth.read_ms_with_most_queued": figure([queue[-1]["read_ms"]]),
+            "growth.bytes_per_queued_job": figure(one["bytes_per_job"] for one in queue),
+            "growth.bytes_per_finished_picture": figure(one["bytes_per_job"] for one in store),
+            "growth.two_workers_over_one": figure([workers["2"] / workers["1"]]),
+        },
+        "batches": by_batch,
+        "steps": by_steps,
+        "png_bytes": len(png),
+        "queue": queue,
+        "store": store,
+        "streams": watched,
+        "workers": workers,
+    }
+
+
+def report(data: Data) -> list[str | Table | Plot]:
+    batches = Table(["pictures in the batch", *data["batches"]])
+    batches.add("pictures/s, 8 steps, guided", *(number(rate) for rate, _ in data["batches"].values()))
+    batches.add("memory of the process, MiB", *(number(mib) for _, mib in data["batches"].values()))
+    steps = Table(["steps", *data["steps"]])
+    steps.add("pictures/s, batch 8, guided", *(number(rate) for rate, _ in data["steps"].values()))
+    queue = Table(["queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes a job", "a sweep, s"])
+    for one in data["queue"]:
+        keys = ("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job")
+        sweep = "not tried" if one["sweep_s"] is None else number(one["sweep_s"])
+        queue.add(f"{one['queued']:,}", *(number(one[key]) for key in keys), sweep)
+    store = Table(["finished jobs of one picture", "GET job, ms", "GET picture, ms", "bytes a job in Redis"])
+    for one in data["store"]:
+        cells = (number(one[key]) for key in ("read_ms", "image_ms", "bytes_per_job"))
+        store.add(f"{one['finished']:,}", *cells)
+    keys = ("open_s", "read_ms", "read_p95_ms", "end_s", "api_mib")
+    streams = Table(
+        ["open event streams", "to open all, s", "GET job, ms", "p95", "last hears of the end, s", "API, MiB"]
+    )
+    for one in data["streams"]:
+        streams.add(one["streams"], *(number(one[key]) for key in keys))
+    workers = Table(["workers", "pictures/s"])
+    for count, rate in data["workers"].items():
+        workers.add(count, number(rate))
+
+    def draw(axes: Sequence[object]) -> None:
+        sizes = [int(n) for n in data["batches"]]
+        axes[0].plot(sizes, [rate for rate, _ in data["batches"].values()], "o-")
+        axes[0].set(xlabel="pictures in the batch", ylabel="pictures/s", xscale="log")
+        axes[0].set_ylim(bottom=0)
+        axes[1].plot(sizes, [mib for _, mib in data["batches"].values()], "o-")
+        axes[1].set(xlabel="pictures in the batch", ylabel="memory, MiB", xscale="log")
+        axes[1].set_ylim(bottom=0)
+
+    texts = itertools.chain([batches, Plot("growth", "batch size: rate and memory", draw, 2), steps])
+    return [
+        *texts,
+        "Queued jobs have one picture each and no worker takes them. A sweep is what every worker does each second to "
+        "find jobs that RQ lost.",
+        queue,
+        f"A picture's PNG has {data['png_bytes']:,} bytes; the rest is verdict, record, events and the grid.",
+        store,
+        streams,
+        "Two workers share the machine's cores, half of them each.",
+        workers,
+    ]
+
+
+if __name__ == "__main__":
+    main("growth", __doc__, measure)

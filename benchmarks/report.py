@@ -1,0 +1,109 @@
+"""Writes docs/performance.md and docs/scaling.md from the results: `python -m benchmarks.report [--quick]`.
+
+Measures nothing. With --quick the documents of a quick run go to runs/bench-quick, beside its results.
+"""
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks import capacity
+from benchmarks.common import ROOT, Data, results, say
+from benchmarks.document import Plot, Table, number, write
+
+Pieces = list[str | Table | Plot]
+
+TITLES = {
+    "sampling": "Sampling a batch",
+    "roofline": "Against the limit",
+    "service": "The service over the bare loop",
+    "load": "Batching under load",
+    "growth": "Growth",
+    "training": "Training",
+    "startup": "Start-up",
+}
+# figure, what it is, goal and whether a good one is above it
+GOALS = [
+    ("sampling.speedup_vs_report", "batch of 32, over the report's sampler", 1000.0, True),
+    ("sampling.speedup_vs_diffusers_fp32", "the same, over diffusers in fp32, equal solver and steps", 3.0, True),
+    ("sampling.speedup_vs_diffusers_bf16", "the same, over diffusers in bf16", 1.3, True),
+    ("limit.fraction", "network at 32 rows, of the machine's best kernel", 0.5, True),
+    ("service.saturation_fraction", "service with 32 clients, of the bare loop", 0.95, True),
+    ("service.single_ratio", "one picture end to end, over the loop", None, True),
+    ("service.single_overhead_ms", "the same, ms beside the loop's", None, True),
+    ("batching.p95_ratio_at_0_6", "p95 at 0.6 of capacity, of request-level batching's", 0.5, False),
+    ("batching.throughput_vs_one_at_a_time", "throughput at saturation, over one at a time", 3.0, True),
+    ("training.speedup_vs_report", "training, over the report's loop", 10.0, True),
+    ("training.speedup_vs_library", "training, over diffusers' loop in fp32, its default", 2.0, True),
+    ("training.speedup_vs_library_bf16", "training, over diffusers' loop in bf16", None, True),
+    ("limit.speedup_vs_before", "network at 32 rows, over the module under autocast", None, True),
+]
+
+
+def goals(content: Data) -> Table:
+    table = Table(["figure", "what", "median", "spread", "goal", "met"])
+    for key, what, goal, above in GOALS:
+        if (found := content.get(key)) is None:
+            continue
+        wanted, met = "", ""
+        if goal is not None:
+            wanted = f"{'at least' if above else 'at most'} {goal:g}"
+            met = "yes" if (found["median"] >= goal) == above else "no"
+        table.add(f"`{key}`", what, number(found["median"]), number(found["spread"]), wanted, met)
+    return table
+
+
+def machine_line(about: Data) -> str:
+    machine = about["machine"]
+    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    features = f" ({', '.join(machine['features'])})" if machine["features"] else ""
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores{features}, {machine['memory_gib']} GiB, "
+        f"GPU: {machine['gpu'] or 'none'}, Linux {machine['kernel']}, Python {machine['python']}, {libraries}. "
+        f"Commit {about['commit']}, measured from {about.get('started_at', 'unknown')} to "
+        f"{about.get('finished_at', 'an interruption')}."
+    )
+
+
+def performance(content: Data) -> Pieces:
+    command = "make bench-quick" if content["about"].get("quick") else "make bench"
+    pieces: Pieces = [
+        "# Performance",
+        f"Written by `{command}` from what it measured; do not edit. Figures are medians of things that take turns in "
+        "one process or one session, ratios are taken round by round, and the spread is the highest minus the lowest "
+        "of the rounds. All of them, with every repetition's range, are in `benchmarks/results.json`.",
+        machine_line(content["about"]),
+        goals(content),
+    ]
+    for name, title in TITLES.items():
+        section = content["sections"].get(name)
+        pieces.append(f"## {title}")
+        if section is None or "figures" not in section:
+            pieces.append("Not measured" + (f": {section['failed']}." if section else " yet."))
+            continue
+        module = import_module(f"benchmarks.{name}")
+        pieces.append(f"`python -m benchmarks.{name}`, {section['seconds']:.0f} s.")
+        pieces += module.report(section)
+    return pieces
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    kept = results(quick)
+    folder: Path = kept.path.parent if quick else ROOT / "docs"
+    content = kept.read()
+    if not content["sections"]:
+        say(f"{kept.path} has no results; run `make bench` first")
+        return 1
+    write(performance(content), folder / "performance.md")
+    if pieces := capacity.scaling(content):
+        write(pieces, folder / "scaling.md")
+    say(f"written: {folder / 'performance.md'}" + (f" and {folder / 'scaling.md'}" if pieces else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""The benchmarks' logic: schedules, policies, statistics, results and documents. Nothing here is timed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import capacity, report, run
+from benchmarks.common import Results, figure, in_turn, percentile, ratios
+from benchmarks.document import Plot, Table, number, wrapped, write
+from benchmarks.others import ReportSampler, betas_of
+from benchmarks.policies import (
+    Arrival,
+    Policy,
+    StepCost,
+    continuous,
+    mean_network_rows,
+    one_at_a_time,
+    poisson,
+    request_level,
+    simulate,
+)
+from shared.denoise import Stepper, sample
+from shared.options import SamplingOptions
+from shared.schedules import alpha_bar
+from tests.toy import K, ToyNetwork
+
+FLAT = StepCost({1: 1.0, 1000: 1.0})
+
+
+def arrival(at: float, pictures: int, steps: int = 4) -> Arrival:
+    return Arrival(at, pictures, SamplingOptions(steps=steps, guidance=3.0))
+
+
+def test_a_figure_has_median_and_spread() -> None:
+    assert figure([3.0, 1.0, 2.5]) == {"median": 2.5, "spread": 2.0, "low": 1.0, "high": 3.0, "n": 3}
+
+
+@pytest.mark.parametrize(("q", "expected"), [(0.5, 50), (0.95, 95), (0.99, 99), (1.0, 100), (0.001, 1)])
+def test_percentiles_are_values_that_occurred(q: float, expected: int) -> None:
+    assert percentile(list(range(100, 0, -1)), q) == expected
+
+
+def test_a_percentile_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 0.5)
+
+
+def test_works_take_turns_after_a_round_of_warming_up() -> None:
+    order: list[str] = []
+    times = in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=2)
+    assert order == ["a", "b"] * 3
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
+    assert ratios([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
+
+
+def test_poisson_arrivals_have_the_rate_and_the_memory_of_none() -> None:
+    arrivals = poisson(rate=5.0, count=20_000, seed=3)
+    gaps = torch.tensor([0.0] + [a.at for a in arrivals]).double().diff()
+    assert gaps.mean().item() == pytest.approx(0.2, rel=0.03)
+    assert gaps.std().item() == pytest.approx(0.2, rel=0.03)  # an exponential's deviation is its mean
+    assert (gaps > 0.2).double().mean().item() == pytest.approx(0.3679, abs=0.02)
+    rows = sum(a.network_rows for a in arrivals) / len(arrivals)
+    assert rows == pytest.approx(mean_network_rows(), rel=0.03)
+
+
+def test_at_another_rate_the_same_requests_come() -> None:
+    slow, fast = poisson(1.0, 50, seed=9), poisson(4.0, 50, seed=9)
+    assert [(a.pictures, a.options) for a in slow] == [(a.pictures, a.options) for a in fast]
+    assert [a.at for a in fast] == pytest.approx([a.at / 4 for a in slow])
+
+
+def test_continuous_batching_lets_a_request_join_at_the_next_step() -> None:
+    served = simulate(continuous, [arrival(0.0, 2, steps=4), arrival(1.5, 2, steps=2)], FLAT, max_pictures=8)
+    assert served.latencies == [4.0, 2.5]  # it comes during the second step and takes the third and the fourth
+    assert served.ended_at == 4.0
+
+
+def test_request_level_batching_waits_for_the_batch_to_end() -> None:
+    arrivals = [arrival(0.0, 2, steps=4), arrival(0.0, 1, steps=2), arrival(1.5, 2, steps=2)]
+    served = simulate(request_level, arrivals, FLAT, max_pictures=8)
+    assert served.latencies == [4.0, 4.0, 4.5]  # the short one is answered with its batch; the late one takes the next
+
+
+def test_request_level_batching_takes_whole_requests_only() -> None:
+    arrivals = [arrival(0.0, 3, steps=1), arrival(0.0, 3, steps=1), arrival(0.0, 1, steps=1)]
+    assert simulate(request_level, arrivals, FLAT, max_pictures=4).latencies == [1.0, 2.0, 2.0]
+    assert simulate(continuous, arrivals, FLAT, max_pictures=4).latencies == [1.0, 2.0, 2.0]
+    assert simulate(request_level, [arrival(0.0, 9, steps=1)], FLAT, max_pictures=4).latencies == [1.0]
+
+
+def test_one_at_a_time_makes_one_picture_after_the_other() -> None:
+    served = simulate(one_at_a_time, [arrival(0.0, 3, steps=2), arrival(1.0, 1, steps=2)], FLAT, max_pictures=8)
+    assert served.latencies == [6.0, 7.0]
+    assert served.pictures == 4
+
+
+def test_a_quiet_time_is_waited_through() -> None:
+    assert simulate(continuous, [arrival(0.0, 1, 1), arrival(50.0, 1, 1)], FLAT, max_pictures=1).ended_at == 51.0
+
+
+@pytest.mark.parametrize("policy", [continuous, request_level, one_at_a_time])
+def test_every_step_is_paid_for(policy: Policy) -> None:
+    arrivals = poisson(2.0, 60, seed=5)
+    linear = StepCost({1: 1.0, 1000: 1000.0})  # seconds = rows, so that the work is the same however it is batched
+    served = simulate(policy, [Arrival(0.0, a.pictures, a.options) for a in arrivals], linear, max_pictures=16)
+    assert served.ended_at == pytest.approx(sum(a.network_rows for a in arrivals))
+
+
+def test_step_costs_are_linear_between_what_was_measured() -> None:
+    cost = StepCost({2: 1.0, 4: 3.0, 8: 4.0})
+    assert [cost(n) for n in (1, 2, 3, 4, 6, 8, 12)] == [1.0, 1.0, 2.0, 3.0, 3.5, 4.0, 5.0]
+
+
+def test_the_reports_loop_is_our_table() -> None:
+    """Its equations as written, from the same noise, give what our loop gives with the table `ddpm`."""
+    ab = alpha_bar("sigmoid", 1000)
+    network = ToyNetwork(ab, "eps")
+    labels = torch.eye(K)[:1]
+    theirs = ReportSampler(network, ab, "eps", network.image_shape)(labels, 3.0, torch.Generator().manual_seed(5))
+    ours = sample(Stepper(network, ab, "eps"), labels, SamplingOptions(sampler="ddpm", steps=999, guidance=3.0), [5])
+    assert torch.allclose(theirs, ours, atol=2e-3)
+
+
+def test_betas_give_the_schedule_back() -> None:
+    ab = alpha_bar("cosine", 1000)
+    assert torch.allclose((1 - torch.tensor(betas_of(ab), dtype=torch.float64)).cumprod(0), ab, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("pictures_per_s", "rows", "expected"), [(1.0, 32, 1), (3.0, 100, 1), (3.01, 100, 2), (0.0, 32, 1), (30.0, 100, 10)]
+)
+def test_devices_keep_below_the_load(pictures_per_s: float, rows: int, expected: int) -> None:
+    assert capacity.devices(pictures_per_s, rows, rows_per_s=500, load=0.6) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0, "0"), (0.012345, "0.0123"), (3.14159, "3.14"), (12.0, "12.0"), (999.4, "999"),
+                            (12345.6, "12,346"), (2.5e7, "2.5e+07")]
+)  # fmt: skip
+def test_numbers_have_three_digits(value: float, expected: str) -> None:
+    assert number(value) == expected
+
+
+def test_a_row_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 cells for 3 columns"):
+        Table(["a", "b", "c"]).add(1, 2)
+
+
+def test_documents_are_wrapped_and_have_their_plots(tmp_path: Path) -> None:
+    table = Table(["a", "b"])
+    table.add(1, "x")
+    plot = Plot("line", "a line", lambda axes: axes[0].plot([1, 2], [3, 4]))
+    write(["# Title", "word " * 60, table, plot], tmp_path / "docs" / "page.md")
+    text = (tmp_path / "docs" / "page.md").read_text()
+    assert max(map(len, text.splitlines())) <= 120
+    assert "| a | b |\n| --- | --- |\n| 1 | x |" in text
+    assert "![a line](page-line.png)" in text
+    assert (tmp_path / "docs" / "page-line.png").read_bytes().startswith(b"\x89PNG")
+    assert wrapped("- " + "word " * 60).count("\n") == 0
+
+
+def test_results_keep_each_section_and_its_figures(tmp_path: Path) -> None:
+    kept = Results(tmp_path / "results.json")
+    kept.begin(quick=True)
+    kept.keep("load", {"figures": {"batching.ratio": figure([1.0, 2.0])}})
+    kept.keep("growth", {"failed": "it ended with exit status 1"})
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["batching.ratio"]["median"] == 1.5
+    assert set(run.missing(content)) == set(run.SECTIONS) - {"load"}
+    assert kept.begin(quick=True)["sections"].keys() == {"load", "growth"}  # it goes on
+    assert kept.begin(quick=False)["sections"] == {}  # another kind of run begins anew
+
+
+def test_a_finished_run_begins_anew(tmp_path: Path) -> None:
+    kept = Results(tmp_path / "results.json")
+    kept.begin(quick=True)
+    kept.keep("load", {"figures": {}})
+    kept.finish()
+    assert kept.begin(quick=True)["sections"] == {}
+
+
+def test_a_section_that_fails_is_kept_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kept = Results(tmp_path / "results.json")
+    monkeypatch.setattr(run, "results", lambda quick: kept)
+    monkeypatch.setattr("sys.argv", ["run", "--quick"])
+    asked: list[str] = []
+
+    def section(name: str, quick: bool) -> str | None:
+        asked.append(name)
+        if name == "sampling":
+            return "it ended with exit status 1"
+        kept.keep(name, {"figures": {f"{name}.x": figure([1.0])}})
+        return None
+
+    monkeypatch.setattr(run, "run_section", section)
+    monkeypatch.setattr(run, "write_documents", lambda quick: 0)
+    assert run.main() == 1
+    assert asked == list(run.SECTIONS)
+    assert kept.read()["sections"]["sampling"] == {"failed": "it ended with exit status 1"}
+    asked.clear()
+    assert run.main() == 1
+    assert asked == ["sampling"]
+
+
+def test_documents_say_what_was_not_measured() -> None:
+    about = {"commit": "abc", "quick": False, "machine": {"cpu": "x", "cores": 2, "features": [], "memory_gib": 1.0,
+             "gpu": None, "kernel": "6", "python": "3", "libraries": {"torch": "2"}}}  # fmt: skip
+    content = {
+        "limit.fraction": figure([0.4, 0.45]),
+        "about": about,
+        "sections": {"load": {"failed": "it took longer than 600 s"}},
+    }
+    pieces = report.performance(content)
+    texts = [piece for piece in pieces if isinstance(piece, str)]
+    assert "Not measured: it took longer than 600 s." in texts
+    assert texts.count("Not measured yet.") == len(report.TITLES) - 1
+    goals = next(piece for piece in pieces if isinstance(piece, Table))
+    assert goals.rows == [
+        [
+            "`limit.fraction`",
+            "network at 32 rows, of the machine's best kernel",
+            "0.425",
+            "0.0500",
+            "at least 0.5",
+            "no",
+        ]
+    ]
+    assert capacity.scaling(content) == []
