@@ -21,7 +21,8 @@ from benchmarks.common import ROOT, Data, figure, main, percentile, say, seconds
 from benchmarks.document import Plot, Table, number
 from benchmarks.service import saturate
 from benchmarks.stack import Stack, memory_mib, stack
-from service.jobs import Done, JobRecord, JobResult, JobStore, Picture, Scores, Verdict, connect, new_id, stream_key
+from service.jobs import JobStore, connect, new_id, stream_key
+from service.records import Done, JobRecord, JobResult, Picture, Scores, Verdict
 from service.settings import Settings
 from shared.checkpoint import read_info, resolve
 from shared.denoise import sample

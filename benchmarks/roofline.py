@@ -56,7 +56,7 @@ def inputs(count: int, denoiser: Denoiser) -> tuple[Tensor, Tensor, Tensor, Tens
     device = next(denoiser.network.parameters()).device
     x = torch.randn(count, *denoiser.image_shape, generator=generator)
     t = torch.randint(0, len(denoiser.alpha_bar), (count,), generator=generator)
-    labels = subject.multi_hot(subject.label_lists(count), denoiser.vocabulary)
+    labels = subject.told(denoiser, subject.label_lists(count))
     keep = torch.arange(count) % 2 == 0
     return x.to(device), t.to(device), labels.to(device), keep.to(device)
 

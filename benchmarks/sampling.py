@@ -82,7 +82,7 @@ def qualities(
         found[name] = subject.quality(judge, sample(stepper, hot, chosen, subject.seeds(count)), lists)
     for name, pipe in pipelines.items():
         if name.endswith("bf16"):
-            images = pipe(hot, STEPS, GUIDANCE, torch.Generator().manual_seed(0))
+            images = pipe(subject.told(ours, lists), STEPS, GUIDANCE, torch.Generator().manual_seed(0))
             found[name] = subject.quality(judge, images, lists)
     say(f"  scoring {report_count} pictures of the report's 999 steps")
     few = lists[:report_count]
@@ -96,9 +96,10 @@ def measure(quick: bool) -> Data:
     slow = 1 if quick else 2
     ours = subject.denoiser()
     hot = subject.multi_hot(subject.label_lists(count), ours.vocabulary)
+    told = subject.told(ours, subject.label_lists(count))  # to others: with the positions that our loop draws
     pipelines = make_pipelines(ours)
     measured = {name: slow if "fp32" in name or quick else STEPS for name in pipelines}
-    ways = our_ways(ours, hot) | diffusers_ways(pipelines, hot, measured) | {REPORT: report_way(ours, hot, slow)}
+    ways = our_ways(ours, hot) | diffusers_ways(pipelines, told, measured) | {REPORT: report_way(ours, told, slow)}
     say(f"  {len(ways)} ways to draw {count} pictures take turns, {rounds} rounds")
     times = in_turn({name: way.work for name, way in ways.items()}, rounds, warm=True)
     whole = {name: [s * ways[name].steps / ways[name].measured for s in times[name]] for name in ways}

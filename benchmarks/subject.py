@@ -11,7 +11,7 @@ from shared.checkpoint import resolve
 from shared.device import pick_device
 from shared.evaluator import Evaluator, load_evaluator, score_set
 from shared.model import Denoiser, load_denoiser
-from shared.options import picture_seed
+from shared.options import SamplingOptions, picture_seed
 from shared.vocabulary import ICLEVR, Vocabulary
 
 
@@ -32,6 +32,13 @@ def label_lists(count: int, seed: int = 0) -> list[list[str]]:
 def multi_hot(lists: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Tensor:
     """(N, K) float32."""
     return torch.tensor([vocabulary.multi_hot(labels) for labels in lists], dtype=torch.float32)
+
+
+def told(denoiser: Denoiser, lists: Sequence[Sequence[str]]) -> Tensor:
+    """Labels as the network is told them: (N, K), or (N, K, 3) with positions, drawn as our loop draws them."""
+    stepper, options, hot = denoiser.stepper(), SamplingOptions(steps=1), multi_hot(lists, denoiser.vocabulary)
+    rows = [stepper.new_row(labels, options, seed) for labels, seed in zip(hot, seeds(len(hot)), strict=True)]
+    return torch.stack([row.labels for row in rows])
 
 
 def seeds(count: int, seed: int = 0) -> list[int]:

@@ -1,6 +1,7 @@
 """The benchmarks' logic: schedules, policies, statistics, results and documents. Nothing here is timed."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,14 @@ def test_a_section_that_fails_is_kept_and_the_rest_goes_on(monkeypatch: pytest.M
     asked.clear()
     assert run.main() == 1
     assert asked == ["sampling"]
+
+
+@pytest.mark.parametrize("name", run.SECTIONS)
+def test_every_section_can_be_measured_and_written_up(name: str) -> None:
+    module = import_module(f"benchmarks.{name}")
+    assert callable(module.measure)
+    assert callable(module.report)
+    assert name in report.TITLES
 
 
 def test_documents_say_what_was_not_measured() -> None:
