@@ -45,6 +45,7 @@ WORKERS = f"{PREFIX}:workers"
 GRID = "grid"
 KEPT_EVENTS = 1000  # per job; a waiter that missed older ones reads the state itself
 FAILED_RQ_JOB_TTL_S = 3600  # RQ's own default keeps them for a year
+SWEPT = 500  # open jobs that one sweep looks at: it stays short however many wait
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 
 # A job's status moves queued -> running -> a terminal one, and from a terminal one never. KEYS: open, job, events, then
@@ -131,6 +132,7 @@ class JobStore:
         self.webhooks = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
         self._move = connection.register_script(_MOVE)
         self._lost_once: set[str] = set()
+        self._sweep_at = 0  # cursor in the set of open jobs
 
     def create(self, record: JobRecord, asked: Asked | None = None) -> str:
         """The job, its pictures and its RQ job in one MULTI: all of it is there, or nothing. Returns the job's id.
@@ -295,17 +297,23 @@ class JobStore:
     def sweep(self) -> None:
         """Puts right what RQ lost: an open job without an RQ job that waits or runs gets a new one; overdue ones fail.
 
-        Cheap and safe to call at any time from any worker: a job that is run twice finds its pictures done.
+        Cheap and safe to call at any time from any worker: a job that is run twice finds its pictures done. One sweep
+        looks at about `SWEPT` jobs, the next goes on from there.
         """
-        lost: set[str] = set()
-        for raw in self.connection.smembers(OPEN):
-            job_id = text(raw)
-            record = self.record(job_id)
-            if record is None or not self.is_open(job_id):
+        self._sweep_at, found = self.connection.sscan(OPEN, self._sweep_at, count=SWEPT)
+        job_ids = {text(raw) for raw in found} | self._lost_once
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hmget(job_key(job_id), ["record", "status", "rq"])
+            pipe.lrange(self.queue.key, 0, -1)
+            *states, queue = pipe.execute()
+        waiting, lost = set(queue), set[str]()
+        for job_id, (raw, status, rq) in zip(job_ids, states, strict=True):
+            if raw is None or text(status) in TERMINAL:
                 self.connection.srem(OPEN, job_id)
-            elif time.time() - record.created_at > self.settings.job_timeout_s:
+            elif time.time() - JobRecord.model_validate_json(raw).created_at > self.settings.job_timeout_s:
                 self.fail(job_id, f"not finished within {self.settings.job_timeout_s} s")
-            elif self._rq_lost(job_id):
+            elif rq not in waiting and self._rq_lost(job_id):
                 lost.add(job_id)
         # RQ's own steps between queue and worker are not atomic: only what is missing twice in a row is lost.
         for job_id in lost & self._lost_once:

@@ -9,7 +9,7 @@ from rq.job import Job as RqJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from service.jobs import OPEN, JobStore, events_key, job_key, new_id, png_key, verdicts_key
+from service.jobs import OPEN, SWEPT, JobStore, events_key, job_key, new_id, png_key, verdicts_key
 from service.ledger import Asked, KeyReused, id_of, index_key, was_key
 from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
@@ -272,6 +272,20 @@ def test_a_job_that_rq_lost_is_queued_again_once(store: JobStore, connection: Re
     store.sweep()
     store.sweep()
     assert connection.llen(store.queue.key) == 1
+
+
+def test_sweeps_come_to_every_job_and_ask_little_at_a_time(store: JobStore, connection: Redis) -> None:
+    jobs = [record() for _ in range(2 * SWEPT)]
+    for job in jobs:
+        store.create(job)
+    lose(store, connection, jobs[7], "failed")
+    connection.lrem(store.queue.key, 1, connection.hget(job_key(jobs[7].id), "rq"))  # type: ignore[arg-type]
+    before = connection.info("stats")["total_commands_processed"]
+    store.sweep()
+    assert connection.info("stats")["total_commands_processed"] - before < 2 * SWEPT
+    for _ in range(10):
+        store.sweep()
+    assert connection.llen(store.queue.key) == 2 * SWEPT
 
 
 def test_a_sweep_leaves_alone_what_is_well(store: JobStore, connection: Redis) -> None:
