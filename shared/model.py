@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast, get_args
 
 import torch
@@ -14,6 +15,7 @@ from shared.denoise import Stepper
 from shared.device import autocast_dtype
 from shared.layouts import Layouts
 from shared.options import PredictionName, SamplingOptions, default_options
+from shared.packed import can_pack, pack
 from shared.schedules import alpha_bar
 from shared.storage import Location
 from shared.unet import NetworkConfig, UNet
@@ -37,10 +39,15 @@ class Denoiser:
     def stepper(self, *, max_rows: int = 64, pad_to: Sequence[int] | None = None) -> Stepper:
         """A stepping loop on the network's device, in bf16 where the device has it."""
         device = next(self.network.parameters()).device
+        dtype = autocast_dtype(device)
         return Stepper(
-            self.network, self.alpha_bar, self.prediction,
-            device=device, dtype=autocast_dtype(device), max_rows=max_rows, pad_to=pad_to, layouts=self.layouts,
+            self._packed if can_pack(device, dtype) else self.network, self.alpha_bar, self.prediction,
+            device=device, dtype=dtype, max_rows=max_rows, pad_to=pad_to, layouts=self.layouts,
         )  # fmt: skip
+
+    @cached_property
+    def _packed(self) -> UNet:
+        return pack(self.network)
 
 
 def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Denoiser:
