@@ -21,9 +21,10 @@ from benchmarks.common import ROOT, Data, figure, main, percentile, say, seconds
 from benchmarks.document import Plot, Table, number
 from benchmarks.service import saturate
 from benchmarks.stack import Stack, memory_mib, stack
-from service.jobs import JobStore, connect, new_id, stream_key
-from service.records import Done, JobRecord, JobResult, Picture, Scores, Verdict
+from service.jobs import JobStore, connect, job_key, new_id, text
+from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
+from service.stream import GROUP, PictureStream
 from shared.checkpoint import read_info, resolve
 from shared.denoise import sample
 from shared.options import SamplingOptions
@@ -74,15 +75,16 @@ class Filler:
         probabilities = dict.fromkeys(self.info.vocabulary, 0.5)
         result = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)
         job_id = ""
+        stream = PictureStream(self.connection, self.settings, self.info.digest, "benchmark")
         for _ in range(jobs):
-            record = self.record(1)
-            job_id = self.store.create(record)
-            picture: Picture = next(iter(record.pictures()))
-            about = {"index": 0, "labels": picture.labels, "seed": picture.seed}
+            job_id = self.store.create(self.record(1))
+            (claim,) = stream.claim_new(1)
+            about = {"index": 0, "labels": claim.picture.labels, "seed": claim.picture.seed}
             verdict = Verdict(**about, accuracy=1, f1=1, exact=True, probabilities=probabilities)
             self.store.begin(job_id)
-            self.store.commit(stream_key(self.info.digest), "workers", [Done("0-1", picture, verdict, png)])
+            self.store.commit(stream.key, GROUP, [Done(claim.entry, claim.picture, verdict, png)])
             self.store.finish(job_id, result, png)
+            self.store.queue.fetch_job(text(self.connection.hget(job_key(job_id), "rq"))).delete()
         self.finished += jobs
         return job_id
 
@@ -104,7 +106,6 @@ def queue_growth(sizes: Sequence[int], looks: int) -> list[Data]:
         settings = Settings(redis_url=running.redis.url, job_timeout_s=10**6)
         connection = connect(running.redis.url, timeout_s=120)
         filler = Filler(connection, settings)
-        connection.xgroup_create(stream_key(filler.info.digest), "workers", id="0", mkstream=True)
         empty = filler.memory()
         for size in sizes:
             create_s = filler.queue_until(size)
@@ -133,13 +134,9 @@ def store_growth(sizes: Sequence[int], looks: int, png: bytes) -> list[Data]:
     with stack(workers=0) as running:
         connection = connect(running.redis.url, timeout_s=120)
         filler = Filler(connection, Settings(redis_url=running.redis.url))
-        connection.xgroup_create(stream_key(filler.info.digest), "workers", id="0", mkstream=True)
         empty = filler.memory()
         for size in sizes:
             job_id = filler.finish(size - filler.finished, png)
-            # pictures of jobs that were finished by hand are still in the stream, and RQ's list: both are emptied
-            connection.delete(filler.store.queue.key)
-            connection.xtrim(stream_key(filler.info.digest), maxlen=0, approximate=False)
             read = latencies_ms(running, f"/jobs/{job_id}", looks)
             image = latencies_ms(running, f"/jobs/{job_id}/images/0.png", looks)
             about = {"read_ms": percentile(read, 0.5), "image_ms": percentile(image, 0.5)}
