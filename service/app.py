@@ -13,11 +13,13 @@ from redis.asyncio import Redis as AsyncRedis
 from service import errors
 from service.api_keys import KeyRing
 from service.guard import Guard
+from service.headers import SecurityHeaders
 from service.jobs import JobStore, connect
 from service.metrics import RequestMetrics
 from service.models import Models
 from service.openai_errors import OpenAIErrors
-from service.routes import generate, jobs, meta, metrics, openai, page, score
+from service.rate_limit import RateLimiter, read_limit
+from service.routes import docs, generate, jobs, meta, metrics, openai, page, score
 from service.settings import Settings
 from service.submit import PROBLEM
 from service.views import JobReader
@@ -31,6 +33,7 @@ DESCRIPTION = "Pictures of the objects that you name, each with a verdict of whe
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application on `settings`, by default those of the environment."""
     settings = settings or Settings()
+    limit = read_limit(settings.rate_limit)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -44,19 +47,29 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
         app.state.store = JobStore(connection, settings)
         app.state.reader = JobReader(reading)
+        app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
         yield
         await reading.aclose()
         connection.close()
 
-    app = FastAPI(title="labelgrid", version=version("labelgrid"), description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="labelgrid",
+        version=version("labelgrid"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # a route of ours has it, without other hosts' scripts
+        redoc_url=None,
+    )
     app.state.settings = settings
     app.state.models = Models(settings.storage, settings.storage_every_s)
     app.add_middleware(errors.BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
     app.add_middleware(Guard, keys=KeyRing(settings.api_keys, settings.api_keys_file), settings=settings)
     app.add_middleware(OpenAIErrors)
     app.add_middleware(RequestMetrics)
+    app.add_middleware(SecurityHeaders)
     errors.install(app)
-    for route in (generate, score, jobs, openai, meta, metrics, page):
+    for route in (generate, score, jobs, openai, meta, metrics, page, docs):
         app.include_router(route.router, responses={401: PROBLEM, 403: PROBLEM})
+    app.mount("/static/docs", docs.files)
     app.mount("/static", page.files, name="static")
     return app

@@ -14,6 +14,7 @@
     ├── NotReady              409  the picture or grid is not made yet
     ├── JobEnded              409  what has ended cannot be cancelled
     ├── JobCancelled          409  for a client that waited for the job
+    ├── TooManyRequests       429  Retry-After says when the next is taken
     ├── QueueFull             429  Retry-After says when there will be room
     ├── NotInTime             504  for a client that cannot be answered 202
     ├── JobFailed             500  for a client that waited for the job
@@ -140,6 +141,10 @@ class JobEnded(ServiceError):
 
 class JobCancelled(ServiceError):
     status, slug, title = 409, "job-cancelled", "The job was cancelled"
+
+
+class TooManyRequests(ServiceError):
+    status, slug, title = 429, "too-many-requests", "Too many requests"
 
 
 class QueueFull(ServiceError):

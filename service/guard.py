@@ -5,11 +5,12 @@ ASGI middleware. Knows no route but the public ones, so that a new one is closed
 
 import ipaddress
 
+from redis.exceptions import RedisError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api_keys import NOBODY, KeyRing
-from service.errors import NoKey, NotLocal, ServiceError, from_service_error
+from service.errors import NoKey, NotLocal, ServiceError, TooManyRequests, from_service_error
 from service.settings import Settings
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
@@ -56,7 +57,8 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not is_public(scope["path"]):
             try:
-                scope.setdefault("state", {})["owner"] = self._owner(scope)
+                scope.setdefault("state", {})["owner"] = owner = self._owner(scope)
+                await self._check_rate(scope, owner)
             except ServiceError as error:
                 await from_service_error(error)(scope, receive, send)
                 return
@@ -76,6 +78,19 @@ class Guard:
             challenge = f'{CHALLENGE}, error="invalid_token"'
             raise NoKey("the API key is not known", headers={"WWW-Authenticate": challenge})
         return owner
+
+    async def _check_rate(self, scope: Scope, owner: str) -> None:
+        """TooManyRequests. Where Redis is away nothing is counted: the routes say so themselves."""
+        limiter = scope["app"].state.rate_limiter
+        if limiter is None or not self.keys.enabled:
+            return
+        try:
+            wait_s = await limiter.wait_s(owner)
+        except RedisError:
+            return
+        if wait_s is not None:
+            detail = f"more than {limiter.limit} with this key; nothing was done"
+            raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
 
     def _check_local(self, scope: Scope, host: str | None) -> None:
         """NotLocal for a request that comes to another address, or by another name: a foreign page whose name was made

@@ -62,6 +62,8 @@ class Settings(BaseSettings):
     api_keys: str = ""
     # A file with more of them, one a line; read again when it changes.
     api_keys_file: Path | None = None
+    # Requests that the owner of an API key may make, over a sliding window; `none` for no limit, as it is without keys.
+    rate_limit: str = "3000/minute"
     # Lets the API listen beyond loopback without keys: for everybody who reaches it.
     allow_no_keys: bool = False
     # The address under which a container's port is published, where the API itself listens on all: what counts for the
