@@ -243,6 +243,7 @@ class Model(BaseModel):
     promoted: bool
     created_at: str
     labels: int
+    sampling: SamplingOptions = Field(description="what a request gets that leaves it out")
     config: dict[str, Any]
     training: dict[str, Any] = Field(description="how it came about")
     card: str | None = Field(description="Markdown; how it was made and how good it is, where somebody wrote that down")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from shared.checkpoint import publish, read_info
+from shared.options import SamplingOptions
 from trainer.card import write_card
 from trainer.errors import TrainerError
 
@@ -27,6 +28,7 @@ def _published(folder: Path) -> str:
 def _scores(path: Path, digest: str) -> Path:
     figure = {"mean": 0.5, "std": 0.25, "max": 0.75}
     content = {"file": "test.json", "digest": digest, "runs": [{}, {}], "rows_per_picture": 24.0}
+    content["options"] = SamplingOptions(sampler="ddim", steps=12, guidance=2.5).model_dump()
     path.write_text(json.dumps(content | dict.fromkeys(("accuracy", "exact_match", "f1"), figure)))
     return path
 
@@ -43,7 +45,8 @@ def test_the_card_tells_digest_scores_recipe_and_keeps_the_log(tmp_path: Path) -
     text = path.read_text()
     assert path == tmp_path / "m.md"
     assert digest[:16] in text
-    assert "| test.json | 2 | 0.5000 ± 0.2500 | 0.5000 ± 0.2500 | 0.5000 ± 0.2500 | 0.7500 | 24 |" in text
+    figures = " | ".join(["0.5000 ± 0.2500"] * 3)
+    assert f"| test.json | ddim, 12 steps, w = 2.5 | 2 | {figures} | 0.7500 | 24 |" in text
     assert "| x.y | `3` |" in text
     assert "    train it\n" in text
     assert "\nNote.\n" in text

@@ -19,13 +19,19 @@ from trainer.errors import TrainerError
 from trainer.terminal import (
     DeviceName,
     Existing,
+    Guidance,
+    Interval,
     Minutes,
+    Sampler,
+    SamplingSteps,
     Seed,
+    Spacing,
     Steps,
     Storage,
     bar,
     check_file,
     console,
+    given_sampling,
     read_dataset,
     show,
 )
@@ -197,15 +203,11 @@ def score(
     preset: Annotated[
         str, typer.Option(help="Sampling: default (the checkpoint's own), or report (999 ancestral steps, w = 3).")
     ] = "default",
-    sampler: Annotated[
-        str | None, typer.Option(help="ddpm, ddpm_small, ddim, euler, dpmpp_1, dpmpp_2m or sde_dpmpp_2m.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Sampling steps.")] = None,
-    spacing: Annotated[str | None, typer.Option(help="uniform, logsnr or trailing.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="w of classifier-free guidance; 1 is none.")] = None,
-    interval: Annotated[
-        tuple[float, float] | None, typer.Option(help="Noise levels (fractions of T) with guidance on.")
-    ] = None,
+    sampler: Sampler = None,
+    steps: SamplingSteps = None,
+    spacing: Spacing = None,
+    guidance: Guidance = None,
+    interval: Interval = None,
     seed: Seed = 0,
     grid: Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")] = None,
     columns: Annotated[int, typer.Option(min=1, max=64, help="Pictures in a row of the grid.")] = 8,
@@ -215,16 +217,9 @@ def score(
     """Generate and score a test file: each run's score, maximum, mean and standard deviation."""
     from trainer import score_command
 
-    changes = {
-        "sampler": sampler,
-        "steps": steps,
-        "spacing": spacing,
-        "guidance": guidance,
-        "guidance_interval": interval,
-    }
     check_file(grid, ".png")
     check_file(json_out, ".json")
-    given = {key: value for key, value in changes.items() if value is not None}
+    given = given_sampling(sampler, steps, spacing, guidance, interval)
     with bar() as progress:
         runs, figures = score_command.run_score(
             file, repeats, preset, given, storage, model, evaluator, seed, device, progress
@@ -245,6 +240,29 @@ def promote(
 
     promote_in(storage, name)
     show("promoted", [("checkpoint", name), ("storage", str(storage))])
+
+
+@app.command()
+def set_sampling(
+    name: Annotated[str, typer.Argument(help="A denoiser in storage.")],
+    storage: Storage = Path("models"),
+    sampler: Sampler = None,
+    steps: SamplingSteps = None,
+    spacing: Spacing = None,
+    guidance: Guidance = None,
+    interval: Interval = None,
+) -> None:
+    """Set what a denoiser is sampled with where nothing else is asked, by service and trainer.
+
+    What is not given stays. The weights and their digest stay, too.
+    """
+    from trainer.sampling import set_sampling as set_in
+
+    changes = given_sampling(sampler, steps, spacing, guidance, interval)
+    if not changes:
+        raise TrainerError("say what to set: --sampler, --steps, --spacing, --guidance or --interval")
+    options = set_in(storage, name, changes)
+    show(f"sampling of {name}", [(key, str(value)) for key, value in options.model_dump().items()])
 
 
 for command in (distill_command.distill, study.compare, study.calibrate, study.memorisation, study.limit, study.card):

@@ -59,9 +59,11 @@ def _score_rows(scores: list[Path], digest: str) -> list[list[str]]:
         cells = [
             f"{figures[name]['mean']:.4f} ± {figures[name]['std']:.4f}" for name in ("accuracy", "exact_match", "f1")
         ]
+        options = figures["options"]
         rows.append(
             [
                 figures["file"],
+                f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}",
                 str(len(figures["runs"])),
                 *cells,
                 f"{figures['accuracy']['max']:.4f}",
@@ -96,7 +98,7 @@ def write_card(
     parts = [f"# {name}", f"Kind: {info.kind}, digest `{info.digest[:16]}`, made {info.created_at} on {machine}."]
     parts.append("Made by, in this order:\n\n" + "\n".join(f"    {command}" for command in commands))
     if scores:
-        head = ["file", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture"]
+        head = ["file", "sampling", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture"]
         parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + _table(head, _score_rows(scores, info.digest)))
     parts += notes
     curve = f"![loss and scores over training]({name}-log.png)"

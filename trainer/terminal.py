@@ -40,7 +40,24 @@ DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cu
 Minutes = Annotated[float | None, typer.Option(min=0.01, help="Stop after so many minutes of training.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
+Sampler = Annotated[str | None, typer.Option(help="ddpm, ddpm_small, ddim, euler, dpmpp_1, dpmpp_2m or sde_dpmpp_2m.")]
+SamplingSteps = Annotated[int | None, typer.Option("--steps", help="Sampling steps.")]
+Spacing = Annotated[str | None, typer.Option(help="uniform, logsnr or trailing.")]
+Guidance = Annotated[float | None, typer.Option(help="w of classifier-free guidance; 1 is none.")]
+Interval = Annotated[tuple[float, float] | None, typer.Option(help="Noise levels (fractions of T) with guidance on.")]
 Existing = typer.Option(exists=True, help="A data set folder: objects.json, train.json and the pictures it names.")
+
+
+def given_sampling(
+    sampler: str | None,
+    steps: int | None,
+    spacing: str | None,
+    guidance: float | None,
+    interval: tuple[float, float] | None,
+) -> dict[str, Any]:
+    """Those options of sampling that were given, by SamplingOptions' names."""
+    named = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
+    return {key: value for key, value in {**named, "guidance_interval": interval}.items() if value is not None}
 
 
 class StatusColumn(ProgressColumn):

@@ -9,6 +9,7 @@ from service.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
 from service.errors import NoWorker
 from service.schemas import Health, Labels, Model, ModelList, Ready
 from service.submit import PROBLEM
+from shared.options import default_options
 
 router = APIRouter(tags=["service"])
 
@@ -34,6 +35,7 @@ def read_models(models: ModelsDep) -> ModelList:
                 promoted=info.name == listing.promoted,
                 created_at=info.created_at,
                 labels=len(info.vocabulary),
+                sampling=default_options(info.config),
                 config=info.config,
                 training=info.training,
                 card=listing.cards[info.name] or None,

@@ -79,11 +79,11 @@ export class Options {
     return Object.fromEntries(CHOICES.map((name) => [name, find(`#${name}`).value]).filter(([, value]) => value));
   }
 
-  /** The sampling of the chosen model: a distilled one names its own. */
+  /** The sampling of the chosen model. */
   #usual() {
     const name = find("#model").value;
     const model = this.models.find((one) => (name ? one.name === name : one.promoted));
-    return { ...this.defaults, ...model?.config.sampling };
+    return { ...this.defaults, ...model?.sampling };
   }
 
   #showDefaults() {
