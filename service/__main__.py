@@ -1,7 +1,6 @@
 """`python -m service` runs everything in one go; with a role, `api` or `worker`, it runs that part alone."""
 
 import argparse
-import logging
 import os
 import socket
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from service import logs
 from service.settings import Settings
 from shared.checkpoint import CheckpointError, resolve
 
@@ -58,7 +58,7 @@ def _run_api(host: str, port: int, settings: Settings) -> None:
     from service.server import Server
 
     check_listening(settings, host)
-    server = Server(create_app(settings), host=host, port=port, log_level="warning")
+    server = Server(create_app(settings), host=host, port=port)
     server.run()
     if not server.started:
         raise RuntimeError("the API did not start; the log says why")
@@ -79,12 +79,11 @@ def main() -> int:
     args = parser.parse_args()
     if args.host and args.role != "api":
         parser.error("--host is for the role api; `all` listens on loopback only")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("rq").setLevel(logging.WARNING)
     if args.storage:
         os.environ["LABELGRID_STORAGE"] = args.storage  # for the processes that we start, too
     try:
         settings = Settings()
+        logs.configure(settings, args.role)
         if args.role == "api":
             _run_api(args.host or "127.0.0.1", args.port, settings)
         elif args.role == "worker":

@@ -7,14 +7,15 @@ for passwords, which people choose.
 import argparse
 import hashlib
 import hmac
-import logging
 import re
 import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from service.logs import get_logger
+
+log = get_logger(__name__)
 
 NOBODY = ""  # who everybody is where there are no keys
 PREFIX = "lg_"  # scanners for leaked secrets find it
@@ -75,7 +76,7 @@ class KeyRing:
         try:
             self._read()
         except BadKeys as error:  # those that were read before go on to count: a slip of the pen locks nobody out
-            log.error("%s; the keys stay as they were", error)
+            log.error("keys cannot be read, and stay as they were", reason=str(error))
         asked, found = hash_of(key), None
         for known in self._listed + self._of_file:
             if hmac.compare_digest(asked, known.hash):

@@ -15,6 +15,7 @@ from service.api_keys import KeyRing
 from service.guard import Guard
 from service.headers import SecurityHeaders
 from service.jobs import JobStore, connect
+from service.logs import RequestLog
 from service.metrics import RequestMetrics
 from service.models import Models
 from service.openai_errors import OpenAIErrors
@@ -67,6 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(OpenAIErrors)
     app.add_middleware(RequestMetrics)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(RequestLog)
     errors.install(app)
     for route in (generate, score, jobs, openai, meta, metrics, page, docs):
         app.include_router(route.router, responses={401: PROBLEM, 403: PROBLEM})

@@ -3,17 +3,17 @@
 CACHE/DIGEST/NAME.safetensors; beside an adapter lies the checkpoint that it changes. Knows files, no network.
 """
 
-import logging
 import os
 import shutil
 import time
 from pathlib import Path
 
+from service.logs import get_logger
 from shared import storage as files
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, CheckpointKind, read_info, resolve, verify
 from shared.storage import Location
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 IN_USE_S = 60.0  # what another worker asked for so recently, it may be reading
 
@@ -42,7 +42,7 @@ class CheckpointCache:
                 raise
             return kept
         except OSError as error:
-            log.warning("%s cannot be kept in %s: %s", source.name, self.folder, error)
+            log.warning("checkpoint cannot be kept", checkpoint=source.name, folder=str(self.folder), reason=str(error))
             return source
 
     def forget(self, path: Location) -> None:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends, Path, Request, Security
 from fastapi.security import HTTPBearer
+from structlog.contextvars import bind_contextvars
 
 from service.jobs import JobStore
 from service.models import Models
@@ -52,6 +53,7 @@ async def _own_job(
     job_id: Annotated[str, Path(max_length=64, description="a job's id")], owner: OwnerDep, reader: ReaderDep
 ) -> str:
     await reader.check_owner(job_id, owner)
+    bind_contextvars(job_id=job_id)
     return job_id
 
 

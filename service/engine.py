@@ -3,7 +3,6 @@
 Knows neither Redis nor jobs' states: pictures go in, pictures with verdicts come out.
 """
 
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from service.logs import get_logger
 from service.recipe import Recipe
 from service.records import Picture, Verdict
 from service.strips import Strips
@@ -23,7 +23,7 @@ from shared.options import SamplingOptions
 from shared.pictures import png_bytes, to_uint8
 from shared.vocabulary import Vocabulary
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class RowStepper(Protocol):
@@ -118,7 +118,7 @@ class Engine:
                 labels = self.vocabulary.multi_hot(picture.labels)
                 row = self.stepper.new_row(labels, picture.options, picture.seed)
             except Exception as error:
-                log.exception("picture %s cannot begin", picture.key)
+                log.exception("picture cannot begin", job_id=picture.job, picture=picture.index)
                 self._unmade.append(Unmade(picture, _reason(error)))
             else:
                 self._batch[picture.key] = (picture, row)
@@ -165,9 +165,11 @@ class Engine:
     def _isolate(self, error: Exception) -> list[Outcome]:
         pictures = [picture for picture, _ in self._batch.values()]
         if len(pictures) == 1:
-            log.error("picture %s fails alone", pictures[0].key, exc_info=error)
-            return [Unmade(pictures[0], _reason(error))]
-        log.warning("a batch of %d failed; its pictures start again, one at a time", len(pictures), exc_info=error)
+            (picture,) = pictures
+            log.error("picture fails alone", job_id=picture.job, picture=picture.index, exc_info=error)
+            return [Unmade(picture, _reason(error))]
+        jobs = sorted({picture.job for picture in pictures})
+        log.warning("batch failed; its pictures start again, one at a time", jobs=jobs, exc_info=error)
         for picture in pictures:
             self._remove(picture)
         self._alone.extend(pictures)

@@ -37,6 +37,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.logs import REQUEST_ID, request_id
 from shared.vocabulary import LabelError
 
 PROBLEM_JSON = "application/problem+json"
@@ -44,7 +45,7 @@ PHRASES = {413: "Content Too Large"}  # RFC 9110; Python 3.11 has the older name
 
 
 class Problem(BaseModel):
-    """The body of every error (RFC 9457); `errors` lists what is wrong where."""
+    """The body of every error (RFC 9457); `errors` lists what is wrong where, `request_id` finds it in the logs."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -52,6 +53,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
+    request_id: str | None = None
 
 
 class ServiceError(Exception):
@@ -181,6 +183,8 @@ def problem(
 ) -> JSONResponse:
     """A problem+json response; its type is a name of ours (RFC 9457, 3.1.1), not a page that somebody must host."""
     body = {"type": f"urn:labelgrid:problem:{slug}", "title": title, "status": status, "detail": detail}
+    if this_id := request_id():
+        body["request_id"] = this_id
     return JSONResponse(
         {**body, **(members or {})}, status, dict(headers) if headers else None, media_type=PROBLEM_JSON
     )
@@ -218,7 +222,9 @@ async def _redis_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    return from_service_error(ServiceError("something unforeseen went wrong; the server's log has it"))
+    # This answer is made outside of all middleware, and so needs the header here.
+    headers = {REQUEST_ID: request_id()}
+    return from_service_error(ServiceError("something unforeseen went wrong; the server's log has it", headers=headers))
 
 
 def install(app: FastAPI) -> None:

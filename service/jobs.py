@@ -34,11 +34,14 @@ from rq.serializers import JSONSerializer
 
 from service import ledger, shares
 from service.ledger import PREFIX, Asked
+from service.logs import get_logger
 from service.metrics import JOBS_ENDED
 from service.records import TERMINAL as TERMINAL
 from service.records import Done, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
 from service.webhooks import due
+
+log = get_logger(__name__)
 
 OPEN = f"{PREFIX}:open"
 WORKERS = f"{PREFIX}:workers"
@@ -222,6 +225,8 @@ class JobStore:
         keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
         pairs = [part for pair in fields.items() for part in pair]
         moved = int(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, *pairs]))
+        if moved:
+            self._log(f"job {status}", job_id, **({"reason": fields["error"]} if "error" in fields else {}))
         if moved and status in TERMINAL:
             JOBS_ENDED.labels(status).inc()
             if status != "finished":
@@ -229,6 +234,12 @@ class JobStore:
         if moved == 2:
             due.enqueue(self.webhooks, job_id, status)
         return bool(moved)
+
+    def _log(self, event: str, job_id: str, **about: Any) -> None:
+        """A line with the ids of a job and of the request that made it, whoever's work it is written in."""
+        if (record := self.record(job_id)) is not None:
+            age_s = round(time.time() - record.created_at, 3)
+            log.info(event, job_id=job_id, request_id=record.request_id, age_s=age_s, **about)
 
     def commit(self, stream: str, group: str, done: Sequence[Done]) -> set[str]:
         """Stores pictures and takes them off the stream, in one MULTI; returns the jobs that now have all of theirs.
@@ -328,6 +339,7 @@ class JobStore:
             pipe.multi()
             pipe.hset(job_key(job_id), "rq", self._enqueue(job_id, pipe))
             pipe.execute()
+        self._log("job queued again", job_id)
 
     def _rq_lost(self, job_id: str) -> bool:
         rq_id = self.connection.hget(job_key(job_id), "rq")

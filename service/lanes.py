@@ -3,7 +3,6 @@
 Knows neither jobs nor RQ.
 """
 
-import logging
 import time
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,8 +21,6 @@ from service.stream import Claim, PictureStream
 from shared.checkpoint import CheckpointError, read_info, resolve
 from shared.denoise import Stepper
 from shared.model import load_denoiser
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)

@@ -62,6 +62,7 @@ class JobRecord(BaseModel):
     first: int = 0
     webhook: str | None = None  # who is told, and of what
     webhook_events: tuple[WebhookEvent, ...] = ()
+    request_id: str = ""  # of the request that made it, for logs
     repeats: int = 1
     trajectory: int | None = None  # stages of each picture's strip, if it is to have one
     columns: int

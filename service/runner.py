@@ -3,7 +3,6 @@
 The one place where engine and Redis meet. Knows neither HTTP nor RQ, so that a test can drive it.
 """
 
-import logging
 import time
 from collections import OrderedDict
 from concurrent.futures import Future, wait
@@ -20,6 +19,7 @@ from service.engine import Judge, Made, Outcome
 from service.jobs import JobStore
 from service.lanes import Lane, Loader
 from service.live import Live
+from service.logs import get_logger
 from service.metrics import PICTURES, one_step, waited
 from service.recipe import MadeWith
 from service.records import Done, JobRecord, JobResult, Scores, Verdict
@@ -30,7 +30,7 @@ from shared.device import pick_device
 from shared.evaluator import load_evaluator, score_set
 from shared.pictures import grid, png_bytes, read_png, to_images
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 RATE_OVER_S = 60.0
 IDLE_WAIT_S = 0.02  # between two looks for new pictures of a job that waits for its own in other workers
@@ -112,7 +112,7 @@ class Runner:
             unused = time.monotonic() - lane.used_at > self.settings.idle_model_s and lane.digest != self.promoted
             too_many = len(self.lanes) > self.settings.loaded_models
             if lane.idle and lane not in (keep, self._current) and (unused or too_many):
-                log.info("unloaded %s, %s", lane.name, lane.digest)
+                log.info("model unloaded", model=lane.name, digest=lane.digest)
                 del self.lanes[lane.digest]
 
     def look_at_storage(self) -> None:
@@ -131,12 +131,12 @@ class Runner:
             self.promoted, lane = look.result()
         except Exception as error:  # whatever it is, what is loaded serves on
             if str(error) != self._complaint:
-                log.warning("the promoted model cannot be loaded: %s", error)
+                log.warning("promoted model cannot be loaded", reason=str(error))
             self._complaint = str(error)
         else:
             self._complaint = ""
             if lane is not None:
-                log.info("loaded the promoted model %s, %s", lane.name, lane.digest)
+                log.info("promoted model loaded", model=lane.name, digest=lane.digest)
                 self._add(lane)
 
     def _lane_of(self, record: JobRecord) -> Lane | None:
@@ -274,7 +274,7 @@ class Runner:
         except RedisError:
             raise  # another worker may have more luck
         except Exception as error:
-            log.exception("the result of job %s cannot be composed", job_id)
+            log.exception("result cannot be composed", job_id=job_id, request_id=record.request_id)
             self.store.fail(job_id, f"the result cannot be composed: {type(error).__name__}: {error}")
         else:
             self.store.finish(job_id, result, sheet)

@@ -4,7 +4,7 @@ Knows neither HTTP nor torch.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     Storage = Location
 else:  # pydantic knows no UPath, which is there only where a storage needs it
     Storage = Annotated[Any, BeforeValidator(open_storage)]
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -83,6 +87,11 @@ class Settings(BaseSettings):
     webhook_backoff_s: float = Field(default=5.0, gt=0)
     # Name of the RQ queue of webhooks.
     webhook_queue: str = "labelgrid-webhooks"
+
+    # How logs are written, to standard error: a JSON object a line, or for people to read.
+    log_format: Literal["json", "console"] = "console"
+    # The least level of lines that are written of our own code; of libraries it is warning.
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
 
     # Where the network runs: cpu, cuda, cuda:1, or auto for the GPU if there is one.
     device: str = "auto"

@@ -5,7 +5,6 @@ once. Knows no HTTP and no torch.
 """
 
 import contextlib
-import logging
 import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +15,11 @@ from redis.exceptions import ResponseError
 
 from service import shares
 from service.jobs import entries_of, stream_key, text
+from service.logs import get_logger
 from service.records import Picture
 from service.settings import Settings
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 GROUP = "workers"
 
@@ -110,7 +110,7 @@ class PictureStream:
                 picture = Picture.model_validate_json(fields[b"picture"])
                 claims.append(Claim(text(entry), picture, float(fields[b"asked_at"] or 0)))
             except (KeyError, TypeError, ValueError):
-                log.exception("entry %s of %s is not a picture", entry, self.key)
+                log.exception("entry is not a picture", entry=text(entry), stream=self.key)
                 self.discard([entry])
         return claims
 

@@ -16,11 +16,13 @@ from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from structlog.contextvars import bind_contextvars
 
 from service.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
 from service.errors import BadRequest, JobCancelled, JobFailed, KeyReuse, NoWorker, Problem, QueueFull
 from service.jobs import TERMINAL, JobStore, new_id
 from service.ledger import Asked, KeyReused
+from service.logs import get_logger, request_id
 from service.metrics import PICTURES_ACCEPTED
 from service.models import Models
 from service.recipe import Recipe
@@ -31,6 +33,8 @@ from service.views import JobReader
 from service.webhooks.addresses import Forbidden, check_url
 from shared.checkpoint import CheckpointInfo
 from shared.options import SamplingOptions, default_options
+
+log = get_logger(__name__)
 
 UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue before workers know their rate, and at most
 DRAWN_SEED_BITS = 32  # short enough to be typed again
@@ -182,6 +186,7 @@ class Submitter:
         events = self._webhook_events(fields)
         asked = self._asked(kind, fields, labels)
         if asked and (standing := await self._in_store(self.store.standing, asked)):
+            bind_contextvars(job_id=standing)
             return standing
         await self._check_room(info.digest, len(labels) * repeats)
         record = JobRecord(
@@ -198,12 +203,16 @@ class Submitter:
             trajectory=trajectory,
             webhook=fields.webhook,
             webhook_events=events,
+            request_id=request_id(),
             columns=recipe.columns if recipe else fields.columns,
             options=options,
         )
         job_id = await self._in_store(self.store.create, record, asked)
         assert job_id is not None
-        PICTURES_ACCEPTED.labels(kind).inc(record.total if job_id == record.id else 0)
+        bind_contextvars(job_id=job_id)
+        if job_id == record.id:
+            PICTURES_ACCEPTED.labels(kind).inc(record.total)
+            log.info("job accepted", kind=kind, pictures=record.total, model=info.name)
         return job_id
 
     async def _check_room(self, digest: str, pictures: int) -> None:

@@ -5,7 +5,6 @@ Knows processes, not what they do.
 
 import collections
 import http.client
-import logging
 import os
 import signal
 import socket
@@ -16,9 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 
+from service.logs import get_logger
 from service.redis_server import RedisServer, die_with_parent
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 HOST = "127.0.0.1"  # loopback only, where no keys are needed
 READY_TIMEOUT_S = 180.0  # loading torch and the model from a slow disk
@@ -48,7 +48,7 @@ class Child:
         if len(self.deaths) == MAX_DEATHS and now - self.deaths[0] < WITHIN_S:
             raise StartFailed(f"the {self.name} died {MAX_DEATHS + 1} times within {WITHIN_S:.0f} s")
         self.deaths.append(now)
-        log.warning("the %s ended with %s; starting it again", self.name, code)
+        log.warning("part ended; starting it again", part=self.name, code=code)
         self.process = self._start()
 
     def stop(self) -> None:
@@ -57,7 +57,7 @@ class Child:
             try:
                 self.process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                log.warning("the %s does not end; killing it", self.name)
+                log.warning("part does not end; killing it", part=self.name)
                 self.process.kill()
                 self.process.wait()
 

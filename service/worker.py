@@ -4,8 +4,6 @@ Knows RQ and signals; what is done with a job is in `runner.py`.
 """
 
 import contextlib
-import json
-import logging
 import os
 import socket
 import threading
@@ -19,11 +17,12 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from service.jobs import connect, new_id
+from service.logs import get_logger
 from service.metrics import serve_worker
 from service.runner import Runner
 from service.settings import Settings
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 SWEEP_S = 1  # how often an idle worker looks for jobs that RQ lost
 
@@ -134,9 +133,9 @@ class Heartbeat(threading.Thread):
             try:
                 self.beat()
             except RedisError as error:
-                log.warning("heartbeat: %s", error)
+                log.warning("heartbeat failed", reason=str(error))
             except Exception:  # it must go on: without it the worker counts as dead
-                log.exception("heartbeat")
+                log.exception("heartbeat failed")
             self.ended.wait(self.settings.heartbeat_s)
 
     def beat(self) -> None:
@@ -172,7 +171,8 @@ def build(settings: Settings, connection: Redis) -> PictureWorker:
     global _runner
     _runner = Runner(connection, settings, name=new_id())
     lane = _runner.lane()
-    log.info("loaded %s", json.dumps({"model": lane.name, "digest": lane.digest, "device": str(_runner.device)}))
+    about = {"model": lane.name, "digest": lane.digest, "device": str(_runner.device)}
+    log.info("worker ready", worker=_runner.name, **about)
     return PictureWorker(_runner, connection, settings)
 
 
@@ -184,7 +184,7 @@ def main(settings: Settings) -> None:
     heartbeat.start()
     if settings.metrics_port is not None:
         port = serve_worker(worker.runner, settings.metrics_host, settings.metrics_port)
-        log.info("metrics at http://%s:%d/metrics", settings.metrics_host, port)
+        log.info("metrics served", host=settings.metrics_host, port=port)
     try:
         worker.work(logging_level="WARNING")
     finally:

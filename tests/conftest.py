@@ -80,7 +80,7 @@ def settings(redis_server: RedisServer, storage: Path) -> Settings:
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[httpx.Client]:
     """The API as a real server on a free port, in a thread, and a client of it."""
-    server = Server(create_app(settings), host="127.0.0.1", port=0, log_level="error", ws="none")
+    server = Server(create_app(settings), host="127.0.0.1", port=0, ws="none")
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

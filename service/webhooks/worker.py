@@ -11,7 +11,6 @@ Follows https://www.standardwebhooks.com. Imports no torch.
 
 import asyncio
 import json
-import logging
 import random
 import ssl
 import time
@@ -24,16 +23,19 @@ from redis.asyncio import Redis as AsyncRedis
 from rq import Queue, SimpleWorker
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
+from structlog.contextvars import bound_contextvars
 
 from service.errors import ServiceError
 from service.jobs import JobStore, connect, job_key, new_id, text
+from service.logs import get_logger
+from service.records import JobRecord
 from service.settings import Settings
 from service.views import JobReader
 from service.webhooks.addresses import Forbidden, resolve
 from service.webhooks.due import DUE, enqueue
 from service.webhooks.signing import signature, signing_key
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 LOOK_S = 1  # how often an idle worker looks for what is due
 SENDING_S = 60.0  # an attempt takes less; a worker that died in it is taken over after this
@@ -95,46 +97,51 @@ class Sender:
         member, key = f"{job_id} {event}", f"{job_key(job_id)}:webhook:{event}"
         if self.connection.zscore(DUE, member) is None:
             return
+        record = self.store.record(job_id)
         if not self.connection.set(f"{key}:sending", 1, nx=True, px=int(SENDING_S * 1000)):
             return
+        request_id = record.request_id if record else ""
+        with bound_contextvars(job_id=job_id, request_id=request_id, webhook_event=event):
+            self._attempt(member, key, record, event)
+
+    def _attempt(self, member: str, key: str, record: JobRecord | None, event: str) -> None:
         try:
             number = int(self.connection.hincrby(key, "attempts", 1))
             self.connection.expire(key, self.settings.job_ttl_s + self.settings.job_timeout_s)
             last = number >= self.settings.webhook_attempts
             try:
-                asyncio.run(self._send(job_id, event))
+                asyncio.run(self._send(record, event))
             except (Forbidden, ServiceError) as error:
-                self._drop(member, f"it cannot be sent: {error}")
+                self._drop(member, "webhook cannot be sent", number, str(error))
             except (OSError, httpx.HTTPError, TimeoutError, Refused) as error:
-                reason = f"attempt {number}: {str(error) or type(error).__name__}"
+                reason = str(error) or type(error).__name__
                 if last or (isinstance(error, Refused) and error.status == 410):
-                    self._drop(member, f"given up, {reason}")
+                    self._drop(member, "webhook given up", number, reason)
                 else:
                     self._put_off(member, number, reason)
             else:
                 self.connection.zrem(DUE, member)
-                log.info("webhook %s: delivered", member)
+                log.info("webhook delivered", attempt=number)
         finally:
             self.connection.delete(f"{key}:sending")
 
-    def _drop(self, member: str, reason: str) -> None:
+    def _drop(self, member: str, event: str, number: int, reason: str) -> None:
         self.connection.zrem(DUE, member)
-        log.warning("webhook %s: %s", member, reason)
+        log.warning(event, attempt=number, reason=reason)
 
     def _put_off(self, member: str, number: int, reason: str) -> None:
         """Waits four times as long after every attempt, and up to a quarter more, so that not all come back at once."""
         wait_s = self.settings.webhook_backoff_s * 4 ** (number - 1) * random.uniform(1.0, 1.25)
         self.connection.zadd(DUE, {member: time.time() + wait_s}, xx=True)
-        log.info("webhook %s: %s; again in %.0f s", member, reason, wait_s)
+        log.info("webhook put off", attempt=number, reason=reason, wait_s=round(wait_s, 1))
 
-    async def _send(self, job_id: str, event: str) -> None:
+    async def _send(self, record: JobRecord | None, event: str) -> None:
         """One message. Forbidden or ServiceError if it can never be sent; else what says that it was not taken."""
-        record = self.store.record(job_id)
         if record is None or record.webhook is None or self.settings.webhook_secret is None:
             raise Forbidden("the job is gone, or there is no secret to sign with")
         async with asyncio.timeout(self.settings.webhook_timeout_s):
             async with AsyncRedis.from_url(self.settings.redis_url, protocol=2) as reading:
-                job = await JobReader(reading).job(job_id)
+                job = await JobReader(reading).job(record.id)
             body = json.dumps(
                 {
                     "type": f"job.{event}",
@@ -142,7 +149,7 @@ class Sender:
                     "data": job.model_dump(mode="json"),
                 }
             ).encode()
-            message_id, timestamp = f"{job_id}.{event}", int(time.time())
+            message_id, timestamp = f"{record.id}.{event}", int(time.time())
             key = signing_key(self.settings.webhook_secret.get_secret_value(), record.owner)
             headers = {
                 "Content-Type": "application/json",
@@ -193,6 +200,5 @@ class WebhookWorker(SimpleWorker):
 def main(settings: Settings) -> None:
     """Sends until SIGTERM or Ctrl-C; the attempt in work is finished first."""
     global _sender
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log addresses, and some hold secrets
     _sender = Sender(connect(settings.redis_url), settings)
     WebhookWorker(_sender).work(logging_level="WARNING")
