@@ -10,19 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from PIL import Image
 from rich.progress import Progress
 from torch import nn
 
-from shared.denoise import Network, Stepper
-from shared.device import autocast_dtype
+from shared.denoise import Stepper
 from shared.evaluator import Evaluator
 from shared.options import SAMPLING_PRESETS, SamplingOptions
 from shared.pictures import grid
-from shared.schedules import alpha_bar
 from trainer.averages import Averages
 from trainer.card import read_log
 from trainer.config import REPORT, TrainConfig
@@ -123,21 +121,14 @@ def ways_to_score(name: str, publish: str) -> list[tuple[str, str]]:
     return [(publish, "default")] + [(publish, "ancestral")] * (name in ANCESTRAL)
 
 
-def _stepper(network: nn.Module, config: TrainConfig, device: torch.device) -> Stepper:
-    return Stepper(
-        cast(Network, network.eval()), alpha_bar(config.schedule, config.timesteps), config.prediction,
-        device=device, dtype=autocast_dtype(device),
-    )  # fmt: skip
-
-
 def _score(
-    name: str, config: TrainConfig, averages: Averages, setup: Setup, evaluator: Evaluator, out: Path,
-    device: torch.device, advance: Callable[[], None],
+    name: str, publish: str, averages: Averages, stepper_of: Callable[[nn.Module], Stepper], setup: Setup,
+    evaluator: Evaluator, out: Path, advance: Callable[[], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A line per way to score and test file, seeds 0 upwards. Writes the sample grid of the first way's first file."""
     lines: list[dict[str, Any]] = []
-    for weights, sampling in ways_to_score(name, config.publish):
-        stepper = _stepper(averages.network(weights), config, device)
+    for weights, sampling in ways_to_score(name, publish):
+        stepper = stepper_of(averages.network(weights))
         for file, lists in setup.tests.items():
             start, rows_before, runs = time.monotonic(), stepper.network_rows, []
             for seed in range(setup.repeats):
@@ -176,7 +167,9 @@ def run_variant(
     (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
     total = len(ways_to_score(name, config.publish)) * len(setup.tests) * setup.repeats
     scoring = progress.add_task(f"{name}, scoring", total=total)
-    scores = _score(name, config, averages, setup, evaluator, out, device, lambda: progress.advance(scoring))
+    scores = _score(
+        name, config.publish, averages, watcher.stepper, setup, evaluator, out, lambda: progress.advance(scoring)
+    )
     result = {"variant": name, "changes": VARIANTS[name], "steps": run.step, "minutes": round(run.elapsed_s / 60, 2)}
     result["parameters"] = sum(p.numel() for p in averages.model.parameters())
     result |= {"device": str(device), "config": config.model_dump(mode="json"), "scores": scores}

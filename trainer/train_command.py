@@ -98,21 +98,19 @@ class Watcher:
         self.options = options
         self.config, self.vocabulary, self.folder, self.evaluator = config, dataset.vocabulary, folder, evaluator
         self.tests, self.device = tests, device
-        self.alpha_bar = alpha_bar(config.schedule, config.timesteps)
         positions = positions_told(config, dataset)
         self.layouts = None if positions is None else Layouts.of(dataset.labels, positions)
 
+    def stepper(self, network: nn.Module) -> Stepper:
+        """The loop that samples of `network`, which it puts into evaluation mode."""
+        return Stepper(
+            cast(Network, network.eval()), alpha_bar(self.config.schedule, self.config.timesteps),
+            self.config.prediction, device=self.device, dtype=autocast_dtype(self.device), layouts=self.layouts,
+        )  # fmt: skip
+
     def __call__(self, network: nn.Module, run: Run) -> dict[str, float]:
         was_training = network.training
-        network.eval()
-        stepper = Stepper(
-            cast(Network, network),
-            self.alpha_bar,
-            self.config.prediction,
-            device=self.device,
-            dtype=autocast_dtype(self.device),
-            layouts=self.layouts,
-        )
+        stepper = self.stepper(network)
         figures: dict[str, float] = {}
         for i, (name, lists) in enumerate(self.tests.items()):
             if self.evaluator:
