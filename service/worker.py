@@ -73,9 +73,10 @@ class PictureWorker(SimpleWorker):
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[Job, Queue] | None:
-        """The next job; until one comes, pictures of other workers' jobs that are in the batch are carried on.
+        """The next job; until one comes, pictures of other workers' jobs are made, too.
 
-        Without this they would lie still: their own job may run in another worker, which waits for them.
+        There is one RQ job for a request: so a large one is shared by workers that would else be idle, and pictures
+        that are left in the batch do not lie still when their own job runs in another worker, which waits for them.
         """
         while not self._stop_requested:
             if self.runner.busy:
@@ -84,8 +85,7 @@ class PictureWorker(SimpleWorker):
                 found = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time=SWEEP_S)
             if found is not None or timeout is None:
                 return found
-            if self.runner.busy:
-                self.runner.turn()
+            self.runner.turn()
             if self.should_run_maintenance_tasks:
                 self.run_maintenance_tasks()
         return None

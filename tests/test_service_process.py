@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from service.jobs import WORKERS, JobStore, new_id, stream_key, text, worker_key
+from service.jobs import WORKERS, JobStore, events_key, new_id, stream_key, text, worker_key
 from service.records import JobRecord
 from service.redis_server import RedisServer, find_binary
 from service.runner import Runner
@@ -104,12 +104,29 @@ def new_job(settings: Settings, *, steps: int, pictures: int) -> JobRecord:
     )
 
 
+def owners_of_pictures(connection: Redis, digest: str) -> set[int]:
+    """The process ids of workers that have pictures in work."""
+    consumers = connection.xpending(stream_key(digest), GROUP)["consumers"]
+    abouts = [connection.get(worker_key(text(consumer["name"]))) for consumer in consumers]
+    return {int(json.loads(about)["pid"]) for about in abouts if about}
+
+
 def owner_of_pictures(connection: Redis, digest: str) -> int | None:
     """The process id of a worker that has pictures in work."""
-    for consumer in connection.xpending(stream_key(digest), GROUP)["consumers"]:
-        if about := connection.get(worker_key(text(consumer["name"]))):
-            return int(json.loads(about)["pid"])
-    return None
+    return next(iter(owners_of_pictures(connection, digest)), None)
+
+
+def test_a_large_job_is_shared_by_a_worker_that_has_none(
+    connection: Redis, settings: Settings, two_workers: dict[int, subprocess.Popen[bytes]]
+) -> None:
+    store = JobStore(connection, settings)
+    job = new_job(settings, steps=1000, pictures=24)  # three full batches
+    store.create(job)
+    until(lambda: owners_of_pictures(connection, job.digest) == set(two_workers))
+    until(lambda: not store.is_open(job.id))
+    assert store.statuses([job.id]) == {job.id: "finished"}
+    told = [fields[b"picture"] for _, fields in connection.xrange(events_key(job.id)) if b"picture" in fields]
+    assert sorted(int(index) for index in told) == list(range(24))
 
 
 def test_a_killed_workers_job_is_finished_by_another_with_the_same_pictures(
