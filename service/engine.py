@@ -19,6 +19,7 @@ from service.records import Picture, Verdict
 from service.strips import Strips
 from shared.denoise import Row
 from shared.evaluator import score_pictures
+from shared.layouts import positions_at
 from shared.options import SamplingOptions
 from shared.pictures import png_bytes, to_uint8
 from shared.vocabulary import Vocabulary
@@ -29,7 +30,9 @@ log = get_logger(__name__)
 class RowStepper(Protocol):
     """What the engine needs of `shared.denoise.Stepper`."""
 
-    def new_row(self, labels: Sequence[float], options: SamplingOptions, seed: int) -> Row: ...
+    def new_row(
+        self, labels: Sequence[float], options: SamplingOptions, seed: int, positions: Tensor | None = None
+    ) -> Row: ...
 
     def step(self, rows: Sequence[Row]) -> None: ...
 
@@ -116,13 +119,20 @@ class Engine:
         for picture in pictures:
             try:
                 labels = self.vocabulary.multi_hot(picture.labels)
-                row = self.stepper.new_row(labels, picture.options, picture.seed)
+                row = self.stepper.new_row(labels, picture.options, picture.seed, self._positions(picture))
             except Exception as error:
                 log.exception("picture cannot begin", job_id=picture.job, picture=picture.index)
                 self._unmade.append(Unmade(picture, _reason(error)))
             else:
                 self._batch[picture.key] = (picture, row)
                 self._strips.begin(picture, row)
+
+    def _positions(self, picture: Picture) -> Tensor | None:
+        """Where the picture's objects are to stand, (K, 2)."""
+        if picture.layout is None:
+            return None
+        points = [(point.x, point.y) for point in picture.layout]
+        return positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
 
     def admit_alone(self, picture: Picture) -> None:
         """A picture that is under suspicion: it is made when the batch is empty, and nothing joins it."""

@@ -241,5 +241,11 @@ def usable(info: CheckpointInfo) -> CheckpointInfo:
     return info
 
 
+def knows_positions(info: CheckpointInfo) -> bool:
+    """Whether the model can be told where objects stand."""
+    network = info.config.get("network")
+    return isinstance(network, dict) and network.get("positions") is True
+
+
 def vocabulary_of(info: CheckpointInfo) -> Vocabulary:
     return Vocabulary(info.vocabulary)

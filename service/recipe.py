@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.records import MAX_SEED, MAX_STAGES, JobRecord, Picture, Verdict
+from service.records import MAX_SEED, MAX_STAGES, JobRecord, Layout, Picture, Verdict
 from shared.options import LIMITS, SamplingOptions
 
 KEYWORD = "labelgrid"  # of the PNG's text chunk
@@ -46,6 +46,9 @@ class Recipe(_Part):
     version: Literal[1] = Field(description="of this format")
     model: MadeWith
     labels: list[list[str]] = Field(description="of each picture; a single picture's recipe has one list")
+    layouts: list[Layout | None] | None = Field(
+        default=None, description="where the objects of each picture were asked to stand; null where nobody asked"
+    )
     seed: int = Field(ge=0, le=MAX_SEED, description="of the request; of repeat r of a score, its seed + r")
     first: int = Field(ge=0, le=2**31, description="position of the first picture in the request that it was made by")
     options: SamplingOptions
@@ -83,6 +86,7 @@ def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: M
         version=1,
         model=model,
         labels=[list(picture.labels)],
+        layouts=[list(picture.layout)] if picture.layout else None,
         seed=picture.run_seed,
         first=picture.position,
         options=picture.options,
@@ -97,6 +101,7 @@ def of_grid(record: JobRecord, repeat: int, verdicts: Sequence[Verdict], evaluat
         version=1,
         model=MadeWith(name=record.model, digest=record.digest),
         labels=record.labels,
+        layouts=record.layouts,
         seed=record.seed + repeat,
         first=record.first,
         options=record.options,

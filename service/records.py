@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from shared.options import SamplingOptions, picture_seed
+from shared.options import Fraction, SamplingOptions, picture_seed
 
 MAX_SEED = 2**53 - 1  # of a request: the largest integer that a client in JavaScript reads right
 MAX_STAGES = 32  # of a strip
@@ -23,6 +23,18 @@ TERMINAL = frozenset({"finished", "failed", "cancelled"})
 WebhookEvent = Literal["running", "finished", "failed", "cancelled"]
 
 
+class Point(BaseModel):
+    """A place in a picture: the fractions of its width and height, from the upper left corner."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    x: Fraction
+    y: Fraction
+
+
+Layout = list[Point]  # where the centre of each label's object stands, in the order of the labels
+
+
 class Picture(BaseModel):
     """One picture to make: all that decides its content, so that whoever makes it makes the same.
 
@@ -34,6 +46,7 @@ class Picture(BaseModel):
     job: str
     index: int
     labels: tuple[str, ...]
+    layout: tuple[Point, ...] | None = None  # drawn by the seed if None
     seed: int
     options: SamplingOptions
     run_seed: int | None = None
@@ -57,6 +70,7 @@ class JobRecord(BaseModel):
     model: str
     digest: str
     labels: list[list[str]]
+    layouts: list[Layout | None] | None = None  # of each label list
     seed: int
     # Position of the first picture, for its seed: more than 0 where pictures of another job are made again.
     first: int = 0
@@ -74,13 +88,15 @@ class JobRecord(BaseModel):
 
     def pictures(self) -> Iterator[Picture]:
         """Repeat r of n label lists has indices r n .. r n + n - 1, and the seeds of a request with `seed` + r."""
+        layouts = self.layouts or [None] * len(self.labels)
         for r in range(self.repeats):
-            for i, labels in enumerate(self.labels):
+            for i, (labels, layout) in enumerate(zip(self.labels, layouts, strict=True)):
                 run_seed, position = self.seed + r, self.first + i
                 yield Picture(
                     job=self.id,
                     index=r * len(self.labels) + i,
                     labels=tuple(labels),
+                    layout=tuple(layout) if layout else None,
                     seed=picture_seed(run_seed, position),
                     options=self.options,
                     run_seed=run_seed,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.recipe import Recipe, example
-from service.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus, WebhookEvent
+from service.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus, Layout, WebhookEvent
 from shared.options import LIMITS, SamplerName, SamplingOptions, SpacingName
 
 LabelLists = Annotated[
@@ -74,12 +74,21 @@ class GenerateRequest(SamplingFields):
                     "model": None,
                     "columns": 8,
                 },
+                {
+                    "labels": [["red cube", "blue sphere"], ["gray cylinder"]],
+                    "layouts": [[{"x": 0.3, "y": 0.4}, {"x": 0.7, "y": 0.6}], None],
+                },
                 {"recipe": example()},
             ],
         }
     )
 
     labels: LabelLists = []
+    layouts: list[Layout | None] | None = Field(
+        None,
+        description="where objects stand, for each picture: a point for each of its labels, or null to have it drawn; "
+        "for models with `positions`",
+    )
     recipe: Recipe | None = Field(
         None, description="of pictures to be made again; only trajectory and webhook may be beside it"
     )
@@ -227,6 +236,7 @@ class Job(JobHead):
     )
 
     labels: list[list[str]] = Field(description="what was asked, a list for each picture of one repeat")
+    layouts: list[Layout | None] | None = Field(None, description="where the objects of each were asked to stand")
     result: GenerateResult | ScoreResult | None
 
 
@@ -243,6 +253,7 @@ class Model(BaseModel):
     promoted: bool
     created_at: str
     labels: int
+    positions: bool = Field(description="it can be told where objects stand")
     sampling: SamplingOptions = Field(description="what a request gets that leaves it out")
     config: dict[str, Any]
     training: dict[str, Any] = Field(description="how it came about")

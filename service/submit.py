@@ -26,7 +26,7 @@ from service.logs import get_logger, request_id
 from service.metrics import PICTURES_ACCEPTED
 from service.models import Models
 from service.recipe import Recipe
-from service.records import MAX_SEED, MAX_STAGES_PER_REQUEST, JobKind, JobRecord, WebhookEvent
+from service.records import MAX_SEED, MAX_STAGES_PER_REQUEST, JobKind, JobRecord, Layout, WebhookEvent
 from service.schemas import Job, SamplingFields
 from service.settings import Settings
 from service.views import JobReader
@@ -159,9 +159,10 @@ class Submitter:
         repeats: int = 1,
         recipe: Recipe | None = None,
         trajectory: int | None = None,
+        layouts: list[Layout | None] | None = None,
     ) -> Response:
         """Creates the job and answers as wished."""
-        return await self._answer(await self.create(kind, fields, labels, info, repeats, recipe, trajectory))
+        return await self._answer(await self.create(kind, fields, labels, info, repeats, recipe, trajectory, layouts))
 
     async def create(
         self,
@@ -172,8 +173,11 @@ class Submitter:
         repeats: int = 1,
         recipe: Recipe | None = None,
         trajectory: int | None = None,
+        layouts: list[Layout | None] | None = None,
     ) -> str:
-        """The id of a new job, or of the one that the client's Idempotency-Key stands for. `labels` are checked.
+        """The id of a new job, or of the one that the client's Idempotency-Key stands for.
+
+        `labels` and `layouts` are checked.
 
         With a `recipe`, seed and options are the recipe's.
         """
@@ -197,6 +201,7 @@ class Submitter:
             model=info.name,
             digest=info.digest,
             labels=labels,
+            layouts=layouts,
             seed=seed,
             first=recipe.first if recipe else 0,
             repeats=repeats,

@@ -60,7 +60,7 @@ class JobReader:
             raw = await self.connection.hvals(verdicts_key(job_id))
             verdicts = sorted((Verdict.model_validate_json(one) for one in raw), key=lambda verdict: verdict.index)
             result = _result(record, JobResult.model_validate_json(state["result"]), verdicts)
-        return Job(**_head(state, done), labels=record.labels, result=result)
+        return Job(**_head(state, done), labels=record.labels, layouts=record.layouts, result=result)
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Why there is nothing of a job."""

@@ -95,18 +95,29 @@ class Stepper:
         self._to_x0 = _prediction_coefficients(alpha_bar, prediction)
         self._table: Callable[[SamplingOptions], Table] = lru_cache(128)(lambda o: make_table(o, alpha_bar))
 
-    def new_row(self, labels: Tensor | Sequence[float], options: SamplingOptions, seed: int) -> Row:
+    def new_row(
+        self,
+        labels: Tensor | Sequence[float],
+        options: SamplingOptions,
+        seed: int,
+        positions: Tensor | None = None,
+    ) -> Row:
         """A picture yet to be made: noise and, where the network knows positions, the arrangement come from `seed`.
 
-        labels (K,) multi-hot; ValueError for another number of them.
+        labels (K,) multi-hot. `positions` (K, 2) take the place of the arrangement and leave the noise as it is.
+        ValueError for other shapes, and for positions that the network does not know.
         """
         labels = torch.as_tensor(labels, dtype=torch.float32, device=self.device)
         if labels.shape != (self.network.num_labels,):
             raise ValueError(f"labels have shape {tuple(labels.shape)}, the network takes ({self.network.num_labels},)")
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(self.network.image_shape, generator=generator).to(self.device)
+        if positions is not None and (self.layouts is None or positions.shape != (len(labels), 2)):
+            knows = "no positions" if self.layouts is None else f"positions ({len(labels)}, 2)"
+            raise ValueError(f"positions have shape {tuple(positions.shape)}, the network knows {knows}")
         if self.layouts is not None:
-            labels = with_positions(labels, self.layouts.draw(labels, generator).to(self.device))
+            drawn = self.layouts.draw(labels, generator)
+            labels = with_positions(labels, (drawn if positions is None else positions).to(self.device))
         return Row(x, labels, options, self._table(options), generator)
 
     @torch.inference_mode()

@@ -7,6 +7,7 @@ then the picture (layout before pixels as in Zhao et al. 2019, positions as inpu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,13 @@ OUTSIDE = -10.0  # a position that is not known, or of a label that is absent: f
 def with_positions(labels: Tensor, positions: Tensor) -> Tensor:
     """labels (..., K) and positions (..., K, 2) as what a network with positions takes: (..., K, 3)."""
     return torch.cat([labels[..., None], positions], dim=-1)
+
+
+def positions_at(indices: Sequence[int], points: Sequence[tuple[float, float]], num_labels: int) -> Tensor:
+    """Positions (K, 2) with `points[i]` for the label of index `indices[i]`; of the others they are not known."""
+    positions = torch.full((num_labels, 2), OUTSIDE)
+    positions[list(indices)] = torch.tensor(points, dtype=torch.float32).view(-1, 2)
+    return positions
 
 
 @dataclass(frozen=True)

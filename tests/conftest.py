@@ -113,8 +113,8 @@ def alive(connection: Redis, settings: Settings) -> JobStore:
     return store
 
 
-@pytest.fixture
-def working(connection: Redis, settings: Settings, alive: JobStore) -> "Iterator[Runner]":
+@contextlib.contextmanager
+def running(connection: Redis, settings: Settings) -> "Iterator[Runner]":
     """A runner in a thread of this process that takes jobs as they come."""
     from service.runner import Runner
 
@@ -129,6 +129,14 @@ def working(connection: Redis, settings: Settings, alive: JobStore) -> "Iterator
 
     thread = threading.Thread(target=work)
     thread.start()
-    yield runner
-    runner.stopping = True
-    thread.join()
+    try:
+        yield runner
+    finally:
+        runner.stopping = True
+        thread.join()
+
+
+@pytest.fixture
+def working(connection: Redis, settings: Settings, alive: JobStore) -> "Iterator[Runner]":
+    with running(connection, settings) as runner:
+        yield runner

@@ -75,8 +75,10 @@ class Counting:
         self.inner, self.batches = lane.engine.stepper, list[int]()
         lane.engine.stepper = self
 
-    def new_row(self, labels: Sequence[float], options: SamplingOptions, seed: int) -> Row:
-        return self.inner.new_row(labels, options, seed)
+    def new_row(
+        self, labels: Sequence[float], options: SamplingOptions, seed: int, positions: torch.Tensor | None = None
+    ) -> Row:
+        return self.inner.new_row(labels, options, seed, positions)
 
     def step(self, rows: Sequence[Row]) -> None:
         self.batches.append(len(rows))

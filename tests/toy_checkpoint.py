@@ -29,13 +29,19 @@ def _randomize(module: nn.Module, seed: int) -> None:
             nn.init.normal_(parameter, std=0.3, generator=generator)
 
 
-def publish_toy_denoiser(storage: Location, name: str, seed: int) -> CheckpointInfo:
-    """A denoiser whose weights follow from `seed`, in place of one of that name."""
-    config = {"network": NETWORK.model_dump(mode="json"), "schedule": "cosine", "timesteps": 1000, "prediction": "v"}
+def publish_toy_denoiser(storage: Location, name: str, seed: int, *, positions: bool = False) -> CheckpointInfo:
+    """A denoiser whose weights follow from `seed`, in place of one of that name.
+
+    With `positions` it has arrangements of one, two and three objects.
+    """
+    own = NETWORK.model_copy(update={"positions": positions})
+    config = {"network": own.model_dump(mode="json"), "schedule": "cosine", "timesteps": 1000, "prediction": "v"}
     torch.manual_seed(seed)  # a few parameters that `_randomize` leaves alone are not zero either
-    network = UNet(NETWORK)
+    network = UNet(own)
     _randomize(network, seed)
     state = network.state_dict()
+    if positions:
+        state["layouts"] = torch.rand(3, 16, 3, 2)
     return read_info(
         publish(storage, name, state, kind="denoiser", vocabulary=ICLEVR.names, config=config, training={})
     )

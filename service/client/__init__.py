@@ -10,6 +10,7 @@ Needs the extra `client` alone: neither FastAPI nor Redis nor torch.
 from service.client.connection import AsyncClient, Client
 from service.client.errors import ApiError, ClientError, JobUnfinished, Unreachable
 from service.client.flows import Event, Options, Retry
+from service.records import Point
 
 __all__ = [
     "ApiError",
@@ -19,6 +20,7 @@ __all__ = [
     "Event",
     "JobUnfinished",
     "Options",
+    "Point",
     "Retry",
     "Unreachable",
 ]

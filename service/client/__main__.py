@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from service.client import Client, ClientError, Event, Options, display
 from service.client.connection import DEFAULT_URL
+from service.records import Layout
 from service.schemas import Job, ScoreResult
 from shared.options import SamplerName, SpacingName
 
@@ -69,6 +71,16 @@ def _sampling(context: typer.Context) -> Options:
     return cast(Options, {name: value for name, value in given.items() if value is not None})
 
 
+def _read_layouts(path: Path) -> list[Layout | None]:
+    try:
+        return TypeAdapter(list[Layout | None]).validate_json(path.read_bytes())
+    except OSError as error:
+        raise _fail(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _fail(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
 def _follow(client: Client, ask: Callable[[Callable[[Event], None]], Job]) -> Job:
     """The job that `ask` waits for, with a progress bar. Ctrl-C cancels it."""
     with display.JobProgress(Console(stderr=True)) as progress:
@@ -117,17 +129,21 @@ def generate(
     clip_x0: ClipX0 = None,
     model: ModelName = None,
     columns: Columns = None,
+    layouts: Annotated[
+        Path | None, typer.Option(help="where objects stand: a JSON file of what the API takes as `layouts`")
+    ] = None,
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
     """Have pictures made and judged, one for each argument."""
     lists = [[label.strip() for label in entry.split(",")] for entry in labels]
     options = _sampling(context)
+    places = _read_layouts(layouts) if layouts else None
     with _connected(url) as client:
         if detach:
-            print(client.generate(lists, wait=False, **options).id)
+            print(client.generate(lists, layouts=places, wait=False, **options).id)
             return
-        job = _follow(client, lambda on_event: client.generate(lists, on_event=on_event, **options))
+        job = _follow(client, lambda on_event: client.generate(lists, layouts=places, on_event=on_event, **options))
         _show(client, job, output, images, as_json)
 
 

@@ -13,7 +13,7 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
 from service.client.errors import ClientError
-from service.client.flows import Event, Flow, Flows, Next, Open, Options, Pause, Run, Send, Tell
+from service.client.flows import Event, Flow, Flows, Layouts, Next, Open, Options, Pause, Run, Send, Tell
 from service.schemas import Job, JobPage, Labels, ModelList, Ready
 
 T = TypeVar("T")
@@ -109,13 +109,17 @@ class Client:
         self,
         labels: LabelLists,
         *,
+        layouts: Layouts | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        """One picture for each list of labels. The finished job, or, without `wait`, the queued one."""
-        return self._run(self._flows.generate(labels, wait, idempotency_key, options), on_event)
+        """One picture for each list of labels. The finished job, or, without `wait`, the queued one.
+
+        `layouts`: where each picture's objects stand, a point for each label, or None to have it drawn.
+        """
+        return self._run(self._flows.generate(labels, layouts, wait, idempotency_key, options), on_event)
 
     def score(
         self,
@@ -235,12 +239,13 @@ class AsyncClient:
         self,
         labels: LabelLists,
         *,
+        layouts: Layouts | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        return await self._run(self._flows.generate(labels, wait, idempotency_key, options), on_event)
+        return await self._run(self._flows.generate(labels, layouts, wait, idempotency_key, options), on_event)
 
     async def score(
         self,

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.client.errors import ApiError, ClientError, JobUnfinished, Unreachable
 from service.event_schemas import PictureEvent, StatusEvent, StepsEvent
-from service.records import TERMINAL
+from service.records import TERMINAL, Point
 from service.schemas import Job, JobPage, Labels, ModelList, Ready
 from shared.options import SamplerName, SpacingName
 
@@ -30,6 +30,7 @@ RETRIED_STATUS: Final = frozenset({429, 502, 503, 504})  # what may be otherwise
 FIRST_PAUSE_S: Final = 0.25  # doubled by each retry
 LONGEST_PAUSE_S: Final = 30.0  # a service that asks for more is not waited for
 LONGEST_POLL_S: Final = 5.0  # between looks at a job whose events do not come through
+Layouts = Sequence[Sequence[Point] | None]
 HOPELESS: Final = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)  # the same again would fail the same
 
 
@@ -172,9 +173,16 @@ class Flows:
         return (yield from self._send(Send("GET", path))).content
 
     def generate(
-        self, labels: Sequence[Sequence[str]], wait: bool, idempotency_key: str | None, options: Mapping[str, Any]
+        self,
+        labels: Sequence[Sequence[str]],
+        layouts: Layouts | None,
+        wait: bool,
+        idempotency_key: str | None,
+        options: Mapping[str, Any],
     ) -> Flow[Job]:
-        body = {"labels": [list(entry) for entry in labels], **options}
+        body: dict[str, Any] = {"labels": [list(entry) for entry in labels], **options}
+        if layouts is not None:
+            body["layouts"] = [entry and [point.model_dump() for point in entry] for entry in layouts]
         return (yield from self._make("/generate", wait, idempotency_key, {"json": body}))
 
     def score(

@@ -1,7 +1,7 @@
 """POST /generate: labels or a recipe in, pictures with verdicts out."""
 
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -10,11 +10,12 @@ from starlette.types import Message
 
 from service.errors import BadRequest
 from service.forms import read_form
-from service.models import vocabulary_of
+from service.models import knows_positions, vocabulary_of
 from service.png import PngError, recipe_of
-from service.records import MAX_STAGES
+from service.records import MAX_STAGES, Layout
 from service.schemas import GenerateRequest, Job
 from service.submit import RESPONSES, SubmitterDep
+from shared.checkpoint import CheckpointInfo
 from shared.options import LIMITS
 from shared.vocabulary import LabelError
 
@@ -82,5 +83,24 @@ async def generate(body: GenerateRequest, submitter: SubmitterDep) -> Response:
         labels = vocabulary_of(info).check(given, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, "recipe.labels" if recipe else "labels") from error
+    layouts = (recipe or body).layouts
+    if layouts is not None:
+        _check_layouts(layouts, labels, info, ("body", "recipe", "layouts") if recipe else ("body", "layouts"))
+        layouts = layouts if any(layouts) else None
     trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
-    return await submitter.submit("generate", body, labels, info, recipe=recipe, trajectory=trajectory)
+    return await submitter.submit("generate", body, labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts)
+
+
+def _check_layouts(
+    layouts: Sequence[Layout | None], labels: Sequence[Sequence[str]], info: CheckpointInfo, at: tuple[str, ...]
+) -> None:
+    """BadRequest, with the entry, for layouts that do not fit the label lists, or that the model is not made for."""
+    if len(layouts) != len(labels):
+        raise BadRequest.at(at, f"{len(layouts)} layouts; wanted {len(labels)}, one for each label list, or null")
+    for i, (layout, asked) in enumerate(zip(layouts, labels, strict=True)):
+        if layout is None:
+            continue
+        if not knows_positions(info):
+            raise BadRequest.at((*at, i), f"the model {info.name} does not know where objects stand", entry=i)
+        if len(layout) != len(asked):
+            raise BadRequest.at((*at, i), f"{len(layout)} points; wanted {len(asked)}, one for each label", entry=i)

@@ -7,6 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
 from service.errors import NoWorker
+from service.models import knows_positions
 from service.schemas import Health, Labels, Model, ModelList, Ready
 from service.submit import PROBLEM
 from shared.options import default_options
@@ -35,6 +36,7 @@ def read_models(models: ModelsDep) -> ModelList:
                 promoted=info.name == listing.promoted,
                 created_at=info.created_at,
                 labels=len(info.vocabulary),
+                positions=knows_positions(info),
                 sampling=default_options(info.config),
                 config=info.config,
                 training=info.training,
