@@ -16,6 +16,7 @@ from torch import Tensor
 from service.logs import get_logger
 from service.recipe import Recipe
 from service.records import Picture, Verdict
+from service.sent import sent_row
 from service.strips import Strips
 from shared.denoise import Row
 from shared.evaluator import score_pictures
@@ -119,7 +120,10 @@ class Engine:
         for picture in pictures:
             try:
                 labels = self.vocabulary.multi_hot(picture.labels)
-                row = self.stepper.new_row(labels, picture.options, picture.seed, self._positions(picture))
+                if picture.png is not None:
+                    row = sent_row(picture, labels)
+                else:
+                    row = self.stepper.new_row(labels, picture.options, picture.seed, self._positions(picture))
             except Exception as error:
                 log.exception("picture cannot begin", job_id=picture.job, picture=picture.index)
                 self._unmade.append(Unmade(picture, _reason(error)))
@@ -212,7 +216,7 @@ class Engine:
 
     def _made(self, picture: Picture, verdict: Verdict, pixels: NDArray[np.uint8]) -> Made:
         recipe = self.recipe(picture, verdict)
-        png = png_bytes(pixels, recipe.text() if recipe else None)
+        png = picture.png or png_bytes(pixels, recipe.text() if recipe else None)
         strip = self._strips.strip(picture)
         if strip is None:
             return Made(picture, verdict, png)

@@ -7,7 +7,7 @@ and those of jobs have a time to live (`ledger.py` and `shares.py` have some mor
     job:ID            hash    record (JSON, never changes), total, status, rq, started_at, finished_at, result, error,
                               and of the record digest, owner, asked_at
     job:ID:verdicts   hash    index -> verdict (JSON): a picture is done when it has one
-    job:ID:png        hash    index, "grid" or "strip:" and index -> PNG
+    job:ID:png        hash    index, "grid" or "strip:" and index -> PNG; pictures that are sent lie here from the start
     job:ID:events     stream  what happened, for those who wait
     job:ID:live       stream  steps and previews of the moment, while somebody watches
     job:ID:watched    string  somebody watches; gone seconds after nobody does
@@ -137,9 +137,10 @@ class JobStore:
         self._lost_once: set[str] = set()
         self._sweep_at = 0  # cursor in the set of open jobs
 
-    def create(self, record: JobRecord, asked: Asked | None = None) -> str:
+    def create(self, record: JobRecord, asked: Asked | None = None, sent: Sequence[bytes] = ()) -> str:
         """The job, its pictures and its RQ job in one MULTI: all of it is there, or nothing. Returns the job's id.
 
+        `sent`: the PNGs of a job whose pictures are only judged.
         Where a job stands under the key of `asked`, nothing is created, and its id is returned. KeyReused.
         """
         while True:
@@ -148,10 +149,10 @@ class JobStore:
                     pipe.watch(asked.redis_key)  # type: ignore[no-untyped-call]
                     if (standing := self.standing(asked)) is not None:
                         return standing
-                self._write(record, asked, pipe)
+                self._write(record, asked, sent, pipe)
                 return record.id
 
-    def _write(self, record: JobRecord, asked: Asked | None, pipe: Pipeline) -> None:
+    def _write(self, record: JobRecord, asked: Asked | None, sent: Sequence[bytes], pipe: Pipeline) -> None:
         ttl = self.settings.job_ttl_s + self.settings.job_timeout_s
         pipe.multi()  # RQ would else, after the first command, ask for it itself, which is an error
         rq_id = self._enqueue(record.id, pipe)
@@ -162,6 +163,9 @@ class JobStore:
         if record.webhook:
             pipe.hset(job_key(record.id), "webhook_events", " ".join(record.webhook_events))
         pipe.expire(job_key(record.id), ttl)
+        if sent:
+            pipe.hset(png_key(record.id), mapping={str(i): png for i, png in enumerate(sent)})
+            pipe.expire(png_key(record.id), ttl)
         pipe.sadd(OPEN, record.id)
         ledger.enter(pipe, record.id, record.owner, record.created_at, ttl, self.settings.remembered_s)
         if asked is not None:

@@ -16,24 +16,34 @@ from service import recipe
 from service.checkpoint_cache import CheckpointCache
 from service.engine import Engine, Judge
 from service.recipe import MadeWith
+from service.sent import JUDGED_TOGETHER, Sent
 from service.settings import Settings
 from service.stream import Claim, PictureStream
-from shared.checkpoint import CheckpointError, read_info, resolve
+from shared.checkpoint import CheckpointError, CheckpointKind, read_info, resolve
 from shared.denoise import Stepper
+from shared.evaluator import load_evaluator
 from shared.model import load_denoiser
 
 
 @dataclass(eq=False)
 class Lane:
-    """One loaded model: its engine, its stream, and the stream entries of the pictures in the engine."""
+    """One loaded model: its engine, its stream, and the stream entries of the pictures in the engine.
+
+    An evaluator has one, too, for pictures that are sent to be judged.
+    """
 
     name: str
     digest: str
-    stepper: Stepper
+    stepper: Stepper | Sent
     engine: Engine
     stream: PictureStream
     claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
     used_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def makes(self) -> bool:
+        """Whether its pictures are made, and not sent."""
+        return isinstance(self.stepper, Stepper)
 
     @property
     def idle(self) -> bool:
@@ -58,7 +68,7 @@ class Loader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
 
     def load(self, name: str | None, digest: str | None) -> Lane:
-        """A new lane for checkpoint `name`, or for the promoted one. CheckpointError if it cannot be used."""
+        """A new lane for denoiser `name`, or for the promoted one. CheckpointError if it cannot be used."""
         path = self.cache.fetch(name, digest)
         try:
             denoiser = load_denoiser(path, device=self.device)
@@ -77,8 +87,17 @@ class Loader:
         stream = PictureStream(self.connection, self.settings, info.digest, self.consumer)
         return Lane(info.name, info.digest, stepper, engine, stream)
 
-    def begin(self, name: str, digest: str) -> Future[Lane]:
-        return self._thread.submit(self.load, name, digest)
+    def load_judge(self, name: str, digest: str) -> Lane:
+        """A new lane for evaluator `name`: that of this worker, or another. CheckpointError if it cannot be used."""
+        judge = self.judge
+        if self.judged_by is None or self.judged_by.digest != digest:
+            judge = load_evaluator(self.cache.fetch(name, digest, "evaluator"), self.device)
+        engine = Engine(Sent(), judge.vocabulary, judge, max_pictures=JUDGED_TOGETHER)
+        stream = PictureStream(self.connection, self.settings, digest, self.consumer)
+        return Lane(name, digest, Sent(), engine, stream)
+
+    def begin(self, name: str, digest: str, kind: CheckpointKind = "denoiser") -> Future[Lane]:
+        return self._thread.submit(self.load_judge if kind == "evaluator" else self.load, name, digest)
 
     def look(self, known: Collection[str]) -> Future[tuple[str, Lane | None]]:
         """Looks at what is promoted: its digest, and a lane for it unless that is among `known` ones."""

@@ -97,6 +97,13 @@ class Models:
             models={info.name: info.digest for info in denoisers},
         )
 
+    def evaluator(self) -> CheckpointInfo:
+        """The promoted evaluator, who judges pictures that are sent. NoModel if there is none that can be used."""
+        try:
+            return usable(read_info(resolve(self.storage, None, "evaluator")))
+        except CheckpointError as error:
+            raise NoModel(str(error)) from error
+
     def listing(self) -> Listing:
         with self._lock:
             self._look()

@@ -1,4 +1,4 @@
-"""PNGs that come from outside, read without torch: their size, and the recipe that they carry.
+"""PNGs that come from outside, read without torch: their size, whether they can be decoded, the recipe they carry.
 
 Looks at the size that a file claims before anything is decoded.
 """
@@ -28,6 +28,18 @@ def png_size(png: bytes) -> tuple[int, int]:
     if signature != SIGNATURE or first != b"IHDR":
         raise PngError("not a PNG")
     return width, height
+
+
+def check_picture(png: bytes, side: int) -> tuple[int, int]:
+    """(width, height) of a PNG that decodes as a picture of at most `side` pixels a side; PngError for any other."""
+    width, height = png_size(png)
+    if not (1 <= width <= side and 1 <= height <= side):
+        raise PngError(f"{width}x{height} pixels; at most {side}x{side} are allowed")
+    try:
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+            return picture.convert("RGB").size
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files
+        raise PngError(f"a damaged PNG: {error}") from error
 
 
 def recipe_of(png: bytes) -> Recipe:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.options import Fraction, SamplingOptions, picture_seed
 
@@ -52,6 +52,7 @@ class Picture(BaseModel):
     run_seed: int | None = None
     position: int = 0
     trajectory: int | None = None
+    png: bytes | None = Field(default=None, exclude=True)  # of one that was sent; a worker fetches it when it begins
 
     @property
     def key(self) -> tuple[str, int]:
@@ -81,6 +82,8 @@ class JobRecord(BaseModel):
     trajectory: int | None = None  # stages of each picture's strip, if it is to have one
     columns: int
     options: SamplingOptions
+    # Its pictures were sent to be judged: `model` and `digest` are the evaluator's, seed and options say nothing.
+    sent: bool = False
 
     @property
     def total(self) -> int:
@@ -99,7 +102,7 @@ class JobRecord(BaseModel):
                     layout=tuple(layout) if layout else None,
                     seed=picture_seed(run_seed, position),
                     options=self.options,
-                    run_seed=run_seed,
+                    run_seed=None if self.sent else run_seed,
                     position=position,
                     trajectory=self.trajectory,
                 )

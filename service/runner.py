@@ -6,7 +6,7 @@ The one place where engine and Redis meet. Knows neither HTTP nor RQ, so that a 
 import time
 from collections import OrderedDict
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,19 +16,20 @@ from redis.exceptions import RedisError
 from service import recipe
 from service.checkpoint_cache import CheckpointCache
 from service.engine import Judge, Made, Outcome
-from service.jobs import JobStore
+from service.jobs import JobStore, png_key
 from service.lanes import Lane, Loader
 from service.live import Live
 from service.logs import get_logger
 from service.metrics import PICTURES, one_step, waited
 from service.recipe import MadeWith
-from service.records import Done, JobRecord, JobResult, Scores, Verdict
+from service.records import Done, JobRecord, JobResult, Picture, Scores, Verdict
 from service.settings import Settings
 from service.stream import GROUP, Claim
 from shared.checkpoint import CheckpointError
 from shared.device import pick_device
 from shared.evaluator import load_evaluator, score_set
-from shared.pictures import grid, png_bytes, read_png, to_images
+from shared.pictures import grid, marked_grid, png_bytes, read_png, to_images
+from shared.vocabulary import Vocabulary
 
 log = get_logger(__name__)
 
@@ -110,7 +111,7 @@ class Runner:
         """
         for lane in list(self.lanes.values()):
             unused = time.monotonic() - lane.used_at > self.settings.idle_model_s and lane.digest != self.promoted
-            too_many = len(self.lanes) > self.settings.loaded_models
+            too_many = lane.makes and sum(one.makes for one in self.lanes.values()) > self.settings.loaded_models
             if lane.idle and lane not in (keep, self._current) and (unused or too_many):
                 log.info("model unloaded", model=lane.name, digest=lane.digest)
                 del self.lanes[lane.digest]
@@ -142,7 +143,7 @@ class Runner:
     def _lane_of(self, record: JobRecord) -> Lane | None:
         """The lane of a job, as soon as it is loaded; other pictures go on meanwhile. None if we are to stop."""
         if record.digest not in self.lanes:
-            loading = self.loader.begin(record.model, record.digest)
+            loading = self.loader.begin(record.model, record.digest, "evaluator" if record.sent else "denoiser")
             while not loading.done():
                 if self.stopping:
                     return None
@@ -197,7 +198,8 @@ class Runner:
                 with one_step(lane.name, len(lane.engine.rows()), lane.stepper):
                     outcomes = lane.engine.step()
                 self._store(lane, outcomes)
-                self.rate.add(len(outcomes), time.monotonic() - begun)
+                if lane.makes:
+                    self.rate.add(len(outcomes), time.monotonic() - begun)
         if not worked:
             time.sleep(IDLE_WAIT_S)
         self.live.tell([pair for lane in self.lanes.values() for pair in lane.engine.rows()])
@@ -234,6 +236,8 @@ class Runner:
         lane.stream.discard([claim.entry for claim in claims if claim not in wanted])
         for job_id in {claim.picture.job for claim in wanted if statuses[claim.picture.job] == "queued"}:
             self.store.begin(job_id)
+        if not lane.makes:
+            wanted = [replace(claim, picture=self._with_png(claim.picture)) for claim in wanted]
         for claim in wanted:
             lane.claims[claim.picture.key] = claim
             waited(lane.name, claim.asked_at)
@@ -241,6 +245,10 @@ class Runner:
                 lane.engine.admit_alone(claim.picture)
         lane.engine.admit([claim.picture for claim in wanted if not claim.alone])
         return len(wanted)
+
+    def _with_png(self, picture: Picture) -> Picture:
+        """A picture that was sent, as it was sent; where that is gone, the engine will say so."""
+        return picture.model_copy(update={"png": self.connection.hget(png_key(picture.job), str(picture.index))})
 
     def _store(self, lane: Lane, outcomes: list[Outcome]) -> None:
         """Commits what is finished, completes jobs that have all of their pictures, fails jobs that cannot."""
@@ -265,12 +273,8 @@ class Runner:
             return
         try:
             verdicts = self.store.verdicts(job_id)
-            result = score(verdicts, record, self.judge)
-            n = len(record.labels)
-            shown = range(result.best * n, (result.best + 1) * n)
-            images = to_images(np.stack([read_png(png) for png in self.store.pngs(job_id, shown)]))  # (n, 3, H, W)
-            made = recipe.of_grid(record, result.best, [verdicts[i] for i in shown], self.judged_by)
-            sheet = png_bytes(grid(images, columns=min(record.columns, n)), made.text())
+            result = score(verdicts, record)
+            sheet = self._grid(record, result, verdicts)
         except RedisError:
             raise  # another worker may have more luck
         except Exception as error:
@@ -278,6 +282,18 @@ class Runner:
             self.store.fail(job_id, f"the result cannot be composed: {type(error).__name__}: {error}")
         else:
             self.store.finish(job_id, result, sheet)
+
+    def _grid(self, record: JobRecord, result: JobResult, verdicts: list[Verdict]) -> bytes:
+        """The PNG of the best repeat's pictures; those that were sent are marked as right or wrong."""
+        n = len(record.labels)
+        shown = [verdicts[result.best * n + i] for i in range(n)]
+        pngs = self.store.pngs(record.id, [verdict.index for verdict in shown])
+        pictures = np.stack([read_png(png) for png in pngs])  # (n, H, W, 3)
+        columns = min(record.columns, n)
+        if record.sent:
+            return png_bytes(marked_grid(pictures, [verdict.exact for verdict in shown], columns))
+        made = recipe.of_grid(record, result.best, shown, self.judged_by)
+        return png_bytes(grid(to_images(pictures), columns), made.text())
 
     def _drop_ended(self) -> None:
         """Takes pictures out of the batches whose job was ended elsewhere."""
@@ -304,15 +320,16 @@ class Runner:
             lane.claims.clear()
 
 
-def score(verdicts: list[Verdict], record: JobRecord, judge: Judge) -> JobResult:
+def score(verdicts: list[Verdict], record: JobRecord) -> JobResult:
     """Scores of each repeat, as `trainer score` counts them; the best has the highest accuracy, then exact match."""
-    names = judge.vocabulary.names
+    vocabulary = Vocabulary(tuple(verdicts[0].probabilities))  # the evaluator's
+    names = vocabulary.names
     n = len(record.labels)
     repeats = []
     for r in range(record.repeats):
         part = verdicts[r * n : (r + 1) * n]
         probabilities = torch.tensor([[verdict.probabilities[name] for name in names] for verdict in part])
-        targets = torch.tensor([judge.vocabulary.multi_hot(verdict.labels) for verdict in part])
+        targets = torch.tensor([vocabulary.multi_hot(verdict.labels) for verdict in part])
         scores = score_set(probabilities, targets, names)
         repeats.append(Scores(accuracy=scores.accuracy, exact_match=scores.exact_match, f1=scores.f1))
     best = max(range(record.repeats), key=lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r))

@@ -131,7 +131,7 @@ class Progress(BaseModel):
 
 class PictureResult(BaseModel):
     labels: list[str]
-    seed: int = Field(description="seed of this picture's own noise")
+    seed: int | None = Field(description="seed of this picture's own noise; null if it was sent")
     accuracy: float = Field(description="share of the asked labels among the k most probable, k as many as were asked")
     exact: bool = Field(description="the labels found (probability over 0.5) are exactly those asked")
     f1: float
@@ -149,7 +149,7 @@ class GenerateResult(BaseModel):
 
 
 class Repeat(BaseModel):
-    seed: int
+    seed: int | None = Field(description="null where pictures were sent")
     accuracy: float
     exact_match: float
     f1: float
@@ -180,10 +180,10 @@ class JobHead(BaseModel):
     created_at: str
     started_at: str | None
     finished_at: str | None
-    model: str
+    model: str = Field(description="who made the pictures; where they were sent, the evaluator that judged them")
     digest: str
-    seed: int
-    options: SamplingOptions
+    seed: int | None = Field(description="null where pictures were sent")
+    options: SamplingOptions | None = Field(description="null where pictures were sent")
     progress: Progress
     error: str | None
 

@@ -56,6 +56,12 @@ class Settings(BaseSettings):
     body_limit_bytes: int = Field(default=LIMITS.max_file_bytes + 65536, ge=1024)
     # Largest form: a zip of pictures, a grid with its recipe, and what multipart adds to them.
     upload_limit_bytes: int = Field(default=(16 << 20) + 65536, ge=1024)
+    # Entries that a zip of pictures may have, with folders and what operating systems add.
+    zip_entries: int = Field(default=1024, ge=1)
+    # Bytes that a zip's pictures may have in all, unpacked, and once more as pixels of 3 bytes.
+    zip_unpacked_bytes: int = Field(default=32 << 20, ge=1024)
+    # Pixels that a picture in a zip may be wide and high.
+    picture_side: int = Field(default=512, ge=1, le=4096)
 
     # Address at which a worker serves its metrics, if it has a port for them. The API has its own at GET /metrics.
     metrics_host: str = "127.0.0.1"

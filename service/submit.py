@@ -3,12 +3,13 @@
 What POST /generate and POST /score have in common.
 """
 
+import hashlib
 import json
 import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -147,6 +148,9 @@ class Submitter:
     async def model(self, name: str | None) -> CheckpointInfo:
         return await run_in_threadpool(self.models.find, name)
 
+    async def evaluator(self) -> CheckpointInfo:
+        return await run_in_threadpool(self.models.evaluator)
+
     async def model_of(self, recipe: Recipe) -> CheckpointInfo:
         return await run_in_threadpool(self.models.with_digest, recipe.model.digest)
 
@@ -160,9 +164,12 @@ class Submitter:
         recipe: Recipe | None = None,
         trajectory: int | None = None,
         layouts: list[Layout | None] | None = None,
+        pictures: Sequence[bytes] | None = None,
     ) -> Response:
         """Creates the job and answers as wished."""
-        return await self._answer(await self.create(kind, fields, labels, info, repeats, recipe, trajectory, layouts))
+        return await self._answer(
+            await self.create(kind, fields, labels, info, repeats, recipe, trajectory, layouts, pictures)
+        )
 
     async def create(
         self,
@@ -174,12 +181,14 @@ class Submitter:
         recipe: Recipe | None = None,
         trajectory: int | None = None,
         layouts: list[Layout | None] | None = None,
+        pictures: Sequence[bytes] | None = None,
     ) -> str:
         """The id of a new job, or of the one that the client's Idempotency-Key stands for.
 
         `labels` and `layouts` are checked.
 
-        With a `recipe`, seed and options are the recipe's.
+        With a `recipe`, seed and options are the recipe's. With `pictures`, PNGs that were checked, none is made, and
+        `info` is the evaluator's.
         """
         options = recipe.options if recipe else _options(fields, info)
         given_seed = recipe.seed if recipe else fields.seed
@@ -188,7 +197,7 @@ class Submitter:
             raise BadRequest.at(("body", "seed"), f"with {repeats} repeats the last seed would exceed {MAX_SEED}")
         _check_stages(trajectory, len(labels), options)
         events = self._webhook_events(fields)
-        asked = self._asked(kind, fields, labels)
+        asked = self._asked(kind, fields, labels, pictures)
         if asked and (standing := await self._in_store(self.store.standing, asked)):
             bind_contextvars(job_id=standing)
             return standing
@@ -211,8 +220,9 @@ class Submitter:
             request_id=request_id(),
             columns=recipe.columns if recipe else fields.columns,
             options=options,
+            sent=pictures is not None,
         )
-        job_id = await self._in_store(self.store.create, record, asked)
+        job_id = await self._in_store(self.store.create, record, asked, pictures or ())
         assert job_id is not None
         bind_contextvars(job_id=job_id)
         if job_id == record.id:
@@ -247,12 +257,15 @@ class Submitter:
             raise BadRequest.at(("body", "webhook"), str(error)) from error
         return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
 
-    def _asked(self, kind: JobKind, fields: SamplingFields, labels: list[list[str]]) -> Asked | None:
+    def _asked(
+        self, kind: JobKind, fields: SamplingFields, labels: list[list[str]], pictures: Sequence[bytes] | None
+    ) -> Asked | None:
         """The request as its key stands for it. What it says counts, not how: JSON and a form may be the same."""
         if self.idempotency_key is None:
             return None
         given = fields.model_dump(mode="json", exclude={"labels", "conditions"})
-        return Asked(self.owner, self.idempotency_key, json.dumps([kind, labels, given], sort_keys=True))
+        sent = [hashlib.sha256(png).hexdigest() for png in pictures or ()]
+        return Asked(self.owner, self.idempotency_key, json.dumps([kind, labels, given, sent], sort_keys=True))
 
     async def _in_store(self, method: Callable[..., str | None], *arguments: Any) -> str | None:
         try:

@@ -172,8 +172,8 @@ def _head(state: Mapping[str, str], done: int) -> dict[str, Any]:
         "finished_at": _iso(float(state["finished_at"])) if "finished_at" in state else None,
         "model": record.model,
         "digest": record.digest,
-        "seed": record.seed,
-        "options": record.options,
+        "seed": None if record.sent else record.seed,
+        "options": None if record.sent else record.options,
         "progress": Progress(done=done, total=record.total),
         "error": state.get("error"),
     }
@@ -186,7 +186,7 @@ def _iso(seconds: float) -> str:
 def _picture(record: JobRecord, verdict: Verdict) -> PictureResult:
     return PictureResult(
         labels=list(verdict.labels),
-        seed=verdict.seed,
+        seed=None if record.sent else verdict.seed,
         accuracy=verdict.accuracy,
         exact=verdict.exact,
         f1=verdict.f1,
@@ -207,7 +207,10 @@ def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -
     if record.kind == "generate":
         return GenerateResult(**result.repeats[0].model_dump(), grid_url=grid_url, pictures=shown)
     return ScoreResult(
-        repeats=[Repeat(seed=record.seed + r, **scores.model_dump()) for r, scores in enumerate(result.repeats)],
+        repeats=[
+            Repeat(seed=None if record.sent else record.seed + r, **scores.model_dump())
+            for r, scores in enumerate(result.repeats)
+        ],
         accuracy=_summary([scores.accuracy for scores in result.repeats]),
         exact_match=_summary([scores.exact_match for scores in result.repeats]),
         f1=_summary([scores.f1 for scores in result.repeats]),

@@ -51,10 +51,7 @@ class Evaluator(nn.Module):
         """Images (N, 3, H, W) as the network takes them: in [-1, 1], of its size, on its device."""
         device = next(self.parameters()).device
         for chunk in torch.split(images, batch):
-            x = chunk.to(device, torch.float32).clamp(-1, 1)
-            if x.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
-                x = F.interpolate(x, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
-            yield x
+            yield as_input(chunk.to(device, torch.float32).clamp(-1, 1))
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
@@ -67,6 +64,13 @@ class Evaluator(nn.Module):
         """Images as for `probabilities` -> (N, 512) float32 on the CPU: pictures with like contents lie near."""
         chunks = [self._trunk(x).cpu() for x in self._chunks(images, batch) if len(x)]
         return torch.cat(chunks) if chunks else torch.zeros(0, 512)
+
+
+def as_input(images: Tensor) -> Tensor:
+    """(N, 3, H, W) -> (N, 3, 64, 64), the size that the network takes."""
+    if images.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE):
+        return images
+    return F.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
 
 
 def load_evaluator(path: Location | str, device: str | torch.device = "cpu") -> Evaluator:

@@ -1,14 +1,20 @@
 """Pictures as bytes: float to 8 bits, PNG, grids."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.utils import make_grid
+
+# Bluish green and vermilion, which colour-blind people tell apart (Okabe & Ito 2008).
+RIGHT, WRONG = (0, 158, 115), (213, 94, 0)
+TICK = [[(0.05, 0.5), (0.35, 0.85), (0.95, 0.1)]]  # lines in a unit square
+CROSS = [[(0.1, 0.1), (0.9, 0.9)], [(0.1, 0.9), (0.9, 0.1)]]
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
@@ -42,3 +48,24 @@ def grid(images: Tensor, columns: int = 8, padding: int = 2) -> NDArray[np.uint8
     """(N, 3, H, W) in [-1, 1] -> one picture, `columns` to a row."""
     sheet = make_grid(images.float().clamp(-1, 1), nrow=columns, padding=padding, pad_value=-1.0)
     return np.asarray(to_uint8(sheet[None])[0])
+
+
+def marked_grid(
+    pictures: NDArray[np.uint8], right: Sequence[bool], columns: int = 8, gap: int = 2
+) -> NDArray[np.uint8]:
+    """(N, H, W, 3) -> one picture: green frames with a tick below where `right`, red ones with a cross elsewhere."""
+    n, height, width, _ = pictures.shape
+    frame = max(2, min(height, width) // 24)
+    bar = max(15, min(height, width) // 5)  # below the picture, with the mark
+    step_x, step_y = width + 2 * frame + gap, height + frame + bar + gap
+    sheet = Image.new("RGB", (gap + columns * step_x, gap + -(-n // columns) * step_y))
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, good) in enumerate(zip(pictures, right, strict=True)):
+        x, y = gap + i % columns * step_x, gap + i // columns * step_y
+        draw.rectangle((x, y, x + step_x - gap - 1, y + step_y - gap - 1), RIGHT if good else WRONG)
+        sheet.paste(Image.fromarray(picture), (x + frame, y + frame))
+        side = bar - 5
+        left, top = x + (step_x - gap - side) // 2, y + frame + height + 2
+        for line in TICK if good else CROSS:
+            draw.line([(left + u * side, top + v * side) for u, v in line], "white", width=max(2, bar // 7))
+    return np.asarray(sheet)

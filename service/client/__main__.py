@@ -4,6 +4,7 @@ LABELGRID_API_KEY is sent as its key; there is no option for it, since command l
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,7 +153,12 @@ def score(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="a test file: a JSON list of label lists", show_default=False)],
     url: Url = DEFAULT_URL,
-    repeats: Annotated[int, typer.Option(help="runs over the whole file, with different seeds")] = 10,
+    pictures: Annotated[
+        Path | None, typer.Option(help="score these instead: a zip or folder of 0.png, 1.png, ... in the file's order")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="runs over the whole file, with different seeds; 10 if not given")
+    ] = None,
     output: Output = None,
     images: Images = None,
     seed: Seed = None,
@@ -168,13 +174,14 @@ def score(
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score the model on a test file; grid and pictures are those of the best run."""
+    """Score the model, or pictures, on a test file; grid and images are those of the best run."""
     options = _sampling(context)
     with _connected(url) as client:
+        ask = functools.partial(client.score, file, pictures=pictures, repeats=repeats, **options)
         if detach:
-            print(client.score(file, repeats=repeats, wait=False, **options).id)
+            print(ask(wait=False).id)
             return
-        job = _follow(client, lambda on_event: client.score(file, repeats=repeats, on_event=on_event, **options))
+        job = _follow(client, lambda on_event: ask(on_event=on_event))
         _show(client, job, output, images, as_json)
 
 

@@ -40,6 +40,10 @@ def _options(url: str | None, api_key: str | None, timeout_s: float) -> dict[str
     return {"base_url": parsed, "headers": headers, "timeout": timeout_s}
 
 
+def _with_repeats(repeats: int | None, options: Options) -> dict[str, Any]:
+    return {**options} if repeats is None else {"repeats": repeats, **options}
+
+
 class Client:
     """The service at `url` (else LABELGRID_URL, else this machine), with `api_key` (else LABELGRID_API_KEY).
 
@@ -125,14 +129,19 @@ class Client:
         self,
         conditions: LabelLists | bytes | Path,
         *,
-        repeats: int = 10,
+        pictures: bytes | Path | None = None,
+        repeats: int | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        """Scores the model on a test file: its lists, its bytes or its path. The job, as `generate` gives it."""
-        flow = self._flows.score(conditions, wait, idempotency_key, {"repeats": repeats, **options})
+        """Scores the model on a test file: its lists, its bytes or its path. The job, as `generate` gives it.
+
+        With `pictures`, a zip of PNGs named in the file's order, its bytes or its path, or a folder of them, those are
+        scored in place of `repeats` (10) runs of the model.
+        """
+        flow = self._flows.score(conditions, pictures, wait, idempotency_key, _with_repeats(repeats, options))
         return self._run(flow, on_event)
 
     def job(self, job_id: str) -> Job:
@@ -251,13 +260,14 @@ class AsyncClient:
         self,
         conditions: LabelLists | bytes | Path,
         *,
-        repeats: int = 10,
+        pictures: bytes | Path | None = None,
+        repeats: int | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        flow = self._flows.score(conditions, wait, idempotency_key, {"repeats": repeats, **options})
+        flow = self._flows.score(conditions, pictures, wait, idempotency_key, _with_repeats(repeats, options))
         return await self._run(flow, on_event)
 
     async def job(self, job_id: str) -> Job:

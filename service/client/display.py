@@ -94,9 +94,14 @@ def result(job: Job, console: Console) -> None:
             console.print(pictures(generated.pictures))
             figures = f"accuracy {generated.accuracy:.3f}, exact match {generated.exact_match:.3f}"
             console.print(f"{figures}; seed {job.seed}, model {plain(job.model)}", highlight=False)
+        case ScoreResult() as scored if job.seed is None:  # of pictures that were sent
+            console.print(pictures(scored.pictures))
+            (one,) = scored.repeats
+            figures = f"accuracy {one.accuracy:.3f}, exact match {one.exact_match:.3f}, F1 {one.f1:.3f}"
+            console.print(f"{figures}; judged by {plain(job.model)}", highlight=False)
         case ScoreResult() as scored:
             console.print(repeats(scored))
-            seeds = f"seeds {job.seed} to {job.seed + len(scored.repeats) - 1}"
+            seeds = f"seeds {scored.repeats[0].seed} to {scored.repeats[-1].seed}"
             console.print(f"model {plain(job.model)}, {seeds}; the grid shows the best", highlight=False)
 
 

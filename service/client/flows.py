@@ -4,8 +4,10 @@ The two classes of `connection.py` carry actions out, one blocking and one with 
 Knows httpx's requests, responses and errors; opens no connection.
 """
 
+import io
 import json
 import random
+import zipfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,15 +190,21 @@ class Flows:
     def score(
         self,
         conditions: Sequence[Sequence[str]] | bytes | Path,
+        pictures: bytes | Path | None,
         wait: bool,
         idempotency_key: str | None,
         options: Mapping[str, Any],
     ) -> Flow[Job]:
         if isinstance(conditions, Path):
             conditions = _content(conditions)
+        if pictures is not None and not isinstance(conditions, bytes):
+            conditions = json.dumps([list(entry) for entry in conditions]).encode()
         if isinstance(conditions, bytes):
             fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
-            arguments: dict[str, Any] = {"files": {"file": ("test.json", conditions)}, "data": fields}
+            files = {"file": ("test.json", conditions)}
+            if pictures is not None:
+                files["pictures"] = ("pictures.zip", _zip(pictures) if isinstance(pictures, Path) else pictures)
+            arguments: dict[str, Any] = {"files": files, "data": fields}
         else:
             arguments = {"json": {"conditions": [list(entry) for entry in conditions], **options}}
         return (yield from self._make("/score", wait, idempotency_key, arguments))
@@ -295,6 +303,17 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ClientError(f"{path}: {error.strerror}") from error
+
+
+def _zip(path: Path) -> bytes:
+    """A zip of pictures: the file, or one made of a folder's PNGs."""
+    if not path.is_dir():
+        return _content(path)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:  # stored: PNGs are compressed
+        for png in sorted(path.glob("*.png")):
+            archive.writestr(png.name, _content(png))
+    return buffer.getvalue()
 
 
 def _job_path(job_id: str) -> str:

@@ -1,5 +1,6 @@
 """GET /metrics: the API's own metrics, and the queue as Redis has it now."""
 
+import contextlib
 from dataclasses import dataclass
 
 from fastapi import APIRouter
@@ -10,8 +11,11 @@ from redis.exceptions import RedisError
 
 from service import metrics
 from service.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
+from service.errors import NoModel
 from service.jobs import OPEN, stream_key
+from service.models import Models
 from service.views import JobReader
+from shared.checkpoint import CheckpointInfo
 
 router = APIRouter(tags=["service"])
 
@@ -28,9 +32,9 @@ class Backlog:
 @router.get("/metrics", dependencies=[NEEDS_KEY], response_class=PlainTextResponse, summary="Metrics for Prometheus")
 async def read_metrics(models: ModelsDep, reader: ReaderDep) -> PlainTextResponse:
     """Workers serve theirs on ports of their own."""
-    denoisers = (await run_in_threadpool(models.listing)).denoisers
+    infos = await run_in_threadpool(_models_with_pictures, models)
     try:
-        backlogs = {info.name: await backlog(reader, info.digest) for info in denoisers}
+        backlogs = {info.name: await backlog(reader, info.digest) for info in infos}
         workers, open_jobs = len(await reader.workers()), int(await reader.connection.scard(OPEN))
     except RedisError:
         metrics.REDIS_UP.set(0)
@@ -46,6 +50,13 @@ async def read_metrics(models: ModelsDep, reader: ReaderDep) -> PlainTextRespons
             metrics.WAITING.labels(name).set(one.waiting)
             metrics.OLDEST_WAIT.labels(name).set(one.oldest_s)
     return PlainTextResponse(generate_latest(metrics.API), media_type=CONTENT_TYPE_LATEST)
+
+
+def _models_with_pictures(models: Models) -> list[CheckpointInfo]:
+    """The denoisers, whose pictures are made, and the evaluator, whose pictures are sent."""
+    with contextlib.suppress(NoModel):
+        return [*models.listing().denoisers, models.evaluator()]
+    return models.listing().denoisers
 
 
 async def backlog(reader: JobReader, digest: str) -> Backlog:

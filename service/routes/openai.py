@@ -132,6 +132,7 @@ async def _images(reader: JobReader, job: Job, base: str | None) -> Images:
         else:
             image.url = f"{base}/jobs/{job.id}/images/{i}.png"
         data.append(image)
+    assert job.seed is not None  # of pictures that were made
     return Images(created=_created(job), data=data, size=_size_of(pngs[0]), seed=job.seed, job=f"/jobs/{job.id}")
 
 

@@ -1,22 +1,26 @@
-"""POST /score: a test file in, the scores of repeated runs over it out."""
+"""POST /score: a test file in, the scores of repeated runs over it out, or of pictures that are sent with it."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
 from service.errors import BadRequest, NotJson, ServiceError
 from service.forms import read_form
 from service.models import vocabulary_of
 from service.schemas import Job, ScoreFields, ScoreRequest
-from service.submit import RESPONSES, SubmitterDep
+from service.submission import SubmissionError, read_submission
+from service.submit import RESPONSES, Submitter, SubmitterDep
 from shared.options import LIMITS
 from shared.vocabulary import LabelError, Vocabulary, parse_label_lists
 
 router = APIRouter(tags=["pictures"])
 
-FILE = "file"
+FILE, PICTURES = "file", "pictures"
+BESIDE_PICTURES = {"columns", "webhook", "webhook_events"}  # the fields that say nothing of how pictures are made
 
 
 class UnsupportedBody(ServiceError):
@@ -26,8 +30,25 @@ class UnsupportedBody(ServiceError):
 def _form_schema() -> dict[str, Any]:
     """OpenAPI's description of the form: the fields of the JSON body, with a file in place of `conditions`."""
     schema = ScoreFields.model_json_schema()
-    schema["properties"] = {FILE: {"type": "string", "format": "binary"}, **schema["properties"]}
+    schema["properties"] = {
+        FILE: {"type": "string", "format": "binary"},
+        PICTURES: {
+            "type": "string",
+            "format": "binary",
+            "description": "a zip of PNGs named in the file's order, 0.png, 1.png, ...: they are scored, none is made",
+        },
+        **schema["properties"],
+    }
     return {**schema, "required": [FILE]}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a form brings: its fields, the test file, and the zip of pictures if there is one."""
+
+    fields: ScoreFields
+    file: bytes
+    pictures: bytes | None
 
 
 OPENAPI = {
@@ -52,11 +73,17 @@ OPENAPI = {
     summary="Score the model on a test file",
 )
 async def score(request: Request, submitter: SubmitterDep) -> Response:
-    """Makes every picture of a test file `repeats` times, run r with seed + r, and scores each run."""
+    """Makes every picture of a test file `repeats` times, run r with seed + r, and scores each run.
+
+    With a zip of `pictures` none is made: those are scored, as one run.
+    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     lists: bytes | list[list[str]]
     if content_type == "multipart/form-data":
-        fields, lists = await _read_form(request)
+        form = await _read_form(request)
+        if form.pictures is not None:
+            return await _score_sent(form.fields, form.file, form.pictures, submitter)
+        fields, lists = form.fields, form.file
     elif content_type == "application/json":
         fields, lists = await _read_json(request)
     else:
@@ -64,6 +91,21 @@ async def score(request: Request, submitter: SubmitterDep) -> Response:
     info = await submitter.model(fields.model)
     labels = _check(lists, vocabulary_of(info))
     return await submitter.submit("score", fields, labels, info, fields.repeats)
+
+
+async def _score_sent(fields: ScoreFields, file: bytes, pictures: bytes, submitter: Submitter) -> Response:
+    if more := sorted(fields.model_fields_set - BESIDE_PICTURES):
+        raise BadRequest.at(("body", more[0]), "of no use with pictures, of which none is made")
+    judge = await submitter.evaluator()
+    labels = _check(file, vocabulary_of(judge))
+    try:
+        pngs = await run_in_threadpool(read_submission, pictures, len(labels), submitter.settings)
+    except SubmissionError as error:
+        places = [["body", PICTURES, *([] if one.entry is None else [one.entry])] for one in error.faults]
+        raise BadRequest.from_errors(
+            [{"loc": at, "msg": one.message, "type": "zip"} for at, one in zip(places, error.faults, strict=True)]
+        ) from error
+    return await submitter.submit("score", fields, labels, judge, pictures=pngs)
 
 
 def _check(lists: bytes | list[list[str]], vocabulary: Vocabulary) -> list[list[str]]:
@@ -87,11 +129,11 @@ async def _read_json(request: Request) -> tuple[ScoreFields, list[list[str]]]:
     return body, body.conditions
 
 
-async def _read_form(request: Request) -> tuple[ScoreFields, bytes]:
-    given, files = await read_form(request, {FILE: LIMITS.max_file_bytes})
+async def _read_form(request: Request) -> Form:
+    given, files = await read_form(request, {FILE: LIMITS.max_file_bytes, PICTURES: None})
     if FILE not in files:
         raise BadRequest.at(("body", FILE), "Field required")
     try:
-        return ScoreFields.model_validate(given), files[FILE]
+        return Form(ScoreFields.model_validate(given), files[FILE], files.get(PICTURES))
     except ValidationError as error:
         raise BadRequest.from_validation(error) from error

@@ -55,7 +55,7 @@ export class History {
         { href: `#${job.id}`, "data-job": job.id, "data-status": job.status },
         h("span", { class: "thumb" }, image),
         h("span", { class: "job-title" }, titleOf(job), ...words),
-        h("span", { class: "meta" }, h("span", {}, ago(job.created_at)), h("span", {}, `seed ${job.seed}`)),
+        h("span", { class: "meta" }, h("span", {}, ago(job.created_at)), h("span", {}, job.seed === null ? "sent" : `seed ${job.seed}`)),
       ),
     );
   }

@@ -99,7 +99,8 @@ export class JobView {
     }[status];
     this.root.dataset.status = status;
     this.status = status;
-    const facts = [words, `seed ${seed}`, counted(options.steps, "step"), `guidance ${options.guidance}`, options.sampler, model];
+    const made = options && [`seed ${seed}`, counted(options.steps, "step"), `guidance ${options.guidance}`, options.sampler];
+    const facts = [words, ...(made ?? ["pictures that were sent"]), model];
     this.state.replaceChildren(...facts.map((fact) => h("span", {}, fact)));
     this.#showProgress();
     this.progress.hidden = !OPEN.includes(status);
@@ -170,7 +171,7 @@ export class JobView {
     this.#offer([
       job.result && h("button", { class: "primary", type: "button", onclick: () => this.#download() }, "Download grid"),
       job.kind === "generate" && h("button", { class: "quiet", type: "button", onclick: (event) => copy(generateCommand(requestOf(job)), event.target) }, "Copy as curl"),
-      h("button", { class: "quiet", type: "button", onclick: () => this.reuse(job) }, "Edit as new"),
+      job.options && h("button", { class: "quiet", type: "button", onclick: () => this.reuse(job) }, "Edit as new"),
     ]);
     announce(this.#spoken(job));
   }

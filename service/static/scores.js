@@ -24,7 +24,7 @@ export function scoreboard(job) {
     {},
     figures([
       ["Accuracy", figure(accuracy.mean), `± ${figure(accuracy.std)}`],
-      ["Best run", figure(accuracy.max), `seed ${repeats[result.best].seed}`],
+      ...(job.options ? [["Best run", figure(accuracy.max), `seed ${repeats[result.best].seed}`]] : []),
       ["Exact match", figure(exactMatch.mean), `± ${figure(exactMatch.std)}`],
       ["F1", figure(f1.mean), `± ${figure(f1.std)}`],
     ]),
