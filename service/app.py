@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from redis.asyncio import Redis as AsyncRedis
 
 from service import errors
+from service import openapi as document
 from service.api_keys import KeyRing
 from service.guard import Guard
 from service.headers import SecurityHeaders
@@ -22,7 +23,6 @@ from service.openai_errors import OpenAIErrors
 from service.rate_limit import RateLimiter, read_limit
 from service.routes import docs, generate, jobs, meta, metrics, openai, page, score
 from service.settings import Settings
-from service.submit import PROBLEM
 from service.views import JobReader
 
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
@@ -60,6 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # a route of ours has it, without other hosts' scripts
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # names of operations, as links use them
     )
     app.state.settings = settings
     app.state.models = Models(settings.storage, settings.storage_every_s)
@@ -71,7 +72,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestLog)
     errors.install(app)
     for route in (generate, score, jobs, openai, meta, metrics, page, docs):
-        app.include_router(route.router, responses={401: PROBLEM, 403: PROBLEM})
+        app.include_router(route.router)
+    document.describe(app)
     app.mount("/static/docs", docs.files)
     app.mount("/static", page.files, name="static")
     return app

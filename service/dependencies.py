@@ -8,6 +8,7 @@ from structlog.contextvars import bind_contextvars
 
 from service.jobs import JobStore
 from service.models import Models
+from service.schemas import EXAMPLE_ID
 from service.settings import Settings
 from service.views import JobReader
 
@@ -38,7 +39,7 @@ ReaderDep = Annotated[JobReader, Depends(_reader)]
 ModelsDep = Annotated[Models, Depends(_models)]  # reads files: for `def` code, in a thread
 
 # `guard.py` reads the header before any route is asked; this is for the OpenAPI document alone.
-NEEDS_KEY = Security(HTTPBearer(auto_error=False, scheme_name="API key", description="where the service has keys"))
+NEEDS_KEY = Security(HTTPBearer(auto_error=False, scheme_name="ApiKey", description="where the service has keys"))
 
 
 def _owner(request: Request, _: Annotated[object, NEEDS_KEY]) -> str:
@@ -50,7 +51,9 @@ OwnerDep = Annotated[str, Depends(_owner)]  # whose the request is
 
 
 async def _own_job(
-    job_id: Annotated[str, Path(max_length=64, description="a job's id")], owner: OwnerDep, reader: ReaderDep
+    job_id: Annotated[str, Path(max_length=64, description="a job's id", examples=[EXAMPLE_ID])],
+    owner: OwnerDep,
+    reader: ReaderDep,
 ) -> str:
     await reader.check_owner(job_id, owner)
     bind_contextvars(job_id=job_id)

@@ -5,6 +5,7 @@
     │   ├── KeyReuse               an Idempotency-Key with another request than before
     │   ├── UnknownCheckpoint      a recipe was made with one that is not there
     │   └── NotJson           400
+    ├── BadForm               400  a multipart form that cannot be parsed; Starlette raises it, as an HTTPException
     ├── NoKey                 401  the API key is missing or not known
     ├── NotLocal              403  without keys, for a request that does not come over loopback
     ├── NotFound              404
@@ -14,6 +15,7 @@
     ├── NotReady              409  the picture or grid is not made yet
     ├── JobEnded              409  what has ended cannot be cancelled
     ├── JobCancelled          409  for a client that waited for the job
+    ├── TooLarge              413  a body or a file of it; for bodies an HTTPException, see BodyLimit
     ├── TooManyRequests       429  Retry-After says when the next is taken
     ├── QueueFull             429  Retry-After says when there will be room
     ├── NotInTime             504  for a client that cannot be answered 202
@@ -62,14 +64,21 @@ class ServiceError(Exception):
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "internal-error"
     title: ClassVar[str] = "Internal error"
+    example: ClassVar[str] = "something unforeseen went wrong; the server's log has it"  # of a detail, for documents
 
     def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any) -> None:
         super().__init__(detail)
         self.detail, self.headers, self.members = detail, headers, members
 
+    @classmethod
+    def body(cls, detail: str) -> dict[str, Any]:
+        """The problem's JSON without further members."""
+        return _body(cls.status, cls.slug, cls.title, detail)
+
 
 class BadRequest(ServiceError):
     status, slug, title = 422, "invalid-request", "The request is not valid"
+    example = 'entry 0: unknown label "red cubes"; did you mean "red cube"?'
 
     @classmethod
     def at(cls, loc: Sequence[str | int], message: str, **members: Any) -> "BadRequest":
@@ -99,78 +108,107 @@ class BadRequest(ServiceError):
 
 class KeyReuse(BadRequest):
     slug, title = "idempotency-key-reused", "The Idempotency-Key belongs to another request"
+    example = "Idempotency-Key: the key was used for another request; a new request needs a new key"
 
 
 class UnknownCheckpoint(BadRequest):
     slug, title = "unknown-checkpoint", "The recipe's checkpoint is not here"
+    example = "recipe.model.digest: no checkpoint here has the digest 9f2c9f2c; there: base (27d03b5a)"
 
 
 class NotJson(BadRequest):
     status, slug, title = 400, "not-json", "The body is not JSON"
+    example = "the body is not JSON: Expecting value at character 12"
+
+
+class BadForm(ServiceError):
+    status, slug, title = 400, "bad-request", "Bad Request"
+    example = "Missing boundary in multipart."
 
 
 class NoKey(ServiceError):
     status, slug, title = 401, "no-key", "An API key is needed"
+    example = "send your API key as `Authorization: Bearer KEY`"
 
 
 class NotLocal(ServiceError):
     status, slug, title = 403, "not-local", "Only for this machine"
+    example = "without API keys the service answers on loopback only"
 
 
 class NotFound(ServiceError):
     status, slug, title = 404, "not-found", "Not found"
+    example = "there is no model 'base'"
 
 
 class UnknownJob(NotFound):
     slug, title = "unknown-job", "There is no such job"
+    example = "there is no job '5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a'"
 
 
 class UnknownPicture(NotFound):
     slug, title = "unknown-picture", "The job has no such picture"
+    example = "the job has the pictures 0 to 1, not 2"
 
 
 class ExpiredJob(ServiceError):
     status, slug, title = 410, "expired-job", "The job's results are no longer kept"
+    example = "the results of job '5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a' are over: they are kept for a limited time"
 
 
 class NotReady(ServiceError):
     status, slug, title = 409, "not-ready", "It is not made yet"
+    example = "the grid is not made; the job is running"
 
 
 class JobEnded(ServiceError):
     status, slug, title = 409, "job-ended", "The job has ended"
+    example = "the job is finished and cannot be cancelled"
 
 
 class JobCancelled(ServiceError):
     status, slug, title = 409, "job-cancelled", "The job was cancelled"
+    example = "the job was cancelled while you waited for it"
+
+
+class TooLarge(ServiceError):
+    status, slug, title = 413, "content-too-large", "Content Too Large"
+    example = "the body has more than 1114112 bytes"
 
 
 class TooManyRequests(ServiceError):
     status, slug, title = 429, "too-many-requests", "Too many requests"
+    example = "more than 3000 per 1 minute with this key; nothing was done"
 
 
 class QueueFull(ServiceError):
     status, slug, title = 429, "queue-full", "Too many pictures are waiting"
+    example = "9990 pictures are waiting and 32 more would exceed 10000; nothing was queued"
 
 
 class NotInTime(ServiceError):
     status, slug, title = 504, "not-in-time", "The pictures take longer than a request may"
+    example = "not finished within 300 s; the job goes on"
 
 
 class JobFailed(ServiceError):
     slug, title = "job-failed", "The job failed"
+    example = "workers died 3 times while picture 3 was in work"
 
 
 class Unavailable(ServiceError):
     status, slug, title = 503, "unavailable", "The service is not available"
+    example = "Redis does not answer; try again"
 
 
 class NoModel(Unavailable):
     slug, title = "no-model", "There is no model to sample from"
+    example = "models: no denoiser is promoted in models; there is no denoiser"
 
 
 class NoWorker(Unavailable):
     slug, title = "no-worker", "No worker is running"
+    example = "no worker is running; nothing was queued"
 
 
 def problem(
@@ -181,13 +219,18 @@ def problem(
     members: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """A problem+json response; its type is a name of ours (RFC 9457, 3.1.1), not a page that somebody must host."""
-    body = {"type": f"urn:labelgrid:problem:{slug}", "title": title, "status": status, "detail": detail}
+    """A problem+json response."""
+    body = _body(status, slug, title, detail)
     if this_id := request_id():
         body["request_id"] = this_id
     return JSONResponse(
         {**body, **(members or {})}, status, dict(headers) if headers else None, media_type=PROBLEM_JSON
     )
+
+
+def _body(status: int, slug: str, title: str, detail: str) -> dict[str, Any]:
+    """A problem; its type is a name of ours (RFC 9457, 3.1.1), not a page that somebody must host."""
+    return {"type": f"urn:labelgrid:problem:{slug}", "title": title, "status": status, "detail": detail}
 
 
 def from_service_error(error: ServiceError) -> JSONResponse:

@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastapi import HTTPException, Request
+from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from service.errors import BadRequest
+from service.errors import BadRequest, TooLarge
 
 MAX_FIELDS = 20
 TEXT_FIELDS = ("model", "sampler", "spacing", "webhook")  # names, also where they look like numbers
@@ -38,7 +38,7 @@ async def read_form(request: Request, limits: Mapping[str, int | None]) -> tuple
 async def _content(name: str, value: UploadFile | str, limit: int | None) -> bytes:
     content = await value.read() if isinstance(value, UploadFile) else value.encode()
     if limit is not None and len(content) > limit:
-        raise HTTPException(413, f"the file `{name}` has more than {limit} bytes")
+        raise TooLarge(f"the file `{name}` has more than {limit} bytes")
     return content
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.schemas import SamplingFields
+from service.schemas import EXAMPLE_ID, SamplingFields, shown
 
 MAX_PROMPT = 1000  # characters: eight labels and what stands between them
 MAX_N, MAX_PARTIAL_IMAGES = 10, 3  # as OpenAI has them
@@ -46,6 +46,18 @@ class Image(BaseModel):
 
 
 class Images(BaseModel):
+    model_config = shown(
+        {
+            "created": 1767268801,
+            "data": [{"b64_json": "iVBORw0KGgo=", "revised_prompt": "red cube, blue sphere"}],
+            "background": "opaque",
+            "output_format": "png",
+            "size": "64x64",
+            "seed": 7,
+            "job": f"/jobs/{EXAMPLE_ID}",
+        }
+    )
+
     created: int = Field(description="seconds since 1970")
     data: list[Image]
     background: Literal["opaque"] = "opaque"
@@ -90,7 +102,12 @@ class CompletedImage(ImageEvent):
     usage: Usage = Usage()
 
 
+MODEL_EXAMPLE = {"id": "base", "object": "model", "created": 1767268800, "owned_by": "labelgrid"}
+
+
 class OpenAIModel(BaseModel):
+    model_config = shown(MODEL_EXAMPLE)
+
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -98,6 +115,8 @@ class OpenAIModel(BaseModel):
 
 
 class OpenAIModels(BaseModel):
+    model_config = shown({"object": "list", "data": [MODEL_EXAMPLE]})
+
     object: Literal["list"] = "list"
     data: list[OpenAIModel]
 

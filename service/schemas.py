@@ -10,17 +10,37 @@ from pydantic_core import PydanticCustomError
 
 from service.recipe import Recipe, example
 from service.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus, Layout, WebhookEvent
-from shared.options import LIMITS, SamplerName, SamplingOptions, SpacingName
+from shared.options import LIMITS, Fraction, SamplerName, SamplingOptions, SpacingName
 
+EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"
+DIGEST = "9f2c" * 16
+
+# The vocabulary checks them, with better words; these are its rules for the document.
 LabelLists = Annotated[
     list[list[str]],
     Field(
-        description=f"1 to {LIMITS.max_pictures_per_request} pictures, each a list of 1 to {LIMITS.max_labels} labels"
+        description=f"1 to {LIMITS.max_pictures_per_request} pictures, each a list of 1 to {LIMITS.max_labels} labels",
+        json_schema_extra={
+            "minItems": 1,
+            "maxItems": LIMITS.max_pictures_per_request,
+            "items": {
+                "type": "array",
+                "items": {"type": "string"},
+                "minItems": 1,
+                "maxItems": LIMITS.max_labels,
+                "uniqueItems": True,
+            },
+        },
     ),
 ]
 Seed = Annotated[
     int | None, Field(ge=0, le=MAX_SEED, description="the same seed gives the same pictures; drawn if not given")
 ]
+
+
+def shown(*examples: dict[str, Any]) -> ConfigDict:
+    """A model's configuration with examples for the document."""
+    return ConfigDict(json_schema_extra={"examples": [*examples]})
 
 
 BESIDE_RECIPE = {"recipe", "trajectory", "webhook", "webhook_events"}
@@ -38,10 +58,16 @@ class SamplingFields(BaseModel):
     )
     sampler: SamplerName | None = None
     spacing: SpacingName | None = Field(None, description="how the timesteps are spread")
-    guidance_interval: Annotated[list[float], Field(min_length=2, max_length=2)] | None = Field(
-        None, description="fractions of T between which guidance is on"
+    guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="fractions of T between which guidance is on, the lower one first"
     )
-    eta: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="noise of ddim, 0 to 1")
+    eta: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="noise of ddim, 0 to 1; the other samplers have none to choose",
+    )
     clip_x0: bool | None = Field(None, description="clip the predicted picture to [-1, 1] at every step")
     model: str | None = Field(None, max_length=100, description="name of a model of GET /models; the default if null")
     webhook: str | None = Field(
@@ -62,7 +88,14 @@ class GenerateRequest(SamplingFields):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "oneOf": [{"required": ["labels"]}, {"required": ["recipe"]}],
+            "oneOf": [
+                {"required": ["labels"], "properties": {"recipe": {"type": "null"}}},
+                {
+                    "required": ["recipe"],
+                    "properties": {"recipe": {"type": "object"}},
+                    "propertyNames": {"enum": [*sorted(BESIDE_RECIPE)]},
+                },
+            ],
             "examples": [
                 {"labels": [["red cube", "blue sphere"], ["gray cylinder"]]},
                 {
@@ -83,7 +116,7 @@ class GenerateRequest(SamplingFields):
         }
     )
 
-    labels: LabelLists = []
+    labels: LabelLists = Field(default_factory=list)
     layouts: list[Layout | None] | None = Field(
         None,
         description="where objects stand, for each picture: a point for each of its labels, or null to have it drawn; "
@@ -115,11 +148,7 @@ class ScoreFields(SamplingFields):
 class ScoreRequest(ScoreFields):
     """A test file's content as JSON."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"conditions": [["gray cube"], ["red cube", "blue sphere"]], "repeats": 10, "seed": 0}]
-        }
-    )
+    model_config = shown({"conditions": [["gray cube"], ["red cube", "blue sphere"]], "repeats": 10, "seed": 0})
 
     conditions: LabelLists
 
@@ -188,7 +217,47 @@ class JobHead(BaseModel):
     error: str | None
 
 
+HEAD_EXAMPLE: dict[str, Any] = {
+    "id": EXAMPLE_ID,
+    "kind": "generate",
+    "status": "finished",
+    "created_at": "2026-01-01T12:00:00.000+00:00",
+    "started_at": "2026-01-01T12:00:00.125+00:00",
+    "finished_at": "2026-01-01T12:00:01.250+00:00",
+    "model": "base",
+    "digest": DIGEST,
+    "seed": 7,
+    "options": SamplingOptions().model_dump(mode="json"),
+    "progress": {"done": 1, "total": 1},
+    "error": None,
+}
+JOB_EXAMPLE = {
+    **HEAD_EXAMPLE,
+    "labels": [["gray cylinder"]],
+    "result": {
+        "accuracy": 1.0,
+        "exact_match": 1.0,
+        "f1": 1.0,
+        "grid_url": f"/jobs/{EXAMPLE_ID}/grid.png",
+        "pictures": [
+            {
+                "labels": ["gray cylinder"],
+                "seed": 4203129384,
+                "accuracy": 1.0,
+                "exact": True,
+                "f1": 1.0,
+                "scores": {"gray cylinder": 0.99, "gray cube": 0.01},
+                "url": f"/jobs/{EXAMPLE_ID}/images/0.png",
+                "trajectory_url": None,
+            }
+        ],
+    },
+}
+
+
 class JobPage(BaseModel):
+    model_config = shown({"jobs": [HEAD_EXAMPLE], "next": f"1767268800000-{EXAMPLE_ID}"})
+
     jobs: list[JobHead]
     next: str | None = Field(description="`cursor` of the next page; null on the last one")
 
@@ -196,44 +265,7 @@ class JobPage(BaseModel):
 class Job(JobHead):
     """A job: `result` is there once `status` is finished, `error` once it is failed; docs/jobs.md draws the states."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a",
-                    "kind": "generate",
-                    "status": "finished",
-                    "created_at": "2026-01-01T12:00:00+00:00",
-                    "started_at": "2026-01-01T12:00:00+00:00",
-                    "finished_at": "2026-01-01T12:00:01+00:00",
-                    "model": "base",
-                    "digest": "9f2c",
-                    "seed": 7,
-                    "options": SamplingOptions().model_dump(mode="json"),
-                    "progress": {"done": 1, "total": 1},
-                    "error": None,
-                    "labels": [["gray cylinder"]],
-                    "result": {
-                        "accuracy": 1.0,
-                        "exact_match": 1.0,
-                        "f1": 1.0,
-                        "grid_url": "/jobs/5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a/grid.png",
-                        "pictures": [
-                            {
-                                "labels": ["gray cylinder"],
-                                "seed": 4203129384,
-                                "accuracy": 1.0,
-                                "exact": True,
-                                "f1": 1.0,
-                                "scores": {"gray cylinder": 0.99, "gray cube": 0.01},
-                                "url": "/jobs/5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a/images/0.png",
-                            }
-                        ],
-                    },
-                }
-            ]
-        }
-    )
+    model_config = shown(JOB_EXAMPLE)
 
     labels: list[list[str]] = Field(description="what was asked, a list for each picture of one repeat")
     layouts: list[Layout | None] | None = Field(None, description="where the objects of each were asked to stand")
@@ -241,7 +273,7 @@ class Job(JobHead):
 
 
 class Labels(BaseModel):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "base", "labels": ["gray cube", "red cube"]}]})
+    model_config = shown({"model": "base", "labels": ["gray cube", "red cube"]})
 
     model: str
     labels: list[str]
@@ -261,15 +293,39 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
+    model_config = shown(
+        {
+            "models": [
+                {
+                    "name": "base",
+                    "digest": DIGEST,
+                    "promoted": True,
+                    "created_at": "2026-01-01T12:00:00+00:00",
+                    "labels": 24,
+                    "positions": False,
+                    "sampling": SamplingOptions().model_dump(mode="json"),
+                    "config": {"schedule": "cosine", "timesteps": 1000, "prediction": "v"},
+                    "training": {"pictures": 218000},
+                    "card": "# base\n",
+                }
+            ],
+            "problems": {"broken.safetensors": "not a safetensors file"},
+        }
+    )
+
     models: list[Model]
     problems: dict[str, str] = Field(description="files in storage that cannot be used, and why")
 
 
 class Health(BaseModel):
+    model_config = shown({"status": "ok"})
+
     status: Literal["ok"] = "ok"
 
 
 class Ready(BaseModel):
+    model_config = shown({"status": "ready", "model": "base", "workers": 2})
+
     status: Literal["ready"] = "ready"
     model: str
     workers: int

@@ -20,15 +20,27 @@ from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
 from service.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
-from service.errors import BadRequest, JobCancelled, JobFailed, KeyReuse, NoWorker, Problem, QueueFull
+from service.errors import (
+    BadRequest,
+    JobCancelled,
+    JobFailed,
+    KeyReuse,
+    NoModel,
+    NotJson,
+    NoWorker,
+    QueueFull,
+    TooLarge,
+    Unavailable,
+)
 from service.jobs import TERMINAL, JobStore, new_id
 from service.ledger import Asked, KeyReused
 from service.logs import get_logger, request_id
 from service.metrics import PICTURES_ACCEPTED
 from service.models import Models
+from service.openapi import Responses, header, job_links
 from service.recipe import Recipe
 from service.records import MAX_SEED, MAX_STAGES_PER_REQUEST, JobKind, JobRecord, Layout, WebhookEvent
-from service.schemas import Job, SamplingFields
+from service.schemas import EXAMPLE_ID, Job, SamplingFields
 from service.settings import Settings
 from service.views import JobReader
 from service.webhooks.addresses import Forbidden, check_url
@@ -40,24 +52,53 @@ log = get_logger(__name__)
 UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue before workers know their rate, and at most
 DRAWN_SEED_BITS = 32  # short enough to be typed again
 
-# What both endpoints document besides 200.
-PROBLEM: dict[str, Any] = {"model": Problem, "description": "A problem (RFC 9457)"}
+# What both endpoints document. ERRORS are also those of pictures that are asked for at /v1.
 PNG: dict[str, Any] = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": PNG, "description": "The finished job, or with `Accept: image/png` its grid"},
+LINKS = job_links("$response.body#/id")
+APPLIED = header("the preference that was followed (RFC 7240)", "respond-async")
+RESPONSES: Responses = {
+    200: {
+        "content": PNG,
+        "description": "The finished job, or with `Accept: image/png` its grid",
+        "headers": {
+            "Content-Location": header("where job or grid can be read again", f"/jobs/{EXAMPLE_ID}", always=True),
+            "Preference-Applied": APPLIED,
+        },
+        "links": LINKS,
+    },
     202: {
         "model": Job,
         "description": "The job is accepted and not finished yet",
-        "headers": {"Location": {"description": "where the job can be read", "schema": {"type": "string"}}},
+        "headers": {
+            "Location": header("where the job can be read", f"/jobs/{EXAMPLE_ID}", always=True),
+            "Preference-Applied": APPLIED,
+        },
+        "links": LINKS,
     },
-    400: PROBLEM,
-    409: PROBLEM,
-    413: PROBLEM,
-    422: PROBLEM,
-    429: {**PROBLEM, "headers": {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}},
-    500: PROBLEM,
-    503: PROBLEM,
 }
+ERRORS = (
+    NotJson,
+    JobCancelled,
+    TooLarge,
+    BadRequest,
+    KeyReuse,
+    QueueFull,
+    JobFailed,
+    NoModel,
+    NoWorker,
+    Unavailable,
+)
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=200,
+        description="sent again with the same request, it gives the same job",
+        examples=["order-1234"],
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -82,9 +123,13 @@ def _quality(accept: str, media_type: str) -> float:
 def read_wishes(
     settings: SettingsDep,
     prefer: Annotated[
-        str | None, Header(description="`respond-async` answers 202 at once, `wait=N` waits N seconds at most")
+        str | None,
+        Header(
+            description="`respond-async` answers 202 at once, `wait=N` waits N seconds at most",
+            examples=["respond-async", "wait=10"],
+        ),
     ] = None,
-    accept: Annotated[str, Header(description="`image/png` for the grid itself")] = "application/json",
+    accept: Annotated[str, Header(include_in_schema=False)] = "application/json",  # OpenAPI has it with the responses
 ) -> Wishes:
     """The client's wishes from its headers. As RFC 7240 has it, a preference that is not understood is ignored."""
     preferences = [part.strip().lower() for part in (prefer or "").split(",")]
@@ -297,10 +342,7 @@ def _submitter(
     models: ModelsDep,
     owner: OwnerDep,
     wishes: Annotated[Wishes, Depends(read_wishes)],
-    idempotency_key: Annotated[
-        str | None,
-        Header(min_length=1, max_length=200, description="sent again with the same request, it gives the same job"),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Submitter:
     return Submitter(settings, store, reader, models, wishes, idempotency_key, owner)
 

@@ -23,6 +23,7 @@ from service.jobs import JobStore, connect, text
 from service.redis_server import RedisServer
 from service.server import Server
 from service.settings import Settings
+from tests.documented import Documented
 from tests.toy_checkpoint import publish_toys
 
 if TYPE_CHECKING:
@@ -79,15 +80,17 @@ def settings(redis_server: RedisServer, storage: Path) -> Settings:
 
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[httpx.Client]:
-    """The API as a real server on a free port, in a thread, and a client of it."""
-    server = Server(create_app(settings), host="127.0.0.1", port=0, ws="none")
+    """The API as a real server on a free port, in a thread, and a client of it that wants every answer documented."""
+    app = create_app(settings)
+    server = Server(app, host="127.0.0.1", port=0, ws="none")
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    hooks = {"response": [Documented(app.openapi())]}
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, event_hooks=hooks) as client:
         yield client
     server.should_exit = True
     thread.join()

@@ -8,26 +8,30 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import Message
 
-from service.errors import BadRequest
+from service.errors import BadForm, BadRequest, UnknownCheckpoint
 from service.forms import read_form
 from service.models import knows_positions, vocabulary_of
+from service.openapi import problems
 from service.png import PngError, recipe_of
 from service.records import MAX_STAGES, Layout
 from service.schemas import GenerateRequest, Job
-from service.submit import RESPONSES, SubmitterDep
+from service.submit import ERRORS, RESPONSES, SubmitterDep
 from shared.checkpoint import CheckpointInfo
 from shared.options import LIMITS
 from shared.vocabulary import LabelError
 
 FILE = "file"
 FORM = {
-    "type": "object",
-    "properties": {
-        FILE: {"type": "string", "format": "binary", "description": "a PNG of ours, with its recipe"},
-        "trajectory": {"type": "integer", "minimum": 2, "maximum": MAX_STAGES},
+    "schema": {
+        "type": "object",
+        "properties": {
+            FILE: {"type": "string", "format": "binary", "description": "a PNG of ours, with its recipe"},
+            "trajectory": {"type": "integer", "minimum": 2, "maximum": MAX_STAGES},
+        },
+        "required": [FILE],
+        "additionalProperties": False,
     },
-    "required": [FILE],
-    "additionalProperties": False,
+    "encoding": {FILE: {"contentType": "image/png"}},
 }
 
 
@@ -67,8 +71,8 @@ router = APIRouter(tags=["pictures"], route_class=PngOrJson)
 @router.post(
     "/generate",
     response_model=Job,
-    responses=RESPONSES,
-    openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": FORM}}}},
+    responses={**RESPONSES, **problems(*ERRORS, BadForm, UnknownCheckpoint)},
+    openapi_extra={"requestBody": {"content": {"multipart/form-data": FORM}}},
     summary="Make pictures from labels, or again by their recipe",
 )
 async def generate(body: GenerateRequest, submitter: SubmitterDep) -> Response:

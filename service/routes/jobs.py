@@ -1,55 +1,84 @@
 """/jobs and /jobs/...: one's own jobs, a job, its grid and its pictures, and its cancelling."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from service.dependencies import OwnerDep, OwnJob, ReaderDep, StoreDep
-from service.errors import JobEnded
+from service.errors import ExpiredJob, JobEnded, NotReady, Unavailable, UnknownJob, UnknownPicture
 from service.events import EVENT_STREAM_HEADERS, is_told, job_events
-from service.schemas import Job, JobPage
-from service.submit import PNG, PROBLEM
+from service.openapi import Responses, job_links, link, problems
+from service.schemas import EXAMPLE_ID, Job, JobPage
+from service.submit import PNG
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 LastEventId = Annotated[
     str,
     Header(
-        pattern=r"^[0-9]{1,15}-[0-9]{1,15}$", description="id of the last event that arrived: what follows it is told"
+        pattern=r"^[0-9]{1,15}-[0-9]{1,15}$",
+        description="id of the last event that arrived: what follows it is told",
+        examples=["1767268800123-0"],
     ),
 ]
-Index = Annotated[int, Path(ge=0, le=2**31, description="position of the picture, from 0")]
+Index = Annotated[int, Path(ge=0, le=2**31, description="position of the picture, from 0", examples=[0])]
 
-GONE: dict[int | str, dict[str, Any]] = {404: PROBLEM, 410: PROBLEM}
-PICTURE_RESPONSES: dict[int | str, dict[str, Any]] = {
+ERRORS = (UnknownJob, ExpiredJob, Unavailable)
+LINKS = job_links("$request.path.job_id")
+PICTURE_RESPONSES: Responses = {
     200: {"content": PNG, "description": "The picture"},
-    **GONE,
-    409: PROBLEM,
-    422: PROBLEM,
+    **problems(*ERRORS, NotReady, UnknownPicture),
 }
+EVENTS_EXAMPLE = f"""event: status
+data: {{"status": "running"}}
+id: 1767268800123-0
+
+event: picture
+data: {{"index": 0, "url": "/jobs/{EXAMPLE_ID}/images/0.png"}}
+id: 1767268801456-0
+
+"""
 
 
-@router.get("", responses={422: PROBLEM}, summary="One's own jobs, newest first")
+@router.get(
+    "",
+    responses={
+        200: {
+            "links": {
+                "next": link("list_jobs", "the page after this one", cursor="$response.body#/next"),
+                **job_links("$response.body#/jobs/0/id"),
+            }
+        },
+        **problems(Unavailable),
+    },
+    summary="One's own jobs, newest first",
+)
 async def list_jobs(
     owner: OwnerDep,
     reader: ReaderDep,
-    limit: Annotated[int, Query(ge=1, le=100, description="jobs of one page")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="jobs of one page", examples=[20])] = 20,
     cursor: Annotated[
-        str | None, Query(pattern=r"^[0-9]{13}-[0-9a-f]{32}$", description="`next` of the page before")
+        str | None,
+        Query(
+            pattern=r"^[0-9]{13}-[0-9a-f]{32}$",
+            description="`next` of the page before",
+            examples=[f"1767268800000-{EXAMPLE_ID}"],
+        ),
     ] = None,
 ) -> JobPage:
     """A page of jobs without their results. Jobs that come meanwhile do not shift the pages that follow."""
     return await reader.page(owner, limit, cursor)
 
 
-@router.get("/{job_id}", responses={**GONE, 422: PROBLEM}, summary="A job as it stands")
+@router.get("/{job_id}", responses={200: {"links": LINKS}, **problems(*ERRORS)}, summary="A job as it stands")
 async def read_job(job_id: OwnJob, reader: ReaderDep) -> Job:
+    """Its state and progress; its result once it is finished, its error once it has failed."""
     return await reader.job(job_id)
 
 
-@router.delete("/{job_id}", responses={**GONE, 409: PROBLEM, 422: PROBLEM}, summary="Cancel a job")
+@router.delete("/{job_id}", responses={200: {"links": LINKS}, **problems(*ERRORS, JobEnded)}, summary="Cancel a job")
 async def cancel_job(job_id: OwnJob, reader: ReaderDep, store: StoreDep) -> Job:
     """Ends a queued or running job: workers drop its pictures at their next step. Those already made stay."""
     cancelled = await run_in_threadpool(store.cancel, job_id)
@@ -63,10 +92,12 @@ async def cancel_job(job_id: OwnJob, reader: ReaderDep, store: StoreDep) -> Job:
     "/{job_id}/events",
     response_class=Response,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events"},
+        200: {
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EVENTS_EXAMPLE}},
+            "description": "Server-sent events",
+        },
         204: {"description": "The job has ended and everything was told: a browser does not come again"},
-        **GONE,
-        422: PROBLEM,
+        **problems(*ERRORS),
     },
     summary="What happens to a job, as it happens",
 )

@@ -6,27 +6,35 @@ from fastapi import APIRouter, Query
 from fastapi.concurrency import run_in_threadpool
 
 from service.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
-from service.errors import NoWorker
+from service.errors import NoModel, NoWorker, Unavailable
 from service.models import knows_positions
+from service.openapi import link, problems
 from service.schemas import Health, Labels, Model, ModelList, Ready
-from service.submit import PROBLEM
 from shared.options import default_options
 
 router = APIRouter(tags=["service"])
 
 
-@router.get(
-    "/labels", dependencies=[NEEDS_KEY], responses={422: PROBLEM, 503: PROBLEM}, summary="The labels that a model knows"
-)
+@router.get("/labels", dependencies=[NEEDS_KEY], responses=problems(NoModel), summary="The labels that a model knows")
 def read_labels(
-    models: ModelsDep, model: Annotated[str | None, Query(description="a model's name; null is the default")] = None
+    models: ModelsDep,
+    model: Annotated[
+        str | None, Query(description="a model's name; the default if not given", examples=["base"])
+    ] = None,
 ) -> Labels:
+    """The names that label lists may hold, in the order of the model's vocabulary."""
     info = models.find(model)
     return Labels(model=info.name, labels=list(info.vocabulary))
 
 
-@router.get("/models", dependencies=[NEEDS_KEY], summary="The models that there are")
+@router.get(
+    "/models",
+    dependencies=[NEEDS_KEY],
+    responses={200: {"links": {"labels": link("read_labels", "its labels", model="$response.body#/models/0/name")}}},
+    summary="The models that there are",
+)
 def read_models(models: ModelsDep) -> ModelList:
+    """Each with its card and how it was trained; and the files in storage that cannot be used, with the reason."""
     listing = models.listing()
     return ModelList(
         models=[
@@ -50,11 +58,13 @@ def read_models(models: ModelsDep) -> ModelList:
 
 @router.get("/healthz", summary="The API process lives")
 async def read_health() -> Health:
+    """For a supervisor that starts what has died anew; asks nothing of Redis or storage."""
     return Health()
 
 
-@router.get("/readyz", responses={503: PROBLEM}, summary="Pictures can be made: Redis, a model and a worker are there")
+@router.get("/readyz", responses=problems(NoModel, NoWorker, Unavailable), summary="Pictures can be made")
 async def read_ready(models: ModelsDep, reader: ReaderDep) -> Ready:
+    """Redis, a model and a worker are there; for a load balancer."""
     info = await run_in_threadpool(models.find, None)
     workers = len(await reader.workers())
     if not workers:

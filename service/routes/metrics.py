@@ -29,7 +29,13 @@ class Backlog:
     oldest_s: float
 
 
-@router.get("/metrics", dependencies=[NEEDS_KEY], response_class=PlainTextResponse, summary="Metrics for Prometheus")
+@router.get(
+    "/metrics",
+    dependencies=[NEEDS_KEY],
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"text/plain": {"example": "labelgrid_workers 2.0\n"}}}},
+    summary="Metrics for Prometheus",
+)
 async def read_metrics(models: ModelsDep, reader: ReaderDep) -> PlainTextResponse:
     """Workers serve theirs on ports of their own."""
     infos = await run_in_threadpool(_models_with_pictures, models)

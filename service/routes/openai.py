@@ -6,9 +6,9 @@ import struct
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
@@ -25,25 +25,25 @@ from service.openai_schemas import (
     ImagesRequest,
     OpenAIModel,
     OpenAIModels,
-    OpenAIProblem,
     PartialImage,
 )
+from service.openapi import link, problems
 from service.prompt import parse_prompt
 from service.schemas import Job
-from service.submit import Submitter, Wishes, check_finished
+from service.submit import ERRORS, IdempotencyKey, Submitter, Wishes, check_finished
 from service.views import JobReader
 from shared.checkpoint import CheckpointInfo
 from shared.vocabulary import LabelError
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
-PROBLEM: dict[str, Any] = {
-    "description": "A problem (RFC 9457) that holds an error of the OpenAI API",
-    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/OpenAIProblem"}}},
-}
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {**PROBLEM, "model": OpenAIProblem} for status in (400, 409, 413, 429, 500, 503, 504)
-}
+STREAM_EXAMPLE = """event: image_generation.partial_image
+data: {"type": "image_generation.partial_image", "b64_json": "iVBORw0KGgo...", "partial_image_index": 0, ...}
+
+event: image_generation.completed
+data: {"type": "image_generation.completed", "b64_json": "iVBORw0KGgo...", ...}
+
+"""
 
 
 def _submitter(
@@ -52,10 +52,7 @@ def _submitter(
     reader: ReaderDep,
     models: ModelsDep,
     owner: OwnerDep,
-    idempotency_key: Annotated[
-        str | None,
-        Header(min_length=1, max_length=200, description="sent again with the same request, it gives the same job"),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Submitter:
     wishes = Wishes(wait_s=settings.wait_s, png=False, applied=None)
     return Submitter(settings, store, reader, models, wishes, idempotency_key, owner)
@@ -87,9 +84,9 @@ def _check_stream(body: ImagesRequest) -> None:
     responses={
         200: {
             "description": "The pictures; with `stream` events of `image_generation.partial_image` and `.completed`",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}},
         },
-        **RESPONSES,
+        **problems(*ERRORS, NotInTime),
     },
     summary="Make pictures as with OpenAI's images API",
 )
@@ -173,15 +170,21 @@ def _model(info: CheckpointInfo) -> OpenAIModel:
     return OpenAIModel(id=info.name, created=int(datetime.fromisoformat(info.created_at).timestamp()))
 
 
-@router.get("/models", summary="The models, as OpenAI lists them")
+@router.get(
+    "/models",
+    responses={200: {"links": {"model": link("read_openai_model", "one of them", model="$response.body#/data/0/id")}}},
+    summary="The models, as OpenAI lists them",
+)
 def list_openai_models(models: ModelsDep, owner: OwnerDep) -> OpenAIModels:
+    """Those of GET /models, by name and time alone."""
     return OpenAIModels(data=[_model(info) for info in models.listing().denoisers])
 
 
-@router.get(
-    "/models/{model}", responses={404: {**PROBLEM, "model": OpenAIProblem}}, summary="A model, as OpenAI describes it"
-)
-def read_openai_model(model: str, models: ModelsDep, owner: OwnerDep) -> OpenAIModel:
+@router.get("/models/{model}", responses=problems(NotFound), summary="A model, as OpenAI describes it")
+def read_openai_model(
+    model: Annotated[str, Path(description="a model's name", examples=["base"])], models: ModelsDep, owner: OwnerDep
+) -> OpenAIModel:
+    """One of those that /v1/models lists."""
     found = [info for info in models.listing().denoisers if info.name == model]
     if not found:
         raise NotFound(f"there is no model {model!r}")

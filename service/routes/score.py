@@ -8,12 +8,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
-from service.errors import BadRequest, NotJson, ServiceError
+from service.errors import BadForm, BadRequest, NotJson, ServiceError
 from service.forms import read_form
 from service.models import vocabulary_of
+from service.openapi import problems
 from service.schemas import Job, ScoreFields, ScoreRequest
 from service.submission import SubmissionError, read_submission
-from service.submit import RESPONSES, Submitter, SubmitterDep
+from service.submit import ERRORS, RESPONSES, Submitter, SubmitterDep
 from shared.options import LIMITS
 from shared.vocabulary import LabelError, Vocabulary, parse_label_lists
 
@@ -25,6 +26,7 @@ BESIDE_PICTURES = {"columns", "webhook", "webhook_events"}  # the fields that sa
 
 class UnsupportedBody(ServiceError):
     status, slug, title = 415, "unsupported-media-type", "The body's type is not supported"
+    example = "text/plain: wanted multipart/form-data or application/json"
 
 
 def _form_schema() -> dict[str, Any]:
@@ -55,7 +57,13 @@ OPENAPI = {
     "requestBody": {
         "required": True,
         "content": {
-            "multipart/form-data": {"schema": _form_schema()},
+            "multipart/form-data": {
+                "schema": _form_schema(),
+                "examples": {
+                    "a test file": {"value": {FILE: '[["gray cube"], ["red cube", "blue sphere"]]', "repeats": 10}}
+                },
+                "encoding": {FILE: {"contentType": "application/json"}, PICTURES: {"contentType": "application/zip"}},
+            },
             "application/json": {
                 "schema": ScoreRequest.model_json_schema(),
                 "examples": {"file as JSON": {"value": ScoreRequest.model_config["json_schema_extra"]["examples"][0]}},  # type: ignore[index]
@@ -68,7 +76,7 @@ OPENAPI = {
 @router.post(
     "/score",
     response_model=Job,
-    responses={**RESPONSES, 415: RESPONSES[422]},
+    responses={**RESPONSES, **problems(*ERRORS, BadForm, UnsupportedBody)},
     openapi_extra=OPENAPI,
     summary="Score the model on a test file",
 )

@@ -1,0 +1,39 @@
+"""The OpenAPI document as a measure: what is answered must be written there."""
+
+import re
+from typing import Any
+
+import httpx
+
+
+class Documented:
+    """Looks at every answer of an operation, as httpx's hook for responses. AssertionError for a status, media type or
+    problem that is not in the document, and where a header that it promises is missing."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.headers = document["components"]["headers"]
+        self.operations = [
+            (method.upper(), re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), operation["responses"])
+            for path, item in document["paths"].items()
+            for method, operation in item.items()
+        ]
+
+    def __call__(self, response: httpx.Response) -> None:
+        method, path = response.request.method, response.request.url.path
+        for documented_method, pattern, responses in self.operations:
+            if method == documented_method and pattern.fullmatch(path):
+                self._check(responses, response, f"{method} {path}: {response.status_code}")
+
+    def _check(self, responses: dict[str, Any], response: httpx.Response, said: str) -> None:
+        documented = responses.get(str(response.status_code))
+        assert documented is not None, f"{said} is not documented"
+        for name, header in documented.get("headers", {}).items():
+            required = (self.headers[name] if "$ref" in header else header)["required"]
+            assert name in response.headers or not required, f"{said} lacks {name}"
+        if "content" in documented:
+            media_type = response.headers["content-type"].partition(";")[0]
+            assert media_type in documented["content"], f"{said} as {media_type} is not documented"
+            if media_type == "application/problem+json":
+                response.read()
+                slug = response.json()["type"].rpartition(":")[2]
+                assert slug in documented["content"][media_type]["examples"], f"{said} {slug} is not documented"
