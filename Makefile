@@ -50,5 +50,10 @@ bench: $(VENV)/.bench  ## All is measured (20 minutes; goes on where it was inte
 bench-quick: $(VENV)/.bench  ## The same with small sizes, in two minutes, into runs/bench-quick
 	$(BIN)/python -m benchmarks.run --quick
 
+.PHONY: faults
+faults: $(VENV)/.worker  ## Real processes killed, paused, filled and flooded (about ten minutes): docs/reliability.md
+	sh faults/setup.sh
+	$(BIN)/python -m faults
+
 clean:  ## Remove the virtual environment and caches; data, runs and models stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,164 @@
+"""The service as real processes: Redis with its append-only file, the API, workers, on toy checkpoints.
+
+A process that dies is started again, as `python -m service` and containers do. Knows no faults.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from redis.exceptions import ResponseError
+
+from service.demo import free_port
+from service.jobs import JobStore, connect, stream_key, text, worker_key
+from service.redis_server import RedisServer, die_with_parent
+from service.settings import Settings
+from service.stream import GROUP
+from service.supervisor import Child
+from shared.checkpoint import read_info, resolve
+from tests.toy_checkpoint import publish_toys
+
+ROOT = Path(__file__).parents[1]
+LOOK_AGAIN_S = 0.02
+PATIENCE_S = 120.0  # for anything that is waited for: what takes longer is a failure, not a figure
+T = TypeVar("T")
+
+
+class NotInTime(RuntimeError):
+    """Something that had to come did not."""
+
+
+def until(condition: Callable[[], T | None], what: str, timeout_s: float = PATIENCE_S) -> T:
+    """Waits for something true, and returns it. NotInTime."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise NotInTime(f"waited {timeout_s:.0f} s for {what}")
+        time.sleep(LOOK_AGAIN_S)
+    return found
+
+
+class Stack:
+    """A service in `folder`. What its processes say is in `folder`/NAME.log. `deaths`: who died and when, monotonic."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder, self.port = folder, free_port()
+        self.redis = RedisServer(folder / "redis")
+        storage = folder / "storage"
+        storage.mkdir()
+        publish_toys(storage)
+        self.digest = read_info(resolve(storage, "toy", "denoiser")).digest
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(("LABELGRID_", "REDIS_"))}
+        self.environment = {
+            **ours,
+            "OMP_NUM_THREADS": "1",
+            "LABELGRID_DEVICE": "cpu",
+            "LABELGRID_STORAGE": str(storage),
+            "LABELGRID_CACHE": str(folder / "cache"),
+            "LABELGRID_REDIS_URL": self.redis.url,
+            **environment,
+        }
+        self.children: dict[str, Child] = {}
+        self.deaths: list[tuple[str, float]] = []
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="watcher")
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, workers: int, worker_command: str) -> None:
+        """Starts all and returns when it is ready. NotInTime."""
+        self.children["redis"] = Child("Redis server", self._start_redis)
+        settings = Settings(redis_url=self.redis.url)
+        self.connection = connect(self.redis.url)
+        self.store = JobStore(self.connection, settings)
+        self._run("api", "service", "api", "--port", str(self.port))
+        for number in range(workers):
+            self._run(f"worker {number}", *worker_command.split())
+        self._watcher.start()
+        until(self._is_ready, "the service to be ready")
+        until(lambda: len(self.store.workers()) == workers, f"{workers} workers")
+
+    def stop(self) -> None:
+        self._ended.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        for child in reversed(self.children.values()):
+            child.process.kill()
+            child.process.wait()
+
+    def _start_redis(self) -> subprocess.Popen[bytes]:
+        process = self.redis.start()
+        with connect(self.redis.url) as connection:
+            connection.config_set("auto-aof-rewrite-percentage", 0)  # the file stays the whole story
+        return process
+
+    def _run(self, name: str, *command: str) -> None:
+        def begin() -> subprocess.Popen[bytes]:
+            with (self.folder / f"{name}.log").open("ab") as log:
+                return subprocess.Popen(
+                    [sys.executable, "-m", *command],
+                    cwd=ROOT,
+                    env=self.environment,
+                    stdout=log,
+                    stderr=log,
+                    preexec_fn=die_with_parent,
+                )
+
+        self.children[name] = Child(name, begin)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_AGAIN_S):
+            for name, child in self.children.items():
+                if child.process.poll() is not None:
+                    self.deaths.append((name, time.monotonic()))
+                    child.deaths.clear()  # a supervisor gives up after some deaths; a fault may need more
+                    child.revive()
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.address}/readyz", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        os.kill(self.children[name].process.pid, number)
+
+    def in_work(self) -> dict[str, int]:
+        """How many pictures each worker process has claimed and not finished, by the process's name."""
+        names = {child.process.pid: name for name, child in self.children.items()}
+        found = {}
+        with contextlib.suppress(ResponseError):  # no worker has made the stream's group yet
+            for consumer in self.connection.xpending(stream_key(self.digest), GROUP)["consumers"]:
+                if about := self.connection.get(worker_key(text(consumer["name"]))):
+                    found[names.get(json.loads(about)["pid"], "one that is gone")] = int(consumer["pending"])
+        return found
+
+
+@contextlib.contextmanager
+def running(workers: int, worker_command: str, environment: Mapping[str, str], keep_logs: Path) -> Iterator[Stack]:
+    """A ready service in a temporary folder; everything is gone at the end, but for the logs where an error ends it."""
+    with tempfile.TemporaryDirectory(prefix="lg-faults-") as folder:
+        stack = Stack(Path(folder), environment)
+        try:
+            stack.start(workers, worker_command)
+            yield stack
+        except BaseException:
+            keep_logs.mkdir(parents=True, exist_ok=True)
+            for log in Path(folder).rglob("*.log"):
+                shutil.copy(log, keep_logs)
+            raise
+        finally:
+            stack.stop()

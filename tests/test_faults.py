@@ -1,0 +1,164 @@
+"""The fault suite's own logic: what it must find, it finds, in a log that a real Redis wrote."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from faults import checks, journal, report
+from faults.checks import Fetched
+from service.jobs import JobStore, connect, events_key, job_key, new_id, png_key, stream_key
+from service.records import Done, JobRecord, JobResult, Picture, Scores, Verdict
+from service.redis_server import RedisServer
+from service.settings import Settings
+from service.stream import GROUP
+from shared.options import SamplingOptions
+
+UNDISTURBED = Fetched([b"first", b"second"], b"grid")
+DIGEST = "0" * 64
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[RedisServer]:
+    """A Redis whose log holds nothing of other tests."""
+    own = RedisServer(redis_server.folder / "faults")
+    own.start()
+    yield own
+    own.stop()
+
+
+@pytest.fixture
+def store(server: RedisServer) -> Iterator[JobStore]:
+    connection = connect(server.url)
+    yield JobStore(connection, Settings(redis_url=server.url))
+    connection.close()
+
+
+def create(store: JobStore) -> JobRecord:
+    job = JobRecord(
+        id=new_id(),
+        kind="generate",
+        created_at=time.time(),
+        model="toy",
+        digest=DIGEST,
+        labels=[["red cube"], ["blue cube"]],
+        seed=1,
+        columns=2,
+        options=SamplingOptions(steps=2),
+    )
+    store.create(job)
+    return job
+
+
+def done(picture: Picture, png: bytes) -> Done:
+    verdict = Verdict(
+        index=picture.index, labels=picture.labels, seed=picture.seed, accuracy=1, f1=1, exact=True, probabilities={}
+    )
+    return Done("1-1", picture, verdict, png)
+
+
+def commit(store: JobStore, job: JobRecord, *indices: int) -> None:
+    pictures = list(job.pictures())
+    made = [done(pictures[index], UNDISTURBED.pictures[index]) for index in indices]
+    store.commit(stream_key(DIGEST), GROUP, made)
+
+
+def finish(store: JobStore, job: JobRecord) -> None:
+    scores = Scores(accuracy=1, exact_match=1, f1=1)
+    store.finish(job.id, JobResult(repeats=[scores], best=0), UNDISTURBED.grid)
+
+
+def complaints(store: JobStore, server: RedisServer, job: JobRecord, fetched: Fetched = UNDISTURBED) -> str:
+    story = journal.read(server.folder)[job.id]
+    return "; ".join(checks.check_states(story) + checks.check_pictures(story, 2, fetched, UNDISTURBED))
+
+
+def good(store: JobStore) -> JobRecord:
+    job = create(store)
+    store.begin(job.id)
+    commit(store, job, 0, 1)
+    finish(store, job)
+    return job
+
+
+def test_a_job_as_it_should_be_gives_no_complaint(store: JobStore, server: RedisServer) -> None:
+    job = good(store)
+    store.fail(job.id, "too late: it changes nothing")
+    store.requeue(job.id)
+    assert complaints(store, server, job) == ""
+
+
+def test_a_second_terminal_state_is_found_however_short_it_lasts(store: JobStore, server: RedisServer) -> None:
+    job = good(store)
+    store.connection.hset(job_key(job.id), "status", "failed")
+    store.connection.hset(job_key(job.id), "status", "finished")
+    found = complaints(store, server, job)
+    assert "its states were queued -> running -> finished -> failed -> finished" in found
+    assert "its events told of running -> finished, its states were" in found
+
+
+@pytest.mark.parametrize("state", ["running", "queued"])
+def test_a_job_without_an_end_or_with_a_state_after_it_is_found(
+    store: JobStore, server: RedisServer, state: str
+) -> None:
+    begun, back = create(store), good(store)
+    store.begin(begun.id)
+    store.connection.hset(job_key(back.id), "status", state)
+    assert "its states were queued -> running" in complaints(store, server, begun)
+    assert f"finished -> {state}" in complaints(store, server, back)
+
+
+def test_a_lost_picture_is_found(store: JobStore, server: RedisServer) -> None:
+    job = create(store)
+    store.begin(job.id)
+    commit(store, job, 0)
+    finish(store, job)
+    found = complaints(store, server, job, Fetched(UNDISTURBED.pictures[:1], UNDISTURBED.grid))
+    assert "its pictures were stored 1: 0 times" in found
+    assert "its events told of pictures 1: 0 times" in found
+    assert "are not those of an undisturbed run" in found
+
+
+def test_a_picture_that_was_stored_twice_is_found(store: JobStore, server: RedisServer) -> None:
+    job = good(store)
+    store.connection.hset(png_key(job.id), "1", b"another")
+    store.connection.hset(png_key(job.id), "2", b"one that nobody asked for")
+    assert "its pictures were stored 1: 2 times, 2: 1 times" in complaints(store, server, job)
+
+
+def test_a_picture_that_was_told_twice_or_after_the_end_is_found(store: JobStore, server: RedisServer) -> None:
+    job = good(store)
+    store.connection.xadd(events_key(job.id), {"picture": 1})
+    found = complaints(store, server, job)
+    assert "its events told of pictures 1: 2 times" in found
+    assert "its last event was 'picture 1'" in found
+
+
+def test_a_record_that_went_is_found(store: JobStore, server: RedisServer) -> None:
+    job = good(store)
+    store.connection.delete(job_key(job.id))
+    assert "its record was deleted" in complaints(store, server, job)
+
+
+@pytest.mark.parametrize(
+    ("fetched", "complaint"),
+    [
+        (Fetched([b"first", b"other"], b"grid"), "its pictures [1] are not those of an undisturbed run"),
+        (Fetched([b"first", b"second"], b"other"), "its grid is not that of an undisturbed run"),
+    ],
+)
+def test_other_bytes_are_found(store: JobStore, server: RedisServer, fetched: Fetched, complaint: str) -> None:
+    assert complaints(store, server, good(store), fetched) == complaint
+
+
+def test_a_log_that_was_cut_off_is_read_up_to_there() -> None:
+    log = b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n"
+    assert list(journal.commands(log)) == [[b"SET", b"a", b"b"]]
+    for length in range(len(log)):
+        assert list(journal.commands(log[:length])) == []
+    with pytest.raises(ValueError, match="byte 0"):
+        list(journal.commands(b"SET a b\r\n"))
+
+
+def test_the_document_is_what_was_measured() -> None:
+    assert report.DOCUMENT.read_text() == report.document(report.read()), "python -m faults NAME writes both"
