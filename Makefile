@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo serve train test test-browser screenshots check format clean
+.PHONY: help demo serve train test test-browser compose-test scaling-out-test kubernetes-check screenshots check format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -28,6 +28,17 @@ test: $(VENV)/.dev  ## The tests
 test-browser: $(VENV)/.browser  ## The page's tests, in a Chromium
 	BIN=$(BIN) sh tests_browser/setup.sh
 	$(BIN)/python -m pytest tests_browser
+
+compose-test: $(VENV)/.dev  ## The deployment: docker compose up --build, a worker killed, what containers may do (three minutes)
+	$(BIN)/python -m pytest --override-ini timeout=900 deploy/compose_test.py
+
+scaling-out-test: $(VENV)/.dev  ## Workers on two hosts against one Redis, with TLS and s3://, in network namespaces (a minute)
+	command -v redis-server || (apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server)
+	unshare --map-root-user --net $(BIN)/python -m pytest deploy/hosts_test.py
+
+kubernetes-check: $(VENV)/.kubernetes  ## deploy/kubernetes against Kubernetes' and KEDA's schemas, and the code
+	command -v kustomize || command -v kubectl || (apt-get update -qq && apt-get install -y -qq --no-install-recommends kustomize)
+	$(BIN)/python -m pytest deploy/kubernetes_test.py
 
 screenshots: $(VENV)/.browser  ## docs/page-*.webp, of the page on the shipped checkpoint
 	BIN=$(BIN) sh tests_browser/setup.sh

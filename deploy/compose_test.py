@@ -1,0 +1,279 @@
+"""The deployment as people start it: `docker compose up --build`, what they do with it, and what may go wrong.
+
+`make compose-test`. The tests run in this order over one deployment. A Docker engine is needed; where none answers and
+there is a `../shared/tools/container-lab`, that is started, and stopped at the end.
+"""
+
+import contextlib
+import io
+import json
+import os
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from PIL import Image
+
+from service.api_keys import hash_of, new_key
+from service.client import Client
+from service.schemas import Job
+
+ROOT = Path(__file__).parents[1]
+LAB = ROOT.parent / "shared" / "tools" / "container-lab"
+PROJECT = "labelgrid-test"
+STARTED_WITHIN_S = 180
+T = TypeVar("T")
+
+LABELS = [["red cube", "blue sphere"], ["gray cylinder"], ["green sphere"], ["yellow cube", "purple cylinder"]]
+
+# A client's server: prints what webhooks bring.
+RECEIVER = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        print(self.headers["webhook-signature"], body.decode(), flush=True)
+        self.send_response(204)
+        self.end_headers()
+    def log_message(self, *arguments):
+        pass
+http.server.HTTPServer(("", 9000), Handler).serve_forever()
+"""
+
+
+def until(condition: Callable[[], T], *, timeout_s: float = 120.0) -> T:
+    """Waits for something true, and returns it."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.1)
+    return found
+
+
+def docker(*arguments: str, check: bool = True, env: dict[str, str] | None = None, stdin: str | None = None) -> str:
+    """What a docker command prints, errors included."""
+    done = subprocess.run(
+        ["docker", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        input=stdin,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert not check or done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Deployment:
+    env: dict[str, str]
+    client: Client
+    url: str
+
+    def compose(self, *arguments: str, check: bool = True) -> str:
+        return docker("compose", "--project-name", PROJECT, *arguments, check=check, env=self.env)
+
+    def inside(self, service: str, *command: str, check: bool = True) -> str:
+        return self.compose("exec", "--no-TTY", service, *command, check=check)
+
+    def containers(self, service: str) -> list[str]:
+        return self.compose("ps", "--quiet", service).split()
+
+    def scale(self, workers: int) -> None:
+        """Returns when the workers that are to be there are healthy, and those that are to go are gone."""
+        self.compose("up", "--detach", "--wait", "--no-recreate", "--scale", f"worker={workers}", "worker")
+
+    def redis(self, *command: str) -> Any:
+        return json.loads(self.inside("redis", "redis-cli", "--json", *command))
+
+    def in_work(self, job: Job) -> dict[str, int]:
+        """How many pictures of a job's model each live worker holds, by the id of its container."""
+        held = {}
+        for consumer in self.redis("XINFO", "CONSUMERS", f"labelgrid:pictures:{job.digest}", "workers"):
+            about = self.redis("GET", f"labelgrid:worker:{consumer['name']}")
+            if about is not None and consumer["pending"]:
+                held[json.loads(about)["host"]] = consumer["pending"]
+        return held
+
+    def pictures(self, job: Job) -> list[bytes]:
+        return [self.client.image(job.id, i) for i in range(job.progress.total)]
+
+    def told(self, job: Job) -> list[int]:
+        """The pictures that the job's events tell of."""
+        return [event.data.index for event in self.client.events(job.id) if event.name == "picture"]  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[None]:
+    """A Docker that answers, and a redis:8 whose /data is Redis's own, as in the official image."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        if subprocess.run(["sh", "-c", "docker info"], capture_output=True).returncode != 0:
+            if not LAB.exists():
+                pytest.fail("no Docker engine answers; start one, or see `docker info`")
+            subprocess.run([LAB, "up"], check=True, stdout=subprocess.DEVNULL)
+            stack.callback(subprocess.run, [LAB, "down"], check=True)
+            line = subprocess.run([LAB, "env"], check=True, stdout=subprocess.PIPE, text=True).stdout
+            patch.setenv("DOCKER_HOST", line.strip().partition("=")[2])
+        writable = ["run", "--rm", "--user", "redis", "--entrypoint", "test", "redis:8", "-w", "/data"]
+        if subprocess.run(["docker", *writable], env=os.environ).returncode != 0:  # container-lab's stand-in
+            docker("build", "--tag", "redis:8", "-", stdin="FROM redis:8\nRUN chown redis: /data\n")
+        yield
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def deployment(engine: None) -> Iterator[Deployment]:
+    key, port = new_key(), free_port()
+    env = {
+        "PORT": str(port),
+        "REDIS_PASSWORD": secrets.token_hex(16),
+        "LABELGRID_API_KEYS": f"tester:{hash_of(key)}",
+        "LABELGRID_WEBHOOK_SECRET": secrets.token_hex(32),
+        "WEBHOOK_ALLOW_PRIVATE": "1",
+    }
+    url = f"http://127.0.0.1:{port}"
+    with Client(url, key) as client:
+        one = Deployment(env, client, url)
+        try:
+            one.compose("up", "--build", "--detach", "--wait", "--wait-timeout", str(STARTED_WITHIN_S))
+            yield one
+        except BaseException:
+            print(one.compose("logs", "--tail", "50", check=False))
+            raise
+        finally:
+            one.compose("--profile", "train", "down", "--volumes", "--remove-orphans", "--timeout", "5", check=False)
+
+
+def test_generate(deployment: Deployment) -> None:
+    job = deployment.client.generate(LABELS, seed=7)
+    assert job.status == "finished"
+    assert job.result is not None
+    pictures = [Image.open(io.BytesIO(png)) for png in deployment.pictures(job)]
+    assert [picture.size for picture in pictures] == [(64, 64)] * len(LABELS)
+    assert Image.open(io.BytesIO(deployment.client.grid(job.id))).size > (64, 64)
+    assert deployment.client.generate(LABELS, seed=7).result.accuracy == job.result.accuracy  # type: ignore[union-attr]
+
+
+def test_nothing_without_a_key(deployment: Deployment) -> None:
+    assert httpx.post(f"{deployment.url}/generate", json={"labels": LABELS}).status_code == 401
+    assert httpx.get(f"{deployment.url}/readyz").json()["workers"] == 1
+
+
+def test_score(deployment: Deployment, tmp_path: Path) -> None:
+    file = tmp_path / "test.json"
+    file.write_text(json.dumps(LABELS))
+    job = deployment.client.score(file, repeats=2, seed=0)
+    assert job.status == "finished"
+    result: Any = job.result
+    assert [repeat.seed for repeat in result.repeats] == [0, 1]
+    assert result.accuracy.mean > 0.5  # of 24 labels, chance finds one in sixteen
+    assert sorted(deployment.told(job)) == list(range(2 * len(LABELS)))
+
+
+def test_cancel(deployment: Deployment) -> None:
+    job = deployment.client.generate(LABELS * 16, steps=1000, wait=False)
+    until(lambda: deployment.client.job(job.id).status == "running")
+    assert deployment.client.cancel(job.id).status == "cancelled"
+    assert deployment.client.generate(LABELS[:1]).status == "finished"  # the worker is free again
+    ended = deployment.client.job(job.id)
+    assert ended.status == "cancelled"
+    assert ended.progress.done < ended.progress.total
+
+
+def test_webhooks_are_sent(deployment: Deployment) -> None:
+    receiver = f"{PROJECT}-receiver"
+    deployment.compose("run", "--detach", "--no-deps", "--name", receiver, "api", "python", "-c", RECEIVER)
+    try:
+        job = deployment.client.generate(LABELS[:1], webhook=f"http://{receiver}:9000/")  # type: ignore[call-arg]
+        signature, _, body = until(lambda: docker("logs", receiver).strip().rpartition("\n")[2]).partition(" ")
+        assert signature.startswith("v1,")
+        message = json.loads(body)
+        assert (message["type"], message["data"]["id"]) == ("job.finished", job.id)
+    finally:
+        docker("rm", "--force", receiver)
+
+
+@pytest.mark.parametrize("service", ["api", "worker", "webhooks", "redis"])
+def test_a_container_may_do_nothing_but_its_work(deployment: Deployment, service: str) -> None:
+    status = dict(line.split(":\t", 1) for line in deployment.inside(service, "cat", "/proc/1/status").splitlines())
+    assert "0" not in status["Uid"].split()
+    assert {name: int(bits, 16) for name, bits in status.items() if name.startswith("Cap")} == dict.fromkeys(
+        ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), 0
+    )
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    assert "Read-only file system" in deployment.inside(service, "touch", "/x", check=False)
+    deployment.inside(service, "touch", "/tmp/x")
+
+
+def test_redis_wants_its_password_and_keeps_what_it_accepted(deployment: Deployment) -> None:
+    bare = ("env", "-u", "REDISCLI_AUTH", "redis-cli")
+    assert "NOAUTH" in deployment.inside("redis", *bare, "ping")
+    assert "WRONGPASS" in deployment.inside("redis", *bare, "-a", "labelgrid", "ping")
+    assert deployment.redis("CONFIG", "GET", "appendonly") == {"appendonly": "yes"}
+    assert deployment.redis("CONFIG", "GET", "maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+
+
+def test_one_port_is_published_and_workers_have_no_way_out(deployment: Deployment) -> None:
+    published = {}
+    for service in ("api", "worker", "webhooks", "redis"):
+        (container,) = deployment.containers(service)
+        ports = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Ports}}", container))
+        published[service] = [(at["HostIp"], at["HostPort"]) for some in ports.values() for at in some or []]
+    assert published == {"api": [("127.0.0.1", deployment.env["PORT"])], "worker": [], "webhooks": [], "redis": []}
+    ways_out = {}
+    for service in published:
+        routes = deployment.inside(service, "cat", "/proc/net/route").splitlines()[1:]
+        ways_out[service] = any(route.split()[1] == "00000000" for route in routes)
+    assert ways_out == {"api": True, "worker": False, "webhooks": True, "redis": False}
+
+
+def test_one_of_two_workers_is_killed_and_every_picture_is_there_once(deployment: Deployment) -> None:
+    deployment.scale(2)
+    assert deployment.client.ready().workers == 2
+    labels, options = LABELS * 6, {"seed": 5, "steps": 50}
+
+    undisturbed = deployment.client.generate(labels, **options)  # type: ignore[arg-type]
+    job = deployment.client.generate(labels, wait=False, **options)  # type: ignore[arg-type]
+    until(lambda: len(deployment.in_work(job)) == 2)
+    victim = deployment.containers("worker")[0]
+    docker("kill", "--signal", "KILL", victim)
+    killed = json.loads(docker("inspect", "--format", "{{json .State}}", victim))
+    assert (killed["Running"], killed["ExitCode"]) == (False, 137)
+    assert deployment.client.job(job.id).progress.done < len(labels)
+
+    ended = deployment.client.wait(job.id)
+    assert ended.status == "finished"
+    assert deployment.client.ready().workers == 1
+    assert sorted(deployment.told(job)) == list(range(len(labels)))
+    assert deployment.pictures(ended) == deployment.pictures(undisturbed)
+
+
+def test_a_worker_is_taken_away_while_it_works_and_nothing_is_lost(deployment: Deployment) -> None:
+    deployment.scale(2)
+    labels = LABELS * 6
+    job = deployment.client.generate(labels, seed=5, steps=50, wait=False)
+    until(lambda: len(deployment.in_work(job)) == 2)
+    deployment.scale(1)
+    assert deployment.client.wait(job.id).status == "finished"
+    assert sorted(deployment.told(job)) == list(range(len(labels)))
+    assert deployment.client.ready().workers == 1
+
+
+def test_the_trainer_runs_from_the_workers_image(deployment: Deployment) -> None:
+    told = deployment.compose("run", "--rm", "trainer", "render", "/runs/data", "--scenes", "1")
+    assert "/runs/data" in told

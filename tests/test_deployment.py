@@ -1,0 +1,41 @@
+"""docker-compose.yml against the code; `make compose-test` and `make kubernetes-check` do the rest."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+
+def setting_names() -> set[str]:
+    """The environment variables that are settings."""
+    return {f"LABELGRID_{name.upper()}" for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_variables_of_a_service_are_settings(name: str) -> None:
+    asked = {variable for variable in SERVICES[name].get("environment", {}) if variable.startswith("LABELGRID_")}
+    assert asked <= setting_names()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_no_capabilities(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["tmpfs"] == ["/tmp"]
+    assert service.get("read_only") is True or name == "trainer"
+    assert "privileged" not in service
+    assert "cap_add" not in service
+
+
+def test_variables_that_compose_takes_are_named_at_its_top() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    head = text.partition("\nname:")[0]
+    taken = {part.partition(":-")[0].partition("}")[0] for part in text.split("${")[1:]}
+    assert {name for name in taken if name not in head} == set()
