@@ -46,18 +46,14 @@ function refuse(problem) {
 
 // What is asked for
 
-function asked() {
-  return composer.pictures.filter((picture) => picture.length);
-}
-
 /** Shows what a press of the button would do. */
 function update() {
-  const count = asked().length;
+  const count = composer.asked().labels.length;
   const button = find("#go");
   if (mode === "draw") {
     button.textContent = count ? `Draw ${counted(count, "picture")}` : "Draw";
     button.disabled = sending || !count;
-    find("#command").textContent = generateCommand({ labels: asked(), ...options.peek(mode) });
+    find("#command").textContent = generateCommand({ ...composer.asked(), ...options.peek(mode) });
   } else {
     button.textContent = "Score";
     button.disabled = sending || !testFile.lists;
@@ -72,7 +68,7 @@ async function go() {
   find("#refusal").textContent = "";
   sending = true;
   update();
-  const job = await attempt(() => (mode === "draw" ? createJob("generate", { labels: asked(), ...given }) : score(given)));
+  const job = await attempt(() => (mode === "draw" ? createJob("generate", { ...composer.asked(), ...given }) : score(given)));
   sending = false;
   update();
   if (!job) return;
@@ -98,7 +94,7 @@ function show(job) {
 
 function reuse(job) {
   setMode("draw");
-  composer.load(job.labels);
+  composer.load(job.labels, job.layouts);
   options.load(job);
   update();
   find(".composer").scrollIntoView({ block: "nearest" });
@@ -121,7 +117,7 @@ function setMode(next) {
 // What the service has
 
 async function loadLabels(model) {
-  composer.offer((await readLabels(model)).labels);
+  composer.offer((await readLabels(model)).labels, options.model?.positions ?? false);
   if (!view.id) openAddress();
 }
 

@@ -1,43 +1,71 @@
-// What is to be drawn: a strip of pictures, and a picker that says what is in the chosen one.
+// What is to be drawn: a strip of pictures, a picker that says what is in the chosen one, and where it stands in it.
 // Knows labels as names; what the API does with them is not its business.
 
 import { find, h } from "./dom.js";
 import { drawing, layout, listed } from "./labels.js";
+import { Places, placed } from "./places.js";
 
 const FILTER_FROM = 30; // labels, for a field that finds them
 const SHOWN_IN_TILE = 4;
 const RANDOM_PICTURES = 8;
 const RANDOM_OBJECTS = 3; // at most, as in i-CLEVR
 
-/** The pictures being composed; `changed()` is called after each change. */
+const EMPTY = { labels: [], places: null };
+
+/**
+ * The pictures being composed: {labels, places}, and places {label: {x, y}} or null to leave them to chance.
+ * `changed()` is called after each change.
+ */
 export class Composer {
   constructor(changed) {
-    this.pictures = [[]];
+    this.pictures = [EMPTY];
     this.active = 0;
     this.labels = [];
+    this.placeable = false; // whether the model can be told places
     this.changed = changed;
+    this.places = new Places((label, place) => this.#move(label, place));
+    find("#place").onclick = () => this.#place();
     find("#random").onclick = () => this.load(this.atRandom());
-    find("#clear").onclick = () => this.#set([[]], 0);
-    find("#duplicate").onclick = () => this.#insert([...this.pictures[this.active]]);
+    find("#clear").onclick = () => this.#set([EMPTY], 0);
+    find("#duplicate").onclick = () => this.#insert(this.pictures[this.active]);
     find("#remove").onclick = () => this.#remove();
     find("#filter").oninput = () => this.#filter();
     find("#picker").addEventListener("keydown", (event) => this.#moveInPicker(event));
     find("#strip").addEventListener("keydown", (event) => this.#moveInStrip(event));
   }
 
-  /** Offers another vocabulary; objects that it has not are dropped. */
-  offer(labels) {
-    if (labels.join("\n") === this.labels.join("\n")) return;
-    this.labels = labels;
-    const known = new Set(labels);
-    this.#drawPicker();
-    this.#set(this.pictures.map((picture) => picture.filter((label) => known.has(label))), this.active);
+  /** Offers another vocabulary; objects that it has not are dropped. `placeable`: the model can be told places. */
+  offer(labels, placeable) {
+    if (labels.join("\n") !== this.labels.join("\n")) {
+      this.labels = labels;
+      this.#drawPicker();
+    }
+    this.placeable = placeable;
+    this.#set(this.pictures.map((picture) => this.#with(picture, picture.labels)), this.active);
   }
 
-  /** Takes over the label lists of a job. */
-  load(pictures) {
-    const known = new Set(this.labels);
-    this.#set(pictures.map((picture) => picture.filter((label) => known.has(label))), 0);
+  /** Takes over the label lists of a job, and its layouts. */
+  load(lists, layouts = null) {
+    const pictures = lists.map((labels, index) => {
+      const points = layouts?.[index];
+      return this.#with({ places: points && Object.fromEntries(labels.map((label, i) => [label, points[i]])) }, labels);
+    });
+    this.#set(pictures, 0);
+  }
+
+  /** What is asked for, as a request has it: `labels`, and `layouts` where places were chosen. */
+  asked() {
+    const full = this.pictures.filter(({ labels }) => labels.length);
+    const labels = full.map((picture) => picture.labels);
+    if (!this.placeable || full.every(({ places }) => !places)) return { labels };
+    const layouts = full.map((picture) => picture.places && picture.labels.map((label) => picture.places[label]));
+    return { labels, layouts };
+  }
+
+  /** A picture with other labels, as far as they are known; their places stay. */
+  #with({ places }, labels) {
+    const known = labels.filter((label) => this.labels.includes(label));
+    return { labels: known, places: places && placed(known, places) };
   }
 
   /** Eight pictures of one to three objects; none as long as no labels are known. */
@@ -62,44 +90,61 @@ export class Composer {
   }
 
   #add() {
-    this.#set([...this.pictures, []], this.pictures.length);
+    this.#set([...this.pictures, EMPTY], this.pictures.length);
     find("#picker [tabindex='0']")?.focus();
   }
 
   #remove() {
     const left = this.pictures.filter((_, index) => index !== this.active);
-    this.#set(left.length ? left : [[]], Math.max(0, this.active - (this.active === left.length ? 1 : 0)));
+    this.#set(left.length ? left : [EMPTY], Math.max(0, this.active - (this.active === left.length ? 1 : 0)));
   }
 
   #toggle(label) {
     const picture = this.pictures[this.active];
-    const after = picture.includes(label) ? picture.filter((one) => one !== label) : [...picture, label];
-    this.#set(this.pictures.with(this.active, after), this.active);
+    const { labels } = picture;
+    const after = labels.includes(label) ? labels.filter((one) => one !== label) : [...labels, label];
+    this.#set(this.pictures.with(this.active, this.#with(picture, after)), this.active);
+  }
+
+  /** Chooses places for the objects of the picture, or leaves them to chance again. */
+  #place() {
+    const { labels, places } = this.pictures[this.active];
+    this.#set(this.pictures.with(this.active, { labels, places: places ? null : placed(labels) }), this.active);
+  }
+
+  #move(label, place) {
+    const { labels, places } = this.pictures[this.active];
+    this.pictures = this.pictures.with(this.active, { labels, places: { ...places, [label]: place } });
+    this.changed();
   }
 
   #show() {
     const strip = find("#strip");
     const focused = strip.contains(document.activeElement);
-    const tiles = this.pictures.map((picture, index) => h("li", {}, this.#tile(picture, index)));
+    const tiles = this.pictures.map(({ labels }, index) => h("li", {}, this.#tile(labels, index)));
     const add = h("button", { class: "tile add", type: "button", onclick: () => this.#add(), "aria-label": "Add a picture" }, "+");
     strip.replaceChildren(...tiles, h("li", {}, add));
     const current = strip.querySelector("[aria-current]");
     if (focused) current.focus();
     keepInView(strip, current);
-    const chosen = this.pictures[this.active];
+    const { labels: chosen, places } = this.pictures[this.active];
     const several = this.pictures.length > 1;
     find("#picker-title").textContent = several ? `Objects in picture ${this.active + 1}` : "Objects";
     find("#chosen").textContent = chosen.length ? listed(chosen) : "Nothing chosen yet.";
     find("#remove").disabled = !several && !chosen.length;
+    this.places.show(places ?? {});
+    find("#places-block").hidden = !this.placeable || !chosen.length;
+    find("#places").hidden = find("#places-hint").hidden = !places;
+    find("#place").textContent = places ? "Leave to chance" : "Choose";
     for (const button of find("#picker").querySelectorAll("button")) {
       button.setAttribute("aria-pressed", chosen.includes(button.dataset.label));
     }
   }
 
-  #tile(picture, index) {
-    const words = `Picture ${index + 1}: ${picture.length ? listed(picture) : "empty"}`;
+  #tile(labels, index) {
+    const words = `Picture ${index + 1}: ${labels.length ? listed(labels) : "empty"}`;
     const current = index === this.active;
-    return tile("button", picture, {
+    return tile("button", labels, {
       type: "button",
       "aria-label": words,
       "aria-current": current ? "true" : null,
@@ -188,12 +233,12 @@ export class Composer {
 }
 
 /** A picture's objects in a small square. */
-export function tile(tag, picture, attributes = {}) {
-  const more = picture.length - SHOWN_IN_TILE;
-  const shown = picture.slice(0, more > 0 ? SHOWN_IN_TILE - 1 : SHOWN_IN_TILE).map(drawing);
+export function tile(tag, labels, attributes = {}) {
+  const more = labels.length - SHOWN_IN_TILE;
+  const shown = labels.slice(0, more > 0 ? SHOWN_IN_TILE - 1 : SHOWN_IN_TILE).map(drawing);
   return h(
     tag,
-    { class: "tile", "data-objects": Math.min(picture.length, SHOWN_IN_TILE), ...attributes },
+    { class: "tile", "data-objects": Math.min(labels.length, SHOWN_IN_TILE), ...attributes },
     shown,
     more > 0 ? h("span", { class: "more", "aria-hidden": "true" }, `+${more + 1}`) : null,
   );

@@ -79,11 +79,14 @@ export class Options {
     return Object.fromEntries(CHOICES.map((name) => [name, find(`#${name}`).value]).filter(([, value]) => value));
   }
 
-  /** The sampling of the chosen model. */
-  #usual() {
+  /** The chosen model, as GET /models has it. */
+  get model() {
     const name = find("#model").value;
-    const model = this.models.find((one) => (name ? one.name === name : one.promoted));
-    return { ...this.defaults, ...model?.sampling };
+    return this.models.find((one) => (name ? one.name === name : one.promoted));
+  }
+
+  #usual() {
+    return { ...this.defaults, ...this.model?.sampling };
   }
 
   #showDefaults() {

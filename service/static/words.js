@@ -38,5 +38,6 @@ export function scoreCommand(fileName, fields) {
 /** A job's request for the same pictures again, with every option that it was made with. */
 export function requestOf(job) {
   const { eta, ...options } = job.options;
-  return { labels: job.labels, seed: job.seed, model: job.model, ...options, ...(eta ? { eta } : {}) };
+  const { labels, layouts, seed, model } = job;
+  return { labels, ...(layouts && { layouts }), seed, model, ...options, ...(eta ? { eta } : {}) };
 }
