@@ -22,6 +22,7 @@ from service.models import Models
 from service.openai_errors import OpenAIErrors
 from service.rate_limit import RateLimiter, read_limit
 from service.routes import docs, generate, jobs, meta, metrics, openai, page, score
+from service.server import RefuseWhileStopping
 from service.settings import Settings
 from service.views import JobReader
 
@@ -66,6 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.models = Models(settings.storage, settings.storage_every_s)
     app.add_middleware(errors.BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
     app.add_middleware(Guard, keys=KeyRing(settings.api_keys, settings.api_keys_file), settings=settings)
+    app.add_middleware(RefuseWhileStopping)
     app.add_middleware(OpenAIErrors)
     app.add_middleware(RequestMetrics)
     app.add_middleware(SecurityHeaders)

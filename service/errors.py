@@ -22,7 +22,8 @@
     ├── JobFailed             500  for a client that waited for the job
     └── Unavailable           503
         ├── NoModel                no checkpoint is promoted in storage
-        └── NoWorker
+        ├── NoWorker
+        └── ShuttingDown           another process, or this one started again, will take the request
 
 Knows FastAPI, but no route.
 """
@@ -209,6 +210,11 @@ class NoModel(Unavailable):
 class NoWorker(Unavailable):
     slug, title = "no-worker", "No worker is running"
     example = "no worker is running; nothing was queued"
+
+
+class ShuttingDown(Unavailable):
+    slug, title = "shutting-down", "This process is shutting down"
+    example = "this process answers what it has in work and takes nothing more; try again"
 
 
 def problem(

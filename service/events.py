@@ -38,15 +38,16 @@ class Told:
 async def happenings(
     reader: JobReader, job_id: str, after: str, gone: Callable[[], Awaitable[bool]]
 ) -> AsyncIterator[Told | None]:
-    """What happens to a job after the event `after` ("0-0": all), until its end, shutdown, or `gone()`; None: nothing.
+    """What happens to a job after the event `after` ("0-0": all), until its end, `gone()`, or the end of a shutdown.
 
+    None: nothing happened for a while.
     Previews are made as long as somebody asks here.
     """
     events, live = events_key(job_id), live_key(job_id)
     # Redis answers in this order, so that no step is told after its picture.
     seen: dict[Any, Any] = {live: "0-0", events: after}
     yield await _whole(reader, job_id, "job")
-    while not reader.stopping and not await gone():
+    while not reader.left and not await gone():
         await reader.connection.set(watched_key(job_id), 1, px=WATCHED_MS)
         answer: Any = await reader.connection.xread(seen, block=LOOK_AGAIN_MS)
         for stream, entries in answer or []:
@@ -75,8 +76,12 @@ async def _whole(reader: JobReader, job_id: str, event: str, entry: str | None =
 async def job_events(
     reader: JobReader, job_id: str, after: str, gone: Callable[[], Awaitable[bool]]
 ) -> AsyncIterator[bytes]:
-    """`happenings` as server-sent events."""
-    async for told in happenings(reader, job_id, after, gone):
+    """`happenings` as server-sent events. They end as soon as a shutdown begins: the client resumes them elsewhere."""
+
+    async def over() -> bool:
+        return reader.stopping or await gone()
+
+    async for told in happenings(reader, job_id, after, over):
         if told is None:
             yield KEEPALIVE_COMMENT
         else:

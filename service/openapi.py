@@ -1,7 +1,7 @@
 """The OpenAPI document: what FastAPI reads off the routes, and what they all have in common.
 
-A route names the errors of its own with `problems`. Those of guard, parameters and faults are added here, and under /v1
-all of them get the form of the OpenAI API. Knows no route.
+A route names the errors of its own with `problems`. Those of guard, shutdown, parameters and faults are added here, and
+under /v1 all of them get the form of the OpenAI API. Knows no route.
 """
 
 from http import HTTPStatus
@@ -17,12 +17,14 @@ from service.errors import (
     NotLocal,
     Problem,
     ServiceError,
+    ShuttingDown,
     TooManyRequests,
 )
 from service.logs import REQUEST_ID
 from service.openai_errors import INVALID, OPENAIS_INVALID, PREFIX, error_of
 from service.openai_schemas import OpenAIProblem
 from service.schemas import Job, JobPage
+from service.server import STILL_ANSWERED
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -90,7 +92,7 @@ def describe(app: FastAPI) -> None:
 def _complete(document: dict[str, Any]) -> None:
     for path, item in document["paths"].items():
         for operation in item.values():
-            _add_errors(operation["responses"], guarded="security" in operation)
+            _add_errors(operation["responses"], guarded="security" in operation, stops=path not in STILL_ANSWERED)
             if path.startswith(PREFIX):
                 _as_openai(operation["responses"])
             for response in operation["responses"].values():
@@ -112,12 +114,13 @@ def _examples(response: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _add_errors(responses: dict[str, Any], guarded: bool) -> None:
+def _add_errors(responses: dict[str, Any], guarded: bool, stops: bool) -> None:
     """Adds the errors that no route names."""
     checked = "application/json" in responses.get(str(INVALID), {}).get("content", {})
     if checked:  # FastAPI's own description of what we answer with a problem
         del responses[str(INVALID)]
-    more = problems(ServiceError, *([BadRequest] if checked else []), *(GUARD if guarded else []))
+    guard, stopping = GUARD if guarded else (), [ShuttingDown] if stops else []
+    more = problems(ServiceError, *([BadRequest] if checked else []), *guard, *stopping)
     for status, response in more.items():
         _examples(responses.setdefault(str(status), response)).update(_examples(response))
 

@@ -3,8 +3,10 @@
 The one place where engine and Redis meet. Knows neither HTTP nor RQ, so that a test can drive it.
 """
 
+import math
 import time
 from collections import OrderedDict
+from collections.abc import Container
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 
@@ -75,7 +77,13 @@ class Runner:
         self.rate = Rate()
         self.live = Live(connection, settings.live_every_s)
         self.stopping = False  # set by a signal's handler, in which an Event's lock could deadlock
+        self.leave_by = math.inf  # in monotonic seconds
+        self.turn_s = 0.0  # how long a turn with steps takes
         self.moved_at = time.monotonic()  # when the loop last moved
+
+    def stop(self, within_s: float) -> None:
+        """From now on no picture is taken up, and `drain` has so long. For signals' handlers."""
+        self.stopping, self.leave_by = True, time.monotonic() + within_s
 
     @property
     def busy(self) -> bool:
@@ -185,11 +193,13 @@ class Runner:
         `current`, the lane that a job waits for, stays loaded.
         """
         self._current = current
-        self.look_at_storage()
         self._drop_ended()
-        worked = False
+        if not self.stopping:
+            self.look_at_storage()
+            for lane in list(self.lanes.values()):
+                self._claim(lane)
+        worked, turn_begun = False, time.monotonic()
         for lane in list(self.lanes.values()):
-            self._claim(lane)
             if lane is current or lane.engine.busy:
                 lane.used_at = time.monotonic()
             if lane.engine.busy:
@@ -200,7 +210,10 @@ class Runner:
                 self._store(lane, outcomes)
                 if lane.makes:
                     self.rate.add(len(outcomes), time.monotonic() - begun)
-        if not worked:
+        if worked:
+            turn_s = time.monotonic() - turn_begun
+            self.turn_s = 0.8 * self.turn_s + 0.2 * turn_s if self.turn_s else turn_s
+        else:
             time.sleep(IDLE_WAIT_S)
         self.live.tell([pair for lane in self.lanes.values() for pair in lane.engine.rows()])
         self.moved_at = time.monotonic()
@@ -301,9 +314,7 @@ class Runner:
         ended = {job_id for job_id, status in statuses.items() if status not in ("queued", "running")}
         if ended:
             for lane in self.lanes.values():
-                lane.engine.drop(lambda picture: picture.job in ended)
-                entries = [lane.claims.pop(key).entry for key in list(lane.claims) if key[0] in ended]
-                lane.stream.discard(entries)
+                lane.stream.discard(_take_out(lane, {key for key in lane.claims if key[0] in ended}))
 
     def keep_claims(self) -> None:
         """Renews the leases of the pictures in work, unless the loop hangs. Called from the heartbeat's thread."""
@@ -312,12 +323,27 @@ class Runner:
         for lane in list(self.lanes.values()):
             lane.stream.renew([claim.entry for claim in list(lane.claims.values())])
 
+    def drain(self) -> None:
+        """After `stop`: finishes the pictures in work for which there is time, and leaves the others at once."""
+        log.info("draining", pictures=sum(len(lane.claims) for lane in self.lanes.values()))
+        while self.busy and (left_s := self.leave_by - time.monotonic()) > 0:
+            for lane in self.lanes.values():
+                fit = {p.key for p, row in lane.engine.rows() if (len(row.table) - row.step) * self.turn_s <= left_s}
+                lane.stream.release(_take_out(lane, lane.claims.keys() - fit))
+            if self.busy:
+                self.turn()
+        self.give_back()
+
     def give_back(self) -> None:
         """Leaves all pictures in work to other workers, at once."""
         for lane in self.lanes.values():
-            lane.engine.drop(lambda _: True)
-            lane.stream.release([claim.entry for claim in lane.claims.values()])
-            lane.claims.clear()
+            lane.stream.release(_take_out(lane, set(lane.claims)))
+
+
+def _take_out(lane: Lane, keys: Container[tuple[str, int]]) -> list[str]:
+    """Pictures leave the batch; returns their stream entries, which are still ours."""
+    lane.engine.drop(lambda picture: picture.key in keys)
+    return [lane.claims.pop(key).entry for key in list(lane.claims) if key in keys]
 
 
 def score(verdicts: list[Verdict], record: JobRecord) -> JobResult:

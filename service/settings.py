@@ -94,6 +94,10 @@ class Settings(BaseSettings):
     # Name of the RQ queue of webhooks.
     webhook_queue: str = "labelgrid-webhooks"
 
+    # After SIGTERM, a process has so long to finish what it has in work: a worker its pictures, of which it leaves to
+    # others those that it would not finish, the API its answers (3 s at least).
+    drain_s: float = Field(default=20.0, ge=0)
+
     # How logs are written, to standard error: a JSON object a line, or for people to read.
     log_format: Literal["json", "console"] = "console"
     # The least level of lines that are written of our own code; of libraries it is warning.

@@ -23,6 +23,7 @@ log = get_logger(__name__)
 HOST = "127.0.0.1"  # loopback only, where no keys are needed
 READY_TIMEOUT_S = 180.0  # loading torch and the model from a slow disk
 LOOK_AGAIN_S = 0.1  # between two looks at the children
+DRAIN_S = "1"  # all of it ends, and nobody is there to take over: what --state keeps is gone on with at the next start
 STOP_TIMEOUT_S = 10.0  # a child that takes longer is killed
 MAX_DEATHS, WITHIN_S = 5, 60.0  # a child that dies more often is not started again
 
@@ -94,7 +95,7 @@ class Supervisor:
         self.stopping = True
 
     def _start(self) -> None:
-        environment = dict(os.environ)
+        environment = {"LABELGRID_DRAIN_S": DRAIN_S, **os.environ}
         if self.redis_url is None:
             server = RedisServer(self.state)
             self.children.append(Child("Redis server", server.start))

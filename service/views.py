@@ -4,6 +4,7 @@ Knows the schemas and `jobs.py`'s keys; writes nothing.
 """
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,16 @@ class JobReader:
 
     def __init__(self, connection: Redis) -> None:
         self.connection = connection
-        self.stopping = False  # the server shuts down: nobody waits any longer
+        self.stopping = False  # the server shuts down
+        self.leave_at = math.inf  # when, in monotonic seconds, those who wait are to have their answer
+
+    def stop(self, within_s: float) -> None:
+        """The server shuts down: streams that can be resumed end, and nobody waits for longer than this."""
+        self.stopping, self.leave_at = True, time.monotonic() + within_s
+
+    @property
+    def left(self) -> bool:
+        return time.monotonic() >= self.leave_at
 
     async def job(self, job_id: str) -> Job:
         """The job as it stands. UnknownJob, ExpiredJob if it is not there."""
@@ -92,7 +102,7 @@ class JobReader:
         return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
-        """The job once it has ended, or as it stands after `timeout_s` or at a shutdown.
+        """The job once it has ended, or as it stands after `timeout_s` or when a shutdown wants an answer.
 
         Events only wake; the state decides.
         """
@@ -100,8 +110,8 @@ class JobReader:
         seen = "0-0"
         while True:
             status = await self.status(job_id)
-            left_ms = int((deadline - time.monotonic()) * 1000)
-            if status is None or status in TERMINAL or left_ms <= 0 or self.stopping:
+            left_ms = int((min(deadline, self.leave_at) - time.monotonic()) * 1000)
+            if status is None or status in TERMINAL or left_ms <= 0:
                 return await self.job(job_id)
             answer = await self.connection.xread({events_key(job_id): seen}, block=min(left_ms, LOOK_AGAIN_MS))
             if entries := entries_of(answer):
@@ -138,10 +148,11 @@ class JobReader:
         raise NotReady(f"{what} is not made; the job is {text(status)}", job_status=text(status))
 
     async def workers(self) -> list[dict[str, Any]]:
-        """What the live workers, each with a model loaded, say of themselves."""
+        """What the live workers, each with a model loaded, say of themselves; not those about to end."""
         names = await self.connection.smembers(WORKERS)
         found = await self.connection.mget([worker_key(text(name)) for name in names]) if names else []
-        return [json.loads(raw) for raw in found if raw is not None]
+        workers = [json.loads(raw) for raw in found if raw is not None]
+        return [about for about in workers if not about.get("draining")]
 
     async def queued(self, digest: str) -> int:
         """How many pictures of a checkpoint wait or are in work."""

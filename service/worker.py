@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from types import FrameType
 from typing import Any
 
 from redis import Redis
@@ -106,14 +107,21 @@ class PictureWorker(SimpleWorker):
         return job, queue
 
     def _shutdown(self) -> None:
-        """On SIGTERM or Ctrl-C: the loop ends at its next step, and other workers get the pictures in work.
+        """On SIGTERM or Ctrl-C: the job in work goes to another worker at the next step; `teardown` does the rest.
 
         RQ would raise an exception here, out of the signal's handler, which code in the middle of anything may swallow.
         """
-        self.runner.stopping = True
+        self.runner.stop(self.settings.drain_s)
         self._stop_requested = True
 
+    def request_force_stop(self, signum: int, frame: FrameType | None) -> None:
+        """On a second signal: no time is left."""
+        self.runner.stop(0)
+
     def teardown(self) -> None:
+        with contextlib.suppress(RedisError):
+            if self.runner.stopping:
+                self.runner.drain()
         with contextlib.suppress(RedisError):
             self.runner.give_back()
         super().teardown()  # type: ignore[no-untyped-call]
@@ -157,6 +165,7 @@ class Heartbeat(threading.Thread):
             "born_at": self.born_at,
             "models": models,
             "pictures_per_s": rate,
+            "draining": runner.stopping,
         }
 
     def end(self) -> None:

@@ -79,21 +79,33 @@ def settings(redis_server: RedisServer, storage: Path) -> Settings:
 
 
 @contextlib.contextmanager
-def serving(settings: Settings) -> Iterator[httpx.Client]:
-    """The API as a real server on a free port, in a thread, and a client of it that wants every answer documented."""
-    app = create_app(settings)
-    server = Server(app, host="127.0.0.1", port=0, ws="none")
+def api_server(settings: Settings) -> Iterator[Server]:
+    """The API as a real server on a free port, in a thread; `should_exit` is its SIGTERM."""
+    server = Server(create_app(settings), host="127.0.0.1", port=0, ws="none")
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def client_of(server: Server) -> httpx.Client:
+    """A client that wants every answer documented."""
     port = server.servers[0].sockets[0].getsockname()[1]
-    hooks = {"response": [Documented(app.openapi())]}
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, event_hooks=hooks) as client:
+    hooks = {"response": [Documented(server.app.openapi())]}
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, event_hooks=hooks)
+
+
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[httpx.Client]:
+    """A client of an API as a real server."""
+    with api_server(settings) as server, client_of(server) as client:
         yield client
-    server.should_exit = True
-    thread.join()
 
 
 @pytest.fixture(scope="session")

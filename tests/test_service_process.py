@@ -60,7 +60,7 @@ def children(pid: int) -> set[int]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    names = ("storage", "redis_url", "device", "lease_s", "heartbeat_s", "batch_pictures")
+    names = ("storage", "redis_url", "device", "lease_s", "heartbeat_s", "batch_pictures", "drain_s")
     return {**os.environ, **{f"LABELGRID_{name.upper()}": str(getattr(settings, name)) for name in names}}
 
 
@@ -86,7 +86,8 @@ def two_workers(connection: Redis, settings: Settings) -> Iterator[dict[int, sub
 
 @pytest.fixture
 def one_worker(connection: Redis, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    with working(connection, settings, 1) as processes:
+    """A worker that has no time to finish anything when it is to stop."""
+    with working(connection, settings.model_copy(update={"drain_s": 0.0}), 1) as processes:
         yield next(iter(processes.values()))
 
 

@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 
 from service.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
-from service.errors import BadRequest, NotFound, NotInTime, ServiceError
+from service.errors import BadRequest, NotFound, NotInTime, ServiceError, ShuttingDown
 from service.events import EVENT_STREAM_HEADERS, happenings
 from service.jobs import TERMINAL
 from service.models import vocabulary_of
@@ -151,6 +151,8 @@ async def _stream(reader: JobReader, job_id: str, wanted: int, request: Request)
                 sent += 1
         elif told.name == "end":
             yield await _last(reader, job_id)
+    if reader.left:
+        yield _error(ShuttingDown(f"the job goes on and can be read at /jobs/{job_id}"))
 
 
 async def _last(reader: JobReader, job_id: str) -> bytes:
@@ -159,11 +161,15 @@ async def _last(reader: JobReader, job_id: str) -> bytes:
         check_finished(job)
         png = await reader.image(job_id, 0)
     except ServiceError as error:
-        problem = {"type": error.slug, "status": error.status, "detail": error.detail}
-        return format_sse_event(event="error", data_str=json.dumps({"error": error_of(problem)}))
+        return _error(error)
     image = base64.b64encode(png).decode()
     completed = CompletedImage(b64_json=image, created_at=_created(job), size=_size_of(png))
     return format_sse_event(event=completed.type, data_str=completed.model_dump_json())
+
+
+def _error(error: ServiceError) -> bytes:
+    problem = {"type": error.slug, "status": error.status, "detail": error.detail}
+    return format_sse_event(event="error", data_str=json.dumps({"error": error_of(problem)}))
 
 
 def _model(info: CheckpointInfo) -> OpenAIModel:
