@@ -9,7 +9,7 @@ from faults.cases import CASES, Case
 from faults.harness import NotInTime, running
 from faults.trial import Traffic, Trial
 
-LOGS = report.ROOT / "runs" / "faults"  # of a fault that went wrong
+LOGS = report.ROOT / "runs" / "faults"
 
 
 class Wrong(RuntimeError):
@@ -22,7 +22,7 @@ def say(line: str) -> None:
 
 def try_out(case: Case) -> dict[str, Any]:
     """Starts a service, does the fault, and returns the figures. Wrong, NotInTime."""
-    with running(case.workers, case.worker_command, case.environment, keep_logs=LOGS / case.name) as stack:
+    with running(case.workers, case.worker_command, case.clocks, LOGS / case.name) as stack:
         trial = Trial(stack, say)
         say("ready; first the same jobs without a fault")
         trial.run_undisturbed()
@@ -33,11 +33,12 @@ def try_out(case: Case) -> dict[str, Any]:
             wrong.append(f"recovery took {trial.recovery_s:.1f} s; {report.WITHIN_S:.0f} s are allowed")
         if wrong:
             raise Wrong("\n".join(wrong))
+    numbers = [number for number in trial.jobs.values() if number is not None]
     return {
         "recovery_s": round(trial.recovery_s, 1),
         "longest_wait_s": round(traffic.longest_s, 1),
         "jobs": len(trial.jobs),
-        "pictures": sum(len(trial.undisturbed[number].pictures) for number in trial.jobs.values()),
+        "pictures": sum(len(trial.undisturbed[number].pictures) for number in numbers),
         "figures": trial.figures,
     }
 

@@ -1,10 +1,23 @@
-"""The faults, a function for each. Its docstring's first line is what the report says of it."""
+"""The faults, a function for each. Its docstring is what the report says of it."""
 
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from faults.trial import Trial
+import httpx
+from redis.exceptions import OutOfMemoryError
+
+from faults import clock, leaving
+from faults.harness import until
+from faults.trial import BODIES, LABELS, LARGE, SMALL, Trial
+from service.jobs import stream_key
+
+HOUR_S = 3600
+FULL_S = 15.0  # how long Redis stays full: longer than a lease
+FILLER = "filler"
 
 
 @dataclass(frozen=True)
@@ -14,7 +27,7 @@ class Case:
     run: Callable[[Trial], None]
     workers: int = 2
     worker_command: str = "service worker"
-    environment: Mapping[str, str] = field(default_factory=dict)
+    clocks: bool = False  # whether its clocks can be made to jump
 
     @property
     def name(self) -> str:
@@ -22,28 +35,142 @@ class Case:
 
     @property
     def what(self) -> str:
-        return (self.run.__doc__ or "").splitlines()[0]
+        return " ".join((self.run.__doc__ or "").split())
 
 
 def worker_killed(trial: Trial) -> None:
     """kill -9 of a worker in the middle of a batch, beside another worker"""
     victim = trial.begin()
-    trial.strike(lambda: trial.stack.signal(victim, signal.SIGKILL))
+    trial.strike(partial(trial.stack.signal, victim, signal.SIGKILL))
     trial.recover()
 
 
 def api_killed(trial: Trial) -> None:
     """kill -9 of the API, while a client sends requests and sends them again"""
     trial.begin()
-    trial.strike(lambda: trial.stack.signal("api", signal.SIGKILL))
+    trial.strike(partial(trial.stack.signal, "api", signal.SIGKILL))
     trial.recover()
 
 
 def redis_killed(trial: Trial) -> None:
     """kill -9 of Redis, which starts again from its append-only file"""
     trial.begin()
-    trial.strike(lambda: trial.stack.signal("redis", signal.SIGKILL))
+    trial.strike(partial(trial.stack.signal, "redis", signal.SIGKILL))
     trial.recover()
 
 
-CASES = {case.name: case for case in (Case(worker_killed), Case(api_killed), Case(redis_killed))}
+def redis_full(trial: Trial) -> None:
+    """Redis at its memory limit for 15 s, in the middle of batches; then there is room again"""
+    connection = trial.stack.connection
+
+    def fill() -> None:
+        connection.config_set("maxmemory", connection.info("memory")["used_memory"] + (8 << 20))
+        try:
+            while True:
+                connection.rpush(FILLER, b"x" * (1 << 16))
+        except OutOfMemoryError:
+            return
+
+    ids = trial.submit(*LARGE)
+    trial.begin()
+    trial.strike(fill)
+    refused = httpx.post(f"{trial.stack.address}/generate", json=BODIES[SMALL], timeout=30)
+    read = httpx.get(f"{trial.stack.address}/jobs/{ids[0]}", timeout=30)
+    if (refused.status_code, read.status_code) != (503, 200):
+        raise RuntimeError(f"a full Redis gave {refused.text} and {read.text}")
+    time.sleep(FULL_S)
+    trial.end(lambda: connection.delete(FILLER))
+    trial.recover()
+
+
+def worker_paused(trial: Trial) -> None:
+    """SIGSTOP of a worker until another has taken its pictures over, then SIGCONT: both make them"""
+    victim = trial.begin()
+    consumer, _ = trial.stack.consumers()[victim]
+    trial.strike(partial(trial.stack.signal, victim, signal.SIGSTOP))
+    until(lambda: trial.stack.pending(consumer) == 0, "another worker to take the pictures over")
+    trial.stack.signal(victim, signal.SIGCONT)
+    trial.recover()
+
+
+def picture_claimed_twice(trial: Trial) -> None:
+    """eight pictures that are in work at one worker come to another as well, which makes them at the same time"""
+    connection, stream = trial.stack.connection, stream_key(trial.stack.digest)
+    trial.submit(2)
+    first = trial.busiest()
+    (other,) = (name for name in trial.stack.workers() if name != first)
+
+    def claim_twice() -> None:
+        trial.stack.signal(first, signal.SIGSTOP)  # so that it is the other who finds them
+        entries: Any = connection.xrange(stream)
+        for _, fields in entries:
+            connection.xadd(stream, fields)
+        until(lambda: trial.stack.in_work().get(other, 0) >= len(entries), "the other worker to claim them", 5)
+        trial.stack.signal(first, signal.SIGCONT)
+
+    trial.strike(claim_twice)
+    trial.recover()
+
+
+def poison_picture(trial: Trial) -> None:
+    """a picture that fails in every step, among good ones in its batch: its job fails, no other does"""
+    trial.begin()
+    trial.strike(lambda: trial.submit_failing([*LABELS, ["purple cube"]], "picture 4: RuntimeError: poison"))
+    trial.recover()
+
+
+def _clock_jumps(trial: Trial, which: str, seconds: int) -> None:
+    trial.begin()
+    trial.strike(lambda: clock.jump(trial.stack.clocks[which], seconds))
+    time.sleep(1.0)  # by now every process has seen it
+    trial.submit(*LARGE)
+    trial.recover()
+
+
+def clock_forward(trial: Trial) -> None:
+    """the clock of API and workers jumps two hours ahead"""
+    _clock_jumps(trial, "service", 2 * HOUR_S)
+
+
+def clock_back(trial: Trial) -> None:
+    """the clock of API and workers jumps two hours back"""
+    _clock_jumps(trial, "service", -2 * HOUR_S)
+
+
+def redis_clock_forward(trial: Trial) -> None:
+    """the clock of Redis jumps half an hour ahead"""
+    _clock_jumps(trial, "redis", HOUR_S // 2)
+
+
+def redis_clock_back(trial: Trial) -> None:
+    """the clock of Redis jumps half an hour back"""
+    _clock_jumps(trial, "redis", -HOUR_S // 2)
+
+
+def clients_leave(trial: Trial) -> None:
+    """fifty clients reset their connections after the first of a job's events, and fifty after they sent a request;
+    within 30 s no read of the API waits for a job and no job is noted as watched"""
+    trial.submit(*LARGE)
+    trial.begin()
+    trial.strike(lambda: leaving.come_and_go(trial, 50))
+    until(lambda: trial.stack.blocked_reads() == 0 and not leaving.watched(trial), "the API to wait for no job", 30)
+    trial.recover()
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case(worker_killed),
+        Case(api_killed),
+        Case(redis_killed),
+        Case(redis_full),
+        Case(worker_paused),
+        Case(picture_claimed_twice),
+        Case(poison_picture, worker_command="faults.poisoned worker"),
+        Case(clock_forward, clocks=True),
+        Case(clock_back, clocks=True),
+        Case(redis_clock_forward, clocks=True),
+        Case(redis_clock_back, clocks=True),
+        Case(clients_leave),
+    )
+}

@@ -13,16 +13,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import httpx
 from redis.exceptions import ResponseError
 
+from faults import clock
 from service.demo import free_port
 from service.jobs import JobStore, connect, stream_key, text, worker_key
-from service.redis_server import RedisServer, die_with_parent
+from service.redis_server import RedisServer, die_with_parent, find_binary
 from service.settings import Settings
 from service.stream import GROUP
 from service.supervisor import Child
@@ -50,11 +51,14 @@ def until(condition: Callable[[], T | None], what: str, timeout_s: float = PATIE
 
 
 class Stack:
-    """A service in `folder`. What its processes say is in `folder`/NAME.log. `deaths`: who died and when, monotonic."""
+    """A service in `folder`. What its processes say is in `folder`/NAME.log.."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, clocks: bool) -> None:
         self.folder, self.port = folder, free_port()
-        self.redis = RedisServer(folder / "redis")
+        self.clocks = {name: folder / f"{name}-clock" for name in ("redis", "service")} if clocks else {}
+        self.redis = RedisServer(
+            folder / "redis", clock.command(self.clocks["redis"], find_binary()) if clocks else None
+        )
         storage = folder / "storage"
         storage.mkdir()
         publish_toys(storage)
@@ -67,10 +71,9 @@ class Stack:
             "LABELGRID_STORAGE": str(storage),
             "LABELGRID_CACHE": str(folder / "cache"),
             "LABELGRID_REDIS_URL": self.redis.url,
-            **environment,
+            **(clock.environment(self.clocks["service"]) if clocks else {}),
         }
         self.children: dict[str, Child] = {}
-        self.deaths: list[tuple[str, float]] = []
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watcher")
 
@@ -121,9 +124,8 @@ class Stack:
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_AGAIN_S):
-            for name, child in self.children.items():
+            for child in self.children.values():
                 if child.process.poll() is not None:
-                    self.deaths.append((name, time.monotonic()))
                     child.deaths.clear()  # a supervisor gives up after some deaths; a fault may need more
                     child.revive()
 
@@ -136,29 +138,44 @@ class Stack:
     def signal(self, name: str, number: signal.Signals) -> None:
         os.kill(self.children[name].process.pid, number)
 
-    def in_work(self) -> dict[str, int]:
-        """How many pictures each worker process has claimed and not finished, by the process's name."""
+    def workers(self) -> list[str]:
+        return [name for name in self.children if name.startswith("worker")]
+
+    def consumers(self) -> dict[str, tuple[str, int]]:
+        """The live worker processes' names in the stream, and how many pictures each has claimed and not finished."""
         names = {child.process.pid: name for name, child in self.children.items()}
         found = {}
         with contextlib.suppress(ResponseError):  # no worker has made the stream's group yet
-            for consumer in self.connection.xpending(stream_key(self.digest), GROUP)["consumers"]:
-                if about := self.connection.get(worker_key(text(consumer["name"]))):
-                    found[names.get(json.loads(about)["pid"], "one that is gone")] = int(consumer["pending"])
+            for one in self.connection.xpending(stream_key(self.digest), GROUP)["consumers"]:
+                consumer = text(one["name"])
+                if about := self.connection.get(worker_key(consumer)):
+                    found[names.get(json.loads(about)["pid"], "one that is gone")] = (consumer, int(one["pending"]))
         return found
+
+    def in_work(self) -> dict[str, int]:
+        """How many pictures each worker process has in work."""
+        return {name: pending for name, (_, pending) in self.consumers().items()}
+
+    def pending(self, consumer: str) -> int:
+        """How many pictures a worker, by its name in the stream, has claimed and not finished."""
+        found = self.connection.xpending(stream_key(self.digest), GROUP)["consumers"]
+        return sum(int(one["pending"]) for one in found if text(one["name"]) == consumer)
+
+    def blocked_reads(self) -> int:
+        """How many requests of the API wait for a job."""
+        return sum(one["cmd"] == "xread" and "b" in one["flags"] for one in self.connection.client_list())
 
 
 @contextlib.contextmanager
-def running(workers: int, worker_command: str, environment: Mapping[str, str], keep_logs: Path) -> Iterator[Stack]:
-    """A ready service in a temporary folder; everything is gone at the end, but for the logs where an error ends it."""
+def running(workers: int, worker_command: str, clocks: bool, keep_logs: Path) -> Iterator[Stack]:
+    """A ready service in a temporary folder; everything is gone at the end, but for what its processes said."""
     with tempfile.TemporaryDirectory(prefix="lg-faults-") as folder:
-        stack = Stack(Path(folder), environment)
+        stack = Stack(Path(folder), clocks)
         try:
             stack.start(workers, worker_command)
             yield stack
-        except BaseException:
+        finally:
+            stack.stop()
             keep_logs.mkdir(parents=True, exist_ok=True)
             for log in Path(folder).rglob("*.log"):
                 shutil.copy(log, keep_logs)
-            raise
-        finally:
-            stack.stop()

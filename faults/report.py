@@ -39,6 +39,10 @@ that were open at the fault have ended; of it, some seconds are these jobs' work
 **longest wait to be accepted**: of a client that asks for a picture every quarter of a second all along, and for each
 again until it is accepted. **jobs** and **pictures**: all that were checked.
 
+What is not covered: a machine that loses power loses up to a second of what Redis was told (`appendfsync everysec`;
+`always` loses nothing and is slower). Where Redis's own clock jumps ahead by more than `job_timeout_s`, open jobs fail
+as overdue. Where it jumps back, pictures of a worker that died just before wait for as long as it jumped.
+
 Measured:
 
 """

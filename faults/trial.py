@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -64,28 +64,23 @@ class Trial:
 
     def __init__(self, stack: Stack, say: Callable[[str], None]) -> None:
         self.stack, self.say = stack, say
-        self.jobs: dict[str, int] = {}  # id of each accepted job -> which of BODIES it is of
+        self.jobs: dict[str, int | None] = {}  # id of each accepted job -> which of BODIES it is of, if it is
         self.failing: dict[str, str] = {}  # jobs that are to fail -> what their error says
         self.figures: dict[str, float] = {}
         self.recovery_s = 0.0
         self.undisturbed: dict[int, Fetched] = {}
-        self._struck_at = 0.0
+        self.struck_at = 0.0
         self._open_then: set[str] = set()
 
     # --- asking ---
 
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.stack.address, timeout=30)
-
-    def post(self, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+    def post(self, body: Mapping[str, Any], key: str | None = None, **headers: str) -> dict[str, Any]:
         """The job that a request is accepted as, sent again with the same key until it is. NotInTime."""
-        key = uuid4().hex
+        headers = {**headers, "Idempotency-Key": key or uuid4().hex}
 
         def accepted() -> dict[str, Any] | None:
             try:
-                answer = httpx.post(
-                    f"{self.stack.address}/generate", json=body, timeout=30, headers={"Idempotency-Key": key, **headers}
-                )
+                answer = httpx.post(f"{self.stack.address}/generate", json=body, timeout=30, headers=headers)
             except httpx.TransportError:
                 answer = None
             if answer is not None and answer.status_code in (200, 202):
@@ -106,11 +101,18 @@ class Trial:
             self.jobs[ids[-1]] = number
         return ids
 
+    def submit_failing(self, labels: list[list[str]], reason: str) -> str:
+        """A job that is to fail, with an error that has `reason` in it."""
+        job_id: str = self.post({"labels": labels}, Prefer="respond-async")["id"]
+        self.jobs[job_id], self.failing[job_id] = None, reason
+        return job_id
+
     def run_undisturbed(self) -> None:
         """Every one of BODIES without any fault: what all later ones must equal."""
-        ids = self.submit(*range(len(BODIES)))
+        numbers = range(len(BODIES))
+        ids = self.submit(*numbers)
         self.wait(ids)
-        self.undisturbed = {self.jobs[job_id]: self._fetch(job_id) for job_id in ids}
+        self.undisturbed = {number: self._fetch(job_id, number) for number, job_id in zip(numbers, ids, strict=True)}
 
     def wait(self, ids: Sequence[str]) -> None:
         until(lambda: not self._open(ids), f"the end of {len(ids)} jobs")
@@ -137,24 +139,32 @@ class Trial:
         in_work = self.stack.in_work()
         if not in_work:
             raise RuntimeError("nothing was in work when the fault came: this shows nothing")
-        self.figures |= {"pictures in work at the fault": sum(in_work.values()), "jobs open then": len(self._open_then)}
+        self.figures |= {
+            "pictures in work at the fault": sum(in_work.values()),
+            "jobs open at the fault": len(self._open_then),
+        }
         self.say(f"fault, with {in_work} pictures in work and {len(self._open_then)} jobs open")
-        self._struck_at = time.monotonic()
+        self.struck_at = time.monotonic()
+        fault()
+
+    def end(self, fault: Callable[[], object]) -> None:
+        """Ends a fault that lasts: from here on recovery is measured."""
+        self.struck_at = time.monotonic()
         fault()
 
     def recover(self) -> None:
         """Waits until a request sent now has its picture and the jobs open at the fault have ended; notes the time."""
         job = self.post(BODIES[SMALL])
         self.jobs[job["id"]] = SMALL
-        self.say(f"a new request was answered after {time.monotonic() - self._struck_at:.1f} s")
+        self.say(f"a new request was answered after {time.monotonic() - self.struck_at:.1f} s")
         self.wait([job["id"], *self._open_then])
-        self.recovery_s = max(self.recovery_s, time.monotonic() - self._struck_at)
+        self.recovery_s = max(self.recovery_s, time.monotonic() - self.struck_at)
         self.say(f"recovered after {self.recovery_s:.1f} s")
 
     # --- what came of it ---
 
-    def _fetch(self, job_id: str) -> Fetched:
-        store, total = self.stack.store, len(BODIES[self.jobs[job_id]]["labels"])
+    def _fetch(self, job_id: str, number: int) -> Fetched:
+        store, total = self.stack.store, len(BODIES[number]["labels"])
         grid: Any = store.connection.hget(png_key(job_id), GRID)
         return Fetched(store.pngs(job_id, range(total)), grid or b"")
 
@@ -170,16 +180,16 @@ class Trial:
             wrong += [f"job {job_id}: {complaint}" for complaint in self._complaints(job_id, number, stories[job_id])]
         return wrong + self._left_over()
 
-    def _complaints(self, job_id: str, number: int, story: journal.Story) -> list[str]:
+    def _complaints(self, job_id: str, number: int | None, story: journal.Story) -> list[str]:
         found = checks.check_states(story)
         error: Any = self.stack.store.connection.hget(job_key(job_id), "error")
         if (reason := self.failing.get(job_id)) is not None:
             as_said = bool(error) and reason in error.decode()
             return found if as_said else [*found, f"it should fail with {reason!r}, not {error!r}"]
-        if story.states[-1:] != ["finished"]:
+        if number is None or story.states[-1:] != ["finished"]:
             return [*found, f"it did not finish: {error!r}"]
         total = len(BODIES[number]["labels"])
-        return found + checks.check_pictures(story, total, self._fetch(job_id), self.undisturbed[number])
+        return found + checks.check_pictures(story, total, self._fetch(job_id, number), self.undisturbed[number])
 
     def _left_over(self) -> list[str]:
         """What Redis still has of work, once all has ended; workers may take a moment to clear it."""

@@ -270,6 +270,10 @@ async def _redis_error(request: Request, error: Exception) -> JSONResponse:
     return from_service_error(Unavailable("Redis does not answer; try again", headers={"Retry-After": "2"}))
 
 
+async def _redis_full(request: Request, error: Exception) -> JSONResponse:
+    return from_service_error(Unavailable("Redis is full; nothing was queued", headers={"Retry-After": "10"}))
+
+
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     # This answer is made outside of all middleware, and so needs the header here.
     headers = {REQUEST_ID: request_id()}
@@ -283,6 +287,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(redis.exceptions.ConnectionError, _redis_error)
     app.add_exception_handler(redis.exceptions.TimeoutError, _redis_error)
+    app.add_exception_handler(redis.exceptions.OutOfMemoryError, _redis_full)
     app.add_exception_handler(Exception, _unexpected)
 
 

@@ -48,16 +48,20 @@ WORKERS = f"{PREFIX}:workers"
 GRID = "grid"
 KEPT_EVENTS = 1000  # per job; a waiter that missed older ones reads the state itself
 FAILED_RQ_JOB_TTL_S = 3600  # RQ's own default keeps them for a year
-SWEPT = 500  # open jobs that one sweep looks at: it stays short however many wait
+SWEPT = 500  # about what one sweep asks of Redis, twice a job: it stays short however many wait
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 
-# A job's status moves queued -> running -> a terminal one, and from a terminal one never. KEYS: open, job, events, then
-# the job's other keys. ARGV: id, new status, time to live in s, kept events, then fields and values.
+# What these scripts write first takes something away, so that a full Redis lets them go on.
+
+# A job's status moves queued -> running -> a terminal one, and from a terminal one never. KEYS: open, job, events,
+# verdicts, png. ARGV: id, new status, time to live in s, kept events, grid or "", then fields and values.
 _MOVE = """
 local status = redis.call('HGET', KEYS[2], 'status')
 local to = ARGV[2]
 if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return 0 end
-redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 5))
+redis.call('HDEL', KEYS[2], 'status')
+redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 6))
+if ARGV[5] ~= '' then redis.call('HSET', KEYS[5], 'grid', ARGV[5]) end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
 if to ~= 'running' then
   redis.call('SREM', KEYS[1], ARGV[1])
@@ -65,6 +69,27 @@ if to ~= 'running' then
 end
 """
 _MOVE += due.NOTE + "return 1\n"
+
+# A picture comes off the stream, and is kept if its job is open and nobody made it before. KEYS: stream, job, verdicts,
+# png, events. ARGV: group, entry, index, verdict, PNG, strip's name, strip or "", kept events, time to live in s.
+_COMMIT = """
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+redis.call('XDEL', KEYS[1], ARGV[2])
+local status = redis.call('HGET', KEYS[2], 'status')
+if status ~= 'queued' and status ~= 'running' then return end
+if redis.call('HSETNX', KEYS[3], ARGV[3], ARGV[4]) == 0 then return end
+redis.call('HSETNX', KEYS[4], ARGV[3], ARGV[5])
+if ARGV[7] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[6], ARGV[7]) end
+redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'picture', ARGV[3])
+for i = 3, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[9]) end
+"""
+
+# KEYS: workers, worker. ARGV: name, what it says, for how long in ms.
+_SAY_ALIVE = """
+redis.call('DEL', KEYS[2])
+redis.call('SADD', KEYS[1], ARGV[1])
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+"""
 
 
 def text(raw: bytes | str) -> str:
@@ -134,6 +159,8 @@ class JobStore:
         self.queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
         self.webhooks = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
         self._move = connection.register_script(_MOVE)
+        self._commit = connection.register_script(_COMMIT)
+        self._say_alive = connection.register_script(_SAY_ALIVE)
         self._lost_once: set[str] = set()
         self._sweep_at = 0  # cursor in the set of open jobs
 
@@ -222,13 +249,12 @@ class JobStore:
 
     def finish(self, job_id: str, result: JobResult, grid: bytes) -> bool:
         """Ends the job with its result. False if it had ended before."""
-        self.connection.hset(png_key(job_id), GRID, grid)
-        return self._to(job_id, "finished", {"finished_at": time.time(), "result": result.model_dump_json()})
+        return self._to(job_id, "finished", {"finished_at": time.time(), "result": result.model_dump_json()}, grid)
 
-    def _to(self, job_id: str, status: JobStatus, fields: dict[str, Any]) -> bool:
+    def _to(self, job_id: str, status: JobStatus, fields: dict[str, Any], grid: bytes = b"") -> bool:
         keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
         pairs = [part for pair in fields.items() for part in pair]
-        moved = int(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, *pairs]))
+        moved = int(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, grid, *pairs]))
         if moved:
             self._log(f"job {status}", job_id, **({"reason": fields["error"]} if "error" in fields else {}))
         if moved and status in TERMINAL:
@@ -246,25 +272,24 @@ class JobStore:
             log.info(event, job_id=job_id, request_id=record.request_id, age_s=age_s, **about)
 
     def commit(self, stream: str, group: str, done: Sequence[Done]) -> set[str]:
-        """Stores pictures and takes them off the stream, in one MULTI; returns the jobs that now have all of theirs.
+        """Stores pictures and takes them off the stream; returns the jobs that now have all of theirs.
 
-        Of two workers that made the same picture, the first to come is kept.
+        Of two workers that made the same picture, the first to come is kept; of a job that has ended, none is.
         """
         ttl = self.settings.job_ttl_s + self.settings.job_timeout_s
         jobs = sorted({one.picture.job for one in done})
-        with self.connection.pipeline(transaction=True) as pipe:
+        with self.connection.pipeline(transaction=False) as pipe:
             for one in done:
                 job_id, index = one.picture.key
-                pipe.hsetnx(png_key(job_id), str(index), one.png)
-                if one.strip is not None:
-                    pipe.hsetnx(png_key(job_id), strip_name(index), one.strip)
-                pipe.hsetnx(verdicts_key(job_id), str(index), one.verdict.model_dump_json())
-                pipe.xadd(events_key(job_id), {"picture": index}, maxlen=KEPT_EVENTS, approximate=True)
-                pipe.xack(stream, group, one.entry)
-                pipe.xdel(stream, one.entry)
-            for job_id in jobs:
-                for key in (png_key(job_id), verdicts_key(job_id), events_key(job_id)):
-                    pipe.expire(key, ttl)
+                keys = [stream, job_key(job_id), verdicts_key(job_id), png_key(job_id), events_key(job_id)]
+                made: list[str | bytes] = [
+                    str(index),
+                    one.verdict.model_dump_json(),
+                    one.png,
+                    strip_name(index),
+                    one.strip or b"",
+                ]
+                self._commit(keys, [group, one.entry, *made, KEPT_EVENTS, ttl], client=pipe)
             for job_id in jobs:
                 pipe.hlen(verdicts_key(job_id))
                 pipe.hget(job_key(job_id), "total")
@@ -290,10 +315,7 @@ class JobStore:
 
     def say_alive(self, name: str, about: dict[str, Any]) -> None:
         """Worker `name` lives for another `lease_s`."""
-        with self.connection.pipeline(transaction=True) as pipe:
-            pipe.sadd(WORKERS, name)
-            pipe.set(worker_key(name), json.dumps(about), px=int(self.settings.lease_s * 1000))
-            pipe.execute()
+        self._say_alive([WORKERS, worker_key(name)], [name, json.dumps(about), int(self.settings.lease_s * 1000)])
 
     def say_gone(self, name: str) -> None:
         with self.connection.pipeline(transaction=True) as pipe:
@@ -313,20 +335,22 @@ class JobStore:
         """Puts right what RQ lost: an open job without an RQ job that waits or runs gets a new one; overdue ones fail.
 
         Cheap and safe to call at any time from any worker: a job that is run twice finds its pictures done. One sweep
-        looks at about `SWEPT` jobs, the next goes on from there.
+        looks at some of the open jobs, the next goes on from there. A job's age is what Redis's clock says: those of
+        API and workers may be wrong.
         """
-        self._sweep_at, found = self.connection.sscan(OPEN, self._sweep_at, count=SWEPT)
+        self._sweep_at, found = self.connection.sscan(OPEN, self._sweep_at, count=SWEPT // 2)
         job_ids = {text(raw) for raw in found} | self._lost_once
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hmget(job_key(job_id), ["record", "status", "rq"])
+                pipe.hmget(job_key(job_id), ["status", "rq"])
+                pipe.ttl(job_key(job_id))
             pipe.lrange(self.queue.key, 0, -1)
             *states, queue = pipe.execute()
         waiting, lost = set(queue), set[str]()
-        for job_id, (raw, status, rq) in zip(job_ids, states, strict=True):
-            if raw is None or text(status) in TERMINAL:
+        for job_id, (status, rq), left_s in zip(job_ids, states[::2], states[1::2], strict=True):
+            if status is None or text(status) in TERMINAL:
                 self.connection.srem(OPEN, job_id)
-            elif time.time() - JobRecord.model_validate_json(raw).created_at > self.settings.job_timeout_s:
+            elif left_s <= self.settings.job_ttl_s:  # it was created with `job_timeout_s` more to live
                 self.fail(job_id, f"not finished within {self.settings.job_timeout_s} s")
             elif rq not in waiting and self._rq_lost(job_id):
                 lost.add(job_id)

@@ -130,7 +130,7 @@ class PictureStream:
     def discard(self, entries: Sequence[str]) -> None:
         """Takes entries off the stream: nobody needs these pictures any more."""
         if entries:
-            with self.connection.pipeline(transaction=True) as pipe:
+            with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
                 pipe.xack(self.key, GROUP, *entries)
                 pipe.xdel(self.key, *entries)
                 pipe.execute()

@@ -57,7 +57,7 @@ class JobReader:
 
     async def job(self, job_id: str) -> Job:
         """The job as it stands. UnknownJob, ExpiredJob if it is not there."""
-        async with self.connection.pipeline(transaction=True) as pipe:
+        async with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
             pipe.hgetall(job_key(job_id))
             pipe.hlen(verdicts_key(job_id))
             fields, done = await pipe.execute()
@@ -89,7 +89,7 @@ class JobReader:
         last = f"({cursor}" if cursor else "+"
         found: Any = await self.connection.zrevrangebylex(index_key(owner), last, "-", start=0, num=limit + 1)
         members = [text(raw) for raw in found]
-        async with self.connection.pipeline(transaction=True) as pipe:
+        async with self.connection.pipeline(transaction=False) as pipe:
             for member in members[:limit]:
                 pipe.hmget(job_key(id_of(member)), HEAD)
                 pipe.hlen(verdicts_key(id_of(member)))

@@ -23,6 +23,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) 
     """A Redis whose log holds nothing of other tests."""
     own = RedisServer(redis_server.folder / "faults")
     own.start()
+    with connect(own.url) as connection:
+        connection.config_set("appendfsync", "always")  # a busy disk else keeps the log up to 2 s behind the answers
     yield own
     own.stop()
 

@@ -242,6 +242,22 @@ def test_with_a_worker_it_is_ready(client: httpx.Client, alive: JobStore) -> Non
     assert client.get("/readyz").json() == {"status": "ready", "model": "toy", "workers": 1}
 
 
+def test_a_full_redis_is_said_and_what_it_has_can_be_read(
+    client: httpx.Client, alive: JobStore, connection: Redis
+) -> None:
+    job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()
+    connection.config_set("maxmemory", 1)
+    try:
+        response = client.post("/generate", json={"labels": LISTS})
+        assert "Redis is full" in problem(response, 503, "unavailable")["detail"]
+        assert response.headers["retry-after"] == "10"
+        assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
+        assert [one["id"] for one in client.get("/jobs").json()["jobs"]] == [job["id"]]
+        assert client.delete(f"/jobs/{job['id']}").json()["status"] == "cancelled"
+    finally:
+        connection.config_set("maxmemory", 0)
+
+
 def test_without_a_model_or_redis_it_says_so(settings: Settings, tmp_path: Path) -> None:
     with serving(settings.model_copy(update={"storage": tmp_path})) as client:
         problem(client.get("/readyz"), 503, "no-model")

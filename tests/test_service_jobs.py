@@ -1,10 +1,12 @@
 """Jobs in Redis: what is created at once, which ways a status goes, and who gets which picture."""
 
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from redis import Redis
+from redis.exceptions import OutOfMemoryError
 from rq.job import Job as RqJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
@@ -301,11 +303,62 @@ def test_a_sweep_leaves_alone_what_is_well(store: JobStore, connection: Redis) -
     assert store.statuses([waiting.id]) == {waiting.id: "queued"}
 
 
-def test_a_job_that_takes_too_long_fails(store: JobStore) -> None:
-    job = record(created_at=time.time() - store.settings.job_timeout_s - 1)
-    store.create(job)
+def test_a_job_that_takes_too_long_fails_by_the_clock_of_redis_alone(store: JobStore, connection: Redis) -> None:
+    day_s = 86400
+    late, from_the_past, from_the_future = (
+        record(),
+        record(created_at=time.time() - day_s),
+        record(created_at=day_s * 1e6),
+    )
+    for job in (late, from_the_past, from_the_future):
+        store.create(job)
+    connection.expire(job_key(late.id), store.settings.job_ttl_s)  # as it is `job_timeout_s` after its creation
     store.sweep()
-    assert store.statuses([job.id]) == {job.id: "failed"}
+    assert store.statuses([late.id]) == {late.id: "failed"}
+    assert store.is_open(from_the_past.id)
+    assert store.is_open(from_the_future.id)
+
+
+def test_a_picture_is_told_once_and_none_after_the_end(store: JobStore, a: PictureStream, connection: Redis) -> None:
+    job, cancelled = record(1), record(1)
+    store.create(job)
+    store.create(cancelled)
+    first, second = a.claim_new(5)
+    store.cancel(cancelled.id)
+    assert store.commit(a.key, GROUP, [done(first), done(first), done(second)]) == {job.id}
+    assert [fields for _, fields in connection.xrange(events_key(job.id))] == [{b"picture": b"0"}]
+    assert [fields for _, fields in connection.xrange(events_key(cancelled.id))] == [{b"status": b"cancelled"}]
+    assert not connection.exists(png_key(cancelled.id))
+    assert connection.xpending(a.key, GROUP)["pending"] == 0  # off the stream they are all the same
+
+
+@pytest.fixture
+def full(connection: Redis) -> Iterator[Callable[[], object]]:
+    """Fills Redis, as far as it can tell."""
+    yield lambda: connection.config_set("maxmemory", 1)
+    connection.config_set("maxmemory", 0)
+
+
+def test_a_full_redis_takes_no_job_and_lets_those_that_it_has_come_to_their_end(
+    store: JobStore, a: PictureStream, connection: Redis, full: Callable[[], object]
+) -> None:
+    jobs = [record(1) for _ in range(3)]
+    for job in jobs:
+        store.create(job)
+    claims = a.claim_new(5)
+    full()
+    with pytest.raises(OutOfMemoryError):
+        store.create(record(1))
+    store.say_alive("w", {})
+    assert store.is_alive("w")
+    assert store.begin(jobs[0].id)
+    assert store.commit(a.key, GROUP, [done(claims[0])]) == {jobs[0].id}
+    assert store.finish(jobs[0].id, RESULT, b"grid")
+    assert store.fail(jobs[1].id, "why")
+    assert store.cancel(jobs[2].id)
+    a.discard([claim.entry for claim in claims])
+    assert connection.xlen(a.key) == 0
+    assert list(store.statuses(job.id for job in jobs).values()) == ["finished", "failed", "cancelled"]
 
 
 def test_a_worker_is_alive_for_a_lease(connection: Redis, settings: Settings) -> None:

@@ -1,0 +1,54 @@
+"""Clients that go without a word: their connections are reset."""
+
+import json
+import socket
+import struct
+from uuid import uuid4
+
+from faults.harness import until
+from faults.trial import BODIES, SMALL, Trial
+from service.jobs import OPEN, text
+
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 s
+
+
+def _send(port: int, request: str) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    connection.sendall(request.encode())
+    return connection
+
+
+def _watch(port: int, job_id: str) -> socket.socket:
+    """A client of a job's events that has had some of them."""
+    connection = _send(port, f"GET /jobs/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    received = b""
+    while b"event: job" not in received:
+        received += connection.recv(65536)
+    return connection
+
+
+def _ask(port: int, key: str) -> socket.socket:
+    """A client that has sent its request for a picture."""
+    body = json.dumps(BODIES[SMALL])
+    head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: {key}\r\nContent-Type: application/json\r\n"
+    return _send(port, f"{head}Content-Length: {len(body)}\r\n\r\n{body}")
+
+
+def come_and_go(trial: Trial, count: int) -> None:
+    """`count` clients watch jobs and `count` ask for pictures, then all are gone. Their jobs are the trial's."""
+    port, keys = trial.stack.port, [uuid4().hex for _ in range(count)]
+    open_jobs = [text(raw) for raw in trial.stack.connection.smembers(OPEN)]
+    connections = [_watch(port, open_jobs[i % len(open_jobs)]) for i in range(count)]
+    reading = trial.stack.blocked_reads()
+    connections += [_ask(port, key) for key in keys]
+    until(lambda: trial.stack.blocked_reads() > reading, "a request that waits")
+    for connection in connections:
+        connection.close()
+    for key in keys:  # the one way to learn the jobs' ids
+        trial.jobs[trial.post(BODIES[SMALL], key, Prefer="respond-async")["id"]] = SMALL
+
+
+def watched(trial: Trial) -> bool:
+    """Whether workers still make previews for anybody."""
+    return next(trial.stack.connection.scan_iter("labelgrid:job:*:watched"), None) is not None

@@ -1,0 +1,25 @@
+"""`python -m faults.poisoned worker`: a worker as any, but for a label that is poison to its network.
+
+A picture of a purple cube fails in every step.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from service.__main__ import main
+from shared.denoise import Row, Stepper
+from shared.vocabulary import ICLEVR
+
+FAILS = ICLEVR.names.index("purple cube")
+step = Stepper.step
+
+
+def poisoned_step(self: Stepper, rows: Sequence[Row]) -> None:
+    if any(bool(row.labels[FAILS].any()) for row in rows):
+        raise RuntimeError("poison")
+    step(self, rows)
+
+
+if __name__ == "__main__":
+    Stepper.step = poisoned_step  # type: ignore[method-assign]
+    sys.exit(main())
