@@ -111,6 +111,8 @@ def test_a_grid_that_cannot_be_written_is_an_error(run: Command, working: Runner
 
 
 def test_ctrl_c_cancels_the_job(url: str, client: httpx.Client, alive: JobStore) -> None:
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         process("generate", "red cube"), cwd=ROOT, env=environment(url), stderr=subprocess.PIPE, text=True
     ) as waiting:

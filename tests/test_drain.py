@@ -239,6 +239,7 @@ def test_a_rolling_restart_loses_nothing(
             told = events(response)
             first = [next(told), next(told)]
             until(lambda: started["worker0"].process.pid in workers_with_pictures(connection, digest))
+            until(lambda: traffic.accepted)  # by the old API, which is offered them first
             for name in ("worker0", "api0"):
                 started[name].process.send_signal(signal.SIGTERM)
             first += told
