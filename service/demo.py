@@ -4,6 +4,7 @@ A client like any other: it talks to the service that it started. Knows nothing 
 """
 
 import argparse
+import os
 import socket
 import sys
 import tempfile
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7, help="the same seed gives the same pictures (default: 7)")
     parser.add_argument("--grid", type=Path, default=Path("grid.png"), help="where the grid goes (default: grid.png)")
     args = parser.parse_args()
+    os.environ.setdefault("LABELGRID_LOG_LEVEL", "warning")  # of the parts: a table is to be read here, not their logs
     console = Console()
     with tempfile.TemporaryDirectory(prefix="labelgrid-") as state:
         supervisor = Supervisor(port=free_port(), state=Path(state), redis_url=None)
