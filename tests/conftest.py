@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -24,7 +25,7 @@ from service.redis_server import RedisServer
 from service.server import Server
 from service.settings import Settings
 from tests.documented import Documented
-from tests.toy_checkpoint import publish_toys
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 
 if TYPE_CHECKING:
     from service.runner import Runner
@@ -76,6 +77,14 @@ def settings(redis_server: RedisServer, storage: Path) -> Settings:
     return Settings(
         storage=storage, redis_url=redis_server.url, device="cpu", lease_s=2.5, heartbeat_s=0.3, batch_pictures=8
     )
+
+
+@pytest.fixture(scope="module")
+def placed(storage: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings with one model more, `placed`, which knows positions."""
+    folder = shutil.copytree(storage, tmp_path_factory.mktemp("placed") / "storage")
+    publish_toy_denoiser(folder, "placed", 3, positions=True)
+    return settings.model_copy(update={"storage": folder})
 
 
 @contextlib.contextmanager

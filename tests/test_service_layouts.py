@@ -1,7 +1,6 @@
 """Where objects stand: what may be asked, and that it is asked of the network, remembered, and made again."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,20 +26,11 @@ from shared.vocabulary import ICLEVR
 from tests.conftest import running, serving
 from tests.test_recipe import image, recipe_in
 from tests.test_service_api import nothing_is_queued, problem
-from tests.toy_checkpoint import publish_toy_denoiser
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 PLACES: list[Any] = [[{"x": 0.25, "y": 0.5}, {"x": 0.75, "y": 0.375}], None]
 QUICK = SamplingOptions(steps=2, guidance=1.0)
 ASKED: dict[str, Any] = {"labels": LISTS, "seed": 7, "steps": 2, "guidance": 1.0, "model": "placed"}
-
-
-@pytest.fixture(scope="module")
-def placed(storage: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings with one model more, `placed`, which knows positions."""
-    folder = shutil.copytree(storage, tmp_path_factory.mktemp("placed") / "storage")
-    publish_toy_denoiser(folder, "placed", 3, positions=True)
-    return settings.model_copy(update={"storage": folder})
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The page in a real Chromium, on the API as a real server, with a runner that draws with toy checkpoints."""
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -83,16 +84,17 @@ def opened(page: Page, address: str) -> Page:
     return page
 
 
+def choose(page: Page, pictures: list[list[str]]) -> None:
+    """Chooses the objects of some pictures by clicks."""
+    page.get_by_role("button", name="Clear").click()
+    for index, labels in enumerate(pictures):
+        if index:
+            page.get_by_role("button", name="Add a picture").click()
+        for label in labels:
+            page.get_by_role("button", name=label, exact=True).click()
+
+
 @pytest.fixture
 def compose(opened: Page) -> Callable[[list[list[str]]], None]:
-    """Chooses the objects of some pictures by clicks."""
-
-    def choose(pictures: list[list[str]]) -> None:
-        opened.get_by_role("button", name="Clear").click()
-        for index, labels in enumerate(pictures):
-            if index:
-                opened.get_by_role("button", name="Add a picture").click()
-            for label in labels:
-                opened.get_by_role("button", name=label, exact=True).click()
-
-    return choose
+    """`choose` on the opened page."""
+    return functools.partial(choose, opened)

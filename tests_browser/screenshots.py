@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from service.demo import LABELS, free_port
 from service.supervisor import Supervisor
-from tests_browser.conftest import browser_on_path
+from tests_browser.conftest import browser_on_path, choose
 
 DOCS = Path(__file__).parents[1] / "docs"
 SEED = 7  # as `make demo`
@@ -23,16 +23,6 @@ def save(page: Page, name: str) -> None:
     Image.open(io.BytesIO(page.screenshot())).save(DOCS / f"page-{name}.webp", quality=82, method=6)
 
 
-def compose(page: Page, lists: list[list[str]]) -> None:
-    page.get_by_role("button", name="Clear").click()
-    for index, labels in enumerate(lists):
-        if index:
-            page.get_by_role("button", name="Add a picture").click()
-        for label in labels:
-            page.get_by_role("button", name=label, exact=True).click()
-    page.get_by_label("Seed").fill(str(SEED))
-
-
 def take(address: str) -> None:
     """Drawn in light, half-way in dark, and on a phone."""
     with sync_playwright() as playwright:
@@ -41,7 +31,8 @@ def take(address: str) -> None:
         desktop: dict[str, Any] = {"viewport": DESKTOP, "device_scale_factor": 1.5}
         page = browser.new_page(**desktop, color_scheme="light")
         page.goto(address)
-        compose(page, LABELS)
+        choose(page, LABELS)
+        page.get_by_label("Seed").fill(str(SEED))
         page.locator("#go").click()
         page.locator(".figures").wait_for()
         expect(page.locator(".card img[hidden], #jobs img[hidden]")).to_have_count(0)

@@ -2,9 +2,7 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,16 +13,7 @@ from redis import Redis
 from service.jobs import JobStore
 from service.settings import Settings
 from tests.conftest import running, serving
-from tests.toy_checkpoint import publish_toy_denoiser
 from tests_browser.test_access import violations
-
-
-@pytest.fixture(scope="module")
-def placed(storage: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings with one model more, `placed`, which knows positions."""
-    folder = shutil.copytree(storage, tmp_path_factory.mktemp("placed") / "storage")
-    publish_toy_denoiser(folder, "placed", 3, positions=True)
-    return settings.model_copy(update={"storage": folder})
 
 
 @pytest.fixture
