@@ -28,6 +28,11 @@ def positions_at(indices: Sequence[int], points: Sequence[tuple[float, float]], 
     return positions
 
 
+def nearest_pair(points: Tensor) -> float:
+    """Smallest distance between two of points (n, 2); infinite for one alone."""
+    return float(torch.pdist(points).min()) if len(points) > 1 else float("inf")
+
+
 @dataclass(frozen=True)
 class Layouts:
     """The prior over arrangements: M of them for each number of objects, 1 to N. `points`: (N, M, N, 2).
@@ -41,7 +46,8 @@ class Layouts:
     def of(cls, labels: Tensor, positions: Tensor, *, most: int = 8, count: int = 512) -> Layouts:
         """`count` arrangements for each number of objects up to `most`, of pictures labels (P, K), positions (P, K, 2).
 
-        Drawn by a fixed seed. A number of objects that no picture has keeps positions that are not known.
+        Drawn by a fixed seed from the half of the pictures in which the nearest two objects are further apart, so that
+        objects seldom hide one another. A number of objects that no picture has keeps positions that are not known.
         """
         known = (labels > 0) & (positions[..., 0] != OUTSIDE)  # (P, K)
         numbers = known.sum(1)
@@ -49,10 +55,12 @@ class Layouts:
         points = torch.full((most, count, most, 2), OUTSIDE)
         generator = torch.Generator().manual_seed(0)
         for n in range(1, most + 1):
-            pictures = torch.nonzero(numbers == n).flatten()
-            if len(pictures):
-                chosen = pictures[torch.randint(len(pictures), (count,), generator=generator)]
-                points[n - 1, :, :n] = positions[chosen][known[chosen]].view(count, n, 2)
+            pictures = numbers == n
+            if pictures.any():
+                seen = positions[pictures][known[pictures]].view(-1, n, 2)
+                clear = torch.tensor([nearest_pair(one) for one in seen])
+                seen = seen[clear >= clear.median()]
+                points[n - 1, :, :n] = seen[torch.randint(len(seen), (count,), generator=generator)]
         return cls(points)
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:

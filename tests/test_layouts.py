@@ -45,6 +45,14 @@ def test_an_arrangement_is_one_that_was_seen_dealt_out_to_the_labels_asked() -> 
     assert seen == pairs | {(b, a) for a, b in pairs}
 
 
+def test_arrangements_in_which_objects_come_near_each_other_are_left_out() -> None:
+    apart = [0.1, 0.2, 0.3, 0.4, 0.5]
+    positions = torch.tensor([[[0.4, 0.5], [0.4 + d, 0.5]] for d in apart])
+    points = Layouts.of(torch.ones(5, 2), positions, count=64).points[1]
+    left = {round(d, 3) for d in (points[:, 1] - points[:, 0]).norm(dim=1).tolist()}
+    assert left == {0.3, 0.4, 0.5}
+
+
 @pytest.mark.parametrize("labels", [[0.0, 0, 0], [1.0, 1, 1]])
 def test_no_labels_and_more_labels_than_were_ever_seen_have_no_positions(labels: list[float]) -> None:
     drawn = Layouts.of(LABELS, POSITIONS).draw(torch.tensor(labels), torch.Generator().manual_seed(0))
