@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from pydantic import ValidationError
+from redis.exceptions import RedisError
 
 from service import logs
 from service.settings import Settings
@@ -98,7 +99,7 @@ def main() -> int:
             return 0 if _worker_lives(settings) else 1
         else:
             _run_all(args.port, args.state, settings)
-    except (CheckpointError, RuntimeError, OSError, ValidationError) as error:
+    except (CheckpointError, RuntimeError, OSError, RedisError, ValidationError) as error:
         print(f"labelgrid: {error}", file=sys.stderr)
         return 1
     return 0

@@ -27,6 +27,7 @@ from uuid import uuid4
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import WatchError
+from redis.retry import Retry
 from rq import Queue
 from rq.exceptions import NoSuchJobError
 from rq.job import Job as RqJob
@@ -143,10 +144,13 @@ def new_id() -> str:
     return uuid4().hex
 
 
-def connect(url: str, *, timeout_s: float = 15.0) -> Redis:
-    """A connection pool whose socket timeout leaves room for blocking reads of up to 10 s."""
+def connect(url: str, *, timeout_s: float = 15.0, retry: Retry | None = None) -> Redis:
+    """A connection pool whose socket timeout leaves room for blocking reads of up to 10 s.
+
+    Without `retry` what Redis does not answer is an error at once.
+    """
     return Redis.from_url(
-        url, protocol=2, socket_timeout=timeout_s, socket_connect_timeout=5.0, health_check_interval=30
+        url, protocol=2, socket_timeout=timeout_s, socket_connect_timeout=5.0, health_check_interval=30, retry=retry
     )
 
 
@@ -159,7 +163,6 @@ class JobStore:
         self.queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
         self.webhooks = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
         self._move = connection.register_script(_MOVE)
-        self._commit = connection.register_script(_COMMIT)
         self._say_alive = connection.register_script(_SAY_ALIVE)
         self._lost_once: set[str] = set()
         self._sweep_at = 0  # cursor in the set of open jobs
@@ -289,7 +292,8 @@ class JobStore:
                     strip_name(index),
                     one.strip or b"",
                 ]
-                self._commit(keys, [group, one.entry, *made, KEPT_EVENTS, ttl], client=pipe)
+                # Not by its digest, which a Redis that restarts in between does not know.
+                pipe.eval(_COMMIT, len(keys), *keys, group, one.entry, *made, KEPT_EVENTS, ttl)
             for job_id in jobs:
                 pipe.hlen(verdicts_key(job_id))
                 pipe.hget(job_key(job_id), "total")

@@ -14,6 +14,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, RedisError
 from rq import Queue, SimpleWorker
+from rq.exceptions import DequeueTimeout
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
@@ -21,6 +22,7 @@ from service.jobs import connect, new_id
 from service.ledger import PREFIX
 from service.logs import get_logger
 from service.metrics import serve_worker
+from service.ride_out import RideOut
 from service.runner import Runner
 from service.settings import Settings
 
@@ -58,9 +60,6 @@ class PictureWorker(SimpleWorker):
         self.runner, self.settings = runner, settings
         self.log_job_description = False
 
-    # Redis may be away for a while; RQ's 60 s would also be how long a signal to stop is not looked at.
-    max_connection_wait_time = 4.0
-
     @property
     def dequeue_timeout(self) -> int:
         return SWEEP_S  # RQ looks for maintenance between two of these
@@ -70,6 +69,7 @@ class PictureWorker(SimpleWorker):
 
     def run_maintenance_tasks(self) -> None:
         super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        self.heartbeat()
         self.runner.store.sweep()
         self.runner.look_at_storage()
 
@@ -82,10 +82,7 @@ class PictureWorker(SimpleWorker):
         that are left in the batch do not lie still when their own job runs in another worker, which waits for them.
         """
         while not self._stop_requested:
-            if self.runner.busy:
-                found = self._next_job_at_once()
-            else:
-                found = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time=SWEEP_S)
+            found = self._next_job(None if self.runner.busy else timeout)
             if found is not None or timeout is None:
                 return found
             self.runner.turn()
@@ -93,15 +90,22 @@ class PictureWorker(SimpleWorker):
                 self.run_maintenance_tasks()
         return None
 
-    def _next_job_at_once(self) -> tuple[Job, Queue] | None:
-        result = self.queue_class.dequeue_any(
-            self._ordered_queues,
-            None,
-            connection=self.connection,
-            job_class=self.job_class,
-            serializer=self.serializer,
-            death_penalty_class=self.death_penalty_class,
-        )
+    def _next_job(self, timeout: int | None) -> tuple[Job, Queue] | None:
+        """The next job of the queue; None if there is none within `timeout`, or with None at once.
+
+        Not as RQ does: it would go on asking a Redis that is away when we are to stop.
+        """
+        try:
+            result = self.queue_class.dequeue_any(
+                self._ordered_queues,
+                timeout,
+                connection=self.connection,
+                job_class=self.job_class,
+                serializer=self.serializer,
+                death_penalty_class=self.death_penalty_class,
+            )
+        except DequeueTimeout:
+            return None
         if result is None:
             return None
         job, queue = result
@@ -126,7 +130,8 @@ class PictureWorker(SimpleWorker):
                 self.runner.drain()
         with contextlib.suppress(RedisError):
             self.runner.give_back()
-        super().teardown()  # type: ignore[no-untyped-call]
+        with contextlib.suppress(RedisError):  # what we said of ourselves is gone `lease_s` later all the same
+            super().teardown()  # type: ignore[no-untyped-call]
 
 
 class Heartbeat(threading.Thread):
@@ -200,7 +205,7 @@ def wait_for_room(connection: Redis) -> None:
 
 def main(settings: Settings) -> None:
     """Works until SIGTERM or Ctrl-C."""
-    connection = connect(settings.redis_url)
+    connection = connect(settings.redis_url, retry=RideOut(lambda: _runner is not None and _runner.stopping))
     wait_for_room(connection)
     worker = build(settings, connection)
     heartbeat = Heartbeat(worker, connection, settings)

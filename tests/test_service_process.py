@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import httpx
 import pytest
@@ -19,9 +19,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from service.jobs import WORKERS, JobStore, events_key, new_id, stream_key, text, worker_key
+from service.jobs import WORKERS, JobStore, connect, events_key, new_id, stream_key, text, worker_key
 from service.records import JobRecord
 from service.redis_server import RedisServer, find_binary
+from service.ride_out import RideOut
 from service.runner import Runner
 from service.settings import Settings
 from service.stream import GROUP
@@ -65,10 +66,12 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def working(connection: Redis, settings: Settings, count: int) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
-    """Worker processes that are ready, by process id."""
+def working(
+    connection: Redis, settings: Settings, count: int, log: IO[str] | None = None
+) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+    """Worker processes that are ready, by process id. `log` takes what they say."""
     command = [sys.executable, "-m", "service", "worker"]
-    started = [subprocess.Popen(command, cwd=ROOT, env=environment(settings)) for _ in range(count)]
+    started = [subprocess.Popen(command, cwd=ROOT, env=environment(settings), stderr=log) for _ in range(count)]
     try:
         until(lambda: connection.scard(WORKERS) == count or any(one.poll() is not None for one in started))
         yield {one.pid: one for one in started}
@@ -170,6 +173,48 @@ def test_a_worker_that_is_told_to_stop_leaves_its_job_to_another(
         one["times_delivered"] for one in connection.xpending_range(stream_key(job.digest), GROUP, "-", "+", 9)
     }
     assert pending == 0  # as if never delivered
+
+
+def test_a_worker_rides_out_a_restart_of_redis_and_ends_without_it(
+    redis_server: RedisServer, settings: Settings, tmp_path: Path
+) -> None:
+    server = RedisServer(redis_server.folder / "restarted")
+    server.start()
+    settings = settings.model_copy(update={"redis_url": server.url, "drain_s": 0.0})
+    connection = connect(server.url, retry=RideOut(lambda: False))
+    store = JobStore(connection, settings)
+    said = tmp_path / "worker.log"
+    with said.open("w") as log, working(connection, settings, 1, log) as processes:
+        (worker,) = processes.values()
+        (name,) = connection.smembers(WORKERS)
+        job = new_job(settings, steps=100, pictures=12)
+        store.create(job)
+        until(lambda: len(store.done_indices(job.id)) > 0)  # 8 are made, 4 are in work
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait()
+        until(lambda: "Redis is away" in said.read_text())
+        assert worker.poll() is None
+        server.start()
+        until(lambda: not store.is_open(job.id))
+        assert store.statuses([job.id]) == {job.id: "finished"}
+        told = [fields[b"picture"] for _, fields in connection.xrange(events_key(job.id)) if b"picture" in fields]
+        assert sorted(int(index) for index in told) == list(range(12))
+        until(lambda: store.is_alive(text(name)))  # the same worker as before
+        assert worker.poll() is None
+        server.process.kill()
+        server.process.wait()
+        worker.terminate()
+        assert worker.wait(timeout=30) == 0
+
+
+def test_a_wrong_password_is_said_at_once(redis_server: RedisServer, settings: Settings) -> None:
+    wrong = settings.model_copy(update={"redis_url": redis_server.url.replace(redis_server.password, "wrong")})
+    line = [sys.executable, "-m", "service", "worker"]
+    done = subprocess.run(line, cwd=ROOT, env=environment(wrong), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("labelgrid: ")
 
 
 def free_port() -> int:

@@ -29,6 +29,7 @@ from service.errors import ServiceError
 from service.jobs import JobStore, connect, job_key, new_id, text
 from service.logs import get_logger
 from service.records import JobRecord
+from service.ride_out import RideOut
 from service.settings import Settings
 from service.views import JobReader
 from service.webhooks.addresses import Forbidden, resolve
@@ -43,6 +44,7 @@ USER_AGENT = "labelgrid"
 
 # RQ calls a job's function by its name alone, so the process's one sender is kept here.
 _sender: "Sender | None" = None
+_worker: "WebhookWorker | None" = None
 
 
 def deliver(job_id: str, event: str) -> None:
@@ -186,8 +188,6 @@ class WebhookWorker(SimpleWorker):
         self.sender = sender
         self.log_job_description = False
 
-    max_connection_wait_time = 4.0
-
     @property
     def dequeue_timeout(self) -> int:
         return LOOK_S
@@ -196,9 +196,15 @@ class WebhookWorker(SimpleWorker):
         super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
         self.sender.queue_due()
 
+    def _shutdown(self) -> None:
+        self._stop_requested = True  # RQ notes it in the middle of an attempt only; here it also ends waits for Redis
+        super()._shutdown()  # type: ignore[no-untyped-call]
+
 
 def main(settings: Settings) -> None:
     """Sends until SIGTERM or Ctrl-C; the attempt in work is finished first."""
-    global _sender
-    _sender = Sender(connect(settings.redis_url), settings)
-    WebhookWorker(_sender).work(logging_level="WARNING")
+    global _sender, _worker
+    connection = connect(settings.redis_url, retry=RideOut(lambda: _worker is not None and _worker._stop_requested))
+    _sender = Sender(connection, settings)
+    _worker = WebhookWorker(_sender)
+    _worker.work(logging_level="WARNING")
