@@ -181,7 +181,7 @@ def scaling(content: Data) -> list[str | Table | Plot]:
     ways_out = {
         1_000: "One machine with one worker carries it. Nothing needs to change.",
         100_000: "More workers (`--scale worker=N`, or KEDA by queue length) against the one Redis. They need no "
-        "coordination: a picture is claimed from a stream. Set `LABELGRID_BATCH_PICTURES` by the device.",
+        "coordination: a picture is claimed from a stream. How many pictures a batch has, a worker finds by itself.",
         10_000_000: "Workers by the hundred on CPUs, so GPUs; results out of Redis to object storage, with Redis "
         "keeping only keys and verdicts; a Redis for each model or region, since jobs of different models share "
         "nothing, or a cluster with the job's id as the hash tag; API processes behind a balancer: they hold no state.",

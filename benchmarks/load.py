@@ -68,8 +68,8 @@ def saturated(stepper: Stepper, labels: torch.Tensor, max_pictures: int, request
 def measure(quick: bool) -> Data:
     span_s, repeats = (4.0, {0.6: 1}) if quick else (15.0, {0.3: 1, 0.6: 3, 0.9: 1, 1.2: 1})
     settings, ours = Settings(), subject.denoiser()
-    most = settings.batch_pictures
-    stepper = ours.stepper(max_rows=settings.batch_rows)
+    most, rows = subject.batch_limit(ours, settings)
+    stepper = ours.stepper(max_rows=rows)
     labels = subject.multi_hot([["red cube"]], ours.vocabulary)[0]
     measured = step_costs(stepper, labels, [1, 2, 4, 8, 16, 24, 32], 3 if quick else 9)
     cost = StepCost(measured)

@@ -98,12 +98,13 @@ def redis_rate(redis: Redis, count: int) -> float:
 def measure(quick: bool) -> Data:
     requests, rounds, singles = (16, 1, 3) if quick else (96, 4, 15)
     ours, settings = subject.denoiser(), Settings()
-    batch = settings.batch_pictures
-    loop = bare(ours, max(batch, requests // 2 // batch * batch), batch, settings.batch_rows)
-    stepper = ours.stepper(max_rows=settings.batch_rows)
+    batch, rows = subject.batch_limit(ours, settings)
+    loop = bare(ours, max(batch, requests // 2 // batch * batch), batch, rows)
+    stepper = ours.stepper(max_rows=rows)
     hot = subject.multi_hot(subject.label_lists(1), ours.vocabulary)
-    with stack() as running, running.client() as client:
-        say("  the service is up")
+    same = {"LABELGRID_BATCH_PICTURES": str(batch), "LABELGRID_BATCH_ROWS": str(rows)}
+    with stack(**same) as running, running.client() as client:
+        say(f"  the service is up; batches of {batch} pictures")
         post(client, subject.label_lists(batch), 0)  # warm
         loop()
         served, alone = [], []

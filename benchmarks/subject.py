@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import STORAGE, Data
+from service.batch_limit import MOST_ROWS, UNMEASURED, of_network
+from service.settings import Settings
 from shared.checkpoint import resolve
 from shared.device import pick_device
 from shared.evaluator import Evaluator, load_evaluator, score_set
@@ -39,6 +41,16 @@ def told(denoiser: Denoiser, lists: Sequence[Sequence[str]]) -> Tensor:
     stepper, options, hot = denoiser.stepper(), SamplingOptions(steps=1), multi_hot(lists, denoiser.vocabulary)
     rows = [stepper.new_row(labels, options, seed) for labels, seed in zip(hot, seeds(len(hot)), strict=True)]
     return torch.stack([row.labels for row in rows])
+
+
+def batch_limit(denoiser: Denoiser, settings: Settings) -> tuple[int, int]:
+    """Pictures of a batch and rows of a call, as a worker has them: set, or measured."""
+    measurement = of_network(denoiser.stepper(), settings.batch_rows or MOST_ROWS)
+    if settings.batch_pictures is None or settings.batch_rows is None:
+        while measurement.advance():
+            pass
+    found = measurement.best or UNMEASURED
+    return settings.batch_pictures or found, settings.batch_rows or found
 
 
 def seeds(count: int, seed: int = 0) -> list[int]:

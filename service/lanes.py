@@ -13,6 +13,7 @@ import torch
 from redis import Redis
 
 from service import recipe
+from service.batch_limit import UNMEASURED, BatchLimit
 from service.checkpoint_cache import CheckpointCache
 from service.engine import Engine, Judge
 from service.recipe import MadeWith
@@ -37,6 +38,7 @@ class Lane:
     stepper: Stepper | Sent
     engine: Engine
     stream: PictureStream
+    limit: BatchLimit | None = None
     claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
     used_at: float = field(default_factory=time.monotonic)
 
@@ -65,6 +67,7 @@ class Loader:
     ) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
         self.device, self.cache, self.judge, self.judged_by = device, cache, judge, judged_by
+        self.limits: dict[str, int] = {}  # of batches as measured on this device by this process, by digest
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
 
     def load(self, name: str | None, digest: str | None) -> Lane:
@@ -75,17 +78,18 @@ class Loader:
         except CheckpointError:
             self.cache.forget(path)
             raise
-        info, stepper = denoiser.info, denoiser.stepper(max_rows=self.settings.batch_rows)
+        info, stepper = denoiser.info, denoiser.stepper()
         made_with = MadeWith(name=info.name, digest=info.digest)
         engine = Engine(
             stepper,
             denoiser.vocabulary,
             self.judge,
-            max_pictures=self.settings.batch_pictures,
+            max_pictures=UNMEASURED,
             recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
         )
         stream = PictureStream(self.connection, self.settings, info.digest, self.consumer)
-        return Lane(info.name, info.digest, stepper, engine, stream)
+        limit = BatchLimit(self.settings, stepper, engine, info.digest, self.limits)
+        return Lane(info.name, info.digest, stepper, engine, stream, limit)
 
     def load_judge(self, name: str, digest: str) -> Lane:
         """A new lane for evaluator `name`: that of this worker, or another. CheckpointError if it cannot be used."""

@@ -121,18 +121,20 @@ class WorkerState(Collector):
     def describe(self) -> Iterable[Metric]:
         return self._families()
 
-    def _families(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+    def _families(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
         return (
             GaugeMetricFamily("labelgrid_worker_up", "0 where the worker's loop hangs", labels=["device"]),
             GaugeMetricFamily("labelgrid_model_loaded", "Models in memory", labels=["model", "digest"]),
+            GaugeMetricFamily("labelgrid_batch_limit_pictures", "Pictures that a batch may have", labels=["model"]),
         )
 
     def collect(self) -> Iterable[Metric]:
-        up, loaded = self._families()
+        up, loaded, limit = self._families()
         up.add_metric([str(self.runner.device)], 0.0 if self.runner.stalled else 1.0)
         for lane in list(self.runner.lanes.values()):
             loaded.add_metric([lane.name, lane.digest], 1.0)
-        return up, loaded
+            limit.add_metric([lane.name], lane.engine.max_pictures)
+        return up, loaded, limit
 
 
 def serve_worker(runner: WorkerView, host: str, port: int) -> int:

@@ -90,6 +90,11 @@ class Runner:
         return any(lane.engine.busy for lane in self.lanes.values())
 
     @property
+    def measuring(self) -> bool:
+        """Whether an idle turn has something to measure."""
+        return any(lane.limit is not None and lane.limit.measuring for lane in self.lanes.values())
+
+    @property
     def stalled(self) -> bool:
         """Whether the loop has pictures in work and has not moved for too long."""
         return self.busy and time.monotonic() - self.moved_at > self.settings.stalled_after_s
@@ -213,10 +218,19 @@ class Runner:
         if worked:
             turn_s = time.monotonic() - turn_begun
             self.turn_s = 0.8 * self.turn_s + 0.2 * turn_s if self.turn_s else turn_s
-        else:
+        if not (self._measure(worked) or worked):
             time.sleep(IDLE_WAIT_S)
         self.live.tell([pair for lane in self.lanes.values() for pair in lane.engine.rows()])
         self.moved_at = time.monotonic()
+
+    def _measure(self, worked: bool) -> bool:
+        """Times a call of a model whose limit is not known, when there is no work, or more than its batch takes."""
+        if self.stopping:
+            return False
+        for lane in self.lanes.values():
+            if lane.limit is not None and (not worked or not lane.engine.room) and lane.limit.advance():
+                return True
+        return False
 
     def _claim(self, lane: Lane) -> None:
         engine = lane.engine

@@ -105,10 +105,11 @@ class Settings(BaseSettings):
 
     # Where the network runs: cpu, cuda, cuda:1, or auto for the GPU if there is one.
     device: str = "auto"
-    # Pictures that one worker samples at the same time. More does not pay on a CPU; a GPU wants 64 and more.
-    batch_pictures: int = Field(default=16, ge=1)
-    # Network rows of one call, at most (a guided picture takes two).
-    batch_rows: int = Field(default=32, ge=1)
+    # Pictures that one worker samples at the same time. Without it a worker times calls of its network when it has
+    # nothing else to do, or more to do than it can, and takes the smallest number with nearly the best rows/s.
+    batch_pictures: int | None = Field(default=None, ge=1)
+    # Network rows of one call, at most (a guided picture takes two). Without it as many as were found.
+    batch_rows: int | None = Field(default=None, ge=1)
     # How often, at most, a worker tells those who watch a job of its steps, with previews.
     live_every_s: float = Field(default=0.5, ge=0)
     # Models that a worker keeps loaded; beyond, the one idle for longest is let go.

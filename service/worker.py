@@ -82,7 +82,8 @@ class PictureWorker(SimpleWorker):
         that are left in the batch do not lie still when their own job runs in another worker, which waits for them.
         """
         while not self._stop_requested:
-            found = self._next_job(None if self.runner.busy else timeout)
+            at_once = self.runner.busy or self.runner.measuring
+            found = self._next_job(None if at_once else timeout)
             if found is not None or timeout is None:
                 return found
             self.runner.turn()

@@ -86,14 +86,18 @@ class Stepper:
         pad_to: Sequence[int] | None = None,
         layouts: Layouts | None = None,
     ) -> None:
-        if max_rows < 1 or (pad_to is not None and max(pad_to, default=0) != max_rows):
-            raise ValueError(f"max_rows must be at least 1 and the largest of pad_to, got {max_rows} and {pad_to}")
         self.network, self.device, self.dtype = network, torch.device(device), dtype
-        self.max_rows, self.pad_to = max_rows, sorted(pad_to or ())
+        self.bound(max_rows, pad_to)
         self.layouts, self.network_rows = layouts, 0
         self.T = len(alpha_bar)
         self._to_x0 = _prediction_coefficients(alpha_bar, prediction)
         self._table: Callable[[SamplingOptions], Table] = lru_cache(128)(lambda o: make_table(o, alpha_bar))
+
+    def bound(self, max_rows: int, pad_to: Sequence[int] | None = None) -> None:
+        """Network calls have at most `max_rows` rows from now on, and one of the sizes `pad_to`. ValueError."""
+        if max_rows < 1 or (pad_to is not None and max(pad_to, default=0) != max_rows):
+            raise ValueError(f"max_rows must be at least 1 and the largest of pad_to, got {max_rows} and {pad_to}")
+        self.max_rows, self.pad_to = max_rows, sorted(pad_to or ())
 
     def new_row(
         self,

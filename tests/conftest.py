@@ -73,9 +73,15 @@ def _one_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def settings(redis_server: RedisServer, storage: Path) -> Settings:
-    """Settings with a short lease, so that a dead worker is noticed within a test's patience."""
+    """Settings with a short lease, so that a dead worker is noticed within a test's patience, and a batch as given."""
     return Settings(
-        storage=storage, redis_url=redis_server.url, device="cpu", lease_s=2.5, heartbeat_s=0.3, batch_pictures=8
+        storage=storage,
+        redis_url=redis_server.url,
+        device="cpu",
+        lease_s=2.5,
+        heartbeat_s=0.3,
+        batch_pictures=8,
+        batch_rows=32,
     )
 
 

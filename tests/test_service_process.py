@@ -61,7 +61,7 @@ def children(pid: int) -> set[int]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    names = ("storage", "redis_url", "device", "lease_s", "heartbeat_s", "batch_pictures", "drain_s")
+    names = ("storage", "redis_url", "device", "lease_s", "heartbeat_s", "batch_pictures", "batch_rows", "drain_s")
     return {**os.environ, **{f"LABELGRID_{name.upper()}": str(getattr(settings, name)) for name in names}}
 
 

@@ -1,0 +1,246 @@
+"""How large a batch may be: exact sizes for networks whose cost is a given function, and when a worker looks for it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from redis import Redis
+
+import service.batch_limit
+from service.batch_limit import UNMEASURED, Measurement, fixed_sizes, of_network
+from service.jobs import JobStore
+from service.lanes import Lane
+from service.runner import Runner
+from service.settings import Settings
+from service.worker import PictureWorker
+from shared.denoise import Stepper
+from shared.schedules import alpha_bar
+from tests.test_service_process import new_job
+from tests.toy import ToyNetwork
+
+Cost = Callable[[int], float]
+
+
+class Device:
+    """A network and a clock: call i of n rows takes cost(n) seconds, slowed down by `slower(i)`."""
+
+    def __init__(self, cost: Cost, *, memory: int = 10_000, slower: Callable[[int], float] = lambda i: 1.0) -> None:
+        self.cost, self.memory, self.slower = cost, memory, slower
+        self.now, self.calls = 0.0, list[int]()
+
+    def clock(self) -> float:
+        return self.now
+
+    def call(self, rows: int) -> None:
+        self.calls.append(rows)
+        if rows > self.memory:
+            raise torch.OutOfMemoryError(f"no room for {rows}")
+        self.now += self.cost(rows) * self.slower(len(self.calls))
+
+    def measurement(self, most: int = 256) -> Measurement:
+        return Measurement(self.call, clock=self.clock, most=most)
+
+    def measured(self, most: int = 256) -> int | None:
+        measurement = self.measurement(most)
+        while measurement.advance():
+            pass
+        return measurement.best
+
+
+def proportional(rows: int) -> float:
+    """100 rows/s at any size."""
+    return 0.01 * rows
+
+
+def cpu(rows: int) -> float:
+    """Rows/s grow towards 200, and are 177.8 at 32 rows, 160 at 16."""
+    return 0.02 + 0.005 * rows
+
+
+def gpu(rows: int) -> float:
+    """One row costs as much as 50."""
+    return max(0.005, 0.0001 * rows)
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"), [(proportional, 1), (cpu, 32), (gpu, 64), (lambda rows: 0.001, 256), (lambda n: n**2, 1)]
+)
+def test_the_smallest_size_with_nearly_the_best_rate_is_taken(cost: Cost, expected: int) -> None:
+    assert Device(cost).measured() == expected
+
+
+def test_sizes_double_until_they_no_longer_pay_and_then_take_turns() -> None:
+    device = Device(proportional)
+    device.measured()
+    assert device.calls == [1, 1, 2, 2, 4, 4, 1, 2, 4, 1, 2, 4]
+
+
+@pytest.mark.parametrize(("most", "expected", "largest"), [(48, 32, 32), (8, 8, 8), (1, 1, 1)])
+def test_no_call_is_larger_than_allowed(most: int, expected: int, largest: int) -> None:
+    device = Device(gpu)
+    assert device.measured(most) == expected
+    assert max(device.calls) == largest
+
+
+def test_the_first_call_of_a_size_and_calls_that_are_disturbed_do_not_count() -> None:
+    def slower(i: int) -> float:
+        return 5.0 if i in (1, 3, 5, 7, 8, 20) else 1.0
+
+    assert Device(cpu, slower=slower).measured() == Device(cpu).measured()
+
+
+def test_a_size_that_memory_has_no_room_for_ends_it(caplog: pytest.LogCaptureFixture) -> None:
+    device = Device(gpu, memory=32)
+    assert device.measured() == 32
+    assert device.calls[-1] == 64
+    (line,) = caplog.records
+    assert (line.__dict__["rows"], line.__dict__["reason"]) == (64, "OutOfMemoryError: no room for 64")
+
+
+def test_it_ends_before_it_would_take_longer_than_its_budget() -> None:
+    device = Device(lambda rows: float(rows))
+    assert device.measured() == 1
+    assert device.calls == [1, 1, 2]
+    assert device.now == service.batch_limit.BUDGET_S == 4.0
+
+
+def test_where_nothing_can_be_called_nothing_is_best() -> None:
+    assert Device(gpu, memory=0).measured() is None
+
+
+def test_a_networks_measurement_calls_it_with_so_many_rows() -> None:
+    network = ToyNetwork(alpha_bar("linear", 100))
+    measurement = of_network(Stepper(network, network.alpha_bar, "v", max_rows=8), most=8)
+    while measurement.advance():
+        pass
+    sizes = [len(call.t) for call in network.calls]
+    assert sizes[:4] == [1, 1, 2, 2]
+    assert set(sizes) <= {1, 2, 4, 8}
+    assert measurement.best in measurement.fastest.keys() == set(sizes)
+    assert {(t, keep) for call in network.calls for t, keep in zip(call.t, call.keep, strict=True)} == {(99, True)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes"), [(1, [1]), (3, [1, 2, 3]), (8, [1, 2, 4, 8]), (32, [1, 2, 4, 8, 16, 24, 32])]
+)
+def test_a_gpus_calls_have_one_of_a_few_sizes_and_a_cpus_any(rows: int, sizes: list[int]) -> None:
+    assert fixed_sizes(rows, torch.device("cuda:1")) == sizes
+    assert fixed_sizes(rows, torch.device("cpu")) is None
+
+
+# --- in a worker ---
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """What a worker's model is measured on: 4 rows are its best size."""
+    one = Device(lambda rows: 0.01 * max(4, rows))
+    monkeypatch.setattr(service.batch_limit, "of_network", lambda stepper, most: one.measurement(most))
+    return one
+
+
+@pytest.fixture
+def unset(settings: Settings) -> Settings:
+    return settings.model_copy(update={"batch_pictures": None, "batch_rows": None})
+
+
+@pytest.fixture
+def runner(connection: Redis, unset: Settings) -> Runner:
+    one = Runner(connection, unset, "w1")
+    one.lane()
+    return one
+
+
+SIZES = [1, 2, 4, 8, 16]
+CALLS = [1, 1, 2, 2, 4, 4, 8, 8, 16, 16, *SIZES, *SIZES]
+
+
+def limits(lane: Lane) -> tuple[int, int]:
+    assert isinstance(lane.stepper, Stepper)
+    assert lane.stepper.pad_to == []
+    return lane.engine.max_pictures, lane.stepper.max_rows
+
+
+def test_an_idle_worker_makes_a_call_a_turn_and_takes_what_it_finds(device: Device, runner: Runner) -> None:
+    lane = runner.lane()
+    assert limits(lane) == (UNMEASURED, 256)
+    for turns in range(1, len(CALLS) + 1):
+        runner.turn()
+        assert len(device.calls) == turns
+        assert runner.measuring
+    runner.turn()
+    assert not runner.measuring
+    assert device.calls == CALLS
+    assert limits(lane) == (4, 4)
+
+
+def test_small_jobs_are_not_held_up_and_a_full_batch_is(
+    device: Device, runner: Runner, connection: Redis, unset: Settings
+) -> None:
+    store, lane = JobStore(connection, unset), runner.lane()
+    small, large = new_job(unset, steps=4, pictures=UNMEASURED - 2), new_job(unset, steps=30, pictures=UNMEASURED + 4)
+    store.create(small)
+    runner.run(small.id)
+    assert device.calls == []
+    store.create(large)
+    for _ in range(len(CALLS) + 1):
+        runner.turn()
+        assert len(lane.claims) == UNMEASURED
+    assert device.calls == CALLS
+    assert limits(lane) == (4, 4)
+    runner.run(large.id)
+    assert store.statuses([small.id, large.id]) == {small.id: "finished", large.id: "finished"}
+
+
+def test_it_is_done_once_for_the_same_weights(device: Device, runner: Runner) -> None:
+    while runner.measuring:
+        runner.turn()
+    old = runner.lane()
+    runner.lanes.clear()
+    lane = runner.lane()
+    assert lane is not old
+    assert not runner.measuring
+    assert limits(lane) == (4, 4)
+    runner.lane("other")
+    assert runner.measuring
+
+
+@pytest.mark.parametrize(("pictures", "rows", "expected"), [(6, None, (6, 4)), (None, 2, (2, 2)), (6, 9, (6, 9))])
+def test_what_is_set_is_not_measured(
+    device: Device, connection: Redis, unset: Settings, pictures: int | None, rows: int | None,
+    expected: tuple[int, int],
+) -> None:  # fmt: skip
+    given = unset.model_copy(update={"batch_pictures": pictures, "batch_rows": rows})
+    runner = Runner(connection, given, "w1")
+    lane = runner.lane()
+    while runner.measuring:
+        runner.turn()
+    assert limits(lane) == expected
+    assert max(device.calls, default=0) <= (rows or 16)
+    assert bool(device.calls) == (pictures is None or rows is None)
+
+
+def test_where_no_call_succeeds_the_batch_stays_as_it_is(device: Device, runner: Runner) -> None:
+    device.memory = 0
+    runner.turn()
+    runner.turn()
+    assert not runner.measuring
+    assert limits(runner.lane()) == (UNMEASURED, UNMEASURED)
+
+
+def test_a_worker_that_measures_takes_a_job_that_comes(
+    device: Device, runner: Runner, connection: Redis, unset: Settings
+) -> None:
+    worker, job = PictureWorker(runner, connection, unset), new_job(unset, steps=1, pictures=2)
+
+    def slower(call: int) -> float:
+        if call == 5:
+            JobStore(connection, unset).create(job)
+        return 1.0
+
+    device.slower = slower
+    found = worker.dequeue_job_and_maintain_ttl(1)
+    assert found is not None
+    assert list(found[0].args) == [job.id]
+    assert device.calls == CALLS[:5]
+    assert runner.measuring
