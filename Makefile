@@ -55,7 +55,7 @@ format: $(VENV)/.dev  ## Format, and fix what can be fixed
 	$(BIN)/ruff format .
 
 .PHONY: bench bench-quick
-bench: $(VENV)/.bench  ## All is measured (20 minutes; goes on where it was interrupted): docs/performance.md, docs/scaling.md
+bench: $(VENV)/.bench  ## All is measured (25 minutes at most; goes on where it was interrupted): docs/performance.md, docs/scaling.md
 	$(BIN)/python -m benchmarks.run
 
 bench-quick: $(VENV)/.bench  ## The same with small sizes, in two minutes, into runs/bench-quick

@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -47,6 +47,34 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+class Deadline:
+    """The time that a section may take, from now on."""
+
+    def __init__(self, limit_s: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.limit_s, self._now, self._start = limit_s, now, now()
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return self._now() - self._start
+
+    def allows(self, expected_s: float) -> bool:
+        return self.spent + expected_s <= self.limit_s
+
+    def rounds(self, count: int, *, at_least: int = 1, expected_s: float = 0.0) -> Iterator[int]:
+        """Numbers of rounds, up to `count`; it stops where one as long as the longest so far would end too late.
+
+        `expected_s`: how long the first one takes.
+        """
+        longest = expected_s
+        for number in range(count):
+            if number >= at_least and not self.allows(longest):
+                return
+            begun = self.spent
+            yield number
+            longest = max(longest, self.spent - begun)
 
 
 def in_turn(works: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = True) -> dict[str, list[float]]:
@@ -161,8 +189,8 @@ def main(name: str, description: str | None, measure: Callable[[bool], Data]) ->
     quick = parser.parse_args().quick
     start = time.monotonic()
     data = measure(quick)
-    kept = {"seconds": round(time.monotonic() - start, 1), "quick": quick, "measured_at": now(), **data}
-    results(quick).keep(name, kept)
+    about = {"seconds": round(time.monotonic() - start, 1), "quick": quick, "measured_at": now(), "commit": commit()}
+    results(quick).keep(name, {**about, **data})
     for key, value in data["figures"].items():
         say(f"  {key}: {value['median']:.4g}, from {value['low']:.4g} to {value['high']:.4g} ({value['n']} times)")
     sys.stdout.flush()

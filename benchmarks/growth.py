@@ -17,7 +17,7 @@ import httpx
 from redis import Redis
 
 from benchmarks import subject
-from benchmarks.common import ROOT, Data, figure, main, percentile, say, seconds
+from benchmarks.common import ROOT, Data, Deadline, figure, main, percentile, say, seconds
 from benchmarks.document import Plot, Table, number
 from benchmarks.service import saturate
 from benchmarks.stack import Stack, memory_mib, stack
@@ -27,8 +27,13 @@ from service.settings import Settings
 from service.stream import GROUP, PictureStream
 from shared.checkpoint import read_info, resolve
 from shared.denoise import sample
+from shared.model import Denoiser
 from shared.options import SamplingOptions
 from shared.pictures import png_bytes, to_uint8
+
+LIMIT_S = 290.0  # of the section
+QUEUE_S, STORE_S = 140.0, 50.0  # of filling a queue and a store, at most
+LOT = 500  # jobs between looks at the clock
 
 
 def batch_run(count: int, steps: int) -> tuple[float, float]:
@@ -41,12 +46,19 @@ def batch_run(count: int, steps: int) -> tuple[float, float]:
 
 
 def run_batch(count: int, steps: int) -> None:
-    """What `batch_run` starts: warms up with one step, then samples a batch."""
-    ours = subject.denoiser()
+    """What `batch_run` starts: samples a batch and prints its rate and the process's highest memory."""
+    print(sampling_rate(subject.denoiser(), count, steps), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def sampling_rate(ours: Denoiser, count: int, steps: int) -> float:
+    """Pictures/s of a guided batch, after a step that warms up."""
     stepper, hot = ours.stepper(max_rows=2 * count), subject.multi_hot(subject.label_lists(count), ours.vocabulary)
-    sample(stepper, hot, SamplingOptions(steps=1), subject.seeds(count))
-    taken = seconds(lambda: sample(stepper, hot, SamplingOptions(steps=steps), subject.seeds(count)))
-    print(count / taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    sample(stepper, hot, guided(1), subject.seeds(count))
+    return count / seconds(lambda: sample(stepper, hot, guided(steps), subject.seeds(count)))
+
+
+def guided(steps: int) -> SamplingOptions:
+    return SamplingOptions(steps=steps, guidance=3.0)
 
 
 class Filler:
@@ -63,15 +75,23 @@ class Filler:
         about = {"model": self.info.name, "digest": self.info.digest, "columns": 8, "options": SamplingOptions()}
         return JobRecord(id=new_id(), kind="generate", created_at=time.time(), labels=labels, seed=1, **about)
 
-    def queue_until(self, jobs: int) -> float:
-        """Queues one-picture jobs until so many wait; the seconds that one took."""
-        more = jobs - self.queued
-        taken = seconds(lambda: [self.store.create(self.record(1)) for _ in range(more)])
-        self.queued = jobs
-        return taken / max(more, 1)
+    def queue_until(self, jobs: int, deadline: Deadline) -> float:
+        """Queues one-picture jobs until so many wait, or it is too late; the seconds that one took."""
+        before, begun = self.queued, deadline.spent
+        while self.queued < jobs and deadline.allows(0):
+            for _ in range(min(LOT, jobs - self.queued)):
+                self.store.create(self.record(1))
+                self.queued += 1
+        return (deadline.spent - begun) / max(self.queued - before, 1)
+
+    def finish_until(self, jobs: int, png: bytes, deadline: Deadline) -> str:
+        """Stores finished one-picture jobs as a worker does until there are so many, or it is too late; the last id."""
+        job_id = ""
+        while self.finished < jobs and (not job_id or deadline.allows(0)):
+            job_id = self.finish(min(LOT, jobs - self.finished), png)
+        return job_id
 
     def finish(self, jobs: int, png: bytes) -> str:
-        """Stores so many finished one-picture jobs as a worker does; the last one's id."""
         probabilities = dict.fromkeys(self.info.vocabulary, 0.5)
         result = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)
         job_id = ""
@@ -99,8 +119,11 @@ def latencies_ms(running: Stack, path: str, count: int) -> list[float]:
 
 
 def queue_growth(sizes: Sequence[int], looks: int) -> list[Data]:
-    """For each number of queued jobs: what one more costs, the API's latency, Redis's memory, a worker's sweep."""
-    found = []
+    """For each number of queued jobs: what one more costs, the API's latency, Redis's memory, a worker's sweep.
+
+    Jobs go in by the call that the API makes for a request. Where the time is over, the queue is as long as it got.
+    """
+    found, deadline = list[Data](), Deadline(QUEUE_S)
     with stack(workers=0) as running:
         # no client waits and nothing works: what is measured is the queue itself
         settings = Settings(redis_url=running.redis.url, job_timeout_s=10**6)
@@ -108,40 +131,45 @@ def queue_growth(sizes: Sequence[int], looks: int) -> list[Data]:
         filler = Filler(connection, settings)
         empty = filler.memory()
         for size in sizes:
-            create_s = filler.queue_until(size)
+            create_s = filler.queue_until(size, deadline)
             job_id = filler.store.create(filler.record(1))
             filler.queued += 1
             read = latencies_ms(running, f"/jobs/{job_id}", looks)
             listed = latencies_ms(running, "/jobs?limit=20", looks)
             found.append(
                 {
-                    "queued": size,
+                    "queued": filler.queued,
                     "create_ms": create_s * 1000,
                     "read_ms": percentile(read, 0.5),
                     "read_p95_ms": percentile(read, 0.95),
                     "list_ms": percentile(listed, 0.5),
                     "bytes_per_job": (filler.memory() - empty) / filler.queued,
-                    "sweep_s": seconds(filler.store.sweep) if size <= 10_000 else None,
+                    "sweep_s": seconds(filler.store.sweep),
                 }
             )
-            say(f"  {size} jobs queued")
+            say(f"  {filler.queued} jobs queued, {deadline.spent:.0f} s")
+            if not deadline.allows(0):
+                break
     return found
 
 
 def store_growth(sizes: Sequence[int], looks: int, png: bytes) -> list[Data]:
     """For each number of finished jobs: the API's latency and Redis's memory."""
-    found = []
+    found, deadline = list[Data](), Deadline(STORE_S)
     with stack(workers=0) as running:
         connection = connect(running.redis.url, timeout_s=120)
         filler = Filler(connection, Settings(redis_url=running.redis.url))
         empty = filler.memory()
         for size in sizes:
-            job_id = filler.finish(size - filler.finished, png)
+            job_id = filler.finish_until(size, png, deadline)
             read = latencies_ms(running, f"/jobs/{job_id}", looks)
             image = latencies_ms(running, f"/jobs/{job_id}/images/0.png", looks)
             about = {"read_ms": percentile(read, 0.5), "image_ms": percentile(image, 0.5)}
-            found.append({"finished": size, **about, "bytes_per_job": (filler.memory() - empty) / size})
-            say(f"  {size} jobs finished")
+            per_job = (filler.memory() - empty) / filler.finished
+            found.append({"finished": filler.finished, **about, "bytes_per_job": per_job})
+            say(f"  {filler.finished} jobs finished, {deadline.spent:.0f} s")
+            if not deadline.allows(0):
+                break
     return found
 
 
@@ -208,16 +236,17 @@ def measure(quick: bool) -> Data:
     batches, steps = ([1, 4], [2, 4]) if quick else ([1, 2, 4, 8, 16, 32, 64], [4, 8, 16, 32])
     queued, finished = ([100, 300], [50]) if quick else ([1000, 10_000, 100_000], [1000, 10_000])
     streams, looks = ([50], 10) if quick else ([100, 1000], 100)
+    deadline, ours = Deadline(LIMIT_S), subject.denoiser()
     by_batch = {str(n): batch_run(n, 2 if quick else 8) for n in batches}
-    by_steps = {str(n): batch_run(2 if quick else 8, n) for n in steps}
-    say("  batch sizes and steps: done")
-    ours = subject.denoiser()
+    by_steps = {str(n): sampling_rate(ours, 2 if quick else 8, n) for n in steps}
+    say(f"  batch sizes and steps, {deadline.spent:.0f} s")
     picture = sample(ours.stepper(), subject.multi_hot([["red cube"]], ours.vocabulary), SamplingOptions(steps=4), [1])
     png = png_bytes(to_uint8(picture)[0])
-    queue = queue_growth(queued, looks)
-    store = store_growth(finished, looks, png)
+    workers = worker_growth(8 if quick else 96)
     watched = stream_growth(streams, looks)
-    workers = worker_growth(8 if quick else 64)
+    store = store_growth(finished, looks, png)
+    say(f"  workers, streams and store, {deadline.spent:.0f} s")
+    queue = queue_growth(queued, looks)
     return {
         "figures": {
             "growth.read_ms_with_most_streams": figure([watched[-1]["read_ms"]]),
@@ -241,12 +270,11 @@ def report(data: Data) -> list[str | Table | Plot]:
     batches.add("pictures/s, 8 steps, guided", *(number(rate) for rate, _ in data["batches"].values()))
     batches.add("memory of the process, MiB", *(number(mib) for _, mib in data["batches"].values()))
     steps = Table(["steps", *data["steps"]])
-    steps.add("pictures/s, batch 8, guided", *(number(rate) for rate, _ in data["steps"].values()))
+    steps.add("pictures/s, batch 8, guided", *(number(rate) for rate in data["steps"].values()))
     queue = Table(["queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes a job", "a sweep, s"])
     for one in data["queue"]:
-        keys = ("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job")
-        sweep = "not tried" if one["sweep_s"] is None else number(one["sweep_s"])
-        queue.add(f"{one['queued']:,}", *(number(one[key]) for key in keys), sweep)
+        keys = ("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s")
+        queue.add(f"{one['queued']:,}", *(number(one[key]) for key in keys))
     store = Table(["finished jobs of one picture", "GET job, ms", "GET picture, ms", "bytes a job in Redis"])
     for one in data["store"]:
         cells = (number(one[key]) for key in ("read_ms", "image_ms", "bytes_per_job"))

@@ -5,10 +5,13 @@ the real network by step-wise continuous batching, by request-level batching and
 requests. Beside that, long schedules on a virtual clock, by the cost of a step that was measured here.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from benchmarks import subject
-from benchmarks.common import Data, figure, in_turn, main, percentile, say
+from benchmarks.common import Data, Deadline, figure, in_turn, main, percentile, ratios, say
 from benchmarks.document import Plot, Table, number
 from benchmarks.policies import (
     POLICIES,
@@ -17,7 +20,6 @@ from benchmarks.policies import (
     StepCost,
     continuous,
     mean_network_rows,
-    one_at_a_time,
     poisson,
     serve,
     simulate,
@@ -26,8 +28,11 @@ from service.settings import Settings
 from shared.denoise import Stepper
 from shared.options import SamplingOptions
 
-LOADS = (0.3, 0.6, 0.9, 1.2)
+AT = 0.6  # where p95 is compared, over several rounds
+SPANS_S = {AT: 12.0, 0.3: 12.0, 0.9: 9.0, 1.2: 8.0}  # how long requests keep coming, by load
+CONTINUOUS, REQUEST_LEVEL, ONE = POLICIES
 SIMULATED_REQUESTS = 4000
+LIMIT_S = 280.0  # of the section
 
 
 def step_costs(stepper: Stepper, labels: torch.Tensor, rows: list[int], rounds: int) -> dict[int, float]:
@@ -44,118 +49,165 @@ def summary(latencies: list[float]) -> Data:
     return {"mean": sum(latencies) / len(latencies), **quantiles, "requests": len(latencies)}
 
 
-def throughput(served: Served) -> float:
-    return served.pictures / served.ended_at
-
-
 def capacity(cost: StepCost, max_pictures: int) -> float:
     """Requests/s that continuous batching serves when there are always some waiting, by measured step costs."""
     backlog = poisson(1e9, SIMULATED_REQUESTS, seed=1)
     return len(backlog) / simulate(continuous, backlog, cost, max_pictures).ended_at
 
 
-def saturated(stepper: Stepper, labels: torch.Tensor, max_pictures: int, requests: int, rounds: int) -> Data:
-    """Pictures/s of a backlog, by continuous batching and one at a time, in turn on the real network."""
-    found: dict[str, list[float]] = {"continuous": [], "one at a time": []}
-    for number_ in range(rounds):
-        backlog = poisson(1e9, requests, seed=100 + number_)
-        for name, policy in (("continuous", continuous), ("one at a time", one_at_a_time)):
-            served = serve(policy, backlog, stepper, RealClock(), max_pictures=max_pictures, labels=labels)
-            found[name].append(throughput(served))
-    return found
+def alone(cost: StepCost, max_pictures: int) -> Data:
+    """Latencies of requests that find nothing else at work: what no way of batching can go below."""
+    apart = poisson(1e-6, SIMULATED_REQUESTS, seed=7)
+    return summary(simulate(continuous, apart, cost, max_pictures).latencies)
+
+
+class Bench:
+    """The three policies on the real network; what they came to is kept by load and policy."""
+
+    def __init__(self, stepper: Stepper, labels: torch.Tensor, max_pictures: int, deadline: Deadline) -> None:
+        self.stepper, self.labels, self.most, self.deadline = stepper, labels, max_pictures, deadline
+        self.served: dict[float, dict[str, list[Served]]] = {}
+
+    def serve(self, name: str, rate: float, requests: int, seed: int) -> Served:
+        arrivals = poisson(rate, requests, seed)
+        return serve(POLICIES[name], arrivals, self.stepper, RealClock(), max_pictures=self.most, labels=self.labels)
+
+    def saturated(self, requests: int, rounds: int) -> dict[str, list[float]]:
+        """Pictures/s of a backlog, by continuous batching and one at a time, in turn."""
+        found: dict[str, list[float]] = {CONTINUOUS: [], ONE: []}
+        for turn in range(rounds):
+            for name, rates in found.items():
+                served = self.serve(name, 1e9, requests, seed=100 + turn)
+                rates.append(served.pictures / served.ended_at)
+        return found
+
+    def at(self, load: float, capacity: float, span_s: float) -> None:
+        """All policies at a load, once more, with requests that come within about `span_s` and are the same for all."""
+        by = self.served.setdefault(load, {name: [] for name in POLICIES})
+        rate, seed = load * capacity, len(by[ONE])
+        for name, runs in by.items():
+            runs.append(self.serve(name, rate, max(3, round(rate * span_s)), seed))
+        say(f"  load {load}, round {seed + 1}, {self.deadline.spent:.0f} s")
 
 
 def measure(quick: bool) -> Data:
-    span_s, repeats = (4.0, {0.6: 1}) if quick else (15.0, {0.3: 1, 0.6: 3, 0.9: 1, 1.2: 1})
-    settings, ours = Settings(), subject.denoiser()
+    spans_s, more, backlog, turns = ({AT: 3.0}, 0, 4, 1) if quick else (SPANS_S, 2, 16, 3)
+    deadline, settings, ours = Deadline(LIMIT_S), Settings(), subject.denoiser()
     most, rows = subject.batch_limit(ours, settings)
     stepper = ours.stepper(max_rows=rows)
     labels = subject.multi_hot([["red cube"]], ours.vocabulary)[0]
-    measured = step_costs(stepper, labels, [1, 2, 4, 8, 16, 24, 32], 3 if quick else 9)
+    measured = step_costs(stepper, labels, [1, 2, 4, 8, 16, 24, 32], 3 if quick else 11)
     cost = StepCost(measured)
     rate = capacity(cost, most)
-    say(f"  capacity {rate:.2f} requests/s; one of {mean_network_rows():.0f} network rows on average")
-    found = saturated(stepper, labels, most, 4 if quick else 20, 1 if quick else 2)
-    runs: dict[str, dict[str, list[list[float]]]] = {}
-    rates: dict[str, dict[str, float]] = {}
-    for load, times in repeats.items():
-        for name, policy in POLICIES.items():
-            served = []
-            for seed in range(times):
-                arrivals = poisson(load * rate, max(3, round(load * rate * span_s)), seed)
-                served.append(serve(policy, arrivals, stepper, RealClock(), max_pictures=most, labels=labels))
-            runs.setdefault(str(load), {})[name] = [one.latencies for one in served]
-            total = sum(one.pictures for one in served) / sum(one.ended_at for one in served)
-            rates.setdefault(str(load), {})[name] = total
-        say(f"  load {load}: done")
+    say(f"  capacity {rate:.2f} requests/s, of {mean_network_rows():.0f} network rows on average")
+    bench = Bench(stepper, labels, most, deadline)
+    saturated = bench.saturated(backlog, turns)
+    for load, span_s in spans_s.items():
+        bench.at(load, rate, span_s)
+    for _ in deadline.rounds(more, at_least=0, expected_s=len(POLICIES) * spans_s[AT]):
+        bench.at(AT, rate, spans_s[AT])
     simulated = {
         str(load): {
             name: summary(simulate(policy, poisson(load * rate, SIMULATED_REQUESTS, 7), cost, most).latencies)
             for name, policy in POLICIES.items()
         }
-        for load in LOADS
+        for load in sorted(SPANS_S)
     }
-    by_chance = runs["0.6"]
-    pairs = zip(by_chance["step-wise continuous"], by_chance["request-level"], strict=True)
-    ratio = figure(percentile(ours_, 0.95) / percentile(theirs, 0.95) for ours_, theirs in pairs)
-    at = simulated["0.6"]
+    p95 = {name: [percentile(one.latencies, 0.95) for one in runs] for name, runs in bench.served[AT].items()}
+    at = simulated[str(AT)]
     return {
         "figures": {
-            "batching.p95_ratio_at_0_6": ratio,
-            "batching.p95_ratio_at_0_6_simulated": figure(
-                [at["step-wise continuous"]["p95"] / at["request-level"]["p95"]]
-            ),
-            "batching.throughput_vs_one_at_a_time": figure(
-                a / b for a, b in zip(found["continuous"], found["one at a time"], strict=True)
-            ),
+            "batching.p95_ratio_at_0_6": figure(ratios(p95[CONTINUOUS], p95[REQUEST_LEVEL])),
+            "batching.p95_ratio_at_0_6_simulated": figure([at[CONTINUOUS]["p95"] / at[REQUEST_LEVEL]["p95"]]),
+            "batching.throughput_vs_one_at_a_time": figure(ratios(saturated[CONTINUOUS], saturated[ONE])),
         },
         "requests_per_s": rate,
         "step_s": measured,
         "max_pictures": most,
-        "saturated": found,
-        "latencies": {
-            load: {name: summary([one for each in lists for one in each]) for name, lists in by.items()}
-            for load, by in runs.items()
-        },
-        "pictures_per_s": rates,
+        "saturated": saturated,
+        "latencies": {str(load): pooled(bench.served[load]) for load in sorted(bench.served)},
+        "pictures_per_s": {str(load): rates(by) for load, by in bench.served.items()},
         "simulated": simulated,
-        "span_s": span_s,
+        "alone": alone(cost, most),
+        "spans_s": {str(load): span_s for load, span_s in spans_s.items()},
     }
 
 
+def pooled(by: dict[str, list[Served]]) -> Data:
+    """Latencies of each policy, over all rounds of a load."""
+    return {name: summary([one for served in runs for one in served.latencies]) for name, runs in by.items()}
+
+
+def rates(by: dict[str, list[Served]]) -> Data:
+    """Pictures/s of each policy, over all rounds of a load."""
+    return {name: sum(one.pictures for one in runs) / sum(one.ended_at for one in runs) for name, runs in by.items()}
+
+
+def out_of_reach(data: Data) -> str:
+    """What this device's step costs allow at best, whatever the batching."""
+    rows_per_s = {int(rows): int(rows) / seconds for rows, seconds in data["step_s"].items()}
+    best, few = max(rows_per_s.values()), (rows_per_s[1], rows_per_s[2])
+    floor, theirs = data["alone"]["p95"], data["simulated"][str(AT)][REQUEST_LEVEL]["p95"]
+    return (
+        f"What is possible here: one network row at a time runs at {number(few[0])} rows/s, two (a guided picture) at "
+        f"{number(few[1])}, and the best size at {number(best)}. So batching cannot gain more than "
+        f"{number(best / few[0])} times on unguided pictures and {number(best / few[1])} times on guided ones. A "
+        f"request of the slowest twentieth takes {number(floor)} s with nothing beside it, {number(floor / theirs)} "
+        "of request-level batching's p95, and no order of work goes below that. Where a step costs about as much as "
+        "its rows, a picture that joins a batch delays those in it by what it would have delayed them in a batch of "
+        "its own; continuous batching gains where small steps leave the device idle (docs/scaling.md has the "
+        "simulation for such a device)."
+    )
+
+
 def report(data: Data) -> list[str | Table | Plot]:
-    names = list(POLICIES)
     table = Table(["load", "policy", "mean s", "p50", "p95", "p99", "requests", "pictures/s", "simulated mean", "p95"])
     for load, by in data["latencies"].items():
-        for name in names:
-            found, simulated = by[name], data["simulated"][load][name]
+        for name, found in by.items():
+            simulated = data["simulated"][load][name]
             cells = (number(found[key]) for key in ("mean", "p50", "p95", "p99"))
             rest = number(data["pictures_per_s"][load][name]), number(simulated["mean"]), number(simulated["p95"])
             table.add(load, name, *cells, found["requests"], *rest)
-    overloaded = "A load over 1, and for the slower policies one below it, has no steady latency: it grows as long as "
-
-    def draw(axes: object) -> None:
-        for ax, key in zip(axes, ("p50", "p95"), strict=True):
-            for i, name in enumerate(names):
-                loads = list(data["latencies"])
-                found = [data["latencies"][load][name][key] for load in loads]
-                ax.plot([float(load) for load in loads], found, f"oC{i}", linestyle="none", label=name)
-                below = [load for load in data["simulated"] if float(load) < 1]
-                ax.plot([float(n) for n in below], [data["simulated"][n][name][key] for n in below], f"C{i}--")
-            ax.set(xlabel="load, of the capacity", ylabel=f"{key} latency, s", yscale="log")
-        axes[0].legend(fontsize=7)
-
+    spans = " to ".join(f"{end(data['spans_s'].values()):.0f}" for end in (min, max))
+    saturated = {name: number(figure(found)["median"]) for name, found in data["saturated"].items()}
     return [
         f"Capacity is what continuous batching serves of a backlog: {data['requests_per_s']:.2f} requests/s of "
-        f"{mean_network_rows():.0f} network rows on average (1 to 8 pictures, 8 to 24 steps, guidance 1 or 3, at most "
+        f"{mean_network_rows():.0f} network rows on average (1 to 8 pictures, 4 to 16 steps, guidance 1 or 3, at most "
         f"{data['max_pictures']} pictures in work). Request-level batching takes whole requests, mixed options and "
-        "all, and answers when its batch is through. One at a time is one picture after the other. Each run takes the "
-        f"requests of {data['span_s']:.0f} s; at 0.6 there are several, of other requests. {overloaded}they come.",
+        "all, does not go on with pictures that are done, and answers when its batch is through. One at a time is one "
+        f"picture after the other. Each run takes the requests of {spans} s; at {AT} there are several, of other "
+        "requests. A load over 1, and for one at a time one above 0.5 or so, has no steady latency: it grows as long "
+        "as they come.",
         table,
+        f"Of a backlog, continuous batching makes {saturated[CONTINUOUS]} pictures/s and one at a time "
+        f"{saturated[ONE]}.",
+        out_of_reach(data),
         f"Simulated: {SIMULATED_REQUESTS} requests by the same code on a virtual clock, a step costing what was "
         "measured for its rows. It is the model of docs/scaling.md, so that these columns are also its check.",
-        Plot("load", "latency over load; dots measured, lines simulated", draw, panels=2),
+        Plot("load", "latency over load; dots measured, lines simulated", lambda axes: draw_latency(axes, data), 2),
+        Plot("load-throughput", "throughput over load, measured", lambda axes: draw_throughput(axes, data)),
     ]
+
+
+def draw_latency(axes: Sequence[Any], data: Data) -> None:
+    loads, below = list(data["latencies"]), [load for load in data["simulated"] if float(load) < 1]
+    for ax, key in zip(axes, ("p50", "p95"), strict=True):
+        for i, name in enumerate(POLICIES):
+            found = [data["latencies"][load][name][key] for load in loads]
+            ax.plot([float(load) for load in loads], found, f"oC{i}", linestyle="none", label=name)
+            ax.plot([float(n) for n in below], [data["simulated"][n][name][key] for n in below], f"C{i}--")
+        ax.set(xlabel="load, of the capacity", ylabel=f"{key} latency, s", yscale="log")
+    axes[0].legend(fontsize=7)
+
+
+def draw_throughput(axes: Sequence[Any], data: Data) -> None:
+    loads = sorted(data["pictures_per_s"], key=float)
+    for i, name in enumerate(POLICIES):
+        found = [data["pictures_per_s"][load][name] for load in loads]
+        axes[0].plot([float(load) for load in loads], found, f"oC{i}-", label=name)
+    axes[0].set(xlabel="load, of the capacity", ylabel="pictures/s")
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend(fontsize=7)
 
 
 if __name__ == "__main__":

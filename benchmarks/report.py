@@ -66,6 +66,13 @@ def machine_line(about: Data) -> str:
     )
 
 
+def measured_line(name: str, section: Data, about: Data) -> str:
+    """How a section was measured, and of which commit where that is not the document's."""
+    commit = section.get("commit", about["commit"])
+    of = "" if commit == about["commit"] else f" Of commit {commit}."
+    return f"`python -m benchmarks.{name}`, {section['seconds']:.0f} s.{of}"
+
+
 def performance(content: Data) -> Pieces:
     command = "make bench-quick" if content["about"].get("quick") else "make bench"
     pieces: Pieces = [
@@ -83,7 +90,7 @@ def performance(content: Data) -> Pieces:
             pieces.append("Not measured" + (f": {section['failed']}." if section else " yet."))
             continue
         module = import_module(f"benchmarks.{name}")
-        pieces.append(f"`python -m benchmarks.{name}`, {section['seconds']:.0f} s.")
+        pieces.append(measured_line(name, section, content["about"]))
         pieces += module.report(section)
     return pieces
 

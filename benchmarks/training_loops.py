@@ -1,12 +1,13 @@
 """Other ways to train the same network on the same folder: the report's loop as written, and diffusers' own.
 
-Both read the pictures with PIL as they go. They return after a number of steps; nothing is kept.
+Both read the pictures with PIL as they go. They return after a number of steps and call `on_step` after each; nothing
+is kept.
 """
 
 import copy
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -50,11 +51,16 @@ class Folder(TorchDataset[tuple[Tensor, Tensor]]):
 
 
 def endless(loader: DataLoader[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Epoch after epoch. ValueError where an epoch has no whole batch."""
+    if not len(loader):
+        raise ValueError(f"the folder has fewer pictures than a batch of {loader.batch_size}")
     while True:
         yield from loader
 
 
-def report_loop(network: UNet, folder: Path, config: TrainConfig, steps: int) -> None:
+def report_loop(
+    network: UNet, folder: Path, config: TrainConfig, steps: int, on_step: Callable[[], None] = lambda: None
+) -> None:
     """The report's loop: fp32, eps, labels dropped for the whole batch, EMA by a Python loop over the parameters."""
     alpha_bar = make_alpha_bar("sigmoid", 1000).float()
     loader = DataLoader(Folder(folder, config.image_size), batch_size=config.batch, shuffle=True, drop_last=True)
@@ -72,9 +78,17 @@ def report_loop(network: UNet, folder: Path, config: TrainConfig, steps: int) ->
         optimizer.step()
         for averaged, parameter in zip(average.parameters(), network.parameters(), strict=True):
             averaged.data = averaged.data * 0.995 + (1 - 0.995) * parameter.data
+        on_step()
 
 
-def diffusers_loop(network: UNet, folder: Path, config: TrainConfig, steps: int, mixed_precision: str) -> None:
+def diffusers_loop(
+    network: UNet,
+    folder: Path,
+    config: TrainConfig,
+    steps: int,
+    mixed_precision: str,
+    on_step: Callable[[], None] = lambda: None,
+) -> None:
     """diffusers' training script for unconditional pictures, with labels: accelerate, DDPMScheduler, EMAModel, AdamW.
 
     `mixed_precision`: "no", the script's default, or "bf16".
@@ -105,3 +119,4 @@ def diffusers_loop(network: UNet, folder: Path, config: TrainConfig, steps: int,
             rate.step()
             optimizer.zero_grad()
         average.step(network.parameters())
+        on_step()

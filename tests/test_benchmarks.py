@@ -1,14 +1,16 @@
 """The benchmarks' logic: schedules, policies, statistics, results and documents. Nothing here is timed."""
 
 import json
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import capacity, report, run
-from benchmarks.common import Results, figure, in_turn, percentile, ratios
+from benchmarks import capacity, growth, load, report, run, training
+from benchmarks.common import Deadline, Results, figure, in_turn, percentile, ratios
 from benchmarks.document import Plot, Table, number, wrapped, write
 from benchmarks.others import ReportSampler, betas_of
 from benchmarks.policies import (
@@ -22,10 +24,15 @@ from benchmarks.policies import (
     request_level,
     simulate,
 )
+from benchmarks.training_loops import diffusers_loop, report_loop
 from shared.denoise import Stepper, sample
 from shared.options import SamplingOptions
 from shared.schedules import alpha_bar
+from shared.vocabulary import ICLEVR
 from tests.toy import K, ToyNetwork
+from trainer.config import TrainConfig
+from trainer.data import load_dataset
+from trainer.train import make_network
 
 FLAT = StepCost({1: 1.0, 1000: 1.0})
 
@@ -54,6 +61,62 @@ def test_works_take_turns_after_a_round_of_warming_up() -> None:
     assert order == ["a", "b"] * 3
     assert {name: len(taken) for name, taken in times.items()} == {"a": 2, "b": 2}
     assert ratios([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "at_least", "expected_s", "rounds"),
+    [(100, 1, 0, 5), (35, 1, 0, 3), (5, 1, 0, 1), (5, 2, 0, 2), (25, 0, 10, 2), (5, 0, 10, 0)],
+)
+def test_rounds_end_before_the_deadline(limit_s: float, at_least: int, expected_s: float, rounds: int) -> None:
+    """Rounds take 10 s each, of five that are wanted."""
+    time_s = 1000.0
+    deadline = Deadline(limit_s, now=lambda: time_s)
+    found = []
+    for turn in deadline.rounds(5, at_least=at_least, expected_s=expected_s):
+        found.append(turn)
+        time_s += 10
+    assert found == list(range(rounds))
+    assert deadline.spent == 10 * rounds
+
+
+def test_the_time_of_a_step_leaves_out_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    time_s = 0.0
+    monkeypatch.setattr(training.time, "perf_counter", lambda: time_s)
+
+    def loop(on_step: Callable[[], None]) -> None:
+        nonlocal time_s
+        for taken in (100.0, 2.0, 4.0):  # the first has the set-up
+            time_s += taken
+            on_step()
+        time_s += 50  # and the end is nobody's step
+
+    assert training.step_seconds(loop) == 3.0
+
+
+def test_other_loops_train_step_by_step(tmp_path: Path) -> None:
+    """The report's and diffusers' loop train the network and tell of each step."""
+    images = tmp_path / "iclevr"
+    images.mkdir()
+    names = {f"{i}.png": ["gray cube"] for i in range(4)}
+    for i, name in enumerate(names):
+        Image.new("RGB", (20, 15), (40 * i, 9, 9)).save(images / name)
+    (tmp_path / "objects.json").write_text(json.dumps({name: i for i, name in enumerate(ICLEVR.names)}))
+    (tmp_path / "train.json").write_text(json.dumps(names))
+    small = {"channels": (8,), "encoder_blocks": (1,), "decoder_blocks": (1,), "attention": (False,)}
+    config = TrainConfig(batch=2, image_size=8, network=small)
+    told: list[str] = []
+    for name, loop in {
+        "report": lambda net, tell: report_loop(net, tmp_path, config, 3, tell),
+        "fp32": lambda net, tell: diffusers_loop(net, tmp_path, config, 3, "no", tell),
+    }.items():
+        network = make_network(config, load_dataset(tmp_path, size=8))
+        before = [parameter.detach().clone() for parameter in network.parameters()]
+        loop(network, lambda name=name: told.append(name))
+        moved = sum(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+        assert moved, name
+    assert told == ["report"] * 3 + ["fp32"] * 3
+    with pytest.raises(ValueError, match="fewer pictures than a batch of 8"):
+        report_loop(network, tmp_path, config.model_copy(update={"batch": 8}), 1)
 
 
 def test_poisson_arrivals_have_the_rate_and_the_memory_of_none() -> None:
@@ -203,6 +266,44 @@ def test_a_section_that_fails_is_kept_and_the_rest_goes_on(monkeypatch: pytest.M
     asked.clear()
     assert run.main() == 1
     assert asked == ["sampling"]
+
+
+def test_only_some_sections_are_measured_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kept, asked = Results(tmp_path / "results.json"), list[str]()
+    monkeypatch.setattr(run, "results", lambda quick: kept)
+    monkeypatch.setattr(run, "write_documents", lambda quick: 0)
+    for name in run.SECTIONS:
+        kept.keep(name, {"figures": {f"{name}.x": figure([1.0])}})
+    kept.finish()
+
+    def section(name: str, quick: bool) -> str | None:
+        asked.append(name)
+        if name == "load":
+            return "it took longer than 330 s"
+        kept.keep(name, {"figures": {f"{name}.x": figure([2.0])}})
+        return None
+
+    monkeypatch.setattr(run, "run_section", section)
+    monkeypatch.setattr("sys.argv", ["run", "--only", "growth,load"])
+    assert run.main() == 1
+    assert asked == ["load", "growth"]
+    content = kept.read()
+    assert content["growth.x"]["median"] == 2.0
+    assert content["load.x"]["median"] == content["sampling.x"]["median"] == 1.0  # what was there is not lost
+
+
+def test_an_unknown_section_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["run", "--only", "load,grwth"])
+    with pytest.raises(SystemExit) as stopped:
+        run.main()
+    assert stopped.value.code == 2
+    assert "no section grwth; there are roofline, sampling" in capsys.readouterr().err
+
+
+def test_all_sections_together_take_25_minutes_at_most() -> None:
+    assert sum(run.SECTIONS.values()) <= 25 * 60
+    for module in (load, training, growth):
+        assert run.SECTIONS[module.__name__.split(".")[-1]] > module.LIMIT_S
 
 
 @pytest.mark.parametrize("name", run.SECTIONS)
