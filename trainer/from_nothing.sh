@@ -14,6 +14,6 @@ have data/heldout64 || trainer render data/heldout64 --size 64 --scenes 700 --ob
 test -e models/iclevr-resnet18.safetensors || trainer fit-evaluator --name iclevr-resnet18 --minutes 30 \
   --data data/train64 --data data/evaluator64 --data data/placements64 --held-out data/heldout64
 trainer train --data data/train64 --data data/placements64 --name iclevr-64 --run runs/denoiser --minutes 90
-trainer set-sampling iclevr-64 --sampler dpmpp_2m --steps 8 --guidance 1
+trainer set-sampling iclevr-64 --sampler dpmpp_2m --steps 4 --guidance 1
 trainer promote iclevr-resnet18
 trainer promote iclevr-64
