@@ -22,8 +22,8 @@ def say(line: str) -> None:
 
 def try_out(case: Case) -> dict[str, Any]:
     """Starts a service, does the fault, and returns the figures. Wrong, NotInTime."""
-    with running(case.workers, case.worker_command, case.clocks, LOGS / case.name) as stack:
-        trial = Trial(stack, say)
+    with running(case.workers, case.worker_command, case.environment, case.clocks, LOGS / case.name) as stack:
+        trial = Trial(stack, case.headers, say)
         say("ready; first the same jobs without a fault")
         trial.run_undisturbed()
         with Traffic(trial) as traffic:

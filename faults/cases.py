@@ -2,15 +2,15 @@
 
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import httpx
 from redis.exceptions import OutOfMemoryError
 
-from faults import clock, leaving
+from faults import clock, flood, leaving
 from faults.harness import until
 from faults.trial import BODIES, LABELS, LARGE, SMALL, Trial
 from service.jobs import stream_key
@@ -27,6 +27,8 @@ class Case:
     run: Callable[[Trial], None]
     workers: int = 2
     worker_command: str = "service worker"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)  # of every request
     clocks: bool = False  # whether its clocks can be made to jump
 
     @property
@@ -119,6 +121,24 @@ def poison_picture(trial: Trial) -> None:
     trial.recover()
 
 
+def poison_picture_that_kills(trial: Trial) -> None:
+    """a picture that kills every worker that samples it, among good ones: its job fails after three deaths, no other
+    does; recovery is from the last death"""
+    trial.begin()
+    poisoned: list[str] = []
+    trial.strike(lambda: poisoned.append(trial.submit_failing([["purple sphere"]], "workers died 3 times")))
+    struck_at = trial.struck_at
+    trial.wait(poisoned)
+    if len(trial.stack.deaths) != 3:
+        raise RuntimeError(f"{len(trial.stack.deaths)} workers died of it")
+    trial.figures |= {
+        "its job failed after, s": round(time.monotonic() - struck_at, 1),
+    }
+    trial.struck_at = trial.stack.deaths[-1][1]
+    trial.recover()
+    trial.figures["all jobs of then ended after, s"] = round(time.monotonic() - struck_at, 1)
+
+
 def _clock_jumps(trial: Trial, which: str, seconds: int) -> None:
     trial.begin()
     trial.strike(lambda: clock.jump(trial.stack.clocks[which], seconds))
@@ -167,10 +187,12 @@ CASES = {
         Case(worker_paused),
         Case(picture_claimed_twice),
         Case(poison_picture, worker_command="faults.poisoned worker"),
+        Case(poison_picture_that_kills, worker_command="faults.poisoned worker"),
         Case(clock_forward, clocks=True),
         Case(clock_back, clocks=True),
         Case(redis_clock_forward, clocks=True),
         Case(redis_clock_back, clocks=True),
         Case(clients_leave),
+        Case(flood.flood, workers=1, environment=flood.ENVIRONMENT, headers=flood.HEADERS),
     )
 }

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,9 +51,9 @@ def until(condition: Callable[[], T | None], what: str, timeout_s: float = PATIE
 
 
 class Stack:
-    """A service in `folder`. What its processes say is in `folder`/NAME.log.."""
+    """A service in `folder`. What its processes say is in `folder`/NAME.log. `deaths`: who died and when, monotonic."""
 
-    def __init__(self, folder: Path, clocks: bool) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], clocks: bool) -> None:
         self.folder, self.port = folder, free_port()
         self.clocks = {name: folder / f"{name}-clock" for name in ("redis", "service")} if clocks else {}
         self.redis = RedisServer(
@@ -72,8 +72,10 @@ class Stack:
             "LABELGRID_CACHE": str(folder / "cache"),
             "LABELGRID_REDIS_URL": self.redis.url,
             **(clock.environment(self.clocks["service"]) if clocks else {}),
+            **environment,
         }
         self.children: dict[str, Child] = {}
+        self.deaths: list[tuple[str, float]] = []
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watcher")
 
@@ -124,8 +126,9 @@ class Stack:
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_AGAIN_S):
-            for child in self.children.values():
+            for name, child in self.children.items():
                 if child.process.poll() is not None:
+                    self.deaths.append((name, time.monotonic()))
                     child.deaths.clear()  # a supervisor gives up after some deaths; a fault may need more
                     child.revive()
 
@@ -167,10 +170,12 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running(workers: int, worker_command: str, clocks: bool, keep_logs: Path) -> Iterator[Stack]:
+def running(
+    workers: int, worker_command: str, environment: Mapping[str, str], clocks: bool, keep_logs: Path
+) -> Iterator[Stack]:
     """A ready service in a temporary folder; everything is gone at the end, but for what its processes said."""
     with tempfile.TemporaryDirectory(prefix="lg-faults-") as folder:
-        stack = Stack(Path(folder), clocks)
+        stack = Stack(Path(folder), environment, clocks)
         try:
             stack.start(workers, worker_command)
             yield stack

@@ -1,8 +1,10 @@
-"""`python -m faults.poisoned worker`: a worker as any, but for a label that is poison to its network.
+"""`python -m faults.poisoned worker`: a worker as any, but for two labels that are poison to its network.
 
-A picture of a purple cube fails in every step.
+A picture of a purple cube fails in every step; one of a purple sphere kills the process, as a fault in a driver would.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -10,11 +12,13 @@ from service.__main__ import main
 from shared.denoise import Row, Stepper
 from shared.vocabulary import ICLEVR
 
-FAILS = ICLEVR.names.index("purple cube")
+FAILS, KILLS = ICLEVR.names.index("purple cube"), ICLEVR.names.index("purple sphere")
 step = Stepper.step
 
 
 def poisoned_step(self: Stepper, rows: Sequence[Row]) -> None:
+    if any(bool(row.labels[KILLS].any()) for row in rows):
+        os.kill(os.getpid(), signal.SIGKILL)
     if any(bool(row.labels[FAILS].any()) for row in rows):
         raise RuntimeError("poison")
     step(self, rows)

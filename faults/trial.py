@@ -62,8 +62,8 @@ class Traffic(threading.Thread):
 class Trial:
     """A running service, the jobs that it accepted, and the moment of the fault."""
 
-    def __init__(self, stack: Stack, say: Callable[[str], None]) -> None:
-        self.stack, self.say = stack, say
+    def __init__(self, stack: Stack, headers: Mapping[str, str], say: Callable[[str], None]) -> None:
+        self.stack, self.headers, self.say = stack, headers, say
         self.jobs: dict[str, int | None] = {}  # id of each accepted job -> which of BODIES it is of, if it is
         self.failing: dict[str, str] = {}  # jobs that are to fail -> what their error says
         self.figures: dict[str, float] = {}
@@ -76,7 +76,7 @@ class Trial:
 
     def post(self, body: Mapping[str, Any], key: str | None = None, **headers: str) -> dict[str, Any]:
         """The job that a request is accepted as, sent again with the same key until it is. NotInTime."""
-        headers = {**headers, "Idempotency-Key": key or uuid4().hex}
+        headers = {**self.headers, **headers, "Idempotency-Key": key or uuid4().hex}
 
         def accepted() -> dict[str, Any] | None:
             try:

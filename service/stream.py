@@ -43,7 +43,7 @@ class PictureStream:
     def __init__(self, connection: Redis, settings: Settings, digest: str, consumer: str) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
         self.digest, self.key = digest, stream_key(digest)
-        self._looked_at = 0.0
+        self._looked_at, self._more_suspects = 0.0, False
         self._ensure_group()
 
     def _ensure_group(self) -> None:
@@ -67,14 +67,16 @@ class PictureStream:
     def claim_stale(
         self, room: int, *, may_be_alone: bool, held: Container[str] = ()
     ) -> tuple[list[Claim], list[Claim]]:
-        """Pictures of workers that died: (to make, hopeless). Looks no more than four times in a lease.
+        """Pictures of workers that died: (to make, hopeless). Looks no more than four times in a lease, or at once when
+        a suspect can be made and there are more.
 
         `held`: the entries of pictures that we are making; they may look stale after we were paused.
 
         A picture that was in two workers when they died is suspected of killing them: with `may_be_alone` one such
         is claimed to be made alone. One at `max_deliveries` is hopeless. The rest are made as any.
         """
-        if time.monotonic() - self._looked_at < self.settings.lease_s / 4:
+        early = time.monotonic() - self._looked_at < self.settings.lease_s / 4
+        if early and not (self._more_suspects and may_be_alone):
             return [], []
         self._looked_at = time.monotonic()
         last_try = self.settings.max_deliveries - 1
@@ -84,6 +86,7 @@ class PictureStream:
         suspect = [entry for entry, count in pending if count == last_try]
         hopeless = [entry for entry, count in pending if count > last_try]
         gone = self._take_over(hopeless, lease_ms)
+        self._more_suspects = len(suspect) > 1
         if suspect and may_be_alone and (claims := self._take_over(suspect[:1], lease_ms)):
             return [replace(claim, alone=True) for claim in claims], gone
         return self._take_over(innocent[:room], lease_ms), gone

@@ -1,5 +1,6 @@
 """Jobs in Redis: what is created at once, which ways a status goes, and who gets which picture."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +207,23 @@ def test_a_picture_in_dying_workers_is_made_alone_at_last_and_then_given_up(
         [(1, True)],
     ]
     assert [[claim.picture.index for claim in hopeless] for _, hopeless in seen] == [[], [], [0]]
+
+
+def test_suspects_are_looked_for_as_soon_as_the_last_is_made(
+    connection: Redis, settings: Settings, store: JobStore
+) -> None:
+    quick = settings.model_copy(update={"lease_s": 0.05, "max_deliveries": 2})
+    a = PictureStream(connection, quick, DIGEST, "a")
+    store.create(record(2))
+    a.claim_new(5)
+    time.sleep(0.08)
+    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
+    a._looked_at = math.inf  # it has looked just now
+    assert a.claim_stale(0, may_be_alone=False) == ([], [])
+    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [1]
+    a._looked_at = math.inf
+    time.sleep(0.08)
+    assert a.claim_stale(5, may_be_alone=True) == ([], [])
 
 
 def test_a_stream_survives_that_redis_is_emptied(connection: Redis, store: JobStore, a: PictureStream) -> None:
