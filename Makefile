@@ -40,7 +40,7 @@ kubernetes-check: $(VENV)/.kubernetes  ## deploy/kubernetes against Kubernetes' 
 	command -v kustomize || command -v kubectl || (apt-get update -qq && apt-get install -y -qq --no-install-recommends kustomize)
 	$(BIN)/python -m pytest deploy/kubernetes_test.py
 
-screenshots: $(VENV)/.browser  ## docs/page-*.webp, of the page on the shipped checkpoint
+screenshots: $(VENV)/.browser  ## docs/page-*.png, of the page on the shipped checkpoint
 	BIN=$(BIN) sh tests_browser/setup.sh
 	$(BIN)/python -m tests_browser.screenshots
 

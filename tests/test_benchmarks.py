@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -197,6 +198,57 @@ def test_betas_give_the_schedule_back() -> None:
 )
 def test_devices_keep_below_the_load(pictures_per_s: float, rows: int, expected: int) -> None:
     assert capacity.devices(pictures_per_s, rows, rows_per_s=500, load=0.6) == expected
+
+
+def measured() -> dict[str, Any]:
+    """Results with round numbers: 400 rows/s in the network, of which the service keeps 0.75; steps of 10 ms a row."""
+
+    def latencies(mean: float) -> dict[str, float]:
+        return {"mean": mean, "p50": mean, "p95": 2 * mean, "p99": 3 * mean, "requests": 10}
+
+    by = {"step-wise continuous": latencies(1.0), "request-level": latencies(1.2), "one at a time": latencies(60.0)}
+    simulated = {"step-wise continuous": latencies(0.8), "request-level": latencies(1.5), "one at a time": latencies(9)}
+    service = {"figures": {"service.saturation_fraction": figure([0.75])}, "commands_per_picture": 100.0}
+    load = {"step_s": {"1": 0.01, "32": 0.32}, "max_pictures": 16, "latencies": {"0.6": by}}
+    growth = {"store": [{"bytes_per_job": 1.0}, {"bytes_per_job": 2.0**20}], "png_bytes": 5000}
+    growth |= {"queue": [{"queued": 100_001, "read_ms": 1.5}], "streams": [{"streams": 1000, "read_ms": 3, "end_s": 5}]}
+    return {
+        "sections": {
+            "roofline": {"figures": {"limit.rows_per_s": figure([400.0])}},
+            "service": service | {"redis_commands_per_s": 100_000.0, "ttl_s": 3600},
+            "load": load | {"figures": {}, "simulated": {"0.6": simulated}},
+            "growth": growth | {"figures": {}},
+        }
+    }
+
+
+def test_the_capacity_model_says_what_breaks_first() -> None:
+    costs = capacity.Costs.of(measured())
+    assert costs.rows_per_s == 300.0
+    assert capacity.alone_s(costs, steps=8, rows=2) == pytest.approx(0.16)
+    need = capacity.redis_need(costs, 864_000)  # 10 a second on average, 30 at the peak
+    assert need["memory_gib"] == pytest.approx(30 * 3600 / 1024)
+    assert need["commands_per_s"] == pytest.approx(3000)
+    assert need["commands_share"] == pytest.approx(0.03)
+    assert need["mbit_per_s"] == pytest.approx(1.2)
+    few, many = (capacity.first_to_break(costs, 864_000, rows) for rows in (8, 32_000))
+    assert few.startswith("Redis memory (of 4 GiB) is beyond what there is at 26")
+    assert many.startswith("the device is beyond what there is at 3.2e+03")
+
+
+def test_the_scaling_document_is_written_from_the_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(capacity, "SIMULATED_REQUESTS", 50)
+    write(capacity.scaling(measured()), tmp_path / "scaling.md")
+    text = (tmp_path / "scaling.md").read_text()
+    assert "R = 300 network rows/s" in text
+    assert "measured means are 0.800 to 1.25 times the model's" in text
+    assert "| 0.6 | request-level | 1.20 | 1.50 | 2.40 | 3.00 |" in text
+    for heading in ("### 1,000 pictures a day", "### 100,000 pictures a day", "### 10,000,000 pictures a day"):
+        assert heading in text
+    assert "With 100,001 jobs queued" in text
+    without = measured()
+    without["sections"]["growth"] = {"failed": "it took longer than 330 s"}
+    assert capacity.scaling(without) == []
 
 
 @pytest.mark.parametrize(

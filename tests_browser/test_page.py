@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,16 +136,17 @@ def test_a_test_file_is_scored(opened: Page, working: Runner, client: httpx.Clie
     assert json.loads(done.stdout)["labels"] == LISTS
 
 
-def drop(page: Page, name: str, content: str) -> None:
-    """Drops a file somewhere on the page, as a file manager does."""
+def drop(page: Page, name: str, content: str, *, hexadecimal: bool = False) -> None:
+    """Drops a file somewhere on the page, as a file manager does; bytes are given as hexadecimal digits."""
     page.evaluate(
-        """([name, content]) => {
+        """([name, content, hexadecimal]) => {
             const dataTransfer = new DataTransfer();
+            if (hexadecimal) content = Uint8Array.from(content.match(/../g), (pair) => parseInt(pair, 16));
             dataTransfer.items.add(new File([content], name));
             for (const type of ["dragenter", "dragover", "drop"])
                 document.body.dispatchEvent(new DragEvent(type, {dataTransfer, bubbles: true, cancelable: true}));
         }""",
-        [name, content],
+        [name, content, hexadecimal],
     )
 
 
@@ -157,6 +159,63 @@ def test_a_file_is_dropped_anywhere(opened: Page) -> None:
         drop(opened, "bad.json", content)
         expect(opened.locator("#drop")).to_contain_text(words)
         expect(opened.get_by_role("button", name="Score", exact=True)).to_be_disabled()
+
+
+def zip_of(lists: list[list[str]], colour: tuple[int, int, int] = (200, 30, 30)) -> bytes:
+    """A picture for each list, named in their order."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as names:
+        for i in range(len(lists)):
+            png = io.BytesIO()
+            Image.new("RGB", (16, 16), colour).save(png, "PNG")
+            names.writestr(f"{i}.png", png.getvalue())
+    return archive.getvalue()
+
+
+def test_pictures_in_a_zip_are_scored(opened: Page, working: Runner, client: httpx.Client, tmp_path: Path) -> None:
+    """Dropped together with the test file: those are judged, none is made, and the curl line does the same."""
+    (tmp_path / "test.json").write_text(json.dumps(LISTS))
+    (tmp_path / "mine.zip").write_bytes(zip_of(LISTS))
+    opened.get_by_role("tab", name="Score a test file").click()
+    expect(opened.get_by_label("Steps")).to_be_visible()
+    opened.locator("#file").set_input_files([tmp_path / "mine.zip", tmp_path / "test.json"])
+    expect(opened.locator("#drop")).to_contain_text("3 label lists")
+    expect(opened.locator("#zip")).to_contain_text("The pictures of mine.zip are scored; none are made.")
+    expect(opened.get_by_label("Steps")).to_be_hidden()  # it says how pictures are made
+    opened.get_by_role("button", name="Score these pictures").click()
+    is_finished(opened)
+    job = shown_job(opened, client)
+    assert (job["kind"], job["labels"], job["options"]) == ("score", LISTS, None)
+    expect(opened.locator(".figures")).to_contain_text(f"{job['result']['accuracy']['mean']:.3f}")
+    image = opened.locator(".card img").last
+    expect(image).to_be_visible()
+    assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [16, 16]
+    expect(opened.locator(".card").last.locator("[data-verdict]").first).to_be_visible()
+    opened.get_by_text("The same by curl").click()
+    command = opened.locator("#command").inner_text()
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=True, timeout=60)
+    assert json.loads(done.stdout)["result"]["accuracy"] == job["result"]["accuracy"]
+    opened.get_by_role("button", name="Remove the zip").click()
+    expect(opened.get_by_role("button", name="Score", exact=True)).to_be_enabled()
+    expect(opened.get_by_label("Steps")).to_be_visible()
+    assert "pictures=@" not in opened.locator("#command").inner_text()
+
+
+def test_a_zip_alone_waits_for_its_test_file(opened: Page) -> None:
+    drop(opened, "mine.zip", zip_of(LISTS).hex(), hexadecimal=True)
+    expect(opened.locator("#zip")).to_contain_text("mine.zip")
+    expect(opened.locator("#drop")).to_contain_text("Now the test file")
+    expect(opened.get_by_role("button", name="Score these pictures")).to_be_disabled()
+    drop(opened, "test.json", json.dumps(LISTS))
+    expect(opened.get_by_role("button", name="Score these pictures")).to_be_enabled()
+
+
+def test_a_zip_that_does_not_fit_is_refused_in_words(opened: Page, alive: JobStore, complaints: list[str]) -> None:
+    drop(opened, "test.json", json.dumps(LISTS))
+    drop(opened, "mine.zip", zip_of(LISTS[:2]).hex(), hexadecimal=True)
+    opened.get_by_role("button", name="Score these pictures").click()
+    expect(opened.get_by_role("alert")).to_contain_text("2.png")
+    assert "422" in complaints.pop()
 
 
 def test_a_file_with_an_unknown_label_is_refused_in_words(opened: Page, alive: JobStore, complaints: list[str]) -> None:

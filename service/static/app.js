@@ -55,15 +55,19 @@ function update() {
     button.disabled = sending || !count;
     find("#command").textContent = generateCommand({ ...composer.asked(), ...options.peek(mode) });
   } else {
-    button.textContent = "Score";
+    button.textContent = testFile.pictures ? "Score these pictures" : "Score";
     button.disabled = sending || !testFile.lists;
-    find("#command").textContent = scoreCommand(testFile.file?.name ?? "test.json", options.peek(mode));
+    const given = testFile.pictures ? {} : options.peek(mode);
+    find("#command").textContent = scoreCommand(testFile.file?.name ?? "test.json", testFile.pictures?.name, given);
   }
+  find("#options-block").hidden = picturesAreSent(); // they say how pictures are made
 }
+
+const picturesAreSent = () => mode === "score" && testFile.pictures !== null;
 
 async function go() {
   if (find("#go").disabled) return;
-  const given = options.read(mode);
+  const given = picturesAreSent() ? {} : options.read(mode);
   if (!given) return;
   find("#refusal").textContent = "";
   sending = true;
@@ -80,6 +84,7 @@ async function go() {
 function score(given) {
   const form = new FormData();
   form.append("file", testFile.file);
+  if (testFile.pictures) form.append("pictures", testFile.pictures);
   for (const [name, value] of Object.entries(given)) form.append(name, value);
   return createJob("score", form);
 }

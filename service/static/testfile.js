@@ -1,15 +1,22 @@
-// A test file that is chosen or dropped anywhere on the page: read, looked at, shown by name.
+// A test file that is chosen or dropped anywhere on the page, and a zip of pictures to score: looked at, shown by name.
 
 import { find } from "./dom.js";
 import { counted } from "./words.js";
 
-/** The file to score; `changed()` is called when there is another, `dropped()` when one was dropped. */
+const ZIP = [0x50, 0x4b]; // a zip's first bytes, "PK"
+
+/** The files to score; `changed()` is called when there are others, `dropped()` when some were dropped. */
 export class TestFile {
   constructor({ changed, dropped }) {
     this.file = null;
     this.lists = null;
+    this.pictures = null; // the zip
     this.changed = changed;
-    find("#file").addEventListener("change", () => this.take(find("#file").files[0]));
+    find("#file").addEventListener("change", () => this.take(find("#file").files));
+    find("#zip-remove").addEventListener("click", () => {
+      this.#takePictures(null);
+      find("#file").focus();
+    });
     let depth = 0; // dragenter and dragleave come for every element on the way
     const over = (by) => {
       depth = by === null ? 0 : depth + by;
@@ -23,12 +30,29 @@ export class TestFile {
       event.preventDefault();
       over(null);
       dropped();
-      this.take(event.dataTransfer.files[0]);
+      this.take(event.dataTransfer.files);
     });
   }
 
-  async take(file) {
-    if (!file) return;
+  /** Files of which one may be a test file and one a zip; what is not given stays as it is. */
+  async take(files) {
+    for (const file of [...files]) {
+      const begin = new Uint8Array(await file.slice(0, ZIP.length).arrayBuffer());
+      if (ZIP.every((byte, i) => begin[i] === byte)) this.#takePictures(file);
+      else await this.#takeLists(file);
+    }
+    find("#file").value = ""; // so that the same file, edited, can be chosen again
+  }
+
+  #takePictures(file) {
+    this.pictures = file;
+    find("#zip").hidden = !file;
+    find("#zip-note").textContent = file ? `The pictures of ${file.name} are scored; none are made.` : "";
+    if (!this.file) find("#file-note").textContent = "Now the test file that says what is to be in the pictures.";
+    this.changed();
+  }
+
+  async #takeLists(file) {
     this.file = file;
     this.lists = null;
     let note;

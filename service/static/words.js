@@ -30,9 +30,12 @@ export function generateCommand(body) {
   );
 }
 
-export function scoreCommand(fileName, fields) {
-  const given = Object.entries(fields).map(([name, value]) => ` -F ${quoted(`${name}=${value}`)}`);
-  return `curl -s ${address("score")}${authorization()} \\\n  -F ${quoted(`file=@${fileName}`)}${given.join("")}`;
+/** The command that scores the same test file, and a zip of pictures if there is one. */
+export function scoreCommand(fileName, zipName, fields) {
+  const sent = [`file=@${fileName}`, ...(zipName ? [`pictures=@${zipName}`] : [])];
+  const given = Object.entries(fields).map(([name, value]) => `${name}=${value}`);
+  const parts = [...sent, ...given].map((part) => `-F ${quoted(part)}`);
+  return `curl -s ${address("score")}${authorization()} \\\n  ${parts.join(" ")}`;
 }
 
 /** A job's request for the same pictures again, with every option that it was made with. */
