@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from service import logs
+from service import logs, tracing
 from service.settings import Settings
 from shared.checkpoint import CheckpointError, resolve
 
@@ -85,6 +85,8 @@ def main() -> int:
     try:
         settings = Settings()
         logs.configure(settings, args.role)
+        if args.role in ("api", "worker", "webhooks"):
+            tracing.start(settings, args.role)
         if args.role == "api":
             _run_api(args.host or "127.0.0.1", args.port, settings)
         elif args.role == "worker":

@@ -6,17 +6,18 @@ Its process imports no torch.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from redis.asyncio import Redis as AsyncRedis
 
-from service import errors
+from service import errors, tracing
 from service import openapi as document
 from service.api_keys import KeyRing
 from service.guard import Guard
 from service.headers import SecurityHeaders
 from service.jobs import JobStore, connect
-from service.logs import RequestLog
+from service.logs import QUIET_PATHS, RequestLog
 from service.metrics import RequestMetrics
 from service.models import Models
 from service.openai_errors import OpenAIErrors
@@ -30,6 +31,21 @@ SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 MAX_CONNECTIONS = 2000  # each waiting request holds one while it waits
 
 DESCRIPTION = "Pictures of the objects that you name, each with a verdict of whether they are all there."
+
+
+def _telemetry() -> dict[str, Any]:
+    """FastAPI's own spans of requests, where tracing is on."""
+    if (provider := tracing.provider()) is None:
+        return {}
+    return {
+        "telemetry": {
+            "tracer_provider": provider,
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "exclude": lambda scope: scope["path"].startswith(QUIET_PATHS),
+        }
+    }
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -62,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,  # a route of ours has it, without other hosts' scripts
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,  # names of operations, as links use them
+        **_telemetry(),
     )
     app.state.settings = settings
     app.state.models = Models(settings.storage, settings.storage_every_s)

@@ -3,6 +3,7 @@
 Knows neither Redis nor jobs' states: pictures go in, pictures with verdicts come out.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class Engine:
         self._alone: deque[Picture] = deque()  # wait until the batch is empty, then are made one at a time
         self._made_alone: Key | None = None
         self._unmade: list[Unmade] = []  # found while admitting, reported by the next step
+        self.judged: tuple[float, float] | None = None  # when the last step judged, in seconds since 1970
 
     @property
     def busy(self) -> bool:
@@ -151,6 +153,7 @@ class Engine:
 
     def step(self) -> list[Outcome]:
         """One step of every picture in the batch; returns those that ended with it, or could not begin."""
+        self.judged = None
         ended: list[Outcome] = list(self._unmade)
         self._unmade.clear()
         if not self._batch and self._alone:
@@ -198,7 +201,9 @@ class Engine:
             return outcomes
         images = torch.stack([row.x.float().cpu() for _, row in whole])  # (N, 3, H, W)
         names = self.judge.vocabulary.names
+        begun_at = time.time()
         probabilities = self.judge.probabilities(images)  # (N, K)
+        self.judged = begun_at, time.time()
         targets = torch.tensor([self.judge.vocabulary.multi_hot(picture.labels) for picture, _ in whole])
         scores = score_pictures(probabilities, targets)
         for (picture, _), p, score, pixels in zip(whole, probabilities, scores, to_uint8(images), strict=True):

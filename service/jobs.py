@@ -33,7 +33,7 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from service import ledger, shares
+from service import ledger, shares, tracing
 from service.ledger import PREFIX, Asked
 from service.logs import get_logger
 from service.metrics import JOBS_ENDED
@@ -259,7 +259,9 @@ class JobStore:
         pairs = [part for pair in fields.items() for part in pair]
         moved = int(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, grid, *pairs]))
         if moved:
-            self._log(f"job {status}", job_id, **({"reason": fields["error"]} if "error" in fields else {}))
+            record = self._log(f"job {status}", job_id, **({"reason": fields["error"]} if "error" in fields else {}))
+            if record is not None and status == "running":
+                tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
         if moved and status in TERMINAL:
             JOBS_ENDED.labels(status).inc()
             if status != "finished":
@@ -268,11 +270,11 @@ class JobStore:
             due.enqueue(self.webhooks, job_id, status)
         return bool(moved)
 
-    def _log(self, event: str, job_id: str, **about: Any) -> None:
+    def _log(self, event: str, job_id: str, **about: Any) -> JobRecord | None:
         """A line with the ids of a job and of the request that made it, whoever's work it is written in."""
         if (record := self.record(job_id)) is not None:
-            age_s = round(time.time() - record.created_at, 3)
-            log.info(event, job_id=job_id, request_id=record.request_id, age_s=age_s, **about)
+            log.info(event, **record.log_ids, age_s=round(time.time() - record.created_at, 3), **about)
+        return record
 
     def commit(self, stream: str, group: str, done: Sequence[Done]) -> set[str]:
         """Stores pictures and takes them off the stream; returns the jobs that now have all of theirs.

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars, merge_contextvars
 from structlog.stdlib import BoundLogger, ExtraAdder, ProcessorFormatter
 
+from service import tracing
 from service.settings import Settings
 
 REQUEST_ID = "X-Request-ID"
@@ -101,6 +102,10 @@ class RequestLog:
         this_id = given if GIVEN_ID.fullmatch(given) else uuid4().hex
         clear_contextvars()
         bind_contextvars(request_id=this_id)
+        if parent := tracing.traceparent():
+            bind_contextvars(trace_id=tracing.trace_id(parent))
+            query = {"url.query": "REDACTED"} if scope["query_string"] else {}  # as for `path` below
+            tracing.describe({"labelgrid.request_id": this_id, **query})
         begun, status = time.perf_counter(), 499  # where the client is gone before there is an answer
 
         async def send_with_id(message: Message) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.tracing import trace_id
 from shared.options import Fraction, SamplingOptions, picture_seed
 
 MAX_SEED = 2**53 - 1  # of a request: the largest integer that a client in JavaScript reads right
@@ -78,12 +79,19 @@ class JobRecord(BaseModel):
     webhook: str | None = None  # who is told, and of what
     webhook_events: tuple[WebhookEvent, ...] = ()
     request_id: str = ""  # of the request that made it, for logs
+    traceparent: str = ""  # its span, where it is traced (W3C Trace Context)
     repeats: int = 1
     trajectory: int | None = None  # stages of each picture's strip, if it is to have one
     columns: int
     options: SamplingOptions
     # Its pictures were sent to be judged: `model` and `digest` are the evaluator's, seed and options say nothing.
     sent: bool = False
+
+    @property
+    def log_ids(self) -> dict[str, str]:
+        """What leads through the logs to this job."""
+        ids = {"job_id": self.id, "request_id": self.request_id}
+        return {**ids, "trace_id": trace_id(self.traceparent)} if self.traceparent else ids
 
     @property
     def total(self) -> int:

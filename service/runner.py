@@ -15,7 +15,7 @@ import torch
 from redis import Redis
 from redis.exceptions import RedisError
 
-from service import recipe
+from service import recipe, tracing
 from service.checkpoint_cache import CheckpointCache
 from service.engine import Judge, Made, Outcome
 from service.jobs import JobStore, png_key
@@ -76,10 +76,15 @@ class Runner:
         self._complaint = ""
         self.rate = Rate()
         self.live = Live(connection, settings.live_every_s)
+        self.spans = tracing.BatchSpans(self._traceparent)
         self.stopping = False  # set by a signal's handler, in which an Event's lock could deadlock
         self.leave_by = math.inf  # in monotonic seconds
         self.turn_s = 0.0  # how long a turn with steps takes
         self.moved_at = time.monotonic()  # when the loop last moved
+
+    def _traceparent(self, job_id: str) -> str:
+        record = self.store.record(job_id)
+        return record.traceparent if record else ""
 
     def stop(self, within_s: float) -> None:
         """From now on no picture is taken up, and `drain` has so long. For signals' handlers."""
@@ -156,15 +161,16 @@ class Runner:
     def _lane_of(self, record: JobRecord) -> Lane | None:
         """The lane of a job, as soon as it is loaded; other pictures go on meanwhile. None if we are to stop."""
         if record.digest not in self.lanes:
-            loading = self.loader.begin(record.model, record.digest, "evaluator" if record.sent else "denoiser")
-            while not loading.done():
-                if self.stopping:
-                    return None
-                if self.busy:
-                    self.turn()
-                else:
-                    wait([loading], timeout=IDLE_WAIT_S)
-            self._add(loading.result())
+            with tracing.span("load", record.traceparent, {"job_id": record.id, "model": record.model}):
+                loading = self.loader.begin(record.model, record.digest, "evaluator" if record.sent else "denoiser")
+                while not loading.done():
+                    if self.stopping:
+                        return None
+                    if self.busy:
+                        self.turn()
+                    else:
+                        wait([loading], timeout=IDLE_WAIT_S)
+                self._add(loading.result())
         return self.lane(record.model, record.digest)
 
     def run(self, job_id: str) -> None:
@@ -220,6 +226,7 @@ class Runner:
             self.turn_s = 0.8 * self.turn_s + 0.2 * turn_s if self.turn_s else turn_s
         if not (self._measure(worked) or worked):
             time.sleep(IDLE_WAIT_S)
+        self.spans.keep(self._jobs())
         self.live.tell([pair for lane in self.lanes.values() for pair in lane.engine.rows()])
         self.moved_at = time.monotonic()
 
@@ -271,6 +278,7 @@ class Runner:
             if claim.alone:
                 lane.engine.admit_alone(claim.picture)
         lane.engine.admit([claim.picture for claim in wanted if not claim.alone])
+        self.spans.join(claim.picture.job for claim in wanted)
         return len(wanted)
 
     def _with_png(self, picture: Picture) -> Picture:
@@ -290,8 +298,22 @@ class Runner:
                 self.store.fail(outcome.picture.job, f"picture {outcome.picture.index}: {outcome.reason}")
         lane.stream.discard(failed)
         if done:
-            for job_id in self.store.commit(lane.stream.key, GROUP, done):
+            begun_at = time.time()
+            complete = self.store.commit(lane.stream.key, GROUP, done)
+            self._trace(lane, {one.picture.job for one in done}, begun_at)
+            for job_id in complete:
                 self._complete(job_id)
+
+    def _trace(self, lane: Lane, job_ids: set[str], begun_at: float) -> None:
+        """Spans of jobs of which pictures were judged, and stored from `begun_at` to now."""
+        judged_at, judged_by = lane.engine.judged or (begun_at, begun_at)
+        self.spans.record("judge", job_ids, judged_at, judged_by)
+        self.spans.record("store", job_ids, begun_at, time.time())
+        self.spans.keep(self._jobs(), judged_at)
+
+    def _jobs(self) -> set[str]:
+        """The jobs that have pictures in work."""
+        return {job_id for lane in self.lanes.values() for job_id, _ in lane.claims}
 
     def _complete(self, job_id: str) -> None:
         """All pictures are there: scores, grid, and the job is finished. Any worker may do it, also twice."""
@@ -299,13 +321,14 @@ class Runner:
         if record is None or not self.store.is_open(job_id):
             return
         try:
-            verdicts = self.store.verdicts(job_id)
-            result = score(verdicts, record)
-            sheet = self._grid(record, result, verdicts)
+            with tracing.span("compose", record.traceparent, {"job_id": job_id}):
+                verdicts = self.store.verdicts(job_id)
+                result = score(verdicts, record)
+                sheet = self._grid(record, result, verdicts)
         except RedisError:
             raise  # another worker may have more luck
         except Exception as error:
-            log.exception("result cannot be composed", job_id=job_id, request_id=record.request_id)
+            log.exception("result cannot be composed", **record.log_ids)
             self.store.fail(job_id, f"the result cannot be composed: {type(error).__name__}: {error}")
         else:
             self.store.finish(job_id, result, sheet)
@@ -324,7 +347,7 @@ class Runner:
 
     def _drop_ended(self) -> None:
         """Takes pictures out of the batches whose job was ended elsewhere."""
-        statuses = self.store.statuses({job_id for lane in self.lanes.values() for job_id, _ in lane.claims})
+        statuses = self.store.statuses(self._jobs())
         ended = {job_id for job_id, status in statuses.items() if status not in ("queued", "running")}
         if ended:
             for lane in self.lanes.values():
@@ -352,6 +375,7 @@ class Runner:
         """Leaves all pictures in work to other workers, at once."""
         for lane in self.lanes.values():
             lane.stream.release(_take_out(lane, set(lane.claims)))
+        self.spans.keep(())
 
 
 def _take_out(lane: Lane, keys: Container[tuple[str, int]]) -> list[str]:

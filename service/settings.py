@@ -103,6 +103,9 @@ class Settings(BaseSettings):
     # The least level of lines that are written of our own code; of libraries it is warning.
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
 
+    # Whether spans are sent by OTLP, to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra `otel` installed.
+    tracing: bool = False
+
     # Where the network runs: cpu, cuda, cuda:1, or auto for the GPU if there is one.
     device: str = "auto"
     # Pictures that one worker samples at the same time. Without it a worker times calls of its network when it has

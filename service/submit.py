@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
+from service import tracing
 from service.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
 from service.errors import (
     BadRequest,
@@ -245,6 +246,7 @@ class Submitter:
         asked = self._asked(kind, fields, labels, pictures)
         if asked and (standing := await self._in_store(self.store.standing, asked)):
             bind_contextvars(job_id=standing)
+            tracing.describe({"labelgrid.job_id": standing})
             return standing
         await self._check_room(info.digest, len(labels) * repeats)
         record = JobRecord(
@@ -263,6 +265,7 @@ class Submitter:
             webhook=fields.webhook,
             webhook_events=events,
             request_id=request_id(),
+            traceparent=tracing.traceparent(),
             columns=recipe.columns if recipe else fields.columns,
             options=options,
             sent=pictures is not None,
@@ -270,6 +273,7 @@ class Submitter:
         job_id = await self._in_store(self.store.create, record, asked, pictures or ())
         assert job_id is not None
         bind_contextvars(job_id=job_id)
+        tracing.describe({"labelgrid.job_id": job_id})
         if job_id == record.id:
             PICTURES_ACCEPTED.labels(kind).inc(record.total)
             log.info("job accepted", kind=kind, pictures=record.total, model=info.name)

@@ -25,6 +25,7 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 from structlog.contextvars import bound_contextvars
 
+from service import tracing
 from service.errors import ServiceError
 from service.jobs import JobStore, connect, job_key, new_id, text
 from service.logs import get_logger
@@ -102,8 +103,8 @@ class Sender:
         record = self.store.record(job_id)
         if not self.connection.set(f"{key}:sending", 1, nx=True, px=int(SENDING_S * 1000)):
             return
-        request_id = record.request_id if record else ""
-        with bound_contextvars(job_id=job_id, request_id=request_id, webhook_event=event):
+        ids = record.log_ids if record else {"job_id": job_id}
+        with bound_contextvars(**ids, webhook_event=event):
             self._attempt(member, key, record, event)
 
     def _attempt(self, member: str, key: str, record: JobRecord | None, event: str) -> None:
@@ -112,7 +113,9 @@ class Sender:
             self.connection.expire(key, self.settings.job_ttl_s + self.settings.job_timeout_s)
             last = number >= self.settings.webhook_attempts
             try:
-                asyncio.run(self._send(record, event))
+                parent, job_id = (record.traceparent, record.id) if record else ("", "")
+                with tracing.span("webhook", parent, {"job_id": job_id, "event": event, "attempt": number}):
+                    asyncio.run(self._send(record, event))
             except (Forbidden, ServiceError) as error:
                 self._drop(member, "webhook cannot be sent", number, str(error))
             except (OSError, httpx.HTTPError, TimeoutError, Refused) as error:
