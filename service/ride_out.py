@@ -1,6 +1,7 @@
-"""What workers do while Redis is away: ask again, with back-off, until it is back or they are to stop.
+"""What workers do while Redis is away or full: ask again, with back-off, until it is well or they are to stop.
 
 redis-py's `from_url` on its own tries nothing again: a worker then ends when Redis restarts, and loads its models anew.
+So it would on a full Redis, which refuses RQ's notes and lets jobs come to their end (`jobs.py`).
 """
 
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from redis.backoff import DecorrelatedJitterBackoff
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, ConnectionError, OutOfMemoryError, TimeoutError
 from redis.retry import Retry
 
 from service.logs import get_logger
@@ -20,13 +21,14 @@ SAY_EVERY_S = 10.0
 
 
 class RideOut(Retry):
-    """Tries again whatever Redis did not answer, for as long as `stopping` is false; a wrong password, never.
+    """Tries again what Redis did not answer or had no room for, while `stopping` is false; a wrong password, never.
 
     A command may then have been carried out twice. `stopping` is a plain function: redis-py makes deep copies.
     """
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
-        super().__init__(DecorrelatedJitterBackoff(cap=LONGEST_WAIT_S, base=FIRST_WAIT_S), retries=-1)
+        backoff = DecorrelatedJitterBackoff(cap=LONGEST_WAIT_S, base=FIRST_WAIT_S)
+        super().__init__(backoff, retries=-1, supported_errors=(ConnectionError, TimeoutError, OutOfMemoryError))
         self.stopping = stopping
         self._said_at = -SAY_EVERY_S
 
@@ -36,7 +38,7 @@ class RideOut(Retry):
                 return False
             if time.monotonic() - self._said_at > SAY_EVERY_S:
                 self._said_at = time.monotonic()
-                log.warning("Redis is away; trying again", reason=str(error))
+                log.warning("Redis is away or full; trying again", reason=str(error))
             return is_retryable is None or bool(is_retryable(error))
 
         return super().call_with_retry(do, fail, again, with_failure_count)

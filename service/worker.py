@@ -12,14 +12,13 @@ from types import FrameType
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
 from rq.exceptions import DequeueTimeout
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from service.jobs import connect, new_id
-from service.ledger import PREFIX
 from service.logs import get_logger
 from service.metrics import serve_worker
 from service.ride_out import RideOut
@@ -28,7 +27,6 @@ from service.settings import Settings
 
 log = get_logger(__name__)
 
-ROOM = f"{PREFIX}:room"  # written to see whether Redis is full
 SWEEP_S = 1  # how often an idle worker looks for jobs that RQ lost
 
 # RQ calls a job's function by its name alone, so the process's one runner is kept here.
@@ -193,21 +191,9 @@ def build(settings: Settings, connection: Redis) -> PictureWorker:
     return PictureWorker(_runner, connection, settings)
 
 
-def wait_for_room(connection: Redis) -> None:
-    """Returns when Redis takes writes: a full one refuses RQ's notes, at which RQ's loop ends, and this process."""
-    while True:
-        try:
-            connection.set(ROOM, 1, ex=1)
-            return
-        except OutOfMemoryError as error:
-            log.warning("waiting for room in Redis", reason=str(error))
-            time.sleep(SWEEP_S)
-
-
 def main(settings: Settings) -> None:
     """Works until SIGTERM or Ctrl-C."""
     connection = connect(settings.redis_url, retry=RideOut(lambda: _runner is not None and _runner.stopping))
-    wait_for_room(connection)
     worker = build(settings, connection)
     heartbeat = Heartbeat(worker, connection, settings)
     heartbeat.start()

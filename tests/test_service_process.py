@@ -193,7 +193,7 @@ def test_a_worker_rides_out_a_restart_of_redis_and_ends_without_it(
         assert server.process is not None
         server.process.kill()
         server.process.wait()
-        until(lambda: "Redis is away" in said.read_text())
+        until(lambda: "Redis is away or full" in said.read_text())
         assert worker.poll() is None
         server.start()
         until(lambda: not store.is_open(job.id))
@@ -206,6 +206,23 @@ def test_a_worker_rides_out_a_restart_of_redis_and_ends_without_it(
         server.process.wait()
         worker.terminate()
         assert worker.wait(timeout=30) == 0
+
+
+def test_a_worker_rides_out_a_full_redis(connection: Redis, settings: Settings, tmp_path: Path) -> None:
+    store = JobStore(connection, settings)
+    said = tmp_path / "worker.log"
+    with said.open("w") as log, working(connection, settings, 1, log) as processes:
+        (worker,) = processes.values()
+        job = new_job(settings, steps=100, pictures=2)
+        connection.config_set("maxmemory", 1)
+        try:
+            until(lambda: "Redis is away or full" in said.read_text())
+        finally:
+            connection.config_set("maxmemory", 0)
+        store.create(job)
+        until(lambda: not store.is_open(job.id))
+        assert store.statuses([job.id]) == {job.id: "finished"}
+        assert worker.poll() is None
 
 
 def test_a_wrong_password_is_said_at_once(redis_server: RedisServer, settings: Settings) -> None:
