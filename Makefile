@@ -62,7 +62,7 @@ bench-quick: $(VENV)/.bench  ## The same with small sizes, in two minutes, into 
 	$(BIN)/python -m benchmarks.run --quick
 
 .PHONY: faults
-faults: $(VENV)/.worker  ## Real processes killed, paused, filled, clocks moved (about ten minutes): docs/reliability.md
+faults: $(VENV)/.worker  ## Real processes killed, paused, filled, clocks moved (about eight minutes): docs/reliability.md
 	sh faults/setup.sh
 	$(BIN)/python -m faults
 
