@@ -55,11 +55,12 @@ RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import t
 # What these scripts write first takes something away, so that a full Redis lets them go on.
 
 # A job's status moves queued -> running -> a terminal one, and from a terminal one never. KEYS: open, job, events,
-# verdicts, png. ARGV: id, new status, time to live in s, kept events, grid or "", then fields and values.
+# verdicts, png. ARGV: id, new status, time to live in s, kept events, grid or "", then fields and values. Returns
+# whether a webhook is due, and the job's record; nothing if the job does not move.
 _MOVE = """
 local status = redis.call('HGET', KEYS[2], 'status')
 local to = ARGV[2]
-if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return 0 end
+if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return nil end
 redis.call('HDEL', KEYS[2], 'status')
 redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 6))
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[5], 'grid', ARGV[5]) end
@@ -69,7 +70,7 @@ if to ~= 'running' then
   for i = 2, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
 end
 """
-_MOVE += due.NOTE + "return 1\n"
+_MOVE += due.NOTE + "return {due, redis.call('HGET', KEYS[2], 'record')}\n"
 
 # A picture comes off the stream, and is kept if its job is open and nobody made it before. KEYS: stream, job, verdicts,
 # png, events. ARGV: group, entry, index, verdict, PNG, strip's name, strip or "", kept events, time to live in s.
@@ -228,6 +229,14 @@ class JobStore:
         raw = self.connection.hget(job_key(job_id), "record")
         return None if raw is None else JobRecord.model_validate_json(raw)
 
+    def open_record(self, job_id: str) -> tuple[JobRecord, int] | None:
+        """The record of a job that has not ended, with how many of its pictures are done; None for any other."""
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.hmget(job_key(job_id), ["record", "status"])
+            pipe.hlen(verdicts_key(job_id))
+            (raw, status), done = pipe.execute()
+        return (JobRecord.model_validate_json(raw), done) if _is_open(raw, status) else None
+
     def statuses(self, job_ids: Iterable[str]) -> dict[str, str | None]:
         """The jobs' statuses; None for one that is gone."""
         ids = list(job_ids)
@@ -242,6 +251,16 @@ class JobStore:
     def begin(self, job_id: str) -> bool:
         return self._to(job_id, "running", {"started_at": time.time()})
 
+    def begin_all(self, job_ids: Iterable[str]) -> None:
+        """`begin` for many."""
+        ids, fields = list(job_ids), {"started_at": time.time()}
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                self._move(*self._moving(job_id, "running", fields), client=pipe)
+            answers = pipe.execute() if ids else []
+        for job_id, answer in zip(ids, answers, strict=True):
+            self._moved(job_id, "running", fields, answer)
+
     def fail(self, job_id: str, reason: str) -> bool:
         """Ends the job; `reason` is for the client to read. False if it had ended before."""
         return self._to(job_id, "failed", {"finished_at": time.time(), "error": reason})
@@ -255,26 +274,33 @@ class JobStore:
         return self._to(job_id, "finished", {"finished_at": time.time(), "result": result.model_dump_json()}, grid)
 
     def _to(self, job_id: str, status: JobStatus, fields: dict[str, Any], grid: bytes = b"") -> bool:
+        return self._moved(job_id, status, fields, self._move(*self._moving(job_id, status, fields, grid)))
+
+    def _moving(
+        self, job_id: str, status: JobStatus, fields: dict[str, Any], grid: bytes = b""
+    ) -> tuple[list[str], list[Any]]:
+        """Keys and arguments of the script."""
         keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
         pairs = [part for pair in fields.items() for part in pair]
-        moved = int(self._move(keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, grid, *pairs]))
-        if moved:
-            record = self._log(f"job {status}", job_id, **({"reason": fields["error"]} if "error" in fields else {}))
-            if record is not None and status == "running":
+        return keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, grid, *pairs]
+
+    def _moved(self, job_id: str, status: JobStatus, fields: dict[str, Any], answer: Any) -> bool:
+        """What follows from the script's answer; False if the job did not move."""
+        if answer is None:
+            return False
+        is_due, raw = answer
+        if raw is not None:
+            record = JobRecord.model_validate_json(raw)
+            _log(f"job {status}", record, **({"reason": fields["error"]} if "error" in fields else {}))
+            if status == "running":
                 tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
-        if moved and status in TERMINAL:
+        if status in TERMINAL:
             JOBS_ENDED.labels(status).inc()
             if status != "finished":
                 shares.forget(self.connection, job_id)
-        if moved == 2:
+        if is_due:
             due.enqueue(self.webhooks, job_id, status)
-        return bool(moved)
-
-    def _log(self, event: str, job_id: str, **about: Any) -> JobRecord | None:
-        """A line with the ids of a job and of the request that made it, whoever's work it is written in."""
-        if (record := self.record(job_id)) is not None:
-            log.info(event, **record.log_ids, age_s=round(time.time() - record.created_at, 3), **about)
-        return record
+        return True
 
     def commit(self, stream: str, group: str, done: Sequence[Done]) -> set[str]:
         """Stores pictures and takes them off the stream; returns the jobs that now have all of theirs.
@@ -302,16 +328,35 @@ class JobStore:
             counts = pipe.execute()[-2 * len(jobs) :]
         return {j for j, n, total in zip(jobs, counts[::2], counts[1::2], strict=True) if total and n >= int(total)}
 
-    def is_complete(self, job_id: str, total: int) -> bool:
-        return int(self.connection.hlen(verdicts_key(job_id))) >= total
-
     def done_indices(self, job_id: str) -> set[int]:
         return {int(index) for index in self.connection.hkeys(verdicts_key(job_id))}
 
+    def progress(self, job_ids: Iterable[str]) -> dict[str, tuple[str | None, set[int]]]:
+        """The jobs' statuses, None for one that is gone, and the indices of their pictures that are done."""
+        ids = list(job_ids)
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hget(job_key(job_id), "status")
+                pipe.hkeys(verdicts_key(job_id))
+            found = pipe.execute() if ids else []
+        return {
+            job_id: (None if status is None else text(status), {int(index) for index in indices})
+            for job_id, status, indices in zip(ids, found[::2], found[1::2], strict=True)
+        }
+
     def verdicts(self, job_id: str) -> list[Verdict]:
         """The verdicts of the pictures that are done, by index."""
-        raw = self.connection.hvals(verdicts_key(job_id))
-        return sorted((Verdict.model_validate_json(one) for one in raw), key=lambda verdict: verdict.index)
+        return _verdicts(self.connection.hvals(verdicts_key(job_id)))
+
+    def open_verdicts(self, job_id: str) -> tuple[JobRecord, list[Verdict]] | None:
+        """The record of a job that has not ended, with `verdicts`; None for any other."""
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.hmget(job_key(job_id), ["record", "status"])
+            pipe.hvals(verdicts_key(job_id))
+            (raw, status), verdicts = pipe.execute()
+        if not _is_open(raw, status):
+            return None
+        return JobRecord.model_validate_json(raw), _verdicts(verdicts)
 
     def pngs(self, job_id: str, indices: Sequence[int]) -> list[bytes]:
         found: list[Any] = list(self.connection.hmget(png_key(job_id), [str(index) for index in indices]))
@@ -373,7 +418,8 @@ class JobStore:
             pipe.multi()
             pipe.hset(job_key(job_id), "rq", self._enqueue(job_id, pipe))
             pipe.execute()
-        self._log("job queued again", job_id)
+        if (record := self.record(job_id)) is not None:
+            _log("job queued again", record)
 
     def _rq_lost(self, job_id: str) -> bool:
         rq_id = self.connection.hget(job_key(job_id), "rq")
@@ -387,3 +433,16 @@ class JobStore:
         if status == "queued":
             return self.connection.lpos(self.queue.key, text(rq_id)) is None
         return not (status == "started" and job.worker_name and self.is_alive(job.worker_name))
+
+
+def _is_open(record: bytes | None, status: bytes | None) -> bool:
+    return record is not None and status is not None and text(status) not in TERMINAL
+
+
+def _verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:
+    return sorted((Verdict.model_validate_json(one) for one in raw), key=lambda verdict: verdict.index)
+
+
+def _log(event: str, record: JobRecord, **about: Any) -> None:
+    """A line with the ids of a job and of the request that made it, whoever's work it is written in."""
+    log.info(event, **record.log_ids, age_s=round(time.time() - record.created_at, 3), **about)

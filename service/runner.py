@@ -11,7 +11,6 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -29,9 +28,8 @@ from service.settings import Settings
 from service.stream import GROUP, Claim
 from shared.checkpoint import CheckpointError
 from shared.device import pick_device
-from shared.evaluator import load_evaluator, score_set
-from shared.pictures import grid, marked_grid, png_bytes, read_png, to_images
-from shared.vocabulary import Vocabulary
+from shared.evaluator import load_evaluator
+from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
 log = get_logger(__name__)
 
@@ -178,9 +176,10 @@ class Runner:
 
         Returns early, with the job queued again, when `stopping` is set.
         """
-        record = self.store.record(job_id)
-        if record is None or not self.store.is_open(job_id):
+        standing = self.store.open_record(job_id)
+        if standing is None:
             return
+        record, done = standing
         try:
             lane = self._lane_of(record)
         except CheckpointError as error:
@@ -190,21 +189,23 @@ class Runner:
             self.store.requeue(job_id)
             return
         self.store.begin(job_id)
-        if self.store.is_complete(job_id, record.total):  # whoever made the last picture died before the grid
+        if done >= record.total:  # whoever made the last picture died before the grid
             self._complete(job_id)
-        while self.store.is_open(job_id):
-            if self.stopping:
-                self.store.requeue(job_id)
+        while not self.stopping:
+            if not self.turn(lane, job_id):
                 return
-            self.turn(lane)
+        if self.store.is_open(job_id):
+            self.store.requeue(job_id)
 
-    def turn(self, current: Lane | None = None) -> None:
+    def turn(self, current: Lane | None = None, job_id: str | None = None) -> bool:
         """Takes up pictures of every loaded model and steps those that have some; waits a little where none has.
 
-        `current`, the lane that a job waits for, stays loaded.
+        `current`, the lane that job `job_id` waits for, stays loaded. Does nothing, and returns False, if that job has
+        ended.
         """
         self._current = current
-        self._drop_ended()
+        if job_id in self._drop_ended(job_id):
+            return False
         if not self.stopping:
             self.look_at_storage()
             for lane in list(self.lanes.values()):
@@ -229,6 +230,7 @@ class Runner:
         self.spans.keep(self._jobs())
         self.live.tell([pair for lane in self.lanes.values() for pair in lane.engine.rows()])
         self.moved_at = time.monotonic()
+        return True
 
     def _measure(self, worked: bool) -> bool:
         """Times a call of a model whose limit is not known, when there is no work, or more than its batch takes."""
@@ -258,18 +260,14 @@ class Runner:
 
     def _admit(self, lane: Lane, claims: list[Claim]) -> int:
         """Takes up claims whose job is open and that are not done yet, says how many, and discards the others."""
-        job_ids = {claim.picture.job for claim in claims}
-        statuses = self.store.statuses(job_ids)
-        open_jobs = [job_id for job_id in job_ids if statuses[job_id] in ("queued", "running")]
-        done = {job_id: self.store.done_indices(job_id) for job_id in open_jobs}
+        progress = self.store.progress({claim.picture.job for claim in claims})
         wanted = []
         for claim in claims:
-            job_id, index = claim.picture.key
-            if job_id in done and index not in done[job_id]:
+            status, done = progress[claim.picture.job]
+            if status in ("queued", "running") and claim.picture.index not in done:
                 wanted.append(claim)
         lane.stream.discard([claim.entry for claim in claims if claim not in wanted])
-        for job_id in {claim.picture.job for claim in wanted if statuses[claim.picture.job] == "queued"}:
-            self.store.begin(job_id)
+        self.store.begin_all({claim.picture.job for claim in wanted if progress[claim.picture.job][0] == "queued"})
         if not lane.makes:
             wanted = [replace(claim, picture=self._with_png(claim.picture)) for claim in wanted]
         for claim in wanted:
@@ -317,21 +315,21 @@ class Runner:
 
     def _complete(self, job_id: str) -> None:
         """All pictures are there: scores, grid, and the job is finished. Any worker may do it, also twice."""
-        record = self.store.record(job_id)
-        if record is None or not self.store.is_open(job_id):
+        standing = self.store.open_verdicts(job_id)
+        if standing is None:
             return
+        record, verdicts = standing
         try:
             with tracing.span("compose", record.traceparent, {"job_id": job_id}):
-                verdicts = self.store.verdicts(job_id)
                 result = score(verdicts, record)
-                sheet = self._grid(record, result, verdicts)
+                png = self._grid(record, result, verdicts)
         except RedisError:
             raise  # another worker may have more luck
         except Exception as error:
             log.exception("result cannot be composed", **record.log_ids)
             self.store.fail(job_id, f"the result cannot be composed: {type(error).__name__}: {error}")
         else:
-            self.store.finish(job_id, result, sheet)
+            self.store.finish(job_id, result, png)
 
     def _grid(self, record: JobRecord, result: JobResult, verdicts: list[Verdict]) -> bytes:
         """The PNG of the best repeat's pictures; those that were sent are marked as right or wrong."""
@@ -343,15 +341,17 @@ class Runner:
         if record.sent:
             return png_bytes(marked_grid(pictures, [verdict.exact for verdict in shown], columns))
         made = recipe.of_grid(record, result.best, shown, self.judged_by)
-        return png_bytes(grid(to_images(pictures), columns), made.text())
+        return png_bytes(sheet(pictures, columns), made.text())
 
-    def _drop_ended(self) -> None:
-        """Takes pictures out of the batches whose job was ended elsewhere."""
-        statuses = self.store.statuses(self._jobs())
+    def _drop_ended(self, waited_for: str | None = None) -> set[str]:
+        """Takes pictures out of the batches whose job was ended elsewhere. Returns the jobs that have ended, of those
+        with pictures in work and the one that is `waited_for`."""
+        statuses = self.store.statuses(self._jobs() | ({waited_for} if waited_for else set()))
         ended = {job_id for job_id, status in statuses.items() if status not in ("queued", "running")}
         if ended:
             for lane in self.lanes.values():
                 lane.stream.discard(_take_out(lane, {key for key in lane.claims if key[0] in ended}))
+        return ended
 
     def keep_claims(self) -> None:
         """Renews the leases of the pictures in work, unless the loop hangs. Called from the heartbeat's thread."""
@@ -386,15 +386,13 @@ def _take_out(lane: Lane, keys: Container[tuple[str, int]]) -> list[str]:
 
 def score(verdicts: list[Verdict], record: JobRecord) -> JobResult:
     """Scores of each repeat, as `trainer score` counts them; the best has the highest accuracy, then exact match."""
-    vocabulary = Vocabulary(tuple(verdicts[0].probabilities))  # the evaluator's
-    names = vocabulary.names
     n = len(record.labels)
     repeats = []
     for r in range(record.repeats):
         part = verdicts[r * n : (r + 1) * n]
-        probabilities = torch.tensor([[verdict.probabilities[name] for name in names] for verdict in part])
-        targets = torch.tensor([vocabulary.multi_hot(verdict.labels) for verdict in part])
-        scores = score_set(probabilities, targets, names)
-        repeats.append(Scores(accuracy=scores.accuracy, exact_match=scores.exact_match, f1=scores.f1))
+        asked = [len(set(verdict.labels)) for verdict in part]
+        hits = sum(round(verdict.accuracy * k) for verdict, k in zip(part, asked, strict=True))
+        exact, f1 = sum(verdict.exact for verdict in part), sum(verdict.f1 for verdict in part)
+        repeats.append(Scores(accuracy=hits / sum(asked), exact_match=exact / n, f1=f1 / n))
     best = max(range(record.repeats), key=lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r))
     return JobResult(repeats=repeats, best=best)

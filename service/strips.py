@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from service.records import Picture
 from shared.denoise import Row
-from shared.pictures import grid, to_images, to_uint8
+from shared.pictures import sheet, to_uint8
 
 Key = tuple[str, int]
 
@@ -40,7 +40,7 @@ class Strips:
     def strip(self, picture: Picture) -> NDArray[np.uint8] | None:
         """A finished picture's stages side by side (h, w, 3), x_t clipped to [-1, 1]; None if it was not asked for."""
         frames = self._frames.get(picture.key)
-        return None if frames is None else grid(to_images(np.stack(frames)), columns=len(frames))
+        return None if frames is None else sheet(np.stack(frames), columns=len(frames))
 
 
 def _frame(row: Row) -> NDArray[np.uint8]:

@@ -55,20 +55,22 @@ class JobReader:
     def left(self) -> bool:
         return time.monotonic() >= self.leave_at
 
-    async def job(self, job_id: str) -> Job:
-        """The job as it stands. UnknownJob, ExpiredJob if it is not there."""
+    async def job(self, job_id: str, *, ended: bool = False) -> Job:
+        """The job as it stands. UnknownJob, ExpiredJob if it is not there. With `ended`, in one go."""
         async with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
             pipe.hgetall(job_key(job_id))
             pipe.hlen(verdicts_key(job_id))
-            fields, done = await pipe.execute()
+            if ended:
+                pipe.hvals(verdicts_key(job_id))
+            fields, done, *raw = await pipe.execute()
         if not fields:
             raise await self._gone(job_id)
         state = {name.decode(): value.decode() for name, value in fields.items()}
         record = JobRecord.model_validate_json(state["record"])
         result = None
         if "result" in state:
-            raw = await self.connection.hvals(verdicts_key(job_id))
-            verdicts = sorted((Verdict.model_validate_json(one) for one in raw), key=lambda verdict: verdict.index)
+            found = raw[0] if raw else await self.connection.hvals(verdicts_key(job_id))
+            verdicts = sorted((Verdict.model_validate_json(one) for one in found), key=lambda verdict: verdict.index)
             result = _result(record, JobResult.model_validate_json(state["result"]), verdicts)
         return Job(**_head(state, done), labels=record.labels, layouts=record.layouts, result=result)
 
@@ -104,18 +106,20 @@ class JobReader:
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """The job once it has ended, or as it stands after `timeout_s` or when a shutdown wants an answer.
 
-        Events only wake; the state decides.
+        Events only wake; the state decides. Those that end no job, such as one for every picture, are passed over.
         """
         deadline = time.monotonic() + timeout_s
-        seen = "0-0"
+        seen, look = "0-0", True
         while True:
-            status = await self.status(job_id)
+            status = await self.status(job_id) if look else "running"
             left_ms = int((min(deadline, self.leave_at) - time.monotonic()) * 1000)
             if status is None or status in TERMINAL or left_ms <= 0:
-                return await self.job(job_id)
+                return await self.job(job_id, ended=status in TERMINAL)
             answer = await self.connection.xread({events_key(job_id): seen}, block=min(left_ms, LOOK_AGAIN_MS))
-            if entries := entries_of(answer):
+            entries = entries_of(answer)
+            if entries:
                 seen = text(entries[-1][0])
+            look = not entries or any(text(fields.get(b"status", b"")) in TERMINAL for _, fields in entries)
 
     async def status(self, job_id: str) -> str | None:
         status = await self.connection.hget(job_key(job_id), "status")

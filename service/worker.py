@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
 from rq.exceptions import DequeueTimeout
@@ -88,6 +89,25 @@ class PictureWorker(SimpleWorker):
             if self.should_run_maintenance_tasks:
                 self.run_maintenance_tasks()
         return None
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        if pipeline is not None:
+            super().heartbeat(timeout, pipeline)
+            return
+        with self.connection.pipeline(transaction=False) as pipe:  # RQ would send its commands one by one
+            super().heartbeat(timeout, pipe)
+            pipe.execute()
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """As RQ does it; but one whose pictures were made beside another's is only taken off, with a tenth of the
+        commands. Under load those are nearly all."""
+        if self.runner.store.is_open(job.args[0]):
+            super().execute_job(job, queue)
+            return
+        with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
+            pipe.lrem(queue.intermediate_queue_key, 1, job.id)
+            pipe.delete(job.key)
+            pipe.execute()
 
     def _next_job(self, timeout: int | None) -> tuple[Job, Queue] | None:
         """The next job of the queue; None if there is none within `timeout`, or with None at once.

@@ -1,7 +1,7 @@
-"""A network made ready for inference in bf16 on a CPU: weights cast and packed once, norms and sums fused.
+"""Networks made ready for inference on a CPU: weights cast and packed once, norms and sums fused.
 
 Autocast casts every weight at every call, and oneDNN lays it out anew: a third of the time of a call with few rows.
-Knows the layers of `unet.py` and nothing of sampling.
+Knows the layers of `unet.py` and of torchvision's ResNet, and nothing of sampling or scores.
 """
 
 from copy import deepcopy
@@ -9,6 +9,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models import ResNet
 
 from shared.unet import Attention, Conv, Level, ResidualBlock, UNet
 
@@ -38,6 +40,48 @@ class PackedConv(nn.Module):
         return out
 
 
+class FoldedConv:
+    """A convolution with the batch norm behind it folded in, float32, its weight in oneDNN's own layout."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        folded = fuse_conv_bn_eval(conv, norm)
+        assert folded.bias is not None
+        self.stride, self.padding, self.bias = list(conv.stride), [int(p) for p in conv.padding], folded.bias.detach()
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+            folded.weight.detach().contiguous(memory_format=torch.channels_last),
+            self.padding, self.stride, [1, 1], 1, [ROWS, conv.in_channels, 16, 16],
+        )  # fmt: skip
+
+    def __call__(self, x: Tensor, *, relu: bool = False, other: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'); with `other`, their sum after ReLU."""
+        rest = self.weight, self.bias, self.padding, self.stride, [1, 1], 1
+        if other is None:
+            name = "relu" if relu else "none"
+            out: Tensor = torch.ops.mkldnn._convolution_pointwise(x, *rest, name, [], None)
+        else:
+            out = torch.ops.mkldnn._convolution_pointwise.binary(x, other, *rest, "add", None, "relu", [], None)
+        return out
+
+
+class FoldedResNet:
+    """All of a ResNet of basic blocks (He et al. 2016) but its last layer, for inference in float32 on a CPU."""
+
+    def __init__(self, resnet: ResNet) -> None:
+        self.stem, self.pool = FoldedConv(resnet.conv1, resnet.bn1), resnet.maxpool
+        self.blocks: list[tuple[FoldedConv, FoldedConv, FoldedConv | None]] = []
+        for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4):
+            for block in layer:
+                skip = FoldedConv(*block.downsample) if block.downsample is not None else None
+                self.blocks.append((FoldedConv(block.conv1, block.bn1), FoldedConv(block.conv2, block.bn2), skip))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, C), the mean over all places."""
+        h: Tensor = self.pool(self.stem(images.contiguous(memory_format=torch.channels_last), relu=True))
+        for first, second, skip in self.blocks:
+            h = second(first(h, relu=True), other=h if skip is None else skip(h))
+        return h.mean((2, 3))
+
+
 class PackedBlock(nn.Module):
     """A ResidualBlock of packed convolutions."""
 
@@ -57,10 +101,15 @@ class PackedBlock(nn.Module):
         return out
 
 
+def can_fold(device: torch.device) -> bool:
+    """Whether `FoldedResNet` is for this device."""
+    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return device.type == "cpu" and built
+
+
 def can_pack(device: torch.device, dtype: torch.dtype | None) -> bool:
     """Whether `pack` is for this device and precision."""
-    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return device.type == "cpu" and dtype is torch.bfloat16 and built
+    return dtype is torch.bfloat16 and can_fold(device)
 
 
 def pack(network: UNet) -> UNet:

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from torchvision.utils import make_grid
 
 # Bluish green and vermilion, which colour-blind people tell apart (Okabe & Ito 2008).
 RIGHT, WRONG = (0, 158, 115), (213, 94, 0)
+PNG_LEVEL = 4  # of zlib: a third of the time that its default 6 takes, for 3% more bytes
 TICK = [[(0.05, 0.5), (0.35, 0.85), (0.95, 0.1)]]  # lines in a unit square
 CROSS = [[(0.1, 0.1), (0.9, 0.9)], [(0.1, 0.9), (0.9, 0.1)]]
 
@@ -34,7 +34,7 @@ def png_bytes(picture: NDArray[np.uint8], text: dict[str, str] | None = None) ->
     for key, value in (text or {}).items():
         info.add_itxt(key, value)
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", pnginfo=info)
+    Image.fromarray(picture).save(buffer, "PNG", pnginfo=info, compress_level=PNG_LEVEL)
     return buffer.getvalue()
 
 
@@ -46,8 +46,22 @@ def read_png(data: bytes) -> NDArray[np.uint8]:
 
 def grid(images: Tensor, columns: int = 8, padding: int = 2) -> NDArray[np.uint8]:
     """(N, 3, H, W) in [-1, 1] -> one picture, `columns` to a row."""
-    sheet = make_grid(images.float().clamp(-1, 1), nrow=columns, padding=padding, pad_value=-1.0)
-    return np.asarray(to_uint8(sheet[None])[0])
+    return sheet(to_uint8(images), columns, padding)
+
+
+def sheet(pictures: NDArray[np.uint8], columns: int = 8, padding: int = 2) -> NDArray[np.uint8]:
+    """(N, H, W, 3) -> one picture, `columns` to a row, on black; a single one is itself, as in torchvision."""
+    n, height, width, channels = pictures.shape
+    if n == 1:
+        return np.asarray(pictures[0])
+    columns = min(columns, n)
+    step_y, step_x = height + padding, width + padding
+    shape = (-(-n // columns) * step_y + padding, columns * step_x + padding, channels)
+    whole = np.zeros(shape, np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = i // columns * step_y + padding, i % columns * step_x + padding
+        whole[y : y + height, x : x + width] = picture
+    return whole
 
 
 def marked_grid(

@@ -39,6 +39,19 @@ def course_file(evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
+def test_folded_layers_judge_as_those_that_were_trained(evaluator: Evaluator, course_file: Path) -> None:
+    images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    frozen = load_evaluator(course_file)
+    assert (frozen._folded is not None) == torch.backends.mkldnn.is_available()
+    for count in (1, 5):
+        torch.testing.assert_close(
+            frozen.probabilities(images[:count]), evaluator.probabilities(images[:count]), rtol=0, atol=1e-5
+        )
+        torch.testing.assert_close(
+            frozen.features(images[:count]), evaluator.features(images[:count]), rtol=1e-4, atol=1e-4
+        )
+
+
 def _rows(*rows: list[float]) -> Tensor:
     return torch.tensor(rows)
 
@@ -126,9 +139,8 @@ def test_the_courses_file_round_trip(evaluator: Evaluator, course_file: Path) ->
     assert list(content) == ["model"]
     assert content["model"]["fc.0.weight"].shape == (24, 512)
     assert content["model"]["fc.0.bias"].shape == (24,)
-    loaded = load_evaluator(course_file)
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    assert torch.equal(loaded.probabilities(images), evaluator.probabilities(images))
+    loaded, tensors = load_evaluator(course_file), evaluator.resnet.state_dict()
+    assert all(torch.equal(value, tensors[key]) for key, value in loaded.resnet.state_dict().items())
 
 
 class CourseEvaluator:

@@ -141,9 +141,9 @@ def test_commit_says_when_a_job_has_all_of_its_pictures(store: JobStore, a: Pict
     store.create(other)
     first, second, third = a.claim_new(5)
     assert store.commit(a.key, GROUP, [done(first)]) == set()
-    assert not store.is_complete(job.id, job.total)
+    assert store.done_indices(job.id) == {0}
     assert store.commit(a.key, GROUP, [done(second), done(third)]) == {job.id, other.id}
-    assert store.is_complete(job.id, job.total)
+    assert store.done_indices(job.id) == {0, 1}
     assert connection.xlen(a.key) == 0
     assert connection.xpending(a.key, GROUP)["pending"] == 0
 

@@ -15,6 +15,7 @@ from service.jobs import JobStore, job_key, new_id, png_key
 from service.records import JobRecord, JobResult
 from service.runner import Lane, Rate, Runner
 from service.settings import Settings
+from service.worker import PictureWorker
 from shared.checkpoint import read_info, resolve
 from shared.denoise import Row, sample
 from shared.evaluator import load_evaluator, score_set
@@ -310,6 +311,23 @@ def test_what_a_cancelled_job_left_in_the_queue_keeps_no_places(
     runner.run(other.id)
     assert counting.batches == [3, 3, 3, 3]
     assert status(store, other) == "finished"
+
+
+def test_of_a_job_whose_pictures_were_made_beside_anothers_rq_keeps_nothing(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+) -> None:
+    first, second = create(), create()
+    runner.run(first.id)
+    assert [status(store, job) for job in (first, second)] == ["finished", "finished"]
+    worker = PictureWorker(runner, connection, settings)
+    for job in (first, second):
+        found = worker._next_job(None)
+        assert found is not None
+        assert found[0].args == [job.id]
+        assert connection.llen(store.queue.intermediate_queue_key) == 1
+        worker.execute_job(*found)
+        assert connection.exists(found[0].key, store.queue.intermediate_queue_key) == 0
+    assert worker._next_job(None) is None
 
 
 def test_a_worker_measures_its_rate_over_the_time_it_works(runner: Runner, create: Callable[..., JobRecord]) -> None:

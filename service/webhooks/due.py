@@ -12,12 +12,13 @@ RUN_DELIVERY = "service.webhooks.worker.deliver"  # by name: who enqueues it nee
 FAILED_TTL_S = 1  # RQ's note of an attempt whose worker died stands in the way of the next
 LATER_S = 5  # who moved the status tells RQ at once; only what is due for longer than this was lost on the way
 
-# For the script that moves a job's status: notes that its event is due, and says so. Uses KEYS[2], the job, and `to`.
+# For the script that moves a job's status: notes that its event is due, and says so in `due`, 1 or 0. Uses KEYS[2], the
+# job, and `to`.
 NOTE = f"""
-local asked = redis.call('HGET', KEYS[2], 'webhook_events')
+local due, asked = 0, redis.call('HGET', KEYS[2], 'webhook_events')
 if asked and string.find(' ' .. asked .. ' ', ' ' .. to .. ' ', 1, true) then
   redis.call('ZADD', '{DUE}', redis.call('TIME')[1] + {LATER_S}, ARGV[1] .. ' ' .. to)
-  return 2
+  due = 1
 end
 """
 

@@ -1,0 +1,26 @@
+"""Pictures as bytes, against torchvision and Pillow."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.utils import make_grid
+
+from shared.pictures import grid, png_bytes, read_png, sheet, to_uint8
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 8), (3, 8), (5, 2), (8, 8), (9, 3)])
+def test_a_grid_is_torchvisions(count: int, columns: int) -> None:
+    images = torch.rand(count, 3, 6, 4, generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2
+    expected = make_grid(images.clamp(-1, 1), nrow=columns, padding=2, pad_value=-1.0)
+    assert np.array_equal(grid(images, columns), to_uint8(expected[None])[0])
+    assert np.array_equal(sheet(to_uint8(images), columns), grid(images, columns))
+
+
+def test_a_png_has_the_pixels_and_the_text() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    png = png_bytes(pixels, {"key": "värde"})
+    assert np.array_equal(read_png(png), pixels)
+    assert Image.open(io.BytesIO(png)).info["key"] == "värde"
