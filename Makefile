@@ -61,6 +61,10 @@ bench: $(VENV)/.bench  ## All is measured (25 minutes at most; goes on where it 
 bench-quick: $(VENV)/.bench  ## The same with small sizes, in two minutes, into runs/bench-quick
 	$(BIN)/python -m benchmarks.run --quick
 
+.PHONY: fuzz
+fuzz: $(VENV)/.dev  ## Random requests by the OpenAPI document, random files, zips, recipes, addresses (ten minutes)
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile long --override-ini timeout=3600
+
 .PHONY: faults
 faults: $(VENV)/.worker  ## Real processes killed, paused, filled, clocks moved (about eight minutes): docs/reliability.md
 	sh faults/setup.sh

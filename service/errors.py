@@ -38,12 +38,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.logs import REQUEST_ID, request_id
 from shared.vocabulary import LabelError
 
 PROBLEM_JSON = "application/problem+json"
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 PHRASES = {413: "Content Too Large"}  # RFC 9110; Python 3.11 has the older name
 
 
@@ -263,7 +265,15 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     detail = error.detail
     if detail == phrase:  # Starlette's own 404 and 405 say no more than their number does
         detail = f"{request.method} {request.url.path}: {phrase.lower()}"
-    return problem(error.status_code, phrase.lower().replace(" ", "-"), phrase, detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    if "Allow" in headers:  # Starlette names the methods of the path's first route alone
+        headers["Allow"] = ", ".join(method for method in METHODS if _is_routed(request, method))
+    return problem(error.status_code, phrase.lower().replace(" ", "-"), phrase, detail, headers=headers)
+
+
+def _is_routed(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
 async def _redis_error(request: Request, error: Exception) -> JSONResponse:

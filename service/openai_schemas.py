@@ -128,6 +128,12 @@ class OpenAIError(BaseModel):
     code: str
 
 
+class StreamError(BaseModel):
+    """The event `error` of a stream."""
+
+    error: OpenAIError
+
+
 class OpenAIProblem(BaseModel):
     """A problem (RFC 9457) that is an error of the OpenAI API as well."""
 

@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
 from service.errors import (
     PHRASES,
@@ -20,15 +21,18 @@ from service.errors import (
     ShuttingDown,
     TooManyRequests,
 )
+from service.event_schemas import PictureEvent, StatusEvent, StepsEvent
 from service.logs import REQUEST_ID
 from service.openai_errors import INVALID, OPENAIS_INVALID, PREFIX, error_of
-from service.openai_schemas import OpenAIProblem
+from service.openai_schemas import CompletedImage, OpenAIProblem, PartialImage, StreamError
 from service.schemas import Job, JobPage
 from service.server import STILL_ANSWERED
 
 Responses = dict[int | str, dict[str, Any]]
 
 GUARD = (NoKey, NotLocal, TooManyRequests)  # what is answered before a route is asked
+# Models that are no route's parameter or result.
+NOT_SEEN = (Problem, OpenAIProblem, StatusEvent, PictureEvent, StepsEvent, PartialImage, CompletedImage, StreamError)
 SCHEMAS, HEADERS = "#/components/schemas/", "#/components/headers/"
 
 
@@ -59,6 +63,49 @@ def problems(*errors: type[ServiceError]) -> Responses:
         examples = responses.setdefault(error.status, new)["content"][PROBLEM_JSON]["examples"]
         examples[error.slug] = {"summary": error.title, "value": error.body(error.example)}
     return responses
+
+
+def form(files: dict[str, tuple[str, str]], fields: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A multipart form: `files`, name -> media type and description, of which the first is required, and the fields of
+    a JSON schema. A field that is null in JSON is left out of a form.
+    """
+    encoding = {name: {"contentType": media_type} for name, (media_type, _) in files.items()}
+    properties: dict[str, Any] = {
+        name: {"type": "string", "format": "binary", "description": description}
+        for name, (_, description) in files.items()
+    }
+    for name, field in fields.items():
+        value, *_null = field.get("anyOf", [{}])
+        properties[name] = {**{key: field[key] for key in field if key not in ("anyOf", "title")}, **value}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": [next(iter(files))],
+        "additionalProperties": False,
+    }
+    return {"schema": {**schema, **more}, "encoding": encoding}
+
+
+def event_stream(events: dict[str, type[BaseModel]], *examples: dict[str, str]) -> dict[str, Any]:
+    """Server-sent events by name, their data as JSON of a model. OpenAPI 3.1 describes one event of a stream."""
+    items = [
+        {
+            "type": "object",
+            "properties": {
+                "event": {"const": name},
+                "id": {"type": "string"},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"$ref": SCHEMAS + model.__name__},
+                },
+            },
+            "required": ["event", "data"],
+        }
+        for name, model in events.items()
+    ]
+    shown = {event["event"]: {"value": event} for event in examples}
+    return {"text/event-stream": {"schema": {"oneOf": items}, "examples": shown}}
 
 
 def link(operation: str, description: str, **parameters: str) -> dict[str, Any]:
@@ -103,7 +150,7 @@ def _complete(document: dict[str, Any]) -> None:
         schemas.pop(of_fastapi, None)
     for shown in (Job, JobPage):  # of whose examples FastAPI leaves out what is null
         schemas[shown.__name__]["examples"] = shown.model_json_schema()["examples"]
-    for model in (Problem, OpenAIProblem):
+    for model in NOT_SEEN:
         schema = model.model_json_schema(ref_template=SCHEMAS + "{model}")
         schemas.update(schema.pop("$defs", {}))
         schemas[model.__name__] = schema

@@ -6,10 +6,10 @@ Knows pydantic alone: no Redis, no HTTP, no PNG.
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from service.records import MAX_SEED, MAX_STAGES, JobRecord, Layout, Picture, Verdict
-from shared.options import LIMITS, SamplingOptions
+from shared.options import LIMITS, SamplingOptions, Strict
 
 KEYWORD = "labelgrid"  # of the PNG's text chunk
 SHOWN_SCORES = 5  # besides those asked
@@ -17,11 +17,29 @@ SHOWN_SCORES = 5  # besides those asked
 # picture has the same bytes.
 SCORE_DIGITS = 2
 
+# The vocabulary checks them, with better words; these are its rules for the document.
+LabelLists = Annotated[
+    list[list[str]],
+    Field(
+        description=f"1 to {LIMITS.max_pictures_per_request} pictures, each a list of 1 to {LIMITS.max_labels} labels",
+        json_schema_extra={
+            "minItems": 1,
+            "maxItems": LIMITS.max_pictures_per_request,
+            "items": {
+                "type": "array",
+                "items": {"type": "string"},
+                "minItems": 1,
+                "maxItems": LIMITS.max_labels,
+                "uniqueItems": True,
+            },
+        },
+    ),
+]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+class _Part(Strict):
+    model_config = ConfigDict(frozen=True)
 
 
 class MadeWith(_Part):
@@ -45,7 +63,7 @@ class Recipe(_Part):
 
     version: Literal[1] = Field(description="of this format")
     model: MadeWith
-    labels: list[list[str]] = Field(description="of each picture; a single picture's recipe has one list")
+    labels: LabelLists
     layouts: list[Layout | None] | None = Field(
         default=None, description="where the objects of each picture were asked to stand; null where nobody asked"
     )

@@ -8,31 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.recipe import Recipe, example
+from service.recipe import LabelLists, Recipe, example
 from service.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus, Layout, WebhookEvent
-from shared.options import LIMITS, Fraction, SamplerName, SamplingOptions, SpacingName
+from shared.options import LIMITS, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
 
 EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"
 DIGEST = "9f2c" * 16
 
-# The vocabulary checks them, with better words; these are its rules for the document.
-LabelLists = Annotated[
-    list[list[str]],
-    Field(
-        description=f"1 to {LIMITS.max_pictures_per_request} pictures, each a list of 1 to {LIMITS.max_labels} labels",
-        json_schema_extra={
-            "minItems": 1,
-            "maxItems": LIMITS.max_pictures_per_request,
-            "items": {
-                "type": "array",
-                "items": {"type": "string"},
-                "minItems": 1,
-                "maxItems": LIMITS.max_labels,
-                "uniqueItems": True,
-            },
-        },
-    ),
-]
 Seed = Annotated[
     int | None, Field(ge=0, le=MAX_SEED, description="the same seed gives the same pictures; drawn if not given")
 ]
@@ -46,10 +28,8 @@ def shown(*examples: dict[str, Any]) -> ConfigDict:
 BESIDE_RECIPE = {"recipe", "trajectory", "webhook", "webhook_events"}
 
 
-class SamplingFields(BaseModel):
+class SamplingFields(Strict):
     """The options of sampling, all of them optional, as they lie flat in a request."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     seed: Seed = None
     steps: int | None = Field(None, ge=1, le=LIMITS.max_steps, description="steps of the sampler")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 ScheduleName = Literal["linear", "quadratic", "cosine", "sigmoid"]
 SamplerName = Literal["ddpm", "ddpm_small", "ddim", "euler", "dpmpp_1", "dpmpp_2m", "sde_dpmpp_2m"]
@@ -37,10 +37,21 @@ LIMITS: Final = Limits()
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
-class SamplingOptions(BaseModel):
+class Strict(BaseModel):
+    """Takes values as they are: what is unknown or of another type is an error. Only 16.0 is 16, as in JSON Schema."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class SamplingOptions(Strict):
     """How one picture is sampled. Unknown, out-of-range and wrongly typed options raise pydantic.ValidationError."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True)
 
     # sampler, steps, spacing and guidance were chosen by `python -m benchmarks.sampling_choice` on train.json's lists;
     # ddpm has sigma^2 = beta, ddpm_small the posterior variance

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import hypothesis
 import pytest
 from redis import Redis
 
@@ -29,6 +30,12 @@ from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 
 if TYPE_CHECKING:
     from service.runner import Runner
+
+
+# The same examples at every run; `make fuzz` draws others, and many more. The machine may be busy: no deadlines.
+hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("long", max_examples=5000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")

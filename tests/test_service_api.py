@@ -73,7 +73,7 @@ def test_label_lists_that_cannot_be_drawn(
 BAD_FIELDS: list[tuple[Body, str]] = [
     ({"steps": 0}, "steps"),
     ({"steps": LIMITS.max_steps + 1}, "steps"),
-    ({"steps": 2.0}, "steps"),
+    ({"steps": 2.5}, "steps"),
     ({"steps": "20"}, "steps"),
     ({"steps": True}, "steps"),
     ({"guidance": -0.5}, "guidance"),
@@ -209,6 +209,33 @@ def test_a_form_that_is_no_form(client: httpx.Client, alive: JobStore) -> None:
 )
 def test_addresses_where_nothing_is(client: httpx.Client, method: str, path: str, status: int, slug: str) -> None:
     problem(client.request(method, path), status, slug)
+
+
+def test_an_address_names_all_its_methods(client: httpx.Client) -> None:
+    for path, methods in (("/jobs/nobody", "DELETE, GET"), ("/jobs", "GET"), ("/generate", "POST"), ("/", "GET, HEAD")):
+        assert client.put(path).headers["allow"] == methods
+
+
+def test_sixteen_and_a_half_steps_are_none_but_sixteen_point_zero_are(client: httpx.Client, alive: JobStore) -> None:
+    body = {"labels": LISTS, "columns": 2.0, "guidance": 2, "seed": 7.0}
+    job = client.post("/generate", json={**body, "steps": 16.0}, headers={"prefer": "respond-async"}).json()
+    assert (job["options"]["steps"], job["options"]["guidance"], job["seed"]) == (16, 2.0, 7)
+    for name, value in (("steps", 16.5), ("steps", True), ("steps", "16"), ("clip_x0", 1.0), ("seed", 1e300)):
+        assert name in problem(client.post("/generate", json={**body, name: value}), 422, "invalid-request")["detail"]
+
+
+@pytest.mark.parametrize("interval", ["[0.25, 0.75]", ["0.25", "0.75"]])
+def test_a_list_in_a_form(client: httpx.Client, alive: JobStore, interval: str | list[str]) -> None:
+    given = {"data": {"guidance_interval": interval, "steps": "4"}, "files": {"file": json.dumps(LISTS)}}
+    job = client.post("/score", headers={"prefer": "respond-async"}, **given).json()  # type: ignore[arg-type]
+    assert job["options"]["guidance_interval"] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("field", [{"guidance_interval": "0.25"}, {"steps": "null"}, {"steps": ["1", "2"]}])
+def test_a_field_of_a_form_that_is_no_value(client: httpx.Client, alive: JobStore, field: dict[str, Any]) -> None:
+    answer = client.post("/score", data=field, files={"file": json.dumps(LISTS)})
+    assert next(iter(field)) in problem(answer, 422, "invalid-request")["detail"]
+    assert nothing_is_queued(alive.connection)
 
 
 def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: Redis) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.vocabulary import (
@@ -20,7 +20,6 @@ from shared.vocabulary import (
 
 COURSE = Path(__file__).parents[2] / "shared" / "iclevr"
 with_course_files = pytest.mark.skipif(not COURSE.is_dir(), reason=f"the course's label files are not at {COURSE}")
-without_deadline = settings(deadline=None, max_examples=200)  # the machine may be busy training
 
 
 # --- the vocabulary ---
@@ -257,7 +256,6 @@ any_json = st.recursive(
 )
 
 
-@without_deadline
 @given(good_lists)
 def test_good_lists_come_back_as_they_were(lists: list[list[str]]) -> None:
     assert parse_label_lists(json.dumps(lists), ICLEVR) == lists
@@ -266,7 +264,6 @@ def test_good_lists_come_back_as_they_were(lists: list[list[str]]) -> None:
         assert hot == sorted(ICLEVR.encode(labels))
 
 
-@without_deadline
 @given(good_lists, st.data())
 def test_one_spoiled_entry_is_the_one_named(lists: list[list[str]], data: st.DataObject) -> None:
     entry = data.draw(st.integers(0, len(lists) - 1))
@@ -280,7 +277,6 @@ def test_one_spoiled_entry_is_the_one_named(lists: list[list[str]], data: st.Dat
     assert str(caught.value).startswith(f"entry {entry}: ")
 
 
-@without_deadline
 @given(any_json)
 def test_any_json_is_read_or_refused(content: Any) -> None:
     refused: LabelError | None = None
@@ -295,7 +291,6 @@ def test_any_json_is_read_or_refused(content: Any) -> None:
     assert all(0 < len(labels) == len(set(labels)) for labels in lists)
 
 
-@without_deadline
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     with pytest.raises(LabelError):  # no run of random bytes is a list of known names

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 from redis import Redis
 from rq.job import Job as RqJob
@@ -308,6 +311,8 @@ def test_the_certificate_is_checked_for_the_name(
         ("2002:a01:203::", False),  # 6to4 of 10.1.2.3
         ("64:ff9b::10.1.2.3", False),  # NAT64 of it
         ("64:ff9b::93.184.216.34", True),
+        ("::10.1.2.3", False),
+        ("::ffff:0:10.1.2.3", False),
     ],
 )
 def test_which_addresses_are_public(address: str, public: bool) -> None:
@@ -330,11 +335,65 @@ def test_which_addresses_are_public(address: str, public: bool) -> None:
         "http://[fe80::1%25eth0]/",
         "http://[::1/",
         "",
+        "http://0177.0.0.1/",  # these can be read, but not by what sends, or by no resolver
+        "http://xn--/",
+        "http://example\t.com/",
+        "http://example..com/",
+        f"http://{'a' * 64}.com/",
+        "http://%31%32%37.0.0.1/",
     ],
 )
 def test_addresses_that_no_webhook_may_have(url: str) -> None:
     with pytest.raises(Forbidden):
         check_url(url, allow_private=False)
+
+
+PRIVATE = ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12")
+PRIVATE += ("192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4")
+IPV6_OF_IPV4 = ("[::ffff:{}]", "[::ffff:0:{}]", "[::{}]", "[64:ff9b::{}]", "[0:0:0:0:0:FFFF:{}]")
+
+
+@st.composite
+def spellings(draw: st.DrawFn, address: ipaddress.IPv4Address) -> str:
+    """A way to write an IPv4 address as a URL's host."""
+    if draw(st.booleans()):
+        form = draw(st.sampled_from(IPV6_OF_IPV4))
+        value = int(address)
+        return form.format(draw(st.sampled_from([str(address), f"{value >> 16:x}:{value & 0xFFFF:x}"])))
+    bytes_of_it = list(address.packed)
+    alone = draw(st.integers(0, 3))  # parts that are a byte each; the last part is what is left
+    parts = [*bytes_of_it[:alone], int.from_bytes(bytes_of_it[alone:], "big")]
+    number = st.sampled_from(["{}", "0x{:x}", "0X{:X}", "0{:o}", "000{:o}"])
+    return ".".join(draw(number).format(part) for part in parts) + draw(st.sampled_from(["", "."]))
+
+
+before = st.sampled_from(["", "", "user@", "user:word@", "93.184.216.34@", "example.com\\@", "@"])
+after = st.sampled_from(
+    ["", ":80", "/", "/@example.com", "?x=@example.com", "#@example.com", "\\@example.com", "%00.example.com"]
+)
+private_addresses = st.sampled_from(PRIVATE).flatmap(lambda network: st.ip_addresses(v=4, network=network))
+
+
+@given(private_addresses.flatmap(spellings), before, after, st.sampled_from(["http", "https", "HTTP"]))
+def test_no_spelling_of_a_private_address_passes(host: str, before: str, after: str, scheme: str) -> None:
+    with pytest.raises(Forbidden):
+        check_url(f"{scheme}://{before}{host}{after}", allow_private=False)
+
+
+@given(
+    st.text()
+    | st.lists(st.sampled_from([*"aA0:/@.[]%#?\\ \t\n-_", "http://", "xn--", "é", "127.1", "::"])).map("".join)
+    | st.text("aX0.-_%:[]@", max_size=70).map("http://{}/hook".format)
+)
+def test_any_text_is_an_address_that_can_be_called_or_refused(url: str) -> None:
+    try:
+        check_url(url, allow_private=False)
+    except Forbidden:
+        return
+    called = httpx.URL(url)
+    assert called.host.encode("idna")
+    assert called.scheme in ("http", "https")
+    assert 0 <= (called.port or 0) < 1 << 16
 
 
 def test_a_request_whose_webhook_cannot_be_is_refused(settings: Settings, hooked: Settings, store: JobStore) -> None:

@@ -11,28 +11,21 @@ from starlette.types import Message
 from service.errors import BadForm, BadRequest, UnknownCheckpoint
 from service.forms import read_form
 from service.models import knows_positions, vocabulary_of
-from service.openapi import problems
+from service.openapi import form, problems
 from service.png import PngError, recipe_of
-from service.records import MAX_STAGES, Layout
-from service.schemas import GenerateRequest, Job
+from service.records import Layout
+from service.schemas import BESIDE_RECIPE, GenerateRequest, Job
 from service.submit import ERRORS, RESPONSES, SubmitterDep
 from shared.checkpoint import CheckpointInfo
 from shared.options import LIMITS
 from shared.vocabulary import LabelError
 
 FILE = "file"
-FORM = {
-    "schema": {
-        "type": "object",
-        "properties": {
-            FILE: {"type": "string", "format": "binary", "description": "a PNG of ours, with its recipe"},
-            "trajectory": {"type": "integer", "minimum": 2, "maximum": MAX_STAGES},
-        },
-        "required": [FILE],
-        "additionalProperties": False,
-    },
-    "encoding": {FILE: {"contentType": "image/png"}},
-}
+FIELDS = GenerateRequest.model_json_schema()["properties"]
+FORM = form(
+    {FILE: ("image/png", "a PNG of ours, with its recipe")},
+    {name: FIELDS[name] for name in sorted(BESIDE_RECIPE - {"recipe"})},
+)
 
 
 class PngOrJson(APIRoute):

@@ -8,8 +8,9 @@ from fastapi.responses import StreamingResponse
 
 from service.dependencies import OwnerDep, OwnJob, ReaderDep, StoreDep
 from service.errors import ExpiredJob, JobEnded, NotReady, Unavailable, UnknownJob, UnknownPicture
+from service.event_schemas import PictureEvent, StatusEvent, StepsEvent
 from service.events import EVENT_STREAM_HEADERS, is_told, job_events
-from service.openapi import Responses, job_links, link, problems
+from service.openapi import Responses, event_stream, job_links, link, problems
 from service.schemas import EXAMPLE_ID, Job, JobPage
 from service.submit import PNG
 
@@ -31,15 +32,15 @@ PICTURE_RESPONSES: Responses = {
     200: {"content": PNG, "description": "The picture"},
     **problems(*ERRORS, NotReady, UnknownPicture),
 }
-EVENTS_EXAMPLE = f"""event: status
-data: {{"status": "running"}}
-id: 1767268800123-0
-
-event: picture
-data: {{"index": 0, "url": "/jobs/{EXAMPLE_ID}/images/0.png"}}
-id: 1767268801456-0
-
-"""
+EVENTS_EXAMPLES = (
+    {"event": "status", "data": '{"status": "running"}', "id": "1767268800123-0"},
+    {
+        "event": "picture",
+        "data": f'{{"index": 0, "url": "/jobs/{EXAMPLE_ID}/images/0.png"}}',
+        "id": "1767268801456-0",
+    },
+)
+EVENTS = {"job": Job, "status": StatusEvent, "picture": PictureEvent, "steps": StepsEvent, "end": Job}
 
 
 @router.get(
@@ -93,7 +94,7 @@ async def cancel_job(job_id: OwnJob, reader: ReaderDep, store: StoreDep) -> Job:
     response_class=Response,
     responses={
         200: {
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EVENTS_EXAMPLE}},
+            "content": event_stream(EVENTS, *EVENTS_EXAMPLES),
             "description": "Server-sent events",
         },
         204: {"description": "The job has ended and everything was told: a browser does not come again"},

@@ -19,7 +19,7 @@ router = APIRouter(tags=["service"])
 def read_labels(
     models: ModelsDep,
     model: Annotated[
-        str | None, Query(description="a model's name; the default if not given", examples=["base"])
+        str | None, Query(max_length=100, description="a model's name; the default if not given", examples=["base"])
     ] = None,
 ) -> Labels:
     """The names that label lists may hold, in the order of the model's vocabulary."""

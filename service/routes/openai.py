@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
+from pydantic import BaseModel
 
 from service.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
 from service.errors import BadRequest, NotFound, NotInTime, ServiceError, ShuttingDown
@@ -26,8 +27,9 @@ from service.openai_schemas import (
     OpenAIModel,
     OpenAIModels,
     PartialImage,
+    StreamError,
 )
-from service.openapi import link, problems
+from service.openapi import event_stream, link, problems
 from service.prompt import parse_prompt
 from service.schemas import Job
 from service.submit import ERRORS, IdempotencyKey, Submitter, Wishes, check_finished
@@ -37,13 +39,23 @@ from shared.vocabulary import LabelError
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
-STREAM_EXAMPLE = """event: image_generation.partial_image
-data: {"type": "image_generation.partial_image", "b64_json": "iVBORw0KGgo...", "partial_image_index": 0, ...}
-
-event: image_generation.completed
-data: {"type": "image_generation.completed", "b64_json": "iVBORw0KGgo...", ...}
-
-"""
+STREAM_EXAMPLES = (
+    {
+        "event": "image_generation.partial_image",
+        "data": PartialImage(
+            b64_json="iVBORw0KGgo=", created_at=1767268800, size="64x64", partial_image_index=0
+        ).model_dump_json(),
+    },
+    {
+        "event": "image_generation.completed",
+        "data": CompletedImage(b64_json="iVBORw0KGgo=", created_at=1767268801, size="64x64").model_dump_json(),
+    },
+)
+STREAM: dict[str, type[BaseModel]] = {
+    "image_generation.partial_image": PartialImage,
+    "image_generation.completed": CompletedImage,
+    "error": StreamError,
+}
 
 
 def _submitter(
@@ -84,7 +96,7 @@ def _check_stream(body: ImagesRequest) -> None:
     responses={
         200: {
             "description": "The pictures; with `stream` events of `image_generation.partial_image` and `.completed`",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": STREAM_EXAMPLE}},
+            "content": event_stream(STREAM, *STREAM_EXAMPLES),
         },
         **problems(*ERRORS, NotInTime),
     },
@@ -188,7 +200,9 @@ def list_openai_models(models: ModelsDep, owner: OwnerDep) -> OpenAIModels:
 
 @router.get("/models/{model}", responses=problems(NotFound), summary="A model, as OpenAI describes it")
 def read_openai_model(
-    model: Annotated[str, Path(description="a model's name", examples=["base"])], models: ModelsDep, owner: OwnerDep
+    model: Annotated[str, Path(max_length=100, description="a model's name", examples=["base"])],
+    models: ModelsDep,
+    owner: OwnerDep,
 ) -> OpenAIModel:
     """One of those that /v1/models lists."""
     found = [info for info in models.listing().denoisers if info.name == model]

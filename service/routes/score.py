@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 from service.errors import BadForm, BadRequest, NotJson, ServiceError
 from service.forms import read_form
 from service.models import vocabulary_of
-from service.openapi import problems
+from service.openapi import form, problems
 from service.schemas import Job, ScoreFields, ScoreRequest
 from service.submission import SubmissionError, read_submission
 from service.submit import ERRORS, RESPONSES, Submitter, SubmitterDep
@@ -21,27 +20,12 @@ from shared.vocabulary import LabelError, Vocabulary, parse_label_lists
 router = APIRouter(tags=["pictures"])
 
 FILE, PICTURES = "file", "pictures"
-BESIDE_PICTURES = {"columns", "webhook", "webhook_events"}  # the fields that say nothing of how pictures are made
+BESIDE_PICTURES = ("columns", "webhook", "webhook_events")  # the fields that say nothing of how pictures are made
 
 
 class UnsupportedBody(ServiceError):
     status, slug, title = 415, "unsupported-media-type", "The body's type is not supported"
     example = "text/plain: wanted multipart/form-data or application/json"
-
-
-def _form_schema() -> dict[str, Any]:
-    """OpenAPI's description of the form: the fields of the JSON body, with a file in place of `conditions`."""
-    schema = ScoreFields.model_json_schema()
-    schema["properties"] = {
-        FILE: {"type": "string", "format": "binary"},
-        PICTURES: {
-            "type": "string",
-            "format": "binary",
-            "description": "a zip of PNGs named in the file's order, 0.png, 1.png, ...: they are scored, none is made",
-        },
-        **schema["properties"],
-    }
-    return {**schema, "required": [FILE]}
 
 
 @dataclass(frozen=True)
@@ -58,11 +42,20 @@ OPENAPI = {
         "required": True,
         "content": {
             "multipart/form-data": {
-                "schema": _form_schema(),
+                **form(
+                    {
+                        FILE: ("application/json", "the test file"),
+                        PICTURES: (
+                            "application/zip",
+                            "PNGs named in the file's order, 0.png, 1.png, ...: they are scored, none is made",
+                        ),
+                    },
+                    ScoreFields.model_json_schema()["properties"],
+                    dependentSchemas={PICTURES: {"propertyNames": {"enum": [FILE, PICTURES, *BESIDE_PICTURES]}}},
+                ),
                 "examples": {
                     "a test file": {"value": {FILE: '[["gray cube"], ["red cube", "blue sphere"]]', "repeats": 10}}
                 },
-                "encoding": {FILE: {"contentType": "application/json"}, PICTURES: {"contentType": "application/zip"}},
             },
             "application/json": {
                 "schema": ScoreRequest.model_json_schema(),
@@ -102,7 +95,7 @@ async def score(request: Request, submitter: SubmitterDep) -> Response:
 
 
 async def _score_sent(fields: ScoreFields, file: bytes, pictures: bytes, submitter: Submitter) -> Response:
-    if more := sorted(fields.model_fields_set - BESIDE_PICTURES):
+    if more := sorted(fields.model_fields_set.difference(BESIDE_PICTURES)):
         raise BadRequest.at(("body", more[0]), "of no use with pictures, of which none is made")
     judge = await submitter.evaluator()
     labels = _check(file, vocabulary_of(judge))

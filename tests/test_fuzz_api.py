@@ -1,0 +1,202 @@
+"""schemathesis asks the API as a client that reads nothing but its OpenAPI document: operation by operation and along
+its links, against a service with an API key and a worker. `make fuzz` does so at length.
+
+What the document cannot say is said here: which names storage has, and which options do not go together.
+"""
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from redis import Redis
+from schemathesis.config import SchemathesisConfig
+from schemathesis.core.failures import AcceptedNegativeData
+from schemathesis.engine import events, from_schema
+from schemathesis.schemas import BaseSchema
+
+from service.api_keys import hash_of, new_key
+from service.app import create_app
+from service.jobs import JobStore
+from service.recipe import example
+from service.records import MAX_SEED
+from service.settings import Settings
+from shared.checkpoint import promote, read_info, resolve
+from shared.options import LIMITS
+from tests.conftest import api_server, running
+from tests.test_recipe import png_with
+from tests.test_submission import GOOD, LISTS, zipped
+from tests.toy_checkpoint import publish_toy_denoiser
+
+KEY = new_key()
+MODEL = "base"  # as the document's examples call it
+LABELS = ["red cube", "blue sphere", "gray cylinder"]
+PROMPTS = ["red cube and blue sphere", "gray cylinder"]
+WEBHOOK = "https://pictures.example/hook"
+STEPS, PICTURES, REPEATS = 4, 4, 2  # at most, where a request may ask for them: what takes long finds no more
+QUICK = {
+    "generation": {"max-examples": 4},
+    "phases": {"coverage": {"enabled": False}, "stateful": {"max-steps": 4}},
+}
+LONG = {"generation": {"max-examples": 300}}
+CHECKS = {
+    "use_after_free": {"enabled": False},  # DELETE cancels: a cancelled job can be read, and its pictures
+}
+
+
+@pytest.fixture(scope="module")
+def keyed(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings with an API key and one promoted model, which knows positions."""
+    folder = Path(shutil.copytree(settings.storage, tmp_path_factory.mktemp("fuzz") / "storage"))
+    publish_toy_denoiser(folder, MODEL, 3, positions=True)
+    promote(folder, MODEL)
+    return settings.model_copy(
+        update={"storage": folder, "api_keys": f"me:{hash_of(KEY)}", "rate_limit": "none", "webhook_secret": "x" * 32}
+    )
+
+
+@pytest.fixture
+def address(keyed: Settings, connection: Redis) -> Iterator[str]:
+    """Of a service with a worker."""
+    JobStore(connection, keyed.model_copy(update={"lease_s": 3600})).say_alive("w", {})
+    with api_server(keyed) as server, running(connection, keyed):
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+
+def with_names(document: dict[str, Any], digest: str) -> dict[str, Any]:
+    """The document with what is there: the model and its digest, its labels, its pictures' size, a webhook."""
+    document = json.loads(json.dumps(document))
+    names = {
+        "model": [MODEL],
+        "webhook": [WEBHOOK],
+        "prompt": PROMPTS,
+        "size": ["16x16", "auto"],
+        "digest": [digest],
+    }
+    schemas = document["components"]["schemas"]
+    score = document["paths"]["/score"]["post"]["requestBody"]["content"]
+    score["multipart/form-data"]["schema"]["properties"]["file"] = {"type": "string", "enum": [json.dumps(LISTS)]}
+    form = document["paths"]["/generate"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    asked = [form, *(schemas[name] for name in ("ImagesRequest", "MadeWith", "Recipe", "GenerateRequest"))]
+    for schema in [*asked, *(content["schema"] for content in score.values())]:
+        properties = schema["properties"]
+        for name in names.keys() & properties.keys():
+            if "$ref" in properties[name]:
+                continue
+            null = [None] if {"type": "null"} in properties[name].get("anyOf", []) else []
+            properties[name] = {"enum": names[name] + null}
+        for lists in properties.keys() & {"labels", "conditions"}:
+            properties[lists]["items"] = schemas["GenerateRequest"]["properties"]["labels"]["items"]
+            properties[lists]["items"]["items"] = {"enum": LABELS}
+    labels = document["paths"]["/labels"]["get"]["parameters"]
+    labels[0]["schema"] = {"enum": [MODEL]}
+    return document
+
+
+def with_digest(value: Any, digest: str) -> Any:
+    """A JSON value with another digest in place of the document's example."""
+    return json.loads(json.dumps(value).replace(example()["model"]["digest"], digest))
+
+
+keys = itertools.count()
+changed = set[str]()
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: Any) -> None:
+    """Makes a request that is in order by the document one that can be carried out, and quickly."""
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return
+    if "Idempotency-Key" in case.headers:  # one key stands for one request
+        case.headers["Idempotency-Key"] = f"key {next(keys)}"
+    body = case.body
+    if not isinstance(body, dict):
+        return
+    changed.add(case.id)
+    _make_possible(body)
+    recipe = body.get("recipe")
+    if recipe:
+        _make_possible(recipe)
+        _make_possible(recipe.setdefault("options", {}))
+    if body.get("webhook") is None:
+        body.pop("webhook_events", None)
+    if "pictures" in body:
+        for name in body.keys() - {"file", "columns", "webhook", "webhook_events"}:
+            del body[name]
+        body["pictures"] = zipped(GOOD)
+    if body.get("stream"):
+        body |= {"n": 1, "response_format": None}
+
+
+@schemathesis.hook
+def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool:
+    """Whether a failure counts. schemathesis takes every form with bytes that `before_call` changed for a bad one."""
+    return not (isinstance(failure, AcceptedNegativeData) and case.id in changed)
+
+
+def _make_possible(body: dict[str, Any]) -> None:
+    for name, most in (
+        ("steps", STEPS),
+        ("repeats", REPEATS),
+        ("seed", MAX_SEED - LIMITS.max_repeats),
+        ("trajectory", STEPS),
+    ):
+        if body.get(name) is not None:
+            body[name] = min(body[name], most)
+    if body.get("trajectory") is not None and "steps" not in body:
+        body["trajectory"] = 2
+    if body.get("guidance_interval"):
+        body["guidance_interval"].sort()
+    if body.get("eta"):
+        body["sampler"] = "ddim"
+    for lists in body.keys() & {"labels", "conditions"}:
+        del body[lists][PICTURES:]
+    if body.get("layouts") is not None:
+        given = [*body["layouts"], *[None] * PICTURES]
+        body["layouts"] = [
+            layout if layout is not None and len(layout) == len(labels) else None
+            for layout, labels in zip(given, body.get("labels", []), strict=False)
+        ]
+
+
+def findings(schema: BaseSchema) -> Iterator[str]:
+    """What schemathesis finds, each with the request that shows it."""
+    for event in from_schema(schema).execute():
+        if isinstance(event, events.FatalError):
+            raise event.exception
+        if isinstance(event, events.NonFatalError):
+            yield f"{event.label}: {event.value!r}"
+        if isinstance(event, events.ScenarioFinished):
+            for case_id, checks in event.recorder.checks.items():
+                answer = event.recorder.interactions[case_id].response
+                for check in checks:
+                    if check.failure_info is not None:
+                        shown = answer.content[:1000] if answer else None
+                        info = check.failure_info
+                        yield f"{event.phase.value}, {check.name}: {info.failure}\n{info.code_sample}\n{shown!r}\n"
+
+
+@pytest.mark.hypothesis
+def test_schemathesis_finds_nothing(address: str, keyed: Settings) -> None:
+    long = hypothesis_settings.get_current_profile_name() == "long"
+    digest = read_info(resolve(keyed.storage, MODEL, "denoiser")).digest
+    config = SchemathesisConfig.from_dict(
+        {
+            "base-url": address,
+            "seed": 1,
+            "headers": {"Authorization": f"Bearer {KEY}"},
+            "request-timeout": 60,
+            "checks": CHECKS,
+            **(LONG if long else QUICK),
+        }
+    )
+    schemathesis.openapi.media_type("image/png", st.just(png_with(json.dumps(with_digest(example(), digest)))))
+
+    document = with_digest(with_names(create_app(keyed).openapi(), digest), digest)
+    assert list(findings(schemathesis.openapi.from_dict(document, config=config))) == []
