@@ -4,13 +4,14 @@ Knows pydantic alone: no Redis, no HTTP, no PNG.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from service.records import MAX_SEED, MAX_STAGES, JobRecord, Layout, Picture, Verdict
 from shared.options import LIMITS, SamplingOptions, Strict
 
+MAX_POSITION = 2**31  # of a picture in its request
 KEYWORD = "labelgrid"  # of the PNG's text chunk
 SHOWN_SCORES = 5  # besides those asked
 # A verdict's last digits may depend on the company that the picture was judged in; these do not, so that the same
@@ -68,7 +69,9 @@ class Recipe(_Part):
         default=None, description="where the objects of each picture were asked to stand; null where nobody asked"
     )
     seed: int = Field(ge=0, le=MAX_SEED, description="of the request; of repeat r of a score, its seed + r")
-    first: int = Field(ge=0, le=2**31, description="position of the first picture in the request that it was made by")
+    first: int = Field(
+        ge=0, le=MAX_POSITION, description="position of the first picture in the request that it was made by"
+    )
     options: SamplingOptions
     trajectory: int | None = Field(
         default=None, ge=2, le=MAX_STAGES, description="stages, in the recipe of a strip; then each picture has one"
@@ -76,6 +79,12 @@ class Recipe(_Part):
     columns: int = Field(default=8, ge=1, le=LIMITS.max_columns, description="of the grid")
     evaluator: MadeWith | None = Field(default=None, description="who gave the verdicts; not read back")
     verdicts: list[RecipeVerdict] = Field(default=[], description="one for each picture; not read back")
+
+    @model_validator(mode="after")
+    def _check_last(self) -> Self:
+        if self.first + len(self.labels) - 1 > MAX_POSITION:  # its own recipe could not be read
+            raise ValueError(f"the last picture's position would exceed {MAX_POSITION}")
+        return self
 
     def text(self) -> dict[str, str]:
         """As the text chunk of a PNG: keyword -> JSON."""

@@ -56,7 +56,8 @@ def read_submission(content: bytes, count: int, settings: Settings) -> list[byte
 
 def _in_order(entries: Sequence[zipfile.ZipInfo], count: int) -> list[zipfile.ZipInfo]:
     """The entries by their number, without folders and what operating systems hide in zips."""
-    files = [one for one in entries if not one.is_dir() and not _is_hidden(one.filename)]
+    # Not is_dir: in Python 3.11 it raises for an empty name.
+    files = [one for one in entries if not one.filename.endswith("/") and not _is_hidden(one.filename)]
     folders = sorted({one.filename.rpartition("/")[0] for one in files})
     if len(folders) > 1:
         shown = ", ".join(_shown(folder or "no folder") for folder in folders[:3])

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # The same examples at every run; `make fuzz` draws others, and many more. The machine may be busy: no deadlines.
 hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, database=None)
-hypothesis.settings.register_profile("long", max_examples=5000, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("long", max_examples=2000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("quick")
 
 

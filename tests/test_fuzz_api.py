@@ -4,15 +4,19 @@ its links, against a service with an API key and a worker. `make fuzz` does so a
 What the document cannot say is said here: which names storage has, and which options do not go together.
 """
 
+import functools
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from redis import Redis
@@ -24,7 +28,7 @@ from schemathesis.schemas import BaseSchema
 from service.api_keys import hash_of, new_key
 from service.app import create_app
 from service.jobs import JobStore
-from service.recipe import example
+from service.recipe import example as recipe_example
 from service.records import MAX_SEED
 from service.settings import Settings
 from shared.checkpoint import promote, read_info, resolve
@@ -32,6 +36,7 @@ from shared.options import LIMITS
 from tests.conftest import api_server, running
 from tests.test_recipe import png_with
 from tests.test_submission import GOOD, LISTS, zipped
+from tests.test_vocabulary import any_json
 from tests.toy_checkpoint import publish_toy_denoiser
 
 KEY = new_key()
@@ -101,7 +106,7 @@ def with_names(document: dict[str, Any], digest: str) -> dict[str, Any]:
 
 def with_digest(value: Any, digest: str) -> Any:
     """A JSON value with another digest in place of the document's example."""
-    return json.loads(json.dumps(value).replace(example()["model"]["digest"], digest))
+    return json.loads(json.dumps(value).replace(recipe_example()["model"]["digest"], digest))
 
 
 keys = itertools.count()
@@ -145,6 +150,7 @@ def _make_possible(body: dict[str, Any]) -> None:
         ("steps", STEPS),
         ("repeats", REPEATS),
         ("seed", MAX_SEED - LIMITS.max_repeats),
+        ("first", 2**31 - PICTURES),
         ("trajectory", STEPS),
     ):
         if body.get(name) is not None:
@@ -196,7 +202,54 @@ def test_schemathesis_finds_nothing(address: str, keyed: Settings) -> None:
             **(LONG if long else QUICK),
         }
     )
-    schemathesis.openapi.media_type("image/png", st.just(png_with(json.dumps(with_digest(example(), digest)))))
+    schemathesis.openapi.media_type("image/png", st.just(png_with(json.dumps(with_digest(recipe_example(), digest)))))
 
     document = with_digest(with_names(create_app(keyed).openapi(), digest), digest)
     assert list(findings(schemathesis.openapi.from_dict(document, config=config))) == []
+
+
+bodies = (
+    st.binary(max_size=100)
+    | st.text('[]{}",:0 eEnull', max_size=30).map(str.encode)
+    | st.dictionaries(st.sampled_from(["labels", "conditions", "prompt", "recipe", "layouts", "seed"]), any_json).map(
+        lambda body: json.dumps(body).encode()
+    )
+)
+TYPES = (
+    "application/json",
+    "multipart/form-data; boundary=a",
+    "multipart/form-data",
+    "application/x-www-form-urlencoded",
+)
+ODD_TYPES = ("application/json; charset=utf-16", "text/plain", "", "multipart/form-data; boundary=", "a" * 100)
+types = st.sampled_from([*TYPES, *ODD_TYPES])
+FORM = b'--a\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n[["red cube"]]\r\n--a--\r\n'
+forms = st.lists(st.tuples(st.integers(0, len(FORM) - 1), st.binary(max_size=2)), max_size=4).map(
+    lambda changes: functools.reduce(
+        lambda form, change: form[: change[0]] + change[1] + form[change[0] + 1 :], changes, FORM
+    )
+)
+
+
+@given(st.sampled_from(["/generate", "/score", "/v1/images/generations"]), bodies | forms, types)
+@example("/v1/images/generations", b"[" * 100_000, "application/json")
+@example("/generate", b"[" * 100_000, "application/json")
+@example("/score", b"[" * 100_000, "application/json")
+@example("/v1/images/generations", b'{"seed": ' + b"9" * 5000 + b"}", "application/json")
+@example("/generate", b'{"labels": [["\\ud800"]], "guidance": NaN, "seed": 1e999}', "application/json")
+@example("/score", FORM, "multipart/form-data; boundary=a")
+def test_no_body_is_an_error_of_the_service(session_client: httpx.Client, path: str, body: bytes, type: str) -> None:
+    """The client wants every answer documented; without a worker a good request is 503."""
+    answer = session_client.post(path, content=body, headers={"content-type": type})
+    assert answer.status_code in (400, 413, 415, 422, 503)
+
+
+@given(
+    st.sampled_from(["prefer", "accept", "idempotency-key", "x-request-id", "authorization"]),
+    st.binary(max_size=40),
+)
+@example("accept", "image/png;q=\u0663".encode("latin-1", "ignore"))
+def test_no_header_is_an_error_of_the_service(session_client: httpx.Client, name: str, value: bytes) -> None:
+    value = re.sub(rb"[\x00-\x1f\x7f]", b"", value).strip()
+    answer = session_client.post("/generate", json={"labels": []}, headers={name.encode(): value})
+    assert answer.status_code in (400, 422)

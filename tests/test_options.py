@@ -1,11 +1,14 @@
 """Sampling options: what is refused, what the presets are, and seeds that keep their meaning."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shared.options import LIMITS, SAMPLING_PRESETS, SamplingOptions, picture_seed
+from shared.options import LIMITS, SAMPLING_PRESETS, SamplerName, SamplingOptions, SpacingName, picture_seed
+from tests.test_vocabulary import any_json
 
 
 def test_the_report_preset_is_the_reports_sampling() -> None:
@@ -77,3 +80,33 @@ def test_picture_seeds_are_distinct_and_fit_a_generator() -> None:
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62  # all 63 bits are in use
+
+
+fractions = st.floats(0, 1)
+sampling_options = st.builds(
+    lambda eta, **more: SamplingOptions(**more, eta=eta if more["sampler"] == "ddim" else 0.0),
+    eta=fractions,
+    sampler=st.sampled_from(get_args(SamplerName)),
+    steps=st.integers(1, LIMITS.max_steps),
+    spacing=st.sampled_from(get_args(SpacingName)),
+    guidance=st.floats(0, LIMITS.max_guidance),
+    guidance_interval=st.tuples(fractions, fractions).map(sorted).map(tuple),
+    clip_x0=st.booleans(),
+)
+
+
+@given(sampling_options)
+def test_all_options_come_back_from_json(options: SamplingOptions) -> None:
+    assert SamplingOptions.model_validate_json(options.model_dump_json()) == options
+    assert SamplingOptions.model_validate(options.model_dump(mode="json")) == options
+
+
+@given(st.dictionaries(st.sampled_from([*SamplingOptions.model_fields, "step"]), any_json))
+def test_any_options_are_refused_or_come_back(given_options: dict[str, Any]) -> None:
+    try:
+        options = SamplingOptions.model_validate(given_options)
+    except ValidationError:
+        return
+    assert SamplingOptions.model_validate(options.model_dump(mode="json")) == options
+    for name, value in options.model_dump(mode="json", exclude_unset=True).items():
+        assert value == given_options[name]

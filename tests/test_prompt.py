@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.prompt import ARTICLES, SEPARATORS, parse_prompt
+from service.prompt import ARTICLES, SEPARATORS, WORD, parse_prompt
 from shared.options import LIMITS
 from shared.vocabulary import ICLEVR, LabelError, Vocabulary
 
@@ -75,3 +75,26 @@ def test_nothing_is_passed_over(prompt: str) -> None:
     assert {word.strip(".!?\"'()") for word in left.replace(",", " ").replace(";", " ").split()} <= (
         SEPARATORS | ARTICLES | {""}
     )
+
+
+plain_names = st.lists(st.text("abcXY-é", min_size=1, max_size=4), min_size=1, max_size=3).map(" ".join)
+
+
+@given(st.lists(plain_names, min_size=1, max_size=8, unique_by=str.casefold), st.data())
+def test_a_list_of_labels_is_a_prompt_for_them(names: list[str], data: st.DataObject) -> None:
+    labels = data.draw(st.permutations(names))
+    assert parse_prompt(", ".join(labels), Vocabulary(tuple(names))) == labels
+    assert parse_prompt(" and ".join(labels).upper(), Vocabulary(tuple(names))) == labels
+
+
+@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5, unique=True), st.data())
+def test_any_prompt_for_any_names_is_read_or_refused(names: list[str], data: st.DataObject) -> None:
+    vocabulary = Vocabulary(tuple(names))
+    pieces = st.sampled_from([*names, *SEPARATORS, *ARTICLES]) | st.text(max_size=5)
+    prompt = data.draw(st.lists(pieces).map(" ".join))
+    try:
+        labels = parse_prompt(prompt, vocabulary)
+    except LabelError:
+        return
+    assert vocabulary.check([labels]) == [labels]
+    assert WORD.search(prompt)

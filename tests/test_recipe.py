@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,13 +17,17 @@ from service.errors import UnknownCheckpoint
 from service.jobs import JobStore
 from service.models import Models
 from service.png import PngError, recipe_of
-from service.recipe import Recipe, example
+from service.recipe import MadeWith, Recipe, RecipeVerdict, example
+from service.records import MAX_SEED, MAX_STAGES, Point
 from service.runner import Runner
 from service.settings import Settings
 from shared.checkpoint import read_info, resolve
-from shared.options import SamplingOptions
+from shared.options import LIMITS, SamplingOptions
+from shared.pictures import png_bytes
 from tests.conftest import serving
+from tests.test_options import fractions, sampling_options
 from tests.test_service_api import nothing_is_queued, problem
+from tests.test_vocabulary import any_json
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
 UNLIKE_DEFAULTS = {
@@ -152,6 +157,7 @@ def recipe_of_toy(settings: Settings, **changes: Any) -> dict[str, Any]:
         ({"options": {"eta": 0.5}}, "recipe.options"),
         ({"labels": [["red kube"]]}, 'did you mean "red cube"?'),
         ({"labels": []}, "at least one"),
+        ({"first": 2**31, "labels": [["red cube"], ["gray cube"]]}, "last picture's position"),
         ({"labels": [["red cube"]] * 257}, "at most 256"),
         ({"model": {"name": "toy", "digest": "short"}}, "recipe.model.digest"),
         ({"pose": "standing"}, "recipe.pose"),
@@ -256,3 +262,63 @@ def test_damaged_pngs_are_refused_or_read_right(cut: int, changes: list[tuple[in
     except PngError:
         return
     assert recipe == Recipe.model_validate(example())  # chunks have checksums: what is read is what was written
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=100)
+models = st.builds(MadeWith, name=texts, digest=st.text("0123456789abcdef", min_size=64, max_size=64))
+verdicts = st.builds(
+    RecipeVerdict, accuracy=fractions, exact=st.booleans(), f1=fractions, scores=st.dictionaries(texts, fractions)
+)
+layouts = st.lists(st.builds(Point, x=fractions, y=fractions), max_size=8)
+recipes = st.builds(
+    lambda first, labels, **more: Recipe(first=first - len(labels), labels=labels, **more),
+    version=st.just(1),
+    model=models,
+    labels=st.lists(st.lists(texts, max_size=8), max_size=5),
+    layouts=st.none() | st.lists(st.none() | layouts, max_size=5),
+    seed=st.integers(0, MAX_SEED),
+    first=st.integers(5, 2**31),
+    options=sampling_options,
+    trajectory=st.none() | st.integers(2, MAX_STAGES),
+    columns=st.integers(1, LIMITS.max_columns),
+    evaluator=st.none() | models,
+    verdicts=st.lists(verdicts, max_size=3),
+)
+PIXELS = np.zeros((2, 3, 3), np.uint8)
+
+
+@given(recipes)
+def test_a_png_gives_its_whole_recipe_back(recipe: Recipe) -> None:
+    assert recipe_of(png_bytes(PIXELS, recipe.text())) == recipe
+
+
+@given(
+    any_json.map(json.dumps)
+    | texts
+    | st.builds(
+        lambda name, value: json.dumps(example() | {name: value}),
+        texts | st.sampled_from([*Recipe.model_fields]),
+        any_json,
+    )
+)
+def test_any_text_is_a_recipe_or_refused(text: str) -> None:
+    try:
+        recipe = recipe_of(png_with(text))
+    except PngError:
+        return
+    assert recipe_of(png_bytes(PIXELS, recipe.text())) == recipe
+
+
+WHOLE = png_with(json.dumps(example()))
+
+
+@given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=6), st.integers(0, len(WHOLE)))
+def test_damaged_pngs_have_their_recipe_or_none(changes: list[tuple[int, int]], cut: int) -> None:
+    content = bytearray(WHOLE)
+    for at, byte in changes:
+        content[at] = byte
+    try:
+        recipe = recipe_of(bytes(content[: len(content) - cut]))
+    except PngError:
+        return
+    assert recipe.version == 1

@@ -8,12 +8,15 @@ from typing import Any, get_args
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from shared.denoise import Stepper, sample
 from shared.options import SAMPLING_PRESETS, PredictionName, SamplerName, SamplingOptions, ScheduleName, SpacingName
 from shared.samplers import SAMPLERS, SPACINGS, Table, ddim, ddpm, make_table, timesteps
 from shared.schedules import alpha_bar, betas
+from tests.test_options import sampling_options
 from tests.toy import K, ToyNetwork
 
 T = 1000
@@ -329,3 +332,10 @@ def test_deterministic_samplers_converge_to_the_flow_at_their_order(sampler: Sam
     assert errors[0] < 0.1 / order**3
     for coarse, fine in pairwise(errors):
         assert coarse / fine > 0.85 * 2**order
+
+
+@given(sampling_options, st.sampled_from(get_args(ScheduleName)))
+def test_all_options_make_a_table(options: SamplingOptions, schedule: ScheduleName) -> None:
+    table = make_table(options, alpha_bar(schedule))
+    assert len(table) == options.steps
+    assert all(math.isfinite(number) for row in table.rows for number in row)

@@ -8,15 +8,21 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from redis import Redis
 from typer.testing import CliRunner
 
 from service.client import Client, Point
 from service.client.__main__ import app
+from service.errors import BadRequest
 from service.jobs import JobStore
 from service.recipe import example
+from service.records import JobRecord
+from service.routes.generate import check_layouts
 from service.runner import Runner
 from service.settings import Settings
+from shared.checkpoint import read_info
 from shared.denoise import sample
 from shared.layouts import OUTSIDE, positions_at
 from shared.model import Denoiser, load_denoiser
@@ -24,11 +30,14 @@ from shared.options import SamplingOptions, picture_seed
 from shared.pictures import read_png, to_uint8
 from shared.vocabulary import ICLEVR
 from tests.conftest import running, serving
-from tests.test_recipe import image, recipe_in
+from tests.test_options import sampling_options
+from tests.test_recipe import image, layouts, recipe_in
 from tests.test_service_api import nothing_is_queued, problem
+from tests.test_vocabulary import good_lists
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 PLACES: list[Any] = [[{"x": 0.25, "y": 0.5}, {"x": 0.75, "y": 0.375}], None]
+PLACE = Point(x=0.5, y=0.25)
 QUICK = SamplingOptions(steps=2, guidance=1.0)
 ASKED: dict[str, Any] = {"labels": LISTS, "seed": 7, "steps": 2, "guidance": 1.0, "model": "placed"}
 
@@ -215,3 +224,44 @@ def test_the_client_and_its_command_line_take_layouts(client: httpx.Client, aliv
     assert code == 1
     assert "layouts.json: 0.0.x: Input should be less than or equal to 1" in err
     assert err.count("\n") == 1
+
+
+@given(good_lists, st.data())
+def test_any_layouts_fit_or_are_refused(placed: Settings, lists: list[list[str]], data: st.DataObject) -> None:
+    """Nothing is random about the model: `placed` stays as it is."""
+    asked = data.draw(st.lists(st.none() | layouts, min_size=len(lists) - 1, max_size=len(lists) + 1))
+    if data.draw(st.booleans()):  # the right number of points
+        asked = [one and [*one, *[PLACE] * 8][: len(labels)] for one, labels in zip(asked, lists, strict=False)]
+    fits = len(asked) == len(lists) and all(
+        one is None or len(one) == len(labels) for one, labels in zip(asked, lists, strict=True)
+    )
+    refused = None
+    try:
+        check_layouts(asked, lists, read_info(placed.storage / "placed.safetensors"), ("body", "layouts"))
+    except BadRequest as error:
+        refused = error
+    assert (refused is None) == fits
+
+
+@given(good_lists, sampling_options, st.integers(0, 2**53 - 1), st.integers(1, 3), st.data())
+def test_a_job_is_written_down_whole(
+    lists: list[list[str]], options: SamplingOptions, seed: int, repeats: int, data: st.DataObject
+) -> None:
+    places = data.draw(st.none() | st.tuples(*(st.none() | layouts for _ in lists)).map(list))
+    record = JobRecord(
+        id="a",
+        kind="score",
+        created_at=0.1,
+        model="m",
+        digest="d",
+        labels=lists,
+        layouts=places,
+        seed=seed,
+        repeats=repeats,
+        columns=8,
+        options=options,
+    )
+    read = JobRecord.model_validate_json(record.model_dump_json())
+    assert read == record
+    assert list(read.pictures()) == list(record.pictures())
+    assert [picture.index for picture in read.pictures()] == list(range(read.total))

@@ -190,6 +190,35 @@ def test_damaged_pngs_are_read_or_refused(changes: list[tuple[int, int]]) -> Non
     assert read_png(bytes(content)).shape == (size[1], size[0], 3)
 
 
+NAMES = "0.png 1.png 2.png 00.png a/0.png a/1.png b/1.png a/ / /0.png ../0.png 0.PNG __MACOSX/0.png .0.png 1.png/"
+ODD_NAMES = ("0.png\n", " 1.png", "NUL!", "NUL!0.png", "0.pngNUL!", "1.NUL!png", "a\\0.png")
+names = st.sampled_from([*NAMES.split(), *ODD_NAMES]) | st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8
+)
+contents = st.sampled_from([png(0), png(1), png(2, (8, 8)), png(3, (65, 1)), b"", b"PK\x01\x02", b"x" * (1 << 17)])
+methods = st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@given(
+    st.lists(st.tuples(names, contents), max_size=5) | st.permutations([*GOOD.items()]).map(lambda g: g[:2]), methods
+)
+def test_any_entries_are_taken_whole_or_refused(files: list[tuple[str, bytes]], method: int) -> None:
+    try:
+        pngs = read_submission(zipped(files, method).replace(b"NUL!", b"\0\0\0\0"), 2, BOUNDS)
+    except SubmissionError:
+        return
+    seen = {name.partition("NUL!")[0]: content for name, content in files if "__MACOSX" not in name}
+    found = {name.rpartition("/")[2]: content for name, content in seen.items() if "/." not in f"/{name}"}
+    assert pngs == [found["0.png"], found["1.png"]]
+
+
+def test_an_entry_without_a_name_is_refused() -> None:
+    content = zipped({**GOOD, "NUL!": b""}).replace(b"NUL!", b"\0\0\0\0")
+    with pytest.raises(SubmissionError, match=r"not one of the names"):
+        read_submission(content, 3, BOUNDS)
+
+
 # --- through the service ---
 
 

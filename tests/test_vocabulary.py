@@ -1,5 +1,6 @@
 """Label names and label files: the course's own files are read, and every bad one is refused by entry and value."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -295,3 +296,33 @@ def test_any_json_is_read_or_refused(content: Any) -> None:
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     with pytest.raises(LabelError):  # no run of random bytes is a list of known names
         read_test_file(content, ICLEVR)
+
+
+@given(
+    any_json
+    | st.dictionaries(st.text(), st.integers(-1, 5))
+    | st.dictionaries(st.text(), good_lists.map(lambda g: g[0]))
+)
+def test_any_file_of_objects_or_of_pictures_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps(content))
+    with contextlib.suppress(LabelError):
+        vocabulary = Vocabulary.from_objects_file(path)
+        assert {name: vocabulary.index(name) for name in vocabulary.names} == content
+    with contextlib.suppress(LabelError):
+        assert read_train_file(path, ICLEVR) == content
+
+
+@given(
+    good_lists,
+    st.lists(st.tuples(st.integers(0, 400), st.sampled_from([*'[]{}",:0 \\eénull']) | st.characters()), max_size=4),
+)
+def test_damaged_test_files_are_read_or_refused(lists: list[list[str]], changes: list[tuple[int, str]]) -> None:
+    content = json.dumps(lists)
+    for at, character in changes:
+        content = content[:at] + character + content[at + 1 :]
+    data = content.encode("utf-8", "surrogatepass")
+    with contextlib.suppress(LabelError):
+        assert read_test_file(data, ICLEVR) == json.loads(data)

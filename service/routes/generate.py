@@ -82,13 +82,13 @@ async def generate(body: GenerateRequest, submitter: SubmitterDep) -> Response:
         raise BadRequest.from_label_error(error, "recipe.labels" if recipe else "labels") from error
     layouts = (recipe or body).layouts
     if layouts is not None:
-        _check_layouts(layouts, labels, info, ("body", "recipe", "layouts") if recipe else ("body", "layouts"))
+        check_layouts(layouts, labels, info, ("body", "recipe", "layouts") if recipe else ("body", "layouts"))
         layouts = layouts if any(layouts) else None
     trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
     return await submitter.submit("generate", body, labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts)
 
 
-def _check_layouts(
+def check_layouts(
     layouts: Sequence[Layout | None], labels: Sequence[Sequence[str]], info: CheckpointInfo, at: tuple[str, ...]
 ) -> None:
     """BadRequest, with the entry, for layouts that do not fit the label lists, or that the model is not made for."""
