@@ -120,6 +120,9 @@ def job_links(job_id: str) -> dict[str, Any]:
         "events": link("read_events", "what happens to it, as it happens", job_id=job_id),
         "grid": link("read_grid", "all pictures in one, once it is finished", job_id=job_id),
         "picture": link("read_image", "its first picture, once that is made", job_id=job_id, index="0"),
+        "trajectory": link(
+            "read_trajectory", "its first picture's way from noise, where that was asked for", job_id=job_id, index="0"
+        ),
         "cancel": link("cancel_job", "ends it", job_id=job_id),
     }
 

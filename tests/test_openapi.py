@@ -115,7 +115,7 @@ def test_links_lead_from_a_job_to_all_that_there_is_of_it() -> None:
                 parameters = BY_ID[link["operationId"]]["parameters"]
                 assert link["parameters"].keys() <= {parameter["name"] for parameter in parameters}
                 linked.add((operation["operationId"], link["operationId"]))
-    targets = {"read_job", "read_events", "read_grid", "read_image", "cancel_job"}
+    targets = {"read_job", "read_events", "read_grid", "read_image", "read_trajectory", "cancel_job"}
     for source in ("generate", "score", "list_jobs", "read_job", "cancel_job"):
         assert {(source, target) for target in targets} <= linked
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 
 from service.dependencies import OwnerDep, OwnJob, ReaderDep, StoreDep
 from service.errors import ExpiredJob, JobEnded, NotReady, Unavailable, UnknownJob, UnknownPicture
@@ -40,7 +41,13 @@ EVENTS_EXAMPLES = (
         "id": "1767268801456-0",
     },
 )
-EVENTS = {"job": Job, "status": StatusEvent, "picture": PictureEvent, "steps": StepsEvent, "end": Job}
+EVENTS: dict[str, type[BaseModel]] = {
+    "job": Job,
+    "status": StatusEvent,
+    "picture": PictureEvent,
+    "steps": StepsEvent,
+    "end": Job,
+}
 
 
 @router.get(
