@@ -68,6 +68,8 @@ class Stack:
             **ours,
             "OMP_NUM_THREADS": "1",
             "LABELGRID_DEVICE": "cpu",
+            "LABELGRID_BATCH_PICTURES": "16",  # what pays is hard to measure of toys
+            "LABELGRID_BATCH_ROWS": "32",
             "LABELGRID_STORAGE": str(storage),
             "LABELGRID_CACHE": str(folder / "cache"),
             "LABELGRID_REDIS_URL": self.redis.url,

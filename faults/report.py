@@ -21,9 +21,9 @@ HEAD = """\
 # Reliability
 
 Made by `make faults`: real processes (Redis with an append-only file, the API, two workers, all with the default
-settings but for toy checkpoints), real faults. `python -m faults NAME` does one of them and replaces its row. The flood
-meets one worker, API keys, no rate limit, which would refuse most of it, and a share of 500 waiting pictures for each
-owner.
+settings but for toy checkpoints, in batches of 16 pictures), real faults. `python -m faults NAME` does one of them and
+replaces its row. The flood meets one worker, API keys, no rate limit, which would refuse most of it, and a share of 500
+waiting pictures for each owner.
 
 After each of them, every accepted job had reached exactly one terminal state, by one way through the states of
 [jobs.md](jobs.md), both in its record and in the events that clients are told. Every finished job had each picture

@@ -256,7 +256,8 @@ class JobStore:
         ids, fields = list(job_ids), {"started_at": time.time()}
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in ids:
-                self._move(*self._moving(job_id, "running", fields), client=pipe)
+                keys, arguments = self._moving(job_id, "running", fields)
+                pipe.eval(_MOVE, len(keys), *keys, *arguments)  # as in `commit`
             answers = pipe.execute() if ids else []
         for job_id, answer in zip(ids, answers, strict=True):
             self._moved(job_id, "running", fields, answer)
