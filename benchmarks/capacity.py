@@ -29,6 +29,7 @@ class Costs:
     redis_commands: float  # for one picture, from request to answer
     redis_commands_per_s: float  # that this Redis carries out, pipelined
     picture_bytes: float  # on the wire, as PNG
+    served: tuple[int, int]  # steps and network rows a step of the checkpoint's own sampling
     ttl_s: float
 
     @classmethod
@@ -44,6 +45,7 @@ class Costs:
             redis_commands=sections["service"]["commands_per_picture"],
             redis_commands_per_s=sections["service"]["redis_commands_per_s"],
             picture_bytes=growth["png_bytes"],
+            served=(growth["served"]["steps"], growth["served"]["rows"]),
             ttl_s=sections["service"]["ttl_s"],
         )
 
@@ -164,8 +166,9 @@ def scaling(content: Data) -> list[str | Table | Plot]:
     if any("figures" not in sections.get(name, {}) for name in NEEDED):
         return []
     costs = Costs.of(content)
-    served = (8, 1)  # steps and rows a step: the shipped checkpoint's own sampling
-    kinds = {"8 steps as shipped": served, "8 steps, guided": (8, 2), "16 steps, guided": (16, 2)}
+    steps, rows = costs.served
+    as_shipped = f"{steps} {'guided ' if rows == 2 else ''}steps as shipped"
+    kinds = {as_shipped: costs.served, "8 guided steps": (8, 2), "16 guided steps": (16, 2)}
     flat = flat_costs(costs)
     queued = sections["growth"]["queue"][-1]
     streams = sections["growth"]["streams"][-1]
@@ -178,7 +181,7 @@ def scaling(content: Data) -> list[str | Table | Plot]:
         f"A device makes R = {number(costs.rows_per_s)} network rows/s inside the service. A picture of S steps needs "
         "S rows, or 2 S with guidance. For pictures that arrive at a rate A the number of devices is "
         f"ceil(A x rows / ({LOAD:g} R)). A picture alone takes S times the time of one step: "
-        f"{number(1000 * alone_s(costs, *served))} ms for the shipped checkpoint's 8 steps without guidance, "
+        f"{number(1000 * alone_s(costs, *costs.served))} ms for {as_shipped}, "
         f"{number(1000 * alone_s(costs, 16, 2))} ms for 16 guided ones.",
         sizing(costs, kinds),
         "Latency under load has no short formula, since requests differ and share steps: it is what the scheduler "
@@ -208,8 +211,8 @@ def scaling(content: Data) -> list[str | Table | Plot]:
     }
     for day in DAYS:
         lines.append(f"### {day:,} pictures a day")
-        broken = first_to_break(costs, day, math.prod(served))
-        lines.append(f"8 steps as shipped, one device, one Redis, at the peak: {broken}. {ways_out[day]}")
+        broken = first_to_break(costs, day, steps * rows)
+        lines.append(f"{as_shipped}, one device, one Redis, at the peak: {broken}. {ways_out[day]}")
     lines += [
         "### What does not grow",
         f"With {queued['queued']:,} jobs queued, `GET /jobs/{{id}}` took {number(queued['read_ms'])} ms; with "

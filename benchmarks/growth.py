@@ -19,6 +19,7 @@ from redis import Redis
 from benchmarks import subject
 from benchmarks.common import ROOT, Data, Deadline, figure, main, percentile, say, seconds
 from benchmarks.document import Plot, Table, number
+from benchmarks.policies import rows_of
 from benchmarks.service import saturate
 from benchmarks.stack import Stack, memory_mib, stack
 from service.jobs import JobStore, connect, job_key, new_id, text
@@ -258,6 +259,7 @@ def measure(quick: bool) -> Data:
         "batches": by_batch,
         "steps": by_steps,
         "png_bytes": len(png),
+        "served": {"steps": ours.options.steps, "rows": rows_of(ours.options)},
         "queue": queue,
         "store": store,
         "streams": watched,

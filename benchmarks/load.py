@@ -33,6 +33,7 @@ SPANS_S = {AT: 12.0, 0.3: 12.0, 0.9: 9.0, 1.2: 8.0}  # how long requests keep co
 CONTINUOUS, REQUEST_LEVEL, ONE = POLICIES
 SIMULATED_REQUESTS = 4000
 LIMIT_S = 280.0  # of the section
+BACKLOG_S = 60.0  # of that, for serving backlogs
 
 
 def step_costs(stepper: Stepper, labels: torch.Tensor, rows: list[int], rounds: int) -> dict[int, float]:
@@ -75,10 +76,11 @@ class Bench:
     def saturated(self, requests: int, rounds: int) -> dict[str, list[float]]:
         """Pictures/s of a backlog, by continuous batching and one at a time, in turn."""
         found: dict[str, list[float]] = {CONTINUOUS: [], ONE: []}
-        for turn in range(rounds):
+        for turn in Deadline(BACKLOG_S).rounds(rounds):
             for name, rates in found.items():
                 served = self.serve(name, 1e9, requests, seed=100 + turn)
                 rates.append(served.pictures / served.ended_at)
+        say(f"  {len(found[ONE])} backlogs, {self.deadline.spent:.0f} s")
         return found
 
     def at(self, load: float, capacity: float, span_s: float) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from shared.options import SamplingOptions
 
 SIZES = range(1, 9)  # pictures of a request
-STEPS = (4, 8, 12, 16)  # around the 8 of the shipped checkpoint
+STEPS = (4, 8, 12, 16)
 GUIDANCE = (1.0, 3.0)
 
 

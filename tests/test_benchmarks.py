@@ -211,6 +211,7 @@ def measured() -> dict[str, Any]:
     service = {"figures": {"service.saturation_fraction": figure([0.75])}, "commands_per_picture": 100.0}
     load = {"step_s": {"1": 0.01, "32": 0.32}, "max_pictures": 16, "latencies": {"0.6": by}}
     growth = {"store": [{"bytes_per_job": 1.0}, {"bytes_per_job": 2.0**20}], "png_bytes": 5000}
+    growth |= {"served": {"steps": 4, "rows": 1}}
     growth |= {"queue": [{"queued": 100_001, "read_ms": 1.5}], "streams": [{"streams": 1000, "read_ms": 3, "end_s": 5}]}
     return {
         "sections": {
@@ -225,6 +226,7 @@ def measured() -> dict[str, Any]:
 def test_the_capacity_model_says_what_breaks_first() -> None:
     costs = capacity.Costs.of(measured())
     assert costs.rows_per_s == 300.0
+    assert costs.served == (4, 1)
     assert capacity.alone_s(costs, steps=8, rows=2) == pytest.approx(0.16)
     need = capacity.redis_need(costs, 864_000)  # 10 a second on average, 30 at the peak
     assert need["memory_gib"] == pytest.approx(30 * 3600 / 1024)
@@ -241,6 +243,7 @@ def test_the_scaling_document_is_written_from_the_results(monkeypatch: pytest.Mo
     write(capacity.scaling(measured()), tmp_path / "scaling.md")
     text = (tmp_path / "scaling.md").read_text()
     assert "R = 300 network rows/s" in text
+    assert "40.0 ms for 4 steps as shipped" in text
     assert "measured means are 0.800 to 1.25 times the model's" in text
     assert "| 0.6 | request-level | 1.20 | 1.50 | 2.40 | 3.00 |" in text
     for heading in ("### 1,000 pictures a day", "### 100,000 pictures a day", "### 10,000,000 pictures a day"):

@@ -15,14 +15,18 @@ from tests_browser.conftest import browser_on_path, choose
 
 DOCS = Path(__file__).parents[1] / "docs"
 SEED = 7  # as `make demo`
-DESKTOP = {"width": 1280, "height": 900}
+DESKTOP = {"width": 1120, "height": 760}
 PHONE = {"width": 390, "height": 844}
 
 
 def save(page: Page, name: str) -> None:
-    """Of 128 colours, which halves the file and is not seen."""
-    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    image.save(DOCS / f"page-{name}.png", optimize=True)
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(DOCS / f"page-{name}.png", optimize=True)
+
+
+def look_up(page: Page) -> None:
+    """To the top of the page, with the pointer where nothing lights up."""
+    page.locator("h1").hover()
+    page.evaluate("scrollTo(0, 0)")
 
 
 def take(address: str) -> None:
@@ -38,20 +42,21 @@ def take(address: str) -> None:
         page.locator("#go").click()
         page.locator(".figures").wait_for()
         expect(page.locator(".card img[hidden], #jobs img[hidden]")).to_have_count(0)
-        page.locator("h1").hover()
+        look_up(page)
         save(page, "light")
+        drawn = page.url
 
         page.emulate_media(color_scheme="dark")
-        page.get_by_label("Steps").fill("40")
+        page.get_by_label("Steps").fill("100")
         page.locator("#go").click()
+        page.locator("#job[data-status=running]").wait_for()  # before, the progress is the last job's
         while page.locator(".progress").evaluate("bar => bar.value / bar.max") < 0.4:
             page.wait_for_timeout(50)
-        page.locator("h1").hover()
+        look_up(page)
         save(page, "dark")
-        page.locator(".figures").wait_for()
 
-        phone = browser.new_page(viewport=PHONE, device_scale_factor=1.5, color_scheme="light", is_mobile=True)  # type: ignore[arg-type]
-        phone.goto(page.url)
+        phone = browser.new_page(viewport=PHONE, device_scale_factor=1, color_scheme="light", is_mobile=True)  # type: ignore[arg-type]
+        phone.goto(drawn)
         phone.locator(".figures").wait_for()
         phone.locator(".job-head").evaluate("head => scrollTo(0, head.getBoundingClientRect().top - 24)")
         phone.wait_for_timeout(300)
