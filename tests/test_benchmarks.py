@@ -393,3 +393,63 @@ def test_documents_say_what_was_not_measured() -> None:
         ]
     ]
     assert capacity.scaling(content) == []
+
+
+def test_load_is_written_up_with_what_is_possible(tmp_path: Path) -> None:
+    """From served schedules on a virtual clock: a table of 12 runs, the bounds by the steps' cost, two plots."""
+    cost = StepCost({1: 0.01, 2: 0.012, 32: 0.16})
+    served = {
+        load_: {name: [simulate(policy, poisson(load_, 20, 3), cost, 8)] for name, policy in load.POLICIES.items()}
+        for load_ in load.SPANS_S
+    }
+    summaries = {str(load_): load.pooled(by) for load_, by in served.items()}
+    data = {
+        "requests_per_s": 2.0,
+        "step_s": {"1": 0.01, "2": 0.012, "32": 0.16},
+        "max_pictures": 8,
+        "saturated": {load.CONTINUOUS: [20.0, 22.0], load.ONE: [10.0, 11.0]},
+        "latencies": summaries,
+        "pictures_per_s": {str(load_): load.rates(by) for load_, by in served.items()},
+        "simulated": summaries,
+        "alone": load.alone(cost, 8),
+        "spans_s": {str(load_): span for load_, span in load.SPANS_S.items()},
+    }
+    write(load.report(data), tmp_path / "load.md")
+    text = (tmp_path / "load.md").read_text().replace("\n", " ")
+    assert text.count("| request-level |") == 4
+    assert (
+        "one network row at a time runs at 100 rows/s, two (a guided picture) at 167, and the best size at 200" in text
+    )
+    assert "cannot gain more than 2.00 times on unguided pictures and 1.20 times on guided ones" in text
+    assert {path.name for path in tmp_path.glob("*.png")} == {"load-load.png", "load-load-throughput.png"}
+
+
+def test_growth_and_training_are_written_up(tmp_path: Path) -> None:
+    queue = dict.fromkeys(("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s"), 1.5)
+    streams = dict.fromkeys(("open_s", "read_ms", "read_p95_ms", "end_s", "api_mib"), 2.5)
+    grown = {
+        "batches": {"1": [5.0, 400.0], "8": [20.0, 450.0]},
+        "steps": {"4": 40.0, "8": 20.0},
+        "png_bytes": 5000,
+        "queue": [queue | {"queued": 100_001}],
+        "store": [{"finished": 10_000, "read_ms": 1.0, "image_ms": 1.0, "bytes_per_job": 20_000.0}],
+        "streams": [streams | {"streams": 1000}],
+        "workers": {"1": 60.0, "2": 66.0},
+    }
+    shares = {"network_share": 0.7, "data_path_share": 0.005, "highest_speedup_vs_report": 2.8}
+    rates = (training.OURS, training.REPORT, training.LIBRARY, training.LIBRARY_BF16, training.ALONE)
+    trained = {
+        "figures": {f"training.{key}": figure([value]) for key, value in shares.items()},
+        "batch": 64,
+        "steps": 2,
+        "pictures_per_s": {name: figure([80.0 / (1 + i)]) for i, name in enumerate(rates)},
+        "rendering": {"64x64": 70.0},
+        "decoding": 800.0,
+        "fitting": 90.0,
+    }
+    write([*growth.report(grown), *training.report(trained)], tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "| 100,001 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 |" in text
+    assert "| pictures/s, batch 8, guided | 40.0 | 20.0 |" in text
+    assert f"| {training.REPORT} | 40.0 | 0 | 2.00 |" in text
+    assert "70% of our step" in text
