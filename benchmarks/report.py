@@ -4,6 +4,7 @@ Measures nothing. With --quick the documents of a quick run go to runs/bench-qui
 """
 
 import argparse
+import json
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,7 @@ from benchmarks.common import ROOT, Data, results, say
 from benchmarks.document import Plot, Table, number, write
 
 Pieces = list[str | Table | Plot]
+BEFORE = ROOT / "benchmarks" / "before.json"  # figures of a commit before something was made faster
 
 TITLES = {
     "sampling": "Sampling a batch",
@@ -41,8 +43,9 @@ GOALS = [
 ]
 
 
-def goals(content: Data) -> Table:
-    table = Table(["figure", "what", "median", "spread", "goal", "met"])
+def goals(content: Data, before: Data) -> Table:
+    """The figures with goals; `before`: what some of them were, by key."""
+    table = Table(["figure", "what", "before", "median", "spread", "goal", "met"])
     for key, what, goal, above in GOALS:
         if (found := content.get(key)) is None:
             continue
@@ -50,7 +53,8 @@ def goals(content: Data) -> Table:
         if goal is not None:
             wanted = f"{'at least' if above else 'at most'} {goal:g}"
             met = "yes" if (found["median"] >= goal) == above else "no"
-        table.add(f"`{key}`", what, number(found["median"]), number(found["spread"]), wanted, met)
+        was = number(before[key]["median"]) if key in before else ""
+        table.add(f"`{key}`", what, was, number(found["median"]), number(found["spread"]), wanted, met)
     return table
 
 
@@ -75,13 +79,15 @@ def measured_line(name: str, section: Data, about: Data) -> str:
 
 def performance(content: Data) -> Pieces:
     command = "make bench-quick" if content["about"].get("quick") else "make bench"
+    before = json.loads(BEFORE.read_text())
     pieces: Pieces = [
         "# Performance",
         f"Written by `{command}` from what it measured; do not edit. Figures are medians of things that take turns in "
         "one process or one session, ratios are taken round by round, and the spread is the highest minus the lowest "
         "of the rounds. All of them, with every repetition's range, are in `benchmarks/results.json`.",
         machine_line(content["about"]),
-        goals(content),
+        goals(content, before["figures"]),
+        f"Before: the median at commit {before['commit']}, on the same machine; {before['what']} (`{BEFORE.name}`).",
     ]
     for name, title in TITLES.items():
         section = content["sections"].get(name)

@@ -386,6 +386,7 @@ def test_documents_say_what_was_not_measured() -> None:
         [
             "`limit.fraction`",
             "network at 32 rows, of the machine's best kernel",
+            "",
             "0.425",
             "0.0500",
             "at least 0.5",
