@@ -100,7 +100,7 @@ class PictureWorker(SimpleWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """As RQ does it; but one whose pictures were made beside another's is only taken off, with a tenth of the
-        commands. Under load those are nearly all."""
+        commands. Under load those are many."""
         if self.runner.store.is_open(job.args[0]):
             super().execute_job(job, queue)
             return

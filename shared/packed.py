@@ -82,20 +82,61 @@ class FoldedResNet:
         return h.mean((2, 3))
 
 
-class PackedBlock(nn.Module):
-    """A ResidualBlock of packed convolutions."""
+class PackedLinear(nn.Module):
+    """A linear layer in bf16 with its weight in oneDNN's own layout."""
 
-    def __init__(self, block: ResidualBlock) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
+        self.bias = bias.detach().bfloat16()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16(), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) of any dtype -> (..., C') bf16."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.weight, self.bias, "none", [], None)
+        return out
+
+
+class PackedAttention(Attention):
+    """An Attention of packed layers, by the fused kernel, which is the faster one where nothing is trained."""
+
+    def __init__(self, attention: Attention) -> None:
+        nn.Module.__init__(self)
+        self.heads, self.norm = attention.heads, deepcopy(attention.norm).bfloat16()
+        for name in ("qkv", "token_kv", "out"):
+            linear = getattr(attention, name)
+            setattr(self, name, PackedLinear(linear.weight, linear.bias))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mixed: Tensor = F.scaled_dot_product_attention(q, k, v)
+        return mixed
+
+
+class PackedJoin(nn.Module):
+    """A Join in one pass over its result."""
+
+    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
+        B, C, H, W = coarse.shape
+        joined = coarse.new_empty(B, H, 2, W, 2, C + skip.shape[1])
+        joined[..., :C] = coarse.permute(0, 2, 3, 1)[:, :, None, :, None]
+        whole = joined.view(B, 2 * H, 2 * W, -1)
+        whole[..., C:] = skip.permute(0, 2, 3, 1)
+        return whole.permute(0, 3, 1, 2)
+
+
+class PackedBlock(nn.Module):
+    """A ResidualBlock of packed convolutions. Its scale and shift are the columns from `start` of what it is given."""
+
+    def __init__(self, block: ResidualBlock, start: int) -> None:
+        super().__init__()
+        self.columns = slice(start, start + block.modulation.out_features)
         self.weight, self.bias = (p.detach().bfloat16() for p in (block.norm.weight, block.norm.bias))
         self.conv1, self.conv2 = PackedConv(block.conv1), PackedConv(block.conv2)
-        self.modulation = deepcopy(block.modulation).bfloat16()
         self.skip = PackedConv(block.skip) if isinstance(block.skip, Conv) else nn.Identity()
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modulations: Tensor) -> Tensor:
         normed = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias)
         h = self.conv1(F.silu(normed, inplace=True).permute(0, 3, 1, 2))
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = modulations[:, self.columns, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, h, 1 + scale), inplace=True)
         out: Tensor = self.conv2(h, self.skip(x))
         return out
@@ -115,14 +156,19 @@ def can_pack(device: torch.device, dtype: torch.dtype | None) -> bool:
 def pack(network: UNet) -> UNet:
     """A copy of a network on the CPU, to be called under bf16 autocast and inference mode; it cannot be trained."""
     packed = deepcopy(network).requires_grad_(False).eval()
+    modulations: list[nn.Linear] = []
     for level in (*packed.encoder, *packed.decoder):
         assert isinstance(level, Level)
         for i, block in enumerate(level.blocks):
             assert isinstance(block, ResidualBlock)
-            level.blocks[i] = PackedBlock(block)
-        for attention in level.attentions:
+            level.blocks[i] = PackedBlock(block, sum(linear.out_features for linear in modulations))
+            modulations.append(block.modulation)
+        for i, attention in enumerate(level.attentions):
             if isinstance(attention, Attention):
-                attention.bfloat16()
+                level.attentions[i] = PackedAttention(attention)
+    weight, bias = (torch.cat([getattr(linear, name) for linear in modulations]) for name in ("weight", "bias"))
+    packed.modulate = PackedLinear(weight, bias)  # of all blocks in one product
+    packed.join = PackedJoin()
     for name, conv in list(packed.named_children()):
         if isinstance(conv, Conv):  # the first and the last layer
             setattr(packed, name, PackedConv(conv))

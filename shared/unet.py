@@ -131,6 +131,13 @@ class Attention(nn.Module):
         return mixed
 
 
+class Join(nn.Module):
+    """Beside one another: what comes from a coarser level, at twice its resolution, and the skip connection."""
+
+    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:  # (B, C, H, W), (B, C', 2H, 2W) -> (B, C + C', 2H, 2W)
+        return torch.cat([F.interpolate(coarse, scale_factor=2, mode="nearest"), skip], 1)
+
+
 class Level(nn.Module):
     """Residual blocks of one resolution, each followed by attention where the level has it."""
 
@@ -167,6 +174,8 @@ class UNet(nn.Module):
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.stem = Conv(pixels + self.conditioning.input_channels, c[0])
         self.stem_positions = PositionMap(config.num_labels, c[0]) if config.positions else None
+        self.modulate: nn.Module = nn.Identity()  # what blocks are given is the embedding itself
+        self.join: nn.Module = Join()
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         for i, blocks in enumerate(config.encoder_blocks):
             self.encoder.append(Level([(c[i], c[i])] * blocks, config, config.attention[i]))
@@ -185,6 +194,7 @@ class UNet(nn.Module):
         labels = (labels if positions is None else labels[..., 0]) * keep[:, None]  # (B, K)
         label_embedding, tokens = self.conditioning(labels, keep)
         embedding = F.silu(self.time(time_features(t, self.config.embedding)) + label_embedding)
+        embedding = self.modulate(embedding)
         h = F.pixel_unshuffle(x, self.config.block)
         if extra := self.conditioning.input_channels:
             h = torch.cat([h, labels[:, :extra, None, None].expand(-1, -1, *h.shape[2:])], 1)
@@ -200,7 +210,7 @@ class UNet(nn.Module):
         for level, up in zip(self.decoder, self.up, strict=True):
             h = self._run(level, h, embedding, tokens)
             if skips:
-                h = torch.cat([F.interpolate(up(h), scale_factor=2, mode="nearest"), skips.pop()], 1)
+                h = self.join(up(h), skips.pop())
         return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.config.block)
 
     def _run(self, level: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
