@@ -13,7 +13,7 @@ import torch
 from redis import Redis
 
 from service import recipe
-from service.batch_limit import UNMEASURED, BatchLimit
+from service.batch_limit import FEWEST, BatchLimit
 from service.checkpoint_cache import CheckpointCache
 from service.engine import Engine, Judge
 from service.recipe import MadeWith
@@ -84,7 +84,7 @@ class Loader:
             stepper,
             denoiser.vocabulary,
             self.judge,
-            max_pictures=UNMEASURED,
+            max_pictures=FEWEST,
             recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
         )
         stream = PictureStream(self.connection, self.settings, info.digest, self.consumer)

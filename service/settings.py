@@ -109,7 +109,8 @@ class Settings(BaseSettings):
     # Where the network runs: cpu, cuda, cuda:1, or auto for the GPU if there is one.
     device: str = "auto"
     # Pictures that one worker samples at the same time. Without it a worker times calls of its network when it has
-    # nothing else to do, or more to do than it can, and takes the smallest number with nearly the best rows/s.
+    # nothing else to do, or more to do than it can, and takes the smallest number, from 16 on, with nearly the best
+    # rows/s.
     batch_pictures: int | None = Field(default=None, ge=1)
     # Network rows of one call, at most (a guided picture takes two). Without it as many as were found.
     batch_rows: int | None = Field(default=None, ge=1)

@@ -7,7 +7,7 @@ import torch
 from redis import Redis
 
 import service.batch_limit
-from service.batch_limit import AROUND_S, UNMEASURED, Measurement, fixed_sizes, of_network
+from service.batch_limit import AROUND_S, FEWEST, Measurement, fixed_sizes, of_network
 from service.jobs import JobStore
 from service.lanes import Lane
 from service.runner import Runner
@@ -139,8 +139,8 @@ def test_a_gpus_calls_have_one_of_a_few_sizes_and_a_cpus_any(rows: int, sizes: l
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    """What a worker's model is measured on: 4 rows are its best size."""
-    one = Device(lambda rows: proportional(max(4, rows)))
+    """What a worker's model is measured on: 32 rows are its best size."""
+    one = Device(lambda rows: 0.001 * max(32, rows) - AROUND_S)
     monkeypatch.setattr(service.batch_limit, "of_network", lambda stepper, most: one.measurement(most))
     return one
 
@@ -157,8 +157,8 @@ def runner(connection: Redis, unset: Settings) -> Runner:
     return one
 
 
-SIZES = [1, 2, 4, 8, 16]
-CALLS = [1, 1, 2, 2, 4, 4, 8, 8, 16, 16, *SIZES, *SIZES]
+SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
+CALLS = [*(size for size in SIZES for _ in range(2)), *SIZES, *SIZES]
 
 
 def limits(lane: Lane) -> tuple[int, int]:
@@ -169,7 +169,7 @@ def limits(lane: Lane) -> tuple[int, int]:
 
 def test_an_idle_worker_makes_a_call_a_turn_and_takes_what_it_finds(device: Device, runner: Runner) -> None:
     lane = runner.lane()
-    assert limits(lane) == (UNMEASURED, 256)
+    assert limits(lane) == (FEWEST, 256)
     for turns in range(1, len(CALLS) + 1):
         runner.turn()
         assert len(device.calls) == turns
@@ -177,23 +177,30 @@ def test_an_idle_worker_makes_a_call_a_turn_and_takes_what_it_finds(device: Devi
     runner.turn()
     assert not runner.measuring
     assert device.calls == CALLS
-    assert limits(lane) == (4, 4)
+    assert limits(lane) == (32, 32)
+
+
+def test_a_limit_that_is_measured_is_not_below_the_fewest(device: Device, runner: Runner) -> None:
+    device.cost = lambda rows: proportional(max(4, rows))
+    while runner.measuring:
+        runner.turn()
+    assert limits(runner.lane()) == (FEWEST, FEWEST)
 
 
 def test_small_jobs_are_not_held_up_and_a_full_batch_is(
     device: Device, runner: Runner, connection: Redis, unset: Settings
 ) -> None:
     store, lane = JobStore(connection, unset), runner.lane()
-    small, large = new_job(unset, steps=4, pictures=UNMEASURED - 2), new_job(unset, steps=30, pictures=UNMEASURED + 4)
+    small, large = new_job(unset, steps=4, pictures=FEWEST - 2), new_job(unset, steps=40, pictures=FEWEST + 4)
     store.create(small)
     runner.run(small.id)
     assert device.calls == []
     store.create(large)
     for _ in range(len(CALLS) + 1):
         runner.turn()
-        assert len(lane.claims) == UNMEASURED
+        assert len(lane.claims) == FEWEST
     assert device.calls == CALLS
-    assert limits(lane) == (4, 4)
+    assert limits(lane) == (32, 32)
     runner.run(large.id)
     assert store.statuses([small.id, large.id]) == {small.id: "finished", large.id: "finished"}
 
@@ -206,12 +213,12 @@ def test_it_is_done_once_for_the_same_weights(device: Device, runner: Runner) ->
     lane = runner.lane()
     assert lane is not old
     assert not runner.measuring
-    assert limits(lane) == (4, 4)
+    assert limits(lane) == (32, 32)
     runner.lane("other")
     assert runner.measuring
 
 
-@pytest.mark.parametrize(("pictures", "rows", "expected"), [(6, None, (6, 4)), (None, 2, (2, 2)), (6, 9, (6, 9))])
+@pytest.mark.parametrize(("pictures", "rows", "expected"), [(6, None, (6, 32)), (None, 2, (FEWEST, 2)), (6, 9, (6, 9))])
 def test_what_is_set_is_not_measured(
     device: Device, connection: Redis, unset: Settings, pictures: int | None, rows: int | None,
     expected: tuple[int, int],
@@ -222,7 +229,7 @@ def test_what_is_set_is_not_measured(
     while runner.measuring:
         runner.turn()
     assert limits(lane) == expected
-    assert max(device.calls, default=0) <= (rows or 16)
+    assert max(device.calls, default=0) <= (rows or 128)
     assert bool(device.calls) == (pictures is None or rows is None)
 
 
@@ -231,7 +238,7 @@ def test_where_no_call_succeeds_the_batch_stays_as_it_is(device: Device, runner:
     runner.turn()
     runner.turn()
     assert not runner.measuring
-    assert limits(runner.lane()) == (UNMEASURED, UNMEASURED)
+    assert limits(runner.lane()) == (FEWEST, FEWEST)
 
 
 def test_a_worker_that_measures_takes_a_job_that_comes(
