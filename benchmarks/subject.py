@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import STORAGE, Data
-from service.batch_limit import FEWEST, MOST_ROWS, of_network
+from service.batch_limit import MOST_ROWS, of_network
 from service.settings import Settings
 from shared.checkpoint import resolve
 from shared.device import pick_device
@@ -49,8 +49,7 @@ def batch_limit(denoiser: Denoiser, settings: Settings) -> tuple[int, int]:
     if settings.batch_pictures is None or settings.batch_rows is None:
         while measurement.advance():
             pass
-    found = max(measurement.best or 0, FEWEST)
-    return settings.batch_pictures or found, settings.batch_rows or found
+    return settings.batch_pictures or measurement.limit, settings.batch_rows or measurement.limit
 
 
 def seeds(count: int, seed: int = 0) -> list[int]:

@@ -76,6 +76,11 @@ class Measurement:
         rates = self.rates
         return min((rows for rows in rates if rates[rows] >= GOOD_ENOUGH * max(rates.values())), default=None)
 
+    @property
+    def limit(self) -> int:
+        """The batch limit that follows: `best`, but `FEWEST` at least."""
+        return max(self.best or 0, FEWEST)
+
     def _plan(self) -> Iterator[int]:
         rows = 1
         while rows <= self._most and self._pays():
@@ -146,7 +151,7 @@ class BatchLimit:
         if self._measurement is None:
             return False
         if not self._measurement.advance():
-            self.known[self.digest] = max(self._measurement.best or 0, FEWEST)
+            self.known[self.digest] = self._measurement.limit
             rates = {rows: round(rate, 1) for rows, rate in self._measurement.rates.items()}
             spent_s = round(self._measurement.spent_s, 2)
             log.info("batch limit", rows=self.known[self.digest], rows_per_s=rates, seconds=spent_s, digest=self.digest)

@@ -263,9 +263,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     phrase = PHRASES.get(error.status_code) or HTTPStatus(error.status_code).phrase
     detail = error.detail
-    if isinstance(
-        error.__cause__, ValueError | RecursionError
-    ):  # FastAPI's answer to what json does not even begin with
+    # FastAPI's answer to what json does not even begin with
+    if isinstance(error.__cause__, ValueError | RecursionError):
         return from_service_error(NotJson(f"the body is not JSON: {error.__cause__}"))
     if detail == phrase:  # Starlette's own 404 and 405 say no more than their number does
         detail = f"{request.method} {request.url.path}: {phrase.lower()}"

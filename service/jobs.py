@@ -347,7 +347,7 @@ class JobStore:
 
     def verdicts(self, job_id: str) -> list[Verdict]:
         """The verdicts of the pictures that are done, by index."""
-        return _verdicts(self.connection.hvals(verdicts_key(job_id)))
+        return read_verdicts(self.connection.hvals(verdicts_key(job_id)))
 
     def open_verdicts(self, job_id: str) -> tuple[JobRecord, list[Verdict]] | None:
         """The record of a job that has not ended, with `verdicts`; None for any other."""
@@ -357,7 +357,7 @@ class JobStore:
             (raw, status), verdicts = pipe.execute()
         if not _is_open(raw, status):
             return None
-        return JobRecord.model_validate_json(raw), _verdicts(verdicts)
+        return JobRecord.model_validate_json(raw), read_verdicts(verdicts)
 
     def pngs(self, job_id: str, indices: Sequence[int]) -> list[bytes]:
         found: list[Any] = list(self.connection.hmget(png_key(job_id), [str(index) for index in indices]))
@@ -440,7 +440,8 @@ def _is_open(record: bytes | None, status: bytes | None) -> bool:
     return record is not None and status is not None and text(status) not in TERMINAL
 
 
-def _verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:
+def read_verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:
+    """Verdicts as Redis keeps them, by index."""
     return sorted((Verdict.model_validate_json(one) for one in raw), key=lambda verdict: verdict.index)
 
 

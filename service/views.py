@@ -22,6 +22,7 @@ from service.jobs import (
     events_key,
     job_key,
     png_key,
+    read_verdicts,
     stream_key,
     strip_name,
     text,
@@ -70,8 +71,7 @@ class JobReader:
         result = None
         if "result" in state:
             found = raw[0] if raw else await self.connection.hvals(verdicts_key(job_id))
-            verdicts = sorted((Verdict.model_validate_json(one) for one in found), key=lambda verdict: verdict.index)
-            result = _result(record, JobResult.model_validate_json(state["result"]), verdicts)
+            result = _result(record, JobResult.model_validate_json(state["result"]), read_verdicts(found))
         return Job(**_head(state, done), labels=record.labels, layouts=record.layouts, result=result)
 
     async def _gone(self, job_id: str) -> ServiceError:

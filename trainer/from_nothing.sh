@@ -1,6 +1,6 @@
 #!/bin/sh
-# From nothing to the shipped checkpoints: data, evaluator, denoiser. The shipped weights came about by these
-# commands, in two runs (models/*.md), with the course's train.json as TRAIN; without it, random scenes stand in.
+# From nothing to the shipped checkpoints: data, evaluator, denoiser, the same distilled. The shipped weights came about
+# by these commands, in several runs (models/*.md), with the course's train.json as TRAIN; without it, random scenes do.
 # Resumes by the same command.
 set -eu
 BIN=${BIN:-.venv/bin}
@@ -15,5 +15,7 @@ test -e models/iclevr-resnet18.safetensors || trainer fit-evaluator --name iclev
   --data data/train64 --data data/evaluator64 --data data/placements64 --held-out data/heldout64
 trainer train --data data/train64 --data data/placements64 --name iclevr-64 --run runs/denoiser --minutes 90
 trainer set-sampling iclevr-64 --sampler dpmpp_2m --steps 4 --guidance 1
+trainer distill --data data/train64 --name iclevr-64-1step --method trajectories --teacher iclevr-64 --guidance 1 \
+  --sampling-steps 1 --teacher-steps 4 --trajectories 6144 --steps 220 --set warmup_steps=30
 trainer promote iclevr-resnet18
 trainer promote iclevr-64
