@@ -11,7 +11,8 @@ from typing import Any
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from service.jobs import TERMINAL, events_key, live_key, text, watched_key
+from service.jobs import events_key, live_key, text, watched_key
+from service.records import TERMINAL
 from service.views import JobReader
 
 WATCHED_MS = 3000  # a watch not renewed for this long is over: workers make previews no longer

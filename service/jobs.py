@@ -37,8 +37,7 @@ from service import ledger, shares, tracing
 from service.ledger import PREFIX, Asked
 from service.logs import get_logger
 from service.metrics import JOBS_ENDED
-from service.records import TERMINAL as TERMINAL
-from service.records import Done, JobRecord, JobResult, JobStatus, Verdict
+from service.records import ACTIVE, TERMINAL, Done, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
 from service.webhooks import due
 
@@ -246,7 +245,7 @@ class JobStore:
             return {i: None if raw is None else text(raw) for i, raw in zip(ids, pipe.execute(), strict=True)}
 
     def is_open(self, job_id: str) -> bool:
-        return self.statuses([job_id])[job_id] in ("queued", "running")
+        return self.statuses([job_id])[job_id] in ACTIVE
 
     def begin(self, job_id: str) -> bool:
         return self._to(job_id, "running", {"started_at": time.time()})
@@ -345,12 +344,8 @@ class JobStore:
             for job_id, status, indices in zip(ids, found[::2], found[1::2], strict=True)
         }
 
-    def verdicts(self, job_id: str) -> list[Verdict]:
-        """The verdicts of the pictures that are done, by index."""
-        return read_verdicts(self.connection.hvals(verdicts_key(job_id)))
-
     def open_verdicts(self, job_id: str) -> tuple[JobRecord, list[Verdict]] | None:
-        """The record of a job that has not ended, with `verdicts`; None for any other."""
+        """The record of a job that has not ended, with the verdicts of what is done of it, by index; None else."""
         with self.connection.pipeline(transaction=False) as pipe:
             pipe.hmget(job_key(job_id), ["record", "status"])
             pipe.hvals(verdicts_key(job_id))
@@ -400,7 +395,7 @@ class JobStore:
             *states, queue = pipe.execute()
         waiting, lost = set(queue), set[str]()
         for job_id, (status, rq), left_s in zip(job_ids, states[::2], states[1::2], strict=True):
-            if status is None or text(status) in TERMINAL:
+            if status is None or text(status) not in ACTIVE:
                 self.connection.srem(OPEN, job_id)
             elif left_s <= self.settings.job_ttl_s:  # it was created with `job_timeout_s` more to live
                 self.fail(job_id, f"not finished within {self.settings.job_timeout_s} s")
@@ -437,7 +432,7 @@ class JobStore:
 
 
 def _is_open(record: bytes | None, status: bytes | None) -> bool:
-    return record is not None and status is not None and text(status) not in TERMINAL
+    return record is not None and status is not None and text(status) in ACTIVE
 
 
 def read_verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:

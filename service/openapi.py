@@ -33,7 +33,7 @@ Responses = dict[int | str, dict[str, Any]]
 GUARD = (NoKey, NotLocal, TooManyRequests)  # what is answered before a route is asked
 # Models that are no route's parameter or result.
 NOT_SEEN = (Problem, OpenAIProblem, StatusEvent, PictureEvent, StepsEvent, PartialImage, CompletedImage, StreamError)
-SCHEMAS, HEADERS = "#/components/schemas/", "#/components/headers/"
+SCHEMAS, HEADERS, PARAMETERS = "#/components/schemas/", "#/components/headers/", "#/components/parameters/"
 
 
 def header(description: str, example: str | int, *, always: bool = False) -> dict[str, Any]:
@@ -45,6 +45,16 @@ def header(description: str, example: str | int, *, always: bool = False) -> dic
 RETRY_AFTER = header("seconds after which to come again", 6)
 COMMON_HEADERS = {
     REQUEST_ID: header("finds the request in the logs; its own X-Request-ID where it has one", "7f3c9a", always=True)
+}
+COMMON_PARAMETERS = {
+    REQUEST_ID: {
+        "name": REQUEST_ID,
+        "in": "header",
+        "description": "an id of the client's own for the logs: 1 to 128 letters, digits and `._:/+=-`; "
+        "in place of anything else the service makes one",
+        "schema": {"type": "string"},
+        "example": "7f3c9a",
+    }
 }
 ERROR_HEADERS = {
     401: {"WWW-Authenticate": header("the scheme that is wanted", 'Bearer realm="labelgrid"', always=True)},
@@ -147,7 +157,8 @@ def _complete(document: dict[str, Any]) -> None:
                 _as_openai(operation["responses"])
             for response in operation["responses"].values():
                 response.setdefault("headers", {}).update({name: {"$ref": HEADERS + name} for name in COMMON_HEADERS})
-    document["components"]["headers"] = COMMON_HEADERS
+            operation.setdefault("parameters", []).extend({"$ref": PARAMETERS + name} for name in COMMON_PARAMETERS)
+    document["components"] |= {"headers": COMMON_HEADERS, "parameters": COMMON_PARAMETERS}
     schemas = document["components"]["schemas"]
     for of_fastapi in ("HTTPValidationError", "ValidationError"):
         schemas.pop(of_fastapi, None)

@@ -5,7 +5,7 @@ Knows no Redis, no HTTP and no torch.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,7 @@ MAX_STAGES_PER_REQUEST = 1024  # of all strips: a stage is noise, which no PNG m
 JobKind = Literal["generate", "score"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
+ACTIVE = frozenset(get_args(JobStatus)) - TERMINAL
 
 
 WebhookEvent = Literal["running", "finished", "failed", "cancelled"]

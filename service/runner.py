@@ -23,7 +23,7 @@ from service.live import Live
 from service.logs import get_logger
 from service.metrics import PICTURES, one_step, waited
 from service.recipe import MadeWith
-from service.records import Done, JobRecord, JobResult, Picture, Scores, Verdict
+from service.records import ACTIVE, Done, JobRecord, JobResult, Picture, Scores, Verdict
 from service.settings import Settings
 from service.stream import GROUP, Claim
 from shared.checkpoint import CheckpointError
@@ -264,7 +264,7 @@ class Runner:
         wanted = []
         for claim in claims:
             status, done = progress[claim.picture.job]
-            if status in ("queued", "running") and claim.picture.index not in done:
+            if status in ACTIVE and claim.picture.index not in done:
                 wanted.append(claim)
         lane.stream.discard([claim.entry for claim in claims if claim not in wanted])
         self.store.begin_all({claim.picture.job for claim in wanted if progress[claim.picture.job][0] == "queued"})
@@ -347,7 +347,7 @@ class Runner:
         """Takes pictures out of the batches whose job was ended elsewhere. Returns the jobs that have ended, of those
         with pictures in work and the one that is `waited_for`."""
         statuses = self.store.statuses(self._jobs() | ({waited_for} if waited_for else set()))
-        ended = {job_id for job_id, status in statuses.items() if status not in ("queued", "running")}
+        ended = {job_id for job_id, status in statuses.items() if status not in ACTIVE}
         if ended:
             for lane in self.lanes.values():
                 lane.stream.discard(_take_out(lane, {key for key in lane.claims if key[0] in ended}))

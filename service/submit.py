@@ -33,14 +33,14 @@ from service.errors import (
     TooLarge,
     Unavailable,
 )
-from service.jobs import TERMINAL, JobStore, new_id
+from service.jobs import JobStore, new_id
 from service.ledger import Asked, KeyReused
 from service.logs import get_logger, request_id
 from service.metrics import PICTURES_ACCEPTED
 from service.models import Models
 from service.openapi import Responses, header, job_links
 from service.recipe import Recipe
-from service.records import MAX_SEED, MAX_STAGES_PER_REQUEST, JobKind, JobRecord, Layout, WebhookEvent
+from service.records import MAX_SEED, MAX_STAGES_PER_REQUEST, TERMINAL, JobKind, JobRecord, Layout, WebhookEvent
 from service.schemas import EXAMPLE_ID, Job, SamplingFields
 from service.settings import Settings
 from service.views import JobReader
@@ -180,6 +180,25 @@ def check_finished(job: Job, headers: Mapping[str, str] | None = None) -> None:
 
 
 @dataclass(frozen=True)
+class JobSpec:
+    """What a request asks for. `labels`, `layouts` and `pictures` are checked.
+
+    With a `recipe`, seed and options are the recipe's. With `pictures`, PNGs, none is made, and `info` is the
+    evaluator's.
+    """
+
+    kind: JobKind
+    fields: SamplingFields
+    labels: list[list[str]]
+    info: CheckpointInfo
+    repeats: int = 1
+    recipe: Recipe | None = None
+    trajectory: int | None = None
+    layouts: list[Layout | None] | None = None
+    pictures: Sequence[bytes] | None = None
+
+
+@dataclass(frozen=True)
 class Submitter:
     """Creates jobs and answers with them."""
 
@@ -200,83 +219,54 @@ class Submitter:
     async def model_of(self, recipe: Recipe) -> CheckpointInfo:
         return await run_in_threadpool(self.models.with_digest, recipe.model.digest)
 
-    async def submit(
-        self,
-        kind: JobKind,
-        fields: SamplingFields,
-        labels: list[list[str]],
-        info: CheckpointInfo,
-        repeats: int = 1,
-        recipe: Recipe | None = None,
-        trajectory: int | None = None,
-        layouts: list[Layout | None] | None = None,
-        pictures: Sequence[bytes] | None = None,
-    ) -> Response:
+    async def submit(self, spec: JobSpec) -> Response:
         """Creates the job and answers as wished."""
-        return await self._answer(
-            await self.create(kind, fields, labels, info, repeats, recipe, trajectory, layouts, pictures)
-        )
+        return await self._answer(await self.create(spec))
 
-    async def create(
-        self,
-        kind: JobKind,
-        fields: SamplingFields,
-        labels: list[list[str]],
-        info: CheckpointInfo,
-        repeats: int = 1,
-        recipe: Recipe | None = None,
-        trajectory: int | None = None,
-        layouts: list[Layout | None] | None = None,
-        pictures: Sequence[bytes] | None = None,
-    ) -> str:
-        """The id of a new job, or of the one that the client's Idempotency-Key stands for.
-
-        `labels` and `layouts` are checked.
-
-        With a `recipe`, seed and options are the recipe's. With `pictures`, PNGs that were checked, none is made, and
-        `info` is the evaluator's.
-        """
+    async def create(self, spec: JobSpec) -> str:
+        """The id of a new job, or of the one that the client's Idempotency-Key stands for."""
+        fields, recipe, info = spec.fields, spec.recipe, spec.info
         options = recipe.options if recipe else _options(fields, info)
         given_seed = recipe.seed if recipe else fields.seed
         seed = secrets.randbits(DRAWN_SEED_BITS) if given_seed is None else given_seed
-        if seed + repeats - 1 > MAX_SEED:
-            raise BadRequest.at(("body", "seed"), f"with {repeats} repeats the last seed would exceed {MAX_SEED}")
-        _check_stages(trajectory, len(labels), options)
+        if seed + spec.repeats - 1 > MAX_SEED:
+            raise BadRequest.at(("body", "seed"), f"with {spec.repeats} repeats the last seed would exceed {MAX_SEED}")
+        _check_stages(spec.trajectory, len(spec.labels), options)
         events = self._webhook_events(fields)
-        asked = self._asked(kind, fields, labels, pictures)
+        asked = self._asked(spec)
         if asked and (standing := await self._in_store(self.store.standing, asked)):
             bind_contextvars(job_id=standing)
             tracing.describe({"labelgrid.job_id": standing})
             return standing
-        await self._check_room(info.digest, len(labels) * repeats)
+        await self._check_room(info.digest, len(spec.labels) * spec.repeats)
         record = JobRecord(
             id=new_id(),
             owner=self.owner,
-            kind=kind,
+            kind=spec.kind,
             created_at=time.time(),
             model=info.name,
             digest=info.digest,
-            labels=labels,
-            layouts=layouts,
+            labels=spec.labels,
+            layouts=spec.layouts,
             seed=seed,
             first=recipe.first if recipe else 0,
-            repeats=repeats,
-            trajectory=trajectory,
+            repeats=spec.repeats,
+            trajectory=spec.trajectory,
             webhook=fields.webhook,
             webhook_events=events,
             request_id=request_id(),
             traceparent=tracing.traceparent(),
             columns=recipe.columns if recipe else fields.columns,
             options=options,
-            sent=pictures is not None,
+            sent=spec.pictures is not None,
         )
-        job_id = await self._in_store(self.store.create, record, asked, pictures or ())
+        job_id = await self._in_store(self.store.create, record, asked, spec.pictures or ())
         assert job_id is not None
         bind_contextvars(job_id=job_id)
         tracing.describe({"labelgrid.job_id": job_id})
         if job_id == record.id:
-            PICTURES_ACCEPTED.labels(kind).inc(record.total)
-            log.info("job accepted", kind=kind, pictures=record.total, model=info.name)
+            PICTURES_ACCEPTED.labels(spec.kind).inc(record.total)
+            log.info("job accepted", kind=spec.kind, pictures=record.total, model=info.name)
         return job_id
 
     async def _check_room(self, digest: str, pictures: int) -> None:
@@ -306,15 +296,14 @@ class Submitter:
             raise BadRequest.at(("body", "webhook"), str(error)) from error
         return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
 
-    def _asked(
-        self, kind: JobKind, fields: SamplingFields, labels: list[list[str]], pictures: Sequence[bytes] | None
-    ) -> Asked | None:
+    def _asked(self, spec: JobSpec) -> Asked | None:
         """The request as its key stands for it. What it says counts, not how: JSON and a form may be the same."""
         if self.idempotency_key is None:
             return None
-        given = fields.model_dump(mode="json", exclude={"labels", "conditions"})
-        sent = [hashlib.sha256(png).hexdigest() for png in pictures or ()]
-        return Asked(self.owner, self.idempotency_key, json.dumps([kind, labels, given, sent], sort_keys=True))
+        given = spec.fields.model_dump(mode="json", exclude={"labels", "conditions"})
+        sent = [hashlib.sha256(png).hexdigest() for png in spec.pictures or ()]
+        said = json.dumps([spec.kind, spec.labels, given, sent], sort_keys=True)
+        return Asked(self.owner, self.idempotency_key, said)
 
     async def _in_store(self, method: Callable[..., str | None], *arguments: Any) -> str | None:
         try:

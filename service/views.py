@@ -16,7 +16,6 @@ from redis.asyncio import Redis
 from service.errors import ExpiredJob, NotReady, ServiceError, UnknownJob, UnknownPicture
 from service.jobs import (
     GRID,
-    TERMINAL,
     WORKERS,
     entries_of,
     events_key,
@@ -31,7 +30,7 @@ from service.jobs import (
 )
 from service.ledger import id_of, index_key, was_key
 from service.recipe import shown_scores
-from service.records import JobRecord, JobResult, Verdict
+from service.records import TERMINAL, JobRecord, JobResult, Verdict
 from service.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Progress, Repeat, ScoreResult, Summary
 from service.shares import jobs_key, turns_key, waiting_key
 

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from service.app import create_app
+from service.logs import GIVEN_ID
 from service.settings import Settings
 from tests.documented import Documented
 
@@ -20,6 +21,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     for method, operation in item.items()
 }
 BY_ID = {operation["operationId"]: operation for operation in OPERATIONS.values()}
+COMMON = {"$ref": "#/components/parameters/X-Request-ID"}
 PROBLEM_JSON = "application/problem+json"
 BYTES = "image/png"  # which no example shows
 
@@ -59,7 +61,7 @@ def has_good_examples(content: dict[str, Any]) -> bool:
 def test_operations_say_what_they_do_with_examples(operation: dict[str, Any]) -> None:
     assert operation["summary"]
     assert operation["description"]
-    for parameter in operation.get("parameters", []):
+    for parameter in own_parameters(operation):
         assert parameter["description"], parameter["name"]
         assert has_good_examples(parameter), parameter["name"]
     for media_type, content in operation.get("requestBody", {"content": {}})["content"].items():
@@ -70,6 +72,11 @@ def test_operations_say_what_they_do_with_examples(operation: dict[str, Any]) ->
         assert ("content" in response) == (status != "204")
         for media_type, content in response.get("content", {}).items():
             assert has_good_examples(content) or media_type == BYTES, (status, media_type)
+
+
+def own_parameters(operation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those that other operations do not have."""
+    return [parameter for parameter in operation["parameters"] if parameter != COMMON]
 
 
 def problems_of(operation: dict[str, Any]) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -94,17 +101,27 @@ def test_operations_name_their_errors(operation: dict[str, Any]) -> None:
         assert operation["security"] == [{"ApiKey": []}]
         wanted |= {"401 no-key", "403 not-local", "429 too-many-requests"}
     openai = "error" in problem
-    if operation.get("parameters") or "requestBody" in operation:
+    if own_parameters(operation) or "requestBody" in operation:
         wanted |= {"400 invalid-request" if openai else "422 invalid-request"}
     if "requestBody" in operation:
         wanted |= {"400 not-json", "413 content-too-large", "409 job-cancelled", "429 queue-full", "503 no-worker"}
-    if any(parameter["name"] == "job_id" for parameter in operation.get("parameters", [])):
+    if any(parameter["name"] == "job_id" for parameter in own_parameters(operation)):
         wanted |= {"404 unknown-job", "410 expired-job", "503 unavailable"}
     assert wanted <= named
-    for response in operation["responses"].values():
-        assert "X-Request-ID" in response["headers"]
     for status, header in (("401", "WWW-Authenticate"), ("429", "Retry-After"), ("503", "Retry-After")):
         assert header in operation["responses"].get(status, {"headers": header})["headers"]
+
+
+def test_operations_take_a_request_id_that_answers_give_back() -> None:
+    parameter = DOCUMENT["components"]["parameters"]["X-Request-ID"]
+    assert (parameter["in"], parameter.get("required", False)) == ("header", False)
+    assert GIVEN_ID.fullmatch(parameter["example"])
+    for given, is_one in (("a" * 128, True), ("a" * 129, False), ("._:/+=-", True), ("a b", False)):
+        assert bool(GIVEN_ID.fullmatch(given)) == is_one
+    assert "1 to 128 letters, digits and `._:/+=-`" in parameter["description"]
+    for operation in OPERATIONS.values():
+        assert operation["parameters"].count(COMMON) == 1
+        assert all("X-Request-ID" in response["headers"] for response in operation["responses"].values())
 
 
 def test_links_lead_from_a_job_to_all_that_there_is_of_it() -> None:
@@ -112,7 +129,7 @@ def test_links_lead_from_a_job_to_all_that_there_is_of_it() -> None:
     for operation in OPERATIONS.values():
         for response in operation["responses"].values():
             for link in response.get("links", {}).values():
-                parameters = BY_ID[link["operationId"]]["parameters"]
+                parameters = own_parameters(BY_ID[link["operationId"]])
                 assert link["parameters"].keys() <= {parameter["name"] for parameter in parameters}
                 linked.add((operation["operationId"], link["operationId"]))
     targets = {"read_job", "read_events", "read_grid", "read_image", "read_trajectory", "cancel_job"}

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from redis import Redis
 
-from service.jobs import JobStore, job_key, new_id, png_key
-from service.records import JobRecord, JobResult
+from service.jobs import JobStore, job_key, new_id, png_key, read_verdicts, verdicts_key
+from service.records import JobRecord, JobResult, Verdict
 from service.runner import Lane, Rate, Runner
 from service.settings import Settings
 from service.worker import PictureWorker
@@ -90,6 +90,10 @@ def status(store: JobStore, job: JobRecord) -> str | None:
     return store.statuses([job.id])[job.id]
 
 
+def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:
+    return read_verdicts(store.connection.hvals(verdicts_key(job.id)))
+
+
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16)
 
@@ -107,7 +111,7 @@ def test_a_job_gives_the_pictures_that_the_trainers_loop_gives(
     assert np.abs(np.stack(stored) - to_uint8(images).astype(np.int16)).max() <= 1
     evaluator = load_evaluator(resolve(settings.storage, None, "evaluator"), "cpu")
     probabilities = evaluator.probabilities(images)
-    for verdict, row in zip(store.verdicts(job.id), probabilities.tolist(), strict=True):
+    for verdict, row in zip(verdicts_of(store, job), probabilities.tolist(), strict=True):
         assert list(verdict.probabilities.values()) == pytest.approx(row, abs=1e-4)
 
 
@@ -119,7 +123,7 @@ def test_the_result_is_the_score_of_the_set(
     raw = connection.hget(job_key(job.id), "result")
     assert raw is not None
     result = JobResult.model_validate_json(raw)
-    verdicts = store.verdicts(job.id)
+    verdicts = verdicts_of(store, job)
     names = runner.judge.vocabulary.names
     for r, scores in enumerate(result.repeats):
         part = verdicts[r * 3 : r * 3 + 3]

@@ -15,7 +15,7 @@ from service.openapi import form, problems
 from service.png import PngError, recipe_of
 from service.records import Layout
 from service.schemas import BESIDE_RECIPE, GenerateRequest, Job
-from service.submit import ERRORS, RESPONSES, SubmitterDep
+from service.submit import ERRORS, RESPONSES, JobSpec, SubmitterDep
 from shared.checkpoint import CheckpointInfo
 from shared.options import LIMITS
 from shared.vocabulary import LabelError
@@ -85,7 +85,8 @@ async def generate(body: GenerateRequest, submitter: SubmitterDep) -> Response:
         check_layouts(layouts, labels, info, ("body", "recipe", "layouts") if recipe else ("body", "layouts"))
         layouts = layouts if any(layouts) else None
     trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
-    return await submitter.submit("generate", body, labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts)
+    spec = JobSpec("generate", body, labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts)
+    return await submitter.submit(spec)
 
 
 def check_layouts(

@@ -16,7 +16,6 @@ from pydantic import BaseModel
 from service.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
 from service.errors import BadRequest, NotFound, NotInTime, ServiceError, ShuttingDown
 from service.events import EVENT_STREAM_HEADERS, happenings
-from service.jobs import TERMINAL
 from service.models import vocabulary_of
 from service.openai_errors import error_of
 from service.openai_schemas import (
@@ -31,8 +30,9 @@ from service.openai_schemas import (
 )
 from service.openapi import event_stream, link, problems
 from service.prompt import parse_prompt
+from service.records import TERMINAL
 from service.schemas import Job
-from service.submit import ERRORS, IdempotencyKey, Submitter, Wishes, check_finished
+from service.submit import ERRORS, IdempotencyKey, JobSpec, Submitter, Wishes, check_finished
 from service.views import JobReader
 from shared.checkpoint import CheckpointInfo
 from shared.vocabulary import LabelError
@@ -113,7 +113,7 @@ async def generate_images(
         labels = parse_prompt(body.prompt, vocabulary_of(info))
     except LabelError as error:
         raise BadRequest.from_label_error(error, "prompt") from error
-    job_id = await submitter.create("generate", body, [labels] * (body.n or 1), info)
+    job_id = await submitter.create(JobSpec("generate", body, [labels] * (body.n or 1), info))
     if body.stream:
         stream = _stream(submitter.reader, job_id, body.partial_images or 0, request)
         return StreamingResponse(stream, media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)

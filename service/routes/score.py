@@ -13,7 +13,7 @@ from service.models import vocabulary_of
 from service.openapi import form, problems
 from service.schemas import Job, ScoreFields, ScoreRequest
 from service.submission import SubmissionError, read_submission
-from service.submit import ERRORS, RESPONSES, Submitter, SubmitterDep
+from service.submit import ERRORS, RESPONSES, JobSpec, Submitter, SubmitterDep
 from shared.options import LIMITS
 from shared.vocabulary import LabelError, Vocabulary, parse_label_lists
 
@@ -91,7 +91,7 @@ async def score(request: Request, submitter: SubmitterDep) -> Response:
         raise UnsupportedBody(f"{content_type or 'no type'}: wanted multipart/form-data or application/json")
     info = await submitter.model(fields.model)
     labels = _check(lists, vocabulary_of(info))
-    return await submitter.submit("score", fields, labels, info, fields.repeats)
+    return await submitter.submit(JobSpec("score", fields, labels, info, fields.repeats))
 
 
 async def _score_sent(fields: ScoreFields, file: bytes, pictures: bytes, submitter: Submitter) -> Response:
@@ -106,7 +106,7 @@ async def _score_sent(fields: ScoreFields, file: bytes, pictures: bytes, submitt
         raise BadRequest.from_errors(
             [{"loc": at, "msg": one.message, "type": "zip"} for at, one in zip(places, error.faults, strict=True)]
         ) from error
-    return await submitter.submit("score", fields, labels, judge, pictures=pngs)
+    return await submitter.submit(JobSpec("score", fields, labels, judge, pictures=pngs))
 
 
 def _check(lists: bytes | list[list[str]], vocabulary: Vocabulary) -> list[list[str]]:
