@@ -14,7 +14,7 @@ import torch
 from benchmarks.common import Data, Deadline, figure, main, ratios, say, seconds
 from benchmarks.document import Table, number
 from benchmarks.training_loops import diffusers_loop, report_loop
-from shared.device import autocast_dtype, pick_device
+from shared.device import autocast_dtype, kept_memory, pick_device
 from shared.schedules import alpha_bar
 from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset
@@ -44,12 +44,13 @@ def network_alone(dataset: Dataset, config: TrainConfig, steps: int, on_step: Ca
     device, network, objective = pick_device(), make_network(config, dataset), denoising(dataset, config)
     index, dtype = batch_indices(len(objective), config.batch, config.seed, 0), autocast_dtype(device)
     inputs = objective.draw(index, slice(0, config.batch), step_generator(config.seed, 0))
-    for _ in range(steps):
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            loss = objective(network.to(device), *(value.to(device) for value in inputs))
-        loss.backward()  # type: ignore[no-untyped-call]
-        network.zero_grad(set_to_none=True)
-        on_step()
+    with kept_memory():
+        for _ in range(steps):
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                loss = objective(network.to(device), *(value.to(device) for value in inputs))
+            loss.backward()  # type: ignore[no-untyped-call]
+            network.zero_grad(set_to_none=True)
+            on_step()
 
 
 def denoising(dataset: Dataset, config: TrainConfig) -> Denoising:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shared.checkpoint import publish
-from shared.device import autocast_dtype
+from shared.device import autocast_dtype, kept_memory
 from shared.layouts import Layouts
 from shared.schedules import alpha_bar as make_alpha_bar
 from shared.storage import Location
@@ -213,7 +213,7 @@ def train(
             optimizer.load_state_dict(saved)
         run.step, run.elapsed_s = state["step"], state["elapsed_s"]
 
-    with RunLog(folder if rank == 0 else None) as log:
+    with kept_memory(), RunLog(folder if rank == 0 else None) as log:
 
         def save() -> None:
             if rank == 0:
