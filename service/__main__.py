@@ -104,6 +104,8 @@ def main() -> int:
     except (CheckpointError, RuntimeError, OSError, RedisError, ValidationError) as error:
         print(f"labelgrid: {error}", file=sys.stderr)
         return 1
+    finally:
+        tracing.stop()
     return 0
 
 

@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service import tracing
 from service.errors import ShuttingDown, from_service_error
 from service.logs import get_logger
 
@@ -39,6 +40,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(LOOK_S)
         log.info("drained", requests_left=len(self.server_state.tasks))
         await super().shutdown(sockets)
+        tracing.stop()  # here, for uvicorn then lets the signal end the process
 
 
 class RefuseWhileStopping:

@@ -5,6 +5,7 @@ Nothing of OpenTelemetry is imported before `start`. Knows no HTTP, no Redis and
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 About = Mapping[str, str | int]  # attributes of ours, by names that `labelgrid.` is set before
+
+FLUSH_S = 1.0  # for a process that ends to send what is left; a collector that is away delays it no longer
 
 _provider: "TracerProvider | None" = None  # of this process; None where tracing is off
 
@@ -36,8 +39,19 @@ def start(settings: Settings, role: str, processor: "SpanProcessor | None" = Non
     except ImportError as error:
         raise RuntimeError(f"LABELGRID_TRACING needs labelgrid[otel] installed: {error}") from error
     name = os.environ.get("OTEL_SERVICE_NAME") or f"labelgrid-{role}"
-    _provider = TracerProvider(resource=Resource.create({"service.name": name}))
+    _provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
     _provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))
+
+
+def stop() -> None:
+    """For a process's end: the spans that are left are sent if that takes no longer than `FLUSH_S`. None come after."""
+    global _provider
+    if _provider is not None:
+        # The exporter asks a collector again for as long as OTEL_EXPORTER_OTLP_TIMEOUT, and takes no other bound.
+        sending = threading.Thread(target=_provider.shutdown, daemon=True)
+        sending.start()
+        sending.join(FLUSH_S)
+        _provider = None
 
 
 def provider() -> "TracerProvider | None":

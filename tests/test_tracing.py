@@ -1,11 +1,15 @@
 """Traces: what API, worker and webhooks' worker do for a request are children of its span; nothing where it is off."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
@@ -19,7 +23,7 @@ from redis import Redis
 
 import service.webhooks.worker
 from service import tracing
-from service.jobs import JobStore, png_key
+from service.jobs import JobStore, connect, png_key
 from service.records import JobRecord
 from service.runner import Runner
 from service.settings import Settings
@@ -27,6 +31,7 @@ from service.webhooks.worker import Refused, Sender
 from tests.conftest import serving
 from tests.test_architecture import heavy_modules_after
 from tests.test_logs import ASYNC, SECRET, Lines, lines  # noqa: F401  (a fixture)
+from tests.test_service_process import environment, free_port, new_job, until
 
 ROOT = Path(__file__).parents[1]
 TRACE, CLIENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -252,3 +257,102 @@ def test_without_the_packages_a_start_says_what_is_missing() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("labelgrid: LABELGRID_TRACING needs labelgrid[otel] installed: ")
     assert done.stderr.count("\n") == 1
+
+
+class Collector(HTTPServer):
+    """Counts what it is sent. One that is `mute` takes connections and never answers."""
+
+    def __init__(self, mute: bool) -> None:
+        self.requests: list[str] = []
+        super().__init__(("127.0.0.1", 0), CollectorHandler)
+        if not mute:
+            threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class CollectorHandler(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        self.server.requests.append(self.path)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def traced(settings: Settings, collector: str, *role: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the service that sends spans when it ends, and is patient with its collector."""
+    patience = {"OTEL_BSP_SCHEDULE_DELAY": "3600000", "OTEL_EXPORTER_OTLP_TIMEOUT": "3600"}
+    where = {**environment(settings), "LABELGRID_TRACING": "1", "OTEL_EXPORTER_OTLP_ENDPOINT": collector, **patience}
+    process = subprocess.Popen([sys.executable, "-m", "service", *role], cwd=ROOT, env=where)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def traced_api(settings: Settings, collector: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One that has a request's span to send."""
+    port = free_port()
+
+    def answers() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/labels").status_code == 200
+        return False
+
+    with traced(settings, collector, "api", "--port", str(port)) as process:
+        until(answers)
+        yield process
+
+
+@contextlib.contextmanager
+def traced_worker(settings: Settings, collector: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One that has a job's spans to send."""
+    store = JobStore(connect(settings.redis_url), settings)
+    job = new_job(settings, steps=2, pictures=2).model_copy(update={"traceparent": GIVEN["traceparent"]})
+    store.create(job)
+    with traced(settings, collector, "worker") as process:
+        until(lambda: not store.is_open(job.id))
+        yield process
+
+
+Traced = Callable[[Settings, str], contextlib.AbstractContextManager[subprocess.Popen[bytes]]]
+
+
+@pytest.mark.parametrize("part", [traced_api, traced_worker])
+def test_a_process_that_ends_sends_what_is_left(connection: Redis, settings: Settings, part: Traced) -> None:
+    collector = Collector(mute=False)
+    with part(settings, collector.address) as process:
+        assert collector.requests == []
+        process.terminate()
+        process.wait(20)
+    collector.shutdown()
+    collector.server_close()
+    assert collector.requests == ["/v1/traces"]
+
+
+@pytest.mark.parametrize("part", [traced_api, traced_worker])
+def test_no_end_waits_for_a_collector_that_never_answers(connection: Redis, settings: Settings, part: Traced) -> None:
+    """The exporter would for an hour, and its SDK for half a minute."""
+    with contextlib.closing(Collector(mute=True).socket) as collector:
+        host, port = collector.getsockname()
+        with part(settings, f"http://{host}:{port}") as process:
+            process.terminate()
+            process.wait(20)
+            collector.setblocking(False)
+            collector.accept()[0].close()  # it was asked
+
+
+def test_no_end_waits_for_a_collector_that_is_not_there(connection: Redis, settings: Settings) -> None:
+    with traced_api(settings, f"http://127.0.0.1:{free_port()}") as process:
+        process.terminate()
+        assert process.wait(20) == -signal.SIGTERM
