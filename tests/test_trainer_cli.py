@@ -100,6 +100,12 @@ def test_from_rendering_to_a_score(command: Command, tmp_path: Path, monkeypatch
     assert json.loads(Path("again/train.json").read_text()) == json.loads(Path("data/train.json").read_text())
     refused(command("render", "data", "--scenes", 1), "data already holds a data set")
 
+    refused(command("locate", "again"), "again/positions.json is there already")
+    Path("again/positions.json").unlink()
+    code, _, err = command("locate", "again")
+    assert code == 0, err
+    assert Path("again/positions.json").exists()
+
     code, _, err = command(
         "fit-evaluator", "--data", "data", "--data", "again", "--held-out", "again", "--steps", 2,
         "--course-file", "checkpoint.pth",
