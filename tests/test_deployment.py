@@ -34,6 +34,16 @@ def test_a_service_has_no_capabilities(name: str) -> None:
     assert "cap_add" not in service
 
 
+def test_tracing_is_as_where_compose_is_started() -> None:
+    """A variable without a value is passed on, and is not there where it is not set."""
+    for name in ("api", "worker", "webhooks"):
+        passed_on = {variable for variable, value in SERVICES[name]["environment"].items() if value is None}
+        assert {"LABELGRID_TRACING", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER"} <= passed_on
+    assert {service["build"]["args"]["EXTRAS"] for service in SERVICES.values() if "build" in service} == {
+        "${EXTRAS:-}"
+    }
+
+
 def test_variables_that_compose_takes_are_named_at_its_top() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     head = text.partition("\nname:")[0]
