@@ -112,8 +112,8 @@ def evaluator_fitting(dataset: Dataset, folder: Path, steps: int) -> float:
     """Pictures/s of fitting the evaluator, with its distortions."""
 
     def fit(on_step: Callable[[], None]) -> None:
-        log, device = folder / "log.jsonl", pick_device()
-        fit_evaluator([dataset], dataset, log, steps=steps, device=device, on_step=lambda *_: on_step())
+        device, budget = pick_device(), Budget(steps=steps)
+        fit_evaluator([dataset], dataset, folder / "fit", budget, device=device, on_step=lambda _: on_step())
 
     return FIT_BATCH / step_seconds(fit)
 

@@ -106,11 +106,11 @@ def test_from_rendering_to_a_score(command: Command, tmp_path: Path, monkeypatch
     assert code == 0, err
     assert Path("again/positions.json").exists()
 
-    code, _, err = command(
-        "fit-evaluator", "--data", "data", "--data", "again", "--held-out", "again", "--steps", 2,
-        "--course-file", "checkpoint.pth",
-    )  # fmt: skip
-    assert code == 0, err
+    fit = ("fit-evaluator", "--data", "data", "--data", "again", "--held-out", "again", "--steps", 2)
+    code, _, err = command(*fit)
+    assert (code, "finished before" in err) == (0, False), err
+    code, _, err = command(*fit, "--course-file", "checkpoint.pth")
+    assert (code, "the run was finished before" in err) == (0, True), err
     assert read_info(Path("models/evaluator.safetensors")).kind == "evaluator"
     assert torch.load("checkpoint.pth", weights_only=True)["model"]["fc.0.weight"].shape == (24, 512)
 

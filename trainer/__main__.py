@@ -31,6 +31,7 @@ from trainer.terminal import (
     bar,
     check_file,
     console,
+    done,
     given_sampling,
     read_dataset,
     show,
@@ -103,7 +104,7 @@ def fit_evaluator(
     ],
     storage: Storage = Path("models"),
     name: Annotated[str, typer.Option(help="The checkpoint's name.")] = "evaluator",
-    run: Annotated[Path, typer.Option(help="Folder for the log.")] = Path("runs/evaluator"),
+    run: Annotated[Path, typer.Option(help="Folder for state, log and TensorBoard events.")] = Path("runs/evaluator"),
     minutes: Minutes = None,
     steps: Steps = None,
     start_from: Annotated[
@@ -113,14 +114,18 @@ def fit_evaluator(
     seed: Seed = 0,
     device: DeviceName = "auto",
 ) -> None:
-    """Fit the evaluator (ResNet-18) and publish it. Give --data once for each folder."""
+    """Fit the evaluator (ResNet-18) and publish it. Give --data once for each folder.
+
+    To resume, run the same command again.
+    """
     from shared.checkpoint import resolve
     from shared.device import pick_device
     from shared.evaluator import IMAGE_SIZE, load_evaluator, write_course_checkpoint
     from trainer import fit_evaluator as fit
+    from trainer.train import Run
     from trainer.train_command import check_name, make_budget
 
-    make_budget("", minutes, steps)
+    budget = make_budget("", minutes, steps)
     check_name(name)
     check_file(course_file, ".pth")
     where = pick_device(device)
@@ -130,22 +135,20 @@ def fit_evaluator(
         unseen = read_dataset(held_out, progress, size=IMAGE_SIZE)
         task = progress.add_task("fitting (per mille)", total=1000)
 
-        def on_step(step: int, share: float, loss: float) -> None:
-            progress.update(task, completed=int(1000 * share), status=f"step {step} loss {loss:.4f}")
+        def on_step(now: Run) -> None:
+            progress.update(task, completed=int(1000 * now.progress), status=f"step {now.step} loss {now.loss:.4f}")
 
-        evaluator, score = fit.fit_evaluator(
-            datasets, unseen, run / "log.jsonl",
-            minutes=minutes, steps=steps, start=start, seed=seed, device=where, on_step=on_step,
-        )  # fmt: skip
-    training: dict[str, Any] = {"pictures": sum(map(len, datasets)), "minutes": minutes, "steps": steps, "seed": seed}
+        evaluator, score, state = fit.fit_evaluator(
+            datasets, unseen, run, budget, start=start, seed=seed, device=where, on_step=on_step
+        )
+    training: dict[str, Any] = {"pictures": sum(map(len, datasets)), "steps": state.step, "seed": seed}
+    training |= {"minutes": round(state.elapsed_s / 60, 1)}
     training |= {"started_from": start_from} if start_from else {}
     path = fit.publish_evaluator(evaluator, score, storage, name, training)
     if course_file:
         write_course_checkpoint(evaluator, course_file)
-    show(
-        "evaluator on held-out pictures",
-        [("accuracy", f"{score.accuracy:.4f}"), ("exact match", f"{score.exact_match:.4f}"), ("checkpoint", str(path))],
-    )
+    rows = [("accuracy", f"{score.accuracy:.4f}"), ("exact match", f"{score.exact_match:.4f}")]
+    show("evaluator on held-out pictures", [*rows, *done(state), ("checkpoint", str(path))])
 
 
 @app.command()
@@ -209,10 +212,7 @@ def train(
             evaluate_every_s=60 * evaluate_minutes,
             progress=progress,
         )
-    show(
-        "trained",
-        [("steps", str(run_state.step)), ("minutes", f"{run_state.elapsed_s / 60:.1f}"), ("checkpoint", str(path))],
-    )
+    show("trained", [*done(run_state), ("checkpoint", str(path))])
 
 
 @app.command()

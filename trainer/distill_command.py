@@ -8,7 +8,7 @@ from typing import Annotated, Literal, cast
 import typer
 
 from trainer.errors import TrainerError
-from trainer.terminal import DeviceName, Existing, Minutes, Steps, Storage, bar, read_dataset, show
+from trainer.terminal import DeviceName, Existing, Minutes, Steps, Storage, bar, done, read_dataset, show
 
 Method = Literal["guidance", "trajectories"]
 
@@ -105,4 +105,4 @@ def distill(
     published = distillation.publish_adapter(
         cast(distillation.AdaptedNetwork, averages.network(config.publish)), base.info, storage, name, options, training
     )
-    show("distilled", [("steps", str(state.step)), ("checkpoint", str(published))])
+    show("distilled", [*done(state), ("checkpoint", str(published))])

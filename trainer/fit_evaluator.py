@@ -1,11 +1,11 @@
 """Fits the evaluator: ResNet-18 from scratch on labelled pictures, shifted, coarse or noisy as samples are.
 
-Sees no generated picture and no denoiser, so that its scores stay an outside opinion.
+Sees no generated picture and no denoiser, so that its scores stay an outside opinion. To resume, run the same command
+again.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +18,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
 from shared.checkpoint import publish
-from shared.device import autocast_dtype
+from shared.device import autocast_dtype, kept_memory
 from shared.evaluator import IMAGE_SIZE, Evaluator, SetScore, score_set
 from shared.storage import Location
 from trainer.data import Dataset, merge, to_float
 from trainer.errors import TrainerError
+from trainer.run_log import RunLog
+from trainer.train import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, save_state, step_seed
 
 BATCH = 64
 LR = 1.5e-3
@@ -62,24 +64,23 @@ def augment(images: Tensor) -> Tensor:
 def fit_evaluator(
     datasets: list[Dataset],
     held_out: Dataset,
-    log_path: Path,
+    folder: Path,
+    budget: Budget,
     *,
-    minutes: float | None = None,
-    steps: int | None = None,
     start: Evaluator | None = None,
     seed: int = 0,
     device: torch.device,
-    on_step: Callable[[int, float, float], None] = lambda *_: None,
-) -> tuple[Evaluator, SetScore]:
-    """Trains until `minutes` or `steps` are over, one-cycle learning rate, and scores the average on `held_out`.
+    on_step: Callable[[Run], None] = lambda _: None,
+) -> tuple[Evaluator, SetScore, Run]:
+    """Trains until the budget is spent, one-cycle learning rate, and scores the average on `held_out`.
 
-    `start`: an evaluator whose weights are gone on from. TrainerError where its vocabulary is another.
-    `on_step(step, share of the run, loss)` reports progress; `log_path` gets a line of JSON every 50 steps.
+    State, log and TensorBoard events go to `folder`. `start`: an evaluator whose weights are gone on from; a run that
+    is resumed goes on from its own state.
+    Raises TrainerError where `start` has another vocabulary, or `folder` holds a run of other data, seed or start.
     """
     dataset = merge(datasets)
     vocabulary, images, labels = dataset.vocabulary, dataset.images, dataset.labels
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     evaluator = Evaluator(vocabulary).train()
     if start is not None:
         if start.vocabulary != vocabulary:
@@ -89,14 +90,27 @@ def fit_evaluator(
     decay = get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]
     average = AveragedModel(evaluator, multi_avg_fn=decay, use_buffers=True)
     optimizer = torch.optim.AdamW(evaluator.parameters(), LR, weight_decay=0.05, fused=True)
-    dtype, step, began, losses = autocast_dtype(device), 0, time.monotonic(), 0.0
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open("w") as log:
-        while (share := _share(time.monotonic() - began, step, minutes, steps)) < 1:
+    dtype, run, state_path = autocast_dtype(device), Run(), folder / "state.pt"
+    recipe = {"pictures": len(dataset), "batch": BATCH, "seed": seed, "start": start and start.info and start.info.name}
+    learning: dict[str, Any] = {"network": evaluator, "average": average, "optimizer": optimizer}
+    folder.mkdir(parents=True, exist_ok=True)
+    if state_path.exists():
+        state = load_state(state_path, recipe, vocabulary, run, device)
+        for key, part in learning.items():
+            part.load_state_dict(state[key])
+
+    def save() -> None:
+        save_state(state_path, recipe, vocabulary, run, {key: part.state_dict() for key, part in learning.items()})
+
+    with kept_memory(), RunLog(folder) as log:
+        last = saved_at = time.monotonic()
+        losses: list[float] = []  # since the last line of the log
+        while (share := budget.progress(run.elapsed_s, run.step)) < 1:
+            generator = torch.manual_seed(step_seed(seed, run.step))  # torch's global one, which `augment` draws from
             index = torch.randint(len(images), (BATCH,), generator=generator)
             x = augment(to_float(images[index])).to(device, memory_format=torch.channels_last)
             for group in optimizer.param_groups:
-                group["lr"] = LR * min(1.0, (step + 1) / 100) * min(1.0, (1 - share) / 0.7)
+                group["lr"] = LR * min(1.0, (run.step + 1) / 100) * min(1.0, (1 - share) / 0.7)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits = evaluator.logits(x)
             loss = F.binary_cross_entropy_with_logits(logits.float(), labels[index].to(device))
@@ -104,22 +118,23 @@ def fit_evaluator(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             average.update_parameters(evaluator)
-            step += 1
-            losses += float(loss.detach())
-            if step % 50 == 0:
-                minute = round((time.monotonic() - began) / 60, 2)
-                log.write(json.dumps({"step": step, "minutes": minute, "loss": losses / 50}) + "\n")
-                log.flush()
-                losses = 0.0
-            on_step(step, share, float(loss.detach()))
+
+            now = time.monotonic()
+            run.step, run.elapsed_s, run.progress, last = run.step + 1, run.elapsed_s + now - last, share, now
+            losses.append(float(loss.detach()))
+            if run.step % LOG_EVERY == 0:
+                run.loss = sum(losses) / len(losses)
+                losses.clear()
+                log.record(run.step, run.elapsed_s, {"loss": run.loss})
+            on_step(run)
+            if now - saved_at > SAVE_EVERY_S:
+                save()
+                saved_at = time.monotonic()
+        save()
         fitted = cast(Evaluator, average.module.eval())
         score = score_set(probabilities_of(fitted, held_out), held_out.labels, vocabulary.names)
-        log.write(json.dumps({"step": step, "accuracy": score.accuracy, "exact_match": score.exact_match}) + "\n")
-    return fitted, score
-
-
-def _share(elapsed_s: float, step: int, minutes: float | None, steps: int | None) -> float:
-    return max(elapsed_s / (60 * minutes) if minutes else 0.0, step / steps if steps else 0.0)
+        log.record(run.step, run.elapsed_s, {"accuracy": score.accuracy, "exact_match": score.exact_match})
+    return fitted, score, run
 
 
 def probabilities_of(evaluator: Evaluator, dataset: Dataset) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.text import Text
 
 from shared import storage as files
 from trainer.errors import TrainerError
+
+if TYPE_CHECKING:  # of torch, which --help does without
+    from trainer.train import Run
 
 console = Console(stderr=True)
 
@@ -84,6 +87,12 @@ def show(title: str, rows: list[tuple[str, str]]) -> None:
         table.add_row(*row)
     if MAIN_PROCESS:
         console.print(table)
+
+
+def done(run: Run) -> list[tuple[str, str]]:
+    """What a run has spent, for `show`; one that was finished before says so."""
+    finished = " (the run was finished before)" if run.resumed_at == run.step else ""
+    return [("steps", f"{run.step}{finished}"), ("minutes", f"{run.elapsed_s / 60:.1f}")]
 
 
 def check_file(path: Path | None, suffix: str) -> None:

@@ -57,6 +57,7 @@ class Run:
     elapsed_s: float = 0.0
     loss: float = 0.0
     progress: float = 0.0
+    resumed_at: int = 0  # the step at which this process went on; where it is `step`, nothing was left to do
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -94,9 +95,13 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
     return config.lr * warm * down
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
+def step_seed(seed: int, step: int) -> int:
     """All of a step's randomness follows from (seed, step): resuming needs no random state."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return seed * 1_000_003 + step
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed(step_seed(seed, step))
 
 
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
@@ -144,23 +149,31 @@ def publish_network(
     )  # fmt: skip
 
 
-def _save_state(path: Path, state: dict[str, Any]) -> None:
+def save_state(path: Path, recipe: dict[str, Any], vocabulary: Vocabulary, run: Run, parts: dict[str, Any]) -> None:
+    """Writes what a run goes on from, atomically; `parts` are the state dicts of whatever learns or averages."""
     temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
+    state = {"config": recipe, "vocabulary": list(vocabulary.names), "step": run.step, "elapsed_s": run.elapsed_s}
+    torch.save({**state, **parts}, temporary)
     os.replace(temporary, path)
 
 
-def _load_state(path: Path, config: TrainConfig, vocabulary: Vocabulary, device: torch.device) -> dict[str, Any]:
-    """A run resumes only with what it was started with: a silent change of the recipe would make its log a lie."""
+def load_state(
+    path: Path, recipe: dict[str, Any], vocabulary: Vocabulary, run: Run, device: torch.device
+) -> dict[str, Any]:
+    """The state in `path`; `run` stands where it stopped.
+
+    A run resumes only with what it was started with: a silent change of the recipe would make its log a lie.
+    Raises TrainerError for that, and for a file that is no state.
+    """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         before, names = state["config"], state.get("vocabulary", list(vocabulary.names))
+        run.step, run.elapsed_s, run.resumed_at = state["step"], state["elapsed_s"], state["step"]
     except Exception as error:  # torch raises a dozen kinds for a broken file
         raise TrainerError(f"{path} is no state of a run; delete it to start anew ({type(error).__name__})") from error
     if names != list(vocabulary.names):
         raise TrainerError(f"{path} was started with another objects.json; choose another --run or delete it")
-    now = config.model_dump(mode="json")
-    if changed := [key for key in now if now[key] != before.get(key)]:
+    if changed := [key for key in recipe if recipe[key] != before.get(key)]:
         raise TrainerError(f"{path} was started with another {', '.join(changed)}; choose another --run or delete it")
     return state
 
@@ -204,23 +217,22 @@ def train(
         noised = DenoisingLoss(config, make_alpha_bar(config.schedule, config.timesteps), device)
         objective = Denoising(dataset, noised, config)
     dtype, state_path = autocast_dtype(device), folder / "state.pt"
+    recipe = config.model_dump(mode="json")
 
     if state_path.exists():
-        state = _load_state(state_path, config, dataset.vocabulary, device)
+        state = load_state(state_path, recipe, dataset.vocabulary, run, device)
         network.load_state_dict(state["network"])
         averages.load_state_dict(state["averages"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        run.step, run.elapsed_s = state["step"], state["elapsed_s"]
 
     with kept_memory(), RunLog(folder if rank == 0 else None) as log:
 
         def save() -> None:
             if rank == 0:
-                state = {"network": network.state_dict(), "averages": averages.state_dict(), "step": run.step}
-                state |= {"optimizers": [o.state_dict() for o in optimizers], "elapsed_s": run.elapsed_s}
-                state |= {"config": config.model_dump(mode="json"), "vocabulary": list(dataset.vocabulary.names)}
-                _save_state(state_path, state)
+                parts: dict[str, Any] = {"network": network.state_dict(), "averages": averages.state_dict()}
+                parts["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+                save_state(state_path, recipe, dataset.vocabulary, run, parts)
 
         def measure() -> None:
             if rank == 0 and evaluate:
