@@ -19,7 +19,7 @@ demo: $(VENV)/.demo  ## Start everything, draw eight label lists, print the verd
 serve: $(VENV)/.worker  ## Redis, a worker and the API on http://127.0.0.1:8000
 	$(BIN)/python -m service
 
-train: $(VENV)/.train  ## Render the data and train evaluator and denoiser from nothing (about three hours on 2 cores)
+train: $(VENV)/.train  ## Render data, train evaluator and denoiser, distil (three hours on 2 cores; TRIAL=FOLDER: two minutes, there)
 	BIN=$(BIN) sh trainer/from_nothing.sh
 
 test: $(VENV)/.dev  ## The tests

@@ -108,6 +108,25 @@ def test_layout_of_the_folder(tmp_path: Path) -> None:
     assert all(len(labels) == 3 for labels in read_test_file(tmp_path / "new_test.json", ICLEVR))
 
 
+def test_a_folder_that_was_not_finished_has_no_train_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make train` renders anew where there is none, and the same."""
+    replace = Path.replace
+
+    def fail(path: Path, target: Path) -> Path:
+        if target.name == "new_test.json":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(KeyboardInterrupt):
+            write_folder(tmp_path, random_scenes(2, 2, 0), seed=0, size=16)
+    assert (tmp_path / "test.json").exists()
+    assert not (tmp_path / "train.json").exists()
+    assert write_folder(tmp_path, random_scenes(2, 2, 0), seed=0, size=16) == 4
+    assert (tmp_path / "train.json").exists()
+
+
 def test_a_scenes_pictures_differ_only_by_the_object_added() -> None:
     scene = place([("red", "cube"), ("yellow", "sphere")], np.random.default_rng(0))
     one, two = squeeze(render([scene[:1], scene], samples=1)).astype(int)

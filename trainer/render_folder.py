@@ -95,7 +95,9 @@ def _save(path: Path, picture: NDArray[np.uint8]) -> None:
 
 
 def write_label_file(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)
 
 
 def held_out_lists(scenes: Scenes, seed: int) -> tuple[list[list[str]], list[list[str]]]:
@@ -126,8 +128,8 @@ def write_folder(out: Path, scenes: Scenes, *, seed: int, size: int | None, prog
                 progress.advance(task, len(batch))
     mixed, full = held_out_lists(scenes, seed)
     write_label_file(out / "objects.json", {name: i for i, name in enumerate(ICLEVR.names)})
-    write_label_file(out / "train.json", train)
     write_label_file(out / "positions.json", positions)
     write_label_file(out / "test.json", mixed)
     write_label_file(out / "new_test.json", full)
+    write_label_file(out / "train.json", train)  # last: where it is, all is
     return len(train)
