@@ -226,10 +226,10 @@ def worker_growth(requests: int) -> Data:
     """Pictures/s of one worker with all cores and of two with half of them each."""
     cores, found = len(os.sched_getaffinity(0)), {}
     for workers in (1, 2):
-        with stack(workers=0) as running, running.client() as client:
+        with stack(workers=0) as running:
             running.start_workers(workers, OMP_NUM_THREADS=str(max(1, cores // workers)))
-            saturate(client, requests // 4)
-            found[str(workers)] = saturate(client, requests)
+            saturate(running.port, requests // 4)
+            found[str(workers)] = saturate(running.port, requests)
     return found
 
 

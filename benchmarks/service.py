@@ -4,17 +4,21 @@
 end to end over HTTP, over the loop for one picture. Service and bare loop take turns; while one works the other sleeps.
 """
 
+import json
+import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 
-import httpx
 from redis import Redis
 
-from benchmarks import subject
+from benchmarks import parts, subject
 from benchmarks.common import Data, figure, main, ratios, say, seconds
 from benchmarks.document import Table, number
-from benchmarks.stack import stack
+from benchmarks.stack import Stack, cpu_s, stack
+from service.demo import free_port
 from service.jobs import connect
 from service.settings import Settings
 from shared.denoise import sample
@@ -23,42 +27,61 @@ from shared.model import Denoiser
 CLIENTS = 32
 
 
-def post(client: httpx.Client, labels: list[list[str]], seed: int) -> float:
+def post(connection: HTTPConnection, labels: list[list[str]], seed: int) -> float:
     """One POST /generate from send to answer, in s."""
     start = time.perf_counter()
-    answer = client.post("/generate", json={"labels": labels, "seed": seed}, headers={"Prefer": "wait=250"})
-    answer.raise_for_status()
-    if answer.json()["status"] != "finished":
-        raise RuntimeError(f"the job is {answer.json()['status']}")
+    body = json.dumps({"labels": labels, "seed": seed})
+    connection.request("POST", "/generate", body, {"Content-Type": "application/json", "Prefer": "wait=250"})
+    answer = connection.getresponse()
+    job = json.loads(answer.read())
+    if answer.status != 200 or job["status"] != "finished":
+        raise RuntimeError(f"POST /generate answers {answer.status}: {job}")
     return time.perf_counter() - start
 
 
-def saturate(client: httpx.Client, requests: int, clients: int = CLIENTS) -> float:
+def saturate(port: int, requests: int, clients: int = CLIENTS) -> float:
     """Pictures/s of `clients` that each send the next one-picture request when the last is answered."""
-    lists, waiting, errors = subject.label_lists(requests), iter(range(requests)), []
+    lists, waiting = subject.label_lists(requests), iter(range(requests))
     lock = threading.Lock()
 
-    def one_of_them() -> None:
+    def one_of_them(_: int) -> None:
+        connection = HTTPConnection("127.0.0.1", port)  # the service is measured, so the load is to cost little
         while True:
             with lock:
                 number = next(waiting, None)
             if number is None:
+                connection.close()
                 return
-            try:
-                post(client, [lists[number]], seed=number)
-            except Exception as error:
-                errors.append(error)
-                return
+            post(connection, [lists[number]], seed=number)
 
-    threads = [threading.Thread(target=one_of_them) for _ in range(clients)]
     start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise RuntimeError(f"{len(errors)} requests failed, the first with {errors[0]!r}")
+    with ThreadPoolExecutor(clients) as threads:
+        list(threads.map(one_of_them, range(clients)))
     return requests / (time.perf_counter() - start)
+
+
+def cpu_ms(running: Stack, requests: int) -> tuple[float, dict[str, float]]:
+    """Pictures/s at saturation, and ms of CPU a picture by process."""
+    before = {name: cpu_s(pid) for name, pid in running.pids().items()}
+    rate = saturate(running.port, requests)
+    return rate, {name: (cpu_s(pid) - before[name]) / requests * 1000 for name, pid in running.pids().items()}
+
+
+def parts_ms(running: Stack, requests: int) -> dict[str, dict[str, float]]:
+    """ms a picture at saturation by part of the worker's own thread and by clock, and of its other threads."""
+    running.stop_workers()
+    metrics = free_port()
+    running.start_workers(1, ("benchmarks.parts",), LABELGRID_METRICS_PORT=str(metrics))
+    saturate(running.port, CLIENTS)  # warm
+    before = parts.read(metrics)
+    _, spent = cpu_ms(running, requests)
+    after = parts.read(metrics)
+    found = {
+        part: {clock: (s - before.get(part, {}).get(clock, 0.0)) / requests * 1000 for clock, s in clocks.items()}
+        for part, clocks in after.items()
+    }
+    own = sum(clocks["cpu"] for clocks in found.values())
+    return {**found, "its other threads": {"cpu": spent["worker"] - own, "wall": 0.0}}
 
 
 def bare(ours: Denoiser, count: int, batch: int, rows: int) -> Callable[[], float]:
@@ -99,28 +122,35 @@ def measure(quick: bool) -> Data:
     requests, rounds, singles = (16, 1, 3) if quick else (96, 4, 15)
     ours, settings = subject.denoiser(), Settings()
     batch, rows = subject.batch_limit(ours, settings)
-    loop = bare(ours, max(batch, requests // 2 // batch * batch), batch, rows)
+    count = max(batch, requests // 2 // batch * batch)
+    loop = bare(ours, count, batch, rows)
     stepper = ours.stepper(max_rows=rows)
     hot = subject.multi_hot(subject.label_lists(1), ours.vocabulary)
     same = {"LABELGRID_BATCH_PICTURES": str(batch), "LABELGRID_BATCH_ROWS": str(rows)}
-    with stack(**same) as running, running.client() as client:
+    with stack(**same) as running:
         say(f"  the service is up; batches of {batch} pictures")
-        post(client, subject.label_lists(batch), 0)  # warm
+        saturate(running.port, batch)  # warm
         loop()
-        served, alone = [], []
+        served, alone, spent, loop_ms = [], [], [], []
         for _ in range(rounds):
-            served.append(saturate(client, requests))
+            rate, by_process = cpu_ms(running, requests)
+            served.append(rate)
+            spent.append(by_process)
+            begun = cpu_s(os.getpid())
             alone.append(loop())
+            loop_ms.append((cpu_s(os.getpid()) - begun) / count * 1000)
         redis = connect(running.redis.url)
         before = commands(redis)
-        saturate(client, requests)
+        saturate(running.port, requests)
         per_picture = (commands(redis) - before) / requests
         say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {rounds} rounds: done")
-        end_to_end, one = [], []
+        end_to_end, one, client = [], [], HTTPConnection("127.0.0.1", running.port)
         for number_ in range(singles + 1):
             end_to_end.append(post(client, subject.label_lists(1), number_))
             one.append(seconds(lambda: sample(stepper, hot, ours.options, [1])))
-        rate = redis_rate(redis, 2000 if quick else 40_000)
+        redis_per_s = redis_rate(redis, 2000 if quick else 40_000)
+        client.close()
+        by_part = parts_ms(running, 2 * requests)
     end_to_end, one = end_to_end[1:], one[1:]
     return {
         "figures": {
@@ -134,7 +164,10 @@ def measure(quick: bool) -> Data:
         "single_loop_ms": figure(s * 1000 for s in one),
         "batch": batch,
         "commands_per_picture": per_picture,
-        "redis_commands_per_s": rate,
+        "redis_commands_per_s": redis_per_s,
+        "cpu_ms": {name: figure(one[name] for one in spent) for name in spent[0]},
+        "loop_cpu_ms": figure(loop_ms),
+        "parts_ms": by_part,
         "ttl_s": settings.job_ttl_s,
         "requests": requests,
         "singles": singles,
@@ -167,6 +200,27 @@ def report(data: Data) -> list[str | Table]:
         f"requests a round, {data['singles']} single pictures. A single picture costs {number(overhead)} ms beside the "
         f"loop's own time; the goal, 0.15 of the loop's time and 10 ms, allows {number(allowed)} ms.",
         table,
+        *where_the_cpu_goes(data),
+    ]
+
+
+def where_the_cpu_goes(data: Data) -> list[str | Table]:
+    processes, loop_ms = Table(["process", "CPU, ms a picture"]), data["loop_cpu_ms"]["median"]
+    for name, ms in data["cpu_ms"].items():
+        processes.add(name, number(ms["median"]))
+    whole = sum(ms["median"] for ms in data["cpu_ms"].values())
+    processes.add("all of them", number(whole))
+    processes.add("the bare loop", number(loop_ms))
+    worker = Table(["part of the worker", "CPU, ms a picture", "of its thread's time, ms"])
+    for part, ms in sorted(data["parts_ms"].items(), key=lambda one: -one[1]["wall"]):
+        worker.add(part, number(ms["cpu"]), number(ms["wall"]) if ms["wall"] else "")
+    return [
+        f"At saturation, CPU of all threads. What service and clients need beside the loop, {number(whole - loop_ms)} "
+        "ms, shares the cores with the network, and so bounds the ratio above, whatever waits for what.",
+        processes,
+        "The worker's own thread, by part: where it does not compute, it waits for Redis, or for its turn on a core. "
+        "Its other threads compute with it in the network and the evaluator, or look for work to come.",
+        worker,
     ]
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,16 +38,24 @@ class Stack:
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def pids(self) -> dict[str, int]:
+        """The processes by what they are, with the load's own."""
+        assert self.api is not None
+        assert self.redis.process is not None
+        (worker,) = self.workers
+        parts = {"worker": worker.pid, "API": self.api.pid, "Redis": self.redis.process.pid}
+        return {**parts, "the 32 clients": os.getpid()}
+
     def client(self) -> httpx.Client:
         # every client keeps its connections: what is measured is the service, not TCP
         return httpx.Client(base_url=self.address, timeout=300, limits=httpx.Limits(max_connections=None))
 
     def start_api(self) -> None:
-        self.api = start(["api", "--host", "127.0.0.1", "--port", str(self.port)], self.environment)
+        self.api = start(["service", "api", "--host", "127.0.0.1", "--port", str(self.port)], self.environment)
         self.wait_for("/healthz")
 
-    def start_workers(self, count: int, **environment: str) -> None:
-        more = [start(["worker"], {**self.environment, **environment}) for _ in range(count)]
+    def start_workers(self, count: int, module: tuple[str, ...] = ("service", "worker"), **environment: str) -> None:
+        more = [start(module, {**self.environment, **environment}) for _ in range(count)]
         self.workers += more
         self.wait_for("/readyz")
         until(lambda: len(self._lively()) >= len(self.workers), f"{len(self.workers)} workers")
@@ -81,9 +89,10 @@ def until(condition: object, what: str, timeout_s: float = READY_S) -> None:
         time.sleep(0.02)
 
 
-def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def start(module: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A module with its arguments as a process."""
     return subprocess.Popen(
-        [sys.executable, "-m", "service", *arguments],
+        [sys.executable, "-m", *module],
         cwd=ROOT,
         env=environment,
         stderr=subprocess.DEVNULL,
@@ -98,6 +107,12 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU that a process has had, in all of its threads."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def memory_mib(process: subprocess.Popen[bytes]) -> float:

@@ -1,4 +1,7 @@
-"""What routes ask for, as Annotated aliases; the objects behind them are made once, in `app.py`."""
+"""What routes ask for, as Annotated aliases; the objects behind them are made once, in `app.py`.
+
+All of them are `async`: FastAPI calls any other in a thread, which costs more than what they do.
+"""
 
 from typing import Annotated
 
@@ -13,22 +16,22 @@ from service.settings import Settings
 from service.views import JobReader
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _store(request: Request) -> JobStore:
+async def _store(request: Request) -> JobStore:
     store: JobStore = request.app.state.store
     return store
 
 
-def _reader(request: Request) -> JobReader:
+async def _reader(request: Request) -> JobReader:
     reader: JobReader = request.app.state.reader
     return reader
 
 
-def _models(request: Request) -> Models:
+async def _models(request: Request) -> Models:
     models: Models = request.app.state.models
     return models
 
@@ -42,7 +45,7 @@ ModelsDep = Annotated[Models, Depends(_models)]  # reads files: for `def` code, 
 NEEDS_KEY = Security(HTTPBearer(auto_error=False, scheme_name="ApiKey", description="where the service has keys"))
 
 
-def _owner(request: Request, _: Annotated[object, NEEDS_KEY]) -> str:
+async def _owner(request: Request, _: Annotated[object, NEEDS_KEY]) -> str:
     owner: str = request.state.owner
     return owner
 

@@ -20,7 +20,7 @@ and those of jobs have a time to live (`ledger.py` and `shares.py` have some mor
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -54,19 +54,23 @@ RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import t
 # What these scripts write first takes something away, so that a full Redis lets them go on.
 
 # A job's status moves queued -> running -> a terminal one, and from a terminal one never. KEYS: open, job, events,
-# verdicts, png. ARGV: id, new status, time to live in s, kept events, grid or "", then fields and values. Returns
-# whether a webhook is due, and the job's record; nothing if the job does not move.
+# verdicts, png, RQ's queue. ARGV: id, new status, time to live in s, kept events, grid or "", the prefix of RQ's jobs,
+# then fields and values. With a job's end its RQ job goes, too, if no worker has taken it: where pictures are made
+# beside another job's, most are not needed. Returns whether a webhook is due, and the job's record; nothing if the job
+# does not move.
 _MOVE = """
 local status = redis.call('HGET', KEYS[2], 'status')
 local to = ARGV[2]
 if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return nil end
 redis.call('HDEL', KEYS[2], 'status')
-redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 6))
+redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 7))
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[5], 'grid', ARGV[5]) end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
 if to ~= 'running' then
   redis.call('SREM', KEYS[1], ARGV[1])
-  for i = 2, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
+  local rq = redis.call('HGET', KEYS[2], 'rq')
+  if rq and redis.call('LREM', KEYS[6], 1, rq) == 1 then redis.call('DEL', ARGV[6] .. rq) end
+  for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
 end
 """
 _MOVE += due.NOTE + "return {due, redis.call('HGET', KEYS[2], 'record')}\n"
@@ -162,7 +166,6 @@ class JobStore:
         # JSON for arguments: nothing that is fetched from Redis is unpickled.
         self.queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
         self.webhooks = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
-        self._move = connection.register_script(_MOVE)
         self._say_alive = connection.register_script(_SAY_ALIVE)
         self._lost_once: set[str] = set()
         self._sweep_at = 0  # cursor in the set of open jobs
@@ -248,41 +251,47 @@ class JobStore:
         return self.statuses([job_id])[job_id] in ACTIVE
 
     def begin(self, job_id: str) -> bool:
-        return self._to(job_id, "running", {"started_at": time.time()})
+        return self.begin_all([job_id])
 
-    def begin_all(self, job_ids: Iterable[str]) -> None:
-        """`begin` for many."""
-        ids, fields = list(job_ids), {"started_at": time.time()}
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                keys, arguments = self._moving(job_id, "running", fields)
-                pipe.eval(_MOVE, len(keys), *keys, *arguments)  # as in `commit`
-            answers = pipe.execute() if ids else []
-        for job_id, answer in zip(ids, answers, strict=True):
-            self._moved(job_id, "running", fields, answer)
+    def begin_all(self, job_ids: Iterable[str]) -> bool:
+        """The jobs' pictures are in work. False if none of them waited for that."""
+        return self._move_all("running", {job_id: {"started_at": time.time()} for job_id in job_ids})
 
     def fail(self, job_id: str, reason: str) -> bool:
         """Ends the job; `reason` is for the client to read. False if it had ended before."""
-        return self._to(job_id, "failed", {"finished_at": time.time(), "error": reason})
+        return self._move_all("failed", {job_id: {"finished_at": time.time(), "error": reason}})
 
     def cancel(self, job_id: str) -> bool:
         """Ends the job, as its client wants; workers drop its pictures at their next step. False if it had ended."""
-        return self._to(job_id, "cancelled", {"finished_at": time.time()})
+        return self._move_all("cancelled", {job_id: {"finished_at": time.time()}})
 
     def finish(self, job_id: str, result: JobResult, grid: bytes) -> bool:
         """Ends the job with its result. False if it had ended before."""
-        return self._to(job_id, "finished", {"finished_at": time.time(), "result": result.model_dump_json()}, grid)
+        return self.finish_all({job_id: (result, grid)})
 
-    def _to(self, job_id: str, status: JobStatus, fields: dict[str, Any], grid: bytes = b"") -> bool:
-        return self._moved(job_id, status, fields, self._move(*self._moving(job_id, status, fields, grid)))
+    def finish_all(self, finished: Mapping[str, tuple[JobResult, bytes]]) -> bool:
+        """Ends jobs with their results and grids. False if all of them had ended before."""
+        now, grids = time.time(), {job_id: grid for job_id, (_, grid) in finished.items()}
+        fields = {i: {"finished_at": now, "result": result.model_dump_json()} for i, (result, _) in finished.items()}
+        return self._move_all("finished", fields, grids)
 
-    def _moving(
-        self, job_id: str, status: JobStatus, fields: dict[str, Any], grid: bytes = b""
-    ) -> tuple[list[str], list[Any]]:
-        """Keys and arguments of the script."""
-        keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
-        pairs = [part for pair in fields.items() for part in pair]
-        return keys, [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, grid, *pairs]
+    def _move_all(
+        self, status: JobStatus, jobs: Mapping[str, dict[str, Any]], grids: Mapping[str, bytes] | None = None
+    ) -> bool:
+        """Moves jobs, by id with what is noted in each, in one go. Whether one moved."""
+        if not jobs:
+            return False
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id, fields in jobs.items():
+                keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
+                grid = (grids or {}).get(job_id, b"")
+                given: list[Any] = [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, grid]
+                given += [RqJob.redis_job_namespace_prefix, *(part for pair in fields.items() for part in pair)]
+                # Not by its digest, which a Redis that restarts in between does not know.
+                pipe.eval(_MOVE, len(keys) + 1, *keys, self.queue.key, *given)
+            answers = pipe.execute()
+        moved = [self._moved(i, status, jobs[i], answer) for i, answer in zip(jobs, answers, strict=True)]
+        return any(moved)
 
     def _moved(self, job_id: str, status: JobStatus, fields: dict[str, Any], answer: Any) -> bool:
         """What follows from the script's answer; False if the job did not move."""
@@ -320,7 +329,6 @@ class JobStore:
                     strip_name(index),
                     one.strip or b"",
                 ]
-                # Not by its digest, which a Redis that restarts in between does not know.
                 pipe.eval(_COMMIT, len(keys), *keys, group, one.entry, *made, KEPT_EVENTS, ttl)
             for job_id in jobs:
                 pipe.hlen(verdicts_key(job_id))
@@ -344,15 +352,18 @@ class JobStore:
             for job_id, status, indices in zip(ids, found[::2], found[1::2], strict=True)
         }
 
-    def open_verdicts(self, job_id: str) -> tuple[JobRecord, list[Verdict]] | None:
-        """The record of a job that has not ended, with the verdicts of what is done of it, by index; None else."""
+    def open_verdicts(self, job_ids: Iterable[str]) -> list[tuple[JobRecord, list[Verdict]]]:
+        """The records of those of the jobs that have not ended, each with the verdicts of its done pictures."""
         with self.connection.pipeline(transaction=False) as pipe:
-            pipe.hmget(job_key(job_id), ["record", "status"])
-            pipe.hvals(verdicts_key(job_id))
-            (raw, status), verdicts = pipe.execute()
-        if not _is_open(raw, status):
-            return None
-        return JobRecord.model_validate_json(raw), read_verdicts(verdicts)
+            for job_id in job_ids:
+                pipe.hmget(job_key(job_id), ["record", "status"])
+                pipe.hvals(verdicts_key(job_id))
+            found = pipe.execute()
+        return [
+            (JobRecord.model_validate_json(raw), read_verdicts(verdicts))
+            for (raw, status), verdicts in zip(found[::2], found[1::2], strict=True)
+            if _is_open(raw, status)
+        ]
 
     def pngs(self, job_id: str, indices: Sequence[int]) -> list[bytes]:
         found: list[Any] = list(self.connection.hmget(png_key(job_id), [str(index) for index in indices]))

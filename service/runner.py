@@ -6,7 +6,7 @@ The one place where engine and Redis meet. Knows neither HTTP nor RQ, so that a 
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Collection, Container, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from service import recipe, tracing
 from service.checkpoint_cache import CheckpointCache
-from service.engine import Judge, Made, Outcome
+from service.engine import Judge, Key, Made, Outcome
 from service.jobs import JobStore, png_key
 from service.lanes import Lane, Loader
 from service.live import Live
@@ -190,7 +190,7 @@ class Runner:
             return
         self.store.begin(job_id)
         if done >= record.total:  # whoever made the last picture died before the grid
-            self._complete(job_id)
+            self._complete([job_id])
         while not self.stopping:
             if not self.turn(lane, job_id):
                 return
@@ -299,8 +299,7 @@ class Runner:
             begun_at = time.time()
             complete = self.store.commit(lane.stream.key, GROUP, done)
             self._trace(lane, {one.picture.job for one in done}, begun_at)
-            for job_id in complete:
-                self._complete(job_id)
+            self._complete(complete, {one.picture.key: one.png for one in done})
 
     def _trace(self, lane: Lane, job_ids: set[str], begun_at: float) -> None:
         """Spans of jobs of which pictures were judged, and stored from `begun_at` to now."""
@@ -313,35 +312,37 @@ class Runner:
         """The jobs that have pictures in work."""
         return {job_id for lane in self.lanes.values() for job_id, _ in lane.claims}
 
-    def _complete(self, job_id: str) -> None:
-        """All pictures are there: scores, grid, and the job is finished. Any worker may do it, also twice."""
-        standing = self.store.open_verdicts(job_id)
-        if standing is None:
-            return
-        record, verdicts = standing
-        try:
-            with tracing.span("compose", record.traceparent, {"job_id": job_id}):
-                result = score(verdicts, record)
-                png = self._grid(record, result, verdicts)
-        except RedisError:
-            raise  # another worker may have more luck
-        except Exception as error:
-            log.exception("result cannot be composed", **record.log_ids)
-            self.store.fail(job_id, f"the result cannot be composed: {type(error).__name__}: {error}")
-        else:
-            self.store.finish(job_id, result, png)
+    def _complete(self, job_ids: Collection[str], made: Mapping[Key, bytes] | None = None) -> None:
+        """All pictures of these jobs are there: scores, grids, and they are finished. Any worker may do it, also twice.
 
-    def _grid(self, record: JobRecord, result: JobResult, verdicts: list[Verdict]) -> bytes:
+        `made`: PNGs that need not be fetched, by picture.
+        """
+        finished = {}
+        for record, verdicts in self.store.open_verdicts(job_ids):
+            try:
+                with tracing.span("compose", record.traceparent, {"job_id": record.id}):
+                    result = score(verdicts, record)
+                    finished[record.id] = result, self._grid(record, result, verdicts, made or {})
+            except RedisError:
+                raise  # another worker may have more luck
+            except Exception as error:
+                log.exception("result cannot be composed", **record.log_ids)
+                self.store.fail(record.id, f"the result cannot be composed: {type(error).__name__}: {error}")
+        self.store.finish_all(finished)
+
+    def _grid(self, record: JobRecord, result: JobResult, verdicts: list[Verdict], made: Mapping[Key, bytes]) -> bytes:
         """The PNG of the best repeat's pictures; those that were sent are marked as right or wrong."""
         n = len(record.labels)
         shown = [verdicts[result.best * n + i] for i in range(n)]
-        pngs = self.store.pngs(record.id, [verdict.index for verdict in shown])
+        pngs = [made[key] for verdict in shown if (key := (record.id, verdict.index)) in made]
+        if len(pngs) < n:
+            pngs = self.store.pngs(record.id, [verdict.index for verdict in shown])
         pictures = np.stack([read_png(png) for png in pngs])  # (n, H, W, 3)
         columns = min(record.columns, n)
         if record.sent:
             return png_bytes(marked_grid(pictures, [verdict.exact for verdict in shown], columns))
-        made = recipe.of_grid(record, result.best, shown, self.judged_by)
-        return png_bytes(sheet(pictures, columns), made.text())
+        made_by = recipe.of_grid(record, result.best, shown, self.judged_by)
+        return png_bytes(sheet(pictures, columns), made_by.text())
 
     def _drop_ended(self, waited_for: str | None = None) -> set[str]:
         """Takes pictures out of the batches whose job was ended elsewhere. Returns the jobs that have ended, of those

@@ -121,7 +121,7 @@ def _quality(accept: str, media_type: str) -> float:
     return 0.0
 
 
-def read_wishes(
+async def read_wishes(
     settings: SettingsDep,
     prefer: Annotated[
         str | None,
@@ -327,7 +327,7 @@ class Submitter:
         return JSONResponse(job.model_dump(mode="json"), headers=headers)
 
 
-def _submitter(
+async def _submitter(
     request: Request,
     settings: SettingsDep,
     store: StoreDep,

@@ -98,17 +98,6 @@ class PictureWorker(SimpleWorker):
             super().heartbeat(timeout, pipe)
             pipe.execute()
 
-    def execute_job(self, job: Job, queue: Queue) -> None:
-        """As RQ does it; but one whose pictures were made beside another's is only taken off, with a tenth of the
-        commands. Under load those are many."""
-        if self.runner.store.is_open(job.args[0]):
-            super().execute_job(job, queue)
-            return
-        with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
-            pipe.lrem(queue.intermediate_queue_key, 1, job.id)
-            pipe.delete(job.key)
-            pipe.execute()
-
     def _next_job(self, timeout: int | None) -> tuple[Job, Queue] | None:
         """The next job of the queue; None if there is none within `timeout`, or with None at once.
 

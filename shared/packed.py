@@ -41,14 +41,15 @@ class PackedConv(nn.Module):
 
 
 class FoldedConv:
-    """A convolution with the batch norm behind it folded in, float32, its weight in oneDNN's own layout."""
+    """A convolution with the batch norm behind it folded in, in `dtype`, its weight in oneDNN's own layout."""
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> None:
         folded = fuse_conv_bn_eval(conv, norm)
         assert folded.bias is not None
-        self.stride, self.padding, self.bias = list(conv.stride), [int(p) for p in conv.padding], folded.bias.detach()
+        self.stride, self.padding = list(conv.stride), [int(p) for p in conv.padding]
+        self.bias = folded.bias.detach().to(dtype)
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-            folded.weight.detach().contiguous(memory_format=torch.channels_last),
+            folded.weight.detach().to(dtype, memory_format=torch.channels_last),
             self.padding, self.stride, [1, 1], 1, [ROWS, conv.in_channels, 16, 16],
         )  # fmt: skip
 
@@ -64,22 +65,27 @@ class FoldedConv:
 
 
 class FoldedResNet:
-    """All of a ResNet of basic blocks (He et al. 2016) but its last layer, for inference in float32 on a CPU."""
+    """All of a ResNet of basic blocks (He et al. 2016) but its last layer, for inference in `dtype` on a CPU."""
 
-    def __init__(self, resnet: ResNet) -> None:
-        self.stem, self.pool = FoldedConv(resnet.conv1, resnet.bn1), resnet.maxpool
+    def __init__(self, resnet: ResNet, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self.stem, self.pool = FoldedConv(resnet.conv1, resnet.bn1, dtype), resnet.maxpool
         self.blocks: list[tuple[FoldedConv, FoldedConv, FoldedConv | None]] = []
         for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4):
             for block in layer:
-                skip = FoldedConv(*block.downsample) if block.downsample is not None else None
-                self.blocks.append((FoldedConv(block.conv1, block.bn1), FoldedConv(block.conv2, block.bn2), skip))
+                skip = None
+                if block.downsample is not None:
+                    conv, norm = block.downsample
+                    skip = FoldedConv(conv, norm, dtype)
+                convs = FoldedConv(block.conv1, block.bn1, dtype), FoldedConv(block.conv2, block.bn2, dtype)
+                self.blocks.append((*convs, skip))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, C), the mean over all places."""
-        h: Tensor = self.pool(self.stem(images.contiguous(memory_format=torch.channels_last), relu=True))
+        """(N, 3, H, W) -> (N, C) float32, the mean over all places."""
+        h: Tensor = self.pool(self.stem(images.to(self.dtype, memory_format=torch.channels_last), relu=True))
         for first, second, skip in self.blocks:
             h = second(first(h, relu=True), other=h if skip is None else skip(h))
-        return h.mean((2, 3))
+        return h.float().mean((2, 3))
 
 
 class PackedLinear(nn.Module):

@@ -4,6 +4,8 @@ import itertools
 import random
 import time
 from collections import Counter
+from collections.abc import Collection
+from typing import Any
 
 import httpx
 import pytest
@@ -141,9 +143,9 @@ def test_a_large_score_job_does_not_starve_small_requests(
     ended = list[tuple[str, int]]()
     complete = runner._complete
 
-    def and_note(job_id: str) -> None:
-        complete(job_id)
-        ended.append((job_id, len(store.done_indices(large.id))))
+    def and_note(job_ids: Collection[str], *made: Any) -> None:
+        complete(job_ids, *made)
+        ended.extend((job_id, len(store.done_indices(large.id))) for job_id in job_ids)
 
     monkeypatch.setattr(runner, "_complete", and_note)
     runner.run(large.id)
