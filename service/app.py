@@ -14,6 +14,7 @@ from redis.asyncio import Redis as AsyncRedis
 from service import errors, tracing
 from service import openapi as document
 from service.api_keys import KeyRing
+from service.events import Feeds
 from service.guard import Guard
 from service.headers import SecurityHeaders
 from service.jobs import JobStore, connect
@@ -65,8 +66,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
         app.state.store = JobStore(connection, settings)
         app.state.reader = JobReader(reading)
+        app.state.feeds = Feeds(app.state.reader)
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
         yield
+        await app.state.feeds.close()
         await reading.aclose()
         connection.close()
 

@@ -9,6 +9,7 @@ from fastapi import Depends, Path, Request, Security
 from fastapi.security import HTTPBearer
 from structlog.contextvars import bind_contextvars
 
+from service.events import Feeds
 from service.jobs import JobStore
 from service.models import Models
 from service.schemas import EXAMPLE_ID
@@ -31,6 +32,11 @@ async def _reader(request: Request) -> JobReader:
     return reader
 
 
+async def _feeds(request: Request) -> Feeds:
+    feeds: Feeds = request.app.state.feeds
+    return feeds
+
+
 async def _models(request: Request) -> Models:
     models: Models = request.app.state.models
     return models
@@ -39,6 +45,7 @@ async def _models(request: Request) -> Models:
 SettingsDep = Annotated[Settings, Depends(_settings)]
 StoreDep = Annotated[JobStore, Depends(_store)]  # blocks: for `def` code, in a thread
 ReaderDep = Annotated[JobReader, Depends(_reader)]
+FeedsDep = Annotated[Feeds, Depends(_feeds)]
 ModelsDep = Annotated[Models, Depends(_models)]  # reads files: for `def` code, in a thread
 
 # `guard.py` reads the header before any route is asked; this is for the OpenAPI document alone.

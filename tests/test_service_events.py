@@ -1,11 +1,16 @@
-"""Server-sent events of a job: everything is told once and in order, and previews are for those who watch."""
+"""Server-sent events of a job: everything is told once and in order, and previews are for those who watch.
 
+A job is read once however many watch it.
+"""
+
+import asyncio
 import base64
+import contextlib
 import io
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
@@ -14,13 +19,17 @@ import pytest
 import torch
 from PIL import Image
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import ResponseError
 
 import service.live
-from service.jobs import JobStore, live_key, watched_key
+from service.events import Feeds
+from service.jobs import JobStore, events_key, live_key, watched_key
 from service.live import Live
 from service.records import Picture
 from service.runner import Runner
 from service.settings import Settings
+from service.views import JobReader
 from shared.denoise import Row
 from shared.options import SamplingOptions
 from shared.pictures import to_uint8
@@ -168,6 +177,79 @@ def test_previews_are_bounded_in_number_and_rate(connection: Redis) -> None:
     for _ in range(10):
         seldom.tell(pairs)
     assert connection.xlen(live_key("seen")) == 1
+
+
+def until_blocked(connection: Redis, readers: int) -> None:
+    """Until so many wait for what is to come, and Redis counts its commands anew from then on."""
+    deadline = time.monotonic() + 20
+    while connection.info("clients")["blocked_clients"] != readers:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    connection.config_resetstat()
+
+
+def test_a_job_is_read_once_however_many_watch_it(client: httpx.Client, store: JobStore) -> None:
+    job_id, connection = submit(client), store.connection
+    with contextlib.ExitStack() as stack:
+
+        def watch(after: str) -> Iterator[Event]:
+            headers = {"last-event-id": after}
+            return events(stack.enter_context(client.stream("GET", f"/jobs/{job_id}/events", headers=headers)))
+
+        told = [watch("0-0") for _ in range(10)]
+        assert {next(one)["event"] for one in told} == {"job"}
+        first, second = (str(connection.xadd(events_key(job_id), {"picture": i}), "ascii") for i in range(2))
+        told += [watch(first) for _ in range(10)]
+        assert {next(one)["event"] for one in told[10:]} == {"job"}
+        until_blocked(connection, 1)
+        store.cancel(job_id)
+        rest = [[(event["event"], event.get("id")) for event in one] for one in told]
+    commands = connection.info("commandstats")
+    end = rest[0][-1]
+    assert end[0] == "end"
+    assert rest == [[("picture", first), ("picture", second), end]] * 10 + [[("picture", second), end]] * 10
+    assert commands["cmdstat_hgetall"]["calls"] == 1  # the job as it ended
+
+
+@contextlib.asynccontextmanager
+async def feeds_of(settings: Settings) -> AsyncIterator[Feeds]:
+    async with AsyncRedis.from_url(settings.redis_url, protocol=2) as reading:
+        yield Feeds(JobReader(reading))
+
+
+def test_a_job_that_nobody_watches_any_more_is_not_read(client: httpx.Client, store: JobStore) -> None:
+    job_id = submit(client)
+
+    async def watch_and_leave() -> None:
+        async with feeds_of(store.settings) as feeds:
+            first, second = (feeds.happenings(job_id, "0-0") for _ in range(2))
+            assert await anext(first) is None
+            task = feeds.open[job_id].task
+            assert await anext(second) is None
+            await first.aclose()
+            assert await anext(second) is None  # it is read on
+            await second.aclose()
+            await task
+            assert feeds.open == {}
+
+    asyncio.run(watch_and_leave())
+
+
+def test_all_who_watch_are_told_that_redis_fails_and_come_again(settings: Settings, connection: Redis) -> None:
+    connection.set(events_key("job"), "no stream")
+
+    async def watch(feeds: Feeds) -> list[str]:
+        return [told.name async for told in feeds.happenings("job", "0-0") if told]
+
+    async def fail_and_come_again() -> None:
+        async with feeds_of(settings) as feeds:
+            failed = await asyncio.gather(*(watch(feeds) for _ in range(3)), return_exceptions=True)
+            assert [type(error) for error in failed] == [ResponseError] * 3
+            connection.delete(events_key("job"))
+            connection.xadd(events_key("job"), {"picture": 0})
+            assert await watch(feeds) == ["picture"]  # until it is seen that there is no such job
+
+    asyncio.run(fail_and_come_again())
 
 
 def test_a_watch_is_over_soon_after_the_client_left(client: httpx.Client, store: JobStore) -> None:

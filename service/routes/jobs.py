@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from service.dependencies import OwnerDep, OwnJob, ReaderDep, StoreDep
+from service.dependencies import FeedsDep, OwnerDep, OwnJob, ReaderDep, StoreDep
 from service.errors import ExpiredJob, JobEnded, NotReady, Unavailable, UnknownJob, UnknownPicture
 from service.event_schemas import PictureEvent, StatusEvent, StepsEvent
 from service.events import EVENT_STREAM_HEADERS, is_told, job_events
@@ -109,13 +109,12 @@ async def cancel_job(job_id: OwnJob, reader: ReaderDep, store: StoreDep) -> Job:
     },
     summary="What happens to a job, as it happens",
 )
-async def read_events(
-    request: Request, job_id: OwnJob, reader: ReaderDep, last_event_id: LastEventId = "0-0"
-) -> Response:
+async def read_events(job_id: OwnJob, feeds: FeedsDep, last_event_id: LastEventId = "0-0") -> Response:
     """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/jobs.md says what they hold."""
-    if await is_told(reader, job_id, last_event_id):
+    job = await feeds.reader.job(job_id)
+    if await is_told(feeds.reader, job, last_event_id):
         return Response(status_code=204)
-    events = job_events(reader, job_id, last_event_id, request.is_disconnected)
+    events = job_events(feeds, job, last_event_id)
     return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
 
 

@@ -1,6 +1,7 @@
 """/v1: the images and models of the OpenAI API, so that its clients work here as they are. docs/openai.md."""
 
 import base64
+import contextlib
 import json
 import struct
 import time
@@ -13,9 +14,9 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 
-from service.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
+from service.dependencies import FeedsDep, ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
 from service.errors import BadRequest, NotFound, NotInTime, ServiceError, ShuttingDown
-from service.events import EVENT_STREAM_HEADERS, happenings
+from service.events import EVENT_STREAM_HEADERS, Feeds
 from service.models import vocabulary_of
 from service.openai_errors import error_of
 from service.openai_schemas import (
@@ -103,7 +104,7 @@ def _check_stream(body: ImagesRequest) -> None:
     summary="Make pictures as with OpenAI's images API",
 )
 async def generate_images(
-    request: Request, body: ImagesRequest, submitter: Annotated[Submitter, Depends(_submitter)]
+    request: Request, body: ImagesRequest, submitter: Annotated[Submitter, Depends(_submitter)], feeds: FeedsDep
 ) -> Response:
     """The labels are read from the prompt; words that are none are an error which says what was meant."""
     info = await submitter.model(body.model)
@@ -115,7 +116,7 @@ async def generate_images(
         raise BadRequest.from_label_error(error, "prompt") from error
     job_id = await submitter.create(JobSpec("generate", body, [labels] * (body.n or 1), info))
     if body.stream:
-        stream = _stream(submitter.reader, job_id, body.partial_images or 0, request)
+        stream = _stream(feeds, job_id, body.partial_images or 0)
         return StreamingResponse(stream, media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
     job = await submitter.reader.wait(job_id, submitter.wishes.wait_s)
     if job.status not in TERMINAL:
@@ -145,25 +146,26 @@ async def _images(reader: JobReader, job: Job, base: str | None) -> Images:
     return Images(created=_created(job), data=data, size=_size_of(pngs[0]), seed=job.seed, job=f"/jobs/{job.id}")
 
 
-async def _stream(reader: JobReader, job_id: str, wanted: int, request: Request) -> AsyncIterator[bytes]:
+async def _stream(feeds: Feeds, job_id: str, wanted: int) -> AsyncIterator[bytes]:
     """Up to `wanted` previews, evenly over the steps, then the picture, or an error."""
     sent = 0
-    async for told in happenings(reader, job_id, "0-0", request.is_disconnected):
-        if told is None:
-            yield b": wait\n\n"
-        elif told.name == "steps" and sent < wanted:
-            steps = told.data["pictures"][0]
-            if "preview" in steps and steps["step"] / steps["steps"] >= (sent + 1) / (wanted + 1):
-                preview = steps["preview"].partition(",")[2]
-                size = _size_of(base64.b64decode(preview))
-                partial = PartialImage(
-                    b64_json=preview, created_at=int(time.time()), size=size, partial_image_index=sent
-                )
-                yield format_sse_event(event=partial.type, data_str=partial.model_dump_json())
-                sent += 1
-        elif told.name == "end":
-            yield await _last(reader, job_id)
-    if reader.left:
+    async with contextlib.aclosing(feeds.happenings(job_id, "0-0")) as happenings:
+        async for told in happenings:
+            if told is None:
+                yield b": wait\n\n"
+            elif told.name == "steps" and sent < wanted:
+                steps = told.data["pictures"][0]
+                if "preview" in steps and steps["step"] / steps["steps"] >= (sent + 1) / (wanted + 1):
+                    preview = steps["preview"].partition(",")[2]
+                    size = _size_of(base64.b64decode(preview))
+                    partial = PartialImage(
+                        b64_json=preview, created_at=int(time.time()), size=size, partial_image_index=sent
+                    )
+                    yield format_sse_event(event=partial.type, data_str=partial.model_dump_json())
+                    sent += 1
+            elif told.name == "end":
+                yield await _last(feeds.reader, job_id)
+    if feeds.reader.left:
         yield _error(ShuttingDown(f"the job goes on and can be read at /jobs/{job_id}"))
 
 
