@@ -30,6 +30,7 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_told
 from trainer.errors import TrainerError
 from trainer.loss import Denoising, DenoisingLoss, Objective
+from trainer.muon import Muon
 from trainer.run_log import RunLog
 
 SAVE_EVERY_S = 300.0
@@ -81,9 +82,9 @@ def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim
     for name, parameter in network.named_parameters():
         inside = parameter.ndim == 2 and not name.startswith(("stem", "head", "conditioning", "time"))
         (matrices if inside else others).append(parameter)
-    # match_rms_adamw gives Muon's update AdamW's size: one learning rate serves both (Liu et al. 2025, sec. 2.2)
+    # Muon's update has AdamW's size: one learning rate serves both
     return [
-        torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, config.lr, config.weight_decay),
         torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0),
     ]
 
