@@ -144,6 +144,7 @@ def deployment(engine: None) -> Iterator[Deployment]:
         "LABELGRID_API_KEYS": f"tester:{hash_of(key)}",
         "LABELGRID_WEBHOOK_SECRET": secrets.token_hex(32),
         "WEBHOOK_ALLOW_PRIVATE": "1",
+        "LABELGRID_BATCH_PICTURES": "16",  # of 24, so that two workers are at a job; measured, one may take all
     }
     url = f"http://127.0.0.1:{port}"
     with Client(url, key) as client:
