@@ -133,6 +133,8 @@ def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path)
     code, _, err = command(*common, "--name", "guided", "--method", "guidance", "--run", tmp_path / "one")
     assert code == 0, err
     assert read_info(storage / "guided.safetensors").config["sampling"]["steps"] == 8
+    other = command(*common, "--name", "x", "--method", "guidance", "--run", tmp_path / "one", "--teacher", "guided")
+    refused(other, "one/setup.json was made with another teacher; choose another folder")
     code, _, err = command(
         *common, "--name", "few", "--method", "trajectories", "--teacher", "guided", "--run", tmp_path / "two",
         "--trajectories", 4, "--teacher-steps", 4, "--sampling-steps", 2,

@@ -26,6 +26,7 @@ from trainer.card import read_log
 from trainer.config import REPORT, TrainConfig
 from trainer.data import Dataset
 from trainer.errors import TrainerError
+from trainer.run_log import keep_setup
 from trainer.score import score_run, summary
 from trainer.train import Budget, Run, train
 from trainer.train_command import Watcher, check_config
@@ -90,13 +91,7 @@ class Setup:
 
     def keep(self, folder: Path) -> None:
         """Writes `folder`/setup.json. TrainerError where `folder` holds a comparison of another setup."""
-        path, now = folder / "setup.json", json.loads(json.dumps(asdict(self)))
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            before = json.loads(path.read_text())
-            if other := [key for key in now if now[key] != before.get(key)]:
-                raise TrainerError(f"{path} was made with another {', '.join(other)}; choose another folder")
-        path.write_text(json.dumps(now, indent=1) + "\n")
+        keep_setup(folder, asdict(self))
 
 
 def chosen(only: str | None) -> list[str]:

@@ -55,6 +55,7 @@ def distill(
     from shared.options import SamplingOptions
     from trainer import distill as distillation
     from trainer.loss import Objective
+    from trainer.run_log import keep_setup
     from trainer.train import train
     from trainer.train_command import Watcher, check_name, make_budget, tests_of
 
@@ -71,6 +72,10 @@ def distill(
     config = distillation.make_config(source.info, set_ or [])
     network = distillation.AdaptedNetwork(base.network, rank, start)
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), where) if evaluator else None
+    keep_setup(run, {
+        "teacher": source.info.digest, "method": method, "guidance": guidance, "rank": rank,
+        "sampling_steps": student_steps, "teacher_steps": teacher_steps,
+    })  # fmt: skip
     with bar() as progress:
         dataset = read_dataset(data, progress, size=source.image_shape[-1], fit=config.fit)
         if dataset.vocabulary != source.vocabulary:

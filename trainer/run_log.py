@@ -1,13 +1,29 @@
-"""A run's figures as lines of JSON and as TensorBoard events. Knows nothing of what they mean."""
+"""A run's setup, and its figures as lines of JSON and as TensorBoard events. Knows nothing of what they mean."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
+
+from trainer.errors import TrainerError
+
+
+def keep_setup(folder: Path, setup: dict[str, Any]) -> None:
+    """Writes `folder`/setup.json: what is done there, so that nothing is resumed with another.
+
+    TrainerError where `folder` holds another.
+    """
+    path, now = folder / "setup.json", json.loads(json.dumps(setup))
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        before = json.loads(path.read_text())
+        if other := [key for key in now if now[key] != before.get(key)]:
+            raise TrainerError(f"{path} was made with another {', '.join(other)}; choose another folder")
+    path.write_text(json.dumps(now, indent=1) + "\n")
 
 
 class RunLog:
