@@ -20,7 +20,7 @@ if test "${TRIAL:-}"; then
   fit="--steps 20" train="--steps 20 --set batch=16" trajectories="--trajectories 256 --steps 20 --set batch=16"
 else
   scenes="" more="--scenes 6500" unseen="--scenes 700"
-  fit="--minutes 30" train="--minutes 90" trajectories="--trajectories 6144 --steps 220"
+  fit="--minutes 30" train="--minutes 90" trajectories="--trajectories 6144 --steps 900"
 fi
 
 # options of several words are split at blanks
