@@ -22,7 +22,7 @@ from benchmarks.document import Plot, Table, number
 from benchmarks.policies import rows_of
 from benchmarks.service import saturate
 from benchmarks.stack import Stack, memory_mib, stack
-from service.jobs import JobStore, connect, job_key, new_id, text
+from service.jobs import JobStore, connect, new_id
 from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
 from service.stream import GROUP, PictureStream
@@ -105,7 +105,6 @@ class Filler:
             self.store.begin(job_id)
             self.store.commit(stream.key, GROUP, [Done(claim.entry, claim.picture, verdict, png)])
             self.store.finish(job_id, result, png)
-            self.store.queue.fetch_job(text(self.connection.hget(job_key(job_id), "rq"))).delete()
         self.finished += jobs
         return job_id
 
