@@ -3,7 +3,7 @@
 Knows pydantic alone, for clients read them too. Labels are checked against a model's vocabulary in the routes.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -53,7 +53,9 @@ class SamplingFields(Strict):
     webhook: str | None = Field(
         None, max_length=2000, description="address that is told of the job by a signed POST (docs/webhooks.md)"
     )
-    webhook_events: list[WebhookEvent] | None = Field(None, min_length=1, description="of what; its end if not given")
+    webhook_events: list[WebhookEvent] | None = Field(
+        None, min_length=1, max_length=len(get_args(WebhookEvent)), description="of what; its end if not given"
+    )
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
 
     def sampling(self, own: SamplingOptions) -> SamplingOptions:

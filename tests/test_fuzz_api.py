@@ -157,12 +157,11 @@ def _make_possible(body: dict[str, Any]) -> None:
         ("repeats", REPEATS),
         ("seed", MAX_SEED - LIMITS.max_repeats),
         ("first", 2**31 - PICTURES),
-        ("trajectory", STEPS),
     ):
         if body.get(name) is not None:
             body[name] = min(body[name], most)
-    if body.get("trajectory") is not None and "steps" not in body:
-        body["trajectory"] = 2
+    if body.get("trajectory") is not None:
+        body["trajectory"] = min(body["trajectory"], (body.get("steps") or 1) + 1)
     if body.get("guidance_interval"):
         body["guidance_interval"].sort()
     if body.get("eta"):
