@@ -62,7 +62,7 @@ bench-quick: $(VENV)/.bench  ## The same with small sizes, in two minutes, into 
 	$(BIN)/python -m benchmarks.run --quick
 
 .PHONY: fuzz
-fuzz: $(VENV)/.dev  ## Random requests by the OpenAPI document, random files, zips, recipes, addresses (six minutes)
+fuzz: $(VENV)/.dev  ## Random requests by the OpenAPI document, random files, zips, recipes, addresses (three to five minutes)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile long --override-ini timeout=3600
 
 .PHONY: faults

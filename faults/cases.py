@@ -78,9 +78,12 @@ def redis_full(trial: Trial) -> None:
     def is_refused() -> bool:
         fill()  # again: jobs that end leave room
         answer = httpx.post(f"{trial.stack.address}/generate", json=BODIES[SMALL], timeout=30)
-        if answer.is_success:
-            trial.jobs[answer.json()["id"]] = SMALL
-        return answer.status_code == 503
+        if answer.status_code == 503:
+            return True
+        if answer.status_code != 200:
+            raise RuntimeError(f"a full Redis gave {answer.text}")
+        trial.jobs[answer.json()["id"]] = SMALL
+        return False
 
     ids = trial.submit(*LARGE)
     trial.begin()

@@ -41,8 +41,7 @@ class Evaluator(nn.Module):
     def freeze(self) -> Evaluator:
         """Itself, in eval mode and never to be trained again: on a CPU its layers are folded, to judge faster.
 
-        In bfloat16 where the CPU multiplies it: on the 1,984 pictures of ../shared/calibration no accuracy differs from
-        float32's, no probability by more than 0.019, and 4 of 47,616 labels are found that were not, or the reverse.
+        In bfloat16 where the CPU multiplies it; the shipped evaluator's card says how far that is from float32.
         """
         self.eval().requires_grad_(False)
         if can_fold(device := next(self.parameters()).device):

@@ -80,18 +80,15 @@ def locate(
 
     For the real i-CLEVR and what is built up like it: a scene's pictures show one object more each.
     """
-    from shared.vocabulary import Vocabulary, read_train_file
-    from trainer.locate import SIZE
-    from trainer.locate import locate as locate_in
+    from shared.vocabulary import read_train_file
+    from trainer import locate as finder
     from trainer.render_folder import write_label_file
 
     if (out := data / "positions.json").exists():
         raise TrainerError(f"{out} is there already; remove it to have it written anew")
     with bar() as progress:
-        dataset = read_dataset(data, progress, size=SIZE)
-    positions = locate_in(
-        read_train_file(data / "train.json", Vocabulary.from_objects_file(data / "objects.json")), dataset.images
-    )
+        dataset = read_dataset(data, progress, size=finder.SIZE)
+    positions = finder.locate(read_train_file(data / "train.json", dataset.vocabulary), dataset.images)
     write_label_file(out, positions)
     show("located", [("pictures", str(len(positions))), ("file", str(out))])
 

@@ -42,8 +42,8 @@ def locate(train: Mapping[str, list[str]], images: Tensor) -> Positions:
     before = [_before(name, train[name], of_scene) for name in several]
     for first in range(0, len(several), CHUNK):
         names, earlier = several[first : first + CHUNK], before[first : first + CHUNK]
-        pair = (images[[index[name] for name in side]].float() for side in (names, earlier))
-        points = _centres((next(pair) - next(pair)).abs().mean(1))
+        now, then = (images[[index[name] for name in side]].float() for side in (names, earlier))
+        points = _centres((now - then).abs().mean(1))
         for name, known, point in zip(names, earlier, points, strict=True):
             where = dict(zip(train[known], found[known], strict=True))
             found[name] = [where.get(label, point) for label in train[name]]

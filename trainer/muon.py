@@ -52,7 +52,10 @@ class Muon(torch.optim.Muon):
             nesterov: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None:
-                    buffer = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
+                    state = self.state[weight]
+                    if not state:
+                        state["momentum_buffer"] = torch.zeros_like(weight)
+                    buffer = state["momentum_buffer"]
                     buffer.lerp_(weight.grad, 1 - momentum)
                     nesterov[weight.shape].append((weight, weight.grad.lerp(buffer, momentum)))
             for shape, pairs in nesterov.items():
