@@ -26,7 +26,7 @@ from uuid import uuid4
 
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import WatchError
+from redis.exceptions import ExecAbortError, OutOfMemoryError, WatchError
 from redis.retry import Retry
 from rq import Queue
 from rq.exceptions import NoSuchJobError
@@ -205,7 +205,12 @@ class JobStore:
             pipe.set(asked.redis_key, asked.note(record.id), ex=ttl)
         pictures = [picture.model_dump_json() for picture in record.pictures()]
         shares.join(pipe, record.id, record.owner, record.digest, record.created_at, pictures)
-        pipe.execute()
+        try:
+            pipe.execute()
+        except ExecAbortError as error:  # each command was taken, but there was no room any more for all of them
+            if "OOM" in str(error):
+                raise OutOfMemoryError(str(error)) from error
+            raise
 
     def standing(self, asked: Asked) -> str | None:
         """The job that was created for the same request before, if it is there yet. KeyReused for another request."""

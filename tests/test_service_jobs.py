@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from redis import Redis
+from redis.client import Pipeline
 from redis.exceptions import OutOfMemoryError
 from rq.job import Job as RqJob
 from rq.job import JobStatus
@@ -356,6 +357,26 @@ def full(connection: Redis) -> Iterator[Callable[[], object]]:
     """Fills Redis, as far as it can tell."""
     yield lambda: connection.config_set("maxmemory", 1)
     connection.config_set("maxmemory", 0)
+
+
+def test_a_redis_that_becomes_full_within_a_transaction_takes_no_job(
+    store: JobStore, connection: Redis, full: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command is taken, and only their end, EXEC, is refused: another error of redis-py's than a full Redis's."""
+
+    def one_by_one(pipe: Pipeline) -> None:
+        wire = pipe.connection_pool.get_connection()
+        for arguments in [("MULTI",), *(command[0] for command in pipe.command_stack)]:
+            wire.send_command(*arguments)
+            wire.read_response()
+        full()
+        wire.send_command("EXEC")
+        wire.read_response()
+
+    monkeypatch.setattr(Pipeline, "execute", one_by_one)
+    with pytest.raises(OutOfMemoryError, match="Transaction discarded"):
+        store.create(record(1))
+    assert connection.scard(OPEN) == 0
 
 
 def test_a_full_redis_takes_no_job_and_lets_those_that_it_has_come_to_their_end(
