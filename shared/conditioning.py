@@ -56,12 +56,12 @@ class PositionMap(nn.Module):
         self.vectors = nn.Parameter(torch.randn(num_labels, channels) * 0.5)
 
     def forward(self, labels: Tensor, positions: Tensor, height: int, width: int) -> Tensor:
-        """labels (B, K), positions (B, K, 2) -> (B, C, H, W)."""
+        """labels (B, K), positions (B, K, 2) -> (B, C, H, W), channels last."""
         at = positions.float()
         across = self._bump(at[..., 0], width)  # (B, K, W)
         down = self._bump(at[..., 1], height) * labels[..., None]  # (B, K, H)
-        columns = down[..., None] * self.vectors[:, None, :]  # (B, K, H, C)
-        return torch.einsum("bkhc,bkw->bchw", columns, across)
+        bumps = down.mT[:, :, None] * across.mT[:, None]  # (B, H, W, K)
+        return (bumps @ self.vectors).permute(0, 3, 1, 2)
 
     def _bump(self, centre: Tensor, cells: int) -> Tensor:
         middles = (torch.arange(cells, device=centre.device) + 0.5) / cells

@@ -103,7 +103,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedAttention(Attention):
-    """An Attention of packed layers, by the fused kernel, which is the faster one where nothing is trained."""
+    """An Attention of packed layers."""
 
     def __init__(self, attention: Attention) -> None:
         nn.Module.__init__(self)
@@ -111,10 +111,6 @@ class PackedAttention(Attention):
         for name in ("qkv", "token_kv", "out"):
             linear = getattr(attention, name)
             setattr(self, name, PackedLinear(linear.weight, linear.bias))
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mixed: Tensor = F.scaled_dot_product_attention(q, k, v)
-        return mixed
 
 
 class PackedJoin(nn.Module):

@@ -126,7 +126,7 @@ class Attention(nn.Module):
         return x + mixed.view(B, H, W, C).permute(0, 3, 1, 2)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention itself, (B, heads, tokens, C / heads) each; spelled out, as the fused kernel trains slower here."""
+        """Attention itself, (B, heads, tokens, C / heads) each; spelled out, as the fused kernel is slower here."""
         mixed: Tensor = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
         return mixed
 
