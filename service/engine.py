@@ -20,7 +20,7 @@ from service.records import Picture, Verdict
 from service.sent import sent_row
 from service.strips import Strips
 from shared.denoise import Row
-from shared.evaluator import score_pictures
+from shared.evaluator import Judge, score_pictures
 from shared.layouts import positions_at
 from shared.options import SamplingOptions
 from shared.pictures import png_bytes, to_uint8
@@ -37,15 +37,6 @@ class RowStepper(Protocol):
     ) -> Row: ...
 
     def step(self, rows: Sequence[Row]) -> None: ...
-
-
-class Judge(Protocol):
-    """What the engine needs of `shared.evaluator.Evaluator`."""
-
-    @property
-    def vocabulary(self) -> Vocabulary: ...
-
-    def probabilities(self, images: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from redis import Redis
 from service import recipe
 from service.batch_limit import FEWEST, BatchLimit
 from service.checkpoint_cache import CheckpointCache
-from service.engine import Engine, Judge
+from service.engine import Engine
 from service.recipe import MadeWith
 from service.sent import JUDGED_TOGETHER, Sent
 from service.settings import Settings
 from service.stream import Claim, PictureStream
 from shared.checkpoint import CheckpointError, CheckpointKind, read_info, resolve
 from shared.denoise import Stepper
-from shared.evaluator import load_evaluator
+from shared.evaluator import Judge, judge_of, load_evaluator
 from shared.model import load_denoiser
 
 
@@ -83,7 +83,7 @@ class Loader:
         engine = Engine(
             stepper,
             denoiser.vocabulary,
-            self.judge,
+            judge_of(self.judge, denoiser.aspect),
             max_pictures=FEWEST,
             recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
         )

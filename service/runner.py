@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from service import recipe, tracing
 from service.checkpoint_cache import CheckpointCache
-from service.engine import Judge, Key, Made, Outcome
+from service.engine import Key, Made, Outcome
 from service.jobs import JobStore, png_key
 from service.lanes import Lane, Loader
 from service.live import Live
@@ -28,7 +28,7 @@ from service.settings import Settings
 from service.stream import GROUP, Claim
 from shared.checkpoint import CheckpointError
 from shared.device import pick_device
-from shared.evaluator import load_evaluator
+from shared.evaluator import Judge, load_evaluator
 from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
 log = get_logger(__name__)

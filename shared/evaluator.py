@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,21 @@ from torchvision.models import resnet18
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
 from shared.device import autocast_dtype
 from shared.packed import FoldedResNet, can_fold
+from shared.pictures import without_padding
 from shared.storage import Location
 from shared.vocabulary import ICLEVR, Vocabulary
 
 IMAGE_SIZE = 64  # the network's input; other pictures are resized to it
 THRESHOLD = 0.5  # a label counts as found from this probability on
+
+
+class Judge(Protocol):
+    """What is asked of an evaluator where pictures are judged."""
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    def probabilities(self, images: Tensor) -> Tensor: ...
 
 
 class Evaluator(nn.Module):
@@ -79,6 +89,30 @@ class Evaluator(nn.Module):
         """Images as for `probabilities` -> (N, 512) float32 on the CPU: pictures with like contents lie near."""
         chunks = [self._trunk(x).cpu() for x in self._chunks(images, batch) if len(x)]
         return torch.cat(chunks) if chunks else torch.zeros(0, 512)
+
+
+@dataclass(frozen=True)
+class JudgeInside:
+    """A judge that is shown what lies between the borders of pictures that were padded to squares.
+
+    Evaluators are fitted to pictures squeezed into squares, where objects are higher: of padded renders ours names two
+    thirds (`trainer limit FILE --fit pad --keep-padding`).
+    """
+
+    judge: Judge
+    aspect: float  # width over height of a picture before it was padded
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.judge.vocabulary
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        return self.judge.probabilities(without_padding(images, self.aspect))
+
+
+def judge_of(judge: Judge, aspect: float) -> Judge:
+    """The judge of pictures padded from such an `aspect`; of squeezed ones, 1.0, `judge` itself."""
+    return judge if aspect == 1.0 else JudgeInside(judge, aspect)
 
 
 def as_input(images: Tensor) -> Tensor:

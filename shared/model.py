@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ class Denoiser:
     prediction: PredictionName
     layouts: Layouts | None  # where objects are put, of a network that is told positions
     options: SamplingOptions  # how it is sampled where nothing else is asked
+    aspect: float = 1.0  # width over height of its pictures before they were padded to squares; 1 where squeezed
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -61,9 +63,11 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         config = NetworkConfig.model_validate(info.config["network"])
         schedule = alpha_bar(info.config["schedule"], info.config["timesteps"])
         prediction = info.config["prediction"]
-        options = default_options(info.config)
+        options, aspect = default_options(info.config), float(info.config.get("aspect", 1.0))
         if prediction not in get_args(PredictionName) or config.num_labels != len(info.vocabulary):
             raise ValueError("prediction or number of labels does not fit")
+        if not 0 < aspect < math.inf:
+            raise ValueError(f"aspect {aspect} is no ratio of sides")
         layouts = Layouts(state.pop("layouts").float()) if config.positions else None
         network = UNet(config)
         network.load_state_dict(state)
@@ -72,7 +76,7 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         raise CheckpointError(path.name, f"configuration and weights do not fit: {reason}") from error
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     vocabulary, known = Vocabulary(info.vocabulary), cast(PredictionName, prediction)
-    return Denoiser(info, vocabulary, network, schedule, known, layouts, options)
+    return Denoiser(info, vocabulary, network, schedule, known, layouts, options, aspect)
 
 
 def _base_weights(path: Location, base: Mapping[str, str]) -> dict[str, Tensor]:

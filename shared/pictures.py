@@ -28,6 +28,14 @@ def to_images(pictures: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
+def without_padding(images: Tensor, aspect: float) -> Tensor:
+    """What lies between the borders of squares: (N, C, S, S) -> (N, C, H, W) with W / H about `aspect`."""
+    side = images.shape[-1]
+    height, width = round(side / max(1.0, aspect)), round(side * min(1.0, aspect))
+    top, left = (side - height) // 2, (side - width) // 2
+    return images[..., top : top + height, left : left + width]
+
+
 def png_bytes(picture: NDArray[np.uint8], text: dict[str, str] | None = None) -> bytes:
     """PNG of (H, W, 3), with `text` in its metadata."""
     info = PngInfo()

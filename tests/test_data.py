@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from shared.pictures import to_images, without_padding
 from shared.vocabulary import ICLEVR, LabelError
 from tests.trainer_fixtures import write_data_folder
 from trainer import data
@@ -32,6 +33,26 @@ def test_pad_of_an_odd_difference_and_of_a_tall_picture() -> None:
     assert np.asarray(to_square(_rows(10, 20, width=3), 3, "pad"))[:, 0, 0].tolist() == [10, 20, 20]
     tall = _rows(10, 20, width=4).transpose(Image.Transpose.ROTATE_90)  # 2 wide, 4 high, columns 10 and 20
     assert np.asarray(to_square(tall, 4, "pad"))[0, :, 0].tolist() == [10, 10, 20, 20]
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 32), (32, 24), (3, 6), (8, 8)])
+def test_what_lies_between_the_borders_is_what_was_padded(height: int, width: int) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+    padded = data.pad(pictures)
+    assert padded.shape == (2, max(height, width), max(height, width), 3)
+    inside = without_padding(to_images(padded), width / height)
+    assert torch.equal(inside, to_images(pictures))
+
+
+def test_a_padded_data_set_knows_its_pictures_proportions(tmp_path: Path) -> None:
+    wide = write_data_folder(tmp_path / "wide", width=16, height=12)
+    tall = write_data_folder(tmp_path / "tall", width=12, height=16)
+    assert load_dataset(wide, size=8, fit="squeeze").aspect == 1.0
+    padded = [load_dataset(folder, size=8, fit="pad") for folder in (wide, tall)]
+    assert [one.aspect for one in padded] == [16 / 12, 12 / 16]
+    assert data.merge([padded[0], padded[0]]).aspect == 16 / 12
+    with pytest.raises(TrainerError, match="other proportions"):
+        data.merge(padded)
 
 
 def test_squeeze_shows_the_whole_picture() -> None:

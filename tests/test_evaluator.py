@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_f1_score
 from torchvision.models import resnet18
 
 from shared.checkpoint import CheckpointError, publish
 from shared.evaluator import (
     Evaluator,
+    judge_of,
     load_evaluator,
     score_pictures,
     score_set,
@@ -116,6 +118,16 @@ def test_probabilities_resize_clamp_and_batch(evaluator: Evaluator) -> None:
     flat = torch.full((1, 3, 32, 32), 0.3)
     large = evaluator.probabilities(torch.full((1, 3, 64, 64), 0.3))
     torch.testing.assert_close(evaluator.probabilities(flat), large, rtol=1e-4, atol=1e-5)
+
+
+def test_a_padded_picture_is_judged_by_what_lies_between_its_borders(evaluator: Evaluator) -> None:
+    inside = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    padded = F.pad(inside, (0, 0, 4, 4), mode="replicate")
+    judge = judge_of(evaluator, 32 / 24)
+    assert judge.vocabulary == evaluator.vocabulary
+    assert torch.equal(judge.probabilities(padded), evaluator.probabilities(inside))
+    assert not torch.equal(judge.probabilities(padded), evaluator.probabilities(padded))
+    assert judge_of(evaluator, 1.0) is evaluator
 
 
 def test_features_are_what_the_labels_are_read_from(evaluator: Evaluator) -> None:

@@ -18,6 +18,7 @@ from service.runner import Runner
 from service.settings import Settings
 from shared import storage as files
 from shared.checkpoint import CheckpointError, CheckpointInfo, promote, read_info
+from shared.evaluator import JudgeInside
 from shared.model import load_denoiser
 from shared.options import SamplingOptions
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
@@ -129,6 +130,15 @@ def test_a_promoted_model_that_is_damaged_is_complained_of_once(
     assert connection.hget(job_key(job.id), "status") == b"finished"
     (record,) = caplog.records
     assert "other.safetensors: damaged: the tensors do not match their digest" in record.__dict__["reason"]
+
+
+def test_a_padded_networks_pictures_are_judged_without_their_borders(
+    connection: Redis, own: Settings, folder: Path
+) -> None:
+    runner = Runner(connection, own, "w1")
+    padded = publish_toy_denoiser(folder, "padded", 5, aspect=4 / 3)
+    judges = [runner.loader.load(name, None).engine.judge for name in ("toy", padded.name)]
+    assert judges == [runner.judge, JudgeInside(runner.judge, 4 / 3)]
 
 
 def test_unused_models_are_let_go_but_never_one_with_pictures_in_work(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 from tests.test_trainer_cli import Command, command, refused
 from tests.toy_checkpoint import publish_toys
@@ -26,6 +27,23 @@ def test_renders_are_scored_and_the_same_seed_gives_the_same(command: Command, t
     assert figures[0] == figures[1]
     grids = [(tmp_path / f"{name}.png").read_bytes() for name in "abc"]
     assert grids[0] == grids[1] != grids[2]
+
+
+def test_renders_of_another_form_are_scored_by_what_lies_between_the_borders_or_by_all(
+    command: Command, tmp_path: Path
+) -> None:
+    publish_toys(tmp_path / "models")
+    (tmp_path / "lists.json").write_text(json.dumps([["red cube", "blue sphere"]]))
+
+    def found(*options: object) -> dict[str, Any]:
+        file, to = tmp_path / "lists.json", ("--storage", tmp_path / "models", "--json", tmp_path / "a.json")
+        code, _, err = command("limit", file, *to, "--repeats", 1, "--size", 32, *options)
+        assert code == 0, err
+        return cast(dict[str, Any], json.loads((tmp_path / "a.json").read_text()))
+
+    figures = [found(), found("--fit", "pad"), found("--fit", "pad", "--keep-padding")]
+    assert [(one["size"], one["padding"]) for one in figures] == [(32, "none"), (32, "cut"), (32, "kept")]
+    refused(command("limit", tmp_path / "lists.json", "--fit", "crop"), "crop")
 
 
 def test_a_label_that_cannot_be_rendered_is_refused(command: Command, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 from shared.checkpoint import promote, read_info
+from shared.model import load_denoiser
 from shared.vocabulary import ICLEVR
+from tests.toy_checkpoint import publish_toys
 from tests.trainer_fixtures import NETWORK, write_data_folder
 from trainer import __main__ as cli
 from trainer import fit_evaluator
@@ -142,11 +144,28 @@ def test_from_rendering_to_a_score(command: Command, tmp_path: Path, monkeypatch
     assert figures["accuracy"]["max"] == max(accuracies)
     assert figures["accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
     assert figures["accuracy"]["std"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2)
-    assert figures["rows_per_picture"] == 6
+    assert (figures["rows_per_picture"], figures["padding"]) == (6, "none")
     with Image.open("grid.png") as grid:
         assert grid.size == (20, 2 + 2 * 18)
     code, _, err = command("score", "few.json", "--evaluator", "checkpoint.pth", "--steps", 1)
     assert code == 0, err
+
+
+def test_padded_pictures_are_scored_by_what_lies_between_the_borders(command: Command, tmp_path: Path) -> None:
+    storage = tmp_path / "models"
+    publish_toys(storage)
+    data, file = write_data_folder(tmp_path / "data", width=16, height=8), tmp_path / "data/test.json"
+    to = ("--storage", storage, "--name", "padded", "--run", tmp_path / "run")
+    code, _, err = command("train", "--data", data, *to, *TINY, "--set", "fit=pad", "--steps", 1)
+    assert code == 0, err
+    assert load_denoiser(storage / "padded.safetensors").aspect == 2.0
+    found = []
+    for options in ((), ("--keep-padding",)):
+        score = ("score", file, "--storage", storage, "--model", "padded", "--steps", 1)
+        code, _, err = command(*score, *options, "--json", tmp_path / "a.json")
+        assert code == 0, err
+        found.append(json.loads((tmp_path / "a.json").read_text())["padding"])
+    assert found == ["cut", "kept"]
 
 
 BAD_FILES = {

@@ -1,5 +1,7 @@
 """Checkpoints in the real format that cost next to nothing: random weights, 16x16 pictures."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -29,13 +31,15 @@ def _randomize(module: nn.Module, seed: int) -> None:
             nn.init.normal_(parameter, std=0.3, generator=generator)
 
 
-def publish_toy_denoiser(storage: Location, name: str, seed: int, *, positions: bool = False) -> CheckpointInfo:
+def publish_toy_denoiser(
+    storage: Location, name: str, seed: int, *, positions: bool = False, **config: Any
+) -> CheckpointInfo:
     """A denoiser whose weights follow from `seed`, in place of one of that name.
 
-    With `positions` it has arrangements of one, two and three objects.
+    With `positions` it has arrangements of one, two and three objects. `config`: more of its configuration.
     """
     own = NETWORK.model_copy(update={"positions": positions})
-    config = {"network": own.model_dump(mode="json"), "schedule": "cosine", "timesteps": 1000, "prediction": "v"}
+    config |= {"network": own.model_dump(mode="json"), "schedule": "cosine", "timesteps": 1000, "prediction": "v"}
     torch.manual_seed(seed)  # a few parameters that `_randomize` leaves alone are not zero either
     network = UNet(own)
     _randomize(network, seed)

@@ -21,6 +21,7 @@ from trainer.terminal import (
     Existing,
     Guidance,
     Interval,
+    KeepPadding,
     Minutes,
     Sampler,
     SamplingSteps,
@@ -229,6 +230,7 @@ def score(
     spacing: Spacing = None,
     guidance: Guidance = None,
     interval: Interval = None,
+    keep_padding: KeepPadding = False,
     seed: Seed = 0,
     grid: Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")] = None,
     columns: Annotated[int, typer.Option(min=1, max=64, help="Pictures in a row of the grid.")] = 8,
@@ -243,7 +245,7 @@ def score(
     given = given_sampling(sampler, steps, spacing, guidance, interval)
     with bar() as progress:
         runs, figures = score_command.run_score(
-            file, repeats, preset, given, storage, model, evaluator, seed, device, progress
+            file, repeats, preset, given, storage, model, evaluator, seed, device, progress, keep_padding=keep_padding
         )
     score_command.print_runs(file, runs, figures, console=Console())
     if grid:

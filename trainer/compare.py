@@ -15,9 +15,7 @@ from typing import Any, Final
 import torch
 from PIL import Image
 from rich.progress import Progress
-from torch import nn
 
-from shared.denoise import Stepper
 from shared.evaluator import Evaluator
 from shared.options import SAMPLING_PRESETS, SamplingOptions
 from shared.pictures import grid
@@ -117,17 +115,18 @@ def ways_to_score(name: str, publish: str) -> list[tuple[str, str]]:
 
 
 def _score(
-    name: str, publish: str, averages: Averages, stepper_of: Callable[[nn.Module], Stepper], setup: Setup,
-    evaluator: Evaluator, out: Path, advance: Callable[[], None],
+    name: str, publish: str, averages: Averages, watcher: Watcher, setup: Setup, out: Path,
+    advance: Callable[[], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A line per way to score and test file, seeds 0 upwards. Writes the sample grid of the first way's first file."""
+    assert watcher.judge is not None
     lines: list[dict[str, Any]] = []
     for weights, sampling in ways_to_score(name, publish):
-        stepper = stepper_of(averages.network(weights))
+        stepper = watcher.stepper(averages.network(weights))
         for file, lists in setup.tests.items():
             start, rows_before, runs = time.monotonic(), stepper.network_rows, []
             for seed in range(setup.repeats):
-                runs.append(score_run(stepper, evaluator, lists, SAMPLINGS[sampling], seed))
+                runs.append(score_run(stepper, watcher.judge, lists, SAMPLINGS[sampling], seed))
                 advance()
             if not lines:
                 Image.fromarray(grid(runs[0].images[:GRID_PICTURES])).save(out / f"{name}.png")
@@ -162,9 +161,7 @@ def run_variant(
     (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
     total = len(ways_to_score(name, config.publish)) * len(setup.tests) * setup.repeats
     scoring = progress.add_task(f"{name}, scoring", total=total)
-    scores = _score(
-        name, config.publish, averages, watcher.stepper, setup, evaluator, out, lambda: progress.advance(scoring)
-    )
+    scores = _score(name, config.publish, averages, watcher, setup, out, lambda: progress.advance(scoring))
     result = {"variant": name, "changes": VARIANTS[name], "steps": run.step, "minutes": round(run.elapsed_s / 60, 2)}
     result["parameters"] = sum(p.numel() for p in averages.model.parameters())
     result |= {"device": str(device), "config": config.model_dump(mode="json"), "scores": scores}

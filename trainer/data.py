@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
@@ -29,19 +30,26 @@ class Dataset:
     images: Tensor  # (N, 3, S, S) uint8
     labels: Tensor  # (N, K) float32 multi-hot
     positions: Tensor | None = None  # (N, K, 2) float32, see `shared/layouts.py`; None where the folder has none
+    aspect: float = 1.0  # width over height of the pictures before they were padded to squares; 1 where squeezed
 
     def __len__(self) -> int:
         return len(self.images)
 
 
+def pad(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, H, W, C) with the edge rows (or columns) repeated until pictures are square, what was there in the middle."""
+    height, width = pictures.shape[1:3]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    border = ((0, 0), (top, side - height - top), (left, side - width - left), (0, 0))
+    return np.pad(pictures, border, mode="edge")
+
+
 def to_square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
-    """RGB, size x size. `pad` repeats the edge rows (or columns) until the picture is square, then shrinks it."""
+    """RGB, size x size: shrunk as it is, or padded first."""
     picture = picture.convert("RGB")
     if fit == "pad" and picture.width != picture.height:
-        side = max(picture.size)
-        left, top = (side - picture.width) // 2, (side - picture.height) // 2
-        border = ((top, side - picture.height - top), (left, side - picture.width - left), (0, 0))
-        picture = Image.fromarray(np.pad(np.asarray(picture), border, mode="edge"))
+        picture = Image.fromarray(pad(np.asarray(picture)[None])[0])
     if picture.size == (size, size):
         return picture
     return picture.resize((size, size), Image.Resampling.BILINEAR)
@@ -91,10 +99,13 @@ def load_dataset(
         os.replace(temporary, cache)
     labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
     positions = read_positions(folder / "positions.json", train, vocabulary)
-    if positions is not None and fit == "pad":
+    aspect = 1.0
+    if fit == "pad":
         with Image.open(pictures / names[0]) as picture:
-            positions = _padded(positions, picture.width, picture.height)
-    return Dataset(vocabulary, torch.from_numpy(np.load(cache)), labels, positions)
+            aspect = picture.width / picture.height
+            if positions is not None:
+                positions = _padded(positions, picture.width, picture.height)
+    return Dataset(vocabulary, torch.from_numpy(np.load(cache)), labels, positions, aspect)
 
 
 def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> Tensor | None:
@@ -130,16 +141,18 @@ def positions_told(config: TrainConfig, dataset: Dataset) -> Tensor | None:
 
 
 def merge(datasets: list[Dataset]) -> Dataset:
-    """Several folders as one. TrainerError where their vocabularies differ."""
+    """Several folders as one. TrainerError where their vocabularies differ, or the proportions of padded pictures."""
     first = datasets[0]
     if any(other.vocabulary != first.vocabulary for other in datasets[1:]):
         raise TrainerError("the folders' objects.json differ; a network has one vocabulary")
     positions = [d.positions for d in datasets if d.positions is not None]
     if positions and len(positions) < len(datasets):
         raise TrainerError("some of the folders have a positions.json and some have not")
+    if any(other.aspect != first.aspect for other in datasets[1:]):
+        raise TrainerError("the folders' pictures have other proportions: padded, they are not alike; squeeze them")
     return Dataset(
         first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]),
-        torch.cat(positions) if positions else None,
+        torch.cat(positions) if positions else None, first.aspect,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shared.denoise import Row, Stepper, sample
-from shared.evaluator import Evaluator, SetScore, score_set
+from shared.evaluator import Judge, SetScore, score_set
 from shared.options import SamplingOptions, picture_seed
 from shared.vocabulary import Vocabulary
 from trainer.errors import TrainerError
@@ -42,7 +42,7 @@ def check_vocabularies(denoiser: Vocabulary, evaluator: Vocabulary) -> None:
 
 def score_run(
     stepper: Stepper,
-    evaluator: Evaluator,
+    judge: Judge,
     lists: Sequence[Sequence[str]],
     options: SamplingOptions,
     seed: int,
@@ -50,11 +50,11 @@ def score_run(
     on_step: Callable[[Sequence[Row]], None] | None = None,
 ) -> ScoredRun:
     """One run: one picture per label list."""
-    targets = targets_of(lists, evaluator.vocabulary)
+    targets = targets_of(lists, judge.vocabulary)
     seeds = [picture_seed(seed, i) for i in range(len(lists))]
     images = sample(stepper, targets, options, seeds, on_step=on_step)
-    probabilities = evaluator.probabilities(images)
-    return ScoredRun(seed, score_set(probabilities, targets, evaluator.vocabulary.names), images, probabilities)
+    probabilities = judge.probabilities(images)
+    return ScoredRun(seed, score_set(probabilities, targets, judge.vocabulary.names), images, probabilities)
 
 
 def summary(runs: Sequence[ScoredRun]) -> dict[str, Any]:

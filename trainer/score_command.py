@@ -13,7 +13,7 @@ from rich.table import Table
 
 from shared.checkpoint import resolve
 from shared.device import pick_device
-from shared.evaluator import load_evaluator
+from shared.evaluator import judge_of, load_evaluator
 from shared.model import load_denoiser
 from shared.options import SAMPLING_PRESETS, SamplingOptions
 from shared.pictures import grid
@@ -43,13 +43,19 @@ def run_score(
     seed: int,
     device: str,
     progress: Progress,
+    *,
+    keep_padding: bool = False,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:
-    """All runs and their figures, with pictures/s and network rows a picture."""
+    """All runs and their figures, with pictures/s and network rows a picture.
+
+    Of a network of padded pictures the evaluator is shown what lies between the borders, or with `keep_padding` all.
+    """
     where = pick_device(device)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
     options = make_options(preset, changes, denoiser.options)
     course = evaluator is not None and evaluator.endswith(".pth")
-    judge = load_evaluator(Path(evaluator) if course and evaluator else resolve(storage, evaluator, "evaluator"), where)
+    path = Path(evaluator) if course and evaluator else resolve(storage, evaluator, "evaluator")
+    judge = judge_of(load_evaluator(path, where), 1.0 if keep_padding else denoiser.aspect)
     check_vocabularies(denoiser.vocabulary, judge.vocabulary)
     lists = read_test_file(file, denoiser.vocabulary)
     stepper = denoiser.stepper()
@@ -64,6 +70,7 @@ def run_score(
         "model": denoiser.info.name,
         "digest": denoiser.info.digest,
         "options": options.model_dump(),
+        "padding": "none" if denoiser.aspect == 1.0 else "kept" if keep_padding else "cut",
     }
     figures |= {"pictures_per_s": pictures / elapsed, "rows_per_picture": stepper.network_rows / pictures}
     return runs, figures | summary(runs)

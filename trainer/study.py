@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from trainer.config import Fit
 from trainer.errors import TrainerError
-from trainer.terminal import DeviceName, Seed, Storage, bar, check_file, read_dataset, show
+from trainer.terminal import DeviceName, KeepPadding, Seed, Storage, bar, check_file, read_dataset, show
 
 
 def compare(
@@ -152,6 +153,9 @@ def limit(
     storage: Storage = Path("models"),
     evaluator: Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")] = None,
     seed: Seed = 0,
+    size: Annotated[int, typer.Option(min=8, max=240, help="Pixels a side of the pictures.")] = 64,
+    fit: Annotated[str, typer.Option(help="Made square how: squeeze or pad.")] = "squeeze",
+    keep_padding: KeepPadding = False,
     grid: Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     device: DeviceName = "auto",
@@ -160,10 +164,15 @@ def limit(
     from trainer import score_command
     from trainer.limit import render_runs
 
+    if fit not in ("squeeze", "pad"):
+        raise TrainerError(f'no --fit "{fit}"; there are squeeze and pad')
     check_file(grid, ".png")
     check_file(json_out, ".json")
     with bar() as progress:
-        runs, figures = render_runs(file, repeats, storage, evaluator, seed, device, progress)
+        runs, figures = render_runs(
+            file, repeats, storage, evaluator, seed, device, progress,
+            size=size, fit=cast(Fit, fit), keep_padding=keep_padding,
+        )  # fmt: skip
     score_command.print_runs(file, runs, figures, console=Console())
     if grid:
         score_command.write_grid(runs, grid, 8)

@@ -42,6 +42,7 @@ Storage = Annotated[
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Minutes = Annotated[float | None, typer.Option(min=0.01, help="Stop after so many minutes of training.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")]
+KeepPadding = Annotated[bool, typer.Option(help="Judge padded pictures borders and all, as the report did.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
 Sampler = Annotated[str | None, typer.Option(help="ddpm, ddpm_small, ddim, euler, dpmpp_1, dpmpp_2m or sde_dpmpp_2m.")]
 SamplingSteps = Annotated[int | None, typer.Option("--steps", help="Sampling steps.")]

@@ -123,14 +123,15 @@ def _join(device: torch.device) -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def checkpoint_config(config: TrainConfig, network: UNet) -> dict[str, Any]:
-    """What rebuilds the denoiser: `shared.model.load_denoiser` reads these four."""
+def checkpoint_config(config: TrainConfig, network: UNet, aspect: float) -> dict[str, Any]:
+    """What rebuilds the denoiser: `shared.model.load_denoiser` reads these five. `aspect`: `Dataset.aspect`."""
     shape = network.config.model_dump(mode="json")
     return {
         "network": shape,
         "schedule": config.schedule,
         "timesteps": config.timesteps,
         "prediction": config.prediction,
+        "aspect": aspect,
     }
 
 
@@ -146,7 +147,7 @@ def publish_network(
     training = {**training, "config": config.model_dump(mode="json")}
     return publish(
         storage, name, tensors, kind="denoiser", vocabulary=dataset.vocabulary.names,
-        config=checkpoint_config(config, unet), training=training,
+        config=checkpoint_config(config, unet, dataset.aspect), training=training,
     )  # fmt: skip
 
 

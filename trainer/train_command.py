@@ -16,7 +16,7 @@ from torch import nn
 from shared.checkpoint import NAME, load, resolve
 from shared.denoise import Network, Stepper, sample
 from shared.device import autocast_dtype, pick_device
-from shared.evaluator import Evaluator, load_evaluator
+from shared.evaluator import Evaluator, judge_of, load_evaluator
 from shared.layouts import Layouts
 from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid
@@ -96,7 +96,8 @@ class Watcher:
         options: SamplingOptions = SAMPLING,
     ) -> None:
         self.options = options
-        self.config, self.vocabulary, self.folder, self.evaluator = config, dataset.vocabulary, folder, evaluator
+        self.config, self.vocabulary, self.folder = config, dataset.vocabulary, folder
+        self.judge = judge_of(evaluator, dataset.aspect) if evaluator else None
         self.tests, self.device = tests, device
         positions = positions_told(config, dataset)
         self.layouts = None if positions is None else Layouts.of(dataset.labels, positions)
@@ -113,8 +114,8 @@ class Watcher:
         stepper = self.stepper(network)
         figures: dict[str, float] = {}
         for i, (name, lists) in enumerate(self.tests.items()):
-            if self.evaluator:
-                scored = score_run(stepper, self.evaluator, lists, self.options, seed=0)
+            if self.judge:
+                scored = score_run(stepper, self.judge, lists, self.options, seed=0)
                 images, found = scored.images, scored.score
                 figures |= {
                     f"{name}/accuracy": found.accuracy,
@@ -152,8 +153,8 @@ def starting_weights(storage: Location, name: str, config: TrainConfig, dataset:
         raise TrainerError(f"{name} is an adapter; start from what it changes, {base['name']}")
     if info.vocabulary != dataset.vocabulary.names:
         raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
-    wanted = checkpoint_config(config, make_network(config, dataset))
-    found = {**info.config, "network": {"positions": False, **info.config["network"]}}
+    wanted = checkpoint_config(config, make_network(config, dataset), dataset.aspect)
+    found = {"aspect": 1.0, **info.config, "network": {"positions": False, **info.config["network"]}}
     if wanted["network"]["positions"]:
         found["network"]["positions"] = True
     if different := [key for key in wanted if wanted[key] != found.get(key)]:
