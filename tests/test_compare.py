@@ -16,7 +16,7 @@ from tests.trainer_fixtures import NETWORK, write_data_folder
 from trainer import __main__ as cli
 from trainer import compare
 from trainer.compare import BASE, COMPARISONS, SAMPLINGS, SWEPT, VARIANTS, Setup, chosen, config_of, ways_to_score
-from trainer.compare_report import Heading, Picture, Table, Text, _points, plot_curves, to_html, to_markdown
+from trainer.compare_report import Heading, Picture, Table, Text, _changes, _points, plot_curves, to_html, to_markdown
 from trainer.config import REPORT, TrainConfig
 from trainer.errors import TrainerError
 
@@ -161,6 +161,14 @@ def test_blocks_become_text_and_a_page(tmp_path: Path) -> None:
     assert "<h2>Second</h2>" in page
     assert "<p>a &lt; <code>b</code></p>" in page
     assert "<tr><td>1</td><td>&lt;2&gt;</td></tr>" in page
+
+
+def test_a_padded_variant_of_square_pictures_says_that_nothing_was_padded() -> None:
+    result = {"changes": {"fit": "pad"}, "config": {"fit": "pad"}}
+    square = 'fit = "pad" (but the pictures are square, so that there is nothing to pad)'
+    assert _changes({**result, "aspect": 1.0}) == square
+    assert _changes({**result, "aspect": 4 / 3}) == 'fit = "pad"'
+    assert _changes({"changes": {"network": {"block": 1}}, "config": {"fit": "squeeze"}}) == "network.block = 1"
 
 
 def test_curves_are_drawn_over_minutes_or_steps(tmp_path: Path) -> None:

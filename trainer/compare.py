@@ -164,6 +164,7 @@ def run_variant(
     scores = _score(name, config.publish, averages, watcher, setup, out, lambda: progress.advance(scoring))
     result = {"variant": name, "changes": VARIANTS[name], "steps": run.step, "minutes": round(run.elapsed_s / 60, 2)}
     result["parameters"] = sum(p.numel() for p in averages.model.parameters())
+    result["aspect"] = dataset.aspect  # of the pictures where they were padded, else 1
     result |= {"device": str(device), "config": config.model_dump(mode="json"), "scores": scores}
     _write(out / f"{name}.json", result)
 

@@ -111,10 +111,13 @@ def _score_head(files: list[str]) -> list[str]:
     return [f"{file} {PANELS[score]}" for file in files for score in SCORES]
 
 
-def _changes(changes: dict[str, Any]) -> str:
+def _changes(result: dict[str, Any]) -> str:
+    changes = result["changes"]
     flat = {**changes, **{f"network.{key}": value for key, value in changes.get("network", {}).items()}}
     flat.pop("network", None)
-    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in flat.items()) or "nothing"
+    text = ", ".join(f"{key} = {json.dumps(value)}" for key, value in flat.items()) or "nothing"
+    square = result["config"]["fit"] == "pad" and result.get("aspect", 1.0) == 1.0
+    return text + " (but the pictures are square, so that there is nothing to pad)" * square
 
 
 def _variant_table(results: dict[str, dict[str, Any]], names: list[str], files: list[str]) -> Table:
@@ -180,7 +183,7 @@ def _preface(out: Path, setup: dict[str, Any], results: dict[str, dict[str, Any]
         blocks.append(Text("Not trained here: " + ", ".join(missing) + "."))
     if (notes := out / "notes.md").exists():
         blocks += [Text(paragraph) for paragraph in notes.read_text().split("\n\n") if paragraph.strip()]
-    rows = [[name, _changes(result["changes"])] for name, result in results.items()]
+    rows = [[name, _changes(result)] for name, result in results.items()]
     return [*blocks, Heading("The variants"), Table(["variant", "what it changes"], rows)]
 
 
