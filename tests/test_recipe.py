@@ -109,6 +109,13 @@ def test_a_grids_recipe_gives_the_whole_grid(client: httpx.Client, working: Runn
     assert again.content == original
 
 
+@pytest.mark.parametrize("path", ["/generate", "/score"])
+def test_the_grid_of_one_picture_is_that_picture(client: httpx.Client, working: Runner, path: str) -> None:
+    lists = {"labels" if path == "/generate" else "conditions": LISTS[:1]}
+    job = client.post(path, json={**lists, "seed": 7, "steps": 3, "columns": 2}).json()
+    assert grid_of(client, job) == image(client, job)
+
+
 def test_the_grid_of_a_scores_best_repeat_can_be_made_again(client: httpx.Client, working: Runner) -> None:
     job = client.post("/score", json={"conditions": LISTS, "repeats": 4, "seed": 5, "steps": 3}).json()
     original = grid_of(client, job)
