@@ -1,7 +1,7 @@
 """The service against its own sampling loop: `python -m benchmarks.service`.
 
-32 clients at once, each with one request open, over the bare loop at the worker's batch size; and one picture alone,
-end to end over HTTP, over the loop for one picture. Service and bare loop take turns; while one works the other sleeps.
+32 clients at once, each with one request open, of one picture or of eight, over the bare loop at the worker's batch size;
+and one picture alone, end to end over HTTP, over the loop for one picture. Service and bare loop take turns; while one works the other sleeps.
 """
 
 import json
@@ -25,6 +25,7 @@ from shared.denoise import sample
 from shared.model import Denoiser
 
 CLIENTS = 32
+SEVERAL = 8  # pictures of a larger request
 
 
 def post(connection: HTTPConnection, labels: list[list[str]], seed: int) -> float:
@@ -39,9 +40,9 @@ def post(connection: HTTPConnection, labels: list[list[str]], seed: int) -> floa
     return time.perf_counter() - start
 
 
-def saturate(port: int, requests: int, clients: int = CLIENTS) -> float:
-    """Pictures/s of `clients` that each send the next one-picture request when the last is answered."""
-    lists, waiting = subject.label_lists(requests), iter(range(requests))
+def saturate(port: int, requests: int, clients: int = CLIENTS, size: int = 1) -> float:
+    """Pictures/s of `clients` that each send the next request, of `size` pictures, when the last is answered."""
+    lists, waiting = subject.label_lists(requests * size), iter(range(requests))
     lock = threading.Lock()
 
     def one_of_them(_: int) -> None:
@@ -52,12 +53,12 @@ def saturate(port: int, requests: int, clients: int = CLIENTS) -> float:
             if number is None:
                 connection.close()
                 return
-            post(connection, [lists[number]], seed=number)
+            post(connection, lists[number * size : (number + 1) * size], seed=number)
 
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as threads:
         list(threads.map(one_of_them, range(clients)))
-    return requests / (time.perf_counter() - start)
+    return requests * size / (time.perf_counter() - start)
 
 
 def cpu_ms(running: Stack, requests: int) -> tuple[float, dict[str, float]]:
@@ -131,11 +132,12 @@ def measure(quick: bool) -> Data:
         say(f"  the service is up; batches of {batch} pictures")
         saturate(running.port, batch)  # warm
         loop()
-        served, alone, spent, loop_ms = [], [], [], []
+        served, several, alone, spent, loop_ms = [], [], [], [], []
         for _ in range(rounds):
             rate, by_process = cpu_ms(running, requests)
             served.append(rate)
             spent.append(by_process)
+            several.append(saturate(running.port, requests // 2, size=SEVERAL))
             begun = cpu_s(os.getpid())
             alone.append(loop())
             loop_ms.append((cpu_s(os.getpid()) - begun) / count * 1000)
@@ -155,10 +157,12 @@ def measure(quick: bool) -> Data:
     return {
         "figures": {
             "service.saturation_fraction": figure(ratios(served, alone)),
+            "service.saturation_fraction_several": figure(ratios(several, alone)),
             "service.pictures_per_s": figure(served),
             "service.single_overhead_ms": figure((a - b) * 1000 for a, b in zip(end_to_end, one, strict=True)),
             "service.single_ratio": figure(ratios(end_to_end, one)),
         },
+        "several_pictures_per_s": figure(several),
         "bare_pictures_per_s": figure(alone),
         "single_ms": figure(s * 1000 for s in end_to_end),
         "single_loop_ms": figure(s * 1000 for s in one),
@@ -178,14 +182,18 @@ def measure(quick: bool) -> Data:
 def report(data: Data) -> list[str | Table]:
     figures = data["figures"]
     table = Table(["what", "service", "bare loop", "ratio", "spread of the ratio"])
-    fraction, ratio = figures["service.saturation_fraction"], figures["service.single_ratio"]
-    table.add(
-        f"pictures/s, {CLIENTS} clients, batch {data['batch']}",
-        number(figures["service.pictures_per_s"]["median"]),
-        number(data["bare_pictures_per_s"]["median"]),
-        f"{fraction['median']:.3f}",
-        f"{fraction['spread']:.3f}",
-    )
+    ratio = figures["service.single_ratio"]
+    for fraction, rate, requests in (
+        (figures["service.saturation_fraction"], figures["service.pictures_per_s"], "one picture a request"),
+        (figures["service.saturation_fraction_several"], data["several_pictures_per_s"], f"{SEVERAL} a request"),
+    ):
+        table.add(
+            f"pictures/s, {CLIENTS} clients, batch {data['batch']}, {requests}",
+            number(rate["median"]),
+            number(data["bare_pictures_per_s"]["median"]),
+            f"{fraction['median']:.3f}",
+            f"{fraction['spread']:.3f}",
+        )
     table.add(
         "one picture alone, ms",
         number(data["single_ms"]["median"]),
@@ -215,7 +223,7 @@ def where_the_cpu_goes(data: Data) -> list[str | Table]:
     for part, ms in sorted(data["parts_ms"].items(), key=lambda one: -one[1]["wall"]):
         worker.add(part, number(ms["cpu"]), number(ms["wall"]) if ms["wall"] else "")
     return [
-        f"At saturation, CPU of all threads. What service and clients need beside the loop, {number(whole - loop_ms)} "
+        f"At saturation with one picture a request, CPU of all threads. What service and clients need beside the loop, {number(whole - loop_ms)} "
         "ms, shares the cores with the network, and so bounds the ratio above, whatever waits for what.",
         processes,
         "The worker's own thread, by part: where it does not compute, it waits for Redis, or for its turn on a core. "

@@ -116,8 +116,9 @@ def _changes(result: dict[str, Any]) -> str:
     flat = {**changes, **{f"network.{key}": value for key, value in changes.get("network", {}).items()}}
     flat.pop("network", None)
     text = ", ".join(f"{key} = {json.dumps(value)}" for key, value in flat.items()) or "nothing"
-    square = result["config"]["fit"] == "pad" and result.get("aspect", 1.0) == 1.0
-    return text + " (but the pictures are square, so that there is nothing to pad)" * square
+    if result["config"]["fit"] == "pad" and result.get("aspect", 1.0) == 1.0:
+        text += " (but the pictures are square, so that there is nothing to pad)"
+    return text
 
 
 def _variant_table(results: dict[str, dict[str, Any]], names: list[str], files: list[str]) -> Table:
