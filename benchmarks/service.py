@@ -1,7 +1,8 @@
 """The service against its own sampling loop: `python -m benchmarks.service`.
 
-32 clients at once, each with one request open, of one picture or of eight, over the bare loop at the worker's batch size;
-and one picture alone, end to end over HTTP, over the loop for one picture. Service and bare loop take turns; while one works the other sleeps.
+32 clients at once, each with one request open, of one picture or of eight, over the bare loop at the worker's batch
+size; and one picture alone, end to end over HTTP, over the loop for one picture. Service and bare loop take turns;
+while one works the other sleeps.
 """
 
 import json
@@ -223,8 +224,9 @@ def where_the_cpu_goes(data: Data) -> list[str | Table]:
     for part, ms in sorted(data["parts_ms"].items(), key=lambda one: -one[1]["wall"]):
         worker.add(part, number(ms["cpu"]), number(ms["wall"]) if ms["wall"] else "")
     return [
-        f"At saturation with one picture a request, CPU of all threads. What service and clients need beside the loop, {number(whole - loop_ms)} "
-        "ms, shares the cores with the network, and so bounds the ratio above, whatever waits for what.",
+        "At saturation with one picture a request, CPU of all threads. What service and clients need beside the loop, "
+        f"{number(whole - loop_ms)} ms, shares the cores with the network, and so bounds the ratio above, whatever "
+        "waits for what.",
         processes,
         "The worker's own thread, by part: where it does not compute, it waits for Redis, or for its turn on a core. "
         "Its other threads compute with it in the network and the evaluator, or look for work to come.",
