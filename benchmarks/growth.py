@@ -19,7 +19,6 @@ from redis import Redis
 from benchmarks import subject
 from benchmarks.common import ROOT, Data, Deadline, figure, main, percentile, say, seconds
 from benchmarks.document import Plot, Table, number
-from benchmarks.policies import rows_of
 from benchmarks.service import saturate
 from benchmarks.stack import Stack, memory_mib, stack
 from service.jobs import JobStore, connect, new_id
@@ -263,7 +262,7 @@ def measure(quick: bool) -> Data:
         "batches": by_batch,
         "steps": by_steps,
         "png_bytes": len(png),
-        "served": {"steps": ours.options.steps, "rows": rows_of(ours.options)},
+        "served": {"steps": ours.options.steps, "rows": ours.options.rows_per_step},
         "queue": queue,
         "store": store,
         "streams": watched,

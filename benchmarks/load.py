@@ -50,10 +50,10 @@ def summary(latencies: list[float]) -> Data:
     return {"mean": sum(latencies) / len(latencies), **quantiles, "requests": len(latencies)}
 
 
-def capacity(cost: StepCost, max_pictures: int) -> float:
+def capacity(cost: StepCost, max_pictures: int, few: int | None) -> float:
     """Requests/s that continuous batching serves when there are always some waiting, by measured step costs."""
     backlog = poisson(1e9, SIMULATED_REQUESTS, seed=1)
-    return len(backlog) / simulate(continuous, backlog, cost, max_pictures).ended_at
+    return len(backlog) / simulate(continuous, backlog, cost, max_pictures, few).ended_at
 
 
 def alone(cost: StepCost, max_pictures: int) -> Data:
@@ -65,13 +65,23 @@ def alone(cost: StepCost, max_pictures: int) -> Data:
 class Bench:
     """The three policies on the real network; what they came to is kept by load and policy."""
 
-    def __init__(self, stepper: Stepper, labels: torch.Tensor, max_pictures: int, deadline: Deadline) -> None:
-        self.stepper, self.labels, self.most, self.deadline = stepper, labels, max_pictures, deadline
+    def __init__(
+        self, stepper: Stepper, labels: torch.Tensor, max_pictures: int, few: int | None, deadline: Deadline
+    ) -> None:
+        self.stepper, self.labels, self.most, self.few, self.deadline = stepper, labels, max_pictures, few, deadline
         self.served: dict[float, dict[str, list[Served]]] = {}
 
     def serve(self, name: str, rate: float, requests: int, seed: int) -> Served:
         arrivals = poisson(rate, requests, seed)
-        return serve(POLICIES[name], arrivals, self.stepper, RealClock(), max_pictures=self.most, labels=self.labels)
+        return serve(
+            POLICIES[name],
+            arrivals,
+            self.stepper,
+            RealClock(),
+            max_pictures=self.most,
+            few=self.few,
+            labels=self.labels,
+        )
 
     def saturated(self, requests: int, rounds: int) -> dict[str, list[float]]:
         """Pictures/s of a backlog, by continuous batching and one at a time, in turn."""
@@ -95,14 +105,14 @@ class Bench:
 def measure(quick: bool) -> Data:
     spans_s, more, backlog, turns = ({AT: 3.0}, 0, 4, 1) if quick else (SPANS_S, 2, 16, 3)
     deadline, settings, ours = Deadline(LIMIT_S), Settings(), subject.denoiser()
-    most, rows = subject.batch_limit(ours, settings)
+    most, rows, few = subject.batch_limit(ours, settings)
     stepper = ours.stepper(max_rows=rows)
     labels = subject.multi_hot([["red cube"]], ours.vocabulary)[0]
     measured = step_costs(stepper, labels, [1, 2, 4, 8, 16, 24, 32], 3 if quick else 11)
     cost = StepCost(measured)
-    rate = capacity(cost, most)
+    rate = capacity(cost, most, few)
     say(f"  capacity {rate:.2f} requests/s, of {mean_network_rows():.0f} network rows on average")
-    bench = Bench(stepper, labels, most, deadline)
+    bench = Bench(stepper, labels, most, few, deadline)
     saturated = bench.saturated(backlog, turns)
     for load, span_s in spans_s.items():
         bench.at(load, rate, span_s)
@@ -110,11 +120,12 @@ def measure(quick: bool) -> Data:
         bench.at(AT, rate, spans_s[AT])
     simulated = {
         str(load): {
-            name: summary(simulate(policy, poisson(load * rate, SIMULATED_REQUESTS, 7), cost, most).latencies)
+            name: summary(simulate(policy, poisson(load * rate, SIMULATED_REQUESTS, 7), cost, most, few).latencies)
             for name, policy in POLICIES.items()
         }
         for load in sorted(SPANS_S)
     }
+    together = simulate(continuous, poisson(AT * rate, SIMULATED_REQUESTS, 7), cost, most)
     p95 = {name: [percentile(one.latencies, 0.95) for one in runs] for name, runs in bench.served[AT].items()}
     at = simulated[str(AT)]
     return {
@@ -126,10 +137,12 @@ def measure(quick: bool) -> Data:
         "requests_per_s": rate,
         "step_s": measured,
         "max_pictures": most,
+        "few": few,
         "saturated": saturated,
         "latencies": {str(load): pooled(bench.served[load]) for load in sorted(bench.served)},
         "pictures_per_s": {str(load): rates(by) for load, by in bench.served.items()},
         "simulated": simulated,
+        "together": summary(together.latencies),
         "alone": alone(cost, most),
         "spans_s": {str(load): span_s for load, span_s in spans_s.items()},
     }
@@ -162,6 +175,17 @@ def out_of_reach(data: Data) -> str:
     )
 
 
+def who_waits(data: Data) -> str:
+    """What it gives that large requests wait for small ones."""
+    turns, together = data["simulated"][str(AT)][CONTINUOUS], data["together"]
+    return (
+        f"In continuous batching a large request waits for small ones, from {data['few']} network rows of a step on "
+        f"(`service/turns.py`). At {AT} of capacity its mean and p95, simulated, are {number(turns['mean'])} and "
+        f"{number(turns['p95'])} s; where all pictures step together they are {number(together['mean'])} and "
+        f"{number(together['p95'])}."
+    )
+
+
 def report(data: Data) -> list[str | Table | Plot]:
     table = Table(["load", "policy", "mean s", "p50", "p95", "p99", "requests", "pictures/s", "simulated mean", "p95"])
     for load, by in data["latencies"].items():
@@ -183,6 +207,7 @@ def report(data: Data) -> list[str | Table | Plot]:
         table,
         f"Of a backlog, continuous batching makes {saturated[CONTINUOUS]} pictures/s and one at a time "
         f"{saturated[ONE]}.",
+        who_waits(data),
         out_of_reach(data),
         f"Simulated: {SIMULATED_REQUESTS} requests by the same code on a virtual clock, a step costing what was "
         "measured for its rows. It is the model of docs/scaling.md, so that these columns are also its check.",

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from service.turns import Standing, whose_turn
 from shared.options import SamplingOptions
 
 SIZES = range(1, 9)  # pictures of a request
@@ -30,12 +31,7 @@ class Arrival:
 
     @property
     def network_rows(self) -> int:
-        return self.pictures * rows_of(self.options) * self.options.steps
-
-
-def rows_of(options: SamplingOptions) -> int:
-    """Network rows of one picture in one step."""
-    return 1 if options.guidance in (0.0, 1.0) else 2
+        return self.pictures * self.options.rows_per_step * self.options.steps
 
 
 def poisson(rate: float, count: int, seed: int) -> list[Arrival]:
@@ -54,7 +50,7 @@ def poisson(rate: float, count: int, seed: int) -> list[Arrival]:
 
 def mean_network_rows() -> float:
     """Network rows of a request on average."""
-    rows = [rows_of(SamplingOptions(guidance=w)) for w in GUIDANCE]
+    rows = [SamplingOptions(guidance=w).rows_per_step for w in GUIDANCE]
     return float(np.mean(SIZES) * np.mean(STEPS) * np.mean(rows))
 
 
@@ -130,7 +126,7 @@ class CostStepper:
         return CostRow(options)
 
     def step(self, rows: Sequence[CostRow]) -> None:
-        self.clock.time_s += self.cost(sum(rows_of(row.options) for row in rows))
+        self.clock.time_s += self.cost(sum(row.options.rows_per_step for row in rows))
         for row in rows:
             row.step += 1
 
@@ -142,6 +138,7 @@ class Waiting:
     arrival: Arrival
     to_begin: int
     open: int
+    since: int = 0  # network rows that were made when its first picture began
     answered_at: float = 0.0
 
 
@@ -199,15 +196,17 @@ def serve(
     clock: Clock,
     *,
     max_pictures: int,
+    few: int | None = None,
     labels: Any = None,
 ) -> Served:
     """Serves a schedule from its first request to its last answer.
 
+    `few`: where batching is continuous, large requests wait from so many network rows on, as in a worker.
     Request-level answers come with the end of their batch, as they do where a batch is one call.
     """
     coming, queue = deque(Waiting(a, a.pictures, a.pictures) for a in arrivals), deque[Waiting]()
     everybody, work, ended = list(coming), list[tuple[Waiting, Any]](), list[Waiting]()
-    seed = 0
+    seed = made = 0
     while coming or queue or work:
         if not queue and not work:
             clock.wait_until(coming[0].arrival.at)
@@ -215,6 +214,8 @@ def serve(
             queue.append(coming.popleft())
         if queue:
             for waiting, count in zip(list(queue), policy(queue, len(work), max_pictures - len(work)), strict=False):
+                if waiting.to_begin == waiting.arrival.pictures:
+                    waiting.since = made
                 for _ in range(count):
                     work.append((waiting, stepper.new_row(labels, waiting.arrival.options, seed)))
                     seed += 1
@@ -223,8 +224,10 @@ def serve(
                 queue.popleft()
         if not work:
             continue
-        stepper.step([row for _, row in work])
-        for waiting, row in work:
+        turn = _turn(work, made, few) if few is not None and policy is continuous else work
+        stepper.step([row for _, row in turn])
+        made += sum(row.options.rows_per_step for _, row in turn)
+        for waiting, row in turn:
             if row.done:
                 waiting.open -= 1
                 if waiting.open == 0:
@@ -238,7 +241,31 @@ def serve(
     return Served(latencies, clock.now(), sum(a.pictures for a in arrivals))
 
 
-def simulate(policy: Policy, arrivals: Sequence[Arrival], cost: Callable[[int], float], max_pictures: int) -> Served:
+def _turn(work: list[tuple[Waiting, Any]], made: int, few: int) -> list[tuple[Waiting, Any]]:
+    """What steps next of `work`."""
+    rows: dict[int, list[Any]] = {}
+    since = {id(waiting): waiting.since for waiting, _ in work}
+    for waiting, row in work:
+        rows.setdefault(id(waiting), []).append(row)
+    jobs = {
+        key: Standing(
+            sum(row.options.rows_per_step for row in its),
+            sum(row.options.rows_per_step * (row.options.steps - row.step) for row in its),
+            since[key],
+        )
+        for key, its in rows.items()
+    }
+    chosen = set(whose_turn(jobs, made, few))
+    return [(waiting, row) for waiting, row in work if id(waiting) in chosen]
+
+
+def simulate(
+    policy: Policy,
+    arrivals: Sequence[Arrival],
+    cost: Callable[[int], float],
+    max_pictures: int,
+    few: int | None = None,
+) -> Served:
     """What `serve` would come to, by the measured cost of steps."""
     clock = VirtualClock()
-    return serve(policy, arrivals, CostStepper(clock, cost), clock, max_pictures=max_pictures)
+    return serve(policy, arrivals, CostStepper(clock, cost), clock, max_pictures=max_pictures, few=few)

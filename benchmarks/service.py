@@ -123,7 +123,7 @@ def redis_rate(redis: Redis, count: int) -> float:
 def measure(quick: bool) -> Data:
     requests, rounds, singles = (16, 1, 3) if quick else (96, 4, 15)
     ours, settings = subject.denoiser(), Settings()
-    batch, rows = subject.batch_limit(ours, settings)
+    batch, rows, _ = subject.batch_limit(ours, settings)
     count = max(batch, requests // 2 // batch * batch)
     loop = bare(ours, count, batch, rows)
     stepper = ours.stepper(max_rows=rows)

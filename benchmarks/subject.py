@@ -43,13 +43,15 @@ def told(denoiser: Denoiser, lists: Sequence[Sequence[str]]) -> Tensor:
     return torch.stack([row.labels for row in rows])
 
 
-def batch_limit(denoiser: Denoiser, settings: Settings) -> tuple[int, int]:
-    """Pictures of a batch and rows of a call, as a worker has them: set, or measured."""
+def batch_limit(denoiser: Denoiser, settings: Settings) -> tuple[int, int, int | None]:
+    """Pictures of a batch, rows of a call, and rows from which on large jobs wait, as a worker has them: set, or
+    measured."""
     measurement = of_network(denoiser.stepper(), settings.batch_rows or MOST_ROWS)
     if settings.batch_pictures is None or settings.batch_rows is None:
         while measurement.advance():
             pass
-    return settings.batch_pictures or measurement.limit, settings.batch_rows or measurement.limit
+    found = measurement.found
+    return settings.batch_pictures or found.limit, settings.batch_rows or found.limit, found.few
 
 
 def seeds(count: int, seed: int = 0) -> list[int]:

@@ -5,6 +5,7 @@ The calls are made one at a time, so that pictures need not wait for all of them
 
 import time
 from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass
 
 import torch
 
@@ -24,11 +25,20 @@ BUDGET_S = 4.0  # of calls in all
 WARM, ROUNDS = 2, 2  # calls of a size when it comes up, of which the first warms up; then so many of each in turn
 WORTH_MORE = 1.05  # of what rows/s grow by in two doublings of the size: less, and larger ones are not tried
 GOOD_ENOUGH = 0.95  # of the best rows/s: the smallest size that has this is taken, as its steps are shorter
+FEW_ENOUGH = 0.9  # of the best rows/s: from the smallest size that has this on, large jobs wait for small ones
 AROUND_S = 0.003  # of a worker's turn, besides the network: about that much with 4, 8 and 16 pictures on two cores
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model's batches on a device, in network rows."""
+
+    limit: int  # of a call, and of the pictures in a batch
+    few: int | None = None  # from so many on, large jobs wait for small ones
+
+
 class Measurement:
-    """Times calls of 1, 2, 4, ... rows, one with each `advance`; `best` is the number of rows to call with.
+    """Times calls of 1, 2, 4, ... rows, one with each `advance`; `found` is what follows.
 
     `call(n)` makes a call of n rows and returns when it is through. Of each size the fastest call counts, since what
     disturbs one makes it slower, and sizes take turns, since a disturbance lasts longer than a call. It ends when
@@ -70,16 +80,15 @@ class Measurement:
         """Rows/s that a worker has, by rows: where the network alone does not mind, small batches still cost turns."""
         return {rows: rows / (seconds + AROUND_S) for rows, seconds in self.fastest.items()}
 
-    @property
-    def best(self) -> int | None:
-        """The smallest size whose rate is nearly the best; None where not one call succeeded."""
+    def smallest(self, share: float) -> int | None:
+        """The smallest size whose rate is such a share of the best; None where not one call succeeded."""
         rates = self.rates
-        return min((rows for rows in rates if rates[rows] >= GOOD_ENOUGH * max(rates.values())), default=None)
+        return min((rows for rows in rates if rates[rows] >= share * max(rates.values())), default=None)
 
     @property
-    def limit(self) -> int:
-        """The batch limit that follows: `best`, but `FEWEST` at least."""
-        return max(self.best or 0, FEWEST)
+    def found(self) -> "Sizes":
+        """What follows for batches."""
+        return Sizes(max(self.smallest(GOOD_ENOUGH) or 0, FEWEST), self.smallest(FEW_ENOUGH))
 
     def _plan(self) -> Iterator[int]:
         rows = 1
@@ -133,7 +142,7 @@ class BatchLimit:
     """
 
     def __init__(
-        self, settings: Settings, stepper: Stepper, engine: Engine, digest: str, known: MutableMapping[str, int]
+        self, settings: Settings, stepper: Stepper, engine: Engine, digest: str, known: MutableMapping[str, Sizes]
     ) -> None:
         self.settings, self.stepper, self.engine = settings, stepper, engine
         self.digest, self.known = digest, known
@@ -151,16 +160,20 @@ class BatchLimit:
         if self._measurement is None:
             return False
         if not self._measurement.advance():
-            self.known[self.digest] = self._measurement.limit
+            found = self.known[self.digest] = self._measurement.found
             rates = {rows: round(rate, 1) for rows, rate in self._measurement.rates.items()}
             spent_s = round(self._measurement.spent_s, 2)
-            log.info("batch limit", rows=self.known[self.digest], rows_per_s=rates, seconds=spent_s, digest=self.digest)
+            log.info(
+                "batch limit", rows=found.limit, few=found.few, rows_per_s=rates, seconds=spent_s, digest=self.digest
+            )
             self._measurement = None
             self._apply()
         return True
 
     def _apply(self) -> None:
-        size = self.known.get(self.digest)
+        sizes = self.known.get(self.digest)
+        size = sizes.limit if sizes else None
         rows = self.settings.batch_rows or size or MOST_ROWS
         self.stepper.bound(rows, None if self.measuring else fixed_sizes(rows, self.stepper.device))
         self.engine.max_pictures = self.settings.batch_pictures or size or FEWEST
+        self.engine.few = sizes.few if sizes else None

@@ -19,6 +19,7 @@ from service.recipe import Recipe
 from service.records import Picture, Verdict
 from service.sent import sent_row
 from service.strips import Strips
+from service.turns import Standing, whose_turn
 from shared.denoise import Row
 from shared.evaluator import Judge, score_pictures
 from shared.layouts import positions_at
@@ -65,6 +66,7 @@ RecipeOf = Callable[[Picture, Verdict], Recipe | None]
 class Engine:
     """The batch of one model. At most `max_pictures` are in it; nothing about them need be equal.
 
+    `few`: network rows from which on pictures of large jobs wait for small jobs (`turns.py`); None, and none waits.
     A step that raises is blamed on nobody: its pictures start again, one at a time, and only one that fails alone
     is given up. `recipe` says what a finished picture's PNG carries.
     """
@@ -76,12 +78,15 @@ class Engine:
         judge: Judge,
         *,
         max_pictures: int,
+        few: int | None = None,
         recipe: RecipeOf = lambda picture, verdict: None,
     ) -> None:
         if unknown := [name for name in vocabulary.names if name not in judge.vocabulary]:
             raise ValueError(f"the evaluator does not know the labels {', '.join(unknown)}")
         self.stepper, self.vocabulary, self.judge, self.max_pictures = stepper, vocabulary, judge, max_pictures
-        self.recipe = recipe
+        self.few, self.recipe = few, recipe
+        self._rows_made = 0
+        self._since: dict[str, int] = {}  # by job in the batch: network rows that were made when it joined
         self._strips = Strips()
         self._batch: dict[Key, tuple[Picture, Row]] = {}
         self._alone: deque[Picture] = deque()  # wait until the batch is empty, then are made one at a time
@@ -143,7 +148,7 @@ class Engine:
         self._unmade = [unmade for unmade in self._unmade if not unwanted(unmade.picture)]
 
     def step(self) -> list[Outcome]:
-        """One step of every picture in the batch; returns those that ended with it, or could not begin."""
+        """One step of the batch's pictures whose turn it is; returns those that ended, or could not begin."""
         self.judged = None
         ended: list[Outcome] = list(self._unmade)
         self._unmade.clear()
@@ -152,26 +157,39 @@ class Engine:
             self._made_alone = picture.key
             self.admit([picture])
         if self._batch:
+            turn = self._turn()
             try:
-                rows = [row for _, row in self._batch.values()]
-                self.stepper.step(rows)
-                for picture, row in self._batch.values():
+                self.stepper.step([row for _, row in turn])
+                for picture, row in turn:
                     self._strips.look(picture, row)
-                ended += self._judge([(picture, row) for picture, row in self._batch.values() if row.done])
+                ended += self._judge([(picture, row) for picture, row in turn if row.done])
             except Exception as error:
-                ended += self._isolate(error)
+                ended += self._isolate(error, [picture for picture, _ in turn])
         for outcome in ended:
             self._remove(outcome.picture)
         if not self._batch:
             self._made_alone = None
         return ended
 
+    def _turn(self) -> list[tuple[Picture, Row]]:
+        """The pictures that take the next step."""
+        batch = self.rows()
+        jobs: dict[str, Standing] = {}
+        for picture, row in batch:
+            rows, before = row.options.rows_per_step, jobs.get(picture.job)
+            since = before.since if before else self._since.get(picture.job, self._rows_made)
+            now, left = (before.now, before.left) if before else (0, 0)
+            jobs[picture.job] = Standing(now + rows, left + rows * (len(row.table) - row.step), since)
+        self._since = {job: standing.since for job, standing in jobs.items()}
+        chosen = set(jobs if self.few is None else whose_turn(jobs, self._rows_made, self.few))
+        self._rows_made += sum(standing.now for job, standing in jobs.items() if job in chosen)
+        return [(picture, row) for picture, row in batch if picture.job in chosen]
+
     def _remove(self, picture: Picture) -> None:
         self._batch.pop(picture.key, None)
         self._strips.forget(picture)
 
-    def _isolate(self, error: Exception) -> list[Outcome]:
-        pictures = [picture for picture, _ in self._batch.values()]
+    def _isolate(self, error: Exception, pictures: list[Picture]) -> list[Outcome]:
         if len(pictures) == 1:
             (picture,) = pictures
             log.error("picture fails alone", job_id=picture.job, picture=picture.index, exc_info=error)

@@ -13,7 +13,7 @@ import torch
 from redis import Redis
 
 from service import recipe
-from service.batch_limit import FEWEST, BatchLimit
+from service.batch_limit import FEWEST, BatchLimit, Sizes
 from service.checkpoint_cache import CheckpointCache
 from service.engine import Engine
 from service.recipe import MadeWith
@@ -67,7 +67,7 @@ class Loader:
     ) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
         self.device, self.cache, self.judge, self.judged_by = device, cache, judge, judged_by
-        self.limits: dict[str, int] = {}  # of batches as measured on this device by this process, by digest
+        self.limits: dict[str, Sizes] = {}  # as measured on this device by this process, by digest
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
 
     def load(self, name: str | None, digest: str | None) -> Lane:

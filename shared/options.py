@@ -78,6 +78,11 @@ class SamplingOptions(Strict):
             raise ValueError(f"eta is {self.eta} with sampler {self.sampler}; only ddim takes an eta other than 0")
         return self
 
+    @property
+    def rows_per_step(self) -> int:
+        """Network rows of one picture in one step within the guidance interval: two where w mixes two predictions."""
+        return 1 if self.guidance in (0.0, 1.0) else 2
+
 
 # report: the report's own sampling, ancestral with sigma^2 = beta, w = 3. Its loop runs t = 999..1, 999 steps.
 SAMPLING_PRESETS: Final[dict[str, SamplingOptions]] = {

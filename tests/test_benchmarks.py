@@ -396,6 +396,13 @@ def test_documents_say_what_was_not_measured() -> None:
     assert capacity.scaling(content) == []
 
 
+def test_a_large_request_waits_for_small_ones_in_continuous_batching() -> None:
+    arrivals = [arrival(0.0, 8, steps=8), arrival(1.5, 1, steps=2)]
+    linear = lambda rows: float(rows)  # noqa: E731
+    assert simulate(continuous, arrivals, linear, max_pictures=16).latencies == [132.0, 50.5]
+    assert simulate(continuous, arrivals, linear, max_pictures=16, few=1).latencies == [132.0, 18.5]
+
+
 def test_load_is_written_up_with_what_is_possible(tmp_path: Path) -> None:
     """From served schedules on a virtual clock: a table of 12 runs, the bounds by the steps' cost, two plots."""
     cost = StepCost({1: 0.01, 2: 0.012, 32: 0.16})
@@ -408,10 +415,12 @@ def test_load_is_written_up_with_what_is_possible(tmp_path: Path) -> None:
         "requests_per_s": 2.0,
         "step_s": {"1": 0.01, "2": 0.012, "32": 0.16},
         "max_pictures": 8,
+        "few": 4,
         "saturated": {load.CONTINUOUS: [20.0, 22.0], load.ONE: [10.0, 11.0]},
         "latencies": summaries,
         "pictures_per_s": {str(load_): load.rates(by) for load_, by in served.items()},
         "simulated": summaries,
+        "together": load.summary([0.5, 1.5]),
         "alone": load.alone(cost, 8),
         "spans_s": {str(load_): span for load_, span in load.SPANS_S.items()},
     }

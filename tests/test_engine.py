@@ -50,9 +50,9 @@ def network() -> ToyNetwork:
     return ToyNetwork(AB, image_shape=(3, 8, 8))
 
 
-def engine(net: ToyNetwork | None = None, *, max_pictures: int = 8) -> Engine:
+def engine(net: ToyNetwork | None = None, *, max_pictures: int = 8, few: int | None = None) -> Engine:
     stepper = FaultyStepper(net or network(), AB, "v")
-    return Engine(stepper, Vocabulary(NAMES), ToyJudge(), max_pictures=max_pictures)
+    return Engine(stepper, Vocabulary(NAMES), ToyJudge(), max_pictures=max_pictures, few=few)
 
 
 def picture(
@@ -114,6 +114,33 @@ def test_pictures_share_network_calls() -> None:
     # 6 steps of the first two, and the third one, a step late, needs one call more
     assert len(net.calls) == 7
     assert [len(call.t) for call in net.calls] == [2, 3, 3, 3, 3, 3, 1]
+
+
+def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> None:
+    large = [picture(i, options=SamplingOptions(steps=6)) for i in range(4)]  # two network rows a step, each
+    undisturbed = engine()
+    undisturbed.admit(large)
+    expected = {outcome.picture.key: pixels(outcome) for outcome in run(undisturbed)}
+    net = network()
+    shared = engine(net, few=2)
+    shared.admit(large)
+    shared.step()
+    shared.admit([picture(9, job="b"), picture(9, job="c")])  # one network row, six steps
+    outcomes = run(shared)
+    assert [len(call.t) for call in net.calls] == [8] + [2] * 6 + [8] * 5
+    assert [outcome.picture.job for outcome in outcomes] == ["b", "c", *"aaaa"]
+    for outcome in outcomes[2:]:
+        assert np.abs(pixels(outcome) - expected[outcome.picture.key]).max() <= 1
+
+
+def test_pictures_that_wait_are_not_suspected_of_what_fails() -> None:
+    one = engine(few=1)
+    one.stepper.poison = torch.tensor([1.0, 0.0, 0.0, 0.0])  # type: ignore[attr-defined]
+    one.admit([picture(i, job="large", labels=NAMES[1:2], options=SamplingOptions(steps=9)) for i in range(2)])
+    one.admit([picture(7, job="small")])
+    failed, *made = sorted(run(one), key=lambda outcome: isinstance(outcome, Made))
+    assert isinstance(failed, Unmade)
+    assert (failed.picture.job, [outcome.picture.job for outcome in made]) == ("small", ["large", "large"])
 
 
 def test_a_verdict_is_of_its_own_picture() -> None:
