@@ -56,7 +56,7 @@ STEP_SECONDS = Histogram(
     buckets=STEP_BUCKETS, registry=WORKER,
 )  # fmt: skip
 STEP_PICTURES = Histogram(
-    "labelgrid_step_pictures", "Pictures in a step", ["model"], buckets=BATCH_BUCKETS, registry=WORKER
+    "labelgrid_step_pictures", "Pictures in the batch at a step", ["model"], buckets=BATCH_BUCKETS, registry=WORKER
 )
 NETWORK_ROWS = Counter("labelgrid_network_rows", "Rows asked of the network", ["model"], registry=WORKER)
 PADDING_ROWS = Counter(
