@@ -28,6 +28,7 @@ TITLES = {
 # figure, what it is, goal and whether a good one is above it
 GOALS = [
     ("sampling.speedup_vs_report", "batch of 32, over the report's sampler", 1000.0, True),
+    ("sampling.speedup_vs_report_distilled", "the same, distilled into one step", None, True),
     ("sampling.speedup_vs_diffusers_fp32", "the same, over diffusers in fp32, equal solver and steps", 3.0, True),
     ("sampling.speedup_vs_diffusers_bf16", "the same, over diffusers in bf16", 1.3, True),
     ("limit.fraction", "network at 32 rows, of the machine's best kernel", 0.5, True),

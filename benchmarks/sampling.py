@@ -14,7 +14,7 @@ from benchmarks import subject
 from benchmarks.common import Data, figure, in_turn, main, ratios, say
 from benchmarks.document import Table, number
 from benchmarks.others import LabelPipeline, ReportSampler, label_unet, pipeline
-from shared.denoise import sample
+from shared.denoise import Stepper, sample
 from shared.evaluator import Evaluator
 from shared.model import Denoiser
 from shared.options import SAMPLING_PRESETS, SamplingOptions
@@ -22,7 +22,7 @@ from shared.options import SAMPLING_PRESETS, SamplingOptions
 STEPS, GUIDANCE = 16, 3.0
 SOLVERS = {"DDPM": "ddpm_small", "DDIM": "ddim", "DPM-Solver++": "dpmpp_2m"}  # diffusers' DDPM has the small variance
 REPORT_STEPS = 999
-OURS = "ours, as the checkpoint is served"
+OURS, DISTILLED = "ours, as the checkpoint is served", "ours, distilled into one step"
 REPORT = "the report's sampler, fp32"
 
 
@@ -35,17 +35,20 @@ class Way:
     measured: int
 
 
-def our_ways(ours: Denoiser, hot: Tensor) -> dict[str, Way]:
+def our_samplings(ours: Denoiser, distilled: Denoiser) -> dict[str, tuple[Stepper, SamplingOptions]]:
+    """The loop and options of each of our ways."""
     stepper = ours.stepper()
-    count = len(hot)
-    options = {OURS: ours.options}
+    found = {OURS: (stepper, ours.options), DISTILLED: (distilled.stepper(), distilled.options)}
     for solver, name in SOLVERS.items():
-        options[f"ours, {solver}"] = SamplingOptions(sampler=name, steps=STEPS, guidance=GUIDANCE)
+        found[f"ours, {solver}"] = stepper, SamplingOptions(sampler=name, steps=STEPS, guidance=GUIDANCE)
+    return found
 
-    def way(chosen: SamplingOptions) -> Way:
-        return Way(lambda: sample(stepper, hot, chosen, subject.seeds(count)), chosen.steps, chosen.steps)
 
-    return {name: way(chosen) for name, chosen in options.items()}
+def our_ways(samplings: dict[str, tuple[Stepper, SamplingOptions]], hot: Tensor) -> dict[str, Way]:
+    def way(stepper: Stepper, options: SamplingOptions) -> Way:
+        return Way(lambda: sample(stepper, hot, options, subject.seeds(len(hot))), options.steps, options.steps)
+
+    return {name: way(*chosen) for name, chosen in samplings.items()}
 
 
 def diffusers_ways(pipelines: dict[str, LabelPipeline], hot: Tensor, measured: dict[str, int]) -> dict[str, Way]:
@@ -70,23 +73,25 @@ def report_way(ours: Denoiser, hot: Tensor, only: int) -> Way:
 
 
 def qualities(
-    ours: Denoiser, judge: Evaluator, pipelines: dict[str, LabelPipeline], count: int, report_count: int
+    ours: Denoiser,
+    samplings: dict[str, tuple[Stepper, SamplingOptions]],
+    judge: Evaluator,
+    pipelines: dict[str, LabelPipeline],
+    count: int,
+    report_count: int,
 ) -> dict[str, Data]:
     """Scores of each way's pictures. The report's 999 steps are taken by our loop, in our precision: same equations."""
     lists = subject.label_lists(count)
-    hot, stepper = subject.multi_hot(lists, ours.vocabulary), ours.stepper()
-    found = {}
-    options = {OURS: ours.options}
-    options |= {f"ours, {s}": SamplingOptions(sampler=n, steps=STEPS, guidance=GUIDANCE) for s, n in SOLVERS.items()}
-    for name, chosen in options.items():
-        found[name] = subject.quality(judge, sample(stepper, hot, chosen, subject.seeds(count)), lists)
+    hot, found = subject.multi_hot(lists, ours.vocabulary), {}
+    for name, (stepper, options) in samplings.items():
+        found[name] = subject.quality(judge, sample(stepper, hot, options, subject.seeds(count)), lists)
     for name, pipe in pipelines.items():
         if name.endswith("bf16"):
             images = pipe(subject.told(ours, lists), STEPS, GUIDANCE, torch.Generator().manual_seed(0))
             found[name] = subject.quality(judge, images, lists)
     say(f"  scoring {report_count} pictures of the report's 999 steps")
     few = lists[:report_count]
-    images = sample(stepper, hot[:report_count], SAMPLING_PRESETS["report"], subject.seeds(report_count))
+    images = sample(ours.stepper(), hot[:report_count], SAMPLING_PRESETS["report"], subject.seeds(report_count))
     found[REPORT] = subject.quality(judge, images, few)
     return found
 
@@ -99,17 +104,19 @@ def measure(quick: bool) -> Data:
     told = subject.told(ours, subject.label_lists(count))  # to others: with the positions that our loop draws
     pipelines = make_pipelines(ours)
     measured = {name: slow if "fp32" in name or quick else STEPS for name in pipelines}
-    ways = our_ways(ours, hot) | diffusers_ways(pipelines, told, measured) | {REPORT: report_way(ours, told, slow)}
+    samplings = our_samplings(ours, subject.distilled())
+    ways = our_ways(samplings, hot) | diffusers_ways(pipelines, told, measured) | {REPORT: report_way(ours, told, slow)}
     say(f"  {len(ways)} ways to draw {count} pictures take turns, {rounds} rounds")
     times = in_turn({name: way.work for name, way in ways.items()}, rounds, warm=True)
     whole = {name: [s * ways[name].steps / ways[name].measured for s in times[name]] for name in ways}
     rates = {name: figure(count / s for s in found) for name, found in whole.items()}
-    scores = {} if quick else qualities(ours, subject.evaluator(), pipelines, count, report_count)
+    scores = {} if quick else qualities(ours, samplings, subject.evaluator(), pipelines, count, report_count)
     our_solver, theirs = whole["ours, DPM-Solver++"], "diffusers, DPM-Solver++"
     return {
         "figures": {
             "sampling.pictures_per_s": rates[OURS],
             "sampling.speedup_vs_report": figure(ratios(whole[REPORT], whole[OURS])),
+            "sampling.speedup_vs_report_distilled": figure(ratios(whole[REPORT], whole[DISTILLED])),
             "sampling.speedup_vs_report_guided_16_steps": figure(ratios(whole[REPORT], our_solver)),
             "sampling.speedup_vs_diffusers_fp32": figure(ratios(whole[f"{theirs}, fp32"], our_solver)),
             "sampling.speedup_vs_diffusers_bf16": figure(ratios(whole[f"{theirs}, bf16"], our_solver)),

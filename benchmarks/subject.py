@@ -16,9 +16,15 @@ from shared.model import Denoiser, load_denoiser
 from shared.options import SamplingOptions, picture_seed
 from shared.vocabulary import ICLEVR, Vocabulary
 
+DISTILLED = "iclevr-64-1step"
+
 
 def denoiser() -> Denoiser:
     return load_denoiser(resolve(STORAGE, None, "denoiser"), device=pick_device())
+
+
+def distilled() -> Denoiser:
+    return load_denoiser(resolve(STORAGE, DISTILLED, "denoiser"), device=pick_device())
 
 
 def evaluator() -> Evaluator:
