@@ -128,12 +128,13 @@ def test_from_data_to_a_report(
 
     before = (out / "sigmoid.json").read_bytes()
     (out / "linear.json").unlink()  # stands for a run that was stopped before its scores were written
-    (out / "notes.md").write_text("What we found.\n\nAnd why.\n")
+    (out / "notes.md").write_text("What we found.\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\nAnd why.\n")
     code, err = _run(monkeypatch, capsys, *command, "--only", "sigmoid,linear")
     assert code == 0, err
     assert _trained_now(err) == "linear"
     assert (out / "sigmoid.json").read_bytes() == before
-    assert "What we found.\n\nAnd why." in (out / "report.md").read_text()
+    assert "What we found.\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\nAnd why." in (out / "report.md").read_text()
+    assert "<td>1</td><td>2</td>" in (out / "report.html").read_text()
     code, err = _run(monkeypatch, capsys, *command, "--only", "v", "--set", "lr=0.1")
     assert (code, "another changes" in err) == (1, True), err
     code, err = _run(monkeypatch, capsys, *command, "--out", "new", "--repeats", "2")  # states of another comparison
@@ -150,16 +151,17 @@ def test_blocks_become_text_and_a_page(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(picture)
     blocks = [
         Heading("First"),
-        Text("a < `b`"),
+        Text("a < `b`, **c** in [d](e.md)"),
         Heading("Second"),
         Table(["x", "y"], [["1", "<2>"]]),
         Picture(picture, "p"),
     ]
     text, page = to_markdown(blocks), to_html(blocks)
-    assert text == "# First\n\na < `b`\n\n## Second\n\n| x | y |\n| --- | --- |\n| 1 | <2> |\n\n![p](a.png)\n\np\n"
+    table = "| x | y |\n| --- | --- |\n| 1 | <2> |"
+    assert text == f"# First\n\na < `b`, **c** in [d](e.md)\n\n## Second\n\n{table}\n\n![p](a.png)\n\np\n"
     assert "<h1>First</h1>" in page
     assert "<h2>Second</h2>" in page
-    assert "<p>a &lt; <code>b</code></p>" in page
+    assert '<p>a &lt; <code>b</code>, <b>c</b> in <a href="e.md">d</a></p>' in page
     assert "<tr><td>1</td><td>&lt;2&gt;</td></tr>" in page
 
 

@@ -166,6 +166,14 @@ def _sweeps(results: dict[str, dict[str, Any]], files: list[str]) -> list[Block]
     return blocks
 
 
+def _note(paragraph: str) -> Block:
+    """A paragraph of Markdown, or a table of it."""
+    if not paragraph.startswith("|"):
+        return Text(paragraph)
+    head, _, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in paragraph.splitlines())
+    return Table(head, rows)
+
+
 def _preface(out: Path, setup: dict[str, Any], results: dict[str, dict[str, Any]]) -> list[Block]:
     per_variant = " and ".join(
         f"{setup[key]:g} {key}" if setup[key] else "" for key in ("minutes", "steps") if setup[key]
@@ -183,7 +191,7 @@ def _preface(out: Path, setup: dict[str, Any], results: dict[str, dict[str, Any]
     if missing := [name for name in VARIANTS if name not in results]:
         blocks.append(Text("Not trained here: " + ", ".join(missing) + "."))
     if (notes := out / "notes.md").exists():
-        blocks += [Text(paragraph) for paragraph in notes.read_text().split("\n\n") if paragraph.strip()]
+        blocks += [_note(paragraph.strip()) for paragraph in notes.read_text().split("\n\n") if paragraph.strip()]
     rows = [[name, _changes(result)] for name, result in results.items()]
     return [*blocks, Heading("The variants"), Table(["variant", "what it changes"], rows)]
 
@@ -233,7 +241,7 @@ def to_html(blocks: list[Block]) -> str:
                 parts.append(f"<{level}>{html.escape(text)}</{level}>")
                 level = "h2"
             case Text(text):
-                parts.append("<p>" + re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text.strip())) + "</p>")
+                parts.append(f"<p>{_inline(text.strip())}</p>")
             case Table(head, rows):
                 parts.append(f"<table>{_html_row('th', head)}{''.join(_html_row('td', row) for row in rows)}</table>")
             case Picture(path, caption):
@@ -245,7 +253,14 @@ def to_html(blocks: list[Block]) -> str:
 
 
 def _html_row(tag: str, cells: list[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f"<{tag}>{_inline(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _inline(text: str) -> str:
+    """Code, bold and links of Markdown as HTML."""
+    text = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    text = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", text)
+    return re.sub(r"\[([^]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>', text)
 
 
 def write_report(out: Path) -> Path:
