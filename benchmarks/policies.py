@@ -138,7 +138,7 @@ class Waiting:
     arrival: Arrival
     to_begin: int
     open: int
-    since: int = 0  # network rows that were made when its first picture began
+    since: int = 0  # network rows that were made when its last picture began
     answered_at: float = 0.0
 
 
@@ -214,7 +214,7 @@ def serve(
             queue.append(coming.popleft())
         if queue:
             for waiting, count in zip(list(queue), policy(queue, len(work), max_pictures - len(work)), strict=False):
-                if waiting.to_begin == waiting.arrival.pictures:
+                if count:
                     waiting.since = made
                 for _ in range(count):
                     work.append((waiting, stepper.new_row(labels, waiting.arrival.options, seed)))
@@ -243,18 +243,11 @@ def serve(
 
 def _turn(work: list[tuple[Waiting, Any]], made: int, few: int) -> list[tuple[Waiting, Any]]:
     """What steps next of `work`."""
-    rows: dict[int, list[Any]] = {}
-    since = {id(waiting): waiting.since for waiting, _ in work}
+    jobs: dict[int, Standing] = {}
     for waiting, row in work:
-        rows.setdefault(id(waiting), []).append(row)
-    jobs = {
-        key: Standing(
-            sum(row.options.rows_per_step for row in its),
-            sum(row.options.rows_per_step * (row.options.steps - row.step) for row in its),
-            since[key],
-        )
-        for key, its in rows.items()
-    }
+        key, rows = id(waiting), row.options.rows_per_step
+        one = Standing(rows, rows * (row.options.steps - row.step), waiting.since)
+        jobs[key] = jobs[key] + one if key in jobs else one
     chosen = set(whose_turn(jobs, made, few))
     return [(waiting, row) for waiting, row in work if id(waiting) in chosen]
 

@@ -86,7 +86,7 @@ class Engine:
         self.stepper, self.vocabulary, self.judge, self.max_pictures = stepper, vocabulary, judge, max_pictures
         self.few, self.recipe = few, recipe
         self._rows_made = 0
-        self._since: dict[str, int] = {}  # by job in the batch: network rows that were made when it joined
+        self._since: dict[Key, int] = {}  # by picture in the batch: network rows that were made when it joined
         self._strips = Strips()
         self._batch: dict[Key, tuple[Picture, Row]] = {}
         self._alone: deque[Picture] = deque()  # wait until the batch is empty, then are made one at a time
@@ -127,6 +127,7 @@ class Engine:
                 self._unmade.append(Unmade(picture, _reason(error)))
             else:
                 self._batch[picture.key] = (picture, row)
+                self._since[picture.key] = self._rows_made
                 self._strips.begin(picture, row)
 
     def _positions(self, picture: Picture) -> Tensor | None:
@@ -174,19 +175,20 @@ class Engine:
     def _turn(self) -> list[tuple[Picture, Row]]:
         """The pictures that take the next step."""
         batch = self.rows()
-        jobs: dict[str, Standing] = {}
-        for picture, row in batch:
-            rows, before = row.options.rows_per_step, jobs.get(picture.job)
-            since = before.since if before else self._since.get(picture.job, self._rows_made)
-            now, left = (before.now, before.left) if before else (0, 0)
-            jobs[picture.job] = Standing(now + rows, left + rows * (len(row.table) - row.step), since)
-        self._since = {job: standing.since for job, standing in jobs.items()}
-        chosen = set(jobs if self.few is None else whose_turn(jobs, self._rows_made, self.few))
-        self._rows_made += sum(standing.now for job, standing in jobs.items() if job in chosen)
-        return [(picture, row) for picture, row in batch if picture.job in chosen]
+        if self.few is not None:
+            jobs: dict[str, Standing] = {}
+            for picture, row in batch:
+                rows = row.options.rows_per_step
+                one = Standing(rows, rows * (len(row.table) - row.step), self._since[picture.key])
+                jobs[picture.job] = jobs[picture.job] + one if picture.job in jobs else one
+            chosen = set(whose_turn(jobs, self._rows_made, self.few))
+            batch = [(picture, row) for picture, row in batch if picture.job in chosen]
+        self._rows_made += sum(row.options.rows_per_step for _, row in batch)
+        return batch
 
     def _remove(self, picture: Picture) -> None:
         self._batch.pop(picture.key, None)
+        self._since.pop(picture.key, None)
         self._strips.forget(picture)
 
     def _isolate(self, error: Exception, pictures: list[Picture]) -> list[Outcome]:

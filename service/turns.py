@@ -4,13 +4,15 @@ Where a row hardly becomes cheaper in company, as on a CPU, each row of a large 
 what it costs. So it waits while the jobs before it end; not for ever. Knows jobs by what is left of them, no pictures.
 """
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 # Both by simulation of mixed requests (docs/performance.md, Batching under load): higher ones favour large jobs.
 HOLDS_UP = 0.5  # of the work left of the jobs before it: a job that has more waits
-PATIENCE = 0.2  # of the rows that the batch makes while a job is in it: counted as if they were its own
+PATIENCE = 0.2  # of the rows that the batch makes while a job waits in it: counted as if they were its own
 
 Job = TypeVar("Job", bound=Hashable)
 
@@ -21,7 +23,11 @@ class Standing:
 
     now: int  # network rows of their next step
     left: int  # of all of their steps to come
-    since: int  # that the batch had made when the first of them joined
+    since: int  # that the batch had made when the last of them joined: a job that is dealt more has not been forgotten
+
+    def __add__(self, other: Standing) -> Standing:
+        """Both together."""
+        return Standing(self.now + other.now, self.left + other.left, max(self.since, other.since))
 
 
 def whose_turn(jobs: Mapping[Job, Standing], made: int, few: int) -> list[Job]:

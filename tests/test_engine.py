@@ -133,6 +133,18 @@ def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> No
         assert np.abs(pixels(outcome) - expected[outcome.picture.key]).max() <= 1
 
 
+def test_a_job_that_gets_on_all_the_time_earns_no_right_of_way() -> None:
+    net = network()
+    one = engine(net, few=1)
+    for i in range(40):  # there are always some of it in the batch
+        one.admit([picture(i, job="large", options=SamplingOptions(steps=4))])
+        for _ in range(3):
+            one.step()
+    one.admit([picture(40, job="large", options=SamplingOptions(steps=4)), picture(9, job="small")])
+    one.step()
+    assert len(net.calls[-1].t) == 1
+
+
 def test_pictures_that_wait_are_not_suspected_of_what_fails() -> None:
     one = engine(few=1)
     one.stepper.poison = torch.tensor([1.0, 0.0, 0.0, 0.0])  # type: ignore[attr-defined]
