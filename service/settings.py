@@ -112,7 +112,8 @@ class Settings(BaseSettings):
     # nothing else to do, or more to do than it can, and takes the smallest number, from 16 on, with nearly the best
     # rows/s.
     batch_pictures: int | None = Field(default=None, ge=1)
-    # Network rows of one call, at most (a guided picture takes two). Without it as many as were found.
+    # Network rows of one call, at most (a guided picture takes two). Without it as many as were found. Where both are
+    # set nothing is timed, and all pictures step together; else large jobs wait for small ones (docs/architecture.md).
     batch_rows: int | None = Field(default=None, ge=1)
     # How often, at most, a worker tells those who watch a job of its steps, with previews.
     live_every_s: float = Field(default=0.5, ge=0)
