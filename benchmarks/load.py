@@ -180,9 +180,9 @@ def who_waits(data: Data) -> str:
     turns, together = data["simulated"][str(AT)][CONTINUOUS], data["together"]
     return (
         f"In continuous batching a large request waits for small ones, from {data['few']} network rows of a step on "
-        f"(`service/turns.py`). At {AT} of capacity its mean and p95, simulated, are {number(turns['mean'])} and "
-        f"{number(turns['p95'])} s; where all pictures step together they are {number(together['mean'])} and "
-        f"{number(together['p95'])}."
+        f"(`service/turns.py`). At {AT} of capacity latencies, simulated, are {number(turns['mean'])} s in the mean, "
+        f"{number(turns['p95'])} at p95 and {number(turns['p99'])} at p99; where all pictures step together they are "
+        f"{number(together['mean'])}, {number(together['p95'])} and {number(together['p99'])}."
     )
 
 

@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from shared.checkpoint import resolve
-from shared.evaluator import load_evaluator
+from shared.evaluator import judge_of, load_evaluator
 from shared.model import load_denoiser
 from shared.options import SamplingOptions
 from shared.vocabulary import read_train_file
@@ -50,14 +50,14 @@ def main() -> None:
     parser.add_argument("--storage", type=Path, default=Path("models"))
     args = parser.parse_args()
     denoiser = load_denoiser(resolve(args.storage, args.model, "denoiser"))
-    evaluator = load_evaluator(resolve(args.storage, args.evaluator, "evaluator"))
+    judge = judge_of(load_evaluator(resolve(args.storage, args.evaluator, "evaluator")), denoiser.aspect)
     lists = list(read_train_file(args.train, denoiser.vocabulary).values())
     chosen = [lists[i] for i in np.random.default_rng(5).permutation(len(lists))[: args.lists]]
     title = f"{denoiser.info.name} ({denoiser.info.digest[:16]}), {len(chosen)} lists of {args.train.name}"
     table = Table("options", "accuracy", "exact match", "network rows a picture", title=title)
     for changes in track([one for name in args.choices or CHOICES for one in CHOICES[name]], "sampling"):
         stepper = denoiser.stepper()
-        run = score_run(stepper, evaluator, chosen, SamplingOptions.model_validate(changes), seed=1000)
+        run = score_run(stepper, judge, chosen, SamplingOptions.model_validate(changes), seed=1000)
         options = ", ".join(f"{key} {value}" for key, value in changes.items())
         rows = stepper.network_rows / len(chosen)
         table.add_row(options, f"{run.score.accuracy:.3f}", f"{run.score.exact_match:.3f}", f"{rows:.1f}")

@@ -367,6 +367,8 @@ class Runner:
     def drain(self) -> None:
         """After `stop`: finishes the pictures in work for which there is time, and leaves the others at once."""
         log.info("draining", pictures=sum(len(lane.claims) for lane in self.lanes.values()))
+        for lane in self.lanes.values():
+            lane.engine.few = None  # all step in each turn, so that what will be done in time can be told
         while self.busy and (left_s := self.leave_by - time.monotonic()) > 0:
             for lane in self.lanes.values():
                 fit = {p.key for p, row in lane.engine.rows() if (len(row.table) - row.step) * self.turn_s <= left_s}

@@ -10,9 +10,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-# Both by simulation of mixed requests (docs/performance.md, Batching under load): higher ones favour large jobs.
+# Chosen by simulation of the mixed requests of `benchmarks/load.py`: higher ones favour large jobs.
 HOLDS_UP = 0.5  # of the work left of the jobs before it: a job that has more waits
-PATIENCE = 0.2  # of the rows that the batch makes while a job waits in it: counted as if they were its own
+PATIENCE = 0.2  # of the rows that the batch makes while a job is in it: counted as if they were its own
 
 Job = TypeVar("Job", bound=Hashable)
 

@@ -172,15 +172,15 @@ SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
 CALLS = [*(size for size in SIZES for _ in range(2)), *SIZES, *SIZES]
 
 
-def limits(lane: Lane) -> tuple[int, int]:
+def limits(lane: Lane) -> tuple[int, int, int | None]:
     assert isinstance(lane.stepper, Stepper)
     assert lane.stepper.pad_to == []
-    return lane.engine.max_pictures, lane.stepper.max_rows
+    return lane.engine.max_pictures, lane.stepper.max_rows, lane.engine.few
 
 
 def test_an_idle_worker_makes_a_call_a_turn_and_takes_what_it_finds(device: Device, runner: Runner) -> None:
     lane = runner.lane()
-    assert limits(lane) == (FEWEST, 256)
+    assert limits(lane) == (FEWEST, 256, None)
     for turns in range(1, len(CALLS) + 1):
         runner.turn()
         assert len(device.calls) == turns
@@ -188,14 +188,14 @@ def test_an_idle_worker_makes_a_call_a_turn_and_takes_what_it_finds(device: Devi
     runner.turn()
     assert not runner.measuring
     assert device.calls == CALLS
-    assert limits(lane) == (32, 32)
+    assert limits(lane) == (32, 32, 32)
 
 
 def test_a_limit_that_is_measured_is_not_below_the_fewest(device: Device, runner: Runner) -> None:
     device.cost = lambda rows: proportional(max(4, rows))
     while runner.measuring:
         runner.turn()
-    assert limits(runner.lane()) == (FEWEST, FEWEST)
+    assert limits(runner.lane()) == (FEWEST, FEWEST, 4)
 
 
 def test_small_jobs_are_not_held_up_and_a_full_batch_is(
@@ -211,7 +211,7 @@ def test_small_jobs_are_not_held_up_and_a_full_batch_is(
         runner.turn()
         assert len(lane.claims) == FEWEST
     assert device.calls == CALLS
-    assert limits(lane) == (32, 32)
+    assert limits(lane) == (32, 32, 32)
     runner.run(large.id)
     assert store.statuses([small.id, large.id]) == {small.id: "finished", large.id: "finished"}
 
@@ -224,15 +224,17 @@ def test_it_is_done_once_for_the_same_weights(device: Device, runner: Runner) ->
     lane = runner.lane()
     assert lane is not old
     assert not runner.measuring
-    assert limits(lane) == (32, 32)
+    assert limits(lane) == (32, 32, 32)
     runner.lane("other")
     assert runner.measuring
 
 
-@pytest.mark.parametrize(("pictures", "rows", "expected"), [(6, None, (6, 32)), (None, 2, (FEWEST, 2)), (6, 9, (6, 9))])
+@pytest.mark.parametrize(
+    ("pictures", "rows", "expected"), [(6, None, (6, 32, 32)), (None, 2, (FEWEST, 2, 2)), (6, 9, (6, 9, None))]
+)
 def test_what_is_set_is_not_measured(
     device: Device, connection: Redis, unset: Settings, pictures: int | None, rows: int | None,
-    expected: tuple[int, int],
+    expected: tuple[int, int, int | None],
 ) -> None:  # fmt: skip
     given = unset.model_copy(update={"batch_pictures": pictures, "batch_rows": rows})
     runner = Runner(connection, given, "w1")
@@ -249,7 +251,7 @@ def test_where_no_call_succeeds_the_batch_stays_as_it_is(device: Device, runner:
     runner.turn()
     runner.turn()
     assert not runner.measuring
-    assert limits(runner.lane()) == (FEWEST, FEWEST)
+    assert limits(runner.lane()) == (FEWEST, FEWEST, None)
 
 
 def test_a_worker_that_measures_takes_a_job_that_comes(

@@ -51,8 +51,17 @@ def test_a_padded_data_set_knows_its_pictures_proportions(tmp_path: Path) -> Non
     padded = [load_dataset(folder, size=8, fit="pad") for folder in (wide, tall)]
     assert [one.aspect for one in padded] == [16 / 12, 12 / 16]
     assert data.merge([padded[0], padded[0]]).aspect == 16 / 12
-    with pytest.raises(TrainerError, match="other proportions"):
+    with pytest.raises(TrainerError, match="the folders' pictures differ in proportions"):
         data.merge(padded)
+
+
+def test_pictures_of_unlike_proportions_can_be_squeezed_but_not_padded(tmp_path: Path) -> None:
+    folder = write_data_folder(tmp_path / "d", pictures=4)
+    tall = sorted((folder / "iclevr").iterdir())[-1]
+    Image.new("RGB", (12, 16)).save(tall)
+    assert load_dataset(folder, size=8, fit="squeeze").aspect == 1.0
+    with pytest.raises(TrainerError, match="pictures differ in proportions"):
+        load_dataset(folder, size=8, fit="pad")
 
 
 def test_squeeze_shows_the_whole_picture() -> None:

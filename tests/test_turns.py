@@ -20,6 +20,7 @@ def test_jobs_that_hold_up_nobody_step_together() -> None:
     assert whose_turn(alike, made=0, few=8) == list(alike)
     almost = {"a": job(8, 40), "b": job(8, 40), "c": job(8, int(HOLDS_UP * 80)), "d": job(8, int(HOLDS_UP * 120) + 1)}
     assert whose_turn(almost, made=0, few=16) == ["a", "b", "c"]
+    assert whose_turn({"a": job(16, 64), "b": job(16, 64)}, made=0, few=16) == ["a"]  # twice as long for both, else
 
 
 def test_one_job_steps_whatever_its_size() -> None:

@@ -22,6 +22,7 @@ from trainer.config import Fit, TrainConfig
 from trainer.errors import TrainerError
 
 PICTURE_FOLDERS = ("iclevr", "images", ".")
+UNLIKE = "differ in proportions, so that padded they have unlike borders; squeeze them (--set fit=squeeze)"
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ def to_square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
 def _decode(
     folder: Path, names: list[str], size: int, fit: Fit, advance: Callable[[int], None]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    images = np.empty((len(names), 3, size, size), np.uint8)
+    images, aspects = np.empty((len(names), 3, size, size), np.uint8), set[float]()
 
     def one(i: int) -> None:
         path = folder / names[i]
         try:
             with Image.open(path) as picture:
+                aspects.add(picture.width / picture.height)
                 images[i] = np.asarray(to_square(picture, size, fit)).transpose(2, 0, 1)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
@@ -71,6 +73,8 @@ def _decode(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(one, range(len(names))))
+    if fit == "pad" and len(aspects) > 1:
+        raise TrainerError(f"{folder}: pictures {UNLIKE}")
     return images
 
 
@@ -149,7 +153,7 @@ def merge(datasets: list[Dataset]) -> Dataset:
     if positions and len(positions) < len(datasets):
         raise TrainerError("some of the folders have a positions.json and some have not")
     if any(other.aspect != first.aspect for other in datasets[1:]):
-        raise TrainerError("the folders' pictures have other proportions: padded, they are not alike; squeeze them")
+        raise TrainerError(f"the folders' pictures {UNLIKE}")
     return Dataset(
         first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]),
         torch.cat(positions) if positions else None, first.aspect,

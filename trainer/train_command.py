@@ -154,7 +154,7 @@ def starting_weights(storage: Location, name: str, config: TrainConfig, dataset:
     if info.vocabulary != dataset.vocabulary.names:
         raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
     wanted = checkpoint_config(config, make_network(config, dataset), dataset.aspect)
-    found = {"aspect": 1.0, **info.config, "network": {"positions": False, **info.config["network"]}}
+    found = {"aspect": dataset.aspect, **info.config, "network": {"positions": False, **info.config["network"]}}
     if wanted["network"]["positions"]:
         found["network"]["positions"] = True
     if different := [key for key in wanted if wanted[key] != found.get(key)]:
