@@ -118,9 +118,10 @@ def test_pictures_share_network_calls() -> None:
 
 def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> None:
     large = [picture(i, options=SamplingOptions(steps=6)) for i in range(4)]  # two network rows a step, each
+    large[0] = large[0].model_copy(update={"trajectory": 4})
     undisturbed = engine()
     undisturbed.admit(large)
-    expected = {outcome.picture.key: pixels(outcome) for outcome in run(undisturbed)}
+    expected = {outcome.picture.key: outcome for outcome in run(undisturbed)}
     net = network()
     shared = engine(net, few=2)
     shared.admit(large)
@@ -130,7 +131,24 @@ def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> No
     assert [len(call.t) for call in net.calls] == [8] + [2] * 6 + [8] * 5
     assert [outcome.picture.job for outcome in outcomes] == ["b", "c", *"aaaa"]
     for outcome in outcomes[2:]:
-        assert np.abs(pixels(outcome) - expected[outcome.picture.key]).max() <= 1
+        assert np.abs(pixels(outcome) - pixels(expected[outcome.picture.key])).max() <= 1
+    strips = [outcome.strip for outcome in (outcomes[2], expected["a", 0]) if isinstance(outcome, Made)]
+    with (
+        Image.open(io.BytesIO(strips[0] or b"")) as strip,
+        Image.open(io.BytesIO(strips[1] or b"")) as undisturbed_strip,
+    ):
+        assert strip.size == undisturbed_strip.size == (2 + 4 * 10, 12)
+
+
+def test_a_job_that_is_cancelled_while_it_waits_holds_up_nobody() -> None:
+    net = network()
+    one = engine(net, few=1)
+    one.admit([picture(i, job="large") for i in range(4)] + [picture(0, job="small")])
+    one.step()
+    one.drop(lambda picture: picture.job == "large")
+    (made,) = run(one)
+    assert (made.picture.job, [len(call.t) for call in net.calls]) == ("small", [1] * 6)
+    assert one._since == {}
 
 
 def test_a_job_that_gets_on_all_the_time_earns_no_right_of_way() -> None:
