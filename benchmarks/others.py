@@ -53,8 +53,6 @@ class InDtype(nn.Module):
         self.network, self.dtype = network.to(dtype), dtype
         first = next(module for module in self.network.time.modules() if isinstance(module, nn.Linear))
         first.register_forward_pre_hook(lambda _, inputs: tuple(x.to(dtype) for x in inputs))
-        if self.network.stem_positions is not None:  # it computes in float32
-            self.network.stem_positions.register_forward_hook(lambda _, inputs, out: out.to(dtype))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
         out: Tensor = self.network(x.to(self.dtype), t, labels.to(self.dtype), keep)

@@ -61,7 +61,7 @@ class PositionMap(nn.Module):
         across = self._bump(at[..., 0], width)  # (B, K, W)
         down = self._bump(at[..., 1], height) * labels[..., None]  # (B, K, H)
         bumps = down.mT[:, :, None] * across.mT[:, None]  # (B, H, W, K)
-        return (bumps @ self.vectors).permute(0, 3, 1, 2)
+        return (bumps.to(self.vectors.dtype) @ self.vectors).permute(0, 3, 1, 2)
 
     def _bump(self, centre: Tensor, cells: int) -> Tensor:
         middles = (torch.arange(cells, device=centre.device) + 0.5) / cells

@@ -70,6 +70,15 @@ def test_the_map_is_brightest_at_the_position_and_empty_for_what_is_absent_or_un
     assert float(place(0 * LABELS, POSITIONS, 20, 20).abs().max()) == 0
 
 
+def test_the_map_has_the_dtype_of_its_vectors_and_the_networks_layout() -> None:
+    place = PositionMap(num_labels=3, channels=4).requires_grad_(False)
+    exact = place(LABELS, POSITIONS, 20, 20)
+    assert exact.is_contiguous(memory_format=torch.channels_last)
+    half = place.bfloat16()(LABELS, POSITIONS, 20, 20)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, atol=0.02, rtol=0.02)
+
+
 def network(positions: bool = True) -> UNet:
     torch.manual_seed(0)
     unet = UNet(NetworkConfig(num_labels=3, image_size=16, positions=positions, **NETWORK)).eval()
