@@ -37,6 +37,7 @@ GOALS = [
     ("service.single_ratio", "one picture end to end, over the loop", None, True),
     ("service.single_overhead_ms", "the same, ms beside the loop's", None, True),
     ("batching.p95_ratio_at_0_6", "p95 at 0.6 of capacity, of request-level batching's", 0.5, False),
+    ("batching.p95_ratio_at_0_6_by_round", "the same, round by round", None, False),
     ("batching.throughput_vs_one_at_a_time", "throughput at saturation, over one at a time", 3.0, True),
     ("training.speedup_vs_report", "training, over the report's loop", 10.0, True),
     ("training.speedup_vs_library", "training, over diffusers' loop in fp32, its default", 2.0, True),
