@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service.turns import Standing, whose_turn
+from service.turns import Standing, of_jobs, whose_turn
 from shared.options import SamplingOptions
 
 SIZES = range(1, 9)  # pictures of a request
@@ -243,11 +243,12 @@ def serve(
 
 def _turn(work: list[tuple[Waiting, Any]], made: int, few: int) -> list[tuple[Waiting, Any]]:
     """What steps next of `work`."""
-    jobs: dict[int, Standing] = {}
-    for waiting, row in work:
-        key, rows = id(waiting), row.options.rows_per_step
-        one = Standing(rows, rows * (row.options.steps - row.step), waiting.since)
-        jobs[key] = jobs[key] + one if key in jobs else one
+
+    def standing(waiting: Waiting, row: Any) -> Standing:
+        rows = row.options.rows_per_step
+        return Standing(rows, rows * (row.options.steps - row.step), waiting.since)
+
+    jobs = of_jobs((id(waiting), standing(waiting, row)) for waiting, row in work)
     chosen = set(whose_turn(jobs, made, few))
     return [(waiting, row) for waiting, row in work if id(waiting) in chosen]
 

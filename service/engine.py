@@ -19,7 +19,7 @@ from service.recipe import Recipe
 from service.records import Picture, Verdict
 from service.sent import sent_row
 from service.strips import Strips
-from service.turns import Standing, whose_turn
+from service.turns import Standing, of_jobs, whose_turn
 from shared.denoise import Row
 from shared.evaluator import Judge, score_pictures
 from shared.layouts import positions_at
@@ -176,15 +176,15 @@ class Engine:
         """The pictures that take the next step."""
         batch = self.rows()
         if self.few is not None:
-            jobs: dict[str, Standing] = {}
-            for picture, row in batch:
-                rows = row.options.rows_per_step
-                one = Standing(rows, rows * (len(row.table) - row.step), self._since[picture.key])
-                jobs[picture.job] = jobs[picture.job] + one if picture.job in jobs else one
+            jobs = of_jobs((picture.job, self._standing(picture, row)) for picture, row in batch)
             chosen = set(whose_turn(jobs, self._rows_made, self.few))
             batch = [(picture, row) for picture, row in batch if picture.job in chosen]
         self._rows_made += sum(row.options.rows_per_step for _, row in batch)
         return batch
+
+    def _standing(self, picture: Picture, row: Row) -> Standing:
+        rows = row.options.rows_per_step
+        return Standing(rows, rows * (len(row.table) - row.step), self._since[picture.key])
 
     def _remove(self, picture: Picture) -> None:
         self._batch.pop(picture.key, None)

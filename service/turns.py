@@ -4,9 +4,7 @@ Where a row hardly becomes cheaper in company, as on a CPU, each row of a large 
 what it costs. So it waits while the jobs before it end; not for ever. Knows jobs by what is left of them, no pictures.
 """
 
-from __future__ import annotations
-
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,15 +17,20 @@ Job = TypeVar("Job", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The pictures of one job in a batch."""
+    """The pictures of one job in a batch, or one of them."""
 
     now: int  # network rows of their next step
     left: int  # of all of their steps to come
     since: int  # that the batch had made when the last of them joined: a job that is dealt more has not been forgotten
 
-    def __add__(self, other: Standing) -> Standing:
-        """Both together."""
-        return Standing(self.now + other.now, self.left + other.left, max(self.since, other.since))
+
+def of_jobs(pictures: Iterable[tuple[Job, Standing]]) -> dict[Job, Standing]:
+    """The standing of each job, by those of its pictures."""
+    jobs: dict[Job, Standing] = {}
+    for job, one in pictures:
+        so_far = jobs.get(job, Standing(0, 0, one.since))
+        jobs[job] = Standing(so_far.now + one.now, so_far.left + one.left, max(so_far.since, one.since))
+    return jobs
 
 
 def whose_turn(jobs: Mapping[Job, Standing], made: int, few: int) -> list[Job]:
