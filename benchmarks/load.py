@@ -5,7 +5,7 @@ the real network by step-wise continuous batching, by request-level batching and
 requests. Beside that, long schedules on a virtual clock, by the cost of a step that was measured here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from shared.options import SamplingOptions
 AT = 0.6  # where p95 is compared, over several rounds
 SPANS_S = {AT: 12.0, 0.3: 12.0, 0.9: 9.0, 1.2: 8.0}  # how long requests keep coming, by load
 CONTINUOUS, REQUEST_LEVEL, ONE = POLICIES
+COMPARED = CONTINUOUS, REQUEST_LEVEL  # by their p95
 SIMULATED_REQUESTS = 4000
 LIMIT_S = 280.0  # of the section
 BACKLOG_S = 60.0  # of that, for serving backlogs
@@ -93,17 +94,17 @@ class Bench:
         say(f"  {len(found[ONE])} backlogs, {self.deadline.spent:.0f} s")
         return found
 
-    def at(self, load: float, capacity: float, span_s: float) -> None:
-        """All policies at a load, once more, with requests that come within about `span_s` and are the same for all."""
+    def at(self, load: float, capacity: float, span_s: float, names: Iterable[str] = POLICIES) -> None:
+        """Policies at a load, once more, with requests that come within about `span_s` and are the same for all."""
         by = self.served.setdefault(load, {name: [] for name in POLICIES})
-        rate, seed = load * capacity, len(by[ONE])
-        for name, runs in by.items():
-            runs.append(self.serve(name, rate, max(3, round(rate * span_s)), seed))
+        rate, seed = load * capacity, len(by[CONTINUOUS])
+        for name in names:
+            by[name].append(self.serve(name, rate, max(3, round(rate * span_s)), seed))
         say(f"  load {load}, round {seed + 1}, {self.deadline.spent:.0f} s")
 
 
 def measure(quick: bool) -> Data:
-    spans_s, more, backlog, turns = ({AT: 3.0}, 0, 4, 1) if quick else (SPANS_S, 2, 16, 3)
+    spans_s, more, backlog, turns = ({AT: 3.0}, 0, 4, 1) if quick else (SPANS_S, 5, 16, 3)
     deadline, settings, ours = Deadline(LIMIT_S), Settings(), subject.denoiser()
     most, rows, few = subject.batch_limit(ours, settings)
     stepper = ours.stepper(max_rows=rows)
@@ -116,8 +117,8 @@ def measure(quick: bool) -> Data:
     saturated = bench.saturated(backlog, turns)
     for load, span_s in spans_s.items():
         bench.at(load, rate, span_s)
-    for _ in deadline.rounds(more, at_least=0, expected_s=len(POLICIES) * spans_s[AT]):
-        bench.at(AT, rate, spans_s[AT])
+    for _ in deadline.rounds(more, at_least=0, expected_s=len(COMPARED) * spans_s[AT]):
+        bench.at(AT, rate, spans_s[AT], COMPARED)
     simulated = {
         str(load): {
             name: summary(simulate(policy, poisson(load * rate, SIMULATED_REQUESTS, 7), cost, most, few).latencies)
@@ -130,7 +131,7 @@ def measure(quick: bool) -> Data:
     at, latencies = simulated[str(AT)], {str(load): pooled(bench.served[load]) for load in sorted(bench.served)}
     return {
         "figures": {
-            "batching.p95_ratio_at_0_6": p95_ratio(latencies),
+            "batching.p95_ratio_at_0_6": p95_ratio(bench.served[AT]),
             "batching.p95_ratio_at_0_6_by_round": figure(ratios(p95[CONTINUOUS], p95[REQUEST_LEVEL])),
             "batching.p95_ratio_at_0_6_simulated": figure([at[CONTINUOUS]["p95"] / at[REQUEST_LEVEL]["p95"]]),
             "batching.throughput_vs_one_at_a_time": figure(ratios(saturated[CONTINUOUS], saturated[ONE])),
@@ -154,10 +155,18 @@ def pooled(by: dict[str, list[Served]]) -> Data:
     return {name: summary([one for served in runs for one in served.latencies]) for name, runs in by.items()}
 
 
-def p95_ratio(latencies: Data) -> Data:
-    """Of the requests of all rounds together: a round has some thirty, and its p95 rests on two of them."""
-    found = latencies[str(AT)]
-    return figure([found[CONTINUOUS]["p95"] / found[REQUEST_LEVEL]["p95"]])
+def p95_ratio(by: dict[str, list[Served]]) -> Data:
+    """Of the requests of all rounds together: a round has some thirty, and its p95 rests on two of them.
+
+    Its spread is that of the ratio with one round after the other left out.
+    """
+
+    def ratio(left_out: int | None) -> float:
+        found = pooled({name: [one for i, one in enumerate(by[name]) if i != left_out] for name in COMPARED})
+        return float(found[CONTINUOUS]["p95"] / found[REQUEST_LEVEL]["p95"])
+
+    rounds, whole = len(by[CONTINUOUS]), ratio(None)
+    return {**figure([ratio(i) for i in range(rounds)] if rounds > 1 else [whole]), "median": whole}
 
 
 def rates(by: dict[str, list[Served]]) -> Data:
@@ -208,9 +217,9 @@ def report(data: Data) -> list[str | Table | Plot]:
         f"{mean_network_rows():.0f} network rows on average (1 to 8 pictures, 4 to 16 steps, guidance 1 or 3, at most "
         f"{data['max_pictures']} pictures in work). Request-level batching takes whole requests, mixed options and "
         "all, does not go on with pictures that are done, and answers when its batch is through. One at a time is one "
-        f"picture after the other. Each run takes the requests of {spans} s; at {AT} there are several, of other "
-        "requests. A load over 1, and for one at a time one above 0.5 or so, has no steady latency: it grows as long "
-        "as they come.",
+        f"picture after the other. Each run takes the requests of {spans} s; at {AT} there are several, each of other "
+        "requests, and one of one at a time. A load over 1, and for one at a time one above 0.5 or so, has no steady "
+        "latency: it grows as long as they come.",
         table,
         f"Of a backlog, continuous batching makes {saturated[CONTINUOUS]} pictures/s and one at a time "
         f"{saturated[ONE]}.",

@@ -86,9 +86,8 @@ def qualities(
     for name, (stepper, options) in samplings.items():
         found[name] = subject.quality(judge, sample(stepper, hot, options, subject.seeds(count)), lists)
     for name, pipe in pipelines.items():
-        if name.endswith("bf16"):
-            images = pipe(subject.told(ours, lists), STEPS, GUIDANCE, torch.Generator().manual_seed(0))
-            found[name] = subject.quality(judge, images, lists)
+        images = pipe(subject.told(ours, lists), STEPS, GUIDANCE, torch.Generator().manual_seed(0))
+        found[name] = subject.quality(judge, images, lists)
     say(f"  scoring {report_count} pictures of the report's 999 steps")
     few = lists[:report_count]
     images = sample(ours.stepper(), hot[:report_count], SAMPLING_PRESETS["report"], subject.seeds(report_count))
@@ -146,8 +145,7 @@ def report(data: Data) -> list[str | Table]:
         "compare DPM-Solver++ with DPM-Solver++ at the same steps; that with the report's is of the served sampling.",
         table,
         f"Scores are the shipped evaluator's, on the batch; the report's on {few} of its lists, sampled with its "
-        "equations in our precision, since 999 steps in fp32 would take too long. fp32 rows would score as the bf16 "
-        "ones do.",
+        "equations in our precision, since 999 steps in fp32 would take too long.",
     ]
 
 

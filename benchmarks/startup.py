@@ -1,11 +1,10 @@
 """From nothing to the first picture: `python -m benchmarks.startup`.
 
 Times `python -m service` from its start to the first answered request, the API's import and memory, a worker's start,
-and what the two containers' dependencies take on disk.
+and what the two containers take on disk.
 """
 
 import importlib.metadata
-import json
 import os
 import re
 import shutil
@@ -23,7 +22,8 @@ from benchmarks.stack import memory_mib, stack, until
 from service.demo import free_port
 
 IMPORT = "import time; s = time.perf_counter(); import service.app; print(time.perf_counter() - s)"
-IMAGES = {"labelgrid-api": "api", "labelgrid-worker": "worker"}
+# container: the extra that is installed in it, and what it is built from
+IMAGES = {"labelgrid-api": ("api", "Dockerfile.api"), "labelgrid-worker": ("worker", "Dockerfile.worker")}
 
 
 def first_picture() -> dict[str, float]:
@@ -117,16 +117,19 @@ def disk_mib(names: set[str]) -> float:
     return total / 2**20
 
 
-def image_sizes() -> dict[str, float]:
-    """MiB of the containers that were built on this machine, none where there is no docker."""
+def base_of(dockerfile: str) -> str:
+    """The image that a container is built on."""
+    lines = (ROOT / dockerfile).read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith("FROM "))
+
+
+def image_mib(image: str) -> float | None:
+    """What an image of this machine takes, None where there is none, or no docker."""
     if not shutil.which("docker"):
-        return {}
-    found = {}
-    for image in IMAGES:
-        done = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            found[image] = json.loads(done.stdout)[0]["Size"] / 2**20
-    return found
+        return None
+    command = ["docker", "image", "inspect", "--format", "{{.Size}}", image]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout) / 2**20 if done.returncode == 0 else None
 
 
 def measure(quick: bool) -> Data:
@@ -145,8 +148,14 @@ def measure(quick: bool) -> Data:
             "startup.worker_memory_mib": figure(one["worker_mib"] for one in apart),
         },
         "api_has_torch": any(one["api_has_torch"] for one in apart),
-        "images_mib": image_sizes(),
-        "dependencies_mib": {extra: disk_mib(closure(extra)) for extra in ("api", "worker")},
+        "containers_mib": {
+            image: {
+                "dependencies": disk_mib(closure(extra)),
+                "image": image_mib(image),
+                "base": image_mib(base_of(dockerfile)),
+            }
+            for image, (extra, dockerfile) in IMAGES.items()
+        },
     }
 
 
@@ -162,12 +171,18 @@ def report(data: Data) -> list[str | Table]:
     table = Table(["what", "median", "spread"])
     for label, key in rows.items():
         table.add(label, number(data["figures"][key]["median"]), number(data["figures"][key]["spread"]))
-    sizes = Table(["container", "dependencies, MiB", "image, MiB"])
-    for image, extra in IMAGES.items():
-        size = data["images_mib"].get(image)
-        sizes.add(image, number(data["dependencies_mib"][extra]), number(size) if size else "not built here")
+    sizes = Table(["container", "dependencies, MiB", "image, MiB", "of that its base"])
+    for image, mib in data["containers_mib"].items():
+        built = [number(mib[key]) if mib["image"] and mib[key] else "not built here" for key in ("image", "base")]
+        sizes.add(image, number(mib["dependencies"]), *built)
     loaded = "has torch loaded, which it must not" if data["api_has_torch"] else "has no torch loaded"
-    return [f"The API process {loaded}.", table, sizes]
+    return [
+        f"The API process {loaded}.",
+        table,
+        "Images are those that `docker compose build` left on this machine. The worker's has the trainer and its "
+        "dependencies as well.",
+        sizes,
+    ]
 
 
 if __name__ == "__main__":

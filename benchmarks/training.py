@@ -119,7 +119,7 @@ def evaluator_fitting(dataset: Dataset, folder: Path, steps: int) -> float:
 
 
 def measure(quick: bool) -> Data:
-    scenes, steps, rounds, fits = (6, 2, 1, 2) if quick else (60, 3, 4, 8)
+    scenes, steps, rounds, fits = (6, 2, 1, 2) if quick else (60, 5, 4, 8)
     # labels alone, which every loop can tell the network
     config, deadline = TrainConfig(positions=False, batch=8 if quick else 64), Deadline(LIMIT_S)
     with tempfile.TemporaryDirectory(prefix="lg-bench-") as name:

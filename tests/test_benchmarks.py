@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import capacity, growth, load, report, run, training
+from benchmarks import capacity, growth, load, report, run, startup, training
 from benchmarks.common import Deadline, Results, figure, in_turn, percentile, ratios
 from benchmarks.document import Plot, Table, number, wrapped, write
 from benchmarks.others import ReportSampler, betas_of
 from benchmarks.policies import (
     Arrival,
     Policy,
+    Served,
     StepCost,
     continuous,
     mean_network_rows,
@@ -369,7 +370,10 @@ def test_every_section_can_be_measured_and_written_up(name: str) -> None:
     assert name in report.TITLES
 
 
-def test_documents_say_what_was_not_measured() -> None:
+def test_documents_say_what_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "BEFORE", tmp_path / "before.json")
+    before = [{"commit": "aaa", "figures": {"limit.fraction": 0.3}}, {"commit": "bbb", "figures": {}}]
+    report.BEFORE.write_text(json.dumps(before))
     about = {"commit": "abc", "quick": False, "machine": {"cpu": "x", "cores": 2, "features": [], "memory_gib": 1.0,
              "gpu": None, "kernel": "6", "python": "3", "libraries": {"torch": "2"}}}  # fmt: skip
     content = {
@@ -381,12 +385,13 @@ def test_documents_say_what_was_not_measured() -> None:
     texts = [piece for piece in pieces if isinstance(piece, str)]
     assert "Not measured: it took longer than 600 s." in texts
     assert texts.count("Not measured yet.") == len(report.TITLES) - 1
+    assert any("at commit aaa or bbb (`benchmarks/before.json`)" in text for text in texts)
     goals = next(piece for piece in pieces if isinstance(piece, Table))
     assert goals.rows == [
         [
             "`limit.fraction`",
             "network at 32 rows, of the machine's best kernel",
-            "",
+            "0.300",
             "0.425",
             "0.0500",
             "at least 0.5",
@@ -394,6 +399,21 @@ def test_documents_say_what_was_not_measured() -> None:
         ]
     ]
     assert capacity.scaling(content) == []
+
+
+def test_p95_under_load_is_of_all_rounds_together_and_spreads_as_they_are_left_out() -> None:
+    def rounds(*worst: float) -> list[Served]:
+        return [Served([1.0] * 9 + [last], pictures=10, ended_at=10.0) for last in worst]
+
+    by = {load.CONTINUOUS: rounds(2.0, 4.0), load.REQUEST_LEVEL: rounds(5.0, 8.0), load.ONE: rounds(9.0)}
+    found = load.p95_ratio(by)
+    assert found["median"] == pytest.approx(2.0 / 5.0)  # the 19th of 20
+    assert (found["low"], found["high"], found["n"]) == (2.0 / 5.0, 4.0 / 8.0, 2)
+
+
+@pytest.mark.parametrize("dockerfile", ["Dockerfile.api", "Dockerfile.worker"])
+def test_a_container_s_size_stands_beside_its_base_s(dockerfile: str) -> None:
+    assert startup.base_of(dockerfile) == "python:3.11-slim"
 
 
 def test_a_large_request_waits_for_small_ones_in_continuous_batching() -> None:
