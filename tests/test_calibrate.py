@@ -61,6 +61,9 @@ def test_a_bad_list_of_sets_is_refused(sets: Path, content: str) -> None:
 def test_missing_and_broken_pictures_are_named(sets: Path) -> None:
     with pytest.raises(TrainerError, match="holds 12 numbered PNGs, its conditions file names 13"):
         read_pictures(sets / "a", 13)
+    Image.new("RGB", (9, 9)).save(sets / "a" / "04.png")
+    with pytest.raises(TrainerError, match="a holds pictures of 2 sizes"):
+        read_pictures(sets / "a", 12)
     (sets / "a" / "03.png").write_bytes(b"no picture")
     with pytest.raises(TrainerError, match=r"03\.png: cannot be read"):
         read_pictures(sets / "a", 12)

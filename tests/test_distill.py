@@ -8,14 +8,17 @@ import torch
 
 from shared.checkpoint import CheckpointError, load, publish, read_info
 from shared.denoise import sample
+from shared.evaluator import Evaluator, SetScore
 from shared.model import Denoiser, load_denoiser
 from shared.options import SamplingOptions
 from shared.samplers import make_table
+from shared.vocabulary import ICLEVR, Vocabulary
 from tests.test_trainer_cli import Command, command, refused
 from tests.toy_checkpoint import publish_toys
 from tests.trainer_fixtures import write_data_folder
 from trainer.config import TrainConfig
 from trainer.distill import AdaptedNetwork, GuidedTarget, Trajectories, make_pool, publish_adapter, trajectories
+from trainer.fit_evaluator import publish_evaluator
 
 __all__ = ["command"]  # a fixture
 CPU = torch.device("cpu")
@@ -158,3 +161,23 @@ def test_what_does_not_fit_is_refused(command: Command, tmp_path: Path) -> None:
     refused(command(*common, "--steps", 1, "--teacher-steps", 7), "must be a multiple of --sampling-steps 4")
     refused(command(*common), "say how long")
     refused(command(*common, "--steps", 1, "--teacher", "nobody"), "nobody: no such denoiser")
+    other = Evaluator(Vocabulary(tuple(reversed(ICLEVR.names)))).freeze()
+    publish_evaluator(other, SetScore(1.0, 1.0, 1.0, {}), storage, "other", {})
+    run = ("--steps", 1, "--run", tmp_path / "run")
+    refused(command(*common, *run, "--evaluator", "other"), "vocabularies differ")
+    base = load_denoiser(storage / "toy.safetensors")
+    publish_adapter(AdaptedNetwork(base.network, 3), base.info, storage, "third", SamplingOptions(), {"rank": 3})
+    refused(command(*common, *run, "--teacher", "third", "--rank", 2), "third has changes of rank 3")
+
+
+def test_a_distillation_is_made_again_by_its_command(command: Command, tmp_path: Path) -> None:
+    data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
+    publish_toys(storage)
+    for name in ("a", "b"):
+        torch.manual_seed(ord(name))
+        code, _, err = command(
+            "distill", "--data", data, "--storage", storage, "--rank", 2, "--steps", 1, "--set", "batch=4",
+            "--method", "guidance", "--name", name, "--run", tmp_path / name,
+        )  # fmt: skip
+        assert code == 0, err
+    assert read_info(storage / "a.safetensors").digest == read_info(storage / "b.safetensors").digest

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from shared.evaluator import Evaluator
+from shared.vocabulary import Vocabulary
 from tests.trainer_fixtures import write_data_folder
 from trainer import fit_evaluator as fitting
 from trainer.data import Dataset, load_dataset
@@ -77,5 +78,14 @@ def test_a_finished_run_is_not_trained_on(dataset: Dataset, tmp_path: Path) -> N
 def test_other_data_or_another_seed_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     _fit(dataset, tmp_path, 1)
     fewer = replace(dataset, images=dataset.images[:6], labels=dataset.labels[:6])
-    with pytest.raises(TrainerError, match=r"state\.pt was started with another pictures, seed; choose another --run"):
+    with pytest.raises(TrainerError, match=r"state\.pt was started with another data, seed; choose another --run"):
         _fit(fewer, tmp_path, 2, seed=1)
+
+
+def test_held_out_pictures_of_other_labels_are_refused_before_anything_is_trained(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    held_out = replace(dataset, vocabulary=Vocabulary(tuple(reversed(dataset.vocabulary.names))))
+    with pytest.raises(TrainerError, match="the held-out pictures have another vocabulary"):
+        fit_evaluator([dataset], held_out, tmp_path / "run", Budget(steps=1), device=CPU)
+    assert not (tmp_path / "run").exists()

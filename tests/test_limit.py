@@ -4,8 +4,14 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import torch
+
+from shared.layouts import nearest_pair
 from tests.test_trainer_cli import Command, command, refused
-from tests.toy_checkpoint import publish_toys
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
+from trainer.limit import distances_of, scene_apart
+from trainer.scene import picture_position
 
 __all__ = ["command"]  # a fixture
 
@@ -44,6 +50,23 @@ def test_renders_of_another_form_are_scored_by_what_lies_between_the_borders_or_
     figures = [found(), found("--fit", "pad"), found("--fit", "pad", "--keep-padding")]
     assert [(one["size"], one["padding"]) for one in figures] == [(32, "none"), (32, "cut"), (32, "kept")]
     refused(command("limit", tmp_path / "lists.json", "--fit", "crop"), "crop")
+
+
+def test_objects_keep_as_far_apart_as_in_a_denoisers_arrangements(command: Command, tmp_path: Path) -> None:
+    publish_toys(tmp_path / "models")
+    publish_toy_denoiser(tmp_path / "models", "placing", 5, positions=True)
+    apart = distances_of(tmp_path / "models", "placing")
+    assert apart[0] == float("inf")  # one object has no other to keep apart from
+    assert len(apart) == 3
+    rng, labels = np.random.default_rng(0), ["red cube", "blue sphere"]
+    points = [[picture_position(placed) for placed in scene_apart(labels, rng, [0.0, 0.3])] for _ in range(20)]
+    assert min(nearest_pair(torch.tensor(pair)) for pair in points) >= 0.3
+    (tmp_path / "lists.json").write_text(json.dumps([labels]))
+    to = ("limit", tmp_path / "lists.json", "--storage", tmp_path / "models", "--repeats", 1, "--placed-as")
+    code, _, err = command(*to, "placing", "--json", tmp_path / "a.json")
+    assert code == 0, err
+    assert json.loads((tmp_path / "a.json").read_text())["placed_as"] == "placing"
+    refused(command(*to, "toy"), "toy draws no arrangements")
 
 
 def test_a_label_that_cannot_be_rendered_is_refused(command: Command, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert figures["pixel"]["generated"]["min"] > 0.1
     assert figures["diversity"]["training"]["pixel"] == pytest.approx(0, abs=1e-4)
     assert figures["diversity"]["generated"]["pixel"] > 0.1
-    assert figures["frechet"]["generated"] > figures["frechet"]["other_unseen"]
+    assert figures["frechet"]["generated"] > figures["frechet"]["unseen"]
     assert "nearest training picture, pixel distance, median" in out
     assert Path("near.png").stat().st_size > 1000
 
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused(
 def test_rows_without_diversity() -> None:
     near = Nearest(torch.ones(4), torch.zeros(4, dtype=torch.int64))
     one = closeness(near, near)
-    report = memorisation.Report(4, one, one, 0, {}, {"generated": 2.0, "other_unseen": 1.0})
+    report = memorisation.Report(4, one, one, 0, {}, {"generated": 2.0, "unseen": 1.0})
     rows = rows_of(report)
     assert len(rows) == 9
-    assert rows[-1] == ["Frechet distance to unseen pictures", "2.000", "1.000 (other unseen)"]
+    assert rows[-1] == ["Frechet distance to other unseen pictures", "2.000", "1.000 (unseen)"]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ def test_another_recipe_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, TINY, tmp_path, Budget(steps=1), device=CPU)
     with pytest.raises(TrainerError, match=r"state\.pt was started with another lr, seed; choose another --run"):
         train(dataset, _config(lr=1e-4, seed=3), tmp_path, Budget(steps=2), device=CPU)
+    with pytest.raises(TrainerError, match=r"state\.pt was started with another data; choose another --run"):
+        train(replace(dataset, images=255 - dataset.images), TINY, tmp_path, Budget(steps=2), device=CPU)
     names = Vocabulary(tuple(reversed(dataset.vocabulary.names)))
     other = Dataset(names, dataset.images, dataset.labels)
     with pytest.raises(TrainerError, match=r"another objects\.json"):
@@ -227,6 +230,7 @@ def test_changes_to_a_preset() -> None:
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 import trainer.train
 from trainer.__main__ import main
 trainer.train.autocast_dtype = lambda _: None

@@ -45,7 +45,7 @@ class Agreement:
 
 
 def read_pictures(folder: Path, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The folder's PNGs, named by number, in that order: (count, H, W, 3). TrainerError for another number of them."""
+    """The folder's PNGs, named by number, in that order: (count, H, W, 3). TrainerError where they do not fit."""
     paths = sorted((path for path in folder.glob("*.png") if path.stem.isdecimal()), key=lambda path: int(path.stem))
     if len(paths) != count:
         raise TrainerError(f"{folder} holds {len(paths)} numbered PNGs, its conditions file names {count}")
@@ -56,6 +56,8 @@ def read_pictures(folder: Path, count: int) -> np.ndarray[tuple[int, ...], np.dt
                 pictures.append(np.asarray(picture.convert("RGB")))
         except (OSError, SyntaxError) as error:
             raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
+    if len(sizes := {picture.shape for picture in pictures}) > 1:
+        raise TrainerError(f"{folder} holds pictures of {len(sizes)} sizes; a set has one")
     return np.stack(pictures)
 
 
@@ -79,6 +81,9 @@ def calibrate(
         compared.append(Compared(name, published, score.accuracy))
         advance()
     ours, theirs = [one.accuracy for one in compared], [one.published for one in compared]
+    for scores, whose in ((ours, "this evaluator gives"), (theirs, "published are")):
+        if len(set(scores)) == 1:
+            raise TrainerError(f"{whose} {scores[0]:g} for every set; of equal scores there is no correlation")
     errors = [a - b for a, b in zip(ours, theirs, strict=True)]
     return Agreement(compared, correlation(ours, theirs), fmean(map(abs, errors)), fmean(errors))
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,15 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that is learnt from, so that a run is not resumed with other data."""
+        found = hashlib.sha256(f"{self.vocabulary.names} {self.aspect}".encode())
+        for tensor in (self.images, self.labels, self.positions):
+            if tensor is not None:
+                found.update(tensor.contiguous().numpy().data)
+        return found.hexdigest()
 
 
 def pad(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:

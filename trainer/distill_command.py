@@ -56,6 +56,7 @@ def distill(
     from trainer import distill as distillation
     from trainer.loss import Objective
     from trainer.run_log import keep_setup
+    from trainer.score import check_vocabularies
     from trainer.train import train
     from trainer.train_command import Watcher, check_name, make_budget, tests_of
 
@@ -70,8 +71,13 @@ def distill(
     base = load_denoiser(resolve(storage, adapter["name"], "denoiser"), device=where) if adapter else source
     start = load(resolve(storage, source.info.name, "denoiser"))[1] if adapter else None
     config = distillation.make_config(source.info, set_ or [])
+    if adapter and rank != (had := source.info.training.get("rank")):
+        raise TrainerError(f"{source.info.name} has changes of rank {had}; they go on with --rank {had}")
+    torch.manual_seed(config.seed)
     network = distillation.AdaptedNetwork(base.network, rank, start)
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), where) if evaluator else None
+    if judge:
+        check_vocabularies(source.vocabulary, judge.vocabulary)
     keep_setup(run, {
         "teacher": source.info.digest, "method": method, "guidance": guidance, "rank": rank,
         "sampling_steps": student_steps, "teacher_steps": teacher_steps,

@@ -77,10 +77,13 @@ def fit_evaluator(
 
     State, log and TensorBoard events go to `folder`. `start`: an evaluator whose weights are gone on from; a run that
     is resumed goes on from its own state.
-    Raises TrainerError where `start` has another vocabulary, or `folder` holds a run of other data, seed or start.
+    Raises TrainerError where `held_out` or `start` has another vocabulary, or `folder` holds a run of other data, seed
+    or start.
     """
     dataset = merge(datasets)
     vocabulary, images, labels = dataset.vocabulary, dataset.images, dataset.labels
+    if held_out.vocabulary != vocabulary:
+        raise TrainerError("the held-out pictures have another vocabulary than the data set")
     torch.manual_seed(seed)
     evaluator = Evaluator(vocabulary).train()
     if start is not None:
@@ -92,7 +95,8 @@ def fit_evaluator(
     average = AveragedModel(evaluator, multi_avg_fn=decay, use_buffers=True)
     optimizer = torch.optim.AdamW(evaluator.parameters(), LR, weight_decay=0.05, fused=True)
     dtype, run, state_path = autocast_dtype(device), Run(), folder / "state.pt"
-    recipe = {"pictures": len(dataset), "batch": BATCH, "seed": seed, "start": start and start.info and start.info.name}
+    begun_from = start and start.info and start.info.name
+    recipe = {"data": dataset.digest, "batch": BATCH, "seed": seed, "start": begun_from}
     learning: dict[str, Any] = {"network": evaluator, "average": average, "optimizer": optimizer}
     folder.mkdir(parents=True, exist_ok=True)
     if state_path.exists():

@@ -56,7 +56,7 @@ class Report:
     feature: Closeness
     label_sets: int  # of the diversity below
     diversity: dict[str, dict[str, float]]  # generated, training -> pixel, feature: mean distance within a label set
-    frechet: dict[str, float]  # generated, other_unseen -> Frechet distance to the unseen pictures
+    frechet: dict[str, float]  # generated, unseen -> Frechet distance to other unseen pictures
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -155,10 +155,12 @@ def examine(
 ) -> tuple[Report, Tensor]:
     """Generates pictures for the label lists of `pictures` unseen ones, and compares both with the training set.
 
+    Their Frechet distances are to the pictures of other label lists, since labels alone make a distance.
+
     Also gives (3 * n, 3, H, W), for the grid: the generated pictures that lie nearest to a training picture, each with
     its nearest by pixels and by features. `advance(n)`: n pictures went a step. TrainerError for too few pictures.
     """
-    pictures = min(pictures, len(unseen) // 2)  # the other half is what a Frechet distance is compared with
+    pictures = min(pictures, len(unseen) // 2)  # the other half is what a Frechet distance is taken to
     if pictures < 2:
         raise TrainerError(f"at least 4 unseen pictures are needed, there are {len(unseen)}")
     order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))
@@ -179,9 +181,10 @@ def examine(
     found, diversity = _diversity(
         training, lambda labels: _generate(stepper, labels, options, seed + 1, advance), evaluator, label_sets, seed
     )
+    other_features = evaluator.features(to_float(unseen.images[others]))
     frechet = {
-        "generated": frechet_distance(made_features, real_features),
-        "other_unseen": frechet_distance(evaluator.features(to_float(unseen.images[others])), real_features),
+        "generated": frechet_distance(made_features, other_features),
+        "unseen": frechet_distance(real_features, other_features),
     }
     report = Report(pictures, closeness(*by_pixel), closeness(*by_feature), found, diversity, frechet)
     shown = by_pixel[0].distance.argsort()[:8]
@@ -240,6 +243,6 @@ def rows_of(report: Report) -> list[list[str]]:
         generated, training = report.diversity["generated"][key], report.diversity["training"][key]
         label = f"distance within a label set, {key} ({report.label_sets} sets of {PER_SET})"
         rows.append([label, f"{generated:.4f}", f"{training:.4f} (training)"])
-    made, others = report.frechet["generated"], report.frechet["other_unseen"]
-    rows.append(["Frechet distance to unseen pictures", f"{made:.3f}", f"{others:.3f} (other unseen)"])
+    made, unseen = report.frechet["generated"], report.frechet["unseen"]
+    rows.append(["Frechet distance to other unseen pictures", f"{made:.3f}", f"{unseen:.3f} (unseen)"])
     return rows

@@ -156,6 +156,9 @@ def limit(
     size: Annotated[int, typer.Option(min=8, max=240, help="Pixels a side of the pictures.")] = 64,
     fit: Annotated[str, typer.Option(help="Made square how: squeeze or pad.")] = "squeeze",
     keep_padding: KeepPadding = False,
+    placed_as: Annotated[
+        str | None, typer.Option(help="Name of a denoiser: objects keep as far apart as in its arrangements.")
+    ] = None,
     grid: Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     device: DeviceName = "auto",
@@ -171,7 +174,7 @@ def limit(
     with bar() as progress:
         runs, figures = render_runs(
             file, repeats, storage, evaluator, seed, device, progress,
-            size=size, fit=cast(Fit, fit), keep_padding=keep_padding,
+            size=size, fit=cast(Fit, fit), keep_padding=keep_padding, placed_as=placed_as,
         )  # fmt: skip
     score_command.print_runs(file, runs, figures, console=Console())
     if grid:

@@ -203,7 +203,8 @@ def train(
 
     `evaluate(averaged network, run)` is called by rank 0 at the end, every `evaluate_every_s` seconds and whenever
     another `evaluate_every_share` of the budget is spent; its figures are logged.
-    Raises TrainerError where `folder` holds a run of another configuration, FloatingPointError where the loss diverges.
+    Raises TrainerError where `folder` holds a run of another configuration or other data, FloatingPointError where the
+    loss diverges.
     """
     rank, world = _join(device)
     if config.batch % world:
@@ -219,7 +220,7 @@ def train(
         noised = DenoisingLoss(config, make_alpha_bar(config.schedule, config.timesteps), device)
         objective = Denoising(dataset, noised, config)
     dtype, state_path = autocast_dtype(device), folder / "state.pt"
-    recipe = config.model_dump(mode="json")
+    recipe = {**config.model_dump(mode="json"), "data": dataset.digest}
 
     if state_path.exists():
         state = load_state(state_path, recipe, dataset.vocabulary, run, device)
