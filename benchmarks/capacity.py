@@ -14,7 +14,7 @@ DAY_S = 86_400
 PEAK = 3.0  # the busiest hour's rate over the day's mean; a common rule of thumb, not measured
 LOAD = 0.6  # of capacity at the peak
 DAYS = (1_000, 100_000, 10_000_000)
-NEEDED = ("roofline", "service", "load", "growth")
+NEEDED = ("service", "load", "growth")
 SIMULATED_REQUESTS = 4000
 
 
@@ -22,7 +22,8 @@ SIMULATED_REQUESTS = 4000
 class Costs:
     """What was measured of one device, one picture and one Redis."""
 
-    rows_per_s: float  # network rows of a device in the service
+    row_s: float  # of a device, for a network row
+    beside_s: float  # of it, for a picture beside its rows: verdict, PNG, Redis, HTTP on the same cores
     step: StepCost
     max_pictures: int
     redis_bytes: float  # of a finished one-picture job, as long as it can be fetched
@@ -35,24 +36,31 @@ class Costs:
     @classmethod
     def of(cls, content: Data) -> "Costs":
         sections = content["sections"]
-        fraction = sections["service"]["figures"]["service.saturation_fraction"]["median"]
         growth, load = sections["growth"], sections["load"]
+        steps, rows = served = (growth["served"]["steps"], growth["served"]["rows"])
+        picture_s = 1 / sections["service"]["figures"]["service.pictures_per_s"]["median"]
+        bare_s = 1 / sections["service"]["bare_pictures_per_s"]["median"]
         return cls(
-            rows_per_s=sections["roofline"]["figures"]["limit.rows_per_s"]["median"] * min(fraction, 1.0),
+            row_s=bare_s / (steps * rows),
+            beside_s=max(0.0, picture_s - bare_s),
             step=StepCost({int(rows): seconds for rows, seconds in load["step_s"].items()}),
             max_pictures=load["max_pictures"],
             redis_bytes=growth["store"][-1]["bytes_per_job"],
             redis_commands=sections["service"]["commands_per_picture"],
             redis_commands_per_s=sections["service"]["redis_commands_per_s"],
             picture_bytes=growth["png_bytes"],
-            served=(growth["served"]["steps"], growth["served"]["rows"]),
+            served=served,
             ttl_s=sections["service"]["ttl_s"],
         )
 
+    def picture_s(self, rows: int) -> float:
+        """Seconds of a device for a picture of so many network rows."""
+        return rows * self.row_s + self.beside_s
 
-def devices(pictures_per_s: float, rows_per_picture: float, rows_per_s: float, load: float = LOAD) -> int:
+
+def devices(pictures_per_s: float, picture_s: float, load: float = LOAD) -> int:
     """How many devices keep at or below `load` of their capacity."""
-    return max(1, math.ceil(pictures_per_s * rows_per_picture / (rows_per_s * load) - 1e-9))
+    return max(1, math.ceil(pictures_per_s * picture_s / load - 1e-9))
 
 
 def alone_s(costs: Costs, steps: int, rows: int) -> float:
@@ -95,7 +103,7 @@ def sizing(costs: Costs, kinds: dict[str, tuple[int, int]]) -> Table:
     table = Table(header)
     for day in DAYS:
         mean = day / DAY_S
-        cells = [f"{devices(PEAK * mean, steps * rows, costs.rows_per_s):,}" for steps, rows in kinds.values()]
+        cells = [f"{devices(PEAK * mean, costs.picture_s(steps * rows)):,}" for steps, rows in kinds.values()]
         table.add(f"{day:,}", f"{number(mean)} / {number(PEAK * mean)}", *cells)
     return table
 
@@ -128,11 +136,11 @@ def redis_table(costs: Costs) -> Table:
     return table
 
 
-def first_to_break(costs: Costs, day: int, rows_per_picture: float) -> str:
+def first_to_break(costs: Costs, day: int, rows_per_picture: int) -> str:
     """What a single machine with one device and one Redis of 4 GiB runs out of first."""
     peak, need = PEAK * day / DAY_S, redis_need(costs, day)
     shares = {
-        "the device": peak * rows_per_picture / costs.rows_per_s,
+        "the device": peak * costs.picture_s(rows_per_picture),
         "Redis memory (of 4 GiB)": need["memory_gib"] / 4,
         "Redis commands": need["commands_share"],
         "a 1 Gbit/s network": need["mbit_per_s"] / 1000,
@@ -178,9 +186,10 @@ def scaling(content: Data) -> list[str | Table | Plot]:
         f"not measured are a peak of {PEAK:g} times the day's mean, {LOAD:g} of capacity at the peak, and that devices "
         "beside one another do not slow each other down, since they share nothing but Redis.",
         "## The model",
-        f"A device makes R = {number(costs.rows_per_s)} network rows/s inside the service. A picture of S steps needs "
-        "S rows, or 2 S with guidance. For pictures that arrive at a rate A the number of devices is "
-        f"ceil(A x rows / ({LOAD:g} R)). A picture alone takes S times the time of one step: "
+        f"Inside the service a device takes {number(1000 * costs.row_s)} ms for a network row and "
+        f"{number(1000 * costs.beside_s)} ms for what else a picture needs on the same cores. A picture of S steps has "
+        "S rows, or 2 S with guidance. For pictures that arrive at a rate A, each of which takes D seconds of a "
+        f"device, the number of devices is ceil(A D / {LOAD:g}). A picture alone takes S times the time of one step: "
         f"{number(1000 * alone_s(costs, *costs.served))} ms for {as_shipped}, "
         f"{number(1000 * alone_s(costs, 16, 2))} ms for 16 guided ones.",
         sizing(costs, kinds),
@@ -205,9 +214,10 @@ def scaling(content: Data) -> list[str | Table | Plot]:
         1_000: "One machine with one worker carries it. Nothing needs to change.",
         100_000: "More workers (`--scale worker=N`, or KEDA by queue length) against the one Redis. They need no "
         "coordination: a picture is claimed from a stream. How many pictures a batch has, a worker finds by itself.",
-        10_000_000: "Workers by the hundred on CPUs, so GPUs; results out of Redis to object storage, with Redis "
-        "keeping only keys and verdicts; a Redis for each model or region, since jobs of different models share "
-        "nothing, or a cluster with the job's id as the hash tag; API processes behind a balancer: they hold no state.",
+        10_000_000: "Workers by the dozen on CPUs, as above, or a few GPUs; results out of Redis to object storage, "
+        "with Redis keeping only keys and verdicts; a Redis for each model or region, since jobs of different models "
+        "share nothing, or a cluster with the job's id as the hash tag; API processes behind a balancer: they hold no "
+        "state.",
     }
     for day in DAYS:
         lines.append(f"### {day:,} pictures a day")
@@ -218,6 +228,7 @@ def scaling(content: Data) -> list[str | Table | Plot]:
         f"With {queued['queued']:,} jobs queued, `GET /jobs/{{id}}` took {number(queued['read_ms'])} ms; with "
         f"{streams['streams']:,} open event streams {number(streams['read_ms'])} ms, and the last stream heard of its "
         f"job's end {number(streams['end_s'])} s after it. `max_queued_pictures` refuses more (429) long before a "
-        "queue of that length, which at the rate above would mean hours of waiting.",
+        "queue of that length, which would keep one device busy for "
+        f"{number(queued['queued'] * costs.picture_s(steps * rows) / 60)} minutes.",
     ]
     return lines

@@ -62,23 +62,30 @@ def goals(content: Data, before: dict[str, float]) -> Table:
     return table
 
 
-def machine_line(about: Data) -> str:
+def machine_line(content: Data) -> str:
+    """On what, of which commits and when the sections were measured."""
+    about, sections = content["about"], content["sections"].values()
     machine = about["machine"]
+    commits = sorted({one["commit"] for one in sections if one.get("commit")})
+    times = sorted(one["measured_at"] for one in sections if "measured_at" in one)
+    measured = f" Measured of commit {', '.join(commits)}, the last section at {times[-1]}." if times else ""
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     features = f" ({', '.join(machine['features'])})" if machine["features"] else ""
     return (
-        f"{machine['cpu']}, {machine['cores']} cores{features}, {machine['memory_gib']} GiB, "
-        f"GPU: {machine['gpu'] or 'none'}, Linux {machine['kernel']}, Python {machine['python']}, {libraries}. "
-        f"Commit {about['commit']}, measured from {about.get('started_at', 'unknown')} to "
-        f"{about.get('finished_at', 'an interruption')}."
+        f"{machine['cpu']}, {machine['cores']} cores{features}, {machine['memory_gib']} GiB, GPU: "
+        f"{machine['gpu'] or 'none'}, Linux {machine['kernel']}, Python {machine['python']}, {libraries}.{measured}"
     )
 
 
-def measured_line(name: str, section: Data, about: Data) -> str:
-    """How a section was measured, and of which commit where that is not the document's."""
-    commit = section.get("commit", about["commit"])
-    of = "" if commit == about["commit"] else f" Of commit {commit}."
-    return f"`python -m benchmarks.{name}`, {section['seconds']:.0f} s.{of}"
+def commit_of(before: Data) -> str:
+    """An earlier measurement's commit, and what was different there."""
+    return f"{before['commit']} ({before['note']})" if "note" in before else str(before["commit"])
+
+
+def measured_line(name: str, section: Data) -> str:
+    """How a section was measured, and of which commit."""
+    of = f", of commit {section['commit']}" if section.get("commit") else ""
+    return f"`python -m benchmarks.{name}`, {section['seconds']:.0f} s{of}."
 
 
 def performance(content: Data) -> Pieces:
@@ -89,10 +96,10 @@ def performance(content: Data) -> Pieces:
         f"Written by `{command}` from what it measured; do not edit. Figures are medians of things that take turns in "
         "one process or one session, ratios are taken round by round, and the spread is the highest minus the lowest "
         "of the rounds. All of them, with every repetition's range, are in `benchmarks/results.json`.",
-        machine_line(content["about"]),
+        machine_line(content),
         goals(content, {key: median for one in before for key, median in one["figures"].items()}),
         f"Before: the median where it was first measured on a machine like this one, at commit "
-        f"{' or '.join(one['commit'] for one in before)} (`benchmarks/{BEFORE.name}`).",
+        f"{' or '.join(map(commit_of, before))} (`benchmarks/{BEFORE.name}`).",
     ]
     for name, title in TITLES.items():
         section = content["sections"].get(name)
@@ -101,7 +108,7 @@ def performance(content: Data) -> Pieces:
             pieces.append("Not measured" + (f": {section['failed']}." if section else " yet."))
             continue
         module = import_module(f"benchmarks.{name}")
-        pieces.append(measured_line(name, section, content["about"]))
+        pieces.append(measured_line(name, section))
         pieces += module.report(section)
     return pieces
 
