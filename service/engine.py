@@ -58,6 +58,10 @@ class Unmade:
     reason: str
 
 
+class DeviceLost(RuntimeError):
+    """The device failed, and computes nothing more for this process."""
+
+
 Outcome = Made | Unmade
 Key = tuple[str, int]
 RecipeOf = Callable[[Picture, Verdict], Recipe | None]
@@ -68,7 +72,8 @@ class Engine:
 
     `few`: network rows from which on pictures of large jobs wait for small jobs (`turns.py`); None, and none waits.
     A step that raises is blamed on nobody: its pictures start again, one at a time, and only one that fails alone
-    is given up. `recipe` says what a finished picture's PNG carries.
+    is given up. Where the device itself has failed, DeviceLost leaves `step`: no picture can be made any more.
+    `recipe` says what a finished picture's PNG carries.
     """
 
     def __init__(
@@ -147,6 +152,7 @@ class Engine:
             self._remove(picture)
         self._alone = deque(picture for picture in self._alone if not unwanted(picture))
         self._unmade = [unmade for unmade in self._unmade if not unwanted(unmade.picture)]
+        self._let_join()
 
     def step(self) -> list[Outcome]:
         """One step of the batch's pictures whose turn it is; returns those that ended, or could not begin."""
@@ -164,13 +170,19 @@ class Engine:
                 for picture, row in turn:
                     self._strips.look(picture, row)
                 ended += self._judge([(picture, row) for picture, row in turn if row.done])
+            except torch.AcceleratorError as error:  # but memory: CUDA refuses all work of a process after such a one
+                raise DeviceLost(str(error)) from error
             except Exception as error:
                 ended += self._isolate(error, [picture for picture, _ in turn])
         for outcome in ended:
             self._remove(outcome.picture)
+        self._let_join()
+        return ended
+
+    def _let_join(self) -> None:
+        """Others may join again where the picture that was made alone is gone."""
         if not self._batch:
             self._made_alone = None
-        return ended
 
     def _turn(self) -> list[tuple[Picture, Row]]:
         """The pictures that take the next step."""

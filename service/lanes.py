@@ -80,13 +80,16 @@ class Loader:
             raise
         info, stepper = denoiser.info, denoiser.stepper()
         made_with = MadeWith(name=info.name, digest=info.digest)
-        engine = Engine(
-            stepper,
-            denoiser.vocabulary,
-            judge_of(self.judge, denoiser.aspect),
-            max_pictures=FEWEST,
-            recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
-        )
+        try:
+            engine = Engine(
+                stepper,
+                denoiser.vocabulary,
+                judge_of(self.judge, denoiser.aspect),
+                max_pictures=FEWEST,
+                recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
+            )
+        except ValueError as error:
+            raise CheckpointError(path.name, str(error)) from error
         stream = PictureStream(self.connection, self.settings, info.digest, self.consumer)
         limit = BatchLimit(self.settings, stepper, engine, info.digest, self.limits)
         return Lane(info.name, info.digest, stepper, engine, stream, limit)

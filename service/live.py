@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from redis import Redis
+from torch import Tensor
 
 from service.jobs import live_key, watched_key
 from service.records import Picture
@@ -58,10 +58,7 @@ class Live:
         start = self._next % len(rows)
         chosen = (list(rows[start:]) + list(rows[:start]))[:PREVIEWS_AT_A_TIME]
         self._next = start + len(chosen)
-        images = torch.stack([row.x0_hat for _, row in chosen if row.x0_hat is not None])  # (N, 3, H, W)
-        stride = -(-max(images.shape[-2:]) // PREVIEW_SIDE)
-        small = to_uint8(images[..., ::stride, ::stride])
-        return {picture.key: _data_url(png_bytes(pixels)) for (picture, _), pixels in zip(chosen, small, strict=True)}
+        return {picture.key: _preview(row.x0_hat) for picture, row in chosen if row.x0_hat is not None}
 
 
 def _about(picture: Picture, row: Row, previews: dict[tuple[str, int], str]) -> dict[str, Any]:
@@ -69,5 +66,8 @@ def _about(picture: Picture, row: Row, previews: dict[tuple[str, int], str]) -> 
     return {**about, "preview": previews[picture.key]} if picture.key in previews else about
 
 
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _preview(x0_hat: Tensor) -> str:
+    """A data URL of x0_hat (3, H, W), each model's of its own size."""
+    stride = -(-max(x0_hat.shape[-2:]) // PREVIEW_SIDE)
+    (small,) = to_uint8(x0_hat[None, :, ::stride, ::stride])
+    return "data:image/png;base64," + base64.b64encode(png_bytes(small)).decode()

@@ -20,7 +20,7 @@ from shared.checkpoint import (
     CheckpointError,
     CheckpointInfo,
     check_name,
-    promoted,
+    promoted_names,
     read_info,
     resolve,
     verify,
@@ -67,7 +67,7 @@ class Models:
     _seen: dict[str, _Seen] = field(default_factory=dict)  # by file name
     _cards: dict[str, tuple[str, str]] = field(default_factory=dict)  # by file name: version and text
     _good: dict[str, CheckpointInfo] = field(default_factory=dict)  # by model's name: what it last gave
-    _promoted: str | None = None  # as storage has it
+    _promoted: dict[str, str] = field(default_factory=dict)  # names by kind, as storage has it
     _default: str | None = None  # the model that last was the default, and good
     _problem: CheckpointError | None = None  # what keeps us from knowing the promoted one
     _looked_at: float = -1e9
@@ -113,7 +113,7 @@ class Models:
             if complaint is not None and complaint.subject not in problems:
                 problems[PROMOTED_FILE] = complaint.reason if complaint.subject == PROMOTED_FILE else str(complaint)
             for info in infos.values():
-                if problem := self._base_problem(info):
+                if problem := self._problem_beside(info):
                     problems[info.name + SUFFIX] = problem
             return Listing(list(infos.values()), {name: self._card(name) for name in infos}, default, problems)
 
@@ -123,7 +123,7 @@ class Models:
             return
         try:
             self._files = files.versions(self.storage)
-            self._promoted = promoted(self.storage, "denoiser")
+            self._promoted = promoted_names(self.storage)
             self._problem = None
         except OSError as error:
             self._problem = CheckpointError(str(self.storage), f"cannot be read: {error.strerror or error}")
@@ -151,9 +151,10 @@ class Models:
         try:
             if self._problem is not None:
                 raise self._problem
-            if self._promoted is not None:
-                self._usable(self._promoted)
-            self._default = self._promoted
+            name = self._promoted.get("denoiser")
+            if name is not None:
+                self._usable(name)
+            self._default = name
         except CheckpointError as error:
             with contextlib.suppress(CheckpointError):
                 if self._default is not None:
@@ -179,7 +180,7 @@ class Models:
             return read_info(resolve(self.storage, name, "denoiser"))  # which says what is wrong
         if seen.problem is None and not seen.whole:
             self._verify(name, seen)
-        problem = seen.problem or (self._base_problem(seen.info) if seen.info else None)
+        problem = seen.problem or (self._problem_beside(seen.info) if seen.info else None)
         if seen.info is not None and problem is None:
             self._good[name] = seen.info
         elif name not in self._good:
@@ -194,8 +195,21 @@ class Models:
         else:
             seen.info, seen.whole = found, True
 
+    def _problem_beside(self, info: CheckpointInfo) -> str | None:
+        """What other checkpoints keep a model from being used, or None. Looks at headers alone."""
+        return self._base_problem(info) or self._judge_problem(info)
+
+    def _judge_problem(self, info: CheckpointInfo) -> str | None:
+        """Which labels of a model the promoted evaluator does not know."""
+        name = self._promoted.get("evaluator", "")
+        seen = self._seen.get(name + SUFFIX)
+        if seen is None or seen.info is None:
+            return None
+        unknown = [label for label in info.vocabulary if label not in set(seen.info.vocabulary)]
+        return f"has labels that the evaluator {name} does not know: {', '.join(unknown[:3])}" if unknown else None
+
     def _base_problem(self, info: CheckpointInfo) -> str | None:
-        """Why the model that an adapter changes is not there, or None. Looks at the header alone."""
+        """Why the model that an adapter changes is not there."""
         base = info.config.get("base")
         if not base:
             return None

@@ -4,6 +4,7 @@ The one place where engine and Redis meet. Knows neither HTTP nor RQ, so that a 
 """
 
 import math
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Container, Mapping
@@ -16,7 +17,7 @@ from redis.exceptions import RedisError
 
 from service import recipe, tracing
 from service.checkpoint_cache import CheckpointCache
-from service.engine import Key, Made, Outcome
+from service.engine import DeviceLost, Key, Made, Outcome
 from service.jobs import JobStore, png_key
 from service.lanes import Lane, Loader
 from service.live import Live
@@ -35,6 +36,8 @@ log = get_logger(__name__)
 
 RATE_OVER_S = 60.0
 IDLE_WAIT_S = 0.02  # between two looks for new pictures of a job that waits for its own in other workers
+DEVICE_LOST = 70  # exit status: EX_SOFTWARE of sysexits.h
+end_process = os._exit  # RQ would take an exception for the job's own
 
 
 @dataclass
@@ -218,7 +221,7 @@ class Runner:
                 worked = True
                 begun = time.monotonic()
                 with one_step(lane.name, len(lane.engine.rows()), lane.stepper):
-                    outcomes = lane.engine.step()
+                    outcomes = self._step(lane)
                 self._store(lane, outcomes)
                 if lane.makes:
                     self.rate.add(len(outcomes), time.monotonic() - begun)
@@ -231,6 +234,18 @@ class Runner:
         self.live.tell([pair for lane in self.lanes.values() for pair in lane.engine.rows()])
         self.moved_at = time.monotonic()
         return True
+
+    def _step(self, lane: Lane) -> list[Outcome]:
+        """A step of a lane. Where the device is lost the process ends at once, as if it were killed.
+
+        So its pictures count as of a worker that died: others take them up, and one that kills again is given up.
+        """
+        try:
+            return lane.engine.step()
+        except DeviceLost:
+            log.critical("the device has failed; this worker ends", model=lane.name, exc_info=True)
+            end_process(DEVICE_LOST)
+            raise
 
     def _measure(self, worked: bool) -> bool:
         """Times a call of a model whose limit is not known, when there is no work, or more than its batch takes."""

@@ -10,9 +10,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shared import storage as files
 from shared.storage import Location
@@ -43,6 +43,15 @@ class CheckpointError(ValueError):
         self.reason = reason
 
 
+class Base(BaseModel):
+    """The checkpoint in the same storage that an adapter's tensors change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    digest: str
+
+
 class CheckpointInfo(BaseModel):
     """What a checkpoint says of itself. `name` is the file's, so that a renamed file answers to its new name."""
 
@@ -53,9 +62,19 @@ class CheckpointInfo(BaseModel):
     format_version: int
     digest: str  # sha256, in hex, of the file's tensor section
     vocabulary: tuple[str, ...]
-    config: dict[str, Any]  # network, schedule, prediction: what rebuilds the network
+    config: dict[str, Any]  # network, schedule, prediction: what rebuilds the network; `base`: see `Base`
     training: dict[str, Any]  # how it came about: options, data, steps, scores
     created_at: str  # ISO 8601 with an offset, UTC when written here
+
+    @field_validator("config")
+    @classmethod
+    def _check_base(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value.get("base") is not None:
+            try:
+                Base.model_validate(value["base"])
+            except ValidationError:
+                raise ValueError('base must be {"name": ..., "digest": ...} of what is changed') from None
+        return value
 
     @field_validator("created_at")
     @classmethod
@@ -183,13 +202,13 @@ def promote(storage: Location, name: str) -> None:
         raise CheckpointError(name, f"no such checkpoint in {storage}; {_what_is_there(storage)}")
     kind = read_info(path).kind
     with files.locked(storage):
-        names = _promoted_names(storage) | {kind: name}
+        names = promoted_names(storage) | {kind: name}
         files.write(storage / PROMOTED_FILE, (json.dumps(names, indent=2, sort_keys=True) + "\n").encode())
 
 
 def promoted(storage: Location, kind: CheckpointKind = "denoiser") -> str | None:
     """The name of the default checkpoint of a kind, or None. CheckpointError if promoted.json is damaged."""
-    return _promoted_names(storage).get(kind)
+    return promoted_names(storage).get(kind)
 
 
 def resolve(storage: Location, name: str | None, kind: CheckpointKind) -> Location:
@@ -226,7 +245,8 @@ def _path_of(storage: Location, name: str) -> Location:
     return storage / f"{name}{SUFFIX}"
 
 
-def _promoted_names(storage: Location) -> dict[str, str]:
+def promoted_names(storage: Location) -> dict[str, str]:
+    """The default checkpoints' names by kind. CheckpointError if promoted.json is damaged."""
     path = storage / PROMOTED_FILE
     try:
         names = json.loads(files.read(path))

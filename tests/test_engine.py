@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from service.engine import Engine, Made, Outcome, Unmade
+from service.engine import DeviceLost, Engine, Made, Outcome, Unmade
 from service.records import Picture
 from shared.denoise import Row, Stepper
 from shared.options import SamplingOptions
@@ -240,6 +240,39 @@ def test_nothing_joins_a_picture_that_is_made_alone() -> None:
     run(one)
     assert all(len(call.t) == 1 for call in net.calls)
     assert one.room == 8
+
+
+def test_others_join_again_where_the_picture_that_is_made_alone_is_dropped() -> None:
+    one = engine()
+    one.admit_alone(picture(0))
+    one.step()
+    assert (one.busy, one.room) == (True, 0)
+    one.drop(lambda one: one.job == "a")
+    assert (one.busy, one.room) == (False, 8)
+    one.admit([picture(1)])
+    assert len(run(one)) == 1
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_device_that_failed_is_blamed_on_no_picture(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(rows: Sequence[Row]) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    one = engine()
+    one.admit([picture(i) for i in range(together)])
+    monkeypatch.setattr(one.stepper, "step", fail)
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        one.step()
+
+
+def test_memory_that_the_device_has_not_is_no_lost_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(rows: Sequence[Row]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    one = engine()
+    one.admit([picture(0), picture(1)])
+    monkeypatch.setattr(one.stepper, "step", fail)
+    assert {outcome.picture.index for outcome in run(one) if isinstance(outcome, Unmade)} == {0, 1}
 
 
 def test_a_picture_that_cannot_begin_is_reported() -> None:

@@ -1,17 +1,32 @@
 """The models in storage, as the API sees them: they come, change, go and break while it runs."""
 
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from redis import Redis
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from service.errors import BadRequest, NoModel
 from service.models import Models
 from service.settings import Settings
-from shared.checkpoint import PROMOTED_FILE, CheckpointInfo, promote, read_info, verify
+from shared.checkpoint import (
+    METADATA_KEY,
+    PROMOTED_FILE,
+    CheckpointError,
+    CheckpointInfo,
+    load,
+    promote,
+    publish,
+    read_info,
+    verify,
+)
+from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
 
@@ -131,6 +146,34 @@ def test_an_adapter_is_refused_unless_what_it_changes_is_there(models: Models, f
     file_of(folder, "b").write_bytes(b"junk")
     with pytest.raises(BadRequest, match="changes b, which is not a safetensors file"):
         models.find("fast")
+
+
+@pytest.mark.parametrize("base", ["b", ["b"], {"name": "b"}, {"name": "../b", "digest": "0"}])
+def test_an_adapter_that_says_badly_what_it_changes_harms_nobody(models: Models, folder: Path, base: object) -> None:
+    publish_toy_denoiser(folder, "odd", 5)
+    with safe_open(file_of(folder, "odd"), "pt") as file:
+        description = json.loads(file.metadata()[METADATA_KEY])
+    description["config"]["base"] = base
+    tensors = load(file_of(folder, "odd"))[1]
+    save_file(tensors, file_of(folder, "odd"), {METADATA_KEY: json.dumps(description)})
+    listing = models.listing()
+    assert [info.name for info in listing.denoisers] == ["a", "b"]
+    assert "base" in listing.problems["odd.safetensors"]
+    assert models.find(None).name == "a"
+    with pytest.raises(CheckpointError, match="base"):
+        read_info(file_of(folder, "odd"))
+
+
+def test_a_model_with_labels_that_the_evaluator_does_not_know_is_refused(models: Models, folder: Path) -> None:
+    evaluator = {"kind": "evaluator", "config": {}, "training": {}}
+    publish(folder, "judge", {"x": torch.zeros(1)}, vocabulary=ICLEVR.names[2:], **evaluator)  # type: ignore[arg-type]
+    promote(folder, "judge")
+    words = f"has labels that the evaluator judge does not know: {ICLEVR.names[0]}, {ICLEVR.names[1]}"
+    with pytest.raises(BadRequest, match=words):
+        models.find("b")
+    with pytest.raises(NoModel, match=words):
+        models.find(None)
+    assert models.listing().problems["b.safetensors"] == words
 
 
 def test_each_version_of_a_file_is_read_once(models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,16 @@ def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
         assert (np.asarray(Image.open(io.BytesIO(png))) == to_uint8(images)[one["index"], ::2, ::2]).all()
 
 
+def test_previews_of_models_of_different_sizes_come_together(connection: Redis) -> None:
+    sizes = {"small": (32, 32), "large": (64, 64)}
+    for job in sizes:
+        connection.set(watched_key(job), 1)
+    Live(connection, 0.0).tell([(picture(job, 0), row(torch.zeros(3, *size))) for job, size in sizes.items()])
+    for job, size in sizes.items():
+        ((one,),) = live_pictures(connection, job)
+        assert Image.open(io.BytesIO(base64.b64decode(one["preview"].partition(",")[2]))).size == size
+
+
 def test_previews_are_bounded_in_number_and_rate(connection: Redis) -> None:
     connection.set(watched_key("seen"), 1)
     pairs = [(picture("seen", i), row(torch.zeros(3, 4, 4))) for i in range(20)]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from redis import Redis
 
+from service.engine import DeviceLost
 from service.jobs import JobStore, job_key, new_id, png_key, read_verdicts, verdicts_key
 from service.records import JobRecord, JobResult, Verdict
 from service.runner import Lane, Rate, Runner
@@ -18,10 +19,11 @@ from service.settings import Settings
 from service.worker import PictureWorker
 from shared.checkpoint import read_info, resolve
 from shared.denoise import Row, sample
-from shared.evaluator import load_evaluator, score_set
+from shared.evaluator import Evaluator, load_evaluator, score_set
 from shared.model import load_denoiser
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
+from shared.vocabulary import ICLEVR, Vocabulary
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
 QUICK = SamplingOptions(steps=4)
@@ -370,6 +372,38 @@ def test_a_poison_picture_fails_its_job_only(
     assert status(store, bad) == "failed"
     assert connection.hget(job_key(bad.id), "error") == b"picture 0: RuntimeError: poison"
     assert connection.xlen(runner.lane().stream.key) == 0
+
+
+def test_where_the_device_fails_the_worker_ends_and_fails_no_job(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    job = create()
+
+    class Failed(Counting):
+        def step(self, rows: Sequence[Row]) -> None:
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    Failed(runner.lane())
+    monkeypatch.setattr("service.runner.end_process", ended.append)
+    with pytest.raises(DeviceLost):
+        runner.run(job.id)
+    assert ended == [70]
+    assert status(store, job) == "running"
+    assert len(runner.lane().claims) == 3  # which others take over, as of a worker that was killed
+
+
+def test_a_model_whose_labels_the_evaluator_does_not_know_fails_its_job(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    runner.lane()
+    runner.loader.judge = Evaluator(Vocabulary(ICLEVR.names[1:])).freeze()
+    job = create(model="other")
+    runner.run(job.id)
+    assert status(store, job) == "failed"
+    reason = connection.hget(job_key(job.id), "error")
+    assert isinstance(reason, bytes)
+    assert f"the evaluator does not know the labels {ICLEVR.names[0]}" in reason.decode()
 
 
 def test_a_picture_that_kills_workers_fails_its_job_only(
