@@ -38,6 +38,7 @@ RATE_OVER_S = 60.0
 IDLE_WAIT_S = 0.02  # between two looks for new pictures of a job that waits for its own in other workers
 DEVICE_LOST = 70  # exit status: EX_SOFTWARE of sysexits.h
 end_process = os._exit  # RQ would take an exception for the job's own
+LOOK_S = 1.0  # between two looks for what workers that died have left undone
 
 
 @dataclass
@@ -192,11 +193,14 @@ class Runner:
             self.store.requeue(job_id)
             return
         self.store.begin(job_id)
-        if done >= record.total:  # whoever made the last picture died before the grid
-            self._complete([job_id])
+        looked_at = time.monotonic()
         while not self.stopping:
+            if done >= record.total:  # whoever made the last picture died before the grid
+                self._complete([job_id])
             if not self.turn(lane, job_id):
                 return
+            if time.monotonic() - looked_at >= LOOK_S:
+                looked_at, done = time.monotonic(), len(self.store.done_indices(job_id))
         if self.store.is_open(job_id):
             self.store.requeue(job_id)
 

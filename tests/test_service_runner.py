@@ -1,5 +1,6 @@
 """What a worker does with jobs, driven step by step in this process against a real Redis."""
 
+import contextlib
 import io
 import itertools
 import time
@@ -212,6 +213,38 @@ def test_another_workers_death_between_last_picture_and_grid_is_made_good(
         with pytest.raises(SystemExit):
             runner.run(job.id)
     assert status(store, job) == "running"
+    runner.run(job.id)
+    assert status(store, job) == "finished"
+
+
+def test_a_job_whose_last_picture_was_a_dying_workers_is_finished_by_the_one_that_waits(
+    runner: Runner,
+    create: Callable[..., JobRecord],
+    connection: Redis,
+    settings: Settings,
+    store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = create()
+    maker = Runner(connection, settings, "w2")
+    maker.lane()
+    maker.turn()  # has all pictures
+
+    def die(*given: object) -> None:
+        raise SystemExit
+
+    turn, turns = runner.turn, iter(range(100))
+
+    def turn_of_both(lane: Lane, job_id: str) -> bool:
+        assert next(turns, None) is not None, "it waits for ever"
+        if maker.busy:
+            with contextlib.suppress(SystemExit):
+                maker.turn()
+        return turn(lane, job_id)
+
+    monkeypatch.setattr("service.runner.LOOK_S", 0.1)
+    monkeypatch.setattr(maker, "_complete", die)
+    monkeypatch.setattr(runner, "turn", turn_of_both)
     runner.run(job.id)
     assert status(store, job) == "finished"
 
