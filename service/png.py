@@ -30,13 +30,22 @@ def png_size(png: bytes) -> tuple[int, int]:
     return width, height
 
 
+def _open(png: bytes, size: tuple[int, int]) -> Image.Image:
+    """The picture, not decoded. ValueError if it is not of the size that its first header claims: Pillow takes the last
+    header's."""
+    picture = Image.open(io.BytesIO(png), formats=["PNG"])
+    if picture.size != size:
+        raise ValueError(f"its first header says {size[0]}x{size[1]}, another {picture.size[0]}x{picture.size[1]}")
+    return picture
+
+
 def check_picture(png: bytes, side: int) -> tuple[int, int]:
     """(width, height) of a PNG that decodes as a picture of at most `side` pixels a side; PngError for any other."""
     width, height = png_size(png)
     if not (1 <= width <= side and 1 <= height <= side):
         raise PngError(f"{width}x{height} pixels; at most {side}x{side} are allowed")
     try:
-        with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+        with _open(png, (width, height)) as picture:
             return picture.convert("RGB").size
     except Exception as error:  # Pillow raises a dozen kinds for damaged files
         raise PngError(f"a damaged PNG: {error}") from error
@@ -48,7 +57,7 @@ def recipe_of(png: bytes) -> Recipe:
     if width * height > MAX_PIXELS:
         raise PngError(f"{width}x{height} pixels; no picture of ours is that large")
     try:
-        with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+        with _open(png, (width, height)) as picture:
             text = picture.info.get(KEYWORD)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken chunks
         raise PngError(f"a damaged PNG: {error}") from error

@@ -27,6 +27,7 @@ from shared.pictures import png_bytes
 from tests.conftest import serving
 from tests.test_options import fractions, sampling_options
 from tests.test_service_api import nothing_is_queued, problem
+from tests.test_submission import two_headers
 from tests.test_vocabulary import any_json
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
@@ -204,6 +205,7 @@ def test_a_recipe_stands_alone(client: httpx.Client, alive: JobStore, settings: 
         (png_with(json.dumps(example()))[:60], "damaged"),
         (png_with(json.dumps(example()))[:20], "cut short"),
         (png_with(json.dumps(example()), (8200, 8200)), "8200x8200"),
+        (two_headers(png_with(json.dumps(example()), (8200, 8200)), png_with(None)), "4x4, another 8200x8200"),
     ],
 )
 def test_pngs_without_a_good_recipe(client: httpx.Client, alive: JobStore, png: bytes, words: str) -> None:

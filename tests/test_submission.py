@@ -83,6 +83,12 @@ def lying(content: bytes, size: int) -> bytes:
     return content[: central + 24] + told + content[central + 28 :]
 
 
+def two_headers(content: bytes, other: bytes) -> bytes:
+    """A PNG with the header of another before its own."""
+    signature, header = 8, 25
+    return other[: signature + header] + content[signature:]
+
+
 def encrypted(content: bytes) -> bytes:
     central = content.index(b"PK\x01\x02")
     return content[: central + 8] + b"\x01" + content[central + 9 :]
@@ -106,6 +112,7 @@ BAD: list[tuple[bytes, list[tuple[str | None, str]]]] = [
     (zipped({**GOOD, "1.png": GOOD["1.png"][:200]}), [("1.png", "a damaged PNG")]),
     (zipped({**GOOD, "0.png": b"x" * 40, "2.png": b""}), [("0.png", "not a PNG"), ("2.png", "not a PNG")]),
     (zipped({**GOOD, "1.png": png(size=(65, 1))}), [("1.png", "65x1 pixels; at most 64x64 are allowed")]),
+    (zipped({**GOOD, "1.png": two_headers(png(size=(65, 1)), png())}), [("1.png", "16x16, another 65x1")]),
     (zipped({**GOOD, "1.png": png(size=(16, 8))}), [("1.png", "16x8 pixels, where 0.png has 16x16")]),
     (zipped({f"{i}.png": png(size=(64, 64), mode="1") for i in range(3)} | {"x": b""}), [("x", "not one of")]),
     (zipped(GOOD, zipfile.ZIP_BZIP2), [("0.png", "compression 12")]),
