@@ -5,7 +5,7 @@ for clients, `shares.py` says whose picture is next, `stream.py` hands it to wor
 and those of jobs have a time to live (`ledger.py` and `shares.py` have some more):
 
     job:ID            hash    record (JSON, never changes), total, status, rq, started_at, finished_at, result, error,
-                              and of the record digest, owner, asked_at
+                              overdue_at (s since 1970 by Redis's clock), and of the record digest, owner, asked_at
     job:ID:verdicts   hash    index -> verdict (JSON): a picture is done when it has one
     job:ID:png        hash    index, "grid" or "strip:" and index -> PNG; pictures that are sent lie here from the start
     job:ID:events     stream  what happened, for those who wait
@@ -48,8 +48,18 @@ WORKERS = f"{PREFIX}:workers"
 GRID = "grid"
 KEPT_EVENTS = 1000  # per job; a waiter that missed older ones reads the state itself
 FAILED_RQ_JOB_TTL_S = 3600  # RQ's own default keeps them for a year
-SWEPT = 500  # about what one sweep asks of Redis, twice a job: it stays short however many wait
+UNATTENDED_S = 7 * 86400  # an open job is kept so much longer than its time, so that a worker which comes late ends it
+SWEPT = 500  # jobs, about, that one sweep looks at: it stays short however many wait
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
+
+# When an open job is overdue, unless that is known. KEYS: job, verdicts, png, events, waiting pictures. ARGV: the time
+# that a job has from now on, and how long it is kept, both in s.
+_SET_DEADLINE = """
+local status = redis.call('HGET', KEYS[1], 'status')
+if status ~= 'queued' and status ~= 'running' then return end
+redis.call('HSETNX', KEYS[1], 'overdue_at', redis.call('TIME')[1] + ARGV[1])
+for i = 1, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[2]) end
+"""
 
 # What these scripts write first takes something away, so that a full Redis lets them go on.
 
@@ -70,8 +80,8 @@ if to ~= 'running' then
   redis.call('SREM', KEYS[1], ARGV[1])
   local rq = redis.call('HGET', KEYS[2], 'rq')
   if rq and redis.call('LREM', KEYS[6], 1, rq) == 1 then redis.call('DEL', ARGV[6] .. rq) end
-  for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
 end
+for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
 """
 _MOVE += due.NOTE + "return {due, redis.call('HGET', KEYS[2], 'record')}\n"
 
@@ -163,6 +173,8 @@ class JobStore:
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings = connection, settings
+        self.lifetime_s = settings.job_timeout_s + settings.job_ttl_s
+        self.open_ttl_s = self.lifetime_s + UNATTENDED_S
         # JSON for arguments: nothing that is fetched from Redis is unpickled.
         self.queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
         self.webhooks = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
@@ -186,7 +198,6 @@ class JobStore:
                 return record.id
 
     def _write(self, record: JobRecord, asked: Asked | None, sent: Sequence[bytes], pipe: Pipeline) -> None:
-        ttl = self.settings.job_ttl_s + self.settings.job_timeout_s
         pipe.multi()  # RQ would else, after the first command, ask for it itself, which is an error
         rq_id = self._enqueue(record.id, pipe)
         pipe.hset(
@@ -195,22 +206,25 @@ class JobStore:
         )
         if record.webhook:
             pipe.hset(job_key(record.id), "webhook_events", " ".join(record.webhook_events))
-        pipe.expire(job_key(record.id), ttl)
         if sent:
             pipe.hset(png_key(record.id), mapping={str(i): png for i, png in enumerate(sent)})
-            pipe.expire(png_key(record.id), ttl)
         pipe.sadd(OPEN, record.id)
-        ledger.enter(pipe, record.id, record.owner, record.created_at, ttl, self.settings.remembered_s)
+        ledger.enter(pipe, record.id, record.owner, record.created_at, self.lifetime_s, self.settings.remembered_s)
         if asked is not None:
-            pipe.set(asked.redis_key, asked.note(record.id), ex=ttl)
+            pipe.set(asked.redis_key, asked.note(record.id), ex=self.lifetime_s)
         pictures = [picture.model_dump_json() for picture in record.pictures()]
         shares.join(pipe, record.id, record.owner, record.digest, record.created_at, pictures)
+        self._set_deadline(record.id, pipe)
         try:
             pipe.execute()
         except ExecAbortError as error:  # each command was taken, but there was no room any more for all of them
             if "OOM" in str(error):
                 raise OutOfMemoryError(str(error)) from error
             raise
+
+    def _set_deadline(self, job_id: str, pipe: Pipeline) -> None:
+        keys = [key(job_id) for key in (job_key, verdicts_key, png_key, events_key, shares.pictures_key)]
+        pipe.eval(_SET_DEADLINE, len(keys), *keys, self.settings.job_timeout_s, self.open_ttl_s)
 
     def standing(self, asked: Asked) -> str | None:
         """The job that was created for the same request before, if it is there yet. KeyReused for another request."""
@@ -290,7 +304,8 @@ class JobStore:
             for job_id, fields in jobs.items():
                 keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
                 grid = (grids or {}).get(job_id, b"")
-                given: list[Any] = [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, grid]
+                ttl = self.settings.job_ttl_s if status in TERMINAL else self.open_ttl_s
+                given: list[Any] = [job_id, status, ttl, KEPT_EVENTS, grid]
                 given += [RqJob.redis_job_namespace_prefix, *(part for pair in fields.items() for part in pair)]
                 # Not by its digest, which a Redis that restarts in between does not know.
                 pipe.eval(_MOVE, len(keys) + 1, *keys, self.queue.key, *given)
@@ -321,7 +336,6 @@ class JobStore:
 
         Of two workers that made the same picture, the first to come is kept; of a job that has ended, none is.
         """
-        ttl = self.settings.job_ttl_s + self.settings.job_timeout_s
         jobs = sorted({one.picture.job for one in done})
         with self.connection.pipeline(transaction=False) as pipe:
             for one in done:
@@ -334,7 +348,7 @@ class JobStore:
                     strip_name(index),
                     one.strip or b"",
                 ]
-                pipe.eval(_COMMIT, len(keys), *keys, group, one.entry, *made, KEPT_EVENTS, ttl)
+                pipe.eval(_COMMIT, len(keys), *keys, group, one.entry, *made, KEPT_EVENTS, self.open_ttl_s)
             for job_id in jobs:
                 pipe.hlen(verdicts_key(job_id))
                 pipe.hget(job_key(job_id), "total")
@@ -398,25 +412,33 @@ class JobStore:
         """Puts right what RQ lost: an open job without an RQ job that waits or runs gets a new one; overdue ones fail.
 
         Cheap and safe to call at any time from any worker: a job that is run twice finds its pictures done. One sweep
-        looks at some of the open jobs, the next goes on from there. A job's age is what Redis's clock says: those of
-        API and workers may be wrong.
+        looks at some of the open jobs, the next goes on from there. Redis's clock says what is overdue: those of API
+        and workers may be wrong.
         """
-        self._sweep_at, found = self.connection.sscan(OPEN, self._sweep_at, count=SWEPT // 2)
+        self._sweep_at, found = self.connection.sscan(OPEN, self._sweep_at, count=SWEPT)
         job_ids = {text(raw) for raw in found} | self._lost_once
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hmget(job_key(job_id), ["status", "rq"])
-                pipe.ttl(job_key(job_id))
+                pipe.hmget(job_key(job_id), ["status", "rq", "overdue_at"])
+            pipe.time()
             pipe.lrange(self.queue.key, 0, -1)
-            *states, queue = pipe.execute()
+            *states, (now, _), queue = pipe.execute()
         waiting, lost = set(queue), set[str]()
-        for job_id, (status, rq), left_s in zip(job_ids, states[::2], states[1::2], strict=True):
+        for job_id, (status, rq, overdue_at) in zip(job_ids, states, strict=True):
             if status is None or text(status) not in ACTIVE:
                 self.connection.srem(OPEN, job_id)
-            elif left_s <= self.settings.job_ttl_s:  # it was created with `job_timeout_s` more to live
+                continue
+            if overdue_at is None:  # created by an API of before there were deadlines
+                with self.connection.pipeline(transaction=False) as pipe:
+                    self._set_deadline(job_id, pipe)
+                    pipe.execute()
+            elif now >= int(overdue_at):
                 self.fail(job_id, f"not finished within {self.settings.job_timeout_s} s")
-            elif rq not in waiting and self._rq_lost(job_id):
+                continue
+            if rq not in waiting and self._rq_lost(job_id):
                 lost.add(job_id)
+        if any(status is None for status, *_ in states):
+            shares.recount(self.connection)
         # RQ's own steps between queue and worker are not atomic: only what is missing twice in a row is lost.
         for job_id in lost & self._lost_once:
             self.requeue(job_id)

@@ -38,7 +38,7 @@ RATE_OVER_S = 60.0
 IDLE_WAIT_S = 0.02  # between two looks for new pictures of a job that waits for its own in other workers
 DEVICE_LOST = 70  # exit status: EX_SOFTWARE of sysexits.h
 end_process = os._exit  # RQ would take an exception for the job's own
-LOOK_S = 1.0  # between two looks for what workers that died have left undone
+LOOK_S = 1  # between two looks for what others, RQ among them, have left undone
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Runner:
         self.promoted: str | None = None  # the digest that was promoted when we last looked
         self._current: Lane | None = None  # the lane that a job waits for
         self._look: Future[tuple[str, Lane | None]] | None = None
-        self._looked_at = time.monotonic()
+        self._looked_at = self._swept_at = time.monotonic()
         self._complaint = ""
         self.rate = Rate()
         self.live = Live(connection, settings.live_every_s)
@@ -214,6 +214,7 @@ class Runner:
         if job_id in self._drop_ended(job_id):
             return False
         if not self.stopping:
+            self._sweep()
             self.look_at_storage()
             for lane in list(self.lanes.values()):
                 self._claim(lane)
@@ -250,6 +251,11 @@ class Runner:
             log.critical("the device has failed; this worker ends", model=lane.name, exc_info=True)
             end_process(DEVICE_LOST)
             raise
+
+    def _sweep(self) -> None:
+        if time.monotonic() - self._swept_at >= LOOK_S:
+            self._swept_at = time.monotonic()
+            self.store.sweep()
 
     def _measure(self, worked: bool) -> bool:
         """Times a call of a model whose limit is not known, when there is no work, or more than its batch takes."""

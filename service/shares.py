@@ -65,6 +65,24 @@ if count > 0 and whose[1] then
 end
 """
 
+# KEYS: turns, waiting. ARGV: the prefix of jobs' keys.
+_RECOUNT = """
+for _, owner in ipairs(redis.call('HKEYS', KEYS[2])) do
+  local jobs, count = KEYS[1] .. ':' .. owner, 0
+  for _, job in ipairs(redis.call('LRANGE', jobs, 0, -1)) do
+    local waiting = ARGV[1] .. job .. ':waiting'
+    if redis.call('EXISTS', ARGV[1] .. job) == 1 then
+      count = count + redis.call('LLEN', waiting)
+    else
+      redis.call('DEL', waiting)
+      redis.call('LREM', jobs, 1, job)
+    end
+  end
+  redis.call('HDEL', KEYS[2], owner)
+  redis.call('HSET', KEYS[2], owner, count)
+end
+"""
+
 _JOB, _WAITING = f"{PREFIX}:job:", f"{PREFIX}:waiting:"
 
 
@@ -74,6 +92,10 @@ def turns_key(digest: str) -> str:
 
 def jobs_key(digest: str, owner: str) -> str:
     return f"{turns_key(digest)}:{owner}"
+
+
+def pictures_key(job_id: str) -> str:
+    return f"{_JOB}{job_id}:waiting"
 
 
 def waiting_key(digest: str) -> str:
@@ -86,7 +108,7 @@ def join(pipe: Pipeline, job_id: str, owner: str, digest: str, asked_at: float, 
     An owner keeps the place that their last turn gave them: who comes back often is not first every time.
     """
     pipe.hset(f"{_JOB}{job_id}", mapping={"digest": digest, "owner": owner, "asked_at": asked_at})
-    pipe.rpush(f"{_JOB}{job_id}:waiting", *pictures)
+    pipe.rpush(pictures_key(job_id), *pictures)
     pipe.rpush(jobs_key(digest, owner), job_id)
     pipe.zadd(turns_key(digest), {owner: 0}, nx=True)
     pipe.hincrby(waiting_key(digest), owner, len(pictures))
@@ -100,3 +122,10 @@ def deal(pipe: Pipeline, digest: str, stream: str, most: int) -> None:
 def forget(connection: Redis, job_id: str) -> None:
     """The waiting pictures of a job that ended early are not needed. Those that are in the stream, workers drop."""
     connection.eval(_FORGET, 1, f"{_JOB}{job_id}", _WAITING)
+
+
+def recount(connection: Redis) -> None:
+    """Puts right what waits where a job is gone that had not ended. It looks at all keys of Redis for that."""
+    for raw in connection.scan_iter(f"{_WAITING}*", count=1000):
+        digest = raw.decode().removeprefix(_WAITING)
+        connection.eval(_RECOUNT, 2, turns_key(digest), waiting_key(digest), _JOB)

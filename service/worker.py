@@ -23,12 +23,10 @@ from service.jobs import connect, new_id
 from service.logs import get_logger
 from service.metrics import serve_worker
 from service.ride_out import RideOut
-from service.runner import Runner
+from service.runner import LOOK_S, Runner
 from service.settings import Settings
 
 log = get_logger(__name__)
-
-SWEEP_S = 1  # how often an idle worker looks for jobs that RQ lost
 
 # RQ calls a job's function by its name alone, so the process's one runner is kept here.
 _runner: Runner | None = None
@@ -54,14 +52,14 @@ class PictureWorker(SimpleWorker):
             connection=connection,
             serializer=JSONSerializer,
             worker_ttl=20,
-            maintenance_interval=SWEEP_S,
+            maintenance_interval=LOOK_S,
         )
         self.runner, self.settings = runner, settings
         self.log_job_description = False
 
     @property
     def dequeue_timeout(self) -> int:
-        return SWEEP_S  # RQ looks for maintenance between two of these
+        return LOOK_S  # RQ looks for maintenance between two of these
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return int(self.settings.lease_s) + 1
@@ -69,7 +67,6 @@ class PictureWorker(SimpleWorker):
     def run_maintenance_tasks(self) -> None:
         super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
         self.heartbeat()
-        self.runner.store.sweep()
         self.runner.look_at_storage()
 
     def dequeue_job_and_maintain_ttl(

@@ -17,7 +17,7 @@ from service.jobs import OPEN, SWEPT, JobStore, events_key, job_key, new_id, png
 from service.ledger import Asked, KeyReused, id_of, index_key, was_key
 from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
-from service.shares import waiting_key
+from service.shares import jobs_key, waiting_key
 from service.stream import GROUP, Claim, PictureStream
 from shared.options import SamplingOptions, picture_seed
 
@@ -80,11 +80,10 @@ def test_create_writes_job_pictures_and_rq_job_in_one_transaction(store: JobStor
     job = record(3)
     with connection.monitor() as monitor:  # type: ignore[no-untyped-call]
         store.create(job)
-        store.is_open(job.id)  # so that the monitor has something to end with
         commands = []
         for command in monitor.listen():
             commands.append(command["command"].split()[0].upper())
-            if commands[-1] == "HGET":
+            if commands[-1] == "EXEC":
                 break
     assert commands.count("MULTI") == 1
     inside = commands[commands.index("MULTI") + 1 : commands.index("EXEC")]
@@ -95,7 +94,6 @@ def test_create_writes_job_pictures_and_rq_job_in_one_transaction(store: JobStor
     assert store.statuses([job.id, "nobody"]) == {job.id: "queued", "nobody": None}
     assert connection.hgetall(waiting_key(DIGEST)) == {b"": b"3"}
     assert connection.llen(store.queue.key) == 1
-    assert 0 < connection.ttl(job_key(job.id)) <= store.settings.job_ttl_s + store.settings.job_timeout_s
 
 
 @pytest.mark.parametrize("end", ["finish", "fail", "cancel"])
@@ -134,6 +132,27 @@ def test_what_is_finished_expires_as_a_whole(store: JobStore, a: PictureStream, 
     assert all(0 < connection.ttl(key) <= store.settings.job_ttl_s for key in keys)
     lifetime_s = store.settings.job_ttl_s + store.settings.job_timeout_s
     assert 0 <= lifetime_s + store.settings.remembered_s - connection.ttl(was_key(job.id)) < 60
+
+
+def test_an_open_job_outlives_its_time_and_nothing_of_it_is_kept_for_ever(
+    store: JobStore, a: PictureStream, connection: Redis
+) -> None:
+    job, sent = record(2), record(1)
+    store.create(job)
+    store.create(sent, sent=[b"png"])
+
+    def lifetimes() -> list[int]:
+        return [connection.ttl(key) for one in (job, sent) for key in connection.scan_iter(f"{job_key(one.id)}*")]
+
+    assert len(lifetimes()) == 5
+    assert min(lifetimes()) > store.lifetime_s
+    store.begin(job.id)
+    store.commit(a.key, GROUP, [done(claim) for claim in a.claim_new(1)])
+    assert len(lifetimes()) == 8
+    assert min(lifetimes()) > store.lifetime_s
+    for one in (job, sent):
+        store.fail(one.id, "why")
+    assert all(0 < lifetime_s <= store.settings.job_ttl_s for lifetime_s in lifetimes())
 
 
 def test_commit_says_when_a_job_has_all_of_its_pictures(store: JobStore, a: PictureStream, connection: Redis) -> None:
@@ -323,6 +342,10 @@ def test_a_sweep_leaves_alone_what_is_well(store: JobStore, connection: Redis) -
     assert store.statuses([waiting.id]) == {waiting.id: "queued"}
 
 
+def set_overdue(connection: Redis, job: JobRecord) -> None:
+    connection.hset(job_key(job.id), "overdue_at", connection.time()[0])
+
+
 def test_a_job_that_takes_too_long_fails_by_the_clock_of_redis_alone(store: JobStore, connection: Redis) -> None:
     day_s = 86400
     late, from_the_past, from_the_future = (
@@ -332,11 +355,50 @@ def test_a_job_that_takes_too_long_fails_by_the_clock_of_redis_alone(store: JobS
     )
     for job in (late, from_the_past, from_the_future):
         store.create(job)
-    connection.expire(job_key(late.id), store.settings.job_ttl_s)  # as it is `job_timeout_s` after its creation
+    store.sweep()
+    assert store.is_open(late.id)
+    set_overdue(connection, late)
     store.sweep()
     assert store.statuses([late.id]) == {late.id: "failed"}
     assert store.is_open(from_the_past.id)
     assert store.is_open(from_the_future.id)
+
+
+def test_open_jobs_keep_their_time_where_another_is_set(connection: Redis, settings: Settings, store: JobStore) -> None:
+    job = record()
+    store.create(job)
+    JobStore(connection, settings.model_copy(update={"job_ttl_s": 86400, "job_timeout_s": 1})).sweep()
+    assert store.is_open(job.id)
+
+
+def test_a_job_of_before_there_were_deadlines_is_given_one(connection: Redis, store: JobStore) -> None:
+    job = record()
+    store.create(job)
+    connection.hdel(job_key(job.id), "overdue_at")
+    connection.expire(job_key(job.id), 10)
+    store.sweep()
+    assert store.is_open(job.id)
+    assert connection.ttl(job_key(job.id)) > store.lifetime_s
+    left_s = int(connection.hget(job_key(job.id), "overdue_at") or 0) - connection.time()[0]
+    assert 0 <= store.settings.job_timeout_s - left_s < 60
+    set_overdue(connection, job)
+    store.sweep()
+    assert store.statuses([job.id]) == {job.id: "failed"}
+
+
+def test_pictures_of_an_open_job_that_is_gone_no_longer_wait(
+    store: JobStore, a: PictureStream, connection: Redis
+) -> None:
+    gone, other = record(3), record(2)
+    for job in (gone, other):
+        store.create(job)
+    connection.delete(job_key(gone.id))
+    store.sweep()
+    assert connection.smembers(OPEN) == {other.id.encode()}
+    assert connection.hgetall(waiting_key(DIGEST)) == {b"": b"2"}
+    assert connection.lrange(jobs_key(DIGEST, ""), 0, -1) == [other.id.encode()]
+    assert list(connection.scan_iter(f"{job_key(gone.id)}*")) == []
+    assert [claim.picture.job for claim in a.claim_new(5)] == [other.id] * 2
 
 
 def test_a_picture_is_told_once_and_none_after_the_end(store: JobStore, a: PictureStream, connection: Redis) -> None:

@@ -249,6 +249,21 @@ def test_a_job_whose_last_picture_was_a_dying_workers_is_finished_by_the_one_tha
     assert status(store, job) == "finished"
 
 
+def test_a_worker_fails_the_job_it_is_at_when_that_is_overdue(
+    runner: Runner,
+    create: Callable[..., JobRecord],
+    connection: Redis,
+    store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.runner.LOOK_S", 0)
+    job = create()
+    connection.hset(job_key(job.id), "overdue_at", connection.time()[0])
+    runner.run(job.id)
+    assert status(store, job) == "failed"
+    assert not runner.busy
+
+
 def test_a_job_whose_result_cannot_be_composed_fails(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
 ) -> None:
