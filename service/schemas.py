@@ -91,7 +91,7 @@ class GenerateRequest(SamplingFields):
                 },
                 {
                     "labels": [["red cube", "blue sphere"], ["gray cylinder"]],
-                    "layouts": [[{"x": 0.3, "y": 0.4}, {"x": 0.7, "y": 0.6}], None],
+                    "layouts": [[{"x": 0.5, "y": 0.43}, {"x": 0.7, "y": 0.6}], None],
                 },
                 {"recipe": example()},
             ],

@@ -142,6 +142,16 @@ def test_a_positions_file_that_does_not_fit_is_refused_by_name(tmp_path: Path, c
         load_dataset(folder, size=16)
 
 
+def test_positions_in_pixels_are_refused(tmp_path: Path) -> None:
+    folder = write_data_folder(tmp_path / "data")
+    names = json.loads((folder / "train.json").read_text())
+    (folder / "positions.json").write_text(json.dumps({name: [[0.5, 0.25]] for name in names}))
+    assert load_dataset(folder, size=16).positions is not None
+    (folder / "positions.json").write_text(json.dumps({name: [[8.0, 0.25]] for name in names}))
+    with pytest.raises(TrainerError, match=r"_0\.png\" has \[8\.0, 0\.25\]; wanted are fractions"):
+        load_dataset(folder, size=16)
+
+
 def test_folders_with_and_without_positions_do_not_mix(tmp_path: Path) -> None:
     dataset = rendered(tmp_path / "data")
     assert merge([dataset, dataset]).positions is not None

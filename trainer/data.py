@@ -137,6 +137,10 @@ def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
     for i, (name, labels) in enumerate(train.items()):
         if len(content.get(name, ())) != len(labels):
             raise TrainerError(f'{path}: picture "{name}" has not one [x, y] for each of its {len(labels)} labels')
+        if outside := [point for point in content[name] if not (0 <= point[0] <= 1 and 0 <= point[1] <= 1)]:
+            raise TrainerError(
+                f'{path}: picture "{name}" has {list(outside[0])}; wanted are fractions of width and height, 0 to 1'
+            )
         for label, point in zip(labels, content[name], strict=True):
             positions[i, vocabulary.index(label)] = torch.tensor(point)
     return positions
