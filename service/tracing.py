@@ -1,6 +1,7 @@
 """Traces by OpenTelemetry, where they are switched on: what is done for a job are child spans of its request's.
 
-Nothing of OpenTelemetry is imported before `start`. Knows no HTTP, no Redis and no torch.
+Nothing of OpenTelemetry is imported before `start`, and settings never, for the client has neither. Knows no HTTP, no
+Redis and no torch.
 """
 
 import contextlib
@@ -11,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.settings import Settings
-
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+    from service.settings import Settings
 
 About = Mapping[str, str | int]  # attributes of ours, by names that `labelgrid.` is set before
 
@@ -23,7 +24,7 @@ FLUSH_S = 1.0  # for a process that ends to send what is left; a collector that 
 _provider: "TracerProvider | None" = None  # of this process; None where tracing is off
 
 
-def start(settings: Settings, role: str, processor: "SpanProcessor | None" = None) -> None:
+def start(settings: "Settings", role: str, processor: "SpanProcessor | None" = None) -> None:
     """For a process's entry: if settings have it on, spans go where the OTEL_... variables say, or to `processor`.
 
     RuntimeError if OpenTelemetry's packages are not there.

@@ -1,12 +1,16 @@
 """The rules of the house: trainer -> shared <- service, and no torch where the API process imports from."""
 
 import ast
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 MAY_NOT_IMPORT = {
@@ -90,3 +94,56 @@ def test_a_checkpoints_description_is_read_without_torch(tmp_path: Path) -> None
     publish_toy(tmp_path)
     statement = f"from shared.checkpoint import *\nfrom pathlib import Path\nassert scan(Path({str(tmp_path)!r}))[0]"
     assert heavy_modules_after(statement) == set()
+
+
+def installed_with(requirements: Iterable[str]) -> set[str]:
+    """Normalised names of the distributions that pip brings for these, themselves and what they need in turn."""
+    found: set[tuple[str, frozenset[str]]] = set()
+    left = [Requirement(one) for one in requirements]
+    while left:
+        requirement = left.pop()
+        name, extras = requirement.name.lower().replace("_", "-"), frozenset(requirement.extras)
+        if (name, extras) in found:
+            continue
+        found.add((name, extras))
+        needed = [Requirement(one) for one in importlib.metadata.requires(name) or []]
+        left += [
+            one for one in needed if not one.marker or any(one.marker.evaluate({"extra": e}) for e in {"", *extras})
+        ]
+    return {name for name, _ in found}
+
+
+def modules_without(extra: str) -> set[str]:
+    """Top-level modules that are installed here, and that `pip install '.[extra]'` does not bring."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    brought = installed_with([*project["dependencies"], *project["optional-dependencies"][extra]]) | {"labelgrid"}
+    owners = importlib.metadata.packages_distributions()
+    return {module for module, of in owners.items() if not brought & {name.lower().replace("_", "-") for name in of}}
+
+
+def import_with_extra(extra: str, module: str) -> subprocess.CompletedProcess[str]:
+    """Imports a module in an interpreter to which all that the extra does not bring is as if it were not installed."""
+    program = f"""if True:
+        import sys
+
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in {modules_without(extra)}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+        sys.meta_path.insert(0, Absent())
+        import {module}
+    """
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_the_check_sees_what_an_extra_does_not_bring() -> None:
+    absent = modules_without("client")
+    assert {"pydantic_settings", "redis", "rq", "fastapi", "structlog", *HEAVY} <= absent
+    assert not absent & {"pydantic", "httpx", "httpx_sse", "typer", "rich", "service", "shared"}
+    assert "No module named" in import_with_extra("client", "service.app").stderr
+
+
+@pytest.mark.parametrize("module", ["service.client", "service.client.__main__"])
+def test_the_client_needs_its_extra_alone(module: str) -> None:
+    assert import_with_extra("client", module).stderr == ""

@@ -17,7 +17,7 @@ from service.client.__main__ import app
 from service.client.display import plain
 from service.jobs import JobStore
 from service.runner import Runner
-from tests.test_architecture import HEAVY, ROOT, heavy_modules_after
+from tests.test_architecture import ROOT
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -130,8 +130,3 @@ def test_ctrl_c_cancels_the_job(url: str, client: httpx.Client, alive: JobStore)
 
 def test_the_words_of_a_service_are_no_commands() -> None:
     assert plain("[red]\x1b[31mb\n") == "\\[red]\N{REPLACEMENT CHARACTER}[31mb\N{REPLACEMENT CHARACTER}"
-
-
-def test_a_client_needs_nothing_of_a_server() -> None:
-    servers = ("fastapi", "starlette", "redis", "rq", "uvicorn", *HEAVY)
-    assert heavy_modules_after("import service.client.__main__", servers) == set()
