@@ -55,13 +55,14 @@ until dealt == most or dealt == before
 return dealt
 """
 
-# KEYS: a job. ARGV: the prefix of waiting pictures' keys.
+# KEYS: a job. ARGV: id, the prefixes of counts' and of turns' keys.
 _FORGET = """
 local whose = redis.call('HMGET', KEYS[1], 'digest', 'owner')
 local count = redis.call('LLEN', KEYS[1] .. ':waiting')
 if count > 0 and whose[1] then
   redis.call('DEL', KEYS[1] .. ':waiting')
-  redis.call('HINCRBY', ARGV[1] .. whose[1], whose[2], -count)
+  redis.call('LREM', ARGV[3] .. whose[1] .. ':' .. whose[2], 1, ARGV[1])
+  redis.call('HINCRBY', ARGV[2] .. whose[1], whose[2], -count)
 end
 """
 
@@ -83,11 +84,11 @@ for _, owner in ipairs(redis.call('HKEYS', KEYS[2])) do
 end
 """
 
-_JOB, _WAITING = f"{PREFIX}:job:", f"{PREFIX}:waiting:"
+_JOB, _WAITING, _TURNS = f"{PREFIX}:job:", f"{PREFIX}:waiting:", f"{PREFIX}:turns:"
 
 
 def turns_key(digest: str) -> str:
-    return f"{PREFIX}:turns:{digest}"
+    return f"{_TURNS}{digest}"
 
 
 def jobs_key(digest: str, owner: str) -> str:
@@ -121,7 +122,7 @@ def deal(pipe: Pipeline, digest: str, stream: str, most: int) -> None:
 
 def forget(connection: Redis, job_id: str) -> None:
     """The waiting pictures of a job that ended early are not needed. Those that are in the stream, workers drop."""
-    connection.eval(_FORGET, 1, f"{_JOB}{job_id}", _WAITING)
+    connection.eval(_FORGET, 1, f"{_JOB}{job_id}", job_id, _WAITING, _TURNS)
 
 
 def recount(connection: Redis) -> None:

@@ -23,6 +23,18 @@ log = get_logger(__name__)
 
 GROUP = "workers"
 
+# Consumers that have nothing and have asked for nothing for long are of workers that ended, or let go of the model; one
+# that asks again is there again. KEYS: stream. ARGV: group, how long in ms. What Redis refuses can wait.
+_DROP_CONSUMERS = """
+local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
+for _, one in ipairs(consumers) do
+  local name, pending, idle_ms = one[2], one[4], one[6]
+  if pending == 0 and idle_ms > tonumber(ARGV[2]) then
+    redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], name)
+  end
+end
+"""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -81,6 +93,7 @@ class PictureStream:
         self._looked_at = time.monotonic()
         last_try = self.settings.max_deliveries - 1
         lease_ms = int(self.settings.lease_s * 1000)
+        self.connection.eval(_DROP_CONSUMERS, 1, self.key, GROUP, lease_ms)
         pending = [(entry, count) for entry, count in self._pending(lease_ms) if entry not in held]
         innocent = [entry for entry, count in pending if count < last_try]
         suspect = [entry for entry, count in pending if count == last_try]

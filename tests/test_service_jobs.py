@@ -201,6 +201,26 @@ def test_a_lease_that_is_renewed_is_kept_and_one_that_is_not_goes_to_another(
     assert connection.xpending_range(a.key, GROUP, "-", "+", 5)[0]["times_delivered"] == 1
 
 
+def test_of_workers_that_ended_none_is_kept_unless_it_has_pictures(
+    connection: Redis, settings: Settings, store: JobStore
+) -> None:
+    patient = settings.model_copy(update={"lease_s": 0.05})
+    first, idle, busy = (PictureStream(connection, patient, DIGEST, name) for name in ("first", "idle", "busy"))
+
+    def names() -> list[bytes]:
+        return sorted(one["name"] for one in connection.xinfo_consumers(first.key, GROUP))
+
+    store.create(record(1))
+    assert (len(busy.claim_new(1)), idle.claim_new(1), first.claim_new(1)) == (1, [], [])
+    assert names() == [b"busy", b"first", b"idle"]
+    time.sleep(0.08)
+    first.claim_stale(0, may_be_alone=False)
+    assert names() == [b"busy"]
+    assert first.claim_new(1) == []
+    assert names() == [b"busy", b"first"]
+    assert connection.xpending(first.key, GROUP)["pending"] == 1
+
+
 def test_what_is_given_back_is_taken_at_once_and_is_as_new(store: JobStore, a: PictureStream, b: PictureStream) -> None:
     store.create(record(1))
     for mine, other in ((a, b), (b, a)) * 3:

@@ -16,7 +16,7 @@ from service.jobs import JobStore, new_id
 from service.records import JobRecord
 from service.runner import Runner
 from service.settings import Settings
-from service.shares import waiting_key
+from service.shares import jobs_key, waiting_key
 from service.stream import PictureStream
 from shared.checkpoint import read_info, resolve
 from shared.options import SamplingOptions
@@ -117,6 +117,16 @@ def test_every_picture_is_dealt_once_unless_its_job_was_cancelled(
     assert {(job.id, i) for job in jobs if job.id not in cancelled for i in range(job.total)} <= set(seen)
     assert set(connection.hvals(waiting_key(DIGEST))) == {b"0"}
     assert connection.keys("labelgrid:job:*:waiting") == []
+
+
+def test_a_job_that_ends_early_leaves_the_line(store: JobStore, stream: PictureStream, connection: Redis) -> None:
+    for _ in range(3):
+        job = record(2, "alice")
+        store.create(job)
+        store.cancel(job.id)
+    assert connection.keys(jobs_key(DIGEST, "*")) == []
+    names = created(store, record(2, "alice"), record(1, "alice"))
+    assert dealt(stream, names, 9) == "A0 B0 A1"
 
 
 def test_pictures_are_dealt_while_redis_is_full(store: JobStore, stream: PictureStream, connection: Redis) -> None:
