@@ -46,11 +46,13 @@ from shared.vocabulary import LabelError
 
 PROBLEM_JSON = "application/problem+json"
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+MAX_LISTED = 20  # faults of a request that its problem lists
 PHRASES = {413: "Content Too Large"}  # RFC 9110; Python 3.11 has the older name
 
 
 class Problem(BaseModel):
-    """The body of every error (RFC 9457); `errors` lists what is wrong where, `request_id` finds it in the logs."""
+    """The body of every error (RFC 9457); `errors` lists what is wrong where, of very many faults the first, with
+    `errors_left_out` how many more were found; `request_id` finds it in the logs."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -96,10 +98,13 @@ class BadRequest(ServiceError):
 
     @classmethod
     def from_errors(cls, errors: Sequence[Mapping[str, Any]]) -> "BadRequest":
-        listed = [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in errors]
+        """The first MAX_LISTED of all findings; `errors_left_out` says how many are not listed, where there are any."""
+        listed = [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in errors[:MAX_LISTED]]
         first = listed[0]
         where = ".".join(str(part) for part in first["loc"][1:])
-        return cls(f"{where}: {first['msg']}" if where else str(first["msg"]), errors=listed)
+        left_out = len(errors) - len(listed)
+        more: dict[str, Any] = {"errors_left_out": left_out} if left_out else {}
+        return cls(f"{where}: {first['msg']}" if where else str(first["msg"]), errors=listed, **more)
 
     @classmethod
     def from_label_error(cls, error: LabelError, field: str) -> "BadRequest":

@@ -6,21 +6,23 @@ Knows pydantic alone: no Redis, no HTTP, no PNG.
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from service.records import MAX_SEED, MAX_STAGES, JobRecord, Layout, Picture, Verdict
+from service.records import MAX_SEED, MAX_STAGES, JobRecord, Layouts, Picture, Verdict
 from shared.options import LIMITS, SamplingOptions, Strict
 
 MAX_POSITION = 2**31  # of a picture in its request
 KEYWORD = "labelgrid"  # of the PNG's text chunk
 SHOWN_SCORES = 5  # besides those asked
+MAX_SCORES = SHOWN_SCORES + LIMITS.max_labels
 # A verdict's last digits may depend on the company that the picture was judged in; these do not, so that the same
 # picture has the same bytes.
 SCORE_DIGITS = 2
 
-# The vocabulary checks them, with better words; these are its rules for the document.
+# The vocabulary checks their number, with better words; these are its rules for the document.
 LabelLists = Annotated[
-    list[list[str]],
+    list[Annotated[list[str], Field(fail_fast=True)]],
+    Field(fail_fast=True),  # of as many faults as a body has room for, one is enough
     Field(
         description=f"1 to {LIMITS.max_pictures_per_request} pictures, each a list of 1 to {LIMITS.max_labels} labels",
         json_schema_extra={
@@ -58,6 +60,13 @@ class RecipeVerdict(_Part):
     f1: float
     scores: dict[str, float]
 
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _few_scores(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MAX_SCORES:  # before an error is made of each
+            raise ValueError(f"{len(given)} scores; at most {MAX_SCORES} are allowed")
+        return given
+
 
 class Recipe(_Part):
     """Given to POST /generate, it makes its pictures again: picture i has the seed picture_seed(seed, first + i)."""
@@ -65,7 +74,7 @@ class Recipe(_Part):
     version: Literal[1] = Field(description="of this format")
     model: MadeWith
     labels: LabelLists
-    layouts: list[Layout | None] | None = Field(
+    layouts: Layouts | None = Field(
         default=None, description="where the objects of each picture were asked to stand; null where nobody asked"
     )
     seed: int = Field(ge=0, le=MAX_SEED, description="of the request; of repeat r of a score, its seed + r")
@@ -78,7 +87,9 @@ class Recipe(_Part):
     )
     columns: int = Field(default=8, ge=1, le=LIMITS.max_columns, description="of the grid")
     evaluator: MadeWith | None = Field(default=None, description="who gave the verdicts; not read back")
-    verdicts: list[RecipeVerdict] = Field(default=[], description="one for each picture; not read back")
+    verdicts: Annotated[list[RecipeVerdict], Field(fail_fast=True)] = Field(
+        default=[], description="one for each picture; not read back"
+    )
 
     @model_validator(mode="after")
     def _check_last(self) -> Self:

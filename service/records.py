@@ -5,12 +5,12 @@ Knows no Redis, no HTTP and no torch.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.tracing import trace_id
-from shared.options import Fraction, SamplingOptions, picture_seed
+from shared.options import LIMITS, Fraction, SamplingOptions, Strict, picture_seed
 
 MAX_SEED = 2**53 - 1  # of a request: the largest integer that a client in JavaScript reads right
 MAX_STAGES = 32  # of a strip
@@ -25,16 +25,18 @@ ACTIVE = frozenset(get_args(JobStatus)) - TERMINAL
 WebhookEvent = Literal["running", "finished", "failed", "cancelled"]
 
 
-class Point(BaseModel):
+class Point(Strict):
     """A place in a picture: the fractions of its width and height, from the upper left corner."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     x: Fraction
     y: Fraction
 
 
-Layout = list[Point]  # where the centre of each label's object stands, in the order of the labels
+# Where the centre of each label's object stands, in the order of the labels.
+Layout = Annotated[list[Point], Field(max_length=LIMITS.max_labels, fail_fast=True)]
+Layouts = Annotated[list[Layout | None], Field(max_length=LIMITS.max_pictures_per_request, fail_fast=True)]
 
 
 class Picture(BaseModel):
@@ -73,7 +75,7 @@ class JobRecord(BaseModel):
     model: str
     digest: str
     labels: list[list[str]]
-    layouts: list[Layout | None] | None = None  # of each label list
+    layouts: Layouts | None = None  # of each label list
     seed: int
     # Position of the first picture, for its seed: more than 0 where pictures of another job are made again.
     first: int = 0

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.recipe import LabelLists, Recipe, example
-from service.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus, Layout, WebhookEvent
+from service.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus, Layouts, WebhookEvent
 from shared.options import LIMITS, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
 
 EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"
@@ -99,7 +99,7 @@ class GenerateRequest(SamplingFields):
     )
 
     labels: LabelLists = Field(default_factory=list)
-    layouts: list[Layout | None] | None = Field(
+    layouts: Layouts | None = Field(
         None,
         description="where objects stand, for each picture: a point for each of its labels, or null to have it drawn; "
         "for models with `positions`",
@@ -250,7 +250,7 @@ class Job(JobHead):
     model_config = shown(JOB_EXAMPLE)
 
     labels: list[list[str]] = Field(description="what was asked, a list for each picture of one repeat")
-    layouts: list[Layout | None] | None = Field(None, description="where the objects of each were asked to stand")
+    layouts: Layouts | None = Field(None, description="where the objects of each were asked to stand")
     result: GenerateResult | ScoreResult | None
 
 

@@ -55,22 +55,23 @@ class JobReader:
     def left(self) -> bool:
         return time.monotonic() >= self.leave_at
 
-    async def job(self, job_id: str, *, ended: bool = False) -> Job:
-        """The job as it stands. UnknownJob, ExpiredJob if it is not there. With `ended`, in one go."""
+    async def job(self, job_id: str) -> Job:
+        """The job as it stands. UnknownJob, ExpiredJob if it is not there."""
         async with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
             pipe.hgetall(job_key(job_id))
             pipe.hlen(verdicts_key(job_id))
-            if ended:
-                pipe.hvals(verdicts_key(job_id))
-            fields, done, *raw = await pipe.execute()
+            fields, done = await pipe.execute()
         if not fields:
             raise await self._gone(job_id)
         state = {name.decode(): value.decode() for name, value in fields.items()}
         record = JobRecord.model_validate_json(state["record"])
         result = None
         if "result" in state:
-            found = raw[0] if raw else await self.connection.hvals(verdicts_key(job_id))
-            result = _result(record, JobResult.model_validate_json(state["result"]), read_verdicts(found))
+            scores = JobResult.model_validate_json(state["result"])
+            n = len(record.labels)
+            shown = [str(scores.best * n + i) for i in range(n)]  # a large job has verdicts of a hundred repeats
+            found = await self.connection.hmget(verdicts_key(job_id), shown)
+            result = _result(record, scores, read_verdicts(one for one in found if one is not None))
         return Job(**_head(state, done), labels=record.labels, layouts=record.layouts, result=result)
 
     async def _gone(self, job_id: str) -> ServiceError:
@@ -113,7 +114,7 @@ class JobReader:
             status = await self.status(job_id) if look else "running"
             left_ms = int((min(deadline, self.leave_at) - time.monotonic()) * 1000)
             if status is None or status in TERMINAL or left_ms <= 0:
-                return await self.job(job_id, ended=status in TERMINAL)
+                return await self.job(job_id)
             answer = await self.connection.xread({events_key(job_id): seen}, block=min(left_ms, LOOK_AGAIN_MS))
             entries = entries_of(answer)
             if entries:
@@ -215,8 +216,8 @@ def _summary(values: Sequence[float]) -> Summary:
 
 
 def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -> GenerateResult | ScoreResult:
-    n = len(record.labels)
-    shown = [_picture(record, verdict) for verdict in verdicts[result.best * n : (result.best + 1) * n]]
+    """The result as shown, `verdicts` being those of its best repeat."""
+    shown = [_picture(record, verdict) for verdict in verdicts]
     grid_url = f"/jobs/{record.id}/grid.png"
     if record.kind == "generate":
         return GenerateResult(**result.repeats[0].model_dump(), grid_url=grid_url, pictures=shown)

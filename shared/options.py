@@ -3,6 +3,7 @@
 Knows neither torch nor HTTP, so that the API can refuse a bad option without loading a network.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -34,6 +35,8 @@ class Limits:
 
 LIMITS: Final = Limits()
 
+MAX_UNKNOWN: Final = 20  # fields that an object does not have, of those that are named as errors
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
@@ -41,6 +44,16 @@ class Strict(BaseModel):
     """Takes values as they are: what is unknown or of another type is an error. Only 16.0 is 16, as in JSON Schema."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown(cls, given: Any) -> Any:
+        # pydantic makes an error of each unknown field, which takes long where there are very many
+        if isinstance(given, dict) and len(given) > len(cls.model_fields) + MAX_UNKNOWN:
+            unknown = itertools.islice((name for name in given if name not in cls.model_fields), MAX_UNKNOWN)
+            names = [*(name for name in cls.model_fields if name in given), *unknown]
+            return {name: given[name] for name in names}
+        return given
 
     @field_validator("*", mode="before")
     @classmethod

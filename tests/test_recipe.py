@@ -17,7 +17,7 @@ from service.errors import UnknownCheckpoint
 from service.jobs import JobStore
 from service.models import Models
 from service.png import PngError, recipe_of
-from service.recipe import MadeWith, Recipe, RecipeVerdict, example
+from service.recipe import MAX_SCORES, MadeWith, Recipe, RecipeVerdict, example
 from service.records import MAX_SEED, MAX_STAGES, Point
 from service.runner import Runner
 from service.settings import Settings
@@ -276,7 +276,11 @@ def test_damaged_pngs_are_refused_or_read_right(cut: int, changes: list[tuple[in
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=100)
 models = st.builds(MadeWith, name=texts, digest=st.text("0123456789abcdef", min_size=64, max_size=64))
 verdicts = st.builds(
-    RecipeVerdict, accuracy=fractions, exact=st.booleans(), f1=fractions, scores=st.dictionaries(texts, fractions)
+    RecipeVerdict,
+    accuracy=fractions,
+    exact=st.booleans(),
+    f1=fractions,
+    scores=st.dictionaries(texts, fractions, max_size=MAX_SCORES),
 )
 layouts = st.lists(st.builds(Point, x=fractions, y=fractions), max_size=8)
 recipes = st.builds(

@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from redis import Redis
 
-from service.jobs import WORKERS, JobStore, job_key, png_key, text, worker_key
+from service.errors import MAX_LISTED, BadRequest
+from service.jobs import WORKERS, JobStore, job_key, png_key, text, verdicts_key, worker_key
 from service.ledger import was_key
+from service.recipe import example
 from service.runner import Runner
 from service.settings import Settings
 from shared.checkpoint import promote, publish, resolve
@@ -138,6 +140,38 @@ def test_bodies_of_the_wrong_shape(client: httpx.Client, alive: JobStore, path: 
 def test_labels_of_the_wrong_shape(client: httpx.Client, alive: JobStore, body: Body) -> None:
     assert "labels" in problem(client.post("/generate", json=body), 422, "invalid-request")["detail"]
     assert nothing_is_queued(alive.connection)
+
+
+VERDICT = {"accuracy": 1, "exact": True, "f1": 1, "scores": {f"label {i}": "" for i in range(1000)}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"labels": [[1] * 1000]}),
+        ("/generate", {"labels": [[1]] * 1000}),
+        ("/score", {"conditions": [[1] * 1000]}),
+        ("/generate", {"labels": LISTS, "layouts": [[{}] * 1000]}),
+        ("/generate", {"labels": LISTS, "layouts": [1] * 1000}),
+        ("/generate", {"labels": LISTS, "layouts": [[{f"f{i}": 1 for i in range(1000)}]]}),
+        ("/generate", {"labels": LISTS, **{f"f{i}": 1 for i in range(1000)}}),
+        ("/v1/images/generations", {"prompt": "red cube", **{f"f{i}": 1 for i in range(1000)}}),
+        ("/generate", {"recipe": example() | {"verdicts": [{}] * 1000}}),
+        ("/generate", {"recipe": example() | {"verdicts": [VERDICT]}}),
+    ],
+)
+def test_of_very_many_faults_few_are_looked_for(client: httpx.Client, alive: JobStore, path: str, body: Body) -> None:
+    found = client.post(path, json=body).json()
+    assert len(found["errors"]) + found.get("errors_left_out", 0) < 30
+    assert len(found["errors"]) <= MAX_LISTED
+    assert nothing_is_queued(alive.connection)
+
+
+def test_faults_beyond_those_listed_are_counted() -> None:
+    errors = [{"loc": ("body", i), "msg": "no", "type": "x"} for i in range(MAX_LISTED + 5)]
+    assert "errors_left_out" not in BadRequest.from_errors(errors[:MAX_LISTED]).members
+    members = BadRequest.from_errors(errors).members
+    assert (len(members["errors"]), members["errors_left_out"]) == (MAX_LISTED, 5)
 
 
 def test_numbers_that_json_does_not_have(client: httpx.Client, alive: JobStore) -> None:
@@ -578,6 +612,14 @@ def test_score_as_json_and_as_a_form_give_the_same(client: httpx.Client, working
     assert {name: single[name] for name in ("accuracy", "exact_match", "f1")} == {
         name: result["repeats"][1][name] for name in ("accuracy", "exact_match", "f1")
     }
+
+
+def test_of_a_score_the_verdicts_of_the_best_repeat_alone_are_read(client: httpx.Client, working: Runner) -> None:
+    job = client.post("/score", json={"conditions": LISTS, "repeats": 3, "seed": 5, "steps": 3}).json()
+    first = job["result"]["best"] * len(LISTS)
+    others = {str(i): "no verdict" for i in range(3 * len(LISTS)) if not first <= i < first + len(LISTS)}
+    working.store.connection.hset(verdicts_key(job["id"]), mapping=others)
+    assert client.get(f"/jobs/{job['id']}").json() == job
 
 
 def test_score_gives_what_the_trainer_gives(client: httpx.Client, working: Runner, settings: Settings) -> None:
