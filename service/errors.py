@@ -8,6 +8,7 @@
     ├── BadForm               400  a multipart form that cannot be parsed; Starlette raises it, as an HTTPException
     ├── NoKey                 401  the API key is missing or not known
     ├── NotLocal              403  without keys, for a request that does not come over loopback
+    ├── CrossSite             403  without keys, for another site's page that would change something
     ├── NotFound              404
     │   ├── UnknownJob
     │   └── UnknownPicture
@@ -46,6 +47,7 @@ from shared.vocabulary import LabelError
 
 PROBLEM_JSON = "application/problem+json"
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # that change nothing
 MAX_LISTED = 20  # faults of a request that its problem lists
 PHRASES = {413: "Content Too Large"}  # RFC 9110; Python 3.11 has the older name
 
@@ -142,6 +144,11 @@ class NoKey(ServiceError):
 class NotLocal(ServiceError):
     status, slug, title = 403, "not-local", "Only for this machine"
     example = "without API keys the service answers on loopback only"
+
+
+class CrossSite(ServiceError):
+    status, slug, title = 403, "cross-site", "Not for other sites' pages"
+    example = "without API keys pages of other sites, such as https://example.com, may not use the service"
 
 
 class NotFound(ServiceError):

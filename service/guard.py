@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api_keys import NOBODY, KeyRing
-from service.errors import NoKey, NotLocal, ServiceError, TooManyRequests, from_service_error
+from service.errors import SAFE_METHODS, CrossSite, NoKey, NotLocal, ServiceError, TooManyRequests, from_service_error
 from service.settings import Settings
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
@@ -48,6 +48,21 @@ def is_public(path: str) -> bool:
     return path in PUBLIC or path.startswith(PUBLIC_FOLDERS)
 
 
+def _check_site(headers: Headers) -> None:
+    """CrossSite for what a browser sends for another site's page, as it does forms without asking the service first.
+
+    Browsers set both headers, and pages cannot; other clients have neither. Where there is no Sec-Fetch-Site, as over
+    plain HTTP, the page's origin must be the host that was asked: by the proxy's word where one changes Host, which a
+    page can add to no request without asking, either.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is None and origin is not None:
+        asked = {headers.get("host"), headers.get("x-forwarded-host", "").partition(",")[0].strip()}
+        site = "same-origin" if origin.partition("://")[2] in asked - {""} else "cross-site"
+    if site not in (None, "same-origin", "none"):
+        raise CrossSite(f"without API keys pages of other sites, such as {origin or site}, may not use the service")
+
+
 class Guard:
     """Puts the owner that a request's key stands for into its state, or answers it as a problem."""
 
@@ -69,6 +84,8 @@ class Guard:
         if not self.keys.enabled:
             if not self.settings.allow_no_keys and scope["path"] != METRICS:
                 self._check_local(scope, headers.get("host"))
+            if scope["method"] not in SAFE_METHODS:
+                _check_site(headers)
             return NOBODY
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():

@@ -4,6 +4,7 @@ A route names the errors of its own with `problems`. Those of guard, shutdown, p
 under /v1 all of them get the form of the OpenAI API. Knows no route.
 """
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +14,9 @@ from pydantic import BaseModel
 from service.errors import (
     PHRASES,
     PROBLEM_JSON,
+    SAFE_METHODS,
     BadRequest,
+    CrossSite,
     NoKey,
     NotLocal,
     Problem,
@@ -151,8 +154,10 @@ def describe(app: FastAPI) -> None:
 
 def _complete(document: dict[str, Any]) -> None:
     for path, item in document["paths"].items():
-        for operation in item.values():
-            _add_errors(operation["responses"], guarded="security" in operation, stops=path not in STILL_ANSWERED)
+        for method, operation in item.items():
+            guard = GUARD if method.upper() in SAFE_METHODS else (*GUARD, CrossSite)
+            guarded = "security" in operation
+            _add_errors(operation["responses"], guard if guarded else (), stops=path not in STILL_ANSWERED)
             if path.startswith(PREFIX):
                 _as_openai(operation["responses"])
             for response in operation["responses"].values():
@@ -175,12 +180,12 @@ def _examples(response: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _add_errors(responses: dict[str, Any], guarded: bool, stops: bool) -> None:
+def _add_errors(responses: dict[str, Any], guard: Sequence[type[ServiceError]], stops: bool) -> None:
     """Adds the errors that no route names."""
     checked = "application/json" in responses.get(str(INVALID), {}).get("content", {})
     if checked:  # FastAPI's own description of what we answer with a problem
         del responses[str(INVALID)]
-    guard, stopping = GUARD if guarded else (), [ShuttingDown] if stops else []
+    stopping = [ShuttingDown] if stops else []
     more = problems(ServiceError, *([BadRequest] if checked else []), *guard, *stopping)
     for status, response in more.items():
         _examples(responses.setdefault(str(status), response)).update(_examples(response))

@@ -198,3 +198,43 @@ def test_without_keys_a_page_whose_name_points_here_is_refused(
     for own in ("localhost:8000", "127.0.0.1", "[::1]:8000", "[::1]"):
         assert session_client.get("/jobs", headers={"host": own}).status_code == 200
     assert session_client.get("/metrics", headers={"host": host}).status_code == 200
+
+
+OWN, OTHER = "http://127.0.0.1:8000", "http://127.0.0.1:3000"
+FORWARDED = {"x-forwarded-host": "pictures.example.com, 10.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "taken"),
+    [
+        ({}, True),  # no browser
+        ({"sec-fetch-site": "same-origin", "origin": OWN}, True),
+        ({"sec-fetch-site": "same-origin", "origin": "https://pictures.example.com"}, True),  # a proxy changes Host
+        ({"sec-fetch-site": "none"}, True),  # the user's own doing
+        ({"origin": OWN}, True),
+        ({"origin": "https://pictures.example.com", **FORWARDED}, True),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "origin": "https://evil.example.com"}, False),
+        ({"sec-fetch-site": "same-site", "origin": OTHER}, False),
+        ({"sec-fetch-site": "cross-site"}, False),
+        ({"origin": OTHER}, False),
+        ({"origin": "https://evil.example.com"}, False),
+        ({"origin": "https://evil.example.com", **FORWARDED}, False),
+        ({"origin": "https://[evil"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": ""}, False),
+    ],
+)
+@pytest.mark.parametrize("allow_no_keys", [False, True])
+def test_without_keys_pages_of_other_sites_change_nothing(
+    settings: Settings, alive: JobStore, headers: dict[str, str], taken: bool, allow_no_keys: bool
+) -> None:
+    with serving(settings.model_copy(update={"allow_no_keys": allow_no_keys})) as client:
+        given = {"host": "127.0.0.1:8000", **ASYNC, **headers}
+        response = client.post("/score", files={"file": b'[["red cube"]]'}, headers=given)
+        if not taken:
+            assert (response.status_code, response.json()["type"]) == (403, "urn:labelgrid:problem:cross-site")
+        assert len(client.get("/jobs", headers={**given, "sec-fetch-site": "same-origin"}).json()["jobs"]) == int(taken)
+
+
+def test_with_keys_a_page_that_has_one_may_come_from_anywhere(client: httpx.Client) -> None:
+    assert submitted(client, ALICE, **{"sec-fetch-site": "cross-site", "origin": "https://pages.example.com"})
