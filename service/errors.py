@@ -43,6 +43,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.logs import REQUEST_ID, request_id
+from service.ride_out import refuses_writes
 from shared.vocabulary import LabelError
 
 PROBLEM_JSON = "application/problem+json"
@@ -299,6 +300,12 @@ async def _redis_full(request: Request, error: Exception) -> JSONResponse:
     return from_service_error(Unavailable("Redis is full; nothing was queued", headers={"Retry-After": "10"}))
 
 
+async def _redis_refuses(request: Request, error: Exception) -> JSONResponse:
+    if not refuses_writes(error):
+        raise error
+    return from_service_error(Unavailable("Redis takes no writes; try again", headers={"Retry-After": "10"}))
+
+
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     # This answer is made outside of all middleware, and so needs the header here.
     headers = {REQUEST_ID: request_id()}
@@ -313,6 +320,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(redis.exceptions.ConnectionError, _redis_error)
     app.add_exception_handler(redis.exceptions.TimeoutError, _redis_error)
     app.add_exception_handler(redis.exceptions.OutOfMemoryError, _redis_full)
+    app.add_exception_handler(redis.exceptions.ResponseError, _redis_refuses)
     app.add_exception_handler(Exception, _unexpected)
 
 

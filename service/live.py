@@ -14,6 +14,7 @@ from torch import Tensor
 
 from service.jobs import live_key, watched_key
 from service.records import Picture
+from service.ride_out import dispensable
 from shared.denoise import Row
 from shared.pictures import png_bytes, to_uint8
 
@@ -41,7 +42,7 @@ class Live:
         if not rows:
             return
         previews = self._previews(rows)
-        with self.connection.pipeline(transaction=False) as pipe:
+        with dispensable(), self.connection.pipeline(transaction=False) as pipe:
             for job_id in {picture.job for picture, _ in rows}:
                 pictures = [_about(*pair, previews) for pair in rows if pair[0].job == job_id]
                 pipe.xadd(live_key(job_id), {"pictures": json.dumps(pictures)}, maxlen=KEPT, approximate=False)

@@ -1,15 +1,25 @@
-"""What workers do while Redis is away or full: ask again, with back-off, until it is well or they are to stop.
+"""What workers do while Redis is away or takes no writes: ask again, with back-off, until it does or they are to stop.
 
 redis-py's `from_url` on its own tries nothing again: a worker then ends when Redis restarts, and loads its models anew.
 So it would on a full Redis, which refuses RQ's notes and lets jobs come to their end (`jobs.py`).
 """
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from redis.backoff import DecorrelatedJitterBackoff
-from redis.exceptions import AuthenticationError, ConnectionError, OutOfMemoryError, TimeoutError
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 from redis.retry import Retry
 
 from service.logs import get_logger
@@ -18,23 +28,51 @@ log = get_logger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 1.0  # between two tries; random in between
 SAY_EVERY_S = 10.0
+REFUSALS = ("OOM command not allowed", "MISCONF ", "READONLY ")  # also within what a script or a transaction answers
+
+_dispensable = ContextVar("dispensable", default=False)
+
+
+def refuses_writes(error: Exception) -> bool:
+    """Whether Redis takes no writes for now: it is full, cannot write its files, or became a replica in a failover."""
+    if isinstance(error, OutOfMemoryError | ReadOnlyError):
+        return True
+    return isinstance(error, ResponseError) and any(refusal in str(error) for refusal in REFUSALS)
+
+
+def _may_pass(error: Exception) -> bool:
+    is_away = isinstance(error, ConnectionError | TimeoutError) and not isinstance(error, AuthenticationError)
+    return is_away or refuses_writes(error)
+
+
+@contextlib.contextmanager
+def dispensable() -> Iterator[None]:
+    """What is to be written within is not worth a wait: where Redis is away or takes no writes, it is left out."""
+    token = _dispensable.set(True)
+    try:
+        yield
+    except RedisError as error:
+        if not _may_pass(error):
+            raise
+    finally:
+        _dispensable.reset(token)
 
 
 class RideOut(Retry):
-    """Tries again what Redis did not answer or had no room for, while `stopping` is false; a wrong password, never.
+    """Tries again what Redis did not answer or write, while `stopping` is false; never for a wrong password.
 
     A command may then have been carried out twice. `stopping` is a plain function: redis-py makes deep copies.
     """
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
         backoff = DecorrelatedJitterBackoff(cap=LONGEST_WAIT_S, base=FIRST_WAIT_S)
-        super().__init__(backoff, retries=-1, supported_errors=(ConnectionError, TimeoutError, OutOfMemoryError))
+        super().__init__(backoff, retries=-1, supported_errors=(ConnectionError, TimeoutError, ResponseError))
         self.stopping = stopping
         self._said_at = -SAY_EVERY_S
 
     def call_with_retry(self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False) -> Any:
         def again(error: Exception) -> bool:
-            if self.stopping() or isinstance(error, AuthenticationError):
+            if not _may_pass(error) or _dispensable.get() or self.stopping():
                 return False
             if time.monotonic() - self._said_at > SAY_EVERY_S:
                 self._said_at = time.monotonic()
