@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from redis.exceptions import OutOfMemoryError
 
 from service.jobs import KEPT_EVENTS, events_key, live_key, text, watched_key
 from service.records import TERMINAL
@@ -73,9 +74,11 @@ class Feed:
         """Until the job's end, or until nobody watches it. Previews are made as long as this goes on."""
         events, live, connection = events_key(self.job_id), live_key(self.job_id), self.reader.connection
         seen: dict[Any, Any] = {live: "0-0", events: "0-0"}  # Redis answers in this order
+        over = False
         while self.watchers:
-            await connection.set(watched_key(self.job_id), 1, px=WATCHED_MS)
-            answer: Any = await connection.xread(seen, block=LOOK_AGAIN_MS)
+            with contextlib.suppress(OutOfMemoryError):  # there are no previews then
+                await connection.set(watched_key(self.job_id), 1, px=WATCHED_MS)
+            answer: Any = await connection.xread(seen, block=None if over else LOOK_AGAIN_MS)
             for stream, entries in answer or []:
                 for raw, fields in entries:
                     entry = seen[text(stream)] = text(raw)
@@ -83,8 +86,11 @@ class Feed:
                     (self._steps if told.id is None else self._events).append((_place(entry), told))
                     if told.name == "end":
                         return
-            if not answer and (await self.reader.status(self.job_id)) in (None, *TERMINAL):
-                return
+            if not answer:
+                if over:
+                    return
+                # It may have ended since that read: what it told then is still to be read.
+                over = await self.reader.status(self.job_id) in (None, *TERMINAL)
             self._tick()
 
     async def _told(self, fields: dict[bytes, bytes], entry: str) -> Told:

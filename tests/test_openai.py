@@ -14,8 +14,9 @@ from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 from PIL import Image
 from redis import Redis
 
+import service.events
 from service.api_keys import hash_of, new_key
-from service.jobs import JobStore, text
+from service.jobs import JobStore, events_key, job_key, text
 from service.runner import Runner
 from service.settings import Settings
 from tests.conftest import serving
@@ -118,6 +119,21 @@ def test_a_job_that_ends_otherwise_is_an_error(
     with pytest.raises(openai.APIError, match="no good" if how == "fails" else "cancelled"):
         list(ai.images.generate(prompt=PROMPT, stream=True))
     thread.join()
+
+
+@pytest.mark.parametrize("how", ["is gone", "cannot be read"])
+def test_a_stream_without_an_end_ends_with_an_error(
+    ai: openai.OpenAI, alive: JobStore, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(service.events, "LOOK_AGAIN_MS", 50)
+    told = ai.images.generate(prompt=PROMPT, stream=True)  # answered, and the job is made
+    (job_id,) = map(text, alive.connection.smembers("labelgrid:open"))
+    if how == "is gone":
+        alive.connection.delete(job_key(job_id))
+    else:
+        alive.connection.set(events_key(job_id), "no stream")
+    with pytest.raises(openai.APIError, match="are over" if how == "is gone" else "Redis does not answer"):
+        list(told)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ResponseError
 
+import service.events
 import service.live
 from service.events import Feeds
 from service.jobs import JobStore, events_key, live_key, watched_key
@@ -260,6 +261,40 @@ def test_all_who_watch_are_told_that_redis_fails_and_come_again(settings: Settin
             assert await watch(feeds) == ["picture"]  # until it is seen that there is no such job
 
     asyncio.run(fail_and_come_again())
+
+
+def test_a_job_that_ends_just_after_nothing_happened_has_its_end_told(
+    client: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submit(client)
+    monkeypatch.setattr(service.events, "LOOK_AGAIN_MS", 10)
+
+    async def watch() -> list[str]:
+        async with feeds_of(store.settings) as feeds:
+            look = feeds.reader.status
+
+            async def end_and_look(job_id: str) -> str | None:
+                store.cancel(job_id)
+                return await look(job_id)
+
+            monkeypatch.setattr(feeds.reader, "status", end_and_look)
+            return [told.name async for told in feeds.happenings(job_id, "0-0") if told]
+
+    assert asyncio.run(watch()) == ["end"]
+
+
+def test_a_job_is_told_of_where_redis_is_full(client: httpx.Client, store: JobStore) -> None:
+    job_id, connection = submit(client), store.connection
+    connection.config_set("maxmemory", 1)
+    try:
+        with client.stream("GET", f"/jobs/{job_id}/events") as response:
+            told = events(response)
+            assert next(told)["event"] == "job"
+            until_blocked(connection, 1)
+            store.cancel(job_id)
+            assert [event["event"] for event in told] == ["end"]
+    finally:
+        connection.config_set("maxmemory", 0)
 
 
 def test_a_watch_is_over_soon_after_the_client_left(client: httpx.Client, store: JobStore) -> None:

@@ -13,9 +13,10 @@ from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel
+from redis.exceptions import RedisError
 
 from service.dependencies import FeedsDep, ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
-from service.errors import BadRequest, NotFound, NotInTime, ServiceError, ShuttingDown
+from service.errors import BadRequest, NotFound, NotInTime, ServiceError, ShuttingDown, Unavailable
 from service.events import EVENT_STREAM_HEADERS, Feeds
 from service.models import vocabulary_of
 from service.openai_errors import error_of
@@ -149,33 +150,38 @@ async def _images(reader: JobReader, job: Job, base: str | None) -> Images:
 async def _stream(feeds: Feeds, job_id: str, wanted: int) -> AsyncIterator[bytes]:
     """Up to `wanted` previews, evenly over the steps, then the picture, or an error."""
     sent = 0
-    async with contextlib.aclosing(feeds.happenings(job_id, "0-0")) as happenings:
-        async for told in happenings:
-            if told is None:
-                yield b": wait\n\n"
-            elif told.name == "steps" and sent < wanted:
-                steps = told.data["pictures"][0]
-                if "preview" in steps and steps["step"] / steps["steps"] >= (sent + 1) / (wanted + 1):
-                    preview = steps["preview"].partition(",")[2]
-                    size = _size_of(base64.b64decode(preview))
-                    partial = PartialImage(
-                        b64_json=preview, created_at=int(time.time()), size=size, partial_image_index=sent
-                    )
-                    yield format_sse_event(event=partial.type, data_str=partial.model_dump_json())
-                    sent += 1
-            elif told.name == "end":
-                yield await _last(feeds.reader, job_id)
-    if feeds.reader.left:
-        yield _error(ShuttingDown(f"the job goes on and can be read at /jobs/{job_id}"))
+    try:
+        async with contextlib.aclosing(feeds.happenings(job_id, "0-0")) as happenings:
+            async for told in happenings:
+                if told is None:
+                    yield b": wait\n\n"
+                elif told.name == "steps" and sent < wanted:
+                    steps = told.data["pictures"][0]
+                    if "preview" in steps and steps["step"] / steps["steps"] >= (sent + 1) / (wanted + 1):
+                        preview = steps["preview"].partition(",")[2]
+                        size = _size_of(base64.b64decode(preview))
+                        partial = PartialImage(
+                            b64_json=preview, created_at=int(time.time()), size=size, partial_image_index=sent
+                        )
+                        yield format_sse_event(event=partial.type, data_str=partial.model_dump_json())
+                        sent += 1
+                elif told.name == "end":
+                    break
+            else:
+                if feeds.reader.left:
+                    raise ShuttingDown(f"the job goes on and can be read at /jobs/{job_id}")
+        yield await _last(feeds.reader, job_id)  # also where no end was told: this says why
+    except ServiceError as error:
+        yield _error(error)
+    except RedisError:
+        yield _error(Unavailable(f"Redis does not answer; the job can be read at /jobs/{job_id}"))
 
 
 async def _last(reader: JobReader, job_id: str) -> bytes:
-    try:
-        job = await reader.job(job_id)
-        check_finished(job)
-        png = await reader.image(job_id, 0)
-    except ServiceError as error:
-        return _error(error)
+    """The finished picture. UnknownJob, ExpiredJob, JobFailed, JobCancelled, NotReady."""
+    job = await reader.job(job_id)
+    check_finished(job)
+    png = await reader.image(job_id, 0)
     image = base64.b64encode(png).decode()
     completed = CompletedImage(b64_json=image, created_at=_created(job), size=_size_of(png))
     return format_sse_event(event=completed.type, data_str=completed.model_dump_json())
