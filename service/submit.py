@@ -219,12 +219,32 @@ class Submitter:
     async def model_of(self, recipe: Recipe) -> CheckpointInfo:
         return await run_in_threadpool(self.models.with_digest, recipe.model.digest)
 
-    async def submit(self, spec: JobSpec) -> Response:
-        """Creates the job and answers as wished."""
-        return await self._answer(await self.create(spec))
+    def asked(
+        self, kind: JobKind, fields: SamplingFields, labels: Sequence[Sequence[str]], pictures: Sequence[bytes] = ()
+    ) -> Asked | None:
+        """The request as its key stands for it, None without one. What was sent counts, not how: JSON and a form may be
+        the same. Nor does it matter what a model makes of it, which may be gone when the request comes again."""
+        if self.idempotency_key is None:
+            return None
+        given = fields.model_dump(mode="json", exclude={"labels", "conditions"})
+        sent = [hashlib.sha256(png).hexdigest() for png in pictures]
+        said = json.dumps([kind, labels, given, sent], sort_keys=True)
+        return Asked(self.owner, self.idempotency_key, said)
 
-    async def create(self, spec: JobSpec) -> str:
-        """The id of a new job, or of the one that the client's Idempotency-Key stands for."""
+    async def standing(self, asked: Asked | None) -> str | None:
+        """The id of the job that was created for the same request before. KeyReuse for another request."""
+        standing = await self._in_store(self.store.standing, asked) if asked else None
+        if standing is not None:
+            bind_contextvars(job_id=standing)
+            tracing.describe({"labelgrid.job_id": standing})
+        return standing
+
+    async def submit(self, spec: JobSpec, asked: Asked | None) -> Response:
+        """Creates the job and answers as wished."""
+        return await self.answer(await self.create(spec, asked))
+
+    async def create(self, spec: JobSpec, asked: Asked | None) -> str:
+        """The id of a new job, or of one that was created for the same request meanwhile."""
         fields, recipe, info = spec.fields, spec.recipe, spec.info
         options = recipe.options if recipe else _options(fields, info)
         given_seed = recipe.seed if recipe else fields.seed
@@ -233,11 +253,6 @@ class Submitter:
             raise BadRequest.at(("body", "seed"), f"with {spec.repeats} repeats the last seed would exceed {MAX_SEED}")
         _check_stages(spec.trajectory, len(spec.labels), options)
         events = self._webhook_events(fields)
-        asked = self._asked(spec)
-        if asked and (standing := await self._in_store(self.store.standing, asked)):
-            bind_contextvars(job_id=standing)
-            tracing.describe({"labelgrid.job_id": standing})
-            return standing
         await self._check_room(info.digest, len(spec.labels) * spec.repeats)
         record = JobRecord(
             id=new_id(),
@@ -296,22 +311,14 @@ class Submitter:
             raise BadRequest.at(("body", "webhook"), str(error)) from error
         return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
 
-    def _asked(self, spec: JobSpec) -> Asked | None:
-        """The request as its key stands for it. What it says counts, not how: JSON and a form may be the same."""
-        if self.idempotency_key is None:
-            return None
-        given = spec.fields.model_dump(mode="json", exclude={"labels", "conditions"})
-        sent = [hashlib.sha256(png).hexdigest() for png in spec.pictures or ()]
-        said = json.dumps([spec.kind, spec.labels, given, sent], sort_keys=True)
-        return Asked(self.owner, self.idempotency_key, said)
-
     async def _in_store(self, method: Callable[..., str | None], *arguments: Any) -> str | None:
         try:
             return await run_in_threadpool(method, *arguments)
         except KeyReused as error:
             raise KeyReuse.at(("header", "Idempotency-Key"), str(error)) from error
 
-    async def _answer(self, job_id: str) -> Response:
+    async def answer(self, job_id: str) -> Response:
+        """The job, once it has ended or for as long as the client waits, as wished."""
         job = await self.reader.wait(job_id, self.wishes.wait_s)
         location = f"/jobs/{job_id}"
         headers = {"Vary": "Accept, Prefer"}

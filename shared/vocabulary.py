@@ -119,28 +119,15 @@ class Vocabulary:
 
         Wanted is a list of at least one (at most `max_lists`) lists of 1..`max_labels` distinct known names.
         """
-        if not isinstance(lists, list | tuple):
-            raise LabelError(f"wanted a list of label lists, got {_kind(lists)}")
-        if not lists:
-            raise LabelError("wanted at least one label list, got an empty list")
-        if max_lists is not None and len(lists) > max_lists:
-            raise LabelError(f"{len(lists)} label lists; at most {max_lists} are allowed")
-        return [self.check_entry(labels, entry=entry, max_labels=max_labels) for entry, labels in enumerate(lists)]
+        entries = enumerate(_entries(lists, max_lists))
+        return [self.check_entry(labels, entry=entry, max_labels=max_labels) for entry, labels in entries]
 
     def check_entry(
         self, labels: object, *, entry: int | str | None = None, max_labels: int = LIMITS.max_labels
     ) -> list[str]:
         """One entry's labels, as given, if they are 1..`max_labels` distinct known names; else LabelError."""
-        if not isinstance(labels, list | tuple):
-            raise LabelError(f"wanted a list of labels, got {_kind(labels)}", entry=entry)
-        if not labels:
-            raise LabelError("empty list; wanted at least one label", entry=entry)
-        if len(labels) > max_labels:
-            raise LabelError(f"{len(labels)} labels; at most {max_labels} are allowed", entry=entry)
         checked: list[str] = []
-        for label in labels:
-            if not isinstance(label, str):
-                raise LabelError(f"wanted a label's name, got {_kind(label)}", entry=entry)
+        for label in _names(labels, entry, max_labels):
             if label not in self._index_of:
                 raise self._unknown(label, entry=entry)
             if label in checked:
@@ -166,6 +153,12 @@ ICLEVR: Final = Vocabulary(
         for color in ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
     )
 )
+
+
+def parse_any_lists(text: str | bytes, *, max_lists: int | None = None) -> list[list[str]]:
+    """A test file's lists as `Vocabulary.check` wants them, but of whatever names. LabelError."""
+    entries = enumerate(_entries(_parse_json(text, source=None), max_lists))
+    return [_names(labels, entry, LIMITS.max_labels) for entry, labels in entries]
 
 
 def parse_label_lists(
@@ -214,6 +207,31 @@ def read_train_file(
         }
     except LabelError as error:
         raise _in_file(error, str(path)) from None
+
+
+def _entries(lists: object, most: int | None) -> Sequence[object]:
+    """The entries of what is to be a list of at least one, at most `most`. LabelError."""
+    if not isinstance(lists, list | tuple):
+        raise LabelError(f"wanted a list of label lists, got {_kind(lists)}")
+    if not lists:
+        raise LabelError("wanted at least one label list, got an empty list")
+    if most is not None and len(lists) > most:
+        raise LabelError(f"{len(lists)} label lists; at most {most} are allowed")
+    return lists
+
+
+def _names(labels: object, entry: int | str | None, most: int) -> list[str]:
+    """The labels of what is to be a list of 1..`most` texts. LabelError."""
+    if not isinstance(labels, list | tuple):
+        raise LabelError(f"wanted a list of labels, got {_kind(labels)}", entry=entry)
+    if not labels:
+        raise LabelError("empty list; wanted at least one label", entry=entry)
+    if len(labels) > most:
+        raise LabelError(f"{len(labels)} labels; at most {most} are allowed", entry=entry)
+    for label in labels:
+        if not isinstance(label, str):
+            raise LabelError(f"wanted a label's name, got {_kind(label)}", entry=entry)
+    return list(labels)
 
 
 def _in_file(error: LabelError, source: str | None) -> LabelError:

@@ -2,8 +2,10 @@
 
 import io
 import json
+import shutil
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -470,6 +472,38 @@ def test_an_idempotency_key_holds_for_a_form_and_as_long_as_its_job(client: http
     alive.say_alive("w", {})
     alive.connection.delete(job_key(job_id))
     assert ask() != job_id
+
+
+@pytest.mark.parametrize("how", ["generate", "score", "a form", "pictures", "v1"])
+def test_an_idempotency_key_stands_for_its_job_whatever_became_of_the_models(
+    settings: Settings, alive: JobStore, tmp_path: Path, how: str
+) -> None:
+    folder = shutil.copytree(settings.storage, tmp_path / "storage")
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+    zipped, picture = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("0.png", picture.getvalue())
+    form = {"file": json.dumps(LISTS[:1])}
+    sent: dict[str, tuple[str, Body]] = {
+        "generate": ("/generate", {"json": {"labels": LISTS, "model": "other"}}),
+        "score": ("/score", {"json": {"conditions": LISTS, "model": "other"}}),
+        "a form": ("/score", {"files": form, "data": {"model": "other"}}),
+        "pictures": ("/score", {"files": {**form, "pictures": zipped.getvalue()}}),
+        "v1": ("/v1/images/generations", {"json": {"prompt": "red cube", "model": "other"}}),
+    }
+    path, given = sent[how]
+    with serving(settings.model_copy(update={"storage": folder, "wait_s": 0.0})) as client:
+
+        def ask() -> str:
+            job = client.post(path, headers=headers, **given).json()
+            found: str = job["job"] if how == "v1" else job["id"]
+            return found
+
+        job = ask()
+        shutil.rmtree(folder)
+        folder.mkdir()
+        assert ask() == job
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201])

@@ -15,7 +15,7 @@ from service.openapi import form, problems
 from service.png import PngError, recipe_of
 from service.records import Layout
 from service.schemas import BESIDE_RECIPE, GenerateRequest, Job
-from service.submit import ERRORS, RESPONSES, JobSpec, SubmitterDep
+from service.submit import ERRORS, RESPONSES, JobSpec, Submitter, SubmitterDep
 from shared.checkpoint import CheckpointInfo
 from shared.options import LIMITS
 from shared.vocabulary import LabelError
@@ -73,10 +73,18 @@ async def generate(body: GenerateRequest, submitter: SubmitterDep) -> Response:
 
     With a recipe, as JSON or as the PNG that carries it, the same pictures are made again.
     """
+    given = (body.recipe or body).labels
+    asked = submitter.asked("generate", body, given)
+    if standing := await submitter.standing(asked):
+        return await submitter.answer(standing)
+    return await submitter.submit(await _spec(body, given, submitter), asked)
+
+
+async def _spec(body: GenerateRequest, given: Sequence[Sequence[str]], submitter: Submitter) -> JobSpec:
+    """What is asked for, checked. BadRequest, UnknownCheckpoint, NoModel."""
     recipe = body.recipe
     info = await (submitter.model_of(recipe) if recipe else submitter.model(body.model))
     try:
-        given = recipe.labels if recipe else body.labels
         labels = vocabulary_of(info).check(given, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, "recipe.labels" if recipe else "labels") from error
@@ -85,8 +93,7 @@ async def generate(body: GenerateRequest, submitter: SubmitterDep) -> Response:
         check_layouts(layouts, labels, info, ("body", "recipe", "layouts") if recipe else ("body", "layouts"))
         layouts = layouts if any(layouts) else None
     trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
-    spec = JobSpec("generate", body, labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts)
-    return await submitter.submit(spec)
+    return JobSpec("generate", body, labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts)
 
 
 def check_layouts(

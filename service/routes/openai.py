@@ -108,14 +108,9 @@ async def generate_images(
     request: Request, body: ImagesRequest, submitter: Annotated[Submitter, Depends(_submitter)], feeds: FeedsDep
 ) -> Response:
     """The labels are read from the prompt; words that are none are an error which says what was meant."""
-    info = await submitter.model(body.model)
-    _check_size(body, info)
     _check_stream(body)
-    try:
-        labels = parse_prompt(body.prompt, vocabulary_of(info))
-    except LabelError as error:
-        raise BadRequest.from_label_error(error, "prompt") from error
-    job_id = await submitter.create(JobSpec("generate", body, [labels] * (body.n or 1), info))
+    asked = submitter.asked("generate", body, [])  # the prompt says the labels
+    job_id = await submitter.standing(asked) or await submitter.create(await _spec(body, submitter), asked)
     if body.stream:
         stream = _stream(feeds, job_id, body.partial_images or 0)
         return StreamingResponse(stream, media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
@@ -126,6 +121,17 @@ async def generate_images(
     base = None if body.response_format != "url" else str(request.base_url).rstrip("/")
     images = await _images(submitter.reader, job, base)
     return Response(images.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+async def _spec(body: ImagesRequest, submitter: Submitter) -> JobSpec:
+    """What is asked for, checked. BadRequest, NoModel."""
+    info = await submitter.model(body.model)
+    _check_size(body, info)
+    try:
+        labels = parse_prompt(body.prompt, vocabulary_of(info))
+    except LabelError as error:
+        raise BadRequest.from_label_error(error, "prompt") from error
+    return JobSpec("generate", body, [labels] * (body.n or 1), info)
 
 
 def _created(job: Job) -> int:

@@ -15,7 +15,7 @@ from service.schemas import Job, ScoreFields, ScoreRequest
 from service.submission import SubmissionError, read_submission
 from service.submit import ERRORS, RESPONSES, JobSpec, Submitter, SubmitterDep
 from shared.options import LIMITS
-from shared.vocabulary import LabelError, Vocabulary, parse_label_lists
+from shared.vocabulary import LabelError, Vocabulary, parse_any_lists
 
 router = APIRouter(tags=["pictures"])
 
@@ -30,10 +30,10 @@ class UnsupportedBody(ServiceError):
 
 @dataclass(frozen=True)
 class Form:
-    """What a form brings: its fields, the test file, and the zip of pictures if there is one."""
+    """What a form brings: its fields, the test file's lists, and the zip of pictures if there is one."""
 
     fields: ScoreFields
-    file: bytes
+    lists: list[list[str]]
     pictures: bytes | None
 
 
@@ -79,43 +79,47 @@ async def score(request: Request, submitter: SubmitterDep) -> Response:
     With a zip of `pictures` none is made: those are scored, as one run.
     """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    lists: bytes | list[list[str]]
     if content_type == "multipart/form-data":
         form = await _read_form(request)
         if form.pictures is not None:
-            return await _score_sent(form.fields, form.file, form.pictures, submitter)
-        fields, lists = form.fields, form.file
+            return await _score_sent(form.fields, form.lists, form.pictures, submitter)
+        fields, lists, field = form.fields, form.lists, FILE
     elif content_type == "application/json":
         fields, lists = await _read_json(request)
+        field = "conditions"
     else:
         raise UnsupportedBody(f"{content_type or 'no type'}: wanted multipart/form-data or application/json")
+    asked = submitter.asked("score", fields, lists)
+    if standing := await submitter.standing(asked):
+        return await submitter.answer(standing)
     info = await submitter.model(fields.model)
-    labels = _check(lists, vocabulary_of(info))
-    return await submitter.submit(JobSpec("score", fields, labels, info, fields.repeats))
+    labels = _check(lists, vocabulary_of(info), field)
+    return await submitter.submit(JobSpec("score", fields, labels, info, fields.repeats), asked)
 
 
-async def _score_sent(fields: ScoreFields, file: bytes, pictures: bytes, submitter: Submitter) -> Response:
+async def _score_sent(fields: ScoreFields, lists: list[list[str]], pictures: bytes, submitter: Submitter) -> Response:
     if more := sorted(fields.model_fields_set.difference(BESIDE_PICTURES)):
         raise BadRequest.at(("body", more[0]), "of no use with pictures, of which none is made")
-    judge = await submitter.evaluator()
-    labels = _check(file, vocabulary_of(judge))
     try:
-        pngs = await run_in_threadpool(read_submission, pictures, len(labels), submitter.settings)
+        pngs = await run_in_threadpool(read_submission, pictures, len(lists), submitter.settings)
     except SubmissionError as error:
         places = [["body", PICTURES, *([] if one.entry is None else [one.entry])] for one in error.faults]
         raise BadRequest.from_errors(
             [{"loc": at, "msg": one.message, "type": "zip"} for at, one in zip(places, error.faults, strict=True)]
         ) from error
-    return await submitter.submit(JobSpec("score", fields, labels, judge, pictures=pngs))
+    asked = submitter.asked("score", fields, lists, pngs)
+    if standing := await submitter.standing(asked):
+        return await submitter.answer(standing)
+    judge = await submitter.evaluator()
+    labels = _check(lists, vocabulary_of(judge), FILE)
+    return await submitter.submit(JobSpec("score", fields, labels, judge, pictures=pngs), asked)
 
 
-def _check(lists: bytes | list[list[str]], vocabulary: Vocabulary) -> list[list[str]]:
+def _check(lists: list[list[str]], vocabulary: Vocabulary, field: str) -> list[list[str]]:
     try:
-        if isinstance(lists, bytes):
-            return parse_label_lists(lists, vocabulary, max_lists=LIMITS.max_pictures_per_request)
         return vocabulary.check(lists, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
-        raise BadRequest.from_label_error(error, FILE if isinstance(lists, bytes) else "conditions") from error
+        raise BadRequest.from_label_error(error, field) from error
 
 
 async def _read_json(request: Request) -> tuple[ScoreFields, list[list[str]]]:
@@ -135,6 +139,11 @@ async def _read_form(request: Request) -> Form:
     if FILE not in files:
         raise BadRequest.at(("body", FILE), "Field required")
     try:
-        return Form(ScoreFields.model_validate(given), files[FILE], files.get(PICTURES))
+        fields = ScoreFields.model_validate(given)
+        return Form(
+            fields, parse_any_lists(files[FILE], max_lists=LIMITS.max_pictures_per_request), files.get(PICTURES)
+        )
     except ValidationError as error:
         raise BadRequest.from_validation(error) from error
+    except LabelError as error:
+        raise BadRequest.from_label_error(error, FILE) from error
