@@ -7,16 +7,24 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from service import logs, tracing
-from service.settings import Settings
+from service.logs import get_logger
+from service.settings import SettingError, Settings, read_settings, unknown_variables
 from shared.checkpoint import CheckpointError, resolve
+
+log = get_logger(__name__)
 
 DESCRIPTION = """\
 Serves pictures from labels. Without a role it runs a Redis server, one worker and the API on this machine, on
 loopback only, until Ctrl-C. Settings come from the environment (LABELGRID_..., see service/settings.py)."""
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; wanted 1 to 65535")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         default="all",
         help="what to run (default: all); `check` succeeds if a worker of this host lives, for containers",
     )
-    parser.add_argument("--port", type=int, default=8000, help="port of the API (default: 8000)")
+    parser.add_argument("--port", type=_port, default=8000, help="port of the API, 1 to 65535 (default: 8000)")
     parser.add_argument("--host", help="address that `api` listens on (default: 127.0.0.1); `all` is loopback only")
     parser.add_argument("--storage", help="folder or address of the checkpoints (default: LABELGRID_STORAGE or models)")
     parser.add_argument(
@@ -65,6 +73,15 @@ def _run_api(host: str, port: int, settings: Settings) -> None:
         raise RuntimeError("the API did not start; the log says why")
 
 
+def _warn_of_unknown_variables() -> None:
+    """One line about LABELGRID_ variables that nothing reads; they are taken away, so that no part says it again."""
+    if unknown := unknown_variables():
+        names = [f"{name} (did you mean {nearest}?)" if nearest else name for name, nearest in unknown.items()]
+        log.warning("no setting has this name", variables=", ".join(names))
+    for name in unknown:
+        del os.environ[name]
+
+
 def _worker_lives(settings: Settings) -> bool:
     from rq import Worker
 
@@ -83,8 +100,10 @@ def main() -> int:
     if args.storage:
         os.environ["LABELGRID_STORAGE"] = args.storage  # for the processes that we start, too
     try:
-        settings = Settings()
+        settings = read_settings()
         logs.configure(settings, args.role)
+        if args.role != "check":  # which is asked every few seconds
+            _warn_of_unknown_variables()
         if args.role in ("api", "worker", "webhooks"):
             tracing.start(settings, args.role)
         if args.role == "api":
@@ -101,7 +120,9 @@ def main() -> int:
             return 0 if _worker_lives(settings) else 1
         else:
             _run_all(args.port, args.state, settings)
-    except (CheckpointError, RuntimeError, OSError, RedisError, ValidationError) as error:
+    except KeyboardInterrupt:  # uvicorn raises it anew once the API has shut down
+        return 0
+    except (CheckpointError, SettingError, RuntimeError, OSError, RedisError) as error:
         print(f"labelgrid: {error}", file=sys.stderr)
         return 1
     finally:

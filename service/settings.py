@@ -3,11 +3,15 @@
 Knows neither HTTP nor torch.
 """
 
+import difflib
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url
 
 from shared.options import LIMITS
 from shared.storage import Location, open_storage
@@ -18,15 +22,39 @@ else:  # pydantic knows no UPath, which is there only where a storage needs it
     Storage = Annotated[Any, BeforeValidator(open_storage)]
 
 
+PREFIX = "LABELGRID_"
+NOT_OURS = {"LABELGRID_URL", "LABELGRID_API_KEY", "LABELGRID_KEY"}  # the client's, and the page's curl command's
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
+
+
+def _redis_url(value: str) -> str:
+    parse_url(value)  # type: ignore[no-untyped-call]
+    return value
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", value):
+        raise ValueError("it should be auto, cpu, cuda or cuda:N")
+    return value
+
+
+class SettingError(ValueError):
+    """A setting whose value is not allowed, or cannot be used on this machine: the variable, its value and why."""
+
+    def __init__(self, name: str, value: Any, reason: str) -> None:
+        given = [variable for variable in variables(name) if os.environ.get(variable)]
+        shown = re.sub(".*@", "***@", str(value))  # an address may have a password
+        super().__init__(f"{(given or variables(name))[0]}={shown}: {reason}")
 
 
 class Settings(BaseSettings):
     """The service's settings; each field NAME is the environment variable LABELGRID_NAME."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LABELGRID_", extra="ignore", populate_by_name=True, frozen=True, env_ignore_empty=True
+        env_prefix=PREFIX, extra="ignore", populate_by_name=True, frozen=True, env_ignore_empty=True
     )
 
     # Where the checkpoints lie, NAME.safetensors and promoted.json: a folder, or an address that fsspec opens, such as
@@ -34,7 +62,7 @@ class Settings(BaseSettings):
     storage: Storage = Path("models")
     # The Redis that API and workers share; also read from REDIS_URL, which other tools set. `python -m service`
     # starts a server of its own where neither is given.
-    redis_url: str = Field(
+    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("LABELGRID_REDIS_URL", "REDIS_URL")
     )
     # Name of the RQ queue, one only: a worker with several would fetch jobs in a way that can lose one.
@@ -107,7 +135,7 @@ class Settings(BaseSettings):
     tracing: bool = False
 
     # Where the network runs: cpu, cuda, cuda:1, or auto for the GPU if there is one.
-    device: str = "auto"
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     # Pictures that one worker samples at the same time. Without it a worker times calls of its network when it has
     # nothing else to do, or more to do than it can, and takes the smallest number, from 16 on, with nearly the best
     # rows/s.
@@ -139,3 +167,36 @@ class Settings(BaseSettings):
     @property
     def has_keys(self) -> bool:
         return bool(self.api_keys.strip()) or self.api_keys_file is not None
+
+
+def variables(name: str) -> list[str]:
+    """The environment variables that a field is read from, ours first."""
+    alias = Settings.model_fields[name].validation_alias
+    return [str(one) for one in getattr(alias, "choices", [])] or [PREFIX + name.upper()]
+
+
+def read_settings() -> Settings:
+    """The settings of the environment. SettingError for a value that is not allowed."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        if first["type"] == "bool_parsing":
+            reason = "it should be true or false"
+        name = next(name for name in Settings.model_fields if first["loc"][0] in (name, *variables(name)))
+        raise SettingError(name, first["input"], reason) from error
+
+
+def unknown_variables() -> dict[str, str]:
+    """The environment's LABELGRID_ variables that nothing reads, each with the setting's that is nearest, or ""."""
+    known = [variable for name in Settings.model_fields for variable in variables(name)]
+    ours = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
+    unknown = [name for name in ours if name.upper() not in {*known, *NOT_OURS}]
+    return {name: _nearest(name, known) for name in unknown}
+
+
+def _nearest(variable: str, known: list[str]) -> str:
+    """Compares what comes after the prefix, which all have."""
+    ends = [name.removeprefix(PREFIX) for name in known]
+    return "".join(PREFIX + end for end in difflib.get_close_matches(variable[len(PREFIX) :].upper(), ends, 1))

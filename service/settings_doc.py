@@ -9,7 +9,7 @@ import sys
 
 from pydantic_core import PydanticUndefined
 
-from service.settings import Settings
+from service.settings import Settings, variables
 
 HEAD = """\
 # Settings
@@ -35,12 +35,6 @@ def comments() -> dict[str, str]:
             found[match[1]] = " ".join(above)
         above = []
     return found
-
-
-def variables(name: str) -> list[str]:
-    """The environment variables that a field is read from, ours first."""
-    alias = Settings.model_fields[name].validation_alias
-    return [str(one) for one in getattr(alias, "choices", [])] or [f"LABELGRID_{name.upper()}"]
 
 
 def _default(name: str) -> str:

@@ -24,7 +24,8 @@ from service.logs import get_logger
 from service.metrics import serve_worker
 from service.ride_out import RideOut
 from service.runner import LOOK_S, Runner
-from service.settings import Settings
+from service.settings import SettingError, Settings
+from shared.device import DeviceError
 
 log = get_logger(__name__)
 
@@ -188,24 +189,38 @@ class Heartbeat(threading.Thread):
 
 
 def build(settings: Settings, connection: Redis) -> PictureWorker:
-    """A worker with the promoted model loaded. CheckpointError if storage has none that can be used."""
+    """A worker with the promoted model loaded. CheckpointError if storage has none that can be used.
+
+    SettingError for a device that this machine has not got.
+    """
     global _runner
-    _runner = Runner(connection, settings, name=new_id())
+    try:
+        _runner = Runner(connection, settings, name=new_id())
+    except DeviceError as error:
+        raise SettingError("device", settings.device, f"{error}; auto takes what there is") from error
     lane = _runner.lane()
     about = {"model": lane.name, "digest": lane.digest, "device": str(_runner.device)}
     log.info("worker ready", worker=_runner.name, **about)
     return PictureWorker(_runner, connection, settings)
 
 
+def _serve_metrics(runner: Runner, host: str, port: int) -> None:
+    try:
+        served = serve_worker(runner, host, port)
+    except OSError as error:
+        reason = f"cannot be served on {host} (LABELGRID_METRICS_HOST): {error.strerror}; 0 takes a free port"
+        raise SettingError("metrics_port", port, reason) from error
+    log.info("metrics served", host=host, port=served)
+
+
 def main(settings: Settings) -> None:
-    """Works until SIGTERM or Ctrl-C."""
+    """Works until SIGTERM or Ctrl-C. SettingError for a port of metrics that cannot be had."""
     connection = connect(settings.redis_url, retry=RideOut(lambda: _runner is not None and _runner.stopping))
     worker = build(settings, connection)
+    if settings.metrics_port is not None:  # before the first heartbeat: who cannot serve them was never there
+        _serve_metrics(worker.runner, settings.metrics_host, settings.metrics_port)
     heartbeat = Heartbeat(worker, connection, settings)
     heartbeat.start()
-    if settings.metrics_port is not None:
-        port = serve_worker(worker.runner, settings.metrics_host, settings.metrics_port)
-        log.info("metrics served", host=settings.metrics_host, port=port)
     try:
         worker.work(logging_level="WARNING")
     finally:

@@ -312,6 +312,55 @@ def test_what_keeps_it_from_starting_is_said(storage: Path, tmp_path: Path) -> N
     assert "loopback" in run("--host", "0.0.0.0", port=free_port())
 
 
+def test_what_a_worker_cannot_use_and_what_nothing_reads_are_said(storage: Path) -> None:
+    told = {"LABELGRID_DEVICE": "cuda:99", "LABELGRID_WAIT": "3"}
+    line = command(free_port(), storage)
+    done = subprocess.run(
+        line, cwd=ROOT, env={**clean_environment(), **told}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    said = done.stderr.splitlines()
+    (unknown,) = (one for one in said if "LABELGRID_WAIT" in one)
+    assert "did you mean LABELGRID_WAIT_S?" in unknown
+    (device,) = (one for one in said if "LABELGRID_DEVICE" in one)
+    assert device.startswith('labelgrid: LABELGRID_DEVICE=cuda:99: no device "cuda:99" here')
+
+
+def test_a_worker_whose_metrics_have_no_port_says_so_and_was_never_there(connection: Redis, settings: Settings) -> None:
+    line = [sys.executable, "-m", "service", "worker"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        told = {**environment(settings), "LABELGRID_METRICS_PORT": port}
+        done = subprocess.run(line, cwd=ROOT, env=told, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"labelgrid: LABELGRID_METRICS_PORT={port}: cannot be served on")
+    assert "Traceback" not in done.stderr
+    assert connection.scard(WORKERS) == 0
+
+
+def test_the_api_ends_on_ctrl_c_as_the_others_do(settings: Settings) -> None:
+    port = free_port()
+    line = [sys.executable, "-m", "service", "api", "--port", str(port)]
+    api = subprocess.Popen(line, cwd=ROOT, env=environment(settings), stderr=subprocess.PIPE, text=True)
+
+    def answers() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        return False
+
+    try:
+        until(lambda: answers() or api.poll() is not None)
+        api.send_signal(signal.SIGINT)
+        _, said = api.communicate(timeout=30)
+    finally:
+        api.kill()
+    assert api.returncode == 0
+    assert "Traceback" not in said
+
+
 def test_help_is_there() -> None:
     done = subprocess.run([sys.executable, "-m", "service", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
