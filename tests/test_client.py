@@ -64,10 +64,10 @@ def test_score_takes_lists_bytes_and_a_file(call: Call, working: Runner, tmp_pat
     file = tmp_path / "test.json"
     file.write_text(json.dumps(LISTS))
     options: dict[str, Any] = {"repeats": 2, "seed": 5, "steps": 2, "guidance_interval": [0.0, 0.5], "clip_x0": True}
-    results = [call("score", given, **options).result for given in (LISTS, file.read_bytes(), file)]
+    results = [call("score", given, **options).result for given in (LISTS, file.read_bytes(), file, str(file))]
     assert isinstance(results[0], ScoreResult)
     assert [one.seed for one in results[0].repeats] == [5, 6]
-    assert results[0].repeats == results[1].repeats == results[2].repeats
+    assert all(result.repeats == results[0].repeats for result in results)
 
 
 def test_jobs_labels_models_and_readiness(call: Call, alive: JobStore) -> None:
@@ -105,6 +105,14 @@ def test_what_the_service_refuses_is_an_error_with_its_words(call: Call, alive: 
         call("events", "nobody")
     with pytest.raises(ClientError, match="No such file"):
         call("score", tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize("given", ["red cube", ["red cube"], [["red cube"], "gray cube"]])
+def test_a_text_is_no_list_of_labels(call: Call, client: httpx.Client, alive: JobStore, given: Any) -> None:
+    for method in ("generate", "score") if isinstance(given, list) else ("generate",):
+        with pytest.raises(ClientError, match=r'is a text; wanted is .* such as \[\["red cube", "blue sphere"\]'):
+            call(method, given)
+    assert client.get("/jobs").json()["jobs"] == []
 
 
 def test_the_typed_options_are_those_of_the_service() -> None:

@@ -105,9 +105,50 @@ def test_errors_are_one_line(run: Command, alive: JobStore, tmp_path: Path) -> N
     assert "sampler" in err
 
 
-def test_a_grid_that_cannot_be_written_is_an_error(run: Command, working: Runner, tmp_path: Path) -> None:
-    code, _, err = run("generate", "red cube", "--steps", "1", "-o", str(tmp_path / "nowhere" / "grid.png"))
-    assert (code, err) == (1, f"labelgrid: {tmp_path}/nowhere/grid.png: No such file or directory\n")
+@pytest.mark.parametrize(
+    ("option", "place", "words"),
+    [
+        ("-o", "nowhere/grid.png", "{at}/nowhere/grid.png: there is no folder {at}/nowhere"),
+        ("-o", "folder", "{at}/folder is a folder; wanted is a file for the grid"),
+        ("--images", "file", "{at}/file: {at}/file is no folder"),
+        ("--images", "file/images", "{at}/file/images: {at}/file is no folder"),
+        ("-o", f"{'x' * 300}/grid.png", f"{{at}}/{'x' * 300}: File name too long"),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused_before_anything_is_asked(
+    run: Command, client: httpx.Client, alive: JobStore, tmp_path: Path, option: str, place: str, words: str
+) -> None:
+    """No worker takes jobs here: who asked first would wait."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text('[["red cube"]]')
+    for asked in (("generate", "red cube"), ("score", str(tmp_path / "file")), ("wait", "nobody")):
+        refusal = (1, "", f"labelgrid: {words.format(at=tmp_path)}\n")
+        assert run(*asked, option, str(tmp_path / place)) == refusal
+    assert client.get("/jobs").json()["jobs"] == []
+
+
+def test_a_grid_that_may_not_be_written_is_refused(
+    run: Command, alive: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write to every folder
+    for option, place in (("-o", tmp_path / "grid.png"), ("--images", tmp_path)):
+        code, _, err = run("generate", "red cube", option, str(place))
+        assert (code, err) == (1, f"labelgrid: {tmp_path} cannot be written\n")
+
+
+def test_lists_cut_no_ids_and_times(client: httpx.Client, url: str, alive: JobStore) -> None:
+    answer = client.post("/generate", json={"labels": [["red cube"]]}, headers={"prefer": "respond-async"})
+    job, model = answer.json(), client.get("/models").json()["models"][0]
+    for command, words in (
+        ("jobs", [job["id"], job["created_at"][:19], job["model"]]),
+        ("models", [model["name"], model["created_at"][:19], model["digest"][:12]]),
+    ):
+        done = CliRunner().invoke(app, [command, "--url", url], env={"COLUMNS": "40"})
+        assert all(word in done.stdout for word in words), done.stdout
+
+
+def test_help_says_what_an_interval_takes() -> None:
+    assert "--guidance-interval LOW HIGH" in CliRunner().invoke(app, ["generate", "--help"]).stdout
 
 
 def test_ctrl_c_cancels_the_job(url: str, client: httpx.Client, alive: JobStore) -> None:

@@ -348,7 +348,7 @@ def test_an_api_key_is_asked_for_kept_and_sent(
         draw(page)
         is_finished(page)
         expect(page.locator(".card img")).to_be_visible()
-        assert "$LABELGRID_KEY" in page.locator("#command").text_content(timeout=1000)  # type: ignore[operator]
+        assert "$LABELGRID_API_KEY" in page.locator("#command").text_content(timeout=1000)  # type: ignore[operator]
         assert "lg_secret" not in page.content()
         page.reload()
         is_finished(page)

@@ -5,6 +5,7 @@ LABELGRID_API_KEY is sent as its key; there is no option for it, since command l
 
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,7 +41,9 @@ Guidance = Annotated[float | None, typer.Option(help="w of classifier-free guida
 Sampler = Annotated[SamplerName | None, typer.Option(help="the sampler")]
 Spacing = Annotated[SpacingName | None, typer.Option(help="how the timesteps are spread")]
 Eta = Annotated[float | None, typer.Option(help="noise of ddim, 0 to 1")]
-Interval = Annotated[tuple[float, float] | None, typer.Option(help="fractions of T between which guidance is on")]
+Interval = Annotated[
+    tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="fractions of T between which guidance is on")
+]
 ClipX0 = Annotated[bool | None, typer.Option(help="clip the predicted picture to [-1, 1] at every step")]
 ModelName = Annotated[
     str | None, typer.Option("--model", help="a model of `models`; the service's default if left out")
@@ -64,6 +67,25 @@ def _connected(url: str) -> Iterator[Client]:
         raise _fail(str(error)) from error
     except OSError as error:
         raise _fail(f"{error.filename or 'output'}: {error.strerror or error}") from error
+
+
+def _check_places(output: Path | None, images: Path | None) -> None:
+    """Refuses places for files that could not be written, before the work rather than after it."""
+    written = []
+    if output is not None:
+        if not output.parent.is_dir():
+            raise _fail(f"{output}: there is no folder {output.parent}")
+        if output.is_dir():
+            raise _fail(f"{output} is a folder; wanted is a file for the grid")
+        written.append(output if output.exists() else output.parent)
+    if images is not None:
+        there = next(path for path in (images, *images.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise _fail(f"{images}: {there} is no folder")
+        written.append(there)
+    for path in written:
+        if not os.access(path, os.W_OK):
+            raise _fail(f"{path} cannot be written")
 
 
 def _sampling(context: typer.Context) -> Options:
@@ -141,6 +163,7 @@ def generate(
     options = _sampling(context)
     places = _read_layouts(layouts) if layouts else None
     with _connected(url) as client:
+        _check_places(output, images)
         if detach:
             print(client.generate(lists, layouts=places, wait=False, **options).id)
             return
@@ -177,6 +200,7 @@ def score(
     """Score the model, or pictures, on a test file; grid and images are those of the best run."""
     options = _sampling(context)
     with _connected(url) as client:
+        _check_places(output, images)
         ask = functools.partial(client.score, file, pictures=pictures, repeats=repeats, **options)
         if detach:
             print(ask(wait=False).id)
@@ -191,6 +215,7 @@ def wait(
 ) -> None:
     """Wait for a job and show its result."""
     with _connected(url) as client:
+        _check_places(output, images)
         with display.JobProgress(Console(stderr=True)) as progress:
             job = client.wait(job_id, on_event=progress.on_event)
         _show(client, job, output, images, as_json)
@@ -208,7 +233,7 @@ def jobs(
         if as_json:
             print(page.model_dump_json(indent=2))
         else:
-            Console().print(display.jobs(page.jobs))
+            display.whole(display.jobs(page.jobs), Console())
 
 
 @app.command()
@@ -234,7 +259,7 @@ def models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         if as_json:
             print(listing.model_dump_json(indent=2))
         else:
-            Console().print(display.models(listing))
+            display.whole(display.models(listing), Console())
 
 
 if __name__ == "__main__":

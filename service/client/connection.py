@@ -127,9 +127,9 @@ class Client:
 
     def score(
         self,
-        conditions: LabelLists | bytes | Path,
+        conditions: LabelLists | bytes | str | Path,
         *,
-        pictures: bytes | Path | None = None,
+        pictures: bytes | str | Path | None = None,
         repeats: int | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
@@ -258,9 +258,9 @@ class AsyncClient:
 
     async def score(
         self,
-        conditions: LabelLists | bytes | Path,
+        conditions: LabelLists | bytes | str | Path,
         *,
-        pictures: bytes | Path | None = None,
+        pictures: bytes | str | Path | None = None,
         repeats: int | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,

@@ -13,12 +13,19 @@ from service.client.flows import Event, Retry
 from service.event_schemas import PictureEvent, StatusEvent, StepsEvent
 from service.schemas import GenerateResult, Job, JobHead, ModelList, PictureResult, ScoreResult, Summary
 
+WIDEST = 10_000  # characters of a table, more than any has
 FOUND = 0.5  # probability from which the evaluator sees an object, as in `exact`
 
 
 def plain(text: str) -> str:
     """Text of a service for the terminal: nothing that rich takes for markup, nor the terminal for a command."""
     return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
+def whole(table: Table, console: Console) -> None:
+    """Prints a table as wide as it is, even where the terminal is narrower: ids and names are there to be copied."""
+    table.width = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
+    console.print(table, crop=False)
 
 
 class JobProgress:

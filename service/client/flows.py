@@ -182,31 +182,31 @@ class Flows:
         idempotency_key: str | None,
         options: Mapping[str, Any],
     ) -> Flow[Job]:
-        body: dict[str, Any] = {"labels": [list(entry) for entry in labels], **options}
+        body: dict[str, Any] = {"labels": _lists(labels), **options}
         if layouts is not None:
             body["layouts"] = [entry and [point.model_dump() for point in entry] for entry in layouts]
         return (yield from self._make("/generate", wait, idempotency_key, {"json": body}))
 
     def score(
         self,
-        conditions: Sequence[Sequence[str]] | bytes | Path,
-        pictures: bytes | Path | None,
+        conditions: Sequence[Sequence[str]] | bytes | str | Path,
+        pictures: bytes | str | Path | None,
         wait: bool,
         idempotency_key: str | None,
         options: Mapping[str, Any],
     ) -> Flow[Job]:
-        if isinstance(conditions, Path):
-            conditions = _content(conditions)
+        if isinstance(conditions, str | Path):
+            conditions = _content(Path(conditions))
         if pictures is not None and not isinstance(conditions, bytes):
-            conditions = json.dumps([list(entry) for entry in conditions]).encode()
+            conditions = json.dumps(_lists(conditions)).encode()
         if isinstance(conditions, bytes):
             fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
             files = {"file": ("test.json", conditions)}
             if pictures is not None:
-                files["pictures"] = ("pictures.zip", _zip(pictures) if isinstance(pictures, Path) else pictures)
+                files["pictures"] = ("pictures.zip", pictures if isinstance(pictures, bytes) else _zip(Path(pictures)))
             arguments: dict[str, Any] = {"files": files, "data": fields}
         else:
-            arguments = {"json": {"conditions": [list(entry) for entry in conditions], **options}}
+            arguments = {"json": {"conditions": _lists(conditions), **options}}
         return (yield from self._make("/score", wait, idempotency_key, arguments))
 
     def _make(self, path: str, wait: bool, key: str | None, arguments: Mapping[str, Any]) -> Flow[Job]:
@@ -296,6 +296,18 @@ class Flows:
 
     def ready(self) -> Flow[Ready]:
         return (yield from self._get("/readyz", Ready))
+
+
+def _lists(labels: Sequence[Sequence[str]]) -> list[list[str]]:
+    """As JSON has them. A text is a sequence too, of letters: ClientError where it stands in a list's place."""
+    entries = [labels] if isinstance(labels, str) else list(labels)
+    for entry in entries:
+        if isinstance(entry, str):
+            wanted = (
+                'wanted is a list of labels for each picture, such as [["red cube", "blue sphere"], ["gray cylinder"]]'
+            )
+            raise ClientError(f"{entry!r} is a text; {wanted}")
+    return [list(entry) for entry in entries]
 
 
 def _content(path: Path) -> bytes:

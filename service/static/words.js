@@ -20,7 +20,7 @@ export function lasting(seconds) {
 }
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-const authorization = () => (apiKey.get() ? ` \\\n  -H "authorization: Bearer $LABELGRID_KEY"` : "");
+const authorization = () => (apiKey.get() ? ` \\\n  -H "authorization: Bearer $LABELGRID_API_KEY"` : "");
 
 /** The command that draws the same; the key itself is left to the shell. */
 export function generateCommand(body) {
