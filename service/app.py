@@ -29,7 +29,8 @@ from service.settings import Settings
 from service.views import JobReader
 
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
-MAX_CONNECTIONS = 2000  # each waiting request holds one while it waits
+MAX_CONNECTIONS = 2000  # for reads that are answered at once
+MAX_WAITING = 2000  # more for those that wait: each waiting request holds one, and all streams of a job one
 
 DESCRIPTION = "Pictures of the objects that you name, each with a verdict of whether they are all there."
 
@@ -49,6 +50,13 @@ def _telemetry() -> dict[str, Any]:
     }
 
 
+def _reading(url: str, most: int) -> AsyncRedis:
+    """At most so many connections to Redis, opened when they are needed."""
+    return AsyncRedis.from_url(
+        url, protocol=2, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=5.0, max_connections=most
+    )
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application on `settings`, by default those of the environment."""
     settings = settings or Settings()
@@ -57,19 +65,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         connection = connect(settings.redis_url)
-        reading = AsyncRedis.from_url(
-            settings.redis_url,
-            protocol=2,
-            socket_timeout=SOCKET_TIMEOUT_S,
-            socket_connect_timeout=5.0,
-            max_connections=MAX_CONNECTIONS,
-        )
+        reading, waiting = (_reading(settings.redis_url, most) for most in (MAX_CONNECTIONS, MAX_WAITING))
         app.state.store = JobStore(connection, settings)
-        app.state.reader = JobReader(reading)
+        app.state.reader = JobReader(reading, waiting)
         app.state.feeds = Feeds(app.state.reader)
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
         yield
         await app.state.feeds.close()
+        await waiting.aclose()
         await reading.aclose()
         connection.close()
 

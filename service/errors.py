@@ -19,6 +19,7 @@
     ├── TooLarge              413  a body or a file of it; for bodies an HTTPException, see BodyLimit
     ├── TooManyRequests       429  Retry-After says when the next is taken
     ├── QueueFull             429  Retry-After says when there will be room
+    ├── ClientGone            499  the client left while it waited for the job: nobody reads this
     ├── NotInTime             504  for a client that cannot be answered 202
     ├── JobFailed             500  for a client that waited for the job
     └── Unavailable           503
@@ -200,6 +201,11 @@ class TooManyRequests(ServiceError):
 class QueueFull(ServiceError):
     status, slug, title = 429, "queue-full", "Too many pictures are waiting"
     example = "9990 pictures are waiting and 32 more would exceed 10000; nothing was queued"
+
+
+class ClientGone(ServiceError):
+    status, slug, title = 499, "client-gone", "The client is gone"
+    example = "the client left; the job goes on"
 
 
 class NotInTime(ServiceError):

@@ -78,7 +78,7 @@ class Feed:
         while self.watchers:
             with contextlib.suppress(OutOfMemoryError):  # there are no previews then
                 await connection.set(watched_key(self.job_id), 1, px=WATCHED_MS)
-            answer: Any = await connection.xread(seen, block=None if over else LOOK_AGAIN_MS)
+            answer: Any = await (connection.xread(seen) if over else self.reader.news(seen, LOOK_AGAIN_MS))
             for stream, entries in answer or []:
                 for raw, fields in entries:
                     entry = seen[text(stream)] = text(raw)

@@ -3,6 +3,7 @@
 What POST /generate and POST /score have in common.
 """
 
+import asyncio
 import hashlib
 import json
 import math
@@ -23,6 +24,7 @@ from service import tracing
 from service.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
 from service.errors import (
     BadRequest,
+    ClientGone,
     JobCancelled,
     JobFailed,
     KeyReuse,
@@ -179,6 +181,12 @@ def check_finished(job: Job, headers: Mapping[str, str] | None = None) -> None:
         raise JobCancelled("the job was cancelled while you waited for it", headers=headers, job=location)
 
 
+async def _left(request: Request) -> None:
+    """Returns when the client has left. Of a request whose body is read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 @dataclass(frozen=True)
 class JobSpec:
     """What a request asks for. `labels`, `layouts` and `pictures` are checked.
@@ -202,6 +210,7 @@ class JobSpec:
 class Submitter:
     """Creates jobs and answers with them."""
 
+    request: Request
     settings: Settings
     store: JobStore
     reader: JobReader
@@ -317,9 +326,23 @@ class Submitter:
         except KeyReused as error:
             raise KeyReuse.at(("header", "Idempotency-Key"), str(error)) from error
 
+    async def wait(self, job_id: str) -> Job:
+        """The job once it has ended, or as it stands when the client wants its answer. ClientGone if that leaves."""
+        waiting = asyncio.create_task(self.reader.wait(job_id, self.wishes.wait_s))
+        leaving = asyncio.create_task(_left(self.request))
+        try:
+            await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise ClientGone(ClientGone.example)
+            return waiting.result()
+        finally:
+            waiting.cancel()
+            leaving.cancel()
+            await asyncio.gather(waiting, leaving, return_exceptions=True)
+
     async def answer(self, job_id: str) -> Response:
         """The job, once it has ended or for as long as the client waits, as wished."""
-        job = await self.reader.wait(job_id, self.wishes.wait_s)
+        job = await self.wait(job_id)
         location = f"/jobs/{job_id}"
         headers = {"Vary": "Accept, Prefer"}
         if self.wishes.applied:
@@ -344,7 +367,7 @@ async def _submitter(
     wishes: Annotated[Wishes, Depends(read_wishes)],
     idempotency_key: IdempotencyKey = None,
 ) -> Submitter:
-    return Submitter(settings, store, reader, models, wishes, idempotency_key, owner)
+    return Submitter(request, settings, store, reader, models, wishes, idempotency_key, owner)
 
 
 SubmitterDep = Annotated[Submitter, Depends(_submitter)]

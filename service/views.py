@@ -3,6 +3,7 @@
 Knows the schemas and `jobs.py`'s keys; writes nothing.
 """
 
+import asyncio
 import json
 import math
 import statistics
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import MaxConnectionsError
 
 from service.errors import ExpiredJob, NotReady, ServiceError, UnknownJob, UnknownPicture
 from service.jobs import (
@@ -42,8 +44,9 @@ LOOK_AGAIN_MS = 2000  # a waiter reads the state at least this often, whatever e
 class JobReader:
     """What can be read of jobs, their pictures and the workers."""
 
-    def __init__(self, connection: Redis) -> None:
-        self.connection = connection
+    def __init__(self, connection: Redis, for_waiting: Redis | None = None) -> None:
+        """`for_waiting`: the connections of those who wait, who must not take away the others'."""
+        self.connection, self.for_waiting = connection, for_waiting or connection
         self.stopping = False  # the server shuts down
         self.leave_at = math.inf  # when, in monotonic seconds, those who wait are to have their answer
 
@@ -115,11 +118,21 @@ class JobReader:
             left_ms = int((min(deadline, self.leave_at) - time.monotonic()) * 1000)
             if status is None or status in TERMINAL or left_ms <= 0:
                 return await self.job(job_id)
-            answer = await self.connection.xread({events_key(job_id): seen}, block=min(left_ms, LOOK_AGAIN_MS))
-            entries = entries_of(answer)
+            entries = entries_of(await self.news({events_key(job_id): seen}, min(left_ms, LOOK_AGAIN_MS)))
             if entries:
                 seen = text(entries[-1][0])
             look = not entries or any(text(fields.get(b"status", b"")) in TERMINAL for _, fields in entries)
+
+    async def news(self, seen: dict[Any, Any], within_ms: int) -> Any:
+        """What streams, key -> last entry seen, get within a time; as XREAD has it.
+
+        Where more wait than there are connections for it, the others look at the end of that time only.
+        """
+        try:
+            return await self.for_waiting.xread(seen, block=within_ms)
+        except MaxConnectionsError:
+            await asyncio.sleep(within_ms / 1000)
+            return await self.connection.xread(seen)
 
     async def status(self, job_id: str) -> str | None:
         status = await self.connection.hget(job_key(job_id), "status")

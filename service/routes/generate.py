@@ -51,8 +51,10 @@ async def _as_json(request: Request) -> Request:
         raise BadRequest.at(("body", FILE), str(error)) from error
     content = json.dumps({**fields, "recipe": recipe.model_dump(mode="json")}).encode()
 
+    unread: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
+
     async def receive() -> Message:
-        return {"type": "http.request", "body": content, "more_body": False}
+        return unread.pop() if unread else await request.receive()
 
     headers = [pair for pair in request.scope["headers"] if pair[0] not in (b"content-type", b"content-length")]
     return Request({**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}, receive)

@@ -61,6 +61,7 @@ STREAM: dict[str, type[BaseModel]] = {
 
 
 def _submitter(
+    request: Request,
     settings: SettingsDep,
     store: StoreDep,
     reader: ReaderDep,
@@ -69,7 +70,7 @@ def _submitter(
     idempotency_key: IdempotencyKey = None,
 ) -> Submitter:
     wishes = Wishes(wait_s=settings.wait_s, png=False, applied=None)
-    return Submitter(settings, store, reader, models, wishes, idempotency_key, owner)
+    return Submitter(request, settings, store, reader, models, wishes, idempotency_key, owner)
 
 
 def _size_of(png: bytes) -> str:
@@ -114,7 +115,7 @@ async def generate_images(
     if body.stream:
         stream = _stream(feeds, job_id, body.partial_images or 0)
         return StreamingResponse(stream, media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
-    job = await submitter.reader.wait(job_id, submitter.wishes.wait_s)
+    job = await submitter.wait(job_id)
     if job.status not in TERMINAL:
         raise NotInTime(f"not finished within {submitter.wishes.wait_s:.0f} s; the job goes on", job=f"/jobs/{job_id}")
     check_finished(job)
