@@ -19,7 +19,9 @@ from shared.checkpoint import (
     SUFFIX,
     CheckpointError,
     CheckpointInfo,
+    check_folder,
     check_name,
+    judge_problem,
     promoted_names,
     read_info,
     resolve,
@@ -170,6 +172,7 @@ class Models:
             return self._usable(name)
         if complaint is not None:
             raise complaint
+        check_folder(self.storage)
         there = f"there: {', '.join(self._names())}" if self._names() else "there is no denoiser"
         raise CheckpointError(str(self.storage), f"no denoiser is promoted in {self.storage}; {there}")
 
@@ -201,12 +204,8 @@ class Models:
 
     def _judge_problem(self, info: CheckpointInfo) -> str | None:
         """Which labels of a model the promoted evaluator does not know."""
-        name = self._promoted.get("evaluator", "")
-        seen = self._seen.get(name + SUFFIX)
-        if seen is None or seen.info is None:
-            return None
-        unknown = [label for label in info.vocabulary if label not in set(seen.info.vocabulary)]
-        return f"has labels that the evaluator {name} does not know: {', '.join(unknown[:3])}" if unknown else None
+        seen = self._seen.get(self._promoted.get("evaluator", "") + SUFFIX)
+        return judge_problem(info, seen.info) if seen is not None and seen.info is not None else None
 
     def _base_problem(self, info: CheckpointInfo) -> str | None:
         """Why the model that an adapter changes is not there."""

@@ -196,14 +196,38 @@ def list_checkpoints(storage: Location) -> list[CheckpointInfo]:
 
 
 def promote(storage: Location, name: str) -> None:
-    """Make a checkpoint the default of its kind. CheckpointError if it is not there or not readable."""
+    """Make a checkpoint the default of its kind.
+
+    CheckpointError if it is not there or not readable, and for a denoiser that the promoted evaluator cannot judge.
+    """
     path = _path_of(storage, name)
+    check_folder(storage)
     if not _exists(path):
         raise CheckpointError(name, f"no such checkpoint in {storage}; {_what_is_there(storage)}")
-    kind = read_info(path).kind
+    info = read_info(path)
     with files.locked(storage):
-        names = promoted_names(storage) | {kind: name}
+        names = promoted_names(storage)
+        if info.kind == "denoiser" and "evaluator" in names:
+            _check_judge(info, storage, names["evaluator"])
+        names[info.kind] = name
         files.write(storage / PROMOTED_FILE, (json.dumps(names, indent=2, sort_keys=True) + "\n").encode())
+
+
+def judge_problem(info: CheckpointInfo, evaluator: CheckpointInfo) -> str | None:
+    """Which labels of a denoiser the evaluator does not know; None if it knows them all."""
+    known = set(evaluator.vocabulary)
+    if unknown := [label for label in info.vocabulary if label not in known]:
+        return f"has labels that the evaluator {evaluator.name} does not know: {', '.join(unknown[:3])}"
+    return None
+
+
+def _check_judge(info: CheckpointInfo, storage: Location, evaluator: str) -> None:
+    try:
+        judge = read_info(_path_of(storage, evaluator))
+    except CheckpointError:  # it judges nothing, and the next one may know the labels
+        return
+    if problem := judge_problem(info, judge):
+        raise CheckpointError(info.name, f"{problem}; promote an evaluator that knows them first")
 
 
 def promoted(storage: Location, kind: CheckpointKind = "denoiser") -> str | None:
@@ -213,6 +237,7 @@ def promoted(storage: Location, kind: CheckpointKind = "denoiser") -> str | None
 
 def resolve(storage: Location, name: str | None, kind: CheckpointKind) -> Location:
     """The file of checkpoint `name`, or of the promoted one if None. CheckpointError names what is there."""
+    check_folder(storage)
     wanted = name if name is not None else promoted(storage, kind)
     if wanted is None:
         reason = f"no {kind} is promoted in {storage}; {_what_is_there(storage, kind)}"
@@ -227,6 +252,13 @@ def resolve(storage: Location, name: str | None, kind: CheckpointKind) -> Locati
             wanted, f"is not a {kind} but a checkpoint of kind {info.kind}; {_what_is_there(storage, kind)}"
         )
     return path
+
+
+def check_folder(storage: Location) -> None:
+    """CheckpointError for a storage that is not there."""
+    with _reading(storage):
+        if not files.is_there(storage):
+            raise CheckpointError(str(storage), f"there is no folder {storage.absolute()}")
 
 
 def _what_is_there(storage: Location, kind: CheckpointKind | None = None) -> str:

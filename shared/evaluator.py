@@ -147,6 +147,8 @@ def _read_course_checkpoint(path: Path) -> Mapping[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         state: Mapping[str, Any] = content["model"]
+    except OSError as error:
+        raise CheckpointError(path.name, f"cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch raises a dozen kinds for a foreign file
         reason = f'not a checkpoint of the form {{"model": state_dict}}: {_short(error)}'
         raise CheckpointError(path.name, reason) from error

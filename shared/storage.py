@@ -81,6 +81,11 @@ def exists(path: Location) -> bool:
         return path.exists()
 
 
+def is_there(folder: Location) -> bool:
+    """Whether a storage is there. An address always is: object stores know no empty folders."""
+    return not isinstance(folder, Path) or folder.is_dir()
+
+
 def write(path: Location, *parts: "bytes | memoryview") -> None:
     """Write the file whole or not at all: a reader, or a crash at any moment, finds the old file or the new one.
 

@@ -372,6 +372,30 @@ def test_promotion_is_by_kind(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["d1.safetensors", "d2.safetensors", "e1.safetensors", "promoted.json"]
 
 
+def test_a_denoiser_is_promoted_after_an_evaluator_that_knows_its_labels(tmp_path: Path) -> None:
+    publish_toy(tmp_path, "colours", kind="evaluator")
+    publish_toy(tmp_path, "animals", vocabulary=("cat", "dog"))
+    promote(tmp_path, "colours")
+    assert refusal(lambda: promote(tmp_path, "animals")) == (
+        "animals: has labels that the evaluator colours does not know: cat, dog; "
+        "promote an evaluator that knows them first"
+    )
+    assert promoted(tmp_path) is None
+    publish_toy(tmp_path, "judge", kind="evaluator", vocabulary=("dog", "cat", "cow"))
+    promote(tmp_path, "judge")
+    promote(tmp_path, "animals")
+    assert promoted(tmp_path) == "animals"
+
+
+def test_an_evaluator_that_is_gone_keeps_nothing_from_being_promoted(tmp_path: Path) -> None:
+    publish_toy(tmp_path, "judge", kind="evaluator", vocabulary=("cow",))
+    promote(tmp_path, "judge")
+    (tmp_path / "judge.safetensors").unlink()
+    publish_toy(tmp_path)
+    promote(tmp_path, "toy")
+    assert promoted(tmp_path) == "toy"
+
+
 def test_promotions_wait_for_one_another(tmp_path: Path) -> None:
     publish_toy(tmp_path, "d1")
     other = threading.Thread(target=promote, args=(tmp_path, "d1"))
@@ -386,8 +410,14 @@ def test_promotions_wait_for_one_another(tmp_path: Path) -> None:
 
 def test_what_cannot_be_found_is_refused_with_what_is_there(tmp_path: Path) -> None:
     absent = tmp_path / "absent"
-    assert refusal(lambda: resolve(absent, None, "denoiser")) == (
-        f"{absent}: no denoiser is promoted in {absent}; there is no denoiser"
+    for act in (
+        lambda: resolve(absent, None, "denoiser"),
+        lambda: resolve(absent, "d1", "denoiser"),
+        lambda: promote(absent, "d1"),
+    ):
+        assert refusal(act) == f"{absent}: there is no folder {absent}"
+    assert refusal(lambda: resolve(tmp_path, None, "denoiser")) == (
+        f"{tmp_path}: no denoiser is promoted in {tmp_path}; there is no denoiser"
     )
     publish_toy(tmp_path, "d1")
     publish_toy(tmp_path, "d2")

@@ -87,6 +87,11 @@ def test_a_promotion_takes_effect_at_once(models: Models, folder: Path) -> None:
         models.find(None)
 
 
+def test_a_storage_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NoModel, match=rf"there is no folder {tmp_path}/absent$"):
+        Models(tmp_path / "absent").find(None)
+
+
 @pytest.mark.parametrize("reason", DAMAGES)
 @pytest.mark.parametrize("asked", [None, "a"])
 def test_a_checkpoint_that_is_damaged_serves_on_as_it_was(

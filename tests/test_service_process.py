@@ -309,6 +309,7 @@ def test_what_keeps_it_from_starting_is_said(storage: Path, tmp_path: Path) -> N
         taken.listen()
         assert "cannot be used" in run(port=taken.getsockname()[1])
     assert "no denoiser is promoted" in run("--storage", str(tmp_path), port=free_port())
+    assert f"there is no folder {tmp_path / 'no'}" in run("--storage", str(tmp_path / "no"), port=free_port())
     assert "loopback" in run("--host", "0.0.0.0", port=free_port())
 
 

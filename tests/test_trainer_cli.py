@@ -234,7 +234,7 @@ def test_train_refuses_bad_labels(command: Command, data: Path, case: str) -> No
         (["train", "--data", "data", "--steps", "1", "--name", "a/b"], '"a/b" is no checkpoint name', 1),
         (["train", "--data", "data", "--steps", "1", "--device", "tpu"], 'no device "tpu"; there are auto', 1),
         (["train", "--data", "data", "--steps", "1", "--device", "cuda:99"], r'no device "cuda:99" here', 1),
-        (["train", "--data", "data", "--steps", "1", "--evaluator", "nobody"], "nobody: no such evaluator", 1),
+        (["train", "--data", "data", "--steps", "1", "--evaluator", "nobody"], r"no folder /.*/models", 1),
         (["train", "--data", "data", "--steps", "1", "--tests", "bad.json"], r'bad\.json: .*unknown label "x"', 1),
         (["fit-evaluator", "--data", "data", "--held-out", "data"], "say how long", 1),
         (["fit-evaluator", "--data", "data", "--held-out", "no", "--steps", "1"], "'no' does not exist", 2),
@@ -247,7 +247,7 @@ def test_train_refuses_bad_labels(command: Command, data: Path, case: str) -> No
         (["render", "out", "--train", "data/train.json", "--scenes", "2"], "--scenes and --train exclude", 1),
         (["render", "out", "--size", "4"], "--size", 2),
         (["render", "bad.json", "--scenes", "1", "--size", "16"], r"bad\.json", 1),
-        (["promote", "nobody"], "nobody: no such checkpoint", 1),
+        (["promote", "nobody", "--storage", "."], "nobody: no such checkpoint", 1),
     ],
 )  # fmt: skip
 def test_one_line_for_what_is_wrong(
@@ -264,7 +264,8 @@ def test_one_line_for_what_is_wrong(
         (["good.json", "--model", "nobody"], "nobody: no such denoiser in .*; there: other, toy"),
         (["good.json", "--model", "toy-evaluator"], "is not a denoiser but a checkpoint of kind evaluator"),
         (["good.json", "--evaluator", "toy"], "is not a evaluator but a checkpoint of kind denoiser"),
-        (["good.json", "--evaluator", "missing.pth"], r"missing\.pth: not a checkpoint of the form"),
+        (["good.json", "--evaluator", "missing.pth"], r"missing\.pth: cannot be read: No such file"),
+        (["good.json", "--storage", "nope"], r"nope: there is no folder /.*/nope"),
         (["good.json", "--preset", "fast"], 'no sampling preset "fast"; there are default, report'),
         (["good.json", "--steps", "0"], "steps: .*greater than or equal to 1, got 0"),
         (["good.json", "--steps", "1001"], "steps: .*less than or equal to 1000, got 1001"),
@@ -281,7 +282,7 @@ def test_one_line_for_what_is_wrong(
 )
 def test_score_says_what_is_wrong(command: Command, storage: Path, arguments: list[str], message: str) -> None:
     Path("good.json").write_text('[["red cube"]]')
-    refused(command("score", *arguments, "--storage", storage), message)
+    refused(command("score", "--storage", storage, *arguments), message)
 
 
 def test_a_cut_checkpoint(command: Command, storage: Path, tmp_path: Path) -> None:
