@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from redis.exceptions import OutOfMemoryError
 
 from service.jobs import KEPT_EVENTS, events_key, live_key, text, watched_key
 from service.records import TERMINAL
+from service.ride_out import dispensable
 from service.schemas import Job
 from service.views import JobReader
 
@@ -76,7 +76,7 @@ class Feed:
         seen: dict[Any, Any] = {live: "0-0", events: "0-0"}  # Redis answers in this order
         over = False
         while self.watchers:
-            with contextlib.suppress(OutOfMemoryError):  # there are no previews then
+            with dispensable():  # there are no previews then
                 await connection.set(watched_key(self.job_id), 1, px=WATCHED_MS)
             answer: Any = await (connection.xread(seen) if over else self.reader.news(seen, LOOK_AGAIN_MS))
             for stream, entries in answer or []:

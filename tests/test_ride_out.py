@@ -16,7 +16,7 @@ from service.live import Live
 from service.ride_out import RideOut
 from service.settings import Settings
 from service.webhooks.due import DUE
-from tests.test_service_events import picture, row
+from tests.test_service_events import events, picture, row, submit, until_blocked
 from tests.test_webhooks import created
 
 
@@ -129,3 +129,20 @@ def test_the_api_says_that_redis_takes_no_writes(client: httpx.Client, alive: Jo
             assert answer.headers["retry-after"] == "10"
         assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
     assert client.delete(f"/jobs/{job['id']}").json()["status"] == "cancelled"
+
+
+@TAKES_NO_WRITES
+def test_a_job_is_told_of_without_previews(
+    client: httpx.Client, alive: JobStore, connection: Redis, state: Any
+) -> None:
+    job_id = submit(client)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(state(connection))
+        with client.stream("GET", f"/jobs/{job_id}/events") as response:
+            told = events(response)
+            assert next(told)["event"] == "job"
+            until_blocked(connection, 1)
+            assert not connection.exists(watched_key(job_id))
+            stack.close()
+            alive.cancel(job_id)
+            assert [event["event"] for event in told] == ["end"]

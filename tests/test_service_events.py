@@ -283,20 +283,6 @@ def test_a_job_that_ends_just_after_nothing_happened_has_its_end_told(
     assert asyncio.run(watch()) == ["end"]
 
 
-def test_a_job_is_told_of_where_redis_is_full(client: httpx.Client, store: JobStore) -> None:
-    job_id, connection = submit(client), store.connection
-    connection.config_set("maxmemory", 1)
-    try:
-        with client.stream("GET", f"/jobs/{job_id}/events") as response:
-            told = events(response)
-            assert next(told)["event"] == "job"
-            until_blocked(connection, 1)
-            store.cancel(job_id)
-            assert [event["event"] for event in told] == ["end"]
-    finally:
-        connection.config_set("maxmemory", 0)
-
-
 def test_a_watch_is_over_soon_after_the_client_left(client: httpx.Client, store: JobStore) -> None:
     job_id = submit(client)
     key = watched_key(job_id)
