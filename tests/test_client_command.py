@@ -118,10 +118,10 @@ def test_errors_are_one_line(run: Command, alive: JobStore, tmp_path: Path) -> N
 def test_places_that_cannot_be_written_are_refused_before_anything_is_asked(
     run: Command, client: httpx.Client, alive: JobStore, tmp_path: Path, option: str, place: str, words: str
 ) -> None:
-    """No worker takes jobs here: who asked first would wait."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text('[["red cube"]]')
-    for asked in (("generate", "red cube"), ("score", str(tmp_path / "file")), ("wait", "nobody")):
+    score = ("score", str(tmp_path / "file"), "--detach")
+    for asked in (("generate", "red cube", "--detach"), score, ("wait", "nobody")):
         refusal = (1, "", f"labelgrid: {words.format(at=tmp_path)}\n")
         assert run(*asked, option, str(tmp_path / place)) == refusal
     assert client.get("/jobs").json()["jobs"] == []
@@ -132,7 +132,7 @@ def test_a_grid_that_may_not_be_written_is_refused(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write to every folder
     for option, place in (("-o", tmp_path / "grid.png"), ("--images", tmp_path)):
-        code, _, err = run("generate", "red cube", option, str(place))
+        code, _, err = run("generate", "red cube", "--detach", option, str(place))
         assert (code, err) == (1, f"labelgrid: {tmp_path} cannot be written\n")
 
 
