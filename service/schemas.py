@@ -216,6 +216,7 @@ HEAD_EXAMPLE: dict[str, Any] = {
 JOB_EXAMPLE = {
     **HEAD_EXAMPLE,
     "labels": [["gray cylinder"]],
+    "first": 0,
     "result": {
         "accuracy": 1.0,
         "exact_match": 1.0,
@@ -251,6 +252,7 @@ class Job(JobHead):
 
     labels: list[list[str]] = Field(description="what was asked, a list for each picture of one repeat")
     layouts: Layouts | None = Field(None, description="where the objects of each were asked to stand")
+    first: int = Field(0, description="position of its first picture, for the seeds; not 0 where a recipe's was not")
     result: GenerateResult | ScoreResult | None
 
 

@@ -75,7 +75,9 @@ class JobReader:
             shown = [str(scores.best * n + i) for i in range(n)]  # a large job has verdicts of a hundred repeats
             found = await self.connection.hmget(verdicts_key(job_id), shown)
             result = _result(record, scores, read_verdicts(one for one in found if one is not None))
-        return Job(**_head(state, done), labels=record.labels, layouts=record.layouts, result=result)
+        return Job(
+            **_head(state, done), labels=record.labels, layouts=record.layouts, first=record.first, result=result
+        )
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Why there is nothing of a job."""

@@ -117,6 +117,16 @@ def test_the_grid_of_one_picture_is_that_picture(client: httpx.Client, working: 
     assert grid_of(client, job) == image(client, job)
 
 
+def test_a_job_says_what_its_recipe_needs(client: httpx.Client, working: Runner) -> None:
+    body = {"labels": LISTS, "seed": 7, "steps": 3}
+    original = image(client, client.post("/generate", json=body).json(), 2)
+    job = client.post("/generate", files={"file": original}).json()
+    assert job["first"] == 2
+    model = {"name": job["model"], "digest": job["digest"]}
+    recipe = {"version": 1, "model": model} | {name: job[name] for name in ("labels", "seed", "first", "options")}
+    assert image(client, client.post("/generate", json={"recipe": recipe}).json(), 0) == original
+
+
 def test_the_grid_of_a_scores_best_repeat_can_be_made_again(client: httpx.Client, working: Runner) -> None:
     job = client.post("/score", json={"conditions": LISTS, "repeats": 4, "seed": 5, "steps": 3}).json()
     original = grid_of(client, job)

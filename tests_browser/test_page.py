@@ -254,6 +254,63 @@ def test_history_address_and_reuse(opened: Page, compose: Compose, working: Runn
     expect(opened.locator("#go")).to_have_text("Draw 3 pictures")
 
 
+def drawn_again(page: Page, client: httpx.Client) -> dict[str, Any]:
+    """The job of a press of the button."""
+    before = page.url.partition("#")[2]
+    draw(page)
+    page.wait_for_url(re.compile(f"(?!.*{before})#[0-9a-f]{{32}}$"))
+    is_finished(page)
+    return shown_job(page, client)
+
+
+def test_a_picture_of_a_request_is_made_again_from_its_job(
+    page: Page, address: str, working: Runner, client: httpx.Client, tmp_path: Path
+) -> None:
+    """Its recipe's position decides its noise: by curl, and edited as a new job."""
+    whole = client.post("/generate", json={"labels": LISTS, "seed": 7, "steps": 3, "sampler": "euler"}).json()
+    picture = client.get(whole["result"]["pictures"][2]["url"]).content
+    job = client.post("/generate", files={"file": picture}).json()
+    page.goto(f"{address}#{job['id']}")
+    is_finished(page)
+    page.get_by_role("button", name="Copy as curl").click()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    page.get_by_role("button", name="Edit as new").click()
+    expect(page.locator("#kept")).to_contain_text("noise of its request's pictures from 3 on")
+    page.get_by_text("The same by curl").click()
+    for command in (copied, page.locator("#command").inner_text()):
+        subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=60)
+        assert (tmp_path / "grid.png").read_bytes() == picture
+        (tmp_path / "grid.png").unlink()
+    again = drawn_again(page, client)
+    assert client.get(again["result"]["grid_url"]).content == picture
+    page.get_by_label("Seed").fill("")
+    expect(page.locator("#kept")).to_be_hidden()
+    assert drawn_again(page, client)["first"] == 0
+
+
+def test_what_no_field_shows_is_kept_and_told(page: Page, address: str, working: Runner, client: httpx.Client) -> None:
+    options = {"sampler": "ddim", "eta": 0.8, "spacing": "trailing", "guidance_interval": [0.2, 0.8], "clip_x0": True}
+    job = client.post("/generate", json={"labels": LISTS, "seed": 7, "steps": 3, **options}).json()
+    page.goto(f"{address}#{job['id']}")
+    is_finished(page)
+    page.get_by_role("button", name="Edit as new").click()
+    kept = page.locator("#kept-words")
+    for words in ("eta 0.8", "spacing trailing", "guidance from 0.2 to 0.8 of T", "x0 clipped"):
+        expect(kept).to_contain_text(words)
+    assert (again := drawn_again(page, client))["options"] == job["options"]
+    assert client.get(again["result"]["grid_url"]).content == client.get(job["result"]["grid_url"]).content
+    page.get_by_label("Sampler").select_option("euler")
+    expect(kept).not_to_contain_text("eta")
+    assert drawn_again(page, client)["options"] == {**job["options"], "sampler": "euler", "eta": 0.0}
+    page.get_by_role("tab", name="Score a test file").click()
+    expect(kept).to_be_hidden()
+    page.get_by_role("tab", name="Draw pictures").click()
+    page.get_by_role("button", name="Drop what is kept from the job").click()
+    expect(kept).to_be_hidden()
+    plain = drawn_again(page, client)["options"]
+    assert (plain["spacing"], plain["guidance_interval"], plain["clip_x0"]) == ("uniform", [0.0, 1.0], False)
+
+
 def test_older_jobs_come_page_by_page(page: Page, address: str, client: httpx.Client, alive: JobStore) -> None:
     for _ in range(15):
         client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).raise_for_status()

@@ -53,7 +53,7 @@ function update() {
   if (mode === "draw") {
     button.textContent = count ? `Draw ${counted(count, "picture")}` : "Draw";
     button.disabled = sending || !count;
-    find("#command").textContent = generateCommand({ ...composer.asked(), ...options.peek(mode) });
+    find("#command").textContent = generateCommand(options.request(composer.asked(), options.peek(mode)));
   } else {
     button.textContent = testFile.pictures ? "Score these pictures" : "Score";
     button.disabled = sending || !testFile.lists;
@@ -72,7 +72,7 @@ async function go() {
   find("#refusal").textContent = "";
   sending = true;
   update();
-  const job = await attempt(() => (mode === "draw" ? createJob("generate", { ...composer.asked(), ...given }) : score(given)));
+  const job = await attempt(() => (mode === "draw" ? createJob("generate", options.request(composer.asked(), given)) : score(given)));
   sending = false;
   update();
   if (!job) return;
@@ -115,6 +115,7 @@ function setMode(next) {
     find(`#${name}-panel`).hidden = name !== mode;
   }
   find("#repeats-field").hidden = mode !== "score";
+  find("#kept-block").hidden = mode !== "draw"; // jobs are edited as new ones to draw
   find("#refusal").textContent = "";
   update();
 }

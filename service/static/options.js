@@ -1,17 +1,33 @@
 // The fields of seed, steps, guidance, repeats, sampler and model. Limits and defaults come from the API's own
-// description and from the model; an empty field is not sent, and so is the model's default.
+// description and from the model; an empty field is not sent, and so is the model's default. What a job has that no field
+// shows is kept when it is edited as a new one, and told in words.
 
 import { find, h } from "./dom.js";
+import { recipeOf } from "./words.js";
 
 const NUMBERS = ["seed", "steps", "guidance", "repeats"];
 const CHOICES = ["sampler", "model"];
+const KEPT = {
+  spacing: (name) => `spacing ${name}`,
+  guidance_interval: ([low, high]) => `guidance from ${low} to ${high} of T`,
+  eta: (eta) => `eta ${eta}`,
+  clip_x0: (on) => (on ? "x0 clipped" : "x0 not clipped"),
+};
 
 /** The options' fields; `changed()` is called after each change, `modelChanged(name)` after another model. */
 export class Options {
   constructor(changed, modelChanged) {
     this.models = [];
     this.defaults = {};
+    this.kept = {}; // a job's options that no field shows
+    this.first = 0; // position of a job's first picture
     for (const name of [...NUMBERS, ...CHOICES]) find(`#${name}`).addEventListener("input", changed);
+    for (const name of ["seed", "sampler"]) find(`#${name}`).addEventListener("input", () => this.#showKept());
+    find("#kept-drop").addEventListener("click", () => {
+      this.#keep({}, 0);
+      find("#steps").focus();
+      changed();
+    });
     find("#model").addEventListener("input", () => {
       this.#showDefaults();
       modelChanged(find("#model").value || null);
@@ -53,6 +69,44 @@ export class Options {
       find(`#${name}`).value = usual ? "" : job.options[name];
     }
     find("#seed").value = job.seed;
+    const own = Object.entries(job.options).filter(
+      ([name, value]) => name in KEPT && String(value) !== String(this.#usual()[name]),
+    );
+    this.#keep(Object.fromEntries(own), job.first);
+  }
+
+  /** What POST /generate is sent for `asked`, as the composer has it, with the options `given`. */
+  request(asked, given) {
+    if (!this.#keepsFirst()) return { ...asked, ...given };
+    const { seed, model: _, ...chosen } = given;
+    const options = { ...this.#usual(), ...chosen };
+    if (options.sampler !== "ddim") options.eta = 0;
+    const { name, digest } = this.model;
+    return { recipe: recipeOf({ ...asked, model: name, digest, seed, first: this.first, options }) };
+  }
+
+  #keep(kept, first) {
+    Object.assign(this, { kept, first });
+    this.#showKept();
+  }
+
+  /** The options that are kept; eta is ddim's alone. */
+  #keptOptions() {
+    const { eta, ...others } = this.kept;
+    const sampler = find("#sampler").value || this.#usual().sampler;
+    return eta !== undefined && sampler === "ddim" ? { ...others, eta } : others;
+  }
+
+  /** Whether a position is kept; without the job's seed it says nothing. */
+  #keepsFirst() {
+    return this.first > 0 && find("#seed").value !== "" && find("#seed").validity.valid && this.model !== undefined;
+  }
+
+  #showKept() {
+    const words = Object.entries(this.#keptOptions()).map(([name, value]) => KEPT[name](value));
+    if (this.#keepsFirst()) words.push(`noise of its request's pictures from ${this.first + 1} on`);
+    find("#kept").hidden = !words.length;
+    find("#kept-words").textContent = `Kept from the job: ${words.join(", ")}.`;
   }
 
   /** What was filled in, {steps: 20, ...}, or null after showing what is wrong with a field. */
@@ -64,7 +118,7 @@ export class Options {
       if (!field.reportValidity()) return null;
       if (field.value !== "") given[name] = Number(field.value);
     }
-    return { ...given, ...this.#chosen() };
+    return { ...given, ...this.#chosen(mode) };
   }
 
   /** The same without complaint: what cannot be used is left out. */
@@ -72,11 +126,12 @@ export class Options {
     const fine = NUMBERS.filter((name) => name !== "repeats" || mode === "score")
       .map((name) => [name, find(`#${name}`)])
       .filter(([, field]) => field.value !== "" && field.validity.valid);
-    return { ...Object.fromEntries(fine.map(([name, field]) => [name, Number(field.value)])), ...this.#chosen() };
+    return { ...Object.fromEntries(fine.map(([name, field]) => [name, Number(field.value)])), ...this.#chosen(mode) };
   }
 
-  #chosen() {
-    return Object.fromEntries(CHOICES.map((name) => [name, find(`#${name}`).value]).filter(([, value]) => value));
+  #chosen(mode) {
+    const chosen = CHOICES.map((name) => [name, find(`#${name}`).value]).filter(([, value]) => value);
+    return { ...Object.fromEntries(chosen), ...(mode === "draw" ? this.#keptOptions() : {}) };
   }
 
   /** The chosen model, as GET /models has it. */
@@ -99,5 +154,6 @@ export class Options {
       ...(this.samplers ?? []).filter((name) => name !== sampler).map((name) => h("option", { value: name }, name)),
     );
     find("#sampler").value = before === sampler ? "" : before;
+    this.#showKept();
   }
 }

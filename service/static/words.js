@@ -38,8 +38,20 @@ export function scoreCommand(fileName, zipName, fields) {
   return `curl -s ${address("score")}${authorization()} \\\n  ${parts.join(" ")}`;
 }
 
+/** A recipe (docs/recipes.md): what a request says, and the position of its first picture, which no request can. */
+export const recipeOf = ({ model, digest, labels, layouts, seed, first, options }) => ({
+  version: 1,
+  model: { name: model, digest },
+  labels,
+  ...(layouts && { layouts }),
+  seed,
+  first,
+  options,
+});
+
 /** A job's request for the same pictures again, with every option that it was made with. */
 export function requestOf(job) {
+  if (job.first) return { recipe: recipeOf(job) };
   const { eta, ...options } = job.options;
   const { labels, layouts, seed, model } = job;
   return { labels, ...(layouts && { layouts }), seed, model, ...options, ...(eta ? { eta } : {}) };
