@@ -275,6 +275,9 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", first["msg"])
         return from_service_error(NotJson(f"the body is not JSON: {reason} at character {first['loc'][-1]}"))
+    if first["loc"] == ("body",) and isinstance(first["input"], bytes):  # FastAPI reads no other type as JSON
+        sent = request.headers.get("content-type", "none")
+        return from_service_error(BadRequest.at(("header", "content-type"), f"{sent}; wanted application/json"))
     return from_service_error(BadRequest.from_errors(error.errors()))
 
 

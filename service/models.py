@@ -75,8 +75,11 @@ class Models:
     _looked_at: float = -1e9
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def find(self, name: str | None) -> CheckpointInfo:
-        """The denoiser `name`, or the promoted one. BadRequest for an unknown name, NoModel if none is promoted."""
+    def find(self, name: str | None, at: tuple[str, ...] = ("body", "model")) -> CheckpointInfo:
+        """The denoiser `name`, or the promoted one. BadRequest for an unknown name, NoModel if none is promoted.
+
+        `at`: where the request has the name.
+        """
         with self._lock:
             self._look()
             try:
@@ -84,7 +87,7 @@ class Models:
             except CheckpointError as error:
                 if name is None:
                     raise NoModel(str(error)) from error
-                raise BadRequest.at(("body", "model"), error.reason, models=self._names()) from error
+                raise BadRequest.at(at, error.reason, models=self._names()) from error
 
     def with_digest(self, digest: str) -> CheckpointInfo:
         """The denoiser of a digest, whatever its name is now. UnknownCheckpoint if it is not there."""

@@ -3,13 +3,23 @@
 Knows neither torch nor HTTP, so that the API can refuse a bad option without loading a network.
 """
 
+import difflib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 ScheduleName = Literal["linear", "quadratic", "cosine", "sigmoid"]
 SamplerName = Literal["ddpm", "ddpm_small", "ddim", "euler", "dpmpp_1", "dpmpp_2m", "sde_dpmpp_2m"]
@@ -40,10 +50,39 @@ MAX_UNKNOWN: Final = 20  # fields that an object does not have, of those that ar
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
-class Strict(BaseModel):
+class NoOtherFields(BaseModel):
+    """A field that it has not got is an error, which names the nearest that it has, or all of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _say_what_is_known(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(given)
+        except ValidationError as error:
+            if isinstance(given, dict) and given.keys() - cls.model_fields.keys():
+                raise _with_known_fields(error, list(cls.model_fields)) from None
+            raise
+
+
+def _with_known_fields(error: ValidationError, known: list[str]) -> ValidationError:
+    """The same error, with what pydantic does not say of unknown fields of the object itself."""
+    details = []
+    for one in error.errors(include_url=False):
+        message = one["msg"]
+        if one["type"] == "extra_forbidden" and len(one["loc"]) == 1:
+            near = difflib.get_close_matches(str(one["loc"][0])[:100], known, 1)
+            message = f"unknown; did you mean {near[0]}?" if near else f"unknown; known are {', '.join(known)}"
+        kind = PydanticCustomError(one["type"], message)
+        details.append(InitErrorDetails(type=kind, loc=one["loc"], input=one["input"]))
+    return ValidationError.from_exception_data(error.title, details)
+
+
+class Strict(NoOtherFields):
     """Takes values as they are: what is unknown or of another type is an error. Only 16.0 is 16, as in JSON Schema."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     @model_validator(mode="before")
     @classmethod

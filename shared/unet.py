@@ -8,21 +8,21 @@ import math
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.conditioning import CONDITIONINGS, LabelChannels, LabelEmbedding, PositionMap
-from shared.options import ConditioningName
+from shared.options import ConditioningName, NoOtherFields
 
 Positive = Annotated[int, Field(ge=1)]
 Blocks = Annotated[int, Field(ge=0)]
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(NoOtherFields):
     """Everything that fixes the network's shape; saved in every checkpoint."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     num_labels: Positive
     image_size: Positive = 64

@@ -150,7 +150,7 @@ def test_a_stream_without_an_end_ends_with_an_error(
         ({"prompt": PROMPT, "stream": True, "n": 2}, "n", "one picture"),
         ({"prompt": PROMPT, "stream": True, "response_format": "url"}, "response_format", "b64_json"),
         ({"prompt": PROMPT, "extra_body": {"steps": 0}}, "steps", "greater than"),
-        ({"prompt": PROMPT, "extra_body": {"wings": 2}}, "wings", "not permitted"),
+        ({"prompt": PROMPT, "extra_body": {"wings": 2}}, "wings", "unknown; known are seed"),
     ],
 )
 def test_bad_requests(ai: openai.OpenAI, alive: JobStore, arguments: Any, param: str, words: str) -> None:

@@ -284,6 +284,33 @@ def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: 
     assert nothing_is_queued(connection)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"), [("/generate", {"labels": LISTS}), ("/score", {"conditions": LISTS})], ids=["generate", "score"]
+)
+def test_an_unknown_field_is_refused_with_what_is_known(
+    client: httpx.Client, path: str, body: dict[str, object]
+) -> None:
+    found = problem(client.post(path, json={**body, "step": 3, "xyzzy": 4}), 422, "invalid-request")
+    assert found["detail"] == "step: unknown; did you mean steps?"
+    assert [error["type"] for error in found["errors"]] == ["extra_forbidden"] * 2
+    assert found["errors"][1]["msg"].startswith("unknown; known are seed, steps, ")
+
+
+@pytest.mark.parametrize("sent", ["application/x-www-form-urlencoded", None])
+def test_json_of_another_type_is_refused_by_its_type(client: httpx.Client, sent: str | None) -> None:
+    headers = {"content-type": sent} if sent else {}
+    response = client.post("/generate", content=b'{"labels": [["red cube"]]}', headers=headers)
+    found = problem(response, 422, "invalid-request")
+    assert found["detail"] == f"content-type: {sent or 'none'}; wanted application/json"
+
+
+def test_an_unknown_model_is_found_where_the_request_has_it(client: httpx.Client) -> None:
+    found = problem(client.get("/labels", params={"model": "zz"}), 422, "invalid-request")
+    assert found["errors"][0]["loc"] == ["query", "model"]
+    found = problem(client.post("/generate", json={"labels": LISTS, "model": "zz"}), 422, "invalid-request")
+    assert found["errors"][0]["loc"] == ["body", "model"]
+
+
 def test_a_full_queue_says_when_to_come_again(settings: Settings, alive: JobStore) -> None:
     with serving(settings.model_copy(update={"max_queued_pictures": 5})) as client:
         # An empty queue takes any one request.

@@ -158,7 +158,7 @@ def test_a_recipe_holds_the_layout_and_makes_the_picture_again(client: httpx.Cli
         ([[{"x": 0.5, "y": -0.1}] * 2, None], ["layouts", 0, 0, "y"], "greater than or equal to 0"),
         ([None, [{"x": 0.5}]], ["layouts", 1, 0, "y"], "Field required"),
         ([None, [{"x": "0.5", "y": 0.5}]], ["layouts", 1, 0, "x"], "valid number"),
-        ([None, [{"x": 0.5, "y": 0.5, "z": 0.5}]], ["layouts", 1, 0, "z"], "Extra inputs"),
+        ([None, [{"x": 0.5, "y": 0.5, "z": 0.5}]], ["layouts", 1, 0, "z"], "unknown; known are x, y"),
         ([None, [[0.5, 0.5]]], ["layouts", 1, 0], "valid dictionary"),
         ("left", ["layouts"], "valid list"),
     ],

@@ -133,7 +133,7 @@ def test_config_round_trip() -> None:
         ({"embedding": 15}, "must be even"),
         ({"channels": (8, 28)}, "do not divide into heads"),
         ({"conditioning": "prefix"}, "'embedding' or 'channels'"),
-        ({"width": 3}, "Extra inputs are not permitted"),
+        ({"chanels": (3,)}, "unknown; did you mean channels"),
     ],
 )
 def test_configurations_refused(changes: dict[str, Any], message: str) -> None:

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from shared.options import PredictionName, ScheduleName
+from shared.options import NoOtherFields, PredictionName, ScheduleName
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -13,10 +13,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Fit = Literal["squeeze", "pad"]  # to a square: by unequal scaling, or by repeating the edge first
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(NoOtherFields):
     """One training run. `network` holds NetworkConfig's fields besides the number of labels and the picture's size."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     network: dict[str, Any] = Field(default_factory=dict)
     image_size: Count = 64

@@ -23,7 +23,7 @@ def read_labels(
     ] = None,
 ) -> Labels:
     """The names that label lists may hold, in the order of the model's vocabulary."""
-    info = models.find(model)
+    info = models.find(model, ("query", "model"))
     return Labels(model=info.name, labels=list(info.vocabulary))
 
 
