@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 import httpx
 import pytest
+from PIL import Image
 from redis import Redis
 
 from service.client import ApiError, AsyncClient, Client, ClientError, Event, JobUnfinished, Options, Unreachable
@@ -105,6 +106,30 @@ def test_what_the_service_refuses_is_an_error_with_its_words(call: Call, alive: 
         call("events", "nobody")
     with pytest.raises(ClientError, match="No such file"):
         call("score", tmp_path / "nothing.json")
+
+
+def test_a_recipe_alone_makes_the_same_again(call: Call, working: Runner, tmp_path: Path) -> None:
+    grid = call("grid", call("generate", LISTS, steps=3, seed=7).id)
+    file = tmp_path / "grid.png"
+    file.write_bytes(grid)
+    with Image.open(file) as picture:
+        recipe = json.loads(picture.info["labelgrid"])
+    for given in (recipe, grid, file, str(file)):
+        assert call("grid", call("generate", recipe=given).id) == grid
+    for given in (recipe, file):
+        with pytest.raises(ApiError, match="a recipe stands alone, without labels"):
+            call("generate", LISTS, recipe=given)
+    with pytest.raises(ApiError, match="wanted labels, or a recipe"):
+        call("generate")
+
+
+def test_strips_are_fetched(call: Call, client: httpx.Client, working: Runner) -> None:
+    job = call("generate", LISTS, steps=3, trajectory=3)
+    assert call("strip", job.id, 1) == client.get(job.result.pictures[1].trajectory_url).content
+    again = call("generate", recipe=call("strip", job.id, 1))
+    assert call("strip", again.id, 0) == call("strip", job.id, 1)
+    with pytest.raises(ApiError, match="not asked for with a trajectory"):
+        call("strip", call("generate", LISTS, steps=1).id, 0)
 
 
 @pytest.mark.parametrize("given", ["red cube", ["red cube"], [["red cube"], "gray cube"]])

@@ -147,6 +147,25 @@ def test_lists_cut_no_ids_and_times(client: httpx.Client, url: str, alive: JobSt
         assert all(word in done.stdout for word in words), done.stdout
 
 
+def test_a_recipe_is_made_again_with_strips(
+    run: Command, client: httpx.Client, working: Runner, tmp_path: Path
+) -> None:
+    grid, images = tmp_path / "grid.png", tmp_path / "images"
+    line = ("generate", "red cube", "gray cube", "--steps", "3", "-o", str(grid))
+    assert run(*line)[0] == 0
+    again = tmp_path / "again.png"
+    line = ("--trajectory", "3", "--images", str(images), "-o", str(again), "--json")
+    code, out, _ = run("generate", "--recipe", str(grid), *line)
+    assert (code, again.read_bytes()) == (0, grid.read_bytes())
+    for i, picture in enumerate(json.loads(out)["result"]["pictures"]):
+        assert (images / f"{i}.png").read_bytes() == client.get(picture["url"]).content
+        assert (images / "strips" / f"{i}.png").read_bytes() == client.get(picture["trajectory_url"]).content
+    assert run("generate", "red cube", "--recipe", str(grid))[2].endswith("a recipe stands alone, without labels\n")
+    assert run("generate", "--recipe", str(tmp_path / "no.png"))[2].endswith("no.png: No such file or directory\n")
+    code, _, err = run("generate")
+    assert (code, "wanted are labels, or a --recipe" in err) == (2, True)
+
+
 def test_help_says_what_an_interval_takes() -> None:
     assert "--guidance-interval LOW HIGH" in CliRunner().invoke(app, ["generate", "--help"]).stdout
 

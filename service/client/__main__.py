@@ -33,7 +33,9 @@ app = typer.Typer(
 Url = Annotated[str, typer.Option(envvar="LABELGRID_URL", help="address of the service")]
 AsJson = Annotated[bool, typer.Option("--json", help="print what the service says, as JSON")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="where the grid goes, as PNG")]
-Images = Annotated[Path | None, typer.Option(help="folder for the single pictures: 0.png, 1.png, ...")]
+Images = Annotated[
+    Path | None, typer.Option(help="folder for the single pictures: 0.png, 1.png, ...; strips/ has their strips")
+]
 Detach = Annotated[bool, typer.Option("--detach", help="print the job's id at once and leave it to itself")]
 Seed = Annotated[int | None, typer.Option(help="the same seed gives the same pictures")]
 Steps = Annotated[int | None, typer.Option(help="steps of the sampler")]
@@ -124,8 +126,11 @@ def _show(client: Client, job: Job, output: Path | None, images: Path | None, as
         images.mkdir(parents=True, exist_ok=True)
         n = len(job.result.pictures)
         first = job.result.best * n if isinstance(job.result, ScoreResult) else 0
-        for i in range(n):
+        for i, picture in enumerate(job.result.pictures):
             (images / f"{i}.png").write_bytes(client.image(job.id, first + i))
+            if picture.trajectory_url is not None:
+                (images / "strips").mkdir(exist_ok=True)
+                (images / "strips" / f"{i}.png").write_bytes(client.strip(job.id, first + i))
     if as_json:
         print(job.model_dump_json(indent=2))
         return
@@ -138,7 +143,10 @@ def _show(client: Client, job: Job, output: Path | None, images: Path | None, as
 @app.command()
 def generate(
     context: typer.Context,
-    labels: Annotated[list[str], typer.Argument(help='pictures, each its labels: "red cube, blue sphere"')],
+    labels: Annotated[
+        list[str] | None,
+        typer.Argument(help='pictures, each its labels: "red cube, blue sphere"', show_default=False),
+    ] = None,
     url: Url = DEFAULT_URL,
     output: Output = None,
     images: Images = None,
@@ -155,19 +163,26 @@ def generate(
     layouts: Annotated[
         Path | None, typer.Option(help="where objects stand: a JSON file of what the API takes as `layouts`")
     ] = None,
+    trajectory: Annotated[int | None, typer.Option(help="stages of a strip of each picture's way from noise")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="a PNG of the service, to be made again; in place of labels and options")
+    ] = None,
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have pictures made and judged, one for each argument."""
-    lists = [[label.strip() for label in entry.split(",")] for entry in labels]
+    """Have pictures made and judged, one for each argument, or those of a recipe again."""
+    if not labels and recipe is None:
+        raise typer.BadParameter("wanted are labels, or a --recipe")
+    lists = [[label.strip() for label in entry.split(",")] for entry in labels] if labels else None
     options = _sampling(context)
     places = _read_layouts(layouts) if layouts else None
     with _connected(url) as client:
         _check_places(output, images)
+        ask = functools.partial(client.generate, lists, recipe=recipe, layouts=places, trajectory=trajectory, **options)
         if detach:
-            print(client.generate(lists, layouts=places, wait=False, **options).id)
+            print(ask(wait=False).id)
             return
-        job = _follow(client, lambda on_event: client.generate(lists, layouts=places, on_event=on_event, **options))
+        job = _follow(client, lambda on_event: ask(on_event=on_event))
         _show(client, job, output, images, as_json)
 
 

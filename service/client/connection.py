@@ -13,7 +13,7 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
 from service.client.errors import ClientError
-from service.client.flows import Event, Flow, Flows, Layouts, Next, Open, Options, Pause, Run, Send, Tell
+from service.client.flows import AnyRecipe, Event, Flow, Flows, Layouts, Next, Open, Options, Pause, Run, Send, Tell
 from service.schemas import Job, JobPage, Labels, ModelList, Ready
 
 T = TypeVar("T")
@@ -40,8 +40,8 @@ def _options(url: str | None, api_key: str | None, timeout_s: float) -> dict[str
     return {"base_url": parsed, "headers": headers, "timeout": timeout_s}
 
 
-def _with_repeats(repeats: int | None, options: Options) -> dict[str, Any]:
-    return {**options} if repeats is None else {"repeats": repeats, **options}
+def _with(options: Options, **more: int | None) -> dict[str, Any]:
+    return {**options, **{name: value for name, value in more.items() if value is not None}}
 
 
 class Client:
@@ -111,9 +111,11 @@ class Client:
 
     def generate(
         self,
-        labels: LabelLists,
+        labels: LabelLists | None = None,
         *,
+        recipe: AnyRecipe | None = None,
         layouts: Layouts | None = None,
+        trajectory: int | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
         idempotency_key: str | None = None,
@@ -121,9 +123,12 @@ class Client:
     ) -> Job:
         """One picture for each list of labels. The finished job, or, without `wait`, the queued one.
 
-        `layouts`: where each picture's objects stand, a point for each label, or None to have it drawn.
+        `layouts`: where each picture's objects stand, a point for each label, or None to have it drawn. `trajectory`:
+        stages of each picture's strip, for `strip`. In place of labels and options a `recipe`, as JSON or as the PNG
+        that carries it, its bytes or its path, makes the same pictures again.
         """
-        return self._run(self._flows.generate(labels, layouts, wait, idempotency_key, options), on_event)
+        given = _with(options, trajectory=trajectory)
+        return self._run(self._flows.generate(labels, recipe, layouts, wait, idempotency_key, given), on_event)
 
     def score(
         self,
@@ -141,7 +146,7 @@ class Client:
         With `pictures`, a zip of PNGs named in the file's order, its bytes or its path, or a folder of them, those are
         scored in place of `repeats` (10) runs of the model.
         """
-        flow = self._flows.score(conditions, pictures, wait, idempotency_key, _with_repeats(repeats, options))
+        flow = self._flows.score(conditions, pictures, wait, idempotency_key, _with(options, repeats=repeats))
         return self._run(flow, on_event)
 
     def job(self, job_id: str) -> Job:
@@ -169,6 +174,10 @@ class Client:
     def image(self, job_id: str, index: int) -> bytes:
         """The PNG of one picture."""
         return self._run(self._flows.image(job_id, index))
+
+    def strip(self, job_id: str, index: int) -> bytes:
+        """The PNG of one picture's way from noise to picture, of a job that was asked for with a `trajectory`."""
+        return self._run(self._flows.strip(job_id, index))
 
     def labels(self, model: str | None = None) -> Labels:
         return self._run(self._flows.labels(model))
@@ -246,15 +255,18 @@ class AsyncClient:
 
     async def generate(
         self,
-        labels: LabelLists,
+        labels: LabelLists | None = None,
         *,
+        recipe: AnyRecipe | None = None,
         layouts: Layouts | None = None,
+        trajectory: int | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        return await self._run(self._flows.generate(labels, layouts, wait, idempotency_key, options), on_event)
+        given = _with(options, trajectory=trajectory)
+        return await self._run(self._flows.generate(labels, recipe, layouts, wait, idempotency_key, given), on_event)
 
     async def score(
         self,
@@ -267,7 +279,7 @@ class AsyncClient:
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        flow = self._flows.score(conditions, pictures, wait, idempotency_key, _with_repeats(repeats, options))
+        flow = self._flows.score(conditions, pictures, wait, idempotency_key, _with(options, repeats=repeats))
         return await self._run(flow, on_event)
 
     async def job(self, job_id: str) -> Job:
@@ -290,6 +302,9 @@ class AsyncClient:
 
     async def image(self, job_id: str, index: int) -> bytes:
         return await self._run(self._flows.image(job_id, index))
+
+    async def strip(self, job_id: str, index: int) -> bytes:
+        return await self._run(self._flows.strip(job_id, index))
 
     async def labels(self, model: str | None = None) -> Labels:
         return await self._run(self._flows.labels(model))

@@ -33,6 +33,7 @@ FIRST_PAUSE_S: Final = 0.25  # doubled by each retry
 LONGEST_PAUSE_S: Final = 30.0  # a service that asks for more is not waited for
 LONGEST_POLL_S: Final = 5.0  # between looks at a job whose events do not come through
 Layouts = Sequence[Sequence[Point] | None]
+AnyRecipe = Mapping[str, Any] | bytes | str | Path  # as JSON has it, or the PNG that carries it: its bytes or its path
 HOPELESS: Final = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)  # the same again would fail the same
 
 
@@ -176,16 +177,26 @@ class Flows:
 
     def generate(
         self,
-        labels: Sequence[Sequence[str]],
+        labels: Sequence[Sequence[str]] | None,
+        recipe: AnyRecipe | None,
         layouts: Layouts | None,
         wait: bool,
         idempotency_key: str | None,
         options: Mapping[str, Any],
     ) -> Flow[Job]:
-        body: dict[str, Any] = {"labels": _lists(labels), **options}
+        body: dict[str, Any] = {**options}
+        if labels is not None:
+            body["labels"] = _lists(labels)
         if layouts is not None:
             body["layouts"] = [entry and [point.model_dump() for point in entry] for entry in layouts]
-        return (yield from self._make("/generate", wait, idempotency_key, {"json": body}))
+        if recipe is None:
+            arguments: dict[str, Any] = {"json": body}
+        elif isinstance(recipe, Mapping):
+            arguments = {"json": {**body, "recipe": {**recipe}}}
+        else:
+            png = recipe if isinstance(recipe, bytes) else _content(Path(recipe))
+            arguments = {"files": {"file": ("recipe.png", png)}, "data": _fields(body)}
+        return (yield from self._make("/generate", wait, idempotency_key, arguments))
 
     def score(
         self,
@@ -200,11 +211,10 @@ class Flows:
         if pictures is not None and not isinstance(conditions, bytes):
             conditions = json.dumps(_lists(conditions)).encode()
         if isinstance(conditions, bytes):
-            fields = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
             files = {"file": ("test.json", conditions)}
             if pictures is not None:
                 files["pictures"] = ("pictures.zip", pictures if isinstance(pictures, bytes) else _zip(Path(pictures)))
-            arguments: dict[str, Any] = {"files": files, "data": fields}
+            arguments: dict[str, Any] = {"files": files, "data": _fields(options)}
         else:
             arguments = {"json": {"conditions": _lists(conditions), **options}}
         return (yield from self._make("/score", wait, idempotency_key, arguments))
@@ -288,6 +298,9 @@ class Flows:
     def image(self, job_id: str, index: int) -> Flow[bytes]:
         return (yield from self._bytes(f"{_job_path(job_id)}/images/{index}.png"))
 
+    def strip(self, job_id: str, index: int) -> Flow[bytes]:
+        return (yield from self._bytes(f"{_job_path(job_id)}/trajectories/{index}.png"))
+
     def labels(self, model: str | None) -> Flow[Labels]:
         return (yield from self._get("/labels", Labels, {"model": model}))
 
@@ -308,6 +321,11 @@ def _lists(labels: Sequence[Sequence[str]]) -> list[list[str]]:
             )
             raise ClientError(f"{entry!r} is a text; {wanted}")
     return [list(entry) for entry in entries]
+
+
+def _fields(options: Mapping[str, Any]) -> dict[str, str]:
+    """As a form has them."""
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
 
 
 def _content(path: Path) -> bytes:
