@@ -21,6 +21,7 @@ from service.sent import sent_row
 from service.strips import Strips
 from service.turns import Standing, of_jobs, whose_turn
 from shared.denoise import Row
+from shared.device import lost
 from shared.evaluator import Judge, score_pictures
 from shared.layouts import positions_at
 from shared.options import SamplingOptions
@@ -28,6 +29,8 @@ from shared.pictures import png_bytes, to_uint8
 from shared.vocabulary import Vocabulary
 
 log = get_logger(__name__)
+
+CPU = torch.device("cpu")
 
 
 class RowStepper(Protocol):
@@ -72,8 +75,8 @@ class Engine:
 
     `few`: network rows from which on pictures of large jobs wait for small jobs (`turns.py`); None, and none waits.
     A step that raises is blamed on nobody: its pictures start again, one at a time, and only one that fails alone
-    is given up. Where the device itself has failed, DeviceLost leaves `step`: no picture can be made any more.
-    `recipe` says what a finished picture's PNG carries.
+    is given up. Where `device` itself has failed, DeviceLost leaves `admit` and `step`: no picture can be made any
+    more. `recipe` says what a finished picture's PNG carries.
     """
 
     def __init__(
@@ -85,11 +88,12 @@ class Engine:
         max_pictures: int,
         few: int | None = None,
         recipe: RecipeOf = lambda picture, verdict: None,
+        device: torch.device = CPU,
     ) -> None:
         if unknown := [name for name in vocabulary.names if name not in judge.vocabulary]:
             raise ValueError(f"the evaluator does not know the labels {', '.join(unknown)}")
         self.stepper, self.vocabulary, self.judge, self.max_pictures = stepper, vocabulary, judge, max_pictures
-        self.few, self.recipe = few, recipe
+        self.few, self.recipe, self.device = few, recipe, device
         self._rows_made = 0
         self._since: dict[Key, int] = {}  # by picture in the batch: network rows that were made when it joined
         self._strips = Strips()
@@ -128,6 +132,7 @@ class Engine:
                 else:
                     row = self.stepper.new_row(labels, picture.options, picture.seed, self._positions(picture))
             except Exception as error:
+                self._check_device(error)
                 log.exception("picture cannot begin", job_id=picture.job, picture=picture.index)
                 self._unmade.append(Unmade(picture, _reason(error)))
             else:
@@ -170,9 +175,8 @@ class Engine:
                 for picture, row in turn:
                     self._strips.look(picture, row)
                 ended += self._judge([(picture, row) for picture, row in turn if row.done])
-            except torch.AcceleratorError as error:  # but memory: CUDA refuses all work of a process after such a one
-                raise DeviceLost(str(error)) from error
             except Exception as error:
+                self._check_device(error)
                 ended += self._isolate(error, [picture for picture, _ in turn])
         for outcome in ended:
             self._remove(outcome.picture)
@@ -202,6 +206,11 @@ class Engine:
         self._batch.pop(picture.key, None)
         self._since.pop(picture.key, None)
         self._strips.forget(picture)
+
+    def _check_device(self, error: Exception) -> None:
+        """DeviceLost for an error after which the device computes nothing."""
+        if lost(error, self.device):
+            raise DeviceLost(str(error)) from error
 
     def _isolate(self, error: Exception, pictures: list[Picture]) -> list[Outcome]:
         if len(pictures) == 1:

@@ -210,9 +210,10 @@ class JobStore:
         if sent:
             pipe.hset(png_key(record.id), mapping={str(i): png for i, png in enumerate(sent)})
         pipe.sadd(OPEN, record.id)
-        ledger.enter(pipe, record.id, record.owner, record.created_at, self.lifetime_s, self.settings.remembered_s)
+        remembered_s = self.open_ttl_s + self.settings.remembered_s
+        ledger.enter(pipe, record.id, record.owner, record.created_at, self.lifetime_s, remembered_s)
         if asked is not None:
-            pipe.set(asked.redis_key, asked.note(record.id), ex=self.lifetime_s)
+            pipe.set(asked.redis_key, asked.note(record.id), ex=self.open_ttl_s)
         pictures = [picture.model_dump_json() for picture in record.pictures()]
         shares.join(pipe, record.id, record.owner, record.digest, record.created_at, pictures)
         self._set_deadline(record.id, pipe)
@@ -360,6 +361,10 @@ class JobStore:
     def done_indices(self, job_id: str) -> set[int]:
         return {int(index) for index in self.connection.hkeys(verdicts_key(job_id))}
 
+    def done_count(self, job_id: str) -> int:
+        """How many of its pictures are done."""
+        return self.connection.hlen(verdicts_key(job_id))
+
     def progress(self, job_ids: Iterable[str]) -> dict[str, tuple[str | None, set[int]]]:
         """The jobs' statuses, None for one that is gone, and the indices of their pictures that are done."""
         ids = list(job_ids)
@@ -435,16 +440,17 @@ class JobStore:
                     self._set_deadline(job_id, pipe)
                     pipe.execute()
             elif now >= int(overdue_at):
-                self.fail(job_id, f"not finished within {self.settings.job_timeout_s} s")
+                self.fail(job_id, "not finished in the time that a job has")  # its own, whatever is set here
                 continue
             if rq not in waiting and self._rq_lost(job_id):
                 lost.add(job_id)
         if any(status is None for status, *_ in states):
             shares.recount(self.connection)
         # RQ's own steps between queue and worker are not atomic: only what is missing twice in a row is lost.
-        for job_id in lost & self._lost_once:
+        twice, self._lost_once = lost & self._lost_once, lost
+        for job_id in twice:
             self.requeue(job_id)
-        self._lost_once = lost - self._lost_once
+            self._lost_once.discard(job_id)
         if dead := [name for name in self.connection.smembers(WORKERS) if not self.is_alive(text(name))]:
             self.connection.srem(WORKERS, *dead)
 

@@ -87,6 +87,7 @@ class Loader:
                 judge_of(self.judge, denoiser.aspect),
                 max_pictures=FEWEST,
                 recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
+                device=self.device,
             )
         except ValueError as error:
             raise CheckpointError(path.name, str(error)) from error
@@ -99,7 +100,7 @@ class Loader:
         judge = self.judge
         if self.judged_by is None or self.judged_by.digest != digest:
             judge = load_evaluator(self.cache.fetch(name, digest, "evaluator"), self.device)
-        engine = Engine(Sent(), judge.vocabulary, judge, max_pictures=JUDGED_TOGETHER)
+        engine = Engine(Sent(), judge.vocabulary, judge, max_pictures=JUDGED_TOGETHER, device=self.device)
         stream = PictureStream(self.connection, self.settings, digest, self.consumer)
         return Lane(name, digest, Sent(), engine, stream)
 

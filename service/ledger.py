@@ -56,15 +56,16 @@ def index_key(owner: str) -> str:
 
 
 def enter(pipe: Pipeline, job_id: str, owner: str, created_at: float, lifetime_s: int, remembered_s: int) -> None:
-    """Puts a job into its owner's index, takes those out that are older than any job can be, and leaves a tombstone.
+    """Puts a job into its owner's index, takes those out that are older than `lifetime_s`, and leaves a tombstone.
 
-    A job lives for `lifetime_s` at most; for `remembered_s` more it is known to have been.
+    For `remembered_s` it is known to have been. One that no worker ends in its time may be there when its owner's list
+    has it no more.
     """
     index = index_key(owner)
     pipe.zadd(index, {f"{_milliseconds(created_at)}-{job_id}": 0})
     pipe.zremrangebylex(index, "-", f"({_milliseconds(created_at - lifetime_s)}")
     pipe.expire(index, lifetime_s)
-    pipe.set(was_key(job_id), owner, ex=lifetime_s + remembered_s)
+    pipe.set(was_key(job_id), owner, ex=remembered_s)
 
 
 def _milliseconds(seconds: float) -> str:

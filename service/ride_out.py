@@ -28,13 +28,14 @@ log = get_logger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 1.0  # between two tries; random in between
 SAY_EVERY_S = 10.0
-REFUSALS = ("OOM command not allowed", "MISCONF ", "READONLY ")  # also within what a script or a transaction answers
+# Also within what a script or a transaction answers. Who waits in a Redis that becomes a replica is UNBLOCKED.
+REFUSALS = ("OOM command not allowed", "MISCONF ", "READONLY ", "NOREPLICAS ", "UNBLOCKED ")
 
 _dispensable = ContextVar("dispensable", default=False)
 
 
 def refuses_writes(error: Exception) -> bool:
-    """Whether Redis takes no writes for now: it is full, cannot write its files, or became a replica in a failover."""
+    """Whether Redis takes no writes for now: full, unable to write its files, without replicas, or itself one since."""
     if isinstance(error, OutOfMemoryError | ReadOnlyError):
         return True
     return isinstance(error, ResponseError) and any(refusal in str(error) for refusal in REFUSALS)

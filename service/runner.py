@@ -3,11 +3,12 @@
 The one place where engine and Redis meet. Knows neither HTTP nor RQ, so that a test can drive it.
 """
 
+import contextlib
 import math
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 
@@ -25,10 +26,11 @@ from service.logs import get_logger
 from service.metrics import PICTURES, one_step, waited
 from service.recipe import MadeWith
 from service.records import ACTIVE, Done, JobRecord, JobResult, Picture, Scores, Verdict
+from service.ride_out import dispensable
 from service.settings import Settings
 from service.stream import GROUP, Claim
 from shared.checkpoint import CheckpointError
-from shared.device import pick_device
+from shared.device import lost, pick_device
 from shared.evaluator import Judge, load_evaluator
 from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
@@ -172,7 +174,8 @@ class Runner:
                         self.turn()
                     else:
                         wait([loading], timeout=IDLE_WAIT_S)
-                self._add(loading.result())
+                with self._ends_if_lost():
+                    self._add(loading.result())
         return self.lane(record.model, record.digest)
 
     def run(self, job_id: str) -> None:
@@ -200,7 +203,7 @@ class Runner:
             if not self.turn(lane, job_id):
                 return
             if time.monotonic() - looked_at >= LOOK_S:
-                looked_at, done = time.monotonic(), len(self.store.done_indices(job_id))
+                looked_at, done = time.monotonic(), self.store.done_count(job_id)
         if self.store.is_open(job_id):
             self.store.requeue(job_id)
 
@@ -210,6 +213,10 @@ class Runner:
         `current`, the lane that job `job_id` waits for, stays loaded. Does nothing, and returns False, if that job has
         ended.
         """
+        with self._ends_if_lost():
+            return self._turn(current, job_id)
+
+    def _turn(self, current: Lane | None, job_id: str | None) -> bool:
         self._current = current
         if job_id in self._drop_ended(job_id):
             return False
@@ -226,7 +233,7 @@ class Runner:
                 worked = True
                 begun = time.monotonic()
                 with one_step(lane.name, len(lane.engine.rows()), lane.stepper):
-                    outcomes = self._step(lane)
+                    outcomes = lane.engine.step()
                 self._store(lane, outcomes)
                 if lane.makes:
                     self.rate.add(len(outcomes), time.monotonic() - begun)
@@ -240,22 +247,25 @@ class Runner:
         self.moved_at = time.monotonic()
         return True
 
-    def _step(self, lane: Lane) -> list[Outcome]:
-        """A step of a lane. Where the device is lost the process ends at once, as if it were killed.
+    @contextlib.contextmanager
+    def _ends_if_lost(self) -> Iterator[None]:
+        """Where the device is lost the process ends at once, as if it were killed.
 
         So its pictures count as of a worker that died: others take them up, and one that kills again is given up.
         """
         try:
-            return lane.engine.step()
-        except DeviceLost:
-            log.critical("the device has failed; this worker ends", model=lane.name, exc_info=True)
-            end_process(DEVICE_LOST)
+            yield
+        except Exception as error:
+            if isinstance(error, DeviceLost) or lost(error, self.device):
+                log.critical("the device has failed; this worker ends", exc_info=True)
+                end_process(DEVICE_LOST)
             raise
 
     def _sweep(self) -> None:
         if time.monotonic() - self._swept_at >= LOOK_S:
             self._swept_at = time.monotonic()
-            self.store.sweep()
+            with dispensable():  # what it cannot put right now, the next one does
+                self.store.sweep()
 
     def _measure(self, worked: bool) -> bool:
         """Times a call of a model whose limit is not known, when there is no work, or more than its batch takes."""

@@ -328,11 +328,14 @@ class Submitter:
 
     async def wait(self, job_id: str) -> Job:
         """The job once it has ended, or as it stands when the client wants its answer. ClientGone if that leaves."""
+        if self.wishes.wait_s <= 0:
+            return await self.reader.wait(job_id, 0.0)
         waiting = asyncio.create_task(self.reader.wait(job_id, self.wishes.wait_s))
         leaving = asyncio.create_task(_left(self.request))
         try:
             await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
+                leaving.result()  # raises what else ended it
                 raise ClientGone(ClientGone.example)
             return waiting.result()
         finally:

@@ -35,6 +35,7 @@ from service.recipe import shown_scores
 from service.records import TERMINAL, JobRecord, JobResult, Verdict
 from service.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Progress, Repeat, ScoreResult, Summary
 from service.shares import jobs_key, turns_key, waiting_key
+from shared.options import LIMITS
 
 SCORE_DIGITS = 6
 HEAD = ["record", "status", "started_at", "finished_at", "error"]  # what a job's hash has for a list
@@ -58,12 +59,18 @@ class JobReader:
     def left(self) -> bool:
         return time.monotonic() >= self.leave_at
 
-    async def job(self, job_id: str) -> Job:
-        """The job as it stands. UnknownJob, ExpiredJob if it is not there."""
+    async def job(self, job_id: str, *, small: bool = False) -> Job:
+        """The job as it stands. UnknownJob, ExpiredJob if it is not there.
+
+        Of a `small` one all verdicts are read in the same go; of a large one, which may have those of a hundred
+        repeats, the best repeat's are fetched after that.
+        """
         async with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
             pipe.hgetall(job_key(job_id))
             pipe.hlen(verdicts_key(job_id))
-            fields, done = await pipe.execute()
+            if small:
+                pipe.hgetall(verdicts_key(job_id))
+            fields, done, *verdicts = await pipe.execute()
         if not fields:
             raise await self._gone(job_id)
         state = {name.decode(): value.decode() for name, value in fields.items()}
@@ -72,8 +79,11 @@ class JobReader:
         if "result" in state:
             scores = JobResult.model_validate_json(state["result"])
             n = len(record.labels)
-            shown = [str(scores.best * n + i) for i in range(n)]  # a large job has verdicts of a hundred repeats
-            found = await self.connection.hmget(verdicts_key(job_id), shown)
+            shown = [str(scores.best * n + i) for i in range(n)]
+            if verdicts:
+                found = [verdicts[0].get(index.encode()) for index in shown]
+            else:
+                found = await self.connection.hmget(verdicts_key(job_id), shown)
             result = _result(record, scores, read_verdicts(one for one in found if one is not None))
         return Job(
             **_head(state, done), labels=record.labels, layouts=record.layouts, first=record.first, result=result
@@ -114,12 +124,16 @@ class JobReader:
         Events only wake; the state decides. Those that end no job, such as one for every picture, are passed over.
         """
         deadline = time.monotonic() + timeout_s
-        seen, look = "0-0", True
+        seen, look, small = "0-0", True, False
+        status: str | None = "running"
         while True:
-            status = await self.status(job_id) if look else "running"
+            if look:
+                found = await self.connection.hmget(job_key(job_id), ["status", "total"])
+                status, total = (None if one is None else text(one) for one in found)
+                small = total is not None and int(total) <= LIMITS.max_pictures_per_request
             left_ms = int((min(deadline, self.leave_at) - time.monotonic()) * 1000)
             if status is None or status in TERMINAL or left_ms <= 0:
-                return await self.job(job_id)
+                return await self.job(job_id, small=small)
             entries = entries_of(await self.news({events_key(job_id): seen}, min(left_ms, LOOK_AGAIN_MS)))
             if entries:
                 seen = text(entries[-1][0])

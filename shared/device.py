@@ -32,6 +32,21 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("cuda", index)
 
 
+def lost(error: Exception, device: torch.device) -> bool:
+    """Whether an error means that the device computes nothing more for this process.
+
+    After an illegal access CUDA refuses all that follows, after a call that asked for too much it does not: so it is
+    given a trifle to compute.
+    """
+    if not isinstance(error, torch.AcceleratorError):
+        return False
+    try:
+        torch.zeros(1, device=device).add_(1).item()
+    except torch.AcceleratorError:
+        return True
+    return False
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """bfloat16 where the device multiplies it faster than float32, else None."""
     if device.type == "cuda":

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from shared.device import kept_memory
+from shared.device import kept_memory, lost
 
 
 def _faults(rounds: int = 5) -> int:
@@ -24,3 +24,16 @@ def test_kept_memory_serves_the_next_tensors() -> None:
     with kept_memory():
         assert _faults() * 10 < without
     assert _faults() * 2 > without  # and is handed back afterwards
+
+
+def test_a_device_is_lost_where_it_computes_nothing_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, error = torch.device("cpu"), torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    assert not lost(error, device)
+    monkeypatch.setattr(torch, "zeros", refuse)
+    assert lost(error, device)
+    assert not lost(RuntimeError("poison"), device)
+    assert not lost(torch.OutOfMemoryError("CUDA out of memory"), device)

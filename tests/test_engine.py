@@ -253,22 +253,24 @@ def test_others_join_again_where_the_picture_that_is_made_alone_is_dropped() -> 
     assert len(run(one)) == 1
 
 
+def fail(*_: object) -> None:
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
 @pytest.mark.parametrize("together", [1, 3])
 def test_a_device_that_failed_is_blamed_on_no_picture(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(rows: Sequence[Row]) -> None:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
     one = engine()
     one.admit([picture(i) for i in range(together)])
     monkeypatch.setattr(one.stepper, "step", fail)
+    monkeypatch.setattr("service.engine.lost", lambda error, device: True)
     with pytest.raises(DeviceLost, match="illegal memory access"):
         one.step()
+    monkeypatch.setattr(one.stepper, "new_row", fail)
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        one.admit([picture(7)])
 
 
-def test_memory_that_the_device_has_not_is_no_lost_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(rows: Sequence[Row]) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
+def test_a_picture_that_a_device_refuses_and_outlives_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine()
     one.admit([picture(0), picture(1)])
     monkeypatch.setattr(one.stepper, "step", fail)

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import torch
 
 from shared.layouts import nearest_pair
 from tests.test_trainer_cli import Command, command, refused
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
+from trainer.errors import TrainerError
 from trainer.limit import distances_of, scene_apart
 from trainer.scene import picture_position
 
@@ -61,6 +63,8 @@ def test_objects_keep_as_far_apart_as_in_a_denoisers_arrangements(command: Comma
     rng, labels = np.random.default_rng(0), ["red cube", "blue sphere"]
     points = [[picture_position(placed) for placed in scene_apart(labels, rng, [0.0, 0.3])] for _ in range(20)]
     assert min(nearest_pair(torch.tensor(pair)) for pair in points) >= 0.3
+    with pytest.raises(TrainerError, match=r"2 objects keep 0\.95 of the picture apart"):
+        scene_apart(labels, rng, [0.0, 0.95])
     (tmp_path / "lists.json").write_text(json.dumps([labels]))
     to = ("limit", tmp_path / "lists.json", "--storage", tmp_path / "models", "--repeats", 1, "--placed-as")
     code, _, err = command(*to, "placing", "--json", tmp_path / "a.json")

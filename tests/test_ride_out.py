@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -11,9 +12,10 @@ from redis import Redis
 from redis.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from rq import Queue
 
-from service.jobs import JobStore, connect, live_key, watched_key
+from service.jobs import JobStore, connect, job_key, live_key, watched_key
 from service.live import Live
 from service.ride_out import RideOut
+from service.runner import Runner
 from service.settings import Settings
 from service.webhooks.due import DUE
 from tests.test_service_events import events, picture, row, submit, until_blocked
@@ -68,6 +70,37 @@ def test_a_worker_waits_until_redis_takes_writes(connection: Redis, settings: Se
             assert pipe.set("other", "value").execute() == [True]
         worker.close()
     assert len(looks) == 2
+
+
+def test_a_worker_that_waits_for_jobs_goes_on_when_redis_becomes_a_replica(
+    connection: Redis, settings: Settings
+) -> None:
+    worker = connect(settings.redis_url, retry=RideOut(lambda: False))
+    with ThreadPoolExecutor(1) as thread:
+        found = thread.submit(worker.blpop, ["queue"], 10)
+        until_blocked(connection, 1)
+        with read_only(connection):
+            pass
+        connection.rpush("queue", "job")
+        assert found.result(10) == (b"queue", b"job")
+    worker.close()
+
+
+@TAKES_NO_WRITES
+def test_what_a_sweep_cannot_put_right_is_not_waited_for(
+    connection: Redis, settings: Settings, impatient: Redis, state: Any
+) -> None:
+    job_id = created(JobStore(connection, settings), "http://127.0.0.1/hook")
+    connection.hdel(job_key(job_id), "rq")
+    runner = Runner(impatient, settings, "w1")
+    for _ in range(2):  # only what is missing twice is put right
+        runner._swept_at = 0.0
+        with state(connection):
+            runner._sweep()
+    assert not connection.hexists(job_key(job_id), "rq")
+    runner._swept_at = 0.0
+    runner._sweep()
+    assert connection.hexists(job_key(job_id), "rq")
 
 
 AOF = "MISCONF Errors writing to the AOF file: No space left on device"

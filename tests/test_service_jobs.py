@@ -130,8 +130,7 @@ def test_what_is_finished_expires_as_a_whole(store: JobStore, a: PictureStream, 
     store.finish(job.id, RESULT, b"grid")
     keys = [job_key(job.id), verdicts_key(job.id), png_key(job.id), events_key(job.id)]
     assert all(0 < connection.ttl(key) <= store.settings.job_ttl_s for key in keys)
-    lifetime_s = store.settings.job_ttl_s + store.settings.job_timeout_s
-    assert 0 <= lifetime_s + store.settings.remembered_s - connection.ttl(was_key(job.id)) < 60
+    assert 0 <= store.open_ttl_s + store.settings.remembered_s - connection.ttl(was_key(job.id)) < 60
 
 
 def test_an_open_job_outlives_its_time_and_nothing_of_it_is_kept_for_ever(

@@ -422,23 +422,30 @@ def test_a_poison_picture_fails_its_job_only(
     assert connection.xlen(runner.lane().stream.key) == 0
 
 
+@pytest.mark.parametrize("where", ["new_row", "step"])
 def test_where_the_device_fails_the_worker_ends_and_fails_no_job(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+    runner: Runner,
+    store: JobStore,
+    create: Callable[..., JobRecord],
+    connection: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
 ) -> None:
     ended: list[int] = []
     job = create()
 
-    class Failed(Counting):
-        def step(self, rows: Sequence[Row]) -> None:
-            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-    Failed(runner.lane())
+    monkeypatch.setattr(runner.lane().stepper, where, fail)
+    monkeypatch.setattr("service.engine.lost", lambda error, device: True)
     monkeypatch.setattr("service.runner.end_process", ended.append)
     with pytest.raises(DeviceLost):
         runner.run(job.id)
     assert ended == [70]
     assert status(store, job) == "running"
-    assert len(runner.lane().claims) == 3  # which others take over, as of a worker that was killed
+    stream = runner.lane().stream
+    assert connection.xpending(stream.key, "workers")["pending"] == 3  # which others take over
 
 
 def test_a_model_whose_labels_the_evaluator_does_not_know_fails_its_job(

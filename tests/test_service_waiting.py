@@ -1,10 +1,12 @@
 """Requests that wait for their job: they hold nothing once their client has left, and take nothing from others."""
 
+import asyncio
 import contextlib
 import json
 import socket
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -59,6 +61,14 @@ def test_more_may_wait_than_there_are_connections_for_it(
     settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.app, "MAX_WAITING", 1)
+    monkeypatch.setattr(service.app, "MAX_CONNECTIONS", 20)
+    refused: list[float] = []  # as many as find no connection
+
+    async def sleep(seconds: float) -> None:
+        refused.append(seconds)
+        await asyncio.sleep(seconds)
+
+    monkeypatch.setattr(service.views, "asyncio", SimpleNamespace(sleep=sleep))
     for module in (service.views, service.events):
         monkeypatch.setattr(module, "LOOK_AGAIN_MS", 100)
     answers: list[int] = []
@@ -76,11 +86,36 @@ def test_more_may_wait_than_there_are_connections_for_it(
             time.sleep(0.01)
         with contextlib.ExitStack() as stack:
             streams = [stack.enter_context(client.stream("GET", f"/jobs/{job_id}/events")) for job_id in jobs]
-            time.sleep(0.3)  # for some reads to have found no connection
+            while len(refused) < 2 * len(threads):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             assert client.get("/jobs").status_code == 200
             for job_id in jobs:
                 alive.cancel(job_id)
             assert all("event: end" in stream.read().decode() for stream in streams)
+        for thread in threads:
+            thread.join()
+    assert answers == [409] * len(threads)
+
+
+def test_those_who_wait_leave_the_others_their_connections(
+    settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.app, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(service.views, "LOOK_AGAIN_MS", 14_000)  # no read ends by itself
+    answers: list[int] = []
+    with serving(settings) as client:
+
+        def wait() -> None:
+            answers.append(httpx.post(f"{client.base_url}/generate", json={"labels": LISTS}, timeout=30).status_code)
+
+        threads = [threading.Thread(target=wait) for _ in range(4)]
+        for waiting, thread in enumerate(threads, 1):
+            thread.start()
+            until_waiting(alive, waiting)
+        assert client.get("/jobs").status_code == 200
+        for raw in alive.connection.smembers("labelgrid:open"):
+            alive.cancel(text(raw))
         for thread in threads:
             thread.join()
     assert answers == [409] * len(threads)

@@ -31,6 +31,8 @@ from trainer.render_folder import scene_objects
 from trainer.scene import SceneObject, picture_position
 from trainer.score import ScoredRun, summary, targets_of
 
+MOST_TRIES = 2000  # scenes; half of those that come by chance keep i-CLEVR's objects apart
+
 
 def distances_of(storage: Path, name: str) -> list[float]:
     """The least distance between two objects in a denoiser's arrangements, of 1, 2, ... objects."""
@@ -41,12 +43,16 @@ def distances_of(storage: Path, name: str) -> list[float]:
 
 
 def scene_apart(labels: list[str], rng: np.random.Generator, apart: Sequence[float]) -> list[SceneObject]:
-    """A scene whose nearest two objects of n are at least apart[n - 1] from each other in the picture; any beyond."""
+    """A scene whose nearest two objects of n are at least apart[n - 1] from each other in the picture; any beyond.
+
+    TrainerError where none is found, as for arrangements of other pictures.
+    """
     least = apart[len(labels) - 1] if len(labels) <= len(apart) else 0.0
-    while True:
+    for _ in range(MOST_TRIES):
         scene = scene_objects(labels, rng)
         if nearest_pair(torch.tensor([picture_position(placed) for placed in scene])) >= least:
             return scene
+    raise TrainerError(f"no scene found whose {len(labels)} objects keep {least:.2f} of the picture apart")
 
 
 def render_runs(

@@ -189,6 +189,8 @@ def run_training(
         budget = Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
     start = starting_weights(storage, start_from, config, dataset) if start_from else None
     if not int(os.environ.get("RANK", "0")):
+        if not (folder / "state.pt").exists():  # there is no run that could be gone on with
+            (folder / "setup.json").unlink(missing_ok=True)
         keep_setup(folder, {"start_from": start_from})
     task = progress.add_task("training (per mille)", total=1000)
 
