@@ -158,7 +158,7 @@ def pooled(by: dict[str, list[Served]]) -> Data:
 def p95_ratio(by: dict[str, list[Served]]) -> Data:
     """Of the requests of all rounds together: a round has some thirty, and its p95 rests on two of them.
 
-    Its spread is that of the ratio with one round after the other left out.
+    Its spread takes in the ratios with one round after the other left out.
     """
 
     def ratio(left_out: int | None) -> float:
@@ -166,7 +166,8 @@ def p95_ratio(by: dict[str, list[Served]]) -> Data:
         return float(found[CONTINUOUS]["p95"] / found[REQUEST_LEVEL]["p95"])
 
     rounds, whole = len(by[CONTINUOUS]), ratio(None)
-    return {**figure([ratio(i) for i in range(rounds)] if rounds > 1 else [whole]), "median": whole}
+    others = [ratio(i) for i in range(rounds)] if rounds > 1 else []
+    return {**figure([whole, *others]), "median": whole, "n": rounds}
 
 
 def rates(by: dict[str, list[Served]]) -> Data:

@@ -53,8 +53,8 @@ UNATTENDED_S = 7 * 86400  # an open job is kept so much longer than its time, so
 SWEPT = 500  # jobs, about, that one sweep looks at: it stays short however many wait
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 
-# When an open job is overdue, unless that is known. KEYS: job, verdicts, png, events, waiting pictures. ARGV: the time
-# that a job has from now on, and how long it is kept, both in s.
+# When an open job is overdue, unless that is known. KEYS: job, and what else there may be of it. ARGV: the time that a
+# job has from now on, and how long it is kept, both in s.
 _SET_DEADLINE = """
 local status = redis.call('HGET', KEYS[1], 'status')
 if status ~= 'queued' and status ~= 'running' then return end
@@ -77,12 +77,14 @@ redis.call('HDEL', KEYS[2], 'status')
 redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 7))
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[5], 'grid', ARGV[5]) end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
-if to ~= 'running' then
+if to == 'running' then
+  redis.call('EXPIRE', KEYS[3], ARGV[3])
+else
   redis.call('SREM', KEYS[1], ARGV[1])
   local rq = redis.call('HGET', KEYS[2], 'rq')
   if rq and redis.call('LREM', KEYS[6], 1, rq) == 1 then redis.call('DEL', ARGV[6] .. rq) end
+  for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
 end
-for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
 """
 _MOVE += due.NOTE + "return {due, redis.call('HGET', KEYS[2], 'record')}\n"
 
@@ -216,7 +218,8 @@ class JobStore:
             pipe.set(asked.redis_key, asked.note(record.id), ex=self.open_ttl_s)
         pictures = [picture.model_dump_json() for picture in record.pictures()]
         shares.join(pipe, record.id, record.owner, record.digest, record.created_at, pictures)
-        self._set_deadline(record.id, pipe)
+        keys = [job_key(record.id), shares.pictures_key(record.id)]
+        self._set_deadline(pipe, [*keys, png_key(record.id)] if sent else keys)
         try:
             pipe.execute()
         except ExecAbortError as error:  # each command was taken, but there was no room any more for all of them
@@ -224,8 +227,7 @@ class JobStore:
                 raise OutOfMemoryError(str(error)) from error
             raise
 
-    def _set_deadline(self, job_id: str, pipe: Pipeline) -> None:
-        keys = [key(job_id) for key in (job_key, verdicts_key, png_key, events_key, shares.pictures_key)]
+    def _set_deadline(self, pipe: Pipeline, keys: Sequence[str]) -> None:
         pipe.eval(_SET_DEADLINE, len(keys), *keys, self.settings.job_timeout_s, self.open_ttl_s)
 
     def standing(self, asked: Asked) -> str | None:
@@ -436,8 +438,9 @@ class JobStore:
                 self.connection.srem(OPEN, job_id)
                 continue
             if overdue_at is None:  # created by an API of before there were deadlines
+                all_of_it = (job_key, verdicts_key, png_key, events_key, shares.pictures_key)
                 with self.connection.pipeline(transaction=False) as pipe:
-                    self._set_deadline(job_id, pipe)
+                    self._set_deadline(pipe, [key(job_id) for key in all_of_it])
                     pipe.execute()
             elif now >= int(overdue_at):
                 self.fail(job_id, "not finished in the time that a job has")  # its own, whatever is set here

@@ -4,6 +4,7 @@ What POST /generate and POST /score have in common.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import math
@@ -330,18 +331,22 @@ class Submitter:
         """The job once it has ended, or as it stands when the client wants its answer. ClientGone if that leaves."""
         if self.wishes.wait_s <= 0:
             return await self.reader.wait(job_id, 0.0)
-        waiting = asyncio.create_task(self.reader.wait(job_id, self.wishes.wait_s))
         leaving = asyncio.create_task(_left(self.request))
         try:
-            await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                leaving.result()  # raises what else ended it
-                raise ClientGone(ClientGone.example)
-            return waiting.result()
+            async with asyncio.timeout(None) as patience:
+
+                def leave(left: asyncio.Task[None]) -> None:
+                    with contextlib.suppress(RuntimeError):  # the wait is over already
+                        if not left.cancelled():
+                            patience.reschedule(0.0)
+
+                leaving.add_done_callback(leave)
+                return await self.reader.wait(job_id, self.wishes.wait_s)
+        except TimeoutError:
+            leaving.result()  # raises what else ended it
+            raise ClientGone(ClientGone.example) from None
         finally:
-            waiting.cancel()
             leaving.cancel()
-            await asyncio.gather(waiting, leaving, return_exceptions=True)
 
     async def answer(self, job_id: str) -> Response:
         """The job, once it has ended or for as long as the client waits, as wished."""

@@ -114,8 +114,13 @@ def test_those_who_wait_leave_the_others_their_connections(
             thread.start()
             until_waiting(alive, waiting)
         assert client.get("/jobs").status_code == 200
-        for raw in alive.connection.smembers("labelgrid:open"):
-            alive.cancel(text(raw))
+        jobs = [text(raw) for raw in alive.connection.smembers("labelgrid:open")]
+        for answered, job_id in enumerate(jobs, 1):  # one by one: each is read once more at its end
+            alive.cancel(job_id)
+            deadline = time.monotonic() + 10
+            while len(answers) < answered:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
         for thread in threads:
             thread.join()
     assert answers == [409] * len(threads)
