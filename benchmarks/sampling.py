@@ -82,11 +82,11 @@ def qualities(
 ) -> dict[str, Data]:
     """Scores of each way's pictures. The report's 999 steps are taken by our loop, in our precision: same equations."""
     lists = subject.label_lists(count)
-    hot, found = subject.multi_hot(lists, ours.vocabulary), {}
+    hot, told, found = subject.multi_hot(lists, ours.vocabulary), subject.told(ours, lists), {}
     for name, (stepper, options) in samplings.items():
         found[name] = subject.quality(judge, sample(stepper, hot, options, subject.seeds(count)), lists)
     for name, pipe in pipelines.items():
-        images = pipe(subject.told(ours, lists), STEPS, GUIDANCE, torch.Generator().manual_seed(0))
+        images = pipe(told, STEPS, GUIDANCE, torch.Generator().manual_seed(0))
         found[name] = subject.quality(judge, images, lists)
     say(f"  scoring {report_count} pictures of the report's 999 steps")
     few = lists[:report_count]

@@ -23,7 +23,7 @@ else:  # pydantic knows no UPath, which is there only where a storage needs it
 
 
 PREFIX = "LABELGRID_"
-NOT_OURS = {"LABELGRID_URL", "LABELGRID_API_KEY", "LABELGRID_KEY"}  # the client's, and the page's curl command's
+NOT_OURS = {"LABELGRID_URL", "LABELGRID_API_KEY"}  # the client's
 
 
 def _lower(value: Any) -> Any:

@@ -200,13 +200,15 @@ def test_the_batch_is_bounded_and_what_is_left_follows(
     assert settings.batch_pictures == 8
 
 
+def die(*given: object) -> None:
+    """Stands where a worker is killed."""
+    raise SystemExit
+
+
 def test_another_workers_death_between_last_picture_and_grid_is_made_good(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = create()
-
-    def die(*given: object) -> None:
-        raise SystemExit
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "_complete", die)
@@ -229,9 +231,6 @@ def test_a_job_whose_last_picture_was_a_dying_workers_is_finished_by_the_one_tha
     maker = Runner(connection, settings, "w2")
     maker.lane()
     maker.turn()  # has all pictures
-
-    def die(*given: object) -> None:
-        raise SystemExit
 
     turn, turns = runner.turn, iter(range(100))
 

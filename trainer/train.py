@@ -188,6 +188,7 @@ def train(
     *,
     device: torch.device,
     start: dict[str, Tensor] | None = None,
+    start_from: str | None = None,
     network: nn.Module | None = None,
     objective: Objective | None = None,
     on_step: Callable[[Run], None] = lambda _: None,
@@ -198,13 +199,13 @@ def train(
     """Trains until the budget is spent; state, log and TensorBoard events go to `folder`.
 
     `start`: a state dict to begin with instead of random weights; what it lacks begins as in a new network.
-    A run that is resumed goes on from its own state.
+    `start_from`: what it is called. A run that is resumed goes on from its own state.
     `network` and `objective`: other ones than `config` and `dataset` describe, for distillation.
 
     `evaluate(averaged network, run)` is called by rank 0 at the end, every `evaluate_every_s` seconds and whenever
     another `evaluate_every_share` of the budget is spent; its figures are logged.
-    Raises TrainerError where `folder` holds a run of another configuration or other data, FloatingPointError where the
-    loss diverges.
+    Raises TrainerError where `folder` holds a run of another configuration, start or other data, FloatingPointError
+    where the loss diverges.
     """
     rank, world = _join(device)
     if config.batch % world:
@@ -220,7 +221,7 @@ def train(
         noised = DenoisingLoss(config, make_alpha_bar(config.schedule, config.timesteps), device)
         objective = Denoising(dataset, noised, config)
     dtype, state_path = autocast_dtype(device), folder / "state.pt"
-    recipe = {**config.model_dump(mode="json"), "data": dataset.digest}
+    recipe = {**config.model_dump(mode="json"), "data": dataset.digest, "start_from": start_from}
 
     if state_path.exists():
         state = load_state(state_path, recipe, dataset.vocabulary, run, device)

@@ -27,7 +27,6 @@ from shared.vocabulary import Vocabulary, read_test_file
 from trainer.config import PRESETS, REPORT_EPOCHS, TrainConfig
 from trainer.data import Dataset, positions_told
 from trainer.errors import TrainerError
-from trainer.run_log import keep_setup
 from trainer.score import check_vocabularies, score_run, targets_of
 from trainer.train import Budget, Run, checkpoint_config, make_network, publish_network, train
 
@@ -188,10 +187,7 @@ def run_training(
     if budget.minutes is None and budget.steps is None:
         budget = Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
     start = starting_weights(storage, start_from, config, dataset) if start_from else None
-    if not int(os.environ.get("RANK", "0")):
-        if not (folder / "state.pt").exists():  # there is no run that could be gone on with
-            (folder / "setup.json").unlink(missing_ok=True)
-        keep_setup(folder, {"start_from": start_from})
+    folder.mkdir(parents=True, exist_ok=True)
     task = progress.add_task("training (per mille)", total=1000)
 
     def on_step(run: Run) -> None:
@@ -207,6 +203,7 @@ def run_training(
         budget,
         device=where,
         start=start,
+        start_from=start_from,
         on_step=on_step,
         evaluate=watcher,
         evaluate_every_s=evaluate_every_s,
