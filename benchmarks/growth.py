@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import httpx
 from redis import Redis
 
 from benchmarks import subject
-from benchmarks.common import ROOT, Data, Deadline, figure, main, percentile, say, seconds
+from benchmarks.common import ROOT, Data, Deadline, figure, in_turn, main, percentile, ratios, say, seconds
 from benchmarks.document import Plot, Table, number
 from benchmarks.service import saturate
 from benchmarks.stack import Stack, memory_mib, stack
@@ -37,7 +38,7 @@ LOT = 500  # jobs between looks at the clock
 
 
 def batch_run(count: int, steps: int) -> tuple[float, float]:
-    """Pictures/s of a batch in a process of its own, and its highest memory, MiB."""
+    """Pictures/s of a guided batch in a process of its own, and its highest memory, MiB."""
     program = f"from benchmarks.growth import run_batch; run_batch({count}, {steps})"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ)
@@ -51,14 +52,11 @@ def run_batch(count: int, steps: int) -> None:
 
 
 def sampling_rate(ours: Denoiser, count: int, steps: int) -> float:
-    """Pictures/s of a guided batch, after a step that warms up."""
+    """Pictures/s of a guided batch: the median of three, after one that warms up."""
     stepper, hot = ours.stepper(max_rows=2 * count), subject.multi_hot(subject.label_lists(count), ours.vocabulary)
-    sample(stepper, hot, guided(1), subject.seeds(count))
-    return count / seconds(lambda: sample(stepper, hot, guided(steps), subject.seeds(count)))
-
-
-def guided(steps: int) -> SamplingOptions:
-    return SamplingOptions(steps=steps, guidance=3.0)
+    options = SamplingOptions(steps=steps, guidance=3.0)
+    (taken,) = in_turn({"batch": lambda: sample(stepper, hot, options, subject.seeds(count))}, rounds=3).values()
+    return count / statistics.median(taken)
 
 
 class Filler:
@@ -223,16 +221,17 @@ def stream_growth(sizes: Sequence[int], looks: int) -> list[Data]:
     return found
 
 
-def worker_growth(requests: int) -> Data:
-    """Pictures/s of one worker with all cores and of two with half of them each."""
-    cores, found = len(os.sched_getaffinity(0)), {}
-    for workers in (1, 2):
-        with stack(workers=0) as running:
-            # A batch limit that is set: measuring one would take a part of so short a run.
-            set_ = {"LABELGRID_BATCH_PICTURES": "16", "LABELGRID_BATCH_ROWS": "32"}
-            running.start_workers(workers, OMP_NUM_THREADS=str(max(1, cores // workers)), **set_)
-            saturate(running.port, requests // 4)
-            found[str(workers)] = saturate(running.port, requests)
+def worker_growth(requests: int, rounds: int) -> dict[int, list[float]]:
+    """Pictures/s of one worker with all cores and of two with half of them each, in turn."""
+    cores, found = len(os.sched_getaffinity(0)), dict[int, list[float]]({1: [], 2: []})
+    for _ in range(rounds):
+        for workers, rates in found.items():
+            with stack(workers=0) as running:
+                # A batch limit that is set: measuring one would take a part of so short a run.
+                set_ = {"LABELGRID_BATCH_PICTURES": "16", "LABELGRID_BATCH_ROWS": "32"}
+                running.start_workers(workers, OMP_NUM_THREADS=str(max(1, cores // workers)), **set_)
+                saturate(running.port, requests // 4)
+                rates.append(saturate(running.port, requests))
     return found
 
 
@@ -242,11 +241,11 @@ def measure(quick: bool) -> Data:
     streams, looks = ([50], 10) if quick else ([100, 1000], 100)
     deadline, ours = Deadline(LIMIT_S), subject.denoiser()
     by_batch = {str(n): batch_run(n, 2 if quick else 8) for n in batches}
-    by_steps = {str(n): sampling_rate(ours, 2 if quick else 8, n) for n in steps}
+    by_steps = {str(n): batch_run(2 if quick else 8, n) for n in steps}
     say(f"  batch sizes and steps, {deadline.spent:.0f} s")
     picture = sample(ours.stepper(), subject.multi_hot([["red cube"]], ours.vocabulary), SamplingOptions(steps=4), [1])
     png = png_bytes(to_uint8(picture)[0])
-    workers = worker_growth(8 if quick else 96)
+    workers = worker_growth(8 if quick else 96, 1 if quick else 3)
     watched = stream_growth(streams, looks)
     store = store_growth(finished, looks, png)
     say(f"  workers, streams and store, {deadline.spent:.0f} s")
@@ -257,7 +256,7 @@ def measure(quick: bool) -> Data:
             "growth.read_ms_with_most_queued": figure([queue[-1]["read_ms"]]),
             "growth.bytes_per_queued_job": figure(one["bytes_per_job"] for one in queue),
             "growth.bytes_per_finished_picture": figure(one["bytes_per_job"] for one in store),
-            "growth.two_workers_over_one": figure([workers["2"] / workers["1"]]),
+            "growth.two_workers_over_one": figure(ratios(workers[2], workers[1])),
         },
         "batches": by_batch,
         "steps": by_steps,
@@ -266,7 +265,7 @@ def measure(quick: bool) -> Data:
         "queue": queue,
         "store": store,
         "streams": watched,
-        "workers": workers,
+        "workers": {str(count): figure(rates) for count, rates in workers.items()},
     }
 
 
@@ -275,7 +274,9 @@ def report(data: Data) -> list[str | Table | Plot]:
     batches.add("pictures/s, 8 steps, guided", *(number(rate) for rate, _ in data["batches"].values()))
     batches.add("memory of the process, MiB", *(number(mib) for _, mib in data["batches"].values()))
     steps = Table(["steps", *data["steps"]])
-    steps.add("pictures/s, batch 8, guided", *(number(rate) for rate in data["steps"].values()))
+    steps.add("pictures/s, batch 8, guided", *(number(rate) for rate, _ in data["steps"].values()))
+    if all(mib for _, mib in data["steps"].values()):
+        steps.add("memory of the process, MiB", *(number(mib) for _, mib in data["steps"].values()))
     queue = Table(["queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes a job", "a sweep, s"])
     for one in data["queue"]:
         keys = ("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s")
@@ -290,9 +291,9 @@ def report(data: Data) -> list[str | Table | Plot]:
     )
     for one in data["streams"]:
         streams.add(one["streams"], *(number(one[key]) for key in keys))
-    workers = Table(["workers", "pictures/s"])
+    workers = Table(["workers", "pictures/s", "spread", "rounds"])
     for count, rate in data["workers"].items():
-        workers.add(count, number(rate))
+        workers.add(count, number(rate["median"]), number(rate["spread"]), rate["n"])
 
     def draw(axes: Sequence[object]) -> None:
         sizes = [int(n) for n in data["batches"]]

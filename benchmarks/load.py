@@ -15,6 +15,7 @@ from benchmarks.common import Data, Deadline, figure, in_turn, main, percentile,
 from benchmarks.document import Plot, Table, number
 from benchmarks.policies import (
     POLICIES,
+    Arrival,
     RealClock,
     Served,
     StepCost,
@@ -23,6 +24,7 @@ from benchmarks.policies import (
     poisson,
     serve,
     simulate,
+    within,
 )
 from service.settings import Settings
 from shared.denoise import Stepper
@@ -72,8 +74,7 @@ class Bench:
         self.stepper, self.labels, self.most, self.few, self.deadline = stepper, labels, max_pictures, few, deadline
         self.served: dict[float, dict[str, list[Served]]] = {}
 
-    def serve(self, name: str, rate: float, requests: int, seed: int) -> Served:
-        arrivals = poisson(rate, requests, seed)
+    def serve(self, name: str, arrivals: Sequence[Arrival]) -> Served:
         return serve(
             POLICIES[name],
             arrivals,
@@ -89,7 +90,7 @@ class Bench:
         found: dict[str, list[float]] = {CONTINUOUS: [], ONE: []}
         for turn in Deadline(BACKLOG_S).rounds(rounds):
             for name, rates in found.items():
-                served = self.serve(name, 1e9, requests, seed=100 + turn)
+                served = self.serve(name, poisson(1e9, requests, seed=100 + turn))
                 rates.append(served.pictures / served.ended_at)
         say(f"  {len(found[ONE])} backlogs, {self.deadline.spent:.0f} s")
         return found
@@ -99,7 +100,7 @@ class Bench:
         by = self.served.setdefault(load, {name: [] for name in POLICIES})
         rate, seed = load * capacity, len(by[CONTINUOUS])
         for name in names:
-            by[name].append(self.serve(name, rate, max(3, round(rate * span_s)), seed))
+            by[name].append(self.serve(name, within(span_s, rate, seed)))
         say(f"  load {load}, round {seed + 1}, {self.deadline.spent:.0f} s")
 
 
@@ -214,20 +215,22 @@ def report(data: Data) -> list[str | Table | Plot]:
     spans = " to ".join(f"{end(data['spans_s'].values()):.0f}" for end in (min, max))
     saturated = {name: number(figure(found)["median"]) for name, found in data["saturated"].items()}
     return [
-        f"Capacity is what continuous batching serves of a backlog: {data['requests_per_s']:.2f} requests/s of "
-        f"{mean_network_rows():.0f} network rows on average (1 to 8 pictures, 4 to 16 steps, guidance 1 or 3, at most "
+        "Capacity is what continuous batching serves of a backlog by the measured cost of steps: "
+        f"{data['requests_per_s']:.2f} requests/s of {mean_network_rows():.0f} network rows on average (1 to 8 "
+        "pictures, 4 to 16 steps, guidance 1 or 3, at most "
         f"{data['max_pictures']} pictures in work). Request-level batching takes whole requests, mixed options and "
         "all, does not go on with pictures that are done, and answers when its batch is through. One at a time is one "
         f"picture after the other. Each run takes the requests of {spans} s; at {AT} there are several, each of other "
         "requests, and one of one at a time. A load over 1, and for one at a time one above 0.5 or so, has no steady "
         "latency: it grows as long as they come.",
         table,
-        f"Of a backlog, continuous batching makes {saturated[CONTINUOUS]} pictures/s and one at a time "
-        f"{saturated[ONE]}.",
+        f"The ratio of p95 at {AT} is of the requests of all rounds together; its spread is over this ratio and those "
+        f"with one round left out. Of a backlog, continuous batching makes {saturated[CONTINUOUS]} pictures/s and one "
+        f"at a time {saturated[ONE]}.",
         who_waits(data),
         out_of_reach(data),
         f"Simulated: {SIMULATED_REQUESTS} requests by the same code on a virtual clock, a step costing what was "
-        "measured for its rows. It is the model of docs/scaling.md, so that these columns are also its check.",
+        "measured for its rows. docs/scaling.md checks this model with the very requests that were measured.",
         Plot("load", "latency over load; dots measured, lines simulated", lambda axes: draw_latency(axes, data), 2),
         Plot("load-throughput", "throughput over load, measured", lambda axes: draw_throughput(axes, data)),
     ]

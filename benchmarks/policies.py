@@ -48,6 +48,11 @@ def poisson(rate: float, count: int, seed: int) -> list[Arrival]:
     return [Arrival(at / rate, *want) for at, want in zip(np.cumsum(gaps).tolist(), wants, strict=True)]
 
 
+def within(span_s: float, rate: float, seed: int) -> list[Arrival]:
+    """Requests that come within about `span_s`, three at least."""
+    return poisson(rate, max(3, round(rate * span_s)), seed)
+
+
 def mean_network_rows() -> float:
     """Network rows of a request on average."""
     rows = [SamplingOptions(guidance=w).rows_per_step for w in GUIDANCE]

@@ -155,9 +155,12 @@ def measure(quick: bool) -> Data:
 
 def report(data: Data) -> list[str | Table]:
     table = Table(["loop", "pictures/s", "spread", "ours over it"])
-    ours, figures = data["pictures_per_s"][OURS]["median"], data["figures"]
+    figures = data["figures"]
+    over = {REPORT: "speedup_vs_report", LIBRARY: "speedup_vs_library", LIBRARY_BF16: "speedup_vs_library_bf16"}
+    over |= {ALONE: "network_share"}
     for name, rate in data["pictures_per_s"].items():
-        table.add(name, number(rate["median"]), number(rate["spread"]), number(ours / rate["median"]))
+        ratio = number(figures[f"training.{over[name]}"]["median"]) if name in over else ""
+        table.add(name, number(rate["median"]), number(rate["spread"]), ratio)
     other = Table(["what", "pictures/s"])
     for name, rate in data["rendering"].items():
         other.add(f"rendering {name}", number(rate))

@@ -25,6 +25,7 @@ from benchmarks.policies import (
     poisson,
     request_level,
     simulate,
+    within,
 )
 from benchmarks.training_loops import diffusers_loop, report_loop
 from shared.denoise import Stepper, sample
@@ -209,17 +210,17 @@ def measured() -> dict[str, Any]:
         return {"mean": mean, "p50": mean, "p95": 2 * mean, "p99": 3 * mean, "requests": 10}
 
     by = {"step-wise continuous": latencies(1.0), "request-level": latencies(1.2), "one at a time": latencies(60.0)}
-    simulated = {"step-wise continuous": latencies(0.8), "request-level": latencies(1.5), "one at a time": latencies(9)}
     service = {"figures": {"service.pictures_per_s": figure([1 / 0.015])}, "commands_per_picture": 100.0}
     service |= {"bare_pictures_per_s": figure([100.0])}
-    load = {"step_s": {"1": 0.01, "32": 0.32}, "max_pictures": 16, "latencies": {"0.6": by}}
+    load = {"step_s": {"1": 0.01, "32": 0.32}, "max_pictures": 16, "latencies": {"0.6": by}, "few": None}
+    load |= {"requests_per_s": 1.0, "spans_s": {"0.6": 10.0}}  # six requests a round, of which ten are one
     growth = {"store": [{"bytes_per_job": 1.0}, {"bytes_per_job": 2.0**20}], "png_bytes": 5000}
     growth |= {"served": {"steps": 4, "rows": 1}}
     growth |= {"queue": [{"queued": 100_001, "read_ms": 1.5}], "streams": [{"streams": 1000, "read_ms": 3, "end_s": 5}]}
     return {
         "sections": {
             "service": service | {"redis_commands_per_s": 100_000.0, "ttl_s": 3600},
-            "load": load | {"figures": {}, "simulated": {"0.6": simulated}},
+            "load": load | {"figures": {}},
             "growth": growth | {"figures": {}},
         }
     }
@@ -241,14 +242,35 @@ def test_the_capacity_model_says_what_breaks_first() -> None:
     assert many.startswith("the device is beyond what there is at 3e+03")
 
 
+def test_the_capacity_model_is_checked_with_the_requests_that_were_measured() -> None:
+    """On a device that costs what the model says, measured and modelled latencies are the same."""
+    load_ = measured()["sections"]["load"]
+    cost = StepCost({int(rows): seconds for rows, seconds in load_["step_s"].items()})
+    rounds = {"step-wise continuous": 2, "request-level": 2, "one at a time": 1}
+    load_["latencies"]["0.6"] = {
+        name: load.summary(
+            [
+                latency
+                for seed in range(rounds[name])
+                for latency in simulate(policy, within(10.0, 0.6, seed), cost, 16).latencies
+            ]
+        )
+        for name, policy in load.POLICIES.items()
+    }
+    table, how_well = capacity.check(load_, capacity.the_same_requests(load_, cost))
+    assert [row[2] for row in table.rows] == ["12", "12", "6"]
+    assert all(row[3] == row[4] and row[5] == row[6] for row in table.rows)
+    assert how_well == "Measured means are 1.00 to 1.00 times the model's, p95s 1.00 to 1.00 times."
+
+
 def test_the_scaling_document_is_written_from_the_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(capacity, "SIMULATED_REQUESTS", 50)
     write(capacity.scaling(measured()), tmp_path / "scaling.md")
     text = (tmp_path / "scaling.md").read_text().replace("\n", " ")
     assert "takes 2.50 ms for a network row and 5.00 ms for what else" in text
     assert "40.0 ms for 4 steps as shipped" in text
-    assert "measured means are 0.800 to 1.25 times the model's" in text
-    assert "| 0.6 | request-level | 1.20 | 1.50 | 2.40 | 3.00 |" in text
+    assert "the model serves the very requests that were measured" in text
+    assert "| 0.6 | request-level | 10 | 1.20 | " in text
     for heading in ("### 1,000 pictures a day", "### 100,000 pictures a day", "### 10,000,000 pictures a day"):
         assert heading in text
     assert "With 100,001 jobs queued" in text
@@ -405,6 +427,12 @@ def test_documents_say_what_was_not_measured(tmp_path: Path, monkeypatch: pytest
     assert capacity.scaling(content) == []
 
 
+def test_the_goal_for_one_picture_s_overhead_follows_from_the_loop_s_time() -> None:
+    content = {"service.single_overhead_ms": figure([12.0]), "sections": {"service": {"goal_ms": figure([14.46])}}}
+    (row,) = report.goals(content, {}).rows
+    assert row[-2:] == ["at most 14.5", "yes"]
+
+
 def test_p95_under_load_is_of_all_rounds_together_and_spreads_as_they_are_left_out() -> None:
     def rounds(*worst: float) -> list[Served]:
         return [Served([1.0] * 9 + [last], pictures=10, ended_at=10.0) for last in worst]
@@ -463,14 +491,15 @@ def test_growth_and_training_are_written_up(tmp_path: Path) -> None:
     streams = dict.fromkeys(("open_s", "read_ms", "read_p95_ms", "end_s", "api_mib"), 2.5)
     grown = {
         "batches": {"1": [5.0, 400.0], "8": [20.0, 450.0]},
-        "steps": {"4": 40.0, "8": 20.0},
+        "steps": {"4": [40.0, 450.0], "8": [20.0, 450.0]},
         "png_bytes": 5000,
         "queue": [queue | {"queued": 100_001}],
         "store": [{"finished": 10_000, "read_ms": 1.0, "image_ms": 1.0, "bytes_per_job": 20_000.0}],
         "streams": [streams | {"streams": 1000}],
-        "workers": {"1": 60.0, "2": 66.0},
+        "workers": {"1": figure([60.0, 61.0]), "2": figure([66.0, 68.0])},
     }
     shares = {"network_share": 0.7, "data_path_share": 0.005, "highest_speedup_vs_report": 2.8}
+    shares |= {"speedup_vs_report": 2.1, "speedup_vs_library": 2.9, "speedup_vs_library_bf16": 4.1}
     rates = (training.OURS, training.REPORT, training.LIBRARY, training.LIBRARY_BF16, training.ALONE)
     trained = {
         "figures": {f"training.{key}": figure([value]) for key, value in shares.items()},
@@ -485,5 +514,7 @@ def test_growth_and_training_are_written_up(tmp_path: Path) -> None:
     text = (tmp_path / "page.md").read_text()
     assert "| 100,001 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 |" in text
     assert "| pictures/s, batch 8, guided | 40.0 | 20.0 |" in text
-    assert f"| {training.REPORT} | 40.0 | 0 | 2.00 |" in text
+    assert "| memory of the process, MiB | 450 | 450 |" in text
+    assert "| 2 | 67.0 | 2.00 | 2 |" in text
+    assert f"| {training.REPORT} | 40.0 | 0 | 2.10 |" in text  # of ratios by round, as in the table of goals
     assert "70% of our step" in text
