@@ -217,6 +217,8 @@ JOB_EXAMPLE = {
     **HEAD_EXAMPLE,
     "labels": [["gray cylinder"]],
     "first": 0,
+    "trajectory": None,
+    "columns": 8,
     "result": {
         "accuracy": 1.0,
         "exact_match": 1.0,
@@ -253,6 +255,8 @@ class Job(JobHead):
     labels: list[list[str]] = Field(description="what was asked, a list for each picture of one repeat")
     layouts: Layouts | None = Field(None, description="where the objects of each were asked to stand")
     first: int = Field(0, description="position of its first picture, for the seeds; not 0 where a recipe's was not")
+    trajectory: int | None = Field(None, description="stages of each picture's strip; null where none was asked for")
+    columns: int = Field(8, description="of the grid, as asked")
     result: GenerateResult | ScoreResult | None
 
 

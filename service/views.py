@@ -85,9 +85,8 @@ class JobReader:
             else:
                 found = await self.connection.hmget(verdicts_key(job_id), shown)
             result = _result(record, scores, read_verdicts(one for one in found if one is not None))
-        return Job(
-            **_head(state, done), labels=record.labels, layouts=record.layouts, first=record.first, result=result
-        )
+        asked = {name: getattr(record, name) for name in ("labels", "layouts", "first", "trajectory", "columns")}
+        return Job(**_head(state, done), **asked, result=result)
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Why there is nothing of a job."""

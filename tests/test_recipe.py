@@ -118,12 +118,15 @@ def test_the_grid_of_one_picture_is_that_picture(client: httpx.Client, working: 
 
 
 def test_a_job_says_what_its_recipe_needs(client: httpx.Client, working: Runner) -> None:
-    body = {"labels": LISTS, "seed": 7, "steps": 3}
-    original = image(client, client.post("/generate", json=body).json(), 2)
+    body = {"labels": LISTS, "seed": 7, "steps": 3, "columns": 2}
+    whole = client.post("/generate", json=body).json()
+    assert (whole["columns"], whole["trajectory"]) == (2, None)
+    original = image(client, whole, 2)
     job = client.post("/generate", files={"file": original}).json()
     assert job["first"] == 2
     model = {"name": job["model"], "digest": job["digest"]}
-    recipe = {"version": 1, "model": model} | {name: job[name] for name in ("labels", "seed", "first", "options")}
+    named = ("labels", "seed", "first", "options", "trajectory", "columns")
+    recipe = {"version": 1, "model": model} | {name: job[name] for name in named}
     assert image(client, client.post("/generate", json={"recipe": recipe}).json(), 0) == original
 
 

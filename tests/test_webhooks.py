@@ -418,6 +418,10 @@ def test_the_command_prints_the_receivers_secret() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == shown(signing_key(SECRET, "alice"))
     assert SECRET not in done.stdout
+    bad = {**environment, "LABELGRID_LEASE_S": "soon"}
+    refused = subprocess.run(command, cwd=ROOT, env=bad, capture_output=True, text=True)
+    (line,) = refused.stderr.splitlines()
+    assert (refused.returncode, line.startswith("labelgrid: LABELGRID_LEASE_S=soon: ")) == (1, True)
 
 
 def test_the_snippet_of_the_document_verifies(start: Callable[..., Receiver], store: JobStore, sender: Sender) -> None:

@@ -38,11 +38,13 @@ def test_axe_finds_nothing(
     assert violations(opened) == []
     compose([["red cube", "gray sphere"], ["blue cylinder"]])
     opened.get_by_label("Steps").fill("2")
+    opened.get_by_label("Stages").fill("3")
     opened.get_by_role("button", name=re.compile("^Draw")).click()
     expect(opened.locator(".card [data-verdict]").first).to_be_visible()
     opened.get_by_text("The same by curl").click()
     assert violations(opened) == []
     opened.locator(".frame").first.click()
+    expect(opened.locator(".way img")).to_be_visible()
     assert violations(opened) == []
     opened.keyboard.press("Escape")
     (tmp_path / "test.json").write_text('[["red cube"]]')

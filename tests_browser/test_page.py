@@ -288,6 +288,65 @@ def test_a_picture_of_a_request_is_made_again_from_its_job(
     assert drawn_again(page, client)["first"] == 0
 
 
+def test_the_way_from_noise_is_shown_and_asked_for_again(
+    opened: Page, compose: Compose, working: Runner, client: httpx.Client
+) -> None:
+    compose(LISTS)
+    opened.get_by_label("Steps").fill("4")
+    opened.get_by_label("Stages").fill("3")
+    draw(opened)
+    is_finished(opened)
+    job = shown_job(opened, client)
+    assert job["trajectory"] == 3
+    opened.locator(".frame").nth(1).click()
+    way = opened.locator(".way img")
+    expect(way).to_be_visible()
+    strip = Image.open(io.BytesIO(client.get(job["result"]["pictures"][1]["trajectory_url"]).content))
+    assert way.evaluate("image => [image.naturalWidth, image.naturalHeight]") == list(strip.size)
+    opened.keyboard.press("Escape")
+    opened.get_by_label("Stages").fill("")
+    opened.get_by_role("button", name="Edit as new").click()
+    expect(opened.get_by_label("Stages")).to_have_value("3")
+    opened.get_by_label("Stages").fill("")
+    assert drawn_again(opened, client)["trajectory"] is None
+    opened.locator(".frame").first.click()
+    expect(opened.locator(".large")).to_be_visible()
+    expect(way).to_have_count(0)
+
+
+def test_a_png_is_made_again(page: Page, address: str, working: Runner, client: httpx.Client, tmp_path: Path) -> None:
+    """Dropped anywhere, or chosen; with its grid's columns, also edited as a new job."""
+    body = {"labels": LISTS, "seed": 7, "steps": 3, "columns": 2}
+    whole = client.post("/generate", json=body).json()
+    grid = client.get(whole["result"]["grid_url"]).content
+    page.goto(address)
+    page.get_by_role("tab", name="Score a test file").click()
+    drop(page, "grid.png", grid.hex(), hexadecimal=True)
+    page.wait_for_url(re.compile("#[0-9a-f]{32}$"))
+    is_finished(page)
+    assert client.get(shown_job(page, client)["result"]["grid_url"]).content == grid
+    page.get_by_role("button", name="Edit as new").click()
+    expect(page.locator("#kept")).to_contain_text("2 columns in the grid")
+    assert client.get(drawn_again(page, client)["result"]["grid_url"]).content == grid
+    (tmp_path / "picture.png").write_bytes(client.get(whole["result"]["pictures"][1]["url"]).content)
+    before = page.url.partition("#")[2]
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="From a PNG").click()
+    chooser.value.set_files(tmp_path / "picture.png")
+    page.wait_for_url(re.compile(f"(?!.*{before})#[0-9a-f]{{32}}$"))
+    is_finished(page)
+    again = shown_job(page, client)
+    assert (again["labels"], again["first"]) == (LISTS[1:2], 1)
+
+
+def test_a_png_of_somebody_else_is_refused_in_words(opened: Page, alive: JobStore, complaints: list[str]) -> None:
+    png = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(png, "PNG")
+    drop(opened, "holiday.png", png.getvalue().hex(), hexadecimal=True)
+    expect(opened.get_by_role("alert")).to_contain_text("recipe")
+    assert "422" in complaints.pop()
+
+
 def test_what_no_field_shows_is_kept_and_told(page: Page, address: str, working: Runner, client: httpx.Client) -> None:
     options = {"sampler": "ddim", "eta": 0.8, "spacing": "trailing", "guidance_interval": [0.2, 0.8], "clip_x0": True}
     job = client.post("/generate", json={"labels": LISTS, "seed": 7, "steps": 3, **options}).json()

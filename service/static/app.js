@@ -16,7 +16,7 @@ let sending = false;
 
 const composer = new Composer(update);
 const options = new Options(update, (model) => attempt(() => loadLabels(model)));
-const testFile = new TestFile({ changed: update, dropped: () => setMode("score") });
+const testFile = new TestFile({ changed: update, taken: () => setMode("score"), pictureDropped: makeAgain });
 const history = new History(() => attempt(() => history.older()));
 const view = new JobView({
   reuse,
@@ -69,10 +69,24 @@ async function go() {
   if (find("#go").disabled) return;
   const given = picturesAreSent() ? {} : options.read(mode);
   if (!given) return;
+  await send(() => (mode === "draw" ? createJob("generate", options.request(composer.asked(), given)) : score(given)));
+}
+
+/** Makes the pictures of a PNG again, by the recipe that it carries. */
+async function makeAgain(png) {
+  if (sending) return;
+  setMode("draw");
+  const form = new FormData();
+  form.append("file", png);
+  await send(() => createJob("generate", form));
+}
+
+/** Creates a job, and opens it. */
+async function send(create) {
   find("#refusal").textContent = "";
   sending = true;
   update();
-  const job = await attempt(() => (mode === "draw" ? createJob("generate", options.request(composer.asked(), given)) : score(given)));
+  const job = await attempt(create);
   sending = false;
   update();
   if (!job) return;
@@ -115,6 +129,7 @@ function setMode(next) {
     find(`#${name}-panel`).hidden = name !== mode;
   }
   find("#repeats-field").hidden = mode !== "score";
+  find("#trajectory-field").hidden = mode !== "draw";
   find("#kept-block").hidden = mode !== "draw"; // jobs are edited as new ones to draw
   find("#refusal").textContent = "";
   update();
@@ -208,6 +223,11 @@ for (const name of ["draw", "score"]) {
   };
 }
 find("#go").onclick = go;
+find("#again").onclick = () => find("#again-file").click();
+find("#again-file").onchange = async ({ target }) => {
+  await makeAgain(target.files[0]);
+  target.value = ""; // so that the same can be chosen again
+};
 find("#copy-command").onclick = (event) => copy(find("#command").textContent, event.target);
 find("#key-button").onclick = askForKey;
 find("#key-dialog").addEventListener("close", keyGiven);

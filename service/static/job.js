@@ -19,7 +19,7 @@ export const nameOf = ({ kind, labels, progress }) =>
 export class JobView {
   constructor({ reuse, ended, failed }) {
     Object.assign(this, { reuse, ended, failed });
-    this.lightbox = new Lightbox();
+    this.lightbox = new Lightbox((card) => this.#strip(card));
     this.root = find("#job");
     this.watch = new AbortController();
     this.blobs = [];
@@ -153,6 +153,21 @@ export class JobView {
       card.finish(blob);
     } catch (error) {
       if (!signal.aborted && !(error instanceof Problem)) throw error;
+    }
+  }
+
+  /** The strip of a card's picture, if its job was asked for with some. */
+  async #strip(card) {
+    const url = card.result?.trajectory_url;
+    if (!url) return null;
+    const { signal } = this.watch;
+    try {
+      card.strip ??= await readPicture(url, signal);
+      if (!this.blobs.includes(card.strip)) this.blobs.push(card.strip);
+      return card.strip;
+    } catch (error) {
+      if (!signal.aborted && !(error instanceof Problem)) throw error;
+      return null;
     }
   }
 

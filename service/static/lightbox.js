@@ -4,9 +4,10 @@ import { objectLine, verdicts } from "./card.js";
 import { find, h, save } from "./dom.js";
 import { figure, percent } from "./words.js";
 
-/** The dialog that shows one of `cards`. */
+/** The dialog that shows one of `cards`. `stripOf(card)` reads its strip from noise to picture: a URL, or null. */
 export class Lightbox {
-  constructor() {
+  constructor(stripOf) {
+    this.stripOf = stripOf;
     this.dialog = find("#picture-dialog");
     this.cards = [];
     this.at = 0;
@@ -36,6 +37,7 @@ export class Lightbox {
     const title = `Picture ${card.index + 1}`;
     const step = (by, words, sign) =>
       h("button", { class: "quiet", type: "button", "aria-label": words, disabled: !this.cards[at + by]?.source, onclick: () => this.#show(at + by) }, sign);
+    const way = h("div", { class: "way", tabindex: 0, role: "group", "aria-label": "From noise to picture", hidden: true });
     this.dialog.setAttribute("aria-label", `${title}: ${card.image.alt}`);
     this.dialog.replaceChildren(
       h("img", { class: "large", src: card.source, alt: card.image.alt, width: 64, height: 64 }),
@@ -58,8 +60,17 @@ export class Lightbox {
           card.made ? h("button", { class: "quiet", type: "button", onclick: () => save(card.source, `picture-${card.index + 1}.png`) }, "Download") : null,
         ),
       ),
+      way,
     );
     this.dialog.focus(); // what had it is gone, and arrow keys are to go on
+    this.#showWay(card, way);
+  }
+
+  async #showWay(card, way) {
+    const strip = await this.stripOf(card);
+    if (!strip) return;
+    way.replaceChildren(h("img", { src: strip, alt: `The way from noise to the ${card.image.alt.toLowerCase()}` }));
+    way.hidden = false;
   }
 
   #about({ labels, scores, accuracy, f1 }) {

@@ -1,18 +1,22 @@
-// The fields of seed, steps, guidance, repeats, sampler and model. Limits and defaults come from the API's own
-// description and from the model; an empty field is not sent, and so is the model's default. What a job has that no field
-// shows is kept when it is edited as a new one, and told in words.
+// The fields of seed, steps, guidance, stages of a strip, repeats, sampler and model. Limits and defaults come from the
+// API's own description and from the model; an empty field is not sent, and so is the model's default. What a job has that
+// no field shows is kept when it is edited as a new one, and told in words.
 
 import { find, h } from "./dom.js";
 import { recipeOf } from "./words.js";
 
-const NUMBERS = ["seed", "steps", "guidance", "repeats"];
+const NUMBERS = ["seed", "steps", "guidance", "trajectory", "repeats"];
+const ONLY = { trajectory: "draw", repeats: "score" }; // the fields that one mode alone has
 const CHOICES = ["sampler", "model"];
 const KEPT = {
   spacing: (name) => `spacing ${name}`,
   guidance_interval: ([low, high]) => `guidance from ${low} to ${high} of T`,
   eta: (eta) => `eta ${eta}`,
   clip_x0: (on) => (on ? "x0 clipped" : "x0 not clipped"),
+  columns: (n) => `${n} columns in the grid`,
 };
+
+const elsewhere = (name, mode) => name in ONLY && ONLY[name] !== mode;
 
 /** The options' fields; `changed()` is called after each change, `modelChanged(name)` after another model. */
 export class Options {
@@ -39,7 +43,11 @@ export class Options {
     const own = schemas.SamplingOptions.properties;
     for (const name of ["sampler", "steps", "guidance"]) this.defaults[name] = own[name].default;
     for (const name of ["steps", "guidance"]) find(`#${name}`).max = own[name].maximum;
-    find("#seed").max = schemas.GenerateRequest.properties.seed.anyOf[0].maximum;
+    const asked = schemas.GenerateRequest.properties;
+    this.columns = asked.columns.default;
+    find("#seed").max = asked.seed.anyOf[0].maximum;
+    const { minimum, maximum } = asked.trajectory.anyOf[0];
+    Object.assign(find("#trajectory"), { min: minimum, max: maximum });
     this.samplers = own.sampler.enum;
     this.#showDefaults();
   }
@@ -69,8 +77,10 @@ export class Options {
       find(`#${name}`).value = usual ? "" : job.options[name];
     }
     find("#seed").value = job.seed;
-    const own = Object.entries(job.options).filter(
-      ([name, value]) => name in KEPT && String(value) !== String(this.#usual()[name]),
+    find("#trajectory").value = job.trajectory ?? "";
+    const usual = { ...this.#usual(), columns: this.columns };
+    const own = Object.entries({ ...job.options, columns: job.columns }).filter(
+      ([name, value]) => name in KEPT && String(value) !== String(usual[name]),
     );
     this.#keep(Object.fromEntries(own), job.first);
   }
@@ -78,11 +88,11 @@ export class Options {
   /** What POST /generate is sent for `asked`, as the composer has it, with the options `given`. */
   request(asked, given) {
     if (!this.#keepsFirst()) return { ...asked, ...given };
-    const { seed, model: _, ...chosen } = given;
+    const { seed, trajectory, columns, model: _, ...chosen } = given;
     const options = { ...this.#usual(), ...chosen };
     if (options.sampler !== "ddim") options.eta = 0;
     const { name, digest } = this.model;
-    return { recipe: recipeOf({ ...asked, model: name, digest, seed, first: this.first, options }) };
+    return { recipe: recipeOf({ ...asked, model: name, digest, seed, first: this.first, options, trajectory, columns }) };
   }
 
   #keep(kept, first) {
@@ -114,7 +124,7 @@ export class Options {
     const given = {};
     for (const name of NUMBERS) {
       const field = find(`#${name}`);
-      if (name === "repeats" && mode !== "score") continue;
+      if (elsewhere(name, mode)) continue;
       if (!field.reportValidity()) return null;
       if (field.value !== "") given[name] = Number(field.value);
     }
@@ -123,7 +133,7 @@ export class Options {
 
   /** The same without complaint: what cannot be used is left out. */
   peek(mode) {
-    const fine = NUMBERS.filter((name) => name !== "repeats" || mode === "score")
+    const fine = NUMBERS.filter((name) => !elsewhere(name, mode))
       .map((name) => [name, find(`#${name}`)])
       .filter(([, field]) => field.value !== "" && field.validity.valid);
     return { ...Object.fromEntries(fine.map(([name, field]) => [name, Number(field.value)])), ...this.#chosen(mode) };

@@ -1,13 +1,18 @@
-// A test file that is chosen or dropped anywhere on the page, and a zip of pictures to score: looked at, shown by name.
+// What is dropped anywhere on the page: a test file and a zip of pictures to score, which can be chosen as well, looked at
+// and shown by name; or a PNG.
 
 import { find } from "./dom.js";
 import { counted } from "./words.js";
 
 const ZIP = [0x50, 0x4b]; // a zip's first bytes, "PK"
+const PNG = [0x89, 0x50, 0x4e, 0x47];
 
-/** The files to score; `changed()` is called when there are others, `dropped()` when some were dropped. */
+/**
+ * The files to score; `changed()` is called when there are others, `taken()` when some were dropped, and
+ * `pictureDropped(png)` when it was a PNG.
+ */
 export class TestFile {
-  constructor({ changed, dropped }) {
+  constructor({ changed, taken, pictureDropped }) {
     this.file = null;
     this.lists = null;
     this.pictures = null; // the zip
@@ -29,16 +34,20 @@ export class TestFile {
       if (!hasFiles(event)) return;
       event.preventDefault();
       over(null);
-      dropped();
-      this.take(event.dataTransfer.files);
+      this.#drop([...event.dataTransfer.files], taken, pictureDropped);
     });
+  }
+
+  async #drop(files, taken, pictureDropped) {
+    if (await begins(files[0], PNG)) return pictureDropped(files[0]);
+    taken();
+    await this.take(files);
   }
 
   /** Files of which one may be a test file and one a zip; what is not given stays as it is. */
   async take(files) {
     for (const file of [...files]) {
-      const begin = new Uint8Array(await file.slice(0, ZIP.length).arrayBuffer());
-      if (ZIP.every((byte, i) => begin[i] === byte)) this.#takePictures(file);
+      if (await begins(file, ZIP)) this.#takePictures(file);
       else await this.#takeLists(file);
     }
     find("#file").value = ""; // so that the same file, edited, can be chosen again
@@ -70,6 +79,11 @@ export class TestFile {
     find("#drop").dataset.state = this.lists ? "read" : "wrong";
     this.changed();
   }
+}
+
+async function begins(file, bytes) {
+  const begin = new Uint8Array(await file.slice(0, bytes.length).arrayBuffer());
+  return bytes.every((byte, i) => begin[i] === byte);
 }
 
 const hasFiles = (event) => event.dataTransfer?.types.includes("Files");

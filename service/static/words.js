@@ -39,7 +39,7 @@ export function scoreCommand(fileName, zipName, fields) {
 }
 
 /** A recipe (docs/recipes.md): what a request says, and the position of its first picture, which no request can. */
-export const recipeOf = ({ model, digest, labels, layouts, seed, first, options }) => ({
+export const recipeOf = ({ model, digest, labels, layouts, seed, first, options, trajectory, columns }) => ({
   version: 1,
   model: { name: model, digest },
   labels,
@@ -47,12 +47,23 @@ export const recipeOf = ({ model, digest, labels, layouts, seed, first, options 
   seed,
   first,
   options,
+  ...(trajectory && { trajectory }),
+  ...(columns && { columns }),
 });
 
 /** A job's request for the same pictures again, with every option that it was made with. */
 export function requestOf(job) {
   if (job.first) return { recipe: recipeOf(job) };
   const { eta, ...options } = job.options;
-  const { labels, layouts, seed, model } = job;
-  return { labels, ...(layouts && { layouts }), seed, model, ...options, ...(eta ? { eta } : {}) };
+  const { labels, layouts, seed, model, trajectory, columns } = job;
+  return {
+    labels,
+    ...(layouts && { layouts }),
+    seed,
+    model,
+    ...options,
+    ...(eta ? { eta } : {}),
+    ...(trajectory && { trajectory }),
+    columns,
+  };
 }

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import sys
 
-from service.settings import Settings
+from service.settings import SettingError, read_settings
 
 
 def signing_key(secret: str, owner: str) -> bytes:
@@ -35,7 +35,11 @@ def main() -> int:
     )
     parser.add_argument("name", nargs="?", default="", help="the owner; none where there are no API keys")
     name = parser.parse_args().name
-    secret = Settings().webhook_secret
+    try:
+        secret = read_settings().webhook_secret
+    except SettingError as error:
+        print(f"labelgrid: {error}", file=sys.stderr)
+        return 1
     if secret is None:
         print("labelgrid: LABELGRID_WEBHOOK_SECRET is not set", file=sys.stderr)
         return 1
