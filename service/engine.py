@@ -101,7 +101,7 @@ class Engine:
         self._alone: deque[Picture] = deque()  # wait until the batch is empty, then are made one at a time
         self._made_alone: Key | None = None
         self._unmade: list[Unmade] = []  # found while admitting, reported by the next step
-        self.judged: tuple[float, float] | None = None  # when the last step judged, in seconds since 1970
+        self.judged = 0.0, 0.0  # when pictures were judged last, in seconds since 1970
 
     @property
     def busy(self) -> bool:
@@ -161,23 +161,21 @@ class Engine:
 
     def step(self) -> list[Outcome]:
         """One step of the batch's pictures whose turn it is; returns those that ended, or could not begin."""
-        self.judged = None
         ended: list[Outcome] = list(self._unmade)
         self._unmade.clear()
         if not self._batch and self._alone:
             picture = self._alone.popleft()
             self._made_alone = picture.key
             self.admit([picture])
-        if self._batch:
-            turn = self._turn()
-            try:
-                self.stepper.step([row for _, row in turn])
-                for picture, row in turn:
-                    self._strips.look(picture, row)
-                ended += self._judge([(picture, row) for picture, row in turn if row.done])
-            except Exception as error:
-                self._check_device(error)
-                ended += self._isolate(error, [picture for picture, _ in turn])
+        turn = self._turn()
+        try:
+            self.stepper.step([row for _, row in turn])
+            for picture, row in turn:
+                self._strips.look(picture, row)
+            ended += self._judge([(picture, row) for picture, row in turn if row.done])
+        except Exception as error:
+            self._check_device(error)
+            ended += self._isolate(error, [picture for picture, _ in turn])
         for outcome in ended:
             self._remove(outcome.picture)
         self._let_join()

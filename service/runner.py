@@ -338,7 +338,7 @@ class Runner:
 
     def _trace(self, lane: Lane, job_ids: set[str], begun_at: float) -> None:
         """Spans of jobs of which pictures were judged, and stored from `begun_at` to now."""
-        judged_at, judged_by = lane.engine.judged or (begun_at, begun_at)
+        judged_at, judged_by = lane.engine.judged
         self.spans.record("judge", job_ids, judged_at, judged_by)
         self.spans.record("store", job_ids, begun_at, time.time())
         self.spans.keep(self._jobs(), judged_at)

@@ -43,13 +43,13 @@ class Layouts:
     points: Tensor
 
     @classmethod
-    def of(cls, labels: Tensor, positions: Tensor, *, most: int = 8, count: int = 512) -> Layouts:
-        """`count` arrangements for each number of objects up to `most`, of pictures labels (P, K), positions (P, K, 2).
+    def of(cls, positions: Tensor, *, most: int = 8, count: int = 512) -> Layouts:
+        """`count` arrangements for each number of objects up to `most`, of pictures with positions (P, K, 2).
 
         Drawn by a fixed seed from the half of the pictures in which the nearest two objects are further apart, so that
         objects seldom hide one another. A number of objects that no picture has keeps positions that are not known.
         """
-        known = (labels > 0) & (positions[..., 0] != OUTSIDE)  # (P, K)
+        known = positions[..., 0] != OUTSIDE  # (P, K)
         numbers = known.sum(1)
         most = min(most, int(numbers.max()))
         points = torch.full((most, count, most, 2), OUTSIDE)

@@ -253,8 +253,11 @@ def test_others_join_again_where_the_picture_that_is_made_alone_is_dropped() -> 
     assert len(run(one)) == 1
 
 
+LOST = torch.AcceleratorError
+
+
 def fail(*_: object) -> None:
-    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    raise LOST("CUDA error: an illegal memory access was encountered")
 
 
 @pytest.mark.parametrize("together", [1, 3])
@@ -262,7 +265,7 @@ def test_a_device_that_failed_is_blamed_on_no_picture(together: int, monkeypatch
     one = engine()
     one.admit([picture(i) for i in range(together)])
     monkeypatch.setattr(one.stepper, "step", fail)
-    monkeypatch.setattr("service.engine.lost", lambda error, device: True)
+    monkeypatch.setattr("service.engine.lost", lambda error, device: (type(error), device) == (LOST, one.device))
     with pytest.raises(DeviceLost, match="illegal memory access"):
         one.step()
     monkeypatch.setattr(one.stepper, "new_row", fail)

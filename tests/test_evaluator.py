@@ -160,6 +160,15 @@ def test_the_courses_file_round_trip(evaluator: Evaluator, course_file: Path) ->
     assert all(torch.equal(value, tensors[key]) for key, value in loaded.resnet.state_dict().items())
 
 
+def test_a_file_that_was_written_on_a_gpu_is_read_without_one(
+    evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        write_course_checkpoint(evaluator, tmp_path / "checkpoint.pth")
+    assert load_evaluator(tmp_path / "checkpoint.pth").resnet.conv1.weight.device.type == "cpu"
+
+
 class CourseEvaluator:
     """What the course's evaluator.py does with a checkpoint.pth, in our words, on the CPU."""
 

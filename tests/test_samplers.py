@@ -137,7 +137,8 @@ def test_ddim_equals_diffusers(schedule: ScheduleName, prediction: PredictionNam
     expected = theirs(scheduler, steps, prediction, ab, 4, eta=eta)
     t = timesteps("trailing", steps, ab)
     assert scheduler.timesteps.tolist() == t.tolist()
-    actual, _ = ours(lambda t: ddim(t, ab, eta=eta), t, prediction, ab, 4)
+    options = SamplingOptions(sampler="ddim", eta=eta, spacing="trailing", steps=steps)
+    actual, _ = ours(lambda _: make_table(options, ab), t, prediction, ab, 4)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 

@@ -2,11 +2,16 @@
 
 import pytest
 
-from service.turns import HOLDS_UP, PATIENCE, Standing, whose_turn
+from service.turns import HOLDS_UP, PATIENCE, Standing, of_jobs, whose_turn
 
 
 def job(now: int, left: int, since: int = 0) -> Standing:
     return Standing(now, left, since)
+
+
+def test_a_job_stands_as_its_pictures_do_together() -> None:
+    pictures = [("a", job(2, 8, since=5)), ("b", job(4, 16, since=3)), ("a", job(1, 6, since=7)), ("a", job(1, 3))]
+    assert of_jobs(pictures) == {"a": job(4, 17, since=7), "b": job(4, 16, since=3)}
 
 
 def test_small_jobs_go_first_and_a_large_one_waits() -> None:

@@ -143,7 +143,7 @@ def publish_network(
     assert isinstance(unet, UNet)
     tensors = {key: value.detach().to("cpu", torch.bfloat16) for key, value in unet.state_dict().items()}
     if (positions := positions_told(config, dataset)) is not None:
-        tensors["layouts"] = Layouts.of(dataset.labels, positions).points.to(torch.bfloat16)
+        tensors["layouts"] = Layouts.of(positions).points.to(torch.bfloat16)
     training = {**training, "config": config.model_dump(mode="json")}
     return publish(
         storage, name, tensors, kind="denoiser", vocabulary=dataset.vocabulary.names,

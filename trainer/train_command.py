@@ -100,7 +100,7 @@ class Watcher:
         self.judge = judge_of(evaluator, dataset.aspect) if evaluator else None
         self.tests, self.device = tests, device
         positions = positions_told(config, dataset)
-        self.layouts = None if positions is None else Layouts.of(dataset.labels, positions)
+        self.layouts = None if positions is None else Layouts.of(positions)
 
     def stepper(self, network: nn.Module) -> Stepper:
         """The loop that samples of `network`, which it puts into evaluation mode."""
