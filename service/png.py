@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 
 from service.recipe import KEYWORD, Recipe
+from shared.rgb import to_rgb
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER = struct.Struct(">8s4x4sII")  # signature, length of the first chunk, its type, width and height
@@ -46,9 +47,9 @@ def check_picture(png: bytes, side: int) -> tuple[int, int]:
         raise PngError(f"{width}x{height} pixels; at most {side}x{side} are allowed")
     try:
         with _open(png, (width, height)) as picture:
-            return picture.convert("RGB").size
+            return to_rgb(picture).size
     except Exception as error:  # Pillow raises a dozen kinds for damaged files
-        raise PngError(f"a damaged PNG: {error}") from error
+        raise PngError(f"a PNG that cannot be used: {error}") from error
 
 
 def recipe_of(png: bytes) -> Recipe:

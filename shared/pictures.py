@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from shared.rgb import to_rgb
+
 # Bluish green and vermilion, which colour-blind people tell apart (Okabe & Ito 2008).
 RIGHT, WRONG = (0, 158, 115), (213, 94, 0)
 PNG_LEVEL = 4  # of zlib: a third of the time that its default 6 takes, for 3% more bytes
@@ -49,7 +51,7 @@ def png_bytes(picture: NDArray[np.uint8], text: dict[str, str] | None = None) ->
 def read_png(data: bytes) -> NDArray[np.uint8]:
     """(H, W, 3) of a PNG."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(to_rgb(picture))
 
 
 def grid(images: Tensor, columns: int = 8, padding: int = 2) -> NDArray[np.uint8]:

@@ -42,8 +42,8 @@ class NetworkConfig(NoOtherFields):
             raise ValueError("channels must name at least one level")
         if not len(self.channels) == len(self.encoder_blocks) == len(self.decoder_blocks) == len(self.attention):
             raise ValueError("channels, encoder_blocks, decoder_blocks and attention must be equally long")
-        if self.image_size % (self.block * 2 ** (len(self.channels) - 1)):
-            raise ValueError(f"image_size {self.image_size} must be a multiple of block x 2^(levels - 1)")
+        if self.image_size % (unit := self.block * 2 ** (len(self.channels) - 1)):
+            raise ValueError(f"image_size {self.image_size} must be a multiple of {unit}: block x 2^(levels - 1)")
         if self.embedding % 2:
             raise ValueError(f"embedding {self.embedding} must be even: half sines, half cosines of the time")
         for width, attention in zip(self.channels, self.attention, strict=True):

@@ -5,6 +5,7 @@ Must not know torch, HTTP or the network: the API checks labels with it, the tra
 
 import difflib
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,6 +140,8 @@ class Vocabulary:
         near = self.nearest(label)
         if near is not None:
             hint = f"did you mean {_quoted(near)}?"
+            if unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", label):
+                hint += " It looks alike, but its letters have another Unicode form (NFC or NFD)"
         else:
             more = len(self) - SHOWN_NAMES
             hint = "known are " + ", ".join(self.names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")

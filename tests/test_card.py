@@ -8,7 +8,7 @@ import torch
 
 from shared.checkpoint import publish, read_info
 from shared.options import SamplingOptions
-from trainer.card import write_card
+from trainer.card import read_log, write_card
 from trainer.errors import TrainerError
 
 
@@ -61,6 +61,18 @@ def test_scores_of_another_checkpoint_and_broken_logs_are_refused(tmp_path: Path
         write_card(
             tmp_path, "m", log=log, scores=[_scores(tmp_path / "s.json", "0")], machine="", commands=[], notes=[]
         )
-    log.write_text("{")
-    with pytest.raises(TrainerError, match="not a run's log"):
-        write_card(tmp_path, "m", log=log, scores=[], machine="", commands=[], notes=[])
+    for content in ("[1]", '{"file": "test.json"}', "{"):
+        (tmp_path / "s.json").write_text(content)
+        with pytest.raises(TrainerError, match=r"s\.json: not what `score --json` writes"):
+            write_card(tmp_path, "m", log=log, scores=[tmp_path / "s.json"], machine="", commands=[], notes=[])
+    for content in ("{", '{"a.png": ["red cube"]}', "[1]", '"step"', "1\n2"):
+        log.write_text(content)
+        with pytest.raises(TrainerError, match="not a run's log"):
+            write_card(tmp_path, "m", log=log, scores=[], machine="", commands=[], notes=[])
+
+
+def test_what_an_interrupted_run_logged_twice_counts_once(tmp_path: Path) -> None:
+    before = [{"step": 50, "loss": 3.0}, {"step": 100, "loss": 2.0}, {"step": 120, "test/f1": 0.5}]
+    again = [{"step": 50, "loss": 1.0}, {"step": 100, "loss": 0.5}, {"step": 100, "test/f1": 0.7}]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in [*before, *again, again[-1]]))
+    assert read_log(tmp_path / "log.jsonl") == again

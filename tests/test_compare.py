@@ -66,6 +66,12 @@ def test_names_of_variants() -> None:
         chosen("v,nonsense")
 
 
+def test_positions_are_told_only_where_there_are_some() -> None:
+    assert chosen(None, positions=False) == [name for name in VARIANTS if name != "shipped"]
+    with pytest.raises(TrainerError, match=r'"shipped" tells positions, and the data set has no positions\.json'):
+        chosen("v,shipped", positions=False)
+
+
 def test_another_setup_is_refused(tmp_path: Path) -> None:
     lists = {"test": [["red cube"]]}
     Setup("d", "e", lists, None, 5, 1).keep(tmp_path)

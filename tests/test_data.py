@@ -15,7 +15,7 @@ from shared.pictures import to_images, without_padding
 from shared.vocabulary import ICLEVR, LabelError
 from tests.trainer_fixtures import write_data_folder
 from trainer import data
-from trainer.data import load_dataset, to_float, to_square
+from trainer.data import load_dataset, read_picture, to_float, to_square
 from trainer.errors import TrainerError
 
 
@@ -86,6 +86,37 @@ def test_other_modes_become_rgb() -> None:
     assert np.asarray(to_square(gray, 8, "squeeze")).tolist() == [[[77] * 3] * 8] * 8
 
 
+def test_what_is_transparent_shows_white_whatever_colour_it_hides(tmp_path: Path) -> None:
+    icon = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    icon.paste((0, 0, 0, 255), (2, 2, 4, 4))
+    for kind in ("RGBA", "LA", "P"):
+        icon.convert(kind).save(tmp_path / "icon.png")
+        with Image.open(tmp_path / "icon.png") as picture:
+            assert np.unique(np.asarray(to_square(picture, 8, "squeeze"))).tolist() == [0, 255]
+
+
+def test_opaque_pictures_keep_their_values() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    opaque = Image.fromarray(np.dstack([pixels, np.full((64, 64), 255, np.uint8)]))
+    np.testing.assert_array_equal(to_square(opaque, 64, "squeeze"), pixels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["I;16", "F"])
+def test_more_than_8_bits_are_refused_rather_than_clipped(kind: str) -> None:
+    with pytest.raises(ValueError, match="more than 8 bits a channel; save it with 8"):
+        to_square(Image.new(kind, (8, 8)), 8, "squeeze")
+
+
+def test_a_photograph_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+    lying = _rows(*[0] * 16, *[250] * 16, width=16)
+    exif = lying.getexif()
+    exif[274] = 6  # orientation: to be turned clockwise by a quarter
+    lying.save(tmp_path / "photo.jpg", exif=exif)
+    pixels = np.asarray(read_picture(tmp_path / "photo.jpg"))
+    assert pixels.shape == (16, 32, 3)
+    assert (pixels[:, 0].min() > 240, pixels[:, -1].max() < 10) == (True, True)
+
+
 def test_pictures_and_labels(tmp_path: Path) -> None:
     dataset = load_dataset(write_data_folder(tmp_path / "d"), size=8)
     assert dataset.images.shape == (24, 3, 8, 8)
@@ -112,9 +143,25 @@ def test_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert torch.equal(first.images, again.images)
     load_dataset(folder, size=8, fit="pad")
     assert len(decoded) == 48
-    os.utime(folder / "iclevr" / "CLEVR_train_000000_0.png", (1, 1))  # other pictures under the same names
+    os.utime(folder / "iclevr" / "CLEVR_train_000007_0.png", (1, 1))  # another picture under the same name
     load_dataset(folder, size=8)
     assert len(decoded) == 72
+
+
+def test_a_folder_that_cannot_be_written_is_read_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_data_folder(tmp_path / "d")
+
+    def full(path: Path, _: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        assert len(load_dataset(folder, size=8)) == 24
+    assert list((folder / ".cache").iterdir()) == []
+    (folder / ".cache").rmdir()
+    (folder / ".cache").write_text("no folder")
+    assert len(load_dataset(folder, size=8)) == 24
 
 
 def _missing_first(folder: Path) -> None:

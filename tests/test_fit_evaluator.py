@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from shared.evaluator import Evaluator
 from shared.vocabulary import Vocabulary
@@ -56,6 +57,15 @@ def test_a_resumed_run_ends_bit_for_bit_alike(dataset: Dataset, tmp_path: Path) 
     assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 5, 5]
     assert lines[2]["loss"] == lines[3]["loss"]
     assert lines[-1].keys() == {"step", "minutes", "accuracy", "exact_match"}
+
+
+def test_the_average_of_a_short_run_has_forgotten_the_random_weights() -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+    average = AveragedModel(network, multi_avg_fn=fitting.update_average)
+    for weight in [0.0] + [1.0] * 50:
+        torch.nn.init.constant_(network.weight, weight)
+        average.update_parameters(network)
+    assert average.module.weight.item() > 0.999
 
 
 def test_a_stop_does_not_count(dataset: Dataset, tmp_path: Path) -> None:

@@ -87,3 +87,12 @@ def test_rendered_scenes(tmp_path: Path) -> None:
     errors = np.array([np.subtract(found[name], told[name]) for name in train if len(train[name]) == 3])
     assert errors.shape == (12, 3, 2)
     assert np.linalg.norm(errors, axis=-1).max() < 5 * PIXEL
+
+
+def test_pictures_that_only_seem_to_be_of_one_scene_are_not_compared() -> None:
+    train = {"a.png": ["zero"], "b.png": ["zero", "one"]}
+    with pytest.raises(TrainerError, match=r'"b\.png": no picture of its scene'):
+        locate(train, torch.stack([picture(labels) for labels in train.values()]))
+    train = {"pic_0.png": ["zero"], "pic_1.png": ["zero"], "pic_2.png": ["zero", "one"]}
+    with pytest.raises(TrainerError, match=r'"pic_0\.png" and "pic_1\.png" would be of the scene of "pic_2\.png"'):
+        locate(train, torch.stack([picture(labels) for labels in train.values()]))

@@ -71,6 +71,13 @@ def test_pngs_of_every_kind_are_pictures(mode: str) -> None:
     assert check_picture(png(mode=mode, size=(20, 10)), 20) == (20, 10)
 
 
+def test_sixteen_bits_are_refused_rather_than_clipped() -> None:
+    buffer = io.BytesIO()
+    Image.new("I;16", (8, 8), 40000).save(buffer, "PNG")
+    with pytest.raises(PngError, match="more than 8 bits a channel; save it with 8"):
+        check_picture(buffer.getvalue(), 8)
+
+
 def without(name: str) -> dict[str, bytes]:
     return {key: value for key, value in GOOD.items() if key != name}
 
@@ -109,7 +116,7 @@ BAD: list[tuple[bytes, list[tuple[str | None, str]]]] = [
     (zipped({**GOOD, "1.png": b"GIF89a" + b"\0" * 40}), [("1.png", "not a PNG")]),
     (zipped({**GOOD, "1.png": b""}), [("1.png", "not a PNG")]),
     (zipped({**GOOD, "1.png": GOOD["1.png"][:20]}), [("1.png", "cut short")]),
-    (zipped({**GOOD, "1.png": GOOD["1.png"][:200]}), [("1.png", "a damaged PNG")]),
+    (zipped({**GOOD, "1.png": GOOD["1.png"][:200]}), [("1.png", "a PNG that cannot be used")]),
     (zipped({**GOOD, "0.png": b"x" * 40, "2.png": b""}), [("0.png", "not a PNG"), ("2.png", "not a PNG")]),
     (zipped({**GOOD, "1.png": png(size=(65, 1))}), [("1.png", "65x1 pixels; at most 64x64 are allowed")]),
     (zipped({**GOOD, "1.png": two_headers(png(size=(65, 1)), png())}), [("1.png", "16x16, another 65x1")]),

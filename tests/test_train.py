@@ -158,6 +158,14 @@ def test_figures_are_taken_by_share_of_the_budget(dataset: Dataset, tmp_path: Pa
     assert seen == [2, 4, 6, 8]  # the last once, not twice
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_said(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "state.tmp").symlink_to("/dev/full")
+    with pytest.raises(TrainerError, match=r"state\.pt cannot be written; is the disk full\?"):
+        train(dataset, TINY, tmp_path, Budget(steps=1), device=torch.device("cpu"))
+    assert not (tmp_path / "state.tmp").is_symlink()
+
+
 def test_a_diverged_loss_stops_the_run(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="the loss is"):
         train(dataset, _config(lr=1e30, warmup_steps=0, optimizer="adamw"), tmp_path, Budget(steps=9), device=CPU)

@@ -18,7 +18,7 @@ from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toys
 from tests.trainer_fixtures import NETWORK, write_data_folder
 from trainer import __main__ as cli
-from trainer import fit_evaluator
+from trainer import fit_evaluator, train_command
 
 Command = Callable[..., tuple[int, str, str]]
 TINY = ["--set", "image_size=16", "--set", "batch=8"]
@@ -91,6 +91,14 @@ def test_as_a_process() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: No such command 'nonsense'")
     assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_is_said(command: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_command, "make_config", interrupt)
+    refused(command("train", "--data", data, "--steps", 1), "interrupted", 130)
 
 
 def test_from_rendering_to_a_score(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

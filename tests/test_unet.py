@@ -125,7 +125,7 @@ def test_config_round_trip() -> None:
     [
         ({"channels": (8, 16, 32)}, "equally long"),
         ({"channels": (), "encoder_blocks": (), "decoder_blocks": (), "attention": ()}, "at least one level"),
-        ({"image_size": 18}, "must be a multiple of block"),
+        ({"image_size": 18}, "must be a multiple of 4: block"),
         ({"num_labels": 0}, "greater than or equal to 1"),
         ({"channels": (0, 16)}, "greater than or equal to 1"),
         ({"encoder_blocks": (-1, 1)}, "greater than or equal to 0"),

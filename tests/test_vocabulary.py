@@ -158,6 +158,14 @@ def test_an_error_carries_entry_and_label() -> None:
     assert caught.value.problem == 'unknown label "red cubes"; did you mean "red cube"?'
 
 
+def test_a_label_that_only_looks_alike_is_told_apart() -> None:
+    vocabulary = Vocabulary(("gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", "red"))
+    for label, alike in (("gru\N{COMBINING DIAERESIS}n", True), ("grun", False)):
+        with pytest.raises(LabelError) as caught:
+            vocabulary.check([[label]])
+        assert ("another Unicode form" in str(caught.value)) == alike
+
+
 def test_a_hostile_label_gives_a_short_printable_message() -> None:
     for label in ("x" * 100_000, "\x1b[31mred\n\x00", "\ud800"):
         with pytest.raises(LabelError) as caught:

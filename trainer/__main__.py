@@ -39,6 +39,7 @@ from trainer.terminal import (
 )
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+INTERRUPTED = 130  # what Typer makes of Ctrl-C
 UsageError: type[Any] = typer.BadParameter.__bases__[0]  # Typer does not export it
 
 
@@ -295,7 +296,10 @@ for command in (distill_command.distill, study.compare, study.calibrate, study.m
 def main() -> int:
     """Runs a command; what went wrong is one line on stderr and exit code 1, or 2 for wrong usage."""
     try:
-        return int(app(standalone_mode=False) or 0)
+        code = int(app(standalone_mode=False) or 0)
+        if code == INTERRUPTED:
+            _complain("interrupted")
+        return code
     except UsageError as error:
         _complain(f"{error.format_message()} --help says more.")
         return 2
@@ -303,9 +307,6 @@ def main() -> int:
         first = error.errors()[0]
         field, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         _complain(f"{field}: {message}, got {first['input']!r}" if field else message)
-    except (typer.Abort, KeyboardInterrupt):
-        _complain("interrupted")
-        return 130
     except (TrainerError, LabelError, CheckpointError, DeviceError, OSError, FloatingPointError) as error:
         _complain(str(error))
     return 1

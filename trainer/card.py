@@ -19,11 +19,24 @@ SCORES_NOTE = """Mean and standard deviation over the runs, seeds 0 upwards, not
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a run's log.jsonl. TrainerError for a line that is not JSON."""
+    """The lines of a run's log.jsonl. TrainerError for a file that is none.
+
+    A run that was interrupted logs the steps since its last state once more: what it logged later counts.
+    """
+    lines: list[dict[str, float]] = []
     try:
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
-    except ValueError as error:
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            while lines and lines[-1]["step"] > line["step"]:
+                lines.pop()
+            if lines and lines[-1]["step"] == line["step"] and lines[-1].keys() == line.keys():
+                lines.pop()
+            lines.append(line)
+        if not all(isinstance(line, dict) and "step" in line for line in lines):
+            raise ValueError("a line without a step")
+    except (ValueError, KeyError, TypeError) as error:
         raise TrainerError(f"{path}: not a run's log ({error})") from error
+    return lines
 
 
 def plot_log(lines: list[dict[str, float]], path: Path) -> None:
@@ -53,8 +66,12 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def _score_rows(scores: list[Path], digest: str) -> list[list[str]]:
     rows = []
     for path in scores:
-        figures: dict[str, Any] = json.loads(path.read_text())
-        if figures["digest"] != digest:
+        try:
+            figures: dict[str, Any] = json.loads(path.read_text())
+            made_for = figures["digest"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TrainerError(f"{path}: not what `score --json` writes") from error
+        if made_for != digest:
             raise TrainerError(f"{path} was written for another checkpoint; score this one again")
         cells = [
             f"{figures[name]['mean']:.4f} ± {figures[name]['std']:.4f}" for name in ("accuracy", "exact_match", "f1")

@@ -92,11 +92,17 @@ class Setup:
         keep_setup(folder, asdict(self))
 
 
-def chosen(only: str | None) -> list[str]:
-    """Names of variants from `a,b`; all of them for None. TrainerError for an unknown one."""
-    names = [name.strip() for name in only.split(",")] if only else list(VARIANTS)
+def chosen(only: str | None, *, positions: bool = True) -> list[str]:
+    """Names of variants from `a,b`; for None all that the data set, with positions or without, allows.
+
+    TrainerError for an unknown one, and for one that tells positions where there are none.
+    """
+    allowed = [name for name, changes in VARIANTS.items() if positions or not changes.get("positions")]
+    names = [name.strip() for name in only.split(",")] if only else allowed
     if unknown := [name for name in names if name not in VARIANTS]:
         raise TrainerError(f'no variant "{unknown[0]}"; there are {", ".join(VARIANTS)}')
+    if untold := [name for name in names if name not in allowed]:
+        raise TrainerError(f'variant "{untold[0]}" tells positions, and the data set has no positions.json')
     return names
 
 
@@ -154,10 +160,7 @@ def run_variant(
         dataset, config, folder, Budget(setup.minutes, setup.steps), device=device, on_step=on_step,
         evaluate=watcher, evaluate_every_s=float("inf"), evaluate_every_share=1 / CURVE_POINTS,
     )  # fmt: skip
-    by_step: dict[tuple[float, bool], dict[str, float]] = {}
-    for line in read_log(folder / "log.jsonl"):  # a resumed run logs the steps since its last state once more
-        by_step[line["step"], "loss" in line] = line
-    curve = [by_step[key] for key in sorted(by_step)]
+    curve = read_log(folder / "log.jsonl")
     (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
     total = len(ways_to_score(name, config.publish)) * len(setup.tests) * setup.repeats
     scoring = progress.add_task(f"{name}, scoring", total=total)

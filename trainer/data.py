@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
 from shared.layouts import OUTSIDE
+from shared.rgb import to_rgb
 from shared.vocabulary import Vocabulary, read_train_file
 from trainer.config import Fit, TrainConfig
 from trainer.errors import TrainerError
@@ -56,9 +58,15 @@ def pad(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.pad(pictures, border, mode="edge")
 
 
+def read_picture(path: Path) -> Image.Image:
+    """As a viewer shows it: turned as the file's EXIF says."""
+    with Image.open(path) as picture:
+        return ImageOps.exif_transpose(picture)
+
+
 def to_square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
     """RGB, size x size: shrunk as it is, or padded first."""
-    picture = picture.convert("RGB")
+    picture = to_rgb(picture)
     if fit == "pad" and picture.width != picture.height:
         picture = Image.fromarray(pad(np.asarray(picture)[None])[0])
     if picture.size == (size, size):
@@ -74,9 +82,9 @@ def _decode(
     def one(i: int) -> None:
         path = folder / names[i]
         try:
-            with Image.open(path) as picture:
-                aspects.add(picture.width / picture.height)
-                images[i] = np.asarray(to_square(picture, size, fit)).transpose(2, 0, 1)
+            picture = read_picture(path)
+            aspects.add(picture.width / picture.height)
+            images[i] = np.asarray(to_square(picture, size, fit)).transpose(2, 0, 1)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
         advance(1)
@@ -88,10 +96,32 @@ def _decode(
     return images
 
 
+def _key(folder: Path, names: list[str]) -> str:
+    """Of the pictures' names and the times at which they were written, so that changed ones are decoded again."""
+    found = hashlib.sha256()
+    for name in names:
+        try:
+            found.update(f"{name} {(folder / name).stat().st_mtime_ns}\n".encode())
+        except (OSError, ValueError) as error:
+            raise TrainerError(f"{folder / name}: cannot be read as a picture ({error})") from error
+    return found.hexdigest()[:12]
+
+
+def _keep(images: NDArray[np.uint8], cache: Path) -> None:
+    """Atomically."""
+    cache.parent.mkdir(exist_ok=True)
+    temporary = cache.with_suffix(f".{os.getpid()}.npy")
+    try:
+        np.save(temporary, images)
+        os.replace(temporary, cache)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def load_dataset(
     folder: Path, *, size: int, fit: Fit = "squeeze", advance: Callable[[int], None] = lambda _: None
 ) -> Dataset:
-    """Reads objects.json, train.json and the pictures it names; decoded pictures are kept in `folder/.cache`.
+    """Reads objects.json, train.json and its pictures, and keeps them decoded in `folder/.cache` if it can be written.
 
     Raises LabelError for a bad label file, TrainerError for a missing or broken picture. `advance(n)` reports progress.
     """
@@ -103,23 +133,22 @@ def load_dataset(
     pictures = next((folder / sub for sub in PICTURE_FOLDERS if (folder / sub / names[0]).is_file()), None)
     if pictures is None:
         raise TrainerError(f'{folder}: picture "{names[0]}" is in none of {", ".join(PICTURE_FOLDERS)}')
-    key = hashlib.sha256("\n".join([*names, str((pictures / names[0]).stat().st_mtime_ns)]).encode()).hexdigest()[:12]
-    cache = folder / ".cache" / f"{size}-{fit}-{key}.npy"
-    if not cache.exists():
+    cache = folder / ".cache" / f"{size}-{fit}-{_key(pictures, names)}.npy"
+    if cache.exists():
+        images = np.load(cache)
+    else:
         images = _decode(pictures, names, size, fit, advance)
-        cache.parent.mkdir(exist_ok=True)
-        temporary = cache.with_suffix(f".{os.getpid()}.npy")
-        np.save(temporary, images)
-        os.replace(temporary, cache)
+        with suppress(OSError):  # a folder that cannot be written, or a full disk, costs decoding again
+            _keep(images, cache)
     labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
     positions = read_positions(folder / "positions.json", train, vocabulary)
     aspect = 1.0
     if fit == "pad":
-        with Image.open(pictures / names[0]) as picture:
-            aspect = picture.width / picture.height
-            if positions is not None:
-                positions = _padded(positions, picture.width, picture.height)
-    return Dataset(vocabulary, torch.from_numpy(np.load(cache)), labels, positions, aspect)
+        picture = read_picture(pictures / names[0])
+        aspect = picture.width / picture.height
+        if positions is not None:
+            positions = _padded(positions, picture.width, picture.height)
+    return Dataset(vocabulary, torch.from_numpy(images), labels, positions, aspect)
 
 
 def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> Tensor | None:

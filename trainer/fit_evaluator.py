@@ -56,6 +56,12 @@ TINT = 0.06  # standard deviation of each colour channel's gain
 GROUPS = 16  # of a batch, each distorted alike: one picture at a time would take longer than the network
 
 
+def update_average(averaged: Any, current: Any, updates: Tensor | int) -> None:
+    """AveragedModel's update: less decay in the beginning, so that a short run's average forgets the random weights."""
+    n = int(updates)
+    get_ema_multi_avg_fn(min(EMA_DECAY, (1 + n) / (10 + n)))(averaged, current, updates)  # type: ignore[no-untyped-call]
+
+
 def augment(images: Tensor) -> Tensor:
     """(B, 3, H, W) in [-1, 1] -> the same, distorted. Random numbers are torch's global ones."""
     tinted = (images + 1) / 2 * (1 + TINT * torch.randn(len(images), 3, 1, 1))
@@ -91,8 +97,7 @@ def fit_evaluator(
             raise TrainerError("the evaluator to start from has another vocabulary than the data set")
         evaluator.resnet.load_state_dict(start.resnet.state_dict())
     evaluator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    decay = get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]
-    average = AveragedModel(evaluator, multi_avg_fn=decay, use_buffers=True)
+    average = AveragedModel(evaluator, multi_avg_fn=update_average, use_buffers=True)
     optimizer = torch.optim.AdamW(evaluator.parameters(), LR, weight_decay=0.05, fused=True)
     dtype, run, state_path = autocast_dtype(device), Run(), folder / "state.pt"
     begun_from = start and start.info and start.info.name

@@ -19,6 +19,7 @@ BLUR = 2.5  # standard deviation in pixels: an object is larger, noise and edges
 NEAR = 0.15  # of the side: how far an object reaches from where the pictures differ most
 CHUNK = 1024  # pictures compared at once
 
+OfScene = dict[tuple[str, frozenset[str]], list[str]]  # scene and labels -> its pictures with these labels
 Positions = dict[str, list[tuple[float, float]]]  # picture -> where the object of each label is, as in positions.json
 
 
@@ -26,11 +27,13 @@ def locate(train: Mapping[str, list[str]], images: Tensor) -> Positions:
     """Positions of every picture of train.json, whose pictures are `images` (N, 3, S, S) uint8 in that order.
 
     A picture with several labels is compared with that picture of its scene, named alike up to the last "_", which has
-    all of these labels but one; TrainerError where there is none. One with a single label is compared with the median
-    of all such pictures.
+    all of these labels but one; TrainerError where there is none, or more than one. One with a single label is compared
+    with the median of all such pictures.
     """
     index = {name: i for i, name in enumerate(train)}
-    of_scene = {(_scene(name), frozenset(labels)): name for name, labels in train.items()}
+    of_scene: OfScene = {}
+    for name, labels in train.items():
+        of_scene.setdefault((_scene(name), frozenset(labels)), []).append(name)
     alone = [name for name, labels in train.items() if len(labels) == 1]
     found: Positions = {}
     if alone:
@@ -51,14 +54,19 @@ def locate(train: Mapping[str, list[str]], images: Tensor) -> Positions:
 
 
 def _scene(name: str) -> str:
-    return name.rpartition("_")[0]
+    return name.rpartition("_")[0] or name
 
 
-def _before(name: str, labels: list[str], of_scene: Mapping[tuple[str, frozenset[str]], str]) -> str:
+def _before(name: str, labels: list[str], of_scene: OfScene) -> str:
     """The picture of the same scene with all of these labels but one."""
     for label in reversed(labels):
         if earlier := of_scene.get((_scene(name), frozenset(labels) - {label})):
-            return earlier
+            if len(earlier) > 1:
+                raise TrainerError(
+                    f'"{earlier[0]}" and "{earlier[1]}" would be of the scene of "{name}" and have the same labels; '
+                    'name the pictures of one scene alike up to the last "_", and no others'
+                )
+            return earlier[0]
     raise TrainerError(
         f'"{name}": no picture of its scene has all of its labels but one, so none says what is new in it'
     )

@@ -48,7 +48,8 @@ def compare(
     if not minutes and not steps:
         raise TrainerError("say how long: --minutes-per-variant or --steps-per-variant")
     make_budget("", minutes, steps)
-    names, base = comparison.chosen(only), changed(comparison.BASE, set_ or [])
+    names = comparison.chosen(only, positions=(data / "positions.json").exists())
+    base = changed(comparison.BASE, set_ or [])
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), pick_device(device))
     vocabulary = Vocabulary.from_objects_file(data / "objects.json")
     check_vocabularies(vocabulary, judge.vocabulary)

@@ -155,7 +155,11 @@ def save_state(path: Path, recipe: dict[str, Any], vocabulary: Vocabulary, run: 
     """Writes what a run goes on from, atomically; `parts` are the state dicts of whatever learns or averages."""
     temporary = path.with_suffix(".tmp")
     state = {"config": recipe, "vocabulary": list(vocabulary.names), "step": run.step, "elapsed_s": run.elapsed_s}
-    torch.save({**state, **parts}, temporary)
+    try:
+        torch.save({**state, **parts}, temporary)
+    except RuntimeError as error:  # torch's word for a full disk
+        temporary.unlink(missing_ok=True)
+        raise TrainerError(f"{path} cannot be written; is the disk full? ({error})") from error
     os.replace(temporary, path)
 
 
