@@ -4,6 +4,7 @@ Prints the speed of other ways to call the shipped network over the way it is se
 by torch for each number of rows, which takes a C++ compiler and a quarter of a minute each.
 """
 
+import argparse
 import statistics
 from collections.abc import Callable
 
@@ -59,6 +60,7 @@ def with_fused_attention(denoiser: Denoiser) -> Denoiser:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     denoiser, fused = subject.denoiser(), with_fused_attention(subject.denoiser())
     steppers = variants(denoiser) | {"served, attention by the fused kernel": fused.stepper()}
     found: dict[str, list[str]] = {}

@@ -4,6 +4,7 @@ The variants take turns over several rounds and the median ratio to the shipped 
 that slows down or is shared slows all of them.
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -75,6 +76,7 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     device = pick_device()
     x = torch.randn(BATCH, 3, 64, 64, device=device).contiguous(memory_format=torch.channels_last)
     t = torch.randint(0, 1000, (BATCH,), device=device)

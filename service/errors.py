@@ -154,7 +154,7 @@ class CrossSite(ServiceError):
 
 
 class NotFound(ServiceError):
-    status, slug, title = 404, "not-found", "Not found"
+    status, slug, title = 404, "not-found", "Not Found"
     example = "there is no model 'base'"
 
 

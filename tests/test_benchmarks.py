@@ -1,6 +1,7 @@
 """The benchmarks' logic: schedules, policies, statistics, results and documents. Nothing here is timed."""
 
 import json
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -393,6 +394,15 @@ def test_every_section_can_be_measured_and_written_up(name: str) -> None:
     assert callable(module.measure)
     assert callable(module.report)
     assert name in report.TITLES
+
+
+@pytest.mark.parametrize("name", ["layers", "inference_choice"])
+def test_what_a_benchmark_does_not_know_is_refused_before_anything_is_measured(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--rows", "3"])
+    with pytest.raises(SystemExit, match="2"):
+        import_module(f"benchmarks.{name}").main()
 
 
 def test_documents_say_what_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from service.app import create_app
+from service.errors import PHRASES, BadForm, NotFound, TooLarge
 from service.logs import GIVEN_ID
 from service.settings import Settings
 from tests.documented import Documented
@@ -110,6 +112,13 @@ def test_operations_name_their_errors(operation: dict[str, Any]) -> None:
     assert wanted <= named
     for status, header in (("401", "WWW-Authenticate"), ("429", "Retry-After"), ("503", "Retry-After")):
         assert header in operation["responses"].get(status, {"headers": header})["headers"]
+
+
+def test_a_problem_has_one_title_whether_a_route_or_the_framework_finds_it() -> None:
+    """RFC 9457, 3.1.3: the title of a type does not change from one occurrence to the next."""
+    for error in (BadForm, NotFound, TooLarge):
+        phrase = PHRASES.get(error.status) or HTTPStatus(error.status).phrase
+        assert (error.slug, error.title) == (phrase.lower().replace(" ", "-"), phrase)
 
 
 def test_operations_take_a_request_id_that_answers_give_back() -> None:

@@ -427,30 +427,6 @@ def render(
     return out
 
 
-@njit(cache=True, fastmath=True)
-def _count_visible(objects, camera, directions, seen, alone):  # type: ignore[no-untyped-def]
-    for i in range(directions.shape[0]):
-        nearest, first = 1e9, -1
-        for k in range(objects.shape[0]):
-            t = _hit(
-                objects[k], camera[0], camera[1], camera[2], directions[i, 0], directions[i, 1], directions[i, 2], 1e9
-            )
-            if t > 0:
-                alone[k] += 1
-                if t < nearest:
-                    nearest, first = t, k
-        if first >= 0:
-            seen[first] += 1
-
-
-def visible_shares(scene: Sequence[SceneObject]) -> list[float]:
-    """Which share of each object the camera sees past the others, 0 to 1."""
-    directions = film(160, 120, 1)[0].reshape(-1, 3)
-    seen, alone = np.zeros(len(scene)), np.zeros(len(scene))
-    _count_visible(np.array([obj.row() for obj in scene]), CAMERA, directions, seen, alone)
-    return [float(share) for share in seen / alone]
-
-
 def squeeze(pictures: NDArray[np.uint8], size: int = 64) -> NDArray[np.uint8]:
     """Box-filters (N, H, W, 3) to (N, size, size, 3) where the film is a multiple or fraction of it (area average)."""
     n, height, width, _ = pictures.shape
