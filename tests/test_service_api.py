@@ -396,7 +396,8 @@ def test_labels_and_models(client: httpx.Client) -> None:
     assert body["problems"] == {}
 
 
-def test_prefer_respond_async(client: httpx.Client, alive: JobStore) -> None:
+def test_prefer_respond_async(client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("service.views.JobReader.news")  # what all who wait read
     response = client.post("/generate", json={"labels": LISTS, "seed": 7}, headers={"prefer": "respond-async"})
     assert response.status_code == 202
     assert response.headers["preference-applied"] == "respond-async"
