@@ -288,7 +288,8 @@ def test_of_requests_with_one_key_that_come_at_once_one_makes_the_job(store: Job
     asked = Asked("", "key", "request")
     with ThreadPoolExecutor(8) as pool:
         ids = set(pool.map(lambda _: store.create(record(), asked), range(8)))
-    assert len(ids) == 1
+    (job_id,) = ids
+    assert connection.ttl(asked.redis_key) == pytest.approx(connection.ttl(job_key(job_id)), abs=1)
     assert connection.scard(OPEN) == 1
     assert connection.hgetall(waiting_key(DIGEST)) == {b"": b"2"}
     with pytest.raises(KeyReused):
@@ -304,6 +305,7 @@ def test_the_index_forgets_what_is_older_than_any_job(store: JobStore, connectio
     members = [raw.decode() for raw in connection.zrange(index_key(""), 0, -1)]
     assert [id_of(member) for member in members][:1] == [young.id]
     assert len(members) == 2
+    assert 0 < connection.ttl(index_key("")) <= lifetime_s
 
 
 def lose(store: JobStore, connection: Redis, job: JobRecord, how: str) -> None:
