@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,11 +20,13 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from redis import Redis
 from rq.job import Job as RqJob
+from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from service.jobs import JobStore, new_id
+from service.jobs import JobStore, connect, new_id
 from service.records import JobRecord, WebhookEvent
+from service.redis_server import RedisServer
 from service.settings import Settings
 from service.webhooks.addresses import Forbidden, check_url, is_public
 from service.webhooks.due import DUE
@@ -153,6 +156,24 @@ def test_a_job_of_the_api_is_told_of_by_the_worker_process(
         worker.wait()
 
 
+def test_a_worker_that_is_stopped_waits_for_no_redis() -> None:
+    with tempfile.TemporaryDirectory(prefix="lg-") as folder:
+        server = RedisServer(Path(folder))
+        server.start()
+        environment = {**os.environ, "LABELGRID_REDIS_URL": server.url, "LABELGRID_WEBHOOK_SECRET": SECRET}
+        worker = subprocess.Popen([sys.executable, "-m", "service", "webhooks"], cwd=ROOT, env=environment)
+        try:
+            with connect(server.url) as connection:
+                until(lambda: connection.scard("rq:workers"))
+            server.stop()
+            worker.terminate()
+            worker.wait(timeout=20)
+        finally:
+            worker.kill()
+            worker.wait()
+            server.stop()
+
+
 def test_only_the_events_asked_for_are_told(store: JobStore) -> None:
     first, second = created(store, "http://x/", ("running", "failed")), created(store, "http://x/")
     for job_id in (first, second):
@@ -222,6 +243,15 @@ def test_what_rq_lost_is_queued_again_once_it_is_due(store: JobStore, sender: Se
     for _ in range(3):
         sender.queue_due()
         assert store.webhooks.count == 1
+
+
+def test_an_attempt_whose_worker_died_is_queued_again(store: JobStore, sender: Sender) -> None:
+    store.cancel(job_id := created(store, "http://x/"))
+    rq_job = RqJob.fetch(f"{job_id}-cancelled", connection=store.connection, serializer=JSONSerializer)
+    store.connection.delete(store.webhooks.key)
+    FailedJobRegistry(queue=store.webhooks).add(rq_job, ttl=rq_job.failure_ttl)  # what RQ makes of it
+    store.connection.zadd(DUE, {f"{job_id} cancelled": time.time() - 1})
+    until(lambda: sender.queue_due() or store.webhooks.count == 1, timeout_s=5)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/", "http://localhost:{port}/", "http://2130706433:{port}/"])
@@ -418,10 +448,11 @@ def test_the_command_prints_the_receivers_secret() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == shown(signing_key(SECRET, "alice"))
     assert SECRET not in done.stdout
-    bad = {**environment, "LABELGRID_LEASE_S": "soon"}
-    refused = subprocess.run(command, cwd=ROOT, env=bad, capture_output=True, text=True)
-    (line,) = refused.stderr.splitlines()
-    assert (refused.returncode, line.startswith("labelgrid: LABELGRID_LEASE_S=soon: ")) == (1, True)
+    unreadable = {**environment, "LABELGRID_LEASE_S": "soon"}
+    for bad, says in ((unreadable, "LABELGRID_LEASE_S=soon: "), (os.environ, "LABELGRID_WEBHOOK_SECRET is not set")):
+        refused = subprocess.run(command, cwd=ROOT, env=bad, capture_output=True, text=True)
+        (line,) = refused.stderr.splitlines()
+        assert (refused.returncode, line.startswith(f"labelgrid: {says}")) == (1, True)
 
 
 def test_the_snippet_of_the_document_verifies(start: Callable[..., Receiver], store: JobStore, sender: Sender) -> None:
