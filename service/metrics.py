@@ -36,7 +36,7 @@ WORKERS = Gauge("labelgrid_workers", "Workers that say that they live", registry
 OPEN_JOBS = Gauge("labelgrid_open_jobs", "Jobs queued or running", registry=API)
 OPEN_PICTURES = Gauge("labelgrid_open_pictures", "Pictures of all models that wait or are in work", registry=API)
 WAITING = Gauge("labelgrid_waiting_pictures", "Pictures that no worker has taken up", ["model"], registry=API)
-OLDEST_WAIT = Gauge("labelgrid_oldest_wait_seconds", "How long the next picture has waited", ["model"], registry=API)
+OLDEST_WAIT = Gauge("labelgrid_oldest_wait_seconds", "The longest wait of jobs next in line", ["model"], registry=API)
 
 # Both: whoever ends a job.
 JOBS_ENDED = Counter("labelgrid_jobs_ended", "Jobs that came to an end here", ["status"], registry=None)

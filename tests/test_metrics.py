@@ -174,6 +174,14 @@ def test_every_metric_is_documented() -> None:
     assert [name for name in sorted(shown) if f"`{name}`" not in documented] == []
 
 
+def test_every_metric_is_documented_with_its_labels() -> None:
+    documented = (MONITORING.parents[1] / "docs/monitoring.md").read_text().splitlines()
+    for name, metric in {**API._names_to_collectors, **WORKER._names_to_collectors}.items():
+        for line in documented:
+            if f"`{name}`" in line:
+                assert [label for label in getattr(metric, "_labelnames", ()) if f"`{label}`" not in line] == [], name
+
+
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian's package promtool)")
 def test_promtool_accepts_and_tests_the_rules(tmp_path: Path) -> None:
     def promtool(*arguments: str, cwd: Path = MONITORING) -> None:
