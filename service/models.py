@@ -19,6 +19,7 @@ from shared.checkpoint import (
     SUFFIX,
     CheckpointError,
     CheckpointInfo,
+    base_problem,
     check_folder,
     check_name,
     judge_problem,
@@ -218,9 +219,7 @@ class Models:
         seen = self._seen.get(base["name"] + SUFFIX)
         if seen is None or seen.info is None:
             return f"changes {base['name']}, which {'is not there' if seen is None else f'is {seen.problem}'}"
-        if seen.info.digest != base["digest"]:
-            return f"changes a {base['name']} of digest {base['digest'][:16]}, not {seen.info.digest[:16]}"
-        return None
+        return base_problem(info, seen.info)
 
     def _names(self) -> list[str]:
         names = [file.removesuffix(SUFFIX) for file in sorted(self._seen)]

@@ -198,7 +198,8 @@ def list_checkpoints(storage: Location) -> list[CheckpointInfo]:
 def promote(storage: Location, name: str) -> None:
     """Make a checkpoint the default of its kind.
 
-    CheckpointError if it is not there or not readable, and for a denoiser that the promoted evaluator cannot judge.
+    CheckpointError if it is not there or not readable, for a denoiser that the promoted evaluator cannot judge, and for
+    an adapter without its base.
     """
     path = _path_of(storage, name)
     check_folder(storage)
@@ -207,6 +208,7 @@ def promote(storage: Location, name: str) -> None:
     info = read_info(path)
     with files.locked(storage):
         names = promoted_names(storage)
+        _check_base(info, storage)
         if info.kind == "denoiser" and "evaluator" in names:
             _check_judge(info, storage, names["evaluator"])
         names[info.kind] = name
@@ -219,6 +221,26 @@ def judge_problem(info: CheckpointInfo, evaluator: CheckpointInfo) -> str | None
     if unknown := [label for label in info.vocabulary if label not in known]:
         return f"has labels that the evaluator {evaluator.name} does not know: {', '.join(unknown[:3])}"
     return None
+
+
+def base_problem(info: CheckpointInfo, base: CheckpointInfo) -> str | None:
+    """Why an adapter does not change this checkpoint, which has the name of its base; None if it does."""
+    wanted = info.config["base"]["digest"]
+    if base.digest != wanted:
+        return f"changes a {base.name} of digest {wanted[:16]}, not {base.digest[:16]}; distil it anew"
+    return None
+
+
+def _check_base(info: CheckpointInfo, storage: Location) -> None:
+    base = info.config.get("base")
+    if not base:
+        return
+    try:
+        problem = base_problem(info, read_info(_path_of(storage, base["name"])))
+    except CheckpointError as error:
+        problem = f"changes {base['name']}, which cannot be loaded: {error.reason}"
+    if problem:
+        raise CheckpointError(info.name, problem)
 
 
 def _check_judge(info: CheckpointInfo, storage: Location, evaluator: str) -> None:

@@ -11,7 +11,7 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
-from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, load
+from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.denoise import Stepper
 from shared.device import autocast_dtype
 from shared.layouts import Layouts
@@ -57,8 +57,8 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
     info, state = load(path)
     if info.kind != "denoiser":
         raise CheckpointError(path.name, f"holds an {info.kind}, not a denoiser")
-    if base := info.config.get("base"):
-        state = adapt(_base_weights(path, base), state)
+    if info.config.get("base"):
+        state = adapt(_base_weights(path, info), state)
     try:
         config = NetworkConfig.model_validate(info.config["network"])
         schedule = alpha_bar(info.config["schedule"], info.config["timesteps"])
@@ -79,15 +79,15 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
     return Denoiser(info, vocabulary, network, schedule, known, layouts, options, aspect)
 
 
-def _base_weights(path: Location, base: Mapping[str, str]) -> dict[str, Tensor]:
+def _base_weights(path: Location, adapter: CheckpointInfo) -> dict[str, Tensor]:
     """The weights that an adapter checkpoint at `path` changes, from the same folder."""
+    name = adapter.config["base"]["name"]
     try:
-        info, weights = load(path.with_name(base["name"] + SUFFIX))
+        base, weights = load(path.with_name(name + SUFFIX))
     except CheckpointError as error:
-        raise CheckpointError(path.name, f"changes {base['name']}, which cannot be loaded: {error.reason}") from error
-    if info.digest != base["digest"]:
-        found = f"the {base['name']} that is there has digest {info.digest[:16]}"
-        raise CheckpointError(path.name, f"changes a {base['name']} of digest {base['digest'][:16]}; {found}")
+        raise CheckpointError(path.name, f"changes {name}, which cannot be loaded: {error.reason}") from error
+    if problem := base_problem(adapter, base):
+        raise CheckpointError(path.name, problem)
     return weights
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.checkpoint import CheckpointError, load, publish, read_info
+from shared.checkpoint import CheckpointError, load, promote, publish, read_info
 from shared.denoise import sample
 from shared.evaluator import Evaluator, SetScore
 from shared.model import Denoiser, load_denoiser
@@ -74,11 +74,15 @@ def test_an_adapter_is_refused_without_the_weights_it_changes(teacher: Denoiser,
     path = publish_adapter(AdaptedNetwork(teacher.network, rank=2), teacher.info, tmp_path, "fast", PATH, {})
     info, weights = load(tmp_path / "other.safetensors")
     publish(tmp_path, "toy", weights, kind="denoiser", vocabulary=info.vocabulary, config=info.config, training={})
-    with pytest.raises(CheckpointError, match=r"fast\.safetensors: changes a toy of digest \w{16}; the toy that is"):
-        load_denoiser(path)
+    for use in (lambda: load_denoiser(path), lambda: promote(tmp_path, "fast")):
+        with pytest.raises(
+            CheckpointError, match=r"changes a toy of digest \w{16}, not \w{16}; distil it anew"
+        ):
+            use()
     (tmp_path / "toy.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"changes toy, which cannot be loaded: cannot be read"):
-        load_denoiser(path)
+    for use in (lambda: load_denoiser(path), lambda: promote(tmp_path, "fast")):
+        with pytest.raises(CheckpointError, match=r"changes toy, which cannot be loaded: cannot be read"):
+            use()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
