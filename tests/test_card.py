@@ -54,6 +54,12 @@ def test_the_card_tells_digest_scores_recipe_and_keeps_the_log(tmp_path: Path) -
     assert (tmp_path / "m-log.png").stat().st_size > 1000
 
 
+def test_a_card_without_commands_does_not_speak_of_them(tmp_path: Path) -> None:
+    _published(tmp_path)
+    path = write_card(tmp_path, "m", log=_log(tmp_path / "l"), scores=[], machine="m", commands=[], notes=[])
+    assert "Made by" not in path.read_text()
+
+
 def test_scores_of_another_checkpoint_and_broken_logs_are_refused(tmp_path: Path) -> None:
     _published(tmp_path)
     log = _log(tmp_path / "log.jsonl")

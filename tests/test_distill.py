@@ -75,9 +75,7 @@ def test_an_adapter_is_refused_without_the_weights_it_changes(teacher: Denoiser,
     info, weights = load(tmp_path / "other.safetensors")
     publish(tmp_path, "toy", weights, kind="denoiser", vocabulary=info.vocabulary, config=info.config, training={})
     for use in (lambda: load_denoiser(path), lambda: promote(tmp_path, "fast")):
-        with pytest.raises(
-            CheckpointError, match=r"changes a toy of digest \w{16}, not \w{16}; distil it anew"
-        ):
+        with pytest.raises(CheckpointError, match=r"changes a toy of digest \w{16}, not \w{16}; distil it anew"):
             use()
     (tmp_path / "toy.safetensors").unlink()
     for use in (lambda: load_denoiser(path), lambda: promote(tmp_path, "fast")):

@@ -44,8 +44,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 
 def refused(result: tuple[int, str, str], message: str, code: int = 1) -> None:
-    """One line on stderr that says what is wrong, nothing on stdout, and the exit code."""
+    """One line on stderr that says what is wrong, after a note at most, nothing on stdout, and the exit code."""
     got, out, err = result
+    err = re.sub("^note: .*\n", "", err)
     assert got == code, err
     assert out == ""
     assert err.startswith("error: ")
@@ -91,6 +92,15 @@ def test_as_a_process() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: No such command 'nonsense'")
     assert done.stderr.count("\n") == 1
+
+
+def test_labels_that_no_picture_shows_are_noted(command: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_evaluator, "BATCH", 8)
+    note = "note: no picture shows brown cube, purple cube, .*, yellow cylinder, of which nothing can be learnt\n"
+    code, _, err = command("train", "--data", data, "--steps", 1, *TINY)
+    assert (code, bool(re.search(note, err))) == (0, True), err
+    code, _, err = command("fit-evaluator", "--data", data, "--held-out", data, "--steps", 1)
+    assert (code, bool(re.search(note, err))) == (0, True), err
 
 
 def test_ctrl_c_is_said(command: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

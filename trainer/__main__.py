@@ -34,6 +34,7 @@ from trainer.terminal import (
     console,
     done,
     given_sampling,
+    note_unseen,
     read_dataset,
     show,
 )
@@ -121,6 +122,7 @@ def fit_evaluator(
     from shared.device import pick_device
     from shared.evaluator import IMAGE_SIZE, load_evaluator, write_course_checkpoint
     from trainer import fit_evaluator as fit
+    from trainer.data import merge
     from trainer.train import Run
     from trainer.train_command import check_name, make_budget
 
@@ -132,6 +134,7 @@ def fit_evaluator(
     with bar() as progress:
         datasets = [read_dataset(folder, progress, size=IMAGE_SIZE) for folder in data]
         unseen = read_dataset(held_out, progress, size=IMAGE_SIZE)
+        note_unseen(merge(datasets))
         task = progress.add_task("fitting (per mille)", total=1000)
 
         def on_step(now: Run) -> None:

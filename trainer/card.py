@@ -113,7 +113,8 @@ def write_card(
     plot_log(lines, storage / f"{name}-log.png")
     (storage / f"{name}-log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     parts = [f"# {name}", f"Kind: {info.kind}, digest `{info.digest[:16]}`, made {info.created_at} on {machine}."]
-    parts.append("Made by, in this order:\n\n" + "\n".join(f"    {command}" for command in commands))
+    if commands:
+        parts.append("Made by, in this order:\n\n" + "\n".join(f"    {command}" for command in commands))
     if scores:
         head = ["file", "sampling", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture"]
         parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + _table(head, _score_rows(scores, info.digest)))

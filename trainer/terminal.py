@@ -13,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from shared import storage as files
+from shared.vocabulary import SHOWN_NAMES
 from trainer.errors import TrainerError
 
 if TYPE_CHECKING:  # of torch, which --help does without
+    from trainer.data import Dataset
     from trainer.train import Run
 
 console = Console(stderr=True)
@@ -102,6 +104,17 @@ def check_file(path: Path | None, suffix: str) -> None:
         raise TrainerError(f"{path} must end in {suffix}")
     if path and not path.parent.is_dir():
         raise TrainerError(f"{path}: there is no folder {path.parent}")
+
+
+def note_unseen(dataset: Dataset) -> None:
+    """Names the labels that no picture shows: they can be asked for, but not drawn or judged."""
+    unseen = [name for name, seen in zip(dataset.vocabulary.names, dataset.labels.any(0), strict=True) if not seen]
+    if unseen and MAIN_PROCESS:
+        more = f" and {len(unseen) - SHOWN_NAMES} more" if len(unseen) > SHOWN_NAMES else ""
+        console.print(
+            f"note: no picture shows {', '.join(unseen[:SHOWN_NAMES])}{more}, of which nothing can be learnt",
+            markup=False, soft_wrap=True, highlight=False,
+        )  # fmt: skip
 
 
 def read_dataset(folder: Path, progress: Progress, **how: Any) -> Any:

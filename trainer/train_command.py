@@ -28,6 +28,7 @@ from trainer.config import PRESETS, REPORT_EPOCHS, TrainConfig
 from trainer.data import Dataset, positions_told
 from trainer.errors import TrainerError
 from trainer.score import check_vocabularies, score_run, targets_of
+from trainer.terminal import note_unseen
 from trainer.train import Budget, Run, checkpoint_config, make_network, publish_network, train
 
 FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions"}
@@ -196,6 +197,7 @@ def run_training(
         progress.update(task, completed=min(1000, int(1000 * run.progress)), status=status)
 
     watcher = Watcher(config, dataset, folder, tests_of(data[0], tests, dataset.vocabulary), judge, where)
+    note_unseen(dataset)
     averages, run = train(
         dataset,
         config,
