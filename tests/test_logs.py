@@ -93,6 +93,12 @@ def test_api_worker_and_webhooks_log_one_request_with_the_same_ids(
     assert lines.read_all() == about  # nothing else was worth a line, and none lacks its ids
 
 
+def test_a_request_that_comes_again_is_logged_with_its_job(client: httpx.Client, alive: JobStore, lines: Lines) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+    (job_id,) = {client.post("/generate", json=BODY, headers=headers).json()["id"] for _ in range(2)}
+    assert [line["job_id"] for line in lines.wait(2, event="request")] == [job_id] * 2
+
+
 def test_two_requests_at_the_same_worker_keep_their_ids_apart(
     client: httpx.Client, working: Runner, lines: Lines
 ) -> None:

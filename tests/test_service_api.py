@@ -1,5 +1,6 @@
 """The endpoints: every bad input is a problem that leaves nothing behind, and every good one the answer asked for."""
 
+import asyncio
 import io
 import json
 import shutil
@@ -23,6 +24,7 @@ from service.ledger import was_key
 from service.recipe import example
 from service.runner import Runner
 from service.settings import Settings
+from service.submit import Wishes, read_wishes
 from shared.checkpoint import promote, publish, resolve
 from shared.evaluator import load_evaluator
 from shared.model import load_denoiser
@@ -410,6 +412,22 @@ def test_prefer_respond_async(client: httpx.Client, alive: JobStore, monkeypatch
     problem(client.get(f"/jobs/{job['id']}/images/2.png"), 404, "unknown-picture")
     for index in ("-1", "one"):
         problem(client.get(f"/jobs/{job['id']}/images/{index}.png"), 422, "invalid-request")
+
+
+@pytest.mark.parametrize(
+    ("prefer", "accept", "wishes"),
+    [
+        ("wait=7", "application/json", Wishes(7, False, "wait=7")),
+        ("respond-async, wait=7", "image/png", Wishes(7, True, "wait=7")),
+        ('WAIT = "3"', "image/png;q=0.1, application/json", Wishes(3, False, "wait=3")),
+        ("wait=31", "*/*", Wishes(30, False, "wait=31")),
+        ("Respond-Async", "Image/PNG", Wishes(0, True, "respond-async")),
+        ("wait=soon, handling=strict", "image/png", Wishes(30, True, None)),
+        (None, "application/json", Wishes(30, False, None)),
+    ],
+)
+def test_what_headers_wish_for(settings: Settings, prefer: str | None, accept: str, wishes: Wishes) -> None:
+    assert asyncio.run(read_wishes(settings.model_copy(update={"wait_s": 30}), prefer, accept)) == wishes
 
 
 def test_prefer_wait(client: httpx.Client, alive: JobStore) -> None:

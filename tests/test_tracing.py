@@ -141,6 +141,15 @@ def test_all_that_is_done_for_a_request_is_under_its_span(
     assert (about(request, "request_id"), (request.attributes or {})["url.query"]) == ("r1", "REDACTED")
 
 
+def test_a_request_that_comes_again_names_its_job(api: httpx.Client, spans: Spans) -> None:
+    headers = {**GIVEN, "idempotency-key": "mine"}
+    job_id = api.post("/generate", json=BODY, headers=headers).json()["id"]
+    spans.wait("POST /generate")
+    spans.exporter.clear()
+    api.post("/generate", json=BODY, headers=headers)
+    assert about(spans.wait("POST /generate"), "job_id") == job_id
+
+
 def test_a_jobs_spans_follow_one_another(api: httpx.Client, runner: Runner, spans: Spans) -> None:
     job_id = api.post("/generate", json=BODY, headers=GIVEN).json()["id"]
     runner.run(job_id)
