@@ -5,6 +5,7 @@ in this process. Knows no HTTP; its errors are the service's own.
 """
 
 import contextlib
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from shared.vocabulary import Vocabulary
 
 CARD_SUFFIX = ".md"
 MAX_CARD_BYTES = 1 << 18  # a card is a page of text
+WRITTEN_FOR = re.compile(r"^Kind: denoiser, digest `(\w{16})`", re.MULTILINE)  # as `trainer card` writes it
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ class Models:
             for info in infos.values():
                 if problem := self._problem_beside(info):
                     problems[info.name + SUFFIX] = problem
-            return Listing(list(infos.values()), {name: self._card(name) for name in infos}, default, problems)
+            return Listing(
+                list(infos.values()), {name: self._card(info) for name, info in infos.items()}, default, problems
+            )
 
     def _look(self) -> None:
         """Sees what is in storage now. Where that fails, what was there before is there still."""
@@ -230,9 +234,9 @@ class Models:
         seen = self._seen[name + SUFFIX]
         return self._good.get(name) if seen.problem else seen.info
 
-    def _card(self, name: str) -> str:
-        """The text of NAME.md beside the checkpoint; empty if there is none."""
-        file = name + CARD_SUFFIX
+    def _card(self, info: CheckpointInfo) -> str:
+        """The text of NAME.md beside the checkpoint; empty if there is none, or one of the weights before these."""
+        file = info.name + CARD_SUFFIX
         version = self._files.get(file, "")
         if version and self._cards.get(file, ("", ""))[0] != version:
             try:
@@ -240,7 +244,9 @@ class Models:
                     self._cards[file] = (version, card.read(MAX_CARD_BYTES).decode(errors="replace"))
             except OSError:  # gone meanwhile
                 return ""
-        return self._cards[file][1] if version else ""
+        text = self._cards[file][1] if version else ""
+        written_for = WRITTEN_FOR.search(text)
+        return "" if written_for and written_for[1] != info.digest[:16] else text
 
 
 def _unless_unread(version: str, error: CheckpointError) -> str:

@@ -29,6 +29,7 @@ from shared.checkpoint import (
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
+from trainer.card import write_card
 
 
 @pytest.fixture
@@ -210,11 +211,17 @@ def test_the_list_has_cards_and_says_what_is_wrong(client: httpx.Client, folder:
         return {model["name"]: model for model in client.get("/models").json()["models"]}
 
     assert [model["card"] for model in models().values()] == [None, None]
+    (folder / "no.jsonl").write_text("")
     (folder / "a.md").write_text("# a\n\nÜberaus gut.\n")
     assert (models()["a"]["card"], models()["a"]["promoted"]) == ("# a\n\nÜberaus gut.\n", True)
     (folder / "a.md").write_bytes(b"now \xff otherwise")
     (folder / "b.md").write_text("# b")
     assert [model["card"] for model in models().values()] == ["now \ufffd otherwise", "# b"]
+    (folder / "a.md").unlink()
+    write_card(folder, "a", log=folder / "no.jsonl", scores=[], machine="m", commands=[], notes=["Faultless."])
+    assert "Faultless." in str(models()["a"]["card"])
+    publish_toy_denoiser(folder, "a", 9)
+    assert models()["a"]["card"] is None
     (folder / "a.md").unlink()
     file_of(folder, "b").write_bytes(b"junk")
     body = client.get("/models").json()
