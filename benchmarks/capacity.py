@@ -202,11 +202,11 @@ def scaling(content: Data) -> list[str | Table | Plot]:
         f"not measured are a peak of {PEAK:g} times the day's mean, {LOAD:g} of capacity at the peak, and that devices "
         "beside one another do not slow each other down, since they share nothing but Redis.",
         "## The model",
-        f"Inside the service a device takes {number(1000 * costs.row_s)} ms for a network row and "
-        f"{number(1000 * costs.beside_s)} ms for what else a picture needs on the same cores. A picture of S steps has "
-        "S rows, or 2 S with guidance. For pictures that arrive at a rate A, each of which takes D seconds of a "
-        f"device, the number of devices is ceil(A D / {LOAD:g}). A picture alone takes S times the time of one step: "
-        f"{number(1000 * alone_s(costs, *costs.served))} ms for {as_shipped}, "
+        f"In full batches a device takes {number(1000 * costs.row_s)} ms for a network row and "
+        f"{number(1000 * costs.beside_s)} ms for what else the service does for a picture on the same cores. A picture "
+        "of S steps has S rows, or 2 S with guidance. For pictures that arrive at a rate A, each of which takes D "
+        f"seconds of a device, the number of devices is ceil(A D / {LOAD:g}). A picture alone takes S times "
+        f"the time of one step: {number(1000 * alone_s(costs, *costs.served))} ms for {as_shipped}, "
         f"{number(1000 * alone_s(costs, 16, 2))} ms for 16 guided ones.",
         sizing(costs, kinds),
         "Latency under load has no short formula, since requests differ and share steps: it is what the scheduler "
@@ -233,7 +233,7 @@ def scaling(content: Data) -> list[str | Table | Plot]:
         10_000_000: "Workers by the dozen on CPUs, as above, or a few GPUs; results out of Redis to object storage, "
         "with Redis keeping only keys and verdicts; a Redis for each model or region, since jobs of different models "
         "share nothing, or a cluster with the job's id as the hash tag; API processes behind a balancer: they hold no "
-        "state.",
+        "state. Results in object storage and a cluster would have to be built; the rest is there.",
     }
     for day in DAYS:
         lines.append(f"### {day:,} pictures a day")

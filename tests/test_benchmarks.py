@@ -268,7 +268,8 @@ def test_the_scaling_document_is_written_from_the_results(monkeypatch: pytest.Mo
     monkeypatch.setattr(capacity, "SIMULATED_REQUESTS", 50)
     write(capacity.scaling(measured()), tmp_path / "scaling.md")
     text = (tmp_path / "scaling.md").read_text().replace("\n", " ")
-    assert "takes 2.50 ms for a network row and 5.00 ms for what else" in text
+    assert "In full batches a device takes 2.50 ms for a network row and 5.00 ms for what else" in text
+    assert "Results in object storage and a cluster would have to be built" in text
     assert "40.0 ms for 4 steps as shipped" in text
     assert "the model serves the very requests that were measured" in text
     assert "| 0.6 | request-level | 10 | 1.20 | " in text
