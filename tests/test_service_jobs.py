@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import ExecAbortError, OutOfMemoryError, ResponseError
 from rq.job import Job as RqJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
@@ -444,22 +444,36 @@ def full(connection: Redis) -> Iterator[Callable[[], object]]:
     connection.config_set("maxmemory", 0)
 
 
-def test_a_redis_that_becomes_full_within_a_transaction_takes_no_job(
-    store: JobStore, connection: Redis, full: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def replica(connection: Redis) -> Iterator[Callable[[], object]]:
+    """Makes Redis a replica, as a failover does, here of nobody."""
+    yield lambda: connection.replicaof("127.0.0.1", 1)
+    connection.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize(("state", "error"), [("full", OutOfMemoryError), ("replica", ExecAbortError)])
+def test_a_redis_that_takes_no_writes_any_more_within_a_transaction_takes_no_job(
+    store: JobStore,
+    connection: Redis,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    error: type[ResponseError],
 ) -> None:
     """Each command is taken, and only their end, EXEC, is refused: another error of redis-py's than a full Redis's."""
+    become: Callable[[], object] = request.getfixturevalue(state)
 
     def one_by_one(pipe: Pipeline) -> None:
         wire = pipe.connection_pool.get_connection()
         for arguments in [("MULTI",), *(command[0] for command in pipe.command_stack)]:
             wire.send_command(*arguments)
             wire.read_response()
-        full()
+        become()
         wire.send_command("EXEC")
         wire.read_response()
 
     monkeypatch.setattr(Pipeline, "execute", one_by_one)
-    with pytest.raises(OutOfMemoryError, match="Transaction discarded"):
+    with pytest.raises(error, match="Transaction discarded"):
         store.create(record(1))
     assert connection.scard(OPEN) == 0
 
