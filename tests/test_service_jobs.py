@@ -163,6 +163,10 @@ def test_commit_says_when_a_job_has_all_of_its_pictures(store: JobStore, a: Pict
     assert store.done_indices(job.id) == {0}
     assert store.commit(a.key, GROUP, [done(second), done(third)]) == {job.id, other.id}
     assert store.done_indices(job.id) == {0, 1}
+    assert [(one.id, len(verdicts)) for one, verdicts in store.open_verdicts([job.id, other.id])] == [
+        (job.id, 2),
+        (other.id, 1),
+    ]
     assert connection.xlen(a.key) == 0
     assert connection.xpending(a.key, GROUP)["pending"] == 0
 
