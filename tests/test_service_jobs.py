@@ -324,7 +324,7 @@ def lose(store: JobStore, connection: Redis, job: JobRecord, how: str) -> None:
         connection.lpop(store.queue.key)
     else:
         connection.lpop(store.queue.key)
-        connection.hset(rq_job.key, mapping={"status": "started", "worker_name": "dead-worker"})
+        connection.hset(rq_job.key, mapping={"status": "started", "worker_name": "w"})
 
 
 @pytest.mark.parametrize("how", ["deleted", "failed", "dequeued", "started by a dead worker"])
@@ -356,16 +356,17 @@ def test_sweeps_come_to_every_job_and_ask_little_at_a_time(store: JobStore, conn
     assert connection.llen(store.queue.key) == 2 * SWEPT
 
 
-def test_a_sweep_leaves_alone_what_is_well(store: JobStore, connection: Redis) -> None:
-    waiting, ended = record(), record()
-    store.create(waiting)
-    store.create(ended)
+def test_a_sweep_leaves_alone_what_is_well(store: JobStore, connection: Redis, alive: JobStore) -> None:
+    taken, waiting, ended = (record() for _ in range(3))
+    for job in (taken, waiting, ended):
+        store.create(job)
+    lose(store, connection, taken, "started by a worker")  # which lives
     store.fail(ended.id, "why")
     connection.sadd(OPEN, ended.id, "nobody")
     for _ in range(3):
         store.sweep()
-    assert connection.smembers(OPEN) == {waiting.id.encode()}
-    assert connection.llen(store.queue.key) == 1
+    assert connection.smembers(OPEN) == {taken.id.encode(), waiting.id.encode()}
+    assert connection.lrange(store.queue.key, 0, -1) == [connection.hget(job_key(waiting.id), "rq")]
     assert store.statuses([waiting.id]) == {waiting.id: "queued"}
 
 
