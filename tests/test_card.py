@@ -78,7 +78,9 @@ def test_scores_of_another_checkpoint_and_broken_logs_are_refused(tmp_path: Path
 
 
 def test_what_an_interrupted_run_logged_twice_counts_once(tmp_path: Path) -> None:
-    before = [{"step": 50, "loss": 3.0}, {"step": 100, "loss": 2.0}, {"step": 120, "test/f1": 0.5}]
-    again = [{"step": 50, "loss": 1.0}, {"step": 100, "loss": 0.5}, {"step": 100, "test/f1": 0.7}]
-    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in [*before, *again, again[-1]]))
-    assert read_log(tmp_path / "log.jsonl") == again
+    first = {"step": 50, "loss": 3.0}
+    before = [{"step": 100, "loss": 2.0}, {"step": 100, "test/f1": 0.5}, {"step": 120, "test/f1": 0.6}]
+    again = [{"step": 100, "loss": 0.5}, {"step": 100, "test/f1": 0.7}]
+    lines = [first, *before, *again, again[-1]]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert read_log(tmp_path / "log.jsonl") == [first, *again]

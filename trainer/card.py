@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,16 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
     A run that was interrupted logs the steps since its last state once more: what it logged later counts.
     """
-    lines: list[dict[str, float]] = []
+    kept: dict[tuple[float | str, ...], dict[str, float]] = {}  # by step and names of figures, the last line first
+    step = math.inf
     try:
-        for text in path.read_text().splitlines():
-            line = json.loads(text)
-            while lines and lines[-1]["step"] > line["step"]:
-                lines.pop()
-            if lines and lines[-1]["step"] == line["step"] and lines[-1].keys() == line.keys():
-                lines.pop()
-            lines.append(line)
-        if not all(isinstance(line, dict) and "step" in line for line in lines):
-            raise ValueError("a line without a step")
+        for line in reversed([json.loads(text) for text in path.read_text().splitlines()]):
+            if line["step"] <= step:
+                step = line["step"]
+                kept.setdefault((step, *line), line)
     except (ValueError, KeyError, TypeError) as error:
         raise TrainerError(f"{path}: not a run's log ({error})") from error
-    return lines
+    return list(reversed(kept.values()))
 
 
 def plot_log(lines: list[dict[str, float]], path: Path) -> None:
