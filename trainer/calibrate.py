@@ -20,6 +20,7 @@ from PIL import Image
 
 from shared.evaluator import Evaluator, score_set
 from shared.pictures import to_images
+from shared.rgb import to_rgb
 from shared.vocabulary import read_test_file
 from trainer.errors import TrainerError
 from trainer.score import targets_of
@@ -53,8 +54,8 @@ def read_pictures(folder: Path, count: int) -> np.ndarray[tuple[int, ...], np.dt
     for path in paths:
         try:
             with Image.open(path) as picture:
-                pictures.append(np.asarray(picture.convert("RGB")))
-        except (OSError, SyntaxError) as error:
+                pictures.append(np.asarray(to_rgb(picture)))
+        except (OSError, SyntaxError, ValueError) as error:
             raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
     if len(sizes := {picture.shape for picture in pictures}) > 1:
         raise TrainerError(f"{folder} holds pictures of {len(sizes)} sizes; a set has one")
