@@ -156,14 +156,14 @@ export class JobView {
     }
   }
 
-  /** The strip of a card's picture, if its job was asked for with some. */
+  /** The strip of a card's picture; null where its job was asked for none. */
   async #strip(card) {
     const url = card.result?.trajectory_url;
-    if (!url) return null;
+    if (!url || card.strip) return card.strip ?? null;
     const { signal } = this.watch;
     try {
-      card.strip ??= await readPicture(url, signal);
-      if (!this.blobs.includes(card.strip)) this.blobs.push(card.strip);
+      card.strip = await readPicture(url, signal);
+      this.blobs.push(card.strip);
       return card.strip;
     } catch (error) {
       if (!signal.aborted && !(error instanceof Problem)) throw error;

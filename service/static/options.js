@@ -3,7 +3,7 @@
 // no field shows is kept when it is edited as a new one, and told in words.
 
 import { find, h } from "./dom.js";
-import { recipeOf } from "./words.js";
+import { counted, recipeOf } from "./words.js";
 
 const NUMBERS = ["seed", "steps", "guidance", "trajectory", "repeats"];
 const ONLY = { trajectory: "draw", repeats: "score" }; // the fields that one mode alone has
@@ -13,7 +13,7 @@ const KEPT = {
   guidance_interval: ([low, high]) => `guidance from ${low} to ${high} of T`,
   eta: (eta) => `eta ${eta}`,
   clip_x0: (on) => (on ? "x0 clipped" : "x0 not clipped"),
-  columns: (n) => `${n} columns in the grid`,
+  columns: (n) => `${counted(n, "column")} in the grid`,
 };
 
 const elsewhere = (name, mode) => name in ONLY && ONLY[name] !== mode;
