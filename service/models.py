@@ -235,7 +235,7 @@ class Models:
         return self._good.get(name) if seen.problem else seen.info
 
     def _card(self, info: CheckpointInfo) -> str:
-        """The text of NAME.md beside the checkpoint; empty if there is none, or one of the weights before these."""
+        """The text of NAME.md beside the checkpoint; empty if there is none, or if it was written for other weights."""
         file = info.name + CARD_SUFFIX
         version = self._files.get(file, "")
         if version and self._cards.get(file, ("", ""))[0] != version:

@@ -97,7 +97,7 @@ def _decode(
 
 
 def _key(folder: Path, names: list[str]) -> str:
-    """Of the pictures' names and the times at which they were written, so that changed ones are decoded again."""
+    """What a cache is named by: the pictures' names and the times at which they were written."""
     found = hashlib.sha256()
     for name in names:
         try:
@@ -108,7 +108,7 @@ def _key(folder: Path, names: list[str]) -> str:
 
 
 def _keep(images: NDArray[np.uint8], cache: Path) -> None:
-    """Atomically."""
+    """Writes the cache atomically."""
     cache.parent.mkdir(exist_ok=True)
     temporary = cache.with_suffix(f".{os.getpid()}.npy")
     try:

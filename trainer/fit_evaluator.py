@@ -59,7 +59,8 @@ GROUPS = 16  # of a batch, each distorted alike: one picture at a time would tak
 def update_average(averaged: Any, current: Any, updates: Tensor | int) -> None:
     """AveragedModel's update: less decay in the beginning, so that a short run's average forgets the random weights."""
     n = int(updates)
-    get_ema_multi_avg_fn(min(EMA_DECAY, (1 + n) / (10 + n)))(averaged, current, updates)  # type: ignore[no-untyped-call]
+    decay = min(EMA_DECAY, (1 + n) / (10 + n))
+    get_ema_multi_avg_fn(decay)(averaged, current, updates)  # type: ignore[no-untyped-call]
 
 
 def augment(images: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ def locate(train: Mapping[str, list[str]], images: Tensor) -> Positions:
     """Positions of every picture of train.json, whose pictures are `images` (N, 3, S, S) uint8 in that order.
 
     A picture with several labels is compared with that picture of its scene, named alike up to the last "_", which has
-    all of these labels but one; TrainerError where there is none, or more than one. One with a single label is compared
-    with the median of all such pictures.
+    all of these labels but one; TrainerError where there is none, or where two have the same labels. One with a single
+    label is compared with the median of all such pictures.
     """
     index = {name: i for i, name in enumerate(train)}
     of_scene: OfScene = {}
