@@ -1,12 +1,13 @@
 """What was tried to make network calls faster on a CPU: `python -m benchmarks.inference_choice`.
 
-Prints the speed of other ways to call the shipped network over the way it is served; they take turns. One is compiled
-by torch for each number of rows, which takes a C++ compiler and a quarter of a minute each.
+Prints the speed of other ways to call the shipped network over the way it is served; they take turns. Two are compiled
+by torch for each number of rows, which takes a C++ compiler and a quarter of a minute or more each.
 """
 
 import argparse
 import statistics
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.table import Table
 from benchmarks import subject
 from benchmarks.common import in_turn, ratios
 from benchmarks.layers import FusedAttention
+from benchmarks.others import InDtype
 from benchmarks.roofline import call, inputs, variants
 from shared.device import autocast_dtype
 from shared.model import Denoiser
@@ -36,6 +38,25 @@ def compiled(denoiser: Denoiser, rows: int) -> Callable[[], object]:
     def run() -> None:
         with torch.no_grad(), torch.autocast("cpu", autocast_dtype(torch.device("cpu"))):
             network(x, *arguments[1:])
+
+    return run
+
+
+def compiled_ahead(denoiser: Denoiser, rows: int) -> Callable[[], object]:
+    """A call of the module in bf16 weights as AOTInductor compiles it for so many rows, without Python between its
+    operations."""
+    from torch._inductor import aoti_compile_and_package, aoti_load_package, config
+
+    x, *others = inputs(rows, denoiser)
+    arguments = (x.contiguous(memory_format=torch.channels_last), *others)
+    module = InDtype(deepcopy(denoiser.network), torch.bfloat16).eval()
+    with torch.no_grad(), config.patch(freezing=True):
+        package = aoti_compile_and_package(torch.export.export(module, arguments))
+    loaded = aoti_load_package(package)
+
+    def run() -> None:
+        with torch.inference_mode():
+            loaded(*arguments)
 
     return run
 
@@ -68,6 +89,7 @@ def main() -> None:
         works = {name: call(stepper, inputs(rows, denoiser)) for name, stepper in steppers.items()}
         works["served, on one thread"] = on_one_thread(works[SERVED])
         works["the module, compiled by torch"] = compiled(denoiser, rows)
+        works["the module, compiled ahead of time"] = compiled_ahead(denoiser, rows)
         times = in_turn(works, ROUNDS)
         for name, taken in times.items():
             found.setdefault(name, []).append(f"{statistics.median(ratios(times[SERVED], taken)):.2f}")
