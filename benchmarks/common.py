@@ -77,10 +77,15 @@ class Deadline:
             longest = max(longest, self.spent - begun)
 
 
-def in_turn(works: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = True) -> dict[str, list[float]]:
-    """Seconds of each work in each round; they take turns, so that a slow minute slows all. A round more warms up."""
+def in_turn(
+    works: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = True, deadline: Deadline | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each work in each round; they take turns, so that a slow minute slows all. A round more warms up.
+
+    With a `deadline`, there are fewer rounds where they would take longer, one at least.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + warm):
+    for number in deadline.rounds(rounds + warm, at_least=1 + warm) if deadline else range(rounds + warm):
         for name, work in works.items():
             taken = seconds(work)
             if number >= warm:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import subject
-from benchmarks.common import Data, figure, in_turn, main, ratios, say
+from benchmarks.common import Data, Deadline, figure, in_turn, main, ratios, say
 from benchmarks.document import Table, number
 from benchmarks.others import LabelPipeline, ReportSampler, label_unet, pipeline
 from shared.denoise import Stepper, sample
@@ -22,6 +22,7 @@ from shared.options import SAMPLING_PRESETS, SamplingOptions
 STEPS, GUIDANCE = 16, 3.0
 SOLVERS = {"DDPM": "ddpm_small", "DDIM": "ddim", "DPM-Solver++": "dpmpp_2m"}  # diffusers' DDPM has the small variance
 REPORT_STEPS = 999
+TURNS_S, REPORT_S = 200.0, 100.0  # the longest for the rounds, and for pictures of the report's steps to score
 OURS, DISTILLED = "ours, as the checkpoint is served", "ours, distilled into one step"
 REPORT = "the report's sampler, fp32"
 
@@ -95,8 +96,13 @@ def qualities(
     return found
 
 
+def report_pictures(step_s: float) -> int:
+    """Of how many pictures there is time for the report's steps, each taking `step_s` in a batch of them."""
+    return min(8, max(1, int(REPORT_S / (REPORT_STEPS * step_s))))
+
+
 def measure(quick: bool) -> Data:
-    count, rounds, report_count = (4, 2, 1) if quick else (32, 3, 8)
+    count, rounds = (4, 2) if quick else (32, 3)
     slow = 1 if quick else 2
     ours = subject.denoiser()
     hot = subject.multi_hot(subject.label_lists(count), ours.vocabulary)
@@ -105,12 +111,13 @@ def measure(quick: bool) -> Data:
     measured = {name: slow if "fp32" in name or quick else STEPS for name in pipelines}
     samplings = our_samplings(ours, subject.distilled())
     ways = our_ways(samplings, hot) | diffusers_ways(pipelines, told, measured) | {REPORT: report_way(ours, told, slow)}
-    say(f"  {len(ways)} ways to draw {count} pictures take turns, {rounds} rounds")
-    times = in_turn({name: way.work for name, way in ways.items()}, rounds, warm=True)
+    say(f"  {len(ways)} ways to draw {count} pictures take turns, up to {rounds} rounds")
+    times = in_turn({name: way.work for name, way in ways.items()}, rounds, deadline=Deadline(TURNS_S))
     whole = {name: [s * ways[name].steps / ways[name].measured for s in times[name]] for name in ways}
     rates = {name: figure(count / s for s in found) for name, found in whole.items()}
-    scores = {} if quick else qualities(ours, samplings, subject.evaluator(), pipelines, count, report_count)
     our_solver, theirs = whole["ours, DPM-Solver++"], "diffusers, DPM-Solver++"
+    few = report_pictures(min(our_solver) / STEPS / count)
+    scores = {} if quick else qualities(ours, samplings, subject.evaluator(), pipelines, count, few)
     return {
         "figures": {
             "sampling.pictures_per_s": rates[OURS],

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import capacity, growth, load, report, run, startup, training
+from benchmarks import capacity, growth, load, report, run, sampling, startup, training
 from benchmarks.common import Deadline, Results, figure, in_turn, percentile, ratios
 from benchmarks.document import Plot, Table, number, wrapped, write
 from benchmarks.others import ReportSampler, betas_of
@@ -81,6 +81,26 @@ def test_rounds_end_before_the_deadline(limit_s: float, at_least: int, expected_
         time_s += 10
     assert found == list(range(rounds))
     assert deadline.spent == 10 * rounds
+
+
+@pytest.mark.parametrize(("limit_s", "rounds"), [(100, 3), (30, 2), (5, 1)])
+def test_works_take_fewer_turns_where_they_would_end_too_late(limit_s: float, rounds: int) -> None:
+    """A round takes 10 s, and one before them warms up."""
+    time_s = 0.0
+
+    def work() -> None:
+        nonlocal time_s
+        time_s += 10
+
+    deadline = Deadline(limit_s, now=lambda: time_s)
+    assert len(in_turn({"a": work}, rounds=3, deadline=deadline)["a"]) == rounds
+
+
+@pytest.mark.parametrize(("step_s", "pictures"), [(0.001, 8), (0.02, 5), (1.0, 1)])
+def test_fewer_pictures_of_the_reports_steps_are_scored_where_they_would_take_too_long(
+    step_s: float, pictures: int
+) -> None:
+    assert sampling.report_pictures(step_s) == pictures
 
 
 def test_the_time_of_a_step_leaves_out_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
