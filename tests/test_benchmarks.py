@@ -521,6 +521,7 @@ def test_growth_and_training_are_written_up(tmp_path: Path) -> None:
     queue = dict.fromkeys(("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s"), 1.5)
     streams = dict.fromkeys(("open_s", "read_ms", "read_p95_ms", "end_s", "api_mib"), 2.5)
     grown = {
+        "middle": 8,
         "batches": {"1": [5.0, 400.0], "8": [20.0, 450.0]},
         "steps": {"4": [40.0, 450.0], "8": [20.0, 450.0]},
         "png_bytes": 5000,
@@ -544,6 +545,8 @@ def test_growth_and_training_are_written_up(tmp_path: Path) -> None:
     write([*growth.report(grown), *training.report(trained)], tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
     assert "| 100,001 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 |" in text
+    assert "| pictures/s, 8 steps, guided | 5.00 | 20.0 |" in text
+    assert "up to 320 network rows/s" in text
     assert "| pictures/s, batch 8, guided | 40.0 | 20.0 |" in text
     assert "| memory of the process, MiB | 450 | 450 |" in text
     assert "| 2 | 67.0 | 2.00 | 2 |" in text
