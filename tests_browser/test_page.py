@@ -303,6 +303,9 @@ def test_the_way_from_noise_is_shown_and_asked_for_again(
     expect(way).to_be_visible()
     strip = Image.open(io.BytesIO(client.get(job["result"]["pictures"][1]["trajectory_url"]).content))
     assert way.evaluate("image => [image.naturalWidth, image.naturalHeight]") == list(strip.size)
+    for key in ("ArrowRight", "ArrowLeft"):
+        opened.keyboard.press(key)
+    expect(way).to_be_visible()
     opened.keyboard.press("Escape")
     opened.get_by_label("Stages").fill("")
     opened.get_by_role("button", name="Edit as new").click()
@@ -316,7 +319,7 @@ def test_the_way_from_noise_is_shown_and_asked_for_again(
 
 def test_a_png_is_made_again(page: Page, address: str, working: Runner, client: httpx.Client, tmp_path: Path) -> None:
     """Dropped anywhere, or chosen; with its grid's columns, also edited as a new job."""
-    body = {"labels": LISTS, "seed": 7, "steps": 3, "columns": 2}
+    body = {"labels": LISTS, "seed": 7, "steps": 3, "columns": 1}
     whole = client.post("/generate", json=body).json()
     grid = client.get(whole["result"]["grid_url"]).content
     page.goto(address)
@@ -326,7 +329,7 @@ def test_a_png_is_made_again(page: Page, address: str, working: Runner, client: 
     is_finished(page)
     assert client.get(shown_job(page, client)["result"]["grid_url"]).content == grid
     page.get_by_role("button", name="Edit as new").click()
-    expect(page.locator("#kept")).to_contain_text("2 columns in the grid")
+    expect(page.locator("#kept")).to_contain_text("1 column in the grid")
     assert client.get(drawn_again(page, client)["result"]["grid_url"]).content == grid
     (tmp_path / "picture.png").write_bytes(client.get(whole["result"]["pictures"][1]["url"]).content)
     before = page.url.partition("#")[2]
