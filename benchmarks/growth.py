@@ -307,8 +307,8 @@ def report(data: Data) -> list[str | Table | Plot]:
     rows_per_s = max(rate for rate, _ in data["batches"].values()) * data["middle"] * 2
     return [
         batches,
-        f"That is up to {number(rows_per_s)} network rows/s. Sections may be measured on different days: where the one "
-        "above, against the limit, has another rate, the machine had.",
+        f"That is up to {number(rows_per_s)} network rows/s. "
+        'Where "Against the limit" above has another rate, the machine was faster or slower when that was measured.',
         Plot("growth", "batch size: rate and memory", draw, 2),
         steps,
         "Queued jobs have one picture each and no worker takes them. A sweep is what every worker does each second to "
