@@ -113,7 +113,7 @@ def evaluator_fitting(dataset: Dataset, folder: Path, steps: int) -> float:
 
     def fit(on_step: Callable[[], None]) -> None:
         device, budget = pick_device(), Budget(steps=steps)
-        fit_evaluator([dataset], dataset, folder / "fit", budget, device=device, on_step=lambda _: on_step())
+        fit_evaluator(dataset, dataset, folder / "fit", budget, device=device, on_step=lambda _: on_step())
 
     return FIT_BATCH / step_seconds(fit)
 

@@ -39,7 +39,7 @@ def _fit(dataset: Dataset, folder: Path, steps: int, stop_at: int = 0, seed: int
             raise KeyboardInterrupt
 
     budget = Budget(steps=steps)
-    evaluator, _, run = fit_evaluator([dataset], dataset, folder, budget, seed=seed, device=CPU, on_step=on_step)
+    evaluator, _, run = fit_evaluator(dataset, dataset, folder, budget, seed=seed, device=CPU, on_step=on_step)
     return evaluator, run
 
 
@@ -74,7 +74,7 @@ def test_a_stop_does_not_count(dataset: Dataset, tmp_path: Path) -> None:
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     state["elapsed_s"] = 59.9999
     torch.save(state, tmp_path / "state.pt")
-    *_, run = fit_evaluator([dataset], dataset, tmp_path, Budget(minutes=1), device=CPU)
+    *_, run = fit_evaluator(dataset, dataset, tmp_path, Budget(minutes=1), device=CPU)
     assert (run.resumed_at, run.step) == (1, 2)
 
 
@@ -97,5 +97,5 @@ def test_held_out_pictures_of_other_labels_are_refused_before_anything_is_traine
 ) -> None:
     held_out = replace(dataset, vocabulary=Vocabulary(tuple(reversed(dataset.vocabulary.names))))
     with pytest.raises(TrainerError, match="the held-out pictures have another vocabulary"):
-        fit_evaluator([dataset], held_out, tmp_path / "run", Budget(steps=1), device=CPU)
+        fit_evaluator(dataset, held_out, tmp_path / "run", Budget(steps=1), device=CPU)
     assert not (tmp_path / "run").exists()

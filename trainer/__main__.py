@@ -132,18 +132,18 @@ def fit_evaluator(
     where = pick_device(device)
     start = load_evaluator(resolve(storage, start_from, "evaluator")) if start_from else None
     with bar() as progress:
-        datasets = [read_dataset(folder, progress, size=IMAGE_SIZE) for folder in data]
+        dataset = merge([read_dataset(folder, progress, size=IMAGE_SIZE) for folder in data])
         unseen = read_dataset(held_out, progress, size=IMAGE_SIZE)
-        note_unseen(merge(datasets))
+        note_unseen(dataset)
         task = progress.add_task("fitting (per mille)", total=1000)
 
         def on_step(now: Run) -> None:
             progress.update(task, completed=int(1000 * now.progress), status=f"step {now.step} loss {now.loss:.4f}")
 
         evaluator, score, state = fit.fit_evaluator(
-            datasets, unseen, run, budget, start=start, seed=seed, device=where, on_step=on_step
+            dataset, unseen, run, budget, start=start, seed=seed, device=where, on_step=on_step
         )
-    training: dict[str, Any] = {"pictures": sum(map(len, datasets)), "steps": state.step, "seed": seed}
+    training: dict[str, Any] = {"pictures": len(dataset), "steps": state.step, "seed": seed}
     training |= {"minutes": round(state.elapsed_s / 60, 1)}
     training |= {"started_from": start_from} if start_from else {}
     path = fit.publish_evaluator(evaluator, score, storage, name, training)

@@ -21,7 +21,7 @@ from shared.checkpoint import publish
 from shared.device import autocast_dtype, kept_memory
 from shared.evaluator import IMAGE_SIZE, Evaluator, SetScore, score_set
 from shared.storage import Location
-from trainer.data import Dataset, merge, to_float
+from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
 from trainer.run_log import RunLog
 from trainer.train import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, save_state, step_seed
@@ -70,7 +70,7 @@ def augment(images: Tensor) -> Tensor:
 
 
 def fit_evaluator(
-    datasets: list[Dataset],
+    dataset: Dataset,
     held_out: Dataset,
     folder: Path,
     budget: Budget,
@@ -87,7 +87,6 @@ def fit_evaluator(
     Raises TrainerError where `held_out` or `start` has another vocabulary, or `folder` holds a run of other data, seed
     or start.
     """
-    dataset = merge(datasets)
     vocabulary, images, labels = dataset.vocabulary, dataset.images, dataset.labels
     if held_out.vocabulary != vocabulary:
         raise TrainerError("the held-out pictures have another vocabulary than the data set")
