@@ -40,15 +40,27 @@ def is_finished(page: Page) -> None:
     expect(page.locator("#job")).to_have_attribute("data-status", "finished")
 
 
+def made(page: Page, client: httpx.Client, action: Callable[[], object]) -> dict[str, Any]:
+    """The job, once it is finished, that an action makes and the page then shows."""
+    before = page.url.partition("#")[2] or "none"
+    action()
+    page.wait_for_url(re.compile(f"(?!.*{before})#[0-9a-f]{{32}}$"))
+    is_finished(page)
+    return shown_job(page, client)
+
+
+def drawn(page: Page, client: httpx.Client, **fields: str) -> dict[str, Any]:
+    """The job of a press of the button, with some fields filled in before."""
+    for label, value in fields.items():
+        page.get_by_label(label).fill(value)
+    return made(page, client, lambda: draw(page))
+
+
 def test_pictures_are_composed_drawn_and_judged(
     opened: Page, compose: Compose, working: Runner, client: httpx.Client
 ) -> None:
     compose(LISTS)
-    opened.get_by_label("Seed").fill("7")
-    opened.get_by_label("Steps").fill("5")
-    draw(opened)
-    is_finished(opened)
-    job = shown_job(opened, client)
+    job = drawn(opened, client, Seed="7", Steps="5")
     assert (job["labels"], job["seed"], job["options"]["steps"]) == (LISTS, 7, 5)
     cards = opened.locator(".card")
     expect(cards).to_have_count(3)
@@ -101,11 +113,7 @@ def test_the_curl_line_draws_the_same(
     opened: Page, compose: Compose, working: Runner, client: httpx.Client, tmp_path: Path
 ) -> None:
     compose(LISTS)
-    opened.get_by_label("Seed").fill("11")
-    opened.get_by_label("Steps").fill("3")
-    draw(opened)
-    is_finished(opened)
-    grid = client.get(shown_job(opened, client)["result"]["grid_url"]).content
+    grid = client.get(drawn(opened, client, Seed="11", Steps="3")["result"]["grid_url"]).content
     opened.get_by_text("The same by curl").click()
     opened.get_by_role("button", name="Copy as curl").click()
     copied = opened.evaluate("navigator.clipboard.readText()")
@@ -229,12 +237,7 @@ def test_history_address_and_reuse(opened: Page, compose: Compose, working: Runn
     ids = []
     for seed, lists in enumerate((LISTS[:1], LISTS)):
         compose(lists)
-        opened.get_by_label("Seed").fill(str(seed))
-        opened.get_by_label("Steps").fill("2")
-        draw(opened)
-        opened.wait_for_url(re.compile(f"(?!.*{ids[-1] if ids else 'none'})#[0-9a-f]{{32}}$"))
-        is_finished(opened)
-        ids.append(shown_job(opened, client)["id"])
+        ids.append(drawn(opened, client, Seed=str(seed), Steps="2")["id"])
     jobs = opened.locator("#jobs a")
     expect(jobs).to_have_count(2)
     expect(jobs.first).to_contain_text("3 pictures")
@@ -252,15 +255,6 @@ def test_history_address_and_reuse(opened: Page, compose: Compose, working: Runn
     expect(opened.get_by_label("Seed")).to_have_value("1")
     expect(opened.get_by_label("Steps")).to_have_value("2")
     expect(opened.locator("#go")).to_have_text("Draw 3 pictures")
-
-
-def drawn_again(page: Page, client: httpx.Client) -> dict[str, Any]:
-    """The job of a press of the button."""
-    before = page.url.partition("#")[2]
-    draw(page)
-    page.wait_for_url(re.compile(f"(?!.*{before})#[0-9a-f]{{32}}$"))
-    is_finished(page)
-    return shown_job(page, client)
 
 
 def test_a_picture_of_a_request_is_made_again_from_its_job(
@@ -281,22 +275,18 @@ def test_a_picture_of_a_request_is_made_again_from_its_job(
         subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=60)
         assert (tmp_path / "grid.png").read_bytes() == picture
         (tmp_path / "grid.png").unlink()
-    again = drawn_again(page, client)
+    again = drawn(page, client)
     assert client.get(again["result"]["grid_url"]).content == picture
     page.get_by_label("Seed").fill("")
     expect(page.locator("#kept")).to_be_hidden()
-    assert drawn_again(page, client)["first"] == 0
+    assert drawn(page, client)["first"] == 0
 
 
 def test_the_way_from_noise_is_shown_and_asked_for_again(
     opened: Page, compose: Compose, working: Runner, client: httpx.Client
 ) -> None:
     compose(LISTS)
-    opened.get_by_label("Steps").fill("4")
-    opened.get_by_label("Stages").fill("3")
-    draw(opened)
-    is_finished(opened)
-    job = shown_job(opened, client)
+    job = drawn(opened, client, Steps="4", Stages="3")
     assert job["trajectory"] == 3
     opened.locator(".frame").nth(1).click()
     way = opened.locator(".way img")
@@ -310,8 +300,7 @@ def test_the_way_from_noise_is_shown_and_asked_for_again(
     opened.get_by_label("Stages").fill("")
     opened.get_by_role("button", name="Edit as new").click()
     expect(opened.get_by_label("Stages")).to_have_value("3")
-    opened.get_by_label("Stages").fill("")
-    assert drawn_again(opened, client)["trajectory"] is None
+    assert drawn(opened, client, Stages="")["trajectory"] is None
     opened.locator(".frame").first.click()
     expect(opened.locator(".large")).to_be_visible()
     expect(way).to_have_count(0)
@@ -324,21 +313,15 @@ def test_a_png_is_made_again(page: Page, address: str, working: Runner, client: 
     grid = client.get(whole["result"]["grid_url"]).content
     page.goto(address)
     page.get_by_role("tab", name="Score a test file").click()
-    drop(page, "grid.png", grid.hex(), hexadecimal=True)
-    page.wait_for_url(re.compile("#[0-9a-f]{32}$"))
-    is_finished(page)
-    assert client.get(shown_job(page, client)["result"]["grid_url"]).content == grid
+    dropped = made(page, client, lambda: drop(page, "grid.png", grid.hex(), hexadecimal=True))
+    assert client.get(dropped["result"]["grid_url"]).content == grid
     page.get_by_role("button", name="Edit as new").click()
     expect(page.locator("#kept")).to_contain_text("1 column in the grid")
-    assert client.get(drawn_again(page, client)["result"]["grid_url"]).content == grid
+    assert client.get(drawn(page, client)["result"]["grid_url"]).content == grid
     (tmp_path / "picture.png").write_bytes(client.get(whole["result"]["pictures"][1]["url"]).content)
-    before = page.url.partition("#")[2]
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="From a PNG").click()
-    chooser.value.set_files(tmp_path / "picture.png")
-    page.wait_for_url(re.compile(f"(?!.*{before})#[0-9a-f]{{32}}$"))
-    is_finished(page)
-    again = shown_job(page, client)
+    again = made(page, client, lambda: chooser.value.set_files(tmp_path / "picture.png"))
     assert (again["labels"], again["first"]) == (LISTS[1:2], 1)
 
 
@@ -359,17 +342,17 @@ def test_what_no_field_shows_is_kept_and_told(page: Page, address: str, working:
     kept = page.locator("#kept-words")
     for words in ("eta 0.8", "spacing trailing", "guidance from 0.2 to 0.8 of T", "x0 clipped"):
         expect(kept).to_contain_text(words)
-    assert (again := drawn_again(page, client))["options"] == job["options"]
+    assert (again := drawn(page, client))["options"] == job["options"]
     assert client.get(again["result"]["grid_url"]).content == client.get(job["result"]["grid_url"]).content
     page.get_by_label("Sampler").select_option("euler")
     expect(kept).not_to_contain_text("eta")
-    assert drawn_again(page, client)["options"] == {**job["options"], "sampler": "euler", "eta": 0.0}
+    assert drawn(page, client)["options"] == {**job["options"], "sampler": "euler", "eta": 0.0}
     page.get_by_role("tab", name="Score a test file").click()
     expect(kept).to_be_hidden()
     page.get_by_role("tab", name="Draw pictures").click()
     page.get_by_role("button", name="Drop what is kept from the job").click()
     expect(kept).to_be_hidden()
-    plain = drawn_again(page, client)["options"]
+    plain = drawn(page, client)["options"]
     assert (plain["spacing"], plain["guidance_interval"], plain["clip_x0"]) == ("uniform", [0.0, 1.0], False)
 
 
