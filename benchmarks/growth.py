@@ -1,7 +1,7 @@
 """What grows with what: `python -m benchmarks.growth`.
 
-Pictures/s and memory over batch size and steps; what a queue and a store full of results cost Redis and the API; many
-open event streams; two workers against one.
+Pictures/s and memory over batch size and steps; what a queue and a store full of results cost the worker, the API and
+Redis; many open event streams; two workers against one.
 """
 
 import asyncio
@@ -19,21 +19,23 @@ from redis import Redis
 from benchmarks import subject
 from benchmarks.common import ROOT, Data, Deadline, figure, in_turn, main, percentile, ratios, say, seconds
 from benchmarks.document import Plot, Table, number
-from benchmarks.service import saturate
-from benchmarks.stack import Stack, memory_mib, stack
-from service.jobs import JobStore, connect, new_id
+from benchmarks.service import CLIENTS, saturate
+from benchmarks.stack import Stack, memory_mib, stack, until
+from service.jobs import OPEN, JobStore, connect, new_id
 from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
 from service.stream import GROUP, PictureStream
 from shared.checkpoint import read_info, resolve
 from shared.denoise import sample
 from shared.model import Denoiser
-from shared.options import SamplingOptions
+from shared.options import SamplingOptions, default_options
 from shared.pictures import png_bytes, to_uint8
 
 LIMIT_S = 290.0  # of the section
 QUEUE_S, STORE_S = 140.0, 50.0  # of filling a queue and a store, at most
 LOT = 500  # jobs between looks at the clock
+# What a worker is told rather than finds: measuring it would take a part of so short a run.
+BATCH = {"LABELGRID_BATCH_PICTURES": "16", "LABELGRID_BATCH_ROWS": "32"}
 
 
 def batch_run(count: int, steps: int) -> tuple[float, float]:
@@ -65,28 +67,39 @@ class Filler:
         self.connection, self.settings = connection, settings
         self.store = JobStore(connection, settings)
         self.info = read_info(resolve(settings.storage, None, "denoiser"))
-        self.queued = self.finished = 0
+        self.options = default_options(self.info.config)
+        self.finished = 0
+
+    @property
+    def queued(self) -> int:
+        return self.connection.scard(OPEN)
 
     def record(self, pictures: int) -> JobRecord:
         labels = subject.label_lists(pictures)
-        about = {"model": self.info.name, "digest": self.info.digest, "columns": 8, "options": SamplingOptions()}
+        about = {"model": self.info.name, "digest": self.info.digest, "columns": 8, "options": self.options}
         return JobRecord(id=new_id(), kind="generate", created_at=time.time(), labels=labels, seed=1, **about)
 
-    def queue_until(self, jobs: int, deadline: Deadline) -> float:
-        """Queues one-picture jobs until so many wait, or it is too late; the seconds that one took."""
-        before, begun = self.queued, deadline.spent
-        while self.queued < jobs and deadline.allows(0):
-            for _ in range(min(LOT, jobs - self.queued)):
-                self.store.create(self.record(1))
-                self.queued += 1
-        return (deadline.spent - begun) / max(self.queued - before, 1)
+    def queue_until(self, jobs: int, deadline: Deadline) -> tuple[str, float, float]:
+        """Queues one-picture jobs until so many wait, or it is too late.
 
-    def finish_until(self, jobs: int, png: bytes, deadline: Deadline) -> str:
-        """Stores finished one-picture jobs as a worker does until there are so many, or it is too late; the last id."""
-        job_id = ""
+        The last one's id, the seconds that one took and the bytes that it holds.
+        """
+        job_id, count, begun, held = "", 0, deadline.spent, self.memory()
+        while (lacking := jobs - self.queued) > 0 and (not job_id or deadline.allows(0)):
+            for _ in range(min(LOT, lacking)):
+                job_id = self.store.create(self.record(1))
+                count += 1
+        return job_id, (deadline.spent - begun) / count, (self.memory() - held) / count
+
+    def finish_until(self, jobs: int, png: bytes, deadline: Deadline) -> tuple[str, float]:
+        """Stores finished one-picture jobs as a worker does until there are so many, or it is too late.
+
+        The last one's id, and the bytes that one holds.
+        """
+        job_id, before, held = "", self.finished, self.memory()
         while self.finished < jobs and (not job_id or deadline.allows(0)):
             job_id = self.finish(min(LOT, jobs - self.finished), png)
-        return job_id
+        return job_id, (self.memory() - held) / (self.finished - before)
 
     def finish(self, jobs: int, png: bytes) -> str:
         probabilities = dict.fromkeys(self.info.vocabulary, 0.5)
@@ -114,8 +127,31 @@ def latencies_ms(running: Stack, path: str, count: int) -> list[float]:
         return [1000 * seconds(lambda: client.get(path).raise_for_status()) for _ in range(count)]
 
 
-def queue_growth(sizes: Sequence[int], looks: int) -> list[Data]:
-    """For each number of queued jobs: what one more costs, the API's latency, Redis's memory, a worker's sweep.
+def rate_of_queue(running: Stack, filler: Filler, pictures: int) -> tuple[float, float]:
+    """Pictures/s of a worker that takes one-picture jobs off the queue, after a few to warm up, and its memory, MiB."""
+    running.start_workers(1, **BATCH)
+    queued = filler.queued
+    until(lambda: queued - filler.queued >= pictures // 4, "the first pictures of the queue")
+    begun, queued = time.perf_counter(), filler.queued
+    until(lambda: queued - filler.queued >= pictures, "pictures of the queue")
+    rate = (queued - filler.queued) / (time.perf_counter() - begun)
+    memory = memory_mib(running.workers[0])
+    running.stop_workers()
+    return rate, memory
+
+
+def rate_of_requests(running: Stack, pictures: int) -> float:
+    """Pictures/s of a worker at saturation, after a few to warm up."""
+    running.start_workers(1, **BATCH)
+    saturate(running.port, pictures // 4)
+    rate = saturate(running.port, pictures)
+    running.stop_workers()
+    return rate
+
+
+def queue_growth(sizes: Sequence[int], looks: int, pictures: int) -> list[Data]:
+    """For each number of queued jobs: what one more costs, the API's latency, Redis's memory, a worker's sweep and its
+    pictures/s.
 
     Jobs go in by the call that the API makes for a request. Where the time is over, the queue is as long as it got.
     """
@@ -125,44 +161,41 @@ def queue_growth(sizes: Sequence[int], looks: int) -> list[Data]:
         settings = Settings(redis_url=running.redis.url, job_timeout_s=10**6)
         connection = connect(running.redis.url, timeout_s=120)
         filler = Filler(connection, settings)
-        empty = filler.memory()
         for size in sizes:
-            create_s = filler.queue_until(size, deadline)
-            job_id = filler.store.create(filler.record(1))
-            filler.queued += 1
+            job_id, create_s, bytes_per_job = filler.queue_until(size, deadline)
+            queued = filler.queued
             read = latencies_ms(running, f"/jobs/{job_id}", looks)
             listed = latencies_ms(running, "/jobs?limit=20", looks)
-            found.append(
-                {
-                    "queued": filler.queued,
-                    "create_ms": create_s * 1000,
-                    "read_ms": percentile(read, 0.5),
-                    "read_p95_ms": percentile(read, 0.95),
-                    "list_ms": percentile(listed, 0.5),
-                    "bytes_per_job": (filler.memory() - empty) / filler.queued,
-                    "sweep_s": seconds(filler.store.sweep),
-                }
-            )
-            say(f"  {filler.queued} jobs queued, {deadline.spent:.0f} s")
+            about = {
+                "queued": queued,
+                "create_ms": create_s * 1000,
+                "read_ms": percentile(read, 0.5),
+                "read_p95_ms": percentile(read, 0.95),
+                "list_ms": percentile(listed, 0.5),
+                "bytes_per_job": bytes_per_job,
+                "sweep_s": seconds(filler.store.sweep),
+            }
+            about["pictures_per_s"], about["worker_mib"] = rate_of_queue(running, filler, pictures)
+            found.append(about)
+            say(f"  {queued} jobs queued, {deadline.spent:.0f} s")
             if not deadline.allows(0):
                 break
     return found
 
 
-def store_growth(sizes: Sequence[int], looks: int, png: bytes) -> list[Data]:
-    """For each number of finished jobs: the API's latency and Redis's memory."""
+def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) -> list[Data]:
+    """For each number of finished jobs: the API's latency, Redis's memory, and pictures/s."""
     found, deadline = list[Data](), Deadline(STORE_S)
     with stack(workers=0) as running:
         connection = connect(running.redis.url, timeout_s=120)
         filler = Filler(connection, Settings(redis_url=running.redis.url))
-        empty = filler.memory()
         for size in sizes:
-            job_id = filler.finish_until(size, png, deadline)
+            job_id, bytes_per_job = filler.finish_until(size, png, deadline)
             read = latencies_ms(running, f"/jobs/{job_id}", looks)
             image = latencies_ms(running, f"/jobs/{job_id}/images/0.png", looks)
             about = {"read_ms": percentile(read, 0.5), "image_ms": percentile(image, 0.5)}
-            per_job = (filler.memory() - empty) / filler.finished
-            found.append({"finished": filler.finished, **about, "bytes_per_job": per_job})
+            about |= {"bytes_per_job": bytes_per_job, "pictures_per_s": rate_of_requests(running, pictures)}
+            found.append({"finished": filler.finished, **about})
             say(f"  {filler.finished} jobs finished, {deadline.spent:.0f} s")
             if not deadline.allows(0):
                 break
@@ -226,9 +259,7 @@ def worker_growth(requests: int, rounds: int) -> dict[int, list[float]]:
     for _ in range(rounds):
         for workers, rates in found.items():
             with stack(workers=0) as running:
-                # A batch limit that is set: measuring one would take a part of so short a run.
-                set_ = {"LABELGRID_BATCH_PICTURES": "16", "LABELGRID_BATCH_ROWS": "32"}
-                running.start_workers(workers, OMP_NUM_THREADS=str(max(1, cores // workers)), **set_)
+                running.start_workers(workers, OMP_NUM_THREADS=str(max(1, cores // workers)), **BATCH)
                 saturate(running.port, requests // 4)
                 rates.append(saturate(running.port, requests))
     return found
@@ -237,7 +268,7 @@ def worker_growth(requests: int, rounds: int) -> dict[int, list[float]]:
 def measure(quick: bool) -> Data:
     batches, steps = ([1, 4], [2, 4]) if quick else ([1, 2, 4, 8, 16, 32, 64], [4, 8, 16, 32])
     queued, finished = ([100, 300], [50]) if quick else ([1000, 10_000, 100_000], [1000, 10_000])
-    streams, looks = ([50], 10) if quick else ([100, 1000], 100)
+    streams, looks, pictures = ([50], 10, 8) if quick else ([100, 1000], 100, 96)
     deadline, ours = Deadline(LIMIT_S), subject.denoiser()
     middle = 2 if quick else 8  # steps of the batches, and pictures of the batch that takes other steps
     by_batch = {str(n): batch_run(n, middle) for n in batches}
@@ -245,11 +276,11 @@ def measure(quick: bool) -> Data:
     say(f"  batch sizes and steps, {deadline.spent:.0f} s")
     picture = sample(ours.stepper(), subject.multi_hot([["red cube"]], ours.vocabulary), SamplingOptions(steps=4), [1])
     png = png_bytes(to_uint8(picture)[0])
-    workers = worker_growth(8 if quick else 96, 1 if quick else 3)
+    workers = worker_growth(pictures, 1 if quick else 3)
     watched = stream_growth(streams, looks)
-    store = store_growth(finished, looks, png)
+    store = store_growth(finished, looks, pictures, png)
     say(f"  workers, streams and store, {deadline.spent:.0f} s")
-    queue = queue_growth(queued, looks)
+    queue = queue_growth(queued, looks, pictures)
     return {
         "figures": {
             "growth.read_ms_with_most_streams": figure([watched[-1]["read_ms"]]),
@@ -259,6 +290,7 @@ def measure(quick: bool) -> Data:
             "growth.two_workers_over_one": figure(ratios(workers[2], workers[1])),
         },
         "middle": middle,
+        "pictures": pictures,
         "batches": by_batch,
         "steps": by_steps,
         "png_bytes": len(png),
@@ -277,18 +309,30 @@ def report(data: Data) -> list[str | Table | Plot]:
     steps = Table(["steps", *data["steps"]])
     steps.add(f"pictures/s, batch {data['middle']}, guided", *(number(rate) for rate, _ in data["steps"].values()))
     steps.add("memory of the process, MiB", *(number(mib) for _, mib in data["steps"].values()))
-    queue = Table(["queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes a job", "a sweep, s"])
+    titles = ("queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes a job", "a sweep, s")
+    queue = Table([*titles, "pictures/s", "worker, MiB"])
+    keys = (
+        "create_ms",
+        "read_ms",
+        "read_p95_ms",
+        "list_ms",
+        "bytes_per_job",
+        "sweep_s",
+        "pictures_per_s",
+        "worker_mib",
+    )
     for one in data["queue"]:
-        keys = ("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s")
         queue.add(f"{one['queued']:,}", *(number(one[key]) for key in keys))
-    store = Table(["finished jobs of one picture", "GET job, ms", "GET picture, ms", "bytes a job in Redis"])
+    store = Table(
+        ["finished jobs of one picture", "GET job, ms", "GET picture, ms", "bytes a job in Redis", "pictures/s"]
+    )
     for one in data["store"]:
-        cells = (number(one[key]) for key in ("read_ms", "image_ms", "bytes_per_job"))
+        cells = (number(one[key]) for key in ("read_ms", "image_ms", "bytes_per_job", "pictures_per_s"))
         store.add(f"{one['finished']:,}", *cells)
-    keys = ("open_s", "read_ms", "read_p95_ms", "end_s", "api_mib")
     streams = Table(
         ["open event streams", "to open all, s", "GET job, ms", "p95", "last hears of the end, s", "API, MiB"]
     )
+    keys = ("open_s", "read_ms", "read_p95_ms", "end_s", "api_mib")
     for one in data["streams"]:
         streams.add(one["streams"], *(number(one[key]) for key in keys))
     workers = Table(["workers", "pictures/s", "spread", "rounds"])
@@ -311,13 +355,14 @@ def report(data: Data) -> list[str | Table | Plot]:
         'Where "Against the limit" above has another rate, the machine was faster or slower when that was measured.',
         Plot("growth", "batch size: rate and memory", draw, 2),
         steps,
-        "Queued jobs have one picture each and no worker takes them. A sweep is what every worker does each second to "
-        "find jobs that RQ lost.",
+        "Queued jobs have one picture each, and no worker takes them until all else is measured; pictures/s are those "
+        f"of the next {data['pictures']}. A sweep is what every worker does each second to find jobs that RQ lost.",
         queue,
-        f"A picture's PNG has {data['png_bytes']:,} bytes; the rest is verdict, record, events and the grid.",
+        f"A picture's PNG has {data['png_bytes']:,} bytes; the rest is verdict, record, events and the grid. "
+        f"Pictures/s are those of {data['pictures']} further requests of {CLIENTS} clients.",
         store,
         streams,
-        "Two workers share the machine's cores, half of them each; batches of 16.",
+        "Two workers share the machine's cores, half of them each. Here and above, workers have batches of 16.",
         workers,
     ]
 

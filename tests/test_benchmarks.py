@@ -519,14 +519,18 @@ def test_load_is_written_up_with_what_is_possible(tmp_path: Path) -> None:
 
 def test_growth_and_training_are_written_up(tmp_path: Path) -> None:
     queue = dict.fromkeys(("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s"), 1.5)
+    queue |= {"pictures_per_s": 30.0, "worker_mib": 500.0}
     streams = dict.fromkeys(("open_s", "read_ms", "read_p95_ms", "end_s", "api_mib"), 2.5)
     grown = {
         "middle": 8,
+        "pictures": 96,
         "batches": {"1": [5.0, 400.0], "8": [20.0, 450.0]},
         "steps": {"4": [40.0, 450.0], "8": [20.0, 450.0]},
         "png_bytes": 5000,
         "queue": [queue | {"queued": 100_001}],
-        "store": [{"finished": 10_000, "read_ms": 1.0, "image_ms": 1.0, "bytes_per_job": 20_000.0}],
+        "store": [
+            {"finished": 10_000, "read_ms": 1.0, "image_ms": 1.0, "bytes_per_job": 20_000.0, "pictures_per_s": 31.0}
+        ],
         "streams": [streams | {"streams": 1000}],
         "workers": {"1": figure([60.0, 61.0]), "2": figure([66.0, 68.0])},
     }
@@ -544,7 +548,8 @@ def test_growth_and_training_are_written_up(tmp_path: Path) -> None:
     }
     write([*growth.report(grown), *training.report(trained)], tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
-    assert "| 100,001 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 |" in text
+    assert "| 100,001 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 30.0 | 500 |" in text
+    assert "| 10,000 | 1.00 | 1.00 | 20,000 | 31.0 |" in text
     assert "| pictures/s, 8 steps, guided | 5.00 | 20.0 |" in text
     assert "up to 320 network rows/s" in text
     assert "| pictures/s, batch 8, guided | 40.0 | 20.0 |" in text
