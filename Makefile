@@ -32,7 +32,7 @@ test-browser: $(VENV)/.browser  ## The page's tests, in a Chromium
 compose-test: $(VENV)/.dev  ## The deployment: docker compose up --build, a worker killed, what containers may do (three minutes)
 	$(BIN)/python -m pytest --override-ini timeout=900 deploy/compose_test.py
 
-scaling-out-test: $(VENV)/.dev  ## Workers on two hosts against one Redis, with TLS and s3://, in network namespaces (one to four minutes)
+scaling-out-test: $(VENV)/.dev  ## Workers on two hosts against one Redis, with TLS and s3://, in network namespaces (a minute or two)
 	command -v redis-server || (apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server)
 	unshare --map-root-user --net $(BIN)/python -m pytest deploy/hosts_test.py
 

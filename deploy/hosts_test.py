@@ -212,6 +212,7 @@ def deployment(folder: Path, redis_url: str, storage: dict[str, str]) -> Iterato
         "LABELGRID_REDIS_URL": redis_url,
         "LABELGRID_API_KEYS": f"tester:{hash_of(key)}",
         "LABELGRID_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",  # threads of two workers on the same cores would wait for each other in spin loops
         "LABELGRID_BATCH_PICTURES": "8",
         "LABELGRID_LEASE_S": "4",
         "LABELGRID_HEARTBEAT_S": "0.5",
