@@ -227,6 +227,7 @@ def test_redis_wants_its_password_and_keeps_what_it_accepted(deployment: Deploym
     assert "WRONGPASS" in deployment.inside("redis", *bare, "-a", "labelgrid", "ping")
     assert deployment.redis("CONFIG", "GET", "appendonly") == {"appendonly": "yes"}
     assert deployment.redis("CONFIG", "GET", "maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+    assert deployment.redis("CONFIG", "GET", "hash-max-listpack-value") == {"hash-max-listpack-value": "1024"}
 
 
 def test_one_port_is_published_and_workers_have_no_way_out(deployment: Deployment) -> None:

@@ -366,15 +366,15 @@ class Runner:
         self.store.finish_all(finished)
 
     def _grid(self, record: JobRecord, result: JobResult, verdicts: list[Verdict], made: Mapping[Key, bytes]) -> bytes:
-        """The PNG of the best repeat's pictures, of a single one its own; those that were sent are marked as right or
-        wrong."""
+        """The PNG of the best repeat's pictures, for a single one its index; those that were sent are marked as right
+        or wrong."""
         n = len(record.labels)
         shown = [verdicts[result.best * n + i] for i in range(n)]
+        if n == 1 and not record.sent:
+            return str(shown[0].index).encode()
         pngs = [made[key] for verdict in shown if (key := (record.id, verdict.index)) in made]
         if len(pngs) < n:
             pngs = self.store.pngs(record.id, [verdict.index for verdict in shown])
-        if n == 1 and not record.sent:
-            return pngs[0]
         pictures = np.stack([read_png(png) for png in pngs])  # (n, H, W, 3)
         columns = min(record.columns, n)
         if record.sent:

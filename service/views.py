@@ -166,7 +166,8 @@ class JobReader:
 
     async def grid(self, job_id: str) -> bytes:
         """The grid's PNG. NotReady while the job is not finished; UnknownJob, ExpiredJob."""
-        return await self._png(job_id, GRID, "the grid", 0)
+        grid = await self._png(job_id, GRID, "the grid", 0)
+        return await self.image(job_id, int(grid)) if grid.isdigit() else grid
 
     async def _png(self, job_id: str, name: str, what: str, index: int) -> bytes:
         png: Any = await self.connection.hget(png_key(job_id), name)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from redis import Redis
 
 from service.settings import Settings
 
@@ -32,6 +33,21 @@ def test_a_service_has_no_capabilities(name: str) -> None:
     assert service.get("read_only") is True or name == "trainer"
     assert "privileged" not in service
     assert "cap_add" not in service
+
+
+def test_redis_keeps_jobs_alike_wherever_we_start_it(connection: Redis) -> None:
+    path = ROOT / "deploy" / "kubernetes" / "base" / "redis.yaml"
+    (pod,) = [one for one in yaml.safe_load_all(path.read_text()) if one["kind"] in ("Deployment", "StatefulSet")]
+    (container,) = pod["spec"]["template"]["spec"]["containers"]
+
+    def options(command: list[str]) -> dict[str, str]:
+        own = ("--requirepass", "--dir", "--maxmemory")
+        pairs = zip(command[1::2], command[2::2], strict=True)
+        return {name.removeprefix("--"): value for name, value in pairs if name not in own}
+
+    in_compose = options(SERVICES["redis"]["command"])
+    assert options(container["args"]) == in_compose
+    assert {name: connection.config_get(name)[name] for name in in_compose} == in_compose
 
 
 def test_tracing_is_as_where_compose_is_started() -> None:

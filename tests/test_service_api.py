@@ -631,6 +631,17 @@ def test_accept_png_answers_with_the_grid(client: httpx.Client, working: Runner)
     assert client.get(response.headers["content-location"]).content == response.content
 
 
+def test_a_picture_alone_is_its_own_grid_and_is_kept_once(
+    client: httpx.Client, working: Runner, connection: Redis
+) -> None:
+    asked = client.post("/score", json={"conditions": [["red cube"]], "repeats": 3, "steps": 2}).json()
+    picture = client.get(asked["result"]["pictures"][0]["url"])
+    assert client.get(asked["result"]["grid_url"]).content == picture.content
+    assert asked["result"]["pictures"][0]["url"].endswith(f"/{asked['result']['best']}.png")
+    assert sorted(connection.hkeys(png_key(asked["id"]))) == [b"0", b"1", b"2", b"grid"]
+    assert connection.hget(png_key(asked["id"]), "grid") == str(asked["result"]["best"]).encode()
+
+
 @pytest.mark.parametrize(
     ("accept", "png"),
     [
