@@ -179,8 +179,7 @@ def report(data: Data) -> list[str | Table]:
     return [
         f"The API process {loaded}.",
         table,
-        "Images are those that `docker compose build` left on this machine. The worker's has the trainer and its "
-        "dependencies as well.",
+        "Images are those that `docker compose build` left on this machine.",
         sizes,
     ]
 

@@ -276,6 +276,6 @@ def test_a_worker_is_taken_away_while_it_works_and_nothing_is_lost(deployment: D
     assert deployment.client.ready().workers == 1
 
 
-def test_the_trainer_runs_from_the_workers_image(deployment: Deployment) -> None:
+def test_the_trainer_has_an_image_of_its_own(deployment: Deployment) -> None:
     told = deployment.compose("run", "--rm", "trainer", "render", "/runs/data", "--scenes", "1")
     assert "/runs/data" in told
