@@ -7,8 +7,8 @@ and those of jobs have a time to live (`ledger.py` and `shares.py` have some mor
     job:ID            hash    record (JSON, never changes), total, status, rq, started_at, finished_at, result, error,
                               overdue_at (s since 1970 by Redis's clock), and of the record digest, owner, asked_at
     job:ID:verdicts   hash    index -> verdict (JSON): a picture is done when it has one
-    job:ID:png        hash    index, "grid" or "strip:" and index -> PNG; a grid of one picture is only that one's index;
-                              pictures that are sent lie here from the start
+    job:ID:png        hash    index, "grid" or "strip:" and index -> PNG; a grid of one picture is only its index.
+                              Pictures that are sent lie here from the start
     job:ID:events     stream  what happened, for those who wait
     job:ID:live       stream  steps and previews of the moment, while somebody watches
     job:ID:watched    string  somebody watches; gone seconds after nobody does
