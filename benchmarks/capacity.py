@@ -194,7 +194,7 @@ def scaling(content: Data) -> list[str | Table | Plot]:
     kinds = {as_shipped: costs.served, "8 guided steps": (8, 2), "16 guided steps": (16, 2)}
     flat = flat_costs(costs)
     compared, how_well = check(sections["load"], the_same_requests(sections["load"], costs.step))
-    queued = sections["growth"]["queue"][-1]
+    shortest, *_, queued = sections["growth"]["queue"]
     streams = sections["growth"]["streams"][-1]
     lines: list[str | Table | Plot] = [
         "# Scaling",
@@ -243,8 +243,9 @@ def scaling(content: Data) -> list[str | Table | Plot]:
         "### What does not grow",
         f"With {queued['queued']:,} jobs queued, `GET /jobs/{{id}}` took {number(queued['read_ms'])} ms; with "
         f"{streams['streams']:,} open event streams {number(streams['read_ms'])} ms, and the last stream heard of its "
-        f"job's end {number(streams['end_s'])} s after it. `max_queued_pictures` refuses more (429) long before a "
-        "queue of that length, which would keep one device busy for "
-        f"{number(queued['queued'] * costs.picture_s(steps * rows) / 60)} minutes.",
+        f"job's end {number(streams['end_s'])} s after it. A worker made {number(queued['pictures_per_s'])} pictures/s "
+        f"of that queue, and {number(shortest['pictures_per_s'])} of one of {shortest['queued']:,}. "
+        "`max_queued_pictures` refuses more (429) long before a queue of that length, which would keep one device busy "
+        f"for {number(queued['queued'] * costs.picture_s(steps * rows) / 60)} minutes.",
     ]
     return lines

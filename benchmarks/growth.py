@@ -113,7 +113,7 @@ class Filler:
             verdict = Verdict(**about, accuracy=1, f1=1, exact=True, probabilities=probabilities)
             self.store.begin(job_id)
             self.store.commit(stream.key, GROUP, [Done(claim.entry, claim.picture, verdict, png)])
-            self.store.finish(job_id, result, png)
+            self.store.finish(job_id, result, b"0")  # the grid of one picture
         self.finished += jobs
         return job_id
 
@@ -358,7 +358,7 @@ def report(data: Data) -> list[str | Table | Plot]:
         "Queued jobs have one picture each, and no worker takes them until all else is measured; pictures/s are those "
         f"of the next {data['pictures']}. A sweep is what every worker does each second to find jobs that RQ lost.",
         queue,
-        f"A picture's PNG has {data['png_bytes']:,} bytes; the rest is verdict, record, events and the grid. "
+        f"A picture's PNG has {data['png_bytes']:,} bytes; the rest is verdict, record, events and keys. "
         f"Pictures/s are those of {data['pictures']} further requests of {CLIENTS} clients.",
         store,
         streams,

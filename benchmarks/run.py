@@ -15,12 +15,12 @@ from benchmarks.common import ROOT, Data, results, say
 # The least disturbed first, and what needs the service after what does not. With the longest each may take, in s: 25
 # minutes in all. Sampling, load, training and growth do less where the machine is slow, so as to end before.
 SECTIONS = {
-    "roofline": 60,
+    "roofline": 40,
     "sampling": 390,
     "service": 120,
     "load": 330,
     "training": 210,
-    "growth": 330,
+    "growth": 350,
     "startup": 60,
 }
 

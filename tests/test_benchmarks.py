@@ -237,7 +237,9 @@ def measured() -> dict[str, Any]:
     load |= {"requests_per_s": 1.0, "spans_s": {"0.6": 10.0}}  # six requests a round, of which ten are one
     growth = {"store": [{"bytes_per_job": 1.0}, {"bytes_per_job": 2.0**20}], "png_bytes": 5000}
     growth |= {"served": {"steps": 4, "rows": 1}}
-    growth |= {"queue": [{"queued": 100_001, "read_ms": 1.5}], "streams": [{"streams": 1000, "read_ms": 3, "end_s": 5}]}
+    growth |= {"streams": [{"streams": 1000, "read_ms": 3, "end_s": 5}]}
+    rates = {1000: 37.0, 100_000: 36.0}
+    growth |= {"queue": [{"queued": n, "read_ms": 1.5, "pictures_per_s": rate} for n, rate in rates.items()]}
     return {
         "sections": {
             "service": service | {"redis_commands_per_s": 100_000.0, "ttl_s": 3600},
@@ -295,7 +297,8 @@ def test_the_scaling_document_is_written_from_the_results(monkeypatch: pytest.Mo
     assert "| 0.6 | request-level | 10 | 1.20 | " in text
     for heading in ("### 1,000 pictures a day", "### 100,000 pictures a day", "### 10,000,000 pictures a day"):
         assert heading in text
-    assert "With 100,001 jobs queued" in text
+    assert "With 100,000 jobs queued" in text
+    assert "A worker made 36.0 pictures/s of that queue, and 37.0 of one of 1,000." in text
     assert "one device busy for 25.0 minutes" in text
     without = measured()
     without["sections"]["growth"] = {"failed": "it took longer than 330 s"}
@@ -527,7 +530,7 @@ def test_growth_and_training_are_written_up(tmp_path: Path) -> None:
         "batches": {"1": [5.0, 400.0], "8": [20.0, 450.0]},
         "steps": {"4": [40.0, 450.0], "8": [20.0, 450.0]},
         "png_bytes": 5000,
-        "queue": [queue | {"queued": 100_001}],
+        "queue": [queue | {"queued": 100_000}],
         "store": [
             {"finished": 10_000, "read_ms": 1.0, "image_ms": 1.0, "bytes_per_job": 20_000.0, "pictures_per_s": 31.0}
         ],
@@ -548,7 +551,7 @@ def test_growth_and_training_are_written_up(tmp_path: Path) -> None:
     }
     write([*growth.report(grown), *training.report(trained)], tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
-    assert "| 100,001 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 30.0 | 500 |" in text
+    assert "| 100,000 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 30.0 | 500 |" in text
     assert "| 10,000 | 1.00 | 1.00 | 20,000 | 31.0 |" in text
     assert "| pictures/s, 8 steps, guided | 5.00 | 20.0 |" in text
     assert "up to 320 network rows/s" in text
