@@ -45,6 +45,8 @@ GOALS = [
     ("training.speedup_vs_library", "training, over diffusers' loop in fp32, its default", 2.0, True),
     ("training.speedup_vs_library_bf16", "training, over diffusers' loop in bf16", None, True),
     ("limit.speedup_vs_before", "network at 32 rows, over the module under autocast", None, True),
+    ("growth.bytes_per_finished_picture", "Redis memory of a finished job of one picture, bytes", None, False),
+    ("growth.bytes_per_queued_job", "the same of a queued one", None, False),
 ]
 
 
