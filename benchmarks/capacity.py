@@ -194,7 +194,7 @@ def scaling(content: Data) -> list[str | Table | Plot]:
     kinds = {as_shipped: costs.served, "8 guided steps": (8, 2), "16 guided steps": (16, 2)}
     flat = flat_costs(costs)
     compared, how_well = check(sections["load"], the_same_requests(sections["load"], costs.step))
-    shortest, *_, queued = sections["growth"]["queue"]
+    shortest, queued = (sections["growth"]["queue"][i] for i in (0, -1))
     streams = sections["growth"]["streams"][-1]
     lines: list[str | Table | Plot] = [
         "# Scaling",

@@ -87,7 +87,7 @@ class RedisServer:
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": '""',
-            # A job takes half of the memory if its few events get no 4 KB at once and its record fits a packed hash.
+            # A job takes a third less memory: its few events get no 4 KB at once, and its record fits a packed hash.
             "stream-node-max-bytes": "512",
             "hash-max-ziplist-value": "1024",  # the name that Redis 6 knows, too
             "daemonize": "no",
