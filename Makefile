@@ -58,7 +58,7 @@ format: $(VENV)/.dev  ## Format, and fix what can be fixed
 bench: $(VENV)/.bench  ## All is measured (25 minutes at most; goes on where it was interrupted): docs/performance.md, docs/scaling.md
 	$(BIN)/python -m benchmarks.run
 
-bench-quick: $(VENV)/.bench  ## The same with small sizes, in two minutes, into runs/bench-quick
+bench-quick: $(VENV)/.bench  ## The same with small sizes, in two to three minutes, into runs/bench-quick
 	$(BIN)/python -m benchmarks.run --quick
 
 .PHONY: fuzz

@@ -56,7 +56,7 @@ def named(text: str) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, two minutes, written to runs/bench-quick")
+    parser.add_argument("--quick", action="store_true", help="small sizes, two or three minutes, to runs/bench-quick")
     parser.add_argument("--only", type=named, metavar="SECTION,...", help=f"some of {', '.join(SECTIONS)}")
     asked = parser.parse_args()
     quick, kept, began = asked.quick, results(asked.quick), time.monotonic()
