@@ -41,6 +41,8 @@ class Costs:
     picture_bytes: float  # on the wire, as PNG
     served: tuple[int, int]  # steps and network rows a step of the checkpoint's own sampling
     ttl_s: float
+    note_bytes: float  # that say, for `remembered_s` after its results are over, that a job has been
+    remembered_s: float
 
     @classmethod
     def of(cls, content: Data) -> "Costs":
@@ -60,6 +62,8 @@ class Costs:
             picture_bytes=growth["png_bytes"],
             served=served,
             ttl_s=sections["service"]["ttl_s"],
+            note_bytes=growth["note"]["bytes"],
+            remembered_s=growth["note"]["remembered_s"],
         )
 
     def picture_s(self, rows: int) -> float:
@@ -125,9 +129,10 @@ def sizing(costs: Costs, kinds: dict[str, tuple[int, int]]) -> Table:
 
 def redis_need(costs: Costs, day: int) -> Data:
     """What a day's pictures ask of Redis and network at the peak, and of storage if every picture were kept."""
-    peak = PEAK * day / DAY_S
+    peak, notes_gib = PEAK * day / DAY_S, day / DAY_S * costs.remembered_s * costs.note_bytes / 2**30
     return {
-        "memory_gib": peak * costs.ttl_s * costs.redis_bytes / 2**30,
+        "memory_gib": peak * costs.ttl_s * costs.redis_bytes / 2**30 + notes_gib,
+        "notes_gib": notes_gib,
         "commands_per_s": peak * costs.redis_commands,
         "commands_share": peak * costs.redis_commands / costs.redis_commands_per_s,
         "mbit_per_s": peak * costs.picture_bytes * 8 / 1e6,
@@ -136,13 +141,22 @@ def redis_need(costs: Costs, day: int) -> Data:
 
 
 def redis_table(costs: Costs) -> Table:
-    header = ["pictures a day", "Redis memory, GiB", "commands/s", "of one Redis", "PNG out, Mbit/s", "kept, GiB a day"]
+    header = [
+        "pictures a day",
+        "Redis memory, GiB",
+        "of that notes",
+        "commands/s",
+        "of one Redis",
+        "PNG out, Mbit/s",
+        "kept, GiB a day",
+    ]
     table = Table(header)
     for day in DAYS:
         need = redis_need(costs, day)
         table.add(
             f"{day:,}",
             number(need["memory_gib"]),
+            number(need["notes_gib"]),
             number(need["commands_per_s"]),
             f"{need['commands_share']:.1%}",
             number(need["mbit_per_s"]),
@@ -221,7 +235,8 @@ def scaling(content: Data) -> list[str | Table | Plot]:
         f"of one at a time and, at {LOAD:g} of capacity, {number(flat['p95_ratio'])} of request-level batching's p95. "
         "That is simulated, not measured.",
         "## What breaks first",
-        f"A finished picture holds {number(costs.redis_bytes)} bytes in Redis for {costs.ttl_s:.0f} s and costs "
+        f"A finished picture holds {number(costs.redis_bytes)} bytes in Redis for {costs.ttl_s:.0f} s and, after that, "
+        f"{number(costs.note_bytes)} for {costs.remembered_s:,.0f} s, which say that it has been. It costs "
         f"{number(costs.redis_commands)} Redis commands from request to answer; this Redis carries out "
         f"{number(costs.redis_commands_per_s)} commands/s, pipelined. At the peak:",
         redis_table(costs),

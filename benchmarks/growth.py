@@ -22,6 +22,7 @@ from benchmarks.document import Plot, Table, number
 from benchmarks.service import CLIENTS, saturate
 from benchmarks.stack import Stack, memory_mib, stack, until
 from service.jobs import OPEN, JobStore, connect, new_id
+from service.ledger import was_key
 from service.records import Done, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
 from service.stream import GROUP, PictureStream
@@ -34,6 +35,7 @@ from shared.pictures import png_bytes, to_uint8
 LIMIT_S = 330.0  # of the section
 STORE_S = 60.0  # of that, for a store; a queue, measured last, has what is left
 LOT = 500  # jobs between looks at the clock
+NOTES = 50_000
 # What a worker is told rather than finds: measuring it would take a part of so short a run.
 BATCH = {"LABELGRID_BATCH_PICTURES": "16", "LABELGRID_BATCH_ROWS": "32"}
 
@@ -117,6 +119,15 @@ class Filler:
         self.finished += jobs
         return job_id
 
+    def bytes_per_note(self, count: int) -> float:
+        """Bytes of what is left of a job when its results are over."""
+        held = self.memory()
+        with self.connection.pipeline(transaction=False) as pipe:
+            for _ in range(count):
+                pipe.set(was_key(new_id()), "", ex=self.settings.remembered_s)
+            pipe.execute()
+        return (self.memory() - held) / count
+
     def memory(self) -> int:
         return int(self.connection.info("memory")["used_memory"])
 
@@ -183,8 +194,8 @@ def queue_growth(sizes: Sequence[int], looks: int, pictures: int, deadline: Dead
     return found
 
 
-def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) -> list[Data]:
-    """For each number of finished jobs: the API's latency, Redis's memory, and pictures/s."""
+def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) -> tuple[list[Data], Data]:
+    """For each number of finished jobs: the API's latency, Redis's memory, and pictures/s. And what is left of one."""
     found, deadline = list[Data](), Deadline(STORE_S)
     with stack(workers=0) as running:
         connection = connect(running.redis.url, timeout_s=120)
@@ -199,7 +210,8 @@ def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) ->
             say(f"  {filler.finished} jobs finished, {deadline.spent:.0f} s")
             if not deadline.allows(0):
                 break
-    return found
+        note = filler.bytes_per_note(NOTES)
+    return found, {"bytes": note, "remembered_s": filler.settings.remembered_s}
 
 
 async def _with_streams(address: str, job_id: str, streams: int, looks: int) -> Data:
@@ -278,7 +290,7 @@ def measure(quick: bool) -> Data:
     png = png_bytes(to_uint8(picture)[0])
     workers = worker_growth(pictures, 1 if quick else 3)
     watched = stream_growth(streams, looks)
-    store = store_growth(finished, looks, pictures, png)
+    store, note = store_growth(finished, looks, pictures, png)
     say(f"  workers, streams and store, {deadline.spent:.0f} s")
     queue = queue_growth(queued, looks, pictures, deadline)
     return {
@@ -297,6 +309,7 @@ def measure(quick: bool) -> Data:
         "served": {"steps": ours.options.steps, "rows": ours.options.rows_per_step},
         "queue": queue,
         "store": store,
+        "note": note,
         "streams": watched,
         "workers": {str(count): figure(rates) for count, rates in workers.items()},
     }
@@ -359,6 +372,8 @@ def report(data: Data) -> list[str | Table | Plot]:
         f"of the next {data['pictures']}. A sweep is what every worker does each second to find jobs that RQ lost.",
         queue,
         f"A picture's PNG has {data['png_bytes']:,} bytes; the rest is verdict, record, events and keys. "
+        f"When they are over, {number(data['note']['bytes'])} bytes say that the job has been, for "
+        f"{data['note']['remembered_s']:,} s. "
         f"Pictures/s are those of {data['pictures']} further requests of {CLIENTS} clients.",
         store,
         streams,

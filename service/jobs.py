@@ -66,16 +66,16 @@ for i = 1, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[2]) end
 # What these scripts write first takes something away, so that a full Redis lets them go on.
 
 # A job's status moves queued -> running -> a terminal one, and from a terminal one never. KEYS: open, job, events,
-# verdicts, png, RQ's queue. ARGV: id, new status, time to live in s, kept events, grid or "", the prefix of RQ's jobs,
-# then fields and values. With a job's end its RQ job goes, too, if no worker has taken it: where pictures are made
-# beside another job's, most are not needed. Returns whether a webhook is due, and the job's record; nothing if the job
-# does not move.
+# verdicts, png, RQ's queue, the note that the job has been. ARGV: id, new status, time to live in s, kept events, grid
+# or "", the prefix of RQ's jobs, for how long after its end the note stays, in s, then fields and values. With a job's
+# end its RQ job goes, too, if no worker has taken it: where pictures are made beside another job's, most are not
+# needed. Returns whether a webhook is due, and the job's record; nothing if the job does not move.
 _MOVE = """
 local status = redis.call('HGET', KEYS[2], 'status')
 local to = ARGV[2]
 if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return nil end
 redis.call('HDEL', KEYS[2], 'status')
-redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 7))
+redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 8))
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[5], 'grid', ARGV[5]) end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
 if to == 'running' then
@@ -85,6 +85,7 @@ else
   local rq = redis.call('HGET', KEYS[2], 'rq')
   if rq and redis.call('LREM', KEYS[6], 1, rq) == 1 then redis.call('DEL', ARGV[6] .. rq) end
   for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
+  redis.call('EXPIRE', KEYS[7], ARGV[7])
 end
 """
 _MOVE += due.NOTE + "return {due, redis.call('HGET', KEYS[2], 'record')}\n"
@@ -308,12 +309,14 @@ class JobStore:
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id, fields in jobs.items():
                 keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
+                keys += [self.queue.key, ledger.was_key(job_id)]
                 grid = (grids or {}).get(job_id, b"")
                 ttl = self.settings.job_ttl_s if status in TERMINAL else self.open_ttl_s
-                given: list[Any] = [job_id, status, ttl, KEPT_EVENTS, grid]
-                given += [RqJob.redis_job_namespace_prefix, *(part for pair in fields.items() for part in pair)]
+                remembered_s = self.settings.job_ttl_s + self.settings.remembered_s
+                given: list[Any] = [job_id, status, ttl, KEPT_EVENTS, grid, RqJob.redis_job_namespace_prefix]
+                given += [remembered_s, *(part for pair in fields.items() for part in pair)]
                 # Not by its digest, which a Redis that restarts in between does not know.
-                pipe.eval(_MOVE, len(keys) + 1, *keys, self.queue.key, *given)
+                pipe.eval(_MOVE, len(keys), *keys, *given)
             answers = pipe.execute()
         moved = [self._moved(i, status, jobs[i], answer) for i, answer in zip(jobs, answers, strict=True)]
         return any(moved)

@@ -70,8 +70,8 @@ class Settings(BaseSettings):
 
     # How long a finished job and its pictures can be fetched.
     job_ttl_s: int = Field(default=3600, ge=1)
-    # How long after that a job is known to have been: 410 rather than 404. It costs some 100 bytes a job.
-    remembered_s: int = Field(default=7 * 86400, ge=0)
+    # How long after that a job is known to have been: 410 rather than 404. It costs some 200 bytes a job.
+    remembered_s: int = Field(default=86400, ge=0)
     # A job that is not finished this long after its creation fails: no client waits for ever.
     job_timeout_s: int = Field(default=3600, ge=1)
     # Pictures of one model that may wait or be in work. Beyond, requests are 429; an empty queue takes any one request.

@@ -236,7 +236,7 @@ def measured() -> dict[str, Any]:
     load = {"step_s": {"1": 0.01, "32": 0.32}, "max_pictures": 16, "latencies": {"0.6": by}, "few": None}
     load |= {"requests_per_s": 1.0, "spans_s": {"0.6": 10.0}}  # six requests a round, of which ten are one
     growth = {"store": [{"bytes_per_job": 1.0}, {"bytes_per_job": 2.0**20}], "png_bytes": 5000}
-    growth |= {"served": {"steps": 4, "rows": 1}}
+    growth |= {"served": {"steps": 4, "rows": 1}, "note": {"bytes": 2.0**10, "remembered_s": 86_400}}
     growth |= {"streams": [{"streams": 1000, "read_ms": 3, "end_s": 5}]}
     rates = {1000: 37.0, 100_000: 36.0}
     growth |= {"queue": [{"queued": n, "read_ms": 1.5, "pictures_per_s": rate} for n, rate in rates.items()]}
@@ -256,12 +256,13 @@ def test_the_capacity_model_says_what_breaks_first() -> None:
     assert costs.served == (4, 1)
     assert capacity.alone_s(costs, steps=8, rows=2) == pytest.approx(0.16)
     need = capacity.redis_need(costs, 864_000)  # 10 a second on average, 30 at the peak
-    assert need["memory_gib"] == pytest.approx(30 * 3600 / 1024)
+    assert need["memory_gib"] == pytest.approx(30 * 3600 / 1024 + 864_000 / 2**20)
+    assert need["notes_gib"] == pytest.approx(864_000 / 2**20)
     assert need["commands_per_s"] == pytest.approx(3000)
     assert need["commands_share"] == pytest.approx(0.03)
     assert need["mbit_per_s"] == pytest.approx(1.2)
     few, many = (capacity.first_to_break(costs, 864_000, rows) for rows in (8, 40_000))
-    assert few.startswith("Redis memory (of 4 GiB) is beyond what there is at 26")
+    assert few.startswith("Redis memory (of 4 GiB) is beyond what there is at 27")
     assert many.startswith("the device is beyond what there is at 3e+03")
 
 
@@ -530,6 +531,7 @@ def test_growth_and_training_are_written_up(tmp_path: Path) -> None:
         "batches": {"1": [5.0, 400.0], "8": [20.0, 450.0]},
         "steps": {"4": [40.0, 450.0], "8": [20.0, 450.0]},
         "png_bytes": 5000,
+        "note": {"bytes": 200.0, "remembered_s": 86_400},
         "queue": [queue | {"queued": 100_000}],
         "store": [
             {"finished": 10_000, "read_ms": 1.0, "image_ms": 1.0, "bytes_per_job": 20_000.0, "pictures_per_s": 31.0}

@@ -130,6 +130,13 @@ def test_what_is_finished_expires_as_a_whole(store: JobStore, a: PictureStream, 
     store.finish(job.id, RESULT, b"grid")
     keys = [job_key(job.id), verdicts_key(job.id), png_key(job.id), events_key(job.id)]
     assert all(0 < connection.ttl(key) <= store.settings.job_ttl_s for key in keys)
+    assert 0 <= store.settings.job_ttl_s + store.settings.remembered_s - connection.ttl(was_key(job.id)) < 60
+
+
+def test_a_job_without_an_end_is_remembered_for_longer_than_it_is_kept(store: JobStore, connection: Redis) -> None:
+    job = record(1)
+    store.create(job)
+    store.begin(job.id)
     assert 0 <= store.open_ttl_s + store.settings.remembered_s - connection.ttl(was_key(job.id)) < 60
 
 
