@@ -258,8 +258,8 @@ def scaling(content: Data) -> list[str | Table | Plot]:
         "### What does not grow",
         f"With {queued['queued']:,} jobs queued, `GET /jobs/{{id}}` took {number(queued['read_ms'])} ms; with "
         f"{streams['streams']:,} open event streams {number(streams['read_ms'])} ms, and the last stream heard of its "
-        f"job's end {number(streams['end_s'])} s after it. A worker made {number(queued['pictures_per_s'])} pictures/s "
-        f"of that queue, and {number(shortest['pictures_per_s'])} of one of {shortest['queued']:,}. "
+        f"job's end {number(streams['end_s'])} s after it. A worker made {number(queued['pictures_per_s']['median'])} "
+        f"pictures/s of that queue, {number(shortest['pictures_per_s']['median'])} of one of {shortest['queued']:,}. "
         "`max_queued_pictures` refuses more (429) long before a queue of that length, which would keep one device busy "
         f"for {number(queued['queued'] * costs.picture_s(steps * rows) / 60)} minutes.",
     ]

@@ -17,7 +17,7 @@ import httpx
 from redis import Redis
 
 from benchmarks import subject
-from benchmarks.common import ROOT, Data, Deadline, figure, in_turn, main, percentile, ratios, say, seconds
+from benchmarks.common import ROOT, Data, Deadline, figure, main, percentile, ratios, say, seconds
 from benchmarks.document import Plot, Table, number
 from benchmarks.service import CLIENTS, saturate
 from benchmarks.stack import Stack, memory_mib, stack, until
@@ -55,10 +55,11 @@ def run_batch(count: int, steps: int) -> None:
 
 
 def sampling_rate(ours: Denoiser, count: int, steps: int) -> float:
-    """Pictures/s of a guided batch: the median of three, after one that warms up."""
+    """Pictures/s of a guided batch: the median of three, after two steps that warm up."""
     stepper, hot = ours.stepper(max_rows=2 * count), subject.multi_hot(subject.label_lists(count), ours.vocabulary)
     options = SamplingOptions(steps=steps, guidance=3.0)
-    (taken,) = in_turn({"batch": lambda: sample(stepper, hot, options, subject.seeds(count))}, rounds=3).values()
+    sample(stepper, hot, options.model_copy(update={"steps": 2}), subject.seeds(count))
+    taken = [seconds(lambda: sample(stepper, hot, options, subject.seeds(count))) for _ in range(3)]
     return count / statistics.median(taken)
 
 
@@ -138,26 +139,28 @@ def latencies_ms(running: Stack, path: str, count: int) -> list[float]:
         return [1000 * seconds(lambda: client.get(path).raise_for_status()) for _ in range(count)]
 
 
-def rate_of_queue(running: Stack, filler: Filler, pictures: int) -> tuple[float, float]:
-    """Pictures/s of a worker that takes one-picture jobs off the queue, after a few to warm up, and its memory, MiB."""
+def rate_of_queue(running: Stack, filler: Filler, pictures: int) -> tuple[Data, float]:
+    """Pictures/s of a worker that takes one-picture jobs off the queue, three times so many, and its memory, MiB."""
+
+    def rate(pictures: int) -> float:
+        begun, queued = time.perf_counter(), filler.queued
+        until(lambda: queued - filler.queued >= pictures, "pictures of the queue")
+        return (queued - filler.queued) / (time.perf_counter() - begun)
+
     running.start_workers(1, **BATCH)
-    queued = filler.queued
-    until(lambda: queued - filler.queued >= pictures // 4, "the first pictures of the queue")
-    begun, queued = time.perf_counter(), filler.queued
-    until(lambda: queued - filler.queued >= pictures, "pictures of the queue")
-    rate = (queued - filler.queued) / (time.perf_counter() - begun)
-    memory = memory_mib(running.workers[0])
+    rate(pictures // 2)  # warm
+    rates, memory = figure(rate(pictures) for _ in range(3)), memory_mib(running.workers[0])
     running.stop_workers()
-    return rate, memory
+    return rates, memory
 
 
-def rate_of_requests(running: Stack, pictures: int) -> float:
-    """Pictures/s of a worker at saturation, after a few to warm up."""
+def rate_of_requests(running: Stack, pictures: int) -> tuple[Data, float]:
+    """Pictures/s of a worker at saturation, three times so many, and its memory, MiB."""
     running.start_workers(1, **BATCH)
-    saturate(running.port, pictures // 4)
-    rate = saturate(running.port, pictures)
+    saturate(running.port, pictures // 2)  # warm
+    rates, memory = figure(saturate(running.port, pictures) for _ in range(3)), memory_mib(running.workers[0])
     running.stop_workers()
-    return rate
+    return rates, memory
 
 
 def queue_growth(sizes: Sequence[int], looks: int, pictures: int, deadline: Deadline) -> list[Data]:
@@ -205,7 +208,8 @@ def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) ->
             read = latencies_ms(running, f"/jobs/{job_id}", looks)
             image = latencies_ms(running, f"/jobs/{job_id}/images/0.png", looks)
             about = {"read_ms": percentile(read, 0.5), "image_ms": percentile(image, 0.5)}
-            about |= {"bytes_per_job": bytes_per_job, "pictures_per_s": rate_of_requests(running, pictures)}
+            rates, memory = rate_of_requests(running, pictures)
+            about |= {"bytes_per_job": bytes_per_job, "pictures_per_s": rates, "worker_mib": memory}
             found.append({"finished": filler.finished, **about})
             say(f"  {filler.finished} jobs finished, {deadline.spent:.0f} s")
             if not deadline.allows(0):
@@ -280,7 +284,7 @@ def worker_growth(requests: int, rounds: int) -> dict[int, list[float]]:
 def measure(quick: bool) -> Data:
     batches, steps = ([1, 4], [4]) if quick else ([1, 2, 4, 8, 16, 32, 64], [4, 8, 16, 32])
     queued, finished = ([100], [50]) if quick else ([1000, 10_000, 100_000], [1000, 10_000])
-    streams, looks, pictures = ([50], 10, 8) if quick else ([100, 1000], 100, 96)
+    streams, looks, pictures = ([50], 10, 8) if quick else ([100, 1000], 100, 64)
     deadline, ours = Deadline(LIMIT_S), subject.denoiser()
     middle = 2 if quick else 8  # steps of the batches, and pictures of the batch that takes other steps
     by_batch = {str(n): batch_run(n, middle) for n in batches}
@@ -288,7 +292,7 @@ def measure(quick: bool) -> Data:
     say(f"  batch sizes and steps, {deadline.spent:.0f} s")
     picture = sample(ours.stepper(), subject.multi_hot([["red cube"]], ours.vocabulary), SamplingOptions(steps=4), [1])
     png = png_bytes(to_uint8(picture)[0])
-    workers = worker_growth(pictures, 1 if quick else 3)
+    workers = worker_growth(8 if quick else 96, 1 if quick else 3)
     watched = stream_growth(streams, looks)
     store, note = store_growth(finished, looks, pictures, png)
     say(f"  workers, streams and store, {deadline.spent:.0f} s")
@@ -322,26 +326,20 @@ def report(data: Data) -> list[str | Table | Plot]:
     steps = Table(["steps", *data["steps"]])
     steps.add(f"pictures/s, batch {data['middle']}, guided", *(number(rate) for rate, _ in data["steps"].values()))
     steps.add("memory of the process, MiB", *(number(mib) for _, mib in data["steps"].values()))
-    titles = ("queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes a job", "a sweep, s")
-    queue = Table([*titles, "pictures/s", "worker, MiB"])
-    keys = (
-        "create_ms",
-        "read_ms",
-        "read_p95_ms",
-        "list_ms",
-        "bytes_per_job",
-        "sweep_s",
-        "pictures_per_s",
-        "worker_mib",
-    )
+    queue = Table(["queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes a job", "a sweep, s"])
     for one in data["queue"]:
+        keys = ("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s")
         queue.add(f"{one['queued']:,}", *(number(one[key]) for key in keys))
-    store = Table(
-        ["finished jobs of one picture", "GET job, ms", "GET picture, ms", "bytes a job in Redis", "pictures/s"]
-    )
+    store = Table(["finished jobs of one picture", "GET job, ms", "GET picture, ms", "bytes a job in Redis"])
     for one in data["store"]:
-        cells = (number(one[key]) for key in ("read_ms", "image_ms", "bytes_per_job", "pictures_per_s"))
+        cells = (number(one[key]) for key in ("read_ms", "image_ms", "bytes_per_job"))
         store.add(f"{one['finished']:,}", *cells)
+    rates = Table(["what Redis holds", "pictures/s", "spread", "worker, MiB"])
+    for of in ("queue", "store"):
+        for one in data[of]:
+            held = f"{one['queued']:,} queued jobs" if of == "queue" else f"{one['finished']:,} finished jobs"
+            rate = one["pictures_per_s"]
+            rates.add(held, number(rate["median"]), number(rate["spread"]), number(one["worker_mib"]))
     streams = Table(
         ["open event streams", "to open all, s", "GET job, ms", "p95", "last hears of the end, s", "API, MiB"]
     )
@@ -368,14 +366,16 @@ def report(data: Data) -> list[str | Table | Plot]:
         'Where "Against the limit" above has another rate, the machine was faster or slower when that was measured.',
         Plot("growth", "batch size: rate and memory", draw, 2),
         steps,
-        "Queued jobs have one picture each, and no worker takes them until all else is measured; pictures/s are those "
-        f"of the next {data['pictures']}. A sweep is what every worker does each second to find jobs that RQ lost.",
+        "Queued jobs have one picture each and no worker takes them. A sweep is what every worker does each second to "
+        "find jobs that RQ lost.",
         queue,
         f"A picture's PNG has {data['png_bytes']:,} bytes; the rest is verdict, record, events and keys. "
         f"When they are over, {number(data['note']['bytes'])} bytes say that the job has been, for "
-        f"{data['note']['remembered_s']:,} s. "
-        f"Pictures/s are those of {data['pictures']} further requests of {CLIENTS} clients.",
+        f"{data['note']['remembered_s']:,} s.",
         store,
+        f"A worker's pace beside all that, three times over {data['pictures']} pictures: where jobs are queued it "
+        f"takes these, else {CLIENTS} clients send requests for a picture.",
+        rates,
         streams,
         "Two workers share the machine's cores, half of them each. Here and above, workers have batches of 16.",
         workers,
