@@ -287,6 +287,9 @@ def train(
         measure()
     if world > 1:
         dist.barrier()  # nobody leaves while rank 0 still measures
+        # The wrapper goes before the process group: going after it, it would end that under Python's lock, for which
+        # gloo's own threads may wait, and hang.
+        del model
         dist.destroy_process_group()
     return averages, run
 
