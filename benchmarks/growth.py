@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import httpx
 from redis import Redis
@@ -35,7 +35,7 @@ from shared.pictures import png_bytes, to_uint8
 LIMIT_S = 330.0  # of the section
 STORE_S = 60.0  # of that, for a store; a queue, measured last, has what is left
 LOT = 500  # jobs between looks at the clock
-NOTES = 50_000
+NOTES = 50_000  # measured together: Redis's memory grows by more than one at a time
 # What a worker is told rather than finds: measuring it would take a part of so short a run.
 BATCH = {"LABELGRID_BATCH_PICTURES": "16", "LABELGRID_BATCH_ROWS": "32"}
 
@@ -139,28 +139,21 @@ def latencies_ms(running: Stack, path: str, count: int) -> list[float]:
         return [1000 * seconds(lambda: client.get(path).raise_for_status()) for _ in range(count)]
 
 
-def rate_of_queue(running: Stack, filler: Filler, pictures: int) -> tuple[Data, float]:
-    """Pictures/s of a worker that takes one-picture jobs off the queue, three times so many, and its memory, MiB."""
+def rate_of_queue(filler: Filler, pictures: int) -> float:
+    """Pictures/s while workers take so many one-picture jobs off the queue."""
+    begun, queued = time.perf_counter(), filler.queued
+    until(lambda: queued - filler.queued >= pictures, "pictures of the queue")
+    return (queued - filler.queued) / (time.perf_counter() - begun)
 
-    def rate(pictures: int) -> float:
-        begun, queued = time.perf_counter(), filler.queued
-        until(lambda: queued - filler.queued >= pictures, "pictures of the queue")
-        return (queued - filler.queued) / (time.perf_counter() - begun)
 
+def pace(running: Stack, rate: Callable[[int], float], pictures: int) -> Data:
+    """A worker's pictures/s, as `rate` finds them over so many, three times, and its memory, MiB."""
     running.start_workers(1, **BATCH)
     rate(pictures // 2)  # warm
-    rates, memory = figure(rate(pictures) for _ in range(3)), memory_mib(running.workers[0])
+    found = {"pictures_per_s": figure(rate(pictures) for _ in range(3))}
+    found["worker_mib"] = memory_mib(running.workers[0])
     running.stop_workers()
-    return rates, memory
-
-
-def rate_of_requests(running: Stack, pictures: int) -> tuple[Data, float]:
-    """Pictures/s of a worker at saturation, three times so many, and its memory, MiB."""
-    running.start_workers(1, **BATCH)
-    saturate(running.port, pictures // 2)  # warm
-    rates, memory = figure(saturate(running.port, pictures) for _ in range(3)), memory_mib(running.workers[0])
-    running.stop_workers()
-    return rates, memory
+    return found
 
 
 def queue_growth(sizes: Sequence[int], looks: int, pictures: int, deadline: Deadline) -> list[Data]:
@@ -189,8 +182,7 @@ def queue_growth(sizes: Sequence[int], looks: int, pictures: int, deadline: Dead
                 "bytes_per_job": bytes_per_job,
                 "sweep_s": seconds(filler.store.sweep),
             }
-            about["pictures_per_s"], about["worker_mib"] = rate_of_queue(running, filler, pictures)
-            found.append(about)
+            found.append(about | pace(running, lambda n: rate_of_queue(filler, n), pictures))
             say(f"  {queued} jobs queued, {deadline.spent:.0f} s")
             if not deadline.allows(0):
                 break
@@ -208,9 +200,8 @@ def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) ->
             read = latencies_ms(running, f"/jobs/{job_id}", looks)
             image = latencies_ms(running, f"/jobs/{job_id}/images/0.png", looks)
             about = {"read_ms": percentile(read, 0.5), "image_ms": percentile(image, 0.5)}
-            rates, memory = rate_of_requests(running, pictures)
-            about |= {"bytes_per_job": bytes_per_job, "pictures_per_s": rates, "worker_mib": memory}
-            found.append({"finished": filler.finished, **about})
+            about |= {"finished": filler.finished, "bytes_per_job": bytes_per_job}
+            found.append(about | pace(running, lambda n: saturate(running.port, n), pictures))
             say(f"  {filler.finished} jobs finished, {deadline.spent:.0f} s")
             if not deadline.allows(0):
                 break
@@ -335,11 +326,11 @@ def report(data: Data) -> list[str | Table | Plot]:
         cells = (number(one[key]) for key in ("read_ms", "image_ms", "bytes_per_job"))
         store.add(f"{one['finished']:,}", *cells)
     rates = Table(["what Redis holds", "pictures/s", "spread", "worker, MiB"])
-    for of in ("queue", "store"):
-        for one in data[of]:
-            held = f"{one['queued']:,} queued jobs" if of == "queue" else f"{one['finished']:,} finished jobs"
-            rate = one["pictures_per_s"]
-            rates.add(held, number(rate["median"]), number(rate["spread"]), number(one["worker_mib"]))
+    held = {f"{one['queued']:,} queued jobs": one for one in data["queue"]}
+    held |= {f"{one['finished']:,} finished jobs": one for one in data["store"]}
+    for what, one in held.items():
+        rate = one["pictures_per_s"]
+        rates.add(what, number(rate["median"]), number(rate["spread"]), number(one["worker_mib"]))
     streams = Table(
         ["open event streams", "to open all, s", "GET job, ms", "p95", "last hears of the end, s", "API, MiB"]
     )

@@ -306,13 +306,13 @@ class JobStore:
         """Moves jobs, by id with what is noted in each, in one go. Whether one moved."""
         if not jobs:
             return False
+        ttl = self.settings.job_ttl_s if status in TERMINAL else self.open_ttl_s
+        remembered_s = self.settings.job_ttl_s + self.settings.remembered_s
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id, fields in jobs.items():
                 keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
                 keys += [self.queue.key, ledger.was_key(job_id)]
                 grid = (grids or {}).get(job_id, b"")
-                ttl = self.settings.job_ttl_s if status in TERMINAL else self.open_ttl_s
-                remembered_s = self.settings.job_ttl_s + self.settings.remembered_s
                 given: list[Any] = [job_id, status, ttl, KEPT_EVENTS, grid, RqJob.redis_job_namespace_prefix]
                 given += [remembered_s, *(part for pair in fields.items() for part in pair)]
                 # Not by its digest, which a Redis that restarts in between does not know.
