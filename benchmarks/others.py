@@ -18,7 +18,7 @@ from diffusers import (
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from shared.model import Denoiser
+from shared.diffusion.model import Denoiser
 
 Network = Callable[..., Tensor]
 

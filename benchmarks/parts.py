@@ -16,10 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from redis.client import Pipeline
 
-from service import engine, logs, runner, worker
-from service.metrics import WORKER
 from service.settings import Settings
-from shared.denoise import Stepper
+from service.telemetry import logs
+from service.telemetry.metrics import WORKER
+from service.worker import engine, runner
+from service.worker import process as worker
+from shared.diffusion.denoise import Stepper
 from shared.evaluator import Evaluator
 
 NAME = "benchmark_part_seconds"

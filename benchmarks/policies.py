@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service.turns import Standing, of_jobs, whose_turn
+from service.worker.step_order import Standing, of_jobs, whose_turn
 from shared.options import SamplingOptions
 
 SIZES = range(1, 9)  # pictures of a request

@@ -9,9 +9,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import capacity
 from benchmarks.common import ROOT, Data, results, say
 from benchmarks.document import Plot, Table, number, write
+from benchmarks.sections import capacity
 
 Pieces = list[str | Table | Plot]
 BEFORE = ROOT / "benchmarks" / "before.json"  # medians of the commits at which figures were first measured here

@@ -14,8 +14,8 @@ import httpx
 import psutil
 
 from benchmarks.common import ROOT, STORAGE
-from service.demo import free_port
-from service.redis_server import RedisServer, die_with_parent
+from service.local.demo import free_port
+from service.local.redis_server import RedisServer, die_with_parent
 
 READY_S = 120.0
 
@@ -61,8 +61,9 @@ class Stack:
         until(lambda: len(self._lively()) >= len(self.workers), f"{len(self.workers)} workers")
 
     def _lively(self) -> list[object]:
-        from service.jobs import JobStore, connect
         from service.settings import Settings
+        from service.store.connection import connect
+        from service.store.jobs import JobStore
 
         url = self.redis.url
         return list(JobStore(connect(url), Settings(redis_url=url)).workers())

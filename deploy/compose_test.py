@@ -21,9 +21,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.api_keys import hash_of, new_key
+from service.api.access.keys import hash_of, new_key
 from service.client import Client
-from service.schemas import Job
+from service.contract.schemas import Job
 
 ROOT = Path(__file__).parents[1]
 LAB = ROOT.parent / "shared" / "tools" / "container-lab"

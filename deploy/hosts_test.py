@@ -26,12 +26,14 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
 
-from service.api_keys import hash_of, new_key
+from service.api.access.keys import hash_of, new_key
 from service.client import Client
-from service.jobs import JobStore, connect, stream_key, text, worker_key
-from service.schemas import Job
+from service.contract.schemas import Job
 from service.settings import Settings
-from service.stream import GROUP
+from service.store.claims import GROUP
+from service.store.connection import connect, text
+from service.store.jobs import JobStore
+from service.store.keys import stream_key, worker_key
 from shared.storage import open_storage
 from tests.toy_checkpoint import publish_toys
 

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from cloudcoil.models.keda import v1alpha1 as keda
 
-from service import metrics
 from service.__main__ import _parser
-from service.app import create_app
+from service.api.app import create_app
 from service.settings import Settings
+from service.telemetry import metrics
 from tests.test_deployment import setting_names
 
 KUBERNETES = Path(__file__).parent / "kubernetes"

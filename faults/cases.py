@@ -14,7 +14,7 @@ from redis.exceptions import OutOfMemoryError
 from faults import clock, flood, leaving
 from faults.harness import until
 from faults.trial import BODIES, LABELS, LARGE, SMALL, Trial
-from service.jobs import stream_key
+from service.store.keys import stream_key
 
 HOUR_S = 3600
 FULL_S = 15.0  # how long Redis stays full: longer than a lease

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from faults.journal import Story
-from service.records import TERMINAL
+from service.contract.records import TERMINAL
 
 GRID = "grid"
 

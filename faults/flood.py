@@ -6,8 +6,8 @@ import time
 
 from faults.harness import until
 from faults.trial import BODIES, SMALL, Trial
-from service.api_keys import hash_of, new_key
-from service.jobs import OPEN
+from service.api.access.keys import hash_of, new_key
+from service.store.keys import OPEN
 
 REQUESTS, AT_A_TIME = 10_000, 200
 FLOODING, OTHER = new_key(), new_key()

@@ -21,12 +21,14 @@ import httpx
 from redis.exceptions import ResponseError
 
 from faults import clock
-from service.demo import free_port
-from service.jobs import JobStore, connect, stream_key, text, worker_key
-from service.redis_server import RedisServer, die_with_parent, find_binary, packaged_binary
+from service.local.demo import free_port
+from service.local.redis_server import RedisServer, die_with_parent, find_binary, packaged_binary
+from service.local.supervisor import Child
 from service.settings import Settings
-from service.stream import GROUP
-from service.supervisor import Child
+from service.store.claims import GROUP
+from service.store.connection import connect, text
+from service.store.jobs import JobStore
+from service.store.keys import stream_key, worker_key
 from shared.checkpoint import read_info, resolve
 from tests.toy_checkpoint import publish_toys
 

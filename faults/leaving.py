@@ -7,7 +7,8 @@ from uuid import uuid4
 
 from faults.harness import until
 from faults.trial import BODIES, SMALL, Trial
-from service.jobs import OPEN, text
+from service.store.connection import text
+from service.store.keys import OPEN
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 s
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from service.__main__ import main
-from shared.denoise import Row, Stepper
+from shared.diffusion.denoise import Row, Stepper
 from shared.vocabulary import ICLEVR
 
 FAILS, KILLS = ICLEVR.names.index("purple cube"), ICLEVR.names.index("purple sphere")

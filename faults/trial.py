@@ -11,9 +11,8 @@ import httpx
 from faults import checks, journal
 from faults.checks import Fetched
 from faults.harness import Stack, until
-from service.jobs import GRID, OPEN, job_key, png_key, stream_key
-from service.records import TERMINAL
-from service.shares import waiting_key
+from service.contract.records import TERMINAL
+from service.store.keys import GRID, OPEN, job_key, png_key, stream_key, waiting_key
 
 # Long enough to be met in the middle of a batch; no two are sampled alike. A toy's step is a few milliseconds.
 LABELS = [["red cube"], ["blue sphere", "gray cube"], ["cyan cylinder"], ["green cube", "red sphere", "yellow cube"]]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from service import logs, tracing
-from service.logs import get_logger
 from service.settings import SettingError, Settings, read_settings, unknown_variables
+from service.telemetry import logs, tracing
+from service.telemetry.logs import get_logger
 from shared.checkpoint import CheckpointError, resolve
 
 log = get_logger(__name__)
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_all(port: int, state: Path | None, settings: Settings) -> None:
-    from service.supervisor import Supervisor
+    from service.local.supervisor import Supervisor
 
     for kind in ("denoiser", "evaluator"):  # before anything is started: the worker could not
         resolve(settings.storage, None, kind)
@@ -62,9 +62,9 @@ def _run_all(port: int, state: Path | None, settings: Settings) -> None:
 
 
 def _run_api(host: str, port: int, settings: Settings) -> None:
-    from service.app import create_app
-    from service.guard import check_listening
-    from service.server import Server
+    from service.api.access.guard import check_listening
+    from service.api.app import create_app
+    from service.api.server import Server
 
     check_listening(settings, host)
     server = Server(create_app(settings), host=host, port=port)
@@ -85,7 +85,8 @@ def _warn_of_unknown_variables() -> None:
 def _worker_lives(settings: Settings) -> bool:
     from rq import Worker
 
-    from service.jobs import JobStore, connect
+    from service.store.connection import connect
+    from service.store.jobs import JobStore
 
     store = JobStore(connect(settings.redis_url), settings)
     hosts = [about["host"] for about in store.workers()]
@@ -109,7 +110,7 @@ def main() -> int:
         if args.role == "api":
             _run_api(args.host or "127.0.0.1", args.port, settings)
         elif args.role == "worker":
-            from service.worker import main as work
+            from service.worker.process import main as work
 
             work(settings)
         elif args.role == "webhooks":

@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     # The port for them, at /metrics; none serves none, 0 takes a free one, which the worker's log names.
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
-    # API keys, as NAME:HASH with commas or spaces between; `python -m service.api_keys NAME` makes one. With keys set,
+    # API keys, as NAME:HASH with commas or spaces between; `python -m service.api.access.keys NAME` makes one. With keys set,
     # here or in a file, every request but those for the page and for health needs one, and jobs are their owner's.
     api_keys: str = ""
     # A file with more of them, one a line; read again when it changes.

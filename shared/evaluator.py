@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
 from shared.device import autocast_dtype
-from shared.packed import FoldedResNet, can_fold
+from shared.diffusion.packed import FoldedResNet, can_fold
 from shared.pictures import without_padding
 from shared.storage import Location
 from shared.vocabulary import ICLEVR, Vocabulary

@@ -20,16 +20,17 @@ from redis import Redis
 # on a busy machine threads wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from service.app import create_app
-from service.jobs import JobStore, connect, text
-from service.redis_server import RedisServer
-from service.server import Server
+from service.api.app import create_app
+from service.api.server import Server
+from service.local.redis_server import RedisServer
 from service.settings import Settings
+from service.store.connection import connect, text
+from service.store.jobs import JobStore
 from tests.documented import Documented
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 
 if TYPE_CHECKING:
-    from service.runner import Runner
+    from service.worker.runner import Runner
 
 
 # The same examples at every run; `make fuzz` draws others, and many more. The machine may be busy: no deadlines.
@@ -70,11 +71,11 @@ def _one_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     Checkpoints that workers keep are the test run's own, here and in the processes that tests start.
     """
-    import service.runner
+    import service.worker.runner
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABELGRID_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(service.runner, "load_evaluator", functools.cache(service.runner.load_evaluator))
+        patch.setattr(service.worker.runner, "load_evaluator", functools.cache(service.worker.runner.load_evaluator))
         yield
 
 
@@ -153,7 +154,7 @@ def alive(connection: Redis, settings: Settings) -> JobStore:
 @contextlib.contextmanager
 def running(connection: Redis, settings: Settings) -> "Iterator[Runner]":
     """A runner in a thread of this process that takes jobs as they come."""
-    from service.runner import Runner
+    from service.worker.runner import Runner
 
     runner = Runner(connection, settings, "w")
     runner.lane()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
+
 MAY_NOT_IMPORT = {
     "shared": {"trainer", "service", "tests"},
     "trainer": {"service", "tests"},
@@ -44,11 +45,11 @@ def sources(package: str) -> list[Path]:
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("import service.app", "service.app"),
+        ("import service.api.app", "service.api.app"),
         ("import os, trainer as t", "trainer"),
-        ("def f():\n    from service import jobs", "service.jobs"),
-        ("from service.jobs import Job", "service.jobs"),
-        ("from ..unet import UNet", "shared.unet"),
+        ("def f():\n    from service import jobs", "service.store.jobs"),
+        ("from service.store.jobs import Job", "service.store.jobs"),
+        ("from ..unet import UNet", "shared.diffusion.unet"),
         ("from . import unet", "shared.inner.unet"),
         ("import importlib\nimportlib.import_module('trainer.train')", "trainer.train"),
         ("__import__('trainer')", "trainer"),
@@ -80,7 +81,7 @@ def test_the_check_sees_what_is_loaded() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["shared.options", "shared.vocabulary", "shared.checkpoint", "service.app", "service.webhooks.worker"]
+    "module", ["shared.options", "shared.vocabulary", "shared.checkpoint", "service.api.app", "service.webhooks.worker"]
 )
 def test_the_api_imports_no_torch(module: str) -> None:
     if not (ROOT / f"{module.replace('.', '/')}.py").exists():
@@ -89,7 +90,7 @@ def test_the_api_imports_no_torch(module: str) -> None:
 
 
 def test_a_checkpoints_description_is_read_without_torch(tmp_path: Path) -> None:
-    from tests.test_checkpoint import publish_toy
+    from tests.shared.test_checkpoint import publish_toy
 
     publish_toy(tmp_path)
     statement = f"from shared.checkpoint import *\nfrom pathlib import Path\nassert scan(Path({str(tmp_path)!r}))[0]"
@@ -141,7 +142,7 @@ def test_the_check_sees_what_an_extra_does_not_bring() -> None:
     absent = modules_without("client")
     assert {"pydantic_settings", "redis", "rq", "fastapi", "structlog", *HEAVY} <= absent
     assert not absent & {"pydantic", "httpx", "httpx_sse", "typer", "rich", "service", "shared"}
-    assert "No module named" in import_with_extra("client", "service.app").stderr
+    assert "No module named" in import_with_extra("client", "service.api.app").stderr
 
 
 @pytest.mark.parametrize("module", ["service.client", "service.client.__main__"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import capacity, growth, load, report, run, sampling, startup, training
+from benchmarks import report, run
 from benchmarks.common import Deadline, Results, figure, in_turn, percentile, ratios
 from benchmarks.document import Plot, Table, number, wrapped, write
 from benchmarks.others import ReportSampler, betas_of
@@ -28,10 +28,11 @@ from benchmarks.policies import (
     simulate,
     within,
 )
+from benchmarks.sections import capacity, growth, load, sampling, startup, training
 from benchmarks.training_loops import diffusers_loop, report_loop
-from shared.denoise import Stepper, sample
+from shared.diffusion.denoise import Stepper, sample
+from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
-from shared.schedules import alpha_bar
 from shared.vocabulary import ICLEVR
 from tests.toy import K, ToyNetwork
 from trainer.config import TrainConfig

@@ -1,6 +1,5 @@
 """docker-compose.yml against the code; `make compose-test` and `make kubernetes-check` do the rest."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +7,8 @@ import yaml
 from redis import Redis
 
 from service.settings import Settings
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
 

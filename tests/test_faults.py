@@ -7,11 +7,13 @@ import pytest
 
 from faults import checks, journal, report
 from faults.checks import Fetched
-from service.jobs import JobStore, connect, events_key, job_key, new_id, png_key, stream_key
-from service.records import Done, JobRecord, JobResult, Picture, Scores, Verdict
-from service.redis_server import RedisServer
+from service.contract.records import Done, JobRecord, JobResult, Picture, Scores, Verdict
+from service.local.redis_server import RedisServer
 from service.settings import Settings
-from service.stream import GROUP
+from service.store.claims import GROUP
+from service.store.connection import connect
+from service.store.jobs import JobStore, new_id
+from service.store.keys import events_key, job_key, png_key, stream_key
 from shared.options import SamplingOptions
 
 UNDISTURBED = Fetched([b"first", b"second"], b"grid")

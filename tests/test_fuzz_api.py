@@ -26,18 +26,18 @@ from schemathesis.engine import events, from_schema
 from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.schemas import BaseSchema
 
-from service.api_keys import hash_of, new_key
-from service.app import create_app
-from service.jobs import JobStore
-from service.recipe import example as recipe_example
-from service.records import MAX_SEED
+from service.api.access.keys import hash_of, new_key
+from service.api.app import create_app
+from service.contract.recipe import example as recipe_example
+from service.contract.records import MAX_SEED
 from service.settings import Settings
+from service.store.jobs import JobStore
 from shared.checkpoint import promote, read_info, resolve
 from shared.options import LIMITS
 from tests.conftest import api_server, running
-from tests.test_recipe import png_with
-from tests.test_submission import GOOD, LISTS, zipped
-from tests.test_vocabulary import any_json
+from tests.service.api.uploads.test_picture_zip import GOOD, LISTS, zipped
+from tests.service.contract.test_recipe import png_with
+from tests.shared.test_vocabulary import any_json
 from tests.toy_checkpoint import publish_toy_denoiser
 
 KEY = new_key()

@@ -1,20 +1,19 @@
 """The weights in models/: they load, they are what their cards say, and they draw what is asked."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from shared.checkpoint import promoted, resolve, scan
-from shared.denoise import sample
+from shared.diffusion.denoise import sample
+from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
-from shared.model import Denoiser, load_denoiser
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
 from shared.vocabulary import ICLEVR
+from tests.paths import ROOT
 from trainer.score import score_run
 
-MODELS = Path(__file__).parents[1] / "models"
+MODELS = ROOT / "models"
 LISTS = [["red cube"], ["gray cylinder"], ["blue sphere"], ["yellow cylinder"], ["cyan cube", "purple sphere"]]
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from shared.checkpoint import CheckpointInfo, promote, publish, read_info
+from shared.diffusion.unet import NetworkConfig, UNet
 from shared.evaluator import Evaluator
 from shared.storage import Location
-from shared.unet import NetworkConfig, UNet
 from shared.vocabulary import ICLEVR
 
 NETWORK = NetworkConfig(

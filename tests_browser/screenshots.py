@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-from service.demo import LABELS, free_port
-from service.supervisor import Supervisor
+from service.local.demo import LABELS, free_port
+from service.local.supervisor import Supervisor
 from tests_browser.conftest import browser_on_path, choose
 
 DOCS = Path(__file__).parents[1] / "docs"

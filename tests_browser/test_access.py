@@ -10,8 +10,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from service.runner import Runner
 from service.settings import Settings
+from service.worker.runner import Runner
 from shared.checkpoint import promote, publish
 from tests.conftest import serving
 

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
 
-from service.api_keys import hash_of
-from service.jobs import JobStore
-from service.runner import Runner
+from service.api.access.keys import hash_of
 from service.settings import Settings
+from service.store.jobs import JobStore
+from service.worker.runner import Runner
 from tests.conftest import serving
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube", "yellow sphere", "purple cylinder"]]

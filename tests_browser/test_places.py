@@ -10,8 +10,8 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 from redis import Redis
 
-from service.jobs import JobStore
 from service.settings import Settings
+from service.store.jobs import JobStore
 from tests.conftest import running, serving
 from tests_browser.test_access import violations
 

@@ -1,1 +1,5 @@
-"""Renders data, fits the evaluator, trains the denoiser, scores checkpoints. Never imports the service."""
+"""Trains the denoiser and the evaluator. Imports shared, never the service.
+
+Start reading in `train.py`. `scenes/` renders stand-in pictures, `studies/` compares and measures, `commands/` is the
+command line.
+"""

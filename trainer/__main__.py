@@ -14,9 +14,9 @@ from rich.console import Console
 from shared.checkpoint import CheckpointError
 from shared.device import DeviceError
 from shared.vocabulary import LabelError
-from trainer import distill_command, study
-from trainer.errors import TrainerError
-from trainer.terminal import (
+from trainer.commands import distill as distill_command
+from trainer.commands import studies as study
+from trainer.commands.terminal import (
     DeviceName,
     Existing,
     Guidance,
@@ -38,6 +38,7 @@ from trainer.terminal import (
     read_dataset,
     show,
 )
+from trainer.errors import TrainerError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 INTERRUPTED = 130  # what Typer makes of Ctrl-C
@@ -59,7 +60,7 @@ def render(
 ) -> None:
     """Render stand-in pictures in the data set's own layout. The same seed gives the same bytes."""
     from shared.vocabulary import ICLEVR, read_train_file
-    from trainer import render_folder as folder
+    from trainer.scenes import render_folder as folder
 
     if train and scenes:
         raise TrainerError("--scenes and --train exclude one another: a train.json says itself which scenes there are")
@@ -84,8 +85,8 @@ def locate(
     For the real i-CLEVR and what is built up like it: a scene's pictures show one object more each.
     """
     from shared.vocabulary import read_train_file
-    from trainer import locate as finder
-    from trainer.render_folder import write_label_file
+    from trainer.scenes import locate as finder
+    from trainer.scenes.render_folder import write_label_file
 
     if (out := data / "positions.json").exists():
         raise TrainerError(f"{out} is there already; remove it to have it written anew")
@@ -122,9 +123,9 @@ def fit_evaluator(
     from shared.device import pick_device
     from shared.evaluator import IMAGE_SIZE, load_evaluator, write_course_checkpoint
     from trainer import fit_evaluator as fit
+    from trainer.commands.train import check_name, make_budget
     from trainer.data import merge
     from trainer.train import Run
-    from trainer.train_command import check_name, make_budget
 
     budget = make_budget("", minutes, steps)
     check_name(name)
@@ -191,7 +192,7 @@ def train(
 
     To resume, run the same command again.
     """
-    from trainer import train_command
+    from trainer.commands import train as train_command
     from trainer.data import merge
 
     config = train_command.make_config(preset, set_ or [])
@@ -242,7 +243,7 @@ def score(
     device: DeviceName = "auto",
 ) -> None:
     """Generate and score a test file: each run's score, maximum, mean and standard deviation."""
-    from trainer import score_command
+    from trainer.commands import score as score_command
 
     check_file(grid, ".png")
     check_file(json_out, ".json")

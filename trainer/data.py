@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
-from shared.layouts import OUTSIDE
+from shared.diffusion.layouts import OUTSIDE
 from shared.rgb import to_rgb
 from shared.vocabulary import Vocabulary, read_train_file
 from trainer.config import Fit, TrainConfig
@@ -33,7 +33,9 @@ class Dataset:
     vocabulary: Vocabulary
     images: Tensor  # (N, 3, S, S) uint8
     labels: Tensor  # (N, K) float32 multi-hot
-    positions: Tensor | None = None  # (N, K, 2) float32, see `shared/layouts.py`; None where the folder has none
+    positions: Tensor | None = (
+        None  # (N, K, 2) float32, see `shared/diffusion/layouts.py`; None where the folder has none
+    )
     aspect: float = 1.0  # width over height of the pictures before they were padded to squares; 1 where squeezed
 
     def __len__(self) -> int:

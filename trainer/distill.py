@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from shared.checkpoint import CheckpointInfo, publish
-from shared.denoise import Stepper
-from shared.model import Denoiser, adapt
+from shared.diffusion.denoise import Stepper
+from shared.diffusion.model import Denoiser, adapt
+from shared.diffusion.unet import UNet
 from shared.options import SamplingOptions, picture_seed
 from shared.storage import Location
-from shared.unet import UNet
+from trainer.commands.train import changed
 from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.loss import Denoising, DenoisingLoss, finite
-from trainer.train_command import changed
 
 OPTIMIZER: Final[dict[str, Any]] = {
     "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 100, "cooldown": 0.5, "batch": 64,

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from shared.layouts import OUTSIDE, with_positions
+from shared.diffusion.layouts import OUTSIDE, with_positions
 from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_told, to_float
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.denoise import Row, Stepper, sample
+from shared.diffusion.denoise import Row, Stepper, sample
 from shared.evaluator import Judge, SetScore, score_set
 from shared.options import SamplingOptions, picture_seed
 from shared.vocabulary import Vocabulary

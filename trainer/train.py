@@ -20,10 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shared.checkpoint import publish
 from shared.device import autocast_dtype, kept_memory
-from shared.layouts import Layouts
-from shared.schedules import alpha_bar as make_alpha_bar
+from shared.diffusion.layouts import Layouts
+from shared.diffusion.schedules import alpha_bar as make_alpha_bar
+from shared.diffusion.unet import NetworkConfig, UNet
 from shared.storage import Location
-from shared.unet import NetworkConfig, UNet
 from shared.vocabulary import Vocabulary
 from trainer.averages import Averages
 from trainer.config import TrainConfig
@@ -124,7 +124,7 @@ def _join(device: torch.device) -> tuple[int, int]:
 
 
 def checkpoint_config(config: TrainConfig, network: UNet, aspect: float) -> dict[str, Any]:
-    """What rebuilds the denoiser: `shared.model.load_denoiser` reads these five. `aspect`: `Dataset.aspect`."""
+    """What rebuilds the denoiser: `shared.diffusion.model.load_denoiser` reads these five. `aspect`: `Dataset.aspect`."""
     shape = network.config.model_dump(mode="json")
     return {
         "network": shape,

@@ -10,7 +10,7 @@ Needs the extra `client` alone: neither FastAPI nor Redis nor torch.
 from service.client.connection import AsyncClient, Client
 from service.client.errors import ApiError, ClientError, JobUnfinished, Unreachable
 from service.client.flows import Event, Options, Retry
-from service.records import Point
+from service.contract.records import Point
 
 __all__ = [
     "ApiError",

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from service.client import Client, ClientError, Event, Options, display
 from service.client.connection import DEFAULT_URL
-from service.records import Layout
-from service.schemas import Job, ScoreResult
+from service.contract.records import Layout
+from service.contract.schemas import Job, ScoreResult
 from shared.options import SamplerName, SpacingName
 
 HELP = (

@@ -14,7 +14,7 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from service.client.errors import ClientError
 from service.client.flows import AnyRecipe, Event, Flow, Flows, Layouts, Next, Open, Options, Pause, Run, Send, Tell
-from service.schemas import Job, JobPage, Labels, ModelList, Ready
+from service.contract.schemas import Job, JobPage, Labels, ModelList, Ready
 
 T = TypeVar("T")
 OnEvent = Callable[[Event], None]

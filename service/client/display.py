@@ -10,8 +10,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from service.client.flows import Event, Retry
-from service.event_schemas import PictureEvent, StatusEvent, StepsEvent
-from service.schemas import GenerateResult, Job, JobHead, ModelList, PictureResult, ScoreResult, Summary
+from service.contract.events import PictureEvent, StatusEvent, StepsEvent
+from service.contract.schemas import GenerateResult, Job, JobHead, ModelList, PictureResult, ScoreResult, Summary
 
 WIDEST = 10_000  # characters of a table, more than any has
 FOUND = 0.5  # probability from which the evaluator sees an object, as in `exact`

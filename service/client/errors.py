@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from service.schemas import Job
+from service.contract.schemas import Job
 
 
 class ClientError(Exception):

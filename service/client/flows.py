@@ -20,9 +20,9 @@ from httpx_sse import ServerSentEvent
 from pydantic import BaseModel, ValidationError
 
 from service.client.errors import ApiError, ClientError, JobUnfinished, Unreachable
-from service.event_schemas import PictureEvent, StatusEvent, StepsEvent
-from service.records import TERMINAL, Point
-from service.schemas import Job, JobPage, Labels, ModelList, Ready
+from service.contract.events import PictureEvent, StatusEvent, StepsEvent
+from service.contract.records import TERMINAL, Point
+from service.contract.schemas import Job, JobPage, Labels, ModelList, Ready
 from shared.options import SamplerName, SpacingName
 
 T = TypeVar("T")

@@ -1,1 +1,4 @@
-"""Webhooks: due.py notes them, worker.py sends them, addresses.py says where to, signing.py by whom."""
+"""Delivers webhooks: `worker.py` sends them, `addresses.py` says where to, `signing.py` signs them.
+
+Imports store and below.
+"""

@@ -25,16 +25,17 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 from structlog.contextvars import bound_contextvars
 
-from service import tracing
-from service.errors import ServiceError
-from service.jobs import JobStore, connect, job_key, new_id, text
-from service.logs import get_logger
-from service.records import JobRecord
-from service.ride_out import RideOut
+from service.contract.errors import ServiceError
+from service.contract.records import JobRecord
 from service.settings import Settings
-from service.views import JobReader
+from service.store.connection import RideOut, connect, text
+from service.store.jobs import JobStore, new_id
+from service.store.keys import WEBHOOKS, job_key
+from service.store.reader import JobReader
+from service.store.webhook_outbox import enqueue
+from service.telemetry import tracing
+from service.telemetry.logs import get_logger
 from service.webhooks.addresses import Forbidden, resolve
-from service.webhooks.due import DUE, enqueue
 from service.webhooks.signing import signature, signing_key
 
 log = get_logger(__name__)
@@ -98,7 +99,7 @@ class Sender:
     def attempt(self, job_id: str, event: str) -> None:
         """Sends the message unless it was sent or is being sent; puts off the next attempt if that fails."""
         member, key = f"{job_id} {event}", f"{job_key(job_id)}:webhook:{event}"
-        if self.connection.zscore(DUE, member) is None:
+        if self.connection.zscore(WEBHOOKS, member) is None:
             return
         record = self.store.record(job_id)
         if not self.connection.set(f"{key}:sending", 1, nx=True, px=int(SENDING_S * 1000)):
@@ -125,19 +126,19 @@ class Sender:
                 else:
                     self._put_off(member, number, reason)
             else:
-                self.connection.zrem(DUE, member)
+                self.connection.zrem(WEBHOOKS, member)
                 log.info("webhook delivered", attempt=number)
         finally:
             self.connection.delete(f"{key}:sending")
 
     def _drop(self, member: str, event: str, number: int, reason: str) -> None:
-        self.connection.zrem(DUE, member)
+        self.connection.zrem(WEBHOOKS, member)
         log.warning(event, attempt=number, reason=reason)
 
     def _put_off(self, member: str, number: int, reason: str) -> None:
         """Waits four times as long after every attempt, and up to a quarter more, so that not all come back at once."""
         wait_s = self.settings.webhook_backoff_s * 4 ** (number - 1) * random.uniform(1.0, 1.25)
-        self.connection.zadd(DUE, {member: time.time() + wait_s}, xx=True)
+        self.connection.zadd(WEBHOOKS, {member: time.time() + wait_s}, xx=True)
         log.info("webhook put off", attempt=number, reason=reason, wait_s=round(wait_s, 1))
 
     async def _send(self, record: JobRecord | None, event: str) -> None:
@@ -169,7 +170,7 @@ class Sender:
 
     def queue_due(self) -> None:
         """Gives RQ the attempts whose time has come, unless it has them."""
-        due: Any = self.connection.zrangebyscore(DUE, "-inf", time.time(), start=0, num=1000)
+        due: Any = self.connection.zrangebyscore(WEBHOOKS, "-inf", time.time(), start=0, num=1000)
         for raw in due:
             job_id, _, event = text(raw).partition(" ")
             if not RqJob.exists(f"{job_id}-{event}", connection=self.connection):

@@ -1,0 +1,1 @@
+"""Measurements behind choices made in the code; each is run by itself."""

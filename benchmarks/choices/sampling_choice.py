@@ -1,0 +1,68 @@
+"""Sampling options side by side: `python -m benchmarks.choices.sampling_choice TRAIN_JSON` prints scores and rows a picture.
+
+Label lists are drawn from a train.json, not from the test files, so that defaults are not chosen on what is reported.
+`python -m trainer set-sampling` makes a choice a checkpoint's own.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from shared.checkpoint import resolve
+from shared.diffusion.model import load_denoiser
+from shared.evaluator import judge_of, load_evaluator
+from shared.options import SamplingOptions
+from shared.vocabulary import read_train_file
+from trainer.score import score_run
+
+ODE, SDE = {"sampler": "dpmpp_2m"}, {"sampler": "sde_dpmpp_2m"}
+CHOICES: dict[str, list[dict[str, Any]]] = {
+    # at about 32 network rows a picture: how strong, when and where
+    "guidance": [
+        *({**ODE, "steps": 16, "guidance": w} for w in (1.0, 2.0, 3.0, 4.0, 6.0)),
+        *({**ODE, "steps": 16, "guidance": 4.0, "spacing": spacing} for spacing in ("logsnr", "trailing")),
+        *({**ODE, "steps": 16, "guidance": 4.0, "guidance_interval": (low, 1.0)} for low in (0.2, 0.4)),
+        *({**ODE, "steps": 16, "guidance": 4.0, "guidance_interval": (0.2, high)} for high in (0.8, 0.9)),
+        *({**ODE, "steps": steps, "guidance": 4.0} for steps in (8, 12, 24)),
+        *({**SDE, "steps": 16, "guidance": w} for w in (3.0, 4.0, 6.0, 8.0)),
+        *({**SDE, "steps": steps, "guidance": 6.0} for steps in (12, 24)),
+    ],
+    # 4 to 16 rows: one a step without guidance, two with it
+    "few-rows": [
+        *({**solver, "steps": steps, "guidance": 1.0} for solver in (SDE, ODE) for steps in (4, 6, 8, 12, 16)),
+        *({**solver, "steps": 8, "guidance": w} for solver in (SDE, ODE) for w in (1.5, 2.0, 3.0)),
+    ],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("train", type=Path, help="a train.json")
+    parser.add_argument("--lists", type=int, default=96)
+    parser.add_argument("--choices", choices=list(CHOICES), action="append", help="repeatable; all by default")
+    parser.add_argument("--model", help="a denoiser's name; the promoted one by default")
+    parser.add_argument("--evaluator", help="an evaluator's name; the promoted one by default")
+    parser.add_argument("--storage", type=Path, default=Path("models"))
+    args = parser.parse_args()
+    denoiser = load_denoiser(resolve(args.storage, args.model, "denoiser"))
+    judge = judge_of(load_evaluator(resolve(args.storage, args.evaluator, "evaluator")), denoiser.aspect)
+    lists = list(read_train_file(args.train, denoiser.vocabulary).values())
+    chosen = [lists[i] for i in np.random.default_rng(5).permutation(len(lists))[: args.lists]]
+    title = f"{denoiser.info.name} ({denoiser.info.digest[:16]}), {len(chosen)} lists of {args.train.name}"
+    table = Table("options", "accuracy", "exact match", "network rows a picture", title=title)
+    for changes in track([one for name in args.choices or CHOICES for one in CHOICES[name]], "sampling"):
+        stepper = denoiser.stepper()
+        run = score_run(stepper, judge, chosen, SamplingOptions.model_validate(changes), seed=1000)
+        options = ", ".join(f"{key} {value}" for key, value in changes.items())
+        rows = stepper.network_rows / len(chosen)
+        table.add_row(options, f"{run.score.accuracy:.3f}", f"{run.score.exact_match:.3f}", f"{rows:.1f}")
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,378 @@
+"""What grows with what: `python -m benchmarks.sections.growth`.
+
+Pictures/s and memory over batch size and steps; what a queue and a store full of results cost the worker, the API and
+Redis; many open event streams; two workers against one.
+"""
+
+import asyncio
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import httpx
+from redis import Redis
+
+from benchmarks import subject
+from benchmarks.common import ROOT, Data, Deadline, figure, main, percentile, ratios, say, seconds
+from benchmarks.document import Plot, Table, number
+from benchmarks.sections.service import CLIENTS, saturate
+from benchmarks.stack import Stack, memory_mib, stack, until
+from service.contract.records import Done, JobRecord, JobResult, Scores, Verdict
+from service.settings import Settings
+from service.store.claims import GROUP, PictureStream
+from service.store.connection import connect
+from service.store.jobs import JobStore, new_id
+from service.store.keys import OPEN, tombstone_key
+from shared.checkpoint import read_info, resolve
+from shared.diffusion.denoise import sample
+from shared.diffusion.model import Denoiser
+from shared.options import SamplingOptions, default_options
+from shared.pictures import png_bytes, to_uint8
+
+LIMIT_S = 330.0  # of the section
+STORE_S = 60.0  # of that, for a store; a queue, measured last, has what is left
+LOT = 500  # jobs between looks at the clock
+NOTES = 50_000  # measured together: Redis's memory grows by more than one at a time
+# What a worker is told rather than finds: measuring it would take a part of so short a run.
+BATCH = {"LABELGRID_BATCH_PICTURES": "16", "LABELGRID_BATCH_ROWS": "32"}
+
+
+def batch_run(count: int, steps: int) -> tuple[float, float]:
+    """Pictures/s of a guided batch in a process of its own, and its highest memory, MiB."""
+    program = f"from benchmarks.sections.growth import run_batch; run_batch({count}, {steps})"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ)
+    rate, memory = done.stdout.split()
+    return float(rate), float(memory)
+
+
+def run_batch(count: int, steps: int) -> None:
+    """What `batch_run` starts: samples a batch and prints its rate and the process's highest memory."""
+    print(sampling_rate(subject.denoiser(), count, steps), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def sampling_rate(ours: Denoiser, count: int, steps: int) -> float:
+    """Pictures/s of a guided batch: the median of three, after two steps that warm up."""
+    stepper, hot = ours.stepper(max_rows=2 * count), subject.multi_hot(subject.label_lists(count), ours.vocabulary)
+    options = SamplingOptions(steps=steps, guidance=3.0)
+    sample(stepper, hot, options.model_copy(update={"steps": 2}), subject.seeds(count))
+    taken = [seconds(lambda: sample(stepper, hot, options, subject.seeds(count))) for _ in range(3)]
+    return count / statistics.median(taken)
+
+
+class Filler:
+    """Fills a Redis with jobs through the service's own JobStore."""
+
+    def __init__(self, connection: Redis, settings: Settings) -> None:
+        self.connection, self.settings = connection, settings
+        self.store = JobStore(connection, settings)
+        self.info = read_info(resolve(settings.storage, None, "denoiser"))
+        self.options = default_options(self.info.config)
+        self.finished = 0
+
+    @property
+    def queued(self) -> int:
+        return self.connection.scard(OPEN)
+
+    def record(self, pictures: int) -> JobRecord:
+        labels = subject.label_lists(pictures)
+        about = {"model": self.info.name, "digest": self.info.digest, "columns": 8, "options": self.options}
+        return JobRecord(id=new_id(), kind="generate", created_at=time.time(), labels=labels, seed=1, **about)
+
+    def queue_until(self, jobs: int, deadline: Deadline) -> tuple[str, float, float]:
+        """Queues one-picture jobs until so many wait, or it is too late.
+
+        The last one's id, the seconds that one took and the bytes that it holds.
+        """
+        job_id, count, begun, held = "", 0, deadline.spent, self.memory()
+        while (lacking := jobs - self.queued) > 0 and (not job_id or deadline.allows(0)):
+            for _ in range(min(LOT, lacking)):
+                job_id = self.store.create(self.record(1))
+                count += 1
+        return job_id, (deadline.spent - begun) / count, (self.memory() - held) / count
+
+    def finish_until(self, jobs: int, png: bytes, deadline: Deadline) -> tuple[str, float]:
+        """Stores finished one-picture jobs as a worker does until there are so many, or it is too late.
+
+        The last one's id, and the bytes that one holds.
+        """
+        job_id, before, held = "", self.finished, self.memory()
+        while self.finished < jobs and (not job_id or deadline.allows(0)):
+            job_id = self.finish(min(LOT, jobs - self.finished), png)
+        return job_id, (self.memory() - held) / (self.finished - before)
+
+    def finish(self, jobs: int, png: bytes) -> str:
+        probabilities = dict.fromkeys(self.info.vocabulary, 0.5)
+        result = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)
+        job_id = ""
+        stream = PictureStream(self.connection, self.settings, self.info.digest, "benchmark")
+        for _ in range(jobs):
+            job_id = self.store.create(self.record(1))
+            (claim,) = stream.claim_new(1)
+            about = {"index": 0, "labels": claim.picture.labels, "seed": claim.picture.seed}
+            verdict = Verdict(**about, accuracy=1, f1=1, exact=True, probabilities=probabilities)
+            self.store.begin(job_id)
+            self.store.commit(stream.key, GROUP, [Done(claim.entry, claim.picture, verdict, png)])
+            self.store.finish(job_id, result, b"0")  # the grid of one picture
+        self.finished += jobs
+        return job_id
+
+    def bytes_per_note(self, count: int) -> float:
+        """Bytes of what is left of a job when its results are over."""
+        held = self.memory()
+        with self.connection.pipeline(transaction=False) as pipe:
+            for _ in range(count):
+                pipe.set(tombstone_key(new_id()), "", ex=self.settings.remembered_s)
+            pipe.execute()
+        return (self.memory() - held) / count
+
+    def memory(self) -> int:
+        return int(self.connection.info("memory")["used_memory"])
+
+
+def latencies_ms(running: Stack, path: str, count: int) -> list[float]:
+    with running.client() as client:
+        client.get(path).raise_for_status()
+        return [1000 * seconds(lambda: client.get(path).raise_for_status()) for _ in range(count)]
+
+
+def rate_of_queue(filler: Filler, pictures: int) -> float:
+    """Pictures/s while workers take so many one-picture jobs off the queue."""
+    begun, queued = time.perf_counter(), filler.queued
+    until(lambda: queued - filler.queued >= pictures, "pictures of the queue")
+    return (queued - filler.queued) / (time.perf_counter() - begun)
+
+
+def pace(running: Stack, rate: Callable[[int], float], pictures: int) -> Data:
+    """A worker's pictures/s, as `rate` finds them over so many, three times, and its memory, MiB."""
+    running.start_workers(1, **BATCH)
+    rate(pictures // 2)  # warm
+    found = {"pictures_per_s": figure(rate(pictures) for _ in range(3))}
+    found["worker_mib"] = memory_mib(running.workers[0])
+    running.stop_workers()
+    return found
+
+
+def queue_growth(sizes: Sequence[int], looks: int, pictures: int, deadline: Deadline) -> list[Data]:
+    """For each number of queued jobs: what one more costs, the API's latency, Redis's memory, a worker's sweep and its
+    pictures/s.
+
+    Jobs go in by the call that the API makes for a request. Where the time is over, the queue is as long as it got.
+    """
+    found = list[Data]()
+    with stack(workers=0) as running:
+        # no client waits and nothing works: what is measured is the queue itself
+        settings = Settings(redis_url=running.redis.url, job_timeout_s=10**6)
+        connection = connect(running.redis.url, timeout_s=120)
+        filler = Filler(connection, settings)
+        for size in sizes:
+            job_id, create_s, bytes_per_job = filler.queue_until(size, deadline)
+            queued = filler.queued
+            read = latencies_ms(running, f"/jobs/{job_id}", looks)
+            listed = latencies_ms(running, "/jobs?limit=20", looks)
+            about = {
+                "queued": queued,
+                "create_ms": create_s * 1000,
+                "read_ms": percentile(read, 0.5),
+                "read_p95_ms": percentile(read, 0.95),
+                "list_ms": percentile(listed, 0.5),
+                "bytes_per_job": bytes_per_job,
+                "sweep_s": seconds(filler.store.sweep),
+            }
+            found.append(about | pace(running, lambda n: rate_of_queue(filler, n), pictures))
+            say(f"  {queued} jobs queued, {deadline.spent:.0f} s")
+            if not deadline.allows(0):
+                break
+    return found
+
+
+def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) -> tuple[list[Data], Data]:
+    """For each number of finished jobs: the API's latency, Redis's memory, and pictures/s. And what is left of one."""
+    found, deadline = list[Data](), Deadline(STORE_S)
+    with stack(workers=0) as running:
+        connection = connect(running.redis.url, timeout_s=120)
+        filler = Filler(connection, Settings(redis_url=running.redis.url))
+        for size in sizes:
+            job_id, bytes_per_job = filler.finish_until(size, png, deadline)
+            read = latencies_ms(running, f"/jobs/{job_id}", looks)
+            image = latencies_ms(running, f"/jobs/{job_id}/images/0.png", looks)
+            about = {"read_ms": percentile(read, 0.5), "image_ms": percentile(image, 0.5)}
+            about |= {"finished": filler.finished, "bytes_per_job": bytes_per_job}
+            found.append(about | pace(running, lambda n: saturate(running.port, n), pictures))
+            say(f"  {filler.finished} jobs finished, {deadline.spent:.0f} s")
+            if not deadline.allows(0):
+                break
+        note = filler.bytes_per_note(NOTES)
+    return found, {"bytes": note, "remembered_s": filler.settings.remembered_s}
+
+
+async def _with_streams(address: str, job_id: str, streams: int, looks: int) -> Data:
+    """Latency of GET /jobs/{id} while so many event streams of it are open, and until they heard of its end.
+
+    The streams are bare connections: httpx looks at all that it has whenever one closes, 5 s of work for a thousand.
+    """
+    host, _, port = address.removeprefix("http://").partition(":")
+    ended: list[float] = []
+    async with httpx.AsyncClient(base_url=address, timeout=120) as client:
+        opened = asyncio.Semaphore(0)
+
+        async def watch() -> None:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(f"GET /jobs/{job_id}/events HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            async for line in reader:
+                if line.startswith(b"event: job"):
+                    opened.release()
+                if line.startswith(b"event: end"):
+                    ended.append(time.perf_counter())
+            writer.close()
+
+        start = time.perf_counter()
+        tasks = [asyncio.create_task(watch()) for _ in range(streams)]
+        for _ in range(streams):
+            await asyncio.wait_for(opened.acquire(), 60)
+        open_s = time.perf_counter() - start
+        taken = []
+        for _ in range(looks):
+            begun = time.perf_counter()
+            (await client.get(f"/jobs/{job_id}")).raise_for_status()
+            taken.append(1000 * (time.perf_counter() - begun))
+        told = time.perf_counter()
+        (await client.delete(f"/jobs/{job_id}")).raise_for_status()
+        await asyncio.wait_for(asyncio.gather(*tasks), 60)
+    to_end = [at - told for at in ended]
+    about = {"streams": streams, "open_s": open_s, "told": len(ended)}
+    return {**about, "read_ms": percentile(taken, 0.5), "read_p95_ms": percentile(taken, 0.95), "end_s": max(to_end)}
+
+
+def stream_growth(sizes: Sequence[int], looks: int) -> list[Data]:
+    found = []
+    for size in sizes:
+        with stack(workers=0) as running:
+            filler = Filler(connect(running.redis.url), Settings(redis_url=running.redis.url))
+            job_id = filler.store.create(filler.record(1))
+            about = asyncio.run(_with_streams(running.address, job_id, size, looks))
+            assert running.api is not None
+            found.append({**about, "api_mib": memory_mib(running.api)})
+            say(f"  {size} event streams open")
+    return found
+
+
+def worker_growth(requests: int, rounds: int) -> dict[int, list[float]]:
+    """Pictures/s of one worker with all cores and of two with half of them each, in turn."""
+    cores, found = len(os.sched_getaffinity(0)), dict[int, list[float]]({1: [], 2: []})
+    for _ in range(rounds):
+        for workers, rates in found.items():
+            with stack(workers=0) as running:
+                running.start_workers(workers, OMP_NUM_THREADS=str(max(1, cores // workers)), **BATCH)
+                saturate(running.port, requests // 4)
+                rates.append(saturate(running.port, requests))
+    return found
+
+
+def measure(quick: bool) -> Data:
+    batches, steps = ([1, 4], [4]) if quick else ([1, 2, 4, 8, 16, 32, 64], [4, 8, 16, 32])
+    queued, finished = ([100], [50]) if quick else ([1000, 10_000, 100_000], [1000, 10_000])
+    streams, looks, pictures = ([50], 10, 8) if quick else ([100, 1000], 100, 64)
+    deadline, ours = Deadline(LIMIT_S), subject.denoiser()
+    middle = 2 if quick else 8  # steps of the batches, and pictures of the batch that takes other steps
+    by_batch = {str(n): batch_run(n, middle) for n in batches}
+    by_steps = {str(n): batch_run(middle, n) for n in steps}
+    say(f"  batch sizes and steps, {deadline.spent:.0f} s")
+    picture = sample(ours.stepper(), subject.multi_hot([["red cube"]], ours.vocabulary), SamplingOptions(steps=4), [1])
+    png = png_bytes(to_uint8(picture)[0])
+    workers = worker_growth(8 if quick else 96, 1 if quick else 3)
+    watched = stream_growth(streams, looks)
+    store, note = store_growth(finished, looks, pictures, png)
+    say(f"  workers, streams and store, {deadline.spent:.0f} s")
+    queue = queue_growth(queued, looks, pictures, deadline)
+    return {
+        "figures": {
+            "growth.read_ms_with_most_streams": figure([watched[-1]["read_ms"]]),
+            "growth.read_ms_with_most_queued": figure([queue[-1]["read_ms"]]),
+            "growth.bytes_per_queued_job": figure(one["bytes_per_job"] for one in queue),
+            "growth.bytes_per_finished_picture": figure(one["bytes_per_job"] for one in store),
+            "growth.two_workers_over_one": figure(ratios(workers[2], workers[1])),
+        },
+        "middle": middle,
+        "pictures": pictures,
+        "batches": by_batch,
+        "steps": by_steps,
+        "png_bytes": len(png),
+        "served": {"steps": ours.options.steps, "rows": ours.options.rows_per_step},
+        "queue": queue,
+        "store": store,
+        "note": note,
+        "streams": watched,
+        "workers": {str(count): figure(rates) for count, rates in workers.items()},
+    }
+
+
+def report(data: Data) -> list[str | Table | Plot]:
+    batches = Table(["pictures in the batch", *data["batches"]])
+    batches.add(f"pictures/s, {data['middle']} steps, guided", *(number(rate) for rate, _ in data["batches"].values()))
+    batches.add("memory of the process, MiB", *(number(mib) for _, mib in data["batches"].values()))
+    steps = Table(["steps", *data["steps"]])
+    steps.add(f"pictures/s, batch {data['middle']}, guided", *(number(rate) for rate, _ in data["steps"].values()))
+    steps.add("memory of the process, MiB", *(number(mib) for _, mib in data["steps"].values()))
+    queue = Table(["queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes a job", "a sweep, s"])
+    for one in data["queue"]:
+        keys = ("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s")
+        queue.add(f"{one['queued']:,}", *(number(one[key]) for key in keys))
+    store = Table(["finished jobs of one picture", "GET job, ms", "GET picture, ms", "bytes a job in Redis"])
+    for one in data["store"]:
+        cells = (number(one[key]) for key in ("read_ms", "image_ms", "bytes_per_job"))
+        store.add(f"{one['finished']:,}", *cells)
+    rates = Table(["what Redis holds", "pictures/s", "spread", "worker, MiB"])
+    held = {f"{one['queued']:,} queued jobs": one for one in data["queue"]}
+    held |= {f"{one['finished']:,} finished jobs": one for one in data["store"]}
+    for what, one in held.items():
+        rate = one["pictures_per_s"]
+        rates.add(what, number(rate["median"]), number(rate["spread"]), number(one["worker_mib"]))
+    streams = Table(
+        ["open event streams", "to open all, s", "GET job, ms", "p95", "last hears of the end, s", "API, MiB"]
+    )
+    keys = ("open_s", "read_ms", "read_p95_ms", "end_s", "api_mib")
+    for one in data["streams"]:
+        streams.add(one["streams"], *(number(one[key]) for key in keys))
+    workers = Table(["workers", "pictures/s", "spread", "rounds"])
+    for count, rate in data["workers"].items():
+        workers.add(count, number(rate["median"]), number(rate["spread"]), rate["n"])
+
+    def draw(axes: Sequence[object]) -> None:
+        sizes = [int(n) for n in data["batches"]]
+        axes[0].plot(sizes, [rate for rate, _ in data["batches"].values()], "o-")
+        axes[0].set(xlabel="pictures in the batch", ylabel="pictures/s", xscale="log")
+        axes[0].set_ylim(bottom=0)
+        axes[1].plot(sizes, [mib for _, mib in data["batches"].values()], "o-")
+        axes[1].set(xlabel="pictures in the batch", ylabel="memory, MiB", xscale="log")
+        axes[1].set_ylim(bottom=0)
+
+    rows_per_s = max(rate for rate, _ in data["batches"].values()) * data["middle"] * 2
+    return [
+        batches,
+        f"That is up to {number(rows_per_s)} network rows/s. "
+        'Where "Against the limit" above has another rate, the machine was faster or slower when that was measured.',
+        Plot("growth", "batch size: rate and memory", draw, 2),
+        steps,
+        "Queued jobs have one picture each and no worker takes them. A sweep is what every worker does each second to "
+        "find jobs that RQ lost.",
+        queue,
+        f"A picture's PNG has {data['png_bytes']:,} bytes; the rest is verdict, record, events and keys. "
+        f"When they are over, {number(data['note']['bytes'])} bytes say that the job has been, for "
+        f"{data['note']['remembered_s']:,} s.",
+        store,
+        f"A worker's pace beside all that, three times over {data['pictures']} pictures: where jobs are queued it "
+        f"takes these, else {CLIENTS} clients send requests for a picture.",
+        rates,
+        streams,
+        "Two workers share the machine's cores, half of them each. Here and above, workers have batches of 16.",
+        workers,
+    ]
+
+
+if __name__ == "__main__":
+    main("growth", __doc__, measure)

@@ -1,0 +1,261 @@
+"""Batching under load: `python -m benchmarks.sections.load`.
+
+Requests arrive by chance (Poisson) at shares of the capacity, with mixed sizes, steps and guidance, and are served on
+the real network by step-wise continuous batching, by request-level batching and one at a time. All three get the same
+requests. Beside that, long schedules on a virtual clock, by the cost of a step that was measured here.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks import subject
+from benchmarks.common import Data, Deadline, figure, in_turn, main, percentile, ratios, say
+from benchmarks.document import Plot, Table, number
+from benchmarks.policies import (
+    POLICIES,
+    Arrival,
+    RealClock,
+    Served,
+    StepCost,
+    continuous,
+    mean_network_rows,
+    poisson,
+    serve,
+    simulate,
+    within,
+)
+from service.settings import Settings
+from shared.diffusion.denoise import Stepper
+from shared.options import SamplingOptions
+
+AT = 0.6  # where p95 is compared, over several rounds
+SPANS_S = {AT: 12.0, 0.3: 12.0, 0.9: 9.0, 1.2: 8.0}  # how long requests keep coming, by load
+CONTINUOUS, REQUEST_LEVEL, ONE = POLICIES
+COMPARED = CONTINUOUS, REQUEST_LEVEL  # by their p95
+SIMULATED_REQUESTS = 4000
+LIMIT_S = 280.0  # of the section
+BACKLOG_S = 60.0  # of that, for serving backlogs
+
+
+def step_costs(stepper: Stepper, labels: torch.Tensor, rows: list[int], rounds: int) -> dict[int, float]:
+    """Median seconds of a step over its network rows."""
+    options = SamplingOptions(steps=1000, guidance=1.0)
+    batches = {n: [stepper.new_row(labels, options, seed) for seed in range(n)] for n in rows}
+    works = {str(n): (lambda batch=batch: stepper.step(batch)) for n, batch in batches.items()}
+    return {int(n): figure(taken)["median"] for n, taken in in_turn(works, rounds).items()}
+
+
+def summary(latencies: list[float]) -> Data:
+    """Latencies, in s."""
+    quantiles = {f"p{q}": percentile(latencies, q / 100) for q in (50, 95, 99)}
+    return {"mean": sum(latencies) / len(latencies), **quantiles, "requests": len(latencies)}
+
+
+def capacity(cost: StepCost, max_pictures: int, few: int | None) -> float:
+    """Requests/s that continuous batching serves when there are always some waiting, by measured step costs."""
+    backlog = poisson(1e9, SIMULATED_REQUESTS, seed=1)
+    return len(backlog) / simulate(continuous, backlog, cost, max_pictures, few).ended_at
+
+
+def alone(cost: StepCost, max_pictures: int) -> Data:
+    """Latencies of requests that find nothing else at work: what no way of batching can go below."""
+    apart = poisson(1e-6, SIMULATED_REQUESTS, seed=7)
+    return summary(simulate(continuous, apart, cost, max_pictures).latencies)
+
+
+class Bench:
+    """The three policies on the real network; what they came to is kept by load and policy."""
+
+    def __init__(
+        self, stepper: Stepper, labels: torch.Tensor, max_pictures: int, few: int | None, deadline: Deadline
+    ) -> None:
+        self.stepper, self.labels, self.most, self.few, self.deadline = stepper, labels, max_pictures, few, deadline
+        self.served: dict[float, dict[str, list[Served]]] = {}
+
+    def serve(self, name: str, arrivals: Sequence[Arrival]) -> Served:
+        return serve(
+            POLICIES[name],
+            arrivals,
+            self.stepper,
+            RealClock(),
+            max_pictures=self.most,
+            few=self.few,
+            labels=self.labels,
+        )
+
+    def saturated(self, requests: int, rounds: int) -> dict[str, list[float]]:
+        """Pictures/s of a backlog, by continuous batching and one at a time, in turn."""
+        found: dict[str, list[float]] = {CONTINUOUS: [], ONE: []}
+        for turn in Deadline(BACKLOG_S).rounds(rounds):
+            for name, rates in found.items():
+                served = self.serve(name, poisson(1e9, requests, seed=100 + turn))
+                rates.append(served.pictures / served.ended_at)
+        say(f"  {len(found[ONE])} backlogs, {self.deadline.spent:.0f} s")
+        return found
+
+    def at(self, load: float, capacity: float, span_s: float, names: Iterable[str] = POLICIES) -> None:
+        """Policies at a load, once more, with requests that come within about `span_s` and are the same for all."""
+        by = self.served.setdefault(load, {name: [] for name in POLICIES})
+        rate, seed = load * capacity, len(by[CONTINUOUS])
+        for name in names:
+            by[name].append(self.serve(name, within(span_s, rate, seed)))
+        say(f"  load {load}, round {seed + 1}, {self.deadline.spent:.0f} s")
+
+
+def measure(quick: bool) -> Data:
+    spans_s, more, backlog, turns = ({AT: 3.0}, 0, 4, 1) if quick else (SPANS_S, 5, 16, 3)
+    deadline, settings, ours = Deadline(LIMIT_S), Settings(), subject.denoiser()
+    most, rows, few = subject.batch_limit(ours, settings)
+    stepper = ours.stepper(max_rows=rows)
+    labels = subject.multi_hot([["red cube"]], ours.vocabulary)[0]
+    measured = step_costs(stepper, labels, [1, 2, 4, 8, 16, 24, 32], 3 if quick else 11)
+    cost = StepCost(measured)
+    rate = capacity(cost, most, few)
+    say(f"  capacity {rate:.2f} requests/s, of {mean_network_rows():.0f} network rows on average")
+    bench = Bench(stepper, labels, most, few, deadline)
+    saturated = bench.saturated(backlog, turns)
+    for load, span_s in spans_s.items():
+        bench.at(load, rate, span_s)
+    for _ in deadline.rounds(more, at_least=0, expected_s=len(COMPARED) * spans_s[AT]):
+        bench.at(AT, rate, spans_s[AT], COMPARED)
+    simulated = {
+        str(load): {
+            name: summary(simulate(policy, poisson(load * rate, SIMULATED_REQUESTS, 7), cost, most, few).latencies)
+            for name, policy in POLICIES.items()
+        }
+        for load in sorted(SPANS_S)
+    }
+    together = simulate(continuous, poisson(AT * rate, SIMULATED_REQUESTS, 7), cost, most)
+    p95 = {name: [percentile(one.latencies, 0.95) for one in runs] for name, runs in bench.served[AT].items()}
+    at, latencies = simulated[str(AT)], {str(load): pooled(bench.served[load]) for load in sorted(bench.served)}
+    return {
+        "figures": {
+            "batching.p95_ratio_at_0_6": p95_ratio(bench.served[AT]),
+            "batching.p95_ratio_at_0_6_by_round": figure(ratios(p95[CONTINUOUS], p95[REQUEST_LEVEL])),
+            "batching.p95_ratio_at_0_6_simulated": figure([at[CONTINUOUS]["p95"] / at[REQUEST_LEVEL]["p95"]]),
+            "batching.throughput_vs_one_at_a_time": figure(ratios(saturated[CONTINUOUS], saturated[ONE])),
+        },
+        "requests_per_s": rate,
+        "step_s": measured,
+        "max_pictures": most,
+        "few": few,
+        "saturated": saturated,
+        "latencies": latencies,
+        "pictures_per_s": {str(load): rates(by) for load, by in bench.served.items()},
+        "simulated": simulated,
+        "together": summary(together.latencies),
+        "alone": alone(cost, most),
+        "spans_s": {str(load): span_s for load, span_s in spans_s.items()},
+    }
+
+
+def pooled(by: dict[str, list[Served]]) -> Data:
+    """Latencies of each policy, over all rounds of a load."""
+    return {name: summary([one for served in runs for one in served.latencies]) for name, runs in by.items()}
+
+
+def p95_ratio(by: dict[str, list[Served]]) -> Data:
+    """Of the requests of all rounds together: a round has some thirty, and its p95 rests on two of them.
+
+    Its spread takes in the ratios with one round after the other left out.
+    """
+
+    def ratio(left_out: int | None) -> float:
+        found = pooled({name: [one for i, one in enumerate(by[name]) if i != left_out] for name in COMPARED})
+        return float(found[CONTINUOUS]["p95"] / found[REQUEST_LEVEL]["p95"])
+
+    rounds, whole = len(by[CONTINUOUS]), ratio(None)
+    others = [ratio(i) for i in range(rounds)] if rounds > 1 else []
+    return {**figure([whole, *others]), "median": whole, "n": rounds}
+
+
+def rates(by: dict[str, list[Served]]) -> Data:
+    """Pictures/s of each policy, over all rounds of a load."""
+    return {name: sum(one.pictures for one in runs) / sum(one.ended_at for one in runs) for name, runs in by.items()}
+
+
+def out_of_reach(data: Data) -> str:
+    """What this device's step costs allow at best, whatever the batching."""
+    rows_per_s = {int(rows): int(rows) / seconds for rows, seconds in data["step_s"].items()}
+    best, few = max(rows_per_s.values()), (rows_per_s[1], rows_per_s[2])
+    floor, theirs = data["alone"]["p95"], data["simulated"][str(AT)][REQUEST_LEVEL]["p95"]
+    return (
+        f"What is possible here: one network row at a time runs at {number(few[0])} rows/s, two (a guided picture) at "
+        f"{number(few[1])}, and the best size at {number(best)}. So batching cannot gain more than "
+        f"{number(best / few[0])} times on unguided pictures and {number(best / few[1])} times on guided ones. A "
+        f"request of the slowest twentieth takes {number(floor)} s with nothing beside it, {number(floor / theirs)} "
+        "of request-level batching's p95, and no order of work goes below that. Where a step costs about as much as "
+        "its rows, a picture that joins a batch delays those in it by what it would have delayed them in a batch of "
+        "its own; continuous batching gains where small steps leave the device idle (docs/scaling.md has the "
+        "simulation for such a device)."
+    )
+
+
+def who_waits(data: Data) -> str:
+    """What it gives that large requests wait for small ones."""
+    turns, together = data["simulated"][str(AT)][CONTINUOUS], data["together"]
+    return (
+        f"In continuous batching a large request waits for small ones, from {data['few']} network rows of a step on "
+        f"(`service/worker/step_order.py`). At {AT} of capacity latencies, simulated, are {number(turns['mean'])} s in the mean, "
+        f"{number(turns['p95'])} at p95 and {number(turns['p99'])} at p99; where all pictures step together they are "
+        f"{number(together['mean'])}, {number(together['p95'])} and {number(together['p99'])}."
+    )
+
+
+def report(data: Data) -> list[str | Table | Plot]:
+    table = Table(["load", "policy", "mean s", "p50", "p95", "p99", "requests", "pictures/s", "simulated mean", "p95"])
+    for load, by in data["latencies"].items():
+        for name, found in by.items():
+            simulated = data["simulated"][load][name]
+            cells = (number(found[key]) for key in ("mean", "p50", "p95", "p99"))
+            rest = number(data["pictures_per_s"][load][name]), number(simulated["mean"]), number(simulated["p95"])
+            table.add(load, name, *cells, found["requests"], *rest)
+    spans = " to ".join(f"{end(data['spans_s'].values()):.0f}" for end in (min, max))
+    saturated = {name: number(figure(found)["median"]) for name, found in data["saturated"].items()}
+    return [
+        "Capacity is what continuous batching serves of a backlog by the measured cost of steps: "
+        f"{data['requests_per_s']:.2f} requests/s of {mean_network_rows():.0f} network rows on average (1 to 8 "
+        "pictures, 4 to 16 steps, guidance 1 or 3, at most "
+        f"{data['max_pictures']} pictures in work). Request-level batching takes whole requests, mixed options and "
+        "all, does not go on with pictures that are done, and answers when its batch is through. One at a time is one "
+        f"picture after the other. Each run takes the requests of {spans} s; at {AT} there are several, each of other "
+        "requests, and one of one at a time. A load over 1, and for one at a time one above 0.5 or so, has no steady "
+        "latency: it grows as long as they come.",
+        table,
+        f"The ratio of p95 at {AT} is of the requests of all rounds together; its spread is over this ratio and those "
+        f"with one round left out. Of a backlog, continuous batching makes {saturated[CONTINUOUS]} pictures/s and one "
+        f"at a time {saturated[ONE]}.",
+        who_waits(data),
+        out_of_reach(data),
+        f"Simulated: {SIMULATED_REQUESTS} requests by the same code on a virtual clock, a step costing what was "
+        "measured for its rows. docs/scaling.md checks this model with the very requests that were measured.",
+        Plot("load", "latency over load; dots measured, lines simulated", lambda axes: draw_latency(axes, data), 2),
+        Plot("load-throughput", "throughput over load, measured", lambda axes: draw_throughput(axes, data)),
+    ]
+
+
+def draw_latency(axes: Sequence[Any], data: Data) -> None:
+    loads, below = list(data["latencies"]), [load for load in data["simulated"] if float(load) < 1]
+    for ax, key in zip(axes, ("p50", "p95"), strict=True):
+        for i, name in enumerate(POLICIES):
+            found = [data["latencies"][load][name][key] for load in loads]
+            ax.plot([float(load) for load in loads], found, f"oC{i}", linestyle="none", label=name)
+            ax.plot([float(n) for n in below], [data["simulated"][n][name][key] for n in below], f"C{i}--")
+        ax.set(xlabel="load, of the capacity", ylabel=f"{key} latency, s", yscale="log")
+    axes[0].legend(fontsize=7)
+
+
+def draw_throughput(axes: Sequence[Any], data: Data) -> None:
+    loads = sorted(data["pictures_per_s"], key=float)
+    for i, name in enumerate(POLICIES):
+        found = [data["pictures_per_s"][load][name] for load in loads]
+        axes[0].plot([float(load) for load in loads], found, f"oC{i}-", label=name)
+    axes[0].set(xlabel="load, of the capacity", ylabel="pictures/s")
+    axes[0].set_ylim(bottom=0)
+    axes[0].legend(fontsize=7)
+
+
+if __name__ == "__main__":
+    main("load", __doc__, measure)

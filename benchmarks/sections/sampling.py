@@ -1,0 +1,160 @@
+"""A batch of 32 pictures by the report's sampler, by diffusers and by us: `python -m benchmarks.sections.sampling`.
+
+The weights are the same. Each is a whole run of the batch, or for the slow ones a stated number of its steps, scaled.
+All take turns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks import subject
+from benchmarks.common import Data, Deadline, figure, in_turn, main, ratios, say
+from benchmarks.document import Table, number
+from benchmarks.others import LabelPipeline, ReportSampler, label_unet, pipeline
+from shared.diffusion.denoise import Stepper, sample
+from shared.diffusion.model import Denoiser
+from shared.evaluator import Evaluator
+from shared.options import SAMPLING_PRESETS, SamplingOptions
+
+STEPS, GUIDANCE = 16, 3.0
+SOLVERS = {"DDPM": "ddpm_small", "DDIM": "ddim", "DPM-Solver++": "dpmpp_2m"}  # diffusers' DDPM has the small variance
+REPORT_STEPS = 999
+TURNS_S, REPORT_S = 200.0, 100.0  # the longest for the rounds, and for pictures of the report's steps to score
+OURS, DISTILLED = "ours, as the checkpoint is served", "ours, distilled into one step"
+REPORT = "the report's sampler, fp32"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to sample the batch: `work` does `measured` of its `steps`."""
+
+    work: Callable[[], object]
+    steps: int
+    measured: int
+
+
+def our_samplings(ours: Denoiser, distilled: Denoiser) -> dict[str, tuple[Stepper, SamplingOptions]]:
+    """The loop and options of each of our ways."""
+    stepper = ours.stepper()
+    found = {OURS: (stepper, ours.options), DISTILLED: (distilled.stepper(), distilled.options)}
+    for solver, name in SOLVERS.items():
+        found[f"ours, {solver}"] = stepper, SamplingOptions(sampler=name, steps=STEPS, guidance=GUIDANCE)
+    return found
+
+
+def our_ways(samplings: dict[str, tuple[Stepper, SamplingOptions]], hot: Tensor) -> dict[str, Way]:
+    def way(stepper: Stepper, options: SamplingOptions) -> Way:
+        return Way(lambda: sample(stepper, hot, options, subject.seeds(len(hot))), options.steps, options.steps)
+
+    return {name: way(*chosen) for name, chosen in samplings.items()}
+
+
+def diffusers_ways(pipelines: dict[str, LabelPipeline], hot: Tensor, measured: dict[str, int]) -> dict[str, Way]:
+    def way(pipe: LabelPipeline, only: int) -> Way:
+        return Way(lambda: pipe(hot, STEPS, GUIDANCE, torch.Generator().manual_seed(0), only), STEPS, only)
+
+    return {name: way(pipe, measured[name]) for name, pipe in pipelines.items()}
+
+
+def make_pipelines(ours: Denoiser) -> dict[str, LabelPipeline]:
+    made = {}
+    for dtype, word in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        unet = label_unet(ours, dtype)
+        for solver in SOLVERS:
+            made[f"diffusers, {solver}, {word}"] = pipeline(ours, solver, dtype, unet)
+    return made
+
+
+def report_way(ours: Denoiser, hot: Tensor, only: int) -> Way:
+    sampler = ReportSampler(ours.network, ours.alpha_bar, ours.prediction, ours.image_shape)
+    return Way(lambda: sampler(hot, GUIDANCE, torch.Generator().manual_seed(0), only), REPORT_STEPS, only)
+
+
+def qualities(
+    ours: Denoiser,
+    samplings: dict[str, tuple[Stepper, SamplingOptions]],
+    judge: Evaluator,
+    pipelines: dict[str, LabelPipeline],
+    count: int,
+    report_count: int,
+) -> dict[str, Data]:
+    """Scores of each way's pictures. The report's 999 steps are taken by our loop, in our precision: same equations."""
+    lists = subject.label_lists(count)
+    hot, told, found = subject.multi_hot(lists, ours.vocabulary), subject.told(ours, lists), {}
+    for name, (stepper, options) in samplings.items():
+        found[name] = subject.quality(judge, sample(stepper, hot, options, subject.seeds(count)), lists)
+    for name, pipe in pipelines.items():
+        images = pipe(told, STEPS, GUIDANCE, torch.Generator().manual_seed(0))
+        found[name] = subject.quality(judge, images, lists)
+    say(f"  scoring {report_count} pictures of the report's 999 steps")
+    few = lists[:report_count]
+    images = sample(ours.stepper(), hot[:report_count], SAMPLING_PRESETS["report"], subject.seeds(report_count))
+    found[REPORT] = subject.quality(judge, images, few)
+    return found
+
+
+def report_pictures(step_s: float) -> int:
+    """Of how many pictures there is time for the report's steps, each taking `step_s` in a batch of them."""
+    return min(8, max(1, int(REPORT_S / (REPORT_STEPS * step_s))))
+
+
+def measure(quick: bool) -> Data:
+    count, rounds = (4, 2) if quick else (32, 3)
+    slow = 1 if quick else 2
+    ours = subject.denoiser()
+    hot = subject.multi_hot(subject.label_lists(count), ours.vocabulary)
+    told = subject.told(ours, subject.label_lists(count))  # to others: with the positions that our loop draws
+    pipelines = make_pipelines(ours)
+    measured = {name: slow if "fp32" in name or quick else STEPS for name in pipelines}
+    samplings = our_samplings(ours, subject.distilled())
+    ways = our_ways(samplings, hot) | diffusers_ways(pipelines, told, measured) | {REPORT: report_way(ours, told, slow)}
+    say(f"  {len(ways)} ways to draw {count} pictures take turns, up to {rounds} rounds")
+    times = in_turn({name: way.work for name, way in ways.items()}, rounds, deadline=Deadline(TURNS_S))
+    whole = {name: [s * ways[name].steps / ways[name].measured for s in times[name]] for name in ways}
+    rates = {name: figure(count / s for s in found) for name, found in whole.items()}
+    our_solver, theirs = whole["ours, DPM-Solver++"], "diffusers, DPM-Solver++"
+    few = report_pictures(min(our_solver) / STEPS / count)
+    scores = {} if quick else qualities(ours, samplings, subject.evaluator(), pipelines, count, few)
+    return {
+        "figures": {
+            "sampling.pictures_per_s": rates[OURS],
+            "sampling.speedup_vs_report": figure(ratios(whole[REPORT], whole[OURS])),
+            "sampling.speedup_vs_report_distilled": figure(ratios(whole[REPORT], whole[DISTILLED])),
+            "sampling.speedup_vs_report_guided_16_steps": figure(ratios(whole[REPORT], our_solver)),
+            "sampling.speedup_vs_diffusers_fp32": figure(ratios(whole[f"{theirs}, fp32"], our_solver)),
+            "sampling.speedup_vs_diffusers_bf16": figure(ratios(whole[f"{theirs}, bf16"], our_solver)),
+        },
+        "count": count,
+        "served": ours.options.model_dump(mode="json"),
+        "rates": rates,
+        "scores": scores,
+        "steps": {name: way.steps for name, way in ways.items()},
+        "measured": {name: way.measured for name, way in ways.items()},
+    }
+
+
+def report(data: Data) -> list[str | Table]:
+    served = data["served"]
+    table = Table(["way", "steps", "measured", "pictures/s", "spread", "accuracy", "exact match"])
+    for name, rate in data["rates"].items():
+        score = data["scores"].get(name)
+        quality = (f"{score['accuracy']:.3f}", f"{score['exact_match']:.3f}") if score else ("", "")
+        part = "all" if data["measured"][name] == data["steps"][name] else f"{data['measured'][name]} steps, scaled"
+        table.add(name, data["steps"][name], part, number(rate["median"]), number(rate["spread"]), *quality)
+    few = data["scores"].get(REPORT, {}).get("pictures")
+    return [
+        f"A batch of {data['count']} pictures, guidance {GUIDANCE:g}, the same weights and schedule for all. Served is "
+        f"{served['sampler']}, {served['steps']} steps, guidance {served['guidance']:g}. diffusers runs its own "
+        "pipeline loop on the network wrapped as its model: in fp32, as its users get it, and in bf16 weights. Ratios "
+        "compare DPM-Solver++ with DPM-Solver++ at the same steps; that with the report's is of the served sampling.",
+        table,
+        f"Scores are the shipped evaluator's, on the batch; the report's on {few} of its lists, sampled with its "
+        "equations in our precision, since 999 steps in fp32 would take too long.",
+    ]
+
+
+if __name__ == "__main__":
+    main("sampling", __doc__, measure)

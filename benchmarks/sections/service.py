@@ -1,0 +1,238 @@
+"""The service against its own sampling loop: `python -m benchmarks.sections.service`.
+
+32 clients at once, each with one request open, of one picture or of eight, over the bare loop at the worker's batch
+size; and one picture alone, end to end over HTTP, over the loop for one picture. Service and bare loop take turns;
+while one works the other sleeps.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+
+from redis import Redis
+
+from benchmarks import parts, subject
+from benchmarks.common import Data, figure, main, ratios, say, seconds
+from benchmarks.document import Table, number
+from benchmarks.stack import Stack, cpu_s, stack
+from service.local.demo import free_port
+from service.settings import Settings
+from service.store.connection import connect
+from shared.diffusion.denoise import sample
+from shared.diffusion.model import Denoiser
+
+CLIENTS = 32
+SEVERAL = 8  # pictures of a larger request
+
+
+def post(connection: HTTPConnection, labels: list[list[str]], seed: int) -> float:
+    """One POST /generate from send to answer, in s."""
+    start = time.perf_counter()
+    body = json.dumps({"labels": labels, "seed": seed})
+    connection.request("POST", "/generate", body, {"Content-Type": "application/json", "Prefer": "wait=250"})
+    answer = connection.getresponse()
+    job = json.loads(answer.read())
+    if answer.status != 200 or job["status"] != "finished":
+        raise RuntimeError(f"POST /generate answers {answer.status}: {job}")
+    return time.perf_counter() - start
+
+
+def saturate(port: int, requests: int, clients: int = CLIENTS, size: int = 1) -> float:
+    """Pictures/s of `clients` that each send the next request, of `size` pictures, when the last is answered."""
+    lists, waiting = subject.label_lists(requests * size), iter(range(requests))
+    lock = threading.Lock()
+
+    def one_of_them(_: int) -> None:
+        connection = HTTPConnection("127.0.0.1", port)  # the service is measured, so the load is to cost little
+        while True:
+            with lock:
+                number = next(waiting, None)
+            if number is None:
+                connection.close()
+                return
+            post(connection, lists[number * size : (number + 1) * size], seed=number)
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(clients) as threads:
+        list(threads.map(one_of_them, range(clients)))
+    return requests * size / (time.perf_counter() - start)
+
+
+def cpu_ms(running: Stack, requests: int) -> tuple[float, dict[str, float]]:
+    """Pictures/s at saturation, and ms of CPU a picture by process."""
+    before = {name: cpu_s(pid) for name, pid in running.pids().items()}
+    rate = saturate(running.port, requests)
+    return rate, {name: (cpu_s(pid) - before[name]) / requests * 1000 for name, pid in running.pids().items()}
+
+
+def parts_ms(running: Stack, requests: int) -> dict[str, dict[str, float]]:
+    """ms a picture at saturation by part of the worker's own thread and by clock, and of its other threads."""
+    running.stop_workers()
+    metrics = free_port()
+    running.start_workers(1, ("benchmarks.parts",), LABELGRID_METRICS_PORT=str(metrics))
+    saturate(running.port, CLIENTS)  # warm
+    before = parts.read(metrics)
+    _, spent = cpu_ms(running, requests)
+    after = parts.read(metrics)
+    found = {
+        part: {clock: (s - before.get(part, {}).get(clock, 0.0)) / requests * 1000 for clock, s in clocks.items()}
+        for part, clocks in after.items()
+    }
+    own = sum(clocks["cpu"] for clocks in found.values())
+    return {**found, "its other threads": {"cpu": spent["worker"] - own, "wall": 0.0}}
+
+
+def bare(ours: Denoiser, count: int, batch: int, rows: int) -> Callable[[], float]:
+    """Pictures/s of the loop alone, `batch` pictures at a time as in the worker: no evaluator, PNG or Redis."""
+    stepper = ours.stepper(max_rows=rows)
+    hot = subject.multi_hot(subject.label_lists(count), ours.vocabulary)
+
+    def run() -> float:
+        start = time.perf_counter()
+        for first in range(0, count, batch):
+            part = slice(first, first + batch)
+            sample(stepper, hot[part], ours.options, subject.seeds(count)[part])
+        return count / (time.perf_counter() - start)
+
+    return run
+
+
+def commands(redis: Redis) -> int:
+    """Commands that Redis has carried out so far."""
+    return int(redis.info("stats")["total_commands_processed"])
+
+
+def redis_rate(redis: Redis, count: int) -> float:
+    """Commands/s of Redis from one client, a hundred SETs of 100 bytes and GETs at a time."""
+
+    def run() -> None:
+        for _ in range(count // 200):
+            with redis.pipeline(transaction=False) as pipe:
+                for i in range(100):
+                    pipe.set(f"benchmark:{i}", b"x" * 100)
+                    pipe.get(f"benchmark:{i}")
+                pipe.execute()
+
+    return count / seconds(run)
+
+
+def measure(quick: bool) -> Data:
+    requests, rounds, singles = (16, 1, 3) if quick else (96, 4, 15)
+    ours, settings = subject.denoiser(), Settings()
+    batch, rows, _ = subject.batch_limit(ours, settings)
+    count = max(batch, requests // 2 // batch * batch)
+    loop = bare(ours, count, batch, rows)
+    stepper = ours.stepper(max_rows=rows)
+    hot = subject.multi_hot(subject.label_lists(1), ours.vocabulary)
+    same = {"LABELGRID_BATCH_PICTURES": str(batch), "LABELGRID_BATCH_ROWS": str(rows)}
+    with stack(**same) as running:
+        say(f"  the service is up; batches of {batch} pictures")
+        saturate(running.port, batch)  # warm
+        loop()
+        served, several, alone, spent, loop_ms = [], [], [], [], []
+        for _ in range(rounds):
+            rate, by_process = cpu_ms(running, requests)
+            served.append(rate)
+            spent.append(by_process)
+            several.append(saturate(running.port, requests // 2, size=SEVERAL))
+            begun = cpu_s(os.getpid())
+            alone.append(loop())
+            loop_ms.append((cpu_s(os.getpid()) - begun) / count * 1000)
+        redis = connect(running.redis.url)
+        before = commands(redis)
+        saturate(running.port, requests)
+        per_picture = (commands(redis) - before) / requests
+        say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {rounds} rounds: done")
+        end_to_end, one, client = [], [], HTTPConnection("127.0.0.1", running.port)
+        for number_ in range(singles + 1):
+            end_to_end.append(post(client, subject.label_lists(1), number_))
+            one.append(seconds(lambda: sample(stepper, hot, ours.options, [1])))
+        redis_per_s = redis_rate(redis, 2000 if quick else 40_000)
+        client.close()
+        by_part = parts_ms(running, 2 * requests)
+    end_to_end, one = end_to_end[1:], one[1:]
+    return {
+        "figures": {
+            "service.saturation_fraction": figure(ratios(served, alone)),
+            "service.saturation_fraction_several": figure(ratios(several, alone)),
+            "service.pictures_per_s": figure(served),
+            "service.single_overhead_ms": figure((a - b) * 1000 for a, b in zip(end_to_end, one, strict=True)),
+            "service.single_ratio": figure(ratios(end_to_end, one)),
+        },
+        "several_pictures_per_s": figure(several),
+        "bare_pictures_per_s": figure(alone),
+        "single_ms": figure(s * 1000 for s in end_to_end),
+        "single_loop_ms": figure(s * 1000 for s in one),
+        "batch": batch,
+        "commands_per_picture": per_picture,
+        "redis_commands_per_s": redis_per_s,
+        "cpu_ms": {name: figure(one[name] for one in spent) for name in spent[0]},
+        "loop_cpu_ms": figure(loop_ms),
+        "parts_ms": by_part,
+        "ttl_s": settings.job_ttl_s,
+        "requests": requests,
+        "singles": singles,
+        "goal_ms": figure(b * 150 + 10 for b in one),
+    }
+
+
+def report(data: Data) -> list[str | Table]:
+    figures = data["figures"]
+    table = Table(["what", "service", "bare loop", "ratio", "spread of the ratio"])
+    ratio = figures["service.single_ratio"]
+    for fraction, rate, requests in (
+        (figures["service.saturation_fraction"], figures["service.pictures_per_s"], "one picture a request"),
+        (figures["service.saturation_fraction_several"], data["several_pictures_per_s"], f"{SEVERAL} a request"),
+    ):
+        table.add(
+            f"pictures/s, {CLIENTS} clients, batch {data['batch']}, {requests}",
+            number(rate["median"]),
+            number(data["bare_pictures_per_s"]["median"]),
+            f"{fraction['median']:.3f}",
+            f"{fraction['spread']:.3f}",
+        )
+    table.add(
+        "one picture alone, ms",
+        number(data["single_ms"]["median"]),
+        number(data["single_loop_ms"]["median"]),
+        f"{ratio['median']:.3f}",
+        f"{ratio['spread']:.3f}",
+    )
+    overhead = figures["service.single_overhead_ms"]["median"]
+    allowed = data["goal_ms"]["median"]
+    return [
+        f"The service answers over HTTP with verdict, PNG and grid; the bare loop only samples. {data['requests']} "
+        f"requests a round, {data['singles']} single pictures. A single picture costs {number(overhead)} ms beside the "
+        f"loop's own time; the goal, 0.15 of the loop's time and 10 ms, allows {number(allowed)} ms.",
+        table,
+        *where_the_cpu_goes(data),
+    ]
+
+
+def where_the_cpu_goes(data: Data) -> list[str | Table]:
+    processes, loop_ms = Table(["process", "CPU, ms a picture"]), data["loop_cpu_ms"]["median"]
+    for name, ms in data["cpu_ms"].items():
+        processes.add(name, number(ms["median"]))
+    whole = sum(ms["median"] for ms in data["cpu_ms"].values())
+    processes.add("all of them", number(whole))
+    processes.add("the bare loop", number(loop_ms))
+    worker = Table(["part of the worker", "CPU, ms a picture", "of its thread's time, ms"])
+    for part, ms in sorted(data["parts_ms"].items(), key=lambda one: -one[1]["wall"]):
+        worker.add(part, number(ms["cpu"]), number(ms["wall"]) if ms["wall"] else "")
+    return [
+        "At saturation with one picture a request, CPU of all threads. What service and clients need beside the loop, "
+        f"{number(whole - loop_ms)} ms, shares the cores with the network, and so bounds the ratio above, whatever "
+        "waits for what.",
+        processes,
+        "The worker's own thread, by part: where it does not compute, it waits for Redis, or for its turn on a core. "
+        "Its other threads compute with it in the network and the evaluator, or look for work to come.",
+        worker,
+    ]
+
+
+if __name__ == "__main__":
+    main("service", __doc__, measure)

@@ -1,0 +1,188 @@
+"""From nothing to the first picture: `python -m benchmarks.sections.startup`.
+
+Times `python -m service` from its start to the first answered request, the API's import and memory, a worker's start,
+and what the two containers take on disk.
+"""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import httpx
+import psutil
+from packaging.requirements import Requirement
+
+from benchmarks.common import ROOT, STORAGE, Data, figure, main, say
+from benchmarks.document import Table, number
+from benchmarks.stack import memory_mib, stack, until
+from service.local.demo import free_port
+
+IMPORT = "import time; s = time.perf_counter(); import service.api.app; print(time.perf_counter() - s)"
+# container: the extra that is installed in it, and what it is built from
+IMAGES = {"labelgrid-api": ("api", "Dockerfile.api"), "labelgrid-worker": ("worker", "Dockerfile.worker")}
+
+
+def first_picture() -> dict[str, float]:
+    """Seconds from the start of `python -m service` until it is ready and until it has answered one request."""
+    port, start = free_port(), time.perf_counter()
+    command = [sys.executable, "-m", "service", "--port", str(port), "--storage", str(STORAGE)]
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("REDIS_URL")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        try:
+            return httpx.get(f"{address}/readyz", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    try:
+        until(ready, "the service")
+        ready_s = time.perf_counter() - start
+        httpx.post(f"{address}/generate", json={"labels": [["red cube"]], "seed": 1}, timeout=120).raise_for_status()
+        first_s = time.perf_counter() - start
+        parts = sum(child.memory_info().rss for child in psutil.Process(process.pid).children(recursive=True)) / 2**20
+    finally:
+        process.terminate()
+        process.wait(30)
+    return {"ready_s": ready_s, "first_picture_s": first_s, "memory_mib": parts}
+
+
+def import_seconds() -> float:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ
+    )
+    return float(done.stdout)
+
+
+def parts() -> dict[str, float]:
+    """A worker's start, and the memory of API and worker after one picture."""
+    with stack(workers=0) as running:
+        start = time.perf_counter()
+        running.start_workers(1)
+        worker_s = time.perf_counter() - start
+        with running.client() as client:
+            client.post("/generate", json={"labels": [["red cube"]]}).raise_for_status()
+        assert running.api is not None
+        return {
+            "worker_s": worker_s,
+            "api_mib": memory_mib(running.api),
+            "worker_mib": memory_mib(running.workers[0]),
+            "api_has_torch": float(_maps(running.api.pid, "libtorch")),
+        }
+
+
+def _maps(pid: int, library: str) -> bool:
+    """Whether a process has a shared library loaded."""
+    return any(library in entry.path for entry in psutil.Process(pid).memory_maps())
+
+
+def closure(extra: str) -> set[str]:
+    """The installed distributions that `pip install .[extra]` needs, by name."""
+    seen: set[str] = set()
+    waiting = [("labelgrid", frozenset({extra}))]
+    while waiting:
+        name, extras = waiting.pop()
+        try:
+            requirements = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        for requirement in map(Requirement, requirements):
+            marker = requirement.marker
+            wanted = marker is None or any(marker.evaluate({"extra": one}) for one in extras | {""})
+            key = f"{_normal(requirement.name)}[{','.join(sorted(requirement.extras))}]"
+            if wanted and key not in seen:
+                seen.add(key)
+                waiting.append((requirement.name, frozenset(requirement.extras)))
+    return {key.partition("[")[0] for key in seen} - {"labelgrid"}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def disk_mib(names: set[str]) -> float:
+    """What the files of installed distributions take on disk."""
+    total = 0
+    for name in names:
+        try:
+            files = importlib.metadata.distribution(name).files or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        total += sum(path.stat().st_size for file in files if (path := file.locate()).is_file())
+    return total / 2**20
+
+
+def base_of(dockerfile: str) -> str:
+    """The image that a container is built on."""
+    lines = (ROOT / dockerfile).read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith("FROM "))
+
+
+def image_mib(image: str) -> float | None:
+    """What an image of this machine takes, None where there is none, or no docker."""
+    if not shutil.which("docker"):
+        return None
+    command = ["docker", "image", "inspect", "--format", "{{.Size}}", image]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout) / 2**20 if done.returncode == 0 else None
+
+
+def measure(quick: bool) -> Data:
+    rounds = 1 if quick else 3
+    whole = [first_picture() for _ in range(rounds)]
+    say("  python -m service was started and asked")
+    apart = [parts() for _ in range(1 if quick else 2)]
+    imports = [import_seconds() for _ in range(rounds)]
+    return {
+        "figures": {
+            "startup.first_picture_s": figure(one["first_picture_s"] for one in whole),
+            "startup.ready_s": figure(one["ready_s"] for one in whole),
+            "startup.worker_s": figure(one["worker_s"] for one in apart),
+            "startup.api_import_s": figure(imports),
+            "startup.api_memory_mib": figure(one["api_mib"] for one in apart),
+            "startup.worker_memory_mib": figure(one["worker_mib"] for one in apart),
+        },
+        "api_has_torch": any(one["api_has_torch"] for one in apart),
+        "containers_mib": {
+            image: {
+                "dependencies": disk_mib(closure(extra)),
+                "image": image_mib(image),
+                "base": image_mib(base_of(dockerfile)),
+            }
+            for image, (extra, dockerfile) in IMAGES.items()
+        },
+    }
+
+
+def report(data: Data) -> list[str | Table]:
+    rows = {
+        "`python -m service` to the first picture, s": "startup.first_picture_s",
+        "to ready, s": "startup.ready_s",
+        "a worker alone to ready, files in the page cache, s": "startup.worker_s",
+        "import of the API, s": "startup.api_import_s",
+        "API after one picture, MiB": "startup.api_memory_mib",
+        "worker after one picture, MiB": "startup.worker_memory_mib",
+    }
+    table = Table(["what", "median", "spread"])
+    for label, key in rows.items():
+        table.add(label, number(data["figures"][key]["median"]), number(data["figures"][key]["spread"]))
+    sizes = Table(["container", "dependencies, MiB", "image, MiB", "of that its base"])
+    for image, mib in data["containers_mib"].items():
+        built = [number(mib[key]) if mib["image"] and mib[key] else "not built here" for key in ("image", "base")]
+        sizes.add(image, number(mib["dependencies"]), *built)
+    loaded = "has torch loaded, which it must not" if data["api_has_torch"] else "has no torch loaded"
+    return [
+        f"The API process {loaded}.",
+        table,
+        "Images are those that `docker compose build` left on this machine.",
+        sizes,
+    ]
+
+
+if __name__ == "__main__":
+    main("startup", __doc__, measure)

@@ -1,0 +1,121 @@
+"""Who may come in, before any route is asked: what is not public needs a key, or comes from this very machine.
+
+ASGI middleware. Knows no route but the public ones, so that a new one is closed until somebody opens it here.
+"""
+
+import ipaddress
+
+from redis.exceptions import RedisError
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.api.access.keys import NOBODY, KeyRing
+from service.api.problems import SAFE_METHODS, from_service_error
+from service.contract.errors import CrossSite, NoKey, NotLocal, ServiceError, TooManyRequests
+from service.settings import Settings
+
+PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
+METRICS = "/metrics"  # figures only: without keys Prometheus may ask for them by any name of this host
+PUBLIC_FOLDERS = ("/static/",)  # the page and what belongs to it
+CHALLENGE = 'Bearer realm="labelgrid"'
+
+
+class Exposed(RuntimeError):
+    """The API would be open to everybody who reaches this machine."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as a name or address, is this machine itself."""
+    host = host.strip("[]").lower().rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_listening(settings: Settings, host: str) -> None:
+    """Exposed if the API would listen on `host` for everybody without asking for keys."""
+    if settings.has_keys or settings.allow_no_keys or is_loopback(settings.published_on or host):
+        return
+    raise Exposed(
+        f"without API keys the API listens on loopback only, not on {settings.published_on or host}: set "
+        "LABELGRID_API_KEYS (python -m service.api.access.keys makes one), or LABELGRID_ALLOW_NO_KEYS=1 to let everybody in"
+    )
+
+
+def is_public(path: str) -> bool:
+    return path in PUBLIC or path.startswith(PUBLIC_FOLDERS)
+
+
+def _check_site(headers: Headers) -> None:
+    """CrossSite for what a browser sends for another site's page, as it does forms without asking the service first.
+
+    Browsers set both headers, and pages cannot; other clients have neither. Where there is no Sec-Fetch-Site, as over
+    plain HTTP, the page's origin must be the host that was asked: by the proxy's word where one changes Host, which a
+    page can add to no request without asking, either.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is None and origin is not None:
+        asked = {headers.get("host"), headers.get("x-forwarded-host", "").partition(",")[0].strip()}
+        site = "same-origin" if origin.partition("://")[2] in asked - {""} else "cross-site"
+    if site not in (None, "same-origin", "none"):
+        raise CrossSite(f"without API keys pages of other sites, such as {origin or site}, may not use the service")
+
+
+class Guard:
+    """Puts the owner that a request's key stands for into its state, or answers it as a problem."""
+
+    def __init__(self, app: ASGIApp, keys: KeyRing, settings: Settings) -> None:
+        self.app, self.keys, self.settings = app, keys, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not is_public(scope["path"]):
+            try:
+                scope.setdefault("state", {})["owner"] = owner = self._owner(scope)
+                await self._check_rate(scope, owner)
+            except ServiceError as error:
+                await from_service_error(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _owner(self, scope: Scope) -> str:
+        headers = Headers(scope=scope)
+        if not self.keys.enabled:
+            if not self.settings.allow_no_keys and scope["path"] != METRICS:
+                self._check_local(scope, headers.get("host"))
+            if scope["method"] not in SAFE_METHODS:
+                _check_site(headers)
+            return NOBODY
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise NoKey("send your API key as `Authorization: Bearer KEY`", headers={"WWW-Authenticate": CHALLENGE})
+        owner = self.keys.owner_of(key.strip())
+        if owner is None:
+            challenge = f'{CHALLENGE}, error="invalid_token"'
+            raise NoKey("the API key is not known", headers={"WWW-Authenticate": challenge})
+        return owner
+
+    async def _check_rate(self, scope: Scope, owner: str) -> None:
+        """TooManyRequests. Where Redis is away nothing is counted: the routes say so themselves."""
+        limiter = scope["app"].state.rate_limiter
+        if limiter is None or not self.keys.enabled:
+            return
+        try:
+            wait_s = await limiter.wait_s(owner)
+        except RedisError:
+            return
+        if wait_s is not None:
+            detail = f"more than {limiter.limit} with this key; nothing was done"
+            raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
+
+    def _check_local(self, scope: Scope, host: str | None) -> None:
+        """NotLocal for a request that comes to another address, or by another name: a foreign page whose name was made
+        to point to loopback (DNS rebinding) could else use the service from the visitor's browser."""
+        address, port = scope.get("server") or (None, None)  # a unix socket has no port
+        if address and port is not None and not self.settings.published_on and not is_loopback(address):
+            raise NotLocal("without API keys the service answers on loopback only")
+        name = host and (host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host)
+        if name and not is_loopback(name):
+            raise NotLocal(f"without API keys the service answers as localhost only, not as {name!r}")

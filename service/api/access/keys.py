@@ -1,0 +1,109 @@
+"""API keys: who a client is. The service knows their hashes alone; `python -m service.api.access.keys NAME` makes one.
+
+Knows neither HTTP nor Redis. A key is 256 random bits, so a plain SHA-256 of it cannot be guessed back; slow hashes are
+for passwords, which people choose.
+"""
+
+import argparse
+import hashlib
+import hmac
+import re
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+NOBODY = ""  # who everybody is where there are no keys
+PREFIX = "lg_"  # scanners for leaked secrets find it
+ENTRY = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63}):(?P<hash>[0-9a-f]{64})")
+
+
+class BadKeys(RuntimeError):
+    """The configured keys cannot be read; the message says where, and never what stands there."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A key of the configuration: who it stands for, and its hash. Two keys of one name are one owner."""
+
+    name: str
+    hash: str
+
+
+def hash_of(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def new_key() -> str:
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def parse(listed: str, source: str) -> tuple[Known, ...]:
+    """Keys of a text of NAME:HASH entries, with spaces, commas or lines between; # begins a comment. BadKeys."""
+    entries = [entry for line in listed.splitlines() for entry in line.partition("#")[0].replace(",", " ").split()]
+    matches = [ENTRY.fullmatch(entry) for entry in entries]
+    if None in matches:
+        raise BadKeys(
+            f"{source}: entry {matches.index(None) + 1} is not NAME:HASH, as service.api.access.keys prints it"
+        )
+    return tuple(Known(match["name"], match["hash"]) for match in matches if match is not None)
+
+
+class KeyRing:
+    """The keys of setting and file. The file is read again when it has changed, so that a key can be withdrawn."""
+
+    def __init__(self, listed: str, file: Path | None) -> None:
+        self._listed = parse(listed, "LABELGRID_API_KEYS")
+        self._file, self._of_file, self._read_as = file, tuple[Known, ...](), (0, 0, 0)
+        self._read()
+        self.enabled = bool(self._listed) or file is not None
+
+    def _read(self) -> None:
+        if self._file is None:
+            return
+        try:
+            stat = self._file.stat()
+            if (read_as := (stat.st_ino, stat.st_mtime_ns, stat.st_size)) != self._read_as:
+                self._of_file = parse(self._file.read_text(), str(self._file))
+                self._read_as = read_as
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadKeys(f"{self._file} cannot be read: {error}") from error
+
+    def owner_of(self, key: str) -> str | None:
+        """Whose key this is; None if nobody's. Every known hash is compared, in constant time."""
+        try:
+            self._read()
+        except BadKeys as error:  # those that were read before go on to count: a slip of the pen locks nobody out
+            log.error("keys cannot be read, and stay as they were", reason=str(error))
+        asked, found = hash_of(key), None
+        for known in self._listed + self._of_file:
+            if hmac.compare_digest(asked, known.hash):
+                found = known.name
+        return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        "python -m service.api.access.keys",
+        description="Makes a key. The key goes to its client and is shown only now; the line with its hash goes into "
+        "LABELGRID_API_KEYS or the file that LABELGRID_API_KEYS_FILE names.",
+    )
+    parser.add_argument("name", help="who it is for: letters, digits, '.', '_' and '-'; jobs belong to this name")
+    name = parser.parse_args().name
+    key = new_key()
+    entry = f"{name}:{hash_of(key)}"
+    if ENTRY.fullmatch(entry) is None:
+        parser.error(f"{name!r}: up to 64 letters, digits, '.', '_' and '-', a letter or digit first")
+    print(f"key for {name}, for the client to keep:", file=sys.stderr)
+    print(key)
+    print("for LABELGRID_API_KEYS:", file=sys.stderr)
+    print(entry)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

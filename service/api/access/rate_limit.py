@@ -1,0 +1,49 @@
+"""How many requests an owner may make: counted in Redis over a sliding window, for all API processes together.
+
+Knows no HTTP.
+"""
+
+import math
+import time
+from typing import Any
+
+from limits import RateLimitItem, parse
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from redis.asyncio import Redis
+
+from service.store.keys import PREFIX
+
+
+class BadLimit(RuntimeError):
+    """The configured limit cannot be read."""
+
+
+def read_limit(limit: str) -> RateLimitItem | None:
+    """A limit such as "3000/minute"; None for the text none. BadLimit."""
+    try:
+        return None if limit == "none" else parse(limit)
+    except ValueError as error:
+        raise BadLimit(f"LABELGRID_RATE_LIMIT is {limit!r}, wanted one such as 3000/minute, or none") from error
+
+
+class RateLimiter:
+    """Counts requests, each owner's on their own."""
+
+    def __init__(self, connection: Redis, limit: RateLimitItem) -> None:
+        self.limit = limit
+        pool: Any = connection.connection_pool
+        storage = RedisStorage(
+            "async+redis://",
+            implementation="redispy",
+            connection_pool=pool,
+            key_prefix=f"{PREFIX}:rate",
+        )
+        self._limiter = SlidingWindowCounterRateLimiter(storage)
+
+    async def wait_s(self, owner: str) -> int | None:
+        """Counts a request: None if it may go on, else after how many seconds to come again, and it does not count."""
+        if await self._limiter.hit(self.limit, owner):
+            return None
+        window = await self._limiter.get_window_stats(self.limit, owner)
+        return max(1, math.ceil(window.reset_time - time.time()))

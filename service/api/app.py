@@ -1,0 +1,108 @@
+"""The HTTP application: it checks requests, creates jobs, and reads what workers stored.
+
+Its process imports no torch.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from redis.asyncio import Redis as AsyncRedis
+
+from service.api import openapi as document
+from service.api import problems
+from service.api.access.body_limit import BodyLimit
+from service.api.access.guard import Guard
+from service.api.access.keys import KeyRing
+from service.api.access.rate_limit import RateLimiter, read_limit
+from service.api.access.security_headers import SecurityHeaders
+from service.api.catalog import Models
+from service.api.event_feed import Feeds
+from service.api.openai import routes as openai
+from service.api.openai.errors import OpenAIErrors
+from service.api.routes import docs, generate, jobs, meta, metrics, page, score
+from service.api.server import RefuseWhileStopping
+from service.settings import Settings
+from service.store.connection import connect
+from service.store.jobs import JobStore
+from service.store.reader import JobReader
+from service.telemetry import tracing
+from service.telemetry.logs import QUIET_PATHS, RequestLog
+from service.telemetry.metrics import RequestMetrics
+
+SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
+MAX_CONNECTIONS = 2000  # for reads that are answered at once
+MAX_WAITING = 2000  # more for those that wait: each waiting request holds one, and all streams of a job one
+
+DESCRIPTION = "Pictures of the objects that you name, each with a verdict of whether they are all there."
+
+
+def _telemetry() -> dict[str, Any]:
+    """FastAPI's own spans of requests, where tracing is on."""
+    if (provider := tracing.provider()) is None:
+        return {}
+    return {
+        "telemetry": {
+            "tracer_provider": provider,
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "exclude": lambda scope: scope["path"].startswith(QUIET_PATHS),
+        }
+    }
+
+
+def _reading(url: str, most: int) -> AsyncRedis:
+    """At most so many connections to Redis, opened when they are needed."""
+    return AsyncRedis.from_url(
+        url, protocol=2, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=5.0, max_connections=most
+    )
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application on `settings`, by default those of the environment."""
+    settings = settings or Settings()
+    limit = read_limit(settings.rate_limit)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        connection = connect(settings.redis_url)
+        reading, waiting = (_reading(settings.redis_url, most) for most in (MAX_CONNECTIONS, MAX_WAITING))
+        app.state.store = JobStore(connection, settings)
+        app.state.reader = JobReader(reading, waiting)
+        app.state.feeds = Feeds(app.state.reader)
+        app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
+        yield
+        await app.state.feeds.close()
+        await waiting.aclose()
+        await reading.aclose()
+        connection.close()
+
+    app = FastAPI(
+        title="labelgrid",
+        version=version("labelgrid"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,  # a route of ours has it, without other hosts' scripts
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # names of operations, as links use them
+        **_telemetry(),
+    )
+    app.state.settings = settings
+    app.state.models = Models(settings.storage, settings.storage_every_s)
+    app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
+    app.add_middleware(Guard, keys=KeyRing(settings.api_keys, settings.api_keys_file), settings=settings)
+    app.add_middleware(RefuseWhileStopping)
+    app.add_middleware(OpenAIErrors)
+    app.add_middleware(RequestMetrics)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(RequestLog)
+    problems.install(app)
+    for route in (generate, score, jobs, openai, meta, metrics, page, docs):
+        app.include_router(route.router)
+    document.describe(app)
+    app.mount("/static/docs", docs.files)
+    app.mount("/static", page.files, name="static")
+    return app

@@ -1,0 +1,141 @@
+"""/jobs and /jobs/...: one's own jobs, a job, its grid and its pictures, and its cancelling."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from service.api.dependencies import FeedsDep, OwnerDep, OwnJob, ReaderDep, StoreDep
+from service.api.event_feed import EVENT_STREAM_HEADERS, is_told, job_events
+from service.api.openapi import Responses, event_stream, job_links, link, problems
+from service.api.submitter import PNG
+from service.contract.errors import ExpiredJob, JobEnded, NotReady, Unavailable, UnknownJob, UnknownPicture
+from service.contract.events import PictureEvent, StatusEvent, StepsEvent
+from service.contract.schemas import EXAMPLE_ID, Job, JobPage
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+LastEventId = Annotated[
+    str,
+    Header(
+        pattern=r"^[0-9]{1,15}-[0-9]{1,15}$",
+        description="id of the last event that arrived: what follows it is told",
+        examples=["1767268800123-0"],
+    ),
+]
+Index = Annotated[int, Path(ge=0, le=2**31, description="position of the picture, from 0", examples=[0])]
+
+ERRORS = (UnknownJob, ExpiredJob, Unavailable)
+LINKS = job_links("$request.path.job_id")
+PICTURE_RESPONSES: Responses = {
+    200: {"content": PNG, "description": "The picture"},
+    **problems(*ERRORS, NotReady, UnknownPicture),
+}
+EVENTS_EXAMPLES = (
+    {"event": "status", "data": '{"status": "running"}', "id": "1767268800123-0"},
+    {
+        "event": "picture",
+        "data": f'{{"index": 0, "url": "/jobs/{EXAMPLE_ID}/images/0.png"}}',
+        "id": "1767268801456-0",
+    },
+)
+EVENTS: dict[str, type[BaseModel]] = {
+    "job": Job,
+    "status": StatusEvent,
+    "picture": PictureEvent,
+    "steps": StepsEvent,
+    "end": Job,
+}
+
+
+@router.get(
+    "",
+    responses={
+        200: {
+            "links": {
+                "next": link("list_jobs", "the page after this one", cursor="$response.body#/next"),
+                **job_links("$response.body#/jobs/0/id"),
+            }
+        },
+        **problems(Unavailable),
+    },
+    summary="One's own jobs, newest first",
+)
+async def list_jobs(
+    owner: OwnerDep,
+    reader: ReaderDep,
+    limit: Annotated[int, Query(ge=1, le=100, description="jobs of one page", examples=[20])] = 20,
+    cursor: Annotated[
+        str | None,
+        Query(
+            pattern=r"^[0-9]{13}-[0-9a-f]{32}$",
+            description="`next` of the page before",
+            examples=[f"1767268800000-{EXAMPLE_ID}"],
+        ),
+    ] = None,
+) -> JobPage:
+    """A page of jobs without their results. Jobs that come meanwhile do not shift the pages that follow."""
+    return await reader.page(owner, limit, cursor)
+
+
+@router.get("/{job_id}", responses={200: {"links": LINKS}, **problems(*ERRORS)}, summary="A job as it stands")
+async def read_job(job_id: OwnJob, reader: ReaderDep) -> Job:
+    """Its state and progress; its result once it is finished, its error once it has failed."""
+    return await reader.job(job_id)
+
+
+@router.delete("/{job_id}", responses={200: {"links": LINKS}, **problems(*ERRORS, JobEnded)}, summary="Cancel a job")
+async def cancel_job(job_id: OwnJob, reader: ReaderDep, store: StoreDep) -> Job:
+    """Ends a queued or running job: workers drop its pictures at their next step. Those already made stay."""
+    cancelled = await run_in_threadpool(store.cancel, job_id)
+    job = await reader.job(job_id)
+    if not cancelled:
+        raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
+    return job
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=Response,
+    responses={
+        200: {
+            "content": event_stream(EVENTS, *EVENTS_EXAMPLES),
+            "description": "Server-sent events",
+        },
+        204: {"description": "The job has ended and everything was told: a browser does not come again"},
+        **problems(*ERRORS),
+    },
+    summary="What happens to a job, as it happens",
+)
+async def read_events(job_id: OwnJob, feeds: FeedsDep, last_event_id: LastEventId = "0-0") -> Response:
+    """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/jobs.md says what they hold."""
+    job = await feeds.reader.job(job_id)
+    if await is_told(feeds.reader, job, last_event_id):
+        return Response(status_code=204)
+    events = job_events(feeds, job, last_event_id)
+    return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
+
+
+@router.get("/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="All pictures in one")
+async def read_grid(job_id: OwnJob, reader: ReaderDep) -> Response:
+    """The grid of a finished job; of a /score job, that of the best repeat."""
+    return Response(await reader.grid(job_id), media_type="image/png")
+
+
+@router.get("/{job_id}/images/{index}.png", response_class=Response, responses=PICTURE_RESPONSES, summary="A picture")
+async def read_image(job_id: OwnJob, index: Index, reader: ReaderDep) -> Response:
+    """A picture as soon as it is made, also while the job runs."""
+    return Response(await reader.image(job_id, index), media_type="image/png")
+
+
+@router.get(
+    "/{job_id}/trajectories/{index}.png",
+    response_class=Response,
+    responses=PICTURE_RESPONSES,
+    summary="A picture's way from noise",
+)
+async def read_trajectory(job_id: OwnJob, index: Index, reader: ReaderDep) -> Response:
+    """The strip of a picture that was asked for with `trajectory`, as soon as it is made."""
+    return Response(await reader.strip(job_id, index), media_type="image/png")

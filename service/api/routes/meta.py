@@ -1,0 +1,72 @@
+"""What there is to ask for (labels, models), and whether the service lives and works."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi.concurrency import run_in_threadpool
+
+from service.api.catalog import knows_positions
+from service.api.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
+from service.api.openapi import link, problems
+from service.contract.errors import NoModel, NoWorker, Unavailable
+from service.contract.schemas import Health, Labels, Model, ModelList, Ready
+from shared.options import default_options
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/labels", dependencies=[NEEDS_KEY], responses=problems(NoModel), summary="The labels that a model knows")
+def read_labels(
+    models: ModelsDep,
+    model: Annotated[
+        str | None, Query(max_length=100, description="a model's name; the default if not given", examples=["base"])
+    ] = None,
+) -> Labels:
+    """The names that label lists may hold, in the order of the model's vocabulary."""
+    info = models.find(model, ("query", "model"))
+    return Labels(model=info.name, labels=list(info.vocabulary))
+
+
+@router.get(
+    "/models",
+    dependencies=[NEEDS_KEY],
+    responses={200: {"links": {"labels": link("read_labels", "its labels", model="$response.body#/models/0/name")}}},
+    summary="The models that there are",
+)
+def read_models(models: ModelsDep) -> ModelList:
+    """Each with its card and how it was trained; and the files in storage that cannot be used, with the reason."""
+    listing = models.listing()
+    return ModelList(
+        models=[
+            Model(
+                name=info.name,
+                digest=info.digest,
+                promoted=info.name == listing.promoted,
+                created_at=info.created_at,
+                labels=len(info.vocabulary),
+                positions=knows_positions(info),
+                sampling=default_options(info.config),
+                config=info.config,
+                training=info.training,
+                card=listing.cards[info.name] or None,
+            )
+            for info in listing.denoisers
+        ],
+        problems=listing.problems,
+    )
+
+
+@router.get("/healthz", summary="The API process lives")
+async def read_health() -> Health:
+    """For a supervisor that starts what has died anew; asks nothing of Redis or storage."""
+    return Health()
+
+
+@router.get("/readyz", responses=problems(NoModel, NoWorker, Unavailable), summary="Pictures can be made")
+async def read_ready(models: ModelsDep, reader: ReaderDep) -> Ready:
+    """Redis, a model and a worker are there; for a load balancer."""
+    info = await run_in_threadpool(models.find, None)
+    workers = len(await reader.workers())
+    if not workers:
+        raise NoWorker("no worker is running", headers={"Retry-After": "2"})
+    return Ready(model=info.name, workers=workers)

@@ -1,0 +1,1 @@
+"""Files that clients send: multipart forms, PNGs with recipes, zips of pictures."""

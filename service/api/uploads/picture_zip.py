@@ -1,0 +1,134 @@
+"""Pictures that a client sends to be scored: a zip of PNGs named in the test file's order, 0.png, 1.png, ...
+
+Every byte comes from outside. Nothing is believed that a header says of a size: what is unpacked is counted while it is
+unpacked. Knows no HTTP and no torch.
+"""
+
+import io
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.api.uploads.png import PngError, check_picture
+from service.settings import Settings
+
+CENTRAL_HEADER = b"PK\x01\x02"  # every entry of a zip's directory begins with it
+NAME = re.compile(r"(0|[1-9][0-9]{0,5})\.png")
+SHOWN_CHARACTERS = 80  # of an entry's name
+ENCRYPTED = 0x1  # in an entry's flags
+# What zipfile raises for archives that are damaged or made to harm.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError, OverflowError)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one entry; `entry` is None where it is the zip itself."""
+
+    entry: str | None
+    message: str
+
+
+class SubmissionError(ValueError):
+    """A zip that cannot be scored, with everything that was found wrong with it."""
+
+    def __init__(self, *faults: Fault) -> None:
+        super().__init__(f"{faults[0].entry or 'the zip'}: {faults[0].message}")
+        self.faults = faults
+
+
+def read_submission(content: bytes, count: int, settings: Settings) -> list[bytes]:
+    """The PNGs 0.png to COUNT - 1.png of a zip, all of one size; they may lie in one folder. SubmissionError."""
+    if content.count(CENTRAL_HEADER) > settings.zip_entries:  # before an object is made of each
+        raise SubmissionError(Fault(None, f"more than {settings.zip_entries} entries"))
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(content))
+    except UNREADABLE as error:
+        raise SubmissionError(Fault(None, f"not a zip that can be read: {error}")) from error
+    with archive:
+        entries = _in_order(archive.infolist(), count)
+        pngs = _unpack(archive, entries, settings.zip_unpacked_bytes)
+    _check_pictures(pngs, settings)
+    return pngs
+
+
+def _in_order(entries: Sequence[zipfile.ZipInfo], count: int) -> list[zipfile.ZipInfo]:
+    """The entries by their number, without folders and what operating systems hide in zips."""
+    # Not is_dir: in Python 3.11 it raises for an empty name.
+    files = [one for one in entries if not one.filename.endswith("/") and not _is_hidden(one.filename)]
+    folders = sorted({one.filename.rpartition("/")[0] for one in files})
+    if len(folders) > 1:
+        shown = ", ".join(_shown(folder or "no folder") for folder in folders[:3])
+        raise SubmissionError(Fault(None, f"files in several folders ({shown}); wanted are pictures in one place"))
+    found: dict[int, zipfile.ZipInfo] = {}
+    faults = []
+    for one in files:
+        name = one.filename.rpartition("/")[2]
+        match = NAME.fullmatch(name)
+        if match is None:
+            faults.append(Fault(_shown(name), f"not one of the names 0.png to {count - 1}.png"))
+        elif int(match[1]) >= count:
+            faults.append(Fault(name, f"the test file has {count} label lists; their last picture is {count - 1}.png"))
+        elif int(match[1]) in found:
+            faults.append(Fault(name, "is there twice"))
+        else:
+            found[int(match[1])] = one
+    faults += [Fault(f"{i}.png", "is missing") for i in range(count) if i not in found]
+    if faults:
+        raise SubmissionError(*faults)
+    return [found[i] for i in range(count)]
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _unpack(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], most: int) -> list[bytes]:
+    """The entries' contents, `most` bytes in all: one byte more ends it, whatever the headers promised."""
+    pngs, left = [], most
+    for i, entry in enumerate(entries):
+        name = f"{i}.png"
+        if entry.flag_bits & ENCRYPTED:
+            raise SubmissionError(Fault(name, "is encrypted"))
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others unpack without a bound
+            raise SubmissionError(Fault(name, f"compression {entry.compress_type}; wanted is stored or deflated"))
+        try:
+            with archive.open(entry) as file:
+                png = file.read(left + 1)
+        except UNREADABLE as error:
+            raise SubmissionError(Fault(name, f"cannot be unpacked: {error}")) from error
+        left -= len(png)
+        if left < 0:
+            raise SubmissionError(Fault(name, f"with it the zip unpacks to more than {most} bytes"))
+        pngs.append(png)
+    return pngs
+
+
+def _check_pictures(pngs: Sequence[bytes], settings: Settings) -> None:
+    """Decodes every picture once; all that cannot be are named."""
+    sizes: dict[str, tuple[int, int]] = {}
+    faults, left = [], settings.zip_unpacked_bytes
+    for i, png in enumerate(pngs):
+        name = f"{i}.png"
+        try:
+            width, height = sizes[name] = check_picture(png, settings.picture_side)
+        except PngError as error:
+            faults.append(Fault(name, str(error)))
+            continue
+        first, size = next(iter(sizes.items()))
+        if (width, height) != size:
+            faults.append(Fault(name, f"{width}x{height} pixels, where {first} has {size[0]}x{size[1]}"))
+        left -= 3 * width * height
+        if left < 0:
+            faults.append(Fault(name, f"with it the pictures have more than {settings.zip_unpacked_bytes} bytes"))
+            break
+    if faults:
+        raise SubmissionError(*faults)
+
+
+def _shown(name: str) -> str:
+    """An entry's name for a message: printable, of limited length."""
+    short = name if len(name) <= SHOWN_CHARACTERS else name[:SHOWN_CHARACTERS] + "..."
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in short)

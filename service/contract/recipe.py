@@ -1,0 +1,162 @@
+"""A recipe: all that makes a picture or a grid again, as JSON that travels in its PNG; docs/recipes.md describes it.
+
+Knows pydantic alone: no Redis, no HTTP, no PNG.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from service.contract.records import MAX_SEED, MAX_STAGES, JobRecord, Layouts, Picture, Verdict
+from shared.options import LIMITS, SamplingOptions, Strict
+
+MAX_POSITION = 2**31  # of a picture in its request
+KEYWORD = "labelgrid"  # of the PNG's text chunk
+SHOWN_SCORES = 5  # besides those asked
+MAX_SCORES = SHOWN_SCORES + LIMITS.max_labels
+# A verdict's last digits may depend on the company that the picture was judged in; these do not, so that the same
+# picture has the same bytes.
+SCORE_DIGITS = 2
+
+# The vocabulary checks their number, with better words; these are its rules for the document.
+LabelLists = Annotated[
+    list[Annotated[list[str], Field(fail_fast=True)]],
+    Field(fail_fast=True),  # of as many faults as a body has room for, one is enough
+    Field(
+        description=f"1 to {LIMITS.max_pictures_per_request} pictures, each a list of 1 to {LIMITS.max_labels} labels",
+        json_schema_extra={
+            "minItems": 1,
+            "maxItems": LIMITS.max_pictures_per_request,
+            "items": {
+                "type": "array",
+                "items": {"type": "string"},
+                "minItems": 1,
+                "maxItems": LIMITS.max_labels,
+                "uniqueItems": True,
+            },
+        },
+    ),
+]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Part(Strict):
+    model_config = ConfigDict(frozen=True)
+
+
+class MadeWith(_Part):
+    """A checkpoint, by its name at the time and by what does not change: the digest of its tensors."""
+
+    name: str = Field(max_length=100)
+    digest: Digest
+
+
+class RecipeVerdict(_Part):
+    """What the evaluator said of one picture."""
+
+    accuracy: float
+    exact: bool
+    f1: float
+    scores: dict[str, float]
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _few_scores(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MAX_SCORES:  # before an error is made of each
+            raise ValueError(f"{len(given)} scores; at most {MAX_SCORES} are allowed")
+        return given
+
+
+class Recipe(_Part):
+    """Given to POST /generate, it makes its pictures again: picture i has the seed picture_seed(seed, first + i)."""
+
+    version: Literal[1] = Field(description="of this format")
+    model: MadeWith
+    labels: LabelLists
+    layouts: Layouts | None = Field(
+        default=None, description="where the objects of each picture were asked to stand; null where nobody asked"
+    )
+    seed: int = Field(ge=0, le=MAX_SEED, description="of the request; of repeat r of a score, its seed + r")
+    first: int = Field(
+        ge=0, le=MAX_POSITION, description="position of the first picture in the request that it was made by"
+    )
+    options: SamplingOptions
+    trajectory: int | None = Field(
+        default=None, ge=2, le=MAX_STAGES, description="stages, in the recipe of a strip; then each picture has one"
+    )
+    columns: int = Field(default=8, ge=1, le=LIMITS.max_columns, description="of the grid")
+    evaluator: MadeWith | None = Field(default=None, description="who gave the verdicts; not read back")
+    verdicts: Annotated[list[RecipeVerdict], Field(fail_fast=True)] = Field(
+        default=[], description="one for each picture; not read back"
+    )
+
+    @model_validator(mode="after")
+    def _check_last(self) -> Self:
+        if self.first + len(self.labels) - 1 > MAX_POSITION:  # its own recipe could not be read
+            raise ValueError(f"the last picture's position would exceed {MAX_POSITION}")
+        return self
+
+    def text(self) -> dict[str, str]:
+        """As the text chunk of a PNG: keyword -> JSON."""
+        return {KEYWORD: self.model_dump_json(exclude_none=True)}
+
+
+def shown_scores(verdict: Verdict, digits: int) -> dict[str, float]:
+    """The probabilities of the labels asked, and of the most probable ones, the highest first."""
+    ranked = sorted(verdict.probabilities.items(), key=lambda item: -item[1])
+    top = {name for name, _ in ranked[:SHOWN_SCORES]}
+    return {name: round(p, digits) for name, p in ranked if name in top or name in verdict.labels}
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> list[RecipeVerdict]:
+    return [
+        RecipeVerdict(accuracy=one.accuracy, exact=one.exact, f1=one.f1, scores=shown_scores(one, SCORE_DIGITS))
+        for one in verdicts
+    ]
+
+
+def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: MadeWith | None) -> Recipe | None:
+    """The recipe of one picture; None where it does not say what request it comes from."""
+    if picture.run_seed is None:
+        return None
+    return Recipe(
+        version=1,
+        model=model,
+        labels=[list(picture.labels)],
+        layouts=[list(picture.layout)] if picture.layout else None,
+        seed=picture.run_seed,
+        first=picture.position,
+        options=picture.options,
+        evaluator=evaluator,
+        verdicts=_verdicts([verdict]),
+    )
+
+
+def of_grid(record: JobRecord, repeat: int, verdicts: Sequence[Verdict], evaluator: MadeWith | None) -> Recipe:
+    """The recipe of the grid of a job's repeat, with the verdicts of its pictures."""
+    return Recipe(
+        version=1,
+        model=MadeWith(name=record.model, digest=record.digest),
+        labels=record.labels,
+        layouts=record.layouts,
+        seed=record.seed + repeat,
+        first=record.first,
+        options=record.options,
+        columns=record.columns,
+        evaluator=evaluator,
+        verdicts=_verdicts(verdicts),
+    )
+
+
+def example() -> dict[str, Any]:
+    """A recipe for documents."""
+    recipe = Recipe(
+        version=1,
+        model=MadeWith(name="base", digest="9f2c" * 16),
+        labels=[["red cube", "blue sphere"]],
+        seed=7,
+        first=0,
+        options=SamplingOptions(),
+    )
+    return recipe.model_dump(mode="json", exclude_none=True)

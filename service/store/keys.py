@@ -1,0 +1,100 @@
+"""The name of every key in Redis. All begin with `labelgrid:`; those of jobs have a time to live.
+
+job:ID                hash        record (JSON, never changes), total, status, rq, started_at, finished_at, result,
+                                  error, webhook_events, overdue_at (seconds since 1970 by Redis's clock), and from
+                                  the record digest, owner, asked_at
+job:ID:waiting        list        pictures (JSON) that no worker has had yet
+job:ID:verdicts       hash        index -> verdict (JSON): a picture is done when it has one
+job:ID:png            hash        index, "grid" or "strip:" and index -> PNG; the grid of a single picture is only
+                                  its index. Uploaded pictures lie here from the start
+job:ID:events         stream      what happened, for waiting clients
+job:ID:live           stream      steps and previews of the moment, while somebody watches
+job:ID:watched        string      somebody watches; expires seconds after nobody does
+open                  set         ids of the jobs in no terminal state
+was:ID                string      tombstone: the job's owner; outlives the job's results
+jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, all with score 0: sorted by time
+key:HASH              string      the job and request that an owner's Idempotency-Key stands for
+turns:DIGEST          sorted set  owners with pending pictures of a checkpoint; least recently served first
+turns:DIGEST:OWNER    list        the owner's jobs with pending pictures, in turn
+waiting:DIGEST        hash        owner -> number of their pending pictures
+pictures:DIGEST       stream      pictures of a checkpoint that a worker claimed or is about to claim
+worker:NAME           string      what a live worker says of itself (JSON); expires `lease_s` after its last beat
+workers               set         names of workers; some may have died
+webhooks              sorted set  "ID EVENT" of each webhook to send; score: when to look at it again
+"""
+
+from typing import Final
+
+PREFIX: Final = "labelgrid"
+JOB_PREFIX: Final = f"{PREFIX}:job:"
+TURNS_PREFIX: Final = f"{PREFIX}:turns:"
+WAITING_PREFIX: Final = f"{PREFIX}:waiting:"
+OPEN: Final = f"{PREFIX}:open"
+WORKERS: Final = f"{PREFIX}:workers"
+WEBHOOKS: Final = f"{PREFIX}:webhooks"
+GRID: Final = "grid"  # field of job:ID:png
+
+
+def job_key(job_id: str) -> str:
+    return f"{JOB_PREFIX}{job_id}"
+
+
+def pending_key(job_id: str) -> str:
+    return f"{JOB_PREFIX}{job_id}:waiting"
+
+
+def verdicts_key(job_id: str) -> str:
+    return f"{JOB_PREFIX}{job_id}:verdicts"
+
+
+def png_key(job_id: str) -> str:
+    return f"{JOB_PREFIX}{job_id}:png"
+
+
+def strip_name(index: int) -> str:
+    """The field of job:ID:png that holds a picture's strip."""
+    return f"strip:{index}"
+
+
+def events_key(job_id: str) -> str:
+    return f"{JOB_PREFIX}{job_id}:events"
+
+
+def live_key(job_id: str) -> str:
+    return f"{JOB_PREFIX}{job_id}:live"
+
+
+def watched_key(job_id: str) -> str:
+    return f"{JOB_PREFIX}{job_id}:watched"
+
+
+def tombstone_key(job_id: str) -> str:
+    return f"{PREFIX}:was:{job_id}"
+
+
+def index_key(owner: str) -> str:
+    return f"{PREFIX}:jobs:{owner}"
+
+
+def idempotency_key(hashed: str) -> str:
+    return f"{PREFIX}:key:{hashed}"
+
+
+def turns_key(digest: str) -> str:
+    return f"{TURNS_PREFIX}{digest}"
+
+
+def owner_jobs_key(digest: str, owner: str) -> str:
+    return f"{TURNS_PREFIX}{digest}:{owner}"
+
+
+def waiting_key(digest: str) -> str:
+    return f"{WAITING_PREFIX}{digest}"
+
+
+def stream_key(digest: str) -> str:
+    return f"{PREFIX}:pictures:{digest}"
+
+
+def worker_key(name: str) -> str:
+    return f"{PREFIX}:worker:{name}"

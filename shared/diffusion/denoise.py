@@ -1,0 +1,240 @@
+"""The stepping loop: guidance, one packed network call and one linear update for pictures at steps of their own.
+
+Knows no solver (a sampler is a table), no schedule by name, no jobs and no files; trainer and service both use it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from shared.diffusion.layouts import Layouts, with_positions
+from shared.diffusion.samplers import Table, make_table
+from shared.options import PredictionName, SamplingOptions
+
+# Below this alpha_bar, an eps prediction's x0_hat is held to [-1, 1], the range of a picture: dividing by
+# sqrt(alpha_bar) would amplify the prediction's error 160-fold and more. Linear (4.04e-5), quadratic and sigmoid
+# (3.97e-5) never come there; cosine does in its last five timesteps. `schedules.py` tells the story.
+EPS_BOUNDED_BELOW = 3.9e-5
+
+
+class Network(Protocol):
+    """What a denoising network is to the loop."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...  # (C, H, W)
+
+    @property
+    def num_labels(self) -> int: ...  # K
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        """x (B, C, H, W) float32, t (B,) int64, labels (B, K) float32, keep (B,) bool -> eps_hat or v_hat (B, C, H, W).
+
+        keep False means that this row's labels are dropped (the null condition). A network with positions takes labels
+        (B, K, 3), multi-hot and position.
+        """
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One picture on its way from noise: its own table, step, labels, guidance and random numbers."""
+
+    x: Tensor  # (C, H, W) float32, on the stepper's device; the picture, in about [-1, 1], once `done`
+    labels: Tensor  # (K,) float32 multi-hot, or (K, 3) with positions, on the stepper's device
+    options: SamplingOptions
+    table: Table
+    generator: torch.Generator  # on the CPU, so that a seed gives the same noise on any device
+    step: int = 0
+    x0_hat: Tensor | None = field(default=None)  # (C, H, W), the latest prediction; None before the first step
+
+    @property
+    def done(self) -> bool:
+        return self.step == len(self.table)
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """The network rows of one step: which picture each belongs to, with labels or without, and its guidance weight."""
+
+    pictures: list[int]
+    keep: list[bool]
+    weights: list[float]
+
+
+class Stepper:
+    """Advances rows, each by a step of its own table, with as few network rows as their guidance allows.
+
+    `network`: see `Network`, in eval mode and on `device`. `alpha_bar`: (T,) float64, `prediction`: what the network
+    predicts. `dtype`: autocast to it, or None for float32. A network call has at most `max_rows` rows; with `pad_to`,
+    it has one of these sizes, filled up with rows that are thrown away (for compiled networks and CUDA graphs).
+    `layouts`: where objects are put, for a network that is told positions.
+    `network_rows` counts the rows asked of the network so far, without filling.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        alpha_bar: Tensor,
+        prediction: PredictionName,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        max_rows: int = 64,
+        pad_to: Sequence[int] | None = None,
+        layouts: Layouts | None = None,
+    ) -> None:
+        self.network, self.device, self.dtype = network, torch.device(device), dtype
+        self.bound(max_rows, pad_to)
+        self.layouts, self.network_rows = layouts, 0
+        self.T = len(alpha_bar)
+        self._to_x0 = _prediction_coefficients(alpha_bar, prediction)
+        self._table: Callable[[SamplingOptions], Table] = lru_cache(128)(lambda o: make_table(o, alpha_bar))
+
+    def bound(self, max_rows: int, pad_to: Sequence[int] | None = None) -> None:
+        """Network calls have at most `max_rows` rows from now on, and one of the sizes `pad_to`. ValueError."""
+        if max_rows < 1 or (pad_to is not None and max(pad_to, default=0) != max_rows):
+            raise ValueError(f"max_rows must be at least 1 and the largest of pad_to, got {max_rows} and {pad_to}")
+        self.max_rows, self.pad_to = max_rows, sorted(pad_to or ())
+
+    def new_row(
+        self,
+        labels: Tensor | Sequence[float],
+        options: SamplingOptions,
+        seed: int,
+        positions: Tensor | None = None,
+    ) -> Row:
+        """A picture yet to be made: noise and, where the network knows positions, the arrangement come from `seed`.
+
+        labels (K,) multi-hot. `positions` (K, 2) take the place of the arrangement and leave the noise as it is.
+        ValueError for other shapes, and for positions that the network does not know.
+        """
+        labels = torch.as_tensor(labels, dtype=torch.float32, device=self.device)
+        if labels.shape != (self.network.num_labels,):
+            raise ValueError(f"labels have shape {tuple(labels.shape)}, the network takes ({self.network.num_labels},)")
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(self.network.image_shape, generator=generator).to(self.device)
+        if positions is not None and (self.layouts is None or positions.shape != (len(labels), 2)):
+            knows = "no positions" if self.layouts is None else f"positions ({len(labels)}, 2)"
+            raise ValueError(f"positions have shape {tuple(positions.shape)}, the network knows {knows}")
+        if self.layouts is not None:
+            drawn = self.layouts.draw(labels, generator)
+            labels = with_positions(labels, (drawn if positions is None else positions).to(self.device))
+        return Row(x, labels, options, self._table(options), generator)
+
+    @torch.inference_mode()
+    def step(self, rows: Sequence[Row]) -> None:
+        """Advances every row that is not done by one step of its own; what a row becomes depends on no other row."""
+        rows = [row for row in rows if not row.done]
+        if not rows:
+            return
+        x = torch.stack([row.x for row in rows])  # (N, C, H, W)
+        now = [row.table.rows[row.step] for row in rows]
+        p, q, limit, a, b, c, s = self._column_vectors(rows, now)
+        x0_hat = (p * x + q * self._predict(rows, x)).clamp(-limit, limit)  # (N, C, H, W)
+        x_next = a * x + b * x0_hat
+        if any(c_i != 0 for *_, c_i, _ in now):
+            x_next += c * torch.stack([row.x0_hat if row.x0_hat is not None else row.x for row in rows])
+        if any(s_i != 0 for *_, s_i in now):
+            x_next += s * self._noise(rows, [s_i for *_, s_i in now])
+        for row, row_x, row_x0_hat in zip(rows, x_next.unbind(), x0_hat.unbind(), strict=True):
+            row.x, row.x0_hat, row.step = row_x, row_x0_hat, row.step + 1
+
+    def _column_vectors(self, rows: Sequence[Row], now: Sequence[tuple[int, float, float, float, float]]) -> Tensor:
+        """p, q and limit (x0_hat = p x + q prediction, held to +-limit), a, b, c, s of each row: (7, N, 1, 1, 1)."""
+        values = []
+        for row, (t, *coefficients) in zip(rows, now, strict=True):
+            p, q, limit = self._to_x0[t]
+            values.append((p, q, 1.0 if row.options.clip_x0 else limit, *coefficients))
+        return torch.tensor(values, dtype=torch.float32, device=self.device).T[:, :, None, None, None]
+
+    def _noise(self, rows: Sequence[Row], s: Sequence[float]) -> Tensor:
+        """z of the rows that take noise, each from its own generator; zeros for the others. (N, C, H, W)"""
+        z = torch.zeros(len(rows), *self.network.image_shape)
+        for row, z_i, s_i in zip(rows, z, s, strict=True):
+            if s_i != 0:
+                torch.randn(z_i.shape, generator=row.generator, out=z_i)
+        return z.to(self.device)
+
+    def _predict(self, rows: Sequence[Row], x: Tensor) -> Tensor:
+        """The guided prediction null + w (cond - null) of each row, x (N, C, H, W) -> (N, C, H, W) float32.
+
+        Guiding the prediction is guiding x0_hat = x0_null + w (x0_cond - x0_null), as x0_hat is linear in it.
+        """
+        pack = self._pack(rows)
+        index = torch.tensor(pack.pictures, device=self.device)
+        keep = torch.tensor(pack.keep, device=self.device)
+        weights = torch.tensor(pack.weights, dtype=torch.float32, device=self.device)[:, None, None, None]
+        t = torch.tensor([row.table.rows[row.step][0] for row in rows], device=self.device)
+        labels = torch.stack([row.labels for row in rows])
+        guided = torch.zeros_like(x)
+        for start in range(0, len(index), self.max_rows):
+            chunk = slice(start, start + self.max_rows)
+            i = index[chunk]
+            out = self._call_network(x[i], t[i], labels[i], keep[chunk])
+            guided.index_add_(0, i, out * weights[chunk])
+        self.network_rows += len(index)
+        return guided
+
+    def _pack(self, rows: Sequence[Row]) -> _Pack:
+        """Two network rows for a guided picture, one where w is 1 or guidance is off (labels) or w is 0 (null)."""
+        pack = _Pack([], [], [])
+        for i, row in enumerate(rows):
+            low, high = row.options.guidance_interval
+            inside = low <= row.table.rows[row.step][0] / self.T <= high
+            w = row.options.guidance if inside else 1.0
+            for keep, weight in ((True, w), (False, 1 - w)):
+                if weight != 0:
+                    pack.pictures.append(i)
+                    pack.keep.append(keep)
+                    pack.weights.append(weight)
+        return pack
+
+    def _call_network(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        """The network on B <= max_rows rows, filled up to the next size of `pad_to`: (B, C, H, W) float32."""
+        B = len(x)
+        if fill := next((size for size in self.pad_to if size >= B), B) - B:
+            x, t, labels, keep = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, labels, keep))
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            return self.network(x, t, labels, keep)[:B].float()
+
+
+def _prediction_coefficients(alpha_bar: Tensor, prediction: PredictionName) -> list[tuple[float, float, float]]:
+    """(p, q, limit) for each timestep: x0_hat = p x + q prediction, held to +-limit (infinite but for noisy eps)."""
+    ab = alpha_bar.double()
+    if prediction == "eps":  # x_0 = (x - sqrt(1 - ab) eps) / sqrt(ab), Ho et al. 2020, eq. 15
+        p, q = ab.rsqrt(), -((1 - ab) / ab).sqrt()
+        limit = torch.where(ab < EPS_BOUNDED_BELOW, 1.0, torch.inf)
+    else:  # x_0 = sqrt(ab) x - sqrt(1 - ab) v, Salimans & Ho 2022, appendix D
+        p, q = ab.sqrt(), -(1 - ab).sqrt()
+        limit = torch.full_like(ab, torch.inf)
+    return list(zip(p.tolist(), q.tolist(), limit.tolist(), strict=True))
+
+
+def sample(
+    stepper: Stepper,
+    labels: Tensor,
+    options: SamplingOptions | Sequence[SamplingOptions],
+    seeds: Sequence[int],
+    *,
+    on_step: Callable[[Sequence[Row]], None] | None = None,
+) -> Tensor:
+    """Pictures for labels (N, K) multi-hot, one seed each: (N, C, H, W) float32 in about [-1, 1], on the CPU.
+
+    `options`: one for all, or one each. `on_step` is called with the rows after every step. ValueError where the
+    numbers of labels, options and seeds differ.
+    """
+    each = [options] * len(labels) if isinstance(options, SamplingOptions) else list(options)
+    if not len(labels) == len(each) == len(seeds):
+        raise ValueError(f"{len(labels)} label lists, {len(each)} options and {len(seeds)} seeds do not match")
+    rows = [stepper.new_row(*one) for one in zip(labels, each, seeds, strict=True)]
+    while any(not row.done for row in rows):
+        stepper.step(rows)
+        if on_step is not None:
+            on_step(rows)
+    if not rows:
+        return torch.empty(0, *stepper.network.image_shape)
+    return torch.stack([row.x for row in rows]).cpu()

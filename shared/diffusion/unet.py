@@ -1,0 +1,222 @@
+"""The network: a UNet on pixel blocks, told time and labels in every block. Knows no schedule and no solver.
+
+Layers were chosen by measurement on a CPU with AMX and bf16 (DEVELOPERS.md): layer norm over channels rather than group
+norm, channels last throughout, little width at the finest resolution and most of it at the coarse ones.
+"""
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.diffusion.conditioning import CONDITIONINGS, LabelChannels, LabelEmbedding, PositionMap
+from shared.options import ConditioningName, NoOtherFields
+
+Positive = Annotated[int, Field(ge=1)]
+Blocks = Annotated[int, Field(ge=0)]
+
+
+class NetworkConfig(NoOtherFields):
+    """Everything that fixes the network's shape; saved in every checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_labels: Positive
+    image_size: Positive = 64
+    image_channels: Positive = 3
+    block: Positive = 2  # pixels a side of the block that one position inside stands for
+    channels: tuple[Positive, ...] = (64, 160, 256)  # by level; each level halves the resolution of the one before
+    encoder_blocks: tuple[Blocks, ...] = (0, 2, 2)
+    decoder_blocks: tuple[Positive, ...] = (1, 2, 2)  # the first of a level takes the skip connection in
+    attention: tuple[bool, ...] = (False, False, True)  # after each block of the level
+    head_channels: Positive = 64
+    embedding: Positive = 256
+    conditioning: ConditioningName = "embedding"
+    positions: bool = False  # the network is told where each label's object stands (`shared/diffusion/layouts.py`)
+
+    def model_post_init(self, _: object) -> None:
+        if not self.channels:
+            raise ValueError("channels must name at least one level")
+        if not len(self.channels) == len(self.encoder_blocks) == len(self.decoder_blocks) == len(self.attention):
+            raise ValueError("channels, encoder_blocks, decoder_blocks and attention must be equally long")
+        if self.image_size % (unit := self.block * 2 ** (len(self.channels) - 1)):
+            raise ValueError(f"image_size {self.image_size} must be a multiple of {unit}: block x 2^(levels - 1)")
+        if self.embedding % 2:
+            raise ValueError(f"embedding {self.embedding} must be even: half sines, half cosines of the time")
+        for width, attention in zip(self.channels, self.attention, strict=True):
+            if attention and width % max(1, width // self.head_channels):
+                raise ValueError(f"{width} channels do not divide into heads of about {self.head_channels}")
+
+
+class Conv(nn.Module):
+    """A convolution whose weight is stored as a matrix (out, k * k * in), which is also its channels-last layout.
+
+    The matrix form lets `torch.optim.Muon`, which takes matrices only, train it.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1, *, zero: bool = False) -> None:
+        super().__init__()
+        self.shape, self.stride, self.padding = (c_out, kernel, kernel, c_in), stride, (kernel - stride + 1) // 2
+        fan_in = kernel * kernel * c_in
+        self.weight = nn.Parameter(
+            torch.zeros(c_out, fan_in) if zero else torch.randn(c_out, fan_in) / math.sqrt(fan_in)
+        )
+        self.bias = nn.Parameter(torch.zeros(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        return F.conv2d(x, self.weight.view(self.shape).permute(0, 3, 1, 2), self.bias, self.stride, self.padding)
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of every position, (B, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias)
+        return normed.permute(0, 3, 1, 2)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, conv, scale and shift by the embedding, conv that starts at zero (Dhariwal & Nichol 2021, sec. 3)."""
+
+    def __init__(self, c_in: int, c_out: int, embedding: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(c_in)
+        self.conv1, self.conv2 = Conv(c_in, c_out), Conv(c_out, c_out, zero=True)
+        self.modulation = nn.Linear(embedding, 2 * c_out)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        self.skip = Conv(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(F.silu(torch.addcmul(shift, h, 1 + scale)))
+        out: Tensor = self.skip(x) + h
+        return out
+
+
+class Attention(nn.Module):
+    """Self-attention over positions, which see the labels' tokens beside one another."""
+
+    def __init__(self, channels: int, embedding: int, head_channels: int) -> None:
+        super().__init__()
+        self.heads = max(1, channels // head_channels)
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.token_kv = nn.Linear(embedding, 2 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:  # (B, C, H, W), (B, K, E)
+        B, C, H, W = x.shape
+        flat = x.permute(0, 2, 3, 1).reshape(B, H * W, C)
+        q, k, v = self.qkv(self.norm(flat)).chunk(3, dim=-1)
+        token_k, token_v = self.token_kv(tokens).chunk(2, dim=-1)
+        k, v = torch.cat([k, token_k], 1), torch.cat([v, token_v], 1)
+        q, k, v = (y.view(B, -1, self.heads, C // self.heads).transpose(1, 2) for y in (q, k, v))
+        mixed: Tensor = self.out(self.mix(q, k, v).transpose(1, 2).reshape(B, H * W, C))
+        return x + mixed.view(B, H, W, C).permute(0, 3, 1, 2)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention itself, (B, heads, tokens, C / heads) each; spelled out, as the fused kernel is slower here."""
+        mixed: Tensor = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
+        return mixed
+
+
+class Join(nn.Module):
+    """Beside one another: what comes from a coarser level, at twice its resolution, and the skip connection."""
+
+    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:  # (B, C, H, W), (B, C', 2H, 2W) -> (B, C + C', 2H, 2W)
+        return torch.cat([F.interpolate(coarse, scale_factor=2, mode="nearest"), skip], 1)
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution, each followed by attention where the level has it."""
+
+    def __init__(self, widths: list[tuple[int, int]], config: NetworkConfig, attention: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ResidualBlock(c_in, c_out, config.embedding) for c_in, c_out in widths)
+        self.attentions = nn.ModuleList(
+            Attention(c_out, config.embedding, config.head_channels) if attention else nn.Identity()
+            for _, c_out in widths
+        )
+
+
+def time_features(t: Tensor, dim: int) -> Tensor:
+    """Sines and cosines of t (B,) at geometric frequencies (Vaswani et al. 2017, sec. 3.5): (B, dim) float32."""
+    frequencies = torch.exp(torch.arange(dim // 2, device=t.device) * (-math.log(10000) / (dim // 2)))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class UNet(nn.Module):
+    """(x, t, labels, keep) -> prediction of x's shape; labels of rows with keep False are dropped.
+
+    labels: (B, K) multi-hot; where the network knows positions (B, K, 3), multi-hot and position, or (B, K) for none.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_labels = config.num_labels
+        self.image_shape = (config.image_channels, config.image_size, config.image_size)
+        width, c, top = config.embedding, config.channels, len(config.channels) - 1
+        pixels = config.image_channels * config.block**2
+        self.conditioning: LabelEmbedding | LabelChannels = CONDITIONINGS[config.conditioning](config.num_labels, width)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.stem = Conv(pixels + self.conditioning.input_channels, c[0])
+        self.stem_positions = PositionMap(config.num_labels, c[0]) if config.positions else None
+        self.modulate: nn.Module = nn.Identity()  # what blocks are given is the embedding itself
+        self.join: nn.Module = Join()
+        self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
+        for i, blocks in enumerate(config.encoder_blocks):
+            self.encoder.append(Level([(c[i], c[i])] * blocks, config, config.attention[i]))
+            self.down.append(Conv(c[i], c[i + 1], 2, 2) if i < top else nn.Identity())
+        self.decoder, self.up = nn.ModuleList(), nn.ModuleList()
+        for i in reversed(range(top + 1)):
+            first = c[i] if i == top else 2 * c[i]
+            widths = [(first, c[i])] + [(c[i], c[i])] * (config.decoder_blocks[i] - 1)
+            self.decoder.append(Level(widths, config, config.attention[i]))
+            self.up.append(Conv(c[i], c[i - 1], 1) if i > 0 else nn.Identity())
+        self.norm = ChannelNorm(c[0])
+        self.head = Conv(c[0], pixels, zero=True)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        positions = labels[..., 1:] if labels.ndim == 3 else None  # (B, K, 2)
+        labels = (labels if positions is None else labels[..., 0]) * keep[:, None]  # (B, K)
+        label_embedding, tokens = self.conditioning(labels, keep)
+        embedding = F.silu(self.time(time_features(t, self.config.embedding)) + label_embedding)
+        embedding = self.modulate(embedding)
+        h = F.pixel_unshuffle(x, self.config.block)
+        if extra := self.conditioning.input_channels:
+            h = torch.cat([h, labels[:, :extra, None, None].expand(-1, -1, *h.shape[2:])], 1)
+        h = self.stem(h.contiguous(memory_format=torch.channels_last))
+        if self.stem_positions is not None and positions is not None:
+            h = h + self.stem_positions(labels, positions, *h.shape[2:])
+        skips = []
+        for level, down in zip(self.encoder, self.down, strict=True):
+            h = self._run(level, h, embedding, tokens)
+            skips.append(h)
+            h = down(h)
+        skips.pop()
+        for level, up in zip(self.decoder, self.up, strict=True):
+            h = self._run(level, h, embedding, tokens)
+            if skips:
+                h = self.join(up(h), skips.pop())
+        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.config.block)
+
+    def _run(self, level: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
+        assert isinstance(level, Level)
+        for block, attention in zip(level.blocks, level.attentions, strict=True):
+            h = block(h, embedding)
+            if isinstance(attention, Attention):
+                h = attention(h, tokens)
+        return h

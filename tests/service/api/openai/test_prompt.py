@@ -1,0 +1,100 @@
+"""Labels out of prompts: names are found however they are joined, and every word that is none is an error."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.api.openai.prompt import ARTICLES, SEPARATORS, WORD, parse_prompt
+from shared.options import LIMITS
+from shared.vocabulary import ICLEVR, LabelError, Vocabulary
+
+OWN = Vocabulary(("black and white cat", "cat", "white cat", "Dr. No", "the end"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "labels"),
+    [
+        ("red cube and blue sphere", ["red cube", "blue sphere"]),
+        ("A red cube, the Blue  Sphere; one gray cylinder.", ["red cube", "blue sphere", "gray cylinder"]),
+        ("red cube & blue sphere\nwith a cyan cube", ["red cube", "blue sphere", "cyan cube"]),
+        ("red cube blue sphere", ["red cube", "blue sphere"]),
+        ('"red cube"', ["red cube"]),
+    ],
+)
+def test_prompts(prompt: str, labels: list[str]) -> None:
+    assert parse_prompt(prompt, ICLEVR) == labels
+
+
+@pytest.mark.parametrize(
+    ("prompt", "labels"),
+    [
+        ("a black and white cat and a white cat", ["black and white cat", "white cat"]),
+        ("dr. no and the end", ["Dr. No", "the end"]),
+        ("a cat, white cat", ["cat", "white cat"]),
+    ],
+)
+def test_names_may_hold_what_joins_them(prompt: str, labels: list[str]) -> None:
+    assert parse_prompt(prompt, OWN) == labels
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("red kube and blue sphere", 'unknown label "red kube"; did you mean "red cube"?'),
+        ("red cube and a cube red", 'did you mean "red cube"?'),
+        ("two red cubes", 'unknown label "two red cubes"; did you mean "red cube"?'),
+        ("red the cube", 'unknown label "red the cube"; did you mean "red cube"?'),
+        ("a photo of a red cube", 'unknown label "photo of a"; known are gray cube'),
+        ("red cube, red cube", 'label "red cube" twice'),
+        ("", "names no object"),
+        ("and, the", "names no object"),
+        (" and ".join(ICLEVR.names), f"at most {LIMITS.max_labels}"),
+    ],
+)
+def test_prompts_that_name_something_else(prompt: str, words: str) -> None:
+    with pytest.raises(LabelError, match=words.replace("?", r"\?")):
+        parse_prompt(prompt, ICLEVR)
+
+
+@given(st.lists(st.sampled_from(ICLEVR.names), min_size=1, max_size=8, unique=True), st.data())
+def test_what_is_joined_is_found(labels: list[str], data: st.DataObject) -> None:
+    joints = st.lists(st.sampled_from(sorted(SEPARATORS | ARTICLES)), max_size=3).map(" ".join)
+    prompt = "".join(f" {data.draw(joints)} {label}" for label in labels)
+    assert parse_prompt(prompt, ICLEVR) == labels
+
+
+@given(st.text() | st.lists(st.sampled_from(["red", "cube", "and", "a", "ball", ","])).map(" ".join))
+def test_nothing_is_passed_over(prompt: str) -> None:
+    try:
+        labels = parse_prompt(prompt, ICLEVR)
+    except LabelError:
+        return
+    left = prompt.casefold()
+    for label in labels:
+        left = " ".join(left.split()).replace(label, " ", 1)
+    assert {word.strip(".!?\"'()") for word in left.replace(",", " ").replace(";", " ").split()} <= (
+        SEPARATORS | ARTICLES | {""}
+    )
+
+
+plain_names = st.lists(st.text("abcXY-é", min_size=1, max_size=4), min_size=1, max_size=3).map(" ".join)
+
+
+@given(st.lists(plain_names, min_size=1, max_size=8, unique_by=str.casefold), st.data())
+def test_a_list_of_labels_is_a_prompt_for_them(names: list[str], data: st.DataObject) -> None:
+    labels = data.draw(st.permutations(names))
+    assert parse_prompt(", ".join(labels), Vocabulary(tuple(names))) == labels
+    assert parse_prompt(" and ".join(labels).upper(), Vocabulary(tuple(names))) == labels
+
+
+@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5, unique=True), st.data())
+def test_any_prompt_for_any_names_is_read_or_refused(names: list[str], data: st.DataObject) -> None:
+    vocabulary = Vocabulary(tuple(names))
+    pieces = st.sampled_from([*names, *SEPARATORS, *ARTICLES]) | st.text(max_size=5)
+    prompt = data.draw(st.lists(pieces).map(" ".join))
+    try:
+        labels = parse_prompt(prompt, vocabulary)
+    except LabelError:
+        return
+    assert vocabulary.check([labels]) == [labels]
+    assert WORD.search(prompt)

@@ -1,0 +1,232 @@
+"""The models in storage, as the API sees them: they come, change, go and break while it runs."""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from redis import Redis
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from service.api.catalog import Models
+from service.contract.errors import BadRequest, NoModel
+from service.settings import Settings
+from shared.checkpoint import (
+    METADATA_KEY,
+    PROMOTED_FILE,
+    CheckpointError,
+    CheckpointInfo,
+    load,
+    promote,
+    publish,
+    read_info,
+    verify,
+)
+from shared.vocabulary import ICLEVR
+from tests.conftest import serving
+from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
+from trainer.studies.card import write_card
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A storage of two denoisers, `a`, which is promoted, and `b`."""
+    for seed, name in enumerate("ab"):
+        publish_toy_denoiser(tmp_path, name, seed)
+    promote(tmp_path, "a")
+    return tmp_path
+
+
+@pytest.fixture
+def models(folder: Path) -> Models:
+    return Models(folder)
+
+
+def file_of(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def spoil_tensors(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "not a safetensors file": lambda path: path.write_bytes(b"junk"),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-10]),
+    "the tensors do not match their digest": spoil_tensors,
+}
+
+
+def test_checkpoints_come_change_and_go(models: Models, folder: Path) -> None:
+    with pytest.raises(BadRequest, match="no such denoiser") as caught:
+        models.find("c")
+    assert caught.value.members["models"] == ["a", "b"]
+    first = publish_toy_denoiser(folder, "c", 2)
+    assert models.find("c") == first
+    second = publish_toy_denoiser(folder, "c", 3)
+    assert models.find("c") == second
+    assert second.digest != first.digest
+    assert [info.name for info in models.listing().denoisers] == ["a", "b", "c"]
+    file_of(folder, "c").unlink()
+    with pytest.raises(BadRequest, match="no such denoiser"):
+        models.find("c")
+    assert [info.name for info in models.listing().denoisers] == ["a", "b"]
+
+
+def test_a_promotion_takes_effect_at_once(models: Models, folder: Path) -> None:
+    assert (models.find(None).name, models.listing().promoted) == ("a", "a")
+    promote(folder, "b")
+    assert (models.find(None).name, models.listing().promoted) == ("b", "b")
+    (folder / PROMOTED_FILE).unlink()
+    with pytest.raises(NoModel, match=r"no denoiser is promoted in .*; there: a, b"):
+        models.find(None)
+
+
+def test_a_storage_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NoModel, match=rf"there is no folder {tmp_path}/absent$"):
+        Models(tmp_path / "absent").find(None)
+
+
+@pytest.mark.parametrize("reason", DAMAGES)
+@pytest.mark.parametrize("asked", [None, "a"])
+def test_a_checkpoint_that_is_damaged_serves_on_as_it_was(
+    models: Models, folder: Path, reason: str, asked: str | None
+) -> None:
+    good = models.find(asked)
+    publish_toy_denoiser(folder, "a", 7)
+    DAMAGES[reason](file_of(folder, "a"))
+    assert models.find(asked) == good
+    listing = models.listing()
+    assert reason in listing.problems["a.safetensors"]
+    assert (listing.denoisers[0], listing.promoted) == (good, "a")
+    mended = publish_toy_denoiser(folder, "a", 8)
+    assert models.find(asked) == mended
+    assert models.listing().problems == {}
+
+
+@pytest.mark.parametrize("reason", DAMAGES)
+def test_a_checkpoint_that_never_was_good_is_refused_by_name_and_reason(
+    models: Models, folder: Path, reason: str
+) -> None:
+    DAMAGES[reason](file_of(folder, "a"))
+    with pytest.raises(BadRequest, match=reason) as caught:
+        models.find("a")
+    assert caught.value.members["models"] == ["b"]
+    with pytest.raises(NoModel, match=rf"a\.safetensors: .*{reason}"):
+        models.find(None)
+    listing = models.listing()
+    assert ([info.name for info in listing.denoisers], listing.promoted) == (["b"], None)
+    assert reason in listing.problems["a.safetensors"]
+
+
+def test_where_the_promoted_one_cannot_be_used_the_one_before_serves_on(models: Models, folder: Path) -> None:
+    good = models.find(None)
+    file_of(folder, "b").write_bytes(b"junk")
+    for promoted in ('{"denoiser": "b"}', '{"denoiser": "c"}', '{"denoiser": "../a"}', "{", "[]"):
+        (folder / PROMOTED_FILE).write_text(promoted)
+        assert models.find(None) == good
+        assert models.listing().promoted == "a"
+    assert models.listing().problems.keys() == {"b.safetensors", PROMOTED_FILE}
+    file_of(folder, "a").unlink()
+    with pytest.raises(NoModel, match=r"promoted\.json"):
+        models.find(None)
+
+
+def test_an_adapter_is_refused_unless_what_it_changes_is_there(models: Models, folder: Path) -> None:
+    base = models.find("b")
+    adapter = publish_toy_adapter(folder, "fast", base)
+    assert Models(folder).find("fast") == adapter
+    publish_toy_denoiser(folder, "b", 9)
+    with pytest.raises(BadRequest, match=f"changes a b of digest {base.digest[:16]}"):
+        models.find("fast")
+    assert "changes a b" in models.listing().problems["fast.safetensors"]
+    file_of(folder, "b").unlink()
+    with pytest.raises(BadRequest, match="changes b, which is not there"):
+        models.find("fast")
+    file_of(folder, "b").write_bytes(b"junk")
+    with pytest.raises(BadRequest, match="changes b, which is not a safetensors file"):
+        models.find("fast")
+
+
+@pytest.mark.parametrize("base", ["b", ["b"], {"name": "b"}, {"name": "../b", "digest": "0"}])
+def test_an_adapter_that_says_badly_what_it_changes_harms_nobody(models: Models, folder: Path, base: object) -> None:
+    publish_toy_denoiser(folder, "odd", 5)
+    with safe_open(file_of(folder, "odd"), "pt") as file:
+        description = json.loads(file.metadata()[METADATA_KEY])
+    description["config"]["base"] = base
+    tensors = load(file_of(folder, "odd"))[1]
+    save_file(tensors, file_of(folder, "odd"), {METADATA_KEY: json.dumps(description)})
+    listing = models.listing()
+    assert [info.name for info in listing.denoisers] == ["a", "b"]
+    assert "base" in listing.problems["odd.safetensors"]
+    assert models.find(None).name == "a"
+    with pytest.raises(CheckpointError, match="base"):
+        read_info(file_of(folder, "odd"))
+
+
+def test_a_model_with_labels_that_the_evaluator_does_not_know_is_refused(models: Models, folder: Path) -> None:
+    evaluator = {"kind": "evaluator", "config": {}, "training": {}}
+    publish(folder, "judge", {"x": torch.zeros(1)}, vocabulary=ICLEVR.names[2:], **evaluator)  # type: ignore[arg-type]
+    promote(folder, "judge")
+    words = f"has labels that the evaluator judge does not know: {ICLEVR.names[0]}, {ICLEVR.names[1]}"
+    with pytest.raises(BadRequest, match=words):
+        models.find("b")
+    with pytest.raises(NoModel, match=words):
+        models.find(None)
+    assert models.listing().problems["b.safetensors"] == words
+
+
+def test_each_version_of_a_file_is_read_once(models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+
+    def noted(name: str, act: Callable[[Path], CheckpointInfo], path: Path) -> CheckpointInfo:
+        reads.append(f"{name} {path.stem}")
+        return act(path)
+
+    monkeypatch.setattr("service.api.catalog.read_info", partial(noted, "read_info", read_info))
+    monkeypatch.setattr("service.api.catalog.verify", partial(noted, "verify", verify))
+    for _ in range(3):
+        models.find(None)
+        models.listing()
+    assert sorted(reads) == ["read_info a", "read_info b", "verify a"]
+    publish_toy_denoiser(folder, "b", 5)
+    models.find("b")
+    assert sorted(reads[3:]) == ["read_info b", "verify b"]
+
+
+@pytest.fixture
+def client(settings: Settings, folder: Path, connection: Redis) -> Iterator[httpx.Client]:
+    with serving(settings.model_copy(update={"storage": folder})) as one:
+        yield one
+
+
+def test_the_list_has_cards_and_says_what_is_wrong(client: httpx.Client, folder: Path) -> None:
+    def models() -> dict[str, dict[str, object]]:
+        return {model["name"]: model for model in client.get("/models").json()["models"]}
+
+    assert [model["card"] for model in models().values()] == [None, None]
+    (folder / "no.jsonl").write_text("")
+    (folder / "a.md").write_text("# a\n\nÜberaus gut.\n")
+    assert (models()["a"]["card"], models()["a"]["promoted"]) == ("# a\n\nÜberaus gut.\n", True)
+    (folder / "a.md").write_bytes(b"now \xff otherwise")
+    (folder / "b.md").write_text("# b")
+    assert [model["card"] for model in models().values()] == ["now \ufffd otherwise", "# b"]
+    (folder / "a.md").unlink()
+    write_card(folder, "a", log=folder / "no.jsonl", scores=[], machine="m", commands=[], notes=["Faultless."])
+    assert "Faultless." in str(models()["a"]["card"])
+    publish_toy_denoiser(folder, "a", 9)
+    assert models()["a"]["card"] is None
+    (folder / "a.md").unlink()
+    file_of(folder, "b").write_bytes(b"junk")
+    body = client.get("/models").json()
+    assert [(model["name"], model["card"]) for model in body["models"]] == [("a", None)]
+    assert body["problems"] == {"b.safetensors": "not a safetensors file"}
+    refused = client.get("/labels?model=b")
+    assert (refused.status_code, refused.json()["type"]) == (422, "urn:labelgrid:problem:invalid-request")
+    assert refused.json()["detail"] == "model: not a safetensors file"

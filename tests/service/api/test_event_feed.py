@@ -1,0 +1,331 @@
+"""Server-sent events of a job: everything is told once and in order, and previews are for those who watch.
+
+A job is read once however many watch it.
+"""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import ResponseError
+
+import service.api.event_feed
+import service.worker.previews
+from service.api.event_feed import Feeds
+from service.contract.records import Picture
+from service.settings import Settings
+from service.store.jobs import JobStore
+from service.store.keys import events_key, live_key, watched_key
+from service.store.reader import JobReader
+from service.worker.previews import Live
+from service.worker.runner import Runner
+from shared.diffusion.denoise import Row
+from shared.diffusion.samplers import make_table
+from shared.diffusion.schedules import alpha_bar
+from shared.options import SamplingOptions
+from shared.pictures import to_uint8
+from tests.conftest import serving
+
+LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
+Event = dict[str, Any]
+
+
+@pytest.fixture
+def store(connection: Redis, settings: Settings) -> JobStore:
+    store = JobStore(connection, settings.model_copy(update={"lease_s": 60}))
+    store.say_alive("w", {})
+    return store
+
+
+@pytest.fixture
+def runner(connection: Redis, settings: Settings, store: JobStore) -> Runner:
+    runner = Runner(connection, settings.model_copy(update={"live_every_s": 0.0}), "w")
+    runner.lane()
+    return runner
+
+
+def submit(client: httpx.Client, **fields: Any) -> str:
+    response = client.post("/generate", json={"labels": LISTS, **fields}, headers={"prefer": "respond-async"})
+    job_id: str = response.json()["id"]
+    return job_id
+
+
+def events(response: httpx.Response) -> Iterator[Event]:
+    """The events of a stream as dictionaries of event, id and data."""
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    event: Event = {}
+    for line in response.iter_lines():
+        name, _, value = line.partition(": ")
+        if name in ("event", "id"):
+            event[name] = value
+        elif name == "data":
+            event[name] = json.loads(value)
+        elif not line and event:
+            yield event
+            event = {}
+
+
+def read(client: httpx.Client, job_id: str, after: str | None = None) -> list[Event]:
+    headers = {"last-event-id": after} if after else {}
+    with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as response:
+        return list(events(response))
+
+
+def test_a_jobs_way_is_told_in_order_and_resumed_after_any_event(client: httpx.Client, runner: Runner) -> None:
+    job_id = submit(client, steps=2)
+    runner.run(job_id)
+    told = read(client, job_id)
+    assert [event["event"] for event in told] == ["job", "status", "picture", "picture", "end"]
+    assert told[1]["data"] == {"status": "running"}
+    assert [event["data"]["index"] for event in told[2:4]] == [0, 1]
+    assert client.get(told[2]["data"]["url"]).headers["content-type"] == "image/png"
+    assert told[0]["data"] == told[-1]["data"] == client.get(f"/jobs/{job_id}").json()
+    for i in range(1, 4):
+        assert read(client, job_id, after=told[i]["id"])[1:] == told[i + 1 :]
+    over = client.get(f"/jobs/{job_id}/events", headers={"last-event-id": told[-1]["id"]})
+    assert (over.status_code, over.content) == (204, b"")
+
+
+def test_steps_and_previews_come_while_it_samples_until_it_is_cancelled(client: httpx.Client, runner: Runner) -> None:
+    job_id = submit(client, steps=1000)
+    working = threading.Thread(target=runner.run, args=(job_id,))
+    with client.stream("GET", f"/jobs/{job_id}/events") as response:
+        told = events(response)
+        assert next(told)["event"] == "job"
+        working.start()
+        steps = []
+        for event in told:
+            if event["event"] == "steps":
+                steps.append(event["data"]["pictures"])
+                if len(steps) == 3:
+                    client.delete(f"/jobs/{job_id}")
+    working.join()
+    assert event["event"] == "end"
+    assert event["data"]["status"] == "cancelled"
+    assert all([picture["index"] for picture in pictures] == [0, 1] for pictures in steps)
+    assert [pictures[0]["steps"] for pictures in steps] == [1000] * len(steps)
+    positions = [pictures[0]["step"] for pictures in steps]
+    assert positions == sorted(set(positions))
+    head, _, body = steps[0][1]["preview"].partition(",")
+    assert head == "data:image/png;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(body))).size == (16, 16)
+
+
+def row(x0_hat: torch.Tensor | None) -> Row:
+    options = SamplingOptions(steps=5)
+    table = make_table(options, alpha_bar("linear"))
+    return Row(torch.zeros(3, 4, 4), torch.zeros(24), options, table, torch.Generator(), step=2, x0_hat=x0_hat)
+
+
+def picture(job: str, index: int) -> Picture:
+    return Picture(job=job, index=index, labels=("red cube",), seed=1, options=SamplingOptions(steps=5))
+
+
+def live_pictures(connection: Redis, job: str) -> list[list[Event]]:
+    entries: Any = connection.xrange(live_key(job))
+    return [json.loads(fields[b"pictures"]) for _, fields in entries]
+
+
+def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
+    connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.rand(3, 3, 128, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    pairs = [(picture(job, i), row(images[i])) for i, job in enumerate(("seen", "unseen", "seen"))]
+    live = Live(connection, 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(service.worker.previews, "png_bytes", lambda pixels: pytest.fail("nobody watches"))
+        live.tell(pairs)
+        connection.set(watched_key("seen"), 1)
+        live.tell([(picture("seen", 0), row(None))])  # no step was made yet
+    assert not connection.exists(live_key("seen"))
+    connection.set(watched_key("late"), 1)
+    live.tell([*pairs, (picture("late", 0), row(None))])
+    assert not connection.exists(live_key("late"))
+    (pictures,) = live_pictures(connection, "seen")
+    assert [(one["index"], one["step"], one["steps"]) for one in pictures] == [(0, 2, 5), (2, 2, 5)]
+    assert not connection.exists(live_key("unseen"))
+    for one in pictures:
+        png = base64.b64decode(one["preview"].partition(",")[2])
+        assert (np.asarray(Image.open(io.BytesIO(png))) == to_uint8(images)[one["index"], ::2, ::2]).all()
+
+
+def test_previews_of_models_of_different_sizes_come_together(connection: Redis) -> None:
+    sizes = {"small": (32, 32), "large": (64, 64)}
+    for job in sizes:
+        connection.set(watched_key(job), 1)
+    Live(connection, 0.0).tell([(picture(job, 0), row(torch.zeros(3, *size))) for job, size in sizes.items()])
+    for job, size in sizes.items():
+        ((one,),) = live_pictures(connection, job)
+        assert Image.open(io.BytesIO(base64.b64decode(one["preview"].partition(",")[2]))).size == size
+
+
+def test_previews_are_bounded_in_number_and_rate(connection: Redis) -> None:
+    connection.set(watched_key("seen"), 1)
+    pairs = [(picture("seen", i), row(torch.zeros(3, 4, 4))) for i in range(20)]
+    often, seldom = Live(connection, 0.0), Live(connection, 60.0)
+    for _ in range(2):
+        often.tell(pairs)
+    with_previews = [[one["index"] for one in told if "preview" in one] for told in live_pictures(connection, "seen")]
+    assert [len(indices) for indices in with_previews] == [16, 16]
+    assert set(with_previews[0]) | set(with_previews[1]) == set(range(20))
+    for _ in range(10):
+        often.tell(pairs)
+    assert connection.xlen(live_key("seen")) == service.worker.previews.KEPT
+    connection.delete(live_key("seen"))
+    for _ in range(10):
+        seldom.tell(pairs)
+    assert connection.xlen(live_key("seen")) == 1
+
+
+def until_blocked(connection: Redis, readers: int) -> None:
+    """Until so many wait for what is to come, and Redis counts its commands anew from then on."""
+    deadline = time.monotonic() + 20
+    while connection.info("clients")["blocked_clients"] != readers:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    connection.config_resetstat()
+
+
+def test_a_job_is_read_once_however_many_watch_it(client: httpx.Client, store: JobStore) -> None:
+    job_id, connection = submit(client), store.connection
+    with contextlib.ExitStack() as stack:
+
+        def watch(after: str) -> Iterator[Event]:
+            headers = {"last-event-id": after}
+            return events(stack.enter_context(client.stream("GET", f"/jobs/{job_id}/events", headers=headers)))
+
+        told = [watch("0-0") for _ in range(10)]
+        assert {next(one)["event"] for one in told} == {"job"}
+        first, second = (str(connection.xadd(events_key(job_id), {"picture": i}), "ascii") for i in range(2))
+        told += [watch(first) for _ in range(10)]
+        assert {next(one)["event"] for one in told[10:]} == {"job"}
+        until_blocked(connection, 1)
+        store.cancel(job_id)
+        rest = [[(event["event"], event.get("id")) for event in one] for one in told]
+    commands = connection.info("commandstats")
+    end = rest[0][-1]
+    assert end[0] == "end"
+    assert rest == [[("picture", first), ("picture", second), end]] * 10 + [[("picture", second), end]] * 10
+    assert commands["cmdstat_hgetall"]["calls"] == 1  # the job as it ended
+
+
+@contextlib.asynccontextmanager
+async def feeds_of(settings: Settings) -> AsyncIterator[Feeds]:
+    async with AsyncRedis.from_url(settings.redis_url, protocol=2) as reading:
+        yield Feeds(JobReader(reading))
+
+
+def test_a_job_that_nobody_watches_any_more_is_not_read(client: httpx.Client, store: JobStore) -> None:
+    job_id = submit(client)
+
+    async def watch_and_leave() -> None:
+        async with feeds_of(store.settings) as feeds:
+            first, second = (feeds.happenings(job_id, "0-0") for _ in range(2))
+            assert await anext(first) is None
+            task = feeds.open[job_id].task
+            assert await anext(second) is None
+            await first.aclose()
+            assert await anext(second) is None  # it is read on
+            await second.aclose()
+            await task
+            assert feeds.open == {}
+
+    asyncio.run(watch_and_leave())
+
+
+def test_all_who_watch_are_told_that_redis_fails_and_come_again(settings: Settings, connection: Redis) -> None:
+    connection.set(events_key("job"), "no stream")
+
+    async def watch(feeds: Feeds) -> list[str]:
+        return [told.name async for told in feeds.happenings("job", "0-0") if told]
+
+    async def fail_and_come_again() -> None:
+        async with feeds_of(settings) as feeds:
+            failed = await asyncio.gather(*(watch(feeds) for _ in range(3)), return_exceptions=True)
+            assert [type(error) for error in failed] == [ResponseError] * 3
+            connection.delete(events_key("job"))
+            connection.xadd(events_key("job"), {"picture": 0})
+            assert await watch(feeds) == ["picture"]  # until it is seen that there is no such job
+
+    asyncio.run(fail_and_come_again())
+
+
+def test_a_job_that_ends_just_after_nothing_happened_has_its_end_told(
+    client: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submit(client)
+    monkeypatch.setattr(service.api.event_feed, "LOOK_AGAIN_MS", 10)
+
+    async def watch() -> list[str]:
+        async with feeds_of(store.settings) as feeds:
+            look = feeds.reader.status
+
+            async def end_and_look(job_id: str) -> str | None:
+                store.cancel(job_id)
+                return await look(job_id)
+
+            monkeypatch.setattr(feeds.reader, "status", end_and_look)
+            return [told.name async for told in feeds.happenings(job_id, "0-0") if told]
+
+    assert asyncio.run(watch()) == ["end"]
+
+
+def test_a_watch_is_over_soon_after_the_client_left(client: httpx.Client, store: JobStore) -> None:
+    job_id = submit(client)
+    key = watched_key(job_id)
+    with client.stream("GET", f"/jobs/{job_id}/events") as response:
+        next(events(response))
+        deadline = time.monotonic() + 10
+        while not store.connection.exists(key):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    deadline = time.monotonic() + 10
+    while store.connection.exists(key):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_shutdown_ends_streams_and_waits(settings: Settings, store: JobStore) -> None:
+    ends: list[Any] = []
+    with serving(settings) as client:
+        job_id = submit(client)
+
+        def watch() -> None:
+            with httpx.Client(base_url=address, timeout=30) as another:
+                ends.append([event["event"] for event in read(another, job_id)])
+
+        def wait() -> None:
+            ends.append(httpx.post(f"{address}/generate", json={"labels": LISTS}, timeout=30).status_code)
+
+        address = str(client.base_url)
+        threads = [threading.Thread(target=watch), threading.Thread(target=wait)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 20
+        while not store.connection.exists(watched_key(job_id)) or store.connection.scard("labelgrid:open") < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert ["job"] in ends
+    assert 202 in ends
+
+
+def test_events_of_no_job_and_after_no_event(client: httpx.Client, store: JobStore) -> None:
+    assert client.get("/jobs/nobody/events").status_code == 404
+    job_id = submit(client)
+    assert client.get(f"/jobs/{job_id}/events", headers={"last-event-id": "x"}).status_code == 422

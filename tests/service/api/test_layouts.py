@@ -1,0 +1,267 @@
+"""Where objects stand: what may be asked, and that it is asked of the network, remembered, and made again."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from redis import Redis
+from typer.testing import CliRunner
+
+from service.api.routes.generate import check_layouts
+from service.client import Client, Point
+from service.client.__main__ import app
+from service.contract.errors import BadRequest
+from service.contract.recipe import example
+from service.contract.records import JobRecord
+from service.settings import Settings
+from service.store.jobs import JobStore
+from service.worker.runner import Runner
+from shared.checkpoint import read_info
+from shared.diffusion.denoise import sample
+from shared.diffusion.layouts import OUTSIDE, positions_at
+from shared.diffusion.model import Denoiser, load_denoiser
+from shared.options import SamplingOptions, picture_seed
+from shared.pictures import read_png, to_uint8
+from shared.vocabulary import ICLEVR
+from tests.conftest import running, serving
+from tests.service.api.test_api import nothing_is_queued, problem
+from tests.service.contract.test_recipe import image, layouts, recipe_in
+from tests.shared.test_options import sampling_options
+from tests.shared.test_vocabulary import good_lists
+
+LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
+PLACES: list[Any] = [[{"x": 0.25, "y": 0.5}, {"x": 0.75, "y": 0.375}], None]
+PLACE = Point(x=0.5, y=0.25)
+QUICK = SamplingOptions(steps=2, guidance=1.0)
+ASKED: dict[str, Any] = {"labels": LISTS, "seed": 7, "steps": 2, "guidance": 1.0, "model": "placed"}
+
+
+@pytest.fixture
+def client(placed: Settings, connection: Redis) -> Iterator[httpx.Client]:
+    with serving(placed) as client:
+        yield client
+
+
+@pytest.fixture
+def worker(placed: Settings, connection: Redis, alive: JobStore) -> Iterator[Runner]:
+    with running(connection, placed) as runner:
+        yield runner
+
+
+@pytest.fixture
+def denoiser(placed: Settings) -> Denoiser:
+    return load_denoiser(placed.storage / "placed.safetensors")
+
+
+def generate(client: httpx.Client, **changes: Any) -> dict[str, Any]:
+    response = client.post("/generate", json={**ASKED, **changes})
+    assert response.status_code == 200, response.text
+    job: dict[str, Any] = response.json()
+    return job
+
+
+def test_positions_given_take_the_place_of_those_drawn_and_of_nothing_else(denoiser: Denoiser) -> None:
+    stepper, labels = denoiser.stepper(), ICLEVR.multi_hot(LISTS[0])
+    drawn = stepper.new_row(labels, QUICK, 5)
+    positions = drawn.labels[:, 1:]
+    assert sorted(torch.nonzero(positions[:, 0] != OUTSIDE).flatten().tolist()) == sorted(ICLEVR.encode(LISTS[0]))
+    same = stepper.new_row(labels, QUICK, 5, positions)
+    moved = stepper.new_row(labels, QUICK, 5, torch.where(positions == OUTSIDE, positions, 1 - positions))
+    assert torch.equal(drawn.x, moved.x)
+    rows = [drawn, same, moved]
+    stepper.step(rows)
+    stepper.step(rows)
+    assert torch.equal(drawn.x, same.x)
+    assert float((drawn.x - moved.x).abs().max()) > 0.02
+    assert torch.equal(drawn.generator.get_state(), moved.generator.get_state())
+
+
+def test_positions_that_do_not_fit_are_refused_by_the_stepper(denoiser: Denoiser, placed: Settings) -> None:
+    labels, positions = ICLEVR.multi_hot(LISTS[0]), torch.full((len(ICLEVR), 2), 0.5)
+    with pytest.raises(ValueError, match=r"have shape \(3, 2\), the network knows positions \(24, 2\)"):
+        denoiser.stepper().new_row(labels, QUICK, 5, positions[:3])
+    with pytest.raises(ValueError, match="knows no positions"):
+        load_denoiser(placed.storage / "toy.safetensors").stepper().new_row(labels, QUICK, 5, positions)
+
+
+def test_points_go_to_the_labels_they_were_given_for() -> None:
+    assert positions_at([2, 0], [(0.25, 0.5), (1, 0)], 3).tolist() == [[1, 0], [OUTSIDE, OUTSIDE], [0.25, 0.5]]
+
+
+def test_the_network_is_told_the_layout_asked_for(client: httpx.Client, worker: Runner, denoiser: Denoiser) -> None:
+    plain, told = generate(client), generate(client, layouts=PLACES)
+    assert (plain["layouts"], told["layouts"]) == (None, PLACES)
+    assert pixels(image(client, plain, 0)) != pixels(image(client, told, 0))
+    assert image(client, plain, 1) == image(client, told, 1)  # nobody asked for a layout of this one
+
+    stepper = denoiser.stepper()
+    points = [(point["x"], point["y"]) for point in PLACES[0]]
+    positions = positions_at(ICLEVR.encode(LISTS[0]), points, len(ICLEVR))
+    row = stepper.new_row(ICLEVR.multi_hot(LISTS[0]), QUICK, picture_seed(7, 0), positions)
+    while not row.done:
+        stepper.step([row])
+    without = sample(stepper, torch.tensor([ICLEVR.multi_hot(LISTS[0])]), QUICK, [picture_seed(7, 0)])[0]
+    for job, wanted in ((told, row.x), (plain, without)):
+        assert pixels(image(client, job, 0)) == pixels_of(wanted)
+
+
+def pixels(png: bytes) -> list[int]:
+    flat: list[int] = read_png(png).flatten().tolist()
+    return flat
+
+
+def pixels_of(x: torch.Tensor) -> list[int]:
+    flat: list[int] = to_uint8(x[None])[0].flatten().tolist()
+    return flat
+
+
+def test_points_follow_their_labels_in_any_order(client: httpx.Client, worker: Runner) -> None:
+    one = generate(client, labels=LISTS[:1], layouts=PLACES[:1])
+    other = generate(client, labels=[LISTS[0][::-1]], layouts=[PLACES[0][::-1]])
+    swapped = generate(client, labels=LISTS[:1], layouts=[PLACES[0][::-1]])
+    first, again, third = (pixels(image(client, job)) for job in (one, other, swapped))
+    assert first == again
+    assert first != third
+
+
+def test_a_recipe_holds_the_layout_and_makes_the_picture_again(client: httpx.Client, worker: Runner) -> None:
+    job = generate(client, layouts=PLACES, trajectory=2)
+    grid = client.get(job["result"]["grid_url"]).content
+    assert recipe_in(grid)["layouts"] == PLACES
+    first, second = (image(client, job, i) for i in range(2))
+    assert recipe_in(first)["layouts"] == PLACES[:1]
+    assert "layouts" not in recipe_in(second)
+    for original in (first, second):
+        again = client.post("/generate", files={"file": original}).json()
+        assert image(client, again) == original
+    again = client.post("/generate", files={"file": grid}).json()
+    assert client.get(again["result"]["grid_url"]).content == grid
+    plain = generate(client, layouts=[None, None])
+    assert plain["layouts"] is None
+    assert "layouts" not in recipe_in(client.get(plain["result"]["grid_url"]).content)
+
+
+@pytest.mark.parametrize(
+    ("layouts", "where", "message"),
+    [
+        (PLACES[:1], ["layouts"], "1 layouts; wanted 2, one for each label list, or null"),
+        ([], ["layouts"], "0 layouts; wanted 2"),
+        ([PLACES[0], PLACES[0]], ["layouts", 1], "layouts.1: 2 points; wanted 1, one for each label"),
+        ([[], None], ["layouts", 0], "0 points; wanted 2"),
+        ([[{"x": 1.01, "y": 0.5}] * 2, None], ["layouts", 0, 0, "x"], "less than or equal to 1"),
+        ([[{"x": 0.5, "y": -0.1}] * 2, None], ["layouts", 0, 0, "y"], "greater than or equal to 0"),
+        ([None, [{"x": 0.5}]], ["layouts", 1, 0, "y"], "Field required"),
+        ([None, [{"x": "0.5", "y": 0.5}]], ["layouts", 1, 0, "x"], "valid number"),
+        ([None, [{"x": 0.5, "y": 0.5, "z": 0.5}]], ["layouts", 1, 0, "z"], "unknown; known are x, y"),
+        ([None, [[0.5, 0.5]]], ["layouts", 1, 0], "valid dictionary"),
+        ("left", ["layouts"], "valid list"),
+    ],
+)  # fmt: skip
+def test_a_layout_that_cannot_be_is_a_problem(
+    client: httpx.Client, alive: JobStore, layouts: Any, where: list[Any], message: str
+) -> None:
+    found = problem(client.post("/generate", json={**ASKED, "layouts": layouts}), 422, "invalid-request")
+    assert message in found["detail"]
+    assert found["errors"][0]["loc"] == ["body", *where]
+    assert nothing_is_queued(alive.connection)
+
+
+def test_models_say_whether_they_know_positions_and_those_that_do_not_refuse_a_layout(
+    client: httpx.Client, alive: JobStore
+) -> None:
+    known = {model["name"]: model["positions"] for model in client.get("/models").json()["models"]}
+    assert known == {"other": False, "placed": True, "toy": False}
+    body = {**ASKED, "layouts": [None, [{"x": 0.5, "y": 0.5}]], "model": "toy"}
+    found = problem(client.post("/generate", json=body), 422, "invalid-request")
+    assert found["detail"] == "layouts.1: the model toy does not know where objects stand"
+    assert found["entry"] == 1
+    response = client.post("/generate", json={**body, "layouts": [None, None]}, headers={"prefer": "respond-async"})
+    assert response.status_code == 202
+    recipe = {"recipe": {"version": 1}, "layouts": PLACES}
+    assert "a recipe stands alone" in problem(client.post("/generate", json=recipe), 422, "invalid-request")["detail"]
+
+
+def test_a_recipes_layouts_are_checked_too(client: httpx.Client, alive: JobStore, denoiser: Denoiser) -> None:
+    recipe = example() | {"model": {"name": "placed", "digest": denoiser.info.digest}}
+    recipe |= {"labels": LISTS, "layouts": PLACES[:1]}
+    found = problem(client.post("/generate", json={"recipe": recipe}), 422, "invalid-request")
+    assert found["detail"].startswith("recipe.layouts: 1 layouts; wanted 2")
+
+
+def test_the_layout_is_part_of_what_an_idempotency_key_stands_for(client: httpx.Client, alive: JobStore) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+    elsewhere = [[{"x": 0.25, "y": 0.5}, {"x": 0.75, "y": 0.376}], None]
+    first, again, other = (
+        client.post("/generate", json={**ASKED, "layouts": layouts}, headers=headers)
+        for layouts in (PLACES, PLACES, elsewhere)
+    )
+    assert (first.status_code, first.json()["id"]) == (202, again.json()["id"])
+    problem(other, 422, "idempotency-key-reused")
+
+
+def test_the_client_and_its_command_line_take_layouts(client: httpx.Client, alive: JobStore, tmp_path: Path) -> None:
+    url, file = str(client.base_url), tmp_path / "layouts.json"
+    with Client(url) as caller:
+        places = [[Point(**point) for point in PLACES[0]], None]
+        job = caller.generate(LISTS, layouts=places, model="placed", wait=False)
+        assert job.layouts == places
+
+    def command(content: str) -> tuple[int, str, str]:
+        file.write_text(content)
+        line = ["generate", "red cube, blue sphere", "gray cylinder", "--layouts", str(file), "--model", "placed"]
+        done = CliRunner().invoke(app, [*line, "--detach", "--url", url])
+        return done.exit_code, done.stdout.strip(), done.stderr
+
+    code, job_id, _ = command(json.dumps(PLACES))
+    assert (code, client.get(f"/jobs/{job_id}").json()["layouts"]) == (0, PLACES)
+    code, _, err = command('[[{"x": 2, "y": 0}], null]')
+    assert code == 1
+    assert "layouts.json: 0.0.x: Input should be less than or equal to 1" in err
+    assert err.count("\n") == 1
+
+
+@given(good_lists, st.data())
+def test_any_layouts_fit_or_are_refused(placed: Settings, lists: list[list[str]], data: st.DataObject) -> None:
+    """Nothing is random about the model: `placed` stays as it is."""
+    asked = data.draw(st.lists(st.none() | layouts, min_size=len(lists) - 1, max_size=len(lists) + 1))
+    if data.draw(st.booleans()):  # the right number of points
+        asked = [one and [*one, *[PLACE] * 8][: len(labels)] for one, labels in zip(asked, lists, strict=False)]
+    fits = len(asked) == len(lists) and all(
+        one is None or len(one) == len(labels) for one, labels in zip(asked, lists, strict=True)
+    )
+    refused = None
+    try:
+        check_layouts(asked, lists, read_info(placed.storage / "placed.safetensors"), ("body", "layouts"))
+    except BadRequest as error:
+        refused = error
+    assert (refused is None) == fits
+
+
+@given(good_lists, sampling_options, st.integers(0, 2**53 - 1), st.integers(1, 3), st.data())
+def test_a_job_is_written_down_whole(
+    lists: list[list[str]], options: SamplingOptions, seed: int, repeats: int, data: st.DataObject
+) -> None:
+    places = data.draw(st.none() | st.tuples(*(st.none() | layouts for _ in lists)).map(list))
+    record = JobRecord(
+        id="a",
+        kind="score",
+        created_at=0.1,
+        model="m",
+        digest="d",
+        labels=lists,
+        layouts=places,
+        seed=seed,
+        repeats=repeats,
+        columns=8,
+        options=options,
+    )
+    read = JobRecord.model_validate_json(record.model_dump_json())
+    assert read == record
+    assert list(read.pictures()) == list(record.pictures())
+    assert [picture.index for picture in read.pictures()] == list(range(read.total))

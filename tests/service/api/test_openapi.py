@@ -1,0 +1,168 @@
+"""The OpenAPI document is valid and complete; whether it is true, `Documented` asks every answer that tests get."""
+
+import re
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+
+from service.api.app import create_app
+from service.api.problems import PHRASES
+from service.contract.errors import BadForm, NotFound, TooLarge
+from service.settings import Settings
+from service.telemetry.logs import GIVEN_ID
+from tests.documented import Documented
+
+DOCUMENT = create_app(Settings()).openapi()
+OPERATIONS: dict[str, dict[str, Any]] = {
+    f"{method.upper()} {path}": operation
+    for path, item in DOCUMENT["paths"].items()
+    for method, operation in item.items()
+}
+BY_ID = {operation["operationId"]: operation for operation in OPERATIONS.values()}
+COMMON = {"$ref": "#/components/parameters/X-Request-ID"}
+PROBLEM_JSON = "application/problem+json"
+BYTES = "image/png"  # which no example shows
+
+
+@pytest.fixture(params=OPERATIONS)
+def operation(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return OPERATIONS[request.param]
+
+
+def test_the_document_is_valid() -> None:
+    validate(DOCUMENT)
+    assert len(BY_ID) == len(OPERATIONS)
+    used = set(re.findall(r"#/components/schemas/(\w+)", repr(DOCUMENT)))
+    assert used == DOCUMENT["components"]["schemas"].keys()
+
+
+def examples_of(content: dict[str, Any]) -> list[Any]:
+    """Of a media type: its own, or its schema's."""
+    if "examples" in content:
+        return [example["value"] for example in content["examples"].values()]
+    if "example" in content:
+        return [content["example"]]
+    schema = content["schema"]
+    if "$ref" in schema:
+        schema = DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    found: list[Any] = schema.get("examples", [])
+    return found
+
+
+def has_good_examples(content: dict[str, Any]) -> bool:
+    examples = examples_of(content)
+    for example in examples:
+        Draft202012Validator({**content["schema"], "components": DOCUMENT["components"]}).validate(example)
+    return bool(examples)
+
+
+def test_operations_say_what_they_do_with_examples(operation: dict[str, Any]) -> None:
+    assert operation["summary"]
+    assert operation["description"]
+    for parameter in own_parameters(operation):
+        assert parameter["description"], parameter["name"]
+        assert has_good_examples(parameter), parameter["name"]
+    for media_type, content in operation.get("requestBody", {"content": {}})["content"].items():
+        bytes_in_it = [part["contentType"] for part in content.get("encoding", {}).values()] == [BYTES]
+        assert has_good_examples(content) or bytes_in_it, media_type
+    for status, response in operation["responses"].items():
+        assert response["description"]
+        assert ("content" in response) == (status != "204")
+        for media_type, content in response.get("content", {}).items():
+            assert has_good_examples(content) or media_type == BYTES, (status, media_type)
+
+
+def own_parameters(operation: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those that other operations do not have."""
+    return [parameter for parameter in operation["parameters"] if parameter != COMMON]
+
+
+def problems_of(operation: dict[str, Any]) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    for status, response in operation["responses"].items():
+        if int(status) >= 400:
+            assert response["content"].keys() == {PROBLEM_JSON}
+            for slug, example in response["content"][PROBLEM_JSON]["examples"].items():
+                yield int(status), slug, example["value"]
+
+
+def test_operations_name_their_errors(operation: dict[str, Any]) -> None:
+    named = set()
+    for status, slug, problem in problems_of(operation):
+        assert (problem["type"], problem["status"]) == (f"urn:labelgrid:problem:{slug}", status)
+        assert problem["title"]
+        assert problem["detail"]
+        named.add(f"{status} {slug}")
+    wanted = {"500 internal-error"}
+    stopping = operation["operationId"] not in ("read_health", "read_metrics")
+    assert ("503 shutting-down" in named) == stopping
+    if "security" in operation:
+        assert operation["security"] == [{"ApiKey": []}]
+        wanted |= {"401 no-key", "403 not-local", "429 too-many-requests"}
+    openai = "error" in problem
+    if own_parameters(operation) or "requestBody" in operation:
+        wanted |= {"400 invalid-request" if openai else "422 invalid-request"}
+    if "requestBody" in operation:
+        wanted |= {"400 not-json", "413 content-too-large", "409 job-cancelled", "429 queue-full", "503 no-worker"}
+    if any(parameter["name"] == "job_id" for parameter in own_parameters(operation)):
+        wanted |= {"404 unknown-job", "410 expired-job", "503 unavailable"}
+    assert wanted <= named
+    for status, header in (("401", "WWW-Authenticate"), ("429", "Retry-After"), ("503", "Retry-After")):
+        assert header in operation["responses"].get(status, {"headers": header})["headers"]
+
+
+def test_a_problem_has_one_title_whether_a_route_or_the_framework_finds_it() -> None:
+    """RFC 9457, 3.1.3: the title of a type does not change from one occurrence to the next."""
+    for error in (BadForm, NotFound, TooLarge):
+        phrase = PHRASES.get(error.status) or HTTPStatus(error.status).phrase
+        assert (error.slug, error.title) == (phrase.lower().replace(" ", "-"), phrase)
+
+
+def test_operations_take_a_request_id_that_answers_give_back() -> None:
+    parameter = DOCUMENT["components"]["parameters"]["X-Request-ID"]
+    assert (parameter["in"], parameter.get("required", False)) == ("header", False)
+    assert GIVEN_ID.fullmatch(parameter["example"])
+    for given, is_one in (("a" * 128, True), ("a" * 129, False), ("._:/+=-", True), ("a b", False)):
+        assert bool(GIVEN_ID.fullmatch(given)) == is_one
+    assert "1 to 128 letters, digits and `._:/+=-`" in parameter["description"]
+    for operation in OPERATIONS.values():
+        assert operation["parameters"].count(COMMON) == 1
+        assert all("X-Request-ID" in response["headers"] for response in operation["responses"].values())
+
+
+def test_links_lead_from_a_job_to_all_that_there_is_of_it() -> None:
+    linked = set()
+    for operation in OPERATIONS.values():
+        for response in operation["responses"].values():
+            for link in response.get("links", {}).values():
+                parameters = own_parameters(BY_ID[link["operationId"]])
+                assert link["parameters"].keys() <= {parameter["name"] for parameter in parameters}
+                linked.add((operation["operationId"], link["operationId"]))
+    targets = {"read_job", "read_events", "read_grid", "read_image", "read_trajectory", "cancel_job"}
+    for source in ("generate", "score", "list_jobs", "read_job", "cancel_job"):
+        assert {(source, target) for target in targets} <= linked
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "content", "words"),
+    [
+        (418, {}, b"", "418 is not documented"),
+        (200, {"content-type": "text/html"}, b"", "text/html is not documented"),
+        (200, {"content-type": "application/json"}, b"{}", "lacks X-Request-ID"),
+        (429, {"content-type": PROBLEM_JSON}, b"{}", "lacks Retry-After"),
+        (404, {"content-type": PROBLEM_JSON}, b'{"type": "urn:labelgrid:problem:new"}', "new is not documented"),
+    ],
+)
+def test_answers_that_are_not_documented_are_noticed(
+    status: int, headers: dict[str, str], content: bytes, words: str
+) -> None:
+    request = httpx.Request("GET", "http://localhost/jobs/x")
+    if "X-Request-ID" not in words:
+        headers = {**headers, "x-request-id": "7f3c9a"}
+    response = httpx.Response(status, headers=headers, content=content, request=request)
+    with pytest.raises(AssertionError, match=words):
+        Documented(DOCUMENT)(response)

@@ -1,0 +1,127 @@
+"""Requests that wait for their job: they hold nothing once their client has left, and take nothing from others."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+import service.api.app
+import service.api.event_feed
+import service.store.reader
+from service.contract.recipe import example
+from service.settings import Settings
+from service.store.connection import text
+from service.store.jobs import JobStore
+from shared.checkpoint import read_info, resolve
+from tests.conftest import serving
+from tests.service.contract.test_recipe import png_with
+
+LISTS = [["red cube"]]
+
+
+def until_waiting(store: JobStore, requests: int) -> None:
+    deadline = time.monotonic() + 10
+    while store.connection.info("clients")["blocked_clients"] != requests:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("how", ["generate", "by its picture", "score", "a form", "v1"])
+def test_a_request_whose_client_left_is_given_up(
+    client: httpx.Client, alive: JobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_MS", 14_000)  # no read ends by itself
+    made_with = {"name": "toy", "digest": read_info(resolve(settings.storage, "toy", "denoiser")).digest}
+    picture = png_with(json.dumps(example() | {"model": made_with}))
+    sent: dict[str, tuple[str, dict[str, Any]]] = {
+        "generate": ("/generate", {"json": {"labels": LISTS}}),
+        "by its picture": ("/generate", {"files": {"file": picture}}),
+        "score": ("/score", {"json": {"conditions": LISTS}}),
+        "a form": ("/score", {"files": {"file": json.dumps(LISTS)}}),
+        "v1": ("/v1/images/generations", {"json": {"prompt": "red cube"}}),
+    }
+    path, given = sent[how]
+    request = client.build_request("POST", path, **given)
+    head = b"".join(b"%s: %s\r\n" % pair for pair in request.headers.raw)
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
+        connection.sendall(b"POST %s HTTP/1.1\r\n%s\r\n%s" % (path.encode(), head, request.read()))
+        until_waiting(alive, 1)
+    until_waiting(alive, 0)
+    (job_id,) = map(text, alive.connection.smembers("labelgrid:open"))
+    assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"  # the job goes on
+
+
+def test_more_may_wait_than_there_are_connections_for_it(
+    settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.api.app, "MAX_WAITING", 1)
+    monkeypatch.setattr(service.api.app, "MAX_CONNECTIONS", 20)
+    refused: list[float] = []  # as many as find no connection
+
+    async def sleep(seconds: float) -> None:
+        refused.append(seconds)
+        await asyncio.sleep(seconds)
+
+    monkeypatch.setattr(service.store.reader, "asyncio", SimpleNamespace(sleep=sleep))
+    for module in (service.store.reader, service.api.event_feed):
+        monkeypatch.setattr(module, "LOOK_AGAIN_MS", 100)
+    answers: list[int] = []
+    with serving(settings) as client:
+
+        def wait() -> None:
+            answers.append(httpx.post(f"{client.base_url}/generate", json={"labels": LISTS}, timeout=30).status_code)
+
+        threads = [threading.Thread(target=wait) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 10
+        while len(jobs := [text(one) for one in alive.connection.smembers("labelgrid:open")]) < len(threads):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with contextlib.ExitStack() as stack:
+            streams = [stack.enter_context(client.stream("GET", f"/jobs/{job_id}/events")) for job_id in jobs]
+            while len(refused) < 2 * len(threads):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert client.get("/jobs").status_code == 200
+            for job_id in jobs:
+                alive.cancel(job_id)
+            assert all("event: end" in stream.read().decode() for stream in streams)
+        for thread in threads:
+            thread.join()
+    assert answers == [409] * len(threads)
+
+
+def test_those_who_wait_leave_the_others_their_connections(
+    settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.api.app, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_MS", 14_000)  # no read ends by itself
+    answers: list[int] = []
+    with serving(settings) as client:
+
+        def wait() -> None:
+            answers.append(httpx.post(f"{client.base_url}/generate", json={"labels": LISTS}, timeout=30).status_code)
+
+        threads = [threading.Thread(target=wait) for _ in range(4)]
+        for waiting, thread in enumerate(threads, 1):
+            thread.start()
+            until_waiting(alive, waiting)
+        assert client.get("/jobs").status_code == 200
+        jobs = [text(raw) for raw in alive.connection.smembers("labelgrid:open")]
+        for answered, job_id in enumerate(jobs, 1):  # one by one: each is read once more at its end
+            alive.cancel(job_id)
+            deadline = time.monotonic() + 10
+            while len(answers) < answered:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        for thread in threads:
+            thread.join()
+    assert answers == [409] * len(threads)

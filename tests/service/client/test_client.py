@@ -1,0 +1,322 @@
+"""The client against the real API: both classes say the same, lost answers make no second job, broken streams go on."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import httpx
+import pytest
+from PIL import Image
+from redis import Redis
+
+from service.client import ApiError, AsyncClient, Client, ClientError, Event, JobUnfinished, Options, Unreachable
+from service.client.flows import Flows, Pause, Run, Send, Tell
+from service.contract.schemas import Job, SamplingFields, ScoreResult
+from service.store.jobs import JobStore
+from service.worker.runner import Runner
+from shared.vocabulary import ICLEVR
+
+LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
+Call = Callable[..., Any]
+
+
+@pytest.fixture
+def url(client: httpx.Client) -> str:
+    return str(client.base_url)
+
+
+@pytest.fixture(params=[Client, AsyncClient])
+def call(request: pytest.FixtureRequest, url: str) -> Call:
+    """Calls a method of either class by its name; the events of `events` as a list."""
+
+    def blocking(name: str, *args: Any, **kwargs: Any) -> Any:
+        with Client(url) as client:
+            answer = getattr(client, name)(*args, **kwargs)
+            return list(answer) if isinstance(answer, Iterator) else answer
+
+    async def waiting(name: str, *args: Any, **kwargs: Any) -> Any:
+        async with AsyncClient(url) as client:
+            answer = getattr(client, name)(*args, **kwargs)
+            return [one async for one in answer] if isinstance(answer, AsyncIterator) else await answer
+
+    if request.param is Client:
+        return blocking
+    return lambda name, *args, **kwargs: asyncio.run(waiting(name, *args, **kwargs))
+
+
+def test_generate_tells_its_way_and_gives_the_finished_job(call: Call, client: httpx.Client, working: Runner) -> None:
+    told: list[Event] = []
+    job = call("generate", LISTS, steps=3, seed=7, sampler="euler", on_event=told.append)
+    assert job == Job.model_validate(client.get(f"/jobs/{job.id}").json())
+    assert (job.status, job.seed, job.options.sampler) == ("finished", 7, "euler")
+    names = [event.name for event in told if event.name != "steps"]
+    assert names == ["job", "job", "status", "picture", "picture", "end"]
+    assert told[-1].data == job
+    assert call("job", job.id) == call("wait", job.id) == job
+    assert call("grid", job.id) == client.get(f"/jobs/{job.id}/grid.png").content
+    assert call("image", job.id, 1) == client.get(f"/jobs/{job.id}/images/1.png").content
+    names = [event.name for event in call("events", job.id) if event.name != "steps"]
+    assert names == ["job", "status", "picture", "picture", "end"]
+
+
+def test_score_takes_lists_bytes_and_a_file(call: Call, working: Runner, tmp_path: Path) -> None:
+    file = tmp_path / "test.json"
+    file.write_text(json.dumps(LISTS))
+    options: dict[str, Any] = {"repeats": 2, "seed": 5, "steps": 2, "guidance_interval": [0.0, 0.5], "clip_x0": True}
+    results = [call("score", given, **options).result for given in (LISTS, file.read_bytes(), file, str(file))]
+    assert isinstance(results[0], ScoreResult)
+    assert [one.seed for one in results[0].repeats] == [5, 6]
+    assert all(result.repeats == results[0].repeats for result in results)
+
+
+def test_jobs_labels_models_and_readiness(call: Call, alive: JobStore) -> None:
+    ids = [call("generate", LISTS, wait=False).id for _ in range(3)]
+    page = call("jobs", limit=2)
+    assert sorted(job.id for job in [*page.jobs, *call("jobs", cursor=page.next).jobs]) == sorted(ids)
+    assert call("labels").labels == list(ICLEVR.names)
+    assert call("labels", "other").model == "other"
+    assert [model.name for model in call("models").models] == ["other", "toy"]
+    assert call("ready").workers == 1
+
+
+def test_a_job_is_cancelled_once_or_twice(call: Call, alive: JobStore) -> None:
+    job_id = call("generate", LISTS, wait=False).id
+    assert call("cancel", job_id).status == "cancelled"
+    assert call("cancel", job_id).status == "cancelled"
+    with pytest.raises(JobUnfinished, match="cancelled") as caught:
+        call("wait", job_id)
+    assert caught.value.job.id == job_id
+    failed = call("generate", LISTS, wait=False).id
+    alive.fail(failed, "picture 0: it is no good")
+    with pytest.raises(JobUnfinished, match="picture 0: it is no good"):
+        call("wait", failed)
+    with pytest.raises(ApiError, match="cannot be cancelled"):
+        call("cancel", failed)
+
+
+def test_what_the_service_refuses_is_an_error_with_its_words(call: Call, alive: JobStore, tmp_path: Path) -> None:
+    with pytest.raises(ApiError, match='did you mean "red cube"') as caught:
+        call("generate", [["red kube"]])
+    assert (caught.value.status, caught.value.slug, caught.value.problem["entry"]) == (422, "invalid-request", 0)
+    with pytest.raises(ApiError, match="no job"):
+        call("job", "no body?")
+    with pytest.raises(ApiError, match="no job"):
+        call("events", "nobody")
+    with pytest.raises(ClientError, match="No such file"):
+        call("score", tmp_path / "nothing.json")
+
+
+def test_a_recipe_alone_makes_the_same_again(call: Call, working: Runner, tmp_path: Path) -> None:
+    grid = call("grid", call("generate", LISTS, steps=3, seed=7).id)
+    file = tmp_path / "grid.png"
+    file.write_bytes(grid)
+    with Image.open(file) as picture:
+        recipe = json.loads(picture.info["labelgrid"])
+    for given in (recipe, grid, file, str(file)):
+        assert call("grid", call("generate", recipe=given).id) == grid
+    for given in (recipe, file):
+        with pytest.raises(ApiError, match="a recipe stands alone, without labels"):
+            call("generate", LISTS, recipe=given)
+    with pytest.raises(ApiError, match="wanted labels, or a recipe"):
+        call("generate")
+
+
+def test_strips_are_fetched(call: Call, client: httpx.Client, working: Runner) -> None:
+    job = call("generate", LISTS, steps=3, trajectory=3)
+    assert call("strip", job.id, 1) == client.get(job.result.pictures[1].trajectory_url).content
+    again = call("generate", recipe=call("strip", job.id, 1))
+    assert call("strip", again.id, 0) == call("strip", job.id, 1)
+    with pytest.raises(ApiError, match="not asked for with a trajectory"):
+        call("strip", call("generate", LISTS, steps=1).id, 0)
+
+
+@pytest.mark.parametrize("given", ["red cube", ["red cube"], [["red cube"], "gray cube"]])
+def test_a_text_is_no_list_of_labels(call: Call, client: httpx.Client, alive: JobStore, given: Any) -> None:
+    for method in ("generate", "score") if isinstance(given, list) else ("generate",):
+        with pytest.raises(ClientError, match=r'is a text; wanted is .* such as \[\["red cube", "blue sphere"\]'):
+            call(method, given)
+    assert client.get("/jobs").json()["jobs"] == []
+
+
+def test_the_typed_options_are_those_of_the_service() -> None:
+    fields = SamplingFields.model_fields
+    assert set(Options.__annotations__) <= set(fields)
+    hints = get_type_hints(Options)
+    for name in ("seed", "steps", "guidance", "sampler", "spacing", "eta", "clip_x0", "model"):
+        assert fields[name].annotation == hints[name] | None, name
+
+
+class Faulty(httpx.BaseTransport):
+    """A network that delivers, and then breaks as often as it is told to; `requests` are those that arrived."""
+
+    def __init__(self, breaks: Callable[[httpx.Request], bool], after_bytes: int | None = None) -> None:
+        self.real, self.breaks, self.after_bytes = httpx.HTTPTransport(), breaks, after_bytes
+        self.requests: list[httpx.Request] = []
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = self.real.handle_request(request)
+        self.requests.append(request)
+        if not self.breaks(request):
+            return response
+        if self.after_bytes is None:
+            response.read()
+            response.close()
+            raise httpx.ReadError("the answer was lost")
+        assert isinstance(response.stream, httpx.SyncByteStream)
+        response.stream = Broken(response.stream, self.after_bytes)
+        return response
+
+    def close(self) -> None:
+        self.real.close()
+
+
+class Broken(httpx.SyncByteStream):
+    """A body that breaks off after so many bytes."""
+
+    def __init__(self, stream: httpx.SyncByteStream, after: int) -> None:
+        self.stream, self.after = stream, after
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = self.after
+        for part in self.stream:
+            yield part[:left]
+            left -= len(part)
+            if left < 0:
+                raise httpx.ReadError("the stream broke off")
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def once(method: str) -> Callable[[httpx.Request], bool]:
+    left = [True]
+    return lambda request: request.method == method and bool(left) and left.pop()
+
+
+def test_lost_answers_make_no_second_job_and_cancel_no_error(url: str, alive: JobStore) -> None:
+    network = Faulty(once("POST"))
+    with Client(url, transport=network) as client:
+        job = client.generate(LISTS, wait=False)
+        assert [(request.method, request.headers["idempotency-key"]) for request in network.requests] == [
+            ("POST", network.requests[0].headers["idempotency-key"])
+        ] * 2
+        assert [one.id for one in client.jobs().jobs] == [job.id]
+    with Client(url, transport=Faulty(once("DELETE"))) as client:
+        assert client.cancel(job.id).status == "cancelled"
+
+
+def test_a_key_of_ones_own_stands_for_one_request(url: str, alive: JobStore) -> None:
+    with Client(url) as client:
+        first = client.generate(LISTS, wait=False, idempotency_key="mine")
+        assert client.generate(LISTS, wait=False, idempotency_key="mine").id == first.id
+        with pytest.raises(ApiError, match="another request"):
+            client.generate(LISTS[:1], wait=False, idempotency_key="mine")
+
+
+def test_a_stream_that_breaks_off_is_taken_up_where_it_broke(url: str, working: Runner) -> None:
+    def breaks(request: httpx.Request) -> bool:
+        return request.url.path.endswith("/events") and len(network.requests) <= 2
+
+    with Client(url) as client:
+        job = client.generate([["red cube"]] * 12, steps=1)
+        whole = [event.data for event in client.events(job.id) if event.name == "picture"]
+        length = len(httpx.get(f"{url}/jobs/{job.id}/events").content)
+    network = Faulty(breaks, after_bytes=length - len(job.model_dump_json()) - 500)
+    with Client(url, transport=network) as client:
+        told = list(client.events(job.id))
+    assert [event.data for event in told if event.name == "picture"] == whole
+    assert ([event.name for event in told].count("retry"), told[-1].name) == (2, "end")
+    assert [bool(request.headers.get("last-event-id")) for request in network.requests] == [False, True, True]
+
+
+def test_without_any_stream_the_state_is_looked_at(url: str, working: Runner) -> None:
+    network = Faulty(lambda request: request.url.path.endswith("/events"), after_bytes=0)
+    with Client(url, transport=network) as client:
+        assert client.generate(LISTS, steps=1).status == "finished"
+
+
+def test_who_keeps_silent_for_too_long_is_an_error(url: str, alive: JobStore) -> None:
+    network = Faulty(lambda request: True)
+    with Client(url, transport=network, retries=1) as client, pytest.raises(Unreachable, match="the answer was lost"):
+        client.labels()
+    assert len(network.requests) == 2
+
+
+def answered(run: Run[Any], *responses: httpx.Response) -> list[float]:
+    """The pauses that a flow makes between these answers."""
+    pauses: list[float] = []
+    left = list(responses)
+    action = run.go_on()
+    while action is not None and (left or not isinstance(action, Send)):
+        if isinstance(action, Pause):
+            pauses.append(action.seconds)
+        action = run.go_on(left.pop(0) if isinstance(action, Send) else None)
+    return pauses
+
+
+def response(status: int, **headers: str) -> httpx.Response:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.Response(status, headers=names, request=httpx.Request("GET", "http://x/readyz"), json={})
+
+
+def test_pauses_grow_and_are_as_long_as_the_service_asks() -> None:
+    pauses = answered(Run(Flows("http://x", 4).ready()), *[response(503)] * 3)
+    assert [0.125 * 2**i <= pause <= 0.25 * 2**i for i, pause in enumerate(pauses)] == [True] * 3
+    assert answered(Run(Flows("http://x", 4).ready()), response(429, retry_after="17")) == [17.0]
+    with pytest.raises(ApiError, match="answers 503"):
+        answered(Run(Flows("http://x", 4).ready()), response(503, retry_after="3600"))
+    with pytest.raises(ApiError, match="answers 503"):
+        answered(Run(Flows("http://x", 1).ready()), *[response(503)] * 2)
+    with pytest.raises(ApiError, match="use that address"):
+        answered(Run(Flows("http://x", 1).ready()), response(307, location="https://x/readyz"))
+    with pytest.raises(Unreachable, match="no Ready"):
+        answered(Run(Flows("http://x", 1).ready()), response(200))
+
+
+def test_a_retry_is_told_before_its_pause() -> None:
+    run = Run(Flows("http://x", 1).ready())
+    run.go_on()
+    tell = run.go_on(response(503, retry_after="2"))
+    assert isinstance(tell, Tell)
+    assert tell.event.name == "retry"
+    assert run.go_on() == Pause(2.0)
+
+
+def test_address_and_key_come_from_the_environment(url: str, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABELGRID_URL", url + "/")
+    monkeypatch.setenv("LABELGRID_API_KEY", "secret")
+    network = Faulty(lambda request: False)
+    with Client(transport=network) as client:
+        client.ready()
+    with Client(api_key="given", transport=network) as client:
+        client.ready()
+    assert [request.headers["authorization"] for request in network.requests] == ["Bearer secret", "Bearer given"]
+
+
+@pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://", "http://x:y", "x"])
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(ClientError, match="address"):
+        Client(address)
+
+
+def test_a_key_that_is_none() -> None:
+    with pytest.raises(ClientError, match="key"):
+        Client("http://x", "a\nb")
+
+
+def test_async_clients_wait_side_by_side(url: str, alive: JobStore, connection: Redis) -> None:
+    """Two coroutines wait in one thread, and each is told when its own job ends."""
+
+    async def main() -> None:
+        async with AsyncClient(url) as client:
+            ids = [(await client.generate(LISTS, wait=False)).id for _ in range(2)]
+            waits = [asyncio.create_task(client.wait(job_id)) for job_id in ids]
+            await asyncio.sleep(0)
+            for job_id in reversed(ids):
+                await asyncio.to_thread(alive.fail, job_id, f"{job_id} is no good")
+            outcomes = await asyncio.gather(*waits, return_exceptions=True)
+            assert [str(outcome) for outcome in outcomes] == [f"job {i} failed: {i} is no good" for i in ids]
+
+    asyncio.run(asyncio.wait_for(main(), timeout=30))

@@ -1,0 +1,192 @@
+"""The client's command line against the real API, in this process and as a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from service.client.__main__ import app
+from service.client.display import plain
+from service.store.jobs import JobStore
+from service.worker.runner import Runner
+from tests.test_architecture import ROOT
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def url(client: httpx.Client) -> str:
+    return str(client.base_url)
+
+
+@pytest.fixture
+def run(url: str) -> Command:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        done = CliRunner().invoke(app, [*arguments, "--url", url], env={"COLUMNS": "200"})
+        assert done.exception is None or isinstance(done.exception, SystemExit)
+        return done.exit_code, done.stdout, done.stderr
+
+    return run
+
+
+def process(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "service.client", *arguments]
+
+
+def environment(url: str) -> dict[str, str]:
+    return {**os.environ, "LABELGRID_URL": url, "COLUMNS": "200"}
+
+
+def test_generate_as_the_readme_shows_it(url: str, client: httpx.Client, working: Runner, tmp_path: Path) -> None:
+    grid = tmp_path / "grid.png"
+    line = process("generate", "red cube, blue sphere", "gray cylinder", "-o", str(grid), "--steps", "2")
+    done = subprocess.run(line, cwd=ROOT, env=environment(url), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gray cylinder (0." in done.stdout
+    job = client.get("/jobs").json()["jobs"][0]
+    assert job["options"]["steps"] == 2
+    assert grid.read_bytes() == client.get(f"/jobs/{job['id']}/grid.png").content
+
+
+def test_score_writes_the_best_runs_pictures_in_the_files_order(
+    run: Command, client: httpx.Client, working: Runner, tmp_path: Path
+) -> None:
+    file, images = tmp_path / "test.json", tmp_path / "images"
+    file.write_text('[["red cube"], ["gray cylinder", "blue sphere"]]')
+    options = ["--repeats", "3", "--seed", "4", "--steps", "2", "--guidance-interval", "0", "0.5", "--clip-x0"]
+    code, out, err = run("score", str(file), "--images", str(images), "--json", *options)
+    assert (code, err) == (0, "")
+    job = json.loads(out)
+    assert (job["options"]["guidance_interval"], job["options"]["clip_x0"]) == ([0.0, 0.5], True)
+    assert [one["seed"] for one in job["result"]["repeats"]] == [4, 5, 6]
+    for i, picture in enumerate(job["result"]["pictures"]):
+        assert (images / f"{i}.png").read_bytes() == client.get(picture["url"]).content
+    code, out, _ = run("score", str(file), *options)
+    assert code == 0
+    assert "mean ± std" in out
+    assert f"{job['result']['accuracy']['max']:.3f}" in out
+
+
+def test_jobs_are_left_to_themselves_listed_cancelled_and_waited_for(run: Command, alive: JobStore) -> None:
+    code, out, _ = run("generate", "red cube", "--detach")
+    job_id = out.strip()
+    assert code == 0
+    assert job_id in run("jobs")[1]
+    assert json.loads(run("jobs", "--json")[1])["jobs"][0]["id"] == job_id
+    assert run("cancel", job_id)[:2] == (0, f"job {job_id} is cancelled\n")
+    assert run("wait", job_id) == (1, "", f"labelgrid: job {job_id} cancelled\n")
+
+
+def test_labels_and_models(run: Command) -> None:
+    assert run("labels")[1].splitlines()[:2] == ["gray cube", "red cube"]
+    assert run("labels", "--model", "nobody")[0] == 1
+    assert "toy" in run("models")[1]
+    assert [model["name"] for model in json.loads(run("models", "--json")[1])["models"]] == ["other", "toy"]
+
+
+def test_errors_are_one_line(run: Command, alive: JobStore, tmp_path: Path) -> None:
+    code, out, err = run("generate", "red cube, blue sphare")
+    assert (code, out) == (1, "")
+    assert err == 'labelgrid: entry 0: unknown label "blue sphare"; did you mean "blue sphere"?\n'
+    code, _, err = run("score", str(tmp_path / "nothing.json"))
+    assert (code, err) == (1, f"labelgrid: {tmp_path}/nothing.json: No such file or directory\n")
+    code, _, err = run("wait", "nobody")
+    assert (code, err) == (1, "labelgrid: there is no job 'nobody'\n")
+    code, _, err = run("generate", "red cube", "--sampler", "dpm")
+    assert code == 2
+    assert "sampler" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "place", "words"),
+    [
+        ("-o", "nowhere/grid.png", "{at}/nowhere/grid.png: there is no folder {at}/nowhere"),
+        ("-o", "folder", "{at}/folder is a folder; wanted is a file for the grid"),
+        ("--images", "file", "{at}/file: {at}/file is no folder"),
+        ("--images", "file/images", "{at}/file/images: {at}/file is no folder"),
+        ("-o", f"{'x' * 300}/grid.png", f"{{at}}/{'x' * 300}: File name too long"),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused_before_anything_is_asked(
+    run: Command, client: httpx.Client, alive: JobStore, tmp_path: Path, option: str, place: str, words: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text('[["red cube"]]')
+    score = ("score", str(tmp_path / "file"), "--detach")
+    for asked in (("generate", "red cube", "--detach"), score, ("wait", "nobody")):
+        refusal = (1, "", f"labelgrid: {words.format(at=tmp_path)}\n")
+        assert run(*asked, option, str(tmp_path / place)) == refusal
+    assert client.get("/jobs").json()["jobs"] == []
+
+
+def test_a_grid_that_may_not_be_written_is_refused(
+    run: Command, alive: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write to every folder
+    for option, place in (("-o", tmp_path / "grid.png"), ("--images", tmp_path)):
+        code, _, err = run("generate", "red cube", "--detach", option, str(place))
+        assert (code, err) == (1, f"labelgrid: {tmp_path} cannot be written\n")
+
+
+def test_lists_cut_no_ids_and_times(client: httpx.Client, url: str, alive: JobStore) -> None:
+    answer = client.post("/generate", json={"labels": [["red cube"]]}, headers={"prefer": "respond-async"})
+    job, model = answer.json(), client.get("/models").json()["models"][0]
+    for command, words in (
+        ("jobs", [job["id"], job["created_at"][:19], job["model"]]),
+        ("models", [model["name"], model["created_at"][:19], model["digest"][:12]]),
+    ):
+        done = CliRunner().invoke(app, [command, "--url", url], env={"COLUMNS": "40"})
+        assert all(word in done.stdout for word in words), done.stdout
+
+
+def test_a_recipe_is_made_again_with_strips(
+    run: Command, client: httpx.Client, working: Runner, tmp_path: Path
+) -> None:
+    grid, images = tmp_path / "grid.png", tmp_path / "images"
+    line = ("generate", "red cube", "gray cube", "--steps", "3", "-o", str(grid))
+    assert run(*line)[0] == 0
+    again = tmp_path / "again.png"
+    line = ("--trajectory", "3", "--images", str(images), "-o", str(again), "--json")
+    code, out, _ = run("generate", "--recipe", str(grid), *line)
+    assert (code, again.read_bytes()) == (0, grid.read_bytes())
+    for i, picture in enumerate(json.loads(out)["result"]["pictures"]):
+        assert (images / f"{i}.png").read_bytes() == client.get(picture["url"]).content
+        assert (images / "strips" / f"{i}.png").read_bytes() == client.get(picture["trajectory_url"]).content
+    assert run("generate", "red cube", "--recipe", str(grid))[2].endswith("a recipe stands alone, without labels\n")
+    assert run("generate", "--recipe", str(tmp_path / "no.png"))[2].endswith("no.png: No such file or directory\n")
+    code, _, err = run("generate")
+    assert (code, "wanted are labels, or a --recipe" in err) == (2, True)
+
+
+def test_help_says_what_an_interval_takes() -> None:
+    assert "--guidance-interval LOW HIGH" in CliRunner().invoke(app, ["generate", "--help"]).stdout
+
+
+def test_ctrl_c_cancels_the_job(url: str, client: httpx.Client, alive: JobStore) -> None:
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        process("generate", "red cube"), cwd=ROOT, env=environment(url), stderr=subprocess.PIPE, text=True
+    ) as waiting:
+        while not (jobs := client.get("/jobs").json()["jobs"]):
+            assert waiting.poll() is None
+            time.sleep(0.02)
+        while not alive.connection.exists(f"labelgrid:job:{jobs[0]['id']}:watched"):  # it reads events
+            time.sleep(0.02)
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(timeout=30) == 130
+        assert waiting.stderr is not None
+        assert waiting.stderr.read() == f"labelgrid: interrupted; job {jobs[0]['id']} is cancelled\n"
+    assert client.get(f"/jobs/{jobs[0]['id']}").json()["status"] == "cancelled"
+
+
+def test_the_words_of_a_service_are_no_commands() -> None:
+    assert plain("[red]\x1b[31mb\n") == "\\[red]\N{REPLACEMENT CHARACTER}[31mb\N{REPLACEMENT CHARACTER}"

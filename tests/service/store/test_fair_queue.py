@@ -1,0 +1,187 @@
+"""Fair shares: pictures are dealt by owner and by job in turns, each of them once, and small jobs end first."""
+
+import itertools
+import random
+import time
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from service.api.access.keys import hash_of, new_key
+from service.contract.records import JobRecord
+from service.settings import Settings
+from service.store.claims import PictureStream
+from service.store.jobs import JobStore, new_id
+from service.store.keys import owner_jobs_key, waiting_key
+from service.worker.runner import Runner
+from shared.checkpoint import read_info, resolve
+from shared.options import SamplingOptions
+from tests.conftest import serving
+
+DIGEST = "d" * 64
+
+
+def record(n: int, owner: str = "", *, digest: str = DIGEST, repeats: int = 1, steps: int = 4) -> JobRecord:
+    return JobRecord(
+        id=new_id(),
+        owner=owner,
+        kind="generate",
+        created_at=time.time(),
+        model="toy",
+        digest=digest,
+        labels=[["red cube"]] * n,
+        seed=7,
+        repeats=repeats,
+        columns=8,
+        options=SamplingOptions(steps=steps),
+    )
+
+
+@pytest.fixture
+def store(connection: Redis, settings: Settings) -> JobStore:
+    return JobStore(connection, settings)
+
+
+@pytest.fixture
+def stream(connection: Redis, settings: Settings) -> PictureStream:
+    return PictureStream(connection, settings, DIGEST, "a")
+
+
+def created(store: JobStore, *jobs: JobRecord) -> dict[str, str]:
+    """Creates jobs; gives letters for their ids."""
+    for job in jobs:
+        store.create(job)
+    return {job.id: letter for job, letter in zip(jobs, "ABCDEFGH", strict=False)}
+
+
+def dealt(stream: PictureStream, names: dict[str, str], room: int) -> str:
+    return " ".join(f"{names[claim.picture.job]}{claim.picture.index}" for claim in stream.claim_new(room))
+
+
+def test_jobs_take_turns_however_the_claims_are_cut(store: JobStore, stream: PictureStream) -> None:
+    names = created(store, record(5), record(1), record(3))
+    assert dealt(stream, names, 4) == "A0 B0 C0 A1"
+    assert dealt(stream, names, 1) == "C1"
+    assert dealt(stream, names, 9) == "A2 C2 A3 A4"
+    assert dealt(stream, names, 9) == ""
+
+
+def test_owners_take_turns_however_many_jobs_each_has(store: JobStore, stream: PictureStream) -> None:
+    names = created(store, *(record(2, "alice") for _ in range(4)), record(3, "bob"))
+    assert dealt(stream, names, 3) == "A0 E0 B0"
+    assert dealt(stream, names, 4) == "E1 C0 E2 D0"
+    assert dealt(stream, names, 9) == "A1 B1 C1 D1"
+
+
+def test_who_comes_again_and_again_is_not_first_again_and_again(store: JobStore, stream: PictureStream) -> None:
+    names = created(store, record(4, "alice"))
+    order = ""
+    for _ in range(3):
+        names |= dict.fromkeys(created(store, record(1, "bob")), "b")
+        order += dealt(stream, names, 1) + " "
+    assert order == "A0 b0 A1 "
+
+
+def test_a_job_that_comes_late_waits_for_one_turn_of_each_other(store: JobStore, stream: PictureStream) -> None:
+    names = created(store, record(3), record(3))
+    first = dealt(stream, names, 1)
+    names |= dict.fromkeys(created(store, record(1)), "late")
+    assert f"{first} {dealt(stream, names, 3)}" == "A0 B0 A1 late0"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_picture_is_dealt_once_unless_its_job_was_cancelled(
+    store: JobStore, stream: PictureStream, connection: Redis, seed: int
+) -> None:
+    random_ = random.Random(seed)
+    jobs, cancelled, seen = list[JobRecord](), set[str](), Counter[tuple[str, int]]()
+    for _ in range(60):
+        match random_.randrange(4):
+            case 0:
+                jobs.append(record(random_.randint(1, 9), random_.choice(["", "alice", "bob"])))
+                store.create(jobs[-1])
+            case 1 if jobs:
+                job = random_.choice(jobs)
+                cancelled |= {job.id} if store.cancel(job.id) else set()
+            case _:
+                claims = stream.claim_new(random_.randint(1, 5))
+                seen.update(claim.picture.key for claim in claims)
+                assert not {claim.picture.job for claim in claims} & cancelled
+    while claims := stream.claim_new(8):
+        seen.update(claim.picture.key for claim in claims)
+    assert set(seen.values()) == {1}
+    assert {(job.id, i) for job in jobs if job.id not in cancelled for i in range(job.total)} <= set(seen)
+    assert set(connection.hvals(waiting_key(DIGEST))) == {b"0"}
+    assert connection.keys("labelgrid:job:*:waiting") == []
+
+
+def test_a_job_that_ends_early_leaves_the_line(store: JobStore, stream: PictureStream, connection: Redis) -> None:
+    for _ in range(3):
+        job = record(2, "alice")
+        store.create(job)
+        store.cancel(job.id)
+    assert connection.keys(owner_jobs_key(DIGEST, "*")) == []
+    names = created(store, record(2, "alice"), record(1, "alice"))
+    assert dealt(stream, names, 9) == "A0 B0 A1"
+
+
+def test_pictures_are_dealt_while_redis_is_full(store: JobStore, stream: PictureStream, connection: Redis) -> None:
+    names = created(store, record(3))
+    connection.config_set("maxmemory", "1")
+    try:
+        assert dealt(stream, names, 2) == "A0 A1"
+    finally:
+        connection.config_set("maxmemory", "0")
+
+
+def test_a_large_score_job_does_not_starve_small_requests(
+    connection: Redis, settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = read_info(resolve(settings.storage, "toy", "denoiser")).digest
+    runner = Runner(connection, settings, "w")
+    runner.lane()
+    large = record(8, digest=digest, repeats=10)
+    store.create(large)
+    runner.turn()  # the batch of 8 is full of it
+    small = [record(2, digest=digest) for _ in range(3)]
+    for job in small:
+        store.create(job)
+    ended = list[tuple[str, int]]()
+    complete = runner._complete
+
+    def and_note(job_ids: Collection[str], *made: Any) -> None:
+        complete(job_ids, *made)
+        ended.extend((job_id, len(store.done_indices(large.id))) for job_id in job_ids)
+
+    monkeypatch.setattr(runner, "_complete", and_note)
+    runner.run(large.id)
+    # the next batch has two pictures of each of the four jobs, and the large one's first eight were before it
+    assert {job_id for job_id, _ in ended[:3]} == {job.id for job in small}
+    assert [job_id for job_id, _ in ended[3:]] == [large.id]
+    assert [done for _, done in ended] == [10, 10, 10, 80]
+
+
+def test_one_owner_cannot_fill_the_queue_for_the_others(connection: Redis, settings: Settings) -> None:
+    keys = {name: new_key() for name in ("alice", "bob")}
+    listed = ",".join(f"{name}:{hash_of(key)}" for name, key in keys.items())
+    update = {"api_keys": listed, "max_queued_pictures_per_owner": 5, "max_queued_pictures": 8}
+    bounded = settings.model_copy(update=update)
+    JobStore(connection, bounded.model_copy(update={"lease_s": 60})).say_alive("w", {"pictures_per_s": 0.5})
+    with serving(bounded) as client:
+
+        def ask(name: str, pictures: int) -> httpx.Response:
+            headers = {"authorization": f"Bearer {keys[name]}", "prefer": "respond-async"}
+            return client.post("/generate", json={"labels": [["red cube"]] * pictures}, headers=headers)
+
+        assert ask("alice", 4).status_code == 202
+        refused = ask("alice", 3)
+        assert (refused.status_code, refused.json()["type"]) == (429, "urn:labelgrid:problem:queue-full")
+        assert "4 pictures of yours are waiting" in refused.json()["detail"]
+        assert refused.headers["retry-after"] == "4"  # two too many, at one in two seconds
+        assert ask("bob", 3).status_code == 202
+        assert ask("bob", 2).status_code == 429  # the queue as a whole
+        assert [ask(name, 1).status_code for name in itertools.chain(keys)] == [202, 429]

@@ -1,0 +1,186 @@
+"""Logs: lines of API, worker and webhooks' worker have the same ids for one request, and no secrets."""
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from redis import Redis
+from structlog.contextvars import clear_contextvars
+
+from service.api.access.keys import hash_of, new_key
+from service.settings import Settings
+from service.store.jobs import JobStore
+from service.telemetry.logs import formatter, get_logger
+from service.webhooks.worker import Sender
+from service.worker.runner import Runner
+from tests.conftest import serving
+from tests.paths import ROOT
+
+SECRET = "a secret that is long enough"
+BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
+ASYNC = {"prefer": "respond-async"}
+
+
+class Lines(io.StringIO):
+    """What was logged so far, read as JSON."""
+
+    def read_all(self, **wanted: Any) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.getvalue().splitlines()]
+        return [line for line in lines if wanted.items() <= line.items()]
+
+    def wait(self, count: int, **wanted: Any) -> list[dict[str, Any]]:
+        """The first `count` such lines: what is told of may be seen before the line about it is written."""
+        deadline = time.monotonic() + 20
+        while len(found := self.read_all(**wanted)) < count:
+            assert time.monotonic() < deadline, self.getvalue()
+            time.sleep(0.01)
+        return found
+
+
+@pytest.fixture
+def lines(settings: Settings) -> Iterator[Lines]:
+    """The lines of this process, as its entry would have them written."""
+    stream = Lines()
+    handler = logging.StreamHandler(stream)
+    json_lines = settings.model_copy(update={"log_format": "json", "webhook_secret": SecretStr(SECRET)})
+    handler.setFormatter(formatter(json_lines, "test"))
+    root, ours = logging.getLogger(), logging.getLogger("service")
+    level = ours.level
+    root.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    clear_contextvars()
+    yield stream
+    ours.setLevel(level)
+    root.removeHandler(handler)
+
+
+def test_api_worker_and_webhooks_log_one_request_with_the_same_ids(
+    client: httpx.Client, working: Runner, lines: Lines, settings: Settings, connection: Redis
+) -> None:
+    response = client.post("/generate", json=BODY, headers={"x-request-id": "mine-1"})
+    assert response.headers["x-request-id"] == "mine-1"
+    job_id = response.json()["id"]
+    (request,) = lines.wait(1, event="request")
+    record = working.store.record(job_id)
+    assert record is not None
+    assert record.request_id == "mine-1"
+    hooked = record.model_copy(update={"webhook": "http://127.0.0.1:1/x", "webhook_events": ("finished",)})
+    connection.hset(f"labelgrid:job:{job_id}", "record", hooked.model_dump_json())
+    connection.zadd("labelgrid:webhooks", {f"{job_id} finished": 0})
+    Sender(connection, settings.model_copy(update={"webhook_secret": SecretStr(SECRET)})).attempt(job_id, "finished")
+
+    about = lines.wait(5, request_id="mine-1", job_id=job_id)
+    assert {(line["logger"], line["event"]) for line in about} == {
+        ("service.api.submitter", "job accepted"),
+        ("service.store.jobs", "job running"),  # by the worker
+        ("service.store.jobs", "job finished"),
+        ("service.telemetry.logs", "request"),
+        ("service.webhooks.worker", "webhook cannot be sent"),  # 127.0.0.1 is private
+    }
+    assert {line["level"] for line in about} == {"info", "warning"}
+    assert {line["role"] for line in about} == {"test"}
+    assert (request["method"], request["path"], request["status"]) == ("POST", "/generate", 200)
+    assert lines.read_all() == about  # nothing else was worth a line, and none lacks its ids
+
+
+def test_a_request_that_comes_again_is_logged_with_its_job(client: httpx.Client, alive: JobStore, lines: Lines) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+    (job_id,) = {client.post("/generate", json=BODY, headers=headers).json()["id"] for _ in range(2)}
+    assert [line["job_id"] for line in lines.wait(2, event="request")] == [job_id] * 2
+
+
+def test_two_requests_at_the_same_worker_keep_their_ids_apart(
+    client: httpx.Client, working: Runner, lines: Lines
+) -> None:
+    jobs = {}
+    for i in range(3):
+        response = client.post("/generate", json={**BODY, "steps": 20}, headers={**ASYNC, "x-request-id": f"r{i}"})
+        jobs[f"r{i}"] = response.json()["id"]
+    for job_id in jobs.values():
+        client.get(f"/jobs/{job_id}/events")  # until its end
+    for request_id, job_id in jobs.items():
+        worker = lines.wait(2, job_id=job_id, logger="service.store.jobs")
+        assert [line["event"] for line in worker] == ["job running", "job finished"]
+        assert {line["request_id"] for line in worker} == {request_id}
+
+
+def test_a_problem_names_the_request_as_header_and_log_do(client: httpx.Client, alive: JobStore, lines: Lines) -> None:
+    ids = set()
+    for path, status in [("/jobs/none", 404), ("/generate", 405), ("/nowhere", 404)]:
+        response = client.get(path)
+        assert response.status_code == status
+        assert response.json()["request_id"] == response.headers["x-request-id"]
+        ids.add(response.headers["x-request-id"])
+    assert len(ids) == 3
+    assert {line["request_id"] for line in lines.wait(3, event="request")} == ids
+
+
+@pytest.mark.parametrize("given", ["", "two words", "x" * 129, '"}', "ü"])
+def test_what_is_no_id_is_replaced(client: httpx.Client, alive: JobStore, given: str) -> None:
+    used = client.get("/labels", headers={"x-request-id": given.encode()}).headers["x-request-id"]
+    assert used != given
+    assert len(used) == 32
+
+
+def test_what_nobody_foresaw_is_logged_with_the_id_that_its_answer_has(
+    settings: Settings, lines: Lines, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError(f"at redis://:hunter2@redis:6379/0 with {SECRET}")
+
+    monkeypatch.setattr("service.api.catalog.Models.listing", fail)
+    with serving(settings) as client:
+        response = client.get("/models", headers={"x-request-id": "odd"})
+    assert response.status_code == 500
+    assert response.headers["x-request-id"] == response.json()["request_id"] == "odd"
+    (request,) = lines.wait(1, event="request")
+    (error,) = lines.read_all(level="error", request_id="odd")
+    assert "ZeroDivisionError: at redis://:***@redis:6379/0 with ***" in error["exception"]
+    assert (request["status"], request["request_id"]) == (500, "odd")
+
+
+def test_no_line_has_a_key_a_secret_or_a_password(settings: Settings, lines: Lines, connection: Redis) -> None:
+    key, password = new_key(), settings.redis_url.split("@")[0].split(":")[-1]
+    keyed = settings.model_copy(update={"api_keys": f"alice:{hash_of(key)}", "webhook_secret": SecretStr(SECRET)})
+    unreachable = keyed.model_copy(update={"redis_url": "redis://:hunter2@127.0.0.1:1/0"})
+    with serving(keyed) as client:
+        client.get(f"/jobs?key={key}", headers={"authorization": f"Bearer {key}"})
+        client.get("/jobs", headers={"authorization": f"Bearer {key}x"})
+    with serving(unreachable) as client:
+        assert client.get("/jobs", headers={"authorization": f"Bearer {key}"}).status_code == 503
+    get_logger("service.x").warning("at redis://user:hunter2@host/0", header=f"Bearer {key}", secret=SECRET)
+    assert [line.get("owner") for line in lines.wait(3, event="request")] == ["alice", None, "alice"]
+    for secret in (key, SECRET, password, "hunter2"):
+        assert secret not in lines.getvalue()
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_traceback_shows_no_variables(settings: Settings, log_format: str) -> None:
+    record = logging.LogRecord("service.x", logging.ERROR, __file__, 1, "event", None, None)
+    try:
+        password = "".join(["hunt", "er2"])
+        raise RuntimeError(len(password))
+    except RuntimeError:
+        record.exc_info = sys.exc_info()
+    line = formatter(settings.model_copy(update={"log_format": log_format}), "test").format(record)
+    assert "RuntimeError: 7" in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(("name", "value"), [("LOG_FORMAT", "xml"), ("LOG_LEVEL", "loud")])
+def test_a_setting_that_is_none_is_refused_in_words(name: str, value: str) -> None:
+    environment = {**os.environ, f"LABELGRID_{name}": value}
+    line = [sys.executable, "-m", "service", "check"]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"LABELGRID_{name}={value}: " in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,196 @@
+"""Metrics say what happened, and dashboard and alerts ask for those that there are."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+from torch import Tensor
+
+from service.settings import Settings
+from service.store.jobs import JobStore
+from service.telemetry.metrics import API, WORKER, WorkerState, padding, serve_worker
+from service.worker.runner import Runner
+from shared.diffusion.denoise import Stepper
+from shared.diffusion.schedules import alpha_bar
+from shared.options import SamplingOptions
+from tests.paths import ROOT
+
+MONITORING = ROOT / "deploy/monitoring"
+PROMTOOL = shutil.which("promtool")
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+class Reading:
+    """The samples of one scrape."""
+
+    def __init__(self, exposition: str) -> None:
+        self.samples: Samples = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(exposition)
+            for sample in family.samples
+        }
+
+    def __call__(self, name: str, **labels: str) -> float:
+        return self.samples.get((f"labelgrid_{name}", frozenset(labels.items())), 0.0)
+
+
+def worker_reading() -> Reading:
+    return Reading(generate_latest(WORKER).decode())
+
+
+def test_the_api_says_what_it_answered_and_what_waits(
+    client: httpx.Client, connection: Redis, settings: Settings
+) -> None:
+    def read() -> Reading:
+        answer = client.get("/metrics")
+        assert answer.headers["content-type"].startswith("text/plain")
+        return Reading(answer.text)
+
+    store = JobStore(connection, settings.model_copy(update={"lease_s": 60}))
+    before = read()
+    assert before("workers") == before("open_jobs") == before("open_pictures") == 0
+    store.say_alive("w", {})
+    body = {"labels": [["red cube"]] * 3, "steps": 2, "guidance": 2.0}
+    job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
+    client.get(f"/jobs/{job['id']}")
+    client.get("/jobs/nothing")
+    client.get("/nowhere")
+    after = read()
+
+    def new(name: str, **labels: str) -> float:
+        return after(name, **labels) - before(name, **labels)
+
+    assert new("http_requests_total", method="POST", route="/generate", status="202") == 1
+    assert new("http_requests_total", method="GET", route="/jobs/{job_id}", status="200") == 1
+    assert new("http_requests_total", method="GET", route="/jobs/{job_id}", status="404") == 1
+    assert new("http_requests_total", method="GET", route="other", status="404") == 1
+    assert new("http_request_seconds_count", method="POST", route="/generate") == 1
+    assert new("pictures_accepted_total", kind="generate") == 3
+    assert after("http_requests_in_work") == 1  # the one that reads it
+    assert after("workers") == after("open_jobs") == after("redis_up") == 1
+    assert after("waiting_pictures", model="toy") == after("open_pictures") == 3
+    assert after("oldest_wait_seconds", model="toy") > 0
+    runner = Runner(connection, settings, "w1")
+    runner.lane()
+    runner.turn()
+    begun = read()
+    assert begun("waiting_pictures", model="toy") == begun("oldest_wait_seconds", model="toy") == 0
+    assert begun("open_pictures") == 3
+    client.delete(f"/jobs/{job['id']}")
+    assert read()("jobs_ended_total", status="cancelled") - after("jobs_ended_total", status="cancelled") == 1
+
+
+def test_a_worker_says_what_it_made(client: httpx.Client, connection: Redis, settings: Settings) -> None:
+    JobStore(connection, settings.model_copy(update={"lease_s": 60})).say_alive("w", {})
+    runner = Runner(connection, settings, "w1")
+    runner.lane()
+    before = worker_reading()
+    body = {"labels": [["red cube"]] * 3, "steps": 4, "guidance": 2.0}
+    job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
+    runner.run(job["id"])
+    after = worker_reading()
+
+    def new(name: str, **labels: str) -> float:
+        return after(name, **labels) - before(name, **labels)
+
+    assert new("pictures_total", model="toy", outcome="made") == 3
+    assert new("network_rows_total", model="toy") == 3 * 4 * 2  # with labels and without
+    assert new("step_seconds_count", model="toy") == new("step_pictures_count", model="toy") == 4
+    assert new("step_pictures_sum", model="toy") == 3 * 4
+    assert new("picture_wait_seconds_count", model="toy") == 3
+    assert 0 < new("picture_wait_seconds_sum", model="toy") < 60
+    assert new("jobs_ended_total", status="finished") == 1
+
+
+def test_a_workers_metrics_are_served(connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Runner(connection, settings, "w1")
+    lane = runner.lane()
+    port = serve_worker(runner, "127.0.0.1", 0)
+    read = Reading(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+    assert read("worker_up", device="cpu") == 1
+    assert read("model_loaded", model="toy", digest=lane.digest) == 1
+    assert read("batch_limit_pictures", model="toy") == settings.batch_pictures == 8
+    monkeypatch.setattr(type(lane.engine), "busy", True)
+    runner.moved_at -= settings.stalled_after_s + 1
+    assert Reading(httpx.get(f"http://127.0.0.1:{port}/metrics").text)("worker_up", device="cpu") == 0
+
+
+class Counting:
+    """A network that counts the rows that it is given."""
+
+    image_shape, num_labels = (3, 2, 2), 2
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        self.rows += len(x)
+        return x
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3, 4, 5, 8, 9, 11])
+@pytest.mark.parametrize("sizes", [[], [8], [2, 4, 8]])
+def test_padding_is_what_the_stepper_adds(pictures: int, sizes: Sequence[int]) -> None:
+    network = Counting()
+    stepper = Stepper(network, alpha_bar("linear", 100), "v", max_rows=8, pad_to=sizes or None)
+    rows = [stepper.new_row([1.0, 0.0], SamplingOptions(steps=2, guidance=1.0), seed) for seed in range(pictures)]
+    stepper.step(rows)
+    assert network.rows - stepper.network_rows == padding(stepper.network_rows, stepper.pad_to, stepper.max_rows)
+
+
+def known_names() -> set[str]:
+    """The names of all samples that API and workers can have."""
+    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
+    families = [family for registry in (API, WORKER) for family in registry.collect()]
+    families += WorkerState(None).describe()  # type: ignore[arg-type]
+    return {family.name + suffix for family in families for suffix in suffixes[family.type]}
+
+
+def queries() -> list[str]:
+    """Every expression in dashboard and alerts."""
+    dashboard = json.loads((MONITORING / "grafana.json").read_text())
+    groups = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return asked + [rule["expr"] for group in groups for rule in group["rules"]]
+
+
+def test_dashboard_and_alerts_ask_for_metrics_that_there_are() -> None:
+    named = {name for query in queries() for name in re.findall(r"\blabelgrid_\w+", query)}
+    assert len(named) > 10
+    assert named <= known_names()
+
+
+def test_every_metric_is_documented() -> None:
+    documented = (MONITORING.parents[1] / "docs/monitoring.md").read_text()
+    shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known_names()}
+    assert [name for name in sorted(shown) if f"`{name}`" not in documented] == []
+
+
+def test_every_metric_is_documented_with_its_labels() -> None:
+    documented = (MONITORING.parents[1] / "docs/monitoring.md").read_text().splitlines()
+    for name, metric in {**API._names_to_collectors, **WORKER._names_to_collectors}.items():
+        for line in documented:
+            if f"`{name}`" in line:
+                assert [label for label in getattr(metric, "_labelnames", ()) if f"`{label}`" not in line] == [], name
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian's package promtool)")
+def test_promtool_accepts_and_tests_the_rules(tmp_path: Path) -> None:
+    def promtool(*arguments: str, cwd: Path = MONITORING) -> None:
+        done = subprocess.run([str(PROMTOOL), *arguments], cwd=cwd, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    promtool("check", "config", "prometheus.yml")
+    promtool("test", "rules", "alerts_test.yml")
+    asked = [{"record": f"q:{i}", "expr": q.replace("$__rate_interval", "5m")} for i, q in enumerate(queries())]
+    (tmp_path / "queries.yml").write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": asked}]}))
+    promtool("check", "rules", "queries.yml", cwd=tmp_path)

@@ -1,0 +1,370 @@
+"""Traces: what API, worker and webhooks' worker do for a request are children of its span; nothing where it is off."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import httpx
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+from pydantic import SecretStr
+from redis import Redis
+
+import service.webhooks.worker
+from service.contract.records import JobRecord
+from service.settings import Settings
+from service.store.connection import connect
+from service.store.jobs import JobStore
+from service.store.keys import png_key
+from service.telemetry import tracing
+from service.webhooks.worker import Refused, Sender
+from service.worker.runner import Runner
+from tests.conftest import serving
+from tests.paths import ROOT
+from tests.service.local.test_process import environment, free_port, new_job, until
+from tests.service.telemetry.test_logs import ASYNC, SECRET, Lines, lines  # noqa: F401  (a fixture)
+from tests.test_architecture import heavy_modules_after
+
+TRACE, CLIENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+GIVEN = {**ASYNC, "traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"}
+NOT_SAMPLED = {**ASYNC, "traceparent": f"00-{TRACE}-{CLIENT_SPAN}-00"}
+OTHER_TRACE = "1" * 32
+BODY = {"labels": [["red cube"]] * 3, "steps": 2}
+
+
+class Spans:
+    """What was exported so far."""
+
+    def __init__(self) -> None:
+        self.exporter = InMemorySpanExporter()
+
+    def __call__(self, name: str | None = None) -> list[ReadableSpan]:
+        """The spans of that name, in the order in which they ended."""
+        return [span for span in self.exporter.get_finished_spans() if name in (None, span.name)]
+
+    def one(self, name: str) -> ReadableSpan:
+        (span,) = self(name)
+        return span
+
+    def wait(self, name: str) -> ReadableSpan:
+        """A request's span, which ends when its client may have had the answer."""
+        deadline = time.monotonic() + 20
+        while not self(name):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return self.one(name)
+
+
+def ids(span: ReadableSpan) -> tuple[str, str, str]:
+    """Trace, span and parent, in hexadecimal digits."""
+    context, parent = span.context, span.parent
+    assert context is not None
+    return f"{context.trace_id:032x}", f"{context.span_id:016x}", f"{parent.span_id:016x}" if parent else ""
+
+
+def about(span: ReadableSpan, key: str) -> object:
+    return (span.attributes or {}).get(f"labelgrid.{key}")
+
+
+@pytest.fixture
+def hooked(settings: Settings) -> Settings:
+    update = {"webhook_secret": SecretStr(SECRET), "webhook_allow_private": True, "tracing": True}
+    return settings.model_copy(update=update)
+
+
+@pytest.fixture
+def spans(hooked: Settings, monkeypatch: pytest.MonkeyPatch) -> Spans:
+    """Tracing switched on in this process, which is API and workers in one."""
+    monkeypatch.setattr(tracing, "_provider", None)
+    found = Spans()
+    tracing.start(hooked, "test", SimpleSpanProcessor(found.exporter))
+    return found
+
+
+@pytest.fixture
+def api(spans: Spans, hooked: Settings, connection: Redis) -> Iterator[httpx.Client]:
+    JobStore(connection, hooked.model_copy(update={"lease_s": 60})).say_alive("w", {})
+    with serving(hooked) as client:
+        yield client
+
+
+@pytest.fixture
+def runner(connection: Redis, hooked: Settings) -> Runner:
+    one = Runner(connection, hooked, "w1")
+    one.lane()
+    return one
+
+
+def record_of(runner: Runner, job_id: str) -> JobRecord:
+    record = runner.store.record(job_id)
+    assert record is not None
+    return record
+
+
+def answering(status: int) -> Callable[..., object]:
+    async def post(*arguments: object) -> int:
+        return status
+
+    return post
+
+
+def test_all_that_is_done_for_a_request_is_under_its_span(
+    api: httpx.Client, runner: Runner, spans: Spans, hooked: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {**BODY, "labels": [["red cube"]] * 12, "model": "other", "webhook": "http://127.0.0.1/"}
+    job_id = api.post("/generate?secret=1", json=body, headers={**GIVEN, "x-request-id": "r1"}).json()["id"]
+    request = spans.wait("POST /generate")
+    assert record_of(runner, job_id).traceparent == f"00-{TRACE}-{ids(request)[1]}-01"
+    runner.run(job_id)
+    monkeypatch.setattr(service.webhooks.worker, "post", answering(200))
+    Sender(runner.connection, hooked).attempt(job_id, "finished")
+
+    assert (ids(request)[0], ids(request)[2]) == (TRACE, CLIENT_SPAN)
+    done = [span for span in spans() if span is not request]
+    assert Counter(span.name for span in done) == {  # 12 pictures, of which 8 are in a batch
+        "load": 1, "queue": 1, "sample": 2, "judge": 2, "store": 2, "compose": 1, "webhook": 1,
+    }  # fmt: skip
+    assert {(ids(span)[0], ids(span)[2]) for span in done} == {(TRACE, ids(request)[1])}
+    assert {about(span, "job_id") for span in spans()} == {job_id}
+    assert {span.status.status_code for span in spans()} == {StatusCode.UNSET}
+    assert [about(span, "pictures") for span in spans("sample")] == [8, 4]
+    assert (about(spans.one("load"), "model"), about(spans.one("webhook"), "event")) == ("other", "finished")
+    assert (about(request, "request_id"), (request.attributes or {})["url.query"]) == ("r1", "REDACTED")
+
+
+def test_a_request_that_comes_again_names_its_job(api: httpx.Client, spans: Spans) -> None:
+    headers = {**GIVEN, "idempotency-key": "mine"}
+    job_id = api.post("/generate", json=BODY, headers=headers).json()["id"]
+    spans.wait("POST /generate")
+    spans.exporter.clear()
+    api.post("/generate", json=BODY, headers=headers)
+    assert about(spans.wait("POST /generate"), "job_id") == job_id
+
+
+def test_a_jobs_spans_follow_one_another(api: httpx.Client, runner: Runner, spans: Spans) -> None:
+    job_id = api.post("/generate", json=BODY, headers=GIVEN).json()["id"]
+    runner.run(job_id)
+    order = [spans.one(name) for name in ("queue", "sample", "judge", "store", "compose")]
+    times = [time for span in order for time in (span.start_time, span.end_time)]
+    assert times[0] == int(record_of(runner, job_id).created_at * 1e9)
+    assert times == sorted(times)  # type: ignore[type-var]
+
+
+def test_jobs_in_one_batch_have_spans_each_under_its_own_request(
+    api: httpx.Client, runner: Runner, spans: Spans
+) -> None:
+    jobs = {}
+    for trace, pictures in ((TRACE, 3), (OTHER_TRACE, 2)):
+        headers = {**ASYNC, "traceparent": f"00-{trace}-{CLIENT_SPAN}-01"}
+        jobs[trace] = api.post("/generate", json={**BODY, "labels": [["red cube"]] * pictures}, headers=headers).json()
+    for job in jobs.values():
+        runner.run(job["id"])
+    for name in ("queue", "sample", "judge", "store", "compose"):
+        assert {ids(span)[0]: about(span, "job_id") for span in spans(name)} == {t: j["id"] for t, j in jobs.items()}
+    assert {ids(span)[0]: about(span, "pictures") for span in spans("sample")} == {TRACE: 3, OTHER_TRACE: 2}
+    assert len({(span.start_time, span.end_time) for span in spans("judge")}) == 1  # they were judged together
+
+
+def test_a_job_that_leaves_early_was_sampled_until_then(api: httpx.Client, runner: Runner, spans: Spans) -> None:
+    cancelled, left = (api.post("/generate", json={**BODY, "steps": 100}, headers=GIVEN).json()["id"] for _ in range(2))
+    runner.turn()
+    assert spans("sample") == []
+    api.delete(f"/jobs/{cancelled}")
+    runner.turn()
+    assert [about(span, "job_id") for span in spans("sample")] == [cancelled]
+    runner.give_back()
+    assert [about(span, "job_id") for span in spans("sample")] == [cancelled, left]
+    assert spans("judge") == spans("store") == []
+
+
+def test_what_fails_says_why(
+    api: httpx.Client, runner: Runner, spans: Spans, hooked: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = [["red cube"]] * (runner.lane().engine.max_pictures + 1)  # so that the first are read again for the grid
+    body = {**BODY, "labels": labels, "webhook": "http://127.0.0.1/", "webhook_events": ["failed"]}
+    job_id = api.post("/generate", json=body, headers=GIVEN).json()["id"]
+    while not runner.store.done_indices(job_id):
+        runner.turn()
+    runner.connection.hset(png_key(job_id), "0", b"no PNG")
+    runner.run(job_id)
+    monkeypatch.setattr(service.webhooks.worker, "post", answering(500))
+    Sender(runner.connection, hooked).attempt(job_id, "failed")
+    compose, webhook = spans.one("compose").status, spans.one("webhook").status
+    assert compose.status_code == webhook.status_code == StatusCode.ERROR
+    assert (webhook.description, about(spans.one("webhook"), "attempt")) == (f"Refused: {Refused(500)}", 1)
+    assert str(compose.description).startswith("UnidentifiedImageError: ")
+
+
+def test_what_a_client_does_not_sample_has_no_spans(api: httpx.Client, runner: Runner, spans: Spans) -> None:
+    job_id = api.post("/generate", json=BODY, headers=NOT_SAMPLED).json()["id"]
+    runner.run(job_id)
+    assert record_of(runner, job_id).traceparent.startswith(f"00-{TRACE}-")
+    assert spans() == []
+
+
+def test_what_is_asked_all_the_time_is_not_traced(api: httpx.Client, spans: Spans) -> None:
+    for path in ("/healthz", "/metrics", "/static/page.js"):
+        api.get(path)
+    api.get("/labels")
+    assert spans.wait("GET /labels") is spans()[0]
+
+
+def test_lines_of_api_worker_and_webhooks_have_the_trace(
+    api: httpx.Client, runner: Runner, hooked: Settings, lines: Lines,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    job_id = api.post("/generate", json={**BODY, "webhook": "http://127.0.0.1/"}, headers=GIVEN).json()["id"]
+    runner.run(job_id)
+    monkeypatch.setattr(service.webhooks.worker, "post", answering(200))
+    Sender(runner.connection, hooked).attempt(job_id, "finished")
+    found = {line["event"] for line in lines.wait(5, trace_id=TRACE, job_id=job_id)}
+    assert found == {"job accepted", "request", "job running", "job finished", "webhook delivered"}
+
+
+def test_where_it_is_off_nothing_is_noted(
+    client: httpx.Client, alive: JobStore, lines: Lines  # noqa: F811
+) -> None:  # fmt: skip
+    assert tracing.provider() is None
+    job_id = client.post("/generate", json=BODY, headers=GIVEN).json()["id"]
+    record = alive.record(job_id)
+    assert record is not None
+    assert record.traceparent == ""
+    assert [line for line in lines.wait(2, job_id=job_id) if "trace_id" in line] == []
+
+
+def test_where_it_is_off_nothing_is_imported_for_it() -> None:
+    imports = "import service.api.app, service.worker.process, service.webhooks.worker"
+    off = f"{imports}\nfrom service import tracing\nfrom service.settings import Settings\n"
+    modules = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
+    assert heavy_modules_after(f"{off}tracing.start(Settings(), 'api')\nservice.app.create_app()", modules) == set()
+    assert heavy_modules_after(f"{off}tracing.start(Settings(tracing=True), 'api')", modules) == set(modules)
+
+
+def test_spans_name_the_process_that_they_are_of(hooked: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, expected in (("", "labelgrid-worker"), ("pictures", "pictures")):
+        monkeypatch.setattr(tracing, "_provider", None)
+        monkeypatch.setenv("OTEL_SERVICE_NAME", given)
+        tracing.start(hooked, "worker", SimpleSpanProcessor(InMemorySpanExporter()))
+        provider = tracing.provider()
+        assert provider is not None
+        assert provider.resource.attributes["service.name"] == expected
+
+
+def test_without_the_packages_a_start_says_what_is_missing() -> None:
+    program = "import sys, runpy; sys.modules['opentelemetry.sdk.trace'] = None; sys.argv = ['service', 'api']\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}runpy.run_module('service', run_name='__main__')"],
+        cwd=ROOT, env={**os.environ, "LABELGRID_TRACING": "1"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("labelgrid: LABELGRID_TRACING needs labelgrid[otel] installed: ")
+    assert done.stderr.count("\n") == 1
+
+
+class Collector(HTTPServer):
+    """Counts what it is sent. One that is `mute` takes connections and never answers."""
+
+    def __init__(self, mute: bool) -> None:
+        self.requests: list[str] = []
+        super().__init__(("127.0.0.1", 0), CollectorHandler)
+        if not mute:
+            threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class CollectorHandler(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        self.server.requests.append(self.path)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def traced(settings: Settings, collector: str, *role: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the service that sends spans when it ends, and is patient with its collector."""
+    patience = {"OTEL_BSP_SCHEDULE_DELAY": "3600000", "OTEL_EXPORTER_OTLP_TIMEOUT": "3600"}
+    where = {**environment(settings), "LABELGRID_TRACING": "1", "OTEL_EXPORTER_OTLP_ENDPOINT": collector, **patience}
+    process = subprocess.Popen([sys.executable, "-m", "service", *role], cwd=ROOT, env=where)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def traced_api(settings: Settings, collector: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One that has a request's span to send."""
+    port = free_port()
+
+    def answers() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/labels").status_code == 200
+        return False
+
+    with traced(settings, collector, "api", "--port", str(port)) as process:
+        until(answers)
+        yield process
+
+
+@contextlib.contextmanager
+def traced_worker(settings: Settings, collector: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One that has a job's spans to send."""
+    store = JobStore(connect(settings.redis_url), settings)
+    job = new_job(settings, steps=2, pictures=2).model_copy(update={"traceparent": GIVEN["traceparent"]})
+    store.create(job)
+    with traced(settings, collector, "worker") as process:
+        until(lambda: not store.is_open(job.id))
+        yield process
+
+
+Traced = Callable[[Settings, str], contextlib.AbstractContextManager[subprocess.Popen[bytes]]]
+
+
+@pytest.mark.parametrize("part", [traced_api, traced_worker])
+def test_a_process_that_ends_sends_what_is_left(connection: Redis, settings: Settings, part: Traced) -> None:
+    collector = Collector(mute=False)
+    with part(settings, collector.address) as process:
+        assert collector.requests == []
+        process.terminate()
+        process.wait(20)
+    collector.shutdown()
+    collector.server_close()
+    assert collector.requests == ["/v1/traces"]
+
+
+@pytest.mark.parametrize("part", [traced_api, traced_worker])
+def test_no_end_waits_for_a_collector_that_never_answers(connection: Redis, settings: Settings, part: Traced) -> None:
+    """The exporter would for an hour, and its SDK for half a minute."""
+    with contextlib.closing(Collector(mute=True).socket) as collector:
+        host, port = collector.getsockname()
+        with part(settings, f"http://{host}:{port}") as process:
+            process.terminate()
+            process.wait(20)
+            collector.setblocking(False)
+            collector.accept()[0].close()  # it was asked
+
+
+def test_no_end_waits_for_a_collector_that_is_not_there(connection: Redis, settings: Settings) -> None:
+    with traced_api(settings, f"http://127.0.0.1:{free_port()}") as process:
+        process.terminate()
+        assert process.wait(20) == -signal.SIGTERM

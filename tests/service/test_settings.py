@@ -1,0 +1,78 @@
+"""docs/settings.md lists every setting as the class has it, the variables that it names work, bad values are said."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from service.__main__ import main
+from service.settings import Settings, unknown_variables, variables
+from service.settings_doc import comments, document
+from tests.paths import ROOT
+
+
+def test_the_document_is_what_the_class_says() -> None:
+    written = (ROOT / "docs/settings.md").read_text()
+    assert written == document(), "python -m service.settings_doc > docs/settings.md"
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_has_its_meaning_and_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert comments()[name].endswith((".", "?"))
+    default = Settings.model_fields[name].get_default(call_default_factory=True)
+    value = json.dumps(default) if isinstance(default, list | tuple | dict) else str(default or 1)
+    for variable in variables(name):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, value)
+            assert name in Settings().model_fields_set
+
+
+@pytest.mark.parametrize("role", ["all", "api", "worker", "webhooks"])
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("LABELGRID_DEVICE", "foo", "LABELGRID_DEVICE=foo: it should be auto, cpu, cuda or cuda:N"),
+        ("LABELGRID_REDIS_URL", "foo", "LABELGRID_REDIS_URL=foo: Redis URL must specify one of the following schemes"),
+        ("REDIS_URL", "http://me:secret@host", "REDIS_URL=***@host: Redis URL must specify one of"),
+        ("LABELGRID_WAIT_S", "abc", "LABELGRID_WAIT_S=abc: it should be a valid number"),
+        ("LABELGRID_WAIT_S", "-1", "LABELGRID_WAIT_S=-1: it should be greater than or equal to 0"),
+        ("LABELGRID_ALLOW_NO_KEYS", "foo", "LABELGRID_ALLOW_NO_KEYS=foo: it should be true or false"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_said_in_a_line(
+    role: str,
+    variable: str,
+    value: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["service", role])
+    monkeypatch.delenv("LABELGRID_REDIS_URL", raising=False)
+    monkeypatch.setenv(variable, value)
+    assert main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"labelgrid: {said}")
+
+
+@pytest.mark.parametrize("role", ["all", "api"])
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "99999", "http"])
+def test_a_port_that_there_is_not_is_refused(
+    role: str, port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["service", role, "--port", port])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"--port: '{port}' is no port; wanted 1 to 65535" in capsys.readouterr().err
+
+
+def test_variables_that_nothing_reads_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("LABELGRID_")]:
+        monkeypatch.delenv(name)
+    for name in ("LABELGRID_QUEUE", "labelgrid_wait_s", "REDIS_URL", "LABELGRID_URL", "LABELGRID_API_KEY"):
+        monkeypatch.setenv(name, "1")
+    assert unknown_variables() == {}
+    monkeypatch.setenv("LABELGRID_WAIT", "3")
+    monkeypatch.setenv("LABELGRID_XYZZY", "3")
+    assert unknown_variables() == {"LABELGRID_WAIT": "LABELGRID_WAIT_S", "LABELGRID_XYZZY": ""}

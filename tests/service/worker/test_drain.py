@@ -1,0 +1,281 @@
+"""Shutting down: what is in work is finished or left to others, what is new is refused, and nothing is lost."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from redis import Redis
+
+from service.settings import Settings
+from service.store.claims import GROUP
+from service.store.connection import text
+from service.store.jobs import JobStore
+from service.store.keys import OPEN, events_key, job_key, stream_key, verdicts_key, worker_key
+from service.worker.runner import Runner
+from tests.conftest import api_server, client_of, serving
+from tests.service.api.test_event_feed import events, read
+from tests.service.local.test_process import ROOT, environment, free_port, new_job, until
+
+BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
+ASYNC = {"prefer": "respond-async"}
+
+
+@pytest.fixture
+def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits notices a shutdown at once."""
+    monkeypatch.setattr("service.store.reader.LOOK_AGAIN_MS", 50)
+    monkeypatch.setattr("service.api.event_feed.LOOK_AGAIN_MS", 50)
+
+
+def test_a_draining_api_answers_what_is_in_work_and_refuses_what_is_new(
+    settings: Settings, connection: Redis, alive: JobStore, quick_look: None
+) -> None:
+    with (
+        api_server(settings.model_copy(update={"drain_s": 120.0})) as server,
+        client_of(server) as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        waiting = thread.submit(client.post, "/generate", json=BODY)
+        (raw,) = until(lambda: connection.smembers(OPEN))
+        job_id = text(raw)
+        with client.stream("GET", f"/jobs/{job_id}/events") as response:
+            told = events(response)
+            assert next(told)["event"] == "job"
+            server.should_exit = True
+            assert list(told) == []  # the stream is over, the job is not
+        refused = [client.get("/readyz"), client.post("/generate", json=BODY), client.get(f"/jobs/{job_id}")]
+        for answer in refused:
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.headers["connection"] == "close"
+            assert answer.json()["type"] == "urn:labelgrid:problem:shutting-down"
+        assert client.get("/healthz").status_code == client.get("/metrics").status_code == 200
+        assert connection.smembers(OPEN) == {raw}
+        assert not waiting.done()
+        Runner(connection, settings, "w").run(job_id)
+        answer = waiting.result(timeout=60)
+        assert (answer.status_code, answer.json()["status"]) == (200, "finished")
+    with serving(settings) as elsewhere:
+        kinds = [event["event"] for event in read(elsewhere, job_id) if event["event"] != "steps"]
+        assert kinds == ["job", "status", "picture", "picture", "end"]
+
+
+def test_when_the_bound_is_over_those_who_wait_are_told_where_to_look(
+    settings: Settings, connection: Redis, alive: JobStore, quick_look: None
+) -> None:
+    openai = {"prompt": "red cube", "stream": True}
+    with (
+        api_server(settings.model_copy(update={"drain_s": 0.0})) as server,
+        client_of(server) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        waiting = threads.submit(client.post, "/generate", json=BODY)
+        streaming = threads.submit(client.post, "/v1/images/generations", json=openai)
+        until(lambda: connection.scard(OPEN) == 2)
+        server.should_exit = True
+        answer = waiting.result(timeout=60)
+        assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+        assert answer.headers["location"] == f"/jobs/{answer.json()['id']}"
+        (error,) = events(streaming.result(timeout=60))
+        assert error["event"] == "error"
+        assert error["data"]["error"]["code"] == "shutting_down"
+    assert connection.scard(OPEN) == 2
+
+
+def test_a_draining_worker_counts_as_none(client: httpx.Client, alive: JobStore) -> None:
+    assert client.get("/readyz").status_code == 200
+    alive.say_alive("w", {"draining": True})
+    for answer in (client.get("/readyz"), client.post("/generate", json=BODY)):
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "urn:labelgrid:problem:no-worker"
+
+
+def test_a_draining_worker_finishes_what_fits_and_leaves_the_rest_at_once(
+    settings: Settings, connection: Redis
+) -> None:
+    patient = settings.model_copy(update={"lease_s": 600.0})  # longer than the test may take
+    store, runner, other = JobStore(connection, patient), *(Runner(connection, patient, name) for name in "ab")
+    runner.lane()
+    short, long, late = (new_job(settings, steps=steps, pictures=2) for steps in (5, 900, 5))
+    store.create(short)
+    store.create(long)
+    runner.turn()
+    store.create(late)
+    runner.turn_s = 1.0  # as measured on a slower network
+    runner.stop(within_s=60)
+    runner.run(short.id)
+    runner.drain()
+    assert not runner.busy
+    assert store.statuses([short.id, long.id, late.id]) == {short.id: "finished", long.id: "running", late.id: "queued"}
+    assert store.done_indices(long.id) == set()
+    pending: Any = connection.xpending_range(stream_key(long.digest), GROUP, "-", "+", 9)
+    assert [one["times_delivered"] for one in pending] == [0, 0]  # as if never delivered
+    other.lane()
+    other.run(long.id)  # it waits for no lease to be over
+    other.run(late.id)
+    assert set(store.statuses([long.id, late.id]).values()) == {"finished"}
+
+
+@pytest.mark.parametrize("within_s", [0.0, -1.0])
+def test_without_time_everything_is_left(settings: Settings, connection: Redis, within_s: float) -> None:
+    store, runner = JobStore(connection, settings), Runner(connection, settings, "a")
+    runner.lane()
+    job = new_job(settings, steps=2, pictures=2)
+    store.create(job)
+    runner.turn()
+    assert runner.busy
+    runner.stop(within_s)
+    runner.drain()
+    assert not runner.busy
+    assert store.done_indices(job.id) == set()
+
+
+# Real processes: everything is replaced while clients come and go.
+
+
+class Part:
+    """A process of the service, with its log."""
+
+    def __init__(self, folder: Path, settings: Settings, name: str, *arguments: str) -> None:
+        self.log = folder / f"{name}.log"
+        variables = {**environment(settings), "LABELGRID_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "service", *arguments]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=variables, stderr=log)
+
+    def lines(self, **wanted: Any) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [line for line in lines if wanted.items() <= line.items()]
+
+
+class Traffic(threading.Thread):
+    """Small jobs without end, each offered to one API after the other until one takes it."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        super().__init__()
+        self.addresses, self.ended = addresses, threading.Event()
+        self.accepted = dict[str, tuple[str, str]]()  # job and address, by request
+        self.refused = Counter[int]()  # status, 0 for no connection
+
+    def run(self) -> None:
+        with httpx.Client(timeout=30) as client:
+            while not self.ended.wait(0.05):
+                request = f"request-{len(self.accepted)}"
+                headers = {**ASYNC, "x-request-id": request, "idempotency-key": request}
+                for address in self.addresses:
+                    try:
+                        answer = client.post(f"{address}/generate", json={**BODY, "steps": 10}, headers=headers)
+                    except httpx.TransportError:
+                        self.refused[0] += 1
+                        continue
+                    if answer.status_code == 202:
+                        self.accepted[request] = answer.json()["id"], address
+                        break
+                    self.refused[answer.status_code] += 1
+
+
+def workers_with_pictures(connection: Redis, digest: str) -> set[int]:
+    """Process ids of the workers that have pictures in work."""
+    with contextlib.suppress(redis.ResponseError):  # no worker has made the stream yet
+        names = [text(one["name"]) for one in connection.xpending(stream_key(digest), GROUP)["consumers"]]
+        return {json.loads(about)["pid"] for name in names if (about := connection.get(worker_key(name)))}
+    return set()
+
+
+def check_once(connection: Redis, job_id: str) -> None:
+    """The job ended once, finished, with every picture made once."""
+    happened: Any = connection.xrange(events_key(job_id))
+    fields = [fields for _, fields in happened]
+    assert [text(one[b"status"]) for one in fields if b"status" in one] == ["running", "finished"]
+    made = [int(one[b"picture"]) for one in fields if b"picture" in one]
+    total = int(connection.hget(job_key(job_id), "total") or 0)
+    assert sorted(made) == list(range(total))
+    assert connection.hlen(verdicts_key(job_id)) == total
+
+
+@pytest.fixture
+def parts(tmp_path: Path, settings: Settings, connection: Redis) -> Iterator[tuple[list[str], dict[str, Part]]]:
+    """Two APIs, by address, and two workers, ready."""
+    brief = settings.model_copy(update={"drain_s": 4.0})
+    ports = [free_port(), free_port()]
+    started = {f"api{i}": Part(tmp_path, brief, f"api{i}", "api", "--port", str(port)) for i, port in enumerate(ports)}
+    started |= {f"worker{i}": Part(tmp_path, brief, f"worker{i}", "worker") for i in range(2)}
+    addresses = [f"http://127.0.0.1:{port}" for port in ports]
+
+    def ready() -> bool:
+        assert all(part.process.poll() is None for part in started.values())
+        with contextlib.suppress(httpx.TransportError):
+            return all(httpx.get(f"{address}/readyz").json().get("workers") == 2 for address in addresses)
+        return False
+
+    until(ready)
+    yield addresses, started
+    for part in started.values():
+        part.process.kill()
+        part.process.wait()
+
+
+def test_a_rolling_restart_loses_nothing(
+    parts: tuple[list[str], dict[str, Part]], connection: Redis, settings: Settings
+) -> None:
+    addresses, started = parts
+    old, new = addresses
+    digest = new_job(settings, steps=1, pictures=2).digest
+    traffic = Traffic(addresses)
+    traffic.start()
+    long = {"labels": [["red cube"]] * 6, "steps": 1000}
+    with httpx.Client(base_url=old, timeout=60) as client, ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(client.post, "/generate", json=long)
+        watched = client.post("/generate", json=long, headers=ASYNC).json()["id"]
+        with client.stream("GET", f"/jobs/{watched}/events") as response:
+            told = events(response)
+            first = [next(told), next(told)]
+            until(lambda: started["worker0"].process.pid in workers_with_pictures(connection, digest))
+            until(lambda: traffic.accepted)  # by the old API, which is offered them first
+            for name in ("worker0", "api0"):
+                started[name].process.send_signal(signal.SIGTERM)
+            first += told
+        answer = waiting.result(timeout=60)
+    assert started["worker0"].process.wait(timeout=60) == 0
+    assert started["api0"].process.wait(timeout=60) == -signal.SIGTERM
+    before = len(traffic.accepted)
+    until(lambda: len(traffic.accepted) > before)
+    traffic.ended.set()
+    traffic.join()
+
+    # Every job that was accepted ends once, whoever took it and whoever made it.
+    assert answer.status_code in (200, 202)
+    jobs = [watched, answer.json()["id"], *(job_id for job_id, _ in traffic.accepted.values())]
+    until(lambda: not connection.scard(OPEN))
+    for job_id in jobs:
+        check_once(connection, job_id)
+    assert {address for _, address in traffic.accepted.values()} == {old, new}
+    assert set(traffic.refused) <= {0, 503}
+
+    # The stream that ended is gone on with elsewhere.
+    assert "end" not in [event["event"] for event in first]
+    last = ["0-0", *(event["id"] for event in first if "id" in event)][-1]
+    with httpx.Client(base_url=new) as client:
+        rest = read(client, watched, after=last)
+    indices = [event["data"]["index"] for event in first + rest if event["event"] == "picture"]
+    assert sorted(indices) == list(range(6))
+    assert rest[-1]["data"]["status"] == "finished"
+
+    # One request's lines in the logs of API and worker have the same ids, and none has the password of Redis.
+    for request, (job_id, address) in list(traffic.accepted.items())[-3:]:
+        api = started[f"api{addresses.index(address)}"]
+        assert api.lines(event="job accepted", role="api", request_id=request, job_id=job_id)
+        made = [part.lines(event="job finished", request_id=request, job_id=job_id) for part in started.values()]
+        assert [line["role"] for lines in made for line in lines] == ["worker"]
+    password = settings.redis_url.split("@")[0].rpartition(":")[2]
+    assert not any(password in part.log.read_text() for part in started.values())

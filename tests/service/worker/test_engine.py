@@ -1,0 +1,315 @@
+"""The engine: a picture is the same alone, in company and joining late; and one that fails takes nobody with it."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from service.contract.records import Picture
+from service.worker.engine import DeviceLost, Engine, Made, Outcome, Unmade
+from shared.diffusion.denoise import Row, Stepper
+from shared.diffusion.schedules import alpha_bar
+from shared.options import SamplingOptions
+from shared.vocabulary import Vocabulary
+from tests.toy import ToyNetwork
+
+NAMES = ("red cube", "blue cube", "gray sphere", "cyan cylinder")
+AB = alpha_bar("cosine")
+PLAIN = SamplingOptions(guidance=1.0, steps=6)
+
+
+class ToyJudge:
+    """Says by the mean of the picture's left, middle and right how probable the labels are."""
+
+    def __init__(self, names: Sequence[str] = NAMES) -> None:
+        self.vocabulary = Vocabulary(tuple(names))
+        self.calls = 0
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        features = images.mean(dim=(2, 3))  # (N, 3)
+        return torch.sigmoid(5 * torch.cat([features, features.sum(1, keepdim=True)], dim=1)[:, : len(self.vocabulary)])
+
+
+class FaultyStepper(Stepper):
+    """Raises in every step of a batch that holds a row with the labels `poison`."""
+
+    poison: Tensor | None = None
+
+    def step(self, rows: Sequence[Row]) -> None:
+        if self.poison is not None and any(torch.equal(row.labels, self.poison) for row in rows):
+            raise RuntimeError("poison")
+        super().step(rows)
+
+
+def network() -> ToyNetwork:
+    return ToyNetwork(AB, image_shape=(3, 8, 8))
+
+
+def engine(net: ToyNetwork | None = None, *, max_pictures: int = 8, few: int | None = None) -> Engine:
+    stepper = FaultyStepper(net or network(), AB, "v")
+    return Engine(stepper, Vocabulary(NAMES), ToyJudge(), max_pictures=max_pictures, few=few)
+
+
+def picture(
+    index: int, *, job: str = "a", labels: Sequence[str] = NAMES[:1], options: SamplingOptions = PLAIN
+) -> Picture:
+    return Picture(job=job, index=index, labels=tuple(labels), seed=1000 + index, options=options)
+
+
+def run(one: Engine) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    for _ in range(200):
+        if not one.busy:
+            return outcomes
+        outcomes += one.step()
+    raise AssertionError("the engine does not come to an end")
+
+
+def pixels(outcome: Outcome) -> np.ndarray:
+    assert isinstance(outcome, Made)
+    return np.asarray(Image.open(io.BytesIO(outcome.png)), dtype=np.int16)
+
+
+MIXED = [
+    picture(0),
+    picture(1, job="b", labels=NAMES[1:3], options=SamplingOptions(steps=3, guidance=3.0)),
+    picture(2, job="c", labels=NAMES[3:], options=SamplingOptions(sampler="ddpm", steps=9, spacing="uniform")),
+    picture(3, options=SamplingOptions(sampler="ddim", eta=0.5, steps=4, guidance=0.0)),
+]
+
+
+def test_a_picture_is_the_same_alone_and_in_company_that_joins_at_any_step() -> None:
+    alone = {}
+    for one in MIXED:
+        lonely = engine()
+        lonely.admit([one])
+        (alone[one.key],) = run(lonely)
+    company = engine()
+    outcomes = []
+    for one in MIXED:  # each joins when the ones before have made a step more
+        company.admit([one])
+        outcomes += company.step()
+    outcomes += run(company)
+    assert {outcome.picture.key for outcome in outcomes} == set(alone)
+    for outcome in outcomes:
+        expected = alone[outcome.picture.key]
+        assert isinstance(outcome, Made)
+        assert isinstance(expected, Made)
+        assert np.abs(pixels(outcome) - pixels(expected)).max() <= 1
+        assert outcome.verdict.probabilities == pytest.approx(expected.verdict.probabilities, abs=1e-4)
+
+
+def test_pictures_share_network_calls() -> None:
+    net = network()
+    shared = engine(net)
+    shared.admit([picture(0), picture(1, job="b")])
+    shared.step()
+    shared.admit([picture(2, job="c")])
+    run(shared)
+    # 6 steps of the first two, and the third one, a step late, needs one call more
+    assert len(net.calls) == 7
+    assert [len(call.t) for call in net.calls] == [2, 3, 3, 3, 3, 3, 1]
+
+
+def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> None:
+    large = [picture(i, options=SamplingOptions(steps=6)) for i in range(4)]  # two network rows a step, each
+    large[0] = large[0].model_copy(update={"trajectory": 4})
+    undisturbed = engine()
+    undisturbed.admit(large)
+    expected = {outcome.picture.key: outcome for outcome in run(undisturbed)}
+    net = network()
+    shared = engine(net, few=2)
+    shared.admit(large)
+    shared.step()
+    shared.admit([picture(9, job="b"), picture(9, job="c")])  # one network row, six steps
+    outcomes = run(shared)
+    assert [len(call.t) for call in net.calls] == [8] + [2] * 6 + [8] * 5
+    assert [outcome.picture.job for outcome in outcomes] == ["b", "c", *"aaaa"]
+    for outcome in outcomes[2:]:
+        assert np.abs(pixels(outcome) - pixels(expected[outcome.picture.key])).max() <= 1
+    strips = [outcome.strip for outcome in (outcomes[2], expected["a", 0]) if isinstance(outcome, Made)]
+    with (
+        Image.open(io.BytesIO(strips[0] or b"")) as strip,
+        Image.open(io.BytesIO(strips[1] or b"")) as undisturbed_strip,
+    ):
+        assert strip.size == undisturbed_strip.size == (2 + 4 * 10, 12)
+
+
+def test_a_job_that_is_cancelled_while_it_waits_holds_up_nobody() -> None:
+    net = network()
+    one = engine(net, few=1)
+    one.admit([picture(i, job="large") for i in range(4)] + [picture(0, job="small")])
+    one.step()
+    one.drop(lambda picture: picture.job == "large")
+    (made,) = run(one)
+    assert (made.picture.job, [len(call.t) for call in net.calls]) == ("small", [1] * 6)
+    assert one._since == {}
+
+
+def test_a_job_that_gets_on_all_the_time_earns_no_right_of_way() -> None:
+    net = network()
+    one = engine(net, few=1)
+    for i in range(40):  # there are always some of it in the batch
+        one.admit([picture(i, job="large", options=SamplingOptions(steps=4))])
+        for _ in range(3):
+            one.step()
+    one.admit([picture(40, job="large", options=SamplingOptions(steps=4)), picture(9, job="small")])
+    one.step()
+    assert len(net.calls[-1].t) == 1
+
+
+def test_pictures_that_wait_are_not_suspected_of_what_fails() -> None:
+    one = engine(few=1)
+    one.stepper.poison = torch.tensor([1.0, 0.0, 0.0, 0.0])  # type: ignore[attr-defined]
+    one.admit([picture(i, job="large", labels=NAMES[1:2], options=SamplingOptions(steps=9)) for i in range(2)])
+    one.admit([picture(7, job="small")])
+    failed, *made = sorted(run(one), key=lambda outcome: isinstance(outcome, Made))
+    assert isinstance(failed, Unmade)
+    assert (failed.picture.job, [outcome.picture.job for outcome in made]) == ("small", ["large", "large"])
+
+
+def test_a_verdict_is_of_its_own_picture() -> None:
+    one = engine()
+    one.admit([picture(0, labels=NAMES[:2]), picture(1, job="b", labels=NAMES[2:])])
+    for outcome in run(one):
+        assert isinstance(outcome, Made)
+        verdict = outcome.verdict
+        assert (verdict.index, verdict.labels, verdict.seed) == (
+            outcome.picture.index,
+            outcome.picture.labels,
+            outcome.picture.seed,
+        )
+        image = torch.from_numpy(pixels(outcome).astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        recomputed = ToyJudge().probabilities(image)[0].tolist()
+        assert list(verdict.probabilities.values()) == pytest.approx(recomputed, abs=0.02)
+        top = sorted(NAMES, key=lambda name: -verdict.probabilities[name])[:2]
+        assert verdict.accuracy == len(set(top) & set(verdict.labels)) / 2
+        found = {name for name, p in verdict.probabilities.items() if p > 0.5}
+        assert verdict.exact == (found == set(verdict.labels))
+
+
+def test_room_is_bounded_and_comes_back() -> None:
+    small = engine(max_pictures=2)
+    assert small.room == 2
+    small.admit([picture(0), picture(1)])
+    assert small.room == 0
+    run(small)
+    assert small.room == 2
+    assert not small.busy
+
+
+def test_a_dropped_picture_leaves_the_others_alone() -> None:
+    one = engine()
+    one.admit([picture(0), picture(1, job="b")])
+    one.step()
+    one.drop(lambda p: p.job == "a")
+    (outcome,) = run(one)
+    lonely = engine()
+    lonely.admit([picture(1, job="b")])
+    assert outcome == run(lonely)[0]
+
+
+def test_a_picture_that_breaks_the_batch_fails_alone() -> None:
+    one = engine()
+    assert isinstance(one.stepper, FaultyStepper)
+    one.stepper.poison = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    one.admit([picture(0), picture(1, job="b", labels=NAMES[1:2]), picture(2, job="c")])
+    outcomes = {outcome.picture.job: outcome for outcome in run(one)}
+    assert outcomes["b"] == Unmade(picture(1, job="b", labels=NAMES[1:2]), "RuntimeError: poison")
+    lonely = engine()
+    lonely.admit([picture(0)])
+    assert outcomes["a"] == run(lonely)[0]
+    assert isinstance(outcomes["c"], Made)
+    assert one.room == one.max_pictures
+
+
+def test_nothing_joins_a_picture_that_is_made_alone() -> None:
+    net = network()
+    one = engine(net)
+    one.admit([picture(0)])
+    one.admit_alone(picture(1, job="b"))
+    assert one.room == 0
+    outcomes = [one.step() for _ in range(7)]
+    assert one.room == 0
+    assert [o.picture.job for step in outcomes for o in step] == ["a"]
+    run(one)
+    assert all(len(call.t) == 1 for call in net.calls)
+    assert one.room == 8
+
+
+def test_others_join_again_where_the_picture_that_is_made_alone_is_dropped() -> None:
+    one = engine()
+    one.admit_alone(picture(0))
+    one.step()
+    assert (one.busy, one.room) == (True, 0)
+    one.drop(lambda one: one.job == "a")
+    assert (one.busy, one.room) == (False, 8)
+    one.admit([picture(1)])
+    assert len(run(one)) == 1
+
+
+LOST = torch.AcceleratorError
+
+
+def fail(*_: object) -> None:
+    raise LOST("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_device_that_failed_is_blamed_on_no_picture(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = engine()
+    one.admit([picture(i) for i in range(together)])
+    monkeypatch.setattr(one.stepper, "step", fail)
+    monkeypatch.setattr("service.worker.engine.lost", lambda error, device: (type(error), device) == (LOST, one.device))
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        one.step()
+    monkeypatch.setattr(one.stepper, "new_row", fail)
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        one.admit([picture(7)])
+
+
+def test_a_picture_that_a_device_refuses_and_outlives_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = engine()
+    one.admit([picture(0), picture(1)])
+    monkeypatch.setattr(one.stepper, "step", fail)
+    assert {outcome.picture.index for outcome in run(one) if isinstance(outcome, Unmade)} == {0, 1}
+
+
+def test_a_picture_that_cannot_begin_is_reported() -> None:
+    one = engine()
+    one.admit([picture(0, labels=["pink cube"]), picture(1)])
+    assert one.busy
+    outcomes = run(one)
+    assert isinstance(outcomes[0], Unmade)
+    assert "pink cube" in outcomes[0].reason
+    assert isinstance(outcomes[1], Made)
+
+
+def test_a_dropped_picture_that_could_not_begin_is_not_reported() -> None:
+    one = engine()
+    one.admit([picture(0, labels=["pink cube"])])
+    one.drop(lambda p: p.job == "a")
+    assert not one.busy
+    assert one.step() == []
+
+
+def test_numbers_that_are_not_finite_fail_their_picture_only() -> None:
+    one = engine()
+    one.admit([picture(0), picture(1, job="b")])
+    for _ in range(5):
+        one.step()
+    row = next(row for p, row in one._batch.values() if p.job == "a")
+    row.x = torch.full_like(row.x, torch.nan)
+    outcomes = {outcome.picture.job: outcome for outcome in run(one)}
+    assert isinstance(outcomes["a"], Unmade)
+    assert isinstance(outcomes["b"], Made)
+
+
+def test_an_evaluator_that_knows_fewer_labels_is_refused() -> None:
+    with pytest.raises(ValueError, match="cyan cylinder"):
+        Engine(Stepper(network(), AB, "v"), Vocabulary(NAMES), ToyJudge(NAMES[:3]), max_pictures=2)

@@ -1,0 +1,198 @@
+"""Strips from noise to picture: what they show, what they cost nobody else, and that they outlive a worker."""
+
+import io
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from redis import Redis
+
+from service.contract.records import MAX_STAGES, JobRecord, Picture
+from service.settings import Settings
+from service.store.jobs import JobStore
+from service.store.keys import png_key
+from service.worker.engine import Made
+from service.worker.runner import Runner
+from service.worker.trajectory import stages
+from shared.checkpoint import read_info, resolve
+from shared.diffusion.denoise import Row, sample
+from shared.diffusion.model import load_denoiser
+from shared.options import SamplingOptions, picture_seed
+from shared.pictures import to_uint8
+from tests.service.api.test_api import nothing_is_queued, problem
+from tests.service.worker import test_engine
+
+LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
+QUICK = SamplingOptions(steps=6)
+
+
+def frames(png: bytes) -> list[np.ndarray]:
+    """The stages of a strip, a border of 2 around each."""
+    strip = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16)
+    h = strip.shape[0] - 4
+    return [strip[2:-2, x : x + h] for x in range(2, strip.shape[1] - 2, h + 2)]
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16)
+
+
+@pytest.mark.parametrize("n", range(2, 9))
+def test_stages_run_from_noise_to_picture_as_evenly_as_steps_allow(n: int) -> None:
+    chosen = sorted(stages(n, 7))
+    assert (chosen[0], chosen[-1], len(chosen)) == (0, 7, n)
+    assert max(np.diff(chosen)) - min(np.diff(chosen)) <= 1
+
+
+def test_a_strip_shows_x_t(client: httpx.Client, working: Runner, settings: Settings) -> None:
+    job = client.post("/generate", json={"labels": LISTS, "seed": 7, "steps": 6, "trajectory": 4}).json()
+    denoiser = load_denoiser(resolve(settings.storage, None, "denoiser"))
+    stepper = denoiser.stepper()
+    labels = torch.tensor([denoiser.vocabulary.multi_hot(one) for one in LISTS])
+    states = [torch.stack([stepper.new_row(labels[i], QUICK, picture_seed(7, i)).x for i in range(2)])]
+
+    def look(rows: Any) -> None:
+        states.append(torch.stack([row.x for row in rows]))
+
+    sample(stepper, labels, QUICK, [picture_seed(7, i) for i in range(2)], on_step=look)
+    for i, shown in enumerate(job["result"]["pictures"]):
+        assert shown["trajectory_url"] == f"/jobs/{job['id']}/trajectories/{i}.png"
+        answer = client.get(shown["trajectory_url"])
+        assert answer.headers["content-type"] == "image/png"
+        strip = frames(answer.content)
+        assert len(strip) == 4
+        for frame, step in zip(strip, (0, 2, 4, 6), strict=True):
+            assert np.abs(frame - to_uint8(states[step])[i].astype(np.int16)).max() <= 1
+        assert np.array_equal(strip[-1], pixels(client.get(shown["url"]).content))
+
+
+def test_a_strips_recipe_gives_picture_and_strip_again(client: httpx.Client, working: Runner) -> None:
+    body = {"labels": LISTS, "seed": 7, "steps": 6}
+    job = client.post("/generate", json={**body, "trajectory": 3}).json()
+    shown = job["result"]["pictures"][1]
+    strip, picture = client.get(shown["trajectory_url"]).content, client.get(shown["url"]).content
+    plain = client.post("/generate", json=body).json()["result"]["pictures"][1]
+    assert plain["trajectory_url"] is None
+    assert client.get(plain["url"]).content == picture
+    again = client.post("/generate", files={"file": strip}).json()["result"]["pictures"][0]
+    assert client.get(again["trajectory_url"]).content == strip
+    assert client.get(again["url"]).content == picture
+    assert json.loads(Image.open(io.BytesIO(strip)).info["labelgrid"])["trajectory"] == 3
+    longer = client.post("/generate", files={"file": picture}, data={"trajectory": "5"}).json()["result"]["pictures"][0]
+    assert len(frames(client.get(longer["trajectory_url"]).content)) == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"trajectory": 1}, "greater than or equal to 2"),
+        ({"trajectory": MAX_STAGES + 1}, f"less than or equal to {MAX_STAGES}"),
+        ({"trajectory": "4"}, "valid integer"),
+        ({"trajectory": 8, "steps": 6}, "6 steps have 7"),
+        ({"trajectory": 32, "steps": 40, "labels": [["red cube"]] * 33}, "at most 1024 stages"),
+    ],
+)
+def test_trajectories_that_cannot_be(client: httpx.Client, alive: JobStore, fields: dict[str, Any], words: str) -> None:
+    body = problem(client.post("/generate", json={"labels": LISTS, **fields}), 422, "invalid-request")
+    assert "trajectory" in body["detail"]
+    assert words in body["detail"]
+    assert nothing_is_queued(alive.connection)
+
+
+def test_where_no_strip_is(client: httpx.Client, alive: JobStore) -> None:
+    def submitted(**fields: Any) -> str:
+        answer = client.post("/generate", json={"labels": LISTS, **fields}, headers={"prefer": "respond-async"})
+        return answer.headers["location"]
+
+    asked, plain = submitted(trajectory=3), submitted()
+    problem(client.get(f"{asked}/trajectories/1.png"), 409, "not-ready")
+    problem(client.get(f"{asked}/trajectories/2.png"), 404, "unknown-picture")
+    assert "trajectory" in problem(client.get(f"{plain}/trajectories/0.png"), 404, "unknown-picture")["detail"]
+    problem(client.get("/jobs/nobody/trajectories/0.png"), 404, "unknown-job")
+
+
+@pytest.fixture
+def create(connection: Redis, settings: Settings) -> Callable[..., JobRecord]:
+    def create(job_id: str) -> JobRecord:
+        digest = read_info(resolve(settings.storage, "toy", "denoiser")).digest
+        record = JobRecord(
+            id=job_id, kind="generate", created_at=time.time(), model="toy", digest=digest, labels=LISTS, seed=7,
+            columns=2, options=QUICK, trajectory=4,
+        )  # fmt: skip
+        JobStore(connection, settings).create(record)
+        return record
+
+    return create
+
+
+@pytest.mark.parametrize("way", ["gives its pictures back", "dies"])
+def test_a_strip_outlives_its_worker(
+    connection: Redis, settings: Settings, create: Callable[..., JobRecord], way: str
+) -> None:
+    worker = Runner(connection, settings, "w1")
+    undisturbed = create("a")
+    worker.run(undisturbed.id)
+    job = create("b")
+    other = Runner(connection, settings, "w2")
+    lane = other.lane()
+    for _ in range(3):
+        other.turn(lane)
+    assert lane.engine.busy
+    if way == "gives its pictures back":
+        other.give_back()
+    worker.run(job.id)  # at once, or when the dead worker's lease is over
+    expected, found = connection.hgetall(png_key("a")), connection.hgetall(png_key("b"))
+    assert {b"strip:0", b"strip:1", b"0", b"1", b"grid"} == set(found)
+    assert found == expected
+
+
+class Fails(test_engine.FaultyStepper):
+    """Fails once, in its third step."""
+
+    calls = 0
+
+    def step(self, rows: Any) -> None:
+        self.calls += 1
+        if self.calls == 3:
+            raise RuntimeError("once")
+        super().step(rows)
+
+
+def test_a_strip_begins_anew_with_its_picture() -> None:
+    options = SamplingOptions(guidance=1.0, steps=6)
+    asked = [test_engine.picture(i, options=options).model_copy(update={"trajectory": 4}) for i in range(2)]
+    whole, disturbed = test_engine.engine(), test_engine.engine()
+    disturbed.stepper = Fails(test_engine.network(), test_engine.AB, "v")
+    outcomes: list[dict[Picture, Made]] = []
+    for one in (whole, disturbed):
+        one.admit(asked)
+        outcomes.append({outcome.picture: outcome for outcome in test_engine.run(one) if isinstance(outcome, Made)})
+    assert len(outcomes[0]) == 2
+    assert [outcomes[0][one].strip for one in asked] == [outcomes[1][one].strip for one in asked]
+
+
+def test_a_strip_that_nobody_wants_any_more_is_forgotten() -> None:
+    one = test_engine.engine()
+    one.admit([test_engine.picture(i).model_copy(update={"trajectory": 3}) for i in range(2)])
+    one.step()
+    one.drop(lambda picture: picture.index == 0)
+    assert list(one._strips._frames) == [("a", 1)]
+    test_engine.run(one)
+    assert not one._strips._frames
+
+
+def test_a_row_is_looked_at_only_where_a_strip_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Row] = []
+    monkeypatch.setattr(
+        "service.worker.trajectory._frame", lambda row: looked.append(row) or np.zeros((8, 8, 3), np.uint8)
+    )
+    one = test_engine.engine()
+    one.admit([test_engine.picture(0), test_engine.picture(1).model_copy(update={"trajectory": 2})])
+    test_engine.run(one)
+    assert len(looked) == 2

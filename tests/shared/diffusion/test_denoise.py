@@ -1,0 +1,244 @@
+"""The stepping loop: company, packing, guidance, masks, counts, and what keeps cosine from blowing up."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from shared.diffusion.denoise import Row, Stepper, sample
+from shared.diffusion.schedules import alpha_bar, betas
+from shared.options import SamplingOptions
+from tests.toy import K, ToyNetwork
+
+T = 1000
+LINEAR, COSINE = alpha_bar("linear"), alpha_bar("cosine")
+LABELS = [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]]
+MIXED = [  # samplers, steps, guidance, intervals, spacings and clipping side by side
+    SamplingOptions(sampler="dpmpp_2m", steps=6, guidance=2.0),
+    SamplingOptions(sampler="ddpm", steps=9, guidance=1.0, spacing="uniform"),
+    SamplingOptions(sampler="ddim", steps=4, guidance=0.0, eta=0.7),
+    SamplingOptions(sampler="sde_dpmpp_2m", steps=7, guidance=3.5, guidance_interval=(0.2, 0.7), clip_x0=True),
+    SamplingOptions(sampler="euler", steps=3, guidance=1.5, spacing="trailing"),
+]
+SEEDS = [11, 12, 13, 14, 15]
+
+
+def stepper(ab: Tensor = LINEAR, *, max_rows: int = 64, pad_to: list[int] | None = None) -> tuple[Stepper, ToyNetwork]:
+    network = ToyNetwork(ab)
+    return Stepper(network, ab, "v", max_rows=max_rows, pad_to=pad_to), network
+
+
+def alone(i: int) -> Tensor:
+    return sample(stepper()[0], torch.tensor(LABELS[i])[None], MIXED[i], [SEEDS[i]])[0]
+
+
+# Company
+
+
+@pytest.mark.parametrize(("max_rows", "pad_to"), [(64, None), (3, None), (1, None), (4, [2, 4])])
+def test_rows_that_join_at_any_step_come_out_as_each_alone(max_rows: int, pad_to: list[int] | None) -> None:
+    joins_at = [0, 0, 2, 3, 6]
+    loop, _ = stepper(max_rows=max_rows, pad_to=pad_to)
+    rows: dict[int, Row] = {}
+    for now in range(20):
+        for i, at in enumerate(joins_at):
+            if at == now:
+                rows[i] = loop.new_row(LABELS[i], MIXED[i], SEEDS[i])
+        loop.step(list(rows.values()))
+    for i, row in rows.items():
+        assert row.done
+        torch.testing.assert_close(row.x, alone(i), rtol=0, atol=1e-6)
+
+
+def test_a_row_that_is_done_rests() -> None:
+    loop, network = stepper()
+    row = loop.new_row(LABELS[0], SamplingOptions(steps=2, guidance=1.0), 1)
+    loop.step([row])
+    loop.step([row])
+    x, calls = row.x.clone(), len(network.calls)
+    loop.step([row])
+    loop.step([])
+    assert row.done
+    assert torch.equal(row.x, x)
+    assert len(network.calls) == calls == 2
+
+
+def test_a_seed_gives_its_noise_and_no_other_picture_changes_it() -> None:
+    loop, network = stepper()
+    row = loop.new_row(LABELS[0], SamplingOptions(), 7)
+    assert torch.equal(row.x, torch.randn(network.image_shape, generator=torch.Generator().manual_seed(7)))
+    one, same, other = sample(loop, torch.tensor([LABELS[0]] * 3), MIXED[1], [7, 7, 8])
+    torch.testing.assert_close(one, same, rtol=0, atol=1e-6)
+    assert float((one - other).abs().max()) > 0.1
+
+
+# Packing and counts
+
+
+def test_network_rows_are_packed_in_chunks_of_at_most_max_rows() -> None:
+    loop, network = stepper(max_rows=4)
+    loop.step([loop.new_row(LABELS[i % 5], SamplingOptions(guidance=2.0), i) for i in range(7)])
+    assert [len(call.t) for call in network.calls] == [4, 4, 4, 2]
+    assert loop.network_rows == 14
+
+
+def test_chunks_are_filled_up_to_the_sizes_of_pad_to_and_the_filling_is_not_counted() -> None:
+    loop, network = stepper(max_rows=8, pad_to=[8, 1, 4])
+    loop.step([loop.new_row(LABELS[i % 5], SamplingOptions(guidance=1.0), i) for i in range(11)])
+    assert [len(call.t) for call in network.calls] == [8, 4]
+    assert loop.network_rows == 11
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (SamplingOptions(steps=10, guidance=1.0), 10),
+        (SamplingOptions(steps=10, guidance=0.0), 10),
+        (SamplingOptions(steps=10, guidance=3.0), 20),
+        # t = 999, 899, ..., 99: inside [0.3, 0.6] are 599, 499, 399
+        (SamplingOptions(steps=10, guidance=3.0, spacing="trailing", guidance_interval=(0.3, 0.6)), 13),
+        (SamplingOptions(steps=10, guidance=0.0, spacing="trailing", guidance_interval=(0.3, 0.6)), 10),
+        (SamplingOptions(steps=10, guidance=3.0, spacing="trailing", guidance_interval=(0.0, 0.0)), 10),
+        # both ends belong to the interval
+        (SamplingOptions(steps=10, guidance=3.0, spacing="trailing", guidance_interval=(0.599, 0.599)), 11),
+    ],
+)
+def test_network_rows_are_only_those_that_guidance_needs(options: SamplingOptions, expected: int) -> None:
+    loop, network = stepper()
+    sample(loop, torch.tensor([LABELS[0], LABELS[1]]), options, [1, 2])
+    assert loop.network_rows == 2 * expected
+    assert sum(len(call.t) for call in network.calls) == 2 * expected
+
+
+# Guidance and masks
+
+
+def test_labels_are_dropped_per_picture_by_the_mask() -> None:
+    loop, network = stepper()
+    loop.step([loop.new_row(LABELS[i], SamplingOptions(guidance=w), i) for i, w in enumerate((2.0, 1.0, 0.0))])
+    (call,) = network.calls
+    assert call.keep == [True, False, True, False]
+    assert call.labels == [LABELS[0], LABELS[0], LABELS[1], LABELS[2]]
+
+
+def test_without_guidance_weight_the_labels_have_no_say() -> None:
+    def made(w: float, labels: list[float]) -> Tensor:
+        return sample(stepper()[0], torch.tensor([labels]), SamplingOptions(guidance=w), [3])
+
+    assert torch.equal(made(0.0, LABELS[0]), made(0.0, LABELS[2]))
+    assert float((made(1.0, LABELS[0]) - made(1.0, LABELS[2])).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("w", [0.0, 0.5, 1.0, 4.0])
+@pytest.mark.parametrize("clip", [False, True])
+def test_guidance_is_null_plus_w_times_the_difference(prediction: str, w: float, clip: bool) -> None:
+    """One step lands on x0_hat, which the toy gives in closed form."""
+    network = ToyNetwork(LINEAR, prediction)  # type: ignore[arg-type]
+    loop = Stepper(network, LINEAR, prediction)  # type: ignore[arg-type]
+    row = loop.new_row(LABELS[2], SamplingOptions(steps=1, guidance=w, clip_x0=clip), 5)
+    arguments = (row.x[None].double(), torch.tensor([T - 1]), torch.tensor([LABELS[2]]))
+    cond, null = (network.x0(*arguments, torch.tensor([keep])) for keep in (True, False))
+    expected = null + w * (cond - null)
+    if w == 4.0:
+        assert float(expected.abs().max()) > 1  # else clipping would have nothing to do
+    loop.step([row])
+    torch.testing.assert_close(
+        row.x[None].double(),
+        expected.clamp(-1, 1) if clip else expected,
+        rtol=0,
+        atol=5e-4 if prediction == "eps" else 1e-5,
+    )
+
+
+def test_guidance_interval_is_off_outside() -> None:
+    base = {"steps": 10, "spacing": "trailing"}
+
+    def made(**options: object) -> Tensor:
+        return sample(stepper()[0], torch.tensor([LABELS[1]]), SamplingOptions.model_validate(base | options), [4])
+
+    plain = made(guidance=1.0)
+    assert torch.equal(made(guidance=3.0, guidance_interval=(0.25, 0.29)), plain)  # no timestep lies within
+    assert float((made(guidance=3.0, guidance_interval=(0.0, 0.3)) - plain).abs().max()) > 1e-3
+    assert torch.equal(made(guidance=3.0, guidance_interval=(0.0, 1.0)), made(guidance=3.0))
+
+
+# The network's inputs, and the loop's own
+
+
+def test_autocast_and_memory_format_reach_the_network_and_the_state_stays_float32() -> None:
+    network = ToyNetwork(LINEAR)
+    loop = Stepper(network, LINEAR, "v", dtype=torch.bfloat16)
+    x = sample(loop, torch.tensor(LABELS), SamplingOptions(steps=2), SEEDS)
+    assert x.dtype == torch.float32
+    assert all(call.autocast and call.channels_last for call in network.calls)
+    exact, plain = stepper()
+    sample(exact, torch.tensor(LABELS), SamplingOptions(steps=2), SEEDS)
+    assert not any(call.autocast for call in plain.calls)
+
+
+def test_sample_reports_every_step_and_takes_options_for_all_or_for_each() -> None:
+    seen: list[list[int]] = []
+    made = sample(
+        stepper()[0], torch.tensor(LABELS), MIXED, SEEDS, on_step=lambda rows: seen.append([row.step for row in rows])
+    )
+    assert seen[-1] == [6, 9, 4, 7, 3]
+    assert len(seen) == 9
+    for i, picture in enumerate(made):
+        torch.testing.assert_close(picture, alone(i), rtol=0, atol=1e-6)
+    assert sample(stepper()[0], torch.empty(0, K), MIXED[0], []).shape == (0, 3, 4, 6)
+
+
+def test_mistakes_are_refused() -> None:
+    loop, network = stepper()
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\), the network takes \(4,\)"):
+        loop.new_row([1.0, 0.0, 0.0], SamplingOptions(), 1)
+    with pytest.raises(ValueError, match="5 label lists, 5 options and 4 seeds do not match"):
+        sample(loop, torch.tensor(LABELS), SamplingOptions(), SEEDS[:4])
+    for max_rows, pad_to in [(0, None), (8, [4]), (8, [])]:
+        with pytest.raises(ValueError, match="max_rows"):
+            Stepper(network, LINEAR, "v", max_rows=max_rows, pad_to=pad_to)
+
+
+# The report's cosine
+
+
+class Saturating:
+    """An ideal eps for black pictures (x_0 = 0), 3 % wrong, which knows no input beyond four deviations, as a UNet."""
+
+    image_shape, num_labels = (1, 20, 20), K
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        eps = (x / (1 - COSINE[t].float()).sqrt()[:, None, None, None]).clamp(-4, 4)
+        return eps + 0.03 * torch.randn(x.shape, generator=self.generator)
+
+
+def test_the_reports_cosine_blows_up_and_ours_does_not() -> None:
+    """Its clip and its update, as `schedules.py` tells, against our preset of the same sampling."""
+    network = Saturating()
+    beta = betas("cosine").float()
+    beta[-1] = 0.9999
+    alpha_hat = torch.cumprod(1 - beta, dim=0)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn((1, *network.image_shape), generator=generator)
+    nothing = torch.zeros(1, K)
+    for i in reversed(range(1, T)):
+        eps = network(x, torch.tensor([i]), nothing, torch.tensor([True]))
+        x = (x - beta[i] / torch.sqrt(1 - alpha_hat[i]) * eps) / torch.sqrt(1 - beta[i])
+        x += torch.sqrt(beta[i]) * torch.randn(x.shape, generator=generator) * (i > 1)
+    assert float(x.std()) > 100
+    options = SamplingOptions(sampler="ddpm", steps=999, spacing="uniform", guidance=1.0)
+    ours = sample(Stepper(network, COSINE, "eps"), nothing, options, [1])
+    assert float(ours.std()) < 0.05
+
+
+def test_x0_hat_of_a_noisy_eps_is_held_to_the_range_of_a_picture_at_five_timesteps() -> None:
+    options = SamplingOptions(sampler="ddpm", steps=999, spacing="uniform", guidance=1.0)
+    loop = Stepper(Saturating(), COSINE, "eps")
+    row = loop.new_row([0.0] * K, options, 1)
+    for t in range(999, 989, -1):
+        loop.step([row])
+        assert row.x0_hat is not None
+        assert (float(row.x0_hat.abs().max()) <= 1) == (t >= 995)

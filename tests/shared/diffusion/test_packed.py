@@ -1,0 +1,81 @@
+"""The network made ready for inference, against the network itself."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from shared.diffusion.denoise import Stepper, sample
+from shared.diffusion.packed import can_pack, pack
+from shared.diffusion.schedules import alpha_bar
+from shared.diffusion.unet import NetworkConfig, UNet
+from shared.options import SamplingOptions
+
+CONFIG = {
+    "num_labels": 5,
+    "image_size": 16,
+    "channels": (8, 16),
+    "encoder_blocks": (1, 1),
+    "decoder_blocks": (1, 2),
+    "attention": (False, True),
+    "head_channels": 8,
+    "embedding": 16,
+}
+
+
+def network(**changes: object) -> UNet:
+    torch.manual_seed(0)
+    made = UNet(NetworkConfig(**{**CONFIG, **changes}))
+    for parameter in made.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)
+    return made.to(memory_format=torch.channels_last).eval()
+
+
+def inputs(count: int, positions: bool) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 3, 16, 16, generator=generator)
+    labels = (torch.rand(count, 5, generator=generator) < 0.4).float()
+    if positions:
+        labels = torch.cat([labels[..., None], torch.rand(count, 5, 2, generator=generator)], -1)
+    return x, torch.randint(0, 1000, (count,), generator=generator), labels, torch.arange(count) % 2 == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+@pytest.mark.parametrize("changes", [{}, {"conditioning": "channels"}, {"positions": True}])
+def test_it_is_as_near_to_float32_as_autocast_is(count: int, changes: dict[str, object]) -> None:
+    made = network(**changes)
+    arguments = inputs(count, bool(changes.get("positions")))
+    with torch.inference_mode():
+        exact = made(*arguments)
+        with torch.autocast("cpu", torch.bfloat16):
+            plain, packed = made(*arguments).float(), pack(made)(*arguments).float()
+    assert packed.shape == exact.shape
+    assert (packed - exact).norm() <= 1.5 * (plain - exact).norm()
+    assert (packed - exact).norm() <= 0.05 * exact.norm()
+
+
+def test_the_network_itself_stays_as_it_was() -> None:
+    made = network()
+    before = copy.deepcopy(made.state_dict())
+    pack(made)
+    after = made.state_dict()
+    assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.float32 for name in before)
+    assert all(parameter.requires_grad for parameter in made.parameters())
+
+
+def test_a_picture_is_the_same_alone_and_in_company() -> None:
+    ab = alpha_bar("cosine", 1000)
+    stepper = Stepper(pack(network()), ab, "v", dtype=torch.bfloat16)
+    labels, options = torch.eye(5), SamplingOptions(steps=4)
+    together = sample(stepper, labels, options, [1, 2, 3, 4, 5])
+    assert torch.equal(sample(stepper, labels[2:3], options, [3])[0], together[2])
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [("cpu", torch.bfloat16, True), ("cpu", None, False), ("cuda", torch.bfloat16, False)],
+)
+def test_it_is_for_bf16_on_a_cpu(device: str, dtype: torch.dtype | None, expected: bool) -> None:
+    assert can_pack(torch.device(device), dtype) == (expected and torch.backends.mkldnn.is_available())

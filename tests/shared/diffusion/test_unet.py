@@ -1,0 +1,141 @@
+"""The network: shapes, dropped labels, rows that do not see one another, configurations refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from shared.diffusion.unet import NetworkConfig, UNet, time_features
+from shared.options import ConditioningName
+from tests.toy_checkpoint import _randomize
+
+SMALL: dict[str, Any] = {
+    "num_labels": 5, "image_size": 16, "channels": (8, 16), "encoder_blocks": (1, 1), "decoder_blocks": (1, 1),
+    "attention": (False, True), "head_channels": 8, "embedding": 16,
+}  # fmt: skip
+
+
+def _network(**changes: Any) -> UNet:
+    network = UNet(NetworkConfig.model_validate({**SMALL, **changes}))
+    _randomize(network, 0)
+    return network.eval()
+
+
+def _inputs(rows: int, size: int = 16) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(rows, 3, size, size, generator=generator)
+    labels = (torch.rand(rows, 5, generator=generator) < 0.5).float()
+    return x, torch.arange(rows) * 200, labels, torch.ones(rows, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"block": 1},
+        {"block": 4},
+        {"image_size": 32},
+        {"channels": (8,), "encoder_blocks": (2,), "decoder_blocks": (2,), "attention": (True,)},
+        {"channels": (8, 8, 16), "encoder_blocks": (0, 2, 1), "decoder_blocks": (1, 2, 1), "attention": (False,) * 3},
+        {"conditioning": "channels"},
+    ],
+)
+def test_the_output_has_the_inputs_shape(changes: dict[str, Any]) -> None:
+    network = _network(**changes)
+    size = changes.get("image_size", 16)
+    assert network.image_shape == (3, size, size)
+    with torch.no_grad():
+        out = network(*_inputs(2, size))
+    assert out.shape == (2, 3, size, size)
+    assert out.std() > 0.01
+
+
+def test_a_fresh_network_predicts_zero() -> None:
+    with torch.no_grad():
+        assert UNet(NetworkConfig.model_validate(SMALL))(*_inputs(2)).abs().max() == 0
+
+
+@pytest.mark.parametrize("conditioning", ["embedding", "channels"])
+@torch.no_grad()
+def test_labels_are_dropped_per_row(conditioning: ConditioningName) -> None:
+    network = _network(conditioning=conditioning)
+    x, t, labels, _ = _inputs(2)
+    keep = torch.tensor([False, True])
+    out = network(x, t, labels, keep)
+    others = labels.clone()
+    others[0] = 1 - others[0]
+    assert torch.equal(network(x, t, others, keep)[0], out[0]), "a dropped row must not see its labels"
+    assert torch.equal(network(x, t, others, keep)[1], out[1])
+    others = labels.clone()
+    others[1] = 1 - others[1]
+    changed = network(x, t, others, keep)
+    assert torch.equal(changed[0], out[0])
+    assert not torch.allclose(changed[1], out[1], atol=1e-3), "a kept row must see its labels"
+    kept = network(x, t, labels, torch.tensor([True, True]))
+    assert torch.equal(kept[1], out[1])
+    assert not torch.allclose(kept[0], out[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("conditioning", ["embedding", "channels"])
+@torch.no_grad()
+def test_a_batch_equals_its_rows_alone(conditioning: ConditioningName) -> None:
+    network = _network(conditioning=conditioning)
+    x, t, labels, keep = _inputs(4)
+    keep[2] = False
+    together = network(x, t, labels, keep)
+    for i in range(4):
+        alone = network(x[i : i + 1], t[i : i + 1], labels[i : i + 1], keep[i : i + 1])
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_time_is_seen() -> None:
+    network = _network()
+    x, t, labels, keep = _inputs(1)
+    assert not torch.allclose(network(x, t, labels, keep), network(x, t + 500, labels, keep), atol=1e-3)
+
+
+def test_time_features() -> None:
+    t = torch.tensor([0, 3])
+    features = time_features(t, 4)  # frequencies 1 and 1 / sqrt(10000)
+    wanted = [[1, 1, 0, 0], [torch.cos(t[1]), torch.cos(t[1] / 100), torch.sin(t[1]), torch.sin(t[1] / 100)]]
+    torch.testing.assert_close(features, torch.tensor(wanted, dtype=torch.float32))
+
+
+def test_every_parameter_of_the_default_network_learns() -> None:
+    network = _network(attention=(True, True)).train()
+    x, t, labels, keep = _inputs(4)
+    keep[0] = False
+    network(x, t, labels, keep).square().mean().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_config_round_trip() -> None:
+    config = NetworkConfig.model_validate({**SMALL, "conditioning": "channels"})
+    assert NetworkConfig.model_validate(config.model_dump(mode="json")) == config
+    assert NetworkConfig.model_validate_json(config.model_dump_json()) == config
+    state = UNet(config).state_dict()
+    UNet(NetworkConfig.model_validate(config.model_dump(mode="json"))).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": (8, 16, 32)}, "equally long"),
+        ({"channels": (), "encoder_blocks": (), "decoder_blocks": (), "attention": ()}, "at least one level"),
+        ({"image_size": 18}, "must be a multiple of 4: block"),
+        ({"num_labels": 0}, "greater than or equal to 1"),
+        ({"channels": (0, 16)}, "greater than or equal to 1"),
+        ({"encoder_blocks": (-1, 1)}, "greater than or equal to 0"),
+        ({"decoder_blocks": (0, 1)}, "greater than or equal to 1"),
+        ({"embedding": 15}, "must be even"),
+        ({"channels": (8, 28)}, "do not divide into heads"),
+        ({"conditioning": "prefix"}, "'embedding' or 'channels'"),
+        ({"chanels": (3,)}, "unknown; did you mean channels"),
+    ],
+)
+def test_configurations_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        NetworkConfig.model_validate({**SMALL, **changes})

@@ -1,0 +1,265 @@
+"""Scores against hand-made cases, torchmetrics and a re-statement of the course's evaluator; the course's file form."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.functional.classification import binary_f1_score
+from torchvision.models import resnet18
+
+from shared.checkpoint import CheckpointError, publish
+from shared.diffusion.packed import FoldedResNet
+from shared.evaluator import (
+    Evaluator,
+    as_input,
+    judge_of,
+    load_evaluator,
+    score_pictures,
+    score_set,
+    write_course_checkpoint,
+)
+from shared.vocabulary import ICLEVR, Vocabulary
+
+NAMES = ("a", "b", "c", "d")
+
+
+@pytest.fixture(scope="module")
+def evaluator() -> Evaluator:
+    torch.manual_seed(0)
+    evaluator = Evaluator(ICLEVR)
+    for module in evaluator.modules():  # running statistics that are not the identity
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+    return evaluator.eval()
+
+
+@pytest.fixture(scope="module")
+def course_file(evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("course") / "checkpoint.pth"
+    write_course_checkpoint(evaluator, path)
+    return path
+
+
+def test_folded_layers_judge_as_those_that_were_trained(evaluator: Evaluator, course_file: Path) -> None:
+    images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    frozen = load_evaluator(course_file)
+    assert (frozen._folded is not None) == torch.backends.mkldnn.is_available()
+    if frozen._folded is None:
+        return
+    # a float32 is 2^-24 from its number at most, a bfloat16 2^-9, and there are 20 layers
+    for dtype, apart in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
+        frozen._folded = FoldedResNet(frozen.resnet, dtype)
+        for count in (1, 5):
+            found, wanted = frozen.probabilities(images[:count]), evaluator.probabilities(images[:count])
+            torch.testing.assert_close(found, wanted, rtol=0, atol=apart)
+            found, wanted = frozen.features(images[:count]), evaluator.features(images[:count])
+            assert found.dtype is torch.float32
+            torch.testing.assert_close(found, wanted, rtol=0, atol=10 * apart)
+
+
+def _rows(*rows: list[float]) -> Tensor:
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "targets", "hits", "k", "exact"),
+    [
+        ([0.9, 0.8, 0.1, 0.2], [1, 1, 0, 0], 2, 2, True),
+        ([0.9, 0.1, 0.8, 0.2], [1, 1, 0, 0], 1, 2, False),
+        ([0.1, 0.2, 0.9, 0.8], [1, 1, 0, 0], 0, 2, False),
+        ([0.4, 0.1, 0.2, 0.3], [1, 0, 0, 0], 1, 1, False),  # first of all, but under the threshold
+        ([0.9, 0.1, 0.2, 0.8], [1, 0, 0, 0], 1, 1, False),  # an extra object, which top-k does not see
+        ([0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1], 4, 4, True),
+        ([0.5, 0.5, 0.5, 0.5], [0, 1, 0, 0], 0, 1, False),  # ties go to the lower index
+        ([0.5, 0.5, 0.5, 0.5], [1, 1, 0, 0], 2, 2, False),
+    ],
+)
+def test_a_pictures_verdict(probabilities: list[float], targets: list[float], hits: int, k: int, exact: bool) -> None:
+    (verdict,) = score_pictures(_rows(probabilities), _rows(targets))
+    assert (verdict.hits, verdict.k, verdict.exact) == (hits, k, exact)
+    assert verdict.accuracy == hits / k
+
+
+def test_ties_count_exactly_k() -> None:
+    """Where all are alike, k labels are counted and no more, however long the row."""
+    targets = torch.zeros(1, 24)
+    targets[0, [20, 21, 22]] = 1
+    assert score_pictures(torch.full((1, 24), 0.3), targets)[0].hits == 0
+
+
+def test_a_sets_accuracy_is_hits_over_labels() -> None:
+    probabilities = _rows([0.9, 0.1, 0.1, 0.1], [0.9, 0.1, 0.8, 0.7])
+    targets = _rows([1, 0, 0, 0], [1, 1, 1, 0])
+    score = score_set(probabilities, targets, NAMES)
+    assert score.accuracy == (1 + 2) / (1 + 3)  # and not the mean of 1 and 2/3
+    assert score.exact_match == 0.5
+    assert score.per_label_recall == {"a": 1.0, "b": 0.0, "c": 1.0}  # d was never asked
+
+
+def test_f1_against_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(40, 24, generator=generator)
+    targets = (torch.rand(40, 24, generator=generator) < 0.2).float()
+    targets[:, 3] = 1
+    wanted = binary_f1_score(probabilities, targets.long(), threshold=0.5, multidim_average="samplewise")
+    verdicts = score_pictures(probabilities, targets)
+    torch.testing.assert_close(torch.tensor([v.f1 for v in verdicts]), wanted)
+    assert score_set(probabilities, targets, ICLEVR.names).f1 == pytest.approx(float(wanted.mean()))
+
+
+def test_probabilities_resize_clamp_and_batch(evaluator: Evaluator) -> None:
+    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    whole = evaluator.probabilities(images)
+    assert whole.shape == (5, 24)
+    torch.testing.assert_close(whole, evaluator.probabilities(images.clamp(-1, 1), batch=2), rtol=1e-4, atol=1e-5)
+    assert evaluator.probabilities(images[:0]).shape == (0, 24)
+    flat = torch.full((1, 3, 32, 32), 0.3)
+    large = evaluator.probabilities(torch.full((1, 3, 64, 64), 0.3))
+    torch.testing.assert_close(evaluator.probabilities(flat), large, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [32, 64, 160])
+def test_pictures_of_another_size_are_resized_as_pillow_does(size: int) -> None:
+    picture = torch.rand(size, size, generator=torch.Generator().manual_seed(0))
+    wanted = Image.fromarray(picture.numpy()).resize((64, 64), Image.Resampling.BILINEAR)
+    found = as_input(picture.expand(1, 3, size, size))[0, 1]
+    torch.testing.assert_close(found, torch.from_numpy(np.array(wanted)), rtol=0, atol=1e-5)
+
+
+def test_a_padded_picture_is_judged_by_what_lies_between_its_borders(evaluator: Evaluator) -> None:
+    inside = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    padded = F.pad(inside, (0, 0, 4, 4), mode="replicate")
+    judge = judge_of(evaluator, 32 / 24)
+    assert judge.vocabulary == evaluator.vocabulary
+    assert torch.equal(judge.probabilities(padded), evaluator.probabilities(inside))
+    assert not torch.equal(judge.probabilities(padded), evaluator.probabilities(padded))
+    assert judge_of(evaluator, 1.0) is evaluator
+
+
+def test_features_are_what_the_labels_are_read_from(evaluator: Evaluator) -> None:
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 3 - 1.5
+    features = evaluator.features(images, batch=2)
+    assert features.shape == (3, 512)
+    with torch.inference_mode():
+        wanted = evaluator.resnet.fc(features)
+    torch.testing.assert_close(wanted, evaluator.probabilities(images), rtol=1e-4, atol=1e-5)
+    assert evaluator.features(images[:0]).shape == (0, 512)
+    assert evaluator.probabilities(images[:0]).shape == (0, 24)
+
+
+def test_our_file_round_trip(evaluator: Evaluator, tmp_path: Path) -> None:
+    tensors = evaluator.resnet.state_dict()
+    path = publish(tmp_path, "e", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
+    loaded = load_evaluator(path)
+    assert (loaded.vocabulary, loaded.training) == (ICLEVR, False)
+    assert loaded.info is not None
+    assert loaded.info.name == "e"
+    assert all(torch.equal(value, tensors[key]) for key, value in loaded.resnet.state_dict().items())
+
+
+def test_the_courses_file_round_trip(evaluator: Evaluator, course_file: Path) -> None:
+    content = torch.load(course_file, weights_only=True)
+    assert list(content) == ["model"]
+    assert content["model"]["fc.0.weight"].shape == (24, 512)
+    assert content["model"]["fc.0.bias"].shape == (24,)
+    loaded, tensors = load_evaluator(course_file), evaluator.resnet.state_dict()
+    assert all(torch.equal(value, tensors[key]) for key, value in loaded.resnet.state_dict().items())
+
+
+def test_a_file_that_was_written_on_a_gpu_is_read_without_one(
+    evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        write_course_checkpoint(evaluator, tmp_path / "checkpoint.pth")
+    assert load_evaluator(tmp_path / "checkpoint.pth").resnet.conv1.weight.device.type == "cpu"
+
+
+class CourseEvaluator:
+    """What the course's evaluator.py does with a checkpoint.pth, in our words, on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        self.net = resnet18(weights=None)
+        self.net.fc = nn.Sequential(nn.Linear(512, 24), nn.Sigmoid())
+        self.net.load_state_dict(torch.load(path, weights_only=True)["model"])
+        self.net.eval()
+
+    @torch.no_grad()
+    def accuracy(self, images: Tensor, onehot: Tensor) -> float:
+        hits = total = 0
+        for out, wanted in zip(self.net(images), onehot, strict=True):
+            k = int(wanted.sum())
+            hits += len(set(out.topk(k).indices.tolist()) & set(wanted.topk(k).indices.tolist()))
+            total += k
+        return hits / total
+
+
+def test_the_courses_evaluator_scores_as_ours(evaluator: Evaluator, course_file: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(12, 3, 64, 64, generator=generator) * 2 - 1
+    targets = (torch.rand(12, 24, generator=generator) < 0.4).float()
+    targets[:, 0] = 1
+    course = CourseEvaluator(course_file)
+    probabilities = evaluator.probabilities(images)
+    with torch.no_grad():
+        torch.testing.assert_close(course.net(images), probabilities, rtol=1e-4, atol=1e-5)
+    wanted = course.accuracy(images, targets)
+    assert 0 < wanted < 1
+    assert score_set(probabilities, targets, ICLEVR.names).accuracy == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state": {}}, "not a checkpoint of the form"),
+        ({"model": {"fc.0.weight": torch.zeros(24, 512)}}, "weights do not fit ResNet-18"),
+        ({"model": [1, 2]}, "weights do not fit ResNet-18"),
+        ([1, 2], "not a checkpoint of the form"),
+    ],
+)
+def test_foreign_contents(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=rf"checkpoint\.pth: {message}.*: \w+Error: ") as caught:
+        load_evaluator(path)
+    assert "\n" not in str(caught.value)
+
+
+class Harmful:
+    """A pickle that would run code: weights_only must refuse it."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("code ran",))
+
+
+def test_files_that_are_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": Harmful()}, path)
+    for content in (path.read_bytes(), b"", b"no pickle at all", b"PK\3\4" + bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"checkpoint\.pth: not a checkpoint of the form") as caught:
+            load_evaluator(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"missing\.pth: cannot be read: No such file"):
+        load_evaluator(tmp_path / "missing.pth")
+    assert "code ran" not in capsys.readouterr().out
+
+
+def test_a_denoiser_is_no_evaluator(tmp_path: Path) -> None:
+    path = publish(tmp_path, "d", {"x": torch.zeros(1)}, kind="denoiser", vocabulary=("a",), config={}, training={})
+    with pytest.raises(CheckpointError, match="holds a denoiser, not an evaluator"):
+        load_evaluator(path)
+
+
+def test_another_number_of_labels(evaluator: Evaluator, tmp_path: Path) -> None:
+    small = Evaluator(Vocabulary(("a", "b"))).resnet.state_dict()
+    path = publish(tmp_path, "s", small, kind="evaluator", vocabulary=("a", "b"), config={}, training={})
+    assert load_evaluator(path).probabilities(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+    wrong = publish(tmp_path, "w", small, kind="evaluator", vocabulary=("a", "b", "c"), config={}, training={})
+    with pytest.raises(CheckpointError, match="weights do not fit"):
+        load_evaluator(wrong)

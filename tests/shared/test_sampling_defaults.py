@@ -1,0 +1,109 @@
+"""A checkpoint's own sampling: set by the trainer, used by trainer and service where nothing else is asked."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.choices import sampling_choice
+from service.settings import Settings
+from service.store.jobs import JobStore
+from shared.checkpoint import CheckpointError, read_info, verify
+from shared.diffusion.model import load_denoiser
+from shared.options import SamplingOptions
+from tests.conftest import serving
+from trainer import __main__ as cli
+from trainer.sampling import set_sampling
+
+LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
+
+
+@pytest.fixture
+def folder(storage: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(storage, tmp_path / "storage")
+
+
+def trainer(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["trainer", *map(str, arguments)])
+    return cli.main()
+
+
+def test_it_is_set_option_by_option_and_the_rest_of_the_checkpoint_stays(folder: Path) -> None:
+    path = folder / "toy.safetensors"
+    before = read_info(path)
+    set_sampling(folder, "toy", {"steps": 8, "guidance": 1.0})
+    options = set_sampling(folder, "toy", {"sampler": "dpmpp_2m"})
+    assert options == SamplingOptions(steps=8, guidance=1.0, sampler="dpmpp_2m")
+    assert load_denoiser(path).options == options
+    after = verify(path)
+    assert after.config.pop("sampling") == options.model_dump(mode="json")
+    assert after == before
+
+
+def test_what_has_no_sampling_of_its_own_is_refused(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a denoiser"):
+        set_sampling(folder, "toy-evaluator", {"steps": 8})
+
+
+def test_the_command_sets_what_score_uses_unless_told_otherwise(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test, out = tmp_path / "test.json", tmp_path / "score.json"
+    test.write_text(json.dumps(LISTS))
+    assert trainer(monkeypatch, "set-sampling", "toy", "--storage", folder, "--steps", 3, "--guidance", 1) == 0
+    score = ("score", test, "--storage", folder, "--json", out)
+    for more, rows in (([], 3), (["--steps", 5], 5), (["--guidance", 2], 6)):
+        assert trainer(monkeypatch, *score, *more) == 0
+        assert json.loads(out.read_text())["rows_per_picture"] == rows
+    capsys.readouterr()
+    for wrong, message in (([], "say what to set"), (["--steps", 0], "steps: .*got 0")):
+        assert trainer(monkeypatch, "set-sampling", "toy", "--storage", folder, *wrong) == 1
+        assert re.search(message, capsys.readouterr().err)
+    assert load_denoiser(folder / "toy.safetensors").options.steps == 3
+
+
+def test_request_before_checkpoint_before_the_programs_own(settings: Settings, folder: Path, alive: JobStore) -> None:
+    with serving(settings.model_copy(update={"storage": folder})) as client:
+
+        def asked(path: str = "/generate", **given: object) -> dict[str, object]:
+            body = {"conditions" if path == "/score" else "labels": LISTS, **given}
+            response = client.post(path, json=body, headers={"prefer": "respond-async"})
+            assert response.status_code == 202, response.text
+            job: dict[str, object] = response.json()
+            return job
+
+        def shown(name: str) -> SamplingOptions:
+            models = {model["name"]: model for model in client.get("/models").json()["models"]}
+            return SamplingOptions.model_validate(models[name]["sampling"])
+
+        plain = SamplingOptions()
+        assert shown("toy") == plain
+        earlier = asked()
+        own = set_sampling(folder, "toy", {"steps": 8, "guidance": 1.0})
+        assert (shown("toy"), shown("other")) == (own, plain)
+        assert asked()["options"] == asked("/score")["options"] == own.model_dump(mode="json")
+        assert asked(guidance=2.5)["options"] == {**own.model_dump(mode="json"), "guidance": 2.5}
+        assert asked(model="other")["options"] == plain.model_dump(mode="json")
+        waiting = client.get(f"/jobs/{earlier['id']}").json()
+        assert (waiting["status"], waiting["options"]) == ("queued", plain.model_dump(mode="json"))
+
+
+def test_choices_are_compared_by_scores_and_rows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.json").write_text(json.dumps({f"{i}.png": one for i, one in enumerate(LISTS)}))
+    few = sampling_choice.CHOICES["few-rows"]
+    assert {"sampler": "sde_dpmpp_2m", "steps": 8, "guidance": 1.5} in few
+    monkeypatch.setitem(sampling_choice.CHOICES, "few-rows", [few[0], few[-1]])
+    arguments = ["--storage", folder, "--model", "other", "--evaluator", "toy-evaluator", "--choices", "few-rows"]
+    monkeypatch.setattr(sys, "argv", ["sampling_choice", *map(str, [tmp_path / "train.json", *arguments])])
+    sampling_choice.main()
+    lines = [re.findall(r"[\w. ,]+", line) for line in capsys.readouterr().out.splitlines() if "steps" in line]
+    rows = [(cells[0].strip(), cells[-1].strip()) for cells in lines]
+    assert rows == [
+        ("sampler sde_dpmpp_2m, steps 4, guidance 1.0", "4.0"),
+        ("sampler dpmpp_2m, steps 8, guidance 3.0", "16.0"),
+    ]

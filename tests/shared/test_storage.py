@@ -1,0 +1,291 @@
+"""Storage at an address: in memory, and on a real server that speaks S3."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+import torch
+from redis import Redis
+
+from service.api.catalog import Models
+from service.contract.errors import BadRequest, NoModel
+from service.contract.records import JobRecord
+from service.settings import Settings
+from service.store.jobs import JobStore, new_id
+from service.worker.checkpoint_cache import CheckpointCache
+from service.worker.runner import Runner
+from shared import storage as files
+from shared.checkpoint import CheckpointError, load, promote, promoted, publish, read_info, resolve, scan, verify
+from shared.options import SamplingOptions
+from shared.storage import Location, open_storage
+from tests.conftest import serving
+from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
+
+BUCKET = "labelgrid-test"
+LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """moto's server in a process of its own, with a bucket; the environment leads there."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    variables = {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        deadline = time.monotonic() + 60
+        while True:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            try:
+                httpx.get(address, timeout=5)
+                break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        remote = open_storage(f"s3://{BUCKET}/")
+        assert not isinstance(remote, Path)
+        remote.fs.mkdir(BUCKET)
+        yield address
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(params=["memory", "s3"])
+def address(request: pytest.FixtureRequest) -> str:
+    if request.param == "s3":
+        request.getfixturevalue("s3_server")
+        return f"s3://{BUCKET}/{uuid4().hex}/models"
+    return f"memory://{uuid4().hex}/models"
+
+
+@pytest.fixture
+def remote(address: str) -> Location:
+    return open_storage(address)
+
+
+@pytest.fixture
+def filled(remote: Location) -> Location:
+    publish_toys(remote)
+    return remote
+
+
+def at_address(settings: Settings, storage: Location, cache: Path) -> Settings:
+    return settings.model_copy(update={"storage": storage, "cache": cache, "storage_every_s": 0.0})
+
+
+def test_an_address_is_opened_or_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_storage("models") == Path("models")
+    assert open_storage(tmp_path) == tmp_path
+    assert open_storage(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
+    with pytest.raises(ValueError, match=r"quux://x: no storage that can be opened here: Unsupported filesystem"):
+        open_storage("quux://x")
+    for value, wanted in (("memory://x/y", "memory://x/y"), ("models", "models"), ("/a/b", "/a/b")):
+        monkeypatch.setenv("LABELGRID_STORAGE", value)
+        assert str(Settings().storage).replace("memory:///", "memory://") == wanted
+    monkeypatch.setenv("LABELGRID_STORAGE", "quux://x")
+    with pytest.raises(ValueError, match="Unsupported filesystem"):
+        Settings()
+
+
+def test_what_is_published_at_an_address_is_what_is_published_in_a_folder(remote: Location, tmp_path: Path) -> None:
+    assert scan(remote) == ([], {})
+    infos = [publish_toy_denoiser(storage, "a", 1) for storage in (remote, tmp_path)]
+    assert infos[0].model_copy(update={"created_at": infos[1].created_at}) == infos[1]
+    found, tensors = load(remote / "a.safetensors")
+    assert found == infos[0] == verify(remote / "a.safetensors")
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load(tmp_path / "a.safetensors")[1].items())
+    files.write(remote / "b.safetensors", b"junk")
+    assert scan(remote) == ([found], {"b.safetensors": "not a safetensors file"})
+    assert files.versions(remote).keys() == {"a.safetensors", "b.safetensors"}
+
+
+def test_promotion_and_names_at_an_address(filled: Location) -> None:
+    assert (promoted(filled), promoted(filled, "evaluator")) == ("toy", "toy-evaluator")
+    promote(filled, "other")
+    assert resolve(filled, None, "denoiser") == filled / "other.safetensors"
+    with pytest.raises(CheckpointError, match=r"nobody: no such denoiser in .*; there: other, toy"):
+        resolve(filled, "nobody", "denoiser")
+    with pytest.raises(CheckpointError, match=r"nobody\.safetensors: cannot be read"):
+        read_info(filled / "nobody.safetensors")
+    with pytest.raises(CheckpointError, match="not a checkpoint's name"):
+        resolve(filled, "../toy", "denoiser")
+
+
+def test_a_header_is_read_without_the_rest(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from s3fs.core import S3File
+
+    remote = open_storage(f"s3://{BUCKET}/{uuid4().hex}")
+    tensors = {"weight": torch.zeros(1 << 20)}
+    path = publish(remote, "large", tensors, kind="denoiser", vocabulary=("a",), config={}, training={})
+    fetched: list[int] = []
+    fetch = S3File._fetch_range
+
+    def noted(self: Any, start: int, end: int) -> bytes:
+        content: bytes = fetch(self, start, end)
+        fetched.append(len(content))
+        return content
+
+    monkeypatch.setattr(S3File, "_fetch_range", noted)
+    assert read_info(path).name == "large"
+    assert 0 < sum(fetched) <= 2 * files.HEADER_BLOCK
+    Models(remote).listing()
+    assert sum(fetched) <= 4 * files.HEADER_BLOCK
+    verify(path)
+    assert sum(fetched) > 4 << 20
+
+
+def test_models_at_an_address_come_change_break_and_go(filled: Location) -> None:
+    models = Models(filled, every_s=0.0)
+    good = models.find(None)
+    assert (good.name, models.find("other").name) == ("toy", "other")
+    promote(filled, "other")
+    assert models.find(None).name == "other"
+    files.write(filled / "toy.safetensors", b"junk")
+    assert models.find("toy") == good
+    files.write(filled / "toy.md", b"# toy")
+    listing = models.listing()
+    assert (listing.problems, listing.cards["toy"]) == ({"toy.safetensors": "not a safetensors file"}, "# toy")
+    changed = publish_toy_denoiser(filled, "toy", 5)
+    assert models.find("toy") == changed != good
+    assert not isinstance(filled, Path)
+    filled.fs.rm(str((filled / "toy.safetensors").path))
+    with pytest.raises(BadRequest, match="no such denoiser"):
+        models.find("toy")
+
+
+def test_the_view_of_a_remote_storage_is_as_old_as_the_settings_allow(filled: Location) -> None:
+    models = Models(filled, every_s=1e6)
+    assert models.find(None).name == "toy"
+    promote(filled, "other")
+    assert models.find(None).name == "toy"
+    models.every_s = 0.0
+    assert models.find(None).name == "other"
+
+
+def test_while_storage_is_away_what_was_there_serves_on(filled: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = Models(filled, every_s=0.0)
+    good = models.find(None)
+    assert not isinstance(filled, Path)
+
+    class DriverError(Exception):
+        """As botocore has them: no OSError."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise DriverError("the network is down")
+
+    with monkeypatch.context() as patch:
+        for name in ("ls", "cat_file", "open", "exists", "info"):
+            patch.setattr(filled.fs, name, fail)
+        assert models.find(None) == good
+        problems = models.listing().problems
+        assert "cannot be read: DriverError: the network is down" in problems["promoted.json"]
+        with pytest.raises(NoModel, match="the network is down"):
+            Models(filled).find(None)
+        with pytest.raises(CheckpointError, match=r"toy\.safetensors: cannot be read: DriverError"):
+            load(filled / "toy.safetensors")
+    assert models.listing().problems == {}
+
+
+def test_an_adapter_at_an_address_comes_with_what_it_changes(filled: Location, tmp_path: Path) -> None:
+    from shared.diffusion.model import load_denoiser
+
+    base = read_info(filled / "toy.safetensors")
+    publish_toy_adapter(filled, "fast", base)
+    cache = CheckpointCache(tmp_path / "cache", filled, 1 << 30)
+    kept = cache.fetch("fast")
+    assert isinstance(kept, Path)
+    assert {path.name for path in kept.parent.iterdir()} == {"fast.safetensors", "toy.safetensors"}
+    for path in (kept, filled / "fast.safetensors"):  # the trainer reads storage itself
+        change = (
+            load_denoiser(path).network.state_dict()["head.bias"] - load_denoiser(cache.fetch("toy")).network.head.bias
+        )
+        torch.testing.assert_close(change, torch.full_like(change, 0.2))
+
+
+def test_a_file_is_fetched_once_for_each_version(
+    filled: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[str] = []
+    read = files.read
+
+    def noted(path: Location) -> bytes:
+        fetched.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(files, "read", noted)
+    for _ in range(2):
+        cache = CheckpointCache(tmp_path / "cache", filled, 1 << 30)  # the second time as after a restart
+        for _ in range(2):
+            cache.fetch("toy")
+    assert fetched == ["toy.safetensors"]
+    publish_toy_denoiser(filled, "toy", 5)
+    cache.fetch("toy")
+    assert fetched == ["toy.safetensors"] * 2
+
+
+def test_api_and_worker_on_an_address_make_the_pictures_that_a_folder_gives(
+    filled: Location, settings: Settings, connection: Redis, tmp_path: Path
+) -> None:
+    pictures = []
+    publish_toys(tmp_path / "local")
+    for storage in (filled, tmp_path / "local"):
+        own = at_address(settings, storage, tmp_path / "cache")
+        with serving(own) as client:
+            assert client.get("/models").json()["problems"] == {}
+            digest = next(m["digest"] for m in client.get("/models").json()["models"] if m["promoted"])
+        store = JobStore(connection, own)
+        job = JobRecord(
+            id=new_id(), kind="generate", created_at=time.time(), model="toy", digest=digest, labels=LISTS,
+            seed=7, columns=2, options=SamplingOptions(steps=4),
+        )  # fmt: skip
+        store.create(job)
+        Runner(connection, own, "w").run(job.id)
+        pictures.append(store.pngs(job.id, range(2)))
+    assert pictures[0] == pictures[1]
+
+
+def test_the_trainer_promotes_and_scores_at_an_address(
+    filled: Location,
+    address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from trainer import __main__ as cli
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["trainer", *map(str, arguments)])
+        return cli.main(), *capsys.readouterr()
+
+    code, _, err = command("promote", "other", "--storage", address)
+    assert code == 0, err
+    assert promoted(filled) == "other"
+    (tmp_path / "few.json").write_text('[["red cube"], ["gray cylinder"]]')
+    code, out, err = command("score", tmp_path / "few.json", "--storage", address, "--steps", 1)
+    assert code == 0, err
+    assert "few.json, other" in out
+    code, _, err = command("promote", "nobody", "--storage", address)
+    assert (code, "no such checkpoint" in err) == (1, True)
+    code, _, err = command("promote", "other", "--storage", "quux://x")
+    assert (code, "Unsupported filesystem" in err, err.count("\n")) == (1, True, 1)

@@ -1,0 +1,337 @@
+"""Label names and label files: the course's own files are read, and every bad one is refused by entry and value."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.vocabulary import (
+    ICLEVR,
+    LabelError,
+    Vocabulary,
+    parse_label_lists,
+    read_test_file,
+    read_train_file,
+)
+from tests.paths import TASK_FILES
+
+COURSE = TASK_FILES / "iclevr"
+with_course_files = pytest.mark.skipif(not COURSE.is_dir(), reason=f"the course's label files are not at {COURSE}")
+
+
+# --- the vocabulary ---
+
+
+def test_the_built_in_vocabulary_is_in_the_courses_order() -> None:
+    assert len(ICLEVR) == 24
+    assert ICLEVR.names[0] == "gray cube"
+    assert ICLEVR.index("yellow cube") == 7
+    assert ICLEVR.index("gray sphere") == 8
+    assert ICLEVR.index("yellow cylinder") == 23
+
+
+@with_course_files
+def test_the_built_in_vocabulary_is_the_courses() -> None:
+    assert Vocabulary.from_objects_file(COURSE / "objects.json") == ICLEVR
+    raw = json.loads((COURSE / "objects.json").read_text())
+    assert {name: ICLEVR.index(name) for name in ICLEVR.names} == raw
+
+
+def test_encoding_labels() -> None:
+    vocabulary = Vocabulary(("a", "b", "c"))
+    assert vocabulary.encode(["c", "a"]) == [2, 0]
+    assert vocabulary.multi_hot(["c", "a"]) == [1.0, 0.0, 1.0]
+    assert vocabulary.multi_hot([]) == [0.0, 0.0, 0.0]
+    assert "b" in vocabulary
+    assert "d" not in vocabulary
+    assert ["a"] not in vocabulary  # unhashable, yet only absent
+    with pytest.raises(LabelError, match=r'^unknown label "d"; known are a, b, c$'):
+        vocabulary.encode(["a", "d"])
+
+
+@pytest.mark.parametrize("names", [(), ("a", "a"), ("a", " "), ("a", 1)])
+def test_a_vocabulary_of_bad_names_is_refused(names: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match="vocabulary"):
+        Vocabulary(names)
+
+
+def test_an_objects_file_gives_the_order_by_index_not_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "objects.json"
+    path.write_text('{"b": 1, "c": 2, "a": 0}')
+    assert Vocabulary.from_objects_file(path).names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('["a"]', "wanted an object of name -> index, got a list"),
+        ("{}", "wanted an object of name -> index, got an empty object"),
+        ('{"a": 0, "b": 2}', 'entry "b": index 2 is not one of 0..1'),
+        ('{"a": 0, "b": -1}', 'entry "b": index -1 is not one of 0..1'),
+        ('{"a": 0, "b": true}', 'entry "b": index True is not one of 0..1'),
+        ('{"a": 0, "b": "1"}', 'entry "b": index "1" is not one of 0..1'),
+        ('{"a": 0, "b": 0}', 'entry "a": index 0 is also that of "b"'),
+        ('{"a": 0, "a": 1}', 'entry "a": the same key twice in one object'),
+        ('{"": 0}', "names of a vocabulary must be strings that are not blank"),
+        ("{", "not JSON: "),
+    ],
+)
+def test_a_bad_objects_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "objects.json"
+    path.write_text(text)
+    with pytest.raises(LabelError) as caught:
+        Vocabulary.from_objects_file(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+# --- the nearest known name ---
+
+
+@pytest.mark.parametrize(
+    ("label", "near"),
+    [
+        ("red cubes", "red cube"),
+        ("Red Cube", "red cube"),
+        (" red  cube ", "red cube"),
+        ("cube red", "red cube"),
+        ("cylinder, purple", "purple cylinder"),
+        ("grey sphere", "gray sphere"),
+        ("yelow cilinder", "yellow cylinder"),
+        ("zzz", None),
+        ("", None),
+        ("red cube" + " " * 100, None),  # too long to be a slip; longer ones would cost seconds to compare
+    ],
+)
+def test_the_nearest_known_name(label: str, near: str | None) -> None:
+    assert ICLEVR.nearest(label) == near
+
+
+# --- bad label lists ---
+
+BAD_LISTS: list[tuple[Any, str]] = [
+    ([["red cube"]] * 3 + [["red cubes"]], 'entry 3: unknown label "red cubes"; did you mean "red cube"?'),
+    ([["red cube"], ["zzz"]], 'entry 1: unknown label "zzz"; known are gray cube, red cube, '),
+    ([["red cube"], []], "entry 1: empty list; wanted at least one label"),
+    ([["red cube", "gray cube", "red cube"]], 'entry 0: label "red cube" twice'),
+    ([["red cube"], list(ICLEVR.names[:4])], "entry 1: 4 labels; at most 3 are allowed"),
+    ([["red cube"]] * 6, "6 label lists; at most 5 are allowed"),
+    ([], "wanted at least one label list, got an empty list"),
+    ({}, "wanted a list of label lists, got an empty object"),
+    ({"labels": [["red cube"]]}, "wanted a list of label lists, got an object"),
+    ("red cube", 'wanted a list of label lists, got the string "red cube"'),
+    (None, "wanted a list of label lists, got null"),
+    (3, "wanted a list of label lists, got the number 3"),
+    (["red cube"], 'entry 0: wanted a list of labels, got the string "red cube"'),
+    ([["red cube"], None], "entry 1: wanted a list of labels, got null"),
+    ([["red cube", 1]], "entry 0: wanted a label's name, got the number 1"),
+    ([["red cube", True]], "entry 0: wanted a label's name, got true"),
+    ([[["red cube"]]], "entry 0: wanted a label's name, got a list"),
+    ([[{}]], "entry 0: wanted a label's name, got an empty object"),
+]
+
+
+@pytest.mark.parametrize(("lists", "message"), BAD_LISTS)
+def test_bad_lists_are_refused_by_entry_and_value(lists: Any, message: str, tmp_path: Path) -> None:
+    def refusal(read: Callable[[], object]) -> str:
+        with pytest.raises(LabelError) as caught:
+            read()
+        return str(caught.value)
+
+    text = json.dumps(lists)
+    path = tmp_path / "test.json"
+    path.write_text(text)
+    assert refusal(lambda: ICLEVR.check(lists, max_labels=3, max_lists=5)).startswith(message)
+    assert refusal(lambda: parse_label_lists(text, ICLEVR, max_labels=3, max_lists=5)).startswith(message)
+    assert refusal(lambda: read_test_file(text.encode(), ICLEVR, max_labels=3, max_lists=5)).startswith(message)
+    from_file = refusal(lambda: read_test_file(path, ICLEVR, max_labels=3, max_lists=5))
+    assert from_file.startswith(f"{path}: {message}")
+
+
+def test_an_error_carries_entry_and_label() -> None:
+    with pytest.raises(LabelError) as caught:
+        ICLEVR.check([["red cube"], ["red cubes"]])
+    assert (caught.value.entry, caught.value.label) == (1, "red cubes")
+    assert caught.value.problem == 'unknown label "red cubes"; did you mean "red cube"?'
+
+
+def test_a_label_that_only_looks_alike_is_told_apart() -> None:
+    vocabulary = Vocabulary(("gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", "red"))
+    for label, alike in (("gru\N{COMBINING DIAERESIS}n", True), ("grun", False)):
+        with pytest.raises(LabelError) as caught:
+            vocabulary.check([[label]])
+        assert ("another Unicode form" in str(caught.value)) == alike
+
+
+def test_a_hostile_label_gives_a_short_printable_message() -> None:
+    for label in ("x" * 100_000, "\x1b[31mred\n\x00", "\ud800"):
+        with pytest.raises(LabelError) as caught:
+            ICLEVR.check([[label]])
+        message = str(caught.value)
+        assert len(message) < 700
+        assert message.isprintable()
+        assert message.encode()  # a lone surrogate would raise
+        assert caught.value.label is not None
+        assert caught.value.label.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not JSON: Expecting value at line 1, column 1"),
+        (b'[["red cube"],\n ["gray cube"', "not JSON: Expecting ',' delimiter at line 2, column 14"),
+        (b"red cube, blue sphere", "not JSON: "),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "not JSON: not utf-8 text at byte 0"),
+        (b"[" * 200_000, "not a label file: nested too deeply"),
+        (b"[[" + b"9" * 5000 + b"]]", "not a label file: "),
+    ],
+)
+def test_text_that_is_no_json_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(LabelError) as caught:
+        read_test_file(path, ICLEVR)
+    assert str(caught.value).startswith(f"{path}: {message}")
+    assert caught.value.entry is None
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.json", tmp_path):
+        for read in (read_test_file, read_train_file):
+            with pytest.raises(LabelError, match="cannot be read: ") as caught:
+                read(path, ICLEVR)
+            assert str(caught.value).startswith(str(path))
+
+
+def test_a_byte_order_mark_is_no_error() -> None:
+    assert read_test_file(b'\xef\xbb\xbf[["red cube"]]', ICLEVR) == [["red cube"]]
+
+
+# --- training files ---
+
+
+def test_a_training_file_keeps_its_order(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    pictures = {"b.png": ["red cube"], "a.png": ["blue cube", "gray sphere"]}
+    path.write_text(json.dumps(pictures))
+    assert list(read_train_file(path, ICLEVR).items()) == list(pictures.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[["red cube"]]', "wanted an object of file name -> labels, got a list"),
+        ("{}", "wanted an object of file name -> labels, got an empty object"),
+        ('{"a.png": []}', 'entry "a.png": empty list; wanted at least one label'),
+        ('{"a.png": "red cube"}', 'entry "a.png": wanted a list of labels, got the string "red cube"'),
+        ('{"a.png": ["red cubes"]}', 'entry "a.png": unknown label "red cubes"; did you mean "red cube"?'),
+        ('{"a.png": ["red cube", "red cube"]}', 'entry "a.png": label "red cube" twice'),
+        ('{"a.png": ["red cube", "gray cube", "blue cube", "cyan cube"]}', 'entry "a.png": 4 labels; at most 3'),
+        ('{"a.png": ["red cube"], "a.png": ["gray cube"]}', 'entry "a.png": the same key twice in one object'),
+        ("{,}", "not JSON: "),
+    ],
+)
+def test_a_bad_training_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text(text)
+    with pytest.raises(LabelError) as caught:
+        read_train_file(path, ICLEVR, max_labels=3)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+@with_course_files
+def test_the_courses_files_are_read() -> None:
+    for name, count in (("test", 32), ("new_test", 32), ("novel", 136)):
+        lists = read_test_file(COURSE / f"{name}.json", ICLEVR, max_labels=3)
+        assert lists == json.loads((COURSE / f"{name}.json").read_text())
+        assert len(lists) == count
+    pictures = read_train_file(COURSE / "train.json", ICLEVR, max_labels=3)
+    assert pictures == json.loads((COURSE / "train.json").read_text())
+    assert len(pictures) == 18_009
+
+
+# --- random label files ---
+
+good_lists = st.lists(
+    st.lists(st.sampled_from(ICLEVR.names), min_size=1, max_size=8, unique=True), min_size=1, max_size=20
+)
+any_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(ICLEVR.names),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@given(good_lists)
+def test_good_lists_come_back_as_they_were(lists: list[list[str]]) -> None:
+    assert parse_label_lists(json.dumps(lists), ICLEVR) == lists
+    for labels in lists:
+        hot = [index for index, value in enumerate(ICLEVR.multi_hot(labels)) if value == 1.0]
+        assert hot == sorted(ICLEVR.encode(labels))
+
+
+@given(good_lists, st.data())
+def test_one_spoiled_entry_is_the_one_named(lists: list[list[str]], data: st.DataObject) -> None:
+    entry = data.draw(st.integers(0, len(lists) - 1))
+    good = lists[entry]
+    spoiled: Any = data.draw(
+        st.sampled_from([[], None, good[0], [*good[:7], "no such"], [*good[:7], good[0]], list(ICLEVR.names[:9])])
+    )
+    with pytest.raises(LabelError) as caught:
+        parse_label_lists(json.dumps([*lists[:entry], spoiled, *lists[entry + 1 :]]), ICLEVR)
+    assert caught.value.entry == entry
+    assert str(caught.value).startswith(f"entry {entry}: ")
+
+
+@given(any_json)
+def test_any_json_is_read_or_refused(content: Any) -> None:
+    refused: LabelError | None = None
+    try:
+        lists = parse_label_lists(json.dumps(content), ICLEVR)
+    except LabelError as error:
+        refused = error
+    if refused is not None:
+        assert str(refused).isprintable()
+        return
+    assert lists == content
+    assert all(0 < len(labels) == len(set(labels)) for labels in lists)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+    with pytest.raises(LabelError):  # no run of random bytes is a list of known names
+        read_test_file(content, ICLEVR)
+
+
+@given(
+    any_json
+    | st.dictionaries(st.text(), st.integers(-1, 5))
+    | st.dictionaries(st.text(), good_lists.map(lambda g: g[0]))
+)
+def test_any_file_of_objects_or_of_pictures_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps(content))
+    with contextlib.suppress(LabelError):
+        vocabulary = Vocabulary.from_objects_file(path)
+        assert {name: vocabulary.index(name) for name in vocabulary.names} == content
+    with contextlib.suppress(LabelError):
+        assert read_train_file(path, ICLEVR) == content
+
+
+@given(
+    good_lists,
+    st.lists(st.tuples(st.integers(0, 400), st.sampled_from([*'[]{}",:0 \\eénull']) | st.characters()), max_size=4),
+)
+def test_damaged_test_files_are_read_or_refused(lists: list[list[str]], changes: list[tuple[int, str]]) -> None:
+    content = json.dumps(lists)
+    for at, character in changes:
+        content = content[:at] + character + content[at + 1 :]
+    data = content.encode("utf-8", "surrogatepass")
+    with contextlib.suppress(LabelError):
+        assert read_test_file(data, ICLEVR) == json.loads(data)

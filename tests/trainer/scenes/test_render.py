@@ -1,0 +1,168 @@
+"""The renderer against Cycles' renders, its determinism, placement, and the folder it writes."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.vocabulary import ICLEVR, read_test_file, read_train_file
+from tests.paths import TASK_FILES
+from trainer.errors import TrainerError
+from trainer.scenes.render import area_weights, render, squeeze
+from trainer.scenes.render_folder import random_scenes, scenes_of, write_folder
+from trainer.scenes.scene import CAMERA, RADIUS, SceneObject, place
+
+REFERENCE = TASK_FILES / "reference"
+
+
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no Cycles renders beside this checkout")
+def test_close_to_cycles() -> None:
+    scenes = json.loads((REFERENCE / "scenes.json").read_text())
+    objects = [
+        [SceneObject(o["shape"], o["color"], o["x"], o["y"], o["rotation_rad"]) for o in s["objects"]] for s in scenes
+    ]
+    wanted = np.stack([np.asarray(Image.open(REFERENCE / s["file"]).convert("RGB"), np.float64) for s in scenes])
+    got = squeeze(render(objects)).astype(np.float64)
+    empty = squeeze(render([[]])).astype(np.float64)
+    error = np.abs(got - wanted)
+    touched = np.abs(wanted - empty).sum(-1) > 24  # objects and shadows
+    assert 0.03 < touched.mean() < 0.3
+    assert error.mean() <= 1.0
+    assert error[touched].mean() <= 3.5
+
+
+def test_squeeze_is_the_mean_of_whole_blocks() -> None:
+    picture = np.arange(4 * 8 * 3, dtype=np.uint8).reshape(1, 4, 8, 3)
+    blocks = picture.reshape(1, 2, 2, 2, 4, 3).astype(float).mean((2, 4))
+    np.testing.assert_array_equal(squeeze(picture, 2), np.floor(blocks + 0.5))
+
+
+@pytest.mark.parametrize(("n", "size"), [(240, 64), (320, 64), (5, 3), (4, 4), (2, 8)])
+def test_area_weights_average_and_lose_nothing(n: int, size: int) -> None:
+    weights = area_weights(n, size)
+    assert weights.shape == (size, n)
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
+    if n >= size:
+        np.testing.assert_allclose(weights.sum(0), size / n, atol=1e-6)
+
+
+def _axes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    forward = -CAMERA / np.linalg.norm(CAMERA)
+    right = np.cross(forward, [0, 0, 1])
+    right /= np.linalg.norm(right)
+    return forward, right, np.cross(right, forward)
+
+
+def test_placement_rules() -> None:
+    forward, right, up = _axes()
+    ground_forward = forward[:2] / np.linalg.norm(forward[:2])
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        scene = place([("red", "cube"), ("blue", "sphere"), ("gray", "cylinder")], rng)
+        assert (scene[0].x, scene[0].y) == (0, 0)
+        assert [o.color for o in scene] == ["red", "blue", "gray"]
+        for a, b in itertools.combinations(scene, 2):
+            apart = np.array([a.x - b.x, a.y - b.y])
+            assert np.hypot(*apart) - 2 * RADIUS >= 0.25
+            assert abs(apart @ right[:2]) >= 0.4
+            assert abs(apart @ ground_forward) >= 0.4
+        for o in scene[1:]:
+            assert max(abs(o.x), abs(o.y)) <= 3
+            centre = np.array([o.x, o.y, RADIUS]) - CAMERA
+            half_width = centre @ forward * 16 / 35
+            assert abs(centre @ right) + 1.25 * RADIUS <= 0.97 * half_width
+            assert abs(centre @ up) + 1.25 * RADIUS <= 0.97 * half_width * 3 / 4
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    def contents(name: str, seed: int) -> dict[str, bytes]:
+        write_folder(tmp_path / name, random_scenes(2, 3, seed), seed=seed, size=32)
+        paths = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+        return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in paths}
+
+    first, again, other = contents("a", 5), contents("b", 5), contents("c", 6)
+    assert len(first) == 6 + 5
+    assert first == again
+    assert first.keys() == other.keys()
+    assert all(first[name] != other[name] for name in first if name.endswith(".png"))
+
+
+def test_layout_of_the_folder(tmp_path: Path) -> None:
+    count = write_folder(tmp_path, random_scenes(2, 3, 0), seed=0, size=None)
+    train = read_train_file(tmp_path / "train.json", ICLEVR)
+    assert count == len(train) == 6
+    assert json.loads((tmp_path / "objects.json").read_text()) == {name: i for i, name in enumerate(ICLEVR.names)}
+    for name, labels in train.items():
+        match = re.fullmatch(r"CLEVR_train_(\d{6})_([012])\.png", name)
+        assert match
+        assert len(labels) == int(match[2]) + 1
+        if (before := train.get(f"CLEVR_train_{match[1]}_{len(labels) - 2}.png")) is not None:
+            assert labels[:-1] == before
+        with Image.open(tmp_path / "iclevr" / name) as picture:
+            assert (picture.size, picture.mode) == ((320, 240), "RGB")
+    assert sorted(path.name for path in (tmp_path / "iclevr").iterdir()) == sorted(train)
+    assert {len(labels) for labels in read_test_file(tmp_path / "test.json", ICLEVR)} == {1, 2, 3}
+    assert all(len(labels) == 3 for labels in read_test_file(tmp_path / "new_test.json", ICLEVR))
+
+
+def test_a_folder_that_was_not_finished_has_no_train_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make train` renders anew where there is none, and the same."""
+    replace = Path.replace
+
+    def fail(path: Path, target: Path) -> Path:
+        if target.name == "new_test.json":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(KeyboardInterrupt):
+            write_folder(tmp_path, random_scenes(2, 2, 0), seed=0, size=16)
+    assert (tmp_path / "test.json").exists()
+    assert not (tmp_path / "train.json").exists()
+    assert write_folder(tmp_path, random_scenes(2, 2, 0), seed=0, size=16) == 4
+    assert (tmp_path / "train.json").exists()
+
+
+def test_a_scenes_pictures_differ_only_by_the_object_added() -> None:
+    scene = place([("red", "cube"), ("yellow", "sphere")], np.random.default_rng(0))
+    one, two = squeeze(render([scene[:1], scene], samples=1)).astype(int)
+    assert 0.02 < (np.abs(one - two).sum(-1) > 24).mean() < 0.35
+
+
+def test_scenes_of_a_train_file() -> None:
+    train = {
+        "CLEVR_train_000007_1.png": ["cyan cube", "red sphere"],
+        "CLEVR_train_000007_0.png": ["cyan cube"],
+        "CLEVR_train_000002_0.png": ["gray cylinder"],
+    }
+    assert scenes_of(train) == {"000007": ["cyan cube", "red sphere"], "000002": ["gray cylinder"]}
+
+
+def test_a_train_files_pictures_keep_their_names_and_labels(tmp_path: Path) -> None:
+    train = {
+        "CLEVR_train_000007_0.png": ["cyan cube"],
+        "CLEVR_train_000007_1.png": ["cyan cube", "red sphere"],
+        "CLEVR_train_000002_0.png": ["gray cylinder"],
+    }
+    assert write_folder(tmp_path, scenes_of(train), seed=0, size=16) == 3
+    assert read_train_file(tmp_path / "train.json", ICLEVR) == train
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"picture.png": ["red cube"]}, 'picture "picture.png" is not named CLEVR_train_NNNNNN_K.png'),
+        (
+            {"CLEVR_train_000001_0.png": ["red cube"], "CLEVR_train_000001_1.png": ["blue cube", "red cube"]},
+            r"scene 000001: .* does not extend",
+        ),
+    ],
+)
+def test_train_files_that_are_no_scenes(train: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(TrainerError, match=message):
+        scenes_of(train)

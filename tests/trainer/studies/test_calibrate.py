@@ -1,0 +1,77 @@
+"""Comparing an evaluator with published scores."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from shared.evaluator import Evaluator
+from shared.vocabulary import ICLEVR
+from trainer.errors import TrainerError
+from trainer.studies.calibrate import calibrate, plot, read_pictures
+
+
+class Reader(Evaluator):
+    """Reads the answer off the picture: its red value is the index of the one label it sees."""
+
+    def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
+        index = ((images[:, 0, 0, 0] + 1) * 127.5).round().long()
+        return torch.nn.functional.one_hot(index, len(self.vocabulary)).float()
+
+
+def _set(folder: Path, shown: list[int]) -> None:
+    folder.mkdir(parents=True)
+    for i, index in enumerate(shown):
+        Image.fromarray(np.full((4, 4, 3), index, np.uint8)).save(folder / f"{i:02d}.png")
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> Path:
+    """Three sets for twelve conditions, labels 0 to 11, of which 12, 6 and 3 are shown; published 1.0, 0.4 and 0.35."""
+    (tmp_path / "test.json").write_text(json.dumps([[ICLEVR.names[i]] for i in range(12)]))
+    entries = []
+    for name, right, published in (("a", 12, 1.0), ("b", 6, 0.4), ("c", 3, 0.35)):
+        _set(tmp_path / name, [i if i < right else 23 for i in range(12)])
+        entries.append({"folder": name, "conditions": "test.json", "official_accuracy": published})
+    (tmp_path / "sets.json").write_text(json.dumps(entries))
+    return tmp_path
+
+
+def test_agreement_is_counted_in_the_order_of_the_numbers(sets: Path) -> None:
+    found = calibrate(sets, sets, Reader(ICLEVR))
+    assert [one.accuracy for one in found.sets] == [1.0, 0.5, 0.25]
+    assert found.mean_absolute_error == pytest.approx(0.2 / 3)
+    assert found.bias == pytest.approx(0)
+    assert found.correlation == pytest.approx(np.corrcoef([1.0, 0.5, 0.25], [1.0, 0.4, 0.35])[0, 1])
+    plot(found, sets / "plot.png")
+    assert (sets / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '[{"folder": "a"}]', '{"a": 1}', "[1, 2]"])
+def test_a_bad_list_of_sets_is_refused(sets: Path, content: str) -> None:
+    (sets / "sets.json").write_text(content)
+    with pytest.raises(TrainerError, match=r"sets\.json"):
+        calibrate(sets, sets, Reader(ICLEVR))
+
+
+def test_pictures_are_read_as_the_trainer_and_the_service_read_them(sets: Path) -> None:
+    Image.new("LA", (4, 4), 0).save(sets / "a" / "03.png")
+    assert read_pictures(sets / "a", 12)[3].tolist() == [[[255] * 3] * 4] * 4  # what is transparent shows white
+    Image.new("I;16", (4, 4)).save(sets / "a" / "03.png")
+    with pytest.raises(TrainerError, match=r"03\.png: cannot be read as a picture \(mode I;16: more than 8 bits"):
+        read_pictures(sets / "a", 12)
+
+
+def test_missing_and_broken_pictures_are_named(sets: Path) -> None:
+    with pytest.raises(TrainerError, match="holds 12 numbered PNGs, its conditions file names 13"):
+        read_pictures(sets / "a", 13)
+    Image.new("RGB", (9, 9)).save(sets / "a" / "04.png")
+    with pytest.raises(TrainerError, match="a holds pictures of 2 sizes"):
+        read_pictures(sets / "a", 12)
+    (sets / "a" / "03.png").write_bytes(b"no picture")
+    with pytest.raises(TrainerError, match=r"03\.png: cannot be read"):
+        read_pictures(sets / "a", 12)

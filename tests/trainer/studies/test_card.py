@@ -1,0 +1,86 @@
+"""A checkpoint's card: what it says comes from the checkpoint, its log and its scores."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.checkpoint import publish, read_info
+from shared.options import SamplingOptions
+from trainer.errors import TrainerError
+from trainer.studies.card import read_log, write_card
+
+
+def _published(folder: Path) -> str:
+    publish(
+        folder,
+        "m",
+        {"w": torch.zeros(2)},
+        kind="denoiser",
+        vocabulary=("a", "b"),
+        config={"T": 10},
+        training={"x": {"y": 3}},
+    )
+    return read_info(folder / "m.safetensors").digest
+
+
+def _scores(path: Path, digest: str) -> Path:
+    figure = {"mean": 0.5, "std": 0.25, "max": 0.75}
+    content = {"file": "test.json", "digest": digest, "runs": [{}, {}], "rows_per_picture": 24.0}
+    content["options"] = SamplingOptions(sampler="ddim", steps=12, guidance=2.5).model_dump()
+    path.write_text(json.dumps(content | dict.fromkeys(("accuracy", "exact_match", "f1"), figure)))
+    return path
+
+
+def _log(path: Path) -> Path:
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25, "test/accuracy": 0.5}\n')
+    return path
+
+
+def test_the_card_tells_digest_scores_recipe_and_keeps_the_log(tmp_path: Path) -> None:
+    digest = _published(tmp_path)
+    scores, log = _scores(tmp_path / "s.json", digest), _log(tmp_path / "log.jsonl")
+    path = write_card(tmp_path, "m", log=log, scores=[scores], machine="a test", commands=["train it"], notes=["Note."])
+    text = path.read_text()
+    assert path == tmp_path / "m.md"
+    assert digest[:16] in text
+    figures = " | ".join(["0.5000 ± 0.2500"] * 3)
+    assert f"| test.json | ddim, 12 steps, w = 2.5 | 2 | {figures} | 0.7500 | 24 |" in text
+    assert "| x.y | `3` |" in text
+    assert "    train it\n" in text
+    assert "\nNote.\n" in text
+    assert (tmp_path / "m-log.jsonl").read_text() == log.read_text()
+    assert (tmp_path / "m-log.png").stat().st_size > 1000
+
+
+def test_a_card_without_commands_does_not_speak_of_them(tmp_path: Path) -> None:
+    _published(tmp_path)
+    path = write_card(tmp_path, "m", log=_log(tmp_path / "l"), scores=[], machine="m", commands=[], notes=[])
+    assert "Made by" not in path.read_text()
+
+
+def test_scores_of_another_checkpoint_and_broken_logs_are_refused(tmp_path: Path) -> None:
+    _published(tmp_path)
+    log = _log(tmp_path / "log.jsonl")
+    with pytest.raises(TrainerError, match="another checkpoint"):
+        write_card(
+            tmp_path, "m", log=log, scores=[_scores(tmp_path / "s.json", "0")], machine="", commands=[], notes=[]
+        )
+    for content in ("[1]", '{"file": "test.json"}', "{"):
+        (tmp_path / "s.json").write_text(content)
+        with pytest.raises(TrainerError, match=r"s\.json: not what `score --json` writes"):
+            write_card(tmp_path, "m", log=log, scores=[tmp_path / "s.json"], machine="", commands=[], notes=[])
+    for content in ("{", '{"a.png": ["red cube"]}', "[1]", '"step"', "1\n2"):
+        log.write_text(content)
+        with pytest.raises(TrainerError, match="not a run's log"):
+            write_card(tmp_path, "m", log=log, scores=[], machine="", commands=[], notes=[])
+
+
+def test_what_an_interrupted_run_logged_twice_counts_once(tmp_path: Path) -> None:
+    first = {"step": 50, "loss": 3.0}
+    before = [{"step": 100, "loss": 2.0}, {"step": 100, "test/f1": 0.5}, {"step": 120, "test/f1": 0.6}]
+    again = [{"step": 100, "loss": 0.5}, {"step": 100, "test/f1": 0.7}]
+    lines = [first, *before, *again, again[-1]]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert read_log(tmp_path / "log.jsonl") == [first, *again]

@@ -1,0 +1,145 @@
+"""Does it only remember: distances against hand-made sets, Frechet's against torchmetrics, the whole on a toy."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from tests.toy_checkpoint import publish_toys
+from tests.trainer_fixtures import write_data_folder
+from trainer import __main__ as cli
+from trainer.studies import memorisation
+from trainer.studies.memorisation import (
+    PER_SET,
+    Nearest,
+    closeness,
+    common_label_sets,
+    flat_pixels,
+    frechet_distance,
+    mean_pairwise,
+    nearest,
+    rows_of,
+)
+
+
+def _images(n: int, seed: int) -> Tensor:
+    return torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_the_nearest_is_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memorisation, "CHUNK", 7)
+    training, queries = _images(30, 0), _images(5, 1)
+    queries[3] = training[22]  # remembered
+    found = nearest(flat_pixels(queries), lambda start: flat_pixels(training[start : start + 7]), 30)
+    rms = (queries[:, None] - training[None]).square().mean((2, 3, 4)).sqrt()  # (5, 30)
+    torch.testing.assert_close(found.distance, rms.min(1).values, rtol=1e-4, atol=1e-3)
+    assert found.index.tolist() == rms.argmin(1).tolist()
+    assert found.index[3] == 22
+
+
+def test_copies_show_as_nearer_than_unseen_pictures() -> None:
+    index = torch.zeros(200, dtype=torch.int64)
+    unseen = Nearest(torch.linspace(1, 2, 200), index)
+    copies = Nearest(torch.cat([torch.zeros(50), torch.linspace(1.5, 2, 150)]), index)
+    found = closeness(copies, unseen)
+    assert found.nearer_than_unseen == 0.25
+    assert (found.generated["min"], found.unseen["min"]) == (0, 1)
+    assert closeness(unseen, unseen).nearer_than_unseen == pytest.approx(0.01)
+
+
+class Given(nn.Module):
+    """Stands for the feature network: a picture's features are its own numbers."""
+
+    num_features = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :12].double()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torchmetrics")
+def test_frechet_distance_is_torchmetrics_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(12, 12, generator=generator)
+    a = torch.randn(60, 12, generator=generator) @ mix
+    b = torch.randn(40, 12, generator=generator) * 0.5 + 1
+    other = FrechetInceptionDistance(feature=Given(), input_img_size=(3, 2, 2), normalize=True)
+    other.set_dtype(torch.float64)
+    other.update(a.view(60, 3, 2, 2).double(), real=True)
+    other.update(b.view(40, 3, 2, 2).double(), real=False)
+    assert frechet_distance(a, b) == pytest.approx(float(other.compute()), rel=1e-4)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_of_two_gaussians() -> None:
+    """In one dimension it is (difference of means)^2 + (difference of deviations)^2."""
+    a = torch.tensor([[-1.0], [1.0]])  # mean 0, variance 2
+    assert frechet_distance(a, 3 * a + 5) == pytest.approx(5**2 + (2 * 2**0.5) ** 2)
+
+
+def test_diversity_within_groups() -> None:
+    alike, apart = torch.zeros(3, 2), torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
+    assert mean_pairwise(torch.stack([alike, apart])) == pytest.approx((0 + (5 + 10 + 5) / 3) / 2)
+
+
+def test_label_sets_with_enough_pictures() -> None:
+    labels = torch.zeros(PER_SET * 2 + 3, 3)
+    labels[:PER_SET, 0] = labels[PER_SET : 2 * PER_SET + 1, 1] = labels[2 * PER_SET + 1 :, 2] = 1
+    groups = common_label_sets(labels, 9, seed=0)
+    assert len(groups) == 2  # the third has two pictures
+    for group in groups:
+        assert len(set(group.tolist())) == PER_SET
+        assert len(labels[group].unique(dim=0)) == 1
+    assert len(common_label_sets(labels, 1, seed=0)) == 1
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Data of eight pictures a label (training) and of one each (held-out), a toy denoiser and an evaluator."""
+    write_data_folder(tmp_path / "seen", pictures=24 * PER_SET)
+    write_data_folder(tmp_path / "unseen", pictures=24)
+    publish_toys(tmp_path / "models")
+    return tmp_path
+
+
+def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["memorisation", "seen", "--held-out", "unseen", "--pictures", "12", "--label-sets", "2"]
+    monkeypatch.setattr(sys, "argv", ["trainer", *arguments, "--grid", "near.png", "--json", "figures.json"])
+    code = cli.main()
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    figures = json.loads(Path("figures.json").read_text())
+    assert (figures["pictures"], figures["label_sets"]) == (12, 2)
+    # the held-out pictures are flat colours that training has too; a random network's noise is like none
+    assert figures["pixel"]["unseen"]["median"] == pytest.approx(0, abs=2e-3)
+    assert figures["pixel"]["generated"]["min"] > 0.1
+    assert figures["diversity"]["training"]["pixel"] == pytest.approx(0, abs=1e-4)
+    assert figures["diversity"]["generated"]["pixel"] > 0.1
+    assert figures["frechet"]["generated"] > figures["frechet"]["unseen"]
+    assert "nearest training picture, pixel distance, median" in out
+    assert Path("near.png").stat().st_size > 1000
+
+
+def test_what_does_not_fit_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    names = json.loads(Path("unseen/objects.json").read_text())
+    Path("unseen/objects.json").write_text(json.dumps({name: 23 - i for name, i in names.items()}))
+    monkeypatch.setattr(sys, "argv", ["trainer", "memorisation", "seen", "--held-out", "unseen"])
+    assert cli.main() == 1
+    assert "one vocabulary" in capsys.readouterr().err
+
+
+def test_rows_without_diversity() -> None:
+    near = Nearest(torch.ones(4), torch.zeros(4, dtype=torch.int64))
+    one = closeness(near, near)
+    report = memorisation.Report(4, one, one, 0, {}, {"generated": 2.0, "unseen": 1.0})
+    rows = rows_of(report)
+    assert len(rows) == 9
+    assert rows[-1] == ["Frechet distance to other unseen pictures", "2.000", "1.000 (unseen)"]

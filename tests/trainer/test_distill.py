@@ -1,0 +1,185 @@
+"""Distillation: what the adapter changes, what its targets are, and the command from teacher to checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.checkpoint import CheckpointError, load, promote, publish, read_info
+from shared.diffusion.denoise import sample
+from shared.diffusion.model import Denoiser, load_denoiser
+from shared.diffusion.samplers import make_table
+from shared.evaluator import Evaluator, SetScore
+from shared.options import SamplingOptions
+from shared.vocabulary import ICLEVR, Vocabulary
+from tests.toy_checkpoint import publish_toys
+from tests.trainer.commands.test_commands import Command, command, refused
+from tests.trainer_fixtures import write_data_folder
+from trainer.config import TrainConfig
+from trainer.distill import AdaptedNetwork, GuidedTarget, Trajectories, make_pool, publish_adapter, trajectories
+from trainer.fit_evaluator import publish_evaluator
+
+__all__ = ["command"]  # a fixture
+CPU = torch.device("cpu")
+PATH = SamplingOptions(sampler="dpmpp_2m", steps=12, guidance=2.0)
+INPUTS = 5
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Denoiser:
+    publish_toys(tmp_path)
+    return load_denoiser(tmp_path / "toy.safetensors")
+
+
+def _inputs(teacher: Denoiser) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(INPUTS, *teacher.image_shape, generator=generator)
+    labels = (torch.rand(INPUTS, len(teacher.vocabulary), generator=generator) < 0.2).float()
+    return x, torch.tensor([0, 200, 500, 800, 999]), labels, torch.ones(INPUTS, dtype=torch.bool)
+
+
+def _changed(teacher: Denoiser) -> AdaptedNetwork:
+    network = AdaptedNetwork(teacher.network, rank=2)
+    with torch.no_grad():
+        for parameter in network.changes.values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return network
+
+
+@torch.inference_mode()
+def test_an_adapter_starts_as_the_network_and_has_few_numbers(teacher: Denoiser) -> None:
+    network = AdaptedNetwork(teacher.network, rank=2)
+    torch.testing.assert_close(network(*_inputs(teacher)), teacher.network(*_inputs(teacher)))
+    trained, frozen = (sum(p.numel() for p in module.parameters()) for module in (network, teacher.network))
+    assert 4 * trained < frozen
+    assert all(name.startswith("changes.") for name in network.state_dict())
+
+
+@torch.inference_mode()
+def test_a_published_adapter_is_the_network_that_was_trained(teacher: Denoiser, tmp_path: Path) -> None:
+    network, options = _changed(teacher), SamplingOptions(sampler="ddim", steps=4, guidance=1.0)
+    path = publish_adapter(network, teacher.info, tmp_path, "fast", options, {"note": 1})
+    loaded = load_denoiser(path)
+    assert (loaded.options, loaded.info.training) == (options, {"note": 1})
+    assert path.stat().st_size < (tmp_path / "toy.safetensors").stat().st_size
+    wanted, plain = network(*_inputs(teacher)), teacher.network(*_inputs(teacher))
+    error = (loaded.network(*_inputs(teacher)) - wanted).abs().max()
+    assert error < 0.02 * (plain - wanted).abs().max()
+    again = AdaptedNetwork(teacher.network, rank=2, start=load(path)[1])
+    torch.testing.assert_close(again(*_inputs(teacher)), loaded.network(*_inputs(teacher)))
+
+
+def test_an_adapter_is_refused_without_the_weights_it_changes(teacher: Denoiser, tmp_path: Path) -> None:
+    path = publish_adapter(AdaptedNetwork(teacher.network, rank=2), teacher.info, tmp_path, "fast", PATH, {})
+    info, weights = load(tmp_path / "other.safetensors")
+    publish(tmp_path, "toy", weights, kind="denoiser", vocabulary=info.vocabulary, config=info.config, training={})
+    for use in (lambda: load_denoiser(path), lambda: promote(tmp_path, "fast")):
+        with pytest.raises(CheckpointError, match=r"changes a toy of digest \w{16}, not \w{16}; distil it anew"):
+            use()
+    (tmp_path / "toy.safetensors").unlink()
+    for use in (lambda: load_denoiser(path), lambda: promote(tmp_path, "fast")):
+        with pytest.raises(CheckpointError, match=r"changes toy, which cannot be loaded: cannot be read"):
+            use()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_guided_target_is_the_teachers_guided_prediction(teacher: Denoiser, guidance: float) -> None:
+    config = TrainConfig(loss_weight="none", noise_levels="uniform", label_dropout=0.0)
+    x, t, labels, keep = _inputs(teacher)
+    loss = GuidedTarget(config, teacher, guidance, CPU)
+    cond, null = teacher.network(x, t, labels, keep), teacher.network(x, t, labels, ~keep)
+    torch.testing.assert_close(loss.target(x, x, t, labels), null + guidance * (cond - null))
+    own = float(loss(teacher.network, x, labels, t, x, keep).detach())
+    assert own == pytest.approx(0, abs=1e-10) if guidance == 1 else own > 1e-4
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_one_step_to_a_target_ends_where_the_teachers_steps_end(teacher: Denoiser, steps: int) -> None:
+    labels = torch.eye(len(teacher.vocabulary))[:3]
+    cut = trajectories(teacher.stepper(), teacher.alpha_bar, labels, [7, 8, 9], steps, PATH)
+    assert {key: tuple(value.shape[:1]) for key, value in cut.items()} == dict.fromkeys(cut, (3 * steps,))
+    ddim = make_table(SamplingOptions(sampler="ddim", steps=steps), teacher.alpha_bar)
+    assert cut["t"].tolist() == [t for t in ddim.t.tolist() for _ in range(3)]
+    ends = sample(teacher.stepper(), labels, PATH, [7, 8, 9])
+    starts = [*cut["x"].float().split(3), ends]
+    for k in range(steps):
+        one_step = ddim.a[k] * starts[k] + ddim.b[k] * cut["x0"].float()[3 * k : 3 * k + 3]
+        torch.testing.assert_close(one_step, starts[k + 1], rtol=0.01, atol=0.02)
+
+
+def test_no_error_is_left_where_student_and_teacher_take_the_same_steps(teacher: Denoiser) -> None:
+    options = SamplingOptions(sampler="ddim", steps=3, guidance=1.0)
+    labels = torch.eye(len(teacher.vocabulary))[:4]
+    cut = trajectories(teacher.stepper(), teacher.alpha_bar, labels, [1, 2, 3, 4], 3, options)
+    assert float(cut["error"].max()) < 1e-6
+    objective = Trajectories(cut, teacher, CPU)
+    drawn = objective.draw(torch.arange(12), slice(0, 12), torch.Generator())
+    assert float(objective(teacher.network, *drawn).detach()) < 1e-3
+
+
+def test_a_pool_goes_on_where_it_stopped(teacher: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.distill.POOL_CHUNK", 2)
+    labels, stepped = torch.eye(len(teacher.vocabulary)), []
+    options = SamplingOptions(sampler="ddim", steps=2, guidance=1.0)
+    first = make_pool(tmp_path / "pool", teacher, labels, 3, 2, options, stepped.append)
+    assert (len(first["t"]), stepped) == (8, [2, 2])
+    kept = (tmp_path / "pool" / "00001.safetensors").stat().st_mtime_ns
+    (tmp_path / "pool" / "00000.safetensors").unlink()
+    again = make_pool(tmp_path / "pool", teacher, labels, 3, 2, options)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert (tmp_path / "pool" / "00001.safetensors").stat().st_mtime_ns == kept
+
+
+def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path) -> None:
+    data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
+    publish_toys(storage)
+    common = ["distill", "--data", data, "--storage", storage, "--rank", 2, "--steps", 2, "--set", "batch=4"]
+    code, _, err = command(*common, "--name", "guided", "--method", "guidance", "--run", tmp_path / "one")
+    assert code == 0, err
+    assert read_info(storage / "guided.safetensors").config["sampling"]["steps"] == 8
+    other = command(*common, "--name", "x", "--method", "guidance", "--run", tmp_path / "one", "--teacher", "guided")
+    refused(other, "one/setup.json was made with another teacher; choose another folder")
+    code, _, err = command(
+        *common, "--name", "few", "--method", "trajectories", "--teacher", "guided", "--run", tmp_path / "two",
+        "--trajectories", 4, "--teacher-steps", 4, "--sampling-steps", 2,
+    )  # fmt: skip
+    assert code == 0, err
+    info = read_info(storage / "few.safetensors")
+    assert info.config["base"] == {"name": "toy", "digest": read_info(storage / "toy.safetensors").digest}
+    assert (info.training["method"], info.training["teacher"], info.training["steps"]) == ("trajectories", "guided", 2)
+    code, _, err = command(
+        "score", data / "test.json", "--storage", storage, "--model", "few", "--json", tmp_path / "few.json"
+    )
+    assert code == 0, err
+    figures = json.loads((tmp_path / "few.json").read_text())
+    assert figures["rows_per_picture"] == 2
+
+
+def test_what_does_not_fit_is_refused(command: Command, tmp_path: Path) -> None:
+    data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
+    publish_toys(storage)
+    common = ["distill", "--data", data, "--storage", storage, "--name", "x", "--method", "trajectories"]
+    refused(command(*common, "--steps", 1, "--teacher-steps", 7), "must be a multiple of --sampling-steps 4")
+    refused(command(*common), "say how long")
+    refused(command(*common, "--steps", 1, "--teacher", "nobody"), "nobody: no such denoiser")
+    other = Evaluator(Vocabulary(tuple(reversed(ICLEVR.names)))).freeze()
+    publish_evaluator(other, SetScore(1.0, 1.0, 1.0, {}), storage, "other", {})
+    run = ("--steps", 1, "--run", tmp_path / "run")
+    refused(command(*common, *run, "--evaluator", "other"), "vocabularies differ")
+    base = load_denoiser(storage / "toy.safetensors")
+    publish_adapter(AdaptedNetwork(base.network, 3), base.info, storage, "third", SamplingOptions(), {"rank": 3})
+    refused(command(*common, *run, "--teacher", "third", "--rank", 2), "third has changes of rank 3")
+
+
+def test_a_distillation_is_made_again_by_its_command(command: Command, tmp_path: Path) -> None:
+    data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
+    publish_toys(storage)
+    for name in ("a", "b"):
+        torch.manual_seed(ord(name))
+        code, _, err = command(
+            "distill", "--data", data, "--storage", storage, "--rank", 2, "--steps", 1, "--set", "batch=4",
+            "--method", "guidance", "--name", name, "--run", tmp_path / name,
+        )  # fmt: skip
+        assert code == 0, err
+    assert read_info(storage / "a.safetensors").digest == read_info(storage / "b.safetensors").digest

@@ -1,0 +1,114 @@
+"""Loss weights and noise levels against closed forms; what is drawn, and what the loss makes of it."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shared.diffusion.schedules import alpha_bar
+from trainer.config import TrainConfig
+from trainer.loss import DenoisingLoss, loss_weights, noise_level_weights
+
+AB = alpha_bar("cosine", 1000)
+SNR = AB / (1 - AB)
+CPU = torch.device("cpu")
+
+
+def _config(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({"noise_levels": "uniform", "loss_weight": "none", **changes})
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_no_weight_is_one(prediction: str) -> None:
+    assert torch.equal(loss_weights(_config(prediction=prediction), AB), torch.ones(1000, dtype=torch.float64))
+
+
+def test_min_snr_weighs_x0_alike_for_eps_and_v() -> None:
+    eps = loss_weights(_config(prediction="eps", loss_weight="min_snr", min_snr_gamma=4.0), AB)
+    v = loss_weights(_config(prediction="v", loss_weight="min_snr", min_snr_gamma=4.0), AB)
+    # an error e of x_0 is sqrt(SNR) e in eps and sqrt(SNR + 1) e in v
+    wanted = torch.minimum(SNR, torch.tensor(4.0))
+    torch.testing.assert_close(eps * SNR, wanted)
+    torch.testing.assert_close(v * (SNR + 1), wanted)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("levels", ["uniform", "normal"])
+def test_edm_weight_is_edms_with_mean_one(prediction: str, levels: str) -> None:
+    config = _config(prediction=prediction, loss_weight="edm", noise_levels=levels, sigma_data=0.2)
+    ab = AB[:-20]  # for eps the weight grows without bound towards pure noise
+    weights, snr = loss_weights(config, ab), ab / (1 - ab)
+    assert float((weights * noise_level_weights(config, ab)).sum()) == pytest.approx(1)
+    sigma2 = 1 / snr
+    on_x0 = (sigma2 + 0.2**2) / (sigma2 * 0.2**2)  # Karras et al. 2022, table 1
+    ratio = weights * (snr if prediction == "eps" else snr + 1) / on_x0
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "quadratic", "cosine", "sigmoid"])
+@pytest.mark.parametrize("levels", ["uniform", "normal"])
+def test_masses_sum_to_one_and_leave_no_level_out(schedule: str, levels: str) -> None:
+    masses = noise_level_weights(TrainConfig(noise_levels=levels), alpha_bar(schedule))  # type: ignore[arg-type]
+    assert float(masses.sum()) == pytest.approx(1)
+    assert float(masses.min()) >= 0.01 / 1000 - 1e-12
+
+
+def test_levels_are_normal_in_log_snr() -> None:
+    masses = noise_level_weights(TrainConfig(log_snr_mean=1.0, log_snr_std=1.5), AB)
+    log_snr = SNR.log()
+    for width, wanted in ((1, 0.683), (2, 0.954)):
+        inside = float(masses[(log_snr - 1.0).abs() < width * 1.5].sum())
+        assert inside == pytest.approx(wanted, abs=0.02)
+    assert float((masses * log_snr).sum()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_draws_are_stratified() -> None:
+    loss = DenoisingLoss(_config(), AB, CPU)
+    t, eps, keep = loss.draw(50, (3, 4, 4), torch.Generator().manual_seed(0))
+    assert (t.sort().values // 20).tolist() == list(range(50))
+    assert t.tolist() != t.sort().values.tolist()
+    assert (eps.shape, keep.dtype) == ((50, 3, 4, 4), torch.bool)
+    assert len(keep) == 50
+    again = loss.draw(50, (3, 4, 4), torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip((t, eps, keep), again, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_share_of_dropped_labels(share: float) -> None:
+    keep = DenoisingLoss(_config(label_dropout=share), AB, CPU).draw(20000, (1, 1, 1), torch.Generator())[2]
+    assert float((~keep).float().mean()) == pytest.approx(share, abs=0.01 if 0 < share < 1 else 0)
+
+
+class Constant(nn.Module):
+    """Answers with what it was made with, and remembers its input."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        self.x = x
+        return self.answer
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_the_loss_by_hand(prediction: str) -> None:
+    config = _config(prediction=prediction, loss_weight="min_snr")
+    loss = DenoisingLoss(config, AB, CPU)
+    generator = torch.Generator().manual_seed(1)
+    x_0, eps = torch.rand(3, 3, 4, 4, generator=generator), torch.randn(3, 3, 4, 4, generator=generator)
+    t, keep, labels = torch.tensor([0, 400, 900]), torch.ones(3, dtype=torch.bool), torch.zeros(3, 2)
+    a, s = AB[t].sqrt().float()[:, None, None, None], (1 - AB[t]).sqrt().float()[:, None, None, None]
+    target = eps if prediction == "eps" else a * eps - s * x_0
+    network = Constant(target)
+    assert float(loss(network, x_0, labels, t, eps, keep)) == pytest.approx(0, abs=1e-12)
+    torch.testing.assert_close(network.x, a * x_0 + s * eps)
+    off = torch.tensor([1.0, 2.0, 3.0])
+    total = loss(Constant(target + off[:, None, None, None]), x_0, labels, t, eps, keep)
+    assert float(total) == pytest.approx(float((off**2 * loss_weights(config, AB)[t]).mean()), rel=1e-4)
+
+
+def test_a_loss_that_is_no_number_is_an_error() -> None:
+    loss, ones = DenoisingLoss(_config(), AB, CPU), torch.ones(1, 3, 2, 2)
+    t, keep = torch.tensor([5]), torch.tensor([True])
+    with pytest.raises(FloatingPointError, match=r"the loss is nan; lower lr"):
+        loss(Constant(ones * torch.nan), ones, torch.zeros(1, 2), t, ones, keep)

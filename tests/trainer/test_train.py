@@ -1,0 +1,278 @@
+"""The training loop on a tiny network: it learns, resumes bit for bit, refuses another recipe, and shards alike."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shared.diffusion.denoise import sample
+from shared.diffusion.model import load_denoiser
+from shared.diffusion.unet import NetworkConfig, UNet
+from shared.options import SamplingOptions
+from shared.vocabulary import Vocabulary
+from tests.paths import ROOT
+from tests.trainer_fixtures import NETWORK, TINY, write_data_folder
+from trainer import train as training
+from trainer.commands.train import make_config, starting_weights
+from trainer.config import PRESETS, REPORT_EPOCHS, TrainConfig
+from trainer.data import Dataset, load_dataset
+from trainer.errors import TrainerError
+from trainer.train import Budget, Run, batch_indices, learning_rate, publish_network, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "autocast_dtype", lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data_folder(tmp_path_factory.mktemp("data") / "d")
+
+
+@pytest.fixture(scope="module")
+def dataset(folder: Path) -> Dataset:
+    return load_dataset(folder, size=16)
+
+
+def _lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def _config(**changes: Any) -> TrainConfig:
+    return TrainConfig.model_validate({**TINY.model_dump(), **changes})
+
+
+def test_the_loss_falls(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    config = _config(prediction="eps", loss_weight="none", noise_levels="uniform", schedule="sigmoid", lr=5e-3)
+    _, run = train(dataset, config, tmp_path, Budget(steps=80), device=CPU)
+    losses = [line["loss"] for line in _lines(tmp_path)]
+    assert run.step == len(losses) == 80
+    assert losses[0] == pytest.approx(1, abs=0.05)  # a fresh network predicts no noise, whose variance is 1
+    assert sum(losses[-20:]) / 20 < 0.75  # measured: 0.67
+
+
+class StopError(Exception):
+    """Stands for whatever ends a run before its time."""
+
+
+def test_a_resumed_run_ends_bit_for_bit_alike(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(ema_start=2)
+    monkeypatch.setattr(training, "SAVE_EVERY_S", -1.0)
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    whole, _ = train(dataset, config, tmp_path / "whole", Budget(steps=6), device=CPU)
+
+    def stop(run: Run) -> None:
+        if run.step == 4:  # saved last after step 3
+            raise StopError
+
+    monkeypatch.setattr(training, "LOG_EVERY", 2)
+    with pytest.raises(StopError):
+        train(dataset, config, tmp_path / "parts", Budget(steps=6), device=CPU, on_step=stop)
+    again, run = train(dataset, config, tmp_path / "parts", Budget(steps=6), device=CPU)
+    assert run.step == 6
+    for kind in ("raw", "short", "long"):
+        wanted, got = whole.network(kind).state_dict(), again.network(kind).state_dict()
+        assert all(torch.equal(wanted[key], got[key]) for key in wanted), kind
+    by_step = {line["step"]: line["loss"] for line in _lines(tmp_path / "whole")}
+    resumed = _lines(tmp_path / "parts")[-2:]
+    assert [line["step"] for line in resumed] == [4, 6]
+    assert resumed[0]["loss"] == pytest.approx(by_step[4])  # of the one step since resuming, not half of it
+    assert resumed[1]["loss"] == pytest.approx((by_step[5] + by_step[6]) / 2)
+
+
+def test_a_finished_run_is_not_trained_on(dataset: Dataset, tmp_path: Path) -> None:
+    first, _ = train(dataset, TINY, tmp_path, Budget(steps=1), device=CPU)
+    second, run = train(dataset, TINY, tmp_path, Budget(steps=1), device=CPU)
+    assert run.step == 1
+    assert torch.equal(
+        first.network("raw").state_dict()["head.weight"], second.network("raw").state_dict()["head.weight"]
+    )
+
+
+def test_another_recipe_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    train(dataset, TINY, tmp_path, Budget(steps=1), device=CPU)
+    with pytest.raises(TrainerError, match=r"state\.pt was started with another lr, seed; choose another --run"):
+        train(dataset, _config(lr=1e-4, seed=3), tmp_path, Budget(steps=2), device=CPU)
+    with pytest.raises(TrainerError, match=r"state\.pt was started with another data; choose another --run"):
+        train(replace(dataset, images=255 - dataset.images), TINY, tmp_path, Budget(steps=2), device=CPU)
+    with pytest.raises(TrainerError, match=r"state\.pt was started with another start_from; choose another --run"):
+        train(dataset, TINY, tmp_path, Budget(steps=2), device=CPU, start_from="first")
+    names = Vocabulary(tuple(reversed(dataset.vocabulary.names)))
+    other = Dataset(names, dataset.images, dataset.labels)
+    with pytest.raises(TrainerError, match=r"another objects\.json"):
+        train(other, TINY, tmp_path, Budget(steps=2), device=CPU)
+    (tmp_path / "state.pt").write_bytes(b"broken")
+    with pytest.raises(TrainerError, match=r"state\.pt is no state of a run"):
+        train(dataset, TINY, tmp_path, Budget(steps=2), device=CPU)
+
+
+def test_a_state_without_vocabulary_resumes(dataset: Dataset, tmp_path: Path) -> None:
+    """States written before the vocabulary was kept in them."""
+    train(dataset, TINY, tmp_path, Budget(steps=1), device=CPU)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["vocabulary"]
+    torch.save(state, tmp_path / "state.pt")
+    assert train(dataset, TINY, tmp_path, Budget(steps=2), device=CPU)[1].step == 2
+
+
+def test_logs_and_figures(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    seen = []
+
+    def evaluate(network: torch.nn.Module, run: Run) -> dict[str, float]:
+        seen.append((run.step, isinstance(network, UNet)))
+        return {"test/accuracy": 0.25}
+
+    _, run = train(dataset, TINY, tmp_path, Budget(steps=2), device=CPU, evaluate=evaluate, evaluate_every_s=-1.0)
+    assert seen == [(1, True), (2, True), (2, True)]
+    assert run.history == [{"test/accuracy": 0.25}] * 3
+    lines = _lines(tmp_path)
+    assert lines[0].keys() == {"step", "minutes", "loss", "grad_norm", "lr", "pictures"}
+    assert [line["pictures"] for line in lines if "pictures" in line] == [8, 16]
+    assert sum("test/accuracy" in line for line in lines) == 3
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert events.stat().st_size > 200
+    assert b"test/accuracy" in events.read_bytes()
+
+
+def test_figures_are_taken_by_share_of_the_budget(dataset: Dataset, tmp_path: Path) -> None:
+    seen = []
+
+    def evaluate(_: torch.nn.Module, run: Run) -> dict[str, float]:
+        seen.append(run.step)
+        return {}
+
+    train(dataset, TINY, tmp_path, Budget(steps=8), device=CPU, evaluate=evaluate, evaluate_every_share=0.25)
+    assert seen == [2, 4, 6, 8]  # the last once, not twice
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_said(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "state.tmp").symlink_to("/dev/full")
+    with pytest.raises(TrainerError, match=r"state\.pt cannot be written; is the disk full\?"):
+        train(dataset, TINY, tmp_path, Budget(steps=1), device=torch.device("cpu"))
+    assert not (tmp_path / "state.tmp").is_symlink()
+
+
+def test_a_diverged_loss_stops_the_run(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="the loss is"):
+        train(dataset, _config(lr=1e30, warmup_steps=0, optimizer="adamw"), tmp_path, Budget(steps=9), device=CPU)
+
+
+@pytest.mark.parametrize("conditioning", ["embedding", "channels"])
+def test_what_is_published_loads_and_samples(dataset: Dataset, tmp_path: Path, conditioning: str) -> None:
+    config = _config(network={**NETWORK, "conditioning": conditioning}, prediction="eps", schedule="sigmoid")
+    averages, _ = train(dataset, config, tmp_path / "run", Budget(steps=1), device=CPU)
+    network = averages.network(config.publish)
+    denoiser = load_denoiser(publish_network(network, config, dataset, tmp_path, "tiny", {"note": 1}))
+    assert (denoiser.prediction, denoiser.info.name, len(denoiser.alpha_bar)) == ("eps", "tiny", 1000)
+    assert denoiser.vocabulary == dataset.vocabulary
+    assert denoiser.info.training["note"] == 1
+    assert denoiser.info.training["config"] == config.model_dump(mode="json")
+    assert TrainConfig.model_validate(denoiser.info.training["config"]) == config
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(denoiser.network.state_dict()[key], value, rtol=0.01, atol=1e-3)
+    images = sample(denoiser.stepper(), dataset.labels[:2], SamplingOptions(steps=2), [1, 2])
+    assert images.shape == (2, 3, 16, 16)
+    assert images.isfinite().all()
+
+
+def test_a_run_can_start_from_published_weights(dataset: Dataset, tmp_path: Path) -> None:
+    config = _config(lr=1e-12, warmup_steps=0)
+    published = UNet(NetworkConfig(num_labels=len(dataset.vocabulary), image_size=config.image_size, **config.network))
+    publish_network(published, config, dataset, tmp_path, "first", {})
+    start = starting_weights(tmp_path, "first", config, dataset)
+    averages, _ = train(dataset, config, tmp_path / "run", Budget(steps=1), device=CPU, start=start)
+    for key, value in averages.network("raw").state_dict().items():
+        torch.testing.assert_close(value, start[key].float(), rtol=0, atol=1e-6)
+    with pytest.raises(TrainerError, match="another schedule"):
+        starting_weights(tmp_path, "first", _config(schedule="linear"), dataset)
+
+
+def test_epochs_see_every_picture_once() -> None:
+    seen = torch.cat([batch_indices(10, 4, seed=3, step=step) for step in range(5)])
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+
+
+def test_learning_rate() -> None:
+    config = TrainConfig(lr=1.0, warmup_steps=4, cooldown=0.5)
+    assert [learning_rate(config, step, 0.1) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert [learning_rate(config, 9, p) for p in (0.5, 0.75, 1.0)] == [1, 0.5, 0]
+    assert learning_rate(PRESETS["report"], 0, 0.999) == 3e-4
+
+
+def test_budget() -> None:
+    assert Budget(steps=10).progress(1e9, 5) == 0.5
+    assert Budget(minutes=2).progress(60, 10**9) == 0.5
+    assert Budget(minutes=2, steps=10).progress(60, 9) == 0.9
+
+
+def test_the_reports_hyperparameters() -> None:
+    report = PRESETS["report"]
+    assert (report.timesteps, report.schedule, report.prediction) == (1000, "sigmoid", "eps")
+    assert (report.loss_weight, report.noise_levels, report.label_dropout) == ("none", "uniform", 0.1)
+    assert (report.optimizer, report.lr, report.betas, report.weight_decay) == ("adamw", 3e-4, (0.9, 0.999), 0.01)
+    assert (report.batch, report.warmup_steps, report.cooldown, report.clip_norm) == (48, 0, 0, None)
+    assert (report.ema_decay, report.ema_start, report.publish) == (0.995, 2000, "short")
+    assert (report.image_size, report.fit, report.network["block"], REPORT_EPOCHS) == (32, "pad", 1, 300)
+    NetworkConfig(num_labels=24, image_size=32, **report.network)
+
+
+def test_changes_to_a_preset() -> None:
+    config = make_config("default", ["batch=8", "fit=pad", "clip_norm=null", "network.channels=[8,16,32]"])
+    assert (config.batch, config.fit, config.clip_norm) == (8, "pad", None)
+    assert config.network == {"channels": [8, 16, 32]}
+    assert make_config("report", []) == PRESETS["report"]
+
+
+# In float32; and a process group ends when nothing that would end it again, under Python's lock, is left.
+SCRIPT = """
+import gc
+import sys
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+import trainer.train
+from trainer.__main__ import main
+trainer.train.autocast_dtype = lambda _: None
+end = torch.distributed.destroy_process_group
+def end_last():
+    assert not any(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
+    end()
+torch.distributed.destroy_process_group = end_last
+sys.exit(main())
+"""
+
+
+def test_two_processes_train_what_one_does(folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+    config = _config(optimizer="adamw", lr=1e-3, warmup_steps=0, cooldown=0.0)
+    start = training.make_network(config, dataset).state_dict()
+    one, _ = train(dataset, config, tmp_path / "one", Budget(steps=3), device=CPU)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    changes = [f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(tmp_path / "script.py"), "train", "--data", str(folder), "--run-folder", str(tmp_path / "two")]
+    command += ["--storage", str(tmp_path), "--name", "two", "--steps", "3", "--device", "cpu", *changes]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    two = torch.load(tmp_path / "two" / "state.pt", weights_only=True)
+    assert two["step"] == 3
+    for key, wanted in one.network("raw").state_dict().items():
+        torch.testing.assert_close(two["network"][key], wanted, rtol=0, atol=2e-4)
+    moved = max(float((two["network"][key] - start[key]).abs().max()) for key in start)
+    assert moved > 1e-3  # ten times the tolerance: the agreement means something
+    assert load_denoiser(tmp_path / "two.safetensors").info.training["steps"] == 3

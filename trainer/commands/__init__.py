@@ -1,0 +1,1 @@
+"""The command line, one module for each group of commands; what they do lives in the modules that they call."""

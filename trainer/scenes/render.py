@@ -1,0 +1,445 @@
+"""Renders stand-in i-CLEVR pictures: analytic ray tracing of the measured scene, compiled by numba.
+
+Knows light and shapes, nothing of files and networks: `trainer/scenes/render_folder.py` writes the folder.
+The scene's numbers were read off CLEVR's published scene file (Johnson et al. 2017) and checked against Cycles renders;
+the few marked `fitted` were fitted to those renders by least squares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from trainer.scenes.scene import ASPECT, CAMERA, RADIUS, TAN_HALF_FOV, Floats, SceneObject, camera_axes
+
+# sRGB values / 255, used directly as linear reflectance: CLEVR's own habit.
+ALBEDO = (
+    np.array(
+        [
+            [87, 87, 87],
+            [173, 35, 35],
+            [42, 75, 215],
+            [29, 105, 20],
+            [129, 74, 25],
+            [129, 38, 192],
+            [41, 208, 208],
+            [255, 238, 51],
+        ]
+    )
+    / 255.0
+)
+
+BEVEL_CUBE, BEVEL_CYLINDER = 0.16 * RADIUS, 0.10 * RADIUS
+GROUND_ALBEDO = 0.8
+
+# Area lamps: position, side, power in W, colour, fitted factor.
+LAMPS = (
+    ((6.4467, -2.9052, 4.2584), 0.5, 78.54, (1.0, 0.932, 0.817), 1.04),
+    ((-4.6711, -4.0136, 3.0112), 0.5, 23.56, (0.762, 0.818, 1.0), 1.0),
+    ((-1.1685, 2.646, 5.8157), 1.0, 39.27, (1.0, 1.0, 1.0), 0.92),
+)
+SUN_DIRECTION = np.array([0.4145, -0.1946, 0.889])
+SUN_IRRADIANCE = 0.45 * 0.905  # fitted factor 0.905
+
+# The ground's height over q, the distance towards the back: flat near the origin, a wall behind.
+GROUND_BEARING = math.radians(154.58)
+GROUND_OFFSET = 14.0
+GROUND_Q = np.array([-40.0, -20.0, -14.0, -10.0, -7.4, -4.4, -2.1, 0.0, 1.05, 2.05, 3.1, 6.0])
+GROUND_HEIGHT = np.array([0.0, 0.0, 0.006, 0.032, 0.084, 0.26, 0.62, 1.6, 2.8, 5.5, 12.0, 60.0])
+
+ROUGHNESS, F0 = 0.35, 0.0123  # Beckmann lobe of the rubber
+MIRRORED_GROUND, MIRRORED_WALL = 0.20, 0.14
+# Indirect irradiance of the ground over the picture, fitted: 1, Y, X, XY, Y^2 with X, Y from -1 to 1, Y = 1 at the top.
+GROUND_INDIRECT = np.array([0.0731, 0.0412, -0.0187, 0.0192, 0.0157])
+# Fitted: how strongly near objects dim and tint the ground's indirect light; on objects the radiance from
+# below, from the wall and from everywhere, what is left at the foot, the share mirrored, how much near objects block.
+INDIRECT = np.array([0.393, 5.80, 0.1715, -0.0586, 0.006, 1.11, 0.5155, 0.265])
+
+LAMP_GRID = 4  # soft shadows: each sample looks at one of 4 x 4 points of a lamp
+
+
+def ground_height(q: Floats) -> Floats:
+    """The ground's height, a monotone cubic through the measured points (Fritsch & Carlson 1980)."""
+    h = np.diff(GROUND_Q)
+    secant = np.diff(GROUND_HEIGHT) / h
+    slope = np.zeros_like(GROUND_Q)
+    w1, w2 = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
+    rising = (secant[:-1] > 0) & (secant[1:] > 0)
+    with np.errstate(divide="ignore"):
+        harmonic = (w1 + w2) / (w1 / secant[:-1] + w2 / secant[1:])
+    slope[1:-1] = np.where(rising, harmonic, 0.0)
+    slope[-1] = secant[-1]
+    i = np.clip(np.searchsorted(GROUND_Q, q, side="right") - 1, 0, len(h) - 1)
+    u = (np.clip(q, GROUND_Q[0], GROUND_Q[-1]) - GROUND_Q[i]) / h[i]
+    return np.asarray(
+        (1 + 2 * u) * (1 - u) ** 2 * GROUND_HEIGHT[i]
+        + u * (1 - u) ** 2 * h[i] * slope[i]
+        + u * u * (3 - 2 * u) * GROUND_HEIGHT[i + 1]
+        + u * u * (u - 1) * h[i] * slope[i + 1]
+    )
+
+
+def _bearing() -> Floats:
+    return np.array([math.cos(GROUND_BEARING), math.sin(GROUND_BEARING)])
+
+
+def _ground_hits(directions: Floats) -> tuple[Floats, Floats]:
+    """Where rays from the camera meet the ground: points and unit normals, (N, 3) each. By bisection."""
+
+    def above(distance: Floats) -> Floats:
+        point = CAMERA + distance[:, None] * directions
+        return np.asarray(point[:, 2] - ground_height(point[:, :2] @ _bearing() - GROUND_OFFSET))
+
+    near, far = np.zeros(len(directions)), np.full(len(directions), np.inf)
+    for distance in np.linspace(2.0, 45.0, 173):
+        below = above(np.full(len(directions), distance)) <= 0
+        far = np.where(below & np.isinf(far), distance, far)
+        near = np.where(np.isinf(far), distance, near)
+    far = np.where(np.isinf(far), 45.0, far)
+    for _ in range(40):
+        middle = 0.5 * (near + far)
+        outside = above(middle) > 0
+        near, far = np.where(outside, middle, near), np.where(outside, far, middle)
+    point = CAMERA + far[:, None] * directions
+    q, step = point[:, :2] @ _bearing() - GROUND_OFFSET, 1e-3
+    rise = (ground_height(q + step) - ground_height(q - step)) / (2 * step)
+    normal = np.stack([-rise * _bearing()[0], -rise * _bearing()[1], np.ones_like(rise)], axis=1)
+    return point, normal / np.linalg.norm(normal, axis=1, keepdims=True)
+
+
+@lru_cache(maxsize=1)
+def lamp_points() -> Floats:
+    """Points on each lamp, (lamps, LAMP_GRID^2, 3), in an order that spreads neighbours over the lamp."""
+    ticks = (np.arange(LAMP_GRID) + 0.5) / LAMP_GRID - 0.5
+    order = np.array([0, 10, 2, 8, 5, 15, 7, 13, 1, 11, 3, 9, 4, 14, 6, 12])
+    points = []
+    for position, side, *_ in LAMPS:
+        normal = -np.array(position) / np.linalg.norm(position)
+        tangent = np.cross(normal, [0.0, 0.0, 1.0])
+        tangent /= np.linalg.norm(tangent)
+        bitangent = np.cross(normal, tangent)
+        square = [np.array(position) + side * (u * tangent + v * bitangent) for u in ticks for v in ticks]
+        points.append(np.array(square)[order])
+    return np.array(points)
+
+
+@lru_cache(maxsize=1)
+def _lamp_table() -> Floats:
+    """Per lamp: axis (3) and power / pi by channel (3)."""
+    rows = [
+        [*(-np.array(position) / np.linalg.norm(position)), *(np.array(color) * power * factor / math.pi)]
+        for position, _, power, color, factor in LAMPS
+    ]
+    return np.array(rows)
+
+
+@lru_cache(maxsize=8)
+def film(width: int, height: int, samples: int) -> tuple[Floats, Floats, Floats, Floats]:
+    """The empty scene as `samples` x `samples` rays a pixel see it: directions, ground points, light by lamp, indirect.
+
+    Shapes (height, width, samples^2, 3), the same, (..., lamps + sun, 3) and (..., 1): computed once per film size.
+    """
+    forward, right, up = camera_axes()
+    ticks_x = (np.arange(width * samples) + 0.5) / (width * samples) * 2 - 1
+    ticks_y = 1 - (np.arange(height * samples) + 0.5) / (height * samples) * 2
+    u, v = np.meshgrid(ticks_x, ticks_y)
+    directions = forward + TAN_HALF_FOV * (u[..., None] * right + v[..., None] / ASPECT * up)
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    point, normal = _ground_hits(directions.reshape(-1, 3))
+    light = np.zeros((len(point), len(LAMPS) + 1, 3))
+    for i, (position, *_) in enumerate(LAMPS):
+        to_lamp = np.array(position) - point
+        distance = np.linalg.norm(to_lamp, axis=1)
+        to_lamp /= distance[:, None]
+        cosines = np.clip((to_lamp * normal).sum(1), 0, None) * np.clip(-(to_lamp @ _lamp_table()[i, :3]), 0, None)
+        light[:, i] = (cosines / distance**2)[:, None] * _lamp_table()[i, 3:]
+    light[:, -1] = SUN_IRRADIANCE * np.clip(normal @ SUN_DIRECTION, 0, None)[:, None]
+
+    indirect = np.stack([np.ones_like(u), v, u, u * v, v * v], axis=-1) @ GROUND_INDIRECT
+
+    def by_pixel(values: Floats) -> Floats:
+        rest = values.shape[1:]
+        blocks = values.reshape(height, samples, width, samples, *rest).swapaxes(1, 2)
+        return np.ascontiguousarray(blocks.reshape(height, width, samples * samples, *rest))
+
+    return by_pixel(directions.reshape(-1, 3)), by_pixel(point), by_pixel(light), by_pixel(indirect.reshape(-1, 1))
+
+
+@njit(cache=True, fastmath=True)
+def _hit(obj, ox, oy, oz, dx, dy, dz, limit):  # type: ignore[no-untyped-def]
+    """Distance along a unit ray to an object's surface, or -1. `obj`: shape, colour, x, y, cos, sin."""
+    px, py, pz = ox - obj[2], oy - obj[3], oz - RADIUS
+    shape = obj[0]
+    along = -(px * dx + py * dy + pz * dz)
+    apart = px * px + py * py + pz * pz - along * along
+    bound = 0.36 if shape == 1 else (1.08 if shape == 0 else 0.72)
+    if apart > bound:
+        return -1.0
+    if shape == 1:
+        t = along - math.sqrt(RADIUS * RADIUS - apart)
+        return t if 1e-4 < t < limit else -1.0
+    if shape == 0:
+        c, s = obj[4], obj[5]
+        px, py = c * px + s * py, c * py - s * px
+        dx, dy = c * dx + s * dy, c * dy - s * dx
+        t0, t1 = _slab(px, dx, -1e30, 1e30)
+        t0, t1 = _slab(py, dy, t0, t1)
+    else:
+        a = dx * dx + dy * dy
+        b = px * dx + py * dy
+        disc = b * b - a * (px * px + py * py - RADIUS * RADIUS)
+        if disc <= 0 or a < 1e-12:
+            return -1.0
+        root = math.sqrt(disc)
+        t0, t1 = (-b - root) / a, (-b + root) / a
+    t0, t1 = _slab(pz, dz, t0, t1)
+    return t0 if t0 < t1 and 1e-4 < t0 < limit else -1.0
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _slab(p, d, t0, t1):  # type: ignore[no-untyped-def]
+    """Narrows [t0, t1] to where |p + t d| <= RADIUS."""
+    if abs(d) < 1e-9:
+        d = 1e-9
+    near, far = (-RADIUS - p) / d, (RADIUS - p) / d
+    if near > far:
+        near, far = far, near
+    return max(t0, near), min(t1, far)
+
+
+@njit(cache=True, fastmath=True)
+def _shadowed(objects, count, skip, ox, oy, oz, dx, dy, dz, distance):  # type: ignore[no-untyped-def]
+    for k in range(count):  # noqa: SIM110 - numba compiles no generator expressions
+        if k != skip and _hit(objects[k], ox, oy, oz, dx, dy, dz, distance) > 0:
+            return True
+    return False
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _bend(p, bevel):  # type: ignore[no-untyped-def]
+    """A rounded edge: how far a coordinate on a face reaches into the bevel, as the sine of the normal's tilt."""
+    inside = abs(p) - (RADIUS - bevel)
+    if inside <= 0:
+        return 0.0
+    return (inside / bevel if p > 0 else -inside / bevel) * 0.70711
+
+
+@njit(cache=True, fastmath=True)
+def _normal(obj, px, py, pz):  # type: ignore[no-untyped-def]
+    """Unit normal at a surface point given relative to the object's centre, bent near edges."""
+    shape = obj[0]
+    if shape == 1:
+        return px / RADIUS, py / RADIUS, pz / RADIUS
+    if shape == 2:
+        r = math.sqrt(px * px + py * py) + 1e-12
+        if abs(pz) > RADIUS - 1e-4:
+            side, nz = _bend(r, BEVEL_CYLINDER), math.copysign(1.0, pz)
+        else:
+            side, nz = 1.0, _bend(pz, BEVEL_CYLINDER)
+        nx, ny = px / r * side, py / r * side
+    else:
+        c, s = obj[4], obj[5]
+        lx, ly, lz = c * px + s * py, c * py - s * px, pz
+        ax, ay, az = abs(lx), abs(ly), abs(lz)
+        ux, uy, nz = _bend(lx, BEVEL_CUBE), _bend(ly, BEVEL_CUBE), _bend(lz, BEVEL_CUBE)
+        if ax >= ay and ax >= az:
+            ux = math.copysign(1.0, lx)
+        elif ay >= az:
+            uy = math.copysign(1.0, ly)
+        else:
+            nz = math.copysign(1.0, lz)
+        nx, ny = c * ux - s * uy, s * ux + c * uy
+    n = math.sqrt(nx * nx + ny * ny + nz * nz)
+    return nx / n, ny / n, nz / n
+
+
+@njit(cache=True, fastmath=True, inline="always")
+def _specular(nx, ny, nz, lx, ly, lz, vx, vy, vz):  # type: ignore[no-untyped-def]
+    """Beckmann microfacet lobe times the lamp's cosine (Cook & Torrance 1982), Schlick's Fresnel."""
+    hx, hy, hz = lx + vx, ly + vy, lz + vz
+    h = math.sqrt(hx * hx + hy * hy + hz * hz) + 1e-12
+    nh = (nx * hx + ny * hy + nz * hz) / h
+    nv = max(nx * vx + ny * vy + nz * vz, 0.05)
+    nl = nx * lx + ny * ly + nz * lz
+    vh = max((vx * hx + vy * hy + vz * hz) / h, 1e-3)
+    if nh <= 0 or nl <= 0:
+        return 0.0
+    c2 = nh * nh
+    d = math.exp((c2 - 1) / (c2 * ROUGHNESS * ROUGHNESS)) / (math.pi * ROUGHNESS * ROUGHNESS * c2 * c2)
+    g = min(1.0, 2 * nh * nv / vh, 2 * nh * nl / vh)
+    return d * g * (F0 + (1 - F0) * (1 - vh) ** 5) / (4 * nv)
+
+
+@njit(cache=True, fastmath=True)
+def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, lamps, points, sun, albedo, indirect, out):  # type: ignore[no-untyped-def]
+    """Radiance that an object's point sends along -d: lamps, sun, and the ground's and wall's light."""
+    obj = objects[k]
+    nx, ny, nz = _normal(obj, ox - obj[2], oy - obj[3], oz - RADIUS)
+    px, py, pz = ox + 1e-3 * nx, oy + 1e-3 * ny, oz + 1e-3 * nz
+    color = albedo[int(obj[1])]
+    for i in range(4):
+        if i < 3:
+            lx, ly, lz = points[i, corner, 0] - px, points[i, corner, 1] - py, points[i, corner, 2] - pz
+            distance = math.sqrt(lx * lx + ly * ly + lz * lz)
+            lx, ly, lz = lx / distance, ly / distance, lz / distance
+            facing = max(-(lx * lamps[i, 0] + ly * lamps[i, 1] + lz * lamps[i, 2]), 0.0) / (distance * distance)
+        else:
+            lx, ly, lz, distance, facing = sun[0], sun[1], sun[2], 1e9, SUN_IRRADIANCE
+        cosine = nx * lx + ny * ly + nz * lz
+        if cosine <= 0 or _shadowed(objects, count, k, px, py, pz, lx, ly, lz, distance):
+            continue
+        lobe = _specular(nx, ny, nz, lx, ly, lz, -dx, -dy, -dz)
+        for c in range(3):
+            e = facing * (lamps[i, 3 + c] if i < 3 else 1.0)
+            out[c] += e * (cosine * color[c] / math.pi + lobe)
+    # Light from below (the lit ground, darker towards the object's foot), from the wall behind, and the rest.
+    wall = max(-0.903 * nx + 0.429 * ny, 0.0)
+    below = 0.5 * (1 - nz)
+    foot = min(1.0, indirect[5] + (1 - indirect[5]) * oz / (2 * RADIUS))
+    for m in range(count):  # near objects darken one another
+        if m != k:
+            qx, qy, qz = objects[m, 2] - px, objects[m, 3] - py, RADIUS - pz
+            d2 = qx * qx + qy * qy + qz * qz
+            cosine = (qx * nx + qy * ny + qz * nz) / math.sqrt(d2)
+            if cosine > 0:
+                foot *= 1 - min(0.8, indirect[7] * cosine * RADIUS * RADIUS / d2)
+    ambient = foot * (indirect[2] * below + indirect[3] * wall) + indirect[4]
+    dn = dx * nx + dy * ny + dz * nz
+    rx, ry, rz = dx - 2 * dn * nx, dy - 2 * dn * ny, dz - 2 * dn * nz
+    mirrored = (
+        MIRRORED_GROUND * foot if rz < 0 else (MIRRORED_WALL if -0.903 * rx + 0.429 * ry > 0.5 and rz < 0.35 else 0.0)
+    )
+    fresnel = F0 + (1 - F0) * (1 - min(1.0, abs(dn))) ** 5
+    for c in range(3):
+        out[c] += color[c] * ambient + fresnel * indirect[6] * mirrored
+
+
+@njit(cache=True, fastmath=True)
+def _shade_ground(objects, count, point, light, irradiance, corner, points, sun, albedo, indirect, out):  # type: ignore[no-untyped-def]
+    """Radiance of a ground point: each lamp unless an object stands in its way, and indirect light."""
+    ox, oy, oz = point[0], point[1], point[2] + 1e-3
+    for i in range(4):
+        if i < 3:
+            lx, ly, lz = points[i, corner, 0] - ox, points[i, corner, 1] - oy, points[i, corner, 2] - oz
+            distance = math.sqrt(lx * lx + ly * ly + lz * lz)
+            lx, ly, lz = lx / distance, ly / distance, lz / distance
+        else:
+            lx, ly, lz, distance = sun[0], sun[1], sun[2], 1e9
+        if not _shadowed(objects, count, -1, ox, oy, oz, lx, ly, lz, distance):
+            for c in range(3):
+                out[c] += GROUND_ALBEDO / math.pi * light[i, c]
+    ambient = GROUND_ALBEDO / math.pi * irradiance
+    for c in range(3):
+        out[c] += ambient
+    for k in range(count):
+        qx, qy, qz = objects[k, 2] - ox, objects[k, 3] - oy, RADIUS - oz
+        d2 = max(qx * qx + qy * qy + qz * qz, RADIUS * RADIUS)
+        factor = qz / math.sqrt(d2) * RADIUS * RADIUS / d2  # a sphere's form factor
+        for c in range(3):
+            out[c] += factor * ambient * (indirect[1] * albedo[int(objects[k, 1]), c] - indirect[0])
+
+
+@njit(cache=True, fastmath=True, parallel=True)
+def _render(objects, counts, camera, directions, ground, light, irradiance, lamps, points, sun, albedo, indirect, out):  # type: ignore[no-untyped-def]
+    height, width, samples = directions.shape[0], directions.shape[1], directions.shape[2]
+    for b in prange(len(counts)):
+        rgb, total = np.zeros(3), np.zeros(3)
+        for y in range(height):
+            for x in range(width):
+                total[:] = 0
+                for s in range(samples):
+                    rgb[:] = 0
+                    dx, dy, dz = directions[y, x, s, 0], directions[y, x, s, 1], directions[y, x, s, 2]
+                    nearest, k = 1e9, -1
+                    for i in range(counts[b]):
+                        t = _hit(objects[b, i], camera[0], camera[1], camera[2], dx, dy, dz, nearest)
+                        if t > 0:
+                            nearest, k = t, i
+                    corner = ((y & 3) * 4 + (x & 3) + 5 * s) & 15
+                    if k >= 0:
+                        ox, oy, oz = camera[0] + nearest * dx, camera[1] + nearest * dy, camera[2] + nearest * dz
+                        _shade_object(
+                            objects[b],
+                            counts[b],
+                            k,
+                            ox,
+                            oy,
+                            oz,
+                            dx,
+                            dy,
+                            dz,
+                            corner,
+                            lamps,
+                            points,
+                            sun,
+                            albedo,
+                            indirect,
+                            rgb,
+                        )
+                    else:
+                        _shade_ground(
+                            objects[b],
+                            counts[b],
+                            ground[y, x, s],
+                            light[y, x, s],
+                            irradiance[y, x, s, 0],
+                            corner,
+                            points,
+                            sun,
+                            albedo,
+                            indirect,
+                            rgb,
+                        )
+                    for c in range(3):
+                        total[c] += rgb[c]
+                for c in range(3):
+                    v = min(max(total[c] / samples, 0.0), 1.0)
+                    v = 12.92 * v if v <= 0.0031308 else 1.055 * v ** (1 / 2.4) - 0.055
+                    out[b, y, x, c] = np.uint8(v * 255 + 0.5)
+
+
+def render(
+    scenes: Sequence[Sequence[SceneObject]],
+    *,
+    width: int = 320,
+    height: int = 240,
+    samples: int = 2,
+    indirect: Floats = INDIRECT,
+) -> NDArray[np.uint8]:
+    """Pictures of scenes, (N, height, width, 3) sRGB, with `samples` x `samples` rays a pixel. Deterministic.
+
+    The frame always shows the 4:3 view: a square film squeezes it, as the course's own resize does.
+    """
+    counts = np.array([len(scene) for scene in scenes])
+    objects = np.zeros((len(scenes), max(1, counts.max(initial=0)), 6))
+    for i, scene in enumerate(scenes):
+        for j, obj in enumerate(scene):
+            objects[i, j] = obj.row()
+    out = np.zeros((len(scenes), height, width, 3), np.uint8)
+    arrays: tuple[Any, ...] = film(width, height, samples)
+    _render(objects, counts, CAMERA, *arrays, _lamp_table(), lamp_points(), SUN_DIRECTION, ALBEDO, indirect, out)  # type: ignore[call-arg]
+    return out
+
+
+def squeeze(pictures: NDArray[np.uint8], size: int = 64) -> NDArray[np.uint8]:
+    """Box-filters (N, H, W, 3) to (N, size, size, 3) where the film is a multiple or fraction of it (area average)."""
+    n, height, width, _ = pictures.shape
+    flat = pictures.reshape(n, height, width * 3).astype(np.float32)
+    rows = area_weights(height, size) @ flat  # (n, size, width * 3)
+    columns = area_weights(width, size) @ rows.reshape(n * size, width, 3)  # (n * size, size, 3)
+    return np.asarray(np.clip(columns + 0.5, 0, 255).astype(np.uint8).reshape(n, size, size, 3))
+
+
+def area_weights(n: int, size: int) -> NDArray[np.float32]:
+    """(size, n) matrix that averages n samples into `size` cells of equal width."""
+    edges = np.arange(n + 1) / n * size
+    low, high = edges[:-1], edges[1:]
+    cells = np.arange(size)[:, None]
+    overlap = np.clip(np.minimum(high, cells + 1) - np.maximum(low, cells), 0, None)
+    return np.asarray(overlap / overlap.sum(1, keepdims=True), np.float32)

@@ -1,0 +1,135 @@
+"""Writes rendered pictures in the data set's own layout: iclevr/CLEVR_train_NNNNNN_K.png and the label files.
+
+Beside them positions.json: where each picture's objects are, in the order of its labels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import Progress
+
+from shared.vocabulary import ICLEVR
+from trainer.errors import TrainerError
+from trainer.scenes.render import render, squeeze
+from trainer.scenes.scene import SceneObject, picture_position, place
+
+BATCH = 64  # scenes rendered together: enough for two cores, little enough for a moving bar
+NAME = re.compile(r"CLEVR_train_(\d{6})_(\d)\.png")
+
+
+Scenes = dict[str, list[str]]  # a scene's number, six digits -> its labels, in order of appearance
+
+
+def random_scenes(count: int, max_objects: int, seed: int) -> Scenes:
+    """`count` scenes of `max_objects` distinct names of the vocabulary each."""
+    rng = np.random.default_rng([seed, 0])
+    lists = [[ICLEVR.names[i] for i in rng.permutation(len(ICLEVR))[:max_objects]] for _ in range(count)]
+    return {f"{number:06d}": labels for number, labels in enumerate(lists)}
+
+
+def scenes_of(train: dict[str, list[str]]) -> Scenes:
+    """A train.json's scenes, in the file's order: the labels of each one's largest picture.
+
+    Raises TrainerError where a picture's name is not of the layout or a list does not extend the one before.
+    """
+    scenes: dict[str, list[list[str]]] = {}
+    for name, labels in train.items():
+        match = NAME.fullmatch(name)
+        if match is None:
+            raise TrainerError(f'picture "{name}" is not named CLEVR_train_NNNNNN_K.png')
+        scenes.setdefault(match[1], []).append(labels)
+    for number, lists in scenes.items():
+        lists.sort(key=len)
+        for shorter, longer in itertools.pairwise(lists):
+            if longer[: len(shorter)] != shorter:
+                raise TrainerError(f"scene {number}: {longer} does not extend {shorter}")
+    return {number: lists[-1] for number, lists in scenes.items()}
+
+
+def scene_objects(labels: list[str], rng: np.random.Generator) -> list[SceneObject]:
+    return place([(color, shape) for color, shape in (label.split() for label in labels)], rng)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One rendered picture."""
+
+    name: str  # of its file
+    labels: list[str]
+    positions: list[tuple[float, float]]  # of its objects' centres, fractions of width and height, at most 4 digits
+    pixels: NDArray[np.uint8]
+
+
+def _pictures(scenes: Scenes, seed: int, size: int | None) -> Iterator[list[Picture]]:
+    """Batches of pictures: every scene with one object, then two, up to all of its labels."""
+    numbered = enumerate(scenes.items())
+    while batch := list(itertools.islice(numbered, BATCH)):
+        names, labels, objects = [], [], []
+        for position, (number, scene) in batch:
+            placed = scene_objects(scene, np.random.default_rng([seed, 1, position]))
+            for k in range(len(placed)):
+                names.append(f"CLEVR_train_{number}_{k}.png")
+                labels.append(scene[: k + 1])
+                objects.append(placed[: k + 1])
+        pictures = render(objects) if size is None else squeeze(render(objects, samples=1), size)
+        positions = [[_rounded(picture_position(one)) for one in placed] for placed in objects]
+        yield [Picture(*parts) for parts in zip(names, labels, positions, pictures, strict=True)]
+
+
+def _rounded(position: tuple[float, float]) -> tuple[float, float]:
+    return round(position[0], 4), round(position[1], 4)
+
+
+def _save(path: Path, picture: NDArray[np.uint8]) -> None:
+    Image.fromarray(picture).save(path, compress_level=1)
+
+
+def write_label_file(path: Path, content: object) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content))
+    temporary.replace(path)
+
+
+def held_out_lists(scenes: Scenes, seed: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Two test files of 32 lists: one of one to three labels, one of three, drawn among the scenes' own label sets."""
+    lists = list(scenes.values())
+    order = np.random.default_rng([seed, 2]).permutation(len(lists))
+    chosen = [lists[i] for i in np.resize(order, 64)]  # over again where there are fewer
+    mixed = [labels[: 1 + i % len(labels)] for i, labels in enumerate(chosen[:32])]
+    return mixed, [list(labels) for labels in chosen[32:]]
+
+
+def write_folder(out: Path, scenes: Scenes, *, seed: int, size: int | None, progress: Progress | None = None) -> int:
+    """Renders every scene into `out` and returns how many pictures there are. The same arguments give the same bytes.
+
+    `size` None writes 320x240 (4 rays a pixel); a number writes squares squeezed from one ray a pixel, much faster.
+    """
+    folder = out / "iclevr"
+    folder.mkdir(parents=True, exist_ok=True)
+    train: dict[str, list[str]] = {}
+    positions: dict[str, list[tuple[float, float]]] = {}
+    task = progress.add_task("rendering", total=sum(map(len, scenes.values()))) if progress else None
+    with ThreadPoolExecutor(2) as pool:
+        for batch in _pictures(scenes, seed, size):
+            train.update({picture.name: picture.labels for picture in batch})
+            positions.update({picture.name: picture.positions for picture in batch})
+            list(pool.map(lambda picture: _save(folder / picture.name, picture.pixels), batch))
+            if progress and task is not None:
+                progress.advance(task, len(batch))
+    mixed, full = held_out_lists(scenes, seed)
+    write_label_file(out / "objects.json", {name: i for i, name in enumerate(ICLEVR.names)})
+    write_label_file(out / "positions.json", positions)
+    write_label_file(out / "test.json", mixed)
+    write_label_file(out / "new_test.json", full)
+    write_label_file(out / "train.json", train)  # last: where it is, all is
+    return len(train)

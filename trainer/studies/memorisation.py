@@ -1,0 +1,248 @@
+"""Does a denoiser only remember? Its pictures beside pictures it has never seen: how near the training set each lies,
+how much pictures of one label set differ, and the Frechet distance. Says nothing of right and wrong labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.progress import Progress
+from torch import Tensor
+
+from shared.checkpoint import resolve
+from shared.device import pick_device
+from shared.diffusion.denoise import Stepper, sample
+from shared.diffusion.model import load_denoiser
+from shared.evaluator import Evaluator, load_evaluator
+from shared.options import SamplingOptions, picture_seed
+from shared.pictures import grid
+from trainer.commands.score import make_options
+from trainer.config import Fit
+from trainer.data import Dataset, to_float
+from trainer.errors import TrainerError
+
+CHUNK = 1024  # training pictures compared at once
+PER_SET = 8  # pictures of one label set
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest training picture of each of N pictures."""
+
+    distance: Tensor  # (N,)
+    index: Tensor  # (N,) int64, into the training set
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """Distances to the nearest training picture, of generated pictures and of as many unseen ones."""
+
+    generated: dict[str, float]  # min, p05, median
+    unseen: dict[str, float]
+    nearer_than_unseen: float  # share of generated ones nearer than 99 in 100 unseen ones are; 0.01 is no memory
+
+
+@dataclass(frozen=True)
+class Report:
+    """All figures. Pixel distance: root mean square over values in [-1, 1]. Feature distance: Euclidean, 512 wide."""
+
+    pictures: int
+    pixel: Closeness
+    feature: Closeness
+    label_sets: int  # of the diversity below
+    diversity: dict[str, dict[str, float]]  # generated, training -> pixel, feature: mean distance within a label set
+    frechet: dict[str, float]  # generated, unseen -> Frechet distance to other unseen pictures
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def flat_pixels(images: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C * H * W), scaled so that a Euclidean distance is a root mean square difference."""
+    flat = images.flatten(1)
+    return flat / math.sqrt(flat.shape[1])
+
+
+def nearest(queries: Tensor, chunks: Callable[[int], Tensor], count: int) -> Nearest:
+    """Of (N, D) `queries` among `count` rows, which `chunks(start)` gives from `start` on, CHUNK at most."""
+    best = torch.full((len(queries),), torch.inf)
+    index = torch.zeros(len(queries), dtype=torch.int64)
+    for start in range(0, count, CHUNK):
+        distance, where = torch.cdist(queries, chunks(start)).min(1)
+        nearer = distance < best
+        best[nearer], index[nearer] = distance[nearer], where[nearer] + start
+    return Nearest(best, index)
+
+
+def closeness(generated: Nearest, unseen: Nearest) -> Closeness:
+    def figures(distance: Tensor) -> dict[str, float]:
+        low, p05, median = distance.quantile(torch.tensor([0.0, 0.05, 0.5])).tolist()
+        return {"min": low, "p05": p05, "median": median}
+
+    threshold = unseen.distance.quantile(0.01)
+    share = float((generated.distance < threshold).float().mean())
+    return Closeness(figures(generated.distance), figures(unseen.distance), share)
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Between Gaussians fitted to features (N, D) and (M, D), squared as is the custom (Heusel et al. 2017, eq. 6).
+
+    With X and Y the centred features over root N - 1 and M - 1, the covariances are X'X and Y'Y, and the trace of the
+    root of their product is the sum of the singular values of XY'. Fewer pictures give a larger distance: compare only
+    figures of equally many.
+    """
+    x, y = (features.double() - features.double().mean(0) for features in (a, b))
+    x, y = x / (len(x) - 1) ** 0.5, y / (len(y) - 1) ** 0.5
+    shift = (a.double().mean(0) - b.double().mean(0)).square().sum()
+    return float(shift + x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum())
+
+
+def mean_pairwise(groups: Tensor) -> float:
+    """Mean Euclidean distance between two rows of a group, (G, M, D), over all groups."""
+    return float(torch.stack([torch.pdist(group).mean() for group in groups]).mean())
+
+
+def common_label_sets(labels: Tensor, count: int, seed: int) -> list[Tensor]:
+    """For up to `count` label sets that PER_SET or more rows of (N, K) share: the indices of PER_SET of these rows."""
+    _, inverse, sizes = labels.unique(dim=0, return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+    generator = torch.Generator().manual_seed(seed)
+    common = (sizes >= PER_SET).nonzero().flatten()
+    common = common[torch.randperm(len(common), generator=generator)][:count]
+    groups = [(inverse == which).nonzero().flatten() for which in common]
+    return [group[torch.randperm(len(group), generator=generator)][:PER_SET] for group in groups]
+
+
+def _generate(
+    stepper: Stepper, labels: Tensor, options: SamplingOptions, seed: int, advance: Callable[[int], None]
+) -> Tensor:
+    """One picture for each row of labels (N, K), clamped as a PNG would be."""
+    seeds = [picture_seed(seed, i) for i in range(len(labels))]
+    return sample(stepper, labels, options, seeds, on_step=lambda rows: advance(len(rows))).clamp(-1, 1)
+
+
+def _diversity(
+    training: Dataset, made: Callable[[Tensor], Tensor], evaluator: Evaluator, label_sets: int, seed: int
+) -> tuple[int, dict[str, dict[str, float]]]:
+    """How many label sets were found, and for generated and training pictures the mean distance within one."""
+    groups = common_label_sets(training.labels, label_sets, seed)
+    if not groups:
+        return 0, {}
+    index = torch.cat(groups)
+    found = {}
+    for name, images in (("generated", made(training.labels[index])), ("training", to_float(training.images[index]))):
+        shape = (len(groups), PER_SET, -1)
+        pixel, feature = flat_pixels(images).view(shape), evaluator.features(images).view(shape)
+        found[name] = {"pixel": mean_pairwise(pixel), "feature": mean_pairwise(feature)}
+    return len(groups), found
+
+
+def examine(
+    stepper: Stepper,
+    evaluator: Evaluator,
+    training: Dataset,
+    unseen: Dataset,
+    options: SamplingOptions,
+    *,
+    pictures: int,
+    label_sets: int,
+    seed: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> tuple[Report, Tensor]:
+    """Generates pictures for the label lists of `pictures` unseen ones, and compares both with the training set.
+
+    Their Frechet distances are to the pictures of other label lists, since labels alone make a distance.
+
+    Also gives (3 * n, 3, H, W), for the grid: the generated pictures that lie nearest to a training picture, each with
+    its nearest by pixels and by features. `advance(n)`: n pictures went a step. TrainerError for too few pictures.
+    """
+    pictures = min(pictures, len(unseen) // 2)  # the other half is what a Frechet distance is taken to
+    if pictures < 2:
+        raise TrainerError(f"at least 4 unseen pictures are needed, there are {len(unseen)}")
+    order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))
+    chosen, others = order[:pictures], order[pictures : 2 * pictures]
+    real = to_float(unseen.images[chosen])
+    made = _generate(stepper, unseen.labels[chosen], options, seed, advance)
+
+    def training_pixels(start: int) -> Tensor:
+        return flat_pixels(to_float(training.images[start : start + CHUNK]))
+
+    features = torch.cat([evaluator.features(to_float(chunk)) for chunk in torch.split(training.images, CHUNK)])
+    made_features, real_features = evaluator.features(made), evaluator.features(real)
+    count = len(training)
+    by_pixel = [nearest(flat_pixels(images), training_pixels, count) for images in (made, real)]
+    by_feature = [
+        nearest(x, lambda start: features[start : start + CHUNK], count) for x in (made_features, real_features)
+    ]
+    found, diversity = _diversity(
+        training, lambda labels: _generate(stepper, labels, options, seed + 1, advance), evaluator, label_sets, seed
+    )
+    other_features = evaluator.features(to_float(unseen.images[others]))
+    frechet = {
+        "generated": frechet_distance(made_features, other_features),
+        "unseen": frechet_distance(real_features, other_features),
+    }
+    report = Report(pictures, closeness(*by_pixel), closeness(*by_feature), found, diversity, frechet)
+    shown = by_pixel[0].distance.argsort()[:8]
+    triples = [made[shown], *(to_float(training.images[near[0].index[shown]]) for near in (by_pixel, by_feature))]
+    return report, torch.stack(triples, 1).flatten(0, 1)
+
+
+def run_examination(
+    load: Callable[[Path, int, Fit], Dataset],
+    folders: tuple[Path, Path],
+    checkpoints: tuple[Path, str | None, str | None],
+    preset: str,
+    device: str,
+    progress: Progress,
+    *,
+    pictures: int,
+    label_sets: int,
+    seed: int,
+) -> tuple[Report, Tensor]:
+    """`examine` for `folders` (training, unseen) and `checkpoints` (storage, denoiser's and evaluator's name).
+
+    Pictures are read as the denoiser was trained: its size, and squeezed or padded.
+    """
+    storage, model, judge = checkpoints
+    where = pick_device(device)
+    denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
+    evaluator = load_evaluator(resolve(storage, judge, "evaluator"), where)
+    fit: Fit = denoiser.info.training.get("config", {}).get("fit", "squeeze")
+    training, unseen = (load(folder, denoiser.image_shape[-1], fit) for folder in folders)
+    for vocabulary in (evaluator.vocabulary, training.vocabulary, unseen.vocabulary):
+        if vocabulary != denoiser.vocabulary:
+            raise TrainerError("the denoiser, the evaluator and both folders must have one vocabulary")
+    task = progress.add_task("sampling (pictures x steps)", total=None)
+    return examine(
+        denoiser.stepper(), evaluator, training, unseen, make_options(preset, {}, denoiser.options),
+        pictures=pictures, label_sets=label_sets, seed=seed, advance=lambda n: progress.advance(task, n),
+    )  # fmt: skip
+
+
+def write_grid(images: Tensor, path: Path) -> None:
+    """Triples of pictures as PNG, one triple a row."""
+    Image.fromarray(grid(images, columns=3)).save(path)
+
+
+def rows_of(report: Report) -> list[list[str]]:
+    """The figures as a table: what, of generated pictures, of real ones to compare with."""
+    rows = []
+    for name, found in (("pixel", report.pixel), ("feature", report.feature)):
+        for key in ("min", "p05", "median"):
+            label = f"nearest training picture, {name} distance, {key}"
+            rows.append([label, f"{found.generated[key]:.4f}", f"{found.unseen[key]:.4f} (unseen)"])
+        rows.append(
+            [f"share nearer than 99 % of unseen, {name}", f"{found.nearer_than_unseen:.4f}", "0.01 (by definition)"]
+        )
+    for key in ("pixel", "feature") if report.diversity else ():
+        generated, training = report.diversity["generated"][key], report.diversity["training"][key]
+        label = f"distance within a label set, {key} ({report.label_sets} sets of {PER_SET})"
+        rows.append([label, f"{generated:.4f}", f"{training:.4f} (training)"])
+    made, unseen = report.frechet["generated"], report.frechet["unseen"]
+    rows.append(["Frechet distance to other unseen pictures", f"{made:.3f}", f"{unseen:.3f} (unseen)"])
+    return rows
