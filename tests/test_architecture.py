@@ -47,7 +47,7 @@ def sources(package: str) -> list[Path]:
     [
         ("import service.api.app", "service.api.app"),
         ("import os, trainer as t", "trainer"),
-        ("def f():\n    from service import jobs", "service.store.jobs"),
+        ("def f():\n    from service import store", "service.store"),
         ("from service.store.jobs import Job", "service.store.jobs"),
         ("from ..unet import UNet", "shared.diffusion.unet"),
         ("from . import unet", "shared.inner.unet"),
