@@ -49,7 +49,7 @@ def sources(package: str) -> list[Path]:
         ("import os, trainer as t", "trainer"),
         ("def f():\n    from service import store", "service.store"),
         ("from service.store.jobs import Job", "service.store.jobs"),
-        ("from ..unet import UNet", "shared.diffusion.unet"),
+        ("from ..unet import UNet", "shared.unet"),
         ("from . import unet", "shared.inner.unet"),
         ("import importlib\nimportlib.import_module('trainer.train')", "trainer.train"),
         ("__import__('trainer')", "trainer"),
