@@ -12,7 +12,7 @@ from faults import checks, journal
 from faults.checks import Fetched
 from faults.harness import Stack, until
 from service.contract.records import TERMINAL
-from service.store.keys import GRID, OPEN, job_key, png_key, stream_key, waiting_key
+from service.store.keys import GRID, OPEN, job_key, pending_counts_key, png_key, stream_key
 
 # Long enough to be met in the middle of a batch; no two are sampled alike. A toy's step is a few milliseconds.
 LABELS = [["red cube"], ["blue sphere", "gray cube"], ["cyan cylinder"], ["green cube", "red sphere", "yellow cube"]]
@@ -198,7 +198,7 @@ class Trial:
             counts = {
                 "open jobs": connection.scard(OPEN),
                 "pictures in the stream": connection.xlen(stream_key(digest)),
-                "waiting pictures": sum(int(n) for n in connection.hvals(waiting_key(digest))),
+                "waiting pictures": sum(int(n) for n in connection.hvals(pending_counts_key(digest))),
                 "queued RQ jobs": len(self.stack.store.queue),
             }
             return {what: count for what, count in counts.items() if count}

@@ -7,7 +7,7 @@ import pytest
 
 from faults import checks, journal, report
 from faults.checks import Fetched
-from service.contract.records import Done, JobRecord, JobResult, Picture, Scores, Verdict
+from service.contract.records import FinishedPicture, JobRecord, JobResult, Picture, Scores, Verdict
 from service.local.redis_server import RedisServer
 from service.settings import Settings
 from service.store.claims import GROUP
@@ -54,11 +54,11 @@ def create(store: JobStore) -> JobRecord:
     return job
 
 
-def done(picture: Picture, png: bytes) -> Done:
+def done(picture: Picture, png: bytes) -> FinishedPicture:
     verdict = Verdict(
         index=picture.index, labels=picture.labels, seed=picture.seed, accuracy=1, f1=1, exact=True, probabilities={}
     )
-    return Done("1-1", picture, verdict, png)
+    return FinishedPicture("1-1", picture, verdict, png)
 
 
 def commit(store: JobStore, job: JobRecord, *indices: int) -> None:

@@ -21,7 +21,7 @@ from benchmarks.common import ROOT, Data, Deadline, figure, main, percentile, ra
 from benchmarks.document import Plot, Table, number
 from benchmarks.sections.service import CLIENTS, saturate
 from benchmarks.stack import Stack, memory_mib, stack, until
-from service.contract.records import Done, JobRecord, JobResult, Scores, Verdict
+from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
 from service.store.claims import GROUP, PictureStream
 from service.store.connection import connect
@@ -116,7 +116,7 @@ class Filler:
             about = {"index": 0, "labels": claim.picture.labels, "seed": claim.picture.seed}
             verdict = Verdict(**about, accuracy=1, f1=1, exact=True, probabilities=probabilities)
             self.store.begin(job_id)
-            self.store.commit(stream.key, GROUP, [Done(claim.entry, claim.picture, verdict, png)])
+            self.store.commit(stream.key, GROUP, [FinishedPicture(claim.entry, claim.picture, verdict, png)])
             self.store.finish(job_id, result, b"0")  # the grid of one picture
         self.finished += jobs
         return job_id

@@ -17,9 +17,9 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from service.contract.records import TERMINAL
 from service.contract.schemas import Job
-from service.store.connection import dispensable, text
+from service.store.connection import best_effort, text
 from service.store.jobs import KEPT_EVENTS
-from service.store.keys import events_key, live_key, watched_key
+from service.store.keys import events_key, previews_key, watched_key
 from service.store.reader import JobReader
 
 WATCHED_MS = 3000  # a watch not renewed for this long is over: workers make previews no longer
@@ -73,13 +73,13 @@ class Feed:
 
     async def _read(self) -> None:
         """Until the job's end, or until nobody watches it. Previews are made as long as this goes on."""
-        events, live, connection = events_key(self.job_id), live_key(self.job_id), self.reader.connection
+        events, live, connection = events_key(self.job_id), previews_key(self.job_id), self.reader.connection
         seen: dict[Any, Any] = {live: "0-0", events: "0-0"}  # Redis answers in this order
         over = False
         while self.watchers:
-            with dispensable():  # there are no previews then
+            with best_effort():  # there are no previews then
                 await connection.set(watched_key(self.job_id), 1, px=WATCHED_MS)
-            answer: Any = await (connection.xread(seen) if over else self.reader.news(seen, LOOK_AGAIN_MS))
+            answer: Any = await (connection.xread(seen) if over else self.reader.read_streams(seen, LOOK_AGAIN_MS))
             for stream, entries in answer or []:
                 for raw, fields in entries:
                     entry = seen[text(stream)] = text(raw)
@@ -126,7 +126,7 @@ class Feeds:
         """
         steps, event = (0, 0), _place(after)
         with self._watch(job_id) as feed:
-            while not self.reader.left:
+            while not self.reader.deadline_passed:
                 over, tick, news = feed.task.done(), feed.tick, feed.since(steps, event)
                 for place, told in news:
                     if told.id is None:

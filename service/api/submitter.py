@@ -49,7 +49,7 @@ from service.contract.records import (
 )
 from service.contract.schemas import EXAMPLE_ID, Job, SamplingFields
 from service.settings import Settings
-from service.store.idempotency import Asked, KeyReused
+from service.store.idempotency import IdempotentRequest, KeyReused
 from service.store.jobs import JobStore, new_id
 from service.store.reader import JobReader
 from service.telemetry import tracing
@@ -193,7 +193,7 @@ class Submitter:
 
     def asked(
         self, kind: JobKind, fields: SamplingFields, labels: Sequence[Sequence[str]], pictures: Sequence[bytes] = ()
-    ) -> Asked | None:
+    ) -> IdempotentRequest | None:
         """The request as its key stands for it, None without one. What was sent counts, not how: JSON and a form may be
         the same. Nor does it matter what a model makes of it, which may be gone when the request comes again."""
         if self.idempotency_key is None:
@@ -201,21 +201,21 @@ class Submitter:
         given = fields.model_dump(mode="json", exclude={"labels", "conditions"})
         sent = [hashlib.sha256(png).hexdigest() for png in pictures]
         said = json.dumps([kind, labels, given, sent], sort_keys=True)
-        return Asked(self.owner, self.idempotency_key, said)
+        return IdempotentRequest(self.owner, self.idempotency_key, said)
 
-    async def standing(self, asked: Asked | None) -> str | None:
+    async def standing(self, asked: IdempotentRequest | None) -> str | None:
         """The id of the job that was created for the same request before. KeyReuse for another request."""
-        standing = await self._in_store(self.store.standing, asked) if asked else None
+        standing = await self._in_store(self.store.existing_job, asked) if asked else None
         if standing is not None:
             bind_contextvars(job_id=standing)
             tracing.describe({"labelgrid.job_id": standing})
         return standing
 
-    async def submit(self, spec: JobSpec, asked: Asked | None) -> Response:
+    async def submit(self, spec: JobSpec, asked: IdempotentRequest | None) -> Response:
         """Creates the job and answers as wished."""
         return await self.answer(await self.create(spec, asked))
 
-    async def create(self, spec: JobSpec, asked: Asked | None) -> str:
+    async def create(self, spec: JobSpec, asked: IdempotentRequest | None) -> str:
         """The id of a new job, or of one that was created for the same request meanwhile."""
         fields, recipe, info = spec.fields, spec.recipe, spec.info
         options = recipe.options if recipe else _options(fields, info)
@@ -262,9 +262,9 @@ class Submitter:
         if not workers:
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
-        _check_fits(await self.reader.queued(digest), pictures, self.settings.max_queued_pictures, rate)
+        _check_fits(await self.reader.open_pictures(digest), pictures, self.settings.max_queued_pictures, rate)
         if self.settings.has_keys:
-            own = (await self.reader.waiting(digest)).get(self.owner, 0)
+            own = (await self.reader.pending_by_owner(digest)).get(self.owner, 0)
             _check_fits(own, pictures, self.settings.max_queued_pictures_per_owner, rate, "of yours ")
 
     def _webhook_events(self, fields: SamplingFields) -> tuple[WebhookEvent, ...]:

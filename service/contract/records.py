@@ -149,7 +149,7 @@ class JobResult(BaseModel):
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedPicture:
     """A finished picture on its way into Redis. `entry` is its stream entry's id."""
 
     entry: str

@@ -28,7 +28,7 @@ SAY_EVERY_S = 10.0
 # Also within what a script or a transaction answers. Who waits in a Redis that becomes a replica is UNBLOCKED.
 REFUSALS = ("OOM command not allowed", "MISCONF ", "READONLY ", "NOREPLICAS ", "UNBLOCKED ")
 
-_dispensable = ContextVar("dispensable", default=False)
+_best_effort = ContextVar("best_effort", default=False)
 
 
 def refuses_writes(error: Exception) -> bool:
@@ -44,19 +44,19 @@ def _may_pass(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def dispensable() -> Iterator[None]:
+def best_effort() -> Iterator[None]:
     """What is to be written within is not worth a wait: where Redis is away or takes no writes, it is left out."""
-    token = _dispensable.set(True)
+    token = _best_effort.set(True)
     try:
         yield
     except RedisError as error:
         if not _may_pass(error):
             raise
     finally:
-        _dispensable.reset(token)
+        _best_effort.reset(token)
 
 
-class RideOut(Retry):
+class RetryUntilStopped(Retry):
     """Tries again what Redis did not answer or write, while `stopping` is false; never for a wrong password.
 
     A command may then have been carried out twice. `stopping` is a plain function: redis-py makes deep copies.
@@ -70,7 +70,7 @@ class RideOut(Retry):
 
     def call_with_retry(self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False) -> Any:
         def again(error: Exception) -> bool:
-            if not _may_pass(error) or _dispensable.get() or self.stopping():
+            if not _may_pass(error) or _best_effort.get() or self.stopping():
                 return False
             if time.monotonic() - self._said_at > SAY_EVERY_S:
                 self._said_at = time.monotonic()

@@ -18,12 +18,12 @@ from redis.client import Pipeline
 
 from service.store.keys import (
     JOB_PREFIX,
-    TURNS_PREFIX,
-    WAITING_PREFIX,
+    OWNERS_PREFIX,
+    PENDING_COUNTS_PREFIX,
     owner_jobs_key,
+    owners_key,
+    pending_counts_key,
     pending_key,
-    turns_key,
-    waiting_key,
 )
 
 # KEYS: turns, waiting, stream. ARGV: how many at most, the prefix of jobs' keys. One round gives every owner one
@@ -101,22 +101,22 @@ def join(pipe: Pipeline, job_id: str, owner: str, digest: str, asked_at: float, 
     pipe.hset(f"{JOB_PREFIX}{job_id}", mapping={"digest": digest, "owner": owner, "asked_at": asked_at})
     pipe.rpush(pending_key(job_id), *pictures)
     pipe.rpush(owner_jobs_key(digest, owner), job_id)
-    pipe.zadd(turns_key(digest), {owner: 0}, nx=True)
-    pipe.hincrby(waiting_key(digest), owner, len(pictures))
+    pipe.zadd(owners_key(digest), {owner: 0}, nx=True)
+    pipe.hincrby(pending_counts_key(digest), owner, len(pictures))
 
 
 def deal(pipe: Pipeline, digest: str, stream: str, most: int) -> None:
     """Moves the next pictures, `most` at most, to the end of the stream."""
-    pipe.eval(_DEAL, 3, turns_key(digest), waiting_key(digest), stream, most, JOB_PREFIX)
+    pipe.eval(_DEAL, 3, owners_key(digest), pending_counts_key(digest), stream, most, JOB_PREFIX)
 
 
 def forget(connection: Redis, job_id: str) -> None:
     """The waiting pictures of a job that ended early are not needed. Those that are in the stream, workers drop."""
-    connection.eval(_FORGET, 1, f"{JOB_PREFIX}{job_id}", job_id, WAITING_PREFIX, TURNS_PREFIX)
+    connection.eval(_FORGET, 1, f"{JOB_PREFIX}{job_id}", job_id, PENDING_COUNTS_PREFIX, OWNERS_PREFIX)
 
 
 def recount(connection: Redis) -> None:
     """Puts right what waits where a job is gone that had not ended. It looks at all keys of Redis for that."""
-    for raw in connection.scan_iter(f"{WAITING_PREFIX}*", count=1000):
-        digest = raw.decode().removeprefix(WAITING_PREFIX)
-        connection.eval(_RECOUNT, 2, turns_key(digest), waiting_key(digest), JOB_PREFIX)
+    for raw in connection.scan_iter(f"{PENDING_COUNTS_PREFIX}*", count=1000):
+        digest = raw.decode().removeprefix(PENDING_COUNTS_PREFIX)
+        connection.eval(_RECOUNT, 2, owners_key(digest), pending_counts_key(digest), JOB_PREFIX)

@@ -11,7 +11,7 @@ class KeyReused(ValueError):
 
 
 @dataclass(frozen=True)
-class Asked:
+class IdempotentRequest:
     """A request that may come twice and is to be one job: whose it is, their key for it, and what it asks for."""
 
     owner: str

@@ -33,13 +33,13 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from service.contract.records import ACTIVE, TERMINAL, Done, JobRecord, JobResult, JobStatus, Verdict
+from service.contract.records import ACTIVE, TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
 from service.store import fair_queue as shares
 from service.store import job_index as ledger
 from service.store import webhook_outbox as due
-from service.store.connection import dispensable, text
-from service.store.idempotency import Asked
+from service.store.connection import best_effort, text
+from service.store.idempotency import IdempotentRequest
 from service.store.keys import (
     OPEN,
     WORKERS,
@@ -47,8 +47,8 @@ from service.store.keys import (
     job_key,
     pending_key,
     png_key,
-    strip_name,
     tombstone_key,
+    trajectory_field,
     verdicts_key,
     worker_key,
 )
@@ -133,7 +133,7 @@ class JobStore:
         self._lost_once: set[str] = set()
         self._sweep_at = 0  # cursor in the set of open jobs
 
-    def create(self, record: JobRecord, asked: Asked | None = None, sent: Sequence[bytes] = ()) -> str:
+    def create(self, record: JobRecord, asked: IdempotentRequest | None = None, sent: Sequence[bytes] = ()) -> str:
         """The job, its pictures and its RQ job in one MULTI: all of it is there, or nothing. Returns the job's id.
 
         `sent`: the PNGs of a job whose pictures are only judged.
@@ -143,12 +143,12 @@ class JobStore:
             with self.connection.pipeline(transaction=True) as pipe, contextlib.suppress(WatchError):
                 if asked is not None:
                     pipe.watch(asked.redis_key)  # type: ignore[no-untyped-call]
-                    if (standing := self.standing(asked)) is not None:
-                        return standing
+                    if (existing := self.existing_job(asked)) is not None:
+                        return existing
                 self._write(record, asked, sent, pipe)
                 return record.id
 
-    def _write(self, record: JobRecord, asked: Asked | None, sent: Sequence[bytes], pipe: Pipeline) -> None:
+    def _write(self, record: JobRecord, asked: IdempotentRequest | None, sent: Sequence[bytes], pipe: Pipeline) -> None:
         pipe.multi()  # RQ would else, after the first command, ask for it itself, which is an error
         rq_id = self._enqueue(record.id, pipe)
         pipe.hset(
@@ -178,7 +178,7 @@ class JobStore:
     def _set_deadline(self, pipe: Pipeline, keys: Sequence[str]) -> None:
         pipe.eval(_SET_DEADLINE, len(keys), *keys, self.settings.job_timeout_s, self.open_ttl_s)
 
-    def standing(self, asked: Asked) -> str | None:
+    def existing_job(self, asked: IdempotentRequest) -> str | None:
         """The job that was created for the same request before, if it is there yet. KeyReused for another request."""
         note = self.connection.get(asked.redis_key)
         job_id = None if note is None else asked.job_of(text(note))
@@ -282,11 +282,11 @@ class JobStore:
             if status != "finished":
                 shares.forget(self.connection, job_id)
         if is_due:
-            with dispensable():  # what RQ is not told, the webhooks' worker finds
+            with best_effort():  # what RQ is not told, the webhooks' worker finds
                 due.enqueue(self.webhooks, job_id, status)
         return True
 
-    def commit(self, stream: str, group: str, done: Sequence[Done]) -> set[str]:
+    def commit(self, stream: str, group: str, done: Sequence[FinishedPicture]) -> set[str]:
         """Stores pictures and takes them off the stream; returns the jobs that now have all of theirs.
 
         Of two workers that made the same picture, the first to come is kept; of a job that has ended, none is.
@@ -300,7 +300,7 @@ class JobStore:
                     str(index),
                     one.verdict.model_dump_json(),
                     one.png,
-                    strip_name(index),
+                    trajectory_field(index),
                     one.strip or b"",
                 ]
                 pipe.eval(_COMMIT, len(keys), *keys, group, one.entry, *made, KEPT_EVENTS, self.open_ttl_s)

@@ -27,8 +27,8 @@ from typing import Final
 
 PREFIX: Final = "labelgrid"
 JOB_PREFIX: Final = f"{PREFIX}:job:"
-TURNS_PREFIX: Final = f"{PREFIX}:turns:"
-WAITING_PREFIX: Final = f"{PREFIX}:waiting:"
+OWNERS_PREFIX: Final = f"{PREFIX}:turns:"
+PENDING_COUNTS_PREFIX: Final = f"{PREFIX}:waiting:"
 OPEN: Final = f"{PREFIX}:open"
 WORKERS: Final = f"{PREFIX}:workers"
 WEBHOOKS: Final = f"{PREFIX}:webhooks"
@@ -51,7 +51,7 @@ def png_key(job_id: str) -> str:
     return f"{JOB_PREFIX}{job_id}:png"
 
 
-def strip_name(index: int) -> str:
+def trajectory_field(index: int) -> str:
     """The field of job:ID:png that holds a picture's strip."""
     return f"strip:{index}"
 
@@ -60,7 +60,7 @@ def events_key(job_id: str) -> str:
     return f"{JOB_PREFIX}{job_id}:events"
 
 
-def live_key(job_id: str) -> str:
+def previews_key(job_id: str) -> str:
     return f"{JOB_PREFIX}{job_id}:live"
 
 
@@ -80,16 +80,16 @@ def idempotency_key(hashed: str) -> str:
     return f"{PREFIX}:key:{hashed}"
 
 
-def turns_key(digest: str) -> str:
-    return f"{TURNS_PREFIX}{digest}"
+def owners_key(digest: str) -> str:
+    return f"{OWNERS_PREFIX}{digest}"
 
 
 def owner_jobs_key(digest: str, owner: str) -> str:
-    return f"{TURNS_PREFIX}{digest}:{owner}"
+    return f"{OWNERS_PREFIX}{digest}:{owner}"
 
 
-def waiting_key(digest: str) -> str:
-    return f"{WAITING_PREFIX}{digest}"
+def pending_counts_key(digest: str) -> str:
+    return f"{PENDING_COUNTS_PREFIX}{digest}"
 
 
 def stream_key(digest: str) -> str:

@@ -39,13 +39,13 @@ from service.store.keys import (
     index_key,
     job_key,
     owner_jobs_key,
+    owners_key,
+    pending_counts_key,
     png_key,
     stream_key,
-    strip_name,
     tombstone_key,
-    turns_key,
+    trajectory_field,
     verdicts_key,
-    waiting_key,
     worker_key,
 )
 from shared.options import LIMITS
@@ -62,15 +62,15 @@ class JobReader:
         """`for_waiting`: the connections of those who wait, who must not take away the others'."""
         self.connection, self.for_waiting = connection, for_waiting or connection
         self.stopping = False  # the server shuts down
-        self.leave_at = math.inf  # when, in monotonic seconds, those who wait are to have their answer
+        self.shutdown_deadline = math.inf  # when, in monotonic seconds, those who wait are to have their answer
 
     def stop(self, within_s: float) -> None:
         """The server shuts down: streams that can be resumed end, and nobody waits for longer than this."""
-        self.stopping, self.leave_at = True, time.monotonic() + within_s
+        self.stopping, self.shutdown_deadline = True, time.monotonic() + within_s
 
     @property
-    def left(self) -> bool:
-        return time.monotonic() >= self.leave_at
+    def deadline_passed(self) -> bool:
+        return time.monotonic() >= self.shutdown_deadline
 
     async def job(self, job_id: str, *, small: bool = False) -> Job:
         """The job as it stands. UnknownJob, ExpiredJob if it is not there.
@@ -143,15 +143,15 @@ class JobReader:
                 found = await self.connection.hmget(job_key(job_id), ["status", "total"])
                 status, total = (None if one is None else text(one) for one in found)
                 small = total is not None and int(total) <= LIMITS.max_pictures_per_request
-            left_ms = int((min(deadline, self.leave_at) - time.monotonic()) * 1000)
+            left_ms = int((min(deadline, self.shutdown_deadline) - time.monotonic()) * 1000)
             if status is None or status in TERMINAL or left_ms <= 0:
                 return await self.job(job_id, small=small)
-            entries = entries_of(await self.news({events_key(job_id): seen}, min(left_ms, LOOK_AGAIN_MS)))
+            entries = entries_of(await self.read_streams({events_key(job_id): seen}, min(left_ms, LOOK_AGAIN_MS)))
             if entries:
                 seen = text(entries[-1][0])
             look = not entries or any(text(fields.get(b"status", b"")) in TERMINAL for _, fields in entries)
 
-    async def news(self, seen: dict[Any, Any], within_ms: int) -> Any:
+    async def read_streams(self, seen: dict[Any, Any], within_ms: int) -> Any:
         """What streams, key -> last entry seen, get within a time; as XREAD has it.
 
         Where more wait than there are connections for it, the others look at the end of that time only.
@@ -170,12 +170,12 @@ class JobReader:
         """A picture's PNG. NotReady while it is not made; UnknownJob, ExpiredJob, UnknownPicture."""
         return await self._png(job_id, str(index), f"picture {index}", index)
 
-    async def strip(self, job_id: str, index: int) -> bytes:
+    async def trajectory(self, job_id: str, index: int) -> bytes:
         """A picture's strip as PNG. NotReady while it is not made; UnknownJob, ExpiredJob, UnknownPicture."""
         raw = await self.connection.hget(job_key(job_id), "record")
         if raw is not None and JobRecord.model_validate_json(raw).trajectory is None:
             raise UnknownPicture("the job was not asked for with a trajectory")
-        return await self._png(job_id, strip_name(index), f"the trajectory of picture {index}", index)
+        return await self._png(job_id, trajectory_field(index), f"the trajectory of picture {index}", index)
 
     async def grid(self, job_id: str) -> bytes:
         """The grid's PNG. NotReady while the job is not finished; UnknownJob, ExpiredJob."""
@@ -200,18 +200,18 @@ class JobReader:
         workers = [json.loads(raw) for raw in found if raw is not None]
         return [about for about in workers if not about.get("draining")]
 
-    async def queued(self, digest: str) -> int:
+    async def open_pictures(self, digest: str) -> int:
         """How many pictures of a checkpoint wait or are in work."""
-        return sum((await self.waiting(digest)).values()) + int(await self.connection.xlen(stream_key(digest)))
+        return sum((await self.pending_by_owner(digest)).values()) + int(await self.connection.xlen(stream_key(digest)))
 
-    async def waiting(self, digest: str) -> dict[str, int]:
+    async def pending_by_owner(self, digest: str) -> dict[str, int]:
         """How many pictures of a checkpoint wait, by owner."""
-        found = await self.connection.hgetall(waiting_key(digest))
+        found = await self.connection.hgetall(pending_counts_key(digest))
         return {text(owner): int(count) for owner, count in found.items()}
 
     async def longest_wait_s(self, digest: str) -> float:
         """How long those have waited who are first among their owners' jobs: the longest of them; 0 if none waits."""
-        owners: Any = await self.connection.zrange(turns_key(digest), 0, -1)
+        owners: Any = await self.connection.zrange(owners_key(digest), 0, -1)
         firsts = [await self.connection.lindex(owner_jobs_key(digest, text(owner)), 0) for owner in owners]
         asked = [await self.connection.hget(job_key(text(job_id)), "asked_at") for job_id in firsts if job_id]
         return max([0.0, *(time.time() - float(at) for at in asked if at)])

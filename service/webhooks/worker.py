@@ -28,7 +28,7 @@ from structlog.contextvars import bound_contextvars
 from service.contract.errors import ServiceError
 from service.contract.records import JobRecord
 from service.settings import Settings
-from service.store.connection import RideOut, connect, text
+from service.store.connection import RetryUntilStopped, connect, text
 from service.store.jobs import JobStore, new_id
 from service.store.keys import WEBHOOKS, job_key
 from service.store.reader import JobReader
@@ -208,7 +208,9 @@ class WebhookWorker(SimpleWorker):
 def main(settings: Settings) -> None:
     """Sends until SIGTERM or Ctrl-C; the attempt in work is finished first."""
     global _sender, _worker
-    connection = connect(settings.redis_url, retry=RideOut(lambda: _worker is not None and _worker._stop_requested))
+    connection = connect(
+        settings.redis_url, retry=RetryUntilStopped(lambda: _worker is not None and _worker._stop_requested)
+    )
     _sender = Sender(connection, settings)
     _worker = WebhookWorker(_sender)
     _worker.work(logging_level="WARNING")

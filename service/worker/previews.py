@@ -13,8 +13,8 @@ from redis import Redis
 from torch import Tensor
 
 from service.contract.records import Picture
-from service.store.connection import dispensable
-from service.store.keys import live_key, watched_key
+from service.store.connection import best_effort
+from service.store.keys import previews_key, watched_key
 from shared.diffusion.denoise import Row
 from shared.pictures import png_bytes, to_uint8
 
@@ -42,11 +42,11 @@ class Live:
         if not rows:
             return
         previews = self._previews(rows)
-        with dispensable(), self.connection.pipeline(transaction=False) as pipe:
+        with best_effort(), self.connection.pipeline(transaction=False) as pipe:
             for job_id in {picture.job for picture, _ in rows}:
                 pictures = [_about(*pair, previews) for pair in rows if pair[0].job == job_id]
-                pipe.xadd(live_key(job_id), {"pictures": json.dumps(pictures)}, maxlen=KEPT, approximate=False)
-                pipe.expire(live_key(job_id), KEPT_FOR_S)
+                pipe.xadd(previews_key(job_id), {"pictures": json.dumps(pictures)}, maxlen=KEPT, approximate=False)
+                pipe.expire(previews_key(job_id), KEPT_FOR_S)
             pipe.execute()
 
     def _watched(self, job_ids: set[str]) -> set[str]:

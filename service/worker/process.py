@@ -20,7 +20,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from service.settings import SettingError, Settings
-from service.store.connection import RideOut, connect
+from service.store.connection import RetryUntilStopped, connect
 from service.store.jobs import new_id
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
@@ -215,7 +215,7 @@ def _serve_metrics(runner: Runner, host: str, port: int) -> None:
 
 def main(settings: Settings) -> None:
     """Works until SIGTERM or Ctrl-C. SettingError for a port of metrics that cannot be had."""
-    connection = connect(settings.redis_url, retry=RideOut(lambda: _runner is not None and _runner.stopping))
+    connection = connect(settings.redis_url, retry=RetryUntilStopped(lambda: _runner is not None and _runner.stopping))
     worker = build(settings, connection)
     if settings.metrics_port is not None:  # before the first heartbeat: who cannot serve them was never there
         _serve_metrics(worker.runner, settings.metrics_host, settings.metrics_port)

@@ -18,10 +18,10 @@ from redis.exceptions import RedisError
 
 from service.contract import recipe
 from service.contract.recipe import MadeWith
-from service.contract.records import ACTIVE, Done, JobRecord, JobResult, Picture, Scores, Verdict
+from service.contract.records import ACTIVE, FinishedPicture, JobRecord, JobResult, Picture, Scores, Verdict
 from service.settings import Settings
 from service.store.claims import GROUP, Claim
-from service.store.connection import dispensable
+from service.store.connection import best_effort
 from service.store.jobs import JobStore
 from service.store.keys import png_key
 from service.telemetry import tracing
@@ -266,7 +266,7 @@ class Runner:
     def _sweep(self) -> None:
         if time.monotonic() - self._swept_at >= LOOK_S:
             self._swept_at = time.monotonic()
-            with dispensable():  # what it cannot put right now, the next one does
+            with best_effort():  # what it cannot put right now, the next one does
                 self.store.sweep()
 
     def _measure(self, worked: bool) -> bool:
@@ -327,7 +327,7 @@ class Runner:
             entry = lane.claims.pop(outcome.picture.key).entry
             PICTURES.labels(lane.name, "made" if isinstance(outcome, Made) else "failed").inc()
             if isinstance(outcome, Made):
-                done.append(Done(entry, outcome.picture, outcome.verdict, outcome.png, outcome.strip))
+                done.append(FinishedPicture(entry, outcome.picture, outcome.verdict, outcome.png, outcome.strip))
             else:
                 failed.append(entry)
                 self.store.fail(outcome.picture.job, f"picture {outcome.picture.index}: {outcome.reason}")

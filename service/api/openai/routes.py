@@ -176,7 +176,7 @@ async def _stream(feeds: Feeds, job_id: str, wanted: int) -> AsyncIterator[bytes
                 elif told.name == "end":
                     break
             else:
-                if feeds.reader.left:
+                if feeds.reader.deadline_passed:
                     raise ShuttingDown(f"the job goes on and can be read at /jobs/{job_id}")
         yield await _last(feeds.reader, job_id)  # also where no end was told: this says why
     except ServiceError as error:

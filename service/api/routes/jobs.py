@@ -138,4 +138,4 @@ async def read_image(job_id: OwnJob, index: Index, reader: ReaderDep) -> Respons
 )
 async def read_trajectory(job_id: OwnJob, index: Index, reader: ReaderDep) -> Response:
     """The strip of a picture that was asked for with `trajectory`, as soon as it is made."""
-    return Response(await reader.strip(job_id, index), media_type="image/png")
+    return Response(await reader.trajectory(job_id, index), media_type="image/png")

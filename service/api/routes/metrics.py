@@ -67,6 +67,6 @@ def _models_with_pictures(models: Models) -> list[CheckpointInfo]:
 
 async def backlog(reader: JobReader, digest: str) -> Backlog:
     """The pictures of a checkpoint that wait for their turn, and those that workers have taken up."""
-    waiting = sum((await reader.waiting(digest)).values())
+    waiting = sum((await reader.pending_by_owner(digest)).values())
     dealt = int(await reader.connection.xlen(stream_key(digest)))
     return Backlog(waiting, dealt, await reader.longest_wait_s(digest))

@@ -400,7 +400,7 @@ def test_labels_and_models(client: httpx.Client) -> None:
 
 
 def test_prefer_respond_async(client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("service.store.reader.JobReader.news")  # what all who wait read
+    monkeypatch.delattr("service.store.reader.JobReader.read_streams")  # what all who wait read
     response = client.post("/generate", json={"labels": LISTS, "seed": 7}, headers={"prefer": "respond-async"})
     assert response.status_code == 202
     assert response.headers["preference-applied"] == "respond-async"

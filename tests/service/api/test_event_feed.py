@@ -28,7 +28,7 @@ from service.api.event_feed import Feeds
 from service.contract.records import Picture
 from service.settings import Settings
 from service.store.jobs import JobStore
-from service.store.keys import events_key, live_key, watched_key
+from service.store.keys import events_key, previews_key, watched_key
 from service.store.reader import JobReader
 from service.worker.previews import Live
 from service.worker.runner import Runner
@@ -136,7 +136,7 @@ def picture(job: str, index: int) -> Picture:
 
 
 def live_pictures(connection: Redis, job: str) -> list[list[Event]]:
-    entries: Any = connection.xrange(live_key(job))
+    entries: Any = connection.xrange(previews_key(job))
     return [json.loads(fields[b"pictures"]) for _, fields in entries]
 
 
@@ -151,13 +151,13 @@ def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
         live.tell(pairs)
         connection.set(watched_key("seen"), 1)
         live.tell([(picture("seen", 0), row(None))])  # no step was made yet
-    assert not connection.exists(live_key("seen"))
+    assert not connection.exists(previews_key("seen"))
     connection.set(watched_key("late"), 1)
     live.tell([*pairs, (picture("late", 0), row(None))])
-    assert not connection.exists(live_key("late"))
+    assert not connection.exists(previews_key("late"))
     (pictures,) = live_pictures(connection, "seen")
     assert [(one["index"], one["step"], one["steps"]) for one in pictures] == [(0, 2, 5), (2, 2, 5)]
-    assert not connection.exists(live_key("unseen"))
+    assert not connection.exists(previews_key("unseen"))
     for one in pictures:
         png = base64.b64decode(one["preview"].partition(",")[2])
         assert (np.asarray(Image.open(io.BytesIO(png))) == to_uint8(images)[one["index"], ::2, ::2]).all()
@@ -184,11 +184,11 @@ def test_previews_are_bounded_in_number_and_rate(connection: Redis) -> None:
     assert set(with_previews[0]) | set(with_previews[1]) == set(range(20))
     for _ in range(10):
         often.tell(pairs)
-    assert connection.xlen(live_key("seen")) == service.worker.previews.KEPT
-    connection.delete(live_key("seen"))
+    assert connection.xlen(previews_key("seen")) == service.worker.previews.KEPT
+    connection.delete(previews_key("seen"))
     for _ in range(10):
         seldom.tell(pairs)
-    assert connection.xlen(live_key("seen")) == 1
+    assert connection.xlen(previews_key("seen")) == 1
 
 
 def until_blocked(connection: Redis, readers: int) -> None:

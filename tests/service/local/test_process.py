@@ -23,7 +23,7 @@ from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer, find_binary
 from service.settings import Settings
 from service.store.claims import GROUP
-from service.store.connection import RideOut, connect, text
+from service.store.connection import RetryUntilStopped, connect, text
 from service.store.jobs import JobStore, new_id
 from service.store.keys import WORKERS, events_key, stream_key, worker_key
 from service.worker.runner import Runner
@@ -182,7 +182,7 @@ def test_a_worker_rides_out_a_restart_of_redis_and_ends_without_it(
     server = RedisServer(redis_server.folder / "restarted")
     server.start()
     settings = settings.model_copy(update={"redis_url": server.url, "drain_s": 0.0})
-    connection = connect(server.url, retry=RideOut(lambda: False))
+    connection = connect(server.url, retry=RetryUntilStopped(lambda: False))
     store = JobStore(connection, settings)
     said = tmp_path / "worker.log"
     with said.open("w") as log, working(connection, settings, 1, log) as processes:

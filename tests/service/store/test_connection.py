@@ -13,9 +13,9 @@ from redis.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError, Re
 from rq import Queue
 
 from service.settings import Settings
-from service.store.connection import RideOut, connect
+from service.store.connection import RetryUntilStopped, connect
 from service.store.jobs import JobStore
-from service.store.keys import WEBHOOKS, job_key, live_key, watched_key
+from service.store.keys import WEBHOOKS, job_key, previews_key, watched_key
 from service.worker.previews import Live
 from service.worker.runner import Runner
 from tests.service.api.test_event_feed import events, picture, row, submit, until_blocked
@@ -47,7 +47,7 @@ TAKES_NO_WRITES = pytest.mark.parametrize("state", [full, read_only])
 @pytest.fixture
 def impatient(settings: Settings, connection: Redis) -> Iterator[Redis]:
     """A worker's connection that fails a test which tries anything again."""
-    client = connect(settings.redis_url, retry=RideOut(lambda: pytest.fail("it waits for Redis")))
+    client = connect(settings.redis_url, retry=RetryUntilStopped(lambda: pytest.fail("it waits for Redis")))
     yield client
     client.close()
 
@@ -64,7 +64,7 @@ def test_a_worker_waits_until_redis_takes_writes(connection: Redis, settings: Se
                 stack.close()
             return False
 
-        worker = connect(settings.redis_url, retry=RideOut(stopping))
+        worker = connect(settings.redis_url, retry=RetryUntilStopped(stopping))
         assert worker.set("key", "value")
         with worker.pipeline(transaction=True) as pipe:
             assert pipe.set("other", "value").execute() == [True]
@@ -75,7 +75,7 @@ def test_a_worker_waits_until_redis_takes_writes(connection: Redis, settings: Se
 def test_a_worker_that_waits_for_jobs_goes_on_when_redis_becomes_a_replica(
     connection: Redis, settings: Settings
 ) -> None:
-    worker = connect(settings.redis_url, retry=RideOut(lambda: False))
+    worker = connect(settings.redis_url, retry=RetryUntilStopped(lambda: False))
     with ThreadPoolExecutor(1) as thread:
         found = thread.submit(worker.blpop, ["queue"], 10)
         until_blocked(connection, 1)
@@ -124,7 +124,7 @@ def test_what_redis_says_when_it_takes_no_writes_is_ridden_out(error: RedisError
             raise answer
         return "done"
 
-    assert RideOut(lambda: False).call_with_retry(do, lambda error: None) == "done"
+    assert RetryUntilStopped(lambda: False).call_with_retry(do, lambda error: None) == "done"
 
 
 def test_what_redis_cannot_do_at_all_is_an_error_at_once(impatient: Redis) -> None:
@@ -140,9 +140,9 @@ def test_previews_are_not_waited_for(connection: Redis, impatient: Redis, state:
     live = Live(impatient, 0.0)
     with state(connection):
         live.tell(pairs)
-    assert not connection.exists(live_key("job"))
+    assert not connection.exists(previews_key("job"))
     live.tell(pairs)
-    assert connection.xlen(live_key("job")) == 1
+    assert connection.xlen(previews_key("job")) == 1
 
 
 def test_that_rq_hears_of_a_webhook_is_not_waited_for(connection: Redis, impatient: Redis, settings: Settings) -> None:

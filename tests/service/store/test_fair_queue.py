@@ -16,7 +16,7 @@ from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store.claims import PictureStream
 from service.store.jobs import JobStore, new_id
-from service.store.keys import owner_jobs_key, waiting_key
+from service.store.keys import owner_jobs_key, pending_counts_key
 from service.worker.runner import Runner
 from shared.checkpoint import read_info, resolve
 from shared.options import SamplingOptions
@@ -115,7 +115,7 @@ def test_every_picture_is_dealt_once_unless_its_job_was_cancelled(
         seen.update(claim.picture.key for claim in claims)
     assert set(seen.values()) == {1}
     assert {(job.id, i) for job in jobs if job.id not in cancelled for i in range(job.total)} <= set(seen)
-    assert set(connection.hvals(waiting_key(DIGEST))) == {b"0"}
+    assert set(connection.hvals(pending_counts_key(DIGEST))) == {b"0"}
     assert connection.keys("labelgrid:job:*:waiting") == []
 
 

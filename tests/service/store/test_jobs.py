@@ -13,10 +13,10 @@ from rq.job import Job as RqJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
-from service.contract.records import Done, JobRecord, JobResult, Scores, Verdict
+from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
 from service.store.claims import GROUP, Claim, PictureStream
-from service.store.idempotency import Asked, KeyReused
+from service.store.idempotency import IdempotentRequest, KeyReused
 from service.store.job_index import id_of
 from service.store.jobs import SWEPT, JobStore, new_id
 from service.store.keys import (
@@ -25,10 +25,10 @@ from service.store.keys import (
     index_key,
     job_key,
     owner_jobs_key,
+    pending_counts_key,
     png_key,
     tombstone_key,
     verdicts_key,
-    waiting_key,
 )
 from shared.options import SamplingOptions, picture_seed
 
@@ -51,7 +51,7 @@ def record(n: int = 2, *, repeats: int = 1, seed: int = 7, created_at: float | N
     )
 
 
-def done(claim: Claim, png: bytes = b"png") -> Done:
+def done(claim: Claim, png: bytes = b"png") -> FinishedPicture:
     picture = claim.picture
     verdict = Verdict(
         index=picture.index,
@@ -62,7 +62,7 @@ def done(claim: Claim, png: bytes = b"png") -> Done:
         exact=True,
         probabilities={"red cube": 1.0},
     )
-    return Done(claim.entry, picture, verdict, png)
+    return FinishedPicture(claim.entry, picture, verdict, png)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_create_writes_job_pictures_and_rq_job_in_one_transaction(store: JobStor
     assert not {"HSET", "RPUSH", "XADD"} & set(commands[: commands.index("MULTI")])
     assert store.record(job.id) == job
     assert store.statuses([job.id, "nobody"]) == {job.id: "queued", "nobody": None}
-    assert connection.hgetall(waiting_key(DIGEST)) == {b"": b"3"}
+    assert connection.hgetall(pending_counts_key(DIGEST)) == {b"": b"3"}
     assert connection.llen(store.queue.key) == 1
 
 
@@ -307,15 +307,15 @@ def test_an_entry_that_is_no_picture_is_thrown_away(store: JobStore, a: PictureS
 
 
 def test_of_requests_with_one_key_that_come_at_once_one_makes_the_job(store: JobStore, connection: Redis) -> None:
-    asked = Asked("", "key", "request")
+    asked = IdempotentRequest("", "key", "request")
     with ThreadPoolExecutor(8) as pool:
         ids = set(pool.map(lambda _: store.create(record(), asked), range(8)))
     (job_id,) = ids
     assert connection.ttl(asked.redis_key) == pytest.approx(connection.ttl(job_key(job_id)), abs=1)
     assert connection.scard(OPEN) == 1
-    assert connection.hgetall(waiting_key(DIGEST)) == {b"": b"2"}
+    assert connection.hgetall(pending_counts_key(DIGEST)) == {b"": b"2"}
     with pytest.raises(KeyReused):
-        store.create(record(), Asked("", "key", "another request"))
+        store.create(record(), IdempotentRequest("", "key", "another request"))
     assert connection.scard(OPEN) == 1
 
 
@@ -441,7 +441,7 @@ def test_pictures_of_an_open_job_that_is_gone_no_longer_wait(
     connection.delete(job_key(gone.id))
     store.sweep()
     assert connection.smembers(OPEN) == {other.id.encode()}
-    assert connection.hgetall(waiting_key(DIGEST)) == {b"": b"2"}
+    assert connection.hgetall(pending_counts_key(DIGEST)) == {b"": b"2"}
     assert connection.lrange(owner_jobs_key(DIGEST, ""), 0, -1) == [other.id.encode()]
     assert list(connection.scan_iter(f"{job_key(gone.id)}*")) == []
     assert [claim.picture.job for claim in a.claim_new(5)] == [other.id] * 2
