@@ -1,4 +1,4 @@
-# Every target does its own set-up: a virtual environment in .venv, filled once for each set of dependencies.
+# Each target sets up what it needs: a virtual environment in .venv, with the dependencies of that target.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,56 +19,56 @@ demo: $(VENV)/.demo  ## Start everything, draw eight label lists, print the verd
 serve: $(VENV)/.worker  ## Redis, a worker and the API on http://127.0.0.1:8000
 	$(BIN)/python -m service
 
-train: $(VENV)/.train  ## Render data, train evaluator and denoiser, distil (three hours on 2 cores; TRIAL=FOLDER: two minutes, there)
+train: $(VENV)/.train  ## Render data, train evaluator and denoiser, distil (hours; with TRIAL=FOLDER two minutes, all of it in that folder)
 	BIN=$(BIN) sh trainer/from_nothing.sh
 
 test: $(VENV)/.dev  ## The tests
 	$(BIN)/python -m pytest
 
-test-browser: $(VENV)/.browser  ## The page's tests, in a Chromium
+test-browser: $(VENV)/.browser  ## Test the page in Chromium
 	BIN=$(BIN) sh tests_browser/setup.sh
 	$(BIN)/python -m pytest tests_browser
 
-compose-test: $(VENV)/.dev  ## The deployment: docker compose up --build, a worker killed, what containers may do (three minutes)
+compose-test: $(VENV)/.dev  ## Test docker compose: build, start, kill a worker, check what containers may do (three minutes)
 	$(BIN)/python -m pytest --override-ini timeout=900 deploy/compose_test.py
 
-scaling-out-test: $(VENV)/.dev  ## Workers on two hosts against one Redis, with TLS and s3://, in network namespaces (a minute or two)
+scaling-out-test: $(VENV)/.dev  ## Test workers on two hosts with one Redis, TLS and s3://, in network namespaces (two minutes)
 	command -v redis-server || (apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server)
 	unshare --map-root-user --net $(BIN)/python -m pytest deploy/hosts_test.py
 
-kubernetes-check: $(VENV)/.kubernetes  ## deploy/kubernetes against Kubernetes' and KEDA's schemas, and the code
+kubernetes-check: $(VENV)/.kubernetes  ## Check deploy/kubernetes against the schemas of Kubernetes and KEDA, and against the code
 	command -v kustomize || command -v kubectl || (apt-get update -qq && apt-get install -y -qq --no-install-recommends kustomize)
 	$(BIN)/python -m pytest deploy/kubernetes_test.py
 
-screenshots: $(VENV)/.browser  ## docs/page-*.png, of the page on the shipped checkpoint
+screenshots: $(VENV)/.browser  ## Take the screenshots docs/page-*.png
 	BIN=$(BIN) sh tests_browser/setup.sh
 	$(BIN)/python -m tests_browser.screenshots
 
-check: $(VENV)/.dev  ## Lint, format, types; the import rules are among the tests
+check: $(VENV)/.dev  ## Lint, formatting, types, import rules (under 30 seconds)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_architecture.py
+	$(BIN)/lint-imports
 
-format: $(VENV)/.dev  ## Format, and fix what can be fixed
+format: $(VENV)/.dev  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: bench bench-quick
-bench: $(VENV)/.bench  ## All is measured (25 minutes at most; goes on where it was interrupted): docs/performance.md, docs/scaling.md
+bench: $(VENV)/.bench  ## Run all benchmarks (at most 25 minutes; resumes), write docs/performance.md and docs/scaling.md
 	$(BIN)/python -m benchmarks.run
 
-bench-quick: $(VENV)/.bench  ## The same with small sizes, in two to three minutes, into runs/bench-quick
+bench-quick: $(VENV)/.bench  ## Run the benchmarks at small sizes (three minutes), write to runs/bench-quick
 	$(BIN)/python -m benchmarks.run --quick
 
 .PHONY: fuzz
-fuzz: $(VENV)/.dev  ## Random requests by the OpenAPI document, random files, zips, recipes, addresses (three to five minutes)
+fuzz: $(VENV)/.dev  ## Fuzz the API, label files, zips, recipes and addresses (five minutes)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile long --override-ini timeout=3600
 
 .PHONY: faults
-faults: $(VENV)/.worker  ## Real processes killed, paused, filled, clocks moved (about eight minutes): docs/reliability.md
+faults: $(VENV)/.worker  ## Kill, pause and fill real processes and move their clocks (eight minutes), write docs/reliability.md
 	sh faults/setup.sh
 	$(BIN)/python -m faults
 
-clean:  ## Remove the virtual environment and caches; data, runs and models stay
+clean:  ## Remove the virtual environment and caches; keep data, runs and models
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
