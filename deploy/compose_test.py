@@ -1,4 +1,4 @@
-"""The deployment as people start it: `docker compose up --build`, what they do with it, and what may go wrong.
+"""`docker compose up --build` as users run it, what they do with it, and what can go wrong.
 
 `make compose-test`. The tests run in this order over one deployment. A Docker engine is needed; where none answers and
 there is a `../shared/tools/container-lab`, that is started, and stopped at the end.
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 LABELS = [["red cube", "blue sphere"], ["gray cylinder"], ["green sphere"], ["yellow cube", "purple cylinder"]]
 
-# A client's server: prints what webhooks bring.
+# A receiver of webhooks that prints them.
 RECEIVER = """
 import http.server
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -49,16 +49,16 @@ http.server.HTTPServer(("", 9000), Handler).serve_forever()
 
 
 def until(condition: Callable[[], T], *, timeout_s: float = 120.0) -> T:
-    """Waits for something true, and returns it."""
+    """Wait until the condition is true and return its value."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.1)
     return found
 
 
 def docker(*arguments: str, check: bool = True, env: dict[str, str] | None = None, stdin: str | None = None) -> str:
-    """What a docker command prints, errors included."""
+    """Run a docker command and return its output, errors included."""
     done = subprocess.run(
         ["docker", *arguments],
         cwd=ROOT,
@@ -88,14 +88,14 @@ class Deployment:
         return self.compose("ps", "--quiet", service).split()
 
     def scale(self, workers: int) -> None:
-        """Returns when the workers that are to be there are healthy, and those that are to go are gone."""
+        """Wait until the wanted workers are healthy and the others are gone."""
         self.compose("up", "--detach", "--wait", "--no-recreate", "--scale", f"worker={workers}", "worker")
 
     def redis(self, *command: str) -> Any:
         return json.loads(self.inside("redis", "redis-cli", "--json", *command))
 
     def in_work(self, job: Job) -> dict[str, int]:
-        """How many pictures of a job's model each live worker holds, by the id of its container."""
+        """The number of pictures that each live worker has claimed, by its container's id."""
         held = {}
         for consumer in self.redis("XINFO", "CONSUMERS", f"labelgrid:pictures:{job.digest}", "workers"):
             about = self.redis("GET", f"labelgrid:worker:{consumer['name']}")
@@ -107,13 +107,13 @@ class Deployment:
         return [self.client.image(job.id, i) for i in range(job.progress.total)]
 
     def told(self, job: Job) -> list[int]:
-        """The pictures that the job's events tell of."""
+        """The pictures named in the job's events."""
         return [event.data.index for event in self.client.events(job.id) if event.name == "picture"]  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[None]:
-    """A Docker that answers, and a redis:8 whose /data is Redis's own, as in the official image."""
+    """A Docker engine, and a redis:8 image whose /data belongs to the user redis, as in the official one."""
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         if subprocess.run(["sh", "-c", "docker info"], capture_output=True).returncode != 0:
             if not LAB.exists():
@@ -144,7 +144,7 @@ def deployment(engine: None) -> Iterator[Deployment]:
         "LABELGRID_API_KEYS": f"tester:{hash_of(key)}",
         "LABELGRID_WEBHOOK_SECRET": secrets.token_hex(32),
         "WEBHOOK_ALLOW_PRIVATE": "1",
-        "LABELGRID_BATCH_PICTURES": "16",  # of 24, so that two workers are at a job; measured, one may take all
+        "LABELGRID_BATCH_PICTURES": "16",  # of 24, so that two workers share the job
     }
     url = f"http://127.0.0.1:{port}"
     with Client(url, key) as client:
@@ -181,7 +181,7 @@ def test_score(deployment: Deployment, tmp_path: Path) -> None:
     assert job.status == "finished"
     result: Any = job.result
     assert [repeat.seed for repeat in result.repeats] == [0, 1]
-    assert result.accuracy.mean > 0.5  # of 24 labels, chance finds one in sixteen
+    assert result.accuracy.mean > 0.5  # chance finds one in sixteen of 24 labels
     assert sorted(deployment.told(job)) == list(range(2 * len(LABELS)))
 
 
@@ -189,7 +189,7 @@ def test_cancel(deployment: Deployment) -> None:
     job = deployment.client.generate(LABELS * 16, steps=1000, wait=False)
     until(lambda: deployment.client.job(job.id).status == "running")
     assert deployment.client.cancel(job.id).status == "cancelled"
-    assert deployment.client.generate(LABELS[:1]).status == "finished"  # the worker is free again
+    assert deployment.client.generate(LABELS[:1]).status == "finished"  # the worker is available again
     ended = deployment.client.job(job.id)
     assert ended.status == "cancelled"
     assert ended.progress.done < ended.progress.total

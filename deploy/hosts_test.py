@@ -1,4 +1,4 @@
-"""Workers on two hosts against the Redis and the storage of a third: TLS, a password, s3://, a cable that is pulled.
+"""Workers on two hosts with Redis and storage on a third: TLS, a password, s3://, and a cut network cable.
 
 `make scaling-out-test`. The hosts are network namespaces on this machine: the tests run in one of their own, the first
 host, which has Redis, the storage and the API; each worker's host has a network card, a name and a cache of its own,
@@ -46,10 +46,10 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], *, timeout_s: float = 60.0) -> T:
-    """Waits for something true, and returns it."""
+    """Wait until the condition is true and return its value."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.05)
     return found
 
@@ -60,7 +60,7 @@ def run(*command: str) -> None:
 
 @dataclass
 class Host:
-    """A host of one worker: a network namespace that lasts as long as `process`."""
+    """A host with one worker: a network namespace that lives as long as `process`."""
 
     name: str
     process: subprocess.Popen[str]
@@ -114,7 +114,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def redis_url(folder: Path) -> Iterator[str]:
-    """A Redis with a password that speaks TLS alone; the address names the authority that its certificate is from."""
+    """A Redis with a password and TLS only; its URL names the certificate authority."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "authority.pem")
     authority.issue_cert(FIRST).private_key_and_cert_chain_pem.write_to_path(folder / "redis.pem")
@@ -153,7 +153,7 @@ def redis_url(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def storage(folder: Path) -> Iterator[dict[str, str]]:
-    """A server that speaks S3, with toy checkpoints in it; the variables that lead there."""
+    """An S3 server with toy checkpoints, as environment variables that point to it."""
     variables = {
         "AWS_ENDPOINT_URL": f"http://{FIRST}:{S3_PORT}",
         "AWS_ACCESS_KEY_ID": "test",
@@ -191,14 +191,14 @@ class Deployment:
     hosts: dict[str, Host]
 
     def at_work(self, job: Job) -> set[str]:
-        """The hosts whose workers live and have pictures in work."""
+        """The hosts whose workers are alive and have claimed pictures."""
         connection = self.store.connection
         consumers = connection.xpending(stream_key(job.digest), GROUP)["consumers"]
         abouts = [connection.get(worker_key(text(one["name"]))) for one in consumers]
         return {json.loads(about)["host"] for about in abouts if about}
 
     def told(self, job: Job) -> list[int]:
-        """The pictures that the job's events tell of."""
+        """The pictures named in the job's events."""
         return [event.data.index for event in self.client.events(job.id) if event.name == "picture"]  # type: ignore[union-attr]
 
     def pictures(self, job: Job) -> list[bytes]:
@@ -214,7 +214,7 @@ def deployment(folder: Path, redis_url: str, storage: dict[str, str]) -> Iterato
         "LABELGRID_REDIS_URL": redis_url,
         "LABELGRID_API_KEYS": f"tester:{hash_of(key)}",
         "LABELGRID_DEVICE": "cpu",
-        "OMP_NUM_THREADS": "1",  # threads of two workers on the same cores would wait for each other in spin loops
+        "OMP_NUM_THREADS": "1",  # threads of two workers on the same cores spin while they wait for each other
         "LABELGRID_BATCH_PICTURES": "8",
         "LABELGRID_LEASE_S": "4",
         "LABELGRID_HEARTBEAT_S": "0.5",
@@ -256,7 +256,7 @@ def test_a_host_is_cut_off_while_it_works_and_every_picture_is_there_once(deploy
     assert sorted(deployment.told(job)) == list(range(len(LABELS)))
     assert deployment.pictures(ended) == deployment.pictures(undisturbed)
 
-    # The worker that has lost Redis goes on when it is there again.
+    # The worker that lost Redis continues once Redis is back.
     lost.put_it_back()
     until(lambda: deployment.client.ready().workers == 2)
     assert lost.worker.poll() is None

@@ -1,4 +1,4 @@
-"""deploy/kubernetes, as kustomize builds it: against Kubernetes' and KEDA's schemas, and against the code.
+"""deploy/kubernetes as kustomize builds it, checked against the schemas of Kubernetes and KEDA and against the code.
 
 `make kubernetes-check`. Needs kustomize, or kubectl, which has it inside. No cluster is asked.
 """
@@ -39,13 +39,13 @@ def build(folder: Path) -> list[Object]:
     command = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
     done = subprocess.run([*command, folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert not done.stderr  # kustomize warns there of what it will not do for ever
+    assert not done.stderr  # kustomize prints deprecation warnings there
     return list(yaml.safe_load_all(done.stdout))
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder, with a secret for every overlay."""
+    """A copy of the folder, with a secret for every overlay."""
     folder = tmp_path_factory.mktemp("kubernetes") / "kubernetes"
     shutil.copytree(KUBERNETES, folder)
     for overlay in OVERLAYS:
@@ -74,7 +74,7 @@ def named(objects: list[Object], kind: str, name: str) -> Object:
 
 
 def pods(objects: list[Object]) -> Iterator[tuple[str, Object]]:
-    """The pod specifications, by the name of what makes them."""
+    """The pod specifications, by the name of their owner."""
     for one in of_kind(objects, "Deployment", "StatefulSet"):
         yield one["metadata"]["name"], one["spec"]["template"]["spec"]
 
@@ -89,7 +89,7 @@ def test_every_object_is_as_its_schema_says(objects: list[Object]) -> None:
     for one in objects:
         if one["apiVersion"].startswith("keda.sh/"):
             read = getattr(keda, one["kind"]).model_validate(one)
-            # What the schema does not know is lost on the way.
+            # Fields that the schema does not know are dropped.
             assert read.model_dump(mode="json", by_alias=True, exclude_unset=True) == one
         else:
             for version in (OLDEST, NEWEST):
@@ -110,7 +110,7 @@ def test_the_checks_refuse_what_is_wrong(objects: list[Object]) -> None:
 
 
 def test_pods_are_restricted(objects: list[Object]) -> None:
-    """The profile "restricted" of the Pod Security Standards, which the namespace enforces, and more."""
+    """Pods satisfy the "restricted" profile of the Pod Security Standards, which the namespace enforces, and more."""
     assert named(objects, "Namespace", "labelgrid")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == (
         "restricted"
     )
@@ -197,7 +197,7 @@ def test_keda_reads_a_metric_that_there_is_with_a_key_of_the_secret(copy: Path) 
     objects = build(copy / "overlays" / "production")
     spec = named(objects, "ScaledObject", "worker")["spec"]
     worker = named(objects, "Deployment", spec["scaleTargetRef"]["name"])
-    assert "replicas" not in worker["spec"]  # the two would else undo one another
+    assert "replicas" not in worker["spec"]  # it and KEDA would undo each other's changes
     assert spec["minReplicaCount"] == 1
     (trigger,) = spec["triggers"]
     gauges = {family.name for family in metrics.API.collect() if family.type == "gauge"}

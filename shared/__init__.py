@@ -1,4 +1,4 @@
-"""What trainer and service both need: label files, checkpoints, the evaluator, and `diffusion/`. Imports neither of them.
+"""What trainer and service share: label files, checkpoints, the evaluator, and `diffusion/`. Imports neither of them.
 
 `vocabulary`, `options`, `storage` and `checkpoint` import no torch, so the API process may use them.
 """

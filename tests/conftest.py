@@ -1,4 +1,4 @@
-"""A real Redis, emptied around each case, toy checkpoints, and the API as a real server."""
+"""A real Redis, flushed around each test; toy checkpoints; the API as a real server."""
 
 import contextlib
 import functools
@@ -16,8 +16,8 @@ import hypothesis
 import pytest
 from redis import Redis
 
-# Before torch is loaded, here and in the processes that tests start: toy networks gain nothing from more threads, and
-# on a busy machine threads wait for one another.
+# Set before torch is loaded, here and in the processes that tests start: toy networks gain nothing from more threads,
+# and on a busy machine threads wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from service.api.app import create_app
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from service.worker.runner import Runner
 
 
-# The same examples at every run; `make fuzz` draws others, and many more. The machine may be busy: no deadlines.
+# The same examples in every run; `make fuzz` draws new and many more ones. No deadlines: the machine may be busy.
 hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("long", max_examples=2000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("quick")
@@ -41,7 +41,7 @@ hypothesis.settings.load_profile("quick")
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
-    with tempfile.TemporaryDirectory(prefix="lg-") as folder:  # a short path: a unix socket's has 108 bytes at most
+    with tempfile.TemporaryDirectory(prefix="lg-") as folder:  # a unix socket's path has at most 108 bytes
         server = RedisServer(Path(folder))
         server.start()
         yield server
@@ -67,9 +67,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runners of this process share an evaluator: ResNet-18 is the one part of them that no toy makes small.
+    """Share one evaluator between this process's runners: ResNet-18 is the one part that has no toy size.
 
-    Checkpoints that workers keep are the test run's own, here and in the processes that tests start.
+    Also gives this test run, and the processes it starts, a checkpoint cache of its own.
     """
     import service.worker.runner
 
@@ -81,7 +81,7 @@ def _one_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def settings(redis_server: RedisServer, storage: Path) -> Settings:
-    """Settings with a short lease, so that a dead worker is noticed within a test's patience, and a batch as given."""
+    """Settings with a short lease, so that tests notice a dead worker soon, and a fixed batch size."""
     return Settings(
         storage=storage,
         redis_url=redis_server.url,
@@ -95,7 +95,7 @@ def settings(redis_server: RedisServer, storage: Path) -> Settings:
 
 @pytest.fixture(scope="module")
 def placed(storage: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings with one model more, `placed`, which knows positions."""
+    """Settings with one more model, `placed`, which knows positions."""
     folder = shutil.copytree(storage, tmp_path_factory.mktemp("placed") / "storage")
     publish_toy_denoiser(folder, "placed", 3, positions=True)
     return settings.model_copy(update={"storage": folder})
@@ -103,7 +103,7 @@ def placed(storage: Path, settings: Settings, tmp_path_factory: pytest.TempPathF
 
 @contextlib.contextmanager
 def api_server(settings: Settings) -> Iterator[Server]:
-    """The API as a real server on a free port, in a thread; `should_exit` is its SIGTERM."""
+    """Run the API as a real server on a free port, in a thread; `should_exit` stops it as SIGTERM does."""
     server = Server(create_app(settings), host="127.0.0.1", port=0, ws="none")
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -118,7 +118,7 @@ def api_server(settings: Settings) -> Iterator[Server]:
 
 
 def client_of(server: Server) -> httpx.Client:
-    """A client that wants every answer documented."""
+    """A client that checks that the OpenAPI document describes every answer."""
     port = server.servers[0].sockets[0].getsockname()[1]
     hooks = {"response": [Documented(server.app.openapi())]}
     return httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, event_hooks=hooks)
@@ -126,7 +126,7 @@ def client_of(server: Server) -> httpx.Client:
 
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[httpx.Client]:
-    """A client of an API as a real server."""
+    """A client of the API as a real server."""
     with api_server(settings) as server, client_of(server) as client:
         yield client
 
@@ -139,13 +139,13 @@ def session_client(settings: Settings) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def client(session_client: httpx.Client, connection: Redis) -> httpx.Client:
-    """A client of an API without any worker, on an empty Redis."""
+    """A client of an API without workers, on an empty Redis."""
     return session_client
 
 
 @pytest.fixture
 def alive(connection: Redis, settings: Settings) -> JobStore:
-    """A worker that says it lives, and does nothing: jobs stay as they are created."""
+    """A worker that is announced but does nothing: jobs stay queued."""
     store = JobStore(connection, settings.model_copy(update={"lease_s": 60}))
     store.say_alive("w", {})
     return store
@@ -153,7 +153,7 @@ def alive(connection: Redis, settings: Settings) -> JobStore:
 
 @contextlib.contextmanager
 def running(connection: Redis, settings: Settings) -> "Iterator[Runner]":
-    """A runner in a thread of this process that takes jobs as they come."""
+    """Run a worker's loop in a thread of this process."""
     from service.worker.runner import Runner
 
     runner = Runner(connection, settings, "w")

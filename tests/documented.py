@@ -1,4 +1,4 @@
-"""The OpenAPI document as a measure: what is answered must be written there."""
+"""Checks that the OpenAPI document describes every answer."""
 
 import re
 from typing import Any
@@ -7,8 +7,8 @@ import httpx
 
 
 class Documented:
-    """Looks at every answer of an operation, as httpx's hook for responses. AssertionError for a status, media type or
-    problem that is not in the document, and where a header that it promises is missing."""
+    """A response hook for httpx. Raises AssertionError for a status, media type or problem that the document does not have,
+    and for a missing header that it promises."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.headers = document["components"]["headers"]

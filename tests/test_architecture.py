@@ -20,7 +20,7 @@ HEAVY = ("torch", "torchvision", "safetensors", "numpy", "numba")
 
 
 def heavy_modules_after(statement: str, modules: tuple[str, ...] = HEAVY) -> set[str]:
-    """Which of `modules` a fresh interpreter has loaded after the statement."""
+    """Return those of `modules` that a fresh interpreter has loaded after the statement."""
     program = f"{statement}\nimport sys\nprint('loaded:', *(m for m in {modules} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -49,7 +49,7 @@ def test_a_checkpoints_description_is_read_without_torch(tmp_path: Path) -> None
 
 
 def installed_with(requirements: Iterable[str]) -> set[str]:
-    """Normalised names of the distributions that pip brings for these, themselves and what they need in turn."""
+    """Return the normalised names of all distributions that pip installs for these requirements."""
     found: set[tuple[str, frozenset[str]]] = set()
     left = [Requirement(one) for one in requirements]
     while left:
@@ -66,7 +66,7 @@ def installed_with(requirements: Iterable[str]) -> set[str]:
 
 
 def modules_without(extra: str) -> set[str]:
-    """Top-level modules that are installed here, and that `pip install '.[extra]'` does not bring."""
+    """Return the installed top-level modules that `pip install '.[extra]'` does not bring."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     brought = installed_with([*project["dependencies"], *project["optional-dependencies"][extra]]) | {"labelgrid"}
     owners = importlib.metadata.packages_distributions()
@@ -74,7 +74,7 @@ def modules_without(extra: str) -> set[str]:
 
 
 def import_with_extra(extra: str, module: str) -> subprocess.CompletedProcess[str]:
-    """Imports a module in an interpreter to which all that the extra does not bring is as if it were not installed."""
+    """Import a module in an interpreter that sees only what the extra brings."""
     program = f"""if True:
         import sys
 

@@ -1,4 +1,4 @@
-"""docker-compose.yml against the code; `make compose-test` and `make kubernetes-check` do the rest."""
+"""docker-compose.yml agrees with the code; `make compose-test` and `make kubernetes-check` test the deployments."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_tex
 
 
 def setting_names() -> set[str]:
-    """The environment variables that are settings."""
+    """Return the environment variables of all settings."""
     return {f"LABELGRID_{name.upper()}" for name in Settings.model_fields}
 
 
@@ -46,12 +46,12 @@ def test_redis_keeps_jobs_alike_wherever_we_start_it(connection: Redis) -> None:
 
     in_compose = options(SERVICES["redis"]["command"])
     assert options(container["args"]) == in_compose
-    ours = {name.replace("listpack", "ziplist"): value for name, value in in_compose.items()}  # as Redis 6 has them
+    ours = {name.replace("listpack", "ziplist"): value for name, value in in_compose.items()}  # their names in Redis 6
     assert {name: connection.config_get(name)[name] for name in ours} == ours
 
 
 def test_tracing_is_as_where_compose_is_started() -> None:
-    """A variable without a value is passed on, and is not there where it is not set."""
+    """Compose passes on a variable without a value, and leaves it unset when it is not set outside."""
     for name in ("api", "worker", "webhooks"):
         passed_on = {variable for variable, value in SERVICES[name]["environment"].items() if value is None}
         assert {"LABELGRID_TRACING", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER"} <= passed_on

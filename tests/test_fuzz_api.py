@@ -1,7 +1,7 @@
-"""schemathesis asks the API as a client that reads nothing but its OpenAPI document: operation by operation and along
-its links, against a service with an API key and a worker. `make fuzz` does so at length.
+"""schemathesis tests the API by its OpenAPI document alone: each operation, and along the links between them.
 
-What the document cannot say is said here: which names storage has, and which options do not go together.
+The service under test has an API key and a worker. This file adds what the document cannot say: which names exist in
+storage, and which options exclude each other. `make fuzz` runs longer.
 """
 
 import functools
@@ -41,11 +41,11 @@ from tests.shared.test_vocabulary import any_json
 from tests.toy_checkpoint import publish_toy_denoiser
 
 KEY = new_key()
-MODEL = "base"  # as the document's examples call it
+MODEL = "base"  # its name in the document's examples
 LABELS = ["red cube", "blue sphere", "gray cylinder"]
 PROMPTS = ["red cube and blue sphere", "gray cylinder"]
 WEBHOOK = "https://pictures.example/hook"
-STEPS, PICTURES, REPEATS = 4, 4, 2  # at most, where a request may ask for them: what takes long finds no more
+STEPS, PICTURES, REPEATS = 4, 4, 2  # limits on what requests ask for, to keep them short
 QUICK = {
     "seed": 1,
     "generation": {"max-examples": 4},
@@ -53,13 +53,13 @@ QUICK = {
 }
 LONG = {"generation": {"max-examples": 150}}
 CHECKS = {
-    "use_after_free": {"enabled": False},  # DELETE cancels: a cancelled job can be read, and its pictures
+    "use_after_free": {"enabled": False},  # a cancelled job stays readable, with its pictures
 }
 
 
 @pytest.fixture(scope="module")
 def keyed(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings with an API key and one promoted model, which knows positions."""
+    """Settings with an API key and one promoted model that knows positions."""
     folder = Path(shutil.copytree(settings.storage, tmp_path_factory.mktemp("fuzz") / "storage"))
     publish_toy_denoiser(folder, MODEL, 3, positions=True)
     promote(folder, MODEL)
@@ -70,14 +70,14 @@ def keyed(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Setti
 
 @pytest.fixture
 def address(keyed: Settings, connection: Redis) -> Iterator[str]:
-    """Of a service with a worker."""
+    """The address of a service with a worker."""
     JobStore(connection, keyed.model_copy(update={"lease_s": 3600})).say_alive("w", {})
     with api_server(keyed) as server, running(connection, keyed):
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 
 
 def with_names(document: dict[str, Any], digest: str) -> dict[str, Any]:
-    """The document with what is there: the model and its digest, its labels, its pictures' size, a webhook."""
+    """Return the document with names that exist: model and digest, labels, the pictures' size, a webhook."""
     document = json.loads(json.dumps(document))
     names = {
         "model": [MODEL],
@@ -107,7 +107,7 @@ def with_names(document: dict[str, Any], digest: str) -> dict[str, Any]:
 
 
 def with_digest(value: Any, digest: str) -> Any:
-    """A JSON value with another digest in place of the document's example."""
+    """Replace the digest of the document's example."""
     return json.loads(json.dumps(value).replace(recipe_example()["model"]["digest"], digest))
 
 
@@ -117,7 +117,7 @@ changed = set[str]()
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
-    """Makes a request that is in order by the document one that can be carried out, and quickly."""
+    """Change a valid request so that it can succeed, and quickly."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
     if "Idempotency-Key" in case.headers:  # one key stands for one request
@@ -143,8 +143,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
 
 @schemathesis.hook
 def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool:
-    """Whether a failure counts. schemathesis takes every form with bytes that `before_call` changed for a bad one, and
-    "0" for a good Last-Event-ID, which its pattern excludes.
+    """Return whether a failure counts. schemathesis takes every form that `before_call` changed for an invalid one, and
+    "0" for a valid Last-Event-ID, although the pattern excludes it.
     """
     changed_form = isinstance(failure, AcceptedNegativeData) and case.id in changed
     wrong_id = isinstance(failure, RejectedPositiveData) and case.headers.get("Last-Event-ID") == "0"
@@ -177,7 +177,7 @@ def _make_possible(body: dict[str, Any]) -> None:
 
 
 def findings(schema: BaseSchema) -> Iterator[str]:
-    """What schemathesis finds, each with the request that shows it."""
+    """Yield each finding of schemathesis with the request that shows it."""
     for event in from_schema(schema).execute():
         if isinstance(event, events.FatalError):
             raise event.exception
@@ -235,7 +235,7 @@ forms = st.lists(st.tuples(st.integers(0, len(FORM) - 1), st.binary(max_size=2))
 )
 
 
-# Starlette leaves the file of a form that breaks off to the garbage collector.
+# Starlette leaves the file of a truncated form to the garbage collector.
 @pytest.mark.filterwarnings("ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning")
 @given(st.sampled_from(["/generate", "/score", "/v1/images/generations"]), bodies | forms, types)
 @example("/v1/images/generations", b"[" * 100_000, "application/json")
@@ -245,7 +245,7 @@ forms = st.lists(st.tuples(st.integers(0, len(FORM) - 1), st.binary(max_size=2))
 @example("/generate", b'{"labels": [["\\ud800"]], "guidance": NaN, "seed": 1e999}', "application/json")
 @example("/score", FORM, "multipart/form-data; boundary=a")
 def test_no_body_is_an_error_of_the_service(session_client: httpx.Client, path: str, body: bytes, type: str) -> None:
-    """The client wants every answer documented; without a worker a good request is 503."""
+    """The client checks that every answer is documented; without a worker a valid request is 503."""
     answer = session_client.post(path, content=body, headers={"content-type": type})
     assert answer.status_code in (400, 413, 415, 422, 503)
 

@@ -1,4 +1,4 @@
-"""Nothing in the code loads files by a way that can run what is in them: safetensors, torch.load with weights_only."""
+"""The code loads files only in ways that cannot run their contents: safetensors, torch.load with weights_only."""
 
 import ast
 from collections.abc import Iterator

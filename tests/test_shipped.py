@@ -1,4 +1,4 @@
-"""The weights in models/: they load, they are what their cards say, and they draw what is asked."""
+"""The weights in models/ load, match their cards, and draw what is asked."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def evaluator() -> Evaluator:
     return load_evaluator(resolve(MODELS, None, "evaluator"))
 
 
-def test_every_file_is_whole_and_small_enough_to_ship() -> None:
+def test_every_file_is_intact_and_small_enough_to_ship() -> None:
     found, problems = scan(MODELS)
     assert not problems
     assert {info.name for info in found} >= {promoted(MODELS), promoted(MODELS, "evaluator")}
@@ -40,7 +40,7 @@ def test_the_card_is_of_this_checkpoint(denoiser: Denoiser, evaluator: Evaluator
         assert info.digest[:16] in (MODELS / f"{info.name}.md").read_text()
 
 
-def test_a_picture_is_the_same_alone_and_in_company(denoiser: Denoiser) -> None:
+def test_a_picture_is_the_same_alone_and_in_a_batch(denoiser: Denoiser) -> None:
     options = SamplingOptions(steps=4)
     targets = torch.tensor([ICLEVR.multi_hot(labels) for labels in LISTS])
     seeds = [picture_seed(7, i) for i in range(len(LISTS))]
@@ -52,4 +52,4 @@ def test_a_picture_is_the_same_alone_and_in_company(denoiser: Denoiser) -> None:
 
 def test_single_objects_are_drawn_as_asked(denoiser: Denoiser, evaluator: Evaluator) -> None:
     run = score_run(denoiser.stepper(), evaluator, LISTS, SamplingOptions(), seed=0)
-    assert run.score.accuracy >= 5 / 6  # six labels asked; a broken sampler or schedule finds next to none
+    assert run.score.accuracy >= 5 / 6  # six labels in all; a broken sampler or schedule draws almost none of them

@@ -1,4 +1,4 @@
-"""A denoiser small enough to calculate by hand, which remembers how it was called."""
+"""A denoiser small enough to calculate by hand, which records its calls."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ K = 4
 
 @dataclass
 class Call:
-    """What one network call was given."""
+    """The arguments of one network call."""
 
     t: list[int]
     keep: list[bool]

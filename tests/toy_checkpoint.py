@@ -1,4 +1,4 @@
-"""Checkpoints in the real format that cost next to nothing: random weights, 16x16 pictures."""
+"""Tiny checkpoints in the real format: random weights, 16x16 pictures."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ NETWORK = NetworkConfig(
 
 
 def _randomize(module: nn.Module, seed: int) -> None:
-    """Random weights everywhere: a fresh network has zeros where it begins as the identity, and ignores its labels."""
+    """Fill all weights with random values: a fresh network has zeros in places and ignores its labels."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         if parameter.dim() > 1:
@@ -34,7 +34,7 @@ def _randomize(module: nn.Module, seed: int) -> None:
 def publish_toy_denoiser(
     storage: Location, name: str, seed: int, *, positions: bool = False, **config: Any
 ) -> CheckpointInfo:
-    """A denoiser whose weights follow from `seed`, in place of one of that name.
+    """Publish a denoiser whose weights follow from `seed`; it replaces one of the same name.
 
     With `positions` it has arrangements of one, two and three objects. `config`: more of its configuration.
     """
@@ -52,7 +52,7 @@ def publish_toy_denoiser(
 
 
 def publish_toy_adapter(storage: Location, name: str, base: CheckpointInfo) -> CheckpointInfo:
-    """A checkpoint that changes one bias of `base`."""
+    """Publish an adapter that changes one bias of `base`."""
     changes = {"head.bias": torch.full((3 * NETWORK.block**2,), 0.2)}
     config = {**base.config, "base": {"name": base.name, "digest": base.digest}}
     return read_info(
@@ -61,7 +61,7 @@ def publish_toy_adapter(storage: Location, name: str, base: CheckpointInfo) -> C
 
 
 def publish_toys(storage: Location) -> None:
-    """Denoisers `toy`, which is promoted, and `other`, and a promoted evaluator."""
+    """Publish the denoisers `toy` (promoted) and `other`, and a promoted evaluator."""
     for seed, name in enumerate(("toy", "other")):
         publish_toy_denoiser(storage, name, seed)
     torch.manual_seed(0)  # ResNet's own initialization takes no generator

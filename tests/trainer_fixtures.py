@@ -1,4 +1,4 @@
-"""A synthetic data set folder and a training configuration that cost next to nothing."""
+"""A tiny synthetic data set folder and a tiny training configuration."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ TINY = TrainConfig(network=NETWORK, image_size=16, batch=8, warmup_steps=2, log_
 
 
 def write_data_folder(folder: Path, pictures: int = 24, width: int = 16, height: int = 12) -> Path:
-    """`pictures` flat-coloured pictures, picture i of label i; the colour follows from the label."""
+    """Write `pictures` flat-coloured pictures; the label decides the colour."""
     (folder / "iclevr").mkdir(parents=True)
     train = {}
     for i in range(pictures):

@@ -1,4 +1,4 @@
-"""The page in a real Chromium, on the API as a real server, with a runner that draws with toy checkpoints."""
+"""The page in a real Chromium, served by a real API, with a worker that samples from toy checkpoints."""
 
 import functools
 import os
@@ -14,18 +14,18 @@ from service.settings import Settings
 pytest_plugins = ["tests.conftest"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-expect.set_options(timeout=20_000)  # on a busy machine, sampling takes its time
+expect.set_options(timeout=20_000)  # a busy machine samples slowly
 
 
 def browser_on_path() -> str | None:
-    """A Chromium of the system's; None leaves the choice to Playwright, which has its own."""
+    """The system's Chromium; None lets Playwright use its own."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        # root, as in containers, cannot have Chromium's sandbox; the page under test is our own
+        # Chromium's sandbox does not work as root, as in containers; the page under test is our own
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=browser_on_path(), args=arguments)
         yield browser
@@ -34,7 +34,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def settings(settings: Settings) -> Settings:
-    """Previews as often as they can be had: toy networks are quick."""
+    """Settings with previews as often as possible: toy networks are quick."""
     return settings.model_copy(update={"live_every_s": 0.05})
 
 
@@ -45,7 +45,7 @@ def address(client: httpx.Client) -> str:
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
-    """A fresh profile that may copy to the clipboard."""
+    """A fresh profile with access to the clipboard."""
     context = browser.new_context(
         viewport={"width": 1280, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
     )
@@ -56,8 +56,7 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def complaints() -> list[str]:
-    """What the browser complained of: errors of scripts, and what the content policy forbade. Empty at a test's end,
-    unless the test empties it."""
+    """Script errors and violations of the content security policy; a test fails with any left at its end."""
     return []
 
 
@@ -66,7 +65,7 @@ def page(context: BrowserContext, complaints: list[str]) -> Iterator[Page]:
     page = context.new_page()
 
     def listen(message: ConsoleMessage) -> None:
-        not_ready = message.location["url"].endswith("/readyz")  # 503 without a worker, as the page is to find out
+        not_ready = message.location["url"].endswith("/readyz")  # 503 without a worker is what the page asks for
         if message.type in ("error", "warning") and not not_ready:
             complaints.append(message.text)
 
@@ -85,7 +84,7 @@ def opened(page: Page, address: str) -> Page:
 
 
 def choose(page: Page, pictures: list[list[str]]) -> None:
-    """Chooses the objects of some pictures by clicks."""
+    """Choose the objects of some pictures by clicking."""
     page.get_by_role("button", name="Clear").click()
     for index, labels in enumerate(pictures):
         if index:

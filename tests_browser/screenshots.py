@@ -1,4 +1,4 @@
-"""`python -m tests_browser.screenshots`: docs/page-*.png, taken of the page on the shipped checkpoint."""
+"""`python -m tests_browser.screenshots`: takes docs/page-*.png, with the shipped checkpoint."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from service.local.supervisor import Supervisor
 from tests_browser.conftest import browser_on_path, choose
 
 DOCS = Path(__file__).parents[1] / "docs"
-SEED = 7  # as `make demo`
+SEED = 7  # as in `make demo`
 DESKTOP = {"width": 1120, "height": 760}
 PHONE = {"width": 390, "height": 844}
 
@@ -24,13 +24,13 @@ def save(page: Page, name: str) -> None:
 
 
 def look_up(page: Page) -> None:
-    """To the top of the page, with the pointer where nothing lights up."""
+    """Scroll to the top, with the pointer where it highlights nothing."""
     page.locator("h1").hover()
     page.evaluate("scrollTo(0, 0)")
 
 
 def take(address: str) -> None:
-    """Drawn in light, half-way in dark, and on a phone."""
+    """Finished in light mode, half-way in dark mode, and on a phone."""
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=browser_on_path(), args=arguments)
@@ -49,7 +49,7 @@ def take(address: str) -> None:
         page.emulate_media(color_scheme="dark")
         page.get_by_label("Steps").fill("100")
         page.locator("#go").click()
-        page.locator("#job[data-status=running]").wait_for()  # before, the progress is the last job's
+        page.locator("#job[data-status=running]").wait_for()  # until then the progress shown is the last job's
         while page.locator(".progress").evaluate("bar => bar.value / bar.max") < 0.4:
             page.wait_for_timeout(50)
         look_up(page)

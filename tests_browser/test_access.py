@@ -1,4 +1,4 @@
-"""Everybody's page: axe finds nothing, a keyboard is enough, a phone's width too, dark and light, any vocabulary."""
+"""Accessibility: axe finds nothing; the page works by keyboard, on a phone, in dark and light, with any vocabulary."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ Compose = Callable[[list[list[str]]], None]
 
 
 def violations(page: Page) -> list[str]:
-    """What axe finds wrong, at any level, as lines."""
+    """Return all of axe's findings as lines."""
     report: dict[str, Any] = Axe().run(page).response
     return [
         f"{found['id']}: {node['html'][:120]} {node['any'][0]['message'] if node['any'] else ''}"
@@ -56,7 +56,7 @@ def test_axe_finds_nothing(
 
 
 def test_a_keyboard_is_enough(opened: Page, working: Runner) -> None:
-    """Chooses, adds a picture, draws, enlarges and goes on, without a click."""
+    """Choose, add a picture, draw, enlarge and continue without a click."""
     opened.locator("#strip [aria-current]").focus()
     for _ in range(10):
         opened.keyboard.press("Tab")
@@ -95,7 +95,7 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(opened: Page, compose: 
     opened.get_by_label("Steps").fill("2")
     opened.get_by_role("button", name=re.compile("^Draw")).click()
     expect(opened.locator(".card [data-verdict]").first).to_be_visible()
-    expect(opened.locator(".job-head")).to_be_in_viewport()  # the page went to what was drawn
+    expect(opened.locator(".job-head")).to_be_in_viewport()  # the page scrolled to the result
     assert opened.evaluate("document.documentElement.scrollWidth") == 360
     for box in [choice.bounding_box() for choice in opened.locator("#picker .choice").all()]:
         assert box is not None
@@ -120,7 +120,7 @@ def test_dark_and_light_follow_the_system_until_one_is_chosen(opened: Page) -> N
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory, storage: Path) -> Path:
-    """A storage whose models know other things: sizes of animals, digits, and a hundred numbered things."""
+    """A storage with models of other vocabularies: animals with sizes, digits, and a hundred numbered things."""
     from tests.toy_checkpoint import NETWORK
 
     folder = tmp_path_factory.mktemp("foreign")
@@ -161,7 +161,7 @@ def test_another_vocabulary_is_picked_by_its_own_names(foreign_page: Page, compl
     expect(page.locator("#chosen")).to_have_text("big dog")
     page.get_by_label("Model").select_option("digits")
     expect(page.locator("#picker button")).to_have_text(["zero", "one", "two", "three", "four"])
-    expect(page.locator("#chosen")).to_have_text("Nothing chosen yet.")  # what the other model does not know is gone
+    expect(page.locator("#chosen")).to_have_text("Nothing chosen yet.")  # labels that this model does not know are gone
     page.get_by_role("button", name="two", exact=True).click()
     assert '"labels":[["two"]],"model":"digits"' in (page.locator("#command").text_content() or "")
     page.get_by_label("Model").select_option("things")

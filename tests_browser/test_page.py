@@ -1,4 +1,4 @@
-"""What a person does with the page: draw, watch, cancel, score a file, come back, and be told what is wrong."""
+"""What people do on the page: draw, watch, cancel, score a file, return later, and read errors."""
 
 import io
 import json
@@ -26,7 +26,7 @@ Compose = Callable[[list[list[str]]], None]
 
 
 def shown_job(page: Page, client: httpx.Client) -> dict[str, Any]:
-    """The job whose address the page has."""
+    """Return the job in the page's address."""
     page.wait_for_url(re.compile("#[0-9a-f]{32}$"))
     job: dict[str, Any] = client.get(f"/jobs/{page.url.partition('#')[2]}").json()
     return job
@@ -41,7 +41,7 @@ def is_finished(page: Page) -> None:
 
 
 def made(page: Page, client: httpx.Client, action: Callable[[], object]) -> dict[str, Any]:
-    """The job, once it is finished, that an action makes and the page then shows."""
+    """Perform an action and return its job once the page shows it as finished."""
     before = page.url.partition("#")[2] or "none"
     action()
     page.wait_for_url(re.compile(f"(?!.*{before})#[0-9a-f]{{32}}$"))
@@ -50,7 +50,7 @@ def made(page: Page, client: httpx.Client, action: Callable[[], object]) -> dict
 
 
 def drawn(page: Page, client: httpx.Client, **fields: str) -> dict[str, Any]:
-    """The job of a press of the button, with some fields filled in before."""
+    """Fill in some fields, press the button and return the finished job."""
     for label, value in fields.items():
         page.get_by_label(label).fill(value)
     return made(page, client, lambda: draw(page))
@@ -145,7 +145,7 @@ def test_a_test_file_is_scored(opened: Page, working: Runner, client: httpx.Clie
 
 
 def drop(page: Page, name: str, content: str, *, hexadecimal: bool = False) -> None:
-    """Drops a file somewhere on the page, as a file manager does; bytes are given as hexadecimal digits."""
+    """Drop a file on the page, as a file manager does."""
     page.evaluate(
         """([name, content, hexadecimal]) => {
             const dataTransfer = new DataTransfer();
@@ -170,7 +170,7 @@ def test_a_file_is_dropped_anywhere(opened: Page) -> None:
 
 
 def zip_of(lists: list[list[str]], colour: tuple[int, int, int] = (200, 30, 30)) -> bytes:
-    """A picture for each list, named in their order."""
+    """A zip with a picture for each label list."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as names:
         for i in range(len(lists)):
@@ -181,7 +181,7 @@ def zip_of(lists: list[list[str]], colour: tuple[int, int, int] = (200, 30, 30))
 
 
 def test_pictures_in_a_zip_are_scored(opened: Page, working: Runner, client: httpx.Client, tmp_path: Path) -> None:
-    """Dropped together with the test file: those are judged, none is made, and the curl line does the same."""
+    """A zip dropped with its test file is scored, nothing is sampled, and the curl line does the same."""
     (tmp_path / "test.json").write_text(json.dumps(LISTS))
     (tmp_path / "mine.zip").write_bytes(zip_of(LISTS))
     opened.get_by_role("tab", name="Score a test file").click()
@@ -189,7 +189,7 @@ def test_pictures_in_a_zip_are_scored(opened: Page, working: Runner, client: htt
     opened.locator("#file").set_input_files([tmp_path / "mine.zip", tmp_path / "test.json"])
     expect(opened.locator("#drop")).to_contain_text("3 label lists")
     expect(opened.locator("#zip")).to_contain_text("The pictures of mine.zip are scored; none are made.")
-    expect(opened.get_by_label("Steps")).to_be_hidden()  # it says how pictures are made
+    expect(opened.get_by_label("Steps")).to_be_hidden()  # it has no effect on uploaded pictures
     opened.get_by_role("button", name="Score these pictures").click()
     is_finished(opened)
     job = shown_job(opened, client)
@@ -247,7 +247,7 @@ def test_history_address_and_reuse(opened: Page, compose: Compose, working: Runn
     assert shown_job(opened, client)["id"] == ids[0]
     opened.go_back()
     expect(opened.locator(".card")).to_have_count(3)
-    opened.reload()  # the address is all that it takes
+    opened.reload()  # the address alone brings the job back
     expect(opened.locator(".card")).to_have_count(3)
     is_finished(opened)
     opened.get_by_role("button", name="Edit as new").click()
@@ -260,7 +260,7 @@ def test_history_address_and_reuse(opened: Page, compose: Compose, working: Runn
 def test_a_picture_of_a_request_is_made_again_from_its_job(
     page: Page, address: str, working: Runner, client: httpx.Client, tmp_path: Path
 ) -> None:
-    """Its recipe's position decides its noise: by curl, and edited as a new job."""
+    """The position in its recipe decides its noise: with curl, and when edited as a new job."""
     whole = client.post("/generate", json={"labels": LISTS, "seed": 7, "steps": 3, "sampler": "euler"}).json()
     picture = client.get(whole["result"]["pictures"][2]["url"]).content
     job = client.post("/generate", files={"file": picture}).json()
@@ -307,7 +307,7 @@ def test_the_way_from_noise_is_shown_and_asked_for_again(
 
 
 def test_a_png_is_made_again(page: Page, address: str, working: Runner, client: httpx.Client, tmp_path: Path) -> None:
-    """Dropped anywhere, or chosen; with its grid's columns, also edited as a new job."""
+    """A PNG dropped anywhere or chosen; its grid keeps its columns, also when edited as a new job."""
     body = {"labels": LISTS, "seed": 7, "steps": 3, "columns": 1}
     whole = client.post("/generate", json=body).json()
     grid = client.get(whole["result"]["grid_url"]).content
@@ -390,7 +390,7 @@ def test_without_a_worker_or_a_service_it_says_so(
 def test_an_answer_that_was_lost_is_asked_for_again_and_makes_one_job(
     opened: Page, compose: Compose, working: Runner, client: httpx.Client, complaints: list[str]
 ) -> None:
-    """The request arrives and its answer does not: what is sent again has the same Idempotency-Key."""
+    """The request arrives but its answer is lost: the retry has the same Idempotency-Key."""
     keys = []
 
     def lose_the_first(route: Any) -> None:
@@ -414,7 +414,7 @@ def test_an_answer_that_was_lost_is_asked_for_again_and_makes_one_job(
 def test_events_go_on_after_the_line_broke(
     opened: Page, compose: Compose, working: Runner, complaints: list[str]
 ) -> None:
-    """The first stream ends after its first event; the page connects again and comes to the end."""
+    """The first stream breaks after one event; the page reconnects and resumes."""
     asked: list[str | None] = []
 
     def cut_the_first(route: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where objects stand: chosen by dragging or by keys, for models that know positions, and made again from a job."""
+"""Layouts: objects placed by dragging or by keyboard, for models that know positions, and restored from a job."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def server(placed: Settings, connection: Redis, alive: JobStore) -> Iterator[htt
 
 @pytest.fixture
 def opened(page: Page, server: httpx.Client) -> Iterator[Page]:
-    """The page with the model `placed` and a red cube and a blue sphere chosen."""
+    """The page with the model `placed`, a red cube and a blue sphere."""
     page.goto(str(server.base_url))
     page.get_by_label("Model").select_option("placed")
     for label in ("red cube", "blue sphere"):
@@ -47,7 +47,7 @@ def draw(page: Page, server: httpx.Client) -> dict[str, Any]:
 
 
 def body_of(command: str) -> dict[str, Any]:
-    """The JSON in a curl line."""
+    """Return the JSON body of a curl line."""
     body: dict[str, Any] = json.loads(command[command.index("-d '") + 4 : command.rindex("'")])
     return body
 
@@ -65,7 +65,7 @@ def test_objects_are_dragged_to_their_places(opened: Page, server: httpx.Client)
     job = draw(opened, server)
     (cube, sphere) = job["layouts"][0]
     assert (cube["x"], cube["y"]) == pytest.approx((0.25, 0.75), abs=0.011)
-    assert (sphere["x"], sphere["y"]) == pytest.approx((1.0, 0.5), abs=0.011)  # not beyond the edge
+    assert (sphere["x"], sphere["y"]) == pytest.approx((1.0, 0.5), abs=0.011)  # clipped at the edge
     assert violations(opened) == []
     again = body_of(opened.locator("#command").text_content() or "")
     assert (again["labels"], again["layouts"]) == (job["labels"], job["layouts"])
@@ -84,7 +84,7 @@ def test_keys_move_objects_and_places_follow_what_is_chosen(opened: Page, server
     expect(opened.locator("#places .place")).to_have_count(2)
     opened.get_by_role("button", name="Add a picture").click()
     opened.get_by_role("button", name="cyan cube", exact=True).click()
-    expect(opened.locator("#places")).to_be_hidden()  # of this one they are left to chance
+    expect(opened.locator("#places")).to_be_hidden()  # the model places these
     job = draw(opened, server)
     assert job["labels"] == [["red cube", "gray cylinder"], ["cyan cube"]]
     (first, second), nothing = job["layouts"][0], job["layouts"][1]
