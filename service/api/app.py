@@ -21,7 +21,6 @@ from service.api.access.security_headers import SecurityHeaders
 from service.api.catalog import Models
 from service.api.event_feed import Feeds
 from service.api.openai import routes as openai
-from service.api.openai.errors import OpenAIErrors
 from service.api.routes import docs, generate, jobs, meta, metrics, page, score
 from service.api.server import RefuseWhileStopping
 from service.settings import Settings
@@ -95,7 +94,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
     app.add_middleware(Guard, keys=KeyRing(settings.api_keys, settings.api_keys_file), settings=settings)
     app.add_middleware(RefuseWhileStopping)
-    app.add_middleware(OpenAIErrors)
     app.add_middleware(RequestMetrics)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestLog)

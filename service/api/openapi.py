@@ -11,8 +11,9 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from service.api.openai.errors import INVALID, OPENAIS_INVALID, PREFIX, error_of
-from service.api.openai.schemas import CompletedImage, OpenAIProblem, PartialImage, StreamError
+from service.api.openai.document import show_openai_errors
+from service.api.openai.errors import INVALID, PREFIX
+from service.api.openai.schemas import OpenAIProblem
 from service.api.problems import PHRASES, PROBLEM_JSON, SAFE_METHODS
 from service.api.server import STILL_ANSWERED
 from service.contract.errors import (
@@ -33,7 +34,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 GUARD = (NoKey, NotLocal, TooManyRequests)  # what is answered before a route is asked
 # Models that are no route's parameter or result.
-NOT_SEEN = (Problem, OpenAIProblem, StatusEvent, PictureEvent, StepsEvent, PartialImage, CompletedImage, StreamError)
+NOT_SEEN = (Problem, OpenAIProblem, StatusEvent, PictureEvent, StepsEvent)
 SCHEMAS, HEADERS, PARAMETERS = "#/components/schemas/", "#/components/headers/", "#/components/parameters/"
 
 
@@ -157,7 +158,7 @@ def _complete(document: dict[str, Any]) -> None:
             guarded = "security" in operation
             _add_errors(operation["responses"], guard if guarded else (), stops=path not in STILL_ANSWERED)
             if path.startswith(PREFIX):
-                _as_openai(operation["responses"])
+                show_openai_errors(operation["responses"], SCHEMAS + OpenAIProblem.__name__)
             for response in operation["responses"].values():
                 response.setdefault("headers", {}).update({name: {"$ref": HEADERS + name} for name in COMMON_HEADERS})
             operation.setdefault("parameters", []).extend({"$ref": PARAMETERS + name} for name in COMMON_PARAMETERS)
@@ -187,17 +188,3 @@ def _add_errors(responses: dict[str, Any], guard: Sequence[type[ServiceError]], 
     more = problems(ServiceError, *([BadRequest] if checked else []), *guard, *stopping)
     for status, response in more.items():
         _examples(responses.setdefault(str(status), response)).update(_examples(response))
-
-
-def _as_openai(responses: dict[str, Any]) -> None:
-    """Gives errors the form in which `openai_errors.py` sends them."""
-    for response in responses.values():
-        if PROBLEM_JSON in response.get("content", {}):
-            response["content"][PROBLEM_JSON]["schema"] = {"$ref": SCHEMAS + "OpenAIProblem"}
-            for example in _examples(response).values():
-                problem = example["value"]
-                problem["error"] = error_of(problem)
-                problem["status"] = OPENAIS_INVALID if problem["status"] == INVALID else problem["status"]
-    if invalid := responses.pop(str(INVALID), None):
-        invalid["description"] = HTTPStatus(OPENAIS_INVALID).phrase
-        _examples(responses.setdefault(str(OPENAIS_INVALID), invalid)).update(_examples(invalid))

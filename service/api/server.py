@@ -9,7 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.problems import from_service_error
+from service.api.problems import error_response
 from service.contract.errors import ShuttingDown
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
@@ -53,5 +53,5 @@ class RefuseWhileStopping:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app
         if scope["type"] == "http" and scope["app"].state.reader.stopping and scope["path"] not in STILL_ANSWERED:
-            app = from_service_error(ShuttingDown(ShuttingDown.example, headers=RETRY))
+            app = error_response(scope["path"], ShuttingDown(ShuttingDown.example, headers=RETRY))
         await app(scope, receive, send)

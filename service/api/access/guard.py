@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.access.keys import NOBODY, KeyRing
-from service.api.problems import SAFE_METHODS, from_service_error
+from service.api.problems import SAFE_METHODS, error_response
 from service.contract.errors import CrossSite, NoKey, NotLocal, ServiceError, TooManyRequests
 from service.settings import Settings
 
@@ -76,7 +76,7 @@ class Guard:
                 scope.setdefault("state", {})["owner"] = owner = self._owner(scope)
                 await self._check_rate(scope, owner)
             except ServiceError as error:
-                await from_service_error(error)(scope, receive, send)
+                await error_response(scope["path"], error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

@@ -1,48 +1,54 @@
-"""The bodies of /v1, in the shape of the OpenAI API. Knows pydantic alone."""
+"""Request and response bodies of /v1, in OpenAI's shape. Knows pydantic only."""
 
-from typing import Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from service.contract.schemas import EXAMPLE_ID, SamplingFields, shown
 
-MAX_PROMPT = 1000  # characters: eight labels and what stands between them
-MAX_N, MAX_PARTIAL_IMAGES = 10, 3  # as OpenAI has them
+MAX_PROMPT = 1000  # characters; room for eight labels and the words between them
+NO_STREAMS: Final = "streaming is not offered; GET /jobs/{id}/events reports a job's progress with previews"
+MAX_N = 10  # OpenAI's limit
 
 
 class ImagesRequest(SamplingFields):
-    """The body of OpenAI's images API, with the options of sampling as extras."""
+    """The body of OpenAI's images API, plus the sampling options."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {"prompt": "a red cube and a blue sphere"},
                 {"prompt": "gray cylinder", "n": 2, "response_format": "url", "seed": 7},
-                {"prompt": "red cube, blue sphere", "stream": True, "partial_images": 2},
             ]
         }
     )
 
-    prompt: str = Field(max_length=MAX_PROMPT, description="labels, with `,` or `and` between them")
-    n: int | None = Field(None, ge=1, le=MAX_N, description="pictures, each with noise of its own; 1 if null")
+    prompt: str = Field(max_length=MAX_PROMPT, description="labels, separated by `,` or `and`")
+    n: int | None = Field(None, ge=1, le=MAX_N, description="number of pictures, each from its own noise; 1 if null")
     response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json if null")
-    size: str | None = Field(None, max_length=20, description="`auto`, or the one size that the model makes: `64x64`")
-    stream: bool | None = Field(None, description="server-sent events; n must be 1")
-    partial_images: int | None = Field(
-        None, ge=0, le=MAX_PARTIAL_IMAGES, description="previews in a stream; fewer where the picture comes sooner"
-    )
+    size: str | None = Field(None, max_length=20, description="`auto`, or the model's own size: `64x64`")
+    stream: Literal[False] | None = Field(None, description=f"no effect: {NO_STREAMS}")
+    partial_images: Literal[0] | None = Field(None, description=f"no effect: {NO_STREAMS}")
     background: Literal["auto", "opaque"] | None = None
     output_format: Literal["png"] | None = None
-    quality: str | None = Field(None, max_length=20, description="without effect; see steps")
-    style: str | None = Field(None, max_length=20, description="without effect")
-    moderation: str | None = Field(None, max_length=20, description="without effect")
-    user: str | None = Field(None, max_length=200, description="without effect")
+    quality: str | None = Field(None, max_length=20, description="no effect; see `steps`")
+    style: str | None = Field(None, max_length=20, description="no effect")
+    moderation: str | None = Field(None, max_length=20, description="no effect")
+    user: str | None = Field(None, max_length=200, description="no effect")
+
+    @field_validator("stream", "partial_images", mode="before")
+    @classmethod
+    def _refuse_streams(cls, value: Any) -> Any:
+        if value:
+            raise PydanticCustomError("no_streams", NO_STREAMS)
+        return value
 
 
 class Image(BaseModel):
-    b64_json: str | None = Field(default=None, description="the PNG, or null where its address was asked for")
-    url: str | None = Field(default=None, description="where the PNG can be fetched, with the same key")
-    revised_prompt: str = Field(description="the labels as they were understood")
+    b64_json: str | None = Field(default=None, description="the PNG; null with `response_format` `url`")
+    url: str | None = Field(default=None, description="address of the PNG; send the same API key")
+    revised_prompt: str = Field(description="the labels read from the prompt")
 
 
 class Images(BaseModel):
@@ -64,42 +70,7 @@ class Images(BaseModel):
     output_format: Literal["png"] = "png"
     size: str
     seed: int = Field(description="the same seed gives the same pictures")
-    job: str = Field(description="where the job can be read, with its verdicts")
-
-
-class TokenDetails(BaseModel):
-    image_tokens: Literal[0] = 0
-    text_tokens: Literal[0] = 0
-
-
-class Usage(BaseModel):
-    """Nothing is counted in tokens here, but clients of the API look for them."""
-
-    input_tokens: Literal[0] = 0
-    input_tokens_details: TokenDetails = TokenDetails()
-    output_tokens: Literal[0] = 0
-    total_tokens: Literal[0] = 0
-
-
-class ImageEvent(BaseModel):
-    """What the two events of a stream have in common."""
-
-    b64_json: str
-    created_at: int
-    size: str
-    background: Literal["opaque"] = "opaque"
-    output_format: Literal["png"] = "png"
-    quality: Literal["auto"] = "auto"
-
-
-class PartialImage(ImageEvent):
-    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
-    partial_image_index: int
-
-
-class CompletedImage(ImageEvent):
-    type: Literal["image_generation.completed"] = "image_generation.completed"
-    usage: Usage = Usage()
+    job: str = Field(description="address of the job, with its scores")
 
 
 MODEL_EXAMPLE = {"id": "base", "object": "model", "created": 1767268800, "owned_by": "labelgrid"}
@@ -128,14 +99,8 @@ class OpenAIError(BaseModel):
     code: str
 
 
-class StreamError(BaseModel):
-    """The event `error` of a stream."""
-
-    error: OpenAIError
-
-
 class OpenAIProblem(BaseModel):
-    """A problem (RFC 9457) that is an error of the OpenAI API as well."""
+    """An RFC 9457 problem that is also an error of the OpenAI API."""
 
     model_config = ConfigDict(extra="allow")
 
