@@ -1,8 +1,9 @@
-"""What a process loads: no torch where the API runs, and the client alone where only its extra is installed.
+"""The structure of the code: small rooms, no torch where the API runs, a client that needs its extra alone.
 
 The import rules themselves are import-linter's, in pyproject.toml.
 """
 
+import ast
 import importlib.metadata
 import importlib.util
 import subprocess
@@ -99,3 +100,13 @@ def test_the_check_sees_what_an_extra_does_not_bring() -> None:
 @pytest.mark.parametrize("module", ["service.client", "service.client.__main__"])
 def test_the_client_needs_its_extra_alone(module: str) -> None:
     assert import_with_extra("client", module).stderr == ""
+
+
+ROOMS = sorted({path.parent for top in ("shared", "trainer", "service") for path in (ROOT / top).rglob("*.py")})
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(ROOT)))
+def test_a_room_is_small_and_says_what_it_is_for(room: Path) -> None:
+    modules = [path.name for path in room.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= 12
+    assert ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
