@@ -1,1 +1,1 @@
-"""Measurements behind the figures in README.md and DEVELOPERS.md: run as `python -m benchmarks.NAME`."""
+"""Measurements behind the figures in docs/decisions.md: run as `python -m benchmarks.NAME`."""

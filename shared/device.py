@@ -60,7 +60,7 @@ def kept_memory() -> Iterator[None]:
     """Freed memory stays with the process meanwhile, and serves the next tensors; of glibc alone, elsewhere nothing.
 
     glibc otherwise gives large tensors back to the kernel at once, and every step of a training on a CPU takes tens of
-    thousands of zeroed pages anew (DEVELOPERS.md has what that costs). Afterwards its thresholds are those that it
+    thousands of zeroed pages anew (docs/decisions.md has what that costs). Afterwards its thresholds are those that it
     settles on by itself, having freed a tensor of 32 MiB.
     """
     libc = ctypes.CDLL(None)

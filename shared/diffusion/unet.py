@@ -1,7 +1,7 @@
 """The network: a UNet on pixel blocks, told time and labels in every block. Knows no schedule and no solver.
 
-Layers were chosen by measurement on a CPU with AMX and bf16 (DEVELOPERS.md): layer norm over channels rather than group
-norm, channels last throughout, little width at the finest resolution and most of it at the coarse ones.
+Layers were chosen by measurement on a CPU with AMX and bf16 (docs/decisions.md): layer norm over channels rather than
+group norm, channels last throughout, little width at the finest resolution and most of it at the coarse ones.
 """
 
 import math
