@@ -9,11 +9,11 @@ from torch import Tensor
 from benchmarks.common import STORAGE, Data
 from service.settings import Settings
 from service.worker.batch_size import MOST_ROWS, of_network
-from shared.checkpoint import resolve
 from shared.device import pick_device
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator, score_set
 from shared.options import SamplingOptions, picture_seed
+from shared.registry import resolve
 from shared.vocabulary import ICLEVR, Vocabulary
 
 DISTILLED = "iclevr-64-1step"

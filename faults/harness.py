@@ -29,7 +29,8 @@ from service.store.claims import GROUP
 from service.store.connection import connect, text
 from service.store.jobs import JobStore
 from service.store.keys import stream_key, worker_key
-from shared.checkpoint import read_info, resolve
+from shared.checkpoint import read_info
+from shared.registry import resolve
 from tests.toy_checkpoint import publish_toys
 
 ROOT = Path(__file__).parents[1]

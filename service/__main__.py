@@ -12,7 +12,8 @@ from redis.exceptions import RedisError
 from service.settings import SettingError, Settings, read_settings, unknown_variables
 from service.telemetry import logs, tracing
 from service.telemetry.logs import get_logger
-from shared.checkpoint import CheckpointError, resolve
+from shared.checkpoint import CheckpointError
+from shared.registry import resolve
 
 log = get_logger(__name__)
 

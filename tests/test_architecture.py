@@ -33,7 +33,7 @@ def test_the_check_sees_what_is_loaded() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["shared.options", "shared.vocabulary", "shared.checkpoint", "service.api.app", "service.webhooks.worker"]
+    "module", ["shared.options", "shared.vocabulary", "shared.registry", "service.api.app", "service.webhooks.worker"]
 )
 def test_the_api_imports_no_torch(module: str) -> None:
     if not (ROOT / f"{module.replace('.', '/')}.py").exists():
@@ -45,7 +45,7 @@ def test_a_checkpoints_description_is_read_without_torch(tmp_path: Path) -> None
     from tests.shared.test_checkpoint import publish_toy
 
     publish_toy(tmp_path)
-    statement = f"from shared.checkpoint import *\nfrom pathlib import Path\nassert scan(Path({str(tmp_path)!r}))[0]"
+    statement = f"from shared.registry import *\nfrom pathlib import Path\nassert scan(Path({str(tmp_path)!r}))[0]"
     assert heavy_modules_after(statement) == set()
 
 

@@ -32,8 +32,9 @@ from service.contract.recipe import example as recipe_example
 from service.contract.records import MAX_SEED
 from service.settings import Settings
 from service.store.jobs import JobStore
-from shared.checkpoint import promote, read_info, resolve
+from shared.checkpoint import read_info
 from shared.options import LIMITS
+from shared.registry import promote, resolve
 from tests.conftest import api_server, running
 from tests.service.api.uploads.test_picture_zip import GOOD, LISTS, zipped
 from tests.service.contract.test_recipe import png_with

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from shared.checkpoint import promoted, resolve, scan
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
+from shared.registry import promoted, resolve, scan
 from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
 from trainer.score import score_run

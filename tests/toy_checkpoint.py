@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from shared.checkpoint import CheckpointInfo, promote, publish, read_info
+from shared.checkpoint import CheckpointInfo, publish, read_info
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.evaluator import Evaluator
+from shared.registry import promote
 from shared.storage import Location
 from shared.vocabulary import ICLEVR
 

@@ -12,7 +12,8 @@ from playwright.sync_api import Page, expect
 
 from service.settings import Settings
 from service.worker.runner import Runner
-from shared.checkpoint import promote, publish
+from shared.checkpoint import publish
+from shared.registry import promote
 from tests.conftest import serving
 
 Compose = Callable[[list[list[str]]], None]

@@ -119,9 +119,9 @@ def fit_evaluator(
 
     To resume, run the same command again.
     """
-    from shared.checkpoint import resolve
     from shared.device import pick_device
     from shared.evaluator import IMAGE_SIZE, load_evaluator, write_course_checkpoint
+    from shared.registry import resolve
     from trainer import fit_evaluator as fit
     from trainer.commands.train import check_name, make_budget
     from trainer.data import merge
@@ -264,7 +264,7 @@ def promote(
     name: Annotated[str, typer.Argument(help="A checkpoint in storage.")], storage: Storage = Path("models")
 ) -> None:
     """Make a checkpoint the default of its kind."""
-    from shared.checkpoint import promote as promote_in
+    from shared.registry import promote as promote_in
 
     promote_in(storage, name)
     show("promoted", [("checkpoint", name), ("storage", str(storage))])

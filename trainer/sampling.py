@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from shared.checkpoint import load, publish, resolve
+from shared.checkpoint import load, publish
 from shared.options import SamplingOptions, default_options
+from shared.registry import resolve
 from shared.storage import Location
 
 

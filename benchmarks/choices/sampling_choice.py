@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from shared.checkpoint import resolve
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import judge_of, load_evaluator
 from shared.options import SamplingOptions
+from shared.registry import resolve
 from shared.vocabulary import read_train_file
 from trainer.score import score_run
 

@@ -27,11 +27,12 @@ from service.store.claims import GROUP, PictureStream
 from service.store.connection import connect
 from service.store.jobs import JobStore, new_id
 from service.store.keys import OPEN, tombstone_key
-from shared.checkpoint import read_info, resolve
+from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions, default_options
 from shared.pictures import png_bytes, to_uint8
+from shared.registry import resolve
 
 LIMIT_S = 330.0  # of the section
 STORE_S = 60.0  # of that, for a store; a queue, measured last, has what is left

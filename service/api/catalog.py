@@ -15,21 +15,9 @@ from pydantic import ValidationError
 
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from shared import storage as files
-from shared.checkpoint import (
-    PROMOTED_FILE,
-    SUFFIX,
-    CheckpointError,
-    CheckpointInfo,
-    base_problem,
-    check_folder,
-    check_name,
-    judge_problem,
-    promoted_names,
-    read_info,
-    resolve,
-    verify,
-)
+from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, check_name, read_info, verify
 from shared.options import default_options
+from shared.registry import PROMOTED_FILE, check_folder, judge_problem, promoted_names, resolve
 from shared.storage import Location
 from shared.vocabulary import Vocabulary
 

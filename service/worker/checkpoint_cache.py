@@ -10,7 +10,8 @@ from pathlib import Path
 
 from service.telemetry.logs import get_logger
 from shared import storage as files
-from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, CheckpointKind, read_info, resolve, verify
+from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, CheckpointKind, read_info, verify
+from shared.registry import resolve
 from shared.storage import Location
 
 log = get_logger(__name__)

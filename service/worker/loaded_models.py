@@ -20,10 +20,11 @@ from service.worker.batch_size import FEWEST, BatchLimit, Sizes
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine
 from service.worker.uploaded import JUDGED_TOGETHER, Sent
-from shared.checkpoint import CheckpointError, CheckpointKind, read_info, resolve
+from shared.checkpoint import CheckpointError, CheckpointKind, read_info
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import Judge, judge_of, load_evaluator
+from shared.registry import resolve
 
 
 @dataclass(eq=False)

@@ -1,11 +1,10 @@
-"""Checkpoints: what is written comes back, a crash leaves the old file, a bad file is refused by name and reason."""
+"""One checkpoint file: it loads as published, a crash keeps the old file, a bad file is refused by name and reason."""
 
 import json
 import os
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,19 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shared import storage
-from shared.checkpoint import (
-    FORMAT_VERSION,
-    CheckpointError,
-    list_checkpoints,
-    load,
-    promote,
-    promoted,
-    publish,
-    read_info,
-    resolve,
-    scan,
-)
+from shared.checkpoint import FORMAT_VERSION, CheckpointError, load, publish, read_info
+from shared.registry import scan
 from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
 
@@ -86,10 +74,10 @@ def edit_description(path: Path, **changes: Any) -> None:
     edit_header(path, edit)
 
 
-# --- there and back ---
+# --- round trip ---
 
 
-def test_what_is_published_comes_back(tmp_path: Path) -> None:
+def test_a_published_checkpoint_loads_as_it_was(tmp_path: Path) -> None:
     storage = tmp_path / "new" / "storage"
     path = publish_toy(storage, created_at="2026-01-02T03:04:05+00:00")
     assert path == storage / "toy.safetensors"
@@ -106,7 +94,7 @@ def test_any_safetensors_reader_can_read_it(tmp_path: Path) -> None:
     assert_same_tensors(load_file(publish_toy(tmp_path)), toy_tensors())
 
 
-def test_the_same_input_gives_the_same_bytes_and_the_time_is_utc(tmp_path: Path) -> None:
+def test_equal_input_gives_equal_bytes_and_a_utc_time(tmp_path: Path) -> None:
     when = "2026-01-02T03:04:05+00:00"
     assert (
         publish_toy(tmp_path, "a", created_at=when).read_bytes()
@@ -115,7 +103,7 @@ def test_the_same_input_gives_the_same_bytes_and_the_time_is_utc(tmp_path: Path)
     assert read_info(publish_toy(tmp_path)).created_at.endswith("+00:00")
 
 
-def test_tensors_that_share_memory_or_are_no_plain_rows_are_published(tmp_path: Path) -> None:
+def test_tied_strided_and_grad_tensors_can_be_published(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     tensors = {
         "tied": base,
@@ -130,18 +118,13 @@ def test_tensors_that_share_memory_or_are_no_plain_rows_are_published(tmp_path: 
     assert not any(tensor.requires_grad for tensor in loaded.values())
 
 
-def test_loaded_tensors_can_be_written_to(tmp_path: Path) -> None:
+def test_loaded_tensors_are_writable(tmp_path: Path) -> None:
     path = publish_toy(tmp_path)
     load(path)[1]["weight"].zero_()
     assert_same_tensors(load(path)[1], toy_tensors())
 
 
-def test_a_renamed_file_answers_to_its_new_name(tmp_path: Path) -> None:
-    publish_toy(tmp_path, "old").rename(tmp_path / "new.safetensors")
-    assert read_info(resolve(tmp_path, "new", "denoiser")).name == "new"
-
-
-def test_others_may_read_what_was_published(tmp_path: Path) -> None:
+def test_a_published_file_is_readable_by_other_users(tmp_path: Path) -> None:
     mask = os.umask(0o022)
     try:
         path = publish_toy(tmp_path)
@@ -156,28 +139,15 @@ BAD_NAMES = ["", ".", "..", "../evil", "a/b", "a\\b", "/etc/passwd", ".hidden", 
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_a_name_that_is_no_plain_file_name_is_refused(name: str, tmp_path: Path) -> None:
+def test_publish_refuses_a_name_that_is_not_a_plain_file_name(name: str, tmp_path: Path) -> None:
     storage = tmp_path / "storage"
     storage.mkdir()
-    for act in (
-        lambda: publish_toy(storage, name),
-        lambda: promote(storage, name),
-        lambda: resolve(storage, name, "denoiser"),
-    ):
-        assert "not a checkpoint's name" in refusal(act)
+    assert "not a checkpoint's name" in refusal(lambda: publish_toy(storage, name))
     assert os.listdir(tmp_path) == ["storage"]
     assert os.listdir(storage) == []
 
 
-def test_a_promoted_file_cannot_lead_out_of_the_storage(tmp_path: Path) -> None:
-    publish_toy(tmp_path, "outside")
-    storage = tmp_path / "storage"
-    storage.mkdir()
-    (storage / "promoted.json").write_text('{"denoiser": "../outside"}')
-    assert "not a checkpoint's name" in refusal(lambda: resolve(storage, None, "denoiser"))
-
-
-def test_what_could_not_be_read_again_is_not_published(tmp_path: Path) -> None:
+def test_publish_refuses_what_could_not_be_read_back(tmp_path: Path) -> None:
     assert refusal(lambda: publish_toy(tmp_path, config={"x": object()})).startswith("toy: config and training must be")
     assert refusal(lambda: publish_toy(tmp_path, training={"loss": float("nan")})).startswith(
         "toy: config and training"
@@ -189,7 +159,7 @@ def test_what_could_not_be_read_again_is_not_published(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_an_error_before_the_rename_leaves_the_old_one_and_no_litter(
+def test_an_error_before_the_rename_keeps_the_old_file_and_leaves_no_temporary_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = publish_toy(tmp_path, value=1.0)
@@ -215,19 +185,19 @@ publish_toy(Path(sys.argv[1]), value=2.0)
 """
 
 
-def test_a_process_killed_before_the_rename_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_process_killed_before_the_rename_keeps_the_old_file(tmp_path: Path) -> None:
     path = publish_toy(tmp_path, value=1.0)
     root = ROOT
     done = subprocess.run([sys.executable, "-c", CRASH, str(tmp_path)], cwd=root, timeout=120)
     assert done.returncode == -9
     assert len(os.listdir(tmp_path)) == 2  # it did get as far as writing beside it
     assert_same_tensors(load(path)[1], toy_tensors(1.0))
-    infos, problems = scan(tmp_path)
+    infos, problems = scan(tmp_path)  # which does not see the temporary file
     assert [info.name for info in infos] == ["toy"]
     assert problems == {}
 
 
-def test_the_file_is_on_disk_before_its_name_and_the_name_before_we_return(
+def test_publish_syncs_the_file_then_renames_then_syncs_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
@@ -253,16 +223,16 @@ def test_the_file_is_on_disk_before_its_name_and_the_name_before_we_return(
 # --- bad files ---
 
 
-def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
     path = publish_toy(tmp_path)
     content = path.read_bytes()
     data_start = 8 + int.from_bytes(content[:8], "little")
     cuts = {
         0: "not a safe",
         5: "not a safe",
-        9: "cut short",
-        data_start - 1: "cut short",
-        len(content) - 1: "cut short",
+        9: "truncated",
+        data_start - 1: "truncated",
+        len(content) - 1: "truncated",
     }
     for length, reason in cuts.items():
         path.write_bytes(content[:length])
@@ -270,13 +240,13 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
             assert refusal(partial(read, path)).startswith(f"toy.safetensors: {reason}")
 
 
-def test_a_file_with_something_behind_it_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_trailing_bytes_is_refused(tmp_path: Path) -> None:
     path = publish_toy(tmp_path)
     path.write_bytes(path.read_bytes() + b"abc")
     assert refusal(lambda: read_info(path)) == "toy.safetensors: damaged: 3 bytes too many"
 
 
-def test_one_changed_bit_of_a_tensor_is_refused(tmp_path: Path) -> None:
+def test_load_refuses_one_flipped_bit_of_a_tensor(tmp_path: Path) -> None:
     path = publish_toy(tmp_path)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -292,7 +262,9 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff" * 100)
     assert refusal(lambda: load(path)) == "foreign.safetensors: not a safetensors file"
     save_file(toy_tensors(), path)
-    assert refusal(lambda: load(path)) == "foreign.safetensors: a safetensors file, but without labelgrid's description"
+    assert refusal(lambda: load(path)) == (
+        "foreign.safetensors: a safetensors file, but not one of Labelgrid's: no description"
+    )
     save_file(toy_tensors(), path, {"labelgrid": "hello"})
     assert "damaged: its description is not JSON" in refusal(lambda: load(path))
     save_file(toy_tensors(), path, {"labelgrid": "[]"})
@@ -306,7 +278,7 @@ def test_a_damaged_header_is_refused(header: bytes, tmp_path: Path) -> None:
     assert refusal(lambda: read_info(path)).startswith("x.safetensors: damaged: the header ")
 
 
-def test_tensors_that_the_header_misplaces_are_refused(tmp_path: Path) -> None:
+def test_a_header_that_misplaces_its_tensors_is_refused(tmp_path: Path) -> None:
     path = publish_toy(tmp_path)
     edit_header(path, lambda header: header["weight"].update(shape=[5, 5]))
     assert refusal(lambda: load(path)).startswith("toy.safetensors: damaged: ")
@@ -314,7 +286,7 @@ def test_tensors_that_the_header_misplaces_are_refused(tmp_path: Path) -> None:
     assert refusal(lambda: load(path)) == "toy.safetensors: damaged: the header does not place its tensors"
 
 
-def test_a_newer_format_is_refused_whatever_else_it_holds(tmp_path: Path) -> None:
+def test_a_newer_format_is_refused_before_its_fields_are_read(tmp_path: Path) -> None:
     path = publish_toy(tmp_path)
     edit_description(path, format_version=2, novelty=True, config=None)
     assert refusal(lambda: read_info(path)) == "toy.safetensors: format version 2; this program reads version 1"
@@ -330,7 +302,7 @@ def test_a_newer_format_is_refused_whatever_else_it_holds(tmp_path: Path) -> Non
         ({"created_at": "yesterday"}, "created_at: "),
     ],
 )
-def test_a_wrong_description_is_refused_by_field(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_an_invalid_description_is_refused_by_field(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     path = publish_toy(tmp_path)
     edit_description(path, **changes)
     assert refusal(lambda: read_info(path)).startswith(f"toy.safetensors: damaged: its description's {reason}")
@@ -341,108 +313,3 @@ def test_a_file_that_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None
         for read in (read_info, load):
             message = refusal(partial(read, path))
             assert message.startswith(f"{path.name}: cannot be read: ")
-
-
-# --- the storage folder ---
-
-
-def test_a_scan_lists_the_good_and_names_the_bad(tmp_path: Path) -> None:
-    publish_toy(tmp_path, "b")
-    publish_toy(tmp_path, "a", kind="evaluator")
-    (tmp_path / "c.safetensors").write_bytes(b"junk")
-    (tmp_path / "a b.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes())
-    (tmp_path / "notes.txt").write_text("not looked at")
-    infos, problems = scan(tmp_path)
-    assert [(info.name, info.kind) for info in infos] == [("a", "evaluator"), ("b", "denoiser")]
-    assert infos == list_checkpoints(tmp_path)
-    assert problems.keys() == {"c.safetensors", "a b.safetensors"}
-    assert problems["c.safetensors"] == "not a safetensors file"
-    assert scan(tmp_path / "absent") == ([], {})
-
-
-def test_promotion_is_by_kind(tmp_path: Path) -> None:
-    for name, kind in (("d1", "denoiser"), ("d2", "denoiser"), ("e1", "evaluator")):
-        publish_toy(tmp_path, name, kind=kind)
-    assert promoted(tmp_path) is None
-    for name in ("d1", "e1", "d2"):
-        promote(tmp_path, name)
-    assert (promoted(tmp_path), promoted(tmp_path, "evaluator")) == ("d2", "e1")
-    assert json.loads((tmp_path / "promoted.json").read_text()) == {"denoiser": "d2", "evaluator": "e1"}
-    assert resolve(tmp_path, None, "denoiser") == tmp_path / "d2.safetensors"
-    assert resolve(tmp_path, "d1", "denoiser") == tmp_path / "d1.safetensors"
-    assert sorted(os.listdir(tmp_path)) == ["d1.safetensors", "d2.safetensors", "e1.safetensors", "promoted.json"]
-
-
-def test_a_denoiser_is_promoted_after_an_evaluator_that_knows_its_labels(tmp_path: Path) -> None:
-    publish_toy(tmp_path, "colours", kind="evaluator")
-    publish_toy(tmp_path, "animals", vocabulary=("cat", "dog"))
-    promote(tmp_path, "colours")
-    assert refusal(lambda: promote(tmp_path, "animals")) == (
-        "animals: has labels that the evaluator colours does not know: cat, dog; "
-        "promote an evaluator that knows them first"
-    )
-    assert promoted(tmp_path) is None
-    publish_toy(tmp_path, "judge", kind="evaluator", vocabulary=("dog", "cat", "cow"))
-    promote(tmp_path, "judge")
-    promote(tmp_path, "animals")
-    assert promoted(tmp_path) == "animals"
-
-
-def test_an_evaluator_that_is_gone_keeps_nothing_from_being_promoted(tmp_path: Path) -> None:
-    publish_toy(tmp_path, "judge", kind="evaluator", vocabulary=("cow",))
-    promote(tmp_path, "judge")
-    (tmp_path / "judge.safetensors").unlink()
-    publish_toy(tmp_path)
-    promote(tmp_path, "toy")
-    assert promoted(tmp_path) == "toy"
-
-
-def test_promotions_wait_for_one_another(tmp_path: Path) -> None:
-    publish_toy(tmp_path, "d1")
-    other = threading.Thread(target=promote, args=(tmp_path, "d1"))
-    with storage.locked(tmp_path):
-        other.start()
-        other.join(0.3)
-        assert other.is_alive()
-        assert promoted(tmp_path) is None
-    other.join(60)
-    assert promoted(tmp_path) == "d1"
-
-
-def test_what_cannot_be_found_is_refused_with_what_is_there(tmp_path: Path) -> None:
-    absent = tmp_path / "absent"
-    for act in (
-        lambda: resolve(absent, None, "denoiser"),
-        lambda: resolve(absent, "d1", "denoiser"),
-        lambda: promote(absent, "d1"),
-    ):
-        assert refusal(act) == f"{absent}: there is no folder {absent}"
-    assert refusal(lambda: resolve(tmp_path, None, "denoiser")) == (
-        f"{tmp_path}: no denoiser is promoted in {tmp_path}; there is no denoiser"
-    )
-    publish_toy(tmp_path, "d1")
-    publish_toy(tmp_path, "d2")
-    publish_toy(tmp_path, "e1", kind="evaluator")
-    assert refusal(lambda: resolve(tmp_path, "d3", "denoiser")) == f"d3: no such denoiser in {tmp_path}; there: d1, d2"
-    assert refusal(lambda: resolve(tmp_path, None, "evaluator")).endswith("; there: e1")
-    assert refusal(lambda: promote(tmp_path, "d3")) == f"d3: no such checkpoint in {tmp_path}; there: d1, d2, e1"
-    assert refusal(lambda: resolve(tmp_path, "e1", "denoiser")) == (
-        "e1: is not a denoiser but a checkpoint of kind evaluator; there: d1, d2"
-    )
-    promote(tmp_path, "d1")
-    (tmp_path / "d1.safetensors").unlink()
-    assert refusal(lambda: resolve(tmp_path, None, "denoiser")) == (
-        f"d1: no such promoted denoiser in {tmp_path}; there: d2"
-    )
-
-
-def test_a_damaged_checkpoint_is_not_promoted(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(b"junk")
-    assert refusal(lambda: promote(tmp_path, "x")) == "x.safetensors: not a safetensors file"
-    assert promoted(tmp_path) is None
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"denoiser": 3}'])
-def test_a_damaged_promoted_file_is_refused_by_name(content: str, tmp_path: Path) -> None:
-    (tmp_path / "promoted.json").write_text(content)
-    assert refusal(lambda: promoted(tmp_path)).startswith("promoted.json: ")

@@ -22,8 +22,9 @@ from service.store.jobs import JobStore, new_id
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.runner import Runner
 from shared import storage as files
-from shared.checkpoint import CheckpointError, load, promote, promoted, publish, read_info, resolve, scan, verify
+from shared.checkpoint import CheckpointError, load, publish, read_info, verify
 from shared.options import SamplingOptions
+from shared.registry import promote, promoted, resolve, scan
 from shared.storage import Location, open_storage
 from tests.conftest import serving
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
@@ -124,7 +125,7 @@ def test_promotion_and_names_at_an_address(filled: Location) -> None:
     assert (promoted(filled), promoted(filled, "evaluator")) == ("toy", "toy-evaluator")
     promote(filled, "other")
     assert resolve(filled, None, "denoiser") == filled / "other.safetensors"
-    with pytest.raises(CheckpointError, match=r"nobody: no such denoiser in .*; there: other, toy"):
+    with pytest.raises(CheckpointError, match=r"nobody: no such denoiser in .*; available: other, toy"):
         resolve(filled, "nobody", "denoiser")
     with pytest.raises(CheckpointError, match=r"nobody\.safetensors: cannot be read"):
         read_info(filled / "nobody.safetensors")

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.checkpoint import CheckpointError, load, promote, publish, read_info
+from shared.checkpoint import CheckpointError, load, publish, read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.diffusion.samplers import make_table
 from shared.evaluator import Evaluator, SetScore
 from shared.options import SamplingOptions
+from shared.registry import promote
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.commands.test_commands import Command, command, refused
@@ -75,7 +76,9 @@ def test_an_adapter_is_refused_without_the_weights_it_changes(teacher: Denoiser,
     info, weights = load(tmp_path / "other.safetensors")
     publish(tmp_path, "toy", weights, kind="denoiser", vocabulary=info.vocabulary, config=info.config, training={})
     for use in (lambda: load_denoiser(path), lambda: promote(tmp_path, "fast")):
-        with pytest.raises(CheckpointError, match=r"changes a toy of digest \w{16}, not \w{16}; distil it anew"):
+        with pytest.raises(
+            CheckpointError, match=r"changes toy of digest \w{16}, but toy now has \w{16}; distil it again"
+        ):
             use()
     (tmp_path / "toy.safetensors").unlink()
     for use in (lambda: load_denoiser(path), lambda: promote(tmp_path, "fast")):

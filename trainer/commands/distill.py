@@ -48,11 +48,12 @@ def distill(
     """Distil a denoiser into one of fewer network rows a picture. To resume, run the same command again."""
     import torch
 
-    from shared.checkpoint import load, resolve
+    from shared.checkpoint import load
     from shared.device import pick_device
     from shared.diffusion.model import load_denoiser
     from shared.evaluator import load_evaluator
     from shared.options import SamplingOptions
+    from shared.registry import resolve
     from trainer import distill as distillation
     from trainer.commands.train import Watcher, check_name, make_budget, tests_of
     from trainer.loss import Objective

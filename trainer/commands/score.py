@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from shared.checkpoint import resolve
 from shared.device import pick_device
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import judge_of, load_evaluator
 from shared.options import SAMPLING_PRESETS, SamplingOptions
 from shared.pictures import grid
+from shared.registry import resolve
 from shared.vocabulary import read_test_file
 from trainer.errors import TrainerError
 from trainer.score import ScoredRun, best, check_vocabularies, score_run, summary

@@ -36,9 +36,9 @@ def compare(
     device: DeviceName = "auto",
 ) -> None:
     """Train variants of the recipe under one equal budget and write a report. To resume, run the command again."""
-    from shared.checkpoint import resolve
     from shared.device import pick_device
     from shared.evaluator import load_evaluator
+    from shared.registry import resolve
     from shared.vocabulary import Vocabulary
     from trainer.commands.train import changed, make_budget, tests_of
     from trainer.score import check_vocabularies
@@ -81,9 +81,9 @@ def calibrate(
     device: DeviceName = "auto",
 ) -> None:
     """Compare an evaluator's scores of published pictures with the scores published for them."""
-    from shared.checkpoint import resolve
     from shared.device import pick_device
     from shared.evaluator import load_evaluator
+    from shared.registry import resolve
     from trainer.studies import calibrate as calibration
 
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), pick_device(device))

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.progress import Progress
 from torch import nn
 
-from shared.checkpoint import NAME, load, resolve
+from shared.checkpoint import NAME, load
 from shared.device import autocast_dtype, pick_device
 from shared.diffusion.denoise import Network, Stepper, sample
 from shared.diffusion.layouts import Layouts
@@ -22,6 +22,7 @@ from shared.diffusion.unet import NetworkConfig
 from shared.evaluator import Evaluator, judge_of, load_evaluator
 from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid
+from shared.registry import resolve
 from shared.storage import Location
 from shared.vocabulary import Vocabulary, read_test_file
 from trainer.commands.terminal import note_unseen

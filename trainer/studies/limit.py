@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from shared.checkpoint import resolve
 from shared.device import pick_device
 from shared.diffusion.layouts import nearest_pair
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import IMAGE_SIZE, judge_of, load_evaluator, score_set
 from shared.pictures import to_images
+from shared.registry import resolve
 from shared.vocabulary import ICLEVR, read_test_file
 from trainer.config import Fit
 from trainer.data import pad

@@ -14,13 +14,13 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
-from shared.checkpoint import resolve
 from shared.device import pick_device
 from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import grid
+from shared.registry import resolve
 from trainer.commands.score import make_options
 from trainer.config import Fit
 from trainer.data import Dataset, to_float

@@ -26,10 +26,11 @@ from service.store.connection import text
 from service.store.jobs import JobStore
 from service.store.keys import WORKERS, job_key, png_key, tombstone_key, verdicts_key, worker_key
 from service.worker.runner import Runner
-from shared.checkpoint import promote, publish, resolve
+from shared.checkpoint import publish
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import load_evaluator
 from shared.options import LIMITS, SamplingOptions, picture_seed
+from shared.registry import promote, resolve
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from trainer.score import best, score_run, summary

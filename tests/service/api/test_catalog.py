@@ -15,17 +15,8 @@ from safetensors.torch import save_file
 from service.api.catalog import Models
 from service.contract.errors import BadRequest, NoModel
 from service.settings import Settings
-from shared.checkpoint import (
-    METADATA_KEY,
-    PROMOTED_FILE,
-    CheckpointError,
-    CheckpointInfo,
-    load,
-    promote,
-    publish,
-    read_info,
-    verify,
-)
+from shared.checkpoint import METADATA_KEY, CheckpointError, CheckpointInfo, load, publish, read_info, verify
+from shared.registry import PROMOTED_FILE, promote
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
@@ -84,7 +75,7 @@ def test_a_promotion_takes_effect_at_once(models: Models, folder: Path) -> None:
     promote(folder, "b")
     assert (models.find(None).name, models.listing().promoted) == ("b", "b")
     (folder / PROMOTED_FILE).unlink()
-    with pytest.raises(NoModel, match=r"no denoiser is promoted in .*; there: a, b"):
+    with pytest.raises(NoModel, match=r"no denoiser is promoted in .*; available: a, b"):
         models.find(None)
 
 
@@ -143,7 +134,7 @@ def test_an_adapter_is_refused_unless_what_it_changes_is_there(models: Models, f
     adapter = publish_toy_adapter(folder, "fast", base)
     assert Models(folder).find("fast") == adapter
     publish_toy_denoiser(folder, "b", 9)
-    with pytest.raises(BadRequest, match=f"changes a b of digest {base.digest[:16]}"):
+    with pytest.raises(BadRequest, match=f"changes b of digest {base.digest[:16]}"):
         models.find("fast")
     assert "changes a b" in models.listing().problems["fast.safetensors"]
     file_of(folder, "b").unlink()

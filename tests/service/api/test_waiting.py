@@ -19,7 +19,8 @@ from service.contract.recipe import example
 from service.settings import Settings
 from service.store.connection import text
 from service.store.jobs import JobStore
-from shared.checkpoint import read_info, resolve
+from shared.checkpoint import read_info
+from shared.registry import resolve
 from tests.conftest import serving
 from tests.service.contract.test_recipe import png_with
 

@@ -21,9 +21,10 @@ from service.contract.records import MAX_SEED, MAX_STAGES, Point
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
-from shared.checkpoint import read_info, resolve
+from shared.checkpoint import read_info
 from shared.options import LIMITS, SamplingOptions
 from shared.pictures import png_bytes
+from shared.registry import resolve
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.api.test_api import nothing_is_queued, problem

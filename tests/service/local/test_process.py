@@ -27,8 +27,9 @@ from service.store.connection import RetryUntilStopped, connect, text
 from service.store.jobs import JobStore, new_id
 from service.store.keys import WORKERS, events_key, stream_key, worker_key
 from service.worker.runner import Runner
-from shared.checkpoint import read_info, resolve
+from shared.checkpoint import read_info
 from shared.options import SamplingOptions
+from shared.registry import resolve
 from tests.paths import ROOT
 
 T = TypeVar("T")

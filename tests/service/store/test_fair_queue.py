@@ -18,8 +18,9 @@ from service.store.claims import PictureStream
 from service.store.jobs import JobStore, new_id
 from service.store.keys import owner_jobs_key, pending_counts_key
 from service.worker.runner import Runner
-from shared.checkpoint import read_info, resolve
+from shared.checkpoint import read_info
 from shared.options import SamplingOptions
+from shared.registry import resolve
 from tests.conftest import serving
 
 DIGEST = "d" * 64

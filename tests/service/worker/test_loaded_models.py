@@ -18,10 +18,11 @@ from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.loaded_models import Lane
 from service.worker.runner import Runner
 from shared import storage as files
-from shared.checkpoint import CheckpointError, CheckpointInfo, promote, read_info
+from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import JudgeInside
 from shared.options import SamplingOptions
+from shared.registry import promote
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]

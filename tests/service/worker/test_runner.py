@@ -19,12 +19,13 @@ from service.store.keys import job_key, png_key, verdicts_key
 from service.worker.engine import DeviceLost
 from service.worker.process import PictureWorker
 from service.worker.runner import Lane, Rate, Runner
-from shared.checkpoint import read_info, resolve
+from shared.checkpoint import read_info
 from shared.diffusion.denoise import Row, sample
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import Evaluator, load_evaluator, score_set
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
+from shared.registry import resolve
 from shared.vocabulary import ICLEVR, Vocabulary
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]

@@ -20,11 +20,12 @@ from service.store.keys import png_key
 from service.worker.engine import Made
 from service.worker.runner import Runner
 from service.worker.trajectory import stages
-from shared.checkpoint import read_info, resolve
+from shared.checkpoint import read_info
 from shared.diffusion.denoise import Row, sample
 from shared.diffusion.model import load_denoiser
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
+from shared.registry import resolve
 from tests.service.api.test_api import nothing_is_queued, problem
 from tests.service.worker import test_engine
 

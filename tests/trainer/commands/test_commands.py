@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.checkpoint import promote, read_info
+from shared.checkpoint import read_info
 from shared.diffusion.model import load_denoiser
+from shared.registry import promote
 from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toys
 from tests.trainer_fixtures import NETWORK, write_data_folder
@@ -280,9 +281,9 @@ def test_one_line_for_what_is_wrong(
     ("arguments", "message"),
     [
         (["missing.json"], r"missing\.json: cannot be read: No such file"),
-        (["good.json", "--model", "nobody"], "nobody: no such denoiser in .*; there: other, toy"),
-        (["good.json", "--model", "toy-evaluator"], "is not a denoiser but a checkpoint of kind evaluator"),
-        (["good.json", "--evaluator", "toy"], "is not a evaluator but a checkpoint of kind denoiser"),
+        (["good.json", "--model", "nobody"], "nobody: no such denoiser in .*; available: other, toy"),
+        (["good.json", "--model", "toy-evaluator"], "is of kind evaluator, not denoiser"),
+        (["good.json", "--evaluator", "toy"], "is of kind denoiser, not evaluator"),
         (["good.json", "--evaluator", "missing.pth"], r"missing\.pth: cannot be read: No such file"),
         (["good.json", "--storage", "nope"], r"nope: there is no folder /.*/nope"),
         (["good.json", "--preset", "fast"], 'no sampling preset "fast"; there are default, report'),
@@ -309,6 +310,6 @@ def test_a_cut_checkpoint(command: Command, storage: Path, tmp_path: Path) -> No
     path = tmp_path / "copy" / "toy.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     Path("good.json").write_text('[["red cube"]]')
-    refused(command("score", "good.json", "--storage", "copy"), r"toy\.safetensors: cut short")
+    refused(command("score", "good.json", "--storage", "copy"), r"toy\.safetensors: truncated")
     promote(tmp_path / "copy", "other")
     assert command("score", "good.json", "--storage", "copy", "--steps", 1)[0] == 0

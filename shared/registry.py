@@ -1,0 +1,143 @@
+"""The model registry: the checkpoints in one storage, found by name, with a promoted default of each kind.
+
+Imports no torch. Knows a checkpoint's description, not its tensors.
+"""
+
+import json
+from typing import Final
+
+from shared import storage as files
+from shared.checkpoint import (
+    SUFFIX,
+    CheckpointError,
+    CheckpointInfo,
+    CheckpointKind,
+    base_problem,
+    check_name,
+    path_of,
+    read_info,
+    reading,
+)
+from shared.storage import Location
+
+PROMOTED_FILE: Final = "promoted.json"
+
+
+def scan(storage: Location) -> tuple[list[CheckpointInfo], dict[str, str]]:
+    """Return the readable checkpoints, sorted by name, and the unreadable files as file name -> reason.
+
+    Reads headers only: a tensor that does not match its digest is not noticed.
+    """
+    infos: list[CheckpointInfo] = []
+    problems: dict[str, str] = {}
+    with reading(storage):
+        names = sorted(name for name in files.versions(storage) if name.endswith(SUFFIX))
+    for name in names:
+        path = storage / name
+        try:
+            check_name(path.stem)
+            infos.append(read_info(path))
+        except CheckpointError as error:
+            problems[path.name] = error.reason
+    return infos, problems
+
+
+def resolve(storage: Location, name: str | None, kind: CheckpointKind) -> Location:
+    """Return the path of checkpoint `name`, or of the promoted checkpoint of that kind if `name` is None.
+
+    Raises CheckpointError, with the names that exist, if there is none or it is of another kind.
+    """
+    check_folder(storage)
+    wanted = name if name is not None else promoted(storage, kind)
+    if wanted is None:
+        raise CheckpointError(str(storage), f"no {kind} is promoted in {storage}; {_available(storage, kind)}")
+    what = kind if name is not None else f"promoted {kind}"
+    path = _existing(storage, wanted, what, kind)
+    if (found := read_info(path).kind) != kind:
+        raise CheckpointError(wanted, f"is of kind {found}, not {kind}; {_available(storage, kind)}")
+    return path
+
+
+def promote(storage: Location, name: str) -> None:
+    """Make a checkpoint the default of its kind.
+
+    Raises CheckpointError if it is missing or unreadable, if it is a denoiser with labels that the promoted evaluator
+    does not know, or if it is an adapter whose base is missing or has changed.
+    """
+    check_name(name)
+    check_folder(storage)
+    info = read_info(_existing(storage, name, "checkpoint"))
+    with files.locked(storage):
+        names = promoted_names(storage)
+        _check_base(info, storage)
+        if info.kind == "denoiser" and "evaluator" in names:
+            _check_judge(info, storage, names["evaluator"])
+        names[info.kind] = name
+        files.write(storage / PROMOTED_FILE, (json.dumps(names, indent=2, sort_keys=True) + "\n").encode())
+
+
+def promoted(storage: Location, kind: CheckpointKind = "denoiser") -> str | None:
+    """Return the name of the promoted checkpoint of a kind, or None. Raises CheckpointError as `promoted_names`."""
+    return promoted_names(storage).get(kind)
+
+
+def promoted_names(storage: Location) -> dict[str, str]:
+    """Return the promoted checkpoints as kind -> name. Raises CheckpointError if promoted.json is damaged."""
+    try:
+        names = json.loads(files.read(storage / PROMOTED_FILE))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(PROMOTED_FILE, f"cannot be read: {error}") from error
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(PROMOTED_FILE, "must be a JSON object of kind -> checkpoint name")
+    return names
+
+
+def check_folder(storage: Location) -> None:
+    """Raise CheckpointError if the storage does not exist."""
+    with reading(storage):
+        if not files.is_there(storage):
+            raise CheckpointError(str(storage), f"there is no folder {storage.absolute()}")
+
+
+def judge_problem(info: CheckpointInfo, evaluator: CheckpointInfo) -> str | None:
+    """Return which labels of a denoiser the evaluator does not know, or None if it knows them all."""
+    known = set(evaluator.vocabulary)
+    if unknown := [label for label in info.vocabulary if label not in known]:
+        return f"has labels that the evaluator {evaluator.name} does not know: {', '.join(unknown[:3])}"
+    return None
+
+
+def _check_base(info: CheckpointInfo, storage: Location) -> None:
+    base = info.config.get("base")
+    if not base:
+        return
+    try:
+        problem = base_problem(info, read_info(path_of(storage, base["name"])))
+    except CheckpointError as error:
+        problem = f"changes {base['name']}, which cannot be loaded: {error.reason}"
+    if problem:
+        raise CheckpointError(info.name, problem)
+
+
+def _check_judge(info: CheckpointInfo, storage: Location, evaluator: str) -> None:
+    try:
+        judge = read_info(path_of(storage, evaluator))
+    except CheckpointError:  # it cannot judge anything, and its successor may know the labels
+        return
+    if problem := judge_problem(info, judge):
+        raise CheckpointError(info.name, f"{problem}; promote an evaluator that knows them first")
+
+
+def _existing(storage: Location, name: str, what: str, kind: CheckpointKind | None = None) -> Location:
+    path = path_of(storage, name)
+    with reading(path):
+        if files.exists(path):
+            return path
+    raise CheckpointError(name, f"no such {what} in {storage}; {_available(storage, kind)}")
+
+
+def _available(storage: Location, kind: CheckpointKind | None) -> str:
+    names = [info.name for info in scan(storage)[0] if kind in (None, info.kind)]
+    return f"available: {', '.join(names)}" if names else f"it contains no {kind or 'checkpoint'}"

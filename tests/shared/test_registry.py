@@ -1,0 +1,136 @@
+"""The registry: checkpoints are found by name, promoted by kind, and an error names what exists."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from shared import storage
+from shared.checkpoint import read_info
+from shared.registry import promote, promoted, resolve, scan
+from tests.shared.test_checkpoint import BAD_NAMES, publish_toy, refusal
+
+
+def test_renaming_the_file_renames_the_checkpoint(tmp_path: Path) -> None:
+    publish_toy(tmp_path, "old").rename(tmp_path / "new.safetensors")
+    assert read_info(resolve(tmp_path, "new", "denoiser")).name == "new"
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_that_is_not_a_plain_file_name_is_neither_resolved_nor_promoted(name: str, tmp_path: Path) -> None:
+    for act in (lambda: promote(tmp_path, name), lambda: resolve(tmp_path, name, "denoiser")):
+        assert "not a checkpoint's name" in refusal(act)
+    assert os.listdir(tmp_path) == []
+
+
+def test_promoted_json_cannot_lead_out_of_the_storage(tmp_path: Path) -> None:
+    publish_toy(tmp_path, "outside")
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    (storage / "promoted.json").write_text('{"denoiser": "../outside"}')
+    assert "not a checkpoint's name" in refusal(lambda: resolve(storage, None, "denoiser"))
+
+
+def test_scan_lists_readable_checkpoints_and_names_the_others(tmp_path: Path) -> None:
+    publish_toy(tmp_path, "b")
+    publish_toy(tmp_path, "a", kind="evaluator")
+    (tmp_path / "c.safetensors").write_bytes(b"junk")
+    (tmp_path / "a b.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes())
+    (tmp_path / "notes.txt").write_text("not looked at")
+    infos, problems = scan(tmp_path)
+    assert [(info.name, info.kind) for info in infos] == [("a", "evaluator"), ("b", "denoiser")]
+    assert problems.keys() == {"c.safetensors", "a b.safetensors"}
+    assert problems["c.safetensors"] == "not a safetensors file"
+    assert scan(tmp_path / "absent") == ([], {})
+
+
+def test_each_kind_has_its_own_promoted_checkpoint(tmp_path: Path) -> None:
+    for name, kind in (("d1", "denoiser"), ("d2", "denoiser"), ("e1", "evaluator")):
+        publish_toy(tmp_path, name, kind=kind)
+    assert promoted(tmp_path) is None
+    for name in ("d1", "e1", "d2"):
+        promote(tmp_path, name)
+    assert (promoted(tmp_path), promoted(tmp_path, "evaluator")) == ("d2", "e1")
+    assert json.loads((tmp_path / "promoted.json").read_text()) == {"denoiser": "d2", "evaluator": "e1"}
+    assert resolve(tmp_path, None, "denoiser") == tmp_path / "d2.safetensors"
+    assert resolve(tmp_path, "d1", "denoiser") == tmp_path / "d1.safetensors"
+    assert sorted(os.listdir(tmp_path)) == ["d1.safetensors", "d2.safetensors", "e1.safetensors", "promoted.json"]
+
+
+def test_a_denoiser_is_promoted_only_if_the_evaluator_knows_its_labels(tmp_path: Path) -> None:
+    publish_toy(tmp_path, "colours", kind="evaluator")
+    publish_toy(tmp_path, "animals", vocabulary=("cat", "dog"))
+    promote(tmp_path, "colours")
+    assert refusal(lambda: promote(tmp_path, "animals")) == (
+        "animals: has labels that the evaluator colours does not know: cat, dog; "
+        "promote an evaluator that knows them first"
+    )
+    assert promoted(tmp_path) is None
+    publish_toy(tmp_path, "judge", kind="evaluator", vocabulary=("dog", "cat", "cow"))
+    promote(tmp_path, "judge")
+    promote(tmp_path, "animals")
+    assert promoted(tmp_path) == "animals"
+
+
+def test_a_missing_evaluator_blocks_no_promotion(tmp_path: Path) -> None:
+    publish_toy(tmp_path, "judge", kind="evaluator", vocabulary=("cow",))
+    promote(tmp_path, "judge")
+    (tmp_path / "judge.safetensors").unlink()
+    publish_toy(tmp_path)
+    promote(tmp_path, "toy")
+    assert promoted(tmp_path) == "toy"
+
+
+def test_concurrent_promotions_are_serialised(tmp_path: Path) -> None:
+    publish_toy(tmp_path, "d1")
+    other = threading.Thread(target=promote, args=(tmp_path, "d1"))
+    with storage.locked(tmp_path):
+        other.start()
+        other.join(0.3)
+        assert other.is_alive()
+        assert promoted(tmp_path) is None
+    other.join(60)
+    assert promoted(tmp_path) == "d1"
+
+
+def test_an_unknown_checkpoint_is_refused_with_the_available_ones(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    for act in (
+        lambda: resolve(absent, None, "denoiser"),
+        lambda: resolve(absent, "d1", "denoiser"),
+        lambda: promote(absent, "d1"),
+    ):
+        assert refusal(act) == f"{absent}: there is no folder {absent}"
+    assert refusal(lambda: resolve(tmp_path, None, "denoiser")) == (
+        f"{tmp_path}: no denoiser is promoted in {tmp_path}; it contains no denoiser"
+    )
+    publish_toy(tmp_path, "d1")
+    publish_toy(tmp_path, "d2")
+    publish_toy(tmp_path, "e1", kind="evaluator")
+    assert (
+        refusal(lambda: resolve(tmp_path, "d3", "denoiser")) == f"d3: no such denoiser in {tmp_path}; available: d1, d2"
+    )
+    assert refusal(lambda: resolve(tmp_path, None, "evaluator")).endswith("; available: e1")
+    assert refusal(lambda: promote(tmp_path, "d3")) == f"d3: no such checkpoint in {tmp_path}; available: d1, d2, e1"
+    assert refusal(lambda: resolve(tmp_path, "e1", "denoiser")) == (
+        "e1: is of kind evaluator, not denoiser; available: d1, d2"
+    )
+    promote(tmp_path, "d1")
+    (tmp_path / "d1.safetensors").unlink()
+    assert refusal(lambda: resolve(tmp_path, None, "denoiser")) == (
+        f"d1: no such promoted denoiser in {tmp_path}; available: d2"
+    )
+
+
+def test_a_damaged_checkpoint_is_not_promoted(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"junk")
+    assert refusal(lambda: promote(tmp_path, "x")) == "x.safetensors: not a safetensors file"
+    assert promoted(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"denoiser": 3}'])
+def test_a_damaged_promoted_json_is_refused_by_name(content: str, tmp_path: Path) -> None:
+    (tmp_path / "promoted.json").write_text(content)
+    assert refusal(lambda: promoted(tmp_path)).startswith("promoted.json: ")
