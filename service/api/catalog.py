@@ -169,7 +169,7 @@ class Models:
         if complaint is not None:
             raise complaint
         check_folder(self.storage)
-        there = f"there: {', '.join(self._names())}" if self._names() else "there is no denoiser"
+        there = f"available: {', '.join(self._names())}" if self._names() else "it contains no denoiser"
         raise CheckpointError(str(self.storage), f"no denoiser is promoted in {self.storage}; {there}")
 
     def _usable(self, name: str) -> CheckpointInfo:

@@ -210,7 +210,7 @@ class Unavailable(ServiceError):
 
 class NoModel(Unavailable):
     slug, title = "no-model", "There is no model to sample from"
-    example = "models: no denoiser is promoted in models; there is no denoiser"
+    example = "models: no denoiser is promoted in models; it contains no denoiser"
 
 
 class NoWorker(Unavailable):
