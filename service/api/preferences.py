@@ -1,4 +1,4 @@
-"""How a client wants its answer: the Prefer and Accept headers."""
+"""The answer that a client prefers, from its Prefer and Accept headers."""
 
 import re
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from service.api.dependencies import SettingsDep
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """How the client wants its answer: the longest wait in s, and whether as PNG."""
+class Preferences:
+    """How the client prefers its answer: how long it waits for it, and whether as PNG."""
 
     wait_s: float
     png: bool
-    applied: str | None  # for Preference-Applied (RFC 7240)
+    applied: str | None  # value of Preference-Applied (RFC 7240)
 
 
 def _quality(accept: str, media_type: str) -> float:
-    """The q of a media type in an Accept header (RFC 9110, 12.5.1), 0 if it is not named itself."""
+    """Return the q of a media type in an Accept header (RFC 9110, 12.5.1); 0 if the header does not name it."""
     for part in accept.split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
         if name.lower() == media_type:
@@ -28,24 +28,26 @@ def _quality(accept: str, media_type: str) -> float:
     return 0.0
 
 
-async def read_wishes(
+async def read_preferences(
     settings: SettingsDep,
     prefer: Annotated[
         str | None,
         Header(
-            description="`respond-async` answers 202 at once, `wait=N` waits N seconds at most",
+            description="`respond-async` answers 202 at once, `wait=N` waits at most N seconds",
             examples=["respond-async", "wait=10"],
         ),
     ] = None,
-    accept: Annotated[str, Header(include_in_schema=False)] = "application/json",  # OpenAPI has it with the responses
-) -> Wishes:
-    """The client's wishes from its headers. As RFC 7240 has it, a preference that is not understood is ignored."""
-    preferences = [part.strip().lower() for part in (prefer or "").split(",")]
+    accept: Annotated[
+        str, Header(include_in_schema=False)
+    ] = "application/json",  # the document lists the media types under the responses
+) -> Preferences:
+    """Read the headers. A preference that is not understood is ignored (RFC 7240)."""
+    preferred = [part.strip().lower() for part in (prefer or "").split(",")]
     png = _quality(accept, "image/png") > _quality(accept, "application/json")
-    waits = [match for p in preferences if (match := re.fullmatch(r'wait\s*=\s*"?(\d{1,9})"?', p))]
+    waits = [match for p in preferred if (match := re.fullmatch(r'wait\s*=\s*"?(\d{1,9})"?', p))]
     if waits:
         wait_s = int(waits[0][1])
-        return Wishes(min(wait_s, settings.wait_s), png, f"wait={wait_s}")
-    if "respond-async" in preferences:
-        return Wishes(0.0, png, "respond-async")
-    return Wishes(settings.wait_s, png, None)
+        return Preferences(min(wait_s, settings.wait_s), png, f"wait={wait_s}")
+    if "respond-async" in preferred:
+        return Preferences(0.0, png, "respond-async")
+    return Preferences(settings.wait_s, png, None)

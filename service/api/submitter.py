@@ -1,10 +1,9 @@
-"""From a checked request to a job, and from the job to the answer its client asked for (wait, 202, JSON or PNG).
+"""From a checked request to a job, and from the job to the answer that the client prefers (wait or 202, JSON or PNG).
 
-What POST /generate and POST /score have in common.
+Shared by POST /generate, POST /score and /v1/images/generations.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import math
@@ -22,8 +21,8 @@ from structlog.contextvars import bind_contextvars
 
 from service.api.catalog import Models
 from service.api.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
-from service.api.openapi import Responses, header, job_links
-from service.api.preferences import Wishes, read_wishes
+from service.api.openapi_parts import PNG, Responses, header, job_links
+from service.api.preferences import Preferences, read_preferences
 from service.contract.errors import (
     BadRequest,
     ClientGone,
@@ -60,32 +59,31 @@ from shared.checkpoint import CheckpointInfo
 from shared.options import SamplingOptions, default_options
 
 log = get_logger(__name__)
-UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue before workers know their rate, and at most
-DRAWN_SEED_BITS = 32  # short enough to be typed again
-# What both endpoints document. ERRORS are also those of pictures that are asked for at /v1.
-PNG: dict[str, Any] = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
+UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue: before workers have a rate, and at most
+DRAWN_SEED_BITS = 32  # short enough to type
 LINKS = job_links("$response.body#/id")
-APPLIED = header("the preference that was followed (RFC 7240)", "respond-async")
+APPLIED = header("the preference that was applied (RFC 7240)", "respond-async")
 RESPONSES: Responses = {
     200: {
         "content": PNG,
         "description": "The finished job, or with `Accept: image/png` its grid",
         "headers": {
-            "Content-Location": header("where job or grid can be read again", f"/jobs/{EXAMPLE_ID}", always=True),
+            "Content-Location": header("where to read the job or grid again", f"/jobs/{EXAMPLE_ID}", always=True),
             "Preference-Applied": APPLIED,
         },
         "links": LINKS,
     },
     202: {
         "model": Job,
-        "description": "The job is accepted and not finished yet",
+        "description": "The job is accepted and has not ended yet",
         "headers": {
-            "Location": header("where the job can be read", f"/jobs/{EXAMPLE_ID}", always=True),
+            "Location": header("where to read the job", f"/jobs/{EXAMPLE_ID}", always=True),
             "Preference-Applied": APPLIED,
         },
         "links": LINKS,
     },
 }
+# The errors that every route with a Submitter documents.
 ERRORS = (
     NotJson,
     JobCancelled,
@@ -103,58 +101,17 @@ IdempotencyKey = Annotated[
     Header(
         min_length=1,
         max_length=200,
-        description="sent again with the same request, it gives the same job",
+        description="a retry of the same request with the same key returns the same job",
         examples=["order-1234"],
     ),
 ]
 
 
-def _options(fields: SamplingFields, info: CheckpointInfo) -> SamplingOptions:
-    try:
-        return fields.sampling(default_options(info.config))
-    except ValidationError as error:
-        raise BadRequest.from_validation(error) from error
-
-
-def _check_stages(trajectory: int | None, pictures: int, options: SamplingOptions) -> None:
-    if trajectory is None:
-        return
-    if trajectory > options.steps + 1:
-        detail = f"{trajectory} stages; {options.steps} steps have {options.steps + 1}, noise and picture included"
-        raise BadRequest.at(("body", "trajectory"), detail)
-    if pictures * trajectory > MAX_STAGES_PER_REQUEST:
-        detail = f"{pictures} pictures of {trajectory} stages; at most {MAX_STAGES_PER_REQUEST} stages are allowed"
-        raise BadRequest.at(("body", "trajectory"), detail)
-
-
-def _check_fits(queued: int, pictures: int, most: int, rate: float, whose: str = "") -> None:
-    """QueueFull if `pictures` more are too many beside `queued`; workers make `rate` of them a second."""
-    if queued and (excess := queued + pictures - most) > 0:
-        wait_s = math.ceil(min(excess, queued) / rate) if rate > 0 else UNMEASURED_WAIT_S
-        detail = f"{queued} pictures {whose}are waiting and {pictures} more would exceed {most}; nothing was queued"
-        raise QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=queued)
-
-
-def check_finished(job: Job, headers: Mapping[str, str] | None = None) -> None:
-    """For one who waited for the job's end: JobFailed, JobCancelled."""
-    location = f"/jobs/{job.id}"
-    if job.status == "failed":
-        raise JobFailed(job.error or "it failed", headers=headers, job=location)
-    if job.status == "cancelled":
-        raise JobCancelled("the job was cancelled while you waited for it", headers=headers, job=location)
-
-
-async def _left(request: Request) -> None:
-    """Returns when the client has left. Of a request whose body is read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 @dataclass(frozen=True)
 class JobSpec:
-    """What a request asks for. `labels`, `layouts` and `pictures` are checked.
+    """The job that a request asks for. `labels`, `layouts` and `pictures` are checked.
 
-    With a `recipe`, seed and options are the recipe's. With `pictures`, PNGs, none is made, and `info` is the
+    A `recipe` determines seed and options. With `pictures`, uploaded PNGs, the job samples none and `info` is the
     evaluator's.
     """
 
@@ -168,17 +125,21 @@ class JobSpec:
     layouts: list[Layout | None] | None = None
     pictures: Sequence[bytes] | None = None
 
+    @property
+    def total(self) -> int:
+        return len(self.labels) * self.repeats
+
 
 @dataclass(frozen=True)
 class Submitter:
-    """Creates jobs and answers with them."""
+    """Creates the job of one request, waits for it, and answers with it."""
 
     request: Request
     settings: Settings
     store: JobStore
     reader: JobReader
     models: Models
-    wishes: Wishes
+    preferences: Preferences
     idempotency_key: str | None
     owner: str
 
@@ -191,42 +152,86 @@ class Submitter:
     async def model_of(self, recipe: Recipe) -> CheckpointInfo:
         return await run_in_threadpool(self.models.with_digest, recipe.model.digest)
 
-    def asked(
+    def idempotent(
         self, kind: JobKind, fields: SamplingFields, labels: Sequence[Sequence[str]], pictures: Sequence[bytes] = ()
     ) -> IdempotentRequest | None:
-        """The request as its key stands for it, None without one. What was sent counts, not how: JSON and a form may be
-        the same. Nor does it matter what a model makes of it, which may be gone when the request comes again."""
+        """Return what the Idempotency-Key stands for; None without one.
+
+        JSON and a form with the same content are the same request. Models do not count: they may be gone on a retry.
+        """
         if self.idempotency_key is None:
             return None
         given = fields.model_dump(mode="json", exclude={"labels", "conditions"})
-        sent = [hashlib.sha256(png).hexdigest() for png in pictures]
-        said = json.dumps([kind, labels, given, sent], sort_keys=True)
-        return IdempotentRequest(self.owner, self.idempotency_key, said)
+        hashes = [hashlib.sha256(png).hexdigest() for png in pictures]
+        content = json.dumps([kind, labels, given, hashes], sort_keys=True)
+        return IdempotentRequest(self.owner, self.idempotency_key, content)
 
-    async def standing(self, asked: IdempotentRequest | None) -> str | None:
-        """The id of the job that was created for the same request before. KeyReuse for another request."""
-        standing = await self._in_store(self.store.existing_job, asked) if asked else None
-        if standing is not None:
-            bind_contextvars(job_id=standing)
-            tracing.describe({"labelgrid.job_id": standing})
-        return standing
+    async def existing(self, request: IdempotentRequest | None) -> str | None:
+        """Return the id of the job that the same request created before. Raises KeyReuse for another request."""
+        job_id = await self._in_store(self.store.existing_job, request) if request else None
+        if job_id is not None:
+            _annotate(job_id)
+        return job_id
 
-    async def submit(self, spec: JobSpec, asked: IdempotentRequest | None) -> Response:
-        """Creates the job and answers as wished."""
-        return await self.answer(await self.create(spec, asked))
+    async def create(self, spec: JobSpec, request: IdempotentRequest | None) -> str:
+        """Create a job, unless the same request has just created one. Return its id."""
+        record = self._record(spec)
+        await self._check_room(spec.info.digest, spec.total)
+        job_id = await self._in_store(self.store.create, record, request, spec.pictures or ())
+        assert job_id is not None
+        _annotate(job_id)
+        if job_id == record.id:
+            PICTURES_ACCEPTED.labels(spec.kind).inc(spec.total)
+            log.info("job accepted", kind=spec.kind, pictures=spec.total, model=spec.info.name)
+        return job_id
 
-    async def create(self, spec: JobSpec, asked: IdempotentRequest | None) -> str:
-        """The id of a new job, or of one that was created for the same request meanwhile."""
+    async def wait(self, job_id: str) -> Job:
+        """Return the job once it has ended, or its state when the client's wait is over.
+
+        Raises ClientGone if the client disconnects first.
+        """
+        if self.preferences.wait_s <= 0:
+            return await self.reader.wait(job_id, 0.0)
+        end = asyncio.create_task(self.reader.wait(job_id, self.preferences.wait_s))
+        disconnect = asyncio.create_task(_disconnect(self.request))
+        try:
+            await asyncio.wait((end, disconnect), return_when=asyncio.FIRST_COMPLETED)
+            if end.done():
+                return end.result()
+            disconnect.result()  # raises what else went wrong
+            raise ClientGone(ClientGone.example)
+        finally:
+            end.cancel()
+            disconnect.cancel()
+            await asyncio.wait((end, disconnect))  # `end` has a connection to give back
+
+    async def answer(self, job_id: str) -> Response:
+        """Wait for the job and answer in the form that the client prefers."""
+        job = await self.wait(job_id)
+        location = f"/jobs/{job_id}"
+        headers = {"Vary": "Accept, Prefer"}
+        if self.preferences.applied:
+            headers["Preference-Applied"] = self.preferences.applied
+        if job.status not in TERMINAL:
+            return JSONResponse(job.model_dump(mode="json"), 202, {**headers, "Location": location})
+        headers["Content-Location"] = location
+        check_finished(job, headers)
+        if self.preferences.png:
+            headers["Content-Location"] = f"{location}/grid.png"
+            return Response(await self.reader.grid(job_id), media_type="image/png", headers=headers)
+        return JSONResponse(job.model_dump(mode="json"), headers=headers)
+
+    def _record(self, spec: JobSpec) -> JobRecord:
+        """Return the job to store. Raises BadRequest for options that do not go together."""
         fields, recipe, info = spec.fields, spec.recipe, spec.info
         options = recipe.options if recipe else _options(fields, info)
-        given_seed = recipe.seed if recipe else fields.seed
-        seed = secrets.randbits(DRAWN_SEED_BITS) if given_seed is None else given_seed
+        seed = recipe.seed if recipe else fields.seed
+        if seed is None:
+            seed = secrets.randbits(DRAWN_SEED_BITS)
         if seed + spec.repeats - 1 > MAX_SEED:
             raise BadRequest.at(("body", "seed"), f"with {spec.repeats} repeats the last seed would exceed {MAX_SEED}")
         _check_stages(spec.trajectory, len(spec.labels), options)
-        events = self._webhook_events(fields)
-        await self._check_room(info.digest, len(spec.labels) * spec.repeats)
-        record = JobRecord(
+        return JobRecord(
             id=new_id(),
             owner=self.owner,
             kind=spec.kind,
@@ -240,38 +245,19 @@ class Submitter:
             repeats=spec.repeats,
             trajectory=spec.trajectory,
             webhook=fields.webhook,
-            webhook_events=events,
+            webhook_events=self._webhook_events(fields),
             request_id=request_id(),
             traceparent=tracing.traceparent(),
             columns=recipe.columns if recipe else fields.columns,
             options=options,
             sent=spec.pictures is not None,
         )
-        job_id = await self._in_store(self.store.create, record, asked, spec.pictures or ())
-        assert job_id is not None
-        bind_contextvars(job_id=job_id)
-        tracing.describe({"labelgrid.job_id": job_id})
-        if job_id == record.id:
-            PICTURES_ACCEPTED.labels(spec.kind).inc(record.total)
-            log.info("job accepted", kind=spec.kind, pictures=record.total, model=info.name)
-        return job_id
-
-    async def _check_room(self, digest: str, pictures: int) -> None:
-        """NoWorker; QueueFull if so many pictures more are too many. Requests that come at once may pass together."""
-        workers = await self.reader.workers()
-        if not workers:
-            raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
-        rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
-        _check_fits(await self.reader.open_pictures(digest), pictures, self.settings.max_queued_pictures, rate)
-        if self.settings.has_keys:
-            own = (await self.reader.pending_by_owner(digest)).get(self.owner, 0)
-            _check_fits(own, pictures, self.settings.max_queued_pictures_per_owner, rate, "of yours ")
 
     def _webhook_events(self, fields: SamplingFields) -> tuple[WebhookEvent, ...]:
-        """What a request's webhook is to be told of; nothing if it has none. BadRequest for one that cannot be."""
+        """Return the events that the request's webhook gets. Raises BadRequest for a webhook that cannot be used."""
         if fields.webhook is None:
             if fields.webhook_events is not None:
-                raise BadRequest.at(("body", "webhook_events"), "of no use without webhook")
+                raise BadRequest.at(("body", "webhook_events"), "has no effect without webhook; leave it out")
             return ()
         if self.settings.webhook_secret is None:
             raise BadRequest.at(
@@ -283,48 +269,74 @@ class Submitter:
             raise BadRequest.at(("body", "webhook"), str(error)) from error
         return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
 
+    async def _check_room(self, digest: str, pictures: int) -> None:
+        """Raise NoWorker, or QueueFull if the backlog has no room. Simultaneous requests may pass together."""
+        workers = await self.reader.workers()
+        if not workers:
+            raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
+        rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
+        _check_fits(await self.reader.open_pictures(digest), pictures, self.settings.max_queued_pictures, rate)
+        if self.settings.has_keys:
+            own = (await self.reader.pending_by_owner(digest)).get(self.owner, 0)
+            _check_fits(own, pictures, self.settings.max_queued_pictures_per_owner, rate, "of yours ")
+
     async def _in_store(self, method: Callable[..., str | None], *arguments: Any) -> str | None:
+        """Call a method of the store in a thread. Raises KeyReuse."""
         try:
             return await run_in_threadpool(method, *arguments)
         except KeyReused as error:
             raise KeyReuse.at(("header", "Idempotency-Key"), str(error)) from error
 
-    async def wait(self, job_id: str) -> Job:
-        """The job once it has ended, or as it stands when the client wants its answer. ClientGone if that leaves."""
-        if self.wishes.wait_s <= 0:
-            return await self.reader.wait(job_id, 0.0)
-        leaving = asyncio.create_task(_left(self.request))
-        try:
-            async with asyncio.timeout(None) as patience:
 
-                def leave(left: asyncio.Task[None]) -> None:
-                    with contextlib.suppress(RuntimeError):  # the wait is over already
-                        if not left.cancelled():
-                            patience.reschedule(0.0)
+def check_finished(job: Job, headers: Mapping[str, str] | None = None) -> None:
+    """Raise JobFailed or JobCancelled for a client that waited for the job's end."""
+    location = f"/jobs/{job.id}"
+    if job.status == "failed":
+        raise JobFailed(job.error or "it failed", headers=headers, job=location)
+    if job.status == "cancelled":
+        raise JobCancelled("the job was cancelled while you waited for it", headers=headers, job=location)
 
-                leaving.add_done_callback(leave)
-                return await self.reader.wait(job_id, self.wishes.wait_s)
-        except TimeoutError:
-            leaving.result()  # raises what else ended it
-            raise ClientGone(ClientGone.example) from None
-        finally:
-            leaving.cancel()
 
-    async def answer(self, job_id: str) -> Response:
-        """The job, once it has ended or for as long as the client waits, as wished."""
-        job = await self.wait(job_id)
-        location = f"/jobs/{job_id}"
-        headers = {"Vary": "Accept, Prefer"}
-        if self.wishes.applied:
-            headers["Preference-Applied"] = self.wishes.applied
-        if job.status not in TERMINAL:
-            return JSONResponse(job.model_dump(mode="json"), 202, {**headers, "Location": location})
-        headers["Content-Location"] = location
-        check_finished(job, headers)
-        if self.wishes.png:
-            headers["Content-Location"] = f"{location}/grid.png"
-            return Response(await self.reader.grid(job_id), media_type="image/png", headers=headers)
-        return JSONResponse(job.model_dump(mode="json"), headers=headers)
+async def _disconnect(request: Request) -> None:
+    """Return when the client disconnects. The request's body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _annotate(job_id: str) -> None:
+    """Add the job's id to the request's logs and span."""
+    bind_contextvars(job_id=job_id)
+    tracing.describe({"labelgrid.job_id": job_id})
+
+
+def _options(fields: SamplingFields, info: CheckpointInfo) -> SamplingOptions:
+    try:
+        return fields.sampling(default_options(info.config))
+    except ValidationError as error:
+        raise BadRequest.from_validation(error) from error
+
+
+def _check_stages(trajectory: int | None, pictures: int, options: SamplingOptions) -> None:
+    """Raise BadRequest for a trajectory with more stages than there are steps, or too many for one request."""
+    if trajectory is None:
+        return
+    if trajectory > options.steps + 1:
+        detail = f"{trajectory} stages; {options.steps} steps have {options.steps + 1}, noise and picture included"
+        raise BadRequest.at(("body", "trajectory"), detail)
+    if pictures * trajectory > MAX_STAGES_PER_REQUEST:
+        detail = f"{pictures} pictures of {trajectory} stages; at most {MAX_STAGES_PER_REQUEST} stages are allowed"
+        raise BadRequest.at(("body", "trajectory"), detail)
+
+
+def _check_fits(queued: int, pictures: int, most: int, rate: float, whose: str = "") -> None:
+    """Raise QueueFull if `queued` and `pictures` together exceed `most`. An empty queue takes any request.
+
+    rate: pictures that the workers finish per second; 0 while it is unknown.
+    """
+    if queued and (excess := queued + pictures - most) > 0:
+        wait_s = math.ceil(min(excess, queued) / rate) if rate > 0 else UNMEASURED_WAIT_S
+        detail = f"{queued} pictures {whose}are waiting and {pictures} more would exceed {most}; nothing was queued"
+        raise QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=queued)
 
 
 async def _submitter(
@@ -334,10 +346,10 @@ async def _submitter(
     reader: ReaderDep,
     models: ModelsDep,
     owner: OwnerDep,
-    wishes: Annotated[Wishes, Depends(read_wishes)],
+    preferences: Annotated[Preferences, Depends(read_preferences)],
     idempotency_key: IdempotencyKey = None,
 ) -> Submitter:
-    return Submitter(request, settings, store, reader, models, wishes, idempotency_key, owner)
+    return Submitter(request, settings, store, reader, models, preferences, idempotency_key, owner)
 
 
 SubmitterDep = Annotated[Submitter, Depends(_submitter)]

@@ -11,8 +11,8 @@ from service.api.catalog import vocabulary_of
 from service.api.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
 from service.api.openai.prompt import parse_prompt
 from service.api.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
-from service.api.openapi import link, problems
-from service.api.preferences import Wishes
+from service.api.openapi_parts import link, problems
+from service.api.preferences import Preferences
 from service.api.submitter import ERRORS, IdempotencyKey, JobSpec, Submitter, check_finished
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
@@ -33,8 +33,8 @@ def _submitter(
     owner: OwnerDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Submitter:
-    wishes = Wishes(wait_s=settings.wait_s, png=False, applied=None)
-    return Submitter(request, settings, store, reader, models, wishes, idempotency_key, owner)
+    preferences = Preferences(wait_s=settings.wait_s, png=False, applied=None)
+    return Submitter(request, settings, store, reader, models, preferences, idempotency_key, owner)
 
 
 def _size_of(png: bytes) -> str:
@@ -61,11 +61,13 @@ async def generate_images(
     request: Request, body: ImagesRequest, submitter: Annotated[Submitter, Depends(_submitter)]
 ) -> Response:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
-    asked = submitter.asked("generate", body, [])  # the body has the labels, in its prompt
-    job_id = await submitter.standing(asked) or await submitter.create(await _spec(body, submitter), asked)
+    idempotent = submitter.idempotent("generate", body, [])  # the body has the labels, in its prompt
+    job_id = await submitter.existing(idempotent) or await submitter.create(await _spec(body, submitter), idempotent)
     job = await submitter.wait(job_id)
     if job.status not in TERMINAL:
-        raise NotInTime(f"not finished within {submitter.wishes.wait_s:.0f} s; the job goes on", job=f"/jobs/{job_id}")
+        raise NotInTime(
+            f"not finished within {submitter.preferences.wait_s:.0f} s; the job goes on", job=f"/jobs/{job_id}"
+        )
     check_finished(job)
     base = None if body.response_format != "url" else str(request.base_url).rstrip("/")
     images = await _images(submitter.reader, job, base)

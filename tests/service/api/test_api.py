@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from redis import Redis
 
-from service.api.preferences import Wishes, read_wishes
+from service.api.preferences import Preferences, read_preferences
 from service.contract.errors import MAX_LISTED, BadRequest
 from service.contract.recipe import example
 from service.settings import Settings
@@ -305,7 +305,7 @@ def test_json_of_another_type_is_refused_by_its_type(client: httpx.Client, sent:
     headers = {"content-type": sent} if sent else {}
     response = client.post("/generate", content=b'{"labels": [["red cube"]]}', headers=headers)
     found = problem(response, 422, "invalid-request")
-    assert found["detail"] == f"content-type: {sent or 'none'}; wanted application/json"
+    assert found["detail"] == f"content-type: {sent or 'none'}; wanted application/json or multipart/form-data"
 
 
 def test_an_unknown_model_is_found_where_the_request_has_it(client: httpx.Client) -> None:
@@ -417,19 +417,21 @@ def test_prefer_respond_async(client: httpx.Client, alive: JobStore, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("prefer", "accept", "wishes"),
+    ("prefer", "accept", "preferences"),
     [
-        ("wait=7", "application/json", Wishes(7, False, "wait=7")),
-        ("respond-async, wait=7", "image/png", Wishes(7, True, "wait=7")),
-        ('WAIT = "3"', "image/png;q=0.1, application/json", Wishes(3, False, "wait=3")),
-        ("wait=31", "*/*", Wishes(30, False, "wait=31")),
-        ("Respond-Async", "Image/PNG", Wishes(0, True, "respond-async")),
-        ("wait=soon, handling=strict", "image/png", Wishes(30, True, None)),
-        (None, "application/json", Wishes(30, False, None)),
+        ("wait=7", "application/json", Preferences(7, False, "wait=7")),
+        ("respond-async, wait=7", "image/png", Preferences(7, True, "wait=7")),
+        ('WAIT = "3"', "image/png;q=0.1, application/json", Preferences(3, False, "wait=3")),
+        ("wait=31", "*/*", Preferences(30, False, "wait=31")),
+        ("Respond-Async", "Image/PNG", Preferences(0, True, "respond-async")),
+        ("wait=soon, handling=strict", "image/png", Preferences(30, True, None)),
+        (None, "application/json", Preferences(30, False, None)),
     ],
 )
-def test_what_headers_wish_for(settings: Settings, prefer: str | None, accept: str, wishes: Wishes) -> None:
-    assert asyncio.run(read_wishes(settings.model_copy(update={"wait_s": 30}), prefer, accept)) == wishes
+def test_the_headers_say_what_a_client_prefers(
+    settings: Settings, prefer: str | None, accept: str, preferences: Preferences
+) -> None:
+    assert asyncio.run(read_preferences(settings.model_copy(update={"wait_s": 30}), prefer, accept)) == preferences
 
 
 def test_prefer_wait(client: httpx.Client, alive: JobStore) -> None:
