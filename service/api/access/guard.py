@@ -41,7 +41,7 @@ def check_listening(settings: Settings, host: str) -> None:
         return
     raise Exposed(
         f"without API keys the API listens on loopback only, not on {settings.published_on or host}: set "
-        "LABELGRID_API_KEYS (python -m service.api.access.keys makes one), or LABELGRID_ALLOW_NO_KEYS=1 to let everybody in"
+        "LABELGRID_API_KEYS (python -m service keys NAME makes one), or LABELGRID_ALLOW_NO_KEYS=1 to let everybody in"
     )
 
 

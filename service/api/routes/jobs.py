@@ -9,8 +9,7 @@ from pydantic import BaseModel
 
 from service.api.dependencies import FeedsDep, OwnerDep, OwnJob, ReaderDep, StoreDep
 from service.api.event_feed import EVENT_STREAM_HEADERS, is_told, job_events
-from service.api.openapi import Responses, event_stream, job_links, link, problems
-from service.api.submitter import PNG
+from service.api.openapi_parts import PNG, Responses, event_stream, job_links, link, problems
 from service.contract.errors import ExpiredJob, JobEnded, NotReady, Unavailable, UnknownJob, UnknownPicture
 from service.contract.events import PictureEvent, StatusEvent, StepsEvent
 from service.contract.schemas import EXAMPLE_ID, Job, JobPage

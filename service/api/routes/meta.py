@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.api.catalog import knows_positions
 from service.api.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
-from service.api.openapi import link, problems
+from service.api.openapi_parts import link, problems
 from service.contract.errors import NoModel, NoWorker, Unavailable
 from service.contract.schemas import Health, Labels, Model, ModelList, Ready
 from shared.options import default_options

@@ -1,149 +1,106 @@
-"""POST /score: a test file in, the scores of repeated runs over it out, or of pictures that are sent with it."""
+"""POST /score: the scores of repeated runs over a test file, or of uploaded pictures."""
 
-import json
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import ValidationError
 
 from service.api.catalog import vocabulary_of
-from service.api.openapi import form, problems
+from service.api.openapi_parts import problems
 from service.api.submitter import ERRORS, RESPONSES, JobSpec, Submitter, SubmitterDep
-from service.api.uploads.multipart import read_form
+from service.api.uploads.body import UnsupportedBody, describe_body, describe_form, read_body, validate
 from service.api.uploads.picture_zip import SubmissionError, read_submission
-from service.contract.errors import BadForm, BadRequest, NotJson, ServiceError
+from service.contract.errors import BadForm, BadRequest
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
+from service.settings import Settings
 from shared.options import LIMITS
-from shared.vocabulary import LabelError, Vocabulary, parse_any_lists
+from shared.vocabulary import LabelError, parse_any_lists
 
 router = APIRouter(tags=["pictures"])
 
 FILE, PICTURES = "file", "pictures"
-BESIDE_PICTURES = ("columns", "webhook", "webhook_events")  # the fields that say nothing of how pictures are made
-
-
-class UnsupportedBody(ServiceError):
-    status, slug, title = 415, "unsupported-media-type", "The body's type is not supported"
-    example = "text/plain: wanted multipart/form-data or application/json"
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a form brings: its fields, the test file's lists, and the zip of pictures if there is one."""
-
-    fields: ScoreFields
-    lists: list[list[str]]
-    pictures: bytes | None
-
-
-OPENAPI = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                **form(
-                    {
-                        FILE: ("application/json", "the test file"),
-                        PICTURES: (
-                            "application/zip",
-                            "PNGs named in the file's order, 0.png, 1.png, ...: they are scored, none is made",
-                        ),
-                    },
-                    ScoreFields.model_json_schema()["properties"],
-                    dependentSchemas={PICTURES: {"propertyNames": {"enum": [FILE, PICTURES, *BESIDE_PICTURES]}}},
+BESIDE_PICTURES = ("columns", "webhook", "webhook_events")  # the fields that do not concern sampling
+BODY = describe_body(
+    {
+        "schema": ScoreRequest.model_json_schema(),
+        "examples": {"file as JSON": {"value": ScoreRequest.model_config["json_schema_extra"]["examples"][0]}},  # type: ignore[index]
+    },
+    {
+        **describe_form(
+            {
+                FILE: ("application/json", "the test file"),
+                PICTURES: (
+                    "application/zip",
+                    "PNGs to score instead of sampling any, named in the test file's order: 0.png, 1.png, ...",
                 ),
-                "examples": {
-                    "a test file": {"value": {FILE: '[["gray cube"], ["red cube", "blue sphere"]]', "repeats": 10}}
-                },
             },
-            "application/json": {
-                "schema": ScoreRequest.model_json_schema(),
-                "examples": {"file as JSON": {"value": ScoreRequest.model_config["json_schema_extra"]["examples"][0]}},  # type: ignore[index]
-            },
-        },
-    }
-}
+            ScoreFields.model_json_schema()["properties"],
+            dependentSchemas={PICTURES: {"propertyNames": {"enum": [FILE, PICTURES, *BESIDE_PICTURES]}}},
+        ),
+        "examples": {"a test file": {"value": {FILE: '[["gray cube"], ["red cube", "blue sphere"]]', "repeats": 10}}},
+    },
+)
 
 
 @router.post(
     "/score",
     response_model=Job,
     responses={**RESPONSES, **problems(*ERRORS, BadForm, UnsupportedBody)},
-    openapi_extra=OPENAPI,
+    openapi_extra=BODY,
     summary="Score the model on a test file",
 )
 async def score(request: Request, submitter: SubmitterDep) -> Response:
-    """Makes every picture of a test file `repeats` times, run r with seed + r, and scores each run.
+    """Generates every picture of a test file `repeats` times, run r with seed + r, and scores each run.
 
-    With a zip of `pictures` none is made: those are scored, as one run.
+    With a zip of `pictures` it generates none and scores those, as one run.
     """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == "multipart/form-data":
-        form = await _read_form(request)
-        if form.pictures is not None:
-            return await _score_sent(form.fields, form.lists, form.pictures, submitter)
-        fields, lists, field = form.fields, form.lists, FILE
-    elif content_type == "application/json":
-        fields, lists = await _read_json(request)
-        field = "conditions"
-    else:
-        raise UnsupportedBody(f"{content_type or 'no type'}: wanted multipart/form-data or application/json")
-    asked = submitter.asked("score", fields, lists)
-    if standing := await submitter.standing(asked):
-        return await submitter.answer(standing)
-    info = await submitter.model(fields.model)
-    labels = _check(lists, vocabulary_of(info), field)
-    return await submitter.submit(JobSpec("score", fields, labels, info, fields.repeats), asked)
+    body = await _read(request, submitter.settings)
+    idempotent = submitter.idempotent("score", body.fields, body.lists, body.pictures or ())
+    job_id = await submitter.existing(idempotent) or await submitter.create(await _spec(body, submitter), idempotent)
+    return await submitter.answer(job_id)
 
 
-async def _score_sent(fields: ScoreFields, lists: list[list[str]], pictures: bytes, submitter: Submitter) -> Response:
-    if more := sorted(fields.model_fields_set.difference(BESIDE_PICTURES)):
-        raise BadRequest.at(("body", more[0]), "of no use with pictures, of which none is made")
+@dataclass(frozen=True)
+class Body:
+    """The request: its options, its label lists with the field that has them, and the pictures uploaded with them."""
+
+    fields: ScoreFields
+    lists: list[list[str]]
+    lists_field: str
+    pictures: list[bytes] | None = None
+
+
+async def _read(request: Request, settings: Settings) -> Body:
+    content, files = await read_body(request, {FILE: LIMITS.max_file_bytes, PICTURES: None})
+    if not files:
+        as_json = validate(ScoreRequest, content)
+        return Body(as_json, as_json.conditions, "conditions")
+    fields = validate(ScoreFields, content)
     try:
-        pngs = await run_in_threadpool(read_submission, pictures, len(lists), submitter.settings)
-    except SubmissionError as error:
-        places = [["body", PICTURES, *([] if one.entry is None else [one.entry])] for one in error.faults]
-        raise BadRequest.from_errors(
-            [{"loc": at, "msg": one.message, "type": "zip"} for at, one in zip(places, error.faults, strict=True)]
-        ) from error
-    asked = submitter.asked("score", fields, lists, pngs)
-    if standing := await submitter.standing(asked):
-        return await submitter.answer(standing)
-    judge = await submitter.evaluator()
-    labels = _check(lists, vocabulary_of(judge), FILE)
-    return await submitter.submit(JobSpec("score", fields, labels, judge, pictures=pngs), asked)
-
-
-def _check(lists: list[list[str]], vocabulary: Vocabulary, field: str) -> list[list[str]]:
-    try:
-        return vocabulary.check(lists, max_lists=LIMITS.max_pictures_per_request)
-    except LabelError as error:
-        raise BadRequest.from_label_error(error, field) from error
-
-
-async def _read_json(request: Request) -> tuple[ScoreFields, list[list[str]]]:
-    try:
-        content = json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        raise NotJson(f"the body is not JSON: {error}") from error
-    try:
-        body = ScoreRequest.model_validate(content)
-    except ValidationError as error:
-        raise BadRequest.from_validation(error) from error
-    return body, body.conditions
-
-
-async def _read_form(request: Request) -> Form:
-    given, files = await read_form(request, {FILE: LIMITS.max_file_bytes, PICTURES: None})
-    if FILE not in files:
-        raise BadRequest.at(("body", FILE), "Field required")
-    try:
-        fields = ScoreFields.model_validate(given)
-        return Form(
-            fields, parse_any_lists(files[FILE], max_lists=LIMITS.max_pictures_per_request), files.get(PICTURES)
-        )
-    except ValidationError as error:
-        raise BadRequest.from_validation(error) from error
+        lists = parse_any_lists(files[FILE], max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, FILE) from error
+    if PICTURES not in files:
+        return Body(fields, lists, FILE)
+    if unused := sorted(fields.model_fields_set.difference(BESIDE_PICTURES)):
+        raise BadRequest.at(("body", unused[0]), "has no effect on uploaded pictures; leave it out")
+    try:
+        pngs = await run_in_threadpool(read_submission, files[PICTURES], len(lists), settings)
+    except SubmissionError as error:
+        places = [["body", PICTURES, *([] if fault.entry is None else [fault.entry])] for fault in error.faults]
+        raise BadRequest.from_errors(
+            [{"loc": at, "msg": fault.message, "type": "zip"} for at, fault in zip(places, error.faults, strict=True)]
+        ) from error
+    return Body(fields, lists, FILE, pngs)
+
+
+async def _spec(body: Body, submitter: Submitter) -> JobSpec:
+    """Check the request. Raises BadRequest, NoModel."""
+    sampled = body.pictures is None
+    info = await (submitter.model(body.fields.model) if sampled else submitter.evaluator())
+    try:
+        labels = vocabulary_of(info).check(body.lists, max_lists=LIMITS.max_pictures_per_request)
+    except LabelError as error:
+        raise BadRequest.from_label_error(error, body.lists_field) from error
+    repeats = body.fields.repeats if sampled else 1
+    return JobSpec("score", body.fields, labels, info, repeats, pictures=body.pictures)

@@ -179,7 +179,7 @@ def test_models_say_whether_they_know_positions_and_those_that_do_not_refuse_a_l
     assert known == {"other": False, "placed": True, "toy": False}
     body = {**ASKED, "layouts": [None, [{"x": 0.5, "y": 0.5}]], "model": "toy"}
     found = problem(client.post("/generate", json=body), 422, "invalid-request")
-    assert found["detail"] == "layouts.1: the model toy does not know where objects stand"
+    assert found["detail"] == "layouts.1: the model toy takes no layouts; GET /models lists those with `positions`"
     assert found["entry"] == 1
     response = client.post("/generate", json={**body, "layouts": [None, None]}, headers={"prefer": "respond-async"})
     assert response.status_code == 202

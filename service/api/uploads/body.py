@@ -1,0 +1,120 @@
+"""Request bodies that are JSON or a multipart form: how to read them, and their part of the OpenAPI document."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+
+from service.contract.errors import BadRequest, NotJson, ServiceError, TooLarge
+
+MAX_FIELDS = 20
+LIST_FIELDS = ("guidance_interval", "webhook_events")  # a JSON list, or the field several times as HTML forms do it
+TEXT_FIELDS = ("model", "sampler", "spacing", "webhook")  # names, even if they look like numbers
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class UnsupportedBody(ServiceError):
+    status, slug, title = 415, "unsupported-media-type", "The body's type is not supported"
+    example = "text/plain; wanted application/json or multipart/form-data"
+
+
+async def read_body(request: Request, files: Mapping[str, int | None]) -> tuple[Any, dict[str, bytes]]:
+    """Return the value of a JSON body, or a form's fields and files. A JSON body has no files.
+
+    files: the names that a form's files may have, of which the first is required, with their largest size in bytes;
+    None leaves the size to the limit on the whole body.
+
+    Raises UnsupportedBody, NotJson, TooLarge, and BadRequest for a form with an unknown file, with a file or field that
+    is given twice, or without its required file.
+    """
+    given = request.headers.get("content-type", "")
+    media_type = given.partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        return await _read_form(request, files)
+    if media_type != "application/json":
+        raise UnsupportedBody(f"{given or 'none'}; wanted application/json or multipart/form-data")
+    try:
+        return json.loads(await request.body()), {}
+    except json.JSONDecodeError as error:
+        raise NotJson(f"the body is not JSON: {error.msg} at character {error.pos}") from error
+    except (ValueError, RecursionError) as error:
+        raise NotJson(f"the body is not JSON: {error}") from error
+
+
+def validate(model: type[Model], content: Any) -> Model:
+    """Return the body as a `model`. Raises BadRequest."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise BadRequest.from_validation(error) from error
+
+
+def describe_body(json_content: dict[str, Any], form_content: dict[str, Any]) -> dict[str, Any]:
+    """Describe a body of either type, as a route's `openapi_extra`."""
+    content = {"application/json": json_content, "multipart/form-data": form_content}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def describe_form(files: Mapping[str, tuple[str, str]], fields: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Describe a multipart form: its `files`, name -> (media type, description), of which the first is required, and
+    the fields of a JSON schema. A form leaves out what is null in JSON.
+    """
+    encoding = {name: {"contentType": media_type} for name, (media_type, _) in files.items()}
+    properties: dict[str, Any] = {
+        name: {"type": "string", "format": "binary", "description": description}
+        for name, (_, description) in files.items()
+    }
+    for name, field in fields.items():
+        value, *_null = field.get("anyOf", [{}])
+        properties[name] = {**{key: field[key] for key in field if key not in ("anyOf", "title")}, **value}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": [next(iter(files))],
+        "additionalProperties": False,
+    }
+    return {"schema": {**schema, **more}, "encoding": encoding}
+
+
+async def _read_form(request: Request, limits: Mapping[str, int | None]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Read the fields and files. A field that is a JSON number, boolean or list becomes that value; `null` stays text,
+    because a form leaves out what is null."""
+    fields: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
+    async with request.form(max_files=len(limits), max_fields=MAX_FIELDS) as form:
+        for name, value in form.multi_items():
+            if name in LIST_FIELDS and isinstance(value, str):
+                given = _value(name, value)
+                fields[name] = [*fields.get(name, []), *(given if isinstance(given, list) else [given])]
+            elif name in fields or name in files:
+                raise BadRequest.at(("body", name), "given twice")
+            elif name in limits:
+                files[name] = await _content(name, value, limits[name])
+            elif isinstance(value, str):
+                fields[name] = _value(name, value)
+            else:
+                raise BadRequest.at(("body", name), f"unknown file; known are {', '.join(limits)}")
+    if (required := next(iter(limits))) not in files:
+        raise BadRequest.at(("body", required), "Field required")
+    return fields, files
+
+
+async def _content(name: str, value: UploadFile | str, limit: int | None) -> bytes:
+    content = await value.read() if isinstance(value, UploadFile) else value.encode()
+    if limit is not None and len(content) > limit:
+        raise TooLarge(f"the file `{name}` has more than {limit} bytes")
+    return content
+
+
+def _value(name: str, value: str) -> Any:
+    if name in TEXT_FIELDS:
+        return value
+    try:
+        content = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return value if content is None else content
