@@ -61,12 +61,10 @@ class Stack:
         until(lambda: len(self._lively()) >= len(self.workers), f"{len(self.workers)} workers")
 
     def _lively(self) -> list[object]:
-        from service.settings import Settings
+        from service.store import workers
         from service.store.connection import connect
-        from service.store.jobs import JobStore
 
-        url = self.redis.url
-        return list(JobStore(connect(url), Settings(redis_url=url)).workers())
+        return list(workers.list_live(connect(self.redis.url)))
 
     def stop_workers(self) -> None:
         for worker in self.workers:

@@ -30,6 +30,7 @@ from service.api.access.keys import hash_of, new_key
 from service.client import Client
 from service.contract.schemas import Job
 from service.settings import Settings
+from service.store import workers
 from service.store.claims import GROUP
 from service.store.connection import connect, text
 from service.store.jobs import JobStore
@@ -230,7 +231,7 @@ def deployment(folder: Path, redis_url: str, storage: dict[str, str]) -> Iterato
         }
         client = stack.enter_context(Client(f"http://{FIRST}:{API_PORT}", key))
         one = Deployment(client, JobStore(connection, Settings()), hosts)
-        until(lambda: {about["host"] for about in one.store.workers()} == set(hosts))
+        until(lambda: {about["host"] for about in workers.list_live(one.store.connection)} == set(hosts))
         yield one
 
 
@@ -283,4 +284,4 @@ def test_workers_that_are_told_to_end_say_goodbye(deployment: Deployment) -> Non
     for one in deployment.hosts.values():
         one.worker.terminate()
     assert [one.worker.wait(timeout=60) for one in deployment.hosts.values()] == [0, 0]
-    assert deployment.store.workers() == []
+    assert workers.list_live(deployment.store.connection) == []

@@ -29,6 +29,7 @@ from service.store.claims import GROUP
 from service.store.connection import connect, text
 from service.store.jobs import JobStore
 from service.store.keys import stream_key, worker_key
+from service.store.workers import list_live
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.toy_checkpoint import publish_toys
@@ -101,7 +102,7 @@ class Stack:
             self._run(f"worker {number}", *worker_command.split())
         self._watcher.start()
         until(self._is_ready, "the service to be ready")
-        until(lambda: len(self.store.workers()) == workers, f"{workers} workers")
+        until(lambda: len(list_live(self.store.connection)) == workers, f"{workers} workers")
 
     def stop(self) -> None:
         self._ended.set()

@@ -86,11 +86,12 @@ def _warn_of_unknown_variables() -> None:
 def _worker_lives(settings: Settings) -> bool:
     from rq import Worker
 
+    from service.store import workers
     from service.store.connection import connect
     from service.store.jobs import JobStore
 
     store = JobStore(connect(settings.redis_url), settings)
-    hosts = [about["host"] for about in store.workers()]
+    hosts = [about["host"] for about in workers.list_live(store.connection)]
     return socket.gethostname() in hosts + [worker.hostname for worker in Worker.all(queue=store.webhooks)]
 
 

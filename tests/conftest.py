@@ -24,6 +24,7 @@ from service.api.app import create_app
 from service.api.server import Server
 from service.local.redis_server import RedisServer
 from service.settings import Settings
+from service.store import workers
 from service.store.connection import connect, text
 from service.store.jobs import JobStore
 from tests.documented import Documented
@@ -147,7 +148,7 @@ def client(session_client: httpx.Client, connection: Redis) -> httpx.Client:
 def alive(connection: Redis, settings: Settings) -> JobStore:
     """A worker that is announced but does nothing: jobs stay queued."""
     store = JobStore(connection, settings.model_copy(update={"lease_s": 60}))
-    store.say_alive("w", {})
+    workers.announce(store.connection, "w", {}, store.settings.lease_s)
     return store
 
 

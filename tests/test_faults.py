@@ -10,7 +10,6 @@ from faults.checks import Fetched
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Picture, Scores, Verdict
 from service.local.redis_server import RedisServer
 from service.settings import Settings
-from service.store.claims import GROUP
 from service.store.connection import connect
 from service.store.jobs import JobStore, new_id
 from service.store.keys import events_key, job_key, png_key, stream_key
@@ -64,7 +63,7 @@ def done(picture: Picture, png: bytes) -> FinishedPicture:
 def commit(store: JobStore, job: JobRecord, *indices: int) -> None:
     pictures = list(job.pictures())
     made = [done(pictures[index], UNDISTURBED.pictures[index]) for index in indices]
-    store.commit(stream_key(DIGEST), GROUP, made)
+    store.commit(stream_key(DIGEST), made)
 
 
 def finish(store: JobStore, job: JobRecord) -> None:

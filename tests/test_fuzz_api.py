@@ -31,8 +31,13 @@ from service.api.app import create_app
 from service.contract.recipe import example as recipe_example
 from service.contract.records import MAX_SEED
 from service.settings import Settings
+<<<<<<< HEAD
 from service.store.jobs import JobStore
 from shared.checkpoint import read_info
+=======
+from service.store import workers
+from shared.checkpoint import promote, read_info, resolve
+>>>>>>> 9e6c459 (store: JobStore split into jobs, workers and sweep; fair_queue, claims and outbox in plain words; tests after their modules; no migration of jobs without deadlines)
 from shared.options import LIMITS
 from shared.registry import promote, resolve
 from tests.conftest import api_server, running
@@ -72,7 +77,7 @@ def keyed(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Setti
 @pytest.fixture
 def address(keyed: Settings, connection: Redis) -> Iterator[str]:
     """The address of a service with a worker."""
-    JobStore(connection, keyed.model_copy(update={"lease_s": 3600})).say_alive("w", {})
+    workers.announce(connection, "w", {}, lease_s=3600)
     with api_server(keyed) as server, running(connection, keyed):
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
 

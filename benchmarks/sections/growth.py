@@ -23,10 +23,11 @@ from benchmarks.sections.service import CLIENTS, saturate
 from benchmarks.stack import Stack, memory_mib, stack, until
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
-from service.store.claims import GROUP, PictureStream
+from service.store.claims import PictureStream
 from service.store.connection import connect
 from service.store.jobs import JobStore, new_id
 from service.store.keys import OPEN, tombstone_key
+from service.store.sweep import Sweeper
 from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser
@@ -117,7 +118,7 @@ class Filler:
             about = {"index": 0, "labels": claim.picture.labels, "seed": claim.picture.seed}
             verdict = Verdict(**about, accuracy=1, f1=1, exact=True, probabilities=probabilities)
             self.store.begin(job_id)
-            self.store.commit(stream.key, GROUP, [FinishedPicture(claim.entry, claim.picture, verdict, png)])
+            self.store.commit(stream.key, [FinishedPicture(claim.entry, claim.picture, verdict, png)])
             self.store.finish(job_id, result, b"0")  # the grid of one picture
         self.finished += jobs
         return job_id
@@ -182,7 +183,7 @@ def queue_growth(sizes: Sequence[int], looks: int, pictures: int, deadline: Dead
                 "read_p95_ms": percentile(read, 0.95),
                 "list_ms": percentile(listed, 0.5),
                 "bytes_per_job": bytes_per_job,
-                "sweep_s": seconds(filler.store.sweep),
+                "sweep_s": seconds(Sweeper(filler.store).sweep),
             }
             found.append(about | pace(running, lambda n: rate_of_queue(filler, n), pictures))
             say(f"  {queued} jobs queued, {deadline.spent:.0f} s")

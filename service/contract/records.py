@@ -156,4 +156,4 @@ class FinishedPicture:
     picture: Picture
     verdict: Verdict
     png: bytes
-    strip: bytes | None = None  # PNG
+    trajectory: bytes | None = None  # PNG

@@ -1,6 +1,6 @@
-"""Hands pictures of one checkpoint to workers, through a Redis stream with one consumer group.
+"""Claims: workers lease pictures of a checkpoint from a Redis stream with one consumer group.
 
-A claim is a lease: renewed while the worker lives, taken over by another when it is `lease_s` old. Delivery is at least
+A worker renews its leases while it lives; another one takes over a lease that is `lease_s` old. Delivery is at least
 once. Knows no HTTP and no torch.
 """
 
@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from service.contract.records import Picture
 from service.settings import Settings
-from service.store import fair_queue as shares
+from service.store import fair_queue
 from service.store.connection import entries_of, text
 from service.store.keys import stream_key
 from service.telemetry.logs import get_logger
@@ -24,8 +24,8 @@ log = get_logger(__name__)
 
 GROUP = "workers"
 
-# Consumers that have nothing and have asked for nothing for long are of workers that ended, or let go of the model; one
-# that asks again is there again. KEYS: stream. ARGV: group, how long in ms. What Redis refuses can wait.
+# Removes idle consumers without pictures: their workers ended or unloaded the model. A consumer that reads again comes
+# back. `pcall`, because the removal can wait until Redis takes writes. KEYS: stream. ARGV: group, idle time in ms.
 _DROP_CONSUMERS = """
 local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
 for _, one in ipairs(consumers) do
@@ -39,9 +39,9 @@ end
 
 @dataclass(frozen=True)
 class Claim:
-    """A picture that is ours to make. `entry`: its stream entry. `alone`: it must not share a batch.
+    """A picture leased to this worker, as stream entry `entry`; `asked_at`: when its job was created, Unix seconds.
 
-    `asked_at`: when its job was created, in seconds since 1970.
+    `alone`: it may have killed workers, so it must not share a batch.
     """
 
     entry: str
@@ -51,7 +51,7 @@ class Claim:
 
 
 class PictureStream:
-    """One worker's end of the stream of one checkpoint."""
+    """One worker's view of the stream of one checkpoint."""
 
     def __init__(self, connection: Redis, settings: Settings, digest: str, consumer: str) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
@@ -60,33 +60,33 @@ class PictureStream:
         self._ensure_group()
 
     def _ensure_group(self) -> None:
-        with contextlib.suppress(ResponseError):  # BUSYGROUP: it is there
+        with contextlib.suppress(ResponseError):  # BUSYGROUP: it exists
             self.connection.xgroup_create(self.key, GROUP, id="0", mkstream=True)
 
     def claim_new(self, room: int) -> list[Claim]:
-        """Up to `room` pictures that nobody has had yet, by owners' and jobs' turns."""
+        """Claim up to `room` pending pictures, in the fair queue's order."""
         try:
-            with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
-                shares.deal(pipe, self.digest, self.key, room)
+            with self.connection.pipeline(transaction=False) as pipe:  # a full Redis refuses MULTI
+                fair_queue.dispatch(pipe, self.digest, self.key, room)
                 pipe.xreadgroup(GROUP, self.consumer, {self.key: ">"}, count=room)
                 _, answer = pipe.execute()
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            self._ensure_group()  # somebody emptied this Redis; what was dealt is read the next time
+            self._ensure_group()  # somebody emptied Redis; the next call reads what this one dispatched
             return []
         return self._claims(entries_of(answer))
 
     def claim_stale(
         self, room: int, *, may_be_alone: bool, held: Container[str] = ()
     ) -> tuple[list[Claim], list[Claim]]:
-        """Pictures of workers that died: (to make, hopeless). Looks no more than four times in a lease, or at once when
-        a suspect can be made and there are more.
+        """Take over expired leases: up to `room` claims to sample, and hopeless ones to fail.
 
-        `held`: the entries of pictures that we are making; they may look stale after we were paused.
+        A picture that was with two workers when they died is suspected of killing them: with `may_be_alone` one such
+        picture is claimed, to be sampled alone. A picture delivered `max_deliveries` times is hopeless.
 
-        A picture that was in two workers when they died is suspected of killing them: with `may_be_alone` one such
-        is claimed to be made alone. One at `max_deliveries` is hopeless. The rest are made as any.
+        `held`: entries that this worker is sampling, which look stale if the process was paused. Looks at most four
+        times per lease, or at once if more suspects are known and one can be sampled.
         """
         early = time.monotonic() - self._looked_at < self.settings.lease_s / 4
         if early and not (self._more_suspects and may_be_alone):
@@ -106,7 +106,7 @@ class PictureStream:
         return self._take_over(innocent[:room], lease_ms), gone
 
     def _pending(self, idle_ms: int) -> list[tuple[str, int]]:
-        """Entries claimed and not renewed for `idle_ms`, with how often they were delivered."""
+        """Return entries whose lease was not renewed for `idle_ms`, with how often each was delivered."""
         try:
             found: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=100, idle=idle_ms)
         except ResponseError:
@@ -114,13 +114,13 @@ class PictureStream:
         return [(text(one["message_id"]), one["times_delivered"]) for one in found]
 
     def _take_over(self, entries: Sequence[str], idle_ms: int) -> list[Claim]:
-        """Makes entries ours unless somebody was faster: XCLAIM takes only what is still idle."""
+        """Claim entries unless another worker was faster: XCLAIM takes only those that are still idle."""
         if not entries:
             return []
         return self._claims(self.connection.xclaim(self.key, GROUP, self.consumer, idle_ms, list(entries)))
 
     def _claims(self, entries: Sequence[Any]) -> list[Claim]:
-        """Entries that were delivered to us, read. One that is no picture of ours would stop every worker: it goes."""
+        """Parse entries. One that is not a picture is discarded, because it would stop every worker."""
         claims = []
         for entry, fields in entries:
             try:
@@ -132,12 +132,12 @@ class PictureStream:
         return claims
 
     def renew(self, entries: Sequence[str]) -> None:
-        """Keeps claims: sets their idle time to 0 and does not count it as a delivery."""
+        """Renew leases: reset their idle time without counting a delivery."""
         if entries:
             self.connection.xclaim(self.key, GROUP, self.consumer, 0, list(entries), justid=True)
 
     def release(self, entries: Sequence[str]) -> None:
-        """Gives claims back as if never delivered, for another worker to take at once."""
+        """Return claims as if they had never been delivered, for another worker to take at once."""
         if entries:
             idle_ms = int(self.settings.lease_s * 1000) + 1
             self.connection.xclaim(
@@ -145,9 +145,9 @@ class PictureStream:
             )
 
     def discard(self, entries: Sequence[str]) -> None:
-        """Takes entries off the stream: nobody needs these pictures any more."""
+        """Delete entries whose pictures are not needed."""
         if entries:
-            with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
+            with self.connection.pipeline(transaction=False) as pipe:  # a full Redis refuses MULTI
                 pipe.xack(self.key, GROUP, *entries)
                 pipe.xdel(self.key, *entries)
                 pipe.execute()

@@ -1,4 +1,4 @@
-"""Connections to Redis, and what happens while it is away or takes no writes."""
+"""Connections to Redis, and what happens while it is away or refuses writes."""
 
 import contextlib
 import time
@@ -23,77 +23,77 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 1.0  # between two tries; random in between
-SAY_EVERY_S = 10.0
-# Also within what a script or a transaction answers. Who waits in a Redis that becomes a replica is UNBLOCKED.
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 1.0  # between two attempts; random in between
+WARN_EVERY_S = 10.0
+# Also inside the answer of a script or a transaction. UNBLOCKED is for a blocking read as Redis becomes a replica.
 REFUSALS = ("OOM command not allowed", "MISCONF ", "READONLY ", "NOREPLICAS ", "UNBLOCKED ")
 
 _best_effort = ContextVar("best_effort", default=False)
 
 
 def refuses_writes(error: Exception) -> bool:
-    """Whether Redis takes no writes for now: full, unable to write its files, without replicas, or itself one since."""
+    """Whether Redis refuses writes for now: it is full, cannot write its files, lacks replicas, or is a replica."""
     if isinstance(error, OutOfMemoryError | ReadOnlyError):
         return True
     return isinstance(error, ResponseError) and any(refusal in str(error) for refusal in REFUSALS)
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_temporary(error: Exception) -> bool:
     is_away = isinstance(error, ConnectionError | TimeoutError) and not isinstance(error, AuthenticationError)
     return is_away or refuses_writes(error)
 
 
 @contextlib.contextmanager
 def best_effort() -> Iterator[None]:
-    """What is to be written within is not worth a wait: where Redis is away or takes no writes, it is left out."""
+    """Skip the writes inside, without retries, if Redis is away or refuses them."""
     token = _best_effort.set(True)
     try:
         yield
     except RedisError as error:
-        if not _may_pass(error):
+        if not _is_temporary(error):
             raise
     finally:
         _best_effort.reset(token)
 
 
 class RetryUntilStopped(Retry):
-    """Tries again what Redis did not answer or write, while `stopping` is false; never for a wrong password.
+    """Retries a command until Redis takes it or `stopping` is true. A wrong password is never retried.
 
-    A command may then have been carried out twice. `stopping` is a plain function: redis-py makes deep copies.
+    Redis may then carry out a command twice. `stopping` is a plain function, because redis-py makes deep copies.
     """
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
         backoff = DecorrelatedJitterBackoff(cap=LONGEST_WAIT_S, base=FIRST_WAIT_S)
         super().__init__(backoff, retries=-1, supported_errors=(ConnectionError, TimeoutError, ResponseError))
         self.stopping = stopping
-        self._said_at = -SAY_EVERY_S
+        self._warned_at = -WARN_EVERY_S
 
     def call_with_retry(self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False) -> Any:
         def again(error: Exception) -> bool:
-            if not _may_pass(error) or _best_effort.get() or self.stopping():
+            if not _is_temporary(error) or _best_effort.get() or self.stopping():
                 return False
-            if time.monotonic() - self._said_at > SAY_EVERY_S:
-                self._said_at = time.monotonic()
-                log.warning("Redis is away or full; trying again", reason=str(error))
+            if time.monotonic() - self._warned_at > WARN_EVERY_S:
+                self._warned_at = time.monotonic()
+                log.warning("Redis is away or refuses writes; retrying", reason=str(error))
             return is_retryable is None or bool(is_retryable(error))
 
         return super().call_with_retry(do, fail, again, with_failure_count)
 
 
 def text(raw: bytes | str) -> str:
-    """What Redis sent, as text. Connections here give bytes, for the pictures; redis-py's types allow for both."""
+    """Decode what Redis sent. Connections here return bytes, for the pictures; redis-py's types allow both."""
     return raw.decode() if isinstance(raw, bytes) else raw
 
 
 def entries_of(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """The entries in the answer to a read of streams, [(stream, entries), ...] or None, as protocol 2 has it."""
+    """Return the entries in the answer to a stream read: [(stream, entries), ...] or None, in protocol 2."""
     return [entry for _, entries in answer or [] for entry in entries]
 
 
 def connect(url: str, *, timeout_s: float = 15.0, retry: Retry | None = None) -> Redis:
-    """A connection pool whose socket timeout leaves room for blocking reads of up to 10 s.
+    """Open a connection pool whose socket timeout leaves room for blocking reads of up to 10 s.
 
-    Without `retry` what Redis does not answer is an error at once.
+    Without `retry` a command fails at once when Redis does not answer.
     """
     return Redis.from_url(
         url, protocol=2, socket_timeout=timeout_s, socket_connect_timeout=5.0, health_check_interval=30, retry=retry

@@ -1,14 +1,7 @@
-"""Whose picture is next: those that wait are dealt out in turns, by owner and then by job.
+"""A fair queue of pending pictures: owners take turns, and so do the jobs of one owner.
 
-A large job takes as many turns as it has pictures and delays nobody's small one by more than a turn. A claim deals
-pictures into the stream that workers read (`stream.py`); what waits is here:
-
-    turns:DIGEST           sorted set  owners, those who had no turn for longest first
-    turns:DIGEST:OWNER     list        the owner's jobs that have waiting pictures, in turn
-    job:ID:waiting         list        pictures of a job that nobody has had yet
-    waiting:DIGEST         hash        owner -> how many of their pictures wait
-
-Knows no HTTP and no torch, and nothing of what jobs and pictures are.
+A large job takes one turn per picture, so it delays another job's picture by one turn at most. Workers dispatch pictures
+from here to the stream that they claim from (`claims.py`). Knows no HTTP and no torch, nor what jobs and pictures are.
 """
 
 from collections.abc import Sequence
@@ -20,17 +13,18 @@ from service.store.keys import (
     JOB_PREFIX,
     OWNERS_PREFIX,
     PENDING_COUNTS_PREFIX,
+    job_key,
     owner_jobs_key,
     owners_key,
     pending_counts_key,
     pending_key,
 )
 
-# KEYS: turns, waiting, stream. ARGV: how many at most, the prefix of jobs' keys. One round gives every owner one
-# picture, of the first of their jobs, which then goes to the end of their line. What it writes first takes something
-# away, so that a full Redis lets it go on.
-_DEAL = """
-local dealt, most = 0, tonumber(ARGV[1])
+# Moves the next pictures to the stream, in rounds: each owner gives one picture of their first job, which then goes to
+# the end of their list. Its first write takes something away, so that it runs on a full Redis too.
+# KEYS: owners, pending counts, stream. ARGV: most pictures, prefix of jobs' keys.
+_DISPATCH = """
+local moved, most = 0, tonumber(ARGV[1])
 local order = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 local turn = #order > 0 and tonumber(order[#order]) or 0
 local function next_of(owner)
@@ -38,33 +32,34 @@ local function next_of(owner)
   while true do
     local job = redis.call('LPOP', jobs)
     if not job then return nil end
-    local waiting = ARGV[2] .. job .. ':waiting'
-    local picture = redis.call('LPOP', waiting)
+    local pending = ARGV[2] .. job .. ':waiting'
+    local picture = redis.call('LPOP', pending)
     if picture then
-      if redis.call('EXISTS', waiting) == 1 then redis.call('RPUSH', jobs, job) end
+      if redis.call('EXISTS', pending) == 1 then redis.call('RPUSH', jobs, job) end
       return picture, redis.call('HGET', ARGV[2] .. job, 'asked_at')
     end
   end
 end
 repeat
-  local before = dealt
+  local before = moved
   for i = 1, #order, 2 do
-    if dealt == most then break end
+    if moved == most then break end
     local picture, asked_at = next_of(order[i])
     if picture then
       redis.call('XADD', KEYS[3], '*', 'picture', picture, 'asked_at', asked_at or '')
       redis.call('HINCRBY', KEYS[2], order[i], -1)
       turn = turn + 1
       redis.call('ZADD', KEYS[1], turn, order[i])
-      dealt = dealt + 1
+      moved = moved + 1
     end
   end
-until dealt == most or dealt == before
-return dealt
+until moved == most or moved == before
+return moved
 """
 
-# KEYS: a job. ARGV: id, the prefixes of counts' and of turns' keys.
-_FORGET = """
+# Removes a job's pending pictures and its place in its owner's list.
+# KEYS: job. ARGV: id, prefixes of the keys of pending counts and of owners.
+_REMOVE = """
 local whose = redis.call('HMGET', KEYS[1], 'digest', 'owner')
 local count = redis.call('LLEN', KEYS[1] .. ':waiting')
 if count > 0 and whose[1] then
@@ -74,16 +69,17 @@ if count > 0 and whose[1] then
 end
 """
 
-# KEYS: turns, waiting. ARGV: the prefix of jobs' keys.
+# Counts each owner's pending pictures again, and removes those whose job is gone.
+# KEYS: owners, pending counts. ARGV: prefix of jobs' keys.
 _RECOUNT = """
 for _, owner in ipairs(redis.call('HKEYS', KEYS[2])) do
   local jobs, count = KEYS[1] .. ':' .. owner, 0
   for _, job in ipairs(redis.call('LRANGE', jobs, 0, -1)) do
-    local waiting = ARGV[1] .. job .. ':waiting'
+    local pending = ARGV[1] .. job .. ':waiting'
     if redis.call('EXISTS', ARGV[1] .. job) == 1 then
-      count = count + redis.call('LLEN', waiting)
+      count = count + redis.call('LLEN', pending)
     else
-      redis.call('DEL', waiting)
+      redis.call('DEL', pending)
       redis.call('LREM', jobs, 1, job)
     end
   end
@@ -93,30 +89,30 @@ end
 """
 
 
-def join(pipe: Pipeline, job_id: str, owner: str, digest: str, asked_at: float, pictures: Sequence[str]) -> None:
-    """A new job's pictures wait at the end of their owner's line. For the MULTI that creates the job.
+def enqueue(pipe: Pipeline, job_id: str, owner: str, digest: str, asked_at: float, pictures: Sequence[str]) -> None:
+    """Add a new job's pictures at the end of its owner's list, as part of the MULTI that creates the job.
 
-    An owner keeps the place that their last turn gave them: who comes back often is not first every time.
+    An owner keeps the place that their last turn gave them, so that frequent requests do not come first every time.
     """
-    pipe.hset(f"{JOB_PREFIX}{job_id}", mapping={"digest": digest, "owner": owner, "asked_at": asked_at})
+    pipe.hset(job_key(job_id), mapping={"digest": digest, "owner": owner, "asked_at": asked_at})
     pipe.rpush(pending_key(job_id), *pictures)
     pipe.rpush(owner_jobs_key(digest, owner), job_id)
     pipe.zadd(owners_key(digest), {owner: 0}, nx=True)
     pipe.hincrby(pending_counts_key(digest), owner, len(pictures))
 
 
-def deal(pipe: Pipeline, digest: str, stream: str, most: int) -> None:
-    """Moves the next pictures, `most` at most, to the end of the stream."""
-    pipe.eval(_DEAL, 3, owners_key(digest), pending_counts_key(digest), stream, most, JOB_PREFIX)
+def dispatch(pipe: Pipeline, digest: str, stream: str, most: int) -> None:
+    """Move up to `most` of the next pictures to the end of the stream."""
+    pipe.eval(_DISPATCH, 3, owners_key(digest), pending_counts_key(digest), stream, most, JOB_PREFIX)
 
 
-def forget(connection: Redis, job_id: str) -> None:
-    """The waiting pictures of a job that ended early are not needed. Those that are in the stream, workers drop."""
-    connection.eval(_FORGET, 1, f"{JOB_PREFIX}{job_id}", job_id, PENDING_COUNTS_PREFIX, OWNERS_PREFIX)
+def remove(connection: Redis, job_id: str) -> None:
+    """Drop the pending pictures of a job that ended early. Workers drop those already in the stream."""
+    connection.eval(_REMOVE, 1, job_key(job_id), job_id, PENDING_COUNTS_PREFIX, OWNERS_PREFIX)
 
 
 def recount(connection: Redis) -> None:
-    """Puts right what waits where a job is gone that had not ended. It looks at all keys of Redis for that."""
+    """Repair the queue after an open job was deleted. Scans all keys of Redis."""
     for raw in connection.scan_iter(f"{PENDING_COUNTS_PREFIX}*", count=1000):
         digest = raw.decode().removeprefix(PENDING_COUNTS_PREFIX)
         connection.eval(_RECOUNT, 2, owners_key(digest), pending_counts_key(digest), JOB_PREFIX)

@@ -7,12 +7,12 @@ from service.store.keys import idempotency_key
 
 
 class KeyReused(ValueError):
-    """An Idempotency-Key came again with another request."""
+    """An Idempotency-Key was sent again with another request."""
 
 
 @dataclass(frozen=True)
 class IdempotentRequest:
-    """A request that may come twice and is to be one job: whose it is, their key for it, and what it asks for."""
+    """A request that carries an Idempotency-Key: its owner, the key, and the request as canonical text."""
 
     owner: str
     key: str
@@ -20,15 +20,15 @@ class IdempotentRequest:
 
     @property
     def redis_key(self) -> str:
-        return idempotency_key(_hash(f"{self.owner}:{self.key}"))  # no owner's name has a colon
+        return idempotency_key(_hash(f"{self.owner}:{self.key}"))  # an owner's name has no colon
 
-    def note(self, job_id: str) -> str:
-        """What Redis keeps under `redis_key`."""
+    def value(self, job_id: str) -> str:
+        """Return what Redis stores under `redis_key`: the job and a hash of the request."""
         return f"{job_id} {_hash(self.request)}"
 
-    def job_of(self, note: str) -> str:
-        """The job that a note names. KeyReused if it was written for another request."""
-        job_id, _, request = note.partition(" ")
+    def job_of(self, value: str) -> str:
+        """Return the job in a stored value. KeyReused if it belongs to another request."""
+        job_id, _, request = value.partition(" ")
         if request != _hash(self.request):
             raise KeyReused("the key was used for another request; a new request needs a new key")
         return job_id

@@ -1,22 +1,15 @@
-"""What is remembered of jobs besides the jobs themselves: `jobs.py` calls it when one is created.
-
-Knows nothing of what jobs hold. Its keys:
-
-    jobs:OWNER        sorted set  MILLISECONDS-ID of each job of an owner, all with score 0, so that they sort by time
-    was:ID            string      the job's owner, and a note that it has been; outlives its results
-    key:HASH          string      job and request that an owner's Idempotency-Key stands for, for the job's lifetime
-"""
+"""Each owner's list of jobs, and the tombstone that tells an expired job from one that never was."""
 
 from redis.client import Pipeline
 
 from service.store.keys import index_key, tombstone_key
 
 
-def enter(pipe: Pipeline, job_id: str, owner: str, created_at: float, lifetime_s: int, remembered_s: int) -> None:
-    """Puts a job into its owner's index, takes those out that are older than `lifetime_s`, and leaves a tombstone.
+def add(pipe: Pipeline, job_id: str, owner: str, created_at: float, lifetime_s: int, remembered_s: int) -> None:
+    """Add a job to its owner's list, drop jobs older than `lifetime_s` from it, and set a tombstone.
 
-    For `remembered_s` it is known to have been, or for as long after its end as `jobs.py` says then. One that no worker
-    ends in its time may be there when its owner's list has it no more.
+    The tombstone expires after `remembered_s`; when the job ends, `jobs.py` sets a new time. A job that no worker
+    ended in time may outlive its place in the list.
     """
     index = index_key(owner)
     pipe.zadd(index, {f"{_milliseconds(created_at)}-{job_id}": 0})
@@ -26,9 +19,9 @@ def enter(pipe: Pipeline, job_id: str, owner: str, created_at: float, lifetime_s
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{int(seconds * 1000):013d}"  # of one width, for they are compared as text
+    return f"{int(seconds * 1000):013d}"  # of fixed width, because Redis compares members as text
 
 
 def id_of(member: str) -> str:
-    """The job that a member of the index stands for."""
+    """Return the job's id in a member of the list."""
     return member.partition("-")[2]

@@ -1,24 +1,24 @@
-"""The name of every key in Redis. All begin with `labelgrid:`; those of jobs have a time to live.
+"""The name of every key in Redis. All begin with `labelgrid:`, and those of jobs have a time to live.
 
 job:ID                hash        record (JSON, never changes), total, status, rq, started_at, finished_at, result,
-                                  error, webhook_events, overdue_at (seconds since 1970 by Redis's clock), and from
-                                  the record digest, owner, asked_at
-job:ID:waiting        list        pictures (JSON) that no worker has had yet
-job:ID:verdicts       hash        index -> verdict (JSON): a picture is done when it has one
-job:ID:png            hash        index, "grid" or "strip:" and index -> PNG; the grid of a single picture is only
-                                  its index. Uploaded pictures lie here from the start
-job:ID:events         stream      what happened, for waiting clients
-job:ID:live           stream      steps and previews of the moment, while somebody watches
-job:ID:watched        string      somebody watches; expires seconds after nobody does
-open                  set         ids of the jobs in no terminal state
+                                  error, webhook_events, overdue_at (Unix seconds by Redis's clock), and, copied from
+                                  the record, digest, owner, asked_at
+job:ID:waiting        list        pending pictures (JSON), which no worker has claimed yet
+job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
+job:ID:png            hash        index, "grid" or "strip:" and index -> PNG; the grid of a single picture is just that
+                                  picture's index. Uploaded pictures are here from the start
+job:ID:events         stream      status changes and finished pictures, for waiting clients
+job:ID:live           stream      current steps and previews, while somebody watches
+job:ID:watched        string      exists while somebody watches; expires seconds later
+open                  set         ids of the jobs that have not ended
 was:ID                string      tombstone: the job's owner; outlives the job's results
 jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, all with score 0: sorted by time
-key:HASH              string      the job and request that an owner's Idempotency-Key stands for
+key:HASH              string      the job and request that belong to an owner's Idempotency-Key
 turns:DIGEST          sorted set  owners with pending pictures of a checkpoint; least recently served first
 turns:DIGEST:OWNER    list        the owner's jobs with pending pictures, in turn
 waiting:DIGEST        hash        owner -> number of their pending pictures
-pictures:DIGEST       stream      pictures of a checkpoint that a worker claimed or is about to claim
-worker:NAME           string      what a live worker says of itself (JSON); expires `lease_s` after its last beat
+pictures:DIGEST       stream      pictures of a checkpoint that a worker has claimed or is about to claim
+worker:NAME           string      what a live worker says about itself (JSON); expires `lease_s` after its last heartbeat
 workers               set         names of workers; some may have died
 webhooks              sorted set  "ID EVENT" of each webhook to send; score: when to look at it again
 """
@@ -52,7 +52,7 @@ def png_key(job_id: str) -> str:
 
 
 def trajectory_field(index: int) -> str:
-    """The field of job:ID:png that holds a picture's strip."""
+    """Return the field of job:ID:png that holds a picture's trajectory."""
     return f"strip:{index}"
 
 

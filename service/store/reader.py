@@ -1,10 +1,6 @@
-"""Jobs as clients see them, read from Redis without blocking, and waiting for their end.
-
-Knows the schemas and `jobs.py`'s keys; writes nothing.
-"""
+"""Jobs as clients see them, read from Redis without blocking. Writes nothing and knows no HTTP."""
 
 import asyncio
-import json
 import math
 import statistics
 import time
@@ -29,12 +25,12 @@ from service.contract.schemas import (
     ScoreResult,
     Summary,
 )
+from service.store import workers
 from service.store.connection import entries_of, text
 from service.store.job_index import id_of
 from service.store.jobs import read_verdicts
 from service.store.keys import (
     GRID,
-    WORKERS,
     events_key,
     index_key,
     job_key,
@@ -46,26 +42,25 @@ from service.store.keys import (
     tombstone_key,
     trajectory_field,
     verdicts_key,
-    worker_key,
 )
 from shared.options import LIMITS
 
 SCORE_DIGITS = 6
-HEAD = ["record", "status", "started_at", "finished_at", "error"]  # what a job's hash has for a list
-LOOK_AGAIN_MS = 2000  # a waiter reads the state at least this often, whatever events it missed
+HEAD_FIELDS = ["record", "status", "started_at", "finished_at", "error"]  # of a job's hash, for lists of jobs
+LOOK_AGAIN_MS = 2000  # a waiting client's job is read at least this often, in case an event was missed
 
 
 class JobReader:
-    """What can be read of jobs, their pictures and the workers."""
+    """Reads jobs, their pictures, the queue and the workers."""
 
-    def __init__(self, connection: Redis, for_waiting: Redis | None = None) -> None:
-        """`for_waiting`: the connections of those who wait, who must not take away the others'."""
-        self.connection, self.for_waiting = connection, for_waiting or connection
-        self.stopping = False  # the server shuts down
-        self.shutdown_deadline = math.inf  # when, in monotonic seconds, those who wait are to have their answer
+    def __init__(self, connection: Redis, blocking: Redis | None = None) -> None:
+        """`blocking`: a pool for blocking reads, so that waiting clients cannot exhaust the main one."""
+        self.connection, self.blocking = connection, blocking or connection
+        self.stopping = False  # the server is shutting down
+        self.shutdown_deadline = math.inf  # when, in monotonic seconds, waiting clients must have their answer
 
     def stop(self, within_s: float) -> None:
-        """The server shuts down: streams that can be resumed end, and nobody waits for longer than this."""
+        """Begin the shutdown: resumable streams end now, and every wait ends within this time."""
         self.stopping, self.shutdown_deadline = True, time.monotonic() + within_s
 
     @property
@@ -73,10 +68,10 @@ class JobReader:
         return time.monotonic() >= self.shutdown_deadline
 
     async def job(self, job_id: str, *, small: bool = False) -> Job:
-        """The job as it stands. UnknownJob, ExpiredJob if it is not there.
+        """Return the job in its current state. UnknownJob, ExpiredJob.
 
-        Of a `small` one all verdicts are read in the same go; of a large one, which may have those of a hundred
-        repeats, the best repeat's are fetched after that.
+        All verdicts of a `small` job are read in one round trip. A large job may have a hundred repeats, so only those
+        of the best one are read, in a second round trip.
         """
         async with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
             pipe.hgetall(job_key(job_id))
@@ -102,38 +97,39 @@ class JobReader:
         return Job(**_head(state, done), **asked, result=result)
 
     async def _gone(self, job_id: str) -> ServiceError:
-        """Why there is nothing of a job."""
+        """Return the error for a job that is not in Redis."""
         if await self.connection.exists(tombstone_key(job_id)):
-            return ExpiredJob(f"the results of job {job_id!r} are over: they are kept for a limited time")
+            return ExpiredJob(f"the results of job {job_id!r} have expired; generate them again")
         return UnknownJob(f"there is no job {job_id!r}")
 
     async def check_owner(self, job_id: str, owner: str) -> None:
-        """UnknownJob for a job of somebody else, as for one that never was."""
+        """UnknownJob if the job belongs to another owner, as if it did not exist."""
         whose = await self.connection.get(tombstone_key(job_id))
         if whose is None or text(whose) != owner:
             raise UnknownJob(f"there is no job {job_id!r}")
 
     async def page(self, owner: str, limit: int, cursor: str | None) -> JobPage:
-        """Up to `limit` jobs of an owner, newest first, after those that a page with `next` = `cursor` ended with."""
+        """Return up to `limit` of an owner's jobs, newest first; `cursor`: the previous page's `next`."""
         last = f"({cursor}" if cursor else "+"
         found: Any = await self.connection.zrevrangebylex(index_key(owner), last, "-", start=0, num=limit + 1)
         members = [text(raw) for raw in found]
         async with self.connection.pipeline(transaction=False) as pipe:
             for member in members[:limit]:
-                pipe.hmget(job_key(id_of(member)), HEAD)
+                pipe.hmget(job_key(id_of(member)), HEAD_FIELDS)
                 pipe.hlen(verdicts_key(id_of(member)))
             answers = await pipe.execute()
         heads = []
         for values, done in zip(answers[::2], answers[1::2], strict=True):
-            state = {name: text(value) for name, value in zip(HEAD, values, strict=True) if value is not None}
-            if state:  # else its results are over
+            state = {name: text(value) for name, value in zip(HEAD_FIELDS, values, strict=True) if value is not None}
+            if state:  # otherwise it has expired
                 heads.append(JobHead(**_head(state, done)))
         return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
-        """The job once it has ended, or as it stands after `timeout_s` or when a shutdown wants an answer.
+        """Wait until the job ends, `timeout_s` pass or the shutdown's deadline comes, and return the job.
 
-        Events only wake; the state decides. Those that end no job, such as one for every picture, are passed over.
+        Events only wake this; the job's status decides. An event that ends no job, such as one for a picture, is
+        skipped.
         """
         deadline = time.monotonic() + timeout_s
         seen, look, small = "0-0", True, False
@@ -152,12 +148,12 @@ class JobReader:
             look = not entries or any(text(fields.get(b"status", b"")) in TERMINAL for _, fields in entries)
 
     async def read_streams(self, seen: dict[Any, Any], within_ms: int) -> Any:
-        """What streams, key -> last entry seen, get within a time; as XREAD has it.
+        """Wait for new entries of streams, given as key -> last entry seen, and return XREAD's answer.
 
-        Where more wait than there are connections for it, the others look at the end of that time only.
+        If the blocking pool is exhausted, sleep for that time instead and read once.
         """
         try:
-            return await self.for_waiting.xread(seen, block=within_ms)
+            return await self.blocking.xread(seen, block=within_ms)
         except MaxConnectionsError:
             await asyncio.sleep(within_ms / 1000)
             return await self.connection.xread(seen)
@@ -167,18 +163,18 @@ class JobReader:
         return None if status is None else text(status)
 
     async def image(self, job_id: str, index: int) -> bytes:
-        """A picture's PNG. NotReady while it is not made; UnknownJob, ExpiredJob, UnknownPicture."""
+        """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
         return await self._png(job_id, str(index), f"picture {index}", index)
 
     async def trajectory(self, job_id: str, index: int) -> bytes:
-        """A picture's strip as PNG. NotReady while it is not made; UnknownJob, ExpiredJob, UnknownPicture."""
+        """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
         raw = await self.connection.hget(job_key(job_id), "record")
         if raw is not None and JobRecord.model_validate_json(raw).trajectory is None:
-            raise UnknownPicture("the job was not asked for with a trajectory")
+            raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
         return await self._png(job_id, trajectory_field(index), f"the trajectory of picture {index}", index)
 
     async def grid(self, job_id: str) -> bytes:
-        """The grid's PNG. NotReady while the job is not finished; UnknownJob, ExpiredJob."""
+        """Return the grid's PNG. NotReady until the job is finished; UnknownJob, ExpiredJob."""
         grid = await self._png(job_id, GRID, "the grid", 0)
         return await self.image(job_id, int(grid)) if grid.isdigit() else grid
 
@@ -191,26 +187,23 @@ class JobReader:
             raise await self._gone(job_id)
         if index >= int(total):
             raise UnknownPicture(f"the job has the pictures 0 to {int(total) - 1}, not {index}")
-        raise NotReady(f"{what} is not made; the job is {text(status)}", job_status=text(status))
+        raise NotReady(f"{what} is not ready; the job is {text(status)}", job_status=text(status))
 
     async def workers(self) -> list[dict[str, Any]]:
-        """What the live workers, each with a model loaded, say of themselves; not those about to end."""
-        names = await self.connection.smembers(WORKERS)
-        found = await self.connection.mget([worker_key(text(name)) for name in names]) if names else []
-        workers = [json.loads(raw) for raw in found if raw is not None]
-        return [about for about in workers if not about.get("draining")]
+        """Return what the live workers say about themselves, without those that are shutting down."""
+        return [about for about in await workers.list_live_async(self.connection) if not about.get("draining")]
 
     async def open_pictures(self, digest: str) -> int:
-        """How many pictures of a checkpoint wait or are in work."""
+        """Return how many pictures of a checkpoint are pending or in progress."""
         return sum((await self.pending_by_owner(digest)).values()) + int(await self.connection.xlen(stream_key(digest)))
 
     async def pending_by_owner(self, digest: str) -> dict[str, int]:
-        """How many pictures of a checkpoint wait, by owner."""
+        """Return how many pictures of a checkpoint are pending, by owner."""
         found = await self.connection.hgetall(pending_counts_key(digest))
         return {text(owner): int(count) for owner, count in found.items()}
 
     async def longest_wait_s(self, digest: str) -> float:
-        """How long those have waited who are first among their owners' jobs: the longest of them; 0 if none waits."""
+        """Return the age of the oldest job that is next for its owner; 0 if none is pending."""
         owners: Any = await self.connection.zrange(owners_key(digest), 0, -1)
         firsts = [await self.connection.lindex(owner_jobs_key(digest, text(owner)), 0) for owner in owners]
         asked = [await self.connection.hget(job_key(text(job_id)), "asked_at") for job_id in firsts if job_id]
@@ -218,7 +211,7 @@ class JobReader:
 
 
 def _head(state: Mapping[str, str], done: int) -> dict[str, Any]:
-    """The fields of a JobHead, of a job's hash and the number of its finished pictures."""
+    """Return the fields of a JobHead, from a job's hash and the number of its finished pictures."""
     record = JobRecord.model_validate_json(state["record"])
     return {
         "id": record.id,
@@ -258,7 +251,7 @@ def _summary(values: Sequence[float]) -> Summary:
 
 
 def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -> GenerateResult | ScoreResult:
-    """The result as shown, `verdicts` being those of its best repeat."""
+    """Build the result that clients see; `verdicts`: those of its best repeat."""
     shown = [_picture(record, verdict) for verdict in verdicts]
     grid_url = f"/jobs/{record.id}/grid.png"
     if record.kind == "generate":

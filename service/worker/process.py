@@ -20,6 +20,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from service.settings import SettingError, Settings
+from service.store import workers
 from service.store.connection import RetryUntilStopped, connect
 from service.store.jobs import new_id
 from service.telemetry.logs import get_logger
@@ -161,7 +162,7 @@ class Heartbeat(threading.Thread):
 
     def beat(self) -> None:
         runner = self.worker.runner
-        runner.store.say_alive(runner.name, self.about())
+        workers.announce(runner.connection, runner.name, self.about(), self.settings.lease_s)
         runner.keep_claims()
         for execution in list(self.worker.executions.values()):
             if execution._job is not None:
@@ -185,7 +186,7 @@ class Heartbeat(threading.Thread):
         self.ended.set()
         self.join(timeout=5)
         with contextlib.suppress(RedisError):
-            self.worker.runner.store.say_gone(self.worker.runner.name)
+            workers.withdraw(self.worker.runner.connection, self.worker.runner.name)
 
 
 def build(settings: Settings, connection: Redis) -> PictureWorker:

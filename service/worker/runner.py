@@ -20,10 +20,11 @@ from service.contract import recipe
 from service.contract.recipe import MadeWith
 from service.contract.records import ACTIVE, FinishedPicture, JobRecord, JobResult, Picture, Scores, Verdict
 from service.settings import Settings
-from service.store.claims import GROUP, Claim
+from service.store.claims import Claim
 from service.store.connection import best_effort
 from service.store.jobs import JobStore
 from service.store.keys import png_key
+from service.store.sweep import Sweeper
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, one_step, waited
@@ -68,6 +69,7 @@ class Runner:
     def __init__(self, connection: Redis, settings: Settings, name: str) -> None:
         self.connection, self.settings, self.name = connection, settings, name
         self.store = JobStore(connection, settings)
+        self.sweeper = Sweeper(self.store)
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
         judge = load_evaluator(cache.fetch(None, kind="evaluator"), self.device)
@@ -267,7 +269,7 @@ class Runner:
         if time.monotonic() - self._swept_at >= LOOK_S:
             self._swept_at = time.monotonic()
             with best_effort():  # what it cannot put right now, the next one does
-                self.store.sweep()
+                self.sweeper.sweep()
 
     def _measure(self, worked: bool) -> bool:
         """Times a call of a model whose limit is not known, when there is no work, or more than its batch takes."""
@@ -304,7 +306,7 @@ class Runner:
             if status in ACTIVE and claim.picture.index not in done:
                 wanted.append(claim)
         lane.stream.discard([claim.entry for claim in claims if claim not in wanted])
-        self.store.begin_all({claim.picture.job for claim in wanted if progress[claim.picture.job][0] == "queued"})
+        self.store.begin(*{claim.picture.job for claim in wanted if progress[claim.picture.job][0] == "queued"})
         if not lane.makes:
             wanted = [replace(claim, picture=self._with_png(claim.picture)) for claim in wanted]
         for claim in wanted:
@@ -334,7 +336,7 @@ class Runner:
         lane.stream.discard(failed)
         if done:
             begun_at = time.time()
-            complete = self.store.commit(lane.stream.key, GROUP, done)
+            complete = self.store.commit(lane.stream.key, done)
             self._trace(lane, {one.picture.job for one in done}, begun_at)
             self._complete(complete, {one.picture.key: one.png for one in done})
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from redis import Redis
 
 from service.settings import Settings
-from service.store.jobs import JobStore
+from service.store import workers
 from service.worker.runner import Runner
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
@@ -101,7 +101,7 @@ def test_digits_are_served(folder: Path, settings: Settings, connection: Redis) 
         assert client.get("/labels").json()["labels"] == list(DIGITS)
         refused = client.post("/generate", json={"labels": [["red cube"]]})
         assert (refused.status_code, "red cube" in refused.json()["detail"]) == (422, True)
-        JobStore(connection, own.model_copy(update={"lease_s": 60})).say_alive("w1", {})
+        workers.announce(connection, "w1", {}, lease_s=60)
         job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
         runner = Runner(connection, own, "w1")
         runner.lane()

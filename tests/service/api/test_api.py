@@ -22,6 +22,7 @@ from service.api.preferences import Preferences, read_preferences
 from service.contract.errors import MAX_LISTED, BadRequest
 from service.contract.recipe import example
 from service.settings import Settings
+from service.store import workers
 from service.store.connection import text
 from service.store.jobs import JobStore
 from service.store.keys import WORKERS, job_key, png_key, tombstone_key, verdicts_key, worker_key
@@ -322,8 +323,8 @@ def test_a_full_queue_says_when_to_come_again(settings: Settings, alive: JobStor
         response = client.post("/generate", json={"labels": LISTS})
         assert problem(response, 429, "queue-full")["queued"] == 12
         assert response.headers["retry-after"] == "10"  # no rate is measured yet
-        alive.say_alive("w", {"pictures_per_s": 0.5})
-        alive.say_alive("v", {"pictures_per_s": 1.0})
+        workers.announce(alive.connection, "w", {"pictures_per_s": 0.5}, lease_s=60)
+        workers.announce(alive.connection, "v", {"pictures_per_s": 1.0}, lease_s=60)
         response = client.post("/score", json={"conditions": LISTS, "repeats": 1})
         problem(response, 429, "queue-full")
         assert response.headers["retry-after"] == "6"  # 12 + 2 - 5 pictures at 1.5 a second
@@ -517,9 +518,9 @@ def test_an_idempotency_key_holds_for_a_form_and_as_long_as_its_job(client: http
         return job_id
 
     job_id = ask()
-    alive.say_gone("w")  # what stands needs no worker
+    workers.withdraw(alive.connection, "w")  # what stands needs no worker
     assert ask() == job_id
-    alive.say_alive("w", {})
+    workers.announce(alive.connection, "w", {}, lease_s=60)
     alive.connection.delete(job_key(job_id))
     assert ask() != job_id
 

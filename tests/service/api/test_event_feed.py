@@ -27,6 +27,7 @@ import service.worker.previews
 from service.api.event_feed import Feeds
 from service.contract.records import Picture
 from service.settings import Settings
+from service.store import workers
 from service.store.jobs import JobStore
 from service.store.keys import events_key, previews_key, watched_key
 from service.store.reader import JobReader
@@ -46,7 +47,7 @@ Event = dict[str, Any]
 @pytest.fixture
 def store(connection: Redis, settings: Settings) -> JobStore:
     store = JobStore(connection, settings.model_copy(update={"lease_s": 60}))
-    store.say_alive("w", {})
+    workers.announce(store.connection, "w", {}, store.settings.lease_s)
     return store
 
 

@@ -22,6 +22,7 @@ from redis.retry import Retry
 from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer, find_binary
 from service.settings import Settings
+from service.store import workers
 from service.store.claims import GROUP
 from service.store.connection import RetryUntilStopped, connect, text
 from service.store.jobs import JobStore, new_id
@@ -202,7 +203,7 @@ def test_a_worker_rides_out_a_restart_of_redis_and_ends_without_it(
         assert store.statuses([job.id]) == {job.id: "finished"}
         told = [fields[b"picture"] for _, fields in connection.xrange(events_key(job.id)) if b"picture" in fields]
         assert sorted(int(index) for index in told) == list(range(12))
-        until(lambda: store.is_alive(text(name)))  # the same worker as before
+        until(lambda: workers.is_alive(store.connection, text(name)))  # the same worker as before
         assert worker.poll() is None
         server.process.kill()
         server.process.wait()

@@ -19,27 +19,8 @@ from service.store.keys import WEBHOOKS, job_key, previews_key, watched_key
 from service.worker.previews import Live
 from service.worker.runner import Runner
 from tests.service.api.test_event_feed import events, picture, row, submit, until_blocked
+from tests.service.store.helpers import full, read_only
 from tests.service.webhooks.test_worker import created
-
-
-@contextlib.contextmanager
-def full(connection: Redis) -> Iterator[None]:
-    connection.config_set("maxmemory", 1)
-    try:
-        yield
-    finally:
-        connection.config_set("maxmemory", 0)
-
-
-@contextlib.contextmanager
-def read_only(connection: Redis) -> Iterator[None]:
-    """As after a failover: it is a replica, here of nobody."""
-    connection.replicaof("127.0.0.1", 1)
-    try:
-        yield
-    finally:
-        connection.replicaof("NO", "ONE")
-
 
 TAKES_NO_WRITES = pytest.mark.parametrize("state", [full, read_only])
 

@@ -1,8 +1,7 @@
-"""Fair shares: pictures are dealt by owner and by job in turns, each of them once, and small jobs end first."""
+"""The fair queue: owners and jobs take turns, each picture is dispatched once, and small jobs end first."""
 
 import itertools
 import random
-import time
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
@@ -14,37 +13,15 @@ from redis import Redis
 from service.api.access.keys import hash_of, new_key
 from service.contract.records import JobRecord
 from service.settings import Settings
+from service.store import workers
 from service.store.claims import PictureStream
-from service.store.jobs import JobStore, new_id
+from service.store.jobs import JobStore
 from service.store.keys import owner_jobs_key, pending_counts_key
 from service.worker.runner import Runner
 from shared.checkpoint import read_info
-from shared.options import SamplingOptions
 from shared.registry import resolve
 from tests.conftest import serving
-
-DIGEST = "d" * 64
-
-
-def record(n: int, owner: str = "", *, digest: str = DIGEST, repeats: int = 1, steps: int = 4) -> JobRecord:
-    return JobRecord(
-        id=new_id(),
-        owner=owner,
-        kind="generate",
-        created_at=time.time(),
-        model="toy",
-        digest=digest,
-        labels=[["red cube"]] * n,
-        seed=7,
-        repeats=repeats,
-        columns=8,
-        options=SamplingOptions(steps=steps),
-    )
-
-
-@pytest.fixture
-def store(connection: Redis, settings: Settings) -> JobStore:
-    return JobStore(connection, settings)
+from tests.service.store.helpers import DIGEST, full, record
 
 
 @pytest.fixture
@@ -53,49 +30,49 @@ def stream(connection: Redis, settings: Settings) -> PictureStream:
 
 
 def created(store: JobStore, *jobs: JobRecord) -> dict[str, str]:
-    """Creates jobs; gives letters for their ids."""
+    """Create jobs and return a letter for each id."""
     for job in jobs:
         store.create(job)
     return {job.id: letter for job, letter in zip(jobs, "ABCDEFGH", strict=False)}
 
 
-def dealt(stream: PictureStream, names: dict[str, str], room: int) -> str:
+def claimed(stream: PictureStream, names: dict[str, str], room: int) -> str:
     return " ".join(f"{names[claim.picture.job]}{claim.picture.index}" for claim in stream.claim_new(room))
 
 
 def test_jobs_take_turns_however_the_claims_are_cut(store: JobStore, stream: PictureStream) -> None:
     names = created(store, record(5), record(1), record(3))
-    assert dealt(stream, names, 4) == "A0 B0 C0 A1"
-    assert dealt(stream, names, 1) == "C1"
-    assert dealt(stream, names, 9) == "A2 C2 A3 A4"
-    assert dealt(stream, names, 9) == ""
+    assert claimed(stream, names, 4) == "A0 B0 C0 A1"
+    assert claimed(stream, names, 1) == "C1"
+    assert claimed(stream, names, 9) == "A2 C2 A3 A4"
+    assert claimed(stream, names, 9) == ""
 
 
 def test_owners_take_turns_however_many_jobs_each_has(store: JobStore, stream: PictureStream) -> None:
     names = created(store, *(record(2, "alice") for _ in range(4)), record(3, "bob"))
-    assert dealt(stream, names, 3) == "A0 E0 B0"
-    assert dealt(stream, names, 4) == "E1 C0 E2 D0"
-    assert dealt(stream, names, 9) == "A1 B1 C1 D1"
+    assert claimed(stream, names, 3) == "A0 E0 B0"
+    assert claimed(stream, names, 4) == "E1 C0 E2 D0"
+    assert claimed(stream, names, 9) == "A1 B1 C1 D1"
 
 
-def test_who_comes_again_and_again_is_not_first_again_and_again(store: JobStore, stream: PictureStream) -> None:
+def test_frequent_requests_do_not_come_first_every_time(store: JobStore, stream: PictureStream) -> None:
     names = created(store, record(4, "alice"))
     order = ""
     for _ in range(3):
         names |= dict.fromkeys(created(store, record(1, "bob")), "b")
-        order += dealt(stream, names, 1) + " "
+        order += claimed(stream, names, 1) + " "
     assert order == "A0 b0 A1 "
 
 
-def test_a_job_that_comes_late_waits_for_one_turn_of_each_other(store: JobStore, stream: PictureStream) -> None:
+def test_a_late_job_waits_for_one_turn_of_each_other_job(store: JobStore, stream: PictureStream) -> None:
     names = created(store, record(3), record(3))
-    first = dealt(stream, names, 1)
+    first = claimed(stream, names, 1)
     names |= dict.fromkeys(created(store, record(1)), "late")
-    assert f"{first} {dealt(stream, names, 3)}" == "A0 B0 A1 late0"
+    assert f"{first} {claimed(stream, names, 3)}" == "A0 B0 A1 late0"
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_picture_is_dealt_once_unless_its_job_was_cancelled(
+def test_every_picture_is_dispatched_once_unless_its_job_is_cancelled(
     store: JobStore, stream: PictureStream, connection: Redis, seed: int
 ) -> None:
     random_ = random.Random(seed)
@@ -120,23 +97,20 @@ def test_every_picture_is_dealt_once_unless_its_job_was_cancelled(
     assert connection.keys("labelgrid:job:*:waiting") == []
 
 
-def test_a_job_that_ends_early_leaves_the_line(store: JobStore, stream: PictureStream, connection: Redis) -> None:
+def test_a_job_that_ends_early_leaves_the_queue(store: JobStore, stream: PictureStream, connection: Redis) -> None:
     for _ in range(3):
         job = record(2, "alice")
         store.create(job)
         store.cancel(job.id)
     assert connection.keys(owner_jobs_key(DIGEST, "*")) == []
     names = created(store, record(2, "alice"), record(1, "alice"))
-    assert dealt(stream, names, 9) == "A0 B0 A1"
+    assert claimed(stream, names, 9) == "A0 B0 A1"
 
 
-def test_pictures_are_dealt_while_redis_is_full(store: JobStore, stream: PictureStream, connection: Redis) -> None:
+def test_pictures_are_dispatched_while_redis_is_full(store: JobStore, stream: PictureStream, connection: Redis) -> None:
     names = created(store, record(3))
-    connection.config_set("maxmemory", "1")
-    try:
-        assert dealt(stream, names, 2) == "A0 A1"
-    finally:
-        connection.config_set("maxmemory", "0")
+    with full(connection):
+        assert claimed(stream, names, 2) == "A0 A1"
 
 
 def test_a_large_score_job_does_not_starve_small_requests(
@@ -171,7 +145,7 @@ def test_one_owner_cannot_fill_the_queue_for_the_others(connection: Redis, setti
     listed = ",".join(f"{name}:{hash_of(key)}" for name, key in keys.items())
     update = {"api_keys": listed, "max_queued_pictures_per_owner": 5, "max_queued_pictures": 8}
     bounded = settings.model_copy(update=update)
-    JobStore(connection, bounded.model_copy(update={"lease_s": 60})).say_alive("w", {"pictures_per_s": 0.5})
+    workers.announce(connection, "w", {"pictures_per_s": 0.5}, lease_s=60)
     with serving(bounded) as client:
 
         def ask(name: str, pictures: int) -> httpx.Response:

@@ -16,6 +16,7 @@ from redis import Redis
 from torch import Tensor
 
 from service.settings import Settings
+from service.store import workers
 from service.store.jobs import JobStore
 from service.telemetry.metrics import API, WORKER, WorkerState, padding, serve_worker
 from service.worker.runner import Runner
@@ -58,7 +59,7 @@ def test_the_api_says_what_it_answered_and_what_waits(
     store = JobStore(connection, settings.model_copy(update={"lease_s": 60}))
     before = read()
     assert before("workers") == before("open_jobs") == before("open_pictures") == 0
-    store.say_alive("w", {})
+    workers.announce(store.connection, "w", {}, store.settings.lease_s)
     body = {"labels": [["red cube"]] * 3, "steps": 2, "guidance": 2.0}
     job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
     client.get(f"/jobs/{job['id']}")
@@ -90,7 +91,7 @@ def test_the_api_says_what_it_answered_and_what_waits(
 
 
 def test_a_worker_says_what_it_made(client: httpx.Client, connection: Redis, settings: Settings) -> None:
-    JobStore(connection, settings.model_copy(update={"lease_s": 60})).say_alive("w", {})
+    workers.announce(connection, "w", {}, lease_s=60)
     runner = Runner(connection, settings, "w1")
     runner.lane()
     before = worker_reading()

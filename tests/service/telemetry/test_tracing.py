@@ -23,6 +23,7 @@ from redis import Redis
 import service.webhooks.worker
 from service.contract.records import JobRecord
 from service.settings import Settings
+from service.store import workers
 from service.store.connection import connect
 from service.store.jobs import JobStore
 from service.store.keys import png_key
@@ -93,7 +94,7 @@ def spans(hooked: Settings, monkeypatch: pytest.MonkeyPatch) -> Spans:
 
 @pytest.fixture
 def api(spans: Spans, hooked: Settings, connection: Redis) -> Iterator[httpx.Client]:
-    JobStore(connection, hooked.model_copy(update={"lease_s": 60})).say_alive("w", {})
+    workers.announce(connection, "w", {}, lease_s=60)
     with serving(hooked) as client:
         yield client
 

@@ -27,6 +27,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from service.contract.records import JobRecord, WebhookEvent
 from service.local.redis_server import RedisServer
 from service.settings import Settings
+from service.store import workers
 from service.store.connection import connect
 from service.store.jobs import JobStore, new_id
 from service.store.keys import WEBHOOKS
@@ -134,7 +135,7 @@ def test_a_job_of_the_api_is_told_of_by_the_worker_process(
     environment = {**os.environ, **{f"LABELGRID_{name.upper()}": str(getattr(hooked, name)) for name in names}}
     environment["LABELGRID_WEBHOOK_SECRET"] = SECRET
     worker = subprocess.Popen([sys.executable, "-m", "service", "webhooks"], cwd=ROOT, env=environment)
-    JobStore(store.connection, hooked.model_copy(update={"lease_s": 60})).say_alive("w", {"host": "another"})
+    workers.announce(store.connection, "w", {"host": "another"}, lease_s=60)
     try:
         with serving(hooked) as client:
             body = {"labels": [["red cube"]], "webhook": receiver.url}
@@ -428,7 +429,7 @@ def test_any_text_is_an_address_that_can_be_called_or_refused(url: str) -> None:
 
 
 def test_a_request_whose_webhook_cannot_be_is_refused(settings: Settings, hooked: Settings, store: JobStore) -> None:
-    store.say_alive("w", {})
+    workers.announce(store.connection, "w", {}, store.settings.lease_s)
     cases = [
         (settings, {"webhook": "http://example.com/"}, "this service has no webhooks"),
         (settings, {"webhook_events": ["finished"]}, "of no use without webhook"),

@@ -18,6 +18,7 @@ import redis
 from redis import Redis
 
 from service.settings import Settings
+from service.store import workers
 from service.store.claims import GROUP
 from service.store.connection import text
 from service.store.jobs import JobStore
@@ -94,7 +95,7 @@ def test_when_the_bound_is_over_those_who_wait_are_told_where_to_look(
 
 def test_a_draining_worker_counts_as_none(client: httpx.Client, alive: JobStore) -> None:
     assert client.get("/readyz").status_code == 200
-    alive.say_alive("w", {"draining": True})
+    workers.announce(alive.connection, "w", {"draining": True}, lease_s=60)
     for answer in (client.get("/readyz"), client.post("/generate", json=BODY)):
         assert answer.status_code == 503
         assert answer.json()["type"] == "urn:labelgrid:problem:no-worker"

@@ -13,6 +13,7 @@ from redis import Redis
 from service.api.access.guard import Exposed, check_listening, is_loopback, is_public
 from service.api.access.keys import BadKeys, KeyRing, hash_of, new_key, parse
 from service.settings import Settings
+from service.store import workers
 from service.store.jobs import JobStore
 from tests.conftest import serving
 from tests.paths import ROOT
@@ -40,7 +41,7 @@ def module_client(keyed: Settings) -> Iterator[httpx.Client]:
 @pytest.fixture
 def client(module_client: httpx.Client, connection: Redis, settings: Settings) -> httpx.Client:
     """A client of an API with keys; a worker says that it lives, and does nothing."""
-    JobStore(connection, settings.model_copy(update={"lease_s": 60})).say_alive("w", {})
+    workers.announce(connection, "w", {}, lease_s=60)
     return module_client
 
 

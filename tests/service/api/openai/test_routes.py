@@ -15,6 +15,7 @@ from redis import Redis
 
 from service.api.access.keys import hash_of, new_key
 from service.settings import Settings
+from service.store import workers
 from service.store.connection import text
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
@@ -121,7 +122,7 @@ def test_no_worker_is_503_and_a_slow_job_504(
     with pytest.raises(openai.InternalServerError) as caught:
         ai.images.generate(prompt=PROMPT)
     assert (caught.value.status_code, caught.value.code) == (503, "no_worker")
-    JobStore(connection, settings).say_alive("w", {})
+    workers.announce(connection, "w", {}, settings.lease_s)
     with serving(settings.model_copy(update={"wait_s": 0.0})) as other, openai_client(other) as impatient:
         with pytest.raises(openai.InternalServerError) as late:
             impatient.images.generate(prompt=PROMPT)

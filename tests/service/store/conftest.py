@@ -1,0 +1,24 @@
+"""A store, and two workers' views of one stream."""
+
+import pytest
+from redis import Redis
+
+from service.settings import Settings
+from service.store.claims import PictureStream
+from service.store.jobs import JobStore
+from tests.service.store.helpers import DIGEST
+
+
+@pytest.fixture
+def store(connection: Redis, settings: Settings) -> JobStore:
+    return JobStore(connection, settings)
+
+
+@pytest.fixture
+def a(connection: Redis, settings: Settings) -> PictureStream:
+    return PictureStream(connection, settings, DIGEST, "a")
+
+
+@pytest.fixture
+def b(connection: Redis, settings: Settings) -> PictureStream:
+    return PictureStream(connection, settings, DIGEST, "b")

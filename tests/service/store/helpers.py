@@ -1,0 +1,73 @@
+"""Jobs, finished pictures and states of Redis for the tests of the store."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from redis import Redis
+
+from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
+from service.store.claims import Claim
+from service.store.jobs import new_id
+from shared.options import SamplingOptions
+
+DIGEST = "d" * 64
+RESULT = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)
+
+
+def record(
+    n: int = 2,
+    owner: str = "",
+    *,
+    digest: str = DIGEST,
+    repeats: int = 1,
+    seed: int = 7,
+    created_at: float | None = None,
+) -> JobRecord:
+    return JobRecord(
+        id=new_id(),
+        owner=owner,
+        kind="generate",
+        created_at=time.time() if created_at is None else created_at,
+        model="toy",
+        digest=digest,
+        labels=[["red cube"]] * n,
+        seed=seed,
+        repeats=repeats,
+        columns=8,
+        options=SamplingOptions(steps=4),
+    )
+
+
+def done(claim: Claim, png: bytes = b"png") -> FinishedPicture:
+    picture = claim.picture
+    verdict = Verdict(
+        index=picture.index,
+        labels=picture.labels,
+        seed=picture.seed,
+        accuracy=1.0,
+        f1=1.0,
+        exact=True,
+        probabilities={"red cube": 1.0},
+    )
+    return FinishedPicture(claim.entry, picture, verdict, png)
+
+
+@contextlib.contextmanager
+def full(connection: Redis) -> Iterator[None]:
+    """Fill Redis, as far as it can tell."""
+    connection.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        connection.config_set("maxmemory", 0)
+
+
+@contextlib.contextmanager
+def read_only(connection: Redis) -> Iterator[None]:
+    """Make Redis a replica, as a failover does; here of nobody."""
+    connection.replicaof("127.0.0.1", 1)
+    try:
+        yield
+    finally:
+        connection.replicaof("NO", "ONE")

@@ -1,0 +1,117 @@
+"""Claims: each picture goes to one worker, leases expire, and pictures that kill workers are given up."""
+
+import math
+import time
+
+from redis import Redis
+
+from service.settings import Settings
+from service.store.claims import GROUP, PictureStream
+from service.store.jobs import JobStore
+from tests.service.store.helpers import DIGEST, record
+
+
+def test_a_picture_is_claimed_once_and_in_order(store: JobStore, a: PictureStream, b: PictureStream) -> None:
+    store.create(record(3))
+    assert [claim.picture.index for claim in a.claim_new(2)] == [0, 1]
+    assert [claim.picture.index for claim in b.claim_new(5)] == [2]
+    assert a.claim_new(5) == []
+
+
+def test_a_renewed_lease_is_kept_and_an_expired_one_is_taken_over(
+    connection: Redis, settings: Settings, store: JobStore
+) -> None:
+    quick = settings.model_copy(update={"lease_s": 0.2})
+    a, b = (PictureStream(connection, quick, DIGEST, name) for name in "ab")
+    store.create(record(2))
+    kept, lost = a.claim_new(5)
+    for _ in range(4):
+        time.sleep(0.08)
+        a.renew([kept.entry])
+    taken, hopeless = b.claim_stale(5, may_be_alone=True)
+    assert (taken, hopeless) == ([lost], [])
+    assert connection.xpending_range(a.key, GROUP, "-", "+", 5)[0]["times_delivered"] == 1
+
+
+def test_idle_consumers_are_dropped_unless_they_have_pictures(
+    connection: Redis, settings: Settings, store: JobStore
+) -> None:
+    patient = settings.model_copy(update={"lease_s": 0.05})
+    first, idle, busy = (PictureStream(connection, patient, DIGEST, name) for name in ("first", "idle", "busy"))
+
+    def names() -> list[bytes]:
+        return sorted(one["name"] for one in connection.xinfo_consumers(first.key, GROUP))
+
+    store.create(record(4))
+    busy.claim_new(1)
+    for done_with in (first, idle):
+        done_with.discard([claim.entry for claim in done_with.claim_new(1)])
+    assert names() == [b"busy", b"first", b"idle"]
+    time.sleep(0.08)
+    first.claim_stale(0, may_be_alone=False)
+    assert names() == [b"busy"]
+    assert len(first.claim_new(1)) == 1
+    assert names() == [b"busy", b"first"]
+    assert connection.xpending(first.key, GROUP)["pending"] == 2
+
+
+def test_a_released_picture_is_claimed_at_once_and_counts_as_new(
+    store: JobStore, a: PictureStream, b: PictureStream
+) -> None:
+    store.create(record(1))
+    for mine, other in ((a, b), (b, a)) * 3:
+        claims = mine.claim_new(1) or mine.claim_stale(1, may_be_alone=True)[0]
+        mine.release([claim.entry for claim in claims])
+        other._looked_at = 0.0
+    assert [claim.alone for claim in a.claim_stale(1, may_be_alone=True)[0]] == [False]
+
+
+def test_a_picture_whose_workers_die_is_sampled_alone_and_then_given_up(
+    connection: Redis, settings: Settings, store: JobStore
+) -> None:
+    quick = settings.model_copy(update={"lease_s": 0.05, "max_deliveries": 3})
+    a = PictureStream(connection, quick, DIGEST, "a")
+    job = record(2)
+    store.create(job)
+    a.claim_new(5)
+    seen = []
+    for _ in range(3):
+        time.sleep(0.08)
+        seen.append(a.claim_stale(5, may_be_alone=True))
+    assert [[(claim.picture.index, claim.alone) for claim in claims] for claims, _ in seen] == [
+        [(0, False), (1, False)],
+        [(0, True)],
+        [(1, True)],
+    ]
+    assert [[claim.picture.index for claim in hopeless] for _, hopeless in seen] == [[], [], [0]]
+
+
+def test_the_next_suspect_is_claimed_without_delay(connection: Redis, settings: Settings, store: JobStore) -> None:
+    quick = settings.model_copy(update={"lease_s": 0.05, "max_deliveries": 2})
+    a = PictureStream(connection, quick, DIGEST, "a")
+    store.create(record(2))
+    a.claim_new(5)
+    time.sleep(0.08)
+    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
+    a._looked_at = math.inf  # it has looked just now
+    assert a.claim_stale(0, may_be_alone=False) == ([], [])
+    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [1]
+    a._looked_at = math.inf
+    time.sleep(0.08)
+    assert a.claim_stale(5, may_be_alone=True) == ([], [])
+
+
+def test_a_stream_survives_a_flush_of_redis(connection: Redis, store: JobStore, a: PictureStream) -> None:
+    connection.flushall()
+    assert a.claim_stale(1, may_be_alone=True) == ([], [])  # as workers do, before they ask for new ones
+    assert a.claim_new(1) == []
+    store.create(record(1))
+    assert len(a.claim_new(1)) == 1
+
+
+def test_an_entry_that_is_not_a_picture_is_discarded(store: JobStore, a: PictureStream, connection: Redis) -> None:
+    connection.xadd(a.key, {"picture": "{}"})
+    connection.xadd(a.key, {"foreign": "x"})
+    store.create(record(1))
+    assert len(a.claim_new(5)) == 1
+    assert connection.xlen(a.key) == 1

@@ -1,0 +1,133 @@
+"""Sweeps: jobs that RQ lost are queued again, overdue ones fail, and healthy ones are left alone."""
+
+import time
+
+import pytest
+from redis import Redis
+from rq.job import Job as RqJob
+from rq.job import JobStatus
+from rq.serializers import JSONSerializer
+
+from service.contract.records import JobRecord
+from service.settings import Settings
+from service.store.claims import PictureStream
+from service.store.jobs import JobStore
+from service.store.keys import (
+    OPEN,
+    job_key,
+    owner_jobs_key,
+    pending_counts_key,
+)
+from service.store.sweep import JOBS_PER_SWEEP, Sweeper
+from tests.service.store.helpers import DIGEST, record
+
+
+@pytest.fixture
+def sweeper(store: JobStore) -> Sweeper:
+    return Sweeper(store)
+
+
+def lose(store: JobStore, connection: Redis, job: JobRecord, how: str) -> None:
+    rq_id = connection.hget(job_key(job.id), "rq")
+    assert isinstance(rq_id, bytes)
+    rq_job = RqJob.fetch(rq_id.decode(), connection=connection, serializer=JSONSerializer)
+    if how == "deleted":
+        rq_job.delete()
+    elif how == "failed":
+        rq_job.set_status(JobStatus.FAILED)
+    elif how == "dequeued":
+        connection.lpop(store.queue.key)
+    else:
+        connection.lpop(store.queue.key)
+        connection.hset(rq_job.key, mapping={"status": "started", "worker_name": "w"})
+
+
+@pytest.mark.parametrize("how", ["deleted", "failed", "dequeued", "started by a dead worker"])
+def test_a_job_that_rq_lost_is_queued_again_once(
+    store: JobStore, sweeper: Sweeper, connection: Redis, how: str
+) -> None:
+    job = record()
+    store.create(job)
+    lose(store, connection, job, how)
+    connection.delete(store.queue.key)
+    sweeper.sweep()
+    assert connection.llen(store.queue.key) == 0  # it may only just be on its way
+    sweeper.sweep()
+    assert connection.llen(store.queue.key) == 1
+    sweeper.sweep()
+    sweeper.sweep()
+    assert connection.llen(store.queue.key) == 1
+
+
+def test_sweeps_reach_every_job_and_each_one_is_short(store: JobStore, sweeper: Sweeper, connection: Redis) -> None:
+    jobs = [record() for _ in range(2 * JOBS_PER_SWEEP)]
+    for job in jobs:
+        store.create(job)
+    lose(store, connection, jobs[7], "failed")
+    connection.lrem(store.queue.key, 1, connection.hget(job_key(jobs[7].id), "rq"))  # type: ignore[arg-type]
+    before = connection.info("stats")["total_commands_processed"]
+    sweeper.sweep()
+    assert connection.info("stats")["total_commands_processed"] - before < 2 * JOBS_PER_SWEEP
+    for _ in range(10):
+        sweeper.sweep()
+    assert connection.llen(store.queue.key) == 2 * JOBS_PER_SWEEP
+
+
+def test_healthy_jobs_are_left_alone(store: JobStore, sweeper: Sweeper, connection: Redis, alive: JobStore) -> None:
+    taken, waiting, ended = (record() for _ in range(3))
+    for job in (taken, waiting, ended):
+        store.create(job)
+    lose(store, connection, taken, "started by a worker")  # which lives
+    store.fail(ended.id, "why")
+    connection.sadd(OPEN, ended.id, "nobody")
+    for _ in range(3):
+        sweeper.sweep()
+    assert connection.smembers(OPEN) == {taken.id.encode(), waiting.id.encode()}
+    assert connection.lrange(store.queue.key, 0, -1) == [connection.hget(job_key(waiting.id), "rq")]
+    assert store.statuses([waiting.id]) == {waiting.id: "queued"}
+
+
+def set_overdue(connection: Redis, job: JobRecord) -> None:
+    connection.hset(job_key(job.id), "overdue_at", connection.time()[0])
+
+
+def test_only_the_clock_of_redis_makes_a_job_overdue(store: JobStore, sweeper: Sweeper, connection: Redis) -> None:
+    day_s = 86400
+    late, from_the_past, from_the_future = (
+        record(),
+        record(created_at=time.time() - day_s),
+        record(created_at=day_s * 1e6),
+    )
+    for job in (late, from_the_past, from_the_future):
+        store.create(job)
+    sweeper.sweep()
+    assert store.is_open(late.id)
+    set_overdue(connection, late)
+    sweeper.sweep()
+    assert store.statuses([late.id]) == {late.id: "failed"}
+    assert store.is_open(from_the_past.id)
+    assert store.is_open(from_the_future.id)
+
+
+def test_open_jobs_keep_their_deadline_when_the_setting_changes(
+    connection: Redis, settings: Settings, store: JobStore
+) -> None:
+    job = record()
+    store.create(job)
+    Sweeper(JobStore(connection, settings.model_copy(update={"job_ttl_s": 86400, "job_timeout_s": 1}))).sweep()
+    assert store.is_open(job.id)
+
+
+def test_pending_pictures_of_a_deleted_job_are_removed(
+    store: JobStore, sweeper: Sweeper, a: PictureStream, connection: Redis
+) -> None:
+    gone, other = record(3), record(2)
+    for job in (gone, other):
+        store.create(job)
+    connection.delete(job_key(gone.id))
+    sweeper.sweep()
+    assert connection.smembers(OPEN) == {other.id.encode()}
+    assert connection.hgetall(pending_counts_key(DIGEST)) == {b"": b"2"}
+    assert connection.lrange(owner_jobs_key(DIGEST, ""), 0, -1) == [other.id.encode()]
+    assert list(connection.scan_iter(f"{job_key(gone.id)}*")) == []
+    assert [claim.picture.job for claim in a.claim_new(5)] == [other.id] * 2

@@ -1,0 +1,27 @@
+"""Live workers: announced for a lease, withdrawn at once, forgotten once dead."""
+
+import time
+
+from redis import Redis
+
+from service.store import workers
+from service.store.keys import WORKERS
+
+
+def test_a_worker_is_alive_for_one_lease(connection: Redis) -> None:
+    workers.announce(connection, "w", {}, lease_s=0.1)
+    assert workers.is_alive(connection, "w")
+    time.sleep(0.15)
+    assert not workers.is_alive(connection, "w")
+
+
+def test_live_workers_are_listed_and_dead_ones_forgotten(connection: Redis) -> None:
+    workers.announce(connection, "dead", {"host": "a"}, lease_s=0.01)
+    workers.announce(connection, "left", {"host": "b"}, lease_s=60)
+    workers.announce(connection, "live", {"host": "c"}, lease_s=60)
+    workers.withdraw(connection, "left")
+    time.sleep(0.02)
+    assert workers.list_live(connection) == [{"host": "c"}]
+    assert connection.smembers(WORKERS) == {b"dead", b"live"}
+    workers.forget_dead(connection)
+    assert connection.smembers(WORKERS) == {b"live"}
