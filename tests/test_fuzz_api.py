@@ -31,13 +31,8 @@ from service.api.app import create_app
 from service.contract.recipe import example as recipe_example
 from service.contract.records import MAX_SEED
 from service.settings import Settings
-<<<<<<< HEAD
-from service.store.jobs import JobStore
-from shared.checkpoint import read_info
-=======
 from service.store import workers
-from shared.checkpoint import promote, read_info, resolve
->>>>>>> 9e6c459 (store: JobStore split into jobs, workers and sweep; fair_queue, claims and outbox in plain words; tests after their modules; no migration of jobs without deadlines)
+from shared.checkpoint import read_info
 from shared.options import LIMITS
 from shared.registry import promote, resolve
 from tests.conftest import api_server, running

@@ -1,7 +1,7 @@
 """A fair queue of pending pictures: owners take turns, and so do the jobs of one owner.
 
-A large job takes one turn per picture, so it delays another job's picture by one turn at most. Workers dispatch pictures
-from here to the stream that they claim from (`claims.py`). Knows no HTTP and no torch, nor what jobs and pictures are.
+A large job takes one turn per picture, so it delays another job's picture by one turn at most. Workers dispatch
+pictures to the stream that they claim from (`claims.py`). Knows no HTTP and no torch, nor what jobs and pictures are.
 """
 
 from collections.abc import Sequence

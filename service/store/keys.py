@@ -18,7 +18,7 @@ turns:DIGEST          sorted set  owners with pending pictures of a checkpoint; 
 turns:DIGEST:OWNER    list        the owner's jobs with pending pictures, in turn
 waiting:DIGEST        hash        owner -> number of their pending pictures
 pictures:DIGEST       stream      pictures of a checkpoint that a worker has claimed or is about to claim
-worker:NAME           string      what a live worker says about itself (JSON); expires `lease_s` after its last heartbeat
+worker:NAME           string      description (JSON) of a live worker; expires `lease_s` after its last heartbeat
 workers               set         names of workers; some may have died
 webhooks              sorted set  "ID EVENT" of each webhook to send; score: when to look at it again
 """

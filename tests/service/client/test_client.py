@@ -128,7 +128,7 @@ def test_strips_are_fetched(call: Call, client: httpx.Client, working: Runner) -
     assert call("strip", job.id, 1) == client.get(job.result.pictures[1].trajectory_url).content
     again = call("generate", recipe=call("strip", job.id, 1))
     assert call("strip", again.id, 0) == call("strip", job.id, 1)
-    with pytest.raises(ApiError, match="not asked for with a trajectory"):
+    with pytest.raises(ApiError, match="has no trajectories"):
         call("strip", call("generate", LISTS, steps=1).id, 0)
 
 

@@ -196,7 +196,7 @@ def test_a_worker_rides_out_a_restart_of_redis_and_ends_without_it(
         assert server.process is not None
         server.process.kill()
         server.process.wait()
-        until(lambda: "Redis is away or full" in said.read_text())
+        until(lambda: "Redis is away or refuses writes" in said.read_text())
         assert worker.poll() is None
         server.start()
         until(lambda: not store.is_open(job.id))
@@ -219,7 +219,7 @@ def test_a_worker_rides_out_a_full_redis(connection: Redis, settings: Settings, 
         job = new_job(settings, steps=100, pictures=2)
         connection.config_set("maxmemory", 1)
         try:
-            until(lambda: "Redis is away or full" in said.read_text())
+            until(lambda: "Redis is away or refuses writes" in said.read_text())
         finally:
             connection.config_set("maxmemory", 0)
         store.create(job)
