@@ -14,7 +14,7 @@ $(VENV)/.%: pyproject.toml
 	touch $@
 
 demo: $(VENV)/.demo  ## Start everything, draw eight label lists, print the verdicts, write grid.png
-	$(BIN)/python -m service.local.demo
+	$(BIN)/python -m service demo
 
 serve: $(VENV)/.worker  ## Redis, a worker and the API on http://127.0.0.1:8000
 	$(BIN)/python -m service

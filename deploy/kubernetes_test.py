@@ -13,8 +13,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from cloudcoil.models.keda import v1alpha1 as keda
+from typer.main import get_command
 
-from service.__main__ import _parser
+from service.__main__ import app
 from service.api.app import create_app
 from service.settings import Settings
 from service.telemetry import metrics
@@ -151,7 +152,8 @@ def test_variables_are_settings_and_probes_are_routes(objects: list[Object]) -> 
                 assert container[probe]["exec"]["command"] == ["python", "-m", "service", "check"]
         if "command" in container:
             assert container["command"][:3] == ["python", "-m", "service"]
-            _parser().parse_args(container["command"][3:])
+            command, *options = container["command"][3:]
+            get_command(app).commands[command].make_context(command, options)  # raises what the service would
     for config in of_kind(objects, "ConfigMap"):
         assert {key for key in config["data"] if key.startswith("LABELGRID_")} <= known
 

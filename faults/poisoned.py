@@ -5,7 +5,6 @@ A picture of a purple cube fails in every step; one of a purple sphere kills the
 
 import os
 import signal
-import sys
 from collections.abc import Sequence
 
 from service.__main__ import main
@@ -26,4 +25,4 @@ def poisoned_step(self: Stepper, rows: Sequence[Row]) -> None:
 
 if __name__ == "__main__":
     Stepper.step = poisoned_step  # type: ignore[method-assign]
-    sys.exit(main())
+    main()

@@ -1,12 +1,18 @@
-"""`python -m service` runs everything in one go; with a role, `api` or `worker`, it runs that part alone."""
+"""`python -m service`: the command line for all processes of the service, and for its keys, secrets and settings.
 
-import argparse
+Each command imports what it needs itself: `check` runs every few seconds, and the API must not load torch.
+"""
+
+import contextlib
 import os
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from redis.exceptions import RedisError
 
 from service.settings import SettingError, Settings, read_settings, unknown_variables
@@ -17,65 +23,49 @@ from shared.registry import resolve
 
 log = get_logger(__name__)
 
-DESCRIPTION = """\
-Serves pictures from labels. Without a role it runs a Redis server, one worker and the API on this machine, on
-loopback only, until Ctrl-C. Settings come from the environment (LABELGRID_..., see service/settings.py)."""
+HELP = """Generates pictures from labels.
+
+Without a command it runs a Redis server, a worker and the API on this machine, on loopback only, until Ctrl-C: it is
+short for `all`, and takes its options --port, --storage and --state. docs/settings.md lists the environment variables
+that set everything else.
+"""
+
+app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Port = Annotated[int, typer.Option(min=1, max=65535, help="port of the API")]
+Storage = Annotated[
+    str | None, typer.Option(help="folder or address of the checkpoints (default: LABELGRID_STORAGE or models)")
+]
 
 
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port; wanted 1 to 65535")
-    return int(text)
+@contextlib.contextmanager
+def _process(role: str, storage: str | None = None) -> Iterator[Settings]:
+    """Start logs and traces and give the settings; an expected error exits with one line and status 1."""
+    if storage:
+        os.environ["LABELGRID_STORAGE"] = storage  # the processes that this one starts read it, too
+    try:
+        settings = read_settings()
+        logs.configure(settings, role)
+        if role != "check":
+            _warn_of_unknown_variables()
+        if role in ("api", "worker", "webhooks"):
+            tracing.start(settings, role)
+        yield settings
+    except KeyboardInterrupt:  # uvicorn raises it again once the API has shut down
+        pass
+    except (CheckpointError, SettingError, RuntimeError, OSError, RedisError) as error:
+        raise _failure(error) from error
+    finally:
+        tracing.stop()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m service", description=DESCRIPTION)
-    parser.add_argument(
-        "role",
-        nargs="?",
-        choices=["all", "api", "worker", "webhooks", "check"],
-        default="all",
-        help="what to run (default: all); `check` succeeds if a worker of this host lives, for containers",
-    )
-    parser.add_argument("--port", type=_port, default=8000, help="port of the API, 1 to 65535 (default: 8000)")
-    parser.add_argument("--host", help="address that `api` listens on (default: 127.0.0.1); `all` is loopback only")
-    parser.add_argument("--storage", help="folder or address of the checkpoints (default: LABELGRID_STORAGE or models)")
-    parser.add_argument(
-        "--state", type=Path, help="folder for Redis's data, kept across runs (default: a temporary one); for `all`"
-    )
-    return parser
-
-
-def _run_all(port: int, state: Path | None, settings: Settings) -> None:
-    from service.local.supervisor import Supervisor
-
-    for kind in ("denoiser", "evaluator"):  # before anything is started: the worker could not
-        resolve(settings.storage, None, kind)
-    redis_url = settings.redis_url if "redis_url" in settings.model_fields_set else None
-    with tempfile.TemporaryDirectory(prefix="labelgrid-") as temporary:
-        supervisor = Supervisor(
-            port=port,
-            state=(state or Path(temporary)).absolute(),
-            redis_url=redis_url,
-            webhooks=settings.webhook_secret is not None,
-        )
-        supervisor.run(lambda address: print(f"labelgrid is ready: {address} (docs at {address}/docs)", flush=True))
-
-
-def _run_api(host: str, port: int, settings: Settings) -> None:
-    from service.api.access.guard import check_listening
-    from service.api.app import create_app
-    from service.api.server import Server
-
-    check_listening(settings, host)
-    server = Server(create_app(settings), host=host, port=port)
-    server.run()
-    if not server.started:
-        raise RuntimeError("the API did not start; the log says why")
+def _failure(message: object) -> typer.Exit:
+    print(f"labelgrid: {message}", file=sys.stderr)
+    return typer.Exit(1)
 
 
 def _warn_of_unknown_variables() -> None:
-    """One line about LABELGRID_ variables that nothing reads; they are taken away, so that no part says it again."""
+    """Log the LABELGRID_ variables that nothing reads, and remove them so that no child process logs them again."""
     if unknown := unknown_variables():
         names = [f"{name} (did you mean {nearest}?)" if nearest else name for name, nearest in unknown.items()]
         log.warning("no setting has this name", variables=", ".join(names))
@@ -83,55 +73,162 @@ def _warn_of_unknown_variables() -> None:
         del os.environ[name]
 
 
-def _worker_lives(settings: Settings) -> bool:
-    from rq import Worker
+@app.command("all")
+def run_all(
+    port: Port = 8000,
+    storage: Storage = None,
+    state: Annotated[
+        Path | None, typer.Option(help="folder for Redis's data, kept across runs (default: a temporary one)")
+    ] = None,
+    host: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run everything on this machine (the default)."""
+    from service.local.supervisor import Supervisor
 
-    from service.store import workers
-    from service.store.connection import connect
-    from service.store.jobs import JobStore
+    if host is not None:
+        raise typer.BadParameter("only `api` takes --host; `all` listens on loopback only")
+    with _process("all", storage) as settings, tempfile.TemporaryDirectory(prefix="labelgrid-") as temporary:
+        for kind in ("denoiser", "evaluator"):  # reports a missing checkpoint before anything is started
+            resolve(settings.storage, None, kind)
+        supervisor = Supervisor(
+            port=port,
+            state=(state or Path(temporary)).absolute(),
+            redis_url=settings.redis_url if "redis_url" in settings.model_fields_set else None,
+            webhooks=settings.webhook_secret is not None,
+        )
+        supervisor.run(lambda address: print(f"labelgrid is ready: {address} (docs at {address}/docs)", flush=True))
 
-    store = JobStore(connect(settings.redis_url), settings)
-    hosts = [about["host"] for about in workers.list_live(store.connection)]
-    return socket.gethostname() in hosts + [worker.hostname for worker in Worker.all(queue=store.webhooks)]
+
+@app.command()
+def api(
+    port: Port = 8000,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    storage: Storage = None,
+) -> None:
+    """Run the API."""
+    with _process("api", storage) as settings:
+        from service.api.access.guard import check_listening
+        from service.api.app import create_app
+        from service.api.server import Server
+
+        check_listening(settings, host)
+        server = Server(create_app(settings), host=host, port=port)
+        server.run()
+        if not server.started:
+            raise RuntimeError("the API did not start; see its log")
 
 
-def main() -> int:
-    parser = _parser()
-    args = parser.parse_args()
-    if args.host and args.role != "api":
-        parser.error("--host is for the role api; `all` listens on loopback only")
-    if args.storage:
-        os.environ["LABELGRID_STORAGE"] = args.storage  # for the processes that we start, too
+@app.command()
+def worker(storage: Storage = None) -> None:
+    """Run a worker, which generates and scores pictures."""
+    with _process("worker", storage) as settings:
+        from service.worker.process import main as work
+
+        work(settings)
+
+
+@app.command()
+def webhooks() -> None:
+    """Run the process that sends webhooks."""
+    with _process("webhooks") as settings:
+        from service.webhooks.worker import main as send
+
+        send(settings)
+
+
+@app.command()
+def check() -> None:
+    """Check that a worker of this host is alive.
+
+    Exits with 1 if there is none, for the health checks of containers.
+    """
+    with _process("check") as settings:
+        from rq import Worker
+
+        from service.store import workers
+        from service.store.connection import connect
+        from service.store.jobs import JobStore
+
+        store = JobStore(connect(settings.redis_url), settings)
+        hosts = [about["host"] for about in workers.list_live(store.connection)]
+        hosts += [sender.hostname for sender in Worker.all(queue=store.webhooks)]
+        if socket.gethostname() not in hosts:
+            raise typer.Exit(1)
+
+
+@app.command()
+def keys(
+    name: Annotated[
+        str, typer.Argument(help="the key's owner, to whom its jobs belong: letters, digits, '.', '_' and '-'")
+    ],
+) -> None:
+    """Make an API key.
+
+    The key goes to its client and is shown only this once. The line with its hash goes into LABELGRID_API_KEYS, or into
+    the file that LABELGRID_API_KEYS_FILE names.
+    """
+    from service.api.access.keys import ENTRY, hash_of, new_key
+
+    key = new_key()
+    entry = f"{name}:{hash_of(key)}"
+    if ENTRY.fullmatch(entry) is None:
+        raise typer.BadParameter(
+            f"{name!r}: wanted up to 64 letters, digits, '.', '_' and '-', the first a letter or digit"
+        )
+    print(f"key for {name}, for the client to keep:", file=sys.stderr)
+    print(key)
+    print("for LABELGRID_API_KEYS:", file=sys.stderr)
+    print(entry)
+
+
+@app.command()
+def webhook_secret(
+    name: Annotated[str, typer.Argument(help="the owner; leave it out if the service has no API keys")] = "",
+) -> None:
+    """Print the secret that verifies an owner's webhooks.
+
+    It is derived from LABELGRID_WEBHOOK_SECRET.
+    """
+    from service.webhooks.signing import shown, signing_key
+
     try:
-        settings = read_settings()
-        logs.configure(settings, args.role)
-        if args.role != "check":  # which is asked every few seconds
-            _warn_of_unknown_variables()
-        if args.role in ("api", "worker", "webhooks"):
-            tracing.start(settings, args.role)
-        if args.role == "api":
-            _run_api(args.host or "127.0.0.1", args.port, settings)
-        elif args.role == "worker":
-            from service.worker.process import main as work
+        secret = read_settings().webhook_secret
+    except SettingError as error:
+        raise _failure(error) from error
+    if secret is None:
+        raise _failure("LABELGRID_WEBHOOK_SECRET is not set")
+    print(shown(signing_key(secret.get_secret_value(), name)))
 
-            work(settings)
-        elif args.role == "webhooks":
-            from service.webhooks.worker import main as send
 
-            send(settings)
-        elif args.role == "check":
-            return 0 if _worker_lives(settings) else 1
-        else:
-            _run_all(args.port, args.state, settings)
-    except KeyboardInterrupt:  # uvicorn raises it anew once the API has shut down
-        return 0
-    except (CheckpointError, SettingError, RuntimeError, OSError, RedisError) as error:
-        print(f"labelgrid: {error}", file=sys.stderr)
-        return 1
-    finally:
-        tracing.stop()
-    return 0
+@app.command()
+def settings() -> None:
+    """Print docs/settings.md."""
+    from service.settings_doc import document
+
+    print(document(), end="")
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="the same seed gives the same pictures")] = 7,
+    grid: Annotated[Path, typer.Option(help="file for the grid of pictures")] = Path("grid.png"),
+) -> None:
+    """Start everything, generate eight pictures, and stop."""
+    from service.client import ClientError
+    from service.local.demo import run
+
+    try:
+        run(seed, grid)
+    except (RuntimeError, OSError, ClientError) as error:
+        raise _failure(error) from error
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] != "--help"):
+        arguments = ["all", *arguments]
+    app(arguments, prog_name="python -m service")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

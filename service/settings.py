@@ -1,4 +1,4 @@
-"""Every setting of the service, its default and why: read once, at the entry, from LABELGRID_... variables.
+"""Every setting of the service, with its default and meaning; each process reads them once, when it starts.
 
 Knows neither HTTP nor torch.
 """
@@ -18,12 +18,12 @@ from shared.storage import Location, open_storage
 
 if TYPE_CHECKING:
     Storage = Location
-else:  # pydantic knows no UPath, which is there only where a storage needs it
+else:  # pydantic cannot validate a UPath, whose package is installed only if an address needs it
     Storage = Annotated[Any, BeforeValidator(open_storage)]
 
 
 PREFIX = "LABELGRID_"
-NOT_OURS = {"LABELGRID_URL", "LABELGRID_API_KEY"}  # the client's
+CLIENTS = {"LABELGRID_URL", "LABELGRID_API_KEY"}  # variables that the client reads
 
 
 def _lower(value: Any) -> Any:
@@ -42,127 +42,139 @@ def _device(value: str) -> str:
 
 
 class SettingError(ValueError):
-    """A setting whose value is not allowed, or cannot be used on this machine: the variable, its value and why."""
+    """A value that is not allowed or cannot be used here; the message names the variable, the value and the reason."""
 
     def __init__(self, name: str, value: Any, reason: str) -> None:
         given = [variable for variable in variables(name) if os.environ.get(variable)]
-        shown = re.sub(".*@", "***@", str(value))  # an address may have a password
+        shown = re.sub(".*@", "***@", str(value))  # an address may contain a password
         super().__init__(f"{(given or variables(name))[0]}={shown}: {reason}")
 
 
 class Settings(BaseSettings):
-    """The service's settings; each field NAME is the environment variable LABELGRID_NAME."""
+    """The service's settings; each field NAME is read from the environment variable LABELGRID_NAME."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="ignore", populate_by_name=True, frozen=True, env_ignore_empty=True
+        env_prefix=PREFIX,
+        extra="ignore",
+        populate_by_name=True,
+        frozen=True,
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,  # for docs/settings.md
     )
 
-    # Where the checkpoints lie, NAME.safetensors and promoted.json: a folder, or an address that fsspec opens, such as
-    # s3://bucket/path.
     storage: Storage = Path("models")
-    # The Redis that API and workers share; also read from REDIS_URL, which other tools set. `python -m service`
-    # starts a server of its own where neither is given.
+    """Where the checkpoints are, NAME.safetensors and promoted.json: a folder, or an address that fsspec opens, such as
+    s3://bucket/path."""
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("LABELGRID_REDIS_URL", "REDIS_URL")
     )
-    # Name of the RQ queue, one only: a worker with several would fetch jobs in a way that can lose one.
+    """The Redis server that the API and the workers share. If neither variable is set, `python -m service` starts a
+    server of its own."""
     queue: str = "labelgrid"
+    """Name of the RQ queue of jobs. Only one: a worker that reads several queues can lose a job."""
 
-    # How long a finished job and its pictures can be fetched.
     job_ttl_s: int = Field(default=3600, ge=1)
-    # How long after that a job is known to have been: 410 rather than 404. It costs some 200 bytes a job.
+    """How long a job and its pictures are kept after it ends."""
     remembered_s: int = Field(default=86400, ge=0)
-    # A job that is not finished this long after its creation fails: no client waits for ever.
+    """How much longer an expired job is answered with 410 rather than 404. Costs about 200 bytes a job."""
     job_timeout_s: int = Field(default=3600, ge=1)
-    # Pictures of one model that may wait or be in work. Beyond, requests are 429; an empty queue takes any one request.
+    """A job fails if it has not finished this long after its creation."""
     max_queued_pictures: int = Field(default=10_000, ge=1)
-    # Of these, what one API key's owner may have waiting: the rest of the queue stays free for the others.
+    """Maximum number of unfinished pictures of one model. Beyond it requests get a 429; an empty queue accepts any
+    request."""
     max_queued_pictures_per_owner: int = Field(default=5_000, ge=1)
-    # How long a request without `Prefer` waits for its job before it is answered 202.
+    """Maximum number of pending pictures of one API key's owner, so that others find room in the queue."""
     wait_s: float = Field(default=300.0, ge=0)
-    # Largest request body but for forms: a test file as JSON.
+    """How long a request without a `Prefer` header waits for its job before it gets a 202."""
     body_limit_bytes: int = Field(default=LIMITS.max_file_bytes + 65536, ge=1024)
-    # Largest form: a zip of pictures, a grid with its recipe, and what multipart adds to them.
+    """Maximum size of a request body other than a form, such as a test file as JSON."""
     upload_limit_bytes: int = Field(default=(16 << 20) + 65536, ge=1024)
-    # Entries that a zip of pictures may have, with folders and what operating systems add.
+    """Maximum size of a multipart form, such as a zip of pictures."""
     zip_entries: int = Field(default=1024, ge=1)
-    # Bytes that a zip's pictures may have in all, unpacked, and once more as pixels of 3 bytes.
+    """Maximum number of entries of an uploaded zip, including folders and files that operating systems add."""
     zip_unpacked_bytes: int = Field(default=32 << 20, ge=1024)
-    # Pixels that a picture in a zip may be wide and high.
+    """Maximum size of an uploaded zip's pictures in all: unpacked, and separately as pixels of 3 bytes."""
     picture_side: int = Field(default=512, ge=1, le=4096)
+    """Maximum width and height in pixels of an uploaded picture."""
 
-    # Address at which a worker serves its metrics, if it has a port for them. The API has its own at GET /metrics.
     metrics_host: str = "127.0.0.1"
-    # The port for them, at /metrics; none serves none, 0 takes a free one, which the worker's log names.
+    """Address on which a worker serves its metrics, if metrics_port is set. The API serves its own at GET /metrics."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
-    # API keys, as NAME:HASH with commas or spaces between; `python -m service.api.access.keys NAME` makes one. With keys set,
-    # here or in a file, every request but those for the page and for health needs one, and jobs are their owner's.
+    """Port of a worker's metrics, at /metrics. If unset, a worker serves none; 0 picks a free port and logs it."""
     api_keys: str = ""
-    # A file with more of them, one a line; read again when it changes.
+    """API keys as NAME:HASH, separated by commas or spaces; `python -m service keys NAME` makes one. If keys are set
+    here or in a file, every request except those for the page and for health needs one, and a job belongs to the owner
+    of its key."""
     api_keys_file: Path | None = None
-    # Requests that the owner of an API key may make, over a sliding window; `none` for no limit, as it is without keys.
+    """A file with further API keys, one a line. It is read again when it changes."""
     rate_limit: str = "3000/minute"
-    # Lets the API listen beyond loopback without keys: for everybody who reaches it.
+    """Maximum rate of requests of one API key's owner, over a sliding window; `none` turns it off. It has no effect
+    without keys."""
     allow_no_keys: bool = False
-    # The address under which a container's port is published, where the API itself listens on all: what counts for the
-    # rule that without keys it is loopback only.
+    """Lets the API listen beyond loopback without API keys, open to everybody who can reach it."""
     published_on: str = ""
+    """The host address on which a container's port is published. Without API keys this address must be loopback, since
+    inside the container the API listens on all addresses."""
 
-    # What signs webhooks; without it there are none. Long and random: it signs
-    # for all owners. `python -m service.webhooks.signing NAME` prints what a receiver needs.
     webhook_secret: SecretStr | None = None
-    # Whether webhooks may call addresses of this machine and of private networks.
+    """The secret from which all owners' signing keys are derived; make it long and random. Without it there are no
+    webhooks. `python -m service webhook-secret NAME` prints what a receiver needs."""
     webhook_allow_private: bool = False
-    # One attempt, from the name's resolution to the answer's status, takes so long at most.
+    """Whether webhooks may call addresses of this machine and of private networks."""
     webhook_timeout_s: float = Field(default=10.0, gt=0, le=50)
-    # How often a webhook is tried. Waits are webhook_backoff_s after the first attempt, then each four times the last.
+    """Maximum duration of one attempt, from resolving the host name to the status of the response."""
     webhook_attempts: int = Field(default=6, ge=1, le=10)
-    # Six attempts from 5 s on take about half an hour.
+    """How often a webhook is attempted. The pause after the first attempt is webhook_backoff_s; each further pause is
+    four times as long as the one before."""
     webhook_backoff_s: float = Field(default=5.0, gt=0)
-    # Name of the RQ queue of webhooks.
+    """Pause after the first attempt. Six attempts starting with 5 s take about half an hour."""
     webhook_queue: str = "labelgrid-webhooks"
+    """Name of the RQ queue of webhooks."""
 
-    # After SIGTERM, a process has so long to finish what it has in work: a worker its pictures, of which it leaves to
-    # others those that it would not finish, the API its answers (3 s at least).
     drain_s: float = Field(default=20.0, ge=0)
+    """How long a process may finish its work after SIGTERM. A worker finishes the pictures it can and hands the others
+    back; the API, which takes at least 3 s, answers its open requests."""
 
-    # How logs are written, to standard error: a JSON object a line, or for people to read.
     log_format: Literal["json", "console"] = "console"
-    # The least level of lines that are written of our own code; of libraries it is warning.
+    """Format of the logs on standard error: one JSON object a line, or text for people."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    """Minimum level of our own log lines. Libraries log from `warning` on."""
 
-    # Whether spans are sent by OTLP, to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs the extra `otel` installed.
     tracing: bool = False
+    """Whether to send traces by OTLP, to the address in OTEL_EXPORTER_OTLP_ENDPOINT. Needs the extra `otel`."""
 
-    # Where the network runs: cpu, cuda, cuda:1, or auto for the GPU if there is one.
     device: Annotated[str, AfterValidator(_device)] = "auto"
-    # Pictures that one worker samples at the same time. Without it a worker times calls of its network when it has
-    # nothing else to do, or more to do than it can, and takes the smallest number, from 16 on, with nearly the best
-    # rows/s.
+    """Where the network runs: cpu, cuda, cuda:1, or auto, which takes the GPU if there is one."""
     batch_pictures: int | None = Field(default=None, ge=1)
-    # Network rows of one call, at most (a guided picture takes two). Without it as many as were found. Where both are
-    # set nothing is timed, and all pictures step together; else large jobs wait for small ones (docs/architecture.md).
+    """Maximum number of pictures that a worker samples at the same time. If unset, the worker measures its network and
+    chooses the smallest batch, of at least 16 pictures, whose throughput in rows/s is near the best."""
     batch_rows: int | None = Field(default=None, ge=1)
-    # How often, at most, a worker tells those who watch a job of its steps, with previews.
+    """Maximum number of rows in one call of the network; a guided picture takes two. If unset, it follows from the
+    measurement. If both are set, nothing is measured and all pictures step together; otherwise large jobs give way to
+    small ones (docs/architecture.md)."""
     live_every_s: float = Field(default=0.5, ge=0)
-    # Models that a worker keeps loaded; beyond, the one idle for longest is let go.
+    """Minimum interval between a worker's progress events with previews, for clients that watch a job."""
     loaded_models: int = Field(default=2, ge=1)
-    # A model unused for this long is let go, unless it is the promoted one.
+    """Maximum number of models that a worker keeps loaded. Beyond it, the least recently used one is unloaded."""
     idle_model_s: float = Field(default=600.0, ge=0)
-    # How often a worker looks whether another model is promoted, and how old the API's view of a remote storage may be.
+    """A model that is unused for this long is unloaded, unless it is the promoted one."""
     storage_every_s: float = Field(default=2.0, ge=0)
-    # Where a worker keeps checkpoint files by digest, so that what was accepted can be made after storage has changed.
+    """How often a worker checks which model is promoted, and how old the API's view of a remote storage may be."""
     cache: Path = Path("~/.cache/labelgrid")
-    # About how much it keeps there.
+    """Where a worker caches checkpoint files by digest, so that accepted jobs can finish after the storage has
+    changed."""
     cache_bytes: int = Field(default=4 << 30, ge=0)
-    # A worker says this often that it lives and still works at the pictures it claimed.
+    """Approximate maximum size of that cache."""
     heartbeat_s: float = Field(default=2.0, gt=0)
-    # A worker silent for this long is dead and its pictures are another's; longer than some missed heartbeats.
+    """How often a worker reports that it is alive and renews the leases of the pictures it has claimed."""
     lease_s: float = Field(default=8.0, gt=0)
-    # A worker whose loop has not moved for this long no longer renews its leases: it hangs.
+    """A worker without a heartbeat for this long counts as dead, and other workers take over its pictures. Should be
+    several times heartbeat_s."""
     stalled_after_s: float = Field(default=120.0, gt=0)
-    # A picture that was in a dying worker this often fails its job. The last try is made alone.
+    """A worker whose loop makes no progress for this long counts as hung and no longer renews its leases."""
     max_deliveries: int = Field(default=3, ge=2)
+    """A job fails when workers have died this often with the same picture in progress. The last attempt samples that
+    picture alone."""
 
     @property
     def has_keys(self) -> bool:
@@ -170,13 +182,13 @@ class Settings(BaseSettings):
 
 
 def variables(name: str) -> list[str]:
-    """The environment variables that a field is read from, ours first."""
+    """Return the environment variables that a field is read from, ours first."""
     alias = Settings.model_fields[name].validation_alias
     return [str(one) for one in getattr(alias, "choices", [])] or [PREFIX + name.upper()]
 
 
 def read_settings() -> Settings:
-    """The settings of the environment. SettingError for a value that is not allowed."""
+    """Read the settings from the environment. Raises SettingError for a value that is not allowed."""
     try:
         return Settings()
     except ValidationError as error:
@@ -189,14 +201,14 @@ def read_settings() -> Settings:
 
 
 def unknown_variables() -> dict[str, str]:
-    """The environment's LABELGRID_ variables that nothing reads, each with the setting's that is nearest, or ""."""
+    """Return the LABELGRID_ variables that nothing reads, each with the most similar setting's variable or ""."""
     known = [variable for name in Settings.model_fields for variable in variables(name)]
     ours = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
-    unknown = [name for name in ours if name.upper() not in {*known, *NOT_OURS}]
+    unknown = [name for name in ours if name.upper() not in {*known, *CLIENTS}]
     return {name: _nearest(name, known) for name in unknown}
 
 
 def _nearest(variable: str, known: list[str]) -> str:
-    """Compares what comes after the prefix, which all have."""
+    # Without the prefix, which makes all names look alike.
     ends = [name.removeprefix(PREFIX) for name in known]
     return "".join(PREFIX + end for end in difflib.get_close_matches(variable[len(PREFIX) :].upper(), ends, 1))

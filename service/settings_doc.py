@@ -1,46 +1,21 @@
-"""`python -m service.settings_doc > docs/settings.md`: the list of settings, made from the Settings class.
-
-A setting's meaning is the comment above its field.
-"""
-
-import inspect
-import re
-import sys
-
-from pydantic_core import PydanticUndefined
+"""docs/settings.md, generated from the Settings class: `python -m service settings > docs/settings.md`."""
 
 from service.settings import Settings, variables
 
 HEAD = """\
 # Settings
 
-Made by `python -m service.settings_doc > docs/settings.md` from `service/settings.py`; a test keeps both equal. API and
-workers read them from the environment when they start; a value that is not allowed stops the start with a message.
+The API and the workers read their settings from environment variables when they start, and refuse to start with a value
+that is not allowed. This page is generated: `python -m service settings > docs/settings.md`.
 
-| variable | default | allowed | what it is |
+| variable | default | allowed | meaning |
 | --- | --- | --- | --- |
 """
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
-def comments() -> dict[str, str]:
-    """The comment above each field, as one line."""
-    found: dict[str, str] = {}
-    above: list[str] = []
-    for line in inspect.getsource(Settings).splitlines():
-        if match := re.fullmatch(r"    # (.*)", line):
-            above.append(match[1])
-            continue
-        if match := re.match(r"    (\w+): ", line):
-            found[match[1]] = " ".join(above)
-        above = []
-    return found
-
-
 def _default(name: str) -> str:
     default = Settings.model_fields[name].get_default(call_default_factory=True)
-    if default is PydanticUndefined:
-        return "none: it must be given"
     return "" if default in (None, "") else f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
@@ -55,14 +30,10 @@ def _allowed(name: str) -> str:
 
 
 def document() -> str:
-    """The whole of docs/settings.md."""
-    meanings = comments()
+    """Return the text of docs/settings.md."""
     rows = []
-    for name in Settings.model_fields:
+    for name, field in Settings.model_fields.items():
         names = " or ".join(f"`{variable}`" for variable in variables(name))
-        rows.append(f"| {names} | {_default(name)} | {_allowed(name)} | {meanings[name]} |\n")
+        meaning = " ".join((field.description or "").split())
+        rows.append(f"| {names} | {_default(name)} | {_allowed(name)} | {meaning} |\n")
     return HEAD + "".join(rows)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(document())

@@ -1,15 +1,11 @@
-"""How a webhook's receiver knows that it comes from us: `python -m service.webhooks.signing NAME` prints what it needs.
+"""How a webhook's receiver knows that it comes from us: `python -m service webhook-secret NAME` prints what it needs.
 
 Follows https://www.standardwebhooks.com. Knows no Redis and no HTTP.
 """
 
-import argparse
 import base64
 import hashlib
 import hmac
-import sys
-
-from service.settings import SettingError, read_settings
 
 
 def signing_key(secret: str, owner: str) -> bytes:
@@ -26,26 +22,3 @@ def signature(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
     """HMAC-SHA256 over id, timestamp and body, as Standard Webhooks has it."""
     signed = f"{message_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        "python -m service.webhooks.signing",
-        description="Prints the secret with which an owner's servers verify webhooks, from LABELGRID_WEBHOOK_SECRET.",
-    )
-    parser.add_argument("name", nargs="?", default="", help="the owner; none where there are no API keys")
-    name = parser.parse_args().name
-    try:
-        secret = read_settings().webhook_secret
-    except SettingError as error:
-        print(f"labelgrid: {error}", file=sys.stderr)
-        return 1
-    if secret is None:
-        print("labelgrid: LABELGRID_WEBHOOK_SECRET is not set", file=sys.stderr)
-        return 1
-    print(shown(signing_key(secret.get_secret_value(), name)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,15 +1,13 @@
-"""API keys: who a client is. The service knows their hashes alone; `python -m service.api.access.keys NAME` makes one.
+"""API keys: who a client is. The service knows their hashes alone; `python -m service keys NAME` makes one.
 
 Knows neither HTTP nor Redis. A key is 256 random bits, so a plain SHA-256 of it cannot be guessed back; slow hashes are
 for passwords, which people choose.
 """
 
-import argparse
 import hashlib
 import hmac
 import re
 import secrets
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +46,7 @@ def parse(listed: str, source: str) -> tuple[Known, ...]:
     matches = [ENTRY.fullmatch(entry) for entry in entries]
     if None in matches:
         raise BadKeys(
-            f"{source}: entry {matches.index(None) + 1} is not NAME:HASH, as service.api.access.keys prints it"
+            f"{source}: entry {matches.index(None) + 1} is not NAME:HASH, as `python -m service keys` prints it"
         )
     return tuple(Known(match["name"], match["hash"]) for match in matches if match is not None)
 
@@ -84,26 +82,3 @@ class KeyRing:
             if hmac.compare_digest(asked, known.hash):
                 found = known.name
         return found
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        "python -m service.api.access.keys",
-        description="Makes a key. The key goes to its client and is shown only now; the line with its hash goes into "
-        "LABELGRID_API_KEYS or the file that LABELGRID_API_KEYS_FILE names.",
-    )
-    parser.add_argument("name", help="who it is for: letters, digits, '.', '_' and '-'; jobs belong to this name")
-    name = parser.parse_args().name
-    key = new_key()
-    entry = f"{name}:{hash_of(key)}"
-    if ENTRY.fullmatch(entry) is None:
-        parser.error(f"{name!r}: up to 64 letters, digits, '.', '_' and '-', a letter or digit first")
-    print(f"key for {name}, for the client to keep:", file=sys.stderr)
-    print(key)
-    print("for LABELGRID_API_KEYS:", file=sys.stderr)
-    print(entry)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -445,7 +445,7 @@ def test_a_request_whose_webhook_cannot_be_is_refused(settings: Settings, hooked
 
 
 def test_the_command_prints_the_receivers_secret() -> None:
-    command = [sys.executable, "-m", "service.webhooks.signing", "alice"]
+    command = [sys.executable, "-m", "service", "webhook-secret", "alice"]
     environment = {**os.environ, "LABELGRID_WEBHOOK_SECRET": SECRET}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == shown(signing_key(SECRET, "alice"))

@@ -89,7 +89,7 @@ def test_a_file_is_read_again_when_it_changes_and_not_when_it_is_bad(tmp_path: P
 
 
 def test_the_command_prints_a_key_and_the_entry_that_knows_it() -> None:
-    command = [sys.executable, "-m", "service.api.access.keys", "alice"]
+    command = [sys.executable, "-m", "service", "keys", "alice"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     key, known = done.stdout.split()
     assert KeyRing(known, None).owner_of(key) == "alice"
