@@ -9,9 +9,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.common import ROOT, Data, results, say
+from benchmarks import capacity_model
 from benchmarks.document import Plot, Table, number, write
-from benchmarks.sections import capacity
+from benchmarks.results import ROOT, Data, results, say
 
 Pieces = list[str | Table | Plot]
 BEFORE = ROOT / "benchmarks" / "before.json"  # medians of the commits at which figures were first measured here
@@ -90,7 +90,7 @@ def commit_of(before: Data) -> str:
 def measured_line(name: str, section: Data) -> str:
     """How a section was measured, and of which commit."""
     of = f", of commit {section['commit']}" if section.get("commit") else ""
-    return f"`python -m benchmarks.{name}`, {section['seconds']:.0f} s{of}."
+    return f"`python -m benchmarks.sections.{name}`, {section['seconds']:.0f} s{of}."
 
 
 def performance(content: Data) -> Pieces:
@@ -112,7 +112,7 @@ def performance(content: Data) -> Pieces:
         if section is None or "figures" not in section:
             pieces.append("Not measured" + (f": {section['failed']}." if section else " yet."))
             continue
-        module = import_module(f"benchmarks.{name}")
+        module = import_module(f"benchmarks.sections.{name}")
         pieces.append(measured_line(name, section))
         pieces += module.report(section)
     return pieces
@@ -129,7 +129,7 @@ def main() -> int:
         say(f"{kept.path} has no results; run `make bench` first")
         return 1
     write(performance(content), folder / "performance.md")
-    if pieces := capacity.scaling(content):
+    if pieces := capacity_model.scaling(content):
         write(pieces, folder / "scaling.md")
     say(f"written: {folder / 'performance.md'}" + (f" and {folder / 'scaling.md'}" if pieces else ""))
     return 0

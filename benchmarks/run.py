@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks.common import ROOT, Data, results, say
+from benchmarks.results import ROOT, Data, results, say
 
 # The least disturbed first, and what needs the service after what does not. With the longest each may take, in s: 25
 # minutes in all. Sampling, load, training and growth do less where the machine is slow, so as to end before.
@@ -32,7 +32,7 @@ def missing(content: Data) -> list[str]:
 
 def run_section(name: str, quick: bool) -> str | None:
     """Runs one section; returns what went wrong, or None."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", *(["--quick"] if quick else [])]
+    command = [sys.executable, "-m", f"benchmarks.sections.{name}", *(["--quick"] if quick else [])]
     try:
         code = subprocess.run(command, cwd=ROOT, timeout=SECTIONS[name], check=False).returncode
     except subprocess.TimeoutExpired:

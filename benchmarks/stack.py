@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks.common import ROOT, STORAGE
+from benchmarks.results import ROOT, STORAGE
 from service.local.demo import free_port
 from service.local.redis_server import RedisServer, die_with_parent
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import STORAGE, Data
+from benchmarks.results import STORAGE, Data
 from service.settings import Settings
 from service.worker.batch_size import MOST_ROWS, of_network
 from shared.device import pick_device

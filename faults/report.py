@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import commit, cpu_name
+from benchmarks.results import commit, cpu_name
 from faults.cases import CASES
 
 ROOT = Path(__file__).parents[1]

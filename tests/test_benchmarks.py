@@ -11,11 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import report, run
-from benchmarks.common import Deadline, Results, figure, in_turn, percentile, ratios
-from benchmarks.document import Plot, Table, number, wrapped, write
-from benchmarks.others import ReportSampler, betas_of
-from benchmarks.policies import (
+from benchmarks import capacity_model, report, run
+from benchmarks.baselines.samplers import ReportSampler, betas_of
+from benchmarks.baselines.training_loops import diffusers_loop, report_loop
+from benchmarks.batching import (
     Arrival,
     Policy,
     Served,
@@ -28,8 +27,10 @@ from benchmarks.policies import (
     simulate,
     within,
 )
-from benchmarks.sections import capacity, growth, load, sampling, startup, training
-from benchmarks.training_loops import diffusers_loop, report_loop
+from benchmarks.document import Plot, Table, number, wrapped, write
+from benchmarks.results import Results
+from benchmarks.sections import growth, load, sampling, startup, training
+from benchmarks.timing import Deadline, figure, in_turn, percentile, ratios
 from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
@@ -222,7 +223,7 @@ def test_betas_give_the_schedule_back() -> None:
     [(1.0, 0.064, 1), (3.0, 0.2, 1), (3.01, 0.2, 2), (0.0, 0.064, 1), (30.0, 0.2, 10)],
 )
 def test_devices_keep_below_the_load(pictures_per_s: float, picture_s: float, expected: int) -> None:
-    assert capacity.devices(pictures_per_s, picture_s, load=0.6) == expected
+    assert capacity_model.devices(pictures_per_s, picture_s, load=0.6) == expected
 
 
 def measured() -> dict[str, Any]:
@@ -251,18 +252,18 @@ def measured() -> dict[str, Any]:
 
 
 def test_the_capacity_model_says_what_breaks_first() -> None:
-    costs = capacity.Costs.of(measured())
+    costs = capacity_model.Costs.of(measured())
     assert costs.picture_s(4) == pytest.approx(0.015)
     assert costs.picture_s(32) == pytest.approx(0.085)
     assert costs.served == (4, 1)
-    assert capacity.alone_s(costs, steps=8, rows=2) == pytest.approx(0.16)
-    need = capacity.redis_need(costs, 864_000)  # 10 a second on average, 30 at the peak
+    assert capacity_model.alone_s(costs, steps=8, rows=2) == pytest.approx(0.16)
+    need = capacity_model.redis_need(costs, 864_000)  # 10 a second on average, 30 at the peak
     assert need["memory_gib"] == pytest.approx(30 * 3600 / 1024 + 864_000 / 2**20)
     assert need["notes_gib"] == pytest.approx(864_000 / 2**20)
     assert need["commands_per_s"] == pytest.approx(3000)
     assert need["commands_share"] == pytest.approx(0.03)
     assert need["mbit_per_s"] == pytest.approx(1.2)
-    few, many = (capacity.first_to_break(costs, 864_000, rows) for rows in (8, 40_000))
+    few, many = (capacity_model.first_to_break(costs, 864_000, rows) for rows in (8, 40_000))
     assert few.startswith("Redis memory (of 4 GiB) is beyond what there is at 27")
     assert many.startswith("the device is beyond what there is at 3e+03")
 
@@ -282,15 +283,15 @@ def test_the_capacity_model_is_checked_with_the_requests_that_were_measured() ->
         )
         for name, policy in load.POLICIES.items()
     }
-    table, how_well = capacity.check(load_, capacity.the_same_requests(load_, cost))
+    table, how_well = capacity_model.check(load_, capacity_model.the_same_requests(load_, cost))
     assert [row[2] for row in table.rows] == ["12", "12", "6"]
     assert all(row[3] == row[4] and row[5] == row[6] for row in table.rows)
     assert how_well == "Measured means are 1.00 to 1.00 times the model's, p95s 1.00 to 1.00 times."
 
 
 def test_the_scaling_document_is_written_from_the_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(capacity, "SIMULATED_REQUESTS", 50)
-    write(capacity.scaling(measured()), tmp_path / "scaling.md")
+    monkeypatch.setattr(capacity_model, "SIMULATED_REQUESTS", 50)
+    write(capacity_model.scaling(measured()), tmp_path / "scaling.md")
     text = (tmp_path / "scaling.md").read_text().replace("\n", " ")
     assert "In full batches a device takes 2.50 ms for a network row and 5.00 ms for what else" in text
     assert "Results in object storage and a cluster would have to be built" in text
@@ -304,7 +305,7 @@ def test_the_scaling_document_is_written_from_the_results(monkeypatch: pytest.Mo
     assert "one device busy for 25.0 minutes" in text
     without = measured()
     without["sections"]["growth"] = {"failed": "it took longer than 330 s"}
-    assert capacity.scaling(without) == []
+    assert capacity_model.scaling(without) == []
 
 
 @pytest.mark.parametrize(
@@ -416,13 +417,13 @@ def test_all_sections_together_take_25_minutes_at_most() -> None:
 
 @pytest.mark.parametrize("name", run.SECTIONS)
 def test_every_section_can_be_measured_and_written_up(name: str) -> None:
-    module = import_module(f"benchmarks.{name}")
+    module = import_module(f"benchmarks.sections.{name}")
     assert callable(module.measure)
     assert callable(module.report)
     assert name in report.TITLES
 
 
-@pytest.mark.parametrize("name", ["layers", "inference_choice"])
+@pytest.mark.parametrize("name", ["choices.layers", "choices.inference"])
 def test_what_a_benchmark_does_not_know_is_refused_before_anything_is_measured(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,7 +461,7 @@ def test_documents_say_what_was_not_measured(tmp_path: Path, monkeypatch: pytest
             "no",
         ]
     ]
-    assert capacity.scaling(content) == []
+    assert capacity_model.scaling(content) == []
 
 
 def test_the_goal_for_one_picture_s_overhead_follows_from_the_loop_s_time() -> None:

@@ -1,4 +1,4 @@
-"""Gives a checkpoint sampling options of its own. Measures nothing: `benchmarks/choices/sampling_choice.py` does."""
+"""Gives a checkpoint sampling options of its own. Measures nothing: `benchmarks/choices/sampling.py` does."""
 
 from typing import Any
 

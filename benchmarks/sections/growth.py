@@ -17,10 +17,11 @@ import httpx
 from redis import Redis
 
 from benchmarks import subject
-from benchmarks.common import ROOT, Data, Deadline, figure, main, percentile, ratios, say, seconds
 from benchmarks.document import Plot, Table, number
+from benchmarks.results import ROOT, Data, main, say
 from benchmarks.sections.service import CLIENTS, saturate
 from benchmarks.stack import Stack, memory_mib, stack, until
+from benchmarks.timing import Deadline, figure, percentile, ratios, seconds
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
 from service.store.claims import PictureStream

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import subject
-from benchmarks.common import Data, Deadline, figure, in_turn, main, percentile, ratios, say
-from benchmarks.document import Plot, Table, number
-from benchmarks.policies import (
+from benchmarks.batching import (
     POLICIES,
     Arrival,
     RealClock,
@@ -26,6 +24,9 @@ from benchmarks.policies import (
     simulate,
     within,
 )
+from benchmarks.document import Plot, Table, number
+from benchmarks.results import Data, main, say
+from benchmarks.timing import Deadline, figure, in_turn, percentile, ratios
 from service.settings import Settings
 from shared.diffusion.denoise import Stepper
 from shared.options import SamplingOptions
@@ -194,13 +195,13 @@ def out_of_reach(data: Data) -> str:
 
 
 def who_waits(data: Data) -> str:
-    """What it gives that large requests wait for small ones."""
-    turns, together = data["simulated"][str(AT)][CONTINUOUS], data["together"]
+    """Say what it gains that large requests wait for small ones."""
+    now, together = data["simulated"][str(AT)][CONTINUOUS], data["together"]
     return (
-        f"In continuous batching a large request waits for small ones, from {data['few']} network rows of a step on "
-        f"(`service/worker/step_order.py`). At {AT} of capacity latencies, simulated, are {number(turns['mean'])} s in the mean, "
-        f"{number(turns['p95'])} at p95 and {number(turns['p99'])} at p99; where all pictures step together they are "
-        f"{number(together['mean'])}, {number(together['p95'])} and {number(together['p99'])}."
+        f"In continuous batching, a large request waits for small ones once a step has {data['few']} network rows "
+        f"(`service/worker/step_order.py`). Simulated at {AT} of capacity, latencies are {number(now['mean'])} s in "
+        f"the mean, {number(now['p95'])} s at p95 and {number(now['p99'])} s at p99. If all pictures stepped together, "
+        f"they would be {number(together['mean'])}, {number(together['p95'])} and {number(together['p99'])} s."
     )
 
 

@@ -14,9 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import subject
-from benchmarks.common import Data, figure, in_turn, main, ratios, say
+from benchmarks.baselines.samplers import InDtype
 from benchmarks.document import Plot, Table, number
-from benchmarks.others import InDtype
+from benchmarks.results import Data, main, say
+from benchmarks.timing import figure, in_turn, ratios
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser

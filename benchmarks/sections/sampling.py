@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import subject
-from benchmarks.common import Data, Deadline, figure, in_turn, main, ratios, say
+from benchmarks.baselines.samplers import LabelPipeline, ReportSampler, label_unet, pipeline
 from benchmarks.document import Table, number
-from benchmarks.others import LabelPipeline, ReportSampler, label_unet, pipeline
+from benchmarks.results import Data, main, say
+from benchmarks.timing import Deadline, figure, in_turn, ratios
 from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator

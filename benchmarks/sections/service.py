@@ -15,10 +15,11 @@ from http.client import HTTPConnection
 
 from redis import Redis
 
-from benchmarks import parts, subject
-from benchmarks.common import Data, figure, main, ratios, say, seconds
+from benchmarks import subject, worker_profile
 from benchmarks.document import Table, number
+from benchmarks.results import Data, main, say
 from benchmarks.stack import Stack, cpu_s, stack
+from benchmarks.timing import figure, ratios, seconds
 from service.local.demo import free_port
 from service.settings import Settings
 from service.store.connection import connect
@@ -73,11 +74,11 @@ def parts_ms(running: Stack, requests: int) -> dict[str, dict[str, float]]:
     """ms a picture at saturation by part of the worker's own thread and by clock, and of its other threads."""
     running.stop_workers()
     metrics = free_port()
-    running.start_workers(1, ("benchmarks.parts",), LABELGRID_METRICS_PORT=str(metrics))
+    running.start_workers(1, ("benchmarks.worker_profile",), LABELGRID_METRICS_PORT=str(metrics))
     saturate(running.port, CLIENTS)  # warm
-    before = parts.read(metrics)
+    before = worker_profile.read(metrics)
     _, spent = cpu_ms(running, requests)
-    after = parts.read(metrics)
+    after = worker_profile.read(metrics)
     found = {
         part: {clock: (s - before.get(part, {}).get(clock, 0.0)) / requests * 1000 for clock, s in clocks.items()}
         for part, clocks in after.items()

@@ -16,9 +16,10 @@ import httpx
 import psutil
 from packaging.requirements import Requirement
 
-from benchmarks.common import ROOT, STORAGE, Data, figure, main, say
 from benchmarks.document import Table, number
+from benchmarks.results import ROOT, STORAGE, Data, main, say
 from benchmarks.stack import memory_mib, stack, until
+from benchmarks.timing import figure
 from service.local.demo import free_port
 
 IMPORT = "import time; s = time.perf_counter(); import service.api.app; print(time.perf_counter() - s)"

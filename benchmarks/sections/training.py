@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Data, Deadline, figure, main, ratios, say, seconds
+from benchmarks.baselines.training_loops import diffusers_loop, report_loop
 from benchmarks.document import Table, number
-from benchmarks.training_loops import diffusers_loop, report_loop
+from benchmarks.results import Data, main, say
+from benchmarks.timing import Deadline, figure, ratios, seconds
 from shared.device import autocast_dtype, kept_memory, pick_device
 from shared.diffusion.schedules import alpha_bar
 from trainer.config import TrainConfig

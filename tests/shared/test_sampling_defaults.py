@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.choices import sampling_choice
+from benchmarks.choices import sampling
 from service.settings import Settings
 from service.store.jobs import JobStore
 from shared.checkpoint import CheckpointError, read_info, verify
@@ -95,12 +95,12 @@ def test_choices_are_compared_by_scores_and_rows(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "train.json").write_text(json.dumps({f"{i}.png": one for i, one in enumerate(LISTS)}))
-    few = sampling_choice.CHOICES["few-rows"]
+    few = sampling.CHOICES["few-rows"]
     assert {"sampler": "sde_dpmpp_2m", "steps": 8, "guidance": 1.5} in few
-    monkeypatch.setitem(sampling_choice.CHOICES, "few-rows", [few[0], few[-1]])
+    monkeypatch.setitem(sampling.CHOICES, "few-rows", [few[0], few[-1]])
     arguments = ["--storage", folder, "--model", "other", "--evaluator", "toy-evaluator", "--choices", "few-rows"]
-    monkeypatch.setattr(sys, "argv", ["sampling_choice", *map(str, [tmp_path / "train.json", *arguments])])
-    sampling_choice.main()
+    monkeypatch.setattr(sys, "argv", ["sampling", *map(str, [tmp_path / "train.json", *arguments])])
+    sampling.main()
     lines = [re.findall(r"[\w. ,]+", line) for line in capsys.readouterr().out.splitlines() if "steps" in line]
     rows = [(cells[0].strip(), cells[-1].strip()) for cells in lines]
     assert rows == [

@@ -1,7 +1,7 @@
-"""A worker that keeps count of where its own thread's time goes: `python -m benchmarks.parts`, run by `service.py`.
+"""A worker that counts where its own thread's time goes: `python -m benchmarks.worker_profile`.
 
-The seconds of each part are served with its metrics, at LABELGRID_METRICS_PORT, which `read` reads. The time of a part
-that is called from another counts as its own alone.
+`sections/service.py` starts it. The worker serves the seconds of each part among its metrics, at
+LABELGRID_METRICS_PORT, where `read` fetches them. A part that another part calls counts as its own time only.
 """
 
 import functools
@@ -44,11 +44,11 @@ _within = threading.local()
 
 
 def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with its seconds counted: those of its thread's CPU, and those that went by."""
+    """Return the function with its seconds counted: CPU time of its thread, and wall time."""
 
     @functools.wraps(function)
     def wrapper(*arguments: Any, **named: Any) -> Any:
-        outer = getattr(_within, "seconds", None)  # of what the part around this one has called
+        outer = getattr(_within, "seconds", None)  # seconds inside the parts that the enclosing part called
         _within.seconds = inner = dict.fromkeys(CLOCKS, 0.0)
         begun = {clock: now() for clock, now in CLOCKS.items()}
         try:
@@ -65,7 +65,7 @@ def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read(port: int) -> dict[str, dict[str, float]]:
-    """Seconds so far by part and clock, of the worker whose metrics are at `port`."""
+    """Return the seconds so far, by part and clock, of the worker whose metrics are at `port`."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     found: dict[str, dict[str, float]] = {}

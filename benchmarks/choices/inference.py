@@ -1,4 +1,4 @@
-"""What was tried to make network calls faster on a CPU: `python -m benchmarks.choices.inference_choice`.
+"""What was tried to make network calls faster on a CPU: `python -m benchmarks.choices.inference`.
 
 Prints the speed of other ways to call the shipped network over the way it is served; they take turns. Two are compiled
 by torch for each number of rows, which takes a C++ compiler and a quarter of a minute or more each.
@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import subject
+from benchmarks.baselines.samplers import InDtype
 from benchmarks.choices.layers import FusedAttention
-from benchmarks.common import in_turn, ratios
-from benchmarks.others import InDtype
 from benchmarks.sections.roofline import call, inputs, variants
+from benchmarks.timing import in_turn, ratios
 from shared.device import autocast_dtype
 from shared.diffusion.model import Denoiser
 from shared.diffusion.unet import Attention

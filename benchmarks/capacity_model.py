@@ -6,9 +6,7 @@ Measures nothing: `scaling` takes the content of results.json.
 import math
 from dataclasses import dataclass
 
-from benchmarks.common import Data, percentile
-from benchmarks.document import Plot, Table, number
-from benchmarks.policies import (
+from benchmarks.batching import (
     POLICIES,
     StepCost,
     continuous,
@@ -18,6 +16,9 @@ from benchmarks.policies import (
     simulate,
     within,
 )
+from benchmarks.document import Plot, Table, number
+from benchmarks.results import Data
+from benchmarks.timing import percentile
 
 DAY_S = 86_400
 PEAK = 3.0  # the busiest hour's rate over the day's mean; a common rule of thumb, not measured

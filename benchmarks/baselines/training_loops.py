@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
-from benchmarks.others import betas_of
+from benchmarks.baselines.samplers import betas_of
 from shared.diffusion.schedules import alpha_bar as make_alpha_bar
 from shared.diffusion.unet import UNet
 from shared.vocabulary import Vocabulary, read_train_file

@@ -1,4 +1,4 @@
-"""Sampling options side by side: `python -m benchmarks.choices.sampling_choice TRAIN_JSON` prints scores and rows a picture.
+"""Sampling options side by side: `python -m benchmarks.choices.sampling TRAIN_JSON` prints scores and rows a picture.
 
 Label lists are drawn from a train.json, not from the test files, so that defaults are not chosen on what is reported.
 `python -m trainer set-sampling` makes a choice a checkpoint's own.

@@ -1,18 +1,16 @@
-"""What the benchmarks share: taking turns, medians and spreads, facts about the machine, and the file of results.
+"""The file of results, and the facts about machine and commit that it records. Knows no section.
 
-Knows no subject. A section's module has `measure(quick)`, which returns its data, and `report(data)`, which writes it
-up; `main` keeps the data in `benchmarks/results.json` as soon as it is there.
+A module in `sections/` has `measure(quick)`, which returns its data, and `report(data)`, which writes it up. `main`
+runs one of them from the command line and saves the data in `benchmarks/results.json`.
 """
 
 import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,81 +26,13 @@ LIBRARIES = ("torch", "torchvision", "diffusers", "accelerate", "redis", "rq", "
 Data = dict[str, Any]
 
 
-def figure(values: Iterable[float]) -> Data:
-    """Median and spread (the highest minus the lowest) of repeated measurements."""
-    found = list(values)
-    low, high = min(found), max(found)
-    return {"median": statistics.median(found), "spread": high - low, "low": low, "high": high, "n": len(found)}
-
-
-def percentile(values: Sequence[float], q: float) -> float:
-    """The smallest value that at least the share `q` of all values does not exceed. ValueError if there are none."""
-    if not values:
-        raise ValueError("no values")
-    ordered = sorted(values)
-    return ordered[max(0, -(-round(q * 1e6) * len(ordered) // 10**6) - 1)]
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-class Deadline:
-    """The time that a section may take, from now on."""
-
-    def __init__(self, limit_s: float, now: Callable[[], float] = time.monotonic) -> None:
-        self.limit_s, self._now, self._start = limit_s, now, now()
-
-    @property
-    def spent(self) -> float:
-        """Seconds so far."""
-        return self._now() - self._start
-
-    def allows(self, expected_s: float) -> bool:
-        return self.spent + expected_s <= self.limit_s
-
-    def rounds(self, count: int, *, at_least: int = 1, expected_s: float = 0.0) -> Iterator[int]:
-        """Numbers of rounds, up to `count`; it stops where one as long as the longest so far would end too late.
-
-        `expected_s`: how long the first one takes.
-        """
-        longest = expected_s
-        for number in range(count):
-            if number >= at_least and not self.allows(longest):
-                return
-            begun = self.spent
-            yield number
-            longest = max(longest, self.spent - begun)
-
-
-def in_turn(
-    works: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = True, deadline: Deadline | None = None
-) -> dict[str, list[float]]:
-    """Seconds of each work in each round; they take turns, so that a slow minute slows all. A round more warms up.
-
-    With a `deadline`, there are fewer rounds where they would take longer, one at least.
-    """
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for number in deadline.rounds(rounds + warm, at_least=1 + warm) if deadline else range(rounds + warm):
-        for name, work in works.items():
-            taken = seconds(work)
-            if number >= warm:
-                times[name].append(taken)
-    return times
-
-
-def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """above / below, round by round."""
-    return [a / b for a, b in zip(above, below, strict=True)]
-
-
 def say(line: str) -> None:
+    """Print a line of progress at once."""
     print(line, flush=True)
 
 
 def cpu_name() -> str:
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -111,7 +41,7 @@ def cpu_name() -> str:
 
 
 def machine() -> Data:
-    """What the figures depend on besides the code."""
+    """Return what the figures depend on besides the code."""
     import torch
 
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -129,7 +59,7 @@ def machine() -> Data:
 
 
 def commit() -> str:
-    """The commit that is measured, with a + where files differ from it."""
+    """Return the measured commit, with a + if files differ from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
@@ -140,7 +70,7 @@ def commit() -> str:
 
 @dataclass(frozen=True)
 class Results:
-    """The file of results: figures under their own names, then `about` and the data of each `section`."""
+    """The file of results: each figure under its own name, then `about` and the data of each section."""
 
     path: Path
 
@@ -148,7 +78,7 @@ class Results:
         return json.loads(self.path.read_text()) if self.path.exists() else {"about": {}, "sections": {}}
 
     def begin(self, quick: bool) -> Data:
-        """The results to go on from: those of a run that was interrupted on this commit and machine, or none."""
+        """Return the results to continue: those of an interrupted run on this commit and machine, or empty ones."""
         content, about = self.read(), {"commit": commit(), "quick": quick, "machine": machine()}
         before = content["about"]
         if before.get("finished_at") or any(before.get(key) != value for key, value in about.items()):
@@ -157,7 +87,7 @@ class Results:
         return content
 
     def keep(self, name: str, section: Data) -> None:
-        """Puts a section's data in the place of what was known of it."""
+        """Save a section's data, replacing what was measured before."""
         content = self.read()
         content["sections"][name] = section
         content["about"].setdefault("machine", machine())
@@ -165,6 +95,7 @@ class Results:
         self.write(content)
 
     def finish(self) -> None:
+        """Mark the run as finished, so that the next one starts from scratch."""
         content = self.read()
         content["about"]["finished_at"] = now()
         self.write(content)
@@ -180,17 +111,19 @@ class Results:
 
 
 def now() -> str:
+    """Return the time, ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def results(quick: bool) -> Results:
+    """Return the file of a full or of a quick run."""
     return Results(QUICK_RESULTS if quick else RESULTS)
 
 
 def main(name: str, description: str | None, measure: Callable[[bool], Data]) -> None:
-    """The command line of a section: measures, keeps the data, prints the section's figures."""
-    parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=description)
-    parser.add_argument("--quick", action="store_true", help="small sizes, kept in runs/bench-quick")
+    """Run a section from the command line: measure, save the data, print the figures."""
+    parser = argparse.ArgumentParser(f"python -m benchmarks.sections.{name}", description=description)
+    parser.add_argument("--quick", action="store_true", help="small sizes; saves to runs/bench-quick")
     quick = parser.parse_args().quick
     start = time.monotonic()
     data = measure(quick)
@@ -198,4 +131,3 @@ def main(name: str, description: str | None, measure: Callable[[bool], Data]) ->
     results(quick).keep(name, {**about, **data})
     for key, value in data["figures"].items():
         say(f"  {key}: {value['median']:.4g}, from {value['low']:.4g} to {value['high']:.4g} ({value['n']} times)")
-    sys.stdout.flush()

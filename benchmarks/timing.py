@@ -1,0 +1,79 @@
+"""How to time things fairly on a shared machine: work that takes turns, ratios by round, and a deadline."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from benchmarks.results import Data
+
+
+def figure(values: Iterable[float]) -> Data:
+    """Summarise repeated measurements: median, spread (highest minus lowest), lowest, highest and their number."""
+    found = list(values)
+    low, high = min(found), max(found)
+    return {"median": statistics.median(found), "spread": high - low, "low": low, "high": high, "n": len(found)}
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """Return the smallest value that at least the fraction `q` of all values does not exceed. ValueError if empty."""
+    if not values:
+        raise ValueError("no values")
+    ordered = sorted(values)
+    return ordered[max(0, -(-round(q * 1e6) * len(ordered) // 10**6) - 1)]
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long `work` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+class Deadline:
+    """A time limit of `limit_s`, which starts when it is created."""
+
+    def __init__(self, limit_s: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.limit_s, self._now, self._start = limit_s, now, now()
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return self._now() - self._start
+
+    def allows(self, expected_s: float) -> bool:
+        """Whether something that takes `expected_s` would end in time."""
+        return self.spent + expected_s <= self.limit_s
+
+    def rounds(self, count: int, *, at_least: int = 1, expected_s: float = 0.0) -> Iterator[int]:
+        """Yield up to `count` round numbers; stop where a round as long as the longest so far would end too late.
+
+        `expected_s`: the expected length of the first round.
+        """
+        longest = expected_s
+        for number in range(count):
+            if number >= at_least and not self.allows(longest):
+                return
+            begun = self.spent
+            yield number
+            longest = max(longest, self.spent - begun)
+
+
+def in_turn(
+    works: Mapping[str, Callable[[], object]], rounds: int, *, deadline: Deadline | None = None
+) -> dict[str, list[float]]:
+    """Return the seconds of each work in each round. They take turns, so that a slow minute slows all of them.
+
+    One extra round warms up. A `deadline` may end the rounds early, after one at least.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for number in deadline.rounds(rounds + 1, at_least=2) if deadline else range(rounds + 1):
+        for name, work in works.items():
+            taken = seconds(work)
+            if number > 0:
+                times[name].append(taken)
+    return times
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Return above / below, round by round."""
+    return [a / b for a, b in zip(above, below, strict=True)]
