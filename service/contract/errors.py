@@ -110,7 +110,7 @@ class KeyReuse(BadRequest):
 
 class UnknownCheckpoint(BadRequest):
     slug, title = "unknown-checkpoint", "The recipe's checkpoint is not here"
-    example = "recipe.model.digest: no checkpoint here has the digest 9f2c9f2c; there: base (27d03b5a)"
+    example = "recipe.model.digest: no checkpoint here has the digest 9f2c9f2c; available: base (27d03b5a)"
 
 
 class NotJson(BadRequest):

@@ -163,12 +163,13 @@ def test_models_at_an_address_come_change_break_and_go(filled: Location) -> None
     promote(filled, "other")
     assert models.find(None).name == "other"
     files.write(filled / "toy.safetensors", b"junk")
-    assert models.find("toy") == good
-    files.write(filled / "toy.md", b"# toy")
-    listing = models.listing()
-    assert (listing.problems, listing.cards["toy"]) == ({"toy.safetensors": "not a safetensors file"}, "# toy")
+    with pytest.raises(BadRequest, match="not a safetensors file"):
+        models.find("toy")
+    assert models.listing().problems == {"toy.safetensors": "not a safetensors file"}
     changed = publish_toy_denoiser(filled, "toy", 5)
+    files.write(filled / "toy.md", b"# toy")
     assert models.find("toy") == changed != good
+    assert models.listing().cards["toy"] == "# toy"
     assert not isinstance(filled, Path)
     filled.fs.rm(str((filled / "toy.safetensors").path))
     with pytest.raises(BadRequest, match="no such denoiser"):

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from service.api.catalog import Models
-from service.contract.errors import BadRequest, NoModel
+from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.settings import Settings
 from shared.checkpoint import METADATA_KEY, CheckpointError, CheckpointInfo, load, publish, read_info, verify
 from shared.registry import PROMOTED_FILE, promote
@@ -85,48 +85,59 @@ def test_a_storage_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reason", DAMAGES)
-@pytest.mark.parametrize("asked", [None, "a"])
-def test_a_checkpoint_that_is_damaged_serves_on_as_it_was(
-    models: Models, folder: Path, reason: str, asked: str | None
-) -> None:
-    good = models.find(asked)
-    publish_toy_denoiser(folder, "a", 7)
-    DAMAGES[reason](file_of(folder, "a"))
-    assert models.find(asked) == good
-    listing = models.listing()
-    assert reason in listing.problems["a.safetensors"]
-    assert (listing.denoisers[0], listing.promoted) == (good, "a")
-    mended = publish_toy_denoiser(folder, "a", 8)
-    assert models.find(asked) == mended
-    assert models.listing().problems == {}
-
-
-@pytest.mark.parametrize("reason", DAMAGES)
-def test_a_checkpoint_that_never_was_good_is_refused_by_name_and_reason(
+def test_a_damaged_checkpoint_is_refused_with_its_reason_until_it_is_published_again(
     models: Models, folder: Path, reason: str
 ) -> None:
+    before = models.find("a")
+    publish_toy_denoiser(folder, "a", 7)
     DAMAGES[reason](file_of(folder, "a"))
-    with pytest.raises(BadRequest, match=reason) as caught:
+    with pytest.raises(BadRequest, match=f"{reason}.*; publish it again, or use another model") as caught:
         models.find("a")
     assert caught.value.members["models"] == ["b"]
-    with pytest.raises(NoModel, match=rf"a\.safetensors: .*{reason}"):
+    with pytest.raises(NoModel, match=rf"a\.safetensors: .*{reason}.*; publish it again, or use another model"):
         models.find(None)
+    with pytest.raises(UnknownCheckpoint):
+        models.with_digest(before.digest)
     listing = models.listing()
     assert ([info.name for info in listing.denoisers], listing.promoted) == (["b"], None)
     assert reason in listing.problems["a.safetensors"]
+    assert listing.problems.keys() == {"a.safetensors"}
+    again = publish_toy_denoiser(folder, "a", 8)
+    assert models.find("a") == models.find(None) == again
+    assert models.listing().problems == {}
 
 
-def test_where_the_promoted_one_cannot_be_used_the_one_before_serves_on(models: Models, folder: Path) -> None:
-    good = models.find(None)
+def test_damage_that_only_the_digest_shows_is_found_when_the_model_is_listed_as_the_default(
+    models: Models, folder: Path
+) -> None:
+    spoil_tensors(file_of(folder, "a"))
+    listing = models.listing()
+    assert ([info.name for info in listing.denoisers], listing.promoted) == (["b"], None)
+    assert "the tensors do not match their digest" in listing.problems["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("promoted", "problem"),
+    [
+        ('{"denoiser": "b"}', r"b\.safetensors: not a safetensors file"),
+        ('{"denoiser": "c"}', "c: no such denoiser"),
+        ('{"denoiser": "../a"}', "not a checkpoint's name"),
+        ("{", r"promoted\.json: cannot be read"),
+        ("[]", r"promoted\.json: must be a JSON object"),
+    ],
+)
+def test_without_a_default_that_can_be_used_models_are_found_by_name_only(
+    models: Models, folder: Path, promoted: str, problem: str
+) -> None:
+    default = models.find(None)
     file_of(folder, "b").write_bytes(b"junk")
-    for promoted in ('{"denoiser": "b"}', '{"denoiser": "c"}', '{"denoiser": "../a"}', "{", "[]"):
-        (folder / PROMOTED_FILE).write_text(promoted)
-        assert models.find(None) == good
-        assert models.listing().promoted == "a"
-    assert models.listing().problems.keys() == {"b.safetensors", PROMOTED_FILE}
-    file_of(folder, "a").unlink()
-    with pytest.raises(NoModel, match=r"promoted\.json"):
+    (folder / PROMOTED_FILE).write_text(promoted)
+    with pytest.raises(NoModel, match=problem):
         models.find(None)
+    assert models.find("a") == default
+    listing = models.listing()
+    assert listing.promoted is None
+    assert listing.problems.keys() == {"b.safetensors"} | ({PROMOTED_FILE} if "b" not in promoted else set())
 
 
 def test_an_adapter_is_refused_unless_what_it_changes_is_there(models: Models, folder: Path) -> None:
@@ -138,7 +149,7 @@ def test_an_adapter_is_refused_unless_what_it_changes_is_there(models: Models, f
         models.find("fast")
     assert "changes b of digest" in models.listing().problems["fast.safetensors"]
     file_of(folder, "b").unlink()
-    with pytest.raises(BadRequest, match="changes b, which is not there"):
+    with pytest.raises(BadRequest, match="changes b, which is missing"):
         models.find("fast")
     file_of(folder, "b").write_bytes(b"junk")
     with pytest.raises(BadRequest, match="changes b, which is not a safetensors file"):
@@ -220,4 +231,4 @@ def test_the_list_has_cards_and_says_what_is_wrong(client: httpx.Client, folder:
     assert body["problems"] == {"b.safetensors": "not a safetensors file"}
     refused = client.get("/labels?model=b")
     assert (refused.status_code, refused.json()["type"]) == (422, "urn:labelgrid:problem:invalid-request")
-    assert refused.json()["detail"] == "model: not a safetensors file"
+    assert refused.json()["detail"] == "model: not a safetensors file; publish it again, or use another model"

@@ -158,7 +158,7 @@ def test_a_checkpoint_is_known_by_its_digest(client: httpx.Client, alive: JobSto
 def test_a_renamed_checkpoint_is_found(settings: Settings, tmp_path: Path) -> None:
     path = resolve(settings.storage, "other", "denoiser")
     digest = read_info(path).digest
-    with pytest.raises(UnknownCheckpoint, match="there: none"):
+    with pytest.raises(UnknownCheckpoint, match="available: none"):
         Models(tmp_path).with_digest(digest)
     shutil.copy(path, tmp_path / "renamed.safetensors")
     assert Models(tmp_path).with_digest(digest).name == "renamed"
