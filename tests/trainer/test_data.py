@@ -208,11 +208,11 @@ def test_pictures_that_are_not_there_or_broken(tmp_path: Path, break_it: Callabl
     [
         ("train.json", '{"a.png": ["red cub"]}', 'entry "a.png": unknown label "red cub"; did you mean "red cube"'),
         ("train.json", "{", "not JSON"),
-        ("train.json", '[["red cube"]]', "wanted an object of file name -> labels, got a list"),
+        ("train.json", '[["red cube"]]', "expected an object of file name -> labels, got a list"),
         ("train.json", "{}", "got an empty object"),
         ("train.json", '{"a.png": []}', "empty list"),
-        ("train.json", '{"a.png": ["red cube", "red cube"]}', '"red cube" twice'),
-        ("objects.json", '["red cube"]', "wanted an object of name -> index"),
+        ("train.json", '{"a.png": ["red cube", "red cube"]}', 'duplicate label "red cube"'),
+        ("objects.json", '["red cube"]', "expected an object of name -> index"),
         ("objects.json", '{"red cube": 1}', "is not one of 0..0"),
     ],
 )

@@ -14,7 +14,7 @@ from service.contract.errors import BadForm, BadRequest
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
 from service.settings import Settings
 from shared.options import LIMITS
-from shared.vocabulary import LabelError, parse_any_lists
+from shared.vocabulary import LabelError, parse_label_lists
 
 router = APIRouter(tags=["pictures"])
 
@@ -77,7 +77,7 @@ async def _read(request: Request, settings: Settings) -> Body:
         return Body(as_json, as_json.conditions, "conditions")
     fields = validate(ScoreFields, content)
     try:
-        lists = parse_any_lists(files[FILE], max_lists=LIMITS.max_pictures_per_request)
+        lists = parse_label_lists(files[FILE], max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, FILE) from error
     if PICTURES not in files:

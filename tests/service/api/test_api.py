@@ -60,7 +60,7 @@ BAD_LISTS = [
     ([["red cube"], ["red kube"]], 'unknown label "red kube"; did you mean "red cube"?', 1),
     ([["cube red"]], 'did you mean "red cube"?', 0),
     ([["red cube"], []], "empty list", 1),
-    ([["red cube", "gray cube", "red cube"]], 'label "red cube" twice', 0),
+    ([["red cube", "gray cube", "red cube"]], 'duplicate label "red cube"', 0),
     ([list(ICLEVR.names[: LIMITS.max_labels + 1])], f"at most {LIMITS.max_labels} are allowed", 0),
     ([["red cube"]] * (LIMITS.max_pictures_per_request + 1), f"at most {LIMITS.max_pictures_per_request}", None),
     ([], "at least one", None),
@@ -206,7 +206,7 @@ def test_a_body_that_is_too_large(client: httpx.Client, alive: JobStore, setting
     ("file", "fields", "words"),
     [
         (b"[[", {}, "not JSON"),
-        (b'{"a": 1}', {}, "wanted a list"),
+        (b'{"a": 1}', {}, "expected a list"),
         (b'[["red kube"]]', {}, 'did you mean "red cube"?'),
         (b"[]", {}, "at least one"),
         (b'[["red cube"]]', {"repeats": "0"}, "repeats"),

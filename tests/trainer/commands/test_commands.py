@@ -191,14 +191,14 @@ def test_padded_pictures_are_scored_by_what_lies_between_the_borders(command: Co
 BAD_FILES = {
     "unknown label": ('[["red cube"], ["red cub"]]', r'entry 1: unknown label "red cub"; did you mean "red cube"\?'),
     "empty list": ('[["red cube"], []]', "entry 1: empty list"),
-    "label twice": ('[["red cube", "red cube"]]', 'entry 0: label "red cube" twice'),
+    "label twice": ('[["red cube", "red cube"]]', 'entry 0: duplicate label "red cube"'),
     "too many": (json.dumps([ICLEVR.names[:9]]), "entry 0: 9 labels; at most 8"),
     "not JSON": ('[["red cube"', "not JSON"),
     "not text": ("\x00\x01", "not JSON"),
-    "object": ('{"a": ["red cube"]}', "wanted a list of label lists, got an object"),
-    "flat list": ('["red cube"]', 'entry 0: wanted a list of labels, got the string "red cube"'),
-    "number": ("[[3]]", "entry 0: wanted a label's name, got the number 3"),
-    "nothing": ("[]", "wanted at least one label list"),
+    "object": ('{"a": ["red cube"]}', "expected a list of label lists, got an object"),
+    "flat list": ('["red cube"]', 'entry 0: expected a list of labels, got the string "red cube"'),
+    "number": ("[[3]]", "entry 0: expected a label's name, got the number 3"),
+    "nothing": ("[]", "expected at least one label list"),
 }  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def test_train_refuses_bad_labels(command: Command, data: Path, case: str) -> No
         "empty list": ('{"a.png": []}', "empty list"),
         "label twice": ('{"a.png": ["red cube", "red cube"]}', "twice"),
         "not JSON": ("{", "not JSON"),
-        "flat list": ('["a.png"]', "wanted an object of file name -> labels"),
+        "flat list": ('["a.png"]', "expected an object of file name -> labels"),
     }
     content, message = train[case]
     (data / "train.json").write_text(content)

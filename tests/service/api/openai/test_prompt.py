@@ -45,7 +45,7 @@ def test_names_may_hold_what_joins_them(prompt: str, labels: list[str]) -> None:
         ("two red cubes", 'unknown label "two red cubes"; did you mean "red cube"?'),
         ("red the cube", 'unknown label "red the cube"; did you mean "red cube"?'),
         ("a photo of a red cube", 'unknown label "photo of a"; known are gray cube'),
-        ("red cube, red cube", 'label "red cube" twice'),
+        ("red cube, red cube", 'duplicate label "red cube"'),
         ("", "names no object"),
         ("and, the", "names no object"),
         (" and ".join(ICLEVR.names), f"at most {LIMITS.max_labels}"),
