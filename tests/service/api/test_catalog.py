@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from service.api.catalog import Models
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.settings import Settings
+from service.store.jobs import JobStore
 from shared.checkpoint import METADATA_KEY, CheckpointError, CheckpointInfo, load, publish, read_info, verify
 from shared.registry import PROMOTED_FILE, promote
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
+from tests.service.api.answers import Body, nothing_is_queued, problem
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
 from trainer.studies.card import write_card
 
@@ -232,3 +234,30 @@ def test_the_list_has_cards_and_says_what_is_wrong(client: httpx.Client, folder:
     refused = client.get("/labels?model=b")
     assert (refused.status_code, refused.json()["type"]) == (422, "urn:labelgrid:problem:invalid-request")
     assert refused.json()["detail"] == "model: not a safetensors file; publish it again, or use another model"
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "config", "reason"),
+    [
+        (("red cube",), {"sampling": {"steps": 0}}, "sampling.steps"),
+        (("red cube",), {"sampling": [7]}, "sampling"),
+        (("red cube",), {"sampling": {"sampler": "ddim", "guess": 1}}, "sampling.guess"),
+        (("red cube", "red cube"), {}, "vocabulary"),
+        ((), {}, "vocabulary"),
+    ],
+)
+def test_a_foreign_checkpoint_is_refused_with_its_reason(
+    settings: Settings, alive: JobStore, tmp_path: Path, vocabulary: tuple[str, ...], config: Body, reason: str
+) -> None:
+    weights = {"w": torch.zeros(1)}
+    publish(tmp_path, "foreign", weights, kind="denoiser", vocabulary=vocabulary, config=config, training={})
+    with serving(settings.model_copy(update={"storage": tmp_path})) as client:
+        body = {"labels": [["red cube"]], "model": "foreign"}
+        assert reason in problem(client.post("/generate", json=body), 422, "invalid-request")["detail"]
+        models = client.get("/models").json()
+        assert models["models"] == []
+        assert reason in models["problems"]["foreign.safetensors"]
+        promote(tmp_path, "foreign")
+        assert reason in problem(client.post("/generate", json={"labels": [["red cube"]]}), 503, "no-model")["detail"]
+        assert reason in problem(client.get("/labels"), 503, "no-model")["detail"]
+    assert nothing_is_queued(alive.connection)

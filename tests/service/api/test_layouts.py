@@ -30,7 +30,7 @@ from shared.options import SamplingOptions, picture_seed
 from shared.pictures import read_png, to_uint8
 from shared.vocabulary import ICLEVR
 from tests.conftest import running, serving
-from tests.service.api.test_api import nothing_is_queued, problem
+from tests.service.api.answers import nothing_is_queued, problem
 from tests.service.contract.test_recipe import image, layouts, recipe_in
 from tests.shared.test_options import sampling_options
 from tests.shared.test_vocabulary import good_lists

@@ -26,7 +26,7 @@ from shared.diffusion.model import load_denoiser
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
-from tests.service.api.test_api import nothing_is_queued, problem
+from tests.service.api.answers import nothing_is_queued, problem
 from tests.service.worker import test_engine
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]

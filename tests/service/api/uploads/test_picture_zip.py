@@ -30,7 +30,7 @@ from service.store.keys import png_key
 from service.worker.runner import Runner
 from shared.evaluator import as_input
 from shared.pictures import RIGHT, WRONG, marked_grid, read_png, to_images
-from tests.service.api.test_api import nothing_is_queued, problem
+from tests.service.api.answers import nothing_is_queued, problem
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
 TEST_FILE = ("test.json", json.dumps(LISTS))

@@ -1,4 +1,4 @@
-"""Requests that wait for their job: they hold nothing once their client has left, and take nothing from others."""
+"""Requests that wait for their job: how they end, and that they hold nothing after a disconnect."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from service.store.jobs import JobStore
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.conftest import serving
+from tests.service.api.answers import problem
 from tests.service.contract.test_recipe import png_with
 
 LISTS = [["red cube"]]
@@ -34,8 +36,41 @@ def until_waiting(store: JobStore, requests: int) -> None:
         time.sleep(0.01)
 
 
+def answer_to_a_waiting_post(
+    client: httpx.Client, store: JobStore, end: Callable[[str], Any]
+) -> tuple[httpx.Response, str]:
+    """Return the answer to a POST whose job `end` ends, and the job's id."""
+    responses = []
+    waiting = threading.Thread(target=lambda: responses.append(client.post("/generate", json={"labels": LISTS})))
+    waiting.start()
+    while not (open_jobs := store.connection.smembers("labelgrid:open")):
+        time.sleep(0.01)
+    (job_id,) = (text(raw) for raw in open_jobs)
+    end(job_id)
+    waiting.join()
+    return responses[0], job_id
+
+
+def test_a_job_that_fails_is_a_problem_for_a_waiting_client(client: httpx.Client, alive: JobStore) -> None:
+    response, job_id = answer_to_a_waiting_post(
+        client, alive, lambda job_id: alive.fail(job_id, "picture 0: it is no good")
+    )
+    body = problem(response, 500, "job-failed")
+    assert (body["detail"], body["job"]) == ("picture 0: it is no good", f"/jobs/{job_id}")
+    job = client.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["error"]) == ("failed", "picture 0: it is no good")
+
+
+def test_a_job_that_is_cancelled_is_a_problem_for_a_waiting_client(client: httpx.Client, alive: JobStore) -> None:
+    response, job_id = answer_to_a_waiting_post(client, alive, lambda job_id: client.delete(f"/jobs/{job_id}"))
+    assert problem(response, 409, "job-cancelled")["job"] == f"/jobs/{job_id}"
+    job = client.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["error"], job["result"]) == ("cancelled", None, None)
+    assert job["finished_at"]
+
+
 @pytest.mark.parametrize("how", ["generate", "by its picture", "score", "a form", "v1"])
-def test_a_request_whose_client_left_is_given_up(
+def test_a_request_stops_waiting_when_its_client_disconnects(
     client: httpx.Client, alive: JobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_MS", 14_000)  # no read ends by itself
@@ -59,7 +94,7 @@ def test_a_request_whose_client_left_is_given_up(
     assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"  # the job goes on
 
 
-def test_more_may_wait_than_there_are_connections_for_it(
+def test_more_clients_may_wait_than_there_are_connections_for_waiting(
     settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.api.app, "MAX_WAITING", 1)
@@ -100,7 +135,7 @@ def test_more_may_wait_than_there_are_connections_for_it(
     assert answers == [409] * len(threads)
 
 
-def test_those_who_wait_leave_the_others_their_connections(
+def test_waiting_clients_leave_the_others_their_connections(
     settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.api.app, "MAX_CONNECTIONS", 2)

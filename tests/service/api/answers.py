@@ -1,0 +1,45 @@
+"""What tests of the API send, and how they read the answers."""
+
+import io
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+from redis import Redis
+
+from service.store.connection import text
+from service.store.keys import WORKERS, worker_key
+
+LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
+JSON = {"content-type": "application/json"}
+Body = dict[str, Any]
+
+
+def problem(response: httpx.Response, status: int, slug: str) -> Body:
+    """Return the body of an answer after checking that it is this problem."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: Body = response.json()
+    assert body["type"] == f"urn:labelgrid:problem:{slug}"
+    assert body["status"] == status
+    assert body["title"]
+    assert body["detail"]
+    return body
+
+
+def nothing_is_queued(connection: Redis) -> bool:
+    """Return whether Redis holds nothing but a worker."""
+    return {text(key) for key in connection.keys("*")} <= {WORKERS, worker_key("w")}
+
+
+def submitted(client: httpx.Client, **fields: Any) -> str:
+    """Return the id of a new job."""
+    response = client.post("/generate", json={"labels": LISTS, **fields}, headers={"prefer": "respond-async"})
+    assert response.status_code == 202, response.text
+    job_id: str = response.json()["id"]
+    return job_id
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)), dtype=np.int16)

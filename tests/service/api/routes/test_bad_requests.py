@@ -1,0 +1,176 @@
+"""What POST /generate and POST /score refuse: the answer names the fault, and nothing is queued."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from service.contract.errors import MAX_LISTED, BadRequest
+from service.contract.recipe import example
+from service.store.jobs import JobStore
+from shared.options import LIMITS
+from shared.vocabulary import ICLEVR
+from tests.service.api.answers import JSON, LISTS, Body, nothing_is_queued, problem
+
+BAD_LISTS = [
+    ([["red cube"], ["red kube"]], 'unknown label "red kube"; did you mean "red cube"?', 1),
+    ([["cube red"]], 'did you mean "red cube"?', 0),
+    ([["red cube"], []], "empty list", 1),
+    ([["red cube", "gray cube", "red cube"]], 'duplicate label "red cube"', 0),
+    ([list(ICLEVR.names[: LIMITS.max_labels + 1])], f"at most {LIMITS.max_labels} are allowed", 0),
+    ([["red cube"]] * (LIMITS.max_pictures_per_request + 1), f"at most {LIMITS.max_pictures_per_request}", None),
+    ([], "at least one", None),
+]
+
+
+@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score", "conditions")])
+@pytest.mark.parametrize(("lists", "words", "entry"), BAD_LISTS)
+def test_label_lists_that_are_not_valid(
+    client: httpx.Client, alive: JobStore, path: str, field: str, lists: Any, words: str, entry: int | None
+) -> None:
+    body = problem(client.post(path, json={field: lists}), 422, "invalid-request")
+    assert words in body["detail"]
+    assert body["entry"] == entry
+    assert body["errors"][0]["loc"] == ["body", field, *([] if entry is None else [entry])]
+    assert nothing_is_queued(alive.connection)
+
+
+BAD_FIELDS: list[tuple[Body, str]] = [
+    ({"steps": 0}, "steps"),
+    ({"steps": LIMITS.max_steps + 1}, "steps"),
+    ({"steps": 2.5}, "steps"),
+    ({"steps": "20"}, "steps"),
+    ({"steps": True}, "steps"),
+    ({"guidance": -0.5}, "guidance"),
+    ({"guidance": 1e9}, "guidance"),
+    ({"guidance": "2"}, "guidance"),
+    ({"guidance_interval": [0.5, 0.1]}, "guidance_interval"),
+    ({"guidance_interval": [0.1]}, "guidance_interval"),
+    ({"guidance_interval": [0.1, 1.5]}, "guidance_interval"),
+    ({"sampler": "dpmpp"}, "sampler"),
+    ({"sampler": "euler", "eta": 0.5}, "eta"),
+    ({"spacing": "karras"}, "spacing"),
+    ({"eta": 2, "sampler": "ddim"}, "eta"),
+    ({"clip_x0": 1}, "clip_x0"),
+    ({"seed": -1}, "seed"),
+    ({"seed": False}, "seed"),
+    ({"seed": 2**53}, "seed"),
+    ({"columns": 0}, "columns"),
+    ({"columns": LIMITS.max_columns + 1}, "columns"),
+    ({"model": "nobody"}, "model"),
+    ({"model": "../secret"}, "model"),
+    ({"model": "toy-evaluator"}, "model"),
+    ({"model": 7}, "model"),
+    ({"step": 20}, "step"),
+]
+
+
+@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score", "conditions")])
+@pytest.mark.parametrize(("fields", "named"), BAD_FIELDS)
+def test_options_that_are_not_allowed(
+    client: httpx.Client, alive: JobStore, path: str, field: str, fields: Body, named: str
+) -> None:
+    body = problem(client.post(path, json={field: LISTS, **fields}), 422, "invalid-request")
+    assert named in body["detail"]
+    assert nothing_is_queued(alive.connection)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/score"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b'{"labels": NaN', b"null", b"[]", b'"x"', b"7"]
+)
+def test_bodies_of_the_wrong_shape(client: httpx.Client, alive: JobStore, path: str, content: bytes) -> None:
+    response = client.post(path, content=content, headers=JSON)
+    assert response.status_code in (400, 422), response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert nothing_is_queued(alive.connection)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"labels": None},
+        {"labels": "red cube"},
+        {"labels": ["red cube"]},
+        {"labels": {"0": ["red cube"]}},
+        {"labels": [[7]]},
+        {"labels": [[None]]},
+        {"labels": [[["red cube"]]]},
+        {"conditions": LISTS},
+    ],
+)
+def test_labels_of_the_wrong_shape(client: httpx.Client, alive: JobStore, body: Body) -> None:
+    assert "labels" in problem(client.post("/generate", json=body), 422, "invalid-request")["detail"]
+    assert nothing_is_queued(alive.connection)
+
+
+VERDICT = {"accuracy": 1, "exact": True, "f1": 1, "scores": {f"label {i}": "" for i in range(1000)}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"labels": [[1] * 1000]}),
+        ("/generate", {"labels": [[1]] * 1000}),
+        ("/score", {"conditions": [[1] * 1000]}),
+        ("/generate", {"labels": LISTS, "layouts": [[{}] * 1000]}),
+        ("/generate", {"labels": LISTS, "layouts": [1] * 1000}),
+        ("/generate", {"labels": LISTS, "layouts": [[{f"f{i}": 1 for i in range(1000)}]]}),
+        ("/generate", {"labels": LISTS, **{f"f{i}": 1 for i in range(1000)}}),
+        ("/v1/images/generations", {"prompt": "red cube", **{f"f{i}": 1 for i in range(1000)}}),
+        ("/generate", {"recipe": example() | {"verdicts": [{}] * 1000}}),
+        ("/generate", {"recipe": example() | {"verdicts": [VERDICT]}}),
+    ],
+)
+def test_a_request_with_very_many_faults_lists_only_some(
+    client: httpx.Client, alive: JobStore, path: str, body: Body
+) -> None:
+    found = client.post(path, json=body).json()
+    assert len(found["errors"]) + found.get("errors_left_out", 0) < 30
+    assert len(found["errors"]) <= MAX_LISTED
+    assert nothing_is_queued(alive.connection)
+
+
+def test_faults_beyond_those_listed_are_counted() -> None:
+    errors = [{"loc": ("body", i), "msg": "no", "type": "x"} for i in range(MAX_LISTED + 5)]
+    assert "errors_left_out" not in BadRequest.from_errors(errors[:MAX_LISTED]).members
+    members = BadRequest.from_errors(errors).members
+    assert (len(members["errors"]), members["errors_left_out"]) == (MAX_LISTED, 5)
+
+
+def test_numbers_that_json_does_not_have(client: httpx.Client, alive: JobStore) -> None:
+    for number in ("NaN", "Infinity", "-Infinity", "1e999"):
+        content = json.dumps({"labels": LISTS})[:-1] + f', "guidance": {number}}}'
+        problem(client.post("/generate", content=content, headers=JSON), 422, "invalid-request")
+    assert nothing_is_queued(alive.connection)
+
+
+def test_a_whole_number_may_have_a_decimal_point_and_nothing_else_is_converted(
+    client: httpx.Client, alive: JobStore
+) -> None:
+    body = {"labels": LISTS, "columns": 2.0, "guidance": 2, "seed": 7.0}
+    job = client.post("/generate", json={**body, "steps": 16.0}, headers={"prefer": "respond-async"}).json()
+    assert (job["options"]["steps"], job["options"]["guidance"], job["seed"]) == (16, 2.0, 7)
+    for name, value in (("steps", 16.5), ("steps", True), ("steps", "16"), ("clip_x0", 1.0), ("seed", 1e300)):
+        assert name in problem(client.post("/generate", json={**body, name: value}), 422, "invalid-request")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/generate", {"labels": LISTS}), ("/score", {"conditions": LISTS})], ids=["generate", "score"]
+)
+def test_an_unknown_field_is_refused_with_the_known_ones(
+    client: httpx.Client, path: str, body: dict[str, object]
+) -> None:
+    found = problem(client.post(path, json={**body, "step": 3, "xyzzy": 4}), 422, "invalid-request")
+    assert found["detail"] == "step: unknown; did you mean steps?"
+    assert [error["type"] for error in found["errors"]] == ["extra_forbidden"] * 2
+    assert found["errors"][1]["msg"].startswith("unknown; known are seed, steps, ")
+
+
+def test_an_unknown_model_is_reported_where_the_request_names_it(client: httpx.Client) -> None:
+    found = problem(client.get("/labels", params={"model": "zz"}), 422, "invalid-request")
+    assert found["errors"][0]["loc"] == ["query", "model"]
+    found = problem(client.post("/generate", json={"labels": LISTS, "model": "zz"}), 422, "invalid-request")
+    assert found["errors"][0]["loc"] == ["body", "model"]

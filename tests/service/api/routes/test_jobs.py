@@ -1,0 +1,67 @@
+"""The list of jobs and its pages, cancelling a job, and jobs that have expired."""
+
+import time
+
+import httpx
+import pytest
+
+from service.store.jobs import JobStore
+from service.store.keys import job_key, png_key, tombstone_key
+from service.worker.runner import Runner
+from tests.service.api.answers import LISTS, problem, submitted
+
+
+def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
+    client: httpx.Client, alive: JobStore
+) -> None:
+    assert client.get("/jobs").json() == {"jobs": [], "next": None}
+    ids = []
+    for _ in range(5):
+        ids.append(submitted(client))
+        time.sleep(0.002)  # times have milliseconds
+    alive.cancel(ids[2])
+    page = client.get("/jobs").json()
+    assert ([job["id"] for job in page["jobs"]], page["next"]) == (ids[::-1], None)
+    whole = client.get(f"/jobs/{ids[2]}").json()
+    assert whole["labels"] == LISTS
+    asked = ("labels", "layouts", "first", "trajectory", "columns")
+    assert page["jobs"][2] == {name: value for name, value in whole.items() if name not in (*asked, "result")}
+    seen, cursor = [], None
+    for size in (2, 2, 1):
+        page = client.get("/jobs", params={"limit": 2, **({"cursor": cursor} if cursor else {})}).json()
+        assert len(page["jobs"]) == size
+        seen += [job["id"] for job in page["jobs"]]
+        cursor = page["next"]
+        submitted(client)
+    assert (seen, cursor) == (ids[::-1], None)
+
+
+def test_the_list_leaves_out_expired_jobs(client: httpx.Client, alive: JobStore) -> None:
+    first, second = submitted(client), submitted(client)
+    alive.connection.delete(job_key(first))
+    assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == [second]
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "cursor=x", "cursor=-", "limit=ten"])
+def test_page_parameters_that_are_not_valid(client: httpx.Client, query: str) -> None:
+    problem(client.get(f"/jobs?{query}"), 422, "invalid-request")
+
+
+def test_a_job_is_cancelled_once(client: httpx.Client, alive: JobStore) -> None:
+    job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()
+    response = client.delete(f"/jobs/{job['id']}")
+    assert response.status_code == 200
+    assert (response.json()["id"], response.json()["status"]) == (job["id"], "cancelled")
+    body = problem(client.delete(f"/jobs/{job['id']}"), 409, "job-ended")
+    assert body["job_status"] == "cancelled"
+
+
+def test_an_expired_job_is_410_while_its_tombstone_lasts_and_then_404(client: httpx.Client, working: Runner) -> None:
+    job = client.post("/generate", json={"labels": LISTS, "steps": 1}).json()
+    working.connection.delete(job_key(job["id"]), png_key(job["id"]))
+    address = f"/jobs/{job['id']}"
+    for path in ("", "/grid.png", "/images/0.png", "/events"):
+        problem(client.get(address + path), 410, "expired-job")
+    problem(client.delete(address), 410, "expired-job")
+    working.connection.delete(tombstone_key(job["id"]))
+    problem(client.get(address), 404, "unknown-job")

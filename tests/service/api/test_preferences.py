@@ -1,0 +1,75 @@
+"""The answer that a client prefers: at once or after a wait, as JSON or as PNG."""
+
+import asyncio
+import time
+
+import httpx
+import pytest
+
+from service.api.preferences import Preferences, read_preferences
+from service.settings import Settings
+from service.store.jobs import JobStore
+from service.worker.runner import Runner
+from tests.service.api.answers import LISTS, problem
+
+
+@pytest.mark.parametrize(
+    ("prefer", "accept", "preferences"),
+    [
+        ("wait=7", "application/json", Preferences(7, False, "wait=7")),
+        ("respond-async, wait=7", "image/png", Preferences(7, True, "wait=7")),
+        ('WAIT = "3"', "image/png;q=0.1, application/json", Preferences(3, False, "wait=3")),
+        ("wait=31", "*/*", Preferences(30, False, "wait=31")),
+        ("Respond-Async", "Image/PNG", Preferences(0, True, "respond-async")),
+        ("wait=soon, handling=strict", "image/png", Preferences(30, True, None)),
+        (None, "application/json", Preferences(30, False, None)),
+    ],
+)
+def test_reading_the_headers(settings: Settings, prefer: str | None, accept: str, preferences: Preferences) -> None:
+    assert asyncio.run(read_preferences(settings.model_copy(update={"wait_s": 30}), prefer, accept)) == preferences
+
+
+def test_prefer_respond_async(client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("service.store.reader.JobReader.read_streams")  # what all who wait read
+    response = client.post("/generate", json={"labels": LISTS, "seed": 7}, headers={"prefer": "respond-async"})
+    assert response.status_code == 202
+    assert response.headers["preference-applied"] == "respond-async"
+    job = response.json()
+    assert response.headers["location"] == f"/jobs/{job['id']}"
+    assert (job["status"], job["progress"], job["result"]) == ("queued", {"done": 0, "total": 2}, None)
+    assert client.get(response.headers["location"]).json() == job
+    assert problem(client.get(f"/jobs/{job['id']}/grid.png"), 409, "not-ready")["job_status"] == "queued"
+    problem(client.get(f"/jobs/{job['id']}/images/1.png"), 409, "not-ready")
+    problem(client.get(f"/jobs/{job['id']}/images/2.png"), 404, "unknown-picture")
+    for index in ("-1", "one"):
+        problem(client.get(f"/jobs/{job['id']}/images/{index}.png"), 422, "invalid-request")
+
+
+def test_prefer_wait(client: httpx.Client, alive: JobStore) -> None:
+    begun = time.monotonic()
+    response = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "wait=1", "accept": "image/png"})
+    assert response.status_code == 202
+    assert 0.9 < time.monotonic() - begun < 5
+    assert response.headers["preference-applied"] == "wait=1"
+
+
+def test_accept_png_answers_with_the_grid(client: httpx.Client, working: Runner) -> None:
+    response = client.post("/generate", json={"labels": LISTS, "steps": 2}, headers={"accept": "image/png"})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "image/png"
+    assert client.get(response.headers["content-location"]).content == response.content
+
+
+@pytest.mark.parametrize(
+    ("accept", "png"),
+    [
+        ("image/png;q=0.5, application/json", False),
+        ("image/png, application/json;q=0.9", True),
+        ("*/*", False),
+        ("text/html", False),
+        ("image/png;q=nonsense", False),
+    ],
+)
+def test_accept_with_qualities(client: httpx.Client, working: Runner, accept: str, png: bool) -> None:
+    response = client.post("/generate", json={"labels": LISTS, "steps": 1}, headers={"accept": accept})
+    assert (response.headers["content-type"] == "image/png") == png

@@ -1,0 +1,29 @@
+"""Addresses that do not exist, and methods that an address does not have."""
+
+import httpx
+import pytest
+
+from tests.service.api.answers import problem
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "slug"),
+    [
+        ("GET", "/jobs/nobody", 404, "unknown-job"),
+        ("GET", "/jobs/nobody/grid.png", 404, "unknown-job"),
+        ("GET", "/jobs/nobody/images/0.png", 404, "unknown-job"),
+        ("GET", "/jobs/nobody/images/-1.png", 404, "unknown-job"),
+        ("GET", "/jobs/nobody/images/one.png", 404, "unknown-job"),
+        ("DELETE", "/jobs/nobody", 404, "unknown-job"),
+        ("GET", "/nowhere", 404, "not-found"),
+        ("PUT", "/generate", 405, "method-not-allowed"),
+        ("GET", "/labels?model=nobody", 422, "invalid-request"),
+    ],
+)
+def test_addresses_that_do_not_exist(client: httpx.Client, method: str, path: str, status: int, slug: str) -> None:
+    problem(client.request(method, path), status, slug)
+
+
+def test_an_address_names_all_its_methods(client: httpx.Client) -> None:
+    for path, methods in (("/jobs/nobody", "DELETE, GET"), ("/jobs", "GET"), ("/generate", "POST"), ("/", "GET, HEAD")):
+        assert client.put(path).headers["allow"] == methods

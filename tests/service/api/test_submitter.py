@@ -1,0 +1,148 @@
+"""Whether a job is accepted: without workers, models, Redis or room, and when an Idempotency-Key is sent again."""
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from redis import Redis
+
+from service.settings import Settings
+from service.store import workers
+from service.store.jobs import JobStore
+from service.store.keys import job_key
+from tests.conftest import serving
+from tests.service.api.answers import LISTS, Body, nothing_is_queued, problem, submitted
+
+
+def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: Redis) -> None:
+    problem(client.get("/readyz"), 503, "no-worker")
+    assert client.get("/healthz").json() == {"status": "ok"}
+    response = client.post("/generate", json={"labels": LISTS})
+    problem(response, 503, "no-worker")
+    assert int(response.headers["retry-after"]) > 0
+    problem(client.post("/score", json={"conditions": LISTS}), 503, "no-worker")
+    assert nothing_is_queued(connection)
+
+
+def test_a_full_queue_says_when_to_retry(settings: Settings, alive: JobStore) -> None:
+    with serving(settings.model_copy(update={"max_queued_pictures": 5})) as client:
+        # An empty queue takes any one request.
+        first = submitted(client, labels=[["red cube"]] * 12)
+        response = client.post("/generate", json={"labels": LISTS})
+        assert problem(response, 429, "queue-full")["queued"] == 12
+        assert response.headers["retry-after"] == "10"  # no rate is measured yet
+        workers.announce(alive.connection, "w", {"pictures_per_s": 0.5}, lease_s=60)
+        workers.announce(alive.connection, "v", {"pictures_per_s": 1.0}, lease_s=60)
+        response = client.post("/score", json={"conditions": LISTS, "repeats": 1})
+        problem(response, 429, "queue-full")
+        assert response.headers["retry-after"] == "6"  # 12 + 2 - 5 pictures at 1.5 a second
+        assert alive.connection.scard("labelgrid:open") == 1
+        alive.cancel(first)  # its pictures wait no longer
+        submitted(client)
+
+
+def test_a_full_redis_takes_no_job_and_its_jobs_can_be_read(
+    client: httpx.Client, alive: JobStore, connection: Redis
+) -> None:
+    job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()
+    connection.config_set("maxmemory", 1)
+    try:
+        response = client.post("/generate", json={"labels": LISTS})
+        assert "Redis is full" in problem(response, 503, "unavailable")["detail"]
+        assert response.headers["retry-after"] == "10"
+        assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
+        assert [one["id"] for one in client.get("/jobs").json()["jobs"]] == [job["id"]]
+        assert client.delete(f"/jobs/{job['id']}").json()["status"] == "cancelled"
+    finally:
+        connection.config_set("maxmemory", 0)
+
+
+def test_without_a_model_or_redis_the_answer_says_so(settings: Settings, tmp_path: Path) -> None:
+    with serving(settings.model_copy(update={"storage": tmp_path})) as client:
+        problem(client.get("/readyz"), 503, "no-model")
+        problem(client.post("/generate", json={"labels": LISTS}), 503, "no-model")
+        assert client.get("/models").json() == {"models": [], "problems": {}}
+    with serving(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})) as client:
+        problem(client.get("/readyz"), 503, "unavailable")
+        problem(client.post("/generate", json={"labels": LISTS}), 503, "unavailable")
+
+
+@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score", "conditions")])
+def test_an_idempotency_key_stands_for_one_request(
+    client: httpx.Client, alive: JobStore, path: str, field: str
+) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+
+    def ask(**fields: Any) -> httpx.Response:
+        return client.post(path, json={field: LISTS, **fields}, headers=headers)
+
+    first = ask()
+    again = ask(steps=None)  # says the same
+    assert (again.status_code, again.json()) == (202, first.json())
+    for fields in ({"steps": 3}, {"seed": 1}, {field: LISTS[:1]}, {"columns": 2}):
+        body = problem(ask(**fields), 422, "idempotency-key-reused")
+        assert body["errors"][0]["loc"] == ["header", "Idempotency-Key"]
+    assert alive.connection.scard("labelgrid:open") == 1
+    headers["idempotency-key"] = "another"
+    assert ask().json()["id"] != first.json()["id"]
+
+
+def test_an_idempotency_key_holds_for_a_form_and_as_long_as_its_job(client: httpx.Client, alive: JobStore) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+
+    def ask() -> str:
+        files = {"file": ("test.json", json.dumps(LISTS))}  # each time with another boundary
+        job_id: str = client.post("/score", files=files, headers=headers).json()["id"]
+        return job_id
+
+    job_id = ask()
+    workers.withdraw(alive.connection, "w")  # what stands needs no worker
+    assert ask() == job_id
+    workers.announce(alive.connection, "w", {}, lease_s=60)
+    alive.connection.delete(job_key(job_id))
+    assert ask() != job_id
+
+
+@pytest.mark.parametrize("how", ["generate", "score", "a form", "pictures", "v1"])
+def test_an_idempotency_key_finds_its_job_after_the_models_are_gone(
+    settings: Settings, alive: JobStore, tmp_path: Path, how: str
+) -> None:
+    folder = shutil.copytree(settings.storage, tmp_path / "storage")
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+    zipped, picture = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("0.png", picture.getvalue())
+    form = {"file": json.dumps(LISTS[:1])}
+    sent: dict[str, tuple[str, Body]] = {
+        "generate": ("/generate", {"json": {"labels": LISTS, "model": "other"}}),
+        "score": ("/score", {"json": {"conditions": LISTS, "model": "other"}}),
+        "a form": ("/score", {"files": form, "data": {"model": "other"}}),
+        "pictures": ("/score", {"files": {**form, "pictures": zipped.getvalue()}}),
+        "v1": ("/v1/images/generations", {"json": {"prompt": "red cube", "model": "other"}}),
+    }
+    path, given = sent[how]
+    with serving(settings.model_copy(update={"storage": folder, "wait_s": 0.0})) as client:
+
+        def ask() -> str:
+            job = client.post(path, headers=headers, **given).json()
+            found: str = job["job"] if how == "v1" else job["id"]
+            return found
+
+        job = ask()
+        shutil.rmtree(folder)
+        folder.mkdir()
+        assert ask() == job
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201])
+def test_idempotency_keys_of_the_wrong_length(client: httpx.Client, alive: JobStore, key: str) -> None:
+    response = client.post("/generate", json={"labels": LISTS}, headers={"idempotency-key": key})
+    problem(response, 422, "invalid-request")
+    assert nothing_is_queued(alive.connection)

@@ -1,0 +1,82 @@
+"""Bodies that are JSON or a multipart form: types, sizes and fields that are refused, and lists in forms."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from service.settings import Settings
+from service.store.jobs import JobStore
+from shared.options import LIMITS
+from tests.service.api.answers import JSON, LISTS, nothing_is_queued, problem
+
+
+def test_json_without_a_content_type_is_refused(client: httpx.Client, alive: JobStore) -> None:
+    problem(client.post("/generate", content=json.dumps({"labels": LISTS})), 422, "invalid-request")
+    problem(client.post("/score", content=json.dumps({"conditions": LISTS})), 415, "unsupported-media-type")
+
+
+@pytest.mark.parametrize("sent", ["application/x-www-form-urlencoded", None])
+def test_json_with_another_content_type_is_refused_with_both_types(client: httpx.Client, sent: str | None) -> None:
+    headers = {"content-type": sent} if sent else {}
+    response = client.post("/generate", content=b'{"labels": [["red cube"]]}', headers=headers)
+    found = problem(response, 422, "invalid-request")
+    assert found["detail"] == f"content-type: {sent or 'none'}; wanted application/json or multipart/form-data"
+
+
+def test_a_body_that_is_too_large(client: httpx.Client, alive: JobStore, settings: Settings) -> None:
+    large = json.dumps({"labels": LISTS, "model": "x" * settings.body_limit_bytes}).encode()
+    problem(client.post("/generate", content=large, headers=JSON), 413, "content-too-large")
+    chunks = (large[i : i + 65536] for i in range(0, len(large), 65536))  # without a Content-Length
+    problem(client.post("/generate", content=chunks, headers=JSON), 413, "content-too-large")
+    problem(client.post("/score", files={"file": large}), 413, "content-too-large")
+    assert nothing_is_queued(alive.connection)
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "words"),
+    [
+        (b"[[", {}, "not JSON"),
+        (b'{"a": 1}', {}, "expected a list"),
+        (b'[["red kube"]]', {}, 'did you mean "red cube"?'),
+        (b"[]", {}, "at least one"),
+        (b'[["red cube"]]', {"repeats": "0"}, "repeats"),
+        (b'[["red cube"]]', {"repeats": str(LIMITS.max_repeats + 1)}, "repeats"),
+        (b'[["red cube"]]', {"repeats": "ten"}, "repeats"),
+        (b'[["red cube"]]', {"repeats": "2.5"}, "repeats"),
+        (b'[["red cube"]]', {"model": "nobody"}, "model"),
+        (b'[["red cube"]]', {"unheard": "of"}, "unheard"),
+        (b'[["red cube"]]', {"seed": str(2**53 - 1), "repeats": "2"}, "seed"),
+        (None, {"repeats": "2"}, "file"),
+    ],
+)
+def test_forms_that_cannot_be_scored(
+    client: httpx.Client, alive: JobStore, file: bytes | None, fields: dict[str, str], words: str
+) -> None:
+    files = {"file": ("test.json", file)} if file is not None else {"other": ("x", b"x")}
+    assert words in problem(client.post("/score", data=fields, files=files), 422, "invalid-request")["detail"]
+    assert nothing_is_queued(alive.connection)
+
+
+def test_a_malformed_form(client: httpx.Client, alive: JobStore) -> None:
+    broken = {"content-type": "multipart/form-data; boundary=x"}
+    problem(client.post("/score", content=b"--y\r\n", headers=broken), 400, "bad-request")
+    problem(client.post("/score", content=b"x", headers={"content-type": "multipart/form-data"}), 400, "bad-request")
+    assert nothing_is_queued(alive.connection)
+
+
+@pytest.mark.parametrize("interval", ["[0.25, 0.75]", ["0.25", "0.75"]])
+def test_a_list_in_a_form(client: httpx.Client, alive: JobStore, interval: str | list[str]) -> None:
+    given = {"data": {"guidance_interval": interval, "steps": "4"}, "files": {"file": json.dumps(LISTS)}}
+    job = client.post("/score", headers={"prefer": "respond-async"}, **given).json()  # type: ignore[arg-type]
+    assert job["options"]["guidance_interval"] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("field", [{"guidance_interval": "0.25"}, {"steps": "null"}, {"steps": ["1", "2"]}])
+def test_a_form_field_with_a_value_that_is_not_valid(
+    client: httpx.Client, alive: JobStore, field: dict[str, Any]
+) -> None:
+    answer = client.post("/score", data=field, files={"file": json.dumps(LISTS)})
+    assert next(iter(field)) in problem(answer, 422, "invalid-request")["detail"]
+    assert nothing_is_queued(alive.connection)
