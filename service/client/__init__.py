@@ -9,7 +9,7 @@ Needs the extra `client` alone: neither FastAPI nor Redis nor torch.
 
 from service.client.connection import AsyncClient, Client
 from service.client.errors import ApiError, ClientError, JobUnfinished, Unreachable
-from service.client.flows import Event, Options, Retry
+from service.client.messages import Event, Options, Retry
 from service.contract.records import Point
 
 __all__ = [

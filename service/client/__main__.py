@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from service.client import Client, ClientError, Event, Options, display
-from service.client.connection import DEFAULT_URL
+from service.client.messages import DEFAULT_URL
 from service.contract.records import Layout
 from service.contract.schemas import Job, ScoreResult
 from shared.options import SamplerName, SpacingName

@@ -1,193 +1,53 @@
-"""`Client` and `AsyncClient`: they carry out the flows of `flows.py` over httpx. What to say is decided there."""
+"""`AsyncClient`, and `Client`, which runs the same code without an event loop.
+
+Every method is written once, as a coroutine of `AsyncClient`. `Client` gives it an HTTP client that blocks: a coroutine
+that never has to wait runs to its end in one step.
+"""
 
 import asyncio
-import contextlib
-import os
+import functools
+import itertools
+import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, Unpack
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, Unpack
+from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
-from httpx_sse import EventSource, ServerSentEvent
+from httpx_sse import EventSource
 
-from service.client.errors import ClientError
-from service.client.flows import AnyRecipe, Event, Flow, Flows, Layouts, Next, Open, Options, Pause, Run, Send, Tell
+from service.client.errors import ApiError, ClientError, JobUnfinished, Unreachable
+from service.client.messages import (
+    AnyRecipe,
+    Event,
+    LabelLists,
+    Layouts,
+    Options,
+    Retry,
+    generate_arguments,
+    given,
+    http_options,
+    read_body,
+    read_event,
+    score_arguments,
+)
+from service.contract.records import TERMINAL
 from service.contract.schemas import Job, JobPage, Labels, ModelList, Ready
 
 T = TypeVar("T")
+P = ParamSpec("P")
 OnEvent = Callable[[Event], None]
-LabelLists = Sequence[Sequence[str]]
 
-DEFAULT_URL: Final = "http://127.0.0.1:8000"
 RETRIES: Final = 5  # with their pauses some 8 s: a restart of the service
-
-
-def _options(url: str | None, api_key: str | None, timeout_s: float) -> dict[str, Any]:
-    """httpx's arguments. ClientError for an address or a key that cannot be."""
-    url = url or os.environ.get("LABELGRID_URL") or DEFAULT_URL
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ClientError(f"{url!r} is not an address: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ClientError(f"{url!r} is not an address such as {DEFAULT_URL}")
-    key = api_key or os.environ.get("LABELGRID_API_KEY") or ""
-    if not (key.isascii() and key.isprintable()):
-        raise ClientError("the API key has characters that no key has")
-    headers = {"User-Agent": "labelgrid-client", **({"Authorization": f"Bearer {key}"} if key else {})}
-    return {"base_url": parsed, "headers": headers, "timeout": timeout_s}
-
-
-def _with(options: Options, **more: int | None) -> dict[str, Any]:
-    return {**options, **{name: value for name, value in more.items() if value is not None}}
-
-
-class Client:
-    """The service at `url` (else LABELGRID_URL, else this machine), with `api_key` (else LABELGRID_API_KEY).
-
-    Every request that meets a failing network or a busy service is sent again, up to `retries` times, with growing
-    pauses; jobs are created once all the same. `timeout_s` is the longest silence of the service. All methods raise
-    ClientError; `generate`, `score` and `wait` call `on_event` with what happens meanwhile.
-    """
-
-    def __init__(
-        self,
-        url: str | None = None,
-        api_key: str | None = None,
-        *,
-        timeout_s: float = 30.0,
-        retries: int = RETRIES,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        self._http = httpx.Client(**_options(url, api_key, timeout_s), transport=transport)
-        self._flows = Flows(str(self._http.base_url), retries)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._http.close()
-
-    def _events(self, run: Run[Any]) -> Generator[Event, None, None]:
-        """Carries out the flow, and yields what it tells."""
-        stream: Iterator[ServerSentEvent] = iter(())
-        with contextlib.ExitStack() as opened:
-            action = run.go_on()
-            while action is not None:
-                answer: Any = None
-                try:
-                    match action:
-                        case Tell(event):
-                            yield event
-                        case Pause(seconds):
-                            time.sleep(seconds)
-                        case Next():
-                            answer = next(stream, None)
-                        case Open(method, path, arguments):
-                            opened.close()
-                            answer = opened.enter_context(self._http.stream(method, path, **arguments))
-                            if answer.status_code != 200:
-                                answer.read()
-                            stream = EventSource(answer).iter_sse()
-                        case Send(method, path, arguments):
-                            answer = self._http.request(method, path, **arguments)
-                except httpx.HTTPError as error:
-                    action = run.fail(error)
-                else:
-                    action = run.go_on(answer)
-
-    def _run(self, flow: Flow[T], on_event: OnEvent | None = None) -> T:
-        run = Run(flow)
-        with contextlib.closing(self._events(run)) as events:
-            for event in events:
-                if on_event is not None:
-                    on_event(event)
-        return run.result
-
-    def generate(
-        self,
-        labels: LabelLists | None = None,
-        *,
-        recipe: AnyRecipe | None = None,
-        layouts: Layouts | None = None,
-        trajectory: int | None = None,
-        wait: bool = True,
-        on_event: OnEvent | None = None,
-        idempotency_key: str | None = None,
-        **options: Unpack[Options],
-    ) -> Job:
-        """One picture for each list of labels. The finished job, or, without `wait`, the queued one.
-
-        `layouts`: where each picture's objects stand, a point for each label, or None to have it drawn. `trajectory`:
-        stages of each picture's strip, for `strip`. In place of labels and options a `recipe`, as JSON or as the PNG
-        that carries it, its bytes or its path, makes the same pictures again.
-        """
-        given = _with(options, trajectory=trajectory)
-        return self._run(self._flows.generate(labels, recipe, layouts, wait, idempotency_key, given), on_event)
-
-    def score(
-        self,
-        conditions: LabelLists | bytes | str | Path,
-        *,
-        pictures: bytes | str | Path | None = None,
-        repeats: int | None = None,
-        wait: bool = True,
-        on_event: OnEvent | None = None,
-        idempotency_key: str | None = None,
-        **options: Unpack[Options],
-    ) -> Job:
-        """Scores the model on a test file: its lists, its bytes or its path. The job, as `generate` gives it.
-
-        With `pictures`, a zip of PNGs named in the file's order, its bytes or its path, or a folder of them, those are
-        scored in place of `repeats` (10) runs of the model.
-        """
-        flow = self._flows.score(conditions, pictures, wait, idempotency_key, _with(options, repeats=repeats))
-        return self._run(flow, on_event)
-
-    def job(self, job_id: str) -> Job:
-        return self._run(self._flows.job(job_id))
-
-    def jobs(self, *, limit: int = 20, cursor: str | None = None) -> JobPage:
-        """A page of jobs, newest first; its `next` is the `cursor` of the following one."""
-        return self._run(self._flows.jobs(limit, cursor))
-
-    def cancel(self, job_id: str) -> Job:
-        return self._run(self._flows.cancel(job_id))
-
-    def wait(self, job_id: str, *, on_event: OnEvent | None = None) -> Job:
-        """The job once it is finished; JobUnfinished if it fails or is cancelled."""
-        return self._run(self._flows.wait(job_id), on_event)
-
-    def events(self, job_id: str) -> Iterator[Event]:
-        """What happened and happens to a job, until its `end`."""
-        return self._events(Run(self._flows.events(job_id)))
-
-    def grid(self, job_id: str) -> bytes:
-        """The PNG of all pictures of a finished job."""
-        return self._run(self._flows.grid(job_id))
-
-    def image(self, job_id: str, index: int) -> bytes:
-        """The PNG of one picture."""
-        return self._run(self._flows.image(job_id, index))
-
-    def strip(self, job_id: str, index: int) -> bytes:
-        """The PNG of one picture's way from noise to picture, of a job that was asked for with a `trajectory`."""
-        return self._run(self._flows.strip(job_id, index))
-
-    def labels(self, model: str | None = None) -> Labels:
-        return self._run(self._flows.labels(model))
-
-    def models(self) -> ModelList:
-        return self._run(self._flows.models())
-
-    def ready(self) -> Ready:
-        """Says that pictures can be made; ApiError with slug no-worker or no-model if not."""
-        return self._run(self._flows.ready())
+RETRIED_STATUS: Final = frozenset({429, 502, 503, 504})  # temporary failures
+HOPELESS: Final = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)  # a retry would fail again
+FIRST_PAUSE_S: Final = 0.25  # doubled by each retry
+LONGEST_PAUSE_S: Final = 30.0  # if the service asks for more, its error is raised at once
+LONGEST_POLL_S: Final = 5.0  # between looks at a job whose event stream does not get through
 
 
 class AsyncClient:
@@ -202,8 +62,9 @@ class AsyncClient:
         retries: int = RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(**_options(url, api_key, timeout_s), transport=transport)
-        self._flows = Flows(str(self._http.base_url), retries)
+        self._http: httpx.AsyncClient | _BlockingHttp
+        self._http = httpx.AsyncClient(**http_options(url, api_key, timeout_s), transport=transport)
+        self._retries = retries
 
     async def __aenter__(self) -> Self:
         return self
@@ -215,43 +76,6 @@ class AsyncClient:
 
     async def close(self) -> None:
         await self._http.aclose()
-
-    async def _events(self, run: Run[Any]) -> AsyncGenerator[Event, None]:
-        stream: AsyncGenerator[ServerSentEvent, None] | None = None
-        async with contextlib.AsyncExitStack() as opened:
-            action = run.go_on()
-            while action is not None:
-                answer: Any = None
-                try:
-                    match action:
-                        case Tell(event):
-                            yield event
-                        case Pause(seconds):
-                            await asyncio.sleep(seconds)
-                        case Next():
-                            assert stream is not None
-                            answer = await anext(stream, None)
-                        case Open(method, path, arguments):
-                            await opened.aclose()
-                            answer = await opened.enter_async_context(self._http.stream(method, path, **arguments))
-                            if answer.status_code != 200:
-                                await answer.aread()
-                            stream = EventSource(answer).aiter_sse()
-                            opened.push_async_callback(stream.aclose)
-                        case Send(method, path, arguments):
-                            answer = await self._http.request(method, path, **arguments)
-                except httpx.HTTPError as error:
-                    action = run.fail(error)
-                else:
-                    action = run.go_on(answer)
-
-    async def _run(self, flow: Flow[T], on_event: OnEvent | None = None) -> T:
-        run = Run(flow)
-        async with contextlib.aclosing(self._events(run)) as events:
-            async for event in events:
-                if on_event is not None:
-                    on_event(event)
-        return run.result
 
     async def generate(
         self,
@@ -265,8 +89,14 @@ class AsyncClient:
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        given = _with(options, trajectory=trajectory)
-        return await self._run(self._flows.generate(labels, recipe, layouts, wait, idempotency_key, given), on_event)
+        """Generate a picture for each list of labels. Returns the finished job; without `wait`, the queued one.
+
+        `layouts`: where the objects of each picture are, one point for each label, or None to let the service choose.
+        `trajectory`: number of stages of each picture's strip; `strip` fetches it. A `recipe`, given in place of labels
+        and options, generates the same pictures again: parsed JSON, or the PNG that contains it, its bytes or its path.
+        """
+        arguments = generate_arguments(labels, recipe, layouts, {**options, "trajectory": trajectory})
+        return await self._create("/generate", arguments, wait, on_event, idempotency_key)
 
     async def score(
         self,
@@ -279,38 +109,274 @@ class AsyncClient:
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        flow = self._flows.score(conditions, pictures, wait, idempotency_key, _with(options, repeats=repeats))
-        return await self._run(flow, on_event)
+        """Score the model on a test file, given as its lists, its bytes or its path. Returns the job, as `generate`.
+
+        With `pictures`, these are scored instead of `repeats` (10) runs of the model: a zip of PNGs named in the file's
+        order, its bytes or its path, or a folder of them.
+        """
+        arguments = score_arguments(conditions, pictures, {**options, "repeats": repeats})
+        return await self._create("/score", arguments, wait, on_event, idempotency_key)
 
     async def job(self, job_id: str) -> Job:
-        return await self._run(self._flows.job(job_id))
+        return read_body(await self._send("GET", _job_path(job_id)), Job)
 
     async def jobs(self, *, limit: int = 20, cursor: str | None = None) -> JobPage:
-        return await self._run(self._flows.jobs(limit, cursor))
+        """Return a page of jobs, newest first; its `next` is the `cursor` of the following page."""
+        params = given({"limit": limit, "cursor": cursor})
+        return read_body(await self._send("GET", "/jobs", params=params), JobPage)
 
     async def cancel(self, job_id: str) -> Job:
-        return await self._run(self._flows.cancel(job_id))
+        try:
+            return read_body(await self._send("DELETE", _job_path(job_id)), Job)
+        except ApiError as error:
+            if error.problem.get("job_status") != "cancelled":  # by a first attempt whose response was lost
+                raise
+            return await self.job(job_id)
 
     async def wait(self, job_id: str, *, on_event: OnEvent | None = None) -> Job:
-        return await self._run(self._flows.wait(job_id), on_event)
+        """Return the job once it is finished. Raises JobUnfinished if it fails or is cancelled."""
+        async with aclosing(self.events(job_id)) as events:
+            async for event in events:
+                if on_event is not None:
+                    on_event(event)
+        job = event.data
+        assert isinstance(job, Job)  # of the event `end`
+        if job.status != "finished":
+            raise JobUnfinished(job)
+        return job
 
-    def events(self, job_id: str) -> AsyncIterator[Event]:
-        return self._events(Run(self._flows.events(job_id)))
+    async def events(self, job_id: str) -> AsyncGenerator[Event, None]:
+        """Yield all events of a job, past and coming, up to its `end`.
+
+        A stream that breaks off is resumed after its last event.
+        """
+        path = _job_path(job_id)
+        last_id, failures = "", 0
+        while True:
+            headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
+            async for attempt in self._attempts("GET", f"{path}/events", stream=True, headers=headers):
+                if isinstance(attempt, Event):
+                    yield attempt
+            assert isinstance(attempt, httpx.Response)
+            failure, progressed = "the stream of events broke off", False
+            try:
+                async with aclosing(attempt), aclosing(EventSource(attempt).aiter_sse()) as stream:
+                    async for sse in stream:
+                        last_id, progressed = sse.id, progressed or sse.event != "job"
+                        if event := read_event(sse, attempt.url):
+                            yield event
+                            if event.name == "end":
+                                return
+            except httpx.HTTPError as error:
+                failure = str(Unreachable.of(error, str(self._http.base_url)))
+            if not progressed:  # a 204, after the last event; or no stream gets through, and the job's state must do
+                async for attempt in self._attempts("GET", path):
+                    if isinstance(attempt, Event):
+                        yield attempt
+                assert isinstance(attempt, httpx.Response)
+                job = read_body(attempt, Job)
+                if job.status in TERMINAL:
+                    yield Event("end", job)
+                    return
+            failures = 0 if progressed else failures + 1
+            pause_s = min(FIRST_PAUSE_S * 2**failures, LONGEST_POLL_S)
+            yield Event("retry", Retry(pause_s, failure))
+            await self._sleep(pause_s)
 
     async def grid(self, job_id: str) -> bytes:
-        return await self._run(self._flows.grid(job_id))
+        """Return the PNG of all pictures of a finished job."""
+        return (await self._send("GET", f"{_job_path(job_id)}/grid.png")).content
 
     async def image(self, job_id: str, index: int) -> bytes:
-        return await self._run(self._flows.image(job_id, index))
+        """Return the PNG of one picture."""
+        return (await self._send("GET", f"{_job_path(job_id)}/images/{index}.png")).content
 
     async def strip(self, job_id: str, index: int) -> bytes:
-        return await self._run(self._flows.strip(job_id, index))
+        """Return the PNG of one picture's stages from noise to picture, for a job with a `trajectory`."""
+        return (await self._send("GET", f"{_job_path(job_id)}/trajectories/{index}.png")).content
 
     async def labels(self, model: str | None = None) -> Labels:
-        return await self._run(self._flows.labels(model))
+        return read_body(await self._send("GET", "/labels", params=given({"model": model})), Labels)
 
     async def models(self) -> ModelList:
-        return await self._run(self._flows.models())
+        return read_body(await self._send("GET", "/models"), ModelList)
 
     async def ready(self) -> Ready:
-        return await self._run(self._flows.ready())
+        """Return whether the service can generate pictures. Raises ApiError, its slug no-worker or no-model, if not."""
+        return read_body(await self._send("GET", "/readyz"), Ready)
+
+    async def _create(
+        self, path: str, arguments: dict[str, Any], wait: bool, on_event: OnEvent | None, key: str | None
+    ) -> Job:
+        """Create a job, only one however often the request is sent; with `wait`, return it once it is finished."""
+        headers = {"Prefer": "respond-async", "Idempotency-Key": key or uuid4().hex}
+        job = read_body(await self._send("POST", path, on_event, headers=headers, **arguments), Job)
+        if on_event is not None:
+            on_event(Event("job", job))
+        return await self.wait(job.id, on_event=on_event) if wait else job
+
+    async def _send(self, method: str, path: str, on_event: OnEvent | None = None, **arguments: Any) -> httpx.Response:
+        """Return the response of a success, after retries if need be."""
+        async for attempt in self._attempts(method, path, **arguments):
+            if isinstance(attempt, Event) and on_event is not None:
+                on_event(attempt)
+        assert isinstance(attempt, httpx.Response)  # the last one is
+        return attempt
+
+    async def _attempts(
+        self, method: str, path: str, *, stream: bool = False, **arguments: Any
+    ) -> AsyncGenerator[Event | httpx.Response, None]:
+        """Yield a `retry` event before each pause, and at last the successful response. Raises ClientError.
+
+        All requests of this client may be sent twice.
+        """
+        for retry in itertools.count():
+            asked_s = 0.0
+            try:
+                request = self._http.build_request(method, path, **arguments)
+                response = await self._http.send(request, stream=stream)
+                if not response.is_success:
+                    await response.aread()
+            except httpx.HTTPError as error:
+                failure: ClientError = Unreachable.of(error, str(self._http.base_url))
+                hopeless = isinstance(error, HOPELESS)
+            else:
+                if response.is_success:
+                    yield response
+                    return
+                failure = ApiError.of(response)
+                hopeless = response.status_code not in RETRIED_STATUS
+                asked_s = _retry_after_s(response)
+            pause_s = max(asked_s, FIRST_PAUSE_S * 2**retry * random.uniform(0.5, 1.0))
+            if hopeless or retry >= self._retries or pause_s > LONGEST_PAUSE_S:
+                raise failure
+            yield Event("retry", Retry(pause_s, str(failure)))
+            await self._sleep(pause_s)
+
+    async def _sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class _BlockingStream(httpx.AsyncByteStream):
+    def __init__(self, stream: httpx.SyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self._stream:
+            yield part
+
+    async def aclose(self) -> None:
+        self._stream.close()
+
+
+class _BlockingHttp:
+    """An httpx.Client as `AsyncClient` needs it: its coroutines block and never suspend."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http, self.base_url, self.build_request = http, http.base_url, http.build_request
+
+    async def send(self, request: httpx.Request, *, stream: bool) -> httpx.Response:
+        response = self._http.send(request, stream=stream)
+        if stream:
+            assert isinstance(response.stream, httpx.SyncByteStream)
+            response.stream = _BlockingStream(response.stream)
+        return response
+
+    async def aclose(self) -> None:
+        self._http.close()
+
+
+class _BlockingClient(AsyncClient):
+    """An AsyncClient whose coroutines never suspend, and so need no event loop."""
+
+    def __init__(self, http: httpx.Client, retries: int) -> None:
+        self._http, self._retries = _BlockingHttp(http), retries
+
+    async def _sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine that never suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    raise AssertionError("a blocking client's coroutine was suspended")
+
+
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Client", P], T]:
+    """Return `AsyncClient`'s method as one of `Client`, with its signature and docstring."""
+
+    @functools.wraps(method)
+    def call(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return _run(method(client._client, *args, **kwargs))
+
+    return call
+
+
+class Client:
+    """The service at `url` (default: LABELGRID_URL, else this machine), with `api_key` (default: LABELGRID_API_KEY).
+
+    If the network fails or the service is busy, a request is retried up to `retries` times, with growing pauses; a job
+    is created only once all the same. `timeout_s` limits how long the service may be silent. All methods raise
+    ClientError. `generate`, `score` and `wait` call `on_event` with each event of the job.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        retries: int = RETRIES,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        http = httpx.Client(**http_options(url, api_key, timeout_s), transport=transport)
+        self._client = _BlockingClient(http, retries)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    close = _blocking(AsyncClient.close)
+    generate = _blocking(AsyncClient.generate)
+    score = _blocking(AsyncClient.score)
+    job = _blocking(AsyncClient.job)
+    jobs = _blocking(AsyncClient.jobs)
+    cancel = _blocking(AsyncClient.cancel)
+    wait = _blocking(AsyncClient.wait)
+    grid = _blocking(AsyncClient.grid)
+    image = _blocking(AsyncClient.image)
+    strip = _blocking(AsyncClient.strip)
+    labels = _blocking(AsyncClient.labels)
+    models = _blocking(AsyncClient.models)
+    ready = _blocking(AsyncClient.ready)
+
+    def events(self, job_id: str) -> Iterator[Event]:
+        """Yield all events of a job, past and coming, up to its `end`."""
+
+        async def following() -> Event | None:
+            return await anext(events, None)
+
+        events = self._client.events(job_id)
+        try:
+            while event := _run(following()):
+                yield event
+        finally:
+            _run(events.aclose())
+
+
+def _job_path(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Return Retry-After in seconds; 0 if there is none, or a date."""
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isdecimal() else 0.0

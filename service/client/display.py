@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from service.client.flows import Event, Retry
+from service.client.messages import Event, Retry
 from service.contract.events import PictureEvent, StatusEvent, StepsEvent
 from service.contract.schemas import GenerateResult, Job, JobHead, ModelList, PictureResult, ScoreResult, Summary
 

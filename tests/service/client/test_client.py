@@ -3,7 +3,9 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from inspect import iscoroutinefunction, signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import httpx
@@ -11,8 +13,8 @@ import pytest
 from PIL import Image
 from redis import Redis
 
+import service.client.connection
 from service.client import ApiError, AsyncClient, Client, ClientError, Event, JobUnfinished, Options, Unreachable
-from service.client.flows import Flows, Pause, Run, Send, Tell
 from service.contract.schemas import Job, SamplingFields, ScoreResult
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
@@ -135,7 +137,7 @@ def test_strips_are_fetched(call: Call, client: httpx.Client, working: Runner) -
 @pytest.mark.parametrize("given", ["red cube", ["red cube"], [["red cube"], "gray cube"]])
 def test_a_text_is_no_list_of_labels(call: Call, client: httpx.Client, alive: JobStore, given: Any) -> None:
     for method in ("generate", "score") if isinstance(given, list) else ("generate",):
-        with pytest.raises(ClientError, match=r'is a text; wanted is .* such as \[\["red cube", "blue sphere"\]'):
+        with pytest.raises(ClientError, match=r'is a string; wanted .* such as \[\["red cube", "blue sphere"\]'):
             call(method, given)
     assert client.get("/jobs").json()["jobs"] == []
 
@@ -244,44 +246,53 @@ def test_who_keeps_silent_for_too_long_is_an_error(url: str, alive: JobStore) ->
     assert len(network.requests) == 2
 
 
-def answered(run: Run[Any], *responses: httpx.Response) -> list[float]:
-    """The pauses that a flow makes between these answers."""
-    pauses: list[float] = []
-    left = list(responses)
-    action = run.go_on()
-    while action is not None and (left or not isinstance(action, Send)):
-        if isinstance(action, Pause):
-            pauses.append(action.seconds)
-        action = run.go_on(left.pop(0) if isinstance(action, Send) else None)
-    return pauses
-
-
 def response(status: int, **headers: str) -> httpx.Response:
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.Response(status, headers=names, request=httpx.Request("GET", "http://x/readyz"), json={})
+    return httpx.Response(status, headers={name.replace("_", "-"): value for name, value in headers.items()}, json={})
 
 
-def test_pauses_grow_and_are_as_long_as_the_service_asks() -> None:
-    pauses = answered(Run(Flows("http://x", 4).ready()), *[response(503)] * 3)
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses of a `Client`, which do not happen."""
+    happened: list[float] = []
+    monkeypatch.setattr(service.client.connection, "time", SimpleNamespace(sleep=happened.append))
+    return happened
+
+
+def answered(*responses: httpx.Response, retries: int = 4) -> Client:
+    left = iter(responses)
+    return Client("http://x", retries=retries, transport=httpx.MockTransport(lambda request: next(left)))
+
+
+def test_pauses_grow_and_are_as_long_as_the_service_asks(pauses: list[float]) -> None:
+    ready = httpx.Response(200, json={"status": "ready", "workers": 1, "model": "toy"})
+    answered(*[response(503)] * 3, ready).ready()
     assert [0.125 * 2**i <= pause <= 0.25 * 2**i for i, pause in enumerate(pauses)] == [True] * 3
-    assert answered(Run(Flows("http://x", 4).ready()), response(429, retry_after="17")) == [17.0]
+    pauses.clear()
+    answered(response(429, retry_after="17"), ready).ready()
+    assert pauses == [17.0]
     with pytest.raises(ApiError, match="answers 503"):
-        answered(Run(Flows("http://x", 4).ready()), response(503, retry_after="3600"))
+        answered(response(503, retry_after="3600")).ready()
     with pytest.raises(ApiError, match="answers 503"):
-        answered(Run(Flows("http://x", 1).ready()), *[response(503)] * 2)
+        answered(*[response(503)] * 2, retries=1).ready()
     with pytest.raises(ApiError, match="use that address"):
-        answered(Run(Flows("http://x", 1).ready()), response(307, location="https://x/readyz"))
+        answered(response(307, location="https://x/readyz")).ready()
     with pytest.raises(Unreachable, match="no Ready"):
-        answered(Run(Flows("http://x", 1).ready()), response(200))
+        answered(response(200)).ready()
 
 
-def test_a_retry_is_told_before_its_pause() -> None:
-    run = Run(Flows("http://x", 1).ready())
-    run.go_on()
-    tell = run.go_on(response(503, retry_after="2"))
-    assert isinstance(tell, Tell)
-    assert tell.event.name == "retry"
-    assert run.go_on() == Pause(2.0)
+def test_a_retry_is_reported_before_its_pause(pauses: list[float]) -> None:
+    reported: list[tuple[str, int]] = []
+    client = answered(response(503, retry_after="2"), response(404))
+    with pytest.raises(ApiError, match="answers 404"):
+        client.generate(LISTS, on_event=lambda event: reported.append((event.name, len(pauses))))
+    assert (reported, pauses) == ([("retry", 0)], [2.0])
+
+
+def test_both_classes_have_the_same_signatures_and_docstrings() -> None:
+    for name in (name for name in vars(AsyncClient) if not name.startswith("_") and name != "events"):
+        blocking, awaited = getattr(Client, name), getattr(AsyncClient, name)
+        assert signature(blocking) == signature(awaited)
+        assert (blocking.__doc__, iscoroutinefunction(blocking)) == (awaited.__doc__, False)
 
 
 def test_address_and_key_come_from_the_environment(url: str, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,171 @@
+"""What the client sends and receives: options, request bodies and events. Opens no connection."""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypedDict, TypeVar
+
+import httpx
+from httpx_sse import ServerSentEvent
+from pydantic import BaseModel, ValidationError
+
+from service.client.errors import ClientError, Unreachable
+from service.contract.events import PictureEvent, StatusEvent, StepsEvent
+from service.contract.records import Point
+from service.contract.schemas import Job
+from shared.options import SamplerName, SpacingName
+
+Body = TypeVar("Body", bound=BaseModel)
+LabelLists = Sequence[Sequence[str]]
+Layouts = Sequence[Sequence[Point] | None]
+AnyRecipe = Mapping[str, Any] | bytes | str | Path  # parsed JSON, or the PNG that contains it: its bytes or its path
+
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+
+
+class Options(TypedDict, total=False):
+    """The sampling options, as the service documents them; it chooses those that are left out."""
+
+    seed: int
+    steps: int
+    guidance: float
+    sampler: SamplerName
+    spacing: SpacingName
+    guidance_interval: Sequence[float]
+    eta: float
+    clip_x0: bool
+    model: str
+    columns: int
+
+
+@dataclass(frozen=True)
+class Retry:
+    """A pause before a retry, and the reason for it."""
+
+    pause_s: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event of a job. `name` is one of docs/jobs.md, or `retry`; the `data` of `job` and `end` is the job."""
+
+    name: str
+    data: Job | StatusEvent | PictureEvent | StepsEvent | Retry
+
+
+EVENT_BODIES: Final[dict[str, type[Job | StatusEvent | PictureEvent | StepsEvent]]] = {
+    "job": Job,
+    "status": StatusEvent,
+    "picture": PictureEvent,
+    "steps": StepsEvent,
+    "end": Job,
+}
+
+
+def read_event(sse: ServerSentEvent, url: httpx.URL) -> Event | None:
+    """Return the event, or None for one that only newer clients know."""
+    body = EVENT_BODIES.get(sse.event)
+    return Event(sse.event, _parse(sse.data, body, url)) if body else None
+
+
+def read_body(response: httpx.Response, body: type[Body]) -> Body:
+    return _parse(response.content, body, response.url)
+
+
+def _parse(content: bytes | str, body: type[Body], url: httpx.URL) -> Body:
+    try:
+        return body.model_validate_json(content)
+    except ValidationError as error:
+        raise Unreachable(f"{url} does not answer as this service does: no {body.__name__}") from error
+
+
+def http_options(url: str | None, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+    """Return the arguments of httpx's clients. Raises ClientError for an impossible address or key."""
+    url = url or os.environ.get("LABELGRID_URL") or DEFAULT_URL
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ClientError(f"{url!r} is not an address: {error}") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ClientError(f"{url!r} is not an address such as {DEFAULT_URL}")
+    key = api_key or os.environ.get("LABELGRID_API_KEY") or ""
+    if not (key.isascii() and key.isprintable()):
+        raise ClientError("the API key contains characters that no key has; check LABELGRID_API_KEY")
+    headers = {"User-Agent": "labelgrid-client", **({"Authorization": f"Bearer {key}"} if key else {})}
+    return {"base_url": parsed, "headers": headers, "timeout": timeout_s}
+
+
+def generate_arguments(
+    labels: LabelLists | None, recipe: AnyRecipe | None, layouts: Layouts | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return httpx's arguments for a POST /generate."""
+    body = given(options)
+    if labels is not None:
+        body["labels"] = _lists(labels)
+    if layouts is not None:
+        body["layouts"] = [entry and [point.model_dump() for point in entry] for entry in layouts]
+    if recipe is None:
+        return {"json": body}
+    if isinstance(recipe, Mapping):
+        return {"json": {**body, "recipe": {**recipe}}}
+    return {"files": {"file": ("recipe.png", _bytes(recipe))}, "data": _form(body)}
+
+
+def score_arguments(
+    conditions: LabelLists | bytes | str | Path, pictures: bytes | str | Path | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return httpx's arguments for a POST /score."""
+    body = given(options)
+    if not isinstance(conditions, bytes | str | Path):
+        if pictures is None:
+            return {"json": {**body, "conditions": _lists(conditions)}}
+        conditions = json.dumps(_lists(conditions)).encode()
+    files = {"file": ("test.json", _bytes(conditions))}
+    if pictures is not None:
+        files["pictures"] = ("pictures.zip", _zip(pictures))
+    return {"files": files, "data": _form(body)}
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what is None: the service has its own defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _lists(labels: LabelLists) -> list[list[str]]:
+    """Return label lists for JSON. Raises ClientError for a string, which Python would take for a list of letters."""
+    entries = [labels] if isinstance(labels, str) else list(labels)
+    for entry in entries:
+        if isinstance(entry, str):
+            wanted = 'a list of labels for each picture, such as [["red cube", "blue sphere"], ["gray cylinder"]]'
+            raise ClientError(f"{entry!r} is a string; wanted {wanted}")
+    return [list(entry) for entry in entries]
+
+
+def _form(fields: Mapping[str, Any]) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+
+
+def _bytes(content: bytes | str | Path) -> bytes:
+    """Return the bytes themselves, or those of the file at a path."""
+    if isinstance(content, bytes):
+        return content
+    try:
+        return Path(content).read_bytes()
+    except OSError as error:
+        raise ClientError(f"{content}: {error.strerror}") from error
+
+
+def _zip(pictures: bytes | str | Path) -> bytes:
+    """Return a zip of pictures: the given one, or one of a folder's PNGs."""
+    if isinstance(pictures, bytes) or not Path(pictures).is_dir():
+        return _bytes(pictures)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:  # not compressed: PNGs already are
+        for png in sorted(Path(pictures).glob("*.png")):
+            archive.writestr(png.name, _bytes(png))
+    return buffer.getvalue()
