@@ -36,7 +36,7 @@ from shared.checkpoint import read_info
 from shared.options import LIMITS
 from shared.registry import promote, resolve
 from tests.conftest import api_server, running
-from tests.service.api.uploads.test_picture_zip import GOOD, LISTS, zipped
+from tests.service.api.uploads.zips import GOOD, LISTS, zipped
 from tests.service.contract.test_recipe import png_with
 from tests.shared.test_vocabulary import any_json
 from tests.toy_checkpoint import publish_toy_denoiser

@@ -28,7 +28,7 @@ from shared.registry import resolve
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.api.answers import nothing_is_queued, problem
-from tests.service.api.uploads.test_picture_zip import two_headers
+from tests.service.api.uploads.zips import two_headers
 from tests.shared.test_options import fractions, sampling_options
 from tests.shared.test_vocabulary import any_json
 

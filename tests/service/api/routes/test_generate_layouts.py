@@ -1,4 +1,4 @@
-"""Where objects stand: what may be asked, and that it is asked of the network, remembered, and made again."""
+"""Layouts: which are accepted, that the network gets them, and that recipes keep them."""
 
 import json
 from collections.abc import Iterator
@@ -18,13 +18,12 @@ from service.client import Client, Point
 from service.client.__main__ import app
 from service.contract.errors import BadRequest
 from service.contract.recipe import example
-from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample
-from shared.diffusion.layouts import OUTSIDE, positions_at
+from shared.diffusion.layouts import positions_at
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import read_png, to_uint8
@@ -32,14 +31,13 @@ from shared.vocabulary import ICLEVR
 from tests.conftest import running, serving
 from tests.service.api.answers import nothing_is_queued, problem
 from tests.service.contract.test_recipe import image, layouts, recipe_in
-from tests.shared.test_options import sampling_options
 from tests.shared.test_vocabulary import good_lists
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 PLACES: list[Any] = [[{"x": 0.25, "y": 0.5}, {"x": 0.75, "y": 0.375}], None]
 PLACE = Point(x=0.5, y=0.25)
 QUICK = SamplingOptions(steps=2, guidance=1.0)
-ASKED: dict[str, Any] = {"labels": LISTS, "seed": 7, "steps": 2, "guidance": 1.0, "model": "placed"}
+BODY: dict[str, Any] = {"labels": LISTS, "seed": 7, "steps": 2, "guidance": 1.0, "model": "placed"}
 
 
 @pytest.fixture
@@ -60,41 +58,23 @@ def denoiser(placed: Settings) -> Denoiser:
 
 
 def generate(client: httpx.Client, **changes: Any) -> dict[str, Any]:
-    response = client.post("/generate", json={**ASKED, **changes})
+    response = client.post("/generate", json={**BODY, **changes})
     assert response.status_code == 200, response.text
     job: dict[str, Any] = response.json()
     return job
 
 
-def test_positions_given_take_the_place_of_those_drawn_and_of_nothing_else(denoiser: Denoiser) -> None:
-    stepper, labels = denoiser.stepper(), ICLEVR.multi_hot(LISTS[0])
-    drawn = stepper.new_row(labels, QUICK, 5)
-    positions = drawn.labels[:, 1:]
-    assert sorted(torch.nonzero(positions[:, 0] != OUTSIDE).flatten().tolist()) == sorted(ICLEVR.encode(LISTS[0]))
-    same = stepper.new_row(labels, QUICK, 5, positions)
-    moved = stepper.new_row(labels, QUICK, 5, torch.where(positions == OUTSIDE, positions, 1 - positions))
-    assert torch.equal(drawn.x, moved.x)
-    rows = [drawn, same, moved]
-    stepper.step(rows)
-    stepper.step(rows)
-    assert torch.equal(drawn.x, same.x)
-    assert float((drawn.x - moved.x).abs().max()) > 0.02
-    assert torch.equal(drawn.generator.get_state(), moved.generator.get_state())
+def pixels(png: bytes) -> list[int]:
+    flat: list[int] = read_png(png).flatten().tolist()
+    return flat
 
 
-def test_positions_that_do_not_fit_are_refused_by_the_stepper(denoiser: Denoiser, placed: Settings) -> None:
-    labels, positions = ICLEVR.multi_hot(LISTS[0]), torch.full((len(ICLEVR), 2), 0.5)
-    with pytest.raises(ValueError, match=r"have shape \(3, 2\), the network knows positions \(24, 2\)"):
-        denoiser.stepper().new_row(labels, QUICK, 5, positions[:3])
-    with pytest.raises(ValueError, match="knows no positions"):
-        load_denoiser(placed.storage / "toy.safetensors").stepper().new_row(labels, QUICK, 5, positions)
+def pixels_of(x: torch.Tensor) -> list[int]:
+    flat: list[int] = to_uint8(x[None])[0].flatten().tolist()
+    return flat
 
 
-def test_points_go_to_the_labels_they_were_given_for() -> None:
-    assert positions_at([2, 0], [(0.25, 0.5), (1, 0)], 3).tolist() == [[1, 0], [OUTSIDE, OUTSIDE], [0.25, 0.5]]
-
-
-def test_the_network_is_told_the_layout_asked_for(client: httpx.Client, worker: Runner, denoiser: Denoiser) -> None:
+def test_the_network_gets_the_requested_layout(client: httpx.Client, worker: Runner, denoiser: Denoiser) -> None:
     plain, told = generate(client), generate(client, layouts=PLACES)
     assert (plain["layouts"], told["layouts"]) == (None, PLACES)
     assert pixels(image(client, plain, 0)) != pixels(image(client, told, 0))
@@ -111,16 +91,6 @@ def test_the_network_is_told_the_layout_asked_for(client: httpx.Client, worker: 
         assert pixels(image(client, job, 0)) == pixels_of(wanted)
 
 
-def pixels(png: bytes) -> list[int]:
-    flat: list[int] = read_png(png).flatten().tolist()
-    return flat
-
-
-def pixels_of(x: torch.Tensor) -> list[int]:
-    flat: list[int] = to_uint8(x[None])[0].flatten().tolist()
-    return flat
-
-
 def test_points_follow_their_labels_in_any_order(client: httpx.Client, worker: Runner) -> None:
     one = generate(client, labels=LISTS[:1], layouts=PLACES[:1])
     other = generate(client, labels=[LISTS[0][::-1]], layouts=[PLACES[0][::-1]])
@@ -130,7 +100,7 @@ def test_points_follow_their_labels_in_any_order(client: httpx.Client, worker: R
     assert first != third
 
 
-def test_a_recipe_holds_the_layout_and_makes_the_picture_again(client: httpx.Client, worker: Runner) -> None:
+def test_a_recipe_keeps_the_layout_and_generates_the_picture_again(client: httpx.Client, worker: Runner) -> None:
     job = generate(client, layouts=PLACES, trajectory=2)
     grid = client.get(job["result"]["grid_url"]).content
     assert recipe_in(grid)["layouts"] == PLACES
@@ -163,21 +133,19 @@ def test_a_recipe_holds_the_layout_and_makes_the_picture_again(client: httpx.Cli
         ("left", ["layouts"], "valid list"),
     ],
 )  # fmt: skip
-def test_a_layout_that_cannot_be_is_a_problem(
+def test_a_layout_that_is_not_valid_is_a_problem(
     client: httpx.Client, alive: JobStore, layouts: Any, where: list[Any], message: str
 ) -> None:
-    found = problem(client.post("/generate", json={**ASKED, "layouts": layouts}), 422, "invalid-request")
+    found = problem(client.post("/generate", json={**BODY, "layouts": layouts}), 422, "invalid-request")
     assert message in found["detail"]
     assert found["errors"][0]["loc"] == ["body", *where]
     assert nothing_is_queued(alive.connection)
 
 
-def test_models_say_whether_they_know_positions_and_those_that_do_not_refuse_a_layout(
-    client: httpx.Client, alive: JobStore
-) -> None:
+def test_models_say_whether_they_take_layouts_and_the_others_refuse_one(client: httpx.Client, alive: JobStore) -> None:
     known = {model["name"]: model["positions"] for model in client.get("/models").json()["models"]}
     assert known == {"other": False, "placed": True, "toy": False}
-    body = {**ASKED, "layouts": [None, [{"x": 0.5, "y": 0.5}]], "model": "toy"}
+    body = {**BODY, "layouts": [None, [{"x": 0.5, "y": 0.5}]], "model": "toy"}
     found = problem(client.post("/generate", json=body), 422, "invalid-request")
     assert found["detail"] == "layouts.1: the model toy takes no layouts; GET /models lists those with `positions`"
     assert found["entry"] == 1
@@ -198,7 +166,7 @@ def test_the_layout_is_part_of_what_an_idempotency_key_stands_for(client: httpx.
     headers = {"prefer": "respond-async", "idempotency-key": "mine"}
     elsewhere = [[{"x": 0.25, "y": 0.5}, {"x": 0.75, "y": 0.376}], None]
     first, again, other = (
-        client.post("/generate", json={**ASKED, "layouts": layouts}, headers=headers)
+        client.post("/generate", json={**BODY, "layouts": layouts}, headers=headers)
         for layouts in (PLACES, PLACES, elsewhere)
     )
     assert (first.status_code, first.json()["id"]) == (202, again.json()["id"])
@@ -241,27 +209,3 @@ def test_any_layouts_fit_or_are_refused(placed: Settings, lists: list[list[str]]
     except BadRequest as error:
         refused = error
     assert (refused is None) == fits
-
-
-@given(good_lists, sampling_options, st.integers(0, 2**53 - 1), st.integers(1, 3), st.data())
-def test_a_job_is_written_down_whole(
-    lists: list[list[str]], options: SamplingOptions, seed: int, repeats: int, data: st.DataObject
-) -> None:
-    places = data.draw(st.none() | st.tuples(*(st.none() | layouts for _ in lists)).map(list))
-    record = JobRecord(
-        id="a",
-        kind="score",
-        created_at=0.1,
-        model="m",
-        digest="d",
-        labels=lists,
-        layouts=places,
-        seed=seed,
-        repeats=repeats,
-        columns=8,
-        options=options,
-    )
-    read = JobRecord.model_validate_json(record.model_dump_json())
-    assert read == record
-    assert list(read.pictures()) == list(record.pictures())
-    assert [picture.index for picture in read.pictures()] == list(range(read.total))

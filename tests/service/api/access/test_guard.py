@@ -1,0 +1,199 @@
+"""The guard: with keys each owner sees only their own jobs; without keys the service is for this machine alone."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from redis import Redis
+
+from service.api.access.guard import Exposed, check_listening, is_loopback, is_public
+from service.api.access.keys import hash_of, new_key
+from service.settings import Settings
+from service.store import workers
+from service.store.jobs import JobStore
+from tests.conftest import serving
+from tests.paths import ROOT
+
+BODY = {"labels": [["red cube"]]}
+ASYNC = {"prefer": "respond-async"}
+ALICE, BOB = new_key(), new_key()
+
+
+def entry(name: str, key: str) -> str:
+    return f"{name}:{hash_of(key)}"
+
+
+@pytest.fixture(scope="module")
+def keyed(settings: Settings) -> Settings:
+    return settings.model_copy(update={"api_keys": f"{entry('alice', ALICE)}, {entry('bob', BOB)}"})
+
+
+@pytest.fixture(scope="module")
+def module_client(keyed: Settings) -> Iterator[httpx.Client]:
+    with serving(keyed) as client:
+        yield client
+
+
+@pytest.fixture
+def client(module_client: httpx.Client, connection: Redis, settings: Settings) -> httpx.Client:
+    """A client of an API with keys; a worker says that it lives, and does nothing."""
+    workers.announce(connection, "w", {}, lease_s=60)
+    return module_client
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def submitted(client: httpx.Client, key: str, **headers: str) -> str:
+    response = client.post("/generate", json=BODY, headers={**ASYNC, **bearer(key), **headers})
+    assert response.status_code == 202, response.text
+    job_id: str = response.json()["id"]
+    return job_id
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/labels", "/models", "/generate", "/nowhere"])
+@pytest.mark.parametrize("headers", [{}, {"authorization": f"Basic {ALICE}"}, bearer("lg_wrong")])
+def test_without_a_known_key_nothing_is_answered(client: httpx.Client, path: str, headers: dict[str, str]) -> None:
+    for method in ("GET", "POST"):
+        response = client.request(method, path, headers=headers)
+        assert response.status_code == 401
+        assert response.json()["type"] == "urn:labelgrid:problem:no-key"
+        assert response.headers["www-authenticate"].startswith('Bearer realm="labelgrid"')
+
+
+def test_health_needs_no_key(client: httpx.Client) -> None:
+    assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/openapi.json")] == [200] * 3
+
+
+def test_every_route_that_is_not_public_needs_a_key_and_documents_it(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if not is_public(path):
+                assert client.request(method, path.replace("{", "").replace("}", "")).status_code == 401, path
+                assert operation["security"], f"{method} {path} does not say that it needs a key"
+
+
+def test_each_owner_sees_only_their_own_jobs(client: httpx.Client) -> None:
+    hers, his = submitted(client, ALICE), submitted(client, BOB)
+    for key, own, other in ((ALICE, hers, his), (BOB, his, hers)):
+        assert [job["id"] for job in client.get("/jobs", headers=bearer(key)).json()["jobs"]] == [own]
+        assert client.get(f"/jobs/{own}", headers=bearer(key)).status_code == 200
+        assert client.get(f"/jobs/{other}", headers=bearer(key)).status_code == 404
+
+
+def test_a_job_does_not_exist_for_another_key(client: httpx.Client) -> None:
+    job_id = submitted(client, ALICE)
+    tried = 0
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        if "{job_id}" not in path:
+            continue
+        for method in operations:
+            paths = [path.replace("{index}", "0").replace("{job_id}", one) for one in (job_id, "x")]
+            there, not_there = (client.request(method, one, headers=bearer(BOB)).json() for one in paths)
+            assert there["type"] == not_there["type"] == "urn:labelgrid:problem:unknown-job", f"{method} {path}"
+            assert there["detail"].replace(job_id, "x") == not_there["detail"]
+            tried += 1
+    assert tried >= 5
+    assert client.get(f"/jobs/{job_id}", headers=bearer(ALICE)).json()["status"] == "queued"
+
+
+def test_two_owners_may_use_the_same_idempotency_key(client: httpx.Client) -> None:
+    key = {"idempotency-key": "mine"}
+    hers, his = submitted(client, ALICE, **key), submitted(client, BOB, **key)
+    assert hers != his
+    assert submitted(client, ALICE, **key) == hers
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("LOCALHOST.", True),
+        ("page.localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("localhost.example.com", False),
+        ("127.0.0.1.example.com", False),
+    ],
+)
+def test_only_loopback_is_listened_on_without_keys(settings: Settings, host: str, local: bool) -> None:
+    assert is_loopback(host) == local
+    for update in ({}, {"published_on": host}):
+        chosen = settings.model_copy(update=update)
+        listens_on = "0.0.0.0" if update else host
+        if local:
+            check_listening(chosen, listens_on)
+            continue
+        with pytest.raises(Exposed, match="LABELGRID_API_KEYS"):
+            check_listening(chosen, listens_on)
+        for allowed in ({"allow_no_keys": True}, {"api_keys": entry("a", ALICE)}, {"api_keys_file": Path("keys")}):
+            check_listening(chosen.model_copy(update=allowed), listens_on)
+
+
+def test_the_command_refuses_to_listen_publicly_without_keys(settings: Settings) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LABELGRID_")}
+    command = [sys.executable, "-m", "service", "api", "--host", "0.0.0.0", "--port", "1"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "without API keys the API listens on loopback only, not on 0.0.0.0" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["rebound.example.com", "rebound.example.com:8000", "10.0.0.1"])
+def test_without_keys_a_rebound_host_name_is_refused(
+    session_client: httpx.Client, connection: Redis, host: str
+) -> None:
+    response = session_client.get("/jobs", headers={"host": host})
+    assert (response.status_code, response.json()["type"]) == (403, "urn:labelgrid:problem:not-local")
+    for own in ("localhost:8000", "127.0.0.1", "[::1]:8000", "[::1]"):
+        assert session_client.get("/jobs", headers={"host": own}).status_code == 200
+    assert session_client.get("/metrics", headers={"host": host}).status_code == 200
+
+
+OWN, OTHER = "http://127.0.0.1:8000", "http://127.0.0.1:3000"
+FORWARDED = {"x-forwarded-host": "pictures.example.com, 10.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "taken"),
+    [
+        ({}, True),  # no browser
+        ({"sec-fetch-site": "same-origin", "origin": OWN}, True),
+        ({"sec-fetch-site": "same-origin", "origin": "https://pictures.example.com"}, True),  # a proxy changes Host
+        ({"sec-fetch-site": "none"}, True),  # the user's own doing
+        ({"origin": OWN}, True),
+        ({"origin": "https://pictures.example.com", **FORWARDED}, True),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "origin": "https://evil.example.com"}, False),
+        ({"sec-fetch-site": "same-site", "origin": OTHER}, False),
+        ({"sec-fetch-site": "cross-site"}, False),
+        ({"origin": OTHER}, False),
+        ({"origin": "https://evil.example.com"}, False),
+        ({"origin": "https://evil.example.com", **FORWARDED}, False),
+        ({"origin": "https://[evil"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": ""}, False),
+    ],
+)
+@pytest.mark.parametrize("allow_no_keys", [False, True])
+def test_without_keys_pages_of_other_sites_change_nothing(
+    settings: Settings, alive: JobStore, headers: dict[str, str], taken: bool, allow_no_keys: bool
+) -> None:
+    with serving(settings.model_copy(update={"allow_no_keys": allow_no_keys})) as client:
+        given = {"host": "127.0.0.1:8000", **ASYNC, **headers}
+        response = client.post("/score", files={"file": b'[["red cube"]]'}, headers=given)
+        if not taken:
+            assert (response.status_code, response.json()["type"]) == (403, "urn:labelgrid:problem:cross-site")
+        assert len(client.get("/jobs", headers={**given, "sec-fetch-site": "same-origin"}).json()["jobs"]) == int(taken)
+
+
+def test_with_keys_a_page_of_any_site_may_use_one(client: httpx.Client) -> None:
+    assert submitted(client, ALICE, **{"sec-fetch-site": "cross-site", "origin": "https://pages.example.com"})

@@ -1,0 +1,63 @@
+"""Rate limits: each key has its own, and all API processes count together."""
+
+import math
+import time
+
+import httpx
+import pytest
+from redis import Redis
+
+from service.api.access.keys import hash_of, new_key
+from service.api.access.rate_limit import BadLimit
+from service.api.app import create_app
+from service.settings import Settings
+from tests.conftest import serving
+
+KEYS = {name: new_key() for name in ("alice", "bob")}
+
+
+def limited(settings: Settings, limit: str) -> Settings:
+    listed = ",".join(f"{name}:{hash_of(key)}" for name, key in KEYS.items())
+    return settings.model_copy(update={"api_keys": listed, "rate_limit": limit})
+
+
+def get(client: httpx.Client, name: str, path: str = "/jobs") -> httpx.Response:
+    return client.get(path, headers={"authorization": f"Bearer {KEYS[name]}"})
+
+
+def test_each_key_has_a_limit_of_its_own_for_all_processes(settings: Settings, connection: Redis) -> None:
+    with serving(limited(settings, "5/minute")) as one, serving(limited(settings, "5/minute")) as other:
+        assert [get(client, "alice").status_code for client in (one, other, one, other, one)] == [200] * 5
+        for client in (one, other):
+            refused = get(client, "alice")
+            assert (refused.status_code, refused.json()["type"]) == (429, "urn:labelgrid:problem:too-many-requests")
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            assert get(client, "bob").status_code == 200
+            assert client.get("/healthz").status_code == 200
+            assert client.get("/jobs").status_code == 401
+
+
+def test_a_client_that_waits_for_retry_after_goes_on(settings: Settings, connection: Redis) -> None:
+    with serving(limited(settings, "4/second")) as client:
+        waited = 0
+        for _ in range(9):
+            while (answer := get(client, "alice")).status_code == 429:
+                waited += int(answer.headers["retry-after"])
+                time.sleep(int(answer.headers["retry-after"]))
+        assert waited >= math.ceil(9 / 4) - 1
+
+
+def test_without_keys_there_is_no_limit(settings: Settings, connection: Redis) -> None:
+    with serving(settings.model_copy(update={"rate_limit": "1/hour"})) as client:
+        assert [client.get("/jobs").status_code for _ in range(3)] == [200] * 3
+
+
+def test_a_malformed_limit_stops_the_start(settings: Settings) -> None:
+    with pytest.raises(BadLimit, match="'many', wanted one such as 3000/minute"):
+        create_app(settings.model_copy(update={"rate_limit": "many"}))
+
+
+def test_without_redis_requests_are_503_and_not_limited(settings: Settings) -> None:
+    away = limited(settings, "5/minute").model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    with serving(away) as client:
+        assert get(client, "alice").status_code == 503

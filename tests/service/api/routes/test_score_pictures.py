@@ -1,0 +1,182 @@
+"""POST /score with uploaded pictures: their verdicts, what is refused, and the client's ways to upload them."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis import Redis
+from typer.testing import CliRunner
+
+from service.api.uploads.png import check_picture
+from service.client import Client
+from service.client.__main__ import app
+from service.settings import Settings
+from service.store.connection import text
+from service.store.jobs import JobStore
+from service.store.keys import png_key
+from service.worker.runner import Runner
+from shared.pictures import marked_grid, read_png, to_images
+from tests.service.api.answers import nothing_is_queued, problem
+from tests.service.api.uploads.zips import GOOD, LISTS, TEST_FILE, png, without, zipped
+
+ZIP = zipped({"0.png": png(0), "1.png": png(1)}, zipfile.ZIP_STORED)
+
+
+def send(client: httpx.Client, pictures: bytes, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+    files = {"file": TEST_FILE, "pictures": ("submission.zip", pictures)}
+    return client.post("/score", files=files, data=fields, headers=headers)
+
+
+def test_sampled_pictures_get_the_same_scores_when_uploaded(client: httpx.Client, working: Runner) -> None:
+    body = {"conditions": LISTS, "repeats": 1, "steps": 3, "seed": 5}
+    sampled = client.post("/score", json=body).json()["result"]
+    pngs = [client.get(picture["url"]).content for picture in sampled["pictures"]]
+    response = send(client, zipped({f"out/{i}.png": one for i, one in enumerate(pngs)}), columns=2)
+    assert response.status_code == 200, response.text
+    job = response.json()
+    assert (job["kind"], job["status"], job["seed"], job["options"]) == ("score", "finished", None, None)
+    assert (job["model"], job["progress"]) == ("toy-evaluator", {"done": 3, "total": 3})
+    result = job["result"]
+    assert result["repeats"] == [{**sampled["repeats"][0], "seed": None}]
+    for name in ("accuracy", "exact_match", "f1"):
+        assert result[name] == sampled[name]
+    for one, other, content in zip(result["pictures"], sampled["pictures"], pngs, strict=True):
+        assert (one["labels"], one["accuracy"], one["exact"]) == (other["labels"], other["accuracy"], other["exact"])
+        assert one["seed"] is None
+        for label, p in one["scores"].items():  # judged from 8 bits, not from what the network gave
+            assert p == pytest.approx(other["scores"].get(label, p), abs=0.02)
+        assert client.get(one["url"]).content == content
+    sheet = marked_grid(np.stack([read_png(one) for one in pngs]), [one["exact"] for one in result["pictures"]], 2)
+    assert np.array_equal(read_png(client.get(result["grid_url"]).content), sheet)
+    assert client.get("/jobs").json()["jobs"][0]["id"] == job["id"]
+
+
+def test_pictures_of_any_size_are_judged_as_the_evaluator_judges_them(client: httpx.Client, working: Runner) -> None:
+    pngs = [png(i, size=(40, 24)) for i in range(3)]
+    result = send(client, zipped({f"{i}.png": one for i, one in enumerate(pngs)})).json()["result"]
+    images = to_images(np.stack([read_png(one) for one in pngs]))
+    expected = working.judge.probabilities(images)
+    names = working.judge.vocabulary.names
+    for picture, probabilities in zip(result["pictures"], expected.tolist(), strict=True):
+        for label, p in picture["scores"].items():
+            assert p == pytest.approx(probabilities[names.index(label)], abs=1e-5)
+
+
+def test_jobs_of_several_sizes_share_a_batch(client: httpx.Client, alive: JobStore, settings: Settings) -> None:
+    later = {"prefer": "respond-async"}
+    ids = []
+    for size in ((16, 16), (40, 24)):
+        pictures = zipped({f"{i}.png": png(i, size=size) for i in range(3)})
+        ids.append(send(client, pictures, later).json()["id"])
+    runner = Runner(alive.connection, settings, "w")
+    judge = runner._lane_of(alive.record(ids[0]))  # type: ignore[arg-type]
+    assert judge is not None
+    runner.turn(judge)
+    assert [client.get(f"/jobs/{job_id}").json()["status"] for job_id in ids] == ["finished", "finished"]
+    assert not judge.engine.busy
+    assert runner.rate.pictures == 0  # it says how fast pictures are made
+
+
+def test_a_model_stays_loaded_beside_the_evaluator(connection: Redis, settings: Settings) -> None:
+    runner = Runner(connection, settings.model_copy(update={"loaded_models": 1}), "w")
+    toy = runner.lane()
+    assert runner.judged_by is not None
+    judge = runner._add(runner.loader.load_judge(runner.judged_by.name, runner.judged_by.digest))
+    assert list(runner.lanes.values()) == [toy, judge]
+    assert judge.engine.judge is runner.judge
+    runner._let_go()
+    assert list(runner.lanes.values()) == [toy, judge]
+
+
+def test_the_job_is_queued_and_can_be_cancelled(client: httpx.Client, alive: JobStore) -> None:
+    response = send(client, zipped(GOOD), {"prefer": "respond-async"})
+    assert response.status_code == 202
+    job = response.json()
+    assert (job["status"], job["progress"], job["labels"]) == ("queued", {"done": 0, "total": 3}, LISTS)
+    assert 'labelgrid_waiting_pictures{model="toy-evaluator"} 3.0' in client.get("/metrics").text
+    assert client.delete(f"/jobs/{job['id']}").json()["status"] == "cancelled"
+    assert 'labelgrid_waiting_pictures{model="toy-evaluator"} 0.0' in client.get("/metrics").text
+
+
+def test_an_idempotency_key_stands_for_the_pictures_too(client: httpx.Client, alive: JobStore) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+    first = send(client, zipped(GOOD), headers).json()["id"]
+    again = zipped({f"other/{name}": content for name, content in GOOD.items()}, zipfile.ZIP_STORED)
+    assert send(client, again, headers).json()["id"] == first
+    problem(send(client, zipped({**GOOD, "1.png": png(9)}), headers), 422, "idempotency-key-reused")
+    problem(client.post("/score", files={"file": TEST_FILE}, headers=headers), 422, "idempotency-key-reused")
+
+
+def test_a_missing_uploaded_picture_fails_the_job(client: httpx.Client, alive: JobStore, settings: Settings) -> None:
+    job_id = send(client, zipped(GOOD), {"prefer": "respond-async"}).json()["id"]
+    alive.connection.hdel(png_key(job_id), "1")
+    Runner(alive.connection, settings, "w").run(job_id)
+    job = client.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["error"]) == (
+        "failed",
+        "picture 1: LookupError: the picture that was sent is no longer there",
+    )
+
+
+def test_a_bad_zip_is_a_problem_that_names_every_entry(client: httpx.Client, alive: JobStore) -> None:
+    body = problem(send(client, zipped({"0.png": b"x", "2.png": GOOD["2.png"]})), 422, "invalid-request")
+    assert body["detail"] == "pictures.1.png: is missing"
+    body = problem(send(client, zipped({**GOOD, "0.png": b"x", "2.png": b""})), 422, "invalid-request")
+    assert [error["loc"] for error in body["errors"]] == [["body", "pictures", "0.png"], ["body", "pictures", "2.png"]]
+    assert body["detail"] == "pictures.0.png: not a PNG"
+    problem(send(client, b"no zip"), 422, "invalid-request")
+    assert nothing_is_queued(alive.connection)
+
+
+@given(st.one_of(st.binary(max_size=200), st.integers(0, len(ZIP)).map(lambda n: ZIP[:n] + ZIP[n + 3 :])))
+def test_no_zip_causes_an_internal_error(session_client: httpx.Client, content: bytes) -> None:
+    """Without a worker a good one is 503."""
+    assert send(session_client, content).status_code in (422, 503)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"steps": "3"}, {"repeats": "2"}, {"seed": "1"}, {"model": "toy"}, {"repeats": "x"}]
+)
+def test_sampling_options_are_refused(client: httpx.Client, alive: JobStore, fields: dict[str, str]) -> None:
+    body = problem(send(client, zipped(GOOD), **fields), 422, "invalid-request")
+    assert body["errors"][0]["loc"] == ["body", next(iter(fields))]
+    assert nothing_is_queued(alive.connection)
+
+
+def test_pictures_without_a_test_file(client: httpx.Client, alive: JobStore) -> None:
+    body = problem(client.post("/score", files={"pictures": ("a.zip", zipped(GOOD))}), 422, "invalid-request")
+    assert body["detail"] == "file: Field required"
+
+
+def test_the_client_uploads_a_zip_or_a_folder(client: httpx.Client, working: Runner, tmp_path: Path) -> None:
+    for name, content in GOOD.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "notes.txt").write_text("not sent")
+    archive = tmp_path / "submission.zip"
+    archive.write_bytes(zipped(GOOD))
+    with Client(str(client.base_url)) as caller:
+        jobs = [caller.score(LISTS, pictures=given) for given in (zipped(GOOD), archive, tmp_path, str(archive))]
+    assert all(job.seed is None for job in jobs)
+    accuracies = [job.result.accuracy for job in jobs if job.result is not None]
+    assert accuracies == accuracies[:1] * 4
+    assert [text(raw) for raw in working.connection.smembers("labelgrid:open")] == []
+
+
+def test_the_command_line_uploads_pictures(client: httpx.Client, working: Runner, tmp_path: Path) -> None:
+    file, archive, grid = tmp_path / "test.json", tmp_path / "submission.zip", tmp_path / "grid.png"
+    file.write_text(TEST_FILE[1])
+    archive.write_bytes(zipped(GOOD))
+    line = ["score", str(file), "--pictures", str(archive), "-o", str(grid), "--url", str(client.base_url)]
+    done = CliRunner().invoke(app, line, env={"COLUMNS": "200"})
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "judged by toy-evaluator" in done.stdout
+    assert "gray cylinder (0." in done.stdout
+    assert check_picture(grid.read_bytes(), 512)
+    archive.write_bytes(zipped(without("1.png")))
+    done = CliRunner().invoke(app, line, env={"COLUMNS": "200"})
+    assert (done.exit_code, done.stderr) == (1, "labelgrid: pictures.1.png: is missing\n")

@@ -1,0 +1,54 @@
+"""Zips of pictures for tests: good ones, damaged ones and malicious ones."""
+
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
+TEST_FILE = ("test.json", json.dumps(LISTS))
+
+
+def png(seed: int = 0, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def zipped(files: Mapping[str, bytes] | Sequence[tuple[str, bytes]], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in files.items() if isinstance(files, Mapping) else files:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+GOOD = {f"{i}.png": png(i) for i in range(3)}
+
+
+def without(name: str) -> dict[str, bytes]:
+    return {key: value for key, value in GOOD.items() if key != name}
+
+
+def lying(content: bytes, size: int) -> bytes:
+    """A zip of one entry whose headers say that it unpacks to `size` bytes."""
+    local, central = content.index(b"PK\x03\x04"), content.index(b"PK\x01\x02")
+    claimed = struct.pack("<I", size)
+    content = content[: local + 22] + claimed + content[local + 26 :]
+    return content[: central + 24] + claimed + content[central + 28 :]
+
+
+def two_headers(content: bytes, other: bytes) -> bytes:
+    """A PNG with the header of another before its own."""
+    signature, header = 8, 25
+    return other[: signature + header] + content[signature:]
+
+
+def encrypted(content: bytes) -> bytes:
+    central = content.index(b"PK\x01\x02")
+    return content[: central + 8] + b"\x01" + content[central + 9 :]
