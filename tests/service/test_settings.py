@@ -57,17 +57,6 @@ def test_a_value_that_is_not_allowed_is_said_in_a_line(
     assert line.startswith(f"labelgrid: {said}")
 
 
-@pytest.mark.parametrize("role", ["all", "api"])
-@pytest.mark.parametrize("port", ["0", "-1", "65536", "99999", "http"])
-def test_a_port_that_there_is_not_is_refused(
-    role: str, port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["service", role, "--port", port])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "Invalid value for '--port'" in capsys.readouterr().err
-
-
 def test_variables_that_nothing_reads_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("LABELGRID_")]:
         monkeypatch.delenv(name)

@@ -22,6 +22,7 @@ from redis import Redis
 
 import service.webhooks.worker
 from service.contract.records import JobRecord
+from service.local.demo import free_port
 from service.settings import Settings
 from service.store import workers
 from service.store.connection import connect
@@ -32,7 +33,7 @@ from service.webhooks.worker import Refused, Sender
 from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.paths import ROOT
-from tests.service.local.test_process import environment, free_port, new_job, until
+from tests.service.processes import environment, new_job, until
 from tests.service.telemetry.test_logs import ASYNC, SECRET, Lines, lines  # noqa: F401  (a fixture)
 from tests.test_architecture import heavy_modules_after
 

@@ -15,7 +15,7 @@ from service.worker.process import PictureWorker
 from service.worker.runner import Runner
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.schedules import alpha_bar
-from tests.service.local.test_process import new_job
+from tests.service.processes import new_job
 from tests.toy import ToyNetwork
 
 Cost = Callable[[int], float]

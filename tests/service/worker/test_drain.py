@@ -17,6 +17,7 @@ import pytest
 import redis
 from redis import Redis
 
+from service.local.demo import free_port
 from service.settings import Settings
 from service.store import workers
 from service.store.claims import GROUP
@@ -25,8 +26,9 @@ from service.store.jobs import JobStore
 from service.store.keys import OPEN, events_key, job_key, stream_key, verdicts_key, worker_key
 from service.worker.runner import Runner
 from tests.conftest import api_server, client_of, serving
+from tests.paths import ROOT
 from tests.service.api.test_event_feed import events, read
-from tests.service.local.test_process import ROOT, environment, free_port, new_job, until
+from tests.service.processes import environment, new_job, until
 
 BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
 ASYNC = {"prefer": "respond-async"}

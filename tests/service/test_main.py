@@ -1,0 +1,95 @@
+"""The command line: what prevents a start is reported in one line on stderr; Ctrl-C is no error."""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.__main__ import main
+from service.local.demo import free_port
+from service.settings import Settings
+from tests.paths import ROOT
+from tests.service.processes import (
+    clean_environment,
+    environment,
+    run_all,
+    until,
+)
+
+
+def test_a_failed_start_is_reported(storage: Path, tmp_path: Path) -> None:
+    def run(*args: str, port: int) -> str:
+        line = [*run_all(port, storage), *args]
+        done = subprocess.run(line, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=60)
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert "cannot be used" in run(port=taken.getsockname()[1])
+    assert "no denoiser is promoted" in run("--storage", str(tmp_path), port=free_port())
+    assert f"there is no folder {tmp_path / 'no'}" in run("--storage", str(tmp_path / "no"), port=free_port())
+    assert "loopback" in run("--host", "0.0.0.0", port=free_port())
+
+
+def test_an_unknown_variable_is_a_warning_and_an_unusable_device_an_error(storage: Path) -> None:
+    environment = {**clean_environment(), "LABELGRID_DEVICE": "cuda:99", "LABELGRID_WAIT": "3"}
+    line = run_all(free_port(), storage)
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    (unknown,) = (line for line in lines if "LABELGRID_WAIT" in line)
+    assert "did you mean LABELGRID_WAIT_S?" in unknown
+    (device,) = (line for line in lines if "LABELGRID_DEVICE" in line)
+    assert device.startswith('labelgrid: LABELGRID_DEVICE=cuda:99: no device "cuda:99" here')
+
+
+def test_ctrl_c_ends_the_api_without_an_error(settings: Settings) -> None:
+    port = free_port()
+    line = [sys.executable, "-m", "service", "api", "--port", str(port)]
+    api = subprocess.Popen(line, cwd=ROOT, env=environment(settings), stderr=subprocess.PIPE, text=True)
+
+    def answers() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        return False
+
+    try:
+        until(lambda: answers() or api.poll() is not None)
+        api.send_signal(signal.SIGINT)
+        _, stderr = api.communicate(timeout=30)
+    finally:
+        api.kill()
+    assert api.returncode == 0
+    assert "Traceback" not in stderr
+
+
+def test_settings_prints_the_document() -> None:
+    done = subprocess.run([sys.executable, "-m", "service", "settings"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, (ROOT / "docs/settings.md").read_text())
+
+
+def test_help_lists_commands_and_default_options() -> None:
+    done = subprocess.run([sys.executable, "-m", "service", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--port" in done.stdout
+    assert "webhook-secret" in done.stdout
+
+
+@pytest.mark.parametrize("role", ["all", "api"])
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "99999", "http"])
+def test_an_impossible_port_is_bad_usage(
+    role: str, port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["service", role, "--port", port])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "Invalid value for '--port'" in capsys.readouterr().err

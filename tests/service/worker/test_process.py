@@ -1,0 +1,177 @@
+"""Worker processes: they share jobs, take over from dead ones, and survive an outage of Redis."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from service.local.redis_server import RedisServer
+from service.settings import Settings
+from service.store import workers
+from service.store.claims import GROUP
+from service.store.connection import RetryUntilStopped, connect, text
+from service.store.jobs import JobStore, new_id
+from service.store.keys import WORKERS, events_key, stream_key, worker_key
+from service.worker.runner import Runner
+from tests.paths import ROOT
+from tests.service.processes import environment, new_job, until
+
+
+@pytest.fixture
+def two_workers(connection: Redis, settings: Settings) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+    with worker_processes(connection, settings, 2) as processes:
+        yield processes
+
+
+@pytest.fixture
+def one_worker(connection: Redis, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker that stops without finishing its pictures."""
+    with worker_processes(connection, settings.model_copy(update={"drain_s": 0.0}), 1) as processes:
+        yield next(iter(processes.values()))
+
+
+def owners_of_pictures(connection: Redis, digest: str) -> set[int]:
+    """Return the process ids of the workers that have claimed pictures."""
+    consumers = connection.xpending(stream_key(digest), GROUP)["consumers"]
+    abouts = [connection.get(worker_key(text(consumer["name"]))) for consumer in consumers]
+    return {int(json.loads(about)["pid"]) for about in abouts if about}
+
+
+def owner_of_pictures(connection: Redis, digest: str) -> int | None:
+    """Return the process id of a worker that has claimed pictures."""
+    return next(iter(owners_of_pictures(connection, digest)), None)
+
+
+def test_an_idle_worker_takes_its_share_of_a_large_job(
+    connection: Redis, settings: Settings, two_workers: dict[int, subprocess.Popen[bytes]]
+) -> None:
+    store = JobStore(connection, settings)
+    job = new_job(settings, steps=1000, pictures=24)  # three full batches
+    store.create(job)
+    until(lambda: owners_of_pictures(connection, job.digest) == set(two_workers))
+    until(lambda: not store.is_open(job.id))
+    assert store.statuses([job.id]) == {job.id: "finished"}
+    reported = [fields[b"picture"] for _, fields in connection.xrange(events_key(job.id)) if b"picture" in fields]
+    assert sorted(int(index) for index in reported) == list(range(24))
+
+
+def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
+    connection: Redis, settings: Settings, two_workers: dict[int, subprocess.Popen[bytes]]
+) -> None:
+    store = JobStore(connection, settings)
+    job = new_job(settings, steps=100, pictures=12)
+    store.create(job)
+    until(lambda: len(store.done_indices(job.id)) > 0)  # 8 are finished, 4 in progress
+    killed = until(lambda: owner_of_pictures(connection, job.digest))
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    assert store.is_open(job.id)
+    until(lambda: not store.is_open(job.id))
+    assert store.statuses([job.id]) == {job.id: "finished"}
+    # the one that is left ends on SIGTERM and says goodbye
+    (left,) = (one for pid, one in two_workers.items() if pid != killed)
+    left.terminate()
+    assert left.wait(timeout=60) == 0
+    assert connection.keys(worker_key("*")) == []
+    undisturbed = job.model_copy(update={"id": new_id()})
+    store.create(undisturbed)
+    Runner(connection, settings, "w").run(undisturbed.id)
+    assert store.pngs(job.id, range(12)) == store.pngs(undisturbed.id, range(12))
+
+
+def test_a_stopped_worker_hands_its_pictures_back(
+    connection: Redis, settings: Settings, one_worker: subprocess.Popen[bytes]
+) -> None:
+    store = JobStore(connection, settings)
+    job = new_job(settings, steps=1000, pictures=8)
+    store.create(job)
+    until(lambda: owner_of_pictures(connection, job.digest))
+    one_worker.terminate()
+    assert one_worker.wait(timeout=30) == 0
+    assert store.statuses([job.id]) == {job.id: "running"}
+    assert connection.llen(store.queue.key) == 1
+    assert connection.scard(WORKERS) == 0
+    (pending,) = {
+        one["times_delivered"] for one in connection.xpending_range(stream_key(job.digest), GROUP, "-", "+", 9)
+    }
+    assert pending == 0  # as if never delivered
+
+
+def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
+    redis_server: RedisServer, settings: Settings, tmp_path: Path
+) -> None:
+    server = RedisServer(redis_server.folder / "restarted")
+    server.start()
+    settings = settings.model_copy(update={"redis_url": server.url, "drain_s": 0.0})
+    connection = connect(server.url, retry=RetryUntilStopped(lambda: False))
+    store = JobStore(connection, settings)
+    log_file = tmp_path / "worker.log"
+    with log_file.open("w") as log, worker_processes(connection, settings, 1, log) as processes:
+        (worker,) = processes.values()
+        (name,) = connection.smembers(WORKERS)
+        job = new_job(settings, steps=100, pictures=12)
+        store.create(job)
+        until(lambda: len(store.done_indices(job.id)) > 0)  # 8 are finished, 4 in progress
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait()
+        until(lambda: "Redis is away or refuses writes" in log_file.read_text())
+        assert worker.poll() is None
+        server.start()
+        until(lambda: not store.is_open(job.id))
+        assert store.statuses([job.id]) == {job.id: "finished"}
+        reported = [fields[b"picture"] for _, fields in connection.xrange(events_key(job.id)) if b"picture" in fields]
+        assert sorted(int(index) for index in reported) == list(range(12))
+        until(lambda: workers.is_alive(store.connection, text(name)))  # the same worker as before
+        assert worker.poll() is None
+        server.process.kill()
+        server.process.wait()
+        worker.terminate()
+        assert worker.wait(timeout=30) == 0
+
+
+def test_a_worker_survives_a_full_redis(connection: Redis, settings: Settings, tmp_path: Path) -> None:
+    store = JobStore(connection, settings)
+    log_file = tmp_path / "worker.log"
+    with log_file.open("w") as log, worker_processes(connection, settings, 1, log) as processes:
+        (worker,) = processes.values()
+        job = new_job(settings, steps=100, pictures=2)
+        connection.config_set("maxmemory", 1)
+        try:
+            until(lambda: "Redis is away or refuses writes" in log_file.read_text())
+        finally:
+            connection.config_set("maxmemory", 0)
+        store.create(job)
+        until(lambda: not store.is_open(job.id))
+        assert store.statuses([job.id]) == {job.id: "finished"}
+        assert worker.poll() is None
+
+
+def test_a_wrong_password_ends_the_worker_at_once(redis_server: RedisServer, settings: Settings) -> None:
+    wrong = settings.model_copy(update={"redis_url": redis_server.url.replace(redis_server.password, "wrong")})
+    line = [sys.executable, "-m", "service", "worker"]
+    done = subprocess.run(line, cwd=ROOT, env=environment(wrong), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("labelgrid: ")
+
+
+def test_a_worker_without_a_port_for_its_metrics_does_not_start(connection: Redis, settings: Settings) -> None:
+    line = [sys.executable, "-m", "service", "worker"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with_port = {**environment(settings), "LABELGRID_METRICS_PORT": port}
+        done = subprocess.run(line, cwd=ROOT, env=with_port, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"labelgrid: LABELGRID_METRICS_PORT={port}: cannot be served on")
+    assert "Traceback" not in done.stderr
+    assert connection.scard(WORKERS) == 0
