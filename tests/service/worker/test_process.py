@@ -21,7 +21,7 @@ from service.store.jobs import JobStore, new_id
 from service.store.keys import WORKERS, events_key, stream_key, worker_key
 from service.worker.runner import Runner
 from tests.paths import ROOT
-from tests.service.processes import environment, new_job, until
+from tests.service.processes import environment, new_job, until, worker_processes
 
 
 @pytest.fixture
