@@ -246,9 +246,9 @@ def test_where_it_is_off_nothing_is_noted(
 
 def test_where_it_is_off_nothing_is_imported_for_it() -> None:
     imports = "import service.api.app, service.worker.process, service.webhooks.worker"
-    off = f"{imports}\nfrom service import tracing\nfrom service.settings import Settings\n"
+    off = f"{imports}\nfrom service.telemetry import tracing\nfrom service.settings import Settings\n"
     modules = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
-    assert heavy_modules_after(f"{off}tracing.start(Settings(), 'api')\nservice.app.create_app()", modules) == set()
+    assert heavy_modules_after(f"{off}tracing.start(Settings(), 'api')\nservice.api.app.create_app()", modules) == set()
     assert heavy_modules_after(f"{off}tracing.start(Settings(tracing=True), 'api')", modules) == set(modules)
 
 
