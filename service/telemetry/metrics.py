@@ -1,11 +1,11 @@
-"""Every Prometheus metric of API and worker, and what writes them. Knows no torch.
+"""Every Prometheus metric of the API and the workers. Knows no torch.
 
-docs/monitoring.md says what they are for; a test keeps the names in dashboard and alerts to those that are here.
+docs/monitoring.md explains them; a test checks that dashboard and alerts use no other names.
 """
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 API, WORKER = CollectorRegistry(), CollectorRegistry()
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)  # some wait for a job
+REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)  # up to a wait for a job
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -24,61 +24,60 @@ BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 # The API.
 REQUESTS = Counter("labelgrid_http_requests", "Requests answered", ["method", "route", "status"], registry=API)
 REQUEST_SECONDS = Histogram(
-    "labelgrid_http_request_seconds", "From a request to the begin of its answer", ["method", "route"],
+    "labelgrid_http_request_seconds", "From a request to the start of its response", ["method", "route"],
     buckets=REQUEST_BUCKETS, registry=API,
 )  # fmt: skip
 REQUESTS_IN_WORK = Gauge(
-    "labelgrid_http_requests_in_work", "Requests without a whole answer yet, event streams among them", registry=API
+    "labelgrid_http_requests_in_work", "Requests in progress, event streams included", registry=API
 )
 PICTURES_ACCEPTED = Counter("labelgrid_pictures_accepted", "Pictures of accepted jobs", ["kind"], registry=API)
-REDIS_UP = Gauge("labelgrid_redis_up", "Whether Redis answered just now", registry=API)
-WORKERS = Gauge("labelgrid_workers", "Workers that say that they live", registry=API)
+REDIS_UP = Gauge("labelgrid_redis_up", "1 if Redis answered this scrape", registry=API)
+WORKERS = Gauge("labelgrid_workers", "Live workers", registry=API)
 OPEN_JOBS = Gauge("labelgrid_open_jobs", "Jobs queued or running", registry=API)
-OPEN_PICTURES = Gauge("labelgrid_open_pictures", "Pictures of all models that wait or are in work", registry=API)
-WAITING = Gauge("labelgrid_waiting_pictures", "Pictures that no worker has taken up", ["model"], registry=API)
-OLDEST_WAIT = Gauge("labelgrid_oldest_wait_seconds", "The longest wait of jobs next in line", ["model"], registry=API)
+OPEN_PICTURES = Gauge("labelgrid_open_pictures", "Pictures of all models, pending or in progress", registry=API)
+WAITING = Gauge("labelgrid_waiting_pictures", "Pending pictures, which no worker has claimed", ["model"], registry=API)
+OLDEST_WAIT = Gauge(
+    "labelgrid_oldest_wait_seconds", "Age of the oldest job next for its owner", ["model"], registry=API
+)
 
-# Both: whoever ends a job.
-JOBS_ENDED = Counter("labelgrid_jobs_ended", "Jobs that came to an end here", ["status"], registry=None)
+# Both, because either can end a job.
+JOBS_ENDED = Counter("labelgrid_jobs_ended", "Jobs that this process ended", ["status"], registry=None)
 API.register(JOBS_ENDED)
 WORKER.register(JOBS_ENDED)
 for status in ("finished", "failed", "cancelled"):
-    JOBS_ENDED.labels(status)  # a series that begins at 0: an alert sees its first increase
+    JOBS_ENDED.labels(status)  # starts the series at 0, so that an alert sees its first increase
 
 # A worker.
-PICTURES = Counter("labelgrid_pictures", "Pictures made, or given up", ["model", "outcome"], registry=WORKER)
+PICTURES = Counter("labelgrid_pictures", "Pictures finished or given up", ["model", "outcome"], registry=WORKER)
 WAIT_SECONDS = Histogram(
-    "labelgrid_picture_wait_seconds", "From acceptance to the first step", ["model"],
+    "labelgrid_picture_wait_seconds", "From acceptance to the claim by a worker", ["model"],
     buckets=WAIT_BUCKETS, registry=WORKER,
 )  # fmt: skip
 STEP_SECONDS = Histogram(
-    "labelgrid_step_seconds", "One step of a batch, with the verdicts on those it finished", ["model"],
+    "labelgrid_step_seconds", "One step of a batch, with the verdicts on pictures it finished", ["model"],
     buckets=STEP_BUCKETS, registry=WORKER,
 )  # fmt: skip
 STEP_PICTURES = Histogram(
-    "labelgrid_step_pictures", "Pictures in the batch at a step", ["model"], buckets=BATCH_BUCKETS, registry=WORKER
+    "labelgrid_step_pictures", "Pictures in the batch of a step", ["model"], buckets=BATCH_BUCKETS, registry=WORKER
 )
-NETWORK_ROWS = Counter("labelgrid_network_rows", "Rows asked of the network", ["model"], registry=WORKER)
+NETWORK_ROWS = Counter("labelgrid_network_rows", "Network rows, without padding", ["model"], registry=WORKER)
 PADDING_ROWS = Counter(
-    "labelgrid_padding_rows", "Rows wasted to fill calls up to a fixed size", ["model"], registry=WORKER
+    "labelgrid_padding_rows", "Network rows that only fill calls up to a fixed size", ["model"], registry=WORKER
 )
 
 
-class RowCounting(Protocol):
-    """What is read of `shared.diffusion.denoise.Stepper`."""
-
-    @property
-    def max_rows(self) -> int: ...
-
-    @property
-    def pad_to(self) -> Sequence[int]: ...
+class RowCounter(Protocol):
+    """The part of `shared.diffusion.denoise.Stepper` that is read here."""
 
     @property
     def network_rows(self) -> int: ...
 
+    @property
+    def padding_rows(self) -> int: ...
+
 
 class WorkerView(Protocol):
-    """What is read of `runner.Runner` at a scrape, from another thread."""
+    """The part of `service.worker.runner.Runner` that is read at a scrape, from another thread."""
 
     device: Any
     lanes: Any
@@ -87,33 +86,26 @@ class WorkerView(Protocol):
     def stalled(self) -> bool: ...
 
 
-def padding(rows: int, sizes: Sequence[int], max_rows: int) -> int:
-    """Rows thrown away when `rows` go through in calls of `max_rows` and a last one that is filled up to a size."""
-    rest = rows % max_rows
-    return next((size for size in sizes if size >= rest), rest) - rest if rest else 0
-
-
 @contextlib.contextmanager
-def one_step(model: str, pictures: int, stepper: RowCounting) -> Iterator[None]:
-    """Records a step of a batch of `pictures`: its duration, its size, and the rows that it asked of the network."""
-    rows, begun = stepper.network_rows, time.perf_counter()
+def one_step(model: str, pictures: int, stepper: RowCounter) -> Iterator[None]:
+    """Record the duration, pictures and network rows of a step that is taken inside."""
+    rows, padding, begun = stepper.network_rows, stepper.padding_rows, time.perf_counter()
     yield
-    rows = stepper.network_rows - rows
-    if not rows:
-        return  # nothing was there to be done
+    if stepper.network_rows == rows:
+        return  # no picture needed a step
     STEP_SECONDS.labels(model).observe(time.perf_counter() - begun)
-    STEP_PICTURES.labels(model).observe(max(1, pictures))  # one that is made alone joins within the step
-    NETWORK_ROWS.labels(model).inc(rows)
-    PADDING_ROWS.labels(model).inc(padding(rows, stepper.pad_to, stepper.max_rows))
+    STEP_PICTURES.labels(model).observe(max(1, pictures))  # a picture that is sampled alone joins during the step
+    NETWORK_ROWS.labels(model).inc(stepper.network_rows - rows)
+    PADDING_ROWS.labels(model).inc(stepper.padding_rows - padding)
 
 
 def waited(model: str, asked_at: float) -> None:
-    """A picture is taken up that was accepted at `asked_at`, in seconds since 1970."""
+    """Record that a worker claimed a picture whose job was accepted at `asked_at`, in Unix seconds."""
     WAIT_SECONDS.labels(model).observe(max(0.0, time.time() - asked_at))
 
 
 class WorkerState(Collector):
-    """Whether the worker works, and with which models: read when somebody asks."""
+    """Reports at each scrape whether the worker makes progress, and its loaded models."""
 
     def __init__(self, runner: WorkerView) -> None:
         self.runner = runner
@@ -123,9 +115,9 @@ class WorkerState(Collector):
 
     def _families(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
         return (
-            GaugeMetricFamily("labelgrid_worker_up", "0 where the worker's loop hangs", labels=["device"]),
+            GaugeMetricFamily("labelgrid_worker_up", "0 if the worker's loop hangs", labels=["device"]),
             GaugeMetricFamily("labelgrid_model_loaded", "Models in memory", labels=["model", "digest"]),
-            GaugeMetricFamily("labelgrid_batch_limit_pictures", "Pictures that a batch may have", labels=["model"]),
+            GaugeMetricFamily("labelgrid_batch_limit_pictures", "Largest batch, in pictures", labels=["model"]),
         )
 
     def collect(self) -> Iterable[Metric]:
@@ -138,14 +130,14 @@ class WorkerState(Collector):
 
 
 def serve_worker(runner: WorkerView, host: str, port: int) -> int:
-    """Serves a worker's metrics from a thread; returns the port, which is another where 0 was given. OSError."""
+    """Serve a worker's metrics from a thread and return the port; `port` 0 picks a free one. OSError if it is taken."""
     WORKER.register(WorkerState(runner))
     server, _ = start_http_server(port, host, WORKER)
     return int(server.server_port)
 
 
 class RequestMetrics:
-    """ASGI middleware that counts and times requests by method and route, not by path: ids would be without end."""
+    """ASGI middleware that counts and times requests by method and route, because paths contain ids without limit."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -155,7 +147,7 @@ class RequestMetrics:
             await self.app(scope, receive, send)
             return
         method = scope["method"] if scope["method"] in METHODS else "other"
-        begun, status = time.perf_counter(), 499  # where the client is gone before there is an answer
+        begun, status = time.perf_counter(), 499  # if the client leaves before the response starts
 
         async def watched_send(message: Message) -> None:
             nonlocal status
@@ -168,7 +160,7 @@ class RequestMetrics:
             try:
                 await self.app(scope, receive, watched_send)
             except Exception:
-                status = 500  # the answer is made further out
+                status = 500  # an outer layer sends the response
                 raise
             finally:
                 REQUESTS.labels(method, _route(scope), str(status)).inc()

@@ -29,8 +29,7 @@ def sent_row(picture: Picture, labels: Sequence[float]) -> Row:
 class Sent:
     """Stands where pictures that are made have a stepper: there is nothing to do."""
 
-    max_rows, network_rows = 1, 0
-    pad_to: Sequence[int] = ()
+    network_rows = padding_rows = 0
 
     def new_row(self, labels: object, options: object, seed: int, positions: object = None) -> Row:
         raise LookupError("the picture that was sent is no longer there")

@@ -71,7 +71,7 @@ class Stepper:
     predicts. `dtype`: autocast to it, or None for float32. A network call has at most `max_rows` rows; with `pad_to`,
     it has one of these sizes, filled up with rows that are thrown away (for compiled networks and CUDA graphs).
     `layouts`: where objects are put, for a network that is told positions.
-    `network_rows` counts the rows asked of the network so far, without filling.
+    `network_rows` and `padding_rows` count the rows computed so far: those asked for, and those that only fill calls.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Stepper:
     ) -> None:
         self.network, self.device, self.dtype = network, torch.device(device), dtype
         self.bound(max_rows, pad_to)
-        self.layouts, self.network_rows = layouts, 0
+        self.layouts, self.network_rows, self.padding_rows = layouts, 0, 0
         self.T = len(alpha_bar)
         self._to_x0 = _prediction_coefficients(alpha_bar, prediction)
         self._table: Callable[[SamplingOptions], Table] = lru_cache(128)(lambda o: make_table(o, alpha_bar))
@@ -196,6 +196,7 @@ class Stepper:
         """The network on B <= max_rows rows, filled up to the next size of `pad_to`: (B, C, H, W) float32."""
         B = len(x)
         if fill := next((size for size in self.pad_to if size >= B), B) - B:
+            self.padding_rows += fill
             x, t, labels, keep = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, labels, keep))
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -13,16 +12,12 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
-from torch import Tensor
 
 from service.settings import Settings
 from service.store import workers
 from service.store.jobs import JobStore
-from service.telemetry.metrics import API, WORKER, WorkerState, padding, serve_worker
+from service.telemetry.metrics import API, WORKER, WorkerState, serve_worker
 from service.worker.runner import Runner
-from shared.diffusion.denoise import Stepper
-from shared.diffusion.schedules import alpha_bar
-from shared.options import SamplingOptions
 from tests.paths import ROOT
 
 MONITORING = ROOT / "deploy/monitoring"
@@ -123,29 +118,6 @@ def test_a_workers_metrics_are_served(connection: Redis, settings: Settings, mon
     monkeypatch.setattr(type(lane.engine), "busy", True)
     runner.moved_at -= settings.stalled_after_s + 1
     assert Reading(httpx.get(f"http://127.0.0.1:{port}/metrics").text)("worker_up", device="cpu") == 0
-
-
-class Counting:
-    """A network that counts the rows that it is given."""
-
-    image_shape, num_labels = (3, 2, 2), 2
-
-    def __init__(self) -> None:
-        self.rows = 0
-
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        self.rows += len(x)
-        return x
-
-
-@pytest.mark.parametrize("pictures", [1, 2, 3, 4, 5, 8, 9, 11])
-@pytest.mark.parametrize("sizes", [[], [8], [2, 4, 8]])
-def test_padding_is_what_the_stepper_adds(pictures: int, sizes: Sequence[int]) -> None:
-    network = Counting()
-    stepper = Stepper(network, alpha_bar("linear", 100), "v", max_rows=8, pad_to=sizes or None)
-    rows = [stepper.new_row([1.0, 0.0], SamplingOptions(steps=2, guidance=1.0), seed) for seed in range(pictures)]
-    stepper.step(rows)
-    assert network.rows - stepper.network_rows == padding(stepper.network_rows, stepper.pad_to, stepper.max_rows)
 
 
 def known_names() -> set[str]:

@@ -85,7 +85,15 @@ def test_chunks_are_filled_up_to_the_sizes_of_pad_to_and_the_filling_is_not_coun
     loop, network = stepper(max_rows=8, pad_to=[8, 1, 4])
     loop.step([loop.new_row(LABELS[i % 5], SamplingOptions(guidance=1.0), i) for i in range(11)])
     assert [len(call.t) for call in network.calls] == [8, 4]
-    assert loop.network_rows == 11
+    assert (loop.network_rows, loop.padding_rows) == (11, 1)
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3, 4, 5, 8, 9, 11])
+@pytest.mark.parametrize("sizes", [None, [8], [2, 4, 8]])
+def test_padding_rows_are_those_that_only_fill_calls(pictures: int, sizes: list[int] | None) -> None:
+    loop, network = stepper(max_rows=8, pad_to=sizes)
+    loop.step([loop.new_row(LABELS[0], SamplingOptions(guidance=1.0), seed) for seed in range(pictures)])
+    assert sum(len(call.t) for call in network.calls) == loop.network_rows + loop.padding_rows
 
 
 @pytest.mark.parametrize(
