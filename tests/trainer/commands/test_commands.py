@@ -214,7 +214,7 @@ def test_train_refuses_bad_labels(command: Command, data: Path, case: str) -> No
     train = {
         "unknown label": ('{"a.png": ["blu sphere"]}', 'entry "a.png": unknown label .* did you mean "blue sphere"'),
         "empty list": ('{"a.png": []}', "empty list"),
-        "label twice": ('{"a.png": ["red cube", "red cube"]}', "twice"),
+        "label twice": ('{"a.png": ["red cube", "red cube"]}', "duplicate label"),
         "not JSON": ("{", "not JSON"),
         "flat list": ('["a.png"]', "expected an object of file name -> labels"),
     }
