@@ -1,4 +1,4 @@
-"""Which device to use, in which precision it computes fastest, and how a CPU keeps its memory."""
+"""Chooses the device and its fastest precision, detects a lost GPU, and keeps freed memory on a CPU."""
 
 import ctypes
 import os
@@ -11,13 +11,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallop
 
 
 class DeviceError(ValueError):
-    """A device that this machine has not got."""
+    """A device that this machine does not have."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is the first GPU where there is one, under torchrun each process's own, else the CPU.
+    """Return the device `auto`, `cpu`, `cuda` or `cuda:N`.
 
-    Raises DeviceError for anything but auto, cpu, cuda and cuda:N, and for a GPU that is not there.
+    `auto` is the first GPU (under torchrun, the process's own), or the CPU if there is none. Raises DeviceError for
+    any other name, and for a GPU that this machine does not have.
     """
     there, own = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if name == "cpu" or (name == "auto" and there == 0):
@@ -26,17 +27,17 @@ def pick_device(name: str = "auto") -> torch.device:
     if name.startswith("cuda:") and name.removeprefix("cuda:").isdecimal():
         index = int(name.removeprefix("cuda:"))
     if index is None:
-        raise DeviceError(f'no device "{name}"; there are auto, cpu, cuda and cuda:N')
+        raise DeviceError(f'unknown device "{name}"; use auto, cpu, cuda or cuda:N')
     if index >= there:
-        raise DeviceError(f'no device "{name}" here; this machine has {there} GPUs')
+        raise DeviceError(f'no device "{name}": this machine has {there} GPUs')
     return torch.device("cuda", index)
 
 
 def lost(error: Exception, device: torch.device) -> bool:
-    """Whether an error means that the device computes nothing more for this process.
+    """Whether an error means that the device no longer computes anything for this process.
 
-    After an illegal access CUDA refuses all that follows, after a call that asked for too much it does not: so it is
-    given a trifle to compute.
+    CUDA refuses all further work after an illegal access, but not after a call with invalid sizes, so a tiny
+    computation tells them apart.
     """
     if not isinstance(error, torch.AcceleratorError):
         return False
@@ -48,7 +49,7 @@ def lost(error: Exception, device: torch.device) -> bool:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the device multiplies it faster than float32, else None."""
+    """Return bfloat16 if the device multiplies it faster than float32, else None."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
     has_amx = torch.cpu._is_amx_tile_supported()
@@ -57,11 +58,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Freed memory stays with the process meanwhile, and serves the next tensors; of glibc alone, elsewhere nothing.
+    """Make glibc keep freed memory for the next tensors inside this context. Has no effect with other C libraries.
 
-    glibc otherwise gives large tensors back to the kernel at once, and every step of a training on a CPU takes tens of
-    thousands of zeroed pages anew (docs/decisions.md has what that costs). Afterwards its thresholds are those that it
-    settles on by itself, having freed a tensor of 32 MiB.
+    By default glibc returns large tensors to the kernel at once, so that every training step on a CPU faults in tens
+    of thousands of zeroed pages (docs/decisions.md has the cost). On exit, the thresholds are set to what glibc itself
+    arrives at after it has freed a tensor of 32 MiB.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):

@@ -1,6 +1,6 @@
-"""The evaluator: the course's ResNet-18 that names the objects in a picture, and the scores that follow from it.
+"""The evaluator: the course's ResNet-18, which names the objects in a picture, and the scores computed from it.
 
-Knows no sampling and no labels of its own: its checkpoint carries them. Never used to train or steer the denoiser.
+Must not know sampling. Its labels come from its checkpoint. It is never used to train or guide the denoiser.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ THRESHOLD = 0.5  # a label counts as found from this probability on
 
 
 class Judge(Protocol):
-    """What is asked of an evaluator where pictures are judged."""
+    """Anything that judges pictures: an evaluator, or one behind a crop."""
 
     @property
     def vocabulary(self) -> Vocabulary: ...
@@ -38,7 +38,7 @@ class Judge(Protocol):
 class Evaluator(nn.Module):
     """ResNet-18 (He et al. 2016) with a linear layer and a sigmoid for K labels, as in the course's evaluator.py.
 
-    The state dict's names are the course's own, so either side's weights load into the other.
+    The state dict has the course's names, so weights can be exchanged in both directions.
     """
 
     def __init__(self, vocabulary: Vocabulary, info: CheckpointInfo | None = None) -> None:
@@ -49,9 +49,9 @@ class Evaluator(nn.Module):
         self._folded: FoldedResNet | None = None
 
     def freeze(self) -> Evaluator:
-        """Itself, in eval mode and never to be trained again: on a CPU its layers are folded, to judge faster.
+        """Switch to eval mode for good and return self. On a CPU, fold the layers so that judging is faster.
 
-        In bfloat16 where the CPU multiplies it; the shipped evaluator's card says how far that is from float32.
+        Computes in bfloat16 if the CPU multiplies it; the shipped evaluator's card states the difference to float32.
         """
         self.eval().requires_grad_(False)
         if can_fold(device := next(self.parameters()).device):
@@ -59,7 +59,7 @@ class Evaluator(nn.Module):
         return self
 
     def _trunk(self, images: Tensor) -> Tensor:
-        """(N, 3, 64, 64) in [-1, 1] (mean and std 0.5) -> (N, 512), what the last layer reads the labels from."""
+        """(N, 3, 64, 64) in [-1, 1] (mean and std 0.5) -> (N, 512), the input of the last layer."""
         if self._folded is not None:
             return self._folded(images)
         net = self.resnet
@@ -73,34 +73,37 @@ class Evaluator(nn.Module):
         return logits
 
     def _chunks(self, images: Tensor, batch: int) -> Iterator[Tensor]:
-        """Images (N, 3, H, W) as the network takes them: in [-1, 1], of its size, on its device."""
+        """Yield batches of images (N, 3, H, W) clamped to [-1, 1], in the network's size and on its device."""
         device = next(self.parameters()).device
         for chunk in torch.split(images, batch):
             yield as_input(chunk.to(device, torch.float32).clamp(-1, 1))
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
-        """Images (N, 3, H, W) in [-1, 1], clamped to it -> (N, K) float32 on the CPU. Needs eval mode."""
+        """Return each label's probability: images (N, 3, H, W), clamped to [-1, 1] -> (N, K) float32 on the CPU.
+
+        Needs eval mode.
+        """
         chunks = [torch.sigmoid(self.logits(x)).cpu() for x in self._chunks(images, batch) if len(x)]
         return torch.cat(chunks) if chunks else torch.zeros(0, len(self.vocabulary))
 
     @torch.inference_mode()
     def features(self, images: Tensor, *, batch: int = 64) -> Tensor:
-        """Images as for `probabilities` -> (N, 512) float32 on the CPU: pictures with like contents lie near."""
+        """Return features in which similar pictures are close: images as for `probabilities` -> (N, 512) float32."""
         chunks = [self._trunk(x).cpu() for x in self._chunks(images, batch) if len(x)]
         return torch.cat(chunks) if chunks else torch.zeros(0, 512)
 
 
 @dataclass(frozen=True)
 class JudgeInside:
-    """A judge that is shown what lies between the borders of pictures that were padded to squares.
+    """Crops the padding before judging.
 
-    Evaluators are fitted to pictures squeezed into squares, where objects are higher: of renders padded to 32x32 ours
-    finds 0.70 and 0.75 of the labels (`trainer limit FILE --size 32 --fit pad --keep-padding`).
+    Evaluators are trained on pictures squeezed into squares, where objects are taller: with their padding, renders of
+    32x32 score only 0.70 and 0.75 (`trainer limit FILE --size 32 --fit pad --keep-padding`).
     """
 
     judge: Judge
-    aspect: float  # width over height of a picture before it was padded
+    aspect: float  # width over height before padding
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -111,21 +114,21 @@ class JudgeInside:
 
 
 def judge_of(judge: Judge, aspect: float) -> Judge:
-    """The judge of pictures padded from such an `aspect`; of squeezed ones, 1.0, `judge` itself."""
+    """Return a judge for pictures that were padded from this `aspect`; for 1.0 (squeezed ones), `judge` itself."""
     return judge if aspect == 1.0 else JudgeInside(judge, aspect)
 
 
 def as_input(images: Tensor) -> Tensor:
-    """(N, 3, H, W) -> (N, 3, 64, 64), the size that the network takes."""
+    """Resize (N, 3, H, W) to the network's input, (N, 3, 64, 64)."""
     if images.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE):
         return images
     return F.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
 
 
 def load_evaluator(path: Location | str, device: str | torch.device = "cpu") -> Evaluator:
-    """Our safetensors or the course's checkpoint.pth ({"model": state_dict}, read with weights_only), by the suffix.
+    """Load a safetensors checkpoint, or the course's checkpoint.pth ({"model": state_dict}), by the suffix.
 
-    Raises CheckpointError for a file that is neither.
+    Raises CheckpointError if the file is neither.
     """
     path = Path(path) if isinstance(path, str) else path
     if path.suffix == ".pth" and isinstance(path, Path):
@@ -149,52 +152,52 @@ def _read_course_checkpoint(path: Path) -> Mapping[str, Any]:
         state: Mapping[str, Any] = content["model"]
     except OSError as error:
         raise CheckpointError(path.name, f"cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # torch raises a dozen kinds for a foreign file
+    except Exception as error:  # torch raises a dozen kinds of error for a foreign file
         reason = f'not a checkpoint of the form {{"model": state_dict}}: {_short(error)}'
         raise CheckpointError(path.name, reason) from error
     return state
 
 
 def _short(error: Exception) -> str:
-    """One line of what torch says on many."""
+    """Return the first 200 characters of a torch error, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def write_course_checkpoint(evaluator: Evaluator, path: Path) -> None:
-    """Writes {"model": state_dict}, which the course's unchanged evaluator.py loads as its checkpoint.pth."""
+    """Write {"model": state_dict}, which the course's unchanged evaluator.py loads as its checkpoint.pth."""
     state = {key: value.to("cpu").contiguous() for key, value in evaluator.resnet.state_dict().items()}
     torch.save({"model": state}, path)
 
 
 @dataclass(frozen=True)
 class PictureScore:
-    """One picture's verdict. accuracy: hits / k, where k labels were asked and hits of them are among the top k."""
+    """One picture's score. accuracy: hits / k, where k labels were requested and `hits` of them are in the top k."""
 
     accuracy: float
     hits: int
     k: int
-    f1: float  # of the labels found (probability over 0.5) against those asked
-    exact: bool  # the labels found are exactly those asked
+    f1: float  # of the labels found (probability over 0.5) against those requested
+    exact: bool  # the labels found are exactly those requested
 
 
 @dataclass(frozen=True)
 class SetScore:
-    """A set of pictures. accuracy: sum of hits / sum of k, as the course's eval() counts."""
+    """The score of a set of pictures. accuracy: sum of hits / sum of k, as in the course's eval()."""
 
     accuracy: float
-    exact_match: float  # share of pictures
+    exact_match: float  # fraction of pictures
     f1: float  # mean over pictures
-    per_label_recall: dict[str, float]  # label -> share of the pictures it was asked of in which it is among the top k
+    per_label_recall: dict[str, float]  # label -> fraction of the pictures with it in which it is in the top k
 
 
 def _top_k(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """(N, K) bool: the k most probable labels of each picture, k its number of true ones."""
+    """Return (N, K) bool: each picture's k most probable labels, where k is its number of targets."""
     rank = probabilities.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return rank < targets.sum(1, keepdim=True)
 
 
 def score_pictures(probabilities: Tensor, targets: Tensor) -> list[PictureScore]:
-    """Verdicts from probabilities (N, K) and multi-hot targets (N, K). Every row of targets has at least one label."""
+    """Score each picture from probabilities (N, K) and multi-hot targets (N, K), each row with at least one label."""
     asked = targets > 0.5
     found = probabilities > THRESHOLD
     hits = (_top_k(probabilities, asked) & asked).sum(1).tolist()
@@ -205,7 +208,7 @@ def score_pictures(probabilities: Tensor, targets: Tensor) -> list[PictureScore]
 
 
 def score_set(probabilities: Tensor, targets: Tensor, names: Sequence[str]) -> SetScore:
-    """The scores of a set, from probabilities (N, K) and multi-hot targets (N, K); N at least 1."""
+    """Score a set of at least one picture from probabilities (N, K) and multi-hot targets (N, K)."""
     pictures = score_pictures(probabilities, targets)
     asked = targets > 0.5
     hit = (_top_k(probabilities, asked) & asked).sum(0).tolist()

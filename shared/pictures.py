@@ -1,4 +1,4 @@
-"""Pictures as bytes: float to 8 bits, PNG, grids."""
+"""Pictures as 8-bit arrays, PNGs and grids."""
 
 import io
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ from torch import Tensor
 
 from shared.rgb import to_rgb
 
-# Bluish green and vermilion, which colour-blind people tell apart (Okabe & Ito 2008).
+# bluish green and vermilion, which colour-blind people can tell apart (Okabe & Ito 2008)
 RIGHT, WRONG = (0, 158, 115), (213, 94, 0)
-PNG_LEVEL = 4  # of zlib: a third of the time that its default 6 takes, for 3% more bytes
-TICK = [[(0.05, 0.5), (0.35, 0.85), (0.95, 0.1)]]  # lines in a unit square
+PNG_LEVEL = 4  # of zlib: takes a third of the time of its default, 6, for 3% more bytes
+TICK = [[(0.05, 0.5), (0.35, 0.85), (0.95, 0.1)]]  # polylines in a unit square
 CROSS = [[(0.1, 0.1), (0.9, 0.9)], [(0.1, 0.9), (0.9, 0.1)]]
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """(N, C, H, W) in [-1, 1] -> (N, H, W, C)."""
+    """Convert (N, C, H, W) in [-1, 1], clamped to it, to (N, H, W, C) in 0..255."""
     scaled = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return np.asarray(scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
 def to_images(pictures: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W, C) -> (N, C, H, W) float32 in [-1, 1]."""
+    """Convert (N, H, W, C) in 0..255 to (N, C, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def without_padding(images: Tensor, aspect: float) -> Tensor:
-    """What lies between the borders of squares: (N, C, S, S) -> (N, C, H, W) with W / H about `aspect`."""
+    """Crop the borders off pictures padded to squares: (N, C, S, S) -> (N, C, H, W) with W / H about `aspect`."""
     side = images.shape[-1]
     height, width = round(side / max(1.0, aspect)), round(side * min(1.0, aspect))
     top, left = (side - height) // 2, (side - width) // 2
@@ -39,7 +39,7 @@ def without_padding(images: Tensor, aspect: float) -> Tensor:
 
 
 def png_bytes(picture: NDArray[np.uint8], text: dict[str, str] | None = None) -> bytes:
-    """PNG of (H, W, 3), with `text` in its metadata."""
+    """Encode a picture (H, W, 3) as PNG, with `text` in its metadata."""
     info = PngInfo()
     for key, value in (text or {}).items():
         info.add_itxt(key, value)
@@ -49,18 +49,18 @@ def png_bytes(picture: NDArray[np.uint8], text: dict[str, str] | None = None) ->
 
 
 def read_png(data: bytes) -> NDArray[np.uint8]:
-    """(H, W, 3) of a PNG."""
+    """Decode a PNG to (H, W, 3). Raises what Pillow raises, and ValueError as `to_rgb`."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
         return np.asarray(to_rgb(picture))
 
 
 def grid(images: Tensor, columns: int = 8, padding: int = 2) -> NDArray[np.uint8]:
-    """(N, 3, H, W) in [-1, 1] -> one picture, `columns` to a row."""
+    """Arrange pictures (N, 3, H, W) in [-1, 1] as `sheet` does."""
     return sheet(to_uint8(images), columns, padding)
 
 
 def sheet(pictures: NDArray[np.uint8], columns: int = 8, padding: int = 2) -> NDArray[np.uint8]:
-    """(N, H, W, 3) -> one picture, `columns` to a row, on black; a single one is itself, as in torchvision."""
+    """Arrange pictures (N, H, W, 3) on black, `columns` to a row. A single one stays as it is, as in torchvision."""
     n, height, width, channels = pictures.shape
     if n == 1:
         return np.asarray(pictures[0])
@@ -77,10 +77,10 @@ def sheet(pictures: NDArray[np.uint8], columns: int = 8, padding: int = 2) -> ND
 def marked_grid(
     pictures: NDArray[np.uint8], right: Sequence[bool], columns: int = 8, gap: int = 2
 ) -> NDArray[np.uint8]:
-    """(N, H, W, 3) -> one picture: green frames with a tick below where `right`, red ones with a cross elsewhere."""
+    """Arrange pictures (N, H, W, 3): a green frame with a tick if `right`, else a red frame with a cross."""
     n, height, width, _ = pictures.shape
     frame = max(2, min(height, width) // 24)
-    bar = max(15, min(height, width) // 5)  # below the picture, with the mark
+    bar = max(15, min(height, width) // 5)  # holds the mark, below the picture
     step_x, step_y = width + 2 * frame + gap, height + frame + bar + gap
     sheet = Image.new("RGB", (gap + columns * step_x, gap + -(-n // columns) * step_y))
     draw = ImageDraw.Draw(sheet)

@@ -1,6 +1,6 @@
-"""Where checkpoints lie: a folder of this machine, or any address that fsspec opens (s3://bucket/path, memory://...).
+"""Storage for checkpoints: a local folder, or any address that fsspec opens (s3://bucket/path, memory://...).
 
-Imports no torch. Knows files, not what is in them. Whatever a file system raises comes out as OSError.
+Imports no torch. Must not know what is in the files. Errors of any file system are raised as OSError.
 """
 
 import contextlib
@@ -15,16 +15,16 @@ from uuid import uuid4
 if TYPE_CHECKING:
     from upath import UPath
 
-Location: TypeAlias = "Path | UPath"  # a folder or a file; what is a Path is on this machine
+Location: TypeAlias = "Path | UPath"  # a folder or a file: local if it is a Path, else remote
 
 LOCAL = ("file", "local")
-HEADER_BLOCK, WHOLE_BLOCK = 1 << 16, 1 << 23  # bytes that one request to a remote file system asks for
+HEADER_BLOCK, WHOLE_BLOCK = 1 << 16, 1 << 23  # bytes fetched by one request to a remote file system
 
 
 def open_storage(address: "str | Location") -> Location:
-    """The storage at a folder's path or at `protocol://...`. ValueError for an address that nothing here can open.
+    """Return the storage at a folder's path or at `protocol://...`. ValueError if no installed driver can open it.
 
-    Credentials and endpoints are the protocol's own affair: AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and the like.
+    Credentials and endpoints come from the protocol's own settings, such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL.
     """
     if not isinstance(address, str):
         return address
@@ -35,15 +35,15 @@ def open_storage(address: "str | Location") -> Location:
     try:
         from upath import UPath
 
-        found = UPath(address, use_listings_cache=False)  # fsspec would else remember a listing for ever
-        _ = found.fs  # made here, so that a missing driver is noticed at the entry
-    except Exception as error:  # each driver has its own
-        raise ValueError(f"{address}: no storage that can be opened here: {error}") from error
+        found = UPath(address, use_listings_cache=False)  # else fsspec caches a listing for ever
+        _ = found.fs  # opened now, so that a missing driver is noticed at start-up
+    except Exception as error:  # each driver has its own kinds
+        raise ValueError(f"{address}: cannot be opened as storage: {error}") from error
     return found
 
 
 def versions(folder: Location) -> dict[str, str]:
-    """The folder's files: name -> a text that changes when the file does. Reads no file. Empty where nothing is."""
+    """Return the folder's files as name -> a text that changes with the file. Reads no file. Empty if it is absent."""
     with _errors():
         try:
             if isinstance(folder, Path):
@@ -60,7 +60,7 @@ def _version(status: os.stat_result) -> str:
 
 @contextlib.contextmanager
 def reading(path: Location, *, block: int = WHOLE_BLOCK) -> Iterator[BinaryIO]:
-    """The file, opened to be read. Of a remote one no more is fetched than is read, rounded up to `block` bytes."""
+    """Open a file for reading. Of a remote file, only what is read is fetched, in blocks of `block` bytes."""
     with _errors():
         if isinstance(path, Path):
             with path.open("rb") as file:
@@ -71,25 +71,26 @@ def reading(path: Location, *, block: int = WHOLE_BLOCK) -> Iterator[BinaryIO]:
 
 
 def read(path: Location) -> bytes:
-    """The whole file, in one piece: it may be replaced between two reads."""
+    """Return the whole file, from a single read: the file may be replaced between two."""
     with _errors():
         return path.read_bytes() if isinstance(path, Path) else cast(bytes, path.fs.cat_file(path.path))
 
 
 def exists(path: Location) -> bool:
+    """Whether there is such a file."""
     with _errors():
         return path.exists()
 
 
 def is_there(folder: Location) -> bool:
-    """Whether a storage is there. An address always is: object stores know no empty folders."""
+    """Whether a storage exists. A remote one always does: object stores have no empty folders."""
     return not isinstance(folder, Path) or folder.is_dir()
 
 
 def write(path: Location, *parts: "bytes | memoryview") -> None:
-    """Write the file whole or not at all: a reader, or a crash at any moment, finds the old file or the new one.
+    """Write a file atomically: readers see the old file or the new one, also after a crash at any moment.
 
-    On this machine by a rename over it; object stores show an object only once all of it is there.
+    Locally by a rename over the old file; object stores publish an object only when it is complete.
     """
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ def write(path: Location, *parts: "bytes | memoryview") -> None:
 
 
 def _write_and_rename(path: Path, parts: "tuple[bytes | memoryview, ...]") -> None:
-    # a random name, not one by process id: in containers every trainer is process 1
+    # a random name, not the process id: in containers every trainer is process 1
     temporary = path.parent / f".{path.name}.{uuid4().hex}.tmp"
     try:
         with temporary.open("xb") as file:
@@ -118,9 +119,9 @@ def _write_and_rename(path: Path, parts: "tuple[bytes | memoryview, ...]") -> No
 
 @contextlib.contextmanager
 def locked(folder: Location) -> Iterator[None]:
-    """Hold a local folder's advisory lock: two who change one file at once must not undo one another.
+    """Hold a local folder's advisory lock, so that concurrent updates of one file do not overwrite each other.
 
-    Object stores have none; there the last one to write wins.
+    Object stores have no lock; there the last writer wins.
     """
     if isinstance(folder, Path):
         with _opened_folder(folder) as descriptor:
@@ -141,7 +142,7 @@ def _opened_folder(folder: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
-    """What a driver raises, such as botocore's errors, as OSError; ours, which pass through a reader, as they are."""
+    """Raise a driver's errors, such as botocore's, as OSError. CheckpointError, a ValueError, passes through."""
     try:
         yield
     except (OSError, ValueError):

@@ -1,4 +1,5 @@
-"""The diffusion model: schedules, samplers, the stepping loop, the network.
+"""The diffusion model: noise schedules, samplers, the stepping loop and the network.
 
-Start reading in `denoise.py`. A sampler (`samplers.py`) is a table of coefficients; the loop knows no solver.
+A sampler (`samplers.py`) is a table of coefficients; the stepping loop (`denoise.py`) knows no solver. Start reading
+there, then `unet.py`. `model.py` builds all of it from a checkpoint. Imports options, checkpoints and vocabulary only.
 """

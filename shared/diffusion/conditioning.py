@@ -1,8 +1,8 @@
-"""How labels enter the network: classes behind one interface, chosen by name. The name is saved in the checkpoint.
+"""How labels enter the network: classes with one interface, chosen by the name that the checkpoint stores.
 
-Each takes multi-hot labels (B, K), zeroed where dropped, and keep (B,) bool. It gives an embedding (B, E), which is
-added to the time's and enters every block, and tokens (B, K, E) that attention sees. `input_channels` label
-channels join the picture.
+Each takes multi-hot labels (B, K), zeroed where dropped, and keep (B,) bool. It returns an embedding (B, E), which is
+added to the time embedding and enters every block, and tokens (B, K, E), which attention sees. `input_channels` is the
+number of label channels that are concatenated to the picture.
 """
 
 import torch
@@ -12,7 +12,7 @@ from shared.options import ConditioningName
 
 
 class LabelEmbedding(nn.Module):
-    """One learned vector for each label present, one for each absent, and one for labels dropped."""
+    """One learned vector for each present label, one for each absent label, and one for dropped labels."""
 
     input_channels = 0
 
@@ -31,7 +31,7 @@ class LabelEmbedding(nn.Module):
 
 
 class LabelChannels(nn.Module):
-    """The report's other conditioning: labels spread over the picture as input channels; blocks see only time."""
+    """The course report's other conditioning: one constant input channel per label; blocks see the time only."""
 
     def __init__(self, num_labels: int, embedding: int) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ class LabelChannels(nn.Module):
 
 
 class PositionMap(nn.Module):
-    """Labels at their positions: a learned vector for each, spread as a Gaussian around it and added up.
+    """Labels at their positions: the sum of one learned vector per label, weighted by a Gaussian around its position.
 
-    A position far outside (`layouts.OUTSIDE`) adds nothing.
+    A position far outside the picture (`layouts.OUTSIDE`) adds nothing.
     """
 
-    SPREAD = 0.045  # standard deviation in fractions of the picture's side: about an object's half-width
+    SPREAD = 0.045  # standard deviation as a fraction of the picture's side: about half an object's width
 
     def __init__(self, num_labels: int, channels: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The stepping loop: guidance, one packed network call and one linear update for pictures at steps of their own.
+"""The stepping loop: guidance, one batched network call and one linear update, for pictures at different steps.
 
-Knows no solver (a sampler is a table), no schedule by name, no jobs and no files; trainer and service both use it.
+Knows no solver (a sampler is a table), no schedule by name, no jobs and no files. Trainer and service both use it.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ from shared.diffusion.layouts import Layouts, with_positions
 from shared.diffusion.samplers import Table, make_table
 from shared.options import PredictionName, SamplingOptions
 
-# Below this alpha_bar, an eps prediction's x0_hat is held to [-1, 1], the range of a picture: dividing by
-# sqrt(alpha_bar) would amplify the prediction's error 160-fold and more. Linear (4.04e-5), quadratic and sigmoid
-# (3.97e-5) never come there; cosine does in its last five timesteps. `schedules.py` tells the story.
+# Below this alpha_bar, x0_hat of an eps prediction is clamped to [-1, 1], the range of a picture, since dividing by
+# sqrt(alpha_bar) would amplify the prediction's error by 160 and more. The linear (4.04e-5), quadratic and sigmoid
+# (3.97e-5) schedules stay above it; cosine's last five timesteps are below. `schedules.py` explains why.
 EPS_BOUNDED_BELOW = 3.9e-5
 
 
 class Network(Protocol):
-    """What a denoising network is to the loop."""
+    """The denoising network, as the loop sees it."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]: ...  # (C, H, W)
@@ -33,16 +33,16 @@ class Network(Protocol):
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
         """x (B, C, H, W) float32, t (B,) int64, labels (B, K) float32, keep (B,) bool -> eps_hat or v_hat (B, C, H, W).
 
-        keep False means that this row's labels are dropped (the null condition). A network with positions takes labels
-        (B, K, 3), multi-hot and position.
+        keep False drops the row's labels (the null condition). A network with positions takes labels (B, K, 3):
+        multi-hot and position.
         """
 
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One picture on its way from noise: its own table, step, labels, guidance and random numbers."""
+    """One picture being sampled, with its own table, step, labels, guidance and random numbers."""
 
-    x: Tensor  # (C, H, W) float32, on the stepper's device; the picture, in about [-1, 1], once `done`
+    x: Tensor  # (C, H, W) float32, on the stepper's device; the picture, in about [-1, 1], when `done`
     labels: Tensor  # (K,) float32 multi-hot, or (K, 3) with positions, on the stepper's device
     options: SamplingOptions
     table: Table
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Pack:
-    """The network rows of one step: which picture each belongs to, with labels or without, and its guidance weight."""
+    """The network rows of one step: each one's picture, whether it keeps its labels, and its guidance weight."""
 
     pictures: list[int]
     keep: list[bool]
@@ -65,13 +65,12 @@ class _Pack:
 
 
 class Stepper:
-    """Advances rows, each by a step of its own table, with as few network rows as their guidance allows.
+    """Advances each row by one step of its own table, with as few network rows as its guidance allows.
 
-    `network`: see `Network`, in eval mode and on `device`. `alpha_bar`: (T,) float64, `prediction`: what the network
-    predicts. `dtype`: autocast to it, or None for float32. A network call has at most `max_rows` rows; with `pad_to`,
-    it has one of these sizes, filled up with rows that are thrown away (for compiled networks and CUDA graphs).
-    `layouts`: where objects are put, for a network that is told positions.
-    `network_rows` and `padding_rows` count the rows computed so far: those asked for, and those that only fill calls.
+    `network`: see `Network`; in eval mode and on `device`. `alpha_bar`: (T,) float64. `prediction`: what the network
+    predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call. `pad_to`:
+    the only batch sizes allowed, for compiled networks and CUDA graphs; padding rows are discarded. `layouts`: draws
+    the positions for a network that takes them. `network_rows` and `padding_rows` count the rows computed so far.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Stepper:
         self._table: Callable[[SamplingOptions], Table] = lru_cache(128)(lambda o: make_table(o, alpha_bar))
 
     def bound(self, max_rows: int, pad_to: Sequence[int] | None = None) -> None:
-        """Network calls have at most `max_rows` rows from now on, and one of the sizes `pad_to`. ValueError."""
+        """Limit later network calls to `max_rows` rows and the batch sizes `pad_to`. ValueError if they disagree."""
         if max_rows < 1 or (pad_to is not None and max(pad_to, default=0) != max_rows):
             raise ValueError(f"max_rows must be at least 1 and the largest of pad_to, got {max_rows} and {pad_to}")
         self.max_rows, self.pad_to = max_rows, sorted(pad_to or ())
@@ -106,10 +105,10 @@ class Stepper:
         seed: int,
         positions: Tensor | None = None,
     ) -> Row:
-        """A picture yet to be made: noise and, where the network knows positions, the arrangement come from `seed`.
+        """Return a picture at its first step. `seed` determines its noise and, if the network takes them, positions.
 
-        labels (K,) multi-hot. `positions` (K, 2) take the place of the arrangement and leave the noise as it is.
-        ValueError for other shapes, and for positions that the network does not know.
+        labels (K,) multi-hot. `positions` (K, 2) replace the drawn ones and leave the noise unchanged. ValueError for
+        other shapes, and for positions if the network takes none.
         """
         labels = torch.as_tensor(labels, dtype=torch.float32, device=self.device)
         if labels.shape != (self.network.num_labels,):
@@ -117,8 +116,8 @@ class Stepper:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(self.network.image_shape, generator=generator).to(self.device)
         if positions is not None and (self.layouts is None or positions.shape != (len(labels), 2)):
-            knows = "no positions" if self.layouts is None else f"positions ({len(labels)}, 2)"
-            raise ValueError(f"positions have shape {tuple(positions.shape)}, the network knows {knows}")
+            takes = "no positions" if self.layouts is None else f"({len(labels)}, 2)"
+            raise ValueError(f"positions have shape {tuple(positions.shape)}, the network takes {takes}")
         if self.layouts is not None:
             drawn = self.layouts.draw(labels, generator)
             labels = with_positions(labels, (drawn if positions is None else positions).to(self.device))
@@ -126,7 +125,7 @@ class Stepper:
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
-        """Advances every row that is not done by one step of its own; what a row becomes depends on no other row."""
+        """Advance every row that is not done by one step. A row's result does not depend on the other rows."""
         rows = [row for row in rows if not row.done]
         if not rows:
             return
@@ -143,7 +142,7 @@ class Stepper:
             row.x, row.x0_hat, row.step = row_x, row_x0_hat, row.step + 1
 
     def _column_vectors(self, rows: Sequence[Row], now: Sequence[tuple[int, float, float, float, float]]) -> Tensor:
-        """p, q and limit (x0_hat = p x + q prediction, held to +-limit), a, b, c, s of each row: (7, N, 1, 1, 1)."""
+        """Return (7, N, 1, 1, 1): p, q, limit (x0_hat = p x + q prediction, clamped to +-limit), a, b, c, s by row."""
         values = []
         for row, (t, *coefficients) in zip(rows, now, strict=True):
             p, q, limit = self._to_x0[t]
@@ -151,7 +150,7 @@ class Stepper:
         return torch.tensor(values, dtype=torch.float32, device=self.device).T[:, :, None, None, None]
 
     def _noise(self, rows: Sequence[Row], s: Sequence[float]) -> Tensor:
-        """z of the rows that take noise, each from its own generator; zeros for the others. (N, C, H, W)"""
+        """Return z (N, C, H, W): noise from the row's own generator, or zeros for a row that adds none."""
         z = torch.zeros(len(rows), *self.network.image_shape)
         for row, z_i, s_i in zip(rows, z, s, strict=True):
             if s_i != 0:
@@ -159,9 +158,10 @@ class Stepper:
         return z.to(self.device)
 
     def _predict(self, rows: Sequence[Row], x: Tensor) -> Tensor:
-        """The guided prediction null + w (cond - null) of each row, x (N, C, H, W) -> (N, C, H, W) float32.
+        """Return each row's guided prediction null + w (cond - null): x (N, C, H, W) -> (N, C, H, W) float32.
 
-        Guiding the prediction is guiding x0_hat = x0_null + w (x0_cond - x0_null), as x0_hat is linear in it.
+        Classifier-free guidance (Ho & Salimans 2022, eq. 6, whose w is ours minus 1). Guiding the prediction equals
+        guiding x0_hat, which is linear in it.
         """
         pack = self._pack(rows)
         index = torch.tensor(pack.pictures, device=self.device)
@@ -179,7 +179,7 @@ class Stepper:
         return guided
 
     def _pack(self, rows: Sequence[Row]) -> _Pack:
-        """Two network rows for a guided picture, one where w is 1 or guidance is off (labels) or w is 0 (null)."""
+        """Choose the network rows: two for a guided picture, one if w is 1 or guidance is off (labels), or 0 (null)."""
         pack = _Pack([], [], [])
         for i, row in enumerate(rows):
             low, high = row.options.guidance_interval
@@ -193,7 +193,7 @@ class Stepper:
         return pack
 
     def _call_network(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        """The network on B <= max_rows rows, filled up to the next size of `pad_to`: (B, C, H, W) float32."""
+        """Call the network on B <= max_rows rows, padded to the next size of `pad_to`: (B, C, H, W) float32."""
         B = len(x)
         if fill := next((size for size in self.pad_to if size >= B), B) - B:
             self.padding_rows += fill
@@ -204,7 +204,10 @@ class Stepper:
 
 
 def _prediction_coefficients(alpha_bar: Tensor, prediction: PredictionName) -> list[tuple[float, float, float]]:
-    """(p, q, limit) for each timestep: x0_hat = p x + q prediction, held to +-limit (infinite but for noisy eps)."""
+    """Return (p, q, limit) of each timestep: x0_hat = p x + q prediction, clamped to +-limit.
+
+    The limit is infinite except for an eps prediction at very noisy timesteps.
+    """
     ab = alpha_bar.double()
     if prediction == "eps":  # x_0 = (x - sqrt(1 - ab) eps) / sqrt(ab), Ho et al. 2020, eq. 15
         p, q = ab.rsqrt(), -((1 - ab) / ab).sqrt()
@@ -223,9 +226,9 @@ def sample(
     *,
     on_step: Callable[[Sequence[Row]], None] | None = None,
 ) -> Tensor:
-    """Pictures for labels (N, K) multi-hot, one seed each: (N, C, H, W) float32 in about [-1, 1], on the CPU.
+    """Sample pictures for multi-hot labels (N, K), one seed each: (N, C, H, W) float32 in about [-1, 1], on the CPU.
 
-    `options`: one for all, or one each. `on_step` is called with the rows after every step. ValueError where the
+    `options`: one for all pictures, or one each. `on_step` is called with all rows after every step. ValueError if the
     numbers of labels, options and seeds differ.
     """
     each = [options] * len(labels) if isinstance(options, SamplingOptions) else list(options)

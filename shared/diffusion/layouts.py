@@ -1,8 +1,8 @@
-"""Where objects stand: positions beside labels, and arrangements remembered from the training pictures.
+"""Layouts: the positions of a picture's objects, drawn from layouts that occur in the training pictures.
 
-A position is the centre of an object in fractions of the picture's width and height, from the upper left corner.
-A denoiser that was told positions while it was trained is told them while it samples: an arrangement is drawn first,
-then the picture (layout before pixels as in Zhao et al. 2019, positions as input as in GLIGEN, Li et al. 2023).
+A position is an object's centre in fractions of the picture's width and height, from the upper left corner. A denoiser
+that was trained with positions needs them for sampling, so a layout is drawn before the picture (layout before pixels
+as in Zhao et al. 2019, positions as network input as in GLIGEN, Li et al. 2023).
 """
 
 from __future__ import annotations
@@ -13,41 +13,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-OUTSIDE = -10.0  # a position that is not known, or of a label that is absent: far from every pixel
+OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from every pixel
 
 
 def with_positions(labels: Tensor, positions: Tensor) -> Tensor:
-    """labels (..., K) and positions (..., K, 2) as what a network with positions takes: (..., K, 3)."""
+    """Join labels (..., K) and positions (..., K, 2) to the input of a network with positions: (..., K, 3)."""
     return torch.cat([labels[..., None], positions], dim=-1)
 
 
 def positions_at(indices: Sequence[int], points: Sequence[tuple[float, float]], num_labels: int) -> Tensor:
-    """Positions (K, 2) with `points[i]` for the label of index `indices[i]`; of the others they are not known."""
+    """Return positions (K, 2) with `points[i]` for the label of index `indices[i]`, and unknown for the others."""
     positions = torch.full((num_labels, 2), OUTSIDE)
     positions[list(indices)] = torch.tensor(points, dtype=torch.float32).view(-1, 2)
     return positions
 
 
 def nearest_pair(points: Tensor) -> float:
-    """Smallest distance between two of points (n, 2); infinite for one alone."""
+    """Return the smallest distance between two of the points (n, 2); infinite for a single point."""
     return float(torch.pdist(points).min()) if len(points) > 1 else float("inf")
 
 
 @dataclass(frozen=True)
 class Layouts:
-    """The prior over arrangements: M of them for each number of objects, 1 to N. `points`: (N, M, N, 2).
+    """The prior over layouts: M of them for each number of objects, 1 to N. `points`: (N, M, N, 2).
 
-    `points[n - 1, m, :n]` are n positions that were seen in one picture.
+    `points[n - 1, m, :n]` are the n positions of one training picture.
     """
 
     points: Tensor
 
     @classmethod
     def of(cls, positions: Tensor, *, most: int = 8, count: int = 512) -> Layouts:
-        """`count` arrangements for each number of objects up to `most`, of pictures with positions (P, K, 2).
+        """Draw `count` layouts for each number of objects up to `most`, from P pictures with positions (P, K, 2).
 
-        Drawn by a fixed seed from the half of the pictures in which the nearest two objects are further apart, so that
-        objects seldom hide one another. A number of objects that no picture has keeps positions that are not known.
+        They are drawn with a fixed seed from the half of the pictures whose nearest two objects are further apart, so
+        that objects rarely hide each other. For a number of objects that no picture has, positions are unknown.
         """
         known = positions[..., 0] != OUTSIDE  # (P, K)
         numbers = known.sum(1)
@@ -64,14 +64,14 @@ class Layouts:
         return cls(points)
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Positions for labels (K,): one arrangement, its places dealt out at random. (K, 2) on the CPU.
+        """Draw positions for labels (K,): one layout, its places assigned to the labels at random. (K, 2) on the CPU.
 
-        Not known where there are more labels than any arrangement has.
+        They are unknown if there are more labels than any layout has objects.
         """
         positions = torch.full((len(labels), 2), OUTSIDE)
         there = torch.nonzero(labels.cpu() > 0).flatten()
         n = len(there)
         if 0 < n <= len(self.points):
-            arrangement = self.points[n - 1, int(torch.randint(self.points.shape[1], (), generator=generator)), :n]
-            positions[there] = arrangement.float().cpu()[torch.randperm(n, generator=generator)]
+            layout = self.points[n - 1, int(torch.randint(self.points.shape[1], (), generator=generator)), :n]
+            positions[there] = layout.float().cpu()[torch.randperm(n, generator=generator)]
         return positions

@@ -1,4 +1,4 @@
-"""A denoiser checkpoint made ready to sample: network, schedule and prediction as its metadata says."""
+"""Loads a denoiser checkpoint: builds the network, schedule and sampling options that its configuration describes."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ from shared.vocabulary import Vocabulary
 
 @dataclass
 class Denoiser:
+    """A denoiser, ready to sample."""
+
     info: CheckpointInfo
     vocabulary: Vocabulary
     network: UNet  # in eval mode
     alpha_bar: Tensor  # (T,) float64
     prediction: PredictionName
-    layouts: Layouts | None  # where objects are put, of a network that is told positions
-    options: SamplingOptions  # how it is sampled where nothing else is asked
-    aspect: float = 1.0  # width over height of its pictures before they were padded to squares; 1 where squeezed
+    layouts: Layouts | None  # of a network that takes positions
+    options: SamplingOptions  # the default ones for this checkpoint
+    aspect: float = 1.0  # width over height of its training pictures before padding; 1 if they were squeezed
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return self.network.image_shape
 
     def stepper(self, *, max_rows: int = 64, pad_to: Sequence[int] | None = None) -> Stepper:
-        """A stepping loop on the network's device, in bf16 where the device has it."""
+        """Return a stepping loop on the network's device, in the device's fastest precision."""
         device = next(self.network.parameters()).device
         dtype = autocast_dtype(device)
         return Stepper(
@@ -53,7 +55,10 @@ class Denoiser:
 
 
 def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Denoiser:
-    """Raises CheckpointError, with the file's name and the reason, for anything but a whole denoiser checkpoint."""
+    """Load a denoiser, or an adapter together with its base from the same storage.
+
+    Raises CheckpointError, with the file's name and the reason, for a damaged file and for other kinds.
+    """
     info, state = load(path)
     if info.kind != "denoiser":
         raise CheckpointError(path.name, f"holds an {info.kind}, not a denoiser")
@@ -67,12 +72,12 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         if prediction not in get_args(PredictionName) or config.num_labels != len(info.vocabulary):
             raise ValueError("prediction or number of labels does not fit")
         if not 0 < aspect < math.inf:
-            raise ValueError(f"aspect {aspect} is no ratio of sides")
+            raise ValueError(f"aspect {aspect} is not a ratio of two sides")
         layouts = Layouts(state.pop("layouts").float()) if config.positions else None
         network = UNet(config)
         network.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # torch lists every tensor, on many lines
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # torch lists every tensor on a line
         raise CheckpointError(path.name, f"configuration and weights do not fit: {reason}") from error
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     vocabulary, known = Vocabulary(info.vocabulary), cast(PredictionName, prediction)
@@ -80,7 +85,7 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
 
 
 def _base_weights(path: Location, adapter: CheckpointInfo) -> dict[str, Tensor]:
-    """The weights that an adapter checkpoint at `path` changes, from the same folder."""
+    """Return the weights that the adapter checkpoint at `path` changes, from the same storage."""
     name = adapter.config["base"]["name"]
     try:
         base, weights = load(path.with_name(name + SUFFIX))
@@ -92,7 +97,7 @@ def _base_weights(path: Location, adapter: CheckpointInfo) -> dict[str, Tensor]:
 
 
 def adapt(weights: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with changes: NAME.up @ NAME.down to a matrix (LoRA, Hu et al. 2022, eq. 3), NAME to anything else."""
+    """Add an adapter's changes to weights: NAME.up @ NAME.down to a matrix (LoRA, Hu et al. 2022, eq. 3), else NAME."""
     changed = {}
     for name, weight in weights.items():
         if f"{name}.up" in changes:

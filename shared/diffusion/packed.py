@@ -1,7 +1,7 @@
-"""Networks made ready for inference on a CPU: weights cast and packed once, norms and sums fused.
+"""Faster inference on a CPU: weights are cast and packed once, norms and sums are fused.
 
-Autocast casts every weight at every call, and oneDNN lays it out anew: a third of the time of a call with few rows.
-Knows the layers of `unet.py` and of torchvision's ResNet, and nothing of sampling or scores.
+Without packing, autocast casts every weight and oneDNN reorders it at every call, a third of the time of a small batch.
+Knows the layers of `unet.py` and of torchvision's ResNet; must not know sampling or scores.
 """
 
 from copy import deepcopy
@@ -14,11 +14,11 @@ from torchvision.models import ResNet
 
 from shared.diffusion.unet import Attention, Conv, Level, ResidualBlock, UNet
 
-ROWS = 32  # what weights are laid out for; other numbers work as well
+ROWS = 32  # the batch size that the weights' layout is optimised for; other sizes work too
 
 
 class PackedConv(nn.Module):
-    """A Conv in bf16 with its weight in oneDNN's own layout; adds `other` to the result without another pass."""
+    """A Conv in bf16 with its weight in oneDNN's layout. Adds `other` to the result in the same pass."""
 
     def __init__(self, conv: Conv) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class PackedConv(nn.Module):
 
 
 class FoldedConv:
-    """A convolution with the batch norm behind it folded in, in `dtype`, its weight in oneDNN's own layout."""
+    """A convolution with the batch norm that follows it folded in, in `dtype`, its weight in oneDNN's layout."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> None:
         folded = fuse_conv_bn_eval(conv, norm)
@@ -54,7 +54,7 @@ class FoldedConv:
         )  # fmt: skip
 
     def __call__(self, x: Tensor, *, relu: bool = False, other: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, C', H', W'); with `other`, their sum after ReLU."""
+        """(B, C, H, W) -> (B, C', H', W'); with `other`, ReLU of their sum."""
         rest = self.weight, self.bias, self.padding, self.stride, [1, 1], 1
         if other is None:
             name = "relu" if relu else "none"
@@ -65,7 +65,7 @@ class FoldedConv:
 
 
 class FoldedResNet:
-    """All of a ResNet of basic blocks (He et al. 2016) but its last layer, for inference in `dtype` on a CPU."""
+    """A ResNet of basic blocks (He et al. 2016) without its last layer, for inference in `dtype` on a CPU."""
 
     def __init__(self, resnet: ResNet, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
@@ -81,7 +81,7 @@ class FoldedResNet:
                 self.blocks.append((*convs, skip))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, C) float32, the mean over all places."""
+        """(N, 3, H, W) -> (N, C) float32, averaged over positions."""
         h: Tensor = self.pool(self.stem(images.to(self.dtype, memory_format=torch.channels_last), relu=True))
         for first, second, skip in self.blocks:
             h = second(first(h, relu=True), other=h if skip is None else skip(h))
@@ -89,7 +89,7 @@ class FoldedResNet:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in bf16 with its weight in oneDNN's own layout."""
+    """A linear layer in bf16 with its weight in oneDNN's layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedAttention(Attention):
-    """An Attention of packed layers."""
+    """Attention with packed layers."""
 
     def __init__(self, attention: Attention) -> None:
         nn.Module.__init__(self)
@@ -114,7 +114,7 @@ class PackedAttention(Attention):
 
 
 class PackedJoin(nn.Module):
-    """A Join in one pass over its result."""
+    """Join that writes its result in one pass."""
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         B, C, H, W = coarse.shape
@@ -126,7 +126,7 @@ class PackedJoin(nn.Module):
 
 
 class PackedBlock(nn.Module):
-    """A ResidualBlock of packed convolutions. Its scale and shift are the columns from `start` of what it is given."""
+    """A ResidualBlock with packed convolutions. Its scale and shift are columns of `modulations`, from `start` on."""
 
     def __init__(self, block: ResidualBlock, start: int) -> None:
         super().__init__()
@@ -145,18 +145,18 @@ class PackedBlock(nn.Module):
 
 
 def can_fold(device: torch.device) -> bool:
-    """Whether `FoldedResNet` is for this device."""
+    """Whether `FoldedResNet` works on this device."""
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return device.type == "cpu" and built
 
 
 def can_pack(device: torch.device, dtype: torch.dtype | None) -> bool:
-    """Whether `pack` is for this device and precision."""
+    """Whether `pack` works on this device and in this precision."""
     return dtype is torch.bfloat16 and can_fold(device)
 
 
 def pack(network: UNet) -> UNet:
-    """A copy of a network on the CPU, to be called under bf16 autocast and inference mode; it cannot be trained."""
+    """Return a packed copy of a network on the CPU, for use under bf16 autocast and inference mode, not training."""
     packed = deepcopy(network).requires_grad_(False).eval()
     modulations: list[nn.Linear] = []
     for level in (*packed.encoder, *packed.decoder):
@@ -169,7 +169,7 @@ def pack(network: UNet) -> UNet:
             if isinstance(attention, Attention):
                 level.attentions[i] = PackedAttention(attention)
     weight, bias = (torch.cat([getattr(linear, name) for linear in modulations]) for name in ("weight", "bias"))
-    packed.modulate = PackedLinear(weight, bias)  # of all blocks in one product
+    packed.modulate = PackedLinear(weight, bias)  # all blocks' modulations in one matrix product
     packed.join = PackedJoin()
     for name, conv in list(packed.named_children()):
         if isinstance(conv, Conv):  # the first and the last layer

@@ -1,6 +1,6 @@
-"""Samplers as tables: all that a solver does in a step is linear, so it is computed here once, in float64.
+"""Samplers as tables: a solver's step is linear, so its coefficients are computed once, in float64.
 
-Sees neither labels nor network nor guidance: those come before, in `denoise.py`.
+Sees neither labels nor network nor guidance; `denoise.py` applies those before the table's step.
 """
 
 from collections.abc import Callable
@@ -12,24 +12,24 @@ from torch import Tensor
 
 from shared.options import SamplerName, SamplingOptions, SpacingName
 
-# Where the noisy end of the log-SNR grid is held: 2 lambda with lambda = -5.1, as the code of Lu et al. does. Cosine's
-# last timesteps reach -19.8, so that a third of an unheld grid would lie within a handful of timesteps of pure noise.
+# The noisy end of the log-SNR grid: 2 lambda with lambda = -5.1, as in the code of Lu et al. Without this limit a third
+# of the grid would fall on cosine's last few timesteps of almost pure noise, which reach -19.8.
 LOG_SNR_MIN = -10.2
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A sampler's coefficients, a row per step: x_next = a x + b x0_hat + c x0_hat_previous + s z, z ~ N(0, I)."""
+    """A sampler's coefficients, one row per step: x_next = a x + b x0_hat + c x0_hat_previous + s z, z ~ N(0, I)."""
 
-    t: Tensor  # (S,) int64, falling: the timestep at which the network is called
-    a: Tensor  # (S,) float64, and so are the rest
+    t: Tensor  # (S,) int64, descending: the timestep at which the network is called
+    a: Tensor  # (S,) float64, like b, c and s
     b: Tensor  # (S,)
     c: Tensor  # (S,), zero in row 0, where there is no previous x0_hat
     s: Tensor  # (S,), zero in the last row
 
     @cached_property
     def rows(self) -> list[tuple[int, float, float, float, float]]:
-        """(t, a, b, c, s) of each step as Python numbers, which the stepping loop gathers from."""
+        """(t, a, b, c, s) of each step as Python numbers, for the stepping loop."""
         columns = (column.tolist() for column in (self.t, self.a, self.b, self.c, self.s))
         return list(zip(*columns, strict=True))
 
@@ -38,10 +38,10 @@ class Table:
 
 
 def _distinct(t: Tensor, T: int) -> Tensor:
-    """The nearest falling sequence of distinct timesteps that starts at T - 1 and stays at or above 0. (S,) -> (S,)"""
+    """Return the nearest strictly descending timesteps from T - 1 down to at least 0: (S,) -> (S,). ValueError."""
     steps = len(t)
     if not 1 <= steps <= T:
-        raise ValueError(f"{steps} steps asked, but the schedule has {T} timesteps; allowed are 1 to {T}")
+        raise ValueError(f"{steps} steps requested, but the schedule has {T} timesteps; allowed are 1 to {T}")
     chosen, above = [], T
     for i, wanted in enumerate(t.tolist()):
         above = T - 1 if i == 0 else max(min(int(wanted), above - 1), steps - 1 - i)
@@ -50,19 +50,19 @@ def _distinct(t: Tensor, T: int) -> Tensor:
 
 
 def _uniform(steps: int, alpha_bar: Tensor) -> Tensor:
-    """Equal distances in t; T - 1 steps are all but t = 0, as the report takes them."""
+    """Return timesteps at equal distances in t. T - 1 steps are all but t = 0, as in the course report."""
     return torch.linspace(len(alpha_bar) - 1, 0, steps + 1, dtype=torch.float64)[:-1].round()
 
 
 def _trailing(steps: int, alpha_bar: Tensor) -> Tensor:
-    """Equal distances in t, counted from the end (Lin et al. 2024, table 2)."""
+    """Return timesteps at equal distances in t, counted from the end (Lin et al. 2024, table 2)."""
     T = len(alpha_bar)
     return (T - torch.arange(steps, dtype=torch.float64) * T / steps).round() - 1
 
 
 def _logsnr(steps: int, alpha_bar: Tensor) -> Tensor:
-    """Equal distances in log(alpha_bar / (1 - alpha_bar)), each rounded to the nearest timestep (Lu et al. 2022)."""
-    log_snr = torch.logit(alpha_bar)  # (T,), falling
+    """Return timesteps nearest to equal distances in log(alpha_bar / (1 - alpha_bar)) (Lu et al. 2022)."""
+    log_snr = torch.logit(alpha_bar)  # (T,), descending
     start = max(float(log_snr[-1]), LOG_SNR_MIN)
     wanted = torch.linspace(start, float(log_snr[0]), steps + 1, dtype=torch.float64)[:-1]
     return (log_snr[None, :] - wanted[:, None]).abs().argmin(dim=1)
@@ -71,9 +71,9 @@ def _logsnr(steps: int, alpha_bar: Tensor) -> Tensor:
 def ddpm(t: Tensor, alpha_bar: Tensor, *, small: bool = False) -> Table:
     """Ancestral sampling with sigma^2 = beta, or the posterior variance if `small`.
 
-    Ho et al. 2020, eq. 7 and algorithm 2. On a subsequence, beta_t stands for 1 - alpha_bar_t / alpha_bar_next. The
-    last row adds no noise. It lands on x0_hat, but for a sequence that ends at t = 1: there it takes the algorithm's
-    own step to t = 0 and stops, as the report's loop over range(1, T) does (the noise left has deviation 0.007).
+    Ho et al. 2020, eq. 7 and algorithm 2. On a subsequence, beta_t is 1 - alpha_bar_t / alpha_bar_next. The last row
+    adds no noise and ends at x0_hat. A sequence that ends at t = 1 is the exception: it takes the algorithm's step to
+    t = 0 and stops, as the course report's loop over range(1, T) does (the remaining noise has deviation 0.007).
     """
     ab, ab_next = _levels(t, alpha_bar)
     if t[-1] == 1:
@@ -87,9 +87,9 @@ def ddpm(t: Tensor, alpha_bar: Tensor, *, small: bool = False) -> Table:
 
 
 def ddim(t: Tensor, alpha_bar: Tensor, *, eta: float = 0.0) -> Table:
-    """DDIM (Song et al. 2021, eq. 12 and 16), eta = 0 deterministic, 1 ancestral with the posterior variance.
+    """DDIM (Song et al. 2021, eq. 12 and 16): deterministic with eta = 0, ancestral with the posterior variance with 1.
 
-    With eta = 0 it is also Euler's method and DPM-Solver++ 1, to the last coefficient. Euler, on x / sqrt(ab) with
+    With eta = 0 it is identical to Euler's method and to DPM-Solver++ 1. Euler, on x / sqrt(ab) with
     sigma = sqrt((1 - ab) / ab) (Karras et al. 2022, algorithm 1 without its correction), gives
     a = sqrt(ab_next / ab) sigma_next / sigma and b = sqrt(ab_next) (1 - sigma_next / sigma). DPM-Solver++ 1 (Lu et al.
     2022, section 4, k = 1) gives a = sqrt((1 - ab_next) / (1 - ab)) and b = sqrt(ab_next) (1 - exp(-h)), where
@@ -102,13 +102,13 @@ def ddim(t: Tensor, alpha_bar: Tensor, *, eta: float = 0.0) -> Table:
 
 
 def dpmpp_2m(t: Tensor, alpha_bar: Tensor, *, sde: bool = False) -> Table:
-    """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2), and if `sde` the same paper's SDE-DPM-Solver++ 2M.
+    """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2), or SDE-DPM-Solver++ 2M of the same paper if `sde`.
 
     D = (1 + 1 / 2r) x0_hat - 1 / 2r x0_hat_previous, r = h_previous / h, in steps h of lambda = log(alpha / sigma).
-    First order in the first row, which has nothing to look back on, and in the last, where h is infinite.
+    First order in the first row, which has no previous x0_hat, and in the last, where h is infinite.
     """
     ab, ab_next = _levels(t, alpha_bar)
-    lambda_, lambda_next = torch.logit(ab) / 2, torch.logit(ab_next) / 2  # the last of lambda_next is infinite
+    lambda_, lambda_next = torch.logit(ab) / 2, torch.logit(ab_next) / 2  # the last lambda_next is infinite
     h = lambda_next - lambda_
     decay = torch.exp(-h)  # sigma_next alpha / (sigma alpha_next)
     a = ((1 - ab_next) / (1 - ab)).sqrt()
@@ -122,7 +122,7 @@ def dpmpp_2m(t: Tensor, alpha_bar: Tensor, *, sde: bool = False) -> Table:
 
 
 def _levels(t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha_bar at each step and at the one it leads to; the last leads to the picture itself, 1. (S,) -> (S,), (S,)"""
+    """Return alpha_bar at each step and after it; after the last it is 1, the clean picture. (S,) -> (S,), (S,)"""
     ab = alpha_bar[t]
     return ab, torch.cat([ab[1:], ab.new_ones(1)])
 
@@ -144,10 +144,10 @@ SAMPLERS: dict[SamplerName, Callable[[Tensor, Tensor, SamplingOptions], Table]] 
 
 
 def timesteps(spacing: SpacingName, steps: int, alpha_bar: Tensor) -> Tensor:
-    """Distinct falling timesteps, the first T - 1: int64 (steps,). Raises ValueError for more steps than T."""
+    """Return distinct descending timesteps that start at T - 1: (steps,) int64. ValueError for more steps than T."""
     return _distinct(SPACINGS[spacing](steps, alpha_bar), len(alpha_bar))
 
 
 def make_table(options: SamplingOptions, alpha_bar: Tensor) -> Table:
-    """The table of these options on this schedule, alpha_bar (T,) float64. Raises ValueError for more steps than T."""
+    """Return the table of these options on a schedule, alpha_bar (T,) float64. ValueError for more steps than T."""
     return SAMPLERS[options.sampler](timesteps(options.spacing, options.steps, alpha_bar), alpha_bar, options)

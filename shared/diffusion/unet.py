@@ -1,7 +1,7 @@
-"""The network: a UNet on pixel blocks, told time and labels in every block. Knows no schedule and no solver.
+"""The network: a UNet on blocks of pixels, with time and labels in every block. Knows no schedule and no solver.
 
-Layers were chosen by measurement on a CPU with AMX and bf16 (docs/decisions.md): layer norm over channels rather than
-group norm, channels last throughout, little width at the finest resolution and most of it at the coarse ones.
+The layers were chosen by measurement on a CPU with AMX and bf16 (docs/decisions.md): layer norm over channels rather
+than group norm, channels last throughout, few channels at the finest resolution and most of them at the coarse ones.
 """
 
 import math
@@ -27,15 +27,15 @@ class NetworkConfig(NoOtherFields):
     num_labels: Positive
     image_size: Positive = 64
     image_channels: Positive = 3
-    block: Positive = 2  # pixels a side of the block that one position inside stands for
-    channels: tuple[Positive, ...] = (64, 160, 256)  # by level; each level halves the resolution of the one before
+    block: Positive = 2  # side in pixels of the block that becomes one position of the first level
+    channels: tuple[Positive, ...] = (64, 160, 256)  # by level; each level has half the resolution of the previous one
     encoder_blocks: tuple[Blocks, ...] = (0, 2, 2)
-    decoder_blocks: tuple[Positive, ...] = (1, 2, 2)  # the first of a level takes the skip connection in
-    attention: tuple[bool, ...] = (False, False, True)  # after each block of the level
+    decoder_blocks: tuple[Positive, ...] = (1, 2, 2)  # the first block of a level takes the skip connection
+    attention: tuple[bool, ...] = (False, False, True)  # whether attention follows each block of the level
     head_channels: Positive = 64
     embedding: Positive = 256
     conditioning: ConditioningName = "embedding"
-    positions: bool = False  # the network is told where each label's object stands (`shared/diffusion/layouts.py`)
+    positions: bool = False  # whether it takes the position of each label's object (`layouts.py`)
 
     def model_post_init(self, _: object) -> None:
         if not self.channels:
@@ -54,7 +54,7 @@ class NetworkConfig(NoOtherFields):
 class Conv(nn.Module):
     """A convolution whose weight is stored as a matrix (out, k * k * in), which is also its channels-last layout.
 
-    The matrix form lets `torch.optim.Muon`, which takes matrices only, train it.
+    Muon trains matrices only.
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1, *, zero: bool = False) -> None:
@@ -71,7 +71,7 @@ class Conv(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of every position, (B, C, H, W)."""
+    """Layer norm over the channels of each position, (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Norm, conv, scale and shift by the embedding, conv that starts at zero (Dhariwal & Nichol 2021, sec. 3)."""
+    """Norm, conv, scale and shift by the embedding, and a conv initialised to zero (Dhariwal & Nichol 2021, sec. 3)."""
 
     def __init__(self, c_in: int, c_out: int, embedding: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over positions, which see the labels' tokens beside one another."""
+    """Self-attention over positions, with the labels' tokens as additional keys and values."""
 
     def __init__(self, channels: int, embedding: int, head_channels: int) -> None:
         super().__init__()
@@ -126,20 +126,20 @@ class Attention(nn.Module):
         return x + mixed.view(B, H, W, C).permute(0, 3, 1, 2)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention itself, (B, heads, tokens, C / heads) each; spelled out, as the fused kernel is slower here."""
+        """Attend, (B, heads, tokens, C / heads) each. Spelled out, since the fused kernel is slower on a CPU."""
         mixed: Tensor = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
         return mixed
 
 
 class Join(nn.Module):
-    """Beside one another: what comes from a coarser level, at twice its resolution, and the skip connection."""
+    """Concatenates the coarser level, at twice its resolution, and the skip connection."""
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:  # (B, C, H, W), (B, C', 2H, 2W) -> (B, C + C', 2H, 2W)
         return torch.cat([F.interpolate(coarse, scale_factor=2, mode="nearest"), skip], 1)
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution, each followed by attention where the level has it."""
+    """Residual blocks at one resolution, each followed by attention if the level has it."""
 
     def __init__(self, widths: list[tuple[int, int]], config: NetworkConfig, attention: bool) -> None:
         super().__init__()
@@ -151,16 +151,16 @@ class Level(nn.Module):
 
 
 def time_features(t: Tensor, dim: int) -> Tensor:
-    """Sines and cosines of t (B,) at geometric frequencies (Vaswani et al. 2017, sec. 3.5): (B, dim) float32."""
+    """Return cosines and sines of t (B,) at geometric frequencies (Vaswani et al. 2017, sec. 3.5): (B, dim) float32."""
     frequencies = torch.exp(torch.arange(dim // 2, device=t.device) * (-math.log(10000) / (dim // 2)))
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class UNet(nn.Module):
-    """(x, t, labels, keep) -> prediction of x's shape; labels of rows with keep False are dropped.
+    """(x, t, labels, keep) -> prediction of x's shape. Rows with keep False drop their labels.
 
-    labels: (B, K) multi-hot; where the network knows positions (B, K, 3), multi-hot and position, or (B, K) for none.
+    labels: (B, K) multi-hot. A network with positions takes (B, K, 3), multi-hot and position, or (B, K) without them.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -174,7 +174,7 @@ class UNet(nn.Module):
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.stem = Conv(pixels + self.conditioning.input_channels, c[0])
         self.stem_positions = PositionMap(config.num_labels, c[0]) if config.positions else None
-        self.modulate: nn.Module = nn.Identity()  # what blocks are given is the embedding itself
+        self.modulate: nn.Module = nn.Identity()  # `packed.py` replaces it: one matrix product for all blocks
         self.join: nn.Module = Join()
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         for i, blocks in enumerate(config.encoder_blocks):

@@ -49,7 +49,7 @@ def test_an_unknown_variable_is_a_warning_and_an_unusable_device_an_error(storag
     (unknown,) = (line for line in lines if "LABELGRID_WAIT" in line)
     assert "did you mean LABELGRID_WAIT_S?" in unknown
     (device,) = (line for line in lines if "LABELGRID_DEVICE" in line)
-    assert device.startswith('labelgrid: LABELGRID_DEVICE=cuda:99: no device "cuda:99" here')
+    assert device.startswith('labelgrid: LABELGRID_DEVICE=cuda:99: no device "cuda:99": this machine has')
 
 
 def test_ctrl_c_ends_the_api_without_an_error(settings: Settings) -> None:

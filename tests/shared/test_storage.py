@@ -99,7 +99,7 @@ def test_an_address_is_opened_or_refused_with_the_reason(tmp_path: Path, monkeyp
     assert open_storage("models") == Path("models")
     assert open_storage(tmp_path) == tmp_path
     assert open_storage(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
-    with pytest.raises(ValueError, match=r"quux://x: no storage that can be opened here: Unsupported filesystem"):
+    with pytest.raises(ValueError, match=r"quux://x: cannot be opened as storage: Unsupported filesystem"):
         open_storage("quux://x")
     for value, wanted in (("memory://x/y", "memory://x/y"), ("models", "models"), ("/a/b", "/a/b")):
         monkeypatch.setenv("LABELGRID_STORAGE", value)

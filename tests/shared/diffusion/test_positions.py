@@ -40,7 +40,7 @@ def test_given_positions_replace_the_drawn_ones_and_nothing_else(denoiser: Denoi
 
 def test_the_stepper_refuses_positions_that_do_not_fit(denoiser: Denoiser, placed: Settings) -> None:
     labels, positions = ICLEVR.multi_hot(LISTS[0]), torch.full((len(ICLEVR), 2), 0.5)
-    with pytest.raises(ValueError, match=r"have shape \(3, 2\), the network knows positions \(24, 2\)"):
+    with pytest.raises(ValueError, match=r"have shape \(3, 2\), the network takes \(24, 2\)"):
         denoiser.stepper().new_row(labels, QUICK, 5, positions[:3])
-    with pytest.raises(ValueError, match="knows no positions"):
+    with pytest.raises(ValueError, match="takes no positions"):
         load_denoiser(placed.storage / "toy.safetensors").stepper().new_row(labels, QUICK, 5, positions)

@@ -252,8 +252,8 @@ def test_train_refuses_bad_labels(command: Command, data: Path, case: str) -> No
             1,
         ),
         (["train", "--data", "data", "--steps", "1", "--name", "a/b"], '"a/b" is no checkpoint name', 1),
-        (["train", "--data", "data", "--steps", "1", "--device", "tpu"], 'no device "tpu"; there are auto', 1),
-        (["train", "--data", "data", "--steps", "1", "--device", "cuda:99"], r'no device "cuda:99" here', 1),
+        (["train", "--data", "data", "--steps", "1", "--device", "tpu"], 'unknown device "tpu"; use auto', 1),
+        (["train", "--data", "data", "--steps", "1", "--device", "cuda:99"], r'no device "cuda:99": this machine', 1),
         (["train", "--data", "data", "--steps", "1", "--evaluator", "nobody"], r"no folder /.*/models", 1),
         (["train", "--data", "data", "--steps", "1", "--tests", "bad.json"], r'bad\.json: .*unknown label "x"', 1),
         (["fit-evaluator", "--data", "data", "--held-out", "data"], "say how long", 1),
@@ -297,7 +297,7 @@ def test_one_line_for_what_is_wrong(
         (["good.json", "--grid", "grid.jpg"], r"grid\.jpg must end in \.png"),
         (["good.json", "--grid", "no/grid.png"], "there is no folder no"),
         (["good.json", "--json", "no/out.json"], "there is no folder no"),
-        (["good.json", "--device", "cuda:99"], 'no device "cuda:99" here'),
+        (["good.json", "--device", "cuda:99"], 'no device "cuda:99": this machine has'),
     ],
 )
 def test_score_says_what_is_wrong(command: Command, storage: Path, arguments: list[str], message: str) -> None:

@@ -43,8 +43,8 @@ def test_it_is_set_option_by_option_and_the_rest_of_the_checkpoint_stays(folder:
     assert after == before
 
 
-def test_what_has_no_sampling_of_its_own_is_refused(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a denoiser"):
+def test_an_evaluator_cannot_be_given_sampling_options(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="is of kind evaluator, not denoiser"):
         set_sampling(folder, "toy-evaluator", {"steps": 8})
 
 
