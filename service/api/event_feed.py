@@ -1,7 +1,8 @@
-"""A job's way as server-sent events: what happened so far, what happens now, and its end.
+"""A job's progress as server-sent events: what has happened so far, what happens now, and its end.
 
-Reads two streams of Redis: `events`, kept for those who come later or again, and `live`, which workers write only while
-somebody watches. A job is read once, however many watch it here. docs/jobs.md lists the events.
+Reads two Redis streams: the events, which are kept for clients that connect late or again, and the previews, which
+workers write only while somebody watches. Reads each job once, however many clients watch it here. docs/jobs.md lists
+the events.
 """
 
 import asyncio
@@ -22,49 +23,49 @@ from service.store.jobs import KEPT_EVENTS
 from service.store.keys import events_key, previews_key, watched_key
 from service.store.reader import JobReader
 
-WATCHED_MS = 3000  # a watch not renewed for this long is over: workers make previews no longer
+WATCHED_MS = 3000  # how long workers render previews after the last renewal
 EVENT_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-LOOK_AGAIN_MS = 1000  # how often a feed where nothing happens looks whether the job is still there
-KEPT_STEPS = 4  # as in Redis: only the newest are of use, but several workers may share a job
+LOOK_AGAIN_MS = 1000  # how often a feed without news checks whether the job still exists
+KEPT_STEPS = 4  # as in Redis: only the newest matter, but several workers may share a job
 
-Place = tuple[int, int]  # an entry's id in Redis, which orders them
+Position = tuple[int, int]  # the id of a stream's entry, which orders the entries
 
 
-async def is_told(reader: JobReader, job: Job, after: str) -> bool:
-    """Whether the job has ended and nothing of it is left to tell after event `after`."""
+async def is_complete(reader: JobReader, job: Job, after: str) -> bool:
+    """Return whether the job has ended and has no event after `after`."""
     return job.status in TERMINAL and not await reader.connection.xrange(events_key(job.id), min=f"({after}", count=1)
 
 
 @dataclass(frozen=True)
-class Told:
-    """One event. `id`: to go on after it."""
+class Event:
+    """One event. A client resumes after its `id`; events without one cannot be resumed."""
 
     name: str
     data: dict[str, Any]
     id: str | None = None
 
     @functools.cached_property
-    def as_sent(self) -> bytes:
-        """As server-sent event, written once for all who watch."""
+    def encoded(self) -> bytes:
+        """The server-sent event, encoded once for all clients."""
         return format_sse_event(event=self.name, data_str=json.dumps(self.data), id=self.id)
 
 
 class Feed:
-    """What happens to one job, read by one task for all who watch it here."""
+    """The events of one job, read by one task for all clients that watch it here."""
 
     def __init__(self, reader: JobReader, job_id: str) -> None:
         self.reader, self.job_id = reader, job_id
         self.watchers = 0
-        self.tick = asyncio.Event()  # set, and made anew, when Redis answered: there is news, or there was none
-        self._events = deque[tuple[Place, Told]](maxlen=KEPT_EVENTS)
-        self._steps = deque[tuple[Place, Told]](maxlen=KEPT_STEPS)
+        self.tick = asyncio.Event()  # set, and replaced, after each answer from Redis, with news or without
+        self._events = deque[tuple[Position, Event]](maxlen=KEPT_EVENTS)
+        self._steps = deque[tuple[Position, Event]](maxlen=KEPT_STEPS)
         self.task = asyncio.create_task(self._read())
         self.task.add_done_callback(lambda task: self._tick())
 
-    def since(self, steps: Place, event: Place) -> list[tuple[Place, Told]]:
-        """What came after these places, in an order in which no step is told after its picture."""
+    def since(self, steps: Position, event: Position) -> list[tuple[Position, Event]]:
+        """Return what came after these positions. Steps come first, so that none follows its finished picture."""
         return [
-            entry for told, after in ((self._steps, steps), (self._events, event)) for entry in told if entry[0] > after
+            entry for kept, after in ((self._steps, steps), (self._events, event)) for entry in kept if entry[0] > after
         ]
 
     def _tick(self) -> None:
@@ -72,70 +73,70 @@ class Feed:
         self.tick = asyncio.Event()
 
     async def _read(self) -> None:
-        """Until the job's end, or until nobody watches it. Previews are made as long as this goes on."""
-        events, live, connection = events_key(self.job_id), previews_key(self.job_id), self.reader.connection
-        seen: dict[Any, Any] = {live: "0-0", events: "0-0"}  # Redis answers in this order
-        over = False
+        """Read until the job ends or nobody watches it, and keep the previews coming meanwhile."""
+        events, previews, connection = events_key(self.job_id), previews_key(self.job_id), self.reader.connection
+        seen: dict[Any, Any] = {previews: "0-0", events: "0-0"}  # Redis answers in this order
+        has_ended = False
         while self.watchers:
-            with best_effort():  # there are no previews then
+            with best_effort():  # without this key there are no previews, and events still arrive
                 await connection.set(watched_key(self.job_id), 1, px=WATCHED_MS)
-            answer: Any = await (connection.xread(seen) if over else self.reader.read_streams(seen, LOOK_AGAIN_MS))
+            answer: Any = await (connection.xread(seen) if has_ended else self.reader.read_streams(seen, LOOK_AGAIN_MS))
             for stream, entries in answer or []:
                 for raw, fields in entries:
                     entry = seen[text(stream)] = text(raw)
-                    told = await self._told(fields, entry)
-                    (self._steps if told.id is None else self._events).append((_place(entry), told))
-                    if told.name == "end":
+                    event = await self._event(fields, entry)
+                    (self._steps if event.id is None else self._events).append((_position(entry), event))
+                    if event.name == "end":
                         return
             if not answer:
-                if over:
+                if has_ended:
                     return
-                # It may have ended since that read: what it told then is still to be read.
-                over = await self.reader.status(self.job_id) in (None, *TERMINAL)
+                # The job may have ended since that read, so its last events are read once more.
+                has_ended = await self.reader.status(self.job_id) in (None, *TERMINAL)
             self._tick()
 
-    async def _told(self, fields: dict[bytes, bytes], entry: str) -> Told:
+    async def _event(self, fields: dict[bytes, bytes], entry: str) -> Event:
         if b"pictures" in fields:
-            return Told("steps", {"pictures": json.loads(fields[b"pictures"])})
+            return Event("steps", {"pictures": json.loads(fields[b"pictures"])})
         if b"picture" in fields:
             index = int(fields[b"picture"])
-            return Told("picture", {"index": index, "url": f"/jobs/{self.job_id}/images/{index}.png"}, entry)
+            return Event("picture", {"index": index, "url": f"/jobs/{self.job_id}/images/{index}.png"}, entry)
         status = text(fields[b"status"])
         if status in TERMINAL:
-            return _whole("end", await self.reader.job(self.job_id), entry)
-        return Told("status", {"status": status}, entry)
+            return _job_event("end", await self.reader.job(self.job_id), entry)
+        return Event("status", {"status": status}, entry)
 
 
 class Feeds:
-    """The jobs that are watched here."""
+    """The feeds of the jobs that clients watch here."""
 
     def __init__(self, reader: JobReader) -> None:
         self.reader = reader
         self.open: dict[str, Feed] = {}
 
     async def close(self) -> None:
-        """Nothing is read any more."""
+        """Stop reading."""
         for task in (tasks := [feed.task for feed in self.open.values()]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def happenings(self, job_id: str, after: str) -> AsyncGenerator[Told | None]:
-        """What happens to a job after the event `after` ("0-0": all), until its end, or the end of a shutdown.
+    async def follow(self, job_id: str, after: str) -> AsyncGenerator[Event | None]:
+        """Yield the job's events after the event `after` ("0-0": all), until it ends or a shutdown begins.
 
-        None: nothing happened for a while. RedisError.
+        Yields None when nothing has happened for a while. Raises RedisError.
         """
-        steps, event = (0, 0), _place(after)
+        steps, event = (0, 0), _position(after)
         with self._watch(job_id) as feed:
-            while not self.reader.deadline_passed:
-                over, tick, news = feed.task.done(), feed.tick, feed.since(steps, event)
-                for place, told in news:
-                    if told.id is None:
-                        steps = place
+            while not self.reader.stopping:
+                is_last, tick, news = feed.task.done(), feed.tick, feed.since(steps, event)
+                for position, one in news:
+                    if one.id is None:
+                        steps = position
                     else:
-                        event = place
-                    yield told
-                if over:
-                    feed.task.result()  # raises what ended it before its time
+                        event = position
+                    yield one
+                if is_last:
+                    feed.task.result()  # raises what stopped the feed
                     return
                 if not news:
                     yield None
@@ -154,27 +155,25 @@ class Feeds:
             feed.watchers -= 1
 
     def _drop(self, feed: Feed, task: asyncio.Task[None]) -> None:
-        if self.open.get(feed.job_id) is feed:  # else there is a new one
+        if self.open.get(feed.job_id) is feed:  # not yet replaced by a new one
             del self.open[feed.job_id]
 
 
-def _place(entry: str) -> Place:
+def _position(entry: str) -> Position:
     ms, _, number = entry.partition("-")
     return int(ms), int(number)
 
 
-def _whole(event: str, job: Job, entry: str | None = None) -> Told:
-    return Told(event, job.model_dump(mode="json"), entry)
+def _job_event(name: str, job: Job, entry: str | None = None) -> Event:
+    return Event(name, job.model_dump(mode="json"), entry)
 
 
 async def job_events(feeds: Feeds, job: Job, after: str) -> AsyncIterator[bytes]:
-    """The job as it stands and what happens to it after the event `after`, as server-sent events.
+    """Yield the job's current state and its events after the event `after`, as server-sent events.
 
-    They end as soon as a shutdown begins: the client resumes them elsewhere.
+    A shutdown ends the stream: the client resumes it at another process.
     """
-    yield _whole("job", job).as_sent
-    async with contextlib.aclosing(feeds.happenings(job.id, after)) as happenings:
-        async for told in happenings:
-            if feeds.reader.stopping:
-                return
-            yield KEEPALIVE_COMMENT if told is None else told.as_sent
+    yield _job_event("job", job).encoded
+    async with contextlib.aclosing(feeds.follow(job.id, after)) as events:
+        async for event in events:
+            yield KEEPALIVE_COMMENT if event is None else event.encoded

@@ -63,10 +63,6 @@ class JobReader:
         """Begin the shutdown: resumable streams end now, and every wait ends within this time."""
         self.stopping, self.shutdown_deadline = True, time.monotonic() + within_s
 
-    @property
-    def deadline_passed(self) -> bool:
-        return time.monotonic() >= self.shutdown_deadline
-
     async def job(self, job_id: str, *, small: bool = False) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob.
 

@@ -8,7 +8,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from service.api.dependencies import FeedsDep, OwnerDep, OwnJob, ReaderDep, StoreDep
-from service.api.event_feed import EVENT_STREAM_HEADERS, is_told, job_events
+from service.api.event_feed import EVENT_STREAM_HEADERS, is_complete, job_events
 from service.api.openapi_parts import PNG, Responses, event_stream, job_links, link, problems
 from service.contract.errors import ExpiredJob, JobEnded, NotReady, Unavailable, UnknownJob, UnknownPicture
 from service.contract.events import PictureEvent, StatusEvent, StepsEvent
@@ -111,7 +111,7 @@ async def cancel_job(job_id: OwnJob, reader: ReaderDep, store: StoreDep) -> Job:
 async def read_events(job_id: OwnJob, feeds: FeedsDep, last_event_id: LastEventId = "0-0") -> Response:
     """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/jobs.md says what they hold."""
     job = await feeds.reader.job(job_id)
-    if await is_told(feeds.reader, job, last_event_id):
+    if await is_complete(feeds.reader, job, last_event_id):
         return Response(status_code=204)
     events = job_events(feeds, job, last_event_id)
     return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)

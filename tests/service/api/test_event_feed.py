@@ -1,7 +1,4 @@
-"""Server-sent events of a job: everything is told once and in order, and previews are for those who watch.
-
-A job is read once however many watch it.
-"""
+"""Server-sent events of a job: each arrives once and in order, and one task reads the job for all clients."""
 
 import asyncio
 import base64
@@ -14,30 +11,20 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ResponseError
 
 import service.api.event_feed
-import service.worker.previews
 from service.api.event_feed import Feeds
-from service.contract.records import Picture
 from service.settings import Settings
 from service.store import workers
 from service.store.jobs import JobStore
-from service.store.keys import events_key, previews_key, watched_key
+from service.store.keys import events_key, watched_key
 from service.store.reader import JobReader
-from service.worker.previews import Live
 from service.worker.runner import Runner
-from shared.diffusion.denoise import Row
-from shared.diffusion.samplers import make_table
-from shared.diffusion.schedules import alpha_bar
-from shared.options import SamplingOptions
-from shared.pictures import to_uint8
 from tests.conftest import serving
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
@@ -65,7 +52,7 @@ def submit(client: httpx.Client, **fields: Any) -> str:
 
 
 def events(response: httpx.Response) -> Iterator[Event]:
-    """The events of a stream as dictionaries of event, id and data."""
+    """Yield the events of a stream as dictionaries of event, id and data."""
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/event-stream")
     event: Event = {}
@@ -86,30 +73,30 @@ def read(client: httpx.Client, job_id: str, after: str | None = None) -> list[Ev
         return list(events(response))
 
 
-def test_a_jobs_way_is_told_in_order_and_resumed_after_any_event(client: httpx.Client, runner: Runner) -> None:
+def test_events_come_in_order_and_can_be_resumed_after_any_of_them(client: httpx.Client, runner: Runner) -> None:
     job_id = submit(client, steps=2)
     runner.run(job_id)
-    told = read(client, job_id)
-    assert [event["event"] for event in told] == ["job", "status", "picture", "picture", "end"]
-    assert told[1]["data"] == {"status": "running"}
-    assert [event["data"]["index"] for event in told[2:4]] == [0, 1]
-    assert client.get(told[2]["data"]["url"]).headers["content-type"] == "image/png"
-    assert told[0]["data"] == told[-1]["data"] == client.get(f"/jobs/{job_id}").json()
+    received = read(client, job_id)
+    assert [event["event"] for event in received] == ["job", "status", "picture", "picture", "end"]
+    assert received[1]["data"] == {"status": "running"}
+    assert [event["data"]["index"] for event in received[2:4]] == [0, 1]
+    assert client.get(received[2]["data"]["url"]).headers["content-type"] == "image/png"
+    assert received[0]["data"] == received[-1]["data"] == client.get(f"/jobs/{job_id}").json()
     for i in range(1, 4):
-        assert read(client, job_id, after=told[i]["id"])[1:] == told[i + 1 :]
-    over = client.get(f"/jobs/{job_id}/events", headers={"last-event-id": told[-1]["id"]})
-    assert (over.status_code, over.content) == (204, b"")
+        assert read(client, job_id, after=received[i]["id"])[1:] == received[i + 1 :]
+    complete = client.get(f"/jobs/{job_id}/events", headers={"last-event-id": received[-1]["id"]})
+    assert (complete.status_code, complete.content) == (204, b"")
 
 
-def test_steps_and_previews_come_while_it_samples_until_it_is_cancelled(client: httpx.Client, runner: Runner) -> None:
+def test_steps_and_previews_come_while_the_job_runs_until_it_is_cancelled(client: httpx.Client, runner: Runner) -> None:
     job_id = submit(client, steps=1000)
     working = threading.Thread(target=runner.run, args=(job_id,))
     with client.stream("GET", f"/jobs/{job_id}/events") as response:
-        told = events(response)
-        assert next(told)["event"] == "job"
+        received = events(response)
+        assert next(received)["event"] == "job"
         working.start()
         steps = []
-        for event in told:
+        for event in received:
             if event["event"] == "steps":
                 steps.append(event["data"]["pictures"])
                 if len(steps) == 3:
@@ -126,74 +113,8 @@ def test_steps_and_previews_come_while_it_samples_until_it_is_cancelled(client: 
     assert Image.open(io.BytesIO(base64.b64decode(body))).size == (16, 16)
 
 
-def row(x0_hat: torch.Tensor | None) -> Row:
-    options = SamplingOptions(steps=5)
-    table = make_table(options, alpha_bar("linear"))
-    return Row(torch.zeros(3, 4, 4), torch.zeros(24), options, table, torch.Generator(), step=2, x0_hat=x0_hat)
-
-
-def picture(job: str, index: int) -> Picture:
-    return Picture(job=job, index=index, labels=("red cube",), seed=1, options=SamplingOptions(steps=5))
-
-
-def live_pictures(connection: Redis, job: str) -> list[list[Event]]:
-    entries: Any = connection.xrange(previews_key(job))
-    return [json.loads(fields[b"pictures"]) for _, fields in entries]
-
-
-def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
-    connection: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = torch.rand(3, 3, 128, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    pairs = [(picture(job, i), row(images[i])) for i, job in enumerate(("seen", "unseen", "seen"))]
-    live = Live(connection, 0.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(service.worker.previews, "png_bytes", lambda pixels: pytest.fail("nobody watches"))
-        live.tell(pairs)
-        connection.set(watched_key("seen"), 1)
-        live.tell([(picture("seen", 0), row(None))])  # no step was made yet
-    assert not connection.exists(previews_key("seen"))
-    connection.set(watched_key("late"), 1)
-    live.tell([*pairs, (picture("late", 0), row(None))])
-    assert not connection.exists(previews_key("late"))
-    (pictures,) = live_pictures(connection, "seen")
-    assert [(one["index"], one["step"], one["steps"]) for one in pictures] == [(0, 2, 5), (2, 2, 5)]
-    assert not connection.exists(previews_key("unseen"))
-    for one in pictures:
-        png = base64.b64decode(one["preview"].partition(",")[2])
-        assert (np.asarray(Image.open(io.BytesIO(png))) == to_uint8(images)[one["index"], ::2, ::2]).all()
-
-
-def test_previews_of_models_of_different_sizes_come_together(connection: Redis) -> None:
-    sizes = {"small": (32, 32), "large": (64, 64)}
-    for job in sizes:
-        connection.set(watched_key(job), 1)
-    Live(connection, 0.0).tell([(picture(job, 0), row(torch.zeros(3, *size))) for job, size in sizes.items()])
-    for job, size in sizes.items():
-        ((one,),) = live_pictures(connection, job)
-        assert Image.open(io.BytesIO(base64.b64decode(one["preview"].partition(",")[2]))).size == size
-
-
-def test_previews_are_bounded_in_number_and_rate(connection: Redis) -> None:
-    connection.set(watched_key("seen"), 1)
-    pairs = [(picture("seen", i), row(torch.zeros(3, 4, 4))) for i in range(20)]
-    often, seldom = Live(connection, 0.0), Live(connection, 60.0)
-    for _ in range(2):
-        often.tell(pairs)
-    with_previews = [[one["index"] for one in told if "preview" in one] for told in live_pictures(connection, "seen")]
-    assert [len(indices) for indices in with_previews] == [16, 16]
-    assert set(with_previews[0]) | set(with_previews[1]) == set(range(20))
-    for _ in range(10):
-        often.tell(pairs)
-    assert connection.xlen(previews_key("seen")) == service.worker.previews.KEPT
-    connection.delete(previews_key("seen"))
-    for _ in range(10):
-        seldom.tell(pairs)
-    assert connection.xlen(previews_key("seen")) == 1
-
-
 def until_blocked(connection: Redis, readers: int) -> None:
-    """Until so many wait for what is to come, and Redis counts its commands anew from then on."""
+    """Wait until so many clients block on Redis, then reset its command counters."""
     deadline = time.monotonic() + 20
     while connection.info("clients")["blocked_clients"] != readers:
         assert time.monotonic() < deadline
@@ -209,14 +130,14 @@ def test_a_job_is_read_once_however_many_watch_it(client: httpx.Client, store: J
             headers = {"last-event-id": after}
             return events(stack.enter_context(client.stream("GET", f"/jobs/{job_id}/events", headers=headers)))
 
-        told = [watch("0-0") for _ in range(10)]
-        assert {next(one)["event"] for one in told} == {"job"}
+        received = [watch("0-0") for _ in range(10)]
+        assert {next(one)["event"] for one in received} == {"job"}
         first, second = (str(connection.xadd(events_key(job_id), {"picture": i}), "ascii") for i in range(2))
-        told += [watch(first) for _ in range(10)]
-        assert {next(one)["event"] for one in told[10:]} == {"job"}
+        received += [watch(first) for _ in range(10)]
+        assert {next(one)["event"] for one in received[10:]} == {"job"}
         until_blocked(connection, 1)
         store.cancel(job_id)
-        rest = [[(event["event"], event.get("id")) for event in one] for one in told]
+        rest = [[(event["event"], event.get("id")) for event in one] for one in received]
     commands = connection.info("commandstats")
     end = rest[0][-1]
     assert end[0] == "end"
@@ -230,12 +151,12 @@ async def feeds_of(settings: Settings) -> AsyncIterator[Feeds]:
         yield Feeds(JobReader(reading))
 
 
-def test_a_job_that_nobody_watches_any_more_is_not_read(client: httpx.Client, store: JobStore) -> None:
+def test_a_job_that_nobody_watches_is_no_longer_read(client: httpx.Client, store: JobStore) -> None:
     job_id = submit(client)
 
     async def watch_and_leave() -> None:
         async with feeds_of(store.settings) as feeds:
-            first, second = (feeds.happenings(job_id, "0-0") for _ in range(2))
+            first, second = (feeds.follow(job_id, "0-0") for _ in range(2))
             assert await anext(first) is None
             task = feeds.open[job_id].task
             assert await anext(second) is None
@@ -248,11 +169,13 @@ def test_a_job_that_nobody_watches_any_more_is_not_read(client: httpx.Client, st
     asyncio.run(watch_and_leave())
 
 
-def test_all_who_watch_are_told_that_redis_fails_and_come_again(settings: Settings, connection: Redis) -> None:
+def test_a_failure_of_redis_reaches_every_client_and_a_new_one_starts_again(
+    settings: Settings, connection: Redis
+) -> None:
     connection.set(events_key("job"), "no stream")
 
     async def watch(feeds: Feeds) -> list[str]:
-        return [told.name async for told in feeds.happenings("job", "0-0") if told]
+        return [event.name async for event in feeds.follow("job", "0-0") if event]
 
     async def fail_and_come_again() -> None:
         async with feeds_of(settings) as feeds:
@@ -265,7 +188,7 @@ def test_all_who_watch_are_told_that_redis_fails_and_come_again(settings: Settin
     asyncio.run(fail_and_come_again())
 
 
-def test_a_job_that_ends_just_after_nothing_happened_has_its_end_told(
+def test_a_job_that_ends_between_two_reads_still_has_its_end_event(
     client: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = submit(client)
@@ -280,12 +203,12 @@ def test_a_job_that_ends_just_after_nothing_happened_has_its_end_told(
                 return await look(job_id)
 
             monkeypatch.setattr(feeds.reader, "status", end_and_look)
-            return [told.name async for told in feeds.happenings(job_id, "0-0") if told]
+            return [event.name async for event in feeds.follow(job_id, "0-0") if event]
 
     assert asyncio.run(watch()) == ["end"]
 
 
-def test_a_watch_is_over_soon_after_the_client_left(client: httpx.Client, store: JobStore) -> None:
+def test_previews_stop_soon_after_the_client_disconnects(client: httpx.Client, store: JobStore) -> None:
     job_id = submit(client)
     key = watched_key(job_id)
     with client.stream("GET", f"/jobs/{job_id}/events") as response:
@@ -300,7 +223,7 @@ def test_a_watch_is_over_soon_after_the_client_left(client: httpx.Client, store:
         time.sleep(0.1)
 
 
-def test_a_shutdown_ends_streams_and_waits(settings: Settings, store: JobStore) -> None:
+def test_a_shutdown_ends_event_streams_and_waits(settings: Settings, store: JobStore) -> None:
     ends: list[Any] = []
     with serving(settings) as client:
         job_id = submit(client)
@@ -326,7 +249,7 @@ def test_a_shutdown_ends_streams_and_waits(settings: Settings, store: JobStore) 
     assert 202 in ends
 
 
-def test_events_of_no_job_and_after_no_event(client: httpx.Client, store: JobStore) -> None:
+def test_an_unknown_job_and_a_malformed_last_event_id(client: httpx.Client, store: JobStore) -> None:
     assert client.get("/jobs/nobody/events").status_code == 404
     job_id = submit(client)
     assert client.get(f"/jobs/{job_id}/events", headers={"last-event-id": "x"}).status_code == 422

@@ -18,9 +18,10 @@ from service.store.jobs import JobStore
 from service.store.keys import WEBHOOKS, job_key, previews_key, watched_key
 from service.worker.previews import Live
 from service.worker.runner import Runner
-from tests.service.api.test_event_feed import events, picture, row, submit, until_blocked
+from tests.service.api.test_event_feed import events, submit, until_blocked
 from tests.service.store.helpers import full, read_only
 from tests.service.webhooks.test_worker import created
+from tests.service.worker.test_previews import picture, row
 
 TAKES_NO_WRITES = pytest.mark.parametrize("state", [full, read_only])
 
