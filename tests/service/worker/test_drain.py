@@ -76,22 +76,21 @@ def test_a_draining_api_answers_what_is_in_work_and_refuses_what_is_new(
 def test_when_the_bound_is_over_those_who_wait_are_told_where_to_look(
     settings: Settings, connection: Redis, alive: JobStore, quick_look: None
 ) -> None:
-    openai = {"prompt": "red cube", "stream": True}
+    openai = {"prompt": "red cube"}
     with (
         api_server(settings.model_copy(update={"drain_s": 0.0})) as server,
         client_of(server) as client,
         ThreadPoolExecutor(2) as threads,
     ):
         waiting = threads.submit(client.post, "/generate", json=BODY)
-        streaming = threads.submit(client.post, "/v1/images/generations", json=openai)
+        waiting_at_v1 = threads.submit(client.post, "/v1/images/generations", json=openai)
         until(lambda: connection.scard(OPEN) == 2)
         server.should_exit = True
         answer = waiting.result(timeout=60)
         assert (answer.status_code, answer.json()["status"]) == (202, "queued")
         assert answer.headers["location"] == f"/jobs/{answer.json()['id']}"
-        (error,) = events(streaming.result(timeout=60))
-        assert error["event"] == "error"
-        assert error["data"]["error"]["code"] == "shutting_down"
+        late = waiting_at_v1.result(timeout=60)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "not_in_time")
     assert connection.scard(OPEN) == 2
 
 
