@@ -16,7 +16,7 @@ from shared.diffusion.model import load_denoiser
 from shared.options import SamplingOptions
 from tests.conftest import serving
 from trainer import __main__ as cli
-from trainer.sampling import set_sampling
+from trainer.score import set_sampling
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 

@@ -1,4 +1,4 @@
-"""Averaged weights on torch's AveragedModel: the report's exponential average and a long one whose window grows."""
+"""Averages of the weights over training: a short exponential one, the report's, and a long one whose window grows."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 def power_average(power: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """EDM2's power-function average: after n updates beta = (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127).
 
-    Its window is a fixed share of the run so far, so a short and a long run need no other setting.
+    Its window is a fixed share of the run so far, so short and long runs share one setting.
     """
 
     @torch.no_grad()
@@ -26,12 +26,12 @@ def power_average(power: float) -> Callable[[Tensors, Tensors, Tensor | int], No
 
 
 class Averages:
-    """Both averages of a model's weights; `weights(kind)` gives the one that is published."""
+    """Both averages of a model's weights."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model, self.start = model, config.ema_start
-        report = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
-        self.short = AveragedModel(model, multi_avg_fn=report)
+        exponential = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+        self.short = AveragedModel(model, multi_avg_fn=exponential)
         self.long = AveragedModel(model, multi_avg_fn=power_average(config.ema_power))
 
     def update(self, step: int) -> None:
@@ -40,11 +40,10 @@ class Averages:
             self.short.update_parameters(self.model)
 
     def network(self, kind: str) -> nn.Module:
-        """`long`, `short` (the model itself until its first step has come) or `raw`."""
+        """Return the network with the weights of `kind`: long, short (the raw ones before its first step) or raw."""
         if kind == "raw" or (kind == "short" and self.short.n_averaged == 0):
             return self.model
-        averaged = self.long if kind == "long" else self.short
-        return averaged.module
+        return (self.long if kind == "long" else self.short).module
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {"short": self.short.state_dict(), "long": self.long.state_dict()}

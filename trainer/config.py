@@ -1,10 +1,14 @@
-"""What a training run is made of, and its presets. A run saves its whole configuration in its checkpoint."""
+"""The configuration of a training run, its presets, and changes to them. A checkpoint holds its run's whole one."""
 
+import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field
 
+from shared.diffusion.unet import NetworkConfig
 from shared.options import NoOtherFields, PredictionName, ScheduleName
+from trainer.errors import TrainerError
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -14,7 +18,7 @@ Fit = Literal["squeeze", "pad"]  # to a square: by unequal scaling, or by repeat
 
 
 class TrainConfig(NoOtherFields):
-    """One training run. `network` holds NetworkConfig's fields besides the number of labels and the picture's size."""
+    """One training run. `network` holds those fields of NetworkConfig that do not follow from the data."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -22,38 +26,38 @@ class TrainConfig(NoOtherFields):
     image_size: Count = 64
     fit: Fit = "squeeze"
     schedule: ScheduleName = "cosine"
-    # Tell the network where objects are, of data sets that have a positions.json, but for a share of the pictures
-    positions: bool = True
-    position_dropout: Share = 0.1
+    positions: bool = True  # give the network the objects' positions, where the data set has a positions.json
+    position_dropout: Share = 0.1  # share of pictures trained without positions
     timesteps: Annotated[int, Field(ge=2)] = 1000  # T
     prediction: PredictionName = "v"
-    # The loss on eps or v as it is, weighed by min-SNR (Hang et al. 2023), by EDM's weight (Karras et al. 2022), or by
-    # sqrt(SNR) on x_0
+    # Weight of the squared error of eps or v: none, min-SNR (Hang et al. 2023), EDM's (Karras et al. 2022), or the
+    # weight that amounts to sqrt(SNR) on x_0
     loss_weight: Literal["none", "min_snr", "edm", "sqrt_snr"] = "sqrt_snr"
     min_snr_gamma: Positive = 5.0
-    sigma_data: Positive = 0.15  # of the pictures, for EDM's weight: their standard deviation around the mean picture
-    # Which t are trained: all alike, or log-SNR normally distributed around where shape, colour and count are decided
+    sigma_data: Positive = 0.15  # for EDM's weight: the pictures' standard deviation around their mean picture
+    # Distribution of t: uniform, or log-SNR normally distributed around the levels that decide shape, colour and count
     noise_levels: Literal["uniform", "normal"] = "normal"
     log_snr_mean: float = -0.5
     log_snr_std: Positive = 2.2
     batch: Count = 64
-    optimizer: Literal["adamw", "muon"] = "muon"  # muon: matrices by Muon (Jordan 2024), all else by AdamW
+    optimizer: Literal["adamw", "muon"] = "muon"  # muon: Muon (Jordan 2024) for inner matrices, AdamW for all else
     lr: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
     warmup_steps: Natural = 300
-    cooldown: Share = 0.3  # last share of the run in which the rate falls to zero
-    clip_norm: Positive | None = 1.0  # of the gradient
+    cooldown: Share = 0.3  # last share of the run, in which the rate falls to zero
+    clip_norm: Positive | None = 1.0  # largest norm of the gradient
     label_dropout: Share = 0.1  # share of pictures trained without labels, for guidance
-    ema_decay: Share = 0.995  # the report's average,
-    ema_start: Natural = 2000  # from this step on
-    ema_power: Positive = 12.0  # the long average: decay (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127)
+    ema_decay: Share = 0.995  # of the short average, which is the report's,
+    ema_start: Natural = 2000  # and the step at which it starts
+    ema_power: Positive = 12.0  # of the long average: decay (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127)
     publish: Literal["long", "short", "raw"] = "long"  # which weights become the checkpoint
     seed: Natural = 0
 
 
+# The report's hyperparameters: 32x32 padded pictures, every pixel a position, sigmoid betas, unweighted noise
+# prediction, AdamW 3e-4, batch 48. Labels are dropped per picture, where the report dropped them for a whole batch.
 REPORT: Final = TrainConfig(
-    # 32x32 padded pictures, every pixel a position, sigmoid betas, simple noise prediction, AdamW 3e-4, batch 48
     network={
         "block": 1,
         "channels": (64, 128, 256),
@@ -79,3 +83,44 @@ REPORT: Final = TrainConfig(
 )
 PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": REPORT}
 REPORT_EPOCHS = 300
+FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions"}  # of NetworkConfig
+
+
+def make_config(preset: str, changes: Sequence[str]) -> TrainConfig:
+    """Return a preset with `field=value` changes. Raises as `with_changes` and `check_config` do."""
+    if preset not in PRESETS:
+        raise TrainerError(f'no preset "{preset}"; there are {", ".join(PRESETS)}')
+    return check_config(with_changes(PRESETS[preset], changes))
+
+
+def with_changes(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
+    """Return `config` with `field=value` changes. A value is JSON or else text; `network.x=...` sets a network's field.
+
+    Raises TrainerError for a change without "=", and pydantic.ValidationError for an unknown field or a bad value.
+    """
+    values: dict[str, Any] = config.model_dump()
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise TrainerError(f'--set "{change}" is not of the form field=value')
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        if key.startswith("network.") and isinstance(values["network"], dict):
+            values["network"][key.removeprefix("network.")] = value
+        else:
+            values[key] = value
+    return TrainConfig.model_validate(values)
+
+
+def check_config(config: TrainConfig) -> TrainConfig:
+    """Return `config` if its network fits its pictures.
+
+    Raises TrainerError where it sets a field that follows from the data, and pydantic.ValidationError for a network
+    that cannot be built.
+    """
+    if given := FROM_DATA & set(config.network):
+        raise TrainerError(f"network.{min(given)} cannot be set: it follows from the data set and image_size")
+    NetworkConfig.model_validate({**config.network, "num_labels": 1, "image_size": config.image_size})
+    return config

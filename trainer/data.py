@@ -1,4 +1,4 @@
-"""A data set folder as tensors: pictures decoded once, labels as multi-hot rows. Knows nothing of training."""
+"""Reads a data set folder as tensors: decoded pictures, multi-hot labels, positions. Knows nothing of training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainer.config import Fit, TrainConfig
 from trainer.errors import TrainerError
 
 PICTURE_FOLDERS = ("iclevr", "images", ".")
-UNLIKE = "differ in proportions, so that padded they have unlike borders; squeeze them (--set fit=squeeze)"
+UNLIKE = "differ in proportions, so padding gives them different borders; squeeze them (--set fit=squeeze)"
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,7 @@ class Dataset:
     vocabulary: Vocabulary
     images: Tensor  # (N, 3, S, S) uint8
     labels: Tensor  # (N, K) float32 multi-hot
-    positions: Tensor | None = (
-        None  # (N, K, 2) float32, see `shared/diffusion/layouts.py`; None where the folder has none
-    )
+    positions: Tensor | None = None  # (N, K, 2) float32, as in `shared/diffusion/layouts.py`, if the folder has some
     aspect: float = 1.0  # width over height of the pictures before they were padded to squares; 1 where squeezed
 
     def __len__(self) -> int:
@@ -43,7 +41,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """Of all that is learnt from, so that a run is not resumed with other data."""
+        """A hash of all data that a run learns from, so that it is not resumed with other data."""
         found = hashlib.sha256(f"{self.vocabulary.names} {self.aspect}".encode())
         for tensor in (self.images, self.labels, self.positions):
             if tensor is not None:
@@ -52,7 +50,7 @@ class Dataset:
 
 
 def pad(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(N, H, W, C) with the edge rows (or columns) repeated until pictures are square, what was there in the middle."""
+    """Repeat the edge rows (or columns) of (N, H, W, C) until pictures are square, with the original in the middle."""
     height, width = pictures.shape[1:3]
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
@@ -61,13 +59,13 @@ def pad(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """As a viewer shows it: turned as the file's EXIF says."""
+    """Read a picture as a viewer shows it: rotated as the file's EXIF says."""
     with Image.open(path) as picture:
         return ImageOps.exif_transpose(picture)
 
 
 def to_square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
-    """RGB, size x size: shrunk as it is, or padded first."""
+    """Return the picture as RGB, size x size: scaled as it is, or padded first."""
     picture = to_rgb(picture)
     if fit == "pad" and picture.width != picture.height:
         picture = Image.fromarray(pad(np.asarray(picture)[None])[0])
@@ -76,9 +74,7 @@ def to_square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def _decode(
-    folder: Path, names: list[str], size: int, fit: Fit, advance: Callable[[int], None]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _decode(folder: Path, names: list[str], size: int, fit: Fit, advance: Callable[[int], None]) -> NDArray[np.uint8]:
     images, aspects = np.empty((len(names), 3, size, size), np.uint8), set[float]()
 
     def one(i: int) -> None:
@@ -99,7 +95,7 @@ def _decode(
 
 
 def _key(folder: Path, names: list[str]) -> str:
-    """What a cache is named by: the pictures' names and the times at which they were written."""
+    """Return the cache's name: a hash of the pictures' names and modification times."""
     found = hashlib.sha256()
     for name in names:
         try:
@@ -110,7 +106,7 @@ def _key(folder: Path, names: list[str]) -> str:
 
 
 def _keep(images: NDArray[np.uint8], cache: Path) -> None:
-    """Writes the cache atomically."""
+    """Write the cache atomically."""
     cache.parent.mkdir(exist_ok=True)
     temporary = cache.with_suffix(f".{os.getpid()}.npy")
     try:
@@ -123,9 +119,9 @@ def _keep(images: NDArray[np.uint8], cache: Path) -> None:
 def load_dataset(
     folder: Path, *, size: int, fit: Fit = "squeeze", advance: Callable[[int], None] = lambda _: None
 ) -> Dataset:
-    """Reads objects.json, train.json and its pictures, and keeps them decoded in `folder/.cache` if it can be written.
+    """Read objects.json, train.json and its pictures; cache the decoded pictures in `folder/.cache` if it is writable.
 
-    Raises LabelError for a bad label file, TrainerError for a missing or broken picture. `advance(n)` reports progress.
+    `advance(n)` reports progress. Raises LabelError for a bad label file, TrainerError for a missing or broken picture.
     """
     vocabulary = Vocabulary.from_objects_file(folder / "objects.json")
     train = read_train_file(folder / "train.json", vocabulary)
@@ -140,7 +136,7 @@ def load_dataset(
         images = np.load(cache)
     else:
         images = _decode(pictures, names, size, fit, advance)
-        with suppress(OSError):  # a folder that cannot be written, or a full disk, costs decoding again
+        with suppress(OSError):  # a read-only folder or a full disk only means that pictures are decoded again
             _keep(images, cache)
     labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
     positions = read_positions(folder / "positions.json", train, vocabulary)
@@ -154,9 +150,10 @@ def load_dataset(
 
 
 def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> Tensor | None:
-    """positions.json: picture -> [x, y] of each object, in the order of train.json's labels. (N, K, 2) float32.
+    """Read positions.json, which maps each picture to the [x, y] of its labels in train.json's order.
 
-    `OUTSIDE` for absent labels; None where there is no such file, TrainerError where it does not fit.
+    Returns (N, K, 2) float32 with `OUTSIDE` for absent labels, or None where there is no such file. Raises TrainerError
+    where it does not fit train.json.
     """
     if not path.exists():
         return None
@@ -167,10 +164,10 @@ def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
     positions = torch.full((len(train), len(vocabulary), 2), OUTSIDE)
     for i, (name, labels) in enumerate(train.items()):
         if len(content.get(name, ())) != len(labels):
-            raise TrainerError(f'{path}: picture "{name}" has not one [x, y] for each of its {len(labels)} labels')
+            raise TrainerError(f'{path}: picture "{name}" needs one [x, y] for each of its {len(labels)} labels')
         if outside := [point for point in content[name] if not (0 <= point[0] <= 1 and 0 <= point[1] <= 1)]:
             raise TrainerError(
-                f'{path}: picture "{name}" has {list(outside[0])}; wanted are fractions of width and height, 0 to 1'
+                f'{path}: picture "{name}" has {list(outside[0])}; positions are fractions of width and height, 0 to 1'
             )
         for label, point in zip(labels, content[name], strict=True):
             positions[i, vocabulary.index(label)] = torch.tensor(point)
@@ -178,25 +175,31 @@ def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
 
 
 def _padded(positions: Tensor, width: int, height: int) -> Tensor:
-    """Fractions of a width x height picture as fractions of the square that `to_square` pads it to."""
+    """Convert fractions of a width x height picture to fractions of the square that `to_square` pads it to."""
     side = max(width, height)
     inside = (positions * torch.tensor([width, height]) + torch.tensor([side - width, side - height]) // 2) / side
     return inside.where(positions != OUTSIDE, positions)
 
 
-def positions_told(config: TrainConfig, dataset: Dataset) -> Tensor | None:
-    """The data set's positions, if there are any and the run tells them to its network."""
+def positions_of(config: TrainConfig, dataset: Dataset) -> Tensor | None:
+    """Return the data set's positions if it has some and the run gives them to its network."""
     return dataset.positions if config.positions else None
 
 
 def merge(datasets: list[Dataset]) -> Dataset:
-    """Several folders as one. TrainerError where their vocabularies differ, or the proportions of padded pictures."""
+    """Merge several folders' data sets.
+
+    Raises TrainerError where their vocabularies or the proportions of padded pictures differ, or only some have
+    positions.
+    """
     first = datasets[0]
     if any(other.vocabulary != first.vocabulary for other in datasets[1:]):
         raise TrainerError("the folders' objects.json differ; a network has one vocabulary")
     positions = [d.positions for d in datasets if d.positions is not None]
     if positions and len(positions) < len(datasets):
-        raise TrainerError("some of the folders have a positions.json and some have not")
+        raise TrainerError(
+            "only some of the folders have a positions.json; write the others' with `locate`, or remove them"
+        )
     if any(other.aspect != first.aspect for other in datasets[1:]):
         raise TrainerError(f"the folders' pictures {UNLIKE}")
     return Dataset(
@@ -206,5 +209,5 @@ def merge(datasets: list[Dataset]) -> Dataset:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1], channels last."""
+    """Convert uint8 to float32 in [-1, 1], channels last."""
     return images.to(torch.float32).div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)

@@ -1,8 +1,8 @@
-"""Distils a denoiser into one that takes fewer network rows a picture: an adapter on the teacher's weights.
+"""Distils a denoiser into one that needs fewer network rows a picture: an adapter on the teacher's weights.
 
-`GuidedTarget` puts guidance into the network, one row a step instead of two (Meng et al. 2023, stage one).
-`Trajectories` then puts several steps of the teacher's solver into one (progressive distillation, Salimans & Ho 2022,
-at once for all stages and on the teacher's own path rather than on noised pictures). Sees no evaluator.
+`GuidedTarget` trains guidance into the network: one row a step instead of two (Meng et al. 2023, stage one).
+`Trajectories` then trains several steps of the teacher's solver into one. It is progressive distillation (Salimans & Ho
+2022), with all stages at once, and along the teacher's own paths instead of noised pictures. Knows no evaluator.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from shared.checkpoint import CheckpointInfo, publish
+from shared.checkpoint import CheckpointInfo, load, publish
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.model import Denoiser, adapt
+from shared.diffusion.model import Denoiser, adapt, load_denoiser
 from shared.diffusion.unet import UNet
 from shared.options import SamplingOptions, picture_seed
+from shared.registry import resolve
 from shared.storage import Location
-from trainer.commands.train import changed
-from trainer.config import TrainConfig
-from trainer.data import Dataset
-from trainer.loss import Denoising, DenoisingLoss, finite
+from trainer.config import TrainConfig, with_changes
+from trainer.errors import TrainerError
+from trainer.loss import DenoisingLoss, finite
 
 OPTIMIZER: Final[dict[str, Any]] = {
     "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 100, "cooldown": 0.5, "batch": 64,
@@ -35,23 +35,23 @@ POOL_CHUNK = 256  # trajectories in a file of the pool
 
 
 def make_config(teacher: CheckpointInfo, changes: list[str]) -> TrainConfig:
-    """The teacher's own training, with an optimizer for small changes, and `field=value` changes."""
-    return changed(TrainConfig.model_validate({**teacher.training.get("config", {}), **OPTIMIZER}), changes)
+    """Return the teacher's own configuration with an optimizer for small changes, and `field=value` changes."""
+    return with_changes(TrainConfig.model_validate({**teacher.training.get("config", {}), **OPTIMIZER}), changes)
 
 
 class AdaptedNetwork(nn.Module):
-    """A frozen network and trained changes to it: of rank `rank` for matrices, whole for vectors.
+    """A frozen network with trainable changes: of rank `rank` to its matrices, of full size to its vectors.
 
-    Starts as the network is, or from the changes of an adapter checkpoint of the same rank.
+    The changes start at zero, or as those of an adapter checkpoint of the same rank.
     """
 
     def __init__(self, network: UNet, rank: int, start: dict[str, Tensor] | None = None) -> None:
         super().__init__()
         self.image_shape, self.num_labels = network.image_shape, network.num_labels
-        self.frozen = (network,)  # in a tuple: no part of this module's parameters or state
+        self.frozen = (network,)  # in a tuple, so that it is not among this module's parameters
         self.changes = nn.ParameterDict()
         for name, weight in network.state_dict().items():
-            key = name.replace(".", "/")  # a parameter's own name has no dots
+            key = name.replace(".", "/")  # torch allows no dots in a parameter's name
             if weight.ndim == 2 and rank * sum(weight.shape) < weight.numel():
                 rows, columns = weight.shape
                 self.changes[f"{key}/down"] = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
@@ -70,8 +70,25 @@ class AdaptedNetwork(nn.Module):
         return out
 
 
+def make_student(teacher: Denoiser, storage: Location, rank: int, seed: int) -> tuple[AdaptedNetwork, CheckpointInfo]:
+    """Return a network that starts as the teacher, and the checkpoint that it changes.
+
+    That is the teacher itself or, where the teacher is an adapter, its base. Raises TrainerError where such a teacher
+    has another rank.
+    """
+    base, start = teacher, None
+    if adapter := teacher.info.config.get("base"):
+        if rank != (had := teacher.info.training.get("rank")):
+            raise TrainerError(f"{teacher.info.name} has changes of rank {had}; use --rank {had} to continue from it")
+        device = next(teacher.network.parameters()).device
+        base = load_denoiser(resolve(storage, adapter["name"], "denoiser"), device=device)
+        start = load(resolve(storage, teacher.info.name, "denoiser"))[1]
+    torch.manual_seed(seed)
+    return AdaptedNetwork(base.network, rank, start), base.info
+
+
 class GuidedTarget(DenoisingLoss):
-    """The denoising loss with the teacher's guided prediction in place of the truth: null + w (cond - null)."""
+    """The denoising loss with the teacher's guided prediction as the target: null + w (cond - null)."""
 
     def __init__(self, config: TrainConfig, teacher: Denoiser, guidance: float, device: torch.device) -> None:
         super().__init__(config, teacher.alpha_bar, device)
@@ -87,17 +104,11 @@ class GuidedTarget(DenoisingLoss):
         return guided
 
 
-def guided(
-    dataset: Dataset, config: TrainConfig, teacher: Denoiser, guidance: float, device: torch.device
-) -> Denoising:
-    return Denoising(dataset, GuidedTarget(config, teacher, guidance, device), config)
-
-
 class Trajectories:
-    """The objective of few steps: from x_t at each of the student's steps to where the teacher's path goes from there.
+    """The objective of sampling in few steps: each step of the student ends where several of the teacher's end.
 
-    The target is the x0_hat with which one DDIM step, a x + b x0_hat, ends where the teacher's solver ended. Steps are
-    weighed by one over the error that the teacher's own first x0_hat makes there, so that none drowns another.
+    The target is the x0_hat with which one DDIM step, a x + b x0_hat, ends where the teacher's solver ended. A step is
+    weighted by the inverse of the error that the teacher's own first x0_hat makes there, so that no step dominates.
     """
 
     def __init__(self, pool: dict[str, Tensor], teacher: Denoiser, device: torch.device) -> None:
@@ -129,10 +140,10 @@ class Trajectories:
 def trajectories(
     stepper: Stepper, alpha_bar: Tensor, labels: Tensor, seeds: list[int], steps: int, options: SamplingOptions
 ) -> dict[str, Tensor]:
-    """The teacher's paths for labels (N, K), cut at the student's `steps`, as examples of `Trajectories`.
+    """Sample the teacher's paths for labels (N, K), and cut them at the student's `steps` into examples.
 
-    x (N * steps, C, H, W) float16 and its t, labels and x0, the target; error is the squared error of the teacher's
-    first x0_hat against x0. `options.steps` must be a multiple of `steps`, and the sampler deterministic.
+    Returns x (N * steps, C, H, W) in float16 with its t, labels and target x0; `error` is the squared error of the
+    teacher's first x0_hat against x0. `options.steps` must be a multiple of `steps`, and the sampler deterministic.
     """
     rows = [stepper.new_row(one, options, seed) for one, seed in zip(labels, seeds, strict=True)]
     conditions, each = torch.stack([row.labels for row in rows]), options.steps // steps
@@ -159,7 +170,7 @@ def make_pool(
     folder: Path, teacher: Denoiser, lists: Tensor, count: int, steps: int, options: SamplingOptions,
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """`count` trajectories for label sets drawn from `lists` (M, K), in files of `folder`; goes on where it stopped."""
+    """Sample `count` trajectories for label sets drawn from `lists` (M, K) into files of `folder`; resumes by file."""
     folder.mkdir(parents=True, exist_ok=True)
     stepper, chunks = teacher.stepper(), []
     for number in range(-(-count // POOL_CHUNK)):
@@ -179,7 +190,7 @@ def publish_adapter(
     network: AdaptedNetwork, base: CheckpointInfo, storage: Location, name: str,
     options: SamplingOptions, training: dict[str, Any],
 ) -> Location:  # fmt: skip
-    """Writes the changes in bf16, with the name and digest of what they change and how the result is to be sampled."""
+    """Write the changes in bf16, with the base's name and digest and the sampling options of the result."""
     tensors = {key: value.detach().to("cpu", torch.bfloat16) for key, value in network.tensors().items()}
     config = {**base.config, "base": {"name": base.name, "digest": base.digest}}
     config |= {"sampling": options.model_dump(mode="json")}

@@ -1,5 +1,5 @@
-"""What the command line reports in one line, without a traceback."""
+"""The error that the command line reports in one line, without a traceback."""
 
 
 class TrainerError(Exception):
-    """A wrong argument, file or folder; the message says what to do."""
+    """A wrong argument, file or folder. The message says what to do."""

@@ -1,7 +1,6 @@
-"""Fits the evaluator: ResNet-18 from scratch on labelled pictures, shifted, coarse or noisy as samples are.
+"""Fits the evaluator: a ResNet-18 on labelled pictures, distorted so that they resemble sampled ones.
 
-Sees no generated picture and no denoiser, so that its scores stay an outside opinion. To resume, run the same command
-again.
+Knows no denoiser and no sampled picture, so its scores stay independent. To resume, run the same command again.
 """
 
 from __future__ import annotations
@@ -23,17 +22,15 @@ from shared.evaluator import IMAGE_SIZE, Evaluator, SetScore, score_set
 from shared.storage import Location
 from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
-from trainer.run_log import RunLog
-from trainer.train import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, save_state, step_seed
+from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, RunLog, load_state, save_state, step_seed
 
 BATCH = 64
 LR = 1.5e-3
 EMA_DECAY = 0.998
 
-
-# Distortions of pictures in [0, 1] that change no label: a little of place, size, light and colour for all, of form for
-# some; blur or coarse pixels for half; noise for some. Sampled pictures come softer, noisier and less true to form than
-# renders. Much of it on one picture would make cubes round, so that shapes were learnt from wrong labels.
+# Distortions of pictures in [0, 1] that change no label, since sampled pictures are softer, noisier and less exact in
+# shape than renders. All pictures get small changes of place, size, light and colour; some are warped; half are blurred
+# or coarse; some are noisy. More on one picture would make cubes round, and the network would learn wrong shapes.
 DISTORT = v2.Compose(
     [
         v2.Pad(8, padding_mode="edge"),
@@ -53,18 +50,18 @@ DISTORT = v2.Compose(
     ]
 )
 TINT = 0.06  # standard deviation of each colour channel's gain
-GROUPS = 16  # of a batch, each distorted alike: one picture at a time would take longer than the network
+GROUPS = 16  # of a batch; a group shares its distortion, since one by one would take longer than the network
 
 
 def update_average(averaged: Any, current: Any, updates: Tensor | int) -> None:
-    """AveragedModel's update: less decay in the beginning, so that a short run's average forgets the random weights."""
+    """Update the average, with less decay at first, so that a short run's average forgets the random weights."""
     n = int(updates)
     decay = min(EMA_DECAY, (1 + n) / (10 + n))
     get_ema_multi_avg_fn(decay)(averaged, current, updates)  # type: ignore[no-untyped-call]
 
 
 def augment(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] -> the same, distorted. Random numbers are torch's global ones."""
+    """Distort (B, 3, H, W) in [-1, 1]. Draws from torch's global generator."""
     tinted = (images + 1) / 2 * (1 + TINT * torch.randn(len(images), 3, 1, 1))
     return torch.cat([DISTORT(group.clamp(0, 1)) for group in tinted.chunk(GROUPS)]).mul(2).sub(1)
 
@@ -80,12 +77,12 @@ def fit_evaluator(
     device: torch.device,
     on_step: Callable[[Run], None] = lambda _: None,
 ) -> tuple[Evaluator, SetScore, Run]:
-    """Trains until the budget is spent, one-cycle learning rate, and scores the average on `held_out`.
+    """Train until the budget is spent, and score the averaged weights on `held_out`.
 
-    State, log and TensorBoard events go to `folder`. `start`: an evaluator whose weights are gone on from; a run that
-    is resumed goes on from its own state.
-    Raises TrainerError where `held_out` or `start` has another vocabulary, or `folder` holds a run of other data, seed
-    or start.
+    State, log and TensorBoard events go to `folder`. `start`: an evaluator whose weights the run starts from; a resumed
+    run continues from its own state instead.
+    Raises TrainerError where `held_out` or `start` has another vocabulary, or where `folder` holds a run of other data,
+    seed or start.
     """
     vocabulary, images, labels = dataset.vocabulary, dataset.images, dataset.labels
     if held_out.vocabulary != vocabulary:
@@ -100,8 +97,8 @@ def fit_evaluator(
     average = AveragedModel(evaluator, multi_avg_fn=update_average, use_buffers=True)
     optimizer = torch.optim.AdamW(evaluator.parameters(), LR, weight_decay=0.05, fused=True)
     dtype, run, state_path = autocast_dtype(device), Run(), folder / "state.pt"
-    begun_from = start and start.info and start.info.name
-    recipe = {"data": dataset.digest, "batch": BATCH, "seed": seed, "start": begun_from}
+    start_name = start and start.info and start.info.name
+    recipe = {"data": dataset.digest, "batch": BATCH, "seed": seed, "start": start_name}
     learning: dict[str, Any] = {"network": evaluator, "average": average, "optimizer": optimizer}
     folder.mkdir(parents=True, exist_ok=True)
     if state_path.exists():
@@ -116,7 +113,7 @@ def fit_evaluator(
         last = saved_at = time.monotonic()
         losses: list[float] = []  # since the last line of the log
         while (share := budget.progress(run.elapsed_s, run.step)) < 1:
-            generator = torch.manual_seed(step_seed(seed, run.step))  # torch's global one, which `augment` draws from
+            generator = torch.manual_seed(step_seed(seed, run.step))  # the global generator, which `augment` draws from
             index = torch.randint(len(images), (BATCH,), generator=generator)
             x = augment(to_float(images[index])).to(device, memory_format=torch.channels_last)
             for group in optimizer.param_groups:
@@ -148,7 +145,7 @@ def fit_evaluator(
 
 
 def probabilities_of(evaluator: Evaluator, dataset: Dataset) -> Tensor:
-    """(N, K) of a data set's pictures as they are."""
+    """Return the probabilities, (N, K), of a data set's undistorted pictures."""
     chunks = [evaluator.probabilities(to_float(chunk)) for chunk in torch.split(dataset.images, 256)]
     return torch.cat(chunks)
 
@@ -156,7 +153,7 @@ def probabilities_of(evaluator: Evaluator, dataset: Dataset) -> Tensor:
 def publish_evaluator(
     evaluator: Evaluator, score: SetScore, storage: Location, name: str, training: dict[str, Any]
 ) -> Location:
-    """Writes bf16 weights with the held-out score, under the course's own state-dict names."""
+    """Write bf16 weights with the held-out score, under the names of the course's state dict."""
     tensors = {
         key: value.to("cpu", torch.bfloat16 if value.is_floating_point() else value.dtype)
         for key, value in evaluator.resnet.state_dict().items()

@@ -1,4 +1,4 @@
-"""The denoising loss: which noise levels are drawn, what the network predicts, how levels are weighed."""
+"""The denoising loss: the distribution of noise levels, what the network predicts, and the weight of each level."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from shared.diffusion.layouts import OUTSIDE, with_positions
 from trainer.config import TrainConfig
-from trainer.data import Dataset, positions_told, to_float
+from trainer.data import Dataset, positions_of, to_float
 
 
 def noise_level_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
-    """Probability of drawing each timestep, (T,) float64: all alike, or log-SNR normally distributed.
+    """Return the probability of drawing each timestep, (T,) float64: uniform, or log-SNR normally distributed.
 
-    On a grid of timesteps the density in log-SNR becomes a mass: density times the width of the step in log-SNR.
+    The mass of a timestep is the density at its log-SNR times the width of its step in log-SNR.
     """
     if config.noise_levels == "uniform":
         return torch.full_like(alpha_bar, 1 / len(alpha_bar))
@@ -24,18 +24,18 @@ def noise_level_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
     width = torch.gradient(log_snr)[0].abs()
     density = torch.exp(-0.5 * ((log_snr - config.log_snr_mean) / config.log_snr_std) ** 2)
     mass = density * width
-    # One draw in a hundred is uniform: every level that a sampler visits has been seen.
+    # One draw in a hundred is uniform, so that training covers every level that a sampler visits.
     return 0.99 * mass / mass.sum() + 0.01 / len(alpha_bar)
 
 
 def loss_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
-    """Weight of the squared error of eps or v at each timestep, (T,) float64.
+    """Return the weight of the squared error of eps or v at each timestep, (T,) float64.
 
     With SNR = alpha_bar / (1 - alpha_bar), an error e of x0_hat is sqrt(SNR) e in eps and sqrt(SNR + 1) e in v.
     min_snr: min(SNR, gamma) on x_0 (Hang et al. 2023, eq. 8). edm: SNR + 1 / sigma_data^2 on x_0, which is EDM's
     (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 at sigma^2 = 1 / SNR (Karras et al. 2022, table 1), with mean 1.
-    sqrt_snr: sqrt(SNR) on x_0, with mean 1: about one over the error that is left at each level on the rendered
-    pictures, so that no level drowns another (EDM2 learns such a weight: Karras et al. 2024, eq. 21).
+    sqrt_snr: sqrt(SNR) on x_0, with mean 1. It is about the inverse of the error that remains at each level on the
+    rendered pictures, so no level dominates (EDM2 learns such a weight: Karras et al. 2024, eq. 21).
     """
     snr = alpha_bar / (1 - alpha_bar)
     per_prediction = snr if config.prediction == "eps" else snr + 1
@@ -49,23 +49,23 @@ def loss_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
 
 
 class DenoisingLoss:
-    """loss(network, x_0, labels, generator) for one configuration; draws t, noise and dropped labels per picture."""
+    """The loss of one configuration. `draw` draws t, noise and dropped labels for each picture."""
 
     def __init__(self, config: TrainConfig, alpha_bar: Tensor, device: torch.device) -> None:
         self.prediction, self.dropout = config.prediction, config.label_dropout
-        self.levels = noise_level_weights(config, alpha_bar).cumsum(0)  # on the CPU, where t is drawn
+        self.levels = noise_level_weights(config, alpha_bar).cumsum(0)  # stays on the CPU, where t is drawn
         self.weights = loss_weights(config, alpha_bar).float().to(device)
         self.signal, self.noise = alpha_bar.sqrt().float().to(device), (1 - alpha_bar).sqrt().float().to(device)
 
     def draw(self, batch: int, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """t (B,), noise (B, C, H, W) and keep (B,). t is stratified: one draw in each of B equal shares."""
+        """Draw t (B,), noise (B, C, H, W) and keep (B,). t is stratified: one draw in each of B equal shares."""
         u = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
         t = torch.searchsorted(self.levels, u.double()).clamp(max=len(self.levels) - 1)
         eps = torch.randn(batch, *shape, generator=generator)
         return t, eps, torch.rand(batch, generator=generator) >= self.dropout
 
     def __call__(self, network: nn.Module, x_0: Tensor, labels: Tensor, t: Tensor, eps: Tensor, keep: Tensor) -> Tensor:
-        """The mean weighted squared error. FloatingPointError where it is not finite."""
+        """Return the mean weighted squared error. Raises FloatingPointError where it is not finite."""
         a, s = self.signal[t][:, None, None, None], self.noise[t][:, None, None, None]
         x_t = a * x_0 + s * eps
         target = self.target(x_t, a * eps - s * x_0 if self.prediction == "v" else eps, t, labels)
@@ -73,7 +73,7 @@ class DenoisingLoss:
         return finite((error * self.weights[t]).mean())
 
     def target(self, x_t: Tensor, truth: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """What the network is to predict at x_t: eps or v as they were."""
+        """Return what the network should predict at x_t: here `truth`, the true eps or v."""
         return truth
 
 
@@ -84,23 +84,23 @@ def finite(loss: Tensor) -> Tensor:
 
 
 class Objective(Protocol):
-    """What `train` minimises: examples by index, as tensors whose first dimension is the batch, and their loss."""
+    """What `train` minimises: examples by index, and their loss. The first dimension of their tensors is the batch."""
 
     def __len__(self) -> int: ...
 
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
-        """The examples `index` on the CPU, of which `share` is wanted; `generator` moves on as for all of them."""
+        """Return the `share` of the examples `index`, on the CPU. `generator` advances as for all of them."""
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        """The loss of drawn examples, on the device. FloatingPointError where it is not finite."""
+        """Return the loss of drawn examples, on the device. Raises FloatingPointError where it is not finite."""
 
 
 class Denoising:
-    """The objective of training: pictures of a data set, noised."""
+    """The training objective: denoise pictures of a data set."""
 
     def __init__(self, dataset: Dataset, loss: DenoisingLoss, config: TrainConfig) -> None:
         self.dataset, self.loss, self.position_dropout = dataset, loss, config.position_dropout
-        self.positions = positions_told(config, dataset)
+        self.positions = positions_of(config, dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -1,23 +1,42 @@
-"""Scores a checkpoint on a test file: every list sampled and judged, run after run with other seeds.
+"""Scores a denoiser on label lists: a checkpoint on a test file, or a network while it trains.
 
-Picture i of run r has the seed picture_seed(seed + r, i): the service's POST /score gives the same pictures.
+Picture i of run r has the seed picture_seed(seed + r, i), so the service's POST /score gives the same pictures.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, Final, cast
 
 import torch
-from torch import Tensor
+from PIL import Image
+from rich.progress import Progress
+from torch import Tensor, nn
 
-from shared.diffusion.denoise import Row, Stepper, sample
-from shared.evaluator import Judge, SetScore, score_set
-from shared.options import SamplingOptions, picture_seed
-from shared.vocabulary import Vocabulary
+from shared.checkpoint import load, publish
+from shared.device import autocast_dtype
+from shared.diffusion.denoise import Network, Row, Stepper, sample
+from shared.diffusion.layouts import Layouts
+from shared.diffusion.model import Denoiser
+from shared.diffusion.schedules import alpha_bar
+from shared.evaluator import Evaluator, Judge, SetScore, judge_of, load_evaluator, score_set
+from shared.options import SAMPLING_PRESETS, SamplingOptions, default_options, picture_seed
+from shared.pictures import grid
+from shared.registry import resolve
+from shared.storage import Location
+from shared.vocabulary import Vocabulary, read_test_file
+from trainer.config import TrainConfig
+from trainer.data import Dataset, positions_of
 from trainer.errors import TrainerError
+from trainer.runs import Run
+
+GRID_PICTURES: Final = 32  # in the grids of a run
+SCORES: Final = ("accuracy", "exact_match", "f1")
+SAMPLING: Final = SAMPLING_PRESETS["default"]  # few steps, since a run waits while it is sampled
 
 
 @dataclass(frozen=True)
@@ -29,15 +48,52 @@ class ScoredRun:
 
 
 def targets_of(lists: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Tensor:
-    """(N, K) multi-hot."""
+    """Return label lists as multi-hot rows, (N, K)."""
     return torch.tensor([vocabulary.multi_hot(labels) for labels in lists])
 
 
-def check_vocabularies(denoiser: Vocabulary, evaluator: Vocabulary) -> None:
-    if denoiser != evaluator:
+def tests_of(data: Path, files: list[Path] | None, vocabulary: Vocabulary) -> dict[str, list[list[str]]]:
+    """Return the label lists of each test file by its name: `files`, or by default those in the data set's folder."""
+    if files is None:
+        files = [path for path in (data / "test.json", data / "new_test.json") if path.exists()]
+    return {path.stem: read_test_file(path, vocabulary) for path in files}
+
+
+def load_judge(path: Location, vocabulary: Vocabulary, device: torch.device) -> Evaluator:
+    """Load an evaluator that judges a denoiser of `vocabulary`. Raises TrainerError where it has another."""
+    judge = load_evaluator(path, device)
+    if judge.vocabulary != vocabulary:
         raise TrainerError(
             "the denoiser's and the evaluator's vocabularies differ; fit an evaluator on the same labels"
         )
+    return judge
+
+
+def make_options(preset: str, changes: dict[str, Any], own: SamplingOptions) -> SamplingOptions:
+    """Return a sampling preset with changes; `default` is `own`, the checkpoint's.
+
+    Raises TrainerError for an unknown preset, pydantic.ValidationError for a bad option.
+    """
+    presets = {**SAMPLING_PRESETS, "default": own}
+    if preset not in presets:
+        raise TrainerError(f'no sampling preset "{preset}"; there are {", ".join(presets)}')
+    return SamplingOptions.model_validate({**presets[preset].model_dump(), **changes})
+
+
+def set_sampling(storage: Location, name: str, changes: dict[str, Any]) -> SamplingOptions:
+    """Change the default sampling options of the denoiser `name`; return all of its options.
+
+    The tensors, and so the digest, stay the same. Raises CheckpointError for a denoiser that cannot be read,
+    pydantic.ValidationError for a bad option.
+    """
+    info, tensors = load(resolve(storage, name, "denoiser"))
+    options = make_options("default", changes, default_options(info.config))
+    config = {**info.config, "sampling": options.model_dump(mode="json")}
+    publish(
+        storage, name, tensors, kind=info.kind, vocabulary=info.vocabulary, config=config, training=info.training,
+        created_at=info.created_at,
+    )  # fmt: skip
+    return options
 
 
 def score_run(
@@ -49,7 +105,7 @@ def score_run(
     *,
     on_step: Callable[[Sequence[Row]], None] | None = None,
 ) -> ScoredRun:
-    """One run: one picture per label list."""
+    """Sample and judge one picture for each label list."""
     targets = targets_of(lists, judge.vocabulary)
     seeds = [picture_seed(seed, i) for i in range(len(lists))]
     images = sample(stepper, targets, options, seeds, on_step=on_step)
@@ -57,15 +113,97 @@ def score_run(
     return ScoredRun(seed, score_set(probabilities, targets, judge.vocabulary.names), images, probabilities)
 
 
+def score_file(
+    file: Path, denoiser: Denoiser, evaluator: Evaluator, options: SamplingOptions, *,
+    repeats: int, seed: int, progress: Progress, keep_padding: bool = False,
+) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
+    """Score `repeats` runs of a test file; return them and their figures, with pictures/s and network rows a picture.
+
+    The padding of a denoiser's padded pictures is cropped before they are judged, unless `keep_padding` is set.
+    """
+    judge = judge_of(evaluator, 1.0 if keep_padding else denoiser.aspect)
+    lists = read_test_file(file, denoiser.vocabulary)
+    stepper, pictures = denoiser.stepper(), repeats * len(lists)
+    task = progress.add_task(f"sampling {file.name}", total=pictures * options.steps)
+    on_step = lambda rows: progress.advance(task, len(rows))  # noqa: E731
+    start = time.monotonic()
+    runs = [score_run(stepper, judge, lists, options, seed + r, on_step=on_step) for r in range(repeats)]
+    elapsed_s = time.monotonic() - start
+    figures: dict[str, Any] = {
+        "file": file.name,
+        "model": denoiser.info.name,
+        "digest": denoiser.info.digest,
+        "options": options.model_dump(),
+        "padding": "none" if denoiser.aspect == 1.0 else "kept" if keep_padding else "cut",
+        "pictures_per_s": pictures / elapsed_s,
+        "rows_per_picture": stepper.network_rows / pictures,
+    }
+    return runs, figures | summary(runs)
+
+
 def summary(runs: Sequence[ScoredRun]) -> dict[str, Any]:
-    """Maximum, mean and standard deviation over runs of accuracy, exact match and F1, and every run's own."""
+    """Return each run's scores, and the maximum, mean and standard deviation of each score over runs."""
     figures: dict[str, Any] = {"runs": [{"seed": run.seed, **asdict(run.score)} for run in runs]}
-    for name in ("accuracy", "exact_match", "f1"):
+    for name in SCORES:
         values = [getattr(run.score, name) for run in runs]
         figures[name] = {"max": max(values), "mean": fmean(values), "std": pstdev(values)}
     return figures
 
 
 def best(runs: Sequence[ScoredRun]) -> ScoredRun:
-    """The run of the highest accuracy, of equals the one of the highest exact match, then the first."""
+    """Return the run with the highest accuracy; among equals the highest exact match, then the first."""
     return max(runs, key=lambda run: (run.score.accuracy, run.score.exact_match))
+
+
+def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
+    """Write pictures (N, 3, H, W) as one PNG, `columns` to a row."""
+    Image.fromarray(grid(images, columns)).save(path)
+
+
+class Watcher:
+    """Evaluates the averaged network while it trains: a grid of the first test file, and the scores of each file.
+
+    Without an evaluator it draws only the grid.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        folder: Path,
+        tests: dict[str, list[list[str]]],
+        evaluator: Evaluator | None,
+        device: torch.device,
+        options: SamplingOptions = SAMPLING,
+    ) -> None:
+        self.options = options
+        self.config, self.vocabulary, self.folder = config, dataset.vocabulary, folder
+        self.judge = judge_of(evaluator, dataset.aspect) if evaluator else None
+        self.tests, self.device = tests, device
+        positions = positions_of(config, dataset)
+        self.layouts = None if positions is None else Layouts.of(positions)
+
+    def stepper(self, network: nn.Module) -> Stepper:
+        """Return the sampling loop of `network`, which is put into evaluation mode."""
+        return Stepper(
+            cast(Network, network.eval()), alpha_bar(self.config.schedule, self.config.timesteps),
+            self.config.prediction, device=self.device, dtype=autocast_dtype(self.device), layouts=self.layouts,
+        )  # fmt: skip
+
+    def __call__(self, network: nn.Module, run: Run) -> dict[str, float]:
+        was_training = network.training
+        stepper = self.stepper(network)
+        figures: dict[str, float] = {}
+        for i, (name, lists) in enumerate(self.tests.items()):
+            if self.judge:
+                scored = score_run(stepper, self.judge, lists, self.options, seed=0)
+                images = scored.images
+                figures |= {f"{name}/{score}": getattr(scored.score, score) for score in SCORES}
+            elif i == 0:
+                targets = targets_of(lists[:GRID_PICTURES], self.vocabulary)
+                seeds = [picture_seed(0, i) for i in range(len(targets))]
+                images = sample(stepper, targets, self.options, seeds)
+            if i == 0:
+                save_grid(images[:GRID_PICTURES], self.folder / f"samples-{run.step:07d}.png")
+        network.train(was_training)
+        return figures

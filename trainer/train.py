@@ -1,6 +1,6 @@
 """Trains the denoiser. Read `train` from top to bottom; to resume, run the same command again.
 
-Under torchrun every rank takes its share of the same global batch, so N processes give what one gives.
+Under torchrun each process takes its share of the same global batch, so the result does not depend on their number.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,54 +17,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.checkpoint import publish
+from shared.checkpoint import load, publish
 from shared.device import autocast_dtype, kept_memory
 from shared.diffusion.layouts import Layouts
 from shared.diffusion.schedules import alpha_bar as make_alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
+from shared.registry import resolve
 from shared.storage import Location
-from shared.vocabulary import Vocabulary
 from trainer.averages import Averages
 from trainer.config import TrainConfig
-from trainer.data import Dataset, positions_told
+from trainer.data import Dataset, positions_of
 from trainer.errors import TrainerError
 from trainer.loss import Denoising, DenoisingLoss, Objective
-from trainer.muon import Muon
-from trainer.run_log import RunLog
-
-SAVE_EVERY_S = 300.0
-LOG_EVERY = 50  # steps
-
-
-@dataclass
-class Budget:
-    """How long a run lasts: minutes of training time, steps, or whichever ends first. At least one is set."""
-
-    minutes: float | None = None
-    steps: int | None = None
-
-    def progress(self, elapsed_s: float, step: int) -> float:
-        """Share of the run that is over, 0 to 1 and beyond."""
-        by_time = elapsed_s / (60 * self.minutes) if self.minutes else 0.0
-        return max(by_time, step / self.steps if self.steps else 0.0)
-
-
-@dataclass
-class Run:
-    """What a run is doing now, for whoever watches it: the progress bar, the sampler of grids, the tests."""
-
-    step: int = 0
-    elapsed_s: float = 0.0
-    loss: float = 0.0
-    progress: float = 0.0
-    resumed_at: int = 0  # the step at which this process went on; where it is `step`, nothing was left to do
-    history: list[dict[str, float]] = field(default_factory=list)
+from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, RunLog, load_state, save_state, step_seed
 
 
 def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
     network = NetworkConfig(
         num_labels=len(dataset.vocabulary), image_size=config.image_size,
-        positions=positions_told(config, dataset) is not None, **config.network,
+        positions=positions_of(config, dataset) is not None, **config.network,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     unet = UNet(network)
@@ -74,7 +44,11 @@ def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
 
 
 def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for the matrices inside and AdamW for the first and last layer, embeddings and vectors."""
+    """Return AdamW for all parameters, or Muon for the inner matrices and AdamW for all else.
+
+    All else is the first and last layer, embeddings and vectors. `match_rms_adamw` gives Muon's update the size of
+    AdamW's (Liu et al. 2025, sec. 2.2), so both share one learning rate.
+    """
     if config.optimizer == "adamw":
         return [torch.optim.AdamW(network.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)]
     matrices: list[nn.Parameter] = []
@@ -82,23 +56,17 @@ def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim
     for name, parameter in network.named_parameters():
         inside = parameter.ndim == 2 and not name.startswith(("stem", "head", "conditioning", "time"))
         (matrices if inside else others).append(parameter)
-    # Muon's update has AdamW's size: one learning rate serves both
     return [
-        Muon(matrices, config.lr, config.weight_decay),
+        torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0),
     ]
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Linear warm-up, constant, then linear to zero over the last `cooldown` of the run."""
+    """Return the rate of a step: linear warm-up, constant, then linear to zero over the last `cooldown` of the run."""
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     down = min(1.0, max(0.0, 1 - progress) / config.cooldown) if config.cooldown else 1.0
     return config.lr * warm * down
-
-
-def step_seed(seed: int, step: int) -> int:
-    """All of a step's randomness follows from (seed, step): resuming needs no random state."""
-    return seed * 1_000_003 + step
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -106,7 +74,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
-    """The pictures of a step: epoch after epoch, each in an order of its own."""
+    """Return the indices of a step's pictures. Each epoch shows all `n` pictures once, in its own order."""
     positions = torch.arange(step * batch, (step + 1) * batch)
     epochs = positions // n
     orders = {e: torch.randperm(n, generator=torch.Generator().manual_seed(seed + e)) for e in set(epochs.tolist())}
@@ -114,20 +82,22 @@ def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
 
 
 def _join(device: torch.device) -> tuple[int, int]:
-    """This process's rank and their number, having joined the others where torchrun started several."""
+    """Join the other processes where torchrun started several; return this one's rank and their number."""
     if "RANK" not in os.environ:
         return 0, 1
     if not dist.is_initialized():
-        # long: the others wait while rank 0 takes a grid and a score
+        # a long timeout, since the others wait while rank 0 samples a grid and scores it
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     return dist.get_rank(), dist.get_world_size()
 
 
 def checkpoint_config(config: TrainConfig, network: UNet, aspect: float) -> dict[str, Any]:
-    """What rebuilds the denoiser: `shared.diffusion.model.load_denoiser` reads these five. `aspect`: `Dataset.aspect`."""
-    shape = network.config.model_dump(mode="json")
+    """Return the fields from which `shared.diffusion.model.load_denoiser` rebuilds the denoiser.
+
+    `aspect`: as in `Dataset`.
+    """
     return {
-        "network": shape,
+        "network": network.config.model_dump(mode="json"),
         "schedule": config.schedule,
         "timesteps": config.timesteps,
         "prediction": config.prediction,
@@ -138,50 +108,37 @@ def checkpoint_config(config: TrainConfig, network: UNet, aspect: float) -> dict
 def publish_network(
     network: nn.Module, config: TrainConfig, dataset: Dataset, storage: Location, name: str, training: dict[str, Any]
 ) -> Location:
-    """Writes bf16 weights with the whole configuration into storage, atomically."""
-    unet = network.module if isinstance(network, DistributedDataParallel) else network
-    assert isinstance(unet, UNet)
-    tensors = {key: value.detach().to("cpu", torch.bfloat16) for key, value in unet.state_dict().items()}
-    if (positions := positions_told(config, dataset)) is not None:
+    """Write bf16 weights and the whole configuration to storage, atomically."""
+    assert isinstance(network, UNet)
+    tensors = {key: value.detach().to("cpu", torch.bfloat16) for key, value in network.state_dict().items()}
+    if (positions := positions_of(config, dataset)) is not None:
         tensors["layouts"] = Layouts.of(positions).points.to(torch.bfloat16)
     training = {**training, "config": config.model_dump(mode="json")}
     return publish(
         storage, name, tensors, kind="denoiser", vocabulary=dataset.vocabulary.names,
-        config=checkpoint_config(config, unet, dataset.aspect), training=training,
+        config=checkpoint_config(config, network, dataset.aspect), training=training,
     )  # fmt: skip
 
 
-def save_state(path: Path, recipe: dict[str, Any], vocabulary: Vocabulary, run: Run, parts: dict[str, Any]) -> None:
-    """Writes what a run goes on from, atomically; `parts` are the state dicts of whatever learns or averages."""
-    temporary = path.with_suffix(".tmp")
-    state = {"config": recipe, "vocabulary": list(vocabulary.names), "step": run.step, "elapsed_s": run.elapsed_s}
-    try:
-        torch.save({**state, **parts}, temporary)
-    except RuntimeError as error:  # torch's word for a full disk
-        temporary.unlink(missing_ok=True)
-        raise TrainerError(f"{path} cannot be written; is the disk full? ({error})") from error
-    os.replace(temporary, path)
+def starting_weights(storage: Location, name: str, config: TrainConfig, dataset: Dataset) -> dict[str, Tensor]:
+    """Return the weights of a published denoiser that a run with `config` can start from.
 
-
-def load_state(
-    path: Path, recipe: dict[str, Any], vocabulary: Vocabulary, run: Run, device: torch.device
-) -> dict[str, Any]:
-    """The state in `path`; `run` stands where it stopped.
-
-    A run resumes only with what it was started with: a silent change of the recipe would make its log a lie.
-    Raises TrainerError for that, and for a file that is no state.
+    A denoiser without positions can be the start of a run with positions.
+    Raises TrainerError for an adapter, and for another network, schedule or vocabulary.
     """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        before, names = state["config"], state.get("vocabulary", list(vocabulary.names))
-        run.step, run.elapsed_s, run.resumed_at = state["step"], state["elapsed_s"], state["step"]
-    except Exception as error:  # torch raises a dozen kinds for a broken file
-        raise TrainerError(f"{path} is no state of a run; delete it to start anew ({type(error).__name__})") from error
-    if names != list(vocabulary.names):
-        raise TrainerError(f"{path} was started with another objects.json; choose another --run or delete it")
-    if changed := [key for key in recipe if recipe[key] != before.get(key)]:
-        raise TrainerError(f"{path} was started with another {', '.join(changed)}; choose another --run or delete it")
-    return state
+    info, weights = load(resolve(storage, name, "denoiser"))
+    if base := info.config.get("base"):
+        raise TrainerError(f"{name} is an adapter; start from the checkpoint that it changes, {base['name']}")
+    if info.vocabulary != dataset.vocabulary.names:
+        raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
+    wanted = checkpoint_config(config, make_network(config, dataset), dataset.aspect)
+    found = {"aspect": dataset.aspect, **info.config, "network": dict(info.config["network"])}
+    if wanted["network"]["positions"]:
+        found["network"]["positions"] = True
+    if different := [key for key in wanted if wanted[key] != found.get(key)]:
+        raise TrainerError(f"{name} has another {', '.join(different)} than this run; it cannot be started from")
+    weights.pop("layouts", None)  # the run publishes the layouts of its own data
+    return weights
 
 
 def train(
@@ -200,15 +157,15 @@ def train(
     evaluate_every_s: float = 600.0,
     evaluate_every_share: float = 1.0,
 ) -> tuple[Averages, Run]:
-    """Trains until the budget is spent; state, log and TensorBoard events go to `folder`.
+    """Train until the budget is spent; state, log and TensorBoard events go to `folder`.
 
-    `start`: a state dict to begin with instead of random weights; what it lacks begins as in a new network.
-    `start_from`: what it is called. A run that is resumed goes on from its own state.
-    `network` and `objective`: other ones than `config` and `dataset` describe, for distillation.
+    `start`: a state dict to start from instead of random weights; parameters that it lacks start as in a new network.
+    `start_from`: its name. A resumed run continues from its own state instead.
+    `network` and `objective`: those of a distillation, in place of the ones that `config` and `dataset` describe.
 
-    `evaluate(averaged network, run)` is called by rank 0 at the end, every `evaluate_every_s` seconds and whenever
-    another `evaluate_every_share` of the budget is spent; its figures are logged.
-    Raises TrainerError where `folder` holds a run of another configuration, start or other data, FloatingPointError
+    Rank 0 calls `evaluate(averaged network, run)` at the end, every `evaluate_every_s` seconds, and each time another
+    `evaluate_every_share` of the budget is spent; the figures are logged.
+    Raises TrainerError where `folder` holds a run of another configuration, start or data set, and FloatingPointError
     where the loss diverges.
     """
     rank, world = _join(device)
@@ -248,7 +205,7 @@ def train(
                 log.record(run.step, run.elapsed_s, figures)
 
         last = saved_at = measured_at = time.monotonic()
-        sums = torch.zeros(3)  # of loss, gradient's norm and steps since the last line of the log
+        sums = torch.zeros(3)  # of the loss, the gradient's norm and the steps since the last line of the log
         while (progress := _agreed(budget.progress(run.elapsed_s, run.step), world, device)) < 1:
             generator = step_generator(config.seed, run.step)
             index = batch_indices(len(objective), config.batch, config.seed, run.step)
@@ -282,20 +239,20 @@ def train(
             another_share = spent < 1 and spent // evaluate_every_share > progress // evaluate_every_share
             if another_share or now - measured_at > evaluate_every_s:
                 measure()
-                measured_at = last = time.monotonic()  # measuring is not training time
+                measured_at = last = time.monotonic()  # evaluation is not training time
         save()
         measure()
     if world > 1:
-        dist.barrier()  # nobody leaves while rank 0 still measures
-        # The wrapper goes before the process group: going after it, it would end that under Python's lock, for which
-        # gloo's own threads may wait, and hang.
+        dist.barrier()  # no process leaves while rank 0 still evaluates
+        # Delete the wrapper before the process group: otherwise its destructor ends the group while it holds Python's
+        # lock, for which gloo's own threads may wait, and the process hangs.
         del model
         dist.destroy_process_group()
     return averages, run
 
 
 def _agreed(progress: float, world: int, device: torch.device) -> float:
-    """Rank 0's progress, so that all processes stop at the same step."""
+    """Return rank 0's progress, so that all processes stop at the same step."""
     if world == 1:
         return progress
     value = torch.tensor([progress], dtype=torch.float64, device=device)

@@ -22,8 +22,9 @@ from trainer.data import Dataset, load_dataset
 from trainer.fit_evaluator import BATCH as FIT_BATCH
 from trainer.fit_evaluator import fit_evaluator
 from trainer.loss import Denoising, DenoisingLoss
+from trainer.runs import Budget
 from trainer.scenes.render_folder import random_scenes, write_folder
-from trainer.train import Budget, batch_indices, make_network, step_generator, train
+from trainer.train import batch_indices, make_network, step_generator, train
 
 OURS, REPORT = "ours", "the report's loop, fp32"
 LIBRARY, LIBRARY_BF16 = "diffusers' loop, fp32 (its default)", "diffusers' loop, bf16"

@@ -15,13 +15,12 @@ from shared.options import SamplingOptions
 from shared.registry import promote
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toys
-from tests.trainer.commands.test_commands import Command, command, refused
+from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import write_data_folder
 from trainer.config import TrainConfig
 from trainer.distill import AdaptedNetwork, GuidedTarget, Trajectories, make_pool, publish_adapter, trajectories
 from trainer.fit_evaluator import publish_evaluator
 
-__all__ = ["command"]  # a fixture
 CPU = torch.device("cpu")
 PATH = SamplingOptions(sampler="dpmpp_2m", steps=12, guidance=2.0)
 INPUTS = 5
@@ -142,7 +141,7 @@ def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path)
     assert code == 0, err
     assert read_info(storage / "guided.safetensors").config["sampling"]["steps"] == 8
     other = command(*common, "--name", "x", "--method", "guidance", "--run", tmp_path / "one", "--teacher", "guided")
-    refused(other, "one/setup.json was made with another teacher; choose another folder")
+    refused(other, "one/setup.json has another teacher; choose another folder")
     code, _, err = command(
         *common, "--name", "few", "--method", "trajectories", "--teacher", "guided", "--run", tmp_path / "two",
         "--trajectories", 4, "--teacher-steps", 4, "--sampling-steps", 2,

@@ -15,7 +15,7 @@ from trainer import fit_evaluator as fitting
 from trainer.data import Dataset, load_dataset
 from trainer.errors import TrainerError
 from trainer.fit_evaluator import fit_evaluator
-from trainer.train import Budget, Run
+from trainer.runs import Budget, Run
 
 CPU = torch.device("cpu")
 

@@ -19,11 +19,11 @@ from shared.vocabulary import Vocabulary
 from tests.paths import ROOT
 from tests.trainer_fixtures import NETWORK, TINY, write_data_folder
 from trainer import train as training
-from trainer.commands.train import make_config, starting_weights
-from trainer.config import PRESETS, REPORT_EPOCHS, TrainConfig
+from trainer.config import PRESETS, TrainConfig
 from trainer.data import Dataset, load_dataset
 from trainer.errors import TrainerError
-from trainer.train import Budget, Run, batch_indices, learning_rate, publish_network, train
+from trainer.runs import Budget, Run
+from trainer.train import batch_indices, learning_rate, publish_network, starting_weights, train
 
 CPU = torch.device("cpu")
 
@@ -114,17 +114,8 @@ def test_another_recipe_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match=r"another objects\.json"):
         train(other, TINY, tmp_path, Budget(steps=2), device=CPU)
     (tmp_path / "state.pt").write_bytes(b"broken")
-    with pytest.raises(TrainerError, match=r"state\.pt is no state of a run"):
+    with pytest.raises(TrainerError, match=r"state\.pt is not the state of a run"):
         train(dataset, TINY, tmp_path, Budget(steps=2), device=CPU)
-
-
-def test_a_state_without_vocabulary_resumes(dataset: Dataset, tmp_path: Path) -> None:
-    """States written before the vocabulary was kept in them."""
-    train(dataset, TINY, tmp_path, Budget(steps=1), device=CPU)
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    del state["vocabulary"]
-    torch.save(state, tmp_path / "state.pt")
-    assert train(dataset, TINY, tmp_path, Budget(steps=2), device=CPU)[1].step == 2
 
 
 def test_logs_and_figures(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +192,36 @@ def test_a_run_can_start_from_published_weights(dataset: Dataset, tmp_path: Path
         starting_weights(tmp_path, "first", _config(schedule="linear"), dataset)
 
 
+def test_muon_takes_the_inner_matrices_and_adamw_all_else(dataset: Dataset) -> None:
+    network = training.make_network(TINY, dataset)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    taken = {
+        type(optimizer): [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        for optimizer in training.make_optimizers(network, TINY)
+    }
+    matrices = {name for parameter, name in names.items() if parameter.ndim == 2}
+    inner = {name for name in matrices if name.startswith(("encoder", "decoder", "down", "up"))}
+    assert {name.split(".")[0] for name in matrices - inner} == {"stem", "head", "conditioning", "time"}
+    assert set(taken[torch.optim.Muon]) == inner
+    assert sorted(taken[torch.optim.Muon] + taken[torch.optim.AdamW]) == sorted(names.values())
+    (only,) = training.make_optimizers(network, _config(optimizer="adamw"))
+    assert isinstance(only, torch.optim.AdamW)
+    assert sum(len(group["params"]) for group in only.param_groups) == len(names)
+
+
+def test_an_update_of_muon_has_the_size_of_one_of_adamw(dataset: Dataset) -> None:
+    config = _config(lr=1e-3, weight_decay=0.0)
+    network = training.make_network(config, dataset)
+    muon = training.make_optimizers(network, config)[0]
+    before = {weight: weight.detach().clone() for weight in muon.param_groups[0]["params"]}
+    for weight in before:
+        weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    muon.step()
+    for weight, old in before.items():
+        # AdamW's updates have a root mean square of 0.2 to 0.4 times lr (Liu et al. 2025, sec. 2.2)
+        assert 0.15 < float((weight.detach() - old).square().mean().sqrt()) / config.lr < 0.25
+
+
 def test_epochs_see_every_picture_once() -> None:
     seen = torch.cat([batch_indices(10, 4, seed=3, step=step) for step in range(5)])
     assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
@@ -212,30 +233,6 @@ def test_learning_rate() -> None:
     assert [learning_rate(config, step, 0.1) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
     assert [learning_rate(config, 9, p) for p in (0.5, 0.75, 1.0)] == [1, 0.5, 0]
     assert learning_rate(PRESETS["report"], 0, 0.999) == 3e-4
-
-
-def test_budget() -> None:
-    assert Budget(steps=10).progress(1e9, 5) == 0.5
-    assert Budget(minutes=2).progress(60, 10**9) == 0.5
-    assert Budget(minutes=2, steps=10).progress(60, 9) == 0.9
-
-
-def test_the_reports_hyperparameters() -> None:
-    report = PRESETS["report"]
-    assert (report.timesteps, report.schedule, report.prediction) == (1000, "sigmoid", "eps")
-    assert (report.loss_weight, report.noise_levels, report.label_dropout) == ("none", "uniform", 0.1)
-    assert (report.optimizer, report.lr, report.betas, report.weight_decay) == ("adamw", 3e-4, (0.9, 0.999), 0.01)
-    assert (report.batch, report.warmup_steps, report.cooldown, report.clip_norm) == (48, 0, 0, None)
-    assert (report.ema_decay, report.ema_start, report.publish) == (0.995, 2000, "short")
-    assert (report.image_size, report.fit, report.network["block"], REPORT_EPOCHS) == (32, "pad", 1, 300)
-    NetworkConfig(num_labels=24, image_size=32, **report.network)
-
-
-def test_changes_to_a_preset() -> None:
-    config = make_config("default", ["batch=8", "fit=pad", "clip_norm=null", "network.channels=[8,16,32]"])
-    assert (config.batch, config.fit, config.clip_norm) == (8, "pad", None)
-    assert config.network == {"channels": [8, 16, 32]}
-    assert make_config("report", []) == PRESETS["report"]
 
 
 # In float32; and a process group ends when nothing that would end it again, under Python's lock, is left.

@@ -1,86 +1,90 @@
-"""The commands that study what was trained: compare, calibrate, memorisation, card. `__main__.py` registers them."""
+"""The commands that measure: `compare`, `calibrate`, `memorisation` and `limit`."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainer.commands.terminal import DeviceName, KeepPadding, Seed, Storage, bar, check_file, read_dataset, show
-from trainer.config import Fit
+from trainer.commands.terminal import (
+    Changes,
+    DeviceName,
+    Evaluator,
+    Grid,
+    Json,
+    KeepPadding,
+    Model,
+    Seed,
+    Storage,
+    bar,
+    check_budget,
+    check_file,
+    read_dataset,
+    show,
+    show_scores,
+    write_json,
+)
 from trainer.errors import TrainerError
+
+if TYPE_CHECKING:  # imports torch
+    from trainer.config import Fit
 
 
 def compare(
     data: Annotated[Path, typer.Argument(exists=True, help="A data set folder.")],
-    out: Annotated[Path, typer.Option(help="Folder of the report, its plots, grids and figures.")],
+    out: Annotated[Path, typer.Option(help="Folder for the report, its plots, grids and figures.")],
     evaluator: Annotated[str, typer.Option(help="Name of the evaluator that scores all variants.")],
     minutes: Annotated[
         float | None, typer.Option("--minutes-per-variant", min=0.01, help="Training time of each variant.")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps-per-variant", min=1, help="Steps of each variant.")] = None,
-    only: Annotated[str | None, typer.Option(help="Train just these variants: a,b.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different seeds that are scored.")] = 3,
+    only: Annotated[str | None, typer.Option(help="Train only these variants: a,b.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Scored runs with different seeds.")] = 3,
     tests: Annotated[
         list[Path] | None, typer.Option(exists=True, help="Test files; the data set's own by default.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one field of all variants: --set batch=64. Repeatable.")
-    ] = None,
+    set_: Changes = None,
     run: Annotated[Path, typer.Option(help="Folder for the variants' states and logs.")] = Path("runs/compare"),
     storage: Storage = Path("models"),
     device: DeviceName = "auto",
 ) -> None:
     """Train variants of the recipe under one equal budget and write a report. To resume, run the command again."""
     from shared.device import pick_device
-    from shared.evaluator import load_evaluator
     from shared.registry import resolve
     from shared.vocabulary import Vocabulary
-    from trainer.commands.train import changed, make_budget, tests_of
-    from trainer.score import check_vocabularies
+    from trainer.config import with_changes
+    from trainer.score import load_judge, tests_of
     from trainer.studies import compare as comparison
     from trainer.studies.compare_report import write_report
 
-    if not minutes and not steps:
-        raise TrainerError("say how long: --minutes-per-variant or --steps-per-variant")
-    make_budget("", minutes, steps)
+    check_budget(minutes, steps, "--minutes-per-variant or --steps-per-variant")
     names = comparison.chosen(only, positions=(data / "positions.json").exists())
-    base = changed(comparison.BASE, set_ or [])
-    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), pick_device(device))
-    vocabulary = Vocabulary.from_objects_file(data / "objects.json")
-    check_vocabularies(vocabulary, judge.vocabulary)
+    base = with_changes(comparison.BASE, set_ or [])
+    vocabulary, where = Vocabulary.from_objects_file(data / "objects.json"), pick_device(device)
+    judge = load_judge(resolve(storage, evaluator, "evaluator"), vocabulary, where)
     digest = judge.info.digest if judge.info else ""
     if not (lists := tests_of(data, tests, vocabulary)):
         raise TrainerError(f"{data} has neither test.json nor new_test.json: name test files with --tests")
     setup = comparison.Setup(data.name, digest, lists, minutes, steps, repeats, set_ or [])
     with bar() as progress:
-        done = comparison.run_comparison(
-            names,
-            base,
-            lambda config: read_dataset(data, progress, size=config.image_size, fit=config.fit),
-            run,
-            out,
-            setup,
-            judge,
-            pick_device(device),
-            progress,
-        )
-    show("compared", [("trained now", ", ".join(done) or "nothing"), ("report", str(write_report(out)))])
+        load = lambda config: read_dataset(data, progress, size=config.image_size, fit=config.fit)  # noqa: E731
+        trained = comparison.run_comparison(names, base, load, run, out, setup, judge, where, progress)
+    show("compared", [("trained now", ", ".join(trained) or "nothing"), ("report", str(write_report(out)))])
 
 
 def calibrate(
-    folder: Annotated[Path, typer.Argument(exists=True, help="Sets of pictures and sets.json with published scores.")],
-    conditions: Annotated[Path, typer.Option(exists=True, help="The folder of the conditions files.")],
+    folder: Annotated[Path, typer.Argument(exists=True, help="Sets of pictures, and sets.json with published scores.")],
+    conditions: Annotated[Path, typer.Option(exists=True, help="Folder of the conditions files.")],
     storage: Storage = Path("models"),
-    evaluator: Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")] = None,
+    evaluator: Evaluator = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot here.")] = None,
     device: DeviceName = "auto",
 ) -> None:
-    """Compare an evaluator's scores of published pictures with the scores published for them."""
+    """Compare an evaluator's scores with the scores published for the same pictures."""
     from shared.device import pick_device
     from shared.evaluator import load_evaluator
     from shared.registry import resolve
@@ -105,67 +109,72 @@ def calibrate(
 
 def memorisation(
     data: Annotated[Path, typer.Argument(exists=True, help="The data set folder that the denoiser was trained on.")],
-    held_out: Annotated[Path, typer.Option(exists=True, help="A folder of pictures that it has not seen.")],
+    held_out: Annotated[Path, typer.Option(exists=True, help="A folder of pictures that it was not trained on.")],
     storage: Storage = Path("models"),
-    model: Annotated[str | None, typer.Option(help="Denoiser's name; the promoted one by default.")] = None,
-    evaluator: Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")] = None,
+    model: Model = None,
+    evaluator: Evaluator = None,
     preset: Annotated[str, typer.Option(help="Sampling preset: default or report.")] = "default",
-    pictures: Annotated[int, typer.Option(min=2, help="Generated, and compared with as many unseen ones.")] = 500,
+    pictures: Annotated[int, typer.Option(min=2, help="Sampled pictures, compared with as many unseen ones.")] = 500,
     label_sets: Annotated[
         int, typer.Option(min=0, help="Label sets whose diversity is measured, 8 pictures each.")
     ] = 32,
     seed: Seed = 0,
     grid: Annotated[
-        Path | None, typer.Option(help="Write the 8 nearest as PNG: generated, nearest by pixels, by features.")
+        Path | None,
+        typer.Option(help="Write the 8 pictures nearest to the training set as PNG, with their nearest neighbours."),
     ] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+    json_out: Json = None,
     device: DeviceName = "auto",
 ) -> None:
-    """Does it only remember? Nearest training pictures, diversity, and the Frechet distance to unseen pictures."""
-    from trainer.studies import memorisation as memory
+    """Measure memorisation: nearest training pictures, diversity, and the Frechet distance to unseen pictures."""
+    from shared.device import pick_device
+    from shared.diffusion.model import load_denoiser
+    from shared.evaluator import load_evaluator
+    from shared.registry import resolve
+    from trainer.score import make_options, save_grid
+    from trainer.studies import memorisation as study
 
     check_file(grid, ".png")
     check_file(json_out, ".json")
+    where = pick_device(device)
+    denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
+    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), where)
+    fit: Fit = denoiser.info.training.get("config", {}).get("fit", "squeeze")
     with bar() as progress:
-        report, images = memory.run_examination(
-            lambda folder, size, fit: read_dataset(folder, progress, size=size, fit=fit),
-            (data, held_out),
-            (storage, model, evaluator),
-            preset,
-            device,
-            progress,
-            pictures=pictures,
-            label_sets=label_sets,
-            seed=seed,
+        training, unseen = (
+            read_dataset(folder, progress, size=denoiser.image_shape[-1], fit=fit) for folder in (data, held_out)
         )
+        task = progress.add_task("sampling (pictures x steps)", total=None)
+        report, images = study.examine(
+            denoiser, judge, training, unseen, make_options(preset, {}, denoiser.options),
+            pictures=pictures, label_sets=label_sets, seed=seed, advance=lambda n: progress.advance(task, n),
+        )  # fmt: skip
     table = Table("", "generated", "to compare with", title=f"{report.pictures} pictures")
-    for row in memory.rows_of(report):
+    for row in study.rows_of(report):
         table.add_row(*row)
     Console().print(table)
     if grid:
-        memory.write_grid(images, grid)
-    if json_out:
-        json_out.write_text(json.dumps(report.as_dict(), indent=1) + "\n")
+        save_grid(images, grid, columns=3)
+    write_json(json_out, asdict(report))
 
 
 def limit(
     file: Annotated[Path, typer.Argument(help="A test file of i-CLEVR labels.")],
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different placements.")] = 10,
     storage: Storage = Path("models"),
-    evaluator: Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")] = None,
+    evaluator: Evaluator = None,
     seed: Seed = 0,
     size: Annotated[int, typer.Option(min=8, max=240, help="Pixels a side of the pictures.")] = 64,
-    fit: Annotated[str, typer.Option(help="Made square how: squeeze or pad.")] = "squeeze",
+    fit: Annotated[str, typer.Option(help="How pictures are made square: squeeze or pad.")] = "squeeze",
     keep_padding: KeepPadding = False,
     placed_as: Annotated[
         str | None, typer.Option(help="Name of a denoiser: objects keep as far apart as in its arrangements.")
     ] = None,
-    grid: Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+    grid: Grid = None,
+    json_out: Json = None,
     device: DeviceName = "auto",
 ) -> None:
-    """Score fresh renders of a test file's lists: the limit of the data, for the evaluator's word on it."""
-    from trainer.commands import score as score_command
+    """Score fresh renders of a test file's label lists: the practical ceiling of a denoiser's score."""
     from trainer.studies.limit import render_runs
 
     if fit not in ("squeeze", "pad"):
@@ -175,30 +184,6 @@ def limit(
     with bar() as progress:
         runs, figures = render_runs(
             file, repeats, storage, evaluator, seed, device, progress,
-            size=size, fit=cast(Fit, fit), keep_padding=keep_padding, placed_as=placed_as,
+            size=size, fit=cast("Fit", fit), keep_padding=keep_padding, placed_as=placed_as,
         )  # fmt: skip
-    score_command.print_runs(file, runs, figures, console=Console())
-    if grid:
-        score_command.write_grid(runs, grid, 8)
-    if json_out:
-        json_out.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-def card(
-    name: Annotated[str, typer.Argument(help="A checkpoint in storage.")],
-    log: Annotated[Path, typer.Option(exists=True, help="Its run's log.jsonl.")],
-    machine: Annotated[str, typer.Option(help="What it was trained on, in words.")],
-    storage: Storage = Path("models"),
-    scores: Annotated[
-        list[Path] | None, typer.Option(exists=True, help="What `score --json` wrote. Repeatable.")
-    ] = None,
-    commands: Annotated[list[str] | None, typer.Option("--command", help="How it was made. Repeatable.")] = None,
-    notes: Annotated[list[str] | None, typer.Option("--note", help="A paragraph of Markdown. Repeatable.")] = None,
-) -> None:
-    """Write a checkpoint's card and loss curve beside it."""
-    from trainer.studies.card import write_card
-
-    path = write_card(
-        storage, name, log=log, scores=scores or [], machine=machine, commands=commands or [], notes=notes or []
-    )
-    show("card", [("file", str(path))])
+    show_scores(file, runs, figures, json_out=json_out, grid=grid)

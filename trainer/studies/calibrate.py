@@ -1,7 +1,7 @@
-"""How far an evaluator's scores can be trusted: sets of pictures with a published score, scored again and compared.
+"""Compares an evaluator's scores with the scores that were published for the same sets of pictures. Fits nothing.
 
-A folder holds sets.json, a list of {"folder", "conditions", "official_accuracy"}, and in each set's folder pictures
-numbered in the order of the conditions file. The published figures are only compared with; nothing is fitted to them.
+A folder holds sets.json, a list of {"folder", "conditions", "official_accuracy"}. Each set's folder holds pictures that
+are numbered in the order of the conditions file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import correlation, fmean
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -25,12 +24,10 @@ from shared.vocabulary import read_test_file
 from trainer.errors import TrainerError
 from trainer.score import targets_of
 
-mpl.use("Agg")
-
 
 @dataclass(frozen=True)
 class Compared:
-    """One set: what was published, and what this evaluator says."""
+    """One set's published accuracy, and the evaluator's."""
 
     folder: str
     published: float
@@ -46,7 +43,10 @@ class Agreement:
 
 
 def read_pictures(folder: Path, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The folder's PNGs, named by number, in that order: (count, H, W, 3). TrainerError where they do not fit."""
+    """Read the folder's numbered PNGs in order: (count, H, W, 3).
+
+    Raises TrainerError for another number of PNGs, a broken one, or different sizes.
+    """
     paths = sorted((path for path in folder.glob("*.png") if path.stem.isdecimal()), key=lambda path: int(path.stem))
     if len(paths) != count:
         raise TrainerError(f"{folder} holds {len(paths)} numbered PNGs, its conditions file names {count}")
@@ -65,7 +65,10 @@ def read_pictures(folder: Path, count: int) -> np.ndarray[tuple[int, ...], np.dt
 def calibrate(
     folder: Path, conditions: Path, evaluator: Evaluator, advance: Callable[[], None] = lambda: None
 ) -> Agreement:
-    """Scores every set of `folder`; conditions files lie in `conditions`. TrainerError for a bad or missing file."""
+    """Score every set of `folder`, whose conditions files are in the folder `conditions`.
+
+    Raises TrainerError for a bad or missing file, and where equal scores leave no correlation.
+    """
     try:
         entries: list[dict[str, Any]] = json.loads((folder / "sets.json").read_text())
         wanted = [(str(e["folder"]), str(e["conditions"]), float(e["official_accuracy"])) for e in entries]
@@ -84,13 +87,13 @@ def calibrate(
     ours, theirs = [one.accuracy for one in compared], [one.published for one in compared]
     for scores, whose in ((ours, "this evaluator gives"), (theirs, "published are")):
         if len(set(scores)) == 1:
-            raise TrainerError(f"{whose} {scores[0]:g} for every set; of equal scores there is no correlation")
+            raise TrainerError(f"{whose} {scores[0]:g} for every set; equal scores have no correlation")
     errors = [a - b for a, b in zip(ours, theirs, strict=True)]
     return Agreement(compared, correlation(ours, theirs), fmean(map(abs, errors)), fmean(errors))
 
 
 def plot(agreement: Agreement, path: Path) -> None:
-    """Ours over published, one dot a set."""
+    """Plot the evaluator's accuracy over the published one, one dot a set."""
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="tab:gray", linewidth=1)

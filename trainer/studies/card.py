@@ -1,43 +1,24 @@
-"""Writes a checkpoint's card beside it: how it was made, its loss curve, its scores. Measures nothing."""
+"""Writes a checkpoint's card beside it: its training, its loss curve, its scores. Measures nothing."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from shared.checkpoint import read_info
 from trainer.errors import TrainerError
-
-mpl.use("Agg")
+from trainer.runs import read_log
+from trainer.studies.markdown import page, table
 
 SCORES_NOTE = """Mean and standard deviation over the runs, seeds 0 upwards, nothing picked. Each line is what
 `python -m trainer score FILE --repeats N` prints."""
 
 
-def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a run's log.jsonl. TrainerError for a file that is none.
-
-    A run that was interrupted logs the steps since its last state once more: what it logged later counts.
-    """
-    kept: dict[tuple[float | str, ...], dict[str, float]] = {}  # by step and names of figures, the last line first
-    step = math.inf
-    try:
-        for line in reversed([json.loads(text) for text in path.read_text().splitlines()]):
-            if line["step"] <= step:
-                step = line["step"]
-                kept.setdefault((step, *line), line)
-    except (ValueError, KeyError, TypeError) as error:
-        raise TrainerError(f"{path}: not a run's log ({error})") from error
-    return list(reversed(kept.values()))
-
-
 def plot_log(lines: list[dict[str, float]], path: Path) -> None:
-    """Loss over steps on a logarithmic scale, with whatever scores the log holds on a second axis."""
+    """Plot the loss over steps on a logarithmic scale, and the log's scores on a second axis."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
@@ -53,11 +34,6 @@ def plot_log(lines: list[dict[str, float]], path: Path) -> None:
         scores.legend(loc="center right", fontsize="small")
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
-    return "\n".join(lines)
 
 
 def _score_rows(scores: list[Path], digest: str) -> list[list[str]]:
@@ -100,10 +76,10 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[list[str]]:
 def write_card(
     storage: Path, name: str, *, log: Path, scores: list[Path], machine: str, commands: list[str], notes: list[str]
 ) -> Path:
-    """storage/NAME.md, NAME-log.png and a copy of the log.
+    """Write storage/NAME.md, NAME-log.png and a copy of the log; return the card's path.
 
-    `scores` are files that `trainer score --json` wrote; TrainerError for one of another checkpoint. `notes` are
-    paragraphs of Markdown.
+    `scores`: files that `trainer score --json` wrote. `notes`: paragraphs of Markdown. Raises TrainerError for scores
+    of another checkpoint.
     """
     info = read_info(storage / f"{name}.safetensors")
     lines = read_log(log)
@@ -114,12 +90,12 @@ def write_card(
         parts.append("Made by, in this order:\n\n" + "\n".join(f"    {command}" for command in commands))
     if scores:
         head = ["file", "sampling", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture"]
-        parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + _table(head, _score_rows(scores, info.digest)))
+        parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + table(head, _score_rows(scores, info.digest)))
     parts += notes
     curve = f"![loss and scores over training]({name}-log.png)"
-    parts.append(f"## Training\n\n{curve}\n\n" + _table(["what", "value"], _flat(info.training)))
-    parts.append("## Configuration\n\n" + _table(["what", "value"], _flat(info.config)))
+    parts.append(f"## Training\n\n{curve}\n\n" + table(["what", "value"], _flat(info.training)))
+    parts.append("## Configuration\n\n" + table(["what", "value"], _flat(info.config)))
     parts.append(f"{len(info.vocabulary)} labels: {', '.join(info.vocabulary)}.")
     path = storage / f"{name}.md"
-    path.write_text("\n\n".join(parts) + "\n")
+    path.write_text(page(parts))
     return path

@@ -1,6 +1,7 @@
-"""The comparison the report made: variants of one recipe, each trained under the same budget and scored alike.
+"""Compares variants of one recipe, as the report did: each is trained under the same budget and scored the same way.
 
-A variant is a line of data, what it changes in BASE. Writes figures and sample grids; knows nothing of the report.
+A variant is an entry of VARIANTS: what it changes in BASE. Writes figures and sample grids; `compare_report.py` writes
+the report from them.
 """
 
 from __future__ import annotations
@@ -13,25 +14,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from PIL import Image
 from rich.progress import Progress
 
 from shared.evaluator import Evaluator
 from shared.options import SAMPLING_PRESETS, SamplingOptions
-from shared.pictures import grid
 from trainer.averages import Averages
-from trainer.commands.train import Watcher, check_config
-from trainer.config import REPORT, TrainConfig
+from trainer.config import REPORT, TrainConfig, check_config
 from trainer.data import Dataset
 from trainer.errors import TrainerError
-from trainer.run_log import keep_setup
-from trainer.score import score_run, summary
-from trainer.studies.card import read_log
-from trainer.train import Budget, Run, train
+from trainer.runs import Budget, keep_setup, read_log, show_progress
+from trainer.score import Watcher, save_grid, score_run, summary
+from trainer.train import train
 
-# The shipped network and optimizer with the report's objective: weighted losses and log-normal levels take most of
-# the schedule's influence away, so schedules are compared without them; nor is the network told positions, which the
-# report's pictures do not come with. The average starts early, as runs are short.
+# The shipped network and optimizer with the report's objective. Loss weights and log-normal levels hide most of the
+# schedule's influence, so the base has neither. It has no positions, since the report's pictures have none. The short
+# average starts early, because the runs are short.
 BASE: Final = TrainConfig(
     schedule="sigmoid", prediction="eps", loss_weight="none", noise_levels="uniform", positions=False, batch=32,
     warmup_steps=100, ema_start=200,
@@ -51,7 +48,7 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "pad-32": {"image_size": 32, "fit": "pad", "network": {"block": 1}},
     "report": REPORT.model_dump(exclude_unset=True),
 }
-# Title -> the variants that a table and a plot set side by side; the first is what the others differ from.
+# Title -> the variants in one table and one plot. The first is the one that the others change.
 COMPARISONS: Final[dict[str, tuple[str, ...]]] = {
     "Noise schedules, eps": ("sigmoid", "linear", "quadratic", "cosine"),
     "Labels: embedding in every block, or input channels": ("sigmoid", "channels"),
@@ -60,14 +57,14 @@ COMPARISONS: Final[dict[str, tuple[str, ...]]] = {
     "64x64 squeezed, or 32x32 padded": ("sigmoid", "pad-32", "report"),
 }
 DEFAULT: Final = SAMPLING_PRESETS["default"]
-# The same run sampled in other ways: no second training. `ancestral` is the report's sampling, in fewer steps.
+# Other ways to sample the same run, without training again. `ancestral` is the report's sampling, in fewer steps.
 SAMPLINGS: Final[dict[str, SamplingOptions]] = {
     "default": DEFAULT,
     **{f"w = {w}": DEFAULT.model_copy(update={"guidance": float(w)}) for w in range(1, 7)},
     "w = 3 in [0.2, 0.8]": DEFAULT.model_copy(update={"guidance": 3.0, "guidance_interval": (0.2, 0.8)}),
     "ancestral": SAMPLING_PRESETS["report"].model_copy(update={"steps": 100}),
 }
-SWEPT: Final = ("sigmoid", "shipped")  # sampled in every way, and scored with every average
+SWEPT: Final = ("sigmoid", "shipped")  # variants that are sampled in every way and scored with every average
 ANCESTRAL: Final = ("linear", "quadratic", "cosine", "pad-32", "report")
 WEIGHTS: Final = ("long", "short", "raw")
 CURVE_POINTS = 8  # scores over a run
@@ -76,8 +73,10 @@ GRID_PICTURES = 16
 
 @dataclass(frozen=True)
 class Setup:
-    """What all variants of a comparison share; kept in setup.json beside the report and beside the runs' states, so
-    that no variant is made, or resumed, with another."""
+    """What all variants of a comparison share.
+
+    setup.json keeps it beside the report and beside the runs' states, so that no variant is trained with another.
+    """
 
     data: str
     evaluator: str  # its digest
@@ -85,24 +84,24 @@ class Setup:
     minutes: float | None
     steps: int | None
     repeats: int
-    changes: list[str] = field(default_factory=list)  # of BASE, as --set gives them
+    changes: list[str] = field(default_factory=list)  # of BASE, in the form of --set
 
     def keep(self, folder: Path) -> None:
-        """Writes `folder`/setup.json. TrainerError where `folder` holds a comparison of another setup."""
+        """Write `folder`/setup.json. Raises TrainerError where `folder` holds a comparison with another setup."""
         keep_setup(folder, asdict(self))
 
 
 def chosen(only: str | None, *, positions: bool = True) -> list[str]:
-    """Names of variants from `a,b`; for None all that the data set, with positions or without, allows.
+    """Return the variants named in `a,b`, or for None all that the data set, with positions or without, allows.
 
-    TrainerError for an unknown one, and for one that tells positions where there are none.
+    Raises TrainerError for an unknown variant, and for one that needs positions where the data set has none.
     """
     allowed = [name for name, changes in VARIANTS.items() if positions or not changes.get("positions")]
     names = [name.strip() for name in only.split(",")] if only else allowed
     if unknown := [name for name in names if name not in VARIANTS]:
         raise TrainerError(f'no variant "{unknown[0]}"; there are {", ".join(VARIANTS)}')
-    if untold := [name for name in names if name not in allowed]:
-        raise TrainerError(f'variant "{untold[0]}" tells positions, and the data set has no positions.json')
+    if impossible := [name for name in names if name not in allowed]:
+        raise TrainerError(f'variant "{impossible[0]}" needs positions, and the data set has no positions.json')
     return names
 
 
@@ -113,7 +112,7 @@ def config_of(name: str, base: TrainConfig = BASE) -> TrainConfig:
 
 
 def ways_to_score(name: str, publish: str) -> list[tuple[str, str]]:
-    """(weights, sampling) pairs that a variant is scored with once it is trained, ("`publish`", "default") first."""
+    """Return the (weights, sampling) pairs that a trained variant is scored with, (`publish`, "default") first."""
     if name in SWEPT:
         others = [(weights, "default") for weights in WEIGHTS if weights != publish]
         return [(publish, sampling) for sampling in SAMPLINGS] + others
@@ -124,7 +123,7 @@ def _score(
     name: str, publish: str, averages: Averages, watcher: Watcher, setup: Setup, out: Path,
     advance: Callable[[], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A line per way to score and test file, seeds 0 upwards. Writes the sample grid of the first way's first file."""
+    """Return a line for each way to score and test file, with seeds from 0. Write the grid of the first of them."""
     assert watcher.judge is not None
     lines: list[dict[str, Any]] = []
     for weights, sampling in ways_to_score(name, publish):
@@ -135,7 +134,7 @@ def _score(
                 runs.append(score_run(stepper, watcher.judge, lists, SAMPLINGS[sampling], seed))
                 advance()
             if not lines:
-                Image.fromarray(grid(runs[0].images[:GRID_PICTURES])).save(out / f"{name}.png")
+                save_grid(runs[0].images[:GRID_PICTURES], out / f"{name}.png")
             pictures, elapsed = setup.repeats * len(lists), time.monotonic() - start
             cost = {"rows_per_picture": (stepper.network_rows - rows_before) / pictures}
             cost["pictures_per_s"] = round(pictures / elapsed, 2)
@@ -148,17 +147,15 @@ def run_variant(
     name: str, config: TrainConfig, dataset: Dataset, folder: Path, out: Path, setup: Setup, evaluator: Evaluator,
     device: torch.device, progress: Progress,
 ) -> None:  # fmt: skip
-    """Trains (or resumes, in `folder`) and scores; leaves `out`/NAME.json, NAME.jsonl (over training) and NAME.png."""
-    task = progress.add_task(f"{name} (per mille)", total=1000)
+    """Train a variant, or resume it in `folder`, and score it.
 
-    def on_step(run: Run) -> None:
-        progress.update(task, completed=min(1000, int(1000 * run.progress)), status=f"step {run.step}")
-
-    folder.mkdir(parents=True, exist_ok=True)
+    Writes `out`/NAME.json, its log NAME.jsonl and its sample grid NAME.png.
+    """
     watcher = Watcher(config, dataset, folder, setup.tests, evaluator, device)
     averages, run = train(
-        dataset, config, folder, Budget(setup.minutes, setup.steps), device=device, on_step=on_step,
-        evaluate=watcher, evaluate_every_s=float("inf"), evaluate_every_share=1 / CURVE_POINTS,
+        dataset, config, folder, Budget(setup.minutes, setup.steps), device=device,
+        on_step=show_progress(progress, name), evaluate=watcher, evaluate_every_s=float("inf"),
+        evaluate_every_share=1 / CURVE_POINTS,
     )  # fmt: skip
     curve = read_log(folder / "log.jsonl")
     (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
@@ -167,13 +164,13 @@ def run_variant(
     scores = _score(name, config.publish, averages, watcher, setup, out, lambda: progress.advance(scoring))
     result = {"variant": name, "changes": VARIANTS[name], "steps": run.step, "minutes": round(run.elapsed_s / 60, 2)}
     result["parameters"] = sum(p.numel() for p in averages.model.parameters())
-    result["aspect"] = dataset.aspect  # of the pictures where they were padded, else 1
+    result["aspect"] = dataset.aspect
     result |= {"device": str(device), "config": config.model_dump(mode="json"), "scores": scores}
     _write(out / f"{name}.json", result)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Atomically: the file's being there says that the variant is done."""
+    """Write atomically, since a variant whose file exists counts as finished."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     temporary.replace(path)
@@ -183,11 +180,11 @@ def run_comparison(
     names: Sequence[str], base: TrainConfig, load: Callable[[TrainConfig], Dataset], run: Path, out: Path,
     setup: Setup, evaluator: Evaluator, device: torch.device, progress: Progress,
 ) -> list[str]:  # fmt: skip
-    """Makes the variants that `out` has not got yet, one after another; gives their names.
+    """Train and score the variants that `out` lacks, one after another; return their names.
 
-    `load(config)` reads the pictures as a variant wants them. Runs' states lie in `run`, one folder a variant.
+    `load(config)` reads the pictures in a variant's size. The states of the runs go to `run`, one folder a variant.
     """
-    configs = {name: config_of(name, base) for name in names}  # all checked before the first is trained
+    configs = {name: config_of(name, base) for name in names}  # check all before the first is trained
     for folder in (run, out):
         setup.keep(folder)
     missing = [name for name in names if not (out / f"{name}.json").exists()]

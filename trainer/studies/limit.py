@@ -1,8 +1,8 @@
-"""The limit of the data: what fresh renders of a test file's label lists score.
+"""The practical ceiling of a score: what fresh renders of a test file's label lists score.
 
-No denoiser that puts objects where they do can be expected to score above it; an evaluator that errs lowers it. Where
-objects stand near one another, one hides the other: a denoiser may keep them apart (`shared/diffusion/layouts.py`), and then its
-limit is that of renders that do so too.
+A denoiser that places objects as the renders do cannot be expected to score higher. An evaluator's errors lower the
+ceiling, and so do objects that hide each other. A denoiser may keep its objects apart (`shared/diffusion/layouts.py`);
+its ceiling is that of renders whose objects keep as far apart.
 """
 
 from __future__ import annotations
@@ -31,21 +31,24 @@ from trainer.scenes.render_folder import scene_objects
 from trainer.scenes.scene import SceneObject, picture_position
 from trainer.score import ScoredRun, summary, targets_of
 
-MOST_TRIES = 2000  # scenes; half of those that come by chance keep i-CLEVR's objects apart
+MOST_TRIES = 2000  # random scenes; half of them keep objects as far apart as i-CLEVR does
 
 
 def distances_of(storage: Path, name: str) -> list[float]:
-    """The least distance between two objects in a denoiser's arrangements, of 1, 2, ... objects."""
+    """Return the smallest distance of two objects in a denoiser's arrangements of 1, 2, ... objects.
+
+    Raises TrainerError where the denoiser has no arrangements.
+    """
     layouts = load_denoiser(resolve(storage, name, "denoiser")).layouts
     if layouts is None:
-        raise TrainerError(f"{name} draws no arrangements; its objects stand as they come")
+        raise TrainerError(f"{name} draws no arrangements, so --placed-as cannot follow them")
     return [min(map(nearest_pair, points[:, :n])) for n, points in enumerate(layouts.points, 1)]
 
 
 def scene_apart(labels: list[str], rng: np.random.Generator, apart: Sequence[float]) -> list[SceneObject]:
-    """A scene whose nearest two objects of n are at least apart[n - 1] from each other in the picture; any beyond.
+    """Return a random scene whose n objects keep at least apart[n - 1] of the picture apart.
 
-    TrainerError where none is found, as for arrangements of other pictures.
+    Where `apart` has no entry for n, any scene will do. Raises TrainerError where no such scene is found.
     """
     least = apart[len(labels) - 1] if len(labels) <= len(apart) else 0.0
     for _ in range(MOST_TRIES):
@@ -59,12 +62,11 @@ def render_runs(
     file: Path, repeats: int, storage: Path, evaluator: str | None, seed: int, device: str, progress: Progress,
     *, size: int = IMAGE_SIZE, fit: Fit = "squeeze", keep_padding: bool = False, placed_as: str | None = None,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
-    """Runs as `trainer score` has them, of renders instead of samples: object placements differ from run to run.
+    """Score renders as `trainer.score.score_file` scores samples. Each run places the objects anew.
 
-    Pictures have `size` x `size` pixels, squeezed or padded; of padded ones the evaluator is shown what lies between
-    the borders, or with `keep_padding` all. `placed_as`: a denoiser; objects keep as far apart as in its arrangements.
-    TrainerError where that one has none, or the evaluator's labels are not i-CLEVR's, the only ones that can be
-    rendered.
+    Pictures have `size` x `size` pixels, squeezed or padded. Padding is cropped before the evaluator judges, unless
+    `keep_padding` is set. `placed_as`: the name of a denoiser; objects keep as far apart as in its arrangements.
+    Raises TrainerError where that denoiser has none, and where the evaluator's labels are not i-CLEVR's.
     """
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), pick_device(device))
     if judge.vocabulary != ICLEVR:

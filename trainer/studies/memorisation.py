@@ -1,28 +1,22 @@
-"""Does a denoiser only remember? Its pictures beside pictures it has never seen: how near the training set each lies,
-how much pictures of one label set differ, and the Frechet distance. Says nothing of right and wrong labels."""
+"""Measures whether a denoiser memorises its training pictures, by comparing its pictures with unseen ones.
+
+Three measures: the distance to the nearest training picture, the diversity within a label set, and the Frechet
+distance. None of them says whether the labels are right.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from PIL import Image
-from rich.progress import Progress
 from torch import Tensor
 
-from shared.device import pick_device
 from shared.diffusion.denoise import Stepper, sample
-from shared.diffusion.model import load_denoiser
-from shared.evaluator import Evaluator, load_evaluator
+from shared.diffusion.model import Denoiser
+from shared.evaluator import Evaluator
 from shared.options import SamplingOptions, picture_seed
-from shared.pictures import grid
-from shared.registry import resolve
-from trainer.commands.score import make_options
-from trainer.config import Fit
 from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
 
@@ -40,36 +34,33 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Closeness:
-    """Distances to the nearest training picture, of generated pictures and of as many unseen ones."""
+    """Distances to the nearest training picture, for generated pictures and for as many unseen ones."""
 
     generated: dict[str, float]  # min, p05, median
     unseen: dict[str, float]
-    nearer_than_unseen: float  # share of generated ones nearer than 99 in 100 unseen ones are; 0.01 is no memory
+    nearer_than_unseen: float  # share of generated ones nearer than 99 % of unseen ones; 0.01 is no memorisation
 
 
 @dataclass(frozen=True)
 class Report:
-    """All figures. Pixel distance: root mean square over values in [-1, 1]. Feature distance: Euclidean, 512 wide."""
+    """All figures. Pixel distance: root mean square of values in [-1, 1]. Feature distance: Euclidean, 512 features."""
 
     pictures: int
     pixel: Closeness
     feature: Closeness
-    label_sets: int  # of the diversity below
+    label_sets: int  # over which `diversity` is the mean
     diversity: dict[str, dict[str, float]]  # generated, training -> pixel, feature: mean distance within a label set
     frechet: dict[str, float]  # generated, unseen -> Frechet distance to other unseen pictures
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def flat_pixels(images: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C * H * W), scaled so that a Euclidean distance is a root mean square difference."""
+    """Flatten (N, C, H, W), scaled so that a Euclidean distance is a root mean square difference."""
     flat = images.flatten(1)
     return flat / math.sqrt(flat.shape[1])
 
 
 def nearest(queries: Tensor, chunks: Callable[[int], Tensor], count: int) -> Nearest:
-    """Of (N, D) `queries` among `count` rows, which `chunks(start)` gives from `start` on, CHUNK at most."""
+    """Find the nearest of `count` rows for each of (N, D) `queries`. `chunks(start)` gives up to CHUNK rows."""
     best = torch.full((len(queries),), torch.inf)
     index = torch.zeros(len(queries), dtype=torch.int64)
     for start in range(0, count, CHUNK):
@@ -90,11 +81,11 @@ def closeness(generated: Nearest, unseen: Nearest) -> Closeness:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Between Gaussians fitted to features (N, D) and (M, D), squared as is the custom (Heusel et al. 2017, eq. 6).
+    """Return the squared Frechet distance of Gaussians fitted to (N, D) and (M, D) (Heusel et al. 2017, eq. 6).
 
     With X and Y the centred features over root N - 1 and M - 1, the covariances are X'X and Y'Y, and the trace of the
-    root of their product is the sum of the singular values of XY'. Fewer pictures give a larger distance: compare only
-    figures of equally many.
+    root of their product is the sum of the singular values of XY'. Fewer pictures give a larger distance, so compare
+    only figures of equally many.
     """
     x, y = (features.double() - features.double().mean(0) for features in (a, b))
     x, y = x / (len(x) - 1) ** 0.5, y / (len(y) - 1) ** 0.5
@@ -103,12 +94,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def mean_pairwise(groups: Tensor) -> float:
-    """Mean Euclidean distance between two rows of a group, (G, M, D), over all groups."""
+    """Return the mean Euclidean distance of two rows in a group, over all groups (G, M, D)."""
     return float(torch.stack([torch.pdist(group).mean() for group in groups]).mean())
 
 
 def common_label_sets(labels: Tensor, count: int, seed: int) -> list[Tensor]:
-    """For up to `count` label sets that PER_SET or more rows of (N, K) share: the indices of PER_SET of these rows."""
+    """Return PER_SET row indices of (N, K) for each of up to `count` label sets that at least PER_SET rows share."""
     _, inverse, sizes = labels.unique(dim=0, return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
     generator = torch.Generator().manual_seed(seed)
     common = (sizes >= PER_SET).nonzero().flatten()
@@ -120,21 +111,24 @@ def common_label_sets(labels: Tensor, count: int, seed: int) -> list[Tensor]:
 def _generate(
     stepper: Stepper, labels: Tensor, options: SamplingOptions, seed: int, advance: Callable[[int], None]
 ) -> Tensor:
-    """One picture for each row of labels (N, K), clamped as a PNG would be."""
+    """Sample one picture for each row of labels (N, K), clamped as in a PNG."""
     seeds = [picture_seed(seed, i) for i in range(len(labels))]
     return sample(stepper, labels, options, seeds, on_step=lambda rows: advance(len(rows))).clamp(-1, 1)
 
 
 def _diversity(
-    training: Dataset, made: Callable[[Tensor], Tensor], evaluator: Evaluator, label_sets: int, seed: int
+    training: Dataset, generate: Callable[[Tensor], Tensor], evaluator: Evaluator, label_sets: int, seed: int
 ) -> tuple[int, dict[str, dict[str, float]]]:
-    """How many label sets were found, and for generated and training pictures the mean distance within one."""
+    """Return the number of label sets, and the mean distance within one for generated and training pictures."""
     groups = common_label_sets(training.labels, label_sets, seed)
     if not groups:
         return 0, {}
     index = torch.cat(groups)
     found = {}
-    for name, images in (("generated", made(training.labels[index])), ("training", to_float(training.images[index]))):
+    for name, images in (
+        ("generated", generate(training.labels[index])),
+        ("training", to_float(training.images[index])),
+    ):
         shape = (len(groups), PER_SET, -1)
         pixel, feature = flat_pixels(images).view(shape), evaluator.features(images).view(shape)
         found[name] = {"pixel": mean_pairwise(pixel), "feature": mean_pairwise(feature)}
@@ -142,7 +136,7 @@ def _diversity(
 
 
 def examine(
-    stepper: Stepper,
+    denoiser: Denoiser,
     evaluator: Evaluator,
     training: Dataset,
     unseen: Dataset,
@@ -153,84 +147,52 @@ def examine(
     seed: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[Report, Tensor]:
-    """Generates pictures for the label lists of `pictures` unseen ones, and compares both with the training set.
+    """Generate pictures for the label lists of `pictures` unseen ones, and compare both with the training set.
 
-    Their Frechet distances are to the pictures of other label lists, since labels alone make a distance.
+    Frechet distances are to another half of the unseen pictures, since different labels alone make a distance.
 
-    Also gives (3 * n, 3, H, W), for the grid: the generated pictures that lie nearest to a training picture, each with
-    its nearest by pixels and by features. `advance(n)`: n pictures went a step. TrainerError for too few pictures.
+    Returns the figures and (3 * n, 3, H, W) for a grid: the n generated pictures nearest to a training picture, each
+    with its nearest by pixels and by features. `advance(n)`: n pictures took a step. Raises TrainerError where
+    vocabularies differ, and for too few pictures.
     """
-    pictures = min(pictures, len(unseen) // 2)  # the other half is what a Frechet distance is taken to
+    for vocabulary in (evaluator.vocabulary, training.vocabulary, unseen.vocabulary):
+        if vocabulary != denoiser.vocabulary:
+            raise TrainerError("the denoiser, the evaluator and both folders must have one vocabulary")
+    stepper = denoiser.stepper()
+    pictures = min(pictures, len(unseen) // 2)
     if pictures < 2:
         raise TrainerError(f"at least 4 unseen pictures are needed, there are {len(unseen)}")
     order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))
     chosen, others = order[:pictures], order[pictures : 2 * pictures]
     real = to_float(unseen.images[chosen])
-    made = _generate(stepper, unseen.labels[chosen], options, seed, advance)
+    generated = _generate(stepper, unseen.labels[chosen], options, seed, advance)
 
     def training_pixels(start: int) -> Tensor:
         return flat_pixels(to_float(training.images[start : start + CHUNK]))
 
     features = torch.cat([evaluator.features(to_float(chunk)) for chunk in torch.split(training.images, CHUNK)])
-    made_features, real_features = evaluator.features(made), evaluator.features(real)
+    generated_features, real_features = evaluator.features(generated), evaluator.features(real)
     count = len(training)
-    by_pixel = [nearest(flat_pixels(images), training_pixels, count) for images in (made, real)]
+    by_pixel = [nearest(flat_pixels(images), training_pixels, count) for images in (generated, real)]
     by_feature = [
-        nearest(x, lambda start: features[start : start + CHUNK], count) for x in (made_features, real_features)
+        nearest(x, lambda start: features[start : start + CHUNK], count) for x in (generated_features, real_features)
     ]
     found, diversity = _diversity(
         training, lambda labels: _generate(stepper, labels, options, seed + 1, advance), evaluator, label_sets, seed
     )
     other_features = evaluator.features(to_float(unseen.images[others]))
     frechet = {
-        "generated": frechet_distance(made_features, other_features),
+        "generated": frechet_distance(generated_features, other_features),
         "unseen": frechet_distance(real_features, other_features),
     }
     report = Report(pictures, closeness(*by_pixel), closeness(*by_feature), found, diversity, frechet)
     shown = by_pixel[0].distance.argsort()[:8]
-    triples = [made[shown], *(to_float(training.images[near[0].index[shown]]) for near in (by_pixel, by_feature))]
+    triples = [generated[shown], *(to_float(training.images[near[0].index[shown]]) for near in (by_pixel, by_feature))]
     return report, torch.stack(triples, 1).flatten(0, 1)
 
 
-def run_examination(
-    load: Callable[[Path, int, Fit], Dataset],
-    folders: tuple[Path, Path],
-    checkpoints: tuple[Path, str | None, str | None],
-    preset: str,
-    device: str,
-    progress: Progress,
-    *,
-    pictures: int,
-    label_sets: int,
-    seed: int,
-) -> tuple[Report, Tensor]:
-    """`examine` for `folders` (training, unseen) and `checkpoints` (storage, denoiser's and evaluator's name).
-
-    Pictures are read as the denoiser was trained: its size, and squeezed or padded.
-    """
-    storage, model, judge = checkpoints
-    where = pick_device(device)
-    denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
-    evaluator = load_evaluator(resolve(storage, judge, "evaluator"), where)
-    fit: Fit = denoiser.info.training.get("config", {}).get("fit", "squeeze")
-    training, unseen = (load(folder, denoiser.image_shape[-1], fit) for folder in folders)
-    for vocabulary in (evaluator.vocabulary, training.vocabulary, unseen.vocabulary):
-        if vocabulary != denoiser.vocabulary:
-            raise TrainerError("the denoiser, the evaluator and both folders must have one vocabulary")
-    task = progress.add_task("sampling (pictures x steps)", total=None)
-    return examine(
-        denoiser.stepper(), evaluator, training, unseen, make_options(preset, {}, denoiser.options),
-        pictures=pictures, label_sets=label_sets, seed=seed, advance=lambda n: progress.advance(task, n),
-    )  # fmt: skip
-
-
-def write_grid(images: Tensor, path: Path) -> None:
-    """Triples of pictures as PNG, one triple a row."""
-    Image.fromarray(grid(images, columns=3)).save(path)
-
-
 def rows_of(report: Report) -> list[list[str]]:
-    """The figures as a table: what, of generated pictures, of real ones to compare with."""
+    """Return the figures as table rows: measure, generated pictures, real pictures to compare with."""
     rows = []
     for name, found in (("pixel", report.pixel), ("feature", report.feature)):
         for key in ("min", "p05", "median"):
@@ -243,6 +205,6 @@ def rows_of(report: Report) -> list[list[str]]:
         generated, training = report.diversity["generated"][key], report.diversity["training"][key]
         label = f"distance within a label set, {key} ({report.label_sets} sets of {PER_SET})"
         rows.append([label, f"{generated:.4f}", f"{training:.4f} (training)"])
-    made, unseen = report.frechet["generated"], report.frechet["unseen"]
-    rows.append(["Frechet distance to other unseen pictures", f"{made:.3f}", f"{unseen:.3f} (unseen)"])
+    generated, unseen = report.frechet["generated"], report.frechet["unseen"]
+    rows.append(["Frechet distance to other unseen pictures", f"{generated:.3f}", f"{unseen:.3f} (unseen)"])
     return rows

@@ -15,12 +15,12 @@ from shared.diffusion.unet import NetworkConfig, UNet
 from shared.options import SamplingOptions
 from shared.vocabulary import ICLEVR
 from tests.trainer_fixtures import NETWORK, TINY, write_data_folder
-from trainer.commands.train import starting_weights
 from trainer.data import Dataset, load_dataset, merge
 from trainer.errors import TrainerError
 from trainer.loss import Denoising, DenoisingLoss
+from trainer.runs import Budget
 from trainer.scenes.render_folder import random_scenes, write_folder
-from trainer.train import Budget, publish_network, train
+from trainer.train import publish_network, starting_weights, train
 
 LABELS = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 1]])
 POSITIONS = torch.tensor(
@@ -149,7 +149,7 @@ def test_positions_in_pixels_are_refused(tmp_path: Path) -> None:
     (folder / "positions.json").write_text(json.dumps({name: [[0.5, 0.25]] for name in names}))
     assert load_dataset(folder, size=16).positions is not None
     (folder / "positions.json").write_text(json.dumps({name: [[8.0, 0.25]] for name in names}))
-    with pytest.raises(TrainerError, match=r"_0\.png\" has \[8\.0, 0\.25\]; wanted are fractions"):
+    with pytest.raises(TrainerError, match=r"_0\.png\" has \[8\.0, 0\.25\]; positions are fractions"):
         load_dataset(folder, size=16)
 
 

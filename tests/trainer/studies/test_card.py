@@ -1,4 +1,4 @@
-"""A checkpoint's card: what it says comes from the checkpoint, its log and its scores."""
+"""A checkpoint's card: its text comes from the checkpoint, its log and its scores."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from shared.checkpoint import publish, read_info
 from shared.options import SamplingOptions
 from trainer.errors import TrainerError
-from trainer.studies.card import read_log, write_card
+from trainer.studies.card import write_card
 
 
 def _published(folder: Path) -> str:
@@ -38,7 +38,7 @@ def _log(path: Path) -> Path:
     return path
 
 
-def test_the_card_tells_digest_scores_recipe_and_keeps_the_log(tmp_path: Path) -> None:
+def test_the_card_has_digest_scores_and_recipe_and_a_copy_of_the_log(tmp_path: Path) -> None:
     digest = _published(tmp_path)
     scores, log = _scores(tmp_path / "s.json", digest), _log(tmp_path / "log.jsonl")
     path = write_card(tmp_path, "m", log=log, scores=[scores], machine="a test", commands=["train it"], notes=["Note."])
@@ -54,7 +54,7 @@ def test_the_card_tells_digest_scores_recipe_and_keeps_the_log(tmp_path: Path) -
     assert (tmp_path / "m-log.png").stat().st_size > 1000
 
 
-def test_a_card_without_commands_does_not_speak_of_them(tmp_path: Path) -> None:
+def test_a_card_without_commands_has_no_section_for_them(tmp_path: Path) -> None:
     _published(tmp_path)
     path = write_card(tmp_path, "m", log=_log(tmp_path / "l"), scores=[], machine="m", commands=[], notes=[])
     assert "Made by" not in path.read_text()
@@ -75,12 +75,3 @@ def test_scores_of_another_checkpoint_and_broken_logs_are_refused(tmp_path: Path
         log.write_text(content)
         with pytest.raises(TrainerError, match="not a run's log"):
             write_card(tmp_path, "m", log=log, scores=[], machine="", commands=[], notes=[])
-
-
-def test_what_an_interrupted_run_logged_twice_counts_once(tmp_path: Path) -> None:
-    first = {"step": 50, "loss": 3.0}
-    before = [{"step": 100, "loss": 2.0}, {"step": 100, "test/f1": 0.5}, {"step": 120, "test/f1": 0.6}]
-    again = [{"step": 100, "loss": 0.5}, {"step": 100, "test/f1": 0.7}]
-    lines = [first, *before, *again, again[-1]]
-    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert read_log(tmp_path / "log.jsonl") == [first, *again]

@@ -1,7 +1,9 @@
-"""`trainer compare`: variants are sound, resume one by one, are scored alike, and end in a report that stands alone."""
+"""`trainer compare`: variants are sound, resume one by one, are scored the same way, and end in a report."""
 
 import json
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from shared.checkpoint import publish
 from shared.diffusion.unet import NetworkConfig
 from shared.evaluator import Evaluator
 from shared.vocabulary import ICLEVR
+from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import NETWORK, write_data_folder
 from trainer import __main__ as cli
 from trainer.config import REPORT, TrainConfig
@@ -28,17 +31,7 @@ from trainer.studies.compare import (
     config_of,
     ways_to_score,
 )
-from trainer.studies.compare_report import (
-    Heading,
-    Picture,
-    Table,
-    Text,
-    _changes,
-    _points,
-    plot_curves,
-    to_html,
-    to_markdown,
-)
+from trainer.studies.compare_report import _changes, _points, plot_curves, write_report
 
 
 def test_each_variant_changes_what_it_says() -> None:
@@ -57,7 +50,7 @@ def test_each_variant_changes_what_it_says() -> None:
     assert {key for key in default if default[key] != shipped[key]} == {"batch", "ema_start", "warmup_steps"}
 
 
-def test_the_issues_grid_is_there() -> None:
+def test_the_wanted_comparisons_are_there() -> None:
     assert {config_of(name).schedule for name in COMPARISONS["Noise schedules, eps"]} == {
         "linear", "quadratic", "cosine", "sigmoid",
     }  # fmt: skip
@@ -86,9 +79,9 @@ def test_names_of_variants() -> None:
         chosen("v,nonsense")
 
 
-def test_positions_are_told_only_where_there_are_some() -> None:
+def test_variants_with_positions_need_a_data_set_with_positions() -> None:
     assert chosen(None, positions=False) == [name for name in VARIANTS if name != "shipped"]
-    with pytest.raises(TrainerError, match=r'"shipped" tells positions, and the data set has no positions\.json'):
+    with pytest.raises(TrainerError, match=r'"shipped" needs positions, and the data set has no positions\.json'):
         chosen("v,shipped", positions=False)
 
 
@@ -96,45 +89,52 @@ def test_another_setup_is_refused(tmp_path: Path) -> None:
     lists = {"test": [["red cube"]]}
     Setup("d", "e", lists, None, 5, 1).keep(tmp_path)
     Setup("d", "e", lists, None, 5, 1).keep(tmp_path)
-    with pytest.raises(TrainerError, match=r"setup\.json was made with another steps, repeats; choose another folder"):
+    with pytest.raises(TrainerError, match=r"setup\.json has another steps, repeats; choose another folder"):
         Setup("d", "e", lists, None, 6, 2).keep(tmp_path)
 
 
-def _run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["trainer", *arguments])
-    return cli.main(), capsys.readouterr().err
+COMMAND = ["compare", "data", "--out", "out", "--steps-per-variant", "4", "--evaluator", "judge", "--repeats", "1"]
+COMMAND += ["--set", "image_size=16", "--set", "batch=4"]
+for field, value in {**NETWORK, "block": 2}.items():
+    COMMAND += ["--set", f"network.{field}={json.dumps(value)}"]
+BOTH = ["--only", "sigmoid,linear"]
+NOTES = "What we found.\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\nAnd why."
 
 
-def _trained_now(err: str) -> str:
-    """What the last line of the command says it trained."""
-    (line,) = [line for line in err.splitlines() if "trained now" in line]
-    return line.replace("│", "|").split("|")[2].strip()
+@pytest.fixture(scope="module")
+def _fast() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        few = {name: options.model_copy(update={"steps": 2}) for name, options in SAMPLINGS.items()}
+        patch.setattr(compare, "SAMPLINGS", few)
+        patch.setattr(compare, "CURVE_POINTS", 2)
+        yield
 
 
-def test_from_data_to_a_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(
-        compare,
-        "SAMPLINGS",
-        {name: options.model_copy(update={"steps": 2}) for name, options in SAMPLINGS.items()},
-    )
-    monkeypatch.setattr(compare, "CURVE_POINTS", 2)
-    write_data_folder(tmp_path / "data", pictures=4)
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, _fast: None) -> Path:
+    """A folder in which two variants were trained, scored and reported by COMMAND."""
+    folder = tmp_path_factory.mktemp("compared")
+    write_data_folder(folder / "data", pictures=4)
     evaluator = Evaluator(ICLEVR)
     tensors = {key: value.clone() for key, value in evaluator.resnet.state_dict().items()}
-    publish(tmp_path / "models", "judge", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
-    command = ["compare", "data", "--out", "out", "--steps-per-variant", "4", "--evaluator", "judge", "--repeats", "1"]
-    for field, value in {**NETWORK, "block": 2}.items():
-        command += ["--set", f"network.{field}={json.dumps(value)}"]
-    command += ["--set", "image_size=16", "--set", "batch=4"]
+    publish(folder / "models", "judge", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("LABELGRID_STORAGE", raising=False)
+        patch.setattr(sys, "argv", ["trainer", *COMMAND, *BOTH])
+        assert cli.main() == 0
+    return folder
 
-    code, err = _run(monkeypatch, capsys, *command, "--only", "sigmoid,linear")
-    assert code == 0, err
-    assert "sigmoid, linear" in err
-    out = tmp_path / "out"
+
+@pytest.fixture
+def again(compared: Path, command: Command) -> Command:
+    """Runs commands in a copy of `compared`."""
+    shutil.copytree(compared, Path.cwd(), dirs_exist_ok=True)
+    return command
+
+
+def test_each_variant_leaves_its_scores_curve_and_grid(compared: Path) -> None:
+    out = compared / "out"
     result: dict[str, Any] = json.loads((out / "sigmoid.json").read_text())
     assert (result["steps"], result["config"]["batch"], len(result["scores"])) == (4, 4, len(SAMPLINGS) + 2)
     curve = [json.loads(line) for line in (out / "sigmoid.jsonl").read_text().splitlines()]
@@ -144,51 +144,43 @@ def test_from_data_to_a_report(
     ]  # fmt: skip
     with Image.open(out / "linear.png") as grid:
         assert grid.size == (2 + 2 * 18, 20)
-    page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
-    assert "src=" in page
-    assert page.count("src=") == page.count('src="data:image/png;base64,')
+
+
+def test_the_report_has_every_comparison_that_was_made(compared: Path) -> None:
+    text = (compared / "out" / "report.md").read_text()
     for wanted in ("Noise schedules, eps", "w = 6", "linear", "Averaged weights or raw: sigmoid", "ancestrally"):
-        assert wanted in page, wanted
         assert wanted in text, wanted
     assert "Not trained here: quadratic" in text
+    assert "![sigmoid](sigmoid.png)" in text
 
+
+def test_a_resumed_comparison_trains_only_what_is_missing(again: Command) -> None:
+    out = Path("out")
     before = (out / "sigmoid.json").read_bytes()
     (out / "linear.json").unlink()  # stands for a run that was stopped before its scores were written
-    (out / "notes.md").write_text("What we found.\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\nAnd why.\n")
-    code, err = _run(monkeypatch, capsys, *command, "--only", "sigmoid,linear")
+    code, _, err = again(*COMMAND, *BOTH)
     assert code == 0, err
-    assert _trained_now(err) == "linear"
+    (line,) = [line for line in err.splitlines() if "trained now" in line]
+    assert line.replace("│", "|").split("|")[2].strip() == "linear"
     assert (out / "sigmoid.json").read_bytes() == before
-    assert "What we found.\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\nAnd why." in (out / "report.md").read_text()
-    assert "<td>1</td><td>2</td>" in (out / "report.html").read_text()
-    code, err = _run(monkeypatch, capsys, *command, "--only", "v", "--set", "lr=0.1")
-    assert (code, "another changes" in err) == (1, True), err
-    code, err = _run(monkeypatch, capsys, *command, "--out", "new", "--repeats", "2")  # states of another comparison
-    assert (code, "runs/compare/setup.json was made with another repeats" in err) == (1, True), err
-    (tmp_path / "data" / "test.json").unlink()
-    code, err = _run(monkeypatch, capsys, *command)
-    assert (code, "name test files with --tests" in err) == (1, True), err
-    code, err = _run(monkeypatch, capsys, "compare", "data", "--out", "new", "--evaluator", "judge")
-    assert (code, "--minutes-per-variant or --steps-per-variant" in err) == (1, True), err
 
 
-def test_blocks_become_text_and_a_page(tmp_path: Path) -> None:
-    picture = tmp_path / "a.png"
-    Image.new("RGB", (2, 2)).save(picture)
-    blocks = [
-        Heading("First"),
-        Text("a < `b`, **c** in [d](e.md)"),
-        Heading("Second"),
-        Table(["x", "y"], [["1", "<2>"]]),
-        Picture(picture, "p"),
-    ]
-    text, page = to_markdown(blocks), to_html(blocks)
-    table = "| x | y |\n| --- | --- |\n| 1 | <2> |"
-    assert text == f"# First\n\na < `b`, **c** in [d](e.md)\n\n## Second\n\n{table}\n\n![p](a.png)\n\np\n"
-    assert "<h1>First</h1>" in page
-    assert "<h2>Second</h2>" in page
-    assert '<p>a &lt; <code>b</code>, <b>c</b> in <a href="e.md">d</a></p>' in page
-    assert "<tr><td>1</td><td>&lt;2&gt;</td></tr>" in page
+def test_notes_go_into_the_report_as_they_are(compared: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(compared / "out", tmp_path / "out")
+    (out / "notes.md").write_text(f"{NOTES}\n")
+    assert f"\n\n{NOTES}\n\n## The variants\n\n" in write_report(out).read_text()
+
+
+def test_another_setup_is_refused_by_the_command(again: Command) -> None:
+    refused(again(*COMMAND, "--only", "v", "--set", "lr=0.1"), "another changes")
+    other = again(*COMMAND, "--out", "new", "--repeats", "2")  # its states would be those of another comparison
+    refused(other, r"runs/compare/setup\.json has another repeats")
+
+
+def test_test_files_and_a_budget_are_needed(again: Command) -> None:
+    Path("data/test.json").unlink()
+    refused(again(*COMMAND), "name test files with --tests")
+    refused(again("compare", "data", "--out", "new", "--evaluator", "judge"), "--minutes-per-variant or --steps-per-v")
 
 
 def test_a_padded_variant_of_square_pictures_says_that_nothing_was_padded() -> None:

@@ -10,12 +10,10 @@ import torch
 
 from shared.diffusion.layouts import nearest_pair
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
-from tests.trainer.commands.test_commands import Command, command, refused
+from tests.trainer.command_line import Command, refused
 from trainer.errors import TrainerError
 from trainer.scenes.scene import picture_position
 from trainer.studies.limit import distances_of, scene_apart
-
-__all__ = ["command"]  # a fixture
 
 
 def test_renders_are_scored_and_the_same_seed_gives_the_same(command: Command, tmp_path: Path) -> None:

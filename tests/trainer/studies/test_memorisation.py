@@ -1,7 +1,6 @@
-"""Does it only remember: distances against hand-made sets, Frechet's against torchmetrics, the whole on a toy."""
+"""Memorisation: distances in hand-made sets, Frechet's against torchmetrics, and the command on a toy."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from tests.toy_checkpoint import publish_toys
+from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import write_data_folder
-from trainer import __main__ as cli
 from trainer.studies import memorisation
 from trainer.studies.memorisation import (
     PER_SET,
@@ -97,25 +96,23 @@ def test_label_sets_with_enough_pictures() -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Data of eight pictures a label (training) and of one each (held-out), a toy denoiser and an evaluator."""
-    write_data_folder(tmp_path / "seen", pictures=24 * PER_SET)
-    write_data_folder(tmp_path / "unseen", pictures=24)
-    publish_toys(tmp_path / "models")
-    return tmp_path
+def _files(command: Command) -> None:
+    """Data of eight pictures a label (seen) and of one each (unseen), a toy denoiser and an evaluator."""
+    write_data_folder(Path("seen"), pictures=24 * PER_SET)
+    write_data_folder(Path("unseen"), pictures=24)
+    publish_toys(Path("models"))
 
 
-def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("COLUMNS", "200")
-    arguments = ["memorisation", "seen", "--held-out", "unseen", "--pictures", "12", "--label-sets", "2"]
-    monkeypatch.setattr(sys, "argv", ["trainer", *arguments, "--grid", "near.png", "--json", "figures.json"])
-    code = cli.main()
-    out, err = capsys.readouterr()
+@pytest.mark.usefixtures("_files")
+def test_the_command(command: Command) -> None:
+    code, out, err = command(
+        "memorisation", "seen", "--held-out", "unseen", "--pictures", 12, "--label-sets", 2,
+        "--grid", "near.png", "--json", "figures.json",
+    )  # fmt: skip
     assert code == 0, err
     figures = json.loads(Path("figures.json").read_text())
     assert (figures["pictures"], figures["label_sets"]) == (12, 2)
-    # the held-out pictures are flat colours that training has too; a random network's noise is like none
+    # the held-out pictures are flat colours that training has too; a random network's noise resembles none
     assert figures["pixel"]["unseen"]["median"] == pytest.approx(0, abs=2e-3)
     assert figures["pixel"]["generated"]["min"] > 0.1
     assert figures["diversity"]["training"]["pixel"] == pytest.approx(0, abs=1e-4)
@@ -125,15 +122,11 @@ def test_the_command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert Path("near.png").stat().st_size > 1000
 
 
-def test_what_does_not_fit_is_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(folder)
+@pytest.mark.usefixtures("_files")
+def test_folders_with_different_vocabularies_are_refused(command: Command) -> None:
     names = json.loads(Path("unseen/objects.json").read_text())
     Path("unseen/objects.json").write_text(json.dumps({name: 23 - i for name, i in names.items()}))
-    monkeypatch.setattr(sys, "argv", ["trainer", "memorisation", "seen", "--held-out", "unseen"])
-    assert cli.main() == 1
-    assert "one vocabulary" in capsys.readouterr().err
+    refused(command("memorisation", "seen", "--held-out", "unseen"), "one vocabulary")
 
 
 def test_rows_without_diversity() -> None:

@@ -1,0 +1,24 @@
+"""How the trainer's command line is called in tests, and what a refusal looks like."""
+
+import json
+import re
+from collections.abc import Callable
+
+from tests.trainer_fixtures import NETWORK
+
+Result = tuple[int, str, str]  # exit code, stdout, stderr
+Command = Callable[..., Result]
+TINY = ["--set", "image_size=16", "--set", "batch=8"]
+for field, value in NETWORK.items():
+    TINY += ["--set", f"network.{field}={json.dumps(value)}"]
+
+
+def refused(result: Result, message: str, code: int = 1) -> None:
+    """Check for one line on stderr, after a note at most, that says what is wrong; nothing on stdout; the exit code."""
+    got, out, err = result
+    err = re.sub("^note: .*\n", "", err)
+    assert got == code, err
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    assert re.search(message, err), err

@@ -1,0 +1,130 @@
+"""`trainer score` and `trainer promote`: figures, grids, and one line for what is wrong.
+
+`trainer set-sampling` is tested in tests/test_sampling_defaults.py, `trainer card` in studies/test_card.py.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from shared.diffusion.model import load_denoiser
+from shared.evaluator import load_evaluator, write_course_checkpoint
+from shared.registry import promote, resolve
+from shared.vocabulary import ICLEVR
+from tests.toy_checkpoint import publish_toys
+from tests.trainer.command_line import TINY, Command, refused
+from tests.trainer_fixtures import write_data_folder
+
+
+def test_runs_are_scored_printed_and_written(command: Command) -> None:
+    publish_toys(Path("models"))
+    Path("few.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
+    code, out, err = command(
+        "score", "few.json", "--repeats", 2, "--steps", 3, "--grid", "grid.png", "--columns", 1, "--json", "score.json"
+    )
+    assert code == 0, err
+    for word in ("accuracy", "exact_match", "max", "mean", "std", "pictures/s"):
+        assert word in out
+    figures = json.loads(Path("score.json").read_text())
+    assert [run["seed"] for run in figures["runs"]] == [0, 1]
+    accuracies = [run["accuracy"] for run in figures["runs"]]
+    assert figures["accuracy"]["max"] == max(accuracies)
+    assert figures["accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
+    assert figures["accuracy"]["std"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2)
+    assert (figures["rows_per_picture"], figures["padding"]) == (6, "none")
+    with Image.open("grid.png") as grid:
+        assert grid.size == (20, 2 + 2 * 18)
+
+
+def test_the_courses_checkpoint_can_judge(command: Command) -> None:
+    publish_toys(Path("models"))
+    Path("few.json").write_text(json.dumps([["red cube"]]))
+    write_course_checkpoint(load_evaluator(resolve(Path("models"), None, "evaluator")), Path("checkpoint.pth"))
+    code, _, err = command("score", "few.json", "--evaluator", "checkpoint.pth", "--steps", 1)
+    assert code == 0, err
+
+
+def test_another_checkpoint_is_promoted(command: Command) -> None:
+    publish_toys(Path("models"))
+    assert command("promote", "other")[0] == 0
+    assert resolve(Path("models"), None, "denoiser").stem == "other"
+    refused(command("promote", "nobody", "--storage", "."), "nobody: no such checkpoint")
+
+
+def test_padded_pictures_are_scored_by_their_inside(command: Command, tmp_path: Path) -> None:
+    storage = tmp_path / "models"
+    publish_toys(storage)
+    data, file = write_data_folder(tmp_path / "data", width=16, height=8), tmp_path / "data/test.json"
+    to = ("--storage", storage, "--name", "padded", "--run", tmp_path / "run")
+    code, _, err = command("train", "--data", data, *to, *TINY, "--set", "fit=pad", "--steps", 1)
+    assert code == 0, err
+    assert load_denoiser(storage / "padded.safetensors").aspect == 2.0
+    found = []
+    for options in ((), ("--keep-padding",)):
+        score = ("score", file, "--storage", storage, "--model", "padded", "--steps", 1)
+        code, _, err = command(*score, *options, "--json", tmp_path / "a.json")
+        assert code == 0, err
+        found.append(json.loads((tmp_path / "a.json").read_text())["padding"])
+    assert found == ["cut", "kept"]
+
+
+BAD_FILES = {
+    "unknown label": ('[["red cube"], ["red cub"]]', r'entry 1: unknown label "red cub"; did you mean "red cube"\?'),
+    "empty list": ('[["red cube"], []]', "entry 1: empty list"),
+    "label twice": ('[["red cube", "red cube"]]', 'entry 0: duplicate label "red cube"'),
+    "too many": (json.dumps([ICLEVR.names[:9]]), "entry 0: 9 labels; at most 8"),
+    "not JSON": ('[["red cube"', "not JSON"),
+    "not text": ("\x00\x01", "not JSON"),
+    "object": ('{"a": ["red cube"]}', "expected a list of label lists, got an object"),
+    "flat list": ('["red cube"]', 'entry 0: expected a list of labels, got the string "red cube"'),
+    "number": ("[[3]]", "entry 0: expected a label's name, got the number 3"),
+    "nothing": ("[]", "expected at least one label list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_score_refuses_a_bad_test_file(command: Command, storage: Path, tmp_path: Path, case: str) -> None:
+    content, message = BAD_FILES[case]
+    (tmp_path / "bad.json").write_text(content)
+    refused(command("score", "bad.json", "--storage", storage), rf"bad\.json: {message}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.json"], r"missing\.json: cannot be read: No such file"),
+        (["good.json", "--model", "nobody"], "nobody: no such denoiser in .*; available: other, toy"),
+        (["good.json", "--model", "toy-evaluator"], "is of kind evaluator, not denoiser"),
+        (["good.json", "--evaluator", "toy"], "is of kind denoiser, not evaluator"),
+        (["good.json", "--evaluator", "missing.pth"], r"missing\.pth: cannot be read: No such file"),
+        (["good.json", "--storage", "nope"], r"nope: there is no folder /.*/nope"),
+        (["good.json", "--preset", "fast"], 'no sampling preset "fast"; there are default, report'),
+        (["good.json", "--steps", "0"], "steps: .*greater than or equal to 1, got 0"),
+        (["good.json", "--steps", "1001"], "steps: .*less than or equal to 1000, got 1001"),
+        (["good.json", "--sampler", "heun"], "sampler: .*'dpmpp_2m'.*, got 'heun'"),
+        (["good.json", "--spacing", "cubic"], "spacing: .*'logsnr'.*, got 'cubic'"),
+        (["good.json", "--guidance", "nan"], "guidance: .*got nan"),
+        (["good.json", "--guidance", "-1"], "guidance: .*got -1"),
+        (["good.json", "--interval", "0.9", "0.1"], "guidance_interval is"),
+        (["good.json", "--grid", "grid.jpg"], r"grid\.jpg must end in \.png"),
+        (["good.json", "--grid", "no/grid.png"], "there is no folder no"),
+        (["good.json", "--json", "no/out.json"], "there is no folder no"),
+        (["good.json", "--device", "cuda:99"], 'no device "cuda:99": this machine has'),
+    ],
+)
+def test_bad_score_arguments_are_refused(command: Command, storage: Path, arguments: list[str], message: str) -> None:
+    Path("good.json").write_text('[["red cube"]]')
+    refused(command("score", "--storage", storage, *arguments), message)
+
+
+def test_a_checkpoint_that_is_truncated_is_refused(command: Command, storage: Path, tmp_path: Path) -> None:
+    shutil.copytree(storage, "copy")
+    path = tmp_path / "copy" / "toy.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    Path("good.json").write_text('[["red cube"]]')
+    refused(command("score", "good.json", "--storage", "copy"), r"toy\.safetensors: truncated")
+    promote(tmp_path / "copy", "other")
+    assert command("score", "good.json", "--storage", "copy", "--steps", 1)[0] == 0

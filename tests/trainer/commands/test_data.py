@@ -1,0 +1,42 @@
+"""`trainer render` and `trainer locate`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.command_line import Command, refused
+
+
+def test_scenes_are_rendered_at_random_or_from_a_train_file(command: Command) -> None:
+    code, _, err = command("render", "data", "--scenes", 8, "--size", 16, "--seed", 3)
+    assert (code, "24" in err) == (0, True), err
+    code, _, err = command("render", "again", "--train", "data/train.json", "--size", 16)
+    assert code == 0, err
+    assert json.loads(Path("again/train.json").read_text()) == json.loads(Path("data/train.json").read_text())
+    refused(command("render", "data", "--scenes", 1), "data already holds a data set")
+
+
+def test_positions_are_located_where_there_are_none(command: Command) -> None:
+    assert command("render", "data", "--scenes", 8, "--size", 16)[0] == 0
+    refused(command("locate", "data"), r"data/positions\.json already exists")
+    Path("data/positions.json").unlink()
+    code, _, err = command("locate", "data")
+    assert code == 0, err
+    assert Path("data/positions.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["render", "out", "--train", "missing.json"], r"'missing\.json' does not exist", 2),
+        (["render", "out", "--train", "data/train.json", "--scenes", "2"], "--scenes and --train exclude", 1),
+        (["render", "out", "--size", "4"], "--size", 2),
+        (["render", "bad.json", "--scenes", "1", "--size", "16"], r"bad\.json", 1),
+    ],
+)  # fmt: skip
+def test_bad_arguments_of_render_are_refused(
+    command: Command, data: Path, arguments: list[str], message: str, code: int
+) -> None:
+    Path("bad.json").write_text('[["x"]]')
+    refused(command(*arguments), message, code)

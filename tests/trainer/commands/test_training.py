@@ -1,0 +1,117 @@
+"""`trainer fit-evaluator` and `trainer train`: publishing, resuming, logging, and one line for what is wrong.
+
+`trainer distill` is tested in tests/trainer/test_distill.py.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from shared.checkpoint import read_info
+from tests.toy_checkpoint import publish_toys
+from tests.trainer.command_line import TINY, Command, refused
+from trainer import fit_evaluator
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_evaluator, "BATCH", 8)
+
+
+def test_the_evaluator_is_published_and_written_as_the_courses_file(command: Command, data: Path) -> None:
+    fit = ("fit-evaluator", "--data", data, "--data", data, "--held-out", data, "--steps", 2)
+    code, _, err = command(*fit)
+    assert (code, "finished before" in err) == (0, False), err
+    code, _, err = command(*fit, "--course-file", "checkpoint.pth")
+    assert (code, "the run was finished before" in err) == (0, True), err
+    assert read_info(Path("models/evaluator.safetensors")).kind == "evaluator"
+    assert torch.load("checkpoint.pth", weights_only=True)["model"]["fc.0.weight"].shape == (24, 512)
+
+
+def test_the_denoiser_is_scored_while_it_trains_and_resumes_by_the_same_command(command: Command, data: Path) -> None:
+    publish_toys(Path("models"))
+    Path("few.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
+    train = ["train", "--data", data, "--name", "tiny", "--evaluator", "toy-evaluator", "--tests", "few.json", *TINY]
+    code, _, err = command(*train, "--steps", 2)
+    assert code == 0, err
+    with Image.open("runs/denoiser/samples-0000002.png") as grid:
+        assert grid.size == (2 + 2 * 18, 20)
+    last = json.loads(Path("runs/denoiser/log.jsonl").read_text().splitlines()[-1])
+    assert {"few/accuracy", "few/exact_match", "few/f1"} < last.keys()
+    assert read_info(Path("models/tiny.safetensors")).training["steps"] == 2
+    code, _, err = command(*train, "--steps", 3)
+    assert code == 0, err
+    assert read_info(Path("models/tiny.safetensors")).training["steps"] == 3
+    refused(command(*train, "--steps", 4, "--set", "lr=0.5"), "was started with another lr")
+
+
+def test_labels_that_no_picture_shows_are_noted(command: Command, data: Path) -> None:
+    note = "note: no picture shows brown cube, purple cube, .*, yellow cylinder, so they cannot be learnt\n"
+    code, _, err = command("train", "--data", data, "--steps", 1, *TINY)
+    assert (code, bool(re.search(note, err))) == (0, True), err
+    code, _, err = command("fit-evaluator", "--data", data, "--held-out", data, "--steps", 1)
+    assert (code, bool(re.search(note, err))) == (0, True), err
+
+
+@pytest.mark.parametrize("case", ["unknown label", "empty list", "label twice", "not JSON", "flat list"])
+def test_train_refuses_bad_labels(command: Command, data: Path, case: str) -> None:
+    train = {
+        "unknown label": ('{"a.png": ["blu sphere"]}', 'entry "a.png": unknown label .* did you mean "blue sphere"'),
+        "empty list": ('{"a.png": []}', "empty list"),
+        "label twice": ('{"a.png": ["red cube", "red cube"]}', "duplicate label"),
+        "not JSON": ("{", "not JSON"),
+        "flat list": ('["a.png"]', "expected an object of file name -> labels"),
+    }
+    content, message = train[case]
+    (data / "train.json").write_text(content)
+    refused(command("train", "--data", data, "--steps", 1), message)
+    refused(command("fit-evaluator", "--data", data, "--held-out", data, "--steps", 1), message)
+    refused(command("render", "out", "--train", data / "train.json"), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["train"], "Missing option '--data'", 2),
+        (["train", "--data", "missing", "--steps", "1"], "'missing' does not exist", 2),
+        (["train", "--data", ".", "--steps", "1"], r"objects\.json: cannot be read: No such file", 1),
+        (["train", "--data", "data"], "say how long: --minutes or --steps", 1),
+        (["train", "--data", "data", "--steps", "0"], "--steps.*>=? ?1|greater than or equal to 1", 2),
+        (["train", "--data", "data", "--steps", "many"], "'--steps'.*integer", 2),
+        (["train", "--data", "data", "--minutes", "nan"], "'--minutes'", 2),
+        (["train", "--data", "data", "--steps", "1", "--preset", "best"], 'no preset "best"; there are default', 1),
+        (["train", "--data", "data", "--steps", "1", "--set", "batchsize=4"], r"batchsize: unknown; .* batch\?", 1),
+        (["train", "--data", "data", "--steps", "1", "--set", "batch"], "not of the form field=value", 1),
+        (["train", "--data", "data", "--steps", "1", "--set", "batch=0"], "batch: .*, got 0", 1),
+        (["train", "--data", "data", "--steps", "1", "--set", "lr=-1"], "lr: .*, got -1", 1),
+        (["train", "--data", "data", "--steps", "1", "--set", "lr=NaN"], "lr: .*, got nan", 1),
+        (["train", "--data", "data", "--steps", "1", "--set", "schedule=cosin"], "schedule: .*, got 'cosin'", 1),
+        (["train", "--data", "data", "--steps", "1", "--set", "network.block=3"], "error: image_size 64 must be", 1),
+        (["train", "--data", "data", "--steps", "1", "--set", "network.depth=3"], "depth: unknown; known are num_", 1),
+        (["train", "--data", "data", "--steps", "1", "--set", "network.num_labels=3"], "num_labels cannot be set", 1),
+        (
+            ["train", "--data", "data", "--steps", "1", "--set", "network=5", "--set", "network.block=1"],
+            "network: .*dictionary",
+            1,
+        ),
+        (["train", "--data", "data", "--steps", "1", "--name", "a/b"], "'a/b': not a checkpoint's name", 1),
+        (["train", "--data", "data", "--steps", "1", "--device", "tpu"], 'unknown device "tpu"; use auto', 1),
+        (["train", "--data", "data", "--steps", "1", "--device", "cuda:99"], r'no device "cuda:99": this machine', 1),
+        (["train", "--data", "data", "--steps", "1", "--evaluator", "nobody"], r"no folder /.*/models", 1),
+        (["train", "--data", "data", "--steps", "1", "--tests", "bad.json"], r'bad\.json: .*unknown label "x"', 1),
+        (["fit-evaluator", "--data", "data", "--held-out", "data"], "say how long", 1),
+        (["fit-evaluator", "--data", "data", "--held-out", "no", "--steps", "1"], "'no' does not exist", 2),
+        (
+            ["fit-evaluator", "--data", "data", "--held-out", "data", "--steps", "1", "--course-file", "no/c.pth"],
+            "there is no folder no",
+            1,
+        ),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_refused(command: Command, data: Path, arguments: list[str], message: str, code: int) -> None:
+    Path("bad.json").write_text('[["x"]]')
+    refused(command(*arguments), message, code)

@@ -1,0 +1,33 @@
+"""The trainer's command line in a folder of its own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.command_line import Command
+from tests.trainer_fixtures import write_data_folder
+from trainer import __main__ as cli
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Runs a command in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("FORCE_COLOR", "LABELGRID_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["trainer", *map(str, arguments)])
+        code = cli.main()
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data set folder of four pictures."""
+    return write_data_folder(tmp_path / "data", pictures=4)

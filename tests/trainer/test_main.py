@@ -1,0 +1,57 @@
+"""`python -m trainer`: help, exit codes, and how errors are reported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.command_line import Command, refused
+from trainer import config
+
+
+def test_help(command: Command) -> None:
+    code, out, _ = command("--help")
+    assert code == 0
+    for name in ("render", "fit-evaluator", "train", "score", "promote"):
+        assert name in out
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("render", ["--train", "--scenes", "--size", "--seed"]),
+        ("fit-evaluator", ["--data", "--held-out", "--minutes", "--steps", "--course-file"]),
+        ("train", ["--data", "--preset", "--set", "--minutes", "--steps", "--evaluator", "--device"]),
+        ("score", ["--repeats", "--model", "--sampler", "--guidance", "--grid", "--json"]),
+        ("promote", ["--storage"]),
+        ("memorisation", ["--held-out", "--model", "--evaluator", "--pictures", "--label-sets", "--json", "--grid"]),
+        ("compare", ["--out", "--evaluator", "--minutes-per-variant", "--steps-per-variant", "--only"]),
+    ],
+)
+def test_help_of_a_command(command: Command, name: str, options: list[str]) -> None:
+    code, out, _ = command(name, "--help")
+    assert code == 0
+    assert [option for option in options if option not in out] == []
+
+
+def test_as_a_process() -> None:
+    """The entry itself, once: exit code and stderr are those of `main`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "nonsense"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: No such command 'nonsense'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_command_is_wrong_usage(command: Command) -> None:
+    refused(command(), "Missing command", 2)
+
+
+def test_ctrl_c_is_reported(command: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(config, "make_config", interrupt)
+    refused(command("train", "--data", data, "--steps", 1), "interrupted", 130)

@@ -1,0 +1,39 @@
+"""A run's budget, setup and log."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import TrainerError
+from trainer.runs import Budget, RunLog, keep_setup, read_log
+
+
+def test_budget() -> None:
+    assert Budget(steps=10).progress(1e9, 5) == 0.5
+    assert Budget(minutes=2).progress(60, 10**9) == 0.5
+    assert Budget(minutes=2, steps=10).progress(60, 9) == 0.9
+
+
+def test_another_setup_is_refused(tmp_path: Path) -> None:
+    keep_setup(tmp_path / "run", {"a": 1, "b": [2]})
+    keep_setup(tmp_path / "run", {"a": 1, "b": (2,)})
+    with pytest.raises(TrainerError, match=r"setup\.json has another b; choose another folder"):
+        keep_setup(tmp_path / "run", {"a": 1, "b": 3})
+
+
+def test_a_log_is_read_as_it_was_written(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        log.record(1, 90, {"loss": 0.5})
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "minutes": 1.5, "loss": 0.5}]
+    with RunLog(None) as log:
+        log.record(1, 90, {"loss": 0.5})
+
+
+def test_steps_that_an_interrupted_run_logged_twice_count_once(tmp_path: Path) -> None:
+    first = {"step": 50, "loss": 3.0}
+    before = [{"step": 100, "loss": 2.0}, {"step": 100, "test/f1": 0.5}, {"step": 120, "test/f1": 0.6}]
+    again = [{"step": 100, "loss": 0.5}, {"step": 100, "test/f1": 0.7}]
+    lines = [first, *before, *again, again[-1]]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert read_log(tmp_path / "log.jsonl") == [first, *again]

@@ -1,0 +1,57 @@
+"""The commands that make data: `render` and `locate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.commands.terminal import Seed, bar, read_dataset, show
+from trainer.errors import TrainerError
+
+
+def render(
+    out: Annotated[Path, typer.Argument(help="Folder to write; it is created if it does not exist.")],
+    train: Annotated[Path | None, typer.Option(exists=True, help="A train.json whose label sets are rendered.")] = None,
+    scenes: Annotated[
+        int | None, typer.Option(min=1, help="Number of random scenes, without --train (default: 6003).")
+    ] = None,
+    objects: Annotated[int, typer.Option(min=1, max=5, help="Objects in a random scene's last picture.")] = 3,
+    size: Annotated[
+        int | None, typer.Option(min=8, max=512, help="Write squares of this side instead of 320x240; faster.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Render stand-in pictures in the data set's own layout. The same seed gives the same bytes."""
+    from shared.vocabulary import ICLEVR, read_train_file
+    from trainer.scenes.render_folder import random_scenes, scenes_of, write_folder
+
+    if train and scenes:
+        raise TrainerError("--scenes and --train exclude each other: a train.json already lists the scenes")
+    if (out / "train.json").exists():
+        raise TrainerError(f"{out} already holds a data set; choose another folder or remove it")
+    lists = scenes_of(read_train_file(train, ICLEVR)) if train else random_scenes(scenes or 6003, objects, seed)
+    with bar() as progress:
+        count = write_folder(out, lists, seed=seed, size=size, progress=progress)
+    show("rendered", [("pictures", str(count)), ("scenes", str(len(lists))), ("folder", str(out))])
+
+
+def locate(
+    data: Annotated[Path, typer.Argument(exists=True, help="A data set folder without a positions.json.")],
+) -> None:
+    """Find where objects are and write positions.json, from which the network learns positions.
+
+    For the real i-CLEVR and data sets like it, in which each picture of a scene shows one object more.
+    """
+    from shared.vocabulary import read_train_file
+    from trainer.scenes import locate as located
+    from trainer.scenes.render_folder import write_label_file
+
+    if (out := data / "positions.json").exists():
+        raise TrainerError(f"{out} already exists; remove it to write it again")
+    with bar() as progress:
+        dataset = read_dataset(data, progress, size=located.SIZE)
+    positions = located.locate(read_train_file(data / "train.json", dataset.vocabulary), dataset.images)
+    write_label_file(out, positions)
+    show("located", [("pictures", str(len(positions))), ("file", str(out))])

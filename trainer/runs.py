@@ -1,0 +1,154 @@
+"""A training run on disk: its budget, its setup, the state that it resumes from, and its log. Knows no network."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.progress import Progress
+from torch.utils.tensorboard import SummaryWriter
+
+from shared.vocabulary import Vocabulary
+from trainer.errors import TrainerError
+
+SAVE_EVERY_S = 300.0
+LOG_EVERY = 50  # steps
+
+
+@dataclass
+class Budget:
+    """How long a run lasts: minutes of training time, steps, or whichever ends first. At least one is set."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    def progress(self, elapsed_s: float, step: int) -> float:
+        """The share of the budget that is spent; 1 or more when the run is finished."""
+        by_time = elapsed_s / (60 * self.minutes) if self.minutes else 0.0
+        return max(by_time, step / self.steps if self.steps else 0.0)
+
+
+@dataclass
+class Run:
+    """Where a run stands, for its observers: the progress bar, the sample grids, the tests."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    loss: float = 0.0
+    progress: float = 0.0
+    resumed_at: int = 0  # the step that this process resumed at; equal to `step` where nothing was left to do
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of all randomness in a step. It follows from (seed, step), so resuming needs no random state."""
+    return seed * 1_000_003 + step
+
+
+def show_progress(progress: Progress, what: str, batch: int | None = None) -> Callable[[Run], None]:
+    """An `on_step` that moves a bar from 0 to 1000 per mille; with `batch` it shows pictures per second."""
+    task = progress.add_task(f"{what} (per mille)", total=1000)
+
+    def on_step(run: Run) -> None:
+        status = f"step {run.step}  loss {run.loss:.4f}"
+        if batch:
+            status += f"  {run.step * batch / max(run.elapsed_s, 1e-9):.0f} pictures/s"
+        progress.update(task, completed=min(1000, int(1000 * run.progress)), status=status)
+
+    return on_step
+
+
+def save_state(path: Path, recipe: dict[str, Any], vocabulary: Vocabulary, run: Run, parts: dict[str, Any]) -> None:
+    """Write the state that a run resumes from, atomically. `parts`: state dicts of whatever learns or averages."""
+    temporary = path.with_suffix(".tmp")
+    state = {"config": recipe, "vocabulary": list(vocabulary.names), "step": run.step, "elapsed_s": run.elapsed_s}
+    try:
+        torch.save({**state, **parts}, temporary)
+    except RuntimeError as error:  # what torch raises for a full disk
+        temporary.unlink(missing_ok=True)
+        raise TrainerError(f"{path} cannot be written; is the disk full? ({error})") from error
+    os.replace(temporary, path)
+
+
+def load_state(
+    path: Path, recipe: dict[str, Any], vocabulary: Vocabulary, run: Run, device: torch.device
+) -> dict[str, Any]:
+    """Return the state in `path`, and set `run` to the step and time at which it was saved.
+
+    A run resumes only with the recipe it was started with, since its log describes one recipe.
+    Raises TrainerError for another recipe or vocabulary, and for a file that is not a state.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        before, names = state["config"], state["vocabulary"]
+        run.step, run.elapsed_s, run.resumed_at = state["step"], state["elapsed_s"], state["step"]
+    except Exception as error:  # torch raises a dozen types for a broken file
+        raise TrainerError(
+            f"{path} is not the state of a run; delete it to start again ({type(error).__name__})"
+        ) from error
+    if names != list(vocabulary.names):
+        raise TrainerError(f"{path} was started with another objects.json; choose another --run or delete it")
+    if changed := [key for key in recipe if recipe[key] != before.get(key)]:
+        raise TrainerError(f"{path} was started with another {', '.join(changed)}; choose another --run or delete it")
+    return state
+
+
+def keep_setup(folder: Path, setup: dict[str, Any]) -> None:
+    """Write `folder`/setup.json, so that work in `folder` is never resumed with another setup.
+
+    Raises TrainerError where the file is there with another setup.
+    """
+    path, now = folder / "setup.json", json.loads(json.dumps(setup))
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        before = json.loads(path.read_text())
+        if other := [key for key in now if now[key] != before.get(key)]:
+            raise TrainerError(f"{path} has another {', '.join(other)}; choose another folder")
+    path.write_text(json.dumps(now, indent=1) + "\n")
+
+
+class RunLog:
+    """Appends figures to `folder`/log.jsonl and `folder`/tensorboard; with None for `folder` it does nothing."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.lines = (folder / "log.jsonl").open("a") if folder else None
+        self.events: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard")) if folder else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.lines and self.events:
+            self.lines.close()
+            self.events.close()
+
+    def record(self, step: int, elapsed_s: float, figures: dict[str, float]) -> None:
+        if self.lines and self.events:
+            self.lines.write(json.dumps({"step": step, "minutes": round(elapsed_s / 60, 2), **figures}) + "\n")
+            self.lines.flush()
+            for key, value in figures.items():
+                self.events.add_scalar(key, value, step)
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Return the lines of a run's log.jsonl. Raises TrainerError for a file that is not a log.
+
+    A run that was interrupted logs the steps after its last saved state twice; the later lines are kept.
+    """
+    kept: dict[tuple[float | str, ...], dict[str, float]] = {}  # by step and names of figures, the last line first
+    step = math.inf
+    try:
+        for line in reversed([json.loads(text) for text in path.read_text().splitlines()]):
+            if line["step"] <= step:
+                step = line["step"]
+                kept.setdefault((step, *line), line)
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainerError(f"{path}: not a run's log ({error})") from error
+    return list(reversed(kept.values()))
