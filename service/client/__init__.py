@@ -1,10 +1,11 @@
-"""A client of the service: `Client`, `AsyncClient`, and a command line, `python -m service.client`.
+"""A Python client of the service, `Client` and `AsyncClient`, and a command line, `python -m service.client`.
 
     with Client("https://pictures.example", api_key="...") as client:
         job = client.generate([["red cube", "blue sphere"], ["gray cylinder"]], seed=7)
         Path("grid.png").write_bytes(client.grid(job.id))
 
-Needs the extra `client` alone: neither FastAPI nor Redis nor torch.
+Needs the extra `client` only: neither FastAPI nor Redis nor torch. May import `contract` and `shared`. Start reading in
+`connection.py`.
 """
 
 from service.client.connection import AsyncClient, Client

@@ -1,6 +1,6 @@
-"""`python -m service.client`: a command line for the service, here or anywhere.
+"""`python -m service.client`: a command line for a service on this or any other machine.
 
-LABELGRID_API_KEY is sent as its key; there is no option for it, since command lines can be read by others.
+The API key comes from LABELGRID_API_KEY; there is no option for it, since other users can read command lines.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from service.client import Client, ClientError, Event, Options, display
+from service.client import Client, ClientError, Options, display
 from service.client.messages import DEFAULT_URL
 from service.contract.records import Layout
 from service.contract.schemas import Job, ScoreResult
 from shared.options import SamplerName, SpacingName
 
 HELP = (
-    "Asks a labelgrid service for pictures and scores. The service's address is --url or LABELGRID_URL, "
-    "the key to it LABELGRID_API_KEY."
+    "Generates and scores pictures with a labelgrid service. Its address is --url or LABELGRID_URL, its API key "
+    "LABELGRID_API_KEY."
 )
 
 app = typer.Typer(
@@ -31,24 +31,25 @@ app = typer.Typer(
 )
 
 Url = Annotated[str, typer.Option(envvar="LABELGRID_URL", help="address of the service")]
-AsJson = Annotated[bool, typer.Option("--json", help="print what the service says, as JSON")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="where the grid goes, as PNG")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the service's response as JSON")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="file for the grid, a PNG")]
 Images = Annotated[
-    Path | None, typer.Option(help="folder for the single pictures: 0.png, 1.png, ...; strips/ has their strips")
+    Path | None, typer.Option(help="folder for the pictures, 0.png, 1.png, ..., and their strips, strips/0.png, ...")
 ]
-Detach = Annotated[bool, typer.Option("--detach", help="print the job's id at once and leave it to itself")]
+Detach = Annotated[bool, typer.Option("--detach", help="print the job's id and do not wait for it")]
 Seed = Annotated[int | None, typer.Option(help="the same seed gives the same pictures")]
-Steps = Annotated[int | None, typer.Option(help="steps of the sampler")]
-Guidance = Annotated[float | None, typer.Option(help="w of classifier-free guidance; 1 is none")]
+Steps = Annotated[int | None, typer.Option(help="number of sampling steps")]
+Guidance = Annotated[float | None, typer.Option(help="weight w of classifier-free guidance; 1 turns it off")]
 Sampler = Annotated[SamplerName | None, typer.Option(help="the sampler")]
-Spacing = Annotated[SpacingName | None, typer.Option(help="how the timesteps are spread")]
-Eta = Annotated[float | None, typer.Option(help="noise of ddim, 0 to 1")]
+Spacing = Annotated[SpacingName | None, typer.Option(help="spacing of the timesteps")]
+Eta = Annotated[float | None, typer.Option(help="noise of the sampler ddim, 0 to 1")]
 Interval = Annotated[
-    tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="fractions of T between which guidance is on")
+    tuple[float, float] | None,
+    typer.Option(metavar="LOW HIGH", help="apply guidance only between these fractions of T"),
 ]
-ClipX0 = Annotated[bool | None, typer.Option(help="clip the predicted picture to [-1, 1] at every step")]
+ClipX0 = Annotated[bool | None, typer.Option(help="clip the predicted picture to [-1, 1] in every step")]
 ModelName = Annotated[
-    str | None, typer.Option("--model", help="a model of `models`; the service's default if left out")
+    str | None, typer.Option("--model", help="a name that `models` lists; the promoted model if left out")
 ]
 Columns = Annotated[int | None, typer.Option(help="columns of the grid")]
 JobId = Annotated[str, typer.Argument(help="a job's id", show_default=False)]
@@ -61,7 +62,7 @@ def _fail(message: str, code: int = 1) -> typer.Exit:
 
 @contextlib.contextmanager
 def _connected(url: str) -> Iterator[Client]:
-    """A client; what goes wrong with it ends the program with one line."""
+    """Give a client; its errors end the program with one line."""
     try:
         with Client(url) as client:
             yield client
@@ -72,18 +73,18 @@ def _connected(url: str) -> Iterator[Client]:
 
 
 def _check_places(output: Path | None, images: Path | None) -> None:
-    """Refuses places for files that could not be written, before the work rather than after it."""
+    """Exit if the files could not be written: before the job rather than after it."""
     written = []
     if output is not None:
         if not output.parent.is_dir():
             raise _fail(f"{output}: there is no folder {output.parent}")
         if output.is_dir():
-            raise _fail(f"{output} is a folder; wanted is a file for the grid")
+            raise _fail(f"{output} is a folder; --output wants a file")
         written.append(output if output.exists() else output.parent)
     if images is not None:
         there = next(path for path in (images, *images.absolute().parents) if path.exists())
         if not there.is_dir():
-            raise _fail(f"{images}: {there} is no folder")
+            raise _fail(f"{images}: {there} is not a folder")
         written.append(there)
     for path in written:
         if not os.access(path, os.W_OK):
@@ -91,7 +92,7 @@ def _check_places(output: Path | None, images: Path | None) -> None:
 
 
 def _sampling(context: typer.Context) -> Options:
-    """The options of sampling that were given, of a command whose parameters have their names."""
+    """Return the given sampling options of a command; its parameters have their names."""
     given = {name: context.params.get(name) for name in Options.__annotations__}
     return cast(Options, {name: value for name, value in given.items() if value is not None})
 
@@ -106,11 +107,11 @@ def _read_layouts(path: Path) -> list[Layout | None]:
         raise _fail(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def _follow(client: Client, ask: Callable[[Callable[[Event], None]], Job]) -> Job:
-    """The job that `ask` waits for, with a progress bar. Ctrl-C cancels it."""
+def _follow(client: Client, submit: Callable[..., Job]) -> Job:
+    """Submit a job and wait for it, with a progress bar. Ctrl-C cancels it."""
     with display.JobProgress(Console(stderr=True)) as progress:
         try:
-            return ask(progress.on_event)
+            return submit(on_event=progress.on_event)
         except KeyboardInterrupt:
             if progress.job_id is None:
                 raise _fail("interrupted", 130) from None
@@ -119,7 +120,7 @@ def _follow(client: Client, ask: Callable[[Callable[[Event], None]], Job]) -> Jo
 
 
 def _show(client: Client, job: Job, output: Path | None, images: Path | None, as_json: bool) -> None:
-    """A finished job: its pictures into files, its result on the terminal."""
+    """Save the pictures of a finished job and print its result."""
     if output is not None:
         output.write_bytes(client.grid(job.id))
     if images is not None and job.result is not None:
@@ -145,7 +146,7 @@ def generate(
     context: typer.Context,
     labels: Annotated[
         list[str] | None,
-        typer.Argument(help='pictures, each its labels: "red cube, blue sphere"', show_default=False),
+        typer.Argument(help='the labels of each picture: "red cube, blue sphere"', show_default=False),
     ] = None,
     url: Url = DEFAULT_URL,
     output: Output = None,
@@ -161,29 +162,30 @@ def generate(
     model: ModelName = None,
     columns: Columns = None,
     layouts: Annotated[
-        Path | None, typer.Option(help="where objects stand: a JSON file of what the API takes as `layouts`")
+        Path | None, typer.Option(help="positions of the objects: a JSON file with the API's `layouts`")
     ] = None,
-    trajectory: Annotated[int | None, typer.Option(help="stages of a strip of each picture's way from noise")] = None,
+    trajectory: Annotated[int | None, typer.Option(help="stages from noise to picture in each strip")] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="a PNG of the service, to be made again; in place of labels and options")
+        Path | None, typer.Option(help="a PNG of the service to reproduce, in place of labels and options")
     ] = None,
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have pictures made and judged, one for each argument, or those of a recipe again."""
+    """Generate and score pictures, one for each argument, or reproduce those of a recipe."""
     if not labels and recipe is None:
-        raise typer.BadParameter("wanted are labels, or a --recipe")
+        raise typer.BadParameter("give labels or a --recipe")
     lists = [[label.strip() for label in entry.split(",")] for entry in labels] if labels else None
     options = _sampling(context)
-    places = _read_layouts(layouts) if layouts else None
+    points = _read_layouts(layouts) if layouts else None
     with _connected(url) as client:
         _check_places(output, images)
-        ask = functools.partial(client.generate, lists, recipe=recipe, layouts=places, trajectory=trajectory, **options)
+        submit = functools.partial(
+            client.generate, lists, recipe=recipe, layouts=points, trajectory=trajectory, **options
+        )
         if detach:
-            print(ask(wait=False).id)
-            return
-        job = _follow(client, lambda on_event: ask(on_event=on_event))
-        _show(client, job, output, images, as_json)
+            print(submit(wait=False).id)
+        else:
+            _show(client, _follow(client, submit), output, images, as_json)
 
 
 @app.command()
@@ -192,10 +194,11 @@ def score(
     file: Annotated[Path, typer.Argument(help="a test file: a JSON list of label lists", show_default=False)],
     url: Url = DEFAULT_URL,
     pictures: Annotated[
-        Path | None, typer.Option(help="score these instead: a zip or folder of 0.png, 1.png, ... in the file's order")
+        Path | None,
+        typer.Option(help="score these instead of the model: a zip or folder of 0.png, 1.png, ... in the file's order"),
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(help="runs over the whole file, with different seeds; 10 if not given")
+        int | None, typer.Option(help="number of runs over the file, each with its own seed (default: 10)")
     ] = None,
     output: Output = None,
     images: Images = None,
@@ -212,23 +215,22 @@ def score(
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score the model, or pictures, on a test file; grid and images are those of the best run."""
+    """Score the model or given pictures on a test file. --output and --images save the best run."""
     options = _sampling(context)
     with _connected(url) as client:
         _check_places(output, images)
-        ask = functools.partial(client.score, file, pictures=pictures, repeats=repeats, **options)
+        submit = functools.partial(client.score, file, pictures=pictures, repeats=repeats, **options)
         if detach:
-            print(ask(wait=False).id)
-            return
-        job = _follow(client, lambda on_event: ask(on_event=on_event))
-        _show(client, job, output, images, as_json)
+            print(submit(wait=False).id)
+        else:
+            _show(client, _follow(client, submit), output, images, as_json)
 
 
 @app.command()
 def wait(
     job_id: JobId, url: Url = DEFAULT_URL, output: Output = None, images: Images = None, as_json: AsJson = False
 ) -> None:
-    """Wait for a job and show its result."""
+    """Wait for a job and print its result."""
     with _connected(url) as client:
         _check_places(output, images)
         with display.JobProgress(Console(stderr=True)) as progress:
@@ -239,7 +241,7 @@ def wait(
 @app.command()
 def jobs(
     url: Url = DEFAULT_URL,
-    limit: Annotated[int, typer.Option(help="how many")] = 20,
+    limit: Annotated[int, typer.Option(help="maximum number of jobs")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
@@ -268,7 +270,7 @@ def labels(url: Url = DEFAULT_URL, model: ModelName = None) -> None:
 
 @app.command()
 def models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """List the models, and files in storage that cannot be used."""
+    """List the models and the unusable files in storage."""
     with _connected(url) as client:
         listing = client.models()
         if as_json:

@@ -1,4 +1,4 @@
-"""What the command line shows of jobs: a progress bar while they run, and tables. Knows no HTTP."""
+"""The command line's output: a progress bar while a job runs, and tables. Knows no HTTP."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -13,39 +13,39 @@ from service.client.messages import Event, Retry
 from service.contract.events import PictureEvent, StatusEvent, StepsEvent
 from service.contract.schemas import GenerateResult, Job, JobHead, ModelList, PictureResult, ScoreResult, Summary
 
-WIDEST = 10_000  # characters of a table, more than any has
-FOUND = 0.5  # probability from which the evaluator sees an object, as in `exact`
+MAX_WIDTH = 10_000  # characters; wider than any table
+FOUND = 0.5  # probability above which an object counts as present, as in `exact`
 
 
 def plain(text: str) -> str:
-    """Text of a service for the terminal: nothing that rich takes for markup, nor the terminal for a command."""
+    """Make a service's text safe to print: escape rich's markup, and replace what the terminal would interpret."""
     return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def whole(table: Table, console: Console) -> None:
-    """Prints a table as wide as it is, even where the terminal is narrower: ids and names are there to be copied."""
-    table.width = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
+    """Print a table at its full width, even on a narrower terminal, so that ids and names can be copied."""
+    table.width = console.measure(table, options=console.options.update(max_width=MAX_WIDTH)).maximum
     console.print(table, crop=False)
 
 
 class JobProgress:
-    """A bar of the pictures of a job, fed with its events. Steps count as parts of a picture."""
+    """A bar that shows how many pictures of a job are finished. A picture's steps count as parts of it."""
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[made]}/{task.fields[pictures]} pictures"),
+            TextColumn("{task.fields[finished]}/{task.fields[pictures]} pictures"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("asking", total=None, made=0, pictures="?")
-        self._made: set[int] = set()
-        self._done_before = 0
-        self.job_id: str | None = None  # once it is known
+        self._task = self._bar.add_task("sending", total=None, finished=0, pictures="?")
+        self._finished: set[int] = set()
+        self._finished_before = 0
+        self.job_id: str | None = None  # known from the first event on
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -58,54 +58,54 @@ class JobProgress:
         match event.data:
             case Job() as job:
                 self.job_id = job.id
-                self._done_before = max(self._done_before, job.progress.done)
+                self._finished_before = max(self._finished_before, job.progress.done)
                 total = job.progress.total
                 self._bar.update(self._task, description=job.status, total=total, pictures=total)
                 self._show(0.0)
             case StatusEvent(status=status):
                 self._bar.update(self._task, description=status)
             case PictureEvent(index=index):
-                self._made.add(index)
+                self._finished.add(index)
                 self._show(0.0)
             case StepsEvent(pictures=pictures):
-                self._show(sum(one.step / one.steps for one in pictures if one.index not in self._made))
+                self._show(sum(one.step / one.steps for one in pictures if one.index not in self._finished))
             case Retry(pause_s=pause_s, reason=reason):
-                self._bar.console.print(f"[yellow]{plain(reason)}; again in {pause_s:.0f} s", highlight=False)
+                self._bar.console.print(f"[yellow]{plain(reason)}; retrying in {pause_s:.0f} s", highlight=False)
 
     def _show(self, parts: float) -> None:
-        made = max(self._done_before, len(self._made))
-        self._bar.update(self._task, completed=made + parts, made=made)
+        finished = max(self._finished_before, len(self._finished))
+        self._bar.update(self._task, completed=finished + parts, finished=finished)
 
 
 def verdict(picture: PictureResult) -> str:
-    """Whether what was asked for is there, in words."""
+    """Describe in words whether the requested objects are present."""
     if picture.exact:
-        return "[green]as asked[/]"
+        return "[green]as requested[/]"
     extra = [name for name, p in picture.scores.items() if p > FOUND and name not in picture.labels]
     hits = f"{picture.accuracy * len(picture.labels):.0f} of {len(picture.labels)}"
     return f"[yellow]{hits}[/]" + (f", also {plain(', '.join(extra))}" if extra else "")
 
 
 def pictures(pictures: Sequence[PictureResult]) -> Table:
-    table = Table("picture", "asked (probability)", "verdict")
+    table = Table("picture", "requested (probability)", "verdict")
     for i, picture in enumerate(pictures):
-        asked = ", ".join(f"{name} ({picture.scores.get(name, 0.0):.2f})" for name in picture.labels)
-        table.add_row(str(i), plain(asked), verdict(picture))
+        requested = ", ".join(f"{name} ({picture.scores.get(name, 0.0):.2f})" for name in picture.labels)
+        table.add_row(str(i), plain(requested), verdict(picture))
     return table
 
 
 def result(job: Job, console: Console) -> None:
-    """The scores and verdicts of a finished job."""
+    """Print the scores and verdicts of a finished job."""
     match job.result:
         case GenerateResult() as generated:
             console.print(pictures(generated.pictures))
             figures = f"accuracy {generated.accuracy:.3f}, exact match {generated.exact_match:.3f}"
             console.print(f"{figures}; seed {job.seed}, model {plain(job.model)}", highlight=False)
-        case ScoreResult() as scored if job.seed is None:  # of pictures that were sent
+        case ScoreResult() as scored if job.seed is None:  # uploaded pictures
             console.print(pictures(scored.pictures))
             (one,) = scored.repeats
             figures = f"accuracy {one.accuracy:.3f}, exact match {one.exact_match:.3f}, F1 {one.f1:.3f}"
-            console.print(f"{figures}; judged by {plain(job.model)}", highlight=False)
+            console.print(f"{figures}; scored by {plain(job.model)}", highlight=False)
         case ScoreResult() as scored:
             console.print(repeats(scored))
             seeds = f"seeds {scored.repeats[0].seed} to {scored.repeats[-1].seed}"

@@ -1,8 +1,8 @@
-"""What a client can meet.
+"""The client's errors.
 
 ClientError
-├── Unreachable     nobody answers at the address, or not as this service would
-├── ApiError        the service's own word: a problem (RFC 9457)
+├── Unreachable     no response, or not one of this service
+├── ApiError        the service answered with an error, a problem (RFC 9457)
 └── JobUnfinished   the job failed or was cancelled
 """
 
@@ -14,14 +14,14 @@ from service.contract.schemas import Job
 
 
 class ClientError(Exception):
-    """Root of this client's errors; the message is one line, for people."""
+    """Root of the client's errors. Its message is one line for people."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join("".join(c if c.isprintable() else " " for c in message).split()))
 
 
 class Unreachable(ClientError):
-    """Nobody answers, or somebody else does."""
+    """No service answers at the address, or another one does."""
 
     @classmethod
     def of(cls, error: httpx.HTTPError, url: str) -> "Unreachable":
@@ -30,7 +30,7 @@ class Unreachable(ClientError):
 
 
 class ApiError(ClientError):
-    """The service refused. `slug`: the problem's name, such as "queue-full"; `problem`: all that it says."""
+    """The service answered with an error. `slug` is its name, such as "queue-full"; `problem` is its whole body."""
 
     def __init__(self, status: int, message: str, problem: dict[str, Any]) -> None:
         super().__init__(message)
@@ -49,12 +49,12 @@ class ApiError(ClientError):
             return cls(response.status_code, str(problem.get("detail") or problem.get("title")), problem)
         message = f"{response.url} answers {response.status_code} {response.reason_phrase}"
         if response.has_redirect_location:
-            message += f" and sends to {response.headers['location']}: use that address"
+            message += f", a redirect to {response.headers['location']}: use that address"
         return cls(response.status_code, message, {})
 
 
 class JobUnfinished(ClientError):
-    """The job ended, but is not finished; `job` is as it stands."""
+    """The job failed or was cancelled; `job` is its final state."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(f"job {job.id} {job.status}" + (f": {job.error}" if job.error else ""))

@@ -1,1 +1,4 @@
-"""All of the service on one machine: `python -m service` and the demo. Imports client and telemetry."""
+"""The whole service on one machine: `python -m service` and the demo.
+
+May import `client` and `telemetry`. Start reading in `supervisor.py`.
+"""

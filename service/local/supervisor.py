@@ -1,4 +1,4 @@
-"""Redis, a worker, the API and the webhooks' worker in one go, for `python -m service`: started, watched, stopped.
+"""Starts, watches and stops Redis, a worker, the API and the sender of webhooks, for `python -m service`.
 
 Knows processes, not what they do.
 """
@@ -21,19 +21,19 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 HOST = "127.0.0.1"  # loopback only, where no keys are needed
-READY_TIMEOUT_S = 180.0  # loading torch and the model from a slow disk
-LOOK_AGAIN_S = 0.1  # between two looks at the children
-DRAIN_S = "1"  # all of it ends, and nobody is there to take over: what --state keeps is gone on with at the next start
-STOP_TIMEOUT_S = 10.0  # a child that takes longer is killed
-MAX_DEATHS, WITHIN_S = 5, 60.0  # a child that dies more often is not started again
+READY_TIMEOUT_S = 180.0  # long enough to load torch and the model from a slow disk
+CHECK_EVERY_S = 0.1
+DRAIN_S = "1"  # short: no other worker could take over; with --state, unfinished jobs resume at the next start
+STOP_TIMEOUT_S = 10.0  # then the process is killed
+MAX_DEATHS, WITHIN_S = 5, 60.0  # a process that dies more often ends everything
 
 
 class StartFailed(RuntimeError):
-    """The service did not come up; the message says which part."""
+    """The service did not start; the message names the process that failed."""
 
 
 class Child:
-    """A process that is started again when it dies, within reason."""
+    """A process that is restarted when it dies, up to MAX_DEATHS times within WITHIN_S."""
 
     def __init__(self, name: str, start: Callable[[], subprocess.Popen[bytes]]) -> None:
         self.name, self._start = name, start
@@ -41,7 +41,7 @@ class Child:
         self.process = start()
 
     def revive(self) -> None:
-        """Starts it again if it has died. StartFailed if that happened too often."""
+        """Restart the process if it has died. Raises StartFailed if that happened too often."""
         code = self.process.poll()
         if code is None:
             return
@@ -49,7 +49,7 @@ class Child:
         if len(self.deaths) == MAX_DEATHS and now - self.deaths[0] < WITHIN_S:
             raise StartFailed(f"the {self.name} died {MAX_DEATHS + 1} times within {WITHIN_S:.0f} s")
         self.deaths.append(now)
-        log.warning("part ended; starting it again", part=self.name, code=code)
+        log.warning("process ended; restarting it", part=self.name, code=code)
         self.process = self._start()
 
     def stop(self) -> None:
@@ -58,23 +58,23 @@ class Child:
             try:
                 self.process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                log.warning("part does not end; killing it", part=self.name)
+                log.warning("process does not stop; killing it", part=self.name)
                 self.process.kill()
                 self.process.wait()
 
 
 class Supervisor:
-    """Runs everything on this machine. `redis_url` is an existing Redis; None starts one with its data in `state`."""
+    """Runs everything on this machine. Without a `redis_url` it starts a Redis server with its data in `state`."""
 
     def __init__(self, *, port: int, state: Path, redis_url: str | None, webhooks: bool = False) -> None:
         self.port, self.state, self.redis_url, self.webhooks = port, state, redis_url, webhooks
         self.children: list[Child] = []  # in the order they were started
-        self.stopping = False  # set by signals' handlers: a second one inside Event.set() would deadlock
+        self.stopping = False  # no Event: a second signal during Event.set() would deadlock
 
     def run(self, on_ready: Callable[[str], None]) -> None:
-        """Starts all, calls `on_ready` with the address, and returns after Ctrl-C or SIGTERM with everything stopped.
+        """Start everything, call `on_ready` with the address, and stop everything after Ctrl-C or SIGTERM.
 
-        StartFailed, with everything stopped as well, if a part does not come up or keeps dying.
+        Raises StartFailed, after stopping everything, if a process does not start or keeps dying.
         """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._stop)
@@ -84,7 +84,7 @@ class Supervisor:
             if self._wait_until_ready():
                 on_ready(f"http://{HOST}:{self.port}")
             while not self.stopping:
-                time.sleep(LOOK_AGAIN_S)
+                time.sleep(CHECK_EVERY_S)
                 for child in self.children:
                     child.revive()
         finally:
@@ -102,23 +102,25 @@ class Supervisor:
             environment["LABELGRID_REDIS_URL"] = server.url
         parts = [("worker", ["worker"]), ("API", ["api", "--host", HOST, "--port", str(self.port)])]
         if self.webhooks:
-            parts.append(("webhook worker", ["webhooks"]))
+            parts.append(("sender of webhooks", ["webhooks"]))
         for name, arguments in parts:
             self.children.append(Child(name, _python(arguments, environment)))
 
     def _wait_until_ready(self) -> bool:
-        """True when the service is ready, False when it is to stop. A part that dies now will not do better later."""
+        """Return True once the service is ready, False if it is to stop. Here a process that dies is not restarted."""
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
-            time.sleep(LOOK_AGAIN_S)
+            time.sleep(CHECK_EVERY_S)
             if self.stopping:
                 return False
             for child in self.children:
                 if child.process.poll() is not None:
-                    raise StartFailed(f"the {child.name} ended with {child.process.returncode} while starting")
+                    raise StartFailed(
+                        f"the {child.name} ended with status {child.process.returncode} while starting; see its log"
+                    )
             if _is_ready(self.port):
                 return True
-        raise StartFailed(f"not ready after {READY_TIMEOUT_S:.0f} s")
+        raise StartFailed(f"the service is not ready after {READY_TIMEOUT_S:.0f} s; see the log")
 
 
 def _python(arguments: list[str], environment: Mapping[str, str]) -> Callable[[], subprocess.Popen[bytes]]:
@@ -126,7 +128,7 @@ def _python(arguments: list[str], environment: Mapping[str, str]) -> Callable[[]
         return subprocess.Popen(
             [sys.executable, "-m", "service", *arguments],
             env=environment,
-            start_new_session=True,  # a terminal's Ctrl-C is for us alone; we stop the parts in order
+            start_new_session=True,  # a terminal's Ctrl-C must not reach it: processes are stopped in order
             preexec_fn=die_with_parent,
         )
 
@@ -139,7 +141,9 @@ def _check_port(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise StartFailed(f"port {port} on {HOST} cannot be used: {error.strerror}") from error
+            raise StartFailed(
+                f"port {port} on {HOST} cannot be used: {error.strerror}; choose another with --port"
+            ) from error
 
 
 def _is_ready(port: int) -> bool:

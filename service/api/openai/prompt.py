@@ -1,4 +1,4 @@
-"""Labels out of a prompt such as "a red cube and a blue sphere", or an error that says what was meant. No HTTP here."""
+"""Reads labels from a prompt such as "a red cube and a blue sphere". Knows no HTTP."""
 
 import re
 from typing import Final
@@ -11,15 +11,16 @@ WORD: Final = re.compile(r"[,;&+]|[^\s,;&+]+")
 
 
 def _words(text: str) -> list[str]:
-    """Words and separators, in lower case, without the full stops and quotes around them."""
+    """Split a text into words and separators: lower case, without surrounding full stops and quotes."""
     found = (word.strip(".!?\"'()").casefold() for word in WORD.findall(text))
     return [word for word in found if word]
 
 
 def parse_prompt(prompt: str, vocabulary: Vocabulary) -> list[str]:
-    """The labels that a prompt names, in its order. LabelError for words that are none, for too many, or for none.
+    """Return the labels that a prompt names, in its order.
 
-    The longest name that begins at a word counts, so that names may hold separators themselves.
+    At each word the longest matching name wins, so that names may contain separators. Raises LabelError for a word that
+    belongs to no label, and for too many labels or none.
     """
     words = _words(prompt)
     names = {tuple(_words(name)): name for name in reversed(vocabulary.names)}
@@ -38,7 +39,7 @@ def parse_prompt(prompt: str, vocabulary: Vocabulary) -> list[str]:
             unknown.append(words[at])
         at += max(length, 1)
     if unknown:
-        vocabulary.index(" ".join(unknown))  # there is none, and its error says what was meant
+        vocabulary.index(" ".join(unknown))  # raises LabelError, with the nearest name
     if not labels:
-        raise LabelError(f"the prompt names no object; wanted some such as {vocabulary.names[0]!r}")
+        raise LabelError(f"the prompt names no label; wanted at least one, such as {vocabulary.names[0]!r}")
     return vocabulary.check_entry(labels)

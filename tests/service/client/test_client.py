@@ -1,4 +1,4 @@
-"""The client against the real API: both classes say the same, lost answers make no second job, broken streams go on."""
+"""Both client classes against the real API: their methods, retries after lost responses, and resumed event streams."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def url(client: httpx.Client) -> str:
 
 @pytest.fixture(params=[Client, AsyncClient])
 def call(request: pytest.FixtureRequest, url: str) -> Call:
-    """Calls a method of either class by its name; the events of `events` as a list."""
+    """Call a method of either class by its name; `events` returns a list."""
 
     def blocking(name: str, *args: Any, **kwargs: Any) -> Any:
         with Client(url) as client:
@@ -48,14 +48,14 @@ def call(request: pytest.FixtureRequest, url: str) -> Call:
     return lambda name, *args, **kwargs: asyncio.run(waiting(name, *args, **kwargs))
 
 
-def test_generate_tells_its_way_and_gives_the_finished_job(call: Call, client: httpx.Client, working: Runner) -> None:
-    told: list[Event] = []
-    job = call("generate", LISTS, steps=3, seed=7, sampler="euler", on_event=told.append)
+def test_generate_reports_events_and_returns_the_job(call: Call, client: httpx.Client, working: Runner) -> None:
+    reported: list[Event] = []
+    job = call("generate", LISTS, steps=3, seed=7, sampler="euler", on_event=reported.append)
     assert job == Job.model_validate(client.get(f"/jobs/{job.id}").json())
     assert (job.status, job.seed, job.options.sampler) == ("finished", 7, "euler")
-    names = [event.name for event in told if event.name != "steps"]
+    names = [event.name for event in reported if event.name != "steps"]
     assert names == ["job", "job", "status", "picture", "picture", "end"]
-    assert told[-1].data == job
+    assert reported[-1].data == job
     assert call("job", job.id) == call("wait", job.id) == job
     assert call("grid", job.id) == client.get(f"/jobs/{job.id}/grid.png").content
     assert call("image", job.id, 1) == client.get(f"/jobs/{job.id}/images/1.png").content
@@ -73,7 +73,7 @@ def test_score_takes_lists_bytes_and_a_file(call: Call, working: Runner, tmp_pat
     assert all(result.repeats == results[0].repeats for result in results)
 
 
-def test_jobs_labels_models_and_readiness(call: Call, alive: JobStore) -> None:
+def test_jobs_labels_models_and_readiness_are_read(call: Call, alive: JobStore) -> None:
     ids = [call("generate", LISTS, wait=False).id for _ in range(3)]
     page = call("jobs", limit=2)
     assert sorted(job.id for job in [*page.jobs, *call("jobs", cursor=page.next).jobs]) == sorted(ids)
@@ -83,7 +83,7 @@ def test_jobs_labels_models_and_readiness(call: Call, alive: JobStore) -> None:
     assert call("ready").workers == 1
 
 
-def test_a_job_is_cancelled_once_or_twice(call: Call, alive: JobStore) -> None:
+def test_cancelling_twice_is_no_error(call: Call, alive: JobStore) -> None:
     job_id = call("generate", LISTS, wait=False).id
     assert call("cancel", job_id).status == "cancelled"
     assert call("cancel", job_id).status == "cancelled"
@@ -91,14 +91,14 @@ def test_a_job_is_cancelled_once_or_twice(call: Call, alive: JobStore) -> None:
         call("wait", job_id)
     assert caught.value.job.id == job_id
     failed = call("generate", LISTS, wait=False).id
-    alive.fail(failed, "picture 0: it is no good")
-    with pytest.raises(JobUnfinished, match="picture 0: it is no good"):
+    alive.fail(failed, "picture 0: it is broken")
+    with pytest.raises(JobUnfinished, match="picture 0: it is broken"):
         call("wait", failed)
     with pytest.raises(ApiError, match="cannot be cancelled"):
         call("cancel", failed)
 
 
-def test_what_the_service_refuses_is_an_error_with_its_words(call: Call, alive: JobStore, tmp_path: Path) -> None:
+def test_the_services_errors_are_raised_with_their_message(call: Call, alive: JobStore, tmp_path: Path) -> None:
     with pytest.raises(ApiError, match='did you mean "red cube"') as caught:
         call("generate", [["red kube"]])
     assert (caught.value.status, caught.value.slug, caught.value.problem["entry"]) == (422, "invalid-request", 0)
@@ -110,7 +110,7 @@ def test_what_the_service_refuses_is_an_error_with_its_words(call: Call, alive: 
         call("score", tmp_path / "nothing.json")
 
 
-def test_a_recipe_alone_makes_the_same_again(call: Call, working: Runner, tmp_path: Path) -> None:
+def test_a_recipe_reproduces_its_pictures_and_stands_alone(call: Call, working: Runner, tmp_path: Path) -> None:
     grid = call("grid", call("generate", LISTS, steps=3, seed=7).id)
     file = tmp_path / "grid.png"
     file.write_bytes(grid)
@@ -135,14 +135,14 @@ def test_strips_are_fetched(call: Call, client: httpx.Client, working: Runner) -
 
 
 @pytest.mark.parametrize("given", ["red cube", ["red cube"], [["red cube"], "gray cube"]])
-def test_a_text_is_no_list_of_labels(call: Call, client: httpx.Client, alive: JobStore, given: Any) -> None:
+def test_a_string_in_place_of_a_list_is_an_error(call: Call, client: httpx.Client, alive: JobStore, given: Any) -> None:
     for method in ("generate", "score") if isinstance(given, list) else ("generate",):
         with pytest.raises(ClientError, match=r'is a string; wanted .* such as \[\["red cube", "blue sphere"\]'):
             call(method, given)
     assert client.get("/jobs").json()["jobs"] == []
 
 
-def test_the_typed_options_are_those_of_the_service() -> None:
+def test_the_typed_options_equal_the_services() -> None:
     fields = SamplingFields.model_fields
     assert set(Options.__annotations__) <= set(fields)
     hints = get_type_hints(Options)
@@ -151,7 +151,7 @@ def test_the_typed_options_are_those_of_the_service() -> None:
 
 
 class Faulty(httpx.BaseTransport):
-    """A network that delivers, and then breaks as often as it is told to; `requests` are those that arrived."""
+    """A network that delivers requests, and loses the response where `breaks` says so; `requests` arrived."""
 
     def __init__(self, breaks: Callable[[httpx.Request], bool], after_bytes: int | None = None) -> None:
         self.real, self.breaks, self.after_bytes = httpx.HTTPTransport(), breaks, after_bytes
@@ -175,7 +175,7 @@ class Faulty(httpx.BaseTransport):
 
 
 class Broken(httpx.SyncByteStream):
-    """A body that breaks off after so many bytes."""
+    """A body that breaks off after `after` bytes."""
 
     def __init__(self, stream: httpx.SyncByteStream, after: int) -> None:
         self.stream, self.after = stream, after
@@ -197,7 +197,7 @@ def once(method: str) -> Callable[[httpx.Request], bool]:
     return lambda request: request.method == method and bool(left) and left.pop()
 
 
-def test_lost_answers_make_no_second_job_and_cancel_no_error(url: str, alive: JobStore) -> None:
+def test_after_a_lost_response_there_is_one_job_and_one_cancellation(url: str, alive: JobStore) -> None:
     network = Faulty(once("POST"))
     with Client(url, transport=network) as client:
         job = client.generate(LISTS, wait=False)
@@ -209,7 +209,7 @@ def test_lost_answers_make_no_second_job_and_cancel_no_error(url: str, alive: Jo
         assert client.cancel(job.id).status == "cancelled"
 
 
-def test_a_key_of_ones_own_stands_for_one_request(url: str, alive: JobStore) -> None:
+def test_an_idempotency_key_stands_for_one_request(url: str, alive: JobStore) -> None:
     with Client(url) as client:
         first = client.generate(LISTS, wait=False, idempotency_key="mine")
         assert client.generate(LISTS, wait=False, idempotency_key="mine").id == first.id
@@ -217,7 +217,7 @@ def test_a_key_of_ones_own_stands_for_one_request(url: str, alive: JobStore) -> 
             client.generate(LISTS[:1], wait=False, idempotency_key="mine")
 
 
-def test_a_stream_that_breaks_off_is_taken_up_where_it_broke(url: str, working: Runner) -> None:
+def test_a_broken_stream_is_resumed_after_its_last_event(url: str, working: Runner) -> None:
     def breaks(request: httpx.Request) -> bool:
         return request.url.path.endswith("/events") and len(network.requests) <= 2
 
@@ -227,19 +227,19 @@ def test_a_stream_that_breaks_off_is_taken_up_where_it_broke(url: str, working: 
         length = len(httpx.get(f"{url}/jobs/{job.id}/events").content)
     network = Faulty(breaks, after_bytes=length - len(job.model_dump_json()) - 500)
     with Client(url, transport=network) as client:
-        told = list(client.events(job.id))
-    assert [event.data for event in told if event.name == "picture"] == whole
-    assert ([event.name for event in told].count("retry"), told[-1].name) == (2, "end")
+        events = list(client.events(job.id))
+    assert [event.data for event in events if event.name == "picture"] == whole
+    assert ([event.name for event in events].count("retry"), events[-1].name) == (2, "end")
     assert [bool(request.headers.get("last-event-id")) for request in network.requests] == [False, True, True]
 
 
-def test_without_any_stream_the_state_is_looked_at(url: str, working: Runner) -> None:
+def test_without_a_stream_the_jobs_state_is_polled(url: str, working: Runner) -> None:
     network = Faulty(lambda request: request.url.path.endswith("/events"), after_bytes=0)
     with Client(url, transport=network) as client:
         assert client.generate(LISTS, steps=1).status == "finished"
 
 
-def test_who_keeps_silent_for_too_long_is_an_error(url: str, alive: JobStore) -> None:
+def test_retries_end_with_an_error(url: str, alive: JobStore) -> None:
     network = Faulty(lambda request: True)
     with Client(url, transport=network, retries=1) as client, pytest.raises(Unreachable, match="the answer was lost"):
         client.labels()
@@ -307,18 +307,18 @@ def test_address_and_key_come_from_the_environment(url: str, alive: JobStore, mo
 
 
 @pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://", "http://x:y", "x"])
-def test_addresses_that_are_none(address: str) -> None:
+def test_an_impossible_address_is_an_error(address: str) -> None:
     with pytest.raises(ClientError, match="address"):
         Client(address)
 
 
-def test_a_key_that_is_none() -> None:
+def test_an_impossible_api_key_is_an_error() -> None:
     with pytest.raises(ClientError, match="key"):
         Client("http://x", "a\nb")
 
 
-def test_async_clients_wait_side_by_side(url: str, alive: JobStore, connection: Redis) -> None:
-    """Two coroutines wait in one thread, and each is told when its own job ends."""
+def test_async_clients_wait_concurrently(url: str, alive: JobStore, connection: Redis) -> None:
+    """Two coroutines wait in one thread, and each returns when its own job ends."""
 
     async def main() -> None:
         async with AsyncClient(url) as client:
@@ -326,8 +326,8 @@ def test_async_clients_wait_side_by_side(url: str, alive: JobStore, connection: 
             waits = [asyncio.create_task(client.wait(job_id)) for job_id in ids]
             await asyncio.sleep(0)
             for job_id in reversed(ids):
-                await asyncio.to_thread(alive.fail, job_id, f"{job_id} is no good")
+                await asyncio.to_thread(alive.fail, job_id, f"{job_id} is broken")
             outcomes = await asyncio.gather(*waits, return_exceptions=True)
-            assert [str(outcome) for outcome in outcomes] == [f"job {i} failed: {i} is no good" for i in ids]
+            assert [str(outcome) for outcome in outcomes] == [f"job {i} failed: {i} is broken" for i in ids]
 
     asyncio.run(asyncio.wait_for(main(), timeout=30))

@@ -1,4 +1,4 @@
-"""The client's command line against the real API, in this process and as a process of its own."""
+"""The client's command line against the real API, in this process and in another one."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def environment(url: str) -> dict[str, str]:
     return {**os.environ, "LABELGRID_URL": url, "COLUMNS": "200"}
 
 
-def test_generate_as_the_readme_shows_it(url: str, client: httpx.Client, working: Runner, tmp_path: Path) -> None:
+def test_generate_as_in_the_readme(url: str, client: httpx.Client, working: Runner, tmp_path: Path) -> None:
     grid = tmp_path / "grid.png"
     line = process("generate", "red cube, blue sphere", "gray cylinder", "-o", str(grid), "--steps", "2")
     done = subprocess.run(line, cwd=ROOT, env=environment(url), capture_output=True, text=True, timeout=60)
@@ -56,7 +56,7 @@ def test_generate_as_the_readme_shows_it(url: str, client: httpx.Client, working
     assert grid.read_bytes() == client.get(f"/jobs/{job['id']}/grid.png").content
 
 
-def test_score_writes_the_best_runs_pictures_in_the_files_order(
+def test_score_saves_the_best_runs_pictures_in_the_files_order(
     run: Command, client: httpx.Client, working: Runner, tmp_path: Path
 ) -> None:
     file, images = tmp_path / "test.json", tmp_path / "images"
@@ -75,7 +75,7 @@ def test_score_writes_the_best_runs_pictures_in_the_files_order(
     assert f"{job['result']['accuracy']['max']:.3f}" in out
 
 
-def test_jobs_are_left_to_themselves_listed_cancelled_and_waited_for(run: Command, alive: JobStore) -> None:
+def test_jobs_are_detached_listed_cancelled_and_waited_for(run: Command, alive: JobStore) -> None:
     code, out, _ = run("generate", "red cube", "--detach")
     job_id = out.strip()
     assert code == 0
@@ -85,7 +85,7 @@ def test_jobs_are_left_to_themselves_listed_cancelled_and_waited_for(run: Comman
     assert run("wait", job_id) == (1, "", f"labelgrid: job {job_id} cancelled\n")
 
 
-def test_labels_and_models(run: Command) -> None:
+def test_labels_and_models_are_listed(run: Command) -> None:
     assert run("labels")[1].splitlines()[:2] == ["gray cube", "red cube"]
     assert run("labels", "--model", "nobody")[0] == 1
     assert "toy" in run("models")[1]
@@ -109,25 +109,25 @@ def test_errors_are_one_line(run: Command, alive: JobStore, tmp_path: Path) -> N
     ("option", "place", "words"),
     [
         ("-o", "nowhere/grid.png", "{at}/nowhere/grid.png: there is no folder {at}/nowhere"),
-        ("-o", "folder", "{at}/folder is a folder; wanted is a file for the grid"),
-        ("--images", "file", "{at}/file: {at}/file is no folder"),
-        ("--images", "file/images", "{at}/file/images: {at}/file is no folder"),
+        ("-o", "folder", "{at}/folder is a folder; --output wants a file"),
+        ("--images", "file", "{at}/file: {at}/file is not a folder"),
+        ("--images", "file/images", "{at}/file/images: {at}/file is not a folder"),
         ("-o", f"{'x' * 300}/grid.png", f"{{at}}/{'x' * 300}: File name too long"),
     ],
 )
-def test_places_that_cannot_be_written_are_refused_before_anything_is_asked(
+def test_files_that_cannot_be_written_are_refused_before_any_request(
     run: Command, client: httpx.Client, alive: JobStore, tmp_path: Path, option: str, place: str, words: str
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text('[["red cube"]]')
     score = ("score", str(tmp_path / "file"), "--detach")
-    for asked in (("generate", "red cube", "--detach"), score, ("wait", "nobody")):
+    for command in (("generate", "red cube", "--detach"), score, ("wait", "nobody")):
         refusal = (1, "", f"labelgrid: {words.format(at=tmp_path)}\n")
-        assert run(*asked, option, str(tmp_path / place)) == refusal
+        assert run(*command, option, str(tmp_path / place)) == refusal
     assert client.get("/jobs").json()["jobs"] == []
 
 
-def test_a_grid_that_may_not_be_written_is_refused(
+def test_files_without_permission_are_refused(
     run: Command, alive: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write to every folder
@@ -136,7 +136,7 @@ def test_a_grid_that_may_not_be_written_is_refused(
         assert (code, err) == (1, f"labelgrid: {tmp_path} cannot be written\n")
 
 
-def test_lists_cut_no_ids_and_times(client: httpx.Client, url: str, alive: JobStore) -> None:
+def test_tables_do_not_cut_ids_and_times(client: httpx.Client, url: str, alive: JobStore) -> None:
     answer = client.post("/generate", json={"labels": [["red cube"]]}, headers={"prefer": "respond-async"})
     job, model = answer.json(), client.get("/models").json()["models"][0]
     for command, words in (
@@ -147,7 +147,7 @@ def test_lists_cut_no_ids_and_times(client: httpx.Client, url: str, alive: JobSt
         assert all(word in done.stdout for word in words), done.stdout
 
 
-def test_a_recipe_is_made_again_with_strips(
+def test_a_recipe_is_reproduced_with_strips(
     run: Command, client: httpx.Client, working: Runner, tmp_path: Path
 ) -> None:
     grid, images = tmp_path / "grid.png", tmp_path / "images"
@@ -163,15 +163,15 @@ def test_a_recipe_is_made_again_with_strips(
     assert run("generate", "red cube", "--recipe", str(grid))[2].endswith("a recipe stands alone, without labels\n")
     assert run("generate", "--recipe", str(tmp_path / "no.png"))[2].endswith("no.png: No such file or directory\n")
     code, _, err = run("generate")
-    assert (code, "wanted are labels, or a --recipe" in err) == (2, True)
+    assert (code, "give labels or a --recipe" in err) == (2, True)
 
 
-def test_help_says_what_an_interval_takes() -> None:
+def test_help_names_the_two_values_of_an_interval() -> None:
     assert "--guidance-interval LOW HIGH" in CliRunner().invoke(app, ["generate", "--help"]).stdout
 
 
 def test_ctrl_c_cancels_the_job(url: str, client: httpx.Client, alive: JobStore) -> None:
-    # A shell that starts the tests in the background has them ignore Ctrl-C, and children inherit that.
+    # Tests that a shell starts in the background ignore Ctrl-C, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         process("generate", "red cube"), cwd=ROOT, env=environment(url), stderr=subprocess.PIPE, text=True
@@ -179,7 +179,7 @@ def test_ctrl_c_cancels_the_job(url: str, client: httpx.Client, alive: JobStore)
         while not (jobs := client.get("/jobs").json()["jobs"]):
             assert waiting.poll() is None
             time.sleep(0.02)
-        while not alive.connection.exists(f"labelgrid:job:{jobs[0]['id']}:watched"):  # it reads events
+        while not alive.connection.exists(f"labelgrid:job:{jobs[0]['id']}:watched"):  # it follows the events
             time.sleep(0.02)
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait(timeout=30) == 130
@@ -188,5 +188,5 @@ def test_ctrl_c_cancels_the_job(url: str, client: httpx.Client, alive: JobStore)
     assert client.get(f"/jobs/{jobs[0]['id']}").json()["status"] == "cancelled"
 
 
-def test_the_words_of_a_service_are_no_commands() -> None:
+def test_text_from_a_service_is_printed_as_text() -> None:
     assert plain("[red]\x1b[31mb\n") == "\\[red]\N{REPLACEMENT CHARACTER}[31mb\N{REPLACEMENT CHARACTER}"

@@ -1,4 +1,4 @@
-"""Labels out of prompts: names are found however they are joined, and every word that is none is an error."""
+"""Reading labels from prompts: however they are joined, labels are found; any other word is an error."""
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ OWN = Vocabulary(("black and white cat", "cat", "white cat", "Dr. No", "the end"
         ('"red cube"', ["red cube"]),
     ],
 )
-def test_prompts(prompt: str, labels: list[str]) -> None:
+def test_labels_are_read_from_a_prompt(prompt: str, labels: list[str]) -> None:
     assert parse_prompt(prompt, ICLEVR) == labels
 
 
@@ -33,7 +33,7 @@ def test_prompts(prompt: str, labels: list[str]) -> None:
         ("a cat, white cat", ["cat", "white cat"]),
     ],
 )
-def test_names_may_hold_what_joins_them(prompt: str, labels: list[str]) -> None:
+def test_names_may_contain_separators(prompt: str, labels: list[str]) -> None:
     assert parse_prompt(prompt, OWN) == labels
 
 
@@ -46,25 +46,25 @@ def test_names_may_hold_what_joins_them(prompt: str, labels: list[str]) -> None:
         ("red the cube", 'unknown label "red the cube"; did you mean "red cube"?'),
         ("a photo of a red cube", 'unknown label "photo of a"; known are gray cube'),
         ("red cube, red cube", 'duplicate label "red cube"'),
-        ("", "names no object"),
-        ("and, the", "names no object"),
+        ("", "names no label"),
+        ("and, the", "names no label"),
         (" and ".join(ICLEVR.names), f"at most {LIMITS.max_labels}"),
     ],
 )
-def test_prompts_that_name_something_else(prompt: str, words: str) -> None:
+def test_other_prompts_are_errors(prompt: str, words: str) -> None:
     with pytest.raises(LabelError, match=words.replace("?", r"\?")):
         parse_prompt(prompt, ICLEVR)
 
 
 @given(st.lists(st.sampled_from(ICLEVR.names), min_size=1, max_size=8, unique=True), st.data())
-def test_what_is_joined_is_found(labels: list[str], data: st.DataObject) -> None:
+def test_labels_are_found_however_they_are_joined(labels: list[str], data: st.DataObject) -> None:
     joints = st.lists(st.sampled_from(sorted(SEPARATORS | ARTICLES)), max_size=3).map(" ".join)
     prompt = "".join(f" {data.draw(joints)} {label}" for label in labels)
     assert parse_prompt(prompt, ICLEVR) == labels
 
 
 @given(st.text() | st.lists(st.sampled_from(["red", "cube", "and", "a", "ball", ","])).map(" ".join))
-def test_nothing_is_passed_over(prompt: str) -> None:
+def test_no_word_is_ignored(prompt: str) -> None:
     try:
         labels = parse_prompt(prompt, ICLEVR)
     except LabelError:
@@ -81,7 +81,7 @@ plain_names = st.lists(st.text("abcXY-é", min_size=1, max_size=4), min_size=1, 
 
 
 @given(st.lists(plain_names, min_size=1, max_size=8, unique_by=str.casefold), st.data())
-def test_a_list_of_labels_is_a_prompt_for_them(names: list[str], data: st.DataObject) -> None:
+def test_a_joined_list_of_labels_is_a_prompt_for_them(names: list[str], data: st.DataObject) -> None:
     labels = data.draw(st.permutations(names))
     assert parse_prompt(", ".join(labels), Vocabulary(tuple(names))) == labels
     assert parse_prompt(" and ".join(labels).upper(), Vocabulary(tuple(names))) == labels

@@ -86,7 +86,7 @@ def test_a_failed_or_cancelled_job_is_an_error(
     ("arguments", "param", "words"),
     [
         ({"prompt": "red kube"}, "prompt", 'did you mean "red cube"'),
-        ({"prompt": ""}, "prompt", "names no object"),
+        ({"prompt": ""}, "prompt", "names no label"),
         ({"prompt": PROMPT, "n": 0}, "n", "greater than"),
         ({"prompt": PROMPT, "n": 11}, "n", "less than"),
         ({"prompt": PROMPT, "size": "1024x1024"}, "size", "wanted 16x16"),

@@ -174,7 +174,7 @@ def test_the_command_line_uploads_pictures(client: httpx.Client, working: Runner
     line = ["score", str(file), "--pictures", str(archive), "-o", str(grid), "--url", str(client.base_url)]
     done = CliRunner().invoke(app, line, env={"COLUMNS": "200"})
     assert (done.exit_code, done.stderr) == (0, "")
-    assert "judged by toy-evaluator" in done.stdout
+    assert "scored by toy-evaluator" in done.stdout
     assert "gray cylinder (0." in done.stdout
     assert check_picture(grid.read_bytes(), 512)
     archive.write_bytes(zipped(without("1.png")))
