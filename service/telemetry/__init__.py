@@ -1,1 +1,1 @@
-"""Logs, metrics and traces. Imports contract and settings."""
+"""Logs, metrics and traces: one module each, used by all processes of the service. Imports contract and settings."""

@@ -1,7 +1,7 @@
-"""Logs: one line an event on standard error, with the ids of the request and of the job that it is about.
+"""Logs: one line per event on standard error, with the ids of its request and job. Knows no torch.
 
-`log = get_logger(__name__)`, then `log.info("job accepted", pictures=8)`: an event in fixed words, what varies as keys.
-The lines go through the standard library's logging, as those of other libraries do. Knows no torch.
+Use `log = get_logger(__name__)`, then `log.info("job accepted", pictures=8)`: fixed words for the event, keys for what
+varies. Lines go through the standard library's logging, as those of other libraries do.
 """
 
 import logging
@@ -22,9 +22,9 @@ from service.settings import Settings
 from service.telemetry import tracing
 
 REQUEST_ID = "X-Request-ID"
-GIVEN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # what a client may send as one
-QUIET_PATHS = ("/healthz", "/readyz", "/metrics", "/static/", "/favicon.ico")  # asked for all the time: logged as debug
-OURS = ("service", "shared")  # whose level the setting is; others could tell secrets at theirs, such as headers
+GIVEN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # that a client may send
+QUIET_PATHS = ("/healthz", "/readyz", "/metrics", "/static/", "/favicon.ico")  # requested all the time: logged as debug
+OURS = ("service", "shared")  # the level applies to these only: others could log secrets, such as headers
 CREDENTIALS = re.compile(r"(://[^\s/@:]*:)[^\s@]+@|((?:bearer|basic)\s+)[^\s\"',]+", re.IGNORECASE)
 
 structlog.configure(
@@ -41,23 +41,23 @@ def get_logger(name: str) -> BoundLogger:
 
 
 def request_id() -> str:
-    """The id of the request that this code runs for; "" outside of one."""
+    """Return the id of the current request; "" outside of one."""
     return str(get_contextvars().get("request_id", ""))
 
 
 def formatter(settings: Settings, role: str) -> logging.Formatter:
-    """Makes lines as `settings` say, each with `role`: which of the service's processes it is from."""
+    """Build the formatter of log lines; `role`: the kind of process that writes them."""
     secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
 
     def name_role(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         return {**event, "role": role}
 
     def redact(logger: Any, method: str, line: Any) -> Any:
-        """The last resort: nothing of ours logs a secret, but an error's text may have an address with one."""
+        """Remove secrets as a last resort: an error's text may contain a URL with a password."""
         line = CREDENTIALS.sub(lambda match: f"{match[1]}***@" if match[1] else f"{match[2]}***", line)
         return line.replace(secret, "***") if secret else line
 
-    # Tracebacks are plain text: others show local variables, and so what is secret in them.
+    # Plain tracebacks, because rich ones show local variables and the secrets in them.
     plain = structlog.dev.plain_traceback
     rendering: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
@@ -78,7 +78,7 @@ def formatter(settings: Settings, role: str) -> logging.Formatter:
 
 
 def configure(settings: Settings, role: str) -> None:
-    """For a process's entry: all logs of it go to standard error, as `settings` say."""
+    """Send all logs of this process to standard error. Call it once, at the entry point."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(settings, role))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -87,9 +87,9 @@ def configure(settings: Settings, role: str) -> None:
 
 
 class RequestLog:
-    """ASGI middleware, outside of all others: gives every request an id, and a line when its answer is through.
+    """Outermost ASGI middleware: gives every request an id, and logs a line after its response.
 
-    The id is the client's own `X-Request-ID` where that is one, and goes back in the answer.
+    The id is the client's `X-Request-ID` if that is valid, else a new one; the response carries it too.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -105,9 +105,9 @@ class RequestLog:
         bind_contextvars(request_id=this_id)
         if parent := tracing.traceparent():
             bind_contextvars(trace_id=trace_id(parent))
-            query = {"url.query": "REDACTED"} if scope["query_string"] else {}  # as for `path` below
+            query = {"url.query": "REDACTED"} if scope["query_string"] else {}  # see `path` below
             tracing.describe({"labelgrid.request_id": this_id, **query})
-        begun, status = time.perf_counter(), 499  # where the client is gone before there is an answer
+        begun, status = time.perf_counter(), 499  # if the client leaves before the response starts
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -119,7 +119,7 @@ class RequestLog:
         try:
             await self.app(scope, receive, send_with_id)
         except Exception:
-            status = 500  # the answer is made further out
+            status = 500  # an outer layer sends the response
             raise
         finally:
             say = self.log.debug if scope["path"].startswith(QUIET_PATHS) else self.log.info
@@ -127,7 +127,7 @@ class RequestLog:
             say(
                 "request",
                 method=scope["method"],
-                path=scope["path"],  # without the query, which may hold what somebody mistook for a place for keys
+                path=scope["path"],  # without the query, in which somebody may have put an API key
                 status=status,
                 duration_ms=round(1000 * (time.perf_counter() - begun), 1),
                 **({"owner": owner} if owner else {}),

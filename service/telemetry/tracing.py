@@ -1,7 +1,6 @@
-"""Traces by OpenTelemetry, where they are switched on: what is done for a job are child spans of its request's.
+"""OpenTelemetry traces, if switched on: all work for a job becomes child spans of its request's span.
 
-Nothing of OpenTelemetry is imported before `start`, and settings never, for the client has neither. Knows no HTTP, no
-Redis and no torch.
+OpenTelemetry is imported in `start` at the earliest, because it is optional. Knows no HTTP, no Redis and no torch.
 """
 
 import contextlib
@@ -17,17 +16,17 @@ if TYPE_CHECKING:
 
     from service.settings import Settings
 
-About = Mapping[str, str | int]  # attributes of ours, by names that `labelgrid.` is set before
+About = Mapping[str, str | int]  # attributes, named without their prefix `labelgrid.`
 
-FLUSH_S = 1.0  # for a process that ends to send what is left; a collector that is away delays it no longer
+FLUSH_S = 1.0  # at most, for a process that ends to send its last spans, even if the collector does not answer
 
-_provider: "TracerProvider | None" = None  # of this process; None where tracing is off
+_provider: "TracerProvider | None" = None  # of this process; None while tracing is off
 
 
 def start(settings: "Settings", role: str, processor: "SpanProcessor | None" = None) -> None:
-    """For a process's entry: if settings have it on, spans go where the OTEL_... variables say, or to `processor`.
+    """Start tracing in this process if `settings` say so. RuntimeError if OpenTelemetry is not installed.
 
-    RuntimeError if OpenTelemetry's packages are not there.
+    Spans go to the collector in the OTEL_... variables, or to `processor`.
     """
     global _provider
     if not settings.tracing:
@@ -45,10 +44,10 @@ def start(settings: "Settings", role: str, processor: "SpanProcessor | None" = N
 
 
 def stop() -> None:
-    """For a process's end: the spans that are left are sent if that takes no longer than `FLUSH_S`. None come after."""
+    """Stop tracing at the end of a process, and send the remaining spans for up to `FLUSH_S`."""
     global _provider
     if _provider is not None:
-        # The exporter asks a collector again for as long as OTEL_EXPORTER_OTLP_TIMEOUT, and takes no other bound.
+        # In a thread, because the exporter retries for OTEL_EXPORTER_OTLP_TIMEOUT and accepts no other limit.
         sending = threading.Thread(target=_provider.shutdown, daemon=True)
         sending.start()
         sending.join(FLUSH_S)
@@ -56,12 +55,12 @@ def stop() -> None:
 
 
 def provider() -> "TracerProvider | None":
-    """What makes this process's spans, for libraries that make some themselves; None where tracing is off."""
+    """Return this process's provider, for libraries that create spans; None while tracing is off."""
     return _provider
 
 
 def traceparent() -> str:
-    """The current span, as a W3C traceparent for the job's record; "" outside of one."""
+    """Return the current span as a W3C traceparent, for the job's record; "" if there is none."""
     if _provider is None:
         return ""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -72,7 +71,7 @@ def traceparent() -> str:
 
 
 def describe(attributes: Mapping[str, str | int]) -> None:
-    """Adds attributes to the current span, if there is one."""
+    """Add attributes to the current span, if there is one."""
     if _provider is not None:
         from opentelemetry.trace import get_current_span
 
@@ -82,9 +81,9 @@ def describe(attributes: Mapping[str, str | int]) -> None:
 def record(
     name: str, parent: str, about: About, begun_at: float, ended_at: float | None = None, error: str = ""
 ) -> None:
-    """A span under `parent`, a traceparent, from `begun_at` to `ended_at`, in seconds since 1970, or to now.
+    """Record a span under the traceparent `parent`, from `begun_at` to `ended_at` (Unix seconds) or now.
 
-    `error` says why what it stands for failed. Without a parent there is no span: nobody traces that job.
+    `error`: why the work failed. Without a parent nothing is recorded, because that job is not traced.
     """
     if _provider is None or not parent:
         return
@@ -104,7 +103,7 @@ def record(
 
 @contextlib.contextmanager
 def span(name: str, parent: str, about: About) -> Iterator[None]:
-    """Records what is done inside; it fails with the exception that leaves it."""
+    """Record the work inside as a span; an exception marks it as failed."""
     begun_at = time.time()
     try:
         yield
@@ -116,7 +115,7 @@ def span(name: str, parent: str, about: About) -> Iterator[None]:
 
 @dataclass
 class _Stay:
-    """A job's pictures in a worker's batch, from the first that joins to the last that leaves."""
+    """The time that a job has pictures in a worker's batch."""
 
     parent: str
     begun_at: float
@@ -124,14 +123,14 @@ class _Stay:
 
 
 class BatchSpans:
-    """One worker's spans for the jobs that have pictures in its batches. `parent_of` says a job's traceparent."""
+    """One worker's spans for the jobs in its batches. `parent_of` returns a job's traceparent."""
 
     def __init__(self, parent_of: Callable[[str], str]) -> None:
         self.parent_of = parent_of
-        self._stays: dict[str, _Stay] = {}  # by job; empty where tracing is off
+        self._stays: dict[str, _Stay] = {}  # by job; empty while tracing is off
 
     def join(self, job_ids: Iterable[str]) -> None:
-        """A picture of each of these jobs joins."""
+        """Note one more picture in a batch, for each job listed."""
         if _provider is None:
             return
         for job_id in job_ids:
@@ -140,13 +139,13 @@ class BatchSpans:
             self._stays[job_id].pictures += 1
 
     def record(self, name: str, job_ids: Iterable[str], begun_at: float, ended_at: float) -> None:
-        """The same span for several jobs, whose pictures shared what was done."""
+        """Record the same span for several jobs whose pictures shared the work."""
         for job_id in job_ids:
             if stay := self._stays.get(job_id):
                 record(name, stay.parent, {"job_id": job_id}, begun_at, ended_at)
 
     def keep(self, job_ids: Collection[str], ended_at: float | None = None) -> None:
-        """Only these jobs have pictures in a batch from then on, or from now; the others' stay is over."""
+        """End the `sample` spans of all other jobs, at `ended_at` or now: they have no pictures in a batch."""
         for job_id in [job_id for job_id in self._stays if job_id not in job_ids]:
             stay = self._stays.pop(job_id)
             about: About = {"job_id": job_id, "pictures": stay.pictures}

@@ -1,4 +1,4 @@
-"""Logs: lines of API, worker and webhooks' worker have the same ids for one request, and no secrets."""
+"""Logs: lines of every process about one request have the same ids, and no secrets."""
 
 import io
 import json
@@ -31,14 +31,14 @@ ASYNC = {"prefer": "respond-async"}
 
 
 class Lines(io.StringIO):
-    """What was logged so far, read as JSON."""
+    """The log so far, parsed as JSON."""
 
     def read_all(self, **wanted: Any) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.getvalue().splitlines()]
         return [line for line in lines if wanted.items() <= line.items()]
 
     def wait(self, count: int, **wanted: Any) -> list[dict[str, Any]]:
-        """The first `count` such lines: what is told of may be seen before the line about it is written."""
+        """Wait for `count` matching lines: an event may be visible before its line is written."""
         deadline = time.monotonic() + 20
         while len(found := self.read_all(**wanted)) < count:
             assert time.monotonic() < deadline, self.getvalue()
@@ -48,7 +48,7 @@ class Lines(io.StringIO):
 
 @pytest.fixture
 def lines(settings: Settings) -> Iterator[Lines]:
-    """The lines of this process, as its entry would have them written."""
+    """The lines of this process, formatted as by an entry point."""
     stream = Lines()
     handler = logging.StreamHandler(stream)
     json_lines = settings.model_copy(update={"log_format": "json", "webhook_secret": SecretStr(SECRET)})
@@ -89,18 +89,16 @@ def test_api_worker_and_webhooks_log_one_request_with_the_same_ids(
     assert {line["level"] for line in about} == {"info", "warning"}
     assert {line["role"] for line in about} == {"test"}
     assert (request["method"], request["path"], request["status"]) == ("POST", "/generate", 200)
-    assert lines.read_all() == about  # nothing else was worth a line, and none lacks its ids
+    assert lines.read_all() == about  # there are no other lines, and none lacks its ids
 
 
-def test_a_request_that_comes_again_is_logged_with_its_job(client: httpx.Client, alive: JobStore, lines: Lines) -> None:
+def test_a_repeated_request_is_logged_with_its_job(client: httpx.Client, alive: JobStore, lines: Lines) -> None:
     headers = {"prefer": "respond-async", "idempotency-key": "mine"}
     (job_id,) = {client.post("/generate", json=BODY, headers=headers).json()["id"] for _ in range(2)}
     assert [line["job_id"] for line in lines.wait(2, event="request")] == [job_id] * 2
 
 
-def test_two_requests_at_the_same_worker_keep_their_ids_apart(
-    client: httpx.Client, working: Runner, lines: Lines
-) -> None:
+def test_requests_at_one_worker_keep_their_own_ids(client: httpx.Client, working: Runner, lines: Lines) -> None:
     jobs = {}
     for i in range(3):
         response = client.post("/generate", json={**BODY, "steps": 20}, headers={**ASYNC, "x-request-id": f"r{i}"})
@@ -113,7 +111,9 @@ def test_two_requests_at_the_same_worker_keep_their_ids_apart(
         assert {line["request_id"] for line in worker} == {request_id}
 
 
-def test_a_problem_names_the_request_as_header_and_log_do(client: httpx.Client, alive: JobStore, lines: Lines) -> None:
+def test_a_problem_its_header_and_its_log_line_have_one_request_id(
+    client: httpx.Client, alive: JobStore, lines: Lines
+) -> None:
     ids = set()
     for path, status in [("/jobs/none", 404), ("/generate", 405), ("/nowhere", 404)]:
         response = client.get(path)
@@ -125,13 +125,13 @@ def test_a_problem_names_the_request_as_header_and_log_do(client: httpx.Client, 
 
 
 @pytest.mark.parametrize("given", ["", "two words", "x" * 129, '"}', "ü"])
-def test_what_is_no_id_is_replaced(client: httpx.Client, alive: JobStore, given: str) -> None:
+def test_an_invalid_request_id_is_replaced(client: httpx.Client, alive: JobStore, given: str) -> None:
     used = client.get("/labels", headers={"x-request-id": given.encode()}).headers["x-request-id"]
     assert used != given
     assert len(used) == 32
 
 
-def test_what_nobody_foresaw_is_logged_with_the_id_that_its_answer_has(
+def test_an_unexpected_error_is_logged_with_the_id_in_its_response(
     settings: Settings, lines: Lines, connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -148,7 +148,7 @@ def test_what_nobody_foresaw_is_logged_with_the_id_that_its_answer_has(
     assert (request["status"], request["request_id"]) == (500, "odd")
 
 
-def test_no_line_has_a_key_a_secret_or_a_password(settings: Settings, lines: Lines, connection: Redis) -> None:
+def test_no_line_contains_a_key_a_secret_or_a_password(settings: Settings, lines: Lines, connection: Redis) -> None:
     key, password = new_key(), settings.redis_url.split("@")[0].split(":")[-1]
     keyed = settings.model_copy(update={"api_keys": f"alice:{hash_of(key)}", "webhook_secret": SecretStr(SECRET)})
     unreachable = keyed.model_copy(update={"redis_url": "redis://:hunter2@127.0.0.1:1/0"})
@@ -177,7 +177,7 @@ def test_a_traceback_shows_no_variables(settings: Settings, log_format: str) -> 
 
 
 @pytest.mark.parametrize(("name", "value"), [("LOG_FORMAT", "xml"), ("LOG_LEVEL", "loud")])
-def test_a_setting_that_is_none_is_refused_in_words(name: str, value: str) -> None:
+def test_an_invalid_setting_is_refused_without_a_traceback(name: str, value: str) -> None:
     environment = {**os.environ, f"LABELGRID_{name}": value}
     line = [sys.executable, "-m", "service", "check"]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)

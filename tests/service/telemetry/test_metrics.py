@@ -1,4 +1,4 @@
-"""Metrics say what happened, and dashboard and alerts ask for those that there are."""
+"""Metrics report what happened; dashboard and alerts use only names that exist."""
 
 import json
 import re
@@ -43,9 +43,7 @@ def worker_reading() -> Reading:
     return Reading(generate_latest(WORKER).decode())
 
 
-def test_the_api_says_what_it_answered_and_what_waits(
-    client: httpx.Client, connection: Redis, settings: Settings
-) -> None:
+def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection: Redis, settings: Settings) -> None:
     def read() -> Reading:
         answer = client.get("/metrics")
         assert answer.headers["content-type"].startswith("text/plain")
@@ -85,7 +83,7 @@ def test_the_api_says_what_it_answered_and_what_waits(
     assert read()("jobs_ended_total", status="cancelled") - after("jobs_ended_total", status="cancelled") == 1
 
 
-def test_a_worker_says_what_it_made(client: httpx.Client, connection: Redis, settings: Settings) -> None:
+def test_a_worker_reports_its_pictures_and_steps(client: httpx.Client, connection: Redis, settings: Settings) -> None:
     workers.announce(connection, "w", {}, lease_s=60)
     runner = Runner(connection, settings, "w1")
     runner.lane()
@@ -121,7 +119,7 @@ def test_a_workers_metrics_are_served(connection: Redis, settings: Settings, mon
 
 
 def known_names() -> set[str]:
-    """The names of all samples that API and workers can have."""
+    """Return the names of all samples of API and workers."""
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
     families = [family for registry in (API, WORKER) for family in registry.collect()]
     families += WorkerState(None).describe()  # type: ignore[arg-type]
@@ -129,14 +127,14 @@ def known_names() -> set[str]:
 
 
 def queries() -> list[str]:
-    """Every expression in dashboard and alerts."""
+    """Return every expression in dashboard and alerts."""
     dashboard = json.loads((MONITORING / "grafana.json").read_text())
     groups = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     return asked + [rule["expr"] for group in groups for rule in group["rules"]]
 
 
-def test_dashboard_and_alerts_ask_for_metrics_that_there_are() -> None:
+def test_dashboard_and_alerts_use_existing_metrics() -> None:
     named = {name for query in queries() for name in re.findall(r"\blabelgrid_\w+", query)}
     assert len(named) > 10
     assert named <= known_names()

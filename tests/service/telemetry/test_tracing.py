@@ -45,13 +45,13 @@ BODY = {"labels": [["red cube"]] * 3, "steps": 2}
 
 
 class Spans:
-    """What was exported so far."""
+    """The spans exported so far."""
 
     def __init__(self) -> None:
         self.exporter = InMemorySpanExporter()
 
     def __call__(self, name: str | None = None) -> list[ReadableSpan]:
-        """The spans of that name, in the order in which they ended."""
+        """Return the spans of that name, in the order in which they ended."""
         return [span for span in self.exporter.get_finished_spans() if name in (None, span.name)]
 
     def one(self, name: str) -> ReadableSpan:
@@ -59,7 +59,7 @@ class Spans:
         return span
 
     def wait(self, name: str) -> ReadableSpan:
-        """A request's span, which ends when its client may have had the answer."""
+        """Wait for a span: a request's may end after its client has the response."""
         deadline = time.monotonic() + 20
         while not self(name):
             assert time.monotonic() < deadline
@@ -68,7 +68,7 @@ class Spans:
 
 
 def ids(span: ReadableSpan) -> tuple[str, str, str]:
-    """Trace, span and parent, in hexadecimal digits."""
+    """Return trace, span and parent as hexadecimal digits."""
     context, parent = span.context, span.parent
     assert context is not None
     return f"{context.trace_id:032x}", f"{context.span_id:016x}", f"{parent.span_id:016x}" if parent else ""
@@ -86,7 +86,7 @@ def hooked(settings: Settings) -> Settings:
 
 @pytest.fixture
 def spans(hooked: Settings, monkeypatch: pytest.MonkeyPatch) -> Spans:
-    """Tracing switched on in this process, which is API and workers in one."""
+    """Tracing, switched on in this process, which is API and worker in one."""
     monkeypatch.setattr(tracing, "_provider", None)
     found = Spans()
     tracing.start(hooked, "test", SimpleSpanProcessor(found.exporter))
@@ -120,7 +120,7 @@ def answering(status: int) -> Callable[..., object]:
     return post
 
 
-def test_all_that_is_done_for_a_request_is_under_its_span(
+def test_all_work_for_a_request_is_under_its_span(
     api: httpx.Client, runner: Runner, spans: Spans, hooked: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = {**BODY, "labels": [["red cube"]] * 12, "model": "other", "webhook": "http://127.0.0.1/"}
@@ -144,7 +144,7 @@ def test_all_that_is_done_for_a_request_is_under_its_span(
     assert (about(request, "request_id"), (request.attributes or {})["url.query"]) == ("r1", "REDACTED")
 
 
-def test_a_request_that_comes_again_names_its_job(api: httpx.Client, spans: Spans) -> None:
+def test_a_repeated_request_names_its_job(api: httpx.Client, spans: Spans) -> None:
     headers = {**GIVEN, "idempotency-key": "mine"}
     job_id = api.post("/generate", json=BODY, headers=headers).json()["id"]
     spans.wait("POST /generate")
@@ -177,7 +177,7 @@ def test_jobs_in_one_batch_have_spans_each_under_its_own_request(
     assert len({(span.start_time, span.end_time) for span in spans("judge")}) == 1  # they were judged together
 
 
-def test_a_job_that_leaves_early_was_sampled_until_then(api: httpx.Client, runner: Runner, spans: Spans) -> None:
+def test_the_sample_span_ends_when_a_job_leaves_early(api: httpx.Client, runner: Runner, spans: Spans) -> None:
     cancelled, left = (api.post("/generate", json={**BODY, "steps": 100}, headers=GIVEN).json()["id"] for _ in range(2))
     runner.turn()
     assert spans("sample") == []
@@ -189,7 +189,7 @@ def test_a_job_that_leaves_early_was_sampled_until_then(api: httpx.Client, runne
     assert spans("judge") == spans("store") == []
 
 
-def test_what_fails_says_why(
+def test_a_failed_span_says_why(
     api: httpx.Client, runner: Runner, spans: Spans, hooked: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = [["red cube"]] * (runner.lane().engine.max_pictures + 1)  # so that the first are read again for the grid
@@ -207,21 +207,21 @@ def test_what_fails_says_why(
     assert str(compose.description).startswith("UnidentifiedImageError: ")
 
 
-def test_what_a_client_does_not_sample_has_no_spans(api: httpx.Client, runner: Runner, spans: Spans) -> None:
+def test_an_unsampled_trace_has_no_spans(api: httpx.Client, runner: Runner, spans: Spans) -> None:
     job_id = api.post("/generate", json=BODY, headers=NOT_SAMPLED).json()["id"]
     runner.run(job_id)
     assert record_of(runner, job_id).traceparent.startswith(f"00-{TRACE}-")
     assert spans() == []
 
 
-def test_what_is_asked_all_the_time_is_not_traced(api: httpx.Client, spans: Spans) -> None:
+def test_health_metrics_and_static_files_are_not_traced(api: httpx.Client, spans: Spans) -> None:
     for path in ("/healthz", "/metrics", "/static/page.js"):
         api.get(path)
     api.get("/labels")
     assert spans.wait("GET /labels") is spans()[0]
 
 
-def test_lines_of_api_worker_and_webhooks_have_the_trace(
+def test_log_lines_of_every_process_have_the_trace_id(
     api: httpx.Client, runner: Runner, hooked: Settings, lines: Lines,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -233,7 +233,7 @@ def test_lines_of_api_worker_and_webhooks_have_the_trace(
     assert found == {"job accepted", "request", "job running", "job finished", "webhook delivered"}
 
 
-def test_where_it_is_off_nothing_is_noted(
+def test_without_tracing_nothing_is_recorded(
     client: httpx.Client, alive: JobStore, lines: Lines  # noqa: F811
 ) -> None:  # fmt: skip
     assert tracing.provider() is None
@@ -244,7 +244,7 @@ def test_where_it_is_off_nothing_is_noted(
     assert [line for line in lines.wait(2, job_id=job_id) if "trace_id" in line] == []
 
 
-def test_where_it_is_off_nothing_is_imported_for_it() -> None:
+def test_without_tracing_opentelemetry_is_not_imported() -> None:
     imports = "import service.api.app, service.worker.process, service.webhooks.worker"
     off = f"{imports}\nfrom service.telemetry import tracing\nfrom service.settings import Settings\n"
     modules = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
@@ -252,7 +252,7 @@ def test_where_it_is_off_nothing_is_imported_for_it() -> None:
     assert heavy_modules_after(f"{off}tracing.start(Settings(tracing=True), 'api')", modules) == set(modules)
 
 
-def test_spans_name_the_process_that_they_are_of(hooked: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spans_name_their_process(hooked: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     for given, expected in (("", "labelgrid-worker"), ("pictures", "pictures")):
         monkeypatch.setattr(tracing, "_provider", None)
         monkeypatch.setenv("OTEL_SERVICE_NAME", given)
@@ -262,7 +262,7 @@ def test_spans_name_the_process_that_they_are_of(hooked: Settings, monkeypatch: 
         assert provider.resource.attributes["service.name"] == expected
 
 
-def test_without_the_packages_a_start_says_what_is_missing() -> None:
+def test_start_names_the_missing_packages() -> None:
     program = "import sys, runpy; sys.modules['opentelemetry.sdk.trace'] = None; sys.argv = ['service', 'api']\n"
     done = subprocess.run(
         [sys.executable, "-c", f"{program}runpy.run_module('service', run_name='__main__')"],
@@ -274,7 +274,7 @@ def test_without_the_packages_a_start_says_what_is_missing() -> None:
 
 
 class Collector(HTTPServer):
-    """Counts what it is sent. One that is `mute` takes connections and never answers."""
+    """Records requests. A `mute` one accepts connections and never answers."""
 
     def __init__(self, mute: bool) -> None:
         self.requests: list[str] = []
@@ -302,7 +302,7 @@ class CollectorHandler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def traced(settings: Settings, collector: str, *role: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of the service that sends spans when it ends, and is patient with its collector."""
+    """Run a process that sends its spans only when it ends, and would wait an hour for its collector."""
     patience = {"OTEL_BSP_SCHEDULE_DELAY": "3600000", "OTEL_EXPORTER_OTLP_TIMEOUT": "3600"}
     where = {**environment(settings), "LABELGRID_TRACING": "1", "OTEL_EXPORTER_OTLP_ENDPOINT": collector, **patience}
     process = subprocess.Popen([sys.executable, "-m", "service", *role], cwd=ROOT, env=where)
@@ -315,7 +315,7 @@ def traced(settings: Settings, collector: str, *role: str) -> Iterator[subproces
 
 @contextlib.contextmanager
 def traced_api(settings: Settings, collector: str) -> Iterator[subprocess.Popen[bytes]]:
-    """One that has a request's span to send."""
+    """Run an API that has a request's span to send."""
     port = free_port()
 
     def answers() -> bool:
@@ -330,7 +330,7 @@ def traced_api(settings: Settings, collector: str) -> Iterator[subprocess.Popen[
 
 @contextlib.contextmanager
 def traced_worker(settings: Settings, collector: str) -> Iterator[subprocess.Popen[bytes]]:
-    """One that has a job's spans to send."""
+    """Run a worker that has a job's spans to send."""
     store = JobStore(connect(settings.redis_url), settings)
     job = new_job(settings, steps=2, pictures=2).model_copy(update={"traceparent": GIVEN["traceparent"]})
     store.create(job)
@@ -342,28 +342,36 @@ def traced_worker(settings: Settings, collector: str) -> Iterator[subprocess.Pop
 Traced = Callable[[Settings, str], contextlib.AbstractContextManager[subprocess.Popen[bytes]]]
 
 
-@pytest.mark.parametrize("part", [traced_api, traced_worker])
-def test_a_process_that_ends_sends_what_is_left(connection: Redis, settings: Settings, part: Traced) -> None:
+# uvicorn hands SIGTERM on after its shutdown; RQ's worker exits by itself.
+ENDS = pytest.mark.parametrize(("part", "exit_code"), [(traced_api, -signal.SIGTERM), (traced_worker, 0)])
+
+
+@ENDS
+def test_a_process_that_ends_sends_its_last_spans(
+    connection: Redis, settings: Settings, part: Traced, exit_code: int
+) -> None:
     collector = Collector(mute=False)
     with part(settings, collector.address) as process:
         assert collector.requests == []
         process.terminate()
-        process.wait(20)
+        assert process.wait(20) == exit_code
     collector.shutdown()
     collector.server_close()
     assert collector.requests == ["/v1/traces"]
 
 
-@pytest.mark.parametrize("part", [traced_api, traced_worker])
-def test_no_end_waits_for_a_collector_that_never_answers(connection: Redis, settings: Settings, part: Traced) -> None:
-    """The exporter would for an hour, and its SDK for half a minute."""
+@ENDS
+def test_no_end_waits_for_a_collector_that_never_answers(
+    connection: Redis, settings: Settings, part: Traced, exit_code: int
+) -> None:
+    """The exporter would wait for an hour, and its SDK for half a minute."""
     with contextlib.closing(Collector(mute=True).socket) as collector:
         host, port = collector.getsockname()
         with part(settings, f"http://{host}:{port}") as process:
             process.terminate()
-            process.wait(20)
+            assert process.wait(20) == exit_code
             collector.setblocking(False)
-            collector.accept()[0].close()  # it was asked
+            collector.accept()[0].close()  # the process did connect
 
 
 def test_no_end_waits_for_a_collector_that_is_not_there(connection: Redis, settings: Settings) -> None:
