@@ -1,4 +1,4 @@
-"""What API, workers and clients say to each other and what is stored: pydantic models and exceptions.
+"""The data that the API, workers and clients share: pydantic models and exceptions. Imports shared only.
 
-Imports shared only. Start reading in `schemas.py` (bodies over HTTP) and `records.py` (JSON in Redis).
+Start reading in `schemas.py` (bodies over HTTP) and `records.py` (JSON in Redis); `recipe.py` is the JSON in every PNG.
 """

@@ -1,47 +1,48 @@
 """Every error that a client can get, as RFC 9457 problems.
 
-ServiceError
-├── BadRequest            422  a label, an option or a file that is not as it must be
-│   ├── KeyReuse               an Idempotency-Key with another request than before
-│   ├── UnknownCheckpoint      a recipe was made with one that is not there
-│   └── NotJson           400
-├── BadForm               400  a multipart form that cannot be parsed; Starlette raises it, as an HTTPException
-├── NoKey                 401  the API key is missing or not known
-├── NotLocal              403  without keys, for a request that does not come over loopback
-├── CrossSite             403  without keys, for another site's page that would change something
-├── NotFound              404
+ServiceError                500  unexpected; the server's log has the cause
+├── BadRequest              422  an invalid label, option or file
+│   ├── KeyReuse                 an Idempotency-Key sent before with another request
+│   ├── UnknownCheckpoint        a recipe of a checkpoint that is not in storage
+│   └── NotJson             400
+├── BadForm                 400  a multipart form that cannot be parsed; Starlette raises it, as an HTTPException
+├── NoKey                   401  a missing or unknown API key
+├── NotLocal                403  without API keys: a request that does not come over loopback
+├── CrossSite               403  without API keys: a page of another site
+├── NotFound                404
 │   ├── UnknownJob
 │   └── UnknownPicture
-├── ExpiredJob            410  it was there, and its time to live is over
-├── NotReady              409  the picture or grid is not made yet
-├── JobEnded              409  what has ended cannot be cancelled
-├── JobCancelled          409  for a client that waited for the job
-├── TooLarge              413  a body or a file of it; for bodies an HTTPException, see BodyLimit
-├── TooManyRequests       429  Retry-After says when the next is taken
-├── QueueFull             429  Retry-After says when there will be room
-├── ClientGone            499  the client left while it waited for the job: nobody reads this
-├── NotInTime             504  for a client that cannot be answered 202
-├── JobFailed             500  for a client that waited for the job
-└── Unavailable           503
-    ├── NoModel                no checkpoint is promoted in storage
-    ├── NoWorker
-    └── ShuttingDown           another process, or this one started again, will take the request
-
+├── NotReady                409  the picture or grid is not finished yet
+├── JobEnded                409  an ended job cannot be cancelled
+├── JobCancelled            409  for a client that waited for the job
+├── ExpiredJob              410  the job's time to live is over
+├── TooLarge                413  a body or a file in it; Starlette raises it for bodies, as an HTTPException
+├── TooManyRequests         429  Retry-After says when the next one is accepted
+├── QueueFull               429  Retry-After says when there will be room
+├── ClientGone              499  the client disconnected while waiting, so nobody reads this
+├── JobFailed               500  for a client that waited for the job
+├── Unavailable             503
+│   ├── NoModel                  no checkpoint in storage can be used
+│   ├── NoWorker
+│   └── ShuttingDown             another process, or this one once restarted, takes the request
+└── NotInTime               504  for a client that cannot be answered 202
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.vocabulary import LabelError
 
-MAX_LISTED = 20  # faults of a request that its problem lists
+MAX_LISTED = 20  # faults of a request in its problem
 
 
 class Problem(BaseModel):
-    """The body of every error (RFC 9457); `errors` lists what is wrong where, of very many faults the first, with
-    `errors_left_out` how many more were found; `request_id` finds it in the logs."""
+    """The body of every error (RFC 9457). `request_id` finds it in the logs.
+
+    `errors` lists what is wrong where, up to a limit; `errors_left_out` counts the rest.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -53,12 +54,12 @@ class Problem(BaseModel):
 
 
 class ServiceError(Exception):
-    """Root of what the service answers with an error. `members` extend the problem's JSON."""
+    """Root of all errors of the API. `members` extend the problem's JSON; `example` is a detail for the documents."""
 
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "internal-error"
     title: ClassVar[str] = "Internal error"
-    example: ClassVar[str] = "something unforeseen went wrong; the server's log has it"  # of a detail, for documents
+    example: ClassVar[str] = "something unexpected went wrong; see the server's log"
 
     def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any) -> None:
         super().__init__(detail)
@@ -66,8 +67,13 @@ class ServiceError(Exception):
 
     @classmethod
     def body(cls, detail: str) -> dict[str, Any]:
-        """The problem's JSON without further members."""
+        """Return the problem's JSON without further members."""
         return problem_body(cls.status, cls.slug, cls.title, detail)
+
+
+def problem_body(status: int, slug: str, title: str, detail: str) -> dict[str, Any]:
+    """Return a problem's JSON. Its type is a URN (RFC 9457, 3.1.1), so that nobody has to host a page."""
+    return {"type": f"urn:labelgrid:problem:{slug}", "title": title, "status": status, "detail": detail}
 
 
 class BadRequest(ServiceError):
@@ -75,32 +81,34 @@ class BadRequest(ServiceError):
     example = 'entry 0: unknown label "red cubes"; did you mean "red cube"?'
 
     @classmethod
-    def at(cls, loc: Sequence[str | int], message: str, **members: Any) -> "BadRequest":
-        """A fault at one place of the request, `loc` as FastAPI writes it: ("body", "labels", 2)."""
-        where = ".".join(str(part) for part in loc[1:])
-        return cls(f"{where}: {message}" if where else message, errors=[{"loc": list(loc), "msg": message}], **members)
+    def at(cls, loc: Sequence[str | int], message: str, **members: Any) -> Self:
+        """Build the error for one place in the request, `loc` as FastAPI writes it: ("body", "labels", 2)."""
+        return cls(_located(loc, message), errors=[{"loc": list(loc), "msg": message}], **members)
 
     @classmethod
-    def from_validation(cls, error: ValidationError, at: Sequence[str | int] = ("body",)) -> "BadRequest":
-        """pydantic's findings about a part of the request that lies under `at`."""
+    def from_validation(cls, error: ValidationError, at: Sequence[str | int] = ("body",)) -> Self:
+        """Build it from pydantic's findings about the part of the request under `at`."""
         return cls.from_errors([{**e, "loc": (*at, *e["loc"])} for e in error.errors()])
 
     @classmethod
-    def from_errors(cls, errors: Sequence[Mapping[str, Any]]) -> "BadRequest":
-        """The first MAX_LISTED of all findings; `errors_left_out` says how many are not listed, where there are any."""
+    def from_errors(cls, errors: Sequence[Mapping[str, Any]]) -> Self:
+        """Build it from pydantic's findings, of which it lists the first MAX_LISTED."""
         listed = [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in errors[:MAX_LISTED]]
-        first = listed[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
         left_out = len(errors) - len(listed)
         more: dict[str, Any] = {"errors_left_out": left_out} if left_out else {}
-        return cls(f"{where}: {first['msg']}" if where else str(first["msg"]), errors=listed, **more)
+        return cls(_located(listed[0]["loc"], listed[0]["msg"]), errors=listed, **more)
 
     @classmethod
-    def from_label_error(cls, error: LabelError, field: str) -> "BadRequest":
-        """What the vocabulary finds wrong with a label list, with the entry it names."""
+    def from_label_error(cls, error: LabelError, field: str) -> Self:
+        """Build it from the vocabulary's finding about a label list, naming the entry."""
         loc: list[str | int] = ["body", *field.split("."), *([] if error.entry is None else [error.entry])]
         errors = [{"loc": loc, "msg": str(error), "type": "label"}]
         return cls(str(error), errors=errors, entry=error.entry, label=error.label)
+
+
+def _located(loc: Sequence[str | int], message: str) -> str:
+    where = ".".join(str(part) for part in loc[1:])
+    return f"{where}: {message}" if where else message
 
 
 class KeyReuse(BadRequest):
@@ -109,7 +117,7 @@ class KeyReuse(BadRequest):
 
 
 class UnknownCheckpoint(BadRequest):
-    slug, title = "unknown-checkpoint", "The recipe's checkpoint is not here"
+    slug, title = "unknown-checkpoint", "The recipe's checkpoint is not available"
     example = "recipe.model.digest: no checkpoint here has the digest 9f2c9f2c; available: base (27d03b5a)"
 
 
@@ -124,17 +132,17 @@ class BadForm(ServiceError):
 
 
 class NoKey(ServiceError):
-    status, slug, title = 401, "no-key", "An API key is needed"
+    status, slug, title = 401, "no-key", "An API key is required"
     example = "send your API key as `Authorization: Bearer KEY`"
 
 
 class NotLocal(ServiceError):
-    status, slug, title = 403, "not-local", "Only for this machine"
+    status, slug, title = 403, "not-local", "Only this machine may use the service"
     example = "without API keys the service answers on loopback only"
 
 
 class CrossSite(ServiceError):
-    status, slug, title = 403, "cross-site", "Not for other sites' pages"
+    status, slug, title = 403, "cross-site", "Pages of other sites may not use the service"
     example = "without API keys pages of other sites, such as https://example.com, may not use the service"
 
 
@@ -154,13 +162,13 @@ class UnknownPicture(NotFound):
 
 
 class ExpiredJob(ServiceError):
-    status, slug, title = 410, "expired-job", "The job's results are no longer kept"
-    example = "the results of job '5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a' are over: they are kept for a limited time"
+    status, slug, title = 410, "expired-job", "The job's results have expired"
+    example = "the results of job '5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a' have expired; generate them again"
 
 
 class NotReady(ServiceError):
-    status, slug, title = 409, "not-ready", "It is not made yet"
-    example = "the grid is not made; the job is running"
+    status, slug, title = 409, "not-ready", "The result is not ready"
+    example = "the grid is not ready; the job is running"
 
 
 class JobEnded(ServiceError):
@@ -184,23 +192,23 @@ class TooManyRequests(ServiceError):
 
 
 class QueueFull(ServiceError):
-    status, slug, title = 429, "queue-full", "Too many pictures are waiting"
+    status, slug, title = 429, "queue-full", "The queue is full"
     example = "9990 pictures are waiting and 32 more would exceed 10000; nothing was queued"
 
 
 class ClientGone(ServiceError):
-    status, slug, title = 499, "client-gone", "The client is gone"
-    example = "the client left; the job goes on"
+    status, slug, title = 499, "client-gone", "The client disconnected"
+    example = "the client disconnected; the job goes on"
 
 
 class NotInTime(ServiceError):
-    status, slug, title = 504, "not-in-time", "The pictures take longer than a request may"
+    status, slug, title = 504, "not-in-time", "The request took too long"
     example = "not finished within 300 s; the job goes on"
 
 
 class JobFailed(ServiceError):
     slug, title = "job-failed", "The job failed"
-    example = "workers died 3 times while picture 3 was in work"
+    example = "workers died 3 times while sampling picture 3"
 
 
 class Unavailable(ServiceError):
@@ -209,7 +217,7 @@ class Unavailable(ServiceError):
 
 
 class NoModel(Unavailable):
-    slug, title = "no-model", "There is no model to sample from"
+    slug, title = "no-model", "No model is available"
     example = "models: no denoiser is promoted in models; it contains no denoiser"
 
 
@@ -220,9 +228,4 @@ class NoWorker(Unavailable):
 
 class ShuttingDown(Unavailable):
     slug, title = "shutting-down", "This process is shutting down"
-    example = "this process answers what it has in work and takes nothing more; try again"
-
-
-def problem_body(status: int, slug: str, title: str, detail: str) -> dict[str, Any]:
-    """A problem; its type is a name of ours (RFC 9457, 3.1.1), not a page that somebody must host."""
-    return {"type": f"urn:labelgrid:problem:{slug}", "title": title, "status": status, "detail": detail}
+    example = "this process finishes its open requests and accepts no new ones; try again"

@@ -1,6 +1,6 @@
-"""What the events of GET /jobs/{id}/events hold, as docs/jobs.md lists them; `job` and `end` hold a Job.
+"""The data of the events of GET /jobs/{id}/events (docs/jobs.md). `job` and `end` carry a Job.
 
-Knows pydantic alone, for clients read them too.
+Imports pydantic only, because clients read them too.
 """
 
 from pydantic import BaseModel, Field
@@ -15,22 +15,22 @@ class StatusEvent(BaseModel):
 
 
 class PictureEvent(BaseModel):
-    """Event `picture`: it is made and can be fetched."""
+    """Event `picture`: it is finished and can be fetched."""
 
     index: int
     url: str
 
 
 class PictureSteps(BaseModel):
-    """How far a picture is: `step` of `steps` are done."""
+    """The progress of one picture: `step` of `steps` are done."""
 
     index: int
     step: int
     steps: int
-    preview: str | None = Field(None, description="x0_hat as a data URL of a PNG, 64 pixels wide at most")
+    preview: str | None = Field(None, description="x0_hat as a data URL of a PNG, at most 64 pixels wide")
 
 
 class StepsEvent(BaseModel):
-    """Event `steps`, of the pictures in work."""
+    """Event `steps`: the progress of the pictures being sampled."""
 
     pictures: list[PictureSteps]

@@ -1,6 +1,6 @@
-"""A recipe: all that makes a picture or a grid again, as JSON that travels in its PNG; docs/recipes.md describes it.
+"""Recipes: JSON in every PNG with all that is needed to generate it again (docs/recipes.md).
 
-Knows pydantic alone: no Redis, no HTTP, no PNG.
+Imports pydantic only: knows no Redis, no HTTP and no PNG.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from service.contract.records import MAX_SEED, MAX_STAGES, JobRecord, Layouts, Picture, Verdict
 from shared.options import LIMITS, SamplingOptions, Strict
 
-MAX_POSITION = 2**31  # of a picture in its request
+MAX_POSITION = 2**31  # of a picture in its request, from 0
 KEYWORD = "labelgrid"  # of the PNG's text chunk
-SHOWN_SCORES = 5  # besides those asked
+SHOWN_SCORES = 5  # of the most probable labels, besides those requested
 MAX_SCORES = SHOWN_SCORES + LIMITS.max_labels
-# A verdict's last digits may depend on the company that the picture was judged in; these do not, so that the same
-# picture has the same bytes.
+# The last digits of a score depend on the batch that a picture was judged in. These do not, so that the same picture
+# has the same bytes.
 SCORE_DIGITS = 2
 
-# The vocabulary checks their number, with better words; these are its rules for the document.
+# The bounds are for the OpenAPI document only: the vocabulary checks them, with better error messages.
 LabelLists = Annotated[
     list[Annotated[list[str], Field(fail_fast=True)]],
-    Field(fail_fast=True),  # of as many faults as a body has room for, one is enough
+    Field(fail_fast=True),  # one error is enough, where a body has room for thousands
     Field(
         description=f"1 to {LIMITS.max_pictures_per_request} pictures, each a list of 1 to {LIMITS.max_labels} labels",
         json_schema_extra={
@@ -46,14 +46,14 @@ class _Part(Strict):
 
 
 class MadeWith(_Part):
-    """A checkpoint, by its name at the time and by what does not change: the digest of its tensors."""
+    """A checkpoint: its name, which may change later, and the digest of its tensors, which does not."""
 
     name: str = Field(max_length=100)
     digest: Digest
 
 
 class RecipeVerdict(_Part):
-    """What the evaluator said of one picture."""
+    """The evaluator's verdict on one picture."""
 
     accuracy: float
     exact: bool
@@ -63,47 +63,50 @@ class RecipeVerdict(_Part):
     @field_validator("scores", mode="before")
     @classmethod
     def _few_scores(cls, given: Any) -> Any:
-        if isinstance(given, dict) and len(given) > MAX_SCORES:  # before an error is made of each
+        if isinstance(given, dict) and len(given) > MAX_SCORES:  # here, before each one becomes an error
             raise ValueError(f"{len(given)} scores; at most {MAX_SCORES} are allowed")
         return given
 
 
 class Recipe(_Part):
-    """Given to POST /generate, it makes its pictures again: picture i has the seed picture_seed(seed, first + i)."""
+    """POST /generate with it gives the same pictures again; picture i has the seed picture_seed(seed, first + i)."""
 
     version: Literal[1] = Field(description="of this format")
     model: MadeWith
     labels: LabelLists
     layouts: Layouts | None = Field(
-        default=None, description="where the objects of each picture were asked to stand; null where nobody asked"
+        default=None, description="as requested: where the objects of each picture stand; null for random places"
     )
-    seed: int = Field(ge=0, le=MAX_SEED, description="of the request; of repeat r of a score, its seed + r")
+    seed: int = Field(ge=0, le=MAX_SEED, description="of the request; for repeat r of a score, the request's seed + r")
     first: int = Field(
-        ge=0, le=MAX_POSITION, description="position of the first picture in the request that it was made by"
+        ge=0, le=MAX_POSITION, description="position of the first picture in the request that generated it"
     )
     options: SamplingOptions
     trajectory: int | None = Field(
-        default=None, ge=2, le=MAX_STAGES, description="stages, in the recipe of a strip; then each picture has one"
+        default=None,
+        ge=2,
+        le=MAX_STAGES,
+        description="stages, in the recipe of a trajectory; each picture then gets one",
     )
     columns: int = Field(default=8, ge=1, le=LIMITS.max_columns, description="of the grid")
-    evaluator: MadeWith | None = Field(default=None, description="who gave the verdicts; not read back")
+    evaluator: MadeWith | None = Field(default=None, description="source of the verdicts; ignored in requests")
     verdicts: Annotated[list[RecipeVerdict], Field(fail_fast=True)] = Field(
-        default=[], description="one for each picture; not read back"
+        default=[], description="one for each picture; ignored in requests"
     )
 
     @model_validator(mode="after")
     def _check_last(self) -> Self:
-        if self.first + len(self.labels) - 1 > MAX_POSITION:  # its own recipe could not be read
+        if self.first + len(self.labels) - 1 > MAX_POSITION:  # that picture's own recipe would be invalid
             raise ValueError(f"the last picture's position would exceed {MAX_POSITION}")
         return self
 
     def text(self) -> dict[str, str]:
-        """As the text chunk of a PNG: keyword -> JSON."""
+        """Return it as a PNG's text chunk: keyword -> JSON."""
         return {KEYWORD: self.model_dump_json(exclude_none=True)}
 
 
 def shown_scores(verdict: Verdict, digits: int) -> dict[str, float]:
-    """The probabilities of the labels asked, and of the most probable ones, the highest first."""
+    """Return the probabilities of the requested labels and of the most probable ones, highest first."""
     ranked = sorted(verdict.probabilities.items(), key=lambda item: -item[1])
     top = {name for name, _ in ranked[:SHOWN_SCORES]}
     return {name: round(p, digits) for name, p in ranked if name in top or name in verdict.labels}
@@ -117,7 +120,7 @@ def _verdicts(verdicts: Sequence[Verdict]) -> list[RecipeVerdict]:
 
 
 def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: MadeWith | None) -> Recipe | None:
-    """The recipe of one picture; None where it does not say what request it comes from."""
+    """Return the recipe of one picture; None for an uploaded one."""
     if picture.run_seed is None:
         return None
     return Recipe(
@@ -134,7 +137,7 @@ def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: M
 
 
 def of_grid(record: JobRecord, repeat: int, verdicts: Sequence[Verdict], evaluator: MadeWith | None) -> Recipe:
-    """The recipe of the grid of a job's repeat, with the verdicts of its pictures."""
+    """Return the recipe of the grid that shows one repeat of a job."""
     return Recipe(
         version=1,
         model=MadeWith(name=record.model, digest=record.digest),
@@ -150,7 +153,7 @@ def of_grid(record: JobRecord, repeat: int, verdicts: Sequence[Verdict], evaluat
 
 
 def example() -> dict[str, Any]:
-    """A recipe for documents."""
+    """Return a recipe for the documents."""
     recipe = Recipe(
         version=1,
         model=MadeWith(name="base", digest="9f2c" * 16),

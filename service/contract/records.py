@@ -1,7 +1,4 @@
-"""What is written of a job and its pictures: as JSON in Redis, read by API and workers alike.
-
-Knows no Redis, no HTTP and no torch.
-"""
+"""Jobs, pictures, verdicts and results as JSON in Redis, for the API and the workers. Knows no Redis, HTTP or torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,26 +8,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.options import LIMITS, Fraction, SamplingOptions, Strict, picture_seed
 
-MAX_SEED = 2**53 - 1  # of a request: the largest integer that a client in JavaScript reads right
-MAX_STAGES = 32  # of a strip
-MAX_STAGES_PER_REQUEST = 1024  # of all strips: a stage is noise, which no PNG makes small, some 12 KB of it
+MAX_SEED = 2**53 - 1  # of a request: the largest integer that JavaScript reads exactly
+MAX_STAGES = 32  # of a trajectory
+MAX_STAGES_PER_REQUEST = 1024  # of all trajectories: a stage is some 12 KB of noise, which PNG cannot compress
 
 JobKind = Literal["generate", "score"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
 ACTIVE = frozenset(get_args(JobStatus)) - TERMINAL
-
-
 WebhookEvent = Literal["running", "finished", "failed", "cancelled"]
 
 
 def trace_id(parent: str) -> str:
-    """The trace that a traceparent is of, as 32 hexadecimal digits; "" of none."""
+    """Return the trace id in a traceparent, 32 hexadecimal digits; "" if there is none."""
     return parent.split("-")[1] if parent else ""
 
 
 class Point(Strict):
-    """A place in a picture: the fractions of its width and height, from the upper left corner."""
+    """A place in a picture, as fractions of its width and height from the upper left corner."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,15 +33,15 @@ class Point(Strict):
     y: Fraction
 
 
-# Where the centre of each label's object stands, in the order of the labels.
+# The centre of each label's object, in the order of the labels.
 Layout = Annotated[list[Point], Field(max_length=LIMITS.max_labels, fail_fast=True)]
 Layouts = Annotated[list[Layout | None], Field(max_length=LIMITS.max_pictures_per_request, fail_fast=True)]
 
 
 class Picture(BaseModel):
-    """One picture to make: all that decides its content, so that whoever makes it makes the same.
+    """One picture to sample, with all that decides its content, so that every worker gets the same pixels.
 
-    `run_seed` and `position` are what its own `seed` was made of, for its recipe.
+    Its `seed` is picture_seed(run_seed, position); both are kept for its recipe.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,7 +49,7 @@ class Picture(BaseModel):
     job: str
     index: int
     labels: tuple[str, ...]
-    layout: tuple[Point, ...] | None = None  # drawn by the seed if None
+    layout: tuple[Point, ...] | None = None  # random, by the seed, if None
     seed: int
     options: SamplingOptions
     run_seed: int | None = None
@@ -68,12 +63,12 @@ class Picture(BaseModel):
 
 
 class JobRecord(BaseModel):
-    """What was asked for and when. It is written once; the checkpoint is pinned here, whatever is promoted later."""
+    """A job as requested. It never changes: its checkpoint stays, even if another one is promoted later."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
-    owner: str = ""  # whose API key asked for it; "" where there are no keys
+    owner: str = ""  # name of the API key; "" without keys
     kind: JobKind
     created_at: float  # seconds since 1970
     model: str
@@ -81,22 +76,22 @@ class JobRecord(BaseModel):
     labels: list[list[str]]
     layouts: Layouts | None = None  # of each label list
     seed: int
-    # Position of the first picture, for its seed: more than 0 where pictures of another job are made again.
-    first: int = 0
-    webhook: str | None = None  # who is told, and of what
+    first: int = 0  # position of the first picture, for its seed; not 0 if a recipe says so
+    webhook: str | None = None  # URL
     webhook_events: tuple[WebhookEvent, ...] = ()
-    request_id: str = ""  # of the request that made it, for logs
-    traceparent: str = ""  # its span, where it is traced (W3C Trace Context)
+    request_id: str = ""  # of the request that created it, for logs
+    traceparent: str = ""  # that request's span (W3C Trace Context), if traced
     repeats: int = 1
-    trajectory: int | None = None  # stages of each picture's strip, if it is to have one
+    trajectory: int | None = None  # stages of each picture's trajectory, if requested
     columns: int
     options: SamplingOptions
-    # Its pictures were sent to be judged: `model` and `digest` are the evaluator's, seed and options say nothing.
+    # True if the pictures were uploaded to be judged: `model` and `digest` are then the evaluator's, and seed and options
+    # have no effect.
     sent: bool = False
 
     @property
     def log_ids(self) -> dict[str, str]:
-        """What leads through the logs to this job."""
+        """The ids by which logs find this job."""
         ids = {"job_id": self.id, "request_id": self.request_id}
         return {**ids, "trace_id": trace_id(self.traceparent)} if self.traceparent else ids
 
@@ -105,7 +100,7 @@ class JobRecord(BaseModel):
         return len(self.labels) * self.repeats
 
     def pictures(self) -> Iterator[Picture]:
-        """Repeat r of n label lists has indices r n .. r n + n - 1, and the seeds of a request with `seed` + r."""
+        """Yield the pictures. Repeat r of n label lists has indices r n to r n + n - 1; its seeds derive from `seed` + r."""
         layouts = self.layouts or [None] * len(self.labels)
         for r in range(self.repeats):
             for i, (labels, layout) in enumerate(zip(self.labels, layouts, strict=True)):
@@ -124,7 +119,7 @@ class JobRecord(BaseModel):
 
 
 class Verdict(BaseModel):
-    """What the evaluator says of one picture: hits among the k most probable labels, k as many as were asked."""
+    """The evaluator's verdict on one picture. `accuracy`: share of its k labels among the k most probable ones."""
 
     index: int
     labels: tuple[str, ...]
@@ -132,7 +127,7 @@ class Verdict(BaseModel):
     accuracy: float
     f1: float
     exact: bool
-    probabilities: dict[str, float]  # all of them
+    probabilities: dict[str, float]  # of all labels
 
 
 class Scores(BaseModel):
@@ -142,7 +137,7 @@ class Scores(BaseModel):
 
 
 class JobResult(BaseModel):
-    """Scores of each repeat; the grid shows repeat `best`."""
+    """The scores of each repeat; the grid shows repeat `best`."""
 
     repeats: list[Scores]
     best: int
@@ -150,7 +145,7 @@ class JobResult(BaseModel):
 
 @dataclass(frozen=True)
 class FinishedPicture:
-    """A finished picture on its way into Redis. `entry` is its stream entry's id."""
+    """A finished picture on its way to Redis, and the id of its stream entry."""
 
     entry: str
     picture: Picture

@@ -1,6 +1,6 @@
-"""The bodies of requests and responses, with the examples that the OpenAPI document shows.
+"""The bodies of requests and responses, with examples for the OpenAPI document.
 
-Knows pydantic alone, for clients read them too. Labels are checked against a model's vocabulary in the routes.
+Imports pydantic only, because clients read them too. The routes check labels against a model's vocabulary.
 """
 
 from typing import Annotated, Any, Literal, get_args
@@ -16,57 +16,66 @@ EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"
 DIGEST = "9f2c" * 16
 
 Seed = Annotated[
-    int | None, Field(ge=0, le=MAX_SEED, description="the same seed gives the same pictures; drawn if not given")
+    int | None, Field(ge=0, le=MAX_SEED, description="the same seed gives the same pictures; random if not given")
 ]
 
 
-def shown(*examples: dict[str, Any]) -> ConfigDict:
-    """A model's configuration with examples for the document."""
+def with_examples(*examples: dict[str, Any]) -> ConfigDict:
+    """Return a model's configuration with examples for the document."""
     return ConfigDict(json_schema_extra={"examples": [*examples]})
 
 
-BESIDE_RECIPE = {"recipe", "trajectory", "webhook", "webhook_events"}
+BESIDE_RECIPE = {"recipe", "trajectory", "webhook", "webhook_events"}  # fields of a request with a recipe
 
 
 class SamplingFields(Strict):
-    """The options of sampling, all of them optional, as they lie flat in a request."""
+    """The fields that requests for pictures share, all of them optional."""
 
     seed: Seed = None
-    steps: int | None = Field(None, ge=1, le=LIMITS.max_steps, description="steps of the sampler")
+    steps: int | None = Field(None, ge=1, le=LIMITS.max_steps, description="number of sampling steps")
     guidance: float | None = Field(
-        None, ge=0, le=LIMITS.max_guidance, allow_inf_nan=False, description="w of classifier-free guidance; 1 is none"
+        None,
+        ge=0,
+        le=LIMITS.max_guidance,
+        allow_inf_nan=False,
+        description="weight w of classifier-free guidance; 1 is none",
     )
     sampler: SamplerName | None = None
-    spacing: SpacingName | None = Field(None, description="how the timesteps are spread")
+    spacing: SpacingName | None = Field(None, description="how the timesteps are spaced")
     guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = Field(
-        None, description="fractions of T between which guidance is on, the lower one first"
+        None, description="fractions of T between which guidance is on, lower one first"
     )
     eta: float | None = Field(
         None,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="noise of ddim, 0 to 1; the other samplers have none to choose",
+        description="noise of ddim, 0 to 1; for other samplers it is fixed",
     )
-    clip_x0: bool | None = Field(None, description="clip the predicted picture to [-1, 1] at every step")
-    model: str | None = Field(None, max_length=100, description="name of a model of GET /models; the default if null")
+    clip_x0: bool | None = Field(None, description="clip the predicted picture to [-1, 1] at each step")
+    model: str | None = Field(
+        None, max_length=100, description="name of a model from GET /models; null for the default"
+    )
     webhook: str | None = Field(
-        None, max_length=2000, description="address that is told of the job by a signed POST (docs/webhooks.md)"
+        None, max_length=2000, description="URL that receives signed POSTs about the job (docs/webhooks.md)"
     )
     webhook_events: list[WebhookEvent] | None = Field(
-        None, min_length=1, max_length=len(get_args(WebhookEvent)), description="of what; its end if not given"
+        None,
+        min_length=1,
+        max_length=len(get_args(WebhookEvent)),
+        description="events to send; the end of the job if not given",
     )
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
 
     def sampling(self, own: SamplingOptions) -> SamplingOptions:
-        """The sampling options, the model's `own` for those not given. ValidationError if some do not go together."""
+        """Return the sampling options, the model's `own` where none is given. ValidationError if they conflict."""
         names = SamplingOptions.model_fields.keys()
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return SamplingOptions.model_validate({**own.model_dump(), **given})
 
 
 class GenerateRequest(SamplingFields):
-    """One picture for each list of labels, or those of a recipe."""
+    """One picture for each list of labels, or the pictures of a recipe."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -101,36 +110,38 @@ class GenerateRequest(SamplingFields):
     labels: LabelLists = Field(default_factory=list)
     layouts: Layouts | None = Field(
         None,
-        description="where objects stand, for each picture: a point for each of its labels, or null to have it drawn; "
-        "for models with `positions`",
+        description="where objects stand, for each picture: one point per label, or null for random places; only for "
+        "models with `positions`",
     )
     recipe: Recipe | None = Field(
-        None, description="of pictures to be made again; only trajectory and webhook may be beside it"
+        None,
+        description="recipe of pictures to generate again; goes with trajectory, webhook and webhook_events only",
     )
-
     trajectory: int | None = Field(
-        None, ge=2, le=MAX_STAGES, description="stages of a strip from noise to picture, for each picture"
+        None, ge=2, le=MAX_STAGES, description="stages from noise to picture in a trajectory, one for each picture"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _one_of_both(cls, given: Any) -> Any:
+    def _labels_or_recipe(cls, given: Any) -> Any:
         if isinstance(given, dict):
             if given.get("recipe") is None and "labels" not in given:
-                raise PydanticCustomError("missing", "wanted labels, or a recipe")
+                raise PydanticCustomError("missing", "give labels or a recipe")
             if given.get("recipe") is not None and (more := sorted(given.keys() - BESIDE_RECIPE)):
-                raise PydanticCustomError("recipe_alone", f"a recipe stands alone, without {more[0]}")
+                raise PydanticCustomError("recipe_alone", f"a recipe must be sent without {more[0]}")
         return given
 
 
 class ScoreFields(SamplingFields):
-    repeats: int = Field(10, ge=1, le=LIMITS.max_repeats, description="runs over the whole file, with different seeds")
+    repeats: int = Field(
+        10, ge=1, le=LIMITS.max_repeats, description="runs over the whole file, each with another seed"
+    )
 
 
 class ScoreRequest(ScoreFields):
-    """A test file's content as JSON."""
+    """The content of a test file, as JSON."""
 
-    model_config = shown({"conditions": [["gray cube"], ["red cube", "blue sphere"]], "repeats": 10, "seed": 0})
+    model_config = with_examples({"conditions": [["gray cube"], ["red cube", "blue sphere"]], "repeats": 10, "seed": 0})
 
     conditions: LabelLists
 
@@ -142,25 +153,27 @@ class Progress(BaseModel):
 
 class PictureResult(BaseModel):
     labels: list[str]
-    seed: int | None = Field(description="seed of this picture's own noise; null if it was sent")
-    accuracy: float = Field(description="share of the asked labels among the k most probable, k as many as were asked")
-    exact: bool = Field(description="the labels found (probability over 0.5) are exactly those asked")
+    seed: int | None = Field(description="seed of this picture's own noise; null if it was uploaded")
+    accuracy: float = Field(description="share of the k requested labels that are among the k most probable")
+    exact: bool = Field(description="whether the labels found (probability over 0.5) are exactly those requested")
     f1: float
-    scores: dict[str, float] = Field(description="label -> probability: those asked, and the five most probable")
+    scores: dict[str, float] = Field(
+        description="label -> probability, for the requested labels and the five most probable ones"
+    )
     url: str
-    trajectory_url: str | None = Field(None, description="its strip from noise to picture, if asked for")
+    trajectory_url: str | None = Field(None, description="its trajectory from noise to picture, if requested")
 
 
 class GenerateResult(BaseModel):
-    accuracy: float = Field(description="sum of hits / sum of asked labels, as the course counts")
+    accuracy: float = Field(description="hits / requested labels, over all pictures")
     exact_match: float
-    f1: float = Field(description="mean of the pictures")
+    f1: float = Field(description="mean over the pictures")
     grid_url: str
     pictures: list[PictureResult]
 
 
 class Repeat(BaseModel):
-    seed: int | None = Field(description="null where pictures were sent")
+    seed: int | None = Field(description="null if the pictures were uploaded")
     accuracy: float
     exact_match: float
     f1: float
@@ -169,7 +182,7 @@ class Repeat(BaseModel):
 class Summary(BaseModel):
     max: float
     mean: float
-    std: float = Field(description="of the repeats, with divisor n")
+    std: float = Field(description="standard deviation over the repeats, with divisor n")
 
 
 class ScoreResult(BaseModel):
@@ -177,13 +190,13 @@ class ScoreResult(BaseModel):
     accuracy: Summary
     exact_match: Summary
     f1: Summary
-    best: int = Field(description="index of the repeat of the highest accuracy, which the grid and the pictures show")
+    best: int = Field(description="index of the repeat with the highest accuracy; `pictures` and the grid show it")
     grid_url: str
     pictures: list[PictureResult]
 
 
 class JobHead(BaseModel):
-    """A job without its result, as lists of jobs show it."""
+    """A job without its result, as in lists of jobs."""
 
     id: str
     kind: JobKind
@@ -191,10 +204,10 @@ class JobHead(BaseModel):
     created_at: str
     started_at: str | None
     finished_at: str | None
-    model: str = Field(description="who made the pictures; where they were sent, the evaluator that judged them")
+    model: str = Field(description="the model that sampled the pictures, or the evaluator that judged uploaded ones")
     digest: str
-    seed: int | None = Field(description="null where pictures were sent")
-    options: SamplingOptions | None = Field(description="null where pictures were sent")
+    seed: int | None = Field(description="null if the pictures were uploaded")
+    options: SamplingOptions | None = Field(description="null if the pictures were uploaded")
     progress: Progress
     error: str | None
 
@@ -241,27 +254,29 @@ JOB_EXAMPLE = {
 
 
 class JobPage(BaseModel):
-    model_config = shown({"jobs": [HEAD_EXAMPLE], "next": f"1767268800000-{EXAMPLE_ID}"})
+    model_config = with_examples({"jobs": [HEAD_EXAMPLE], "next": f"1767268800000-{EXAMPLE_ID}"})
 
     jobs: list[JobHead]
-    next: str | None = Field(description="`cursor` of the next page; null on the last one")
+    next: str | None = Field(description="`cursor` for the next page; null on the last page")
 
 
 class Job(JobHead):
-    """A job: `result` is there once `status` is finished, `error` once it is failed; docs/jobs.md draws the states."""
+    """A job. `result` is set once `status` is finished, `error` once it is failed; docs/jobs.md has the states."""
 
-    model_config = shown(JOB_EXAMPLE)
+    model_config = with_examples(JOB_EXAMPLE)
 
-    labels: list[list[str]] = Field(description="what was asked, a list for each picture of one repeat")
-    layouts: Layouts | None = Field(None, description="where the objects of each were asked to stand")
-    first: int = Field(0, description="position of its first picture, for the seeds; not 0 where a recipe's was not")
-    trajectory: int | None = Field(None, description="stages of each picture's strip; null where none was asked for")
-    columns: int = Field(8, description="of the grid, as asked")
+    labels: list[list[str]] = Field(description="as requested: a list for each picture of one repeat")
+    layouts: Layouts | None = Field(None, description="as requested: where the objects of each picture stand")
+    first: int = Field(
+        0, description="position of its first picture, which its seeds depend on; 0 unless a recipe set it"
+    )
+    trajectory: int | None = Field(None, description="stages of each picture's trajectory; null if not requested")
+    columns: int = Field(8, description="columns of the grid, as requested")
     result: GenerateResult | ScoreResult | None
 
 
 class Labels(BaseModel):
-    model_config = shown({"model": "base", "labels": ["gray cube", "red cube"]})
+    model_config = with_examples({"model": "base", "labels": ["gray cube", "red cube"]})
 
     model: str
     labels: list[str]
@@ -273,15 +288,15 @@ class Model(BaseModel):
     promoted: bool
     created_at: str
     labels: int
-    positions: bool = Field(description="it can be told where objects stand")
-    sampling: SamplingOptions = Field(description="what a request gets that leaves it out")
+    positions: bool = Field(description="whether requests may say where objects stand")
+    sampling: SamplingOptions = Field(description="sampling options of a request that gives none")
     config: dict[str, Any]
-    training: dict[str, Any] = Field(description="how it came about")
-    card: str | None = Field(description="Markdown; how it was made and how good it is, where somebody wrote that down")
+    training: dict[str, Any] = Field(description="how it was trained")
+    card: str | None = Field(description="Markdown that describes the model and its results, if it has any")
 
 
 class ModelList(BaseModel):
-    model_config = shown(
+    model_config = with_examples(
         {
             "models": [
                 {
@@ -302,17 +317,17 @@ class ModelList(BaseModel):
     )
 
     models: list[Model]
-    problems: dict[str, str] = Field(description="files in storage that cannot be used, and why")
+    problems: dict[str, str] = Field(description="files in storage that cannot be used -> reason")
 
 
 class Health(BaseModel):
-    model_config = shown({"status": "ok"})
+    model_config = with_examples({"status": "ok"})
 
     status: Literal["ok"] = "ok"
 
 
 class Ready(BaseModel):
-    model_config = shown({"status": "ready", "model": "base", "workers": 2})
+    model_config = with_examples({"status": "ready", "model": "base", "workers": 2})
 
     status: Literal["ready"] = "ready"
     model: str

@@ -5,7 +5,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from service.contract.schemas import EXAMPLE_ID, SamplingFields, shown
+from service.contract.schemas import EXAMPLE_ID, SamplingFields, with_examples
 
 MAX_PROMPT = 1000  # characters; room for eight labels and the words between them
 NO_STREAMS: Final = "streaming is not offered; GET /jobs/{id}/events reports a job's progress with previews"
@@ -52,7 +52,7 @@ class Image(BaseModel):
 
 
 class Images(BaseModel):
-    model_config = shown(
+    model_config = with_examples(
         {
             "created": 1767268801,
             "data": [{"b64_json": "iVBORw0KGgo=", "revised_prompt": "red cube, blue sphere"}],
@@ -77,7 +77,7 @@ MODEL_EXAMPLE = {"id": "base", "object": "model", "created": 1767268800, "owned_
 
 
 class OpenAIModel(BaseModel):
-    model_config = shown(MODEL_EXAMPLE)
+    model_config = with_examples(MODEL_EXAMPLE)
 
     id: str
     object: Literal["model"] = "model"
@@ -86,7 +86,7 @@ class OpenAIModel(BaseModel):
 
 
 class OpenAIModels(BaseModel):
-    model_config = shown({"object": "list", "data": [MODEL_EXAMPLE]})
+    model_config = with_examples({"object": "list", "data": [MODEL_EXAMPLE]})
 
     object: Literal["list"] = "list"
     data: list[OpenAIModel]
