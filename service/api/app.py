@@ -1,7 +1,4 @@
-"""The HTTP application: it checks requests, creates jobs, and reads what workers stored.
-
-Its process imports no torch.
-"""
+"""The HTTP application: everything that a request passes through, put together. Imports no torch."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,14 +29,14 @@ from service.telemetry.logs import QUIET_PATHS, RequestLog
 from service.telemetry.metrics import RequestMetrics
 
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
-MAX_CONNECTIONS = 2000  # for reads that are answered at once
-MAX_WAITING = 2000  # more for those that wait: each waiting request holds one, and all streams of a job one
+MAX_CONNECTIONS = 2000  # for reads that return at once
+MAX_WAITING = 2000  # for blocking reads: one for each waiting request, and one for all event streams of a job
 
-DESCRIPTION = "Pictures of the objects that you name, each with a verdict of whether they are all there."
+DESCRIPTION = "Pictures of the objects that you name, each with a verdict on whether they are all there."
 
 
 def _telemetry() -> dict[str, Any]:
-    """FastAPI's own spans of requests, where tracing is on."""
+    """Return the options for FastAPI's own spans, if tracing is on."""
     if (provider := tracing.provider()) is None:
         return {}
     return {
@@ -53,22 +50,22 @@ def _telemetry() -> dict[str, Any]:
     }
 
 
-def _reading(url: str, most: int) -> AsyncRedis:
-    """At most so many connections to Redis, opened when they are needed."""
+def _pool(url: str, max_connections: int) -> AsyncRedis:
+    """Return a pool of connections for reads, opened when they are needed."""
     return AsyncRedis.from_url(
-        url, protocol=2, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=5.0, max_connections=most
+        url, protocol=2, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=5.0, max_connections=max_connections
     )
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application on `settings`, by default those of the environment."""
+    """Return the application for `settings`, by default those of the environment."""
     settings = settings or Settings()
     limit = read_limit(settings.rate_limit)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         connection = connect(settings.redis_url)
-        reading, waiting = (_reading(settings.redis_url, most) for most in (MAX_CONNECTIONS, MAX_WAITING))
+        reading, waiting = (_pool(settings.redis_url, most) for most in (MAX_CONNECTIONS, MAX_WAITING))
         app.state.store = JobStore(connection, settings)
         app.state.reader = JobReader(reading, waiting)
         app.state.feeds = Feeds(app.state.reader)
@@ -84,9 +81,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("labelgrid"),
         description=DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # a route of ours has it, without other hosts' scripts
+        docs_url=None,  # routes/docs.py serves it without scripts from other hosts
         redoc_url=None,
-        generate_unique_id_function=lambda route: route.name,  # names of operations, as links use them
+        generate_unique_id_function=lambda route: route.name,  # links in the document name operations by it
         **_telemetry(),
     )
     app.state.settings = settings

@@ -1,6 +1,6 @@
-"""What routes ask for, as Annotated aliases; the objects behind them are made once, in `app.py`.
+"""The dependencies of routes as Annotated aliases. `app.py` creates the objects behind them, once.
 
-All of them are `async`: FastAPI calls any other in a thread, which costs more than what they do.
+All functions are `async`: FastAPI calls others in a thread, which would cost more than their work.
 """
 
 from typing import Annotated
@@ -43,13 +43,13 @@ async def _models(request: Request) -> Models:
 
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
-StoreDep = Annotated[JobStore, Depends(_store)]  # blocks: for `def` code, in a thread
+StoreDep = Annotated[JobStore, Depends(_store)]  # blocking: call it in a thread
 ReaderDep = Annotated[JobReader, Depends(_reader)]
 FeedsDep = Annotated[Feeds, Depends(_feeds)]
-ModelsDep = Annotated[Models, Depends(_models)]  # reads files: for `def` code, in a thread
+ModelsDep = Annotated[Models, Depends(_models)]  # reads files: call it in a thread
 
-# `guard.py` reads the header before any route is asked; this is for the OpenAPI document alone.
-NEEDS_KEY = Security(HTTPBearer(auto_error=False, scheme_name="ApiKey", description="where the service has keys"))
+# For the OpenAPI document only: `access/guard.py` reads the header before the request reaches a route.
+NEEDS_KEY = Security(HTTPBearer(auto_error=False, scheme_name="ApiKey", description="if the service has API keys"))
 
 
 async def _owner(request: Request, _: Annotated[object, NEEDS_KEY]) -> str:
@@ -57,7 +57,7 @@ async def _owner(request: Request, _: Annotated[object, NEEDS_KEY]) -> str:
     return owner
 
 
-OwnerDep = Annotated[str, Depends(_owner)]  # whose the request is
+OwnerDep = Annotated[str, Depends(_owner)]  # who sent the request, by the name of their key
 
 
 async def _own_job(
@@ -70,4 +70,4 @@ async def _own_job(
     return job_id
 
 
-OwnJob = Annotated[str, Depends(_own_job)]  # the path's job, which is the asking owner's: UnknownJob for any other
+OwnJob = Annotated[str, Depends(_own_job)]  # the path's job; UnknownJob if it belongs to another owner

@@ -1,4 +1,4 @@
-"""uvicorn, with a shutdown that answers what is in work and takes nothing more. Knows no routes."""
+"""uvicorn with a shutdown that answers the requests in progress and refuses new ones. Knows no routes."""
 
 import asyncio
 import socket
@@ -16,17 +16,17 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-GRACE_S = 3  # of the bound, for answers: longer than those who wait take to notice that they are to have one
-CLOSE_S = 1  # for connections to close when the bound is over
-LOOK_S = 0.05  # between two looks at what is left
-STILL_ANSWERED = ("/healthz", "/metrics")  # it lives, and what it did is to be known
+GRACE_S = 3  # the last part of `drain_s`: waiting requests take up to 2 s to notice that they must answer
+CLOSE_S = 1  # for connections to close after that
+LOOK_S = 0.05  # between two checks for requests in progress
+STILL_ANSWERED = ("/healthz", "/metrics")  # the process is alive, and its last figures count
 RETRY = {"Retry-After": "1", "Connection": "close"}
-# Its lines go where ours go; of requests we have our own.
+# uvicorn logs through our handlers, and leaves the line for each request to RequestLog.
 LOGGING: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False}
 
 
 class Server(uvicorn.Server):
-    """Shuts down within `drain_s`: what comes new is refused, event streams end, all others get their answer."""
+    """Shuts down within `drain_s`: refuses new requests, ends event streams, and answers all others."""
 
     def __init__(self, app: FastAPI, **options: Any) -> None:
         super().__init__(uvicorn.Config(app, **LOGGING, timeout_graceful_shutdown=CLOSE_S, **options))
@@ -41,11 +41,11 @@ class Server(uvicorn.Server):
             await asyncio.sleep(LOOK_S)
         log.info("drained", requests_left=len(self.server_state.tasks))
         await super().shutdown(sockets)
-        tracing.stop()  # here, for uvicorn then lets the signal end the process
+        tracing.stop()  # here, because uvicorn then raises the signal again, which ends the process
 
 
 class RefuseWhileStopping:
-    """ASGI middleware: once the shutdown has begun, what comes new is a 503 that says when to try again."""
+    """ASGI middleware: once the shutdown has begun, a new request gets a 503 with Retry-After."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

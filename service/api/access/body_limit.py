@@ -5,12 +5,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class BodyLimit:
-    """ASGI middleware: a body of more than `limit` bytes, announced or not, is a 413 for the route that reads it.
+    """ASGI middleware: reading a body of more than `limit` bytes, announced or not, raises a 413.
 
-    Forms may have `form_limit` bytes: they bring pictures.
+    Forms may have `form_limit` bytes, because they contain pictures.
 
-    FastAPI's own limit answers in plain text. The HTTPException raised in `receive` passes through the route, and so
-    comes out as any other problem.
+    FastAPI's own limit answers in plain text. The HTTPException raised in `receive` passes through the route and
+    becomes a problem as any other error.
     """
 
     def __init__(self, app: ASGIApp, limit: int, form_limit: int) -> None:

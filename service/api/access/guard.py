@@ -1,6 +1,6 @@
-"""Who may come in, before any route is asked: what is not public needs a key, or comes from this very machine.
+"""Access control in front of every route: what is not public needs a key or, without keys, comes from this machine.
 
-ASGI middleware. Knows no route but the public ones, so that a new one is closed until somebody opens it here.
+Knows only the public routes, so a new route is closed until it is opened here.
 """
 
 import ipaddress
@@ -15,17 +15,17 @@ from service.contract.errors import CrossSite, NoKey, NotLocal, ServiceError, To
 from service.settings import Settings
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
-METRICS = "/metrics"  # figures only: without keys Prometheus may ask for them by any name of this host
-PUBLIC_FOLDERS = ("/static/",)  # the page and what belongs to it
+METRICS = "/metrics"  # figures only: without keys Prometheus may read them under any name of this host
+PUBLIC_FOLDERS = ("/static/",)  # files of the page
 CHALLENGE = 'Bearer realm="labelgrid"'
 
 
 class Exposed(RuntimeError):
-    """The API would be open to everybody who reaches this machine."""
+    """The API would be open to everybody who can reach this machine."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, as a name or address, is this machine itself."""
+    """Return whether a host name or address is this machine itself."""
     host = host.strip("[]").lower().rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -36,12 +36,12 @@ def is_loopback(host: str) -> bool:
 
 
 def check_listening(settings: Settings, host: str) -> None:
-    """Exposed if the API would listen on `host` for everybody without asking for keys."""
+    """Raise Exposed if the API would listen on `host` for everybody, without keys."""
     if settings.has_keys or settings.allow_no_keys or is_loopback(settings.published_on or host):
         return
     raise Exposed(
         f"without API keys the API listens on loopback only, not on {settings.published_on or host}: set "
-        "LABELGRID_API_KEYS (python -m service keys NAME makes one), or LABELGRID_ALLOW_NO_KEYS=1 to let everybody in"
+        "LABELGRID_API_KEYS (python -m service keys NAME makes a key), or LABELGRID_ALLOW_NO_KEYS=1 to let everybody in"
     )
 
 
@@ -50,22 +50,22 @@ def is_public(path: str) -> bool:
 
 
 def _check_site(headers: Headers) -> None:
-    """CrossSite for what a browser sends for another site's page, as it does forms without asking the service first.
+    """Raise CrossSite for a request that a browser sends for a page of another site, such as a form without preflight.
 
-    Browsers set both headers, and pages cannot; other clients have neither. Where there is no Sec-Fetch-Site, as over
-    plain HTTP, the page's origin must be the host that was asked: by the proxy's word where one changes Host, which a
-    page can add to no request without asking, either.
+    Browsers set both headers, pages cannot, and other clients send neither. Without Sec-Fetch-Site, as over plain HTTP,
+    the page's origin must be the requested host. A proxy that changes Host names it in X-Forwarded-Host, which a page
+    cannot set without a preflight either.
     """
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is None and origin is not None:
-        asked = {headers.get("host"), headers.get("x-forwarded-host", "").partition(",")[0].strip()}
-        site = "same-origin" if origin.partition("://")[2] in asked - {""} else "cross-site"
+        hosts = {headers.get("host"), headers.get("x-forwarded-host", "").partition(",")[0].strip()}
+        site = "same-origin" if origin.partition("://")[2] in hosts - {""} else "cross-site"
     if site not in (None, "same-origin", "none"):
         raise CrossSite(f"without API keys pages of other sites, such as {origin or site}, may not use the service")
 
 
 class Guard:
-    """Puts the owner that a request's key stands for into its state, or answers it as a problem."""
+    """ASGI middleware: stores the owner of the request's key in its state, or answers with a problem."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing, settings: Settings) -> None:
         self.app, self.keys, self.settings = app, keys, settings
@@ -98,7 +98,7 @@ class Guard:
         return owner
 
     async def _check_rate(self, scope: Scope, owner: str) -> None:
-        """TooManyRequests. Where Redis is away nothing is counted: the routes say so themselves."""
+        """Raise TooManyRequests. Without Redis nothing is counted: the routes answer 503 themselves."""
         limiter = scope["app"].state.rate_limiter
         if limiter is None or not self.keys.enabled:
             return
@@ -111,8 +111,11 @@ class Guard:
             raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
 
     def _check_local(self, scope: Scope, host: str | None) -> None:
-        """NotLocal for a request that comes to another address, or by another name: a foreign page whose name was made
-        to point to loopback (DNS rebinding) could else use the service from the visitor's browser."""
+        """Raise NotLocal for a request to another address or host name.
+
+        The name matters because of DNS rebinding: a foreign page whose name points to loopback could otherwise use the
+        service from its visitor's browser.
+        """
         address, port = scope.get("server") or (None, None)  # a unix socket has no port
         if address and port is not None and not self.settings.published_on and not is_loopback(address):
             raise NotLocal("without API keys the service answers on loopback only")

@@ -1,7 +1,7 @@
-"""API keys: who a client is. The service knows their hashes alone; `python -m service keys NAME` makes one.
+"""API keys, which name the owner of a request. The service stores only hashes; `python -m service keys NAME` makes one.
 
-Knows neither HTTP nor Redis. A key is 256 random bits, so a plain SHA-256 of it cannot be guessed back; slow hashes are
-for passwords, which people choose.
+Knows neither HTTP nor Redis. A key has 256 random bits, so a plain SHA-256 of it cannot be reversed by guessing; slow
+hashes are for passwords, which people choose.
 """
 
 import hashlib
@@ -15,18 +15,18 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-NOBODY = ""  # who everybody is where there are no keys
-PREFIX = "lg_"  # scanners for leaked secrets find it
+NOBODY = ""  # the owner of every request if there are no keys
+PREFIX = "lg_"  # lets scanners find leaked keys
 ENTRY = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63}):(?P<hash>[0-9a-f]{64})")
 
 
 class BadKeys(RuntimeError):
-    """The configured keys cannot be read; the message says where, and never what stands there."""
+    """The configured keys cannot be read. The message names the place and never shows its content."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """A key of the configuration: who it stands for, and its hash. Two keys of one name are one owner."""
+    """A configured key: its owner's name and its hash. Keys with the same name belong to one owner."""
 
     name: str
     hash: str
@@ -41,7 +41,10 @@ def new_key() -> str:
 
 
 def parse(listed: str, source: str) -> tuple[Known, ...]:
-    """Keys of a text of NAME:HASH entries, with spaces, commas or lines between; # begins a comment. BadKeys."""
+    """Parse NAME:HASH entries, separated by spaces, commas or lines; # begins a comment. Raises BadKeys.
+
+    source: what the message calls the text.
+    """
     entries = [entry for line in listed.splitlines() for entry in line.partition("#")[0].replace(",", " ").split()]
     matches = [ENTRY.fullmatch(entry) for entry in entries]
     if None in matches:
@@ -52,7 +55,7 @@ def parse(listed: str, source: str) -> tuple[Known, ...]:
 
 
 class KeyRing:
-    """The keys of setting and file. The file is read again when it has changed, so that a key can be withdrawn."""
+    """The keys of setting and file. Reads the file again when it has changed, so that a key can be revoked."""
 
     def __init__(self, listed: str, file: Path | None) -> None:
         self._listed = parse(listed, "LABELGRID_API_KEYS")
@@ -72,13 +75,13 @@ class KeyRing:
             raise BadKeys(f"{self._file} cannot be read: {error}") from error
 
     def owner_of(self, key: str) -> str | None:
-        """Whose key this is; None if nobody's. Every known hash is compared, in constant time."""
+        """Return the owner of a key, or None if it is unknown. Compares it with every known hash, in constant time."""
         try:
             self._read()
-        except BadKeys as error:  # those that were read before go on to count: a slip of the pen locks nobody out
-            log.error("keys cannot be read, and stay as they were", reason=str(error))
-        asked, found = hash_of(key), None
+        except BadKeys as error:  # the keys read before stay valid: a typing error locks nobody out
+            log.error("API keys cannot be read; the keys read before stay valid", reason=str(error))
+        hashed, found = hash_of(key), None
         for known in self._listed + self._of_file:
-            if hmac.compare_digest(asked, known.hash):
+            if hmac.compare_digest(hashed, known.hash):
                 found = known.name
         return found

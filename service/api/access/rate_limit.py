@@ -1,4 +1,4 @@
-"""How many requests an owner may make: counted in Redis over a sliding window, for all API processes together.
+"""Rate limits: requests of each owner, counted in Redis over a sliding window, for all API processes together.
 
 Knows no HTTP.
 """
@@ -20,15 +20,15 @@ class BadLimit(RuntimeError):
 
 
 def read_limit(limit: str) -> RateLimitItem | None:
-    """A limit such as "3000/minute"; None for the text none. BadLimit."""
+    """Parse a limit such as "3000/minute"; the text none gives None. Raises BadLimit."""
     try:
         return None if limit == "none" else parse(limit)
     except ValueError as error:
-        raise BadLimit(f"LABELGRID_RATE_LIMIT is {limit!r}, wanted one such as 3000/minute, or none") from error
+        raise BadLimit(f"LABELGRID_RATE_LIMIT is {limit!r}; wanted a limit such as 3000/minute, or none") from error
 
 
 class RateLimiter:
-    """Counts requests, each owner's on their own."""
+    """Counts the requests of each owner."""
 
     def __init__(self, connection: Redis, limit: RateLimitItem) -> None:
         self.limit = limit
@@ -42,7 +42,7 @@ class RateLimiter:
         self._limiter = SlidingWindowCounterRateLimiter(storage)
 
     async def wait_s(self, owner: str) -> int | None:
-        """Counts a request: None if it may go on, else after how many seconds to come again, and it does not count."""
+        """Count a request. Return None if it may pass; otherwise the seconds to wait, and do not count it."""
         if await self._limiter.hit(self.limit, owner):
             return None
         window = await self._limiter.get_window_stats(self.limit, owner)

@@ -1,6 +1,6 @@
-"""What every answer tells browsers: nothing of it is a page unless it says so, and nobody puts it into a frame.
+"""Headers that restrict what browsers do with an answer: it is no page and cannot be framed.
 
-ASGI middleware. A route that serves a page has a content policy of its own.
+A route that serves a page sets its own content policy.
 """
 
 from starlette.datastructures import MutableHeaders
@@ -14,12 +14,12 @@ DEFAULTS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
-    "Cache-Control": "no-store",  # jobs are their owners' alone
+    "Cache-Control": "no-store",  # jobs are private to their owners
 }
 
 
 class SecurityHeaders:
-    """Adds the headers that an answer does not have."""
+    """ASGI middleware: adds the headers that an answer does not have."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

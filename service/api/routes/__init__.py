@@ -1,1 +1,4 @@
-"""The endpoints, a module for each subject."""
+"""The endpoints, one module for each subject.
+
+Start reading in `generate.py`. A route checks its request and leaves jobs to `submitter.py`.
+"""

@@ -1,4 +1,4 @@
-"""The API's description to try out at /docs: Swagger UI from this service, not from another host. Knows no route."""
+"""GET /docs: Swagger UI, served without files from other hosts. Knows no other route."""
 
 import base64
 import hashlib
@@ -10,10 +10,10 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
-files = StaticFiles(directory=str(files_of("fastapi_offline") / "static"))  # of it we use Swagger UI's files alone
+files = StaticFiles(directory=str(files_of("fastapi_offline") / "static"))  # only Swagger UI's files are used
 router = APIRouter(include_in_schema=False)
 
-# Swagger UI draws with styles inside its elements. The one script inside the page is known by its hash.
+# Swagger UI needs inline styles. The page's one inline script is allowed by its hash.
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -1,4 +1,4 @@
-"""/jobs and /jobs/...: one's own jobs, a job, its grid and its pictures, and its cancelling."""
+"""/jobs and /jobs/...: list jobs, read a job, its events, grid and pictures, and cancel it."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ LastEventId = Annotated[
     str,
     Header(
         pattern=r"^[0-9]{1,15}-[0-9]{1,15}$",
-        description="id of the last event that arrived: what follows it is told",
+        description="id of the last event received; the stream continues after it",
         examples=["1767268800123-0"],
     ),
 ]
@@ -54,40 +54,40 @@ EVENTS: dict[str, type[BaseModel]] = {
     responses={
         200: {
             "links": {
-                "next": link("list_jobs", "the page after this one", cursor="$response.body#/next"),
+                "next": link("list_jobs", "the next page", cursor="$response.body#/next"),
                 **job_links("$response.body#/jobs/0/id"),
             }
         },
         **problems(Unavailable),
     },
-    summary="One's own jobs, newest first",
+    summary="List your jobs, newest first",
 )
 async def list_jobs(
     owner: OwnerDep,
     reader: ReaderDep,
-    limit: Annotated[int, Query(ge=1, le=100, description="jobs of one page", examples=[20])] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="jobs on a page", examples=[20])] = 20,
     cursor: Annotated[
         str | None,
         Query(
             pattern=r"^[0-9]{13}-[0-9a-f]{32}$",
-            description="`next` of the page before",
+            description="`next` of the previous page",
             examples=[f"1767268800000-{EXAMPLE_ID}"],
         ),
     ] = None,
 ) -> JobPage:
-    """A page of jobs without their results. Jobs that come meanwhile do not shift the pages that follow."""
+    """A page of jobs without their results. New jobs do not shift the following pages."""
     return await reader.page(owner, limit, cursor)
 
 
-@router.get("/{job_id}", responses={200: {"links": LINKS}, **problems(*ERRORS)}, summary="A job as it stands")
+@router.get("/{job_id}", responses={200: {"links": LINKS}, **problems(*ERRORS)}, summary="Read a job")
 async def read_job(job_id: OwnJob, reader: ReaderDep) -> Job:
-    """Its state and progress; its result once it is finished, its error once it has failed."""
+    """Its status and progress; its result once it is finished, or its error once it has failed."""
     return await reader.job(job_id)
 
 
 @router.delete("/{job_id}", responses={200: {"links": LINKS}, **problems(*ERRORS, JobEnded)}, summary="Cancel a job")
 async def cancel_job(job_id: OwnJob, reader: ReaderDep, store: StoreDep) -> Job:
-    """Ends a queued or running job: workers drop its pictures at their next step. Those already made stay."""
+    """Cancels a queued or running job. Workers drop its pictures at their next step; finished pictures stay."""
     cancelled = await run_in_threadpool(store.cancel, job_id)
     job = await reader.job(job_id)
     if not cancelled:
@@ -103,10 +103,10 @@ async def cancel_job(job_id: OwnJob, reader: ReaderDep, store: StoreDep) -> Job:
             "content": event_stream(EVENTS, *EVENTS_EXAMPLES),
             "description": "Server-sent events",
         },
-        204: {"description": "The job has ended and everything was told: a browser does not come again"},
+        204: {"description": "The job has ended and the client has all its events: a browser does not reconnect"},
         **problems(*ERRORS),
     },
-    summary="What happens to a job, as it happens",
+    summary="Follow a job",
 )
 async def read_events(job_id: OwnJob, feeds: FeedsDep, last_event_id: LastEventId = "0-0") -> Response:
     """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/jobs.md says what they hold."""
@@ -117,15 +117,19 @@ async def read_events(job_id: OwnJob, feeds: FeedsDep, last_event_id: LastEventI
     return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
 
 
-@router.get("/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="All pictures in one")
+@router.get(
+    "/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="Read the grid of all pictures"
+)
 async def read_grid(job_id: OwnJob, reader: ReaderDep) -> Response:
-    """The grid of a finished job; of a /score job, that of the best repeat."""
+    """The grid of a finished job; for a /score job, the grid of the best repeat."""
     return Response(await reader.grid(job_id), media_type="image/png")
 
 
-@router.get("/{job_id}/images/{index}.png", response_class=Response, responses=PICTURE_RESPONSES, summary="A picture")
+@router.get(
+    "/{job_id}/images/{index}.png", response_class=Response, responses=PICTURE_RESPONSES, summary="Read a picture"
+)
 async def read_image(job_id: OwnJob, index: Index, reader: ReaderDep) -> Response:
-    """A picture as soon as it is made, also while the job runs."""
+    """A picture, as soon as it is finished, also while the job is running."""
     return Response(await reader.image(job_id, index), media_type="image/png")
 
 
@@ -133,8 +137,8 @@ async def read_image(job_id: OwnJob, index: Index, reader: ReaderDep) -> Respons
     "/{job_id}/trajectories/{index}.png",
     response_class=Response,
     responses=PICTURE_RESPONSES,
-    summary="A picture's way from noise",
+    summary="Read the trajectory of a picture",
 )
 async def read_trajectory(job_id: OwnJob, index: Index, reader: ReaderDep) -> Response:
-    """The strip of a picture that was asked for with `trajectory`, as soon as it is made."""
+    """The stages of a picture from noise to the finished picture, if the job was requested with `trajectory`."""
     return Response(await reader.trajectory(job_id, index), media_type="image/png")

@@ -1,4 +1,4 @@
-"""What there is to ask for (labels, models), and whether the service lives and works."""
+"""The labels and models that requests may use, and the health of the service."""
 
 from typing import Annotated
 
@@ -15,14 +15,14 @@ from shared.options import default_options
 router = APIRouter(tags=["service"])
 
 
-@router.get("/labels", dependencies=[NEEDS_KEY], responses=problems(NoModel), summary="The labels that a model knows")
+@router.get("/labels", dependencies=[NEEDS_KEY], responses=problems(NoModel), summary="List the labels of a model")
 def read_labels(
     models: ModelsDep,
     model: Annotated[
-        str | None, Query(max_length=100, description="a model's name; the default if not given", examples=["base"])
+        str | None, Query(max_length=100, description="a model's name; without it the default model", examples=["base"])
     ] = None,
 ) -> Labels:
-    """The names that label lists may hold, in the order of the model's vocabulary."""
+    """The names that label lists may contain, in the order of the model's vocabulary."""
     info = models.find(model, ("query", "model"))
     return Labels(model=info.name, labels=list(info.vocabulary))
 
@@ -31,10 +31,10 @@ def read_labels(
     "/models",
     dependencies=[NEEDS_KEY],
     responses={200: {"links": {"labels": link("read_labels", "its labels", model="$response.body#/models/0/name")}}},
-    summary="The models that there are",
+    summary="List the models",
 )
 def read_models(models: ModelsDep) -> ModelList:
-    """Each with its card and how it was trained; and the files in storage that cannot be used, with the reason."""
+    """Each model with its card and its training, and the files in storage that cannot be used, with the reason."""
     listing = models.listing()
     return ModelList(
         models=[
@@ -56,17 +56,21 @@ def read_models(models: ModelsDep) -> ModelList:
     )
 
 
-@router.get("/healthz", summary="The API process lives")
+@router.get("/healthz", summary="Check that the API process is alive")
 async def read_health() -> Health:
-    """For a supervisor that starts what has died anew; asks nothing of Redis or storage."""
+    """For a supervisor that restarts dead processes. Uses neither Redis nor storage."""
     return Health()
 
 
-@router.get("/readyz", responses=problems(NoModel, NoWorker, Unavailable), summary="Pictures can be made")
+@router.get(
+    "/readyz",
+    responses=problems(NoModel, NoWorker, Unavailable),
+    summary="Check that the service can generate pictures",
+)
 async def read_ready(models: ModelsDep, reader: ReaderDep) -> Ready:
-    """Redis, a model and a worker are there; for a load balancer."""
+    """For a load balancer: ready if Redis answers, a model is promoted and a worker is running."""
     info = await run_in_threadpool(models.find, None)
     workers = len(await reader.workers())
     if not workers:
-        raise NoWorker("no worker is running", headers={"Retry-After": "2"})
+        raise NoWorker("no worker is running; start one", headers={"Retry-After": "2"})
     return Ready(model=info.name, workers=workers)

@@ -1,7 +1,6 @@
-"""GET /metrics: the API's own metrics, and the queue as Redis has it now."""
+"""GET /metrics: the API's own metrics, and the state of the queue in Redis."""
 
 import contextlib
-from dataclasses import dataclass
 
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
@@ -13,20 +12,10 @@ from service.api.catalog import Models
 from service.api.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
 from service.contract.errors import NoModel
 from service.store.keys import OPEN, stream_key
-from service.store.reader import JobReader
 from service.telemetry import metrics
 from shared.checkpoint import CheckpointInfo
 
 router = APIRouter(tags=["service"])
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """The pictures of one model: those that wait, those in work, and how long the next one has waited, in s."""
-
-    waiting: int
-    in_work: int
-    oldest_s: float
 
 
 @router.get(
@@ -37,36 +26,32 @@ class Backlog:
     summary="Metrics for Prometheus",
 )
 async def read_metrics(models: ModelsDep, reader: ReaderDep) -> PlainTextResponse:
-    """Workers serve theirs on ports of their own."""
-    infos = await run_in_threadpool(_models_with_pictures, models)
+    """The API's metrics and the state of the queue. Each worker serves its own metrics on a port of its own."""
+    infos = await run_in_threadpool(_sampled_and_judged, models)
     try:
-        backlogs = {info.name: await backlog(reader, info.digest) for info in infos}
+        pending = {info.name: sum((await reader.pending_by_owner(info.digest)).values()) for info in infos}
+        claimed = [int(await reader.connection.xlen(stream_key(info.digest))) for info in infos]
+        oldest_s = {info.name: await reader.longest_wait_s(info.digest) for info in infos}
         workers, open_jobs = len(await reader.workers()), int(await reader.connection.scard(OPEN))
     except RedisError:
         metrics.REDIS_UP.set(0)
     else:
-        # No await from here to the answer: a scrape at the same time would see half of it.
+        # No await from here to the answer: a simultaneous scrape would see half of it.
         metrics.REDIS_UP.set(1)
         metrics.WORKERS.set(workers)
         metrics.OPEN_JOBS.set(open_jobs)
-        metrics.OPEN_PICTURES.set(sum(one.waiting + one.in_work for one in backlogs.values()))
+        metrics.OPEN_PICTURES.set(sum(pending.values()) + sum(claimed))
         metrics.WAITING.clear()
         metrics.OLDEST_WAIT.clear()
-        for name, one in backlogs.items():
-            metrics.WAITING.labels(name).set(one.waiting)
-            metrics.OLDEST_WAIT.labels(name).set(one.oldest_s)
+        for name in pending:
+            metrics.WAITING.labels(name).set(pending[name])
+            metrics.OLDEST_WAIT.labels(name).set(oldest_s[name])
     return PlainTextResponse(generate_latest(metrics.API), media_type=CONTENT_TYPE_LATEST)
 
 
-def _models_with_pictures(models: Models) -> list[CheckpointInfo]:
-    """The denoisers, whose pictures are made, and the evaluator, whose pictures are sent."""
+def _sampled_and_judged(models: Models) -> list[CheckpointInfo]:
+    """Return the checkpoints that pictures are queued for: the denoisers, and the evaluator for uploaded pictures."""
+    denoisers = models.listing().denoisers
     with contextlib.suppress(NoModel):
-        return [*models.listing().denoisers, models.evaluator()]
-    return models.listing().denoisers
-
-
-async def backlog(reader: JobReader, digest: str) -> Backlog:
-    """The pictures of a checkpoint that wait for their turn, and those that workers have taken up."""
-    waiting = sum((await reader.pending_by_owner(digest)).values())
-    dealt = int(await reader.connection.xlen(stream_key(digest)))
-    return Backlog(waiting, dealt, await reader.longest_wait_s(digest))
+        return [*denoisers, models.evaluator()]
+    return denoisers

@@ -1,4 +1,4 @@
-"""The page at /: static files, which ask the API as any other client does. Knows no job and no model."""
+"""GET /: the web page. Its static files call the API as any other client does. Knows no job and no model."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from starlette.types import Scope
 
 FOLDER = Path(__file__).parents[1] / "static"
 
-# Nothing but what this service serves, and pictures as the page itself makes them: previews are data: URLs, and
-# pictures that were fetched with a key are blob: URLs.
+# Only what this service serves, and pictures that the page creates itself: previews are data: URLs, and pictures
+# fetched with a key are blob: URLs.
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -18,14 +18,14 @@ HEADERS = {
     "Content-Security-Policy": CONTENT_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # kept, and asked after each time: an update is seen at once, and costs a 304 else
+    "Cache-Control": "no-cache",  # browsers revalidate each time: they see an update at once, and otherwise get a 304
 }
-# Some systems' own tables call modules text/plain, and browsers refuse those.
+# Some systems map these to text/plain, and browsers refuse such modules.
 TYPES = {".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
 
 class PageFiles(StaticFiles):
-    """The files with the page's headers."""
+    """Static files with the page's headers."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

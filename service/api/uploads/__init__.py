@@ -1,1 +1,4 @@
-"""Files that clients send: multipart forms, PNGs with recipes, zips of pictures."""
+"""What clients upload: JSON or form bodies, PNGs with recipes, zips of pictures.
+
+Start reading in `body.py`. Imports nothing else of the API.
+"""

@@ -1,7 +1,7 @@
-"""Pictures that a client sends to be scored: a zip of PNGs named in the test file's order, 0.png, 1.png, ...
+"""Zips of pictures to score: PNGs named in the test file's order, 0.png, 1.png, ...
 
-Every byte comes from outside. Nothing is believed that a header says of a size: what is unpacked is counted while it is
-unpacked. Knows no HTTP and no torch.
+Every byte is untrusted. A size in a header is not believed: bytes are counted while they are unpacked. Knows no HTTP
+and no torch.
 """
 
 import io
@@ -15,24 +15,24 @@ from dataclasses import dataclass
 from service.api.uploads.png import PngError, check_picture
 from service.settings import Settings
 
-CENTRAL_HEADER = b"PK\x01\x02"  # every entry of a zip's directory begins with it
+CENTRAL_HEADER = b"PK\x01\x02"  # begins every entry of a zip's directory
 NAME = re.compile(r"(0|[1-9][0-9]{0,5})\.png")
 SHOWN_CHARACTERS = 80  # of an entry's name
 ENCRYPTED = 0x1  # in an entry's flags
-# What zipfile raises for archives that are damaged or made to harm.
+# What zipfile raises for damaged and malicious archives.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError, OverflowError)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one entry; `entry` is None where it is the zip itself."""
+    """What is wrong with one entry, or with the zip itself if `entry` is None."""
 
     entry: str | None
     message: str
 
 
 class SubmissionError(ValueError):
-    """A zip that cannot be scored, with everything that was found wrong with it."""
+    """A zip that cannot be scored, with every fault that was found."""
 
     def __init__(self, *faults: Fault) -> None:
         super().__init__(f"{faults[0].entry or 'the zip'}: {faults[0].message}")
@@ -40,13 +40,16 @@ class SubmissionError(ValueError):
 
 
 def read_submission(content: bytes, count: int, settings: Settings) -> list[bytes]:
-    """The PNGs 0.png to COUNT - 1.png of a zip, all of one size; they may lie in one folder. SubmissionError."""
-    if content.count(CENTRAL_HEADER) > settings.zip_entries:  # before an object is made of each
+    """Return the PNGs 0.png to COUNT - 1.png of a zip, all of one size. They may be in one folder.
+
+    Raises SubmissionError.
+    """
+    if content.count(CENTRAL_HEADER) > settings.zip_entries:  # before zipfile creates an object for each
         raise SubmissionError(Fault(None, f"more than {settings.zip_entries} entries"))
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
     except UNREADABLE as error:
-        raise SubmissionError(Fault(None, f"not a zip that can be read: {error}")) from error
+        raise SubmissionError(Fault(None, f"not a zip: {error}")) from error
     with archive:
         entries = _in_order(archive.infolist(), count)
         pngs = _unpack(archive, entries, settings.zip_unpacked_bytes)
@@ -55,26 +58,26 @@ def read_submission(content: bytes, count: int, settings: Settings) -> list[byte
 
 
 def _in_order(entries: Sequence[zipfile.ZipInfo], count: int) -> list[zipfile.ZipInfo]:
-    """The entries by their number, without folders and what operating systems hide in zips."""
+    """Return the entries by their number, without folders and the files that operating systems hide in zips."""
     # Not is_dir: in Python 3.11 it raises for an empty name.
-    files = [one for one in entries if not one.filename.endswith("/") and not _is_hidden(one.filename)]
-    folders = sorted({one.filename.rpartition("/")[0] for one in files})
+    files = [entry for entry in entries if not entry.filename.endswith("/") and not _is_hidden(entry.filename)]
+    folders = sorted({entry.filename.rpartition("/")[0] for entry in files})
     if len(folders) > 1:
         shown = ", ".join(_shown(folder or "no folder") for folder in folders[:3])
-        raise SubmissionError(Fault(None, f"files in several folders ({shown}); wanted are pictures in one place"))
+        raise SubmissionError(Fault(None, f"files in several folders ({shown}); put all pictures into one"))
     found: dict[int, zipfile.ZipInfo] = {}
     faults = []
-    for one in files:
-        name = one.filename.rpartition("/")[2]
+    for entry in files:
+        name = entry.filename.rpartition("/")[2]
         match = NAME.fullmatch(name)
         if match is None:
             faults.append(Fault(_shown(name), f"not one of the names 0.png to {count - 1}.png"))
         elif int(match[1]) >= count:
             faults.append(Fault(name, f"the test file has {count} label lists; their last picture is {count - 1}.png"))
         elif int(match[1]) in found:
-            faults.append(Fault(name, "is there twice"))
+            faults.append(Fault(name, "duplicate name"))
         else:
-            found[int(match[1])] = one
+            found[int(match[1])] = entry
     faults += [Fault(f"{i}.png", "is missing") for i in range(count) if i not in found]
     if faults:
         raise SubmissionError(*faults)
@@ -86,14 +89,17 @@ def _is_hidden(name: str) -> bool:
 
 
 def _unpack(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], most: int) -> list[bytes]:
-    """The entries' contents, `most` bytes in all: one byte more ends it, whatever the headers promised."""
+    """Unpack the entries, at most `most` bytes in all, whatever their headers claim."""
     pngs, left = [], most
     for i, entry in enumerate(entries):
         name = f"{i}.png"
         if entry.flag_bits & ENCRYPTED:
             raise SubmissionError(Fault(name, "is encrypted"))
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others unpack without a bound
-            raise SubmissionError(Fault(name, f"compression {entry.compress_type}; wanted is stored or deflated"))
+        if entry.compress_type not in (
+            zipfile.ZIP_STORED,
+            zipfile.ZIP_DEFLATED,
+        ):  # zipfile cannot limit how much the others unpack
+            raise SubmissionError(Fault(name, f"compression {entry.compress_type}; use stored or deflated"))
         try:
             with archive.open(entry) as file:
                 png = file.read(left + 1)
@@ -107,7 +113,7 @@ def _unpack(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], most: 
 
 
 def _check_pictures(pngs: Sequence[bytes], settings: Settings) -> None:
-    """Decodes every picture once; all that cannot be are named."""
+    """Decode every picture once. The error names all that cannot be decoded."""
     sizes: dict[str, tuple[int, int]] = {}
     faults, left = [], settings.zip_unpacked_bytes
     for i, png in enumerate(pngs):
@@ -119,7 +125,7 @@ def _check_pictures(pngs: Sequence[bytes], settings: Settings) -> None:
             continue
         first, size = next(iter(sizes.items()))
         if (width, height) != size:
-            faults.append(Fault(name, f"{width}x{height} pixels, where {first} has {size[0]}x{size[1]}"))
+            faults.append(Fault(name, f"{width}x{height} pixels, but {first} has {size[0]}x{size[1]}"))
         left -= 3 * width * height
         if left < 0:
             faults.append(Fault(name, f"with it the pictures have more than {settings.zip_unpacked_bytes} bytes"))
@@ -129,6 +135,6 @@ def _check_pictures(pngs: Sequence[bytes], settings: Settings) -> None:
 
 
 def _shown(name: str) -> str:
-    """An entry's name for a message: printable, of limited length."""
+    """Return an entry's name for a message: printable and of limited length."""
     short = name if len(name) <= SHOWN_CHARACTERS else name[:SHOWN_CHARACTERS] + "..."
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in short)

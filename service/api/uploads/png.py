@@ -1,6 +1,6 @@
-"""PNGs that come from outside, read without torch: their size, whether they can be decoded, the recipe they carry.
+"""Untrusted PNGs, read without torch: their size, whether they decode, and the recipe in their metadata.
 
-Looks at the size that a file claims before anything is decoded.
+Checks the size that a file claims before decoding anything.
 """
 
 import io
@@ -14,15 +14,15 @@ from shared.rgb import to_rgb
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER = struct.Struct(">8s4x4sII")  # signature, length of the first chunk, its type, width and height
-MAX_PIXELS = 1 << 26  # of a picture that is opened, not decoded: beyond any grid of ours
+MAX_PIXELS = 1 << 26  # of a picture that is opened without decoding: more than any grid of this service has
 
 
 class PngError(ValueError):
-    """Bytes that are no PNG, or not one that can be used. The message says why."""
+    """Bytes that are not a usable PNG. The message says why."""
 
 
 def png_size(png: bytes) -> tuple[int, int]:
-    """(width, height) as the header claims. PngError for anything that does not begin as a PNG does."""
+    """Return (width, height) as the header claims. Raises PngError for anything that does not begin as a PNG."""
     if len(png) < HEADER.size:
         raise PngError("not a PNG" if not png.startswith(SIGNATURE) else "a PNG that is cut short")
     signature, first, width, height = HEADER.unpack_from(png)
@@ -32,8 +32,8 @@ def png_size(png: bytes) -> tuple[int, int]:
 
 
 def _open(png: bytes, size: tuple[int, int]) -> Image.Image:
-    """The picture, not decoded. ValueError if it is not of the size that its first header claims: Pillow takes the last
-    header's."""
+    """Open a picture without decoding it. Raises ValueError if it does not have the size that its first header claims:
+    Pillow believes the last header."""
     picture = Image.open(io.BytesIO(png), formats=["PNG"])
     if picture.size != size:
         raise ValueError(f"its first header says {size[0]}x{size[1]}, another {picture.size[0]}x{picture.size[1]}")
@@ -41,7 +41,7 @@ def _open(png: bytes, size: tuple[int, int]) -> Image.Image:
 
 
 def check_picture(png: bytes, side: int) -> tuple[int, int]:
-    """(width, height) of a PNG that decodes as a picture of at most `side` pixels a side; PngError for any other."""
+    """Decode a PNG and return (width, height). Raises PngError if it fails or a side has more than `side` pixels."""
     width, height = png_size(png)
     if not (1 <= width <= side and 1 <= height <= side):
         raise PngError(f"{width}x{height} pixels; at most {side}x{side} are allowed")
@@ -53,14 +53,14 @@ def check_picture(png: bytes, side: int) -> tuple[int, int]:
 
 
 def recipe_of(png: bytes) -> Recipe:
-    """The recipe in the metadata of a PNG; no pixel is decoded. PngError if it is no PNG or carries no good recipe."""
+    """Return the recipe in the metadata of a PNG, without decoding pixels. Raises PngError without a valid recipe."""
     width, height = png_size(png)
     if width * height > MAX_PIXELS:
-        raise PngError(f"{width}x{height} pixels; no picture of ours is that large")
+        raise PngError(f"{width}x{height} pixels; no picture of this service is that large")
     try:
         with _open(png, (width, height)) as picture:
             text = picture.info.get(KEYWORD)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken chunks
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged chunks
         raise PngError(f"a damaged PNG: {error}") from error
     if not isinstance(text, str):
         raise PngError(f"a PNG without a recipe: it has no text {KEYWORD!r} in its metadata")

@@ -47,7 +47,7 @@ BAD: list[tuple[bytes, list[tuple[str | None, str]]]] = [
     (zipped({**GOOD, "0.png": b"x" * 40, "2.png": b""}), [("0.png", "not a PNG"), ("2.png", "not a PNG")]),
     (zipped({**GOOD, "1.png": png(size=(65, 1))}), [("1.png", "65x1 pixels; at most 64x64 are allowed")]),
     (zipped({**GOOD, "1.png": two_headers(png(size=(65, 1)), png())}), [("1.png", "16x16, another 65x1")]),
-    (zipped({**GOOD, "1.png": png(size=(16, 8))}), [("1.png", "16x8 pixels, where 0.png has 16x16")]),
+    (zipped({**GOOD, "1.png": png(size=(16, 8))}), [("1.png", "16x8 pixels, but 0.png has 16x16")]),
     (zipped({f"{i}.png": png(size=(64, 64), mode="1") for i in range(3)} | {"x": b""}), [("x", "not one of")]),
     (zipped(GOOD, zipfile.ZIP_BZIP2), [("0.png", "compression 12")]),
     (zipped(GOOD, zipfile.ZIP_LZMA), [("0.png", "compression 14")]),
@@ -72,7 +72,7 @@ def test_every_fault_is_named(content: bytes, faults: list[tuple[str | None, str
 def test_a_duplicate_name() -> None:
     with pytest.raises(SubmissionError) as caught:
         read_submission(zipped([*GOOD.items(), ("1.png", png(9))]), 3, BOUNDS)
-    assert [(fault.entry, fault.message) for fault in caught.value.faults] == [("1.png", "is there twice")]
+    assert [(fault.entry, fault.message) for fault in caught.value.faults] == [("1.png", "duplicate name")]
 
 
 def test_decoded_pixels_count_towards_the_limit() -> None:
