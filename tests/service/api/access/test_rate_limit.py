@@ -53,7 +53,7 @@ def test_without_keys_there_is_no_limit(settings: Settings, connection: Redis) -
 
 
 def test_a_malformed_limit_stops_the_start(settings: Settings) -> None:
-    with pytest.raises(BadLimit, match="'many', wanted one such as 3000/minute"):
+    with pytest.raises(BadLimit, match="'many'; wanted a limit such as 3000/minute"):
         create_app(settings.model_copy(update={"rate_limit": "many"}))
 
 
