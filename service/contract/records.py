@@ -85,8 +85,8 @@ class JobRecord(BaseModel):
     trajectory: int | None = None  # stages of each picture's trajectory, if requested
     columns: int
     options: SamplingOptions
-    # True if the pictures were uploaded to be judged: `model` and `digest` are then the evaluator's, and seed and options
-    # have no effect.
+    # Whether the pictures were uploaded to be judged: `model` and `digest` are then the evaluator's, and seed and
+    # options have no effect.
     sent: bool = False
 
     @property
@@ -100,7 +100,7 @@ class JobRecord(BaseModel):
         return len(self.labels) * self.repeats
 
     def pictures(self) -> Iterator[Picture]:
-        """Yield the pictures. Repeat r of n label lists has indices r n to r n + n - 1; its seeds derive from `seed` + r."""
+        """Yield the pictures. Repeat r of n lists has the indices r n to r n + n - 1, and seeds derived from `seed` + r."""
         layouts = self.layouts or [None] * len(self.labels)
         for r in range(self.repeats):
             for i, (labels, layout) in enumerate(zip(self.labels, layouts, strict=True)):
