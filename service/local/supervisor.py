@@ -49,7 +49,7 @@ class Child:
         if len(self.deaths) == MAX_DEATHS and now - self.deaths[0] < WITHIN_S:
             raise StartFailed(f"the {self.name} died {MAX_DEATHS + 1} times within {WITHIN_S:.0f} s")
         self.deaths.append(now)
-        log.warning("process ended; restarting it", part=self.name, code=code)
+        log.warning("process ended; restarting it", process=self.name, code=code)
         self.process = self._start()
 
     def stop(self) -> None:
@@ -58,7 +58,7 @@ class Child:
             try:
                 self.process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                log.warning("process does not stop; killing it", part=self.name)
+                log.warning("process does not stop; killing it", process=self.name)
                 self.process.kill()
                 self.process.wait()
 
@@ -100,10 +100,10 @@ class Supervisor:
             server = RedisServer(self.state)
             self.children.append(Child("Redis server", server.start))
             environment["LABELGRID_REDIS_URL"] = server.url
-        parts = [("worker", ["worker"]), ("API", ["api", "--host", HOST, "--port", str(self.port)])]
+        commands = [("worker", ["worker"]), ("API", ["api", "--host", HOST, "--port", str(self.port)])]
         if self.webhooks:
-            parts.append(("sender of webhooks", ["webhooks"]))
-        for name, arguments in parts:
+            commands.append(("sender of webhooks", ["webhooks"]))
+        for name, arguments in commands:
             self.children.append(Child(name, _python(arguments, environment)))
 
     def _wait_until_ready(self) -> bool:

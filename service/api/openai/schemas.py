@@ -28,8 +28,8 @@ class ImagesRequest(SamplingFields):
     n: int | None = Field(None, ge=1, le=MAX_N, description="number of pictures, each from its own noise; 1 if null")
     response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json if null")
     size: str | None = Field(None, max_length=20, description="`auto`, or the model's own size: `64x64`")
-    stream: Literal[False] | None = Field(None, description=f"no effect: {NO_STREAMS}")
-    partial_images: Literal[0] | None = Field(None, description=f"no effect: {NO_STREAMS}")
+    stream: Literal[False] | None = Field(None, description=f"must be false: {NO_STREAMS}")
+    partial_images: Literal[0] | None = Field(None, description=f"must be 0: {NO_STREAMS}")
     background: Literal["auto", "opaque"] | None = None
     output_format: Literal["png"] | None = None
     quality: str | None = Field(None, max_length=20, description="no effect; see `steps`")
