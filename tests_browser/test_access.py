@@ -42,7 +42,7 @@ def test_axe_finds_nothing(
     opened.get_by_label("Stages").fill("3")
     opened.get_by_role("button", name=re.compile("^Draw")).click()
     expect(opened.locator(".card [data-verdict]").first).to_be_visible()
-    opened.get_by_text("The same by curl").click()
+    opened.get_by_text("The same with curl").click()
     assert violations(opened) == []
     opened.locator(".frame").first.click()
     expect(opened.locator(".way img")).to_be_visible()

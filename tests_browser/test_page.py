@@ -114,7 +114,7 @@ def test_the_curl_line_draws_the_same(
 ) -> None:
     compose(LISTS)
     grid = client.get(drawn(opened, client, Seed="11", Steps="3")["result"]["grid_url"]).content
-    opened.get_by_text("The same by curl").click()
+    opened.get_by_text("The same with curl").click()
     opened.get_by_role("button", name="Copy as curl").click()
     copied = opened.evaluate("navigator.clipboard.readText()")
     for command in (copied, opened.locator("#command").inner_text()):
@@ -137,7 +137,7 @@ def test_a_test_file_is_scored(opened: Page, working: Runner, client: httpx.Clie
     expect(opened.locator(".figures")).to_contain_text(f"{job['result']['accuracy']['mean']:.3f}")
     expect(opened.locator(".figures")).to_contain_text(f"± {job['result']['accuracy']['std']:.3f}")
     expect(opened.locator(".card [data-verdict]").first).to_be_visible()
-    opened.get_by_text("The same by curl").click()
+    opened.get_by_text("The same with curl").click()
     done = subprocess.run(
         ["sh", "-c", opened.locator("#command").inner_text()], cwd=tmp_path, capture_output=True, check=True, timeout=60
     )
@@ -188,7 +188,7 @@ def test_pictures_in_a_zip_are_scored(opened: Page, working: Runner, client: htt
     expect(opened.get_by_label("Steps")).to_be_visible()
     opened.locator("#file").set_input_files([tmp_path / "mine.zip", tmp_path / "test.json"])
     expect(opened.locator("#drop")).to_contain_text("3 label lists")
-    expect(opened.locator("#zip")).to_contain_text("The pictures of mine.zip are scored; none are made.")
+    expect(opened.locator("#zip")).to_contain_text("The pictures in mine.zip are scored; none are generated.")
     expect(opened.get_by_label("Steps")).to_be_hidden()  # it has no effect on uploaded pictures
     opened.get_by_role("button", name="Score these pictures").click()
     is_finished(opened)
@@ -199,7 +199,7 @@ def test_pictures_in_a_zip_are_scored(opened: Page, working: Runner, client: htt
     expect(image).to_be_visible()
     assert image.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [16, 16]
     expect(opened.locator(".card").last.locator("[data-verdict]").first).to_be_visible()
-    opened.get_by_text("The same by curl").click()
+    opened.get_by_text("The same with curl").click()
     command = opened.locator("#command").inner_text()
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=True, timeout=60)
     assert json.loads(done.stdout)["result"]["accuracy"] == job["result"]["accuracy"]
@@ -212,7 +212,7 @@ def test_pictures_in_a_zip_are_scored(opened: Page, working: Runner, client: htt
 def test_a_zip_alone_waits_for_its_test_file(opened: Page) -> None:
     drop(opened, "mine.zip", zip_of(LISTS).hex(), hexadecimal=True)
     expect(opened.locator("#zip")).to_contain_text("mine.zip")
-    expect(opened.locator("#drop")).to_contain_text("Now the test file")
+    expect(opened.locator("#drop")).to_contain_text("Now add the test file")
     expect(opened.get_by_role("button", name="Score these pictures")).to_be_disabled()
     drop(opened, "test.json", json.dumps(LISTS))
     expect(opened.get_by_role("button", name="Score these pictures")).to_be_enabled()
@@ -269,8 +269,8 @@ def test_a_picture_of_a_request_is_made_again_from_its_job(
     page.get_by_role("button", name="Copy as curl").click()
     copied = page.evaluate("navigator.clipboard.readText()")
     page.get_by_role("button", name="Edit as new").click()
-    expect(page.locator("#kept")).to_contain_text("noise of its request's pictures from 3 on")
-    page.get_by_text("The same by curl").click()
+    expect(page.locator("#kept")).to_contain_text("noise of its request's pictures from number 3 on")
+    page.get_by_text("The same with curl").click()
     for command in (copied, page.locator("#command").inner_text()):
         subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=60)
         assert (tmp_path / "grid.png").read_bytes() == picture
@@ -350,7 +350,7 @@ def test_what_no_field_shows_is_kept_and_told(page: Page, address: str, working:
     page.get_by_role("tab", name="Score a test file").click()
     expect(kept).to_be_hidden()
     page.get_by_role("tab", name="Draw pictures").click()
-    page.get_by_role("button", name="Drop what is kept from the job").click()
+    page.get_by_role("button", name="Drop the options kept from the job").click()
     expect(kept).to_be_hidden()
     plain = drawn(page, client)["options"]
     assert (plain["spacing"], plain["guidance_interval"], plain["clip_x0"]) == ("uniform", [0.0, 1.0], False)

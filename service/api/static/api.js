@@ -1,5 +1,5 @@
-// Talks to the API: the key, errors in words, pictures as blobs, server-sent events. Knows nothing of the page.
-// All of it goes through fetch, since neither <img> nor EventSource can send the key's header.
+// Calls the API: the key, readable errors, pictures as blobs, server-sent events. Knows nothing about the page.
+// Everything goes through fetch, because neither <img> nor EventSource can send the key's header.
 
 const KEY = "labelgrid.key";
 const TRIES = 3;
@@ -11,7 +11,7 @@ export const apiKey = {
   set: (value) => (value ? localStorage.setItem(KEY, value) : localStorage.removeItem(KEY)),
 };
 
-/** What went wrong, in words. `status` is 0 when nobody answered; `entry` is the label list at fault, from 0. */
+/** What went wrong, as a message. `status` is 0 without an answer; `entry` is the label list at fault, from 0. */
 export class Problem extends Error {
   constructor(words, { status = 0, entry = null } = {}) {
     super(words);
@@ -20,7 +20,7 @@ export class Problem extends Error {
   }
 }
 
-/** The address of an API path, also where a proxy serves the page under a prefix. */
+/** The address of an API path, also if a proxy serves the page under a prefix. */
 export const address = (path) => new URL(path.replace(/^\//, ""), document.baseURI.split("#")[0]).href;
 
 async function request(path, { headers = {}, ...init } = {}) {
@@ -31,7 +31,7 @@ async function request(path, { headers = {}, ...init } = {}) {
     response = await fetch(address(path), { ...init, headers: all });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem("The service does not answer. Look whether it runs and whether you are online.");
+    throw new Problem("The service does not answer. Check that it is running and that you are online.");
   }
   if (!response.ok) throw await problemOf(response);
   return response;
@@ -41,7 +41,7 @@ async function problemOf(response) {
   const body = await response.json().catch(() => ({}));
   const { status } = response;
   let words = sentence(body.detail ?? body.title ?? `The service answered with status ${status}`);
-  if (status === 401) words = `${apiKey.get() ? "The API key was not accepted." : "This service wants an API key."} ${words}`;
+  if (status === 401) words = `${apiKey.get() ? "The API key was not accepted." : "This service requires an API key."} ${words}`;
   const after = Number(response.headers.get("Retry-After"));
   if (after > 0) words += ` Try again in ${after} s.`;
   return new Problem(words, { status, entry: body.entry ?? null });
@@ -63,12 +63,12 @@ export const readJob = (id) => json(`jobs/${encodeURIComponent(id)}`);
 export const readJobs = (cursor) => json(`jobs?limit=12${cursor ? `&cursor=${cursor}` : ""}`);
 export const cancelJob = (id) => json(`jobs/${encodeURIComponent(id)}`, { method: "DELETE" });
 
-/** A picture as a blob: URL; whoever asked revokes it. */
+/** Reads a picture as a blob: URL, which the caller revokes. */
 export async function readPicture(path, signal) {
   return URL.createObjectURL(await (await request(path, { signal })).blob());
 }
 
-/** Creates a job. It is sent again where nobody answered; its Idempotency-Key makes that the same job. */
+/** Creates a job. Retries without an answer; the Idempotency-Key makes every attempt the same job. */
 export async function createJob(path, body) {
   const form = body instanceof FormData;
   const headers = { Prefer: "respond-async", "Idempotency-Key": randomKey() };
@@ -88,8 +88,8 @@ function randomKey() {
 }
 
 /**
- * Calls tell(event, data) for each of a job's events until its end; connects again where the line breaks.
- * Throws a Problem if the job cannot be read; returns quietly once `signal` is aborted.
+ * Calls tell(event, data) for each event of a job until it ends; reconnects when the connection breaks.
+ * Throws a Problem if the job cannot be read; returns once `signal` is aborted.
  */
 export async function follow(id, tell, signal) {
   let last = null;
@@ -114,7 +114,7 @@ export async function follow(id, tell, signal) {
   }
 }
 
-/** The events of a text/event-stream body: {name, data, id}. */
+/** Yields the events of a text/event-stream body: {name, data, id}. */
 async function* eventsOf(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";

@@ -1,4 +1,4 @@
-// Wires the page: what is composed becomes a job, the job is shown, and its place in the history.
+// Wires the page together: the composer, options and files become a job, which is shown and listed.
 
 import { Problem, apiKey, createJob, readDescription, readLabels, readModels, readReady } from "./api.js";
 import { Composer } from "./composer.js";
@@ -27,7 +27,7 @@ const view = new JobView({
   },
 });
 
-/** Runs something that talks to the service, and says what went wrong in words. */
+/** Runs an action that calls the service, and shows what went wrong. */
 async function attempt(action) {
   try {
     return await action();
@@ -44,9 +44,9 @@ function refuse(problem) {
   if (problem.status === 0) showReady("away", "No connection");
 }
 
-// What is asked for
+// Composing and sending
 
-/** Shows what a press of the button would do. */
+/** Shows what the button would do. */
 function update() {
   const count = composer.asked().labels.length;
   const button = find("#go");
@@ -60,7 +60,7 @@ function update() {
     const given = testFile.pictures ? {} : options.peek(mode);
     find("#command").textContent = scoreCommand(testFile.file?.name ?? "test.json", testFile.pictures?.name, given);
   }
-  find("#options-block").hidden = picturesAreSent(); // they say how pictures are made
+  find("#options-block").hidden = picturesAreSent(); // they concern sampling
 }
 
 const picturesAreSent = () => mode === "score" && testFile.pictures !== null;
@@ -72,7 +72,7 @@ async function go() {
   await send(() => (mode === "draw" ? createJob("generate", options.request(composer.asked(), given)) : score(given)));
 }
 
-/** Makes the pictures of a PNG again, by the recipe that it carries. */
+/** Generates the pictures of a PNG again, from the recipe in it. */
 async function makeAgain(png) {
   if (sending) return;
   setMode("draw");
@@ -81,7 +81,7 @@ async function makeAgain(png) {
   await send(() => createJob("generate", form));
 }
 
-/** Creates a job, and opens it. */
+/** Creates a job and opens it. */
 async function send(create) {
   find("#refusal").textContent = "";
   sending = true;
@@ -91,7 +91,7 @@ async function send(create) {
   update();
   if (!job) return;
   show(job);
-  announce(`${counted(job.progress.total, "picture")} asked for.`);
+  announce(`${counted(job.progress.total, "picture")} requested.`);
   attempt(() => history.refresh());
 }
 
@@ -103,7 +103,7 @@ function score(given) {
   return createJob("score", form);
 }
 
-/** Opens a job that was just made, with an address of its own. */
+/** Opens a new job at an address of its own. */
 function show(job) {
   window.history.pushState(null, "", `#${job.id}`);
   history.mark(job.id);
@@ -130,12 +130,12 @@ function setMode(next) {
   }
   find("#repeats-field").hidden = mode !== "score";
   find("#trajectory-field").hidden = mode !== "draw";
-  find("#kept-block").hidden = mode !== "draw"; // jobs are edited as new ones to draw
+  find("#kept-block").hidden = mode !== "draw"; // only jobs in draw mode can be edited as new
   find("#refusal").textContent = "";
   update();
 }
 
-// What the service has
+// Labels, models and readiness
 
 async function loadLabels(model) {
   composer.offer((await readLabels(model)).labels, options.model?.positions ?? false);
@@ -173,7 +173,7 @@ function askForKey() {
   const dialog = find("#key-dialog");
   if (dialog.open) return;
   find("#key").value = apiKey.get();
-  dialog.returnValue = "cancel"; // what Escape leaves
+  dialog.returnValue = "cancel"; // the value after Escape
   dialog.showModal();
 }
 
@@ -226,7 +226,7 @@ find("#go").onclick = go;
 find("#again").onclick = () => find("#again-file").click();
 find("#again-file").onchange = async ({ target }) => {
   await makeAgain(target.files[0]);
-  target.value = ""; // so that the same can be chosen again
+  target.value = ""; // so that the same file can be chosen again
 };
 find("#copy-command").onclick = (event) => copy(find("#command").textContent, event.target);
 find("#key-button").onclick = askForKey;

@@ -1,14 +1,14 @@
-// One picture: how it comes about, and the verdict on each of its objects.
+// One picture: its progress, and the verdict on each of its objects.
 
 import { h } from "./dom.js";
 import { drawing, listed } from "./labels.js";
 import { percent } from "./words.js";
 
-const FOUND = 0.5; // a label of a higher probability is in the picture, as the evaluator's `exact` counts
+const FOUND = 0.5; // a label with a higher probability counts as found, as in the evaluator's `exact`
 const MARKS = { right: "✓", missing: "✕", extra: "+" };
 const WORDS = { right: "right", missing: "missing", extra: "not asked for" };
 
-/** What the evaluator says of a picture: [{label, verdict: right | missing | extra, probability}]. */
+/** The evaluator's verdicts on a picture: [{label, verdict: right | missing | extra, probability}]. */
 export function verdicts({ labels, scores }) {
   const asked = labels.map((label) => {
     const probability = scores[label];
@@ -20,7 +20,7 @@ export function verdicts({ labels, scores }) {
   return [...asked, ...extra];
 }
 
-/** An object as a line: drawing, name, and once there is one, the verdict with its probability. */
+/** A line for one object: drawing, name, and the verdict with its probability if there is one. */
 export function objectLine({ label, verdict, probability }) {
   return h(
     "li",
@@ -58,7 +58,7 @@ export class Card {
     this.#name();
   }
 
-  /** The picture as the network sees it at a step. */
+  /** Shows the preview of a step. */
   sample({ step, steps, preview }) {
     if (this.made) return;
     this.element.dataset.state = "sampling";
@@ -66,7 +66,7 @@ export class Card {
     if (preview) this.#draw(preview);
   }
 
-  /** The finished picture. */
+  /** Shows the finished picture. */
   finish(source) {
     this.made = true;
     this.element.dataset.state = "made";
@@ -81,7 +81,7 @@ export class Card {
     this.#name();
   }
 
-  /** The job ended without this picture. */
+  /** Shows that the job ended without this picture. */
   abandon() {
     if (this.made) return;
     this.element.dataset.state = "abandoned";
@@ -98,7 +98,7 @@ export class Card {
   }
 
   #name() {
-    const verdict = this.result ? (this.result.exact ? ", as asked" : ", not as asked") : this.made ? "" : ", not made yet";
+    const verdict = this.result ? (this.result.exact ? ", as asked" : ", not as asked") : this.made ? "" : ", not finished yet";
     this.frame.setAttribute("aria-label", `Picture ${this.index + 1}: ${listed(this.labels)}${verdict}. Enlarge`);
   }
 }

@@ -1,11 +1,11 @@
-// What is to be drawn: a strip of pictures, a picker that says what is in the chosen one, and where it stands in it.
-// Knows labels as names; what the API does with them is not its business.
+// Composes a request: a strip of pictures, a picker for the objects of the selected one, and their places.
+// Knows labels as names, and nothing about the API.
 
 import { find, h } from "./dom.js";
 import { drawing, layout, listed } from "./labels.js";
 import { Places, placed } from "./places.js";
 
-const FILTER_FROM = 30; // labels, for a field that finds them
+const FILTER_FROM = 30; // labels, from which a search field helps
 const SHOWN_IN_TILE = 4;
 const RANDOM_PICTURES = 8;
 const RANDOM_OBJECTS = 3; // at most, as in i-CLEVR
@@ -13,15 +13,15 @@ const RANDOM_OBJECTS = 3; // at most, as in i-CLEVR
 const EMPTY = { labels: [], places: null };
 
 /**
- * The pictures being composed: {labels, places}, and places {label: {x, y}} or null to leave them to chance.
- * `changed()` is called after each change.
+ * The pictures being composed: {labels, places}, with places {label: {x, y}}, or null to leave them to chance.
+ * Calls `changed()` after each change.
  */
 export class Composer {
   constructor(changed) {
     this.pictures = [EMPTY];
     this.active = 0;
     this.labels = [];
-    this.placeable = false; // whether the model can be told places
+    this.placeable = false; // whether the model takes layouts
     this.changed = changed;
     this.places = new Places((label, place) => this.#move(label, place));
     find("#place").onclick = () => this.#place();
@@ -34,7 +34,7 @@ export class Composer {
     find("#strip").addEventListener("keydown", (event) => this.#moveInStrip(event));
   }
 
-  /** Offers another vocabulary; objects that it has not are dropped. `placeable`: the model can be told places. */
+  /** Offers another vocabulary and drops objects that it does not have. `placeable`: the model takes layouts. */
   offer(labels, placeable) {
     if (labels.join("\n") !== this.labels.join("\n")) {
       this.labels = labels;
@@ -44,7 +44,7 @@ export class Composer {
     this.#set(this.pictures.map((picture) => this.#with(picture, picture.labels)), this.active);
   }
 
-  /** Takes over the label lists of a job, and its layouts. */
+  /** Loads the label lists and layouts of a job. */
   load(lists, layouts = null) {
     const pictures = lists.map((labels, index) => {
       const points = layouts?.[index];
@@ -53,7 +53,7 @@ export class Composer {
     this.#set(pictures, 0);
   }
 
-  /** What is asked for, as a request has it: `labels`, and `layouts` where places were chosen. */
+  /** The fields of a request: `labels`, and `layouts` if places were chosen. */
   asked() {
     const full = this.pictures.filter(({ labels }) => labels.length);
     const labels = full.map((picture) => picture.labels);
@@ -62,18 +62,18 @@ export class Composer {
     return { labels, layouts };
   }
 
-  /** A picture with other labels, as far as they are known; their places stay. */
+  /** A picture with other labels, without unknown ones; known labels keep their places. */
   #with({ places }, labels) {
     const known = labels.filter((label) => this.labels.includes(label));
     return { labels: known, places: places && placed(known, places) };
   }
 
-  /** Eight pictures of one to three objects; none as long as no labels are known. */
+  /** Eight pictures of one to three objects; none until labels are known. */
   atRandom() {
     return this.labels.length ? randomPictures(this.labels) : [];
   }
 
-  /** Shows a picture, the one that the service refused for example. */
+  /** Selects a picture, for example the one that the service refused. */
   choose(index) {
     if (index < this.pictures.length) this.#set(this.pictures, index);
   }
@@ -106,7 +106,7 @@ export class Composer {
     this.#set(this.pictures.with(this.active, this.#with(picture, after)), this.active);
   }
 
-  /** Chooses places for the objects of the picture, or leaves them to chance again. */
+  /** Gives the objects of the picture places, or leaves them to chance again. */
   #place() {
     const { labels, places } = this.pictures[this.active];
     this.#set(this.pictures.with(this.active, { labels, places: places ? null : placed(labels) }), this.active);
@@ -199,7 +199,7 @@ export class Composer {
     roveTo(find("#picker"), find("#picker button:not([hidden])"), false);
   }
 
-  /** Arrow keys go through the objects: left and right along a group, up and down between groups. */
+  /** Moves through the objects by arrow keys: left and right within a group, up and down between groups. */
   #moveInPicker(event) {
     const groups = [...find("#picker").querySelectorAll(".group:not([hidden])")].map((group) => [
       ...group.querySelectorAll("button:not([hidden])"),
@@ -232,7 +232,7 @@ export class Composer {
   }
 }
 
-/** A picture's objects in a small square. */
+/** A small square with a picture's objects. */
 export function tile(tag, labels, attributes = {}) {
   const more = labels.length - SHOWN_IN_TILE;
   const shown = labels.slice(0, more > 0 ? SHOWN_IN_TILE - 1 : SHOWN_IN_TILE).map(drawing);
@@ -244,7 +244,7 @@ export function tile(tag, labels, attributes = {}) {
   );
 }
 
-/** Makes `target` the one of a group that Tab reaches. */
+/** Makes `target` the element of its group that Tab reaches. */
 function roveTo(container, target, focus) {
   if (!target) return;
   container.querySelector("[tabindex='0']")?.setAttribute("tabindex", -1);
@@ -252,7 +252,7 @@ function roveTo(container, target, focus) {
   if (focus) target.focus();
 }
 
-/** Scrolls the strip alone; scrollIntoView would move the page as well. */
+/** Scrolls the strip only; scrollIntoView would also move the page. */
 function keepInView(strip, tile) {
   const top = tile.offsetTop - strip.offsetTop;
   const bottom = top + tile.offsetHeight;

@@ -1,4 +1,4 @@
-// Builds elements. `style` attributes are left out on purpose: the content policy forbids them.
+// Builds elements. Without `style` attributes, because the content policy forbids them.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -24,7 +24,7 @@ function dressed(element, attributes, children) {
 
 export const find = (selector) => document.querySelector(selector);
 
-/** Says something to screen readers, which read the page's live region. */
+/** Announces something to screen readers through the page's live region. */
 export function announce(words) {
   find("#announcer").textContent = words;
 }
@@ -42,7 +42,7 @@ export async function copy(text, button) {
   setTimeout(() => (button.textContent = before), 1500);
 }
 
-/** Hands bytes to the browser's downloads. */
+/** Downloads a blob: URL under a name. */
 export function save(blobUrl, name) {
   h("a", { href: blobUrl, download: name }).click();
 }

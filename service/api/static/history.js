@@ -1,4 +1,4 @@
-// The jobs there were, newest first, a page at a time.
+// The list of jobs, newest first, one page at a time.
 
 import { Problem, readJobs, readPicture } from "./api.js";
 import { find, h } from "./dom.js";
@@ -6,7 +6,7 @@ import { ago, counted } from "./words.js";
 
 const titleOf = ({ kind, progress }) => (kind === "generate" ? counted(progress.total, "picture") : `Score, ${counted(progress.total, "picture")}`);
 
-/** The list of jobs, as links to their addresses on this page; `more()` is called for older ones. */
+/** The jobs as links to their addresses on this page; calls `more()` for older ones. */
 export class History {
   constructor(more) {
     this.next = null;
@@ -14,7 +14,7 @@ export class History {
     find("#more").onclick = more;
   }
 
-  /** Reads the newest jobs again. Problem if they cannot be read. */
+  /** Reads the newest jobs again. Throws a Problem if they cannot be read. */
   async refresh() {
     await this.#page(null);
   }
@@ -23,7 +23,7 @@ export class History {
     await this.#page(this.next);
   }
 
-  /** Marks the job that is shown. */
+  /** Marks the job that the page shows. */
   mark(id) {
     this.shown = id;
     for (const link of find("#jobs").querySelectorAll("a")) {
@@ -55,7 +55,7 @@ export class History {
         { href: `#${job.id}`, "data-job": job.id, "data-status": job.status },
         h("span", { class: "thumb" }, image),
         h("span", { class: "job-title" }, titleOf(job), ...words),
-        h("span", { class: "meta" }, h("span", {}, ago(job.created_at)), h("span", {}, job.seed === null ? "sent" : `seed ${job.seed}`)),
+        h("span", { class: "meta" }, h("span", {}, ago(job.created_at)), h("span", {}, job.seed === null ? "uploaded" : `seed ${job.seed}`)),
       ),
     );
   }
@@ -66,7 +66,7 @@ export class History {
       image.src = this.pictures.get(id);
       image.hidden = false;
     } catch (error) {
-      if (!(error instanceof Problem)) throw error; // else its pictures are over, and the line stays without one
+      if (!(error instanceof Problem)) throw error; // its pictures have expired, and the line stays without one
     }
   }
 }

@@ -1,4 +1,4 @@
-// The canvas: one job from the moment it is queued, its pictures as they come, its scores and what can be done with it.
+// The canvas: one job from the queue to its end, with its pictures as they arrive, its scores and its buttons.
 
 import { Problem, cancelJob, follow, readJob, readPicture } from "./api.js";
 import { Card } from "./card.js";
@@ -15,7 +15,7 @@ export const nameOf = ({ kind, labels, progress }) =>
     ? counted(progress.total, "picture")
     : `Score of ${counted(labels.length, "list")}, ${counted(progress.total / labels.length, "run")}`;
 
-/** Shows a job at a time. `reuse(job)` is called to compose it again, `ended(job)` when one ends under our eyes. */
+/** Shows one job at a time. Calls `reuse(job)` to compose it again and `ended(job)` when the job on the page ends. */
 export class JobView {
   constructor({ reuse, ended, failed }) {
     Object.assign(this, { reuse, ended, failed });
@@ -26,7 +26,7 @@ export class JobView {
     this.id = null;
   }
 
-  /** Nothing to show yet: an invitation to draw() some pictures. */
+  /** Shows, without a job, an invitation to draw() some pictures. */
   invite(pictures, draw) {
     this.#leave();
     this.root.replaceChildren(
@@ -40,7 +40,7 @@ export class JobView {
     );
   }
 
-  /** Opens a job by its id, or one that was just created. */
+  /** Opens a job by its id, or a new job. */
   async open(idOrJob) {
     const id = idOrJob.id ?? idOrJob;
     if (id === this.id) return;
@@ -71,13 +71,13 @@ export class JobView {
     this.id = null;
   }
 
-  /** Head, progress and a card for each label list; a score job's repeats take turns on the same cards. */
+  /** Lays out head, progress and a card for each label list; the repeats of a score job share the cards. */
   #lay(job) {
     this.job = job;
     this.cards = job.labels.map((labels, index) => new Card(index, labels, (card) => this.lightbox.open(this.cards, card)));
     this.done = new Set();
-    this.parts = new Map(); // picture that is being sampled -> how far it is
-    this.progress = h("progress", { class: "progress", max: job.progress.total, value: 0, "aria-label": "Pictures made" });
+    this.parts = new Map(); // index of a picture in progress -> its finished fraction
+    this.progress = h("progress", { class: "progress", max: job.progress.total, value: 0, "aria-label": "Finished pictures" });
     this.state = h("p", { class: "meta" });
     this.buttons = h("div", { class: "buttons" });
     this.scores = h("div", {});
@@ -92,7 +92,7 @@ export class JobView {
     const { seed, model, options } = job;
     const words = {
       queued: "Waiting for a worker",
-      running: `${this.done.size} of ${job.progress.total} made`,
+      running: `${this.done.size} of ${job.progress.total} finished`,
       finished: `Done in ${lasting((new Date(job.finished_at) - new Date(job.created_at)) / 1000)}`,
       failed: "Failed",
       cancelled: "Cancelled",
@@ -100,7 +100,7 @@ export class JobView {
     this.root.dataset.status = status;
     this.status = status;
     const made = options && [`seed ${seed}`, counted(options.steps, "step"), `guidance ${options.guidance}`, options.sampler];
-    const facts = [words, ...(made ?? ["pictures that were sent"]), model];
+    const facts = [words, ...(made ?? ["uploaded pictures"]), model];
     this.state.replaceChildren(...facts.map((fact) => h("span", {}, fact)));
     this.#showProgress();
     this.progress.hidden = !OPEN.includes(status);
@@ -156,7 +156,7 @@ export class JobView {
     }
   }
 
-  /** The strip of a card's picture; null where its job was asked for none. */
+  /** Reads the trajectory of a card's picture; null if its job was requested without. */
   async #strip(card) {
     const url = card.result?.trajectory_url;
     if (!url || card.strip) return card.strip ?? null;
@@ -191,7 +191,7 @@ export class JobView {
     announce(this.#spoken(job));
   }
 
-  /** A failed or cancelled job keeps the pictures that were made before. */
+  /** Shows a failed or cancelled job, which keeps the pictures that it finished. */
   #showUnfinished(job, signal) {
     const words = job.status === "failed" ? `The job failed: ${job.error ?? "no reason was given"}` : "The job was cancelled.";
     this.scores.replaceChildren(h("p", { class: job.status === "failed" ? "refusal" : "note" }, words));
@@ -213,7 +213,7 @@ export class JobView {
       await cancelJob(this.id);
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
-      if (error.status !== 409) button.disabled = false; // else it has ended, and its end is on the way
+      if (error.status !== 409) button.disabled = false; // with 409 the job has ended, and its end event follows
       this.failed(error);
     }
   }

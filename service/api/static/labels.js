@@ -1,8 +1,8 @@
-// A vocabulary as something to look at: which labels are colour x shape, and a drawing for each label.
+// Shows a vocabulary: which labels are colour x shape, and a drawing for each label.
 
 import { h, svg } from "./dom.js";
 
-// As the renderer's objects look in its light. Any other colour that CSS has a name for is drawn as CSS says.
+// The colours of the renderer's objects in its light. Other colours are drawn as CSS names them.
 const COLOURS = {
   gray: "#7e8186",
   red: "#c2382e",
@@ -13,7 +13,7 @@ const COLOURS = {
   cyan: "#2fc4c4",
   yellow: "#e6c42a",
 };
-const FULL_ENOUGH = 0.5; // of the product's cells, for labels to be shown as groups
+const FULL_ENOUGH = 0.5; // fraction of the product's cells that must exist to show groups
 
 const SHAPES = {
   cube: (fill) => [
@@ -37,7 +37,7 @@ const SHAPES = {
 
 const colourOf = (word) => COLOURS[word] ?? (/^[a-z]+$/.test(word) && CSS.supports("color", word) ? word : null);
 
-/** "dark red cube" -> ["dark red", "cube"]; a single word has no last word of its own. */
+/** "dark red cube" -> ["dark red", "cube"]; a single word has no second part. */
 function parts(label) {
   const words = label.trim().split(/\s+/);
   return words.length > 1 ? [words.slice(0, -1).join(" "), words.at(-1)] : [label, ""];
@@ -45,7 +45,7 @@ function parts(label) {
 
 /**
  * How to lay labels out: {visual, groups: [{name, labels: [{label, text}]}]}. Groups are rows of equal length when
- * `visual` (a colour for each column, a shape for each row); `text` is what tells a label within its group.
+ * `visual` (a colour for each column, a shape for each row); `text` distinguishes a label within its group.
  */
 export function layout(labels) {
   const split = labels.map((label) => [label, ...parts(label)]);
@@ -63,7 +63,7 @@ export function layout(labels) {
   return { visual: whole && firsts.every(colourOf) && lasts.every((last) => last in SHAPES), groups };
 }
 
-/** A drawing of what a label names: the object, a swatch of its colour, or its first letters. */
+/** A drawing for a label: the object, a swatch of its colour, or its first letters. */
 export function drawing(label) {
   const [first, last] = parts(label);
   const colour = colourOf(first);

@@ -1,10 +1,10 @@
-// A picture enlarged, with every probability that the evaluator told; arrow keys go to its neighbours.
+// An enlarged picture with the evaluator's probabilities; arrow keys go to its neighbours.
 
 import { objectLine, verdicts } from "./card.js";
 import { find, h, save } from "./dom.js";
 import { figure, percent } from "./words.js";
 
-/** The dialog that shows one of `cards`. `stripOf(card)` reads its strip from noise to picture: a URL, or null. */
+/** The dialog that shows one of `cards`. `stripOf(card)` reads its trajectory: a URL, or null. */
 export class Lightbox {
   constructor(stripOf) {
     this.stripOf = stripOf;
@@ -55,21 +55,21 @@ export class Lightbox {
         h(
           "div",
           { class: "buttons" },
-          step(-1, "Picture before", "←"),
+          step(-1, "Previous picture", "←"),
           step(1, "Next picture", "→"),
           card.made ? h("button", { class: "quiet", type: "button", onclick: () => save(card.source, `picture-${card.index + 1}.png`) }, "Download") : null,
         ),
       ),
       way,
     );
-    this.dialog.focus(); // what had it is gone, and arrow keys are to go on
+    this.dialog.focus(); // the focused button was replaced, and arrow keys must keep working
     this.#showWay(card, way);
   }
 
   async #showWay(card, way) {
     const strip = await this.stripOf(card);
     if (!strip) return;
-    way.replaceChildren(h("img", { src: strip, alt: `The way from noise to the ${card.image.alt.toLowerCase()}` }));
+    way.replaceChildren(h("img", { src: strip, alt: `From noise to the ${card.image.alt.toLowerCase()}` }));
     way.hidden = false;
   }
 

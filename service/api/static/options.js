@@ -1,12 +1,12 @@
-// The fields of seed, steps, guidance, stages of a strip, repeats, sampler and model. Limits and defaults come from the
-// API's own description and from the model; an empty field is not sent, and so is the model's default. What a job has that
-// no field shows is kept when it is edited as a new one, and told in words.
+// The fields for seed, steps, guidance, stages, repeats, sampler and model. Limits and defaults come from the OpenAPI
+// document and the model; an empty field is not sent and means the model's default. Options of a job without a field are
+// kept when it is edited as new, and listed below the fields.
 
 import { find, h } from "./dom.js";
 import { counted, recipeOf } from "./words.js";
 
 const NUMBERS = ["seed", "steps", "guidance", "trajectory", "repeats"];
-const ONLY = { trajectory: "draw", repeats: "score" }; // the fields that one mode alone has
+const ONLY = { trajectory: "draw", repeats: "score" }; // fields of one mode only
 const CHOICES = ["sampler", "model"];
 const KEPT = {
   spacing: (name) => `spacing ${name}`,
@@ -18,12 +18,12 @@ const KEPT = {
 
 const elsewhere = (name, mode) => name in ONLY && ONLY[name] !== mode;
 
-/** The options' fields; `changed()` is called after each change, `modelChanged(name)` after another model. */
+/** The fields of the options; calls `changed()` after each change, `modelChanged(name)` after another model. */
 export class Options {
   constructor(changed, modelChanged) {
     this.models = [];
     this.defaults = {};
-    this.kept = {}; // a job's options that no field shows
+    this.kept = {}; // a job's options without a field
     this.first = 0; // position of a job's first picture
     for (const name of [...NUMBERS, ...CHOICES]) find(`#${name}`).addEventListener("input", changed);
     for (const name of ["seed", "sampler"]) find(`#${name}`).addEventListener("input", () => this.#showKept());
@@ -38,7 +38,7 @@ export class Options {
     });
   }
 
-  /** Takes limits, defaults and samplers from an OpenAPI document. */
+  /** Reads limits, defaults and samplers from the OpenAPI document. */
   describe({ components: { schemas } }) {
     const own = schemas.SamplingOptions.properties;
     for (const name of ["sampler", "steps", "guidance"]) this.defaults[name] = own[name].default;
@@ -52,7 +52,7 @@ export class Options {
     this.#showDefaults();
   }
 
-  /** Limits and default of the repeats of /score, from its part of the same document. */
+  /** Shows limit and default of /score's repeats, from its part of the document. */
   describeRepeats({ default: usual, maximum }) {
     Object.assign(find("#repeats"), { placeholder: usual, max: maximum });
   }
@@ -68,7 +68,7 @@ export class Options {
     this.#showDefaults();
   }
 
-  /** Fills the fields in from a job, so that it can be made again. */
+  /** Fills in the fields from a job, so that it can be generated again. */
   load(job) {
     find("#model").value = this.models.some((one) => one.name === job.model && !one.promoted) ? job.model : "";
     this.#showDefaults();
@@ -85,7 +85,7 @@ export class Options {
     this.#keep(Object.fromEntries(own), job.first);
   }
 
-  /** What POST /generate is sent for `asked`, as the composer has it, with the options `given`. */
+  /** The body of POST /generate for `asked`, the composer's fields, with the options `given`. */
   request(asked, given) {
     if (!this.#keepsFirst()) return { ...asked, ...given };
     const { seed, trajectory, columns, model: _, ...chosen } = given;
@@ -100,26 +100,26 @@ export class Options {
     this.#showKept();
   }
 
-  /** The options that are kept; eta is ddim's alone. */
+  /** The kept options; only ddim has eta. */
   #keptOptions() {
     const { eta, ...others } = this.kept;
     const sampler = find("#sampler").value || this.#usual().sampler;
     return eta !== undefined && sampler === "ddim" ? { ...others, eta } : others;
   }
 
-  /** Whether a position is kept; without the job's seed it says nothing. */
+  /** Whether the first position is kept; without the job's seed it has no meaning. */
   #keepsFirst() {
     return this.first > 0 && find("#seed").value !== "" && find("#seed").validity.valid && this.model !== undefined;
   }
 
   #showKept() {
     const words = Object.entries(this.#keptOptions()).map(([name, value]) => KEPT[name](value));
-    if (this.#keepsFirst()) words.push(`noise of its request's pictures from ${this.first + 1} on`);
+    if (this.#keepsFirst()) words.push(`the noise of its request's pictures from number ${this.first + 1} on`);
     find("#kept").hidden = !words.length;
     find("#kept-words").textContent = `Kept from the job: ${words.join(", ")}.`;
   }
 
-  /** What was filled in, {steps: 20, ...}, or null after showing what is wrong with a field. */
+  /** The values of the fields, {steps: 20, ...}, or null after showing which field is not valid. */
   read(mode) {
     const given = {};
     for (const name of NUMBERS) {
@@ -131,7 +131,7 @@ export class Options {
     return { ...given, ...this.#chosen(mode) };
   }
 
-  /** The same without complaint: what cannot be used is left out. */
+  /** The valid values of the fields; leaves out the others without a message. */
   peek(mode) {
     const fine = NUMBERS.filter((name) => !elsewhere(name, mode))
       .map((name) => [name, find(`#${name}`)])

@@ -1,5 +1,5 @@
-// A square in which objects are put to places, by dragging or by arrow keys. A place is {x, y} in fractions of the
-// picture's width and height, from its upper left corner.
+// A square in which objects are placed by dragging or arrow keys. A place is {x, y} in fractions of the picture's
+// width and height, from its upper left corner.
 
 import { announce, find, h } from "./dom.js";
 import { drawing } from "./labels.js";
@@ -7,13 +7,13 @@ import { percent } from "./words.js";
 
 const STEP = 0.05; // of an arrow key
 const FINE_STEP = 0.01; // with Shift
-const APART = 0.12; // what is nearer hides another
-// Where objects stand at first: in the middle, then around it.
+const APART = 0.12; // objects nearer than this hide each other
+// The initial places of objects: in the middle, then around it.
 const FIRST_PLACES = [[0.5, 0.43], [0.28, 0.52], [0.72, 0.52], [0.4, 0.7], [0.6, 0.25], [0.22, 0.3], [0.78, 0.3], [0.7, 0.75]].map(
   ([x, y]) => ({ x, y }),
 );
 
-/** The same places for `labels`: those that have none get a free one. */
+/** The places of `labels`; a label without one gets a free one. */
 export function placed(labels, places = {}) {
   const taken = labels.map((label) => places[label]).filter(Boolean);
   const all = labels.map((label) => {
@@ -25,7 +25,7 @@ export function placed(labels, places = {}) {
   return Object.fromEntries(all);
 }
 
-/** Shows the places of one picture; `moved(label, place)` is called while an object moves. */
+/** Shows the places of one picture; calls `moved(label, place)` while an object moves. */
 export class Places {
   constructor(moved) {
     this.moved = moved;

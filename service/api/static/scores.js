@@ -1,4 +1,4 @@
-// The scores of a finished job: figures in a row, and for repeated runs where each of them lies.
+// The scores of a finished job: figures in a row, and a dot for each of several runs.
 
 import { h, svg } from "./dom.js";
 import { figure } from "./words.js";
@@ -29,7 +29,7 @@ export function scoreboard(job) {
       ["F1", figure(f1.mean), `± ${figure(f1.std)}`],
     ]),
     accuracy.std > 0 ? spread(repeats, result.best) : null,
-    repeats.length > 1 ? h("p", { class: "note" }, "The pictures are those of the best run.") : null,
+    repeats.length > 1 ? h("p", { class: "note" }, "The pictures are from the best run.") : null,
   );
 }
 

@@ -1,5 +1,5 @@
-// What is dropped anywhere on the page: a test file and a zip of pictures to score, which can be chosen as well, looked at
-// and shown by name; or a PNG.
+// Files that are dropped anywhere on the page or chosen: a test file and a zip of pictures to score, or a PNG with a
+// recipe. Checks their content and shows their names.
 
 import { find } from "./dom.js";
 import { counted } from "./words.js";
@@ -8,8 +8,8 @@ const ZIP = [0x50, 0x4b]; // a zip's first bytes, "PK"
 const PNG = [0x89, 0x50, 0x4e, 0x47];
 
 /**
- * The files to score; `changed()` is called when there are others, `taken()` when some were dropped, and
- * `pictureDropped(png)` when it was a PNG.
+ * The files to score; calls `changed()` when they change, `taken()` when files were dropped, and `pictureDropped(png)`
+ * for a PNG.
  */
 export class TestFile {
   constructor({ changed, taken, pictureDropped }) {
@@ -22,7 +22,7 @@ export class TestFile {
       this.#takePictures(null);
       find("#file").focus();
     });
-    let depth = 0; // dragenter and dragleave come for every element on the way
+    let depth = 0; // every element on the way gets dragenter and dragleave
     const over = (by) => {
       depth = by === null ? 0 : depth + by;
       find("#dropping").hidden = depth <= 0;
@@ -44,7 +44,7 @@ export class TestFile {
     await this.take(files);
   }
 
-  /** Files of which one may be a test file and one a zip; what is not given stays as it is. */
+  /** Takes a test file, a zip, or both; keeps the other. */
   async take(files) {
     for (const file of [...files]) {
       if (await begins(file, ZIP)) this.#takePictures(file);
@@ -56,8 +56,8 @@ export class TestFile {
   #takePictures(file) {
     this.pictures = file;
     find("#zip").hidden = !file;
-    find("#zip-note").textContent = file ? `The pictures of ${file.name} are scored; none are made.` : "";
-    if (!this.file) find("#file-note").textContent = "Now the test file that says what is to be in the pictures.";
+    find("#zip-note").textContent = file ? `The pictures in ${file.name} are scored; none are generated.` : "";
+    if (!this.file) find("#file-note").textContent = "Now add the test file with the labels of these pictures.";
     this.changed();
   }
 
@@ -72,7 +72,7 @@ export class TestFile {
         note = `${counted(content.length, "label list")}. Choose another file to replace it.`;
       } else note = "This is JSON, but not a list of label lists such as [[\"red cube\"], [\"blue sphere\"]].";
     } catch {
-      note = "This is not JSON. Wanted is a list of label lists such as [[\"red cube\"], [\"blue sphere\"]].";
+      note = "This is not JSON. It should be a list of label lists such as [[\"red cube\"], [\"blue sphere\"]].";
     }
     find("#file-name").textContent = file.name;
     find("#file-note").textContent = note;

@@ -1,4 +1,4 @@
-// Before anything is painted: the theme that was chosen here, if one was. A classic script, since modules come later.
+// Sets the chosen theme before the first paint. A classic script, because modules run later.
 "use strict";
 
 (function () {

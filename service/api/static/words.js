@@ -22,7 +22,7 @@ export function lasting(seconds) {
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const authorization = () => (apiKey.get() ? ` \\\n  -H "authorization: Bearer $LABELGRID_API_KEY"` : "");
 
-/** The command that draws the same; the key itself is left to the shell. */
+/** The command that draws the same. It reads the key from the shell's environment. */
 export function generateCommand(body) {
   return (
     `curl -s ${address("generate")} -o grid.png${authorization()} \\\n` +
@@ -38,7 +38,7 @@ export function scoreCommand(fileName, zipName, fields) {
   return `curl -s ${address("score")}${authorization()} \\\n  ${parts.join(" ")}`;
 }
 
-/** A recipe (docs/recipes.md): what a request says, and the position of its first picture, which no request can. */
+/** A recipe (docs/recipes.md): the fields of a request plus the position of its first picture. */
 export const recipeOf = ({ model, digest, labels, layouts, seed, first, options, trajectory, columns }) => ({
   version: 1,
   model: { name: model, digest },
@@ -51,7 +51,7 @@ export const recipeOf = ({ model, digest, labels, layouts, seed, first, options,
   ...(columns && { columns }),
 });
 
-/** A job's request for the same pictures again, with every option that it was made with. */
+/** A request for the pictures of a job, with every option of the job. */
 export function requestOf(job) {
   if (job.first) return { recipe: recipeOf(job) };
   const { eta, ...options } = job.options;
