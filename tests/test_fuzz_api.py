@@ -36,8 +36,8 @@ from shared.checkpoint import read_info
 from shared.options import LIMITS
 from shared.registry import promote, resolve
 from tests.conftest import api_server, running
+from tests.service.api.answers import png_with
 from tests.service.api.uploads.zips import GOOD, LISTS, zipped
-from tests.service.contract.test_recipe import png_with
 from tests.shared.test_vocabulary import any_json
 from tests.toy_checkpoint import publish_toy_denoiser
 

@@ -100,7 +100,7 @@ class JobRecord(BaseModel):
         return len(self.labels) * self.repeats
 
     def pictures(self) -> Iterator[Picture]:
-        """Yield the pictures. Repeat r of n lists has the indices r n to r n + n - 1, and seeds derived from `seed` + r."""
+        """Yield the pictures. Repeat r of n lists has the indices r n to r n + n - 1 and the seeds of `seed` + r."""
         layouts = self.layouts or [None] * len(self.labels)
         for r in range(self.repeats):
             for i, (labels, layout) in enumerate(zip(self.labels, layouts, strict=True)):

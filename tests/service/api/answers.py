@@ -1,11 +1,12 @@
 """What tests of the API send, and how they read the answers."""
 
 import io
+import json
 from typing import Any
 
 import httpx
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from redis import Redis
 
 from service.store.connection import text
@@ -43,3 +44,25 @@ def submitted(client: httpx.Client, **fields: Any) -> str:
 
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)), dtype=np.int16)
+
+
+def image(client: httpx.Client, job: dict[str, Any], index: int = 0) -> bytes:
+    """Return the PNG of a job's picture."""
+    return client.get(f"/jobs/{job['id']}/images/{index}.png").raise_for_status().content
+
+
+def recipe_in(png: bytes) -> dict[str, Any]:
+    """Return the recipe in a PNG, read as any other program would."""
+    with Image.open(io.BytesIO(png)) as picture:
+        content: dict[str, Any] = json.loads(picture.info["labelgrid"])
+    return content
+
+
+def png_with(text: str | None, size: tuple[int, int] = (4, 4)) -> bytes:
+    """Return an empty picture with this text as its recipe."""
+    info = PngImagePlugin.PngInfo()
+    if text is not None:
+        info.add_itxt("labelgrid", text)
+    buffer = io.BytesIO()
+    Image.new("RGB", size).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()

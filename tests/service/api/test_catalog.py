@@ -1,6 +1,7 @@
 """The models in storage, as the API sees them: they come, change, go and break while it runs."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.settings import Settings
 from service.store.jobs import JobStore
 from shared.checkpoint import METADATA_KEY, CheckpointError, CheckpointInfo, load, publish, read_info, verify
-from shared.registry import PROMOTED_FILE, promote
+from shared.registry import PROMOTED_FILE, promote, resolve
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from tests.service.api.answers import Body, nothing_is_queued, problem
@@ -261,3 +262,12 @@ def test_a_foreign_checkpoint_is_refused_with_its_reason(
         assert reason in problem(client.post("/generate", json={"labels": [["red cube"]]}), 503, "no-model")["detail"]
         assert reason in problem(client.get("/labels"), 503, "no-model")["detail"]
     assert nothing_is_queued(alive.connection)
+
+
+def test_a_renamed_checkpoint_is_found(settings: Settings, tmp_path: Path) -> None:
+    path = resolve(settings.storage, "other", "denoiser")
+    digest = read_info(path).digest
+    with pytest.raises(UnknownCheckpoint, match="available: none"):
+        Models(tmp_path).with_digest(digest)
+    shutil.copy(path, tmp_path / "renamed.safetensors")
+    assert Models(tmp_path).with_digest(digest).name == "renamed"

@@ -23,8 +23,7 @@ from service.store.jobs import JobStore
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.conftest import serving
-from tests.service.api.answers import problem
-from tests.service.contract.test_recipe import png_with
+from tests.service.api.answers import png_with, problem
 
 LISTS = [["red cube"]]
 

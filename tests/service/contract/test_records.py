@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from service.contract.records import JobRecord
 from shared.options import SamplingOptions, picture_seed
-from tests.service.contract.test_recipe import layouts
+from tests.service.contract.strategies import layouts
 from tests.service.store.helpers import record
 from tests.shared.test_options import sampling_options
 from tests.shared.test_vocabulary import good_lists

@@ -29,8 +29,8 @@ from shared.options import SamplingOptions, picture_seed
 from shared.pictures import read_png, to_uint8
 from shared.vocabulary import ICLEVR
 from tests.conftest import running, serving
-from tests.service.api.answers import nothing_is_queued, problem
-from tests.service.contract.test_recipe import image, layouts, recipe_in
+from tests.service.api.answers import image, nothing_is_queued, problem, recipe_in
+from tests.service.contract.strategies import layouts
 from tests.shared.test_vocabulary import good_lists
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
@@ -152,7 +152,10 @@ def test_models_say_whether_they_take_layouts_and_the_others_refuse_one(client: 
     response = client.post("/generate", json={**body, "layouts": [None, None]}, headers={"prefer": "respond-async"})
     assert response.status_code == 202
     recipe = {"recipe": {"version": 1}, "layouts": PLACES}
-    assert "a recipe must be sent without" in problem(client.post("/generate", json=recipe), 422, "invalid-request")["detail"]
+    assert (
+        "a recipe must be sent without"
+        in problem(client.post("/generate", json=recipe), 422, "invalid-request")["detail"]
+    )
 
 
 def test_a_recipes_layouts_are_checked_too(client: httpx.Client, alive: JobStore, denoiser: Denoiser) -> None:

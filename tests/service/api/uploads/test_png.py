@@ -1,15 +1,21 @@
-"""PNGs from outside: which kinds are accepted, and that damaged ones are read right or refused."""
+"""PNGs from outside: which kinds are accepted, and that damaged ones and their recipes are read right or refused."""
 
 import io
+import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.api.uploads.png import PngError, check_picture
-from shared.pictures import read_png
+from service.api.uploads.png import PngError, check_picture, recipe_of
+from service.contract.recipe import Recipe, example
+from shared.pictures import png_bytes, read_png
+from tests.service.api.answers import png_with
 from tests.service.api.uploads.zips import GOOD, png
+from tests.service.contract.strategies import recipes, texts
+from tests.shared.test_vocabulary import any_json
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "LA"])
@@ -34,3 +40,46 @@ def test_damaged_pngs_are_read_right_or_refused(changes: list[tuple[int, int]]) 
     except PngError:
         return
     assert read_png(bytes(content)).shape == (size[1], size[0], 3)
+
+
+WITH_RECIPE = png_with(json.dumps(example()))
+
+
+@given(
+    cut=st.integers(0, len(WITH_RECIPE)),
+    changes=st.lists(st.tuples(st.integers(0, len(WITH_RECIPE) - 1), st.integers(0, 255)), max_size=4),
+)
+def test_recipes_of_damaged_pngs_are_read_right_or_refused(cut: int, changes: list[tuple[int, int]]) -> None:
+    content = bytearray(WITH_RECIPE)
+    for position, value in changes:
+        content[position] = value
+    try:
+        recipe = recipe_of(bytes(content[:cut]))
+    except PngError:
+        return
+    assert recipe == Recipe.model_validate(example())  # chunks have checksums: what is read is what was written
+
+
+PIXELS = np.zeros((2, 3, 3), np.uint8)
+
+
+@given(recipes)
+def test_a_recipe_reads_back_unchanged_from_its_png(recipe: Recipe) -> None:
+    assert recipe_of(png_bytes(PIXELS, recipe.text())) == recipe
+
+
+@given(
+    any_json.map(json.dumps)
+    | texts
+    | st.builds(
+        lambda name, value: json.dumps(example() | {name: value}),
+        texts | st.sampled_from([*Recipe.model_fields]),
+        any_json,
+    )
+)
+def test_any_text_is_a_recipe_or_refused(text: str) -> None:
+    try:
+        recipe = recipe_of(png_with(text))
+    except PngError:
+        return
+    assert recipe_of(png_bytes(PIXELS, recipe.text())) == recipe

@@ -1,0 +1,33 @@
+"""Hypothesis strategies for recipes and their parts."""
+
+from hypothesis import strategies as st
+
+from service.contract.recipe import MAX_SCORES, MadeWith, Recipe, RecipeVerdict
+from service.contract.records import MAX_SEED, MAX_STAGES, Point
+from shared.options import LIMITS
+from tests.shared.test_options import fractions, sampling_options
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=100)
+models = st.builds(MadeWith, name=texts, digest=st.text("0123456789abcdef", min_size=64, max_size=64))
+verdicts = st.builds(
+    RecipeVerdict,
+    accuracy=fractions,
+    exact=st.booleans(),
+    f1=fractions,
+    scores=st.dictionaries(texts, fractions, max_size=MAX_SCORES),
+)
+layouts = st.lists(st.builds(Point, x=fractions, y=fractions), max_size=8)
+recipes = st.builds(
+    lambda first, labels, **more: Recipe(first=first - len(labels), labels=labels, **more),
+    version=st.just(1),
+    model=models,
+    labels=st.lists(st.lists(texts, max_size=8), max_size=5),
+    layouts=st.none() | st.lists(st.none() | layouts, max_size=5),
+    seed=st.integers(0, MAX_SEED),
+    first=st.integers(5, 2**31),
+    options=sampling_options,
+    trajectory=st.none() | st.integers(2, MAX_STAGES),
+    columns=st.integers(1, LIMITS.max_columns),
+    evaluator=st.none() | models,
+    verdicts=st.lists(verdicts, max_size=3),
+)
