@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from shared import storage as files
 from shared.checkpoint import CheckpointInfo, load, publish
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, adapt, load_denoiser
@@ -171,16 +172,14 @@ def make_pool(
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Sample `count` trajectories for label sets drawn from `lists` (M, K) into files of `folder`; resumes by file."""
-    folder.mkdir(parents=True, exist_ok=True)
     stepper, chunks = teacher.stepper(), []
     for number in range(-(-count // POOL_CHUNK)):
         path = folder / f"{number:05d}.safetensors"
         if not path.exists():
             chosen = torch.randint(len(lists), (POOL_CHUNK,), generator=torch.Generator().manual_seed(number))
             seeds = [picture_seed(number, i) for i in range(POOL_CHUNK)]
-            temporary = path.with_suffix(".tmp")
-            save_file(trajectories(stepper, teacher.alpha_bar, lists[chosen], seeds, steps, options), temporary)
-            temporary.replace(path)
+            examples = trajectories(stepper, teacher.alpha_bar, lists[chosen], seeds, steps, options)
+            files.write(path, save(examples))
         chunks.append(load_file(path))
         advance(POOL_CHUNK)
     return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}

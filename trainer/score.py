@@ -44,7 +44,6 @@ class ScoredRun:
     seed: int
     score: SetScore
     images: Tensor  # (N, 3, H, W)
-    probabilities: Tensor  # (N, K)
 
 
 def targets_of(lists: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Tensor:
@@ -109,8 +108,7 @@ def score_run(
     targets = targets_of(lists, judge.vocabulary)
     seeds = [picture_seed(seed, i) for i in range(len(lists))]
     images = sample(stepper, targets, options, seeds, on_step=on_step)
-    probabilities = judge.probabilities(images)
-    return ScoredRun(seed, score_set(probabilities, targets, judge.vocabulary.names), images, probabilities)
+    return ScoredRun(seed, score_set(judge.probabilities(images), targets, judge.vocabulary.names), images)
 
 
 def score_file(

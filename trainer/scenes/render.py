@@ -1,8 +1,7 @@
-"""Renders stand-in i-CLEVR pictures: analytic ray tracing of the measured scene, compiled by numba.
+"""Renders stand-in i-CLEVR pictures: analytic ray tracing of CLEVR's scene, compiled by numba. Knows no files.
 
-Knows light and shapes, nothing of files and networks: `trainer/scenes/render_folder.py` writes the folder.
-The scene's numbers were read off CLEVR's published scene file (Johnson et al. 2017) and checked against Cycles renders;
-the few marked `fitted` were fitted to those renders by least squares.
+The scene's numbers come from CLEVR's published scene file (Johnson et al. 2017) and were checked against Cycles
+renders. Those marked `fitted` were fitted to these renders by least squares.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from trainer.scenes.scene import ASPECT, CAMERA, RADIUS, TAN_HALF_FOV, Floats, SceneObject, camera_axes
 
-# sRGB values / 255, used directly as linear reflectance: CLEVR's own habit.
+# sRGB values / 255, used as linear reflectance, as CLEVR does.
 ALBEDO = (
     np.array(
         [
@@ -47,7 +46,7 @@ LAMPS = (
 SUN_DIRECTION = np.array([0.4145, -0.1946, 0.889])
 SUN_IRRADIANCE = 0.45 * 0.905  # fitted factor 0.905
 
-# The ground's height over q, the distance towards the back: flat near the origin, a wall behind.
+# The ground's height over q, the distance towards the back: flat near the origin, then rising to a wall.
 GROUND_BEARING = math.radians(154.58)
 GROUND_OFFSET = 14.0
 GROUND_Q = np.array([-40.0, -20.0, -14.0, -10.0, -7.4, -4.4, -2.1, 0.0, 1.05, 2.05, 3.1, 6.0])
@@ -57,15 +56,15 @@ ROUGHNESS, F0 = 0.35, 0.0123  # Beckmann lobe of the rubber
 MIRRORED_GROUND, MIRRORED_WALL = 0.20, 0.14
 # Indirect irradiance of the ground over the picture, fitted: 1, Y, X, XY, Y^2 with X, Y from -1 to 1, Y = 1 at the top.
 GROUND_INDIRECT = np.array([0.0731, 0.0412, -0.0187, 0.0192, 0.0157])
-# Fitted: how strongly near objects dim and tint the ground's indirect light; on objects the radiance from
-# below, from the wall and from everywhere, what is left at the foot, the share mirrored, how much near objects block.
+# Fitted: how strongly near objects dim and tint the ground's indirect light; then, on objects, the radiance from below,
+# from the wall and from everywhere, the share that reaches the foot, the share mirrored, and how much neighbours block.
 INDIRECT = np.array([0.393, 5.80, 0.1715, -0.0586, 0.006, 1.11, 0.5155, 0.265])
 
-LAMP_GRID = 4  # soft shadows: each sample looks at one of 4 x 4 points of a lamp
+LAMP_GRID = 4  # for soft shadows, each sample takes one of 4 x 4 points of a lamp
 
 
 def ground_height(q: Floats) -> Floats:
-    """The ground's height, a monotone cubic through the measured points (Fritsch & Carlson 1980)."""
+    """Return the ground's height, a monotone cubic through the measured points (Fritsch & Carlson 1980)."""
     h = np.diff(GROUND_Q)
     secant = np.diff(GROUND_HEIGHT) / h
     slope = np.zeros_like(GROUND_Q)
@@ -90,7 +89,7 @@ def _bearing() -> Floats:
 
 
 def _ground_hits(directions: Floats) -> tuple[Floats, Floats]:
-    """Where rays from the camera meet the ground: points and unit normals, (N, 3) each. By bisection."""
+    """Find by bisection where rays from the camera meet the ground: points and unit normals, (N, 3) each."""
 
     def above(distance: Floats) -> Floats:
         point = CAMERA + distance[:, None] * directions
@@ -115,7 +114,7 @@ def _ground_hits(directions: Floats) -> tuple[Floats, Floats]:
 
 @lru_cache(maxsize=1)
 def lamp_points() -> Floats:
-    """Points on each lamp, (lamps, LAMP_GRID^2, 3), in an order that spreads neighbours over the lamp."""
+    """Return points on each lamp, (lamps, LAMP_GRID^2, 3), ordered so that neighbours lie far apart on the lamp."""
     ticks = (np.arange(LAMP_GRID) + 0.5) / LAMP_GRID - 0.5
     order = np.array([0, 10, 2, 8, 5, 15, 7, 13, 1, 11, 3, 9, 4, 14, 6, 12])
     points = []
@@ -131,7 +130,7 @@ def lamp_points() -> Floats:
 
 @lru_cache(maxsize=1)
 def _lamp_table() -> Floats:
-    """Per lamp: axis (3) and power / pi by channel (3)."""
+    """Return for each lamp its axis (3) and its power / pi by channel (3)."""
     rows = [
         [*(-np.array(position) / np.linalg.norm(position)), *(np.array(color) * power * factor / math.pi)]
         for position, _, power, color, factor in LAMPS
@@ -141,9 +140,10 @@ def _lamp_table() -> Floats:
 
 @lru_cache(maxsize=8)
 def film(width: int, height: int, samples: int) -> tuple[Floats, Floats, Floats, Floats]:
-    """The empty scene as `samples` x `samples` rays a pixel see it: directions, ground points, light by lamp, indirect.
+    """Trace the empty scene with `samples` x `samples` rays a pixel, once for each film size.
 
-    Shapes (height, width, samples^2, 3), the same, (..., lamps + sun, 3) and (..., 1): computed once per film size.
+    Returns directions and ground points (height, width, samples^2, 3), the ground's direct light (..., lamps + sun, 3)
+    and its indirect light (..., 1).
     """
     forward, right, up = camera_axes()
     ticks_x = (np.arange(width * samples) + 0.5) / (width * samples) * 2 - 1
@@ -173,7 +173,7 @@ def film(width: int, height: int, samples: int) -> tuple[Floats, Floats, Floats,
 
 @njit(cache=True, fastmath=True)
 def _hit(obj, ox, oy, oz, dx, dy, dz, limit):  # type: ignore[no-untyped-def]
-    """Distance along a unit ray to an object's surface, or -1. `obj`: shape, colour, x, y, cos, sin."""
+    """Return the distance along a unit ray to an object, or -1. `obj`: shape, colour, x, y, cos, sin."""
     px, py, pz = ox - obj[2], oy - obj[3], oz - RADIUS
     shape = obj[0]
     along = -(px * dx + py * dy + pz * dz)
@@ -204,7 +204,7 @@ def _hit(obj, ox, oy, oz, dx, dy, dz, limit):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, fastmath=True, inline="always")
 def _slab(p, d, t0, t1):  # type: ignore[no-untyped-def]
-    """Narrows [t0, t1] to where |p + t d| <= RADIUS."""
+    """Narrow [t0, t1] to where |p + t d| <= RADIUS."""
     if abs(d) < 1e-9:
         d = 1e-9
     near, far = (-RADIUS - p) / d, (RADIUS - p) / d
@@ -223,7 +223,7 @@ def _shadowed(objects, count, skip, ox, oy, oz, dx, dy, dz, distance):  # type: 
 
 @njit(cache=True, fastmath=True, inline="always")
 def _bend(p, bevel):  # type: ignore[no-untyped-def]
-    """A rounded edge: how far a coordinate on a face reaches into the bevel, as the sine of the normal's tilt."""
+    """Return the sine of the normal's tilt at a coordinate on a face, which is not 0 in the bevel."""
     inside = abs(p) - (RADIUS - bevel)
     if inside <= 0:
         return 0.0
@@ -232,7 +232,7 @@ def _bend(p, bevel):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, fastmath=True)
 def _normal(obj, px, py, pz):  # type: ignore[no-untyped-def]
-    """Unit normal at a surface point given relative to the object's centre, bent near edges."""
+    """Return the unit normal at a point relative to the object's centre. It bends near edges."""
     shape = obj[0]
     if shape == 1:
         return px / RADIUS, py / RADIUS, pz / RADIUS
@@ -261,7 +261,7 @@ def _normal(obj, px, py, pz):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, fastmath=True, inline="always")
 def _specular(nx, ny, nz, lx, ly, lz, vx, vy, vz):  # type: ignore[no-untyped-def]
-    """Beckmann microfacet lobe times the lamp's cosine (Cook & Torrance 1982), Schlick's Fresnel."""
+    """Return the Beckmann microfacet lobe times the lamp's cosine (Cook & Torrance 1982), with Schlick's Fresnel."""
     hx, hy, hz = lx + vx, ly + vy, lz + vz
     h = math.sqrt(hx * hx + hy * hy + hz * hz) + 1e-12
     nh = (nx * hx + ny * hy + nz * hz) / h
@@ -277,8 +277,9 @@ def _specular(nx, ny, nz, lx, ly, lz, vx, vy, vz):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, fastmath=True)
-def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, lamps, points, sun, albedo, indirect, out):  # type: ignore[no-untyped-def]
-    """Radiance that an object's point sends along -d: lamps, sun, and the ground's and wall's light."""
+def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, world, out):  # type: ignore[no-untyped-def]
+    """Add to `out` the radiance of an object's point along -d: light of lamps and sun, of the ground and the wall."""
+    lamps, points, sun, albedo, indirect = world
     obj = objects[k]
     nx, ny, nz = _normal(obj, ox - obj[2], oy - obj[3], oz - RADIUS)
     px, py, pz = ox + 1e-3 * nx, oy + 1e-3 * ny, oz + 1e-3 * nz
@@ -302,7 +303,7 @@ def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, lamps, poin
     wall = max(-0.903 * nx + 0.429 * ny, 0.0)
     below = 0.5 * (1 - nz)
     foot = min(1.0, indirect[5] + (1 - indirect[5]) * oz / (2 * RADIUS))
-    for m in range(count):  # near objects darken one another
+    for m in range(count):  # near objects darken each other
         if m != k:
             qx, qy, qz = objects[m, 2] - px, objects[m, 3] - py, RADIUS - pz
             d2 = qx * qx + qy * qy + qz * qz
@@ -321,8 +322,9 @@ def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, lamps, poin
 
 
 @njit(cache=True, fastmath=True)
-def _shade_ground(objects, count, point, light, irradiance, corner, points, sun, albedo, indirect, out):  # type: ignore[no-untyped-def]
-    """Radiance of a ground point: each lamp unless an object stands in its way, and indirect light."""
+def _shade_ground(objects, count, point, light, irradiance, corner, world, out):  # type: ignore[no-untyped-def]
+    """Add to `out` the radiance of a ground point: each lamp that no object blocks, and indirect light."""
+    _, points, sun, albedo, indirect = world
     ox, oy, oz = point[0], point[1], point[2] + 1e-3
     for i in range(4):
         if i < 3:
@@ -346,7 +348,7 @@ def _shade_ground(objects, count, point, light, irradiance, corner, points, sun,
 
 
 @njit(cache=True, fastmath=True, parallel=True)
-def _render(objects, counts, camera, directions, ground, light, irradiance, lamps, points, sun, albedo, indirect, out):  # type: ignore[no-untyped-def]
+def _render(objects, counts, camera, directions, ground, light, irradiance, world, out):  # type: ignore[no-untyped-def]
     height, width, samples = directions.shape[0], directions.shape[1], directions.shape[2]
     for b in prange(len(counts)):
         rgb, total = np.zeros(3), np.zeros(3)
@@ -364,38 +366,10 @@ def _render(objects, counts, camera, directions, ground, light, irradiance, lamp
                     corner = ((y & 3) * 4 + (x & 3) + 5 * s) & 15
                     if k >= 0:
                         ox, oy, oz = camera[0] + nearest * dx, camera[1] + nearest * dy, camera[2] + nearest * dz
-                        _shade_object(
-                            objects[b],
-                            counts[b],
-                            k,
-                            ox,
-                            oy,
-                            oz,
-                            dx,
-                            dy,
-                            dz,
-                            corner,
-                            lamps,
-                            points,
-                            sun,
-                            albedo,
-                            indirect,
-                            rgb,
-                        )
+                        _shade_object(objects[b], counts[b], k, ox, oy, oz, dx, dy, dz, corner, world, rgb)
                     else:
-                        _shade_ground(
-                            objects[b],
-                            counts[b],
-                            ground[y, x, s],
-                            light[y, x, s],
-                            irradiance[y, x, s, 0],
-                            corner,
-                            points,
-                            sun,
-                            albedo,
-                            indirect,
-                            rgb,
-                        )
+                        at, lit, ambient = ground[y, x, s], light[y, x, s], irradiance[y, x, s, 0]
+                        _shade_ground(objects[b], counts[b], at, lit, ambient, corner, world, rgb)
                     for c in range(3):
                         total[c] += rgb[c]
                 for c in range(3):
@@ -412,9 +386,9 @@ def render(
     samples: int = 2,
     indirect: Floats = INDIRECT,
 ) -> NDArray[np.uint8]:
-    """Pictures of scenes, (N, height, width, 3) sRGB, with `samples` x `samples` rays a pixel. Deterministic.
+    """Render scenes as (N, height, width, 3) sRGB with `samples` x `samples` rays a pixel. Deterministic.
 
-    The frame always shows the 4:3 view: a square film squeezes it, as the course's own resize does.
+    The frame always shows the 4:3 view, so a square film squeezes it, as the course's own resize does.
     """
     counts = np.array([len(scene) for scene in scenes])
     objects = np.zeros((len(scenes), max(1, counts.max(initial=0)), 6))
@@ -423,12 +397,13 @@ def render(
             objects[i, j] = obj.row()
     out = np.zeros((len(scenes), height, width, 3), np.uint8)
     arrays: tuple[Any, ...] = film(width, height, samples)
-    _render(objects, counts, CAMERA, *arrays, _lamp_table(), lamp_points(), SUN_DIRECTION, ALBEDO, indirect, out)  # type: ignore[call-arg]
+    world = (_lamp_table(), lamp_points(), SUN_DIRECTION, ALBEDO, indirect)
+    _render(objects, counts, CAMERA, *arrays, world, out)  # type: ignore[call-arg]
     return out
 
 
 def squeeze(pictures: NDArray[np.uint8], size: int = 64) -> NDArray[np.uint8]:
-    """Box-filters (N, H, W, 3) to (N, size, size, 3) where the film is a multiple or fraction of it (area average)."""
+    """Scale (N, H, W, 3) to (N, size, size, 3) by averaging over areas."""
     n, height, width, _ = pictures.shape
     flat = pictures.reshape(n, height, width * 3).astype(np.float32)
     rows = area_weights(height, size) @ flat  # (n, size, width * 3)
@@ -437,7 +412,7 @@ def squeeze(pictures: NDArray[np.uint8], size: int = 64) -> NDArray[np.uint8]:
 
 
 def area_weights(n: int, size: int) -> NDArray[np.float32]:
-    """(size, n) matrix that averages n samples into `size` cells of equal width."""
+    """Return the (size, n) matrix that averages n samples into `size` cells of equal width."""
     edges = np.arange(n + 1) / n * size
     low, high = edges[:-1], edges[1:]
     cells = np.arange(size)[:, None]

@@ -1,6 +1,6 @@
-"""Writes rendered pictures in the data set's own layout: iclevr/CLEVR_train_NNNNNN_K.png and the label files.
+"""Renders scenes into a data set folder: iclevr/CLEVR_train_NNNNNN_K.png, the label files, and positions.json.
 
-Beside them positions.json: where each picture's objects are, in the order of its labels.
+positions.json holds the positions of each picture's objects, in the order of its labels.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
 
+from shared import storage as files
 from shared.vocabulary import ICLEVR
 from trainer.errors import TrainerError
 from trainer.scenes.render import render, squeeze
 from trainer.scenes.scene import SceneObject, picture_position, place
 
-BATCH = 64  # scenes rendered together: enough for two cores, little enough for a moving bar
+BATCH = 64  # scenes rendered together: enough for all cores, few enough for a moving bar
 NAME = re.compile(r"CLEVR_train_(\d{6})_(\d)\.png")
-
-
 Scenes = dict[str, list[str]]  # a scene's number, six digits -> its labels, in order of appearance
 
 
 def random_scenes(count: int, max_objects: int, seed: int) -> Scenes:
-    """`count` scenes of `max_objects` distinct names of the vocabulary each."""
+    """Draw `count` scenes of `max_objects` distinct labels each."""
     rng = np.random.default_rng([seed, 0])
     lists = [[ICLEVR.names[i] for i in rng.permutation(len(ICLEVR))[:max_objects]] for _ in range(count)]
     return {f"{number:06d}": labels for number, labels in enumerate(lists)}
 
 
 def scenes_of(train: dict[str, list[str]]) -> Scenes:
-    """A train.json's scenes, in the file's order: the labels of each one's largest picture.
+    """Return a train.json's scenes, in the file's order: the labels of each one's largest picture.
 
-    Raises TrainerError where a picture's name is not of the layout or a list does not extend the one before.
+    Raises TrainerError where a picture's name has another form, or a list does not extend the one before.
     """
     scenes: dict[str, list[list[str]]] = {}
     for name, labels in train.items():
@@ -62,16 +61,14 @@ def scene_objects(labels: list[str], rng: np.random.Generator) -> list[SceneObje
 
 @dataclass(frozen=True)
 class Picture:
-    """One rendered picture."""
-
     name: str  # of its file
     labels: list[str]
-    positions: list[tuple[float, float]]  # of its objects' centres, fractions of width and height, at most 4 digits
+    positions: list[tuple[float, float]]  # of its objects' centres, in fractions of width and height
     pixels: NDArray[np.uint8]
 
 
 def _pictures(scenes: Scenes, seed: int, size: int | None) -> Iterator[list[Picture]]:
-    """Batches of pictures: every scene with one object, then two, up to all of its labels."""
+    """Yield batches of pictures: each scene with one object, then two, up to all of its labels."""
     numbered = enumerate(scenes.items())
     while batch := list(itertools.islice(numbered, BATCH)):
         names, labels, objects = [], [], []
@@ -95,24 +92,22 @@ def _save(path: Path, picture: NDArray[np.uint8]) -> None:
 
 
 def write_label_file(path: Path, content: object) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
+    files.write(path, json.dumps(content).encode())
 
 
 def held_out_lists(scenes: Scenes, seed: int) -> tuple[list[list[str]], list[list[str]]]:
-    """Two test files of 32 lists: one of one to three labels, one of three, drawn among the scenes' own label sets."""
+    """Draw two test files of 32 lists from the scenes' label sets: one of one to three labels, one of all labels."""
     lists = list(scenes.values())
     order = np.random.default_rng([seed, 2]).permutation(len(lists))
-    chosen = [lists[i] for i in np.resize(order, 64)]  # over again where there are fewer
+    chosen = [lists[i] for i in np.resize(order, 64)]  # repeated where there are fewer
     mixed = [labels[: 1 + i % len(labels)] for i, labels in enumerate(chosen[:32])]
     return mixed, [list(labels) for labels in chosen[32:]]
 
 
 def write_folder(out: Path, scenes: Scenes, *, seed: int, size: int | None, progress: Progress | None = None) -> int:
-    """Renders every scene into `out` and returns how many pictures there are. The same arguments give the same bytes.
+    """Render every scene into `out`; return the number of pictures. The same arguments give the same bytes.
 
-    `size` None writes 320x240 (4 rays a pixel); a number writes squares squeezed from one ray a pixel, much faster.
+    `size` None writes 320x240 with 4 rays a pixel; a number writes squares, squeezed from one ray a pixel: much faster.
     """
     folder = out / "iclevr"
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,5 +126,5 @@ def write_folder(out: Path, scenes: Scenes, *, seed: int, size: int | None, prog
     write_label_file(out / "positions.json", positions)
     write_label_file(out / "test.json", mixed)
     write_label_file(out / "new_test.json", full)
-    write_label_file(out / "train.json", train)  # last: where it is, all is
+    write_label_file(out / "train.json", train)  # last, since a folder with a train.json counts as complete
     return len(train)

@@ -1,4 +1,4 @@
-"""What stands in a scene, where the camera is, and where objects may be placed. Knows no light and no files."""
+"""The objects of a scene, the camera, and the rules of placement. Knows no light and no files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SceneObject:
 
 
 def camera_axes() -> tuple[Floats, Floats, Floats]:
-    """Unit vectors forward, right, up of the camera, which looks at the origin."""
+    """Return the unit vectors forward, right and up of the camera, which looks at the origin."""
     forward = -CAMERA / np.linalg.norm(CAMERA)
     right = np.cross(forward, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)
@@ -49,7 +49,7 @@ def camera_axes() -> tuple[Floats, Floats, Floats]:
 
 
 def picture_position(placed: SceneObject) -> tuple[float, float]:
-    """Where the object's centre is seen: fractions of the picture's width and height, from its upper left corner."""
+    """Return where the object's centre appears, in fractions of width and height from the upper left corner."""
     forward, right, up = camera_axes()
     centre = np.array([placed.x, placed.y, RADIUS]) - CAMERA
     reach = centre @ forward * TAN_HALF_FOV
@@ -57,7 +57,7 @@ def picture_position(placed: SceneObject) -> tuple[float, float]:
 
 
 def _fits(placed: list[SceneObject], x: float, y: float) -> bool:
-    """CLEVR's placement rules: inside the frame, apart from others, also along both camera axes on the ground."""
+    """Check CLEVR's placement rules: inside the frame, and apart from others, also along both camera axes."""
     forward, right, up = camera_axes()
     centre = np.array([x, y, RADIUS]) - CAMERA
     depth = centre @ forward
@@ -77,7 +77,7 @@ def _fits(placed: list[SceneObject], x: float, y: float) -> bool:
 
 
 def place(names: Sequence[tuple[str, str]], rng: np.random.Generator) -> list[SceneObject]:
-    """A scene of (colour, shape) objects: the first at the origin, the others uniform in [-3, 3]^2 by rejection."""
+    """Place (colour, shape) objects: the first at the origin, the others uniform in [-3, 3]^2 by rejection."""
     while True:
         scene: list[SceneObject] = []
         for color, shape in names:

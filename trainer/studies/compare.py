@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from rich.progress import Progress
 
+from shared import storage as files
 from shared.evaluator import Evaluator
 from shared.options import SAMPLING_PRESETS, SamplingOptions
 from trainer.averages import Averages
@@ -166,14 +167,8 @@ def run_variant(
     result["parameters"] = sum(p.numel() for p in averages.model.parameters())
     result["aspect"] = dataset.aspect
     result |= {"device": str(device), "config": config.model_dump(mode="json"), "scores": scores}
-    _write(out / f"{name}.json", result)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically, since a variant whose file exists counts as finished."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    text = json.dumps(result, indent=1) + "\n"
+    files.write(out / f"{name}.json", text.encode())  # last and atomically: a variant with this file is finished
 
 
 def run_comparison(

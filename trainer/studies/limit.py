@@ -82,7 +82,7 @@ def render_runs(
         aspect = film.shape[2] / film.shape[1] if fit == "pad" and not keep_padding else 1.0
         images = to_images(squeeze(pad(film) if fit == "pad" else film, size))
         probabilities = judge_of(judge, aspect).probabilities(images)
-        runs.append(ScoredRun(seed + r, score_set(probabilities, targets, ICLEVR.names), images, probabilities))
+        runs.append(ScoredRun(seed + r, score_set(probabilities, targets, ICLEVR.names), images))
         progress.advance(task)
     rate = repeats * len(lists) / (time.monotonic() - start)
     form = "kept" if keep_padding else "cut"

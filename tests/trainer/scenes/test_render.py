@@ -12,8 +12,9 @@ from PIL import Image
 from shared.vocabulary import ICLEVR, read_test_file, read_train_file
 from tests.paths import TASK_FILES
 from trainer.errors import TrainerError
+from trainer.scenes import render_folder
 from trainer.scenes.render import area_weights, render, squeeze
-from trainer.scenes.render_folder import random_scenes, scenes_of, write_folder
+from trainer.scenes.render_folder import random_scenes, scenes_of, write_folder, write_label_file
 from trainer.scenes.scene import CAMERA, RADIUS, SceneObject, place
 
 REFERENCE = TASK_FILES / "reference"
@@ -109,17 +110,16 @@ def test_layout_of_the_folder(tmp_path: Path) -> None:
     assert all(len(labels) == 3 for labels in read_test_file(tmp_path / "new_test.json", ICLEVR))
 
 
-def test_a_folder_that_was_not_finished_has_no_train_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make train` renders anew where there is none, and the same."""
-    replace = Path.replace
+def test_an_unfinished_folder_has_no_train_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make train` renders a folder again where there is no train.json."""
 
-    def fail(path: Path, target: Path) -> Path:
-        if target.name == "new_test.json":
+    def interrupted(path: Path, content: object) -> None:
+        if path.name == "new_test.json":
             raise KeyboardInterrupt
-        return replace(path, target)
+        write_label_file(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", fail)
+        patch.setattr(render_folder, "write_label_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_folder(tmp_path, random_scenes(2, 2, 0), seed=0, size=16)
     assert (tmp_path / "test.json").exists()
