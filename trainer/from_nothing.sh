@@ -1,8 +1,8 @@
 #!/bin/sh
-# From nothing to the shipped checkpoints: data, evaluator, denoiser, the same distilled. The shipped weights came about
-# by these commands, in several runs (models/*.md), with the course's train.json as TRAIN; without it, random scenes do.
-# Resumes by the same command: a rendering that was interrupted begins anew, what learns goes on from its state.
-# TRIAL=FOLDER takes every stage at a tiny size, in two minutes, with data, runs and models in that folder.
+# Make the checkpoints from nothing: data, evaluator, denoiser, and the distilled denoiser. The shipped weights were made
+# with these commands, in several runs (models/*.md), with the course's train.json as TRAIN. Without TRAIN, scenes are
+# random. To resume, run it again: an interrupted rendering starts over, training continues from its state.
+# TRIAL=FOLDER runs every stage at a tiny size, in two minutes, with data, runs and models in that folder.
 set -eu
 BIN=${BIN:-.venv/bin}
 at=${TRIAL:-.}
@@ -23,7 +23,7 @@ else
   fit="--minutes 30" train="--minutes 90" trajectories="--trajectories 6144 --steps 900"
 fi
 
-# options of several words are split at blanks
+# unquoted on purpose: options of several words are split at blanks
 render train64 --seed 0 $scenes ${TRAIN:+--train "$TRAIN"}
 render placements64 --seed 77 $scenes ${TRAIN:+--train "$TRAIN"}
 render evaluator64 --seed 1001 --objects 5 $more
