@@ -1,4 +1,4 @@
-"""How the trainer's command line is called in tests, and what a refusal looks like."""
+"""What tests of the trainer's command line share: types, options of a tiny network, and a check of refusals."""
 
 import json
 import re
@@ -14,7 +14,7 @@ for field, value in NETWORK.items():
 
 
 def refused(result: Result, message: str, code: int = 1) -> None:
-    """Check for one line on stderr, after a note at most, that says what is wrong; nothing on stdout; the exit code."""
+    """Check the exit code, an empty stdout, and one line on stderr with the error, after at most one note."""
     got, out, err = result
     err = re.sub("^note: .*\n", "", err)
     assert got == code, err

@@ -1,4 +1,4 @@
-"""The trainer's command line in a folder of its own."""
+"""The trainer's command line in an empty folder, and a small data set."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Reading a data set folder: squares made by hand, pictures decoded once, and every way a folder can be wrong."""
+"""Reading a data set folder: squares made by hand, the cache of decoded pictures, and every bad folder."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from trainer.errors import TrainerError
 
 
 def _rows(*values: int, width: int) -> Image.Image:
-    """A picture whose rows have these gray values."""
+    """Return a picture whose rows have these gray values."""
     return Image.fromarray(np.repeat(np.array(values, np.uint8)[:, None, None], width, 1).repeat(3, 2))
 
 
@@ -36,7 +36,7 @@ def test_pad_of_an_odd_difference_and_of_a_tall_picture() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 32), (32, 24), (3, 6), (8, 8)])
-def test_what_lies_between_the_borders_is_what_was_padded(height: int, width: int) -> None:
+def test_cropping_the_padding_restores_the_picture(height: int, width: int) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
     padded = data.pad(pictures)
     assert padded.shape == (2, max(height, width), max(height, width), 3)
@@ -55,7 +55,7 @@ def test_a_padded_data_set_knows_its_pictures_proportions(tmp_path: Path) -> Non
         data.merge(padded)
 
 
-def test_pictures_of_unlike_proportions_can_be_squeezed_but_not_padded(tmp_path: Path) -> None:
+def test_pictures_of_different_proportions_can_be_squeezed_but_not_padded(tmp_path: Path) -> None:
     folder = write_data_folder(tmp_path / "d", pictures=4)
     tall = sorted((folder / "iclevr").iterdir())[-1]
     Image.new("RGB", (12, 16)).save(tall)
@@ -75,7 +75,7 @@ def test_squeeze_shows_the_whole_picture() -> None:
     np.testing.assert_array_equal(padded, np.broadcast_to(halves[:1], (16, 16, 3)))
 
 
-def test_a_square_of_the_right_size_is_left_alone() -> None:
+def test_a_square_of_the_right_size_is_unchanged() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     for fit in ("squeeze", "pad"):
         np.testing.assert_array_equal(to_square(Image.fromarray(picture), 8, fit), picture)  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def test_other_modes_become_rgb() -> None:
     assert np.asarray(to_square(gray, 8, "squeeze")).tolist() == [[[77] * 3] * 8] * 8
 
 
-def test_what_is_transparent_shows_white_whatever_colour_it_hides(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white_in_every_mode(tmp_path: Path) -> None:
     icon = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     icon.paste((0, 0, 0, 255), (2, 2, 4, 4))
     for kind in ("RGBA", "LA", "P"):
@@ -107,10 +107,10 @@ def test_more_than_8_bits_are_refused_rather_than_clipped(kind: str) -> None:
         to_square(Image.new(kind, (8, 8)), 8, "squeeze")
 
 
-def test_a_photograph_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+def test_a_photograph_is_rotated_as_its_exif_says(tmp_path: Path) -> None:
     lying = _rows(*[0] * 16, *[250] * 16, width=16)
     exif = lying.getexif()
-    exif[274] = 6  # orientation: to be turned clockwise by a quarter
+    exif[274] = 6  # orientation: rotate clockwise by a quarter
     lying.save(tmp_path / "photo.jpg", exif=exif)
     pixels = np.asarray(read_picture(tmp_path / "photo.jpg"))
     assert pixels.shape == (16, 32, 3)
@@ -148,7 +148,7 @@ def test_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(decoded) == 72
 
 
-def test_a_folder_that_cannot_be_written_is_read_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_data_folder(tmp_path / "d")
 
     def full(path: Path, _: object) -> None:
@@ -195,7 +195,9 @@ def _short_header(folder: Path) -> None:
         (_short_header, r"CLEVR_train_000009_0.png: cannot be read as a picture"),
     ],
 )
-def test_pictures_that_are_not_there_or_broken(tmp_path: Path, break_it: Callable[[Path], None], message: str) -> None:
+def test_missing_and_broken_pictures_are_refused(
+    tmp_path: Path, break_it: Callable[[Path], None], message: str
+) -> None:
     folder = write_data_folder(tmp_path / "d")
     break_it(folder)
     with pytest.raises(TrainerError, match=message):
@@ -216,14 +218,14 @@ def test_pictures_that_are_not_there_or_broken(tmp_path: Path, break_it: Callabl
         ("objects.json", '{"red cube": 1}', "is not one of 0..0"),
     ],
 )
-def test_label_files_that_are_wrong(tmp_path: Path, file: str, content: str, message: str) -> None:
+def test_bad_label_files_are_refused(tmp_path: Path, file: str, content: str, message: str) -> None:
     folder = write_data_folder(tmp_path / "d")
     (folder / file).write_text(content)
     with pytest.raises(LabelError, match=re.escape(message)):
         load_dataset(folder, size=8)
 
 
-def test_a_folder_without_label_files(tmp_path: Path) -> None:
+def test_a_folder_without_label_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match=r"objects\.json: cannot be read"):
         load_dataset(tmp_path, size=8)
 

@@ -1,4 +1,4 @@
-"""Distillation: what the adapter changes, what its targets are, and the command from teacher to checkpoint."""
+"""Distillation: the adapter, its targets, and the command from teacher to checkpoint."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def _changed(teacher: Denoiser) -> AdaptedNetwork:
 
 
 @torch.inference_mode()
-def test_an_adapter_starts_as_the_network_and_has_few_numbers(teacher: Denoiser) -> None:
+def test_an_adapter_starts_as_the_network_and_is_small(teacher: Denoiser) -> None:
     network = AdaptedNetwork(teacher.network, rank=2)
     torch.testing.assert_close(network(*_inputs(teacher)), teacher.network(*_inputs(teacher)))
     trained, frozen = (sum(p.numel() for p in module.parameters()) for module in (network, teacher.network))
@@ -97,7 +97,7 @@ def test_the_guided_target_is_the_teachers_guided_prediction(teacher: Denoiser, 
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4])
-def test_one_step_to_a_target_ends_where_the_teachers_steps_end(teacher: Denoiser, steps: int) -> None:
+def test_one_step_of_the_student_ends_where_the_teachers_steps_end(teacher: Denoiser, steps: int) -> None:
     labels = torch.eye(len(teacher.vocabulary))[:3]
     cut = trajectories(teacher.stepper(), teacher.alpha_bar, labels, [7, 8, 9], steps, PATH)
     assert {key: tuple(value.shape[:1]) for key, value in cut.items()} == dict.fromkeys(cut, (3 * steps,))
@@ -110,7 +110,7 @@ def test_one_step_to_a_target_ends_where_the_teachers_steps_end(teacher: Denoise
         torch.testing.assert_close(one_step, starts[k + 1], rtol=0.01, atol=0.02)
 
 
-def test_no_error_is_left_where_student_and_teacher_take_the_same_steps(teacher: Denoiser) -> None:
+def test_the_error_is_zero_where_student_and_teacher_take_the_same_steps(teacher: Denoiser) -> None:
     options = SamplingOptions(sampler="ddim", steps=3, guidance=1.0)
     labels = torch.eye(len(teacher.vocabulary))[:4]
     cut = trajectories(teacher.stepper(), teacher.alpha_bar, labels, [1, 2, 3, 4], 3, options)
@@ -120,7 +120,7 @@ def test_no_error_is_left_where_student_and_teacher_take_the_same_steps(teacher:
     assert float(objective(teacher.network, *drawn).detach()) < 1e-3
 
 
-def test_a_pool_goes_on_where_it_stopped(teacher: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_resumes_where_it_stopped(teacher: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.distill.POOL_CHUNK", 2)
     labels, stepped = torch.eye(len(teacher.vocabulary)), []
     options = SamplingOptions(sampler="ddim", steps=2, guidance=1.0)
@@ -158,7 +158,7 @@ def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path)
     assert figures["rows_per_picture"] == 2
 
 
-def test_what_does_not_fit_is_refused(command: Command, tmp_path: Path) -> None:
+def test_bad_arguments_of_distill_are_refused(command: Command, tmp_path: Path) -> None:
     data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
     publish_toys(storage)
     common = ["distill", "--data", data, "--storage", storage, "--name", "x", "--method", "trajectories"]
@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused(command: Command, tmp_path: Path) -> None:
     refused(command(*common, *run, "--teacher", "third", "--rank", 2), "third has changes of rank 3")
 
 
-def test_a_distillation_is_made_again_by_its_command(command: Command, tmp_path: Path) -> None:
+def test_the_same_command_distils_the_same_weights(command: Command, tmp_path: Path) -> None:
     data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
     publish_toys(storage)
     for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""Fitting the evaluator resumes bit for bit, refuses other data, and a finished run says so."""
+"""Fitting the evaluator: it resumes bit for bit, refuses other data, and does not continue a finished run."""
 
 import json
 from dataclasses import replace
@@ -43,7 +43,7 @@ def _fit(dataset: Dataset, folder: Path, steps: int, stop_at: int = 0, seed: int
     return evaluator, run
 
 
-def test_a_resumed_run_ends_bit_for_bit_alike(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_bit_for_bit_the_same(dataset: Dataset, tmp_path: Path) -> None:
     whole, run = _fit(dataset, tmp_path / "whole", 5)
     assert (run.step, run.resumed_at) == (5, 0)
     with pytest.raises(KeyboardInterrupt):
@@ -59,7 +59,7 @@ def test_a_resumed_run_ends_bit_for_bit_alike(dataset: Dataset, tmp_path: Path) 
     assert lines[-1].keys() == {"step", "minutes", "accuracy", "exact_match"}
 
 
-def test_the_average_of_a_short_run_has_forgotten_the_random_weights() -> None:
+def test_the_average_of_a_short_run_forgets_the_random_weights() -> None:
     network = torch.nn.Linear(1, 1, bias=False)
     average = AveragedModel(network, multi_avg_fn=fitting.update_average)
     for weight in [0.0] + [1.0] * 50:
@@ -68,8 +68,8 @@ def test_the_average_of_a_short_run_has_forgotten_the_random_weights() -> None:
     assert average.module.weight.item() > 0.999
 
 
-def test_a_stop_does_not_count(dataset: Dataset, tmp_path: Path) -> None:
-    """A run of a minute that had spent all but its last instant, long ago, goes on with one step."""
+def test_time_between_two_processes_does_not_count(dataset: Dataset, tmp_path: Path) -> None:
+    """A run that has spent nearly all of its minute takes one more step, however long ago it stopped."""
     _fit(dataset, tmp_path, 1)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     state["elapsed_s"] = 59.9999
@@ -78,7 +78,7 @@ def test_a_stop_does_not_count(dataset: Dataset, tmp_path: Path) -> None:
     assert (run.resumed_at, run.step) == (1, 2)
 
 
-def test_a_finished_run_is_not_trained_on(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_trained_further(dataset: Dataset, tmp_path: Path) -> None:
     first, _ = _fit(dataset, tmp_path, 1)
     second, run = _fit(dataset, tmp_path, 1)
     assert run.step == run.resumed_at == 1
@@ -92,9 +92,7 @@ def test_other_data_or_another_seed_is_refused(dataset: Dataset, tmp_path: Path)
         _fit(fewer, tmp_path, 2, seed=1)
 
 
-def test_held_out_pictures_of_other_labels_are_refused_before_anything_is_trained(
-    dataset: Dataset, tmp_path: Path
-) -> None:
+def test_held_out_pictures_with_other_labels_are_refused_before_training(dataset: Dataset, tmp_path: Path) -> None:
     held_out = replace(dataset, vocabulary=Vocabulary(tuple(reversed(dataset.vocabulary.names))))
     with pytest.raises(TrainerError, match="the held-out pictures have another vocabulary"):
         fit_evaluator(dataset, held_out, tmp_path / "run", Budget(steps=1), device=CPU)

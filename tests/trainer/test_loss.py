@@ -1,4 +1,4 @@
-"""Loss weights and noise levels against closed forms; what is drawn, and what the loss makes of it."""
+"""Loss weights and noise levels against closed forms, the draws of a batch, and the loss by hand."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_no_weight_is_one(prediction: str) -> None:
     assert torch.equal(loss_weights(_config(prediction=prediction), AB), torch.ones(1000, dtype=torch.float64))
 
 
-def test_min_snr_weighs_x0_alike_for_eps_and_v() -> None:
+def test_min_snr_is_the_same_weight_on_x0_for_eps_and_v() -> None:
     eps = loss_weights(_config(prediction="eps", loss_weight="min_snr", min_snr_gamma=4.0), AB)
     v = loss_weights(_config(prediction="v", loss_weight="min_snr", min_snr_gamma=4.0), AB)
     # an error e of x_0 is sqrt(SNR) e in eps and sqrt(SNR + 1) e in v
@@ -33,7 +33,7 @@ def test_min_snr_weighs_x0_alike_for_eps_and_v() -> None:
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("levels", ["uniform", "normal"])
-def test_edm_weight_is_edms_with_mean_one(prediction: str, levels: str) -> None:
+def test_edm_weight_is_that_of_the_paper_with_mean_one(prediction: str, levels: str) -> None:
     config = _config(prediction=prediction, loss_weight="edm", noise_levels=levels, sigma_data=0.2)
     ab = AB[:-20]  # for eps the weight grows without bound towards pure noise
     weights, snr = loss_weights(config, ab), ab / (1 - ab)
@@ -46,7 +46,7 @@ def test_edm_weight_is_edms_with_mean_one(prediction: str, levels: str) -> None:
 
 @pytest.mark.parametrize("schedule", ["linear", "quadratic", "cosine", "sigmoid"])
 @pytest.mark.parametrize("levels", ["uniform", "normal"])
-def test_masses_sum_to_one_and_leave_no_level_out(schedule: str, levels: str) -> None:
+def test_masses_sum_to_one_and_cover_every_level(schedule: str, levels: str) -> None:
     masses = noise_level_weights(TrainConfig(noise_levels=levels), alpha_bar(schedule))  # type: ignore[arg-type]
     assert float(masses.sum()) == pytest.approx(1)
     assert float(masses.min()) >= 0.01 / 1000 - 1e-12
@@ -79,7 +79,7 @@ def test_share_of_dropped_labels(share: float) -> None:
 
 
 class Constant(nn.Module):
-    """Answers with what it was made with, and remembers its input."""
+    """A network that returns `answer` and keeps its input."""
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def test_the_loss_by_hand(prediction: str) -> None:
     assert float(total) == pytest.approx(float((off**2 * loss_weights(config, AB)[t]).mean()), rel=1e-4)
 
 
-def test_a_loss_that_is_no_number_is_an_error() -> None:
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
     loss, ones = DenoisingLoss(_config(), AB, CPU), torch.ones(1, 3, 2, 2)
     t, keep = torch.tensor([5]), torch.tensor([True])
     with pytest.raises(FloatingPointError, match=r"the loss is nan; lower lr"):

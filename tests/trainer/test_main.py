@@ -35,8 +35,7 @@ def test_help_of_a_command(command: Command, name: str, options: list[str]) -> N
     assert [option for option in options if option not in out] == []
 
 
-def test_as_a_process() -> None:
-    """The entry itself, once: exit code and stderr are those of `main`."""
+def test_the_process_exits_as_main_does() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trainer", "nonsense"], capture_output=True, text=True, check=False, timeout=120
     )

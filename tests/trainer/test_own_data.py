@@ -1,4 +1,4 @@
-"""A data set of another kind, digits drawn by Pillow: ten labels, 32x32, through every command and into the service."""
+"""A data set of another kind, digits drawn by Pillow (ten labels, 32x32), through the commands and the service."""
 
 import io
 import json
@@ -28,7 +28,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def draw_digits(folder: Path, pictures: int, seed: int) -> Path:
-    """`pictures` of one to three digits, each in a quarter of its own, as GIF, JPEG or PNG in `folder`/images."""
+    """Draw `pictures` of one to three digits, each in its own quarter, as GIF, JPEG or PNG in `folder`/images."""
     (folder / "images").mkdir(parents=True)
     rng, font, train = random.Random(seed), ImageFont.load_default(14), {}
     for i in range(pictures):
@@ -47,7 +47,7 @@ def draw_digits(folder: Path, pictures: int, seed: int) -> Path:
 
 
 def _run(*arguments: object) -> None:
-    """A command that must succeed."""
+    """Run a command that must succeed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["trainer", *map(str, arguments)])
         assert cli.main() == 0
@@ -55,7 +55,7 @@ def _run(*arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Digits, an evaluator and a denoiser of two steps, and a score, all by the commands of docs/own-data.md."""
+    """A folder of digits, with an evaluator, a denoiser and a score made by the commands of docs/own-data.md."""
     folder = tmp_path_factory.mktemp("own")
     digits, held_out = draw_digits(folder / "digits", 24, seed=0), draw_digits(folder / "held-out", 8, seed=1)
     where = ("--storage", folder / "storage")
@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_digits_are_trained_on_and_scored(folder: Path) -> None:
+def test_a_model_of_digits_is_trained_and_scored(folder: Path) -> None:
     figures = json.loads((folder / "figures.json").read_text())
     asked = {"zero", "one", "two", "three", "seven", "nine"}
     assert set(figures["runs"][0]["per_label_recall"]) == asked
@@ -83,7 +83,7 @@ def test_digits_are_trained_on_and_scored(folder: Path) -> None:
     assert {"test/accuracy", "test/exact_match", "test/f1"} < last.keys()
 
 
-def test_the_checkpoints_know_the_digits(folder: Path) -> None:
+def test_the_checkpoints_have_the_digits_as_vocabulary(folder: Path) -> None:
     storage = folder / "storage"
     denoiser = load_denoiser(storage / "my-denoiser.safetensors")
     assert denoiser.vocabulary == load_evaluator(storage / "my-evaluator.safetensors").vocabulary == Vocabulary(DIGITS)
@@ -94,7 +94,7 @@ def test_the_checkpoints_know_the_digits(folder: Path) -> None:
     assert images.isfinite().all()
 
 
-def test_digits_are_served(folder: Path, settings: Settings, connection: Redis) -> None:
+def test_the_service_serves_digits(folder: Path, settings: Settings, connection: Redis) -> None:
     own = settings.model_copy(update={"storage": folder / "storage"})
     body = {"labels": [["four", "five"], ["zero"]], "steps": 2, "seed": 1}
     with serving(own) as client:

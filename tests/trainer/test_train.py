@@ -1,4 +1,4 @@
-"""The training loop on a tiny network: it learns, resumes bit for bit, refuses another recipe, and shards alike."""
+"""The training loop on a tiny network: it learns, resumes bit for bit, refuses another recipe, and runs in parallel."""
 
 import json
 import os
@@ -62,10 +62,10 @@ def test_the_loss_falls(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 class StopError(Exception):
-    """Stands for whatever ends a run before its time."""
+    """Interrupts a run."""
 
 
-def test_a_resumed_run_ends_bit_for_bit_alike(
+def test_a_resumed_run_ends_bit_for_bit_the_same(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = _config(ema_start=2)
@@ -88,11 +88,11 @@ def test_a_resumed_run_ends_bit_for_bit_alike(
     by_step = {line["step"]: line["loss"] for line in _lines(tmp_path / "whole")}
     resumed = _lines(tmp_path / "parts")[-2:]
     assert [line["step"] for line in resumed] == [4, 6]
-    assert resumed[0]["loss"] == pytest.approx(by_step[4])  # of the one step since resuming, not half of it
+    assert resumed[0]["loss"] == pytest.approx(by_step[4])  # the mean over the one step since resuming
     assert resumed[1]["loss"] == pytest.approx((by_step[5] + by_step[6]) / 2)
 
 
-def test_a_finished_run_is_not_trained_on(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_trained_further(dataset: Dataset, tmp_path: Path) -> None:
     first, _ = train(dataset, TINY, tmp_path, Budget(steps=1), device=CPU)
     second, run = train(dataset, TINY, tmp_path, Budget(steps=1), device=CPU)
     assert run.step == 1
@@ -118,7 +118,7 @@ def test_another_recipe_is_refused(dataset: Dataset, tmp_path: Path) -> None:
         train(dataset, TINY, tmp_path, Budget(steps=2), device=CPU)
 
 
-def test_logs_and_figures(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_and_evaluations_are_logged(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "LOG_EVERY", 1)
     seen = []
 
@@ -138,7 +138,7 @@ def test_logs_and_figures(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.
     assert b"test/accuracy" in events.read_bytes()
 
 
-def test_figures_are_taken_by_share_of_the_budget(dataset: Dataset, tmp_path: Path) -> None:
+def test_evaluation_by_share_of_the_budget(dataset: Dataset, tmp_path: Path) -> None:
     seen = []
 
     def evaluate(_: torch.nn.Module, run: Run) -> dict[str, float]:
@@ -150,7 +150,7 @@ def test_figures_are_taken_by_share_of_the_budget(dataset: Dataset, tmp_path: Pa
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_said(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "state.tmp").symlink_to("/dev/full")
     with pytest.raises(TrainerError, match=r"state\.pt cannot be written; is the disk full\?"):
         train(dataset, TINY, tmp_path, Budget(steps=1), device=torch.device("cpu"))
@@ -163,7 +163,7 @@ def test_a_diverged_loss_stops_the_run(dataset: Dataset, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("conditioning", ["embedding", "channels"])
-def test_what_is_published_loads_and_samples(dataset: Dataset, tmp_path: Path, conditioning: str) -> None:
+def test_a_published_denoiser_loads_and_samples(dataset: Dataset, tmp_path: Path, conditioning: str) -> None:
     config = _config(network={**NETWORK, "conditioning": conditioning}, prediction="eps", schedule="sigmoid")
     averages, _ = train(dataset, config, tmp_path / "run", Budget(steps=1), device=CPU)
     network = averages.network(config.publish)
@@ -235,7 +235,7 @@ def test_learning_rate() -> None:
     assert learning_rate(PRESETS["report"], 0, 0.999) == 3e-4
 
 
-# In float32; and a process group ends when nothing that would end it again, under Python's lock, is left.
+# Trains in float32. Checks that the wrapper, whose destructor may hang, is gone before the process group ends.
 SCRIPT = """
 import gc
 import sys
@@ -253,7 +253,7 @@ sys.exit(main())
 """
 
 
-def test_two_processes_train_what_one_does(folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_two_processes_train_the_same_network_as_one(folder: Path, dataset: Dataset, tmp_path: Path) -> None:
     config = _config(optimizer="adamw", lr=1e-3, warmup_steps=0, cooldown=0.0)
     start = training.make_network(config, dataset).state_dict()
     one, _ = train(dataset, config, tmp_path / "one", Budget(steps=3), device=CPU)
@@ -271,5 +271,5 @@ def test_two_processes_train_what_one_does(folder: Path, dataset: Dataset, tmp_p
     for key, wanted in one.network("raw").state_dict().items():
         torch.testing.assert_close(two["network"][key], wanted, rtol=0, atol=2e-4)
     moved = max(float((two["network"][key] - start[key]).abs().max()) for key in start)
-    assert moved > 1e-3  # ten times the tolerance: the agreement means something
+    assert moved > 1e-3  # ten times the tolerance, so that the comparison can fail
     assert load_denoiser(tmp_path / "two.safetensors").info.training["steps"] == 3

@@ -1,4 +1,4 @@
-"""`trainer score` and `trainer promote`: figures, grids, and one line for what is wrong.
+"""`trainer score` and `trainer promote`: figures, grids, and refused arguments.
 
 `trainer set-sampling` is tested in tests/test_sampling_defaults.py, `trainer card` in studies/test_card.py.
 """
@@ -19,7 +19,7 @@ from tests.trainer.command_line import TINY, Command, refused
 from tests.trainer_fixtures import write_data_folder
 
 
-def test_runs_are_scored_printed_and_written(command: Command) -> None:
+def test_scores_are_printed_and_written(command: Command) -> None:
     publish_toys(Path("models"))
     Path("few.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
     code, out, err = command(
@@ -54,7 +54,7 @@ def test_another_checkpoint_is_promoted(command: Command) -> None:
     refused(command("promote", "nobody", "--storage", "."), "nobody: no such checkpoint")
 
 
-def test_padded_pictures_are_scored_by_their_inside(command: Command, tmp_path: Path) -> None:
+def test_the_padding_is_cropped_before_pictures_are_judged(command: Command, tmp_path: Path) -> None:
     storage = tmp_path / "models"
     publish_toys(storage)
     data, file = write_data_folder(tmp_path / "data", width=16, height=8), tmp_path / "data/test.json"

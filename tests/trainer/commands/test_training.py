@@ -1,4 +1,4 @@
-"""`trainer fit-evaluator` and `trainer train`: publishing, resuming, logging, and one line for what is wrong.
+"""`trainer fit-evaluator` and `trainer train`: publishing, resuming, logging, and refused arguments.
 
 `trainer distill` is tested in tests/trainer/test_distill.py.
 """
@@ -49,7 +49,7 @@ def test_the_denoiser_is_scored_while_it_trains_and_resumes_by_the_same_command(
     refused(command(*train, "--steps", 4, "--set", "lr=0.5"), "was started with another lr")
 
 
-def test_labels_that_no_picture_shows_are_noted(command: Command, data: Path) -> None:
+def test_labels_without_a_picture_are_noted(command: Command, data: Path) -> None:
     note = "note: no picture shows brown cube, purple cube, .*, yellow cylinder, so they cannot be learnt\n"
     code, _, err = command("train", "--data", data, "--steps", 1, *TINY)
     assert (code, bool(re.search(note, err))) == (0, True), err

@@ -1,4 +1,4 @@
-"""Positions found in pictures: squares put down one after the other, the same as noise, and rendered scenes."""
+"""Positions found in pictures: squares added one by one, with noise, and rendered scenes."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ LEVELS = {"zero": 250, "one": 30, "two": 180}
 
 
 def picture(labels: list[str], spots: dict[str, tuple[int, int]] = SPOTS) -> Tensor:
-    """A gray picture with a square of 8 x 8 for each label, a little noise over all."""
+    """Draw a gray picture with a square of 8 x 8 for each label, and a little noise."""
     pixels = torch.full((3, 64, 64), 120)
     for label in labels:
         x, y = spots[label]
@@ -33,7 +33,7 @@ def near(found: tuple[float, float], spot: tuple[int, int], pixels: float = 1) -
     return abs(found[0] - spot[0] * PIXEL) < pixels * PIXEL and abs(found[1] - spot[1] * PIXEL) < pixels * PIXEL
 
 
-def test_what_is_new_in_a_picture_is_where_it_differs_whatever_the_order() -> None:
+def test_a_new_object_is_where_pictures_differ_in_any_order() -> None:
     elsewhere = {"zero": (40, 20)}
     train = {"a_2.png": ["two", "zero", "one"], "a_0.png": ["zero"], "a_1.png": ["one", "zero"], "b_0.png": ["zero"]}
     images = [*(picture(train[name]) for name in list(train)[:3]), picture(["zero"], elsewhere)]
@@ -52,8 +52,8 @@ def test_single_objects_all_over_the_picture() -> None:
     assert all(near(found[name][0], spot, 3) for name, spot in zip(train, spots, strict=True))
 
 
-def test_single_objects_that_all_stand_at_one_place() -> None:
-    """Their median shows an object itself, so that one like it would not be seen against it."""
+def test_single_objects_that_are_all_in_one_place() -> None:
+    """Their median shows an object itself, so the difference from the median alone would not show a like one."""
     train = {f"s{i}_0.png": [label] for i, label in enumerate(["zero", "one", "two", "one", "one"])}
     middle = dict.fromkeys(SPOTS, (32, 28))
     found = locate(train, torch.stack([picture(labels, middle) for labels in train.values()]))
@@ -74,7 +74,7 @@ def test_pictures_without_a_difference_get_the_centre() -> None:
         {"a_0.png": ["two"], "a_1.png": ["zero", "one"]},  # another object
     ],
 )
-def test_a_picture_with_nothing_to_compare_it_with(train: dict[str, list[str]]) -> None:
+def test_a_picture_without_an_earlier_one_is_refused(train: dict[str, list[str]]) -> None:
     with pytest.raises(TrainerError, match=r'"._.\.png": no picture of its scene has all of its labels but one'):
         locate(train, torch.stack([picture(labels) for labels in train.values()]))
 
@@ -89,7 +89,7 @@ def test_rendered_scenes(tmp_path: Path) -> None:
     assert np.linalg.norm(errors, axis=-1).max() < 5 * PIXEL
 
 
-def test_pictures_that_only_seem_to_be_of_one_scene_are_not_compared() -> None:
+def test_pictures_of_different_scenes_are_not_compared() -> None:
     train = {"a.png": ["zero"], "b.png": ["zero", "one"]}
     with pytest.raises(TrainerError, match=r'"b\.png": no picture of its scene'):
         locate(train, torch.stack([picture(labels) for labels in train.values()]))

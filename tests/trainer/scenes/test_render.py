@@ -1,4 +1,4 @@
-"""The renderer against Cycles' renders, its determinism, placement, and the folder it writes."""
+"""The renderer against Cycles, its determinism, the placement of objects, and the folder it writes."""
 
 import itertools
 import json
@@ -43,7 +43,7 @@ def test_squeeze_is_the_mean_of_whole_blocks() -> None:
 
 
 @pytest.mark.parametrize(("n", "size"), [(240, 64), (320, 64), (5, 3), (4, 4), (2, 8)])
-def test_area_weights_average_and_lose_nothing(n: int, size: int) -> None:
+def test_area_weights_average_without_loss(n: int, size: int) -> None:
     weights = area_weights(n, size)
     assert weights.shape == (size, n)
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
@@ -163,6 +163,6 @@ def test_a_train_files_pictures_keep_their_names_and_labels(tmp_path: Path) -> N
         ),
     ],
 )
-def test_train_files_that_are_no_scenes(train: dict[str, list[str]], message: str) -> None:
+def test_train_files_without_scenes_are_refused(train: dict[str, list[str]], message: str) -> None:
     with pytest.raises(TrainerError, match=message):
         scenes_of(train)

@@ -16,7 +16,7 @@ from trainer.studies.calibrate import calibrate, plot, read_pictures
 
 
 class Reader(Evaluator):
-    """Reads the answer off the picture: its red value is the index of the one label it sees."""
+    """An evaluator that finds one label: the one whose index is the picture's red value."""
 
     def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
         index = ((images[:, 0, 0, 0] + 1) * 127.5).round().long()
@@ -31,7 +31,7 @@ def _set(folder: Path, shown: list[int]) -> None:
 
 @pytest.fixture
 def sets(tmp_path: Path) -> Path:
-    """Three sets for twelve conditions, labels 0 to 11, of which 12, 6 and 3 are shown; published 1.0, 0.4 and 0.35."""
+    """Three sets for twelve conditions, labels 0 to 11: 12, 6 and 3 are right, and 1.0, 0.4 and 0.35 published."""
     (tmp_path / "test.json").write_text(json.dumps([[ICLEVR.names[i]] for i in range(12)]))
     entries = []
     for name, right, published in (("a", 12, 1.0), ("b", 6, 0.4), ("c", 3, 0.35)):
@@ -41,7 +41,7 @@ def sets(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_agreement_is_counted_in_the_order_of_the_numbers(sets: Path) -> None:
+def test_pictures_are_scored_in_the_order_of_their_numbers(sets: Path) -> None:
     found = calibrate(sets, sets, Reader(ICLEVR))
     assert [one.accuracy for one in found.sets] == [1.0, 0.5, 0.25]
     assert found.mean_absolute_error == pytest.approx(0.2 / 3)
@@ -58,9 +58,9 @@ def test_a_bad_list_of_sets_is_refused(sets: Path, content: str) -> None:
         calibrate(sets, sets, Reader(ICLEVR))
 
 
-def test_pictures_are_read_as_the_trainer_and_the_service_read_them(sets: Path) -> None:
+def test_pictures_are_read_as_by_trainer_and_service(sets: Path) -> None:
     Image.new("LA", (4, 4), 0).save(sets / "a" / "03.png")
-    assert read_pictures(sets / "a", 12)[3].tolist() == [[[255] * 3] * 4] * 4  # what is transparent shows white
+    assert read_pictures(sets / "a", 12)[3].tolist() == [[[255] * 3] * 4] * 4  # transparent pixels are white
     Image.new("I;16", (4, 4)).save(sets / "a" / "03.png")
     with pytest.raises(TrainerError, match=r"03\.png: cannot be read as a picture \(mode I;16: more than 8 bits"):
         read_pictures(sets / "a", 12)

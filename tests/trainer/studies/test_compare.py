@@ -1,4 +1,4 @@
-"""`trainer compare`: variants are sound, resume one by one, are scored the same way, and end in a report."""
+"""`trainer compare`: variants are sound, resume one by one, are scored the same way, and get a report."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ from trainer.studies.compare import (
 from trainer.studies.compare_report import _changes, _points, plot_curves, write_report
 
 
-def test_each_variant_changes_what_it_says() -> None:
+def test_each_variant_changes_only_the_fields_it_names() -> None:
     base = BASE.model_dump()
     for name, changes in VARIANTS.items():
         config = config_of(name)
@@ -72,7 +72,7 @@ def test_variants_are_merged_into_a_changed_base() -> None:
     assert (config.network, config.batch) == ({"embedding": 16, "conditioning": "channels"}, 8)
 
 
-def test_names_of_variants() -> None:
+def test_variants_are_chosen_by_name() -> None:
     assert chosen(None) == list(VARIANTS)
     assert chosen("v, linear") == ["v", "linear"]
     with pytest.raises(TrainerError, match='no variant "nonsense"; there are sigmoid, linear'):
@@ -146,7 +146,7 @@ def test_each_variant_leaves_its_scores_curve_and_grid(compared: Path) -> None:
         assert grid.size == (2 + 2 * 18, 20)
 
 
-def test_the_report_has_every_comparison_that_was_made(compared: Path) -> None:
+def test_the_report_has_the_comparisons_of_trained_variants(compared: Path) -> None:
     text = (compared / "out" / "report.md").read_text()
     for wanted in ("Noise schedules, eps", "w = 6", "linear", "Averaged weights or raw: sigmoid", "ancestrally"):
         assert wanted in text, wanted
@@ -165,7 +165,7 @@ def test_a_resumed_comparison_trains_only_what_is_missing(again: Command) -> Non
     assert (out / "sigmoid.json").read_bytes() == before
 
 
-def test_notes_go_into_the_report_as_they_are(compared: Path, tmp_path: Path) -> None:
+def test_notes_go_into_the_report_unchanged(compared: Path, tmp_path: Path) -> None:
     out = shutil.copytree(compared / "out", tmp_path / "out")
     (out / "notes.md").write_text(f"{NOTES}\n")
     assert f"\n\n{NOTES}\n\n## The variants\n\n" in write_report(out).read_text()
@@ -183,7 +183,7 @@ def test_test_files_and_a_budget_are_needed(again: Command) -> None:
     refused(again("compare", "data", "--out", "new", "--evaluator", "judge"), "--minutes-per-variant or --steps-per-v")
 
 
-def test_a_padded_variant_of_square_pictures_says_that_nothing_was_padded() -> None:
+def test_the_report_notes_that_square_pictures_are_not_padded() -> None:
     result = {"changes": {"fit": "pad"}, "config": {"fit": "pad"}}
     square = 'fit = "pad" (but the pictures are square, so that there is nothing to pad)'
     assert _changes({**result, "aspect": 1.0}) == square

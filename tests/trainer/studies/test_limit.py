@@ -1,4 +1,4 @@
-"""`trainer limit`: fresh renders scored as samples are, other placements in every run."""
+"""`trainer limit`: fresh renders are scored as samples are, with new placements in every run."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from trainer.scenes.scene import picture_position
 from trainer.studies.limit import distances_of, scene_apart
 
 
-def test_renders_are_scored_and_the_same_seed_gives_the_same(command: Command, tmp_path: Path) -> None:
+def test_renders_are_scored_and_follow_from_the_seed(command: Command, tmp_path: Path) -> None:
     publish_toys(tmp_path / "models")
     file = tmp_path / "lists.json"
     file.write_text(json.dumps([["red cube", "blue sphere"], ["gray cylinder"]]))
@@ -35,9 +35,7 @@ def test_renders_are_scored_and_the_same_seed_gives_the_same(command: Command, t
     assert grids[0] == grids[1] != grids[2]
 
 
-def test_renders_of_another_form_are_scored_by_what_lies_between_the_borders_or_by_all(
-    command: Command, tmp_path: Path
-) -> None:
+def test_padded_renders_are_judged_with_or_without_their_padding(command: Command, tmp_path: Path) -> None:
     publish_toys(tmp_path / "models")
     (tmp_path / "lists.json").write_text(json.dumps([["red cube", "blue sphere"]]))
 
@@ -56,7 +54,7 @@ def test_objects_keep_as_far_apart_as_in_a_denoisers_arrangements(command: Comma
     publish_toys(tmp_path / "models")
     publish_toy_denoiser(tmp_path / "models", "placing", 5, positions=True)
     apart = distances_of(tmp_path / "models", "placing")
-    assert apart[0] == float("inf")  # one object has no other to keep apart from
+    assert apart[0] == float("inf")  # a single object has no neighbour
     assert len(apart) == 3
     rng, labels = np.random.default_rng(0), ["red cube", "blue sphere"]
     points = [[picture_position(placed) for placed in scene_apart(labels, rng, [0.0, 0.3])] for _ in range(20)]

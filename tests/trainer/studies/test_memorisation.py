@@ -32,7 +32,7 @@ def _images(n: int, seed: int) -> Tensor:
 def test_the_nearest_is_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memorisation, "CHUNK", 7)
     training, queries = _images(30, 0), _images(5, 1)
-    queries[3] = training[22]  # remembered
+    queries[3] = training[22]  # memorised
     found = nearest(flat_pixels(queries), lambda start: flat_pixels(training[start : start + 7]), 30)
     rms = (queries[:, None] - training[None]).square().mean((2, 3, 4)).sqrt()  # (5, 30)
     torch.testing.assert_close(found.distance, rms.min(1).values, rtol=1e-4, atol=1e-3)
@@ -40,7 +40,7 @@ def test_the_nearest_is_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.index[3] == 22
 
 
-def test_copies_show_as_nearer_than_unseen_pictures() -> None:
+def test_copies_are_nearer_than_unseen_pictures() -> None:
     index = torch.zeros(200, dtype=torch.int64)
     unseen = Nearest(torch.linspace(1, 2, 200), index)
     copies = Nearest(torch.cat([torch.zeros(50), torch.linspace(1.5, 2, 150)]), index)
@@ -51,7 +51,7 @@ def test_copies_show_as_nearer_than_unseen_pictures() -> None:
 
 
 class Given(nn.Module):
-    """Stands for the feature network: a picture's features are its own numbers."""
+    """Stands in for the feature network: a picture's features are its own values."""
 
     num_features = 12
 
@@ -60,7 +60,7 @@ class Given(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torchmetrics")
-def test_frechet_distance_is_torchmetrics_own() -> None:
+def test_frechet_distance_equals_that_of_torchmetrics() -> None:
     generator = torch.Generator().manual_seed(0)
     mix = torch.randn(12, 12, generator=generator)
     a = torch.randn(60, 12, generator=generator) @ mix
@@ -97,7 +97,7 @@ def test_label_sets_with_enough_pictures() -> None:
 
 @pytest.fixture
 def _files(command: Command) -> None:
-    """Data of eight pictures a label (seen) and of one each (unseen), a toy denoiser and an evaluator."""
+    """Write data of eight pictures a label (seen) and of one each (unseen), a toy denoiser and an evaluator."""
     write_data_folder(Path("seen"), pictures=24 * PER_SET)
     write_data_folder(Path("unseen"), pictures=24)
     publish_toys(Path("models"))
