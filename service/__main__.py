@@ -189,7 +189,7 @@ def webhook_secret(
 
     It is derived from LABELGRID_WEBHOOK_SECRET.
     """
-    from service.webhooks.signing import shown, signing_key
+    from service.webhooks.signing import receiver_secret, signing_key
 
     try:
         secret = read_settings().webhook_secret
@@ -197,7 +197,7 @@ def webhook_secret(
         raise _failure(error) from error
     if secret is None:
         raise _failure("LABELGRID_WEBHOOK_SECRET is not set")
-    print(shown(signing_key(secret.get_secret_value(), name)))
+    print(receiver_secret(signing_key(secret.get_secret_value(), name)))
 
 
 @app.command()

@@ -54,7 +54,7 @@ from service.store.reader import JobReader
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
-from service.webhooks.addresses import Forbidden, check_url
+from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
 from shared.options import SamplingOptions, default_options
 
@@ -265,7 +265,7 @@ class Submitter:
             )
         try:
             check_url(fields.webhook, self.settings.webhook_allow_private)
-        except Forbidden as error:
+        except AddressNotAllowed as error:
             raise BadRequest.at(("body", "webhook"), str(error)) from error
         return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
 

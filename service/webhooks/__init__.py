@@ -1,4 +1,5 @@
-"""Delivers webhooks: `worker.py` sends them, `addresses.py` says where to, `signing.py` signs them.
+"""Webhooks: signed messages to clients' servers when their jobs move.
 
-Imports store and below.
+Start reading in `worker.py`, which sends and retries. `addresses.py` checks where messages may go, and the API uses it
+as well; `signing.py` signs them. Imports store and below; never torch.
 """

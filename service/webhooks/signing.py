@@ -1,6 +1,6 @@
-"""How a webhook's receiver knows that it comes from us: `python -m service webhook-secret NAME` prints what it needs.
+"""Signs webhooks, so that receivers can verify them. Knows no Redis and no HTTP.
 
-Follows https://www.standardwebhooks.com. Knows no Redis and no HTTP.
+`python -m service webhook-secret NAME` prints a receiver's secret. Follows https://www.standardwebhooks.com.
 """
 
 import base64
@@ -9,16 +9,16 @@ import hmac
 
 
 def signing_key(secret: str, owner: str) -> bytes:
-    """The key for the messages to one owner's servers: of the service's secret, which no receiver knows."""
+    """Derive the key for one owner's messages from the service's secret, which no receiver knows."""
     return hmac.digest(secret.encode(), b"labelgrid webhooks of " + owner.encode(), hashlib.sha256)
 
 
-def shown(key: bytes) -> str:
-    """A signing key as receivers are given it."""
+def receiver_secret(key: bytes) -> str:
+    """Return a signing key in the form that receivers configure."""
     return "whsec_" + base64.b64encode(key).decode()
 
 
 def signature(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
-    """HMAC-SHA256 over id, timestamp and body, as Standard Webhooks has it."""
+    """Return the HMAC-SHA256 over id, timestamp and body, in Standard Webhooks' format."""
     signed = f"{message_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()

@@ -1,12 +1,8 @@
-"""Tells clients' own servers of their jobs: a signed POST for each event that they asked for, retried with back-off.
+"""Sends webhooks: a signed POST for each event that a job asked for, retried with exponential back-off.
 
-What is due is in Redis, written by the script that moves a job's status, so that no event is lost with a process:
-
-    webhooks                 sorted set  "ID EVENT" -> when the next attempt is due, in seconds since 1970
-    job:ID:webhook:EVENT     hash        attempts
-
-RQ only says at once that something is due; what it lost is queued again. `python -m service webhooks` runs the worker.
-Follows https://www.standardwebhooks.com. Imports no torch.
+`store/webhook_outbox.py` holds the events to send: the script that changes a job's status adds them, so none is lost
+with a process. RQ only wakes the worker at once; what RQ loses is queued again. The number of attempts lies beside the
+job, in job:ID:webhook:EVENT. Follows https://www.standardwebhooks.com. Imports no torch.
 """
 
 import asyncio
@@ -20,9 +16,7 @@ from typing import Any
 import httpx
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from rq import Queue, SimpleWorker
 from rq.job import Job as RqJob
-from rq.serializers import JSONSerializer
 from structlog.contextvars import bound_contextvars
 
 from service.contract.errors import ServiceError
@@ -32,41 +26,46 @@ from service.store.connection import RetryUntilStopped, connect, text
 from service.store.jobs import JobStore, new_id
 from service.store.keys import WEBHOOKS, job_key
 from service.store.reader import JobReader
+from service.store.rq_worker import QueueWorker
 from service.store.webhook_outbox import enqueue
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
-from service.webhooks.addresses import Forbidden, resolve
+from service.webhooks.addresses import AddressNotAllowed, resolve
 from service.webhooks.signing import signature, signing_key
 
 log = get_logger(__name__)
 
-LOOK_S = 1  # how often an idle worker looks for what is due
-SENDING_S = 60.0  # an attempt takes less; a worker that died in it is taken over after this
+SENDING_S = 60.0  # longer than any attempt; if a worker dies in one, another may try again after this
 USER_AGENT = "labelgrid"
 
-# RQ calls a job's function by its name alone, so the process's one sender is kept here.
+# RQ calls a job's function by its name, so the sender must be reachable from the module.
 _sender: "Sender | None" = None
 _worker: "WebhookWorker | None" = None
 
 
 def deliver(job_id: str, event: str) -> None:
-    """What RQ runs: one attempt."""
+    """Make one attempt."""
     assert _sender is not None, "deliver runs in a process of `python -m service webhooks` only"
     _sender.attempt(job_id, event)
 
 
+class Undeliverable(RuntimeError):
+    """The message can never be sent."""
+
+
 class Refused(RuntimeError):
-    """The receiver did not take the message."""
+    """The receiver did not accept the message."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(f"it answered {status}")
+        super().__init__(f"the receiver answered {status}")
         self.status = status
 
 
 async def post(url: str, headers: dict[str, str], body: bytes, allow_private: bool, tls: ssl.SSLContext) -> int:
-    """The status that the server at `url` answers with. Its name is resolved once, and what was checked is called.
+    """Send one message and return the status of the answer, whose body is not read.
 
-    Redirects are not followed, proxies not used, and nothing is read of the answer's body.
+    The host is resolved once, and the addresses that were checked are called: a second look-up could return others.
+    Redirects and proxies are not used.
     """
     parsed = httpx.URL(url)
     port = parsed.port or (443 if parsed.scheme == "https" else 80)
@@ -84,20 +83,19 @@ async def post(url: str, headers: dict[str, str], body: bytes, allow_private: bo
             except httpx.ConnectError:
                 if address == addresses[-1]:
                     raise
-    raise AssertionError("a host has at least one address")
+    raise AssertionError("a host that resolves has at least one address")
 
 
 class Sender:
-    """Makes attempts, and decides what follows from each."""
+    """Makes attempts, and decides what follows each of them."""
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings = connection, settings
         self.store = JobStore(connection, settings)
-        self.queue = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
         self.tls = ssl.create_default_context()
 
     def attempt(self, job_id: str, event: str) -> None:
-        """Sends the message unless it was sent or is being sent; puts off the next attempt if that fails."""
+        """Send the message unless it has been sent or is being sent; schedule the next attempt if that fails."""
         member, key = f"{job_id} {event}", f"{job_key(job_id)}:webhook:{event}"
         if self.connection.zscore(WEBHOOKS, member) is None:
             return
@@ -117,7 +115,7 @@ class Sender:
                 parent, job_id = (record.traceparent, record.id) if record else ("", "")
                 with tracing.span("webhook", parent, {"job_id": job_id, "event": event, "attempt": number}):
                     asyncio.run(self._send(record, event))
-            except (Forbidden, ServiceError) as error:
+            except (AddressNotAllowed, Undeliverable, ServiceError) as error:
                 self._drop(member, "webhook cannot be sent", number, str(error))
             except (OSError, httpx.HTTPError, TimeoutError, Refused) as error:
                 reason = str(error) or type(error).__name__
@@ -136,18 +134,21 @@ class Sender:
         log.warning(event, attempt=number, reason=reason)
 
     def _put_off(self, member: str, number: int, reason: str) -> None:
-        """Waits four times as long after every attempt, and up to a quarter more, so that not all come back at once."""
+        """Wait four times as long after each attempt, plus up to a quarter, so that retries spread out."""
         wait_s = self.settings.webhook_backoff_s * 4 ** (number - 1) * random.uniform(1.0, 1.25)
         self.connection.zadd(WEBHOOKS, {member: time.time() + wait_s}, xx=True)
         log.info("webhook put off", attempt=number, reason=reason, wait_s=round(wait_s, 1))
 
     async def _send(self, record: JobRecord | None, event: str) -> None:
-        """One message. Forbidden or ServiceError if it can never be sent; else what says that it was not taken."""
+        """Send one message.
+
+        AddressNotAllowed, Undeliverable or ServiceError if it can never be sent; another error if it can be retried.
+        """
         if record is None or record.webhook is None or self.settings.webhook_secret is None:
-            raise Forbidden("the job is gone, or there is no secret to sign with")
+            raise Undeliverable("the job has expired, or LABELGRID_WEBHOOK_SECRET is not set")
         async with asyncio.timeout(self.settings.webhook_timeout_s):
-            async with AsyncRedis.from_url(self.settings.redis_url, protocol=2) as reading:
-                job = await JobReader(reading).job(record.id)
+            async with AsyncRedis.from_url(self.settings.redis_url, protocol=2) as client:
+                job = await JobReader(client).job(record.id)
             body = json.dumps(
                 {
                     "type": f"job.{event}",
@@ -169,48 +170,30 @@ class Sender:
             raise Refused(status)
 
     def queue_due(self) -> None:
-        """Gives RQ the attempts whose time has come, unless it has them."""
+        """Queue the attempts that are due, unless RQ has them."""
         due: Any = self.connection.zrangebyscore(WEBHOOKS, "-inf", time.time(), start=0, num=1000)
         for raw in due:
             job_id, _, event = text(raw).partition(" ")
             if not RqJob.exists(f"{job_id}-{event}", connection=self.connection):
-                enqueue(self.queue, job_id, event)
+                enqueue(self.store.webhooks, job_id, event)
 
 
-class WebhookWorker(SimpleWorker):
-    """An RQ worker of the webhooks' queue alone; when idle it looks for what is due."""
+class WebhookWorker(QueueWorker):
+    """Runs the attempts that RQ has queued, and queues those that are due."""
 
     def __init__(self, sender: Sender) -> None:
-        super().__init__(
-            [sender.queue],
-            name=new_id(),  # RQ refuses a name that a killed worker still holds
-            connection=sender.connection,
-            serializer=JSONSerializer,
-            worker_ttl=20,
-            maintenance_interval=LOOK_S,
-        )
+        super().__init__(sender.store.webhooks, new_id())
         self.sender = sender
-        self.log_job_description = False
-
-    @property
-    def dequeue_timeout(self) -> int:
-        return LOOK_S
 
     def run_maintenance_tasks(self) -> None:
-        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        super().run_maintenance_tasks()
         self.sender.queue_due()
-
-    def _shutdown(self) -> None:
-        self._stop_requested = True  # RQ notes it in the middle of an attempt only; here it also ends waits for Redis
-        super()._shutdown()  # type: ignore[no-untyped-call]
 
 
 def main(settings: Settings) -> None:
-    """Sends until SIGTERM or Ctrl-C; the attempt in work is finished first."""
+    """Send until SIGTERM or Ctrl-C; an attempt in progress is completed first."""
     global _sender, _worker
-    connection = connect(
-        settings.redis_url, retry=RetryUntilStopped(lambda: _worker is not None and _worker._stop_requested)
-    )
-    _sender = Sender(connection, settings)
+    retry = RetryUntilStopped(lambda: _worker is not None and _worker.stop_requested)
+    _sender = Sender(connect(settings.redis_url, retry=retry), settings)
     _worker = WebhookWorker(_sender)
     _worker.work(logging_level="WARNING")

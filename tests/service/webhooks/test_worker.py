@@ -31,8 +31,8 @@ from service.store import workers
 from service.store.connection import connect
 from service.store.jobs import JobStore, new_id
 from service.store.keys import WEBHOOKS
-from service.webhooks.addresses import Forbidden, check_url, is_public
-from service.webhooks.signing import shown, signing_key
+from service.webhooks.addresses import AddressNotAllowed, check_url, is_public
+from service.webhooks.signing import receiver_secret, signing_key
 from service.webhooks.worker import Sender
 from shared.options import SamplingOptions
 from tests.conftest import serving
@@ -123,7 +123,7 @@ def due(store: JobStore) -> list[str]:
 
 def verified(message: dict[str, Any], owner: str = "") -> dict[str, Any]:
     """What another implementation of Standard Webhooks makes of a message."""
-    content: dict[str, Any] = Webhook(shown(signing_key(SECRET, owner))).verify(message["body"], message["headers"])
+    content: dict[str, Any] = Webhook(receiver_secret(signing_key(SECRET, owner))).verify(message["body"], message["headers"])
     return content
 
 
@@ -376,7 +376,7 @@ def test_which_addresses_are_public(address: str, public: bool) -> None:
     ],
 )
 def test_addresses_that_no_webhook_may_have(url: str) -> None:
-    with pytest.raises(Forbidden):
+    with pytest.raises(AddressNotAllowed):
         check_url(url, allow_private=False)
 
 
@@ -408,7 +408,7 @@ private_addresses = st.sampled_from(PRIVATE).flatmap(lambda network: st.ip_addre
 
 @given(private_addresses.flatmap(spellings), before, after, st.sampled_from(["http", "https", "HTTP"]))
 def test_no_spelling_of_a_private_address_passes(host: str, before: str, after: str, scheme: str) -> None:
-    with pytest.raises(Forbidden):
+    with pytest.raises(AddressNotAllowed):
         check_url(f"{scheme}://{before}{host}{after}", allow_private=False)
 
 
@@ -420,7 +420,7 @@ def test_no_spelling_of_a_private_address_passes(host: str, before: str, after: 
 def test_any_text_is_an_address_that_can_be_called_or_refused(url: str) -> None:
     try:
         check_url(url, allow_private=False)
-    except Forbidden:
+    except AddressNotAllowed:
         return
     called = httpx.URL(url)
     assert called.host.encode("idna")
@@ -432,8 +432,8 @@ def test_a_request_whose_webhook_cannot_be_is_refused(settings: Settings, hooked
     workers.announce(store.connection, "w", {}, store.settings.lease_s)
     cases = [
         (settings, {"webhook": "http://example.com/"}, "this service has no webhooks"),
-        (settings, {"webhook_events": ["finished"]}, "of no use without webhook"),
-        (hooked, {"webhook": "file:///etc/passwd"}, "wanted an http:// or https:// address"),
+        (settings, {"webhook_events": ["finished"]}, "has no effect without webhook"),
+        (hooked, {"webhook": "file:///etc/passwd"}, "not an http:// or https:// URL"),
         (hooked, {"webhook": "http://example.com/", "webhook_events": ["begun"]}, "'running', 'finished'"),
         (hooked, {"webhook": "http://example.com/", "webhook_events": []}, "at least 1"),
     ]
@@ -448,7 +448,7 @@ def test_the_command_prints_the_receivers_secret() -> None:
     command = [sys.executable, "-m", "service", "webhook-secret", "alice"]
     environment = {**os.environ, "LABELGRID_WEBHOOK_SECRET": SECRET}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == shown(signing_key(SECRET, "alice"))
+    assert done.stdout.strip() == receiver_secret(signing_key(SECRET, "alice"))
     assert SECRET not in done.stdout
     unreadable = {**environment, "LABELGRID_LEASE_S": "soon"}
     for bad, says in ((unreadable, "LABELGRID_LEASE_S=soon: "), (os.environ, "LABELGRID_WEBHOOK_SECRET is not set")):
@@ -465,9 +465,9 @@ def test_the_snippet_of_the_document_verifies(start: Callable[..., Receiver], st
     snippet = (ROOT / "docs/webhooks.md").read_text().partition("```python\n")[2].partition("```")[0]
     names: dict[str, Any] = {}
     exec(snippet, names)
-    secret, body = shown(signing_key(SECRET, "")), message["body"].encode()
+    secret, body = receiver_secret(signing_key(SECRET, "")), message["body"].encode()
     names["verify"](secret, message["headers"], body)
-    bad = [(shown(signing_key("x", "")), message["headers"], body), (secret, message["headers"], body + b" ")]
+    bad = [(receiver_secret(signing_key("x", "")), message["headers"], body), (secret, message["headers"], body + b" ")]
     bad += [(secret, {**message["headers"], "webhook-timestamp": "1700000000"}, body)]
     for arguments in bad:
         with pytest.raises(ValueError, match=r"not from the service|too old"):

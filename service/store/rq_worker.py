@@ -1,0 +1,105 @@
+"""The RQ worker that picture workers and webhook workers build on. Knows nothing of pictures and webhooks."""
+
+import contextlib
+
+from redis.client import Pipeline
+from redis.exceptions import RedisError
+from rq import Queue, SimpleWorker
+from rq.exceptions import DequeueTimeout
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+POLL_S = 1  # how long an idle worker waits for a job, and the time between two maintenance runs
+
+
+class QueueWorker(SimpleWorker):
+    """Runs the jobs of one queue, one after the other, in this process.
+
+    RQ's `Worker` forks for each job: a model would be loaded again each time, and CUDA cannot be used after a fork.
+    """
+
+    def __init__(self, queue: Queue, name: str) -> None:
+        """`name` must be new: RQ refuses a name that a killed worker still holds."""
+        super().__init__(
+            [queue],
+            name=name,
+            connection=queue.connection,
+            serializer=JSONSerializer,
+            worker_ttl=20,
+            maintenance_interval=POLL_S,
+        )
+        self.log_job_description = False
+
+    @property
+    def stop_requested(self) -> bool:
+        return bool(self._stop_requested)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `work_between_jobs` has something to do; waiting for a job would delay it."""
+        return False
+
+    def work_between_jobs(self) -> None:
+        """Called again and again while there is no job."""
+
+    @property
+    def dequeue_timeout(self) -> int:
+        return POLL_S
+
+    def run_maintenance_tasks(self) -> None:
+        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        self.heartbeat()
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[Job, Queue] | None:
+        """Wait for the next job; None once the worker is to stop, or without one if `timeout` is None."""
+        while not self._stop_requested:
+            found = self.next_job(None if self.has_work else timeout)
+            if found is not None or timeout is None:
+                return found
+            self.work_between_jobs()
+            if self.should_run_maintenance_tasks:
+                self.run_maintenance_tasks()
+        return None
+
+    def next_job(self, timeout: int | None) -> tuple[Job, Queue] | None:
+        """Return the next job, or None if none comes within `timeout` seconds; with None, do not wait.
+
+        RQ's own loop would keep retrying an unreachable Redis after a stop request.
+        """
+        try:
+            result = self.queue_class.dequeue_any(
+                self._ordered_queues,
+                timeout,
+                connection=self.connection,
+                job_class=self.job_class,
+                serializer=self.serializer,
+                death_penalty_class=self.death_penalty_class,
+            )
+        except DequeueTimeout:
+            return None
+        if result is None:
+            return None
+        job, queue = result
+        job.redis_server_version = self.get_redis_server_version()  # type: ignore[no-untyped-call]
+        return job, queue
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        if pipeline is not None:
+            super().heartbeat(timeout, pipeline)
+            return
+        with self.connection.pipeline(transaction=False) as pipe:  # RQ sends its commands one by one
+            super().heartbeat(timeout, pipe)
+            pipe.execute()
+
+    def _shutdown(self) -> None:
+        """On SIGTERM or Ctrl-C, stop after the current job.
+
+        RQ raises an exception out of the signal handler, which any code that it interrupts may swallow.
+        """
+        self._stop_requested = True
+
+    def teardown(self) -> None:
+        with contextlib.suppress(RedisError):  # without Redis, the worker's registration expires by itself
+            super().teardown()  # type: ignore[no-untyped-call]
