@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service.worker.step_order import Standing, of_jobs, whose_turn
+from service.worker.step_order import Workload, by_job, jobs_to_step
 from shared.options import SamplingOptions
 
 SIZES = range(1, 9)  # pictures of a request
@@ -249,12 +249,12 @@ def serve(
 def _turn(work: list[tuple[Waiting, Any]], made: int, few: int) -> list[tuple[Waiting, Any]]:
     """What steps next of `work`."""
 
-    def standing(waiting: Waiting, row: Any) -> Standing:
+    def workload(waiting: Waiting, row: Any) -> Workload:
         rows = row.options.rows_per_step
-        return Standing(rows, rows * (row.options.steps - row.step), waiting.since)
+        return Workload(rows, rows * (row.options.steps - row.step), waiting.since)
 
-    jobs = of_jobs((id(waiting), standing(waiting, row)) for waiting, row in work)
-    chosen = set(whose_turn(jobs, made, few))
+    jobs = by_job((id(waiting), workload(waiting, row)) for waiting, row in work)
+    chosen = set(jobs_to_step(jobs, made, few))
     return [(waiting, row) for waiting, row in work if id(waiting) in chosen]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.results import STORAGE, Data
 from service.settings import Settings
-from service.worker.batch_size import MOST_ROWS, of_network
+from service.worker import batch_size
 from shared.device import pick_device
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator, score_set
@@ -50,14 +50,9 @@ def told(denoiser: Denoiser, lists: Sequence[Sequence[str]]) -> Tensor:
 
 
 def batch_limit(denoiser: Denoiser, settings: Settings) -> tuple[int, int, int | None]:
-    """Pictures of a batch, rows of a call, and rows from which on large jobs wait, as a worker has them: set, or
-    measured."""
-    measurement = of_network(denoiser.stepper(), settings.batch_rows or MOST_ROWS)
-    if settings.batch_pictures is None or settings.batch_rows is None:
-        while measurement.advance():
-            pass
-    found = measurement.found
-    return settings.batch_pictures or found.limit, settings.batch_rows or found.limit, found.few
+    """Return a worker's batch sizes: pictures of a batch, rows of a call, and rows from which large jobs wait."""
+    sizes = batch_size.choose(settings, denoiser.stepper())
+    return sizes.pictures, sizes.rows, sizes.efficient_rows
 
 
 def seeds(count: int, seed: int = 0) -> list[int]:

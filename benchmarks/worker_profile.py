@@ -19,7 +19,7 @@ from redis.client import Pipeline
 from service.settings import Settings
 from service.telemetry import logs
 from service.telemetry.metrics import WORKER
-from service.worker import engine, runner
+from service.worker import completion, engine, runner
 from service.worker import process as worker
 from shared.diffusion.denoise import Stepper
 from shared.evaluator import Evaluator
@@ -30,13 +30,13 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 PARTS: list[tuple[str, Any, str]] = [
     ("network", Stepper, "step"),
     ("evaluator", Evaluator, "probabilities"),
-    ("verdicts and recipes", engine.Engine, "_judge"),
+    ("verdicts and recipes", engine.Engine, "_finish"),
     ("PNGs", engine, "png_bytes"),
-    ("grids", runner.Runner, "_grid"),
+    ("grids", completion, "compose_grid"),
     ("Redis", Redis, "execute_command"),
     ("Redis", Pipeline, "execute"),
     ("the runner", runner.Runner, "run"),
-    ("the runner", runner.Runner, "turn"),
+    ("the runner", runner.Runner, "run_once"),
     ("RQ", worker.PictureWorker, "execute_job"),
     ("RQ", worker.PictureWorker, "dequeue_job_and_maintain_ttl"),
 ]

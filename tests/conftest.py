@@ -158,7 +158,7 @@ def running(connection: Redis, settings: Settings) -> "Iterator[Runner]":
     from service.worker.runner import Runner
 
     runner = Runner(connection, settings, "w")
-    runner.lane()
+    runner.models.load()
 
     def work() -> None:
         while not runner.stopping:

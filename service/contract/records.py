@@ -55,7 +55,6 @@ class Picture(BaseModel):
     run_seed: int | None = None
     position: int = 0
     trajectory: int | None = None
-    png: bytes | None = Field(default=None, exclude=True)  # of one that was sent; a worker fetches it when it begins
 
     @property
     def key(self) -> tuple[str, int]:

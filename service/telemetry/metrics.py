@@ -80,7 +80,7 @@ class WorkerView(Protocol):
     """The part of `service.worker.runner.Runner` that is read at a scrape, from another thread."""
 
     device: Any
-    lanes: Any
+    models: Any
 
     @property
     def stalled(self) -> bool: ...
@@ -123,9 +123,9 @@ class WorkerState(Collector):
     def collect(self) -> Iterable[Metric]:
         up, loaded, limit = self._families()
         up.add_metric([str(self.runner.device)], 0.0 if self.runner.stalled else 1.0)
-        for lane in list(self.runner.lanes.values()):
-            loaded.add_metric([lane.name, lane.digest], 1.0)
-            limit.add_metric([lane.name], lane.engine.max_pictures)
+        for model in self.runner.models:
+            loaded.add_metric([model.name, model.digest], 1.0)
+            limit.add_metric([model.name], model.max_pictures)
         return up, loaded, limit
 
 

@@ -1,12 +1,13 @@
 """The worker process: claims pictures, samples them in one batch, judges and stores them.
 
-The only room that imports torch. Start reading in `process.py` (the RQ worker), then `runner.py` (its loop) and
-`engine.py` (the batch). Imports shared, contract, telemetry and store; never api or webhooks.
+The only room that imports torch, though not before `process.py` is imported. Start reading in
+`process.py` (the RQ worker), then `runner.py` (its loop) and `engine.py` (the batch). Imports shared, store and below;
+never api or webhooks.
 """
 
 
 def run_job(job_id: str) -> None:
-    """Run a job in this worker. RQ calls it by the name `service.worker.run_job`, which lies in Redis."""
+    """Run a job in this worker. RQ calls it by the name `service.worker.run_job`, which is stored in Redis."""
     from service.worker.process import run_job as run
 
     run(job_id)

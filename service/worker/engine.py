@@ -1,6 +1,6 @@
-"""Step-wise continuous batching: pictures join the batch at any step, and each leaves it when its own steps are done.
+"""Step-wise continuous batching: pictures join the batch at any step, and each leaves when its own steps are done.
 
-Knows neither Redis nor jobs' states: pictures go in, pictures with verdicts come out.
+Knows neither Redis nor the states of jobs: pictures go in, pictures with verdicts come out.
 """
 
 import time
@@ -17,9 +17,8 @@ from torch import Tensor
 from service.contract.recipe import Recipe
 from service.contract.records import Picture, Verdict
 from service.telemetry.logs import get_logger
-from service.worker.step_order import Standing, of_jobs, whose_turn
-from service.worker.trajectory import Strips
-from service.worker.uploaded import sent_row
+from service.worker.step_order import Workload, by_job, jobs_to_step
+from service.worker.trajectory import Trajectories
 from shared.device import lost
 from shared.diffusion.denoise import Row
 from shared.diffusion.layouts import positions_at
@@ -44,39 +43,39 @@ class RowStepper(Protocol):
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished picture: its verdict and its PNG."""
+class Finished:
+    """A finished picture, its verdict and its PNG."""
 
     picture: Picture
     verdict: Verdict
     png: bytes
-    strip: bytes | None = None  # PNG of its way from noise, if asked for
+    trajectory: bytes | None = None  # PNG of its stages, if it asked for one
 
 
 @dataclass(frozen=True)
-class Unmade:
-    """A picture that cannot be made, and why."""
+class Failed:
+    """A picture that cannot be sampled or judged, and why."""
 
     picture: Picture
     reason: str
 
 
 class DeviceLost(RuntimeError):
-    """The device failed, and computes nothing more for this process."""
+    """The device failed; it computes nothing more for this process."""
 
 
-Outcome = Made | Unmade
+Outcome = Finished | Failed
 Key = tuple[str, int]
 RecipeOf = Callable[[Picture, Verdict], Recipe | None]
 
 
 class Engine:
-    """The batch of one model. At most `max_pictures` are in it; nothing about them need be equal.
+    """The batch of one model: at most `max_pictures`, of any labels and options.
 
-    `few`: network rows from which on pictures of large jobs wait for small jobs (`turns.py`); None, and none waits.
-    A step that raises is blamed on nobody: its pictures start again, one at a time, and only one that fails alone
-    is given up. Where `device` itself has failed, DeviceLost leaves `admit` and `step`: no picture can be made any
-    more. `recipe` says what a finished picture's PNG carries.
+    From `efficient_rows` network rows on, pictures of large jobs wait for small jobs (`step_order.py`); with None, none
+    wait. If a step raises, its pictures start again one at a time, and only a picture that fails alone is given up.
+    `admit` and `step` raise DeviceLost if `device` itself has failed. `recipe` returns the recipe that a picture's PNG
+    carries.
     """
 
     def __init__(
@@ -86,178 +85,179 @@ class Engine:
         judge: Judge,
         *,
         max_pictures: int,
-        few: int | None = None,
+        efficient_rows: int | None = None,
         recipe: RecipeOf = lambda picture, verdict: None,
         device: torch.device = CPU,
     ) -> None:
         if unknown := [name for name in vocabulary.names if name not in judge.vocabulary]:
             raise ValueError(f"the evaluator does not know the labels {', '.join(unknown)}")
         self.stepper, self.vocabulary, self.judge, self.max_pictures = stepper, vocabulary, judge, max_pictures
-        self.few, self.recipe, self.device = few, recipe, device
-        self._rows_made = 0
-        self._since: dict[Key, int] = {}  # by picture in the batch: network rows that were made when it joined
-        self._strips = Strips()
+        self.efficient_rows, self.recipe, self.device = efficient_rows, recipe, device
+        self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._batch: dict[Key, tuple[Picture, Row]] = {}
-        self._alone: deque[Picture] = deque()  # wait until the batch is empty, then are made one at a time
-        self._made_alone: Key | None = None
-        self._unmade: list[Unmade] = []  # found while admitting, reported by the next step
-        self.judged = 0.0, 0.0  # when pictures were judged last, in seconds since 1970
+        self._joined_at: dict[Key, int] = {}  # what `_computed` was when each picture of the batch joined
+        self._computed = 0  # network rows so far
+        self._trajectories = Trajectories()
+        self._suspects: deque[Picture] = deque()  # wait until the batch is empty, then are sampled one at a time
+        self._alone: Key | None = None  # the suspect that has the batch to itself
+        self._failed: list[Failed] = []  # while joining; the next step returns them
 
     @property
     def busy(self) -> bool:
-        return bool(self._batch or self._alone or self._unmade)
+        return bool(self._batch or self._suspects or self._failed)
 
     @property
     def room(self) -> int:
         """How many more pictures may join now."""
-        if self._alone or self._made_alone:
+        if self._suspects or self._alone:
             return 0
         return max(0, self.max_pictures - len(self._batch))
 
-    def pictures(self) -> list[Picture]:
-        """The pictures that are in the engine, in no order."""
-        return [picture for picture, _ in self._batch.values()] + list(self._alone)
-
     def rows(self) -> list[tuple[Picture, Row]]:
-        """The pictures of the batch as they stand."""
+        """Return the pictures of the batch in their current state."""
         return list(self._batch.values())
 
     def admit(self, pictures: Sequence[Picture]) -> None:
-        """Pictures join the batch and take their first step with the next one of it."""
+        """Add pictures to the batch; their first step is its next one."""
         for picture in pictures:
             try:
                 labels = self.vocabulary.multi_hot(picture.labels)
-                if picture.png is not None:
-                    row = sent_row(picture, labels)
-                else:
-                    row = self.stepper.new_row(labels, picture.options, picture.seed, self._positions(picture))
+                row = self.stepper.new_row(labels, picture.options, picture.seed, self._positions(picture))
             except Exception as error:
-                self._check_device(error)
-                log.exception("picture cannot begin", job_id=picture.job, picture=picture.index)
-                self._unmade.append(Unmade(picture, _reason(error)))
+                raise_if_lost(error, self.device)
+                log.exception("picture cannot be started", job_id=picture.job, picture=picture.index)
+                self._failed.append(Failed(picture, reason_of(error)))
             else:
                 self._batch[picture.key] = (picture, row)
-                self._since[picture.key] = self._rows_made
-                self._strips.begin(picture, row)
+                self._joined_at[picture.key] = self._computed
+                self._trajectories.begin(picture, row)
 
     def _positions(self, picture: Picture) -> Tensor | None:
-        """Where the picture's objects are to stand, (K, 2)."""
+        """Return the positions that the picture asks for, (K, 2)."""
         if picture.layout is None:
             return None
         points = [(point.x, point.y) for point in picture.layout]
         return positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
 
     def admit_alone(self, picture: Picture) -> None:
-        """A picture that is under suspicion: it is made when the batch is empty, and nothing joins it."""
-        self._alone.append(picture)
+        """Add a picture suspected of killing workers: it waits until the batch is empty, and nothing joins it."""
+        self._suspects.append(picture)
 
     def drop(self, unwanted: Callable[[Picture], bool]) -> None:
-        """Takes pictures out, within a step; the others do not notice."""
+        """Remove pictures between two steps; the others are unaffected."""
         for picture in [p for p, _ in self._batch.values() if unwanted(p)]:
             self._remove(picture)
-        self._alone = deque(picture for picture in self._alone if not unwanted(picture))
-        self._unmade = [unmade for unmade in self._unmade if not unwanted(unmade.picture)]
-        self._let_join()
+        self._suspects = deque(picture for picture in self._suspects if not unwanted(picture))
+        self._failed = [failed for failed in self._failed if not unwanted(failed.picture)]
+        self._reopen_if_empty()
 
     def step(self) -> list[Outcome]:
-        """One step of the batch's pictures whose turn it is; returns those that ended, or could not begin."""
-        ended: list[Outcome] = list(self._unmade)
-        self._unmade.clear()
-        if not self._batch and self._alone:
-            picture = self._alone.popleft()
-            self._made_alone = picture.key
+        """Advance the pictures that take the next step; return those that ended, or could not be started."""
+        ended: list[Outcome] = list(self._failed)
+        self._failed.clear()
+        if not self._batch and self._suspects:
+            picture = self._suspects.popleft()
+            self._alone = picture.key
             self.admit([picture])
-        turn = self._turn()
+        chosen = self._choose()
         try:
-            self.stepper.step([row for _, row in turn])
-            for picture, row in turn:
-                self._strips.look(picture, row)
-            ended += self._judge([(picture, row) for picture, row in turn if row.done])
+            self.stepper.step([row for _, row in chosen])
+            for picture, row in chosen:
+                self._trajectories.record(picture, row)
+            ended += self._finish([(picture, row) for picture, row in chosen if row.done])
         except Exception as error:
-            self._check_device(error)
-            ended += self._isolate(error, [picture for picture, _ in turn])
+            raise_if_lost(error, self.device)
+            ended += self._isolate(error, [picture for picture, _ in chosen])
         for outcome in ended:
             self._remove(outcome.picture)
-        self._let_join()
+        self._reopen_if_empty()
         return ended
 
-    def _let_join(self) -> None:
-        """Others may join again where the picture that was made alone is gone."""
+    def _reopen_if_empty(self) -> None:
+        """Let pictures join again once the one that was sampled alone is gone."""
         if not self._batch:
-            self._made_alone = None
+            self._alone = None
 
-    def _turn(self) -> list[tuple[Picture, Row]]:
-        """The pictures that take the next step."""
+    def _choose(self) -> list[tuple[Picture, Row]]:
+        """Return the pictures that take the next step."""
         batch = self.rows()
-        if self.few is not None:
-            jobs = of_jobs((picture.job, self._standing(picture, row)) for picture, row in batch)
-            chosen = set(whose_turn(jobs, self._rows_made, self.few))
+        if self.efficient_rows is not None:
+            jobs = by_job((picture.job, self._workload(picture, row)) for picture, row in batch)
+            chosen = set(jobs_to_step(jobs, self._computed, self.efficient_rows))
             batch = [(picture, row) for picture, row in batch if picture.job in chosen]
-        self._rows_made += sum(row.options.rows_per_step for _, row in batch)
+        self._computed += sum(row.options.rows_per_step for _, row in batch)
         return batch
 
-    def _standing(self, picture: Picture, row: Row) -> Standing:
+    def _workload(self, picture: Picture, row: Row) -> Workload:
         rows = row.options.rows_per_step
-        return Standing(rows, rows * (len(row.table) - row.step), self._since[picture.key])
+        return Workload(rows, rows * (len(row.table) - row.step), self._joined_at[picture.key])
 
     def _remove(self, picture: Picture) -> None:
         self._batch.pop(picture.key, None)
-        self._since.pop(picture.key, None)
-        self._strips.forget(picture)
-
-    def _check_device(self, error: Exception) -> None:
-        """DeviceLost for an error after which the device computes nothing."""
-        if lost(error, self.device):
-            raise DeviceLost(str(error)) from error
+        self._joined_at.pop(picture.key, None)
+        self._trajectories.forget(picture)
 
     def _isolate(self, error: Exception, pictures: list[Picture]) -> list[Outcome]:
         if len(pictures) == 1:
             (picture,) = pictures
-            log.error("picture fails alone", job_id=picture.job, picture=picture.index, exc_info=error)
-            return [Unmade(picture, _reason(error))]
+            log.error("picture failed alone", job_id=picture.job, picture=picture.index, exc_info=error)
+            return [Failed(picture, reason_of(error))]
         jobs = sorted({picture.job for picture in pictures})
-        log.warning("batch failed; its pictures start again, one at a time", jobs=jobs, exc_info=error)
+        log.warning("batch failed; its pictures start again one at a time", jobs=jobs, exc_info=error)
         for picture in pictures:
             self._remove(picture)
-        self._alone.extend(pictures)
+        self._suspects.extend(pictures)
         return []
 
-    def _judge(self, done: Sequence[tuple[Picture, Row]]) -> list[Outcome]:
-        """Verdict and PNG of pictures whose steps are done."""
+    def _finish(self, done: Sequence[tuple[Picture, Row]]) -> list[Outcome]:
+        """Judge and encode the pictures whose steps are done."""
         broken = [picture for picture, row in done if not bool(torch.isfinite(row.x).all())]
-        outcomes: list[Outcome] = [Unmade(picture, "the network's numbers are not finite") for picture in broken]
+        outcomes: list[Outcome] = [Failed(picture, "the network's output is not finite") for picture in broken]
         whole = [(picture, row) for picture, row in done if picture not in broken]
         if not whole:
             return outcomes
         images = torch.stack([row.x.float().cpu() for _, row in whole])  # (N, 3, H, W)
-        names = self.judge.vocabulary.names
         begun_at = time.time()
-        probabilities = self.judge.probabilities(images)  # (N, K)
-        self.judged = begun_at, time.time()
-        targets = torch.tensor([self.judge.vocabulary.multi_hot(picture.labels) for picture, _ in whole])
-        scores = score_pictures(probabilities, targets)
-        for (picture, _), p, score, pixels in zip(whole, probabilities, scores, to_uint8(images), strict=True):
-            verdict = Verdict(
-                index=picture.index,
-                labels=picture.labels,
-                seed=picture.seed,
-                accuracy=score.accuracy,
-                f1=score.f1,
-                exact=score.exact,
-                probabilities=dict(zip(names, p.tolist(), strict=True)),
-            )
-            outcomes.append(self._made(picture, verdict, pixels))
+        verdicts = judge_pictures(self.judge, [picture for picture, _ in whole], images)
+        self.judged_at = begun_at, time.time()
+        for (picture, _), verdict, pixels in zip(whole, verdicts, to_uint8(images), strict=True):
+            outcomes.append(self._encode(picture, verdict, pixels))
         return outcomes
 
-    def _made(self, picture: Picture, verdict: Verdict, pixels: NDArray[np.uint8]) -> Made:
+    def _encode(self, picture: Picture, verdict: Verdict, pixels: NDArray[np.uint8]) -> Finished:
         recipe = self.recipe(picture, verdict)
-        png = picture.png or png_bytes(pixels, recipe.text() if recipe else None)
-        strip = self._strips.strip(picture)
-        if strip is None:
-            return Made(picture, verdict, png)
-        whole = recipe.model_copy(update={"trajectory": picture.trajectory}) if recipe else None
-        return Made(picture, verdict, png, png_bytes(strip, whole.text() if whole else None))
+        png = png_bytes(pixels, recipe.text() if recipe else None)
+        trajectory = self._trajectories.image(picture)
+        if trajectory is None:
+            return Finished(picture, verdict, png)
+        own = recipe.model_copy(update={"trajectory": picture.trajectory}) if recipe else None
+        return Finished(picture, verdict, png, png_bytes(trajectory, own.text() if own else None))
 
 
-def _reason(error: Exception) -> str:
+def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) -> list[Verdict]:
+    """Return the verdicts on images (N, 3, H, W) of as many pictures."""
+    names = judge.vocabulary.names
+    probabilities = judge.probabilities(images)  # (N, K)
+    targets = torch.tensor([judge.vocabulary.multi_hot(picture.labels) for picture in pictures])
+    return [
+        Verdict(
+            index=picture.index,
+            labels=picture.labels,
+            seed=picture.seed,
+            accuracy=score.accuracy,
+            f1=score.f1,
+            exact=score.exact,
+            probabilities=dict(zip(names, row.tolist(), strict=True)),
+        )
+        for picture, row, score in zip(pictures, probabilities, score_pictures(probabilities, targets), strict=True)
+    ]
+
+
+def raise_if_lost(error: Exception, device: torch.device) -> None:
+    """Raise DeviceLost if the device computes nothing more after this error."""
+    if lost(error, device):
+        raise DeviceLost(str(error)) from error
+
+
+def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

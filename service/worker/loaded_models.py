@@ -1,13 +1,15 @@
-"""The loaded models of a worker: a lane for each digest, loaded in a thread so that pictures in work go on meanwhile.
+"""The checkpoints that a worker has in memory. They load in a thread, so that pictures in progress continue meanwhile.
 
 Knows neither jobs nor RQ.
 """
 
 import time
-from collections.abc import Collection
+from collections import OrderedDict
+from collections.abc import Collection, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar, cast
 
 import torch
 from redis import Redis
@@ -16,45 +18,108 @@ from service.contract import recipe
 from service.contract.recipe import MadeWith
 from service.settings import Settings
 from service.store.claims import Claim, PictureStream
-from service.worker.batch_size import FEWEST, BatchLimit, Sizes
+from service.telemetry.logs import get_logger
+from service.worker import batch_size
+from service.worker.batch_size import BatchSizes
 from service.worker.checkpoint_cache import CheckpointCache
-from service.worker.engine import Engine
-from service.worker.uploaded import JUDGED_TOGETHER, Sent
+from service.worker.engine import Engine, Key
+from service.worker.uploaded import JUDGED_TOGETHER
 from shared.checkpoint import CheckpointError, CheckpointKind, read_info
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import load_denoiser
+from shared.diffusion.unet import NetworkConfig
 from shared.evaluator import Judge, judge_of, load_evaluator
 from shared.registry import resolve
 
+log = get_logger(__name__)
 
-@dataclass(eq=False)
-class Lane:
-    """One loaded model: its engine, its stream, and the stream entries of the pictures in the engine.
 
-    An evaluator has one, too, for pictures that are sent to be judged.
-    """
+@dataclass(eq=False, kw_only=True)
+class Loaded:
+    """A checkpoint in memory: its stream, and the claims of the pictures in progress on it."""
 
     name: str
     digest: str
-    stepper: Stepper | Sent
-    engine: Engine
     stream: PictureStream
-    limit: BatchLimit | None = None
-    claims: dict[tuple[str, int], Claim] = field(default_factory=dict)
+    claims: dict[Key, Claim] = field(default_factory=dict)
     used_at: float = field(default_factory=time.monotonic)
 
     @property
-    def makes(self) -> bool:
-        """Whether its pictures are made, and not sent."""
-        return isinstance(self.stepper, Stepper)
+    def room(self) -> int:
+        """How many pictures may be claimed now."""
+        raise NotImplementedError
+
+    def claim(self) -> tuple[list[Claim], list[Claim]]:
+        """Claim as many pictures as there is room for, those of dead workers first. Returns (to admit, hopeless)."""
+        held, room = {claim.entry for claim in self.claims.values()}, self.room
+        claims, hopeless = self.stream.claim_stale(room, may_be_alone=room > 0, held=held)
+        if room > len(claims) and not any(claim.alone for claim in claims):
+            claims += self.stream.claim_new(room - len(claims))
+        return claims, hopeless
+
+    def admit(self, claims: Sequence[Claim]) -> None:
+        """Take up the pictures of claims."""
+        self.claims |= {claim.picture.key: claim for claim in claims}
+
+    def take_out(self, keys: Container[Key]) -> list[str]:
+        """Remove pictures; return their stream entries, which this worker still holds."""
+        return [self.claims.pop(key).entry for key in list(self.claims) if key in keys]
+
+
+@dataclass(eq=False, kw_only=True)
+class LoadedModel(Loaded):
+    """A denoiser with its engine."""
+
+    stepper: Stepper
+    engine: Engine
 
     @property
-    def idle(self) -> bool:
-        return not (self.engine.busy or self.claims)
+    def max_pictures(self) -> int:
+        return self.engine.max_pictures
+
+    @property
+    def room(self) -> int:
+        return self.engine.room
+
+    @property
+    def busy(self) -> bool:
+        return self.engine.busy
+
+    def admit(self, claims: Sequence[Claim]) -> None:
+        super().admit(claims)
+        for claim in claims:
+            if claim.alone:
+                self.engine.admit_alone(claim.picture)
+        self.engine.admit([claim.picture for claim in claims if not claim.alone])
+
+    def take_out(self, keys: Container[Key]) -> list[str]:
+        self.engine.drop(lambda picture: picture.key in keys)
+        return super().take_out(keys)
+
+
+@dataclass(eq=False, kw_only=True)
+class LoadedEvaluator(Loaded):
+    """An evaluator for uploaded pictures. Those that are claimed are judged together, before others are claimed."""
+
+    judge: Judge
+
+    max_pictures = JUDGED_TOGETHER
+
+    @property
+    def room(self) -> int:
+        return 0 if self.claims else self.max_pictures
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.claims)
+
+
+AnyLoaded = LoadedModel | LoadedEvaluator
+L = TypeVar("L", bound=AnyLoaded)
 
 
 class Loader:
-    """Makes lanes out of checkpoints, one at a time. `begin` and `look` return at once, `load` when it is done."""
+    """Loads checkpoints, one at a time. `start` and `check_promoted` return at once, `load` when it is done."""
 
     def __init__(
         self,
@@ -68,11 +133,11 @@ class Loader:
     ) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
         self.device, self.cache, self.judge, self.judged_by = device, cache, judge, judged_by
-        self.limits: dict[str, Sizes] = {}  # as measured on this device by this process, by digest
+        self._sizes: dict[NetworkConfig, BatchSizes] = {}  # weights do not matter: like networks take equally long
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
 
-    def load(self, name: str | None, digest: str | None) -> Lane:
-        """A new lane for denoiser `name`, or for the promoted one. CheckpointError if it cannot be used."""
+    def load(self, name: str | None, digest: str | None) -> LoadedModel:
+        """Load denoiser `name`, or the promoted one, and size its batch. CheckpointError if it cannot be used."""
         path = self.cache.fetch(name, digest)
         try:
             denoiser = load_denoiser(path, device=self.device)
@@ -80,38 +145,131 @@ class Loader:
             self.cache.forget(path)
             raise
         info, stepper = denoiser.info, denoiser.stepper()
+        config = denoiser.network.config
+        if config not in self._sizes:
+            self._sizes[config] = batch_size.choose(self.settings, stepper)
+        sizes = self._sizes[config]
+        stepper.bound(sizes.rows, padded_sizes(sizes.rows, stepper.device))
         made_with = MadeWith(name=info.name, digest=info.digest)
         try:
             engine = Engine(
                 stepper,
                 denoiser.vocabulary,
                 judge_of(self.judge, denoiser.aspect),
-                max_pictures=FEWEST,
+                max_pictures=sizes.pictures,
+                efficient_rows=sizes.efficient_rows,
                 recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
                 device=self.device,
             )
         except ValueError as error:
             raise CheckpointError(path.name, str(error)) from error
         stream = PictureStream(self.connection, self.settings, info.digest, self.consumer)
-        limit = BatchLimit(self.settings, stepper, engine, info.digest, self.limits)
-        return Lane(info.name, info.digest, stepper, engine, stream, limit)
+        return LoadedModel(name=info.name, digest=info.digest, stepper=stepper, engine=engine, stream=stream)
 
-    def load_judge(self, name: str, digest: str) -> Lane:
-        """A new lane for evaluator `name`: that of this worker, or another. CheckpointError if it cannot be used."""
+    def load_evaluator(self, name: str, digest: str) -> LoadedEvaluator:
+        """Return evaluator `name`: this worker's own, or another. CheckpointError if it cannot be used."""
         judge = self.judge
         if self.judged_by is None or self.judged_by.digest != digest:
             judge = load_evaluator(self.cache.fetch(name, digest, "evaluator"), self.device)
-        engine = Engine(Sent(), judge.vocabulary, judge, max_pictures=JUDGED_TOGETHER, device=self.device)
         stream = PictureStream(self.connection, self.settings, digest, self.consumer)
-        return Lane(name, digest, Sent(), engine, stream)
+        return LoadedEvaluator(name=name, digest=digest, judge=judge, stream=stream)
 
-    def begin(self, name: str, digest: str, kind: CheckpointKind = "denoiser") -> Future[Lane]:
-        return self._thread.submit(self.load_judge if kind == "evaluator" else self.load, name, digest)
+    def start(self, name: str, digest: str, kind: CheckpointKind) -> Future[AnyLoaded]:
+        """Begin to load a checkpoint in the thread."""
+        return self._thread.submit(self.load_evaluator if kind == "evaluator" else self.load, name, digest)
 
-    def look(self, known: Collection[str]) -> Future[tuple[str, Lane | None]]:
-        """Looks at what is promoted: its digest, and a lane for it unless that is among `known` ones."""
-        return self._thread.submit(self._look, known)
+    def check_promoted(self, known: Collection[str]) -> Future[tuple[str, LoadedModel | None]]:
+        """Begin to look up the promoted digest, and to load its model unless the digest is among the `known`."""
+        return self._thread.submit(self._promoted, known)
 
-    def _look(self, known: Collection[str]) -> tuple[str, Lane | None]:
+    def _promoted(self, known: Collection[str]) -> tuple[str, LoadedModel | None]:
         found = read_info(resolve(self.settings.storage, None, "denoiser"))
         return found.digest, None if found.digest in known else self.load(found.name, found.digest)
+
+
+class LoadedModels:
+    """What is loaded, least recently used first. Only iterating over it is safe in another thread."""
+
+    def __init__(self, loader: Loader, settings: Settings) -> None:
+        self.loader, self.settings = loader, settings
+        self.promoted: str | None = None  # digest, when last checked
+        self.needed: AnyLoaded | None = None  # by the current job: it stays
+        self._by_digest: OrderedDict[str, AnyLoaded] = OrderedDict()
+        self._check: Future[tuple[str, LoadedModel | None]] | None = None
+        self._checked_at = time.monotonic()
+        self._warning = ""  # the last one, which is not repeated
+
+    def __iter__(self) -> Iterator[AnyLoaded]:
+        return iter(list(self._by_digest.values()))
+
+    def get(self, digest: str) -> AnyLoaded | None:
+        return self._by_digest.get(digest)
+
+    @property
+    def busy(self) -> bool:
+        return any(loaded.busy for loaded in self)
+
+    def load(self, name: str | None = None) -> LoadedModel:
+        """Load a model and wait for it; the promoted one without `name`. CheckpointError if it cannot be used."""
+        loaded = self.loader.load(name, None)
+        if name is None:
+            self.promoted = loaded.digest
+        return self.use(loaded)
+
+    def use(self, loaded: L) -> L:
+        """Note that a checkpoint is used; return the copy that stays loaded, which may be an earlier one."""
+        loaded = cast(L, self._by_digest.setdefault(loaded.digest, loaded))
+        self._by_digest.move_to_end(loaded.digest)
+        loaded.used_at = time.monotonic()
+        self._unload(keep=loaded)
+        return loaded
+
+    def _unload(self, keep: AnyLoaded | None = None) -> None:
+        """Unload models beyond the setting `loaded_models`, and those unused for `idle_model_s`.
+
+        A model with pictures in progress stays, because they are finished with the weights that they began with. So
+        does the promoted one, however long it is unused.
+        """
+        for loaded in self:
+            unused = time.monotonic() - loaded.used_at > self.settings.idle_model_s and loaded.digest != self.promoted
+            too_many = isinstance(loaded, LoadedModel) and self._model_count() > self.settings.loaded_models
+            if (unused or too_many) and not (loaded.busy or loaded.claims or loaded in (keep, self.needed)):
+                log.info("model unloaded", model=loaded.name, digest=loaded.digest)
+                del self._by_digest[loaded.digest]
+
+    def _model_count(self) -> int:
+        return sum(isinstance(loaded, LoadedModel) for loaded in self)
+
+    def follow_storage(self) -> None:
+        """Every `storage_every_s`, unload unused models, and load a newly promoted one before it is needed.
+
+        If the promoted checkpoint cannot be used, one warning says so, and the loaded models stay in use.
+        """
+        if self._check is None and time.monotonic() - self._checked_at >= self.settings.storage_every_s:
+            self._unload()
+            self._checked_at = time.monotonic()
+            self._check = self.loader.check_promoted({*self._by_digest, self.promoted or ""})
+        if self._check is None or not self._check.done():
+            return
+        check, self._check = self._check, None
+        try:
+            self.promoted, loaded = check.result()
+        except Exception as error:  # of any kind: the loaded models must stay in use
+            if str(error) != self._warning:
+                log.warning("promoted model cannot be loaded", reason=str(error))
+            self._warning = str(error)
+        else:
+            self._warning = ""
+            if loaded is not None:
+                log.info("promoted model loaded", model=loaded.name, digest=loaded.digest)
+                self.use(loaded)
+
+
+def padded_sizes(rows: int, device: torch.device) -> list[int] | None:
+    """Return the sizes that network calls of up to `rows` are padded to: a few on a GPU, which prepares each of them.
+
+    None on a CPU, where a padded row costs as much as any other.
+    """
+    if device.type != "cuda":
+        return None
+    return sorted({size for size in (1, 2, 4, *range(8, rows, 8)) if size < rows} | {rows})

@@ -1,6 +1,6 @@
-"""Tells those who watch a job how its pictures come on: their steps, and previews of x0_hat as small PNGs.
+"""Publishes the progress of pictures to clients that watch their jobs: steps, and small previews of x0_hat as PNGs.
 
-Nothing is computed for a job that nobody watches. Knows rows and Redis, no HTTP.
+Computes nothing for a job that nobody watches. Knows rows and Redis, no HTTP.
 """
 
 import base64
@@ -18,25 +18,25 @@ from service.store.keys import previews_key, watched_key
 from shared.diffusion.denoise import Row
 from shared.pictures import png_bytes, to_uint8
 
-PREVIEWS_AT_A_TIME = 16  # of all jobs; what is left of a larger batch has its turn the next time
+PREVIEWS_AT_ONCE = 16  # of all jobs together; the rest of a larger batch follows the next time
 PREVIEW_SIDE = 64  # pixels at most
-KEPT = 4  # per job; only the newest is of use, but several workers may share a job
+KEPT = 4  # entries per job: only the newest matters, but several workers may share a job
 KEPT_FOR_S = 60
 
 
-class Live:
-    """One worker's word on the steps of its pictures, at most every `every_s` seconds."""
+class Previews:
+    """One worker's reports on its pictures, at most every `every_s` seconds."""
 
     def __init__(self, connection: Redis, every_s: float) -> None:
         self.connection, self.every_s = connection, every_s
-        self._told_at = 0.0
-        self._next = 0  # where among the pictures the previews go on
+        self._published_at = 0.0
+        self._next = 0  # index of the first picture to render next time
 
-    def tell(self, rows: Sequence[tuple[Picture, Row]]) -> None:
-        """Reports the steps of `rows` to the watchers of their jobs, unless it did so just now."""
-        if not rows or time.monotonic() - self._told_at < self.every_s:
+    def publish(self, rows: Sequence[tuple[Picture, Row]]) -> None:
+        """Report the steps of `rows` to those who watch their jobs, unless the last report was just now."""
+        if not rows or time.monotonic() - self._published_at < self.every_s:
             return
-        self._told_at = time.monotonic()
+        self._published_at = time.monotonic()
         watched = self._watched({picture.job for picture, _ in rows})
         rows = [(picture, row) for picture, row in rows if picture.job in watched and row.x0_hat is not None]
         if not rows:
@@ -44,7 +44,7 @@ class Live:
         previews = self._previews(rows)
         with best_effort(), self.connection.pipeline(transaction=False) as pipe:
             for job_id in {picture.job for picture, _ in rows}:
-                pictures = [_about(*pair, previews) for pair in rows if pair[0].job == job_id]
+                pictures = [_progress(*pair, previews) for pair in rows if pair[0].job == job_id]
                 pipe.xadd(previews_key(job_id), {"pictures": json.dumps(pictures)}, maxlen=KEPT, approximate=False)
                 pipe.expire(previews_key(job_id), KEPT_FOR_S)
             pipe.execute()
@@ -55,20 +55,20 @@ class Live:
         return {job_id for job_id, watch in zip(ids, found, strict=True) if watch is not None}
 
     def _previews(self, rows: Sequence[tuple[Picture, Row]]) -> dict[tuple[str, int], str]:
-        """Data URLs of x0_hat of the pictures whose turn it is."""
+        """Render the next PREVIEWS_AT_ONCE pictures as data URLs."""
         start = self._next % len(rows)
-        chosen = (list(rows[start:]) + list(rows[:start]))[:PREVIEWS_AT_A_TIME]
+        chosen = (list(rows[start:]) + list(rows[:start]))[:PREVIEWS_AT_ONCE]
         self._next = start + len(chosen)
         return {picture.key: _preview(row.x0_hat) for picture, row in chosen if row.x0_hat is not None}
 
 
-def _about(picture: Picture, row: Row, previews: dict[tuple[str, int], str]) -> dict[str, Any]:
-    about = {"index": picture.index, "step": row.step, "steps": len(row.table)}
-    return {**about, "preview": previews[picture.key]} if picture.key in previews else about
+def _progress(picture: Picture, row: Row, previews: dict[tuple[str, int], str]) -> dict[str, Any]:
+    progress = {"index": picture.index, "step": row.step, "steps": len(row.table)}
+    return {**progress, "preview": previews[picture.key]} if picture.key in previews else progress
 
 
 def _preview(x0_hat: Tensor) -> str:
-    """A data URL of x0_hat (3, H, W), each model's of its own size."""
+    """Return x0_hat (3, H, W) as the data URL of a PNG of at most PREVIEW_SIDE pixels a side."""
     stride = -(-max(x0_hat.shape[-2:]) // PREVIEW_SIDE)
     (small,) = to_uint8(x0_hat[None, :, ::stride, ::stride])
     return "data:image/png;base64," + base64.b64encode(png_bytes(small)).decode()

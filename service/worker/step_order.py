@@ -1,50 +1,50 @@
-"""Whose pictures take a batch's next step: those of small jobs before those of large ones that would hold them up.
+"""Decides which jobs take part in a batch's next step: small jobs first, large ones as long as they delay nobody.
 
-Where a row hardly becomes cheaper in company, as on a CPU, each row of a large job delays everybody in its batch by
-what it costs. So it waits while the jobs before it end; not for ever. Knows jobs by what is left of them, no pictures.
+On a CPU batching barely lowers the cost per row, so every row of a large job delays the whole batch. A large job
+therefore waits while smaller ones finish, but not forever. Knows jobs by their remaining work, not their pictures.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-# Chosen by simulation of the mixed requests of `benchmarks/sections/load.py`: higher ones favour large jobs.
-HOLDS_UP = 0.5  # of the work left of the jobs before it: a job that has more waits
-PATIENCE = 0.2  # of the rows that the batch makes while a job is in it: counted as if they were its own
+# Both were chosen by simulating the mixed requests of `benchmarks/sections/load.py`. Higher values favour large jobs.
+DELAY_LIMIT = 0.5  # a job waits if it has more work left than this share of the work left of the jobs before it
+AGING = 0.2  # share of the rows computed since a job joined that is deducted from its work left
 
 Job = TypeVar("Job", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """The pictures of one job in a batch, or one of them."""
+class Workload:
+    """What one picture, or one job's pictures in a batch, still has to do; all in network rows."""
 
-    now: int  # network rows of their next step
-    left: int  # of all of their steps to come
-    since: int  # that the batch had made when the last of them joined: a job that is dealt more has not been forgotten
+    next_step: int
+    left: int  # in all remaining steps
+    joined_at: int  # rows the batch had computed when the last picture joined: a job that keeps joining does not age
 
 
-def of_jobs(pictures: Iterable[tuple[Job, Standing]]) -> dict[Job, Standing]:
-    """The standing of each job, by those of its pictures."""
-    jobs: dict[Job, Standing] = {}
+def by_job(pictures: Iterable[tuple[Job, Workload]]) -> dict[Job, Workload]:
+    """Add up the workloads of each job's pictures."""
+    jobs: dict[Job, Workload] = {}
     for job, one in pictures:
-        so_far = jobs.get(job, Standing(0, 0, one.since))
-        jobs[job] = Standing(so_far.now + one.now, so_far.left + one.left, max(so_far.since, one.since))
+        sum_ = jobs.get(job, Workload(0, 0, one.joined_at))
+        jobs[job] = Workload(sum_.next_step + one.next_step, sum_.left + one.left, max(sum_.joined_at, one.joined_at))
     return jobs
 
 
-def whose_turn(jobs: Mapping[Job, Standing], made: int, few: int) -> list[Job]:
-    """The jobs whose pictures step, those with the least work left first (SRPT: Schrage 1968).
+def jobs_to_step(jobs: Mapping[Job, Workload], computed: int, efficient_rows: int) -> list[Job]:
+    """Choose the jobs whose pictures take the next step, least work left first (SRPT: Schrage 1968).
 
-    They are taken until `few` network rows have come together, which the device computes nearly as well as many, and
-    after that as long as none holds up those before it. `made`: network rows that the batch has made so far.
+    Jobs are added until the step has `efficient_rows`, the size from which larger calls gain little, and beyond it
+    as long as none delays those before it. `computed`: network rows that the batch has computed so far.
     """
-    order = sorted(jobs, key=lambda job: jobs[job].left - PATIENCE * (made - jobs[job].since))
+    order = sorted(jobs, key=lambda job: jobs[job].left - AGING * (computed - jobs[job].joined_at))
     chosen: list[Job] = []
     rows = before = 0
     for job in order:
-        if rows >= few and jobs[job].left > HOLDS_UP * before:
+        if rows >= efficient_rows and jobs[job].left > DELAY_LIMIT * before:
             break
         chosen.append(job)
-        rows, before = rows + jobs[job].now, before + jobs[job].left
+        rows, before = rows + jobs[job].next_step, before + jobs[job].left
     return chosen

@@ -1,6 +1,6 @@
-"""Strips: the stages of a picture from noise to the end, kept while it is sampled.
+"""Keeps the stages of a picture from noise to the end while it is sampled; side by side they are its trajectory.
 
-Knows rows and pictures, no Redis. A picture that begins anew, here or in another worker, begins its strip anew.
+Knows rows and pictures, no Redis. A picture that starts again, here or in another worker, starts a new trajectory.
 """
 
 import numpy as np
@@ -14,35 +14,35 @@ Key = tuple[str, int]
 
 
 def stages(n: int, steps: int) -> set[int]:
-    """The steps after which a strip of n stages shows x_t, evenly spread: 0 is the noise, `steps` the picture."""
+    """Return the steps after which a trajectory of n stages shows x_t, evenly spread: 0 is the noise."""
     return {round(i * steps / (n - 1)) for i in range(n)}
 
 
-class Strips:
-    """The strips of the pictures of one batch, of those that were asked for with a trajectory."""
+class Trajectories:
+    """The trajectories of the pictures in one batch that asked for one."""
 
     def __init__(self) -> None:
         self._frames: dict[Key, list[NDArray[np.uint8]]] = {}
 
     def begin(self, picture: Picture, row: Row) -> None:
-        """A picture's first stage, before its first step."""
+        """Keep the first stage, before the first step."""
         if picture.trajectory is not None:
             self._frames[picture.key] = [_frame(row)]
 
-    def look(self, picture: Picture, row: Row) -> None:
-        """Keeps a row as it is after a step, if that is a stage of its picture."""
+    def record(self, picture: Picture, row: Row) -> None:
+        """Keep the row as it is after a step, if that step is a stage."""
         if picture.trajectory is not None and row.step in stages(picture.trajectory, len(row.table)):
             self._frames[picture.key].append(_frame(row))
 
     def forget(self, picture: Picture) -> None:
         self._frames.pop(picture.key, None)
 
-    def strip(self, picture: Picture) -> NDArray[np.uint8] | None:
-        """A finished picture's stages side by side (h, w, 3), x_t clipped to [-1, 1]; None if it was not asked for."""
+    def image(self, picture: Picture) -> NDArray[np.uint8] | None:
+        """Return the stages side by side (h, w, 3), x_t clipped to [-1, 1]; None if the picture asked for none."""
         frames = self._frames.get(picture.key)
         return None if frames is None else sheet(np.stack(frames), columns=len(frames))
 
 
 def _frame(row: Row) -> NDArray[np.uint8]:
-    frame: NDArray[np.uint8] = to_uint8(row.x[None])[0]  # (H, W, 3); a copy, for row.x is a part of the batch's tensor
+    frame: NDArray[np.uint8] = to_uint8(row.x[None])[0]  # (H, W, 3); a copy, because row.x is a view of the batch
     return frame

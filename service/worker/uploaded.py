@@ -1,38 +1,62 @@
-"""Pictures that were sent to be judged, in the place of those that are made: rows that are done when they begin.
-
-Knows rows, no Redis and no HTTP.
-"""
+"""Judges uploaded pictures. Nothing is sampled for them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from redis import Redis
+from torch import Tensor
 
 from service.contract.records import Picture
-from shared.diffusion.denoise import Row
-from shared.diffusion.samplers import Table
-from shared.evaluator import as_input
+from service.store.keys import png_key
+from service.telemetry.logs import get_logger
+from service.worker.engine import Failed, Finished, Outcome, judge_pictures, raise_if_lost, reason_of
+from shared.evaluator import Judge, as_input
 from shared.pictures import read_png, to_images
 
-JUDGED_TOGETHER = 32  # pictures of a batch
-_NOTHING = torch.empty(0, dtype=torch.float64)
-NO_STEPS = Table(_NOTHING.long(), _NOTHING, _NOTHING, _NOTHING, _NOTHING)
+log = get_logger(__name__)
+
+JUDGED_TOGETHER = 32  # pictures of any jobs
+
+Upload = tuple[Picture, bytes, Tensor]  # with its PNG and its image (3, H, W), of the evaluator's size
 
 
-def sent_row(picture: Picture, labels: Sequence[float]) -> Row:
-    """A picture that was sent, of the size that the evaluator looks at, so that those of any size share a batch."""
-    assert picture.png is not None
-    x = as_input(to_images(np.stack([read_png(picture.png)])))[0]  # (3, H, W)
-    return Row(x, torch.tensor(labels), picture.options, NO_STEPS, torch.Generator())
+def judge_uploaded(connection: Redis, judge: Judge, pictures: Sequence[Picture], device: torch.device) -> list[Outcome]:
+    """Read and judge pictures of any sizes together; one that cannot be read or judged fails alone.
+
+    DeviceLost if the device itself has failed.
+    """
+    with connection.pipeline(transaction=False) as pipe:
+        for picture in pictures:
+            pipe.hget(png_key(picture.job), str(picture.index))
+        pngs = pipe.execute()
+    outcomes, uploads = list[Outcome](), list[Upload]()
+    for picture, png in zip(pictures, pngs, strict=True):
+        try:
+            uploads.append((picture, png, _image(png)))
+        except Exception as error:
+            log.exception("uploaded picture cannot be read", job_id=picture.job, picture=picture.index)
+            outcomes.append(Failed(picture, reason_of(error)))
+    return outcomes + _judge(judge, uploads, device)
 
 
-class Sent:
-    """Stands where pictures that are made have a stepper: there is nothing to do."""
+def _image(png: bytes | None) -> Tensor:
+    if png is None:
+        raise LookupError("the uploaded picture is no longer stored")
+    return as_input(to_images(np.stack([read_png(png)])))[0]
 
-    network_rows = padding_rows = 0
 
-    def new_row(self, labels: object, options: object, seed: int, positions: object = None) -> Row:
-        raise LookupError("the picture that was sent is no longer there")
-
-    def step(self, rows: Sequence[Row]) -> None:
-        assert all(row.done for row in rows)
+def _judge(judge: Judge, uploads: Sequence[Upload], device: torch.device) -> list[Outcome]:
+    if not uploads:
+        return []
+    try:
+        verdicts = judge_pictures(judge, [picture for picture, *_ in uploads], torch.stack([x for *_, x in uploads]))
+    except Exception as error:
+        raise_if_lost(error, device)
+        if len(uploads) > 1:
+            log.warning("judging failed; the pictures are judged one at a time", exc_info=error)
+            return [outcome for one in uploads for outcome in _judge(judge, [one], device)]
+        ((picture, *_),) = uploads
+        log.error("uploaded picture cannot be judged", job_id=picture.job, picture=picture.index, exc_info=error)
+        return [Failed(picture, reason_of(error))]
+    return [Finished(picture, verdict, png) for (picture, png, _), verdict in zip(uploads, verdicts, strict=True)]

@@ -104,7 +104,7 @@ def test_the_service_serves_digits(folder: Path, settings: Settings, connection:
         workers.announce(connection, "w1", {}, lease_s=60)
         job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
         runner = Runner(connection, own, "w1")
-        runner.lane()
+        runner.models.load()
         runner.run(job["id"])
         done = client.get(f"/jobs/{job['id']}").json()
         assert done["status"] == "finished", done

@@ -16,7 +16,7 @@ from service.settings import Settings
 from service.store.connection import RetryUntilStopped, connect
 from service.store.jobs import JobStore
 from service.store.keys import WEBHOOKS, job_key, previews_key, watched_key
-from service.worker.previews import Live
+from service.worker.previews import Previews
 from service.worker.runner import Runner
 from tests.service.api.test_event_feed import events, submit, until_blocked
 from tests.service.store.helpers import full, read_only
@@ -119,11 +119,11 @@ def test_what_redis_cannot_do_at_all_is_an_error_at_once(impatient: Redis) -> No
 def test_previews_are_not_waited_for(connection: Redis, impatient: Redis, state: Any) -> None:
     connection.set(watched_key("job"), 1)
     pairs = [(picture("job", 0), row(torch.zeros(3, 4, 4)))]
-    live = Live(impatient, 0.0)
+    previews = Previews(impatient, 0.0)
     with state(connection):
-        live.tell(pairs)
+        previews.publish(pairs)
     assert not connection.exists(previews_key("job"))
-    live.tell(pairs)
+    previews.publish(pairs)
     assert connection.xlen(previews_key("job")) == 1
 
 

@@ -74,8 +74,8 @@ def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection
     assert after("waiting_pictures", model="toy") == after("open_pictures") == 3
     assert after("oldest_wait_seconds", model="toy") > 0
     runner = Runner(connection, settings, "w1")
-    runner.lane()
-    runner.turn()
+    runner.models.load()
+    runner.run_once()
     begun = read()
     assert begun("waiting_pictures", model="toy") == begun("oldest_wait_seconds", model="toy") == 0
     assert begun("open_pictures") == 3
@@ -86,7 +86,7 @@ def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection
 def test_a_worker_reports_its_pictures_and_steps(client: httpx.Client, connection: Redis, settings: Settings) -> None:
     workers.announce(connection, "w", {}, lease_s=60)
     runner = Runner(connection, settings, "w1")
-    runner.lane()
+    runner.models.load()
     before = worker_reading()
     body = {"labels": [["red cube"]] * 3, "steps": 4, "guidance": 2.0}
     job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
@@ -107,7 +107,7 @@ def test_a_worker_reports_its_pictures_and_steps(client: httpx.Client, connectio
 
 def test_a_workers_metrics_are_served(connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = Runner(connection, settings, "w1")
-    lane = runner.lane()
+    lane = runner.models.load()
     port = serve_worker(runner, "127.0.0.1", 0)
     read = Reading(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
     assert read("worker_up", device="cpu") == 1

@@ -103,7 +103,7 @@ def api(spans: Spans, hooked: Settings, connection: Redis) -> Iterator[httpx.Cli
 @pytest.fixture
 def runner(connection: Redis, hooked: Settings) -> Runner:
     one = Runner(connection, hooked, "w1")
-    one.lane()
+    one.models.load()
     return one
 
 
@@ -179,12 +179,12 @@ def test_jobs_in_one_batch_have_spans_each_under_its_own_request(
 
 def test_the_sample_span_ends_when_a_job_leaves_early(api: httpx.Client, runner: Runner, spans: Spans) -> None:
     cancelled, left = (api.post("/generate", json={**BODY, "steps": 100}, headers=GIVEN).json()["id"] for _ in range(2))
-    runner.turn()
+    runner.run_once()
     assert spans("sample") == []
     api.delete(f"/jobs/{cancelled}")
-    runner.turn()
+    runner.run_once()
     assert [about(span, "job_id") for span in spans("sample")] == [cancelled]
-    runner.give_back()
+    runner.release_claims()
     assert [about(span, "job_id") for span in spans("sample")] == [cancelled, left]
     assert spans("judge") == spans("store") == []
 
@@ -192,11 +192,12 @@ def test_the_sample_span_ends_when_a_job_leaves_early(api: httpx.Client, runner:
 def test_a_failed_span_says_why(
     api: httpx.Client, runner: Runner, spans: Spans, hooked: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labels = [["red cube"]] * (runner.lane().engine.max_pictures + 1)  # so that the first are read again for the grid
+    # One more than a batch, so that the first pictures are read again for the grid.
+    labels = [["red cube"]] * (runner.models.load().max_pictures + 1)
     body = {**BODY, "labels": labels, "webhook": "http://127.0.0.1/", "webhook_events": ["failed"]}
     job_id = api.post("/generate", json=body, headers=GIVEN).json()["id"]
     while not runner.store.done_indices(job_id):
-        runner.turn()
+        runner.run_once()
     runner.connection.hset(png_key(job_id), "0", b"no PNG")
     runner.run(job_id)
     monkeypatch.setattr(service.webhooks.worker, "post", answering(500))

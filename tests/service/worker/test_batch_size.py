@@ -1,22 +1,34 @@
-"""How large a batch may be: exact sizes for networks whose cost is a given function, and when a worker looks for it."""
+"""How large a batch may be: exact sizes for networks whose cost is a given function, and what a worker makes of them."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from redis import Redis
 
-import service.worker.batch_size
 from service.settings import Settings
-from service.store.jobs import JobStore
-from service.worker.batch_size import AROUND_S, FEWEST, GOOD_ENOUGH, Measurement, Sizes, fixed_sizes, of_network
-from service.worker.loaded_models import Lane
-from service.worker.process import PictureWorker
+from service.worker import batch_size
+from service.worker.batch_size import (
+    BUDGET_S,
+    EFFICIENT_SHARE,
+    LIMIT_SHARE,
+    MAX_ROWS,
+    MIN_PICTURES,
+    OVERHEAD_S,
+    BatchSizes,
+    choose,
+    measure,
+    network_call,
+    smallest,
+)
+from service.worker.loaded_models import padded_sizes
+from service.worker.process import build
 from service.worker.runner import Runner
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.schedules import alpha_bar
-from tests.service.processes import new_job
 from tests.toy import ToyNetwork
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 
 Cost = Callable[[int], float]
 
@@ -37,19 +49,16 @@ class Device:
             raise torch.OutOfMemoryError(f"no room for {rows}")
         self.now += self.cost(rows) * self.slower(len(self.calls))
 
-    def measurement(self, most: int = 256) -> Measurement:
-        return Measurement(self.call, clock=self.clock, most=most)
+    def rates(self, max_rows: int = MAX_ROWS) -> dict[int, float]:
+        return measure(self.call, max_rows, self.clock)
 
-    def measured(self, most: int = 256) -> int | None:
-        measurement = self.measurement(most)
-        while measurement.advance():
-            pass
-        return measurement.smallest(GOOD_ENOUGH)
+    def limit(self, max_rows: int = MAX_ROWS) -> int | None:
+        return smallest(self.rates(max_rows), LIMIT_SHARE)
 
 
 def proportional(rows: int) -> float:
-    """100 rows/s at any size, with what is around the network."""
-    return 0.01 * rows - AROUND_S
+    """100 rows/s at any size, with the overhead of a step."""
+    return 0.01 * rows - OVERHEAD_S
 
 
 def flat(rows: int) -> float:
@@ -58,82 +67,81 @@ def flat(rows: int) -> float:
 
 
 def growing(rows: int) -> float:
-    """Rows/s grow towards 2000, and are 1925 at 256 rows, 1855 at 128, 1730 at 64."""
-    return 0.005 + 0.0005 * rows - AROUND_S
+    """Rows/s grow towards 2000: 1925 at 256 rows, 1855 at 128, 1730 at 64."""
+    return 0.005 + 0.0005 * rows - OVERHEAD_S
 
 
 def gpu(rows: int) -> float:
     """One row costs as much as 50."""
-    return max(0.005, 0.0001 * rows) - AROUND_S
+    return max(0.005, 0.0001 * rows) - OVERHEAD_S
 
 
 @pytest.mark.parametrize(
     ("cost", "expected"),
     [(proportional, 1), (flat, 8), (growing, 128), (gpu, 64), (lambda rows: 0.001, 256), (lambda n: n**2, 1)],
 )
-def test_the_smallest_size_with_nearly_the_best_rate_is_taken(cost: Cost, expected: int) -> None:
-    assert Device(cost).measured() == expected
+def test_the_smallest_size_with_nearly_the_best_rate_is_the_limit(cost: Cost, expected: int) -> None:
+    assert Device(cost).limit() == expected
 
 
-@pytest.mark.parametrize(
-    ("cost", "expected"),
-    [(proportional, Sizes(16, 1)), (flat, Sizes(16, 4)), (growing, Sizes(128, 128)), (gpu, Sizes(64, 64))],
-)
-def test_large_jobs_wait_from_the_size_on_that_has_nine_tenths_of_the_best_rate(cost: Cost, expected: Sizes) -> None:
-    measurement = Device(cost).measurement()
-    while measurement.advance():
-        pass
-    assert measurement.found == expected
+@pytest.mark.parametrize(("cost", "expected"), [(proportional, 1), (flat, 4), (growing, 128), (gpu, 64)])
+def test_large_jobs_wait_from_the_size_that_has_nine_tenths_of_the_best_rate(cost: Cost, expected: int) -> None:
+    assert smallest(Device(cost).rates(), EFFICIENT_SHARE) == expected
 
 
-def test_sizes_double_until_they_no_longer_pay_and_then_take_turns() -> None:
+def test_sizes_double_until_they_no_longer_pay() -> None:
     device = Device(proportional)
-    device.measured()
-    assert device.calls == [1, 1, 2, 2, 4, 4, 1, 2, 4, 1, 2, 4]
+    device.limit()
+    assert device.calls == [1] + [1] * 3 + [2] * 3 + [4] * 3
 
 
-@pytest.mark.parametrize(("most", "expected", "largest"), [(48, 32, 32), (8, 8, 8), (1, 1, 1)])
-def test_no_call_is_larger_than_allowed(most: int, expected: int, largest: int) -> None:
+@pytest.mark.parametrize(("max_rows", "expected", "largest"), [(48, 32, 32), (8, 8, 8), (1, 1, 1)])
+def test_no_call_is_larger_than_allowed(max_rows: int, expected: int, largest: int) -> None:
     device = Device(gpu)
-    assert device.measured(most) == expected
+    assert device.limit(max_rows) == expected
     assert max(device.calls) == largest
 
 
-def test_the_first_call_of_a_size_and_calls_that_are_disturbed_do_not_count() -> None:
+def test_the_first_call_of_a_size_and_disturbed_calls_do_not_count() -> None:
     def slower(i: int) -> float:
-        return 5.0 if i in (1, 3, 5, 7, 8, 20) else 1.0
+        return 5.0 if i in (1, 2, 5, 8, 9, 20) else 1.0
 
-    assert Device(growing, slower=slower).measured() == Device(growing).measured() == 128
+    assert Device(growing, slower=slower).limit() == Device(growing).limit() == 128
 
 
-def test_a_size_that_memory_has_no_room_for_ends_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_size_that_does_not_fit_in_memory_ends_the_measurement(caplog: pytest.LogCaptureFixture) -> None:
     device = Device(gpu, memory=32)
-    assert device.measured() == 32
+    assert device.limit() == 32
     assert device.calls[-1] == 64
     (line,) = caplog.records
     assert (line.__dict__["rows"], line.__dict__["reason"]) == (64, "OutOfMemoryError: no room for 64")
 
 
-def test_it_ends_before_it_would_take_longer_than_its_budget() -> None:
-    device = Device(lambda rows: float(rows))
-    assert device.measured() == 1
-    assert device.calls == [1, 1, 2]
-    assert device.now == service.worker.batch_size.BUDGET_S == 4.0
+@pytest.mark.parametrize(
+    ("row_s", "calls"), [(0.1, [1] * 4 + [2] * 3 + [4] * 2), (0.3, [1] * 4 + [2]), (0.7, [1] * 3), (1.5, [1] * 2)]
+)
+def test_a_slow_device_is_measured_within_the_budget(row_s: float, calls: list[int]) -> None:
+    device = Device(lambda rows: row_s * rows)
+    assert smallest(device.rates(), EFFICIENT_SHARE) == 1
+    assert device.calls == calls
+    assert device.now - row_s <= BUDGET_S == 2.0  # the first call is not counted
 
 
-def test_where_nothing_can_be_called_nothing_is_best() -> None:
-    assert Device(gpu, memory=0).measured() is None
+def test_loading_libraries_in_the_first_call_costs_no_budget() -> None:
+    device = Device(growing, slower=lambda i: 1000.0 if i == 1 else 1.0)
+    assert device.limit() == 128
 
 
-def test_a_networks_measurement_calls_it_with_so_many_rows() -> None:
+def test_a_device_that_computes_nothing_has_no_rates() -> None:
+    assert Device(gpu, memory=0).limit() is None
+
+
+def test_the_network_is_called_with_so_many_rows() -> None:
     network = ToyNetwork(alpha_bar("linear", 100))
-    measurement = of_network(Stepper(network, network.alpha_bar, "v", max_rows=8), most=8)
-    while measurement.advance():
-        pass
+    rates = measure(network_call(Stepper(network, network.alpha_bar, "v", max_rows=8)), 8)
     sizes = [len(call.t) for call in network.calls]
-    assert sizes[:4] == [1, 1, 2, 2]
-    assert set(sizes) <= {1, 2, 4, 8}
-    assert measurement.smallest(GOOD_ENOUGH) in measurement.fastest.keys() == set(sizes)
+    assert sizes[:7] == [1, 1, 1, 1, 2, 2, 2]
+    assert set(sizes) == rates.keys() <= {1, 2, 4, 8}
     assert {(t, keep) for call in network.calls for t, keep in zip(call.t, call.keep, strict=True)} == {(99, True)}
 
 
@@ -141,18 +149,19 @@ def test_a_networks_measurement_calls_it_with_so_many_rows() -> None:
     ("rows", "sizes"), [(1, [1]), (3, [1, 2, 3]), (8, [1, 2, 4, 8]), (32, [1, 2, 4, 8, 16, 24, 32])]
 )
 def test_a_gpus_calls_have_one_of_a_few_sizes_and_a_cpus_any(rows: int, sizes: list[int]) -> None:
-    assert fixed_sizes(rows, torch.device("cuda:1")) == sizes
-    assert fixed_sizes(rows, torch.device("cpu")) is None
+    assert padded_sizes(rows, torch.device("cuda:1")) == sizes
+    assert padded_sizes(rows, torch.device("cpu")) is None
 
 
-# --- in a worker ---
+# In a worker.
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    """What a worker's model is measured on: 32 rows are its best size."""
-    one = Device(lambda rows: 0.001 * max(32, rows) - AROUND_S)
-    monkeypatch.setattr(service.worker.batch_size, "of_network", lambda stepper, most: one.measurement(most))
+    """Stands in for every network: 32 rows are its best size."""
+    one = Device(lambda rows: 0.001 * max(32, rows) - OVERHEAD_S)
+    monkeypatch.setattr(batch_size, "network_call", lambda stepper: one.call)
+    monkeypatch.setattr(batch_size, "measure", lambda call, max_rows: measure(call, max_rows, one.clock))
     return one
 
 
@@ -161,112 +170,50 @@ def unset(settings: Settings) -> Settings:
     return settings.model_copy(update={"batch_pictures": None, "batch_rows": None})
 
 
-@pytest.fixture
-def runner(connection: Redis, unset: Settings) -> Runner:
-    one = Runner(connection, unset, "w1")
-    one.lane()
-    return one
+def stepper() -> Stepper:
+    network = ToyNetwork(alpha_bar("linear", 100))
+    return Stepper(network, network.alpha_bar, "v")
 
 
-SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
-CALLS = [*(size for size in SIZES for _ in range(2)), *SIZES, *SIZES]
+def test_a_worker_that_is_built_has_measured_its_model(device: Device, connection: Redis, unset: Settings) -> None:
+    worker = build(unset, connection)
+    assert set(device.calls) == {1, 2, 4, 8, 16, 32, 64, 128}
+    (model,) = worker.runner.models
+    assert (model.engine.max_pictures, model.stepper.max_rows, model.engine.efficient_rows) == (32, 32, 32)
+    assert model.stepper.pad_to == []
 
 
-def limits(lane: Lane) -> tuple[int, int, int | None]:
-    assert isinstance(lane.stepper, Stepper)
-    assert lane.stepper.pad_to == []
-    return lane.engine.max_pictures, lane.stepper.max_rows, lane.engine.few
-
-
-def test_an_idle_worker_makes_a_call_a_turn_and_takes_what_it_finds(device: Device, runner: Runner) -> None:
-    lane = runner.lane()
-    assert limits(lane) == (FEWEST, 256, None)
-    for turns in range(1, len(CALLS) + 1):
-        runner.turn()
-        assert len(device.calls) == turns
-        assert runner.measuring
-    runner.turn()
-    assert not runner.measuring
-    assert device.calls == CALLS
-    assert limits(lane) == (32, 32, 32)
-
-
-def test_a_limit_that_is_measured_is_not_below_the_fewest(device: Device, runner: Runner) -> None:
+def test_the_limit_is_never_below_the_minimum(device: Device, unset: Settings) -> None:
     device.cost = lambda rows: proportional(max(4, rows))
-    while runner.measuring:
-        runner.turn()
-    assert limits(runner.lane()) == (FEWEST, FEWEST, 4)
-
-
-def test_small_jobs_are_not_held_up_and_a_full_batch_is(
-    device: Device, runner: Runner, connection: Redis, unset: Settings
-) -> None:
-    store, lane = JobStore(connection, unset), runner.lane()
-    small, large = new_job(unset, steps=4, pictures=FEWEST - 2), new_job(unset, steps=40, pictures=FEWEST + 4)
-    store.create(small)
-    runner.run(small.id)
-    assert device.calls == []
-    store.create(large)
-    for _ in range(len(CALLS) + 1):
-        runner.turn()
-        assert len(lane.claims) == FEWEST
-    assert device.calls == CALLS
-    assert limits(lane) == (32, 32, 32)
-    runner.run(large.id)
-    assert store.statuses([small.id, large.id]) == {small.id: "finished", large.id: "finished"}
-
-
-def test_it_is_done_once_for_the_same_weights(device: Device, runner: Runner) -> None:
-    while runner.measuring:
-        runner.turn()
-    old = runner.lane()
-    runner.lanes.clear()
-    lane = runner.lane()
-    assert lane is not old
-    assert not runner.measuring
-    assert limits(lane) == (32, 32, 32)
-    runner.lane("other")
-    assert runner.measuring
+    assert choose(unset, stepper()) == BatchSizes(MIN_PICTURES, MIN_PICTURES, 4)
+    device.memory = 0
+    assert choose(unset, stepper()) == BatchSizes(MIN_PICTURES, MIN_PICTURES, None)
 
 
 @pytest.mark.parametrize(
-    ("pictures", "rows", "expected"), [(6, None, (6, 32, 32)), (None, 2, (FEWEST, 2, 2)), (6, 9, (6, 9, None))]
+    ("pictures", "rows", "expected"),
+    [(6, None, BatchSizes(6, 32, 32)), (None, 2, BatchSizes(MIN_PICTURES, 2, 2)), (6, 9, BatchSizes(6, 9))],
 )
-def test_what_is_set_is_not_measured(
-    device: Device, connection: Redis, unset: Settings, pictures: int | None, rows: int | None,
-    expected: tuple[int, int, int | None],
-) -> None:  # fmt: skip
+def test_sizes_that_are_set_are_not_measured(
+    device: Device, unset: Settings, pictures: int | None, rows: int | None, expected: BatchSizes
+) -> None:
     given = unset.model_copy(update={"batch_pictures": pictures, "batch_rows": rows})
-    runner = Runner(connection, given, "w1")
-    lane = runner.lane()
-    while runner.measuring:
-        runner.turn()
-    assert limits(lane) == expected
+    assert choose(given, stepper()) == expected
     assert max(device.calls, default=0) <= (rows or 128)
     assert bool(device.calls) == (pictures is None or rows is None)
 
 
-def test_where_no_call_succeeds_the_batch_stays_as_it_is(device: Device, runner: Runner) -> None:
-    device.memory = 0
-    runner.turn()
-    runner.turn()
-    assert not runner.measuring
-    assert limits(runner.lane()) == (FEWEST, FEWEST, None)
-
-
-def test_a_worker_that_measures_takes_a_job_that_comes(
-    device: Device, runner: Runner, connection: Redis, unset: Settings
+def test_networks_of_one_shape_are_measured_once(
+    device: Device, connection: Redis, unset: Settings, tmp_path: Path
 ) -> None:
-    worker, job = PictureWorker(runner, connection, unset), new_job(unset, steps=1, pictures=2)
-
-    def slower(call: int) -> float:
-        if call == 5:
-            JobStore(connection, unset).create(job)
-        return 1.0
-
-    device.slower = slower
-    found = worker.dequeue_job_and_maintain_ttl(1)
-    assert found is not None
-    assert list(found[0].args) == [job.id]
-    assert device.calls == CALLS[:5]
-    assert runner.measuring
+    publish_toys(tmp_path / "models")
+    publish_toy_denoiser(tmp_path / "models", "placed", 3, positions=True)
+    loader = Runner(connection, unset.model_copy(update={"storage": tmp_path / "models"}), "w1").models.loader
+    first = loader.load("toy", None)
+    assert device.calls
+    device.calls.clear()
+    again = [loader.load(name, None) for name in ("toy", "other")]
+    assert device.calls == []
+    assert {(one.max_pictures, one.stepper.max_rows) for one in (first, *again)} == {(32, 32)}
+    loader.load("placed", None)
+    assert device.calls

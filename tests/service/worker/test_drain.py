@@ -107,22 +107,22 @@ def test_a_draining_worker_finishes_what_fits_and_leaves_the_rest_at_once(
 ) -> None:
     patient = settings.model_copy(update={"lease_s": 600.0})  # longer than the test may take
     store, runner, other = JobStore(connection, patient), *(Runner(connection, patient, name) for name in "ab")
-    runner.lane()
+    runner.models.load()
     short, long, late = (new_job(settings, steps=steps, pictures=2) for steps in (5, 900, 5))
     store.create(short)
     store.create(long)
-    runner.turn()
+    runner.run_once()
     store.create(late)
-    runner.turn_s = 1.0  # as measured on a slower network
+    runner.iteration_s = 1.0  # as measured on a slower network
     runner.stop(within_s=60)
     runner.run(short.id)
     runner.drain()
-    assert not runner.busy
+    assert not runner.models.busy
     assert store.statuses([short.id, long.id, late.id]) == {short.id: "finished", long.id: "running", late.id: "queued"}
     assert store.done_indices(long.id) == set()
     pending: Any = connection.xpending_range(stream_key(long.digest), GROUP, "-", "+", 9)
     assert [one["times_delivered"] for one in pending] == [0, 0]  # as if never delivered
-    other.lane()
+    other.models.load()
     other.run(long.id)  # it waits for no lease to be over
     other.run(late.id)
     assert set(store.statuses([long.id, late.id]).values()) == {"finished"}
@@ -131,14 +131,14 @@ def test_a_draining_worker_finishes_what_fits_and_leaves_the_rest_at_once(
 @pytest.mark.parametrize("within_s", [0.0, -1.0])
 def test_without_time_everything_is_left(settings: Settings, connection: Redis, within_s: float) -> None:
     store, runner = JobStore(connection, settings), Runner(connection, settings, "a")
-    runner.lane()
+    runner.models.load()
     job = new_job(settings, steps=2, pictures=2)
     store.create(job)
-    runner.turn()
-    assert runner.busy
+    runner.run_once()
+    assert runner.models.busy
     runner.stop(within_s)
     runner.drain()
-    assert not runner.busy
+    assert not runner.models.busy
     assert store.done_indices(job.id) == set()
 
 

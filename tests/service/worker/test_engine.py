@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from service.contract.records import Picture
-from service.worker.engine import DeviceLost, Engine, Made, Outcome, Unmade
+from service.worker.engine import DeviceLost, Engine, Failed, Finished, Outcome
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
@@ -50,9 +50,9 @@ def network() -> ToyNetwork:
     return ToyNetwork(AB, image_shape=(3, 8, 8))
 
 
-def engine(net: ToyNetwork | None = None, *, max_pictures: int = 8, few: int | None = None) -> Engine:
+def engine(net: ToyNetwork | None = None, *, max_pictures: int = 8, efficient_rows: int | None = None) -> Engine:
     stepper = FaultyStepper(net or network(), AB, "v")
-    return Engine(stepper, Vocabulary(NAMES), ToyJudge(), max_pictures=max_pictures, few=few)
+    return Engine(stepper, Vocabulary(NAMES), ToyJudge(), max_pictures=max_pictures, efficient_rows=efficient_rows)
 
 
 def picture(
@@ -71,7 +71,7 @@ def run(one: Engine) -> list[Outcome]:
 
 
 def pixels(outcome: Outcome) -> np.ndarray:
-    assert isinstance(outcome, Made)
+    assert isinstance(outcome, Finished)
     return np.asarray(Image.open(io.BytesIO(outcome.png)), dtype=np.int16)
 
 
@@ -98,8 +98,8 @@ def test_a_picture_is_the_same_alone_and_in_company_that_joins_at_any_step() -> 
     assert {outcome.picture.key for outcome in outcomes} == set(alone)
     for outcome in outcomes:
         expected = alone[outcome.picture.key]
-        assert isinstance(outcome, Made)
-        assert isinstance(expected, Made)
+        assert isinstance(outcome, Finished)
+        assert isinstance(expected, Finished)
         assert np.abs(pixels(outcome) - pixels(expected)).max() <= 1
         assert outcome.verdict.probabilities == pytest.approx(expected.verdict.probabilities, abs=1e-4)
 
@@ -123,7 +123,7 @@ def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> No
     undisturbed.admit(large)
     expected = {outcome.picture.key: outcome for outcome in run(undisturbed)}
     net = network()
-    shared = engine(net, few=2)
+    shared = engine(net, efficient_rows=2)
     shared.admit(large)
     shared.step()
     shared.admit([picture(9, job="b"), picture(9, job="c")])  # one network row, six steps
@@ -132,7 +132,7 @@ def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> No
     assert [outcome.picture.job for outcome in outcomes] == ["b", "c", *"aaaa"]
     for outcome in outcomes[2:]:
         assert np.abs(pixels(outcome) - pixels(expected[outcome.picture.key])).max() <= 1
-    strips = [outcome.strip for outcome in (outcomes[2], expected["a", 0]) if isinstance(outcome, Made)]
+    strips = [outcome.trajectory for outcome in (outcomes[2], expected["a", 0]) if isinstance(outcome, Finished)]
     with (
         Image.open(io.BytesIO(strips[0] or b"")) as strip,
         Image.open(io.BytesIO(strips[1] or b"")) as undisturbed_strip,
@@ -142,18 +142,18 @@ def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> No
 
 def test_a_job_that_is_cancelled_while_it_waits_holds_up_nobody() -> None:
     net = network()
-    one = engine(net, few=1)
+    one = engine(net, efficient_rows=1)
     one.admit([picture(i, job="large") for i in range(4)] + [picture(0, job="small")])
     one.step()
     one.drop(lambda picture: picture.job == "large")
     (made,) = run(one)
     assert (made.picture.job, [len(call.t) for call in net.calls]) == ("small", [1] * 6)
-    assert one._since == {}
+    assert one._joined_at == {}
 
 
 def test_a_job_that_gets_on_all_the_time_earns_no_right_of_way() -> None:
     net = network()
-    one = engine(net, few=1)
+    one = engine(net, efficient_rows=1)
     for i in range(40):  # there are always some of it in the batch
         one.admit([picture(i, job="large", options=SamplingOptions(steps=4))])
         for _ in range(3):
@@ -164,12 +164,12 @@ def test_a_job_that_gets_on_all_the_time_earns_no_right_of_way() -> None:
 
 
 def test_pictures_that_wait_are_not_suspected_of_what_fails() -> None:
-    one = engine(few=1)
+    one = engine(efficient_rows=1)
     one.stepper.poison = torch.tensor([1.0, 0.0, 0.0, 0.0])  # type: ignore[attr-defined]
     one.admit([picture(i, job="large", labels=NAMES[1:2], options=SamplingOptions(steps=9)) for i in range(2)])
     one.admit([picture(7, job="small")])
-    failed, *made = sorted(run(one), key=lambda outcome: isinstance(outcome, Made))
-    assert isinstance(failed, Unmade)
+    failed, *made = sorted(run(one), key=lambda outcome: isinstance(outcome, Finished))
+    assert isinstance(failed, Failed)
     assert (failed.picture.job, [outcome.picture.job for outcome in made]) == ("small", ["large", "large"])
 
 
@@ -177,7 +177,7 @@ def test_a_verdict_is_of_its_own_picture() -> None:
     one = engine()
     one.admit([picture(0, labels=NAMES[:2]), picture(1, job="b", labels=NAMES[2:])])
     for outcome in run(one):
-        assert isinstance(outcome, Made)
+        assert isinstance(outcome, Finished)
         verdict = outcome.verdict
         assert (verdict.index, verdict.labels, verdict.seed) == (
             outcome.picture.index,
@@ -220,11 +220,11 @@ def test_a_picture_that_breaks_the_batch_fails_alone() -> None:
     one.stepper.poison = torch.tensor([0.0, 1.0, 0.0, 0.0])
     one.admit([picture(0), picture(1, job="b", labels=NAMES[1:2]), picture(2, job="c")])
     outcomes = {outcome.picture.job: outcome for outcome in run(one)}
-    assert outcomes["b"] == Unmade(picture(1, job="b", labels=NAMES[1:2]), "RuntimeError: poison")
+    assert outcomes["b"] == Failed(picture(1, job="b", labels=NAMES[1:2]), "RuntimeError: poison")
     lonely = engine()
     lonely.admit([picture(0)])
     assert outcomes["a"] == run(lonely)[0]
-    assert isinstance(outcomes["c"], Made)
+    assert isinstance(outcomes["c"], Finished)
     assert one.room == one.max_pictures
 
 
@@ -277,7 +277,7 @@ def test_a_picture_that_a_device_refuses_and_outlives_fails_alone(monkeypatch: p
     one = engine()
     one.admit([picture(0), picture(1)])
     monkeypatch.setattr(one.stepper, "step", fail)
-    assert {outcome.picture.index for outcome in run(one) if isinstance(outcome, Unmade)} == {0, 1}
+    assert {outcome.picture.index for outcome in run(one) if isinstance(outcome, Failed)} == {0, 1}
 
 
 def test_a_picture_that_cannot_begin_is_reported() -> None:
@@ -285,9 +285,9 @@ def test_a_picture_that_cannot_begin_is_reported() -> None:
     one.admit([picture(0, labels=["pink cube"]), picture(1)])
     assert one.busy
     outcomes = run(one)
-    assert isinstance(outcomes[0], Unmade)
+    assert isinstance(outcomes[0], Failed)
     assert "pink cube" in outcomes[0].reason
-    assert isinstance(outcomes[1], Made)
+    assert isinstance(outcomes[1], Finished)
 
 
 def test_a_dropped_picture_that_could_not_begin_is_not_reported() -> None:
@@ -306,8 +306,8 @@ def test_numbers_that_are_not_finite_fail_their_picture_only() -> None:
     row = next(row for p, row in one._batch.values() if p.job == "a")
     row.x = torch.full_like(row.x, torch.nan)
     outcomes = {outcome.picture.job: outcome for outcome in run(one)}
-    assert isinstance(outcomes["a"], Unmade)
-    assert isinstance(outcomes["b"], Made)
+    assert isinstance(outcomes["a"], Failed)
+    assert isinstance(outcomes["b"], Finished)
 
 
 def test_an_evaluator_that_knows_fewer_labels_is_refused() -> None:

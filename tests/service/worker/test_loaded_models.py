@@ -15,7 +15,7 @@ from service.settings import Settings
 from service.store.jobs import JobStore, new_id
 from service.store.keys import job_key
 from service.worker.checkpoint_cache import CheckpointCache
-from service.worker.loaded_models import Lane
+from service.worker.loaded_models import LoadedModel
 from service.worker.runner import Runner
 from shared import storage as files
 from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
@@ -67,7 +67,7 @@ def turn_until(runner: Runner, condition: Callable[[], object]) -> None:
     for _ in range(MANY_TURNS):
         if condition():
             return
-        runner.turn()
+        runner.run_once()
         time.sleep(0.002)
     raise AssertionError("it did not come to pass")
 
@@ -76,18 +76,18 @@ def test_what_was_begun_and_accepted_is_made_with_the_old_weights(
     connection: Redis, own: Settings, folder: Path, store: JobStore, create: Callable[..., JobRecord]
 ) -> None:
     old, runner = toy(folder), Runner(connection, own, "w1")
-    lane = runner.lane()
+    lane = runner.models.load()
     undisturbed = create(old)
     runner.run(undisturbed.id)
     begun = create(old)
-    runner.turn(lane)
+    runner.run_once(lane)
     new = publish_toy_denoiser(folder, "toy", 5)
     accepted, fresh = create(old), create(new)
     for job in (begun, fresh, accepted):
         runner.run(job.id)
     made = [store.pngs(job.id, range(2)) for job in (undisturbed, begun, accepted, fresh)]
     assert made[0] == made[1] == made[2] != made[3]
-    assert {lane.digest for lane in runner.lanes.values()} == {old.digest, new.digest}
+    assert {lane.digest for lane in runner.models} == {old.digest, new.digest}
 
 
 @pytest.mark.parametrize("change", ["replaced", "damaged", "gone"])
@@ -109,19 +109,19 @@ def test_a_worker_that_starts_anew_still_makes_what_was_accepted(
 
 def test_a_promoted_model_is_loaded_before_anybody_asks_for_it(connection: Redis, own: Settings, folder: Path) -> None:
     runner = Runner(connection, own, "w1")
-    runner.lane()
+    runner.models.load()
     promote(folder, "other")
-    turn_until(runner, lambda: len(runner.lanes) == 2)
-    assert runner.promoted == read_info(folder / "other.safetensors").digest
+    turn_until(runner, lambda: len(list(runner.models)) == 2)
+    assert runner.models.promoted == read_info(folder / "other.safetensors").digest
     new = publish_toy_denoiser(folder, "other", 6)
-    turn_until(runner, lambda: runner.promoted == new.digest and new.digest in runner.lanes)
+    turn_until(runner, lambda: runner.models.promoted == new.digest and runner.models.get(new.digest))
 
 
 def test_a_promoted_model_that_is_damaged_is_complained_of_once(
     connection: Redis, own: Settings, folder: Path, create: Callable[..., JobRecord], caplog: pytest.LogCaptureFixture
 ) -> None:
     old, runner = toy(folder), Runner(connection, own, "w1")
-    runner.lane()
+    runner.models.load()
     content = bytearray((folder / "other.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / "other.safetensors").write_bytes(content)
@@ -139,7 +139,7 @@ def test_a_padded_networks_pictures_are_judged_without_their_borders(
 ) -> None:
     runner = Runner(connection, own, "w1")
     padded = publish_toy_denoiser(folder, "padded", 5, aspect=4 / 3)
-    judges = [runner.loader.load(name, None).engine.judge for name in ("toy", padded.name)]
+    judges = [runner.models.loader.load(name, None).engine.judge for name in ("toy", padded.name)]
     assert judges == [runner.judge, JudgeInside(runner.judge, 4 / 3)]
 
 
@@ -147,16 +147,16 @@ def test_unused_models_are_let_go_but_never_one_with_pictures_in_work(
     connection: Redis, own: Settings, folder: Path, create: Callable[..., JobRecord]
 ) -> None:
     runner = Runner(connection, own.model_copy(update={"idle_model_s": 0.0}), "w1")
-    promoted = runner.lane()
-    other = runner.lane("other")
+    promoted = runner.models.load()
+    other = runner.models.load("other")
     create(read_info(folder / "other.safetensors"), steps=30)
-    runner.turn(other)
+    runner.run_once(other)
     for _ in range(20):
-        runner.turn()
+        runner.run_once()
     assert other.engine.busy
-    assert set(runner.lanes) == {promoted.digest, other.digest}
-    turn_until(runner, lambda: other.digest not in runner.lanes)
-    assert set(runner.lanes) == {promoted.digest}
+    assert {model.digest for model in runner.models} == {promoted.digest, other.digest}
+    turn_until(runner, lambda: runner.models.get(other.digest) is None)
+    assert {model.digest for model in runner.models} == {promoted.digest}
 
 
 def test_pictures_in_work_go_on_while_another_model_loads(
@@ -164,18 +164,18 @@ def test_pictures_in_work_go_on_while_another_model_loads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     runner = Runner(connection, own, "w1")
-    lane = runner.lane()
+    lane = runner.models.load()
     first, second = create(toy(folder)), create(read_info(folder / "other.safetensors"))
-    runner.turn(lane)
-    load = runner.loader.load
+    runner.run_once(lane)
+    load = runner.models.loader.load
 
-    def slow_load(name: str | None, digest: str | None) -> Lane:
+    def slow_load(name: str | None, digest: str | None) -> LoadedModel:
         assert threading.current_thread() is not threading.main_thread()
         while store.is_open(first.id):  # would never end if the batch waited for us
             time.sleep(0.002)
         return load(name, digest)
 
-    monkeypatch.setattr(runner.loader, "load", slow_load)
+    monkeypatch.setattr(runner.models.loader, "load", slow_load)
     runner.run(second.id)
     assert list(store.statuses([first.id, second.id]).values()) == ["finished", "finished"]
 
@@ -230,8 +230,8 @@ def test_what_went_bad_in_the_cache_is_fetched_again(
     kept.write_bytes(content)
     runner = Runner(connection, own, "w1")
     with pytest.raises(CheckpointError, match="do not match"):
-        runner.lane()
-    assert runner.lane().name == "toy"
+        runner.models.load()
+    assert runner.models.load().name == "toy"
 
 
 def test_the_same_weights_with_another_configuration_are_fetched_again(cache: CheckpointCache, folder: Path) -> None:

@@ -17,8 +17,9 @@ from service.settings import Settings
 from service.store.jobs import JobStore, new_id, read_verdicts
 from service.store.keys import job_key, png_key, verdicts_key
 from service.worker.engine import DeviceLost
+from service.worker.loaded_models import LoadedModel
 from service.worker.process import PictureWorker
-from service.worker.runner import Lane, Rate, Runner
+from service.worker.runner import Rate, Runner
 from shared.checkpoint import read_info
 from shared.diffusion.denoise import Row, sample
 from shared.diffusion.model import load_denoiser
@@ -40,7 +41,7 @@ def store(connection: Redis, settings: Settings) -> JobStore:
 @pytest.fixture
 def runner(connection: Redis, settings: Settings) -> Runner:
     one = Runner(connection, settings, "w1")
-    one.lane()
+    one.models.load()
     return one
 
 
@@ -77,7 +78,7 @@ def create(store: JobStore, settings: Settings) -> Callable[..., JobRecord]:
 class Counting:
     """A stepper that remembers how many pictures each of its steps had."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: LoadedModel) -> None:
         self.inner, self.batches = lane.engine.stepper, list[int]()
         lane.engine.stepper = self
 
@@ -169,7 +170,7 @@ def test_a_repeat_gives_the_pictures_of_a_request_with_the_next_seed(
 
 
 def test_two_requests_share_a_batch(runner: Runner, store: JobStore, create: Callable[..., JobRecord]) -> None:
-    counting = Counting(runner.lane())
+    counting = Counting(runner.models.load())
     first, second = create(), create(LISTS[:2], options=SamplingOptions(steps=6, guidance=1.0))
     runner.run(first.id)
     assert status(store, first) == "finished"
@@ -180,13 +181,13 @@ def test_two_requests_share_a_batch(runner: Runner, store: JobStore, create: Cal
 
 
 def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create: Callable[..., JobRecord]) -> None:
-    lane = runner.lane()
+    lane = runner.models.load()
     counting = Counting(lane)
     first = create()
-    runner.turn()
+    runner.run_once()
     second = create(LISTS[:1])
-    while runner.busy:
-        runner.turn()
+    while runner.models.busy:
+        runner.run_once()
     assert counting.batches == [3, 4, 4, 4, 1]
     assert [status(store, job) for job in (first, second)] == ["finished", "finished"]
 
@@ -194,7 +195,7 @@ def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create
 def test_the_batch_is_bounded_and_what_is_left_follows(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], settings: Settings
 ) -> None:
-    counting = Counting(runner.lane())
+    counting = Counting(runner.models.load())
     job = create(LISTS * 4)
     runner.run(job.id)
     assert status(store, job) == "finished"
@@ -231,21 +232,21 @@ def test_a_job_whose_last_picture_was_a_dying_workers_is_finished_by_the_one_tha
 ) -> None:
     job = create()
     maker = Runner(connection, settings, "w2")
-    maker.lane()
-    maker.turn()  # has all pictures
+    maker.models.load()
+    maker.run_once()  # has all pictures
 
-    turn, turns = runner.turn, iter(range(100))
+    run_once, iterations = runner.run_once, iter(range(100))
 
-    def turn_of_both(lane: Lane, job_id: str) -> bool:
-        assert next(turns, None) is not None, "it waits for ever"
-        if maker.busy:
+    def run_both(lane: LoadedModel, job_id: str) -> bool:
+        assert next(iterations, None) is not None, "it waits for ever"
+        if maker.models.busy:
             with contextlib.suppress(SystemExit):
-                maker.turn()
-        return turn(lane, job_id)
+                maker.run_once()
+        return run_once(lane, job_id)
 
-    monkeypatch.setattr("service.worker.runner.LOOK_S", 0.1)
+    monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 0.1)
     monkeypatch.setattr(maker, "_complete", die)
-    monkeypatch.setattr(runner, "turn", turn_of_both)
+    monkeypatch.setattr(runner, "run_once", run_both)
     runner.run(job.id)
     assert status(store, job) == "finished"
 
@@ -257,12 +258,12 @@ def test_a_worker_fails_the_job_it_is_at_when_that_is_overdue(
     store: JobStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.worker.runner.LOOK_S", 0)
+    monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 0)
     job = create()
     connection.hset(job_key(job.id), "overdue_at", connection.time()[0])
     runner.run(job.id)
     assert status(store, job) == "failed"
-    assert not runner.busy
+    assert not runner.models.busy
 
 
 def test_a_job_whose_result_cannot_be_composed_fails(
@@ -270,7 +271,7 @@ def test_a_job_whose_result_cannot_be_composed_fails(
 ) -> None:
     job = create(LISTS * 3)  # more than a batch, so that the first pictures are read again for the grid
     while not store.done_indices(job.id):
-        runner.turn()
+        runner.run_once()
     connection.hset(png_key(job.id), "0", b"no PNG")
     runner.run(job.id)
     assert status(store, job) == "failed"
@@ -283,9 +284,9 @@ def test_a_dead_workers_pictures_are_made_by_another_and_are_the_same(
     runner.run(undisturbed.id)
     job = create()
     dead = Runner(connection, settings, "w2")
-    lane = dead.lane()
+    lane = dead.models.load()
     for _ in range(2):
-        dead.turn()
+        dead.run_once()
     assert len(lane.claims) == 3
     runner.run(job.id)  # waits until the lease is over
     assert status(store, job) == "finished"
@@ -297,13 +298,13 @@ def test_a_worker_that_wakes_up_after_its_lease_changes_nothing(
 ) -> None:
     job = create()
     paused = Runner(connection, settings, "w2")
-    lane = paused.lane()
-    paused.turn()
+    lane = paused.models.load()
+    paused.run_once()
     runner.run(job.id)
     before = connection.hgetall(job_key(job.id)), connection.hgetall(png_key(job.id))
-    paused.keep_claims()
-    while paused.busy:
-        paused.turn()
+    paused.renew_claims()
+    while paused.models.busy:
+        paused.run_once()
     assert (connection.hgetall(job_key(job.id)), connection.hgetall(png_key(job.id))) == before
     assert connection.xlen(lane.stream.key) == 0
 
@@ -314,12 +315,12 @@ def test_a_worker_that_stops_gives_its_pictures_back(
     patient = settings.model_copy(update={"lease_s": 200.0})  # longer than the test may take
     job = create()
     stopping, other = Runner(connection, patient, "w2"), Runner(connection, patient, "w3")
-    stopping.lane()
-    stopping.turn()
+    stopping.models.load()
+    stopping.run_once()
     stopping.stopping = True
     stopping.run(job.id)
-    stopping.give_back()
-    assert not stopping.busy
+    stopping.release_claims()
+    assert not stopping.models.busy
     assert connection.llen(store.queue.key) == 2
     begun = time.monotonic()
     other.run(job.id)
@@ -330,26 +331,26 @@ def test_a_worker_that_stops_gives_its_pictures_back(
 def test_a_job_ended_elsewhere_leaves_the_batch(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
 ) -> None:
-    lane = runner.lane()
+    lane = runner.models.load()
     long = SamplingOptions(steps=1000)
     ended, other = create(options=long), create(LISTS[:1], options=SamplingOptions(steps=200))
-    runner.turn()
+    runner.run_once()
     store.fail(ended.id, "cancelled")
     runner.run(other.id)
     assert status(store, other) == "finished"
-    assert not runner.busy
+    assert not runner.models.busy
     assert connection.xlen(lane.stream.key) == 0
 
 
 def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_as_ever(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
 ) -> None:
-    lane = runner.lane()
+    lane = runner.models.load()
     undisturbed = create(LISTS[:2])
     runner.run(undisturbed.id)
     counting = Counting(lane)
     cancelled, other = create(options=SamplingOptions(steps=1000)), create(LISTS[:2])
-    runner.turn()
+    runner.run_once()
     assert store.cancel(cancelled.id)
     runner.run(other.id)
     assert counting.batches == [5, 2, 2, 2]
@@ -361,7 +362,7 @@ def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_as
 def test_what_a_cancelled_job_left_in_the_queue_keeps_no_places(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord]
 ) -> None:
-    counting = Counting(runner.lane())
+    counting = Counting(runner.models.load())
     cancelled, other = create(LISTS * 10), create(LISTS)
     store.cancel(cancelled.id)
     runner.run(other.id)
@@ -373,19 +374,19 @@ def test_of_a_job_whose_pictures_were_made_beside_anothers_rq_keeps_nothing(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
 ) -> None:
     taken, beside = create(), create()
-    worker = PictureWorker(runner, connection, settings)
-    found = worker._next_job(None)
+    worker = PictureWorker(runner)
+    found = worker.next_job(None)
     assert found is not None
     assert found[0].args == [taken.id]
     runner.run(taken.id)
     assert [status(store, job) for job in (taken, beside)] == ["finished", "finished"]
-    assert worker._next_job(None) is None
+    assert worker.next_job(None) is None
     assert connection.keys("rq:job:*") == [found[0].key.encode()]  # which its worker is yet to end
 
 
 def test_a_worker_measures_its_rate_over_the_time_it_works(runner: Runner, create: Callable[..., JobRecord]) -> None:
     assert runner.rate.per_s == 0.0
-    runner.turn()  # waits for pictures, in vain
+    runner.run_once()  # waits for pictures, in vain
     assert runner.rate.seconds < 0.1
     begun = time.monotonic()
     runner.run(create().id)
@@ -414,13 +415,13 @@ def test_a_poison_picture_fails_its_job_only(
                 raise RuntimeError("poison")
             super().step(rows)
 
-    Poisoned(runner.lane())
+    Poisoned(runner.models.load())
     runner.run(bad.id)
     runner.run(good.id)
     assert status(store, good) == "finished"
     assert status(store, bad) == "failed"
     assert connection.hget(job_key(bad.id), "error") == b"picture 0: RuntimeError: poison"
-    assert connection.xlen(runner.lane().stream.key) == 0
+    assert connection.xlen(runner.models.load().stream.key) == 0
 
 
 @pytest.mark.parametrize("where", ["new_row", "step"])
@@ -438,22 +439,22 @@ def test_where_the_device_fails_the_worker_ends_and_fails_no_job(
     def fail(*_: object) -> None:
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(runner.lane().stepper, where, fail)
+    monkeypatch.setattr(runner.models.load().stepper, where, fail)
     monkeypatch.setattr("service.worker.engine.lost", lambda error, device: True)
     monkeypatch.setattr("service.worker.runner.end_process", ended.append)
     with pytest.raises(DeviceLost):
         runner.run(job.id)
     assert ended == [70]
     assert status(store, job) == "running"
-    stream = runner.lane().stream
+    stream = runner.models.load().stream
     assert connection.xpending(stream.key, "workers")["pending"] == 3  # which others take over
 
 
 def test_a_model_whose_labels_the_evaluator_does_not_know_fails_its_job(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
 ) -> None:
-    runner.lane()
-    runner.loader.judge = Evaluator(Vocabulary(ICLEVR.names[1:])).freeze()
+    runner.models.load()
+    runner.models.loader.judge = Evaluator(Vocabulary(ICLEVR.names[1:])).freeze()
     job = create(model="other")
     runner.run(job.id)
     assert status(store, job) == "failed"
@@ -480,7 +481,7 @@ def test_a_picture_that_kills_workers_fails_its_job_only(
     deaths = 0
     for name in itertools.count():
         runner = Runner(connection, quick, f"w{name}")
-        Deadly(runner.lane())
+        Deadly(runner.models.load())
         try:
             runner.run(bad.id)
             runner.run(good.id)
@@ -491,18 +492,18 @@ def test_a_picture_that_kills_workers_fails_its_job_only(
     assert deaths == 3
     assert [status(store, job) for job in (good, bad)] == ["finished", "failed"]
     reason = connection.hget(job_key(bad.id), "error")
-    assert reason == b"workers died 3 times while picture 0 was in work"
+    assert reason == b"workers died 3 times while picture 0 was in progress"
 
 
 def test_each_model_has_a_batch_of_its_own(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], settings: Settings
 ) -> None:
     one, other = create(), create(model="other")
-    runner.turn()
+    runner.run_once()
     runner.run(other.id)
     runner.run(one.id)
     assert [status(store, job) for job in (one, other)] == ["finished", "finished"]
-    assert {lane.name for lane in runner.lanes.values()} == {"toy", "other"}
+    assert {lane.name for lane in runner.models} == {"toy", "other"}
     assert store.pngs(one.id, range(3)) != store.pngs(other.id, range(3))
 
 
@@ -510,9 +511,9 @@ def test_no_more_models_stay_loaded_than_the_settings_say(
     connection: Redis, settings: Settings, create: Callable[..., JobRecord]
 ) -> None:
     runner = Runner(connection, settings.model_copy(update={"loaded_models": 1}), "w1")
-    runner.lane()
+    runner.models.load()
     runner.run(create(model="other").id)
-    assert [lane.name for lane in runner.lanes.values()] == ["other"]
+    assert [lane.name for lane in runner.models] == ["other"]
 
 
 @pytest.mark.parametrize(("model", "words"), [("toy", "no longer the checkpoint"), ("gone", "no such denoiser")])

@@ -17,7 +17,7 @@ from service.contract.records import MAX_STAGES, JobRecord, Picture
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.store.keys import png_key
-from service.worker.engine import Made
+from service.worker.engine import Finished
 from service.worker.runner import Runner
 from service.worker.trajectory import stages
 from shared.checkpoint import read_info
@@ -141,12 +141,12 @@ def test_a_strip_outlives_its_worker(
     worker.run(undisturbed.id)
     job = create("b")
     other = Runner(connection, settings, "w2")
-    lane = other.lane()
+    lane = other.models.load()
     for _ in range(3):
-        other.turn(lane)
+        other.run_once(lane)
     assert lane.engine.busy
     if way == "gives its pictures back":
-        other.give_back()
+        other.release_claims()
     worker.run(job.id)  # at once, or when the dead worker's lease is over
     expected, found = connection.hgetall(png_key("a")), connection.hgetall(png_key("b"))
     assert {b"strip:0", b"strip:1", b"0", b"1", b"grid"} == set(found)
@@ -170,12 +170,12 @@ def test_a_strip_begins_anew_with_its_picture() -> None:
     asked = [test_engine.picture(i, options=options).model_copy(update={"trajectory": 4}) for i in range(2)]
     whole, disturbed = test_engine.engine(), test_engine.engine()
     disturbed.stepper = Fails(test_engine.network(), test_engine.AB, "v")
-    outcomes: list[dict[Picture, Made]] = []
+    outcomes: list[dict[Picture, Finished]] = []
     for one in (whole, disturbed):
         one.admit(asked)
-        outcomes.append({outcome.picture: outcome for outcome in test_engine.run(one) if isinstance(outcome, Made)})
+        outcomes.append({outcome.picture: outcome for outcome in test_engine.run(one) if isinstance(outcome, Finished)})
     assert len(outcomes[0]) == 2
-    assert [outcomes[0][one].strip for one in asked] == [outcomes[1][one].strip for one in asked]
+    assert [outcomes[0][one].trajectory for one in asked] == [outcomes[1][one].trajectory for one in asked]
 
 
 def test_a_strip_that_nobody_wants_any_more_is_forgotten() -> None:
@@ -183,9 +183,9 @@ def test_a_strip_that_nobody_wants_any_more_is_forgotten() -> None:
     one.admit([test_engine.picture(i).model_copy(update={"trajectory": 3}) for i in range(2)])
     one.step()
     one.drop(lambda picture: picture.index == 0)
-    assert list(one._strips._frames) == [("a", 1)]
+    assert list(one._trajectories._frames) == [("a", 1)]
     test_engine.run(one)
-    assert not one._strips._frames
+    assert not one._trajectories._frames
 
 
 def test_a_row_is_looked_at_only_where_a_strip_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

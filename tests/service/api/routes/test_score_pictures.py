@@ -74,23 +74,23 @@ def test_jobs_of_several_sizes_share_a_batch(client: httpx.Client, alive: JobSto
         pictures = zipped({f"{i}.png": png(i, size=size) for i in range(3)})
         ids.append(send(client, pictures, later).json()["id"])
     runner = Runner(alive.connection, settings, "w")
-    judge = runner._lane_of(alive.record(ids[0]))  # type: ignore[arg-type]
+    judge = runner._load_for(alive.record(ids[0]))  # type: ignore[arg-type]
     assert judge is not None
-    runner.turn(judge)
+    runner.run_once(judge)
     assert [client.get(f"/jobs/{job_id}").json()["status"] for job_id in ids] == ["finished", "finished"]
-    assert not judge.engine.busy
+    assert not judge.busy
     assert runner.rate.pictures == 0  # it says how fast pictures are made
 
 
 def test_a_model_stays_loaded_beside_the_evaluator(connection: Redis, settings: Settings) -> None:
     runner = Runner(connection, settings.model_copy(update={"loaded_models": 1}), "w")
-    toy = runner.lane()
+    toy = runner.models.load()
     assert runner.judged_by is not None
-    judge = runner._add(runner.loader.load_judge(runner.judged_by.name, runner.judged_by.digest))
-    assert list(runner.lanes.values()) == [toy, judge]
-    assert judge.engine.judge is runner.judge
-    runner._let_go()
-    assert list(runner.lanes.values()) == [toy, judge]
+    judge = runner.models.use(runner.models.loader.load_evaluator(runner.judged_by.name, runner.judged_by.digest))
+    assert list(runner.models) == [toy, judge]
+    assert judge.judge is runner.judge
+    runner.models._unload()
+    assert list(runner.models) == [toy, judge]
 
 
 def test_the_job_is_queued_and_can_be_cancelled(client: httpx.Client, alive: JobStore) -> None:
@@ -119,7 +119,7 @@ def test_a_missing_uploaded_picture_fails_the_job(client: httpx.Client, alive: J
     job = client.get(f"/jobs/{job_id}").json()
     assert (job["status"], job["error"]) == (
         "failed",
-        "picture 1: LookupError: the picture that was sent is no longer there",
+        "picture 1: LookupError: the uploaded picture is no longer stored",
     )
 
 
