@@ -123,7 +123,8 @@ def due(store: JobStore) -> list[str]:
 
 def verified(message: dict[str, Any], owner: str = "") -> dict[str, Any]:
     """What another implementation of Standard Webhooks makes of a message."""
-    content: dict[str, Any] = Webhook(receiver_secret(signing_key(SECRET, owner))).verify(message["body"], message["headers"])
+    secret = receiver_secret(signing_key(SECRET, owner))
+    content: dict[str, Any] = Webhook(secret).verify(message["body"], message["headers"])
     return content
 
 

@@ -1,4 +1,4 @@
-"""How large a batch may be: exact sizes for networks whose cost is a given function, and what a worker makes of them."""
+"""How large a batch may be: sizes for networks whose cost is a given function, and what a worker makes of them."""
 
 from collections.abc import Callable
 from pathlib import Path
