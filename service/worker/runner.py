@@ -211,7 +211,7 @@ class Runner:
         claims, hopeless = loaded.claim()
         for claim in hopeless:
             index, deaths = claim.picture.index, self.settings.max_deliveries
-            self.store.fail(claim.picture.job, f"workers died {deaths} times while picture {index} was in progress")
+            self.store.fail(claim.picture.job, f"workers died {deaths} times while sampling picture {index}")
         loaded.stream.discard([claim.entry for claim in hopeless])
         # A large cancelled job leaves many entries: they must not take the places of the entries behind them.
         while claims and self._admit(loaded, claims) < len(claims) and loaded.room > 0:

@@ -41,7 +41,7 @@ def store(connection: Redis, settings: Settings) -> JobStore:
 @pytest.fixture
 def runner(connection: Redis, settings: Settings, store: JobStore) -> Runner:
     runner = Runner(connection, settings.model_copy(update={"live_every_s": 0.0}), "w")
-    runner.lane()
+    runner.models.load()
     return runner
 
 

@@ -14,7 +14,7 @@ from redis import Redis
 import service.worker.previews
 from service.contract.records import Picture
 from service.store.keys import previews_key, watched_key
-from service.worker.previews import Live
+from service.worker.previews import Previews
 from shared.diffusion.denoise import Row
 from shared.diffusion.samplers import make_table
 from shared.diffusion.schedules import alpha_bar
@@ -44,15 +44,15 @@ def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
 ) -> None:
     images = torch.rand(3, 3, 128, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
     pairs = [(picture(job, i), row(images[i])) for i, job in enumerate(("seen", "unseen", "seen"))]
-    live = Live(connection, 0.0)
+    previews = Previews(connection, 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(service.worker.previews, "png_bytes", lambda pixels: pytest.fail("nobody watches"))
-        live.tell(pairs)
+        previews.publish(pairs)
         connection.set(watched_key("seen"), 1)
-        live.tell([(picture("seen", 0), row(None))])  # no step was made yet
+        previews.publish([(picture("seen", 0), row(None))])  # no step was made yet
     assert not connection.exists(previews_key("seen"))
     connection.set(watched_key("late"), 1)
-    live.tell([*pairs, (picture("late", 0), row(None))])
+    previews.publish([*pairs, (picture("late", 0), row(None))])
     assert not connection.exists(previews_key("late"))
     (pictures,) = live_pictures(connection, "seen")
     assert [(one["index"], one["step"], one["steps"]) for one in pictures] == [(0, 2, 5), (2, 2, 5)]
@@ -66,7 +66,7 @@ def test_models_of_different_sizes_have_previews_together(connection: Redis) -> 
     sizes = {"small": (32, 32), "large": (64, 64)}
     for job in sizes:
         connection.set(watched_key(job), 1)
-    Live(connection, 0.0).tell([(picture(job, 0), row(torch.zeros(3, *size))) for job, size in sizes.items()])
+    Previews(connection, 0.0).publish([(picture(job, 0), row(torch.zeros(3, *size))) for job, size in sizes.items()])
     for job, size in sizes.items():
         ((one,),) = live_pictures(connection, job)
         assert Image.open(io.BytesIO(base64.b64decode(one["preview"].partition(",")[2]))).size == size
@@ -75,16 +75,16 @@ def test_models_of_different_sizes_have_previews_together(connection: Redis) -> 
 def test_previews_are_bounded_in_number_and_rate(connection: Redis) -> None:
     connection.set(watched_key("seen"), 1)
     pairs = [(picture("seen", i), row(torch.zeros(3, 4, 4))) for i in range(20)]
-    often, seldom = Live(connection, 0.0), Live(connection, 60.0)
+    often, seldom = Previews(connection, 0.0), Previews(connection, 60.0)
     for _ in range(2):
-        often.tell(pairs)
+        often.publish(pairs)
     with_previews = [[one["index"] for one in told if "preview" in one] for told in live_pictures(connection, "seen")]
     assert [len(indices) for indices in with_previews] == [16, 16]
     assert set(with_previews[0]) | set(with_previews[1]) == set(range(20))
     for _ in range(10):
-        often.tell(pairs)
+        often.publish(pairs)
     assert connection.xlen(previews_key("seen")) == service.worker.previews.KEPT
     connection.delete(previews_key("seen"))
     for _ in range(10):
-        seldom.tell(pairs)
+        seldom.publish(pairs)
     assert connection.xlen(previews_key("seen")) == 1

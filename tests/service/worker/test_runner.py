@@ -492,7 +492,7 @@ def test_a_picture_that_kills_workers_fails_its_job_only(
     assert deaths == 3
     assert [status(store, job) for job in (good, bad)] == ["finished", "failed"]
     reason = connection.hget(job_key(bad.id), "error")
-    assert reason == b"workers died 3 times while picture 0 was in progress"
+    assert reason == b"workers died 3 times while sampling picture 0"
 
 
 def test_each_model_has_a_batch_of_its_own(
