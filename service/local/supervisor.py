@@ -49,7 +49,7 @@ class Child:
         if len(self.deaths) == MAX_DEATHS and now - self.deaths[0] < WITHIN_S:
             raise StartFailed(f"the {self.name} died {MAX_DEATHS + 1} times within {WITHIN_S:.0f} s")
         self.deaths.append(now)
-        log.warning("process ended; restarting it", process=self.name, code=code)
+        log.warning("process ended; restarting it", part=self.name, code=code)
         self.process = self._start()
 
     def stop(self) -> None:
@@ -58,7 +58,7 @@ class Child:
             try:
                 self.process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                log.warning("process does not stop; killing it", process=self.name)
+                log.warning("process does not stop; killing it", part=self.name)
                 self.process.kill()
                 self.process.wait()
 
