@@ -25,8 +25,7 @@ from service.store.connection import connect
 from service.store.jobs import JobStore
 from service.store.reader import JobReader
 from service.telemetry import tracing
-from service.telemetry.logs import QUIET_PATHS, RequestLog
-from service.telemetry.metrics import RequestMetrics
+from service.telemetry.middleware import QUIET_PATHS, ObserveRequests
 
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 MAX_CONNECTIONS = 2000  # for reads that return at once
@@ -91,9 +90,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
     app.add_middleware(Guard, keys=KeyRing(settings.api_keys, settings.api_keys_file), settings=settings)
     app.add_middleware(RefuseWhileStopping)
-    app.add_middleware(RequestMetrics)
     app.add_middleware(SecurityHeaders)
-    app.add_middleware(RequestLog)
+    app.add_middleware(ObserveRequests)
     problems.install(app)
     for route in (generate, score, jobs, openai, meta, metrics, page, docs):
         app.include_router(route.router)

@@ -21,7 +21,7 @@ CLOSE_S = 1  # for connections to close after that
 LOOK_S = 0.05  # between two checks for requests in progress
 STILL_ANSWERED = ("/healthz", "/metrics")  # the process is alive, and its last figures count
 RETRY = {"Retry-After": "1", "Connection": "close"}
-# uvicorn logs through our handlers, and leaves the line for each request to RequestLog.
+# uvicorn logs through our handlers, and leaves the line for each request to ObserveRequests.
 LOGGING: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False}
 
 

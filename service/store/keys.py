@@ -23,78 +23,46 @@ workers               set         names of workers; some may have died
 webhooks              sorted set  "ID EVENT" of each webhook to send; score: when to look at it again
 """
 
+from collections.abc import Callable
 from typing import Final
 
 PREFIX: Final = "labelgrid"
-JOB_PREFIX: Final = f"{PREFIX}:job:"
-OWNERS_PREFIX: Final = f"{PREFIX}:turns:"
-PENDING_COUNTS_PREFIX: Final = f"{PREFIX}:waiting:"
-OPEN: Final = f"{PREFIX}:open"
-WORKERS: Final = f"{PREFIX}:workers"
-WEBHOOKS: Final = f"{PREFIX}:webhooks"
+JOB_PREFIX: Final = "labelgrid:job:"
+OWNERS_PREFIX: Final = "labelgrid:turns:"
+PENDING_COUNTS_PREFIX: Final = "labelgrid:waiting:"
+OPEN: Final = "labelgrid:open"
+WORKERS: Final = "labelgrid:workers"
+WEBHOOKS: Final = "labelgrid:webhooks"
 GRID: Final = "grid"  # field of job:ID:png
 
 
-def job_key(job_id: str) -> str:
-    return f"{JOB_PREFIX}{job_id}"
+def _key(pattern: str) -> Callable[[str], str]:
+    return pattern.format
 
 
-def pending_key(job_id: str) -> str:
-    return f"{JOB_PREFIX}{job_id}:waiting"
-
-
-def verdicts_key(job_id: str) -> str:
-    return f"{JOB_PREFIX}{job_id}:verdicts"
-
-
-def png_key(job_id: str) -> str:
-    return f"{JOB_PREFIX}{job_id}:png"
-
-
-def trajectory_field(index: int) -> str:
-    """Return the field of job:ID:png that holds a picture's trajectory."""
-    return f"strip:{index}"
-
-
-def events_key(job_id: str) -> str:
-    return f"{JOB_PREFIX}{job_id}:events"
-
-
-def previews_key(job_id: str) -> str:
-    return f"{JOB_PREFIX}{job_id}:live"
-
-
-def watched_key(job_id: str) -> str:
-    return f"{JOB_PREFIX}{job_id}:watched"
-
-
-def tombstone_key(job_id: str) -> str:
-    return f"{PREFIX}:was:{job_id}"
-
-
-def index_key(owner: str) -> str:
-    return f"{PREFIX}:jobs:{owner}"
-
-
-def idempotency_key(hashed: str) -> str:
-    return f"{PREFIX}:key:{hashed}"
-
-
-def owners_key(digest: str) -> str:
-    return f"{OWNERS_PREFIX}{digest}"
+# Of a job's id.
+job_key = _key("labelgrid:job:{}")
+pending_key = _key("labelgrid:job:{}:waiting")
+verdicts_key = _key("labelgrid:job:{}:verdicts")
+png_key = _key("labelgrid:job:{}:png")
+events_key = _key("labelgrid:job:{}:events")
+previews_key = _key("labelgrid:job:{}:live")
+watched_key = _key("labelgrid:job:{}:watched")
+tombstone_key = _key("labelgrid:was:{}")
+# Of an owner, the hash of an idempotency key, and a worker's name.
+index_key = _key("labelgrid:jobs:{}")
+idempotency_key = _key("labelgrid:key:{}")
+worker_key = _key("labelgrid:worker:{}")
+# Of a checkpoint's digest.
+owners_key = _key("labelgrid:turns:{}")
+pending_counts_key = _key("labelgrid:waiting:{}")
+stream_key = _key("labelgrid:pictures:{}")
 
 
 def owner_jobs_key(digest: str, owner: str) -> str:
     return f"{OWNERS_PREFIX}{digest}:{owner}"
 
 
-def pending_counts_key(digest: str) -> str:
-    return f"{PENDING_COUNTS_PREFIX}{digest}"
-
-
-def stream_key(digest: str) -> str:
-    return f"{PREFIX}:pictures:{digest}"
-
-
-def worker_key(name: str) -> str:
-    return f"{PREFIX}:worker:{name}"
+def trajectory_field(index: int) -> str:
+    """Return the field of job:ID:png that holds a picture's trajectory."""
+    return f"strip:{index}"

@@ -43,7 +43,6 @@ from service.store.keys import (
     trajectory_field,
     verdicts_key,
 )
-from shared.options import LIMITS
 
 SCORE_DIGITS = 6
 HEAD_FIELDS = ["record", "status", "started_at", "finished_at", "error"]  # of a job's hash, for lists of jobs
@@ -63,18 +62,12 @@ class JobReader:
         """Begin the shutdown: resumable streams end now, and every wait ends within this time."""
         self.stopping, self.shutdown_deadline = True, time.monotonic() + within_s
 
-    async def job(self, job_id: str, *, small: bool = False) -> Job:
-        """Return the job in its current state. UnknownJob, ExpiredJob.
-
-        All verdicts of a `small` job are read in one round trip. A large job may have a hundred repeats, so only those
-        of the best one are read, in a second round trip.
-        """
+    async def job(self, job_id: str) -> Job:
+        """Return the job in its current state. UnknownJob, ExpiredJob."""
         async with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
             pipe.hgetall(job_key(job_id))
             pipe.hlen(verdicts_key(job_id))
-            if small:
-                pipe.hgetall(verdicts_key(job_id))
-            fields, done, *verdicts = await pipe.execute()
+            fields, done = await pipe.execute()
         if not fields:
             raise await self._gone(job_id)
         state = {name.decode(): value.decode() for name, value in fields.items()}
@@ -84,10 +77,7 @@ class JobReader:
             scores = JobResult.model_validate_json(state["result"])
             n = len(record.labels)
             shown = [str(scores.best * n + i) for i in range(n)]
-            if verdicts:
-                found = [verdicts[0].get(index.encode()) for index in shown]
-            else:
-                found = await self.connection.hmget(verdicts_key(job_id), shown)
+            found = await self.connection.hmget(verdicts_key(job_id), shown)
             result = _result(record, scores, read_verdicts(one for one in found if one is not None))
         asked = {name: getattr(record, name) for name in ("labels", "layouts", "first", "trajectory", "columns")}
         return Job(**_head(state, done), **asked, result=result)
@@ -128,16 +118,14 @@ class JobReader:
         skipped.
         """
         deadline = time.monotonic() + timeout_s
-        seen, look, small = "0-0", True, False
+        seen, look = "0-0", True
         status: str | None = "running"
         while True:
             if look:
-                found = await self.connection.hmget(job_key(job_id), ["status", "total"])
-                status, total = (None if one is None else text(one) for one in found)
-                small = total is not None and int(total) <= LIMITS.max_pictures_per_request
+                status = await self.status(job_id)
             left_ms = int((min(deadline, self.shutdown_deadline) - time.monotonic()) * 1000)
             if status is None or status in TERMINAL or left_ms <= 0:
-                return await self.job(job_id, small=small)
+                return await self.job(job_id)
             entries = entries_of(await self.read_streams({events_key(job_id): seen}, min(left_ms, LOOK_AGAIN_MS)))
             if entries:
                 seen = text(entries[-1][0])

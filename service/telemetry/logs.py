@@ -7,23 +7,15 @@ varies. Lines go through the standard library's logging, as those of other libra
 import logging
 import re
 import sys
-import time
 from typing import Any
-from uuid import uuid4
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bind_contextvars, clear_contextvars, get_contextvars, merge_contextvars
+from structlog.contextvars import get_contextvars, merge_contextvars
 from structlog.stdlib import BoundLogger, ExtraAdder, ProcessorFormatter
 
-from service.contract.records import trace_id
 from service.settings import Settings
-from service.telemetry import tracing
 
 REQUEST_ID = "X-Request-ID"
-GIVEN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # that a client may send
-QUIET_PATHS = ("/healthz", "/readyz", "/metrics", "/static/", "/favicon.ico")  # requested all the time: logged as debug
 OURS = ("service", "shared")  # the level applies to these only: others could log secrets, such as headers
 CREDENTIALS = re.compile(r"(://[^\s/@:]*:)[^\s@]+@|((?:bearer|basic)\s+)[^\s\"',]+", re.IGNORECASE)
 
@@ -84,51 +76,3 @@ def configure(settings: Settings, role: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(settings.log_level.upper())
-
-
-class RequestLog:
-    """Outermost ASGI middleware: gives every request an id, and logs a line after its response.
-
-    The id is the client's `X-Request-ID` if that is valid, else a new one; the response carries it too.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app, self.log = app, get_logger(__name__)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        this_id = given if GIVEN_ID.fullmatch(given) else uuid4().hex
-        clear_contextvars()
-        bind_contextvars(request_id=this_id)
-        if parent := tracing.traceparent():
-            bind_contextvars(trace_id=trace_id(parent))
-            query = {"url.query": "REDACTED"} if scope["query_string"] else {}  # see `path` below
-            tracing.describe({"labelgrid.request_id": this_id, **query})
-        begun, status = time.perf_counter(), 499  # if the client leaves before the response starts
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = this_id
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_with_id)
-        except Exception:
-            status = 500  # an outer layer sends the response
-            raise
-        finally:
-            say = self.log.debug if scope["path"].startswith(QUIET_PATHS) else self.log.info
-            owner = scope.get("state", {}).get("owner") or None
-            say(
-                "request",
-                method=scope["method"],
-                path=scope["path"],  # without the query, in which somebody may have put an API key
-                status=status,
-                duration_ms=round(1000 * (time.perf_counter() - begun), 1),
-                **({"owner": owner} if owner else {}),
-            )

@@ -11,11 +11,9 @@ from typing import Any, Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 API, WORKER = CollectorRegistry(), CollectorRegistry()
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)  # up to a wait for a job
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 WAIT_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
@@ -69,11 +67,8 @@ PADDING_ROWS = Counter(
 class RowCounter(Protocol):
     """The part of `shared.diffusion.denoise.Stepper` that is read here."""
 
-    @property
-    def network_rows(self) -> int: ...
-
-    @property
-    def padding_rows(self) -> int: ...
+    network_rows: int  # so far
+    padding_rows: int
 
 
 class WorkerView(Protocol):
@@ -110,18 +105,10 @@ class WorkerState(Collector):
     def __init__(self, runner: WorkerView) -> None:
         self.runner = runner
 
-    def describe(self) -> Iterable[Metric]:
-        return self._families()
-
-    def _families(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
-        return (
-            GaugeMetricFamily("labelgrid_worker_up", "0 if the worker's loop hangs", labels=["device"]),
-            GaugeMetricFamily("labelgrid_model_loaded", "Models in memory", labels=["model", "digest"]),
-            GaugeMetricFamily("labelgrid_batch_limit_pictures", "Largest batch, in pictures", labels=["model"]),
-        )
-
     def collect(self) -> Iterable[Metric]:
-        up, loaded, limit = self._families()
+        up = GaugeMetricFamily("labelgrid_worker_up", "0 if the worker's loop hangs", labels=["device"])
+        loaded = GaugeMetricFamily("labelgrid_model_loaded", "Models in memory", labels=["model", "digest"])
+        limit = GaugeMetricFamily("labelgrid_batch_limit_pictures", "Largest batch, in pictures", labels=["model"])
         up.add_metric([str(self.runner.device)], 0.0 if self.runner.stalled else 1.0)
         for model in self.runner.models:
             loaded.add_metric([model.name, model.digest], 1.0)
@@ -134,37 +121,3 @@ def serve_worker(runner: WorkerView, host: str, port: int) -> int:
     WORKER.register(WorkerState(runner))
     server, _ = start_http_server(port, host, WORKER)
     return int(server.server_port)
-
-
-class RequestMetrics:
-    """ASGI middleware that counts and times requests by method and route, because paths contain ids without limit."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        method = scope["method"] if scope["method"] in METHODS else "other"
-        begun, status = time.perf_counter(), 499  # if the client leaves before the response starts
-
-        async def watched_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                REQUEST_SECONDS.labels(method, _route(scope)).observe(time.perf_counter() - begun)
-            await send(message)
-
-        with REQUESTS_IN_WORK.track_inprogress():
-            try:
-                await self.app(scope, receive, watched_send)
-            except Exception:
-                status = 500  # an outer layer sends the response
-                raise
-            finally:
-                REQUESTS.labels(method, _route(scope), str(status)).inc()
-
-
-def _route(scope: Scope) -> str:
-    return str(getattr(scope.get("route"), "path", "other"))

@@ -14,7 +14,7 @@ from service.api.app import create_app
 from service.api.problems import PHRASES
 from service.contract.errors import BadForm, NotFound, TooLarge
 from service.settings import Settings
-from service.telemetry.logs import GIVEN_ID
+from service.telemetry.middleware import GIVEN_ID
 from tests.documented import Documented
 
 DOCUMENT = create_app(Settings()).openapi()

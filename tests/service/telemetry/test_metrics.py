@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -122,7 +123,7 @@ def known_names() -> set[str]:
     """Return the names of all samples of API and workers."""
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
     families = [family for registry in (API, WORKER) for family in registry.collect()]
-    families += WorkerState(None).describe()  # type: ignore[arg-type]
+    families += WorkerState(SimpleNamespace(device="cpu", stalled=False, models=[])).collect()
     return {family.name + suffix for family in families for suffix in suffixes[family.type]}
 
 
