@@ -3,7 +3,7 @@
 All functions are `async`: FastAPI calls others in a thread, which would cost more than their work.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Path, Request, Security
 from fastapi.security import HTTPBearer
@@ -17,36 +17,20 @@ from service.store.jobs import JobStore
 from service.store.reader import JobReader
 
 
-async def _settings(request: Request) -> Settings:
-    settings: Settings = request.app.state.settings
-    return settings
+def _created(name: str) -> Any:
+    """Depend on an object that `app.py` created."""
+
+    async def read(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return Depends(read)
 
 
-async def _store(request: Request) -> JobStore:
-    store: JobStore = request.app.state.store
-    return store
-
-
-async def _reader(request: Request) -> JobReader:
-    reader: JobReader = request.app.state.reader
-    return reader
-
-
-async def _feeds(request: Request) -> Feeds:
-    feeds: Feeds = request.app.state.feeds
-    return feeds
-
-
-async def _models(request: Request) -> Models:
-    models: Models = request.app.state.models
-    return models
-
-
-SettingsDep = Annotated[Settings, Depends(_settings)]
-StoreDep = Annotated[JobStore, Depends(_store)]  # blocking: call it in a thread
-ReaderDep = Annotated[JobReader, Depends(_reader)]
-FeedsDep = Annotated[Feeds, Depends(_feeds)]
-ModelsDep = Annotated[Models, Depends(_models)]  # reads files: call it in a thread
+SettingsDep = Annotated[Settings, _created("settings")]
+StoreDep = Annotated[JobStore, _created("store")]  # blocking: call it in a thread
+ReaderDep = Annotated[JobReader, _created("reader")]
+FeedsDep = Annotated[Feeds, _created("feeds")]
+ModelsDep = Annotated[Models, _created("models")]  # reads files: call it in a thread
 
 # For the OpenAPI document only: `access/guard.py` reads the header before the request reaches a route.
 NEEDS_KEY = Security(HTTPBearer(auto_error=False, scheme_name="ApiKey", description="if the service has API keys"))

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -84,18 +84,7 @@ RESPONSES: Responses = {
     },
 }
 # The errors that every route with a Submitter documents.
-ERRORS = (
-    NotJson,
-    JobCancelled,
-    TooLarge,
-    BadRequest,
-    KeyReuse,
-    QueueFull,
-    JobFailed,
-    NoModel,
-    NoWorker,
-    Unavailable,
-)
+ERRORS = (NotJson, JobCancelled, TooLarge, BadRequest, KeyReuse, QueueFull, JobFailed, NoModel, NoWorker, Unavailable)
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -125,10 +114,6 @@ class JobSpec:
     layouts: list[Layout | None] | None = None
     pictures: Sequence[bytes] | None = None
 
-    @property
-    def total(self) -> int:
-        return len(self.labels) * self.repeats
-
 
 @dataclass(frozen=True)
 class Submitter:
@@ -143,46 +128,43 @@ class Submitter:
     idempotency_key: str | None
     owner: str
 
-    async def model(self, name: str | None) -> CheckpointInfo:
-        return await run_in_threadpool(self.models.find, name)
+    async def submit(
+        self,
+        kind: JobKind,
+        fields: SamplingFields,
+        labels: Sequence[Sequence[str]],
+        check: Callable[[Models], JobSpec],
+        pictures: Sequence[bytes] = (),
+    ) -> str:
+        """Return the id of the request's job: the one that the same request created before, or a new one.
 
-    async def evaluator(self) -> CheckpointInfo:
-        return await run_in_threadpool(self.models.evaluator)
-
-    async def model_of(self, recipe: Recipe) -> CheckpointInfo:
-        return await run_in_threadpool(self.models.with_digest, recipe.model.digest)
-
-    def idempotent(
-        self, kind: JobKind, fields: SamplingFields, labels: Sequence[Sequence[str]], pictures: Sequence[bytes] = ()
-    ) -> IdempotentRequest | None:
-        """Return what the Idempotency-Key stands for; None without one.
-
-        JSON and a form with the same content are the same request. Models do not count: they may be gone on a retry.
+        Same requests have the same Idempotency-Key, fields, labels and pictures, as JSON or as a form. Models do not
+        count: they may be gone on a retry. So `check` is called only for a new job, in a thread.
         """
-        if self.idempotency_key is None:
-            return None
-        given = fields.model_dump(mode="json", exclude={"labels", "conditions"})
-        hashes = [hashlib.sha256(png).hexdigest() for png in pictures]
-        content = json.dumps([kind, labels, given, hashes], sort_keys=True)
-        return IdempotentRequest(self.owner, self.idempotency_key, content)
+        request = None
+        if self.idempotency_key is not None:
+            given = fields.model_dump(mode="json", exclude={"labels", "conditions"})
+            hashes = [hashlib.sha256(png).hexdigest() for png in pictures]
+            content = json.dumps([kind, labels, given, hashes], sort_keys=True)
+            request = IdempotentRequest(self.owner, self.idempotency_key, content)
+        try:
+            existing = await run_in_threadpool(self.store.existing_job, request) if request else None
+            if existing is None:
+                return await self._create(await run_in_threadpool(check, self.models), request)
+        except KeyReused as error:
+            raise KeyReuse.at(("header", "Idempotency-Key"), str(error)) from error
+        _annotate(existing)
+        return existing
 
-    async def existing(self, request: IdempotentRequest | None) -> str | None:
-        """Return the id of the job that the same request created before. Raises KeyReuse for another request."""
-        job_id = await self._in_store(self.store.existing_job, request) if request else None
-        if job_id is not None:
-            _annotate(job_id)
-        return job_id
-
-    async def create(self, spec: JobSpec, request: IdempotentRequest | None) -> str:
-        """Create a job, unless the same request has just created one. Return its id."""
+    async def _create(self, spec: JobSpec, request: IdempotentRequest | None) -> str:
+        """Create a job, unless the same request has just created one. Return its id. Raises KeyReused."""
         record = self._record(spec)
-        await self._check_room(spec.info.digest, spec.total)
-        job_id = await self._in_store(self.store.create, record, request, spec.pictures or ())
-        assert job_id is not None
+        await self._check_room(record)
+        job_id = await run_in_threadpool(self.store.create, record, request, spec.pictures or ())
         _annotate(job_id)
         if job_id == record.id:
-            PICTURES_ACCEPTED.labels(spec.kind).inc(spec.total)
-            log.info("job accepted", kind=spec.kind, pictures=spec.total, model=spec.info.name)
+            PICTURES_ACCEPTED.labels(spec.kind).inc(record.total)
+            log.info("job accepted", kind=spec.kind, pictures=record.total, model=record.model)
         return job_id
 
     async def wait(self, job_id: str) -> Job:
@@ -269,23 +251,17 @@ class Submitter:
             raise BadRequest.at(("body", "webhook"), str(error)) from error
         return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
 
-    async def _check_room(self, digest: str, pictures: int) -> None:
+    async def _check_room(self, record: JobRecord) -> None:
         """Raise NoWorker, or QueueFull if the backlog has no room. Simultaneous requests may pass together."""
         workers = await self.reader.workers()
         if not workers:
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
-        _check_fits(await self.reader.open_pictures(digest), pictures, self.settings.max_queued_pictures, rate)
+        queued = await self.reader.open_pictures(record.digest)
+        _check_fits(queued, record.total, self.settings.max_queued_pictures, rate)
         if self.settings.has_keys:
-            own = (await self.reader.pending_by_owner(digest)).get(self.owner, 0)
-            _check_fits(own, pictures, self.settings.max_queued_pictures_per_owner, rate, "of yours ")
-
-    async def _in_store(self, method: Callable[..., str | None], *arguments: Any) -> str | None:
-        """Call a method of the store in a thread. Raises KeyReuse."""
-        try:
-            return await run_in_threadpool(method, *arguments)
-        except KeyReused as error:
-            raise KeyReuse.at(("header", "Idempotency-Key"), str(error)) from error
+            own = (await self.reader.pending_by_owner(record.digest)).get(self.owner, 0)
+            _check_fits(own, record.total, self.settings.max_queued_pictures_per_owner, rate, "of yours ")
 
 
 def check_finished(job: Job, headers: Mapping[str, str] | None = None) -> None:

@@ -3,11 +3,12 @@
 import base64
 import struct
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 
-from service.api.catalog import vocabulary_of
+from service.api.catalog import Models, vocabulary_of
 from service.api.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
 from service.api.openai.prompt import parse_prompt
 from service.api.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
@@ -61,8 +62,9 @@ async def generate_images(
     request: Request, body: ImagesRequest, submitter: Annotated[Submitter, Depends(_submitter)]
 ) -> Response:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
-    idempotent = submitter.idempotent("generate", body, [])  # the body has the labels, in its prompt
-    job_id = await submitter.existing(idempotent) or await submitter.create(await _spec(body, submitter), idempotent)
+    job_id = await submitter.submit(
+        "generate", body, [], partial(_check, body)
+    )  # the body has the labels in its prompt
     job = await submitter.wait(job_id)
     if job.status not in TERMINAL:
         raise NotInTime(
@@ -74,9 +76,9 @@ async def generate_images(
     return Response(images.model_dump_json(exclude_none=True), media_type="application/json")
 
 
-async def _spec(body: ImagesRequest, submitter: Submitter) -> JobSpec:
-    """Check the request and return the job that it describes. Raises BadRequest and NoModel."""
-    info = await submitter.model(body.model)
+def _check(body: ImagesRequest, models: Models) -> JobSpec:
+    """Check the request against the models. Raises BadRequest, NoModel."""
+    info = models.find(body.model)
     _check_size(body, info)
     try:
         labels = parse_prompt(body.prompt, vocabulary_of(info))

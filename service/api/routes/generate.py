@@ -1,12 +1,13 @@
 """POST /generate: pictures with verdicts, from labels or from a recipe."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.catalog import knows_positions, vocabulary_of
+from service.api.catalog import Models, knows_positions, vocabulary_of
 from service.api.openapi_parts import SCHEMAS, problems
-from service.api.submitter import ERRORS, RESPONSES, JobSpec, Submitter, SubmitterDep
+from service.api.submitter import ERRORS, RESPONSES, JobSpec, SubmitterDep
 from service.api.uploads.body import UnsupportedBody, describe_body, describe_form, read_body, validate
 from service.api.uploads.png import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint
@@ -43,9 +44,7 @@ async def generate(request: Request, submitter: SubmitterDep) -> Response:
     """
     body = await _read(request)
     labels = (body.recipe or body).labels
-    idempotent = submitter.idempotent("generate", body, labels)
-    job_id = await submitter.existing(idempotent) or await submitter.create(await _spec(body, submitter), idempotent)
-    return await submitter.answer(job_id)
+    return await submitter.answer(await submitter.submit("generate", body, labels, partial(_check, body)))
 
 
 async def _read(request: Request) -> GenerateRequest:
@@ -62,12 +61,12 @@ async def _read(request: Request) -> GenerateRequest:
     return validate(GenerateRequest, content)
 
 
-async def _spec(body: GenerateRequest, submitter: Submitter) -> JobSpec:
-    """Check the request. Raises BadRequest, UnknownCheckpoint, NoModel."""
+def _check(body: GenerateRequest, models: Models) -> JobSpec:
+    """Check the request against the models. Raises BadRequest, UnknownCheckpoint, NoModel."""
     recipe = body.recipe
     source = recipe or body
     at = ("recipe",) if recipe else ()
-    info = await (submitter.model_of(recipe) if recipe else submitter.model(body.model))
+    info = models.with_digest(recipe.model.digest) if recipe else models.find(body.model)
     try:
         labels = vocabulary_of(info).check(source.labels, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:

@@ -1,13 +1,14 @@
 """POST /score: the scores of repeated runs over a test file, or of uploaded pictures."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from service.api.catalog import vocabulary_of
+from service.api.catalog import Models, vocabulary_of
 from service.api.openapi_parts import problems
-from service.api.submitter import ERRORS, RESPONSES, JobSpec, Submitter, SubmitterDep
+from service.api.submitter import ERRORS, RESPONSES, JobSpec, SubmitterDep
 from service.api.uploads.body import UnsupportedBody, describe_body, describe_form, read_body, validate
 from service.api.uploads.picture_zip import SubmissionError, read_submission
 from service.contract.errors import BadForm, BadRequest
@@ -55,9 +56,8 @@ async def score(request: Request, submitter: SubmitterDep) -> Response:
     With a zip of `pictures` it generates none and scores those, as one run.
     """
     body = await _read(request, submitter.settings)
-    idempotent = submitter.idempotent("score", body.fields, body.lists, body.pictures or ())
-    job_id = await submitter.existing(idempotent) or await submitter.create(await _spec(body, submitter), idempotent)
-    return await submitter.answer(job_id)
+    check = partial(_check, body)
+    return await submitter.answer(await submitter.submit("score", body.fields, body.lists, check, body.pictures or ()))
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ async def _read(request: Request, settings: Settings) -> Body:
     return Body(fields, lists, FILE, pngs)
 
 
-async def _spec(body: Body, submitter: Submitter) -> JobSpec:
-    """Check the request. Raises BadRequest, NoModel."""
+def _check(body: Body, models: Models) -> JobSpec:
+    """Check the request against the models. Raises BadRequest, NoModel."""
     sampled = body.pictures is None
-    info = await (submitter.model(body.fields.model) if sampled else submitter.evaluator())
+    info = models.find(body.fields.model) if sampled else models.evaluator()
     try:
         labels = vocabulary_of(info).check(body.lists, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
