@@ -38,7 +38,7 @@ def _response(path: str, problem: dict[str, Any], headers: Mapping[str, str] | N
 
 async def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
-    return error_response(request.url.path, error)
+    return error_response(request.scope["path"], error)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -67,7 +67,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if "Allow" in headers:  # Starlette lists the methods of the path's first route only
         headers["Allow"] = ", ".join(method for method in METHODS if _is_routed(request, method))
     problem = problem_body(error.status_code, phrase.lower().replace(" ", "-"), phrase, detail)
-    return _response(request.url.path, problem, headers)
+    return _response(request.scope["path"], problem, headers)
 
 
 def _is_routed(request: Request, method: str) -> bool:

@@ -231,7 +231,7 @@ class AsyncClient:
         All requests of this client may be sent twice.
         """
         for retry in itertools.count():
-            asked_s = 0.0
+            minimum_s = 0.0
             try:
                 request = self._http.build_request(method, path, **arguments)
                 response = await self._http.send(request, stream=stream)
@@ -246,8 +246,8 @@ class AsyncClient:
                     return
                 failure = ApiError.of(response)
                 hopeless = response.status_code not in RETRIED_STATUS
-                asked_s = _retry_after_s(response)
-            pause_s = max(asked_s, FIRST_PAUSE_S * 2**retry * random.uniform(0.5, 1.0))
+                minimum_s = _retry_after_s(response)
+            pause_s = max(minimum_s, FIRST_PAUSE_S * 2**retry * random.uniform(0.5, 1.0))
             if hopeless or retry >= self._retries or pause_s > LONGEST_PAUSE_S:
                 raise failure
             yield Event("retry", Retry(pause_s, str(failure)))

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from PIL import Image
 from redis import Redis
 
 from service.api.access.keys import hash_of, new_key
+from service.api.problems import error_response
+from service.contract.errors import ShuttingDown, TooManyRequests
 from service.settings import Settings
 from service.store import workers
 from service.store.connection import text
@@ -141,14 +144,24 @@ def test_models_are_listed_and_shown(ai: openai.OpenAI) -> None:
         ai.models.retrieve("nobody")
 
 
-def test_unknown_addresses_methods_and_bodies_get_openais_error(client: httpx.Client) -> None:
+def test_unknown_addresses_methods_and_bodies_get_openais_error(client: httpx.Client, settings: Settings) -> None:
     answer = client.post("/v1/chat/completions", json={})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
     answer = client.get("/v1/images/generations")
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
     answer = client.post("/v1/images/generations", content=b"{", headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_json")
+    too_large = b" " * (settings.body_limit_bytes + 1)
+    answer = client.post("/v1/images/generations", content=too_large, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "content_too_large")
     assert "error" not in client.get("/jobs/nobody").json()
+
+
+def test_errors_outside_of_routes_get_openais_error_too() -> None:
+    for error, kind in ((ShuttingDown(""), "server_error"), (TooManyRequests(""), "rate_limit_error")):
+        problem = json.loads(bytes(error_response("/v1/models", error).body))
+        assert (problem["status"], problem["error"]["type"]) == (error.status, kind)
+        assert b'"error"' not in bytes(error_response("/jobs", error).body)
 
 
 def test_a_service_with_keys_needs_a_key(settings: Settings, connection: Redis) -> None:
