@@ -1,7 +1,7 @@
-"""The REST API and its workers.
+"""The REST API and its workers. The service never imports the trainer.
 
-Rooms from the bottom up; each imports only from those before it:
-`settings` and `contract` (what is said and stored), `telemetry`, `store` (all that is in Redis), `webhooks`,
-`worker` (the only one with torch), `api` (HTTP) and `local` (all of it on one machine). `client` needs `contract` alone.
-Start reading in `api/app.py` and `worker/process.py`. The service never imports the trainer.
+Its packages from the bottom up, where each may import the ones before it:
+`contract` (schemas, stored records, errors), `settings`, `telemetry`, `store` (everything in Redis), `webhooks`,
+`worker` (the only one with torch) and `api` (HTTP), `local` (all of it on one machine). `client` needs only `contract`.
+`python -m service` runs it (`__main__.py`). Start reading in `api/app.py` and `worker/process.py`.
 """
