@@ -34,36 +34,19 @@ class SamplingFields(Strict):
     seed: Seed = None
     steps: int | None = Field(None, ge=1, le=LIMITS.max_steps, description="number of sampling steps")
     guidance: float | None = Field(
-        None,
-        ge=0,
-        le=LIMITS.max_guidance,
-        allow_inf_nan=False,
-        description="weight w of classifier-free guidance; 1 is none",
+        None, ge=0, le=LIMITS.max_guidance, allow_inf_nan=False, description="weight w of guidance; 1 is none"
     )
     sampler: SamplerName | None = None
     spacing: SpacingName | None = Field(None, description="how the timesteps are spaced")
     guidance_interval: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = Field(
         None, description="fractions of T between which guidance is on, lower one first"
     )
-    eta: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="noise of ddim, 0 to 1; for other samplers it is fixed",
-    )
+    eta: Fraction | None = Field(None, description="noise of ddim; for other samplers it is fixed")
     clip_x0: bool | None = Field(None, description="clip the predicted picture to [-1, 1] at each step")
-    model: str | None = Field(
-        None, max_length=100, description="name of a model from GET /models; null for the default"
-    )
-    webhook: str | None = Field(
-        None, max_length=2000, description="URL that receives signed POSTs about the job (docs/webhooks.md)"
-    )
+    model: str | None = Field(None, max_length=100, description="a name from GET /models; null for the default")
+    webhook: str | None = Field(None, max_length=2000, description="URL for signed POSTs (docs/webhooks.md)")
     webhook_events: list[WebhookEvent] | None = Field(
-        None,
-        min_length=1,
-        max_length=len(get_args(WebhookEvent)),
-        description="events to send; the end of the job if not given",
+        None, min_length=1, max_length=len(get_args(WebhookEvent)), description="which events; by default the end"
     )
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
 
@@ -109,17 +92,10 @@ class GenerateRequest(SamplingFields):
 
     labels: LabelLists = Field(default_factory=list)
     layouts: Layouts | None = Field(
-        None,
-        description="where objects stand, for each picture: one point per label, or null for random places; only for "
-        "models with `positions`",
+        None, description="for each picture a point per label, or null for random places; for models with `positions`"
     )
-    recipe: Recipe | None = Field(
-        None,
-        description="recipe of pictures to generate again; goes with trajectory, webhook and webhook_events only",
-    )
-    trajectory: int | None = Field(
-        None, ge=2, le=MAX_STAGES, description="stages from noise to picture in a trajectory, one for each picture"
-    )
+    recipe: Recipe | None = Field(None, description="repeats pictures; goes with trajectory and webhook fields only")
+    trajectory: int | None = Field(None, ge=2, le=MAX_STAGES, description="stages of a trajectory for each picture")
 
     @model_validator(mode="before")
     @classmethod
@@ -133,9 +109,7 @@ class GenerateRequest(SamplingFields):
 
 
 class ScoreFields(SamplingFields):
-    repeats: int = Field(
-        10, ge=1, le=LIMITS.max_repeats, description="runs over the whole file, each with another seed"
-    )
+    repeats: int = Field(10, ge=1, le=LIMITS.max_repeats, description="runs over the whole file, each with a new seed")
 
 
 class ScoreRequest(ScoreFields):
@@ -157,9 +131,7 @@ class PictureResult(BaseModel):
     accuracy: float = Field(description="share of the k requested labels that are among the k most probable")
     exact: bool = Field(description="whether the labels found (probability over 0.5) are exactly those requested")
     f1: float
-    scores: dict[str, float] = Field(
-        description="label -> probability, for the requested labels and the five most probable ones"
-    )
+    scores: dict[str, float] = Field(description="label -> probability: requested labels and the five most probable")
     url: str
     trajectory_url: str | None = Field(None, description="its trajectory from noise to picture, if requested")
 
@@ -267,9 +239,7 @@ class Job(JobHead):
 
     labels: list[list[str]] = Field(description="as requested: a list for each picture of one repeat")
     layouts: Layouts | None = Field(None, description="as requested: where the objects of each picture stand")
-    first: int = Field(
-        0, description="position of its first picture, which its seeds depend on; 0 unless a recipe set it"
-    )
+    first: int = Field(0, description="position of its first picture, for the seeds; 0 unless a recipe set it")
     trajectory: int | None = Field(None, description="stages of each picture's trajectory; null if not requested")
     columns: int = Field(8, description="columns of the grid, as requested")
     result: GenerateResult | ScoreResult | None
