@@ -74,11 +74,15 @@ class Recipe(_Part):
     version: Literal[1] = Field(description="of this format")
     model: MadeWith
     labels: LabelLists
-    layouts: Layouts | None = Field(None, description="for each picture a point per label, or null for random places")
+    layouts: Layouts | None = Field(
+        default=None, description="for each picture a point per label, or null for random places"
+    )
     seed: int = Field(ge=0, le=MAX_SEED, description="of the request; for repeat r of a score, the request's seed + r")
     first: int = Field(ge=0, le=MAX_POSITION, description="position of the first picture in its request")
     options: SamplingOptions
-    trajectory: int | None = Field(None, ge=2, le=MAX_STAGES, description="stages, in the recipe of a trajectory")
+    trajectory: int | None = Field(
+        default=None, ge=2, le=MAX_STAGES, description="stages, in the recipe of a trajectory"
+    )
     columns: int = Field(default=8, ge=1, le=LIMITS.max_columns, description="of the grid")
     evaluator: MadeWith | None = Field(default=None, description="source of the verdicts; ignored in requests")
     verdicts: Annotated[list[RecipeVerdict], Field(fail_fast=True)] = Field(
