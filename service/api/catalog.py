@@ -72,37 +72,44 @@ class Models:
     _looked_at: float = -1e9
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def find(self, name: str | None, at: tuple[str, ...] = ("body", "model")) -> CheckpointInfo:
-        """Return the denoiser `name`, or the promoted one.
+    def find(
+        self, name: str | None, at: tuple[str, ...] = ("body", "model"), kind: CheckpointKind = "denoiser"
+    ) -> CheckpointInfo:
+        """Return the checkpoint `name`, or the promoted one.
 
-        at: the place of the name in the request. Raises BadRequest if the model `name` cannot be used, NoModel if the
-        promoted one cannot.
+        at: the place of the name in the request. Raises BadRequest if the checkpoint `name` cannot be used, NoModel if
+        the promoted one cannot.
         """
         with self._lock:
             self._look()
-            return self._promoted_one("denoiser") if name is None else self._named(name, at)
+            wanted = self._promoted.get(kind) if name is None else name
+            try:
+                if wanted is None and self._problem is not None:
+                    raise self._problem
+                return self._usable(wanted, kind)
+            except CheckpointError as error:
+                if name is None:
+                    raise NoModel(str(error)) from error
+                models = [info.name for info in self._denoisers()]
+                raise BadRequest.at(at, error.reason, models=models) from error
+
+    def evaluator(self) -> CheckpointInfo:
+        """Return the promoted evaluator, which judges uploaded pictures. Raises NoModel if it cannot be used."""
+        return self.find(None, kind="evaluator")
 
     def with_digest(self, digest: str) -> CheckpointInfo:
         """Return the denoiser with a digest, whatever its name is now. Raises UnknownCheckpoint, BadRequest."""
         at = ("body", "recipe", "model", "digest")
-        with self._lock:
-            self._look()
-            denoisers = self._denoisers()
-            for info in denoisers:
-                if info.digest == digest:
-                    return self._named(info.name, at)
+        denoisers = self.listing().denoisers
+        for info in denoisers:
+            if info.digest == digest and (found := self.find(info.name, at)).digest == digest:  # not replaced since
+                return found
         available = ", ".join(f"{info.name} ({info.digest[:16]})" for info in denoisers) or "none"
         raise UnknownCheckpoint.at(
             at,
             f"no checkpoint here has the digest {digest}; available: {available}",
             models={info.name: info.digest for info in denoisers},
         )
-
-    def evaluator(self) -> CheckpointInfo:
-        """Return the promoted evaluator, which judges uploaded pictures. Raises NoModel if it cannot be used."""
-        with self._lock:
-            self._look()
-            return self._promoted_one("evaluator")
 
     def listing(self) -> Listing:
         with self._lock:
@@ -151,22 +158,6 @@ class Models:
             return _File(version, _checked(read_info(self.storage / (name + SUFFIX))))
         except CheckpointError as error:
             return _File("" if _is_unread(error) else version, error)
-
-    def _named(self, name: str, at: tuple[str, ...]) -> CheckpointInfo:
-        try:
-            return self._usable(name)
-        except CheckpointError as error:
-            models = [info.name for info in self._denoisers()]
-            raise BadRequest.at(at, error.reason, models=models) from error
-
-    def _promoted_one(self, kind: CheckpointKind) -> CheckpointInfo:
-        name = self._promoted.get(kind)
-        try:
-            if name is None and self._problem is not None:
-                raise self._problem
-            return self._usable(name, kind)
-        except CheckpointError as error:
-            raise NoModel(str(error)) from error
 
     def _usable(self, name: str | None, kind: CheckpointKind = "denoiser") -> CheckpointInfo:
         """Return a checkpoint that is whole and fits its base and the evaluator. Raises CheckpointError."""

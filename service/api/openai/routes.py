@@ -62,9 +62,7 @@ async def generate_images(
     request: Request, body: ImagesRequest, submitter: Annotated[Submitter, Depends(_submitter)]
 ) -> Response:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
-    job_id = await submitter.submit(
-        "generate", body, [], partial(_check, body)
-    )  # the body has the labels in its prompt
+    job_id = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
     job = await submitter.wait(job_id)
     if job.status not in TERMINAL:
         raise NotInTime(
