@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from redis import Redis
 
+from service.api.access.keys import hash_of, new_key
 from service.settings import Settings
 from service.store import workers
 from service.store.jobs import JobStore
@@ -45,6 +46,28 @@ def test_a_full_queue_says_when_to_retry(settings: Settings, alive: JobStore) ->
         assert alive.connection.scard("labelgrid:open") == 1
         alive.cancel(first)  # its pictures wait no longer
         submitted(client)
+
+
+def test_one_owner_cannot_fill_the_queue_for_the_others(connection: Redis, settings: Settings) -> None:
+    keys = {name: new_key() for name in ("alice", "bob")}
+    listed = ",".join(f"{name}:{hash_of(key)}" for name, key in keys.items())
+    update = {"api_keys": listed, "max_queued_pictures_per_owner": 5, "max_queued_pictures": 8}
+    bounded = settings.model_copy(update=update)
+    workers.announce(connection, "w", {"pictures_per_s": 0.5}, lease_s=60)
+    with serving(bounded) as client:
+
+        def ask(name: str, pictures: int) -> httpx.Response:
+            headers = {"authorization": f"Bearer {keys[name]}", "prefer": "respond-async"}
+            return client.post("/generate", json={"labels": [["red cube"]] * pictures}, headers=headers)
+
+        assert ask("alice", 4).status_code == 202
+        refused = ask("alice", 3)
+        assert (refused.status_code, refused.json()["type"]) == (429, "urn:labelgrid:problem:queue-full")
+        assert "4 pictures of yours are waiting" in refused.json()["detail"]
+        assert refused.headers["retry-after"] == "4"  # two too many, one every two seconds
+        assert ask("bob", 3).status_code == 202
+        assert ask("bob", 2).status_code == 429  # the queue as a whole
+        assert [ask(name, 1).status_code for name in keys] == [202, 429]
 
 
 def test_a_full_redis_takes_no_job_and_its_jobs_can_be_read(

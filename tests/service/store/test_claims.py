@@ -93,7 +93,7 @@ def test_the_next_suspect_is_claimed_without_delay(connection: Redis, settings: 
     a.claim_new(5)
     time.sleep(0.08)
     assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
-    a._looked_at = math.inf  # it has looked just now
+    a._looked_at = math.inf  # as if it had looked just now
     assert a.claim_stale(0, may_be_alone=False) == ([], [])
     assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [1]
     a._looked_at = math.inf
@@ -103,7 +103,7 @@ def test_the_next_suspect_is_claimed_without_delay(connection: Redis, settings: 
 
 def test_a_stream_survives_a_flush_of_redis(connection: Redis, store: JobStore, a: PictureStream) -> None:
     connection.flushall()
-    assert a.claim_stale(1, may_be_alone=True) == ([], [])  # as workers do, before they ask for new ones
+    assert a.claim_stale(1, may_be_alone=True) == ([], [])  # workers call this before claim_new
     assert a.claim_new(1) == []
     store.create(record(1))
     assert len(a.claim_new(1)) == 1

@@ -1,4 +1,4 @@
-"""A Redis that takes no writes: workers wait until it does, not for what is worth no wait, and the API says so."""
+"""A Redis that refuses writes: workers retry, skip best-effort writes, and the API answers 503."""
 
 import contextlib
 from collections.abc import Iterator
@@ -23,19 +23,19 @@ from tests.service.store.helpers import full, read_only
 from tests.service.webhooks.test_worker import created
 from tests.service.worker.test_previews import picture, row
 
-TAKES_NO_WRITES = pytest.mark.parametrize("state", [full, read_only])
+REFUSES_WRITES = pytest.mark.parametrize("state", [full, read_only])
 
 
 @pytest.fixture
 def impatient(settings: Settings, connection: Redis) -> Iterator[Redis]:
-    """A worker's connection that fails a test which tries anything again."""
-    client = connect(settings.redis_url, retry=RetryUntilStopped(lambda: pytest.fail("it waits for Redis")))
+    """A worker's connection that fails the test if it retries."""
+    client = connect(settings.redis_url, retry=RetryUntilStopped(lambda: pytest.fail("it retries")))
     yield client
     client.close()
 
 
-@TAKES_NO_WRITES
-def test_a_worker_waits_until_redis_takes_writes(connection: Redis, settings: Settings, state: Any) -> None:
+@REFUSES_WRITES
+def test_a_worker_retries_until_redis_takes_writes(connection: Redis, settings: Settings, state: Any) -> None:
     looks = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(state(connection))
@@ -54,9 +54,7 @@ def test_a_worker_waits_until_redis_takes_writes(connection: Redis, settings: Se
     assert len(looks) == 2
 
 
-def test_a_worker_that_waits_for_jobs_goes_on_when_redis_becomes_a_replica(
-    connection: Redis, settings: Settings
-) -> None:
+def test_a_blocking_read_continues_after_redis_was_a_replica(connection: Redis, settings: Settings) -> None:
     worker = connect(settings.redis_url, retry=RetryUntilStopped(lambda: False))
     with ThreadPoolExecutor(1) as thread:
         found = thread.submit(worker.blpop, ["queue"], 10)
@@ -68,14 +66,12 @@ def test_a_worker_that_waits_for_jobs_goes_on_when_redis_becomes_a_replica(
     worker.close()
 
 
-@TAKES_NO_WRITES
-def test_what_a_sweep_cannot_put_right_is_not_waited_for(
-    connection: Redis, settings: Settings, impatient: Redis, state: Any
-) -> None:
+@REFUSES_WRITES
+def test_a_sweep_does_not_wait_for_redis(connection: Redis, settings: Settings, impatient: Redis, state: Any) -> None:
     job_id = created(JobStore(connection, settings), "http://127.0.0.1/hook")
     connection.hdel(job_key(job_id), "rq")
     runner = Runner(impatient, settings, "w1")
-    for _ in range(2):  # only what is missing twice is put right
+    for _ in range(2):  # only what is missing twice is repaired
         runner._swept_at = 0.0
         with state(connection):
             runner._sweep()
@@ -98,7 +94,7 @@ AOF = "MISCONF Errors writing to the AOF file: No space left on device"
         OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
     ],
 )
-def test_what_redis_says_when_it_takes_no_writes_is_ridden_out(error: RedisError) -> None:
+def test_every_refusal_of_writes_is_retried(error: RedisError) -> None:
     answers = iter([error, None])
 
     def do() -> str:
@@ -109,14 +105,14 @@ def test_what_redis_says_when_it_takes_no_writes_is_ridden_out(error: RedisError
     assert RetryUntilStopped(lambda: False).call_with_retry(do, lambda error: None) == "done"
 
 
-def test_what_redis_cannot_do_at_all_is_an_error_at_once(impatient: Redis) -> None:
+def test_other_errors_are_not_retried(impatient: Redis) -> None:
     impatient.set("key", "value")
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         impatient.rpush("key", "value")
 
 
-@TAKES_NO_WRITES
-def test_previews_are_not_waited_for(connection: Redis, impatient: Redis, state: Any) -> None:
+@REFUSES_WRITES
+def test_previews_do_not_wait_for_redis(connection: Redis, impatient: Redis, state: Any) -> None:
     connection.set(watched_key("job"), 1)
     pairs = [(picture("job", 0), row(torch.zeros(3, 4, 4)))]
     previews = Previews(impatient, 0.0)
@@ -127,16 +123,18 @@ def test_previews_are_not_waited_for(connection: Redis, impatient: Redis, state:
     assert connection.xlen(previews_key("job")) == 1
 
 
-def test_that_rq_hears_of_a_webhook_is_not_waited_for(connection: Redis, impatient: Redis, settings: Settings) -> None:
+def test_a_cancel_does_not_wait_to_queue_its_webhook(connection: Redis, impatient: Redis, settings: Settings) -> None:
     store = JobStore(impatient, settings)
     job_id = created(store, "http://x/")
     with full(connection):
         assert store.cancel(job_id)
     assert Queue(settings.webhook_queue, connection=connection).count == 0
-    assert connection.zcard(WEBHOOKS) == 1  # there the webhooks' worker finds it
+    assert connection.zcard(WEBHOOKS) == 1  # where the webhooks' worker finds it
 
 
-def test_the_api_says_that_redis_takes_no_writes(client: httpx.Client, alive: JobStore, connection: Redis) -> None:
+def test_the_api_answers_503_while_redis_refuses_writes(
+    client: httpx.Client, alive: JobStore, connection: Redis
+) -> None:
     job = client.post("/generate", json={"labels": [["red cube"]]}, headers={"prefer": "respond-async"}).json()
     with read_only(connection):
         for answer in (client.post("/generate", json={"labels": [["red cube"]]}), client.delete(f"/jobs/{job['id']}")):
@@ -146,8 +144,8 @@ def test_the_api_says_that_redis_takes_no_writes(client: httpx.Client, alive: Jo
     assert client.delete(f"/jobs/{job['id']}").json()["status"] == "cancelled"
 
 
-@TAKES_NO_WRITES
-def test_a_job_is_told_of_without_previews(
+@REFUSES_WRITES
+def test_events_are_sent_without_previews_while_redis_refuses_writes(
     client: httpx.Client, alive: JobStore, connection: Redis, state: Any
 ) -> None:
     job_id = submit(client)

@@ -1,26 +1,21 @@
 """The fair queue: owners and jobs take turns, each picture is dispatched once, and small jobs end first."""
 
-import itertools
 import random
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-import httpx
 import pytest
 from redis import Redis
 
-from service.api.access.keys import hash_of, new_key
 from service.contract.records import JobRecord
 from service.settings import Settings
-from service.store import workers
 from service.store.claims import PictureStream
 from service.store.jobs import JobStore
 from service.store.keys import owner_jobs_key, pending_counts_key
 from service.worker.runner import Runner
 from shared.checkpoint import read_info
 from shared.registry import resolve
-from tests.conftest import serving
 from tests.service.store.helpers import DIGEST, full, record
 
 
@@ -128,35 +123,13 @@ def test_a_large_score_job_does_not_starve_small_requests(
     ended = list[tuple[str, int]]()
     complete = runner._complete
 
-    def and_note(job_ids: Collection[str], *pngs: Any) -> None:
+    def note_and_complete(job_ids: Collection[str], *pngs: Any) -> None:
         ended.extend((job_id, len(store.done_indices(large.id))) for job_id in job_ids if store.is_open(job_id))
         complete(job_ids, *pngs)
 
-    monkeypatch.setattr(runner, "_complete", and_note)
+    monkeypatch.setattr(runner, "_complete", note_and_complete)
     runner.run(large.id)
     # the next batch has two pictures of each of the four jobs, and the large one's first eight were before it
     assert {job_id for job_id, _ in ended[:3]} == {job.id for job in small}
     assert [job_id for job_id, _ in ended[3:]] == [large.id]
     assert [done for _, done in ended] == [10, 10, 10, 80]
-
-
-def test_one_owner_cannot_fill_the_queue_for_the_others(connection: Redis, settings: Settings) -> None:
-    keys = {name: new_key() for name in ("alice", "bob")}
-    listed = ",".join(f"{name}:{hash_of(key)}" for name, key in keys.items())
-    update = {"api_keys": listed, "max_queued_pictures_per_owner": 5, "max_queued_pictures": 8}
-    bounded = settings.model_copy(update=update)
-    workers.announce(connection, "w", {"pictures_per_s": 0.5}, lease_s=60)
-    with serving(bounded) as client:
-
-        def ask(name: str, pictures: int) -> httpx.Response:
-            headers = {"authorization": f"Bearer {keys[name]}", "prefer": "respond-async"}
-            return client.post("/generate", json={"labels": [["red cube"]] * pictures}, headers=headers)
-
-        assert ask("alice", 4).status_code == 202
-        refused = ask("alice", 3)
-        assert (refused.status_code, refused.json()["type"]) == (429, "urn:labelgrid:problem:queue-full")
-        assert "4 pictures of yours are waiting" in refused.json()["detail"]
-        assert refused.headers["retry-after"] == "4"  # two too many, at one in two seconds
-        assert ask("bob", 3).status_code == 202
-        assert ask("bob", 2).status_code == 429  # the queue as a whole
-        assert [ask(name, 1).status_code for name in itertools.chain(keys)] == [202, 429]

@@ -7,20 +7,16 @@ from redis import Redis
 
 from service.store.idempotency import IdempotentRequest, KeyReused
 from service.store.jobs import JobStore
-from service.store.keys import (
-    OPEN,
-    job_key,
-    pending_counts_key,
-)
+from service.store.keys import OPEN, job_key, pending_counts_key
 from tests.service.store.helpers import DIGEST, record
 
 
 def test_concurrent_requests_with_one_key_create_one_job(store: JobStore, connection: Redis) -> None:
-    asked = IdempotentRequest("", "key", "request")
+    request = IdempotentRequest("", "key", "request")
     with ThreadPoolExecutor(8) as pool:
-        ids = set(pool.map(lambda _: store.create(record(), asked), range(8)))
+        ids = set(pool.map(lambda _: store.create(record(), request), range(8)))
     (job_id,) = ids
-    assert connection.ttl(asked.redis_key) == pytest.approx(connection.ttl(job_key(job_id)), abs=1)
+    assert connection.ttl(request.redis_key) == pytest.approx(connection.ttl(job_key(job_id)), abs=1)
     assert connection.scard(OPEN) == 1
     assert connection.hgetall(pending_counts_key(DIGEST)) == {b"": b"2"}
     with pytest.raises(KeyReused):

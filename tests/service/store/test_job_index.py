@@ -6,9 +6,7 @@ from redis import Redis
 
 from service.store.job_index import id_of
 from service.store.jobs import JobStore
-from service.store.keys import (
-    index_key,
-)
+from service.store.keys import index_key
 from tests.service.store.helpers import record
 
 

@@ -11,15 +11,7 @@ from redis.exceptions import ExecAbortError, OutOfMemoryError, ResponseError
 from service.store import workers
 from service.store.claims import GROUP, PictureStream
 from service.store.jobs import JobStore
-from service.store.keys import (
-    OPEN,
-    events_key,
-    job_key,
-    pending_counts_key,
-    png_key,
-    tombstone_key,
-    verdicts_key,
-)
+from service.store.keys import OPEN, events_key, job_key, pending_counts_key, png_key, tombstone_key, verdicts_key
 from tests.service.store.helpers import DIGEST, RESULT, done, full, read_only, record
 
 State = Callable[[Redis], contextlib.AbstractContextManager[None]]
@@ -148,7 +140,7 @@ def test_a_picture_has_one_event_and_none_after_the_end(store: JobStore, a: Pict
     assert [fields for _, fields in connection.xrange(events_key(job.id))] == [{b"picture": b"0"}]
     assert [fields for _, fields in connection.xrange(events_key(cancelled.id))] == [{b"status": b"cancelled"}]
     assert not connection.exists(png_key(cancelled.id))
-    assert connection.xpending(a.key, GROUP)["pending"] == 0  # off the stream they are all the same
+    assert connection.xpending(a.key, GROUP)["pending"] == 0  # all of them left the stream
 
 
 @pytest.mark.parametrize(("state", "error"), [(full, OutOfMemoryError), (read_only, ExecAbortError)])

@@ -12,12 +12,7 @@ from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store.claims import PictureStream
 from service.store.jobs import JobStore
-from service.store.keys import (
-    OPEN,
-    job_key,
-    owner_jobs_key,
-    pending_counts_key,
-)
+from service.store.keys import OPEN, job_key, owner_jobs_key, pending_counts_key
 from service.store.sweep import JOBS_PER_SWEEP, Sweeper
 from tests.service.store.helpers import DIGEST, record
 
@@ -28,6 +23,7 @@ def sweeper(store: JobStore) -> Sweeper:
 
 
 def lose(store: JobStore, connection: Redis, job: JobRecord, how: str) -> None:
+    """Make RQ lose the job, or leave it with worker `w`."""
     rq_id = connection.hget(job_key(job.id), "rq")
     assert isinstance(rq_id, bytes)
     rq_job = RqJob.fetch(rq_id.decode(), connection=connection, serializer=JSONSerializer)
@@ -51,7 +47,7 @@ def test_a_job_that_rq_lost_is_queued_again_once(
     lose(store, connection, job, how)
     connection.delete(store.queue.key)
     sweeper.sweep()
-    assert connection.llen(store.queue.key) == 0  # it may only just be on its way
+    assert connection.llen(store.queue.key) == 0  # it may be on its way to a worker
     sweeper.sweep()
     assert connection.llen(store.queue.key) == 1
     sweeper.sweep()
