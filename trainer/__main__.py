@@ -9,7 +9,6 @@ import typer
 from pydantic import ValidationError
 
 from shared.checkpoint import CheckpointError
-from shared.device import DeviceError
 from shared.vocabulary import LabelError
 from trainer.commands import checkpoints, data, studies, training
 from trainer.commands.terminal import console
@@ -46,7 +45,7 @@ def main() -> int:
         first = error.errors()[0]
         field, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         _complain(f"{field}: {message}, got {first['input']!r}" if field else message)
-    except (TrainerError, LabelError, CheckpointError, DeviceError, OSError, FloatingPointError) as error:
+    except (TrainerError, LabelError, CheckpointError, OSError, FloatingPointError) as error:
         _complain(str(error))
     return 1
 

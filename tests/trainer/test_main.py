@@ -44,6 +44,11 @@ def test_the_process_exits_as_main_does() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_help_is_fast_because_it_imports_no_torch() -> None:
+    program = "import sys, trainer.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=120).returncode == 0
+
+
 def test_a_missing_command_is_wrong_usage(command: Command) -> None:
     refused(command(), "Missing command", 2)
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from trainer.commands.terminal import Seed, bar, read_dataset, show
+from shared.vocabulary import ICLEVR, read_train_file
+from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
 
@@ -21,10 +22,9 @@ def render(
     size: Annotated[
         int | None, typer.Option(min=8, max=512, help="Write squares of this side instead of 320x240; faster.")
     ] = None,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Render stand-in pictures in the data set's own layout. The same seed gives the same bytes."""
-    from shared.vocabulary import ICLEVR, read_train_file
     from trainer.scenes.render_folder import random_scenes, scenes_of, write_folder
 
     if train and scenes:
@@ -32,9 +32,9 @@ def render(
     if (out / "train.json").exists():
         raise TrainerError(f"{out} already holds a data set; choose another folder or remove it")
     lists = scenes_of(read_train_file(train, ICLEVR)) if train else random_scenes(scenes or 6003, objects, seed)
-    with bar() as progress:
+    with terminal.bar() as progress:
         count = write_folder(out, lists, seed=seed, size=size, progress=progress)
-    show("rendered", [("pictures", str(count)), ("scenes", str(len(lists))), ("folder", str(out))])
+    terminal.show("rendered", [("pictures", str(count)), ("scenes", str(len(lists))), ("folder", str(out))])
 
 
 def locate(
@@ -44,14 +44,13 @@ def locate(
 
     For the real i-CLEVR and data sets like it, in which each picture of a scene shows one object more.
     """
-    from shared.vocabulary import read_train_file
     from trainer.scenes import locate as located
     from trainer.scenes.render_folder import write_label_file
 
     if (out := data / "positions.json").exists():
         raise TrainerError(f"{out} already exists; remove it to write it again")
-    with bar() as progress:
-        dataset = read_dataset(data, progress, size=located.SIZE)
+    with terminal.bar() as progress:
+        dataset = terminal.read_dataset(data, progress, size=located.SIZE)
     positions = located.locate(read_train_file(data / "train.json", dataset.vocabulary), dataset.images)
     write_label_file(out, positions)
-    show("located", [("pictures", str(len(positions))), ("file", str(out))])
+    terminal.show("located", [("pictures", str(len(positions))), ("file", str(out))])

@@ -10,24 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainer.commands.terminal import (
-    Changes,
-    DeviceName,
-    Evaluator,
-    Grid,
-    Json,
-    KeepPadding,
-    Model,
-    Seed,
-    Storage,
-    bar,
-    check_budget,
-    check_file,
-    read_dataset,
-    show,
-    show_scores,
-    write_json,
-)
+from shared.registry import resolve
+from shared.vocabulary import Vocabulary
+from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
 if TYPE_CHECKING:  # imports torch
@@ -47,51 +32,46 @@ def compare(
     tests: Annotated[
         list[Path] | None, typer.Option(exists=True, help="Test files; the data set's own by default.")
     ] = None,
-    set_: Changes = None,
+    set_: options.Changes = None,
     run: Annotated[Path, typer.Option(help="Folder for the variants' states and logs.")] = Path("runs/compare"),
-    storage: Storage = Path("models"),
-    device: DeviceName = "auto",
+    storage: options.Storage = Path("models"),
+    device: options.DeviceName = "auto",
 ) -> None:
     """Train variants of the recipe under one equal budget and write a report. To resume, run the command again."""
-    from shared.device import pick_device
-    from shared.registry import resolve
-    from shared.vocabulary import Vocabulary
     from trainer.config import with_changes
     from trainer.score import load_judge, tests_of
     from trainer.studies import compare as comparison
     from trainer.studies.compare_report import write_report
 
-    check_budget(minutes, steps, "--minutes-per-variant or --steps-per-variant")
+    terminal.check_budget(minutes, steps, "--minutes-per-variant or --steps-per-variant")
     names = comparison.chosen(only, positions=(data / "positions.json").exists())
     base = with_changes(comparison.BASE, set_ or [])
-    vocabulary, where = Vocabulary.from_objects_file(data / "objects.json"), pick_device(device)
+    vocabulary, where = Vocabulary.from_objects_file(data / "objects.json"), terminal.pick_device(device)
     judge = load_judge(resolve(storage, evaluator, "evaluator"), vocabulary, where)
     digest = judge.info.digest if judge.info else ""
     if not (lists := tests_of(data, tests, vocabulary)):
         raise TrainerError(f"{data} has neither test.json nor new_test.json: name test files with --tests")
     setup = comparison.Setup(data.name, digest, lists, minutes, steps, repeats, set_ or [])
-    with bar() as progress:
-        load = lambda config: read_dataset(data, progress, size=config.image_size, fit=config.fit)  # noqa: E731
+    with terminal.bar() as progress:
+        load = lambda config: terminal.read_dataset(data, progress, size=config.image_size, fit=config.fit)  # noqa: E731
         trained = comparison.run_comparison(names, base, load, run, out, setup, judge, where, progress)
-    show("compared", [("trained now", ", ".join(trained) or "nothing"), ("report", str(write_report(out)))])
+    terminal.show("compared", [("trained now", ", ".join(trained) or "nothing"), ("report", str(write_report(out)))])
 
 
 def calibrate(
     folder: Annotated[Path, typer.Argument(exists=True, help="Sets of pictures, and sets.json with published scores.")],
     conditions: Annotated[Path, typer.Option(exists=True, help="Folder of the conditions files.")],
-    storage: Storage = Path("models"),
-    evaluator: Evaluator = None,
+    storage: options.Storage = Path("models"),
+    evaluator: options.Evaluator = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot here.")] = None,
-    device: DeviceName = "auto",
+    device: options.DeviceName = "auto",
 ) -> None:
     """Compare an evaluator's scores with the scores published for the same pictures."""
-    from shared.device import pick_device
     from shared.evaluator import load_evaluator
-    from shared.registry import resolve
     from trainer.studies import calibrate as calibration
 
-    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), pick_device(device))
-    with bar() as progress:
+    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), terminal.pick_device(device))
+    with terminal.bar() as progress:
         task = progress.add_task("scoring sets", total=None)
         agreement = calibration.calibrate(folder, conditions, judge, lambda: progress.advance(task))
     table = Table("set", "published", "this evaluator's", "difference", title=f"{len(agreement.sets)} published sets")
@@ -110,39 +90,38 @@ def calibrate(
 def memorisation(
     data: Annotated[Path, typer.Argument(exists=True, help="The data set folder that the denoiser was trained on.")],
     held_out: Annotated[Path, typer.Option(exists=True, help="A folder of pictures that it was not trained on.")],
-    storage: Storage = Path("models"),
-    model: Model = None,
-    evaluator: Evaluator = None,
+    storage: options.Storage = Path("models"),
+    model: options.Model = None,
+    evaluator: options.Evaluator = None,
     preset: Annotated[str, typer.Option(help="Sampling preset: default or report.")] = "default",
     pictures: Annotated[int, typer.Option(min=2, help="Sampled pictures, compared with as many unseen ones.")] = 500,
     label_sets: Annotated[
         int, typer.Option(min=0, help="Label sets whose diversity is measured, 8 pictures each.")
     ] = 32,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     grid: Annotated[
         Path | None,
         typer.Option(help="Write the 8 pictures nearest to the training set as PNG, with their nearest neighbours."),
     ] = None,
-    json_out: Json = None,
-    device: DeviceName = "auto",
+    json_out: options.Json = None,
+    device: options.DeviceName = "auto",
 ) -> None:
     """Measure memorisation: nearest training pictures, diversity, and the Frechet distance to unseen pictures."""
-    from shared.device import pick_device
     from shared.diffusion.model import load_denoiser
     from shared.evaluator import load_evaluator
-    from shared.registry import resolve
     from trainer.score import make_options, save_grid
     from trainer.studies import memorisation as study
 
-    check_file(grid, ".png")
-    check_file(json_out, ".json")
-    where = pick_device(device)
+    terminal.check_file(grid, ".png")
+    terminal.check_file(json_out, ".json")
+    where = terminal.pick_device(device)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), where)
     fit: Fit = denoiser.info.training.get("config", {}).get("fit", "squeeze")
-    with bar() as progress:
+    with terminal.bar() as progress:
         training, unseen = (
-            read_dataset(folder, progress, size=denoiser.image_shape[-1], fit=fit) for folder in (data, held_out)
+            terminal.read_dataset(folder, progress, size=denoiser.image_shape[-1], fit=fit)
+            for folder in (data, held_out)
         )
         task = progress.add_task("sampling (pictures x steps)", total=None)
         report, images = study.examine(
@@ -155,35 +134,35 @@ def memorisation(
     Console().print(table)
     if grid:
         save_grid(images, grid, columns=3)
-    write_json(json_out, asdict(report))
+    terminal.write_json(json_out, asdict(report))
 
 
 def limit(
     file: Annotated[Path, typer.Argument(help="A test file of i-CLEVR labels.")],
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different placements.")] = 10,
-    storage: Storage = Path("models"),
-    evaluator: Evaluator = None,
-    seed: Seed = 0,
+    storage: options.Storage = Path("models"),
+    evaluator: options.Evaluator = None,
+    seed: options.Seed = 0,
     size: Annotated[int, typer.Option(min=8, max=240, help="Pixels a side of the pictures.")] = 64,
     fit: Annotated[str, typer.Option(help="How pictures are made square: squeeze or pad.")] = "squeeze",
-    keep_padding: KeepPadding = False,
+    keep_padding: options.KeepPadding = False,
     placed_as: Annotated[
         str | None, typer.Option(help="Name of a denoiser: objects keep as far apart as in its arrangements.")
     ] = None,
-    grid: Grid = None,
-    json_out: Json = None,
-    device: DeviceName = "auto",
+    grid: options.Grid = None,
+    json_out: options.Json = None,
+    device: options.DeviceName = "auto",
 ) -> None:
     """Score fresh renders of a test file's label lists: the practical ceiling of a denoiser's score."""
     from trainer.studies.limit import render_runs
 
     if fit not in ("squeeze", "pad"):
         raise TrainerError(f'no --fit "{fit}"; there are squeeze and pad')
-    check_file(grid, ".png")
-    check_file(json_out, ".json")
-    with bar() as progress:
+    terminal.check_file(grid, ".png")
+    terminal.check_file(json_out, ".json")
+    with terminal.bar() as progress:
         runs, figures = render_runs(
-            file, repeats, storage, evaluator, seed, device, progress,
+            file, repeats, storage, evaluator, seed, terminal.pick_device(device), progress,
             size=size, fit=cast("Fit", fit), keep_padding=keep_padding, placed_as=placed_as,
         )  # fmt: skip
-    show_scores(file, runs, figures, json_out=json_out, grid=grid)
+    terminal.show_scores(file, runs, figures, json_out=json_out, grid=grid)

@@ -1,4 +1,4 @@
-"""Shared by the commands: option types, checks of arguments, progress bars, tables, and reading a data set."""
+"""What the commands print and check: progress bars, tables, notes, and arguments that would fail late."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from shared import storage as files
 from shared.vocabulary import SHOWN_NAMES
 from trainer.errors import TrainerError
 
-if TYPE_CHECKING:  # these import torch
+if TYPE_CHECKING:  # these import torch, and make `--help` slow
+    import torch
+
     from trainer.data import Dataset
     from trainer.runs import Run
     from trainer.score import ScoredRun
@@ -27,56 +27,14 @@ console = Console(stderr=True)
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # among those that torchrun starts; the others print nothing
 
 
-def open_storage(address: str) -> files.Location:
-    """Return the storage at an address. Raises TrainerError for an address that no installed driver can open."""
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name. Raises TrainerError for one that this machine does not have."""
+    from shared import device
+
     try:
-        return files.open_storage(address)
-    except ValueError as error:
+        return device.pick_device(name)
+    except device.DeviceError as error:
         raise TrainerError(str(error)) from error
-
-
-Storage = Annotated[
-    Path,  # or the like-named location at an address
-    typer.Option(
-        envvar="LABELGRID_STORAGE",
-        parser=open_storage,
-        help="Where checkpoints are published to and read from: a folder, or an address such as s3://bucket/path.",
-    ),
-]
-DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Minutes = Annotated[float | None, typer.Option(min=0.01, help="Stop after so many minutes of training.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="Change one field of the configuration: --set batch=64. Repeatable.")
-]
-EvaluateMinutes = Annotated[float, typer.Option(min=0.1, help="Minutes between sample grids and scores.")]
-LoggedEvaluator = Annotated[
-    str | None, typer.Option(help="Name of an evaluator whose scores are logged. It does not affect the training.")
-]
-Evaluator = Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")]
-Model = Annotated[str | None, typer.Option(help="Denoiser's name; the promoted one by default.")]
-KeepPadding = Annotated[bool, typer.Option(help="Judge padded pictures without cropping the padding, as the report.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
-Sampler = Annotated[str | None, typer.Option(help="ddpm, ddpm_small, ddim, euler, dpmpp_1, dpmpp_2m or sde_dpmpp_2m.")]
-SamplingSteps = Annotated[int | None, typer.Option("--steps", help="Sampling steps.")]
-Spacing = Annotated[str | None, typer.Option(help="uniform, logsnr or trailing.")]
-Guidance = Annotated[float | None, typer.Option(help="w of classifier-free guidance; 1 is none.")]
-Interval = Annotated[tuple[float, float] | None, typer.Option(help="Noise levels (fractions of T) with guidance on.")]
-Grid = Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write all figures here.")]
-Existing = typer.Option(exists=True, help="A data set folder: objects.json, train.json and the pictures it names.")
-
-
-def given_sampling(
-    sampler: str | None,
-    steps: int | None,
-    spacing: str | None,
-    guidance: float | None,
-    interval: tuple[float, float] | None,
-) -> dict[str, Any]:
-    """Return the sampling options that were given, under the names that SamplingOptions has for them."""
-    named = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
-    return {key: value for key, value in {**named, "guidance_interval": interval}.items() if value is not None}
 
 
 def check_file(path: Path | None, suffix: str) -> None:

@@ -9,63 +9,45 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from shared.checkpoint import check_name, path_of
-from trainer.commands.terminal import (
-    MAIN_PROCESS,
-    Changes,
-    DeviceName,
-    EvaluateMinutes,
-    Existing,
-    LoggedEvaluator,
-    Minutes,
-    Seed,
-    Steps,
-    Storage,
-    bar,
-    check_budget,
-    check_file,
-    note_unseen,
-    read_dataset,
-    show,
-    spent,
-)
+from shared.options import SamplingOptions
+from shared.registry import resolve
+from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
 
 def fit_evaluator(
-    data: Annotated[list[Path], Existing],
+    data: Annotated[list[Path], options.Existing],
     held_out: Annotated[Path, typer.Option(exists=True, help="A data set folder that is scored and not trained on.")],
-    storage: Storage = Path("models"),
+    storage: options.Storage = Path("models"),
     name: Annotated[str, typer.Option(help="The checkpoint's name.")] = "evaluator",
     run: Annotated[Path, typer.Option(help="Folder for state, log and TensorBoard events.")] = Path("runs/evaluator"),
-    minutes: Minutes = None,
-    steps: Steps = None,
+    minutes: options.Minutes = None,
+    steps: options.Steps = None,
     start_from: Annotated[
         str | None, typer.Option(help="Name of an evaluator in storage whose weights the run starts from.")
     ] = None,
     course_file: Annotated[Path | None, typer.Option(help="Also write the course's checkpoint.pth here.")] = None,
-    seed: Seed = 0,
-    device: DeviceName = "auto",
+    seed: options.Seed = 0,
+    device: options.DeviceName = "auto",
 ) -> None:
     """Fit the evaluator (ResNet-18) and publish it. Repeat --data for several folders.
 
     To resume, run the same command again.
     """
-    from shared.device import pick_device
     from shared.evaluator import IMAGE_SIZE, load_evaluator, write_course_checkpoint
-    from shared.registry import resolve
     from trainer import fit_evaluator as fitting
     from trainer.data import merge
     from trainer.runs import Budget, show_progress
 
-    check_budget(minutes, steps)
+    terminal.check_budget(minutes, steps)
     check_name(name)
-    check_file(course_file, ".pth")
-    where = pick_device(device)
+    terminal.check_file(course_file, ".pth")
+    where = terminal.pick_device(device)
     start = load_evaluator(resolve(storage, start_from, "evaluator")) if start_from else None
-    with bar() as progress:
-        dataset = merge([read_dataset(folder, progress, size=IMAGE_SIZE) for folder in data])
-        unseen = read_dataset(held_out, progress, size=IMAGE_SIZE)
-        note_unseen(dataset)
+    with terminal.bar() as progress:
+        dataset = merge([terminal.read_dataset(folder, progress, size=IMAGE_SIZE) for folder in data])
+        unseen = terminal.read_dataset(held_out, progress, size=IMAGE_SIZE)
+        terminal.note_unseen(dataset)
         evaluator, score, state = fitting.fit_evaluator(
             dataset, unseen, run, Budget(minutes, steps), start=start, seed=seed, device=where,
             on_step=show_progress(progress, "fitting"),
@@ -77,12 +59,12 @@ def fit_evaluator(
     if course_file:
         write_course_checkpoint(evaluator, course_file)
     rows = [("accuracy", f"{score.accuracy:.4f}"), ("exact match", f"{score.exact_match:.4f}")]
-    show("evaluator on held-out pictures", [*rows, *spent(state), ("checkpoint", str(path))])
+    terminal.show("evaluator on held-out pictures", [*rows, *terminal.spent(state), ("checkpoint", str(path))])
 
 
 def train(
-    data: Annotated[list[Path], Existing],
-    storage: Storage = Path("models"),
+    data: Annotated[list[Path], options.Existing],
+    storage: options.Storage = Path("models"),
     name: Annotated[str, typer.Option(help="The checkpoint's name.")] = "denoiser",
     run: Annotated[
         Path,
@@ -100,26 +82,24 @@ def train(
             "where the report dropped them for a whole batch at a time."
         ),
     ] = "default",
-    set_: Changes = None,
-    minutes: Minutes = None,
-    steps: Steps = None,
+    set_: options.Changes = None,
+    minutes: options.Minutes = None,
+    steps: options.Steps = None,
     start_from: Annotated[
         str | None, typer.Option(help="Name of a denoiser in storage whose weights the run starts from.")
     ] = None,
-    evaluator: LoggedEvaluator = None,
+    evaluator: options.LoggedEvaluator = None,
     tests: Annotated[
         list[Path] | None,
         typer.Option(exists=True, help="Test files scored while training; the data set's own by default."),
     ] = None,
-    evaluate_minutes: EvaluateMinutes = 10.0,
-    device: DeviceName = "auto",
+    evaluate_minutes: options.EvaluateMinutes = 10.0,
+    device: options.DeviceName = "auto",
 ) -> None:
     """Train the denoiser and publish its averaged weights. Repeat --data for several folders.
 
     To resume, run the same command again.
     """
-    from shared.device import pick_device
-    from shared.registry import resolve
     from trainer.config import REPORT_EPOCHS, make_config
     from trainer.data import merge
     from trainer.runs import Budget, show_progress
@@ -129,17 +109,17 @@ def train(
 
     config, budget = make_config(preset, set_ or []), Budget(minutes, steps)
     if preset != "report" or minutes or steps:
-        check_budget(minutes, steps)
+        terminal.check_budget(minutes, steps)
     check_name(name)
-    with bar() as progress:
-        dataset = merge([read_dataset(one, progress, size=config.image_size, fit=config.fit) for one in data])
-        where, vocabulary = pick_device(device), dataset.vocabulary
+    with terminal.bar() as progress:
+        dataset = merge([terminal.read_dataset(one, progress, size=config.image_size, fit=config.fit) for one in data])
+        where, vocabulary = terminal.pick_device(device), dataset.vocabulary
         judge = load_judge(resolve(storage, evaluator, "evaluator"), vocabulary, where) if evaluator else None
         if not minutes and not steps:
             budget = Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
         start = starting_weights(storage, start_from, config, dataset) if start_from else None
         watcher = Watcher(config, dataset, run, tests_of(data[0], tests, vocabulary), judge, where)
-        note_unseen(dataset)
+        terminal.note_unseen(dataset)
         averages, state = train_network(
             dataset, config, run, budget, device=where, start=start, start_from=start_from,
             on_step=show_progress(progress, "training", config.batch), evaluate=watcher,
@@ -150,13 +130,13 @@ def train(
     training |= {"pictures_seen": state.step * config.batch, "last": state.history[-1] if state.history else {}}
     training |= {"started_from": start_from} if start_from else {}
     path = path_of(storage, name)
-    if MAIN_PROCESS:
+    if terminal.MAIN_PROCESS:
         path = publish_network(averages.network(config.publish), config, dataset, storage, name, training)
-    show("trained", [*spent(state), ("checkpoint", str(path))])
+    terminal.show("trained", [*terminal.spent(state), ("checkpoint", str(path))])
 
 
 def distill(
-    data: Annotated[Path, Existing],
+    data: Annotated[Path, options.Existing],
     name: Annotated[str, typer.Option(help="The new checkpoint's name.")],
     method: Annotated[
         Literal["guidance", "trajectories"],
@@ -176,34 +156,31 @@ def distill(
     teacher_steps: Annotated[int, typer.Option(min=1, help="The teacher's sampling steps, for trajectories.")] = 16,
     count: Annotated[int, typer.Option("--trajectories", min=1, help="Number of the teacher's trajectories.")] = 8192,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the changes to the network's matrices.")] = 16,
-    storage: Storage = Path("models"),
+    storage: options.Storage = Path("models"),
     run: Annotated[Path, typer.Option(help="Folder for state, log, grids and trajectories.")] = Path("runs/distill"),
-    minutes: Minutes = None,
-    steps: Steps = None,
-    set_: Changes = None,
-    evaluator: LoggedEvaluator = None,
-    evaluate_minutes: EvaluateMinutes = 10.0,
-    device: DeviceName = "auto",
+    minutes: options.Minutes = None,
+    steps: options.Steps = None,
+    set_: options.Changes = None,
+    evaluator: options.LoggedEvaluator = None,
+    evaluate_minutes: options.EvaluateMinutes = 10.0,
+    device: options.DeviceName = "auto",
 ) -> None:
     """Distil a denoiser into one that needs fewer network rows a picture. To resume, run the same command again."""
     import torch
 
-    from shared.device import pick_device
     from shared.diffusion.model import load_denoiser
-    from shared.options import SamplingOptions
-    from shared.registry import resolve
     from trainer import distill as distillation
     from trainer.loss import Denoising, Objective
     from trainer.runs import Budget, keep_setup, show_progress
     from trainer.score import Watcher, load_judge, tests_of
     from trainer.train import train as train_network
 
-    check_budget(minutes, steps)
+    terminal.check_budget(minutes, steps)
     check_name(name)
     student_steps = sampling_steps or (8 if method == "guidance" else 4)
     if method == "trajectories" and teacher_steps % student_steps:
         raise TrainerError(f"--teacher-steps {teacher_steps} must be a multiple of --sampling-steps {student_steps}")
-    where = pick_device(device)
+    where = terminal.pick_device(device)
     source = load_denoiser(resolve(storage, teacher, "denoiser"), device=where)
     config = distillation.make_config(source.info, set_ or [])
     network, base = distillation.make_student(source, storage, rank, config.seed)
@@ -212,16 +189,16 @@ def distill(
         "teacher": source.info.digest, "method": method, "guidance": guidance, "rank": rank,
         "sampling_steps": student_steps, "teacher_steps": teacher_steps,
     })  # fmt: skip
-    with bar() as progress:
-        dataset = read_dataset(data, progress, size=source.image_shape[-1], fit=config.fit)
+    with terminal.bar() as progress:
+        dataset = terminal.read_dataset(data, progress, size=source.image_shape[-1], fit=config.fit)
         if dataset.vocabulary != source.vocabulary:
             raise TrainerError(f"{data} has another vocabulary than {source.info.name}")
         objective: Objective
         if method == "guidance":
-            options = SamplingOptions(steps=student_steps, guidance=1.0)
+            sampling = SamplingOptions(steps=student_steps, guidance=1.0)
             objective = Denoising(dataset, distillation.GuidedTarget(config, source, guidance, where), config)
         else:
-            options = SamplingOptions(sampler="ddim", steps=student_steps, guidance=1.0)
+            sampling = SamplingOptions(sampler="ddim", steps=student_steps, guidance=1.0)
             w = 1.0 if base.name != source.info.name else guidance  # an adapter has its guidance inside
             path = SamplingOptions(sampler="dpmpp_2m", steps=teacher_steps, guidance=w)
             task = progress.add_task("trajectories", total=count)
@@ -233,7 +210,7 @@ def distill(
         averages, state = train_network(
             dataset, config, run, Budget(minutes, steps), device=where, network=network, objective=objective,
             on_step=show_progress(progress, "distilling"),
-            evaluate=Watcher(config, dataset, run, tests_of(data, None, dataset.vocabulary), judge, where, options),
+            evaluate=Watcher(config, dataset, run, tests_of(data, None, dataset.vocabulary), judge, where, sampling),
             evaluate_every_s=60 * evaluate_minutes,
         )  # fmt: skip
     training = {"method": method, "teacher": source.info.name, "teacher_digest": source.info.digest, "rank": rank}
@@ -241,5 +218,5 @@ def distill(
     training |= {"examples_seen": state.step * config.batch, "config": config.model_dump(mode="json")}
     training |= {"last": state.history[-1]} if state.history else {}
     student = cast(distillation.AdaptedNetwork, averages.network(config.publish))
-    published = distillation.publish_adapter(student, base, storage, name, options, training)
-    show("distilled", [*spent(state), ("checkpoint", str(published))])
+    published = distillation.publish_adapter(student, base, storage, name, sampling, training)
+    terminal.show("distilled", [*terminal.spent(state), ("checkpoint", str(published))])

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from shared.device import pick_device
 from shared.diffusion.layouts import nearest_pair
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import IMAGE_SIZE, judge_of, load_evaluator, score_set
@@ -59,7 +58,7 @@ def scene_apart(labels: list[str], rng: np.random.Generator, apart: Sequence[flo
 
 
 def render_runs(
-    file: Path, repeats: int, storage: Path, evaluator: str | None, seed: int, device: str, progress: Progress,
+    file: Path, repeats: int, storage: Path, evaluator: str | None, seed: int, device: torch.device, progress: Progress,
     *, size: int = IMAGE_SIZE, fit: Fit = "squeeze", keep_padding: bool = False, placed_as: str | None = None,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
     """Score renders as `trainer.score.score_file` scores samples. Each run places the objects anew.
@@ -68,7 +67,7 @@ def render_runs(
     `keep_padding` is set. `placed_as`: the name of a denoiser; objects keep as far apart as in its arrangements.
     Raises TrainerError where that denoiser has none, and where the evaluator's labels are not i-CLEVR's.
     """
-    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), pick_device(device))
+    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), device)
     if judge.vocabulary != ICLEVR:
         raise TrainerError("only i-CLEVR's objects can be rendered; the evaluator has other labels")
     lists = read_test_file(file, ICLEVR)
