@@ -1,4 +1,4 @@
-"""The models in storage, as the API sees them: they come, change, go and break while it runs."""
+"""The models in storage, as the API sees them: they appear, change, break and go while it runs."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-def test_checkpoints_come_change_and_go(models: Models, folder: Path) -> None:
+def test_checkpoints_appear_change_and_go(models: Models, folder: Path) -> None:
     with pytest.raises(BadRequest, match="no such denoiser") as caught:
         models.find("c")
     assert caught.value.members["models"] == ["a", "b"]
@@ -82,7 +82,7 @@ def test_a_promotion_takes_effect_at_once(models: Models, folder: Path) -> None:
         models.find(None)
 
 
-def test_a_storage_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_storage_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(NoModel, match=rf"there is no folder {tmp_path}/absent$"):
         Models(tmp_path / "absent").find(None)
 
@@ -143,7 +143,7 @@ def test_without_a_default_that_can_be_used_models_are_found_by_name_only(
     assert listing.problems.keys() == {"b.safetensors"} | ({PROMOTED_FILE} if "b" not in promoted else set())
 
 
-def test_an_adapter_is_refused_unless_what_it_changes_is_there(models: Models, folder: Path) -> None:
+def test_an_adapter_is_refused_without_its_base(models: Models, folder: Path) -> None:
     base = models.find("b")
     adapter = publish_toy_adapter(folder, "fast", base)
     assert Models(folder).find("fast") == adapter
@@ -160,7 +160,7 @@ def test_an_adapter_is_refused_unless_what_it_changes_is_there(models: Models, f
 
 
 @pytest.mark.parametrize("base", ["b", ["b"], {"name": "b"}, {"name": "../b", "digest": "0"}])
-def test_an_adapter_that_says_badly_what_it_changes_harms_nobody(models: Models, folder: Path, base: object) -> None:
+def test_an_adapter_with_a_malformed_base_does_not_affect_other_models(models: Models, folder: Path, base: object) -> None:
     publish_toy_denoiser(folder, "odd", 5)
     with safe_open(file_of(folder, "odd"), "pt") as file:
         description = json.loads(file.metadata()[METADATA_KEY])
@@ -211,7 +211,7 @@ def client(settings: Settings, folder: Path, connection: Redis) -> Iterator[http
         yield one
 
 
-def test_the_list_has_cards_and_says_what_is_wrong(client: httpx.Client, folder: Path) -> None:
+def test_the_list_has_cards_and_problems(client: httpx.Client, folder: Path) -> None:
     def models() -> dict[str, dict[str, object]]:
         return {model["name"]: model for model in client.get("/models").json()["models"]}
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document is valid and complete; whether it is true, `Documented` asks every answer that tests get."""
+"""The OpenAPI document is valid and complete. `Documented` checks every answer in the tests against it."""
 
 import re
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def test_the_document_is_valid() -> None:
 
 
 def examples_of(content: dict[str, Any]) -> list[Any]:
-    """Of a media type: its own, or its schema's."""
+    """Return the examples of a media type: its own, or its schema's."""
     if "examples" in content:
         return [example["value"] for example in content["examples"].values()]
     if "example" in content:
@@ -78,7 +78,7 @@ def test_operations_say_what_they_do_with_examples(operation: dict[str, Any]) ->
 
 
 def own_parameters(operation: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those that other operations do not have."""
+    """Return the parameters that not every operation has."""
     return [parameter for parameter in operation["parameters"] if parameter != COMMON]
 
 
@@ -134,7 +134,7 @@ def test_operations_take_a_request_id_that_answers_give_back() -> None:
         assert all("X-Request-ID" in response["headers"] for response in operation["responses"].values())
 
 
-def test_links_lead_from_a_job_to_all_that_there_is_of_it() -> None:
+def test_links_lead_from_a_job_to_every_operation_on_it() -> None:
     linked = set()
     for operation in OPERATIONS.values():
         for response in operation["responses"].values():
@@ -157,7 +157,7 @@ def test_links_lead_from_a_job_to_all_that_there_is_of_it() -> None:
         (404, {"content-type": PROBLEM_JSON}, b'{"type": "urn:labelgrid:problem:new"}', "new is not documented"),
     ],
 )
-def test_answers_that_are_not_documented_are_noticed(
+def test_answers_that_are_not_documented_are_detected(
     status: int, headers: dict[str, str], content: bytes, words: str
 ) -> None:
     request = httpx.Request("GET", "http://localhost/jobs/x")

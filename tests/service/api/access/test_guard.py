@@ -40,7 +40,7 @@ def module_client(keyed: Settings) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def client(module_client: httpx.Client, connection: Redis, settings: Settings) -> httpx.Client:
-    """A client of an API with keys; a worker says that it lives, and does nothing."""
+    """A client of an API with keys, and a worker that is announced and does nothing."""
     workers.announce(connection, "w", {}, lease_s=60)
     return module_client
 

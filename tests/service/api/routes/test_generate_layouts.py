@@ -197,7 +197,7 @@ def test_the_client_and_its_command_line_take_layouts(client: httpx.Client, aliv
 
 @given(good_lists, st.data())
 def test_any_layouts_fit_or_are_refused(placed: Settings, lists: list[list[str]], data: st.DataObject) -> None:
-    """Nothing is random about the model: `placed` stays as it is."""
+    """The examples share the fixture `placed`, which does not change."""
     asked = data.draw(st.lists(st.none() | layouts, min_size=len(lists) - 1, max_size=len(lists) + 1))
     if data.draw(st.booleans()):  # the right number of points
         asked = [one and [*one, *[PLACE] * 8][: len(labels)] for one, labels in zip(asked, lists, strict=False)]

@@ -1,4 +1,4 @@
-"""The page at /: it and every file that it names are served with their types and headers, and its policy holds."""
+"""GET /: the page and its files are served with their types and headers, and follow the content policy."""
 
 import re
 from html.parser import HTMLParser
@@ -14,7 +14,7 @@ TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", 
 
 
 class Tags(HTMLParser):
-    """The tags of a document with their attributes, and the text inside scripts and styles."""
+    """Collects the tags of a document with their attributes, and the text inside scripts and styles."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Tags(HTMLParser):
 
 
 def named_files(client: httpx.Client) -> set[str]:
-    """Addresses of everything that the page loads, modules' imports and styles' pictures included."""
+    """Return the addresses of everything that the page loads, with modules' imports and styles' pictures."""
     html = client.get("/").text
     found: set[str] = set()
     left = [urljoin("/", name) for name in re.findall(r'(?:src|href)="(static/[^"#]+)"', html)]

@@ -79,7 +79,7 @@ def test_jobs_of_several_sizes_share_a_batch(client: httpx.Client, alive: JobSto
     runner.run_once(judge)
     assert [client.get(f"/jobs/{job_id}").json()["status"] for job_id in ids] == ["finished", "finished"]
     assert not judge.busy
-    assert runner.rate.pictures == 0  # it says how fast pictures are made
+    assert runner.rate.pictures == 0  # it measures sampling, not judging
 
 
 def test_a_model_stays_loaded_beside_the_evaluator(connection: Redis, settings: Settings) -> None:
@@ -135,7 +135,7 @@ def test_a_bad_zip_is_a_problem_that_names_every_entry(client: httpx.Client, ali
 
 @given(st.one_of(st.binary(max_size=200), st.integers(0, len(ZIP)).map(lambda n: ZIP[:n] + ZIP[n + 3 :])))
 def test_no_zip_causes_an_internal_error(session_client: httpx.Client, content: bytes) -> None:
-    """Without a worker a good one is 503."""
+    """Without a worker even a good zip is 503."""
     assert send(session_client, content).status_code in (422, 503)
 
 

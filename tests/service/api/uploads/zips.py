@@ -36,7 +36,7 @@ def without(name: str) -> dict[str, bytes]:
 
 
 def lying(content: bytes, size: int) -> bytes:
-    """A zip of one entry whose headers say that it unpacks to `size` bytes."""
+    """Return a zip of one entry whose headers claim that it unpacks to `size` bytes."""
     local, central = content.index(b"PK\x03\x04"), content.index(b"PK\x01\x02")
     claimed = struct.pack("<I", size)
     content = content[: local + 22] + claimed + content[local + 26 :]
@@ -44,7 +44,7 @@ def lying(content: bytes, size: int) -> bytes:
 
 
 def two_headers(content: bytes, other: bytes) -> bytes:
-    """A PNG with the header of another before its own."""
+    """Return a PNG with the header of another before its own."""
     signature, header = 8, 25
     return other[: signature + header] + content[signature:]
 
