@@ -1,7 +1,7 @@
-"""Requests that arrive by chance, three ways to batch them on one stepping loop, and a clock that may be virtual.
+"""Batching policies under random load: Poisson arrivals, three policies on one stepping loop, a real or virtual clock.
 
-Knows no network: a stepper advances rows. `CostStepper` only lets a virtual clock pass, by what a step was measured
-to cost, so that thousands of requests take seconds.
+Knows no network: a stepper advances rows. `CostStepper` only advances a virtual clock by a step's measured cost, so
+that thousands of requests take seconds.
 """
 
 import bisect
@@ -23,7 +23,7 @@ GUIDANCE = (1.0, 3.0)
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request: when it comes, in s, and what it wants."""
+    """A request: its time of arrival, in s, and its options."""
 
     at: float
     pictures: int
@@ -35,9 +35,9 @@ class Arrival:
 
 
 def poisson(rate: float, count: int, seed: int) -> list[Arrival]:
-    """`count` requests, `rate` a second on average, of mixed sizes, steps and guidance; times from 0 on.
+    """Draw `count` requests of mixed sizes, steps and guidance that arrive at `rate` per second on average, from 0 on.
 
-    What they want follows from the seed alone: at another rate the same requests come, closer or farther apart.
+    Their options depend on the seed only: at another rate the same requests arrive, closer together or farther apart.
     """
     rng = np.random.default_rng(seed)
     gaps = rng.exponential(size=count)
@@ -49,12 +49,12 @@ def poisson(rate: float, count: int, seed: int) -> list[Arrival]:
 
 
 def within(span_s: float, rate: float, seed: int) -> list[Arrival]:
-    """Requests that come within about `span_s`, three at least."""
+    """Draw the requests of about `span_s` seconds, three at least."""
     return poisson(rate, max(3, round(rate * span_s)), seed)
 
 
 def mean_network_rows() -> float:
-    """Network rows of a request on average."""
+    """Return the average number of network rows of a request."""
     rows = [SamplingOptions(guidance=w).rows_per_step for w in GUIDANCE]
     return float(np.mean(SIZES) * np.mean(STEPS) * np.mean(rows))
 
@@ -72,7 +72,7 @@ class Clock(Protocol):
 
 
 class RealClock:
-    """Seconds since it was made."""
+    """Seconds since it was created."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -106,10 +106,10 @@ class CostRow:
 
 
 class StepCost:
-    """Seconds of one step over its network rows, linear between the sizes that were measured and beyond the largest."""
+    """Seconds of one step by its network rows: linear between the measured sizes and beyond the largest."""
 
     def __init__(self, measured: dict[int, float]) -> None:
-        """`measured`: network rows -> s, two sizes at least."""
+        """`measured`: network rows -> seconds, two sizes at least."""
         self.sizes = sorted(measured)
         self.seconds = [measured[size] for size in self.sizes]
 
@@ -122,7 +122,7 @@ class StepCost:
 
 
 class CostStepper:
-    """Advances rows by letting a virtual clock pass."""
+    """Advances rows and a virtual clock, without a network."""
 
     def __init__(self, clock: VirtualClock, cost: Callable[[int], float]) -> None:
         self.clock, self.cost = clock, cost
@@ -138,33 +138,33 @@ class CostStepper:
 
 @dataclass
 class Waiting:
-    """A request on its way: pictures not begun, in work, and when it was answered."""
+    """A request being served."""
 
     arrival: Arrival
-    to_begin: int
-    open: int
-    since: int = 0  # network rows that were made when its last picture began
+    to_begin: int  # pictures that have not begun
+    open: int  # pictures that are not finished
+    since: int = 0  # network rows computed before its last picture began
     answered_at: float = 0.0
 
 
-# A policy says which waiting requests may begin how many pictures now: (queue, pictures in work, room) -> their number
-# for the queue's requests from the first on.
+# A policy decides how many pictures of each queued request begin now:
+# (queue, pictures in progress, room) -> a number for each request from the front of the queue on.
 Policy = Callable[[Sequence[Waiting], int, int], list[int]]
 
 
-def continuous(queue: Sequence[Waiting], in_work: int, room: int) -> list[int]:
-    """Step-wise continuous batching: pictures join whenever there is room."""
+def continuous(queue: Sequence[Waiting], in_progress: int, room: int) -> list[int]:
+    """Continuous batching: pictures join at any step if there is room."""
     return _fill(queue, room, whole=False)
 
 
-def request_level(queue: Sequence[Waiting], in_work: int, room: int) -> list[int]:
-    """Whole requests as a batch, which runs to its end; the first of them is taken however large."""
-    return [] if in_work else _fill(queue, room, whole=True)
+def request_level(queue: Sequence[Waiting], in_progress: int, room: int) -> list[int]:
+    """Request-level batching: whole requests form a batch, which runs to its end. The first always fits."""
+    return [] if in_progress else _fill(queue, room, whole=True)
 
 
-def one_at_a_time(queue: Sequence[Waiting], in_work: int, room: int) -> list[int]:
-    """One picture after the other."""
-    return [] if in_work else [1]
+def one_at_a_time(queue: Sequence[Waiting], in_progress: int, room: int) -> list[int]:
+    """No batching: one picture after the other."""
+    return [] if in_progress else [1]
 
 
 def _fill(queue: Sequence[Waiting], room: int, *, whole: bool) -> list[int]:
@@ -179,7 +179,7 @@ def _fill(queue: Sequence[Waiting], room: int, *, whole: bool) -> list[int]:
 
 
 POLICIES: dict[str, Policy] = {
-    "step-wise continuous": continuous,
+    "continuous": continuous,
     "request-level": request_level,
     "one at a time": one_at_a_time,
 }
@@ -187,10 +187,10 @@ POLICIES: dict[str, Policy] = {
 
 @dataclass(frozen=True)
 class Served:
-    """What came of a schedule: each request's time from arrival to answer, in s, and the end of the last."""
+    """The outcome of serving some arrivals."""
 
-    latencies: list[float]
-    ended_at: float
+    latencies: list[float]  # of each request, from arrival to answer, in s
+    ended_at: float  # s, the last answer
     pictures: int
 
 
@@ -204,23 +204,23 @@ def serve(
     few: int | None = None,
     labels: Any = None,
 ) -> Served:
-    """Serves a schedule from its first request to its last answer.
+    """Serve arrivals from the first request to the last answer.
 
-    `few`: where batching is continuous, large requests wait from so many network rows on, as in a worker.
-    Request-level answers come with the end of their batch, as they do where a batch is one call.
+    `few`: with continuous batching, large requests wait once a step has that many network rows, as in a worker.
+    Request-level batching answers a request when its whole batch ends, as if the batch were one call.
     """
-    coming, queue = deque(Waiting(a, a.pictures, a.pictures) for a in arrivals), deque[Waiting]()
-    everybody, work, ended = list(coming), list[tuple[Waiting, Any]](), list[Waiting]()
-    seed = made = 0
-    while coming or queue or work:
+    arriving, queue = deque(Waiting(a, a.pictures, a.pictures) for a in arrivals), deque[Waiting]()
+    everybody, work, ended = list(arriving), list[tuple[Waiting, Any]](), list[Waiting]()
+    seed = computed = 0  # network rows so far
+    while arriving or queue or work:
         if not queue and not work:
-            clock.wait_until(coming[0].arrival.at)
-        while coming and coming[0].arrival.at <= clock.now():
-            queue.append(coming.popleft())
+            clock.wait_until(arriving[0].arrival.at)
+        while arriving and arriving[0].arrival.at <= clock.now():
+            queue.append(arriving.popleft())
         if queue:
             for waiting, count in zip(list(queue), policy(queue, len(work), max_pictures - len(work)), strict=False):
                 if count:
-                    waiting.since = made
+                    waiting.since = computed
                 for _ in range(count):
                     work.append((waiting, stepper.new_row(labels, waiting.arrival.options, seed)))
                     seed += 1
@@ -229,10 +229,10 @@ def serve(
                 queue.popleft()
         if not work:
             continue
-        turn = _turn(work, made, few) if few is not None and policy is continuous else work
-        stepper.step([row for _, row in turn])
-        made += sum(row.options.rows_per_step for _, row in turn)
-        for waiting, row in turn:
+        chosen = _next_rows(work, computed, few) if few is not None and policy is continuous else work
+        stepper.step([row for _, row in chosen])
+        computed += sum(row.options.rows_per_step for _, row in chosen)
+        for waiting, row in chosen:
             if row.done:
                 waiting.open -= 1
                 if waiting.open == 0:
@@ -246,15 +246,15 @@ def serve(
     return Served(latencies, clock.now(), sum(a.pictures for a in arrivals))
 
 
-def _turn(work: list[tuple[Waiting, Any]], made: int, few: int) -> list[tuple[Waiting, Any]]:
-    """What steps next of `work`."""
+def _next_rows(work: list[tuple[Waiting, Any]], computed: int, few: int) -> list[tuple[Waiting, Any]]:
+    """Choose the rows of `work` that step next, as a worker does."""
 
     def workload(waiting: Waiting, row: Any) -> Workload:
         rows = row.options.rows_per_step
         return Workload(rows, rows * (row.options.steps - row.step), waiting.since)
 
     jobs = by_job((id(waiting), workload(waiting, row)) for waiting, row in work)
-    chosen = set(jobs_to_step(jobs, made, few))
+    chosen = set(jobs_to_step(jobs, computed, few))
     return [(waiting, row) for waiting, row in work if id(waiting) in chosen]
 
 
@@ -265,6 +265,6 @@ def simulate(
     max_pictures: int,
     few: int | None = None,
 ) -> Served:
-    """What `serve` would come to, by the measured cost of steps."""
+    """Serve arrivals on a virtual clock, by the measured cost of steps."""
     clock = VirtualClock()
     return serve(policy, arrivals, CostStepper(clock, cost), clock, max_pictures=max_pictures, few=few)

@@ -1,5 +1,6 @@
-"""Pieces of a Markdown document: tables, numbers, plots. Knows no subject."""
+"""Pieces of a Markdown document: paragraphs, tables and plots. Knows no section."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent below a million."""
+    """Format a number with three significant digits, without an exponent below a million."""
     if value == 0:
         return "0"
     if abs(value) >= 1000:
@@ -17,7 +18,7 @@ def number(value: float) -> str:
 
 @dataclass
 class Table:
-    """A table; its cells become text as they are added."""
+    """A Markdown table. Cells are converted to text when they are added."""
 
     header: Sequence[str]
     rows: list[list[str]] = field(default_factory=list)
@@ -34,15 +35,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot: `draw(axes)` fills `panels` axes side by side."""
+    """A plot: `draw(axes)` fills `panels` axes, side by side."""
 
     name: str
     caption: str
     draw: Callable[[Sequence[Any]], None]
     panels: int = 1
 
-    def save(self, folder: Path, prefix: str) -> str:
-        """Writes PREFIX-NAME.png and returns the line that shows it."""
+    def file_name(self, stem: str) -> str:
+        """Return the file's name beside document STEM.md."""
+        return f"{stem}-{self.name}.png"
+
+    def save(self, path: Path) -> None:
+        """Draw the plot and write it as PNG."""
         import matplotlib
 
         matplotlib.use("Agg")
@@ -51,32 +56,39 @@ class Plot:
         figure, axes = pyplot.subplots(1, self.panels, figsize=(4.8 * self.panels, 3.4), squeeze=False)
         self.draw(axes[0])
         figure.tight_layout()
-        path = folder / f"{prefix}-{self.name}.png"
-        # no date and no version inside: the same figures give the same file
+        # no date and no version inside, so that equal figures give an equal file
         figure.savefig(path, dpi=90, metadata={"Software": None})
         pyplot.close(figure)
-        return f"![{self.caption}]({path.name})"
 
 
-def write(pieces: Sequence[str | Table | Plot], path: Path) -> None:
-    """A document of paragraphs, tables and plots; plots lie beside it under its own name."""
+Piece = str | Table | Plot
+
+
+def write(pieces: Sequence[Piece], path: Path) -> None:
+    """Write a document, and its plots beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for piece in pieces:
+        if isinstance(piece, Plot):
+            piece.save(path.parent / piece.file_name(path.stem))
+    path.write_text(markdown(pieces, path.stem))
+
+
+def markdown(pieces: Sequence[Piece], stem: str) -> str:
+    """Return the text of document STEM.md."""
     parts = []
     for piece in pieces:
         match piece:
             case Table():
                 parts.append(piece.markdown())
             case Plot():
-                parts.append(piece.save(path.parent, path.stem))
+                parts.append(f"![{piece.caption}]({piece.file_name(stem)})")
             case _:
                 parts.append(wrapped(piece))
-    path.write_text("\n\n".join(parts) + "\n")
+    return "\n\n".join(parts) + "\n"
 
 
 def wrapped(paragraph: str, width: int = 120) -> str:
-    """Lines of at most `width`; headings, code, lists and what has lines already stay as they are."""
-    import textwrap
-
+    """Wrap a paragraph at `width`. Headings, code, lists and text with line breaks stay as they are."""
     if "\n" in paragraph or paragraph.startswith(("#", "    ", "-", "|", "!")):
         return paragraph
     return textwrap.fill(paragraph, width, break_long_words=False, break_on_hyphens=False)

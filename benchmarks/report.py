@@ -1,6 +1,6 @@
-"""Writes docs/performance.md and docs/scaling.md from the results: `python -m benchmarks.report [--quick]`.
+"""Writes docs/performance.md and docs/scaling.md from `results.json`, without measuring: `python -m benchmarks.report`.
 
-Measures nothing. With --quick the documents of a quick run go to runs/bench-quick, beside its results.
+With --quick, writes the documents of the last quick run to runs/bench-quick, beside its results.
 """
 
 import argparse
@@ -10,11 +10,10 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks import capacity_model
-from benchmarks.document import Plot, Table, number, write
+from benchmarks.document import Piece, Table, number, write
 from benchmarks.results import ROOT, Data, results, say
 
-Pieces = list[str | Table | Plot]
-BEFORE = ROOT / "benchmarks" / "before.json"  # medians of the commits at which figures were first measured here
+BEFORE = ROOT / "benchmarks" / "before.json"  # medians at the commits that first measured a figure
 
 TITLES = {
     "sampling": "Sampling a batch",
@@ -25,34 +24,34 @@ TITLES = {
     "training": "Training",
     "startup": "Start-up",
 }
-OVERHEAD = "service.single_overhead_ms"  # whose goal follows from the loop's time
-# figure, what it is, goal and whether a good one is above it
+OVERHEAD = "service.single_overhead_ms"  # its goal depends on the loop's time
+# figure, description, goal, and whether a good figure is above the goal
 GOALS = [
-    ("sampling.speedup_vs_report", "batch of 32, over the report's sampler", 1000.0, True),
+    ("sampling.speedup_vs_report", "a batch of 32, speed-up over the course report's sampler", 1000.0, True),
     ("sampling.speedup_vs_report_distilled", "the same, distilled into one step", None, True),
-    ("sampling.speedup_vs_diffusers_fp32", "the same, over diffusers in fp32, equal solver and steps", 3.0, True),
-    ("sampling.speedup_vs_diffusers_bf16", "the same, over diffusers in bf16", 1.3, True),
-    ("limit.fraction", "network at 32 rows, of the machine's best kernel", 0.5, True),
-    ("service.saturation_fraction", "service with 32 clients, one picture a request, of the bare loop", 0.95, True),
-    ("service.saturation_fraction_several", "the same, 8 pictures a request", None, True),
-    ("service.single_ratio", "one picture end to end, over the loop", None, True),
-    (OVERHEAD, "the same, ms beside the loop's", None, False),
-    ("batching.p95_ratio_at_0_6", "p95 at 0.6 of capacity, of request-level batching's", 0.5, False),
-    ("batching.p95_ratio_at_0_6_by_round", "the same, round by round", None, False),
-    ("batching.p95_ratio_at_0_6_simulated", "the same, simulated on 4000 requests", None, False),
-    ("batching.throughput_vs_one_at_a_time", "throughput at saturation, over one at a time", 3.0, True),
-    ("training.speedup_vs_report", "training, over the report's loop", 10.0, True),
-    ("training.speedup_vs_library", "training, over diffusers' loop in fp32, its default", 2.0, True),
-    ("training.speedup_vs_library_bf16", "training, over diffusers' loop in bf16", None, True),
-    ("limit.speedup_vs_before", "network at 32 rows, over the module under autocast", None, True),
+    ("sampling.speedup_vs_diffusers_fp32", "speed-up over diffusers in fp32, equal solver and steps", 3.0, True),
+    ("sampling.speedup_vs_diffusers_bf16", "speed-up over diffusers in bf16", 1.3, True),
+    ("limit.fraction", "the network at 32 rows, fraction of the machine's best kernel", 0.5, True),
+    ("service.saturation_fraction", "32 clients, 1 picture per request, fraction of the bare loop", 0.95, True),
+    ("service.saturation_fraction_several", "the same, 8 pictures per request", None, True),
+    ("service.single_ratio", "one picture end to end, relative to the loop's time", None, True),
+    (OVERHEAD, "the same, ms in addition to the loop's time", None, False),
+    ("batching.p95_ratio_at_0_6", "p95 at 0.6 of capacity, relative to request-level batching", 0.5, False),
+    ("batching.p95_ratio_at_0_6_by_round", "the same, by round", None, False),
+    ("batching.p95_ratio_at_0_6_simulated", "the same, simulated with 4000 requests", None, False),
+    ("batching.throughput_vs_one_at_a_time", "throughput at saturation, relative to one at a time", 3.0, True),
+    ("training.speedup_vs_report", "training, speed-up over the course report's loop", 10.0, True),
+    ("training.speedup_vs_library", "training, speed-up over diffusers' loop in fp32, its default", 2.0, True),
+    ("training.speedup_vs_library_bf16", "training, speed-up over diffusers' loop in bf16", None, True),
+    ("limit.speedup_vs_before", "the network at 32 rows, speed-up over the module under autocast", None, True),
     ("growth.bytes_per_finished_picture", "Redis memory of a finished job of one picture, bytes", None, False),
-    ("growth.bytes_per_queued_job", "the same of a queued one", None, False),
+    ("growth.bytes_per_queued_job", "the same of a queued job", None, False),
 ]
 
 
 def goals(content: Data, before: dict[str, float]) -> Table:
-    """The figures with goals; `before`: what some of them were, by key."""
-    table = Table(["figure", "what", "before", "median", "spread", "goal", "met"])
+    """Return the table of main figures and their goals. `before`: earlier medians, by key."""
+    table = Table(["figure", "description", "before", "median", "spread", "goal", "met"])
     for key, what, goal, above in GOALS:
         if (found := content.get(key)) is None:
             continue
@@ -68,12 +67,12 @@ def goals(content: Data, before: dict[str, float]) -> Table:
 
 
 def machine_line(content: Data) -> str:
-    """On what, of which commits and when the sections were measured."""
+    """Say on which machine, of which commits and when the sections were measured."""
     about, sections = content["about"], content["sections"].values()
     machine = about["machine"]
     commits = sorted({one["commit"] for one in sections if one.get("commit")})
     times = sorted(one["measured_at"] for one in sections if "measured_at" in one)
-    measured = f" Measured of commit {', '.join(commits)}, the last section at {times[-1]}." if times else ""
+    measured = f" Measured commit: {', '.join(commits)}; last section at {times[-1]}." if times else ""
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     features = f" ({', '.join(machine['features'])})" if machine["features"] else ""
     return (
@@ -83,27 +82,29 @@ def machine_line(content: Data) -> str:
 
 
 def commit_of(before: Data) -> str:
-    """An earlier measurement's commit, and what was different there."""
+    """Return an earlier measurement's commit, and what was different then."""
     return f"{before['commit']} ({before['note']})" if "note" in before else str(before["commit"])
 
 
 def measured_line(name: str, section: Data) -> str:
-    """How a section was measured, and of which commit."""
-    of = f", of commit {section['commit']}" if section.get("commit") else ""
-    return f"`python -m benchmarks.sections.{name}`, {section['seconds']:.0f} s{of}."
+    """Say how a section was measured, and at which commit."""
+    at = f", commit {section['commit']}" if section.get("commit") else ""
+    return f"`python -m benchmarks.sections.{name}`, {section['seconds']:.0f} s{at}."
 
 
-def performance(content: Data) -> Pieces:
+def performance(content: Data) -> list[Piece]:
+    """Return docs/performance.md. A section that was not measured says so."""
     command = "make bench-quick" if content["about"].get("quick") else "make bench"
     before = json.loads(BEFORE.read_text())
-    pieces: Pieces = [
+    pieces: list[Piece] = [
         "# Performance",
-        f"Written by `{command}` from what it measured; do not edit. Figures are medians of things that take turns in "
-        "one process or one session, ratios are taken round by round, and the spread is the highest minus the lowest "
-        "of the rounds. All of them, with every repetition's range, are in `benchmarks/results.json`.",
+        f"`{command}` writes this page from its measurements; do not edit it. What is compared takes turns on the same "
+        "machine. Figures are medians over rounds, ratios are computed round by round, and the spread is the highest "
+        "minus the lowest round. `benchmarks/results.json` has all of them. *The course report* is the work that this "
+        "project began with; its code is one of the baselines.",
         machine_line(content),
         goals(content, {key: median for one in before for key, median in one["figures"].items()}),
-        f"Before: the median where it was first measured on a machine like this one, at commit "
+        f"*Before* is the first median measured on a machine like this one, at commit "
         f"{' or '.join(map(commit_of, before))} (`benchmarks/{BEFORE.name}`).",
     ]
     for name, title in TITLES.items():
@@ -120,13 +121,13 @@ def performance(content: Data) -> Pieces:
 
 def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.report", description=__doc__)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="of the last quick run, into runs/bench-quick")
     quick = parser.parse_args().quick
     kept = results(quick)
     folder: Path = kept.path.parent if quick else ROOT / "docs"
     content = kept.read()
     if not content["sections"]:
-        say(f"{kept.path} has no results; run `make bench` first")
+        say(f"{kept.path} has no results: run `make bench{'-quick' if quick else ''}` first")
         return 1
     write(performance(content), folder / "performance.md")
     if pieces := capacity_model.scaling(content):

@@ -1,4 +1,4 @@
-"""The service as real processes for a benchmark: Redis, API and workers on free ports, stopped at the end."""
+"""Runs the service for a benchmark: Redis, API and workers as processes on free ports, stopped at the end."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class NotUp(RuntimeError):
 
 @dataclass
 class Stack:
-    """A running service. `environment` is what its parts were started with."""
+    """A running service. `environment`: the variables of its processes."""
 
     redis: RedisServer
     environment: dict[str, str]
@@ -39,7 +39,7 @@ class Stack:
         return f"http://127.0.0.1:{self.port}"
 
     def pids(self) -> dict[str, int]:
-        """The processes by what they are, with the load's own."""
+        """Return the process ids of worker, API, Redis and of this process, which runs the clients."""
         assert self.api is not None
         assert self.redis.process is not None
         (worker,) = self.workers
@@ -47,7 +47,7 @@ class Stack:
         return {**parts, "the 32 clients": os.getpid()}
 
     def client(self) -> httpx.Client:
-        # every client keeps its connections: what is measured is the service, not TCP
+        # clients keep their connections, so that connecting is not measured
         return httpx.Client(base_url=self.address, timeout=300, limits=httpx.Limits(max_connections=None))
 
     def start_api(self) -> None:
@@ -58,9 +58,9 @@ class Stack:
         more = [start(module, {**self.environment, **environment}) for _ in range(count)]
         self.workers += more
         self.wait_for("/readyz")
-        until(lambda: len(self._lively()) >= len(self.workers), f"{len(self.workers)} workers")
+        until(lambda: len(self._alive()) >= len(self.workers), f"{len(self.workers)} workers")
 
-    def _lively(self) -> list[object]:
+    def _alive(self) -> list[object]:
         from service.store import workers
         from service.store.connection import connect
 
@@ -80,7 +80,8 @@ class Stack:
         until(answers, f"{path} to answer 200")
 
 
-def until(condition: object, what: str, timeout_s: float = READY_S) -> None:
+def until(condition: Callable[[], object], what: str, timeout_s: float = READY_S) -> None:
+    """Wait until a condition is true. NotUp after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
@@ -89,7 +90,7 @@ def until(condition: object, what: str, timeout_s: float = READY_S) -> None:
 
 
 def start(module: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A module with its arguments as a process."""
+    """Start a module with its arguments as a process."""
     return subprocess.Popen(
         [sys.executable, "-m", *module],
         cwd=ROOT,
@@ -100,6 +101,7 @@ def start(module: Sequence[str], environment: dict[str, str]) -> subprocess.Pope
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
+    """Terminate a process; kill it if it does not end within 20 s."""
     process.terminate()
     try:
         process.wait(20)
@@ -109,19 +111,19 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of CPU that a process has had, in all of its threads."""
+    """Return the CPU seconds of a process so far, over all its threads."""
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
 
 
 def memory_mib(process: subprocess.Popen[bytes]) -> float:
-    """Resident memory."""
+    """Return a process's resident memory."""
     return psutil.Process(process.pid).memory_info().rss / 2**20
 
 
 @contextlib.contextmanager
 def stack(workers: int = 1, **environment: str) -> Iterator[Stack]:
-    """A service with so many workers; variables such as LABELGRID_BATCH_PICTURES go to all of its parts."""
+    """Run a service with `workers` workers. Variables such as LABELGRID_BATCH_PICTURES apply to all its processes."""
     with tempfile.TemporaryDirectory(prefix="lg-bench-") as folder:
         redis = RedisServer(Path(folder))
         redis.start()

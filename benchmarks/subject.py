@@ -1,4 +1,4 @@
-"""What is measured: the promoted checkpoints, label lists to draw, and how good the pictures drawn for them are."""
+"""What is measured: the promoted checkpoints, the label lists they sample, and the scores of the pictures."""
 
 from collections.abc import Sequence
 
@@ -20,30 +20,33 @@ DISTILLED = "iclevr-64-1step"
 
 
 def denoiser() -> Denoiser:
+    """Load the promoted denoiser."""
     return load_denoiser(resolve(STORAGE, None, "denoiser"), device=pick_device())
 
 
 def distilled() -> Denoiser:
+    """Load the one-step denoiser."""
     return load_denoiser(resolve(STORAGE, DISTILLED, "denoiser"), device=pick_device())
 
 
 def evaluator() -> Evaluator:
+    """Load the promoted evaluator."""
     return load_evaluator(resolve(STORAGE, None, "evaluator"), pick_device())
 
 
 def label_lists(count: int, seed: int = 0) -> list[list[str]]:
-    """`count` lists of one, two, three, one, ... distinct labels, drawn at random."""
+    """Draw `count` random lists of 1, 2, 3, 1, 2, ... distinct labels."""
     rng = np.random.default_rng(seed)
     return [[ICLEVR.names[i] for i in rng.permutation(len(ICLEVR))[: 1 + n % 3]] for n in range(count)]
 
 
 def multi_hot(lists: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Tensor:
-    """(N, K) float32."""
+    """Return the lists as multi-hot rows, (N, K) float32."""
     return torch.tensor([vocabulary.multi_hot(labels) for labels in lists], dtype=torch.float32)
 
 
-def told(denoiser: Denoiser, lists: Sequence[Sequence[str]]) -> Tensor:
-    """Labels as the network is told them: (N, K), or (N, K, 3) with positions, drawn as our loop draws them."""
+def network_labels(denoiser: Denoiser, lists: Sequence[Sequence[str]]) -> Tensor:
+    """Return the network's label input: (N, K), or (N, K, 3) with positions drawn as our loop draws them."""
     stepper, options, hot = denoiser.stepper(), SamplingOptions(steps=1), multi_hot(lists, denoiser.vocabulary)
     rows = [stepper.new_row(labels, options, seed) for labels, seed in zip(hot, seeds(len(hot)), strict=True)]
     return torch.stack([row.labels for row in rows])
@@ -56,10 +59,11 @@ def batch_limit(denoiser: Denoiser, settings: Settings) -> tuple[int, int, int |
 
 
 def seeds(count: int, seed: int = 0) -> list[int]:
+    """Return the seeds of a request's pictures."""
     return [picture_seed(seed, i) for i in range(count)]
 
 
 def quality(judge: Evaluator, images: Tensor, lists: Sequence[Sequence[str]]) -> Data:
-    """Accuracy and exact match of pictures (N, 3, H, W), and N."""
+    """Score pictures (N, 3, H, W): accuracy, exact match and N."""
     score = score_set(judge.probabilities(images), multi_hot(lists, judge.vocabulary), judge.vocabulary.names)
     return {"accuracy": score.accuracy, "exact_match": score.exact_match, "pictures": len(images)}

@@ -1,7 +1,4 @@
-"""Other ways to sample with the same weights: the report's loop as its students wrote it, and diffusers' pipelines.
-
-Both see the network through `EpsNetwork` or `LabelUNet`, which hold the shipped network itself.
-"""
+"""Other samplers on the same weights: the course report's loop as its students wrote it, and diffusers' pipelines."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +34,7 @@ class LabelUNet(ModelMixin, ConfigMixin):
 
 
 def label_unet(denoiser: Denoiser, dtype: torch.dtype) -> LabelUNet:
-    """A copy of the network in `dtype`, as `from_pretrained(..., torch_dtype=dtype)` gives it to diffusers' users."""
+    """Return a copy of the network in `dtype`, as diffusers' `from_pretrained(..., torch_dtype=dtype)` would."""
     from copy import deepcopy
 
     model = LabelUNet(denoiser.prediction)
@@ -46,7 +43,7 @@ def label_unet(denoiser: Denoiser, dtype: torch.dtype) -> LabelUNet:
 
 
 class InDtype(nn.Module):
-    """A network whose weights and inputs are all of one dtype; its own sines of time are cast on the way in."""
+    """A network whose weights and inputs all have one dtype. Its time features, computed inside, are cast too."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -60,7 +57,7 @@ class InDtype(nn.Module):
 
 
 class LabelPipeline(DiffusionPipeline):
-    """diffusers' own loop, as in its conditional pipelines: one call on the doubled batch, guidance, scheduler.step."""
+    """diffusers' loop, as in its conditional pipelines: one call on the doubled batch, guidance, scheduler.step."""
 
     def __init__(self, unet: LabelUNet, scheduler: Any) -> None:
         super().__init__()
@@ -71,7 +68,7 @@ class LabelPipeline(DiffusionPipeline):
     def __call__(
         self, labels: Tensor, steps: int, guidance: float, generator: torch.Generator, only: int | None = None
     ) -> Tensor:
-        """(N, K) -> (N, 3, H, W); `only` stops after so many steps."""
+        """Sample (N, K) -> (N, 3, H, W). `only` stops after that many steps."""
         dtype = self.unet.network.dtype
         x = torch.randn(len(labels), *self.unet.network.network.image_shape, generator=generator, dtype=dtype)
         x = x * self.scheduler.init_noise_sigma
@@ -90,13 +87,13 @@ class LabelPipeline(DiffusionPipeline):
 
 
 def betas_of(alpha_bar: Tensor) -> list[float]:
-    """The betas of a schedule, which diffusers builds it from: alpha_bar (T,) float64 -> T numbers."""
+    """Return the betas from which diffusers builds the same schedule: alpha_bar (T,) float64 -> T numbers."""
     before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     return (1 - alpha_bar / before).tolist()
 
 
 def pipeline(denoiser: Denoiser, solver: str, dtype: torch.dtype, unet: LabelUNet | None = None) -> LabelPipeline:
-    """diffusers' pipeline for DDPM, DDIM or DPM-Solver++ on the denoiser's own schedule."""
+    """Return diffusers' pipeline for DDPM, DDIM or DPM-Solver++ on the denoiser's schedule."""
     kind = {"eps": "epsilon", "v": "v_prediction"}[denoiser.prediction]
     common = {"trained_betas": betas_of(denoiser.alpha_bar), "prediction_type": kind}
     schedulers: dict[str, Callable[[], Any]] = {
@@ -108,10 +105,10 @@ def pipeline(denoiser: Denoiser, solver: str, dtype: torch.dtype, unet: LabelUNe
 
 
 class ReportSampler:
-    """The report's sampler as written: t = T - 1 ... 1, two network calls a step, fp32, sigma^2 = beta.
+    """The course report's sampler as written: t = T - 1 ... 1, two network calls per step, fp32, sigma^2 = beta.
 
-    x = (x - beta / sqrt(1 - alpha_bar) eps) / sqrt(alpha) + sqrt(beta) z, with eps = (1 + w) eps_labels - w eps_null,
-    where its w + 1 is what this project calls w.
+    x = (x - beta / sqrt(1 - alpha_bar) eps) / sqrt(alpha) + sqrt(beta) z, with eps = (1 + w) eps_labels - w eps_null.
+    The report's w + 1 is this project's w.
     """
 
     def __init__(self, network: Network, alpha_bar: Tensor, prediction: str, shape: tuple[int, ...]) -> None:
@@ -129,7 +126,7 @@ class ReportSampler:
 
     @torch.no_grad()
     def __call__(self, labels: Tensor, w: float, generator: torch.Generator, only: int | None = None) -> Tensor:
-        """(N, K) -> (N, C, H, W); `only` stops after so many steps."""
+        """Sample (N, K) -> (N, C, H, W). `only` stops after that many steps."""
         n, T = len(labels), len(self.alpha_bar)
         with_labels, without = torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
         x = torch.randn(n, *self.shape, generator=generator)

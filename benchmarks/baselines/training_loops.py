@@ -1,7 +1,6 @@
-"""Other ways to train the same network on the same folder: the report's loop as written, and diffusers' own.
+"""Other training loops for the same network and data: the course report's as written, and diffusers'.
 
-Both read the pictures with PIL as they go. They return after a number of steps and call `on_step` after each; nothing
-is kept.
+Both decode pictures with PIL in the loop. They call `on_step` after each step, return after `steps` and save nothing.
 """
 
 import copy
@@ -31,7 +30,7 @@ from trainer.config import TrainConfig
 
 
 class Folder(TorchDataset[tuple[Tensor, Tensor]]):
-    """Pictures and labels of a folder, decoded when they are asked for."""
+    """Pictures and labels of a folder, decoded on access."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self.vocabulary = Vocabulary(tuple(json.loads((folder / "objects.json").read_text())))
@@ -51,7 +50,7 @@ class Folder(TorchDataset[tuple[Tensor, Tensor]]):
 
 
 def endless(loader: DataLoader[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Epoch after epoch. ValueError where an epoch has no whole batch."""
+    """Yield batches for ever. ValueError if an epoch has no full batch."""
     if not len(loader):
         raise ValueError(f"the folder has fewer pictures than a batch of {loader.batch_size}")
     while True:
@@ -61,7 +60,7 @@ def endless(loader: DataLoader[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor,
 def report_loop(
     network: UNet, folder: Path, config: TrainConfig, steps: int, on_step: Callable[[], None] = lambda: None
 ) -> None:
-    """The report's loop: fp32, eps, labels dropped for the whole batch, EMA by a Python loop over the parameters."""
+    """The course report's loop: fp32, eps, labels dropped for the whole batch, EMA by a Python loop over parameters."""
     alpha_bar = make_alpha_bar("sigmoid", 1000).float()
     loader = DataLoader(Folder(folder, config.image_size), batch_size=config.batch, shuffle=True, drop_last=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4)
@@ -89,11 +88,11 @@ def diffusers_loop(
     mixed_precision: str,
     on_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """diffusers' training script for unconditional pictures, with labels: accelerate, DDPMScheduler, EMAModel, AdamW.
+    """diffusers' unconditional training script, plus labels: accelerate, DDPMScheduler, EMAModel, AdamW.
 
     `mixed_precision`: "no", the script's default, or "bf16".
     """
-    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps one precision for all loops of a process
+    AcceleratorState._reset_state(reset_partial_state=True)  # else the first loop's precision applies to all
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=not torch.cuda.is_available())
     scheduler = DDPMScheduler(trained_betas=betas_of(make_alpha_bar("cosine", 1000)), prediction_type="epsilon")
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(

@@ -1,1 +1,1 @@
-"""Measurements behind choices made in the code; each is run by itself."""
+"""Measurements behind decisions in the code. Run one with `python -m benchmarks.choices.NAME`; it prints a table."""

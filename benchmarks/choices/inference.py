@@ -1,7 +1,7 @@
-"""What was tried to make network calls faster on a CPU: `python -m benchmarks.choices.inference`.
+"""Attempts to make network calls faster on a CPU: `python -m benchmarks.choices.inference`.
 
-Prints the speed of other ways to call the shipped network over the way it is served; they take turns. Two are compiled
-by torch for each number of rows, which takes a C++ compiler and a quarter of a minute or more each.
+Prints the speed of other ways to call the shipped network, relative to the way it is served; they take turns. Torch
+compiles two of them for each batch size, which needs a C++ compiler and 15 s or more each.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SERVED = "as served"
 
 
 def compiled(denoiser: Denoiser, rows: int) -> Callable[[], object]:
-    """A call of the module as torch's inductor compiles it for so many rows, weights packed as constants."""
+    """Return a call of the module, compiled by torch's inductor for `rows` rows with weights as constants."""
     from torch._inductor import config
 
     config.freezing = True
@@ -43,8 +43,7 @@ def compiled(denoiser: Denoiser, rows: int) -> Callable[[], object]:
 
 
 def compiled_ahead(denoiser: Denoiser, rows: int) -> Callable[[], object]:
-    """A call of the module in bf16 weights as AOTInductor compiles it for so many rows, without Python between its
-    operations."""
+    """Return a call of the module in bf16, compiled by AOTInductor for `rows` rows: no Python between operations."""
     from torch._inductor import aoti_compile_and_package, aoti_load_package, config
 
     x, *others = inputs(rows, denoiser)
@@ -72,7 +71,7 @@ def on_one_thread(work: Callable[[], object]) -> Callable[[], object]:
 
 
 def with_fused_attention(denoiser: Denoiser) -> Denoiser:
-    """Attention by torch's fused kernel, in the network as served."""
+    """Return the served network with torch's fused attention kernel."""
     stepper = denoiser.stepper()
     for module in stepper.network.modules():  # type: ignore[attr-defined]
         if isinstance(module, Attention):

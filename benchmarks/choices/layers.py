@@ -1,7 +1,7 @@
-"""What the network's layers cost here: `python -m benchmarks.choices.layers` prints pictures/s of alternatives in turn.
+"""The cost of alternative layers: `python -m benchmarks.choices.layers` prints their pictures/s.
 
-The variants take turns over several rounds and the median ratio to the shipped network is printed, so that a machine
-that slows down or is shared slows all of them.
+The variants take turns over several rounds, so that a slow minute slows all of them, and the median ratio to the
+shipped network is printed.
 """
 
 import argparse
@@ -23,14 +23,14 @@ BATCH, ROUNDS = 32, 3
 
 
 class GroupNorm(nn.GroupNorm):
-    """In place of ChannelNorm."""
+    """Replaces ChannelNorm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(8, channels)
 
 
 class FusedAttention(unet.Attention):
-    """Attention by the fused kernel instead of two products and a softmax."""
+    """Attention with the fused kernel instead of two products and a softmax."""
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return nn.functional.scaled_dot_product_attention(q, k, v)

@@ -1,7 +1,7 @@
-"""Sampling options side by side: `python -m benchmarks.choices.sampling TRAIN_JSON` prints scores and rows a picture.
+"""Compares sampling options: `python -m benchmarks.choices.sampling TRAIN_JSON` prints scores and rows per picture.
 
-Label lists are drawn from a train.json, not from the test files, so that defaults are not chosen on what is reported.
-`python -m trainer set-sampling` makes a choice a checkpoint's own.
+Label lists come from a train.json, not from the test files, so that defaults are not tuned on the reported scores.
+`python -m trainer set-sampling` stores a choice in a checkpoint.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from trainer.score import score_run
 
 ODE, SDE = {"sampler": "dpmpp_2m"}, {"sampler": "sde_dpmpp_2m"}
 CHOICES: dict[str, list[dict[str, Any]]] = {
-    # at about 32 network rows a picture: how strong, when and where
+    # guidance at about 32 network rows per picture: its weight, interval, spacing and steps
     "guidance": [
         *({**ODE, "steps": 16, "guidance": w} for w in (1.0, 2.0, 3.0, 4.0, 6.0)),
         *({**ODE, "steps": 16, "guidance": 4.0, "spacing": spacing} for spacing in ("logsnr", "trailing")),
@@ -32,7 +32,7 @@ CHOICES: dict[str, list[dict[str, Any]]] = {
         *({**SDE, "steps": 16, "guidance": w} for w in (3.0, 4.0, 6.0, 8.0)),
         *({**SDE, "steps": steps, "guidance": 6.0} for steps in (12, 24)),
     ],
-    # 4 to 16 rows: one a step without guidance, two with it
+    # 4 to 16 rows per picture: one per step without guidance, two with it
     "few-rows": [
         *({**solver, "steps": steps, "guidance": 1.0} for solver in (SDE, ODE) for steps in (4, 6, 8, 12, 16)),
         *({**solver, "steps": 8, "guidance": w} for solver in (SDE, ODE) for w in (1.5, 2.0, 3.0)),
@@ -54,7 +54,7 @@ def main() -> None:
     lists = list(read_train_file(args.train, denoiser.vocabulary).values())
     chosen = [lists[i] for i in np.random.default_rng(5).permutation(len(lists))[: args.lists]]
     title = f"{denoiser.info.name} ({denoiser.info.digest[:16]}), {len(chosen)} lists of {args.train.name}"
-    table = Table("options", "accuracy", "exact match", "network rows a picture", title=title)
+    table = Table("options", "accuracy", "exact match", "network rows per picture", title=title)
     for changes in track([one for name in args.choices or CHOICES for one in CHOICES[name]], "sampling"):
         stepper = denoiser.stepper()
         run = score_run(stepper, judge, chosen, SamplingOptions.model_validate(changes), seed=1000)

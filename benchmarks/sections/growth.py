@@ -1,7 +1,7 @@
-"""What grows with what: `python -m benchmarks.sections.growth`.
+"""How cost grows with size: `python -m benchmarks.sections.growth`.
 
-Pictures/s and memory over batch size and steps; what a queue and a store full of results cost the worker, the API and
-Redis; many open event streams; two workers against one.
+Pictures/s and memory by batch size and steps; the cost of a long queue and of many stored results for worker, API and
+Redis; many open event streams; two workers compared with one.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import httpx
 from redis import Redis
 
 from benchmarks import subject
-from benchmarks.document import Plot, Table, number
+from benchmarks.document import Piece, Plot, Table, number
 from benchmarks.results import ROOT, Data, main, say
 from benchmarks.sections.service import CLIENTS, saturate
 from benchmarks.stack import Stack, memory_mib, stack, until
@@ -37,15 +37,15 @@ from shared.pictures import png_bytes, to_uint8
 from shared.registry import resolve
 
 LIMIT_S = 330.0  # of the section
-STORE_S = 60.0  # of that, for a store; a queue, measured last, has what is left
-LOT = 500  # jobs between looks at the clock
-NOTES = 50_000  # measured together: Redis's memory grows by more than one at a time
-# What a worker is told rather than finds: measuring it would take a part of so short a run.
+STORE_S = 60.0  # of that, for stored results; the queue is measured last and takes the rest
+LOT = 500  # jobs created between looks at the clock
+TOMBSTONES = 50_000  # measured together, since Redis allocates memory in larger pieces
+# Given rather than measured by the worker, which would take a good part of such short runs.
 BATCH = {"LABELGRID_BATCH_PICTURES": "16", "LABELGRID_BATCH_ROWS": "32"}
 
 
 def batch_run(count: int, steps: int) -> tuple[float, float]:
-    """Pictures/s of a guided batch in a process of its own, and its highest memory, MiB."""
+    """Return the pictures/s of a guided batch in its own process, and that process's peak memory in MiB."""
     program = f"from benchmarks.sections.growth import run_batch; run_batch({count}, {steps})"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ)
@@ -54,12 +54,12 @@ def batch_run(count: int, steps: int) -> tuple[float, float]:
 
 
 def run_batch(count: int, steps: int) -> None:
-    """What `batch_run` starts: samples a batch and prints its rate and the process's highest memory."""
+    """Sample a batch and print its rate and the process's peak memory. `batch_run` runs this."""
     print(sampling_rate(subject.denoiser(), count, steps), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def sampling_rate(ours: Denoiser, count: int, steps: int) -> float:
-    """Pictures/s of a guided batch: the median of three, after two steps that warm up."""
+    """Return the pictures/s of a guided batch: the median of three runs, after two steps of warm-up."""
     stepper, hot = ours.stepper(max_rows=2 * count), subject.multi_hot(subject.label_lists(count), ours.vocabulary)
     options = SamplingOptions(steps=steps, guidance=3.0)
     sample(stepper, hot, options.model_copy(update={"steps": 2}), subject.seeds(count))
@@ -68,7 +68,7 @@ def sampling_rate(ours: Denoiser, count: int, steps: int) -> float:
 
 
 class Filler:
-    """Fills a Redis with jobs through the service's own JobStore."""
+    """Fills a Redis with jobs through the service's JobStore."""
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings = connection, settings
@@ -87,9 +87,9 @@ class Filler:
         return JobRecord(id=new_id(), kind="generate", created_at=time.time(), labels=labels, seed=1, **about)
 
     def queue_until(self, jobs: int, deadline: Deadline) -> tuple[str, float, float]:
-        """Queues one-picture jobs until so many wait, or it is too late.
+        """Queue one-picture jobs until there are `jobs`, or the deadline.
 
-        The last one's id, the seconds that one took and the bytes that it holds.
+        Returns the last job's id, and the seconds and bytes per job.
         """
         job_id, count, begun, held = "", 0, deadline.spent, self.memory()
         while (lacking := jobs - self.queued) > 0 and (not job_id or deadline.allows(0)):
@@ -99,9 +99,9 @@ class Filler:
         return job_id, (deadline.spent - begun) / count, (self.memory() - held) / count
 
     def finish_until(self, jobs: int, png: bytes, deadline: Deadline) -> tuple[str, float]:
-        """Stores finished one-picture jobs as a worker does until there are so many, or it is too late.
+        """Store finished one-picture jobs as a worker does until there are `jobs`, or the deadline.
 
-        The last one's id, and the bytes that one holds.
+        Returns the last job's id, and the bytes per job.
         """
         job_id, before, held = "", self.finished, self.memory()
         while self.finished < jobs and (not job_id or deadline.allows(0)):
@@ -124,8 +124,8 @@ class Filler:
         self.finished += jobs
         return job_id
 
-    def bytes_per_note(self, count: int) -> float:
-        """Bytes of what is left of a job when its results are over."""
+    def bytes_per_tombstone(self, count: int) -> float:
+        """Return the bytes that remain of a job when its results have expired."""
         held = self.memory()
         with self.connection.pipeline(transaction=False) as pipe:
             for _ in range(count):
@@ -144,14 +144,14 @@ def latencies_ms(running: Stack, path: str, count: int) -> list[float]:
 
 
 def rate_of_queue(filler: Filler, pictures: int) -> float:
-    """Pictures/s while workers take so many one-picture jobs off the queue."""
+    """Return the pictures/s while workers finish `pictures` one-picture jobs of the queue."""
     begun, queued = time.perf_counter(), filler.queued
     until(lambda: queued - filler.queued >= pictures, "pictures of the queue")
     return (queued - filler.queued) / (time.perf_counter() - begun)
 
 
 def pace(running: Stack, rate: Callable[[int], float], pictures: int) -> Data:
-    """A worker's pictures/s, as `rate` finds them over so many, three times, and its memory, MiB."""
+    """Return a worker's pictures/s, measured three times by `rate(pictures)`, and its memory in MiB."""
     running.start_workers(1, **BATCH)
     rate(pictures // 2)  # warm
     found = {"pictures_per_s": figure(rate(pictures) for _ in range(3))}
@@ -161,14 +161,13 @@ def pace(running: Stack, rate: Callable[[int], float], pictures: int) -> Data:
 
 
 def queue_growth(sizes: Sequence[int], looks: int, pictures: int, deadline: Deadline) -> list[Data]:
-    """For each number of queued jobs: what one more costs, the API's latency, Redis's memory, a worker's sweep and its
-    pictures/s.
+    """For each number of queued jobs, measure one more job, the API's latency, Redis's memory, a sweep, and pictures/s.
 
-    Jobs go in by the call that the API makes for a request. Where the time is over, the queue is as long as it got.
+    Jobs are created by the API's own call. When time runs out, the queue stays as long as it is.
     """
     found = list[Data]()
     with stack(workers=0) as running:
-        # no client waits and nothing works: what is measured is the queue itself
+        # no client waits and no worker runs, so that only the queue is measured
         settings = Settings(redis_url=running.redis.url, job_timeout_s=10**6)
         connection = connect(running.redis.url, timeout_s=120)
         filler = Filler(connection, settings)
@@ -194,7 +193,7 @@ def queue_growth(sizes: Sequence[int], looks: int, pictures: int, deadline: Dead
 
 
 def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) -> tuple[list[Data], Data]:
-    """For each number of finished jobs: the API's latency, Redis's memory, and pictures/s. And what is left of one."""
+    """For each number of finished jobs, measure the API's latency, Redis's memory and pictures/s; then a tombstone."""
     found, deadline = list[Data](), Deadline(STORE_S)
     with stack(workers=0) as running:
         connection = connect(running.redis.url, timeout_s=120)
@@ -209,14 +208,14 @@ def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) ->
             say(f"  {filler.finished} jobs finished, {deadline.spent:.0f} s")
             if not deadline.allows(0):
                 break
-        note = filler.bytes_per_note(NOTES)
-    return found, {"bytes": note, "remembered_s": filler.settings.remembered_s}
+        tombstone = filler.bytes_per_tombstone(TOMBSTONES)
+    return found, {"bytes": tombstone, "remembered_s": filler.settings.remembered_s}
 
 
 async def _with_streams(address: str, job_id: str, streams: int, looks: int) -> Data:
-    """Latency of GET /jobs/{id} while so many event streams of it are open, and until they heard of its end.
+    """Measure GET /jobs/{id} while `streams` event streams are open, and how long the job's end takes to reach them.
 
-    The streams are bare connections: httpx looks at all that it has whenever one closes, 5 s of work for a thousand.
+    The streams are bare sockets: httpx scans all its connections whenever one closes, 5 s of work for a thousand.
     """
     host, _, port = address.removeprefix("http://").partition(":")
     ended: list[float] = []
@@ -243,11 +242,11 @@ async def _with_streams(address: str, job_id: str, streams: int, looks: int) -> 
             begun = time.perf_counter()
             (await client.get(f"/jobs/{job_id}")).raise_for_status()
             taken.append(1000 * (time.perf_counter() - begun))
-        told = time.perf_counter()
+        cancelled = time.perf_counter()
         (await client.delete(f"/jobs/{job_id}")).raise_for_status()
         await asyncio.wait_for(asyncio.gather(*tasks), 60)
-    to_end = [at - told for at in ended]
-    about = {"streams": streams, "open_s": open_s, "told": len(ended)}
+    to_end = [at - cancelled for at in ended]
+    about = {"streams": streams, "open_s": open_s, "ended": len(ended)}
     return {**about, "read_ms": percentile(taken, 0.5), "read_p95_ms": percentile(taken, 0.95), "end_s": max(to_end)}
 
 
@@ -265,7 +264,7 @@ def stream_growth(sizes: Sequence[int], looks: int) -> list[Data]:
 
 
 def worker_growth(requests: int, rounds: int) -> dict[int, list[float]]:
-    """Pictures/s of one worker with all cores and of two with half of them each, in turn."""
+    """Return the pictures/s of one worker with all cores and of two with half the cores each, in turn."""
     cores, found = len(os.sched_getaffinity(0)), dict[int, list[float]]({1: [], 2: []})
     for _ in range(rounds):
         for workers, rates in found.items():
@@ -281,7 +280,7 @@ def measure(quick: bool) -> Data:
     queued, finished = ([100], [50]) if quick else ([1000, 10_000, 100_000], [1000, 10_000])
     streams, looks, pictures = ([50], 10, 8) if quick else ([100, 1000], 100, 64)
     deadline, ours = Deadline(LIMIT_S), subject.denoiser()
-    middle = 2 if quick else 8  # steps of the batches, and pictures of the batch that takes other steps
+    middle = 2 if quick else 8  # steps where the batch size varies, and batch size where the steps vary
     by_batch = {str(n): batch_run(n, middle) for n in batches}
     by_steps = {str(n): batch_run(middle, n) for n in steps}
     say(f"  batch sizes and steps, {deadline.spent:.0f} s")
@@ -314,29 +313,29 @@ def measure(quick: bool) -> Data:
     }
 
 
-def report(data: Data) -> list[str | Table | Plot]:
-    batches = Table(["pictures in the batch", *data["batches"]])
+def report(data: Data) -> list[Piece]:
+    batches = Table(["pictures per batch", *data["batches"]])
     batches.add(f"pictures/s, {data['middle']} steps, guided", *(number(rate) for rate, _ in data["batches"].values()))
     batches.add("memory of the process, MiB", *(number(mib) for _, mib in data["batches"].values()))
     steps = Table(["steps", *data["steps"]])
-    steps.add(f"pictures/s, batch {data['middle']}, guided", *(number(rate) for rate, _ in data["steps"].values()))
+    steps.add(f"pictures/s, batches of {data['middle']}, guided", *(number(rate) for rate, _ in data["steps"].values()))
     steps.add("memory of the process, MiB", *(number(mib) for _, mib in data["steps"].values()))
-    queue = Table(["queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes a job", "a sweep, s"])
+    queue = Table(["queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes per job", "sweep, s"])
     for one in data["queue"]:
         keys = ("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s")
         queue.add(f"{one['queued']:,}", *(number(one[key]) for key in keys))
-    store = Table(["finished jobs of one picture", "GET job, ms", "GET picture, ms", "bytes a job in Redis"])
+    store = Table(["finished jobs of one picture", "GET job, ms", "GET picture, ms", "bytes per job in Redis"])
     for one in data["store"]:
         cells = (number(one[key]) for key in ("read_ms", "image_ms", "bytes_per_job"))
         store.add(f"{one['finished']:,}", *cells)
-    rates = Table(["what Redis holds", "pictures/s", "spread", "worker, MiB"])
+    rates = Table(["in Redis", "pictures/s", "spread", "worker, MiB"])
     held = {f"{one['queued']:,} queued jobs": one for one in data["queue"]}
     held |= {f"{one['finished']:,} finished jobs": one for one in data["store"]}
     for what, one in held.items():
         rate = one["pictures_per_s"]
         rates.add(what, number(rate["median"]), number(rate["spread"]), number(one["worker_mib"]))
     streams = Table(
-        ["open event streams", "to open all, s", "GET job, ms", "p95", "last hears of the end, s", "API, MiB"]
+        ["open event streams", "opening all, s", "GET job, ms", "p95", "end reaches the last, s", "API, MiB"]
     )
     keys = ("open_s", "read_ms", "read_p95_ms", "end_s", "api_mib")
     for one in data["streams"]:
@@ -348,31 +347,32 @@ def report(data: Data) -> list[str | Table | Plot]:
     def draw(axes: Sequence[object]) -> None:
         sizes = [int(n) for n in data["batches"]]
         axes[0].plot(sizes, [rate for rate, _ in data["batches"].values()], "o-")
-        axes[0].set(xlabel="pictures in the batch", ylabel="pictures/s", xscale="log")
+        axes[0].set(xlabel="pictures per batch", ylabel="pictures/s", xscale="log")
         axes[0].set_ylim(bottom=0)
         axes[1].plot(sizes, [mib for _, mib in data["batches"].values()], "o-")
-        axes[1].set(xlabel="pictures in the batch", ylabel="memory, MiB", xscale="log")
+        axes[1].set(xlabel="pictures per batch", ylabel="memory, MiB", xscale="log")
         axes[1].set_ylim(bottom=0)
 
     rows_per_s = max(rate for rate, _ in data["batches"].values()) * data["middle"] * 2
     return [
         batches,
-        f"That is up to {number(rows_per_s)} network rows/s. "
-        'Where "Against the limit" above has another rate, the machine was faster or slower when that was measured.',
-        Plot("growth", "batch size: rate and memory", draw, 2),
+        f"This is up to {number(rows_per_s)} network rows/s. It may differ from the rate above, since the machine's "
+        "speed varies over time.",
+        Plot("growth", "pictures/s and memory by batch size", draw, 2),
         steps,
-        "Queued jobs have one picture each and no worker takes them. A sweep is what every worker does each second to "
+        "*Queued jobs.* They have one picture each, and no worker takes them. Every worker runs a sweep each second to "
         "find jobs that RQ lost.",
         queue,
-        f"A picture's PNG has {data['png_bytes']:,} bytes; the rest is verdict, record, events and keys. "
-        f"When they are over, {number(data['note']['bytes'])} bytes say that the job has been, for "
+        f"*Finished jobs.* A picture's PNG has {data['png_bytes']:,} bytes; the rest is its verdict, record, events "
+        f"and keys. When the results expire, a tombstone of {number(data['note']['bytes'])} bytes remains for "
         f"{data['note']['remembered_s']:,} s.",
         store,
-        f"A worker's pace beside all that, three times over {data['pictures']} pictures: where jobs are queued it "
-        f"takes these, else {CLIENTS} clients send requests for a picture.",
+        f"*A worker's throughput* with all that in Redis, three times over {data['pictures']} pictures. It takes the "
+        f"queued jobs or, if there are none, the requests of {CLIENTS} clients.",
         rates,
+        "*Event streams* of one job:",
         streams,
-        "Two workers share the machine's cores, half of them each. Here and above, workers have batches of 16.",
+        "*Two workers* have half of the machine's cores each. Here and above, workers have batches of 16.",
         workers,
     ]
 

@@ -1,8 +1,8 @@
-"""Batching under load: `python -m benchmarks.sections.load`.
+"""Batching policies under load: `python -m benchmarks.sections.load`.
 
-Requests arrive by chance (Poisson) at shares of the capacity, with mixed sizes, steps and guidance, and are served on
-the real network by step-wise continuous batching, by request-level batching and one at a time. All three get the same
-requests. Beside that, long schedules on a virtual clock, by the cost of a step that was measured here.
+Requests of mixed sizes, steps and guidance arrive at random (Poisson) at fractions of the capacity. Continuous
+batching, request-level batching and one at a time serve the same requests on the real network. Longer runs are
+simulated on a virtual clock, by the step costs measured here.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,24 +24,24 @@ from benchmarks.batching import (
     simulate,
     within,
 )
-from benchmarks.document import Plot, Table, number
+from benchmarks.document import Piece, Plot, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.timing import Deadline, figure, in_turn, percentile, ratios
 from service.settings import Settings
 from shared.diffusion.denoise import Stepper
 from shared.options import SamplingOptions
 
-AT = 0.6  # where p95 is compared, over several rounds
-SPANS_S = {AT: 12.0, 0.3: 12.0, 0.9: 9.0, 1.2: 8.0}  # how long requests keep coming, by load
+AT = 0.6  # the load at which p95 is compared, over several rounds
+SPANS_S = {AT: 12.0, 0.3: 12.0, 0.9: 9.0, 1.2: 8.0}  # load -> how long requests arrive
 CONTINUOUS, REQUEST_LEVEL, ONE = POLICIES
-COMPARED = CONTINUOUS, REQUEST_LEVEL  # by their p95
+COMPARED = CONTINUOUS, REQUEST_LEVEL
 SIMULATED_REQUESTS = 4000
 LIMIT_S = 280.0  # of the section
 BACKLOG_S = 60.0  # of that, for serving backlogs
 
 
 def step_costs(stepper: Stepper, labels: torch.Tensor, rows: list[int], rounds: int) -> dict[int, float]:
-    """Median seconds of a step over its network rows."""
+    """Return the median seconds of a step by its network rows."""
     options = SamplingOptions(steps=1000, guidance=1.0)
     batches = {n: [stepper.new_row(labels, options, seed) for seed in range(n)] for n in rows}
     works = {str(n): (lambda batch=batch: stepper.step(batch)) for n, batch in batches.items()}
@@ -49,25 +49,25 @@ def step_costs(stepper: Stepper, labels: torch.Tensor, rows: list[int], rounds: 
 
 
 def summary(latencies: list[float]) -> Data:
-    """Latencies, in s."""
+    """Summarise latencies, in s."""
     quantiles = {f"p{q}": percentile(latencies, q / 100) for q in (50, 95, 99)}
     return {"mean": sum(latencies) / len(latencies), **quantiles, "requests": len(latencies)}
 
 
 def capacity(cost: StepCost, max_pictures: int, few: int | None) -> float:
-    """Requests/s that continuous batching serves when there are always some waiting, by measured step costs."""
+    """Return the requests/s of continuous batching on a backlog, simulated with measured step costs."""
     backlog = poisson(1e9, SIMULATED_REQUESTS, seed=1)
     return len(backlog) / simulate(continuous, backlog, cost, max_pictures, few).ended_at
 
 
 def alone(cost: StepCost, max_pictures: int) -> Data:
-    """Latencies of requests that find nothing else at work: what no way of batching can go below."""
+    """Summarise the latencies of requests on an idle device: the lower bound of every policy."""
     apart = poisson(1e-6, SIMULATED_REQUESTS, seed=7)
     return summary(simulate(continuous, apart, cost, max_pictures).latencies)
 
 
 class Bench:
-    """The three policies on the real network; what they came to is kept by load and policy."""
+    """Runs the three policies on the real network and keeps the outcomes by load and policy."""
 
     def __init__(
         self, stepper: Stepper, labels: torch.Tensor, max_pictures: int, few: int | None, deadline: Deadline
@@ -87,7 +87,7 @@ class Bench:
         )
 
     def saturated(self, requests: int, rounds: int) -> dict[str, list[float]]:
-        """Pictures/s of a backlog, by continuous batching and one at a time, in turn."""
+        """Return the pictures/s of a backlog with continuous batching and one at a time, in turn."""
         found: dict[str, list[float]] = {CONTINUOUS: [], ONE: []}
         for turn in Deadline(BACKLOG_S).rounds(rounds):
             for name, rates in found.items():
@@ -97,7 +97,7 @@ class Bench:
         return found
 
     def at(self, load: float, capacity: float, span_s: float, names: Iterable[str] = POLICIES) -> None:
-        """Policies at a load, once more, with requests that come within about `span_s` and are the same for all."""
+        """Run one more round at a load: all policies serve the same requests of about `span_s`."""
         by = self.served.setdefault(load, {name: [] for name in POLICIES})
         rate, seed = load * capacity, len(by[CONTINUOUS])
         for name in names:
@@ -153,14 +153,14 @@ def measure(quick: bool) -> Data:
 
 
 def pooled(by: dict[str, list[Served]]) -> Data:
-    """Latencies of each policy, over all rounds of a load."""
+    """Summarise each policy's latencies over all rounds of a load."""
     return {name: summary([one for served in runs for one in served.latencies]) for name, runs in by.items()}
 
 
 def p95_ratio(by: dict[str, list[Served]]) -> Data:
-    """Of the requests of all rounds together: a round has some thirty, and its p95 rests on two of them.
+    """Return the ratio of p95 over the requests of all rounds: a round has about thirty, too few for a p95 of its own.
 
-    Its spread takes in the ratios with one round after the other left out.
+    Its spread covers the ratios with each one of the rounds left out.
     """
 
     def ratio(left_out: int | None) -> float:
@@ -173,24 +173,23 @@ def p95_ratio(by: dict[str, list[Served]]) -> Data:
 
 
 def rates(by: dict[str, list[Served]]) -> Data:
-    """Pictures/s of each policy, over all rounds of a load."""
+    """Return each policy's pictures/s over all rounds of a load."""
     return {name: sum(one.pictures for one in runs) / sum(one.ended_at for one in runs) for name, runs in by.items()}
 
 
 def out_of_reach(data: Data) -> str:
-    """What this device's step costs allow at best, whatever the batching."""
+    """Say what this device's step costs allow at best, with any batching."""
     rows_per_s = {int(rows): int(rows) / seconds for rows, seconds in data["step_s"].items()}
     best, few = max(rows_per_s.values()), (rows_per_s[1], rows_per_s[2])
     floor, theirs = data["alone"]["p95"], data["simulated"][str(AT)][REQUEST_LEVEL]["p95"]
     return (
-        f"What is possible here: one network row at a time runs at {number(few[0])} rows/s, two (a guided picture) at "
-        f"{number(few[1])}, and the best size at {number(best)}. So batching cannot gain more than "
-        f"{number(best / few[0])} times on unguided pictures and {number(best / few[1])} times on guided ones. A "
-        f"request of the slowest twentieth takes {number(floor)} s with nothing beside it, {number(floor / theirs)} "
-        "of request-level batching's p95, and no order of work goes below that. Where a step costs about as much as "
-        "its rows, a picture that joins a batch delays those in it by what it would have delayed them in a batch of "
-        "its own; continuous batching gains where small steps leave the device idle (docs/scaling.md has the "
-        "simulation for such a device)."
+        f"The limits of this device: calls of one network row compute {number(few[0])} rows/s, calls of two (a guided "
+        f"picture) {number(few[1])}, and calls of the best size {number(best)}. So batching can gain at most "
+        f"{number(best / few[0])} times on unguided pictures and {number(best / few[1])} times on guided ones. On an "
+        f"idle device, the p95 is {number(floor)} s, {number(floor / theirs)} of request-level batching's p95; no "
+        "policy can be faster. On a CPU, batching barely lowers the cost per row, so a picture that joins a batch "
+        "delays the others about as much as a batch of its own would. Continuous batching gains more on a device that "
+        "small steps leave partly idle (docs/scaling.md simulates one)."
     )
 
 
@@ -205,7 +204,7 @@ def who_waits(data: Data) -> str:
     )
 
 
-def report(data: Data) -> list[str | Table | Plot]:
+def report(data: Data) -> list[Piece]:
     table = Table(["load", "policy", "mean s", "p50", "p95", "p99", "requests", "pictures/s", "simulated mean", "p95"])
     for load, by in data["latencies"].items():
         for name, found in by.items():
@@ -216,24 +215,24 @@ def report(data: Data) -> list[str | Table | Plot]:
     spans = " to ".join(f"{end(data['spans_s'].values()):.0f}" for end in (min, max))
     saturated = {name: number(figure(found)["median"]) for name, found in data["saturated"].items()}
     return [
-        "Capacity is what continuous batching serves of a backlog by the measured cost of steps: "
-        f"{data['requests_per_s']:.2f} requests/s of {mean_network_rows():.0f} network rows on average (1 to 8 "
-        "pictures, 4 to 16 steps, guidance 1 or 3, at most "
-        f"{data['max_pictures']} pictures in work). Request-level batching takes whole requests, mixed options and "
-        "all, does not go on with pictures that are done, and answers when its batch is through. One at a time is one "
-        f"picture after the other. Each run takes the requests of {spans} s; at {AT} there are several, each of other "
-        "requests, and one of one at a time. A load over 1, and for one at a time one above 0.5 or so, has no steady "
-        "latency: it grows as long as they come.",
+        f"The capacity is {data['requests_per_s']:.2f} requests/s, simulated with measured step costs: the throughput "
+        "of continuous batching on a backlog. A request has 1 to 8 pictures, 4 to 16 steps and guidance 1 or 3, "
+        f"{mean_network_rows():.0f} network rows on average; at most {data['max_pictures']} pictures are in progress. "
+        "*Request-level* batching takes whole requests, with mixed options, computes no finished pictures, and answers "
+        "when the batch ends. *One at a time* samples one picture after the other. "
+        f"A run takes the requests of {spans} s. At a load of {AT}, the first two policies have several runs with "
+        "different requests. Above a load of 1 (for one at a time, above about 0.5) there is no steady latency: it "
+        "grows for as long as requests arrive.",
         table,
-        f"The ratio of p95 at {AT} is of the requests of all rounds together; its spread is over this ratio and those "
-        f"with one round left out. Of a backlog, continuous batching makes {saturated[CONTINUOUS]} pictures/s and one "
-        f"at a time {saturated[ONE]}.",
+        f"The ratio of p95 at {AT} is computed over the requests of all rounds; its spread covers the ratios with one "
+        f"round left out. On a backlog, continuous batching samples {saturated[CONTINUOUS]} pictures/s and one at a "
+        f"time {saturated[ONE]}.",
         who_waits(data),
         out_of_reach(data),
-        f"Simulated: {SIMULATED_REQUESTS} requests by the same code on a virtual clock, a step costing what was "
-        "measured for its rows. docs/scaling.md checks this model with the very requests that were measured.",
-        Plot("load", "latency over load; dots measured, lines simulated", lambda axes: draw_latency(axes, data), 2),
-        Plot("load-throughput", "throughput over load, measured", lambda axes: draw_throughput(axes, data)),
+        f"The simulation runs the same code with {SIMULATED_REQUESTS} requests on a virtual clock, on which a step "
+        "takes the time measured for its rows. docs/scaling.md checks it against the measured requests.",
+        Plot("load", "latency by load; dots measured, lines simulated", lambda axes: draw_latency(axes, data), 2),
+        Plot("load-throughput", "throughput by load, measured", lambda axes: draw_throughput(axes, data)),
     ]
 
 
@@ -244,7 +243,7 @@ def draw_latency(axes: Sequence[Any], data: Data) -> None:
             found = [data["latencies"][load][name][key] for load in loads]
             ax.plot([float(load) for load in loads], found, f"oC{i}", linestyle="none", label=name)
             ax.plot([float(n) for n in below], [data["simulated"][n][name][key] for n in below], f"C{i}--")
-        ax.set(xlabel="load, of the capacity", ylabel=f"{key} latency, s", yscale="log")
+        ax.set(xlabel="load, fraction of capacity", ylabel=f"{key} latency, s", yscale="log")
     axes[0].legend(fontsize=7)
 
 
@@ -253,7 +252,7 @@ def draw_throughput(axes: Sequence[Any], data: Data) -> None:
     for i, name in enumerate(POLICIES):
         found = [data["pictures_per_s"][load][name] for load in loads]
         axes[0].plot([float(load) for load in loads], found, f"oC{i}-", label=name)
-    axes[0].set(xlabel="load, of the capacity", ylabel="pictures/s")
+    axes[0].set(xlabel="load, fraction of capacity", ylabel="pictures/s")
     axes[0].set_ylim(bottom=0)
     axes[0].legend(fontsize=7)
 

@@ -1,7 +1,7 @@
-"""The network against what the machine can do: `python -m benchmarks.sections.roofline`.
+"""The network compared with what the machine can do: `python -m benchmarks.sections.roofline`.
 
-The limit is the rate of the fastest of several convolutions and matrix products in the precision that the network is
-served in, measured in turn with it. A profile says where the rest of the time goes.
+The limit is the fastest of several convolutions and matrix products in the served precision, measured in turn with the
+network. A profile shows where the rest of the time goes.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import subject
 from benchmarks.baselines.samplers import InDtype
-from benchmarks.document import Plot, Table, number
+from benchmarks.document import Piece, Plot, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.timing import figure, in_turn, ratios
 from shared.device import autocast_dtype
@@ -30,7 +30,7 @@ SHAPES = [
     ("product", 1024, 0),
     ("product", 2048, 0),
 ]
-GROUPS = {  # of operators, by what they are called; the first that fits
+GROUPS = {  # group -> words in its operators' names; the first match counts
     "convolutions": ("conv",),
     "matrix products": ("mm", "linear", "matmul", "addmm"),
     "norms": ("norm",),
@@ -52,18 +52,18 @@ GROUPS = {  # of operators, by what they are called; the first that fits
 
 
 def inputs(count: int, denoiser: Denoiser) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A network call's arguments for `count` rows: noise, timesteps, labels and every other row without them."""
+    """Return the arguments of a network call of `count` rows. Every other row drops its labels."""
     generator = torch.Generator().manual_seed(0)
     device = next(denoiser.network.parameters()).device
     x = torch.randn(count, *denoiser.image_shape, generator=generator)
     t = torch.randint(0, len(denoiser.alpha_bar), (count,), generator=generator)
-    labels = subject.told(denoiser, subject.label_lists(count))
+    labels = subject.network_labels(denoiser, subject.label_lists(count))
     keep = torch.arange(count) % 2 == 0
     return x.to(device), t.to(device), labels.to(device), keep.to(device)
 
 
 def flops_per_row(denoiser: Denoiser) -> float:
-    """Floating-point operations of products and convolutions in one network row; a multiply and an add are two."""
+    """Count the floating-point operations of one network row's matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         denoiser.network(*inputs(1, denoiser))
     return float(counter.get_total_flops())
@@ -72,7 +72,7 @@ def flops_per_row(denoiser: Denoiser) -> float:
 def kernel(
     kind: str, width: int, side: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Callable[[], object], float]:
-    """A matrix product or a 3x3 convolution of 64 pictures in a loop of about equal work, and its operations."""
+    """Return a matrix product, or a 3x3 convolution of 64 pictures, and its number of operations."""
     if kind == "product":
         a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
         return lambda: a @ b, 2.0 * width**3
@@ -93,13 +93,13 @@ def synchronised(work: Callable[[], object], device: torch.device) -> Callable[[
 def plain_stepper(
     denoiser: Denoiser, network: torch.nn.Module | None = None, dtype: torch.dtype | None = None
 ) -> Stepper:
-    """A stepper on the network as it was trained, under autocast: what was served before."""
+    """Return a stepper on the unpacked network, under autocast."""
     device = next(denoiser.network.parameters()).device
     return Stepper(network or denoiser.network, denoiser.alpha_bar, denoiser.prediction, device=device, dtype=dtype)
 
 
 def variants(denoiser: Denoiser) -> dict[str, Stepper]:
-    """The network as served and other ways to call it."""
+    """Return the served network and other ways to call it."""
     device = next(denoiser.network.parameters()).device
     dtype = autocast_dtype(device)
     found = {
@@ -126,7 +126,7 @@ def group_of(operator: str) -> str:
 
 
 def where_time_goes(work: Callable[[], object]) -> dict[str, float]:
-    """Share of the time of one call by group of operators."""
+    """Return each operator group's share of the time of one call."""
     work()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         work()
@@ -181,16 +181,16 @@ def measure(quick: bool) -> Data:
     }
 
 
-def report(data: Data) -> list[str | Table | Plot]:
+def report(data: Data) -> list[Piece]:
     best = data["gflops"][data["best"]]
     kernels = Table(["kernel", "GFLOP/s", "spread"])
     for name, rate in sorted(data["gflops"].items(), key=lambda item: -item[1]["median"]):
         kernels.add(name, number(rate["median"]), number(rate["spread"]))
     batches = list(data["fractions"])
-    rows = Table(["rows of a call", *batches])
+    rows = Table(["rows per call", *batches])
     for name, rates in data["rows"].items():
         rows.add(f"{name}, rows/s", *(number(rates[count]["median"]) for count in batches))
-    rows.add("as served, of the limit", *(f"{data['fractions'][count]['median']:.2f}" for count in batches))
+    rows.add("as served, fraction of the limit", *(f"{data['fractions'][count]['median']:.2f}" for count in batches))
     names = list(data["profile"])
     profiled = Table(["share of the time at 32 rows", *names])
     for group in sorted(set().union(*data["profile"].values()), key=lambda g: -data["profile"][names[0]].get(g, 0)):
@@ -201,18 +201,18 @@ def report(data: Data) -> list[str | Table | Plot]:
         for name, rates in data["rows"].items():
             ax.plot([int(count) for count in batches], [rates[count]["median"] for count in batches], "o-", label=name)
         ax.axhline(best["median"] * 1e9 / data["flops_per_row"], color="gray", linestyle="--", label="limit")
-        ax.set(xlabel="rows of a call", ylabel="rows/s", xscale="log")
+        ax.set(xlabel="rows per call", ylabel="rows/s", xscale="log")
         ax.set_ylim(bottom=0)
         ax.legend(fontsize=7)
 
     return [
-        f"A network row is {data['flops_per_row'] / 1e9:.2f} GFLOP in convolutions and matrix products (counted). The "
-        f"limit is the best kernel below, {data['precision']} on {data['threads']} threads: {data['best']}, "
-        f"{number(best['median'])} GFLOP/s. Norms, activations, skip connections and casts are no such operations, and "
-        "the narrow layers at 32x32 cannot reach the best kernel's rate, so 1 is out of reach.",
+        f"One network row takes {data['flops_per_row'] / 1e9:.2f} GFLOP of convolutions and matrix products (counted). "
+        f"The limit is the fastest kernel below, {data['best']}: {number(best['median'])} GFLOP/s in "
+        f"{data['precision']} on {data['threads']} threads. The network cannot reach it: norms, activations, skip "
+        "connections and casts are not counted, and the narrow layers at 32x32 are slower than the best kernel.",
         kernels,
         rows,
-        Plot("roofline", "rows per second over the rows of a call", draw),
+        Plot("roofline", "rows per second by rows per call", draw),
         profiled,
     ]
 

@@ -1,7 +1,6 @@
-"""A batch of 32 pictures by the report's sampler, by diffusers and by us: `python -m benchmarks.sections.sampling`.
+"""A batch of 32 pictures by the course report's sampler, diffusers and ours: `python -m benchmarks.sections.sampling`.
 
-The weights are the same. Each is a whole run of the batch, or for the slow ones a stated number of its steps, scaled.
-All take turns.
+All use the same weights and take turns. The slow ones run only some of their steps; their time is scaled to all steps.
 """
 
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import subject
 from benchmarks.baselines.samplers import LabelPipeline, ReportSampler, label_unet, pipeline
-from benchmarks.document import Table, number
+from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.timing import Deadline, figure, in_turn, ratios
 from shared.diffusion.denoise import Stepper, sample
@@ -21,16 +20,16 @@ from shared.evaluator import Evaluator
 from shared.options import SAMPLING_PRESETS, SamplingOptions
 
 STEPS, GUIDANCE = 16, 3.0
-SOLVERS = {"DDPM": "ddpm_small", "DDIM": "ddim", "DPM-Solver++": "dpmpp_2m"}  # diffusers' DDPM has the small variance
+SOLVERS = {"DDPM": "ddpm_small", "DDIM": "ddim", "DPM-Solver++": "dpmpp_2m"}  # diffusers' DDPM uses the small variance
 REPORT_STEPS = 999
-TURNS_S, REPORT_S = 200.0, 100.0  # the longest for the rounds, and for pictures of the report's steps to score
+TURNS_S, REPORT_S = 200.0, 100.0  # time limits of the rounds, and of the report's pictures to score
 OURS, DISTILLED = "ours, as the checkpoint is served", "ours, distilled into one step"
-REPORT = "the report's sampler, fp32"
+REPORT = "the course report's sampler, fp32"
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to sample the batch: `work` does `measured` of its `steps`."""
+    """A way to sample the batch: `work` runs `measured` of its `steps`."""
 
     work: Callable[[], object]
     steps: int
@@ -38,7 +37,7 @@ class Way:
 
 
 def our_samplings(ours: Denoiser, distilled: Denoiser) -> dict[str, tuple[Stepper, SamplingOptions]]:
-    """The loop and options of each of our ways."""
+    """Return the stepper and options of each of our ways."""
     stepper = ours.stepper()
     found = {OURS: (stepper, ours.options), DISTILLED: (distilled.stepper(), distilled.options)}
     for solver, name in SOLVERS.items():
@@ -82,13 +81,13 @@ def qualities(
     count: int,
     report_count: int,
 ) -> dict[str, Data]:
-    """Scores of each way's pictures. The report's 999 steps are taken by our loop, in our precision: same equations."""
+    """Score each way's pictures. The report's 999 steps run in our loop and precision, with the same equations."""
     lists = subject.label_lists(count)
-    hot, told, found = subject.multi_hot(lists, ours.vocabulary), subject.told(ours, lists), {}
+    hot, labels, found = subject.multi_hot(lists, ours.vocabulary), subject.network_labels(ours, lists), {}
     for name, (stepper, options) in samplings.items():
         found[name] = subject.quality(judge, sample(stepper, hot, options, subject.seeds(count)), lists)
     for name, pipe in pipelines.items():
-        images = pipe(told, STEPS, GUIDANCE, torch.Generator().manual_seed(0))
+        images = pipe(labels, STEPS, GUIDANCE, torch.Generator().manual_seed(0))
         found[name] = subject.quality(judge, images, lists)
     say(f"  scoring {report_count} pictures of the report's 999 steps")
     few = lists[:report_count]
@@ -98,7 +97,7 @@ def qualities(
 
 
 def report_pictures(step_s: float) -> int:
-    """Of how many pictures there is time for the report's steps, each taking `step_s` in a batch of them."""
+    """Return for how many pictures there is time to run the report's steps, at `step_s` per picture and step."""
     return min(8, max(1, int(REPORT_S / (REPORT_STEPS * step_s))))
 
 
@@ -107,12 +106,13 @@ def measure(quick: bool) -> Data:
     slow = 1 if quick else 2
     ours = subject.denoiser()
     hot = subject.multi_hot(subject.label_lists(count), ours.vocabulary)
-    told = subject.told(ours, subject.label_lists(count))  # to others: with the positions that our loop draws
+    labels = subject.network_labels(ours, subject.label_lists(count))  # baselines get the positions that our loop draws
     pipelines = make_pipelines(ours)
     measured = {name: slow if "fp32" in name or quick else STEPS for name in pipelines}
     samplings = our_samplings(ours, subject.distilled())
-    ways = our_ways(samplings, hot) | diffusers_ways(pipelines, told, measured) | {REPORT: report_way(ours, told, slow)}
-    say(f"  {len(ways)} ways to draw {count} pictures take turns, up to {rounds} rounds")
+    ways = our_ways(samplings, hot) | diffusers_ways(pipelines, labels, measured)
+    ways |= {REPORT: report_way(ours, labels, slow)}
+    say(f"  {len(ways)} ways to sample {count} pictures take turns, up to {rounds} rounds")
     times = in_turn({name: way.work for name, way in ways.items()}, rounds, deadline=Deadline(TURNS_S))
     whole = {name: [s * ways[name].steps / ways[name].measured for s in times[name]] for name in ways}
     rates = {name: figure(count / s for s in found) for name, found in whole.items()}
@@ -137,7 +137,7 @@ def measure(quick: bool) -> Data:
     }
 
 
-def report(data: Data) -> list[str | Table]:
+def report(data: Data) -> list[Piece]:
     served = data["served"]
     table = Table(["way", "steps", "measured", "pictures/s", "spread", "accuracy", "exact match"])
     for name, rate in data["rates"].items():
@@ -147,13 +147,14 @@ def report(data: Data) -> list[str | Table]:
         table.add(name, data["steps"][name], part, number(rate["median"]), number(rate["spread"]), *quality)
     few = data["scores"].get(REPORT, {}).get("pictures")
     return [
-        f"A batch of {data['count']} pictures, guidance {GUIDANCE:g}, the same weights and schedule for all. Served is "
-        f"{served['sampler']}, {served['steps']} steps, guidance {served['guidance']:g}. diffusers runs its own "
-        "pipeline loop on the network wrapped as its model: in fp32, as its users get it, and in bf16 weights. Ratios "
-        "compare DPM-Solver++ with DPM-Solver++ at the same steps; that with the report's is of the served sampling.",
+        f"A batch of {data['count']} pictures with guidance {GUIDANCE:g}; all use the same weights and schedule. The "
+        f"checkpoint is served with {served['sampler']}, {served['steps']} steps, guidance {served['guidance']:g}. "
+        "diffusers runs its own pipeline loop on the network, wrapped as its model, in fp32 (its default) and with "
+        "bf16 weights. The speed-ups over diffusers compare DPM-Solver++ with DPM-Solver++ at the same steps; the "
+        "speed-up over the report's sampler is that of the served sampling.",
         table,
-        f"Scores are the shipped evaluator's, on the batch; the report's on {few} of its lists, sampled with its "
-        "equations in our precision, since 999 steps in fp32 would take too long.",
+        f"The shipped evaluator scored the pictures: the whole batch, but only {few} pictures of the report's sampler, "
+        "which ran its equations in our precision because 999 steps in fp32 would take too long.",
     ]
 
 

@@ -1,8 +1,8 @@
-"""The service against its own sampling loop: `python -m benchmarks.sections.service`.
+"""The service compared with its bare sampling loop: `python -m benchmarks.sections.service`.
 
-32 clients at once, each with one request open, of one picture or of eight, over the bare loop at the worker's batch
-size; and one picture alone, end to end over HTTP, over the loop for one picture. Service and bare loop take turns;
-while one works the other sleeps.
+Throughput with 32 clients, each with one open request of one picture or eight, relative to the loop at the worker's
+batch size. Latency of one picture over HTTP on an idle service, relative to the loop for one picture. Service and loop
+take turns; while one works, the other sleeps.
 """
 
 import json
@@ -16,7 +16,7 @@ from http.client import HTTPConnection
 from redis import Redis
 
 from benchmarks import subject, worker_profile
-from benchmarks.document import Table, number
+from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.stack import Stack, cpu_s, stack
 from benchmarks.timing import figure, ratios, seconds
@@ -27,28 +27,28 @@ from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser
 
 CLIENTS = 32
-SEVERAL = 8  # pictures of a larger request
+SEVERAL = 8  # pictures per larger request
 
 
 def post(connection: HTTPConnection, labels: list[list[str]], seed: int) -> float:
-    """One POST /generate from send to answer, in s."""
+    """Return the seconds of one POST /generate, from sending to its answer."""
     start = time.perf_counter()
     body = json.dumps({"labels": labels, "seed": seed})
     connection.request("POST", "/generate", body, {"Content-Type": "application/json", "Prefer": "wait=250"})
     answer = connection.getresponse()
     job = json.loads(answer.read())
     if answer.status != 200 or job["status"] != "finished":
-        raise RuntimeError(f"POST /generate answers {answer.status}: {job}")
+        raise RuntimeError(f"POST /generate returned {answer.status}: {job}")
     return time.perf_counter() - start
 
 
 def saturate(port: int, requests: int, clients: int = CLIENTS, size: int = 1) -> float:
-    """Pictures/s of `clients` that each send the next request, of `size` pictures, when the last is answered."""
+    """Return the pictures/s of `clients` clients; each sends its next request, of `size` pictures, after an answer."""
     lists, waiting = subject.label_lists(requests * size), iter(range(requests))
     lock = threading.Lock()
 
-    def one_of_them(_: int) -> None:
-        connection = HTTPConnection("127.0.0.1", port)  # the service is measured, so the load is to cost little
+    def client(_: int) -> None:
+        connection = HTTPConnection("127.0.0.1", port)  # cheap, since it shares the cores with the service
         while True:
             with lock:
                 number = next(waiting, None)
@@ -59,19 +59,19 @@ def saturate(port: int, requests: int, clients: int = CLIENTS, size: int = 1) ->
 
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as threads:
-        list(threads.map(one_of_them, range(clients)))
+        list(threads.map(client, range(clients)))
     return requests * size / (time.perf_counter() - start)
 
 
 def cpu_ms(running: Stack, requests: int) -> tuple[float, dict[str, float]]:
-    """Pictures/s at saturation, and ms of CPU a picture by process."""
+    """Return the pictures/s at saturation, and each process's CPU time in ms per picture."""
     before = {name: cpu_s(pid) for name, pid in running.pids().items()}
     rate = saturate(running.port, requests)
     return rate, {name: (cpu_s(pid) - before[name]) / requests * 1000 for name, pid in running.pids().items()}
 
 
 def parts_ms(running: Stack, requests: int) -> dict[str, dict[str, float]]:
-    """ms a picture at saturation by part of the worker's own thread and by clock, and of its other threads."""
+    """Return ms per picture at saturation, by part of the worker's own thread and by clock; and its other threads'."""
     running.stop_workers()
     metrics = free_port()
     running.start_workers(1, ("benchmarks.worker_profile",), LABELGRID_METRICS_PORT=str(metrics))
@@ -88,7 +88,7 @@ def parts_ms(running: Stack, requests: int) -> dict[str, dict[str, float]]:
 
 
 def bare(ours: Denoiser, count: int, batch: int, rows: int) -> Callable[[], float]:
-    """Pictures/s of the loop alone, `batch` pictures at a time as in the worker: no evaluator, PNG or Redis."""
+    """Return a measurement of the loop's pictures/s in batches of `batch`, without evaluator, PNGs and Redis."""
     stepper = ours.stepper(max_rows=rows)
     hot = subject.multi_hot(subject.label_lists(count), ours.vocabulary)
 
@@ -103,12 +103,12 @@ def bare(ours: Denoiser, count: int, batch: int, rows: int) -> Callable[[], floa
 
 
 def commands(redis: Redis) -> int:
-    """Commands that Redis has carried out so far."""
+    """Return how many commands Redis has executed so far."""
     return int(redis.info("stats")["total_commands_processed"])
 
 
 def redis_rate(redis: Redis, count: int) -> float:
-    """Commands/s of Redis from one client, a hundred SETs of 100 bytes and GETs at a time."""
+    """Return the commands/s of Redis from one client, in pipelines of a hundred SETs of 100 bytes and GETs."""
 
     def run() -> None:
         for _ in range(count // 200):
@@ -181,23 +181,27 @@ def measure(quick: bool) -> Data:
     }
 
 
-def report(data: Data) -> list[str | Table]:
+def report(data: Data) -> list[Piece]:
     figures = data["figures"]
-    table = Table(["what", "service", "bare loop", "ratio", "spread of the ratio"])
+    table = Table(["measurement", "service", "bare loop", "ratio", "spread of the ratio"])
     ratio = figures["service.single_ratio"]
     for fraction, rate, requests in (
-        (figures["service.saturation_fraction"], figures["service.pictures_per_s"], "one picture a request"),
-        (figures["service.saturation_fraction_several"], data["several_pictures_per_s"], f"{SEVERAL} a request"),
+        (figures["service.saturation_fraction"], figures["service.pictures_per_s"], "1 picture per request"),
+        (
+            figures["service.saturation_fraction_several"],
+            data["several_pictures_per_s"],
+            f"{SEVERAL} pictures per request",
+        ),
     ):
         table.add(
-            f"pictures/s, {CLIENTS} clients, batch {data['batch']}, {requests}",
+            f"pictures/s, {CLIENTS} clients, batches of {data['batch']}, {requests}",
             number(rate["median"]),
             number(data["bare_pictures_per_s"]["median"]),
             f"{fraction['median']:.3f}",
             f"{fraction['spread']:.3f}",
         )
     table.add(
-        "one picture alone, ms",
+        "one picture on an idle service, ms",
         number(data["single_ms"]["median"]),
         number(data["single_loop_ms"]["median"]),
         f"{ratio['median']:.3f}",
@@ -206,31 +210,31 @@ def report(data: Data) -> list[str | Table]:
     overhead = figures["service.single_overhead_ms"]["median"]
     allowed = data["goal_ms"]["median"]
     return [
-        f"The service answers over HTTP with verdict, PNG and grid; the bare loop only samples. {data['requests']} "
-        f"requests a round, {data['singles']} single pictures. A single picture costs {number(overhead)} ms beside the "
-        f"loop's own time; the goal, 0.15 of the loop's time and 10 ms, allows {number(allowed)} ms.",
+        "The service answers over HTTP and makes verdicts, PNGs and grids; the bare loop only samples. A round has "
+        f"{data['requests']} requests; {data['singles']} single pictures were measured. A single picture takes "
+        f"{number(overhead)} ms more than the loop. The goal allows {number(allowed)} ms: 10 ms and 0.15 of the loop's "
+        "time.",
         table,
         *where_the_cpu_goes(data),
     ]
 
 
-def where_the_cpu_goes(data: Data) -> list[str | Table]:
-    processes, loop_ms = Table(["process", "CPU, ms a picture"]), data["loop_cpu_ms"]["median"]
+def where_the_cpu_goes(data: Data) -> list[Piece]:
+    processes, loop_ms = Table(["process", "CPU, ms per picture"]), data["loop_cpu_ms"]["median"]
     for name, ms in data["cpu_ms"].items():
         processes.add(name, number(ms["median"]))
     whole = sum(ms["median"] for ms in data["cpu_ms"].values())
-    processes.add("all of them", number(whole))
+    processes.add("all together", number(whole))
     processes.add("the bare loop", number(loop_ms))
-    worker = Table(["part of the worker", "CPU, ms a picture", "of its thread's time, ms"])
+    worker = Table(["part of the worker", "CPU, ms per picture", "wall time of its thread, ms"])
     for part, ms in sorted(data["parts_ms"].items(), key=lambda one: -one[1]["wall"]):
         worker.add(part, number(ms["cpu"]), number(ms["wall"]) if ms["wall"] else "")
     return [
-        "At saturation with one picture a request, CPU of all threads. What service and clients need beside the loop, "
-        f"{number(whole - loop_ms)} ms, shares the cores with the network, and so bounds the ratio above, whatever "
-        "waits for what.",
+        "CPU time at saturation, 1 picture per request, over all threads. Service and clients take "
+        f"{number(whole - loop_ms)} ms more than the loop on the same cores, which limits the ratio above.",
         processes,
-        "The worker's own thread, by part: where it does not compute, it waits for Redis, or for its turn on a core. "
-        "Its other threads compute with it in the network and the evaluator, or look for work to come.",
+        "The parts of the worker's own thread. When it does not compute, it waits for Redis or for a free core. Its "
+        "other threads compute the network and the evaluator with it, or fetch the next pictures.",
         worker,
     ]
 

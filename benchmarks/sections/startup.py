@@ -1,7 +1,7 @@
-"""From nothing to the first picture: `python -m benchmarks.sections.startup`.
+"""Start-up time, memory and size: `python -m benchmarks.sections.startup`.
 
-Times `python -m service` from its start to the first answered request, the API's import and memory, a worker's start,
-and what the two containers take on disk.
+Times `python -m service` until its first answered request, a worker's start and the API's import; measures the memory
+of API and worker, and the disk space of the two containers.
 """
 
 import importlib.metadata
@@ -16,19 +16,19 @@ import httpx
 import psutil
 from packaging.requirements import Requirement
 
-from benchmarks.document import Table, number
+from benchmarks.document import Piece, Table, number
 from benchmarks.results import ROOT, STORAGE, Data, main, say
 from benchmarks.stack import memory_mib, stack, until
 from benchmarks.timing import figure
 from service.local.demo import free_port
 
 IMPORT = "import time; s = time.perf_counter(); import service.api.app; print(time.perf_counter() - s)"
-# container: the extra that is installed in it, and what it is built from
+# container -> the extra installed in it, and its Dockerfile
 IMAGES = {"labelgrid-api": ("api", "Dockerfile.api"), "labelgrid-worker": ("worker", "Dockerfile.worker")}
 
 
 def first_picture() -> dict[str, float]:
-    """Seconds from the start of `python -m service` until it is ready and until it has answered one request."""
+    """Return the seconds from starting `python -m service` until it is ready, and until it answered one request."""
     port, start = free_port(), time.perf_counter()
     command = [sys.executable, "-m", "service", "--port", str(port), "--storage", str(STORAGE)]
     environment = {key: value for key, value in os.environ.items() if not key.endswith("REDIS_URL")}
@@ -54,6 +54,7 @@ def first_picture() -> dict[str, float]:
 
 
 def import_seconds() -> float:
+    """Return how long a fresh interpreter takes to import the API."""
     done = subprocess.run(
         [sys.executable, "-c", IMPORT], cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ
     )
@@ -61,7 +62,7 @@ def import_seconds() -> float:
 
 
 def parts() -> dict[str, float]:
-    """A worker's start, and the memory of API and worker after one picture."""
+    """Return a worker's start-up time, and the memory of API and worker after one picture."""
     with stack(workers=0) as running:
         start = time.perf_counter()
         running.start_workers(1)
@@ -78,12 +79,12 @@ def parts() -> dict[str, float]:
 
 
 def _maps(pid: int, library: str) -> bool:
-    """Whether a process has a shared library loaded."""
+    """Whether a process has loaded a shared library."""
     return any(library in entry.path for entry in psutil.Process(pid).memory_maps())
 
 
 def closure(extra: str) -> set[str]:
-    """The installed distributions that `pip install .[extra]` needs, by name."""
+    """Return the names of the installed distributions that `pip install .[extra]` needs."""
     seen: set[str] = set()
     waiting = [("labelgrid", frozenset({extra}))]
     while waiting:
@@ -107,7 +108,7 @@ def _normal(name: str) -> str:
 
 
 def disk_mib(names: set[str]) -> float:
-    """What the files of installed distributions take on disk."""
+    """Return the disk space of installed distributions."""
     total = 0
     for name in names:
         try:
@@ -119,13 +120,13 @@ def disk_mib(names: set[str]) -> float:
 
 
 def base_of(dockerfile: str) -> str:
-    """The image that a container is built on."""
+    """Return a Dockerfile's base image."""
     lines = (ROOT / dockerfile).read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith("FROM "))
 
 
 def image_mib(image: str) -> float | None:
-    """What an image of this machine takes, None where there is none, or no docker."""
+    """Return the size of a local image, or None if there is none, or no docker."""
     if not shutil.which("docker"):
         return None
     command = ["docker", "image", "inspect", "--format", "{{.Size}}", image]
@@ -136,7 +137,7 @@ def image_mib(image: str) -> float | None:
 def measure(quick: bool) -> Data:
     rounds = 1 if quick else 3
     whole = [first_picture() for _ in range(rounds)]
-    say("  python -m service was started and asked")
+    say("  python -m service answered its first request")
     apart = [parts() for _ in range(1 if quick else 2)]
     imports = [import_seconds() for _ in range(rounds)]
     return {
@@ -160,27 +161,27 @@ def measure(quick: bool) -> Data:
     }
 
 
-def report(data: Data) -> list[str | Table]:
+def report(data: Data) -> list[Piece]:
     rows = {
-        "`python -m service` to the first picture, s": "startup.first_picture_s",
-        "to ready, s": "startup.ready_s",
-        "a worker alone to ready, files in the page cache, s": "startup.worker_s",
-        "import of the API, s": "startup.api_import_s",
-        "API after one picture, MiB": "startup.api_memory_mib",
-        "worker after one picture, MiB": "startup.worker_memory_mib",
+        "`python -m service` until the first picture, s": "startup.first_picture_s",
+        "`python -m service` until ready, s": "startup.ready_s",
+        "a worker alone until ready, files in the page cache, s": "startup.worker_s",
+        "importing the API, s": "startup.api_import_s",
+        "memory of the API after one picture, MiB": "startup.api_memory_mib",
+        "memory of a worker after one picture, MiB": "startup.worker_memory_mib",
     }
-    table = Table(["what", "median", "spread"])
+    table = Table(["measurement", "median", "spread"])
     for label, key in rows.items():
         table.add(label, number(data["figures"][key]["median"]), number(data["figures"][key]["spread"]))
-    sizes = Table(["container", "dependencies, MiB", "image, MiB", "of that its base"])
+    sizes = Table(["container", "dependencies, MiB", "image, MiB", "its base, MiB"])
     for image, mib in data["containers_mib"].items():
         built = [number(mib[key]) if mib["image"] and mib[key] else "not built here" for key in ("image", "base")]
         sizes.add(image, number(mib["dependencies"]), *built)
-    loaded = "has torch loaded, which it must not" if data["api_has_torch"] else "has no torch loaded"
+    loaded = "has loaded torch, which it must not" if data["api_has_torch"] else "does not load torch"
     return [
         f"The API process {loaded}.",
         table,
-        "Images are those that `docker compose build` left on this machine.",
+        "Sizes of the images that `docker compose build` made on this machine:",
         sizes,
     ]
 

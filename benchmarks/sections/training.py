@@ -1,7 +1,8 @@
-"""Training here against the report's loop and diffusers': `python -m benchmarks.sections.training`.
+"""Our training loop compared with the course report's and diffusers': `python -m benchmarks.sections.training`.
 
-The same network, batch and rendered pictures (320x240 PNG, as the course's) for all; loops take turns, each as a whole
-with its own reading of data. Beside that: the network alone, our data path alone, rendering, and fitting the evaluator.
+All train the same network with the same batch size on the same rendered pictures (320x240 PNG, like the course's). The
+loops take turns; each includes its own data loading. Also measured: the network alone, our data path alone, rendering,
+and fitting the evaluator.
 """
 
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.baselines.training_loops import diffusers_loop, report_loop
-from benchmarks.document import Table, number
+from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.timing import Deadline, figure, ratios, seconds
 from shared.device import autocast_dtype, kept_memory, pick_device
@@ -26,13 +27,13 @@ from trainer.runs import Budget
 from trainer.scenes.render_folder import random_scenes, write_folder
 from trainer.train import batch_indices, make_network, step_generator, train
 
-OURS, REPORT = "ours", "the report's loop, fp32"
+OURS, REPORT = "ours", "the course report's loop, fp32"
 LIBRARY, LIBRARY_BF16 = "diffusers' loop, fp32 (its default)", "diffusers' loop, bf16"
 ALONE = "the network's forward and backward alone, in our precision"
-OBJECTS = 3  # of a rendered scene, which gives so many pictures
+OBJECTS = 3  # in a rendered scene, which gives as many pictures
 LIMIT_S = 170.0  # of the section
 
-Loop = Callable[[Callable[[], None]], None]  # trains some steps and calls what it is given after each
+Loop = Callable[[Callable[[], None]], None]  # trains some steps and calls its argument after each
 
 
 def our_loop(dataset: Dataset, config: TrainConfig, steps: int, on_step: Callable[[], None]) -> None:
@@ -42,7 +43,7 @@ def our_loop(dataset: Dataset, config: TrainConfig, steps: int, on_step: Callabl
 
 
 def network_alone(dataset: Dataset, config: TrainConfig, steps: int, on_step: Callable[[], None]) -> None:
-    """Forward and backward of one batch over and over: what no loop around this network can be faster than."""
+    """Run forward and backward of one batch repeatedly: the upper limit of any loop with this network."""
     device, network, objective = pick_device(), make_network(config, dataset), denoising(dataset, config)
     index, dtype = batch_indices(len(objective), config.batch, config.seed, 0), autocast_dtype(device)
     inputs = objective.draw(index, slice(0, config.batch), step_generator(config.seed, 0))
@@ -74,14 +75,14 @@ def loops(folder: Path, dataset: Dataset, config: TrainConfig, steps: int) -> di
 
 
 def step_seconds(loop: Loop) -> float:
-    """Seconds of a step on average, from the first one's end to the last one's: set-up and warming up fall out."""
+    """Return the mean seconds of a step, from the end of the first to the end of the last: without set-up."""
     ended: list[float] = []
     loop(lambda: ended.append(time.perf_counter()))
     return (ended[-1] - ended[0]) / (len(ended) - 1)
 
 
 def taken_in_turn(works: dict[str, Loop], rounds: int, deadline: Deadline) -> dict[str, list[float]]:
-    """Seconds of a step of each loop in each round; fewer rounds where the time is not enough for all."""
+    """Return the seconds of a step of each loop in each round; fewer rounds if time runs out."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in deadline.rounds(rounds):
         for name, loop in works.items():
@@ -90,7 +91,7 @@ def taken_in_turn(works: dict[str, Loop], rounds: int, deadline: Deadline) -> di
 
 
 def data_path_seconds(dataset: Dataset, config: TrainConfig, steps: int) -> float:
-    """Seconds of a step's drawing of pictures, noise and timesteps alone."""
+    """Return the seconds per step of drawing pictures, noise and timesteps alone."""
     objective = denoising(dataset, config)
 
     def draw() -> None:
@@ -103,7 +104,7 @@ def data_path_seconds(dataset: Dataset, config: TrainConfig, steps: int) -> floa
 
 
 def rendering(folder: Path, scenes: int) -> tuple[float, float]:
-    """Pictures/s of rendering 320x240 and 64x64, after the compiler's first time."""
+    """Return the pictures/s of rendering at 320x240 and 64x64, compiled."""
     write_folder(folder / "warm", random_scenes(2, OBJECTS, 0), seed=0, size=None)
     large = seconds(lambda: write_folder(folder / "data", random_scenes(scenes, OBJECTS, 1), seed=1, size=None))
     small = seconds(lambda: write_folder(folder / "small", random_scenes(scenes, OBJECTS, 1), seed=1, size=64))
@@ -111,7 +112,7 @@ def rendering(folder: Path, scenes: int) -> tuple[float, float]:
 
 
 def evaluator_fitting(dataset: Dataset, folder: Path, steps: int) -> float:
-    """Pictures/s of fitting the evaluator, with its distortions."""
+    """Return the pictures/s of fitting the evaluator, with its augmentations."""
 
     def fit(on_step: Callable[[], None]) -> None:
         device, budget = pick_device(), Budget(steps=steps)
@@ -122,7 +123,7 @@ def evaluator_fitting(dataset: Dataset, folder: Path, steps: int) -> float:
 
 def measure(quick: bool) -> Data:
     scenes, steps, rounds, fits = (6, 2, 1, 2) if quick else (60, 5, 4, 8)
-    # labels alone, which every loop can tell the network
+    # without positions, which the other loops cannot provide
     config, deadline = TrainConfig(positions=False, batch=8 if quick else 64), Deadline(LIMIT_S)
     with tempfile.TemporaryDirectory(prefix="lg-bench-") as name:
         folder = Path(name)
@@ -155,33 +156,34 @@ def measure(quick: bool) -> Data:
     }
 
 
-def report(data: Data) -> list[str | Table]:
-    table = Table(["loop", "pictures/s", "spread", "ours over it"])
+def report(data: Data) -> list[Piece]:
+    table = Table(["loop", "pictures/s", "spread", "our speed-up"])
     figures = data["figures"]
     over = {REPORT: "speedup_vs_report", LIBRARY: "speedup_vs_library", LIBRARY_BF16: "speedup_vs_library_bf16"}
     over |= {ALONE: "network_share"}
     for name, rate in data["pictures_per_s"].items():
         ratio = number(figures[f"training.{over[name]}"]["median"]) if name in over else ""
         table.add(name, number(rate["median"]), number(rate["spread"]), ratio)
-    other = Table(["what", "pictures/s"])
+    other = Table(["measurement", "pictures/s"])
     for name, rate in data["rendering"].items():
         other.add(f"rendering {name}", number(rate))
-    other.add("decoding into the cache, once for a data set", number(data["decoding"]))
-    other.add("fitting the evaluator, distortions and all", number(data["fitting"]))
+    other.add("decoding into the cache, once per data set", number(data["decoding"]))
+    other.add("fitting the evaluator, with augmentations", number(data["fitting"]))
     share, drawn, highest = (
         figures[f"training.{key}"]["median"]
         for key in ("network_share", "data_path_share", "highest_speedup_vs_report")
     )
     return [
-        f"The same network (10 M parameters, told labels alone), batch {data['batch']} and rendered 320x240 PNGs for "
-        f"all; {data['steps']} steps a round after a first one. The report's loop decodes with PIL in the loop, drops "
-        "labels by the batch and averages by a Python loop. diffusers' is its training script: accelerate, AdamW, "
-        "EMAModel, a DataLoader. Ours steps with Muon, clips, and keeps two averages.",
+        f"All train the same network (10 M parameters, labels without positions) with batches of {data['batch']} "
+        f"rendered 320x240 PNGs. A round has {data['steps']} steps after a first one. The course report's loop decodes "
+        "with PIL in the loop, drops labels for the whole batch and averages the weights in a Python loop. diffusers' "
+        "loop is its training script: accelerate, AdamW, EMAModel and a DataLoader. Ours uses Muon, clips gradients "
+        "and keeps two averages.",
         table,
-        f"The network's own forward and backward are {share:.0%} of our step; drawing pictures, noise and timesteps "
-        f"from the decoded cache is {drawn:.1%}. No loop around the same network could beat the report's by more than "
-        f"{number(highest)} times here: that is its decoding, and what bfloat16 gains over float32 on this processor. "
-        "A larger ratio takes another network or another device.",
+        f"The network's forward and backward take {share:.0%} of our step; drawing pictures, noise and timesteps from "
+        f"the decoded cache takes {drawn:.1%}. With this network and machine, no loop can be more than "
+        f"{number(highest)} times faster than the report's: that is the gain from not decoding, and from bfloat16 "
+        "instead of float32.",
         other,
     ]
 

@@ -1,0 +1,47 @@
+"""The baselines compute what they claim: the course report's equations, and steps that train."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.baselines.samplers import ReportSampler, betas_of
+from benchmarks.baselines.training_loops import diffusers_loop, report_loop
+from shared.diffusion.denoise import Stepper, sample
+from shared.diffusion.schedules import alpha_bar
+from shared.options import SamplingOptions
+from tests.toy import K, ToyNetwork
+from tests.trainer_fixtures import write_data_folder
+from trainer.config import TrainConfig
+from trainer.data import load_dataset
+from trainer.train import make_network
+
+
+def test_the_reports_sampler_equals_our_ddpm_table() -> None:
+    """Its equations as written and our loop give the same pictures from the same noise."""
+    ab = alpha_bar("sigmoid", 1000)
+    network = ToyNetwork(ab, "eps")
+    labels = torch.eye(K)[:1]
+    theirs = ReportSampler(network, ab, "eps", network.image_shape)(labels, 3.0, torch.Generator().manual_seed(5))
+    ours = sample(Stepper(network, ab, "eps"), labels, SamplingOptions(sampler="ddpm", steps=999, guidance=3.0), [5])
+    assert torch.allclose(theirs, ours, atol=2e-3)
+
+
+def test_betas_reproduce_the_schedule() -> None:
+    ab = alpha_bar("cosine", 1000)
+    assert torch.allclose((1 - torch.tensor(betas_of(ab), dtype=torch.float64)).cumprod(0), ab, rtol=1e-9)
+
+
+def test_each_loop_trains_and_reports_every_step(tmp_path: Path) -> None:
+    folder = write_data_folder(tmp_path / "data", pictures=4)
+    small = {"channels": (8,), "encoder_blocks": (1,), "decoder_blocks": (1,), "attention": (False,)}
+    config = TrainConfig(batch=2, image_size=8, network=small)
+    for loop in (report_loop, partial(diffusers_loop, mixed_precision="no")):
+        network, steps = make_network(config, load_dataset(folder, size=8)), list[int]()
+        before = [parameter.detach().clone() for parameter in network.parameters()]
+        loop(network, folder, config, steps=3, on_step=partial(steps.append, 1))
+        assert len(steps) == 3
+        assert not all(map(torch.equal, before, network.parameters()))
+    with pytest.raises(ValueError, match="fewer pictures than a batch of 8"):
+        report_loop(network, folder, config.model_copy(update={"batch": 8}), 1)

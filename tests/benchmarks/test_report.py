@@ -1,0 +1,59 @@
+"""The documents: they are what the committed results say, and a section that failed says so."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import capacity_model, report
+from benchmarks.batching import Served
+from benchmarks.document import Plot, markdown
+from benchmarks.results import ROOT, results
+from benchmarks.sections import load
+from benchmarks.timing import figure
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("performance", report.performance), ("scaling", capacity_model.scaling)]
+)
+def test_the_committed_document_is_written_from_the_committed_results(name: str, written: object) -> None:
+    """Every section's table and sentence. Plots are drawn by another test."""
+    assert callable(written)
+    expected = markdown(written(results(quick=False).read()), name)
+    assert (ROOT / "docs" / f"{name}.md").read_text() == expected, "`python -m benchmarks.report` writes it"
+
+
+def test_a_failed_section_says_so_and_gives_no_scaling_document() -> None:
+    content = results(quick=False).read()
+    content["sections"]["load"] = {"failed": "it took longer than 330 s"}
+    del content["sections"]["growth"]
+    texts = [piece for piece in report.performance(content) if isinstance(piece, str)]
+    assert texts.count("Not measured: it took longer than 330 s.") == 1
+    assert texts.count("Not measured yet.") == 1
+    assert capacity_model.scaling(content) == []
+
+
+@pytest.mark.parametrize(("overhead_ms", "met"), [(14.4, "yes"), (14.6, "no")])
+def test_a_goal_is_met_or_not(overhead_ms: float, met: str) -> None:
+    """The overhead's goal depends on the loop's time, that of the limit does not."""
+    sections = {"service": {"goal_ms": figure([14.46])}}
+    found = {"service.single_overhead_ms": figure([overhead_ms]), "limit.fraction": figure([0.4, 0.45])}
+    limit, overhead = report.goals(found | {"sections": sections}, before={"limit.fraction": 0.3}).rows
+    assert limit[2:] == ["0.300", "0.425", "0.0500", "at least 0.5", "no"]
+    assert overhead[-2:] == ["at most 14.5", met]
+
+
+def test_p95_under_load_is_over_all_rounds_and_its_spread_leaves_each_out() -> None:
+    def rounds(*worst: float) -> list[Served]:
+        return [Served([1.0] * 9 + [last], pictures=10, ended_at=10.0) for last in worst]
+
+    by = {load.CONTINUOUS: rounds(2.0, 4.0), load.REQUEST_LEVEL: rounds(5.0, 8.0), load.ONE: rounds(9.0)}
+    found = load.p95_ratio(by)
+    assert found["median"] == pytest.approx(2.0 / 5.0)  # the 19th of 20
+    assert (found["low"], found["high"], found["n"]) == (2.0 / 5.0, 4.0 / 8.0, 2)
+
+
+def test_plots_of_the_committed_results_can_be_drawn(tmp_path: Path) -> None:
+    plots = [piece for piece in report.performance(results(quick=False).read()) if isinstance(piece, Plot)]
+    for plot in plots:
+        plot.save(tmp_path / plot.file_name("x"))
+    assert len(list(tmp_path.iterdir())) == len(plots) == 4
