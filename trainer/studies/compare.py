@@ -87,10 +87,6 @@ class Setup:
     repeats: int
     changes: list[str] = field(default_factory=list)  # of BASE, in the form of --set
 
-    def keep(self, folder: Path) -> None:
-        """Write `folder`/setup.json. Raises TrainerError where `folder` holds a comparison with another setup."""
-        keep_setup(folder, asdict(self))
-
 
 def chosen(only: str | None, *, positions: bool = True) -> list[str]:
     """Return the variants named in `a,b`, or for None all that the data set, with positions or without, allows.
@@ -181,7 +177,7 @@ def run_comparison(
     """
     configs = {name: config_of(name, base) for name in names}  # check all before the first is trained
     for folder in (run, out):
-        setup.keep(folder)
+        keep_setup(folder, asdict(setup))
     missing = [name for name in names if not (out / f"{name}.json").exists()]
     dataset, size = None, None
     for name in missing:

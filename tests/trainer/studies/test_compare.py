@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.trainer_fixtures import NETWORK, write_data_folder
 from trainer import __main__ as cli
 from trainer.config import REPORT, TrainConfig
 from trainer.errors import TrainerError
+from trainer.runs import keep_setup
 from trainer.studies import compare
 from trainer.studies.compare import (
     BASE,
@@ -87,10 +89,10 @@ def test_variants_with_positions_need_a_data_set_with_positions() -> None:
 
 def test_another_setup_is_refused(tmp_path: Path) -> None:
     lists = {"test": [["red cube"]]}
-    Setup("d", "e", lists, None, 5, 1).keep(tmp_path)
-    Setup("d", "e", lists, None, 5, 1).keep(tmp_path)
+    keep_setup(tmp_path, asdict(Setup("d", "e", lists, None, 5, 1)))
+    keep_setup(tmp_path, asdict(Setup("d", "e", lists, None, 5, 1)))
     with pytest.raises(TrainerError, match=r"setup\.json has another steps, repeats; choose another folder"):
-        Setup("d", "e", lists, None, 6, 2).keep(tmp_path)
+        keep_setup(tmp_path, asdict(Setup("d", "e", lists, None, 6, 2)))
 
 
 COMMAND = ["compare", "data", "--out", "out", "--steps-per-variant", "4", "--evaluator", "judge", "--repeats", "1"]
