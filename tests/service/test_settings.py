@@ -1,4 +1,4 @@
-"""docs/settings.md lists every setting as the class has it, the variables that it names work, bad values are said."""
+"""docs/settings.md equals the Settings class, every variable works, and a value that is not allowed is reported."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from service.settings_doc import document
 from tests.paths import ROOT
 
 
-def test_the_document_is_what_the_class_says() -> None:
+def test_the_document_equals_the_class() -> None:
     written = (ROOT / "docs/settings.md").read_text()
     assert written == document(), "python -m service settings > docs/settings.md"
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_setting_has_its_meaning_and_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_has_a_meaning_and_a_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (Settings.model_fields[name].description or "").endswith(".")
     default = Settings.model_fields[name].get_default(call_default_factory=True)
     value = json.dumps(default) if isinstance(default, list | tuple | dict) else str(default or 1)
@@ -30,7 +30,7 @@ def test_every_setting_has_its_meaning_and_its_variable(name: str, monkeypatch: 
 
 @pytest.mark.parametrize("role", ["all", "api", "worker", "webhooks"])
 @pytest.mark.parametrize(
-    ("variable", "value", "said"),
+    ("variable", "value", "message"),
     [
         ("LABELGRID_DEVICE", "foo", "LABELGRID_DEVICE=foo: it should be auto, cpu, cuda or cuda:N"),
         ("LABELGRID_REDIS_URL", "foo", "LABELGRID_REDIS_URL=foo: Redis URL must specify one of the following schemes"),
@@ -40,11 +40,11 @@ def test_every_setting_has_its_meaning_and_its_variable(name: str, monkeypatch: 
         ("LABELGRID_ALLOW_NO_KEYS", "foo", "LABELGRID_ALLOW_NO_KEYS=foo: it should be true or false"),
     ],
 )
-def test_a_value_that_is_not_allowed_is_said_in_a_line(
+def test_a_value_that_is_not_allowed_is_reported_in_one_line(
     role: str,
     variable: str,
     value: str,
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -54,10 +54,10 @@ def test_a_value_that_is_not_allowed_is_said_in_a_line(
     with pytest.raises(SystemExit, match="1"):
         main()
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"labelgrid: {said}")
+    assert line.startswith(f"labelgrid: {message}")
 
 
-def test_variables_that_nothing_reads_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("LABELGRID_")]:
         monkeypatch.delenv(name)
     for name in ("LABELGRID_QUEUE", "labelgrid_wait_s", "REDIS_URL", "LABELGRID_URL", "LABELGRID_API_KEY"):
