@@ -64,7 +64,7 @@ class JobReader:
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob."""
-        async with self.connection.pipeline(transaction=False) as pipe:  # a full Redis takes no MULTI
+        async with self.connection.pipeline(transaction=False) as pipe:  # a full Redis refuses MULTI
             pipe.hgetall(job_key(job_id))
             pipe.hlen(verdicts_key(job_id))
             fields, done = await pipe.execute()
@@ -79,8 +79,8 @@ class JobReader:
             shown = [str(scores.best * n + i) for i in range(n)]
             found = await self.connection.hmget(verdicts_key(job_id), shown)
             result = _result(record, scores, read_verdicts(one for one in found if one is not None))
-        asked = {name: getattr(record, name) for name in ("labels", "layouts", "first", "trajectory", "columns")}
-        return Job(**_head(state, done), **asked, result=result)
+        requested = {name: getattr(record, name) for name in ("labels", "layouts", "first", "trajectory", "columns")}
+        return Job(**_head(state, done), **requested, result=result)
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from service.settings import Settings
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-
-    from service.settings import Settings
 
 About = Mapping[str, str | int]  # attributes, named without their prefix `labelgrid.`
 
@@ -23,7 +23,7 @@ FLUSH_S = 1.0  # at most, for a process that ends to send its last spans, even i
 _provider: "TracerProvider | None" = None  # of this process; None while tracing is off
 
 
-def start(settings: "Settings", role: str, processor: "SpanProcessor | None" = None) -> None:
+def start(settings: Settings, role: str, processor: "SpanProcessor | None" = None) -> None:
     """Start tracing in this process if `settings` say so. RuntimeError if OpenTelemetry is not installed.
 
     Spans go to the collector in the OTEL_... variables, or to `processor`.

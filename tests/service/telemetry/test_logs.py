@@ -1,66 +1,25 @@
 """Logs: lines of every process about one request have the same ids, and no secrets."""
 
-import io
-import json
 import logging
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
 from pydantic import SecretStr
 from redis import Redis
-from structlog.contextvars import clear_contextvars
 
 from service.api.access.keys import hash_of, new_key
 from service.settings import Settings
-from service.store.jobs import JobStore
 from service.telemetry.logs import formatter, get_logger
 from service.webhooks.worker import Sender
 from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.paths import ROOT
+from tests.service.telemetry.conftest import ASYNC, SECRET, Lines
 
-SECRET = "a secret that is long enough"
 BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
-ASYNC = {"prefer": "respond-async"}
-
-
-class Lines(io.StringIO):
-    """The log so far, parsed as JSON."""
-
-    def read_all(self, **wanted: Any) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in self.getvalue().splitlines()]
-        return [line for line in lines if wanted.items() <= line.items()]
-
-    def wait(self, count: int, **wanted: Any) -> list[dict[str, Any]]:
-        """Wait for `count` matching lines: an event may be visible before its line is written."""
-        deadline = time.monotonic() + 20
-        while len(found := self.read_all(**wanted)) < count:
-            assert time.monotonic() < deadline, self.getvalue()
-            time.sleep(0.01)
-        return found
-
-
-@pytest.fixture
-def lines(settings: Settings) -> Iterator[Lines]:
-    """The lines of this process, formatted as by an entry point."""
-    stream = Lines()
-    handler = logging.StreamHandler(stream)
-    json_lines = settings.model_copy(update={"log_format": "json", "webhook_secret": SecretStr(SECRET)})
-    handler.setFormatter(formatter(json_lines, "test"))
-    root, ours = logging.getLogger(), logging.getLogger("service")
-    level = ours.level
-    root.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    clear_contextvars()
-    yield stream
-    ours.setLevel(level)
-    root.removeHandler(handler)
 
 
 def test_api_worker_and_webhooks_log_one_request_with_the_same_ids(
@@ -92,12 +51,6 @@ def test_api_worker_and_webhooks_log_one_request_with_the_same_ids(
     assert lines.read_all() == about  # there are no other lines, and none lacks its ids
 
 
-def test_a_repeated_request_is_logged_with_its_job(client: httpx.Client, alive: JobStore, lines: Lines) -> None:
-    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
-    (job_id,) = {client.post("/generate", json=BODY, headers=headers).json()["id"] for _ in range(2)}
-    assert [line["job_id"] for line in lines.wait(2, event="request")] == [job_id] * 2
-
-
 def test_requests_at_one_worker_keep_their_own_ids(client: httpx.Client, working: Runner, lines: Lines) -> None:
     jobs = {}
     for i in range(3):
@@ -109,43 +62,6 @@ def test_requests_at_one_worker_keep_their_own_ids(client: httpx.Client, working
         worker = lines.wait(2, job_id=job_id, logger="service.store.jobs")
         assert [line["event"] for line in worker] == ["job running", "job finished"]
         assert {line["request_id"] for line in worker} == {request_id}
-
-
-def test_a_problem_its_header_and_its_log_line_have_one_request_id(
-    client: httpx.Client, alive: JobStore, lines: Lines
-) -> None:
-    ids = set()
-    for path, status in [("/jobs/none", 404), ("/generate", 405), ("/nowhere", 404)]:
-        response = client.get(path)
-        assert response.status_code == status
-        assert response.json()["request_id"] == response.headers["x-request-id"]
-        ids.add(response.headers["x-request-id"])
-    assert len(ids) == 3
-    assert {line["request_id"] for line in lines.wait(3, event="request")} == ids
-
-
-@pytest.mark.parametrize("given", ["", "two words", "x" * 129, '"}', "ü"])
-def test_an_invalid_request_id_is_replaced(client: httpx.Client, alive: JobStore, given: str) -> None:
-    used = client.get("/labels", headers={"x-request-id": given.encode()}).headers["x-request-id"]
-    assert used != given
-    assert len(used) == 32
-
-
-def test_an_unexpected_error_is_logged_with_the_id_in_its_response(
-    settings: Settings, lines: Lines, connection: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise ZeroDivisionError(f"at redis://:hunter2@redis:6379/0 with {SECRET}")
-
-    monkeypatch.setattr("service.api.catalog.Models.listing", fail)
-    with serving(settings) as client:
-        response = client.get("/models", headers={"x-request-id": "odd"})
-    assert response.status_code == 500
-    assert response.headers["x-request-id"] == response.json()["request_id"] == "odd"
-    (request,) = lines.wait(1, event="request")
-    (error,) = lines.read_all(level="error", request_id="odd")
-    assert "ZeroDivisionError: at redis://:***@redis:6379/0 with ***" in error["exception"]
-    assert (request["status"], request["request_id"]) == (500, "odd")
 
 
 def test_no_line_contains_a_key_a_secret_or_a_password(settings: Settings, lines: Lines, connection: Redis) -> None:

@@ -34,7 +34,7 @@ from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.processes import environment, new_job, until
-from tests.service.telemetry.test_logs import ASYNC, SECRET, Lines, lines  # noqa: F401  (a fixture)
+from tests.service.telemetry.conftest import ASYNC, SECRET, Lines
 from tests.test_architecture import heavy_modules_after
 
 TRACE, CLIENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -223,9 +223,8 @@ def test_health_metrics_and_static_files_are_not_traced(api: httpx.Client, spans
 
 
 def test_log_lines_of_every_process_have_the_trace_id(
-    api: httpx.Client, runner: Runner, hooked: Settings, lines: Lines,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    api: httpx.Client, runner: Runner, hooked: Settings, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job_id = api.post("/generate", json={**BODY, "webhook": "http://127.0.0.1/"}, headers=GIVEN).json()["id"]
     runner.run(job_id)
     monkeypatch.setattr(service.webhooks.worker, "post", answering(200))
@@ -234,9 +233,7 @@ def test_log_lines_of_every_process_have_the_trace_id(
     assert found == {"job accepted", "request", "job running", "job finished", "webhook delivered"}
 
 
-def test_without_tracing_nothing_is_recorded(
-    client: httpx.Client, alive: JobStore, lines: Lines  # noqa: F811
-) -> None:  # fmt: skip
+def test_without_tracing_nothing_is_recorded(client: httpx.Client, alive: JobStore, lines: Lines) -> None:
     assert tracing.provider() is None
     job_id = client.post("/generate", json=BODY, headers=GIVEN).json()["id"]
     record = alive.record(job_id)

@@ -1,0 +1,55 @@
+"""Every request has an id, in its response, its problem and its log line."""
+
+import httpx
+import pytest
+from redis import Redis
+
+from service.settings import Settings
+from service.store.jobs import JobStore
+from tests.conftest import serving
+from tests.service.telemetry.conftest import SECRET, Lines
+
+BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
+
+
+def test_a_repeated_request_is_logged_with_its_job(client: httpx.Client, alive: JobStore, lines: Lines) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+    (job_id,) = {client.post("/generate", json=BODY, headers=headers).json()["id"] for _ in range(2)}
+    assert [line["job_id"] for line in lines.wait(2, event="request")] == [job_id] * 2
+
+
+def test_a_problem_its_header_and_its_log_line_have_one_request_id(
+    client: httpx.Client, alive: JobStore, lines: Lines
+) -> None:
+    ids = set()
+    for path, status in [("/jobs/none", 404), ("/generate", 405), ("/nowhere", 404)]:
+        response = client.get(path)
+        assert response.status_code == status
+        assert response.json()["request_id"] == response.headers["x-request-id"]
+        ids.add(response.headers["x-request-id"])
+    assert len(ids) == 3
+    assert {line["request_id"] for line in lines.wait(3, event="request")} == ids
+
+
+@pytest.mark.parametrize("given", ["", "two words", "x" * 129, '"}', "ü"])
+def test_an_invalid_request_id_is_replaced(client: httpx.Client, alive: JobStore, given: str) -> None:
+    used = client.get("/labels", headers={"x-request-id": given.encode()}).headers["x-request-id"]
+    assert used != given
+    assert len(used) == 32
+
+
+def test_an_unexpected_error_is_logged_with_the_id_in_its_response(
+    settings: Settings, lines: Lines, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError(f"at redis://:hunter2@redis:6379/0 with {SECRET}")
+
+    monkeypatch.setattr("service.api.catalog.Models.listing", fail)
+    with serving(settings) as client:
+        response = client.get("/models", headers={"x-request-id": "odd"})
+    assert response.status_code == 500
+    assert response.headers["x-request-id"] == response.json()["request_id"] == "odd"
+    (request,) = lines.wait(1, event="request")
+    (error,) = lines.read_all(level="error", request_id="odd")
+    assert "ZeroDivisionError: at redis://:***@redis:6379/0 with ***" in error["exception"]
+    assert (request["status"], request["request_id"]) == (500, "odd")
