@@ -1,5 +1,7 @@
 """`trainer compare`: variants are sound, resume one by one, are scored the same way, and get a report."""
 
+import contextlib
+import io
 import json
 import shutil
 import sys
@@ -123,8 +125,11 @@ def compared(tmp_path_factory: pytest.TempPathFactory, _fast: None) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("LABELGRID_STORAGE", raising=False)
+        patch.setenv("COLUMNS", "200")
         patch.setattr(sys, "argv", ["trainer", *COMMAND, *BOTH])
-        assert cli.main() == 0
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            assert cli.main() == 0
+        assert "sigmoid, linear" in err.getvalue()
     return folder
 
 
