@@ -58,7 +58,7 @@ class Models:
     """The models of one storage. Safe to use from several threads.
 
     Looks at a local folder on every call, at a remote one at most every `every_s`. Reads the header of each version of
-    a file once, and the whole file once, when the model is first asked for. While storage does not answer, what it held
+    a file once, and the whole file once, when the model is first requested. While storage does not answer, what it held
     before stays available: workers have the files in their caches.
     """
 

@@ -160,7 +160,9 @@ def test_an_adapter_is_refused_without_its_base(models: Models, folder: Path) ->
 
 
 @pytest.mark.parametrize("base", ["b", ["b"], {"name": "b"}, {"name": "../b", "digest": "0"}])
-def test_an_adapter_with_a_malformed_base_does_not_affect_other_models(models: Models, folder: Path, base: object) -> None:
+def test_an_adapter_with_a_malformed_base_does_not_affect_other_models(
+    models: Models, folder: Path, base: object
+) -> None:
     publish_toy_denoiser(folder, "odd", 5)
     with safe_open(file_of(folder, "odd"), "pt") as file:
         description = json.loads(file.metadata()[METADATA_KEY])

@@ -1,4 +1,4 @@
-"""Whether a job is accepted: without workers, models, Redis or room, and when an Idempotency-Key is sent again."""
+"""Whether a job is accepted: without workers, models, Redis or room, and when an Idempotency-Key is used again."""
 
 import io
 import json
@@ -143,14 +143,14 @@ def test_an_idempotency_key_finds_its_job_after_the_models_are_gone(
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("0.png", picture.getvalue())
     form = {"file": json.dumps(LISTS[:1])}
-    sent: dict[str, tuple[str, Body]] = {
+    requests: dict[str, tuple[str, Body]] = {
         "generate": ("/generate", {"json": {"labels": LISTS, "model": "other"}}),
         "score": ("/score", {"json": {"conditions": LISTS, "model": "other"}}),
         "a form": ("/score", {"files": form, "data": {"model": "other"}}),
         "pictures": ("/score", {"files": {**form, "pictures": zipped.getvalue()}}),
         "v1": ("/v1/images/generations", {"json": {"prompt": "red cube", "model": "other"}}),
     }
-    path, given = sent[how]
+    path, given = requests[how]
     with serving(settings.model_copy(update={"storage": folder, "wait_s": 0.0})) as client:
 
         def ask() -> str:

@@ -75,14 +75,14 @@ def test_a_request_stops_waiting_when_its_client_disconnects(
     monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_MS", 14_000)  # no read ends by itself
     made_with = {"name": "toy", "digest": read_info(resolve(settings.storage, "toy", "denoiser")).digest}
     picture = png_with(json.dumps(example() | {"model": made_with}))
-    sent: dict[str, tuple[str, dict[str, Any]]] = {
+    requests: dict[str, tuple[str, dict[str, Any]]] = {
         "generate": ("/generate", {"json": {"labels": LISTS}}),
         "by its picture": ("/generate", {"files": {"file": picture}}),
         "score": ("/score", {"json": {"conditions": LISTS}}),
         "a form": ("/score", {"files": {"file": json.dumps(LISTS)}}),
         "v1": ("/v1/images/generations", {"json": {"prompt": "red cube"}}),
     }
-    path, given = sent[how]
+    path, given = requests[how]
     request = client.build_request("POST", path, **given)
     head = b"".join(b"%s: %s\r\n" % pair for pair in request.headers.raw)
     with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:

@@ -75,10 +75,10 @@ def pixels_of(x: torch.Tensor) -> list[int]:
 
 
 def test_the_network_gets_the_requested_layout(client: httpx.Client, worker: Runner, denoiser: Denoiser) -> None:
-    plain, told = generate(client), generate(client, layouts=PLACES)
-    assert (plain["layouts"], told["layouts"]) == (None, PLACES)
-    assert pixels(image(client, plain, 0)) != pixels(image(client, told, 0))
-    assert image(client, plain, 1) == image(client, told, 1)  # nobody asked for a layout of this one
+    plain, with_layout = generate(client), generate(client, layouts=PLACES)
+    assert (plain["layouts"], with_layout["layouts"]) == (None, PLACES)
+    assert pixels(image(client, plain, 0)) != pixels(image(client, with_layout, 0))
+    assert image(client, plain, 1) == image(client, with_layout, 1)  # its layout is null
 
     stepper = denoiser.stepper()
     points = [(point["x"], point["y"]) for point in PLACES[0]]
@@ -87,7 +87,7 @@ def test_the_network_gets_the_requested_layout(client: httpx.Client, worker: Run
     while not row.done:
         stepper.step([row])
     without = sample(stepper, torch.tensor([ICLEVR.multi_hot(LISTS[0])]), QUICK, [picture_seed(7, 0)])[0]
-    for job, wanted in ((told, row.x), (plain, without)):
+    for job, wanted in ((with_layout, row.x), (plain, without)):
         assert pixels(image(client, job, 0)) == pixels_of(wanted)
 
 

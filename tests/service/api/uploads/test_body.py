@@ -17,12 +17,14 @@ def test_json_without_a_content_type_is_refused(client: httpx.Client, alive: Job
     problem(client.post("/score", content=json.dumps({"conditions": LISTS})), 415, "unsupported-media-type")
 
 
-@pytest.mark.parametrize("sent", ["application/x-www-form-urlencoded", None])
-def test_json_with_another_content_type_is_refused_with_both_types(client: httpx.Client, sent: str | None) -> None:
-    headers = {"content-type": sent} if sent else {}
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", None])
+def test_json_with_another_content_type_is_refused_with_both_types(
+    client: httpx.Client, content_type: str | None
+) -> None:
+    headers = {"content-type": content_type} if content_type else {}
     response = client.post("/generate", content=b'{"labels": [["red cube"]]}', headers=headers)
     found = problem(response, 422, "invalid-request")
-    assert found["detail"] == f"content-type: {sent or 'none'}; wanted application/json or multipart/form-data"
+    assert found["detail"] == f"content-type: {content_type or 'none'}; wanted application/json or multipart/form-data"
 
 
 def test_a_body_that_is_too_large(client: httpx.Client, alive: JobStore, settings: Settings) -> None:
