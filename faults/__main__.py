@@ -1,4 +1,4 @@
-"""`python -m faults` does each fault to a service of its own and writes docs/reliability.md; with names, only those."""
+"""`python -m faults [NAME ...]` injects each fault into a fresh service and writes docs/reliability.md."""
 
 import argparse
 import sys
@@ -6,14 +6,14 @@ from typing import Any
 
 from faults import report
 from faults.cases import CASES, Case
-from faults.harness import NotInTime, running
+from faults.harness import running
 from faults.trial import Traffic, Trial
 
 LOGS = report.ROOT / "runs" / "faults"
 
 
-class Wrong(RuntimeError):
-    """Something that must hold did not; the message lists it."""
+class CheckFailed(RuntimeError):
+    """Something that must hold did not. The message lists what."""
 
 
 def say(line: str) -> None:
@@ -21,18 +21,18 @@ def say(line: str) -> None:
 
 
 def try_out(case: Case) -> dict[str, Any]:
-    """Starts a service, does the fault, and returns the figures. Wrong, NotInTime."""
+    """Start a service, inject the fault, check the outcome and return the figures. CheckFailed, NotInTime."""
     with running(case.workers, case.worker_command, case.environment, case.clocks, LOGS / case.name) as stack:
         trial = Trial(stack, case.headers, say)
-        say("ready; first the same jobs without a fault")
+        say("ready; running the jobs without a fault first")
         trial.run_undisturbed()
         with Traffic(trial) as traffic:
             case.run(trial)
-        wrong = trial.examine()
+        problems = trial.check()
         if trial.recovery_s > report.WITHIN_S:
-            wrong.append(f"recovery took {trial.recovery_s:.1f} s; {report.WITHIN_S:.0f} s are allowed")
-        if wrong:
-            raise Wrong("\n".join(wrong))
+            problems.append(f"recovery took {trial.recovery_s:.1f} s; {report.WITHIN_S:.0f} s are allowed")
+        if problems:
+            raise CheckFailed("\n".join(problems))
     numbers = [number for number in trial.jobs.values() if number is not None]
     return {
         "recovery_s": round(trial.recovery_s, 1),
@@ -45,22 +45,22 @@ def try_out(case: Case) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser("python -m faults", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(CASES)}; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(CASES)}; all by default")
     names = parser.parse_args().names or list(CASES)
     if unknown := [name for name in names if name not in CASES]:
-        parser.error(f"there is no fault {unknown[0]!r}; there are {', '.join(CASES)}")
+        parser.error(f"unknown fault {unknown[0]!r}; use {', '.join(CASES)}")
     failed = []
     for name in names:
-        print(f"{name}: {CASES[name].what}", flush=True)
+        print(f"{name}: {CASES[name].description}", flush=True)
         try:
             result = try_out(CASES[name])
-        except (Wrong, NotInTime, RuntimeError) as error:
-            print(f"{name} went wrong; logs are in {LOGS / name}:\n{error}", file=sys.stderr, flush=True)
+        except RuntimeError as error:
+            print(f"{name} failed; logs are in {LOGS / name}:\n{error}", file=sys.stderr, flush=True)
             report.forget(name)
             failed.append(name)
         else:
             report.keep(name, result)
-            say(f"all is well: {result}")
+            say(f"passed: {result}")
     return 1 if failed else 0
 
 

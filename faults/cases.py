@@ -1,4 +1,4 @@
-"""The faults, a function for each. Its docstring is what the report says of it."""
+"""The faults, one function each. The docstring is the description in docs/reliability.md."""
 
 import contextlib
 import signal
@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from redis.exceptions import OutOfMemoryError
 
-from faults import clock, flood, leaving
+from faults import clock, disconnects, flood
 from faults.harness import until
 from faults.trial import BODIES, LABELS, LARGE, SMALL, Trial
 from service.store.keys import stream_key
@@ -23,47 +23,47 @@ FILLER = "filler"
 
 @dataclass(frozen=True)
 class Case:
-    """A fault and the service that it is done to."""
+    """A fault, and the service into which it is injected."""
 
     run: Callable[[Trial], None]
     workers: int = 2
     worker_command: str = "service worker"
     environment: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)  # of every request
-    clocks: bool = False  # whether its clocks can be made to jump
+    clocks: bool = False  # whether its clocks can jump
 
     @property
     def name(self) -> str:
         return self.run.__name__.replace("_", "-")
 
     @property
-    def what(self) -> str:
+    def description(self) -> str:
         return " ".join((self.run.__doc__ or "").split())
 
 
 def worker_killed(trial: Trial) -> None:
-    """kill -9 of a worker in the middle of a batch, beside another worker"""
+    """`kill -9` of one of two workers in the middle of a batch"""
     victim = trial.begin()
     trial.strike(partial(trial.stack.signal, victim, signal.SIGKILL))
     trial.recover()
 
 
 def api_killed(trial: Trial) -> None:
-    """kill -9 of the API, while a client sends requests and sends them again"""
+    """`kill -9` of the API, while a client sends and retries requests"""
     trial.begin()
     trial.strike(partial(trial.stack.signal, "api", signal.SIGKILL))
     trial.recover()
 
 
 def redis_killed(trial: Trial) -> None:
-    """kill -9 of Redis, which starts again from its append-only file"""
+    """`kill -9` of Redis, which restarts from its append-only file"""
     trial.begin()
     trial.strike(partial(trial.stack.signal, "redis", signal.SIGKILL))
     trial.recover()
 
 
 def redis_full(trial: Trial) -> None:
-    """Redis at its memory limit for 15 s, in the middle of batches; then there is room again"""
+    """Redis at its memory limit for 15 s, in the middle of batches"""
     connection = trial.stack.connection
 
     def limit() -> None:
@@ -76,12 +76,12 @@ def redis_full(trial: Trial) -> None:
                 connection.rpush(FILLER, b"x" * (1 << 16))
 
     def is_refused() -> bool:
-        fill()  # again: jobs that end leave room
+        fill()  # again, since jobs that end free memory
         answer = httpx.post(f"{trial.stack.address}/generate", json=BODIES[SMALL], timeout=30)
         if answer.status_code == 503:
             return True
         if answer.status_code != 200:
-            raise RuntimeError(f"a full Redis gave {answer.text}")
+            raise RuntimeError(f"with a full Redis, POST /generate returned {answer.text}")
         trial.jobs[answer.json()["id"]] = SMALL
         return False
 
@@ -91,35 +91,35 @@ def redis_full(trial: Trial) -> None:
     until(is_refused, "a request that a full Redis refuses")
     read = httpx.get(f"{trial.stack.address}/jobs/{ids[0]}", timeout=30)
     if read.status_code != 200:
-        raise RuntimeError(f"a full Redis gave {read.text}")
+        raise RuntimeError(f"with a full Redis, GET /jobs returned {read.text}")
     time.sleep(FULL_S)
     trial.end(lambda: connection.delete(FILLER))
     trial.recover()
 
 
 def worker_paused(trial: Trial) -> None:
-    """SIGSTOP of a worker until another has taken its pictures over, then SIGCONT: both make them"""
+    """`SIGSTOP` of a worker until another has taken over its pictures, then `SIGCONT`: both sample them"""
     victim = trial.begin()
     consumer, _ = trial.stack.consumers()[victim]
     trial.strike(partial(trial.stack.signal, victim, signal.SIGSTOP))
-    until(lambda: trial.stack.pending(consumer) == 0, "another worker to take the pictures over")
+    until(lambda: trial.stack.pending(consumer) == 0, "another worker to take over the pictures")
     trial.stack.signal(victim, signal.SIGCONT)
     trial.recover()
 
 
 def picture_claimed_twice(trial: Trial) -> None:
-    """eight pictures that are in work at one worker come to another as well, which makes them at the same time"""
+    """eight pictures in progress at one worker are delivered to another, which samples them at the same time"""
     connection, stream = trial.stack.connection, stream_key(trial.stack.digest)
     trial.submit(2)
     first = trial.busiest()
     (other,) = (name for name in trial.stack.workers() if name != first)
 
     def claim_twice() -> None:
-        trial.stack.signal(first, signal.SIGSTOP)  # so that it is the other who finds them
+        trial.stack.signal(first, signal.SIGSTOP)  # so that the other worker claims them
         entries: Any = connection.xrange(stream)
         for _, fields in entries:
             connection.xadd(stream, fields)
-        until(lambda: trial.stack.in_work().get(other, 0) >= len(entries), "the other worker to claim them", 5)
+        until(lambda: trial.stack.in_progress().get(other, 0) >= len(entries), "the other worker to claim them", 5)
         trial.stack.signal(first, signal.SIGCONT)
 
     trial.strike(claim_twice)
@@ -127,34 +127,34 @@ def picture_claimed_twice(trial: Trial) -> None:
 
 
 def poison_picture(trial: Trial) -> None:
-    """a picture that fails in every step, among good ones in its batch: its job fails, no other does"""
+    """a picture that fails in every step, in a batch with good ones: only its job fails"""
     trial.begin()
     trial.strike(lambda: trial.submit_failing([*LABELS, ["purple cube"]], "picture 4: RuntimeError: poison"))
     trial.recover()
 
 
 def poison_picture_that_kills(trial: Trial) -> None:
-    """a picture that kills every worker that samples it, among good ones: its job fails after three deaths, no other
-    does; recovery is from the last death"""
+    """a picture that kills every worker that samples it, in a batch with good ones: only its job fails, after three
+    deaths; recovery is measured from the last"""
     trial.begin()
     poisoned: list[str] = []
     trial.strike(lambda: poisoned.append(trial.submit_failing([["purple sphere"]], "workers died 3 times")))
     struck_at = trial.struck_at
     trial.wait(poisoned)
     if len(trial.stack.deaths) != 3:
-        raise RuntimeError(f"{len(trial.stack.deaths)} workers died of it")
+        raise RuntimeError(f"{len(trial.stack.deaths)} workers died instead of 3")
     trial.figures |= {
         "its job failed after, s": round(time.monotonic() - struck_at, 1),
     }
     trial.struck_at = trial.stack.deaths[-1][1]
     trial.recover()
-    trial.figures["all jobs of then ended after, s"] = round(time.monotonic() - struck_at, 1)
+    trial.figures["all open jobs ended after, s"] = round(time.monotonic() - struck_at, 1)
 
 
 def _clock_jumps(trial: Trial, which: str, seconds: int) -> None:
     trial.begin()
     trial.strike(lambda: clock.jump(trial.stack.clocks[which], seconds))
-    time.sleep(1.0)  # by now every process has seen it
+    time.sleep(1.0)  # until every process has noticed
     trial.submit(*LARGE)
     trial.recover()
 
@@ -180,12 +180,12 @@ def redis_clock_back(trial: Trial) -> None:
 
 
 def clients_leave(trial: Trial) -> None:
-    """fifty clients reset their connections after the first of a job's events, and fifty after they sent a request;
-    within 30 s no read of the API waits for a job and no job is noted as watched"""
+    """50 clients reset their connections after a job's first event, and 50 after sending a request; within 30 s the API
+    waits for no job and no job counts as watched"""
     trial.submit(*LARGE)
     trial.begin()
-    trial.strike(lambda: leaving.come_and_go(trial, 50))
-    until(lambda: trial.stack.blocked_reads() == 0 and not leaving.watched(trial), "the API to wait for no job", 30)
+    trial.strike(lambda: disconnects.connect_and_reset(trial, 50))
+    until(lambda: trial.stack.blocked_reads() == 0 and not disconnects.watched(trial), "the API to wait for no job", 30)
     trial.recover()
 
 

@@ -1,9 +1,10 @@
-"""What must hold of every job after a fault, whatever the fault was. Pure: stories and bytes in, complaints out."""
+"""What must hold of every job after any fault. Pure functions: histories and bytes in, problems out."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from faults.journal import Story
+from faults.history import History
 from service.contract.records import TERMINAL
 
 GRID = "grid"
@@ -11,51 +12,50 @@ GRID = "grid"
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a client got of a finished job: each picture and the grid, as PNG."""
+    """The pictures and the grid of a finished job, as PNG."""
 
     pictures: Sequence[bytes]
     grid: bytes
 
 
-def check_states(story: Story) -> list[str]:
-    """One way from queued to one terminal state, in the job's own field and in the events that clients are told."""
-    wrong = []
-    if story.deleted:
-        wrong.append("its record was deleted")
-    shown = " -> ".join(story.states) or "none"
-    ends = [state for state in story.states if state in TERMINAL]
-    before = story.states[:-1]
-    if len(ends) != 1 or story.states[-1:] != ends or before not in (["queued"], ["queued", "running"]):
-        wrong.append(f"its states were {shown}")
-    told = [event.removeprefix("status ") for event in story.told if event.startswith("status ")]
-    if told != story.states[1:]:
-        wrong.append(f"its events told of {' -> '.join(told) or 'nothing'}, its states were {shown}")
-    return wrong
+def check_states(job: History) -> list[str]:
+    """Check that the job went from queued to one terminal state, in its record and in its events."""
+    problems = []
+    if job.deleted:
+        problems.append("its record was deleted")
+    shown = " -> ".join(job.states) or "none"
+    ends = [state for state in job.states if state in TERMINAL]
+    before = job.states[:-1]
+    if len(ends) != 1 or job.states[-1:] != ends or before not in (["queued"], ["queued", "running"]):
+        problems.append(f"its states were {shown}")
+    announced = [event.removeprefix("status ") for event in job.events if event.startswith("status ")]
+    if announced != job.states[1:]:
+        problems.append(f"its events announced {' -> '.join(announced) or 'nothing'}, its states were {shown}")
+    return problems
 
 
-def check_pictures(story: Story, total: int, fetched: Fetched, undisturbed: Fetched) -> list[str]:
-    """Of a finished job: every picture stored once, told once before the end, and the bytes of an undisturbed run."""
-    wrong = []
+def check_pictures(job: History, total: int, fetched: Fetched, undisturbed: Fetched) -> list[str]:
+    """Check a finished job: each picture stored and announced once, and equal to that of an undisturbed run."""
+    problems = []
     once = {str(index): 1 for index in range(total)}
-    stored = {name: count for name, count in story.stored.items() if name != GRID}
+    stored = {name: count for name, count in job.stored.items() if name != GRID}
     if stored != once:
-        wrong.append(f"its pictures were stored {_differing(stored, once)}")
-    names = [event.removeprefix("picture ") for event in story.told if event.startswith("picture ")]
-    told = {name: names.count(name) for name in names}
-    if told != once:
-        wrong.append(f"its events told of pictures {_differing(told, once)}")
-    if story.told and story.told[-1] != "status finished":
-        wrong.append(f"its last event was {story.told[-1]!r}")
+        problems.append(f"its pictures were stored {_differing(stored, once)}")
+    announced = Counter(event.removeprefix("picture ") for event in job.events if event.startswith("picture "))
+    if announced != once:
+        problems.append(f"its events announced pictures {_differing(announced, once)}")
+    if job.events and job.events[-1] != "status finished":
+        problems.append(f"its last event was {job.events[-1]!r}")
     others = [
         index
         for index, pair in enumerate(zip(fetched.pictures, undisturbed.pictures, strict=False))
         if len(set(pair)) > 1
     ]
     if others or len(fetched.pictures) != len(undisturbed.pictures):
-        wrong.append(f"its pictures {others} are not those of an undisturbed run")
+        problems.append(f"its pictures {others} differ from an undisturbed run")
     if fetched.grid != undisturbed.grid:
-        wrong.append("its grid is not that of an undisturbed run")
-    return wrong
+        problems.append("its grid differs from an undisturbed run")
+    return problems
 
 
 def _differing(found: Mapping[str, int], wanted: Mapping[str, int]) -> str:

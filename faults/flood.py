@@ -1,4 +1,4 @@
-"""Ten thousand requests of one owner, as fast as they are answered."""
+"""A flood: ten thousand requests of one owner, as fast as the API answers."""
 
 import asyncio
 import json
@@ -13,23 +13,23 @@ REQUESTS, AT_A_TIME = 10_000, 200
 FLOODING, OTHER = new_key(), new_key()
 ENVIRONMENT = {
     "LABELGRID_API_KEYS": f"flooding:{hash_of(FLOODING)} other:{hash_of(OTHER)}",
-    "LABELGRID_RATE_LIMIT": "none",  # which would refuse most of them; it is the queue that is flooded
-    "LABELGRID_MAX_QUEUED_PICTURES_PER_OWNER": "500",  # toys are made about as fast as one client asks for them
+    "LABELGRID_RATE_LIMIT": "none",  # it would refuse most requests, but the queue is to be flooded
+    "LABELGRID_MAX_QUEUED_PICTURES_PER_OWNER": "500",  # so that it fills: toys are sampled very fast
 }
 HEADERS = {"Authorization": f"Bearer {OTHER}"}
 
 
 async def _answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    """The status, headers and body of the next answer of a connection that is kept open."""
+    """Return the status, headers and body of the next response on a kept-alive connection."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
     return int(head[0].split()[1]), headers, await reader.readexactly(int(headers["content-length"]))
 
 
 async def _pour(port: int) -> tuple[list[str], int]:
-    """The ids of the jobs that were accepted, and how many requests were refused. RuntimeError for any other answer.
+    """Return the accepted jobs' ids and the number of refused requests. RuntimeError for any other response.
 
-    By hand, since a client library takes as long for a request as the API does.
+    Speaks HTTP itself, since a client library takes as long for a request as the API does.
     """
     ids: list[str] = []
     refused = 0
@@ -51,7 +51,7 @@ async def _pour(port: int) -> tuple[list[str], int]:
             elif status == 429 and int(headers["retry-after"]) > 0:
                 refused += 1
             else:
-                raise RuntimeError(f"an answer was {status}: {answer[:300]!r}")
+                raise RuntimeError(f"POST /generate returned {status}: {answer[:300]!r}")
         writer.close()
 
     await asyncio.gather(*(pour() for _ in range(AT_A_TIME)))
@@ -59,15 +59,15 @@ async def _pour(port: int) -> tuple[list[str], int]:
 
 
 def flood(trial: Trial) -> None:
-    """10,000 requests of one owner, 200 at a time: accepted and made, or refused with 429 and Retry-After; recovery,
-    from their last answer, and waits are those of another owner"""
+    """10,000 requests of one owner, 200 at a time: accepted and finished, or refused with 429 and `Retry-After`;
+    recovery, measured from the last response, and waits are those of another owner"""
     trial.begin()
     begun = time.monotonic()
 
     def pour() -> None:
         ids, refused = asyncio.run(_pour(trial.stack.port))
         if len(ids) + refused != REQUESTS or not refused:
-            raise RuntimeError(f"{len(ids)} accepted and {refused} refused of {REQUESTS}: this shows nothing")
+            raise RuntimeError(f"{len(ids)} accepted and {refused} refused of {REQUESTS}: the trial shows nothing")
         trial.jobs |= dict.fromkeys(ids, SMALL)
         trial.figures |= {"accepted": len(ids), "refused": refused}
         trial.figures["all answered after, s"] = round(time.monotonic() - begun, 1)
@@ -77,4 +77,4 @@ def flood(trial: Trial) -> None:
     trial.end(lambda: None)
     trial.recover()
     until(lambda: trial.stack.connection.scard(OPEN) < 5, "the flood's jobs")
-    trial.figures["all made after, s"] = round(time.monotonic() - begun, 1)
+    trial.figures["all finished after, s"] = round(time.monotonic() - begun, 1)

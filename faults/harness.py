@@ -1,6 +1,6 @@
-"""The service as real processes: Redis with its append-only file, the API, workers, on toy checkpoints.
+"""Runs the service as real processes, on toy checkpoints: Redis with its append-only file, the API and workers.
 
-A process that dies is started again, as `python -m service` and containers do. Knows no faults.
+Restarts a process that dies, as `python -m service` and containers do. Knows no faults.
 """
 
 import contextlib
@@ -36,16 +36,16 @@ from tests.toy_checkpoint import publish_toys
 
 ROOT = Path(__file__).parents[1]
 LOOK_AGAIN_S = 0.02
-PATIENCE_S = 120.0  # for anything that is waited for: what takes longer is a failure, not a figure
+PATIENCE_S = 120.0  # the longest wait for anything; longer is a failure, not a figure
 T = TypeVar("T")
 
 
 class NotInTime(RuntimeError):
-    """Something that had to come did not."""
+    """Something expected did not happen in time."""
 
 
 def until(condition: Callable[[], T | None], what: str, timeout_s: float = PATIENCE_S) -> T:
-    """Waits for something true, and returns it. NotInTime."""
+    """Wait until a condition is true, and return its value. NotInTime."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -55,13 +55,13 @@ def until(condition: Callable[[], T | None], what: str, timeout_s: float = PATIE
 
 
 class Stack:
-    """A service in `folder`. What its processes say is in `folder`/NAME.log. `deaths`: who died and when, monotonic."""
+    """A service in `folder`, with logs in `folder`/NAME.log. `deaths`: which process died, and its monotonic time."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str], clocks: bool) -> None:
         self.folder, self.port = folder, free_port()
         self.clocks = {name: folder / f"{name}-clock" for name in ("redis", "service")} if clocks else {}
         self.redis = RedisServer(
-            # The packaged one where there is one: Debian's, which brings jemalloc, does not start under libfaketime.
+            # preferably the packaged one: Debian's, which uses jemalloc, does not start under libfaketime
             folder / "redis",
             clock.command(self.clocks["redis"], packaged_binary() or find_binary()) if clocks else None,
         )
@@ -74,7 +74,7 @@ class Stack:
             **ours,
             "OMP_NUM_THREADS": "1",
             "LABELGRID_DEVICE": "cpu",
-            "LABELGRID_BATCH_PICTURES": "16",  # what pays is hard to measure of toys
+            "LABELGRID_BATCH_PICTURES": "16",  # measuring the best size does not work with toys
             "LABELGRID_BATCH_ROWS": "32",
             "LABELGRID_STORAGE": str(storage),
             "LABELGRID_CACHE": str(folder / "cache"),
@@ -92,7 +92,7 @@ class Stack:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self, workers: int, worker_command: str) -> None:
-        """Starts all and returns when it is ready. NotInTime."""
+        """Start everything and return when it is ready. NotInTime."""
         self.children["redis"] = Child("Redis server", self._start_redis)
         settings = Settings(redis_url=self.redis.url)
         self.connection = connect(self.redis.url)
@@ -115,7 +115,7 @@ class Stack:
     def _start_redis(self) -> subprocess.Popen[bytes]:
         process = self.redis.start()
         with connect(self.redis.url) as connection:
-            connection.config_set("auto-aof-rewrite-percentage", 0)  # the file stays the whole story
+            connection.config_set("auto-aof-rewrite-percentage", 0)  # so that the file keeps all changes
         return process
 
     def _run(self, name: str, *command: str) -> None:
@@ -137,7 +137,7 @@ class Stack:
             for name, child in self.children.items():
                 if child.process.poll() is not None:
                     self.deaths.append((name, time.monotonic()))
-                    child.deaths.clear()  # a supervisor gives up after some deaths; a fault may need more
+                    child.deaths.clear()  # a supervisor would give up after some deaths
                     child.revive()
 
     def _is_ready(self) -> bool:
@@ -153,27 +153,27 @@ class Stack:
         return [name for name in self.children if name.startswith("worker")]
 
     def consumers(self) -> dict[str, tuple[str, int]]:
-        """The live worker processes' names in the stream, and how many pictures each has claimed and not finished."""
+        """Return each live worker's consumer name and the number of pictures it has in progress."""
         names = {child.process.pid: name for name, child in self.children.items()}
         found = {}
-        with contextlib.suppress(ResponseError):  # no worker has made the stream's group yet
+        with contextlib.suppress(ResponseError):  # no worker has created the stream's group yet
             for one in self.connection.xpending(stream_key(self.digest), GROUP)["consumers"]:
                 consumer = text(one["name"])
                 if about := self.connection.get(worker_key(consumer)):
-                    found[names.get(json.loads(about)["pid"], "one that is gone")] = (consumer, int(one["pending"]))
+                    found[names.get(json.loads(about)["pid"], "a former worker")] = (consumer, int(one["pending"]))
         return found
 
-    def in_work(self) -> dict[str, int]:
-        """How many pictures each worker process has in work."""
+    def in_progress(self) -> dict[str, int]:
+        """Return the number of pictures in progress at each worker process."""
         return {name: pending for name, (_, pending) in self.consumers().items()}
 
     def pending(self, consumer: str) -> int:
-        """How many pictures a worker, by its name in the stream, has claimed and not finished."""
+        """Return the number of pictures in progress at a worker, given its consumer name."""
         found = self.connection.xpending(stream_key(self.digest), GROUP)["consumers"]
         return sum(int(one["pending"]) for one in found if text(one["name"]) == consumer)
 
     def blocked_reads(self) -> int:
-        """How many requests of the API wait for a job."""
+        """Return how many reads of the API wait for a job."""
         return sum(one["cmd"] == "xread" and "b" in one["flags"] for one in self.connection.client_list())
 
 
@@ -181,7 +181,7 @@ class Stack:
 def running(
     workers: int, worker_command: str, environment: Mapping[str, str], clocks: bool, keep_logs: Path
 ) -> Iterator[Stack]:
-    """A ready service in a temporary folder; everything is gone at the end, but for what its processes said."""
+    """Run a ready service in a temporary folder, of which only the logs are kept."""
     with tempfile.TemporaryDirectory(prefix="lg-faults-") as folder:
         stack = Stack(Path(folder), environment, clocks)
         try:

@@ -1,6 +1,6 @@
-"""`python -m faults.poisoned worker`: a worker as any, but for two labels that are poison to its network.
+"""`python -m faults.poisoned worker`: a worker whose network cannot handle two labels.
 
-A picture of a purple cube fails in every step; one of a purple sphere kills the process, as a fault in a driver would.
+A picture of a purple cube fails in every step; one of a purple sphere kills the process, as a driver's fault would.
 """
 
 import os

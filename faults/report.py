@@ -1,7 +1,4 @@
-"""docs/reliability.md, made of `results.json`: a row for each fault, measured when and where it says.
-
-`python -m faults.report` writes it anew from what was measured.
-"""
+"""Writes docs/reliability.md from `results.json`, one row per fault: `python -m faults.report`. Runs no trial."""
 
 import json
 import os
@@ -15,35 +12,41 @@ from faults.cases import CASES
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "faults" / "results.json"
 DOCUMENT = ROOT / "docs" / "reliability.md"
-WITHIN_S = 15.0  # what recovery may take
+WITHIN_S = 15.0  # the longest recovery allowed
 
 HEAD = """\
 # Reliability
 
-Made by `make faults`: real processes (Redis with an append-only file, the API, two workers, all with the default
-settings but for toy checkpoints, in batches of 16 pictures), real faults. `python -m faults NAME` does one of them and
-replaces its row. The flood meets one worker, API keys, no rate limit, which would refuse most of it, and a share of 500
-waiting pictures for each owner.
+`make faults` injects faults into a running service and checks every job that it accepted. The service consists of real
+processes: Redis with an append-only file, the API and two workers, with the default settings except for toy checkpoints
+and batches of 16 pictures. `python -m faults NAME` repeats one fault and replaces its row. The flood runs with one
+worker, API keys, 500 pending pictures per owner, and no rate limit, which would refuse most of it.
 
-After each of them, every accepted job had reached exactly one terminal state, by one way through the states of
-[jobs.md](jobs.md), both in its record and in the events that clients are told. Every finished job had each picture
-stored and told exactly once; pictures and grid were equal byte by byte to those of the same requests without a fault. A
-request sent again with its `Idempotency-Key` was one job. Nothing was left over in queues. States and pictures are read
-from Redis's append-only file, which has every change in order, so that nothing passes unseen between two looks. A fault
-that shows anything else has no row.
+A fault has a row only if, after it:
 
-| fault | name | recovery, s | longest wait to be accepted, s | jobs | pictures | besides |
+- Every accepted job reached exactly one terminal state, by one of the ways in [jobs.md](jobs.md), in its record and in
+  its events.
+- Every picture of a finished job was stored once and announced once. Pictures and grid equal, byte by byte, those of
+  the same requests without a fault.
+- A request that was retried with its `Idempotency-Key` is one job.
+- Nothing is left in the queues.
+
+States and pictures are read from Redis's append-only file, which has every change in order, so that no short-lived
+state is missed.
+
+| fault | name | recovery, s | longest wait, s | jobs | pictures | details |
 | --- | --- | --- | --- | --- | --- | --- |
 """
 TAIL = f"""
-**recovery**: from the fault, or from its end where it lasts, until a request sent after it has its picture and all jobs
-that were open at the fault have ended; of it, some seconds are these jobs' work. At most {WITHIN_S:.0f} s are allowed.
-**longest wait to be accepted**: of a client that asks for a picture every quarter of a second all along, and for each
-again until it is accepted. **jobs** and **pictures**: all that were checked.
+- **recovery**: from the fault, or from its end if it lasts, until a new request has its picture and all jobs that were
+  open at the fault have ended. Some seconds of it are these jobs' own work. At most {WITHIN_S:.0f} s are allowed.
+- **longest wait**: the longest time until a request was accepted, for a client that sends one every quarter of a second
+  and retries it.
+- **jobs**, **pictures**: the number that was checked.
 
-What is not covered: a machine that loses power loses up to a second of what Redis was told (`appendfsync everysec`;
-`always` loses nothing and is slower). Where Redis's own clock jumps ahead by more than `job_timeout_s`, open jobs fail
-as overdue. Where it jumps back, pictures of a worker that died just before wait for as long as it jumped.
+Not covered: a machine that loses power loses up to a second of writes (`appendfsync everysec`; `always` loses nothing
+and is slower). If Redis's own clock jumps ahead by more than `job_timeout_s`, open jobs fail as overdue. If it jumps
+back just after a worker died, that worker's pictures wait for as long as the jump.
 
 Measured:
 
@@ -51,18 +54,19 @@ Measured:
 
 
 def read() -> dict[str, Any]:
+    """Return the saved results, by case."""
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     return found
 
 
 def keep(name: str, result: dict[str, Any]) -> None:
-    """Puts a case's result in the place of its last one, here and in the document."""
+    """Save a case's result and write the document."""
     about = {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), "machine": machine()}
     _write({**read(), name: {**result, **about}})
 
 
 def forget(name: str) -> None:
-    """A case that went wrong has no result."""
+    """Remove the result of a case that failed, and write the document."""
     _write({other: result for other, result in read().items() if other != name})
 
 
@@ -76,7 +80,7 @@ def machine() -> str:
 
 
 def document(results: dict[str, Any]) -> str:
-    """The whole document."""
+    """Return docs/reliability.md."""
     shown = {name: results[name] for name in CASES if name in results}
     rows = "".join(_row(name, result) for name, result in shown.items())
     measured: dict[str, list[str]] = {}
@@ -86,9 +90,9 @@ def document(results: dict[str, Any]) -> str:
 
 
 def _row(name: str, result: dict[str, Any]) -> str:
-    besides = "; ".join(f"{what}: {value:g}" for what, value in result["figures"].items())
+    details = "; ".join(f"{what}: {value:g}" for what, value in result["figures"].items())
     figures = f"{result['recovery_s']:.1f} | {result['longest_wait_s']:.1f} | {result['jobs']} | {result['pictures']}"
-    return f"| {CASES[name].what} | `{name}` | {figures} | {besides} |\n"
+    return f"| {CASES[name].description} | `{name}` | {figures} | {details} |\n"
 
 
 if __name__ == "__main__":

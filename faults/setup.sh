@@ -1,5 +1,5 @@
 #!/bin/sh
-# libfaketime for the clocks that jump: Debian's.
+# Installs Debian's libfaketime, for the clocks that jump.
 for library in /usr/lib/*/faketime/libfaketimeMT.so.1; do
     if [ -e "$library" ]; then exit 0; fi
 done

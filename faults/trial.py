@@ -1,4 +1,4 @@
-"""One fault on trial: what is asked for around it, how long it disturbs, and what came of each job."""
+"""One trial: sends requests around a fault, measures the recovery, and checks every job."""
 
 import threading
 import time
@@ -8,16 +8,16 @@ from uuid import uuid4
 
 import httpx
 
-from faults import checks, journal
+from faults import checks, history
 from faults.checks import Fetched
 from faults.harness import Stack, until
 from service.contract.records import TERMINAL
 from service.store.keys import GRID, OPEN, job_key, pending_counts_key, png_key, stream_key
 
-# Long enough to be met in the middle of a batch; no two are sampled alike. A toy's step is a few milliseconds.
+# Long enough to be hit in the middle of a batch, and each sampled differently. A toy's step takes a few milliseconds.
 LABELS = [["red cube"], ["blue sphere", "gray cube"], ["cyan cylinder"], ["green cube", "red sphere", "yellow cube"]]
 BODIES: list[dict[str, Any]] = [
-    {"labels": LABELS[:1], "steps": 4, "seed": 1},  # what `Traffic` asks for
+    {"labels": LABELS[:1], "steps": 4, "seed": 1},  # sent by `Traffic`
     {"labels": LABELS * 2, "steps": 150, "seed": 2},
     {"labels": LABELS * 2, "steps": 250, "seed": 3, "sampler": "ddim", "eta": 0.5},
     {"labels": LABELS * 2, "steps": 100, "seed": 4, "sampler": "ddpm", "guidance": 1.0},
@@ -26,11 +26,11 @@ BODIES: list[dict[str, Any]] = [
 ]
 SMALL, LARGE = 0, tuple(range(1, len(BODIES)))
 EVERY_S = 0.25  # between two requests of `Traffic`
-AGAIN_S = 0.1  # before a request is sent again
+RETRY_S = 0.1  # before a retry
 
 
 class Traffic(threading.Thread):
-    """A client that asks for a picture every so often, and again with the same key until it is accepted."""
+    """A client that requests a picture every `EVERY_S`, and retries with the same key until it is accepted."""
 
     def __init__(self, trial: "Trial") -> None:
         super().__init__(name="traffic")
@@ -44,7 +44,7 @@ class Traffic(threading.Thread):
                 begun = time.monotonic()
                 self.trial.submit(SMALL)
                 self.longest_s = max(self.longest_s, time.monotonic() - begun)
-        except Exception as error:  # the trial's own thread raises it
+        except Exception as error:  # raised in the trial's thread
             self.error = error
 
     def __enter__(self) -> "Traffic":
@@ -59,22 +59,22 @@ class Traffic(threading.Thread):
 
 
 class Trial:
-    """A running service, the jobs that it accepted, and the moment of the fault."""
+    """A running service, the jobs that it accepted, and the time of the fault."""
 
     def __init__(self, stack: Stack, headers: Mapping[str, str], say: Callable[[str], None]) -> None:
         self.stack, self.headers, self.say = stack, headers, say
-        self.jobs: dict[str, int | None] = {}  # id of each accepted job -> which of BODIES it is of, if it is
-        self.failing: dict[str, str] = {}  # jobs that are to fail -> what their error says
+        self.jobs: dict[str, int | None] = {}  # id of each accepted job -> its index in BODIES, if any
+        self.failing: dict[str, str] = {}  # ids of jobs that must fail -> part of their error
         self.figures: dict[str, float] = {}
         self.recovery_s = 0.0
         self.undisturbed: dict[int, Fetched] = {}
         self.struck_at = 0.0
         self._open_then: set[str] = set()
 
-    # --- asking ---
+    # --- requests ---
 
     def post(self, body: Mapping[str, Any], key: str | None = None, **headers: str) -> dict[str, Any]:
-        """The job that a request is accepted as, sent again with the same key until it is. NotInTime."""
+        """Send a request, retry with the same key until it is accepted, and return the job. NotInTime."""
         headers = {**self.headers, **headers, "Idempotency-Key": key or uuid4().hex}
 
         def accepted() -> dict[str, Any] | None:
@@ -86,14 +86,14 @@ class Trial:
                 job: dict[str, Any] = answer.json()
                 return job
             if answer is not None and answer.status_code not in (429, 503):
-                raise RuntimeError(f"POST /generate was answered {answer.status_code}: {answer.text[:300]}")
-            time.sleep(AGAIN_S)
+                raise RuntimeError(f"POST /generate returned {answer.status_code}: {answer.text[:300]}")
+            time.sleep(RETRY_S)
             return None
 
         return until(accepted, "a request to be accepted")
 
     def submit(self, *bodies: int) -> list[str]:
-        """Jobs of these of BODIES, accepted and not waited for."""
+        """Submit these BODIES, by index, without waiting, and return the jobs' ids."""
         ids = []
         for number in bodies:
             ids.append(self.post(BODIES[number], Prefer="respond-async")["id"])
@@ -101,13 +101,13 @@ class Trial:
         return ids
 
     def submit_failing(self, labels: list[list[str]], reason: str) -> str:
-        """A job that is to fail, with an error that has `reason` in it."""
+        """Submit a job that must fail with an error that contains `reason`, and return its id."""
         job_id: str = self.post({"labels": labels}, Prefer="respond-async")["id"]
         self.jobs[job_id], self.failing[job_id] = None, reason
         return job_id
 
     def run_undisturbed(self) -> None:
-        """Every one of BODIES without any fault: what all later ones must equal."""
+        """Run all BODIES without a fault. All later pictures must equal these."""
         numbers = range(len(BODIES))
         ids = self.submit(*numbers)
         self.wait(ids)
@@ -122,37 +122,37 @@ class Trial:
     # --- the fault ---
 
     def begin(self) -> str:
-        """Large jobs, some pictures of which are made and some in work. Returns the worker that has most in work."""
+        """Submit the large jobs, wait for a first picture, and return the worker with most pictures in progress."""
         ids = self.submit(*LARGE)
         until(lambda: any(self.stack.store.done_indices(job_id) for job_id in ids), "a first picture")
         return self.busiest()
 
     def busiest(self) -> str:
-        until(lambda: self.stack.in_work(), "pictures in work")
-        in_work = self.stack.in_work()
-        return max(in_work, key=lambda name: in_work[name])
+        """Return the worker with most pictures in progress."""
+        in_progress = until(self.stack.in_progress, "pictures in progress")
+        return max(in_progress, key=lambda name: in_progress[name])
 
     def strike(self, fault: Callable[[], object]) -> None:
-        """Does the fault, and notes when, what was in work and which jobs were open."""
+        """Inject the fault; note the time, the pictures in progress and the open jobs."""
         self._open_then = self._open(list(self.jobs))
-        in_work = self.stack.in_work()
-        if not in_work:
-            raise RuntimeError("nothing was in work when the fault came: this shows nothing")
+        in_progress = self.stack.in_progress()
+        if not in_progress:
+            raise RuntimeError("no picture was in progress at the fault: the trial shows nothing")
         self.figures |= {
-            "pictures in work at the fault": sum(in_work.values()),
-            "jobs open at the fault": len(self._open_then),
+            "pictures in progress": sum(in_progress.values()),
+            "open jobs": len(self._open_then),
         }
-        self.say(f"fault, with {in_work} pictures in work and {len(self._open_then)} jobs open")
+        self.say(f"fault, with {in_progress} pictures in progress and {len(self._open_then)} open jobs")
         self.struck_at = time.monotonic()
         fault()
 
     def end(self, fault: Callable[[], object]) -> None:
-        """Ends a fault that lasts: from here on recovery is measured."""
+        """End a lasting fault: recovery is measured from here."""
         self.struck_at = time.monotonic()
         fault()
 
     def recover(self) -> None:
-        """Waits until a request sent now has its picture and the jobs open at the fault have ended; notes the time."""
+        """Wait until a new request has its picture and all jobs open at the fault have ended; note the time."""
         job = self.post(BODIES[SMALL])
         self.jobs[job["id"]] = SMALL
         self.say(f"a new request was answered after {time.monotonic() - self.struck_at:.1f} s")
@@ -160,38 +160,38 @@ class Trial:
         self.recovery_s = max(self.recovery_s, time.monotonic() - self.struck_at)
         self.say(f"recovered after {self.recovery_s:.1f} s")
 
-    # --- what came of it ---
+    # --- outcome ---
 
     def _fetch(self, job_id: str, number: int) -> Fetched:
         store, total = self.stack.store, len(BODIES[number]["labels"])
         grid: Any = store.connection.hget(png_key(job_id), GRID)
         return Fetched(store.pngs(job_id, range(total)), grid or b"")
 
-    def examine(self) -> list[str]:
-        """Waits for the end of all jobs, then says what is wrong with any of them; nothing, if all is well."""
+    def check(self) -> list[str]:
+        """Wait for the end of all jobs and return all problems."""
         self.wait(list(self.jobs))
-        stories = journal.read(self.stack.redis.folder)
-        wrong = [f"job {job_id} is there and was not accepted" for job_id in stories.keys() - self.jobs.keys()]
+        histories = history.read(self.stack.redis.folder)
+        problems = [f"job {job_id} exists but was not accepted" for job_id in histories.keys() - self.jobs.keys()]
         for job_id, number in self.jobs.items():
-            if job_id not in stories:
-                wrong.append(f"job {job_id} was accepted and is nowhere")
+            if job_id not in histories:
+                problems.append(f"job {job_id} was accepted but does not exist")
                 continue
-            wrong += [f"job {job_id}: {complaint}" for complaint in self._complaints(job_id, number, stories[job_id])]
-        return wrong + self._left_over()
+            problems += [f"job {job_id}: {problem}" for problem in self._problems(job_id, number, histories[job_id])]
+        return problems + self._left_over()
 
-    def _complaints(self, job_id: str, number: int | None, story: journal.Story) -> list[str]:
-        found = checks.check_states(story)
+    def _problems(self, job_id: str, number: int | None, job: history.History) -> list[str]:
+        found = checks.check_states(job)
         error: Any = self.stack.store.connection.hget(job_key(job_id), "error")
         if (reason := self.failing.get(job_id)) is not None:
-            as_said = bool(error) and reason in error.decode()
-            return found if as_said else [*found, f"it should fail with {reason!r}, not {error!r}"]
-        if number is None or story.states[-1:] != ["finished"]:
+            expected = bool(error) and reason in error.decode()
+            return found if expected else [*found, f"it should fail with {reason!r}, not {error!r}"]
+        if number is None or job.states[-1:] != ["finished"]:
             return [*found, f"it did not finish: {error!r}"]
         total = len(BODIES[number]["labels"])
-        return found + checks.check_pictures(story, total, self._fetch(job_id, number), self.undisturbed[number])
+        return found + checks.check_pictures(job, total, self._fetch(job_id, number), self.undisturbed[number])
 
     def _left_over(self) -> list[str]:
-        """What Redis still has of work, once all has ended; workers may take a moment to clear it."""
+        """Return what is left in queues after all jobs ended. Workers get half a minute to clear it."""
         connection, digest = self.stack.connection, self.stack.digest
 
         def left() -> dict[str, int]:
@@ -205,5 +205,5 @@ class Trial:
 
         deadline = time.monotonic() + 30
         while (found := left()) and time.monotonic() < deadline:
-            time.sleep(AGAIN_S)
+            time.sleep(RETRY_S)
         return [f"{count} {what} are left over" for what, count in found.items()]

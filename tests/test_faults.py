@@ -1,11 +1,11 @@
-"""The fault suite's own logic: what it must find, it finds, in a log that a real Redis wrote."""
+"""The fault checks find what they must, in an append-only file that a real Redis wrote."""
 
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from faults import checks, journal, report
+from faults import checks, history, report
 from faults.checks import Fetched
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Picture, Scores, Verdict
 from service.local.redis_server import RedisServer
@@ -21,11 +21,11 @@ DIGEST = "0" * 64
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[RedisServer]:
-    """A Redis whose log holds nothing of other tests."""
+    """A Redis whose append-only file has nothing from other tests."""
     own = RedisServer(redis_server.folder / "faults")
     own.start()
     with connect(own.url) as connection:
-        connection.config_set("appendfsync", "always")  # a busy disk else keeps the log up to 2 s behind the answers
+        connection.config_set("appendfsync", "always")  # else a busy disk delays the file by up to 2 s
     yield own
     own.stop()
 
@@ -71,9 +71,9 @@ def finish(store: JobStore, job: JobRecord) -> None:
     store.finish(job.id, JobResult(repeats=[scores], best=0), UNDISTURBED.grid)
 
 
-def complaints(store: JobStore, server: RedisServer, job: JobRecord, fetched: Fetched = UNDISTURBED) -> str:
-    story = journal.read(server.folder)[job.id]
-    return "; ".join(checks.check_states(story) + checks.check_pictures(story, 2, fetched, UNDISTURBED))
+def problems(store: JobStore, server: RedisServer, job: JobRecord, fetched: Fetched = UNDISTURBED) -> str:
+    found = history.read(server.folder)[job.id]
+    return "; ".join(checks.check_states(found) + checks.check_pictures(found, 2, fetched, UNDISTURBED))
 
 
 def good(store: JobStore) -> JobRecord:
@@ -84,31 +84,31 @@ def good(store: JobStore) -> JobRecord:
     return job
 
 
-def test_a_job_as_it_should_be_gives_no_complaint(store: JobStore, server: RedisServer) -> None:
+def test_a_correct_job_has_no_problems(store: JobStore, server: RedisServer) -> None:
     job = good(store)
-    store.fail(job.id, "too late: it changes nothing")
+    store.fail(job.id, "too late, so it changes nothing")
     store.requeue(job.id)
-    assert complaints(store, server, job) == ""
+    assert problems(store, server, job) == ""
 
 
-def test_a_second_terminal_state_is_found_however_short_it_lasts(store: JobStore, server: RedisServer) -> None:
+def test_a_short_lived_second_terminal_state_is_found(store: JobStore, server: RedisServer) -> None:
     job = good(store)
     store.connection.hset(job_key(job.id), "status", "failed")
     store.connection.hset(job_key(job.id), "status", "finished")
-    found = complaints(store, server, job)
+    found = problems(store, server, job)
     assert "its states were queued -> running -> finished -> failed -> finished" in found
-    assert "its events told of running -> finished, its states were" in found
+    assert "its events announced running -> finished, its states were" in found
 
 
 @pytest.mark.parametrize("state", ["running", "queued"])
-def test_a_job_without_an_end_or_with_a_state_after_it_is_found(
+def test_a_job_without_a_terminal_state_or_with_one_after_it_is_found(
     store: JobStore, server: RedisServer, state: str
 ) -> None:
     begun, back = create(store), good(store)
     store.begin(begun.id)
     store.connection.hset(job_key(back.id), "status", state)
-    assert "its states were queued -> running" in complaints(store, server, begun)
-    assert f"finished -> {state}" in complaints(store, server, back)
+    assert "its states were queued -> running" in problems(store, server, begun)
+    assert f"finished -> {state}" in problems(store, server, back)
 
 
 def test_a_lost_picture_is_found(store: JobStore, server: RedisServer) -> None:
@@ -116,52 +116,52 @@ def test_a_lost_picture_is_found(store: JobStore, server: RedisServer) -> None:
     store.begin(job.id)
     commit(store, job, 0)
     finish(store, job)
-    found = complaints(store, server, job, Fetched(UNDISTURBED.pictures[:1], UNDISTURBED.grid))
+    found = problems(store, server, job, Fetched(UNDISTURBED.pictures[:1], UNDISTURBED.grid))
     assert "its pictures were stored 1: 0 times" in found
-    assert "its events told of pictures 1: 0 times" in found
-    assert "are not those of an undisturbed run" in found
+    assert "its events announced pictures 1: 0 times" in found
+    assert "differ from an undisturbed run" in found
 
 
-def test_a_picture_that_was_stored_twice_is_found(store: JobStore, server: RedisServer) -> None:
+def test_a_picture_stored_twice_is_found(store: JobStore, server: RedisServer) -> None:
     job = good(store)
     store.connection.hset(png_key(job.id), "1", b"another")
-    store.connection.hset(png_key(job.id), "2", b"one that nobody asked for")
-    assert "its pictures were stored 1: 2 times, 2: 1 times" in complaints(store, server, job)
+    store.connection.hset(png_key(job.id), "2", b"not requested")
+    assert "its pictures were stored 1: 2 times, 2: 1 times" in problems(store, server, job)
 
 
-def test_a_picture_that_was_told_twice_or_after_the_end_is_found(store: JobStore, server: RedisServer) -> None:
+def test_a_picture_announced_twice_or_after_the_end_is_found(store: JobStore, server: RedisServer) -> None:
     job = good(store)
     store.connection.xadd(events_key(job.id), {"picture": 1})
-    found = complaints(store, server, job)
-    assert "its events told of pictures 1: 2 times" in found
+    found = problems(store, server, job)
+    assert "its events announced pictures 1: 2 times" in found
     assert "its last event was 'picture 1'" in found
 
 
-def test_a_record_that_went_is_found(store: JobStore, server: RedisServer) -> None:
+def test_a_deleted_record_is_found(store: JobStore, server: RedisServer) -> None:
     job = good(store)
     store.connection.delete(job_key(job.id))
-    assert "its record was deleted" in complaints(store, server, job)
+    assert "its record was deleted" in problems(store, server, job)
 
 
 @pytest.mark.parametrize(
-    ("fetched", "complaint"),
+    ("fetched", "problem"),
     [
-        (Fetched([b"first", b"other"], b"grid"), "its pictures [1] are not those of an undisturbed run"),
-        (Fetched([b"first", b"second"], b"other"), "its grid is not that of an undisturbed run"),
+        (Fetched([b"first", b"other"], b"grid"), "its pictures [1] differ from an undisturbed run"),
+        (Fetched([b"first", b"second"], b"other"), "its grid differs from an undisturbed run"),
     ],
 )
-def test_other_bytes_are_found(store: JobStore, server: RedisServer, fetched: Fetched, complaint: str) -> None:
-    assert complaints(store, server, good(store), fetched) == complaint
+def test_different_bytes_are_found(store: JobStore, server: RedisServer, fetched: Fetched, problem: str) -> None:
+    assert problems(store, server, good(store), fetched) == problem
 
 
-def test_a_log_that_was_cut_off_is_read_up_to_there() -> None:
+def test_a_truncated_log_is_read_up_to_its_last_command() -> None:
     log = b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n"
-    assert list(journal.commands(log)) == [[b"SET", b"a", b"b"]]
+    assert list(history.commands(log)) == [[b"SET", b"a", b"b"]]
     for length in range(len(log)):
-        assert list(journal.commands(log[:length])) == []
+        assert list(history.commands(log[:length])) == []
     with pytest.raises(ValueError, match="byte 0"):
-        list(journal.commands(b"SET a b\r\n"))
+        list(history.commands(b"SET a b\r\n"))
 
 
-def test_the_document_is_what_was_measured() -> None:
-    assert report.DOCUMENT.read_text() == report.document(report.read()), "python -m faults NAME writes both"
+def test_the_committed_document_is_written_from_the_committed_results() -> None:
+    assert report.DOCUMENT.read_text() == report.document(report.read()), "run `python -m faults.report`"

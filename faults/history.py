@@ -1,7 +1,7 @@
-"""What ever happened to jobs, read from Redis's append-only file: every write, in order, whoever made it.
+"""Every job's history from Redis's append-only file: all writes, in order, by any process.
 
-Redis appends what a command or script changed, and nothing for one that changed nothing. So a state that moved twice or
-a picture that was stored twice is seen here, however short it lasted. Knows no processes.
+Redis appends whatever a command or script changed, and nothing if it changed nothing. So a second terminal state, or a
+picture that is stored twice, shows up here however briefly it existed. Knows no processes.
 """
 
 from collections import Counter
@@ -13,17 +13,17 @@ JOB = b"labelgrid:job:"
 
 
 @dataclass
-class Story:
-    """One job's writes. `states` and `told`, the job's events, are in order; `stored` counts writes by picture."""
+class History:
+    """One job's writes: its states and its events in order, and the number of times each picture was stored."""
 
     states: list[str] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
     stored: Counter[str] = field(default_factory=Counter)
     deleted: bool = False
 
 
 def commands(log: bytes) -> Iterator[list[bytes]]:
-    """The commands of an append-only file. What a crash cut off at its end is left out, as Redis does."""
+    """Yield the commands of an append-only file. Like Redis, ignore a command that a crash truncated at the end."""
     at = 0
     try:
         while at < len(log):
@@ -49,31 +49,31 @@ def _number(log: bytes, at: int, mark: bytes) -> tuple[int, int]:
     return int(log[at + 1 : end]), end + 2
 
 
-def stories(log: bytes) -> dict[str, Story]:
-    """Each job's story, by its id."""
-    found: dict[str, Story] = {}
+def histories(log: bytes) -> dict[str, History]:
+    """Return each job's history, by its id."""
+    found: dict[str, History] = {}
     for name, *arguments in commands(log):
         for key in arguments[: None if name.upper() in (b"DEL", b"UNLINK") else 1]:
             if key.startswith(JOB):
                 job_id, _, part = key[len(JOB) :].decode().partition(":")
-                _note(found.setdefault(job_id, Story()), name.upper(), part, arguments[1:])
+                _note(found.setdefault(job_id, History()), name.upper(), part, arguments[1:])
     return found
 
 
-def _note(story: Story, name: bytes, part: str, arguments: list[bytes]) -> None:
+def _note(job: History, name: bytes, part: str, arguments: list[bytes]) -> None:
     if name in (b"DEL", b"UNLINK") and part == "":
-        story.deleted = True
+        job.deleted = True
     elif name in (b"HSET", b"HMSET", b"HSETNX"):
         pairs = dict(zip(arguments[::2], arguments[1::2], strict=True))
         if part == "" and b"status" in pairs:
-            story.states.append(pairs[b"status"].decode())
+            job.states.append(pairs[b"status"].decode())
         elif part == "png":
-            story.stored.update(name.decode() for name in pairs)
+            job.stored.update(name.decode() for name in pairs)
     elif name == b"XADD" and part == "events":
-        story.told.append(" ".join(one.decode() for one in arguments[-2:]))
+        job.events.append(" ".join(one.decode() for one in arguments[-2:]))
 
 
-def read(folder: Path) -> dict[str, Story]:
-    """The stories in Redis's folder: `appendonly.aof`, or from version 7 on the files beside its manifest."""
+def read(folder: Path) -> dict[str, History]:
+    """Return the histories in Redis's folder: `appendonly.aof`, or since Redis 7 the files beside its manifest."""
     files = [path for path in folder.rglob("*.aof*") if not path.name.endswith((".manifest", ".rdb"))]
-    return stories(b"".join(path.read_bytes() for path in sorted(files, key=lambda path: path.stat().st_mtime)))
+    return histories(b"".join(path.read_bytes() for path in sorted(files, key=lambda path: path.stat().st_mtime)))

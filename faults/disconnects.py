@@ -1,4 +1,4 @@
-"""Clients that go without a word: their connections are reset."""
+"""Clients that disconnect without closing: they reset their connections."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ def _send(port: int, request: str) -> socket.socket:
 
 
 def _watch(port: int, job_id: str) -> socket.socket:
-    """A client of a job's events that has had some of them."""
+    """Open a job's event stream and read its first event."""
     connection = _send(port, f"GET /jobs/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
     received = b""
     while b"event: job" not in received:
@@ -30,26 +30,29 @@ def _watch(port: int, job_id: str) -> socket.socket:
 
 
 def _ask(port: int, key: str) -> socket.socket:
-    """A client that has sent its request for a picture."""
+    """Send a request for a picture, and do not wait for the response."""
     body = json.dumps(BODIES[SMALL])
     head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\nIdempotency-Key: {key}\r\nContent-Type: application/json\r\n"
     return _send(port, f"{head}Content-Length: {len(body)}\r\n\r\n{body}")
 
 
-def come_and_go(trial: Trial, count: int) -> None:
-    """`count` clients watch jobs and `count` ask for pictures, then all are gone. Their jobs are the trial's."""
+def connect_and_reset(trial: Trial, count: int) -> None:
+    """Connect `count` clients that watch jobs and `count` that request pictures, then reset all connections.
+
+    The trial checks their jobs, too.
+    """
     port, keys = trial.stack.port, [uuid4().hex for _ in range(count)]
     open_jobs = [text(raw) for raw in trial.stack.connection.smembers(OPEN)]
     connections = [_watch(port, open_jobs[i % len(open_jobs)]) for i in range(count)]
     reading = trial.stack.blocked_reads()
     connections += [_ask(port, key) for key in keys]
-    until(lambda: trial.stack.blocked_reads() > reading, "a request that waits")
+    until(lambda: trial.stack.blocked_reads() > reading, "a waiting request")
     for connection in connections:
         connection.close()
-    for key in keys:  # the one way to learn the jobs' ids
+    for key in keys:  # a retry is the only way to learn the jobs' ids
         trial.jobs[trial.post(BODIES[SMALL], key, Prefer="respond-async")["id"]] = SMALL
 
 
 def watched(trial: Trial) -> bool:
-    """Whether workers still make previews for anybody."""
+    """Whether workers still render previews for anyone."""
     return next(trial.stack.connection.scan_iter("labelgrid:job:*:watched"), None) is not None
