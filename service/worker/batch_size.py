@@ -1,7 +1,4 @@
-"""Chooses how large a model's batch may be on this device, by timing its network before the model serves.
-
-Knows neither Redis nor jobs.
-"""
+"""Chooses how large a model's batch may be on this device, by timing its network before the model serves."""
 
 import time
 from collections.abc import Callable
@@ -14,9 +11,7 @@ from shared.options import SamplingOptions
 
 log = get_logger(__name__)
 
-# A smaller limit would waste throughput for good where the measurement was disturbed: limits of 4, 8 and 16 pictures
-# gave 23, 27 and 29 pictures/s on two cores.
-MIN_PICTURES = 16
+MIN_PICTURES = 16  # lest a disturbed measurement costs throughput: 4, 8, 16 gave 23, 27, 29 pictures/s on two cores
 MAX_ROWS = 256
 BUDGET_S = 2.0
 CALLS = 3  # of each size; the fastest counts, because warming up and disturbances only make a call slower
@@ -28,11 +23,9 @@ OVERHEAD_S = 0.003  # of a step, outside the network: about that much with 4, 8 
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """The largest batch in pictures, the largest network call in rows, and the rows from which large jobs wait."""
-
-    pictures: int
-    rows: int
-    efficient_rows: int | None = None  # None: all pictures step together
+    pictures: int  # largest batch
+    rows: int  # largest network call
+    efficient_rows: int | None = None  # from which large jobs wait for small ones; None: all pictures step together
 
 
 def choose(settings: Settings, stepper: Stepper) -> BatchSizes:
@@ -43,8 +36,8 @@ def choose(settings: Settings, stepper: Stepper) -> BatchSizes:
     stepper.bound(settings.batch_rows or MAX_ROWS)
     rates = measure(network_call(stepper), stepper.max_rows)
     limit = max(MIN_PICTURES, smallest(rates, LIMIT_SHARE) or 0)
-    pictures, rows = settings.batch_pictures or limit, settings.batch_rows or limit
-    sizes = BatchSizes(pictures, rows, smallest(rates, EFFICIENT_SHARE))
+    efficient_rows = smallest(rates, EFFICIENT_SHARE)
+    sizes = BatchSizes(settings.batch_pictures or limit, settings.batch_rows or limit, efficient_rows)
     log.info("batch size measured", **vars(sizes), rows_per_s=rates, seconds=round(time.perf_counter() - begun, 2))
     return sizes
 

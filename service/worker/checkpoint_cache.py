@@ -1,6 +1,6 @@
-"""Checkpoints kept on this machine's disk, by digest: what a job was accepted for can be made after storage changed.
+"""Keeps checkpoints on this machine's disk by digest, so that jobs can use theirs after storage has changed.
 
-CACHE/DIGEST/NAME.safetensors; beside an adapter lies the checkpoint that it changes. Knows files, no network.
+The files are CACHE/DIGEST/NAME.safetensors; an adapter's folder also holds its base. Knows files, no networks.
 """
 
 import os
@@ -16,26 +16,26 @@ from shared.storage import Location
 
 log = get_logger(__name__)
 
-IN_USE_S = 60.0  # what another worker asked for so recently, it may be reading
+IN_USE_S = 60.0  # another worker may still be reading a checkpoint that it fetched less than this ago
 
 
 class CheckpointCache:
-    """The checkpoints of `storage`, of which up to about `max_bytes` are kept in `folder`; workers may share it."""
+    """Copies of checkpoints in `storage`, about `max_bytes` at most. Several workers may share `folder`."""
 
     def __init__(self, folder: Path, storage: Location, max_bytes: int) -> None:
         self.folder, self.storage, self.max_bytes = folder.expanduser(), storage, max_bytes
 
     def fetch(self, name: str | None, digest: str | None = None, kind: CheckpointKind = "denoiser") -> Location:
-        """A file with checkpoint `name`, or the promoted one, with its base beside it, whole when it was fetched.
+        """Return a verified file with checkpoint `name`, or the promoted one, and its base beside it.
 
-        With `digest` it is the one with that digest: from storage, or where another is there now, from the cache.
-        CheckpointError if it is in neither. Where the disk takes no file, the one in storage.
+        With `digest` it has that digest: it comes from storage, or from the cache if storage has another one now.
+        CheckpointError if it is in neither. If the disk cannot be written, return the file in storage.
         """
         try:
             source = resolve(self.storage, name, kind)
             info = read_info(source)
             if digest not in (None, info.digest):
-                raise CheckpointError(source.name, "is no longer the checkpoint that the job was accepted for")
+                raise CheckpointError(source.name, "is no longer the checkpoint that the job was accepted with")
             return self._keep(source, info)
         except CheckpointError:
             kept = self.folder / (digest or "") / f"{name}{SUFFIX}"
@@ -43,11 +43,13 @@ class CheckpointCache:
                 raise
             return kept
         except OSError as error:
-            log.warning("checkpoint cannot be kept", checkpoint=source.name, folder=str(self.folder), reason=str(error))
+            log.warning(
+                "checkpoint cannot be cached", checkpoint=source.name, cache=str(self.folder), reason=str(error)
+            )
             return source
 
     def forget(self, path: Location) -> None:
-        """Removes a checkpoint that turned out to be of no use."""
+        """Remove a checkpoint that cannot be used."""
         if isinstance(path, Path) and path.parent.parent == self.folder:
             shutil.rmtree(path.parent, ignore_errors=True)
 
@@ -67,7 +69,7 @@ class CheckpointCache:
                 return
             self._copy(self.fetch(kept.stem, digest), kept, digest)
         except CheckpointError as error:
-            raise CheckpointError(kept.name, f"is what an adapter changes, and {error.reason}") from error
+            raise CheckpointError(kept.name, f"is the base of an adapter, and {error.reason}") from error
 
     def _copy(self, source: Location, kept: Path, digest: str) -> None:
         files.write(kept, files.read(source))
@@ -79,7 +81,7 @@ class CheckpointCache:
             raise
 
     def _prune(self) -> None:
-        """Removes what was not asked for for longest, until the rest fits."""
+        """Remove the least recently fetched checkpoints until the rest fits."""
         kept = sorted((folder.stat().st_mtime, folder) for folder in self.folder.iterdir() if folder.is_dir())
         sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for _, folder in kept}
         total = sum(sizes.values())

@@ -202,6 +202,9 @@ class LoadedModels:
     def __iter__(self) -> Iterator[AnyLoaded]:
         return iter(list(self._by_digest.values()))
 
+    def denoisers(self) -> list[LoadedModel]:
+        return [loaded for loaded in self if isinstance(loaded, LoadedModel)]
+
     def get(self, digest: str) -> AnyLoaded | None:
         return self._by_digest.get(digest)
 
@@ -232,13 +235,10 @@ class LoadedModels:
         """
         for loaded in self:
             unused = time.monotonic() - loaded.used_at > self.settings.idle_model_s and loaded.digest != self.promoted
-            too_many = isinstance(loaded, LoadedModel) and self._model_count() > self.settings.loaded_models
+            too_many = isinstance(loaded, LoadedModel) and len(self.denoisers()) > self.settings.loaded_models
             if (unused or too_many) and not (loaded.busy or loaded.claims or loaded in (keep, self.needed)):
                 log.info("model unloaded", model=loaded.name, digest=loaded.digest)
                 del self._by_digest[loaded.digest]
-
-    def _model_count(self) -> int:
-        return sum(isinstance(loaded, LoadedModel) for loaded in self)
 
     def follow_storage(self) -> None:
         """Every `storage_every_s`, unload unused models, and load a newly promoted one before it is needed.

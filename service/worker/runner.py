@@ -26,10 +26,10 @@ from service.telemetry.metrics import PICTURES, one_step, waited
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.completion import Pngs, complete_jobs
 from service.worker.engine import DeviceLost, Finished, Outcome
-from service.worker.loaded_models import AnyLoaded, LoadedEvaluator, LoadedModel, LoadedModels, Loader
+from service.worker.loaded_models import AnyLoaded, LoadedEvaluator, LoadedModels, Loader
 from service.worker.previews import Previews
 from service.worker.uploaded import judge_uploaded
-from shared.checkpoint import CheckpointError
+from shared.checkpoint import CheckpointError, CheckpointKind
 from shared.device import lost, pick_device
 from shared.evaluator import Judge, load_evaluator
 
@@ -125,9 +125,8 @@ class Runner:
         loaded = self.models.get(record.digest)
         if loaded is None:
             with tracing.span("load", record.traceparent, {"job_id": record.id, "model": record.model}):
-                loading = self.models.loader.start(
-                    record.model, record.digest, "evaluator" if record.sent else "denoiser"
-                )
+                kind: CheckpointKind = "evaluator" if record.sent else "denoiser"
+                loading = self.models.loader.start(record.model, record.digest, kind)
                 while not loading.done():
                     if self.stopping:
                         return None
@@ -166,7 +165,7 @@ class Runner:
             else:
                 time.sleep(IDLE_WAIT_S)
             self.spans.keep(self._jobs())
-            self.previews.publish([pair for model in self._sampling() for pair in model.engine.rows()])
+            self.previews.publish([pair for model in self.models.denoisers() for pair in model.engine.rows()])
             self.moved_at = time.monotonic()
             return True
 
@@ -183,9 +182,6 @@ class Runner:
                 log.critical("the device has failed; this worker ends", exc_info=True)
                 end_process(EXIT_DEVICE_LOST)
             raise
-
-    def _sampling(self) -> list[LoadedModel]:
-        return [loaded for loaded in self.models if isinstance(loaded, LoadedModel)]
 
     def _jobs(self) -> set[str]:
         """Return the jobs that have pictures in progress."""
@@ -210,8 +206,8 @@ class Runner:
         """Claim as many pictures as there is room for. A picture that killed too many workers fails its job."""
         claims, hopeless = loaded.claim()
         for claim in hopeless:
-            index, deaths = claim.picture.index, self.settings.max_deliveries
-            self.store.fail(claim.picture.job, f"workers died {deaths} times while sampling picture {index}")
+            reason = f"workers died {self.settings.max_deliveries} times while sampling picture {claim.picture.index}"
+            self.store.fail(claim.picture.job, reason)
         loaded.stream.discard([claim.entry for claim in hopeless])
         # A large cancelled job leaves many entries: they must not take the places of the entries behind them.
         while claims and self._admit(loaded, claims) < len(claims) and loaded.room > 0:
@@ -270,9 +266,7 @@ class Runner:
 
     def renew_claims(self) -> None:
         """Renew the leases of the pictures in progress, unless the loop is stuck. The heartbeat's thread calls it."""
-        if self.stalled:
-            return
-        for loaded in self.models:
+        for loaded in self.models if not self.stalled else ():
             loaded.stream.renew([claim.entry for claim in list(loaded.claims.values())])
 
     def stop(self, within_s: float) -> None:
@@ -282,10 +276,10 @@ class Runner:
     def drain(self) -> None:
         """After `stop`, finish the pictures in progress that fit into the time left; release the others at once."""
         log.info("draining", pictures=sum(len(loaded.claims) for loaded in self.models))
-        for model in self._sampling():
+        for model in self.models.denoisers():
             model.engine.efficient_rows = None  # all step each time, so that the time they take is predictable
         while self.models.busy and (left_s := self.drain_until - time.monotonic()) > 0:
-            for model in self._sampling():
+            for model in self.models.denoisers():
                 rows = model.engine.rows()
                 fit = {p.key for p, row in rows if (len(row.table) - row.step) * self.iteration_s <= left_s}
                 model.stream.release(model.take_out(model.claims.keys() - fit))

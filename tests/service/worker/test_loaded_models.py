@@ -266,7 +266,7 @@ def test_where_the_disk_takes_nothing_storage_itself_is_read(
     (tmp_path / "file").write_text("in the way")
     path = CheckpointCache(tmp_path / "file", folder, 1 << 30).fetch("toy")
     assert path == folder / "toy.safetensors"
-    assert [record.message for record in caplog.records] == ["checkpoint cannot be kept"]
+    assert [record.message for record in caplog.records] == ["checkpoint cannot be cached"]
 
 
 def test_versions_are_of_files_and_change_with_them(folder: Path) -> None:
