@@ -20,7 +20,7 @@ from service.worker.previews import Previews
 from service.worker.runner import Runner
 from tests.service.api.test_event_feed import events, submit, until_blocked
 from tests.service.store.helpers import full, read_only
-from tests.service.webhooks.test_worker import created
+from tests.service.webhooks.conftest import create_job
 from tests.service.worker.test_previews import picture, row
 
 REFUSES_WRITES = pytest.mark.parametrize("state", [full, read_only])
@@ -68,7 +68,7 @@ def test_a_blocking_read_continues_after_redis_was_a_replica(connection: Redis, 
 
 @REFUSES_WRITES
 def test_a_sweep_does_not_wait_for_redis(connection: Redis, settings: Settings, impatient: Redis, state: Any) -> None:
-    job_id = created(JobStore(connection, settings), "http://127.0.0.1/hook")
+    job_id = create_job(JobStore(connection, settings), "http://127.0.0.1/hook")
     connection.hdel(job_key(job_id), "rq")
     runner = Runner(impatient, settings, "w1")
     for _ in range(2):  # only what is missing twice is repaired
@@ -125,7 +125,7 @@ def test_previews_do_not_wait_for_redis(connection: Redis, impatient: Redis, sta
 
 def test_a_cancel_does_not_wait_to_queue_its_webhook(connection: Redis, impatient: Redis, settings: Settings) -> None:
     store = JobStore(impatient, settings)
-    job_id = created(store, "http://x/")
+    job_id = create_job(store, "http://x/")
     with full(connection):
         assert store.cancel(job_id)
     assert Queue(settings.webhook_queue, connection=connection).count == 0

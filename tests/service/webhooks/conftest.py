@@ -1,0 +1,111 @@
+"""A real receiver of webhooks, in a process of its own, and jobs that want some."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from redis import Redis
+from standardwebhooks import Webhook
+
+from service.contract.records import JobRecord, WebhookEvent
+from service.settings import Settings
+from service.store.jobs import JobStore, new_id
+from service.store.keys import WEBHOOKS
+from service.webhooks.signing import receiver_secret, signing_key
+from service.webhooks.worker import Sender
+from shared.options import SamplingOptions
+from tests.paths import ROOT
+from tests.service.processes import until
+
+SECRET = "a secret that is long enough"
+ENDS: tuple[WebhookEvent, ...] = ("finished", "failed", "cancelled")
+
+
+class Receiver:
+    """The process of tests/receiver.py; `statuses` are its answers."""
+
+    def __init__(self, folder: Path, *statuses: int, certificate: Path | None = None) -> None:
+        port_file, self.log = folder / "port", folder / "log"
+        command = [sys.executable, "-m", "tests.receiver", str(port_file), str(self.log), *map(str, statuses)]
+        environment = {**os.environ, **({"RECEIVER_CERTIFICATE": str(certificate)} if certificate else {})}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment)
+        until(port_file.exists)
+        self.port = int(port_file.read_text())
+        self.url = f"http://127.0.0.1:{self.port}/hook?x=1"
+
+    def got(self) -> list[dict[str, Any]]:
+        """Return the messages received so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Receiver]]:
+    """Start receivers, which end with the test."""
+    started = list[Receiver]()
+
+    def start(*statuses: int, certificate: Path | None = None) -> Receiver:
+        started.append(Receiver(tmp_path, *statuses, certificate=certificate))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture
+def hooked(settings: Settings) -> Settings:
+    """Settings with webhooks, also to private addresses, and short waits."""
+    update = {"webhook_secret": SecretStr(SECRET), "webhook_allow_private": True, "webhook_backoff_s": 0.05}
+    return settings.model_copy(update={**update, "webhook_attempts": 3, "webhook_timeout_s": 1.0})
+
+
+@pytest.fixture
+def store(connection: Redis, hooked: Settings) -> JobStore:
+    return JobStore(connection, hooked)
+
+
+@pytest.fixture
+def sender(connection: Redis, hooked: Settings) -> Sender:
+    return Sender(connection, hooked)
+
+
+def create_job(store: JobStore, url: str, events: tuple[WebhookEvent, ...] = ENDS, owner: str = "") -> str:
+    """Create a job with a webhook and return its id."""
+    record = JobRecord(
+        id=new_id(),
+        owner=owner,
+        kind="generate",
+        created_at=time.time(),
+        model="toy",
+        digest="d" * 64,
+        labels=[["red cube"]],
+        seed=7,
+        columns=8,
+        options=SamplingOptions(),
+        webhook=url,
+        webhook_events=events,
+    )
+    store.create(record)
+    return record.id
+
+
+def outbox(store: JobStore) -> list[str]:
+    return [raw.decode() for raw in store.connection.zrange(WEBHOOKS, 0, -1)]
+
+
+def verified(message: dict[str, Any], owner: str = "") -> dict[str, Any]:
+    """Return a message's content if another implementation of Standard Webhooks accepts its signature."""
+    secret = receiver_secret(signing_key(SECRET, owner))
+    content: dict[str, Any] = Webhook(secret).verify(message["body"], message["headers"])
+    return content

@@ -1,0 +1,193 @@
+"""Where webhooks may go: no spelling of a private address passes, and what was checked is what is called."""
+
+import asyncio
+import ipaddress
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis import Redis
+
+from service.settings import Settings
+from service.store.jobs import JobStore
+from service.webhooks.addresses import AddressNotAllowed, check_url, is_public
+from service.webhooks.worker import Sender
+from tests.service.webhooks.conftest import Receiver, create_job, outbox
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1::1", True),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("127.0.0.1", False),
+        ("169.254.169.254", False),  # clouds hand out credentials there
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::", False),
+        ("::1", False),
+        ("fe80::1", False),
+        ("fc00::1", False),
+        ("fec0::1", False),
+        ("ff02::1", False),
+        ("::ffff:10.1.2.3", False),
+        ("::ffff:93.184.216.34", True),
+        ("2002:a01:203::", False),  # 6to4 of 10.1.2.3
+        ("64:ff9b::10.1.2.3", False),  # NAT64 of it
+        ("64:ff9b::93.184.216.34", True),
+        ("::10.1.2.3", False),
+        ("::ffff:0:10.1.2.3", False),
+    ],
+)
+def test_only_internet_addresses_are_public(address: str, public: bool) -> None:
+    assert is_public(ipaddress.ip_address(address)) == public
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://example.com/",
+        "example.com/hook",
+        "http:///hook",
+        "http://user:word@example.com/",
+        "http://user@example.com/",
+        "http://example.com/#here",
+        "http://example.com:99999/",
+        "http://exämple.com/",
+        "http://10.0.0.1/",
+        "http://[::1]/",
+        "http://[fe80::1%25eth0]/",
+        "http://[::1/",
+        "",
+        "http://0177.0.0.1/",  # these can be parsed, but httpx cannot call them, or no resolver can resolve them
+        "http://xn--/",
+        "http://example\t.com/",
+        "http://example..com/",
+        f"http://{'a' * 64}.com/",
+        "http://%31%32%37.0.0.1/",
+    ],
+)
+def test_urls_that_no_webhook_may_have(url: str) -> None:
+    with pytest.raises(AddressNotAllowed):
+        check_url(url, allow_private=False)
+
+
+PRIVATE = ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12")
+PRIVATE += ("192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4")
+IPV6_OF_IPV4 = ("[::ffff:{}]", "[::ffff:0:{}]", "[::{}]", "[64:ff9b::{}]", "[0:0:0:0:0:FFFF:{}]")
+
+
+@st.composite
+def spellings(draw: st.DrawFn, address: ipaddress.IPv4Address) -> str:
+    """Draw one of the ways to write an IPv4 address as the host of a URL."""
+    if draw(st.booleans()):
+        form = draw(st.sampled_from(IPV6_OF_IPV4))
+        value = int(address)
+        return form.format(draw(st.sampled_from([str(address), f"{value >> 16:x}:{value & 0xFFFF:x}"])))
+    packed = list(address.packed)
+    alone = draw(st.integers(0, 3))  # parts of one byte each; the last part holds the rest
+    parts = [*packed[:alone], int.from_bytes(packed[alone:], "big")]
+    number = st.sampled_from(["{}", "0x{:x}", "0X{:X}", "0{:o}", "000{:o}"])
+    return ".".join(draw(number).format(part) for part in parts) + draw(st.sampled_from(["", "."]))
+
+
+before = st.sampled_from(["", "", "user@", "user:word@", "93.184.216.34@", "example.com\\@", "@"])
+after = st.sampled_from(
+    ["", ":80", "/", "/@example.com", "?x=@example.com", "#@example.com", "\\@example.com", "%00.example.com"]
+)
+private_addresses = st.sampled_from(PRIVATE).flatmap(lambda network: st.ip_addresses(v=4, network=network))
+
+
+@given(private_addresses.flatmap(spellings), before, after, st.sampled_from(["http", "https", "HTTP"]))
+def test_no_spelling_of_a_private_address_passes(host: str, before: str, after: str, scheme: str) -> None:
+    with pytest.raises(AddressNotAllowed):
+        check_url(f"{scheme}://{before}{host}{after}", allow_private=False)
+
+
+@given(
+    st.text()
+    | st.lists(st.sampled_from([*"aA0:/@.[]%#?\\ \t\n-_", "http://", "xn--", "é", "127.1", "::"])).map("".join)
+    | st.text("aX0.-_%:[]@", max_size=70).map("http://{}/hook".format)
+)
+def test_any_text_is_either_refused_or_a_url_that_httpx_can_call(url: str) -> None:
+    try:
+        check_url(url, allow_private=False)
+    except AddressNotAllowed:
+        return
+    called = httpx.URL(url)
+    assert called.host.encode("idna")
+    assert called.scheme in ("http", "https")
+    assert 0 <= (called.port or 0) < 1 << 16
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/", "http://localhost:{port}/", "http://2130706433:{port}/"])
+def test_nothing_is_sent_to_this_machine_unless_private_addresses_are_allowed(
+    start: Callable[..., Receiver], connection: Redis, hooked: Settings, store: JobStore, url: str
+) -> None:
+    receiver = start(200)
+    strict = Sender(connection, hooked.model_copy(update={"webhook_allow_private": False}))
+    for sender, received in ((strict, 0), (Sender(connection, hooked), 1)):
+        store.cancel(job_id := create_job(store, url.format(port=receiver.port)))
+        sender.attempt(job_id, "cancelled")
+        assert outbox(store) == []
+        assert len(receiver.got()) == received
+
+
+def test_a_name_is_resolved_once_and_the_checked_address_is_called(
+    start: Callable[..., Receiver], store: JobStore, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver = start(200)
+    asked = list[str]()
+
+    async def once(self: object, host: str, port: int, **_: object) -> list[Any]:
+        asked.append(host)
+        assert len(asked) == 1, "a second answer could be another"
+        return [(2, 1, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", once)
+    store.cancel(job_id := create_job(store, f"http://receiver.example:{receiver.port}/"))
+    sender.attempt(job_id, "cancelled")
+    assert asked == ["receiver.example"]
+    assert [message["headers"]["host"] for message in receiver.got()] == [f"receiver.example:{receiver.port}"]
+
+
+@pytest.mark.parametrize(("name", "received"), [("receiver.example", 1), ("other.example", 0)])
+def test_the_certificate_is_checked_for_the_name(
+    start: Callable[..., Receiver],
+    store: JobStore,
+    hooked: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    received: int,
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    certificate = tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "crt"), "-days", "2"]
+    subprocess.run([*command, *names, *files], check=True, capture_output=True)
+    certificate.write_text((tmp_path / "key").read_text() + (tmp_path / "crt").read_text())
+    receiver = start(200, certificate=certificate)
+
+    async def resolved(self: object, host: str, port: int, **_: object) -> list[Any]:
+        return [(2, 1, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", resolved)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "crt"))
+    store.cancel(job_id := create_job(store, f"https://receiver.example:{receiver.port}/"))
+    Sender(store.connection, hooked).attempt(job_id, "cancelled")
+    assert len(receiver.got()) == received
+    assert (outbox(store) == []) == bool(received)

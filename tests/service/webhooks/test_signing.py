@@ -1,0 +1,68 @@
+"""Signatures: other implementations accept ours, and only for the right owner and message."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from standardwebhooks import WebhookVerificationError
+
+from service.store.jobs import JobStore
+from service.webhooks.signing import receiver_secret, signing_key
+from service.webhooks.worker import Sender
+from tests.paths import ROOT
+from tests.service.webhooks.conftest import SECRET, Receiver, create_job, verified
+
+
+def test_only_the_owners_secret_verifies_a_message(
+    start: Callable[..., Receiver], store: JobStore, sender: Sender
+) -> None:
+    receiver = start(200)
+    store.cancel(job_id := create_job(store, receiver.url, owner="alice"))
+    sender.attempt(job_id, "cancelled")
+    sender.attempt(job_id, "cancelled")  # RQ may run an attempt twice
+    (message,) = receiver.got()
+    assert verified(message, "alice")["data"]["id"] == job_id
+    changed = {**message, "body": message["body"] + " "}
+    old = {**message, "headers": {**message["headers"], "webhook-timestamp": str(int(time.time()) - 3600)}}
+    for bad, owner in ((changed, "alice"), (message, "bob"), (old, "alice")):
+        with pytest.raises(WebhookVerificationError):
+            verified(bad, owner)
+
+
+def test_the_command_prints_the_receivers_secret() -> None:
+    command = [sys.executable, "-m", "service", "webhook-secret", "alice"]
+    environment = {**os.environ, "LABELGRID_WEBHOOK_SECRET": SECRET}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == receiver_secret(signing_key(SECRET, "alice"))
+    assert SECRET not in done.stdout
+    unreadable = {**environment, "LABELGRID_LEASE_S": "soon"}
+    for bad, says in ((unreadable, "LABELGRID_LEASE_S=soon: "), (os.environ, "LABELGRID_WEBHOOK_SECRET is not set")):
+        refused = subprocess.run(command, cwd=ROOT, env=bad, capture_output=True, text=True)
+        (line,) = refused.stderr.splitlines()
+        assert (refused.returncode, line.startswith(f"labelgrid: {says}")) == (1, True)
+
+
+def test_the_snippet_in_the_documentation_verifies_messages(
+    start: Callable[..., Receiver], store: JobStore, sender: Sender
+) -> None:
+    receiver = start(200)
+    store.cancel(job_id := create_job(store, receiver.url))
+    sender.attempt(job_id, "cancelled")
+    (message,) = receiver.got()
+    snippet = (ROOT / "docs/webhooks.md").read_text().partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    secret, body = receiver_secret(signing_key(SECRET, "")), message["body"].encode()
+    names["verify"](secret, message["headers"], body)
+    other, old = receiver_secret(signing_key("x", "")), {**message["headers"], "webhook-timestamp": "1700000000"}
+    for arguments in (
+        (other, message["headers"], body),
+        (secret, message["headers"], body + b" "),
+        (secret, old, body),
+    ):
+        with pytest.raises(ValueError, match=r"not from the service|too old"):
+            names["verify"](*arguments)
