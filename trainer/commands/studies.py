@@ -154,15 +154,19 @@ def limit(
     device: options.DeviceName = "auto",
 ) -> None:
     """Score fresh renders of a test file's label lists: the practical ceiling of a denoiser's score."""
+    from shared.diffusion.model import load_denoiser
+    from shared.evaluator import load_evaluator
     from trainer.studies.limit import render_runs
 
     if fit not in ("squeeze", "pad"):
         raise TrainerError(f'no --fit "{fit}"; there are squeeze and pad')
     terminal.check_file(grid, ".png")
     terminal.check_file(json_out, ".json")
+    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), terminal.pick_device(device))
+    placing = load_denoiser(resolve(storage, placed_as, "denoiser")) if placed_as else None
     with terminal.bar() as progress:
         runs, figures = render_runs(
-            file, repeats, storage, evaluator, seed, terminal.pick_device(device), progress,
-            size=size, fit=cast("Fit", fit), keep_padding=keep_padding, placed_as=placed_as,
+            file, judge, repeats=repeats, seed=seed, progress=progress,
+            size=size, fit=cast("Fit", fit), keep_padding=keep_padding, placed_as=placing,
         )  # fmt: skip
     terminal.show_scores(file, runs, figures, json_out=json_out, grid=grid)

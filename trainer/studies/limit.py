@@ -17,10 +17,9 @@ import torch
 from rich.progress import Progress
 
 from shared.diffusion.layouts import nearest_pair
-from shared.diffusion.model import load_denoiser
-from shared.evaluator import IMAGE_SIZE, judge_of, load_evaluator, score_set
+from shared.diffusion.model import Denoiser
+from shared.evaluator import Evaluator, judge_of, score_set
 from shared.pictures import to_images
-from shared.registry import resolve
 from shared.vocabulary import ICLEVR, read_test_file
 from trainer.config import Fit
 from trainer.data import pad
@@ -33,15 +32,14 @@ from trainer.score import ScoredRun, summary, targets_of
 MOST_TRIES = 2000  # random scenes; half of them keep objects as far apart as i-CLEVR does
 
 
-def distances_of(storage: Path, name: str) -> list[float]:
+def distances_of(denoiser: Denoiser) -> list[float]:
     """Return the smallest distance of two objects in a denoiser's arrangements of 1, 2, ... objects.
 
     Raises TrainerError where the denoiser has no arrangements.
     """
-    layouts = load_denoiser(resolve(storage, name, "denoiser")).layouts
-    if layouts is None:
-        raise TrainerError(f"{name} draws no arrangements, so --placed-as cannot follow them")
-    return [min(map(nearest_pair, points[:, :n])) for n, points in enumerate(layouts.points, 1)]
+    if denoiser.layouts is None:
+        raise TrainerError(f"{denoiser.info.name} draws no arrangements, so --placed-as cannot follow them")
+    return [min(map(nearest_pair, points[:, :n])) for n, points in enumerate(denoiser.layouts.points, 1)]
 
 
 def scene_apart(labels: list[str], rng: np.random.Generator, apart: Sequence[float]) -> list[SceneObject]:
@@ -58,20 +56,19 @@ def scene_apart(labels: list[str], rng: np.random.Generator, apart: Sequence[flo
 
 
 def render_runs(
-    file: Path, repeats: int, storage: Path, evaluator: str | None, seed: int, device: torch.device, progress: Progress,
-    *, size: int = IMAGE_SIZE, fit: Fit = "squeeze", keep_padding: bool = False, placed_as: str | None = None,
+    file: Path, evaluator: Evaluator, *, repeats: int, seed: int, progress: Progress,
+    size: int, fit: Fit, keep_padding: bool = False, placed_as: Denoiser | None = None,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
     """Score renders as `trainer.score.score_file` scores samples. Each run places the objects anew.
 
     Pictures have `size` x `size` pixels, squeezed or padded. Padding is cropped before the evaluator judges, unless
-    `keep_padding` is set. `placed_as`: the name of a denoiser; objects keep as far apart as in its arrangements.
+    `keep_padding` is set. `placed_as`: a denoiser; objects keep as far apart as in its arrangements.
     Raises TrainerError where that denoiser has none, and where the evaluator's labels are not i-CLEVR's.
     """
-    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), device)
-    if judge.vocabulary != ICLEVR:
+    if evaluator.vocabulary != ICLEVR:
         raise TrainerError("only i-CLEVR's objects can be rendered; the evaluator has other labels")
     lists = read_test_file(file, ICLEVR)
-    targets, apart = targets_of(lists, ICLEVR), distances_of(storage, placed_as) if placed_as else []
+    targets, apart = targets_of(lists, ICLEVR), distances_of(placed_as) if placed_as else []
     task = progress.add_task(f"rendering {file.name}", total=repeats)
     start, runs = time.monotonic(), []
     for r in range(repeats):
@@ -80,11 +77,12 @@ def render_runs(
         film = render(scenes, samples=1)  # (N, H, W, 3)
         aspect = film.shape[2] / film.shape[1] if fit == "pad" and not keep_padding else 1.0
         images = to_images(squeeze(pad(film) if fit == "pad" else film, size))
-        probabilities = judge_of(judge, aspect).probabilities(images)
+        probabilities = judge_of(evaluator, aspect).probabilities(images)
         runs.append(ScoredRun(seed + r, score_set(probabilities, targets, ICLEVR.names), images))
         progress.advance(task)
     rate = repeats * len(lists) / (time.monotonic() - start)
     form = "kept" if keep_padding else "cut"
-    figures: dict[str, Any] = {"file": file.name, "model": "fresh renders", "size": size, "placed_as": placed_as}
+    figures: dict[str, Any] = {"file": file.name, "model": "fresh renders", "size": size}
+    figures |= {"placed_as": placed_as.info.name if placed_as else None}
     figures |= {"padding": form if fit == "pad" else "none", "pictures_per_s": rate, "rows_per_picture": 0.0}
     return runs, figures | summary(runs)

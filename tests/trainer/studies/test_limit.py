@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from shared.diffusion.layouts import nearest_pair
+from shared.diffusion.model import load_denoiser
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 from tests.trainer.command_line import Command, refused
 from trainer.errors import TrainerError
@@ -53,7 +54,7 @@ def test_padded_renders_are_judged_with_or_without_their_padding(command: Comman
 def test_objects_keep_as_far_apart_as_in_a_denoisers_arrangements(command: Command, tmp_path: Path) -> None:
     publish_toys(tmp_path / "models")
     publish_toy_denoiser(tmp_path / "models", "placing", 5, positions=True)
-    apart = distances_of(tmp_path / "models", "placing")
+    apart = distances_of(load_denoiser(tmp_path / "models" / "placing.safetensors"))
     assert apart[0] == float("inf")  # a single object has no neighbour
     assert len(apart) == 3
     rng, labels = np.random.default_rng(0), ["red cube", "blue sphere"]
