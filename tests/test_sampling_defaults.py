@@ -1,4 +1,4 @@
-"""A checkpoint's own sampling: set by the trainer, used by trainer and service where nothing else is asked."""
+"""A checkpoint's default sampling options: set by the trainer, used by trainer and service unless overridden."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return cli.main()
 
 
-def test_it_is_set_option_by_option_and_the_rest_of_the_checkpoint_stays(folder: Path) -> None:
+def test_set_sampling_changes_single_options_and_nothing_else(folder: Path) -> None:
     path = folder / "toy.safetensors"
     before = read_info(path)
     set_sampling(folder, "toy", {"steps": 8, "guidance": 1.0})
@@ -48,7 +48,7 @@ def test_an_evaluator_cannot_be_given_sampling_options(folder: Path) -> None:
         set_sampling(folder, "toy-evaluator", {"steps": 8})
 
 
-def test_the_command_sets_what_score_uses_unless_told_otherwise(
+def test_score_uses_the_set_options_unless_overridden(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     test, out = tmp_path / "test.json", tmp_path / "score.json"
@@ -65,7 +65,7 @@ def test_the_command_sets_what_score_uses_unless_told_otherwise(
     assert load_denoiser(folder / "toy.safetensors").options.steps == 3
 
 
-def test_request_before_checkpoint_before_the_programs_own(settings: Settings, folder: Path, alive: JobStore) -> None:
+def test_request_overrides_checkpoint_overrides_default(settings: Settings, folder: Path, alive: JobStore) -> None:
     with serving(settings.model_copy(update={"storage": folder})) as client:
 
         def asked(path: str = "/generate", **given: object) -> dict[str, object]:
@@ -91,7 +91,7 @@ def test_request_before_checkpoint_before_the_programs_own(settings: Settings, f
         assert (waiting["status"], waiting["options"]) == ("queued", plain.model_dump(mode="json"))
 
 
-def test_choices_are_compared_by_scores_and_rows(
+def test_the_sampling_benchmark_prints_options_and_rows(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "train.json").write_text(json.dumps({f"{i}.png": one for i, one in enumerate(LISTS)}))

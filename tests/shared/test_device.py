@@ -1,4 +1,4 @@
-"""What is said of the device's memory: counted page faults."""
+"""Kept memory, by counted page faults, and the detection of a lost device."""
 
 import resource
 import sys
@@ -10,7 +10,7 @@ from shared.device import kept_memory, lost
 
 
 def _faults(rounds: int = 5) -> int:
-    """Pages that the kernel had to hand out while a tensor of 128 MiB was made and freed again and again."""
+    """Count page faults while a tensor of 128 MiB is allocated and freed repeatedly."""
     torch.empty(32 << 20).fill_(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(rounds):
@@ -19,14 +19,14 @@ def _faults(rounds: int = 5) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc alone")
-def test_kept_memory_serves_the_next_tensors() -> None:
+def test_kept_memory_is_reused_for_the_next_tensors() -> None:
     without = _faults()
     with kept_memory():
         assert _faults() * 10 < without
     assert _faults() * 2 > without  # and is handed back afterwards
 
 
-def test_a_device_is_lost_where_it_computes_nothing_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_is_lost_if_it_computes_nothing_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     device, error = torch.device("cpu"), torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     def refuse(*_: object, **__: object) -> None:

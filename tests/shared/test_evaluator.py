@@ -1,4 +1,4 @@
-"""Scores against hand-made cases, torchmetrics and a re-statement of the course's evaluator; the course's file form."""
+"""Scores compared with hand-made cases, torchmetrics and a copy of the course's evaluator; checkpoint files."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def course_file(evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
-def test_folded_layers_judge_as_those_that_were_trained(evaluator: Evaluator, course_file: Path) -> None:
+def test_folded_layers_compute_the_same_as_the_trained_ones(evaluator: Evaluator, course_file: Path) -> None:
     images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
     frozen = load_evaluator(course_file)
     assert (frozen._folded is not None) == torch.backends.mkldnn.is_available()
@@ -79,20 +79,20 @@ def _rows(*rows: list[float]) -> Tensor:
         ([0.5, 0.5, 0.5, 0.5], [1, 1, 0, 0], 2, 2, False),
     ],
 )
-def test_a_pictures_verdict(probabilities: list[float], targets: list[float], hits: int, k: int, exact: bool) -> None:
+def test_picture_score(probabilities: list[float], targets: list[float], hits: int, k: int, exact: bool) -> None:
     (verdict,) = score_pictures(_rows(probabilities), _rows(targets))
     assert (verdict.hits, verdict.k, verdict.exact) == (hits, k, exact)
     assert verdict.accuracy == hits / k
 
 
 def test_ties_count_exactly_k() -> None:
-    """Where all are alike, k labels are counted and no more, however long the row."""
+    """If all probabilities are equal, exactly k labels count, however many there are."""
     targets = torch.zeros(1, 24)
     targets[0, [20, 21, 22]] = 1
     assert score_pictures(torch.full((1, 24), 0.3), targets)[0].hits == 0
 
 
-def test_a_sets_accuracy_is_hits_over_labels() -> None:
+def test_the_accuracy_of_a_set_is_hits_over_labels() -> None:
     probabilities = _rows([0.9, 0.1, 0.1, 0.1], [0.9, 0.1, 0.8, 0.7])
     targets = _rows([1, 0, 0, 0], [1, 1, 1, 0])
     score = score_set(probabilities, targets, NAMES)
@@ -124,14 +124,14 @@ def test_probabilities_resize_clamp_and_batch(evaluator: Evaluator) -> None:
 
 
 @pytest.mark.parametrize("size", [32, 64, 160])
-def test_pictures_of_another_size_are_resized_as_pillow_does(size: int) -> None:
+def test_pictures_of_another_size_are_resized_like_pillow(size: int) -> None:
     picture = torch.rand(size, size, generator=torch.Generator().manual_seed(0))
     wanted = Image.fromarray(picture.numpy()).resize((64, 64), Image.Resampling.BILINEAR)
     found = as_input(picture.expand(1, 3, size, size))[0, 1]
     torch.testing.assert_close(found, torch.from_numpy(np.array(wanted)), rtol=0, atol=1e-5)
 
 
-def test_a_padded_picture_is_judged_by_what_lies_between_its_borders(evaluator: Evaluator) -> None:
+def test_a_padded_picture_is_judged_without_its_padding(evaluator: Evaluator) -> None:
     inside = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     padded = F.pad(inside, (0, 0, 4, 4), mode="replicate")
     judge = judge_of(evaluator, 32 / 24)
@@ -141,7 +141,7 @@ def test_a_padded_picture_is_judged_by_what_lies_between_its_borders(evaluator: 
     assert judge_of(evaluator, 1.0) is evaluator
 
 
-def test_features_are_what_the_labels_are_read_from(evaluator: Evaluator) -> None:
+def test_features_are_the_last_layers_input(evaluator: Evaluator) -> None:
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 3 - 1.5
     features = evaluator.features(images, batch=2)
     assert features.shape == (3, 512)
@@ -152,7 +152,7 @@ def test_features_are_what_the_labels_are_read_from(evaluator: Evaluator) -> Non
     assert evaluator.probabilities(images[:0]).shape == (0, 24)
 
 
-def test_our_file_round_trip(evaluator: Evaluator, tmp_path: Path) -> None:
+def test_our_checkpoint_round_trip(evaluator: Evaluator, tmp_path: Path) -> None:
     tensors = evaluator.resnet.state_dict()
     path = publish(tmp_path, "e", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
     loaded = load_evaluator(path)
@@ -162,7 +162,7 @@ def test_our_file_round_trip(evaluator: Evaluator, tmp_path: Path) -> None:
     assert all(torch.equal(value, tensors[key]) for key, value in loaded.resnet.state_dict().items())
 
 
-def test_the_courses_file_round_trip(evaluator: Evaluator, course_file: Path) -> None:
+def test_the_courses_checkpoint_round_trip(evaluator: Evaluator, course_file: Path) -> None:
     content = torch.load(course_file, weights_only=True)
     assert list(content) == ["model"]
     assert content["model"]["fc.0.weight"].shape == (24, 512)
@@ -171,7 +171,7 @@ def test_the_courses_file_round_trip(evaluator: Evaluator, course_file: Path) ->
     assert all(torch.equal(value, tensors[key]) for key, value in loaded.resnet.state_dict().items())
 
 
-def test_a_file_that_was_written_on_a_gpu_is_read_without_one(
+def test_a_checkpoint_written_on_a_gpu_can_be_read_without_one(
     evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as on_a_gpu:
@@ -181,7 +181,7 @@ def test_a_file_that_was_written_on_a_gpu_is_read_without_one(
 
 
 class CourseEvaluator:
-    """What the course's evaluator.py does with a checkpoint.pth, in our words, on the CPU."""
+    """The course's evaluator.py, rewritten for the CPU."""
 
     def __init__(self, path: Path) -> None:
         self.net = resnet18(weights=None)
@@ -199,7 +199,7 @@ class CourseEvaluator:
         return hits / total
 
 
-def test_the_courses_evaluator_scores_as_ours(evaluator: Evaluator, course_file: Path) -> None:
+def test_the_courses_evaluator_gives_our_scores(evaluator: Evaluator, course_file: Path) -> None:
     generator = torch.Generator().manual_seed(3)
     images = torch.rand(12, 3, 64, 64, generator=generator) * 2 - 1
     targets = (torch.rand(12, 24, generator=generator) < 0.4).float()
@@ -222,7 +222,7 @@ def test_the_courses_evaluator_scores_as_ours(evaluator: Evaluator, course_file:
         ([1, 2], "not a checkpoint of the form"),
     ],
 )
-def test_foreign_contents(tmp_path: Path, content: object, message: str) -> None:
+def test_a_checkpoint_with_foreign_contents_is_refused(tmp_path: Path, content: object, message: str) -> None:
     path = tmp_path / "checkpoint.pth"
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=rf"checkpoint\.pth: {message}.*: \w+Error: ") as caught:
@@ -231,13 +231,13 @@ def test_foreign_contents(tmp_path: Path, content: object, message: str) -> None
 
 
 class Harmful:
-    """A pickle that would run code: weights_only must refuse it."""
+    """A pickle that would run code; weights_only must refuse it."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (print, ("code ran",))
 
 
-def test_files_that_are_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_not_checkpoints_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": Harmful()}, path)
     for content in (path.read_bytes(), b"", b"no pickle at all", b"PK\3\4" + bytes(100)):
@@ -250,13 +250,13 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "code ran" not in capsys.readouterr().out
 
 
-def test_a_denoiser_is_no_evaluator(tmp_path: Path) -> None:
+def test_a_denoiser_is_refused(tmp_path: Path) -> None:
     path = publish(tmp_path, "d", {"x": torch.zeros(1)}, kind="denoiser", vocabulary=("a",), config={}, training={})
     with pytest.raises(CheckpointError, match="holds a denoiser, not an evaluator"):
         load_evaluator(path)
 
 
-def test_another_number_of_labels(evaluator: Evaluator, tmp_path: Path) -> None:
+def test_weights_for_another_number_of_labels_are_refused(evaluator: Evaluator, tmp_path: Path) -> None:
     small = Evaluator(Vocabulary(("a", "b"))).resnet.state_dict()
     path = publish(tmp_path, "s", small, kind="evaluator", vocabulary=("a", "b"), config={}, training={})
     assert load_evaluator(path).probabilities(torch.zeros(1, 3, 64, 64)).shape == (1, 2)

@@ -1,4 +1,4 @@
-"""Sampling options: what is refused, what the presets are, and seeds that keep their meaning."""
+"""Sampling options: invalid ones are refused, presets are fixed, and picture seeds never change."""
 
 from typing import Any, get_args
 
@@ -11,7 +11,7 @@ from shared.options import LIMITS, SAMPLING_PRESETS, SamplerName, SamplingOption
 from tests.shared.test_vocabulary import any_json
 
 
-def test_the_report_preset_is_the_reports_sampling() -> None:
+def test_the_report_preset_is_the_course_reports_sampling() -> None:
     report = SAMPLING_PRESETS["report"]
     assert (report.sampler, report.steps, report.spacing, report.guidance) == ("ddpm", 999, "uniform", 3.0)
     assert report.guidance_interval == (0.0, 1.0)
@@ -46,7 +46,7 @@ def test_the_default_preset_is_the_default() -> None:
         ("stpes", 12),
     ],
 )
-def test_a_bad_option_is_refused_by_name(field: str, value: Any) -> None:
+def test_an_invalid_option_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ValidationError) as caught:
         SamplingOptions.model_validate({field: value})
     assert {error["loc"][0] for error in caught.value.errors()} == {field}
@@ -60,7 +60,7 @@ def test_options_that_contradict_each_other_are_refused() -> None:
     assert SamplingOptions(sampler="ddim", eta=0.5).eta == 0.5
 
 
-def test_options_survive_json_and_key_a_cache() -> None:
+def test_options_round_trip_through_json_and_are_hashable() -> None:
     options = SamplingOptions(sampler="ddim", eta=1.0, guidance=0, guidance_interval=(0.1, 0.9))
     assert SamplingOptions.model_validate_json(options.model_dump_json()) == options
     assert SamplingOptions.model_validate(options.model_dump(mode="json")) == options
@@ -96,13 +96,13 @@ sampling_options = st.builds(
 
 
 @given(sampling_options)
-def test_all_options_come_back_from_json(options: SamplingOptions) -> None:
+def test_all_options_round_trip_through_json(options: SamplingOptions) -> None:
     assert SamplingOptions.model_validate_json(options.model_dump_json()) == options
     assert SamplingOptions.model_validate(options.model_dump(mode="json")) == options
 
 
 @given(st.dictionaries(st.sampled_from([*SamplingOptions.model_fields, "step"]), any_json))
-def test_any_options_are_refused_or_come_back(given_options: dict[str, Any]) -> None:
+def test_any_options_are_refused_or_round_trip(given_options: dict[str, Any]) -> None:
     try:
         options = SamplingOptions.model_validate(given_options)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Pictures as bytes, against torchvision and Pillow."""
+"""Grids and PNGs compared with torchvision and Pillow."""
 
 import io
 
@@ -12,7 +12,7 @@ from shared.pictures import grid, png_bytes, read_png, sheet, to_uint8
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 8), (3, 8), (5, 2), (8, 8), (9, 3)])
-def test_a_grid_is_torchvisions(count: int, columns: int) -> None:
+def test_a_grid_equals_torchvisions(count: int, columns: int) -> None:
     images = torch.rand(count, 3, 6, 4, generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2
     expected = make_grid(images.clamp(-1, 1), nrow=columns, padding=2, pad_value=-1.0)
     assert np.array_equal(grid(images, columns), to_uint8(expected[None])[0])

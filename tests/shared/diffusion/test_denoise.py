@@ -1,4 +1,4 @@
-"""The stepping loop: company, packing, guidance, masks, counts, and what keeps cosine from blowing up."""
+"""The stepping loop: batching, guidance, dropped labels, row counts, and why cosine does not diverge."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def alone(i: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("max_rows", "pad_to"), [(64, None), (3, None), (1, None), (4, [2, 4])])
-def test_rows_that_join_at_any_step_come_out_as_each_alone(max_rows: int, pad_to: list[int] | None) -> None:
+def test_rows_that_join_at_any_step_equal_rows_sampled_alone(max_rows: int, pad_to: list[int] | None) -> None:
     joins_at = [0, 0, 2, 3, 6]
     loop, _ = stepper(max_rows=max_rows, pad_to=pad_to)
     rows: dict[int, Row] = {}
@@ -49,7 +49,7 @@ def test_rows_that_join_at_any_step_come_out_as_each_alone(max_rows: int, pad_to
         torch.testing.assert_close(row.x, alone(i), rtol=0, atol=1e-6)
 
 
-def test_a_row_that_is_done_rests() -> None:
+def test_a_finished_row_does_not_change() -> None:
     loop, network = stepper()
     row = loop.new_row(LABELS[0], SamplingOptions(steps=2, guidance=1.0), 1)
     loop.step([row])
@@ -62,7 +62,7 @@ def test_a_row_that_is_done_rests() -> None:
     assert len(network.calls) == calls == 2
 
 
-def test_a_seed_gives_its_noise_and_no_other_picture_changes_it() -> None:
+def test_a_seed_determines_the_noise_whatever_else_is_in_the_batch() -> None:
     loop, network = stepper()
     row = loop.new_row(LABELS[0], SamplingOptions(), 7)
     assert torch.equal(row.x, torch.randn(network.image_shape, generator=torch.Generator().manual_seed(7)))
@@ -74,14 +74,14 @@ def test_a_seed_gives_its_noise_and_no_other_picture_changes_it() -> None:
 # Packing and counts
 
 
-def test_network_rows_are_packed_in_chunks_of_at_most_max_rows() -> None:
+def test_network_calls_have_at_most_max_rows() -> None:
     loop, network = stepper(max_rows=4)
     loop.step([loop.new_row(LABELS[i % 5], SamplingOptions(guidance=2.0), i) for i in range(7)])
     assert [len(call.t) for call in network.calls] == [4, 4, 4, 2]
     assert loop.network_rows == 14
 
 
-def test_chunks_are_filled_up_to_the_sizes_of_pad_to_and_the_filling_is_not_counted() -> None:
+def test_network_calls_are_padded_to_the_sizes_of_pad_to() -> None:
     loop, network = stepper(max_rows=8, pad_to=[8, 1, 4])
     loop.step([loop.new_row(LABELS[i % 5], SamplingOptions(guidance=1.0), i) for i in range(11)])
     assert [len(call.t) for call in network.calls] == [8, 4]
@@ -90,7 +90,7 @@ def test_chunks_are_filled_up_to_the_sizes_of_pad_to_and_the_filling_is_not_coun
 
 @pytest.mark.parametrize("pictures", [1, 2, 3, 4, 5, 8, 9, 11])
 @pytest.mark.parametrize("sizes", [None, [8], [2, 4, 8]])
-def test_padding_rows_are_those_that_only_fill_calls(pictures: int, sizes: list[int] | None) -> None:
+def test_padding_rows_are_counted_separately(pictures: int, sizes: list[int] | None) -> None:
     loop, network = stepper(max_rows=8, pad_to=sizes)
     loop.step([loop.new_row(LABELS[0], SamplingOptions(guidance=1.0), seed) for seed in range(pictures)])
     assert sum(len(call.t) for call in network.calls) == loop.network_rows + loop.padding_rows
@@ -120,7 +120,7 @@ def test_network_rows_are_only_those_that_guidance_needs(options: SamplingOption
 # Guidance and masks
 
 
-def test_labels_are_dropped_per_picture_by_the_mask() -> None:
+def test_labels_are_dropped_per_picture() -> None:
     loop, network = stepper()
     loop.step([loop.new_row(LABELS[i], SamplingOptions(guidance=w), i) for i, w in enumerate((2.0, 1.0, 0.0))])
     (call,) = network.calls
@@ -128,7 +128,7 @@ def test_labels_are_dropped_per_picture_by_the_mask() -> None:
     assert call.labels == [LABELS[0], LABELS[0], LABELS[1], LABELS[2]]
 
 
-def test_without_guidance_weight_the_labels_have_no_say() -> None:
+def test_a_guidance_weight_of_zero_ignores_the_labels() -> None:
     def made(w: float, labels: list[float]) -> Tensor:
         return sample(stepper()[0], torch.tensor([labels]), SamplingOptions(guidance=w), [3])
 
@@ -140,7 +140,7 @@ def test_without_guidance_weight_the_labels_have_no_say() -> None:
 @pytest.mark.parametrize("w", [0.0, 0.5, 1.0, 4.0])
 @pytest.mark.parametrize("clip", [False, True])
 def test_guidance_is_null_plus_w_times_the_difference(prediction: str, w: float, clip: bool) -> None:
-    """One step lands on x0_hat, which the toy gives in closed form."""
+    """A single step ends at x0_hat, which the toy network gives in closed form."""
     network = ToyNetwork(LINEAR, prediction)  # type: ignore[arg-type]
     loop = Stepper(network, LINEAR, prediction)  # type: ignore[arg-type]
     row = loop.new_row(LABELS[2], SamplingOptions(steps=1, guidance=w, clip_x0=clip), 5)
@@ -158,7 +158,7 @@ def test_guidance_is_null_plus_w_times_the_difference(prediction: str, w: float,
     )
 
 
-def test_guidance_interval_is_off_outside() -> None:
+def test_guidance_is_off_outside_its_interval() -> None:
     base = {"steps": 10, "spacing": "trailing"}
 
     def made(**options: object) -> Tensor:
@@ -173,7 +173,7 @@ def test_guidance_interval_is_off_outside() -> None:
 # The network's inputs, and the loop's own
 
 
-def test_autocast_and_memory_format_reach_the_network_and_the_state_stays_float32() -> None:
+def test_autocast_and_memory_format_apply_to_the_network_only() -> None:
     network = ToyNetwork(LINEAR)
     loop = Stepper(network, LINEAR, "v", dtype=torch.bfloat16)
     x = sample(loop, torch.tensor(LABELS), SamplingOptions(steps=2), SEEDS)
@@ -196,7 +196,7 @@ def test_sample_reports_every_step_and_takes_options_for_all_or_for_each() -> No
     assert sample(stepper()[0], torch.empty(0, K), MIXED[0], []).shape == (0, 3, 4, 6)
 
 
-def test_mistakes_are_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     loop, network = stepper()
     with pytest.raises(ValueError, match=r"labels have shape \(3,\), the network takes \(4,\)"):
         loop.new_row([1.0, 0.0, 0.0], SamplingOptions(), 1)
@@ -223,8 +223,8 @@ class Saturating:
         return eps + 0.03 * torch.randn(x.shape, generator=self.generator)
 
 
-def test_the_reports_cosine_blows_up_and_ours_does_not() -> None:
-    """Its clip and its update, as `schedules.py` tells, against our preset of the same sampling."""
+def test_the_reports_cosine_run_diverges_and_ours_does_not() -> None:
+    """The clip and update that `schedules.py` describes, compared with our preset of the same sampling."""
     network = Saturating()
     beta = betas("cosine").float()
     beta[-1] = 0.9999
@@ -242,7 +242,7 @@ def test_the_reports_cosine_blows_up_and_ours_does_not() -> None:
     assert float(ours.std()) < 0.05
 
 
-def test_x0_hat_of_a_noisy_eps_is_held_to_the_range_of_a_picture_at_five_timesteps() -> None:
+def test_x0_hat_of_an_eps_prediction_is_clamped_at_five_noisy_timesteps() -> None:
     options = SamplingOptions(sampler="ddpm", steps=999, spacing="uniform", guidance=1.0)
     loop = Stepper(Saturating(), COSINE, "eps")
     row = loop.new_row([0.0] * K, options, 1)

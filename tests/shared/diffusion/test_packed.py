@@ -1,4 +1,4 @@
-"""The network made ready for inference, against the network itself."""
+"""The packed network compared with the network itself."""
 
 import copy
 
@@ -44,7 +44,7 @@ def inputs(count: int, positions: bool) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
 @pytest.mark.parametrize("changes", [{}, {"conditioning": "channels"}, {"positions": True}])
-def test_it_is_as_near_to_float32_as_autocast_is(count: int, changes: dict[str, object]) -> None:
+def test_it_is_as_close_to_float32_as_autocast(count: int, changes: dict[str, object]) -> None:
     made = network(**changes)
     arguments = inputs(count, bool(changes.get("positions")))
     with torch.inference_mode():
@@ -56,7 +56,7 @@ def test_it_is_as_near_to_float32_as_autocast_is(count: int, changes: dict[str, 
     assert (packed - exact).norm() <= 0.05 * exact.norm()
 
 
-def test_the_network_itself_stays_as_it_was() -> None:
+def test_packing_does_not_change_the_network() -> None:
     made = network()
     before = copy.deepcopy(made.state_dict())
     pack(made)
@@ -65,7 +65,7 @@ def test_the_network_itself_stays_as_it_was() -> None:
     assert all(parameter.requires_grad for parameter in made.parameters())
 
 
-def test_a_picture_is_the_same_alone_and_in_company() -> None:
+def test_a_picture_does_not_depend_on_its_batch() -> None:
     ab = alpha_bar("cosine", 1000)
     stepper = Stepper(pack(network()), ab, "v", dtype=torch.bfloat16)
     labels, options = torch.eye(5), SamplingOptions(steps=4)
@@ -77,5 +77,5 @@ def test_a_picture_is_the_same_alone_and_in_company() -> None:
     ("device", "dtype", "expected"),
     [("cpu", torch.bfloat16, True), ("cpu", None, False), ("cuda", torch.bfloat16, False)],
 )
-def test_it_is_for_bf16_on_a_cpu(device: str, dtype: torch.dtype | None, expected: bool) -> None:
+def test_only_bf16_on_a_cpu_is_packed(device: str, dtype: torch.dtype | None, expected: bool) -> None:
     assert can_pack(torch.device(device), dtype) == (expected and torch.backends.mkldnn.is_available())

@@ -1,4 +1,4 @@
-"""Samplers' tables against diffusers on the same noise, known Gaussians, and the papers' own formulas."""
+"""Samplers compared with diffusers on equal noise, with Gaussians of known moments, and with the papers' formulas."""
 
 import math
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def test_registries_hold_every_name_of_the_options() -> None:
 @pytest.mark.parametrize("spacing", get_args(SpacingName))
 @pytest.mark.parametrize("schedule", get_args(ScheduleName))
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 12, 50, 333, 999, 1000])
-def test_timesteps_are_distinct_and_fall_from_the_noisiest(
+def test_timesteps_are_distinct_and_descend_from_the_noisiest(
     spacing: SpacingName, schedule: ScheduleName, steps: int
 ) -> None:
     t = timesteps(spacing, steps, alpha_bar(schedule)).tolist()
@@ -47,7 +47,7 @@ def test_timesteps_are_distinct_and_fall_from_the_noisiest(
 
 @pytest.mark.parametrize("spacing", get_args(SpacingName))
 @pytest.mark.parametrize("steps", [0, 1001])
-def test_impossible_numbers_of_steps_are_refused(spacing: SpacingName, steps: int) -> None:
+def test_more_steps_than_timesteps_are_refused(spacing: SpacingName, steps: int) -> None:
     with pytest.raises(ValueError, match="allowed are 1 to 1000"):
         timesteps(spacing, steps, LINEAR)
 
@@ -75,7 +75,7 @@ def test_logsnr_timesteps_are_the_nearest_to_equal_distances(ab: Tensor, start: 
 def theirs(
     scheduler: Any, t: list[int] | int, prediction: PredictionName, ab: Tensor, seed: int, **arguments: Any
 ) -> Tensor:
-    """diffusers' loop over the toy denoiser, its noise from a generator with this seed: (1, C, H, W)."""
+    """Run diffusers' loop on the toy denoiser, with noise from a generator with this seed: (1, C, H, W)."""
     network = ToyNetwork(ab, prediction)
     # Theirs is float32, where 1 - alpha_bar loses digits; that their schedule is ours is test_schedules' business.
     scheduler.alphas_cumprod = ab
@@ -91,7 +91,7 @@ def theirs(
 def ours(
     make: Callable[[Tensor], Table], t: Tensor, prediction: PredictionName, ab: Tensor, seed: int
 ) -> tuple[Tensor, int]:
-    """The stepping loop over the same denoiser with the table `make(t)`: (1, C, H, W), steps."""
+    """Run the stepping loop on the same denoiser, with the table `make(t)`: (1, C, H, W), steps."""
     stepper = Stepper(ToyNetwork(ab, prediction), ab, prediction)
     row = stepper.new_row(LABELS, SamplingOptions(guidance=1.0), seed)
     row.table = make(t)
@@ -211,7 +211,7 @@ def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance() -> None:
 @pytest.mark.parametrize("sampler", get_args(SamplerName))
 @pytest.mark.parametrize("spacing", get_args(SpacingName))
 @pytest.mark.parametrize("steps", [1, 2, 12])
-def test_the_last_row_lands_on_x0_hat(sampler: SamplerName, spacing: SpacingName, steps: int) -> None:
+def test_the_last_row_ends_at_x0_hat(sampler: SamplerName, spacing: SpacingName, steps: int) -> None:
     for ab in (LINEAR, COSINE):
         table = make_table(SamplingOptions(sampler=sampler, spacing=spacing, steps=steps), ab)
         assert table.rows[-1][1:] == (0.0, 1.0, 0.0, 0.0)
@@ -219,7 +219,7 @@ def test_the_last_row_lands_on_x0_hat(sampler: SamplerName, spacing: SpacingName
         assert all(torch.isfinite(column).all() for column in (table.a, table.b, table.c, table.s))
 
 
-def test_report_preset_is_algorithm_2_as_the_report_loops_it() -> None:
+def test_the_report_preset_is_algorithm_2_in_the_reports_loop() -> None:
     """Ho et al. 2020, algorithm 2, over range(1, T) with classifier-free guidance, written out once more."""
     options, seed = SAMPLING_PRESETS["report"], 6
     network = ToyNetwork(LINEAR, "eps")
@@ -303,7 +303,7 @@ BOTH_SCHEDULES = pytest.mark.parametrize("ab", [LINEAR, COSINE], ids=["linear", 
 @EVERY_SAMPLER
 @BOTH_SCHEDULES
 def test_every_sampler_recovers_a_gaussian_exactly(sampler: SamplerName, steps: int, eta: float, ab: Tensor) -> None:
-    """What is left is the error of discretisation, at most 1.9 % of the variance (ddpm_small)."""
+    """The remaining discretisation error is at most 1.9 % of the variance (ddpm_small)."""
     mean, variance = moments(
         make_table(SamplingOptions(sampler=sampler, steps=steps, eta=eta, spacing="logsnr"), ab), ab
     )
@@ -336,7 +336,7 @@ def test_deterministic_samplers_converge_to_the_flow_at_their_order(sampler: Sam
 
 
 @given(sampling_options, st.sampled_from(get_args(ScheduleName)))
-def test_all_options_make_a_table(options: SamplingOptions, schedule: ScheduleName) -> None:
+def test_all_options_give_a_table(options: SamplingOptions, schedule: ScheduleName) -> None:
     table = make_table(options, alpha_bar(schedule))
     assert len(table) == options.steps
     assert all(math.isfinite(number) for row in table.rows for number in row)

@@ -1,4 +1,4 @@
-"""Schedules against closed forms, another library, and what each must do at its ends."""
+"""Schedules compared with closed forms and diffusers, and their values at both ends."""
 
 import math
 from typing import get_args
@@ -50,7 +50,7 @@ def test_betas_and_alpha_bar_follow_the_closed_form(name: ScheduleName) -> None:
         ("sigmoid", "sigmoid"),
     ],
 )
-def test_equal_to_diffusers(name: ScheduleName, theirs: str) -> None:
+def test_schedules_equal_diffusers(name: ScheduleName, theirs: str) -> None:
     scheduler = DDPMScheduler(num_train_timesteps=T, beta_start=1e-4, beta_end=0.02, beta_schedule=theirs)
     torch.testing.assert_close(betas(name), scheduler.betas.double(), rtol=0, atol=1e-6)
     torch.testing.assert_close(alpha_bar(name), scheduler.alphas_cumprod.double(), rtol=0, atol=1e-6)
@@ -58,7 +58,7 @@ def test_equal_to_diffusers(name: ScheduleName, theirs: str) -> None:
 
 @pytest.mark.parametrize("name", get_args(ScheduleName))
 @pytest.mark.parametrize("steps", [10, 1000])
-def test_alpha_bar_falls_from_a_picture_to_noise_and_stays_positive(name: ScheduleName, steps: int) -> None:
+def test_alpha_bar_descends_from_picture_to_noise_and_stays_positive(name: ScheduleName, steps: int) -> None:
     ab = alpha_bar(name, steps)
     assert ab.dtype == torch.float64
     assert ab.shape == (steps,)

@@ -1,4 +1,4 @@
-"""The network: shapes, dropped labels, rows that do not see one another, configurations refused."""
+"""The network: shapes, dropped labels, independent rows, and refused configurations."""
 
 from typing import Any
 
@@ -91,7 +91,7 @@ def test_a_batch_equals_its_rows_alone(conditioning: ConditioningName) -> None:
 
 
 @torch.no_grad()
-def test_the_time_is_seen() -> None:
+def test_the_prediction_depends_on_the_time() -> None:
     network = _network()
     x, t, labels, keep = _inputs(1)
     assert not torch.allclose(network(x, t, labels, keep), network(x, t + 500, labels, keep), atol=1e-3)
@@ -104,7 +104,7 @@ def test_time_features() -> None:
     torch.testing.assert_close(features, torch.tensor(wanted, dtype=torch.float32))
 
 
-def test_every_parameter_of_the_default_network_learns() -> None:
+def test_every_parameter_of_the_default_network_gets_a_gradient() -> None:
     network = _network(attention=(True, True)).train()
     x, t, labels, keep = _inputs(4)
     keep[0] = False
@@ -136,6 +136,6 @@ def test_config_round_trip() -> None:
         ({"chanels": (3,)}, "unknown; did you mean channels"),
     ],
 )
-def test_configurations_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_configurations_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         NetworkConfig.model_validate({**SMALL, **changes})

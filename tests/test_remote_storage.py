@@ -1,4 +1,4 @@
-"""Storage at an address: in memory, and on a real server that speaks S3."""
+"""Remote storage, in memory and on a real S3 server: checkpoints, the API's catalogue, workers and the trainer."""
 
 import socket
 import subprocess
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """moto's server in a process of its own, with a bucket; the environment leads there."""
+    """Run moto's S3 server in its own process, with a bucket and the environment variables for it."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -95,7 +95,7 @@ def at_address(settings: Settings, storage: Location, cache: Path) -> Settings:
     return settings.model_copy(update={"storage": storage, "cache": cache, "storage_every_s": 0.0})
 
 
-def test_an_address_is_opened_or_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_is_opened_or_refused_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_storage("models") == Path("models")
     assert open_storage(tmp_path) == tmp_path
     assert open_storage(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
@@ -109,7 +109,7 @@ def test_an_address_is_opened_or_refused_with_the_reason(tmp_path: Path, monkeyp
         Settings()
 
 
-def test_what_is_published_at_an_address_is_what_is_published_in_a_folder(remote: Location, tmp_path: Path) -> None:
+def test_a_remote_checkpoint_equals_a_local_one(remote: Location, tmp_path: Path) -> None:
     assert scan(remote) == ([], {})
     infos = [publish_toy_denoiser(storage, "a", 1) for storage in (remote, tmp_path)]
     assert infos[0].model_copy(update={"created_at": infos[1].created_at}) == infos[1]
@@ -121,7 +121,7 @@ def test_what_is_published_at_an_address_is_what_is_published_in_a_folder(remote
     assert files.versions(remote).keys() == {"a.safetensors", "b.safetensors"}
 
 
-def test_promotion_and_names_at_an_address(filled: Location) -> None:
+def test_the_registry_works_remotely(filled: Location) -> None:
     assert (promoted(filled), promoted(filled, "evaluator")) == ("toy", "toy-evaluator")
     promote(filled, "other")
     assert resolve(filled, None, "denoiser") == filled / "other.safetensors"
@@ -133,7 +133,7 @@ def test_promotion_and_names_at_an_address(filled: Location) -> None:
         resolve(filled, "../toy", "denoiser")
 
 
-def test_a_header_is_read_without_the_rest(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_header_fetches_little_more(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from s3fs.core import S3File
 
     remote = open_storage(f"s3://{BUCKET}/{uuid4().hex}")
@@ -142,12 +142,12 @@ def test_a_header_is_read_without_the_rest(s3_server: str, monkeypatch: pytest.M
     fetched: list[int] = []
     fetch = S3File._fetch_range
 
-    def noted(self: Any, start: int, end: int) -> bytes:
+    def recording(self: Any, start: int, end: int) -> bytes:
         content: bytes = fetch(self, start, end)
         fetched.append(len(content))
         return content
 
-    monkeypatch.setattr(S3File, "_fetch_range", noted)
+    monkeypatch.setattr(S3File, "_fetch_range", recording)
     assert read_info(path).name == "large"
     assert 0 < sum(fetched) <= 2 * files.HEADER_BLOCK
     Models(remote).listing()
@@ -156,7 +156,7 @@ def test_a_header_is_read_without_the_rest(s3_server: str, monkeypatch: pytest.M
     assert sum(fetched) > 4 << 20
 
 
-def test_models_at_an_address_come_change_break_and_go(filled: Location) -> None:
+def test_the_catalogue_notices_remote_changes(filled: Location) -> None:
     models = Models(filled, every_s=0.0)
     good = models.find(None)
     assert (good.name, models.find("other").name) == ("toy", "other")
@@ -176,7 +176,7 @@ def test_models_at_an_address_come_change_break_and_go(filled: Location) -> None
         models.find("toy")
 
 
-def test_the_view_of_a_remote_storage_is_as_old_as_the_settings_allow(filled: Location) -> None:
+def test_the_catalogue_caches_a_remote_storage_for_the_time_set(filled: Location) -> None:
     models = Models(filled, every_s=1e6)
     assert models.find(None).name == "toy"
     promote(filled, "other")
@@ -185,13 +185,13 @@ def test_the_view_of_a_remote_storage_is_as_old_as_the_settings_allow(filled: Lo
     assert models.find(None).name == "other"
 
 
-def test_while_storage_is_away_what_was_there_serves_on(filled: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_catalogue_serves_while_storage_is_away(filled: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     models = Models(filled, every_s=0.0)
     good = models.find(None)
     assert not isinstance(filled, Path)
 
     class DriverError(Exception):
-        """As botocore has them: no OSError."""
+        """Like botocore's errors, not an OSError."""
 
     def fail(*_: object, **__: object) -> None:
         raise DriverError("the network is down")
@@ -209,7 +209,7 @@ def test_while_storage_is_away_what_was_there_serves_on(filled: Location, monkey
     assert models.listing().problems == {}
 
 
-def test_an_adapter_at_an_address_comes_with_what_it_changes(filled: Location, tmp_path: Path) -> None:
+def test_a_remote_adapter_is_fetched_with_its_base(filled: Location, tmp_path: Path) -> None:
     from shared.diffusion.model import load_denoiser
 
     base = read_info(filled / "toy.safetensors")
@@ -225,17 +225,17 @@ def test_an_adapter_at_an_address_comes_with_what_it_changes(filled: Location, t
         torch.testing.assert_close(change, torch.full_like(change, 0.2))
 
 
-def test_a_file_is_fetched_once_for_each_version(
+def test_each_version_of_a_file_is_fetched_once(
     filled: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
     read = files.read
 
-    def noted(path: Location) -> bytes:
+    def recording(path: Location) -> bytes:
         fetched.append(path.name)
         return read(path)
 
-    monkeypatch.setattr(files, "read", noted)
+    monkeypatch.setattr(files, "read", recording)
     for _ in range(2):
         cache = CheckpointCache(tmp_path / "cache", filled, 1 << 30)  # the second time as after a restart
         for _ in range(2):
@@ -246,7 +246,7 @@ def test_a_file_is_fetched_once_for_each_version(
     assert fetched == ["toy.safetensors"] * 2
 
 
-def test_api_and_worker_on_an_address_make_the_pictures_that_a_folder_gives(
+def test_remote_and_local_storage_give_equal_pictures(
     filled: Location, settings: Settings, connection: Redis, tmp_path: Path
 ) -> None:
     pictures = []
@@ -267,7 +267,7 @@ def test_api_and_worker_on_an_address_make_the_pictures_that_a_folder_gives(
     assert pictures[0] == pictures[1]
 
 
-def test_the_trainer_promotes_and_scores_at_an_address(
+def test_the_trainer_promotes_and_scores_remotely(
     filled: Location,
     address: str,
     tmp_path: Path,

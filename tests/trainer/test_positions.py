@@ -1,0 +1,100 @@
+"""Positions in training: from the data folder to the published checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.diffusion.layouts import OUTSIDE
+from shared.diffusion.model import load_denoiser
+from shared.diffusion.schedules import alpha_bar
+from shared.options import SamplingOptions
+from shared.vocabulary import ICLEVR
+from tests.trainer_fixtures import TINY, write_data_folder
+from trainer.data import Dataset, load_dataset, merge
+from trainer.errors import TrainerError
+from trainer.loss import Denoising, DenoisingLoss
+from trainer.runs import Budget
+from trainer.scenes.render_folder import random_scenes, write_folder
+from trainer.train import publish_network, starting_weights, train
+
+
+def rendered(folder: Path) -> Dataset:
+    write_folder(folder, random_scenes(6, 2, 0), seed=0, size=16)
+    return load_dataset(folder, size=16)
+
+
+def test_rendered_pictures_have_their_objects_positions(tmp_path: Path) -> None:
+    dataset = rendered(tmp_path / "data")
+    assert dataset.positions is not None
+    known = dataset.positions[..., 0] != OUTSIDE
+    assert torch.equal(known, dataset.labels > 0)
+    assert float(dataset.positions[known].min()) > 0
+    assert float(dataset.positions[known].max()) < 1
+    first = dataset.positions[dataset.labels.sum(1) == 1]
+    assert first[first[..., 0] != OUTSIDE].unique(dim=0).shape == (1, 2)  # the first object stands at the origin
+
+
+def test_positions_are_moved_with_a_picture_padded_to_a_square(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", random_scenes(1, 1, 0), seed=0, size=None)  # 320 x 240
+    squeezed, padded = (load_dataset(tmp_path / "data", size=32, fit=fit).positions for fit in ("squeeze", "pad"))
+    assert squeezed is not None
+    assert padded is not None
+    at = squeezed[..., 0] != OUTSIDE
+    torch.testing.assert_close(padded[at][:, 0], squeezed[at][:, 0])
+    torch.testing.assert_close(padded[at][:, 1], (squeezed[at][:, 1] * 240 + 40) / 320)
+
+
+@pytest.mark.parametrize("content", ['{"a.png": [[0.5, 0.5]]}', "[]", '{"CLEVR_train_000000_0.png": [["left", 0]]}'])
+def test_an_invalid_positions_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    folder = write_data_folder(tmp_path / "data")
+    (folder / "positions.json").write_text(content)
+    with pytest.raises(TrainerError, match=r"positions\.json"):
+        load_dataset(folder, size=16)
+
+
+def test_positions_in_pixels_are_refused(tmp_path: Path) -> None:
+    folder = write_data_folder(tmp_path / "data")
+    names = json.loads((folder / "train.json").read_text())
+    (folder / "positions.json").write_text(json.dumps({name: [[0.5, 0.25]] for name in names}))
+    assert load_dataset(folder, size=16).positions is not None
+    (folder / "positions.json").write_text(json.dumps({name: [[8.0, 0.25]] for name in names}))
+    with pytest.raises(TrainerError, match=r"_0\.png\" has \[8\.0, 0\.25\]; positions are fractions"):
+        load_dataset(folder, size=16)
+
+
+def test_folders_with_and_without_positions_cannot_be_merged(tmp_path: Path) -> None:
+    dataset = rendered(tmp_path / "data")
+    assert merge([dataset, dataset]).positions is not None
+    with pytest.raises(TrainerError, match=r"positions\.json"):
+        merge([dataset, Dataset(dataset.vocabulary, dataset.images, dataset.labels)])
+
+
+def test_position_dropout_hides_the_positions_of_a_fraction_of_the_pictures(tmp_path: Path) -> None:
+    dataset = rendered(tmp_path / "data")
+    config = TINY.model_copy(update={"position_dropout": 0.25})
+    loss = DenoisingLoss(config, alpha_bar("cosine", 50), torch.device("cpu"))
+    index = torch.arange(400) % len(dataset)
+    labels = Denoising(dataset, loss, config).draw(index, slice(0, 400), torch.Generator().manual_seed(0))[1]
+    assert labels.shape == (400, len(ICLEVR), 3)
+    shown = (labels[..., 1] != OUTSIDE).any(1).float().mean()
+    assert 0.65 < float(shown) < 0.85
+
+
+def test_training_can_start_from_a_network_without_positions(tmp_path: Path) -> None:
+    dataset, storage = rendered(tmp_path / "data"), tmp_path / "storage"
+    plain, positioned = TINY.model_copy(update={"positions": False}), TINY
+    for config, name, start in ((plain, "plain", None), (positioned, "positioned", "plain")):
+        weights = starting_weights(storage, start, config, dataset) if start else None
+        averages, _ = train(
+            dataset, config, tmp_path / name, Budget(steps=2), device=torch.device("cpu"), start=weights
+        )
+        publish_network(averages.network("raw"), config, dataset, storage, name, {})
+    assert load_denoiser(storage / "plain.safetensors").layouts is None
+    denoiser = load_denoiser(storage / "positioned.safetensors")
+    assert denoiser.layouts is not None
+    assert denoiser.layouts.points.shape[0] == 2
+    row = denoiser.stepper().new_row(ICLEVR.multi_hot(["red cube"]), SamplingOptions(), 0)
+    want = json.loads((tmp_path / "data/positions.json").read_text())["CLEVR_train_000000_0.png"][0]
+    assert row.labels[ICLEVR.index("red cube"), 1:].tolist() == pytest.approx(want, abs=0.004)  # bf16
