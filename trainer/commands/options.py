@@ -20,7 +20,7 @@ def open_storage(address: str) -> files.Location:
 
 
 Storage = Annotated[
-    Path,  # or the like-named location at an address
+    Path,  # for an address a UPath, which has the same methods
     typer.Option(
         envvar="LABELGRID_STORAGE",
         parser=open_storage,
