@@ -41,7 +41,7 @@ def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.api.event_feed.LOOK_AGAIN_MS", 50)
 
 
-def test_a_draining_api_answers_what_is_in_work_and_refuses_what_is_new(
+def test_a_draining_api_answers_open_requests_and_refuses_new_ones(
     settings: Settings, connection: Redis, alive: JobStore, quick_look: None
 ) -> None:
     with (
@@ -73,7 +73,7 @@ def test_a_draining_api_answers_what_is_in_work_and_refuses_what_is_new(
         assert kinds == ["job", "status", "picture", "picture", "end"]
 
 
-def test_when_the_bound_is_over_those_who_wait_are_told_where_to_look(
+def test_at_the_deadline_waiting_requests_are_answered_with_the_jobs_address(
     settings: Settings, connection: Redis, alive: JobStore, quick_look: None
 ) -> None:
     openai = {"prompt": "red cube"}
@@ -102,7 +102,7 @@ def test_a_draining_worker_counts_as_none(client: httpx.Client, alive: JobStore)
         assert answer.json()["type"] == "urn:labelgrid:problem:no-worker"
 
 
-def test_a_draining_worker_finishes_what_fits_and_leaves_the_rest_at_once(
+def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(
     settings: Settings, connection: Redis
 ) -> None:
     patient = settings.model_copy(update={"lease_s": 600.0})  # longer than the test may take
@@ -129,7 +129,7 @@ def test_a_draining_worker_finishes_what_fits_and_leaves_the_rest_at_once(
 
 
 @pytest.mark.parametrize("within_s", [0.0, -1.0])
-def test_without_time_everything_is_left(settings: Settings, connection: Redis, within_s: float) -> None:
+def test_without_time_to_drain_everything_is_released(settings: Settings, connection: Redis, within_s: float) -> None:
     store, runner = JobStore(connection, settings), Runner(connection, settings, "a")
     runner.models.load()
     job = new_job(settings, steps=2, pictures=2)

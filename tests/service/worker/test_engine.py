@@ -1,4 +1,4 @@
-"""The engine: a picture is the same alone, in company and joining late; and one that fails takes nobody with it."""
+"""The engine: a picture does not depend on its batch, and one that fails does not affect the others."""
 
 import io
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ PLAIN = SamplingOptions(guidance=1.0, steps=6)
 
 
 class ToyJudge:
-    """Says by the mean of the picture's left, middle and right how probable the labels are."""
+    """Computes the labels' probabilities from the means of the picture's channels."""
 
     def __init__(self, names: Sequence[str] = NAMES) -> None:
         self.vocabulary = Vocabulary(tuple(names))
@@ -67,7 +67,7 @@ def run(one: Engine) -> list[Outcome]:
         if not one.busy:
             return outcomes
         outcomes += one.step()
-    raise AssertionError("the engine does not come to an end")
+    raise AssertionError("the engine does not finish")
 
 
 def pixels(outcome: Outcome) -> np.ndarray:
@@ -83,18 +83,18 @@ MIXED = [
 ]
 
 
-def test_a_picture_is_the_same_alone_and_in_company_that_joins_at_any_step() -> None:
+def test_a_picture_is_the_same_alone_and_in_a_batch_that_others_join() -> None:
     alone = {}
     for one in MIXED:
-        lonely = engine()
-        lonely.admit([one])
-        (alone[one.key],) = run(lonely)
-    company = engine()
+        single = engine()
+        single.admit([one])
+        (alone[one.key],) = run(single)
+    together = engine()
     outcomes = []
-    for one in MIXED:  # each joins when the ones before have made a step more
-        company.admit([one])
-        outcomes += company.step()
-    outcomes += run(company)
+    for one in MIXED:  # each joins a step later than the one before
+        together.admit([one])
+        outcomes += together.step()
+    outcomes += run(together)
     assert {outcome.picture.key for outcome in outcomes} == set(alone)
     for outcome in outcomes:
         expected = alone[outcome.picture.key]
@@ -111,7 +111,7 @@ def test_pictures_share_network_calls() -> None:
     shared.step()
     shared.admit([picture(2, job="c")])
     run(shared)
-    # 6 steps of the first two, and the third one, a step late, needs one call more
+    # 6 steps of the first two, and one more for the third, which joined a step later
     assert len(net.calls) == 7
     assert [len(call.t) for call in net.calls] == [2, 3, 3, 3, 3, 3, 1]
 
@@ -140,7 +140,7 @@ def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> No
         assert strip.size == undisturbed_strip.size == (2 + 4 * 10, 12)
 
 
-def test_a_job_that_is_cancelled_while_it_waits_holds_up_nobody() -> None:
+def test_a_job_that_is_cancelled_while_it_waits_delays_nobody() -> None:
     net = network()
     one = engine(net, efficient_rows=1)
     one.admit([picture(i, job="large") for i in range(4)] + [picture(0, job="small")])
@@ -151,10 +151,10 @@ def test_a_job_that_is_cancelled_while_it_waits_holds_up_nobody() -> None:
     assert one._joined_at == {}
 
 
-def test_a_job_that_gets_on_all_the_time_earns_no_right_of_way() -> None:
+def test_a_job_that_makes_progress_all_the_time_does_not_age() -> None:
     net = network()
     one = engine(net, efficient_rows=1)
-    for i in range(40):  # there are always some of it in the batch
+    for i in range(40):  # the batch always holds some of its pictures
         one.admit([picture(i, job="large", options=SamplingOptions(steps=4))])
         for _ in range(3):
             one.step()
@@ -163,7 +163,7 @@ def test_a_job_that_gets_on_all_the_time_earns_no_right_of_way() -> None:
     assert len(net.calls[-1].t) == 1
 
 
-def test_pictures_that_wait_are_not_suspected_of_what_fails() -> None:
+def test_waiting_pictures_are_not_suspected_when_a_step_fails() -> None:
     one = engine(efficient_rows=1)
     one.stepper.poison = torch.tensor([1.0, 0.0, 0.0, 0.0])  # type: ignore[attr-defined]
     one.admit([picture(i, job="large", labels=NAMES[1:2], options=SamplingOptions(steps=9)) for i in range(2)])
@@ -173,7 +173,7 @@ def test_pictures_that_wait_are_not_suspected_of_what_fails() -> None:
     assert (failed.picture.job, [outcome.picture.job for outcome in made]) == ("small", ["large", "large"])
 
 
-def test_a_verdict_is_of_its_own_picture() -> None:
+def test_a_verdict_belongs_to_its_picture() -> None:
     one = engine()
     one.admit([picture(0, labels=NAMES[:2]), picture(1, job="b", labels=NAMES[2:])])
     for outcome in run(one):
@@ -193,7 +193,7 @@ def test_a_verdict_is_of_its_own_picture() -> None:
         assert verdict.exact == (found == set(verdict.labels))
 
 
-def test_room_is_bounded_and_comes_back() -> None:
+def test_room_is_bounded_and_freed() -> None:
     small = engine(max_pictures=2)
     assert small.room == 2
     small.admit([picture(0), picture(1)])
@@ -203,15 +203,15 @@ def test_room_is_bounded_and_comes_back() -> None:
     assert not small.busy
 
 
-def test_a_dropped_picture_leaves_the_others_alone() -> None:
+def test_dropping_a_picture_does_not_affect_the_others() -> None:
     one = engine()
     one.admit([picture(0), picture(1, job="b")])
     one.step()
     one.drop(lambda p: p.job == "a")
     (outcome,) = run(one)
-    lonely = engine()
-    lonely.admit([picture(1, job="b")])
-    assert outcome == run(lonely)[0]
+    single = engine()
+    single.admit([picture(1, job="b")])
+    assert outcome == run(single)[0]
 
 
 def test_a_picture_that_breaks_the_batch_fails_alone() -> None:
@@ -221,14 +221,14 @@ def test_a_picture_that_breaks_the_batch_fails_alone() -> None:
     one.admit([picture(0), picture(1, job="b", labels=NAMES[1:2]), picture(2, job="c")])
     outcomes = {outcome.picture.job: outcome for outcome in run(one)}
     assert outcomes["b"] == Failed(picture(1, job="b", labels=NAMES[1:2]), "RuntimeError: poison")
-    lonely = engine()
-    lonely.admit([picture(0)])
-    assert outcomes["a"] == run(lonely)[0]
+    single = engine()
+    single.admit([picture(0)])
+    assert outcomes["a"] == run(single)[0]
     assert isinstance(outcomes["c"], Finished)
     assert one.room == one.max_pictures
 
 
-def test_nothing_joins_a_picture_that_is_made_alone() -> None:
+def test_nothing_joins_a_picture_that_is_sampled_alone() -> None:
     net = network()
     one = engine(net)
     one.admit([picture(0)])
@@ -242,7 +242,7 @@ def test_nothing_joins_a_picture_that_is_made_alone() -> None:
     assert one.room == 8
 
 
-def test_others_join_again_where_the_picture_that_is_made_alone_is_dropped() -> None:
+def test_others_may_join_again_once_a_picture_sampled_alone_is_dropped() -> None:
     one = engine()
     one.admit_alone(picture(0))
     one.step()
@@ -261,7 +261,7 @@ def fail(*_: object) -> None:
 
 
 @pytest.mark.parametrize("together", [1, 3])
-def test_a_device_that_failed_is_blamed_on_no_picture(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_device_is_blamed_on_no_picture(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine()
     one.admit([picture(i) for i in range(together)])
     monkeypatch.setattr(one.stepper, "step", fail)
@@ -273,14 +273,14 @@ def test_a_device_that_failed_is_blamed_on_no_picture(together: int, monkeypatch
         one.admit([picture(7)])
 
 
-def test_a_picture_that_a_device_refuses_and_outlives_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_the_device_survives_fails_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine()
     one.admit([picture(0), picture(1)])
     monkeypatch.setattr(one.stepper, "step", fail)
     assert {outcome.picture.index for outcome in run(one) if isinstance(outcome, Failed)} == {0, 1}
 
 
-def test_a_picture_that_cannot_begin_is_reported() -> None:
+def test_a_picture_that_cannot_be_started_is_reported() -> None:
     one = engine()
     one.admit([picture(0, labels=["pink cube"]), picture(1)])
     assert one.busy
@@ -290,7 +290,7 @@ def test_a_picture_that_cannot_begin_is_reported() -> None:
     assert isinstance(outcomes[1], Finished)
 
 
-def test_a_dropped_picture_that_could_not_begin_is_not_reported() -> None:
+def test_a_dropped_picture_that_could_not_be_started_is_not_reported() -> None:
     one = engine()
     one.admit([picture(0, labels=["pink cube"])])
     one.drop(lambda p: p.job == "a")
@@ -298,7 +298,7 @@ def test_a_dropped_picture_that_could_not_begin_is_not_reported() -> None:
     assert one.step() == []
 
 
-def test_numbers_that_are_not_finite_fail_their_picture_only() -> None:
+def test_output_that_is_not_finite_fails_only_its_picture() -> None:
     one = engine()
     one.admit([picture(0), picture(1, job="b")])
     for _ in range(5):

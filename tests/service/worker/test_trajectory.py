@@ -1,4 +1,4 @@
-"""Strips from noise to picture: what they show, what they cost nobody else, and that they outlive a worker."""
+"""Trajectories from noise to picture: what they show, that they survive a worker, and that others pay nothing."""
 
 import io
 import json
@@ -34,10 +34,10 @@ QUICK = SamplingOptions(steps=6)
 
 
 def frames(png: bytes) -> list[np.ndarray]:
-    """The stages of a strip, a border of 2 around each."""
-    strip = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16)
-    h = strip.shape[0] - 4
-    return [strip[2:-2, x : x + h] for x in range(2, strip.shape[1] - 2, h + 2)]
+    """Return the stages of a trajectory, without the border of 2 pixels around each."""
+    trajectory = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16)
+    h = trajectory.shape[0] - 4
+    return [trajectory[2:-2, x : x + h] for x in range(2, trajectory.shape[1] - 2, h + 2)]
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -51,7 +51,7 @@ def test_stages_run_from_noise_to_picture_as_evenly_as_steps_allow(n: int) -> No
     assert max(np.diff(chosen)) - min(np.diff(chosen)) <= 1
 
 
-def test_a_strip_shows_x_t(client: httpx.Client, working: Runner, settings: Settings) -> None:
+def test_a_trajectory_shows_x_t(client: httpx.Client, working: Runner, settings: Settings) -> None:
     job = client.post("/generate", json={"labels": LISTS, "seed": 7, "steps": 6, "trajectory": 4}).json()
     denoiser = load_denoiser(resolve(settings.storage, None, "denoiser"))
     stepper = denoiser.stepper()
@@ -66,25 +66,25 @@ def test_a_strip_shows_x_t(client: httpx.Client, working: Runner, settings: Sett
         assert shown["trajectory_url"] == f"/jobs/{job['id']}/trajectories/{i}.png"
         answer = client.get(shown["trajectory_url"])
         assert answer.headers["content-type"] == "image/png"
-        strip = frames(answer.content)
-        assert len(strip) == 4
-        for frame, step in zip(strip, (0, 2, 4, 6), strict=True):
+        trajectory = frames(answer.content)
+        assert len(trajectory) == 4
+        for frame, step in zip(trajectory, (0, 2, 4, 6), strict=True):
             assert np.abs(frame - to_uint8(states[step])[i].astype(np.int16)).max() <= 1
-        assert np.array_equal(strip[-1], pixels(client.get(shown["url"]).content))
+        assert np.array_equal(trajectory[-1], pixels(client.get(shown["url"]).content))
 
 
-def test_a_strips_recipe_gives_picture_and_strip_again(client: httpx.Client, working: Runner) -> None:
+def test_the_recipe_of_a_trajectory_reproduces_picture_and_trajectory(client: httpx.Client, working: Runner) -> None:
     body = {"labels": LISTS, "seed": 7, "steps": 6}
     job = client.post("/generate", json={**body, "trajectory": 3}).json()
     shown = job["result"]["pictures"][1]
-    strip, picture = client.get(shown["trajectory_url"]).content, client.get(shown["url"]).content
+    trajectory, picture = client.get(shown["trajectory_url"]).content, client.get(shown["url"]).content
     plain = client.post("/generate", json=body).json()["result"]["pictures"][1]
     assert plain["trajectory_url"] is None
     assert client.get(plain["url"]).content == picture
-    again = client.post("/generate", files={"file": strip}).json()["result"]["pictures"][0]
-    assert client.get(again["trajectory_url"]).content == strip
+    again = client.post("/generate", files={"file": trajectory}).json()["result"]["pictures"][0]
+    assert client.get(again["trajectory_url"]).content == trajectory
     assert client.get(again["url"]).content == picture
-    assert json.loads(Image.open(io.BytesIO(strip)).info["labelgrid"])["trajectory"] == 3
+    assert json.loads(Image.open(io.BytesIO(trajectory)).info["labelgrid"])["trajectory"] == 3
     longer = client.post("/generate", files={"file": picture}, data={"trajectory": "5"}).json()["result"]["pictures"][0]
     assert len(frames(client.get(longer["trajectory_url"]).content)) == 5
 
@@ -99,14 +99,16 @@ def test_a_strips_recipe_gives_picture_and_strip_again(client: httpx.Client, wor
         ({"trajectory": 32, "steps": 40, "labels": [["red cube"]] * 33}, "at most 1024 stages"),
     ],
 )
-def test_trajectories_that_cannot_be(client: httpx.Client, alive: JobStore, fields: dict[str, Any], words: str) -> None:
+def test_impossible_trajectories_are_refused(
+    client: httpx.Client, alive: JobStore, fields: dict[str, Any], words: str
+) -> None:
     body = problem(client.post("/generate", json={"labels": LISTS, **fields}), 422, "invalid-request")
     assert "trajectory" in body["detail"]
     assert words in body["detail"]
     assert nothing_is_queued(alive.connection)
 
 
-def test_where_no_strip_is(client: httpx.Client, alive: JobStore) -> None:
+def test_requests_for_trajectories_that_do_not_exist(client: httpx.Client, alive: JobStore) -> None:
     def submitted(**fields: Any) -> str:
         answer = client.post("/generate", json={"labels": LISTS, **fields}, headers={"prefer": "respond-async"})
         return answer.headers["location"]
@@ -133,7 +135,7 @@ def create(connection: Redis, settings: Settings) -> Callable[..., JobRecord]:
 
 
 @pytest.mark.parametrize("way", ["gives its pictures back", "dies"])
-def test_a_strip_outlives_its_worker(
+def test_a_trajectory_survives_its_worker(
     connection: Redis, settings: Settings, create: Callable[..., JobRecord], way: str
 ) -> None:
     worker = Runner(connection, settings, "w1")
@@ -141,13 +143,13 @@ def test_a_strip_outlives_its_worker(
     worker.run(undisturbed.id)
     job = create("b")
     other = Runner(connection, settings, "w2")
-    lane = other.models.load()
+    model = other.models.load()
     for _ in range(3):
-        other.run_once(lane)
-    assert lane.engine.busy
+        other.run_once(model)
+    assert model.engine.busy
     if way == "gives its pictures back":
         other.release_claims()
-    worker.run(job.id)  # at once, or when the dead worker's lease is over
+    worker.run(job.id)  # at once, or after the dead worker's lease has expired
     expected, found = connection.hgetall(png_key("a")), connection.hgetall(png_key("b"))
     assert {b"strip:0", b"strip:1", b"0", b"1", b"grid"} == set(found)
     assert found == expected
@@ -165,7 +167,7 @@ class Fails(test_engine.FaultyStepper):
         super().step(rows)
 
 
-def test_a_strip_begins_anew_with_its_picture() -> None:
+def test_a_trajectory_starts_again_with_its_picture() -> None:
     options = SamplingOptions(guidance=1.0, steps=6)
     asked = [test_engine.picture(i, options=options).model_copy(update={"trajectory": 4}) for i in range(2)]
     whole, disturbed = test_engine.engine(), test_engine.engine()
@@ -178,7 +180,7 @@ def test_a_strip_begins_anew_with_its_picture() -> None:
     assert [outcomes[0][one].trajectory for one in asked] == [outcomes[1][one].trajectory for one in asked]
 
 
-def test_a_strip_that_nobody_wants_any_more_is_forgotten() -> None:
+def test_the_trajectory_of_a_dropped_picture_is_forgotten() -> None:
     one = test_engine.engine()
     one.admit([test_engine.picture(i).model_copy(update={"trajectory": 3}) for i in range(2)])
     one.step()
@@ -188,12 +190,12 @@ def test_a_strip_that_nobody_wants_any_more_is_forgotten() -> None:
     assert not one._trajectories._frames
 
 
-def test_a_row_is_looked_at_only_where_a_strip_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[Row] = []
+def test_rows_are_rendered_only_for_a_trajectory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[Row] = []
     monkeypatch.setattr(
-        "service.worker.trajectory._frame", lambda row: looked.append(row) or np.zeros((8, 8, 3), np.uint8)
+        "service.worker.trajectory._frame", lambda row: rendered.append(row) or np.zeros((8, 8, 3), np.uint8)
     )
     one = test_engine.engine()
     one.admit([test_engine.picture(0), test_engine.picture(1).model_copy(update={"trajectory": 2})])
     test_engine.run(one)
-    assert len(looked) == 2
+    assert len(rendered) == 2

@@ -1,0 +1,105 @@
+"""Runners that a test drives step by step, and jobs for them."""
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from redis import Redis
+
+from service.contract.records import JobRecord
+from service.settings import Settings
+from service.store.jobs import JobStore, new_id
+from service.worker.loaded_models import LoadedModel
+from service.worker.runner import Runner
+from shared.checkpoint import read_info
+from shared.diffusion.denoise import Row
+from shared.options import SamplingOptions
+from shared.registry import resolve
+from tests.toy_checkpoint import publish_toys
+
+LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
+QUICK = SamplingOptions(steps=4)
+
+
+@pytest.fixture
+def store(connection: Redis, settings: Settings) -> JobStore:
+    return JobStore(connection, settings)
+
+
+@pytest.fixture
+def runner(connection: Redis, settings: Settings) -> Runner:
+    one = Runner(connection, settings, "w1")
+    one.models.load()
+    return one
+
+
+@pytest.fixture
+def create(store: JobStore, settings: Settings) -> Callable[..., JobRecord]:
+    def create(
+        labels: Sequence[Sequence[str]] = LISTS,
+        *,
+        seed: int = 7,
+        repeats: int = 1,
+        options: SamplingOptions = QUICK,
+        model: str = "toy",
+        digest: str | None = None,
+    ) -> JobRecord:
+        found = digest or read_info(resolve(settings.storage, model, "denoiser")).digest
+        job = JobRecord(
+            id=new_id(),
+            kind="generate" if repeats == 1 else "score",
+            created_at=time.time(),
+            model=model,
+            digest=found,
+            labels=[list(one) for one in labels],
+            seed=seed,
+            repeats=repeats,
+            columns=2,
+            options=options,
+        )
+        store.create(job)
+        return job
+
+    return create
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    publish_toys(tmp_path / "models")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def own(settings: Settings, folder: Path, tmp_path: Path) -> Settings:
+    """Settings on a storage and a cache of the test's own; storage is looked at at every turn."""
+    return settings.model_copy(update={"storage": folder, "cache": tmp_path / "cache", "storage_every_s": 0.0})
+
+
+class Counting:
+    """A stepper that remembers how many pictures each of its steps had."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.inner, self.batches = model.engine.stepper, list[int]()
+        model.engine.stepper = self
+
+    def new_row(
+        self, labels: Sequence[float], options: SamplingOptions, seed: int, positions: torch.Tensor | None = None
+    ) -> Row:
+        return self.inner.new_row(labels, options, seed, positions)
+
+    def step(self, rows: Sequence[Row]) -> None:
+        self.batches.append(len(rows))
+        self.inner.step(rows)
+
+
+def status(store: JobStore, job: JobRecord) -> str | None:
+    return store.statuses([job.id])[job.id]
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16)

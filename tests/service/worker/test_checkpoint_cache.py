@@ -1,0 +1,111 @@
+"""The cache of checkpoints: whole files only, with their bases, within its bounds."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from redis import Redis
+
+from service.settings import Settings
+from service.worker.checkpoint_cache import CheckpointCache
+from service.worker.runner import Runner
+from shared import storage as files
+from shared.checkpoint import CheckpointError, read_info
+from shared.diffusion.model import load_denoiser
+from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
+
+
+@pytest.fixture
+def cache(folder: Path, tmp_path: Path) -> CheckpointCache:
+    return CheckpointCache(tmp_path / "cache", folder, 1 << 30)
+
+
+def test_an_adapter_has_its_base_beside_it(cache: CheckpointCache, folder: Path) -> None:
+    base = read_info(folder / "toy.safetensors")
+    adapter = publish_toy_adapter(folder, "fast", base)
+    kept = cache.fetch("fast")
+    assert kept == cache.folder / adapter.digest / "fast.safetensors"
+    plain, adapted = load_denoiser(cache.fetch("toy")), load_denoiser(kept)
+    change = adapted.network.state_dict()["head.bias"] - plain.network.state_dict()["head.bias"]
+    torch.testing.assert_close(change, torch.full_like(change, 0.2))
+    publish_toy_denoiser(folder, "toy", 5)  # the adapter now has nothing to change in storage
+    assert cache.fetch("fast", adapter.digest) == kept
+    assert torch.equal(load_denoiser(kept).network.state_dict()["head.bias"], adapted.network.state_dict()["head.bias"])
+    kept.with_name("toy.safetensors").unlink()
+    assert load_denoiser(cache.fetch("fast", adapter.digest)).info == adapter  # the base has a place of its own, too
+    cache.forget(kept)
+    cache.forget(cache.folder / base.digest / "toy.safetensors")
+    with pytest.raises(CheckpointError, match="no longer the checkpoint"):
+        cache.fetch("fast", adapter.digest)
+
+
+def test_a_damaged_checkpoint_is_not_cached(cache: CheckpointCache, folder: Path) -> None:
+    content = bytearray((folder / "toy.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "toy.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"toy\.safetensors: damaged"):
+        cache.fetch("toy")
+    assert not list(cache.folder.rglob("*.safetensors"))
+
+
+def test_a_copy_that_was_damaged_in_the_cache_is_fetched_again(
+    connection: Redis, own: Settings, folder: Path, cache: CheckpointCache
+) -> None:
+    kept = cache.fetch("toy")
+    assert isinstance(kept, Path)
+    content = bytearray(kept.read_bytes())
+    kept.write_bytes(content[:-10])
+    assert kept.read_bytes() != content
+    assert cache.fetch("toy") == kept
+    assert kept.read_bytes() == content
+    content[-1] ^= 1
+    kept.write_bytes(content)
+    runner = Runner(connection, own, "w1")
+    with pytest.raises(CheckpointError, match="do not match"):
+        runner.models.load()
+    assert runner.models.load().name == "toy"
+
+
+def test_the_same_weights_with_another_configuration_are_fetched_again(cache: CheckpointCache, folder: Path) -> None:
+    from shared.checkpoint import load, publish
+
+    old, tensors = load(folder / "toy.safetensors")
+    config = {**old.config, "sampling": {"steps": 5}}
+    cache.fetch("toy")
+    publish(folder, "toy", tensors, kind="denoiser", vocabulary=old.vocabulary, config=config, training={})
+    kept = cache.fetch("toy")
+    assert read_info(kept).digest == old.digest
+    assert load_denoiser(kept).options.steps == 5
+
+
+def test_the_cache_keeps_the_most_recently_used_within_its_bound(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (folder / "toy.safetensors").stat().st_size
+    small = CheckpointCache(tmp_path / "cache", folder, int(2.5 * size))
+    monkeypatch.setattr("service.worker.checkpoint_cache.IN_USE_S", -1.0)
+    digests = [publish_toy_denoiser(folder, "x", seed).digest for seed in (10, 11, 12)]
+    for i, digest in enumerate(digests):
+        assert publish_toy_denoiser(folder, "x", 10 + i).digest == digest
+        small.fetch("x")
+        os.utime(small.folder / digest, (i, i))
+    assert {path.name for path in small.folder.iterdir()} == set(digests[1:])
+
+
+def test_if_the_disk_cannot_be_written_storage_is_read_directly(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    path = CheckpointCache(tmp_path / "file", folder, 1 << 30).fetch("toy")
+    assert path == folder / "toy.safetensors"
+    assert [record.message for record in caplog.records] == ["checkpoint cannot be cached"]
+
+
+def test_versions_of_files_change_with_them(folder: Path) -> None:
+    before = files.versions(folder)
+    assert before.keys() == {"toy.safetensors", "other.safetensors", "toy-evaluator.safetensors", "promoted.json"}
+    publish_toy_denoiser(folder, "toy", 0)
+    after = files.versions(folder)
+    assert {name for name in after if after[name] != before[name]} == {"toy.safetensors"}
+    assert files.versions(folder / "absent") == {}

@@ -1,0 +1,119 @@
+"""Completed jobs: scores, grid, and workers that die in between."""
+
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from redis import Redis
+
+from service.contract.records import JobRecord, JobResult, Verdict
+from service.settings import Settings
+from service.store.jobs import JobStore, read_verdicts
+from service.store.keys import job_key, png_key, verdicts_key
+from service.worker.loaded_models import LoadedModel
+from service.worker.runner import Runner
+from shared.evaluator import score_set
+from tests.service.worker.conftest import LISTS, pixels, status
+
+
+def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:
+    return read_verdicts(store.connection.hvals(verdicts_key(job.id)))
+
+
+def test_the_result_is_the_score_of_the_set(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    job = create(repeats=3)
+    runner.run(job.id)
+    raw = connection.hget(job_key(job.id), "result")
+    assert raw is not None
+    result = JobResult.model_validate_json(raw)
+    verdicts = verdicts_of(store, job)
+    names = runner.judge.vocabulary.names
+    for r, scores in enumerate(result.repeats):
+        part = verdicts[r * 3 : r * 3 + 3]
+        probabilities = torch.tensor([[verdict.probabilities[name] for name in names] for verdict in part])
+        targets = torch.tensor([runner.judge.vocabulary.multi_hot(one) for one in LISTS])
+        expected = score_set(probabilities, targets, names)
+        assert (scores.accuracy, scores.exact_match, scores.f1) == (
+            expected.accuracy,
+            expected.exact_match,
+            expected.f1,
+        )
+    assert result.repeats[result.best].accuracy == max(scores.accuracy for scores in result.repeats)
+
+
+def test_the_grid_shows_the_pictures_in_order(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    job = create()
+    runner.run(job.id)
+    raw = connection.hget(png_key(job.id), "grid")
+    assert isinstance(raw, bytes)
+    grid = pixels(raw)
+    stored = [pixels(png) for png in store.pngs(job.id, range(3))]
+    h, w, _ = stored[0].shape
+    for i, picture in enumerate(stored):  # two columns, a border of 2 around each
+        y, x = (i // 2) * (h + 2) + 2, (i % 2) * (w + 2) + 2
+        assert np.abs(grid[y : y + h, x : x + w] - picture).max() <= 1
+
+
+def die(*given: object) -> None:
+    """Stands where a worker is killed."""
+    raise SystemExit
+
+
+def test_a_job_is_completed_after_a_worker_died_between_last_picture_and_grid(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = create()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_complete", die)
+        with pytest.raises(SystemExit):
+            runner.run(job.id)
+    assert status(store, job) == "running"
+    runner.run(job.id)
+    assert status(store, job) == "finished"
+
+
+def test_a_waiting_worker_completes_a_job_whose_last_picture_came_from_a_dying_worker(
+    runner: Runner,
+    create: Callable[..., JobRecord],
+    connection: Redis,
+    settings: Settings,
+    store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = create()
+    maker = Runner(connection, settings, "w2")
+    maker.models.load()
+    maker.run_once()  # has all pictures
+
+    run_once, iterations = runner.run_once, iter(range(100))
+
+    def run_both(model: LoadedModel, job_id: str) -> bool:
+        assert next(iterations, None) is not None, "it waits for ever"
+        if maker.models.busy:
+            with contextlib.suppress(SystemExit):
+                maker.run_once()
+        return run_once(model, job_id)
+
+    monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 0.1)
+    monkeypatch.setattr(maker, "_complete", die)
+    monkeypatch.setattr(runner, "run_once", run_both)
+    runner.run(job.id)
+    assert status(store, job) == "finished"
+
+
+def test_a_job_whose_grid_cannot_be_composed_fails(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    job = create(LISTS * 3)  # more than a batch, so that the first pictures are read again for the grid
+    while not store.done_indices(job.id):
+        runner.run_once()
+    connection.hset(png_key(job.id), "0", b"no PNG")
+    runner.run(job.id)
+    assert status(store, job) == "failed"

@@ -1,0 +1,147 @@
+"""Workers that die, stop or lose their device, and pictures that break a batch: nobody else is affected."""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from redis import Redis
+
+from service.contract.records import JobRecord
+from service.settings import Settings
+from service.store.jobs import JobStore
+from service.store.keys import job_key, png_key
+from service.worker.engine import DeviceLost
+from service.worker.runner import Runner
+from shared.diffusion.denoise import Row
+from tests.service.worker.conftest import Counting, status
+
+
+def test_another_worker_samples_a_dead_workers_pictures_and_they_are_the_same(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+) -> None:
+    undisturbed = create()
+    runner.run(undisturbed.id)
+    job = create()
+    dead = Runner(connection, settings, "w2")
+    model = dead.models.load()
+    for _ in range(2):
+        dead.run_once()
+    assert len(model.claims) == 3
+    runner.run(job.id)  # waits until the lease is over
+    assert status(store, job) == "finished"
+    assert store.pngs(job.id, range(3)) == store.pngs(undisturbed.id, range(3))
+
+
+def test_a_worker_that_wakes_up_after_its_lease_expired_changes_nothing(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+) -> None:
+    job = create()
+    paused = Runner(connection, settings, "w2")
+    model = paused.models.load()
+    paused.run_once()
+    runner.run(job.id)
+    before = connection.hgetall(job_key(job.id)), connection.hgetall(png_key(job.id))
+    paused.renew_claims()
+    while paused.models.busy:
+        paused.run_once()
+    assert (connection.hgetall(job_key(job.id)), connection.hgetall(png_key(job.id))) == before
+    assert connection.xlen(model.stream.key) == 0
+
+
+def test_a_stopping_worker_releases_its_pictures(
+    store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+) -> None:
+    patient = settings.model_copy(update={"lease_s": 200.0})  # longer than the test may take
+    job = create()
+    stopping, other = Runner(connection, patient, "w2"), Runner(connection, patient, "w3")
+    stopping.models.load()
+    stopping.run_once()
+    stopping.stopping = True
+    stopping.run(job.id)
+    stopping.release_claims()
+    assert not stopping.models.busy
+    assert connection.llen(store.queue.key) == 2
+    begun = time.monotonic()
+    other.run(job.id)
+    assert status(store, job) == "finished"
+    assert time.monotonic() - begun < 200
+
+
+def test_a_picture_that_breaks_the_batch_fails_only_its_job(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    good, bad = create(), create([["gray cube"]])
+
+    class Poisoned(Counting):
+        def step(self, rows: Sequence[Row]) -> None:
+            if any(row.labels[0] for row in rows):
+                raise RuntimeError("poison")
+            super().step(rows)
+
+    Poisoned(runner.models.load())
+    runner.run(bad.id)
+    runner.run(good.id)
+    assert status(store, good) == "finished"
+    assert status(store, bad) == "failed"
+    assert connection.hget(job_key(bad.id), "error") == b"picture 0: RuntimeError: poison"
+    assert connection.xlen(runner.models.load().stream.key) == 0
+
+
+@pytest.mark.parametrize("where", ["new_row", "step"])
+def test_if_the_device_fails_the_worker_ends_and_no_job_fails(
+    runner: Runner,
+    store: JobStore,
+    create: Callable[..., JobRecord],
+    connection: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    ended: list[int] = []
+    job = create()
+
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(runner.models.load().stepper, where, fail)
+    monkeypatch.setattr("service.worker.engine.lost", lambda error, device: True)
+    monkeypatch.setattr("service.worker.runner.end_process", ended.append)
+    with pytest.raises(DeviceLost):
+        runner.run(job.id)
+    assert ended == [70]
+    assert status(store, job) == "running"
+    stream = runner.models.load().stream
+    assert connection.xpending(stream.key, "workers")["pending"] == 3  # which others take over
+
+
+def test_a_picture_that_kills_workers_fails_only_its_job(
+    store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+) -> None:
+    quick = settings.model_copy(update={"lease_s": 0.2})
+    good, bad = create(), create([["gray cube"]])
+
+    class Death(BaseException):
+        pass
+
+    class Deadly(Counting):
+        def step(self, rows: Sequence[Row]) -> None:
+            if any(row.labels[0] for row in rows):
+                raise Death
+            super().step(rows)
+
+    deaths = 0
+    for name in itertools.count():
+        runner = Runner(connection, quick, f"w{name}")
+        Deadly(runner.models.load())
+        try:
+            runner.run(bad.id)
+            runner.run(good.id)
+            break
+        except Death:
+            deaths += 1
+            assert deaths <= 3
+    assert deaths == 3
+    assert [status(store, job) for job in (good, bad)] == ["finished", "failed"]
+    reason = connection.hget(job_key(bad.id), "error")
+    assert reason == b"workers died 3 times while sampling picture 0"
