@@ -3,6 +3,7 @@
 Checkpoints appear, change and go while the service runs. Knows no HTTP; its errors are the service's own.
 """
 
+import functools
 import re
 import threading
 import time
@@ -66,7 +67,6 @@ class Models:
     every_s: float = 2.0
     _versions: dict[str, str] = field(default_factory=dict)  # of all files, by file name
     _checkpoints: dict[str, _File] = field(default_factory=dict)  # by name, sorted
-    _cards: dict[str, tuple[str, str]] = field(default_factory=dict)  # version and text, by file name
     _promoted: dict[str, str] = field(default_factory=dict)  # kind -> name, as promoted.json has it
     _problem: CheckpointError | None = None  # with storage or promoted.json
     _looked_at: float = -1e9
@@ -202,16 +202,20 @@ class Models:
     def _card(self, info: CheckpointInfo) -> str:
         """Return the text of NAME.md beside the checkpoint; empty without one, or if it describes other weights."""
         file = info.name + CARD_SUFFIX
-        version = self._versions.get(file, "")
-        if version and self._cards.get(file, ("", ""))[0] != version:
-            try:
-                with files.reading(self.storage / file, block=MAX_CARD_BYTES) as card:
-                    self._cards[file] = (version, card.read(MAX_CARD_BYTES).decode(errors="replace"))
-            except OSError:  # deleted since `_look`
-                return ""
-        text = self._cards[file][1] if version else ""
+        if file not in self._versions:
+            return ""
+        try:
+            text = _read_card(self.storage / file, self._versions[file])
+        except OSError:  # deleted since `_look`
+            return ""
         written_for = WRITTEN_FOR.search(text)
         return "" if written_for and written_for[1] != info.digest[:16] else text
+
+
+@functools.lru_cache
+def _read_card(path: Location, version: str) -> str:
+    with files.reading(path, block=MAX_CARD_BYTES) as card:
+        return card.read(MAX_CARD_BYTES).decode(errors="replace")
 
 
 def _is_unread(error: CheckpointError) -> bool:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Header
+from fastapi import Depends, Header
 
 from service.api.dependencies import SettingsDep
 
@@ -51,3 +51,6 @@ async def read_preferences(
     if "respond-async" in preferred:
         return Preferences(0.0, png, "respond-async")
     return Preferences(settings.wait_s, png, None)
+
+
+PreferencesDep = Annotated[Preferences, Depends(read_preferences)]

@@ -22,7 +22,7 @@ from structlog.contextvars import bind_contextvars
 from service.api.catalog import Models
 from service.api.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
 from service.api.openapi_parts import PNG, Responses, header, job_links
-from service.api.preferences import Preferences, read_preferences
+from service.api.preferences import Preferences
 from service.contract.errors import (
     BadRequest,
     ClientGone,
@@ -124,9 +124,8 @@ class Submitter:
     store: JobStore
     reader: JobReader
     models: Models
-    preferences: Preferences
-    idempotency_key: str | None
     owner: str
+    idempotency_key: str | None
 
     async def submit(
         self,
@@ -167,14 +166,11 @@ class Submitter:
             log.info("job accepted", kind=spec.kind, pictures=record.total, model=record.model)
         return job_id
 
-    async def wait(self, job_id: str) -> Job:
-        """Return the job once it has ended, or its state when the client's wait is over.
-
-        Raises ClientGone if the client disconnects first.
-        """
-        if self.preferences.wait_s <= 0:
+    async def wait(self, job_id: str, wait_s: float) -> Job:
+        """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""
+        if wait_s <= 0:
             return await self.reader.wait(job_id, 0.0)
-        end = asyncio.create_task(self.reader.wait(job_id, self.preferences.wait_s))
+        end = asyncio.create_task(self.reader.wait(job_id, wait_s))
         disconnect = asyncio.create_task(_disconnect(self.request))
         try:
             await asyncio.wait((end, disconnect), return_when=asyncio.FIRST_COMPLETED)
@@ -187,18 +183,18 @@ class Submitter:
             disconnect.cancel()
             await asyncio.wait((end, disconnect))  # `end` has a connection to give back
 
-    async def answer(self, job_id: str) -> Response:
+    async def answer(self, job_id: str, preferences: Preferences) -> Response:
         """Wait for the job and answer in the form that the client prefers."""
-        job = await self.wait(job_id)
+        job = await self.wait(job_id, preferences.wait_s)
         location = f"/jobs/{job_id}"
         headers = {"Vary": "Accept, Prefer"}
-        if self.preferences.applied:
-            headers["Preference-Applied"] = self.preferences.applied
+        if preferences.applied:
+            headers["Preference-Applied"] = preferences.applied
         if job.status not in TERMINAL:
             return JSONResponse(job.model_dump(mode="json"), 202, {**headers, "Location": location})
         headers["Content-Location"] = location
         check_finished(job, headers)
-        if self.preferences.png:
+        if preferences.png:
             headers["Content-Location"] = f"{location}/grid.png"
             return Response(await self.reader.grid(job_id), media_type="image/png", headers=headers)
         return JSONResponse(job.model_dump(mode="json"), headers=headers)
@@ -322,10 +318,9 @@ async def _submitter(
     reader: ReaderDep,
     models: ModelsDep,
     owner: OwnerDep,
-    preferences: Annotated[Preferences, Depends(read_preferences)],
     idempotency_key: IdempotencyKey = None,
 ) -> Submitter:
-    return Submitter(request, settings, store, reader, models, preferences, idempotency_key, owner)
+    return Submitter(request, settings, store, reader, models, owner, idempotency_key)
 
 
 SubmitterDep = Annotated[Submitter, Depends(_submitter)]

@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import re
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 
 from service.telemetry.logs import get_logger
@@ -24,14 +23,6 @@ class BadKeys(RuntimeError):
     """The configured keys cannot be read. The message names the place and never shows its content."""
 
 
-@dataclass(frozen=True)
-class Known:
-    """A configured key: its owner's name and its hash. Keys with the same name belong to one owner."""
-
-    name: str
-    hash: str
-
-
 def hash_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -40,10 +31,10 @@ def new_key() -> str:
     return PREFIX + secrets.token_urlsafe(32)
 
 
-def parse(listed: str, source: str) -> tuple[Known, ...]:
-    """Parse NAME:HASH entries, separated by spaces, commas or lines; # begins a comment. Raises BadKeys.
+def parse(listed: str, source: str) -> tuple[tuple[str, str], ...]:
+    """Return the owner and hash of each key in a text of NAME:HASH entries. Keys with one name belong to one owner.
 
-    source: what the message calls the text.
+    Entries are separated by spaces, commas or lines; # begins a comment. `source` names the text in BadKeys.
     """
     entries = [entry for line in listed.splitlines() for entry in line.partition("#")[0].replace(",", " ").split()]
     matches = [ENTRY.fullmatch(entry) for entry in entries]
@@ -51,7 +42,7 @@ def parse(listed: str, source: str) -> tuple[Known, ...]:
         raise BadKeys(
             f"{source}: entry {matches.index(None) + 1} is not NAME:HASH, as `python -m service keys` prints it"
         )
-    return tuple(Known(match["name"], match["hash"]) for match in matches if match is not None)
+    return tuple((match["name"], match["hash"]) for match in matches if match is not None)
 
 
 class KeyRing:
@@ -59,7 +50,7 @@ class KeyRing:
 
     def __init__(self, listed: str, file: Path | None) -> None:
         self._listed = parse(listed, "LABELGRID_API_KEYS")
-        self._file, self._of_file, self._read_as = file, tuple[Known, ...](), (0, 0, 0)
+        self._file, self._of_file, self._read_as = file, tuple[tuple[str, str], ...](), (0, 0, 0)
         self._read()
         self.enabled = bool(self._listed) or file is not None
 
@@ -81,7 +72,7 @@ class KeyRing:
         except BadKeys as error:  # the keys read before stay valid: a typing error locks nobody out
             log.error("API keys cannot be read; the keys read before stay valid", reason=str(error))
         hashed, found = hash_of(key), None
-        for known in self._listed + self._of_file:
-            if hmac.compare_digest(hashed, known.hash):
-                found = known.name
+        for owner, known in self._listed + self._of_file:
+            if hmac.compare_digest(hashed, known):
+                found = owner
         return found

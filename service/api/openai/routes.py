@@ -6,15 +6,14 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from service.api.catalog import Models, vocabulary_of
-from service.api.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
+from service.api.dependencies import ModelsDep, OwnerDep, SettingsDep
 from service.api.openai.prompt import parse_prompt
 from service.api.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
 from service.api.openapi_parts import link, problems
-from service.api.preferences import Preferences
-from service.api.submitter import ERRORS, IdempotencyKey, JobSpec, Submitter, check_finished
+from service.api.submitter import ERRORS, JobSpec, SubmitterDep, check_finished
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from service.contract.schemas import Job
@@ -23,19 +22,6 @@ from shared.checkpoint import CheckpointInfo
 from shared.vocabulary import LabelError
 
 router = APIRouter(prefix="/v1", tags=["openai"])
-
-
-def _submitter(
-    request: Request,
-    settings: SettingsDep,
-    store: StoreDep,
-    reader: ReaderDep,
-    models: ModelsDep,
-    owner: OwnerDep,
-    idempotency_key: IdempotencyKey = None,
-) -> Submitter:
-    preferences = Preferences(wait_s=settings.wait_s, png=False, applied=None)
-    return Submitter(request, settings, store, reader, models, preferences, idempotency_key, owner)
 
 
 def _size_of(png: bytes) -> str:
@@ -59,15 +45,13 @@ def _check_size(body: ImagesRequest, info: CheckpointInfo) -> None:
     summary="Generate pictures with OpenAI's images API",
 )
 async def generate_images(
-    request: Request, body: ImagesRequest, submitter: Annotated[Submitter, Depends(_submitter)]
+    request: Request, body: ImagesRequest, submitter: SubmitterDep, settings: SettingsDep
 ) -> Response:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
     job_id = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
-    job = await submitter.wait(job_id)
+    job = await submitter.wait(job_id, settings.wait_s)
     if job.status not in TERMINAL:
-        raise NotInTime(
-            f"not finished within {submitter.preferences.wait_s:.0f} s; the job goes on", job=f"/jobs/{job_id}"
-        )
+        raise NotInTime(f"not finished within {settings.wait_s:.0f} s; the job goes on", job=f"/jobs/{job_id}")
     check_finished(job)
     base = None if body.response_format != "url" else str(request.base_url).rstrip("/")
     images = await _images(submitter.reader, job, base)

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.api.catalog import Models, knows_positions, vocabulary_of
 from service.api.openapi_parts import SCHEMAS, problems
+from service.api.preferences import PreferencesDep
 from service.api.submitter import ERRORS, RESPONSES, JobSpec, SubmitterDep
 from service.api.uploads.body import UnsupportedBody, describe_body, describe_form, read_body, validate
 from service.api.uploads.png import PngError, recipe_of
@@ -37,14 +38,15 @@ BODY = describe_body(
     openapi_extra=BODY,
     summary="Generate pictures from labels, or again from a recipe",
 )
-async def generate(request: Request, submitter: SubmitterDep) -> Response:
+async def generate(request: Request, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
     """Generates one picture for each list of labels, scores it, and waits for it unless `Prefer` says otherwise.
 
     A recipe, as JSON or as the PNG that carries it, generates the same pictures again.
     """
     body = await _read(request)
     labels = (body.recipe or body).labels
-    return await submitter.answer(await submitter.submit("generate", body, labels, partial(_check, body)))
+    job_id = await submitter.submit("generate", body, labels, partial(_check, body))
+    return await submitter.answer(job_id, preferences)
 
 
 async def _read(request: Request) -> GenerateRequest:

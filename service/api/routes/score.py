@@ -8,6 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.api.catalog import Models, vocabulary_of
 from service.api.openapi_parts import problems
+from service.api.preferences import PreferencesDep
 from service.api.submitter import ERRORS, RESPONSES, JobSpec, SubmitterDep
 from service.api.uploads.body import UnsupportedBody, describe_body, describe_form, read_body, validate
 from service.api.uploads.picture_zip import SubmissionError, read_submission
@@ -50,14 +51,15 @@ BODY = describe_body(
     openapi_extra=BODY,
     summary="Score the model on a test file",
 )
-async def score(request: Request, submitter: SubmitterDep) -> Response:
+async def score(request: Request, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
     """Generates every picture of a test file `repeats` times, run r with seed + r, and scores each run.
 
     With a zip of `pictures` it generates none and scores those, as one run.
     """
     body = await _read(request, submitter.settings)
     check = partial(_check, body)
-    return await submitter.answer(await submitter.submit("score", body.fields, body.lists, check, body.pictures or ()))
+    job_id = await submitter.submit("score", body.fields, body.lists, check, body.pictures or ())
+    return await submitter.answer(job_id, preferences)
 
 
 @dataclass(frozen=True)
