@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from shared.rgb import to_rgb
 
@@ -61,17 +62,8 @@ def grid(images: Tensor, columns: int = 8, padding: int = 2) -> NDArray[np.uint8
 
 def sheet(pictures: NDArray[np.uint8], columns: int = 8, padding: int = 2) -> NDArray[np.uint8]:
     """Arrange pictures (N, H, W, 3) on black, `columns` to a row. A single one stays as it is, as in torchvision."""
-    n, height, width, channels = pictures.shape
-    if n == 1:
-        return np.asarray(pictures[0])
-    columns = min(columns, n)
-    step_y, step_x = height + padding, width + padding
-    shape = (-(-n // columns) * step_y + padding, columns * step_x + padding, channels)
-    whole = np.zeros(shape, np.uint8)
-    for i, picture in enumerate(pictures):
-        y, x = i // columns * step_y + padding, i % columns * step_x + padding
-        whole[y : y + height, x : x + width] = picture
-    return whole
+    whole = make_grid(torch.tensor(pictures).permute(0, 3, 1, 2), nrow=columns, padding=padding)
+    return np.ascontiguousarray(whole.permute(1, 2, 0).numpy())
 
 
 def marked_grid(
