@@ -98,21 +98,17 @@ IdempotencyKey = Annotated[
 
 @dataclass(frozen=True)
 class JobSpec:
-    """The job that a request asks for. `labels`, `layouts` and `pictures` are checked.
+    """The job of a request that was checked against the models. A `recipe` determines seed and options.
 
-    A `recipe` determines seed and options. With `pictures`, uploaded PNGs, the job samples none and `info` is the
-    evaluator's.
+    info: the denoiser's description, or the evaluator's if the request has pictures.
     """
 
-    kind: JobKind
-    fields: SamplingFields
     labels: list[list[str]]
     info: CheckpointInfo
     repeats: int = 1
     recipe: Recipe | None = None
     trajectory: int | None = None
     layouts: list[Layout | None] | None = None
-    pictures: Sequence[bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -149,21 +145,22 @@ class Submitter:
         try:
             existing = await run_in_threadpool(self.store.existing_job, request) if request else None
             if existing is None:
-                return await self._create(await run_in_threadpool(check, self.models), request)
+                spec = await run_in_threadpool(check, self.models)
+                record = self._record(kind, fields, spec, sent=bool(pictures))
+                await self._check_room(record)
+                return await self._create(record, request, pictures)
         except KeyReused as error:
             raise KeyReuse.at(("header", "Idempotency-Key"), str(error)) from error
         _annotate(existing)
         return existing
 
-    async def _create(self, spec: JobSpec, request: IdempotentRequest | None) -> str:
+    async def _create(self, record: JobRecord, request: IdempotentRequest | None, pictures: Sequence[bytes]) -> str:
         """Create a job, unless the same request has just created one. Return its id. Raises KeyReused."""
-        record = self._record(spec)
-        await self._check_room(record)
-        job_id = await run_in_threadpool(self.store.create, record, request, spec.pictures or ())
+        job_id = await run_in_threadpool(self.store.create, record, request, pictures)
         _annotate(job_id)
         if job_id == record.id:
-            PICTURES_ACCEPTED.labels(spec.kind).inc(record.total)
-            log.info("job accepted", kind=spec.kind, pictures=record.total, model=record.model)
+            PICTURES_ACCEPTED.labels(record.kind).inc(record.total)
+            log.info("job accepted", kind=record.kind, pictures=record.total, model=record.model)
         return job_id
 
     async def wait(self, job_id: str, wait_s: float) -> Job:
@@ -199,9 +196,9 @@ class Submitter:
             return Response(await self.reader.grid(job_id), media_type="image/png", headers=headers)
         return JSONResponse(job.model_dump(mode="json"), headers=headers)
 
-    def _record(self, spec: JobSpec) -> JobRecord:
+    def _record(self, kind: JobKind, fields: SamplingFields, spec: JobSpec, sent: bool) -> JobRecord:
         """Return the job to store. Raises BadRequest for options that do not go together."""
-        fields, recipe, info = spec.fields, spec.recipe, spec.info
+        recipe, info = spec.recipe, spec.info
         options = recipe.options if recipe else _options(fields, info)
         seed = recipe.seed if recipe else fields.seed
         if seed is None:
@@ -212,7 +209,7 @@ class Submitter:
         return JobRecord(
             id=new_id(),
             owner=self.owner,
-            kind=spec.kind,
+            kind=kind,
             created_at=time.time(),
             model=info.name,
             digest=info.digest,
@@ -228,7 +225,7 @@ class Submitter:
             traceparent=tracing.traceparent(),
             columns=recipe.columns if recipe else fields.columns,
             options=options,
-            sent=spec.pictures is not None,
+            sent=sent,
         )
 
     def _webhook_events(self, fields: SamplingFields) -> tuple[WebhookEvent, ...]:

@@ -66,7 +66,7 @@ def _check(body: ImagesRequest, models: Models) -> JobSpec:
         labels = parse_prompt(body.prompt, vocabulary_of(info))
     except LabelError as error:
         raise BadRequest.from_label_error(error, "prompt") from error
-    return JobSpec("generate", body, [labels] * (body.n or 1), info)
+    return JobSpec([labels] * (body.n or 1), info)
 
 
 async def _images(reader: JobReader, job: Job, base: str | None) -> Images:

@@ -78,7 +78,7 @@ def _check(body: GenerateRequest, models: Models) -> JobSpec:
         check_layouts(layouts, labels, info, ("body", *at, "layouts"))
         layouts = layouts if any(layouts) else None
     trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
-    return JobSpec("generate", body, labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts)
+    return JobSpec(labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts)
 
 
 def check_layouts(
