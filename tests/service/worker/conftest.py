@@ -76,12 +76,12 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def own(settings: Settings, folder: Path, tmp_path: Path) -> Settings:
-    """Settings on a storage and a cache of the test's own; storage is looked at at every turn."""
+    """Settings with the test's own storage and cache; storage is checked in every iteration."""
     return settings.model_copy(update={"storage": folder, "cache": tmp_path / "cache", "storage_every_s": 0.0})
 
 
 class Counting:
-    """A stepper that remembers how many pictures each of its steps had."""
+    """Records how many pictures each step has."""
 
     def __init__(self, model: LoadedModel) -> None:
         self.inner, self.batches = model.engine.stepper, list[int]()

@@ -29,11 +29,11 @@ def test_an_adapter_has_its_base_beside_it(cache: CheckpointCache, folder: Path)
     plain, adapted = load_denoiser(cache.fetch("toy")), load_denoiser(kept)
     change = adapted.network.state_dict()["head.bias"] - plain.network.state_dict()["head.bias"]
     torch.testing.assert_close(change, torch.full_like(change, 0.2))
-    publish_toy_denoiser(folder, "toy", 5)  # the adapter now has nothing to change in storage
+    publish_toy_denoiser(folder, "toy", 5)  # storage no longer holds the adapter's base
     assert cache.fetch("fast", adapter.digest) == kept
     assert torch.equal(load_denoiser(kept).network.state_dict()["head.bias"], adapted.network.state_dict()["head.bias"])
     kept.with_name("toy.safetensors").unlink()
-    assert load_denoiser(cache.fetch("fast", adapter.digest)).info == adapter  # the base has a place of its own, too
+    assert load_denoiser(cache.fetch("fast", adapter.digest)).info == adapter  # the base has its own copy
     cache.forget(kept)
     cache.forget(cache.folder / base.digest / "toy.safetensors")
     with pytest.raises(CheckpointError, match="no longer the checkpoint"):

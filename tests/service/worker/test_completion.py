@@ -61,7 +61,7 @@ def test_the_grid_shows_the_pictures_in_order(
 
 
 def die(*given: object) -> None:
-    """Stands where a worker is killed."""
+    """Take the place of a call in which the worker is killed."""
     raise SystemExit
 
 
@@ -90,7 +90,7 @@ def test_a_waiting_worker_completes_a_job_whose_last_picture_came_from_a_dying_w
     job = create()
     maker = Runner(connection, settings, "w2")
     maker.models.load()
-    maker.run_once()  # has all pictures
+    maker.run_once()  # claims all pictures
 
     run_once, iterations = runner.run_once, iter(range(100))
 

@@ -1,4 +1,4 @@
-"""Shutting down: what is in work is finished or left to others, what is new is refused, and nothing is lost."""
+"""Shutdowns: work in progress is finished or handed over, new requests are refused, and nothing is lost."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ ASYNC = {"prefer": "respond-async"}
 
 @pytest.fixture
 def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits notices a shutdown at once."""
+    """Let waiting requests notice a shutdown at once."""
     monkeypatch.setattr("service.store.reader.LOOK_AGAIN_MS", 50)
     monkeypatch.setattr("service.api.event_feed.LOOK_AGAIN_MS", 50)
 
@@ -53,10 +53,10 @@ def test_a_draining_api_answers_open_requests_and_refuses_new_ones(
         (raw,) = until(lambda: connection.smembers(OPEN))
         job_id = text(raw)
         with client.stream("GET", f"/jobs/{job_id}/events") as response:
-            told = events(response)
-            assert next(told)["event"] == "job"
+            stream = events(response)
+            assert next(stream)["event"] == "job"
             server.should_exit = True
-            assert list(told) == []  # the stream is over, the job is not
+            assert list(stream) == []  # the stream has ended, the job has not
         refused = [client.get("/readyz"), client.post("/generate", json=BODY), client.get(f"/jobs/{job_id}")]
         for answer in refused:
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -123,7 +123,7 @@ def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(
     pending: Any = connection.xpending_range(stream_key(long.digest), GROUP, "-", "+", 9)
     assert [one["times_delivered"] for one in pending] == [0, 0]  # as if never delivered
     other.models.load()
-    other.run(long.id)  # it waits for no lease to be over
+    other.run(long.id)  # without waiting for a lease to expire
     other.run(late.id)
     assert set(store.statuses([long.id, late.id]).values()) == {"finished"}
 
@@ -142,7 +142,7 @@ def test_without_time_to_drain_everything_is_released(settings: Settings, connec
     assert store.done_indices(job.id) == set()
 
 
-# Real processes: everything is replaced while clients come and go.
+# Real processes: all are replaced while clients send requests.
 
 
 class Part:
@@ -161,7 +161,7 @@ class Part:
 
 
 class Traffic(threading.Thread):
-    """Small jobs without end, each offered to one API after the other until one takes it."""
+    """Sends small jobs until it is ended, each to one API after the other until one accepts it."""
 
     def __init__(self, addresses: list[str]) -> None:
         super().__init__()
@@ -187,27 +187,27 @@ class Traffic(threading.Thread):
 
 
 def workers_with_pictures(connection: Redis, digest: str) -> set[int]:
-    """Process ids of the workers that have pictures in work."""
-    with contextlib.suppress(redis.ResponseError):  # no worker has made the stream yet
+    """Return the process ids of the workers with pictures in progress."""
+    with contextlib.suppress(redis.ResponseError):  # no worker has created the stream yet
         names = [text(one["name"]) for one in connection.xpending(stream_key(digest), GROUP)["consumers"]]
         return {json.loads(about)["pid"] for name in names if (about := connection.get(worker_key(name)))}
     return set()
 
 
 def check_once(connection: Redis, job_id: str) -> None:
-    """The job ended once, finished, with every picture made once."""
+    """Check that the job finished once, with every picture stored once."""
     happened: Any = connection.xrange(events_key(job_id))
     fields = [fields for _, fields in happened]
     assert [text(one[b"status"]) for one in fields if b"status" in one] == ["running", "finished"]
-    made = [int(one[b"picture"]) for one in fields if b"picture" in one]
+    stored = [int(one[b"picture"]) for one in fields if b"picture" in one]
     total = int(connection.hget(job_key(job_id), "total") or 0)
-    assert sorted(made) == list(range(total))
+    assert sorted(stored) == list(range(total))
     assert connection.hlen(verdicts_key(job_id)) == total
 
 
 @pytest.fixture
 def parts(tmp_path: Path, settings: Settings, connection: Redis) -> Iterator[tuple[list[str], dict[str, Part]]]:
-    """Two APIs, by address, and two workers, ready."""
+    """Two APIs, by address, and two workers, all ready."""
     brief = settings.model_copy(update={"drain_s": 4.0})
     ports = [free_port(), free_port()]
     started = {f"api{i}": Part(tmp_path, brief, f"api{i}", "api", "--port", str(port)) for i, port in enumerate(ports)}
@@ -240,13 +240,13 @@ def test_a_rolling_restart_loses_nothing(
         waiting = thread.submit(client.post, "/generate", json=long)
         watched = client.post("/generate", json=long, headers=ASYNC).json()["id"]
         with client.stream("GET", f"/jobs/{watched}/events") as response:
-            told = events(response)
-            first = [next(told), next(told)]
+            stream = events(response)
+            first = [next(stream), next(stream)]
             until(lambda: started["worker0"].process.pid in workers_with_pictures(connection, digest))
-            until(lambda: traffic.accepted)  # by the old API, which is offered them first
+            until(lambda: traffic.accepted)  # by the old API, which is asked first
             for name in ("worker0", "api0"):
                 started[name].process.send_signal(signal.SIGTERM)
-            first += told
+            first += stream
         answer = waiting.result(timeout=60)
     assert started["worker0"].process.wait(timeout=60) == 0
     assert started["api0"].process.wait(timeout=60) == -signal.SIGTERM
@@ -255,7 +255,7 @@ def test_a_rolling_restart_loses_nothing(
     traffic.ended.set()
     traffic.join()
 
-    # Every job that was accepted ends once, whoever took it and whoever made it.
+    # Every accepted job finishes once, whichever API accepted it and whichever worker sampled it.
     assert answer.status_code in (200, 202)
     jobs = [watched, answer.json()["id"], *(job_id for job_id, _ in traffic.accepted.values())]
     until(lambda: not connection.scard(OPEN))
@@ -264,7 +264,7 @@ def test_a_rolling_restart_loses_nothing(
     assert {address for _, address in traffic.accepted.values()} == {old, new}
     assert set(traffic.refused) <= {0, 503}
 
-    # The stream that ended is gone on with elsewhere.
+    # The client continues the event stream at the other API.
     assert "end" not in [event["event"] for event in first]
     last = ["0-0", *(event["id"] for event in first if "id" in event)][-1]
     with httpx.Client(base_url=new) as client:
@@ -277,7 +277,7 @@ def test_a_rolling_restart_loses_nothing(
     for request, (job_id, address) in list(traffic.accepted.items())[-3:]:
         api = started[f"api{addresses.index(address)}"]
         assert api.lines(event="job accepted", role="api", request_id=request, job_id=job_id)
-        made = [part.lines(event="job finished", request_id=request, job_id=job_id) for part in started.values()]
-        assert [line["role"] for lines in made for line in lines] == ["worker"]
+        logged = [part.lines(event="job finished", request_id=request, job_id=job_id) for part in started.values()]
+        assert [line["role"] for lines in logged for line in lines] == ["worker"]
     password = settings.redis_url.split("@")[0].rpartition(":")[2]
     assert not any(password in part.log.read_text() for part in started.values())

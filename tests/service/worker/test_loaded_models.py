@@ -154,7 +154,7 @@ def test_pictures_in_progress_continue_while_another_model_loads(
 
     def slow_load(name: str | None, digest: str | None) -> LoadedModel:
         assert threading.current_thread() is not threading.main_thread()
-        while store.is_open(first.id):  # would never end if the batch waited for us
+        while store.is_open(first.id):  # would never end if the batch waited for the loading
             time.sleep(0.002)
         return load(name, digest)
 

@@ -49,7 +49,7 @@ def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
         patch.setattr(service.worker.previews, "png_bytes", lambda pixels: pytest.fail("nobody watches"))
         previews.publish(pairs)
         connection.set(watched_key("seen"), 1)
-        previews.publish([(picture("seen", 0), row(None))])  # no step was made yet
+        previews.publish([(picture("seen", 0), row(None))])  # before the first step
     assert not connection.exists(previews_key("seen"))
     connection.set(watched_key("late"), 1)
     previews.publish([*pairs, (picture("late", 0), row(None))])
@@ -78,7 +78,7 @@ def test_previews_are_bounded_in_number_and_rate(connection: Redis) -> None:
     often, seldom = Previews(connection, 0.0), Previews(connection, 60.0)
     for _ in range(2):
         often.publish(pairs)
-    with_previews = [[one["index"] for one in told if "preview" in one] for told in live_pictures(connection, "seen")]
+    with_previews = [[one["index"] for one in entry if "preview" in one] for entry in live_pictures(connection, "seen")]
     assert [len(indices) for indices in with_previews] == [16, 16]
     assert set(with_previews[0]) | set(with_previews[1]) == set(range(20))
     for _ in range(10):

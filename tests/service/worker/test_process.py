@@ -75,7 +75,7 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     assert store.is_open(job.id)
     until(lambda: not store.is_open(job.id))
     assert store.statuses([job.id]) == {job.id: "finished"}
-    # the one that is left ends on SIGTERM and says goodbye
+    # The other worker ends on SIGTERM and withdraws its announcement.
     (left,) = (one for pid, one in two_workers.items() if pid != killed)
     left.terminate()
     assert left.wait(timeout=60) == 0

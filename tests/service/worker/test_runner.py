@@ -157,12 +157,12 @@ def test_a_job_that_finished_in_another_jobs_batch_leaves_nothing_in_rq(
     runner.run(taken.id)
     assert [status(store, job) for job in (taken, beside)] == ["finished", "finished"]
     assert worker.next_job(None) is None
-    assert connection.keys("rq:job:*") == [found[0].key.encode()]  # which its worker is yet to end
+    assert connection.keys("rq:job:*") == [found[0].key.encode()]  # which its worker has not ended yet
 
 
 def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Callable[..., JobRecord]) -> None:
     assert runner.rate.per_s == 0.0
-    runner.run_once()  # waits for pictures, in vain
+    runner.run_once()  # finds no pictures
     assert runner.rate.seconds < 0.1
     begun = time.monotonic()
     runner.run(create().id)

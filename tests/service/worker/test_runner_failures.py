@@ -29,7 +29,7 @@ def test_another_worker_samples_a_dead_workers_pictures_and_they_are_the_same(
     for _ in range(2):
         dead.run_once()
     assert len(model.claims) == 3
-    runner.run(job.id)  # waits until the lease is over
+    runner.run(job.id)  # waits until the lease has expired
     assert status(store, job) == "finished"
     assert store.pngs(job.id, range(3)) == store.pngs(undisturbed.id, range(3))
 
@@ -112,7 +112,7 @@ def test_if_the_device_fails_the_worker_ends_and_no_job_fails(
     assert ended == [70]
     assert status(store, job) == "running"
     stream = runner.models.load().stream
-    assert connection.xpending(stream.key, "workers")["pending"] == 3  # which others take over
+    assert connection.xpending(stream.key, "workers")["pending"] == 3  # other workers take them over
 
 
 def test_a_picture_that_kills_workers_fails_only_its_job(
