@@ -56,6 +56,12 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if has_amx or torch.cpu._is_avx512_bf16_supported() else None
 
 
+def has_onednn(device: torch.device) -> bool:
+    """Whether the device is a CPU and torch was built with oneDNN."""
+    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return device.type == "cpu" and built
+
+
 @contextmanager
 def kept_memory() -> Iterator[None]:
     """Make glibc keep freed memory for the next tensors inside this context. Has no effect with other C libraries.

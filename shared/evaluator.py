@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
-from shared.device import autocast_dtype
-from shared.diffusion.packed import FoldedResNet, can_fold
+from shared.device import autocast_dtype, has_onednn
+from shared.folded_resnet import FoldedResNet
 from shared.pictures import without_padding
 from shared.storage import Location
 from shared.vocabulary import ICLEVR, Vocabulary
@@ -54,7 +54,7 @@ class Evaluator(nn.Module):
         Computes in bfloat16 if the CPU multiplies it; the shipped evaluator's card states the difference to float32.
         """
         self.eval().requires_grad_(False)
-        if can_fold(device := next(self.parameters()).device):
+        if has_onednn(device := next(self.parameters()).device):
             self._folded = FoldedResNet(self.resnet, autocast_dtype(device) or torch.float32)
         return self
 

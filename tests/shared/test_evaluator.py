@@ -12,7 +12,6 @@ from torchmetrics.functional.classification import binary_f1_score
 from torchvision.models import resnet18
 
 from shared.checkpoint import CheckpointError, publish
-from shared.diffusion.packed import FoldedResNet
 from shared.evaluator import (
     Evaluator,
     as_input,
@@ -22,6 +21,7 @@ from shared.evaluator import (
     score_set,
     write_course_checkpoint,
 )
+from shared.folded_resnet import FoldedResNet
 from shared.vocabulary import ICLEVR, Vocabulary
 
 NAMES = ("a", "b", "c", "d")
