@@ -25,7 +25,16 @@ def test_entries_may_have_comments_commas_and_blank_lines_between_them() -> None
     ]
 
 
-@pytest.mark.parametrize("text", [ALICE, f"alice:{ALICE}", f":{'0' * 64}", f"a b:{'0' * 64}", f"a:{'0' * 63}"])
+BAD_ENTRIES = {
+    "key": ALICE,
+    "name and key": f"alice:{ALICE}",
+    "no name": f":{'0' * 64}",
+    "space in name": f"a b:{'0' * 64}",
+    "short hash": f"a:{'0' * 63}",
+}
+
+
+@pytest.mark.parametrize("text", BAD_ENTRIES.values(), ids=BAD_ENTRIES)
 def test_a_bad_entry_is_refused_without_showing_it(text: str) -> None:
     with pytest.raises(BadKeys, match="entry 2 is not NAME:HASH") as caught:
         KeyRing(f"{entry('bob', BOB)} {text}", None)
