@@ -53,7 +53,7 @@ async def _read(request: Request) -> GenerateRequest:
     """Read the body. A form's PNG stands for {"recipe": the recipe that it carries}."""
     try:
         content, files = await read_body(request, {FILE: None})
-    except UnsupportedBody as error:  # /score answers 415; this route has always answered 422
+    except UnsupportedBody as error:  # 422 here and 415 at /score: clients may rely on either
         raise BadRequest.at(("header", "content-type"), error.detail) from error
     if files:
         try:
