@@ -7,8 +7,8 @@ import httpx
 
 
 class Documented:
-    """A response hook for httpx. Raises AssertionError for a status, media type or problem that the document does not have,
-    and for a missing header that it promises."""
+    """A response hook for httpx. Raises AssertionError for a status, media type or problem that the document does not
+    have, and for a missing header that it promises."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.headers = document["components"]["headers"]
