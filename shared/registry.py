@@ -47,7 +47,7 @@ def resolve(storage: Location, name: str | None, kind: CheckpointKind) -> Locati
 
     Raises CheckpointError, with the names that exist, if there is none or it is of another kind.
     """
-    check_folder(storage)
+    _check_folder(storage)
     wanted = name if name is not None else promoted(storage, kind)
     if wanted is None:
         raise CheckpointError(str(storage), f"no {kind} is promoted in {storage}; {_available(storage, kind)}")
@@ -65,7 +65,7 @@ def promote(storage: Location, name: str) -> None:
     does not know, or if it is an adapter whose base is missing or has changed.
     """
     check_name(name)
-    check_folder(storage)
+    _check_folder(storage)
     info = read_info(_existing(storage, name, "checkpoint"))
     with files.locked(storage):
         names = promoted_names(storage)
@@ -94,19 +94,19 @@ def promoted_names(storage: Location) -> dict[str, str]:
     return names
 
 
-def check_folder(storage: Location) -> None:
-    """Raise CheckpointError if the storage does not exist."""
-    with reading(storage):
-        if not files.is_there(storage):
-            raise CheckpointError(str(storage), f"there is no folder {storage.absolute()}")
-
-
 def judge_problem(info: CheckpointInfo, evaluator: CheckpointInfo) -> str | None:
     """Return which labels of a denoiser the evaluator does not know, or None if it knows them all."""
     known = set(evaluator.vocabulary)
     if unknown := [label for label in info.vocabulary if label not in known]:
         return f"has labels that the evaluator {evaluator.name} does not know: {', '.join(unknown[:3])}"
     return None
+
+
+def _check_folder(storage: Location) -> None:
+    """Raise CheckpointError if the storage does not exist."""
+    with reading(storage):
+        if not files.is_there(storage):
+            raise CheckpointError(str(storage), f"there is no folder {storage.absolute()}")
 
 
 def _check_base(info: CheckpointInfo, storage: Location) -> None:
