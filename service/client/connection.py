@@ -5,6 +5,7 @@ that never has to wait runs to its end in one step.
 """
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import random
@@ -12,7 +13,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, Unpack
 from urllib.parse import quote
 from uuid import uuid4
@@ -44,7 +44,6 @@ OnEvent = Callable[[Event], None]
 
 RETRIES: Final = 5  # with their pauses some 8 s: a restart of the service
 RETRIED_STATUS: Final = frozenset({429, 502, 503, 504})  # temporary failures
-HOPELESS: Final = (httpx.UnsupportedProtocol, httpx.LocalProtocolError)  # a retry would fail again
 FIRST_PAUSE_S: Final = 0.25  # doubled by each retry
 LONGEST_PAUSE_S: Final = 30.0  # if the service asks for more, its error is raised at once
 LONGEST_POLL_S: Final = 5.0  # between looks at a job whose event stream does not get through
@@ -69,9 +68,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -150,37 +147,30 @@ class AsyncClient:
 
         A stream that breaks off is resumed after its last event.
         """
-        path = _job_path(job_id)
-        last_id, failures = "", 0
+        last_id, pause_s = None, FIRST_PAUSE_S
         while True:
-            headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
-            async for attempt in self._attempts("GET", f"{path}/events", stream=True, headers=headers):
+            headers = given({"Accept": "text/event-stream", "Last-Event-ID": last_id})
+            async for attempt in self._attempts("GET", f"{_job_path(job_id)}/events", stream=True, headers=headers):
                 if isinstance(attempt, Event):
                     yield attempt
-            assert isinstance(attempt, httpx.Response)
-            failure, progressed = "the stream of events broke off", False
-            try:
+            assert isinstance(attempt, httpx.Response)  # the last one is
+            progressed = False
+            with contextlib.suppress(httpx.HTTPError):
                 async with aclosing(attempt), aclosing(EventSource(attempt).aiter_sse()) as stream:
                     async for sse in stream:
-                        last_id, progressed = sse.id, progressed or sse.event != "job"
+                        if sse.id:  # the first event, the job's current state, has none
+                            last_id, progressed = sse.id, True
                         if event := read_event(sse, attempt.url):
                             yield event
                             if event.name == "end":
                                 return
-            except httpx.HTTPError as error:
-                failure = str(Unreachable.of(error, str(self._http.base_url)))
             if not progressed:  # a 204, after the last event; or no stream gets through, and the job's state must do
-                async for attempt in self._attempts("GET", path):
-                    if isinstance(attempt, Event):
-                        yield attempt
-                assert isinstance(attempt, httpx.Response)
-                job = read_body(attempt, Job)
+                job = await self.job(job_id)
                 if job.status in TERMINAL:
                     yield Event("end", job)
                     return
-            failures = 0 if progressed else failures + 1
-            pause_s = min(FIRST_PAUSE_S * 2**failures, LONGEST_POLL_S)
-            yield Event("retry", Retry(pause_s, failure))
+            pause_s = FIRST_PAUSE_S if progressed else min(2 * pause_s, LONGEST_POLL_S)
+            yield Event("retry", Retry(pause_s, "the stream of events broke off"))
             await self._sleep(pause_s)
 
     async def grid(self, job_id: str) -> bytes:
@@ -231,24 +221,25 @@ class AsyncClient:
         All requests of this client may be sent twice.
         """
         for retry in itertools.count():
-            minimum_s = 0.0
+            pause_s = FIRST_PAUSE_S * 2**retry * random.uniform(0.5, 1.0)
             try:
                 request = self._http.build_request(method, path, **arguments)
                 response = await self._http.send(request, stream=stream)
-                if not response.is_success:
-                    await response.aread()
-            except httpx.HTTPError as error:
-                failure: ClientError = Unreachable.of(error, str(self._http.base_url))
-                hopeless = isinstance(error, HOPELESS)
-            else:
                 if response.is_success:
                     yield response
                     return
-                failure = ApiError.of(response)
-                hopeless = response.status_code not in RETRIED_STATUS
-                minimum_s = _retry_after_s(response)
-            pause_s = max(minimum_s, FIRST_PAUSE_S * 2**retry * random.uniform(0.5, 1.0))
-            if hopeless or retry >= self._retries or pause_s > LONGEST_PAUSE_S:
+                await response.aread()
+            except httpx.HTTPError as error:
+                reason = str(error) or type(error).__name__
+                failure: ClientError = Unreachable(f"{self._http.base_url} does not answer: {reason}")
+            else:
+                failure = ApiError(response)
+                if response.status_code not in RETRIED_STATUS:
+                    raise failure
+                retry_after = response.headers.get("retry-after", "")
+                if retry_after.isdecimal():  # no date
+                    pause_s = max(pause_s, float(retry_after))
+            if retry >= self._retries or pause_s > LONGEST_PAUSE_S:
                 raise failure
             yield Event("retry", Retry(pause_s, str(failure)))
             await self._sleep(pause_s)
@@ -341,7 +332,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     close = _blocking(AsyncClient.close)
@@ -374,9 +365,3 @@ class Client:
 
 def _job_path(job_id: str) -> str:
     return f"/jobs/{quote(job_id, safe='')}"
-
-
-def _retry_after_s(response: httpx.Response) -> float:
-    """Return Retry-After in seconds; 0 if there is none, or a date."""
-    value = response.headers.get("retry-after", "")
-    return float(value) if value.isdecimal() else 0.0

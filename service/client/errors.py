@@ -23,34 +23,20 @@ class ClientError(Exception):
 class Unreachable(ClientError):
     """No service answers at the address, or another one does."""
 
-    @classmethod
-    def of(cls, error: httpx.HTTPError, url: str) -> "Unreachable":
-        reason = str(error) or type(error).__name__
-        return cls(f"{url} does not answer: {reason}")
-
 
 class ApiError(ClientError):
     """The service answered with an error. `slug` is its name, such as "queue-full"; `problem` is its whole body."""
 
-    def __init__(self, status: int, message: str, problem: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.status, self.problem = status, problem
-        self.slug = str(problem.get("type", "")).rpartition(":")[2]
-
-    @classmethod
-    def of(cls, response: httpx.Response) -> "ApiError":
-        problem: Any = None
+    def __init__(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        self.problem: dict[str, Any] = {}
         if response.headers.get("content-type", "").startswith("application/problem+json"):
-            try:
-                problem = response.json()
-            except ValueError:
-                problem = None
-        if isinstance(problem, dict):
-            return cls(response.status_code, str(problem.get("detail") or problem.get("title")), problem)
+            self.problem = response.json()
+        self.slug = self.problem.get("type", "").rpartition(":")[2]
         message = f"{response.url} answers {response.status_code} {response.reason_phrase}"
         if response.has_redirect_location:
             message += f", a redirect to {response.headers['location']}: use that address"
-        return cls(response.status_code, message, {})
+        super().__init__(self.problem.get("detail", message))
 
 
 class JobUnfinished(ClientError):
