@@ -1,25 +1,28 @@
 """The command line's output: a progress bar while a job runs, and tables. Knows no HTTP."""
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from service.client.messages import Event, Retry
 from service.contract.events import PictureEvent, StatusEvent, StepsEvent
-from service.contract.schemas import GenerateResult, Job, JobHead, ModelList, PictureResult, ScoreResult, Summary
+from service.contract.schemas import GenerateResult, Job, JobHead, ModelList, PictureResult, ScoreResult
 
 MAX_WIDTH = 10_000  # characters; wider than any table
 FOUND = 0.5  # probability above which an object counts as present, as in `exact`
 
 
+def printable(text: str) -> str:
+    """Replace the characters of a service's text that the terminal would interpret."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def plain(text: str) -> str:
-    """Make a service's text safe to print: escape rich's markup, and replace what the terminal would interpret."""
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+    """Make a service's text printable, and escape rich's markup."""
+    return escape(printable(text))
 
 
 def whole(table: Table, console: Console) -> None:
@@ -28,53 +31,40 @@ def whole(table: Table, console: Console) -> None:
     console.print(table, crop=False)
 
 
-class JobProgress:
+class JobProgress(Progress):
     """A bar that shows how many pictures of a job are finished. A picture's steps count as parts of it."""
 
-    def __init__(self, console: Console) -> None:
-        self._bar = Progress(
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[finished]}/{task.fields[pictures]} pictures"),
+            MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("sending", total=None, finished=0, pictures="?")
+        self._task = self.add_task("sending", total=None)
         self._finished: set[int] = set()
-        self._finished_before = 0
         self.job_id: str | None = None  # known from the first event on
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._bar.stop()
 
     def on_event(self, event: Event) -> None:
         match event.data:
             case Job() as job:
                 self.job_id = job.id
-                self._finished_before = max(self._finished_before, job.progress.done)
-                total = job.progress.total
-                self._bar.update(self._task, description=job.status, total=total, pictures=total)
-                self._show(0.0)
+                self.update(self._task, description=job.status, total=job.progress.total)
             case StatusEvent(status=status):
-                self._bar.update(self._task, description=status)
+                self.update(self._task, description=status)
             case PictureEvent(index=index):
                 self._finished.add(index)
-                self._show(0.0)
+                self.update(self._task, completed=len(self._finished))
             case StepsEvent(pictures=pictures):
-                self._show(sum(one.step / one.steps for one in pictures if one.index not in self._finished))
+                parts = sum(one.step / one.steps for one in pictures if one.index not in self._finished)
+                self.update(self._task, completed=len(self._finished) + parts)
             case Retry(pause_s=pause_s, reason=reason):
-                self._bar.console.print(f"[yellow]{plain(reason)}; retrying in {pause_s:.0f} s", highlight=False)
-
-    def _show(self, parts: float) -> None:
-        finished = max(self._finished_before, len(self._finished))
-        self._bar.update(self._task, completed=finished + parts, finished=finished)
+                self.console.print(f"[yellow]{plain(reason)}; retrying in {pause_s:.0f} s", highlight=False)
 
 
 def verdict(picture: PictureResult) -> str:
@@ -118,7 +108,7 @@ def repeats(scored: ScoreResult) -> Table:
         name = f"{i} (best)" if i == scored.best else str(i)
         table.add_row(name, str(one.seed), f"{one.accuracy:.3f}", f"{one.exact_match:.3f}", f"{one.f1:.3f}")
     table.add_section()
-    summaries: tuple[Summary, ...] = (scored.accuracy, scored.exact_match, scored.f1)
+    summaries = (scored.accuracy, scored.exact_match, scored.f1)
     table.add_row("mean ± std", "", *(f"{one.mean:.3f} ± {one.std:.3f}" for one in summaries))
     table.add_row("maximum", "", *(f"{one.max:.3f}" for one in summaries))
     return table

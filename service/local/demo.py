@@ -55,7 +55,7 @@ def run(seed: int, grid: Path) -> None:
 
 def _generate(address: str, seed: int, grid: Path, console: Console) -> None:
     start = time.monotonic()
-    with Client(address) as client, display.JobProgress(console) as progress:
+    with Client(address) as client, display.JobProgress() as progress:
         job = client.generate(LABELS, seed=seed, columns=4, on_event=progress.on_event)
         grid.write_bytes(client.grid(job.id))
     display.result(job, console)

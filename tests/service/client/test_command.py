@@ -106,24 +106,25 @@ def test_errors_are_one_line(run: Command, alive: JobStore, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("option", "place", "words"),
+    ("option", "place", "code", "words"),
     [
-        ("-o", "nowhere/grid.png", "{at}/nowhere/grid.png: there is no folder {at}/nowhere"),
-        ("-o", "folder", "{at}/folder is a folder; --output wants a file"),
-        ("--images", "file", "{at}/file: {at}/file is not a folder"),
-        ("--images", "file/images", "{at}/file/images: {at}/file is not a folder"),
-        ("-o", f"{'x' * 300}/grid.png", f"{{at}}/{'x' * 300}: File name too long"),
+        ("-o", "nowhere/grid.png", 1, "{at}/nowhere/grid.png: there is no folder {at}/nowhere that can be written to"),
+        ("-o", "folder", 2, "{at}/folder' is a directory"),
+        ("--images", "file", 2, "{at}/file' is a file"),
+        ("--images", "file/images", 1, "{at}/file/images: Not a directory"),
+        ("-o", f"{'x' * 300}/grid.png", 1, f"{{at}}/{'x' * 300}/grid.png: File name too long"),
     ],
 )
 def test_files_that_cannot_be_written_are_refused_before_any_request(
-    run: Command, client: httpx.Client, alive: JobStore, tmp_path: Path, option: str, place: str, words: str
+    run: Command, client: httpx.Client, alive: JobStore, tmp_path: Path, option: str, place: str, code: int, words: str
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text('[["red cube"]]')
     score = ("score", str(tmp_path / "file"), "--detach")
     for command in (("generate", "red cube", "--detach"), score, ("wait", "nobody")):
-        refusal = (1, "", f"labelgrid: {words.format(at=tmp_path)}\n")
-        assert run(*command, option, str(tmp_path / place)) == refusal
+        refusal = run(*command, option, str(tmp_path / place))
+        assert refusal[:2] == (code, "")
+        assert words.format(at=tmp_path) in refusal[2]
     assert client.get("/jobs").json()["jobs"] == []
 
 
@@ -131,9 +132,10 @@ def test_files_without_permission_are_refused(
     run: Command, alive: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write to every folder
-    for option, place in (("-o", tmp_path / "grid.png"), ("--images", tmp_path)):
-        code, _, err = run("generate", "red cube", "--detach", option, str(place))
-        assert (code, err) == (1, f"labelgrid: {tmp_path} cannot be written\n")
+    for option, place, code in (("-o", tmp_path / "grid.png", 1), ("--images", tmp_path, 2)):
+        refusal = run("generate", "red cube", "--detach", option, str(place))
+        assert refusal[:2] == (code, "")
+        assert str(place) in refusal[2]
 
 
 def test_tables_do_not_cut_ids_and_times(client: httpx.Client, url: str, alive: JobStore) -> None:
