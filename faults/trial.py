@@ -124,7 +124,7 @@ class Trial:
     def begin(self) -> str:
         """Submit the large jobs, wait for a first picture, and return the worker with most pictures in progress."""
         ids = self.submit(*LARGE)
-        until(lambda: any(self.stack.store.done_indices(job_id) for job_id in ids), "a first picture")
+        until(lambda: any(self.stack.store.done_count(job_id) for job_id in ids), "a first picture")
         return self.busiest()
 
     def busiest(self) -> str:

@@ -68,7 +68,7 @@ def commit(store: JobStore, job: JobRecord, *indices: int) -> None:
 
 def finish(store: JobStore, job: JobRecord) -> None:
     scores = Scores(accuracy=1, exact_match=1, f1=1)
-    store.finish(job.id, JobResult(repeats=[scores], best=0), UNDISTURBED.grid)
+    store.finish({job.id: (JobResult(repeats=[scores], best=0), UNDISTURBED.grid)})
 
 
 def problems(store: JobStore, server: RedisServer, job: JobRecord, fetched: Fetched = UNDISTURBED) -> str:

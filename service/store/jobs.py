@@ -182,27 +182,23 @@ class JobStore:
 
     def begin(self, *job_ids: str) -> bool:
         """Mark jobs as running. False if none of them was queued."""
-        return self._move_all("running", {job_id: {"started_at": time.time()} for job_id in job_ids})
+        return self._move("running", {job_id: {"started_at": time.time()} for job_id in job_ids})
 
     def fail(self, job_id: str, reason: str) -> bool:
         """End the job; clients read `reason`. False if it had ended before."""
-        return self._move_all("failed", {job_id: {"finished_at": time.time(), "error": reason}})
+        return self._move("failed", {job_id: {"finished_at": time.time(), "error": reason}})
 
     def cancel(self, job_id: str) -> bool:
         """End the job for its client; workers drop its pictures at their next step. False if it had ended before."""
-        return self._move_all("cancelled", {job_id: {"finished_at": time.time()}})
+        return self._move("cancelled", {job_id: {"finished_at": time.time()}})
 
-    def finish(self, job_id: str, result: JobResult, grid: bytes) -> bool:
-        """End the job with its result. False if it had ended before."""
-        return self.finish_all({job_id: (result, grid)})
-
-    def finish_all(self, finished: Mapping[str, tuple[JobResult, bytes]]) -> bool:
+    def finish(self, finished: Mapping[str, tuple[JobResult, bytes]]) -> bool:
         """End jobs with their results and grids. False if all of them had ended before."""
         now, grids = time.time(), {job_id: grid for job_id, (_, grid) in finished.items()}
         fields = {i: {"finished_at": now, "result": result.model_dump_json()} for i, (result, _) in finished.items()}
-        return self._move_all("finished", fields, grids)
+        return self._move("finished", fields, grids)
 
-    def _move_all(
+    def _move(
         self, status: JobStatus, jobs: Mapping[str, dict[str, Any]], grids: Mapping[str, bytes] | None = None
     ) -> bool:
         """Move jobs, given by id with the fields to set in each, in one round trip. Whether one moved."""
@@ -265,14 +261,6 @@ class JobStore:
         raw = self.connection.hget(job_key(job_id), "record")
         return None if raw is None else JobRecord.model_validate_json(raw)
 
-    def open_record(self, job_id: str) -> tuple[JobRecord, int] | None:
-        """Return the record of an open job and the number of its finished pictures; None for any other job."""
-        with self.connection.pipeline(transaction=False) as pipe:
-            pipe.hmget(job_key(job_id), ["record", "status"])
-            pipe.hlen(verdicts_key(job_id))
-            (raw, status), done = pipe.execute()
-        return (JobRecord.model_validate_json(raw), done) if _is_open(raw, status) else None
-
     def open_verdicts(self, job_ids: Iterable[str]) -> list[tuple[JobRecord, list[Verdict]]]:
         """Return the record and the verdicts of each job that is open."""
         with self.connection.pipeline(transaction=False) as pipe:
@@ -283,7 +271,7 @@ class JobStore:
         return [
             (JobRecord.model_validate_json(raw), read_verdicts(verdicts))
             for (raw, status), verdicts in zip(found[::2], found[1::2], strict=True)
-            if _is_open(raw, status)
+            if status is not None and text(status) in ACTIVE
         ]
 
     def statuses(self, job_ids: Iterable[str]) -> dict[str, str | None]:
@@ -310,9 +298,6 @@ class JobStore:
             for job_id, status, indices in zip(ids, found[::2], found[1::2], strict=True)
         }
 
-    def done_indices(self, job_id: str) -> set[int]:
-        return {int(index) for index in self.connection.hkeys(verdicts_key(job_id))}
-
     def done_count(self, job_id: str) -> int:
         return self.connection.hlen(verdicts_key(job_id))
 
@@ -322,10 +307,6 @@ class JobStore:
         if missing := [index for index, png in zip(indices, found, strict=True) if png is None]:
             raise KeyError(f"job {job_id} has no pictures {missing}")
         return found
-
-
-def _is_open(record: bytes | None, status: bytes | None) -> bool:
-    return record is not None and status is not None and text(status) in ACTIVE
 
 
 def read_verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:

@@ -34,7 +34,7 @@ def complete_jobs(store: JobStore, judged_by: MadeWith | None, job_ids: Collecti
         except Exception as error:
             log.exception("result cannot be composed", **record.log_ids)
             store.fail(record.id, f"the result cannot be composed: {type(error).__name__}: {error}")
-    store.finish_all(finished)
+    store.finish(finished)
 
 
 def score(verdicts: list[Verdict], record: JobRecord) -> JobResult:

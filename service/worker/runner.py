@@ -96,10 +96,9 @@ class Runner:
 
         Returns early, with the job queued again, when `stopping` is set.
         """
-        found = self.store.open_record(job_id)
-        if found is None:
+        record, done = self.store.record(job_id), self.store.done_count(job_id)
+        if record is None or not self.store.is_open(job_id):
             return
-        record, done = found
         try:
             loaded = self._load_for(record)
         except CheckpointError as error:

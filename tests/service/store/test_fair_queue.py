@@ -124,7 +124,7 @@ def test_a_large_score_job_does_not_starve_small_requests(
     complete = runner._complete
 
     def note_and_complete(job_ids: Collection[str], *pngs: Any) -> None:
-        ended.extend((job_id, len(store.done_indices(large.id))) for job_id in job_ids if store.is_open(job_id))
+        ended.extend((job_id, store.done_count(large.id)) for job_id in job_ids if store.is_open(job_id))
         complete(job_ids, *pngs)
 
     monkeypatch.setattr(runner, "_complete", note_and_complete)

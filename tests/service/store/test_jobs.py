@@ -44,7 +44,7 @@ def test_a_terminal_status_is_final(store: JobStore, connection: Redis, end: str
     assert store.begin(job.id)
     assert not store.begin(job.id)
     ends = {
-        "finish": lambda: store.finish(job.id, RESULT, b"grid"),
+        "finish": lambda: store.finish({job.id: (RESULT, b"grid")}),
         "fail": lambda: store.fail(job.id, "why"),
         "cancel": lambda: store.cancel(job.id),
     }
@@ -68,7 +68,7 @@ def test_all_keys_of_a_finished_job_expire(store: JobStore, a: PictureStream, co
     job = record(1)
     store.create(job)
     store.commit(a.key, [done(claim) for claim in a.claim_new(5)])
-    store.finish(job.id, RESULT, b"grid")
+    store.finish({job.id: (RESULT, b"grid")})
     keys = [job_key(job.id), verdicts_key(job.id), png_key(job.id), events_key(job.id)]
     assert all(0 < connection.ttl(key) <= store.settings.job_ttl_s for key in keys)
     assert 0 <= store.settings.job_ttl_s + store.settings.remembered_s - connection.ttl(tombstone_key(job.id)) < 60
@@ -108,9 +108,9 @@ def test_commit_returns_the_jobs_that_are_complete(store: JobStore, a: PictureSt
     store.create(other)
     first, second, third = a.claim_new(5)
     assert store.commit(a.key, [done(first)]) == set()
-    assert store.done_indices(job.id) == {0}
+    assert store.progress([job.id])[job.id] == ("queued", {0})
     assert store.commit(a.key, [done(second), done(third)]) == {job.id, other.id}
-    assert store.done_indices(job.id) == {0, 1}
+    assert store.progress([job.id])[job.id] == ("queued", {0, 1})
     assert [(one.id, len(verdicts)) for one, verdicts in store.open_verdicts([job.id, other.id])] == [
         (job.id, 2),
         (other.id, 1),
@@ -179,7 +179,7 @@ def test_a_full_redis_refuses_new_jobs_and_lets_open_ones_end(
         assert workers.is_alive(connection, "w")
         assert store.begin(jobs[0].id)
         assert store.commit(a.key, [done(claims[0])]) == {jobs[0].id}
-        assert store.finish(jobs[0].id, RESULT, b"grid")
+        assert store.finish({jobs[0].id: (RESULT, b"grid")})
         assert store.fail(jobs[1].id, "why")
         assert store.cancel(jobs[2].id)
         a.discard([claim.entry for claim in claims])

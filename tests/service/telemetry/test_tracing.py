@@ -196,7 +196,7 @@ def test_a_failed_span_says_why(
     labels = [["red cube"]] * (runner.models.load().max_pictures + 1)
     body = {**BODY, "labels": labels, "webhook": "http://127.0.0.1/", "webhook_events": ["failed"]}
     job_id = api.post("/generate", json=body, headers=GIVEN).json()["id"]
-    while not runner.store.done_indices(job_id):
+    while not runner.store.done_count(job_id):
         runner.run_once()
     runner.connection.hset(png_key(job_id), "0", b"no PNG")
     runner.run(job_id)

@@ -112,7 +112,7 @@ def test_a_job_whose_grid_cannot_be_composed_fails(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
 ) -> None:
     job = create(LISTS * 3)  # more than a batch, so that the first pictures are read again for the grid
-    while not store.done_indices(job.id):
+    while not store.done_count(job.id):
         runner.run_once()
     connection.hset(png_key(job.id), "0", b"no PNG")
     runner.run(job.id)

@@ -119,7 +119,7 @@ def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(
     runner.drain()
     assert not runner.models.busy
     assert store.statuses([short.id, long.id, late.id]) == {short.id: "finished", long.id: "running", late.id: "queued"}
-    assert store.done_indices(long.id) == set()
+    assert store.done_count(long.id) == 0
     pending: Any = connection.xpending_range(stream_key(long.digest), GROUP, "-", "+", 9)
     assert [one["times_delivered"] for one in pending] == [0, 0]  # as if never delivered
     other.models.load()
@@ -139,7 +139,7 @@ def test_without_time_to_drain_everything_is_released(settings: Settings, connec
     runner.stop(within_s)
     runner.drain()
     assert not runner.models.busy
-    assert store.done_indices(job.id) == set()
+    assert store.done_count(job.id) == 0
 
 
 # Real processes: all are replaced while clients send requests.

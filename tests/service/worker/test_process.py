@@ -68,7 +68,7 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     store = JobStore(connection, settings)
     job = new_job(settings, steps=100, pictures=12)
     store.create(job)
-    until(lambda: len(store.done_indices(job.id)) > 0)  # 8 are finished, 4 in progress
+    until(lambda: store.done_count(job.id) > 0)  # 8 are finished, 4 in progress
     killed = until(lambda: owner_of_pictures(connection, job.digest))
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
@@ -118,7 +118,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         (name,) = connection.smembers(WORKERS)
         job = new_job(settings, steps=100, pictures=12)
         store.create(job)
-        until(lambda: len(store.done_indices(job.id)) > 0)  # 8 are finished, 4 in progress
+        until(lambda: store.done_count(job.id) > 0)  # 8 are finished, 4 in progress
         assert server.process is not None
         server.process.kill()
         server.process.wait()
