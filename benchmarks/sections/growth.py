@@ -119,7 +119,7 @@ class Filler:
             about = {"index": 0, "labels": claim.picture.labels, "seed": claim.picture.seed}
             verdict = Verdict(**about, accuracy=1, f1=1, exact=True, probabilities=probabilities)
             self.store.begin(job_id)
-            self.store.commit(stream.key, [FinishedPicture(claim.entry, claim.picture, verdict, png)])
+            self.store.commit(stream.key, [(claim.entry, FinishedPicture(claim.picture, verdict, png))])
             self.store.finish({job_id: (result, b"0")})  # the grid of one picture
         self.finished += jobs
         return job_id

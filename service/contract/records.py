@@ -144,10 +144,9 @@ class JobResult(BaseModel):
 
 @dataclass(frozen=True)
 class FinishedPicture:
-    """A finished picture on its way to Redis, and the id of its stream entry."""
+    """A finished picture, its verdict and its PNG."""
 
-    entry: str
     picture: Picture
     verdict: Verdict
     png: bytes
-    trajectory: bytes | None = None  # PNG
+    trajectory: bytes | None = None  # PNG of its stages, if requested

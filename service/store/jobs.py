@@ -238,19 +238,19 @@ class JobStore:
                 webhook_outbox.enqueue(self.webhooks, job_id, status)
         return True
 
-    def commit(self, stream: str, finished: Sequence[FinishedPicture]) -> set[str]:
-        """Store pictures, remove them from the stream, and return the jobs that are now complete.
+    def commit(self, stream: str, finished: Sequence[tuple[str, FinishedPicture]]) -> set[str]:
+        """Store pictures, each given with its stream entry, and return the jobs that are now complete.
 
         If two workers sampled the same picture, the first one stored is kept. Pictures of an ended job are dropped.
         """
-        jobs = sorted({one.picture.job for one in finished})
+        jobs = sorted({one.picture.job for _, one in finished})
         with self.connection.pipeline(transaction=False) as pipe:
-            for one in finished:
+            for entry, one in finished:
                 job_id, index = one.picture.key
                 keys = [stream, job_key(job_id), verdicts_key(job_id), png_key(job_id), events_key(job_id)]
                 verdict, trajectory = one.verdict.model_dump_json(), one.trajectory or b""
                 stored = (str(index), verdict, one.png, trajectory_field(index), trajectory)
-                pipe.eval(_COMMIT, len(keys), *keys, GROUP, one.entry, *stored, KEPT_EVENTS, self.open_ttl_s)
+                pipe.eval(_COMMIT, len(keys), *keys, GROUP, entry, *stored, KEPT_EVENTS, self.open_ttl_s)
             for job_id in jobs:
                 pipe.hlen(verdicts_key(job_id))
                 pipe.hget(job_key(job_id), "total")

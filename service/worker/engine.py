@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.contract.recipe import Recipe
-from service.contract.records import Picture, Verdict
+from service.contract.records import FinishedPicture, Picture, Verdict
 from service.telemetry.logs import get_logger
 from service.worker.step_order import Workload, by_job, jobs_to_step
 from service.worker.trajectory import Trajectories
@@ -43,16 +43,6 @@ class RowStepper(Protocol):
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A finished picture, its verdict and its PNG."""
-
-    picture: Picture
-    verdict: Verdict
-    png: bytes
-    trajectory: bytes | None = None  # PNG of its stages, if it asked for one
-
-
-@dataclass(frozen=True)
 class Failed:
     """A picture that cannot be sampled or judged, and why."""
 
@@ -64,7 +54,7 @@ class DeviceLost(RuntimeError):
     """The device failed; it computes nothing more for this process."""
 
 
-Outcome = Finished | Failed
+Outcome = FinishedPicture | Failed
 Key = tuple[str, int]
 RecipeOf = Callable[[Picture, Verdict], Recipe | None]
 
@@ -224,14 +214,14 @@ class Engine:
             outcomes.append(self._encode(picture, verdict, pixels))
         return outcomes
 
-    def _encode(self, picture: Picture, verdict: Verdict, pixels: NDArray[np.uint8]) -> Finished:
+    def _encode(self, picture: Picture, verdict: Verdict, pixels: NDArray[np.uint8]) -> FinishedPicture:
         recipe = self.recipe(picture, verdict)
         png = png_bytes(pixels, recipe.text() if recipe else None)
         trajectory = self._trajectories.image(picture)
         if trajectory is None:
-            return Finished(picture, verdict, png)
+            return FinishedPicture(picture, verdict, png)
         own = recipe.model_copy(update={"trajectory": picture.trajectory}) if recipe else None
-        return Finished(picture, verdict, png, png_bytes(trajectory, own.text() if own else None))
+        return FinishedPicture(picture, verdict, png, png_bytes(trajectory, own.text() if own else None))
 
 
 def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) -> list[Verdict]:

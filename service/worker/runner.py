@@ -25,7 +25,7 @@ from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, one_step, waited
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.completion import Pngs, complete_jobs
-from service.worker.engine import DeviceLost, Finished, Outcome
+from service.worker.engine import DeviceLost, Outcome
 from service.worker.loaded_models import AnyLoaded, LoadedEvaluator, LoadedModels, Loader
 from service.worker.previews import Previews
 from service.worker.uploaded import judge_uploaded
@@ -244,9 +244,9 @@ class Runner:
         for outcome in outcomes:
             picture = outcome.picture
             entry = loaded.claims.pop(picture.key).entry
-            PICTURES.labels(loaded.name, "made" if isinstance(outcome, Finished) else "failed").inc()
-            if isinstance(outcome, Finished):
-                finished.append(FinishedPicture(entry, picture, outcome.verdict, outcome.png, outcome.trajectory))
+            PICTURES.labels(loaded.name, "made" if isinstance(outcome, FinishedPicture) else "failed").inc()
+            if isinstance(outcome, FinishedPicture):
+                finished.append((entry, outcome))
             else:
                 failed.append(entry)
                 self.store.fail(picture.job, f"picture {picture.index}: {outcome.reason}")
@@ -254,11 +254,11 @@ class Runner:
         if finished:
             begun_at = time.time()
             complete = self.store.commit(loaded.stream.key, finished)
-            job_ids = {one.picture.job for one in finished}
+            job_ids = {one.picture.job for _, one in finished}
             self.spans.record("judge", job_ids, *judged_at)
             self.spans.record("store", job_ids, begun_at, time.time())
             self.spans.keep(self._jobs(), judged_at[0])
-            self._complete(complete, {one.picture.key: one.png for one in finished})
+            self._complete(complete, {one.picture.key: one.png for _, one in finished})
 
     def _complete(self, job_ids: Collection[str], pngs: Pngs | None = None) -> None:
         complete_jobs(self.store, self.judged_by, job_ids, pngs or {})

@@ -7,10 +7,10 @@ import torch
 from redis import Redis
 from torch import Tensor
 
-from service.contract.records import Picture
+from service.contract.records import FinishedPicture, Picture
 from service.store.keys import png_key
 from service.telemetry.logs import get_logger
-from service.worker.engine import Failed, Finished, Outcome, judge_pictures, raise_if_lost, reason_of
+from service.worker.engine import Failed, Outcome, judge_pictures, raise_if_lost, reason_of
 from shared.evaluator import Judge, as_input
 from shared.pictures import read_png, to_images
 
@@ -59,4 +59,6 @@ def _judge(judge: Judge, uploads: Sequence[Upload], device: torch.device) -> lis
         ((picture, *_),) = uploads
         log.error("uploaded picture cannot be judged", job_id=picture.job, picture=picture.index, exc_info=error)
         return [Failed(picture, reason_of(error))]
-    return [Finished(picture, verdict, png) for (picture, png, _), verdict in zip(uploads, verdicts, strict=True)]
+    return [
+        FinishedPicture(picture, verdict, png) for (picture, png, _), verdict in zip(uploads, verdicts, strict=True)
+    ]

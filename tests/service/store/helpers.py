@@ -39,7 +39,7 @@ def record(
     )
 
 
-def done(claim: Claim, png: bytes = b"png") -> FinishedPicture:
+def done(claim: Claim, png: bytes = b"png") -> tuple[str, FinishedPicture]:
     picture = claim.picture
     verdict = Verdict(
         index=picture.index,
@@ -50,7 +50,7 @@ def done(claim: Claim, png: bytes = b"png") -> FinishedPicture:
         exact=True,
         probabilities={"red cube": 1.0},
     )
-    return FinishedPicture(claim.entry, picture, verdict, png)
+    return claim.entry, FinishedPicture(picture, verdict, png)
 
 
 @contextlib.contextmanager

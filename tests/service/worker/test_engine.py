@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from service.contract.records import Picture
-from service.worker.engine import DeviceLost, Engine, Failed, Finished, Outcome
+from service.contract.records import FinishedPicture, Picture
+from service.worker.engine import DeviceLost, Engine, Failed, Outcome
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
@@ -71,7 +71,7 @@ def run(one: Engine) -> list[Outcome]:
 
 
 def pixels(outcome: Outcome) -> np.ndarray:
-    assert isinstance(outcome, Finished)
+    assert isinstance(outcome, FinishedPicture)
     return np.asarray(Image.open(io.BytesIO(outcome.png)), dtype=np.int16)
 
 
@@ -98,8 +98,8 @@ def test_a_picture_is_the_same_alone_and_in_a_batch_that_others_join() -> None:
     assert {outcome.picture.key for outcome in outcomes} == set(alone)
     for outcome in outcomes:
         expected = alone[outcome.picture.key]
-        assert isinstance(outcome, Finished)
-        assert isinstance(expected, Finished)
+        assert isinstance(outcome, FinishedPicture)
+        assert isinstance(expected, FinishedPicture)
         assert np.abs(pixels(outcome) - pixels(expected)).max() <= 1
         assert outcome.verdict.probabilities == pytest.approx(expected.verdict.probabilities, abs=1e-4)
 
@@ -132,7 +132,7 @@ def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> No
     assert [outcome.picture.job for outcome in outcomes] == ["b", "c", *"aaaa"]
     for outcome in outcomes[2:]:
         assert np.abs(pixels(outcome) - pixels(expected[outcome.picture.key])).max() <= 1
-    strips = [outcome.trajectory for outcome in (outcomes[2], expected["a", 0]) if isinstance(outcome, Finished)]
+    strips = [outcome.trajectory for outcome in (outcomes[2], expected["a", 0]) if isinstance(outcome, FinishedPicture)]
     with (
         Image.open(io.BytesIO(strips[0] or b"")) as strip,
         Image.open(io.BytesIO(strips[1] or b"")) as undisturbed_strip,
@@ -168,7 +168,7 @@ def test_waiting_pictures_are_not_suspected_when_a_step_fails() -> None:
     one.stepper.poison = torch.tensor([1.0, 0.0, 0.0, 0.0])  # type: ignore[attr-defined]
     one.admit([picture(i, job="large", labels=NAMES[1:2], options=SamplingOptions(steps=9)) for i in range(2)])
     one.admit([picture(7, job="small")])
-    failed, *made = sorted(run(one), key=lambda outcome: isinstance(outcome, Finished))
+    failed, *made = sorted(run(one), key=lambda outcome: isinstance(outcome, FinishedPicture))
     assert isinstance(failed, Failed)
     assert (failed.picture.job, [outcome.picture.job for outcome in made]) == ("small", ["large", "large"])
 
@@ -177,7 +177,7 @@ def test_a_verdict_belongs_to_its_picture() -> None:
     one = engine()
     one.admit([picture(0, labels=NAMES[:2]), picture(1, job="b", labels=NAMES[2:])])
     for outcome in run(one):
-        assert isinstance(outcome, Finished)
+        assert isinstance(outcome, FinishedPicture)
         verdict = outcome.verdict
         assert (verdict.index, verdict.labels, verdict.seed) == (
             outcome.picture.index,
@@ -224,7 +224,7 @@ def test_a_picture_that_breaks_the_batch_fails_alone() -> None:
     single = engine()
     single.admit([picture(0)])
     assert outcomes["a"] == run(single)[0]
-    assert isinstance(outcomes["c"], Finished)
+    assert isinstance(outcomes["c"], FinishedPicture)
     assert one.room == one.max_pictures
 
 
@@ -287,7 +287,7 @@ def test_a_picture_that_cannot_be_started_is_reported() -> None:
     outcomes = run(one)
     assert isinstance(outcomes[0], Failed)
     assert "pink cube" in outcomes[0].reason
-    assert isinstance(outcomes[1], Finished)
+    assert isinstance(outcomes[1], FinishedPicture)
 
 
 def test_a_dropped_picture_that_could_not_be_started_is_not_reported() -> None:
@@ -307,7 +307,7 @@ def test_output_that_is_not_finite_fails_only_its_picture() -> None:
     row.x = torch.full_like(row.x, torch.nan)
     outcomes = {outcome.picture.job: outcome for outcome in run(one)}
     assert isinstance(outcomes["a"], Failed)
-    assert isinstance(outcomes["b"], Finished)
+    assert isinstance(outcomes["b"], FinishedPicture)
 
 
 def test_an_evaluator_that_knows_fewer_labels_is_refused() -> None:

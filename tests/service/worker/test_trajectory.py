@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 from redis import Redis
 
-from service.contract.records import MAX_STAGES, JobRecord, Picture
+from service.contract.records import MAX_STAGES, FinishedPicture, JobRecord, Picture
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.store.keys import png_key
-from service.worker.engine import Finished
 from service.worker.runner import Runner
 from service.worker.trajectory import stages
 from shared.checkpoint import read_info
@@ -172,10 +171,12 @@ def test_a_trajectory_starts_again_with_its_picture() -> None:
     asked = [test_engine.picture(i, options=options).model_copy(update={"trajectory": 4}) for i in range(2)]
     whole, disturbed = test_engine.engine(), test_engine.engine()
     disturbed.stepper = Fails(test_engine.network(), test_engine.AB, "v")
-    outcomes: list[dict[Picture, Finished]] = []
+    outcomes: list[dict[Picture, FinishedPicture]] = []
     for one in (whole, disturbed):
         one.admit(asked)
-        outcomes.append({outcome.picture: outcome for outcome in test_engine.run(one) if isinstance(outcome, Finished)})
+        outcomes.append(
+            {outcome.picture: outcome for outcome in test_engine.run(one) if isinstance(outcome, FinishedPicture)}
+        )
     assert len(outcomes[0]) == 2
     assert [outcomes[0][one].trajectory for one in asked] == [outcomes[1][one].trajectory for one in asked]
 

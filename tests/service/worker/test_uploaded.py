@@ -9,11 +9,11 @@ from PIL import Image
 from redis import Redis
 from torch import Tensor
 
-from service.contract.records import JobRecord, Picture, Verdict
+from service.contract.records import FinishedPicture, JobRecord, Picture, Verdict
 from service.settings import Settings
 from service.store.jobs import JobStore, read_verdicts
 from service.store.keys import job_key, png_key, stream_key, verdicts_key
-from service.worker.engine import CPU, DeviceLost, Failed, Finished, Outcome
+from service.worker.engine import CPU, DeviceLost, Failed, Outcome
 from service.worker.runner import Runner
 from service.worker.uploaded import JUDGED_TOGETHER, judge_uploaded
 from shared.options import SamplingOptions
@@ -56,7 +56,7 @@ def test_pictures_of_several_sizes_are_judged_in_one_call(connection: Redis) -> 
     outcomes = judge_uploaded(connection, judge, upload(connection, list(pngs)), CPU)
     assert judge.calls == 1
     for i, (outcome, content) in enumerate(zip(by_index(outcomes), pngs, strict=True)):
-        assert isinstance(outcome, Finished)
+        assert isinstance(outcome, FinishedPicture)
         assert (outcome.png, outcome.trajectory, outcome.verdict.index) == (content, None, i)
         red = np.asarray(Image.open(io.BytesIO(content)), dtype=np.float32)[..., 0].mean() / 127.5 - 1
         features = torch.tensor([red, -1.0, -1.0, red - 2.0])
@@ -68,8 +68,8 @@ def test_pictures_that_are_missing_or_unreadable_fail_alone(connection: Redis) -
     first, missing, junk, last = by_index(
         judge_uploaded(connection, ToyJudge(), upload(connection, [png(1), None, b"junk", png(2)]), CPU)
     )
-    assert isinstance(first, Finished)
-    assert isinstance(last, Finished)
+    assert isinstance(first, FinishedPicture)
+    assert isinstance(last, FinishedPicture)
     assert missing == Failed(picture(1), "LookupError: the uploaded picture is no longer stored")
     assert isinstance(junk, Failed)
     assert junk.reason.startswith("UnidentifiedImageError: ")
@@ -79,8 +79,8 @@ def test_a_picture_that_cannot_be_judged_fails_alone(connection: Redis) -> None:
     pictures, judge = upload(connection, [png(1), png(255), png(2)]), PickyJudge()
     first, red, last = by_index(judge_uploaded(connection, judge, pictures, CPU))
     assert red == Failed(picture(1), "RuntimeError: too red")
-    assert isinstance(first, Finished)
-    assert isinstance(last, Finished)
+    assert isinstance(first, FinishedPicture)
+    assert isinstance(last, FinishedPicture)
     assert judge.calls == 4  # all together, then each alone
     unknown = picture(0, labels=["pink cube"])
     (failed,) = judge_uploaded(connection, judge, [unknown], CPU)
