@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import httpx
 from redis import Redis
@@ -344,7 +345,7 @@ def report(data: Data) -> list[Piece]:
     for count, rate in data["workers"].items():
         workers.add(count, number(rate["median"]), number(rate["spread"]), rate["n"])
 
-    def draw(axes: Sequence[object]) -> None:
+    def draw(axes: Sequence[Any]) -> None:
         sizes = [int(n) for n in data["batches"]]
         axes[0].plot(sizes, [rate for rate, _ in data["batches"].values()], "o-")
         axes[0].set(xlabel="pictures per batch", ylabel="pictures/s", xscale="log")

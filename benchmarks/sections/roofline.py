@@ -4,8 +4,9 @@ The limit is the fastest of several convolutions and matrix products in the serv
 network. A profile shows where the rest of the time goes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -196,7 +197,7 @@ def report(data: Data) -> list[Piece]:
     for group in sorted(set().union(*data["profile"].values()), key=lambda g: -data["profile"][names[0]].get(g, 0)):
         profiled.add(group, *(f"{data['profile'][name].get(group, 0):.0%}" for name in names))
 
-    def draw(axes: object) -> None:
+    def draw(axes: Sequence[Any]) -> None:
         (ax,) = axes
         for name, rates in data["rows"].items():
             ax.plot([int(count) for count in batches], [rates[count]["median"] for count in batches], "o-", label=name)
