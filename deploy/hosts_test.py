@@ -30,11 +30,10 @@ from service.api.access.keys import hash_of, new_key
 from service.client import Client
 from service.contract.schemas import Job
 from service.settings import Settings
-from service.store import workers
+from service.store import keys, workers
 from service.store.claims import GROUP
 from service.store.connection import connect, text
 from service.store.jobs import JobStore
-from service.store.keys import stream_key, worker_key
 from shared.storage import open_storage
 from tests.toy_checkpoint import publish_toys
 
@@ -194,8 +193,8 @@ class Deployment:
     def at_work(self, job: Job) -> set[str]:
         """The hosts whose workers are alive and have claimed pictures."""
         connection = self.store.connection
-        consumers = connection.xpending(stream_key(job.digest), GROUP)["consumers"]
-        abouts = [connection.get(worker_key(text(one["name"]))) for one in consumers]
+        consumers = connection.xpending(keys.stream(job.digest), GROUP)["consumers"]
+        abouts = [connection.get(keys.worker(text(one["name"]))) for one in consumers]
         return {json.loads(about)["host"] for about in abouts if about}
 
     def told(self, job: Job) -> list[int]:

@@ -14,7 +14,7 @@ from redis.exceptions import OutOfMemoryError
 from faults import clock, disconnects, flood
 from faults.harness import until
 from faults.trial import BODIES, LABELS, LARGE, SMALL, Trial
-from service.store.keys import stream_key
+from service.store import keys
 
 HOUR_S = 3600
 FULL_S = 15.0  # how long Redis stays full: longer than a lease
@@ -109,7 +109,7 @@ def worker_paused(trial: Trial) -> None:
 
 def picture_claimed_twice(trial: Trial) -> None:
     """eight pictures in progress at one worker are delivered to another, which samples them at the same time"""
-    connection, stream = trial.stack.connection, stream_key(trial.stack.digest)
+    connection, stream = trial.stack.connection, keys.stream(trial.stack.digest)
     trial.submit(2)
     first = trial.busiest()
     (other,) = (name for name in trial.stack.workers() if name != first)

@@ -7,8 +7,8 @@ from uuid import uuid4
 
 from faults.harness import until
 from faults.trial import BODIES, SMALL, Trial
+from service.store import keys
 from service.store.connection import text
-from service.store.keys import OPEN
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 s
 
@@ -41,15 +41,15 @@ def connect_and_reset(trial: Trial, count: int) -> None:
 
     The trial checks their jobs, too.
     """
-    port, keys = trial.stack.port, [uuid4().hex for _ in range(count)]
-    open_jobs = [text(raw) for raw in trial.stack.connection.smembers(OPEN)]
+    port, idempotency_keys = trial.stack.port, [uuid4().hex for _ in range(count)]
+    open_jobs = [text(raw) for raw in trial.stack.connection.smembers(keys.OPEN)]
     connections = [_watch(port, open_jobs[i % len(open_jobs)]) for i in range(count)]
     reading = trial.stack.blocked_reads()
-    connections += [_ask(port, key) for key in keys]
+    connections += [_ask(port, key) for key in idempotency_keys]
     until(lambda: trial.stack.blocked_reads() > reading, "a waiting request")
     for connection in connections:
         connection.close()
-    for key in keys:  # a retry is the only way to learn the jobs' ids
+    for key in idempotency_keys:  # a retry is the only way to learn the jobs' ids
         trial.jobs[trial.post(BODIES[SMALL], key, Prefer="respond-async")["id"]] = SMALL
 
 

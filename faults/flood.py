@@ -7,7 +7,7 @@ import time
 from faults.harness import until
 from faults.trial import BODIES, SMALL, Trial
 from service.api.access.keys import hash_of, new_key
-from service.store.keys import OPEN
+from service.store import keys
 
 REQUESTS, AT_A_TIME = 10_000, 200
 FLOODING, OTHER = new_key(), new_key()
@@ -76,5 +76,5 @@ def flood(trial: Trial) -> None:
     trial.strike(pour)
     trial.end(lambda: None)
     trial.recover()
-    until(lambda: trial.stack.connection.scard(OPEN) < 5, "the flood's jobs")
+    until(lambda: trial.stack.connection.scard(keys.OPEN) < 5, "the flood's jobs")
     trial.figures["all finished after, s"] = round(time.monotonic() - begun, 1)

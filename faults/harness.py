@@ -25,10 +25,10 @@ from service.local.demo import free_port
 from service.local.redis_server import RedisServer, die_with_parent, find_binary, packaged_binary
 from service.local.supervisor import Child
 from service.settings import Settings
+from service.store import keys
 from service.store.claims import GROUP
 from service.store.connection import connect, text
 from service.store.jobs import JobStore
-from service.store.keys import stream_key, worker_key
 from service.store.workers import list_live
 from shared.checkpoint import read_info
 from shared.registry import resolve
@@ -157,9 +157,9 @@ class Stack:
         names = {child.process.pid: name for name, child in self.children.items()}
         found = {}
         with contextlib.suppress(ResponseError):  # no worker has created the stream's group yet
-            for one in self.connection.xpending(stream_key(self.digest), GROUP)["consumers"]:
+            for one in self.connection.xpending(keys.stream(self.digest), GROUP)["consumers"]:
                 consumer = text(one["name"])
-                if about := self.connection.get(worker_key(consumer)):
+                if about := self.connection.get(keys.worker(consumer)):
                     found[names.get(json.loads(about)["pid"], "a former worker")] = (consumer, int(one["pending"]))
         return found
 
@@ -169,7 +169,7 @@ class Stack:
 
     def pending(self, consumer: str) -> int:
         """Return the number of pictures in progress at a worker, given its consumer name."""
-        found = self.connection.xpending(stream_key(self.digest), GROUP)["consumers"]
+        found = self.connection.xpending(keys.stream(self.digest), GROUP)["consumers"]
         return sum(int(one["pending"]) for one in found if text(one["name"]) == consumer)
 
     def blocked_reads(self) -> int:

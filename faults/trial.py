@@ -12,7 +12,7 @@ from faults import checks, history
 from faults.checks import Fetched
 from faults.harness import Stack, until
 from service.contract.records import TERMINAL
-from service.store.keys import GRID, OPEN, job_key, pending_counts_key, png_key, stream_key
+from service.store import keys
 
 # Long enough to be hit in the middle of a batch, and each sampled differently. A toy's step takes a few milliseconds.
 LABELS = [["red cube"], ["blue sphere", "gray cube"], ["cyan cylinder"], ["green cube", "red sphere", "yellow cube"]]
@@ -164,7 +164,7 @@ class Trial:
 
     def _fetch(self, job_id: str, number: int) -> Fetched:
         store, total = self.stack.store, len(BODIES[number]["labels"])
-        grid: Any = store.connection.hget(png_key(job_id), GRID)
+        grid: Any = store.connection.hget(keys.png(job_id), keys.GRID)
         return Fetched(store.pngs(job_id, range(total)), grid or b"")
 
     def check(self) -> list[str]:
@@ -181,7 +181,7 @@ class Trial:
 
     def _problems(self, job_id: str, number: int | None, job: history.History) -> list[str]:
         found = checks.check_states(job)
-        error: Any = self.stack.store.connection.hget(job_key(job_id), "error")
+        error: Any = self.stack.store.connection.hget(keys.job(job_id), "error")
         if (reason := self.failing.get(job_id)) is not None:
             expected = bool(error) and reason in error.decode()
             return found if expected else [*found, f"it should fail with {reason!r}, not {error!r}"]
@@ -196,9 +196,9 @@ class Trial:
 
         def left() -> dict[str, int]:
             counts = {
-                "open jobs": connection.scard(OPEN),
-                "pictures in the stream": connection.xlen(stream_key(digest)),
-                "waiting pictures": sum(int(n) for n in connection.hvals(pending_counts_key(digest))),
+                "open jobs": connection.scard(keys.OPEN),
+                "pictures in the stream": connection.xlen(keys.stream(digest)),
+                "waiting pictures": sum(int(n) for n in connection.hvals(keys.pending_counts(digest))),
                 "queued RQ jobs": len(self.stack.store.queue),
             }
             return {what: count for what, count in counts.items() if count}

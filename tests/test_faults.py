@@ -10,9 +10,9 @@ from faults.checks import Fetched
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Picture, Scores, Verdict
 from service.local.redis_server import RedisServer
 from service.settings import Settings
+from service.store import keys
 from service.store.connection import connect
 from service.store.jobs import JobStore, new_id
-from service.store.keys import events_key, job_key, png_key, stream_key
 from shared.options import SamplingOptions
 
 UNDISTURBED = Fetched([b"first", b"second"], b"grid")
@@ -63,7 +63,7 @@ def done(picture: Picture, png: bytes) -> tuple[str, FinishedPicture]:
 def commit(store: JobStore, job: JobRecord, *indices: int) -> None:
     pictures = list(job.pictures())
     made = [done(pictures[index], UNDISTURBED.pictures[index]) for index in indices]
-    store.commit(stream_key(DIGEST), made)
+    store.commit(keys.stream(DIGEST), made)
 
 
 def finish(store: JobStore, job: JobRecord) -> None:
@@ -93,8 +93,8 @@ def test_a_correct_job_has_no_problems(store: JobStore, server: RedisServer) -> 
 
 def test_a_short_lived_second_terminal_state_is_found(store: JobStore, server: RedisServer) -> None:
     job = good(store)
-    store.connection.hset(job_key(job.id), "status", "failed")
-    store.connection.hset(job_key(job.id), "status", "finished")
+    store.connection.hset(keys.job(job.id), "status", "failed")
+    store.connection.hset(keys.job(job.id), "status", "finished")
     found = problems(store, server, job)
     assert "its states were queued -> running -> finished -> failed -> finished" in found
     assert "its events announced running -> finished, its states were" in found
@@ -106,7 +106,7 @@ def test_a_job_without_a_terminal_state_or_with_one_after_it_is_found(
 ) -> None:
     begun, back = create(store), good(store)
     store.begin(begun.id)
-    store.connection.hset(job_key(back.id), "status", state)
+    store.connection.hset(keys.job(back.id), "status", state)
     assert "its states were queued -> running" in problems(store, server, begun)
     assert f"finished -> {state}" in problems(store, server, back)
 
@@ -124,14 +124,14 @@ def test_a_lost_picture_is_found(store: JobStore, server: RedisServer) -> None:
 
 def test_a_picture_stored_twice_is_found(store: JobStore, server: RedisServer) -> None:
     job = good(store)
-    store.connection.hset(png_key(job.id), "1", b"another")
-    store.connection.hset(png_key(job.id), "2", b"not requested")
+    store.connection.hset(keys.png(job.id), "1", b"another")
+    store.connection.hset(keys.png(job.id), "2", b"not requested")
     assert "its pictures were stored 1: 2 times, 2: 1 times" in problems(store, server, job)
 
 
 def test_a_picture_announced_twice_or_after_the_end_is_found(store: JobStore, server: RedisServer) -> None:
     job = good(store)
-    store.connection.xadd(events_key(job.id), {"picture": 1})
+    store.connection.xadd(keys.events(job.id), {"picture": 1})
     found = problems(store, server, job)
     assert "its events announced pictures 1: 2 times" in found
     assert "its last event was 'picture 1'" in found
@@ -139,7 +139,7 @@ def test_a_picture_announced_twice_or_after_the_end_is_found(store: JobStore, se
 
 def test_a_deleted_record_is_found(store: JobStore, server: RedisServer) -> None:
     job = good(store)
-    store.connection.delete(job_key(job.id))
+    store.connection.delete(keys.job(job.id))
     assert "its record was deleted" in problems(store, server, job)
 
 

@@ -25,10 +25,10 @@ from benchmarks.stack import Stack, memory_mib, stack, until
 from benchmarks.timing import Deadline, figure, percentile, ratios, seconds
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
+from service.store import keys
 from service.store.claims import PictureStream
 from service.store.connection import connect
 from service.store.jobs import JobStore, new_id
-from service.store.keys import OPEN, tombstone_key
 from service.store.sweep import Sweeper
 from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample
@@ -80,7 +80,7 @@ class Filler:
 
     @property
     def queued(self) -> int:
-        return self.connection.scard(OPEN)
+        return self.connection.scard(keys.OPEN)
 
     def record(self, pictures: int) -> JobRecord:
         labels = subject.label_lists(pictures)
@@ -130,7 +130,7 @@ class Filler:
         held = self.memory()
         with self.connection.pipeline(transaction=False) as pipe:
             for _ in range(count):
-                pipe.set(tombstone_key(new_id()), "", ex=self.settings.remembered_s)
+                pipe.set(keys.tombstone(new_id()), "", ex=self.settings.remembered_s)
             pipe.execute()
         return (self.memory() - held) / count
 
@@ -323,8 +323,8 @@ def report(data: Data) -> list[Piece]:
     steps.add("memory of the process, MiB", *(number(mib) for _, mib in data["steps"].values()))
     queue = Table(["queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes per job", "sweep, s"])
     for one in data["queue"]:
-        keys = ("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s")
-        queue.add(f"{one['queued']:,}", *(number(one[key]) for key in keys))
+        fields = ("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s")
+        queue.add(f"{one['queued']:,}", *(number(one[field]) for field in fields))
     store = Table(["finished jobs of one picture", "GET job, ms", "GET picture, ms", "bytes per job in Redis"])
     for one in data["store"]:
         cells = (number(one[key]) for key in ("read_ms", "image_ms", "bytes_per_job"))
@@ -338,9 +338,9 @@ def report(data: Data) -> list[Piece]:
     streams = Table(
         ["open event streams", "opening all, s", "GET job, ms", "p95", "end reaches the last, s", "API, MiB"]
     )
-    keys = ("open_s", "read_ms", "read_p95_ms", "end_s", "api_mib")
+    fields = ("open_s", "read_ms", "read_p95_ms", "end_s", "api_mib")
     for one in data["streams"]:
-        streams.add(one["streams"], *(number(one[key]) for key in keys))
+        streams.add(one["streams"], *(number(one[field]) for field in fields))
     workers = Table(["workers", "pictures/s", "spread", "rounds"])
     for count, rate in data["workers"].items():
         workers.add(count, number(rate["median"]), number(rate["spread"]), rate["n"])

@@ -18,9 +18,9 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from service.contract.records import TERMINAL
 from service.contract.schemas import Job
+from service.store import keys
 from service.store.connection import best_effort, text
 from service.store.jobs import KEPT_EVENTS
-from service.store.keys import events_key, previews_key, watched_key
 from service.store.reader import JobReader
 
 WATCHED_MS = 3000  # how long workers render previews after the last renewal
@@ -33,7 +33,7 @@ Position = tuple[int, int]  # the id of a stream's entry, which orders the entri
 
 async def is_complete(reader: JobReader, job: Job, after: str) -> bool:
     """Return whether the job has ended and has no event after `after`."""
-    return job.status in TERMINAL and not await reader.connection.xrange(events_key(job.id), min=f"({after}", count=1)
+    return job.status in TERMINAL and not await reader.connection.xrange(keys.events(job.id), min=f"({after}", count=1)
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ class Feed:
 
     async def _read(self) -> None:
         """Read until the job ends or nobody watches it, and keep the previews coming meanwhile."""
-        events, previews, connection = events_key(self.job_id), previews_key(self.job_id), self.reader.connection
+        events, previews, connection = keys.events(self.job_id), keys.previews(self.job_id), self.reader.connection
         seen: dict[Any, Any] = {previews: "0-0", events: "0-0"}  # Redis answers in this order
         has_ended = False
         while self.watchers:
             with best_effort():  # without this key there are no previews, and events still arrive
-                await connection.set(watched_key(self.job_id), 1, px=WATCHED_MS)
+                await connection.set(keys.watched(self.job_id), 1, px=WATCHED_MS)
             answer: Any = await (connection.xread(seen) if has_ended else self.reader.read_streams(seen, LOOK_AGAIN_MS))
             for stream, entries in answer or []:
                 for raw, fields in entries:

@@ -15,9 +15,8 @@ from redis.exceptions import ResponseError
 
 from service.contract.records import Picture
 from service.settings import Settings
-from service.store import fair_queue
+from service.store import fair_queue, keys
 from service.store.connection import entries_of, text
-from service.store.keys import stream_key
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -55,7 +54,7 @@ class PictureStream:
 
     def __init__(self, connection: Redis, settings: Settings, digest: str, consumer: str) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
-        self.digest, self.key = digest, stream_key(digest)
+        self.digest, self.key = digest, keys.stream(digest)
         self._looked_at, self._more_suspects = 0.0, False
         self._ensure_group()
 

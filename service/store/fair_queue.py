@@ -9,16 +9,7 @@ from collections.abc import Sequence
 from redis import Redis
 from redis.client import Pipeline
 
-from service.store.keys import (
-    JOB_PREFIX,
-    OWNERS_PREFIX,
-    PENDING_COUNTS_PREFIX,
-    job_key,
-    owner_jobs_key,
-    owners_key,
-    pending_counts_key,
-    pending_key,
-)
+from service.store import keys
 
 # Moves the next pictures to the stream, in rounds: each owner gives one picture of their first job, which then goes to
 # the end of their list. Its first write takes something away, so that it runs on a full Redis too.
@@ -94,25 +85,25 @@ def enqueue(pipe: Pipeline, job_id: str, owner: str, digest: str, asked_at: floa
 
     An owner keeps the place that their last turn gave them, so that frequent requests do not come first every time.
     """
-    pipe.hset(job_key(job_id), mapping={"digest": digest, "owner": owner, "asked_at": asked_at})
-    pipe.rpush(pending_key(job_id), *pictures)
-    pipe.rpush(owner_jobs_key(digest, owner), job_id)
-    pipe.zadd(owners_key(digest), {owner: 0}, nx=True)
-    pipe.hincrby(pending_counts_key(digest), owner, len(pictures))
+    pipe.hset(keys.job(job_id), mapping={"digest": digest, "owner": owner, "asked_at": asked_at})
+    pipe.rpush(keys.pending(job_id), *pictures)
+    pipe.rpush(keys.owner_jobs(digest, owner), job_id)
+    pipe.zadd(keys.owners(digest), {owner: 0}, nx=True)
+    pipe.hincrby(keys.pending_counts(digest), owner, len(pictures))
 
 
 def dispatch(pipe: Pipeline, digest: str, stream: str, most: int) -> None:
     """Move up to `most` of the next pictures to the end of the stream."""
-    pipe.eval(_DISPATCH, 3, owners_key(digest), pending_counts_key(digest), stream, most, JOB_PREFIX)
+    pipe.eval(_DISPATCH, 3, keys.owners(digest), keys.pending_counts(digest), stream, most, keys.JOB_PREFIX)
 
 
 def remove(connection: Redis, job_id: str) -> None:
     """Drop the pending pictures of a job that ended early. Workers drop those already in the stream."""
-    connection.eval(_REMOVE, 1, job_key(job_id), job_id, PENDING_COUNTS_PREFIX, OWNERS_PREFIX)
+    connection.eval(_REMOVE, 1, keys.job(job_id), job_id, keys.PENDING_COUNTS_PREFIX, keys.OWNERS_PREFIX)
 
 
 def recount(connection: Redis) -> None:
     """Repair the queue after an open job was deleted. Scans all keys of Redis."""
-    for raw in connection.scan_iter(f"{PENDING_COUNTS_PREFIX}*", count=1000):
-        digest = raw.decode().removeprefix(PENDING_COUNTS_PREFIX)
-        connection.eval(_RECOUNT, 2, owners_key(digest), pending_counts_key(digest), JOB_PREFIX)
+    for raw in connection.scan_iter(f"{keys.PENDING_COUNTS_PREFIX}*", count=1000):
+        digest = raw.decode().removeprefix(keys.PENDING_COUNTS_PREFIX)
+        connection.eval(_RECOUNT, 2, keys.owners(digest), keys.pending_counts(digest), keys.JOB_PREFIX)

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
-from service.store.keys import idempotency_key
+from service.store import keys
 
 
 class KeyReused(ValueError):
@@ -20,7 +20,7 @@ class IdempotentRequest:
 
     @property
     def redis_key(self) -> str:
-        return idempotency_key(_hash(f"{self.owner}:{self.key}"))  # an owner's name has no colon
+        return keys.idempotency(_hash(f"{self.owner}:{self.key}"))  # an owner's name has no colon
 
     def value(self, job_id: str) -> str:
         """Return what Redis stores under `redis_key`: the job and a hash of the request."""

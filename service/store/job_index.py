@@ -2,7 +2,7 @@
 
 from redis.client import Pipeline
 
-from service.store.keys import index_key, tombstone_key
+from service.store import keys
 
 
 def add(pipe: Pipeline, job_id: str, owner: str, created_at: float, lifetime_s: int, remembered_s: int) -> None:
@@ -11,11 +11,11 @@ def add(pipe: Pipeline, job_id: str, owner: str, created_at: float, lifetime_s: 
     The tombstone expires after `remembered_s`; when the job ends, `jobs.py` sets a new time. A job that no worker
     ended in time may outlive its place in the list.
     """
-    index = index_key(owner)
+    index = keys.index(owner)
     pipe.zadd(index, {f"{_milliseconds(created_at)}-{job_id}": 0})
     pipe.zremrangebylex(index, "-", f"({_milliseconds(created_at - lifetime_s)}")
     pipe.expire(index, lifetime_s)
-    pipe.set(tombstone_key(job_id), owner, ex=remembered_s)
+    pipe.set(keys.tombstone(job_id), owner, ex=remembered_s)
 
 
 def _milliseconds(seconds: float) -> str:

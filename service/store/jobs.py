@@ -18,21 +18,10 @@ from rq.serializers import JSONSerializer
 
 from service.contract.records import ACTIVE, TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
-from service.store import fair_queue, job_index, webhook_outbox
+from service.store import fair_queue, job_index, keys, webhook_outbox
 from service.store.claims import GROUP
 from service.store.connection import best_effort, text
 from service.store.idempotency import IdempotentRequest
-from service.store.keys import (
-    GRID,
-    OPEN,
-    events_key,
-    job_key,
-    pending_key,
-    png_key,
-    tombstone_key,
-    trajectory_field,
-    verdicts_key,
-)
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import JOBS_ENDED
@@ -58,7 +47,7 @@ local to = ARGV[2]
 if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return nil end
 redis.call('HDEL', KEYS[2], 'status')
 redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 8))
-if ARGV[5] ~= '' then redis.call('HSET', KEYS[5], '{GRID}', ARGV[5]) end
+if ARGV[5] ~= '' then redis.call('HSET', KEYS[5], '{keys.GRID}', ARGV[5]) end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
 if to == 'running' then
   redis.call('EXPIRE', KEYS[3], ARGV[3])
@@ -127,22 +116,22 @@ class JobStore:
         pipe.multi()  # first: after a command RQ would call it itself, which is an error
         rq_id = self._enqueue(record.id, pipe)
         pipe.hset(
-            job_key(record.id),
+            keys.job(record.id),
             mapping={"record": record.model_dump_json(), "total": record.total, "status": "queued", "rq": rq_id},
         )
         if record.webhook:
-            pipe.hset(job_key(record.id), "webhook_events", " ".join(record.webhook_events))
+            pipe.hset(keys.job(record.id), "webhook_events", " ".join(record.webhook_events))
         if uploaded:
-            pipe.hset(png_key(record.id), mapping={str(i): png for i, png in enumerate(uploaded)})
-        pipe.sadd(OPEN, record.id)
+            pipe.hset(keys.png(record.id), mapping={str(i): png for i, png in enumerate(uploaded)})
+        pipe.sadd(keys.OPEN, record.id)
         remembered_s = self.open_ttl_s + self.settings.remembered_s
         job_index.add(pipe, record.id, record.owner, record.created_at, self.lifetime_s, remembered_s)
         if request is not None:
             pipe.set(request.redis_key, request.value(record.id), ex=self.open_ttl_s)
         pictures = [picture.model_dump_json() for picture in record.pictures()]
         fair_queue.enqueue(pipe, record.id, record.owner, record.digest, record.created_at, pictures)
-        pipe.eval(_SET_DEADLINE, 1, job_key(record.id), self.settings.job_timeout_s)
-        for key in (job_key, pending_key, png_key):
+        pipe.eval(_SET_DEADLINE, 1, keys.job(record.id), self.settings.job_timeout_s)
+        for key in (keys.job, keys.pending, keys.png):
             pipe.expire(key(record.id), self.open_ttl_s)
         try:
             pipe.execute()
@@ -155,13 +144,13 @@ class JobStore:
         """Return the job that the same request created before, if it still exists. KeyReused for another request."""
         value = self.connection.get(request.redis_key)
         job_id = None if value is None else request.job_of(text(value))
-        return job_id if job_id is not None and self.connection.exists(job_key(job_id)) else None
+        return job_id if job_id is not None and self.connection.exists(keys.job(job_id)) else None
 
     def requeue(self, job_id: str) -> None:
         """Give the job a new RQ job; its pictures stay where they are."""
         with self.connection.pipeline(transaction=True) as pipe:
             pipe.multi()
-            pipe.hset(job_key(job_id), "rq", self._enqueue(job_id, pipe))
+            pipe.hset(keys.job(job_id), "rq", self._enqueue(job_id, pipe))
             pipe.execute()
         if (record := self.record(job_id)) is not None:
             _log("job queued again", record)
@@ -208,13 +197,13 @@ class JobStore:
         remembered_s = self.settings.job_ttl_s + self.settings.remembered_s
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id, fields in jobs.items():
-                keys = [OPEN, job_key(job_id), events_key(job_id), verdicts_key(job_id), png_key(job_id)]
-                keys += [self.queue.key, tombstone_key(job_id)]
+                touched = [keys.OPEN, keys.job(job_id), keys.events(job_id), keys.verdicts(job_id), keys.png(job_id)]
+                touched += [self.queue.key, keys.tombstone(job_id)]
                 grid = (grids or {}).get(job_id, b"")
                 arguments: list[Any] = [job_id, status, ttl_s, KEPT_EVENTS, grid, RqJob.redis_job_namespace_prefix]
                 arguments += [remembered_s, *(part for pair in fields.items() for part in pair)]
                 # EVAL rather than EVALSHA: a Redis that restarted in between does not know the script.
-                pipe.eval(_MOVE, len(keys), *keys, *arguments)
+                pipe.eval(_MOVE, len(touched), *touched, *arguments)
             answers = pipe.execute()
         moved = [self._moved(i, status, jobs[i], answer) for i, answer in zip(jobs, answers, strict=True)]
         return any(moved)
@@ -247,26 +236,26 @@ class JobStore:
         with self.connection.pipeline(transaction=False) as pipe:
             for entry, one in finished:
                 job_id, index = one.picture.key
-                keys = [stream, job_key(job_id), verdicts_key(job_id), png_key(job_id), events_key(job_id)]
+                touched = [stream, keys.job(job_id), keys.verdicts(job_id), keys.png(job_id), keys.events(job_id)]
                 verdict, trajectory = one.verdict.model_dump_json(), one.trajectory or b""
-                stored = (str(index), verdict, one.png, trajectory_field(index), trajectory)
-                pipe.eval(_COMMIT, len(keys), *keys, GROUP, entry, *stored, KEPT_EVENTS, self.open_ttl_s)
+                stored = (str(index), verdict, one.png, keys.trajectory_field(index), trajectory)
+                pipe.eval(_COMMIT, len(touched), *touched, GROUP, entry, *stored, KEPT_EVENTS, self.open_ttl_s)
             for job_id in jobs:
-                pipe.hlen(verdicts_key(job_id))
-                pipe.hget(job_key(job_id), "total")
+                pipe.hlen(keys.verdicts(job_id))
+                pipe.hget(keys.job(job_id), "total")
             counts = pipe.execute()[-2 * len(jobs) :]
         return {j for j, n, total in zip(jobs, counts[::2], counts[1::2], strict=True) if total and n >= int(total)}
 
     def record(self, job_id: str) -> JobRecord | None:
-        raw = self.connection.hget(job_key(job_id), "record")
+        raw = self.connection.hget(keys.job(job_id), "record")
         return None if raw is None else JobRecord.model_validate_json(raw)
 
     def open_verdicts(self, job_ids: Iterable[str]) -> list[tuple[JobRecord, list[Verdict]]]:
         """Return the record and the verdicts of each job that is open."""
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hmget(job_key(job_id), ["record", "status"])
-                pipe.hvals(verdicts_key(job_id))
+                pipe.hmget(keys.job(job_id), ["record", "status"])
+                pipe.hvals(keys.verdicts(job_id))
             found = pipe.execute()
         return [
             (JobRecord.model_validate_json(raw), read_verdicts(verdicts))
@@ -279,7 +268,7 @@ class JobStore:
         ids = list(job_ids)
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in ids:
-                pipe.hget(job_key(job_id), "status")
+                pipe.hget(keys.job(job_id), "status")
             return {i: None if raw is None else text(raw) for i, raw in zip(ids, pipe.execute(), strict=True)}
 
     def is_open(self, job_id: str) -> bool:
@@ -290,8 +279,8 @@ class JobStore:
         ids = list(job_ids)
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in ids:
-                pipe.hget(job_key(job_id), "status")
-                pipe.hkeys(verdicts_key(job_id))
+                pipe.hget(keys.job(job_id), "status")
+                pipe.hkeys(keys.verdicts(job_id))
             found = pipe.execute()
         return {
             job_id: (None if status is None else text(status), {int(index) for index in indices})
@@ -299,11 +288,11 @@ class JobStore:
         }
 
     def done_count(self, job_id: str) -> int:
-        return self.connection.hlen(verdicts_key(job_id))
+        return self.connection.hlen(keys.verdicts(job_id))
 
     def pngs(self, job_id: str, indices: Sequence[int]) -> list[bytes]:
         """Return the PNGs of some of a job's pictures. KeyError if one is missing."""
-        found: list[Any] = list(self.connection.hmget(png_key(job_id), [str(index) for index in indices]))
+        found: list[Any] = list(self.connection.hmget(keys.png(job_id), [str(index) for index in indices]))
         if missing := [index for index, png in zip(indices, found, strict=True) if png is None]:
             raise KeyError(f"job {job_id} has no pictures {missing}")
         return found

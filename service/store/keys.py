@@ -41,25 +41,25 @@ def _key(pattern: str) -> Callable[[str], str]:
 
 
 # Of a job's id.
-job_key = _key("labelgrid:job:{}")
-pending_key = _key("labelgrid:job:{}:waiting")
-verdicts_key = _key("labelgrid:job:{}:verdicts")
-png_key = _key("labelgrid:job:{}:png")
-events_key = _key("labelgrid:job:{}:events")
-previews_key = _key("labelgrid:job:{}:live")
-watched_key = _key("labelgrid:job:{}:watched")
-tombstone_key = _key("labelgrid:was:{}")
+job = _key("labelgrid:job:{}")
+pending = _key("labelgrid:job:{}:waiting")
+verdicts = _key("labelgrid:job:{}:verdicts")
+png = _key("labelgrid:job:{}:png")
+events = _key("labelgrid:job:{}:events")
+previews = _key("labelgrid:job:{}:live")
+watched = _key("labelgrid:job:{}:watched")
+tombstone = _key("labelgrid:was:{}")
 # Of an owner, the hash of an idempotency key, and a worker's name.
-index_key = _key("labelgrid:jobs:{}")
-idempotency_key = _key("labelgrid:key:{}")
-worker_key = _key("labelgrid:worker:{}")
+index = _key("labelgrid:jobs:{}")
+idempotency = _key("labelgrid:key:{}")
+worker = _key("labelgrid:worker:{}")
 # Of a checkpoint's digest.
-owners_key = _key("labelgrid:turns:{}")
-pending_counts_key = _key("labelgrid:waiting:{}")
-stream_key = _key("labelgrid:pictures:{}")
+owners = _key("labelgrid:turns:{}")
+pending_counts = _key("labelgrid:waiting:{}")
+stream = _key("labelgrid:pictures:{}")
 
 
-def owner_jobs_key(digest: str, owner: str) -> str:
+def owner_jobs(digest: str, owner: str) -> str:
     return f"{OWNERS_PREFIX}{digest}:{owner}"
 
 

@@ -25,24 +25,10 @@ from service.contract.schemas import (
     ScoreResult,
     Summary,
 )
-from service.store import workers
+from service.store import keys, workers
 from service.store.connection import entries_of, text
 from service.store.job_index import id_of
 from service.store.jobs import read_verdicts
-from service.store.keys import (
-    GRID,
-    events_key,
-    index_key,
-    job_key,
-    owner_jobs_key,
-    owners_key,
-    pending_counts_key,
-    png_key,
-    stream_key,
-    tombstone_key,
-    trajectory_field,
-    verdicts_key,
-)
 
 SCORE_DIGITS = 6
 HEAD_FIELDS = ["record", "status", "started_at", "finished_at", "error"]  # of a job's hash, for lists of jobs
@@ -65,8 +51,8 @@ class JobReader:
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob."""
         async with self.connection.pipeline(transaction=False) as pipe:  # a full Redis refuses MULTI
-            pipe.hgetall(job_key(job_id))
-            pipe.hlen(verdicts_key(job_id))
+            pipe.hgetall(keys.job(job_id))
+            pipe.hlen(keys.verdicts(job_id))
             fields, done = await pipe.execute()
         if not fields:
             raise await self._gone(job_id)
@@ -77,32 +63,32 @@ class JobReader:
             scores = JobResult.model_validate_json(state["result"])
             n = len(record.labels)
             shown = [str(scores.best * n + i) for i in range(n)]
-            found = await self.connection.hmget(verdicts_key(job_id), shown)
+            found = await self.connection.hmget(keys.verdicts(job_id), shown)
             result = _result(record, scores, read_verdicts(one for one in found if one is not None))
         requested = {name: getattr(record, name) for name in ("labels", "layouts", "first", "trajectory", "columns")}
         return Job(**_head(state, done), **requested, result=result)
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
-        if await self.connection.exists(tombstone_key(job_id)):
+        if await self.connection.exists(keys.tombstone(job_id)):
             return ExpiredJob(f"the results of job {job_id!r} have expired; generate them again")
         return UnknownJob(f"there is no job {job_id!r}")
 
     async def check_owner(self, job_id: str, owner: str) -> None:
         """UnknownJob if the job belongs to another owner, as if it did not exist."""
-        whose = await self.connection.get(tombstone_key(job_id))
+        whose = await self.connection.get(keys.tombstone(job_id))
         if whose is None or text(whose) != owner:
             raise UnknownJob(f"there is no job {job_id!r}")
 
     async def page(self, owner: str, limit: int, cursor: str | None) -> JobPage:
         """Return up to `limit` of an owner's jobs, newest first; `cursor`: the previous page's `next`."""
         last = f"({cursor}" if cursor else "+"
-        found: Any = await self.connection.zrevrangebylex(index_key(owner), last, "-", start=0, num=limit + 1)
+        found: Any = await self.connection.zrevrangebylex(keys.index(owner), last, "-", start=0, num=limit + 1)
         members = [text(raw) for raw in found]
         async with self.connection.pipeline(transaction=False) as pipe:
             for member in members[:limit]:
-                pipe.hmget(job_key(id_of(member)), HEAD_FIELDS)
-                pipe.hlen(verdicts_key(id_of(member)))
+                pipe.hmget(keys.job(id_of(member)), HEAD_FIELDS)
+                pipe.hlen(keys.verdicts(id_of(member)))
             answers = await pipe.execute()
         heads = []
         for values, done in zip(answers[::2], answers[1::2], strict=True):
@@ -126,7 +112,7 @@ class JobReader:
             left_ms = int((min(deadline, self.shutdown_deadline) - time.monotonic()) * 1000)
             if status is None or status in TERMINAL or left_ms <= 0:
                 return await self.job(job_id)
-            entries = entries_of(await self.read_streams({events_key(job_id): seen}, min(left_ms, LOOK_AGAIN_MS)))
+            entries = entries_of(await self.read_streams({keys.events(job_id): seen}, min(left_ms, LOOK_AGAIN_MS)))
             if entries:
                 seen = text(entries[-1][0])
             look = not entries or any(text(fields.get(b"status", b"")) in TERMINAL for _, fields in entries)
@@ -143,7 +129,7 @@ class JobReader:
             return await self.connection.xread(seen)
 
     async def status(self, job_id: str) -> str | None:
-        status = await self.connection.hget(job_key(job_id), "status")
+        status = await self.connection.hget(keys.job(job_id), "status")
         return None if status is None else text(status)
 
     async def image(self, job_id: str, index: int) -> bytes:
@@ -152,21 +138,21 @@ class JobReader:
 
     async def trajectory(self, job_id: str, index: int) -> bytes:
         """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
-        raw = await self.connection.hget(job_key(job_id), "record")
+        raw = await self.connection.hget(keys.job(job_id), "record")
         if raw is not None and JobRecord.model_validate_json(raw).trajectory is None:
             raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
-        return await self._png(job_id, trajectory_field(index), f"the trajectory of picture {index}", index)
+        return await self._png(job_id, keys.trajectory_field(index), f"the trajectory of picture {index}", index)
 
     async def grid(self, job_id: str) -> bytes:
         """Return the grid's PNG. NotReady until the job is finished; UnknownJob, ExpiredJob."""
-        grid = await self._png(job_id, GRID, "the grid", 0)
+        grid = await self._png(job_id, keys.GRID, "the grid", 0)
         return await self.image(job_id, int(grid)) if grid.isdigit() else grid
 
     async def _png(self, job_id: str, name: str, what: str, index: int) -> bytes:
-        png: Any = await self.connection.hget(png_key(job_id), name)
+        png: Any = await self.connection.hget(keys.png(job_id), name)
         if isinstance(png, bytes):
             return png
-        status, total = await self.connection.hmget(job_key(job_id), ["status", "total"])
+        status, total = await self.connection.hmget(keys.job(job_id), ["status", "total"])
         if status is None or total is None:
             raise await self._gone(job_id)
         if index >= int(total):
@@ -179,18 +165,19 @@ class JobReader:
 
     async def open_pictures(self, digest: str) -> int:
         """Return how many pictures of a checkpoint are pending or in progress."""
-        return sum((await self.pending_by_owner(digest)).values()) + int(await self.connection.xlen(stream_key(digest)))
+        pending = await self.pending_by_owner(digest)
+        return sum(pending.values()) + int(await self.connection.xlen(keys.stream(digest)))
 
     async def pending_by_owner(self, digest: str) -> dict[str, int]:
         """Return how many pictures of a checkpoint are pending, by owner."""
-        found = await self.connection.hgetall(pending_counts_key(digest))
+        found = await self.connection.hgetall(keys.pending_counts(digest))
         return {text(owner): int(count) for owner, count in found.items()}
 
     async def longest_wait_s(self, digest: str) -> float:
         """Return the age of the oldest job that is next for its owner; 0 if none is pending."""
-        owners: Any = await self.connection.zrange(owners_key(digest), 0, -1)
-        firsts = [await self.connection.lindex(owner_jobs_key(digest, text(owner)), 0) for owner in owners]
-        asked = [await self.connection.hget(job_key(text(job_id)), "asked_at") for job_id in firsts if job_id]
+        owners: Any = await self.connection.zrange(keys.owners(digest), 0, -1)
+        firsts = [await self.connection.lindex(keys.owner_jobs(digest, text(owner)), 0) for owner in owners]
+        asked = [await self.connection.hget(keys.job(text(job_id)), "asked_at") for job_id in firsts if job_id]
         return max([0.0, *(time.time() - float(at) for at in asked if at)])
 
 

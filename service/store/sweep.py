@@ -6,10 +6,9 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from service.contract.records import ACTIVE
-from service.store import fair_queue, workers
+from service.store import fair_queue, keys, workers
 from service.store.connection import text
 from service.store.jobs import JobStore
-from service.store.keys import OPEN, job_key
 
 JOBS_PER_SWEEP = 500  # roughly: a sweep stays short, however many jobs are open
 
@@ -29,18 +28,18 @@ class Sweeper:
         Any worker may call it at any time: a job that is run twice finds its pictures done. Redis's clock decides
         what is overdue, because those of the API and the workers may be wrong.
         """
-        self._cursor, found = self.connection.sscan(OPEN, self._cursor, count=JOBS_PER_SWEEP)
+        self._cursor, found = self.connection.sscan(keys.OPEN, self._cursor, count=JOBS_PER_SWEEP)
         job_ids = {text(raw) for raw in found} | self._missing
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hmget(job_key(job_id), ["status", "rq", "overdue_at"])
+                pipe.hmget(keys.job(job_id), ["status", "rq", "overdue_at"])
             pipe.time()
             pipe.lrange(self.store.queue.key, 0, -1)
             *states, (now, _), queue = pipe.execute()
         in_queue, missing = set(queue), set[str]()
         for job_id, (status, rq_id, overdue_at) in zip(job_ids, states, strict=True):
             if status is None or text(status) not in ACTIVE:
-                self.connection.srem(OPEN, job_id)
+                self.connection.srem(keys.OPEN, job_id)
             elif overdue_at is not None and now >= int(overdue_at):
                 self.store.fail(job_id, "not finished within the time limit for a job")
             elif rq_id not in in_queue and self._is_lost(job_id):
@@ -55,7 +54,7 @@ class Sweeper:
 
     def _is_lost(self, job_id: str) -> bool:
         """Whether the job's RQ job is neither in the queue nor with a live worker."""
-        rq_id = self.connection.hget(job_key(job_id), "rq")  # again: another worker may just have replaced it
+        rq_id = self.connection.hget(keys.job(job_id), "rq")  # again: another worker may just have replaced it
         if rq_id is None:
             return True
         try:

@@ -5,7 +5,7 @@ Knows no HTTP.
 
 from rq import Queue
 
-from service.store.keys import WEBHOOKS
+from service.store import keys
 
 RUN_DELIVERY = "service.webhooks.worker.deliver"  # by name, so that the API does not import the sender
 FAILED_RQ_JOB_TTL_S = 1  # the RQ job of an attempt whose worker died blocks the next one of the same id
@@ -16,7 +16,7 @@ GRACE_S = 5  # RQ hears of an event at once; the outbox is read only for events 
 ADD_IF_WANTED = f"""
 local due, wanted = 0, redis.call('HGET', KEYS[2], 'webhook_events')
 if wanted and string.find(' ' .. wanted .. ' ', ' ' .. to .. ' ', 1, true) then
-  redis.call('ZADD', '{WEBHOOKS}', redis.call('TIME')[1] + {GRACE_S}, ARGV[1] .. ' ' .. to)
+  redis.call('ZADD', '{keys.WEBHOOKS}', redis.call('TIME')[1] + {GRACE_S}, ARGV[1] .. ' ' .. to)
   due = 1
 end
 """

@@ -7,8 +7,8 @@ from typing import Any
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from service.store import keys
 from service.store.connection import text
-from service.store.keys import WORKERS, worker_key
 
 # Renews a worker's key. It deletes first: a full Redis runs a script only if its first write frees memory.
 # KEYS: set of workers, the worker's key. ARGV: name, description (JSON), milliseconds until the key expires.
@@ -21,41 +21,41 @@ redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 
 def announce(connection: Redis, name: str, about: Mapping[str, Any], lease_s: float) -> None:
     """List the worker as live for the next `lease_s`, with what it says about itself."""
-    connection.eval(_ANNOUNCE, 2, WORKERS, worker_key(name), name, json.dumps(about), int(lease_s * 1000))
+    connection.eval(_ANNOUNCE, 2, keys.WORKERS, keys.worker(name), name, json.dumps(about), int(lease_s * 1000))
 
 
 def withdraw(connection: Redis, name: str) -> None:
     """Remove the worker from the list at once."""
     with connection.pipeline(transaction=True) as pipe:
-        pipe.srem(WORKERS, name)
-        pipe.delete(worker_key(name))
+        pipe.srem(keys.WORKERS, name)
+        pipe.delete(keys.worker(name))
         pipe.execute()
 
 
 def is_alive(connection: Redis, name: str) -> bool:
-    return bool(connection.exists(worker_key(name)))
+    return bool(connection.exists(keys.worker(name)))
 
 
 def list_live(connection: Redis) -> list[dict[str, Any]]:
     """Return what each live worker says about itself, draining ones included."""
-    keys = _keys(connection.smembers(WORKERS))
-    return _descriptions(connection.mget(keys)) if keys else []
+    names = connection.smembers(keys.WORKERS)
+    return _descriptions(connection.mget(_keys(names))) if names else []
 
 
 async def list_live_async(connection: AsyncRedis) -> list[dict[str, Any]]:
     """The same without blocking."""
-    keys = _keys(await connection.smembers(WORKERS))
-    return _descriptions(await connection.mget(keys)) if keys else []
+    names = await connection.smembers(keys.WORKERS)
+    return _descriptions(await connection.mget(_keys(names))) if names else []
 
 
 def forget_dead(connection: Redis) -> None:
     """Remove the names of workers whose key has expired."""
-    if dead := [name for name in connection.smembers(WORKERS) if not is_alive(connection, text(name))]:
-        connection.srem(WORKERS, *dead)
+    if dead := [name for name in connection.smembers(keys.WORKERS) if not is_alive(connection, text(name))]:
+        connection.srem(keys.WORKERS, *dead)
 
 
 def _keys(names: Iterable[bytes | str]) -> list[str]:
-    return [worker_key(text(name)) for name in names]
+    return [keys.worker(text(name)) for name in names]
 
 
 def _descriptions(found: Iterable[Any]) -> list[dict[str, Any]]:

@@ -22,9 +22,9 @@ from structlog.contextvars import bound_contextvars
 from service.contract.errors import ServiceError
 from service.contract.records import JobRecord
 from service.settings import Settings
+from service.store import keys
 from service.store.connection import RetryUntilStopped, connect, text
 from service.store.jobs import JobStore, new_id
-from service.store.keys import WEBHOOKS, job_key
 from service.store.reader import JobReader
 from service.store.rq_worker import QueueWorker
 from service.store.webhook_outbox import enqueue
@@ -96,8 +96,8 @@ class Sender:
 
     def attempt(self, job_id: str, event: str) -> None:
         """Send the message unless it has been sent or is being sent; schedule the next attempt if that fails."""
-        member, key = f"{job_id} {event}", f"{job_key(job_id)}:webhook:{event}"
-        if self.connection.zscore(WEBHOOKS, member) is None:
+        member, key = f"{job_id} {event}", f"{keys.job(job_id)}:webhook:{event}"
+        if self.connection.zscore(keys.WEBHOOKS, member) is None:
             return
         record = self.store.record(job_id)
         if not self.connection.set(f"{key}:sending", 1, nx=True, px=int(SENDING_S * 1000)):
@@ -124,19 +124,19 @@ class Sender:
                 else:
                     self._put_off(member, number, reason)
             else:
-                self.connection.zrem(WEBHOOKS, member)
+                self.connection.zrem(keys.WEBHOOKS, member)
                 log.info("webhook delivered", attempt=number)
         finally:
             self.connection.delete(f"{key}:sending")
 
     def _drop(self, member: str, event: str, number: int, reason: str) -> None:
-        self.connection.zrem(WEBHOOKS, member)
+        self.connection.zrem(keys.WEBHOOKS, member)
         log.warning(event, attempt=number, reason=reason)
 
     def _put_off(self, member: str, number: int, reason: str) -> None:
         """Wait four times as long after each attempt, plus up to a quarter, so that retries spread out."""
         wait_s = self.settings.webhook_backoff_s * 4 ** (number - 1) * random.uniform(1.0, 1.25)
-        self.connection.zadd(WEBHOOKS, {member: time.time() + wait_s}, xx=True)
+        self.connection.zadd(keys.WEBHOOKS, {member: time.time() + wait_s}, xx=True)
         log.info("webhook put off", attempt=number, reason=reason, wait_s=round(wait_s, 1))
 
     async def _send(self, record: JobRecord | None, event: str) -> None:
@@ -171,7 +171,7 @@ class Sender:
 
     def queue_due(self) -> None:
         """Queue the attempts that are due, unless RQ has them."""
-        due: Any = self.connection.zrangebyscore(WEBHOOKS, "-inf", time.time(), start=0, num=1000)
+        due: Any = self.connection.zrangebyscore(keys.WEBHOOKS, "-inf", time.time(), start=0, num=1000)
         for raw in due:
             job_id, _, event = text(raw).partition(" ")
             if not RqJob.exists(f"{job_id}-{event}", connection=self.connection):

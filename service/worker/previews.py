@@ -13,8 +13,8 @@ from redis import Redis
 from torch import Tensor
 
 from service.contract.records import Picture
+from service.store import keys
 from service.store.connection import best_effort
-from service.store.keys import previews_key, watched_key
 from shared.diffusion.denoise import Row
 from shared.pictures import png_bytes, to_uint8
 
@@ -45,13 +45,13 @@ class Previews:
         with best_effort(), self.connection.pipeline(transaction=False) as pipe:
             for job_id in {picture.job for picture, _ in rows}:
                 pictures = [_progress(*pair, previews) for pair in rows if pair[0].job == job_id]
-                pipe.xadd(previews_key(job_id), {"pictures": json.dumps(pictures)}, maxlen=KEPT, approximate=False)
-                pipe.expire(previews_key(job_id), KEPT_FOR_S)
+                pipe.xadd(keys.previews(job_id), {"pictures": json.dumps(pictures)}, maxlen=KEPT, approximate=False)
+                pipe.expire(keys.previews(job_id), KEPT_FOR_S)
             pipe.execute()
 
     def _watched(self, job_ids: set[str]) -> set[str]:
         ids = list(job_ids)
-        found = self.connection.mget([watched_key(job_id) for job_id in ids])
+        found = self.connection.mget([keys.watched(job_id) for job_id in ids])
         return {job_id for job_id, watch in zip(ids, found, strict=True) if watch is not None}
 
     def _previews(self, rows: Sequence[tuple[Picture, Row]]) -> dict[tuple[str, int], str]:

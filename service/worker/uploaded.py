@@ -8,7 +8,7 @@ from redis import Redis
 from torch import Tensor
 
 from service.contract.records import FinishedPicture, Picture
-from service.store.keys import png_key
+from service.store import keys
 from service.telemetry.logs import get_logger
 from service.worker.engine import Failed, Outcome, judge_pictures, raise_if_lost, reason_of
 from shared.evaluator import Judge, as_input
@@ -28,7 +28,7 @@ def judge_uploaded(connection: Redis, judge: Judge, pictures: Sequence[Picture],
     """
     with connection.pipeline(transaction=False) as pipe:
         for picture in pictures:
-            pipe.hget(png_key(picture.job), str(picture.index))
+            pipe.hget(keys.png(picture.job), str(picture.index))
         pngs = pipe.execute()
     outcomes, uploads = list[Outcome](), list[Upload]()
     for picture, png in zip(pictures, pngs, strict=True):

@@ -13,8 +13,8 @@ from redis import Redis
 
 from service.contract.records import JobRecord
 from service.settings import Settings
+from service.store import keys
 from service.store.jobs import new_id
-from service.store.keys import WORKERS
 from shared.checkpoint import read_info
 from shared.options import SamplingOptions
 from shared.registry import resolve
@@ -76,7 +76,7 @@ def worker_processes(
     line = [sys.executable, "-m", "service", "worker"]
     started = [subprocess.Popen(line, cwd=ROOT, env=environment(settings), stderr=log) for _ in range(count)]
     try:
-        until(lambda: connection.scard(WORKERS) == count or any(one.poll() is not None for one in started))
+        until(lambda: connection.scard(keys.WORKERS) == count or any(one.poll() is not None for one in started))
         yield {one.pid: one for one in started}
     finally:
         for one in started:

@@ -12,7 +12,7 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis.asyncio import Redis
 
-from service.store.keys import PREFIX
+from service.store import keys
 
 
 class BadLimit(RuntimeError):
@@ -37,7 +37,7 @@ class RateLimiter:
             "async+redis://",
             implementation="redispy",
             connection_pool=pool,
-            key_prefix=f"{PREFIX}:rate",
+            key_prefix=f"{keys.PREFIX}:rate",
         )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
 

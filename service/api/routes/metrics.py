@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from service.api.catalog import Models
 from service.api.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
 from service.contract.errors import NoModel
-from service.store.keys import OPEN, stream_key
+from service.store import keys
 from service.telemetry import metrics
 from shared.checkpoint import CheckpointInfo
 
@@ -30,9 +30,9 @@ async def read_metrics(models: ModelsDep, reader: ReaderDep) -> PlainTextRespons
     infos = await run_in_threadpool(_sampled_and_judged, models)
     try:
         pending = {info.name: sum((await reader.pending_by_owner(info.digest)).values()) for info in infos}
-        claimed = [int(await reader.connection.xlen(stream_key(info.digest))) for info in infos]
+        claimed = [int(await reader.connection.xlen(keys.stream(info.digest))) for info in infos]
         oldest_s = {info.name: await reader.longest_wait_s(info.digest) for info in infos}
-        workers, open_jobs = len(await reader.workers()), int(await reader.connection.scard(OPEN))
+        workers, open_jobs = len(await reader.workers()), int(await reader.connection.scard(keys.OPEN))
     except RedisError:
         metrics.REDIS_UP.set(0)
     else:

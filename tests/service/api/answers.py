@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from redis import Redis
 
+from service.store import keys
 from service.store.connection import text
-from service.store.keys import WORKERS, worker_key
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 JSON = {"content-type": "application/json"}
@@ -31,7 +31,7 @@ def problem(response: httpx.Response, status: int, slug: str) -> Body:
 
 def nothing_is_queued(connection: Redis) -> bool:
     """Return whether Redis holds nothing but a worker."""
-    return {text(key) for key in connection.keys("*")} <= {WORKERS, worker_key("w")}
+    return {text(key) for key in connection.keys("*")} <= {keys.WORKERS, keys.worker("w")}
 
 
 def submitted(client: httpx.Client, **fields: Any) -> str:

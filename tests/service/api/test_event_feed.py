@@ -20,9 +20,8 @@ from redis.exceptions import ResponseError
 import service.api.event_feed
 from service.api.event_feed import Feeds
 from service.settings import Settings
-from service.store import workers
+from service.store import keys, workers
 from service.store.jobs import JobStore
-from service.store.keys import events_key, watched_key
 from service.store.reader import JobReader
 from service.worker.runner import Runner
 from tests.conftest import serving
@@ -132,7 +131,7 @@ def test_a_job_is_read_once_however_many_watch_it(client: httpx.Client, store: J
 
         received = [watch("0-0") for _ in range(10)]
         assert {next(one)["event"] for one in received} == {"job"}
-        first, second = (str(connection.xadd(events_key(job_id), {"picture": i}), "ascii") for i in range(2))
+        first, second = (str(connection.xadd(keys.events(job_id), {"picture": i}), "ascii") for i in range(2))
         received += [watch(first) for _ in range(10)]
         assert {next(one)["event"] for one in received[10:]} == {"job"}
         until_blocked(connection, 1)
@@ -172,7 +171,7 @@ def test_a_job_that_nobody_watches_is_no_longer_read(client: httpx.Client, store
 def test_a_failure_of_redis_reaches_every_client_and_a_new_one_starts_again(
     settings: Settings, connection: Redis
 ) -> None:
-    connection.set(events_key("job"), "no stream")
+    connection.set(keys.events("job"), "no stream")
 
     async def watch(feeds: Feeds) -> list[str]:
         return [event.name async for event in feeds.follow("job", "0-0") if event]
@@ -181,8 +180,8 @@ def test_a_failure_of_redis_reaches_every_client_and_a_new_one_starts_again(
         async with feeds_of(settings) as feeds:
             failed = await asyncio.gather(*(watch(feeds) for _ in range(3)), return_exceptions=True)
             assert [type(error) for error in failed] == [ResponseError] * 3
-            connection.delete(events_key("job"))
-            connection.xadd(events_key("job"), {"picture": 0})
+            connection.delete(keys.events("job"))
+            connection.xadd(keys.events("job"), {"picture": 0})
             assert await watch(feeds) == ["picture"]  # until it is seen that there is no such job
 
     asyncio.run(fail_and_come_again())
@@ -210,7 +209,7 @@ def test_a_job_that_ends_between_two_reads_still_has_its_end_event(
 
 def test_previews_stop_soon_after_the_client_disconnects(client: httpx.Client, store: JobStore) -> None:
     job_id = submit(client)
-    key = watched_key(job_id)
+    key = keys.watched(job_id)
     with client.stream("GET", f"/jobs/{job_id}/events") as response:
         next(events(response))
         deadline = time.monotonic() + 10
@@ -240,7 +239,7 @@ def test_a_shutdown_ends_event_streams_and_waits(settings: Settings, store: JobS
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 20
-        while not store.connection.exists(watched_key(job_id)) or store.connection.scard("labelgrid:open") < 2:
+        while not store.connection.exists(keys.watched(job_id)) or store.connection.scard("labelgrid:open") < 2:
             assert time.monotonic() < deadline
             time.sleep(0.02)
     for thread in threads:

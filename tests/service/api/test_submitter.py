@@ -14,9 +14,8 @@ from redis import Redis
 
 from service.api.access.keys import hash_of, new_key
 from service.settings import Settings
-from service.store import workers
+from service.store import keys, workers
 from service.store.jobs import JobStore
-from service.store.keys import job_key
 from tests.conftest import serving
 from tests.service.api.answers import LISTS, Body, nothing_is_queued, problem, submitted
 
@@ -49,7 +48,7 @@ def test_a_full_queue_says_when_to_retry(settings: Settings, alive: JobStore) ->
 
 
 def test_one_owner_cannot_fill_the_queue_for_the_others(connection: Redis, settings: Settings) -> None:
-    keys = {name: new_key() for name in ("alice", "bob")}
+    api_keys = {name: new_key() for name in ("alice", "bob")}
     listed = ",".join(f"{name}:{hash_of(key)}" for name, key in keys.items())
     update = {"api_keys": listed, "max_queued_pictures_per_owner": 5, "max_queued_pictures": 8}
     bounded = settings.model_copy(update=update)
@@ -57,7 +56,7 @@ def test_one_owner_cannot_fill_the_queue_for_the_others(connection: Redis, setti
     with serving(bounded) as client:
 
         def ask(name: str, pictures: int) -> httpx.Response:
-            headers = {"authorization": f"Bearer {keys[name]}", "prefer": "respond-async"}
+            headers = {"authorization": f"Bearer {api_keys[name]}", "prefer": "respond-async"}
             return client.post("/generate", json={"labels": [["red cube"]] * pictures}, headers=headers)
 
         assert ask("alice", 4).status_code == 202
@@ -67,7 +66,7 @@ def test_one_owner_cannot_fill_the_queue_for_the_others(connection: Redis, setti
         assert refused.headers["retry-after"] == "4"  # two too many, one every two seconds
         assert ask("bob", 3).status_code == 202
         assert ask("bob", 2).status_code == 429  # the queue as a whole
-        assert [ask(name, 1).status_code for name in keys] == [202, 429]
+        assert [ask(name, 1).status_code for name in api_keys] == [202, 429]
 
 
 def test_a_full_redis_takes_no_job_and_its_jobs_can_be_read(
@@ -128,7 +127,7 @@ def test_an_idempotency_key_holds_for_a_form_and_as_long_as_its_job(client: http
     workers.withdraw(alive.connection, "w")  # what stands needs no worker
     assert ask() == job_id
     workers.announce(alive.connection, "w", {}, lease_s=60)
-    alive.connection.delete(job_key(job_id))
+    alive.connection.delete(keys.job(job_id))
     assert ask() != job_id
 
 

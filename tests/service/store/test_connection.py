@@ -13,9 +13,9 @@ from redis.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError, Re
 from rq import Queue
 
 from service.settings import Settings
+from service.store import keys
 from service.store.connection import RetryUntilStopped, connect
 from service.store.jobs import JobStore
-from service.store.keys import WEBHOOKS, job_key, previews_key, watched_key
 from service.worker.previews import Previews
 from service.worker.runner import Runner
 from tests.service.api.test_event_feed import events, submit, until_blocked
@@ -69,16 +69,16 @@ def test_a_blocking_read_continues_after_redis_was_a_replica(connection: Redis, 
 @REFUSES_WRITES
 def test_a_sweep_does_not_wait_for_redis(connection: Redis, settings: Settings, impatient: Redis, state: Any) -> None:
     job_id = create_job(JobStore(connection, settings), "http://127.0.0.1/hook")
-    connection.hdel(job_key(job_id), "rq")
+    connection.hdel(keys.job(job_id), "rq")
     runner = Runner(impatient, settings, "w1")
     for _ in range(2):  # only what is missing twice is repaired
         runner._swept_at = 0.0
         with state(connection):
             runner._sweep()
-    assert not connection.hexists(job_key(job_id), "rq")
+    assert not connection.hexists(keys.job(job_id), "rq")
     runner._swept_at = 0.0
     runner._sweep()
-    assert connection.hexists(job_key(job_id), "rq")
+    assert connection.hexists(keys.job(job_id), "rq")
 
 
 AOF = "MISCONF Errors writing to the AOF file: No space left on device"
@@ -113,14 +113,14 @@ def test_other_errors_are_not_retried(impatient: Redis) -> None:
 
 @REFUSES_WRITES
 def test_previews_do_not_wait_for_redis(connection: Redis, impatient: Redis, state: Any) -> None:
-    connection.set(watched_key("job"), 1)
+    connection.set(keys.watched("job"), 1)
     pairs = [(picture("job", 0), row(torch.zeros(3, 4, 4)))]
     previews = Previews(impatient, 0.0)
     with state(connection):
         previews.publish(pairs)
-    assert not connection.exists(previews_key("job"))
+    assert not connection.exists(keys.previews("job"))
     previews.publish(pairs)
-    assert connection.xlen(previews_key("job")) == 1
+    assert connection.xlen(keys.previews("job")) == 1
 
 
 def test_a_cancel_does_not_wait_to_queue_its_webhook(connection: Redis, impatient: Redis, settings: Settings) -> None:
@@ -129,7 +129,7 @@ def test_a_cancel_does_not_wait_to_queue_its_webhook(connection: Redis, impatien
     with full(connection):
         assert store.cancel(job_id)
     assert Queue(settings.webhook_queue, connection=connection).count == 0
-    assert connection.zcard(WEBHOOKS) == 1  # where the webhooks' worker finds it
+    assert connection.zcard(keys.WEBHOOKS) == 1  # where the webhooks' worker finds it
 
 
 def test_the_api_answers_503_while_redis_refuses_writes(
@@ -155,7 +155,7 @@ def test_events_are_sent_without_previews_while_redis_refuses_writes(
             told = events(response)
             assert next(told)["event"] == "job"
             until_blocked(connection, 1)
-            assert not connection.exists(watched_key(job_id))
+            assert not connection.exists(keys.watched(job_id))
             stack.close()
             alive.cancel(job_id)
             assert [event["event"] for event in told] == ["end"]

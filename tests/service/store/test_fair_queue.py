@@ -10,9 +10,9 @@ from redis import Redis
 
 from service.contract.records import JobRecord
 from service.settings import Settings
+from service.store import keys
 from service.store.claims import PictureStream
 from service.store.jobs import JobStore
-from service.store.keys import owner_jobs_key, pending_counts_key
 from service.worker.runner import Runner
 from shared.checkpoint import read_info
 from shared.registry import resolve
@@ -88,7 +88,7 @@ def test_every_picture_is_dispatched_once_unless_its_job_is_cancelled(
         seen.update(claim.picture.key for claim in claims)
     assert set(seen.values()) == {1}
     assert {(job.id, i) for job in jobs if job.id not in cancelled for i in range(job.total)} <= set(seen)
-    assert set(connection.hvals(pending_counts_key(DIGEST))) == {b"0"}
+    assert set(connection.hvals(keys.pending_counts(DIGEST))) == {b"0"}
     assert connection.keys("labelgrid:job:*:waiting") == []
 
 
@@ -97,7 +97,7 @@ def test_a_job_that_ends_early_leaves_the_queue(store: JobStore, stream: Picture
         job = record(2, "alice")
         store.create(job)
         store.cancel(job.id)
-    assert connection.keys(owner_jobs_key(DIGEST, "*")) == []
+    assert connection.keys(keys.owner_jobs(DIGEST, "*")) == []
     names = created(store, record(2, "alice"), record(1, "alice"))
     assert claimed(stream, names, 9) == "A0 B0 A1"
 

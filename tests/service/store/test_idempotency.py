@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from redis import Redis
 
+from service.store import keys
 from service.store.idempotency import IdempotentRequest, KeyReused
 from service.store.jobs import JobStore
-from service.store.keys import OPEN, job_key, pending_counts_key
 from tests.service.store.helpers import DIGEST, record
 
 
@@ -16,9 +16,9 @@ def test_concurrent_requests_with_one_key_create_one_job(store: JobStore, connec
     with ThreadPoolExecutor(8) as pool:
         ids = set(pool.map(lambda _: store.create(record(), request), range(8)))
     (job_id,) = ids
-    assert connection.ttl(request.redis_key) == pytest.approx(connection.ttl(job_key(job_id)), abs=1)
-    assert connection.scard(OPEN) == 1
-    assert connection.hgetall(pending_counts_key(DIGEST)) == {b"": b"2"}
+    assert connection.ttl(request.redis_key) == pytest.approx(connection.ttl(keys.job(job_id)), abs=1)
+    assert connection.scard(keys.OPEN) == 1
+    assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"": b"2"}
     with pytest.raises(KeyReused):
         store.create(record(), IdempotentRequest("", "key", "another request"))
-    assert connection.scard(OPEN) == 1
+    assert connection.scard(keys.OPEN) == 1

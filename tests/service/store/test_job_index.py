@@ -4,9 +4,9 @@ import time
 
 from redis import Redis
 
+from service.store import keys
 from service.store.job_index import id_of
 from service.store.jobs import JobStore
-from service.store.keys import index_key
 from tests.service.store.helpers import record
 
 
@@ -15,7 +15,7 @@ def test_jobs_older_than_a_lifetime_leave_the_list(store: JobStore, connection: 
     old, young = record(created_at=time.time() - lifetime_s - 2), record(created_at=time.time() - lifetime_s + 60)
     for job in (old, young, record()):
         store.create(job)
-    members = [raw.decode() for raw in connection.zrange(index_key(""), 0, -1)]
+    members = [raw.decode() for raw in connection.zrange(keys.index(""), 0, -1)]
     assert [id_of(member) for member in members][:1] == [young.id]
     assert len(members) == 2
-    assert 0 < connection.ttl(index_key("")) <= lifetime_s
+    assert 0 < connection.ttl(keys.index("")) <= lifetime_s

@@ -8,10 +8,9 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ExecAbortError, OutOfMemoryError, ResponseError
 
-from service.store import workers
+from service.store import keys, workers
 from service.store.claims import GROUP, PictureStream
 from service.store.jobs import JobStore
-from service.store.keys import OPEN, events_key, job_key, pending_counts_key, png_key, tombstone_key, verdicts_key
 from tests.service.store.helpers import DIGEST, RESULT, done, full, read_only, record
 
 State = Callable[[Redis], contextlib.AbstractContextManager[None]]
@@ -33,7 +32,7 @@ def test_create_writes_job_pictures_and_rq_job_in_one_transaction(store: JobStor
     assert not {"HSET", "RPUSH", "XADD"} & set(commands[: commands.index("MULTI")])
     assert store.record(job.id) == job
     assert store.statuses([job.id, "nobody"]) == {job.id: "queued", "nobody": None}
-    assert connection.hgetall(pending_counts_key(DIGEST)) == {b"": b"3"}
+    assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"": b"3"}
     assert connection.llen(store.queue.key) == 1
 
 
@@ -49,19 +48,19 @@ def test_a_terminal_status_is_final(store: JobStore, connection: Redis, end: str
         "cancel": lambda: store.cancel(job.id),
     }
     assert ends.pop(end)()
-    before = connection.hgetall(job_key(job.id))
+    before = connection.hgetall(keys.job(job.id))
     assert not store.begin(job.id)
     assert not any(other() for other in ends.values())
     assert not store.fail(job.id, "another reason")
-    assert connection.hgetall(job_key(job.id)) == before
-    assert not connection.sismember(OPEN, job.id)
+    assert connection.hgetall(keys.job(job.id)) == before
+    assert not connection.sismember(keys.OPEN, job.id)
 
 
 def test_a_job_that_is_gone_cannot_be_moved(store: JobStore, connection: Redis) -> None:
     assert not store.begin("nobody")
     assert not store.fail("nobody", "why")
     assert not store.cancel("nobody")
-    assert connection.exists(job_key("nobody")) == 0
+    assert connection.exists(keys.job("nobody")) == 0
 
 
 def test_all_keys_of_a_finished_job_expire(store: JobStore, a: PictureStream, connection: Redis) -> None:
@@ -69,16 +68,16 @@ def test_all_keys_of_a_finished_job_expire(store: JobStore, a: PictureStream, co
     store.create(job)
     store.commit(a.key, [done(claim) for claim in a.claim_new(5)])
     store.finish({job.id: (RESULT, b"grid")})
-    keys = [job_key(job.id), verdicts_key(job.id), png_key(job.id), events_key(job.id)]
-    assert all(0 < connection.ttl(key) <= store.settings.job_ttl_s for key in keys)
-    assert 0 <= store.settings.job_ttl_s + store.settings.remembered_s - connection.ttl(tombstone_key(job.id)) < 60
+    of_job = [keys.job(job.id), keys.verdicts(job.id), keys.png(job.id), keys.events(job.id)]
+    assert all(0 < connection.ttl(key) <= store.settings.job_ttl_s for key in of_job)
+    assert 0 <= store.settings.job_ttl_s + store.settings.remembered_s - connection.ttl(keys.tombstone(job.id)) < 60
 
 
 def test_the_tombstone_of_an_open_job_outlives_it(store: JobStore, connection: Redis) -> None:
     job = record(1)
     store.create(job)
     store.begin(job.id)
-    assert 0 <= store.open_ttl_s + store.settings.remembered_s - connection.ttl(tombstone_key(job.id)) < 60
+    assert 0 <= store.open_ttl_s + store.settings.remembered_s - connection.ttl(keys.tombstone(job.id)) < 60
 
 
 def test_an_open_job_outlives_its_time_limit_and_every_key_expires(
@@ -89,7 +88,7 @@ def test_an_open_job_outlives_its_time_limit_and_every_key_expires(
     store.create(judged, uploaded=[b"png"])
 
     def lifetimes() -> list[int]:
-        return [connection.ttl(key) for one in (job, judged) for key in connection.scan_iter(f"{job_key(one.id)}*")]
+        return [connection.ttl(key) for one in (job, judged) for key in connection.scan_iter(f"{keys.job(one.id)}*")]
 
     assert len(lifetimes()) == 5
     assert min(lifetimes()) > store.lifetime_s
@@ -137,9 +136,9 @@ def test_a_picture_has_one_event_and_none_after_the_end(store: JobStore, a: Pict
     first, second = a.claim_new(5)
     store.cancel(cancelled.id)
     assert store.commit(a.key, [done(first), done(first), done(second)]) == {job.id}
-    assert [fields for _, fields in connection.xrange(events_key(job.id))] == [{b"picture": b"0"}]
-    assert [fields for _, fields in connection.xrange(events_key(cancelled.id))] == [{b"status": b"cancelled"}]
-    assert not connection.exists(png_key(cancelled.id))
+    assert [fields for _, fields in connection.xrange(keys.events(job.id))] == [{b"picture": b"0"}]
+    assert [fields for _, fields in connection.xrange(keys.events(cancelled.id))] == [{b"status": b"cancelled"}]
+    assert not connection.exists(keys.png(cancelled.id))
     assert connection.xpending(a.key, GROUP)["pending"] == 0  # all of them left the stream
 
 
@@ -162,7 +161,7 @@ def test_no_job_is_created_if_redis_refuses_writes_at_the_end_of_the_transaction
         monkeypatch.setattr(Pipeline, "execute", one_by_one)
         with pytest.raises(error, match="Transaction discarded"):
             store.create(record(1))
-    assert connection.scard(OPEN) == 0
+    assert connection.scard(keys.OPEN) == 0
 
 
 def test_a_full_redis_refuses_new_jobs_and_lets_open_ones_end(

@@ -10,9 +10,9 @@ from rq.serializers import JSONSerializer
 
 from service.contract.records import JobRecord
 from service.settings import Settings
+from service.store import keys
 from service.store.claims import PictureStream
 from service.store.jobs import JobStore
-from service.store.keys import OPEN, job_key, owner_jobs_key, pending_counts_key
 from service.store.sweep import JOBS_PER_SWEEP, Sweeper
 from tests.service.store.helpers import DIGEST, record
 
@@ -24,7 +24,7 @@ def sweeper(store: JobStore) -> Sweeper:
 
 def lose(store: JobStore, connection: Redis, job: JobRecord, how: str) -> None:
     """Make RQ lose the job, or leave it with worker `w`."""
-    rq_id = connection.hget(job_key(job.id), "rq")
+    rq_id = connection.hget(keys.job(job.id), "rq")
     assert isinstance(rq_id, bytes)
     rq_job = RqJob.fetch(rq_id.decode(), connection=connection, serializer=JSONSerializer)
     if how == "deleted":
@@ -60,7 +60,7 @@ def test_sweeps_reach_every_job_and_each_one_is_short(store: JobStore, sweeper: 
     for job in jobs:
         store.create(job)
     lose(store, connection, jobs[7], "failed")
-    connection.lrem(store.queue.key, 1, connection.hget(job_key(jobs[7].id), "rq"))  # type: ignore[arg-type]
+    connection.lrem(store.queue.key, 1, connection.hget(keys.job(jobs[7].id), "rq"))  # type: ignore[arg-type]
     before = connection.info("stats")["total_commands_processed"]
     sweeper.sweep()
     assert connection.info("stats")["total_commands_processed"] - before < 2 * JOBS_PER_SWEEP
@@ -75,16 +75,16 @@ def test_healthy_jobs_are_left_alone(store: JobStore, sweeper: Sweeper, connecti
         store.create(job)
     lose(store, connection, taken, "started by a worker")  # which lives
     store.fail(ended.id, "why")
-    connection.sadd(OPEN, ended.id, "nobody")
+    connection.sadd(keys.OPEN, ended.id, "nobody")
     for _ in range(3):
         sweeper.sweep()
-    assert connection.smembers(OPEN) == {taken.id.encode(), waiting.id.encode()}
-    assert connection.lrange(store.queue.key, 0, -1) == [connection.hget(job_key(waiting.id), "rq")]
+    assert connection.smembers(keys.OPEN) == {taken.id.encode(), waiting.id.encode()}
+    assert connection.lrange(store.queue.key, 0, -1) == [connection.hget(keys.job(waiting.id), "rq")]
     assert store.statuses([waiting.id]) == {waiting.id: "queued"}
 
 
 def set_overdue(connection: Redis, job: JobRecord) -> None:
-    connection.hset(job_key(job.id), "overdue_at", connection.time()[0])
+    connection.hset(keys.job(job.id), "overdue_at", connection.time()[0])
 
 
 def test_only_the_clock_of_redis_makes_a_job_overdue(store: JobStore, sweeper: Sweeper, connection: Redis) -> None:
@@ -120,10 +120,10 @@ def test_pending_pictures_of_a_deleted_job_are_removed(
     gone, other = record(3), record(2)
     for job in (gone, other):
         store.create(job)
-    connection.delete(job_key(gone.id))
+    connection.delete(keys.job(gone.id))
     sweeper.sweep()
-    assert connection.smembers(OPEN) == {other.id.encode()}
-    assert connection.hgetall(pending_counts_key(DIGEST)) == {b"": b"2"}
-    assert connection.lrange(owner_jobs_key(DIGEST, ""), 0, -1) == [other.id.encode()]
-    assert list(connection.scan_iter(f"{job_key(gone.id)}*")) == []
+    assert connection.smembers(keys.OPEN) == {other.id.encode()}
+    assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"": b"2"}
+    assert connection.lrange(keys.owner_jobs(DIGEST, ""), 0, -1) == [other.id.encode()]
+    assert list(connection.scan_iter(f"{keys.job(gone.id)}*")) == []
     assert [claim.picture.job for claim in a.claim_new(5)] == [other.id] * 2

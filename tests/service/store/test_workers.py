@@ -4,8 +4,7 @@ import time
 
 from redis import Redis
 
-from service.store import workers
-from service.store.keys import WORKERS
+from service.store import keys, workers
 
 
 def test_a_worker_is_alive_for_one_lease(connection: Redis) -> None:
@@ -22,6 +21,6 @@ def test_live_workers_are_listed_and_dead_ones_forgotten(connection: Redis) -> N
     workers.withdraw(connection, "left")
     time.sleep(0.02)
     assert workers.list_live(connection) == [{"host": "c"}]
-    assert connection.smembers(WORKERS) == {b"dead", b"live"}
+    assert connection.smembers(keys.WORKERS) == {b"dead", b"live"}
     workers.forget_dead(connection)
-    assert connection.smembers(WORKERS) == {b"live"}
+    assert connection.smembers(keys.WORKERS) == {b"live"}

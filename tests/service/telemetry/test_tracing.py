@@ -24,10 +24,9 @@ import service.webhooks.worker
 from service.contract.records import JobRecord
 from service.local.demo import free_port
 from service.settings import Settings
-from service.store import workers
+from service.store import keys, workers
 from service.store.connection import connect
 from service.store.jobs import JobStore
-from service.store.keys import png_key
 from service.telemetry import tracing
 from service.webhooks.worker import Refused, Sender
 from service.worker.runner import Runner
@@ -198,7 +197,7 @@ def test_a_failed_span_says_why(
     job_id = api.post("/generate", json=body, headers=GIVEN).json()["id"]
     while not runner.store.done_count(job_id):
         runner.run_once()
-    runner.connection.hset(png_key(job_id), "0", b"no PNG")
+    runner.connection.hset(keys.png(job_id), "0", b"no PNG")
     runner.run(job_id)
     monkeypatch.setattr(service.webhooks.worker, "post", answering(500))
     Sender(runner.connection, hooked).attempt(job_id, "failed")

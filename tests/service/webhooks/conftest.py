@@ -16,8 +16,8 @@ from standardwebhooks import Webhook
 
 from service.contract.records import JobRecord, WebhookEvent
 from service.settings import Settings
+from service.store import keys
 from service.store.jobs import JobStore, new_id
-from service.store.keys import WEBHOOKS
 from service.webhooks.signing import receiver_secret, signing_key
 from service.webhooks.worker import Sender
 from shared.options import SamplingOptions
@@ -101,7 +101,7 @@ def create_job(store: JobStore, url: str, events: tuple[WebhookEvent, ...] = END
 
 
 def outbox(store: JobStore) -> list[str]:
-    return [raw.decode() for raw in store.connection.zrange(WEBHOOKS, 0, -1)]
+    return [raw.decode() for raw in store.connection.zrange(keys.WEBHOOKS, 0, -1)]
 
 
 def verified(message: dict[str, Any], owner: str = "") -> dict[str, Any]:

@@ -17,10 +17,9 @@ from rq.serializers import JSONSerializer
 
 from service.local.redis_server import RedisServer
 from service.settings import Settings
-from service.store import workers
+from service.store import keys, workers
 from service.store.connection import connect
 from service.store.jobs import JobStore
-from service.store.keys import WEBHOOKS
 from service.webhooks.worker import Sender
 from tests.conftest import serving
 from tests.paths import ROOT
@@ -110,7 +109,7 @@ def test_a_refused_message_is_retried_a_few_times(
         before = time.time()
         sender.attempt(job_id, "cancelled")
         if outbox(store):
-            waits_s.append(store.connection.zscore(WEBHOOKS, outbox(store)[0]) - before)
+            waits_s.append(store.connection.zscore(keys.WEBHOOKS, outbox(store)[0]) - before)
     assert len(receiver.got()) == attempts
     assert outbox(store) == []
     assert {message["path"] for message in receiver.got()} == {"/hook?x=1"}  # no redirect is followed
@@ -136,7 +135,7 @@ def test_an_attempt_that_rq_lost_is_queued_again_once_it_is_due(store: JobStore,
     store.connection.delete(store.webhooks.key)
     sender.queue_due()
     assert store.webhooks.count == 0  # whoever cancelled the job may be about to queue it
-    store.connection.zadd(WEBHOOKS, {f"{job_id} cancelled": time.time() - 1})
+    store.connection.zadd(keys.WEBHOOKS, {f"{job_id} cancelled": time.time() - 1})
     for _ in range(3):
         sender.queue_due()
         assert store.webhooks.count == 1
@@ -147,7 +146,7 @@ def test_an_attempt_whose_worker_died_is_queued_again(store: JobStore, sender: S
     rq_job = RqJob.fetch(f"{job_id}-cancelled", connection=store.connection, serializer=JSONSerializer)
     store.connection.delete(store.webhooks.key)
     FailedJobRegistry(queue=store.webhooks).add(rq_job, ttl=rq_job.failure_ttl)  # as RQ does
-    store.connection.zadd(WEBHOOKS, {f"{job_id} cancelled": time.time() - 1})
+    store.connection.zadd(keys.WEBHOOKS, {f"{job_id} cancelled": time.time() - 1})
     until(lambda: sender.queue_due() or store.webhooks.count == 1, timeout_s=5)
 
 

@@ -10,8 +10,8 @@ from redis import Redis
 
 from service.contract.records import JobRecord, JobResult, Verdict
 from service.settings import Settings
+from service.store import keys
 from service.store.jobs import JobStore, read_verdicts
-from service.store.keys import job_key, png_key, verdicts_key
 from service.worker.loaded_models import LoadedModel
 from service.worker.runner import Runner
 from shared.evaluator import score_set
@@ -19,7 +19,7 @@ from tests.service.worker.conftest import LISTS, pixels, status
 
 
 def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:
-    return read_verdicts(store.connection.hvals(verdicts_key(job.id)))
+    return read_verdicts(store.connection.hvals(keys.verdicts(job.id)))
 
 
 def test_the_result_is_the_score_of_the_set(
@@ -27,7 +27,7 @@ def test_the_result_is_the_score_of_the_set(
 ) -> None:
     job = create(repeats=3)
     runner.run(job.id)
-    raw = connection.hget(job_key(job.id), "result")
+    raw = connection.hget(keys.job(job.id), "result")
     assert raw is not None
     result = JobResult.model_validate_json(raw)
     verdicts = verdicts_of(store, job)
@@ -50,7 +50,7 @@ def test_the_grid_shows_the_pictures_in_order(
 ) -> None:
     job = create()
     runner.run(job.id)
-    raw = connection.hget(png_key(job.id), "grid")
+    raw = connection.hget(keys.png(job.id), "grid")
     assert isinstance(raw, bytes)
     grid = pixels(raw)
     stored = [pixels(png) for png in store.pngs(job.id, range(3))]
@@ -114,6 +114,6 @@ def test_a_job_whose_grid_cannot_be_composed_fails(
     job = create(LISTS * 3)  # more than a batch, so that the first pictures are read again for the grid
     while not store.done_count(job.id):
         runner.run_once()
-    connection.hset(png_key(job.id), "0", b"no PNG")
+    connection.hset(keys.png(job.id), "0", b"no PNG")
     runner.run(job.id)
     assert status(store, job) == "failed"

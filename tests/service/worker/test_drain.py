@@ -19,11 +19,10 @@ from redis import Redis
 
 from service.local.demo import free_port
 from service.settings import Settings
-from service.store import workers
+from service.store import keys, workers
 from service.store.claims import GROUP
 from service.store.connection import text
 from service.store.jobs import JobStore
-from service.store.keys import OPEN, events_key, job_key, stream_key, verdicts_key, worker_key
 from service.worker.runner import Runner
 from tests.conftest import api_server, client_of, serving
 from tests.paths import ROOT
@@ -50,7 +49,7 @@ def test_a_draining_api_answers_open_requests_and_refuses_new_ones(
         ThreadPoolExecutor(1) as thread,
     ):
         waiting = thread.submit(client.post, "/generate", json=BODY)
-        (raw,) = until(lambda: connection.smembers(OPEN))
+        (raw,) = until(lambda: connection.smembers(keys.OPEN))
         job_id = text(raw)
         with client.stream("GET", f"/jobs/{job_id}/events") as response:
             stream = events(response)
@@ -63,7 +62,7 @@ def test_a_draining_api_answers_open_requests_and_refuses_new_ones(
             assert answer.headers["connection"] == "close"
             assert answer.json()["type"] == "urn:labelgrid:problem:shutting-down"
         assert client.get("/healthz").status_code == client.get("/metrics").status_code == 200
-        assert connection.smembers(OPEN) == {raw}
+        assert connection.smembers(keys.OPEN) == {raw}
         assert not waiting.done()
         Runner(connection, settings, "w").run(job_id)
         answer = waiting.result(timeout=60)
@@ -84,14 +83,14 @@ def test_at_the_deadline_waiting_requests_are_answered_with_the_jobs_address(
     ):
         waiting = threads.submit(client.post, "/generate", json=BODY)
         waiting_at_v1 = threads.submit(client.post, "/v1/images/generations", json=openai)
-        until(lambda: connection.scard(OPEN) == 2)
+        until(lambda: connection.scard(keys.OPEN) == 2)
         server.should_exit = True
         answer = waiting.result(timeout=60)
         assert (answer.status_code, answer.json()["status"]) == (202, "queued")
         assert answer.headers["location"] == f"/jobs/{answer.json()['id']}"
         late = waiting_at_v1.result(timeout=60)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "not_in_time")
-    assert connection.scard(OPEN) == 2
+    assert connection.scard(keys.OPEN) == 2
 
 
 def test_a_draining_worker_counts_as_none(client: httpx.Client, alive: JobStore) -> None:
@@ -120,7 +119,7 @@ def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(
     assert not runner.models.busy
     assert store.statuses([short.id, long.id, late.id]) == {short.id: "finished", long.id: "running", late.id: "queued"}
     assert store.done_count(long.id) == 0
-    pending: Any = connection.xpending_range(stream_key(long.digest), GROUP, "-", "+", 9)
+    pending: Any = connection.xpending_range(keys.stream(long.digest), GROUP, "-", "+", 9)
     assert [one["times_delivered"] for one in pending] == [0, 0]  # as if never delivered
     other.models.load()
     other.run(long.id)  # without waiting for a lease to expire
@@ -189,20 +188,20 @@ class Traffic(threading.Thread):
 def workers_with_pictures(connection: Redis, digest: str) -> set[int]:
     """Return the process ids of the workers with pictures in progress."""
     with contextlib.suppress(redis.ResponseError):  # no worker has created the stream yet
-        names = [text(one["name"]) for one in connection.xpending(stream_key(digest), GROUP)["consumers"]]
-        return {json.loads(about)["pid"] for name in names if (about := connection.get(worker_key(name)))}
+        names = [text(one["name"]) for one in connection.xpending(keys.stream(digest), GROUP)["consumers"]]
+        return {json.loads(about)["pid"] for name in names if (about := connection.get(keys.worker(name)))}
     return set()
 
 
 def check_once(connection: Redis, job_id: str) -> None:
     """Check that the job finished once, with every picture stored once."""
-    happened: Any = connection.xrange(events_key(job_id))
+    happened: Any = connection.xrange(keys.events(job_id))
     fields = [fields for _, fields in happened]
     assert [text(one[b"status"]) for one in fields if b"status" in one] == ["running", "finished"]
     stored = [int(one[b"picture"]) for one in fields if b"picture" in one]
-    total = int(connection.hget(job_key(job_id), "total") or 0)
+    total = int(connection.hget(keys.job(job_id), "total") or 0)
     assert sorted(stored) == list(range(total))
-    assert connection.hlen(verdicts_key(job_id)) == total
+    assert connection.hlen(keys.verdicts(job_id)) == total
 
 
 @pytest.fixture
@@ -258,7 +257,7 @@ def test_a_rolling_restart_loses_nothing(
     # Every accepted job finishes once, whichever API accepted it and whichever worker sampled it.
     assert answer.status_code in (200, 202)
     jobs = [watched, answer.json()["id"], *(job_id for job_id, _ in traffic.accepted.values())]
-    until(lambda: not connection.scard(OPEN))
+    until(lambda: not connection.scard(keys.OPEN))
     for job_id in jobs:
         check_once(connection, job_id)
     assert {address for _, address in traffic.accepted.values()} == {old, new}

@@ -10,8 +10,8 @@ from redis import Redis
 
 from service.contract.records import JobRecord
 from service.settings import Settings
+from service.store import keys
 from service.store.jobs import JobStore, new_id
-from service.store.keys import job_key
 from service.worker.loaded_models import LoadedModel
 from service.worker.runner import Runner
 from shared.checkpoint import CheckpointInfo, read_info
@@ -112,7 +112,7 @@ def test_a_damaged_promoted_model_is_logged_once(
     run_until(runner, lambda: caplog.records)
     job = create(old)
     runner.run(job.id)
-    assert connection.hget(job_key(job.id), "status") == b"finished"
+    assert connection.hget(keys.job(job.id), "status") == b"finished"
     (record,) = caplog.records
     assert "other.safetensors: damaged: the tensors do not match their digest" in record.__dict__["reason"]
 

@@ -13,7 +13,7 @@ from redis import Redis
 
 import service.worker.previews
 from service.contract.records import Picture
-from service.store.keys import previews_key, watched_key
+from service.store import keys
 from service.worker.previews import Previews
 from shared.diffusion.denoise import Row
 from shared.diffusion.samplers import make_table
@@ -35,7 +35,7 @@ def picture(job: str, index: int) -> Picture:
 
 
 def live_pictures(connection: Redis, job: str) -> list[list[Event]]:
-    entries: Any = connection.xrange(previews_key(job))
+    entries: Any = connection.xrange(keys.previews(job))
     return [json.loads(fields[b"pictures"]) for _, fields in entries]
 
 
@@ -48,15 +48,15 @@ def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
     with monkeypatch.context() as patch:
         patch.setattr(service.worker.previews, "png_bytes", lambda pixels: pytest.fail("nobody watches"))
         previews.publish(pairs)
-        connection.set(watched_key("seen"), 1)
+        connection.set(keys.watched("seen"), 1)
         previews.publish([(picture("seen", 0), row(None))])  # before the first step
-    assert not connection.exists(previews_key("seen"))
-    connection.set(watched_key("late"), 1)
+    assert not connection.exists(keys.previews("seen"))
+    connection.set(keys.watched("late"), 1)
     previews.publish([*pairs, (picture("late", 0), row(None))])
-    assert not connection.exists(previews_key("late"))
+    assert not connection.exists(keys.previews("late"))
     (pictures,) = live_pictures(connection, "seen")
     assert [(one["index"], one["step"], one["steps"]) for one in pictures] == [(0, 2, 5), (2, 2, 5)]
-    assert not connection.exists(previews_key("unseen"))
+    assert not connection.exists(keys.previews("unseen"))
     for one in pictures:
         png = base64.b64decode(one["preview"].partition(",")[2])
         assert (np.asarray(Image.open(io.BytesIO(png))) == to_uint8(images)[one["index"], ::2, ::2]).all()
@@ -65,7 +65,7 @@ def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
 def test_models_of_different_sizes_have_previews_together(connection: Redis) -> None:
     sizes = {"small": (32, 32), "large": (64, 64)}
     for job in sizes:
-        connection.set(watched_key(job), 1)
+        connection.set(keys.watched(job), 1)
     Previews(connection, 0.0).publish([(picture(job, 0), row(torch.zeros(3, *size))) for job, size in sizes.items()])
     for job, size in sizes.items():
         ((one,),) = live_pictures(connection, job)
@@ -73,7 +73,7 @@ def test_models_of_different_sizes_have_previews_together(connection: Redis) -> 
 
 
 def test_previews_are_bounded_in_number_and_rate(connection: Redis) -> None:
-    connection.set(watched_key("seen"), 1)
+    connection.set(keys.watched("seen"), 1)
     pairs = [(picture("seen", i), row(torch.zeros(3, 4, 4))) for i in range(20)]
     often, seldom = Previews(connection, 0.0), Previews(connection, 60.0)
     for _ in range(2):
@@ -83,8 +83,8 @@ def test_previews_are_bounded_in_number_and_rate(connection: Redis) -> None:
     assert set(with_previews[0]) | set(with_previews[1]) == set(range(20))
     for _ in range(10):
         often.publish(pairs)
-    assert connection.xlen(previews_key("seen")) == service.worker.previews.KEPT
-    connection.delete(previews_key("seen"))
+    assert connection.xlen(keys.previews("seen")) == service.worker.previews.KEPT
+    connection.delete(keys.previews("seen"))
     for _ in range(10):
         seldom.publish(pairs)
-    assert connection.xlen(previews_key("seen")) == 1
+    assert connection.xlen(keys.previews("seen")) == 1

@@ -14,11 +14,10 @@ from redis import Redis
 
 from service.local.redis_server import RedisServer
 from service.settings import Settings
-from service.store import workers
+from service.store import keys, workers
 from service.store.claims import GROUP
 from service.store.connection import RetryUntilStopped, connect, text
 from service.store.jobs import JobStore, new_id
-from service.store.keys import WORKERS, events_key, stream_key, worker_key
 from service.worker.runner import Runner
 from tests.paths import ROOT
 from tests.service.processes import environment, new_job, until, worker_processes
@@ -39,8 +38,8 @@ def one_worker(connection: Redis, settings: Settings) -> Iterator[subprocess.Pop
 
 def owners_of_pictures(connection: Redis, digest: str) -> set[int]:
     """Return the process ids of the workers that have claimed pictures."""
-    consumers = connection.xpending(stream_key(digest), GROUP)["consumers"]
-    abouts = [connection.get(worker_key(text(consumer["name"]))) for consumer in consumers]
+    consumers = connection.xpending(keys.stream(digest), GROUP)["consumers"]
+    abouts = [connection.get(keys.worker(text(consumer["name"]))) for consumer in consumers]
     return {int(json.loads(about)["pid"]) for about in abouts if about}
 
 
@@ -58,7 +57,7 @@ def test_an_idle_worker_takes_its_share_of_a_large_job(
     until(lambda: owners_of_pictures(connection, job.digest) == set(two_workers))
     until(lambda: not store.is_open(job.id))
     assert store.statuses([job.id]) == {job.id: "finished"}
-    reported = [fields[b"picture"] for _, fields in connection.xrange(events_key(job.id)) if b"picture" in fields]
+    reported = [fields[b"picture"] for _, fields in connection.xrange(keys.events(job.id)) if b"picture" in fields]
     assert sorted(int(index) for index in reported) == list(range(24))
 
 
@@ -79,7 +78,7 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     (left,) = (one for pid, one in two_workers.items() if pid != killed)
     left.terminate()
     assert left.wait(timeout=60) == 0
-    assert connection.keys(worker_key("*")) == []
+    assert connection.keys(keys.worker("*")) == []
     undisturbed = job.model_copy(update={"id": new_id()})
     store.create(undisturbed)
     Runner(connection, settings, "w").run(undisturbed.id)
@@ -97,9 +96,9 @@ def test_a_stopped_worker_hands_its_pictures_back(
     assert one_worker.wait(timeout=30) == 0
     assert store.statuses([job.id]) == {job.id: "running"}
     assert connection.llen(store.queue.key) == 1
-    assert connection.scard(WORKERS) == 0
+    assert connection.scard(keys.WORKERS) == 0
     (pending,) = {
-        one["times_delivered"] for one in connection.xpending_range(stream_key(job.digest), GROUP, "-", "+", 9)
+        one["times_delivered"] for one in connection.xpending_range(keys.stream(job.digest), GROUP, "-", "+", 9)
     }
     assert pending == 0  # as if never delivered
 
@@ -115,7 +114,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
     log_file = tmp_path / "worker.log"
     with log_file.open("w") as log, worker_processes(connection, settings, 1, log) as processes:
         (worker,) = processes.values()
-        (name,) = connection.smembers(WORKERS)
+        (name,) = connection.smembers(keys.WORKERS)
         job = new_job(settings, steps=100, pictures=12)
         store.create(job)
         until(lambda: store.done_count(job.id) > 0)  # 8 are finished, 4 in progress
@@ -127,7 +126,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         server.start()
         until(lambda: not store.is_open(job.id))
         assert store.statuses([job.id]) == {job.id: "finished"}
-        reported = [fields[b"picture"] for _, fields in connection.xrange(events_key(job.id)) if b"picture" in fields]
+        reported = [fields[b"picture"] for _, fields in connection.xrange(keys.events(job.id)) if b"picture" in fields]
         assert sorted(int(index) for index in reported) == list(range(12))
         until(lambda: workers.is_alive(store.connection, text(name)))  # the same worker as before
         assert worker.poll() is None
@@ -174,4 +173,4 @@ def test_a_worker_without_a_port_for_its_metrics_does_not_start(connection: Redi
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"labelgrid: LABELGRID_METRICS_PORT={port}: cannot be served on")
     assert "Traceback" not in done.stderr
-    assert connection.scard(WORKERS) == 0
+    assert connection.scard(keys.WORKERS) == 0

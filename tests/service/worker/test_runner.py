@@ -10,8 +10,8 @@ from redis import Redis
 
 from service.contract.records import JobRecord, Verdict
 from service.settings import Settings
+from service.store import keys
 from service.store.jobs import JobStore, read_verdicts
-from service.store.keys import job_key, verdicts_key
 from service.worker.process import PictureWorker
 from service.worker.runner import Rate, Runner
 from shared.diffusion.denoise import sample
@@ -25,7 +25,7 @@ from tests.service.worker.conftest import LISTS, QUICK, Counting, pixels, status
 
 
 def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:
-    return read_verdicts(store.connection.hvals(verdicts_key(job.id)))
+    return read_verdicts(store.connection.hvals(keys.verdicts(job.id)))
 
 
 def test_a_job_gives_the_same_pictures_as_the_sampling_loop(
@@ -98,7 +98,7 @@ def test_a_worker_fails_its_current_job_once_it_is_overdue(
 ) -> None:
     monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 0)
     job = create()
-    connection.hset(job_key(job.id), "overdue_at", connection.time()[0])
+    connection.hset(keys.job(job.id), "overdue_at", connection.time()[0])
     runner.run(job.id)
     assert status(store, job) == "failed"
     assert not runner.models.busy
@@ -188,7 +188,7 @@ def test_a_job_fails_if_the_evaluator_does_not_know_its_models_labels(
     job = create(model="other")
     runner.run(job.id)
     assert status(store, job) == "failed"
-    reason = connection.hget(job_key(job.id), "error")
+    reason = connection.hget(keys.job(job.id), "error")
     assert isinstance(reason, bytes)
     assert f"the evaluator does not know the labels {ICLEVR.names[0]}" in reason.decode()
 
@@ -221,7 +221,7 @@ def test_a_job_without_its_checkpoint_fails_with_a_reason(
     job = create(model=model, digest="0" * 64)
     runner.run(job.id)
     assert status(store, job) == "failed"
-    reason = connection.hget(job_key(job.id), "error")
+    reason = connection.hget(keys.job(job.id), "error")
     assert isinstance(reason, bytes)
     assert words in reason.decode()
 

@@ -10,8 +10,8 @@ from redis import Redis
 
 from service.contract.records import JobRecord
 from service.settings import Settings
+from service.store import keys
 from service.store.jobs import JobStore
-from service.store.keys import job_key, png_key
 from service.worker.engine import DeviceLost
 from service.worker.runner import Runner
 from shared.diffusion.denoise import Row
@@ -42,11 +42,11 @@ def test_a_worker_that_wakes_up_after_its_lease_expired_changes_nothing(
     model = paused.models.load()
     paused.run_once()
     runner.run(job.id)
-    before = connection.hgetall(job_key(job.id)), connection.hgetall(png_key(job.id))
+    before = connection.hgetall(keys.job(job.id)), connection.hgetall(keys.png(job.id))
     paused.renew_claims()
     while paused.models.busy:
         paused.run_once()
-    assert (connection.hgetall(job_key(job.id)), connection.hgetall(png_key(job.id))) == before
+    assert (connection.hgetall(keys.job(job.id)), connection.hgetall(keys.png(job.id))) == before
     assert connection.xlen(model.stream.key) == 0
 
 
@@ -85,7 +85,7 @@ def test_a_picture_that_breaks_the_batch_fails_only_its_job(
     runner.run(good.id)
     assert status(store, good) == "finished"
     assert status(store, bad) == "failed"
-    assert connection.hget(job_key(bad.id), "error") == b"picture 0: RuntimeError: poison"
+    assert connection.hget(keys.job(bad.id), "error") == b"picture 0: RuntimeError: poison"
     assert connection.xlen(runner.models.load().stream.key) == 0
 
 
@@ -143,5 +143,5 @@ def test_a_picture_that_kills_workers_fails_only_its_job(
             assert deaths <= 3
     assert deaths == 3
     assert [status(store, job) for job in (good, bad)] == ["finished", "failed"]
-    reason = connection.hget(job_key(bad.id), "error")
+    reason = connection.hget(keys.job(bad.id), "error")
     assert reason == b"workers died 3 times while sampling picture 0"

@@ -15,8 +15,8 @@ from redis import Redis
 
 from service.contract.records import MAX_STAGES, FinishedPicture, JobRecord, Picture
 from service.settings import Settings
+from service.store import keys
 from service.store.jobs import JobStore
-from service.store.keys import png_key
 from service.worker.runner import Runner
 from service.worker.trajectory import stages
 from shared.checkpoint import read_info
@@ -149,7 +149,7 @@ def test_a_trajectory_survives_its_worker(
     if way == "gives its pictures back":
         other.release_claims()
     worker.run(job.id)  # at once, or after the dead worker's lease has expired
-    expected, found = connection.hgetall(png_key("a")), connection.hgetall(png_key("b"))
+    expected, found = connection.hgetall(keys.png("a")), connection.hgetall(keys.png("b"))
     assert {b"strip:0", b"strip:1", b"0", b"1", b"grid"} == set(found)
     assert found == expected
 

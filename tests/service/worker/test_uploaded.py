@@ -11,8 +11,8 @@ from torch import Tensor
 
 from service.contract.records import FinishedPicture, JobRecord, Picture, Verdict
 from service.settings import Settings
+from service.store import keys
 from service.store.jobs import JobStore, read_verdicts
-from service.store.keys import job_key, png_key, stream_key, verdicts_key
 from service.worker.engine import CPU, DeviceLost, Failed, Outcome
 from service.worker.runner import Runner
 from service.worker.uploaded import JUDGED_TOGETHER, judge_uploaded
@@ -31,7 +31,7 @@ def upload(connection: Redis, pngs: list[bytes | None]) -> list[Picture]:
     """Store PNGs as those of job `a`; None stands for one that has expired."""
     for i, content in enumerate(pngs):
         if content is not None:
-            connection.hset(png_key("a"), str(i), content)
+            connection.hset(keys.png("a"), str(i), content)
     return [picture(i) for i in range(len(pngs))]
 
 
@@ -118,7 +118,7 @@ def create_upload(runner: Runner, count: int) -> JobRecord:
 
 
 def verdicts_of(runner: Runner, job: JobRecord) -> list[Verdict]:
-    return read_verdicts(runner.connection.hvals(verdicts_key(job.id)))
+    return read_verdicts(runner.connection.hvals(keys.verdicts(job.id)))
 
 
 def test_a_job_larger_than_a_batch_is_judged_completely(runner: Runner, store: JobStore) -> None:
@@ -126,7 +126,7 @@ def test_a_job_larger_than_a_batch_is_judged_completely(runner: Runner, store: J
     runner.run(job.id)
     assert status(store, job) == "finished"
     assert [verdict.index for verdict in verdicts_of(runner, job)] == list(range(job.total))
-    assert runner.connection.xlen(stream_key(job.digest)) == 0
+    assert runner.connection.xlen(keys.stream(job.digest)) == 0
     assert not runner.models.busy
 
 
@@ -136,7 +136,7 @@ def test_a_cancelled_jobs_uploads_are_not_judged(runner: Runner, store: JobStore
     runner.run(other.id)
     assert [status(store, job) for job in (cancelled, other)] == ["cancelled", "finished"]
     assert verdicts_of(runner, cancelled) == []
-    assert runner.connection.xlen(stream_key(other.digest)) == 0
+    assert runner.connection.xlen(keys.stream(other.digest)) == 0
 
 
 def test_uploads_that_a_dead_worker_claimed_are_judged_by_another(
@@ -190,4 +190,4 @@ def test_an_upload_that_kills_workers_is_tried_alone_and_fails_only_its_job(
     assert deaths == 3
     assert [status(store, job) for job in (bad, good)] == ["failed", "finished"]
     assert ["1-pictures/0"] in batches  # the last try
-    assert connection.hget(job_key(bad.id), "error") == b"workers died 3 times while sampling picture 0"
+    assert connection.hget(keys.job(bad.id), "error") == b"workers died 3 times while sampling picture 0"

@@ -5,8 +5,8 @@ import time
 import httpx
 import pytest
 
+from service.store import keys
 from service.store.jobs import JobStore
-from service.store.keys import job_key, png_key, tombstone_key
 from service.worker.runner import Runner
 from tests.service.api.answers import LISTS, problem, submitted
 
@@ -38,7 +38,7 @@ def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
 
 def test_the_list_leaves_out_expired_jobs(client: httpx.Client, alive: JobStore) -> None:
     first, second = submitted(client), submitted(client)
-    alive.connection.delete(job_key(first))
+    alive.connection.delete(keys.job(first))
     assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == [second]
 
 
@@ -58,10 +58,10 @@ def test_a_job_is_cancelled_once(client: httpx.Client, alive: JobStore) -> None:
 
 def test_an_expired_job_is_410_while_its_tombstone_lasts_and_then_404(client: httpx.Client, working: Runner) -> None:
     job = client.post("/generate", json={"labels": LISTS, "steps": 1}).json()
-    working.connection.delete(job_key(job["id"]), png_key(job["id"]))
+    working.connection.delete(keys.job(job["id"]), keys.png(job["id"]))
     address = f"/jobs/{job['id']}"
     for path in ("", "/grid.png", "/images/0.png", "/events"):
         problem(client.get(address + path), 410, "expired-job")
     problem(client.delete(address), 410, "expired-job")
-    working.connection.delete(tombstone_key(job["id"]))
+    working.connection.delete(keys.tombstone(job["id"]))
     problem(client.get(address), 404, "unknown-job")

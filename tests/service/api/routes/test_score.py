@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from service.settings import Settings
-from service.store.keys import png_key, verdicts_key
+from service.store import keys
 from service.worker.runner import Runner
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import load_evaluator
@@ -60,7 +60,7 @@ def test_reading_a_score_reads_the_verdicts_of_the_best_repeat_only(client: http
     job = client.post("/score", json={"conditions": LISTS, "repeats": 3, "seed": 5, "steps": 3}).json()
     first = job["result"]["best"] * len(LISTS)
     others = {str(i): "no verdict" for i in range(3 * len(LISTS)) if not first <= i < first + len(LISTS)}
-    working.store.connection.hset(verdicts_key(job["id"]), mapping=others)
+    working.store.connection.hset(keys.verdicts(job["id"]), mapping=others)
     assert client.get(f"/jobs/{job['id']}").json() == job
 
 
@@ -71,5 +71,5 @@ def test_a_single_picture_is_its_own_grid_and_is_stored_once(
     picture = client.get(asked["result"]["pictures"][0]["url"])
     assert client.get(asked["result"]["grid_url"]).content == picture.content
     assert asked["result"]["pictures"][0]["url"].endswith(f"/{asked['result']['best']}.png")
-    assert sorted(connection.hkeys(png_key(asked["id"]))) == [b"0", b"1", b"2", b"grid"]
-    assert connection.hget(png_key(asked["id"]), "grid") == str(asked["result"]["best"]).encode()
+    assert sorted(connection.hkeys(keys.png(asked["id"]))) == [b"0", b"1", b"2", b"grid"]
+    assert connection.hget(keys.png(asked["id"]), "grid") == str(asked["result"]["best"]).encode()

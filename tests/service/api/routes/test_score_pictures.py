@@ -16,9 +16,9 @@ from service.api.uploads.png import check_picture
 from service.client import Client
 from service.client.__main__ import app
 from service.settings import Settings
+from service.store import keys
 from service.store.connection import text
 from service.store.jobs import JobStore
-from service.store.keys import png_key
 from service.worker.runner import Runner
 from shared.pictures import marked_grid, read_png, to_images
 from tests.service.api.answers import nothing_is_queued, problem
@@ -114,7 +114,7 @@ def test_an_idempotency_key_stands_for_the_pictures_too(client: httpx.Client, al
 
 def test_a_missing_uploaded_picture_fails_the_job(client: httpx.Client, alive: JobStore, settings: Settings) -> None:
     job_id = send(client, zipped(GOOD), {"prefer": "respond-async"}).json()["id"]
-    alive.connection.hdel(png_key(job_id), "1")
+    alive.connection.hdel(keys.png(job_id), "1")
     Runner(alive.connection, settings, "w").run(job_id)
     job = client.get(f"/jobs/{job_id}").json()
     assert (job["status"], job["error"]) == (
