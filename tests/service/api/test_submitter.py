@@ -49,7 +49,7 @@ def test_a_full_queue_says_when_to_retry(settings: Settings, alive: JobStore) ->
 
 def test_one_owner_cannot_fill_the_queue_for_the_others(connection: Redis, settings: Settings) -> None:
     api_keys = {name: new_key() for name in ("alice", "bob")}
-    listed = ",".join(f"{name}:{hash_of(key)}" for name, key in keys.items())
+    listed = ",".join(f"{name}:{hash_of(key)}" for name, key in api_keys.items())
     update = {"api_keys": listed, "max_queued_pictures_per_owner": 5, "max_queued_pictures": 8}
     bounded = settings.model_copy(update=update)
     workers.announce(connection, "w", {"pictures_per_s": 0.5}, lease_s=60)
