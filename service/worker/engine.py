@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,26 +19,15 @@ from service.telemetry.logs import get_logger
 from service.worker.step_order import Workload, by_job, jobs_to_step
 from service.worker.trajectory import Trajectories
 from shared.device import lost
-from shared.diffusion.denoise import Row
+from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.layouts import positions_at
 from shared.evaluator import Judge, score_pictures
-from shared.options import SamplingOptions
 from shared.pictures import png_bytes, to_uint8
 from shared.vocabulary import Vocabulary
 
 log = get_logger(__name__)
 
 CPU = torch.device("cpu")
-
-
-class RowStepper(Protocol):
-    """What the engine needs of `shared.diffusion.denoise.Stepper`."""
-
-    def new_row(
-        self, labels: Sequence[float], options: SamplingOptions, seed: int, positions: Tensor | None = None
-    ) -> Row: ...
-
-    def step(self, rows: Sequence[Row]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +58,7 @@ class Engine:
 
     def __init__(
         self,
-        stepper: RowStepper,
+        stepper: Stepper,
         vocabulary: Vocabulary,
         judge: Judge,
         *,
