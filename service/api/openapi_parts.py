@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.api.problems import PHRASES, PROBLEM_JSON
-from service.contract.errors import ServiceError
+from service.contract.errors import ServiceError, problem_body
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -39,7 +39,8 @@ def problems(*errors: type[ServiceError]) -> Responses:
         content = {PROBLEM_JSON: {"schema": {"$ref": SCHEMAS + "Problem"}, "examples": {}}}
         new = {"description": description, "content": content, "headers": {**ERROR_HEADERS.get(error.status, {})}}
         response = responses.setdefault(error.status, new)
-        examples_of(response)[error.slug] = {"summary": error.title, "value": error.body(error.example)}
+        value = problem_body(error.status, error.slug, error.title, error.example)
+        examples_of(response)[error.slug] = {"summary": error.title, "value": value}
     return responses
 
 

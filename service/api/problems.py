@@ -24,8 +24,8 @@ PHRASES = {413: "Content Too Large"}  # RFC 9110; Python 3.11 has the older name
 
 def error_response(path: str, error: ServiceError) -> JSONResponse:
     """Return the problem+json response to a request for `path`."""
-    body = {**error.body(error.detail), **error.members}
-    return _response(path, body, error.headers)
+    problem = problem_body(error.status, error.slug, error.title, error.detail)
+    return _response(path, {**problem, **error.members}, error.headers)
 
 
 def _response(path: str, problem: dict[str, Any], headers: Mapping[str, str] | None) -> JSONResponse:

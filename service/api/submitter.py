@@ -48,7 +48,7 @@ from service.contract.records import (
 )
 from service.contract.schemas import EXAMPLE_ID, Job, SamplingFields
 from service.settings import Settings
-from service.store.idempotency import IdempotentRequest, KeyReused
+from service.store.idempotency import IdempotentRequest
 from service.store.jobs import JobStore, new_id
 from service.store.reader import JobReader
 from service.telemetry import tracing
@@ -142,20 +142,17 @@ class Submitter:
             hashes = [hashlib.sha256(png).hexdigest() for png in pictures]
             content = json.dumps([kind, labels, given, hashes], sort_keys=True)
             request = IdempotentRequest(self.owner, self.idempotency_key, content)
-        try:
-            existing = await run_in_threadpool(self.store.existing_job, request) if request else None
-            if existing is None:
-                spec = await run_in_threadpool(check, self.models)
-                record = self._record(kind, fields, spec, sent=bool(pictures))
-                await self._check_room(record)
-                return await self._create(record, request, pictures)
-        except KeyReused as error:
-            raise KeyReuse.at(("header", "Idempotency-Key"), str(error)) from error
+        existing = await run_in_threadpool(self.store.existing_job, request) if request else None
+        if existing is None:
+            spec = await run_in_threadpool(check, self.models)
+            record = self._record(kind, fields, spec, sent=bool(pictures))
+            await self._check_room(record)
+            return await self._create(record, request, pictures)
         _annotate(existing)
         return existing
 
     async def _create(self, record: JobRecord, request: IdempotentRequest | None, pictures: Sequence[bytes]) -> str:
-        """Create a job, unless the same request has just created one. Return its id. Raises KeyReused."""
+        """Create a job, unless the same request has just created one. Return its id. Raises KeyReuse."""
         job_id = await run_in_threadpool(self.store.create, record, request, pictures)
         _annotate(job_id)
         if job_id == record.id:

@@ -17,6 +17,7 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── JobCancelled            409  for a client that waited for the job
 ├── ExpiredJob              410  the job's time to live is over
 ├── TooLarge                413  a body or a file in it; Starlette raises it for bodies, as an HTTPException
+├── UnsupportedBody         415  neither JSON nor a form
 ├── TooManyRequests         429  Retry-After says when the next one is accepted
 ├── QueueFull               429  Retry-After says when there will be room
 ├── ClientGone              499  the client disconnected while waiting, so nobody reads this
@@ -61,14 +62,13 @@ class ServiceError(Exception):
     title: ClassVar[str] = "Internal error"
     example: ClassVar[str] = "something unexpected went wrong; see the server's log"
 
+    def __init_subclass__(cls, *, slug: str, title: str, status: int | None = None) -> None:
+        """Set what a kind of error has in common; `status`: as its base class, if not given."""
+        cls.slug, cls.title, cls.status = slug, title, status or cls.status
+
     def __init__(self, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any) -> None:
         super().__init__(detail)
         self.detail, self.headers, self.members = detail, headers, members
-
-    @classmethod
-    def body(cls, detail: str) -> dict[str, Any]:
-        """Return the problem's JSON without further members."""
-        return problem_body(cls.status, cls.slug, cls.title, detail)
 
 
 def problem_body(status: int, slug: str, title: str, detail: str) -> dict[str, Any]:
@@ -76,8 +76,7 @@ def problem_body(status: int, slug: str, title: str, detail: str) -> dict[str, A
     return {"type": f"urn:labelgrid:problem:{slug}", "title": title, "status": status, "detail": detail}
 
 
-class BadRequest(ServiceError):
-    status, slug, title = 422, "invalid-request", "The request is not valid"
+class BadRequest(ServiceError, status=422, slug="invalid-request", title="The request is not valid"):
     example = 'entry 0: unknown label "red cubes"; did you mean "red cube"?'
 
     @classmethod
@@ -111,121 +110,103 @@ def _located(loc: Sequence[str | int], message: str) -> str:
     return f"{where}: {message}" if where else message
 
 
-class KeyReuse(BadRequest):
-    slug, title = "idempotency-key-reused", "The Idempotency-Key belongs to another request"
+class KeyReuse(BadRequest, slug="idempotency-key-reused", title="The Idempotency-Key belongs to another request"):
     example = "Idempotency-Key: the key was used for another request; a new request needs a new key"
 
 
-class UnknownCheckpoint(BadRequest):
-    slug, title = "unknown-checkpoint", "The recipe's checkpoint is not available"
+class UnknownCheckpoint(BadRequest, slug="unknown-checkpoint", title="The recipe's checkpoint is not available"):
     example = "recipe.model.digest: no checkpoint here has the digest 9f2c9f2c; available: base (27d03b5a)"
 
 
-class NotJson(BadRequest):
-    status, slug, title = 400, "not-json", "The body is not JSON"
+class NotJson(BadRequest, status=400, slug="not-json", title="The body is not JSON"):
     example = "the body is not JSON: Expecting value at character 12"
 
 
-class BadForm(ServiceError):
-    status, slug, title = 400, "bad-request", "Bad Request"
+class BadForm(ServiceError, status=400, slug="bad-request", title="Bad Request"):
     example = "Missing boundary in multipart."
 
 
-class NoKey(ServiceError):
-    status, slug, title = 401, "no-key", "An API key is required"
+class NoKey(ServiceError, status=401, slug="no-key", title="An API key is required"):
     example = "send your API key as `Authorization: Bearer KEY`"
 
 
-class NotLocal(ServiceError):
-    status, slug, title = 403, "not-local", "Only this machine may use the service"
+class NotLocal(ServiceError, status=403, slug="not-local", title="Only this machine may use the service"):
     example = "without API keys the service answers on loopback only"
 
 
-class CrossSite(ServiceError):
-    status, slug, title = 403, "cross-site", "Pages of other sites may not use the service"
+class CrossSite(ServiceError, status=403, slug="cross-site", title="Pages of other sites may not use the service"):
     example = "without API keys pages of other sites, such as https://example.com, may not use the service"
 
 
-class NotFound(ServiceError):
-    status, slug, title = 404, "not-found", "Not Found"
+class NotFound(ServiceError, status=404, slug="not-found", title="Not Found"):
     example = "there is no model 'base'"
 
 
-class UnknownJob(NotFound):
-    slug, title = "unknown-job", "There is no such job"
+class UnknownJob(NotFound, slug="unknown-job", title="There is no such job"):
     example = "there is no job '5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a'"
 
 
-class UnknownPicture(NotFound):
-    slug, title = "unknown-picture", "The job has no such picture"
+class UnknownPicture(NotFound, slug="unknown-picture", title="The job has no such picture"):
     example = "the job has the pictures 0 to 1, not 2"
 
 
-class ExpiredJob(ServiceError):
-    status, slug, title = 410, "expired-job", "The job's results have expired"
+class ExpiredJob(ServiceError, status=410, slug="expired-job", title="The job's results have expired"):
     example = "the results of job '5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a' have expired; generate them again"
 
 
-class NotReady(ServiceError):
-    status, slug, title = 409, "not-ready", "The result is not ready"
+class NotReady(ServiceError, status=409, slug="not-ready", title="The result is not ready"):
     example = "the grid is not ready; the job is running"
 
 
-class JobEnded(ServiceError):
-    status, slug, title = 409, "job-ended", "The job has ended"
+class JobEnded(ServiceError, status=409, slug="job-ended", title="The job has ended"):
     example = "the job is finished and cannot be cancelled"
 
 
-class JobCancelled(ServiceError):
-    status, slug, title = 409, "job-cancelled", "The job was cancelled"
+class JobCancelled(ServiceError, status=409, slug="job-cancelled", title="The job was cancelled"):
     example = "the job was cancelled while you waited for it"
 
 
-class TooLarge(ServiceError):
-    status, slug, title = 413, "content-too-large", "Content Too Large"
+class TooLarge(ServiceError, status=413, slug="content-too-large", title="Content Too Large"):
     example = "the body has more than 1114112 bytes"
 
 
-class TooManyRequests(ServiceError):
-    status, slug, title = 429, "too-many-requests", "Too many requests"
+class UnsupportedBody(
+    ServiceError, status=415, slug="unsupported-media-type", title="The body's type is not supported"
+):
+    example = "text/plain; wanted application/json or multipart/form-data"
+
+
+class TooManyRequests(ServiceError, status=429, slug="too-many-requests", title="Too many requests"):
     example = "more than 3000 per 1 minute with this key; nothing was done"
 
 
-class QueueFull(ServiceError):
-    status, slug, title = 429, "queue-full", "The queue is full"
+class QueueFull(ServiceError, status=429, slug="queue-full", title="The queue is full"):
     example = "9990 pictures are waiting and 32 more would exceed 10000; nothing was queued"
 
 
-class ClientGone(ServiceError):
-    status, slug, title = 499, "client-gone", "The client disconnected"
+class ClientGone(ServiceError, status=499, slug="client-gone", title="The client disconnected"):
     example = "the client disconnected; the job goes on"
 
 
-class NotInTime(ServiceError):
-    status, slug, title = 504, "not-in-time", "The request took too long"
+class NotInTime(ServiceError, status=504, slug="not-in-time", title="The request took too long"):
     example = "not finished within 300 s; the job goes on"
 
 
-class JobFailed(ServiceError):
-    slug, title = "job-failed", "The job failed"
+class JobFailed(ServiceError, slug="job-failed", title="The job failed"):
     example = "workers died 3 times while sampling picture 3"
 
 
-class Unavailable(ServiceError):
-    status, slug, title = 503, "unavailable", "The service is not available"
+class Unavailable(ServiceError, status=503, slug="unavailable", title="The service is not available"):
     example = "Redis does not answer; try again"
 
 
-class NoModel(Unavailable):
-    slug, title = "no-model", "No model is available"
+class NoModel(Unavailable, slug="no-model", title="No model is available"):
     example = "models: no denoiser is promoted in models; it contains no denoiser"
 
 
-class NoWorker(Unavailable):
-    slug, title = "no-worker", "No worker is running"
+class NoWorker(Unavailable, slug="no-worker", title="No worker is running"):
     example = "no worker is running; nothing was queued"
 
 
-class ShuttingDown(Unavailable):
-    slug, title = "shutting-down", "This process is shutting down"
+class ShuttingDown(Unavailable, slug="shutting-down", title="This process is shutting down"):
     example = "this process finishes its open requests and accepts no new ones; try again"

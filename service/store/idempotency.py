@@ -3,11 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 
+from service.contract.errors import KeyReuse
 from service.store import keys
-
-
-class KeyReused(ValueError):
-    """An Idempotency-Key was sent again with another request."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +24,11 @@ class IdempotentRequest:
         return f"{job_id} {_hash(self.request)}"
 
     def job_of(self, value: str) -> str:
-        """Return the job in a stored value. KeyReused if it belongs to another request."""
+        """Return the job in a stored value. KeyReuse if it belongs to another request."""
         job_id, _, request = value.partition(" ")
         if request != _hash(self.request):
-            raise KeyReused("the key was used for another request; a new request needs a new key")
+            message = "the key was used for another request; a new request needs a new key"
+            raise KeyReuse.at(("header", "Idempotency-Key"), message)
         return job_id
 
 

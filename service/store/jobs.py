@@ -98,7 +98,7 @@ class JobStore:
     ) -> str:
         """Write a job, its pending pictures and its RQ job in one MULTI, and return the job's id.
 
-        If the same `request` created a job before, write nothing and return that job's id. KeyReused if its key stands
+        If the same `request` created a job before, write nothing and return that job's id. KeyReuse if its key stands
         for another request. `uploaded`: the PNGs of a job that only judges them.
         """
         while True:
@@ -141,7 +141,7 @@ class JobStore:
             raise
 
     def existing_job(self, request: IdempotentRequest) -> str | None:
-        """Return the job that the same request created before, if it still exists. KeyReused for another request."""
+        """Return the job that the same request created before, if it still exists. KeyReuse for another request."""
         value = self.connection.get(request.redis_key)
         job_id = None if value is None else request.job_of(text(value))
         return job_id if job_id is not None and self.connection.exists(keys.job(job_id)) else None

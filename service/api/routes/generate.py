@@ -9,9 +9,9 @@ from service.api.catalog import Models, knows_positions, vocabulary_of
 from service.api.openapi_parts import SCHEMAS, problems
 from service.api.preferences import PreferencesDep
 from service.api.submitter import ERRORS, RESPONSES, JobSpec, SubmitterDep
-from service.api.uploads.body import UnsupportedBody, describe_body, describe_form, read_body, validate
+from service.api.uploads.body import describe_body, describe_form, read_body, validate
 from service.api.uploads.png import PngError, recipe_of
-from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint
+from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint, UnsupportedBody
 from service.contract.records import Layout
 from service.contract.schemas import BESIDE_RECIPE, GenerateRequest, Job
 from shared.checkpoint import CheckpointInfo

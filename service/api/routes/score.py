@@ -10,9 +10,9 @@ from service.api.catalog import Models, vocabulary_of
 from service.api.openapi_parts import problems
 from service.api.preferences import PreferencesDep
 from service.api.submitter import ERRORS, RESPONSES, JobSpec, SubmitterDep
-from service.api.uploads.body import UnsupportedBody, describe_body, describe_form, read_body, validate
+from service.api.uploads.body import describe_body, describe_form, read_body, validate
 from service.api.uploads.picture_zip import SubmissionError, read_submission
-from service.contract.errors import BadForm, BadRequest
+from service.contract.errors import BadForm, BadRequest, UnsupportedBody
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
 from service.settings import Settings
 from shared.options import LIMITS

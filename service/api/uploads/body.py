@@ -8,18 +8,13 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
-from service.contract.errors import BadRequest, NotJson, ServiceError, TooLarge
+from service.contract.errors import BadRequest, NotJson, TooLarge, UnsupportedBody
 
 MAX_FIELDS = 20
 LIST_FIELDS = ("guidance_interval", "webhook_events")  # a JSON list, or the field several times as HTML forms do it
 TEXT_FIELDS = ("model", "sampler", "spacing", "webhook")  # names, even if they look like numbers
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class UnsupportedBody(ServiceError):
-    status, slug, title = 415, "unsupported-media-type", "The body's type is not supported"
-    example = "text/plain; wanted application/json or multipart/form-data"
 
 
 async def read_body(request: Request, files: Mapping[str, int | None]) -> tuple[Any, dict[str, bytes]]:

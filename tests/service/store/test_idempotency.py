@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from redis import Redis
 
+from service.contract.errors import KeyReuse
 from service.store import keys
-from service.store.idempotency import IdempotentRequest, KeyReused
+from service.store.idempotency import IdempotentRequest
 from service.store.jobs import JobStore
 from tests.service.store.helpers import DIGEST, record
 
@@ -19,6 +20,6 @@ def test_concurrent_requests_with_one_key_create_one_job(store: JobStore, connec
     assert connection.ttl(request.redis_key) == pytest.approx(connection.ttl(keys.job(job_id)), abs=1)
     assert connection.scard(keys.OPEN) == 1
     assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"": b"2"}
-    with pytest.raises(KeyReused):
+    with pytest.raises(KeyReuse):
         store.create(record(), IdempotentRequest("", "key", "another request"))
     assert connection.scard(keys.OPEN) == 1
