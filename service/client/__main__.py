@@ -211,7 +211,7 @@ def jobs(
         if as_json:
             print(page.model_dump_json(indent=2))
         else:
-            display.whole(display.jobs(page.jobs), Console())
+            Console(width=display.UNCUT).print(display.jobs(page.jobs))
 
 
 @app.command()
@@ -242,7 +242,7 @@ def models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         if as_json:
             print(listing.model_dump_json(indent=2))
         else:
-            display.whole(display.models(listing), Console())
+            Console(width=display.UNCUT).print(display.models(listing))
 
 
 if __name__ == "__main__":

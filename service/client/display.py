@@ -11,7 +11,7 @@ from service.client.messages import Event, Retry
 from service.contract.events import PictureEvent, StatusEvent, StepsEvent
 from service.contract.schemas import GenerateResult, Job, JobHead, ModelList, PictureResult, ScoreResult
 
-MAX_WIDTH = 10_000  # characters; wider than any table
+UNCUT = 10_000  # width in characters: wider than any table, so that ids and names can be copied
 FOUND = 0.5  # probability above which an object counts as present, as in `exact`
 
 
@@ -23,12 +23,6 @@ def printable(text: str) -> str:
 def plain(text: str) -> str:
     """Make a service's text printable, and escape rich's markup."""
     return escape(printable(text))
-
-
-def whole(table: Table, console: Console) -> None:
-    """Print a table at its full width, even on a narrower terminal, so that ids and names can be copied."""
-    table.width = console.measure(table, options=console.options.update(max_width=MAX_WIDTH)).maximum
-    console.print(table, crop=False)
 
 
 class JobProgress(Progress):

@@ -11,7 +11,7 @@ from typing import Any, Final, TypedDict, TypeVar
 
 import httpx
 from httpx_sse import ServerSentEvent
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, HttpUrl, TypeAdapter, ValidationError
 
 from service.client.errors import ClientError, Unreachable
 from service.contract.events import PictureEvent, StatusEvent, StepsEvent
@@ -88,16 +88,14 @@ def http_options(url: str | None, api_key: str | None, timeout_s: float) -> dict
     """Return the arguments of httpx's clients. Raises ClientError for an impossible address or key."""
     url = url or os.environ.get("LABELGRID_URL") or DEFAULT_URL
     try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ClientError(f"{url!r} is not an address: {error}") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ClientError(f"{url!r} is not an address such as {DEFAULT_URL}")
+        address = TypeAdapter(HttpUrl).validate_python(url)
+    except ValidationError as error:
+        raise ClientError(f"{url!r} is not an address such as {DEFAULT_URL}") from error
     key = api_key or os.environ.get("LABELGRID_API_KEY") or ""
     if not (key.isascii() and key.isprintable()):
         raise ClientError("the API key contains characters that no key has; check LABELGRID_API_KEY")
     headers = {"User-Agent": "labelgrid-client", **({"Authorization": f"Bearer {key}"} if key else {})}
-    return {"base_url": parsed, "headers": headers, "timeout": timeout_s}
+    return {"base_url": str(address), "headers": headers, "timeout": timeout_s}
 
 
 def generate_arguments(
@@ -120,15 +118,12 @@ def score_arguments(
     conditions: LabelLists | bytes | str | Path, pictures: bytes | str | Path | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return httpx's arguments for a POST /score."""
-    body = given(options)
     if not isinstance(conditions, bytes | str | Path):
-        if pictures is None:
-            return {"json": {**body, "conditions": _lists(conditions)}}
         conditions = json.dumps(_lists(conditions)).encode()
     files = {"file": ("test.json", _bytes(conditions))}
     if pictures is not None:
         files["pictures"] = ("pictures.zip", _zip(pictures))
-    return {"files": files, "data": _form(body)}
+    return {"files": files, "data": _form(given(options))}
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,12 +133,11 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lists(labels: LabelLists) -> list[list[str]]:
     """Return label lists for JSON. Raises ClientError for a string, which Python would take for a list of letters."""
-    entries = [labels] if isinstance(labels, str) else list(labels)
-    for entry in entries:
-        if isinstance(entry, str):
+    for one in (labels, *labels):
+        if isinstance(one, str):
             wanted = 'a list of labels for each picture, such as [["red cube", "blue sphere"], ["gray cylinder"]]'
-            raise ClientError(f"{entry!r} is a string; wanted {wanted}")
-    return [list(entry) for entry in entries]
+            raise ClientError(f"{one!r} is a string; wanted {wanted}")
+    return [list(entry) for entry in labels]
 
 
 def _form(fields: Mapping[str, Any]) -> dict[str, str]:
