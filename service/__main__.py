@@ -25,9 +25,8 @@ log = get_logger(__name__)
 
 HELP = """Generates pictures from labels.
 
-Without a command it runs a Redis server, a worker and the API on this machine, on loopback only, until Ctrl-C: it is
-short for `all`, and takes its options --port, --storage and --state. docs/settings.md lists the environment variables
-that set everything else.
+Without a command it runs `all`, and takes its options --port, --storage and --state. docs/settings.md lists the
+environment variables that set everything else.
 """
 
 app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -46,31 +45,21 @@ def _process(role: str, storage: str | None = None) -> Iterator[Settings]:
     try:
         settings = read_settings()
         logs.configure(settings, role)
-        if role != "check":
-            _warn_of_unknown_variables()
+        if role != "check" and (unknown := unknown_variables()):
+            names = [f"{name} (did you mean {nearest}?)" if nearest else name for name, nearest in unknown.items()]
+            log.warning("no setting has this name", variables=", ".join(names))
+            for name in unknown:
+                del os.environ[name]  # so that no child process warns again
         if role in ("api", "worker", "webhooks"):
             tracing.start(settings, role)
         yield settings
     except KeyboardInterrupt:  # uvicorn raises it again once the API has shut down
         pass
     except (CheckpointError, SettingError, RuntimeError, OSError, RedisError) as error:
-        raise _failure(error) from error
+        print(f"labelgrid: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
     finally:
         tracing.stop()
-
-
-def _failure(message: object) -> typer.Exit:
-    print(f"labelgrid: {message}", file=sys.stderr)
-    return typer.Exit(1)
-
-
-def _warn_of_unknown_variables() -> None:
-    """Log the LABELGRID_ variables that nothing reads, and remove them so that no child process logs them again."""
-    if unknown := unknown_variables():
-        names = [f"{name} (did you mean {nearest}?)" if nearest else name for name, nearest in unknown.items()]
-        log.warning("no setting has this name", variables=", ".join(names))
-    for name in unknown:
-        del os.environ[name]
 
 
 @app.command("all")
@@ -80,13 +69,10 @@ def run_all(
     state: Annotated[
         Path | None, typer.Option(help="folder for Redis's data, kept across runs (default: a temporary one)")
     ] = None,
-    host: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Run everything on this machine (the default)."""
+    """Run a Redis server, a worker and the API on this machine, on loopback only, until Ctrl-C (the default)."""
     from service.local.supervisor import Supervisor
 
-    if host is not None:
-        raise typer.BadParameter("only `api` takes --host; `all` listens on loopback only")
     with _process("all", storage) as settings, tempfile.TemporaryDirectory(prefix="labelgrid-") as temporary:
         for kind in ("denoiser", "evaluator"):  # reports a missing checkpoint before anything is started
             resolve(settings.storage, None, kind)
@@ -138,10 +124,7 @@ def webhooks() -> None:
 
 @app.command()
 def check() -> None:
-    """Check that a worker of this host is alive.
-
-    Exits with 1 if there is none, for the health checks of containers.
-    """
+    """Exit with 1 unless a worker of this host is alive, for the health checks of containers."""
     with _process("check") as settings:
         from rq import Worker
 
@@ -185,19 +168,13 @@ def keys(
 def webhook_secret(
     name: Annotated[str, typer.Argument(help="the owner; leave it out if the service has no API keys")] = "",
 ) -> None:
-    """Print the secret that verifies an owner's webhooks.
-
-    It is derived from LABELGRID_WEBHOOK_SECRET.
-    """
+    """Print the secret, derived from LABELGRID_WEBHOOK_SECRET, that verifies an owner's webhooks."""
     from service.webhooks.signing import receiver_secret, signing_key
 
-    try:
-        secret = read_settings().webhook_secret
-    except SettingError as error:
-        raise _failure(error) from error
-    if secret is None:
-        raise _failure("LABELGRID_WEBHOOK_SECRET is not set")
-    print(receiver_secret(signing_key(secret.get_secret_value(), name)))
+    with _process("webhook-secret") as settings:
+        if settings.webhook_secret is None:
+            raise RuntimeError("LABELGRID_WEBHOOK_SECRET is not set")
+        print(receiver_secret(signing_key(settings.webhook_secret.get_secret_value(), name)))
 
 
 @app.command()
@@ -214,13 +191,10 @@ def demo(
     grid: Annotated[Path, typer.Option(help="file for the grid of pictures")] = Path("grid.png"),
 ) -> None:
     """Start everything, generate eight pictures, and stop."""
-    from service.client import ClientError
     from service.local.demo import run
 
-    try:
+    with _process("demo"):
         run(seed, grid)
-    except (RuntimeError, OSError, ClientError) as error:
-        raise _failure(error) from error
 
 
 def main() -> None:

@@ -26,10 +26,6 @@ PREFIX = "LABELGRID_"
 CLIENTS = {"LABELGRID_URL", "LABELGRID_API_KEY"}  # variables that the client reads
 
 
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
 def _redis_url(value: str) -> str:
     parse_url(value)  # type: ignore[no-untyped-call]
     return value
@@ -137,7 +133,7 @@ class Settings(BaseSettings):
 
     log_format: Literal["json", "console"] = "console"
     """Format of the logs on standard error: one JSON object a line, or text for people."""
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
     """Minimum level of our own log lines. Libraries log from `warning` on."""
 
     tracing: bool = False
@@ -206,10 +202,5 @@ def unknown_variables() -> dict[str, str]:
     known = [variable for name in Settings.model_fields for variable in variables(name)]
     ours = sorted(name for name in os.environ if name.upper().startswith(PREFIX))
     unknown = [name for name in ours if name.upper() not in {*known, *CLIENTS}]
-    return {name: _nearest(name, known) for name in unknown}
-
-
-def _nearest(variable: str, known: list[str]) -> str:
-    # Without the prefix, which makes all names look alike.
-    ends = [name.removeprefix(PREFIX) for name in known]
-    return "".join(PREFIX + end for end in difflib.get_close_matches(variable[len(PREFIX) :].upper(), ends, 1))
+    # The cutoff is high since the prefix makes all names look alike.
+    return {name: "".join(difflib.get_close_matches(name.upper(), known, 1, cutoff=0.85)) for name in unknown}

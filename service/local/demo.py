@@ -29,8 +29,7 @@ LABELS = [
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+        return int(probe.getsockname()[1])
 
 
 def run(seed: int, grid: Path) -> None:
@@ -40,23 +39,17 @@ def run(seed: int, grid: Path) -> None:
     """
     os.environ.setdefault("LABELGRID_LOG_LEVEL", "warning")  # of the processes it starts: the output is a table
     console = Console()
+    console.print("starting Redis, a worker and the API")
+
+    def generate(address: str) -> None:
+        start = time.monotonic()
+        with Client(address) as client, display.JobProgress() as progress:
+            job = client.generate(LABELS, seed=seed, columns=4, on_event=progress.on_event)
+            grid.write_bytes(client.grid(job.id))
+        display.result(job, console)
+        console.print(f"{len(LABELS)} pictures in {time.monotonic() - start:.1f} s; the grid is in {grid}")
+        supervisor.stopping = True
+
     with tempfile.TemporaryDirectory(prefix="labelgrid-") as state:
         supervisor = Supervisor(port=free_port(), state=Path(state), redis_url=None)
-
-        def on_ready(address: str) -> None:
-            try:
-                _generate(address, seed, grid, console)
-            finally:
-                supervisor.stopping = True
-
-        with console.status("starting Redis, a worker and the API"):
-            supervisor.run(on_ready)
-
-
-def _generate(address: str, seed: int, grid: Path, console: Console) -> None:
-    start = time.monotonic()
-    with Client(address) as client, display.JobProgress() as progress:
-        job = client.generate(LABELS, seed=seed, columns=4, on_event=progress.on_event)
-        grid.write_bytes(client.grid(job.id))
-    display.result(job, console)
-    console.print(f"{len(LABELS)} pictures in {time.monotonic() - start:.1f} s; the grid is in {grid}")
+        supervisor.run(generate)

