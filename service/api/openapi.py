@@ -8,8 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.api.openai.document import show_openai_errors
-from service.api.openai.errors import INVALID, PREFIX
+from service.api.openai.errors import INVALID, PREFIX, show_openai_errors
 from service.api.openai.schemas import OpenAIProblem
 from service.api.openapi_parts import SCHEMAS, examples_of, header, problems
 from service.api.problems import SAFE_METHODS

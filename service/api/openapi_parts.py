@@ -3,13 +3,14 @@
 Knows no route. `openapi.py` adds what all routes have in common.
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 from pydantic import BaseModel
 
-from service.api.problems import PHRASES, PROBLEM_JSON
-from service.contract.errors import ServiceError, problem_body
+from service.api.problems import PHRASES
+from service.contract.errors import PROBLEM_JSON, ServiceError, problem_body
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -50,7 +51,7 @@ def examples_of(response: dict[str, Any]) -> dict[str, Any]:
     return examples
 
 
-def event_stream(events: dict[str, type[BaseModel]], *examples: dict[str, str]) -> dict[str, Any]:
+def event_stream(events: Mapping[str, type[BaseModel]], *examples: dict[str, str]) -> dict[str, Any]:
     """Describe server-sent events: name -> model of its JSON data. OpenAPI 3.1 describes one event of a stream."""
     items = [
         {

@@ -12,11 +12,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from service.api.openai.errors import PREFIX, with_openai_error
-from service.contract.errors import BadRequest, NotJson, ServiceError, Unavailable, problem_body
+from service.contract.errors import PROBLEM_JSON, BadRequest, NotJson, ServiceError, Unavailable, problem_body
 from service.store.connection import refuses_writes
 from service.telemetry.logs import REQUEST_ID, request_id
 
-PROBLEM_JSON = "application/problem+json"
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 PHRASES = {413: "Content Too Large"}  # RFC 9110; Python 3.11 has the older name
@@ -75,19 +74,15 @@ def _is_routed(request: Request, method: str) -> bool:
     return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
-async def _redis_unreachable(request: Request, error: Exception) -> JSONResponse:
-    return await _service_error(request, Unavailable("Redis does not answer; try again", headers={"Retry-After": "2"}))
-
-
-async def _redis_full(request: Request, error: Exception) -> JSONResponse:
-    problem = Unavailable("Redis is full; nothing was queued", headers={"Retry-After": "10"})
-    return await _service_error(request, problem)
-
-
-async def _redis_refused(request: Request, error: Exception) -> JSONResponse:
-    if not refuses_writes(error):
+async def _redis_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError):
+        problem = Unavailable("Redis does not answer; try again", headers={"Retry-After": "2"})
+    elif isinstance(error, redis.exceptions.OutOfMemoryError):
+        problem = Unavailable("Redis is full; nothing was queued", headers={"Retry-After": "10"})
+    elif refuses_writes(error):
+        problem = Unavailable("Redis takes no writes; try again", headers={"Retry-After": "10"})
+    else:
         raise error
-    problem = Unavailable("Redis takes no writes; try again", headers={"Retry-After": "10"})
     return await _service_error(request, problem)
 
 
@@ -102,8 +97,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(redis.exceptions.ConnectionError, _redis_unreachable)
-    app.add_exception_handler(redis.exceptions.TimeoutError, _redis_unreachable)
-    app.add_exception_handler(redis.exceptions.OutOfMemoryError, _redis_full)
-    app.add_exception_handler(redis.exceptions.ResponseError, _redis_refused)
+    app.add_exception_handler(redis.exceptions.RedisError, _redis_error)
     app.add_exception_handler(Exception, _unexpected)

@@ -36,6 +36,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.vocabulary import LabelError
 
+PROBLEM_JSON = "application/problem+json"  # the media type of Problem
 MAX_LISTED = 20  # faults of a request in its problem
 
 

@@ -1,11 +1,11 @@
-"""The data of the events of GET /jobs/{id}/events (docs/jobs.md). `job` and `end` carry a Job.
+"""The data of the events of GET /jobs/{id}/events (docs/jobs.md)."""
 
-Imports pydantic only, because clients read them too.
-"""
+from typing import Final
 
 from pydantic import BaseModel, Field
 
 from service.contract.records import JobStatus
+from service.contract.schemas import Job
 
 
 class StatusEvent(BaseModel):
@@ -34,3 +34,12 @@ class StepsEvent(BaseModel):
     """Event `steps`: the progress of the pictures being sampled."""
 
     pictures: list[PictureSteps]
+
+
+EVENTS: Final[dict[str, type[Job | StatusEvent | PictureEvent | StepsEvent]]] = {
+    "job": Job,
+    "status": StatusEvent,
+    "picture": PictureEvent,
+    "steps": StepsEvent,
+    "end": Job,
+}

@@ -1,7 +1,10 @@
 """OpenAI's form of an error, for problems under /v1. Knows no route and no response."""
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
+
+from service.contract.errors import PROBLEM_JSON
 
 PREFIX: Final = "/v1/"
 INVALID, OPENAIS_INVALID = 422, 400  # the statuses of an invalid request: the service's and OpenAI's
@@ -19,3 +22,16 @@ def with_openai_error(problem: Mapping[str, Any]) -> dict[str, Any]:
         "code": problem["type"].rpartition(":")[2].replace("-", "_"),
     }
     return {**problem, "status": status, "error": error}
+
+
+def show_openai_errors(responses: dict[str, Any], problem_schema: str) -> None:
+    """Give the documented errors of an operation the form in which `problems.py` sends them."""
+    for response in responses.values():
+        if problem := response.get("content", {}).get(PROBLEM_JSON):
+            problem["schema"] = {"$ref": problem_schema}
+            for example in problem["examples"].values():
+                example["value"] = with_openai_error(example["value"])
+    if invalid := responses.pop(str(INVALID), None):
+        invalid["description"] = HTTPStatus(OPENAIS_INVALID).phrase
+        documented = responses.setdefault(str(OPENAIS_INVALID), invalid)["content"][PROBLEM_JSON]
+        documented["examples"].update(invalid["content"][PROBLEM_JSON]["examples"])

@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Request
 
 from service.api.catalog import Models, vocabulary_of
 from service.api.dependencies import ModelsDep, OwnerDep, SettingsDep
@@ -16,73 +16,54 @@ from service.api.openapi_parts import link, problems
 from service.api.submitter import ERRORS, JobSpec, SubmitterDep, check_finished
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
-from service.contract.schemas import Job
-from service.store.reader import JobReader
 from shared.checkpoint import CheckpointInfo
 from shared.vocabulary import LabelError
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 
-def _size_of(png: bytes) -> str:
-    """Return a PNG's size as OpenAI writes it, from its header, the first 24 bytes."""
-    width, height = struct.unpack(">II", png[16:24])
-    return f"{width}x{height}"
-
-
-def _check_size(body: ImagesRequest, info: CheckpointInfo) -> None:
-    """Raise BadRequest for any size but the model's own. Pictures are not scaled: scores are about their pixels."""
-    side = info.config.get("network", {}).get("image_size")
-    if body.size not in (None, "auto", f"{side}x{side}"):
-        message = f"{body.size}; wanted {side}x{side}, the size of model {info.name}, or auto"
-        raise BadRequest.at(("body", "size"), message)
-
-
 @router.post(
     "/images/generations",
-    response_model=Images,
+    response_model_exclude_none=True,
     responses=problems(*ERRORS, NotInTime),
     summary="Generate pictures with OpenAI's images API",
 )
 async def generate_images(
     request: Request, body: ImagesRequest, submitter: SubmitterDep, settings: SettingsDep
-) -> Response:
+) -> Images:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
     job_id = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
     job = await submitter.wait(job_id, settings.wait_s)
     if job.status not in TERMINAL:
         raise NotInTime(f"not finished within {settings.wait_s:.0f} s; the job goes on", job=f"/jobs/{job_id}")
     check_finished(job)
-    base = None if body.response_format != "url" else str(request.base_url).rstrip("/")
-    images = await _images(submitter.reader, job, base)
-    return Response(images.model_dump_json(exclude_none=True), media_type="application/json")
+    pngs = [await submitter.reader.image(job_id, i) for i in range(len(job.labels))]
+    data = []
+    for i, (labels, png) in enumerate(zip(job.labels, pngs, strict=True)):
+        image = Image(revised_prompt=", ".join(labels))
+        if body.response_format == "url":
+            image.url = f"{request.base_url}jobs/{job_id}/images/{i}.png"
+        else:
+            image.b64_json = base64.b64encode(png).decode()
+        data.append(image)
+    assert job.seed is not None  # only jobs that score uploaded pictures have none
+    created = _unix_time(job.finished_at or job.created_at)
+    width, height = struct.unpack(">II", pngs[0][16:24])  # from the PNG's header
+    return Images(created=created, data=data, size=f"{width}x{height}", seed=job.seed, job=f"/jobs/{job_id}")
 
 
 def _check(body: ImagesRequest, models: Models) -> JobSpec:
     """Check the request against the models. Raises BadRequest, NoModel."""
     info = models.find(body.model)
-    _check_size(body, info)
+    side = info.config.get("network", {}).get("image_size")
+    if body.size not in (None, "auto", f"{side}x{side}"):  # pictures are not scaled: scores are about their pixels
+        message = f"{body.size}; wanted {side}x{side}, the size of model {info.name}, or auto"
+        raise BadRequest.at(("body", "size"), message)
     try:
         labels = parse_prompt(body.prompt, vocabulary_of(info))
     except LabelError as error:
         raise BadRequest.from_label_error(error, "prompt") from error
     return JobSpec([labels] * (body.n or 1), info)
-
-
-async def _images(reader: JobReader, job: Job, base: str | None) -> Images:
-    """Return the pictures of a finished job, or their addresses under `base`."""
-    pngs = [await reader.image(job.id, i) for i in range(len(job.labels))]
-    data = []
-    for i, (labels, png) in enumerate(zip(job.labels, pngs, strict=True)):
-        image = Image(revised_prompt=", ".join(labels))
-        if base is None:
-            image.b64_json = base64.b64encode(png).decode()
-        else:
-            image.url = f"{base}/jobs/{job.id}/images/{i}.png"
-        data.append(image)
-    assert job.seed is not None  # only jobs that score uploaded pictures have none
-    created = _unix_time(job.finished_at or job.created_at)
-    return Images(created=created, data=data, size=_size_of(pngs[0]), seed=job.seed, job=f"/jobs/{job.id}")
 
 
 def _unix_time(time: str) -> int:
@@ -110,7 +91,7 @@ def read_openai_model(
     owner: OwnerDep,
 ) -> OpenAIModel:
     """A model of the list at /v1/models."""
-    found = [info for info in models.listing().denoisers if info.name == model]
-    if not found:
-        raise NotFound(f"there is no model {model!r}")
-    return _model(found[0])
+    for info in models.listing().denoisers:
+        if info.name == model:
+            return _model(info)
+    raise NotFound(f"there is no model {model!r}")

@@ -5,13 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 
 from service.api.dependencies import FeedsDep, OwnerDep, OwnJob, ReaderDep, StoreDep
 from service.api.event_feed import EVENT_STREAM_HEADERS, is_complete, job_events
 from service.api.openapi_parts import PNG, Responses, event_stream, job_links, link, problems
 from service.contract.errors import ExpiredJob, JobEnded, NotReady, Unavailable, UnknownJob, UnknownPicture
-from service.contract.events import PictureEvent, StatusEvent, StepsEvent
+from service.contract.events import EVENTS
 from service.contract.schemas import EXAMPLE_ID, Job, JobPage
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -40,13 +39,6 @@ EVENTS_EXAMPLES = (
         "id": "1767268801456-0",
     },
 )
-EVENTS: dict[str, type[BaseModel]] = {
-    "job": Job,
-    "status": StatusEvent,
-    "picture": PictureEvent,
-    "steps": StepsEvent,
-    "end": Job,
-}
 
 
 @router.get(
