@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, Unpack, cast
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -292,8 +292,7 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         coroutine.send(None)
     except StopIteration as stop:
-        result: T = stop.value
-        return result
+        return cast(T, stop.value)
     raise AssertionError("a blocking client's coroutine was suspended")
 
 
@@ -351,14 +350,11 @@ class Client:
 
     def events(self, job_id: str) -> Iterator[Event]:
         """Yield all events of a job, past and coming, up to its `end`."""
-
-        async def following() -> Event | None:
-            return await anext(events, None)
-
         events = self._client.events(job_id)
         try:
-            while event := _run(following()):
-                yield event
+            with contextlib.suppress(StopAsyncIteration):
+                while True:
+                    yield _run(anext(events))
         finally:
             _run(events.aclose())
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from service.client.messages import Event, Retry
 from service.contract.events import PictureEvent, StatusEvent, StepsEvent
-from service.contract.schemas import GenerateResult, Job, JobHead, ModelList, PictureResult, ScoreResult
+from service.contract.schemas import Job, JobHead, ModelList, PictureResult, ScoreResult
 
 UNCUT = 10_000  # width in characters: wider than any table, so that ids and names can be copied
 FOUND = 0.5  # probability above which an object counts as present, as in `exact`
@@ -61,39 +61,31 @@ class JobProgress(Progress):
                 self.console.print(f"[yellow]{plain(reason)}; retrying in {pause_s:.0f} s", highlight=False)
 
 
-def verdict(picture: PictureResult) -> str:
-    """Describe in words whether the requested objects are present."""
-    if picture.exact:
-        return "[green]as requested[/]"
-    extra = [name for name, p in picture.scores.items() if p > FOUND and name not in picture.labels]
-    hits = f"{picture.accuracy * len(picture.labels):.0f} of {len(picture.labels)}"
-    return f"[yellow]{hits}[/]" + (f", also {plain(', '.join(extra))}" if extra else "")
-
-
 def pictures(pictures: Sequence[PictureResult]) -> Table:
     table = Table("picture", "requested (probability)", "verdict")
     for i, picture in enumerate(pictures):
         requested = ", ".join(f"{name} ({picture.scores.get(name, 0.0):.2f})" for name in picture.labels)
-        table.add_row(str(i), plain(requested), verdict(picture))
+        extra = [name for name, p in picture.scores.items() if p > FOUND and name not in picture.labels]
+        verdict = f"[yellow]{picture.accuracy * len(picture.labels):.0f} of {len(picture.labels)}[/]"
+        if picture.exact:
+            verdict = "[green]as requested[/]"
+        elif extra:
+            verdict += f", also {plain(', '.join(extra))}"
+        table.add_row(str(i), plain(requested), verdict)
     return table
 
 
 def result(job: Job, console: Console) -> None:
     """Print the scores and verdicts of a finished job."""
-    match job.result:
-        case GenerateResult() as generated:
-            console.print(pictures(generated.pictures))
-            figures = f"accuracy {generated.accuracy:.3f}, exact match {generated.exact_match:.3f}"
-            console.print(f"{figures}; seed {job.seed}, model {plain(job.model)}", highlight=False)
-        case ScoreResult() as scored if job.seed is None:  # uploaded pictures
-            console.print(pictures(scored.pictures))
-            (one,) = scored.repeats
-            figures = f"accuracy {one.accuracy:.3f}, exact match {one.exact_match:.3f}, F1 {one.f1:.3f}"
-            console.print(f"{figures}; scored by {plain(job.model)}", highlight=False)
-        case ScoreResult() as scored:
-            console.print(repeats(scored))
-            seeds = f"seeds {scored.repeats[0].seed} to {scored.repeats[-1].seed}"
-            console.print(f"model {plain(job.model)}, {seeds}; the grid shows the best", highlight=False)
+    if isinstance(job.result, ScoreResult) and job.seed is not None:
+        console.print(repeats(job.result))
+        console.print(f"model {plain(job.model)}; the grid shows the best repeat", highlight=False)
+    elif job.result is not None:  # pictures scored once: generated, or uploaded, which have no seed
+        scores = job.result.repeats[0] if isinstance(job.result, ScoreResult) else job.result
+        figures = f"accuracy {scores.accuracy:.3f}, exact match {scores.exact_match:.3f}, F1 {scores.f1:.3f}"
+        source = "scored by" if job.seed is None else f"seed {job.seed}, model"
+        console.print(pictures(job.result.pictures))
+        console.print(f"{figures}; {source} {plain(job.model)}", highlight=False)
 
 
 def repeats(scored: ScoreResult) -> Table:

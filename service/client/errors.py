@@ -10,10 +10,11 @@ from typing import Any
 
 import httpx
 
+from service.contract.errors import PROBLEM_JSON
 from service.contract.schemas import Job
 
 
-class ClientError(Exception):
+class ClientError(RuntimeError):
     """Root of the client's errors. Its message is one line for people."""
 
     def __init__(self, message: str) -> None:
@@ -30,7 +31,7 @@ class ApiError(ClientError):
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
         self.problem: dict[str, Any] = {}
-        if response.headers.get("content-type", "").startswith("application/problem+json"):
+        if response.headers.get("content-type", "").startswith(PROBLEM_JSON):
             self.problem = response.json()
         self.slug = self.problem.get("type", "").rpartition(":")[2]
         message = f"{response.url} answers {response.status_code} {response.reason_phrase}"

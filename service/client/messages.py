@@ -14,7 +14,7 @@ from httpx_sse import ServerSentEvent
 from pydantic import BaseModel, HttpUrl, TypeAdapter, ValidationError
 
 from service.client.errors import ClientError, Unreachable
-from service.contract.events import PictureEvent, StatusEvent, StepsEvent
+from service.contract.events import EVENTS, PictureEvent, StatusEvent, StepsEvent
 from service.contract.records import Point
 from service.contract.schemas import Job
 from shared.options import SamplerName, SpacingName
@@ -58,18 +58,9 @@ class Event:
     data: Job | StatusEvent | PictureEvent | StepsEvent | Retry
 
 
-EVENT_BODIES: Final[dict[str, type[Job | StatusEvent | PictureEvent | StepsEvent]]] = {
-    "job": Job,
-    "status": StatusEvent,
-    "picture": PictureEvent,
-    "steps": StepsEvent,
-    "end": Job,
-}
-
-
 def read_event(sse: ServerSentEvent, url: httpx.URL) -> Event | None:
     """Return the event, or None for one that only newer clients know."""
-    body = EVENT_BODIES.get(sse.event)
+    body = EVENTS.get(sse.event)
     return Event(sse.event, _parse(sse.data, body, url)) if body else None
 
 
