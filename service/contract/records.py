@@ -130,9 +130,9 @@ class Verdict(BaseModel):
 
 
 class Scores(BaseModel):
-    accuracy: float
+    accuracy: float = Field(description="hits / requested labels, over all pictures")
     exact_match: float
-    f1: float
+    f1: float = Field(description="mean over the pictures")
 
 
 class JobResult(BaseModel):

@@ -9,15 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.contract.recipe import LabelLists, Recipe, example
-from service.contract.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus, Layouts, WebhookEvent
+from service.contract.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus, Layouts, Scores, WebhookEvent
 from shared.options import LIMITS, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
 
 EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"
 DIGEST = "9f2c" * 16
-
-Seed = Annotated[
-    int | None, Field(ge=0, le=MAX_SEED, description="the same seed gives the same pictures; random if not given")
-]
+LABELS_EXAMPLE: Any = [["red cube", "blue sphere"], ["gray cylinder"]]
 
 
 def with_examples(*examples: dict[str, Any]) -> ConfigDict:
@@ -31,7 +28,9 @@ BESIDE_RECIPE = {"recipe", "trajectory", "webhook", "webhook_events"}  # fields 
 class SamplingFields(Strict):
     """The fields that requests for pictures share, all of them optional."""
 
-    seed: Seed = None
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="the same seed gives the same pictures; random if not given"
+    )
     steps: int | None = Field(None, ge=1, le=LIMITS.max_steps, description="number of sampling steps")
     guidance: float | None = Field(
         None, ge=0, le=LIMITS.max_guidance, allow_inf_nan=False, description="weight w of guidance; 1 is none"
@@ -71,20 +70,9 @@ class GenerateRequest(SamplingFields):
                 },
             ],
             "examples": [
-                {"labels": [["red cube", "blue sphere"], ["gray cylinder"]]},
-                {
-                    "labels": [["red cube", "blue sphere"], ["gray cylinder"]],
-                    "seed": 7,
-                    "steps": 20,
-                    "guidance": 2.0,
-                    "sampler": "dpmpp_2m",
-                    "model": None,
-                    "columns": 8,
-                },
-                {
-                    "labels": [["red cube", "blue sphere"], ["gray cylinder"]],
-                    "layouts": [[{"x": 0.5, "y": 0.43}, {"x": 0.7, "y": 0.6}], None],
-                },
+                {"labels": LABELS_EXAMPLE},
+                {"labels": LABELS_EXAMPLE, "seed": 7, "steps": 20, "guidance": 2.0, "sampler": "dpmpp_2m"},
+                {"labels": LABELS_EXAMPLE, "layouts": [[{"x": 0.5, "y": 0.43}, {"x": 0.7, "y": 0.6}], None]},
                 {"recipe": example()},
             ],
         }
@@ -136,19 +124,13 @@ class PictureResult(BaseModel):
     trajectory_url: str | None = Field(None, description="its trajectory from noise to picture, if requested")
 
 
-class GenerateResult(BaseModel):
-    accuracy: float = Field(description="hits / requested labels, over all pictures")
-    exact_match: float
-    f1: float = Field(description="mean over the pictures")
+class GenerateResult(Scores):
     grid_url: str
     pictures: list[PictureResult]
 
 
-class Repeat(BaseModel):
+class Repeat(Scores):
     seed: int | None = Field(description="null if the pictures were uploaded")
-    accuracy: float
-    exact_match: float
-    f1: float
 
 
 class Summary(BaseModel):

@@ -2,7 +2,6 @@
 
 import contextlib
 
-from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
 from rq.exceptions import DequeueTimeout
@@ -84,14 +83,6 @@ class QueueWorker(SimpleWorker):
         job, queue = result
         job.redis_server_version = self.get_redis_server_version()  # type: ignore[no-untyped-call]
         return job, queue
-
-    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        if pipeline is not None:
-            super().heartbeat(timeout, pipeline)
-            return
-        with self.connection.pipeline(transaction=False) as pipe:  # RQ sends its commands one by one
-            super().heartbeat(timeout, pipe)
-            pipe.execute()
 
     def _shutdown(self) -> None:
         """On SIGTERM or Ctrl-C, stop after the current job.

@@ -6,11 +6,14 @@ docs/monitoring.md explains them; a test checks that dashboard and alerts use no
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from shared.diffusion.denoise import Stepper
 
 API, WORKER = CollectorRegistry(), CollectorRegistry()
 
@@ -25,18 +28,14 @@ REQUEST_SECONDS = Histogram(
     "labelgrid_http_request_seconds", "From a request to the start of its response", ["method", "route"],
     buckets=REQUEST_BUCKETS, registry=API,
 )  # fmt: skip
-REQUESTS_IN_WORK = Gauge(
-    "labelgrid_http_requests_in_work", "Requests in progress, event streams included", registry=API
-)
+REQUESTS_IN_WORK = Gauge("labelgrid_http_requests_in_work", "Requests and streams in progress", registry=API)
 PICTURES_ACCEPTED = Counter("labelgrid_pictures_accepted", "Pictures of accepted jobs", ["kind"], registry=API)
 REDIS_UP = Gauge("labelgrid_redis_up", "1 if Redis answered this scrape", registry=API)
 WORKERS = Gauge("labelgrid_workers", "Live workers", registry=API)
 OPEN_JOBS = Gauge("labelgrid_open_jobs", "Jobs queued or running", registry=API)
 OPEN_PICTURES = Gauge("labelgrid_open_pictures", "Pictures of all models, pending or in progress", registry=API)
 WAITING = Gauge("labelgrid_waiting_pictures", "Pending pictures, which no worker has claimed", ["model"], registry=API)
-OLDEST_WAIT = Gauge(
-    "labelgrid_oldest_wait_seconds", "Age of the oldest job next for its owner", ["model"], registry=API
-)
+OLDEST_WAIT = Gauge("labelgrid_oldest_wait_seconds", "Age of the oldest job next in turn", ["model"], registry=API)
 
 # Both, because either can end a job.
 JOBS_ENDED = Counter("labelgrid_jobs_ended", "Jobs that this process ended", ["status"], registry=None)
@@ -59,30 +58,11 @@ STEP_PICTURES = Histogram(
     "labelgrid_step_pictures", "Pictures in the batch of a step", ["model"], buckets=BATCH_BUCKETS, registry=WORKER
 )
 NETWORK_ROWS = Counter("labelgrid_network_rows", "Network rows, without padding", ["model"], registry=WORKER)
-PADDING_ROWS = Counter(
-    "labelgrid_padding_rows", "Network rows that only fill calls up to a fixed size", ["model"], registry=WORKER
-)
-
-
-class RowCounter(Protocol):
-    """The part of `shared.diffusion.denoise.Stepper` that is read here."""
-
-    network_rows: int  # so far
-    padding_rows: int
-
-
-class WorkerView(Protocol):
-    """The part of `service.worker.runner.Runner` that is read at a scrape, from another thread."""
-
-    device: Any
-    models: Any
-
-    @property
-    def stalled(self) -> bool: ...
+PADDING_ROWS = Counter("labelgrid_padding_rows", "Rows that only fill calls up", ["model"], registry=WORKER)
 
 
 @contextlib.contextmanager
-def one_step(model: str, pictures: int, stepper: RowCounter) -> Iterator[None]:
+def one_step(model: str, pictures: int, stepper: "Stepper") -> Iterator[None]:
     """Record the duration, pictures and network rows of a step that is taken inside."""
     rows, padding, begun = stepper.network_rows, stepper.padding_rows, time.perf_counter()
     yield
@@ -100,9 +80,12 @@ def waited(model: str, asked_at: float) -> None:
 
 
 class WorkerState(Collector):
-    """Reports at each scrape whether the worker makes progress, and its loaded models."""
+    """Reports at each scrape whether the worker makes progress, and its loaded models.
 
-    def __init__(self, runner: WorkerView) -> None:
+    It reads a `service.worker.runner.Runner`, which this room may not import, from another thread.
+    """
+
+    def __init__(self, runner: Any) -> None:
         self.runner = runner
 
     def collect(self) -> Iterable[Metric]:
@@ -116,7 +99,7 @@ class WorkerState(Collector):
         return up, loaded, limit
 
 
-def serve_worker(runner: WorkerView, host: str, port: int) -> int:
+def serve_worker(runner: Any, host: str, port: int) -> int:
     """Serve a worker's metrics from a thread and return the port; `port` 0 picks a free one. OSError if it is taken."""
     WORKER.register(WorkerState(runner))
     server, _ = start_http_server(port, host, WORKER)
