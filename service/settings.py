@@ -59,13 +59,11 @@ class Settings(BaseSettings):
     )
 
     storage: Storage = Path("models")
-    """Where the checkpoints are, NAME.safetensors and promoted.json: a folder, or an address that fsspec opens, such as
-    s3://bucket/path."""
+    """Folder of the checkpoints, or an address that fsspec opens, such as s3://bucket/path."""
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("LABELGRID_REDIS_URL", "REDIS_URL")
     )
-    """The Redis server that the API and the workers share. If neither variable is set, `python -m service` starts a
-    server of its own."""
+    """The Redis server that all processes share. If neither variable is set, `python -m service` starts its own."""
     queue: str = "labelgrid"
     """Name of the RQ queue of jobs. Only one: a worker that reads several queues can lose a job."""
 
@@ -76,8 +74,7 @@ class Settings(BaseSettings):
     job_timeout_s: int = Field(default=3600, ge=1)
     """A job fails if it has not finished this long after its creation."""
     max_queued_pictures: int = Field(default=10_000, ge=1)
-    """Maximum number of unfinished pictures of one model. Beyond it requests get a 429; an empty queue accepts any
-    request."""
+    """Maximum number of unfinished pictures of one model. Beyond it requests get a 429, unless the queue is empty."""
     max_queued_pictures_per_owner: int = Field(default=5_000, ge=1)
     """Maximum number of pending pictures of one API key's owner, so that others find room in the queue."""
     wait_s: float = Field(default=300.0, ge=0)
@@ -98,9 +95,8 @@ class Settings(BaseSettings):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of a worker's metrics, at /metrics. If unset, a worker serves none; 0 picks a free port and logs it."""
     api_keys: str = ""
-    """API keys as NAME:HASH, separated by commas or spaces; `python -m service keys NAME` makes one. If keys are set
-    here or in a file, every request except those for the page and for health needs one, and a job belongs to the owner
-    of its key."""
+    """API keys as NAME:HASH, separated by commas or spaces; `python -m service keys NAME` makes one. If there are keys,
+    every request except those for the page and for health needs one, and a job belongs to the owner of its key."""
     api_keys_file: Path | None = None
     """A file with further API keys, one a line. It is read again when it changes."""
     rate_limit: str = "3000/minute"
@@ -109,8 +105,7 @@ class Settings(BaseSettings):
     allow_no_keys: bool = False
     """Lets the API listen beyond loopback without API keys, open to everybody who can reach it."""
     published_on: str = ""
-    """The host address on which a container's port is published. Without API keys this address must be loopback, since
-    inside the container the API listens on all addresses."""
+    """The host address on which a container's port is published. Without API keys it must be loopback."""
 
     webhook_secret: SecretStr | None = None
     """The secret from which all owners' signing keys are derived; make it long and random. Without it there are no
@@ -120,8 +115,7 @@ class Settings(BaseSettings):
     webhook_timeout_s: float = Field(default=10.0, gt=0, le=50)
     """Maximum duration of one attempt, from resolving the host name to the status of the response."""
     webhook_attempts: int = Field(default=6, ge=1, le=10)
-    """How often a webhook is attempted. The pause after the first attempt is webhook_backoff_s; each further pause is
-    four times as long as the one before."""
+    """How often a webhook is attempted. Each further pause is four times as long as the one before."""
     webhook_backoff_s: float = Field(default=5.0, gt=0)
     """Pause after the first attempt. Six attempts starting with 5 s take about half an hour."""
     webhook_queue: str = "labelgrid-webhooks"
@@ -158,8 +152,7 @@ class Settings(BaseSettings):
     storage_every_s: float = Field(default=2.0, ge=0)
     """How often a worker checks which model is promoted, and how old the API's view of a remote storage may be."""
     cache: Path = Path("~/.cache/labelgrid")
-    """Where a worker caches checkpoint files by digest, so that accepted jobs can finish after the storage has
-    changed."""
+    """Where a worker caches checkpoint files, so that accepted jobs can finish after the storage has changed."""
     cache_bytes: int = Field(default=4 << 30, ge=0)
     """Approximate maximum size of that cache."""
     heartbeat_s: float = Field(default=2.0, gt=0)

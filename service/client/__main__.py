@@ -231,7 +231,7 @@ def labels(
     """List the labels that a model knows."""
     with _connected(url) as client:
         for label in client.labels(model).labels:
-            print(display.printable(label))
+            Console(width=display.UNCUT).print(display.plain(label), highlight=False)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from service.client.messages import Event, Retry
@@ -15,14 +15,9 @@ UNCUT = 10_000  # width in characters: wider than any table, so that ids and nam
 FOUND = 0.5  # probability above which an object counts as present, as in `exact`
 
 
-def printable(text: str) -> str:
-    """Replace the characters of a service's text that the terminal would interpret."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def plain(text: str) -> str:
-    """Make a service's text printable, and escape rich's markup."""
-    return escape(printable(text))
+    """Make a service's text safe to print: escape rich's markup, and replace what the terminal would interpret."""
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 class JobProgress(Progress):
@@ -31,11 +26,8 @@ class JobProgress(Progress):
     def __init__(self) -> None:
         console = Console(stderr=True)
         super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            *Progress.get_default_columns(),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -112,8 +104,7 @@ def models(listing: ModelList) -> Table:
     table = Table("name", "labels", "created", "digest", "")
     for model in listing.models:
         default = "default" if model.promoted else ""
-        row = (model.name, str(model.labels), model.created_at[:19], model.digest[:12], default)
-        table.add_row(*map(plain, row))
+        table.add_row(plain(model.name), str(model.labels), plain(model.created_at[:19]), model.digest[:12], default)
     for name, reason in listing.problems.items():
         table.add_row(plain(name), "", "", "", f"[yellow]{plain(reason)}[/]")
     return table

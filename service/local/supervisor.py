@@ -115,14 +115,10 @@ class Supervisor:
 
 
 def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise StartFailed(
-                f"port {port} on {HOST} cannot be used: {error.strerror}; choose another with --port"
-            ) from error
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        raise StartFailed(f"port {port} cannot be used: {error.strerror}; choose another with --port") from error
 
 
 def _is_ready(port: int) -> bool:

@@ -7,9 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from service.contract.schemas import EXAMPLE_ID, SamplingFields, with_examples
 
-MAX_PROMPT = 1000  # characters; room for eight labels and the words between them
 NO_STREAMS: Final = "streaming is not offered; GET /jobs/{id}/events reports a job's progress with previews"
-MAX_N = 10  # OpenAI's limit
 
 
 class ImagesRequest(SamplingFields):
@@ -24,8 +22,8 @@ class ImagesRequest(SamplingFields):
         }
     )
 
-    prompt: str = Field(max_length=MAX_PROMPT, description="labels, separated by `,` or `and`")
-    n: int | None = Field(None, ge=1, le=MAX_N, description="number of pictures, each from its own noise; 1 if null")
+    prompt: str = Field(max_length=1000, description="labels, separated by `,` or `and`")
+    n: int | None = Field(None, ge=1, le=10, description="number of pictures, each from its own noise; 1 if null")
     response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json if null")
     size: str | None = Field(None, max_length=20, description="`auto`, or the model's own size: `64x64`")
     stream: Literal[False] | None = Field(None, description=f"must be false: {NO_STREAMS}")
