@@ -8,6 +8,7 @@ the events.
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -28,8 +29,6 @@ EVENT_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 LOOK_AGAIN_MS = 1000  # how often a feed without news checks whether the job still exists
 KEPT_STEPS = 4  # as in Redis: only the newest matter, but several workers may share a job
 
-Position = tuple[int, int]  # the id of a stream's entry, which orders the entries
-
 
 async def is_complete(reader: JobReader, job: Job, after: str) -> bool:
     """Return whether the job has ended and has no event after `after`."""
@@ -38,11 +37,12 @@ async def is_complete(reader: JobReader, job: Job, after: str) -> bool:
 
 @dataclass(frozen=True)
 class Event:
-    """One event. A client resumes after its `id`; events without one cannot be resumed."""
+    """One event. A client resumes after its `id`; `steps` events have none and cannot be resumed."""
 
     name: str
     data: dict[str, Any]
     id: str | None = None
+    number: int = 0  # in the order of arrival here
 
     @functools.cached_property
     def encoded(self) -> bytes:
@@ -51,31 +51,28 @@ class Event:
 
 
 class Feed:
-    """The events of one job, read by one task for all clients that watch it here."""
+    """The events of one job, for all clients that watch it here."""
+
+    task: asyncio.Task[None]  # reads the events
 
     def __init__(self, reader: JobReader, job_id: str) -> None:
         self.reader, self.job_id = reader, job_id
         self.watchers = 0
         self.tick = asyncio.Event()  # set, and replaced, after each answer from Redis, with news or without
-        self._events = deque[tuple[Position, Event]](maxlen=KEPT_EVENTS)
-        self._steps = deque[tuple[Position, Event]](maxlen=KEPT_STEPS)
-        self.task = asyncio.create_task(self._read())
-        self.task.add_done_callback(lambda task: self._tick())
+        self._numbers = itertools.count(1)
+        self._events = deque[Event](maxlen=KEPT_EVENTS)
+        self._steps = deque[Event](maxlen=KEPT_STEPS)
 
-    def since(self, steps: Position, event: Position) -> list[tuple[Position, Event]]:
-        """Return what came after these positions. Steps come first, so that none follows its finished picture."""
-        return [
-            entry for kept, after in ((self._steps, steps), (self._events, event)) for entry in kept if entry[0] > after
-        ]
+    def since(self, number: int) -> list[Event]:
+        """Return the events after this number."""
+        news = [event for event in (*self._steps, *self._events) if event.number > number]
+        return sorted(news, key=lambda event: event.number)
 
-    def _tick(self) -> None:
-        self.tick.set()
-        self.tick = asyncio.Event()
-
-    async def _read(self) -> None:
+    async def read(self) -> None:
         """Read until the job ends or nobody watches it, and keep the previews coming meanwhile."""
         events, previews, connection = keys.events(self.job_id), keys.previews(self.job_id), self.reader.connection
-        seen: dict[Any, Any] = {previews: "0-0", events: "0-0"}  # Redis answers in this order
+        # Redis answers in this order, so that no step follows its finished picture.
+        seen: dict[Any, Any] = {previews: "0-0", events: "0-0"}
         has_ended = False
         while self.watchers:
             with best_effort():  # without this key there are no previews, and events still arrive
@@ -85,7 +82,7 @@ class Feed:
                 for raw, fields in entries:
                     entry = seen[text(stream)] = text(raw)
                     event = await self._event(fields, entry)
-                    (self._steps if event.id is None else self._events).append((_position(entry), event))
+                    (self._steps if event.id is None else self._events).append(event)
                     if event.name == "end":
                         return
             if not answer:
@@ -93,18 +90,21 @@ class Feed:
                     return
                 # The job may have ended since that read, so its last events are read once more.
                 has_ended = await self.reader.status(self.job_id) in (None, *TERMINAL)
-            self._tick()
+            self.tick.set()
+            self.tick = asyncio.Event()
 
     async def _event(self, fields: dict[bytes, bytes], entry: str) -> Event:
+        number = next(self._numbers)
         if b"pictures" in fields:
-            return Event("steps", {"pictures": json.loads(fields[b"pictures"])})
+            return Event("steps", {"pictures": json.loads(fields[b"pictures"])}, None, number)
         if b"picture" in fields:
             index = int(fields[b"picture"])
-            return Event("picture", {"index": index, "url": f"/jobs/{self.job_id}/images/{index}.png"}, entry)
+            return Event("picture", {"index": index, "url": f"/jobs/{self.job_id}/images/{index}.png"}, entry, number)
         status = text(fields[b"status"])
         if status in TERMINAL:
-            return _job_event("end", await self.reader.job(self.job_id), entry)
-        return Event("status", {"status": status}, entry)
+            job = await self.reader.job(self.job_id)
+            return Event("end", job.model_dump(mode="json"), entry, number)
+        return Event("status", {"status": status}, entry, number)
 
 
 class Feeds:
@@ -125,16 +125,14 @@ class Feeds:
 
         Yields None when nothing has happened for a while. Raises RedisError.
         """
-        steps, event = (0, 0), _position(after)
+        seen = 0
         with self._watch(job_id) as feed:
             while not self.reader.stopping:
-                is_last, tick, news = feed.task.done(), feed.tick, feed.since(steps, event)
-                for position, one in news:
-                    if one.id is None:
-                        steps = position
-                    else:
-                        event = position
-                    yield one
+                is_last, tick, news = feed.task.done(), feed.tick, feed.since(seen)
+                for event in news:
+                    seen = event.number
+                    if event.id is None or _position(event.id) > _position(after):
+                        yield event
                 if is_last:
                     feed.task.result()  # raises what stopped the feed
                     return
@@ -145,27 +143,26 @@ class Feeds:
     @contextlib.contextmanager
     def _watch(self, job_id: str) -> Iterator[Feed]:
         feed = self.open.get(job_id)
-        if feed is None or feed.task.done():
+        if feed is None:
             feed = self.open[job_id] = Feed(self.reader, job_id)
-            feed.task.add_done_callback(functools.partial(self._drop, feed))
+            feed.task = asyncio.create_task(self._read(feed))
         feed.watchers += 1
         try:
             yield feed
         finally:
             feed.watchers -= 1
 
-    def _drop(self, feed: Feed, task: asyncio.Task[None]) -> None:
-        if self.open.get(feed.job_id) is feed:  # not yet replaced by a new one
+    async def _read(self, feed: Feed) -> None:
+        try:
+            await feed.read()
+        finally:
             del self.open[feed.job_id]
+            feed.tick.set()
 
 
-def _position(entry: str) -> Position:
-    ms, _, number = entry.partition("-")
-    return int(ms), int(number)
-
-
-def _job_event(name: str, job: Job, entry: str | None = None) -> Event:
-    return Event(name, job.model_dump(mode="json"), entry)
+def _position(entry: str) -> tuple[int, ...]:
+    """Return the id of a stream's entry as numbers, which order the entries."""
+    return tuple(map(int, entry.split("-")))
 
 
 async def job_events(feeds: Feeds, job: Job, after: str) -> AsyncIterator[bytes]:
@@ -173,7 +170,7 @@ async def job_events(feeds: Feeds, job: Job, after: str) -> AsyncIterator[bytes]
 
     A shutdown ends the stream: the client resumes it at another process.
     """
-    yield _job_event("job", job).encoded
+    yield Event("job", job.model_dump(mode="json")).encoded
     async with contextlib.aclosing(feeds.follow(job.id, after)) as events:
         async for event in events:
             yield KEEPALIVE_COMMENT if event is None else event.encoded
