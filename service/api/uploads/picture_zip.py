@@ -10,46 +10,32 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from service.api.uploads.png import PngError, check_picture
+from service.contract.errors import BadRequest
 from service.settings import Settings
 
+PICTURES = "pictures"  # the form's field
 CENTRAL_HEADER = b"PK\x01\x02"  # begins every entry of a zip's directory
 NAME = re.compile(r"(0|[1-9][0-9]{0,5})\.png")
+BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile cannot limit how much the other methods unpack
 SHOWN_CHARACTERS = 80  # of an entry's name
 ENCRYPTED = 0x1  # in an entry's flags
 # What zipfile raises for damaged and malicious archives.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError, OverflowError)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with one entry, or with the zip itself if `entry` is None."""
-
-    entry: str | None
-    message: str
-
-
-class SubmissionError(ValueError):
-    """A zip that cannot be scored, with every fault that was found."""
-
-    def __init__(self, *faults: Fault) -> None:
-        super().__init__(f"{faults[0].entry or 'the zip'}: {faults[0].message}")
-        self.faults = faults
-
-
 def read_submission(content: bytes, count: int, settings: Settings) -> list[bytes]:
     """Return the PNGs 0.png to COUNT - 1.png of a zip, all of one size. They may be in one folder.
 
-    Raises SubmissionError.
+    Raises BadRequest, with every fault that was found.
     """
     if content.count(CENTRAL_HEADER) > settings.zip_entries:  # before zipfile creates an object for each
-        raise SubmissionError(Fault(None, f"more than {settings.zip_entries} entries"))
+        raise _refused((None, f"more than {settings.zip_entries} entries"))
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
     except UNREADABLE as error:
-        raise SubmissionError(Fault(None, f"not a zip: {error}")) from error
+        raise _refused((None, f"not a zip: {error}")) from error
     with archive:
         entries = _in_order(archive.infolist(), count)
         pngs = _unpack(archive, entries, settings.zip_unpacked_bytes)
@@ -64,23 +50,23 @@ def _in_order(entries: Sequence[zipfile.ZipInfo], count: int) -> list[zipfile.Zi
     folders = sorted({entry.filename.rpartition("/")[0] for entry in files})
     if len(folders) > 1:
         shown = ", ".join(_shown(folder or "no folder") for folder in folders[:3])
-        raise SubmissionError(Fault(None, f"files in several folders ({shown}); put all pictures into one"))
+        raise _refused((None, f"files in several folders ({shown}); put all pictures into one"))
     found: dict[int, zipfile.ZipInfo] = {}
-    faults = []
+    faults: list[tuple[str | None, str]] = []
     for entry in files:
         name = entry.filename.rpartition("/")[2]
         match = NAME.fullmatch(name)
         if match is None:
-            faults.append(Fault(_shown(name), f"not one of the names 0.png to {count - 1}.png"))
+            faults.append((_shown(name), f"not one of the names 0.png to {count - 1}.png"))
         elif int(match[1]) >= count:
-            faults.append(Fault(name, f"the test file has {count} label lists; their last picture is {count - 1}.png"))
+            faults.append((name, f"the test file has {count} label lists; their last picture is {count - 1}.png"))
         elif int(match[1]) in found:
-            faults.append(Fault(name, "duplicate name"))
+            faults.append((name, "duplicate name"))
         else:
             found[int(match[1])] = entry
-    faults += [Fault(f"{i}.png", "is missing") for i in range(count) if i not in found]
+    faults += [(f"{i}.png", "is missing") for i in range(count) if i not in found]
     if faults:
-        raise SubmissionError(*faults)
+        raise _refused(*faults)
     return [found[i] for i in range(count)]
 
 
@@ -94,20 +80,17 @@ def _unpack(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], most: 
     for i, entry in enumerate(entries):
         name = f"{i}.png"
         if entry.flag_bits & ENCRYPTED:
-            raise SubmissionError(Fault(name, "is encrypted"))
-        if entry.compress_type not in (
-            zipfile.ZIP_STORED,
-            zipfile.ZIP_DEFLATED,
-        ):  # zipfile cannot limit how much the others unpack
-            raise SubmissionError(Fault(name, f"compression {entry.compress_type}; use stored or deflated"))
+            raise _refused((name, "is encrypted"))
+        if entry.compress_type not in BOUNDED:
+            raise _refused((name, f"compression {entry.compress_type}; use stored or deflated"))
         try:
             with archive.open(entry) as file:
                 png = file.read(left + 1)
         except UNREADABLE as error:
-            raise SubmissionError(Fault(name, f"cannot be unpacked: {error}")) from error
+            raise _refused((name, f"cannot be unpacked: {error}")) from error
         left -= len(png)
         if left < 0:
-            raise SubmissionError(Fault(name, f"with it the zip unpacks to more than {most} bytes"))
+            raise _refused((name, f"with it the zip unpacks to more than {most} bytes"))
         pngs.append(png)
     return pngs
 
@@ -115,26 +98,37 @@ def _unpack(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], most: 
 def _check_pictures(pngs: Sequence[bytes], settings: Settings) -> None:
     """Decode every picture once. The error names all that cannot be decoded."""
     sizes: dict[str, tuple[int, int]] = {}
-    faults, left = [], settings.zip_unpacked_bytes
+    faults: list[tuple[str | None, str]] = []
+    left = settings.zip_unpacked_bytes
     for i, png in enumerate(pngs):
         name = f"{i}.png"
         try:
             width, height = sizes[name] = check_picture(png, settings.picture_side)
         except PngError as error:
-            faults.append(Fault(name, str(error)))
+            faults.append((name, str(error)))
             continue
         first, size = next(iter(sizes.items()))
         if (width, height) != size:
-            faults.append(Fault(name, f"{width}x{height} pixels, but {first} has {size[0]}x{size[1]}"))
+            faults.append((name, f"{width}x{height} pixels, but {first} has {size[0]}x{size[1]}"))
         left -= 3 * width * height
         if left < 0:
-            faults.append(Fault(name, f"with it the pictures have more than {settings.zip_unpacked_bytes} bytes"))
+            faults.append((name, f"with it the pictures have more than {settings.zip_unpacked_bytes} bytes"))
             break
     if faults:
-        raise SubmissionError(*faults)
+        raise _refused(*faults)
 
 
 def _shown(name: str) -> str:
     """Return an entry's name for a message: printable and of limited length."""
     short = name if len(name) <= SHOWN_CHARACTERS else name[:SHOWN_CHARACTERS] + "..."
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in short)
+
+
+def _refused(*faults: tuple[str | None, str]) -> BadRequest:
+    """Return the error for these faults: an entry, or None for the zip itself, and what is wrong with it."""
+    return BadRequest.from_errors(
+        [
+            {"loc": ["body", PICTURES, *([] if entry is None else [entry])], "msg": message, "type": "zip"}
+            for entry, message in faults
+        ]
+    )

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.api.uploads.picture_zip import SubmissionError, read_submission
+from service.api.uploads.picture_zip import read_submission
 from service.api.uploads.png import check_picture
+from service.contract.errors import BadRequest
 from service.settings import Settings
 from tests.service.api.uploads.zips import GOOD, encrypted, lying, png, two_headers, without, zipped
 
@@ -60,25 +61,26 @@ BAD: list[tuple[bytes, list[tuple[str | None, str]]]] = [
 
 @pytest.mark.parametrize(("content", "faults"), BAD)
 def test_every_fault_is_named(content: bytes, faults: list[tuple[str | None, str]]) -> None:
-    with pytest.raises(SubmissionError) as caught:
+    with pytest.raises(BadRequest) as caught:
         read_submission(content, 3, BOUNDS)
-    found = caught.value.faults
-    assert [fault.entry for fault in found] == [entry for entry, _ in faults]
+    found = caught.value.members["errors"]
+    assert [tuple(fault["loc"][2:]) for fault in found] == [() if entry is None else (entry,) for entry, _ in faults]
     for fault, (_, words) in zip(found, faults, strict=True):
-        assert words in fault.message
+        assert words in fault["msg"]
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_duplicate_name() -> None:
-    with pytest.raises(SubmissionError) as caught:
+    with pytest.raises(BadRequest) as caught:
         read_submission(zipped([*GOOD.items(), ("1.png", png(9))]), 3, BOUNDS)
-    assert [(fault.entry, fault.message) for fault in caught.value.faults] == [("1.png", "duplicate name")]
+    assert caught.value.detail == "pictures.1.png: duplicate name"
+    assert len(caught.value.members["errors"]) == 1
 
 
 def test_decoded_pixels_count_towards_the_limit() -> None:
     tight = BOUNDS.model_copy(update={"zip_unpacked_bytes": 2 * 3 * 64 * 64})
     content = zipped({f"{i}.png": png(size=(64, 64), mode="1") for i in range(3)})
-    with pytest.raises(SubmissionError, match=r"2\.png: with it the pictures have more than 24576 bytes"):
+    with pytest.raises(BadRequest, match=r"2\.png: with it the pictures have more than 24576 bytes"):
         read_submission(content, 3, tight)
     assert len(read_submission(content, 3, BOUNDS)) == 3
 
@@ -88,7 +90,7 @@ def test_a_zip_bomb_is_stopped_while_it_unpacks_whatever_its_headers_claim(claim
     bomb = zipped({"0.png": b"\0" * (64 << 20)})
     content = bomb if claimed is None else lying(bomb, claimed)
     tracemalloc.start()
-    with pytest.raises(SubmissionError, match=r"0\.png: "):
+    with pytest.raises(BadRequest, match=r"0\.png: "):
         read_submission(content, 1, BOUNDS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -99,7 +101,7 @@ def test_a_zip_bomb_is_stopped_while_it_unpacks_whatever_its_headers_claim(claim
 @example(b"PK\x05\x06" + b"\0" * 18)
 @example(b"PK\x05\x06" + b"\xff" * 18)
 def test_random_bytes_are_refused(content: bytes) -> None:
-    with pytest.raises(SubmissionError):
+    with pytest.raises(BadRequest):
         read_submission(content, 2, BOUNDS)
 
 
@@ -114,7 +116,7 @@ def test_damaged_zips_are_read_right_or_refused(changes: list[tuple[int, int]], 
             content[at] = byte
     try:
         pngs = read_submission(bytes(content), 2, BOUNDS)
-    except SubmissionError:
+    except BadRequest:
         return
     assert [check_picture(one, BOUNDS.picture_side) for one in pngs] == [(16, 16)] * 2
 
@@ -135,7 +137,7 @@ methods = st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP
 def test_any_entries_are_accepted_whole_or_refused(files: list[tuple[str, bytes]], method: int) -> None:
     try:
         pngs = read_submission(zipped(files, method).replace(b"NUL!", b"\0\0\0\0"), 2, BOUNDS)
-    except SubmissionError:
+    except BadRequest:
         return
     seen = {name.partition("NUL!")[0]: content for name, content in files if "__MACOSX" not in name}
     found = {name.rpartition("/")[2]: content for name, content in seen.items() if "/." not in f"/{name}"}
@@ -144,5 +146,5 @@ def test_any_entries_are_accepted_whole_or_refused(files: list[tuple[str, bytes]
 
 def test_an_entry_without_a_name_is_refused() -> None:
     content = zipped({**GOOD, "NUL!": b""}).replace(b"NUL!", b"\0\0\0\0")
-    with pytest.raises(SubmissionError, match=r"not one of the names"):
+    with pytest.raises(BadRequest, match=r"not one of the names"):
         read_submission(content, 3, BOUNDS)
