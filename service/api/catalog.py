@@ -29,7 +29,6 @@ from shared.registry import PROMOTED_FILE, judge_problem, promoted_names, resolv
 from shared.storage import Location
 from shared.vocabulary import Vocabulary
 
-CARD_SUFFIX = ".md"
 MAX_CARD_BYTES = 1 << 18  # a card is a page of text
 WRITTEN_FOR = re.compile(r"^Kind: denoiser, digest `(\w{16})`", re.MULTILINE)  # as `trainer card` writes it
 ADVICE = "publish it again, or use another model"
@@ -45,7 +44,7 @@ class Listing:
     problems: dict[str, str]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _File:
     """One version of a checkpoint file: its description, or why it cannot be used."""
 
@@ -77,8 +76,7 @@ class Models:
     ) -> CheckpointInfo:
         """Return the checkpoint `name`, or the promoted one.
 
-        at: the place of the name in the request. Raises BadRequest if the checkpoint `name` cannot be used, NoModel if
-        the promoted one cannot.
+        at: the place of the name in the request. Raises BadRequest if the named one cannot be used, otherwise NoModel.
         """
         with self._lock:
             self._look()
@@ -92,10 +90,6 @@ class Models:
                     raise NoModel(str(error)) from error
                 models = [info.name for info in self._denoisers()]
                 raise BadRequest.at(at, error.reason, models=models) from error
-
-    def evaluator(self) -> CheckpointInfo:
-        """Return the promoted evaluator, which judges uploaded pictures. Raises NoModel if it cannot be used."""
-        return self.find(None, kind="evaluator")
 
     def with_digest(self, digest: str) -> CheckpointInfo:
         """Return the denoiser with a digest, whatever its name is now. Raises UnknownCheckpoint, BadRequest."""
@@ -146,18 +140,11 @@ class Models:
             if not _is_unread(error):
                 self._promoted = {}
         names = [file.removesuffix(SUFFIX) for file in sorted(self._versions) if file.endswith(SUFFIX)]
-        self._checkpoints = {name: self._read(name, self._versions[name + SUFFIX]) for name in names}
+        known = {
+            name: one for name, one in self._checkpoints.items() if one.version == self._versions.get(name + SUFFIX)
+        }
+        self._checkpoints = {name: known.get(name) or self._read(name) for name in names}
         self._looked_at = time.monotonic()
-
-    def _read(self, name: str, version: str) -> _File:
-        known = self._checkpoints.get(name)
-        if known is not None and known.version == version:
-            return known
-        try:
-            check_name(name)
-            return _File(version, _checked(read_info(self.storage / (name + SUFFIX))))
-        except CheckpointError as error:
-            return _File("" if _is_unread(error) else version, error)
 
     def _usable(self, name: str | None, kind: CheckpointKind = "denoiser") -> CheckpointInfo:
         """Return a checkpoint that is whole and fits its base and the evaluator. Raises CheckpointError."""
@@ -165,20 +152,23 @@ class Models:
         if name is None or file is None or (isinstance(file.found, CheckpointInfo) and file.found.kind != kind):
             return read_info(resolve(self.storage, name, kind))  # which says what is available
         if kind == "denoiser" and isinstance(file.found, CheckpointInfo) and not file.verified:
-            self._verify(name, file)
+            file = self._checkpoints[name] = self._read(name, whole=True)
         if isinstance(file.found, CheckpointError):
             raise CheckpointError(name + SUFFIX, f"{file.found.reason}; {ADVICE}")
         if conflict := self._conflict(file.found):
             raise CheckpointError(name + SUFFIX, conflict)
         return file.found
 
-    def _verify(self, name: str, file: _File) -> None:
+    def _read(self, name: str, whole: bool = False) -> _File:
+        """Read a file's description, or the `whole` file, which checks its digest."""
+        version = self._versions[name + SUFFIX]
         try:
-            file.found, file.verified = verify(self.storage / (name + SUFFIX)), True
+            check_name(name)
+            info = (verify if whole else read_info)(self.storage / (name + SUFFIX))
+            _check_options(info)
+            return _File(version, info, verified=whole)
         except CheckpointError as error:
-            file.found = error
-            if _is_unread(error):
-                file.version = ""
+            return _File("" if _is_unread(error) else version, error)
 
     def _conflict(self, info: CheckpointInfo) -> str | None:
         """Return why a denoiser does not fit the other checkpoints, its base and the evaluator, or None."""
@@ -201,7 +191,7 @@ class Models:
 
     def _card(self, info: CheckpointInfo) -> str:
         """Return the text of NAME.md beside the checkpoint; empty without one, or if it describes other weights."""
-        file = info.name + CARD_SUFFIX
+        file = f"{info.name}.md"
         if file not in self._versions:
             return ""
         try:
@@ -223,26 +213,21 @@ def _is_unread(error: CheckpointError) -> bool:
     return isinstance(error.__cause__, OSError)
 
 
-def _checked(info: CheckpointInfo) -> CheckpointInfo:
-    """Return the description if the service can use it. Raises CheckpointError for a foreign file's."""
+def _check_options(info: CheckpointInfo) -> None:
+    """Raise CheckpointError for a foreign file's vocabulary or sampling options."""
+    file = info.name + SUFFIX
     try:
-        vocabulary_of(info)
-    except ValueError as error:
-        raise CheckpointError(info.name + SUFFIX, f"its vocabulary cannot be used: {error}") from error
-    try:
+        Vocabulary(info.vocabulary)
         default_options(info.config)
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(str(part) for part in ("sampling", *first["loc"]))
-        raise CheckpointError(info.name + SUFFIX, f"its configuration's {at}: {first['msg']}") from error
-    return info
+        raise CheckpointError(file, f"its configuration's {at}: {first['msg']}") from error
+    except ValueError as error:
+        raise CheckpointError(file, f"its vocabulary cannot be used: {error}") from error
 
 
 def knows_positions(info: CheckpointInfo) -> bool:
     """Return whether the model takes layouts."""
     network = info.config.get("network")
     return isinstance(network, dict) and network.get("positions") is True
-
-
-def vocabulary_of(info: CheckpointInfo) -> Vocabulary:
-    return Vocabulary(info.vocabulary)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
 
-from service.api.catalog import Models, vocabulary_of
+from service.api.catalog import Models
 from service.api.dependencies import ModelsDep, OwnerDep, SettingsDep
 from service.api.openai.prompt import parse_prompt
 from service.api.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
@@ -17,7 +17,7 @@ from service.api.submitter import ERRORS, JobSpec, SubmitterDep, check_finished
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from shared.checkpoint import CheckpointInfo
-from shared.vocabulary import LabelError
+from shared.vocabulary import LabelError, Vocabulary
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -60,7 +60,7 @@ def _check(body: ImagesRequest, models: Models) -> JobSpec:
         message = f"{body.size}; wanted {side}x{side}, the size of model {info.name}, or auto"
         raise BadRequest.at(("body", "size"), message)
     try:
-        labels = parse_prompt(body.prompt, vocabulary_of(info))
+        labels = parse_prompt(body.prompt, Vocabulary(info.vocabulary))
     except LabelError as error:
         raise BadRequest.from_label_error(error, "prompt") from error
     return JobSpec([labels] * (body.n or 1), info)

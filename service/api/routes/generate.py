@@ -5,7 +5,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.catalog import Models, knows_positions, vocabulary_of
+from service.api.catalog import Models, knows_positions
 from service.api.openapi_parts import SCHEMAS, problems
 from service.api.preferences import PreferencesDep
 from service.api.submitter import ERRORS, RESPONSES, JobSpec, SubmitterDep
@@ -16,7 +16,7 @@ from service.contract.records import Layout
 from service.contract.schemas import BESIDE_RECIPE, GenerateRequest, Job
 from shared.checkpoint import CheckpointInfo
 from shared.options import LIMITS
-from shared.vocabulary import LabelError
+from shared.vocabulary import LabelError, Vocabulary
 
 router = APIRouter(tags=["pictures"])
 
@@ -70,7 +70,7 @@ def _check(body: GenerateRequest, models: Models) -> JobSpec:
     at = ("recipe",) if recipe else ()
     info = models.with_digest(recipe.model.digest) if recipe else models.find(body.model)
     try:
-        labels = vocabulary_of(info).check(source.labels, max_lists=LIMITS.max_pictures_per_request)
+        labels = Vocabulary(info.vocabulary).check(source.labels, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, ".".join((*at, "labels"))) from error
     layouts = source.layouts

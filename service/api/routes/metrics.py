@@ -53,5 +53,5 @@ def _sampled_and_judged(models: Models) -> list[CheckpointInfo]:
     """Return the checkpoints that pictures are queued for: the denoisers, and the evaluator for uploaded pictures."""
     denoisers = models.listing().denoisers
     with contextlib.suppress(NoModel):
-        return [*denoisers, models.evaluator()]
+        return [*denoisers, models.find(None, kind="evaluator")]
     return denoisers

@@ -6,21 +6,21 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from service.api.catalog import Models, vocabulary_of
+from service.api.catalog import Models
 from service.api.openapi_parts import problems
 from service.api.preferences import PreferencesDep
 from service.api.submitter import ERRORS, RESPONSES, JobSpec, SubmitterDep
 from service.api.uploads.body import describe_body, describe_form, read_body, validate
-from service.api.uploads.picture_zip import SubmissionError, read_submission
+from service.api.uploads.picture_zip import PICTURES, read_submission
 from service.contract.errors import BadForm, BadRequest, UnsupportedBody
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
 from service.settings import Settings
 from shared.options import LIMITS
-from shared.vocabulary import LabelError, parse_label_lists
+from shared.vocabulary import LabelError, Vocabulary, parse_label_lists
 
 router = APIRouter(tags=["pictures"])
 
-FILE, PICTURES = "file", "pictures"
+FILE = "file"
 BESIDE_PICTURES = ("columns", "webhook", "webhook_events")  # the fields that do not concern sampling
 BODY = describe_body(
     {
@@ -86,22 +86,16 @@ async def _read(request: Request, settings: Settings) -> Body:
         return Body(fields, lists, FILE)
     if unused := sorted(fields.model_fields_set.difference(BESIDE_PICTURES)):
         raise BadRequest.at(("body", unused[0]), "has no effect on uploaded pictures; leave it out")
-    try:
-        pngs = await run_in_threadpool(read_submission, files[PICTURES], len(lists), settings)
-    except SubmissionError as error:
-        places = [["body", PICTURES, *([] if fault.entry is None else [fault.entry])] for fault in error.faults]
-        raise BadRequest.from_errors(
-            [{"loc": at, "msg": fault.message, "type": "zip"} for at, fault in zip(places, error.faults, strict=True)]
-        ) from error
+    pngs = await run_in_threadpool(read_submission, files[PICTURES], len(lists), settings)
     return Body(fields, lists, FILE, pngs)
 
 
 def _check(body: Body, models: Models) -> JobSpec:
     """Check the request against the models. Raises BadRequest, NoModel."""
     sampled = body.pictures is None
-    info = models.find(body.fields.model) if sampled else models.evaluator()
+    info = models.find(body.fields.model) if sampled else models.find(None, kind="evaluator")
     try:
-        labels = vocabulary_of(info).check(body.lists, max_lists=LIMITS.max_pictures_per_request)
+        labels = Vocabulary(info.vocabulary).check(body.lists, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, body.lists_field) from error
     repeats = body.fields.repeats if sampled else 1
