@@ -136,28 +136,23 @@ class Submitter:
         Same requests have the same Idempotency-Key, fields, labels and pictures, as JSON or as a form. Models do not
         count: they may be gone on a retry. So `check` is called only for a new job, in a thread.
         """
-        request = None
+        request = record = None
         if self.idempotency_key is not None:
             given = fields.model_dump(mode="json", exclude={"labels", "conditions"})
             hashes = [hashlib.sha256(png).hexdigest() for png in pictures]
             content = json.dumps([kind, labels, given, hashes], sort_keys=True)
             request = IdempotentRequest(self.owner, self.idempotency_key, content)
-        existing = await run_in_threadpool(self.store.existing_job, request) if request else None
-        if existing is None:
+        job_id = await run_in_threadpool(self.store.existing_job, request) if request else None
+        if job_id is None:
             spec = await run_in_threadpool(check, self.models)
             record = self._record(kind, fields, spec, sent=bool(pictures))
             await self._check_room(record)
-            return await self._create(record, request, pictures)
-        _annotate(existing)
-        return existing
-
-    async def _create(self, record: JobRecord, request: IdempotentRequest | None, pictures: Sequence[bytes]) -> str:
-        """Create a job, unless the same request has just created one. Return its id. Raises KeyReuse."""
-        job_id = await run_in_threadpool(self.store.create, record, request, pictures)
-        _annotate(job_id)
-        if job_id == record.id:
-            PICTURES_ACCEPTED.labels(record.kind).inc(record.total)
-            log.info("job accepted", kind=record.kind, pictures=record.total, model=record.model)
+            job_id = await run_in_threadpool(self.store.create, record, request, pictures)
+        bind_contextvars(job_id=job_id)
+        tracing.describe({"labelgrid.job_id": job_id})
+        if record and job_id == record.id:  # otherwise the same request created its job first
+            PICTURES_ACCEPTED.labels(kind).inc(record.total)
+            log.info("job accepted", kind=kind, pictures=record.total, model=record.model)
         return job_id
 
     async def wait(self, job_id: str, wait_s: float) -> Job:
@@ -267,12 +262,6 @@ async def _disconnect(request: Request) -> None:
     """Return when the client disconnects. The request's body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _annotate(job_id: str) -> None:
-    """Add the job's id to the request's logs and span."""
-    bind_contextvars(job_id=job_id)
-    tracing.describe({"labelgrid.job_id": job_id})
 
 
 def _options(fields: SamplingFields, info: CheckpointInfo) -> SamplingOptions:
