@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import FastAPI
 from redis.asyncio import Redis as AsyncRedis
 
-from service.api import openapi as document
 from service.api import problems
 from service.api.access.body_limit import BodyLimit
 from service.api.access.guard import Guard
@@ -18,8 +17,8 @@ from service.api.access.security_headers import SecurityHeaders
 from service.api.catalog import Models
 from service.api.event_feed import Feeds
 from service.api.openai import routes as openai
+from service.api.openapi import DocumentedAPI
 from service.api.routes import docs, generate, jobs, meta, metrics, page, score
-from service.api.server import RefuseWhileStopping
 from service.settings import Settings
 from service.store.connection import connect
 from service.store.jobs import JobStore
@@ -75,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await reading.aclose()
         connection.close()
 
-    app = FastAPI(
+    app = DocumentedAPI(
         title="labelgrid",
         version=version("labelgrid"),
         description=DESCRIPTION,
@@ -89,13 +88,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.models = Models(settings.storage, settings.storage_every_s)
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
     app.add_middleware(Guard, keys=KeyRing(settings.api_keys, settings.api_keys_file), settings=settings)
-    app.add_middleware(RefuseWhileStopping)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(ObserveRequests)
     problems.install(app)
     for route in (generate, score, jobs, openai, meta, metrics, page, docs):
         app.include_router(route.router)
-    document.describe(app)
     app.mount("/static/docs", docs.files)
     app.mount("/static", page.files, name="static")
     return app

@@ -8,11 +8,11 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from service.api.access.guard import STILL_ANSWERED
 from service.api.openai.errors import INVALID, PREFIX, show_openai_errors
 from service.api.openai.schemas import OpenAIProblem
 from service.api.openapi_parts import SCHEMAS, examples_of, header, problems
 from service.api.problems import SAFE_METHODS
-from service.api.server import STILL_ANSWERED
 from service.contract.errors import (
     BadRequest,
     CrossSite,
@@ -30,35 +30,27 @@ from service.telemetry.logs import REQUEST_ID
 GUARD = (NoKey, NotLocal, TooManyRequests)  # answered before the request reaches a route
 # Models that FastAPI does not find as a route's parameter or result.
 ADDED_MODELS = (GenerateRequest, Problem, OpenAIProblem, StatusEvent, PictureEvent, StepsEvent)
-HEADERS, PARAMETERS = "#/components/headers/", "#/components/parameters/"
 
-COMMON_HEADERS = {
-    REQUEST_ID: header(
-        "finds the request in the logs; the client's own X-Request-ID if it sent one", "7f3c9a", always=True
-    )
-}
-COMMON_PARAMETERS = {
-    REQUEST_ID: {
-        "name": REQUEST_ID,
-        "in": "header",
-        "description": "the client's own id for the logs: 1 to 128 letters, digits and `._:/+=-`; "
-        "the service replaces any other value with an id of its own",
-        "schema": {"type": "string"},
-        "example": "7f3c9a",
-    }
+REQUEST_ID_HEADER = header(
+    "finds the request in the logs; the client's own X-Request-ID if it sent one", "7f3c9a", always=True
+)
+REQUEST_ID_PARAMETER = {
+    "name": REQUEST_ID,
+    "in": "header",
+    "description": "the client's own id for the logs: 1 to 128 letters, digits and `._:/+=-`; "
+    "the service replaces any other value with an id of its own",
+    "schema": {"type": "string"},
+    "example": "7f3c9a",
 }
 
 
-def describe(app: FastAPI) -> None:
-    """Make `app.openapi()` return the complete document."""
-    of_routes = app.openapi
+class DocumentedAPI(FastAPI):
+    """An application with the complete document."""
 
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            _complete(of_routes())  # FastAPI keeps it as app.openapi_schema
-        return of_routes()
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            _complete(super().openapi())  # FastAPI keeps it as self.openapi_schema
+        return super().openapi()
 
 
 def _complete(document: dict[str, Any]) -> None:
@@ -70,9 +62,12 @@ def _complete(document: dict[str, Any]) -> None:
             if path.startswith(PREFIX):
                 show_openai_errors(responses, SCHEMAS + OpenAIProblem.__name__)
             for response in responses.values():
-                response.setdefault("headers", {}).update({name: {"$ref": HEADERS + name} for name in COMMON_HEADERS})
-            operation.setdefault("parameters", []).extend({"$ref": PARAMETERS + name} for name in COMMON_PARAMETERS)
-    document["components"] |= {"headers": COMMON_HEADERS, "parameters": COMMON_PARAMETERS}
+                response.setdefault("headers", {})[REQUEST_ID] = {"$ref": f"#/components/headers/{REQUEST_ID}"}
+            operation.setdefault("parameters", []).append({"$ref": f"#/components/parameters/{REQUEST_ID}"})
+    document["components"] |= {
+        "headers": {REQUEST_ID: REQUEST_ID_HEADER},
+        "parameters": {REQUEST_ID: REQUEST_ID_PARAMETER},
+    }
     schemas = document["components"]["schemas"]
     for of_fastapi in ("HTTPValidationError", "ValidationError"):
         schemas.pop(of_fastapi, None)

@@ -1,4 +1,4 @@
-"""uvicorn with a shutdown that answers the requests in progress and refuses new ones. Knows no routes."""
+"""uvicorn with a shutdown that answers the requests in progress. `access/guard.py` refuses new ones meanwhile."""
 
 import asyncio
 import socket
@@ -7,10 +7,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.api.problems import error_response
-from service.contract.errors import ShuttingDown
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 
@@ -19,8 +16,6 @@ log = get_logger(__name__)
 GRACE_S = 3  # the last part of `drain_s`: waiting requests take up to 2 s to notice that they must answer
 CLOSE_S = 1  # for connections to close after that
 LOOK_S = 0.05  # between two checks for requests in progress
-STILL_ANSWERED = ("/healthz", "/metrics")  # the process is alive, and its last figures count
-RETRY = {"Retry-After": "1", "Connection": "close"}
 # uvicorn logs through our handlers, and leaves the line for each request to ObserveRequests.
 LOGGING: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False}
 
@@ -42,16 +37,3 @@ class Server(uvicorn.Server):
         log.info("drained", requests_left=len(self.server_state.tasks))
         await super().shutdown(sockets)
         tracing.stop()  # here, because uvicorn then raises the signal again, which ends the process
-
-
-class RefuseWhileStopping:
-    """ASGI middleware: once the shutdown has begun, a new request gets a 503 with Retry-After."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self.app
-        if scope["type"] == "http" and scope["app"].state.reader.stopping and scope["path"] not in STILL_ANSWERED:
-            app = error_response(scope["path"], ShuttingDown(ShuttingDown.example, headers=RETRY))
-        await app(scope, receive, send)

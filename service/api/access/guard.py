@@ -1,6 +1,6 @@
 """Access control in front of every route: what is not public needs a key or, without keys, comes from this machine.
 
-Knows only the public routes, so a new route is closed until it is opened here.
+Knows only the public routes, so a new route is closed until it is opened here. A shutdown closes nearly all of them.
 """
 
 import ipaddress
@@ -11,12 +11,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.access.keys import NOBODY, KeyRing
 from service.api.problems import SAFE_METHODS, error_response
-from service.contract.errors import CrossSite, NoKey, NotLocal, ServiceError, TooManyRequests
+from service.contract.errors import CrossSite, NoKey, NotLocal, ServiceError, ShuttingDown, TooManyRequests
 from service.settings import Settings
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 METRICS = "/metrics"  # figures only: without keys Prometheus may read them under any name of this host
-PUBLIC_FOLDERS = ("/static/",)  # files of the page
+STILL_ANSWERED = ("/healthz", "/metrics")  # during a shutdown: the process is alive, and its last figures count
 CHALLENGE = 'Bearer realm="labelgrid"'
 
 
@@ -46,7 +46,7 @@ def check_listening(settings: Settings, host: str) -> None:
 
 
 def is_public(path: str) -> bool:
-    return path in PUBLIC or path.startswith(PUBLIC_FOLDERS)
+    return path in PUBLIC or path.startswith("/static/")
 
 
 def _check_site(headers: Headers) -> None:
@@ -71,12 +71,16 @@ class Guard:
         self.app, self.keys, self.settings = app, keys, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not is_public(scope["path"]):
+        if scope["type"] == "http":
+            path = scope["path"]
             try:
-                scope.setdefault("state", {})["owner"] = owner = self._owner(scope)
-                await self._check_rate(scope, owner)
+                if scope["app"].state.reader.stopping and path not in STILL_ANSWERED:
+                    raise ShuttingDown(ShuttingDown.example, headers={"Retry-After": "1", "Connection": "close"})
+                if not is_public(path):
+                    scope.setdefault("state", {})["owner"] = owner = self._owner(scope)
+                    await self._check_rate(scope, owner)
             except ServiceError as error:
-                await error_response(scope["path"], error)(scope, receive, send)
+                await error_response(path, error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
