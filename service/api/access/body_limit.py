@@ -1,5 +1,6 @@
 """Limits the size of request bodies."""
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -7,9 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 class BodyLimit:
     """ASGI middleware: reading a body of more than `limit` bytes, announced or not, raises a 413.
 
-    Forms may have `form_limit` bytes, because they contain pictures.
-
-    FastAPI's own limit answers in plain text. The HTTPException raised in `receive` passes through the route and
+    Forms may have `form_limit` bytes, because they contain pictures. The route passes the HTTPException on, so that it
     becomes a problem as any other error.
     """
 
@@ -20,11 +19,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-        types = [value for name, value in scope["headers"] if name == b"content-type"]
-        is_form = bool(types) and types[0].lower().startswith(b"multipart/form-data")
+        headers = Headers(scope=scope)
+        is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
         limit = self.form_limit if is_form else self.limit
-        announced = int(lengths[0]) if lengths and lengths[0].isdigit() else 0
+        announced = int(headers.get("content-length", 0))  # the HTTP server refuses other values
         received = 0
 
         async def limited_receive() -> Message:

@@ -33,12 +33,8 @@ class RateLimiter:
     def __init__(self, connection: Redis, limit: RateLimitItem) -> None:
         self.limit = limit
         pool: Any = connection.connection_pool
-        storage = RedisStorage(
-            "async+redis://",
-            implementation="redispy",
-            connection_pool=pool,
-            key_prefix=f"{keys.PREFIX}:rate",
-        )
+        options = {"implementation": "redispy", "connection_pool": pool, "key_prefix": f"{keys.PREFIX}:rate"}
+        storage = RedisStorage("async+redis://", **options)
         self._limiter = SlidingWindowCounterRateLimiter(storage)
 
     async def wait_s(self, owner: str) -> int | None:

@@ -52,7 +52,7 @@ async def generate(request: Request, submitter: SubmitterDep, preferences: Prefe
 async def _read(request: Request) -> GenerateRequest:
     """Read the body. A form's PNG stands for {"recipe": the recipe that it carries}."""
     try:
-        content, files = await read_body(request, {FILE: None})
+        content, files = await read_body(request, FILE)
     except UnsupportedBody as error:  # 422 here and 415 at /score: clients may rely on either
         raise BadRequest.at(("header", "content-type"), error.detail) from error
     if files:

@@ -1,5 +1,6 @@
 """GET /: the web page. Its static files call the API as any other client does. Knows no job and no model."""
 
+import mimetypes
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
@@ -14,14 +15,9 @@ CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = {
-    "Content-Security-Policy": CONTENT_POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # browsers revalidate each time: they see an update at once, and otherwise get a 304
-}
-# Some systems map these to text/plain, and browsers refuse such modules.
-TYPES = {".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+# Some systems have text/plain, and browsers refuse such modules.
+mimetypes.add_type("text/javascript", ".js")
+mimetypes.add_type("image/svg+xml", ".svg")
 
 
 class PageFiles(StaticFiles):
@@ -29,9 +25,8 @@ class PageFiles(StaticFiles):
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
-        response.headers.update(HEADERS)
-        if path.endswith(tuple(TYPES)) and "content-type" in response.headers:
-            response.headers["content-type"] = TYPES[Path(path).suffix]
+        response.headers["Content-Security-Policy"] = CONTENT_POLICY
+        response.headers["Cache-Control"] = "no-cache"  # browsers ask each time, and get a 304 without an update
         return response
 
 

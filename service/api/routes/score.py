@@ -12,7 +12,7 @@ from service.api.preferences import PreferencesDep
 from service.api.submitter import ERRORS, RESPONSES, JobSpec, SubmitterDep
 from service.api.uploads.body import describe_body, describe_form, read_body, validate
 from service.api.uploads.picture_zip import PICTURES, read_submission
-from service.contract.errors import BadForm, BadRequest, UnsupportedBody
+from service.contract.errors import BadForm, BadRequest, TooLarge, UnsupportedBody
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
 from service.settings import Settings
 from shared.options import LIMITS
@@ -73,11 +73,13 @@ class Body:
 
 
 async def _read(request: Request, settings: Settings) -> Body:
-    content, files = await read_body(request, {FILE: LIMITS.max_file_bytes, PICTURES: None})
+    content, files = await read_body(request, FILE, PICTURES)
     if not files:
         as_json = validate(ScoreRequest, content)
         return Body(as_json, as_json.conditions, "conditions")
     fields = validate(ScoreFields, content)
+    if len(files[FILE]) > LIMITS.max_file_bytes:
+        raise TooLarge(f"the file `{FILE}` has more than {LIMITS.max_file_bytes} bytes")
     try:
         lists = parse_label_lists(files[FILE], max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:

@@ -1,14 +1,13 @@
 """Request bodies that are JSON or a multipart form: how to read them, and their part of the OpenAPI document."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
 
-from service.contract.errors import BadRequest, NotJson, TooLarge, UnsupportedBody
+from service.contract.errors import BadRequest, NotJson, UnsupportedBody
 
 MAX_FIELDS = 20
 LIST_FIELDS = ("guidance_interval", "webhook_events")  # a JSON list, or the field several times as HTML forms do it
@@ -17,14 +16,13 @@ TEXT_FIELDS = ("model", "sampler", "spacing", "webhook")  # names, even if they 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_body(request: Request, files: Mapping[str, int | None]) -> tuple[Any, dict[str, bytes]]:
+async def read_body(request: Request, *files: str) -> tuple[Any, dict[str, bytes]]:
     """Return the value of a JSON body, or a form's fields and files. A JSON body has no files.
 
-    files: the names that a form's files may have, of which the first is required, with their largest size in bytes;
-    None leaves the size to the limit on the whole body.
+    files: the names that a form's files may have, of which the first is required.
 
-    Raises UnsupportedBody, NotJson, TooLarge, and BadRequest for a form with an unknown file, with a file or field that
-    is given twice, or without its required file.
+    Raises UnsupportedBody, NotJson, and BadRequest for a form with an unknown file, with a file or field that is given
+    twice, or without its required file.
     """
     given = request.headers.get("content-type", "")
     media_type = given.partition(";")[0].strip().lower()
@@ -75,34 +73,27 @@ def describe_form(files: Mapping[str, tuple[str, str]], fields: dict[str, Any], 
     return {"schema": {**schema, **more}, "encoding": encoding}
 
 
-async def _read_form(request: Request, limits: Mapping[str, int | None]) -> tuple[dict[str, Any], dict[str, bytes]]:
+async def _read_form(request: Request, known: Sequence[str]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Read the fields and files. A field that is a JSON number, boolean or list becomes that value; `null` stays text,
     because a form leaves out what is null."""
     fields: dict[str, Any] = {}
     files: dict[str, bytes] = {}
-    async with request.form(max_files=len(limits), max_fields=MAX_FIELDS) as form:
+    async with request.form(max_files=len(known), max_fields=MAX_FIELDS) as form:
         for name, value in form.multi_items():
             if name in LIST_FIELDS and isinstance(value, str):
                 given = _value(name, value)
                 fields[name] = [*fields.get(name, []), *(given if isinstance(given, list) else [given])]
             elif name in fields or name in files:
                 raise BadRequest.at(("body", name), "given twice")
-            elif name in limits:
-                files[name] = await _content(name, value, limits[name])
+            elif name in known:
+                files[name] = value.encode() if isinstance(value, str) else await value.read()
             elif isinstance(value, str):
                 fields[name] = _value(name, value)
             else:
-                raise BadRequest.at(("body", name), f"unknown file; known are {', '.join(limits)}")
-    if (required := next(iter(limits))) not in files:
-        raise BadRequest.at(("body", required), "Field required")
+                raise BadRequest.at(("body", name), f"unknown file; known are {', '.join(known)}")
+    if known[0] not in files:
+        raise BadRequest.at(("body", known[0]), "Field required")
     return fields, files
-
-
-async def _content(name: str, value: UploadFile | str, limit: int | None) -> bytes:
-    content = await value.read() if isinstance(value, UploadFile) else value.encode()
-    if limit is not None and len(content) > limit:
-        raise TooLarge(f"the file `{name}` has more than {limit} bytes")
-    return content
 
 
 def _value(name: str, value: str) -> Any:
