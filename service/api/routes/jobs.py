@@ -92,10 +92,7 @@ async def cancel_job(job_id: OwnJob, reader: ReaderDep, store: StoreDep) -> Job:
     response_class=Response,
     responses={
         200: {
-            "content": event_stream(
-                {"job": Job, "status": StatusEvent, "picture": PictureEvent, "steps": StepsEvent, "end": Job},
-                *EVENTS_EXAMPLES,
-            ),
+            "content": event_stream(EVENTS, *EVENTS_EXAMPLES),
             "description": "Server-sent events",
         },
         204: {"description": "The job has ended and the client has all its events: a browser does not reconnect"},
