@@ -30,8 +30,6 @@ SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 MAX_CONNECTIONS = 2000  # for reads that return at once
 MAX_WAITING = 2000  # for blocking reads: one for each waiting request, and one for all event streams of a job
 
-DESCRIPTION = "Pictures of the objects that you name, each with a verdict on whether they are all there."
-
 
 def _telemetry() -> dict[str, Any]:
     """Return the options for FastAPI's own spans, if tracing is on."""
@@ -77,7 +75,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = DocumentedAPI(
         title="labelgrid",
         version=version("labelgrid"),
-        description=DESCRIPTION,
+        description="Pictures of the objects that you name, each with a verdict on whether they are all there.",
         lifespan=lifespan,
         docs_url=None,  # routes/docs.py serves it without scripts from other hosts
         redoc_url=None,

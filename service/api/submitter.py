@@ -191,7 +191,10 @@ class Submitter:
     def _record(self, kind: JobKind, fields: SamplingFields, spec: JobSpec, sent: bool) -> JobRecord:
         """Return the job to store. Raises BadRequest for options that do not go together."""
         recipe, info = spec.recipe, spec.info
-        options = recipe.options if recipe else _options(fields, info)
+        try:
+            options = recipe.options if recipe else fields.sampling(default_options(info.config))
+        except ValidationError as error:
+            raise BadRequest.from_validation(error) from error
         seed = recipe.seed if recipe else fields.seed
         if seed is None:
             seed = secrets.randbits(DRAWN_SEED_BITS)
@@ -262,13 +265,6 @@ async def _disconnect(request: Request) -> None:
     """Return when the client disconnects. The request's body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _options(fields: SamplingFields, info: CheckpointInfo) -> SamplingOptions:
-    try:
-        return fields.sampling(default_options(info.config))
-    except ValidationError as error:
-        raise BadRequest.from_validation(error) from error
 
 
 def _check_stages(trajectory: int | None, pictures: int, options: SamplingOptions) -> None:

@@ -4,6 +4,7 @@ Knows only the public routes, so a new route is closed until it is opened here. 
 """
 
 import ipaddress
+import re
 
 from redis.exceptions import RedisError
 from starlette.datastructures import Headers
@@ -88,7 +89,7 @@ class Guard:
         headers = Headers(scope=scope)
         if not self.keys.enabled:
             if not self.settings.allow_no_keys and scope["path"] != METRICS:
-                self._check_local(scope, headers.get("host"))
+                self._check_local(scope, headers.get("host", ""))
             if scope["method"] not in SAFE_METHODS:
                 _check_site(headers)
             return NOBODY
@@ -114,7 +115,7 @@ class Guard:
             detail = f"more than {limiter.limit} with this key; nothing was done"
             raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
 
-    def _check_local(self, scope: Scope, host: str | None) -> None:
+    def _check_local(self, scope: Scope, host: str) -> None:
         """Raise NotLocal for a request to another address or host name.
 
         The name matters because of DNS rebinding: a foreign page whose name points to loopback could otherwise use the
@@ -123,6 +124,6 @@ class Guard:
         address, port = scope.get("server") or (None, None)  # a unix socket has no port
         if address and port is not None and not self.settings.published_on and not is_loopback(address):
             raise NotLocal("without API keys the service answers on loopback only")
-        name = host and (host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host)
+        name = re.sub(r":\d*$", "", host)
         if name and not is_loopback(name):
             raise NotLocal(f"without API keys the service answers as localhost only, not as {name!r}")
