@@ -100,8 +100,7 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     """A file with further API keys, one a line. It is read again when it changes."""
     rate_limit: str = "3000/minute"
-    """Maximum rate of requests of one API key's owner, over a sliding window; `none` turns it off. It has no effect
-    without keys."""
+    """Maximum rate of requests of one API key's owner, over a sliding window; `none` turns it off."""
     allow_no_keys: bool = False
     """Lets the API listen beyond loopback without API keys, open to everybody who can reach it."""
     published_on: str = ""
@@ -136,9 +135,8 @@ class Settings(BaseSettings):
     device: Annotated[str, AfterValidator(_device)] = "auto"
     """Where the network runs: cpu, cuda, cuda:1, or auto, which takes the GPU if there is one."""
     batch_pictures: int | None = Field(default=None, ge=1)
-    """Maximum number of pictures that a worker samples at the same time. If unset, the worker times the
-    network of each model that it loads, and chooses the smallest batch, of at least 16 pictures, whose throughput in
-    rows/s is near the best."""
+    """Maximum number of pictures that a worker samples at the same time. If unset, the worker times the network of each
+    model that it loads, and chooses the smallest batch, of at least 16 pictures, whose throughput is near the best."""
     batch_rows: int | None = Field(default=None, ge=1)
     """Maximum number of rows in one call of the network; a guided picture takes two. If unset, it follows from the
     measurement. If both are set, nothing is measured and all pictures step together; otherwise large jobs give way to

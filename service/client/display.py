@@ -104,7 +104,8 @@ def models(listing: ModelList) -> Table:
     table = Table("name", "labels", "created", "digest", "")
     for model in listing.models:
         default = "default" if model.promoted else ""
-        table.add_row(plain(model.name), str(model.labels), plain(model.created_at[:19]), model.digest[:12], default)
+        row = (model.name, str(model.labels), model.created_at[:19], model.digest[:12], default)
+        table.add_row(*map(plain, row))
     for name, reason in listing.problems.items():
         table.add_row(plain(name), "", "", "", f"[yellow]{plain(reason)}[/]")
     return table

@@ -1,7 +1,4 @@
-"""`python -m service demo`: the whole service, started for one request.
-
-A client like any other: it only knows the address of the service that it starts.
-"""
+"""`python -m service demo`: the whole service, started for one request of a client."""
 
 import os
 import socket
