@@ -18,7 +18,7 @@ from service.api.catalog import Models
 from service.api.event_feed import Feeds
 from service.api.openai import routes as openai
 from service.api.openapi import DocumentedAPI
-from service.api.routes import docs, generate, jobs, meta, metrics, page, score
+from service.api.routes import generate, jobs, meta, metrics, page, score
 from service.settings import Settings
 from service.store.connection import connect
 from service.store.jobs import JobStore
@@ -77,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("labelgrid"),
         description="Pictures of the objects that you name, each with a verdict on whether they are all there.",
         lifespan=lifespan,
-        docs_url=None,  # routes/docs.py serves it without scripts from other hosts
+        docs_url=None,  # routes/page.py serves it without scripts from other hosts
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,  # links in the document name operations by it
         **_telemetry(),
@@ -89,8 +89,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(SecurityHeaders)
     app.add_middleware(ObserveRequests)
     problems.install(app)
-    for route in (generate, score, jobs, openai, meta, metrics, page, docs):
+    for route in (generate, score, jobs, openai, meta, metrics, page):
         app.include_router(route.router)
-    app.mount("/static/docs", docs.files)
+    app.mount("/static/docs", page.docs_files)
     app.mount("/static", page.files, name="static")
     return app

@@ -25,7 +25,6 @@ from service.store.jobs import KEPT_EVENTS
 from service.store.reader import JobReader
 
 WATCHED_MS = 3000  # how long workers render previews after the last renewal
-EVENT_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 LOOK_AGAIN_MS = 1000  # how often a feed without news checks whether the job still exists
 KEPT_STEPS = 4  # as in Redis: only the newest matter, but several workers may share a job
 

@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import FeedsDep, OwnerDep, OwnJob, ReaderDep, StoreDep
-from service.api.event_feed import EVENT_STREAM_HEADERS, is_complete, job_events
+from service.api.event_feed import is_complete, job_events
 from service.api.openapi_parts import PNG, Responses, event_stream, job_links, link, problems
 from service.contract.errors import ExpiredJob, JobEnded, NotReady, Unavailable, UnknownJob, UnknownPicture
 from service.contract.events import EVENTS
@@ -106,7 +106,8 @@ async def read_events(job_id: OwnJob, feeds: FeedsDep, last_event_id: LastEventI
     if await is_complete(feeds.reader, job, last_event_id):
         return Response(status_code=204)
     events = job_events(feeds, job, last_event_id)
-    return StreamingResponse(events, media_type="text/event-stream", headers=EVENT_STREAM_HEADERS)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 @router.get(

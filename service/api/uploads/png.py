@@ -6,7 +6,7 @@ Checks the size that a file claims before decoding anything.
 import io
 import struct
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import ValidationError
 
 from service.contract.recipe import KEYWORD, Recipe
@@ -60,7 +60,7 @@ def recipe_of(png: bytes) -> Recipe:
     try:
         with _open(png, (width, height)) as picture:
             text = picture.info.get(KEYWORD)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged chunks
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged chunks
         raise PngError(f"a damaged PNG: {error}") from error
     if not isinstance(text, str):
         raise PngError(f"a PNG without a recipe: it has no text {KEYWORD!r} in its metadata")
