@@ -31,7 +31,6 @@ from service.store.job_index import id_of
 from service.store.jobs import read_verdicts
 
 SCORE_DIGITS = 6
-HEAD_FIELDS = ["record", "status", "started_at", "finished_at", "error"]  # of a job's hash, for lists of jobs
 LOOK_AGAIN_MS = 2000  # a waiting client's job is read at least this often, in case an event was missed
 
 
@@ -56,17 +55,16 @@ class JobReader:
             fields, done = await pipe.execute()
         if not fields:
             raise await self._gone(job_id)
-        state = {name.decode(): value.decode() for name, value in fields.items()}
-        record = JobRecord.model_validate_json(state["record"])
+        record = JobRecord.model_validate_json(fields[b"record"])
         result = None
-        if "result" in state:
-            scores = JobResult.model_validate_json(state["result"])
+        if b"result" in fields:
+            scores = JobResult.model_validate_json(fields[b"result"])
             n = len(record.labels)
             shown = [str(scores.best * n + i) for i in range(n)]
             found = await self.connection.hmget(keys.verdicts(job_id), shown)
             result = _result(record, scores, read_verdicts(one for one in found if one is not None))
         requested = {name: getattr(record, name) for name in ("labels", "layouts", "first", "trajectory", "columns")}
-        return Job(**_head(state, done), **requested, result=result)
+        return Job(**_head(fields, done), **requested, result=result)
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
@@ -87,14 +85,11 @@ class JobReader:
         members = [text(raw) for raw in found]
         async with self.connection.pipeline(transaction=False) as pipe:
             for member in members[:limit]:
-                pipe.hmget(keys.job(id_of(member)), HEAD_FIELDS)
+                pipe.hgetall(keys.job(id_of(member)))
                 pipe.hlen(keys.verdicts(id_of(member)))
             answers = await pipe.execute()
-        heads = []
-        for values, done in zip(answers[::2], answers[1::2], strict=True):
-            state = {name: text(value) for name, value in zip(HEAD_FIELDS, values, strict=True) if value is not None}
-            if state:  # otherwise it has expired
-                heads.append(JobHead(**_head(state, done)))
+        found = zip(answers[::2], answers[1::2], strict=True)
+        heads = [JobHead(**_head(fields, done)) for fields, done in found if fields]  # the others have expired
         return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
@@ -181,8 +176,9 @@ class JobReader:
         return max([0.0, *(time.time() - float(at) for at in asked if at)])
 
 
-def _head(state: Mapping[str, str], done: int) -> dict[str, Any]:
+def _head(fields: Mapping[bytes, bytes], done: int) -> dict[str, Any]:
     """Return the fields of a JobHead, from a job's hash and the number of its finished pictures."""
+    state = {name.decode(): value.decode() for name, value in fields.items()}
     record = JobRecord.model_validate_json(state["record"])
     return {
         "id": record.id,

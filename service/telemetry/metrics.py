@@ -47,13 +47,11 @@ for status in ("finished", "failed", "cancelled"):
 # A worker.
 PICTURES = Counter("labelgrid_pictures", "Pictures finished or given up", ["model", "outcome"], registry=WORKER)
 WAIT_SECONDS = Histogram(
-    "labelgrid_picture_wait_seconds", "From acceptance to the claim by a worker", ["model"],
-    buckets=WAIT_BUCKETS, registry=WORKER,
-)  # fmt: skip
+    "labelgrid_picture_wait_seconds", "From acceptance to claim", ["model"], buckets=WAIT_BUCKETS, registry=WORKER
+)
 STEP_SECONDS = Histogram(
-    "labelgrid_step_seconds", "One step of a batch, with the verdicts on pictures it finished", ["model"],
-    buckets=STEP_BUCKETS, registry=WORKER,
-)  # fmt: skip
+    "labelgrid_step_seconds", "One step of a batch, verdicts included", ["model"], buckets=STEP_BUCKETS, registry=WORKER
+)
 STEP_PICTURES = Histogram(
     "labelgrid_step_pictures", "Pictures in the batch of a step", ["model"], buckets=BATCH_BUCKETS, registry=WORKER
 )
