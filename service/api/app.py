@@ -33,7 +33,7 @@ MAX_WAITING = 2000  # for blocking reads: one for each waiting request, and one 
 
 def _telemetry() -> dict[str, Any]:
     """Return the options for FastAPI's own spans, if tracing is on."""
-    if (provider := tracing.provider()) is None:
+    if (provider := tracing.provider) is None:
         return {}
     return {
         "telemetry": {

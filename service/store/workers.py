@@ -26,10 +26,8 @@ def announce(connection: Redis, name: str, about: Mapping[str, Any], lease_s: fl
 
 def withdraw(connection: Redis, name: str) -> None:
     """Remove the worker from the list at once."""
-    with connection.pipeline(transaction=True) as pipe:
-        pipe.srem(keys.WORKERS, name)
-        pipe.delete(keys.worker(name))
-        pipe.execute()
+    connection.delete(keys.worker(name))
+    connection.srem(keys.WORKERS, name)
 
 
 def is_alive(connection: Redis, name: str) -> bool:

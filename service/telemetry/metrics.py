@@ -72,11 +72,6 @@ def one_step(model: str, pictures: int, stepper: "Stepper") -> Iterator[None]:
     PADDING_ROWS.labels(model).inc(stepper.padding_rows - padding)
 
 
-def waited(model: str, asked_at: float) -> None:
-    """Record that a worker claimed a picture whose job was accepted at `asked_at`, in Unix seconds."""
-    WAIT_SECONDS.labels(model).observe(max(0.0, time.time() - asked_at))
-
-
 class WorkerState(Collector):
     """Reports at each scrape whether the worker makes progress, and its loaded models.
 

@@ -20,7 +20,7 @@ About = Mapping[str, str | int]  # attributes, named without their prefix `label
 
 FLUSH_S = 1.0  # at most, for a process that ends to send its last spans, even if the collector does not answer
 
-_provider: "TracerProvider | None" = None  # of this process; None while tracing is off
+provider: "TracerProvider | None" = None  # of this process; None while tracing is off
 
 
 def start(settings: Settings, role: str, processor: "SpanProcessor | None" = None) -> None:
@@ -28,7 +28,7 @@ def start(settings: Settings, role: str, processor: "SpanProcessor | None" = Non
 
     Spans go to the collector in the OTEL_... variables, or to `processor`.
     """
-    global _provider
+    global provider
     if not settings.tracing:
         return
     try:
@@ -39,29 +39,24 @@ def start(settings: Settings, role: str, processor: "SpanProcessor | None" = Non
     except ImportError as error:
         raise RuntimeError(f"LABELGRID_TRACING needs labelgrid[otel] installed: {error}") from error
     name = os.environ.get("OTEL_SERVICE_NAME") or f"labelgrid-{role}"
-    _provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
-    _provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))
+    provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
+    provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))
 
 
 def stop() -> None:
     """Stop tracing at the end of a process, and send the remaining spans for up to `FLUSH_S`."""
-    global _provider
-    if _provider is not None:
+    global provider
+    if provider is not None:
         # In a thread, because the exporter retries for OTEL_EXPORTER_OTLP_TIMEOUT and accepts no other limit.
-        sending = threading.Thread(target=_provider.shutdown, daemon=True)
+        sending = threading.Thread(target=provider.shutdown, daemon=True)
         sending.start()
         sending.join(FLUSH_S)
-        _provider = None
-
-
-def provider() -> "TracerProvider | None":
-    """Return this process's provider, for libraries that create spans; None while tracing is off."""
-    return _provider
+        provider = None
 
 
 def traceparent() -> str:
     """Return the current span as a W3C traceparent, for the job's record; "" if there is none."""
-    if _provider is None:
+    if provider is None:
         return ""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -72,7 +67,7 @@ def traceparent() -> str:
 
 def describe(attributes: Mapping[str, str | int]) -> None:
     """Add attributes to the current span, if there is one."""
-    if _provider is not None:
+    if provider is not None:
         from opentelemetry.trace import get_current_span
 
         get_current_span().set_attributes(attributes)
@@ -85,12 +80,12 @@ def record(
 
     `error`: why the work failed. Without a parent nothing is recorded, because that job is not traced.
     """
-    if _provider is None or not parent:
+    if provider is None or not parent:
         return
     from opentelemetry.trace import StatusCode
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    span = _provider.get_tracer("labelgrid").start_span(
+    span = provider.get_tracer("labelgrid").start_span(
         name,
         context=TraceContextTextMapPropagator().extract({"traceparent": parent}),
         start_time=int(begun_at * 1e9),
@@ -131,7 +126,7 @@ class BatchSpans:
 
     def join(self, job_ids: Iterable[str]) -> None:
         """Note one more picture in a batch, for each job listed."""
-        if _provider is None:
+        if provider is None:
             return
         for job_id in job_ids:
             if job_id not in self._stays:

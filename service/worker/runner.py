@@ -22,7 +22,7 @@ from service.store.jobs import JobStore
 from service.store.sweep import Sweeper
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
-from service.telemetry.metrics import PICTURES, one_step, waited
+from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.completion import Pngs, complete_jobs
 from service.worker.engine import DeviceLost, Outcome
@@ -220,7 +220,7 @@ class Runner:
         self.store.begin(*{claim.picture.job for claim in wanted if progress[claim.picture.job][0] == "queued"})
         loaded.admit(wanted)
         for claim in wanted:
-            waited(loaded.name, claim.asked_at)
+            WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - claim.asked_at))
         self.spans.join(claim.picture.job for claim in wanted)
         return len(wanted)
 

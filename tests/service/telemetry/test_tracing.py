@@ -86,7 +86,7 @@ def hooked(settings: Settings) -> Settings:
 @pytest.fixture
 def spans(hooked: Settings, monkeypatch: pytest.MonkeyPatch) -> Spans:
     """Tracing, switched on in this process, which is API and worker in one."""
-    monkeypatch.setattr(tracing, "_provider", None)
+    monkeypatch.setattr(tracing, "provider", None)
     found = Spans()
     tracing.start(hooked, "test", SimpleSpanProcessor(found.exporter))
     return found
@@ -233,7 +233,7 @@ def test_log_lines_of_every_process_have_the_trace_id(
 
 
 def test_without_tracing_nothing_is_recorded(client: httpx.Client, alive: JobStore, lines: Lines) -> None:
-    assert tracing.provider() is None
+    assert tracing.provider is None
     job_id = client.post("/generate", json=BODY, headers=GIVEN).json()["id"]
     record = alive.record(job_id)
     assert record is not None
@@ -251,10 +251,10 @@ def test_without_tracing_opentelemetry_is_not_imported() -> None:
 
 def test_spans_name_their_process(hooked: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     for given, expected in (("", "labelgrid-worker"), ("pictures", "pictures")):
-        monkeypatch.setattr(tracing, "_provider", None)
+        monkeypatch.setattr(tracing, "provider", None)
         monkeypatch.setenv("OTEL_SERVICE_NAME", given)
         tracing.start(hooked, "worker", SimpleSpanProcessor(InMemorySpanExporter()))
-        provider = tracing.provider()
+        provider = tracing.provider
         assert provider is not None
         assert provider.resource.attributes["service.name"] == expected
 
