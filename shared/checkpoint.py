@@ -11,9 +11,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from shared import storage as files
 from shared.storage import Location
@@ -42,15 +42,6 @@ class CheckpointError(ValueError):
         self.reason = reason
 
 
-class Base(BaseModel):
-    """The checkpoint, in the same storage, whose weights an adapter changes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
-    digest: str
-
-
 class CheckpointInfo(BaseModel):
     """A checkpoint's description of itself. `name` is the file's name, so renaming the file renames the checkpoint."""
 
@@ -61,19 +52,21 @@ class CheckpointInfo(BaseModel):
     format_version: int
     digest: str  # SHA-256 of the file's tensor section, in hex
     vocabulary: tuple[str, ...]
-    config: dict[str, Any]  # what rebuilds the network: network, schedule, prediction; `base` of an adapter: see `Base`
+    # what rebuilds the network: network, schedule, prediction; an adapter's `base` is {"name", "digest"} of the
+    # checkpoint, in the same storage, whose weights it changes
+    config: dict[str, Any]
     training: dict[str, Any]  # how it was trained: options, data, steps, scores
     created_at: str  # ISO 8601 with an offset; UTC when written by `publish`
 
     @field_validator("config")
     @classmethod
     def _check_base(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if value.get("base") is not None:
-            try:
-                Base.model_validate(value["base"])
-            except ValidationError:
-                raise ValueError('base must be {"name": ..., "digest": ...} of the checkpoint it changes') from None
-        return value
+        match value.get("base"):
+            case None:
+                return value
+            case {"name": str(name), "digest": str()} if NAME.fullmatch(name):
+                return value
+        raise ValueError('base must be {"name": ..., "digest": ...} of the checkpoint it changes')
 
     @field_validator("created_at")
     @classmethod
@@ -89,23 +82,17 @@ def read_info(path: Location) -> CheckpointInfo:
     Raises CheckpointError if the file is missing, foreign, truncated or of a newer format.
     """
     with reading(path), files.reading(path, block=files.HEADER_BLOCK) as file:
-        return _read_info(file, path)[0]
+        return _read_info(file, path)
 
 
 def verify(path: Location) -> CheckpointInfo:
     """As `read_info`, but also check the tensors against their digest. Streams the whole file; needs no torch."""
     with reading(path), files.reading(path) as file:
-        info, data_start = _read_info(file, path)
-        file.seek(data_start)
-        digest = hashlib.sha256()  # not file_digest(), which takes all of an in-memory file, wherever it stands
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    _check_digest(digest.hexdigest(), info, path)
-    return info
+        return _verify(file, path)
 
 
-def load(path: Location, *, device: "torch.device | str" = "cpu") -> "tuple[CheckpointInfo, dict[str, torch.Tensor]]":
-    """Return the description and the tensors, on `device`, in the dtypes they were saved in.
+def load(path: Location) -> "tuple[CheckpointInfo, dict[str, torch.Tensor]]":
+    """Return the description and the tensors, on the CPU in the dtypes they were saved in.
 
     Raises CheckpointError as `read_info`, and if the tensors do not match their digest.
     """
@@ -114,13 +101,11 @@ def load(path: Location, *, device: "torch.device | str" = "cpu") -> "tuple[Chec
 
     with reading(path):
         content = files.read(path)
-    info, data_start = _read_info(io.BytesIO(content), path)
-    _check_digest(_digest(memoryview(content)[data_start:]), info, path)
+    info = _verify(io.BytesIO(content), path)
     try:
-        tensors = tensors_of(content)
+        return info, tensors_of(content)
     except SafetensorError as error:
         raise CheckpointError(path.name, f"damaged: {error}") from error
-    return info, {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def publish(
@@ -139,22 +124,24 @@ def publish(
     The tensors may have any device and memory layout. Raises CheckpointError if `name` is not a plain file name, if
     there are no tensors, or if the configuration is not JSON.
     """
+    import torch
     from safetensors.torch import save as bytes_of
 
     path = path_of(storage, name)
     if not tensors:
         raise CheckpointError(name, "no tensors to publish")
-    own = {key: _contiguous_copy(tensor) for key, tensor in tensors.items()}
-    content = memoryview(bytes_of(own))
-    header, data_start = _read_header(io.BytesIO(content), path)
-    data = content[data_start:]
+    # copies, since safetensors refuses tensors that share memory, such as tied weights and views
+    own = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()}
+    file = io.BytesIO(bytes_of(own))
+    header = _read_header(file, path)
+    data = file.getbuffer()[file.tell() :]
     description = {
         "kind": kind,
         "format_version": FORMAT_VERSION,
-        "digest": _digest(data),
-        "vocabulary": list(vocabulary),
-        "config": dict(config),
-        "training": dict(training),
+        "digest": hashlib.sha256(data).hexdigest(),
+        "vocabulary": vocabulary,
+        "config": config,
+        "training": training,
         "created_at": created_at or datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
@@ -205,15 +192,22 @@ def reading(path: Location) -> Iterator[None]:
 # --- the file: the header's length in 8 bytes, little-endian; the header, JSON; the tensor section ---
 
 
-def _read_info(file: BinaryIO, path: Location) -> tuple[CheckpointInfo, int]:
-    """Return the description, and the position at which the tensor section begins."""
-    header, data_start = _read_header(file, path)
-    _check_length(header, file.seek(0, io.SEEK_END) - data_start, path)
-    return _info_of(header, path), data_start
+def _verify(file: BinaryIO, path: Location) -> CheckpointInfo:
+    info = _read_info(file, path)
+    digest = hashlib.sha256()  # not file_digest(), which takes all of an in-memory file, wherever it stands
+    while piece := file.read(1 << 20):
+        digest.update(piece)
+    if digest.hexdigest() != info.digest:
+        raise CheckpointError(path.name, "damaged: the tensors do not match their digest")
+    return info
 
 
-def _read_header(file: BinaryIO, path: Location) -> tuple[dict[str, Any], int]:
-    """Return the header, and the position at which the tensor section begins."""
+def _read_info(file: BinaryIO, path: Location) -> CheckpointInfo:
+    return _info_of(_read_header(file, path), path)
+
+
+def _read_header(file: BinaryIO, path: Location) -> dict[str, Any]:
+    """Return the header and leave the file at the tensor section, whose length is checked without reading it."""
     length = int.from_bytes(file.read(8), "little")
     first = file.read(1)
     if first != b"{" or not 2 <= length <= MAX_HEADER_BYTES:
@@ -223,22 +217,16 @@ def _read_header(file: BinaryIO, path: Location) -> tuple[dict[str, Any], int]:
         raise CheckpointError(path.name, f"truncated: {len(encoded)} of {length} bytes of the header")
     try:
         header: dict[str, Any] = json.loads(encoded)  # an object, as it begins with a brace
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(path.name, f"damaged: the header is not JSON ({error})") from error
-    return header, 8 + length
-
-
-def _check_length(header: dict[str, Any], found: int, path: Location) -> None:
-    """Compare the tensor section's length with the header: finds a truncated file without reading it."""
-    try:
         ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-    except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
+    except (TypeError, ValueError, LookupError, OverflowError, RecursionError) as error:
         raise CheckpointError(path.name, "damaged: the header does not place its tensors") from error
-    wanted = max(ends, default=0)
+    wanted, found = max(ends, default=0), file.seek(0, io.SEEK_END) - 8 - length
     if found < wanted:
         raise CheckpointError(path.name, f"truncated: {found} of {wanted} bytes of tensors")
     if found > wanted:
         raise CheckpointError(path.name, f"damaged: {found - wanted} bytes too many")
+    file.seek(8 + length)
+    return header
 
 
 def _info_of(header: dict[str, Any], path: Location) -> CheckpointInfo:
@@ -259,19 +247,3 @@ def _info_of(header: dict[str, Any], path: Location) -> CheckpointInfo:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(path.name, f"damaged: its description's {field}: {first['msg']}") from error
-
-
-def _check_digest(found: str, info: CheckpointInfo, path: Location) -> None:
-    if found != info.digest:
-        raise CheckpointError(path.name, "damaged: the tensors do not match their digest")
-
-
-def _digest(data: memoryview) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _contiguous_copy(tensor: "torch.Tensor") -> "torch.Tensor":
-    """Return a copy on the CPU: safetensors refuses tensors that share memory, such as tied weights and views."""
-    import torch
-
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -51,11 +51,10 @@ def resolve(storage: Location, name: str | None, kind: CheckpointKind) -> Locati
     wanted = name if name is not None else promoted(storage, kind)
     if wanted is None:
         raise CheckpointError(str(storage), f"no {kind} is promoted in {storage}; {_available(storage, kind)}")
-    what = kind if name is not None else f"promoted {kind}"
-    path = _existing(storage, wanted, what, kind)
-    if (found := read_info(path).kind) != kind:
-        raise CheckpointError(wanted, f"is of kind {found}, not {kind}; {_available(storage, kind)}")
-    return path
+    info = _read_existing(storage, wanted, kind if name is not None else f"promoted {kind}", kind)
+    if info.kind != kind:
+        raise CheckpointError(wanted, f"is of kind {info.kind}, not {kind}; {_available(storage, kind)}")
+    return path_of(storage, wanted)
 
 
 def promote(storage: Location, name: str) -> None:
@@ -66,7 +65,7 @@ def promote(storage: Location, name: str) -> None:
     """
     check_name(name)
     _check_folder(storage)
-    info = read_info(_existing(storage, name, "checkpoint"))
+    info = _read_existing(storage, name, "checkpoint")
     with files.locked(storage):
         names = promoted_names(storage)
         _check_base(info, storage)
@@ -130,11 +129,12 @@ def _check_judge(info: CheckpointInfo, storage: Location, evaluator: str) -> Non
         raise CheckpointError(info.name, f"{problem}; promote an evaluator that knows them first")
 
 
-def _existing(storage: Location, name: str, what: str, kind: CheckpointKind | None = None) -> Location:
-    path = path_of(storage, name)
-    with reading(path):
-        if files.exists(path):
-            return path
+def _read_existing(storage: Location, name: str, what: str, kind: CheckpointKind | None = None) -> CheckpointInfo:
+    try:
+        return read_info(path_of(storage, name))
+    except CheckpointError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
     raise CheckpointError(name, f"no such {what} in {storage}; {_available(storage, kind)}")
 
 

@@ -76,12 +76,6 @@ def read(path: Location) -> bytes:
         return path.read_bytes() if isinstance(path, Path) else cast(bytes, path.fs.cat_file(path.path))
 
 
-def exists(path: Location) -> bool:
-    """Whether there is such a file."""
-    with _errors():
-        return path.exists()
-
-
 def is_there(folder: Location) -> bool:
     """Whether a storage exists. A remote one always does: object stores have no empty folders."""
     return not isinstance(folder, Path) or folder.is_dir()
