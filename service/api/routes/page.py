@@ -29,7 +29,7 @@ DOCS_POLICY = (
     "default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-# Some systems have text/plain, and browsers refuse such modules.
+# Some systems map .js to text/plain, and browsers refuse such modules.
 mimetypes.add_type("text/javascript", ".js")
 mimetypes.add_type("image/svg+xml", ".svg")
 
