@@ -9,7 +9,6 @@ import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -41,35 +40,31 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The label names, in the order of their indices. ValueError if there are none, or blank or duplicate ones."""
+    """The label names, in the order of their indices. LabelError if there are none, or blank or duplicate ones."""
 
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise ValueError("a vocabulary needs at least one name")
+            raise LabelError("a vocabulary needs at least one name")
         if not all(isinstance(name, str) and name.strip() for name in self.names):
-            raise ValueError(f"names of a vocabulary must be non-blank strings, got {self.names!r}")
+            raise LabelError(f"names of a vocabulary must be non-blank strings, got {self.names!r}")
         if len(set(self.names)) != len(self.names):
-            raise ValueError(f"names of a vocabulary must be distinct, got {self.names!r}")
+            raise LabelError(f"names of a vocabulary must be distinct, got {self.names!r}")
 
     @classmethod
     def from_objects_file(cls, path: Path | str) -> Self:
         """Read `objects.json`: an object of name -> index with the indices 0..n-1 in any order. Raises LabelError."""
-        with _errors_name(path):
-            content = _read_object(path, "an object of name -> index")
+        with _content_of(path) as file:
+            content = _object(file, "an object of name -> index")
             for name, index in content.items():
                 if type(index) is not int or not 0 <= index < len(content):
                     raise LabelError(f"index {_shown(index)} is not one of 0..{len(content) - 1}", entry=name)
             by_index = {index: name for name, index in content.items()}
-            if len(by_index) != len(content):
-                twice = next(name for name, index in content.items() if by_index[index] != name)
-                other = _quoted(by_index[content[twice]])
-                raise LabelError(f"index {content[twice]} also belongs to {other}", entry=twice)
-            try:
-                return cls(tuple(by_index[index] for index in range(len(content))))
-            except ValueError as error:
-                raise LabelError(str(error)) from error
+            for name, index in content.items():
+                if by_index[index] != name:
+                    raise LabelError(f"index {index} also belongs to {_quoted(by_index[index])}", entry=name)
+            return cls(tuple(sorted(content, key=content.__getitem__)))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,15 +72,11 @@ class Vocabulary:
     def __contains__(self, name: object) -> bool:
         return name in self.names
 
-    @cached_property
-    def _index_of(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.names)}
-
     def index(self, name: str) -> int:
         """Return the index of a name. LabelError, which suggests the nearest known name, for an unknown one."""
-        if name not in self._index_of:
-            raise self._unknown(name, entry=None)
-        return self._index_of[name]
+        if name not in self.names:
+            raise self._unknown(name)
+        return self.names.index(name)
 
     def encode(self, labels: Sequence[str]) -> list[int]:
         """Return the labels' indices, in the order given. LabelError for an unknown label."""
@@ -121,14 +112,14 @@ class Vocabulary:
         """Return one entry's labels as given: 1 to `LIMITS.max_labels` distinct known names. Else LabelError."""
         checked: list[str] = []
         for label in _names(labels, entry):
-            if label not in self._index_of:
-                raise self._unknown(label, entry=entry)
+            if label not in self:
+                raise self._unknown(label, entry)
             if label in checked:
                 raise LabelError(f"duplicate label {_quoted(label)}", entry=entry, label=label)
             checked.append(label)
         return checked
 
-    def _unknown(self, label: str, *, entry: int | str | None) -> LabelError:
+    def _unknown(self, label: str, entry: int | str | None = None) -> LabelError:
         near = self.nearest(label)
         if near is not None:
             hint = f"did you mean {_quoted(near)}?"
@@ -155,21 +146,20 @@ def parse_label_lists(text: str | bytes, *, max_lists: int | None = None) -> lis
 
     Checks the form and the sizes only; `Vocabulary.check` checks the names. Raises LabelError.
     """
-    entries = enumerate(_entries(_parse_json(text), max_lists))
-    return [_names(labels, entry) for entry, labels in entries]
+    return [_names(labels, entry) for entry, labels in enumerate(_entries(_parse_json(text), max_lists))]
 
 
 def read_test_file(path: Path | str, vocabulary: Vocabulary) -> list[list[str]]:
     """Return the label lists of a test file. LabelError if it cannot be read or a list cannot be drawn."""
-    with _errors_name(path):
-        return vocabulary.check(_parse_json(_read(path)))
+    with _content_of(path) as lists:
+        return vocabulary.check(lists)
 
 
 def read_train_file(path: Path | str, vocabulary: Vocabulary) -> dict[str, list[str]]:
     """Return a training file's pictures, file name -> labels, in the file's order. LabelError if it cannot be used."""
-    with _errors_name(path):
-        content = _read_object(path, "an object of file name -> labels")
-        return {name: vocabulary.check_entry(labels, entry=name) for name, labels in content.items()}
+    with _content_of(path) as content:
+        pictures = _object(content, "an object of file name -> labels")
+        return {name: vocabulary.check_entry(labels, entry=name) for name, labels in pictures.items()}
 
 
 def _entries(lists: object, most: int | None) -> Sequence[object]:
@@ -198,23 +188,17 @@ def _names(labels: object, entry: int | str | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def _errors_name(path: Path | str) -> Iterator[None]:
-    """Add the file's name to the message of a LabelError."""
+def _content_of(path: Path | str) -> Iterator[Any]:
+    """Yield a file's JSON content. A LabelError, here or in the caller's block, gets the file's name."""
     try:
-        yield
+        yield _parse_json(Path(path).read_bytes())
+    except OSError as error:
+        raise LabelError(f"cannot be read: {error.strerror}", source=str(path)) from error
     except LabelError as error:
         raise LabelError(error.problem, entry=error.entry, label=error.label, source=str(path)) from error.__cause__
 
 
-def _read(path: Path | str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise LabelError(f"cannot be read: {error.strerror}") from error
-
-
-def _read_object(path: Path | str, what: str) -> dict[str, Any]:
-    content = _parse_json(_read(path))
+def _object(content: Any, what: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not content:
         raise LabelError(f"expected {what}, got {_kind(content)}")
     return content
