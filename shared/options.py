@@ -4,7 +4,6 @@ Knows neither torch nor HTTP, so that the API can refuse an invalid option witho
 """
 
 import difflib
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -19,7 +18,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 ScheduleName = Literal["linear", "quadratic", "cosine", "sigmoid"]
 SamplerName = Literal["ddpm", "ddpm_small", "ddim", "euler", "dpmpp_1", "dpmpp_2m", "sde_dpmpp_2m"]
@@ -56,41 +55,34 @@ class NoOtherFields(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _suggest_known_fields(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        known = cls.model_fields
+        unknown = [name for name in given if name not in known] if isinstance(given, dict) else []
+        if len(unknown) > MAX_UNKNOWN:  # pydantic reports every one, which takes long if there are very many
+            kept = {*known, *unknown[:MAX_UNKNOWN]}
+            given = {name: value for name, value in given.items() if name in kept}
         try:
             return handler(given)
         except ValidationError as error:
-            if isinstance(given, dict) and given.keys() - cls.model_fields.keys():
-                raise _with_known_fields(error, list(cls.model_fields)) from None
-            raise
+            if not unknown:
+                raise
+            raise ValidationError.from_exception_data(
+                error.title, [_with_suggestion(one, list(known)) for one in error.errors(include_url=False)]
+            ) from None
 
 
-def _with_known_fields(error: ValidationError, known: list[str]) -> ValidationError:
-    """Return the same error with a suggestion for each unknown field of the object itself."""
-    details = []
-    for one in error.errors(include_url=False):
-        message = one["msg"]
-        if one["type"] == "extra_forbidden" and len(one["loc"]) == 1:
-            near = difflib.get_close_matches(str(one["loc"][0])[:100], known, 1)
-            message = f"unknown; did you mean {near[0]}?" if near else f"unknown; known are {', '.join(known)}"
-        kind = PydanticCustomError(one["type"], message)
-        details.append(InitErrorDetails(type=kind, loc=one["loc"], input=one["input"]))
-    return ValidationError.from_exception_data(error.title, details)
+def _with_suggestion(error: ErrorDetails, known: list[str]) -> InitErrorDetails:
+    message = error["msg"]
+    if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:  # a field of the object itself
+        near = difflib.get_close_matches(str(error["loc"][0])[:100], known, 1)
+        message = f"unknown; did you mean {near[0]}?" if near else f"unknown; known are {', '.join(known)}"
+    kind = PydanticCustomError(error["type"], message)
+    return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"])
 
 
 class Strict(NoOtherFields):
     """Refuses unknown fields and converts no types, except that 16.0 is the integer 16, as in JSON Schema."""
 
     model_config = ConfigDict(strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _limit_unknown(cls, given: Any) -> Any:
-        # pydantic reports every unknown field, which takes long if there are very many
-        if isinstance(given, dict) and len(given) > len(cls.model_fields) + MAX_UNKNOWN:
-            unknown = itertools.islice((name for name in given if name not in cls.model_fields), MAX_UNKNOWN)
-            names = [*(name for name in cls.model_fields if name in given), *unknown]
-            return {name: given[name] for name in names}
-        return given
 
     @field_validator("*", mode="before")
     @classmethod

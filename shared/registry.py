@@ -4,6 +4,7 @@ Imports no torch. Knows a checkpoint's description, not its tensors.
 """
 
 import json
+from pathlib import Path
 from typing import Final
 
 from shared import storage as files
@@ -102,9 +103,9 @@ def judge_problem(info: CheckpointInfo, evaluator: CheckpointInfo) -> str | None
 
 
 def _check_folder(storage: Location) -> None:
-    """Raise CheckpointError if the storage does not exist."""
+    """Raise CheckpointError if a local folder is missing. Object stores have no empty folders."""
     with reading(storage):
-        if not files.is_there(storage):
+        if isinstance(storage, Path) and not storage.is_dir():
             raise CheckpointError(str(storage), f"there is no folder {storage.absolute()}")
 
 

@@ -76,11 +76,6 @@ def read(path: Location) -> bytes:
         return path.read_bytes() if isinstance(path, Path) else cast(bytes, path.fs.cat_file(path.path))
 
 
-def is_there(folder: Location) -> bool:
-    """Whether a storage exists. A remote one always does: object stores have no empty folders."""
-    return not isinstance(folder, Path) or folder.is_dir()
-
-
 def write(path: Location, *parts: "bytes | memoryview") -> None:
     """Write a file atomically: readers see the old file or the new one, also after a crash at any moment.
 

@@ -12,31 +12,13 @@ from torch.nn import functional as F
 
 from shared.device import has_onednn
 from shared.diffusion.unet import Attention, Conv, Level, ResidualBlock, UNet
+from shared.packed_conv import PackedConv
 
-ROWS = 32  # the batch size that the weights' layout is optimised for; other sizes work too
 
-
-class PackedConv(nn.Module):
-    """A Conv in bf16 with its weight in oneDNN's layout. Adds `other` to the result in the same pass."""
-
-    def __init__(self, conv: Conv) -> None:
-        super().__init__()
-        weight = conv.weight.detach().bfloat16().view(conv.shape).permute(0, 3, 1, 2)  # channels last
-        self.stride, self.padding = [conv.stride] * 2, [conv.padding] * 2
-        self.bias = conv.bias.detach().bfloat16()
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, self.padding, self.stride, [1, 1], 1, [ROWS, weight.shape[1], 16, 16]
-        )
-
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), of any dtype -> (B, C', H', W') bf16."""
-        rest = self.weight, self.bias, self.padding, self.stride, [1, 1], 1
-        if other is None:
-            out: Tensor = torch.ops.mkldnn._convolution_pointwise(x.bfloat16(), *rest, "none", [], None)
-        else:
-            binary = torch.ops.mkldnn._convolution_pointwise.binary
-            out = binary(x.bfloat16(), other, *rest, "add", None, None, [], None)
-        return out
+def pack_conv(conv: Conv) -> PackedConv:
+    """Return the convolution in bf16."""
+    weight = conv.weight.detach().bfloat16().view(conv.shape).permute(0, 3, 1, 2)  # channels last
+    return PackedConv(weight, conv.bias.detach().bfloat16(), conv.stride, conv.padding)
 
 
 class PackedLinear(nn.Module):
@@ -83,8 +65,8 @@ class PackedBlock(nn.Module):
         super().__init__()
         self.columns = slice(start, start + block.modulation.out_features)
         self.weight, self.bias = (p.detach().bfloat16() for p in (block.norm.weight, block.norm.bias))
-        self.conv1, self.conv2 = PackedConv(block.conv1), PackedConv(block.conv2)
-        self.skip = PackedConv(block.skip) if isinstance(block.skip, Conv) else nn.Identity()
+        self.conv1, self.conv2 = pack_conv(block.conv1), pack_conv(block.conv2)
+        self.skip = pack_conv(block.skip) if isinstance(block.skip, Conv) else nn.Identity()
 
     def forward(self, x: Tensor, modulations: Tensor) -> Tensor:
         normed = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias)
@@ -118,9 +100,9 @@ def pack(network: UNet) -> UNet:
     packed.join = PackedJoin()
     for name, conv in list(packed.named_children()):
         if isinstance(conv, Conv):  # the first and the last layer
-            setattr(packed, name, PackedConv(conv))
+            setattr(packed, name, pack_conv(conv))
     for convs in (packed.down, packed.up):
         for i, conv in enumerate(convs):
             if isinstance(conv, Conv):
-                convs[i] = PackedConv(conv)
+                convs[i] = pack_conv(conv)
     return packed

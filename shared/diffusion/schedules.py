@@ -34,20 +34,14 @@ def _sigmoid(T: int) -> Tensor:
 def _cosine(T: int) -> Tensor:
     """Return beta_t = 1 - f(t + 1) / f(t), f(t) = cos^2((t / T + s) / (1 + s) pi / 2) (Nichol & Dhariwal 2021, eq. 17).
 
-    Why the course report's cosine run failed. It clips beta at 0.9999 and steps by
-    x_{t-1} = (x_t - beta_t / sqrt(1 - alpha_bar_t) eps_hat) / sqrt(1 - beta_t) + sqrt(beta_t) z. At t = 999 of
-    T = 1000 the raw beta is 1, so it is clipped, and alpha_bar is 2.4e-10 (linear ends at 4.0e-5). The step is then
-    100.0 x - 99.99 eps_hat + z: a picture of deviation 1 is the difference of two terms of deviation 100, so an error
-    of 3 % in eps_hat becomes noise of deviation 3, three times what the next step was trained on. From there on eps_hat
-    is wrong, and the error keeps growing: 1 / sqrt(1 - beta) is 2.0, 1.5, 1.33, 1.25 in the next steps, a factor of 300
-    over the last three steps, 500 over five, 1000 over ten, 64,000 over all. A clip at 0.999 alone leaves 31.6 and 95.
+    The course report's cosine run failed because it clips beta at 0.9999 and steps with eps_hat: at t = 999 of 1000 the
+    step is 100.0 x - 99.99 eps_hat + z, which turns an error of 3 % in eps_hat into noise of deviation 3, and the next
+    steps amplify that further: by 500 over five of them, by 64,000 over all.
 
-    Why ours works. The samplers write the same step with x0_hat, whose coefficients are small: at t = 999,
-    x_{t-1} = 0.032 x + 0.0016 x0_hat + z. A v prediction gives x0_hat = sqrt(alpha_bar) x - sqrt(1 - alpha_bar) v,
-    which amplifies nothing. An eps prediction divides by sqrt(alpha_bar), a factor of 20,000 at t = 999 and 640 at
-    t = 998; so `denoise.py` clamps x0_hat to [-1, 1], the range of a picture, at exactly the five timesteps that are
-    noisier than in any other schedule. The clip is Nichol & Dhariwal's 0.999, which keeps alpha_bar_999 = 2.4e-9 above
-    zero, as the logarithm of the signal-to-noise ratio requires.
+    Our samplers write the same step with x0_hat, whose coefficients are small: 0.032 x + 0.0016 x0_hat + z. A v
+    prediction amplifies nothing on the way to x0_hat. An eps prediction divides by sqrt(alpha_bar), a factor of 20,000
+    at t = 999, so `denoise.py` clamps x0_hat to [-1, 1] at the five timesteps that are noisier than in any other
+    schedule. The clip at 0.999 keeps alpha_bar_999 above zero, as the logarithm of the signal-to-noise ratio requires.
     """
     u = (torch.arange(T + 1, dtype=torch.float64) / T + COSINE_OFFSET) / (1 + COSINE_OFFSET)
     f = torch.cos(u * math.pi / 2) ** 2
