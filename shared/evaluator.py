@@ -5,7 +5,7 @@ Must not know sampling. Its labels come from its checkpoint. It is never used to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,26 +72,25 @@ class Evaluator(nn.Module):
         logits: Tensor = self.resnet.fc[0](self._trunk(images))
         return logits
 
-    def _chunks(self, images: Tensor, batch: int) -> Iterator[Tensor]:
-        """Yield batches of images (N, 3, H, W) clamped to [-1, 1], in the network's size and on its device."""
-        device = next(self.parameters()).device
-        for chunk in torch.split(images, batch):
-            yield as_input(chunk.to(device, torch.float32).clamp(-1, 1))
-
     @torch.inference_mode()
     def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
         """Return each label's probability: images (N, 3, H, W), clamped to [-1, 1] -> (N, K) float32 on the CPU.
 
         Needs eval mode.
         """
-        chunks = [torch.sigmoid(self.logits(x)).cpu() for x in self._chunks(images, batch) if len(x)]
-        return torch.cat(chunks) if chunks else torch.zeros(0, len(self.vocabulary))
+        if not len(images):
+            return torch.zeros(0, len(self.vocabulary))
+        return torch.cat([torch.sigmoid(self.logits(self._input(x))).cpu() for x in torch.split(images, batch)])
 
     @torch.inference_mode()
     def features(self, images: Tensor, *, batch: int = 64) -> Tensor:
         """Return features in which similar pictures are close: images as for `probabilities` -> (N, 512) float32."""
-        chunks = [self._trunk(x).cpu() for x in self._chunks(images, batch) if len(x)]
-        return torch.cat(chunks) if chunks else torch.zeros(0, 512)
+        if not len(images):
+            return torch.zeros(0, 512)
+        return torch.cat([self._trunk(self._input(x)).cpu() for x in torch.split(images, batch)])
+
+    def _input(self, images: Tensor) -> Tensor:
+        return as_input(images.to(next(self.parameters()).device, torch.float32).clamp(-1, 1))
 
 
 @dataclass(frozen=True)

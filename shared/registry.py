@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Final
 
+from pydantic import TypeAdapter
+
 from shared import storage as files
 from shared.checkpoint import (
     SUFFIX,
@@ -69,9 +71,8 @@ def promote(storage: Location, name: str) -> None:
     info = _read_existing(storage, name, "checkpoint")
     with files.locked(storage):
         names = promoted_names(storage)
-        _check_base(info, storage)
-        if info.kind == "denoiser" and "evaluator" in names:
-            _check_judge(info, storage, names["evaluator"])
+        if problem := _base_problem(info, storage) or _judge_problem(info, storage, names.get("evaluator")):
+            raise CheckpointError(name, problem)
         names[info.kind] = name
         files.write(storage / PROMOTED_FILE, (json.dumps(names, indent=2, sort_keys=True) + "\n").encode())
 
@@ -84,14 +85,13 @@ def promoted(storage: Location, kind: CheckpointKind = "denoiser") -> str | None
 def promoted_names(storage: Location) -> dict[str, str]:
     """Return the promoted checkpoints as kind -> name. Raises CheckpointError if promoted.json is damaged."""
     try:
-        names = json.loads(files.read(storage / PROMOTED_FILE))
+        return TypeAdapter(dict[str, str]).validate_json(files.read(storage / PROMOTED_FILE))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise CheckpointError(PROMOTED_FILE, f"cannot be read: {error}") from error
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(PROMOTED_FILE, "must be a JSON object of kind -> checkpoint name")
-    return names
+    except ValueError as error:
+        raise CheckpointError(PROMOTED_FILE, "must be a JSON object of kind -> checkpoint name") from error
 
 
 def judge_problem(info: CheckpointInfo, evaluator: CheckpointInfo) -> str | None:
@@ -109,25 +109,23 @@ def _check_folder(storage: Location) -> None:
             raise CheckpointError(str(storage), f"there is no folder {storage.absolute()}")
 
 
-def _check_base(info: CheckpointInfo, storage: Location) -> None:
-    base = info.config.get("base")
-    if not base:
-        return
+def _base_problem(info: CheckpointInfo, storage: Location) -> str | None:
+    if not (base := info.config.get("base")):
+        return None
     try:
-        problem = base_problem(info, read_info(path_of(storage, base["name"])))
+        return base_problem(info, read_info(path_of(storage, base["name"])))
     except CheckpointError as error:
-        problem = f"changes {base['name']}, which cannot be loaded: {error.reason}"
-    if problem:
-        raise CheckpointError(info.name, problem)
+        return f"changes {base['name']}, which cannot be loaded: {error.reason}"
 
 
-def _check_judge(info: CheckpointInfo, storage: Location, evaluator: str) -> None:
+def _judge_problem(info: CheckpointInfo, storage: Location, evaluator: str | None) -> str | None:
+    if info.kind != "denoiser" or evaluator is None:
+        return None
     try:
-        judge = read_info(path_of(storage, evaluator))
+        problem = judge_problem(info, read_info(path_of(storage, evaluator)))
     except CheckpointError:  # it cannot judge anything, and its successor may know the labels
-        return
-    if problem := judge_problem(info, judge):
-        raise CheckpointError(info.name, f"{problem}; promote an evaluator that knows them first")
+        return None
+    return problem and f"{problem}; promote an evaluator that knows them first"
 
 
 def _read_existing(storage: Location, name: str, what: str, kind: CheckpointKind | None = None) -> CheckpointInfo:

@@ -81,15 +81,11 @@ def write(path: Location, *parts: "bytes | memoryview") -> None:
 
     Locally by a rename over the old file; object stores publish an object only when it is complete.
     """
-    if isinstance(path, Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_and_rename(path, parts)
-    else:
+    if not isinstance(path, Path):
         with _errors():
             path.fs.pipe_file(path.path, b"".join(parts))
-
-
-def _write_and_rename(path: Path, parts: "tuple[bytes | memoryview, ...]") -> None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     # a random name, not the process id: in containers every trainer is process 1
     temporary = path.parent / f".{path.name}.{uuid4().hex}.tmp"
     try:

@@ -149,6 +149,13 @@ class Level(nn.Module):
             for _, c_out in widths
         )
 
+    def forward(self, h: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            h = block(h, embedding)
+            if isinstance(attention, Attention):
+                h = attention(h, tokens)
+        return h
+
 
 def time_features(t: Tensor, dim: int) -> Tensor:
     """Return cosines and sines of t (B,) at geometric frequencies (Vaswani et al. 2017, sec. 3.5): (B, dim) float32."""
@@ -203,20 +210,12 @@ class UNet(nn.Module):
             h = h + self.stem_positions(labels, positions, *h.shape[2:])
         skips = []
         for level, down in zip(self.encoder, self.down, strict=True):
-            h = self._run(level, h, embedding, tokens)
+            h = level(h, embedding, tokens)
             skips.append(h)
             h = down(h)
         skips.pop()
         for level, up in zip(self.decoder, self.up, strict=True):
-            h = self._run(level, h, embedding, tokens)
+            h = level(h, embedding, tokens)
             if skips:
                 h = self.join(up(h), skips.pop())
         return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.config.block)
-
-    def _run(self, level: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
-        assert isinstance(level, Level)
-        for block, attention in zip(level.blocks, level.attentions, strict=True):
-            h = block(h, embedding)
-            if isinstance(attention, Attention):
-                h = attention(h, tokens)
-        return h
