@@ -159,7 +159,6 @@ class Loader:
                 max_pictures=sizes.pictures,
                 efficient_rows=sizes.efficient_rows,
                 recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
-                device=self.device,
             )
         except ValueError as error:
             raise CheckpointError(path.name, str(error)) from error

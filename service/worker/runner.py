@@ -25,7 +25,7 @@ from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.completion import Pngs, complete_jobs
-from service.worker.engine import DeviceLost, Outcome
+from service.worker.engine import Outcome
 from service.worker.loaded_models import AnyLoaded, LoadedEvaluator, LoadedModels, Loader
 from service.worker.previews import Previews
 from service.worker.uploaded import judge_uploaded
@@ -177,7 +177,7 @@ class Runner:
         try:
             yield
         except Exception as error:
-            if isinstance(error, DeviceLost) or lost(error, self.device):
+            if lost(error, self.device):
                 log.critical("the device has failed; this worker ends", exc_info=True)
                 end_process(EXIT_DEVICE_LOST)
             raise

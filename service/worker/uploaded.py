@@ -10,7 +10,8 @@ from torch import Tensor
 from service.contract.records import FinishedPicture, Picture
 from service.store import keys
 from service.telemetry.logs import get_logger
-from service.worker.engine import Failed, Outcome, judge_pictures, raise_if_lost, reason_of
+from service.worker.engine import Failed, Outcome, judge_pictures, reason_of
+from shared.device import lost
 from shared.evaluator import Judge, as_input
 from shared.pictures import read_png, to_images
 
@@ -24,7 +25,7 @@ Upload = tuple[Picture, bytes, Tensor]  # with its PNG and its image (3, H, W), 
 def judge_uploaded(connection: Redis, judge: Judge, pictures: Sequence[Picture], device: torch.device) -> list[Outcome]:
     """Read and judge pictures of any sizes together; one that cannot be read or judged fails alone.
 
-    DeviceLost if the device itself has failed.
+    Raises an error only if the device itself has failed.
     """
     with connection.pipeline(transaction=False) as pipe:
         for picture in pictures:
@@ -52,7 +53,8 @@ def _judge(judge: Judge, uploads: Sequence[Upload], device: torch.device) -> lis
     try:
         verdicts = judge_pictures(judge, [picture for picture, *_ in uploads], torch.stack([x for *_, x in uploads]))
     except Exception as error:
-        raise_if_lost(error, device)
+        if lost(error, device):
+            raise
         if len(uploads) > 1:
             log.warning("judging failed; the pictures are judged one at a time", exc_info=error)
             return [outcome for one in uploads for outcome in _judge(judge, [one], device)]

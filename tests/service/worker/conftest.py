@@ -85,6 +85,7 @@ class Counting:
 
     def __init__(self, model: LoadedModel) -> None:
         self.inner, self.batches = model.engine.stepper, list[int]()
+        self.device = self.inner.device
         model.engine.stepper = self
 
     def new_row(

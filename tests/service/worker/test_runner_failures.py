@@ -12,7 +12,6 @@ from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
-from service.worker.engine import DeviceLost
 from service.worker.runner import Runner
 from shared.diffusion.denoise import Row
 from tests.service.worker.conftest import Counting, status
@@ -105,9 +104,10 @@ def test_if_the_device_fails_the_worker_ends_and_no_job_fails(
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(runner.models.load().stepper, where, fail)
-    monkeypatch.setattr("service.worker.engine.lost", lambda error, device: True)
+    for module in ("engine", "runner"):
+        monkeypatch.setattr(f"service.worker.{module}.lost", lambda error, device: True)
     monkeypatch.setattr("service.worker.runner.end_process", ended.append)
-    with pytest.raises(DeviceLost):
+    with pytest.raises(torch.AcceleratorError):
         runner.run(job.id)
     assert ended == [70]
     assert status(store, job) == "running"

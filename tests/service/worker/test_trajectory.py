@@ -186,15 +186,16 @@ def test_the_trajectory_of_a_dropped_picture_is_forgotten() -> None:
     one.admit([test_engine.picture(i).model_copy(update={"trajectory": 3}) for i in range(2)])
     one.step()
     one.drop(lambda picture: picture.index == 0)
-    assert list(one._trajectories._frames) == [("a", 1)]
+    ((key, member),) = one._batch.items()
+    assert (key, len(member.frames)) == (("a", 1), 1)
     test_engine.run(one)
-    assert not one._trajectories._frames
+    assert not one._batch
 
 
 def test_rows_are_rendered_only_for_a_trajectory(monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[Row] = []
     monkeypatch.setattr(
-        "service.worker.trajectory._frame", lambda row: rendered.append(row) or np.zeros((8, 8, 3), np.uint8)
+        "service.worker.engine.frame", lambda row: rendered.append(row) or np.zeros((8, 8, 3), np.uint8)
     )
     one = test_engine.engine()
     one.admit([test_engine.picture(0), test_engine.picture(1).model_copy(update={"trajectory": 2})])

@@ -13,12 +13,12 @@ from service.contract.records import FinishedPicture, JobRecord, Picture, Verdic
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore, read_verdicts
-from service.worker.engine import CPU, DeviceLost, Failed, Outcome
+from service.worker.engine import Failed, Outcome
 from service.worker.runner import Runner
 from service.worker.uploaded import JUDGED_TOGETHER, judge_uploaded
 from shared.options import SamplingOptions
 from tests.service.worker.conftest import status
-from tests.service.worker.test_engine import NAMES, ToyJudge, picture
+from tests.service.worker.test_engine import CPU, NAMES, ToyJudge, picture
 
 
 def png(red: int, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -91,8 +91,8 @@ def test_a_picture_that_cannot_be_judged_fails_alone(connection: Redis) -> None:
 def test_a_failed_device_is_blamed_on_no_picture(connection: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = PickyJudge()
     judge.error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-    monkeypatch.setattr("service.worker.engine.lost", lambda error, device: error is judge.error)
-    with pytest.raises(DeviceLost, match="illegal memory access"):
+    monkeypatch.setattr("service.worker.uploaded.lost", lambda error, device: error is judge.error)
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
         judge_uploaded(connection, judge, upload(connection, [png(1), png(255)]), CPU)
 
 
