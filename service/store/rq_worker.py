@@ -26,8 +26,8 @@ class QueueWorker(SimpleWorker):
             serializer=JSONSerializer,
             worker_ttl=20,
             maintenance_interval=POLL_S,
+            log_job_description=False,
         )
-        self.log_job_description = False
 
     @property
     def stop_requested(self) -> bool:
@@ -45,44 +45,25 @@ class QueueWorker(SimpleWorker):
     def dequeue_timeout(self) -> int:
         return POLL_S
 
-    def run_maintenance_tasks(self) -> None:
-        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
-        self.heartbeat()
-
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[Job, Queue] | None:
-        """Wait for the next job; None once the worker is to stop, or without one if `timeout` is None."""
-        while not self._stop_requested:
-            found = self.next_job(None if self.has_work else timeout)
-            if found is not None or timeout is None:
-                return found
-            self.work_between_jobs()
-            if self.should_run_maintenance_tasks:
-                self.run_maintenance_tasks()
-        return None
-
-    def next_job(self, timeout: int | None) -> tuple[Job, Queue] | None:
-        """Return the next job, or None if none comes within `timeout` seconds; with None, do not wait.
+        """Wait for the next job; None once the worker is to stop, or without one if `timeout` is None.
 
         RQ's own loop would keep retrying an unreachable Redis after a stop request.
         """
-        try:
-            result = self.queue_class.dequeue_any(
-                self._ordered_queues,
-                timeout,
-                connection=self.connection,
-                job_class=self.job_class,
-                serializer=self.serializer,
-                death_penalty_class=self.death_penalty_class,
-            )
-        except DequeueTimeout:
-            return None
-        if result is None:
-            return None
-        job, queue = result
-        job.redis_server_version = self.get_redis_server_version()  # type: ignore[no-untyped-call]
-        return job, queue
+        while not self._stop_requested:
+            wait_s = None if self.has_work else timeout
+            with contextlib.suppress(DequeueTimeout):
+                if found := Queue.dequeue_any(self.queues, wait_s, self.connection, serializer=JSONSerializer):
+                    return found
+            if timeout is None:
+                return None
+            self.work_between_jobs()
+            if self.should_run_maintenance_tasks:
+                self.run_maintenance_tasks()  # type: ignore[no-untyped-call]
+                self.heartbeat()
+        return None
 
     def _shutdown(self) -> None:
         """On SIGTERM or Ctrl-C, stop after the current job.

@@ -36,17 +36,15 @@ from service.webhooks.signing import signature, signing_key
 log = get_logger(__name__)
 
 SENDING_S = 60.0  # longer than any attempt; if a worker dies in one, another may try again after this
-USER_AGENT = "labelgrid"
 
-# RQ calls a job's function by its name, so the sender must be reachable from the module.
-_sender: "Sender | None" = None
+# RQ calls a job's function by its name, so the worker must be reachable from the module.
 _worker: "WebhookWorker | None" = None
 
 
 def deliver(job_id: str, event: str) -> None:
     """Make one attempt."""
-    assert _sender is not None, "deliver runs in a process of `python -m service webhooks` only"
-    _sender.attempt(job_id, event)
+    assert _worker is not None, "deliver runs in a process of `python -m service webhooks` only"
+    _worker.sender.attempt(job_id, event)
 
 
 class Undeliverable(RuntimeError):
@@ -102,42 +100,35 @@ class Sender:
         record = self.store.record(job_id)
         if not self.connection.set(f"{key}:sending", 1, nx=True, px=int(SENDING_S * 1000)):
             return
-        ids = record.log_ids if record else {"job_id": job_id}
-        with bound_contextvars(**ids, webhook_event=event):
-            self._attempt(member, key, record, event)
-
-    def _attempt(self, member: str, key: str, record: JobRecord | None, event: str) -> None:
         try:
             number = int(self.connection.hincrby(key, "attempts", 1))
             self.connection.expire(key, self.settings.job_ttl_s + self.settings.job_timeout_s)
-            last = number >= self.settings.webhook_attempts
-            try:
-                parent, job_id = (record.traceparent, record.id) if record else ("", "")
-                with tracing.span("webhook", parent, {"job_id": job_id, "event": event, "attempt": number}):
-                    asyncio.run(self._send(record, event))
-            except (AddressNotAllowed, Undeliverable, ServiceError) as error:
-                self._drop(member, "webhook cannot be sent", number, str(error))
-            except (OSError, httpx.HTTPError, TimeoutError, Refused) as error:
-                reason = str(error) or type(error).__name__
-                if last or (isinstance(error, Refused) and error.status == 410):
-                    self._drop(member, "webhook given up", number, reason)
-                else:
-                    self._put_off(member, number, reason)
-            else:
-                self.connection.zrem(keys.WEBHOOKS, member)
-                log.info("webhook delivered", attempt=number)
+            ids = record.log_ids if record else {"job_id": job_id}
+            with bound_contextvars(**ids, webhook_event=event, attempt=number):
+                self._attempt(member, number, record, event)
         finally:
             self.connection.delete(f"{key}:sending")
 
-    def _drop(self, member: str, event: str, number: int, reason: str) -> None:
+    def _attempt(self, member: str, number: int, record: JobRecord | None, event: str) -> None:
+        try:
+            parent, job_id = (record.traceparent, record.id) if record else ("", "")
+            with tracing.span("webhook", parent, {"job_id": job_id, "event": event, "attempt": number}):
+                asyncio.run(self._send(record, event))
+        except (AddressNotAllowed, Undeliverable, ServiceError) as error:
+            log.warning("webhook cannot be sent", reason=str(error))
+        except (OSError, httpx.HTTPError, Refused) as error:
+            reason = str(error) or type(error).__name__
+            is_gone = isinstance(error, Refused) and error.status == 410
+            if number < self.settings.webhook_attempts and not is_gone:
+                # Four times as long after each attempt, plus up to a quarter, so that retries spread out.
+                wait_s = self.settings.webhook_backoff_s * 4 ** (number - 1) * random.uniform(1.0, 1.25)
+                self.connection.zadd(keys.WEBHOOKS, {member: time.time() + wait_s}, xx=True)
+                log.info("webhook put off", reason=reason, wait_s=round(wait_s, 1))
+                return
+            log.warning("webhook given up", reason=reason)
+        else:
+            log.info("webhook delivered")
         self.connection.zrem(keys.WEBHOOKS, member)
-        log.warning(event, attempt=number, reason=reason)
-
-    def _put_off(self, member: str, number: int, reason: str) -> None:
-        """Wait four times as long after each attempt, plus up to a quarter, so that retries spread out."""
-        wait_s = self.settings.webhook_backoff_s * 4 ** (number - 1) * random.uniform(1.0, 1.25)
-        self.connection.zadd(keys.WEBHOOKS, {member: time.time() + wait_s}, xx=True)
-        log.info("webhook put off", attempt=number, reason=reason, wait_s=round(wait_s, 1))
 
     async def _send(self, record: JobRecord | None, event: str) -> None:
         """Send one message.
@@ -149,18 +140,13 @@ class Sender:
         async with asyncio.timeout(self.settings.webhook_timeout_s):
             async with AsyncRedis.from_url(self.settings.redis_url, protocol=2) as client:
                 job = await JobReader(client).job(record.id)
-            body = json.dumps(
-                {
-                    "type": f"job.{event}",
-                    "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                    "data": job.model_dump(mode="json"),
-                }
-            ).encode()
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            body = json.dumps({"type": f"job.{event}", "timestamp": now, "data": job.model_dump(mode="json")}).encode()
             message_id, timestamp = f"{record.id}.{event}", int(time.time())
             key = signing_key(self.settings.webhook_secret.get_secret_value(), record.owner)
             headers = {
                 "Content-Type": "application/json",
-                "User-Agent": USER_AGENT,
+                "User-Agent": "labelgrid",
                 "webhook-id": message_id,
                 "webhook-timestamp": str(timestamp),
                 "webhook-signature": signature(key, message_id, timestamp, body),
@@ -186,14 +172,13 @@ class WebhookWorker(QueueWorker):
         self.sender = sender
 
     def run_maintenance_tasks(self) -> None:
-        super().run_maintenance_tasks()
+        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
         self.sender.queue_due()
 
 
 def main(settings: Settings) -> None:
     """Send until SIGTERM or Ctrl-C; an attempt in progress is completed first."""
-    global _sender, _worker
+    global _worker
     retry = RetryUntilStopped(lambda: _worker is not None and _worker.stop_requested)
-    _sender = Sender(connect(settings.redis_url, retry=retry), settings)
-    _worker = WebhookWorker(_sender)
+    _worker = WebhookWorker(Sender(connect(settings.redis_url, retry=retry), settings))
     _worker.work(logging_level="WARNING")

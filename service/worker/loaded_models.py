@@ -5,7 +5,7 @@ Knows neither jobs nor RQ.
 
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,7 @@ from service.worker.batch_size import BatchSizes
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine, Key
 from service.worker.uploaded import JUDGED_TOGETHER
-from shared.checkpoint import CheckpointError, CheckpointKind, read_info
+from shared.checkpoint import CheckpointError, read_info
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import load_denoiser
 from shared.diffusion.unet import NetworkConfig
@@ -43,6 +43,10 @@ class Loaded:
     stream: PictureStream
     claims: dict[Key, Claim] = field(default_factory=dict)
     used_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.claims)
 
     @property
     def room(self) -> int:
@@ -81,10 +85,6 @@ class LoadedModel(Loaded):
     def room(self) -> int:
         return self.engine.room
 
-    @property
-    def busy(self) -> bool:
-        return self.engine.busy
-
     def admit(self, claims: Sequence[Claim]) -> None:
         super().admit(claims)
         for claim in claims:
@@ -109,17 +109,16 @@ class LoadedEvaluator(Loaded):
     def room(self) -> int:
         return 0 if self.claims else self.max_pictures
 
-    @property
-    def busy(self) -> bool:
-        return bool(self.claims)
-
 
 AnyLoaded = LoadedModel | LoadedEvaluator
 L = TypeVar("L", bound=AnyLoaded)
 
 
-class Loader:
-    """Loads checkpoints, one at a time. `start` and `check_promoted` return at once, `load` when it is done."""
+class LoadedModels:
+    """What is loaded, least recently used first. Only iterating over it is safe in another thread.
+
+    `judge` is the evaluator `judged_by`; pictures are claimed as `consumer`.
+    """
 
     def __init__(
         self,
@@ -133,11 +132,49 @@ class Loader:
     ) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
         self.device, self.cache, self.judge, self.judged_by = device, cache, judge, judged_by
+        self.promoted: str | None = None  # digest, when last checked
+        self.needed: AnyLoaded | None = None  # by the current job: it stays
+        self._by_digest: OrderedDict[str, AnyLoaded] = OrderedDict()
         self._sizes: dict[NetworkConfig, BatchSizes] = {}  # weights do not matter: like networks take equally long
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._check: Future[tuple[str, LoadedModel | None]] | None = None
+        self._checked_at = time.monotonic()
+        self._warning = ""  # the last one, which is not repeated
 
-    def load(self, name: str | None, digest: str | None) -> LoadedModel:
-        """Load denoiser `name`, or the promoted one, and size its batch. CheckpointError if it cannot be used."""
+    def __iter__(self) -> Iterator[AnyLoaded]:
+        return iter(list(self._by_digest.values()))
+
+    def denoisers(self) -> list[LoadedModel]:
+        return [loaded for loaded in self if isinstance(loaded, LoadedModel)]
+
+    def get(self, digest: str) -> AnyLoaded | None:
+        return self._by_digest.get(digest)
+
+    @property
+    def busy(self) -> bool:
+        return any(loaded.busy for loaded in self)
+
+    def load(self, name: str | None = None) -> LoadedModel:
+        """Load a model and wait for it; the promoted one without `name`. CheckpointError if it cannot be used."""
+        loaded = self.read_model(name)
+        if name is None:
+            self.promoted = loaded.digest
+        return self.use(loaded)
+
+    def use(self, loaded: L) -> L:
+        """Note that a checkpoint is used; return the copy that stays loaded, which may be an earlier one."""
+        loaded = cast(L, self._by_digest.setdefault(loaded.digest, loaded))
+        self._by_digest.move_to_end(loaded.digest)
+        loaded.used_at = time.monotonic()
+        self._unload(keep=loaded)
+        return loaded
+
+    def start_loading(self, name: str, digest: str, *, is_evaluator: bool) -> Future[AnyLoaded]:
+        """Begin to read a checkpoint in a thread; give the result to `use`."""
+        return self._thread.submit(self.read_evaluator if is_evaluator else self.read_model, name, digest)
+
+    def read_model(self, name: str | None, digest: str | None = None) -> LoadedModel:
+        """Read denoiser `name`, or the promoted one, and size its batch. CheckpointError if it cannot be used."""
         path = self.cache.fetch(name, digest)
         try:
             denoiser = load_denoiser(path, device=self.device)
@@ -165,66 +202,13 @@ class Loader:
         stream = PictureStream(self.connection, self.settings, info.digest, self.consumer)
         return LoadedModel(name=info.name, digest=info.digest, stepper=stepper, engine=engine, stream=stream)
 
-    def load_evaluator(self, name: str, digest: str) -> LoadedEvaluator:
+    def read_evaluator(self, name: str, digest: str) -> LoadedEvaluator:
         """Return evaluator `name`: this worker's own, or another. CheckpointError if it cannot be used."""
         judge = self.judge
         if self.judged_by is None or self.judged_by.digest != digest:
             judge = load_evaluator(self.cache.fetch(name, digest, "evaluator"), self.device)
         stream = PictureStream(self.connection, self.settings, digest, self.consumer)
         return LoadedEvaluator(name=name, digest=digest, judge=judge, stream=stream)
-
-    def start(self, name: str, digest: str, kind: CheckpointKind) -> Future[AnyLoaded]:
-        """Begin to load a checkpoint in the thread."""
-        return self._thread.submit(self.load_evaluator if kind == "evaluator" else self.load, name, digest)
-
-    def check_promoted(self, known: Collection[str]) -> Future[tuple[str, LoadedModel | None]]:
-        """Begin to look up the promoted digest, and to load its model unless the digest is among the `known`."""
-        return self._thread.submit(self._promoted, known)
-
-    def _promoted(self, known: Collection[str]) -> tuple[str, LoadedModel | None]:
-        found = read_info(resolve(self.settings.storage, None, "denoiser"))
-        return found.digest, None if found.digest in known else self.load(found.name, found.digest)
-
-
-class LoadedModels:
-    """What is loaded, least recently used first. Only iterating over it is safe in another thread."""
-
-    def __init__(self, loader: Loader, settings: Settings) -> None:
-        self.loader, self.settings = loader, settings
-        self.promoted: str | None = None  # digest, when last checked
-        self.needed: AnyLoaded | None = None  # by the current job: it stays
-        self._by_digest: OrderedDict[str, AnyLoaded] = OrderedDict()
-        self._check: Future[tuple[str, LoadedModel | None]] | None = None
-        self._checked_at = time.monotonic()
-        self._warning = ""  # the last one, which is not repeated
-
-    def __iter__(self) -> Iterator[AnyLoaded]:
-        return iter(list(self._by_digest.values()))
-
-    def denoisers(self) -> list[LoadedModel]:
-        return [loaded for loaded in self if isinstance(loaded, LoadedModel)]
-
-    def get(self, digest: str) -> AnyLoaded | None:
-        return self._by_digest.get(digest)
-
-    @property
-    def busy(self) -> bool:
-        return any(loaded.busy for loaded in self)
-
-    def load(self, name: str | None = None) -> LoadedModel:
-        """Load a model and wait for it; the promoted one without `name`. CheckpointError if it cannot be used."""
-        loaded = self.loader.load(name, None)
-        if name is None:
-            self.promoted = loaded.digest
-        return self.use(loaded)
-
-    def use(self, loaded: L) -> L:
-        """Note that a checkpoint is used; return the copy that stays loaded, which may be an earlier one."""
-        loaded = cast(L, self._by_digest.setdefault(loaded.digest, loaded))
-        self._by_digest.move_to_end(loaded.digest)
-        loaded.used_at = time.monotonic()
-        self._unload(keep=loaded)
-        return loaded
 
     def _unload(self, keep: AnyLoaded | None = None) -> None:
         """Unload models beyond the setting `loaded_models`, and those unused for `idle_model_s`.
@@ -235,7 +219,7 @@ class LoadedModels:
         for loaded in self:
             unused = time.monotonic() - loaded.used_at > self.settings.idle_model_s and loaded.digest != self.promoted
             too_many = isinstance(loaded, LoadedModel) and len(self.denoisers()) > self.settings.loaded_models
-            if (unused or too_many) and not (loaded.busy or loaded.claims or loaded in (keep, self.needed)):
+            if (unused or too_many) and not (loaded.busy or loaded in (keep, self.needed)):
                 log.info("model unloaded", model=loaded.name, digest=loaded.digest)
                 del self._by_digest[loaded.digest]
 
@@ -247,7 +231,7 @@ class LoadedModels:
         if self._check is None and time.monotonic() - self._checked_at >= self.settings.storage_every_s:
             self._unload()
             self._checked_at = time.monotonic()
-            self._check = self.loader.check_promoted({*self._by_digest, self.promoted or ""})
+            self._check = self._thread.submit(self._read_promoted)
         if self._check is None or not self._check.done():
             return
         check, self._check = self._check, None
@@ -262,6 +246,12 @@ class LoadedModels:
             if loaded is not None:
                 log.info("promoted model loaded", model=loaded.name, digest=loaded.digest)
                 self.use(loaded)
+
+    def _read_promoted(self) -> tuple[str, LoadedModel | None]:
+        """Return the promoted digest, and its model if that is new."""
+        found = read_info(resolve(self.settings.storage, None, "denoiser"))
+        is_known = found.digest == self.promoted or found.digest in self._by_digest
+        return found.digest, None if is_known else self.read_model(found.name, found.digest)
 
 
 def padded_sizes(rows: int, device: torch.device) -> list[int] | None:

@@ -6,6 +6,7 @@ Computes nothing for a job that nobody watches. Knows rows and Redis, no HTTP.
 import base64
 import json
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,22 +38,23 @@ class Previews:
         if not rows or time.monotonic() - self._published_at < self.every_s:
             return
         self._published_at = time.monotonic()
-        watched = self._watched({picture.job for picture, _ in rows})
+        job_ids = list({picture.job for picture, _ in rows})
+        found = self.connection.mget([keys.watched(job_id) for job_id in job_ids])
+        watched = {job_id for job_id, watch in zip(job_ids, found, strict=True) if watch is not None}
         rows = [(picture, row) for picture, row in rows if picture.job in watched and row.x0_hat is not None]
         if not rows:
             return
         previews = self._previews(rows)
+        reports = defaultdict[str, list[dict[str, Any]]](list)
+        for picture, row in rows:
+            report = {"index": picture.index, "step": row.step, "steps": len(row.table)}
+            preview = {"preview": previews[picture.key]} if picture.key in previews else {}
+            reports[picture.job].append({**report, **preview})
         with best_effort(), self.connection.pipeline(transaction=False) as pipe:
-            for job_id in {picture.job for picture, _ in rows}:
-                pictures = [_progress(*pair, previews) for pair in rows if pair[0].job == job_id]
+            for job_id, pictures in reports.items():
                 pipe.xadd(keys.previews(job_id), {"pictures": json.dumps(pictures)}, maxlen=KEPT, approximate=False)
                 pipe.expire(keys.previews(job_id), KEPT_FOR_S)
             pipe.execute()
-
-    def _watched(self, job_ids: set[str]) -> set[str]:
-        ids = list(job_ids)
-        found = self.connection.mget([keys.watched(job_id) for job_id in ids])
-        return {job_id for job_id, watch in zip(ids, found, strict=True) if watch is not None}
 
     def _previews(self, rows: Sequence[tuple[Picture, Row]]) -> dict[tuple[str, int], str]:
         """Render the next PREVIEWS_AT_ONCE pictures as data URLs."""
@@ -60,11 +62,6 @@ class Previews:
         chosen = (list(rows[start:]) + list(rows[:start]))[:PREVIEWS_AT_ONCE]
         self._next = start + len(chosen)
         return {picture.key: _preview(row.x0_hat) for picture, row in chosen if row.x0_hat is not None}
-
-
-def _progress(picture: Picture, row: Row, previews: dict[tuple[str, int], str]) -> dict[str, Any]:
-    progress = {"index": picture.index, "step": row.step, "steps": len(row.table)}
-    return {**progress, "preview": previews[picture.key]} if picture.key in previews else progress
 
 
 def _preview(x0_hat: Tensor) -> str:

@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from types import FrameType
-from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -59,10 +58,6 @@ class PictureWorker(QueueWorker):
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return int(self.settings.lease_s) + 1
 
-    def run_maintenance_tasks(self) -> None:
-        super().run_maintenance_tasks()
-        self.runner.models.follow_storage()
-
     def _shutdown(self) -> None:
         """Leave the current job to another worker at the next step; `teardown` drains the batch."""
         super()._shutdown()
@@ -102,15 +97,7 @@ class Heartbeat(threading.Thread):
             self.ended.wait(self.settings.heartbeat_s)
 
     def beat(self) -> None:
-        workers.announce(self.connection, self.runner.name, self.about(), self.settings.lease_s)
-        self.runner.renew_claims()
-        for execution in list(self.worker.executions.values()):
-            if execution._job is not None:
-                self.worker.maintain_heartbeats(execution._job, execution)
-
-    def about(self) -> dict[str, Any]:
-        """Return what the worker says about itself."""
-        return {
+        about = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "device": str(self.runner.device),
@@ -119,6 +106,11 @@ class Heartbeat(threading.Thread):
             "pictures_per_s": round(self.runner.rate.per_s, 3),
             "draining": self.runner.stopping,
         }
+        workers.announce(self.connection, self.runner.name, about, self.settings.lease_s)
+        self.runner.renew_claims()
+        for execution in list(self.worker.executions.values()):
+            if execution._job is not None:
+                self.worker.maintain_heartbeats(execution._job, execution)
 
     def end(self) -> None:
         self.ended.set()
@@ -143,21 +135,17 @@ def build(settings: Settings, connection: Redis) -> PictureWorker:
     return PictureWorker(_runner)
 
 
-def _serve_metrics(runner: Runner, host: str, port: int) -> None:
-    try:
-        served = serve_worker(runner, host, port)
-    except OSError as error:
-        reason = f"cannot be served on {host} (LABELGRID_METRICS_HOST): {error.strerror}; 0 takes a free port"
-        raise SettingError("metrics_port", port, reason) from error
-    log.info("metrics served", host=host, port=served)
-
-
 def main(settings: Settings) -> None:
     """Work until SIGTERM or Ctrl-C. SettingError if the metrics cannot be served at their port."""
     connection = connect(settings.redis_url, retry=RetryUntilStopped(lambda: _runner is not None and _runner.stopping))
     worker = build(settings, connection)
     if settings.metrics_port is not None:  # before the first heartbeat, so that a failure is seen before "ready"
-        _serve_metrics(worker.runner, settings.metrics_host, settings.metrics_port)
+        host = settings.metrics_host
+        try:
+            log.info("metrics served", host=host, port=serve_worker(worker.runner, host, settings.metrics_port))
+        except OSError as error:
+            reason = f"cannot be served on {host} (LABELGRID_METRICS_HOST): {error.strerror}; 0 takes a free port"
+            raise SettingError("metrics_port", settings.metrics_port, reason) from error
     heartbeat = Heartbeat(worker)
     heartbeat.start()
     try:

@@ -7,14 +7,13 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Collection, Container, Iterator
-from concurrent.futures import wait
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from redis import Redis
 
 from service.contract.recipe import MadeWith
-from service.contract.records import ACTIVE, FinishedPicture, JobRecord, Picture
+from service.contract.records import ACTIVE, FinishedPicture, JobRecord
 from service.settings import Settings
 from service.store.claims import Claim
 from service.store.connection import best_effort
@@ -24,14 +23,14 @@ from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
 from service.worker.checkpoint_cache import CheckpointCache
-from service.worker.completion import Pngs, complete_jobs
+from service.worker.completion import complete_jobs
 from service.worker.engine import Outcome
-from service.worker.loaded_models import AnyLoaded, LoadedEvaluator, LoadedModels, Loader
+from service.worker.loaded_models import AnyLoaded, LoadedEvaluator, LoadedModels
 from service.worker.previews import Previews
 from service.worker.uploaded import judge_uploaded
-from shared.checkpoint import CheckpointError, CheckpointKind
+from shared.checkpoint import CheckpointError
 from shared.device import lost, pick_device
-from shared.evaluator import Judge, load_evaluator
+from shared.evaluator import load_evaluator
 
 log = get_logger(__name__)
 
@@ -69,10 +68,8 @@ class Runner:
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
         judge = load_evaluator(cache.fetch(None, kind="evaluator"), self.device)
-        self.judge: Judge = judge
         self.judged_by = MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
-        loader = Loader(connection, settings, self.device, cache, name, judge, self.judged_by)
-        self.models = LoadedModels(loader, settings)
+        self.models = LoadedModels(connection, settings, self.device, cache, name, judge, self.judged_by)
         self.previews = Previews(connection, settings.live_every_s)
         self.spans = tracing.BatchSpans(self._traceparent)
         self.rate = Rate()
@@ -111,7 +108,7 @@ class Runner:
         checked_at = time.monotonic()
         while not self.stopping:
             if done >= record.total:  # the worker that stored the last picture died before the grid
-                self._complete([job_id])
+                complete_jobs(self.store, self.judged_by, [job_id], {})
             if not self.run_once(loaded, job_id):
                 return
             if time.monotonic() - checked_at >= CHECK_EVERY_S:
@@ -124,15 +121,11 @@ class Runner:
         loaded = self.models.get(record.digest)
         if loaded is None:
             with tracing.span("load", record.traceparent, {"job_id": record.id, "model": record.model}):
-                kind: CheckpointKind = "evaluator" if record.sent else "denoiser"
-                loading = self.models.loader.start(record.model, record.digest, kind)
+                loading = self.models.start_loading(record.model, record.digest, is_evaluator=record.sent)
                 while not loading.done():
                     if self.stopping:
                         return None
-                    if self.models.busy:
-                        self.run_once()
-                    else:
-                        wait([loading], timeout=IDLE_WAIT_S)
+                    self.run_once()
                 with self._end_if_device_lost():
                     loaded = loading.result()
         return self.models.use(loaded)
@@ -151,14 +144,14 @@ class Runner:
                 self.models.follow_storage()
                 for loaded in self.models:
                     self._claim(loaded)
-            begun, worked = time.monotonic(), False
-            for loaded in self.models:
-                if loaded is needed or loaded.busy:
-                    loaded.used_at = time.monotonic()
-                if loaded.busy:
-                    worked = True
-                    self._advance(loaded)
-            if worked:
+            begun = time.monotonic()
+            if needed is not None:
+                needed.used_at = begun
+            busy = [loaded for loaded in self.models if loaded.busy]
+            for loaded in busy:
+                loaded.used_at = begun
+                self._advance(loaded)
+            if busy:
                 seconds = time.monotonic() - begun
                 self.iteration_s = 0.8 * self.iteration_s + 0.2 * seconds if self.iteration_s else seconds
             else:
@@ -215,7 +208,11 @@ class Runner:
     def _admit(self, loaded: AnyLoaded, claims: list[Claim]) -> int:
         """Admit claims whose job is open and whose picture is not done, discard the others; return how many."""
         progress = self.store.progress({claim.picture.job for claim in claims})
-        wanted = [claim for claim in claims if _is_wanted(claim.picture, *progress[claim.picture.job])]
+        wanted = list[Claim]()
+        for claim in claims:
+            job_status, done = progress[claim.picture.job]
+            if job_status in ACTIVE and claim.picture.index not in done:
+                wanted.append(claim)
         loaded.stream.discard([claim.entry for claim in claims if claim not in wanted])
         self.store.begin(*{claim.picture.job for claim in wanted if progress[claim.picture.job][0] == "queued"})
         loaded.admit(wanted)
@@ -258,10 +255,8 @@ class Runner:
             self.spans.record("judge", job_ids, *judged_at)
             self.spans.record("store", job_ids, begun_at, time.time())
             self.spans.keep(self._jobs(), judged_at[0])
-            self._complete(complete, {one.picture.key: one.png for _, one in finished})
-
-    def _complete(self, job_ids: Collection[str], pngs: Pngs | None = None) -> None:
-        complete_jobs(self.store, self.judged_by, job_ids, pngs or {})
+            pngs = {one.picture.key: one.png for _, one in finished}
+            complete_jobs(self.store, self.judged_by, complete, pngs)
 
     def renew_claims(self) -> None:
         """Renew the leases of the pictures in progress, unless the loop is stuck. The heartbeat's thread calls it."""
@@ -291,7 +286,3 @@ class Runner:
         for loaded in self.models:
             loaded.stream.release(loaded.take_out(set(loaded.claims)))
         self.spans.keep(())
-
-
-def _is_wanted(picture: Picture, job_status: str | None, done: Container[int]) -> bool:
-    return job_status in ACTIVE and picture.index not in done

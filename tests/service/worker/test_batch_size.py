@@ -208,12 +208,12 @@ def test_networks_of_one_shape_are_measured_once(
 ) -> None:
     publish_toys(tmp_path / "models")
     publish_toy_denoiser(tmp_path / "models", "placed", 3, positions=True)
-    loader = Runner(connection, unset.model_copy(update={"storage": tmp_path / "models"}), "w1").models.loader
-    first = loader.load("toy", None)
+    models = Runner(connection, unset.model_copy(update={"storage": tmp_path / "models"}), "w1").models
+    first = models.read_model("toy")
     assert device.calls
     device.calls.clear()
-    again = [loader.load(name, None) for name in ("toy", "other")]
+    again = [models.read_model(name) for name in ("toy", "other")]
     assert device.calls == []
     assert {(one.max_pictures, one.stepper.max_rows) for one in (first, *again)} == {(32, 32)}
-    loader.load("placed", None)
+    models.read_model("placed")
     assert device.calls

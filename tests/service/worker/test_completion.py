@@ -31,11 +31,11 @@ def test_the_result_is_the_score_of_the_set(
     assert raw is not None
     result = JobResult.model_validate_json(raw)
     verdicts = verdicts_of(store, job)
-    names = runner.judge.vocabulary.names
+    names = runner.models.judge.vocabulary.names
     for r, scores in enumerate(result.repeats):
         part = verdicts[r * 3 : r * 3 + 3]
         probabilities = torch.tensor([[verdict.probabilities[name] for name in names] for verdict in part])
-        targets = torch.tensor([runner.judge.vocabulary.multi_hot(one) for one in LISTS])
+        targets = torch.tensor([runner.models.judge.vocabulary.multi_hot(one) for one in LISTS])
         expected = score_set(probabilities, targets, names)
         assert (scores.accuracy, scores.exact_match, scores.f1) == (
             expected.accuracy,
@@ -71,7 +71,7 @@ def test_a_job_is_completed_after_a_worker_died_between_last_picture_and_grid(
     job = create()
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "_complete", die)
+        patch.setattr(runner.store, "open_verdicts", die)
         with pytest.raises(SystemExit):
             runner.run(job.id)
     assert status(store, job) == "running"
@@ -102,7 +102,7 @@ def test_a_waiting_worker_completes_a_job_whose_last_picture_came_from_a_dying_w
         return run_once(model, job_id)
 
     monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 0.1)
-    monkeypatch.setattr(maker, "_complete", die)
+    monkeypatch.setattr(maker.store, "open_verdicts", die)
     monkeypatch.setattr(runner, "run_once", run_both)
     runner.run(job.id)
     assert status(store, job) == "finished"

@@ -122,8 +122,8 @@ def test_pictures_of_a_padded_network_are_judged_without_their_borders(
 ) -> None:
     runner = Runner(connection, own, "w1")
     padded = publish_toy_denoiser(folder, "padded", 5, aspect=4 / 3)
-    judges = [runner.models.loader.load(name, None).engine.judge for name in ("toy", padded.name)]
-    assert judges == [runner.judge, JudgeInside(runner.judge, 4 / 3)]
+    judges = [runner.models.read_model(name).engine.judge for name in ("toy", padded.name)]
+    assert judges == [runner.models.judge, JudgeInside(runner.models.judge, 4 / 3)]
 
 
 def test_unused_models_are_unloaded_but_never_one_with_pictures_in_progress(
@@ -150,14 +150,14 @@ def test_pictures_in_progress_continue_while_another_model_loads(
     model = runner.models.load()
     first, second = create(toy(folder)), create(read_info(folder / "other.safetensors"))
     runner.run_once(model)
-    load = runner.models.loader.load
+    read = runner.models.read_model
 
-    def slow_load(name: str | None, digest: str | None) -> LoadedModel:
+    def read_slowly(name: str | None, digest: str | None) -> LoadedModel:
         assert threading.current_thread() is not threading.main_thread()
         while store.is_open(first.id):  # would never end if the batch waited for the loading
             time.sleep(0.002)
-        return load(name, digest)
+        return read(name, digest)
 
-    monkeypatch.setattr(runner.models.loader, "load", slow_load)
+    monkeypatch.setattr(runner.models, "read_model", read_slowly)
     runner.run(second.id)
     assert list(store.statuses([first.id, second.id]).values()) == ["finished", "finished"]

@@ -184,7 +184,7 @@ def test_a_job_fails_if_the_evaluator_does_not_know_its_models_labels(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
 ) -> None:
     runner.models.load()
-    runner.models.loader.judge = Evaluator(Vocabulary(ICLEVR.names[1:])).freeze()
+    runner.models.judge = Evaluator(Vocabulary(ICLEVR.names[1:])).freeze()
     job = create(model="other")
     runner.run(job.id)
     assert status(store, job) == "failed"

@@ -86,9 +86,9 @@ def test_a_model_stays_loaded_beside_the_evaluator(connection: Redis, settings: 
     runner = Runner(connection, settings.model_copy(update={"loaded_models": 1}), "w")
     toy = runner.models.load()
     assert runner.judged_by is not None
-    judge = runner.models.use(runner.models.loader.load_evaluator(runner.judged_by.name, runner.judged_by.digest))
+    judge = runner.models.use(runner.models.read_evaluator(runner.judged_by.name, runner.judged_by.digest))
     assert list(runner.models) == [toy, judge]
-    assert judge.judge is runner.judge
+    assert judge.judge is runner.models.judge
     runner.models._unload()
     assert list(runner.models) == [toy, judge]
 
