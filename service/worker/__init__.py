@@ -7,7 +7,8 @@ never api or webhooks.
 
 
 def run_job(job_id: str) -> None:
-    """Run a job in this worker. RQ calls it by the name `service.worker.run_job`, which is stored in Redis."""
-    from service.worker.process import run_job as run
+    """Work until the job has ended. RQ calls this by the name `service.worker.run_job`, which is stored in Redis."""
+    from service.worker import process
 
-    run(job_id)
+    assert process.runner is not None, "run_job runs in a worker process only"
+    process.runner.run(job_id)

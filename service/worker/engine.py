@@ -17,7 +17,6 @@ from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
 from service.telemetry.logs import get_logger
 from service.worker.step_order import Workload, by_job, jobs_to_step
-from service.worker.trajectory import frame, stages
 from shared.device import lost
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.layouts import positions_at
@@ -54,7 +53,12 @@ class Member:
         """Keep a frame if the trajectory has a stage at the current step."""
         n = self.picture.trajectory
         if n is not None and self.row.step in stages(n, len(self.row.table)):
-            self.frames.append(frame(self.row))
+            self.frames.append(self._frame())
+
+    def _frame(self) -> NDArray[np.uint8]:
+        """Return x_t, clipped to [-1, 1], as it is now (H, W, 3). A copy, because `row.x` is a view of the batch."""
+        pixels: NDArray[np.uint8] = to_uint8(self.row.x[None])[0]
+        return pixels
 
     def workload(self) -> Workload:
         rows = self.row.options.rows_per_step
@@ -80,8 +84,6 @@ class Engine:
         efficient_rows: int | None = None,
         recipe: Callable[[Picture, Verdict], Recipe | None] = lambda picture, verdict: None,
     ) -> None:
-        if unknown := [name for name in vocabulary.names if name not in judge.vocabulary]:
-            raise ValueError(f"the evaluator does not know the labels {', '.join(unknown)}")
         self.stepper, self.vocabulary, self.judge, self.max_pictures = stepper, vocabulary, judge, max_pictures
         self.efficient_rows, self.recipe = efficient_rows, recipe
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
@@ -206,6 +208,11 @@ class Engine:
         trajectory = sheet(np.stack(member.frames), columns=len(member.frames))
         own = recipe.model_copy(update={"trajectory": picture.trajectory}) if recipe else None
         return FinishedPicture(picture, verdict, png, png_bytes(trajectory, own.text() if own else None))
+
+
+def stages(n: int, steps: int) -> set[int]:
+    """Return the steps after which a trajectory of n stages shows x_t, evenly spread: 0 is the noise."""
+    return {round(i * steps / (n - 1)) for i in range(n)}
 
 
 def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) -> list[Verdict]:

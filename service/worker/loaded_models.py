@@ -187,18 +187,17 @@ class LoadedModels:
             self._sizes[config] = batch_size.choose(self.settings, stepper)
         sizes = self._sizes[config]
         stepper.bound(sizes.rows, padded_sizes(sizes.rows, stepper.device))
+        if unknown := [name for name in denoiser.vocabulary.names if name not in self.judge.vocabulary]:
+            raise CheckpointError(path.name, f"the evaluator does not know the labels {', '.join(unknown)}")
         made_with = MadeWith(name=info.name, digest=info.digest)
-        try:
-            engine = Engine(
-                stepper,
-                denoiser.vocabulary,
-                judge_of(self.judge, denoiser.aspect),
-                max_pictures=sizes.pictures,
-                efficient_rows=sizes.efficient_rows,
-                recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
-            )
-        except ValueError as error:
-            raise CheckpointError(path.name, str(error)) from error
+        engine = Engine(
+            stepper,
+            denoiser.vocabulary,
+            judge_of(self.judge, denoiser.aspect),
+            max_pictures=sizes.pictures,
+            efficient_rows=sizes.efficient_rows,
+            recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
+        )
         stream = PictureStream(self.connection, self.settings, info.digest, self.consumer)
         return LoadedModel(name=info.name, digest=info.digest, stepper=stepper, engine=engine, stream=stream)
 

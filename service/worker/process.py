@@ -26,14 +26,7 @@ from shared.device import DeviceError
 
 log = get_logger(__name__)
 
-# RQ calls a job's function by its name, so the runner must be reachable from the module.
-_runner: Runner | None = None
-
-
-def run_job(job_id: str) -> None:
-    """Work until the job has ended."""
-    assert _runner is not None, "run_job runs in a worker process only"
-    _runner.run(job_id)
+runner: Runner | None = None  # of this process; `service.worker.run_job` finds it here
 
 
 class PictureWorker(QueueWorker):
@@ -76,47 +69,36 @@ class PictureWorker(QueueWorker):
         super().teardown()
 
 
-class Heartbeat(threading.Thread):
-    """Announces the worker every `heartbeat_s`, and renews its leases and RQ's heartbeat of the running job."""
+def send_heartbeats(worker: PictureWorker, ended: threading.Event) -> None:
+    """Announce the worker every `heartbeat_s`, and renew its leases and RQ's heartbeat of the running job."""
+    born_at = time.time()
+    while not ended.is_set():
+        try:
+            _beat(worker, born_at)
+        except RedisError as error:
+            log.warning("heartbeat failed", reason=str(error))
+        except Exception:  # the thread must live on: without heartbeats the worker counts as dead
+            log.exception("heartbeat failed")
+        ended.wait(worker.settings.heartbeat_s)
+    with contextlib.suppress(RedisError):
+        workers.withdraw(worker.connection, worker.name)
 
-    def __init__(self, worker: PictureWorker) -> None:
-        super().__init__(name="heartbeat", daemon=True)
-        self.worker, self.runner = worker, worker.runner
-        self.connection, self.settings = worker.runner.connection, worker.runner.settings
-        self.ended = threading.Event()
-        self.born_at = time.time()
 
-    def run(self) -> None:
-        while not self.ended.is_set():
-            try:
-                self.beat()
-            except RedisError as error:
-                log.warning("heartbeat failed", reason=str(error))
-            except Exception:  # the thread must live on: without heartbeats the worker counts as dead
-                log.exception("heartbeat failed")
-            self.ended.wait(self.settings.heartbeat_s)
-
-    def beat(self) -> None:
-        about = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "device": str(self.runner.device),
-            "born_at": self.born_at,
-            "models": [{"name": loaded.name, "digest": loaded.digest} for loaded in self.runner.models],
-            "pictures_per_s": round(self.runner.rate.per_s, 3),
-            "draining": self.runner.stopping,
-        }
-        workers.announce(self.connection, self.runner.name, about, self.settings.lease_s)
-        self.runner.renew_claims()
-        for execution in list(self.worker.executions.values()):
-            if execution._job is not None:
-                self.worker.maintain_heartbeats(execution._job, execution)
-
-    def end(self) -> None:
-        self.ended.set()
-        self.join(timeout=5)
-        with contextlib.suppress(RedisError):
-            workers.withdraw(self.connection, self.runner.name)
+def _beat(worker: PictureWorker, born_at: float) -> None:
+    about = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "device": str(worker.runner.device),
+        "born_at": born_at,
+        "models": [{"name": loaded.name, "digest": loaded.digest} for loaded in worker.runner.models],
+        "pictures_per_s": round(worker.runner.rate.per_s, 3),
+        "draining": worker.runner.stopping,
+    }
+    workers.announce(worker.connection, worker.name, about, worker.settings.lease_s)
+    worker.runner.renew_claims()
+    for execution in list(worker.executions.values()):
+        if execution._job is not None:
+            worker.maintain_heartbeats(execution._job, execution)
 
 
 def build(settings: Settings, connection: Redis) -> PictureWorker:
@@ -124,20 +106,19 @@ def build(settings: Settings, connection: Redis) -> PictureWorker:
 
     CheckpointError if storage has no usable model, SettingError if the machine does not have the device.
     """
-    global _runner
+    global runner
     try:
-        _runner = Runner(connection, settings, name=new_id())
+        runner = Runner(connection, settings, name=new_id())
     except DeviceError as error:
         raise SettingError("device", settings.device, f"{error}; auto takes what there is") from error
-    model = _runner.models.load()
-    device = str(_runner.device)
-    log.info("worker ready", worker=_runner.name, model=model.name, digest=model.digest, device=device)
-    return PictureWorker(_runner)
+    model = runner.models.load()
+    log.info("worker ready", worker=runner.name, model=model.name, digest=model.digest, device=str(runner.device))
+    return PictureWorker(runner)
 
 
 def main(settings: Settings) -> None:
     """Work until SIGTERM or Ctrl-C. SettingError if the metrics cannot be served at their port."""
-    connection = connect(settings.redis_url, retry=RetryUntilStopped(lambda: _runner is not None and _runner.stopping))
+    connection = connect(settings.redis_url, retry=RetryUntilStopped(lambda: runner is not None and runner.stopping))
     worker = build(settings, connection)
     if settings.metrics_port is not None:  # before the first heartbeat, so that a failure is seen before "ready"
         host = settings.metrics_host
@@ -146,9 +127,11 @@ def main(settings: Settings) -> None:
         except OSError as error:
             reason = f"cannot be served on {host} (LABELGRID_METRICS_HOST): {error.strerror}; 0 takes a free port"
             raise SettingError("metrics_port", settings.metrics_port, reason) from error
-    heartbeat = Heartbeat(worker)
-    heartbeat.start()
+    ended = threading.Event()
+    heartbeats = threading.Thread(target=send_heartbeats, args=(worker, ended), name="heartbeat", daemon=True)
+    heartbeats.start()
     try:
         worker.work(logging_level="WARNING")
     finally:
-        heartbeat.end()
+        ended.set()
+        heartbeats.join(timeout=5)

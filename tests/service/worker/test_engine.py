@@ -307,8 +307,3 @@ def test_output_that_is_not_finite_fails_only_its_picture() -> None:
     outcomes = {outcome.picture.job: outcome for outcome in run(one)}
     assert isinstance(outcomes["a"], Failed)
     assert isinstance(outcomes["b"], FinishedPicture)
-
-
-def test_an_evaluator_that_knows_fewer_labels_is_refused() -> None:
-    with pytest.raises(ValueError, match="cyan cylinder"):
-        Engine(Stepper(network(), AB, "v"), Vocabulary(NAMES), ToyJudge(NAMES[:3]), max_pictures=2)

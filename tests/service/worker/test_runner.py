@@ -151,12 +151,12 @@ def test_a_job_that_finished_in_another_jobs_batch_leaves_nothing_in_rq(
 ) -> None:
     taken, beside = create(), create()
     worker = PictureWorker(runner)
-    found = worker.next_job(None)
+    found = worker.dequeue_job_and_maintain_ttl(None)
     assert found is not None
     assert found[0].args == [taken.id]
     runner.run(taken.id)
     assert [status(store, job) for job in (taken, beside)] == ["finished", "finished"]
-    assert worker.next_job(None) is None
+    assert worker.dequeue_job_and_maintain_ttl(None) is None
     assert connection.keys("rq:job:*") == [found[0].key.encode()]  # which its worker has not ended yet
 
 

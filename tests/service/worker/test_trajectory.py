@@ -17,10 +17,10 @@ from service.contract.records import MAX_STAGES, FinishedPicture, JobRecord, Pic
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
+from service.worker.engine import Member, stages
 from service.worker.runner import Runner
-from service.worker.trajectory import stages
 from shared.checkpoint import read_info
-from shared.diffusion.denoise import Row, sample
+from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
@@ -193,10 +193,8 @@ def test_the_trajectory_of_a_dropped_picture_is_forgotten() -> None:
 
 
 def test_rows_are_rendered_only_for_a_trajectory(monkeypatch: pytest.MonkeyPatch) -> None:
-    rendered: list[Row] = []
-    monkeypatch.setattr(
-        "service.worker.engine.frame", lambda row: rendered.append(row) or np.zeros((8, 8, 3), np.uint8)
-    )
+    rendered = list[Member]()
+    monkeypatch.setattr(Member, "_frame", lambda self: rendered.append(self) or np.zeros((8, 8, 3), np.uint8))
     one = test_engine.engine()
     one.admit([test_engine.picture(0), test_engine.picture(1).model_copy(update={"trajectory": 2})])
     test_engine.run(one)
