@@ -94,6 +94,6 @@ class CheckpointCache:
 
 def _holds(kept: Path, info: CheckpointInfo) -> bool:
     try:
-        return kept.exists() and read_info(kept) == info
+        return read_info(kept) == info
     except CheckpointError:
         return False

@@ -48,19 +48,6 @@ class Loaded:
     def busy(self) -> bool:
         return bool(self.claims)
 
-    @property
-    def room(self) -> int:
-        """How many pictures may be claimed now."""
-        raise NotImplementedError
-
-    def claim(self) -> tuple[list[Claim], list[Claim]]:
-        """Claim as many pictures as there is room for, those of dead workers first. Returns (to admit, hopeless)."""
-        held, room = {claim.entry for claim in self.claims.values()}, self.room
-        claims, hopeless = self.stream.claim_stale(room, may_be_alone=room > 0, held=held)
-        if room > len(claims) and not any(claim.alone for claim in claims):
-            claims += self.stream.claim_new(room - len(claims))
-        return claims, hopeless
-
     def admit(self, claims: Sequence[Claim]) -> None:
         """Take up the pictures of claims."""
         self.claims |= {claim.picture.key: claim for claim in claims}
@@ -83,6 +70,7 @@ class LoadedModel(Loaded):
 
     @property
     def room(self) -> int:
+        """How many pictures may be claimed now."""
         return self.engine.room
 
     def admit(self, claims: Sequence[Claim]) -> None:
@@ -107,6 +95,7 @@ class LoadedEvaluator(Loaded):
 
     @property
     def room(self) -> int:
+        """How many pictures may be claimed now."""
         return 0 if self.claims else self.max_pictures
 
 

@@ -93,7 +93,7 @@ class Runner:
 
         Returns early, with the job queued again, when `stopping` is set.
         """
-        record, done = self.store.record(job_id), self.store.done_count(job_id)
+        record = self.store.record(job_id)
         if record is None or not self.store.is_open(job_id):
             return
         try:
@@ -105,14 +105,14 @@ class Runner:
             self.store.requeue(job_id)
             return
         self.store.begin(job_id)
-        checked_at = time.monotonic()
+        checked_at = -math.inf
         while not self.stopping:
-            if done >= record.total:  # the worker that stored the last picture died before the grid
-                complete_jobs(self.store, self.judged_by, [job_id], {})
+            if time.monotonic() - checked_at >= CHECK_EVERY_S:
+                checked_at = time.monotonic()
+                if self.store.done_count(job_id) >= record.total:  # the worker with the last picture died
+                    complete_jobs(self.store, self.judged_by, [job_id], {})
             if not self.run_once(loaded, job_id):
                 return
-            if time.monotonic() - checked_at >= CHECK_EVERY_S:
-                checked_at, done = time.monotonic(), self.store.done_count(job_id)
         if self.store.is_open(job_id):
             self.store.requeue(job_id)
 
@@ -195,8 +195,14 @@ class Runner:
                 self.sweeper.sweep()
 
     def _claim(self, loaded: AnyLoaded) -> None:
-        """Claim as many pictures as there is room for. A picture that killed too many workers fails its job."""
-        claims, hopeless = loaded.claim()
+        """Claim as many pictures as there is room for, those of dead workers first.
+
+        A picture that killed too many workers fails its job.
+        """
+        held, room = {claim.entry for claim in loaded.claims.values()}, loaded.room
+        claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=room > 0, held=held)
+        if room > len(claims) and not any(claim.alone for claim in claims):
+            claims += loaded.stream.claim_new(room - len(claims))
         for claim in hopeless:
             reason = f"workers died {self.settings.max_deliveries} times while sampling picture {claim.picture.index}"
             self.store.fail(claim.picture.job, reason)

@@ -114,7 +114,7 @@ def test_a_workers_metrics_are_served(connection: Redis, settings: Settings, mon
     assert read("worker_up", device="cpu") == 1
     assert read("model_loaded", model="toy", digest=lane.digest) == 1
     assert read("batch_limit_pictures", model="toy") == settings.batch_pictures == 8
-    monkeypatch.setattr(type(lane.engine), "busy", True)
+    monkeypatch.setattr(type(lane), "busy", True)
     runner.moved_at -= settings.stalled_after_s + 1
     assert Reading(httpx.get(f"http://127.0.0.1:{port}/metrics").text)("worker_up", device="cpu") == 0
 

@@ -60,8 +60,8 @@ def test_pictures_of_any_size_are_judged_as_the_evaluator_judges_them(client: ht
     pngs = [png(i, size=(40, 24)) for i in range(3)]
     result = send(client, zipped({f"{i}.png": one for i, one in enumerate(pngs)})).json()["result"]
     images = to_images(np.stack([read_png(one) for one in pngs]))
-    expected = working.judge.probabilities(images)
-    names = working.judge.vocabulary.names
+    expected = working.models.judge.probabilities(images)
+    names = working.models.judge.vocabulary.names
     for picture, probabilities in zip(result["pictures"], expected.tolist(), strict=True):
         for label, p in picture["scores"].items():
             assert p == pytest.approx(probabilities[names.index(label)], abs=1e-5)
