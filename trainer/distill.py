@@ -1,8 +1,8 @@
 """Distils a denoiser into one that needs fewer network rows a picture: an adapter on the teacher's weights.
 
-`GuidedTarget` trains guidance into the network: one row a step instead of two (Meng et al. 2023, stage one).
-`Trajectories` then trains several steps of the teacher's solver into one. It is progressive distillation (Salimans & Ho
-2022), with all stages at once, and along the teacher's own paths instead of noised pictures. Knows no evaluator.
+`Trajectories` trains several steps of the teacher's solver, with its guidance, into one step of one row. It is
+progressive distillation (Salimans & Ho 2022), with all stages at once, and along the teacher's own paths instead of
+noised pictures. Knows no evaluator.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from shared.registry import resolve
 from shared.storage import Location
 from trainer.config import TrainConfig, with_changes
 from trainer.errors import TrainerError
-from trainer.loss import DenoisingLoss, finite
+from trainer.loss import finite
 
 OPTIMIZER: Final[dict[str, Any]] = {
     "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 100, "cooldown": 0.5, "batch": 64,
@@ -86,23 +86,6 @@ def make_student(teacher: Denoiser, storage: Location, rank: int, seed: int) -> 
         start = load(resolve(storage, teacher.info.name, "denoiser"))[1]
     torch.manual_seed(seed)
     return AdaptedNetwork(base.network, rank, start), base.info
-
-
-class GuidedTarget(DenoisingLoss):
-    """The denoising loss with the teacher's guided prediction as the target: null + w (cond - null)."""
-
-    def __init__(self, config: TrainConfig, teacher: Denoiser, guidance: float, device: torch.device) -> None:
-        super().__init__(config, teacher.alpha_bar, device)
-        self.teacher, self.guidance = teacher.network, guidance
-
-    @torch.no_grad()
-    def target(self, x_t: Tensor, truth: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        B = len(x_t)
-        keep = torch.arange(2 * B, device=x_t.device) < B
-        both = (torch.cat([v, v]) for v in (x_t, t, labels))
-        cond, null = self.teacher(*both, keep).float().chunk(2)
-        guided: Tensor = null + self.guidance * (cond - null)
-        return guided
 
 
 class Trajectories:

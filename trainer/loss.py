@@ -68,13 +68,9 @@ class DenoisingLoss:
         """Return the mean weighted squared error. Raises FloatingPointError where it is not finite."""
         a, s = self.signal[t][:, None, None, None], self.noise[t][:, None, None, None]
         x_t = a * x_0 + s * eps
-        target = self.target(x_t, a * eps - s * x_0 if self.prediction == "v" else eps, t, labels)
+        target = a * eps - s * x_0 if self.prediction == "v" else eps
         error = (network(x_t, t, labels, keep).float() - target).square().mean((1, 2, 3))
         return finite((error * self.weights[t]).mean())
-
-    def target(self, x_t: Tensor, truth: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Return what the network should predict at x_t: here `truth`, the true eps or v."""
-        return truth
 
 
 def finite(loss: Tensor) -> Tensor:

@@ -17,8 +17,7 @@ from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import write_data_folder
-from trainer.config import TrainConfig
-from trainer.distill import AdaptedNetwork, GuidedTarget, Trajectories, make_pool, publish_adapter, trajectories
+from trainer.distill import AdaptedNetwork, Trajectories, make_pool, publish_adapter, trajectories
 from trainer.fit_evaluator import publish_evaluator
 
 CPU = torch.device("cpu")
@@ -85,17 +84,6 @@ def test_an_adapter_is_refused_without_the_weights_it_changes(teacher: Denoiser,
             use()
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_guided_target_is_the_teachers_guided_prediction(teacher: Denoiser, guidance: float) -> None:
-    config = TrainConfig(loss_weight="none", noise_levels="uniform", label_dropout=0.0)
-    x, t, labels, keep = _inputs(teacher)
-    loss = GuidedTarget(config, teacher, guidance, CPU)
-    cond, null = teacher.network(x, t, labels, keep), teacher.network(x, t, labels, ~keep)
-    torch.testing.assert_close(loss.target(x, x, t, labels), null + guidance * (cond - null))
-    own = float(loss(teacher.network, x, labels, t, x, keep).detach())
-    assert own == pytest.approx(0, abs=1e-10) if guidance == 1 else own > 1e-4
-
-
 @pytest.mark.parametrize("steps", [1, 3, 4])
 def test_one_step_of_the_student_ends_where_the_teachers_steps_end(teacher: Denoiser, steps: int) -> None:
     labels = torch.eye(len(teacher.vocabulary))[:3]
@@ -137,19 +125,20 @@ def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path)
     data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
     publish_toys(storage)
     common = ["distill", "--data", data, "--storage", storage, "--rank", 2, "--steps", 2, "--set", "batch=4"]
-    code, _, err = command(*common, "--name", "guided", "--method", "guidance", "--run", tmp_path / "one")
+    first = ["--run", tmp_path / "one", "--trajectories", 4]
+    code, _, err = command(*common, *first, "--name", "first")
     assert code == 0, err
-    assert read_info(storage / "guided.safetensors").config["sampling"]["steps"] == 8
-    other = command(*common, "--name", "x", "--method", "guidance", "--run", tmp_path / "one", "--teacher", "guided")
+    assert read_info(storage / "first.safetensors").config["sampling"]["steps"] == 4
+    other = command(*common, *first, "--name", "x", "--teacher", "first")
     refused(other, "one/setup.json has another teacher; choose another folder")
     code, _, err = command(
-        *common, "--name", "few", "--method", "trajectories", "--teacher", "guided", "--run", tmp_path / "two",
+        *common, "--name", "few", "--method", "trajectories", "--teacher", "first", "--run", tmp_path / "two",
         "--trajectories", 4, "--teacher-steps", 4, "--sampling-steps", 2,
     )  # fmt: skip
     assert code == 0, err
     info = read_info(storage / "few.safetensors")
     assert info.config["base"] == {"name": "toy", "digest": read_info(storage / "toy.safetensors").digest}
-    assert (info.training["method"], info.training["teacher"], info.training["steps"]) == ("trajectories", "guided", 2)
+    assert (info.training["method"], info.training["teacher"], info.training["steps"]) == ("trajectories", "first", 2)
     code, _, err = command(
         "score", data / "test.json", "--storage", storage, "--model", "few", "--json", tmp_path / "few.json"
     )
@@ -161,7 +150,7 @@ def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path)
 def test_bad_arguments_of_distill_are_refused(command: Command, tmp_path: Path) -> None:
     data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
     publish_toys(storage)
-    common = ["distill", "--data", data, "--storage", storage, "--name", "x", "--method", "trajectories"]
+    common = ["distill", "--data", data, "--storage", storage, "--name", "x"]
     refused(command(*common, "--steps", 1, "--teacher-steps", 7), "must be a multiple of --sampling-steps 4")
     refused(command(*common), "say how long")
     refused(command(*common, "--steps", 1, "--teacher", "nobody"), "nobody: no such denoiser")
@@ -181,7 +170,7 @@ def test_the_same_command_distils_the_same_weights(command: Command, tmp_path: P
         torch.manual_seed(ord(name))
         code, _, err = command(
             "distill", "--data", data, "--storage", storage, "--rank", 2, "--steps", 1, "--set", "batch=4",
-            "--method", "guidance", "--name", name, "--run", tmp_path / name,
+            "--trajectories", 4, "--name", name, "--run", tmp_path / name,
         )  # fmt: skip
         assert code == 0, err
     assert read_info(storage / "a.safetensors").digest == read_info(storage / "b.safetensors").digest

@@ -138,23 +138,14 @@ def train(
 def distill(
     data: Annotated[Path, options.Existing],
     name: Annotated[str, typer.Option(help="The new checkpoint's name.")],
-    method: Annotated[
-        Literal["guidance", "trajectories"],
-        typer.Option(
-            help="guidance: train guidance into the network, one row a step. "
-            "trajectories: train several of the teacher's steps into one."
-        ),
-    ],
     teacher: Annotated[
         str | None, typer.Option(help="Name of the denoiser to distil; the promoted one by default.")
     ] = None,
     guidance: Annotated[float, typer.Option(min=1, max=20, help="The teacher's w.")] = 3.0,
-    sampling_steps: Annotated[
-        int | None,
-        typer.Option(min=1, max=100, help="Sampling steps of the new checkpoint (default: 8, or 4 for trajectories)."),
-    ] = None,
-    teacher_steps: Annotated[int, typer.Option(min=1, help="The teacher's sampling steps, for trajectories.")] = 16,
+    sampling_steps: Annotated[int, typer.Option(min=1, max=100, help="Sampling steps of the new checkpoint.")] = 4,
+    teacher_steps: Annotated[int, typer.Option(min=1, help="The teacher's sampling steps.")] = 16,
     count: Annotated[int, typer.Option("--trajectories", min=1, help="Number of the teacher's trajectories.")] = 8192,
+    method: Annotated[Literal["trajectories"], typer.Option(help="May be left out: there is one.")] = "trajectories",
     rank: Annotated[int, typer.Option(min=1, help="Rank of the changes to the network's matrices.")] = 16,
     storage: options.Storage = Path("models"),
     run: Annotated[Path, typer.Option(help="Folder for state, log, grids and trajectories.")] = Path("runs/distill"),
@@ -170,16 +161,14 @@ def distill(
 
     from shared.diffusion.model import load_denoiser
     from trainer import distill as distillation
-    from trainer.loss import Denoising, Objective
     from trainer.runs import Budget, keep_setup, show_progress
     from trainer.score import Watcher, load_judge, tests_of
     from trainer.train import train as train_network
 
     terminal.check_budget(minutes, steps)
     check_name(name)
-    student_steps = sampling_steps or (8 if method == "guidance" else 4)
-    if method == "trajectories" and teacher_steps % student_steps:
-        raise TrainerError(f"--teacher-steps {teacher_steps} must be a multiple of --sampling-steps {student_steps}")
+    if teacher_steps % sampling_steps:
+        raise TrainerError(f"--teacher-steps {teacher_steps} must be a multiple of --sampling-steps {sampling_steps}")
     where = terminal.pick_device(device)
     source = load_denoiser(resolve(storage, teacher, "denoiser"), device=where)
     config = distillation.make_config(source.info, set_ or [])
@@ -187,28 +176,23 @@ def distill(
     judge = load_judge(resolve(storage, evaluator, "evaluator"), source.vocabulary, where) if evaluator else None
     keep_setup(run, {
         "teacher": source.info.digest, "method": method, "guidance": guidance, "rank": rank,
-        "sampling_steps": student_steps, "teacher_steps": teacher_steps,
+        "sampling_steps": sampling_steps, "teacher_steps": teacher_steps,
     })  # fmt: skip
+    sampling = SamplingOptions(sampler="ddim", steps=sampling_steps, guidance=1.0)
+    w = 1.0 if base.name != source.info.name else guidance  # an adapter has its guidance inside
+    path = SamplingOptions(sampler="dpmpp_2m", steps=teacher_steps, guidance=w)
     with terminal.bar() as progress:
         dataset = terminal.read_dataset(data, progress, size=source.image_shape[-1], fit=config.fit)
         if dataset.vocabulary != source.vocabulary:
             raise TrainerError(f"{data} has another vocabulary than {source.info.name}")
-        objective: Objective
-        if method == "guidance":
-            sampling = SamplingOptions(steps=student_steps, guidance=1.0)
-            objective = Denoising(dataset, distillation.GuidedTarget(config, source, guidance, where), config)
-        else:
-            sampling = SamplingOptions(sampler="ddim", steps=student_steps, guidance=1.0)
-            w = 1.0 if base.name != source.info.name else guidance  # an adapter has its guidance inside
-            path = SamplingOptions(sampler="dpmpp_2m", steps=teacher_steps, guidance=w)
-            task = progress.add_task("trajectories", total=count)
-            pool = distillation.make_pool(
-                run / "pool", source, torch.unique(dataset.labels, dim=0), count, student_steps, path,
-                lambda n: progress.advance(task, n),
-            )  # fmt: skip
-            objective = distillation.Trajectories(pool, source, where)
+        task = progress.add_task("trajectories", total=count)
+        pool = distillation.make_pool(
+            run / "pool", source, torch.unique(dataset.labels, dim=0), count, sampling_steps, path,
+            lambda n: progress.advance(task, n),
+        )  # fmt: skip
         averages, state = train_network(
-            dataset, config, run, Budget(minutes, steps), device=where, network=network, objective=objective,
+            dataset, config, run, Budget(minutes, steps), device=where, network=network,
+            objective=distillation.Trajectories(pool, source, where),
             on_step=show_progress(progress, "distilling"),
             evaluate=Watcher(config, dataset, run, tests_of(data, None, dataset.vocabulary), judge, where, sampling),
             evaluate_every_s=60 * evaluate_minutes,
