@@ -33,7 +33,8 @@ def render(
         raise TrainerError(f"{out} already holds a data set; choose another folder or remove it")
     lists = scenes_of(read_train_file(train, ICLEVR)) if train else random_scenes(scenes or 6003, objects, seed)
     with terminal.bar() as progress:
-        count = write_folder(out, lists, seed=seed, size=size, progress=progress)
+        task = progress.add_task("rendering", total=sum(map(len, lists.values())))
+        count = write_folder(out, lists, seed=seed, size=size, advance=lambda n: progress.advance(task, n))
     terminal.show("rendered", [("pictures", str(count)), ("scenes", str(len(lists))), ("folder", str(out))])
 
 

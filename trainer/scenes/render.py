@@ -9,31 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from trainer.scenes.scene import ASPECT, CAMERA, RADIUS, TAN_HALF_FOV, Floats, SceneObject, camera_axes
+from trainer.scenes.scene import ASPECT, CAMERA, COLORS, RADIUS, TAN_HALF_FOV, Floats, SceneObject, camera_axes
 
-# sRGB values / 255, used as linear reflectance, as CLEVR does.
-ALBEDO = (
-    np.array(
-        [
-            [87, 87, 87],
-            [173, 35, 35],
-            [42, 75, 215],
-            [29, 105, 20],
-            [129, 74, 25],
-            [129, 38, 192],
-            [41, 208, 208],
-            [255, 238, 51],
-        ]
-    )
-    / 255.0
-)
-
+ALBEDO = np.array(list(COLORS.values())) / 255
 BEVEL_CUBE, BEVEL_CYLINDER = 0.16 * RADIUS, 0.10 * RADIUS
 GROUND_ALBEDO = 0.8
 
@@ -47,7 +30,7 @@ SUN_DIRECTION = np.array([0.4145, -0.1946, 0.889])
 SUN_IRRADIANCE = 0.45 * 0.905  # fitted factor 0.905
 
 # The ground's height over q, the distance towards the back: flat near the origin, then rising to a wall.
-GROUND_BEARING = math.radians(154.58)
+GROUND_BEARING = np.array([math.cos(math.radians(154.58)), math.sin(math.radians(154.58))])
 GROUND_OFFSET = 14.0
 GROUND_Q = np.array([-40.0, -20.0, -14.0, -10.0, -7.4, -4.4, -2.1, 0.0, 1.05, 2.05, 3.1, 6.0])
 GROUND_HEIGHT = np.array([0.0, 0.0, 0.006, 0.032, 0.084, 0.26, 0.62, 1.6, 2.8, 5.5, 12.0, 60.0])
@@ -84,16 +67,12 @@ def ground_height(q: Floats) -> Floats:
     )
 
 
-def _bearing() -> Floats:
-    return np.array([math.cos(GROUND_BEARING), math.sin(GROUND_BEARING)])
-
-
 def _ground_hits(directions: Floats) -> tuple[Floats, Floats]:
     """Find by bisection where rays from the camera meet the ground: points and unit normals, (N, 3) each."""
 
     def above(distance: Floats) -> Floats:
         point = CAMERA + distance[:, None] * directions
-        return np.asarray(point[:, 2] - ground_height(point[:, :2] @ _bearing() - GROUND_OFFSET))
+        return np.asarray(point[:, 2] - ground_height(point[:, :2] @ GROUND_BEARING - GROUND_OFFSET))
 
     near, far = np.zeros(len(directions)), np.full(len(directions), np.inf)
     for distance in np.linspace(2.0, 45.0, 173):
@@ -106,36 +85,31 @@ def _ground_hits(directions: Floats) -> tuple[Floats, Floats]:
         outside = above(middle) > 0
         near, far = np.where(outside, middle, near), np.where(outside, far, middle)
     point = CAMERA + far[:, None] * directions
-    q, step = point[:, :2] @ _bearing() - GROUND_OFFSET, 1e-3
+    q, step = point[:, :2] @ GROUND_BEARING - GROUND_OFFSET, 1e-3
     rise = (ground_height(q + step) - ground_height(q - step)) / (2 * step)
-    normal = np.stack([-rise * _bearing()[0], -rise * _bearing()[1], np.ones_like(rise)], axis=1)
+    normal = np.column_stack([-rise[:, None] * GROUND_BEARING, np.ones_like(rise)])
     return point, normal / np.linalg.norm(normal, axis=1, keepdims=True)
 
 
-@lru_cache(maxsize=1)
-def lamp_points() -> Floats:
+def _lamp_points() -> Floats:
     """Return points on each lamp, (lamps, LAMP_GRID^2, 3), ordered so that neighbours lie far apart on the lamp."""
     ticks = (np.arange(LAMP_GRID) + 0.5) / LAMP_GRID - 0.5
-    order = np.array([0, 10, 2, 8, 5, 15, 7, 13, 1, 11, 3, 9, 4, 14, 6, 12])
+    order = [0, 10, 2, 8, 5, 15, 7, 13, 1, 11, 3, 9, 4, 14, 6, 12]
     points = []
-    for position, side, *_ in LAMPS:
-        normal = -np.array(position) / np.linalg.norm(position)
-        tangent = np.cross(normal, [0.0, 0.0, 1.0])
+    for (position, side, *_), axis in zip(LAMPS, LAMP_AXES, strict=True):
+        tangent = np.cross(axis, [0.0, 0.0, 1.0])
         tangent /= np.linalg.norm(tangent)
-        bitangent = np.cross(normal, tangent)
+        bitangent = np.cross(axis, tangent)
         square = [np.array(position) + side * (u * tangent + v * bitangent) for u in ticks for v in ticks]
         points.append(np.array(square)[order])
     return np.array(points)
 
 
-@lru_cache(maxsize=1)
-def _lamp_table() -> Floats:
-    """Return for each lamp its axis (3) and its power / pi by channel (3)."""
-    rows = [
-        [*(-np.array(position) / np.linalg.norm(position)), *(np.array(color) * power * factor / math.pi)]
-        for position, _, power, color, factor in LAMPS
-    ]
-    return np.array(rows)
+LAMP_AXES = np.array([-np.array(position) / np.linalg.norm(position) for position, *_ in LAMPS])
+LIGHT = np.array(  # a lamp's power / pi, the sun's irradiance
+    [*(np.array(color) * power * factor / math.pi for *_, power, color, factor in LAMPS), [SUN_IRRADIANCE] * 3]
+)
+LAMP_POINTS = _lamp_points()
 
 
 @lru_cache(maxsize=8)
@@ -143,12 +117,11 @@ def film(width: int, height: int, samples: int) -> tuple[Floats, Floats, Floats,
     """Trace the empty scene with `samples` x `samples` rays a pixel, once for each film size.
 
     Returns directions and ground points (height, width, samples^2, 3), the ground's direct light (..., lamps + sun, 3)
-    and its indirect light (..., 1).
+    and its indirect light (...).
     """
     forward, right, up = camera_axes()
-    ticks_x = (np.arange(width * samples) + 0.5) / (width * samples) * 2 - 1
-    ticks_y = 1 - (np.arange(height * samples) + 0.5) / (height * samples) * 2
-    u, v = np.meshgrid(ticks_x, ticks_y)
+    u = ((np.arange(width * samples) + 0.5) / (width * samples) * 2 - 1).reshape(1, width, 1, samples)
+    v = (1 - (np.arange(height * samples) + 0.5) / (height * samples) * 2).reshape(height, 1, samples, 1)
     directions = forward + TAN_HALF_FOV * (u[..., None] * right + v[..., None] / ASPECT * up)
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
     point, normal = _ground_hits(directions.reshape(-1, 3))
@@ -157,18 +130,17 @@ def film(width: int, height: int, samples: int) -> tuple[Floats, Floats, Floats,
         to_lamp = np.array(position) - point
         distance = np.linalg.norm(to_lamp, axis=1)
         to_lamp /= distance[:, None]
-        cosines = np.clip((to_lamp * normal).sum(1), 0, None) * np.clip(-(to_lamp @ _lamp_table()[i, :3]), 0, None)
-        light[:, i] = (cosines / distance**2)[:, None] * _lamp_table()[i, 3:]
-    light[:, -1] = SUN_IRRADIANCE * np.clip(normal @ SUN_DIRECTION, 0, None)[:, None]
-
-    indirect = np.stack([np.ones_like(u), v, u, u * v, v * v], axis=-1) @ GROUND_INDIRECT
-
-    def by_pixel(values: Floats) -> Floats:
-        rest = values.shape[1:]
-        blocks = values.reshape(height, samples, width, samples, *rest).swapaxes(1, 2)
-        return np.ascontiguousarray(blocks.reshape(height, width, samples * samples, *rest))
-
-    return by_pixel(directions.reshape(-1, 3)), by_pixel(point), by_pixel(light), by_pixel(indirect.reshape(-1, 1))
+        cosines = np.clip((to_lamp * normal).sum(1), 0, None) * np.clip(-(to_lamp @ LAMP_AXES[i]), 0, None)
+        light[:, i] = (cosines / distance**2)[:, None] * LIGHT[i]
+    light[:, -1] = LIGHT[-1] * np.clip(normal @ SUN_DIRECTION, 0, None)[:, None]
+    indirect = np.stack(np.broadcast_arrays(1.0, v, u, u * v, v * v), axis=-1) @ GROUND_INDIRECT
+    shape = (height, width, samples * samples)
+    return (
+        directions.reshape(*shape, 3),
+        point.reshape(*shape, 3),
+        light.reshape(*shape, -1, 3),
+        indirect.reshape(shape),
+    )
 
 
 @njit(cache=True, fastmath=True)
@@ -276,41 +248,48 @@ def _specular(nx, ny, nz, lx, ly, lz, vx, vy, vz):  # type: ignore[no-untyped-de
     return d * g * (F0 + (1 - F0) * (1 - vh) ** 5) / (4 * nv)
 
 
+@njit(cache=True, fastmath=True, inline="always")
+def _towards(i, corner, px, py, pz):  # type: ignore[no-untyped-def]
+    """Return the direction and the distance from p to a point of lamp i, or to the sun."""
+    if i == len(LAMPS):
+        return SUN_DIRECTION[0], SUN_DIRECTION[1], SUN_DIRECTION[2], 1e9
+    point = LAMP_POINTS[i, corner]
+    x, y, z = point[0] - px, point[1] - py, point[2] - pz
+    distance = math.sqrt(x * x + y * y + z * z)
+    return x / distance, y / distance, z / distance, distance
+
+
 @njit(cache=True, fastmath=True)
-def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, world, out):  # type: ignore[no-untyped-def]
+def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, out):  # type: ignore[no-untyped-def]
     """Add to `out` the radiance of an object's point along -d: light of lamps and sun, of the ground and the wall."""
-    lamps, points, sun, albedo, indirect = world
     obj = objects[k]
     nx, ny, nz = _normal(obj, ox - obj[2], oy - obj[3], oz - RADIUS)
     px, py, pz = ox + 1e-3 * nx, oy + 1e-3 * ny, oz + 1e-3 * nz
-    color = albedo[int(obj[1])]
-    for i in range(4):
-        if i < 3:
-            lx, ly, lz = points[i, corner, 0] - px, points[i, corner, 1] - py, points[i, corner, 2] - pz
-            distance = math.sqrt(lx * lx + ly * ly + lz * lz)
-            lx, ly, lz = lx / distance, ly / distance, lz / distance
-            facing = max(-(lx * lamps[i, 0] + ly * lamps[i, 1] + lz * lamps[i, 2]), 0.0) / (distance * distance)
-        else:
-            lx, ly, lz, distance, facing = sun[0], sun[1], sun[2], 1e9, SUN_IRRADIANCE
+    color = ALBEDO[int(obj[1])]
+    for i in range(len(LAMPS) + 1):
+        lx, ly, lz, distance = _towards(i, corner, px, py, pz)
         cosine = nx * lx + ny * ly + nz * lz
         if cosine <= 0 or _shadowed(objects, count, k, px, py, pz, lx, ly, lz, distance):
             continue
+        facing = 1.0
+        if i < len(LAMPS):
+            axis = LAMP_AXES[i]
+            facing = max(-(lx * axis[0] + ly * axis[1] + lz * axis[2]), 0.0) / (distance * distance)
         lobe = _specular(nx, ny, nz, lx, ly, lz, -dx, -dy, -dz)
         for c in range(3):
-            e = facing * (lamps[i, 3 + c] if i < 3 else 1.0)
-            out[c] += e * (cosine * color[c] / math.pi + lobe)
+            out[c] += facing * LIGHT[i, c] * (cosine * color[c] / math.pi + lobe)
     # Light from below (the lit ground, darker towards the object's foot), from the wall behind, and the rest.
     wall = max(-0.903 * nx + 0.429 * ny, 0.0)
     below = 0.5 * (1 - nz)
-    foot = min(1.0, indirect[5] + (1 - indirect[5]) * oz / (2 * RADIUS))
+    foot = min(1.0, INDIRECT[5] + (1 - INDIRECT[5]) * oz / (2 * RADIUS))
     for m in range(count):  # near objects darken each other
         if m != k:
             qx, qy, qz = objects[m, 2] - px, objects[m, 3] - py, RADIUS - pz
             d2 = qx * qx + qy * qy + qz * qz
             cosine = (qx * nx + qy * ny + qz * nz) / math.sqrt(d2)
             if cosine > 0:
-                foot *= 1 - min(0.8, indirect[7] * cosine * RADIUS * RADIUS / d2)
-    ambient = foot * (indirect[2] * below + indirect[3] * wall) + indirect[4]
+                foot *= 1 - min(0.8, INDIRECT[7] * cosine * RADIUS * RADIUS / d2)
+    ambient = foot * (INDIRECT[2] * below + INDIRECT[3] * wall) + INDIRECT[4]
     dn = dx * nx + dy * ny + dz * nz
     rx, ry, rz = dx - 2 * dn * nx, dy - 2 * dn * ny, dz - 2 * dn * nz
     mirrored = (
@@ -318,21 +297,15 @@ def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, world, out)
     )
     fresnel = F0 + (1 - F0) * (1 - min(1.0, abs(dn))) ** 5
     for c in range(3):
-        out[c] += color[c] * ambient + fresnel * indirect[6] * mirrored
+        out[c] += color[c] * ambient + fresnel * INDIRECT[6] * mirrored
 
 
 @njit(cache=True, fastmath=True)
-def _shade_ground(objects, count, point, light, irradiance, corner, world, out):  # type: ignore[no-untyped-def]
+def _shade_ground(objects, count, point, light, irradiance, corner, out):  # type: ignore[no-untyped-def]
     """Add to `out` the radiance of a ground point: each lamp that no object blocks, and indirect light."""
-    _, points, sun, albedo, indirect = world
     ox, oy, oz = point[0], point[1], point[2] + 1e-3
-    for i in range(4):
-        if i < 3:
-            lx, ly, lz = points[i, corner, 0] - ox, points[i, corner, 1] - oy, points[i, corner, 2] - oz
-            distance = math.sqrt(lx * lx + ly * ly + lz * lz)
-            lx, ly, lz = lx / distance, ly / distance, lz / distance
-        else:
-            lx, ly, lz, distance = sun[0], sun[1], sun[2], 1e9
+    for i in range(len(LAMPS) + 1):
+        lx, ly, lz, distance = _towards(i, corner, ox, oy, oz)
         if not _shadowed(objects, count, -1, ox, oy, oz, lx, ly, lz, distance):
             for c in range(3):
                 out[c] += GROUND_ALBEDO / math.pi * light[i, c]
@@ -344,11 +317,11 @@ def _shade_ground(objects, count, point, light, irradiance, corner, world, out):
         d2 = max(qx * qx + qy * qy + qz * qz, RADIUS * RADIUS)
         factor = qz / math.sqrt(d2) * RADIUS * RADIUS / d2  # a sphere's form factor
         for c in range(3):
-            out[c] += factor * ambient * (indirect[1] * albedo[int(objects[k, 1]), c] - indirect[0])
+            out[c] += factor * ambient * (INDIRECT[1] * ALBEDO[int(objects[k, 1]), c] - INDIRECT[0])
 
 
 @njit(cache=True, fastmath=True, parallel=True)
-def _render(objects, counts, camera, directions, ground, light, irradiance, world, out):  # type: ignore[no-untyped-def]
+def _render(objects, counts, camera, directions, ground, light, irradiance, out):  # type: ignore[no-untyped-def]
     height, width, samples = directions.shape[0], directions.shape[1], directions.shape[2]
     for b in prange(len(counts)):
         rgb, total = np.zeros(3), np.zeros(3)
@@ -366,10 +339,10 @@ def _render(objects, counts, camera, directions, ground, light, irradiance, worl
                     corner = ((y & 3) * 4 + (x & 3) + 5 * s) & 15
                     if k >= 0:
                         ox, oy, oz = camera[0] + nearest * dx, camera[1] + nearest * dy, camera[2] + nearest * dz
-                        _shade_object(objects[b], counts[b], k, ox, oy, oz, dx, dy, dz, corner, world, rgb)
+                        _shade_object(objects[b], counts[b], k, ox, oy, oz, dx, dy, dz, corner, rgb)
                     else:
-                        at, lit, ambient = ground[y, x, s], light[y, x, s], irradiance[y, x, s, 0]
-                        _shade_ground(objects[b], counts[b], at, lit, ambient, corner, world, rgb)
+                        at, lit, ambient = ground[y, x, s], light[y, x, s], irradiance[y, x, s]
+                        _shade_ground(objects[b], counts[b], at, lit, ambient, corner, rgb)
                     for c in range(3):
                         total[c] += rgb[c]
                 for c in range(3):
@@ -384,7 +357,6 @@ def render(
     width: int = 320,
     height: int = 240,
     samples: int = 2,
-    indirect: Floats = INDIRECT,
 ) -> NDArray[np.uint8]:
     """Render scenes as (N, height, width, 3) sRGB with `samples` x `samples` rays a pixel. Deterministic.
 
@@ -396,9 +368,7 @@ def render(
         for j, obj in enumerate(scene):
             objects[i, j] = obj.row()
     out = np.zeros((len(scenes), height, width, 3), np.uint8)
-    arrays: tuple[Any, ...] = film(width, height, samples)
-    world = (_lamp_table(), lamp_points(), SUN_DIRECTION, ALBEDO, indirect)
-    _render(objects, counts, CAMERA, *arrays, world, out)  # type: ignore[call-arg]
+    _render(objects, counts, CAMERA, *film(width, height, samples), out)
     return out
 
 

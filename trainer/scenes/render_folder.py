@@ -8,15 +8,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import Progress
 
 from shared import storage as files
 from shared.vocabulary import ICLEVR
@@ -59,34 +57,6 @@ def scene_objects(labels: list[str], rng: np.random.Generator) -> list[SceneObje
     return place([(color, shape) for color, shape in (label.split() for label in labels)], rng)
 
 
-@dataclass(frozen=True)
-class Picture:
-    name: str  # of its file
-    labels: list[str]
-    positions: list[tuple[float, float]]  # of its objects' centres, in fractions of width and height
-    pixels: NDArray[np.uint8]
-
-
-def _pictures(scenes: Scenes, seed: int, size: int | None) -> Iterator[list[Picture]]:
-    """Yield batches of pictures: each scene with one object, then two, up to all of its labels."""
-    numbered = enumerate(scenes.items())
-    while batch := list(itertools.islice(numbered, BATCH)):
-        names, labels, objects = [], [], []
-        for position, (number, scene) in batch:
-            placed = scene_objects(scene, np.random.default_rng([seed, 1, position]))
-            for k in range(len(placed)):
-                names.append(f"CLEVR_train_{number}_{k}.png")
-                labels.append(scene[: k + 1])
-                objects.append(placed[: k + 1])
-        pictures = render(objects) if size is None else squeeze(render(objects, samples=1), size)
-        positions = [[_rounded(picture_position(one)) for one in placed] for placed in objects]
-        yield [Picture(*parts) for parts in zip(names, labels, positions, pictures, strict=True)]
-
-
-def _rounded(position: tuple[float, float]) -> tuple[float, float]:
-    return round(position[0], 4), round(position[1], 4)
-
-
 def _save(path: Path, picture: NDArray[np.uint8]) -> None:
     Image.fromarray(picture).save(path, compress_level=1)
 
@@ -104,23 +74,33 @@ def held_out_lists(scenes: Scenes, seed: int) -> tuple[list[list[str]], list[lis
     return mixed, [list(labels) for labels in chosen[32:]]
 
 
-def write_folder(out: Path, scenes: Scenes, *, seed: int, size: int | None, progress: Progress | None = None) -> int:
-    """Render every scene into `out`; return the number of pictures. The same arguments give the same bytes.
+def write_folder(
+    out: Path, scenes: Scenes, *, seed: int, size: int | None, advance: Callable[[int], None] = lambda _: None
+) -> int:
+    """Render every scene into `out`: with one object, then two, up to all of its labels. Return the number of pictures.
 
     `size` None writes 320x240 with 4 rays a pixel; a number writes squares, squeezed from one ray a pixel: much faster.
+    The same arguments give the same bytes.
     """
     folder = out / "iclevr"
     folder.mkdir(parents=True, exist_ok=True)
     train: dict[str, list[str]] = {}
     positions: dict[str, list[tuple[float, float]]] = {}
-    task = progress.add_task("rendering", total=sum(map(len, scenes.values()))) if progress else None
+    numbered = enumerate(scenes.items())
     with ThreadPoolExecutor(2) as pool:
-        for batch in _pictures(scenes, seed, size):
-            train.update({picture.name: picture.labels for picture in batch})
-            positions.update({picture.name: picture.positions for picture in batch})
-            list(pool.map(lambda picture: _save(folder / picture.name, picture.pixels), batch))
-            if progress and task is not None:
-                progress.advance(task, len(batch))
+        while batch := list(itertools.islice(numbered, BATCH)):
+            paths, objects = [], []
+            for position, (number, labels) in batch:
+                placed = scene_objects(labels, np.random.default_rng([seed, 1, position]))
+                points = [(round(x, 4), round(y, 4)) for x, y in map(picture_position, placed)]
+                for n in range(1, len(placed) + 1):
+                    name = f"CLEVR_train_{number}_{n - 1}.png"
+                    train[name], positions[name] = labels[:n], points[:n]
+                    paths.append(folder / name)
+                    objects.append(placed[:n])
+            pictures = render(objects) if size is None else squeeze(render(objects, samples=1), size)
+            list(pool.map(_save, paths, pictures))
+            advance(len(paths))
     mixed, full = held_out_lists(scenes, seed)
     write_label_file(out / "objects.json", {name: i for i, name in enumerate(ICLEVR.names)})
     write_label_file(out / "positions.json", positions)

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 SHAPES = ("cube", "sphere", "cylinder")
-COLORS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
+COLORS = {  # sRGB values, used as linear reflectance, as CLEVR does
+    "gray": (87, 87, 87),
+    "red": (173, 35, 35),
+    "blue": (42, 75, 215),
+    "green": (29, 105, 20),
+    "brown": (129, 74, 25),
+    "purple": (129, 38, 192),
+    "cyan": (41, 208, 208),
+    "yellow": (255, 238, 51),
+}
 RADIUS = 0.6  # world units: a sphere's and a cylinder's radius, a cube's half-edge
 CAMERA = np.array([7.4811, -6.5076, 5.3437])
 TAN_HALF_FOV = 16 / 35  # horizontal: lens 35 on a 32 wide sensor
@@ -30,14 +39,8 @@ class SceneObject:
     rotation: float
 
     def row(self) -> list[float]:
-        return [
-            SHAPES.index(self.shape),
-            COLORS.index(self.color),
-            self.x,
-            self.y,
-            math.cos(self.rotation),
-            math.sin(self.rotation),
-        ]
+        kind = [SHAPES.index(self.shape), list(COLORS).index(self.color)]
+        return [*kind, self.x, self.y, math.cos(self.rotation), math.sin(self.rotation)]
 
 
 def camera_axes() -> tuple[Floats, Floats, Floats]:
