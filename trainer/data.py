@@ -51,10 +51,8 @@ class Dataset:
 
 def pad(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Repeat the edge rows (or columns) of (N, H, W, C) until pictures are square, with the original in the middle."""
-    height, width = pictures.shape[1:3]
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    border = ((0, 0), (top, side - height - top), (left, side - width - left), (0, 0))
+    missing = [max(pictures.shape[1:3]) - side for side in pictures.shape[1:3]]
+    border = [(0, 0), *((pixels // 2, pixels - pixels // 2) for pixels in missing), (0, 0)]
     return np.pad(pictures, border, mode="edge")
 
 
@@ -69,8 +67,6 @@ def to_square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
     picture = to_rgb(picture)
     if fit == "pad" and picture.width != picture.height:
         picture = Image.fromarray(pad(np.asarray(picture)[None])[0])
-    if picture.size == (size, size):
-        return picture
     return picture.resize((size, size), Image.Resampling.BILINEAR)
 
 
@@ -140,20 +136,18 @@ def load_dataset(
             _keep(images, cache)
     labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
     positions = read_positions(folder / "positions.json", train, vocabulary)
-    aspect = 1.0
-    if fit == "pad":
-        picture = read_picture(pictures / names[0])
-        aspect = picture.width / picture.height
-        if positions is not None:
-            positions = _padded(positions, picture.width, picture.height)
-    return Dataset(vocabulary, torch.from_numpy(images), labels, positions, aspect)
+    if fit == "squeeze":
+        return Dataset(vocabulary, torch.from_numpy(images), labels, positions)
+    width, height = read_picture(pictures / names[0]).size
+    if positions is not None:
+        positions = _padded(positions, width, height)
+    return Dataset(vocabulary, torch.from_numpy(images), labels, positions, width / height)
 
 
 def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> Tensor | None:
     """Read positions.json, which maps each picture to the [x, y] of its labels in train.json's order.
 
-    Returns (N, K, 2) float32 with `OUTSIDE` for absent labels, or None where there is no such file. Raises TrainerError
-    where it does not fit train.json.
+    Returns (N, K, 2) float32 with `OUTSIDE` for absent labels, or None where there is no such file.
     """
     if not path.exists():
         return None
@@ -187,11 +181,7 @@ def positions_of(config: TrainConfig, dataset: Dataset) -> Tensor | None:
 
 
 def merge(datasets: list[Dataset]) -> Dataset:
-    """Merge several folders' data sets.
-
-    Raises TrainerError where their vocabularies or the proportions of padded pictures differ, or only some have
-    positions.
-    """
+    """Merge several folders' data sets. Raises TrainerError for those that cannot be learned from together."""
     first = datasets[0]
     if any(other.vocabulary != first.vocabulary for other in datasets[1:]):
         raise TrainerError("the folders' objects.json differ; a network has one vocabulary")

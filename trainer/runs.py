@@ -54,13 +54,13 @@ def step_seed(seed: int, step: int) -> int:
 
 def show_progress(progress: Progress, what: str, batch: int | None = None) -> Callable[[Run], None]:
     """An `on_step` that moves a bar from 0 to 1000 per mille; with `batch` it shows pictures per second."""
-    task = progress.add_task(f"{what} (per mille)", total=1000)
+    task = progress.add_task(what, total=1000)
 
     def on_step(run: Run) -> None:
-        status = f"step {run.step}  loss {run.loss:.4f}"
+        status = f"{what}: step {run.step}, loss {run.loss:.4f}"
         if batch:
-            status += f"  {run.step * batch / max(run.elapsed_s, 1e-9):.0f} pictures/s"
-        progress.update(task, completed=min(1000, int(1000 * run.progress)), status=status)
+            status += f", {run.step * batch / max(run.elapsed_s, 1e-9):.0f} pictures/s"
+        progress.update(task, completed=min(1000, int(1000 * run.progress)), description=status)
 
     return on_step
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Final, cast
@@ -111,32 +112,41 @@ def score_run(
     return ScoredRun(seed, score_set(judge.probabilities(images), targets, judge.vocabulary.names), images)
 
 
+def score_runs(
+    stepper: Stepper, judge: Judge, lists: Sequence[Sequence[str]], options: SamplingOptions, *,
+    repeats: int, seed: int = 0, on_step: Callable[[Sequence[Row]], None] | None = None,
+) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
+    """Return runs with the seeds from `seed`, and their figures with pictures/s and network rows a picture."""
+    start, rows_before, pictures = time.monotonic(), stepper.network_rows, repeats * len(lists)
+    runs = [score_run(stepper, judge, lists, options, seed + r, on_step=on_step) for r in range(repeats)]
+    rate = pictures / (time.monotonic() - start)
+    rows = (stepper.network_rows - rows_before) / pictures
+    return runs, {"pictures_per_s": rate, "rows_per_picture": rows, **summary(runs)}
+
+
 def score_file(
     file: Path, denoiser: Denoiser, evaluator: Evaluator, options: SamplingOptions, *,
     repeats: int, seed: int, progress: Progress, keep_padding: bool = False,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
-    """Score `repeats` runs of a test file; return them and their figures, with pictures/s and network rows a picture.
+    """Score `repeats` runs of a test file; return them and their figures.
 
     The padding of a denoiser's padded pictures is cropped before they are judged, unless `keep_padding` is set.
     """
     judge = judge_of(evaluator, 1.0 if keep_padding else denoiser.aspect)
     lists = read_test_file(file, denoiser.vocabulary)
-    stepper, pictures = denoiser.stepper(), repeats * len(lists)
-    task = progress.add_task(f"sampling {file.name}", total=pictures * options.steps)
-    on_step = lambda rows: progress.advance(task, len(rows))  # noqa: E731
-    start = time.monotonic()
-    runs = [score_run(stepper, judge, lists, options, seed + r, on_step=on_step) for r in range(repeats)]
-    elapsed_s = time.monotonic() - start
-    figures: dict[str, Any] = {
+    task = progress.add_task(f"sampling {file.name}", total=repeats * len(lists) * options.steps)
+    runs, figures = score_runs(
+        denoiser.stepper(), judge, lists, options, repeats=repeats, seed=seed,
+        on_step=lambda rows: progress.advance(task, len(rows)),
+    )  # fmt: skip
+    described = {
         "file": file.name,
         "model": denoiser.info.name,
         "digest": denoiser.info.digest,
         "options": options.model_dump(),
         "padding": "none" if denoiser.aspect == 1.0 else "kept" if keep_padding else "cut",
-        "pictures_per_s": pictures / elapsed_s,
-        "rows_per_picture": stepper.network_rows / pictures,
     }
-    return runs, figures | summary(runs)
+    return runs, described | figures
 
 
 def summary(runs: Sequence[ScoredRun]) -> dict[str, Any]:
@@ -158,28 +168,25 @@ def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
     Image.fromarray(grid(images, columns)).save(path)
 
 
+@dataclass
 class Watcher:
     """Evaluates the averaged network while it trains: a grid of the first test file, and the scores of each file.
 
     Without an evaluator it draws only the grid.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        dataset: Dataset,
-        folder: Path,
-        tests: dict[str, list[list[str]]],
-        evaluator: Evaluator | None,
-        device: torch.device,
-        options: SamplingOptions = SAMPLING,
-    ) -> None:
-        self.options = options
-        self.config, self.vocabulary, self.folder = config, dataset.vocabulary, folder
-        self.judge = judge_of(evaluator, dataset.aspect) if evaluator else None
-        self.tests, self.device = tests, device
-        positions = positions_of(config, dataset)
-        self.layouts = None if positions is None else Layouts.of(positions)
+    config: TrainConfig
+    dataset: Dataset
+    folder: Path
+    tests: dict[str, list[list[str]]]
+    evaluator: Evaluator | None
+    device: torch.device
+    options: SamplingOptions = SAMPLING
+
+    @cached_property
+    def layouts(self) -> Layouts | None:
+        positions = positions_of(self.config, self.dataset)
+        return None if positions is None else Layouts.of(positions)
 
     def stepper(self, network: nn.Module) -> Stepper:
         """Return the sampling loop of `network`, which is put into evaluation mode."""
@@ -193,12 +200,12 @@ class Watcher:
         stepper = self.stepper(network)
         figures: dict[str, float] = {}
         for i, (name, lists) in enumerate(self.tests.items()):
-            if self.judge:
-                scored = score_run(stepper, self.judge, lists, self.options, seed=0)
+            if self.evaluator:
+                scored = score_run(stepper, judge_of(self.evaluator, self.dataset.aspect), lists, self.options, seed=0)
                 images = scored.images
                 figures |= {f"{name}/{score}": getattr(scored.score, score) for score in SCORES}
             elif i == 0:
-                targets = targets_of(lists[:GRID_PICTURES], self.vocabulary)
+                targets = targets_of(lists[:GRID_PICTURES], self.dataset.vocabulary)
                 seeds = [picture_seed(0, i) for i in range(len(targets))]
                 images = sample(stepper, targets, self.options, seeds)
             if i == 0:

@@ -18,11 +18,9 @@ def score(
     storage: options.Storage = Path("models"),
     model: options.Model = None,
     evaluator: Annotated[
-        str | None, typer.Option(help="Evaluator's name, or the course's checkpoint.pth; the promoted one by default.")
+        str | None, typer.Option(help="Name, or the course's checkpoint.pth; else the promoted.")
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help="Sampling: default (the checkpoint's own), or report (999 ancestral steps, w = 3).")
-    ] = "default",
+    preset: options.Preset = "default",
     sampler: options.Sampler = None,
     steps: options.SamplingSteps = None,
     spacing: options.Spacing = None,
@@ -39,8 +37,7 @@ def score(
     from shared.diffusion.model import load_denoiser
     from trainer.score import load_judge, make_options, score_file
 
-    terminal.check_file(grid, ".png")
-    terminal.check_file(json_out, ".json")
+    terminal.check_files(png=grid, json=json_out)
     given = options.given_sampling(sampler, steps, spacing, guidance, interval)
     where = terminal.pick_device(device)
     denoiser = load_denoiser(registry.resolve(storage, model, "denoiser"), device=where)
@@ -91,7 +88,7 @@ def card(
     machine: Annotated[str, typer.Option(help="The machine that it was trained on, in words.")],
     storage: options.Storage = Path("models"),
     scores: Annotated[
-        list[Path] | None, typer.Option(exists=True, help="A file that `score --json` wrote. Repeatable.")
+        list[Path] | None, typer.Option(exists=True, help="A file of `score --json`. Repeatable.")
     ] = None,
     commands: Annotated[list[str] | None, typer.Option("--command", help="A command that made it. Repeatable.")] = None,
     notes: Annotated[list[str] | None, typer.Option("--note", help="A paragraph of Markdown. Repeatable.")] = None,

@@ -30,17 +30,17 @@ Storage = Annotated[
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Minutes = Annotated[float | None, typer.Option(min=0.01, help="Stop after so many minutes of training.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="Change one field of the configuration: --set batch=64. Repeatable.")
-]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="Change one field: --set batch=64. Repeatable.")]
 EvaluateMinutes = Annotated[float, typer.Option(min=0.1, help="Minutes between sample grids and scores.")]
-LoggedEvaluator = Annotated[
-    str | None, typer.Option(help="Name of an evaluator whose scores are logged. It does not affect the training.")
-]
+LoggedEvaluator = Annotated[str | None, typer.Option(help="Name of an evaluator whose scores are only logged.")]
+Name = Annotated[str, typer.Option(help="The checkpoint's name.")]
+StartFrom = Annotated[str | None, typer.Option(help="Name of a checkpoint whose weights the run starts from.")]
+Tests = Annotated[list[Path] | None, typer.Option(exists=True, help="Test files; the data set's own by default.")]
 Evaluator = Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")]
 Model = Annotated[str | None, typer.Option(help="Denoiser's name; the promoted one by default.")]
 KeepPadding = Annotated[bool, typer.Option(help="Judge padded pictures without cropping the padding, as the report.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
+Preset = Annotated[str, typer.Option(help="Sampling: default (the checkpoint's own), or report (999 steps, w = 3).")]
 Sampler = Annotated[str | None, typer.Option(help="ddpm, ddpm_small, ddim, euler, dpmpp_1, dpmpp_2m or sde_dpmpp_2m.")]
 SamplingSteps = Annotated[int | None, typer.Option("--steps", help="Sampling steps.")]
 Spacing = Annotated[str | None, typer.Option(help="uniform, logsnr or trailing.")]

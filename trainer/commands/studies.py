@@ -23,15 +23,11 @@ def compare(
     data: Annotated[Path, typer.Argument(exists=True, help="A data set folder.")],
     out: Annotated[Path, typer.Option(help="Folder for the report, its plots, grids and figures.")],
     evaluator: Annotated[str, typer.Option(help="Name of the evaluator that scores all variants.")],
-    minutes: Annotated[
-        float | None, typer.Option("--minutes-per-variant", min=0.01, help="Training time of each variant.")
-    ] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes-per-variant", min=0.01, help="Training time.")] = None,
     steps: Annotated[int | None, typer.Option("--steps-per-variant", min=1, help="Steps of each variant.")] = None,
     only: Annotated[str | None, typer.Option(help="Train only these variants: a,b.")] = None,
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Scored runs with different seeds.")] = 3,
-    tests: Annotated[
-        list[Path] | None, typer.Option(exists=True, help="Test files; the data set's own by default.")
-    ] = None,
+    tests: options.Tests = None,
     set_: options.Changes = None,
     run: Annotated[Path, typer.Option(help="Folder for the variants' states and logs.")] = Path("runs/compare"),
     storage: options.Storage = Path("models"),
@@ -93,15 +89,12 @@ def memorisation(
     storage: options.Storage = Path("models"),
     model: options.Model = None,
     evaluator: options.Evaluator = None,
-    preset: Annotated[str, typer.Option(help="Sampling preset: default or report.")] = "default",
+    preset: options.Preset = "default",
     pictures: Annotated[int, typer.Option(min=2, help="Sampled pictures, compared with as many unseen ones.")] = 500,
-    label_sets: Annotated[
-        int, typer.Option(min=0, help="Label sets whose diversity is measured, 8 pictures each.")
-    ] = 32,
+    label_sets: Annotated[int, typer.Option(min=0, help="Label sets for the diversity, 8 pictures each.")] = 32,
     seed: options.Seed = 0,
     grid: Annotated[
-        Path | None,
-        typer.Option(help="Write the 8 pictures nearest to the training set as PNG, with their nearest neighbours."),
+        Path | None, typer.Option(help="PNG of the 8 pictures nearest to training ones, and these.")
     ] = None,
     json_out: options.Json = None,
     device: options.DeviceName = "auto",
@@ -112,8 +105,7 @@ def memorisation(
     from trainer.score import make_options, save_grid
     from trainer.studies import memorisation as study
 
-    terminal.check_file(grid, ".png")
-    terminal.check_file(json_out, ".json")
+    terminal.check_files(png=grid, json=json_out)
     where = terminal.pick_device(device)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), where)
@@ -146,9 +138,7 @@ def limit(
     size: Annotated[int, typer.Option(min=8, max=240, help="Pixels a side of the pictures.")] = 64,
     fit: Annotated[str, typer.Option(help="How pictures are made square: squeeze or pad.")] = "squeeze",
     keep_padding: options.KeepPadding = False,
-    placed_as: Annotated[
-        str | None, typer.Option(help="Name of a denoiser: objects keep as far apart as in its arrangements.")
-    ] = None,
+    placed_as: Annotated[str | None, typer.Option(help="Keep objects as far apart as this denoiser does.")] = None,
     grid: options.Grid = None,
     json_out: options.Json = None,
     device: options.DeviceName = "auto",
@@ -160,8 +150,7 @@ def limit(
 
     if fit not in ("squeeze", "pad"):
         raise TrainerError(f'no --fit "{fit}"; there are squeeze and pad')
-    terminal.check_file(grid, ".png")
-    terminal.check_file(json_out, ".json")
+    terminal.check_files(png=grid, json=json_out)
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), terminal.pick_device(device))
     placing = load_denoiser(resolve(storage, placed_as, "denoiser")) if placed_as else None
     with terminal.bar() as progress:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from shared.vocabulary import SHOWN_NAMES
 from trainer.errors import TrainerError
@@ -37,38 +35,25 @@ def pick_device(name: str) -> torch.device:
         raise TrainerError(str(error)) from error
 
 
-def check_file(path: Path | None, suffix: str) -> None:
-    """Refuse a file that cannot be written, before the work instead of after it."""
-    if path and path.suffix != suffix:
-        raise TrainerError(f"{path} must end in {suffix}")
-    if path and not path.parent.is_dir():
-        raise TrainerError(f"{path}: there is no folder {path.parent}")
+def check_files(**files: Path | None) -> None:
+    """Refuse a file that cannot be written, before the work instead of after it. Keywords are the suffixes."""
+    for suffix, path in files.items():
+        if path and path.suffix != f".{suffix}":
+            raise TrainerError(f"{path} must end in .{suffix}")
+        if path and not path.parent.is_dir():
+            raise TrainerError(f"{path}: there is no folder {path.parent}")
 
 
 def check_budget(minutes: float | None, steps: int | None, options: str = "--minutes or --steps") -> None:
     """Refuse a budget without an end; `options` names what would set one."""
-    if minutes is not None and not math.isfinite(minutes):
-        raise TrainerError(f"--minutes {minutes} is not a length of time")
     if not minutes and not steps:
         raise TrainerError(f"say how long: {options}")
 
 
-class StatusColumn(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(task.fields.get("status", ""))
-
-
 def bar() -> Progress:
-    """Return a progress display on stderr if that is a terminal. A task may show more in its field `status`."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        StatusColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal and MAIN_PROCESS),
-    )
+    """Return a progress display on stderr if that is a terminal."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    return Progress(*columns, console=console, disable=not (console.is_terminal and MAIN_PROCESS))
 
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:

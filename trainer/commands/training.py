@@ -19,13 +19,11 @@ def fit_evaluator(
     data: Annotated[list[Path], options.Existing],
     held_out: Annotated[Path, typer.Option(exists=True, help="A data set folder that is scored and not trained on.")],
     storage: options.Storage = Path("models"),
-    name: Annotated[str, typer.Option(help="The checkpoint's name.")] = "evaluator",
+    name: options.Name = "evaluator",
     run: Annotated[Path, typer.Option(help="Folder for state, log and TensorBoard events.")] = Path("runs/evaluator"),
     minutes: options.Minutes = None,
     steps: options.Steps = None,
-    start_from: Annotated[
-        str | None, typer.Option(help="Name of an evaluator in storage whose weights the run starts from.")
-    ] = None,
+    start_from: options.StartFrom = None,
     course_file: Annotated[Path | None, typer.Option(help="Also write the course's checkpoint.pth here.")] = None,
     seed: options.Seed = 0,
     device: options.DeviceName = "auto",
@@ -41,7 +39,7 @@ def fit_evaluator(
 
     terminal.check_budget(minutes, steps)
     check_name(name)
-    terminal.check_file(course_file, ".pth")
+    terminal.check_files(pth=course_file)
     where = terminal.pick_device(device)
     start = load_evaluator(resolve(storage, start_from, "evaluator")) if start_from else None
     with terminal.bar() as progress:
@@ -65,34 +63,18 @@ def fit_evaluator(
 def train(
     data: Annotated[list[Path], options.Existing],
     storage: options.Storage = Path("models"),
-    name: Annotated[str, typer.Option(help="The checkpoint's name.")] = "denoiser",
+    name: options.Name = "denoiser",
     run: Annotated[
-        Path,
-        typer.Option(
-            "--run",
-            "--run-folder",
-            help="Folder for state, log, TensorBoard events and sample grids. "
-            "Under torchrun use --run-folder, since torchrun takes --run for itself.",
-        ),
+        Path,  # torchrun takes --run for itself
+        typer.Option("--run", "--run-folder", help="Folder for state, log and grids. Under torchrun: --run-folder."),
     ] = Path("runs/denoiser"),
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="default, or report: the report's hyperparameters, except that labels are dropped per picture, "
-            "where the report dropped them for a whole batch at a time."
-        ),
-    ] = "default",
+    preset: Annotated[str, typer.Option(help="default, or report: the report's hyperparameters.")] = "default",
     set_: options.Changes = None,
     minutes: options.Minutes = None,
     steps: options.Steps = None,
-    start_from: Annotated[
-        str | None, typer.Option(help="Name of a denoiser in storage whose weights the run starts from.")
-    ] = None,
+    start_from: options.StartFrom = None,
     evaluator: options.LoggedEvaluator = None,
-    tests: Annotated[
-        list[Path] | None,
-        typer.Option(exists=True, help="Test files scored while training; the data set's own by default."),
-    ] = None,
+    tests: options.Tests = None,
     evaluate_minutes: options.EvaluateMinutes = 10.0,
     device: options.DeviceName = "auto",
 ) -> None:
@@ -137,10 +119,8 @@ def train(
 
 def distill(
     data: Annotated[Path, options.Existing],
-    name: Annotated[str, typer.Option(help="The new checkpoint's name.")],
-    teacher: Annotated[
-        str | None, typer.Option(help="Name of the denoiser to distil; the promoted one by default.")
-    ] = None,
+    name: options.Name,
+    teacher: options.Model = None,
     guidance: Annotated[float, typer.Option(min=1, max=20, help="The teacher's w.")] = 3.0,
     sampling_steps: Annotated[int, typer.Option(min=1, max=100, help="Sampling steps of the new checkpoint.")] = 4,
     teacher_steps: Annotated[int, typer.Option(min=1, help="The teacher's sampling steps.")] = 16,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,41 +37,30 @@ def plot_log(lines: list[dict[str, float]], path: Path) -> None:
         figure.savefig(file, format="png", dpi=110)
 
 
-def _score_rows(scores: list[Path], digest: str) -> list[list[str]]:
-    rows = []
-    for path in scores:
-        try:
-            figures: dict[str, Any] = json.loads(path.read_text())
-            made_for = figures["digest"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise TrainerError(f"{path}: not what `score --json` writes") from error
-        if made_for != digest:
-            raise TrainerError(f"{path} was written for another checkpoint; score this one again")
-        cells = [
-            f"{figures[name]['mean']:.4f} ± {figures[name]['std']:.4f}" for name in ("accuracy", "exact_match", "f1")
-        ]
-        options = figures["options"]
-        rows.append(
-            [
-                figures["file"],
-                f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}",
-                str(len(figures["runs"])),
-                *cells,
-                f"{figures['accuracy']['max']:.4f}",
-                f"{figures['rows_per_picture']:.0f}",
-            ]
-        )
-    return rows
+def _score_row(path: Path, digest: str) -> list[str]:
+    try:
+        figures: dict[str, Any] = json.loads(path.read_text())
+        made_for, options = figures["digest"], figures["options"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainerError(f"{path}: not what `score --json` writes") from error
+    if made_for != digest:
+        raise TrainerError(f"{path} was written for another checkpoint; score this one again")
+    return [
+        figures["file"],
+        f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}",
+        str(len(figures["runs"])),
+        *(f"{figures[name]['mean']:.4f} ± {figures[name]['std']:.4f}" for name in ("accuracy", "exact_match", "f1")),
+        f"{figures['accuracy']['max']:.4f}",
+        f"{figures['rows_per_picture']:.0f}",
+    ]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[list[str]]:
-    rows: list[list[str]] = []
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[list[str]]:
     for key, value in values.items():
         if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{prefix}{key}.")
         else:
-            rows.append([f"{prefix}{key}", f"`{json.dumps(value)}`"])
-    return rows
+            yield [f"{prefix}{key}", f"`{json.dumps(value)}`"]
 
 
 def write_card(
@@ -78,8 +68,7 @@ def write_card(
 ) -> Path:
     """Write storage/NAME.md, NAME-log.png and a copy of the log; return the card's path.
 
-    `scores`: files that `trainer score --json` wrote. `notes`: paragraphs of Markdown. Raises TrainerError for scores
-    of another checkpoint.
+    `scores`: files that `trainer score --json` wrote. `notes`: paragraphs of Markdown.
     """
     info = read_info(storage / f"{name}.safetensors")
     lines = read_log(log)
@@ -90,11 +79,13 @@ def write_card(
         parts.append("Made by, in this order:\n\n" + "\n".join(f"    {command}" for command in commands))
     if scores:
         head = ["file", "sampling", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture"]
-        parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + table(head, _score_rows(scores, info.digest)))
+        parts.append(
+            f"## Scores\n\n{SCORES_NOTE}\n\n" + table(head, [_score_row(path, info.digest) for path in scores])
+        )
     parts += notes
     curve = f"![loss and scores over training]({name}-log.png)"
-    parts.append(f"## Training\n\n{curve}\n\n" + table(["what", "value"], _flat(info.training)))
-    parts.append("## Configuration\n\n" + table(["what", "value"], _flat(info.config)))
+    parts.append(f"## Training\n\n{curve}\n\n" + table(["what", "value"], list(_flat(info.training))))
+    parts.append("## Configuration\n\n" + table(["what", "value"], list(_flat(info.config))))
     parts.append(f"{len(info.vocabulary)} labels: {', '.join(info.vocabulary)}.")
     path = storage / f"{name}.md"
     path.write_text(page(parts))

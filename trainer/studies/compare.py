@@ -7,7 +7,6 @@ the report from them.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,14 +16,13 @@ import torch
 from rich.progress import Progress
 
 from shared import storage as files
-from shared.evaluator import Evaluator
+from shared.evaluator import Evaluator, judge_of
 from shared.options import SAMPLING_PRESETS, SamplingOptions
-from trainer.averages import Averages
 from trainer.config import REPORT, TrainConfig, check_config
 from trainer.data import Dataset
 from trainer.errors import TrainerError
 from trainer.runs import Budget, keep_setup, read_log, show_progress
-from trainer.score import Watcher, save_grid, score_run, summary
+from trainer.score import Watcher, save_grid, score_runs
 from trainer.train import train
 
 # The shipped network and optimizer with the report's objective. Loss weights and log-normal levels hide most of the
@@ -116,37 +114,13 @@ def ways_to_score(name: str, publish: str) -> list[tuple[str, str]]:
     return [(publish, "default")] + [(publish, "ancestral")] * (name in ANCESTRAL)
 
 
-def _score(
-    name: str, publish: str, averages: Averages, watcher: Watcher, setup: Setup, out: Path,
-    advance: Callable[[], None],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Return a line for each way to score and test file, with seeds from 0. Write the grid of the first of them."""
-    assert watcher.judge is not None
-    lines: list[dict[str, Any]] = []
-    for weights, sampling in ways_to_score(name, publish):
-        stepper = watcher.stepper(averages.network(weights))
-        for file, lists in setup.tests.items():
-            start, rows_before, runs = time.monotonic(), stepper.network_rows, []
-            for seed in range(setup.repeats):
-                runs.append(score_run(stepper, watcher.judge, lists, SAMPLINGS[sampling], seed))
-                advance()
-            if not lines:
-                save_grid(runs[0].images[:GRID_PICTURES], out / f"{name}.png")
-            pictures, elapsed = setup.repeats * len(lists), time.monotonic() - start
-            cost = {"rows_per_picture": (stepper.network_rows - rows_before) / pictures}
-            cost["pictures_per_s"] = round(pictures / elapsed, 2)
-            scores = {key: value for key, value in summary(runs).items() if key != "runs"}
-            lines.append({"weights": weights, "sampling": sampling, "file": file, **cost, **scores})
-    return lines
-
-
 def run_variant(
     name: str, config: TrainConfig, dataset: Dataset, folder: Path, out: Path, setup: Setup, evaluator: Evaluator,
     device: torch.device, progress: Progress,
 ) -> None:  # fmt: skip
-    """Train a variant, or resume it in `folder`, and score it.
+    """Train a variant, or resume it in `folder`, and score it in all of its ways with seeds from 0.
 
-    Writes `out`/NAME.json, its log NAME.jsonl and its sample grid NAME.png.
+    Writes `out`/NAME.json, its log NAME.jsonl, and the sample grid NAME.png of the first way.
     """
     watcher = Watcher(config, dataset, folder, setup.tests, evaluator, device)
     averages, run = train(
@@ -156,13 +130,27 @@ def run_variant(
     )  # fmt: skip
     curve = read_log(folder / "log.jsonl")
     (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
-    total = len(ways_to_score(name, config.publish)) * len(setup.tests) * setup.repeats
-    scoring = progress.add_task(f"{name}, scoring", total=total)
-    scores = _score(name, config.publish, averages, watcher, setup, out, lambda: progress.advance(scoring))
-    result = {"variant": name, "changes": VARIANTS[name], "steps": run.step, "minutes": round(run.elapsed_s / 60, 2)}
-    result["parameters"] = sum(p.numel() for p in averages.model.parameters())
-    result["aspect"] = dataset.aspect
-    result |= {"device": str(device), "config": config.model_dump(mode="json"), "scores": scores}
+    judge, scores = judge_of(evaluator, dataset.aspect), list[dict[str, Any]]()
+    ways = ways_to_score(name, config.publish)
+    for weights, sampling in progress.track(ways, description=f"{name}, scoring"):
+        stepper = watcher.stepper(averages.network(weights))
+        for file, lists in setup.tests.items():
+            runs, figures = score_runs(stepper, judge, lists, SAMPLINGS[sampling], repeats=setup.repeats)
+            if not scores:
+                save_grid(runs[0].images[:GRID_PICTURES], out / f"{name}.png")
+            del figures["runs"]
+            scores.append({"weights": weights, "sampling": sampling, "file": file, **figures})
+    result = {
+        "variant": name,
+        "changes": VARIANTS[name],
+        "steps": run.step,
+        "minutes": round(run.elapsed_s / 60, 2),
+        "parameters": sum(p.numel() for p in averages.model.parameters()),
+        "aspect": dataset.aspect,
+        "device": str(device),
+        "config": config.model_dump(mode="json"),
+        "scores": scores,
+    }
     text = json.dumps(result, indent=1) + "\n"
     files.write(out / f"{name}.json", text.encode())  # last and atomically: a variant with this file is finished
 

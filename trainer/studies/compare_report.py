@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from trainer.errors import TrainerError
 from trainer.runs import read_log
 from trainer.score import SCORES
 from trainer.studies.compare import COMPARISONS, SAMPLINGS, SWEPT, VARIANTS, WEIGHTS
@@ -21,22 +21,13 @@ LOSS_NOTE = (
 )
 
 
-def read_results(out: Path) -> dict[str, dict[str, Any]]:
-    """Return the figures of each finished variant, in the order of VARIANTS.
-
-    Raises TrainerError where there are none, or where they cannot be read.
-    """
-    results = {}
-    for name in VARIANTS:
-        path = out / f"{name}.json"
-        try:
-            if path.exists():
-                results[name] = {**json.loads(path.read_text()), "curve": read_log(out / f"{name}.jsonl")}
-        except (ValueError, OSError) as error:
-            raise TrainerError(f"{path}: not a variant's figures ({error})") from error
-    if not results:
-        raise TrainerError(f"{out} holds no finished variant")
-    return results
+def _read_results(out: Path) -> dict[str, dict[str, Any]]:
+    """Return the figures and the curve of each finished variant, in the order of VARIANTS."""
+    finished = {name: out / f"{name}.json" for name in VARIANTS if (out / f"{name}.json").exists()}
+    return {
+        name: {**json.loads(path.read_text()), "curve": read_log(path.with_suffix(".jsonl"))}
+        for name, path in finished.items()
+    }
 
 
 def _points(curve: list[dict[str, float]], panel: str, x: str) -> list[tuple[float, float]]:
@@ -49,12 +40,12 @@ def _points(curve: list[dict[str, float]], panel: str, x: str) -> list[tuple[flo
     return points
 
 
-def plot_curves(results: dict[str, dict[str, Any]], names: list[str], x: str, path: Path) -> None:
+def plot_curves(results: dict[str, dict[str, Any]], x: str, path: Path) -> None:
     """Plot the loss and the three scores over training, one line a variant. `x` is `minutes` or `step`."""
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     for axes, (panel, title) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
-        for name in names:
-            if points := _points(results[name]["curve"], panel, x):
+        for name, result in results.items():
+            if points := _points(result["curve"], panel, x):
                 marker = None if panel == "loss" else "o"
                 axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker=marker, markersize=3)
         axes.set(title=title, xlabel=x)
@@ -63,21 +54,24 @@ def plot_curves(results: dict[str, dict[str, Any]], names: list[str], x: str, pa
         else:
             axes.set_ylim(0, 1)
         axes.grid(alpha=0.3)
-    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=len(results))
     figure.savefig(path, dpi=90, metadata={"Software": None})
 
 
-def _by_file(scores: list[dict[str, Any]], weights: str, sampling: str) -> dict[str, dict[str, Any]]:
-    return {s["file"]: s for s in scores if (s["weights"], s["sampling"]) == (weights, sampling)}
+def _found(result: dict[str, Any], sampling: str = "default", weights: str | None = None) -> list[dict[str, Any]]:
+    """Return a variant's scores on each test file, by default with the weights that it publishes."""
+    wanted = (weights or result["config"]["publish"], sampling)
+    return [line for line in result["scores"] if (line["weights"], line["sampling"]) == wanted]
 
 
-def _cells(found: dict[str, dict[str, Any]], files: list[str]) -> list[str]:
+def _cells(found: list[dict[str, Any]]) -> list[str]:
     """Return the mean ± standard deviation over seeds of each score, file by file."""
-    return [f"{found[file][score]['mean']:.3f} ± {found[file][score]['std']:.3f}" for file in files for score in SCORES]
+    return [f"{line[score]['mean']:.3f} ± {line[score]['std']:.3f}" for line in found for score in SCORES]
 
 
-def _score_head(files: list[str]) -> list[str]:
-    return [f"{file} {PANELS[score]}" for file in files for score in SCORES]
+def _score_table(columns: list[str], files: list[str], rows: list[list[str]]) -> str:
+    """Return a table whose rows end in `_cells`."""
+    return table([*columns, *(f"{file} {PANELS[score]}" for file in files for score in SCORES)], rows)
 
 
 def _changes(result: dict[str, Any]) -> str:
@@ -90,49 +84,40 @@ def _changes(result: dict[str, Any]) -> str:
     return text
 
 
-def _variant_table(results: dict[str, dict[str, Any]], names: list[str], files: list[str]) -> str:
-    rows = []
-    for name in names:
-        result = results[name]
-        found = _by_file(result["scores"], result["config"]["publish"], "default")
-        size = [str(result["steps"]), f"{result['minutes']:.1f}", f"{result['parameters'] / 1e6:.1f} M"]
-        rows.append([name, *size, *_cells(found, files)])
-    return table(["variant", "steps", "minutes", "parameters", *_score_head(files)], rows)
+def _variant_row(name: str, result: dict[str, Any]) -> list[str]:
+    size = [str(result["steps"]), f"{result['minutes']:.1f}", f"{result['parameters'] / 1e6:.1f} M"]
+    return [name, *size, *_cells(_found(result))]
 
 
-def _ancestral_table(results: dict[str, dict[str, Any]], names: list[str], files: list[str]) -> list[str]:
-    rows = []
-    for name in names:
-        result = results[name]
-        if found := _by_file(result["scores"], result["config"]["publish"], "ancestral"):
-            rows.append([name, *_cells(found, files)])
-    if not rows:
-        return []
-    options = SAMPLINGS["ancestral"]
-    text = (
-        f"The same weights sampled as the report did, ancestrally, uniform in t, w = {options.guidance:g}, "
-        f"in {options.steps} steps instead of 999:"
-    )
-    return [text, table(["variant", *_score_head(files)], rows)]
-
-
-def _sweeps(results: dict[str, dict[str, Any]], files: list[str]) -> list[str]:
-    """Return the sections that compare averages and ways to sample, for each finished variant of SWEPT."""
-    blocks: list[str] = []
-    for name in (name for name in SWEPT if name in results):
-        result = results[name]
-        scores, publish = result["scores"], result["config"]["publish"]
-        rows = [[weights, *_cells(_by_file(scores, weights, "default"), files)] for weights in WEIGHTS]
-        blocks += [f"## Averaged weights or raw: {name}", "One run, scored with each of its weights."]
-        blocks.append(table(["weights", *_score_head(files)], rows))
-        rows = []
-        for sampling in SAMPLINGS:
-            found = _by_file(scores, publish, sampling)
-            cost = sum(one["rows_per_picture"] for one in found.values()) / len(found)
-            rows.append([sampling, f"{cost:.0f}", *_cells(found, files)])
-        blocks += [f"## Guidance and sampling: {name}", "One run, one set of weights, other options."]
-        blocks.append(table(["sampling", "network rows a picture", *_score_head(files)], rows))
+def _comparison(results: dict[str, dict[str, Any]], files: list[str]) -> list[str]:
+    """Return the tables of one comparison: its variants, and those of them that were also sampled ancestrally."""
+    rows = [_variant_row(name, result) for name, result in results.items()]
+    blocks = [_score_table(["variant", "steps", "minutes", "parameters"], files, rows)]
+    if rows := [[name, *_cells(found)] for name, result in results.items() if (found := _found(result, "ancestral"))]:
+        options = SAMPLINGS["ancestral"]
+        blocks.append(
+            f"The same weights sampled as the report did, ancestrally, uniform in t, w = {options.guidance:g}, "
+            f"in {options.steps} steps instead of 999:"
+        )
+        blocks.append(_score_table(["variant"], files, rows))
     return blocks
+
+
+def _sweep(name: str, result: dict[str, Any], files: list[str]) -> list[str]:
+    """Return the sections that compare a variant's averages and the ways to sample it."""
+    weights = [[weights, *_cells(_found(result, weights=weights))] for weights in WEIGHTS]
+    samplings = []
+    for sampling in SAMPLINGS:
+        found = _found(result, sampling)
+        samplings.append([sampling, f"{fmean(line['rows_per_picture'] for line in found):.0f}", *_cells(found)])
+    return [
+        f"## Averaged weights or raw: {name}",
+        "One run, scored with each of its weights.",
+        _score_table(["weights"], files, weights),
+        f"## Guidance and sampling: {name}",
+        "One run, one set of weights, other options.",
+        _score_table(["sampling", "network rows a picture"], files, samplings),
+    ]
 
 
 def _preface(out: Path, setup: dict[str, Any], results: dict[str, dict[str, Any]]) -> list[str]:
@@ -158,19 +143,24 @@ def write_report(out: Path) -> Path:
 
     If there is an `out`/notes.md, its text goes before the tables.
     """
-    results = read_results(out)
+    results = _read_results(out)
     setup: dict[str, Any] = json.loads((out / "setup.json").read_text())
     files, x = list(setup["tests"]), "minutes" if setup["minutes"] else "step"
     blocks = _preface(out, setup, results)
-    for i, (title, members) in enumerate(COMPARISONS.items()):
-        names = [name for name in members if name in results]
-        if len(names) < 2:
-            continue
-        path = out / f"curves-{i + 1}.png"
-        plot_curves(results, names, x, path)
-        blocks += [f"## {title}", _variant_table(results, names, files), *_ancestral_table(results, names, files)]
-        blocks += [picture(path, f"{title}: over training, scores are means of the test files"), LOSS_NOTE]
-    blocks += _sweeps(results, files)
+    for i, (title, members) in enumerate(COMPARISONS.items(), 1):
+        compared = {name: results[name] for name in members if name in results}
+        if len(compared) > 1:
+            plot_curves(compared, x, out / f"curves-{i}.png")
+            caption = f"{title}: over training, scores are means of the test files"
+            blocks += [
+                f"## {title}",
+                *_comparison(compared, files),
+                picture(out / f"curves-{i}.png", caption),
+                LOSS_NOTE,
+            ]
+    for name in SWEPT:
+        if name in results:
+            blocks += _sweep(name, results[name], files)
     blocks += ["## Samples", f"The first label lists of {files[0]}, the same seeds for every variant."]
     blocks += [picture(out / f"{name}.png", name) for name in results]
     (out / "report.md").write_text(page(blocks))

@@ -61,8 +61,7 @@ def render_runs(
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
     """Score renders as `trainer.score.score_file` scores samples. Each run places the objects anew.
 
-    Pictures have `size` x `size` pixels, squeezed or padded. Padding is cropped before the evaluator judges, unless
-    `keep_padding` is set. `placed_as`: a denoiser; objects keep as far apart as in its arrangements.
+    `placed_as`: a denoiser; objects keep as far apart as in its arrangements.
     Raises TrainerError where that denoiser has none, and where the evaluator's labels are not i-CLEVR's.
     """
     if evaluator.vocabulary != ICLEVR:
@@ -80,9 +79,13 @@ def render_runs(
         probabilities = judge_of(evaluator, aspect).probabilities(images)
         runs.append(ScoredRun(seed + r, score_set(probabilities, targets, ICLEVR.names), images))
         progress.advance(task)
-    rate = repeats * len(lists) / (time.monotonic() - start)
-    form = "kept" if keep_padding else "cut"
-    figures: dict[str, Any] = {"file": file.name, "model": "fresh renders", "size": size}
-    figures |= {"placed_as": placed_as.info.name if placed_as else None}
-    figures |= {"padding": form if fit == "pad" else "none", "pictures_per_s": rate, "rows_per_picture": 0.0}
+    figures = {
+        "file": file.name,
+        "model": "fresh renders",
+        "size": size,
+        "placed_as": placed_as.info.name if placed_as else None,
+        "padding": "none" if fit == "squeeze" else "kept" if keep_padding else "cut",
+        "pictures_per_s": repeats * len(lists) / (time.monotonic() - start),
+        "rows_per_picture": 0.0,
+    }
     return runs, figures | summary(runs)

@@ -7,13 +7,14 @@ distance. None of them says whether the labels are right.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from shared.diffusion.denoise import Stepper, sample
+from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator
 from shared.options import SamplingOptions, picture_seed
@@ -24,8 +25,7 @@ CHUNK = 1024  # training pictures compared at once
 PER_SET = 8  # pictures of one label set
 
 
-@dataclass(frozen=True)
-class Nearest:
+class Nearest(NamedTuple):
     """The nearest training picture of each of N pictures."""
 
     distance: Tensor  # (N,)
@@ -59,14 +59,14 @@ def flat_pixels(images: Tensor) -> Tensor:
     return flat / math.sqrt(flat.shape[1])
 
 
-def nearest(queries: Tensor, chunks: Callable[[int], Tensor], count: int) -> Nearest:
-    """Find the nearest of `count` rows for each of (N, D) `queries`. `chunks(start)` gives up to CHUNK rows."""
-    best = torch.full((len(queries),), torch.inf)
-    index = torch.zeros(len(queries), dtype=torch.int64)
-    for start in range(0, count, CHUNK):
-        distance, where = torch.cdist(queries, chunks(start)).min(1)
-        nearer = distance < best
-        best[nearer], index[nearer] = distance[nearer], where[nearer] + start
+def nearest(queries: Tensor, chunks: Iterable[Tensor]) -> Nearest:
+    """Find the nearest row for each of (N, D) `queries` among the rows of all chunks."""
+    best, index, start = torch.full((len(queries),), torch.inf), torch.zeros(len(queries), dtype=torch.int64), 0
+    for chunk in chunks:
+        distance, where = torch.cdist(queries, chunk).min(1)
+        index = torch.where(distance < best, where + start, index)
+        best = torch.minimum(best, distance)
+        start += len(chunk)
     return Nearest(best, index)
 
 
@@ -108,45 +108,10 @@ def common_label_sets(labels: Tensor, count: int, seed: int) -> list[Tensor]:
     return [group[torch.randperm(len(group), generator=generator)][:PER_SET] for group in groups]
 
 
-def _generate(
-    stepper: Stepper, labels: Tensor, options: SamplingOptions, seed: int, advance: Callable[[int], None]
-) -> Tensor:
-    """Sample one picture for each row of labels (N, K), clamped as in a PNG."""
-    seeds = [picture_seed(seed, i) for i in range(len(labels))]
-    return sample(stepper, labels, options, seeds, on_step=lambda rows: advance(len(rows))).clamp(-1, 1)
-
-
-def _diversity(
-    training: Dataset, generate: Callable[[Tensor], Tensor], evaluator: Evaluator, label_sets: int, seed: int
-) -> tuple[int, dict[str, dict[str, float]]]:
-    """Return the number of label sets, and the mean distance within one for generated and training pictures."""
-    groups = common_label_sets(training.labels, label_sets, seed)
-    if not groups:
-        return 0, {}
-    index = torch.cat(groups)
-    found = {}
-    for name, images in (
-        ("generated", generate(training.labels[index])),
-        ("training", to_float(training.images[index])),
-    ):
-        shape = (len(groups), PER_SET, -1)
-        pixel, feature = flat_pixels(images).view(shape), evaluator.features(images).view(shape)
-        found[name] = {"pixel": mean_pairwise(pixel), "feature": mean_pairwise(feature)}
-    return len(groups), found
-
-
 def examine(
-    denoiser: Denoiser,
-    evaluator: Evaluator,
-    training: Dataset,
-    unseen: Dataset,
-    options: SamplingOptions,
-    *,
-    pictures: int,
-    label_sets: int,
-    seed: int,
-    advance: Callable[[int], None] = lambda _: None,
-) -> tuple[Report, Tensor]:
+    denoiser: Denoiser, evaluator: Evaluator, training: Dataset, unseen: Dataset, options: SamplingOptions, *,
+    pictures: int, label_sets: int, seed: int, advance: Callable[[int], None] = lambda _: None,
+) -> tuple[Report, Tensor]:  # fmt: skip
     """Generate pictures for the label lists of `pictures` unseen ones, and compare both with the training set.
 
     Frechet distances are to another half of the unseen pictures, since different labels alone make a distance.
@@ -155,40 +120,44 @@ def examine(
     with its nearest by pixels and by features. `advance(n)`: n pictures took a step. Raises TrainerError where
     vocabularies differ, and for too few pictures.
     """
-    for vocabulary in (evaluator.vocabulary, training.vocabulary, unseen.vocabulary):
-        if vocabulary != denoiser.vocabulary:
-            raise TrainerError("the denoiser, the evaluator and both folders must have one vocabulary")
-    stepper = denoiser.stepper()
+    if {evaluator.vocabulary, training.vocabulary, unseen.vocabulary} != {denoiser.vocabulary}:
+        raise TrainerError("the denoiser, the evaluator and both folders must have one vocabulary")
     pictures = min(pictures, len(unseen) // 2)
     if pictures < 2:
         raise TrainerError(f"at least 4 unseen pictures are needed, there are {len(unseen)}")
-    order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))
-    chosen, others = order[:pictures], order[pictures : 2 * pictures]
-    real = to_float(unseen.images[chosen])
-    generated = _generate(stepper, unseen.labels[chosen], options, seed, advance)
+    stepper = denoiser.stepper()
 
-    def training_pixels(start: int) -> Tensor:
-        return flat_pixels(to_float(training.images[start : start + CHUNK]))
+    def generate(labels: Tensor, seed: int) -> Tensor:  # clamped as in a PNG
+        seeds = [picture_seed(seed, i) for i in range(len(labels))]
+        return sample(stepper, labels, options, seeds, on_step=lambda rows: advance(len(rows))).clamp(-1, 1)
 
-    features = torch.cat([evaluator.features(to_float(chunk)) for chunk in torch.split(training.images, CHUNK)])
-    generated_features, real_features = evaluator.features(generated), evaluator.features(real)
-    count = len(training)
-    by_pixel = [nearest(flat_pixels(images), training_pixels, count) for images in (generated, real)]
-    by_feature = [
-        nearest(x, lambda start: features[start : start + CHUNK], count) for x in (generated_features, real_features)
+    chosen, others = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed)).split(pictures)[:2]
+    compared = {"generated": generate(unseen.labels[chosen], seed), "unseen": to_float(unseen.images[chosen])}
+    features = {name: evaluator.features(images) for name, images in compared.items()}
+    chunks = training.images.split(CHUNK)
+    training_features = [evaluator.features(to_float(chunk)) for chunk in chunks]
+    by_pixel = [
+        nearest(flat_pixels(images), (flat_pixels(to_float(chunk)) for chunk in chunks)) for images in compared.values()
     ]
-    found, diversity = _diversity(
-        training, lambda labels: _generate(stepper, labels, options, seed + 1, advance), evaluator, label_sets, seed
-    )
+    by_feature = [nearest(rows, training_features) for rows in features.values()]
+
+    diversity = {}
+    if groups := common_label_sets(training.labels, label_sets, seed):
+        index = torch.cat(groups)
+        alike = {"generated": generate(training.labels[index], seed + 1), "training": to_float(training.images[index])}
+        diversity = {
+            name: {
+                "pixel": mean_pairwise(flat_pixels(images).view(len(groups), PER_SET, -1)),
+                "feature": mean_pairwise(evaluator.features(images).view(len(groups), PER_SET, -1)),
+            }
+            for name, images in alike.items()
+        }
     other_features = evaluator.features(to_float(unseen.images[others]))
-    frechet = {
-        "generated": frechet_distance(generated_features, other_features),
-        "unseen": frechet_distance(real_features, other_features),
-    }
-    report = Report(pictures, closeness(*by_pixel), closeness(*by_feature), found, diversity, frechet)
+    frechet = {name: frechet_distance(rows, other_features) for name, rows in features.items()}
+    report = Report(pictures, closeness(*by_pixel), closeness(*by_feature), len(groups), diversity, frechet)
     shown = by_pixel[0].distance.argsort()[:8]
-    triples = [generated[shown], *(to_float(training.images[near[0].index[shown]]) for near in (by_pixel, by_feature))]
-    return report, torch.stack(triples, 1).flatten(0, 1)
+    neighbours = [to_float(training.images[near[0].index[shown]]) for near in (by_pixel, by_feature)]
+    return report, torch.stack([compared["generated"][shown], *neighbours], 1).flatten(0, 1)
 
 
 def rows_of(report: Report) -> list[list[str]]:

@@ -202,5 +202,5 @@ def test_curves_are_drawn_over_minutes_or_steps(tmp_path: Path) -> None:
     curve = [{"step": 50, "minutes": 1.0, "loss": 0.5}, {"step": 60, "minutes": 1.2, "a/f1": 0.2, "b/f1": 0.4}]
     assert _points(curve, "f1", "step") == [(60, pytest.approx(0.3))]
     assert _points(curve, "loss", "minutes") == [(1.0, 0.5)]
-    plot_curves({"v": {"curve": curve}}, ["v"], "minutes", tmp_path / "plot.png")
+    plot_curves({"v": {"curve": curve}}, "minutes", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000

@@ -29,11 +29,10 @@ def _images(n: int, seed: int) -> Tensor:
     return torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def test_the_nearest_is_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memorisation, "CHUNK", 7)
+def test_the_nearest_is_found_across_chunks() -> None:
     training, queries = _images(30, 0), _images(5, 1)
     queries[3] = training[22]  # memorised
-    found = nearest(flat_pixels(queries), lambda start: flat_pixels(training[start : start + 7]), 30)
+    found = nearest(flat_pixels(queries), map(flat_pixels, training.split(7)))
     rms = (queries[:, None] - training[None]).square().mean((2, 3, 4)).sqrt()  # (5, 30)
     torch.testing.assert_close(found.distance, rms.min(1).values, rtol=1e-4, atol=1e-3)
     assert found.index.tolist() == rms.argmin(1).tolist()
