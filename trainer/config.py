@@ -94,10 +94,7 @@ def make_config(preset: str, changes: Sequence[str]) -> TrainConfig:
 
 
 def with_changes(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
-    """Return `config` with `field=value` changes. A value is JSON or else text; `network.x=...` sets a network's field.
-
-    Raises TrainerError for a change without "=", and pydantic.ValidationError for an unknown field or a bad value.
-    """
+    """Return `config` with `field=value` changes. A value is JSON or else text; `network.x=...` sets `network`'s."""
     values: dict[str, Any] = config.model_dump()
     for change in changes:
         key, equals, text = change.partition("=")
@@ -115,11 +112,7 @@ def with_changes(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
 
 
 def check_config(config: TrainConfig) -> TrainConfig:
-    """Return `config` if its network fits its pictures.
-
-    Raises TrainerError where it sets a field that follows from the data, and pydantic.ValidationError for a network
-    that cannot be built.
-    """
+    """Return `config` if its network fits its pictures. Raises TrainerError or pydantic.ValidationError if not."""
     if given := FROM_DATA & set(config.network):
         raise TrainerError(f"network.{min(given)} cannot be set: it follows from the data set and image_size")
     NetworkConfig.model_validate({**config.network, "num_labels": 1, "image_size": config.image_size})

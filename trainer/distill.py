@@ -74,8 +74,7 @@ class AdaptedNetwork(nn.Module):
 def make_student(teacher: Denoiser, storage: Location, rank: int, seed: int) -> tuple[AdaptedNetwork, CheckpointInfo]:
     """Return a network that starts as the teacher, and the checkpoint that it changes.
 
-    That is the teacher itself or, where the teacher is an adapter, its base. Raises TrainerError where such a teacher
-    has another rank.
+    That is the teacher itself or, where the teacher is an adapter, its base.
     """
     base, start = teacher, None
     if adapter := teacher.info.config.get("base"):

@@ -2,4 +2,4 @@
 
 
 class TrainerError(Exception):
-    """A wrong argument, file or folder. The message says what to do."""
+    """A wrong argument, file or folder. The message says what to do. Any function of the trainer may raise it."""

@@ -81,8 +81,6 @@ def fit_evaluator(
 
     State, log and TensorBoard events go to `folder`. `start`: an evaluator whose weights the run starts from; a resumed
     run continues from its own state instead.
-    Raises TrainerError where `held_out` or `start` has another vocabulary, or where `folder` holds a run of other data,
-    seed or start.
     """
     vocabulary, images, labels = dataset.vocabulary, dataset.images, dataset.labels
     if held_out.vocabulary != vocabulary:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.diffusion.layouts import OUTSIDE, with_positions
+from shared.diffusion.schedules import alpha_bar as make_alpha_bar
 from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of, to_float
 
@@ -48,31 +49,6 @@ def loss_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
     return torch.ones_like(snr)
 
 
-class DenoisingLoss:
-    """The loss of one configuration. `draw` draws t, noise and dropped labels for each picture."""
-
-    def __init__(self, config: TrainConfig, alpha_bar: Tensor, device: torch.device) -> None:
-        self.prediction, self.dropout = config.prediction, config.label_dropout
-        self.levels = noise_level_weights(config, alpha_bar).cumsum(0)  # stays on the CPU, where t is drawn
-        self.weights = loss_weights(config, alpha_bar).float().to(device)
-        self.signal, self.noise = alpha_bar.sqrt().float().to(device), (1 - alpha_bar).sqrt().float().to(device)
-
-    def draw(self, batch: int, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw t (B,), noise (B, C, H, W) and keep (B,). t is stratified: one draw in each of B equal shares."""
-        u = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
-        t = torch.searchsorted(self.levels, u.double()).clamp(max=len(self.levels) - 1)
-        eps = torch.randn(batch, *shape, generator=generator)
-        return t, eps, torch.rand(batch, generator=generator) >= self.dropout
-
-    def __call__(self, network: nn.Module, x_0: Tensor, labels: Tensor, t: Tensor, eps: Tensor, keep: Tensor) -> Tensor:
-        """Return the mean weighted squared error. Raises FloatingPointError where it is not finite."""
-        a, s = self.signal[t][:, None, None, None], self.noise[t][:, None, None, None]
-        x_t = a * x_0 + s * eps
-        target = a * eps - s * x_0 if self.prediction == "v" else eps
-        error = (network(x_t, t, labels, keep).float() - target).square().mean((1, 2, 3))
-        return finite((error * self.weights[t]).mean())
-
-
 def finite(loss: Tensor) -> Tensor:
     if not math.isfinite(value := float(loss.detach())):
         raise FloatingPointError(f"the loss is {value}; lower lr or raise warmup_steps (--set lr=...)")
@@ -94,21 +70,33 @@ class Objective(Protocol):
 class Denoising:
     """The training objective: denoise pictures of a data set."""
 
-    def __init__(self, dataset: Dataset, loss: DenoisingLoss, config: TrainConfig) -> None:
-        self.dataset, self.loss, self.position_dropout = dataset, loss, config.position_dropout
-        self.positions = positions_of(config, dataset)
+    def __init__(self, dataset: Dataset, config: TrainConfig, device: torch.device) -> None:
+        self.dataset, self.config, self.positions = dataset, config, positions_of(config, dataset)
+        schedule = make_alpha_bar(config.schedule, config.timesteps)
+        self.levels = noise_level_weights(config, schedule).cumsum(0)  # stays on the CPU, where t is drawn
+        self.weights = loss_weights(config, schedule).float().to(device)
+        self.signal, self.noise = schedule.sqrt().float().to(device), (1 - schedule).sqrt().float().to(device)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
-        t, eps, keep = self.loss.draw(len(index), tuple(self.dataset.images.shape[1:]), generator)
-        mine = index[share]
-        labels = self.dataset.labels[mine]
+        """Draw x_0, labels, t, eps, and whether labels are kept. t is stratified: one in each of B equal shares."""
+        B, images = len(index), self.dataset.images[index[share]]
+        u = (torch.randperm(B, generator=generator) + torch.rand(B, generator=generator)) / B
+        t = torch.searchsorted(self.levels, u.double()).clamp(max=len(self.levels) - 1)
+        eps = torch.randn(B, *images.shape[1:], generator=generator)
+        keep = torch.rand(B, generator=generator) >= self.config.label_dropout
+        labels = self.dataset.labels[index[share]]
         if self.positions is not None:
-            known = torch.rand(len(index), 1, 1, generator=generator)[share] >= self.position_dropout
-            labels = with_positions(labels, self.positions[mine].where(known, torch.tensor(OUTSIDE)))
-        return [to_float(self.dataset.images[mine]), labels, t[share], eps[share], keep[share]]
+            known = torch.rand(B, 1, 1, generator=generator)[share] >= self.config.position_dropout
+            labels = with_positions(labels, self.positions[index[share]].where(known, torch.tensor(OUTSIDE)))
+        return [to_float(images), labels, t[share], eps[share], keep[share]]
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        return self.loss(network, *inputs)
+        """Return the mean weighted squared error."""
+        x_0, labels, t, eps, keep = inputs
+        a, s = self.signal[t][:, None, None, None], self.noise[t][:, None, None, None]
+        target = a * eps - s * x_0 if self.config.prediction == "v" else eps
+        error = (network(a * x_0 + s * eps, t, labels, keep).float() - target).square().mean((1, 2, 3))
+        return finite((error * self.weights[t]).mean())

@@ -83,7 +83,6 @@ def load_state(
     """Return the state in `path`, and set `run` to the step and time at which it was saved.
 
     A run resumes only with the recipe it was started with, since its log describes one recipe.
-    Raises TrainerError for another recipe or vocabulary, and for a file that is not a state.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
@@ -101,10 +100,7 @@ def load_state(
 
 
 def keep_setup(folder: Path, setup: dict[str, Any]) -> None:
-    """Write `folder`/setup.json, so that work in `folder` is never resumed with another setup.
-
-    Raises TrainerError where the file is there with another setup.
-    """
+    """Write `folder`/setup.json. Raises TrainerError where the work in `folder` had another setup."""
     path, now = folder / "setup.json", json.loads(json.dumps(setup))
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
@@ -138,7 +134,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Return the lines of a run's log.jsonl. Raises TrainerError for a file that is not a log.
+    """Return the lines of a run's log.jsonl.
 
     A run that was interrupted logs the steps after its last saved state twice; the later lines are kept.
     """

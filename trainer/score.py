@@ -70,10 +70,7 @@ def load_judge(path: Location, vocabulary: Vocabulary, device: torch.device) -> 
 
 
 def make_options(preset: str, changes: dict[str, Any], own: SamplingOptions) -> SamplingOptions:
-    """Return a sampling preset with changes; `default` is `own`, the checkpoint's.
-
-    Raises TrainerError for an unknown preset, pydantic.ValidationError for a bad option.
-    """
+    """Return a sampling preset with changes; `default` is `own`, the checkpoint's."""
     presets = {**SAMPLING_PRESETS, "default": own}
     if preset not in presets:
         raise TrainerError(f'no sampling preset "{preset}"; there are {", ".join(presets)}')
@@ -81,11 +78,7 @@ def make_options(preset: str, changes: dict[str, Any], own: SamplingOptions) -> 
 
 
 def set_sampling(storage: Location, name: str, changes: dict[str, Any]) -> SamplingOptions:
-    """Change the default sampling options of the denoiser `name`; return all of its options.
-
-    The tensors, and so the digest, stay the same. Raises CheckpointError for a denoiser that cannot be read,
-    pydantic.ValidationError for a bad option.
-    """
+    """Change the default sampling options of a denoiser, but not its digest; return all of its options."""
     info, tensors = load(resolve(storage, name, "denoiser"))
     options = make_options("default", changes, default_options(info.config))
     config = {**info.config, "sampling": options.model_dump(mode="json")}

@@ -20,7 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 from shared.checkpoint import load, publish
 from shared.device import autocast_dtype, kept_memory
 from shared.diffusion.layouts import Layouts
-from shared.diffusion.schedules import alpha_bar as make_alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.registry import resolve
 from shared.storage import Location
@@ -28,7 +27,7 @@ from trainer.averages import Averages
 from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of
 from trainer.errors import TrainerError
-from trainer.loss import Denoising, DenoisingLoss, Objective
+from trainer.loss import Denoising, Objective
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, RunLog, load_state, save_state, step_seed
 
 
@@ -92,10 +91,7 @@ def _join(device: torch.device) -> tuple[int, int]:
 
 
 def checkpoint_config(config: TrainConfig, network: UNet, aspect: float) -> dict[str, Any]:
-    """Return the fields from which `shared.diffusion.model.load_denoiser` rebuilds the denoiser.
-
-    `aspect`: as in `Dataset`.
-    """
+    """Return the fields from which `shared.diffusion.model.load_denoiser` rebuilds the denoiser."""
     return {
         "network": network.config.model_dump(mode="json"),
         "schedule": config.schedule,
@@ -121,11 +117,7 @@ def publish_network(
 
 
 def starting_weights(storage: Location, name: str, config: TrainConfig, dataset: Dataset) -> dict[str, Tensor]:
-    """Return the weights of a published denoiser that a run with `config` can start from.
-
-    A denoiser without positions can be the start of a run with positions.
-    Raises TrainerError for an adapter, and for another network, schedule or vocabulary.
-    """
+    """Return a published denoiser's weights, to start a run with `config` from them. Only positions may be new."""
     info, weights = load(resolve(storage, name, "denoiser"))
     if base := info.config.get("base"):
         raise TrainerError(f"{name} is an adapter; start from the checkpoint that it changes, {base['name']}")
@@ -165,8 +157,7 @@ def train(
 
     Rank 0 calls `evaluate(averaged network, run)` at the end, every `evaluate_every_s` seconds, and each time another
     `evaluate_every_share` of the budget is spent; the figures are logged.
-    Raises TrainerError where `folder` holds a run of another configuration, start or data set, and FloatingPointError
-    where the loss diverges.
+    Raises FloatingPointError where the loss diverges.
     """
     rank, world = _join(device)
     if config.batch % world:
@@ -179,8 +170,7 @@ def train(
     model = DistributedDataParallel(network) if world > 1 else network
     optimizers, averages, run = make_optimizers(network, config), Averages(network, config), Run()
     if objective is None:
-        noised = DenoisingLoss(config, make_alpha_bar(config.schedule, config.timesteps), device)
-        objective = Denoising(dataset, noised, config)
+        objective = Denoising(dataset, config, device)
     dtype, state_path = autocast_dtype(device), folder / "state.pt"
     recipe = {**config.model_dump(mode="json"), "data": dataset.digest, "start_from": start_from}
 

@@ -17,12 +17,11 @@ from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.timing import Deadline, figure, ratios, seconds
 from shared.device import autocast_dtype, kept_memory, pick_device
-from shared.diffusion.schedules import alpha_bar
 from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset
 from trainer.fit_evaluator import BATCH as FIT_BATCH
 from trainer.fit_evaluator import fit_evaluator
-from trainer.loss import Denoising, DenoisingLoss
+from trainer.loss import Denoising
 from trainer.runs import Budget
 from trainer.scenes.render_folder import random_scenes, write_folder
 from trainer.train import batch_indices, make_network, step_generator, train
@@ -44,7 +43,7 @@ def our_loop(dataset: Dataset, config: TrainConfig, steps: int, on_step: Callabl
 
 def network_alone(dataset: Dataset, config: TrainConfig, steps: int, on_step: Callable[[], None]) -> None:
     """Run forward and backward of one batch repeatedly: the upper limit of any loop with this network."""
-    device, network, objective = pick_device(), make_network(config, dataset), denoising(dataset, config)
+    device, network, objective = pick_device(), make_network(config, dataset), Denoising(dataset, config, pick_device())
     index, dtype = batch_indices(len(objective), config.batch, config.seed, 0), autocast_dtype(device)
     inputs = objective.draw(index, slice(0, config.batch), step_generator(config.seed, 0))
     with kept_memory():
@@ -54,11 +53,6 @@ def network_alone(dataset: Dataset, config: TrainConfig, steps: int, on_step: Ca
             loss.backward()  # type: ignore[no-untyped-call]
             network.zero_grad(set_to_none=True)
             on_step()
-
-
-def denoising(dataset: Dataset, config: TrainConfig) -> Denoising:
-    noised = DenoisingLoss(config, alpha_bar(config.schedule, config.timesteps), pick_device())
-    return Denoising(dataset, noised, config)
 
 
 def loops(folder: Path, dataset: Dataset, config: TrainConfig, steps: int) -> dict[str, Loop]:
@@ -92,7 +86,7 @@ def taken_in_turn(works: dict[str, Loop], rounds: int, deadline: Deadline) -> di
 
 def data_path_seconds(dataset: Dataset, config: TrainConfig, steps: int) -> float:
     """Return the seconds per step of drawing pictures, noise and timesteps alone."""
-    objective = denoising(dataset, config)
+    objective = Denoising(dataset, config, pick_device())
 
     def draw() -> None:
         for step in range(steps):

@@ -5,12 +5,15 @@ import torch
 from torch import Tensor, nn
 
 from shared.diffusion.schedules import alpha_bar
+from shared.vocabulary import Vocabulary
 from trainer.config import TrainConfig
-from trainer.loss import DenoisingLoss, loss_weights, noise_level_weights
+from trainer.data import Dataset
+from trainer.loss import Denoising, loss_weights, noise_level_weights
 
 AB = alpha_bar("cosine", 1000)
 SNR = AB / (1 - AB)
 CPU = torch.device("cpu")
+DATASET = Dataset(Vocabulary(("a", "b")), torch.zeros(50, 3, 4, 4, dtype=torch.uint8), torch.zeros(50, 2))
 
 
 def _config(**changes: object) -> TrainConfig:
@@ -62,19 +65,21 @@ def test_levels_are_normal_in_log_snr() -> None:
 
 
 def test_draws_are_stratified() -> None:
-    loss = DenoisingLoss(_config(), AB, CPU)
-    t, eps, keep = loss.draw(50, (3, 4, 4), torch.Generator().manual_seed(0))
+    loss, pictures = Denoising(DATASET, _config(), CPU), torch.arange(50)
+    x_0, labels, t, eps, keep = loss.draw(pictures, slice(0, 50), torch.Generator().manual_seed(0))
+    assert (x_0.shape, labels.shape) == ((50, 3, 4, 4), (50, 2))
     assert (t.sort().values // 20).tolist() == list(range(50))
     assert t.tolist() != t.sort().values.tolist()
     assert (eps.shape, keep.dtype) == ((50, 3, 4, 4), torch.bool)
     assert len(keep) == 50
-    again = loss.draw(50, (3, 4, 4), torch.Generator().manual_seed(0))
-    assert all(torch.equal(a, b) for a, b in zip((t, eps, keep), again, strict=True))
+    again = loss.draw(pictures, slice(0, 50), torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip((x_0, labels, t, eps, keep), again, strict=True))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_share_of_dropped_labels(share: float) -> None:
-    keep = DenoisingLoss(_config(label_dropout=share), AB, CPU).draw(20000, (1, 1, 1), torch.Generator())[2]
+    loss, index = Denoising(DATASET, _config(label_dropout=share), CPU), torch.zeros(20000, dtype=torch.int64)
+    keep = loss.draw(index, slice(0, 20000), torch.Generator())[-1]
     assert float((~keep).float().mean()) == pytest.approx(share, abs=0.01 if 0 < share < 1 else 0)
 
 
@@ -93,7 +98,7 @@ class Constant(nn.Module):
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_the_loss_by_hand(prediction: str) -> None:
     config = _config(prediction=prediction, loss_weight="min_snr")
-    loss = DenoisingLoss(config, AB, CPU)
+    loss = Denoising(DATASET, config, CPU)
     generator = torch.Generator().manual_seed(1)
     x_0, eps = torch.rand(3, 3, 4, 4, generator=generator), torch.randn(3, 3, 4, 4, generator=generator)
     t, keep, labels = torch.tensor([0, 400, 900]), torch.ones(3, dtype=torch.bool), torch.zeros(3, 2)
@@ -108,7 +113,7 @@ def test_the_loss_by_hand(prediction: str) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
-    loss, ones = DenoisingLoss(_config(), AB, CPU), torch.ones(1, 3, 2, 2)
+    loss, ones = Denoising(DATASET, _config(), CPU), torch.ones(1, 3, 2, 2)
     t, keep = torch.tensor([5]), torch.tensor([True])
     with pytest.raises(FloatingPointError, match=r"the loss is nan; lower lr"):
         loss(Constant(ones * torch.nan), ones, torch.zeros(1, 2), t, ones, keep)

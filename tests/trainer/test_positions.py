@@ -8,13 +8,12 @@ import torch
 
 from shared.diffusion.layouts import OUTSIDE
 from shared.diffusion.model import load_denoiser
-from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
 from shared.vocabulary import ICLEVR
 from tests.trainer_fixtures import TINY, write_data_folder
 from trainer.data import Dataset, load_dataset, merge
 from trainer.errors import TrainerError
-from trainer.loss import Denoising, DenoisingLoss
+from trainer.loss import Denoising
 from trainer.runs import Budget
 from trainer.scenes.render_folder import random_scenes, write_folder
 from trainer.train import publish_network, starting_weights, train
@@ -74,9 +73,9 @@ def test_folders_with_and_without_positions_cannot_be_merged(tmp_path: Path) -> 
 def test_position_dropout_hides_the_positions_of_a_fraction_of_the_pictures(tmp_path: Path) -> None:
     dataset = rendered(tmp_path / "data")
     config = TINY.model_copy(update={"position_dropout": 0.25})
-    loss = DenoisingLoss(config, alpha_bar("cosine", 50), torch.device("cpu"))
     index = torch.arange(400) % len(dataset)
-    labels = Denoising(dataset, loss, config).draw(index, slice(0, 400), torch.Generator().manual_seed(0))[1]
+    objective = Denoising(dataset, config, torch.device("cpu"))
+    labels = objective.draw(index, slice(0, 400), torch.Generator().manual_seed(0))[1]
     assert labels.shape == (400, len(ICLEVR), 3)
     shown = (labels[..., 1] != OUTSIDE).any(1).float().mean()
     assert 0.65 < float(shown) < 0.85

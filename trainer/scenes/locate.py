@@ -28,8 +28,7 @@ def locate(train: Mapping[str, list[str]], images: Tensor) -> Positions:
 
     A picture with several labels is compared with the picture of its scene that has all of these labels but one. A
     scene's pictures have the same name up to the last "_". A picture with one label is compared with the median of all
-    such pictures. Raises TrainerError where a picture has nothing to compare with, or two pictures of a scene have the
-    same labels.
+    such pictures.
     """
     index = {name: i for i, name in enumerate(train)}
     of_scene: OfScene = {}

@@ -35,10 +35,7 @@ def random_scenes(count: int, max_objects: int, seed: int) -> Scenes:
 
 
 def scenes_of(train: dict[str, list[str]]) -> Scenes:
-    """Return a train.json's scenes, in the file's order: the labels of each one's largest picture.
-
-    Raises TrainerError where a picture's name has another form, or a list does not extend the one before.
-    """
+    """Return a train.json's scenes, in the file's order: the labels of each one's largest picture."""
     scenes: dict[str, list[list[str]]] = {}
     for name, labels in train.items():
         match = NAME.fullmatch(name)

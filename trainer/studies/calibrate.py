@@ -43,10 +43,7 @@ class Agreement:
 
 
 def read_pictures(folder: Path, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Read the folder's numbered PNGs in order: (count, H, W, 3).
-
-    Raises TrainerError for another number of PNGs, a broken one, or different sizes.
-    """
+    """Read the folder's numbered PNGs in order: (count, H, W, 3)."""
     paths = sorted((path for path in folder.glob("*.png") if path.stem.isdecimal()), key=lambda path: int(path.stem))
     if len(paths) != count:
         raise TrainerError(f"{folder} holds {len(paths)} numbered PNGs, its conditions file names {count}")
@@ -65,10 +62,7 @@ def read_pictures(folder: Path, count: int) -> np.ndarray[tuple[int, ...], np.dt
 def calibrate(
     folder: Path, conditions: Path, evaluator: Evaluator, advance: Callable[[], None] = lambda: None
 ) -> Agreement:
-    """Score every set of `folder`, whose conditions files are in the folder `conditions`.
-
-    Raises TrainerError for a bad or missing file, and where equal scores leave no correlation.
-    """
+    """Score every set of `folder`, whose conditions files are in the folder `conditions`."""
     try:
         entries: list[dict[str, Any]] = json.loads((folder / "sets.json").read_text())
         wanted = [(str(e["folder"]), str(e["conditions"]), float(e["official_accuracy"])) for e in entries]

@@ -87,10 +87,7 @@ class Setup:
 
 
 def chosen(only: str | None, *, positions: bool = True) -> list[str]:
-    """Return the variants named in `a,b`, or for None all that the data set, with positions or without, allows.
-
-    Raises TrainerError for an unknown variant, and for one that needs positions where the data set has none.
-    """
+    """Return the variants named in `a,b`, or for None all that the data set, with positions or without, allows."""
     allowed = [name for name, changes in VARIANTS.items() if positions or not changes.get("positions")]
     names = [name.strip() for name in only.split(",")] if only else allowed
     if unknown := [name for name in names if name not in VARIANTS]:

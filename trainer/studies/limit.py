@@ -33,10 +33,7 @@ MOST_TRIES = 2000  # random scenes; half of them keep objects as far apart as i-
 
 
 def distances_of(denoiser: Denoiser) -> list[float]:
-    """Return the smallest distance of two objects in a denoiser's arrangements of 1, 2, ... objects.
-
-    Raises TrainerError where the denoiser has no arrangements.
-    """
+    """Return the smallest distance of two objects in a denoiser's arrangements of 1, 2, ... objects."""
     if denoiser.layouts is None:
         raise TrainerError(f"{denoiser.info.name} draws no arrangements, so --placed-as cannot follow them")
     return [min(map(nearest_pair, points[:, :n])) for n, points in enumerate(denoiser.layouts.points, 1)]
@@ -45,7 +42,7 @@ def distances_of(denoiser: Denoiser) -> list[float]:
 def scene_apart(labels: list[str], rng: np.random.Generator, apart: Sequence[float]) -> list[SceneObject]:
     """Return a random scene whose n objects keep at least apart[n - 1] of the picture apart.
 
-    Where `apart` has no entry for n, any scene will do. Raises TrainerError where no such scene is found.
+    Where `apart` has no entry for n, any scene will do.
     """
     least = apart[len(labels) - 1] if len(labels) <= len(apart) else 0.0
     for _ in range(MOST_TRIES):
@@ -62,7 +59,6 @@ def render_runs(
     """Score renders as `trainer.score.score_file` scores samples. Each run places the objects anew.
 
     `placed_as`: a denoiser; objects keep as far apart as in its arrangements.
-    Raises TrainerError where that denoiser has none, and where the evaluator's labels are not i-CLEVR's.
     """
     if evaluator.vocabulary != ICLEVR:
         raise TrainerError("only i-CLEVR's objects can be rendered; the evaluator has other labels")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +24,8 @@ CHUNK = 1024  # training pictures compared at once
 PER_SET = 8  # pictures of one label set
 
 
-class Nearest(NamedTuple):
+@dataclass(frozen=True)
+class Nearest:
     """The nearest training picture of each of N pictures."""
 
     distance: Tensor  # (N,)
@@ -117,8 +117,7 @@ def examine(
     Frechet distances are to another half of the unseen pictures, since different labels alone make a distance.
 
     Returns the figures and (3 * n, 3, H, W) for a grid: the n generated pictures nearest to a training picture, each
-    with its nearest by pixels and by features. `advance(n)`: n pictures took a step. Raises TrainerError where
-    vocabularies differ, and for too few pictures.
+    with its nearest by pixels and by features. `advance(n)`: n pictures took a step.
     """
     if {evaluator.vocabulary, training.vocabulary, unseen.vocabulary} != {denoiser.vocabulary}:
         raise TrainerError("the denoiser, the evaluator and both folders must have one vocabulary")
@@ -131,10 +130,12 @@ def examine(
         seeds = [picture_seed(seed, i) for i in range(len(labels))]
         return sample(stepper, labels, options, seeds, on_step=lambda rows: advance(len(rows))).clamp(-1, 1)
 
-    chosen, others = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed)).split(pictures)[:2]
+    chosen, others = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))[: 2 * pictures].view(
+        2, -1
+    )
     compared = {"generated": generate(unseen.labels[chosen], seed), "unseen": to_float(unseen.images[chosen])}
     features = {name: evaluator.features(images) for name, images in compared.items()}
-    chunks = training.images.split(CHUNK)
+    chunks = torch.split(training.images, CHUNK)
     training_features = [evaluator.features(to_float(chunk)) for chunk in chunks]
     by_pixel = [
         nearest(flat_pixels(images), (flat_pixels(to_float(chunk)) for chunk in chunks)) for images in compared.values()
