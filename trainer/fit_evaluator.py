@@ -22,7 +22,7 @@ from shared.evaluator import IMAGE_SIZE, Evaluator, SetScore, score_set
 from shared.storage import Location
 from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
-from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, RunLog, load_state, save_state, step_seed
+from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_log, save_state, step_seed
 
 BATCH = 64
 LR = 1.5e-3
@@ -107,7 +107,7 @@ def fit_evaluator(
     def save() -> None:
         save_state(state_path, recipe, vocabulary, run, {key: part.state_dict() for key, part in learning.items()})
 
-    with kept_memory(), RunLog(folder) as log:
+    with kept_memory(), run_log(folder) as record:
         last = saved_at = time.monotonic()
         losses: list[float] = []  # since the last line of the log
         while (share := budget.progress(run.elapsed_s, run.step)) < 1:
@@ -130,22 +130,18 @@ def fit_evaluator(
             if run.step % LOG_EVERY == 0:
                 run.loss = sum(losses) / len(losses)
                 losses.clear()
-                log.record(run.step, run.elapsed_s, {"loss": run.loss})
+                record(run, {"loss": run.loss})
             on_step(run)
             if now - saved_at > SAVE_EVERY_S:
                 save()
                 saved_at = time.monotonic()
         save()
         fitted = cast(Evaluator, average.module.eval())
-        score = score_set(probabilities_of(fitted, held_out), held_out.labels, vocabulary.names)
-        log.record(run.step, run.elapsed_s, {"accuracy": score.accuracy, "exact_match": score.exact_match})
+        undistorted = (to_float(chunk) for chunk in torch.split(held_out.images, 256))
+        probabilities = torch.cat([fitted.probabilities(chunk) for chunk in undistorted])
+        score = score_set(probabilities, held_out.labels, vocabulary.names)
+        record(run, {"accuracy": score.accuracy, "exact_match": score.exact_match})
     return fitted, score, run
-
-
-def probabilities_of(evaluator: Evaluator, dataset: Dataset) -> Tensor:
-    """Return the probabilities, (N, K), of a data set's undistorted pictures."""
-    chunks = [evaluator.probabilities(to_float(chunk)) for chunk in torch.split(dataset.images, 256)]
-    return torch.cat(chunks)
 
 
 def publish_evaluator(

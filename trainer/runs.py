@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -110,27 +110,20 @@ def keep_setup(folder: Path, setup: dict[str, Any]) -> None:
     path.write_text(json.dumps(now, indent=1) + "\n")
 
 
-class RunLog:
-    """Appends figures to `folder`/log.jsonl and `folder`/tensorboard; with None for `folder` it does nothing."""
+@contextmanager
+def run_log(folder: Path | None) -> Iterator[Callable[[Run, dict[str, float]], None]]:
+    """Yield a function that appends figures to `folder`/log.jsonl and `folder`/tensorboard, or for None does nothing."""
+    if folder is None:
+        yield lambda run, figures: None
+        return
+    with (folder / "log.jsonl").open("a", buffering=1) as lines, SummaryWriter(str(folder / "tensorboard")) as events:
 
-    def __init__(self, folder: Path | None) -> None:
-        self.lines = (folder / "log.jsonl").open("a") if folder else None
-        self.events: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard")) if folder else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.lines and self.events:
-            self.lines.close()
-            self.events.close()
-
-    def record(self, step: int, elapsed_s: float, figures: dict[str, float]) -> None:
-        if self.lines and self.events:
-            self.lines.write(json.dumps({"step": step, "minutes": round(elapsed_s / 60, 2), **figures}) + "\n")
-            self.lines.flush()
+        def record(run: Run, figures: dict[str, float]) -> None:
+            lines.write(json.dumps({"step": run.step, "minutes": round(run.elapsed_s / 60, 2), **figures}) + "\n")
             for key, value in figures.items():
-                self.events.add_scalar(key, value, step)
+                events.add_scalar(key, value, run.step)
+
+        yield record
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

@@ -35,6 +35,8 @@ from trainer.data import Dataset, positions_of
 from trainer.errors import TrainerError
 from trainer.runs import Run
 
+Lists = Sequence[Sequence[str]]  # label lists, one a picture
+OnStep = Callable[[Sequence[Row]], None] | None
 GRID_PICTURES: Final = 32  # in the grids of a run
 SCORES: Final = ("accuracy", "exact_match", "f1")
 SAMPLING: Final = SAMPLING_PRESETS["default"]  # few steps, since a run waits while it is sampled
@@ -47,7 +49,7 @@ class ScoredRun:
     images: Tensor  # (N, 3, H, W)
 
 
-def targets_of(lists: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Tensor:
+def targets_of(lists: Lists, vocabulary: Vocabulary) -> Tensor:
     """Return label lists as multi-hot rows, (N, K)."""
     return torch.tensor([vocabulary.multi_hot(labels) for labels in lists])
 
@@ -90,13 +92,7 @@ def set_sampling(storage: Location, name: str, changes: dict[str, Any]) -> Sampl
 
 
 def score_run(
-    stepper: Stepper,
-    judge: Judge,
-    lists: Sequence[Sequence[str]],
-    options: SamplingOptions,
-    seed: int,
-    *,
-    on_step: Callable[[Sequence[Row]], None] | None = None,
+    stepper: Stepper, judge: Judge, lists: Lists, options: SamplingOptions, seed: int, on_step: OnStep = None
 ) -> ScoredRun:
     """Sample and judge one picture for each label list."""
     targets = targets_of(lists, judge.vocabulary)
@@ -106,12 +102,12 @@ def score_run(
 
 
 def score_runs(
-    stepper: Stepper, judge: Judge, lists: Sequence[Sequence[str]], options: SamplingOptions, *,
-    repeats: int, seed: int = 0, on_step: Callable[[Sequence[Row]], None] | None = None,
+    stepper: Stepper, judge: Judge, lists: Lists, options: SamplingOptions, *,
+    repeats: int, seed: int = 0, on_step: OnStep = None,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
     """Return runs with the seeds from `seed`, and their figures with pictures/s and network rows a picture."""
     start, rows_before, pictures = time.monotonic(), stepper.network_rows, repeats * len(lists)
-    runs = [score_run(stepper, judge, lists, options, seed + r, on_step=on_step) for r in range(repeats)]
+    runs = [score_run(stepper, judge, lists, options, seed + r, on_step) for r in range(repeats)]
     rate = pictures / (time.monotonic() - start)
     rows = (stepper.network_rows - rows_before) / pictures
     return runs, {"pictures_per_s": rate, "rows_per_picture": rows, **summary(runs)}

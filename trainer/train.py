@@ -28,7 +28,7 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of
 from trainer.errors import TrainerError
 from trainer.loss import Denoising, Objective
-from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, RunLog, load_state, save_state, step_seed
+from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_log, save_state, step_seed
 
 
 def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
@@ -181,7 +181,7 @@ def train(
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
 
-    with kept_memory(), RunLog(folder if rank == 0 else None) as log:
+    with kept_memory(), run_log(folder if rank == 0 else None) as record:
 
         def save() -> None:
             if rank == 0:
@@ -192,7 +192,7 @@ def train(
         def measure() -> None:
             if rank == 0 and evaluate:
                 run.history.append(figures := evaluate(averages.network(config.publish), run))
-                log.record(run.step, run.elapsed_s, figures)
+                record(run, figures)
 
         last = saved_at = measured_at = time.monotonic()
         sums = torch.zeros(3)  # of the loss, the gradient's norm and the steps since the last line of the log
@@ -220,7 +220,7 @@ def train(
                 run.loss, grad_norm = (sums[:2] / sums[2]).tolist()
                 sums.zero_()
                 figures = {"loss": run.loss, "grad_norm": grad_norm, "lr": rate, "pictures": run.step * config.batch}
-                log.record(run.step, run.elapsed_s, figures)
+                record(run, figures)
             on_step(run)
             if now - saved_at > SAVE_EVERY_S:
                 save()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import TrainerError
-from trainer.runs import Budget, RunLog, keep_setup, read_log
+from trainer.runs import Budget, Run, keep_setup, read_log, run_log
 
 
 def test_budget() -> None:
@@ -23,11 +23,12 @@ def test_another_setup_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_log_is_read_as_it_was_written(tmp_path: Path) -> None:
-    with RunLog(tmp_path) as log:
-        log.record(1, 90, {"loss": 0.5})
+    run = Run(step=1, elapsed_s=90)
+    with run_log(tmp_path) as record:
+        record(run, {"loss": 0.5})
     assert read_log(tmp_path / "log.jsonl") == [{"step": 1, "minutes": 1.5, "loss": 0.5}]
-    with RunLog(None) as log:
-        log.record(1, 90, {"loss": 0.5})
+    with run_log(None) as record:
+        record(run, {"loss": 0.5})
 
 
 def test_steps_that_an_interrupted_run_logged_twice_count_once(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def score(
     from trainer.score import load_judge, make_options, score_file
 
     terminal.check_files(png=grid, json=json_out)
-    given = options.given_sampling(sampler, steps, spacing, guidance, interval)
+    given = options.given(sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval)
     where = terminal.pick_device(device)
     denoiser = load_denoiser(registry.resolve(storage, model, "denoiser"), device=where)
     sampling = make_options(preset, given, denoiser.options)
@@ -75,10 +75,12 @@ def set_sampling(
     """
     from trainer import score as scoring
 
-    changes = options.given_sampling(sampler, steps, spacing, guidance, interval)
-    if not changes:
+    changes = options.given(
+        sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval
+    )
+    if not chosen:
         raise TrainerError("say what to set: --sampler, --steps, --spacing, --guidance or --interval")
-    sampling = scoring.set_sampling(storage, name, changes)
+    sampling = scoring.set_sampling(storage, name, chosen)
     terminal.show(f"sampling of {name}", [(key, str(value)) for key, value in sampling.model_dump().items()])
 
 

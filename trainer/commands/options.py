@@ -51,13 +51,6 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write all figures her
 Existing = typer.Option(exists=True, help="A data set folder: objects.json, train.json and the pictures it names.")
 
 
-def given_sampling(
-    sampler: str | None,
-    steps: int | None,
-    spacing: str | None,
-    guidance: float | None,
-    interval: tuple[float, float] | None,
-) -> dict[str, Any]:
-    """Return the sampling options that were given, under the names that SamplingOptions has for them."""
-    named = {"sampler": sampler, "steps": steps, "spacing": spacing, "guidance": guidance}
-    return {key: value for key, value in {**named, "guidance_interval": interval}.items() if value is not None}
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that the user gave."""
+    return {key: value for key, value in options.items() if value is not None}

@@ -74,12 +74,10 @@ def _ground_hits(directions: Floats) -> tuple[Floats, Floats]:
         point = CAMERA + distance[:, None] * directions
         return np.asarray(point[:, 2] - ground_height(point[:, :2] @ GROUND_BEARING - GROUND_OFFSET))
 
-    near, far = np.zeros(len(directions)), np.full(len(directions), np.inf)
-    for distance in np.linspace(2.0, 45.0, 173):
-        below = above(np.full(len(directions), distance)) <= 0
-        far = np.where(below & np.isinf(far), distance, far)
-        near = np.where(np.isinf(far), distance, near)
-    far = np.where(np.isinf(far), 45.0, far)
+    distances = np.linspace(2.0, 45.0, 173)
+    below = np.array([above(np.full(len(directions), distance)) <= 0 for distance in distances[:-1]])
+    first = np.where(below.any(0), below.argmax(0), len(distances) - 1)
+    near, far = distances[first - 1], distances[first]
     for _ in range(40):
         middle = 0.5 * (near + far)
         outside = above(middle) > 0
@@ -352,11 +350,7 @@ def _render(objects, counts, camera, directions, ground, light, irradiance, out)
 
 
 def render(
-    scenes: Sequence[Sequence[SceneObject]],
-    *,
-    width: int = 320,
-    height: int = 240,
-    samples: int = 2,
+    scenes: Sequence[Sequence[SceneObject]], *, width: int = 320, height: int = 240, samples: int = 2
 ) -> NDArray[np.uint8]:
     """Render scenes as (N, height, width, 3) sRGB with `samples` x `samples` rays a pixel. Deterministic.
 

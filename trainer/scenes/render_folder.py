@@ -62,15 +62,6 @@ def write_label_file(path: Path, content: object) -> None:
     files.write(path, json.dumps(content).encode())
 
 
-def held_out_lists(scenes: Scenes, seed: int) -> tuple[list[list[str]], list[list[str]]]:
-    """Draw two test files of 32 lists from the scenes' label sets: one of one to three labels, one of all labels."""
-    lists = list(scenes.values())
-    order = np.random.default_rng([seed, 2]).permutation(len(lists))
-    chosen = [lists[i] for i in np.resize(order, 64)]  # repeated where there are fewer
-    mixed = [labels[: 1 + i % len(labels)] for i, labels in enumerate(chosen[:32])]
-    return mixed, [list(labels) for labels in chosen[32:]]
-
-
 def write_folder(
     out: Path, scenes: Scenes, *, seed: int, size: int | None, advance: Callable[[int], None] = lambda _: None
 ) -> int:
@@ -98,10 +89,13 @@ def write_folder(
             pictures = render(objects) if size is None else squeeze(render(objects, samples=1), size)
             list(pool.map(_save, paths, pictures))
             advance(len(paths))
-    mixed, full = held_out_lists(scenes, seed)
     write_label_file(out / "objects.json", {name: i for i, name in enumerate(ICLEVR.names)})
     write_label_file(out / "positions.json", positions)
-    write_label_file(out / "test.json", mixed)
-    write_label_file(out / "new_test.json", full)
+    # two test files of 32 lists: one of one to three labels, one of all labels of a scene
+    chosen = list(scenes.values())
+    order = np.random.default_rng([seed, 2]).permutation(len(chosen))
+    chosen = [chosen[i] for i in np.resize(order, 64)]  # repeated where there are fewer
+    write_label_file(out / "test.json", [labels[: 1 + i % len(labels)] for i, labels in enumerate(chosen[:32])])
+    write_label_file(out / "new_test.json", chosen[32:])
     write_label_file(out / "train.json", train)  # last, since a folder with a train.json counts as complete
     return len(train)

@@ -71,10 +71,8 @@ def _fits(placed: list[SceneObject], x: float, y: float) -> bool:
         return False
     flat = forward[:2] / np.linalg.norm(forward[:2])
     for other in placed:
-        dx, dy = x - other.x, y - other.y
-        if math.hypot(dx, dy) < 2 * RADIUS + 0.25:
-            return False
-        if abs(dx * right[0] + dy * right[1]) < 0.4 or abs(dx * flat[0] + dy * flat[1]) < 0.4:
+        apart = np.array([x - other.x, y - other.y])
+        if np.hypot(*apart) < 2 * RADIUS + 0.25 or min(abs(apart @ right[:2]), abs(apart @ flat)) < 0.4:
             return False
     return True
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import correlation, fmean
+from statistics import StatisticsError, correlation, fmean
 from typing import Any
 
 import numpy as np
@@ -68,8 +68,6 @@ def calibrate(
         wanted = [(str(e["folder"]), str(e["conditions"]), float(e["official_accuracy"])) for e in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainerError(f"{folder / 'sets.json'}: not a list of sets with a published score ({error})") from error
-    if len(wanted) < 2:
-        raise TrainerError(f"{folder / 'sets.json'}: a correlation needs at least two sets")
     compared = []
     for name, file, published in wanted:
         lists = read_test_file(conditions / file, evaluator.vocabulary)
@@ -79,11 +77,11 @@ def calibrate(
         compared.append(Compared(name, published, score.accuracy))
         advance()
     ours, theirs = [one.accuracy for one in compared], [one.published for one in compared]
-    for scores, whose in ((ours, "this evaluator gives"), (theirs, "published are")):
-        if len(set(scores)) == 1:
-            raise TrainerError(f"{whose} {scores[0]:g} for every set; equal scores have no correlation")
     errors = [a - b for a, b in zip(ours, theirs, strict=True)]
-    return Agreement(compared, correlation(ours, theirs), fmean(map(abs, errors)), fmean(errors))
+    try:
+        return Agreement(compared, correlation(ours, theirs), fmean(map(abs, errors)), fmean(errors))
+    except StatisticsError as error:  # of fewer than two sets, or equal scores
+        raise TrainerError(f"{folder / 'sets.json'}: {error}") from error
 
 
 def plot(agreement: Agreement, path: Path) -> None:
