@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from PIL import Image, ImageOps
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
+from shared import storage as files
 from shared.diffusion.layouts import OUTSIDE
 from shared.rgb import to_rgb
 from shared.vocabulary import Vocabulary, read_train_file
@@ -101,17 +103,6 @@ def _key(folder: Path, names: list[str]) -> str:
     return found.hexdigest()[:12]
 
 
-def _keep(images: NDArray[np.uint8], cache: Path) -> None:
-    """Write the cache atomically."""
-    cache.parent.mkdir(exist_ok=True)
-    temporary = cache.with_suffix(f".{os.getpid()}.npy")
-    try:
-        np.save(temporary, images)
-        os.replace(temporary, cache)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def load_dataset(
     folder: Path, *, size: int, fit: Fit = "squeeze", advance: Callable[[int], None] = lambda _: None
 ) -> Dataset:
@@ -133,7 +124,9 @@ def load_dataset(
     else:
         images = _decode(pictures, names, size, fit, advance)
         with suppress(OSError):  # a read-only folder or a full disk only means that pictures are decoded again
-            _keep(images, cache)
+            content = io.BytesIO()
+            np.save(content, images)
+            files.write(cache, content.getbuffer())
     labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
     positions = read_positions(folder / "positions.json", train, vocabulary)
     if fit == "squeeze":

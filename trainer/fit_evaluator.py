@@ -31,6 +31,7 @@ EMA_DECAY = 0.998
 # Distortions of pictures in [0, 1] that change no label, since sampled pictures are softer, noisier and less exact in
 # shape than renders. All pictures get small changes of place, size, light and colour; some are warped; half are blurred
 # or coarse; some are noisy. More on one picture would make cubes round, and the network would learn wrong shapes.
+COARSE = v2.Compose([v2.RandomResize(22, 58), v2.Resize((IMAGE_SIZE, IMAGE_SIZE))])
 DISTORT = v2.Compose(
     [
         v2.Pad(8, padding_mode="edge"),
@@ -38,14 +39,7 @@ DISTORT = v2.Compose(
         v2.RandomApply([v2.ElasticTransform(40.0, 6.0)], 0.25),
         v2.CenterCrop(IMAGE_SIZE),
         v2.ColorJitter(0.2, 0.2, 0.2, 0.015),
-        v2.RandomChoice(
-            [
-                v2.Identity(),
-                v2.GaussianBlur(7, (0.3, 1.4)),
-                v2.Compose([v2.RandomResize(22, 58), v2.Resize((IMAGE_SIZE, IMAGE_SIZE))]),
-            ],
-            [0.5, 0.25, 0.25],
-        ),
+        v2.RandomChoice([v2.Identity(), v2.GaussianBlur(7, (0.3, 1.4)), COARSE], [0.5, 0.25, 0.25]),
         v2.RandomChoice([v2.Identity(), *(v2.GaussianNoise(0, s) for s in (0.03, 0.08, 0.15))], [0.6, 0.2, 0.15, 0.05]),
     ]
 )

@@ -112,7 +112,7 @@ def keep_setup(folder: Path, setup: dict[str, Any]) -> None:
 
 @contextmanager
 def run_log(folder: Path | None) -> Iterator[Callable[[Run, dict[str, float]], None]]:
-    """Yield a function that appends figures to `folder`/log.jsonl and `folder`/tensorboard, or for None does nothing."""
+    """Yield a function that appends figures to `folder`/log.jsonl and `folder`/tensorboard, or nowhere for None."""
     if folder is None:
         yield lambda run, figures: None
         return

@@ -156,7 +156,7 @@ def test_a_folder_that_cannot_be_written_is_still_read(tmp_path: Path, monkeypat
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
+        patch.setattr(os, "replace", full)
         assert len(load_dataset(folder, size=8)) == 24
     assert list((folder / ".cache").iterdir()) == []
     (folder / ".cache").rmdir()

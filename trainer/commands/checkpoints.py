@@ -75,9 +75,7 @@ def set_sampling(
     """
     from trainer import score as scoring
 
-    changes = options.given(
-        sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval
-    )
+    chosen = options.given(sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval)
     if not chosen:
         raise TrainerError("say what to set: --sampler, --steps, --spacing, --guidance or --interval")
     sampling = scoring.set_sampling(storage, name, chosen)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from shared.registry import resolve
 from shared.vocabulary import Vocabulary
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
-
-if TYPE_CHECKING:  # imports torch
-    from trainer.config import Fit
 
 
 def compare(
@@ -70,12 +65,13 @@ def calibrate(
     with terminal.bar() as progress:
         task = progress.add_task("scoring sets", total=None)
         agreement = calibration.calibrate(folder, conditions, judge, lambda: progress.advance(task))
-    table = Table("set", "published", "this evaluator's", "difference", title=f"{len(agreement.sets)} published sets")
-    for one in agreement.sets:
-        table.add_row(one.folder, f"{one.published:.3f}", f"{one.accuracy:.3f}", f"{one.accuracy - one.published:+.3f}")
-    out = Console()
-    out.print(table)
-    out.print(
+    rows = (
+        [one.folder, f"{one.published:.3f}", f"{one.accuracy:.3f}", f"{one.accuracy - one.published:+.3f}"]
+        for one in agreement.sets
+    )
+    head = ["set", "published", "this evaluator's", "difference"]
+    terminal.print_table(f"{len(agreement.sets)} published sets", head, rows)
+    print(
         f"correlation {agreement.correlation:.4f}, mean absolute error {agreement.mean_absolute_error:.4f}, "
         f"bias {agreement.bias:+.4f}"
     )
@@ -109,7 +105,7 @@ def memorisation(
     where = terminal.pick_device(device)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), where)
-    fit: Fit = denoiser.info.training.get("config", {}).get("fit", "squeeze")
+    fit = denoiser.info.training.get("config", {}).get("fit", "squeeze")
     with terminal.bar() as progress:
         training, unseen = (
             terminal.read_dataset(folder, progress, size=denoiser.image_shape[-1], fit=fit)
@@ -120,10 +116,8 @@ def memorisation(
             denoiser, judge, training, unseen, make_options(preset, {}, denoiser.options),
             pictures=pictures, label_sets=label_sets, seed=seed, advance=lambda n: progress.advance(task, n),
         )  # fmt: skip
-    table = Table("", "generated", "to compare with", title=f"{report.pictures} pictures")
-    for row in study.rows_of(report):
-        table.add_row(*row)
-    Console().print(table)
+    head = ["", "generated", "to compare with"]
+    terminal.print_table(f"{report.pictures} pictures", head, study.rows_of(report))
     if grid:
         save_grid(images, grid, columns=3)
     terminal.write_json(json_out, asdict(report))
@@ -136,7 +130,7 @@ def limit(
     evaluator: options.Evaluator = None,
     seed: options.Seed = 0,
     size: Annotated[int, typer.Option(min=8, max=240, help="Pixels a side of the pictures.")] = 64,
-    fit: Annotated[str, typer.Option(help="How pictures are made square: squeeze or pad.")] = "squeeze",
+    fit: Annotated[Literal["squeeze", "pad"], typer.Option(help="How pictures are made square.")] = "squeeze",
     keep_padding: options.KeepPadding = False,
     placed_as: Annotated[str | None, typer.Option(help="Keep objects as far apart as this denoiser does.")] = None,
     grid: options.Grid = None,
@@ -148,14 +142,12 @@ def limit(
     from shared.evaluator import load_evaluator
     from trainer.studies.limit import render_runs
 
-    if fit not in ("squeeze", "pad"):
-        raise TrainerError(f'no --fit "{fit}"; there are squeeze and pad')
     terminal.check_files(png=grid, json=json_out)
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), terminal.pick_device(device))
     placing = load_denoiser(resolve(storage, placed_as, "denoiser")) if placed_as else None
     with terminal.bar() as progress:
         runs, figures = render_runs(
             file, judge, repeats=repeats, seed=seed, progress=progress,
-            size=size, fit=cast("Fit", fit), keep_padding=keep_padding, placed_as=placing,
+            size=size, fit=fit, keep_padding=keep_padding, placed_as=placing,
         )  # fmt: skip
     terminal.show_scores(file, runs, figures, json_out=json_out, grid=grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,14 @@ def show(title: str, rows: list[tuple[str, str]]) -> None:
         console.print(table)
 
 
+def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print the figures of a command on stdout."""
+    table = Table(*head, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
 def spent(run: Run) -> list[tuple[str, str]]:
     """Return the rows for `show` with what a run has spent, noting one that was finished before."""
     finished = " (the run was finished before)" if run.resumed_at == run.step else ""
@@ -78,17 +87,10 @@ def show_scores(
     """Print the scores of a test file on stdout, and write the figures and the best run's pictures where asked to."""
     from trainer.score import SCORES, best, save_grid
 
-    table = Table("run", "seed", *SCORES, title=f"{file.name}, {figures['model']}")
-    for i, run in enumerate(runs):
-        table.add_row(str(i), str(run.seed), *(f"{getattr(run.score, name):.4f}" for name in SCORES))
-    table.add_section()
-    for kind in ("max", "mean", "std"):
-        table.add_row(kind, "", *(f"{figures[name][kind]:.4f}" for name in SCORES))
-    stdout = Console()
-    stdout.print(table)
-    stdout.print(
-        f"{figures['pictures_per_s']:.1f} pictures/s, {figures['rows_per_picture']:.1f} network rows a picture"
-    )
+    rows = [[str(i), str(run.seed), *(f"{getattr(run.score, n):.4f}" for n in SCORES)] for i, run in enumerate(runs)]
+    rows += [[kind, "", *(f"{figures[n][kind]:.4f}" for n in SCORES)] for kind in ("max", "mean", "std")]
+    print_table(f"{file.name}, {figures['model']}", ["run", "seed", *SCORES], rows)
+    print(f"{figures['pictures_per_s']:.1f} pictures/s, {figures['rows_per_picture']:.1f} network rows a picture")
     if grid:
         save_grid(best(runs).images, grid, columns)
     write_json(json_out, figures)

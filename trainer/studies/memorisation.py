@@ -21,6 +21,7 @@ from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
 
 CHUNK = 1024  # training pictures compared at once
+QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5}
 PER_SET = 8  # pictures of one label set
 
 
@@ -72,8 +73,7 @@ def nearest(queries: Tensor, chunks: Iterable[Tensor]) -> Nearest:
 
 def closeness(generated: Nearest, unseen: Nearest) -> Closeness:
     def figures(distance: Tensor) -> dict[str, float]:
-        low, p05, median = distance.quantile(torch.tensor([0.0, 0.05, 0.5])).tolist()
-        return {"min": low, "p05": p05, "median": median}
+        return {name: float(distance.quantile(share)) for name, share in QUANTILES.items()}
 
     threshold = unseen.distance.quantile(0.01)
     share = float((generated.distance < threshold).float().mean())
@@ -165,16 +165,15 @@ def rows_of(report: Report) -> list[list[str]]:
     """Return the figures as table rows: measure, generated pictures, real pictures to compare with."""
     rows = []
     for name, found in (("pixel", report.pixel), ("feature", report.feature)):
-        for key in ("min", "p05", "median"):
+        for key, value in found.generated.items():
             label = f"nearest training picture, {name} distance, {key}"
-            rows.append([label, f"{found.generated[key]:.4f}", f"{found.unseen[key]:.4f} (unseen)"])
-        rows.append(
-            [f"share nearer than 99 % of unseen, {name}", f"{found.nearer_than_unseen:.4f}", "0.01 (by definition)"]
-        )
-    for key in ("pixel", "feature") if report.diversity else ():
-        generated, training = report.diversity["generated"][key], report.diversity["training"][key]
-        label = f"distance within a label set, {key} ({report.label_sets} sets of {PER_SET})"
-        rows.append([label, f"{generated:.4f}", f"{training:.4f} (training)"])
+            rows.append([label, f"{value:.4f}", f"{found.unseen[key]:.4f} (unseen)"])
+        share = f"{found.nearer_than_unseen:.4f}"
+        rows.append([f"share nearer than 99 % of unseen, {name}", share, "0.01 (by definition)"])
+    if report.diversity:
+        for key, value in report.diversity["generated"].items():
+            label = f"distance within a label set, {key} ({report.label_sets} sets of {PER_SET})"
+            rows.append([label, f"{value:.4f}", f"{report.diversity['training'][key]:.4f} (training)"])
     generated, unseen = report.frechet["generated"], report.frechet["unseen"]
     rows.append(["Frechet distance to other unseen pictures", f"{generated:.3f}", f"{unseen:.3f} (unseen)"])
     return rows

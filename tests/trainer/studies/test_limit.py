@@ -48,7 +48,7 @@ def test_padded_renders_are_judged_with_or_without_their_padding(command: Comman
 
     figures = [found(), found("--fit", "pad"), found("--fit", "pad", "--keep-padding")]
     assert [(one["size"], one["padding"]) for one in figures] == [(32, "none"), (32, "cut"), (32, "kept")]
-    refused(command("limit", tmp_path / "lists.json", "--fit", "crop"), "crop")
+    refused(command("limit", tmp_path / "lists.json", "--fit", "crop"), "crop", code=2)
 
 
 def test_objects_keep_as_far_apart_as_in_a_denoisers_arrangements(command: Command, tmp_path: Path) -> None:
