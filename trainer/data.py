@@ -153,9 +153,8 @@ def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
         if len(content.get(name, ())) != len(labels):
             raise TrainerError(f'{path}: picture "{name}" needs one [x, y] for each of its {len(labels)} labels')
         if outside := [point for point in content[name] if not (0 <= point[0] <= 1 and 0 <= point[1] <= 1)]:
-            raise TrainerError(
-                f'{path}: picture "{name}" has {list(outside[0])}; positions are fractions of width and height, 0 to 1'
-            )
+            at = f'{path}: picture "{name}" has {list(outside[0])}'
+            raise TrainerError(f"{at}; positions are fractions of width and height, 0 to 1")
         for label, point in zip(labels, content[name], strict=True):
             positions[i, vocabulary.index(label)] = torch.tensor(point)
     return positions
@@ -180,9 +179,7 @@ def merge(datasets: list[Dataset]) -> Dataset:
         raise TrainerError("the folders' objects.json differ; a network has one vocabulary")
     positions = [d.positions for d in datasets if d.positions is not None]
     if positions and len(positions) < len(datasets):
-        raise TrainerError(
-            "only some of the folders have a positions.json; write the others' with `locate`, or remove them"
-        )
+        raise TrainerError("only some folders have a positions.json; write the others' with `locate`, or remove them")
     if any(other.aspect != first.aspect for other in datasets[1:]):
         raise TrainerError(f"the folders' pictures {UNLIKE}")
     return Dataset(

@@ -61,16 +61,9 @@ def augment(images: Tensor) -> Tensor:
 
 
 def fit_evaluator(
-    dataset: Dataset,
-    held_out: Dataset,
-    folder: Path,
-    budget: Budget,
-    *,
-    start: Evaluator | None = None,
-    seed: int = 0,
-    device: torch.device,
-    on_step: Callable[[Run], None] = lambda _: None,
-) -> tuple[Evaluator, SetScore, Run]:
+    dataset: Dataset, held_out: Dataset, folder: Path, budget: Budget, *,
+    device: torch.device, seed: int = 0, start: Evaluator | None = None, on_step: Callable[[Run], None] = lambda _: None,
+) -> tuple[Evaluator, SetScore, Run]:  # fmt: skip
     """Train until the budget is spent, and score the averaged weights on `held_out`.
 
     State, log and TensorBoard events go to `folder`. `start`: an evaluator whose weights the run starts from; a resumed

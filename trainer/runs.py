@@ -89,9 +89,7 @@ def load_state(
         before, names = state["config"], state["vocabulary"]
         run.step, run.elapsed_s, run.resumed_at = state["step"], state["elapsed_s"], state["step"]
     except Exception as error:  # torch raises a dozen types for a broken file
-        raise TrainerError(
-            f"{path} is not the state of a run; delete it to start again ({type(error).__name__})"
-        ) from error
+        raise TrainerError(f"{path} is not the state of a run; delete it to start again") from error
     if names != list(vocabulary.names):
         raise TrainerError(f"{path} was started with another objects.json; choose another --run or delete it")
     if changed := [key for key in recipe if recipe[key] != before.get(key)]:

@@ -65,9 +65,7 @@ def load_judge(path: Location, vocabulary: Vocabulary, device: torch.device) -> 
     """Load an evaluator that judges a denoiser of `vocabulary`. Raises TrainerError where it has another."""
     judge = load_evaluator(path, device)
     if judge.vocabulary != vocabulary:
-        raise TrainerError(
-            "the denoiser's and the evaluator's vocabularies differ; fit an evaluator on the same labels"
-        )
+        raise TrainerError("the denoiser's and evaluator's vocabularies differ; fit an evaluator on the same labels")
     return judge
 
 

@@ -151,9 +151,8 @@ def train(
 ) -> tuple[Averages, Run]:
     """Train until the budget is spent; state, log and TensorBoard events go to `folder`.
 
-    `start`: a state dict to start from instead of random weights; parameters that it lacks start as in a new network.
-    `start_from`: its name. A resumed run continues from its own state instead.
-    `network` and `objective`: those of a distillation, in place of the ones that `config` and `dataset` describe.
+    `start`: a state dict to start from, and `start_from` its name; parameters that it lacks start at random. A resumed
+    run continues from its own state instead. `network` and `objective`: those of a distillation.
 
     Rank 0 calls `evaluate(averaged network, run)` at the end, every `evaluate_every_s` seconds, and each time another
     `evaluate_every_share` of the budget is spent; the figures are logged.

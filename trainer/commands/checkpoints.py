@@ -42,8 +42,8 @@ def score(
     where = terminal.pick_device(device)
     denoiser = load_denoiser(registry.resolve(storage, model, "denoiser"), device=where)
     sampling = make_options(preset, given, denoiser.options)
-    course = evaluator is not None and evaluator.endswith(".pth")
-    judged_by = Path(evaluator) if course and evaluator else registry.resolve(storage, evaluator, "evaluator")
+    course = Path(evaluator) if evaluator and evaluator.endswith(".pth") else None  # the course's checkpoint.pth
+    judged_by = course or registry.resolve(storage, evaluator, "evaluator")
     judge = load_judge(judged_by, denoiser.vocabulary, where)
     with terminal.bar() as progress:
         runs, figures = score_file(

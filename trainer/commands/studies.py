@@ -65,12 +65,11 @@ def calibrate(
     with terminal.bar() as progress:
         task = progress.add_task("scoring sets", total=None)
         agreement = calibration.calibrate(folder, conditions, judge, lambda: progress.advance(task))
-    rows = (
+    rows = [
         [one.folder, f"{one.published:.3f}", f"{one.accuracy:.3f}", f"{one.accuracy - one.published:+.3f}"]
         for one in agreement.sets
-    )
-    head = ["set", "published", "this evaluator's", "difference"]
-    terminal.print_table(f"{len(agreement.sets)} published sets", head, rows)
+    ]
+    terminal.print_table(f"{len(rows)} published sets", ["set", "published", "this evaluator's", "difference"], rows)
     print(
         f"correlation {agreement.correlation:.4f}, mean absolute error {agreement.mean_absolute_error:.4f}, "
         f"bias {agreement.bias:+.4f}"

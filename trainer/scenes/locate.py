@@ -19,7 +19,6 @@ BLUR = 2.5  # standard deviation in pixels, between the size of an object and th
 NEAR = 0.15  # how far an object extends from the largest difference, in fractions of the side
 CHUNK = 1024  # pictures compared at once
 
-OfScene = dict[tuple[str, frozenset[str]], list[str]]  # scene and labels -> its pictures with these labels
 Positions = dict[str, list[tuple[float, float]]]  # picture -> the position of each label, as in positions.json
 
 
@@ -31,7 +30,7 @@ def locate(train: Mapping[str, list[str]], images: Tensor) -> Positions:
     such pictures.
     """
     index = {name: i for i, name in enumerate(train)}
-    of_scene: OfScene = {}
+    of_scene: dict[tuple[str, frozenset[str]], list[str]] = {}
     for name, labels in train.items():
         of_scene.setdefault((_scene(name), frozenset(labels)), []).append(name)
     alone = [name for name, labels in train.items() if len(labels) == 1]
@@ -57,7 +56,7 @@ def _scene(name: str) -> str:
     return name.rpartition("_")[0] or name
 
 
-def _before(name: str, labels: list[str], of_scene: OfScene) -> str:
+def _before(name: str, labels: list[str], of_scene: Mapping[tuple[str, frozenset[str]], list[str]]) -> str:
     """Return the picture of the same scene with all of these labels but one."""
     for label in reversed(labels):
         if earlier := of_scene.get((_scene(name), frozenset(labels) - {label})):

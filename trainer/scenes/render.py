@@ -122,6 +122,8 @@ def film(width: int, height: int, samples: int) -> tuple[Floats, Floats, Floats,
     v = (1 - (np.arange(height * samples) + 0.5) / (height * samples) * 2).reshape(height, 1, samples, 1)
     directions = forward + TAN_HALF_FOV * (u[..., None] * right + v[..., None] / ASPECT * up)
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    grid = (height, width, samples * samples)
+    directions = directions.reshape(*grid, 3)
     point, normal = _ground_hits(directions.reshape(-1, 3))
     light = np.zeros((len(point), len(LAMPS) + 1, 3))
     for i, (position, *_) in enumerate(LAMPS):
@@ -132,13 +134,7 @@ def film(width: int, height: int, samples: int) -> tuple[Floats, Floats, Floats,
         light[:, i] = (cosines / distance**2)[:, None] * LIGHT[i]
     light[:, -1] = LIGHT[-1] * np.clip(normal @ SUN_DIRECTION, 0, None)[:, None]
     indirect = np.stack(np.broadcast_arrays(1.0, v, u, u * v, v * v), axis=-1) @ GROUND_INDIRECT
-    shape = (height, width, samples * samples)
-    return (
-        directions.reshape(*shape, 3),
-        point.reshape(*shape, 3),
-        light.reshape(*shape, -1, 3),
-        indirect.reshape(shape),
-    )
+    return directions, point.reshape(directions.shape), light.reshape(*grid, -1, 3), indirect.reshape(grid)
 
 
 @njit(cache=True, fastmath=True)

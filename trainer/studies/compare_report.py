@@ -21,15 +21,6 @@ LOSS_NOTE = (
 )
 
 
-def _read_results(out: Path) -> dict[str, dict[str, Any]]:
-    """Return the figures and the curve of each finished variant, in the order of VARIANTS."""
-    finished = {name: out / f"{name}.json" for name in VARIANTS if (out / f"{name}.json").exists()}
-    return {
-        name: {**json.loads(path.read_text()), "curve": read_log(path.with_suffix(".jsonl"))}
-        for name, path in finished.items()
-    }
-
-
 def _points(curve: list[dict[str, float]], panel: str, x: str) -> list[tuple[float, float]]:
     """Return a panel's points (x, y): the loss, or a score's mean over the test files."""
     points = []
@@ -48,11 +39,8 @@ def plot_curves(results: dict[str, dict[str, Any]], x: str, path: Path) -> None:
             if points := _points(result["curve"], panel, x):
                 marker = None if panel == "loss" else "o"
                 axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker=marker, markersize=3)
-        axes.set(title=title, xlabel=x)
-        if panel == "loss":
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(0, 1)
+        scale: dict[str, Any] = {"yscale": "log"} if panel == "loss" else {"ylim": (0, 1)}
+        axes.set(title=title, xlabel=x, **scale)
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=len(results))
     figure.savefig(path, dpi=90, metadata={"Software": None})
@@ -143,7 +131,10 @@ def write_report(out: Path) -> Path:
 
     If there is an `out`/notes.md, its text goes before the tables.
     """
-    results = _read_results(out)
+    results = {}
+    for name in VARIANTS:
+        if (path := out / f"{name}.json").exists():
+            results[name] = {**json.loads(path.read_text()), "curve": read_log(path.with_suffix(".jsonl"))}
     setup: dict[str, Any] = json.loads((out / "setup.json").read_text())
     files, x = list(setup["tests"]), "minutes" if setup["minutes"] else "step"
     blocks = _preface(out, setup, results)
