@@ -107,8 +107,7 @@ class Trajectories:
         return len(self.pool["t"])
 
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
-        mine = index[share]
-        return [self.pool[key][mine] for key in ("x", "t", "labels", "x0")]
+        return [self.pool[key][index[share]] for key in ("x", "t", "labels", "x0")]
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         x, t, labels, x0 = inputs

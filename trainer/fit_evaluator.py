@@ -61,8 +61,8 @@ def augment(images: Tensor) -> Tensor:
 
 
 def fit_evaluator(
-    dataset: Dataset, held_out: Dataset, folder: Path, budget: Budget, *,
-    device: torch.device, seed: int = 0, start: Evaluator | None = None, on_step: Callable[[Run], None] = lambda _: None,
+    dataset: Dataset, held_out: Dataset, folder: Path, budget: Budget, *, device: torch.device,
+    seed: int = 0, start: Evaluator | None = None, on_step: Callable[[Run], None] = lambda _: None,
 ) -> tuple[Evaluator, SetScore, Run]:  # fmt: skip
     """Train until the budget is spent, and score the averaged weights on `held_out`.
 
@@ -82,8 +82,7 @@ def fit_evaluator(
     average = AveragedModel(evaluator, multi_avg_fn=update_average, use_buffers=True)
     optimizer = torch.optim.AdamW(evaluator.parameters(), LR, weight_decay=0.05, fused=True)
     dtype, run, state_path = autocast_dtype(device), Run(), folder / "state.pt"
-    start_name = start and start.info and start.info.name
-    recipe = {"data": dataset.digest, "batch": BATCH, "seed": seed, "start": start_name}
+    recipe = {"data": dataset.digest, "batch": BATCH, "seed": seed, "start": start and start.info and start.info.name}
     learning: dict[str, Any] = {"network": evaluator, "average": average, "optimizer": optimizer}
     folder.mkdir(parents=True, exist_ok=True)
     if state_path.exists():

@@ -68,10 +68,6 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
     return config.lr * warm * down
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(step_seed(seed, step))
-
-
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
     """Return the indices of a step's pictures. Each epoch shows all `n` pictures once, in its own order."""
     positions = torch.arange(step * batch, (step + 1) * batch)
@@ -196,7 +192,7 @@ def train(
         last = saved_at = measured_at = time.monotonic()
         sums = torch.zeros(3)  # of the loss, the gradient's norm and the steps since the last line of the log
         while (progress := _agreed(budget.progress(run.elapsed_s, run.step), world, device)) < 1:
-            generator = step_generator(config.seed, run.step)
+            generator = torch.Generator().manual_seed(step_seed(config.seed, run.step))
             index = batch_indices(len(objective), config.batch, config.seed, run.step)
             inputs = [value.to(device, non_blocking=True) for value in objective.draw(index, share, generator)]
 

@@ -24,7 +24,7 @@ from trainer.fit_evaluator import fit_evaluator
 from trainer.loss import Denoising
 from trainer.runs import Budget
 from trainer.scenes.render_folder import random_scenes, write_folder
-from trainer.train import batch_indices, make_network, step_generator, train
+from trainer.train import batch_indices, make_network, train
 
 OURS, REPORT = "ours", "the course report's loop, fp32"
 LIBRARY, LIBRARY_BF16 = "diffusers' loop, fp32 (its default)", "diffusers' loop, bf16"
@@ -45,7 +45,7 @@ def network_alone(dataset: Dataset, config: TrainConfig, steps: int, on_step: Ca
     """Run forward and backward of one batch repeatedly: the upper limit of any loop with this network."""
     device, network, objective = pick_device(), make_network(config, dataset), Denoising(dataset, config, pick_device())
     index, dtype = batch_indices(len(objective), config.batch, config.seed, 0), autocast_dtype(device)
-    inputs = objective.draw(index, slice(0, config.batch), step_generator(config.seed, 0))
+    inputs = objective.draw(index, slice(0, config.batch), torch.Generator())
     with kept_memory():
         for _ in range(steps):
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
@@ -91,7 +91,7 @@ def data_path_seconds(dataset: Dataset, config: TrainConfig, steps: int) -> floa
     def draw() -> None:
         for step in range(steps):
             index = batch_indices(len(objective), config.batch, config.seed, step)
-            objective.draw(index, slice(0, config.batch), step_generator(config.seed, step))
+            objective.draw(index, slice(0, config.batch), torch.Generator().manual_seed(step))
 
     draw()
     return seconds(draw) / steps

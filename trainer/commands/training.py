@@ -90,7 +90,7 @@ def train(
     from trainer.train import train as train_network
 
     config, budget = make_config(preset, set_ or []), Budget(minutes, steps)
-    if preset != "report" or minutes or steps:
+    if preset != "report":  # which has its own number of epochs
         terminal.check_budget(minutes, steps)
     check_name(name)
     with terminal.bar() as progress:

@@ -52,10 +52,8 @@ def ground_height(q: Floats) -> Floats:
     secant = np.diff(GROUND_HEIGHT) / h
     slope = np.zeros_like(GROUND_Q)
     w1, w2 = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
-    rising = (secant[:-1] > 0) & (secant[1:] > 0)
-    with np.errstate(divide="ignore"):
-        harmonic = (w1 + w2) / (w1 / secant[:-1] + w2 / secant[1:])
-    slope[1:-1] = np.where(rising, harmonic, 0.0)
+    with np.errstate(divide="ignore"):  # beside a level piece the slope is 0
+        slope[1:-1] = (w1 + w2) / (w1 / secant[:-1] + w2 / secant[1:])
     slope[-1] = secant[-1]
     i = np.clip(np.searchsorted(GROUND_Q, q, side="right") - 1, 0, len(h) - 1)
     u = (np.clip(q, GROUND_Q[0], GROUND_Q[-1]) - GROUND_Q[i]) / h[i]

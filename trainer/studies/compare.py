@@ -128,8 +128,7 @@ def run_variant(
     curve = read_log(folder / "log.jsonl")
     (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
     judge, scores = judge_of(evaluator, dataset.aspect), list[dict[str, Any]]()
-    ways = ways_to_score(name, config.publish)
-    for weights, sampling in progress.track(ways, description=f"{name}, scoring"):
+    for weights, sampling in progress.track(ways_to_score(name, config.publish), description=f"{name}, scoring"):
         stepper = watcher.stepper(averages.network(weights))
         for file, lists in setup.tests.items():
             runs, figures = score_runs(stepper, judge, lists, SAMPLINGS[sampling], repeats=setup.repeats)
