@@ -18,7 +18,7 @@ def score(
     storage: options.Storage = Path("models"),
     model: options.Model = None,
     evaluator: Annotated[
-        str | None, typer.Option(help="Name, or the course's checkpoint.pth; else the promoted.")
+        str | None, typer.Option(help="Evaluator's name, or the course's checkpoint.pth; the promoted one by default.")
     ] = None,
     preset: options.Preset = "default",
     sampler: options.Sampler = None,
@@ -88,7 +88,7 @@ def card(
     machine: Annotated[str, typer.Option(help="The machine that it was trained on, in words.")],
     storage: options.Storage = Path("models"),
     scores: Annotated[
-        list[Path] | None, typer.Option(exists=True, help="A file of `score --json`. Repeatable.")
+        list[Path] | None, typer.Option(exists=True, help="A file that `score --json` wrote. Repeatable.")
     ] = None,
     commands: Annotated[list[str] | None, typer.Option("--command", help="A command that made it. Repeatable.")] = None,
     notes: Annotated[list[str] | None, typer.Option("--note", help="A paragraph of Markdown. Repeatable.")] = None,

@@ -89,7 +89,7 @@ def memorisation(
     label_sets: Annotated[int, typer.Option(min=0, help="Label sets for the diversity, 8 pictures each.")] = 32,
     seed: options.Seed = 0,
     grid: Annotated[
-        Path | None, typer.Option(help="PNG of the 8 pictures nearest to training ones, and these.")
+        Path | None, typer.Option(help="PNG of the 8 pictures nearest to the training set, with their neighbours.")
     ] = None,
     json_out: options.Json = None,
     device: options.DeviceName = "auto",
@@ -131,7 +131,7 @@ def limit(
     size: Annotated[int, typer.Option(min=8, max=240, help="Pixels a side of the pictures.")] = 64,
     fit: Annotated[Literal["squeeze", "pad"], typer.Option(help="How pictures are made square.")] = "squeeze",
     keep_padding: options.KeepPadding = False,
-    placed_as: Annotated[str | None, typer.Option(help="Keep objects as far apart as this denoiser does.")] = None,
+    placed_as: Annotated[str | None, typer.Option(help="Name of the denoiser whose distances objects keep.")] = None,
     grid: options.Grid = None,
     json_out: options.Json = None,
     device: options.DeviceName = "auto",

@@ -93,7 +93,7 @@ def _comparison(results: dict[str, dict[str, Any]], files: list[str]) -> list[st
 
 def _sweep(name: str, result: dict[str, Any], files: list[str]) -> list[str]:
     """Return the sections that compare a variant's averages and the ways to sample it."""
-    weights = [[weights, *_cells(_found(result, weights=weights))] for weights in WEIGHTS]
+    averages = [[kind, *_cells(_found(result, weights=kind))] for kind in WEIGHTS]
     samplings = []
     for sampling in SAMPLINGS:
         found = _found(result, sampling)
@@ -101,7 +101,7 @@ def _sweep(name: str, result: dict[str, Any], files: list[str]) -> list[str]:
     return [
         f"## Averaged weights or raw: {name}",
         "One run, scored with each of its weights.",
-        _score_table(["weights"], files, weights),
+        _score_table(["weights"], files, averages),
         f"## Guidance and sampling: {name}",
         "One run, one set of weights, other options.",
         _score_table(["sampling", "network rows a picture"], files, samplings),
