@@ -159,11 +159,9 @@ def publish(
 def base_problem(info: CheckpointInfo, base: CheckpointInfo) -> str | None:
     """Return why an adapter cannot be applied to `base`, which has its base's name, or None if it can."""
     wanted = info.config["base"]["digest"]
-    if base.digest != wanted:
-        return (
-            f"changes {base.name} of digest {wanted[:16]}, but {base.name} now has {base.digest[:16]}; distil it again"
-        )
-    return None
+    if base.digest == wanted:
+        return None
+    return f"changes {base.name} of digest {wanted[:16]}, but {base.name} now has {base.digest[:16]}; distil it again"
 
 
 def check_name(name: str) -> None:

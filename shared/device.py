@@ -58,8 +58,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 def has_onednn(device: torch.device) -> bool:
     """Whether the device is a CPU and torch was built with oneDNN."""
-    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return device.type == "cpu" and built
+    return device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -67,8 +66,7 @@ def kept_memory() -> Iterator[None]:
     """Make glibc keep freed memory for the next tensors inside this context. Has no effect with other C libraries.
 
     By default glibc returns large tensors to the kernel at once, so that every training step on a CPU faults in tens
-    of thousands of zeroed pages (docs/decisions.md has the cost). On exit, the thresholds are set to what glibc itself
-    arrives at after it has freed a tensor of 32 MiB.
+    of thousands of zeroed pages (docs/decisions.md has the cost).
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
@@ -78,7 +76,7 @@ def kept_memory() -> Iterator[None]:
     libc.mallopt(M_TRIM_THRESHOLD, -1)
     try:
         yield
-    finally:
+    finally:  # what glibc itself arrives at after it has freed a tensor of 32 MiB
         libc.mallopt(M_MMAP_MAX, 65536)
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)

@@ -95,11 +95,7 @@ class Evaluator(nn.Module):
 
 @dataclass(frozen=True)
 class JudgeInside:
-    """Crops the padding before judging.
-
-    Evaluators are trained on pictures squeezed into squares, where objects are taller: with their padding, renders of
-    32x32 score only 0.70 and 0.75 (`trainer limit FILE --size 32 --fit pad --keep-padding`).
-    """
+    """Crops the padding before judging, since evaluators are trained on pictures without it."""
 
     judge: Judge
     aspect: float  # width over height before padding
@@ -147,8 +143,7 @@ def load_evaluator(path: Location | str, device: str | torch.device = "cpu") -> 
 
 def _read_course_checkpoint(path: Path) -> Mapping[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        state: Mapping[str, Any] = content["model"]
+        state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["model"]
     except OSError as error:
         raise CheckpointError(path.name, f"cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch raises a dozen kinds of error for a foreign file

@@ -27,10 +27,7 @@ PROMOTED_FILE: Final = "promoted.json"
 
 
 def scan(storage: Location) -> tuple[list[CheckpointInfo], dict[str, str]]:
-    """Return the readable checkpoints, sorted by name, and the unreadable files as file name -> reason.
-
-    Reads headers only: a tensor that does not match its digest is not noticed.
-    """
+    """Return the readable checkpoints, sorted by name, and file name -> reason of the others. Reads headers only."""
     infos: list[CheckpointInfo] = []
     problems: dict[str, str] = {}
     with reading(storage):

@@ -248,16 +248,14 @@ def _shown(value: object) -> str:
 def _kind(value: object) -> str:
     """Describe a JSON value: its type, and the value itself if it is a string, a number or a boolean."""
     match value:
-        case None:
-            return "null"
+        case None | bool():
+            return json.dumps(value)
         case dict():
             return "an object" if value else "an empty object"
         case list() | tuple():
             return "a list" if value else "an empty list"
         case str():
             return f"the string {_quoted(value)}"
-        case bool():
-            return str(value).lower()
         case int() | float():
             return f"the number {_printable(repr(value))}"
         case _:

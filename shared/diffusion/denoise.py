@@ -4,7 +4,7 @@ Knows no solver (a sampler is a table), no schedule by name, no jobs and no file
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -48,7 +48,7 @@ class Row:
     table: Table
     generator: torch.Generator  # on the CPU, so that a seed gives the same noise on any device
     step: int = 0
-    x0_hat: Tensor | None = field(default=None)  # (C, H, W), the latest prediction; None before the first step
+    x0_hat: Tensor | None = None  # (C, H, W), the latest prediction; None before the first step
 
     @property
     def done(self) -> bool:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast, get_args
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
@@ -67,10 +67,10 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
     try:
         config = NetworkConfig.model_validate(info.config["network"])
         schedule = alpha_bar(info.config["schedule"], info.config["timesteps"])
-        prediction = info.config["prediction"]
+        prediction = TypeAdapter(PredictionName).validate_python(info.config["prediction"])
         options, aspect = default_options(info.config), float(info.config.get("aspect", 1.0))
-        if prediction not in get_args(PredictionName) or config.num_labels != len(info.vocabulary):
-            raise ValueError("prediction or number of labels does not fit")
+        if config.num_labels != len(info.vocabulary):
+            raise ValueError(f"{config.num_labels} labels in the network, {len(info.vocabulary)} in the vocabulary")
         if not 0 < aspect < math.inf:
             raise ValueError(f"aspect {aspect} is not a ratio of two sides")
         layouts = Layouts(state.pop("layouts").float()) if config.positions else None
@@ -80,8 +80,7 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # torch lists every tensor on a line
         raise CheckpointError(path.name, f"configuration and weights do not fit: {reason}") from error
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    vocabulary, known = Vocabulary(info.vocabulary), cast(PredictionName, prediction)
-    return Denoiser(info, vocabulary, network, schedule, known, layouts, options, aspect)
+    return Denoiser(info, Vocabulary(info.vocabulary), network, schedule, prediction, layouts, options, aspect)
 
 
 def _base_weights(path: Location, adapter: CheckpointInfo) -> dict[str, Tensor]:
