@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Final
 
-from pydantic import TypeAdapter
-
 from shared import storage as files
 from shared.checkpoint import (
     SUFFIX,
@@ -82,13 +80,14 @@ def promoted(storage: Location, kind: CheckpointKind = "denoiser") -> str | None
 def promoted_names(storage: Location) -> dict[str, str]:
     """Return the promoted checkpoints as kind -> name. Raises CheckpointError if promoted.json is damaged."""
     try:
-        return TypeAdapter(dict[str, str]).validate_json(files.read(storage / PROMOTED_FILE))
+        names = json.loads(files.read(storage / PROMOTED_FILE))
     except FileNotFoundError:
         return {}
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(PROMOTED_FILE, f"cannot be read: {error}") from error
-    except ValueError as error:
-        raise CheckpointError(PROMOTED_FILE, "must be a JSON object of kind -> checkpoint name") from error
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise CheckpointError(PROMOTED_FILE, "must be a JSON object of kind -> checkpoint name")
+    return names
 
 
 def judge_problem(info: CheckpointInfo, evaluator: CheckpointInfo) -> str | None:
