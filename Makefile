@@ -22,8 +22,8 @@ serve: $(VENV)/.worker  ## Redis, a worker and the API on http://127.0.0.1:8000
 train: $(VENV)/.train  ## Render data, train evaluator and denoiser, distil (hours; with TRIAL=FOLDER two minutes, all of it in that folder)
 	BIN=$(BIN) sh trainer/from_nothing.sh
 
-test: $(VENV)/.dev  ## The tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## The tests, on all cores
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-browser: $(VENV)/.browser  ## Test the page in Chromium
 	BIN=$(BIN) sh tests_browser/setup.sh

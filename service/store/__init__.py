@@ -2,5 +2,4 @@
 
 `keys.py` lists every key. Start reading in `jobs.py` (a job from creation to end), then `fair_queue.py` and `claims.py`
 (how pending pictures reach workers), `reader.py` (what clients see) and `sweep.py` (how lost jobs are repaired).
-`rq_worker.py` is the base of both kinds of RQ worker.
 """

@@ -21,12 +21,12 @@ from structlog.contextvars import bound_contextvars
 
 from service.contract.errors import ServiceError
 from service.contract.records import JobRecord
+from service.rq_worker import QueueWorker
 from service.settings import Settings
 from service.store import keys
 from service.store.connection import RetryUntilStopped, connect, text
 from service.store.jobs import JobStore, new_id
 from service.store.reader import JobReader
-from service.store.rq_worker import QueueWorker
 from service.store.webhook_outbox import enqueue
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger

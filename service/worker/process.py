@@ -14,11 +14,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq.job import Job
 
+from service.rq_worker import QueueWorker
 from service.settings import SettingError, Settings
 from service.store import workers
 from service.store.connection import RetryUntilStopped, connect
 from service.store.jobs import new_id
-from service.store.rq_worker import QueueWorker
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
 from service.worker.runner import Runner

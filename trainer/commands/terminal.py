@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ def check_files(**files: Path | None) -> None:
 
 def check_budget(minutes: float | None, steps: int | None, options: str = "--minutes or --steps") -> None:
     """Refuse a budget without an end; `options` names what would set one."""
+    if minutes is not None and not math.isfinite(minutes):
+        raise TrainerError(f"--minutes {minutes} is not a length of time")
     if not minutes and not steps:
         raise TrainerError(f"say how long: {options}")
 
