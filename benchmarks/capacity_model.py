@@ -21,7 +21,7 @@ from benchmarks.results import Data
 from benchmarks.timing import percentile
 
 DAY_S = 86_400
-PEAK = 3.0  # the busiest hour's rate relative to the day's mean; a common rule of thumb, not measured
+PEAK = 3.0  # the busiest hour's rate relative to the daily mean; a common rule of thumb, not measured
 LOAD = 0.6  # target load at the peak, as a fraction of capacity
 DAYS = (1_000, 100_000, 10_000_000)
 NEEDED = ("service", "load", "growth")
@@ -217,7 +217,7 @@ def scaling(content: Data) -> list[Piece]:
         "# Scaling",
         "How many devices does a given number of pictures per day need, and what runs out first? `make bench` writes "
         "this page from its measurements (docs/performance.md names the machine); do not edit it. Three things are "
-        f"assumed, not measured: the peak is {PEAK:g} times the day's mean, the load at the peak is {LOAD:g} of "
+        f"assumed, not measured: the peak is {PEAK:g} times the daily mean, the load at the peak is {LOAD:g} of "
         "capacity, and devices do not slow each other down, since they share only Redis.",
         "## The model",
         f"With full batches, a device takes {number(1000 * costs.row_s)} ms per network row. All else that the service "

@@ -106,7 +106,7 @@ class Deployment:
     def pictures(self, job: Job) -> list[bytes]:
         return [self.client.image(job.id, i) for i in range(job.progress.total)]
 
-    def told(self, job: Job) -> list[int]:
+    def reported(self, job: Job) -> list[int]:
         """The pictures named in the job's events."""
         return [event.data.index for event in self.client.events(job.id) if event.name == "picture"]  # type: ignore[union-attr]
 
@@ -182,7 +182,7 @@ def test_score(deployment: Deployment, tmp_path: Path) -> None:
     result: Any = job.result
     assert [repeat.seed for repeat in result.repeats] == [0, 1]
     assert result.accuracy.mean > 0.5  # chance finds one in sixteen of 24 labels
-    assert sorted(deployment.told(job)) == list(range(2 * len(LABELS)))
+    assert sorted(deployment.reported(job)) == list(range(2 * len(LABELS)))
 
 
 def test_cancel(deployment: Deployment) -> None:
@@ -261,7 +261,7 @@ def test_one_of_two_workers_is_killed_and_every_picture_is_there_once(deployment
     ended = deployment.client.wait(job.id)
     assert ended.status == "finished"
     assert deployment.client.ready().workers == 1
-    assert sorted(deployment.told(job)) == list(range(len(labels)))
+    assert sorted(deployment.reported(job)) == list(range(len(labels)))
     assert deployment.pictures(ended) == deployment.pictures(undisturbed)
 
 
@@ -272,10 +272,10 @@ def test_a_worker_is_taken_away_while_it_works_and_nothing_is_lost(deployment: D
     until(lambda: len(deployment.in_work(job)) == 2)
     deployment.scale(1)
     assert deployment.client.wait(job.id).status == "finished"
-    assert sorted(deployment.told(job)) == list(range(len(labels)))
+    assert sorted(deployment.reported(job)) == list(range(len(labels)))
     assert deployment.client.ready().workers == 1
 
 
 def test_the_trainer_has_an_image_of_its_own(deployment: Deployment) -> None:
-    told = deployment.compose("run", "--rm", "trainer", "render", "/runs/data", "--scenes", "1")
-    assert "/runs/data" in told
+    output = deployment.compose("run", "--rm", "trainer", "render", "/runs/data", "--scenes", "1")
+    assert "/runs/data" in output

@@ -197,7 +197,7 @@ class Deployment:
         abouts = [connection.get(keys.worker(text(one["name"]))) for one in consumers]
         return {json.loads(about)["host"] for about in abouts if about}
 
-    def told(self, job: Job) -> list[int]:
+    def reported(self, job: Job) -> list[int]:
         """The pictures named in the job's events."""
         return [event.data.index for event in self.client.events(job.id) if event.name == "picture"]  # type: ignore[union-attr]
 
@@ -238,7 +238,7 @@ def test_hosts_share_a_job_and_fetch_its_model_for_themselves(deployment: Deploy
     job = deployment.client.generate(LABELS, seed=3, steps=1000, wait=False)
     until(lambda: deployment.at_work(job) == {"host-a", "host-b"})
     assert deployment.client.wait(job.id).status == "finished"
-    assert sorted(deployment.told(job)) == list(range(len(LABELS)))
+    assert sorted(deployment.reported(job)) == list(range(len(LABELS)))
     for name in deployment.hosts:
         assert list((folder / name).rglob("*.safetensors"))
 
@@ -253,7 +253,7 @@ def test_a_host_is_cut_off_while_it_works_and_every_picture_is_there_once(deploy
     ended = deployment.client.wait(job.id)
     assert ended.status == "finished"
     assert deployment.client.ready().workers == 1
-    assert sorted(deployment.told(job)) == list(range(len(LABELS)))
+    assert sorted(deployment.reported(job)) == list(range(len(LABELS)))
     assert deployment.pictures(ended) == deployment.pictures(undisturbed)
 
     # The worker that lost Redis continues once Redis is back.

@@ -70,11 +70,11 @@ def test_pictures_are_composed_drawn_and_judged(
         wanted |= dict.fromkeys(found - set(picture["labels"]), "extra")
         expect(cards.nth(index).locator(".object")).to_have_count(len(wanted))
         lines = cards.nth(index).locator(".object")
-        told = {
+        shown = {
             lines.nth(i).locator(".object-name").inner_text(): lines.nth(i).get_attribute("data-verdict")
             for i in range(len(wanted))
         }
-        assert told == wanted
+        assert shown == wanted
         image = cards.nth(index).locator("img")
         assert image.evaluate("image => image.complete && image.naturalWidth") == 16
         assert image.get_attribute("src", timeout=1000).startswith("blob:")  # type: ignore[union-attr]

@@ -52,7 +52,7 @@ COMPARISONS: Final[dict[str, tuple[str, ...]]] = {
     "Noise schedules, eps": ("sigmoid", "linear", "quadratic", "cosine"),
     "Labels: embedding in every block, or input channels": ("sigmoid", "channels"),
     "What is predicted": ("sigmoid", "v", "v-min-snr", "labels-only"),
-    "Where objects stand: left open, or told": ("labels-only", "shipped"),
+    "Positions: unknown, or given": ("labels-only", "shipped"),
     "64x64 squeezed, or 32x32 padded": ("sigmoid", "pad-32", "report"),
 }
 DEFAULT: Final = SAMPLING_PRESETS["default"]

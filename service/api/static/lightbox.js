@@ -74,8 +74,8 @@ export class Lightbox {
   }
 
   #about({ labels, scores, accuracy, f1 }) {
-    const told = new Set([...labels, ...Object.keys(scores).filter((label) => scores[label] > 0.5)]);
-    const others = Object.entries(scores).filter(([label]) => !told.has(label));
+    const shown = new Set([...labels, ...Object.keys(scores).filter((label) => scores[label] > 0.5)]);
+    const others = Object.entries(scores).filter(([label]) => !shown.has(label));
     return h(
       "dl",
       { class: "facts" },

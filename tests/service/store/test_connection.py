@@ -152,10 +152,10 @@ def test_events_are_sent_without_previews_while_redis_refuses_writes(
     with contextlib.ExitStack() as stack:
         stack.enter_context(state(connection))
         with client.stream("GET", f"/jobs/{job_id}/events") as response:
-            told = events(response)
-            assert next(told)["event"] == "job"
+            stream = events(response)
+            assert next(stream)["event"] == "job"
             until_blocked(connection, 1)
             assert not connection.exists(keys.watched(job_id))
             stack.close()
             alive.cancel(job_id)
-            assert [event["event"] for event in told] == ["end"]
+            assert [event["event"] for event in stream] == ["end"]

@@ -81,10 +81,10 @@ def test_a_picture_without_an_earlier_one_is_refused(train: dict[str, list[str]]
 
 def test_rendered_scenes(tmp_path: Path) -> None:
     write_folder(tmp_path / "d", random_scenes(12, 3, 5), seed=5, size=64)
-    told = json.loads((tmp_path / "d" / "positions.json").read_text())
+    expected = json.loads((tmp_path / "d" / "positions.json").read_text())
     train = read_train_file(tmp_path / "d" / "train.json", ICLEVR)
     found = locate(train, load_dataset(tmp_path / "d", size=64).images)
-    errors = np.array([np.subtract(found[name], told[name]) for name in train if len(train[name]) == 3])
+    errors = np.array([np.subtract(found[name], expected[name]) for name in train if len(train[name]) == 3])
     assert errors.shape == (12, 3, 2)
     assert np.linalg.norm(errors, axis=-1).max() < 5 * PIXEL
 
