@@ -13,6 +13,7 @@ from service.settings import Settings
 from service.store import keys
 from service.store.claims import PictureStream
 from service.store.jobs import JobStore
+from service.worker.completion import complete_jobs
 from service.worker.runner import Runner
 from shared.checkpoint import read_info
 from shared.registry import resolve
@@ -121,13 +122,12 @@ def test_a_large_score_job_does_not_starve_small_requests(
     for job in small:
         store.create(job)
     ended = list[tuple[str, int]]()
-    complete = runner._complete
 
-    def note_and_complete(job_ids: Collection[str], *pngs: Any) -> None:
+    def note_and_complete(store: JobStore, judged_by: Any, job_ids: Collection[str], pngs: Any) -> None:
         ended.extend((job_id, store.done_count(large.id)) for job_id in job_ids if store.is_open(job_id))
-        complete(job_ids, *pngs)
+        complete_jobs(store, judged_by, job_ids, pngs)
 
-    monkeypatch.setattr(runner, "_complete", note_and_complete)
+    monkeypatch.setattr("service.worker.runner.complete_jobs", note_and_complete)
     runner.run(large.id)
     # the next batch has two pictures of each of the four jobs, and the large one's first eight were before it
     assert {job_id for job_id, _ in ended[:3]} == {job.id for job in small}
