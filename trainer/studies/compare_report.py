@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from trainer.errors import TrainerError
 from trainer.runs import read_log
 from trainer.score import SCORES
 from trainer.studies.compare import COMPARISONS, SAMPLINGS, SWEPT, VARIANTS, WEIGHTS
@@ -134,7 +135,10 @@ def write_report(out: Path) -> Path:
     results = {}
     for name in VARIANTS:
         if (path := out / f"{name}.json").exists():
-            results[name] = {**json.loads(path.read_text()), "curve": read_log(path.with_suffix(".jsonl"))}
+            try:
+                results[name] = {**json.loads(path.read_text()), "curve": read_log(path.with_suffix(".jsonl"))}
+            except ValueError as error:
+                raise TrainerError(f"{path} or its curve is damaged: {error}; delete it and compare again") from error
     setup: dict[str, Any] = json.loads((out / "setup.json").read_text())
     files, x = list(setup["tests"]), "minutes" if setup["minutes"] else "step"
     blocks = _preface(out, setup, results)

@@ -204,3 +204,9 @@ def test_curves_are_drawn_over_minutes_or_steps(tmp_path: Path) -> None:
     assert _points(curve, "loss", "minutes") == [(1.0, 0.5)]
     plot_curves({"v": {"curve": curve}}, "minutes", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_a_damaged_variant_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sigmoid.json").write_text("{")
+    with pytest.raises(TrainerError, match=r"sigmoid\.json or its curve is damaged.*delete it and compare again"):
+        write_report(tmp_path)
