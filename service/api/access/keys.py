@@ -46,23 +46,31 @@ def parse(listed: str, source: str) -> tuple[tuple[str, str], ...]:
 
 
 class KeyRing:
-    """The keys of setting and file. Reads the file for every request, so that a key can be revoked."""
+    """The keys of setting and file. Reads the file again when it has changed, so that a key can be revoked."""
 
     def __init__(self, listed: str, file: Path | None) -> None:
         self._listed, self._file = parse(listed, "LABELGRID_API_KEYS"), file
-        self._of_file = self._read()
+        self._of_file: tuple[tuple[str, str], ...] = ()
+        self._version = (0, 0, 0)  # of the file that was read last
+        self._read()
         self.enabled = bool(self._listed) or file is not None
 
-    def _read(self) -> tuple[tuple[str, str], ...]:
+    def _read(self) -> None:
+        if self._file is None:
+            return
         try:
-            return parse(self._file.read_text(), str(self._file)) if self._file else ()
+            status = self._file.stat()
+            version = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if version != self._version:
+                self._of_file = parse(self._file.read_text(), str(self._file))
+                self._version = version
         except (OSError, UnicodeDecodeError) as error:
             raise BadKeys(f"{self._file} cannot be read: {error}") from error
 
     def owner_of(self, key: str) -> str | None:
         """Return the owner of a key, or None if it is unknown. Compares it with every known hash, in constant time."""
         try:
-            self._of_file = self._read()
+            self._read()
         except BadKeys as error:  # the keys read before stay valid: a typing error locks nobody out
             log.error("API keys cannot be read; the keys read before stay valid", reason=str(error))
         hashed, found = hash_of(key), None
