@@ -1,0 +1,86 @@
+"""What a checkpoint has learnt to draw: how many objects, and where. Everything else is refused.
+
+Knows neither torch nor HTTP: the trainer writes it into a checkpoint's configuration, the API reads it from there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from shared.options import LIMITS, NoOtherFields
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Place = tuple[
+    float, float
+]  # an object's centre: fractions of the picture's width and height, from the upper left corner
+
+TOLERANCE: Final = 0.02  # a place may lie this far outside the learnt area, and this much too near to another
+
+
+class Support(NoOtherFields):
+    """The training pictures' range. `area` and `nearest` are None for a network that takes no positions."""
+
+    model_config = ConfigDict(frozen=True)
+
+    objects: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]  # fewest and most objects in a picture
+    area: tuple[tuple[Fraction, Fraction], ...] | None = None  # convex hull of all places, by increasing angle
+    nearest: Annotated[float, Field(ge=0)] | None = None  # smallest distance between two places of one picture
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.objects[0] > self.objects[1]:
+            raise ValueError(f"objects is {list(self.objects)}; the first number must not exceed the second")
+        return self
+
+    def count_problem(self, count: int) -> str | None:
+        """Return why a picture of `count` objects cannot be drawn, or None."""
+        low, high = max(1, self.objects[0]), self.objects[1]
+        if low <= count <= high:
+            return None
+        wanted = f"{low}" if low == high else f"{low} to {high}"
+        return f"{count} labels; this model has learnt pictures of {wanted} objects"
+
+    def layout_problem(self, places: Sequence[Place]) -> str | None:
+        """Return why a picture with objects at `places` cannot be drawn, or None."""
+        for place in places:
+            if self.area and _outside(self.area, place) > TOLERANCE:
+                shown = [round(value, 3) for value in place]
+                return f"{shown} is outside the area in which this model has seen objects (see its support.area)"
+        for one, other in itertools.combinations(places, 2):
+            if self.nearest is not None and (apart := math.dist(one, other)) < self.nearest - TOLERANCE:
+                pair = " and ".join(str([round(value, 3) for value in place]) for place in (one, other))
+                return (
+                    f"{pair} are {apart:.3f} apart; this model has seen no two objects nearer than {self.nearest:.3f}"
+                )
+        return None
+
+
+def support_of(config: Mapping[str, Any]) -> Support:
+    """Return what a denoiser's configuration says it has learnt. Older checkpoints, which do not say, refuse nothing.
+
+    Raises pydantic.ValidationError if it is invalid.
+    """
+    return Support.model_validate(config.get("support", {"objects": (1, LIMITS.max_labels)}))
+
+
+def picture_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the width and height, in pixels, of the pictures that a denoiser's configuration describes."""
+    side = config["network"]["image_size"]
+    width, height = config.get("picture", (side, side))
+    return int(width), int(height)
+
+
+def _outside(area: Sequence[Place], place: Place) -> float:
+    """Return how far a place is outside the nearest edge of a convex area; at most 0 inside."""
+    if len(area) < 3:
+        return min(math.dist(corner, place) for corner in area)
+    furthest = -math.inf
+    for (x0, y0), (x1, y1) in itertools.pairwise([*area, area[0]]):
+        cross = (x1 - x0) * (place[1] - y0) - (y1 - y0) * (place[0] - x0)
+        furthest = max(furthest, -cross / math.hypot(x1 - x0, y1 - y0))
+    return furthest
