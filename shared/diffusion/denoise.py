@@ -38,11 +38,21 @@ class Network(Protocol):
         """
 
 
+class Upsampler(Protocol):
+    """The network that enlarges finished pictures, as the loop sees it."""
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]: ...  # (C, H, W)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Sampled pictures x (N, C, h, w) float32 -> pictures (N, C, H, W)."""
+
+
 @dataclass(slots=True, eq=False)
 class Row:
     """One picture being sampled, with its own table, step, labels, guidance and random numbers."""
 
-    x: Tensor  # (C, H, W) float32, on the stepper's device; the picture, in about [-1, 1], when `done`
+    x: Tensor  # (C, H, W) float32, on the stepper's device; the sampled picture, in about [-1, 1], when `done`
     labels: Tensor  # (K,) float32 multi-hot, or (K, 3) with positions, on the stepper's device
     options: SamplingOptions
     table: Table
@@ -70,7 +80,8 @@ class Stepper:
     `network`: see `Network`; in eval mode and on `device`. `alpha_bar`: (T,) float64. `prediction`: what the network
     predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call. `pad_to`:
     the only batch sizes allowed, for compiled networks and CUDA graphs; padding rows are discarded. `layouts`: draws
-    the positions for a network that takes them. `network_rows` and `padding_rows` count the rows computed so far.
+    the positions for a network that takes them. `upsampler`: enlarges finished pictures. `network_rows` and
+    `padding_rows` count the rows computed so far.
     """
 
     def __init__(
@@ -84,13 +95,20 @@ class Stepper:
         max_rows: int = 64,
         pad_to: Sequence[int] | None = None,
         layouts: Layouts | None = None,
+        upsampler: Upsampler | None = None,
     ) -> None:
         self.network, self.device, self.dtype = network, torch.device(device), dtype
         self.bound(max_rows, pad_to)
         self.layouts, self.network_rows, self.padding_rows = layouts, 0, 0
+        self.upsampler = upsampler
         self.T = len(alpha_bar)
         self._to_x0 = _prediction_coefficients(alpha_bar, prediction)
         self._table: Callable[[SamplingOptions], Table] = lru_cache(128)(lambda o: make_table(o, alpha_bar))
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of a finished picture."""
+        return self.network.image_shape if self.upsampler is None else self.upsampler.picture_shape
 
     def bound(self, max_rows: int, pad_to: Sequence[int] | None = None) -> None:
         """Limit later network calls to `max_rows` rows and the batch sizes `pad_to`. ValueError if they disagree."""
@@ -140,6 +158,24 @@ class Stepper:
             x_next += s * self._noise(rows, [s_i for *_, s_i in now])
         for row, row_x, row_x0_hat in zip(rows, x_next.unbind(), x0_hat.unbind(), strict=True):
             row.x, row.x0_hat, row.step = row_x, row_x0_hat, row.step + 1
+
+    @torch.inference_mode()
+    def pictures(self, rows: Sequence[Row]) -> Tensor:
+        """Return the rows' pictures at their final size: (N, C, H, W) float32 in about [-1, 1], on the CPU.
+
+        That is `row.x` or, with an upsampler, its output. Each row is upsampled alone, so a picture does not depend on
+        the others, bit by bit.
+        """
+        if not rows:
+            return torch.empty(0, *self.picture_shape)
+        return torch.cat([self._enlarge(row.x[None]).float().cpu() for row in rows])
+
+    def _enlarge(self, x: Tensor) -> Tensor:
+        """(1, C, h, w) -> (1, C, H, W)."""
+        if self.upsampler is None:
+            return x
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            return self.upsampler(x)
 
     def _column_vectors(self, rows: Sequence[Row], now: Sequence[tuple[int, float, float, float, float]]) -> Tensor:
         """Return (7, N, 1, 1, 1): p, q, limit (x0_hat = p x + q prediction, clamped to +-limit), a, b, c, s by row."""
@@ -226,7 +262,7 @@ def sample(
     *,
     on_step: Callable[[Sequence[Row]], None] | None = None,
 ) -> Tensor:
-    """Sample pictures for multi-hot labels (N, K), one seed each: (N, C, H, W) float32 in about [-1, 1], on the CPU.
+    """Sample pictures for multi-hot labels (N, K), one seed each, and return them as `Stepper.pictures` does.
 
     `options`: one for all pictures, or one each. `on_step` is called with all rows after every step. ValueError if the
     numbers of labels, options and seeds differ.
@@ -239,6 +275,4 @@ def sample(
         stepper.step(rows)
         if on_step is not None:
             on_step(rows)
-    if not rows:
-        return torch.empty(0, *stepper.network.image_shape)
-    return torch.stack([row.x for row in rows]).cpu()
+    return stepper.pictures(rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.device import autocast_dtype
-from shared.diffusion.denoise import Stepper
+from shared.diffusion.denoise import Stepper, Upsampler
 from shared.diffusion.layouts import Layouts
 from shared.diffusion.packed import can_pack, pack
 from shared.diffusion.schedules import alpha_bar
@@ -34,11 +34,18 @@ class Denoiser:
     prediction: PredictionName
     layouts: Layouts | None  # of a network that takes positions
     options: SamplingOptions  # the default ones for this checkpoint
+    upsampler: Upsampler | None = None  # enlarges the network's pictures
     aspect: float = 1.0  # width over height of its training pictures before padding; 1 if they were squeezed
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of the pictures that the network samples."""
         return self.network.image_shape
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of a finished picture: that of the upsampler's output, where there is one."""
+        return self.image_shape if self.upsampler is None else self.upsampler.picture_shape
 
     def stepper(self, *, max_rows: int = 64, pad_to: Sequence[int] | None = None) -> Stepper:
         """Return a stepping loop on the network's device, in the device's fastest precision."""
@@ -47,6 +54,7 @@ class Denoiser:
         return Stepper(
             self._packed if can_pack(device, dtype) else self.network, self.alpha_bar, self.prediction,
             device=device, dtype=dtype, max_rows=max_rows, pad_to=pad_to, layouts=self.layouts,
+            upsampler=self.upsampler,
         )  # fmt: skip
 
     @cached_property
@@ -80,7 +88,7 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # torch lists every tensor on a line
         raise CheckpointError(path.name, f"configuration and weights do not fit: {reason}") from error
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Denoiser(info, Vocabulary(info.vocabulary), network, schedule, prediction, layouts, options, aspect)
+    return Denoiser(info, Vocabulary(info.vocabulary), network, schedule, prediction, layouts, options, aspect=aspect)
 
 
 def _base_weights(path: Location, adapter: CheckpointInfo) -> dict[str, Tensor]:

@@ -196,6 +196,43 @@ def test_sample_reports_every_step_and_takes_options_for_all_or_for_each() -> No
     assert sample(stepper()[0], torch.empty(0, K), MIXED[0], []).shape == (0, 3, 4, 6)
 
 
+# Finished pictures
+
+
+class Doubling:
+    """An upsampler that repeats pixels, and records the batches it was given."""
+
+    picture_shape = (3, 8, 12)
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.batches.append(len(x))
+        return x.repeat_interleave(2, -2).repeat_interleave(2, -1)
+
+
+def test_without_an_upsampler_the_sampled_pictures_are_the_finished_ones() -> None:
+    loop, network = stepper()
+    rows = [loop.new_row(LABELS[i], MIXED[0], i) for i in range(3)]
+    for _ in range(6):
+        loop.step(rows)
+    assert torch.equal(loop.pictures(rows), torch.stack([row.x for row in rows]))
+    assert loop.picture_shape == network.image_shape
+    assert loop.pictures([]).shape == (0, *network.image_shape)
+
+
+def test_finished_pictures_are_upsampled_one_at_a_time() -> None:
+    upsampler = Doubling()
+    loop = Stepper(ToyNetwork(LINEAR), LINEAR, "v", upsampler=upsampler)
+    plain = sample(stepper()[0], torch.tensor(LABELS), MIXED, SEEDS)
+    made = sample(loop, torch.tensor(LABELS), MIXED, SEEDS)
+    assert made.shape == (5, *loop.picture_shape) == (5, 3, 8, 12)
+    assert torch.equal(made[..., ::2, ::2], plain)
+    assert upsampler.batches == [1] * 5
+    assert sample(loop, torch.empty(0, K), MIXED[0], []).shape == (0, 3, 8, 12)
+
+
 def test_invalid_arguments_are_refused() -> None:
     loop, network = stepper()
     with pytest.raises(ValueError, match=r"labels have shape \(3,\), the network takes \(4,\)"):
