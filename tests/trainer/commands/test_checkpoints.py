@@ -75,7 +75,7 @@ BAD_FILES = {
     "unknown label": ('[["red cube"], ["red cub"]]', r'entry 1: unknown label "red cub"; did you mean "red cube"\?'),
     "empty list": ('[["red cube"], []]', "entry 1: empty list"),
     "label twice": ('[["red cube", "red cube"]]', 'entry 0: duplicate label "red cube"'),
-    "too many": (json.dumps([ICLEVR.names[:9]]), "entry 0: 9 labels; at most 8"),
+    "too many": (json.dumps([ICLEVR.names[:17]]), "entry 0: 17 labels; at most 16"),
     "not JSON": ('[["red cube"', "not JSON"),
     "not text": ("\x00\x01", "not JSON"),
     "object": ('{"a": ["red cube"]}', "expected a list of label lists, got an object"),
