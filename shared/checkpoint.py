@@ -156,6 +156,18 @@ def publish(
     return path
 
 
+def reconfigure(path: Location, changes: Mapping[str, Any]) -> None:
+    """Change fields of a checkpoint's configuration. Its tensors, their digest and its date stay.
+
+    Raises CheckpointError as `load` and `publish`.
+    """
+    info, tensors = load(path)
+    publish(
+        path.parent, path.stem, tensors, kind=info.kind, vocabulary=info.vocabulary,
+        config={**info.config, **changes}, training=info.training, created_at=info.created_at,
+    )  # fmt: skip
+
+
 def base_problem(info: CheckpointInfo, base: CheckpointInfo) -> str | None:
     """Return why an adapter cannot be applied to `base`, which has its base's name, or None if it can."""
     wanted = info.config["base"]["digest"]

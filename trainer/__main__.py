@@ -25,7 +25,8 @@ app = typer.Typer(
 for command in (
     data.render, data.locate,
     training.fit_evaluator, training.train, training.distill,
-    checkpoints.score, checkpoints.promote, checkpoints.set_sampling, checkpoints.card,
+    checkpoints.score, checkpoints.promote, checkpoints.set_sampling, checkpoints.set_support,
+    checkpoints.card,
     studies.compare, studies.calibrate, studies.memorisation, studies.limit,
 ):  # fmt: skip
     app.command()(command)

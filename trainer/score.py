@@ -18,7 +18,7 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from shared.checkpoint import load, publish
+from shared.checkpoint import read_info, reconfigure
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import Network, Row, Stepper, sample
 from shared.diffusion.layouts import Layouts
@@ -79,13 +79,9 @@ def make_options(preset: str, changes: dict[str, Any], own: SamplingOptions) -> 
 
 def set_sampling(storage: Location, name: str, changes: dict[str, Any]) -> SamplingOptions:
     """Change the default sampling options of a denoiser, but not its digest; return all of its options."""
-    info, tensors = load(resolve(storage, name, "denoiser"))
-    options = make_options("default", changes, default_options(info.config))
-    config = {**info.config, "sampling": options.model_dump(mode="json")}
-    publish(
-        storage, name, tensors, kind=info.kind, vocabulary=info.vocabulary, config=config, training=info.training,
-        created_at=info.created_at,
-    )  # fmt: skip
+    path = resolve(storage, name, "denoiser")
+    options = make_options("default", changes, default_options(read_info(path).config))
+    reconfigure(path, {"sampling": options.model_dump(mode="json")})
     return options
 
 

@@ -1,4 +1,4 @@
-"""The commands on a finished checkpoint: `score`, `promote`, `set-sampling` and `card`."""
+"""The commands on a finished checkpoint: `score`, `promote`, `set-sampling`, `set-support` and `card`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from shared import registry
+from shared.checkpoint import read_info, reconfigure
+from shared.support import Support
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
@@ -80,6 +82,22 @@ def set_sampling(
         raise TrainerError("say what to set: --sampler, --steps, --spacing, --guidance or --interval")
     sampling = scoring.set_sampling(storage, name, chosen)
     terminal.show(f"sampling of {name}", [(key, str(value)) for key, value in sampling.model_dump().items()])
+
+
+def set_support(
+    name: Annotated[str, typer.Argument(help="A denoiser in storage.")],
+    objects: Annotated[tuple[int, int], typer.Option(help="Fewest and most objects in a training picture.")],
+    storage: options.Storage = Path("models"),
+) -> None:
+    """Write into a denoiser how many objects it has learnt to draw; the service refuses other numbers.
+
+    For checkpoints that do not say it: a newly trained one does. The weights and their digest stay the same.
+    """
+    path = registry.resolve(storage, name, "denoiser")
+    known = read_info(path).config.get("support", {})
+    support = Support.model_validate({**known, "objects": objects})
+    reconfigure(path, {"support": support.model_dump(mode="json")})
+    terminal.show(f"support of {name}", [(key, str(value)) for key, value in support.model_dump().items()])
 
 
 def card(

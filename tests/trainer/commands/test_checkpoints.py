@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from shared.checkpoint import read_info, verify
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import load_evaluator, write_course_checkpoint
 from shared.registry import promote, resolve
+from shared.support import support_of
 from shared.vocabulary import ICLEVR
-from tests.toy_checkpoint import publish_toys
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 from tests.trainer.command_line import TINY, Command, refused
 from tests.trainer_fixtures import write_data_folder
 
@@ -52,6 +54,23 @@ def test_another_checkpoint_is_promoted(command: Command) -> None:
     assert command("promote", "other")[0] == 0
     assert resolve(Path("models"), None, "denoiser").stem == "other"
     refused(command("promote", "nobody", "--storage", "."), "nobody: no such checkpoint")
+
+
+def test_support_is_written_and_nothing_else_changes(command: Command) -> None:
+    publish_toy_denoiser(Path("models"), "placed", 3, positions=True, support={"objects": [1, 8], "nearest": 0.1})
+    path = resolve(Path("models"), "placed", "denoiser")
+    before = read_info(path)
+    code, _, err = command("set-support", "placed", "--objects", 1, 3)
+    assert code == 0, err
+    assert "(1, 3)" in err
+    after = verify(path)
+    assert after.config.pop("support") == {"objects": [1, 3], "area": None, "nearest": 0.1}
+    assert before.config.pop("support") == {"objects": [1, 8], "nearest": 0.1}
+    assert after == before
+    refused(command("set-support", "placed", "--objects", 3, 1), r"objects is \[3, 1\]; the first number")
+    refused(command("set-support", "placed", "--objects", -1, 3), "objects.0: .*greater than or equal to 0, got -1")
+    refused(command("set-support", "nobody", "--objects", 1, 3), "nobody: no such denoiser")
+    assert support_of(read_info(path).config).objects == (1, 3)
 
 
 def test_the_padding_is_cropped_before_pictures_are_judged(command: Command, tmp_path: Path) -> None:
