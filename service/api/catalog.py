@@ -27,6 +27,7 @@ from shared.checkpoint import (
 from shared.options import default_options
 from shared.registry import PROMOTED_FILE, judge_problem, promoted_names, resolve
 from shared.storage import Location
+from shared.support import picture_size, support_of
 from shared.vocabulary import Vocabulary
 
 MAX_CARD_BYTES = 1 << 18  # a card is a page of text
@@ -214,17 +215,24 @@ def _is_unread(error: CheckpointError) -> bool:
 
 
 def _check_options(info: CheckpointInfo) -> None:
-    """Raise CheckpointError for a foreign file's vocabulary or sampling options."""
+    """Raise CheckpointError for a foreign file's vocabulary, sampling options, support or picture size."""
     file = info.name + SUFFIX
     try:
         Vocabulary(info.vocabulary)
-        default_options(info.config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        at = ".".join(str(part) for part in ("sampling", *first["loc"]))
-        raise CheckpointError(file, f"its configuration's {at}: {first['msg']}") from error
     except ValueError as error:
         raise CheckpointError(file, f"its vocabulary cannot be used: {error}") from error
+    for part, read in (("sampling", default_options), ("support", support_of)):
+        try:
+            read(info.config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(map(str, (part, *first["loc"])))
+            raise CheckpointError(file, f"its configuration's {at}: {first['msg']}") from error
+    if info.kind == "denoiser":
+        try:
+            picture_size(info.config)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(file, "its configuration has no picture or network.image_size") from error
 
 
 def knows_positions(info: CheckpointInfo) -> bool:

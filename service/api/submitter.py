@@ -31,6 +31,7 @@ from service.contract.errors import (
     KeyReuse,
     NoModel,
     NotJson,
+    NotLearnt,
     NoWorker,
     QueueFull,
     TooLarge,
@@ -57,6 +58,7 @@ from service.telemetry.metrics import PICTURES_ACCEPTED
 from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
 from shared.options import SamplingOptions, default_options
+from shared.support import support_of
 
 log = get_logger(__name__)
 UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue: before workers have a rate, and at most
@@ -84,7 +86,10 @@ RESPONSES: Responses = {
     },
 }
 # The errors that every route with a Submitter documents.
-ERRORS = (NotJson, JobCancelled, TooLarge, BadRequest, KeyReuse, QueueFull, JobFailed, NoModel, NoWorker, Unavailable)
+ERRORS = (
+    NotJson, JobCancelled, TooLarge, BadRequest, NotLearnt, KeyReuse, QueueFull, JobFailed, NoModel, NoWorker,
+    Unavailable,
+)  # fmt: skip
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -100,7 +105,8 @@ IdempotencyKey = Annotated[
 class JobSpec:
     """The job of a request that was checked against the models. A `recipe` determines seed and options.
 
-    info: the denoiser's description, or the evaluator's if the request has pictures.
+    info: the denoiser's description, or the evaluator's if the request has pictures. at: the place of the label lists
+    in the request. alike: whether that place has one list, which is every picture's.
     """
 
     labels: list[list[str]]
@@ -109,6 +115,19 @@ class JobSpec:
     recipe: Recipe | None = None
     trajectory: int | None = None
     layouts: list[Layout | None] | None = None
+    at: tuple[str, ...] = ("body", "labels")
+    alike: bool = False
+
+    def check_learnt(self) -> None:
+        """Raise NotLearnt for the first picture that has not the model's number of objects, or not its places."""
+        support = support_of(self.info.config)
+        more = {"model": self.info.name, "support": support.model_dump(mode="json")}
+        for i, labels in enumerate(self.labels):
+            if problem := support.count_problem(len(labels)):
+                raise NotLearnt.at(self.at if self.alike else (*self.at, i), problem, entry=i, **more)
+        for i, layout in enumerate(self.layouts or ()):
+            if layout and (problem := support.layout_problem([(point.x, point.y) for point in layout])):
+                raise NotLearnt.at((*self.at[:-1], "layouts", i), problem, entry=i, **more)
 
 
 @dataclass(frozen=True)
@@ -145,6 +164,8 @@ class Submitter:
         job_id = await run_in_threadpool(self.store.existing_job, request) if request else None
         if job_id is None:
             spec = await run_in_threadpool(check, self.models)
+            if not pictures:
+                spec.check_learnt()
             record = self._record(kind, fields, spec, sent=bool(pictures))
             await self._check_room(record)
             job_id = await run_in_threadpool(self.store.create, record, request, pictures)

@@ -2,6 +2,7 @@
 
 ServiceError                500  unexpected; the server's log has the cause
 ├── BadRequest              422  an invalid label, option or file
+│   ├── NotLearnt                a number of labels or a layout that the model has not learnt to draw
 │   ├── KeyReuse                 an Idempotency-Key sent before with another request
 │   ├── UnknownCheckpoint        a recipe of a checkpoint that is not in storage
 │   └── NotJson             400
@@ -109,6 +110,10 @@ class BadRequest(ServiceError, status=422, slug="invalid-request", title="The re
 def _located(loc: Sequence[str | int], message: str) -> str:
     where = ".".join(str(part) for part in loc[1:])
     return f"{where}: {message}" if where else message
+
+
+class NotLearnt(BadRequest, slug="not-learnt", title="The model has not learnt such pictures"):
+    example = "labels.0: 5 labels; this model has learnt pictures of 1 to 3 objects"
 
 
 class KeyReuse(BadRequest, slug="idempotency-key-reused", title="The Idempotency-Key belongs to another request"):

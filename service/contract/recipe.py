@@ -24,7 +24,8 @@ LabelLists = Annotated[
     list[Annotated[list[str], Field(fail_fast=True)]],
     Field(fail_fast=True),  # one error is enough, where a body has room for thousands
     Field(
-        description=f"1 to {LIMITS.max_pictures_per_request} pictures, each a list of 1 to {LIMITS.max_labels} labels",
+        description=f"1 to {LIMITS.max_pictures_per_request} pictures, each a list of 1 to {LIMITS.max_labels} labels; "
+        "each model has a narrower range (`support` in GET /models)",
         json_schema_extra={
             "minItems": 1,
             "maxItems": LIMITS.max_pictures_per_request,

@@ -11,10 +11,12 @@ from pydantic_core import PydanticCustomError
 from service.contract.recipe import LabelLists, Recipe, example
 from service.contract.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus, Layouts, Scores, WebhookEvent
 from shared.options import LIMITS, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
+from shared.support import Support
 
 EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"
 DIGEST = "9f2c" * 16
 LABELS_EXAMPLE: Any = [["red cube", "blue sphere"], ["gray cylinder"]]
+SUPPORT_EXAMPLE = {"objects": [1, 3], "area": [[0.15, 0.25], [0.85, 0.25], [0.5, 0.8]], "nearest": 0.1}
 
 
 def with_examples(*examples: dict[str, Any]) -> ConfigDict:
@@ -227,14 +229,27 @@ class Job(JobHead):
     result: GenerateResult | ScoreResult | None
 
 
-class Labels(BaseModel):
-    model_config = with_examples({"model": "base", "labels": ["gray cube", "red cube"]})
+class WhatItDraws(BaseModel):
+    """What a model has learnt to draw. None only in answers of services older than these fields."""
+
+    support: Support | None = Field(
+        None,
+        description="fewest and most objects in a picture; the area of their places and their smallest distance, null "
+        "if the model has no such limit. A request outside is refused",
+    )
+    picture: tuple[int, int] | None = Field(None, description="width and height of its pictures, in pixels")
+
+
+class Labels(WhatItDraws):
+    model_config = with_examples(
+        {"model": "base", "labels": ["gray cube", "red cube"], "support": SUPPORT_EXAMPLE, "picture": [320, 240]}
+    )
 
     model: str
     labels: list[str]
 
 
-class Model(BaseModel):
+class Model(WhatItDraws):
     name: str
     digest: str
     promoted: bool
@@ -257,7 +272,9 @@ class ModelList(BaseModel):
                     "promoted": True,
                     "created_at": "2026-01-01T12:00:00+00:00",
                     "labels": 24,
-                    "positions": False,
+                    "positions": True,
+                    "support": SUPPORT_EXAMPLE,
+                    "picture": [320, 240],
                     "sampling": SamplingOptions().model_dump(mode="json"),
                     "config": {"schedule": "cosine", "timesteps": 1000, "prediction": "v"},
                     "training": {"pictures": 218000},

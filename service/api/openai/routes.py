@@ -17,6 +17,7 @@ from service.api.submitter import ERRORS, JobSpec, SubmitterDep, check_finished
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from shared.checkpoint import CheckpointInfo
+from shared.support import picture_size
 from shared.vocabulary import LabelError, Vocabulary
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -55,15 +56,15 @@ async def generate_images(
 def _check(body: ImagesRequest, models: Models) -> JobSpec:
     """Check the request against the models. Raises BadRequest, NoModel."""
     info = models.find(body.model)
-    side = info.config.get("network", {}).get("image_size")
-    if body.size not in (None, "auto", f"{side}x{side}"):  # pictures are not scaled: scores are about their pixels
-        message = f"{body.size}; wanted {side}x{side}, the size of model {info.name}, or auto"
+    size = "{}x{}".format(*picture_size(info.config))
+    if body.size not in (None, "auto", size):  # pictures are not scaled: scores are about their pixels
+        message = f"{body.size}; wanted {size}, the size of model {info.name}, or auto"
         raise BadRequest.at(("body", "size"), message)
     try:
         labels = parse_prompt(body.prompt, Vocabulary(info.vocabulary))
     except LabelError as error:
         raise BadRequest.from_label_error(error, "prompt") from error
-    return JobSpec([labels] * (body.n or 1), info)
+    return JobSpec([labels] * (body.n or 1), info, at=("body", "prompt"), alike=True)
 
 
 def _unix_time(time: str) -> int:

@@ -25,7 +25,7 @@ class ImagesRequest(SamplingFields):
     prompt: str = Field(max_length=1000, description="labels, separated by `,` or `and`")
     n: int | None = Field(None, ge=1, le=10, description="number of pictures, each from its own noise; 1 if null")
     response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json if null")
-    size: str | None = Field(None, max_length=20, description="`auto`, or the model's own size: `64x64`")
+    size: str | None = Field(None, max_length=20, description="`auto`, or the model's own size, such as `320x240`")
     stream: Literal[False] | None = Field(None, description=f"must be false: {NO_STREAMS}")
     partial_images: Literal[0] | None = Field(None, description=f"must be 0: {NO_STREAMS}")
     background: Literal["auto", "opaque"] | None = None
@@ -56,7 +56,7 @@ class Images(BaseModel):
             "data": [{"b64_json": "iVBORw0KGgo=", "revised_prompt": "red cube, blue sphere"}],
             "background": "opaque",
             "output_format": "png",
-            "size": "64x64",
+            "size": "320x240",
             "seed": 7,
             "job": f"/jobs/{EXAMPLE_ID}",
         }

@@ -67,18 +67,18 @@ def _check(body: GenerateRequest, models: Models) -> JobSpec:
     """Check the request against the models. Raises BadRequest, UnknownCheckpoint, NoModel."""
     recipe = body.recipe
     source = recipe or body
-    at = ("recipe",) if recipe else ()
+    at = ("body", "recipe") if recipe else ("body",)
     info = models.with_digest(recipe.model.digest) if recipe else models.find(body.model)
     try:
         labels = Vocabulary(info.vocabulary).check(source.labels, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
-        raise BadRequest.from_label_error(error, ".".join((*at, "labels"))) from error
+        raise BadRequest.from_label_error(error, ".".join((*at[1:], "labels"))) from error
     layouts = source.layouts
     if layouts is not None:
-        check_layouts(layouts, labels, info, ("body", *at, "layouts"))
+        check_layouts(layouts, labels, info, (*at, "layouts"))
         layouts = layouts if any(layouts) else None
     trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
-    return JobSpec(labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts)
+    return JobSpec(labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts, at=(*at, "labels"))
 
 
 def check_layouts(

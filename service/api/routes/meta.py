@@ -11,6 +11,7 @@ from service.api.openapi_parts import link, problems
 from service.contract.errors import NoModel, NoWorker, Unavailable
 from service.contract.schemas import Health, Labels, Model, ModelList, Ready
 from shared.options import default_options
+from shared.support import picture_size, support_of
 
 router = APIRouter(tags=["service"])
 
@@ -22,9 +23,14 @@ def read_labels(
         str | None, Query(max_length=100, description="a model's name; without it the default model", examples=["base"])
     ] = None,
 ) -> Labels:
-    """The names that label lists may contain, in the order of the model's vocabulary."""
+    """The names that label lists may contain, in the order of the model's vocabulary, and how many of them."""
     info = models.find(model, ("query", "model"))
-    return Labels(model=info.name, labels=list(info.vocabulary))
+    return Labels(
+        model=info.name,
+        labels=list(info.vocabulary),
+        support=support_of(info.config),
+        picture=picture_size(info.config),
+    )
 
 
 @router.get(
@@ -45,6 +51,8 @@ def read_models(models: ModelsDep) -> ModelList:
                 created_at=info.created_at,
                 labels=len(info.vocabulary),
                 positions=knows_positions(info),
+                support=support_of(info.config),
+                picture=picture_size(info.config),
                 sampling=default_options(info.config),
                 config=info.config,
                 training=info.training,

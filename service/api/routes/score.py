@@ -101,4 +101,4 @@ def _check(body: Body, models: Models) -> JobSpec:
     except LabelError as error:
         raise BadRequest.from_label_error(error, body.lists_field) from error
     repeats = body.fields.repeats if sampled else 1
-    return JobSpec(labels, info, repeats)
+    return JobSpec(labels, info, repeats, at=("body", body.lists_field))

@@ -11,7 +11,8 @@ def test_with_a_worker_it_is_ready(client: httpx.Client, alive: JobStore) -> Non
 
 
 def test_labels_and_models(client: httpx.Client) -> None:
-    assert client.get("/labels").json() == {"model": "toy", "labels": list(ICLEVR.names)}
+    labels = client.get("/labels").json()
+    assert (labels["model"], labels["labels"], labels["picture"]) == ("toy", list(ICLEVR.names), [16, 16])
     assert client.get("/labels?model=other").json()["model"] == "other"
     body = client.get("/models").json()
     assert [(model["name"], model["promoted"], model["labels"]) for model in body["models"]] == [
