@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from service.api.catalog import Models, knows_positions
 from service.api.openapi_parts import SCHEMAS, problems
@@ -57,7 +58,7 @@ async def _read(request: Request) -> GenerateRequest:
         raise BadRequest.at(("header", "content-type"), error.detail) from error
     if files:
         try:
-            content["recipe"] = recipe_of(files[FILE])
+            content["recipe"] = await run_in_threadpool(recipe_of, files[FILE])
         except PngError as error:
             raise BadRequest.at(("body", FILE), str(error)) from error
     return validate(GenerateRequest, content)

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 
-from service.api.uploads.png import PngError, check_picture
+from service.api.uploads.png import PngError, check_picture, reduced
 from service.contract.errors import BadRequest
 from service.settings import Settings
 
@@ -26,7 +26,7 @@ UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, V
 
 
 def read_submission(content: bytes, count: int, settings: Settings) -> list[bytes]:
-    """Return the PNGs 0.png to COUNT - 1.png of a zip, all of one size. They may be in one folder.
+    """Return the PNGs 0.png to COUNT - 1.png of a zip, all of one size and `reduced`. They may be in one folder.
 
     Raises BadRequest, with every fault that was found.
     """
@@ -39,8 +39,7 @@ def read_submission(content: bytes, count: int, settings: Settings) -> list[byte
     with archive:
         entries = _in_order(archive.infolist(), count)
         pngs = _unpack(archive, entries, settings.zip_unpacked_bytes)
-    _check_pictures(pngs, settings)
-    return pngs
+    return _check_pictures(pngs, settings)
 
 
 def _in_order(entries: Sequence[zipfile.ZipInfo], count: int) -> list[zipfile.ZipInfo]:
@@ -95,15 +94,17 @@ def _unpack(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], most: 
     return pngs
 
 
-def _check_pictures(pngs: Sequence[bytes], settings: Settings) -> None:
-    """Decode every picture once. The error names all that cannot be decoded."""
+def _check_pictures(pngs: Sequence[bytes], settings: Settings) -> list[bytes]:
+    """Decode every picture once, and return it reduced. The error names all that cannot be decoded."""
+    small = list[bytes]()
     sizes: dict[str, tuple[int, int]] = {}
     faults: list[tuple[str | None, str]] = []
     left = settings.zip_unpacked_bytes
     for i, png in enumerate(pngs):
         name = f"{i}.png"
         try:
-            width, height = sizes[name] = check_picture(png, settings.picture_side)
+            small.append(reduced(png, settings.picture_side**2))
+            width, height = sizes[name] = check_picture(small[-1], settings.picture_side)
         except PngError as error:
             faults.append((name, str(error)))
             continue
@@ -116,6 +117,7 @@ def _check_pictures(pngs: Sequence[bytes], settings: Settings) -> None:
             break
     if faults:
         raise _refused(*faults)
+    return small
 
 
 def _shown(name: str) -> str:

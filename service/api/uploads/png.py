@@ -1,10 +1,12 @@
 """Untrusted PNGs, read without torch: their size, whether they decode, and the recipe in their metadata.
 
-Checks the size that a file claims before decoding anything.
+Checks the size that a file claims and counts its chunks before Pillow sees it: Pillow keeps what every chunk holds, and
+takes microseconds for each, however many there are.
 """
 
 import io
 import struct
+from collections.abc import Iterator
 
 from PIL import Image
 from pydantic import ValidationError
@@ -14,7 +16,16 @@ from shared.rgb import to_rgb
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER = struct.Struct(">8s4x4sII")  # signature, length of the first chunk, its type, width and height
+CHUNK = struct.Struct(">I4s")  # length of the content and type, before the content
+OVERHEAD = CHUNK.size + 4  # of a chunk, with the checksum after its content
+END = b"IEND"
+KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", END)  # all that the pixels depend on
+TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+RECIPE = KEYWORD.encode() + b"\0"  # begins the content of a recipe's chunk
 MAX_PIXELS = 1 << 26  # of a picture that is opened without decoding: more than any grid of this service has
+MAX_CHUNKS = 64  # besides the pixels'; cameras and editors write about ten
+MAX_RECIPE_BYTES = 1 << 20  # the longest recipe, of a grid of 256 pictures, has about 400 KB
+BYTES_A_PIXEL = 8  # at most, before compression
 
 
 class PngError(ValueError):
@@ -31,6 +42,44 @@ def png_size(png: bytes) -> tuple[int, int]:
     return width, height
 
 
+def reduced(png: bytes, most_pixels: int) -> bytes:
+    """Return the PNG with only the chunks that decide its pixels, and its recipe. It may still be damaged.
+
+    Raises PngError if it has more than MAX_CHUNKS chunks, more pixel data than it needs, or more than one recipe.
+    """
+    width, height = png_size(png)
+    if width * height > most_pixels:
+        raise PngError(f"{width}x{height} pixels; at most {most_pixels} in all are allowed")
+    most_data = (BYTES_A_PIXEL * width + 1) * height * 9 // 8 + 4096  # with room for the headers of its blocks
+    most_parts = most_data // 1024 + MAX_CHUNKS  # encoders cut the data into chunks of 8 KiB or more
+    kept, data = [SIGNATURE], 0
+    counted = {"parts": 0, "others": 0, "recipes": 0}
+    for kind, chunk in _chunks(png):
+        is_recipe = kind in TEXTS and chunk.startswith(RECIPE, CHUNK.size)
+        counted["parts" if kind == b"IDAT" else "others"] += 1
+        counted["recipes"] += is_recipe
+        data += len(chunk) - OVERHEAD if kind == b"IDAT" else 0
+        if counted["others"] > MAX_CHUNKS or counted["parts"] > most_parts:
+            raise PngError(f"a PNG with too many chunks; at most {MAX_CHUNKS} besides its pixels are allowed")
+        if data > most_data:
+            raise PngError(f"a PNG with more data than {width}x{height} pixels need")
+        if counted["recipes"] > 1 or (is_recipe and len(chunk) > MAX_RECIPE_BYTES):
+            raise PngError(f"a PNG with several recipes, or one of more than {MAX_RECIPE_BYTES} bytes")
+        if is_recipe or kind in KEPT:
+            kept.append(chunk)
+    return b"".join(kept)
+
+
+def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the type and all bytes of each chunk, up to the PNG's declared end. The last one may be cut short."""
+    at, kind = len(SIGNATURE), b""
+    while at < len(png) and kind != END:
+        length, kind = CHUNK.unpack_from(png, at) if at + CHUNK.size <= len(png) else (0, b"IDAT")
+        end = at + OVERHEAD + length
+        yield kind, png[at:end]
+        at = end
+
+
 def _open(png: bytes, size: tuple[int, int]) -> Image.Image:
     """Open a picture without decoding it. Raises ValueError if it does not have the size that its first header claims:
     Pillow believes the last header."""
@@ -41,7 +90,7 @@ def _open(png: bytes, size: tuple[int, int]) -> Image.Image:
 
 
 def check_picture(png: bytes, side: int) -> tuple[int, int]:
-    """Decode a PNG and return (width, height). Raises PngError if it fails or a side has more than `side` pixels."""
+    """Decode a reduced PNG and return (width, height). Raises PngError if it fails or a side exceeds `side` pixels."""
     width, height = png_size(png)
     if not (1 <= width <= side and 1 <= height <= side):
         raise PngError(f"{width}x{height} pixels; at most {side}x{side} are allowed")
@@ -55,10 +104,9 @@ def check_picture(png: bytes, side: int) -> tuple[int, int]:
 def recipe_of(png: bytes) -> Recipe:
     """Return the recipe in the metadata of a PNG, without decoding pixels. Raises PngError without a valid recipe."""
     width, height = png_size(png)
-    if width * height > MAX_PIXELS:
-        raise PngError(f"{width}x{height} pixels; no picture of this service is that large")
+    small = reduced(png, MAX_PIXELS)
     try:
-        with _open(png, (width, height)) as picture:
+        with _open(small, (width, height)) as picture:
             text = picture.info.get(KEYWORD)
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged chunks
         raise PngError(f"a damaged PNG: {error}") from error

@@ -1,12 +1,15 @@
 """POST /generate with a recipe: every PNG carries one, and it gives the same bytes again."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from service.contract.recipe import example
+from service.api.uploads.png import PngError
+from service.contract.recipe import Recipe, example
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
@@ -49,6 +52,25 @@ def test_a_picture_carries_its_recipe(client: httpx.Client, working: Runner, set
     grid = recipe_in(client.get(result["grid_url"]).content)
     assert (grid["labels"], grid["seed"], grid["first"], grid["columns"]) == (LISTS, 7, 0, 2)
     assert [one["exact"] for one in grid["verdicts"]] == [shown["exact"] for shown in result["pictures"]]
+
+
+def test_others_are_answered_while_a_png_is_read(
+    client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, answered = threading.Event(), threading.Event()
+
+    def read(png: bytes) -> Recipe:
+        reading.set()
+        assert answered.wait(20)
+        raise PngError("read after the other answer")
+
+    monkeypatch.setattr("service.api.routes.generate.recipe_of", read)
+    with ThreadPoolExecutor() as pool:
+        upload = pool.submit(client.post, "/generate", files={"file": ("x.png", png_with(None))})
+        assert reading.wait(20)
+        assert client.get("/healthz").status_code == 200
+        answered.set()
+    assert "read after the other answer" in problem(upload.result(), 422, "invalid-request")["detail"]
 
 
 def grid_of(client: httpx.Client, job: dict[str, Any]) -> bytes:
@@ -177,7 +199,7 @@ def test_a_recipe_is_not_combined_with_other_fields(
         (png_with(json.dumps(example()))[:60], "damaged"),
         (png_with(json.dumps(example()))[:20], "cut short"),
         (png_with(json.dumps(example()), (8200, 8200)), "8200x8200"),
-        (two_headers(png_with(json.dumps(example()), (8200, 8200)), png_with(None)), "4x4, another 8200x8200"),
+        (two_headers(png_with(json.dumps(example()), (40, 4)), png_with(None)), "4x4, another 40x4"),
     ],
 )
 def test_a_png_without_a_valid_recipe_is_refused(client: httpx.Client, alive: JobStore, png: bytes, words: str) -> None:

@@ -11,7 +11,7 @@ from service.api.uploads.picture_zip import read_submission
 from service.api.uploads.png import check_picture
 from service.contract.errors import BadRequest
 from service.settings import Settings
-from tests.service.api.uploads.zips import GOOD, encrypted, lying, png, two_headers, without, zipped
+from tests.service.api.uploads.zips import GOOD, chunk, encrypted, lying, png, two_headers, with_chunks, without, zipped
 
 BOUNDS = Settings(zip_entries=40, zip_unpacked_bytes=1 << 16, picture_side=64)
 
@@ -48,6 +48,7 @@ BAD: list[tuple[bytes, list[tuple[str | None, str]]]] = [
     (zipped({**GOOD, "0.png": b"x" * 40, "2.png": b""}), [("0.png", "not a PNG"), ("2.png", "not a PNG")]),
     (zipped({**GOOD, "1.png": png(size=(65, 1))}), [("1.png", "65x1 pixels; at most 64x64 are allowed")]),
     (zipped({**GOOD, "1.png": two_headers(png(size=(65, 1)), png())}), [("1.png", "16x16, another 65x1")]),
+    (zipped({**GOOD, "1.png": with_chunks(png(), chunk(b"teXt") * 63)}), [("1.png", "too many chunks")]),
     (zipped({**GOOD, "1.png": png(size=(16, 8))}), [("1.png", "16x8 pixels, but 0.png has 16x16")]),
     (zipped({f"{i}.png": png(size=(64, 64), mode="1") for i in range(3)} | {"x": b""}), [("x", "not one of")]),
     (zipped(GOOD, zipfile.ZIP_BZIP2), [("0.png", "compression 12")]),
@@ -67,6 +68,11 @@ def test_every_fault_is_named(content: bytes, faults: list[tuple[str | None, str
     assert [tuple(fault["loc"][2:]) for fault in found] == [() if entry is None else (entry,) for entry, _ in faults]
     for fault, (_, words) in zip(found, faults, strict=True):
         assert words in fault["msg"]
+
+
+def test_only_pixels_are_kept_of_a_picture() -> None:
+    more = {name: with_chunks(content, chunk(b"eXIf", b"x" * 5000)) for name, content in GOOD.items()}
+    assert read_submission(zipped(more), 3, BOUNDS) == list(GOOD.values())
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

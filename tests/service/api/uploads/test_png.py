@@ -2,6 +2,7 @@
 
 import io
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.api.uploads.png import PngError, check_picture, recipe_of
+from service.api.uploads.png import MAX_CHUNKS, MAX_PIXELS, PngError, _chunks, check_picture, recipe_of, reduced
 from service.contract.recipe import Recipe, example
 from shared.pictures import png_bytes, read_png
 from tests.service.api.answers import png_with
-from tests.service.api.uploads.zips import GOOD, png
+from tests.service.api.uploads.zips import GOOD, chunk, png, with_chunks
 from tests.service.contract.strategies import recipes, texts
 from tests.shared.test_vocabulary import any_json
 
@@ -58,6 +59,58 @@ def test_recipes_of_damaged_pngs_are_read_right_or_refused(cut: int, changes: li
     except PngError:
         return
     assert recipe == Recipe.model_validate(example())  # chunks have checksums: what is read is what was written
+
+
+EXIF = chunk(b"eXIf", b"MM\0\x2a\0\0\0\x08\0\0")
+RECIPE = chunk(b"iTXt", b"labelgrid\0\0\0\0\0{}")
+PACKED = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (1 << 20)))
+
+
+def test_only_pixels_and_recipe_are_kept() -> None:
+    assert reduced(WITH_RECIPE, MAX_PIXELS) == WITH_RECIPE
+    assert reduced(with_chunks(WITH_RECIPE, EXIF + PACKED) + b"appended", MAX_PIXELS) == WITH_RECIPE
+    paletted = png(mode="P")
+    assert reduced(paletted, MAX_PIXELS) == paletted
+
+
+def test_the_number_of_chunks_is_limited() -> None:
+    header_and_end = 2
+    fits = with_chunks(png(), EXIF * (MAX_CHUNKS - header_and_end))
+    assert reduced(fits, MAX_PIXELS) == png()
+    with pytest.raises(PngError, match="too many chunks; at most 64"):
+        reduced(with_chunks(fits, EXIF), MAX_PIXELS)
+
+
+BOMBS = {
+    "empty chunks": (with_chunks(png(), chunk(b"teXt") * (1 << 20)), "too many chunks"),
+    "empty pixel chunks": (png().replace(chunk(b"IEND"), chunk(b"IDAT") * (1 << 20)), "too many chunks"),
+    "packed texts": (with_chunks(png(), PACKED * 65), "too many chunks"),
+    "a long tail": (png().replace(chunk(b"IEND"), chunk(b"IDAT", bytes(1 << 20))), "more data than 16x16 pixels need"),
+    "two recipes": (with_chunks(png(), RECIPE * 2), "several recipes"),
+    "a long recipe": (with_chunks(png(), chunk(b"iTXt", b"labelgrid\0" + bytes(1 << 20))), "more than 1048576 bytes"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), BOMBS.values(), ids=BOMBS)
+def test_pillow_never_sees_a_bomb(content: bytes, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("PIL.Image.open")
+    with pytest.raises(PngError, match=words):
+        recipe_of(content)
+    with pytest.raises(PngError, match=words):
+        reduced(content, MAX_PIXELS)
+
+
+def test_many_chunks_of_pixels_are_accepted() -> None:
+    """libpng writes 8 KiB of them at a time; these have 1 KiB."""
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
+    whole = buffer.getvalue()
+    data = b"".join(part[8:-4] for kind, part in _chunks(whole) if kind == b"IDAT")
+    cut = b"".join(chunk(b"IDAT", data[at : at + 1024]) for at in range(0, len(data), 1024))
+    content = whole[: whole.index(b"IDAT") - 4] + cut + chunk(b"IEND")
+    assert reduced(content, MAX_PIXELS) == content
+    assert check_picture(content, 512) == (512, 512)
 
 
 PIXELS = np.zeros((2, 3, 3), np.uint8)

@@ -4,6 +4,7 @@ import io
 import json
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -52,3 +53,13 @@ def two_headers(content: bytes, other: bytes) -> bytes:
 def encrypted(content: bytes) -> bytes:
     central = content.index(b"PK\x01\x02")
     return content[: central + 8] + b"\x01" + content[central + 9 :]
+
+
+def chunk(kind: bytes, content: bytes = b"") -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def with_chunks(content: bytes, chunks: bytes) -> bytes:
+    """Return a PNG with more chunks after its header."""
+    header = 8 + 25
+    return content[:header] + chunks + content[header:]
