@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -43,19 +44,25 @@ class Limits:
 LIMITS: Final = Limits()
 
 MAX_UNKNOWN: Final = 20  # unknown fields of one object that are reported
+IGNORE_UNKNOWN: Final = {"unknown": "ignore"}  # pydantic's context for what another version has written
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
 class NoOtherFields(BaseModel):
-    """Refuses unknown fields. The error suggests the most similar known field, or lists all of them."""
+    """Refuses unknown fields. The error suggests the most similar known field, or lists all of them.
+
+    Validated with the context IGNORE_UNKNOWN, it ignores them instead.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="wrap")
     @classmethod
-    def _suggest_known_fields(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _suggest_known_fields(cls, given: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
         known = cls.model_fields
+        if info.context is IGNORE_UNKNOWN and isinstance(given, dict):
+            given = {name: value for name, value in given.items() if name in known}
         unknown = [name for name in given if name not in known] if isinstance(given, dict) else []
         if len(unknown) > MAX_UNKNOWN:  # pydantic reports every one, which takes long if there are very many
             kept = {*known, *unknown[:MAX_UNKNOWN]}

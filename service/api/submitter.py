@@ -48,6 +48,7 @@ from service.contract.records import (
     WebhookEvent,
 )
 from service.contract.schemas import EXAMPLE_ID, Job, SamplingFields
+from service.contract.stored import fingerprint
 from service.settings import Settings
 from service.store.idempotency import IdempotentRequest
 from service.store.jobs import JobStore, new_id
@@ -157,7 +158,7 @@ class Submitter:
         """
         request = record = None
         if self.idempotency_key is not None:
-            given = fields.model_dump(mode="json", exclude={"labels", "conditions"})
+            given = fingerprint(fields, without={"labels", "conditions"})
             hashes = [hashlib.sha256(png).hexdigest() for png in pictures]
             content = json.dumps([kind, labels, given, hashes], sort_keys=True)
             request = IdempotentRequest(self.owner, self.idempotency_key, content)

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.contract.stored import Stored
 from shared.options import LIMITS, Fraction, SamplingOptions, Strict, picture_seed
 
 MAX_SEED = 2**53 - 1  # of a request: the largest integer that JavaScript reads exactly
@@ -38,13 +39,14 @@ Layout = Annotated[list[Point], Field(max_length=LIMITS.max_labels, fail_fast=Tr
 Layouts = Annotated[list[Layout | None], Field(max_length=LIMITS.max_pictures_per_request, fail_fast=True)]
 
 
-class Picture(BaseModel):
+class Picture(Stored):
     """One picture to sample, with all that decides its content, so that every worker gets the same pixels.
 
-    Its `seed` is picture_seed(run_seed, position); both are kept for its recipe.
+    Its `seed` is picture_seed(run_seed, position); both are kept for its recipe. Unlike other records it is not read
+    with unknown fields, since without them it would be another picture.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(extra="forbid")
 
     job: str
     index: int
@@ -56,15 +58,17 @@ class Picture(BaseModel):
     position: int = 0
     trajectory: int | None = None
 
+    @classmethod
+    def read(cls, raw: bytes | str) -> Self:
+        return cls.model_validate_json(raw)
+
     @property
     def key(self) -> tuple[str, int]:
         return self.job, self.index
 
 
-class JobRecord(BaseModel):
+class JobRecord(Stored):
     """A job as requested. It never changes: its checkpoint stays, even if another one is promoted later."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     owner: str = ""  # name of the API key; "" without keys
@@ -73,7 +77,7 @@ class JobRecord(BaseModel):
     model: str
     digest: str
     labels: list[list[str]]
-    layouts: Layouts | None = None  # of each label list
+    layouts: list[list[Point] | None] | None = None  # of each label list; the request's bounds may have changed
     seed: int
     first: int = 0  # position of the first picture, for its seed; not 0 if a recipe says so
     webhook: str | None = None  # URL
@@ -117,7 +121,7 @@ class JobRecord(BaseModel):
                 )
 
 
-class Verdict(BaseModel):
+class Verdict(Stored):
     """The evaluator's verdict on one picture. `accuracy`: share of its k labels among the k most probable ones."""
 
     index: int
@@ -135,7 +139,7 @@ class Scores(BaseModel):
     f1: float = Field(description="mean over the pictures")
 
 
-class JobResult(BaseModel):
+class JobResult(Stored):
     """The scores of each repeat; the grid shows repeat `best`."""
 
     repeats: list[Scores]

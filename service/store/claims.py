@@ -5,6 +5,7 @@ once. Knows no HTTP and no torch.
 """
 
 import contextlib
+import json
 import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 GROUP = "workers"
+UNREADABLE_S = 120.0  # how long a picture that this worker cannot read waits for one that can: a rolling upgrade
 
 # Removes idle consumers without pictures: their workers ended or unloaded the model. A consumer that reads again comes
 # back. `pcall`, because the removal can wait until Redis takes writes. KEYS: stream. ARGV: group, idle time in ms.
@@ -49,6 +51,15 @@ class Claim:
     alone: bool = False
 
 
+@dataclass(frozen=True)
+class Hopeless:
+    """An entry whose job must fail, and why."""
+
+    entry: str
+    job: str
+    reason: str
+
+
 class PictureStream:
     """One worker's view of the stream of one checkpoint."""
 
@@ -56,6 +67,7 @@ class PictureStream:
         self.connection, self.settings, self.consumer = connection, settings, consumer
         self.digest, self.key = digest, keys.stream(digest)
         self._looked_at, self._more_suspects = 0.0, False
+        self._unreadable: dict[str, tuple[str, float]] = {}  # entry -> its job, and when it was first seen
         self._ensure_group()
 
     def _ensure_group(self) -> None:
@@ -78,11 +90,12 @@ class PictureStream:
 
     def claim_stale(
         self, room: int, *, may_be_alone: bool, held: Container[str] = ()
-    ) -> tuple[list[Claim], list[Claim]]:
+    ) -> tuple[list[Claim], list[Hopeless]]:
         """Take over expired leases: up to `room` claims to sample, and hopeless ones to fail.
 
         A picture that was with two workers when they died is suspected of killing them: with `may_be_alone` one such
-        picture is claimed, to be sampled alone. A picture delivered `max_deliveries` times is hopeless.
+        picture is claimed, to be sampled alone. A picture delivered `max_deliveries` times is hopeless, and so is one
+        that this worker cannot read and no other has taken within `UNREADABLE_S`.
 
         `held`: entries that this worker is sampling, which look stale if the process was paused. Looks at most four
         times per lease, or at once if more suspects are known and one can be sampled.
@@ -94,11 +107,15 @@ class PictureStream:
         last_try = self.settings.max_deliveries - 1
         lease_ms = int(self.settings.lease_s * 1000)
         self.connection.eval(_DROP_CONSUMERS, 1, self.key, GROUP, lease_ms)
-        pending = [(entry, count) for entry, count in self._pending(lease_ms) if entry not in held]
+        stale = self._pending(lease_ms)
+        gone = self._unread(dict(stale))
+        pending = [(entry, count) for entry, count in stale if entry not in held and entry not in self._unreadable]
         innocent = [entry for entry, count in pending if count < last_try]
         suspect = [entry for entry, count in pending if count == last_try]
         hopeless = [entry for entry, count in pending if count > last_try]
-        gone = self._take_over(hopeless, lease_ms)
+        for claim in self._take_over(hopeless, lease_ms):
+            reason = f"workers died {self.settings.max_deliveries} times while sampling picture {claim.picture.index}"
+            gone.append(Hopeless(claim.entry, claim.picture.job, reason))
         self._more_suspects = len(suspect) > 1
         if suspect and may_be_alone and (claims := self._take_over(suspect[:1], lease_ms)):
             return [replace(claim, alone=True) for claim in claims], gone
@@ -107,7 +124,8 @@ class PictureStream:
     def _pending(self, idle_ms: int) -> list[tuple[str, int]]:
         """Return entries whose lease was not renewed for `idle_ms`, with how often each was delivered."""
         try:
-            found: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=100, idle=idle_ms)
+            count = 100 + len(self._unreadable)  # which must not hide the entries behind them
+            found: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=count, idle=idle_ms)
         except ResponseError:
             return []
         return [(text(one["message_id"]), one["times_delivered"]) for one in found]
@@ -119,16 +137,34 @@ class PictureStream:
         return self._claims(self.connection.xclaim(self.key, GROUP, self.consumer, idle_ms, list(entries)))
 
     def _claims(self, entries: Sequence[Any]) -> list[Claim]:
-        """Parse entries. One that is not a picture is discarded, because it would stop every worker."""
+        """Parse entries. One that this version of the service cannot read is left to other workers."""
         claims = []
         for entry, fields in entries:
             try:
-                picture = Picture.model_validate_json(fields[b"picture"])
+                picture = Picture.read(fields[b"picture"])
                 claims.append(Claim(text(entry), picture, float(fields[b"asked_at"] or 0)))
-            except (KeyError, TypeError, ValueError):
-                log.exception("entry is not a picture", entry=text(entry), stream=self.key)
-                self.discard([entry])
+            except (KeyError, TypeError, ValueError) as error:
+                self._leave(text(entry), fields, error)
         return claims
+
+    def _leave(self, entry: str, fields: Any, error: Exception) -> None:
+        """Release an entry for a worker of another version, or discard it if it names no job."""
+        try:
+            job = str(json.loads(fields[b"picture"])["job"])
+        except (KeyError, TypeError, ValueError):
+            log.exception("entry is not a picture", entry=entry, stream=self.key)
+            self.discard([entry])
+        else:
+            log.warning("picture of another version; left to other workers", job_id=job, reason=str(error))
+            self._unreadable[entry] = job, time.monotonic()
+            self.release([entry])
+
+    def _unread(self, stale: Container[str]) -> list[Hopeless]:
+        """Return the unreadable entries that nobody took in time; forget those that somebody did."""
+        self._unreadable = {entry: about for entry, about in self._unreadable.items() if entry in stale}
+        reason = "the picture has options that no running worker knows; they are of another version of the service"
+        oldest = time.monotonic() - UNREADABLE_S
+        return [Hopeless(entry, job, reason) for entry, (job, since) in self._unreadable.items() if since < oldest]
 
     def renew(self, entries: Sequence[str]) -> None:
         """Renew leases: reset their idle time without counting a delivery."""

@@ -117,7 +117,7 @@ class JobStore:
         rq_id = self._enqueue(record.id, pipe)
         pipe.hset(
             keys.job(record.id),
-            mapping={"record": record.model_dump_json(), "total": record.total, "status": "queued", "rq": rq_id},
+            mapping={"record": record.write(), "total": record.total, "status": "queued", "rq": rq_id},
         )
         if record.webhook:
             pipe.hset(keys.job(record.id), "webhook_events", " ".join(record.webhook_events))
@@ -128,7 +128,7 @@ class JobStore:
         job_index.add(pipe, record.id, record.owner, record.created_at, self.lifetime_s, remembered_s)
         if request is not None:
             pipe.set(request.redis_key, request.value(record.id), ex=self.open_ttl_s)
-        pictures = [picture.model_dump_json() for picture in record.pictures()]
+        pictures = [picture.write() for picture in record.pictures()]
         fair_queue.enqueue(pipe, record.id, record.owner, record.digest, record.created_at, pictures)
         pipe.eval(_SET_DEADLINE, 1, keys.job(record.id), self.settings.job_timeout_s)
         for key in (keys.job, keys.pending, keys.png):
@@ -151,8 +151,9 @@ class JobStore:
         with self.connection.pipeline(transaction=True) as pipe:
             pipe.multi()
             pipe.hset(keys.job(job_id), "rq", self._enqueue(job_id, pipe))
-            pipe.execute()
-        if (record := self.record(job_id)) is not None:
+            pipe.hget(keys.job(job_id), "record")
+            *_, raw = pipe.execute()
+        if (record := _readable(job_id, raw)) is not None:
             _log("job queued again", record)
 
     def _enqueue(self, job_id: str, pipe: Pipeline) -> str:
@@ -184,7 +185,7 @@ class JobStore:
     def finish(self, finished: Mapping[str, tuple[JobResult, bytes]]) -> bool:
         """End jobs with their results and grids. False if all of them had ended before."""
         now, grids = time.time(), {job_id: grid for job_id, (_, grid) in finished.items()}
-        fields = {i: {"finished_at": now, "result": result.model_dump_json()} for i, (result, _) in finished.items()}
+        fields = {i: {"finished_at": now, "result": result.write()} for i, (result, _) in finished.items()}
         return self._move("finished", fields, grids)
 
     def _move(
@@ -213,8 +214,7 @@ class JobStore:
         if answer is None:
             return False
         webhook_is_due, raw = answer
-        if raw is not None:
-            record = JobRecord.model_validate_json(raw)
+        if (record := _readable(job_id, raw)) is not None:
             _log(f"job {status}", record, **({"reason": fields["error"]} if "error" in fields else {}))
             if status == "running":
                 tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
@@ -237,7 +237,7 @@ class JobStore:
             for entry, one in finished:
                 job_id, index = one.picture.key
                 touched = [stream, keys.job(job_id), keys.verdicts(job_id), keys.png(job_id), keys.events(job_id)]
-                verdict, trajectory = one.verdict.model_dump_json(), one.trajectory or b""
+                verdict, trajectory = one.verdict.write(), one.trajectory or b""
                 stored = (str(index), verdict, one.png, keys.trajectory_field(index), trajectory)
                 pipe.eval(_COMMIT, len(touched), *touched, GROUP, entry, *stored, KEPT_EVENTS, self.open_ttl_s)
             for job_id in jobs:
@@ -247,20 +247,22 @@ class JobStore:
         return {j for j, n, total in zip(jobs, counts[::2], counts[1::2], strict=True) if total and n >= int(total)}
 
     def record(self, job_id: str) -> JobRecord | None:
+        """Return the job's record; None if it is gone. ValueError if this version of the service cannot read it."""
         raw = self.connection.hget(keys.job(job_id), "record")
-        return None if raw is None else JobRecord.model_validate_json(raw)
+        return None if raw is None else JobRecord.read(raw)
 
     def open_verdicts(self, job_ids: Iterable[str]) -> list[tuple[JobRecord, list[Verdict]]]:
-        """Return the record and the verdicts of each job that is open."""
+        """Return the record and the verdicts of each job that is open and that this version can read."""
+        ids = list(job_ids)
         with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
+            for job_id in ids:
                 pipe.hmget(keys.job(job_id), ["record", "status"])
                 pipe.hvals(keys.verdicts(job_id))
             found = pipe.execute()
         return [
-            (JobRecord.model_validate_json(raw), read_verdicts(verdicts))
-            for (raw, status), verdicts in zip(found[::2], found[1::2], strict=True)
-            if status is not None and text(status) in ACTIVE
+            (record, read_verdicts(verdicts))
+            for job_id, (raw, status), verdicts in zip(ids, found[::2], found[1::2], strict=True)
+            if status is not None and text(status) in ACTIVE and (record := _readable(job_id, raw)) is not None
         ]
 
     def statuses(self, job_ids: Iterable[str]) -> dict[str, str | None]:
@@ -300,7 +302,16 @@ class JobStore:
 
 def read_verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:
     """Parse verdicts as stored, sorted by index."""
-    return sorted((Verdict.model_validate_json(one) for one in raw), key=lambda verdict: verdict.index)
+    return sorted((Verdict.read(one) for one in raw), key=lambda verdict: verdict.index)
+
+
+def _readable(job_id: str, raw: bytes | str | None) -> JobRecord | None:
+    """Parse a job's record; None if it is gone, or if another version wrote it and this one cannot read it."""
+    try:
+        return None if raw is None else JobRecord.read(raw)
+    except ValueError as error:
+        log.warning("job record cannot be read", job_id=job_id, reason=str(error))
+        return None
 
 
 def _log(event: str, record: JobRecord, **about: Any) -> None:

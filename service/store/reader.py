@@ -1,6 +1,7 @@
 """Jobs as clients see them, read from Redis without blocking. Writes nothing and knows no HTTP."""
 
 import asyncio
+import contextlib
 import math
 import statistics
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import MaxConnectionsError
 
-from service.contract.errors import ExpiredJob, NotReady, ServiceError, UnknownJob, UnknownPicture
+from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownJob, UnknownPicture
 from service.contract.recipe import shown_scores
 from service.contract.records import TERMINAL, JobRecord, JobResult, Verdict
 from service.contract.schemas import (
@@ -29,6 +30,9 @@ from service.store import keys, workers
 from service.store.connection import entries_of, text
 from service.store.job_index import id_of
 from service.store.jobs import read_verdicts
+from service.telemetry.logs import get_logger
+
+log = get_logger(__name__)
 
 SCORE_DIGITS = 6
 LOOK_AGAIN_MS = 2000  # a waiting client's job is read at least this often, in case an event was missed
@@ -48,23 +52,23 @@ class JobReader:
         self.stopping, self.shutdown_deadline = True, time.monotonic() + within_s
 
     async def job(self, job_id: str) -> Job:
-        """Return the job in its current state. UnknownJob, ExpiredJob."""
+        """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
         async with self.connection.pipeline(transaction=False) as pipe:  # a full Redis refuses MULTI
             pipe.hgetall(keys.job(job_id))
             pipe.hlen(keys.verdicts(job_id))
             fields, done = await pipe.execute()
         if not fields:
             raise await self._gone(job_id)
-        record = JobRecord.model_validate_json(fields[b"record"])
+        record = _record(job_id, fields[b"record"])
         result = None
         if b"result" in fields:
-            scores = JobResult.model_validate_json(fields[b"result"])
+            scores = JobResult.read(fields[b"result"])
             n = len(record.labels)
             shown = [str(scores.best * n + i) for i in range(n)]
             found = await self.connection.hmget(keys.verdicts(job_id), shown)
             result = _result(record, scores, read_verdicts(one for one in found if one is not None))
         requested = {name: getattr(record, name) for name in ("labels", "layouts", "first", "trajectory", "columns")}
-        return Job(**_head(fields, done), **requested, result=result)
+        return Job(**_head(record, fields, done), **requested, result=result)
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
@@ -88,8 +92,11 @@ class JobReader:
                 pipe.hgetall(keys.job(id_of(member)))
                 pipe.hlen(keys.verdicts(id_of(member)))
             answers = await pipe.execute()
-        found = zip(answers[::2], answers[1::2], strict=True)
-        heads = [JobHead(**_head(fields, done)) for fields, done in found if fields]  # the others have expired
+        heads = []
+        for member, fields, done in zip(members, answers[::2], answers[1::2], strict=False):
+            if fields:  # otherwise the job has expired
+                with contextlib.suppress(Unavailable):  # the list is of use without a job of another version
+                    heads.append(JobHead(**_head(_record(id_of(member), fields[b"record"]), fields, done)))
         return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
@@ -134,7 +141,7 @@ class JobReader:
     async def trajectory(self, job_id: str, index: int) -> bytes:
         """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
         raw = await self.connection.hget(keys.job(job_id), "record")
-        if raw is not None and JobRecord.model_validate_json(raw).trajectory is None:
+        if raw is not None and _record(job_id, raw).trajectory is None:
             raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
         return await self._png(job_id, keys.trajectory_field(index), f"the trajectory of picture {index}", index)
 
@@ -176,10 +183,19 @@ class JobReader:
         return max([0.0, *(time.time() - float(at) for at in asked if at)])
 
 
-def _head(fields: Mapping[bytes, bytes], done: int) -> dict[str, Any]:
-    """Return the fields of a JobHead, from a job's hash and the number of its finished pictures."""
+def _record(job_id: str, raw: bytes | str) -> JobRecord:
+    """Parse a job's record. Unavailable if another version of the service wrote it and this one cannot read it."""
+    try:
+        return JobRecord.read(raw)
+    except ValueError as error:
+        log.warning("job record cannot be read", job_id=job_id, reason=str(error))
+        detail = f"job {job_id!r} was created by a newer version of the service than this process; try again"
+        raise Unavailable(detail, headers={"Retry-After": "2"}) from error
+
+
+def _head(record: JobRecord, fields: Mapping[bytes, bytes], done: int) -> dict[str, Any]:
+    """Return the fields of a JobHead, from a job's record, its hash and the number of its finished pictures."""
     state = {name.decode(): value.decode() for name, value in fields.items()}
-    record = JobRecord.model_validate_json(state["record"])
     return {
         "id": record.id,
         "kind": record.kind,

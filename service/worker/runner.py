@@ -80,7 +80,10 @@ class Runner:
         self._swept_at = time.monotonic()
 
     def _traceparent(self, job_id: str) -> str:
-        record = self.store.record(job_id)
+        try:
+            record = self.store.record(job_id)
+        except ValueError:  # another version wrote it
+            record = None
         return record.traceparent if record else ""
 
     @property
@@ -93,7 +96,11 @@ class Runner:
 
         Returns early, with the job queued again, when `stopping` is set.
         """
-        record = self.store.record(job_id)
+        try:
+            record = self.store.record(job_id)
+        except ValueError as error:  # a sweep queues the job again within seconds, until a worker can read it
+            log.warning("job of another version; left to other workers", job_id=job_id, reason=str(error))
+            return
         if record is None or not self.store.is_open(job_id):
             return
         try:
@@ -203,10 +210,9 @@ class Runner:
         claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=room > 0, held=held)
         if room > len(claims) and not any(claim.alone for claim in claims):
             claims += loaded.stream.claim_new(room - len(claims))
-        for claim in hopeless:
-            reason = f"workers died {self.settings.max_deliveries} times while sampling picture {claim.picture.index}"
-            self.store.fail(claim.picture.job, reason)
-        loaded.stream.discard([claim.entry for claim in hopeless])
+        for one in hopeless:
+            self.store.fail(one.job, one.reason)
+        loaded.stream.discard([one.entry for one in hopeless])
         # A large cancelled job leaves many entries: they must not take the places of the entries behind them.
         while claims and self._admit(loaded, claims) < len(claims) and loaded.room > 0:
             claims = loaded.stream.claim_new(loaded.room)

@@ -3,9 +3,11 @@
 import math
 import time
 
+import pytest
 from redis import Redis
 
 from service.settings import Settings
+from service.store import claims
 from service.store.claims import GROUP, PictureStream
 from service.store.jobs import JobStore
 from tests.service.store.helpers import DIGEST, record
@@ -83,7 +85,8 @@ def test_a_picture_whose_workers_die_is_sampled_alone_and_then_given_up(
         [(0, True)],
         [(1, True)],
     ]
-    assert [[claim.picture.index for claim in hopeless] for _, hopeless in seen] == [[], [], [0]]
+    reason = "workers died 3 times while sampling picture 0"
+    assert [[(one.job, one.reason) for one in hopeless] for _, hopeless in seen] == [[], [], [(job.id, reason)]]
 
 
 def test_the_next_suspect_is_claimed_without_delay(connection: Redis, settings: Settings, store: JobStore) -> None:
@@ -115,3 +118,44 @@ def test_an_entry_that_is_not_a_picture_is_discarded(store: JobStore, a: Picture
     store.create(record(1))
     assert len(a.claim_new(5)) == 1
     assert connection.xlen(a.key) == 1
+
+
+def of_a_newer_version(connection: Redis, stream: PictureStream, job: str) -> str:
+    """Add an entry with an option that this version does not know, and return its id."""
+    entry: bytes = connection.xadd(stream.key, {"picture": f'{{"job": "{job}", "glow": 0.5}}', "asked_at": "1"})
+    return entry.decode()
+
+
+def test_an_unreadable_picture_is_left_to_other_workers_at_once(
+    store: JobStore, a: PictureStream, b: PictureStream, connection: Redis
+) -> None:
+    entry = of_a_newer_version(connection, a, "j")
+    store.create(record(1))
+    assert [claim.picture.index for claim in a.claim_new(5)] == [0]
+    a._looked_at = 0.0
+    assert a.claim_stale(5, may_be_alone=True) == ([], [])  # it does not try again
+    (pending,) = connection.xpending_range(b.key, GROUP, entry, entry, 1, idle=int(a.settings.lease_s * 1000))
+    assert pending["times_delivered"] == 0  # which counts no death
+
+
+def test_an_unreadable_picture_that_nobody_takes_fails_its_job(
+    a: PictureStream, b: PictureStream, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = of_a_newer_version(connection, a, "j")
+    a.claim_new(5)
+    monkeypatch.setattr(claims, "UNREADABLE_S", 0.0)
+    a._looked_at = 0.0
+    (hopeless,) = a.claim_stale(5, may_be_alone=True)[1]
+    assert (hopeless.entry, hopeless.job) == (entry, "j")
+    assert "another version" in hopeless.reason
+
+
+def test_an_unreadable_picture_that_another_worker_took_is_forgotten(
+    a: PictureStream, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = of_a_newer_version(connection, a, "j")
+    a.claim_new(5)
+    connection.xclaim(a.key, GROUP, "newer", 0, [entry])
+    monkeypatch.setattr(claims, "UNREADABLE_S", 0.0)
+    a._looked_at = 0.0
+    assert a.claim_stale(5, may_be_alone=True) == ([], [])

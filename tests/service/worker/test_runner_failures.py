@@ -145,3 +145,32 @@ def test_a_picture_that_kills_workers_fails_only_its_job(
     assert [status(store, job) for job in (good, bad)] == ["finished", "failed"]
     reason = connection.hget(keys.job(bad.id), "error")
     assert reason == b"workers died 3 times while sampling picture 0"
+
+
+def test_a_job_of_a_newer_version_is_left_to_other_workers(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    newer, plain = create(), create()
+    for picture in connection.lrange(keys.pending(newer.id), 0, -1):
+        connection.lrem(keys.pending(newer.id), 1, picture)
+        connection.rpush(keys.pending(newer.id), picture.replace(b'"clip_x0"', b'"glow":0.5,"clip_x0"'))
+    runner.run(plain.id)
+    assert status(store, plain) == "finished"
+    assert status(store, newer) == "queued"
+    stream = runner.models.load().stream
+    assert connection.xlen(stream.key) == 3
+    # A worker that knows the option takes them at once.
+    assert (
+        len(connection.xpending_range(stream.key, "workers", "-", "+", 9, idle=int(1000 * store.settings.lease_s))) == 3
+    )
+
+
+def test_a_job_whose_record_is_of_a_newer_version_is_left_to_other_workers(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    job = create()
+    connection.hset(keys.job(job.id), "record", "{}")
+    runner.run(job.id)
+    assert status(store, job) == "queued"
+    store.requeue(job.id)
+    assert store.fail(job.id, "overdue")

@@ -42,6 +42,18 @@ def test_the_list_leaves_out_expired_jobs(client: httpx.Client, alive: JobStore)
     assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == [second]
 
 
+def test_a_job_that_this_version_cannot_read_hides_no_others_and_can_be_cancelled(
+    client: httpx.Client, alive: JobStore
+) -> None:
+    newer, other = submitted(client), submitted(client)
+    raw = alive.connection.hget(keys.job(newer), "record")
+    alive.connection.hset(keys.job(newer), "record", raw.replace(b"sde_dpmpp_2m", b"a newer sampler"))
+    assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == [other]
+    body = problem(client.get(f"/jobs/{newer}"), 503, "unavailable")
+    assert "newer version" in body["detail"]
+    assert alive.cancel(newer)
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=101", "cursor=x", "cursor=-", "limit=ten"])
 def test_page_parameters_that_are_not_valid(client: httpx.Client, query: str) -> None:
     problem(client.get(f"/jobs?{query}"), 422, "invalid-request")
