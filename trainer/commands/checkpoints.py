@@ -87,16 +87,23 @@ def set_sampling(
 def set_support(
     name: Annotated[str, typer.Argument(help="A denoiser in storage.")],
     objects: Annotated[tuple[int, int], typer.Option(help="Fewest and most objects in a training picture.")],
+    proportions: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Width and height at which the page shows pictures that were squeezed to squares, as 4 3."),
+    ] = None,
     storage: options.Storage = Path("models"),
 ) -> None:
     """Write into a denoiser how many objects it has learnt to draw; the service refuses other numbers.
 
     For checkpoints that do not say it: a newly trained one does. The weights and their digest stay the same.
     """
+    if proportions and min(proportions) < 1:
+        raise TrainerError(f"--proportions {proportions[0]} {proportions[1]}: both must be at least 1")
     path = registry.resolve(storage, name, "denoiser")
     known = read_info(path).config.get("support", {})
     support = Support.model_validate({**known, "objects": objects})
-    reconfigure(path, {"support": support.model_dump(mode="json")})
+    shown = {"proportions": proportions} if proportions else {}
+    reconfigure(path, {"support": support.model_dump(mode="json"), **shown})
     terminal.show(f"support of {name}", [(key, str(value)) for key, value in support.model_dump().items()])
 
 

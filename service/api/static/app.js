@@ -6,6 +6,7 @@ import { announce, copy, find } from "./dom.js";
 import { History } from "./history.js";
 import { JobView } from "./job.js";
 import { Options } from "./options.js";
+import { Support, ratioOf } from "./support.js";
 import { TestFile } from "./testfile.js";
 import { counted, generateCommand, scoreCommand } from "./words.js";
 
@@ -14,11 +15,16 @@ const LOOK_AGAIN_MS = 20_000;
 let mode = "draw";
 let sending = false;
 
-const composer = new Composer(update);
+const composer = new Composer(() => {
+  find("#objects-block #refusal")?.replaceChildren(); // it was about the labels before
+  update();
+});
 const options = new Options(update, (model) => attempt(() => loadLabels(model)));
 const testFile = new TestFile({ changed: update, taken: () => setMode("score"), pictureDropped: makeAgain });
-const history = new History(() => attempt(() => history.older()));
+const jobRatio = (job) => ratioOf(options.models.find((model) => model.digest === job.digest));
+const history = new History(() => attempt(() => history.older()), jobRatio);
 const view = new JobView({
+  ratioOf: jobRatio,
   reuse,
   failed: refuse,
   ended: () => {
@@ -38,8 +44,10 @@ async function attempt(action) {
 }
 
 function refuse(problem) {
+  const inPicture = problem.entry !== null && mode === "draw";
+  if (inPicture) composer.chooseAsked(problem.entry);
+  find(inPicture ? "#objects-block" : ".go").append(find("#refusal")); // beside the labels that it is about
   find("#refusal").textContent = problem.message;
-  if (problem.entry !== null && mode === "draw") composer.choose(problem.entry);
   if (problem.status === 401) askForKey();
   if (problem.status === 0) showReady("away", "No connection");
 }
@@ -67,9 +75,20 @@ const picturesAreSent = () => mode === "score" && testFile.pictures !== null;
 
 async function go() {
   if (find("#go").disabled) return;
+  if (mode === "draw" && showsProblem()) return;
   const given = picturesAreSent() ? {} : options.read(mode);
   if (!given) return;
   await send(() => (mode === "draw" ? createJob("generate", options.request(composer.asked(), given)) : score(given)));
+}
+
+/** Shows the first picture that the model cannot draw, and returns whether there is one. */
+function showsProblem() {
+  const problem = composer.problem();
+  if (!problem) return false;
+  composer.choose(problem.index);
+  find("#strip [aria-current]").focus();
+  announce(`Picture ${problem.index + 1}: ${problem.words}`);
+  return true;
 }
 
 /** Generates the pictures of a PNG again, from the recipe in it. */
@@ -138,7 +157,9 @@ function setMode(next) {
 // Labels, models and readiness
 
 async function loadLabels(model) {
-  composer.offer((await readLabels(model)).labels, options.model?.positions ?? false);
+  const { labels } = await readLabels(model);
+  const { model: chosen } = options;
+  composer.offer(labels, { support: new Support(chosen), placeable: chosen?.positions ?? false, ratio: ratioOf(chosen) ?? 1 });
   if (!view.id) openAddress();
 }
 
@@ -147,6 +168,7 @@ async function load() {
   options.describe(description);
   options.describeRepeats(description.paths["/score"].post.requestBody.content["application/json"].schema.properties.repeats);
   options.offer((await readModels()).models);
+  view.reshape();
   await loadLabels(find("#model").value || null);
   await history.refresh();
   update();

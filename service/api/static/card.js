@@ -2,17 +2,20 @@
 
 import { h } from "./dom.js";
 import { drawing, listed } from "./labels.js";
-import { percent } from "./words.js";
+import { percent, tenths } from "./words.js";
 
 const FOUND = 0.5; // a label with a higher probability counts as found, as in the evaluator's `exact`
 const MARKS = { right: "✓", missing: "✕", extra: "+" };
 const WORDS = { right: "right", missing: "missing", extra: "not asked for" };
 
-/** The evaluator's verdicts on a picture: [{label, verdict: right | missing | extra, probability}]. */
-export function verdicts({ labels, scores }) {
-  const asked = labels.map((label) => {
+/**
+ * The evaluator's verdicts on a picture: [{label, verdict: right | missing | extra, probability, distance}]. `distance`
+ * from the place asked for, in fractions of the picture's width, where a place was asked for.
+ */
+export function verdicts({ labels, scores, distances }) {
+  const asked = labels.map((label, index) => {
     const probability = scores[label];
-    return { label, probability, verdict: probability > FOUND ? "right" : "missing" };
+    return { label, probability, distance: distances?.[index], verdict: probability > FOUND ? "right" : "missing" };
   });
   const extra = Object.entries(scores)
     .filter(([label, probability]) => probability > FOUND && !labels.includes(label))
@@ -20,13 +23,22 @@ export function verdicts({ labels, scores }) {
   return [...asked, ...extra];
 }
 
-/** A line for one object: drawing, name, and the verdict with its probability if there is one. */
-export function objectLine({ label, verdict, probability }) {
+/** "1.2 % of the width" */
+export const distanceWords = (distance) => `${tenths(distance)} of the width`;
+
+/** A line for one object: drawing, name, distance from its place, and the verdict, where there is one. */
+export function objectLine({ label, verdict, probability, distance }) {
   return h(
     "li",
     { class: "object", "data-verdict": verdict ?? null },
     drawing(label),
     h("span", { class: "object-name" }, label),
+    typeof distance === "number"
+      ? [
+          h("span", { class: "unseen" }, `, ${distanceWords(distance)} from its place`),
+          h("span", { class: "distance", "aria-hidden": "true", title: `${distanceWords(distance)} from its place` }, `${tenths(distance)} off`),
+        ]
+      : null,
     verdict
       ? [
           h("span", { class: "unseen" }, `: ${WORDS[verdict]}, probability `),
@@ -45,7 +57,8 @@ export class Card {
     this.source = null; // a blob: or data: URL
     this.made = false;
     this.result = null;
-    this.image = h("img", { alt: "", width: 64, height: 64, hidden: true, draggable: "false" });
+    this.known = null; // width over height, of the model's pictures
+    this.image = h("img", { alt: "", hidden: true, draggable: "false", onload: () => this.shape(this.known) });
     this.bar = h("span", { class: "bar" });
     this.frame = h(
       "button",
@@ -56,6 +69,18 @@ export class Card {
     this.lines = h("ul", { class: "objects" }, labels.map((label) => objectLine({ label })));
     this.element = h("li", { class: "card", "data-state": "waiting" }, this.frame, this.lines);
     this.#name();
+  }
+
+  /** Shows the picture at a ratio of width over height, or, for null, at its own. */
+  shape(ratio) {
+    this.known = ratio;
+    if (this.ratio) this.frame.style.aspectRatio = this.ratio;
+  }
+
+  /** Width over height at which the picture is shown; null if that is not known yet. */
+  get ratio() {
+    const { naturalWidth, naturalHeight } = this.image;
+    return this.known ?? (naturalHeight ? naturalWidth / naturalHeight : null);
   }
 
   /** Shows the preview of a step. */

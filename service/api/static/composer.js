@@ -1,14 +1,16 @@
 // Composes a request: a strip of pictures, a picker for the objects of the selected one, and their places.
 // Knows labels as names, and nothing about the API.
 
-import { find, h } from "./dom.js";
+import { announce, find, h } from "./dom.js";
 import { drawing, layout, listed } from "./labels.js";
-import { Places, placed } from "./places.js";
+import { Places, placed, placesProblem } from "./places.js";
+import { Support } from "./support.js";
+import { counted } from "./words.js";
 
 const FILTER_FROM = 30; // labels, from which a search field helps
 const SHOWN_IN_TILE = 4;
 const RANDOM_PICTURES = 8;
-const RANDOM_OBJECTS = 3; // at most, as in i-CLEVR
+const RANDOM_OBJECTS = 3; // different numbers of objects, from the fewest that the model draws
 
 const EMPTY = { labels: [], places: null };
 
@@ -21,7 +23,9 @@ export class Composer {
     this.pictures = [EMPTY];
     this.active = 0;
     this.labels = [];
+    this.support = new Support();
     this.placeable = false; // whether the model takes layouts
+    this.ratio = 1; // of its pictures, width over height
     this.changed = changed;
     this.places = new Places((label, place) => this.#move(label, place));
     find("#place").onclick = () => this.#place();
@@ -34,13 +38,16 @@ export class Composer {
     find("#strip").addEventListener("keydown", (event) => this.#moveInStrip(event));
   }
 
-  /** Offers another vocabulary and drops objects that it does not have. `placeable`: the model takes layouts. */
-  offer(labels, placeable) {
+  /**
+   * Offers another model's vocabulary and drops objects that it does not have. What its `support` excludes stays, and
+   * is marked. `placeable`: the model takes layouts; `ratio`: its pictures' width over height.
+   */
+  offer(labels, { support, placeable, ratio }) {
     if (labels.join("\n") !== this.labels.join("\n")) {
       this.labels = labels;
       this.#drawPicker();
     }
-    this.placeable = placeable;
+    Object.assign(this, { support, placeable, ratio });
     this.#set(this.pictures.map((picture) => this.#with(picture, picture.labels)), this.active);
   }
 
@@ -65,17 +72,34 @@ export class Composer {
   /** A picture with other labels, without unknown ones; known labels keep their places. */
   #with({ places }, labels) {
     const known = labels.filter((label) => this.labels.includes(label));
-    return { labels: known, places: places && placed(known, places) };
+    return { labels: known, places: places && placed(known, this.support, places) };
   }
 
-  /** Eight pictures of one to three objects; none until labels are known. */
+  /** Eight pictures of few objects; none until labels are known. */
   atRandom() {
-    return this.labels.length ? randomPictures(this.labels) : [];
+    return this.labels.length ? randomPictures(this.labels, this.support) : [];
   }
 
-  /** Selects a picture, for example the one that the service refused. */
+  /** The first picture that the model cannot draw, {index, words}, or null. */
+  problem() {
+    const found = this.pictures.map((picture, index) => ({ index, words: this.#problemOf(picture) }));
+    return found.find(({ words }) => words) ?? null;
+  }
+
+  #problemOf({ labels, places }) {
+    if (!labels.length) return null; // it is not requested
+    return this.support.countProblem(labels.length) ?? (this.placeable && places ? placesProblem(places, this.support) : null);
+  }
+
+  /** Selects a picture. */
   choose(index) {
-    if (index < this.pictures.length) this.#set(this.pictures, index);
+    this.#set(this.pictures, index);
+  }
+
+  /** Selects the picture of an entry of the request, for example one that the service refused. */
+  chooseAsked(entry) {
+    const asked = this.pictures.filter(({ labels }) => labels.length);
+    if (entry < asked.length) this.choose(this.pictures.indexOf(asked[entry]));
   }
 
   #set(pictures, active) {
@@ -102,6 +126,7 @@ export class Composer {
   #toggle(label) {
     const picture = this.pictures[this.active];
     const { labels } = picture;
+    if (!labels.includes(label) && labels.length >= this.support.high) return announce(find("#range").textContent);
     const after = labels.includes(label) ? labels.filter((one) => one !== label) : [...labels, label];
     this.#set(this.pictures.with(this.active, this.#with(picture, after)), this.active);
   }
@@ -109,12 +134,13 @@ export class Composer {
   /** Gives the objects of the picture places, or leaves them to chance again. */
   #place() {
     const { labels, places } = this.pictures[this.active];
-    this.#set(this.pictures.with(this.active, { labels, places: places ? null : placed(labels) }), this.active);
+    this.#set(this.pictures.with(this.active, { labels, places: places ? null : placed(labels, this.support) }), this.active);
   }
 
   #move(label, place) {
     const { labels, places } = this.pictures[this.active];
     this.pictures = this.pictures.with(this.active, { labels, places: { ...places, [label]: place } });
+    this.#markTiles();
     this.changed();
   }
 
@@ -132,21 +158,47 @@ export class Composer {
     find("#picker-title").textContent = several ? `Objects in picture ${this.active + 1}` : "Objects";
     find("#chosen").textContent = chosen.length ? listed(chosen) : "Nothing chosen yet.";
     find("#remove").disabled = !several && !chosen.length;
-    this.places.show(places ?? {});
+    this.#showRange(chosen.length);
+    this.places.show(places ?? {}, this.support, this.ratio);
     find("#places-block").hidden = !this.placeable || !chosen.length;
     find("#places").hidden = find("#places-hint").hidden = !places;
     find("#place").textContent = places ? "Leave to chance" : "Choose";
     for (const button of find("#picker").querySelectorAll("button")) {
-      button.setAttribute("aria-pressed", chosen.includes(button.dataset.label));
+      const pressed = chosen.includes(button.dataset.label);
+      button.setAttribute("aria-pressed", pressed);
+      button.setAttribute("aria-disabled", !pressed && chosen.length >= this.support.high);
+    }
+    this.#markTiles();
+  }
+
+  /** Says how many objects the model draws, and why the picture's number is not possible. */
+  #showRange(count) {
+    const { range, high } = this.support;
+    const problem = count ? this.support.countProblem(count) : null;
+    const usual = count === high ? `${counted(high, "object")}: this model draws no more in a picture.` : range && `${range} in a picture.`;
+    find("#range").textContent = problem ?? usual;
+    find("#range").toggleAttribute("data-wrong", problem !== null);
+  }
+
+  /** Marks the tiles of pictures that the model cannot draw. */
+  #markTiles() {
+    for (const [index, tile] of find("#strip").querySelectorAll(".tile:not(.add)").entries()) {
+      const words = this.#problemOf(this.pictures[index]);
+      tile.toggleAttribute("data-wrong", words !== null);
+      tile.title = words ?? "";
+      tile.setAttribute("aria-label", [this.#nameOf(index), words].filter(Boolean).join(". "));
     }
   }
 
+  #nameOf(index) {
+    const { labels } = this.pictures[index];
+    return `Picture ${index + 1}: ${labels.length ? listed(labels) : "empty"}`;
+  }
+
   #tile(labels, index) {
-    const words = `Picture ${index + 1}: ${labels.length ? listed(labels) : "empty"}`;
     const current = index === this.active;
     return tile("button", labels, {
       type: "button",
-      "aria-label": words,
       "aria-current": current ? "true" : null,
       tabindex: current ? 0 : -1,
       onclick: () => this.#set(this.pictures, index),
@@ -260,10 +312,11 @@ function keepInView(strip, tile) {
   else if (bottom > strip.scrollTop + strip.clientHeight) strip.scrollTop = bottom - strip.clientHeight;
 }
 
-function randomPictures(labels) {
+function randomPictures(labels, { low, high }) {
+  const sizes = Math.min(RANDOM_OBJECTS, high - low + 1);
   return Array.from({ length: RANDOM_PICTURES }, (_, index) => {
     const pool = [...labels];
-    const count = Math.min(1 + (index % RANDOM_OBJECTS), pool.length);
+    const count = Math.min(low + (index % sizes), pool.length);
     return Array.from({ length: count }, () => pool.splice(Math.floor(Math.random() * pool.length), 1)[0]);
   });
 }

@@ -6,9 +6,10 @@ import { ago, counted } from "./words.js";
 
 const titleOf = ({ kind, progress }) => (kind === "generate" ? counted(progress.total, "picture") : `Score, ${counted(progress.total, "picture")}`);
 
-/** The jobs as links to their addresses on this page; calls `more()` for older ones. */
+/** The jobs as links to their addresses on this page; calls `more()` for older ones; `ratioOf(job)` as in JobView. */
 export class History {
-  constructor(more) {
+  constructor(more, ratioOf) {
+    this.ratioOf = ratioOf;
     this.next = null;
     this.pictures = new Map(); // job -> blob: URL of its first picture
     find("#more").onclick = more;
@@ -44,7 +45,8 @@ export class History {
   }
 
   #line(job) {
-    const image = h("img", { alt: "", width: 40, height: 40, hidden: true });
+    const image = h("img", { alt: "", hidden: true });
+    image.style.aspectRatio = this.ratioOf(job) ?? "auto";
     const words = job.status === "finished" ? [] : [h("span", { class: "status" }, job.status)];
     if (job.status === "finished") this.#picture(job.id, image);
     return h(

@@ -9,20 +9,27 @@ import { scoreboard } from "./scores.js";
 import { counted, generateCommand, lasting, requestOf } from "./words.js";
 
 const OPEN = ["queued", "running"];
+const FEW = 6; // pictures that are shown at full size
+const MANY = 24; // pictures from which they are shown smaller
 
 export const nameOf = ({ kind, labels, progress }) =>
   kind === "generate"
     ? counted(progress.total, "picture")
     : `Score of ${counted(labels.length, "list")}, ${counted(progress.total / labels.length, "run")}`;
 
-/** Shows one job at a time. Calls `reuse(job)` to compose it again and `ended(job)` when the job on the page ends. */
+/**
+ * Shows one job at a time. Calls `reuse(job)` to compose it again and `ended(job)` when the job on the page ends;
+ * `ratioOf(job)` is the width over the height of its pictures, or null if it is not known.
+ */
 export class JobView {
-  constructor({ reuse, ended, failed }) {
-    Object.assign(this, { reuse, ended, failed });
+  constructor({ reuse, ended, failed, ratioOf }) {
+    Object.assign(this, { reuse, ended, failed, ratioOf });
     this.lightbox = new Lightbox((card) => this.#strip(card));
     this.root = find("#job");
+    this.cards = [];
     this.watch = new AbortController();
     this.blobs = [];
+    this.cards = [];
     this.id = null;
   }
 
@@ -62,6 +69,11 @@ export class JobView {
     }
   }
 
+  /** Shows the pictures in their proportions, now that the models are known. */
+  reshape() {
+    for (const card of this.cards) card.shape(this.ratioOf(this.job));
+  }
+
   #leave() {
     this.watch.abort();
     this.watch = new AbortController();
@@ -74,14 +86,16 @@ export class JobView {
   /** Lays out head, progress and a card for each label list; the repeats of a score job share the cards. */
   #lay(job) {
     this.job = job;
-    this.cards = job.labels.map((labels, index) => new Card(index, labels, (card) => this.lightbox.open(this.cards, card)));
+    this.cards = job.labels.map((labels, index) => new Card(index, labels, (card) => this.lightbox.open(this.cards, card, job.trajectory)));
+    this.reshape();
     this.done = new Set();
     this.parts = new Map(); // index of a picture in progress -> its finished fraction
     this.progress = h("progress", { class: "progress", max: job.progress.total, value: 0, "aria-label": "Finished pictures" });
     this.state = h("p", { class: "meta" });
     this.buttons = h("div", { class: "buttons" });
     this.scores = h("div", {});
-    const grid = h("ol", { class: job.labels.length > 24 ? "cards many" : "cards" }, this.cards.map((card) => card.element));
+    const size = job.labels.length > MANY ? "many" : job.labels.length <= FEW ? "few" : "";
+    const grid = h("ol", { class: `cards ${size}` }, this.cards.map((card) => card.element));
     const head = h("header", { class: "job-head" }, h("div", {}, h("h2", {}, nameOf(job)), this.state), this.buttons);
     this.root.replaceChildren(head, this.progress, this.scores, grid);
     this.#showState(job);

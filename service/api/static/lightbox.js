@@ -1,8 +1,11 @@
 // An enlarged picture with the evaluator's probabilities; arrow keys go to its neighbours.
 
-import { objectLine, verdicts } from "./card.js";
+import { distanceWords, objectLine, verdicts } from "./card.js";
 import { find, h, save } from "./dom.js";
 import { figure, percent } from "./words.js";
+
+const ENLARGED = 2; // times the picture's pixels
+const LEAST_HEIGHT = 256; // pixels, of small pictures
 
 /** The dialog that shows one of `cards`. `stripOf(card)` reads its trajectory: a URL, or null. */
 export class Lightbox {
@@ -20,8 +23,10 @@ export class Lightbox {
     });
   }
 
-  open(cards, card) {
+  /** Shows a card; `stages`: of each picture's trajectory, if requested. */
+  open(cards, card, stages) {
     this.cards = cards;
+    this.stages = stages;
     this.dialog.showModal();
     this.#show(cards.indexOf(card));
   }
@@ -40,7 +45,7 @@ export class Lightbox {
     const way = h("div", { class: "way", tabindex: 0, role: "group", "aria-label": "From noise to picture", hidden: true });
     this.dialog.setAttribute("aria-label", `${title}: ${card.image.alt}`);
     this.dialog.replaceChildren(
-      h("img", { class: "large", src: card.source, alt: card.image.alt, width: 64, height: 64 }),
+      this.#large(card),
       h(
         "div",
         { class: "about" },
@@ -66,14 +71,26 @@ export class Lightbox {
     this.#showWay(card, way);
   }
 
+  /** The picture, enlarged no further than it stays clear. */
+  #large({ image, source, ratio }) {
+    const large = h("img", { class: "large", src: source, alt: image.alt });
+    large.style.setProperty("--ratio", ratio);
+    large.style.setProperty("--height", `${Math.max(ENLARGED * image.naturalHeight, LEAST_HEIGHT)}px`);
+    return large;
+  }
+
   async #showWay(card, way) {
     const strip = await this.stripOf(card);
     if (!strip) return;
-    way.replaceChildren(h("img", { src: strip, alt: `From noise to the ${card.image.alt.toLowerCase()}` }));
+    const image = h("img", { src: strip, alt: `From noise to the ${card.image.alt.toLowerCase()}` });
+    image.style.aspectRatio = this.stages * card.ratio;
+    way.replaceChildren(image);
     way.hidden = false;
   }
 
-  #about({ labels, scores, accuracy, f1 }) {
+  #about({ labels, scores, accuracy, f1, distances }) {
+    const known = distances?.filter((distance) => distance !== null) ?? [];
+    const mean = known.reduce((sum, distance) => sum + distance, 0) / known.length;
     const shown = new Set([...labels, ...Object.keys(scores).filter((label) => scores[label] > 0.5)]);
     const others = Object.entries(scores).filter(([label]) => !shown.has(label));
     return h(
@@ -83,6 +100,7 @@ export class Lightbox {
       h("dd", {}, figure(accuracy)),
       h("dt", {}, "F1"),
       h("dd", {}, figure(f1)),
+      known.length ? [h("dt", {}, "Mean distance"), h("dd", {}, distanceWords(mean))] : null,
       others.length ? [h("dt", {}, "Next likely"), h("dd", {}, `${others[0][0]}, ${percent(others[0][1])}`)] : null,
     );
   }

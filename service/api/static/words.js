@@ -3,6 +3,7 @@
 import { address, apiKey } from "./api.js";
 
 export const percent = (fraction) => `${Math.round(100 * fraction)} %`;
+export const tenths = (fraction) => `${(100 * fraction).toFixed(1)} %`;
 export const figure = (value) => value.toFixed(3);
 export const counted = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;
 

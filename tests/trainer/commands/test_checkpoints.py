@@ -73,6 +73,19 @@ def test_support_is_written_and_nothing_else_changes(command: Command) -> None:
     assert support_of(read_info(path).config).objects == (1, 3)
 
 
+def test_proportions_are_written(command: Command) -> None:
+    publish_toys(Path("models"))
+    path = resolve(Path("models"), "toy", "denoiser")
+    assert "proportions" not in read_info(path).config
+    code, _, err = command("set-support", "toy", "--objects", 1, 3, "--proportions", 4, 3)
+    assert code == 0, err
+    assert read_info(path).config["proportions"] == [4, 3]
+    assert command("set-support", "toy", "--objects", 1, 8)[0] == 0
+    assert read_info(path).config["proportions"] == [4, 3]
+    wrong = command("set-support", "toy", "--objects", 1, 3, "--proportions", 4, 0)
+    refused(wrong, "--proportions 4 0: both must be at least 1")
+
+
 def test_the_padding_is_cropped_before_pictures_are_judged(command: Command, tmp_path: Path) -> None:
     storage = tmp_path / "models"
     publish_toys(storage)
