@@ -26,7 +26,7 @@ for command in (
     data.render, data.locate,
     training.fit_evaluator, training.train, training.distill,
     checkpoints.score, checkpoints.promote, checkpoints.set_sampling, checkpoints.set_support,
-    checkpoints.card,
+    checkpoints.export, checkpoints.card,
     studies.compare, studies.calibrate, studies.memorisation, studies.limit,
 ):  # fmt: skip
     app.command()(command)

@@ -48,6 +48,7 @@ class TrainConfig(NoOtherFields):
     cooldown: Share = 0.3  # last share of the run, in which the rate falls to zero
     clip_norm: Positive | None = 1.0  # largest norm of the gradient
     label_dropout: Share = 0.1  # share of pictures trained without labels, for guidance
+    label_dropout_by: Literal["picture", "batch"] = "picture"  # drop labels picture by picture, or all of a batch's
     ema_decay: Share = 0.995  # of the short average, which is the report's,
     ema_start: Natural = 2000  # and the step at which it starts
     ema_power: Positive = 12.0  # of the long average: decay (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127)
@@ -56,7 +57,7 @@ class TrainConfig(NoOtherFields):
 
 
 # The report's hyperparameters: 32x32 padded pictures, every pixel a position, sigmoid betas, unweighted noise
-# prediction, AdamW 3e-4, batch 48. Labels are dropped per picture, where the report dropped them for a whole batch.
+# prediction, AdamW 3e-4, batch 48, labels dropped for a whole batch at a time.
 REPORT: Final = TrainConfig(
     network={
         "block": 1,
@@ -73,6 +74,7 @@ REPORT: Final = TrainConfig(
     loss_weight="none",
     noise_levels="uniform",
     batch=48,
+    label_dropout_by="batch",
     optimizer="adamw",
     lr=3e-4,
     betas=(0.9, 0.999),

@@ -174,18 +174,23 @@ def positions_of(config: TrainConfig, dataset: Dataset) -> Tensor | None:
 
 def merge(datasets: list[Dataset]) -> Dataset:
     """Merge several folders' data sets. Raises TrainerError for those that cannot be learned from together."""
-    first = datasets[0]
-    if any(other.vocabulary != first.vocabulary for other in datasets[1:]):
-        raise TrainerError("the folders' objects.json differ; a network has one vocabulary")
-    positions = [d.positions for d in datasets if d.positions is not None]
-    if positions and len(positions) < len(datasets):
-        raise TrainerError("only some folders have a positions.json; write the others' with `locate`, or remove them")
-    if any(other.aspect != first.aspect for other in datasets[1:]):
-        raise TrainerError(f"the folders' pictures {UNLIKE}")
+    check_alike(datasets)
+    first, positions = datasets[0], [d.positions for d in datasets if d.positions is not None]
     return Dataset(
         first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]),
         torch.cat(positions) if positions else None, first.aspect,
     )  # fmt: skip
+
+
+def check_alike(datasets: Sequence[Dataset]) -> None:
+    """Raise TrainerError for data sets that one network cannot learn from."""
+    first = datasets[0]
+    if any(other.vocabulary != first.vocabulary for other in datasets[1:]):
+        raise TrainerError("the folders' objects.json differ; a network has one vocabulary")
+    if len({d.positions is None for d in datasets}) > 1:
+        raise TrainerError("only some folders have a positions.json; write the others' with `locate`, or remove them")
+    if any(other.aspect != first.aspect for other in datasets[1:]):
+        raise TrainerError(f"the folders' pictures {UNLIKE}")
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from shared.device import autocast_dtype
 from shared.diffusion.layouts import OUTSIDE, with_positions
 from shared.diffusion.schedules import alpha_bar as make_alpha_bar
 from trainer.config import TrainConfig
@@ -86,7 +87,8 @@ class Denoising:
         u = (torch.randperm(B, generator=generator) + torch.rand(B, generator=generator)) / B
         t = torch.searchsorted(self.levels, u.double()).clamp(max=len(self.levels) - 1)
         eps = torch.randn(B, *images.shape[1:], generator=generator)
-        keep = torch.rand(B, generator=generator) >= self.config.label_dropout
+        drawn = torch.rand(B if self.config.label_dropout_by == "picture" else 1, generator=generator)
+        keep = (drawn >= self.config.label_dropout).expand(B)
         labels = self.dataset.labels[index[share]]
         if self.positions is not None:
             known = torch.rand(B, 1, 1, generator=generator)[share] >= self.config.position_dropout
@@ -100,3 +102,19 @@ class Denoising:
         target = a * eps - s * x_0 if self.config.prediction == "v" else eps
         error = (network(a * x_0 + s * eps, t, labels, keep).float() - target).square().mean((1, 2, 3))
         return finite((error * self.weights[t]).mean())
+
+
+@torch.inference_mode()
+def fixed_loss(network: nn.Module, objective: Objective, *, batch: int, most: int = 1024) -> float:
+    """Return the mean loss of up to `most` evenly spaced examples, with the same noise and timesteps in every call.
+
+    `network` is in evaluation mode.
+    """
+    count, generator = min(len(objective), most), torch.Generator().manual_seed(0)
+    device, total = next(network.parameters()).device, 0.0
+    dtype = autocast_dtype(device)
+    for index in torch.split(torch.linspace(0, len(objective) - 1, count).long(), batch):
+        inputs = [value.to(device) for value in objective.draw(index, slice(0, len(index)), generator)]
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            total += len(index) * float(objective(network, *inputs))
+    return total / count

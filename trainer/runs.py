@@ -92,7 +92,8 @@ def load_state(
         raise TrainerError(f"{path} is not the state of a run; delete it to start again") from error
     if names != list(vocabulary.names):
         raise TrainerError(f"{path} was started with another objects.json; choose another --run or delete it")
-    if changed := [key for key in recipe if recipe[key] != before.get(key)]:
+    # a setting that the state lacks is newer than the run
+    if changed := [key for key in recipe if recipe[key] != before.get(key, recipe[key])]:
         raise TrainerError(f"{path} was started with another {', '.join(changed)}; choose another --run or delete it")
     return state
 

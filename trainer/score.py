@@ -33,6 +33,7 @@ from shared.vocabulary import Vocabulary, read_test_file
 from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of
 from trainer.errors import TrainerError
+from trainer.loss import Denoising, fixed_loss
 from trainer.runs import Run
 
 Lists = Sequence[Sequence[str]]  # label lists, one a picture
@@ -155,7 +156,8 @@ def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
 class Watcher:
     """Evaluates the averaged network while it trains: a grid of the first test file, and the scores of each file.
 
-    Without an evaluator it draws only the grid.
+    Without an evaluator it draws only the grid. With held-out pictures it measures their loss, and that of as many
+    training pictures: the network remembers what it has seen where the first is much higher.
     """
 
     config: TrainConfig
@@ -165,6 +167,7 @@ class Watcher:
     evaluator: Evaluator | None
     device: torch.device
     options: SamplingOptions = SAMPLING
+    held_out: Dataset | None = None
 
     @cached_property
     def layouts(self) -> Layouts | None:
@@ -193,5 +196,9 @@ class Watcher:
                 images = sample(stepper, targets, self.options, seeds)
             if i == 0:
                 save_grid(images[:GRID_PICTURES], self.folder / f"samples-{run.step:07d}.png")
+        if self.held_out:
+            for name, dataset in (("held_out_loss", self.held_out), ("seen_loss", self.dataset)):
+                objective = Denoising(dataset, self.config, self.device)
+                figures[name] = fixed_loss(network, objective, batch=self.config.batch)
         network.train(was_training)
         return figures

@@ -8,6 +8,7 @@ def test_the_reports_hyperparameters() -> None:
     report = PRESETS["report"]
     assert (report.timesteps, report.schedule, report.prediction) == (1000, "sigmoid", "eps")
     assert (report.loss_weight, report.noise_levels, report.label_dropout) == ("none", "uniform", 0.1)
+    assert report.label_dropout_by == "batch"
     assert (report.optimizer, report.lr, report.betas, report.weight_decay) == ("adamw", 3e-4, (0.9, 0.999), 0.01)
     assert (report.batch, report.warmup_steps, report.cooldown, report.clip_norm) == (48, 0, 0, None)
     assert (report.ema_decay, report.ema_start, report.publish) == (0.995, 2000, "short")

@@ -8,7 +8,7 @@ from shared.diffusion.schedules import alpha_bar
 from shared.vocabulary import Vocabulary
 from trainer.config import TrainConfig
 from trainer.data import Dataset
-from trainer.loss import Denoising, loss_weights, noise_level_weights
+from trainer.loss import Denoising, fixed_loss, loss_weights, noise_level_weights
 
 AB = alpha_bar("cosine", 1000)
 SNR = AB / (1 - AB)
@@ -83,6 +83,14 @@ def test_share_of_dropped_labels(share: float) -> None:
     assert float((~keep).float().mean()) == pytest.approx(share, abs=0.01 if 0 < share < 1 else 0)
 
 
+def test_labels_are_dropped_for_a_whole_batch_at_a_time() -> None:
+    loss, index = Denoising(DATASET, _config(label_dropout=0.3, label_dropout_by="batch"), CPU), torch.arange(8)
+    generator = torch.Generator().manual_seed(0)
+    batches = torch.stack([loss.draw(index, slice(0, 8), generator)[-1] for _ in range(2000)])
+    assert (batches == batches[:, :1]).all()
+    assert float((~batches).float().mean()) == pytest.approx(0.3, abs=0.03)
+
+
 class Constant(nn.Module):
     """A network that returns `answer` and keeps its input."""
 
@@ -117,3 +125,22 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     t, keep = torch.tensor([5]), torch.tensor([True])
     with pytest.raises(FloatingPointError, match=r"the loss is nan; lower lr"):
         loss(Constant(ones * torch.nan), ones, torch.zeros(1, 2), t, ones, keep)
+
+
+def test_the_fixed_loss_is_the_mean_over_the_same_draws_of_all_batches() -> None:
+    class Zero(nn.Module):
+        """Predicts nothing, so that the loss is the mean square of the target."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+    objective = Denoising(DATASET, _config(prediction="eps"), CPU)
+    generator, squares = torch.Generator().manual_seed(0), 0.0
+    for index in torch.arange(50).split(20):
+        squares += float(objective.draw(index, slice(0, len(index)), generator)[3].square().sum())
+    assert fixed_loss(Zero(), objective, batch=20) == pytest.approx(squares / 50 / 48, rel=1e-6)
+    assert fixed_loss(Zero(), objective, batch=20, most=7) == fixed_loss(Zero(), objective, batch=20, most=7)

@@ -21,9 +21,10 @@ def test_help(command: Command) -> None:
     ("name", "options"),
     [
         ("render", ["--train", "--scenes", "--size", "--seed"]),
-        ("fit-evaluator", ["--data", "--held-out", "--minutes", "--steps", "--course-file"]),
-        ("train", ["--data", "--preset", "--set", "--minutes", "--steps", "--evaluator", "--device"]),
+        ("fit-evaluator", ["--data", "--held-out", "--minutes", "--steps", "--start-from"]),
+        ("train", ["--data", "--held-out", "--preset", "--set", "--minutes", "--steps", "--evaluator", "--device"]),
         ("score", ["--repeats", "--model", "--sampler", "--guidance", "--grid", "--json"]),
+        ("export", ["--course-file", "--storage"]),
         ("promote", ["--storage"]),
         ("memorisation", ["--held-out", "--model", "--evaluator", "--pictures", "--label-sets", "--json", "--grid"]),
         ("compare", ["--out", "--evaluator", "--minutes-per-variant", "--steps-per-variant", "--only"]),

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from shared.vocabulary import Vocabulary
 from trainer.errors import TrainerError
-from trainer.runs import Budget, Run, keep_setup, read_log, run_log
+from trainer.runs import Budget, Run, keep_setup, load_state, read_log, run_log, save_state
 
 
 def test_budget() -> None:
@@ -20,6 +22,15 @@ def test_another_setup_is_refused(tmp_path: Path) -> None:
     keep_setup(tmp_path / "run", {"a": 1, "b": (2,)})
     with pytest.raises(TrainerError, match=r"setup\.json has another b; choose another folder"):
         keep_setup(tmp_path / "run", {"a": 1, "b": 3})
+
+
+def test_a_run_resumes_with_a_setting_that_is_newer_than_its_state(tmp_path: Path) -> None:
+    path, labels, cpu = tmp_path / "state.pt", Vocabulary(("a",)), torch.device("cpu")
+    save_state(path, {"lr": 0.1}, labels, Run(step=3), {})
+    load_state(path, {"lr": 0.1, "newer": 1}, labels, run := Run(), cpu)
+    assert run.step == 3
+    with pytest.raises(TrainerError, match="another lr"):
+        load_state(path, {"lr": 0.2, "newer": 1}, labels, Run(), cpu)
 
 
 def test_a_log_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands on a finished checkpoint: `score`, `promote`, `set-sampling`, `set-support` and `card`."""
+"""The commands on a checkpoint: `score`, `promote`, `set-sampling`, `set-support`, `export` and `card`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from shared import registry
 from shared.checkpoint import read_info, reconfigure
 from shared.support import Support
+from shared.vocabulary import ICLEVR
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
@@ -105,6 +106,22 @@ def set_support(
     shown = {"proportions": proportions} if proportions else {}
     reconfigure(path, {"support": support.model_dump(mode="json"), **shown})
     terminal.show(f"support of {name}", [(key, str(value)) for key, value in support.model_dump().items()])
+
+
+def export(
+    evaluator: Annotated[str, typer.Argument(help="An evaluator in storage.")],
+    course_file: Annotated[Path, typer.Option(help="The file to write, such as checkpoint.pth.")],
+    storage: options.Storage = Path("models"),
+) -> None:
+    """Write an evaluator as the checkpoint.pth that the course's evaluator.py loads."""
+    from shared.evaluator import load_evaluator, write_course_checkpoint
+
+    terminal.check_files(pth=course_file)
+    loaded = load_evaluator(registry.resolve(storage, evaluator, "evaluator"))
+    if loaded.vocabulary != ICLEVR:
+        raise TrainerError(f"{evaluator} has other labels than i-CLEVR's, which the course's evaluator.py is made for")
+    write_course_checkpoint(loaded, course_file)
+    terminal.show("exported", [("evaluator", evaluator), ("file", str(course_file))])
 
 
 def card(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -24,7 +25,6 @@ def fit_evaluator(
     minutes: options.Minutes = None,
     steps: options.Steps = None,
     start_from: options.StartFrom = None,
-    course_file: Annotated[Path | None, typer.Option(help="Also write the course's checkpoint.pth here.")] = None,
     seed: options.Seed = 0,
     device: options.DeviceName = "auto",
 ) -> None:
@@ -32,14 +32,13 @@ def fit_evaluator(
 
     To resume, run the same command again.
     """
-    from shared.evaluator import IMAGE_SIZE, load_evaluator, write_course_checkpoint
+    from shared.evaluator import IMAGE_SIZE, load_evaluator
     from trainer import fit_evaluator as fitting
     from trainer.data import merge
     from trainer.runs import Budget, show_progress
 
     terminal.check_budget(minutes, steps)
     check_name(name)
-    terminal.check_files(pth=course_file)
     where = terminal.pick_device(device)
     start = load_evaluator(resolve(storage, start_from, "evaluator")) if start_from else None
     with terminal.bar() as progress:
@@ -54,8 +53,6 @@ def fit_evaluator(
     training |= {"minutes": round(state.elapsed_s / 60, 1)}
     training |= {"started_from": start_from} if start_from else {}
     path = fitting.publish_evaluator(evaluator, score, storage, name, training)
-    if course_file:
-        write_course_checkpoint(evaluator, course_file)
     rows = [("accuracy", f"{score.accuracy:.4f}"), ("exact match", f"{score.exact_match:.4f}")]
     terminal.show("evaluator on held-out pictures", [*rows, *terminal.spent(state), ("checkpoint", str(path))])
 
@@ -75,6 +72,10 @@ def train(
     start_from: options.StartFrom = None,
     evaluator: options.LoggedEvaluator = None,
     tests: options.Tests = None,
+    held_out: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, help="A folder of unseen pictures whose loss is logged. Repeatable."),
+    ] = None,
     evaluate_minutes: options.EvaluateMinutes = 10.0,
     device: options.DeviceName = "auto",
 ) -> None:
@@ -83,7 +84,7 @@ def train(
     To resume, run the same command again.
     """
     from trainer.config import REPORT_EPOCHS, make_config
-    from trainer.data import merge
+    from trainer.data import check_alike, merge
     from trainer.runs import Budget, show_progress
     from trainer.score import Watcher, load_judge, tests_of
     from trainer.train import publish_network, starting_weights
@@ -94,13 +95,19 @@ def train(
         terminal.check_budget(minutes, steps)
     check_name(name)
     with terminal.bar() as progress:
-        dataset = merge([terminal.read_dataset(one, progress, size=config.image_size, fit=config.fit) for one in data])
+        load = partial(terminal.read_dataset, progress=progress, size=config.image_size, fit=config.fit)
+        dataset = merge([load(folder) for folder in data])
+        unseen = [load(folder) for folder in held_out or []]
+        check_alike([dataset, *unseen])
         where, vocabulary = terminal.pick_device(device), dataset.vocabulary
         judge = load_judge(resolve(storage, evaluator, "evaluator"), vocabulary, where) if evaluator else None
         if not minutes and not steps:
             budget = Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
         start = starting_weights(storage, start_from, config, dataset) if start_from else None
-        watcher = Watcher(config, dataset, run, tests_of(data[0], tests, vocabulary), judge, where)
+        watcher = Watcher(
+            config, dataset, run, tests_of(data[0], tests, vocabulary), judge, where,
+            held_out=merge(unseen) if unseen else None,
+        )  # fmt: skip
         terminal.note_unseen(dataset)
         averages, state = train_network(
             dataset, config, run, budget, device=where, start=start, start_from=start_from,
@@ -109,12 +116,14 @@ def train(
         )  # fmt: skip
     training: dict[str, Any] = {"data": ", ".join(one.name for one in data), "pictures": len(dataset)}
     training |= {"steps": state.step, "minutes": round(state.elapsed_s / 60, 1)}
-    training |= {"pictures_seen": state.step * config.batch, "last": state.history[-1] if state.history else {}}
+    last = state.history[-1] if state.history else {}
+    training |= {"pictures_seen": state.step * config.batch, "last": last}
     training |= {"started_from": start_from} if start_from else {}
     path = path_of(storage, name)
     if terminal.MAIN_PROCESS:
         path = publish_network(averages.network(config.publish), config, dataset, storage, name, training)
-    terminal.show("trained", [*terminal.spent(state), ("checkpoint", str(path))])
+    losses = [(key.replace("_", " "), f"{value:.5f}") for key, value in last.items() if key.endswith("_loss")]
+    terminal.show("trained", [*terminal.spent(state), *losses, ("checkpoint", str(path))])
 
 
 def distill(

@@ -19,11 +19,15 @@ SCORES_NOTE = """Mean and standard deviation over the runs, seeds 0 upwards, not
 
 
 def plot_log(lines: list[dict[str, float]], path: Path) -> None:
-    """Plot the loss over steps on a logarithmic scale, and the log's scores on a second axis."""
+    """Plot the losses over steps on a logarithmic scale, and the log's scores on a second axis."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     axes.plot(*zip(*losses, strict=True), color="tab:gray", linewidth=1, label="loss")
+    for name in sorted({key for line in lines for key in line if key.endswith("_loss")}):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axes.plot(*zip(*points, strict=True), marker=".", label=name.replace("_", " "))
+    axes.legend(loc="upper right", fontsize="small")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     names = sorted({key for line in lines for key in line if key.endswith(("/accuracy", "/exact_match"))})
     if names:

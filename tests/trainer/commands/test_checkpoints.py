@@ -8,14 +8,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from shared.checkpoint import read_info, verify
+from shared.checkpoint import load, publish, read_info, verify
 from shared.diffusion.model import load_denoiser
-from shared.evaluator import load_evaluator, write_course_checkpoint
+from shared.evaluator import Evaluator, load_evaluator, write_course_checkpoint
 from shared.registry import promote, resolve
 from shared.support import support_of
-from shared.vocabulary import ICLEVR
+from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 from tests.trainer.command_line import TINY, Command, refused
 from tests.trainer_fixtures import write_data_folder
@@ -47,6 +48,24 @@ def test_the_courses_checkpoint_can_judge(command: Command) -> None:
     write_course_checkpoint(load_evaluator(resolve(Path("models"), None, "evaluator")), Path("checkpoint.pth"))
     code, _, err = command("score", "few.json", "--evaluator", "checkpoint.pth", "--steps", 1)
     assert code == 0, err
+
+
+def test_an_evaluator_is_exported_as_the_courses_checkpoint(command: Command) -> None:
+    publish_toys(Path("models"))
+    code, _, err = command("export", "toy-evaluator", "--course-file", "checkpoint.pth")
+    assert code == 0, err
+    written = torch.load("checkpoint.pth", weights_only=True)["model"]
+    kept = load(Path("models/toy-evaluator.safetensors"))[1]
+    assert written.keys() == kept.keys()
+    assert all(torch.equal(written[key], kept[key].to(written[key].dtype)) for key in kept)
+    refused(command("export", "toy", "--course-file", "checkpoint.pth"), "is of kind denoiser, not evaluator")
+    refused(command("export", "toy-evaluator", "--course-file", "no/c.pth"), "there is no folder no")
+
+
+def test_the_courses_program_knows_no_other_labels(command: Command) -> None:
+    weights = Evaluator(Vocabulary(("zero", "one"))).resnet.state_dict()
+    publish(Path("models"), "digits", weights, kind="evaluator", vocabulary=("zero", "one"), config={}, training={})
+    refused(command("export", "digits", "--course-file", "c.pth"), "digits has other labels than i-CLEVR's")
 
 
 def test_another_checkpoint_is_promoted(command: Command) -> None:

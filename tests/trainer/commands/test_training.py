@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from shared.checkpoint import read_info
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import TINY, Command, refused
+from tests.trainer_fixtures import write_data_folder
 from trainer import fit_evaluator
 
 
@@ -22,14 +22,13 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_evaluator, "BATCH", 8)
 
 
-def test_the_evaluator_is_published_and_written_as_the_courses_file(command: Command, data: Path) -> None:
+def test_the_evaluator_is_published_and_resumes(command: Command, data: Path) -> None:
     fit = ("fit-evaluator", "--data", data, "--data", data, "--held-out", data, "--steps", 2)
     code, _, err = command(*fit)
     assert (code, "finished before" in err) == (0, False), err
-    code, _, err = command(*fit, "--course-file", "checkpoint.pth")
+    code, _, err = command(*fit)
     assert (code, "the run was finished before" in err) == (0, True), err
     assert read_info(Path("models/evaluator.safetensors")).kind == "evaluator"
-    assert torch.load("checkpoint.pth", weights_only=True)["model"]["fc.0.weight"].shape == (24, 512)
 
 
 def test_the_denoiser_is_scored_while_it_trains_and_resumes_by_the_same_command(command: Command, data: Path) -> None:
@@ -47,6 +46,22 @@ def test_the_denoiser_is_scored_while_it_trains_and_resumes_by_the_same_command(
     assert code == 0, err
     assert read_info(Path("models/tiny.safetensors")).training["steps"] == 3
     refused(command(*train, "--steps", 4, "--set", "lr=0.5"), "was started with another lr")
+
+
+def test_the_loss_on_held_out_pictures_is_logged(command: Command, data: Path, tmp_path: Path) -> None:
+    unseen = write_data_folder(tmp_path / "unseen", pictures=8)
+    train = ("train", "--data", data, "--held-out", data, "--held-out", unseen, "--name", "tiny", *TINY)
+    code, _, err = command(*train, "--steps", 2)
+    assert code == 0, err
+    last = json.loads(Path("runs/denoiser/log.jsonl").read_text().splitlines()[-1])
+    assert last["held_out_loss"] > 0
+    assert last["seen_loss"] > 0
+    assert f"{last['held_out_loss']:.5f}" in err
+    assert read_info(Path("models/tiny.safetensors")).training["last"]["held_out_loss"] == last["held_out_loss"]
+    (unseen / "objects.json").write_text('{"red cube": 0}')
+    (unseen / "train.json").write_text('{"CLEVR_train_000000_0.png": ["red cube"]}')
+    (unseen / "test.json").unlink()
+    refused(command(*train, "--steps", 3), "objects.json differ")
 
 
 def test_labels_without_a_picture_are_noted(command: Command, data: Path) -> None:
@@ -105,11 +120,7 @@ def test_train_refuses_bad_labels(command: Command, data: Path, case: str) -> No
         (["train", "--data", "data", "--steps", "1", "--tests", "bad.json"], r'bad\.json: .*unknown label "x"', 1),
         (["fit-evaluator", "--data", "data", "--held-out", "data"], "say how long", 1),
         (["fit-evaluator", "--data", "data", "--held-out", "no", "--steps", "1"], "'no' does not exist", 2),
-        (
-            ["fit-evaluator", "--data", "data", "--held-out", "data", "--steps", "1", "--course-file", "no/c.pth"],
-            "there is no folder no",
-            1,
-        ),
+        (["train", "--data", "data", "--held-out", "no", "--steps", "1"], "'no' does not exist", 2),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused(command: Command, data: Path, arguments: list[str], message: str, code: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from shared.checkpoint import publish, read_info
 from shared.options import SamplingOptions
 from trainer.errors import TrainerError
-from trainer.studies.card import write_card
+from trainer.studies.card import plot_log, write_card
 
 
 def _published(folder: Path) -> str:
@@ -75,3 +75,10 @@ def test_scores_of_another_checkpoint_and_broken_logs_are_refused(tmp_path: Path
         log.write_text(content)
         with pytest.raises(TrainerError, match="not a run's log"):
             write_card(tmp_path, "m", log=log, scores=[], machine="", commands=[], notes=[])
+
+
+def test_the_plot_shows_the_losses_with_fixed_noise(tmp_path: Path) -> None:
+    lines = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    plot_log(lines, tmp_path / "a.png")
+    plot_log([*lines, {"step": 2, "held_out_loss": 0.3, "seen_loss": 0.2}], tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
