@@ -46,10 +46,16 @@ def parse(listed: str, source: str) -> tuple[tuple[str, str], ...]:
 
 
 class KeyRing:
-    """The keys of setting and file. Reads the file again when it has changed, so that a key can be revoked."""
+    """The keys of setting and file. Reads the file again when it has changed, so that a key can be revoked.
+
+    A setting without a key in it, such as a comment, raises BadKeys: it was meant to restrict access. A file without
+    keys lets nobody in.
+    """
 
     def __init__(self, listed: str, file: Path | None) -> None:
         self._listed, self._file = parse(listed, "LABELGRID_API_KEYS"), file
+        if listed.strip() and not self._listed:
+            raise BadKeys("LABELGRID_API_KEYS is set but names no key; unset it to run without keys")
         self._of_file: tuple[tuple[str, str], ...] = ()
         self._version = (0, 0, 0)  # of the file that was read last
         self._read()

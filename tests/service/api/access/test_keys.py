@@ -1,5 +1,6 @@
 """API keys: entries of settings and file, and a file that changes while the service runs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.api.access.keys import BadKeys, KeyRing, hash_of, new_key, parse
+from service.settings import Settings
+from tests.conftest import serving
 from tests.paths import ROOT
 
 ALICE, BOB = new_key(), new_key()
@@ -39,6 +42,34 @@ def test_a_bad_entry_is_refused_without_showing_it(text: str) -> None:
     with pytest.raises(BadKeys, match="entry 2 is not NAME:HASH") as caught:
         KeyRing(f"{entry('bob', BOB)} {text}", None)
     assert ALICE not in str(caught.value)
+
+
+@pytest.mark.parametrize("listed", [",", "# alice", " ,\n# x\n"])
+def test_a_setting_without_a_key_is_refused_rather_than_ignored(listed: str, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(entry("alice", ALICE))
+    for file in (None, tmp_path / "keys"):
+        with pytest.raises(BadKeys, match="names no key"):
+            KeyRing(listed, file)
+    assert not KeyRing(" \n", None).enabled  # what compose passes on if it is not set
+
+
+def test_the_api_does_not_start_without_a_key_in_its_setting() -> None:
+    command = [sys.executable, "-m", "service", "api", "--host", "0.0.0.0"]
+    environment = {**os.environ, "LABELGRID_API_KEYS": ","}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.splitlines()[-1].partition(":")[0]) == (1, "labelgrid")
+    assert "names no key" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["", "# alice\n", ","])
+def test_a_file_without_keys_lets_nobody_in(settings: Settings, tmp_path: Path, content: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(content)
+    with serving(settings.model_copy(update={"api_keys_file": file})) as client:
+        assert client.get("/jobs").status_code == 401
+        assert client.get("/jobs", headers={"authorization": f"Bearer {ALICE}"}).status_code == 401
+        file.write_text(entry("alice", ALICE))
+        assert client.get("/jobs", headers={"authorization": f"Bearer {ALICE}"}).status_code == 200
 
 
 def test_a_file_is_read_again_when_it_changes_unless_it_is_bad(tmp_path: Path) -> None:
