@@ -18,7 +18,11 @@ def render(
     scenes: Annotated[
         int | None, typer.Option(min=1, help="Number of random scenes, without --train (default: 6003).")
     ] = None,
-    objects: Annotated[int, typer.Option(min=1, max=5, help="Objects in a random scene's last picture.")] = 3,
+    objects: Annotated[int, typer.Option(min=1, max=10, help="Objects in a random scene's last picture.")] = 3,
+    centre: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of scenes with their first object in the centre.")
+    ] = 1.0,
+    jitter: Annotated[bool, typer.Option(help="Move the lamps from scene to scene, as CLEVR does.")] = True,
     size: Annotated[
         int | None, typer.Option(min=8, max=512, help="Write squares of this side instead of 320x240; faster.")
     ] = None,
@@ -34,7 +38,9 @@ def render(
     lists = scenes_of(read_train_file(train, ICLEVR)) if train else random_scenes(scenes or 6003, objects, seed)
     with terminal.bar() as progress:
         task = progress.add_task("rendering", total=sum(map(len, lists.values())))
-        count = write_folder(out, lists, seed=seed, size=size, advance=lambda n: progress.advance(task, n))
+        count = write_folder(
+            out, lists, seed=seed, size=size, centre=centre, jitter=jitter, advance=lambda n: progress.advance(task, n)
+        )
     terminal.show("rendered", [("pictures", str(count)), ("scenes", str(len(lists))), ("folder", str(out))])
 
 

@@ -26,6 +26,7 @@ LAMPS = (
     ((-4.6711, -4.0136, 3.0112), 0.5, 23.56, (0.762, 0.818, 1.0), 1.0),
     ((-1.1685, 2.646, 5.8157), 1.0, 39.27, (1.0, 1.0, 1.0), 0.92),
 )
+LAMP_JITTER = 1.0  # CLEVR moves each lamp by up to this along each axis, in world units, from scene to scene
 SUN_DIRECTION = np.array([0.4145, -0.1946, 0.889])
 SUN_IRRADIANCE = 0.45 * 0.905  # fitted factor 0.905
 
@@ -87,33 +88,51 @@ def _ground_hits(directions: Floats) -> tuple[Floats, Floats]:
     return point, normal / np.linalg.norm(normal, axis=1, keepdims=True)
 
 
-def _lamp_points() -> Floats:
-    """Return points on each lamp, (lamps, LAMP_GRID^2, 3), ordered so that neighbours lie far apart on the lamp."""
-    ticks = (np.arange(LAMP_GRID) + 0.5) / LAMP_GRID - 0.5
-    order = [0, 10, 2, 8, 5, 15, 7, 13, 1, 11, 3, 9, 4, 14, 6, 12]
-    points = []
-    for (position, side, *_), axis in zip(LAMPS, LAMP_AXES, strict=True):
-        tangent = np.cross(axis, [0.0, 0.0, 1.0])
-        tangent /= np.linalg.norm(tangent)
-        bitangent = np.cross(axis, tangent)
-        square = [np.array(position) + side * (u * tangent + v * bitangent) for u in ticks for v in ticks]
-        points.append(np.array(square)[order])
-    return np.array(points)
-
-
-LAMP_AXES = np.array([-np.array(position) / np.linalg.norm(position) for position, *_ in LAMPS])
+LAMP_POSITIONS = np.array([position for position, *_ in LAMPS])
 LIGHT = np.array(  # a lamp's power / pi, the sun's irradiance
     [*(np.array(color) * power * factor / math.pi for *_, power, color, factor in LAMPS), [SUN_IRRADIANCE] * 3]
 )
-LAMP_POINTS = _lamp_points()
+
+
+def jittered_lamps(rng: np.random.Generator) -> Floats:
+    """Return the lamps' positions, (lamps, 3), moved as CLEVR does for each scene."""
+    return np.asarray(LAMP_POSITIONS + rng.uniform(-LAMP_JITTER, LAMP_JITTER, LAMP_POSITIONS.shape))
+
+
+def _lamp_points(positions: Floats) -> Floats:
+    """Return each lamp's centre, its axis and points on it, (lamps, 2 + LAMP_GRID^2, 3). Lamps face the origin.
+
+    The points are ordered so that neighbours lie far apart on the lamp.
+    """
+    ticks = (np.arange(LAMP_GRID) + 0.5) / LAMP_GRID - 0.5
+    order = [0, 10, 2, 8, 5, 15, 7, 13, 1, 11, 3, 9, 4, 14, 6, 12]
+    found = []
+    for position, (_, side, *_) in zip(positions, LAMPS, strict=True):
+        axis = -position / np.linalg.norm(position)
+        tangent = np.cross(axis, [0.0, 0.0, 1.0])
+        tangent /= np.linalg.norm(tangent)
+        bitangent = np.cross(axis, tangent)
+        square = np.array([position + side * (u * tangent + v * bitangent) for u in ticks for v in ticks])
+        found.append(np.vstack([position, axis, square[order]]))
+    return np.array(found)
+
+
+def _brightness(positions: Floats) -> float:
+    """Return the irradiance of the ground at the origin relative to CLEVR's own lamps: indirect light follows it."""
+
+    def irradiance(at: Floats) -> float:
+        distance = np.linalg.norm(at, axis=1)
+        return float((LIGHT[:-1].mean(1) * at[:, 2] / distance**3).sum() + SUN_IRRADIANCE * SUN_DIRECTION[2])
+
+    return irradiance(positions) / irradiance(LAMP_POSITIONS)
 
 
 @lru_cache(maxsize=8)
 def film(width: int, height: int, samples: int) -> tuple[Floats, Floats, Floats, Floats]:
     """Trace the empty scene with `samples` x `samples` rays a pixel, once for each film size.
 
-    Returns directions and ground points (height, width, samples^2, 3), the ground's direct light (..., lamps + sun, 3)
-    and its indirect light (...).
+    Returns directions, ground points and ground normals (height, width, samples^2, 3), and the ground's indirect light
+    (height, width, samples^2).
     """
     forward, right, up = camera_axes()
     u = ((np.arange(width * samples) + 0.5) / (width * samples) * 2 - 1).reshape(1, width, 1, samples)
@@ -123,16 +142,8 @@ def film(width: int, height: int, samples: int) -> tuple[Floats, Floats, Floats,
     grid = (height, width, samples * samples)
     directions = directions.reshape(*grid, 3)
     point, normal = _ground_hits(directions.reshape(-1, 3))
-    light = np.zeros((len(point), len(LAMPS) + 1, 3))
-    for i, (position, *_) in enumerate(LAMPS):
-        to_lamp = np.array(position) - point
-        distance = np.linalg.norm(to_lamp, axis=1)
-        to_lamp /= distance[:, None]
-        cosines = np.clip((to_lamp * normal).sum(1), 0, None) * np.clip(-(to_lamp @ LAMP_AXES[i]), 0, None)
-        light[:, i] = (cosines / distance**2)[:, None] * LIGHT[i]
-    light[:, -1] = LIGHT[-1] * np.clip(normal @ SUN_DIRECTION, 0, None)[:, None]
     indirect = np.stack(np.broadcast_arrays(1.0, v, u, u * v, v * v), axis=-1) @ GROUND_INDIRECT
-    return directions, point.reshape(directions.shape), light.reshape(*grid, -1, 3), indirect.reshape(grid)
+    return directions, point.reshape(directions.shape), normal.reshape(directions.shape), indirect.reshape(grid)
 
 
 @njit(cache=True, fastmath=True)
@@ -241,31 +252,31 @@ def _specular(nx, ny, nz, lx, ly, lz, vx, vy, vz):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, fastmath=True, inline="always")
-def _towards(i, corner, px, py, pz):  # type: ignore[no-untyped-def]
-    """Return the direction and the distance from p to a point of lamp i, or to the sun."""
+def _towards(lamps, i, corner, px, py, pz):  # type: ignore[no-untyped-def]
+    """Return the direction and the distance from p to a point of lamp i, or to the sun. `lamps`: of `_lamp_points`."""
     if i == len(LAMPS):
         return SUN_DIRECTION[0], SUN_DIRECTION[1], SUN_DIRECTION[2], 1e9
-    point = LAMP_POINTS[i, corner]
+    point = lamps[i, 2 + corner]
     x, y, z = point[0] - px, point[1] - py, point[2] - pz
     distance = math.sqrt(x * x + y * y + z * z)
     return x / distance, y / distance, z / distance, distance
 
 
 @njit(cache=True, fastmath=True)
-def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, out):  # type: ignore[no-untyped-def]
+def _shade_object(objects, count, lamps, brightness, k, ox, oy, oz, dx, dy, dz, corner, out):  # type: ignore[no-untyped-def]
     """Add to `out` the radiance of an object's point along -d: light of lamps and sun, of the ground and the wall."""
     obj = objects[k]
     nx, ny, nz = _normal(obj, ox - obj[2], oy - obj[3], oz - RADIUS)
     px, py, pz = ox + 1e-3 * nx, oy + 1e-3 * ny, oz + 1e-3 * nz
     color = ALBEDO[int(obj[1])]
     for i in range(len(LAMPS) + 1):
-        lx, ly, lz, distance = _towards(i, corner, px, py, pz)
+        lx, ly, lz, distance = _towards(lamps, i, corner, px, py, pz)
         cosine = nx * lx + ny * ly + nz * lz
         if cosine <= 0 or _shadowed(objects, count, k, px, py, pz, lx, ly, lz, distance):
             continue
         facing = 1.0
         if i < len(LAMPS):
-            axis = LAMP_AXES[i]
+            axis = lamps[i, 1]
             facing = max(-(lx * axis[0] + ly * axis[1] + lz * axis[2]), 0.0) / (distance * distance)
         lobe = _specular(nx, ny, nz, lx, ly, lz, -dx, -dy, -dz)
         for c in range(3):
@@ -281,7 +292,7 @@ def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, out):  # ty
             cosine = (qx * nx + qy * ny + qz * nz) / math.sqrt(d2)
             if cosine > 0:
                 foot *= 1 - min(0.8, INDIRECT[7] * cosine * RADIUS * RADIUS / d2)
-    ambient = foot * (INDIRECT[2] * below + INDIRECT[3] * wall) + INDIRECT[4]
+    ambient = brightness * (foot * (INDIRECT[2] * below + INDIRECT[3] * wall) + INDIRECT[4])
     dn = dx * nx + dy * ny + dz * nz
     rx, ry, rz = dx - 2 * dn * nx, dy - 2 * dn * ny, dz - 2 * dn * nz
     mirrored = (
@@ -289,18 +300,30 @@ def _shade_object(objects, count, k, ox, oy, oz, dx, dy, dz, corner, out):  # ty
     )
     fresnel = F0 + (1 - F0) * (1 - min(1.0, abs(dn))) ** 5
     for c in range(3):
-        out[c] += color[c] * ambient + fresnel * INDIRECT[6] * mirrored
+        out[c] += color[c] * ambient + fresnel * INDIRECT[6] * brightness * mirrored
 
 
 @njit(cache=True, fastmath=True)
-def _shade_ground(objects, count, point, light, irradiance, corner, out):  # type: ignore[no-untyped-def]
+def _shade_ground(objects, count, lamps, point, normal, irradiance, corner, out):  # type: ignore[no-untyped-def]
     """Add to `out` the radiance of a ground point: each lamp that no object blocks, and indirect light."""
-    ox, oy, oz = point[0], point[1], point[2] + 1e-3
+    ox, oy, oz = point[0], point[1], point[2]
     for i in range(len(LAMPS) + 1):
-        lx, ly, lz, distance = _towards(i, corner, ox, oy, oz)
-        if not _shadowed(objects, count, -1, ox, oy, oz, lx, ly, lz, distance):
+        if i < len(LAMPS):
+            x, y, z = lamps[i, 0, 0] - ox, lamps[i, 0, 1] - oy, lamps[i, 0, 2] - oz
+            d2 = x * x + y * y + z * z
+            axis = lamps[i, 1]
+            facing = -(x * axis[0] + y * axis[1] + z * axis[2])
+            received = max(facing, 0.0) * max(x * normal[0] + y * normal[1] + z * normal[2], 0.0) / (d2 * d2)
+        else:
+            cosine = normal[0] * SUN_DIRECTION[0] + normal[1] * SUN_DIRECTION[1] + normal[2] * SUN_DIRECTION[2]
+            received = max(cosine, 0.0)
+        if received <= 0:
+            continue
+        lx, ly, lz, distance = _towards(lamps, i, corner, ox, oy, oz + 1e-3)
+        if not _shadowed(objects, count, -1, ox, oy, oz + 1e-3, lx, ly, lz, distance):
             for c in range(3):
-                out[c] += GROUND_ALBEDO / math.pi * light[i, c]
+                out[c] += GROUND_ALBEDO / math.pi * received * LIGHT[i, c]
+    oz += 1e-3
     ambient = GROUND_ALBEDO / math.pi * irradiance
     for c in range(3):
         out[c] += ambient
@@ -313,7 +336,7 @@ def _shade_ground(objects, count, point, light, irradiance, corner, out):  # typ
 
 
 @njit(cache=True, fastmath=True, parallel=True)
-def _render(objects, counts, camera, directions, ground, light, irradiance, out):  # type: ignore[no-untyped-def]
+def _render(objects, counts, lamps, brightness, camera, directions, ground, normals, irradiance, out):  # type: ignore[no-untyped-def]
     height, width, samples = directions.shape[0], directions.shape[1], directions.shape[2]
     for b in prange(len(counts)):
         rgb, total = np.zeros(3), np.zeros(3)
@@ -331,10 +354,12 @@ def _render(objects, counts, camera, directions, ground, light, irradiance, out)
                     corner = ((y & 3) * 4 + (x & 3) + 5 * s) & 15
                     if k >= 0:
                         ox, oy, oz = camera[0] + nearest * dx, camera[1] + nearest * dy, camera[2] + nearest * dz
-                        _shade_object(objects[b], counts[b], k, ox, oy, oz, dx, dy, dz, corner, rgb)
+                        _shade_object(
+                            objects[b], counts[b], lamps[b], brightness[b], k, ox, oy, oz, dx, dy, dz, corner, rgb
+                        )
                     else:
-                        at, lit, ambient = ground[y, x, s], light[y, x, s], irradiance[y, x, s]
-                        _shade_ground(objects[b], counts[b], at, lit, ambient, corner, rgb)
+                        at, normal, ambient = ground[y, x, s], normals[y, x, s], brightness[b] * irradiance[y, x, s]
+                        _shade_ground(objects[b], counts[b], lamps[b], at, normal, ambient, corner, rgb)
                     for c in range(3):
                         total[c] += rgb[c]
                 for c in range(3):
@@ -344,19 +369,29 @@ def _render(objects, counts, camera, directions, ground, light, irradiance, out)
 
 
 def render(
-    scenes: Sequence[Sequence[SceneObject]], *, width: int = 320, height: int = 240, samples: int = 2
+    scenes: Sequence[Sequence[SceneObject]],
+    *,
+    width: int = 320,
+    height: int = 240,
+    samples: int = 2,
+    lamps: Floats | None = None,
 ) -> NDArray[np.uint8]:
     """Render scenes as (N, height, width, 3) sRGB with `samples` x `samples` rays a pixel. Deterministic.
 
-    The frame always shows the 4:3 view, so a square film squeezes it, as the course's own resize does.
+    The frame always shows the 4:3 view, so a square film squeezes it, as the course's own resize does. `lamps`: the
+    positions of each scene's lamps, (N, lamps, 3); CLEVR's own by default.
     """
     counts = np.array([len(scene) for scene in scenes])
     objects = np.zeros((len(scenes), max(1, counts.max(initial=0)), 6))
     for i, scene in enumerate(scenes):
         for j, obj in enumerate(scene):
             objects[i, j] = obj.row()
+    if lamps is None:
+        lamps = np.broadcast_to(LAMP_POSITIONS, (len(scenes), *LAMP_POSITIONS.shape))
+    points = np.array([_lamp_points(positions) for positions in lamps])
+    brightness = np.array([_brightness(positions) for positions in lamps])
     out = np.zeros((len(scenes), height, width, 3), np.uint8)
-    _render(objects, counts, CAMERA, *film(width, height, samples), out)
+    _render(objects, counts, points, brightness, CAMERA, *film(width, height, samples), out)
     return out
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from shared import storage as files
 from shared.vocabulary import ICLEVR
 from trainer.errors import TrainerError
-from trainer.scenes.render import render, squeeze
+from trainer.scenes.render import LAMP_POSITIONS, jittered_lamps, render, squeeze
 from trainer.scenes.scene import SceneObject, picture_position, place
 
 BATCH = 64  # scenes rendered together: enough for all cores, few enough for a moving bar
@@ -50,8 +50,9 @@ def scenes_of(train: dict[str, list[str]]) -> Scenes:
     return {number: lists[-1] for number, lists in scenes.items()}
 
 
-def scene_objects(labels: list[str], rng: np.random.Generator) -> list[SceneObject]:
-    return place([(color, shape) for color, shape in (label.split() for label in labels)], rng)
+def scene_objects(labels: list[str], rng: np.random.Generator, *, centre: bool = True) -> list[SceneObject]:
+    """Place the objects of i-CLEVR labels; the first in the centre if `centre`."""
+    return place([(color, shape) for color, shape in (label.split() for label in labels)], rng, centre=centre)
 
 
 def _save(path: Path, picture: NDArray[np.uint8]) -> None:
@@ -63,9 +64,13 @@ def write_label_file(path: Path, content: object) -> None:
 
 
 def write_folder(
-    out: Path, scenes: Scenes, *, seed: int, size: int | None, advance: Callable[[int], None] = lambda _: None
-) -> int:
+    out: Path, scenes: Scenes, *, seed: int, size: int | None, centre: float = 1.0, jitter: bool = True,
+    advance: Callable[[int], None] = lambda _: None,
+) -> int:  # fmt: skip
     """Render every scene into `out`: with one object, then two, up to all of its labels. Return the number of pictures.
+
+    `centre`: the share of scenes whose first object stands in the picture's centre. `jitter`: whether each scene has
+    its lamps moved, as CLEVR does.
 
     `size` None writes 320x240 with 4 rays a pixel; a number writes squares, squeezed from one ray a pixel: much faster.
     The same arguments give the same bytes.
@@ -77,16 +82,22 @@ def write_folder(
     numbered = enumerate(scenes.items())
     with ThreadPoolExecutor(2) as pool:
         while batch := list(itertools.islice(numbered, BATCH)):
-            paths, objects = [], []
+            paths, objects, lamps = [], [], []
             for position, (number, labels) in batch:
-                placed = scene_objects(labels, np.random.default_rng([seed, 1, position]))
+                rng = np.random.default_rng([seed, 1, position])
+                placed = scene_objects(labels, rng, centre=rng.random() < centre)
+                lit = jittered_lamps(rng) if jitter else LAMP_POSITIONS
                 points = [(round(x, 4), round(y, 4)) for x, y in map(picture_position, placed)]
                 for n in range(1, len(placed) + 1):
                     name = f"CLEVR_train_{number}_{n - 1}.png"
                     train[name], positions[name] = labels[:n], points[:n]
                     paths.append(folder / name)
                     objects.append(placed[:n])
-            pictures = render(objects) if size is None else squeeze(render(objects, samples=1), size)
+                    lamps.append(lit)
+            samples = 2 if size is None else 1
+            pictures = render(objects, samples=samples, lamps=np.array(lamps))
+            if size is not None:
+                pictures = squeeze(pictures, size)
             list(pool.map(_save, paths, pictures))
             advance(len(paths))
     write_label_file(out / "objects.json", {name: i for i, name in enumerate(ICLEVR.names)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class SceneObject:
         return [*kind, self.x, self.y, math.cos(self.rotation), math.sin(self.rotation)]
 
 
+@cache
 def camera_axes() -> tuple[Floats, Floats, Floats]:
     """Return the unit vectors forward, right and up of the camera, which looks at the origin."""
     forward = -CAMERA / np.linalg.norm(CAMERA)
@@ -62,29 +64,30 @@ def picture_position(placed: SceneObject) -> tuple[float, float]:
 def _fits(placed: list[SceneObject], x: float, y: float) -> bool:
     """Check CLEVR's placement rules: inside the frame, and apart from others, also along both camera axes."""
     forward, right, up = camera_axes()
+    for other in placed:
+        dx, dy = x - other.x, y - other.y
+        across, along = dx * right[0] + dy * right[1], (dx * forward[0] + dy * forward[1]) / math.hypot(*forward[:2])
+        if math.hypot(dx, dy) < 2 * RADIUS + 0.25 or min(abs(across), abs(along)) < 0.4:
+            return False
     centre = np.array([x, y, RADIUS]) - CAMERA
     depth = centre @ forward
     reach = 1.25 * RADIUS
     u = (abs(centre @ right) + reach) / (depth * TAN_HALF_FOV)
     v = (abs(centre @ up) + reach) / (depth * TAN_HALF_FOV / ASPECT)
-    if max(u, v) > 0.97:
-        return False
-    flat = forward[:2] / np.linalg.norm(forward[:2])
-    for other in placed:
-        apart = np.array([x - other.x, y - other.y])
-        if np.hypot(*apart) < 2 * RADIUS + 0.25 or min(abs(apart @ right[:2]), abs(apart @ flat)) < 0.4:
-            return False
-    return True
+    return bool(max(u, v) <= 0.97)
 
 
-def place(names: Sequence[tuple[str, str]], rng: np.random.Generator) -> list[SceneObject]:
-    """Place (colour, shape) objects: the first at the origin, the others uniform in [-3, 3]^2 by rejection."""
+def place(
+    names: Sequence[tuple[str, str]], rng: np.random.Generator, *, centre: bool = True
+) -> list[SceneObject]:
+    """Place (colour, shape) objects uniformly in [-3, 3]^2 by rejection; the first at the origin if `centre`."""
     while True:
         scene: list[SceneObject] = []
         for color, shape in names:
             for _ in range(200):
-                x, y = (0.0, 0.0) if not scene else rng.uniform(-3, 3, 2)
-                if not scene or _fits(scene, x, y):
+                fixed = centre and not scene
+                x, y = (0.0, 0.0) if fixed else rng.uniform(-3, 3, 2)
+                if fixed or _fits(scene, x, y):
                     scene.append(SceneObject(shape, color, float(x), float(y), float(rng.uniform(0, 2 * math.pi))))
                     break
             else:
