@@ -17,7 +17,7 @@ NETWORK = {
     "head_channels": 8,
     "embedding": 16,
 }
-TINY = TrainConfig(network=NETWORK, image_size=16, batch=8, warmup_steps=2, log_snr_mean=0.0)
+TINY = TrainConfig(network=NETWORK, image_size=16, batch=8, warmup_steps=2, log_snr_mean=0.0, layout_steps=2)
 
 
 def write_data_folder(folder: Path, pictures: int = 24, width: int = 16, height: int = 12) -> Path:

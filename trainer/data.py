@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,9 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
 from shared import storage as files
-from shared.diffusion.layouts import OUTSIDE
+from shared.diffusion.layouts import OUTSIDE, nearest_pair
 from shared.rgb import to_rgb
+from shared.support import Support
 from shared.vocabulary import Vocabulary, read_train_file
 from trainer.config import Fit, TrainConfig
 from trainer.errors import TrainerError
@@ -37,6 +39,7 @@ class Dataset:
     labels: Tensor  # (N, K) float32 multi-hot
     positions: Tensor | None = None  # (N, K, 2) float32, as in `shared/diffusion/layouts.py`, if the folder has some
     aspect: float = 1.0  # width over height of the pictures before they were padded to squares; 1 where squeezed
+    typical: Tensor | None = None  # (N,) bool: the pictures whose layouts the layout network learns; None for all
 
     def __len__(self) -> int:
         return len(self.images)
@@ -173,12 +176,21 @@ def positions_of(config: TrainConfig, dataset: Dataset) -> Tensor | None:
 
 
 def merge(datasets: list[Dataset]) -> Dataset:
-    """Merge several folders' data sets. Raises TrainerError for those that cannot be learned from together."""
+    """Merge several folders' data sets. Raises TrainerError for those that cannot be learned from together.
+
+    The layouts of n objects are learnt from the first folder that has pictures of n objects. So further folders widen
+    what may be asked for, and do not change what is drawn where nothing more is asked.
+    """
     check_alike(datasets)
     first, positions = datasets[0], [d.positions for d in datasets if d.positions is not None]
+    typical, seen = [], torch.empty(0)  # counts of objects
+    for dataset in datasets:
+        counts = dataset.labels.sum(1)
+        typical.append(~torch.isin(counts, seen))
+        seen = torch.cat([seen, counts])
     return Dataset(
         first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]),
-        torch.cat(positions) if positions else None, first.aspect,
+        torch.cat(positions) if positions else None, first.aspect, torch.cat(typical),
     )  # fmt: skip
 
 
@@ -191,6 +203,36 @@ def check_alike(datasets: Sequence[Dataset]) -> None:
         raise TrainerError("only some folders have a positions.json; write the others' with `locate`, or remove them")
     if any(other.aspect != first.aspect for other in datasets[1:]):
         raise TrainerError(f"the folders' pictures {UNLIKE}")
+
+
+def support_of(dataset: Dataset, positions: Tensor | None) -> Support:
+    """Return what a network has learnt from the data set: numbers of objects and, with positions, their places."""
+    counts = dataset.labels.sum(1)
+    objects = int(counts.min()), int(counts.max())
+    if positions is None:
+        return Support(objects=objects)
+    known = positions[..., 0] != OUTSIDE
+    pairs = (nearest_pair(places[there]) for places, there in zip(positions, known, strict=True))
+    nearest = min((distance for distance in pairs if math.isfinite(distance)), default=None)
+    return Support(objects=objects, area=tuple(convex_hull(positions[known].tolist())), nearest=nearest)
+
+
+def convex_hull(points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """Return the corners of the smallest convex area that holds all points, by increasing angle (Andrew 1979)."""
+    ordered = sorted({(round(x, 4), round(y, 4)) for x, y in points})
+
+    def half(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        corners: list[tuple[float, float]] = []
+        for x, y in points:
+            while len(corners) > 1:
+                (ax, ay), (bx, by) = corners[-2:]
+                if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0:
+                    break
+                corners.pop()
+            corners.append((x, y))
+        return corners[:-1]
+
+    return half(ordered) + half(ordered[::-1]) or ordered
 
 
 def to_float(images: Tensor) -> Tensor:

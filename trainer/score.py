@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Final, cast
@@ -31,7 +30,7 @@ from shared.registry import resolve
 from shared.storage import Location
 from shared.vocabulary import Vocabulary, read_test_file
 from trainer.config import TrainConfig
-from trainer.data import Dataset, positions_of
+from trainer.data import Dataset
 from trainer.errors import TrainerError
 from trainer.loss import Denoising, fixed_loss
 from trainer.runs import Run
@@ -167,12 +166,16 @@ class Watcher:
     evaluator: Evaluator | None
     device: torch.device
     options: SamplingOptions = SAMPLING
+<<<<<<< HEAD
     held_out: Dataset | None = None
 
     @cached_property
     def layouts(self) -> Layouts | None:
         positions = positions_of(self.config, self.dataset)
         return None if positions is None else Layouts.of(positions)
+=======
+    layouts: Layouts | None = None  # of a network that takes positions
+>>>>>>> 907978b (A layout network in place of remembered layouts; scenes in which every object is seen)
 
     def stepper(self, network: nn.Module) -> Stepper:
         """Return the sampling loop of `network`, which is put into evaluation mode."""

@@ -19,13 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shared.checkpoint import load, publish
 from shared.device import autocast_dtype, kept_memory
-from shared.diffusion.layouts import Layouts
+from shared.diffusion.layouts import LAYOUTS, LayoutNetwork
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.registry import resolve
 from shared.storage import Location
 from trainer.averages import Averages
 from trainer.config import TrainConfig
-from trainer.data import Dataset, positions_of
+from trainer.data import Dataset, positions_of, support_of
 from trainer.errors import TrainerError
 from trainer.loss import Denoising, Objective
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_log, save_state, step_seed
@@ -98,17 +98,20 @@ def checkpoint_config(config: TrainConfig, network: UNet, aspect: float) -> dict
 
 
 def publish_network(
-    network: nn.Module, config: TrainConfig, dataset: Dataset, storage: Location, name: str, training: dict[str, Any]
-) -> Location:
-    """Write bf16 weights and the whole configuration to storage, atomically."""
+    network: nn.Module, config: TrainConfig, dataset: Dataset, storage: Location, name: str, training: dict[str, Any],
+    layouts: LayoutNetwork | None = None,
+) -> Location:  # fmt: skip
+    """Write bf16 weights and the whole configuration to storage, atomically. `layouts`: where it takes positions."""
     assert isinstance(network, UNet)
-    tensors = {key: value.detach().to("cpu", torch.bfloat16) for key, value in network.state_dict().items()}
-    if (positions := positions_of(config, dataset)) is not None:
-        tensors["layouts"] = Layouts.of(positions).points.to(torch.bfloat16)
-    training = {**training, "config": config.model_dump(mode="json")}
+    state, described = dict(network.state_dict()), checkpoint_config(config, network, dataset.aspect)
+    described["support"] = support_of(dataset, positions_of(config, dataset)).model_dump(mode="json")
+    if layouts is not None:
+        state |= {f"{LAYOUTS}{key}": value for key, value in layouts.state_dict().items()}
+        described["layouts"] = layouts.config.model_dump(mode="json")
     return publish(
-        storage, name, tensors, kind="denoiser", vocabulary=dataset.vocabulary.names,
-        config=checkpoint_config(config, network, dataset.aspect), training=training,
+        storage, name, {key: value.detach().to("cpu", torch.bfloat16) for key, value in state.items()},
+        kind="denoiser", vocabulary=dataset.vocabulary.names, config=described,
+        training={**training, "config": config.model_dump(mode="json")},
     )  # fmt: skip
 
 
@@ -125,8 +128,7 @@ def starting_weights(storage: Location, name: str, config: TrainConfig, dataset:
         found["network"]["positions"] = True
     if different := [key for key in wanted if wanted[key] != found.get(key)]:
         raise TrainerError(f"{name} has another {', '.join(different)} than this run; it cannot be started from")
-    weights.pop("layouts", None)  # the run publishes the layouts of its own data
-    return weights
+    return {key: value for key, value in weights.items() if not key.startswith("layouts")}  # the run has its own
 
 
 def train(

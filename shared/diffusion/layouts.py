@@ -1,4 +1,4 @@
-"""Layouts: the positions of a picture's objects, drawn from layouts that occur in the training pictures.
+"""Layouts: the positions of a picture's objects, drawn from a small network before the picture is sampled.
 
 A position is an object's centre in fractions of the picture's width and height, from the upper left corner. A denoiser
 that was trained with positions needs them for sampling, so a layout is drawn before the picture (layout before pixels
@@ -7,13 +7,22 @@ as in Zhao et al. 2019, positions as network input as in GLIGEN, Li et al. 2023)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated, Protocol
 
 import torch
-from torch import Tensor
+from pydantic import ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.options import NoOtherFields
 
 OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from every pixel
+LAYOUTS = "layouts."  # prefix of the layout network's tensors in a checkpoint
+COORDINATES = 4  # draws for each object: coarse x, coarse y, fine x, fine y
+
+Positive = Annotated[int, Field(ge=1)]
 
 
 def with_positions(labels: Tensor, positions: Tensor) -> Tensor:
@@ -33,41 +42,141 @@ def nearest_pair(points: Tensor) -> float:
     return float(torch.pdist(points).min()) if len(points) > 1 else float("inf")
 
 
-@dataclass(frozen=True)
-class Layouts:
-    """The prior over layouts: M of them for each number of objects, 1 to N. `points`: (N, M, N, 2).
-
-    `points[n - 1, m, :n]` are the n positions of one training picture.
-    """
-
-    points: Tensor
-
-    @classmethod
-    def of(cls, positions: Tensor, *, most: int = 8, count: int = 512) -> Layouts:
-        """Draw `count` layouts for each number of objects up to `most`, from P pictures with positions (P, K, 2).
-
-        They are drawn with a fixed seed from the half of the pictures whose nearest two objects are further apart, so
-        that objects rarely hide each other. For a number of objects that no picture has, positions are unknown.
-        """
-        known = positions[..., 0] != OUTSIDE  # (P, K)
-        numbers = known.sum(1)
-        most = min(most, int(numbers.max()))
-        points = torch.full((most, count, most, 2), OUTSIDE)
-        generator = torch.Generator().manual_seed(0)
-        for n in range(1, most + 1):
-            pictures = numbers == n
-            if pictures.any():
-                seen = positions[pictures][known[pictures]].view(-1, n, 2)
-                clear = torch.tensor([nearest_pair(one) for one in seen])
-                seen = seen[clear >= clear.median()]
-                points[n - 1, :, :n] = seen[torch.randint(len(seen), (count,), generator=generator)]
-        return cls(points)
+class Layouts(Protocol):
+    """The distribution of layouts given labels, as the sampling loop sees it."""
 
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw positions for labels (K,): one layout, its places assigned to the labels at random. (K, 2) on the CPU.
+        """Draw positions (K, 2) on the CPU for multi-hot labels (K,), `OUTSIDE` for absent ones."""
 
-        They are unknown if there are more labels than any layout has objects.
+
+class LayoutConfig(NoOtherFields):
+    """Everything that fixes the layout network's shape; saved in the checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
+
+    num_labels: Positive
+    most: Positive  # objects in one picture
+    cells: Positive = 64  # coarse cells along each side, and fine cells along each side of a coarse one
+    width: Positive = 128
+    layers: Positive = 3
+    heads: Positive = 4
+
+
+class LayoutNetwork(nn.Module):
+    """p(positions | label set), one object after the other in random order (order-agnostic, Uria et al. 2014).
+
+    A transformer (Vaswani et al. 2017) with two tokens for each object: one holds its label and position, the other its
+    label alone and predicts its position from the objects before it. A position is four draws: a coarse cell's column
+    and row, then the column and row of a fine cell inside. So the network can learn both wide areas and exact places.
+    """
+
+    def __init__(self, config: LayoutConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, cells = config.width, config.cells
+        self.label = nn.Embedding(config.num_labels, d)
+        self.position = nn.Sequential(nn.Linear(2 * len(self._frequencies()) * 2, d), nn.GELU(), nn.Linear(d, d))
+        self.together = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d))  # of the whole label set
+        self.count = nn.Embedding(config.most + 1, d)
+        self.blocks = nn.ModuleList(LayoutBlock(d, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(d)
+        self.drawn = nn.ModuleList(nn.Embedding(cells, d) for _ in range(COORDINATES - 1))
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, cells)) for _ in range(COORDINATES)
+        )
+
+    def _frequencies(self) -> Tensor:
+        return math.pi * 2.0 ** torch.arange(8)
+
+    def forward(self, indices: Tensor, positions: Tensor, there: Tensor) -> Tensor:
+        """Return -log p in nats of each object's position given those before it: (B, N) float32, 0 for padding.
+
+        indices (B, N) int64: labels in the order of drawing; positions (B, N, 2) in [0, 1]; there (B, N) bool.
         """
+        h = self._hidden(indices, positions, there)
+        chosen = self._cells(positions)  # (B, N, 4)
+        losses = []
+        for i, head in enumerate(self.heads):
+            losses.append(F.cross_entropy(head(h).flatten(0, 1), chosen[..., i].flatten(), reduction="none"))
+            if i < COORDINATES - 1:
+                h = h + self.drawn[i](chosen[..., i])
+        return torch.stack(losses).sum(0).view(there.shape) * there
+
+    @torch.inference_mode()
+    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw positions (K, 2) for multi-hot labels (K,). Unknown if there are more labels than any picture had."""
+        positions = torch.full((len(labels), 2), OUTSIDE)
+        indices = torch.nonzero(labels.cpu() > 0).flatten()
+        n = len(indices)
+        if not 0 < n <= self.config.most:
+            return positions
+        indices = indices[torch.randperm(n, generator=generator)][None]  # (1, n)
+        places, there = torch.zeros(1, n, 2), torch.ones(1, n, dtype=torch.bool)
+        for j in range(n):
+            h = self._hidden(indices, places, there)[0, j]
+            cells = []
+            for i, head in enumerate(self.heads):
+                cumulative = head(h).double().softmax(-1).cumsum(-1)
+                u = torch.rand((), generator=generator, dtype=torch.float64)
+                cells.append(int(torch.searchsorted(cumulative, u).clamp(max=self.config.cells - 1)))
+                if i < COORDINATES - 1:
+                    h = h + self.drawn[i](torch.tensor(cells[-1]))
+            inside = torch.rand(2, generator=generator)
+            places[0, j] = torch.tensor(cells[:2]) + (torch.tensor(cells[2:]) + inside) / self.config.cells
+            places[0, j] /= self.config.cells
+        positions[indices[0]] = places[0]
+        return positions
+
+    def _cells(self, positions: Tensor) -> Tensor:
+        """Return the coarse and fine cells of positions (..., 2): (..., 4) int64."""
+        scaled = (positions * self.config.cells**2).long().clamp(0, self.config.cells**2 - 1)
+        return torch.cat([scaled // self.config.cells, scaled % self.config.cells], -1)
+
+    def _hidden(self, indices: Tensor, positions: Tensor, there: Tensor) -> Tensor:
+        """Return what is known of each object before its position is drawn: (B, N, D)."""
+        N = indices.shape[1]
+        names = self.label(indices)  # (B, N, D)
+        angles = (positions[..., None] * self._frequencies().to(positions)).flatten(-2)  # (B, N, 16)
+        placed = names + self.position(torch.cat([angles.sin(), angles.cos()], -1))
+        context = self.together((names * there[..., None]).sum(1)) + self.count(there.sum(1))
+        h = torch.cat([placed, names + context[:, None]], 1)  # (B, 2N, D)
+        earlier = torch.ones(N, N, dtype=torch.bool, device=h.device).tril(-1)
+        own = torch.eye(N, dtype=torch.bool, device=h.device)
+        none = torch.zeros_like(own)
+        mask = torch.cat([torch.cat([earlier | own, none], 1), torch.cat([earlier, own], 1)])  # (2N, 2N)
+        for block in self.blocks:
+            h = block(h, mask)
+        out: Tensor = self.norm(h[:, N:])
+        return out
+
+
+class LayoutBlock(nn.Module):
+    """A transformer block with pre-norm; each token attends to those that `mask` allows it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:  # (B, T, D), (T, T) bool
+        B, T, D = h.shape
+        q, k, v = self.qkv(self.norm1(h)).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        h = h + self.out(mixed.transpose(1, 2).reshape(B, T, D))
+        out: Tensor = h + self.mlp(self.norm2(h))
+        return out
+
+
+class RememberedLayouts:
+    """M layouts for each number of objects up to N, (N, M, N, 2): what checkpoints held before the layout network."""
+
+    def __init__(self, points: Tensor) -> None:
+        self.points = points
+
+    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one layout and assign its places to the labels at random: (K, 2)."""
         positions = torch.full((len(labels), 2), OUTSIDE)
         there = torch.nonzero(labels.cpu() > 0).flatten()
         n = len(there)

@@ -14,7 +14,7 @@ from torch import Tensor
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import Stepper, Upsampler
-from shared.diffusion.layouts import Layouts
+from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts, RememberedLayouts
 from shared.diffusion.packed import can_pack, pack
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
@@ -81,7 +81,7 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
             raise ValueError(f"{config.num_labels} labels in the network, {len(info.vocabulary)} in the vocabulary")
         if not 0 < aspect < math.inf:
             raise ValueError(f"aspect {aspect} is not a ratio of two sides")
-        layouts = Layouts(state.pop("layouts").float()) if config.positions else None
+        layouts = _layouts(info, state) if config.positions else None
         network = UNet(config)
         network.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -89,6 +89,16 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         raise CheckpointError(path.name, f"configuration and weights do not fit: {reason}") from error
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Denoiser(info, Vocabulary(info.vocabulary), network, schedule, prediction, layouts, options, aspect=aspect)
+
+
+def _layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> Layouts:
+    """Return the checkpoint's layout network, and take its tensors out of `state`."""
+    if "layouts" in state:
+        return RememberedLayouts(state.pop("layouts").float())
+    network = LayoutNetwork(LayoutConfig.model_validate(info.config["layouts"]))
+    names = [name for name in state if name.startswith(LAYOUTS)]
+    network.load_state_dict({name.removeprefix(LAYOUTS): state.pop(name).float() for name in names})
+    return network.eval()
 
 
 def _base_weights(path: Location, adapter: CheckpointInfo) -> dict[str, Tensor]:

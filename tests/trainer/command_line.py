@@ -8,7 +8,7 @@ from tests.trainer_fixtures import NETWORK
 
 Result = tuple[int, str, str]  # exit code, stdout, stderr
 Command = Callable[..., Result]
-TINY = ["--set", "image_size=16", "--set", "batch=8"]
+TINY = ["--set", "image_size=16", "--set", "batch=8", "--set", "layout_steps=2"]
 for field, value in NETWORK.items():
     TINY += ["--set", f"network.{field}={json.dumps(value)}"]
 

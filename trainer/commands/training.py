@@ -85,6 +85,7 @@ def train(
     """
     from trainer.config import REPORT_EPOCHS, make_config
     from trainer.data import check_alike, merge
+    from trainer.fit_layouts import fit_layouts
     from trainer.runs import Budget, show_progress
     from trainer.score import Watcher, load_judge, tests_of
     from trainer.train import publish_network, starting_weights
@@ -104,11 +105,14 @@ def train(
         if not minutes and not steps:
             budget = Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
         start = starting_weights(storage, start_from, config, dataset) if start_from else None
+        terminal.note_unseen(dataset)
+        layouts = None
+        if terminal.MAIN_PROCESS:
+            layouts = fit_layouts(dataset, config, run / "layouts", on_step=show_progress(progress, "layouts"))
         watcher = Watcher(
             config, dataset, run, tests_of(data[0], tests, vocabulary), judge, where,
-            held_out=merge(unseen) if unseen else None,
+            held_out=merge(unseen) if unseen else None, layouts=layouts,
         )  # fmt: skip
-        terminal.note_unseen(dataset)
         averages, state = train_network(
             dataset, config, run, budget, device=where, start=start, start_from=start_from,
             on_step=show_progress(progress, "training", config.batch), evaluate=watcher,
@@ -121,7 +125,7 @@ def train(
     training |= {"started_from": start_from} if start_from else {}
     path = path_of(storage, name)
     if terminal.MAIN_PROCESS:
-        path = publish_network(averages.network(config.publish), config, dataset, storage, name, training)
+        path = publish_network(averages.network(config.publish), config, dataset, storage, name, training, layouts)
     losses = [(key.replace("_", " "), f"{value:.5f}") for key, value in last.items() if key.endswith("_loss")]
     terminal.show("trained", [*terminal.spent(state), *losses, ("checkpoint", str(path))])
 
@@ -179,11 +183,13 @@ def distill(
             run / "pool", source, torch.unique(dataset.labels, dim=0), count, sampling_steps, path,
             lambda n: progress.advance(task, n),
         )  # fmt: skip
+        tests = tests_of(data, None, dataset.vocabulary)
+        watcher = Watcher(config, dataset, run, tests, judge, where, sampling, source.layouts)
         averages, state = train_network(
             dataset, config, run, Budget(minutes, steps), device=where, network=network,
             objective=distillation.Trajectories(pool, source, where),
             on_step=show_progress(progress, "distilling"),
-            evaluate=Watcher(config, dataset, run, tests_of(data, None, dataset.vocabulary), judge, where, sampling),
+            evaluate=watcher,
             evaluate_every_s=60 * evaluate_minutes,
         )  # fmt: skip
     training = {"method": method, "teacher": source.info.name, "teacher_digest": source.info.digest, "rank": rank}

@@ -368,6 +368,27 @@ def _render(objects, counts, lamps, brightness, camera, directions, ground, norm
                     out[b, y, x, c] = np.uint8(v * 255 + 0.5)
 
 
+@njit(cache=True, fastmath=True)
+def _count_seen(objects, count, camera, directions, seen):  # type: ignore[no-untyped-def]
+    for y in range(directions.shape[0]):
+        for x in range(directions.shape[1]):
+            dx, dy, dz = directions[y, x, 0, 0], directions[y, x, 0, 1], directions[y, x, 0, 2]
+            nearest, k = 1e9, -1
+            for i in range(count):
+                t = _hit(objects[i], camera[0], camera[1], camera[2], dx, dy, dz, nearest)
+                if t > 0:
+                    nearest, k = t, i
+            if k >= 0:
+                seen[k] += 1
+
+
+def visible_pixels(scene: Sequence[SceneObject]) -> list[int]:
+    """Return how many pixels of a 320x240 picture show each object, counted at half that resolution."""
+    seen = np.zeros(len(scene), np.int64)
+    _count_seen(np.array([obj.row() for obj in scene]), len(scene), CAMERA, film(160, 120, 1)[0], seen)
+    return [4 * int(n) for n in seen]
+
+
 def render(
     scenes: Sequence[Sequence[SceneObject]],
     *,

@@ -19,9 +19,10 @@ from PIL import Image
 from shared import storage as files
 from shared.vocabulary import ICLEVR
 from trainer.errors import TrainerError
-from trainer.scenes.render import LAMP_POSITIONS, jittered_lamps, render, squeeze
+from trainer.scenes.render import LAMP_POSITIONS, jittered_lamps, render, squeeze, visible_pixels
 from trainer.scenes.scene import SceneObject, picture_position, place
 
+VISIBLE_PIXELS = 200  # of each object, at least, in 320x240
 BATCH = 64  # scenes rendered together: enough for all cores, few enough for a moving bar
 NAME = re.compile(r"CLEVR_train_(\d{6})_(\d)\.png")
 Scenes = dict[str, list[str]]  # a scene's number, six digits -> its labels, in order of appearance
@@ -51,8 +52,15 @@ def scenes_of(train: dict[str, list[str]]) -> Scenes:
 
 
 def scene_objects(labels: list[str], rng: np.random.Generator, *, centre: bool = True) -> list[SceneObject]:
-    """Place the objects of i-CLEVR labels; the first in the centre if `centre`."""
-    return place([(color, shape) for color, shape in (label.split() for label in labels)], rng, centre=centre)
+    """Place the objects of i-CLEVR labels, the first in the centre if `centre`.
+
+    Each must be seen: as in CLEVR (Johnson et al. 2017), a scene in which objects hide one is drawn again.
+    """
+    names = [(color, shape) for color, shape in (label.split() for label in labels)]
+    while True:
+        scene = place(names, rng, centre=centre)
+        if min(visible_pixels(scene)) >= VISIBLE_PIXELS:
+            return scene
 
 
 def _save(path: Path, picture: NDArray[np.uint8]) -> None:

@@ -77,9 +77,7 @@ def _fits(placed: list[SceneObject], x: float, y: float) -> bool:
     return bool(max(u, v) <= 0.97)
 
 
-def place(
-    names: Sequence[tuple[str, str]], rng: np.random.Generator, *, centre: bool = True
-) -> list[SceneObject]:
+def place(names: Sequence[tuple[str, str]], rng: np.random.Generator, *, centre: bool = True) -> list[SceneObject]:
     """Place (colour, shape) objects uniformly in [-3, 3]^2 by rejection; the first at the origin if `centre`."""
     while True:
         scene: list[SceneObject] = []

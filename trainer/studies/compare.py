@@ -21,6 +21,7 @@ from shared.options import SAMPLING_PRESETS, SamplingOptions
 from trainer.config import REPORT, TrainConfig, check_config
 from trainer.data import Dataset
 from trainer.errors import TrainerError
+from trainer.fit_layouts import fit_layouts
 from trainer.runs import Budget, keep_setup, read_log, show_progress
 from trainer.score import Watcher, save_grid, score_runs
 from trainer.train import train
@@ -119,7 +120,8 @@ def run_variant(
 
     Writes `out`/NAME.json, its log NAME.jsonl, and the sample grid NAME.png of the first way.
     """
-    watcher = Watcher(config, dataset, folder, setup.tests, evaluator, device)
+    layouts = fit_layouts(dataset, config, folder / "layouts", on_step=show_progress(progress, f"{name}, layouts"))
+    watcher = Watcher(config, dataset, folder, setup.tests, evaluator, device, layouts=layouts)
     averages, run = train(
         dataset, config, folder, Budget(setup.minutes, setup.steps), device=device,
         on_step=show_progress(progress, name), evaluate=watcher, evaluate_every_s=float("inf"),

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from shared.diffusion.layouts import nearest_pair
+from shared.diffusion.layouts import RememberedLayouts, nearest_pair
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator, judge_of, score_set
 from shared.pictures import to_images
@@ -34,7 +34,7 @@ MOST_TRIES = 2000  # random scenes; half of them keep objects as far apart as i-
 
 def distances_of(denoiser: Denoiser) -> list[float]:
     """Return the smallest distance of two objects in a denoiser's arrangements of 1, 2, ... objects."""
-    if denoiser.layouts is None:
+    if not isinstance(denoiser.layouts, RememberedLayouts):
         raise TrainerError(f"{denoiser.info.name} draws no arrangements, so --placed-as cannot follow them")
     return [min(map(nearest_pair, points[:, :n])) for n, points in enumerate(denoiser.layouts.points, 1)]
 
