@@ -166,16 +166,8 @@ class Watcher:
     evaluator: Evaluator | None
     device: torch.device
     options: SamplingOptions = SAMPLING
-<<<<<<< HEAD
     held_out: Dataset | None = None
-
-    @cached_property
-    def layouts(self) -> Layouts | None:
-        positions = positions_of(self.config, self.dataset)
-        return None if positions is None else Layouts.of(positions)
-=======
     layouts: Layouts | None = None  # of a network that takes positions
->>>>>>> 907978b (A layout network in place of remembered layouts; scenes in which every object is seen)
 
     def stepper(self, network: nn.Module) -> Stepper:
         """Return the sampling loop of `network`, which is put into evaluation mode."""

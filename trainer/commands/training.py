@@ -184,7 +184,7 @@ def distill(
             lambda n: progress.advance(task, n),
         )  # fmt: skip
         tests = tests_of(data, None, dataset.vocabulary)
-        watcher = Watcher(config, dataset, run, tests, judge, where, sampling, source.layouts)
+        watcher = Watcher(config, dataset, run, tests, judge, where, sampling, layouts=source.layouts)
         averages, state = train_network(
             dataset, config, run, Budget(minutes, steps), device=where, network=network,
             objective=distillation.Trajectories(pool, source, where),
