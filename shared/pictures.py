@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from shared.rgb import to_rgb
@@ -29,6 +30,13 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
 def to_images(pictures: NDArray[np.uint8]) -> Tensor:
     """Convert (N, H, W, C) in 0..255 to (N, C, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (N, C, H, W) to `size`, a height and a width, smoothly. Pictures of that size stay as they are."""
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
 def without_padding(images: Tensor, aspect: float) -> Tensor:

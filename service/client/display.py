@@ -56,7 +56,11 @@ class JobProgress(Progress):
 def pictures(pictures: Sequence[PictureResult]) -> Table:
     table = Table("picture", "requested (probability)", "verdict")
     for i, picture in enumerate(pictures):
-        requested = ", ".join(f"{name} ({picture.scores.get(name, 0.0):.2f})" for name in picture.labels)
+        away = picture.distances or [None] * len(picture.labels)
+        requested = ", ".join(
+            f"{name} ({picture.scores.get(name, 0.0):.2f}{'' if d is None else f', {d:.1%} of the width off'})"
+            for name, d in zip(picture.labels, away, strict=True)
+        )
         extra = [name for name, p in picture.scores.items() if p > FOUND and name not in picture.labels]
         verdict = f"[yellow]{picture.accuracy * len(picture.labels):.0f} of {len(picture.labels)}[/]"
         if picture.exact:
@@ -101,11 +105,13 @@ def jobs(heads: Sequence[JobHead]) -> Table:
 
 
 def models(listing: ModelList) -> Table:
-    table = Table("name", "labels", "created", "digest", "")
+    table = Table("name", "labels", "objects", "pixels", "created", "digest", "")
     for model in listing.models:
         default = "default" if model.promoted else ""
-        row = (model.name, str(model.labels), model.created_at[:19], model.digest[:12], default)
+        objects = "{} to {}".format(*model.support.objects) if model.support else ""
+        pixels = "{}x{}".format(*model.picture) if model.picture else ""
+        row = (model.name, str(model.labels), objects, pixels, model.created_at[:19], model.digest[:12], default)
         table.add_row(*map(plain, row))
     for name, reason in listing.problems.items():
-        table.add_row(plain(name), "", "", "", f"[yellow]{plain(reason)}[/]")
+        table.add_row(plain(name), *[""] * 5, f"[yellow]{plain(reason)}[/]")
     return table

@@ -18,6 +18,7 @@ MAX_SCORES = SHOWN_SCORES + LIMITS.max_labels
 # The last digits of a score depend on the batch that a picture was judged in. These do not, so that the same picture
 # has the same bytes.
 SCORE_DIGITS = 2
+DISTANCE_DIGITS = 2  # a hundredth of the picture's width
 
 # The bounds are for the OpenAPI document only: the vocabulary checks them, with better error messages.
 LabelLists = Annotated[
@@ -60,6 +61,7 @@ class RecipeVerdict(_Part):
     exact: bool
     f1: float
     scores: dict[str, float]
+    distances: Annotated[list[float | None], Field(max_length=LIMITS.max_labels)] | None = None
 
     @field_validator("scores", mode="before")
     @classmethod
@@ -108,9 +110,22 @@ def shown_scores(verdict: Verdict, digits: int) -> dict[str, float]:
     return {name: round(p, digits) for name, p in ranked if name in top or name in verdict.labels}
 
 
+def shown_distances(verdict: Verdict, digits: int) -> list[float | None] | None:
+    """Return the distances of the requested labels' objects from their places, in the labels' order."""
+    if verdict.distances is None:
+        return None
+    return [None if away is None else round(away, digits) for away in verdict.distances]
+
+
 def _verdicts(verdicts: Sequence[Verdict]) -> list[RecipeVerdict]:
     return [
-        RecipeVerdict(accuracy=one.accuracy, exact=one.exact, f1=one.f1, scores=shown_scores(one, SCORE_DIGITS))
+        RecipeVerdict(
+            accuracy=one.accuracy,
+            exact=one.exact,
+            f1=one.f1,
+            scores=shown_scores(one, SCORE_DIGITS),
+            distances=shown_distances(one, DISTANCE_DIGITS),
+        )
         for one in verdicts
     ]
 

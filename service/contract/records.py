@@ -131,6 +131,8 @@ class Verdict(Stored):
     f1: float
     exact: bool
     probabilities: dict[str, float]  # of all labels
+    # How far each label's object is from its place in the layout, in widths of the picture; None for one not found.
+    distances: tuple[float | None, ...] | None = None  # None without a layout, or if the evaluator finds no places
 
 
 class Scores(BaseModel):

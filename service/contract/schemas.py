@@ -122,6 +122,12 @@ class PictureResult(BaseModel):
     exact: bool = Field(description="whether the labels found (probability over 0.5) are exactly those requested")
     f1: float
     scores: dict[str, float] = Field(description="label -> probability: requested labels and the five most probable")
+    distances: list[float | None] | None = Field(
+        None,
+        description="how far each label's object is from its place in the layout, in widths of the picture, in the "
+        "order of `labels`; null for an object that was not found. Null without a layout, or if the evaluator finds "
+        "no places",
+    )
     url: str
     trajectory_url: str | None = Field(None, description="its trajectory from noise to picture, if requested")
 
@@ -185,6 +191,7 @@ HEAD_EXAMPLE: dict[str, Any] = {
 JOB_EXAMPLE = {
     **HEAD_EXAMPLE,
     "labels": [["gray cylinder"]],
+    "layouts": [[{"x": 0.5, "y": 0.43}]],
     "first": 0,
     "trajectory": None,
     "columns": 8,
@@ -201,6 +208,7 @@ JOB_EXAMPLE = {
                 "exact": True,
                 "f1": 1.0,
                 "scores": {"gray cylinder": 0.99, "gray cube": 0.01},
+                "distances": [0.008],
                 "url": f"/jobs/{EXAMPLE_ID}/images/0.png",
                 "trajectory_url": None,
             }

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import MaxConnectionsError
 
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownJob, UnknownPicture
-from service.contract.recipe import shown_scores
+from service.contract.recipe import shown_distances, shown_scores
 from service.contract.records import TERMINAL, JobRecord, JobResult, Verdict
 from service.contract.schemas import (
     GenerateResult,
@@ -224,6 +224,7 @@ def _picture(record: JobRecord, verdict: Verdict) -> PictureResult:
         exact=verdict.exact,
         f1=verdict.f1,
         scores=shown_scores(verdict, SCORE_DIGITS),
+        distances=shown_distances(verdict, SCORE_DIGITS),
         url=f"/jobs/{record.id}/images/{verdict.index}.png",
         trajectory_url=f"/jobs/{record.id}/trajectories/{verdict.index}.png" if record.trajectory else None,
     )

@@ -17,11 +17,12 @@ from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
 from service.telemetry.logs import get_logger
 from service.worker.step_order import Workload, by_job, jobs_to_step
+from service.worker.verdicts import judge_pictures
 from shared.device import lost
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.layouts import positions_at
-from shared.evaluator import Judge, score_pictures
-from shared.pictures import png_bytes, sheet, to_uint8
+from shared.evaluator import Judge
+from shared.pictures import png_bytes, resized, sheet, to_uint8
 from shared.vocabulary import Vocabulary
 
 log = get_logger(__name__)
@@ -47,6 +48,7 @@ class Member:
     row: Row
     joined_at: int  # network rows that the batch had computed then
     alone: bool  # nothing may join it
+    frame_size: tuple[int, int]  # height and width of a frame
     frames: list[NDArray[np.uint8]] = field(default_factory=list)  # of its trajectory
 
     def record(self) -> None:
@@ -57,7 +59,7 @@ class Member:
 
     def _frame(self) -> NDArray[np.uint8]:
         """Return x_t, clipped to [-1, 1], as it is now (H, W, 3). A copy, because `row.x` is a view of the batch."""
-        pixels: NDArray[np.uint8] = to_uint8(self.row.x[None])[0]
+        pixels: NDArray[np.uint8] = to_uint8(resized(self.row.x[None], self.frame_size))[0]
         return pixels
 
     def workload(self) -> Workload:
@@ -126,7 +128,8 @@ class Engine:
             log.exception("picture cannot be started", job_id=picture.job, picture=picture.index)
             self._failed.append(Failed(picture, reason_of(error)))
         else:
-            self._batch[picture.key] = member = Member(picture, row, self._computed, alone)
+            size = frame_size(row.x.shape, self.stepper.picture_shape)
+            self._batch[picture.key] = member = Member(picture, row, self._computed, alone, size)
             member.record()
 
     def _positions(self, picture: Picture) -> Tensor | None:
@@ -186,13 +189,15 @@ class Engine:
 
     def _finish(self, done: Sequence[Member]) -> list[Outcome]:
         """Judge and encode the pictures whose steps are done."""
-        whole = [member for member in done if bool(torch.isfinite(member.row.x).all())]
+        images = self.stepper.pictures([member.row for member in done])  # (N, 3, H, W)
+        finite = torch.isfinite(images).flatten(1).all(1)
+        whole = [member for member, is_finite in zip(done, finite.tolist(), strict=True) if is_finite]
         outcomes = list[Outcome](
             Failed(member.picture, "the network's output is not finite") for member in done if member not in whole
         )
         if not whole:
             return outcomes
-        images = torch.stack([member.row.x.float().cpu() for member in whole])  # (N, 3, H, W)
+        images = images[finite]
         begun_at = time.time()
         verdicts = judge_pictures(self.judge, [member.picture for member in whole], images)
         self.judged_at = begun_at, time.time()
@@ -215,23 +220,14 @@ def stages(n: int, steps: int) -> set[int]:
     return {round(i * steps / (n - 1)) for i in range(n)}
 
 
-def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) -> list[Verdict]:
-    """Return the verdicts on images (N, 3, H, W) of as many pictures."""
-    names = judge.vocabulary.names
-    probabilities = judge.probabilities(images)  # (N, K)
-    targets = torch.tensor([judge.vocabulary.multi_hot(picture.labels) for picture in pictures])
-    return [
-        Verdict(
-            index=picture.index,
-            labels=picture.labels,
-            seed=picture.seed,
-            accuracy=score.accuracy,
-            f1=score.f1,
-            exact=score.exact,
-            probabilities=dict(zip(names, row.tolist(), strict=True)),
-        )
-        for picture, row, score in zip(pictures, probabilities, score_pictures(probabilities, targets), strict=True)
-    ]
+def frame_size(sampled: Sequence[int], picture: Sequence[int]) -> tuple[int, int]:
+    """Return the height and width of x_t (C, h, w) in the proportions of its picture (C, H, W), with no side shorter.
+
+    An upsampler may give a square x_t a picture of other proportions.
+    """
+    _, h, w = sampled
+    _, H, W = picture
+    return (round(w * H / W), w) if h * W < w * H else (h, round(h * W / H))
 
 
 def reason_of(error: Exception) -> str:

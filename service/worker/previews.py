@@ -17,12 +17,13 @@ from service.contract.records import Picture
 from service.store import keys
 from service.store.connection import best_effort
 from shared.diffusion.denoise import Row
-from shared.pictures import png_bytes, to_uint8
+from shared.pictures import png_bytes, resized, to_uint8
 
 PREVIEWS_AT_ONCE = 16  # of all jobs together; the rest of a larger batch follows the next time
 PREVIEW_SIDE = 64  # pixels at most
 KEPT = 4  # entries per job: only the newest matters, but several workers may share a job
 KEPT_FOR_S = 60
+InProgress = tuple[Picture, Row, tuple[int, int, int]]  # with the shape (C, H, W) of the finished picture
 
 
 class Previews:
@@ -33,20 +34,20 @@ class Previews:
         self._published_at = 0.0
         self._next = 0  # index of the first picture to render next time
 
-    def publish(self, rows: Sequence[tuple[Picture, Row]]) -> None:
+    def publish(self, rows: Sequence[InProgress]) -> None:
         """Report the steps of `rows` to those who watch their jobs, unless the last report was just now."""
         if not rows or time.monotonic() - self._published_at < self.every_s:
             return
         self._published_at = time.monotonic()
-        job_ids = list({picture.job for picture, _ in rows})
+        job_ids = list({picture.job for picture, *_ in rows})
         found = self.connection.mget([keys.watched(job_id) for job_id in job_ids])
         watched = {job_id for job_id, watch in zip(job_ids, found, strict=True) if watch is not None}
-        rows = [(picture, row) for picture, row in rows if picture.job in watched and row.x0_hat is not None]
+        rows = [one for one in rows if one[0].job in watched and one[1].x0_hat is not None]
         if not rows:
             return
         previews = self._previews(rows)
         reports = defaultdict[str, list[dict[str, Any]]](list)
-        for picture, row in rows:
+        for picture, row, _ in rows:
             report = {"index": picture.index, "step": row.step, "steps": len(row.table)}
             preview = {"preview": previews[picture.key]} if picture.key in previews else {}
             reports[picture.job].append({**report, **preview})
@@ -56,16 +57,20 @@ class Previews:
                 pipe.expire(keys.previews(job_id), KEPT_FOR_S)
             pipe.execute()
 
-    def _previews(self, rows: Sequence[tuple[Picture, Row]]) -> dict[tuple[str, int], str]:
+    def _previews(self, rows: Sequence[InProgress]) -> dict[tuple[str, int], str]:
         """Render the next PREVIEWS_AT_ONCE pictures as data URLs."""
         start = self._next % len(rows)
         chosen = (list(rows[start:]) + list(rows[:start]))[:PREVIEWS_AT_ONCE]
         self._next = start + len(chosen)
-        return {picture.key: _preview(row.x0_hat) for picture, row in chosen if row.x0_hat is not None}
+        return {picture.key: _preview(row.x0_hat, shape) for picture, row, shape in chosen if row.x0_hat is not None}
 
 
-def _preview(x0_hat: Tensor) -> str:
-    """Return x0_hat (3, H, W) as the data URL of a PNG of at most PREVIEW_SIDE pixels a side."""
-    stride = -(-max(x0_hat.shape[-2:]) // PREVIEW_SIDE)
-    (small,) = to_uint8(x0_hat[None, :, ::stride, ::stride])
+def _preview(x0_hat: Tensor, shape: tuple[int, int, int]) -> str:
+    """Return x0_hat (3, h, w) as the data URL of a PNG in the proportions of its picture, whose `shape` is (3, H, W).
+
+    No side has more than PREVIEW_SIDE pixels.
+    """
+    _, height, width = shape
+    scale = min(1.0, PREVIEW_SIDE / max(height, width))
+    (small,) = to_uint8(resized(x0_hat[None], (max(1, round(scale * height)), max(1, round(scale * width)))))
     return "data:image/png;base64," + base64.b64encode(png_bytes(small)).decode()

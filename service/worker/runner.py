@@ -164,7 +164,13 @@ class Runner:
             else:
                 time.sleep(IDLE_WAIT_S)
             self.spans.keep(self._jobs())
-            self.previews.publish([pair for model in self.models.denoisers() for pair in model.engine.rows()])
+            self.previews.publish(
+                [
+                    (*pair, model.stepper.picture_shape)
+                    for model in self.models.denoisers()
+                    for pair in model.engine.rows()
+                ]
+            )
             self.moved_at = time.monotonic()
             return True
 

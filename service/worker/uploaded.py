@@ -10,7 +10,8 @@ from torch import Tensor
 from service.contract.records import FinishedPicture, Picture
 from service.store import keys
 from service.telemetry.logs import get_logger
-from service.worker.engine import Failed, Outcome, judge_pictures, reason_of
+from service.worker.engine import Failed, Outcome, reason_of
+from service.worker.verdicts import judge_pictures
 from shared.device import lost
 from shared.evaluator import Judge, as_input
 from shared.pictures import read_png, to_images

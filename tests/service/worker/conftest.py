@@ -85,7 +85,11 @@ class Counting:
 
     def __init__(self, model: LoadedModel) -> None:
         self.inner, self.batches = model.engine.stepper, list[int]()
-        self.device = self.inner.device
+        self.device, self.picture_shape, self.pictures = (
+            self.inner.device,
+            self.inner.picture_shape,
+            self.inner.pictures,
+        )
         model.engine.stepper = self
 
     def new_row(

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from service.contract.records import FinishedPicture, Picture
-from service.worker.engine import Engine, Failed, Outcome
+from service.worker.engine import Engine, Failed, Outcome, frame_size
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
@@ -44,6 +44,16 @@ class FaultyStepper(Stepper):
         if self.poison is not None and any(torch.equal(row.labels, self.poison) for row in rows):
             raise RuntimeError("poison")
         super().step(rows)
+
+
+class Enlarging:
+    """Makes pictures of 8x8 pixels three times as wide and twice as high; `broken` ones are not finite."""
+
+    picture_shape = (3, 16, 24)
+    broken = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(2, -2).repeat_interleave(3, -1) / (0.0 if self.broken else 1.0)
 
 
 def network() -> ToyNetwork:
@@ -307,3 +317,38 @@ def test_output_that_is_not_finite_fails_only_its_picture() -> None:
     outcomes = {outcome.picture.job: outcome for outcome in run(one)}
     assert isinstance(outcomes["a"], Failed)
     assert isinstance(outcomes["b"], FinishedPicture)
+
+
+def test_pictures_are_enlarged_before_they_are_judged_and_stored() -> None:
+    small, large = engine(), engine()
+    large.stepper.upsampler = Enlarging()
+    for one in (small, large):
+        one.admit([picture(i).model_copy(update={"trajectory": 3}) for i in range(3)])
+    for before, after in zip(run(small), run(large), strict=True):
+        assert pixels(after).shape == (16, 24, 3)
+        assert np.array_equal(pixels(after), pixels(before).repeat(2, axis=0).repeat(3, axis=1))
+        assert isinstance(before, FinishedPicture)
+        assert isinstance(after, FinishedPicture)
+        assert after.verdict.probabilities == pytest.approx(before.verdict.probabilities, abs=1e-6)
+        with Image.open(io.BytesIO(after.trajectory or b"")) as strip:  # its stages have the picture's proportions
+            assert strip.size == (2 + 3 * (12 + 2), 2 + 8 + 2)
+
+
+def test_an_enlarged_picture_that_is_not_finite_fails() -> None:
+    one = engine()
+    one.stepper.upsampler = Enlarging()
+    one.stepper.upsampler.broken = True
+    one.admit([picture(0)])
+    (outcome,) = run(one)
+    assert outcome == Failed(picture(0), "the network's output is not finite")
+
+
+@pytest.mark.parametrize(
+    ("sampled", "finished", "size"),
+    [((64, 64), (64, 64), (64, 64)), ((64, 64), (240, 320), (64, 85)), ((64, 64), (320, 240), (85, 64)),
+     ((48, 64), (240, 320), (48, 64)), ((64, 48), (64, 48), (64, 48)), ((16, 16), (8, 16), (16, 32))],
+)  # fmt: skip
+def test_a_frame_has_the_pictures_proportions(
+    sampled: tuple[int, int], finished: tuple[int, int], size: tuple[int, int]
+) -> None:
+    assert frame_size((3, *sampled), (3, *finished)) == size

@@ -30,6 +30,17 @@ def row(x0_hat: torch.Tensor | None) -> Row:
     return Row(torch.zeros(3, 4, 4), torch.zeros(24), options, table, torch.Generator(), step=2, x0_hat=x0_hat)
 
 
+def pair(job: str, index: int, x0_hat: torch.Tensor | None) -> tuple[Picture, Row, tuple[int, int, int]]:
+    """A picture of the size that is sampled."""
+    shape = (3, 4, 4) if x0_hat is None else (3, x0_hat.shape[1], x0_hat.shape[2])
+    return picture(job, index), row(x0_hat), shape
+
+
+def pixels(one: Event) -> np.ndarray:
+    png = base64.b64decode(one["preview"].partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(png)), dtype=np.int16)
+
+
 def picture(job: str, index: int) -> Picture:
     return Picture(job=job, index=index, labels=("red cube",), seed=1, options=SamplingOptions(steps=5))
 
@@ -43,38 +54,53 @@ def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
     connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = torch.rand(3, 3, 128, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    pairs = [(picture(job, i), row(images[i])) for i, job in enumerate(("seen", "unseen", "seen"))]
+    pairs = [pair(job, i, images[i]) for i, job in enumerate(("seen", "unseen", "seen"))]
     previews = Previews(connection, 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(service.worker.previews, "png_bytes", lambda pixels: pytest.fail("nobody watches"))
         previews.publish(pairs)
         connection.set(keys.watched("seen"), 1)
-        previews.publish([(picture("seen", 0), row(None))])  # before the first step
+        previews.publish([pair("seen", 0, None)])  # before the first step
     assert not connection.exists(keys.previews("seen"))
     connection.set(keys.watched("late"), 1)
-    previews.publish([*pairs, (picture("late", 0), row(None))])
+    previews.publish([*pairs, pair("late", 0, None)])
     assert not connection.exists(keys.previews("late"))
     (pictures,) = live_pictures(connection, "seen")
     assert [(one["index"], one["step"], one["steps"]) for one in pictures] == [(0, 2, 5), (2, 2, 5)]
     assert not connection.exists(keys.previews("unseen"))
     for one in pictures:
-        png = base64.b64decode(one["preview"].partition(",")[2])
-        assert (np.asarray(Image.open(io.BytesIO(png))) == to_uint8(images)[one["index"], ::2, ::2]).all()
+        half = Image.fromarray(to_uint8(images)[one["index"]]).resize((48, 64), Image.Resampling.BILINEAR)
+        assert np.abs(pixels(one) - np.asarray(half, dtype=np.int16)).max() <= 2
 
 
 def test_models_of_different_sizes_have_previews_together(connection: Redis) -> None:
     sizes = {"small": (32, 32), "large": (64, 64)}
     for job in sizes:
         connection.set(keys.watched(job), 1)
-    Previews(connection, 0.0).publish([(picture(job, 0), row(torch.zeros(3, *size))) for job, size in sizes.items()])
+    Previews(connection, 0.0).publish([pair(job, 0, torch.zeros(3, *size)) for job, size in sizes.items()])
     for job, size in sizes.items():
         ((one,),) = live_pictures(connection, job)
-        assert Image.open(io.BytesIO(base64.b64decode(one["preview"].partition(",")[2]))).size == size
+        assert pixels(one).shape[:2] == size
+
+
+@pytest.mark.parametrize(
+    ("sampled", "finished", "size"),
+    [((64, 64), (240, 320), (48, 64)), ((64, 64), (320, 240), (64, 48)), ((16, 16), (24, 32), (24, 32)),
+     ((64, 64), (1, 320), (1, 64))],
+)  # fmt: skip
+def test_a_preview_has_the_proportions_of_the_finished_picture(
+    connection: Redis, sampled: tuple[int, int], finished: tuple[int, int], size: tuple[int, int]
+) -> None:
+    connection.set(keys.watched("seen"), 1)
+    Previews(connection, 0.0).publish([(picture("seen", 0), row(torch.ones(3, *sampled)), (3, *finished))])
+    (((one,),)) = live_pictures(connection, "seen")
+    assert pixels(one).shape == (*size, 3)
+    assert (pixels(one) == 255).all()
 
 
 def test_previews_are_bounded_in_number_and_rate(connection: Redis) -> None:
     connection.set(keys.watched("seen"), 1)
-    pairs = [(picture("seen", i), row(torch.zeros(3, 4, 4))) for i in range(20)]
+    pairs = [pair("seen", i, torch.zeros(3, 4, 4)) for i in range(20)]
     often, seldom = Previews(connection, 0.0), Previews(connection, 60.0)
     for _ in range(2):
         often.publish(pairs)
