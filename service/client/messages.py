@@ -17,7 +17,7 @@ from service.client.errors import ClientError, Unreachable
 from service.contract.events import EVENTS, PictureEvent, StatusEvent, StepsEvent
 from service.contract.records import Point
 from service.contract.schemas import Job
-from shared.options import SamplerName, SpacingName
+from shared.options import IGNORE_UNKNOWN, SamplerName, SpacingName
 
 Body = TypeVar("Body", bound=BaseModel)
 LabelLists = Sequence[Sequence[str]]
@@ -70,7 +70,7 @@ def read_body(response: httpx.Response, body: type[Body]) -> Body:
 
 def _parse(content: bytes | str, body: type[Body], url: httpx.URL) -> Body:
     try:
-        return body.model_validate_json(content)
+        return body.model_validate_json(content, context=IGNORE_UNKNOWN)  # the service may be newer
     except ValidationError as error:
         raise Unreachable(f"{url} does not answer as this service does: no {body.__name__}") from error
 
