@@ -20,14 +20,14 @@ UsageError: type[Any] = typer.BadParameter.__bases__[0]  # Typer does not export
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Render data, train and distil a denoiser, fit an evaluator, and score what they made.",
+    help="Render data, train, distil and upsample a denoiser, fit an evaluator, and score what they made.",
 )
 for command in (
     data.render, data.locate,
-    training.fit_evaluator, training.train, training.distill,
+    training.fit_evaluator, training.train, training.distill, training.upsample,
     checkpoints.score, checkpoints.promote, checkpoints.set_sampling, checkpoints.set_support,
-    checkpoints.export, checkpoints.card,
-    studies.compare, studies.calibrate, studies.memorisation, studies.limit,
+    checkpoints.export, checkpoints.move_upsampler, checkpoints.card,
+    studies.compare, studies.calibrate, studies.memorisation, studies.spectrum, studies.limit,
 ):  # fmt: skip
     app.command()(command)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
@@ -86,6 +86,7 @@ REPORT: Final = TrainConfig(
 )
 PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": REPORT}
 REPORT_EPOCHS = 300
+Config = TypeVar("Config", bound=TrainConfig)
 FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions"}  # of NetworkConfig
 
 
@@ -96,7 +97,7 @@ def make_config(preset: str, changes: Sequence[str]) -> TrainConfig:
     return check_config(with_changes(PRESETS[preset], changes))
 
 
-def with_changes(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
+def with_changes(config: Config, changes: Sequence[str]) -> Config:
     """Return `config` with `field=value` changes. A value is JSON or else text; `network.x=...` sets `network`'s."""
     values: dict[str, Any] = config.model_dump()
     for change in changes:
@@ -111,7 +112,7 @@ def with_changes(config: TrainConfig, changes: Sequence[str]) -> TrainConfig:
             values["network"][key.removeprefix("network.")] = value
         else:
             values[key] = value
-    return TrainConfig.model_validate(values)
+    return type(config).model_validate(values)
 
 
 def check_config(config: TrainConfig) -> TrainConfig:

@@ -106,6 +106,14 @@ def _key(folder: Path, names: list[str]) -> str:
     return found.hexdigest()[:12]
 
 
+def pictures_folder(folder: Path, name: str) -> Path:
+    """Return the folder of a data set's pictures, one of which is `name`. Raises TrainerError if it is not found."""
+    for sub in PICTURE_FOLDERS:
+        if (folder / sub / name).is_file():
+            return folder / sub
+    raise TrainerError(f'{folder}: picture "{name}" is in none of {", ".join(PICTURE_FOLDERS)}')
+
+
 def load_dataset(
     folder: Path, *, size: int, fit: Fit = "squeeze", advance: Callable[[int], None] = lambda _: None
 ) -> Dataset:
@@ -117,10 +125,7 @@ def load_dataset(
     train = read_train_file(folder / "train.json", vocabulary)
     if not train:
         raise TrainerError(f"{folder / 'train.json'} names no pictures")
-    names = list(train)
-    pictures = next((folder / sub for sub in PICTURE_FOLDERS if (folder / sub / names[0]).is_file()), None)
-    if pictures is None:
-        raise TrainerError(f'{folder}: picture "{names[0]}" is in none of {", ".join(PICTURE_FOLDERS)}')
+    names, pictures = list(train), pictures_folder(folder, next(iter(train)))
     cache = folder / ".cache" / f"{size}-{fit}-{_key(pictures, names)}.npy"
     if cache.exists():
         images = np.load(cache)

@@ -13,14 +13,18 @@ from torch import Tensor
 
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.device import autocast_dtype
-from shared.diffusion.denoise import Stepper, Upsampler
+from shared.diffusion.denoise import Stepper
 from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts, RememberedLayouts
-from shared.diffusion.packed import can_pack, pack
+from shared.diffusion.packed import can_pack, pack, pack_upsampler
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
+from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
 from shared.options import PredictionName, SamplingOptions, default_options
 from shared.storage import Location
+from shared.support import picture_size
 from shared.vocabulary import Vocabulary
+
+UPSAMPLER = "upsampler."  # begins the names of the upsampler's tensors in a checkpoint
 
 
 @dataclass
@@ -34,7 +38,7 @@ class Denoiser:
     prediction: PredictionName
     layouts: Layouts | None  # of a network that takes positions
     options: SamplingOptions  # the default ones for this checkpoint
-    upsampler: Upsampler | None = None  # enlarges the network's pictures
+    upsampler: UpsamplerNet | None = None  # in eval mode; enlarges the network's pictures
     aspect: float = 1.0  # width over height of its training pictures before padding; 1 if they were squeezed
 
     @property
@@ -51,15 +55,15 @@ class Denoiser:
         """Return a stepping loop on the network's device, in the device's fastest precision."""
         device = next(self.network.parameters()).device
         dtype = autocast_dtype(device)
+        network, upsampler = self._packed if can_pack(device, dtype) else (self.network, self.upsampler)
         return Stepper(
-            self._packed if can_pack(device, dtype) else self.network, self.alpha_bar, self.prediction,
-            device=device, dtype=dtype, max_rows=max_rows, pad_to=pad_to, layouts=self.layouts,
-            upsampler=self.upsampler,
+            network, self.alpha_bar, self.prediction, device=device, dtype=dtype,
+            max_rows=max_rows, pad_to=pad_to, layouts=self.layouts, upsampler=upsampler,
         )  # fmt: skip
 
     @cached_property
-    def _packed(self) -> UNet:
-        return pack(self.network)
+    def _packed(self) -> tuple[UNet, UpsamplerNet | None]:
+        return pack(self.network), None if self.upsampler is None else pack_upsampler(self.upsampler)
 
 
 def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Denoiser:
@@ -83,12 +87,32 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
             raise ValueError(f"aspect {aspect} is not a ratio of two sides")
         layouts = _layouts(info, state) if config.positions else None
         network = UNet(config)
+        upsampler = _load_upsampler(info, state)
         network.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # torch lists every tensor on a line
         raise CheckpointError(path.name, f"configuration and weights do not fit: {reason}") from error
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return Denoiser(info, Vocabulary(info.vocabulary), network, schedule, prediction, layouts, options, aspect=aspect)
+    if upsampler is not None:
+        upsampler.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    vocabulary = Vocabulary(info.vocabulary)
+    return Denoiser(info, vocabulary, network, schedule, prediction, layouts, options, upsampler, aspect)
+
+
+def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> UpsamplerNet | None:
+    """Take the upsampler's tensors out of `state` and return the upsampler, if the configuration has one.
+
+    ValueError or RuntimeError if the two do not fit.
+    """
+    if (given := info.config.get("upsampler")) is None:
+        return None
+    weights = {name: state.pop(name) for name in list(state) if name.startswith(UPSAMPLER)}
+    config = UpsamplerConfig.model_validate(given)
+    if config.picture != picture_size(info.config):
+        raise ValueError(f"picture is {picture_size(info.config)}, the upsampler's is {config.picture}")
+    upsampler = UpsamplerNet(config)
+    upsampler.load_state_dict({name.removeprefix(UPSAMPLER): value for name, value in weights.items()})
+    return upsampler
 
 
 def _layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> Layouts:
@@ -114,7 +138,10 @@ def _base_weights(path: Location, adapter: CheckpointInfo) -> dict[str, Tensor]:
 
 
 def adapt(weights: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add an adapter's changes to weights: NAME.up @ NAME.down to a matrix (LoRA, Hu et al. 2022, eq. 3), else NAME."""
+    """Add an adapter's changes to weights: NAME.up @ NAME.down to a matrix (LoRA, Hu et al. 2022, eq. 3), else NAME.
+
+    An adapter's upsampler is not added to the base's weights; it stands beside them.
+    """
     changed = {}
     for name, weight in weights.items():
         if f"{name}.up" in changes:
@@ -122,4 +149,4 @@ def adapt(weights: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[
         elif name in changes:
             weight = weight.float() + changes[name].float()
         changed[name] = weight
-    return changed
+    return changed | {name: value for name, value in changes.items() if name.startswith(UPSAMPLER)}

@@ -1,7 +1,7 @@
-"""Faster inference of the UNet on a CPU: weights are cast and packed once, norms and sums are fused.
+"""Faster inference of the networks on a CPU: weights are cast and packed once, norms and sums are fused.
 
 Without packing, autocast casts every weight and oneDNN reorders it at every call, a third of the time of a small batch.
-Knows the layers of `unet.py`; must not know sampling.
+Knows the layers of `unet.py` and `upsampler.py`; must not know sampling.
 """
 
 from copy import deepcopy
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from shared.device import has_onednn
 from shared.diffusion.unet import Attention, Conv, Level, ResidualBlock, UNet
+from shared.diffusion.upsampler import PlainBlock, UpsamplerNet
 from shared.packed_conv import PackedConv
 
 
@@ -77,6 +78,18 @@ class PackedBlock(nn.Module):
         return out
 
 
+class PackedPlainBlock(nn.Module):
+    """A PlainBlock whose ReLU and sum are part of its convolutions."""
+
+    def __init__(self, block: PlainBlock) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = pack_conv(block.conv1), pack_conv(block.conv2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv2(self.conv1(x, relu=True), x)
+        return out
+
+
 def can_pack(device: torch.device, dtype: torch.dtype | None) -> bool:
     """Whether `pack` works on this device and in this precision."""
     return dtype is torch.bfloat16 and has_onednn(device)
@@ -105,4 +118,15 @@ def pack(network: UNet) -> UNet:
         for i, conv in enumerate(convs):
             if isinstance(conv, Conv):
                 convs[i] = pack_conv(conv)
+    return packed
+
+
+def pack_upsampler(upsampler: UpsamplerNet) -> UpsamplerNet:
+    """Return a packed copy of an upsampler on the CPU, as `pack` does of a UNet."""
+    packed = deepcopy(upsampler).requires_grad_(False).eval()
+    blocks = [PackedPlainBlock(block) for block in upsampler.blocks if isinstance(block, PlainBlock)]
+    for name, layer in (
+        ("stem", pack_conv(upsampler.stem)), ("blocks", nn.Sequential(*blocks)), ("head", pack_conv(upsampler.head)),
+    ):  # fmt: skip
+        setattr(packed, name, layer)
     return packed

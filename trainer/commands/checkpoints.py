@@ -1,4 +1,4 @@
-"""The commands on a checkpoint: `score`, `promote`, `set-sampling`, `set-support`, `export` and `card`."""
+"""The commands on a finished checkpoint: `score`, `promote`, `card`, and those that change or move parts of it."""
 
 from __future__ import annotations
 
@@ -122,6 +122,19 @@ def export(
         raise TrainerError(f"{evaluator} has other labels than i-CLEVR's, which the course's evaluator.py is made for")
     write_course_checkpoint(loaded, course_file)
     terminal.show("exported", [("evaluator", evaluator), ("file", str(course_file))])
+
+
+def move_upsampler(
+    source: Annotated[str, typer.Argument(help="A checkpoint in storage that has an upsampler.")],
+    base: Annotated[str, typer.Option(help="The denoiser that the upsampler is added to.")],
+    name: Annotated[str | None, typer.Option(help="Name of the result; that of the source by default.")] = None,
+    storage: options.Storage = Path("models"),
+) -> None:
+    """Publish a checkpoint's upsampler as that of another denoiser, or of its own after that was trained again."""
+    from trainer import upsample
+
+    path = upsample.move_upsampler(storage, source, base, name or source)
+    terminal.show("upsampler moved", [("base", base), ("checkpoint", str(path))])
 
 
 def card(

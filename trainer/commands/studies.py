@@ -1,4 +1,4 @@
-"""The commands that measure: `compare`, `calibrate`, `memorisation` and `limit`."""
+"""The commands that measure: `compare`, `calibrate`, `memorisation`, `spectrum` and `limit`."""
 
 from __future__ import annotations
 
@@ -119,6 +119,40 @@ def memorisation(
     terminal.print_table(f"{report.pictures} pictures", head, study.rows_of(report))
     if grid:
         save_grid(images, grid, columns=3)
+    terminal.write_json(json_out, asdict(report))
+
+
+def spectrum(
+    data: Annotated[Path, typer.Argument(exists=True, help="A data set folder that the model was not trained on.")],
+    storage: options.Storage = Path("models"),
+    model: options.Model = None,
+    preset: options.Preset = "default",
+    count: Annotated[int, typer.Option(min=1, help="Pictures to generate.")] = 256,
+    seed: options.Seed = 0,
+    grid: Annotated[Path | None, typer.Option(help="PNG of some pictures beside the folder's.")] = None,
+    json_out: options.Json = None,
+    device: options.DeviceName = "auto",
+) -> None:
+    """Measure sharpness: the power of generated pictures in each octave, relative to a folder's of the same labels."""
+    from shared.diffusion.model import load_denoiser
+    from trainer.pictures import find_pictures
+    from trainer.score import make_options, save_grid
+    from trainer.studies import spectrum as study
+
+    terminal.check_files(png=grid, json=json_out)
+    denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=terminal.pick_device(device))
+    _, height, width = denoiser.picture_shape
+    with terminal.bar() as progress:
+        dataset = terminal.read_dataset(data, progress, size=denoiser.image_shape[-1])
+        task = progress.add_task("sampling", total=min(count, len(dataset)))
+        report, images = study.examine(
+            denoiser, dataset, find_pictures(data, f"{width}x{height}"), make_options(preset, {}, denoiser.options),
+            count=count, seed=seed, advance=lambda n: progress.advance(task, n),
+        )  # fmt: skip
+    head = ["period, pixels", "generated / folder's", "interpolated / folder's"]
+    terminal.print_table(f"{report.pictures} pictures of {report.model}", head, study.rows_of(report))
+    if grid:
+        save_grid(images, grid, columns=2)
     terminal.write_json(json_out, asdict(report))
 
 

@@ -1,4 +1,4 @@
-"""The commands that train and publish a checkpoint: `fit-evaluator`, `train` and `distill`."""
+"""The commands that train and publish a checkpoint: `fit-evaluator`, `train`, `distill` and `upsample`."""
 
 from __future__ import annotations
 
@@ -199,3 +199,51 @@ def distill(
     student = cast(distillation.AdaptedNetwork, averages.network(config.publish))
     published = distillation.publish_adapter(student, base, storage, name, sampling, training)
     terminal.show("distilled", [*terminal.spent(state), ("checkpoint", str(published))])
+
+
+def upsample(
+    data: Annotated[Path, options.Existing],
+    name: options.Name,
+    base: Annotated[str, typer.Option(help="The denoiser whose pictures are enlarged.")],
+    size: Annotated[
+        str | None, typer.Option(help="Of the finished pictures, as 320x240; by default that of the data set's first.")
+    ] = None,
+    storage: options.Storage = Path("models"),
+    run: Annotated[Path, typer.Option(help="Folder for state, log and grids.")] = Path("runs/upsampler"),
+    minutes: options.Minutes = None,
+    steps: options.Steps = None,
+    set_: options.Changes = None,
+    evaluate_minutes: options.EvaluateMinutes = 10.0,
+    device: options.DeviceName = "auto",
+) -> None:
+    """Train an upsampler of a denoiser's pictures, and publish the two. To resume, run the same command again."""
+    from functools import partial
+
+    from shared.diffusion.model import load_denoiser
+    from trainer import upsample as upsampling
+    from trainer.pictures import find_pictures
+    from trainer.runs import Budget, keep_setup, show_progress
+    from trainer.train import train as train_network
+
+    terminal.check_budget(minutes, steps)
+    check_name(name)
+    where, config = terminal.pick_device(device), upsampling.make_config(set_ or [])
+    denoiser = load_denoiser(resolve(storage, base, "denoiser"), device=where)
+    pictures = find_pictures(data, size)
+    network = upsampling.make_upsampler(denoiser, pictures.size, config)
+    keep_setup(run, {"base": base, "size": pictures.size})
+    with terminal.bar() as progress:
+        dataset = terminal.read_dataset(data, progress, size=denoiser.image_shape[-1])
+        objective = upsampling.Upsampling(dataset, pictures, denoiser, network.config, config, where)
+        averages, state = train_network(
+            dataset, config, run, Budget(minutes, steps), device=where, network=network, objective=objective,
+            on_step=show_progress(progress, "upsampling", config.batch),
+            evaluate=partial(upsampling.measure, objective, run, where), evaluate_every_s=60 * evaluate_minutes,
+        )  # fmt: skip
+    training = {"data": data.name, "steps": state.step, "minutes": round(state.elapsed_s / 60, 1)}
+    training |= {"examples_seen": state.step * config.batch, "config": config.model_dump(mode="json")}
+    training |= {"last": state.history[-1]} if state.history else {}
+    published = upsampling.publish_upsampler(
+        network.config, averages.network(config.publish).state_dict(), denoiser.info, storage, name, training
+    )
+    terminal.show("upsampler trained", [*terminal.spent(state), ("checkpoint", str(published))])

@@ -1,0 +1,60 @@
+"""The pictures of a data set folder at their own size, each read when it is used: together they need too much memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from shared.rgb import to_rgb
+from shared.vocabulary import Vocabulary, read_train_file
+from trainer.data import pictures_folder, read_picture
+from trainer.errors import TrainerError
+
+SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
+
+
+class Pictures:
+    """The pictures of a data set at full size, read when they are used."""
+
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int]) -> None:
+        self.paths, self.size = paths, size
+
+    def read(self, i: int) -> Image.Image:
+        """Return picture i as RGB, scaled to `size` (width, height) if it has another."""
+        picture = _read(self.paths[i])
+        return picture if picture.size == self.size else picture.resize(self.size, Image.Resampling.BILINEAR)
+
+
+def _read(path: Path) -> Image.Image:
+    try:
+        return to_rgb(read_picture(path))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
+
+
+def find_pictures(folder: Path, size: str | None) -> Pictures:
+    """Return the pictures that a data set folder's train.json names, at `size` ("320x240") or the size of the first.
+
+    Raises TrainerError for a bad size, and if the first picture is not found or cannot be read.
+    """
+    names = list(read_train_file(folder / "train.json", Vocabulary.from_objects_file(folder / "objects.json")))
+    if not names:
+        raise TrainerError(f"{folder / 'train.json'} names no pictures")
+    within = pictures_folder(folder, names[0])
+    paths = [within / name for name in names]
+    if size is None:
+        return Pictures(paths, _read(paths[0]).size)
+    if not (sides := SIZE.fullmatch(size)):
+        raise TrainerError(f'--size "{size}" is not of the form 320x240')
+    return Pictures(paths, (int(sides[1]), int(sides[2])))
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    """(3, H, W) uint8."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -1,0 +1,32 @@
+"""The power of pictures in each octave of spatial frequency: shows blur and noise that scores do not see."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def octave_power(pictures: Tensor) -> Tensor:
+    """Return the mean power of pictures (N, C, H, W) in each octave, the finest first: (octaves,) float32.
+
+    The first octave has periods of less than 4 pixels, the next 4 to 8, and so on, up to half of the shorter side. A
+    Hann window keeps the step between opposite borders out of the fine octaves.
+    """
+    height, width = pictures.shape[-2:]
+    x = pictures.float()
+    x = x - x.mean((-2, -1), keepdim=True)
+    window = torch.outer(*(torch.hann_window(side, periodic=False, device=x.device) for side in (height, width)))
+    power = torch.fft.rfft2(x * window).abs().square().mean((0, 1))  # (H, W // 2 + 1)
+    octave = _octave_of(height, width).to(x.device)
+    count = int(math.log2(min(height, width))) - 1
+    return torch.stack([power[octave == k].sum() for k in range(count)])
+
+
+def _octave_of(height: int, width: int) -> Tensor:
+    """Return the octave of each coefficient of `rfft2`: (H, W // 2 + 1) int64, 0 the finest."""
+    y, x = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+    period = (y.square() + x.square()).clamp(min=1e-12).rsqrt()
+    octave: Tensor = period.log2().ceil().sub(2).clamp(min=0).long()
+    return octave

@@ -1,0 +1,214 @@
+"""Trains an upsampler on pairs of a picture and its squeezed copy, and publishes it as an adapter of a denoiser.
+
+The denoiser's own weights stay as they are. Conditioning augmentation (Ho et al. 2022, sec. 4) makes the squeezed
+copies resemble what the denoiser samples: many of them are its prediction from a noised copy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from shared.checkpoint import CheckpointInfo, load, publish, read_info
+from shared.device import autocast_dtype
+from shared.diffusion.layouts import with_positions
+from shared.diffusion.model import UPSAMPLER, Denoiser
+from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet, crop
+from shared.pictures import grid
+from shared.registry import resolve
+from shared.storage import Location
+from trainer.config import Share, TrainConfig, with_changes
+from trainer.data import Dataset, to_float
+from trainer.errors import TrainerError
+from trainer.loss import finite
+from trainer.pictures import Pictures, as_tensor
+from trainer.runs import Run
+from trainer.spectrum import octave_power
+
+Weight = Annotated[float, Field(ge=0)]
+# As a folder's pictures are read (`data.py`), and as `trainer render --size` writes them
+SQUEEZES: Final = (Image.Resampling.BILINEAR, Image.Resampling.BOX)
+HELD_OUT_EVERY = 50  # one picture in so many is not trained on
+SHOWN, MEASURED = 4, 48  # held-out pictures in a sample grid, and in the figures of the log
+
+
+class UpsampleConfig(TrainConfig):
+    """One run. `network` holds those fields of UpsamplerConfig that do not follow from the data."""
+
+    batch: Annotated[int, Field(ge=1)] = 16
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    cooldown: Share = 0.4
+    crop: Annotated[int, Field(ge=4)] = 24  # side, in blocks, of the square that an example shows
+    denoised: Share = 0.7  # share of inputs that are the denoiser's prediction from a noised picture
+    noisiest: Share = 0.5  # of T: the most noise that it is predicted from
+    noise: Weight = 0.02  # largest standard deviation of the noise on other inputs
+    gradient_weight: Weight = 1.0  # of the error of differences between neighbouring pixels
+    octave_weight: Weight = 0.005  # of the error of the power in each octave, a logarithm
+
+
+class Upsampling:
+    """The objective: restore squares of pictures from the whole picture, squeezed and degraded."""
+
+    def __init__(
+        self, dataset: Dataset, pictures: Pictures, base: Denoiser, network: UpsamplerConfig, config: UpsampleConfig,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.dataset, self.pictures, self.config, self.block = dataset, pictures, config, network.block
+        self.places = [side // network.block - config.crop for side in reversed(pictures.size)]  # rows, columns
+        if min(self.places) < 0:
+            raise TrainerError(f"pictures of {pictures.size} pixels are smaller than crop={config.crop} blocks")
+        everything = torch.arange(len(dataset))
+        self.held_out = everything[::HELD_OUT_EVERY]
+        trained = everything[everything % HELD_OUT_EVERY != 0]
+        self.trained = trained if len(trained) else everything
+        self.side, self.prediction, self.base = base.image_shape[-1], base.prediction, base.stepper().network
+        alpha_bar = base.alpha_bar.to(device)
+        self.signal, self.noise = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+        self.labels = dataset.labels
+        if base.layouts is not None:
+            if dataset.positions is None:
+                raise TrainerError(f"{base.info.name} takes positions; write the data set's with `locate`")
+            self.labels = with_positions(dataset.labels, dataset.positions)
+
+    def __len__(self) -> int:
+        return len(self.trained)
+
+    def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
+        """Draw squeezed pictures, labels, noise, its level, whether to denoise, corners of squares, and the squares."""
+        B = len(index)
+        eps, u = torch.randn(B, 3, self.side, self.side, generator=generator), torch.rand(B, 7, generator=generator)
+        chosen, (eps, u) = self.trained[index[share]], (eps[share], u[share])
+        squeezed, corners, squares = [], [], []
+        for i, (resampling, *places) in zip(chosen.tolist(), u[:, :5].tolist(), strict=True):
+            picture = self.pictures.read(i)
+            squeezed.append(self._squeeze(picture, SQUEEZES[resampling >= 0.5]))
+            corner, square = self._square(as_tensor(picture), places)
+            corners.append(corner)
+            squares.append(square)
+        denoise = u[:, 5] < self.config.denoised
+        return [
+            torch.stack(squeezed),
+            self.labels[chosen],
+            eps,
+            u[:, 6],
+            denoise,
+            *map(torch.stack, (corners, squares)),
+        ]
+
+    def _squeeze(self, picture: Image.Image, resampling: Image.Resampling) -> Tensor:
+        return as_tensor(picture.resize((self.side, self.side), resampling))
+
+    def _square(self, picture: Tensor, places: list[float]) -> tuple[Tensor, Tensor]:
+        """Cut two squares and return that with more edges, since most of a picture may be an empty background."""
+        scale = torch.tensor(self.places) + 1
+        corners = (torch.tensor(places).view(2, 2) * scale).long()
+        squares = crop(picture[None].expand(2, -1, -1, -1), corners * self.block, self.config.crop * self.block)
+        best = int(squares.float().diff(dim=-1).abs().mean((1, 2, 3)).argmax())
+        return corners[best], squares[best]
+
+    def degrade(self, x: Tensor, labels: Tensor, eps: Tensor, level: Tensor, denoise: Tensor) -> Tensor:
+        """Return x (B, 3, S, S) with some noise or, where `denoise`, as the denoiser predicts it from a noised copy."""
+        x = x + (self.config.noise * level * ~denoise)[:, None, None, None] * eps
+        if not bool(denoise.any()):
+            return x
+        t = (level[denoise] * self.config.noisiest * (len(self.signal) - 1)).long()
+        a, s = self.signal[t][:, None, None, None], self.noise[t][:, None, None, None]
+        with torch.inference_mode():
+            x_t = (a * x[denoise] + s * eps[denoise]).contiguous(memory_format=torch.channels_last)
+            out = self.base(x_t, t, labels[denoise], torch.ones_like(t, dtype=torch.bool)).float()
+            x0_hat = a * x_t - s * out if self.prediction == "v" else (x_t - s * out) / a
+        x[denoise] = x0_hat.clone()
+        return x
+
+    def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        squeezed, labels, eps, level, denoise, corners, squares = inputs
+        made = network(self.degrade(to_float(squeezed), labels, eps, level, denoise), corners, self.config.crop)
+        return finite(self.loss(made, to_float(squares)))
+
+    def loss(self, made: Tensor, target: Tensor) -> Tensor:
+        """Return the mean absolute error, with those of the pixels' differences and of the octaves' power."""
+        error = made - target
+        loss = error.abs().mean()
+        if weight := self.config.gradient_weight:
+            loss = loss + weight * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+        if weight := self.config.octave_weight:
+            loss = loss + weight * (octave_power(made) / octave_power(target)).log().abs().mean()
+        return loss
+
+
+@torch.inference_mode()
+def measure(
+    objective: Upsampling, folder: Path, device: torch.device, network: nn.Module, run: Run
+) -> dict[str, float]:
+    """Return figures of whole held-out pictures, and write some beside their originals to `folder`.
+
+    l1: mean absolute error on [-1, 1]. octave_k: power in octave k (`octave_power`) relative to the originals'.
+    """
+    chosen = objective.held_out[:MEASURED]
+    originals = [objective.pictures.read(i) for i in chosen.tolist()]
+    squeezed = torch.stack([objective._squeeze(one, SQUEEZES[k % 2]) for k, one in enumerate(originals)])
+    eps = torch.randn(squeezed.shape, generator=torch.Generator().manual_seed(0))
+    level = torch.linspace(0, 1, len(chosen))
+    drawn = (objective.labels[chosen], eps, level, torch.ones_like(level, dtype=torch.bool))
+    x = objective.degrade(to_float(squeezed).to(device), *(value.to(device) for value in drawn))
+    dtype = autocast_dtype(device)
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        made = torch.cat([network(one[None]).cpu() for one in x])
+    target = to_float(torch.stack([as_tensor(one) for one in originals]))
+    ratios = octave_power(made) / octave_power(target)
+    shown = torch.stack([made[:SHOWN], target[:SHOWN]], 1).flatten(0, 1)
+    Image.fromarray(grid(shown, columns=2)).save(folder / f"samples-{run.step:07d}.png")
+    figures = {"l1": float((made - target).abs().mean())}
+    return figures | {f"octave_{k}": ratio for k, ratio in enumerate(ratios.tolist())}
+
+
+def make_config(changes: list[str]) -> UpsampleConfig:
+    return with_changes(UpsampleConfig(), changes)
+
+
+def make_upsampler(base: Denoiser, size: tuple[int, int], config: UpsampleConfig) -> UpsamplerNet:
+    """Return a new upsampler of `base`'s pictures to `size` (width, height): bicubic interpolation, before training.
+
+    Raises TrainerError if the denoiser's pictures are not squeezed ones, pydantic.ValidationError for a bad size.
+    """
+    if base.aspect != 1:
+        raise TrainerError(f"{base.info.name} learnt padded pictures; an upsampler needs squeezed ones (fit=squeeze)")
+    torch.manual_seed(config.seed)
+    return UpsamplerNet(UpsamplerConfig.model_validate({**config.network, "picture": size}))
+
+
+def publish_upsampler(
+    config: UpsamplerConfig, weights: dict[str, Tensor], base: CheckpointInfo, storage: Location, name: str,
+    training: dict[str, Any],
+) -> Location:  # fmt: skip
+    """Publish an upsampler (`weights`: its state dict) in bf16 as an adapter of `base`, which it leaves as it is.
+
+    Raises TrainerError if the base is an adapter itself.
+    """
+    if over := base.config.get("base"):
+        raise TrainerError(f"{base.name} is an adapter; add the upsampler to the checkpoint it changes, {over['name']}")
+    described = {"base": {"name": base.name, "digest": base.digest}, "picture": list(config.picture)}
+    described["upsampler"] = config.model_dump(mode="json")
+    return publish(
+        storage, name, {UPSAMPLER + key: value.detach().to("cpu", torch.bfloat16) for key, value in weights.items()},
+        kind="denoiser", vocabulary=base.vocabulary, config={**base.config, **described}, training=training,
+    )  # fmt: skip
+
+
+def move_upsampler(storage: Location, source: str, base: str, name: str) -> Location:
+    """Publish the upsampler of checkpoint `source` as that of `base`: after the base was trained again, for example.
+
+    Raises TrainerError if `source` has none, or if `base` is an adapter.
+    """
+    (info, tensors), onto = load(resolve(storage, source, "denoiser")), read_info(resolve(storage, base, "denoiser"))
+    if "upsampler" not in info.config:
+        raise TrainerError(f"{source} has no upsampler")
+    weights = {key.removeprefix(UPSAMPLER): value for key, value in tensors.items() if key.startswith(UPSAMPLER)}
+    return publish_upsampler(
+        UpsamplerConfig.model_validate(info.config["upsampler"]), weights, onto, storage, name, info.training
+    )
