@@ -7,6 +7,7 @@ from torch import nn
 
 from shared.checkpoint import CheckpointInfo, publish, read_info
 from shared.diffusion.unet import NetworkConfig, UNet
+from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
 from shared.evaluator import Evaluator
 from shared.registry import promote
 from shared.storage import Location
@@ -24,12 +25,12 @@ NETWORK = NetworkConfig(
 )
 
 
-def _randomize(module: nn.Module, seed: int) -> None:
+def _randomize(module: nn.Module, seed: int, std: float = 0.3) -> None:
     """Fill all weights with random values: a fresh network has zeros in places and ignores its labels."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.3, generator=generator)
+            nn.init.normal_(parameter, std=std, generator=generator)
 
 
 def publish_toy_denoiser(
@@ -58,6 +59,19 @@ def publish_toy_adapter(storage: Location, name: str, base: CheckpointInfo) -> C
     config = {**base.config, "base": {"name": base.name, "digest": base.digest}}
     return read_info(
         publish(storage, name, changes, kind="denoiser", vocabulary=base.vocabulary, config=config, training={})
+    )
+
+
+def publish_toy_upsampler(storage: Location, name: str, base: CheckpointInfo) -> CheckpointInfo:
+    """Publish an adapter whose upsampler, of random weights, enlarges `base`'s pictures to 32x24."""
+    own = UpsamplerConfig(picture=(32, 24), channels=8, blocks=1)
+    network = UpsamplerNet(own)
+    _randomize(network, 0, std=0.05)
+    added = {"base": {"name": base.name, "digest": base.digest}, "picture": [32, 24]}
+    config = {**base.config, **added, "upsampler": own.model_dump(mode="json")}
+    weights = {f"upsampler.{key}": value for key, value in network.state_dict().items()}
+    return read_info(
+        publish(storage, name, weights, kind="denoiser", vocabulary=base.vocabulary, config=config, training={})
     )
 
 

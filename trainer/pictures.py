@@ -1,4 +1,4 @@
-"""The pictures of a data set folder at their own size, each read when it is used: together they need too much memory."""
+"""The pictures of a data set folder at their own size. Each is read when it is used, to save memory."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def examine(
     chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long()
     stepper, made, plain = denoiser.stepper(), list[Tensor](), list[Tensor]()
     places = dataset.positions if denoiser.layouts is not None else None
-    for part in chosen.split(BATCH):
+    for part in torch.split(chosen, BATCH):
         rows = [
             stepper.new_row(dataset.labels[i], options, picture_seed(seed, i), None if places is None else places[i])
             for i in part.tolist()

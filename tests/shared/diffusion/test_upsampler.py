@@ -1,0 +1,119 @@
+"""The upsampler: shapes, what it adds, its packed form, and checkpoints that carry one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.nn import functional as F
+
+from shared.checkpoint import CheckpointError, load, publish
+from shared.diffusion.denoise import sample
+from shared.diffusion.model import load_denoiser
+from shared.diffusion.packed import pack_upsampler
+from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet, crop
+from shared.options import SamplingOptions
+from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toy_upsampler
+
+OPTIONS = SamplingOptions(steps=2, guidance=1.0)
+
+
+def upsampler(**config: object) -> UpsamplerNet:
+    """An upsampler with random weights; a fresh one has zeros in its last layer."""
+    made = UpsamplerNet(UpsamplerConfig(**{"picture": (24, 16), "channels": 8, "blocks": 2, **config}))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.1, generator=generator)
+    return made.eval()
+
+
+@pytest.mark.parametrize(("width", "height", "block"), [(320, 240, 4), (24, 16, 8), (30, 20, 5), (7, 9, 1)])
+@pytest.mark.parametrize("side", [16, 64])
+def test_any_size_that_is_a_multiple_of_the_block(width: int, height: int, block: int, side: int) -> None:
+    made = upsampler(picture=(width, height), block=block)
+    assert made.picture_shape == (3, height, width)
+    assert made(torch.zeros(2, 3, side, side)).shape == (2, 3, height, width)
+
+
+def test_a_size_that_is_no_multiple_of_the_block_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"picture \[320, 242\] must be a multiple of the block, 4"):
+        UpsamplerConfig(picture=(320, 242))
+
+
+def test_a_new_upsampler_interpolates() -> None:
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    new = UpsamplerNet(UpsamplerConfig(picture=(24, 16), channels=8, blocks=2))
+    assert torch.equal(new(x), F.interpolate(x, (16, 24), mode="bicubic"))
+
+
+def test_squares_are_those_of_the_whole_picture() -> None:
+    """Without blocks the network sees one position around a square's edge, so the inside is the whole picture's."""
+    made, x = upsampler(picture=(32, 24), blocks=0), torch.randn(2, 3, 16, 16)
+    whole, squares = made(x), made(x, torch.tensor([[0, 0], [2, 4]]), 4)
+    assert squares.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(squares[0, :, :8, :8], whole[0, :, :8, :8])
+    torch.testing.assert_close(squares[1, :, 8:, 8:], whole[1, :, 16:24, 24:32])
+    pixels = torch.arange(24.0).view(1, 1, 4, 6)
+    assert crop(pixels, torch.tensor([[1, 2]]), 2).tolist() == [[[[8, 9], [14, 15]]]]
+
+
+def test_the_packed_upsampler_is_as_close_to_float32_as_autocast() -> None:
+    made, x = upsampler(picture=(64, 48), channels=16), torch.randn(1, 3, 16, 16)
+    with torch.inference_mode():
+        exact = made(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            plain, packed = made(x), pack_upsampler(made)(x)
+    assert plain.dtype == packed.dtype == torch.float32
+    assert (packed - exact).norm() <= 1.5 * (plain - exact).norm() + 1e-6
+    assert (packed - exact).norm() <= 0.02 * exact.norm()
+
+
+def test_an_adapter_adds_an_upsampler_to_its_base(tmp_path: Path) -> None:
+    base = publish_toy_denoiser(tmp_path, "toy", 0, sampling=OPTIONS.model_dump(mode="json"))
+    publish_toy_upsampler(tmp_path, "large", base)
+    plain, large = (load_denoiser(tmp_path / f"{name}.safetensors") for name in ("toy", "large"))
+    assert (plain.image_shape, plain.picture_shape) == ((3, 16, 16), (3, 16, 16))
+    assert (large.image_shape, large.picture_shape) == ((3, 16, 16), (3, 24, 32))
+    assert large.options == plain.options == OPTIONS
+    assert all(torch.equal(a, b) for a, b in zip(plain.network.parameters(), large.network.parameters(), strict=True))
+    labels = torch.eye(len(base.vocabulary))[:3]
+    small, made = (sample(one.stepper(), labels, OPTIONS, [1, 2, 3]) for one in (plain, large))
+    assert (small.shape, made.shape) == ((3, 3, 16, 16), (3, 3, 24, 32))
+    enlarged = F.interpolate(small, (24, 32), mode="bicubic")
+    assert 0.01 < float((made - enlarged).abs().mean()) < 1  # the network adds something
+
+
+def test_a_finished_picture_does_not_depend_on_its_batch(tmp_path: Path) -> None:
+    base = publish_toy_denoiser(tmp_path, "toy", 0)
+    publish_toy_upsampler(tmp_path, "large", base)
+    stepper, labels = load_denoiser(tmp_path / "large.safetensors").stepper(), torch.eye(len(base.vocabulary))[:5]
+    rows = [stepper.new_row(one, OPTIONS, seed) for seed, one in enumerate(labels)]
+    for _ in range(2):
+        stepper.step(rows)
+    together = stepper.pictures(rows)
+    assert all(torch.equal(stepper.pictures([row])[0], together[i]) for i, row in enumerate(rows))
+    assert torch.equal(stepper.pictures(rows[::-1]), together.flip(0))
+
+
+def test_an_upsampler_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    base = publish_toy_denoiser(tmp_path, "toy", 0)
+    path = publish_toy_upsampler(tmp_path, "large", base)
+    info, tensors = load(tmp_path / "large.safetensors")
+    described = {"kind": "denoiser", "vocabulary": path.vocabulary, "training": {}}
+    without = {key: value for key, value in info.config.items() if key != "upsampler"}
+    publish(tmp_path, "other", tensors, config=without, **described)
+    with pytest.raises(CheckpointError, match=r"do not fit: .*upsampler\."):
+        load_denoiser(tmp_path / "other.safetensors")
+    publish(tmp_path, "other", tensors, config={**info.config, "picture": [64, 48]}, **described)
+    with pytest.raises(CheckpointError, match=r"picture is \(64, 48\), the upsampler's is \(32, 24\)"):
+        load_denoiser(tmp_path / "other.safetensors")
+    del tensors["upsampler.stem.weight"]
+    publish(tmp_path, "other", tensors, config=info.config, **described)
+    with pytest.raises(CheckpointError, match=r"do not fit: .*stem\.weight"):
+        load_denoiser(tmp_path / "other.safetensors")
+
+
+def test_other_adapters_have_no_upsampler(tmp_path: Path) -> None:
+    publish_toy_adapter(tmp_path, "fast", publish_toy_denoiser(tmp_path, "toy", 0))
+    assert load_denoiser(tmp_path / "fast.safetensors").upsampler is None
