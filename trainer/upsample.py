@@ -40,14 +40,15 @@ SHOWN, MEASURED = 4, 48  # held-out pictures in a sample grid, and in the figure
 class UpsampleConfig(TrainConfig):
     """One run. `network` holds those fields of UpsamplerConfig that do not follow from the data."""
 
-    batch: Annotated[int, Field(ge=1)] = 16
+    batch: Annotated[int, Field(ge=1)] = 4
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     cooldown: Share = 0.4
-    crop: Annotated[int, Field(ge=4)] = 24  # side, in blocks, of the square that an example shows
+    crop: Annotated[int, Field(ge=4)] = 24  # side, in blocks, of the squares that are compared
+    squares: Annotated[int, Field(ge=1)] = 4  # of each picture
     denoised: Share = 0.7  # share of inputs that are the denoiser's prediction from a noised picture
     noisiest: Share = 0.5  # of T: the most noise that it is predicted from
     noise: Weight = 0.02  # largest standard deviation of the noise on other inputs
-    gradient_weight: Weight = 1.0  # of the error of differences between neighbouring pixels
+    gradient_weight: Weight = 0.0  # of the error of differences between neighbouring pixels
     octave_weight: Weight = 0.005  # of the error of the power in each octave, a logarithm
 
 
@@ -81,34 +82,26 @@ class Upsampling:
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
         """Draw squeezed pictures, labels, noise, its level, whether to denoise, corners of squares, and the squares."""
         B = len(index)
-        eps, u = torch.randn(B, 3, self.side, self.side, generator=generator), torch.rand(B, 7, generator=generator)
-        chosen, (eps, u) = self.trained[index[share]], (eps[share], u[share])
-        squeezed, corners, squares = [], [], []
-        for i, (resampling, *places) in zip(chosen.tolist(), u[:, :5].tolist(), strict=True):
+        chosen, eps = self.trained[index[share]], torch.randn(B, 3, self.side, self.side, generator=generator)[share]
+        level, denoise, resampling = torch.rand(3, B, generator=generator)[:, share]
+        places = torch.rand(B, 2 * self.config.squares, 2, generator=generator)[share]
+        corners = (places * (torch.tensor(self.places) + 1)).long()
+        squeezed, found = [], []
+        for i, k, own in zip(chosen.tolist(), (resampling * len(SQUEEZES)).long().tolist(), corners, strict=True):
             picture = self.pictures.read(i)
-            squeezed.append(self._squeeze(picture, SQUEEZES[resampling >= 0.5]))
-            corner, square = self._square(as_tensor(picture), places)
-            corners.append(corner)
-            squares.append(square)
-        denoise = u[:, 5] < self.config.denoised
-        return [
-            torch.stack(squeezed),
-            self.labels[chosen],
-            eps,
-            u[:, 6],
-            denoise,
-            *map(torch.stack, (corners, squares)),
-        ]
+            squeezed.append(self._squeeze(picture, SQUEEZES[k]))
+            found.append(self._squares(as_tensor(picture), own))
+        conditions = [self.labels[chosen], eps, level, denoise < self.config.denoised]
+        return [torch.stack(squeezed), *conditions, *(torch.stack(values) for values in zip(*found, strict=True))]
 
     def _squeeze(self, picture: Image.Image, resampling: Image.Resampling) -> Tensor:
         return as_tensor(picture.resize((self.side, self.side), resampling))
 
-    def _square(self, picture: Tensor, places: list[float]) -> tuple[Tensor, Tensor]:
-        """Cut two squares and return that with more edges, since most of a picture may be an empty background."""
-        scale = torch.tensor(self.places) + 1
-        corners = (torch.tensor(places).view(2, 2) * scale).long()
-        squares = crop(picture[None].expand(2, -1, -1, -1), corners * self.block, self.config.crop * self.block)
-        best = int(squares.float().diff(dim=-1).abs().mean((1, 2, 3)).argmax())
+    def _squares(self, picture: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the half of `corners` whose squares have most edges, since a picture may be mostly background."""
+        squares = crop(picture[None], corners[None] * self.block, self.config.crop * self.block)
+        edges = squares.float().diff(dim=-1).abs().mean((1, 2, 3))
+        best = edges.topk(self.config.squares).indices
         return corners[best], squares[best]
 
     def degrade(self, x: Tensor, labels: Tensor, eps: Tensor, level: Tensor, denoise: Tensor) -> Tensor:
@@ -128,7 +121,7 @@ class Upsampling:
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         squeezed, labels, eps, level, denoise, corners, squares = inputs
         made = network(self.degrade(to_float(squeezed), labels, eps, level, denoise), corners, self.config.crop)
-        return finite(self.loss(made, to_float(squares)))
+        return finite(self.loss(made, to_float(squares.flatten(0, 1))))
 
     def loss(self, made: Tensor, target: Tensor) -> Tensor:
         """Return the mean absolute error, with those of the pixels' differences and of the octaves' power."""

@@ -54,9 +54,12 @@ def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def crop(pictures: Tensor, corners: Tensor, side: int) -> Tensor:
-    """Cut a square of `side` pixels out of each of (N, C, H, W); `corners` (N, 2): row and column of its start."""
-    squares = [one[:, y : y + side, x : x + side] for one, (y, x) in zip(pictures, corners.tolist(), strict=True)]
-    return torch.stack(squares)
+    """Cut k squares of `side` pixels out of each of (N, C, H, W): (N k, C, side, side).
+
+    corners (N, k, 2): row and column of each square's first pixel.
+    """
+    pairs = zip(pictures, corners.tolist(), strict=True)
+    return torch.stack([one[:, y : y + side, x : x + side] for one, places in pairs for y, x in places])
 
 
 class UpsamplerNet(nn.Module):
@@ -76,7 +79,7 @@ class UpsamplerNet(nn.Module):
         self.head = Conv(config.channels, pixels, zero=True)
 
     def forward(self, x: Tensor, corners: Tensor | None = None, side: int = 0) -> Tensor:
-        """Enlarge x. For training, only squares of `side` blocks whose upper left blocks are `corners` (N, 2)."""
+        """Enlarge x. For training, only squares of `side` blocks, as `crop` does; corners (N, k, 2) count blocks."""
         enlarged = enlarge(x, self.picture_shape[1:])
         if corners is not None:
             enlarged = crop(enlarged, corners * self.config.block, side * self.config.block)

@@ -50,12 +50,13 @@ def test_a_new_upsampler_interpolates() -> None:
 def test_squares_are_those_of_the_whole_picture() -> None:
     """Without blocks the network sees one position around a square's edge, so the inside is the whole picture's."""
     made, x = upsampler(picture=(32, 24), blocks=0), torch.randn(2, 3, 16, 16)
-    whole, squares = made(x), made(x, torch.tensor([[0, 0], [2, 4]]), 4)
+    whole, squares = made(x), made(x, torch.tensor([[[0, 0]], [[2, 4]]]), 4)
     assert squares.shape == (2, 3, 16, 16)
     torch.testing.assert_close(squares[0, :, :8, :8], whole[0, :, :8, :8])
     torch.testing.assert_close(squares[1, :, 8:, 8:], whole[1, :, 16:24, 24:32])
     pixels = torch.arange(24.0).view(1, 1, 4, 6)
-    assert crop(pixels, torch.tensor([[1, 2]]), 2).tolist() == [[[[8, 9], [14, 15]]]]
+    two = crop(pixels, torch.tensor([[[1, 2], [0, 4]]]), 2)
+    assert two.tolist() == [[[[8, 9], [14, 15]]], [[[4, 5], [10, 11]]]]
 
 
 def test_the_packed_upsampler_is_as_close_to_float32_as_autocast() -> None:
