@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from redis.exceptions import OutOfMemoryError
 
-from faults import clock, disconnects, flood
+from faults import clock, disconnects, flood, versions
 from faults.harness import until
 from faults.trial import BODIES, LABELS, LARGE, SMALL, Trial
 from service.store import keys
@@ -205,6 +205,9 @@ CASES = {
         Case(redis_clock_forward, clocks=True),
         Case(redis_clock_back, clocks=True),
         Case(clients_leave),
+        Case(versions.rolling_upgrade),
+        Case(versions.rolling_downgrade),
+        Case(versions.option_of_the_next_version),
         Case(flood.flood, workers=1, environment=flood.ENVIRONMENT, headers=flood.HEADERS),
     )
 }

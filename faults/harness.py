@@ -82,6 +82,7 @@ class Stack:
             **(clock.environment(self.clocks["service"]) if clocks else {}),
             **environment,
         }
+        self.trees: dict[str, Path] = {}  # the source of processes that run another version
         self.children: dict[str, Child] = {}
         self.deaths: list[tuple[str, float]] = []
         self._ended = threading.Event()
@@ -123,7 +124,7 @@ class Stack:
             with (self.folder / f"{name}.log").open("ab") as log:
                 return subprocess.Popen(
                     [sys.executable, "-m", *command],
-                    cwd=ROOT,
+                    cwd=self.trees.get(name, ROOT),
                     env=self.environment,
                     stdout=log,
                     stderr=log,
@@ -148,6 +149,18 @@ class Stack:
 
     def signal(self, name: str, number: signal.Signals) -> None:
         os.kill(self.children[name].process.pid, number)
+
+    def replace(self, name: str, tree: Path) -> None:
+        """Stop a process as a rolling restart does, start it again from the source in `tree`, and wait for it."""
+        before = self.children[name].process
+        self.trees[name] = tree
+        before.terminate()
+        until(lambda: self.children[name].process is not before, f"the {name} to stop")
+        process = self.children[name].process
+        if name == "api":
+            until(self._is_ready, "the API to be ready")
+        else:
+            until(lambda: process.pid in [about["pid"] for about in list_live(self.store.connection)], f"the {name}")
 
     def workers(self) -> list[str]:
         return [name for name in self.children if name.startswith("worker")]

@@ -1,0 +1,101 @@
+"""Versions side by side: the release before this one, and a next one with one more option, each in a folder of its own.
+
+Both run with this version's dependencies.
+"""
+
+import io
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from faults.harness import ROOT, until
+from faults.trial import BODIES, LARGE, SMALL, Trial
+
+RELEASE = "4478179"  # commit of the release before this one
+PACKAGES = ("service", "shared")
+# What the next version adds: file, line before it, new line.
+ADDITIONS = (
+    ("shared/options.py", "    clip_x0: bool = False\n", "    glow: Fraction = 0.0\n"),
+    ("service/contract/schemas.py", "    clip_x0: bool | None = ", "    glow: Fraction | None = None\n"),
+)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="lg-version-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def release() -> Iterator[Path]:
+    """The release before this one. RuntimeError if this clone does not have its commit."""
+    packed = subprocess.run(["git", "archive", RELEASE, *PACKAGES], cwd=ROOT, capture_output=True)
+    if packed.returncode:
+        raise RuntimeError(f"commit {RELEASE} is not in this clone; `git fetch --unshallow` gets it")
+    with _folder() as folder, tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+        yield folder
+
+
+@contextmanager
+def following() -> Iterator[Path]:
+    """This version with one more option, `glow`."""
+    with _folder() as folder:
+        for package in PACKAGES:
+            shutil.copytree(ROOT / package, folder / package)
+        for name, before, line in ADDITIONS:
+            lines = (folder / name).read_text().splitlines(keepends=True)
+            (at,) = (i for i, one in enumerate(lines) if one.startswith(before))
+            (folder / name).write_text("".join([*lines[:at], line, *lines[at:]]))
+        yield folder
+
+
+def _change(trial: Trial, before: Path, after: Path) -> None:
+    """Replace every process, one after the other, while requests come in."""
+    names = ["api", *trial.stack.workers()]
+    for name in names:
+        trial.stack.replace(name, before)
+    trial.begin()
+
+    def change() -> None:
+        trial.stack.replace("worker 0", after)
+        trial.submit(*LARGE)
+        trial.stack.replace("api", after)
+        trial.submit(*LARGE)
+        trial.stack.replace("worker 1", after)
+
+    trial.strike(change)
+    trial.end(lambda: None)
+    trial.recover()
+
+
+def rolling_upgrade(trial: Trial) -> None:
+    """every process of the release before this one is replaced by this version, one after the other, while it works;
+    recovery is measured from the last"""
+    with release() as before:
+        _change(trial, before, ROOT)
+
+
+def rolling_downgrade(trial: Trial) -> None:
+    """the same, back from this version to the release before it"""
+    with release() as after:
+        _change(trial, ROOT, after)
+
+
+def option_of_the_next_version(trial: Trial) -> None:
+    """API and one of two workers are of a next version with one more option; jobs without it are sampled by both, and a
+    job with it waits for the worker that knows it"""
+    with following() as newer:
+        for name in ("api", "worker 1"):
+            trial.stack.replace(name, newer)
+        trial.begin()
+        trial.strike(lambda: trial.stack.replace("worker 1", newer))  # the older one is alone for a while
+        glowing = trial.post({**BODIES[SMALL], "glow": 0.5}, Prefer="respond-async")["id"]
+        trial.jobs[glowing] = None
+        trial.others.add(glowing)
+        trial.recover()
+        until(lambda: not trial.stack.store.is_open(glowing), "the job with the option")
