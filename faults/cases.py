@@ -19,6 +19,7 @@ from service.store import keys
 HOUR_S = 3600
 FULL_S = 15.0  # how long Redis stays full: longer than a lease
 FILLER = "filler"
+IMPATIENT = {"LABELGRID_STALLED_AFTER_S": "4"}
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,13 @@ def poison_picture(trial: Trial) -> None:
 def poison_picture_that_kills(trial: Trial) -> None:
     """a picture that kills every worker that samples it, in a batch with good ones: only its job fails, after three
     deaths; recovery is measured from the last"""
+    _kills(trial, "purple sphere")
+
+
+def _kills(trial: Trial, label: str) -> None:
     trial.begin()
     poisoned: list[str] = []
-    trial.strike(lambda: poisoned.append(trial.submit_failing([["purple sphere"]], "workers died 3 times")))
+    trial.strike(lambda: poisoned.append(trial.submit_failing([[label]], "workers died 3 times")))
     struck_at = trial.struck_at
     trial.wait(poisoned)
     if len(trial.stack.deaths) != 3:
@@ -149,6 +154,17 @@ def poison_picture_that_kills(trial: Trial) -> None:
     trial.struck_at = trial.stack.deaths[-1][1]
     trial.recover()
     trial.figures["all open jobs ended after, s"] = round(time.monotonic() - struck_at, 1)
+
+
+def hung_picture(trial: Trial) -> None:
+    """a picture that hangs every worker that samples it, in a batch with good ones, with `stalled_after_s` = 4: each
+    worker ends itself, and after three only the picture's job fails; recovery is measured from the last"""
+    _kills(trial, "purple cylinder")
+
+
+def hung_picture_one_worker(trial: Trial) -> None:
+    """the same with one worker"""
+    _kills(trial, "purple cylinder")
 
 
 def _clock_jumps(trial: Trial, which: str, seconds: int) -> None:
@@ -200,6 +216,8 @@ CASES = {
         Case(picture_claimed_twice),
         Case(poison_picture, worker_command="faults.poisoned worker"),
         Case(poison_picture_that_kills, worker_command="faults.poisoned worker"),
+        Case(hung_picture, worker_command="faults.poisoned worker", environment=IMPATIENT),
+        Case(hung_picture_one_worker, 1, "faults.poisoned worker", IMPATIENT),
         Case(clock_forward, clocks=True),
         Case(clock_back, clocks=True),
         Case(redis_clock_forward, clocks=True),

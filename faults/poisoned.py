@@ -1,23 +1,27 @@
-"""`python -m faults.poisoned worker`: a worker whose network cannot handle two labels.
+"""`python -m faults.poisoned worker`: a worker whose network cannot handle three labels.
 
-A picture of a purple cube fails in every step; one of a purple sphere kills the process, as a driver's fault would.
+A picture of a purple cube fails in every step; one of a purple sphere kills the process, as a driver's fault would; one
+of a purple cylinder hangs.
 """
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 
 from service.__main__ import main
 from shared.diffusion.denoise import Row, Stepper
 from shared.vocabulary import ICLEVR
 
-FAILS, KILLS = ICLEVR.names.index("purple cube"), ICLEVR.names.index("purple sphere")
+FAILS, KILLS, HANGS = (ICLEVR.names.index(f"purple {shape}") for shape in ("cube", "sphere", "cylinder"))
 step = Stepper.step
 
 
 def poisoned_step(self: Stepper, rows: Sequence[Row]) -> None:
     if any(bool(row.labels[KILLS].any()) for row in rows):
         os.kill(os.getpid(), signal.SIGKILL)
+    if any(bool(row.labels[HANGS].any()) for row in rows):
+        time.sleep(3600)
     if any(bool(row.labels[FAILS].any()) for row in rows):
         raise RuntimeError("poison")
     step(self, rows)

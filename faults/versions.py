@@ -88,7 +88,7 @@ def rolling_downgrade(trial: Trial) -> None:
 
 def option_of_the_next_version(trial: Trial) -> None:
     """API and one of two workers are of a next version with one more option; jobs without it are sampled by both, and a
-    job with it waits for the worker that knows it"""
+    job with it waits for the worker that knows it; recovery is measured from that worker's restart"""
     with following() as newer:
         for name in ("api", "worker 1"):
             trial.stack.replace(name, newer)
@@ -97,5 +97,6 @@ def option_of_the_next_version(trial: Trial) -> None:
         glowing = trial.post({**BODIES[SMALL], "glow": 0.5}, Prefer="respond-async")["id"]
         trial.jobs[glowing] = None
         trial.others.add(glowing)
+        trial.end(lambda: None)
         trial.recover()
         until(lambda: not trial.stack.store.is_open(glowing), "the job with the option")

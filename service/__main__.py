@@ -124,7 +124,7 @@ def webhooks() -> None:
 
 @app.command()
 def check() -> None:
-    """Exit with 1 unless a worker of this host is alive, for the health checks of containers."""
+    """Exit with 1 unless a worker of this host is alive and does not hang, for the health checks of containers."""
     with _process("check") as settings:
         from rq import Worker
 
@@ -133,7 +133,7 @@ def check() -> None:
         from service.store.jobs import JobStore
 
         store = JobStore(connect(settings.redis_url), settings)
-        hosts = [about["host"] for about in workers.list_live(store.connection)]
+        hosts = [about["host"] for about in workers.list_live(store.connection) if not about.get("stalled")]
         hosts += [sender.hostname for sender in Worker.all(queue=store.webhooks)]
         if socket.gethostname() not in hosts:
             raise typer.Exit(1)

@@ -158,8 +158,9 @@ class Settings(BaseSettings):
     lease_s: float = Field(default=8.0, gt=0)
     """A worker without a heartbeat for this long counts as dead, and other workers take over its pictures. Should be
     several times heartbeat_s."""
-    stalled_after_s: float = Field(default=120.0, gt=0)
-    """A worker whose loop makes no progress for this long counts as hung and no longer renews its leases."""
+    stalled_after_s: float = Field(default=60.0, gt=0)
+    """A worker whose loop makes no progress for this long hangs: it logs where, and ends its process. Must be longer
+    than one step of a full batch."""
     max_deliveries: int = Field(default=3, ge=2)
     """A job fails when workers have died this often with the same picture in progress. The last attempt samples that
     picture alone."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from service.contract.records import MAX_SEED, MAX_STAGES, JobRecord, Layouts, Picture, Verdict
+from service.contract.stored import unneeded
 from shared.options import LIMITS, SamplingOptions, Strict
 
 MAX_POSITION = 2**31  # of a picture in its request, from 0
@@ -100,7 +101,7 @@ class Recipe(_Part):
 
     def text(self) -> dict[str, str]:
         """Return it as a PNG's text chunk: keyword -> JSON."""
-        return {KEYWORD: self.model_dump_json(exclude_none=True)}
+        return {KEYWORD: self.model_dump_json(exclude_none=True, exclude=unneeded(self))}
 
 
 def shown_scores(verdict: Verdict, digits: int) -> dict[str, float]:

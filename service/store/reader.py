@@ -162,8 +162,9 @@ class JobReader:
         raise NotReady(f"{what} is not ready; the job is {text(status)}", job_status=text(status))
 
     async def workers(self) -> list[dict[str, Any]]:
-        """Return what the live workers say about themselves, without those that are shutting down."""
-        return [about for about in await workers.list_live_async(self.connection) if not about.get("draining")]
+        """Return what the live workers say about themselves, without those that are shutting down or hang."""
+        live = await workers.list_live_async(self.connection)
+        return [about for about in live if not (about.get("draining") or about.get("stalled"))]
 
     async def open_pictures(self, digest: str) -> int:
         """Return how many pictures of a checkpoint are pending or in progress."""

@@ -22,6 +22,7 @@ from service.store.jobs import new_id
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
 from service.worker.runner import Runner
+from service.worker.watchdog import watch
 from shared.device import DeviceError
 
 log = get_logger(__name__)
@@ -93,6 +94,7 @@ def _beat(worker: PictureWorker, born_at: float) -> None:
         "models": [{"name": loaded.name, "digest": loaded.digest} for loaded in worker.runner.models],
         "pictures_per_s": round(worker.runner.rate.per_s, 3),
         "draining": worker.runner.stopping,
+        "stalled": worker.runner.stalled,
     }
     workers.announce(worker.connection, worker.name, about, worker.settings.lease_s)
     worker.runner.renew_claims()
@@ -116,9 +118,17 @@ def build(settings: Settings, connection: Redis) -> PictureWorker:
     return PictureWorker(runner)
 
 
+def _is_stopping() -> bool:
+    """Whether retries should end. Each one counts as progress: a loop that waits for Redis does not hang."""
+    if runner is None:
+        return False
+    runner.moved_at = time.monotonic()
+    return runner.stopping
+
+
 def main(settings: Settings) -> None:
     """Work until SIGTERM or Ctrl-C. SettingError if the metrics cannot be served at their port."""
-    connection = connect(settings.redis_url, retry=RetryUntilStopped(lambda: runner is not None and runner.stopping))
+    connection = connect(settings.redis_url, retry=RetryUntilStopped(_is_stopping))
     worker = build(settings, connection)
     if settings.metrics_port is not None:  # before the first heartbeat, so that a failure is seen before "ready"
         host = settings.metrics_host
@@ -130,6 +140,8 @@ def main(settings: Settings) -> None:
     ended = threading.Event()
     heartbeats = threading.Thread(target=send_heartbeats, args=(worker, ended), name="heartbeat", daemon=True)
     heartbeats.start()
+    watched = (lambda: worker.runner.moved_at, settings.stalled_after_s, ended)
+    threading.Thread(target=watch, args=watched, name="watchdog", daemon=True).start()
     try:
         worker.work(logging_level="WARNING")
     finally:

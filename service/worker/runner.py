@@ -76,7 +76,7 @@ class Runner:
         self.stopping = False  # a signal handler sets it, in which an Event's lock could deadlock
         self.drain_until = math.inf  # monotonic seconds
         self.iteration_s = 0.0  # moving average of iterations with work
-        self.moved_at = time.monotonic()  # end of the last iteration
+        self.moved_at = time.monotonic()  # end of the last iteration, or of the last attempt to reach Redis
         self._swept_at = time.monotonic()
 
     def _traceparent(self, job_id: str) -> str:
@@ -88,8 +88,8 @@ class Runner:
 
     @property
     def stalled(self) -> bool:
-        """Whether pictures are in progress and the loop has been stuck for too long."""
-        return self.models.busy and time.monotonic() - self.moved_at > self.settings.stalled_after_s
+        """Whether the loop seems to hang: the worker counts as not ready, some time before `watchdog.py` ends it."""
+        return time.monotonic() - self.moved_at > self.settings.stalled_after_s / 2
 
     def run(self, job_id: str) -> None:
         """Work until the job has ended, here or in another worker; other jobs' pictures may share the batch.
@@ -277,8 +277,8 @@ class Runner:
             complete_jobs(self.store, self.judged_by, complete, pngs)
 
     def renew_claims(self) -> None:
-        """Renew the leases of the pictures in progress, unless the loop is stuck. The heartbeat's thread calls it."""
-        for loaded in self.models if not self.stalled else ():
+        """Renew the leases of the pictures in progress. The heartbeat's thread calls it."""
+        for loaded in self.models:
             loaded.stream.renew([claim.entry for claim in list(loaded.claims.values())])
 
     def stop(self, within_s: float) -> None:

@@ -99,6 +99,18 @@ def test_a_default_that_changes_does_not_change_stored_records() -> None:
     assert '"steps":16' in record().model_copy(update={"options": SamplingOptions()}).write()
 
 
+class NewRecipe(Recipe):
+    options: NewOptions
+
+
+def test_a_recipe_without_new_options_is_taken_by_an_old_api() -> None:
+    plain = NewRecipe.model_validate(example())
+    assert Recipe.model_validate_json(plain.text()["labelgrid"]) == Recipe.model_validate(example())
+    glowing = NewRecipe.model_validate({**example(), "options": {"glow": 0.5}})
+    with pytest.raises(ValidationError):
+        Recipe.model_validate_json(glowing.text()["labelgrid"])
+
+
 class NewRequest(GenerateRequest):
     glow: float | None = None
 
