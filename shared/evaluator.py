@@ -1,4 +1,4 @@
-"""The evaluator: the course's ResNet-18, which names the objects in a picture, and the scores computed from it.
+"""The evaluator: the course's ResNet-18, which names a picture's objects and locates them; scores computed from it.
 
 Must not know sampling. Its labels come from its checkpoint. It is never used to train or guide the denoiser.
 """
@@ -24,6 +24,7 @@ from shared.vocabulary import ICLEVR, Vocabulary
 
 IMAGE_SIZE = 64  # the network's input; other pictures are resized to it
 THRESHOLD = 0.5  # a label counts as found from this probability on
+LOCATOR = "locator."  # prefix of the position head's tensors in a checkpoint; the course's evaluator has none
 
 
 class Judge(Protocol):
@@ -34,18 +35,49 @@ class Judge(Protocol):
 
     def probabilities(self, images: Tensor) -> Tensor: ...
 
+    def positions(self, images: Tensor) -> Tensor | None: ...
+
+
+class Locator(nn.Module):
+    """The position head: for each label a heatmap over 8 x 8 cells, and in each cell an offset from its centre.
+
+    The position is the heatmap's mean, as in integral regression (Sun et al. 2018).
+    """
+
+    def __init__(self, labels: int) -> None:
+        super().__init__()
+        self.labels = labels
+        self.convs = nn.Sequential(
+            nn.Conv2d(128 + 256, 128, 1), nn.ReLU(), nn.Conv2d(128, 128, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(128, 3 * labels, 1),
+        )  # fmt: skip
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """(N, 128, H, W) and (N, 256, H/2, W/2), of layers 2 and 3 -> (N, K, 2) fractions of width and height."""
+        height, width = fine.shape[-2:]
+        maps = self.convs(torch.cat([fine, F.interpolate(coarse, size=(height, width))], 1)).float()
+        heat, offsets = maps.split([self.labels, 2 * self.labels], 1)
+        rows, columns = (torch.arange(n, device=maps.device).add(0.5) / n for n in (height, width))
+        cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))  # (2, H, W): x, y
+        weights = heat.flatten(2).softmax(-1)[:, :, None]  # (N, K, 1, H W)
+        points = cells.flatten(1) + offsets.unflatten(1, (self.labels, 2)).flatten(3)  # (N, K, 2, H W)
+        found: Tensor = (weights * points).sum(-1)
+        return found
+
 
 class Evaluator(nn.Module):
     """ResNet-18 (He et al. 2016) with a linear layer and a sigmoid for K labels, as in the course's evaluator.py.
 
-    The state dict has the course's names, so weights can be exchanged in both directions.
+    `resnet` has the course's names in its state dict, so weights can be exchanged in both directions. `locates`: it has
+    a position head beside it.
     """
 
-    def __init__(self, vocabulary: Vocabulary, info: CheckpointInfo | None = None) -> None:
+    def __init__(self, vocabulary: Vocabulary, info: CheckpointInfo | None = None, *, locates: bool = False) -> None:
         super().__init__()
         self.vocabulary, self.info = vocabulary, info
         self.resnet = resnet18(weights=None)
         self.resnet.fc = nn.Sequential(nn.Linear(512, len(vocabulary)), nn.Sigmoid())
+        self.locator = Locator(len(vocabulary)) if locates else None
         self._folded: FoldedResNet | None = None
 
     def freeze(self) -> Evaluator:
@@ -58,19 +90,20 @@ class Evaluator(nn.Module):
             self._folded = FoldedResNet(self.resnet, autocast_dtype(device) or torch.float32)
         return self
 
-    def _trunk(self, images: Tensor) -> Tensor:
-        """(N, 3, 64, 64) in [-1, 1] (mean and std 0.5) -> (N, 512), the input of the last layer."""
-        if self._folded is not None:
-            return self._folded(images)
-        net = self.resnet
-        h = net.maxpool(net.relu(net.bn1(net.conv1(images))))
-        features: Tensor = net.avgpool(net.layer4(net.layer3(net.layer2(net.layer1(h))))).flatten(1)
-        return features
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(N, 3, 64, 64) in [-1, 1] (mean and std 0.5) -> logits (N, K), positions (N, K, 2) if it has the head."""
+        fine, coarse, pooled = self._features(images)
+        return self.resnet.fc[0](pooled), self.locator(fine, coarse) if self.locator else None
 
-    def logits(self, images: Tensor) -> Tensor:
-        """(N, 3, 64, 64) in [-1, 1] (mean and std 0.5) -> (N, K), before the sigmoid."""
-        logits: Tensor = self.resnet.fc[0](self._trunk(images))
-        return logits
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, 3, 64, 64) -> layer 2's (N, 128, 8, 8), layer 3's (N, 256, 4, 4), and (N, 512) for the last layer."""
+        if self._folded is not None:
+            _, fine, coarse, last = self._folded(images)
+        else:
+            net = self.resnet
+            fine = net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images))))))
+            last = net.layer4(coarse := net.layer3(fine))
+        return fine, coarse, last.float().mean((2, 3))
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
@@ -80,14 +113,35 @@ class Evaluator(nn.Module):
         """
         if not len(images):
             return torch.zeros(0, len(self.vocabulary))
-        return torch.cat([torch.sigmoid(self.logits(self._input(x))).cpu() for x in torch.split(images, batch)])
+        last = self.resnet.fc
+        return torch.cat([last(self._features(self._input(x))[-1]).cpu() for x in torch.split(images, batch)])
+
+    @torch.inference_mode()
+    def positions(self, images: Tensor, *, batch: int = 64) -> Tensor | None:
+        """Return where each label's object is: images as for `probabilities` -> (N, K, 2) float32 on the CPU.
+
+        Fractions of width and height of an object's centre, from the upper left corner. They mean something only for
+        labels that the picture shows. None if the checkpoint has no position head.
+        """
+        if self.locator is None:
+            return None
+        if not len(images):
+            return torch.zeros(0, len(self.vocabulary), 2)
+        features = (self._features(self._input(x)) for x in torch.split(images, batch))
+        return torch.cat([self.locator(fine.float(), coarse.float()).cpu() for fine, coarse, _ in features])
 
     @torch.inference_mode()
     def features(self, images: Tensor, *, batch: int = 64) -> Tensor:
         """Return features in which similar pictures are close: images as for `probabilities` -> (N, 512) float32."""
         if not len(images):
             return torch.zeros(0, 512)
-        return torch.cat([self._trunk(self._input(x)).cpu() for x in torch.split(images, batch)])
+        return torch.cat([self._features(self._input(x))[-1].cpu() for x in torch.split(images, batch)])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of its checkpoint: under the course's names, and the position head's under `LOCATOR`."""
+        tensors: dict[str, Tensor] = self.resnet.state_dict()
+        head = self.locator.state_dict() if self.locator else {}
+        return tensors | {LOCATOR + key: value for key, value in head.items()}
 
     def _input(self, images: Tensor) -> Tensor:
         return as_input(images.to(next(self.parameters()).device, torch.float32).clamp(-1, 1))
@@ -106,6 +160,15 @@ class JudgeInside:
 
     def probabilities(self, images: Tensor) -> Tensor:
         return self.judge.probabilities(without_padding(images, self.aspect))
+
+    def positions(self, images: Tensor) -> Tensor | None:
+        """Return fractions of the padded picture."""
+        inside = without_padding(images, self.aspect)
+        if (found := self.judge.positions(inside)) is None:
+            return None
+        (height, width), side = inside.shape[-2:], images.shape[-1]
+        border = torch.tensor([(side - width) // 2, (side - height) // 2])
+        return (found * torch.tensor([width, height]) + border) / side
 
 
 def judge_of(judge: Judge, aspect: float) -> Judge:
@@ -126,16 +189,20 @@ def load_evaluator(path: Location | str, device: str | torch.device = "cpu") -> 
     Raises CheckpointError if the file is neither.
     """
     path = Path(path) if isinstance(path, str) else path
+    head: dict[str, Tensor] = {}
     if path.suffix == ".pth" and isinstance(path, Path):
         evaluator = Evaluator(ICLEVR)
         state = _read_course_checkpoint(path)
     else:
-        info, state = load(path)
+        info, tensors = load(path)
         if info.kind != "evaluator":
             raise CheckpointError(path.name, f"holds a {info.kind}, not an evaluator")
-        evaluator = Evaluator(Vocabulary(info.vocabulary), info)
+        head = {key.removeprefix(LOCATOR): tensors.pop(key) for key in list(tensors) if key.startswith(LOCATOR)}
+        evaluator, state = Evaluator(Vocabulary(info.vocabulary), info, locates=bool(head)), tensors
     try:
         evaluator.resnet.load_state_dict(state)
+        if evaluator.locator:
+            evaluator.locator.load_state_dict(head)
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(path.name, f"weights do not fit ResNet-18: {_short(error)}") from error
     return evaluator.to(device).float().freeze()
@@ -158,7 +225,10 @@ def _short(error: Exception) -> str:
 
 
 def write_course_checkpoint(evaluator: Evaluator, path: Path) -> None:
-    """Write {"model": state_dict}, which the course's unchanged evaluator.py loads as its checkpoint.pth."""
+    """Write {"model": state_dict}, which the course's unchanged evaluator.py loads as its checkpoint.pth.
+
+    The position head is left out, since that file has no place for it.
+    """
     state = {key: value.to("cpu").contiguous() for key, value in evaluator.resnet.state_dict().items()}
     torch.save({"model": state}, path)
 

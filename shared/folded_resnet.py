@@ -25,19 +25,23 @@ class FoldedResNet:
     def __init__(self, resnet: ResNet, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
         self.stem, self.pool = fold(resnet.conv1, resnet.bn1, dtype), resnet.maxpool
-        self.blocks: list[tuple[PackedConv, PackedConv, PackedConv | None]] = []
+        self.layers: list[list[tuple[PackedConv, PackedConv, PackedConv | None]]] = []
         for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4):
+            self.layers.append([])
             for block in layer:
                 first, second = fold(block.conv1, block.bn1, dtype), fold(block.conv2, block.bn2, dtype)
                 skip = None
                 if block.downsample is not None:
                     conv, norm = block.downsample
                     skip = fold(conv, norm, dtype)
-                self.blocks.append((first, second, skip))
+                self.layers[-1].append((first, second, skip))
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, C) float32, averaged over positions."""
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) -> the outputs of the four layers, (N, C, H', W') in `dtype`."""
         h: Tensor = self.pool(self.stem(images.to(self.dtype, memory_format=torch.channels_last), relu=True))
-        for first, second, skip in self.blocks:
-            h = second(first(h, relu=True), h if skip is None else skip(h), relu=True)
-        return h.float().mean((2, 3))
+        outputs = []
+        for layer in self.layers:
+            for first, second, skip in layer:
+                h = second(first(h, relu=True), h if skip is None else skip(h), relu=True)
+            outputs.append(h)
+        return outputs

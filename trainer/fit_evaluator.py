@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
+from torchvision.tv_tensors import Image as TVImage
+from torchvision.tv_tensors import KeyPoints
 
 from shared.checkpoint import publish
 from shared.device import autocast_dtype, kept_memory
-from shared.evaluator import IMAGE_SIZE, Evaluator, SetScore, score_set
+from shared.evaluator import IMAGE_SIZE, Evaluator, score_set
 from shared.storage import Location
 from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
@@ -26,16 +28,18 @@ from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_l
 
 BATCH = 64
 LR = 1.5e-3
+START_LR = 7e-4  # of a run that starts from trained weights, which larger steps would first undo
 EMA_DECAY = 0.998
 
 # Distortions of pictures in [0, 1] that change no label, since sampled pictures are softer, noisier and less exact in
 # shape than renders. All pictures get small changes of place, size, light and colour; some are warped; half are blurred
 # or coarse; some are noisy. More on one picture would make cubes round, and the network would learn wrong shapes.
+# MOVE moves an object's position with it. A warp moves it by half a pixel, in no direction on average: that is ignored.
+BORDER = 8  # pixels around a picture, so that no empty corner moves into it
+MOVE = v2.RandomAffine(4, (0.05, 0.05), (0.88, 1.12), 4, interpolation=v2.InterpolationMode.BILINEAR)
 COARSE = v2.Compose([v2.RandomResize(22, 58), v2.Resize((IMAGE_SIZE, IMAGE_SIZE))])
 DISTORT = v2.Compose(
     [
-        v2.Pad(8, padding_mode="edge"),
-        v2.RandomAffine(4, (0.05, 0.05), (0.88, 1.12), 4, interpolation=v2.InterpolationMode.BILINEAR),
         v2.RandomApply([v2.ElasticTransform(40.0, 6.0)], 0.25),
         v2.CenterCrop(IMAGE_SIZE),
         v2.ColorJitter(0.2, 0.2, 0.2, 0.015),
@@ -45,6 +49,8 @@ DISTORT = v2.Compose(
 )
 TINT = 0.06  # standard deviation of each colour channel's gain
 GROUPS = 16  # of a batch; a group shares its distortion, since one by one would take longer than the network
+Figures = dict[str, Any]  # of held-out pictures, as in a checkpoint's header
+POSITION_WEIGHT = 1.0  # of the position loss, beside the labels' loss
 
 
 def update_average(averaged: Any, current: Any, updates: Tensor | int) -> None:
@@ -54,33 +60,49 @@ def update_average(averaged: Any, current: Any, updates: Tensor | int) -> None:
     get_ema_multi_avg_fn(decay)(averaged, current, updates)  # type: ignore[no-untyped-call]
 
 
-def augment(images: Tensor) -> Tensor:
-    """Distort (B, 3, H, W) in [-1, 1]. Draws from torch's global generator."""
+def augment(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Distort (B, 3, 64, 64) in [-1, 1], and move positions (B, K, 2) along. Draws from torch's global generator."""
     tinted = (images + 1) / 2 * (1 + TINT * torch.randn(len(images), 3, 1, 1))
-    return torch.cat([DISTORT(group.clamp(0, 1)) for group in tinted.chunk(GROUPS)]).mul(2).sub(1)
+    bordered = F.pad(tinted.clamp(0, 1), [BORDER] * 4, mode="replicate")
+    canvas = bordered.shape[-2:]
+    distorted, moved = [], []
+    for pictures, points in zip(bordered.chunk(GROUPS), (positions * IMAGE_SIZE + BORDER).chunk(GROUPS), strict=True):
+        pictures, points = MOVE(TVImage(pictures), KeyPoints(points, canvas_size=canvas))
+        distorted.append(DISTORT(pictures.as_subclass(Tensor)))
+        moved.append((points.as_subclass(Tensor) - BORDER) / IMAGE_SIZE)
+    return torch.cat(distorted).mul(2).sub(1), torch.cat(moved)
+
+
+def position_loss(found: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean distance |x - x'| + |y - y'| over the objects that are there: (B, K, 2) twice, and (B, K)."""
+    return ((found - positions).abs().sum(-1) * labels).sum() / labels.sum().clamp(min=1)
 
 
 def fit_evaluator(
     dataset: Dataset, held_out: Dataset, folder: Path, budget: Budget, *, device: torch.device,
     seed: int = 0, start: Evaluator | None = None, on_step: Callable[[Run], None] = lambda _: None,
-) -> tuple[Evaluator, SetScore, Run]:  # fmt: skip
-    """Train until the budget is spent, and score the averaged weights on `held_out`.
+) -> tuple[Evaluator, Figures, Run]:  # fmt: skip
+    """Train until the budget is spent, and measure the averaged weights on `held_out`.
 
-    State, log and TensorBoard events go to `folder`. `start`: an evaluator whose weights the run starts from; a resumed
-    run continues from its own state instead.
+    With positions in both data sets, the position head is trained too. State, log and TensorBoard events go to
+    `folder`. `start`: an evaluator whose weights the run starts from; a resumed run continues from its own state
+    instead.
     """
     vocabulary, images, labels = dataset.vocabulary, dataset.images, dataset.labels
     if held_out.vocabulary != vocabulary:
         raise TrainerError("the held-out pictures have another vocabulary than the data set")
     torch.manual_seed(seed)
-    evaluator = Evaluator(vocabulary).train()
+    evaluator = Evaluator(vocabulary, locates=dataset.positions is not None).train()
     if start is not None:
         if start.vocabulary != vocabulary:
             raise TrainerError("the evaluator to start from has another vocabulary than the data set")
-        evaluator.resnet.load_state_dict(start.resnet.state_dict())
+        # a position head that only one of the two has is ignored, or starts from its random weights
+        evaluator.load_state_dict(start.state_dict(), strict=False)
+    positions = torch.zeros(*labels.shape, 2) if dataset.positions is None else dataset.positions
     evaluator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(evaluator, multi_avg_fn=update_average, use_buffers=True)
-    optimizer = torch.optim.AdamW(evaluator.parameters(), LR, weight_decay=0.05, fused=True)
+    lr = START_LR if start else LR
+    optimizer = torch.optim.AdamW(evaluator.parameters(), lr, weight_decay=0.05, fused=True)
     dtype, run, state_path = autocast_dtype(device), Run(), folder / "state.pt"
     recipe = {"data": dataset.digest, "batch": BATCH, "seed": seed, "start": start and start.info and start.info.name}
     learning: dict[str, Any] = {"network": evaluator, "average": average, "optimizer": optimizer}
@@ -95,50 +117,71 @@ def fit_evaluator(
 
     with kept_memory(), run_log(folder) as record:
         last = saved_at = time.monotonic()
-        losses: list[float] = []  # since the last line of the log
+        losses: list[Tensor] = []  # since the last line of the log
         while (share := budget.progress(run.elapsed_s, run.step)) < 1:
             generator = torch.manual_seed(step_seed(seed, run.step))  # the global generator, which `augment` draws from
             index = torch.randint(len(images), (BATCH,), generator=generator)
-            x = augment(to_float(images[index])).to(device, memory_format=torch.channels_last)
+            x, places = augment(to_float(images[index]), positions[index])
+            wanted = labels[index].to(device)
             for group in optimizer.param_groups:
-                group["lr"] = LR * min(1.0, (run.step + 1) / 100) * min(1.0, (1 - share) / 0.7)
+                group["lr"] = lr * min(1.0, (run.step + 1) / 100) * min(1.0, (1 - share) / 0.7)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                logits = evaluator.logits(x)
-            loss = F.binary_cross_entropy_with_logits(logits.float(), labels[index].to(device))
-            loss.backward()  # type: ignore[no-untyped-call]
+                logits, found = evaluator(x.to(device, memory_format=torch.channels_last))
+            loss = F.binary_cross_entropy_with_logits(logits.float(), wanted)
+            apart = torch.zeros_like(loss) if found is None else position_loss(found, places.to(device), wanted)
+            (loss + POSITION_WEIGHT * apart).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             average.update_parameters(evaluator)
 
             now = time.monotonic()
             run.step, run.elapsed_s, run.progress, last = run.step + 1, run.elapsed_s + now - last, share, now
-            losses.append(float(loss.detach()))
+            losses.append(torch.stack([loss.detach(), apart.detach()]))
             if run.step % LOG_EVERY == 0:
-                run.loss = sum(losses) / len(losses)
+                run.loss, distance = torch.stack(losses).mean(0).tolist()
                 losses.clear()
-                record(run, {"loss": run.loss})
+                record(run, {"loss": run.loss} | ({} if found is None else {"position_loss": distance}))
             on_step(run)
             if now - saved_at > SAVE_EVERY_S:
                 save()
                 saved_at = time.monotonic()
         save()
         fitted = cast(Evaluator, average.module.eval())
-        undistorted = (to_float(chunk) for chunk in torch.split(held_out.images, 256))
-        probabilities = torch.cat([fitted.probabilities(chunk) for chunk in undistorted])
-        score = score_set(probabilities, held_out.labels, vocabulary.names)
-        record(run, {"accuracy": score.accuracy, "exact_match": score.exact_match})
-    return fitted, score, run
+        figures = measure(fitted, held_out)
+        record(run, {key: value for key, value in figures.items() if isinstance(value, float)})
+    return fitted, figures, run
+
+
+def measure(evaluator: Evaluator, held_out: Dataset) -> Figures:
+    """Judge undistorted pictures: the scores, exact match by number of objects, and how far found positions are off.
+
+    A position's error is a fraction of the picture's side.
+    """
+    names, labels = evaluator.vocabulary.names, held_out.labels
+    chunks = [to_float(chunk) for chunk in torch.split(held_out.images, 256)]
+    probabilities = torch.cat([evaluator.probabilities(chunk) for chunk in chunks])
+    score = score_set(probabilities, labels, names)
+    figures: Figures = {"accuracy": score.accuracy, "exact_match": score.exact_match, "f1": score.f1}
+    counts = labels.sum(1).int()
+    figures["exact_match_of"] = {
+        str(n): score_set(probabilities[counts == n], labels[counts == n], names).exact_match
+        for n in sorted(set(counts.tolist()))
+    }
+    if evaluator.locator and held_out.positions is not None:
+        found = torch.cat([cast(Tensor, evaluator.positions(chunk)) for chunk in chunks])
+        errors = (found - held_out.positions).norm(dim=-1)[labels > 0]
+        figures |= {"position_error_median": float(errors.median()), "position_error_mean": float(errors.mean())}
+    return figures
 
 
 def publish_evaluator(
-    evaluator: Evaluator, score: SetScore, storage: Location, name: str, training: dict[str, Any]
+    evaluator: Evaluator, figures: Figures, storage: Location, name: str, training: dict[str, Any]
 ) -> Location:
-    """Write bf16 weights with the held-out score, under the names of the course's state dict."""
+    """Write bf16 weights with the held-out figures, under the names of the course's state dict."""
     tensors = {
         key: value.to("cpu", torch.bfloat16 if value.is_floating_point() else value.dtype)
-        for key, value in evaluator.resnet.state_dict().items()
+        for key, value in evaluator.tensors().items()
     }
-    figures = {"accuracy": score.accuracy, "exact_match": score.exact_match, "f1": score.f1}
     return publish(
         storage, name, tensors, kind="evaluator", vocabulary=evaluator.vocabulary.names,
         config={"architecture": "resnet18", "image_size": IMAGE_SIZE}, training={**training, "held_out": figures},

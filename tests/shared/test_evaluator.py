@@ -1,5 +1,6 @@
 """Scores compared with hand-made cases, torchmetrics and a copy of the course's evaluator; checkpoint files."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from torchmetrics.functional.classification import binary_f1_score
 from torchvision.models import resnet18
 
 from shared.checkpoint import CheckpointError, publish
+from shared.device import autocast_dtype
 from shared.evaluator import (
     Evaluator,
+    Locator,
     as_input,
     judge_of,
     load_evaluator,
@@ -39,6 +42,15 @@ def evaluator() -> Evaluator:
 
 
 @pytest.fixture(scope="module")
+def locating(evaluator: Evaluator) -> Evaluator:
+    """The same evaluator with a position head."""
+    torch.manual_seed(1)
+    locating = Evaluator(ICLEVR, locates=True)
+    locating.resnet.load_state_dict(evaluator.resnet.state_dict())
+    return locating.eval()
+
+
+@pytest.fixture(scope="module")
 def course_file(evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("course") / "checkpoint.pth"
     write_course_checkpoint(evaluator, path)
@@ -60,6 +72,10 @@ def test_folded_layers_compute_the_same_as_the_trained_ones(evaluator: Evaluator
             found, wanted = frozen.features(images[:count]), evaluator.features(images[:count])
             assert found.dtype is torch.float32
             torch.testing.assert_close(found, wanted, rtol=0, atol=10 * apart)
+            with torch.inference_mode():
+                inner = zip(frozen._features(images[:count]), evaluator._features(images[:count]), strict=True)
+            for folded, plain in inner:
+                torch.testing.assert_close(folded.float(), plain, rtol=apart, atol=10 * apart)
 
 
 def _rows(*rows: list[float]) -> Tensor:
@@ -139,6 +155,84 @@ def test_a_padded_picture_is_judged_without_its_padding(evaluator: Evaluator) ->
     assert torch.equal(judge.probabilities(padded), evaluator.probabilities(inside))
     assert not torch.equal(judge.probabilities(padded), evaluator.probabilities(padded))
     assert judge_of(evaluator, 1.0) is evaluator
+
+
+def test_a_position_is_the_mean_of_its_heatmap() -> None:
+    """Two labels on a grid of 2 rows and 4 columns, given their maps instead of features."""
+    locator = Locator(2)
+    heat, offsets = torch.zeros(2, 2, 4), torch.zeros(2, 2, 2, 4)
+    heat[0, 1, 3] = 200.0  # all in one cell, whose centre is (7/8, 3/4)
+    offsets[0, :, 1, 3] = torch.tensor([0.01, -0.02])
+    heat[1, 0, :2] = torch.tensor([200.0 + math.log(3), 200.0])  # three quarters at (1/8, 1/4), a quarter at (3/8, 1/4)
+    offsets[1, 0, 0, 0] = 0.04
+    maps = torch.cat([heat, offsets.flatten(0, 1)])[None]
+    locator.convs = nn.Sequential(_Returns(maps))
+    found = locator(torch.zeros(1, 128, 2, 4), torch.zeros(1, 256, 1, 2))
+    wanted = [[[7 / 8 + 0.01, 3 / 4 - 0.02], [3 / 4 * (1 / 8 + 0.04) + 1 / 4 * 3 / 8, 1 / 4]]]
+    torch.testing.assert_close(found, torch.tensor(wanted), rtol=0, atol=1e-5)
+
+
+class _Returns(nn.Module):
+    """A network with a known answer."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1:] == (128 + 256, *self.answer.shape[2:])
+        return self.answer
+
+
+def test_positions_resize_clamp_and_batch(evaluator: Evaluator, locating: Evaluator) -> None:
+    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    whole = locating.positions(images)
+    assert whole is not None
+    assert (whole.shape, whole.dtype) == ((5, 24, 2), torch.float32)
+    assert float(whole.std(0).mean()) > 0  # they depend on the picture
+    again = locating.positions(images.clamp(-1, 1), batch=2)
+    torch.testing.assert_close(whole, again, rtol=0, atol=1e-5)
+    with torch.inference_mode():
+        logits, positions = locating(images.clamp(-1, 1))
+    torch.testing.assert_close(whole, positions, rtol=0, atol=1e-5)
+    torch.testing.assert_close(locating.probabilities(images), logits.sigmoid(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(locating.probabilities(images), evaluator.probabilities(images))
+    empty = locating.positions(images[:0])
+    assert empty is not None
+    assert empty.shape == (0, 24, 2)
+    assert evaluator.positions(images) is None
+
+
+def test_a_position_head_lies_beside_the_courses_tensors(
+    locating: Evaluator, course_file: Path, tmp_path: Path
+) -> None:
+    tensors = locating.tensors()
+    path = publish(tmp_path, "e", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
+    loaded = load_evaluator(path)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    found, wanted = loaded.positions(images), locating.positions(images)
+    apart = 1e-5 if autocast_dtype(torch.device("cpu")) is None else 0.02  # it computes in bfloat16 where that is fast
+    torch.testing.assert_close(found, wanted, rtol=0, atol=apart)
+    assert loaded.tensors().keys() == tensors.keys()
+    assert all(torch.equal(value, tensors[key]) for key, value in loaded.tensors().items())
+    write_course_checkpoint(loaded, tmp_path / "checkpoint.pth")
+    written = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["model"]
+    assert list(written) == list(torch.load(course_file, weights_only=True)["model"])
+    assert load_evaluator(tmp_path / "checkpoint.pth").positions(images) is None
+    del tensors["locator.convs.4.bias"]
+    path = publish(tmp_path, "e", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
+    with pytest.raises(CheckpointError, match=r"weights do not fit .*convs\.4\.bias"):
+        load_evaluator(path)
+
+
+def test_positions_in_a_padded_picture_are_fractions_of_all_of_it(locating: Evaluator) -> None:
+    inside = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    padded = F.pad(inside, (0, 0, 4, 4), mode="replicate")
+    found, within = judge_of(locating, 32 / 24).positions(padded), locating.positions(inside)
+    assert found is not None
+    assert within is not None
+    torch.testing.assert_close(found[..., 0], within[..., 0])
+    torch.testing.assert_close(found[..., 1], (4 + 24 * within[..., 1]) / 32)
 
 
 def test_features_are_the_last_layers_input(evaluator: Evaluator) -> None:

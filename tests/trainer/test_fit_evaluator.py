@@ -1,4 +1,4 @@
-"""Fitting the evaluator: it resumes bit for bit, refuses other data, and does not continue a finished run."""
+"""Fitting the evaluator: it learns positions, resumes bit for bit, refuses other data, ends once."""
 
 import json
 from dataclasses import replace
@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
+from torchvision.transforms import v2
 
-from shared.evaluator import Evaluator
+from shared.checkpoint import read_info
+from shared.diffusion.layouts import OUTSIDE
+from shared.evaluator import Evaluator, load_evaluator
 from shared.vocabulary import Vocabulary
 from tests.trainer_fixtures import write_data_folder
 from trainer import fit_evaluator as fitting
@@ -56,7 +60,86 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(dataset: Dataset, tmp_path: Pat
     lines = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 5, 5]
     assert lines[2]["loss"] == lines[3]["loss"]
-    assert lines[-1].keys() == {"step", "minutes", "accuracy", "exact_match"}
+    assert lines[-1].keys() == {"step", "minutes", "accuracy", "exact_match", "f1"}
+
+
+@pytest.fixture
+def located(dataset: Dataset) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.rand(*dataset.labels.shape, 2, generator=generator)
+    return replace(dataset, positions=positions.where(dataset.labels[..., None] > 0, OUTSIDE))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_distortions_move_positions_with_the_picture(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A white blot is where its position says, to a twentieth of a pixel; the picture was moved by far more."""
+    monkeypatch.setattr(fitting, "DISTORT", v2.CenterCrop(64))
+    monkeypatch.setattr(fitting, "TINT", 0.0)
+    monkeypatch.setattr(fitting, "GROUPS", 3)
+    torch.manual_seed(seed)
+    positions = 0.3 + 0.4 * torch.rand(6, 1, 2)
+    axis = (torch.arange(64) + 0.5) / 64
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # (64, 64, 2): x, y
+    blots = torch.exp(-0.5 * ((grid - positions[:, :, None]) * 64 / 2).square().sum(-1))  # (6, 64, 64)
+    distorted, moved = fitting.augment(blots[:, None].expand(-1, 3, -1, -1) * 2 - 1, positions)
+    seen = (distorted[:, 0] + 1) / 2
+    centres = torch.einsum("nhw,hwc->nc", seen, grid) / seen.sum((1, 2))[:, None]
+    torch.testing.assert_close(moved[:, 0], centres, rtol=0, atol=0.05 / 64)
+    assert float((moved - positions).norm(dim=-1).max()) > 1 / 64
+
+
+def test_the_position_loss_counts_only_objects_that_are_there() -> None:
+    found = torch.tensor([[[0.5, 0.5], [9.0, 9.0]], [[0.25, 0.5], [0.75, 0.5]]])
+    wanted = torch.tensor([[[0.75, 0.25], [OUTSIDE, OUTSIDE]], [[0.5, 0.5], [0.75, 0.5]]])
+    labels = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    assert float(fitting.position_loss(found, wanted, labels)) == (0.5 + 0.25 + 0.0) / 3
+    assert float(fitting.position_loss(found, wanted, torch.zeros(2, 2))) == 0.0
+
+
+def test_with_positions_the_head_is_trained_and_measured(
+    located: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "SAVE_EVERY_S", 1e9)
+    run, start = tmp_path / "run", Evaluator(located.vocabulary)
+    fitted, figures, _ = fit_evaluator(located, located, run, Budget(steps=2), start=start, device=CPU)
+    assert fitted.locator is not None
+    first, _, last = (json.loads(line) for line in (run / "log.jsonl").read_text().splitlines())
+    assert first.keys() == {"step", "minutes", "loss", "position_loss"}
+    scores = {"accuracy", "exact_match", "f1", "position_error_median", "position_error_mean"}
+    assert last.keys() == {"step", "minutes"} | scores
+    assert figures.keys() == scores | {"exact_match_of"}
+    path = fitting.publish_evaluator(fitted, figures, tmp_path, "judge", {})
+    assert read_info(path).training["held_out"] == figures
+    again = load_evaluator(path)
+    resumed, _, _ = fit_evaluator(located, located, tmp_path / "again", Budget(steps=0), start=again, device=CPU)
+    assert again.tensors().keys() == fitted.tensors().keys()
+    assert all(torch.equal(value, again.tensors()[key]) for key, value in resumed.tensors().items())
+
+
+class Knowing(Evaluator):
+    """Finds the first label in every picture, at a fifth of the side from its upper left corner along each axis."""
+
+    def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
+        return torch.eye(len(self.vocabulary))[torch.zeros(len(images), dtype=torch.long)]
+
+    def positions(self, images: Tensor, *, batch: int = 64) -> Tensor:
+        return torch.full((len(images), len(self.vocabulary), 2), 0.2)
+
+
+def test_what_is_measured_on_held_out_pictures() -> None:
+    vocabulary = Vocabulary(("a", "b"))
+    labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    positions = torch.tensor([[0.2, 0.2], [0.5, 0.6]])[None].repeat(4, 1, 1).where(labels[..., None] > 0, OUTSIDE)
+    dataset = Dataset(vocabulary, torch.zeros(4, 3, 64, 64, dtype=torch.uint8), labels, positions)
+    figures = fitting.measure(Knowing(vocabulary, locates=True), dataset)
+    assert figures["exact_match_of"] == {"1": pytest.approx(2 / 3), "2": 0.0}
+    assert figures["exact_match"] == 0.5
+    assert figures["position_error_median"] == pytest.approx(0.0)
+    assert figures["position_error_mean"] == pytest.approx((0 + 0 + 0.5 + 0 + 0.5) / 5)
+    assert "position_error_mean" not in fitting.measure(Knowing(vocabulary), dataset)
+    assert "position_error_mean" not in fitting.measure(
+        Knowing(vocabulary, locates=True), replace(dataset, positions=None)
+    )
 
 
 def test_the_average_of_a_short_run_forgets_the_random_weights() -> None:

@@ -45,15 +45,16 @@ def fit_evaluator(
         dataset = merge([terminal.read_dataset(folder, progress, size=IMAGE_SIZE) for folder in data])
         unseen = terminal.read_dataset(held_out, progress, size=IMAGE_SIZE)
         terminal.note_unseen(dataset)
-        evaluator, score, state = fitting.fit_evaluator(
+        evaluator, figures, state = fitting.fit_evaluator(
             dataset, unseen, run, Budget(minutes, steps), start=start, seed=seed, device=where,
             on_step=show_progress(progress, "fitting"),
         )  # fmt: skip
     training: dict[str, Any] = {"pictures": len(dataset), "steps": state.step, "seed": seed}
     training |= {"minutes": round(state.elapsed_s / 60, 1)}
     training |= {"started_from": start_from} if start_from else {}
-    path = fitting.publish_evaluator(evaluator, score, storage, name, training)
-    rows = [("accuracy", f"{score.accuracy:.4f}"), ("exact match", f"{score.exact_match:.4f}")]
+    path = fitting.publish_evaluator(evaluator, figures, storage, name, training)
+    rows = [(key.replace("_", " "), f"{value:.4f}") for key, value in figures.items() if isinstance(value, float)]
+    rows += [(f"exact match of {n} objects", f"{value:.4f}") for n, value in figures["exact_match_of"].items()]
     terminal.show("evaluator on held-out pictures", [*rows, *terminal.spent(state), ("checkpoint", str(path))])
 
 
