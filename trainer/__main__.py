@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from shared.checkpoint import CheckpointError
 from shared.vocabulary import LabelError
-from trainer.commands import checkpoints, data, studies, training
+from trainer.commands import checkpoints, data, measures, studies, training
 from trainer.commands.terminal import console
 from trainer.errors import TrainerError
 
@@ -28,6 +28,7 @@ for command in (
     checkpoints.score, checkpoints.promote, checkpoints.set_sampling, checkpoints.set_support,
     checkpoints.export, checkpoints.move_upsampler, checkpoints.card,
     studies.compare, studies.calibrate, studies.memorisation, studies.spectrum, studies.limit,
+    measures.arrangements,
 ):  # fmt: skip
     app.command()(command)
 

@@ -99,7 +99,7 @@ def show_scores(
     write_json(json_out, figures)
 
 
-def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+def write_json(path: Path | None, figures: object) -> None:
     if path:
         path.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -1,0 +1,112 @@
+"""The two-sample test of arrangements: it finds the faults of naive priors, and none where there are none."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from shared.diffusion.layouts import OUTSIDE, positions_at
+from shared.vocabulary import ICLEVR
+from tests.toy_checkpoint import publish_toy_denoiser
+from tests.trainer.command_line import Command, refused
+from trainer.scenes.scene import picture_position, place
+from trainer.studies.arrangements import accuracy_of_test, compare_arrangements, features
+
+K = 5
+
+
+def _scenes(count: int, objects: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return labels (N, K) and positions (N, K, 2) of scenes placed as the renderer places them."""
+    rng = np.random.default_rng(seed)
+    positions = []
+    for _ in range(count):
+        points = [picture_position(one) for one in place([("red", "cube")] * objects, rng)]
+        positions.append(positions_at(rng.permutation(K)[:objects].tolist(), points, K).round(decimals=4))
+    stacked = torch.stack(positions)
+    return (stacked[..., 0] != OUTSIDE).float(), stacked
+
+
+class Uniform:
+    """Places each object on its own, anywhere."""
+
+    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.rand(len(labels), 2, generator=generator).where(labels[:, None] > 0, torch.tensor(OUTSIDE))
+
+
+@pytest.mark.parametrize("objects", [2, 3])
+def test_independent_uniform_places_are_found_out(objects: int) -> None:
+    labels, positions = _scenes(300, objects, 0)
+    (told,) = compare_arrangements(Uniform(), labels, positions, count=300, seed=0, advance=lambda n: None)
+    assert (told.objects, told.tested) == (objects, 300)
+    assert told.accuracy >= 0.9
+
+
+def test_other_arrangements_of_the_same_law_are_not() -> None:
+    _, data = _scenes(400, 3, 1)
+    _, drawn = _scenes(400, 3, 2)
+    tested, accuracy = accuracy_of_test(data, drawn, seed=0)
+    assert tested == 400
+    assert accuracy == pytest.approx(0.5, abs=4 * 0.5 / tested**0.5)
+
+
+def test_objects_that_may_touch_are_found_out() -> None:
+    """Two places of different scenes keep no distance."""
+    _, data = _scenes(600, 3, 3)
+    points = data[data[..., 0] != OUTSIDE].view(-1, 3, 2)
+    mixed = torch.stack([points[:, 0], points[:, 1], points.roll(1, 0)[:, 2]], 1)
+    drawn = data.clone()
+    drawn[data[..., 0] != OUTSIDE] = mixed.view(-1, 2)
+    assert accuracy_of_test(data, drawn, seed=0)[1] > 0.55
+
+
+def test_labels_at_the_wrong_places_are_found_out() -> None:
+    """The first label is always above the second; the prior exchanges half of them."""
+    points = torch.rand(2, 600, 2, 2, generator=torch.Generator().manual_seed(0))
+    points[..., 1] = (points[..., 1] + torch.tensor([0.0, 1.0])) / 2
+    both = torch.full((2, 600, K, 2), OUTSIDE)
+    both[:, :, :2] = points
+    data, drawn = both
+    drawn[::2, :2] = drawn[::2, :2].flip(1)
+    assert accuracy_of_test(data, drawn, seed=0)[1] == pytest.approx(0.75, abs=0.06)
+
+
+def test_features_of_two_arrangements_by_hand() -> None:
+    positions = torch.full((2, 3, 2), OUTSIDE)
+    positions[0, :2] = torch.tensor([[0.5, 0.25], [0.125, 0.75]])
+    positions[1, 1:] = torch.tensor([[0.0, 0.5], [0.375, 0.0]])
+    assert features(positions).tolist() == [
+        [0.5, 0.25, 0.125, 0.75, *[OUTSIDE] * 2, 0.125, 0.75, 0.5, 0.25, 0.5, 0.25, 0.125, 0.75, 0.375, 0.5, 0.625],
+        [*[OUTSIDE] * 2, 0.0, 0.5, 0.375, 0.0, 0.0, 0.5, 0.375, 0.0, 0.375, 0.0, 0.0, 0.5, 0.375, 0.5, 0.625],
+    ]
+
+
+def test_too_few_pictures_are_not_tested() -> None:
+    labels, positions = _scenes(49, 2, 0)
+    assert compare_arrangements(Uniform(), labels, positions, count=99, seed=0, advance=lambda n: None) == []
+
+
+def _folder(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    names = [f"{i}.png" for i in range(count)]
+    (folder / "objects.json").write_text(json.dumps({name: i for i, name in enumerate(ICLEVR.names)}))
+    (folder / "train.json").write_text(json.dumps({name: [ICLEVR.names[i % 24]] for i, name in enumerate(names)}))
+    (folder / "positions.json").write_text(json.dumps({name: [rng.random(2).tolist()] for name in names}))
+    return folder
+
+
+def test_the_command(command: Command, tmp_path: Path) -> None:
+    data = _folder(tmp_path / "data", 60)
+    publish_toy_denoiser(tmp_path / "models", "placing", 0, positions=True)
+    publish_toy_denoiser(tmp_path / "models", "labels", 0)
+    code, out, err = command("arrangements", data, "--model", "placing", "--json", "a.json")
+    assert code == 0, err
+    (figures,) = json.loads(Path("a.json").read_text())
+    assert (figures["objects"], figures["tested"]) == (1, 60)
+    assert f"{figures['accuracy']:.3f}" in out
+    refused(command("arrangements", data, "--model", "labels"), "labels takes no positions")
+    (data / "positions.json").unlink()
+    refused(command("arrangements", data, "--model", "placing"), r"positions\.json")

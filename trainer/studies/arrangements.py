@@ -1,0 +1,103 @@
+"""Compares the arrangements that a denoiser draws with the data's: a classifier two-sample test.
+
+A classifier learns to tell drawn arrangements from the data's on one half of both, and is tested on the other half. If
+it is right half of the time, it has found no difference (Lopez-Paz & Oquab 2017, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier, VotingClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from shared.diffusion.layouts import OUTSIDE
+from shared.options import picture_seed
+
+FEWEST = 50  # pictures with a number of objects; for fewer there is no test
+DECIMALS = 4  # of positions, as in positions.json
+
+
+class Prior(Protocol):
+    """Draws arrangements; `shared/diffusion/layouts.py` has one."""
+
+    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Return positions (K, 2) for labels (K,)."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """How often the classifier was right about pictures with a number of objects."""
+
+    objects: int
+    tested: int  # arrangements, half of them drawn; chance has a standard error of 0.5 / sqrt(tested)
+    accuracy: float
+
+
+def features(positions: Tensor) -> NDArray[np.float64]:
+    """Describe arrangements (N, K, 2) of n objects each for a classifier: (N, F).
+
+    They are each label's place, the places from left to right and from top to bottom, and the n smallest differences
+    between two objects in x, in y and in distance.
+    """
+    N, n = len(positions), int((positions[0, :, 0] != OUTSIDE).sum())
+    points = positions[positions[..., 0] != OUTSIDE].view(N, n, 2)
+    parts = [positions.flatten(1)]
+    parts += [points.gather(1, points[..., axis].argsort(1)[..., None].expand(-1, -1, 2)).flatten(1) for axis in (0, 1)]
+    if n > 1:
+        one, other = torch.combinations(torch.arange(n)).unbind(1)
+        apart = points[:, one] - points[:, other]  # (N, pairs, 2)
+        parts += [each.sort(1).values[:, :n] for each in (*apart.abs().unbind(-1), apart.norm(dim=-1))]
+    return torch.cat(parts, 1).double().numpy()
+
+
+def make_classifier(seed: int) -> Any:
+    """Return boosted trees, which find edges and gaps, with a network, which finds smooth differences."""
+    network = make_pipeline(StandardScaler(), MLPClassifier((128, 128), early_stopping=True, random_state=seed))
+    trees = HistGradientBoostingClassifier(random_state=seed)
+    return VotingClassifier([("trees", trees), ("network", network)], voting="soft")
+
+
+def accuracy_of_test(data: Tensor, drawn: Tensor, seed: int) -> tuple[int, float]:
+    """Return how many arrangements were tested, and the share of them that the classifier was right about.
+
+    `data` and `drawn`: (N, K, 2), of one number of objects. Row i of both has the same labels, and both are in the same
+    half, so that the labels themselves tell nothing.
+    """
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    (x, y), (x_test, y_test) = (
+        (features(torch.cat([data[half], drawn[half]])), np.repeat([0, 1], len(half))) for half in halves
+    )
+    return len(y_test), float(make_classifier(seed).fit(x, y).score(x_test, y_test))
+
+
+def compare_arrangements(
+    prior: Prior, labels: Tensor, positions: Tensor, *, count: int, seed: int, advance: Callable[[int], None]
+) -> list[Told]:
+    """Test drawn arrangements against the data's, for up to `count` pictures of each number of objects.
+
+    labels (N, K) multi-hot, positions (N, K, 2). `advance(n)`: n arrangements are drawn.
+    """
+    told, numbers = [], labels.sum(1).long()
+    for n in sorted(set(numbers.tolist())):
+        chosen = (numbers == n).nonzero().flatten()
+        chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))][:count]
+        if len(chosen) < FEWEST:
+            continue
+        drawn = []
+        for i in chosen.tolist():
+            drawn.append(prior.draw(labels[i], torch.Generator().manual_seed(picture_seed(seed, i))))
+            advance(1)
+        told.append(
+            Told(n, *accuracy_of_test(positions[chosen], torch.stack(drawn).cpu().round(decimals=DECIMALS), seed))
+        )
+    return told
