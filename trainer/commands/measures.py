@@ -20,7 +20,7 @@ def arrangements(
     ],
     storage: options.Storage = Path("models"),
     model: options.Model = None,
-    count: Annotated[int, typer.Option(min=50, help="Arrangements drawn for each number of objects.")] = 2000,
+    count: Annotated[int, typer.Option(min=50, help="Arrangements drawn for each number of objects.")] = 1000,
     seed: options.Seed = 0,
     json_out: options.Json = None,
 ) -> None:
