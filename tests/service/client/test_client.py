@@ -330,3 +330,13 @@ def test_async_clients_wait_concurrently(url: str, alive: JobStore, connection: 
             assert [str(outcome) for outcome in outcomes] == [f"job {i} failed: {i} is broken" for i in ids]
 
     asyncio.run(asyncio.wait_for(main(), timeout=30))
+
+
+def test_fields_of_a_newer_service_are_ignored() -> None:
+    support = {"objects": [1, 3], "area": None, "nearest": None, "later": 1}
+    body = {"model": "toy", "labels": ["red cube"], "support": support, "picture": [320, 240], "later": 1}
+    labels = answered(httpx.Response(200, json=body)).labels()
+    assert labels.support is not None
+    assert (labels.support.objects, labels.picture) == ((1, 3), (320, 240))
+    older = answered(httpx.Response(200, json={"model": "toy", "labels": ["red cube"]})).labels()
+    assert (older.labels, older.support, older.picture) == (["red cube"], None, None)
