@@ -81,11 +81,11 @@ class Settings(BaseSettings):
     """How long a request without a `Prefer` header waits for its job before it gets a 202."""
     body_limit_bytes: int = Field(default=LIMITS.max_file_bytes + 65536, ge=1024)
     """Maximum size of a request body other than a form, such as a test file as JSON."""
-    upload_limit_bytes: int = Field(default=(16 << 20) + 65536, ge=1024)
+    upload_limit_bytes: int = Field(default=(32 << 20) + 65536, ge=1024)
     """Maximum size of a multipart form, such as a zip of pictures."""
     zip_entries: int = Field(default=1024, ge=1)
     """Maximum number of entries of an uploaded zip, including folders and files that operating systems add."""
-    zip_unpacked_bytes: int = Field(default=32 << 20, ge=1024)
+    zip_unpacked_bytes: int = Field(default=64 << 20, ge=1024)
     """Maximum size of an uploaded zip's pictures in all: unpacked, and separately as pixels of 3 bytes."""
     picture_side: int = Field(default=512, ge=1, le=4096)
     """Maximum width and height in pixels of an uploaded picture."""

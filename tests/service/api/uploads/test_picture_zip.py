@@ -11,6 +11,7 @@ from service.api.uploads.picture_zip import read_submission
 from service.api.uploads.png import check_picture
 from service.contract.errors import BadRequest
 from service.settings import Settings
+from shared.options import LIMITS
 from tests.service.api.uploads.zips import GOOD, chunk, encrypted, lying, png, two_headers, with_chunks, without, zipped
 
 BOUNDS = Settings(zip_entries=40, zip_unpacked_bytes=1 << 16, picture_side=64)
@@ -89,6 +90,14 @@ def test_decoded_pixels_count_towards_the_limit() -> None:
     with pytest.raises(BadRequest, match=r"2\.png: with it the pictures have more than 24576 bytes"):
         read_submission(content, 3, tight)
     assert len(read_submission(content, 3, BOUNDS)) == 3
+
+
+def test_the_default_limits_hold_the_largest_test_file_of_320x240() -> None:
+    count, limits = LIMITS.max_pictures_per_request, Settings()
+    assert count * (128 << 10) < limits.upload_limit_bytes  # pictures of the real data set have 90 KB
+    assert count * 3 * 320 * 240 <= limits.zip_unpacked_bytes
+    plain = png(size=(320, 240), mode="1")
+    assert len(read_submission(zipped({f"{i}.png": plain for i in range(count)}), count, limits)) == count
 
 
 @pytest.mark.parametrize("claimed", [None, 10])
