@@ -19,7 +19,7 @@ from service.contract.recipe import MadeWith
 from service.settings import Settings
 from service.store.claims import Claim, PictureStream
 from service.telemetry.logs import get_logger
-from service.worker import batch_size
+from service.worker import batch_size, same_bits
 from service.worker.batch_size import BatchSizes
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine, Key
@@ -175,7 +175,10 @@ class LoadedModels:
         if config not in self._sizes:
             self._sizes[config] = batch_size.choose(self.settings, stepper)
         sizes = self._sizes[config]
-        stepper.bound(sizes.rows, padded_sizes(sizes.rows, stepper.device))
+        if stepper.device.type == "cuda":
+            stepper.bound(sizes.rows, padded_sizes(sizes.rows))
+        else:
+            same_bits.bound(stepper, sizes.rows)
         if unknown := [name for name in denoiser.vocabulary.names if name not in self.judge.vocabulary]:
             raise CheckpointError(path.name, f"the evaluator does not know the labels {', '.join(unknown)}")
         made_with = MadeWith(name=info.name, digest=info.digest)
@@ -242,11 +245,6 @@ class LoadedModels:
         return found.digest, None if is_known else self.read_model(found.name, found.digest)
 
 
-def padded_sizes(rows: int, device: torch.device) -> list[int] | None:
-    """Return the sizes that network calls of up to `rows` are padded to: a few on a GPU, which prepares each of them.
-
-    None on a CPU, where a padded row costs as much as any other.
-    """
-    if device.type != "cuda":
-        return None
+def padded_sizes(rows: int) -> list[int]:
+    """Return the sizes that a GPU's network calls of up to `rows` are padded to: a few, since it prepares each."""
     return sorted({size for size in (1, 2, 4, *range(8, rows, 8)) if size < rows} | {rows})

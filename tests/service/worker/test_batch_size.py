@@ -148,9 +148,8 @@ def test_the_network_is_called_with_so_many_rows() -> None:
 @pytest.mark.parametrize(
     ("rows", "sizes"), [(1, [1]), (3, [1, 2, 3]), (8, [1, 2, 4, 8]), (32, [1, 2, 4, 8, 16, 24, 32])]
 )
-def test_a_gpus_calls_have_one_of_a_few_sizes_and_a_cpus_any(rows: int, sizes: list[int]) -> None:
-    assert padded_sizes(rows, torch.device("cuda:1")) == sizes
-    assert padded_sizes(rows, torch.device("cpu")) is None
+def test_a_gpus_calls_have_one_of_a_few_sizes(rows: int, sizes: list[int]) -> None:
+    assert padded_sizes(rows) == sizes
 
 
 # In a worker.
@@ -180,7 +179,6 @@ def test_a_worker_that_is_built_has_measured_its_model(device: Device, connectio
     assert set(device.calls) == {1, 2, 4, 8, 16, 32, 64, 128}
     (model,) = worker.runner.models
     assert (model.engine.max_pictures, model.stepper.max_rows, model.engine.efficient_rows) == (32, 32, 32)
-    assert model.stepper.pad_to == []
 
 
 def test_the_limit_is_never_below_the_minimum(device: Device, unset: Settings) -> None:

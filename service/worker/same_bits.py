@@ -1,0 +1,77 @@
+"""Finds the call sizes with which a picture does not depend on its batch, bit by bit.
+
+Matrix kernels are chosen by size, and another kernel may add in another order ("Defeating Nondeterminism in LLM
+Inference", He et al. 2025). Whether that happens depends on network, torch and CPU, so it is tried out.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from service.telemetry.logs import get_logger
+from shared.diffusion.denoise import Stepper
+from shared.options import SamplingOptions
+
+log = get_logger(__name__)
+
+BUDGET_S = 2.0
+
+Call = Callable[[int], Tensor]
+
+
+def bound(stepper: Stepper, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    """Limit network calls to `max_rows` rows, and to sizes with which a row's result is the same in all of them."""
+    stepper.bound(max_rows)
+    sizes = same_sizes(_copies(stepper), max_rows, clock)
+    if not sizes:
+        log.warning("a row depends on its place in the batch; the network is called with one row at a time")
+        stepper.bound(1)
+    elif len(sizes) < max_rows:
+        log.info("a row may depend on the size of the batch; calls are padded", sizes=sizes)
+        stepper.bound(max_rows, sizes)
+
+
+def same_sizes(call: Call, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> list[int]:
+    """Return the sizes up to `max_rows` that give the same bits as `max_rows`, as far as BUDGET_S allows to try.
+
+    `call(n)` returns the network's output for n equal rows. Empty if they differ from each other in a call of
+    `max_rows`. The sizes between those returned are to be padded.
+    """
+    whole = call(max_rows)
+    wanted = whole[:1]
+    if not _all_equal(whole, wanted):
+        return []
+    deadline = clock() + BUDGET_S
+    found = {max_rows}
+    for size in _order(max_rows):
+        if clock() > deadline:
+            break
+        if _all_equal(call(size), wanted):
+            found.add(size)
+    return sorted(found)
+
+
+def _order(max_rows: int) -> Iterator[int]:
+    """Yield the sizes below `max_rows`: first the powers of two, so that little is padded whatever the budget."""
+    powers = [1 << i for i in range(max_rows.bit_length()) if 1 << i < max_rows]
+    yield from powers
+    yield from (size for size in range(1, max_rows) if size not in powers)
+
+
+def _all_equal(rows: Tensor, wanted: Tensor) -> bool:
+    return torch.equal(rows, wanted.expand_as(rows))
+
+
+def _copies(stepper: Stepper) -> Call:
+    """Return a function that steps so many copies of one picture and returns their x0_hat (N, C, H, W)."""
+    options = SamplingOptions(steps=1, guidance=1.0)  # one row for each picture
+    labels = [1.0, *[0.0] * (stepper.network.num_labels - 1)]
+
+    def call(count: int) -> Tensor:
+        rows = [stepper.new_row(labels, options, seed=0) for _ in range(count)]
+        stepper.step(rows)
+        return torch.stack([row.x0_hat for row in rows if row.x0_hat is not None])
+
+    return call

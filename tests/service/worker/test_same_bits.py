@@ -1,0 +1,80 @@
+"""A picture does not depend on its batch: for networks that do depend on it, and for real ones on this CPU."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from service.worker import same_bits
+from service.worker.same_bits import BUDGET_S, same_sizes
+from shared.diffusion.denoise import Stepper, sample
+from shared.diffusion.model import load_denoiser
+from shared.diffusion.schedules import alpha_bar
+from shared.options import SamplingOptions
+from shared.registry import resolve
+from tests.paths import ROOT
+from tests.toy import ToyNetwork
+
+AB = alpha_bar("linear", 100)
+
+
+class Uneven(ToyNetwork):
+    """A network whose rows depend on the size of the call, or on their place in it, as some kernels' do."""
+
+    def __init__(self, error: Callable[[int], Tensor]) -> None:
+        super().__init__(AB)
+        self.error = error  # of each row of a call of n rows
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        return super().__call__(x, t, labels, keep) + self.error(len(x))[:, None, None, None]
+
+
+KERNELS: dict[str, tuple[Callable[[int], Tensor], int, list[int]]] = {
+    "even": (lambda n: torch.zeros(n), 8, []),
+    "one row": (lambda n: torch.full((n,), 1e-6 * (n == 1)), 8, [2, 3, 4, 5, 6, 7, 8]),
+    "by fours": (lambda n: torch.full((n,), 1e-6 * (n % 4)), 8, [4, 8]),
+    "every size": (lambda n: torch.full((n,), 1e-6 * n), 8, [8]),
+    "the last row": (lambda n: 1e-6 * (torch.arange(n) == n - 1), 1, []),
+}
+
+
+@pytest.mark.parametrize(("error", "max_rows", "pad_to"), KERNELS.values(), ids=KERNELS)
+def test_calls_have_sizes_with_which_a_picture_is_the_same_alone_and_beside_others(
+    error: Callable[[int], Tensor], max_rows: int, pad_to: list[int]
+) -> None:
+    network = Uneven(error)
+    stepper = Stepper(network, network.alpha_bar, "v")
+    same_bits.bound(stepper, 8)
+    assert (stepper.max_rows, stepper.pad_to) == (max_rows, pad_to)
+    assert_same_alone_and_together(stepper, 11)
+
+
+def assert_same_alone_and_together(stepper: Stepper, pictures: int) -> None:
+    labels = torch.eye(stepper.network.num_labels)[torch.arange(pictures) % stepper.network.num_labels]
+    options = [SamplingOptions(steps=2, guidance=3.0 if i % 2 else 1.0) for i in range(pictures)]
+    seeds = list(range(pictures))
+    together = sample(stepper, labels, options, seeds)
+    for i in seeds:
+        assert torch.equal(sample(stepper, labels[i : i + 1], options[i : i + 1], seeds[i : i + 1])[0], together[i])
+
+
+@pytest.mark.parametrize("name", ["toy", "shipped"])
+def test_real_networks_give_the_same_picture_alone_and_beside_others(name: str, storage: Path) -> None:
+    """On the CPU that runs the test, whatever its kernels do."""
+    folder, model = (storage, "toy") if name == "toy" else (ROOT / "models", None)
+    stepper = load_denoiser(resolve(folder, model, "denoiser")).stepper()
+    same_bits.bound(stepper, 8)
+    assert_same_alone_and_together(stepper, 5)
+
+
+def test_sizes_that_the_budget_leaves_untried_are_padded() -> None:
+    now = 0.0
+
+    def call(rows: int) -> Tensor:
+        nonlocal now
+        now += BUDGET_S / 4
+        return torch.zeros(rows, 1)
+
+    assert same_sizes(call, 100, lambda: now) == [1, 2, 4, 8, 16, 100]
