@@ -76,7 +76,7 @@ def test_keys_move_objects_and_places_follow_what_is_chosen(opened: Page, server
     place(opened, "red cube").focus()
     for key in ("ArrowLeft", "ArrowLeft", "ArrowDown", "Shift+ArrowUp"):
         opened.keyboard.press(key)
-    words = "red cube, 40 % from the left, 47 % from the top"
+    words = "red cube, 40 % from the left, 54 % from the top"
     expect(place(opened, "red cube")).to_have_attribute("aria-label", words)
     expect(opened.get_by_role("status")).to_have_text(words)
     opened.get_by_role("button", name="gray cylinder", exact=True).click()
@@ -88,7 +88,7 @@ def test_keys_move_objects_and_places_follow_what_is_chosen(opened: Page, server
     job = draw(opened, server)
     assert job["labels"] == [["red cube", "gray cylinder"], ["cyan cube"]]
     (first, second), nothing = job["layouts"][0], job["layouts"][1]
-    assert (first, nothing) == ({"x": 0.4, "y": 0.47}, None)
+    assert (first, nothing) == ({"x": 0.4, "y": 0.54}, None)
     assert second != first
 
     opened.get_by_role("button", name="Clear").click()

@@ -45,9 +45,9 @@ async function attempt(action) {
 
 function refuse(problem) {
   const inPicture = problem.entry !== null && mode === "draw";
-  if (inPicture) composer.chooseAsked(problem.entry);
+  const picture = inPicture ? composer.chooseAsked(problem.entry) : problem.entry;
   find(inPicture ? "#objects-block" : ".go").append(find("#refusal")); // beside the labels that it is about
-  find("#refusal").textContent = problem.message;
+  find("#refusal").textContent = problem.message.replace(/^Picture \d+:/, `Picture ${picture + 1}:`);
   if (problem.status === 401) askForKey();
   if (problem.status === 0) showReady("away", "No connection");
 }

@@ -96,10 +96,11 @@ export class Composer {
     this.#set(this.pictures, index);
   }
 
-  /** Selects the picture of an entry of the request, for example one that the service refused. */
+  /** Selects the picture of an entry of the request, which has no empty pictures, and returns its index. */
   chooseAsked(entry) {
-    const asked = this.pictures.filter(({ labels }) => labels.length);
-    if (entry < asked.length) this.choose(this.pictures.indexOf(asked[entry]));
+    const asked = [...this.pictures.keys()].filter((index) => this.pictures[index].labels.length);
+    this.choose(asked[entry] ?? this.active);
+    return this.active;
   }
 
   #set(pictures, active) {

@@ -4,15 +4,14 @@
 
 import { counted } from "./words.js";
 
-const STEP = 0.05; // between the places that `free` considers
+const CELLS = 100; // in each direction: objects are placed in steps of 0.01
+const HALF = 0.0072; // half a cell's diagonal: an area of one point has a cell, too
+const SLACK = 0.011; // a place may be that far from what is possible, because of the steps; the service allows 0.02
 const ROOMY = 0.22; // objects as far apart as this do not hide each other
-const ROUNDS = 12; // in which `clamp` looks for a place that is inside and apart
-const SLACK = 0.011; // places are rounded to 0.01
 
-const distance = (one, other) => Math.hypot(one.x - other.x, one.y - other.y);
-const closest = (places, to) => places.reduce((best, one) => (distance(one, to) < distance(best, to) ? one : best));
-const within = (value) => Math.min(1, Math.max(0, value));
-const rounded = ({ x, y }) => ({ x: Math.round(100 * x) / 100, y: Math.round(100 * y) / 100 });
+const distance = (one, other) => Math.sqrt((one.x - other.x) ** 2 + (one.y - other.y) ** 2);
+const room = (place, others) => others.reduce((least, one) => Math.min(least, distance(one, place)), Infinity);
+const leastBy = (places, cost) => places[places.map(cost).reduce((best, one, i, all) => (one < all[best] ? i : best), 0)];
 
 export class Support {
   /** Of a model from GET /models; one that says nothing about its range refuses nothing. */
@@ -22,13 +21,16 @@ export class Support {
     this.high = high;
     this.area = area?.length ? area.map(([x, y]) => ({ x, y })) : null; // corners by increasing angle
     this.nearest = nearest ?? 0;
+    const all = Array.from({ length: (CELLS + 1) ** 2 }, (_, i) => ({ x: (i % (CELLS + 1)) / CELLS, y: Math.floor(i / (CELLS + 1)) / CELLS }));
+    this.places = all.filter((place) => this.#outside(place) <= HALF);
+    const [xs, ys] = [this.places.map(({ x }) => x), this.places.map(({ y }) => y)];
+    this.middle = { x: (Math.min(...xs) + Math.max(...xs)) / 2, y: (Math.min(...ys) + Math.max(...ys)) / 2 };
   }
 
   /** "1 to 10 objects"; empty without a range. */
   get range() {
     if (this.high === Infinity) return "";
-    const numbers = this.low === this.high ? this.high : `${this.low} to ${this.high}`;
-    return `${numbers} ${this.high === 1 ? "object" : "objects"}`;
+    return this.low === this.high ? counted(this.high, "object") : `${this.low} to ${counted(this.high, "object")}`;
   }
 
   /** Why a picture of so many objects cannot be drawn, or null. */
@@ -39,59 +41,30 @@ export class Support {
 
   /** Why an object cannot stand at a place, with the `others` where they are, or null. */
   placeProblem(place, others) {
-    if (distance(this.#inside(place), place) > SLACK) return "This model has seen no objects outside the outlined area.";
-    if (others.some((one) => distance(one, place) < this.nearest - SLACK)) {
-      return "This model has seen no two objects as near to each other.";
-    }
+    if (this.#outside(place) > SLACK) return "This model has seen no objects outside the outlined area.";
+    if (room(place, others) < this.nearest - SLACK) return "This model has seen no two objects as near to each other.";
     return null;
   }
 
   /** The possible place that is nearest to `to`, or null. */
   clamp(to, others) {
-    let place = this.#inside({ x: within(to.x), y: within(to.y) });
-    for (let round = 0; round < ROUNDS && others.length; round++) {
-      const other = closest(others, place);
-      if (distance(other, place) >= this.nearest) break;
-      place = this.#inside(this.#away(place, other));
-    }
-    place = rounded(place);
-    return this.placeProblem(place, others) ? null : place;
+    const free = this.places.filter((place) => room(place, others) >= this.nearest);
+    return leastBy(free, (place) => distance(place, to)) ?? null;
   }
 
   /** A place for one more object: near the middle, or else where there is most room. */
   free(taken) {
-    const count = Math.round(1 / STEP) + 1;
-    const all = Array.from({ length: count * count }, (_, i) => rounded({ x: STEP * (i % count), y: STEP * Math.floor(i / count) }));
-    const middle = this.#middle();
-    const inside = all.filter((place) => distance(this.#inside(place), place) < 1e-9);
-    const candidates = [middle, ...inside.sort((one, other) => distance(one, middle) - distance(other, middle))];
-    const room = (place) => Math.min(Infinity, ...taken.map((one) => distance(one, place)));
-    return (
-      candidates.find((place) => room(place) >= Math.max(ROOMY, this.nearest)) ??
-      candidates.reduce((best, place) => (room(place) > room(best) ? place : best))
-    );
+    const roomy = this.places.filter((place) => room(place, taken) >= Math.max(ROOMY, this.nearest));
+    return leastBy(roomy, (place) => distance(place, this.middle)) ?? leastBy(this.places, (place) => -room(place, taken));
   }
 
-  #middle() {
-    const corners = this.area ?? [{ x: 0, y: 0 }, { x: 1, y: 1 }];
-    const half = (values) => (Math.min(...values) + Math.max(...values)) / 2;
-    return this.#inside(rounded({ x: half(corners.map(({ x }) => x)), y: half(corners.map(({ y }) => y)) }));
-  }
-
-  /** The place itself in the area, or else the nearest one on its border. */
-  #inside(place) {
-    if (!this.area) return place;
-    if (this.area.length < 3) return closest(this.area, place);
+  /** How far a place is outside the nearest edge of the area; at most 0 inside. */
+  #outside(place) {
+    if (!this.area) return 0;
+    if (this.area.length < 3) return room(place, this.area);
     const edges = this.area.map((corner, i) => [corner, this.area[(i + 1) % this.area.length]]);
-    const isLeft = ([a, b]) => (b.x - a.x) * (place.y - a.y) - (b.y - a.y) * (place.x - a.x) >= 0;
-    return edges.every(isLeft) ? place : closest(edges.map((edge) => nearestOn(edge, place)), place);
-  }
-
-  /** The nearest place that is apart from `other`. */
-  #away(place, other) {
-    const apart = distance(place, other);
-    const [dx, dy] = apart ? [(place.x - other.x) / apart, (place.y - other.y) / apart] : [1, 0];
-    return { x: within(other.x + this.nearest * dx), y: within(other.y + this.nearest * dy) };
+    const beyond = ([a, b]) => ((b.y - a.y) * (place.x - a.x) - (b.x - a.x) * (place.y - a.y)) / distance(a, b);
+    return Math.max(...edges.map(beyond));
   }
 }
 
@@ -99,13 +72,6 @@ export class Support {
 export function ratioOf(model) {
   if (!model) return null;
   // A network that draws 4:3 pictures squeezed to squares says so in `proportions`; squeezed, spheres look like eggs.
-  const [width, height] = model.config.proportions ?? model.size ?? [1, 1];
+  const [width, height] = model.config.proportions ?? model.picture ?? [1, 1];
   return width / height;
-}
-
-/** The place on a line from a to b that is nearest to `place`. */
-function nearestOn([a, b], place) {
-  const [dx, dy] = [b.x - a.x, b.y - a.y];
-  const along = within(((place.x - a.x) * dx + (place.y - a.y) * dy) / (dx * dx + dy * dy || 1));
-  return { x: a.x + along * dx, y: a.y + along * dy };
 }
