@@ -1,6 +1,7 @@
 """The RQ worker that picture workers and webhook workers build on. Knows nothing of pictures and webhooks."""
 
 import contextlib
+from typing import Any
 
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
@@ -28,6 +29,11 @@ class QueueWorker(SimpleWorker):
             maintenance_interval=POLL_S,
             log_job_description=False,
         )
+
+    def bootstrap(self, *arguments: Any, **options: Any) -> None:
+        """Register, and heed SIGTERM already while that waits for Redis."""
+        self._install_signal_handlers()  # type: ignore[no-untyped-call]
+        super().bootstrap(*arguments, **options)
 
     @property
     def stop_requested(self) -> bool:

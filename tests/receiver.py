@@ -1,7 +1,7 @@
 """A receiver of webhooks, as a process of its own: `python -m tests.receiver PORT_FILE LOG_FILE STATUS...`.
 
 Writes what it gets to LOG_FILE, one JSON object a line, and answers with STATUS after STATUS, the last one for ever. A
-status of 0 never answers; 307 sends on to /elsewhere.
+status of 0 never answers; -N answers 200 after N seconds; 307 sends on to /elsewhere.
 """
 
 import json
@@ -23,8 +23,9 @@ class Handler(BaseHTTPRequestHandler):
         entry = {"path": self.path, "headers": {k.lower(): v for k, v in self.headers.items()}, "body": body}
         with log_file.open("a") as log:
             log.write(json.dumps(entry) + "\n")
-        if status == 0:
-            time.sleep(600)
+        if status <= 0:
+            time.sleep(-status or 600)
+            status = 200
         self.send_response(status)
         if status == 307:
             self.send_header("Location", "/elsewhere")

@@ -8,7 +8,7 @@ from rq import Queue
 from service.store import keys
 
 RUN_DELIVERY = "service.webhooks.worker.deliver"  # by name, so that the API does not import the sender
-FAILED_RQ_JOB_TTL_S = 1  # the RQ job of an attempt whose worker died blocks the next one of the same id
+FAILED_RQ_JOB_TTL_S = 1  # its id may not be used again as long as it exists
 GRACE_S = 5  # RQ hears of an event at once; the outbox is read only for events that RQ lost
 
 # Part of the script that moves a job's status (KEYS[2] and `to` are its own): adds the event if the job wants it.
@@ -23,12 +23,12 @@ end
 
 
 def enqueue(queue: Queue, job_id: str, event: str) -> None:
-    """Have RQ run an attempt to send the webhook."""
+    """Have RQ tell a webhooks' worker about the event."""
     queue.enqueue_call(
         RUN_DELIVERY,
         args=(job_id, event),
         job_id=f"{job_id}-{event}",
-        timeout=-1,  # an attempt has a time limit of its own
+        timeout=-1,  # only hands the event on
         result_ttl=0,
         failure_ttl=FAILED_RQ_JOB_TTL_S,
         description=f"labelgrid webhook of job {job_id}: {event}",

@@ -1,22 +1,26 @@
 """Sends webhooks: a signed POST for each event that a job asked for, retried with exponential back-off.
 
 `store/webhook_outbox.py` holds the events to send: the script that changes a job's status adds them, so none is lost
-with a process. RQ only wakes the worker at once; what RQ loses is queued again. The number of attempts lies beside the
-job, in job:ID:webhook:EVENT. Follows https://www.standardwebhooks.com. Imports no torch.
+with a process. RQ only wakes the worker at once; what RQ loses is found in the outbox. Attempts run at the same time
+(`turns.py`). Their number lies beside the job, in job:ID:webhook:EVENT. Follows https://www.standardwebhooks.com.
+Imports no torch.
 """
 
 import asyncio
+import contextlib
 import json
 import random
 import ssl
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from rq.job import Job as RqJob
+from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
 from service.contract.errors import ServiceError
@@ -27,24 +31,26 @@ from service.store import keys
 from service.store.connection import RetryUntilStopped, connect, text
 from service.store.jobs import JobStore, new_id
 from service.store.reader import JobReader
-from service.store.webhook_outbox import enqueue
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.webhooks.addresses import AddressNotAllowed, resolve
 from service.webhooks.signing import signature, signing_key
+from service.webhooks.turns import Turns
 
 log = get_logger(__name__)
 
 SENDING_S = 60.0  # longer than any attempt; if a worker dies in one, another may try again after this
+LOOKUPS = 256  # of host names at the same time; one that hangs outlives its attempt
+DUE_AT_ONCE = 1000  # new ones that are taken from the outbox in one go, so that RQ's queue is read in between
 
 # RQ calls a job's function by its name, so the worker must be reachable from the module.
 _worker: "WebhookWorker | None" = None
 
 
 def deliver(job_id: str, event: str) -> None:
-    """Make one attempt."""
+    """Have an attempt made as soon as its owner and receiver have a slot."""
     assert _worker is not None, "deliver runs in a process of `python -m service webhooks` only"
-    _worker.sender.attempt(job_id, event)
+    _worker.take(f"{job_id} {event}")
 
 
 class Undeliverable(RuntimeError):
@@ -70,7 +76,8 @@ async def post(url: str, headers: dict[str, str], body: bytes, allow_private: bo
     addresses = await resolve(parsed.host, port, allow_private)
     extensions = {"sni_hostname": parsed.host}  # for the certificate as well
     headers = {**headers, "Host": parsed.netloc.decode()}
-    async with httpx.AsyncClient(verify=tls, trust_env=False, follow_redirects=False) as client:
+    # The caller has a time limit for the whole attempt.
+    async with httpx.AsyncClient(verify=tls, trust_env=False, follow_redirects=False, timeout=None) as client:
         for address in addresses:
             target = parsed.copy_with(host=address)
             try:
@@ -85,18 +92,24 @@ async def post(url: str, headers: dict[str, str], body: bytes, allow_private: bo
 
 
 class Sender:
-    """Makes attempts, and decides what follows each of them."""
+    """Makes attempts, and decides what follows each of them. Threads may share it."""
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings = connection, settings
         self.store = JobStore(connection, settings)
         self.tls = ssl.create_default_context()
+        # One loop for all attempts: asyncio.run would wait for a look-up of a name that has hung for longer than the
+        # attempt may take.
+        self.loop = asyncio.new_event_loop()
+        self.loop.set_default_executor(ThreadPoolExecutor(LOOKUPS))
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
 
     def attempt(self, job_id: str, event: str) -> None:
         """Send the message unless it has been sent or is being sent; schedule the next attempt if that fails."""
         member, key = f"{job_id} {event}", f"{keys.job(job_id)}:webhook:{event}"
-        if self.connection.zscore(keys.WEBHOOKS, member) is None:
-            return
+        due_at = self.connection.zscore(keys.WEBHOOKS, member)
+        if due_at is None or (due_at > time.time() and self.connection.exists(key)):
+            return  # another process has just made this attempt
         record = self.store.record(job_id)
         if not self.connection.set(f"{key}:sending", 1, nx=True, px=int(SENDING_S * 1000)):
             return
@@ -113,7 +126,7 @@ class Sender:
         try:
             parent, job_id = (record.traceparent, record.id) if record else ("", "")
             with tracing.span("webhook", parent, {"job_id": job_id, "event": event, "attempt": number}):
-                asyncio.run(self._send(record, event))
+                asyncio.run_coroutine_threadsafe(self._send(record, event), self.loop).result()
         except (AddressNotAllowed, Undeliverable, ServiceError) as error:
             log.warning("webhook cannot be sent", reason=str(error))
         except (OSError, httpx.HTTPError, Refused) as error:
@@ -155,30 +168,45 @@ class Sender:
         if not 200 <= status < 300:
             raise Refused(status)
 
-    def queue_due(self) -> None:
-        """Queue the attempts that are due, unless RQ has them."""
-        due: Any = self.connection.zrangebyscore(keys.WEBHOOKS, "-inf", time.time(), start=0, num=1000)
-        for raw in due:
-            job_id, _, event = text(raw).partition(" ")
-            if not RqJob.exists(f"{job_id}-{event}", connection=self.connection):
-                enqueue(self.store.webhooks, job_id, event)
-
 
 class WebhookWorker(QueueWorker):
-    """Runs the attempts that RQ has queued, and queues those that are due."""
+    """Takes up the events that RQ announces and those that are due in the outbox."""
 
     def __init__(self, sender: Sender) -> None:
         super().__init__(sender.store.webhooks, new_id())
         self.sender = sender
+        self.turns = Turns(lambda member: sender.attempt(*member.split(" ", 1)))
+
+    def take(self, member: str) -> None:
+        """Have the attempt of "ID EVENT" made. One of a job that only another version can read is left to it."""
+        with contextlib.suppress(ValueError):
+            record = self.sender.store.record(member.partition(" ")[0])
+            owner, url = (record.owner, record.webhook or "") if record else ("", "")
+            self.turns.add(member, owner, httpx.URL(url).netloc.decode())
+
+    def take_due(self) -> None:
+        """Take up what is due in the outbox."""
+        due: Any = self.sender.connection.zrangebyscore(keys.WEBHOOKS, "-inf", time.time())
+        new = [member for raw in due if (member := text(raw)) not in self.turns]
+        for member in new[:DUE_AT_ONCE]:
+            self.take(member)
 
     def run_maintenance_tasks(self) -> None:
         super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
-        self.sender.queue_due()
+        self.take_due()
+
+    def teardown(self) -> None:
+        self.turns.stop()
+        super().teardown()
 
 
 def main(settings: Settings) -> None:
-    """Send until SIGTERM or Ctrl-C; an attempt in progress is completed first."""
+    """Send until SIGTERM or Ctrl-C; the attempts in progress are completed first."""
     global _worker
     retry = RetryUntilStopped(lambda: _worker is not None and _worker.stop_requested)
     _worker = WebhookWorker(Sender(connect(settings.redis_url, retry=retry), settings))
-    _worker.work(logging_level="WARNING")
+    try:
+        _worker.work(logging_level="WARNING")
+    except RedisError:  # away while the worker registers
+        if not _worker.stop_requested:
+            raise

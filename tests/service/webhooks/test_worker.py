@@ -1,9 +1,11 @@
 """Sending: every event that a job asked for arrives, if need be after retries, and the process stops cleanly."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,16 +13,14 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from rq.job import Job as RqJob
-from rq.registry import FailedJobRegistry
-from rq.serializers import JSONSerializer
 
 from service.local.redis_server import RedisServer
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.connection import connect
 from service.store.jobs import JobStore
-from service.webhooks.worker import Sender
+from service.webhooks.turns import RECEIVER_SLOTS
+from service.webhooks.worker import Sender, WebhookWorker
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.processes import until
@@ -108,8 +108,9 @@ def test_a_refused_message_is_retried_a_few_times(
     for _ in range(5):
         before = time.time()
         sender.attempt(job_id, "cancelled")
-        if outbox(store):
-            waits_s.append(store.connection.zscore(keys.WEBHOOKS, outbox(store)[0]) - before)
+        for member in outbox(store):
+            waits_s.append(store.connection.zscore(keys.WEBHOOKS, member) - before)
+            store.connection.zadd(keys.WEBHOOKS, {member: time.time()})
     assert len(receiver.got()) == attempts
     assert outbox(store) == []
     assert {message["path"] for message in receiver.got()} == {"/hook?x=1"}  # no redirect is followed
@@ -127,27 +128,94 @@ def test_a_receiver_that_does_not_answer_is_abandoned_and_retried(
     assert outbox(store) == [f"{job_id} cancelled"]
 
 
-def test_an_attempt_that_rq_lost_is_queued_again_once_it_is_due(store: JobStore, sender: Sender) -> None:
-    store.cancel(job_id := create_job(store, "http://x/"))
-    rq_job = RqJob.fetch(f"{job_id}-cancelled", connection=store.connection, serializer=JSONSerializer)
-    assert store.webhooks.count == 1
-    rq_job.delete()
-    store.connection.delete(store.webhooks.key)
-    sender.queue_due()
-    assert store.webhooks.count == 0  # whoever cancelled the job may be about to queue it
-    store.connection.zadd(keys.WEBHOOKS, {f"{job_id} cancelled": time.time() - 1})
-    for _ in range(3):
-        sender.queue_due()
-        assert store.webhooks.count == 1
+def test_the_timeout_of_the_settings_counts(start: Callable[..., Receiver], hooked: Settings, store: JobStore) -> None:
+    receiver = start(-6)  # answers after 6 s; httpx's own limit is 5 s
+    store.cancel(job_id := create_job(store, receiver.url))
+    Sender(store.connection, hooked.model_copy(update={"webhook_timeout_s": 30.0})).attempt(job_id, "cancelled")
+    assert outbox(store) == []
 
 
-def test_an_attempt_whose_worker_died_is_queued_again(store: JobStore, sender: Sender) -> None:
-    store.cancel(job_id := create_job(store, "http://x/"))
-    rq_job = RqJob.fetch(f"{job_id}-cancelled", connection=store.connection, serializer=JSONSerializer)
-    store.connection.delete(store.webhooks.key)
-    FailedJobRegistry(queue=store.webhooks).add(rq_job, ttl=rq_job.failure_ttl)  # as RQ does
+def test_a_name_that_takes_long_to_resolve_is_abandoned(
+    store: JobStore, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved.wait(60))
+    store.cancel(job_id := create_job(store, "http://hook.example/"))
+    sender.attempt(job_id, "cancelled")  # ends although the look-up does not
+    assert outbox(store) == [f"{job_id} cancelled"]
+    assert not resolved.is_set()
+    resolved.set()
+
+
+def test_a_receiver_that_never_answers_does_not_delay_others(
+    start: Callable[..., Receiver], hooked: Settings, store: JobStore, tmp_path: Path
+) -> None:
+    (tmp_path / "slow").mkdir()
+    quick, slow = start(200), Receiver(tmp_path / "slow", 0)
+    try:
+        names = ("redis_url", "webhook_allow_private")
+        environment = {**os.environ, **{f"LABELGRID_{name.upper()}": str(getattr(hooked, name)) for name in names}}
+        environment |= {"LABELGRID_WEBHOOK_SECRET": SECRET, "LABELGRID_WEBHOOK_TIMEOUT_S": "50"}
+        hung = [create_job(store, slow.url, owner="alice") for _ in range(3 * RECEIVER_SLOTS)]
+        others = [create_job(store, quick.url, owner=owner) for owner in ("alice", "bob")]
+        with webhook_process(environment):
+            for job_id in hung:
+                store.cancel(job_id)
+            until(lambda: len(slow.got()) == RECEIVER_SLOTS)
+            for job_id in others:
+                store.cancel(job_id)
+            until(lambda: len(quick.got()) == 2)
+            assert len(slow.got()) == RECEIVER_SLOTS  # all of them still in their first attempt
+    finally:
+        slow.stop()
+
+
+@pytest.fixture
+def worker(sender: Sender) -> Iterator[WebhookWorker]:
+    made = WebhookWorker(sender)
+    yield made
+    made.turns.stop()
+
+
+def test_an_attempt_that_rq_lost_is_made_once_it_is_due(
+    start: Callable[..., Receiver], store: JobStore, worker: WebhookWorker
+) -> None:
+    receiver = start(200)
+    store.cancel(job_id := create_job(store, receiver.url))
+    worker.take_due()
+    assert f"{job_id} cancelled" not in worker.turns  # RQ announces it
     store.connection.zadd(keys.WEBHOOKS, {f"{job_id} cancelled": time.time() - 1})
-    until(lambda: sender.queue_due() or store.webhooks.count == 1, timeout_s=5)
+    worker.take_due()
+    until(lambda: outbox(store) == [])
+    assert len(receiver.got()) == 1
+
+
+def test_an_attempt_that_another_process_has_just_made_is_not_repeated(
+    start: Callable[..., Receiver], store: JobStore, sender: Sender
+) -> None:
+    receiver = start(500)
+    store.cancel(job_id := create_job(store, receiver.url))
+    sender.attempt(job_id, "cancelled")
+    store.connection.zadd(keys.WEBHOOKS, {f"{job_id} cancelled": time.time() + 60})
+    sender.attempt(job_id, "cancelled")
+    assert len(receiver.got()) == 1
+    store.connection.zadd(keys.WEBHOOKS, {f"{job_id} cancelled": time.time()})
+    sender.attempt(job_id, "cancelled")
+    assert len(receiver.got()) == 2
+
+
+def test_a_message_of_a_job_that_is_gone_is_dropped(store: JobStore, worker: WebhookWorker) -> None:
+    store.connection.zadd(keys.WEBHOOKS, {"gone finished": time.time() - 1})
+    worker.take_due()
+    until(lambda: outbox(store) == [])
+
+
+def test_a_record_of_a_later_version_stays_in_the_outbox(store: JobStore, worker: WebhookWorker) -> None:
+    store.cancel(job_id := create_job(store, "http://x/"))
+    store.connection.hset(keys.job(job_id), "record", "{}")
+    worker.take(f"{job_id} cancelled")
+    assert f"{job_id} cancelled" not in worker.turns
+    assert outbox(store) == [f"{job_id} cancelled"]
 
 
 def test_a_request_with_an_impossible_webhook_is_refused(settings: Settings, hooked: Settings, store: JobStore) -> None:
