@@ -1,7 +1,8 @@
-"""`python -m tests_browser.screenshots`: takes docs/page-*.png, with the shipped checkpoint."""
+"""`python -m tests_browser.screenshots [FOLDER]`: takes docs/page-*.png, with the promoted checkpoint."""
 
 import io
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from tests_browser.conftest import browser_on_path, choose
 
 DOCS = Path(__file__).parents[1] / "docs"
 SEED = 7  # as in `make demo`
-DESKTOP = {"width": 1120, "height": 760}
+DESKTOP = {"width": 1280, "height": 860}
+PLACED = ["red cube", "blue sphere", "gray cylinder", "cyan cube", "yellow sphere"]
 PHONE = {"width": 390, "height": 844}
 
 
-def save(page: Page, name: str) -> None:
-    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(DOCS / f"page-{name}.png", optimize=True)
+def save(taken: bytes, file: Path) -> None:
+    Image.open(io.BytesIO(taken)).convert("RGB").save(file, optimize=True)
 
 
 def look_up(page: Page) -> None:
@@ -29,8 +31,8 @@ def look_up(page: Page) -> None:
     page.evaluate("scrollTo(0, 0)")
 
 
-def take(address: str) -> None:
-    """Finished in light mode, half-way in dark mode, and on a phone."""
+def take(address: str, folder: Path) -> None:
+    """Finished in light mode, half-way in dark mode, on a phone, and the frame in which objects are placed."""
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         browser = playwright.chromium.launch(executable_path=browser_on_path(), args=arguments)
@@ -43,7 +45,7 @@ def take(address: str) -> None:
         page.locator(".figures").wait_for()
         expect(page.locator(".card img[hidden], #jobs img[hidden]")).to_have_count(0)
         look_up(page)
-        save(page, "light")
+        save(page.screenshot(), folder / "page-light.png")
         drawn = page.url
 
         page.emulate_media(color_scheme="dark")
@@ -53,24 +55,29 @@ def take(address: str) -> None:
         while page.locator(".progress").evaluate("bar => bar.value / bar.max") < 0.4:
             page.wait_for_timeout(50)
         look_up(page)
-        save(page, "dark")
+        save(page.screenshot(), folder / "page-dark.png")
+
+        page.emulate_media(color_scheme="light")
+        choose(page, [PLACED])
+        page.get_by_role("button", name="Choose", exact=True).click()
+        save(page.locator("#places-block").screenshot(), folder / "page-places.png")
 
         phone = browser.new_page(viewport=PHONE, device_scale_factor=1, color_scheme="light", is_mobile=True)  # type: ignore[arg-type]
         phone.goto(drawn)
         phone.locator(".figures").wait_for()
         phone.locator(".job-head").evaluate("head => scrollTo(0, head.getBoundingClientRect().top - 24)")
         phone.wait_for_timeout(300)
-        save(phone, "phone")
+        save(phone.screenshot(), folder / "page-phone.png")
         browser.close()
 
 
-def main() -> None:
+def main(folder: Path = DOCS) -> None:
     with tempfile.TemporaryDirectory(prefix="labelgrid-") as state:
         supervisor = Supervisor(port=free_port(), state=Path(state), redis_url=None)
 
         def on_ready(address: str) -> None:
             try:
-                take(address)
+                take(address, folder)
             finally:
                 supervisor.stopping = True
 
@@ -78,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:]))
