@@ -52,17 +52,19 @@ class Locator(nn.Module):
             nn.Conv2d(128, 3 * labels, 1),
         )  # fmt: skip
 
-    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        """(N, 128, H, W) and (N, 256, H/2, W/2), of layers 2 and 3 -> (N, K, 2) fractions of width and height."""
+    def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 128, H, W) and (N, 256, H/2, W/2), of layers 2 and 3 -> positions and logarithms of the heatmaps.
+
+        Positions are fractions of width and height, (N, K, 2); heatmaps are (N, K, H W).
+        """
         height, width = fine.shape[-2:]
         maps = self.convs(torch.cat([fine, F.interpolate(coarse, size=(height, width))], 1)).float()
         heat, offsets = maps.split([self.labels, 2 * self.labels], 1)
         rows, columns = (torch.arange(n, device=maps.device).add(0.5) / n for n in (height, width))
         cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))  # (2, H, W): x, y
-        weights = heat.flatten(2).softmax(-1)[:, :, None]  # (N, K, 1, H W)
         points = cells.flatten(1) + offsets.unflatten(1, (self.labels, 2)).flatten(3)  # (N, K, 2, H W)
-        found: Tensor = (weights * points).sum(-1)
-        return found
+        logarithms = heat.flatten(2).log_softmax(-1)  # (N, K, H W)
+        return (logarithms.exp()[:, :, None] * points).sum(-1), logarithms
 
 
 class Evaluator(nn.Module):
@@ -90,8 +92,8 @@ class Evaluator(nn.Module):
             self._folded = FoldedResNet(self.resnet, autocast_dtype(device) or torch.float32)
         return self
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(N, 3, 64, 64) in [-1, 1] (mean and std 0.5) -> logits (N, K), positions (N, K, 2) if it has the head."""
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """(N, 3, 64, 64) in [-1, 1] (mean and std 0.5) -> logits (N, K), and what the position head returns."""
         fine, coarse, pooled = self._features(images)
         return self.resnet.fc[0](pooled), self.locator(fine, coarse) if self.locator else None
 
@@ -128,7 +130,7 @@ class Evaluator(nn.Module):
         if not len(images):
             return torch.zeros(0, len(self.vocabulary), 2)
         features = (self._features(self._input(x)) for x in torch.split(images, batch))
-        return torch.cat([self.locator(fine.float(), coarse.float()).cpu() for fine, coarse, _ in features])
+        return torch.cat([self.locator(fine.float(), coarse.float())[0].cpu() for fine, coarse, _ in features])
 
     @torch.inference_mode()
     def features(self, images: Tensor, *, batch: int = 64) -> Tensor:

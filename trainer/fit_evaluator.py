@@ -5,6 +5,7 @@ Knows no denoiser and no sampled picture, so its scores stay independent. To res
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ DISTORT = v2.Compose(
 TINT = 0.06  # standard deviation of each colour channel's gain
 GROUPS = 16  # of a batch; a group shares its distortion, since one by one would take longer than the network
 Figures = dict[str, Any]  # of held-out pictures, as in a checkpoint's header
-POSITION_WEIGHT = 1.0  # of the position loss, beside the labels' loss
+HEAT_WEIGHT = 0.1  # of the heatmap's loss; the labels' and the positions' have 1. Without it, positions take far longer
 
 
 def update_average(averaged: Any, current: Any, updates: Tensor | int) -> None:
@@ -73,9 +74,17 @@ def augment(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(distorted).mul(2).sub(1), torch.cat(moved)
 
 
-def position_loss(found: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean distance |x - x'| + |y - y'| over the objects that are there: (B, K, 2) twice, and (B, K)."""
-    return ((found - positions).abs().sum(-1) * labels).sum() / labels.sum().clamp(min=1)
+def position_loss(located: tuple[Tensor, Tensor], positions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean distance |x - x'| + |y - y'|, and the mean -log of the heatmap's share in the right cell.
+
+    Over the objects that are there: `located` is the position head's answer, positions (B, K, 2), labels (B, K).
+    """
+    found, heat = located
+    side = math.isqrt(heat.shape[-1])
+    column, row = (positions * side).long().clamp(0, side - 1).unbind(-1)
+    missed = -heat.gather(-1, (row * side + column)[..., None])[..., 0]
+    there = labels.sum().clamp(min=1)
+    return ((found - positions).abs().sum(-1) * labels).sum() / there, (missed * labels).sum() / there
 
 
 def fit_evaluator(
@@ -101,8 +110,10 @@ def fit_evaluator(
     positions = torch.zeros(*labels.shape, 2) if dataset.positions is None else dataset.positions
     evaluator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(evaluator, multi_avg_fn=update_average, use_buffers=True)
-    lr = START_LR if start else LR
-    optimizer = torch.optim.AdamW(evaluator.parameters(), lr, weight_decay=0.05, fused=True)
+    groups = [{"params": evaluator.resnet.parameters(), "most": START_LR if start else LR}]
+    if evaluator.locator:
+        groups += [{"params": evaluator.locator.parameters(), "most": START_LR if start and start.locator else LR}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.05, fused=True)
     dtype, run, state_path = autocast_dtype(device), Run(), folder / "state.pt"
     recipe = {"data": dataset.digest, "batch": BATCH, "seed": seed, "start": start and start.info and start.info.name}
     learning: dict[str, Any] = {"network": evaluator, "average": average, "optimizer": optimizer}
@@ -124,23 +135,25 @@ def fit_evaluator(
             x, places = augment(to_float(images[index]), positions[index])
             wanted = labels[index].to(device)
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (run.step + 1) / 100) * min(1.0, (1 - share) / 0.7)
+                group["lr"] = group["most"] * min(1.0, (run.step + 1) / 100) * min(1.0, (1 - share) / 0.7)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                logits, found = evaluator(x.to(device, memory_format=torch.channels_last))
+                logits, located = evaluator(x.to(device, memory_format=torch.channels_last))
             loss = F.binary_cross_entropy_with_logits(logits.float(), wanted)
-            apart = torch.zeros_like(loss) if found is None else position_loss(found, places.to(device), wanted)
-            (loss + POSITION_WEIGHT * apart).backward()  # type: ignore[no-untyped-call]
+            distance = missed = torch.zeros_like(loss)
+            if located is not None:
+                distance, missed = position_loss(located, places.to(device), wanted)
+            (loss + distance + HEAT_WEIGHT * missed).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             average.update_parameters(evaluator)
 
             now = time.monotonic()
             run.step, run.elapsed_s, run.progress, last = run.step + 1, run.elapsed_s + now - last, share, now
-            losses.append(torch.stack([loss.detach(), apart.detach()]))
+            losses.append(torch.stack([loss.detach(), distance.detach()]))
             if run.step % LOG_EVERY == 0:
-                run.loss, distance = torch.stack(losses).mean(0).tolist()
+                run.loss, apart = torch.stack(losses).mean(0).tolist()
                 losses.clear()
-                record(run, {"loss": run.loss} | ({} if found is None else {"position_loss": distance}))
+                record(run, {"loss": run.loss} | ({} if located is None else {"position_loss": apart}))
             on_step(run)
             if now - saved_at > SAVE_EVERY_S:
                 save()

@@ -167,9 +167,10 @@ def test_a_position_is_the_mean_of_its_heatmap() -> None:
     offsets[1, 0, 0, 0] = 0.04
     maps = torch.cat([heat, offsets.flatten(0, 1)])[None]
     locator.convs = nn.Sequential(_Returns(maps))
-    found = locator(torch.zeros(1, 128, 2, 4), torch.zeros(1, 256, 1, 2))
+    found, heatmaps = locator(torch.zeros(1, 128, 2, 4), torch.zeros(1, 256, 1, 2))
     wanted = [[[7 / 8 + 0.01, 3 / 4 - 0.02], [3 / 4 * (1 / 8 + 0.04) + 1 / 4 * 3 / 8, 1 / 4]]]
     torch.testing.assert_close(found, torch.tensor(wanted), rtol=0, atol=1e-5)
+    torch.testing.assert_close(heatmaps.exp()[0, 1, :3], torch.tensor([3 / 4, 1 / 4, 0.0]), rtol=0, atol=1e-5)
 
 
 class _Returns(nn.Module):
@@ -193,7 +194,7 @@ def test_positions_resize_clamp_and_batch(evaluator: Evaluator, locating: Evalua
     again = locating.positions(images.clamp(-1, 1), batch=2)
     torch.testing.assert_close(whole, again, rtol=0, atol=1e-5)
     with torch.inference_mode():
-        logits, positions = locating(images.clamp(-1, 1))
+        logits, (positions, _) = locating(images.clamp(-1, 1))
     torch.testing.assert_close(whole, positions, rtol=0, atol=1e-5)
     torch.testing.assert_close(locating.probabilities(images), logits.sigmoid(), rtol=1e-4, atol=1e-5)
     assert torch.equal(locating.probabilities(images), evaluator.probabilities(images))

@@ -1,6 +1,7 @@
 """Fitting the evaluator: it learns positions, resumes bit for bit, refuses other data, ends once."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,8 +93,18 @@ def test_the_position_loss_counts_only_objects_that_are_there() -> None:
     found = torch.tensor([[[0.5, 0.5], [9.0, 9.0]], [[0.25, 0.5], [0.75, 0.5]]])
     wanted = torch.tensor([[[0.75, 0.25], [OUTSIDE, OUTSIDE]], [[0.5, 0.5], [0.75, 0.5]]])
     labels = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    assert float(fitting.position_loss(found, wanted, labels)) == (0.5 + 0.25 + 0.0) / 3
-    assert float(fitting.position_loss(found, wanted, torch.zeros(2, 2))) == 0.0
+    shares = torch.full((2, 2, 4), 1 / 8)  # of heatmaps with 2 x 2 cells
+    shares[0, 0, 1] = 5 / 8  # upper right, where (0.75, 0.25) is
+    shares[1, 0, 3] = 5 / 8
+    shares[1, 1, 3] = 5 / 8  # lower right, where (0.5, 0.5) and (0.75, 0.5) are
+    distance, missed = fitting.position_loss((found, shares.log()), wanted, labels)
+    assert float(distance) == (0.5 + 0.25 + 0.0) / 3
+    assert float(missed) == pytest.approx(-math.log(5 / 8))
+    shares[1, 1] = shares[1, 1].flip(0)
+    assert float(fitting.position_loss((found, shares.log()), wanted, labels)[1]) == pytest.approx(
+        (-2 * math.log(5 / 8) - math.log(1 / 8)) / 3
+    )
+    assert [float(loss) for loss in fitting.position_loss((found, shares.log()), wanted, torch.zeros(2, 2))] == [0, 0]
 
 
 def test_with_positions_the_head_is_trained_and_measured(
