@@ -45,8 +45,7 @@ def _distances(
     Empty if the evaluator finds no positions.
     """
     placed = [i for i, picture in enumerate(pictures) if picture.layout is not None]
-    locate = getattr(judge, "positions", None)  # TODO(service): judge.positions, once the evaluator has it
-    positions = locate(images[placed]) if placed and locate else None  # (n, K, 2)
+    positions = judge.positions(images[placed]) if placed else None  # (n, K, 2)
     if positions is None:
         return {}
     height, width = images.shape[-2:]

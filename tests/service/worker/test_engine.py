@@ -34,6 +34,9 @@ class ToyJudge:
         features = images.mean(dim=(2, 3))  # (N, 3)
         return torch.sigmoid(5 * torch.cat([features, features.sum(1, keepdim=True)], dim=1)[:, : len(self.vocabulary)])
 
+    def positions(self, images: Tensor) -> Tensor | None:
+        return None
+
 
 class FaultyStepper(Stepper):
     """Raises in every step of a batch that holds a row with the labels `poison`."""
