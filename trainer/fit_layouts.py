@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from shared.device import autocast_dtype
 from shared.diffusion.layouts import OUTSIDE, LayoutConfig, LayoutNetwork
 from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of
@@ -25,26 +26,32 @@ WARMUP_STEPS: Final = 100
 HELD_OUT: Final = 20  # one layout of so many is not learnt from
 EMA_DECAY: Final = 0.998
 
-Batch = tuple[Tensor, Tensor, Tensor]  # indices (B, N), positions (B, N, 2), there (B, N): LayoutNetwork's input
+Layout = tuple[Tensor, Tensor]  # labels (P, n) int64 and positions (P, n, 2) of pictures with n objects
 
 
-def layouts_of(labels: Tensor, positions: Tensor) -> Batch:
-    """Return the layouts of P pictures, padded to the largest: labels (P, K), positions (P, K, 2)."""
+def layouts_by_count(labels: Tensor, positions: Tensor) -> dict[int, Layout]:
+    """Return the layouts of pictures with labels (P, K) and positions (P, K, 2), by their number of objects."""
     known = (labels > 0) & (positions[..., 0] != OUTSIDE)  # (P, K)
-    counts = known.sum(1)
-    most = int(counts.max())
-    there = torch.arange(most) < counts[:, None]
-    indices, places = torch.zeros(len(labels), most, dtype=torch.int64), torch.zeros(len(labels), most, 2)
-    indices[there], places[there] = torch.nonzero(known)[:, 1], positions[known]
-    return indices, places, there
+    counts, found = known.sum(1), {}
+    for n in sorted({int(count) for count in counts} - {0}):
+        there = known & (counts == n)[:, None]
+        found[n] = torch.nonzero(there)[:, 1].view(-1, n), positions[there].view(-1, n, 2)
+    return found
 
 
-def shuffled(layouts: Batch, generator: torch.Generator) -> Batch:
-    """Put each layout's objects in a random order; padding stays last."""
-    indices, places, there = layouts
-    keys = torch.rand(there.shape, generator=generator) + 2 * ~there
-    order = keys.argsort(1)
-    return indices.gather(1, order), places.gather(1, order[..., None].expand(-1, -1, 2)), there
+def shuffled(layouts: Layout, generator: torch.Generator) -> Layout:
+    """Put each layout's objects in a random order."""
+    indices, places = layouts
+    order = torch.rand(indices.shape, generator=generator).argsort(1)
+    return indices.gather(1, order), places.gather(1, order[..., None].expand(-1, -1, 2))
+
+
+def split(layouts: Layout, seed: int) -> tuple[Layout, Layout]:
+    """Return the layouts to learn from and those held out."""
+    indices, places = layouts
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
+    unseen, seen = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
+    return (indices[seen], places[seen]), (indices[unseen], places[unseen])
 
 
 def update_average(averaged: Any, current: Any, updates: Tensor | int) -> None:
@@ -58,18 +65,23 @@ def fit_layouts(
 ) -> LayoutNetwork | None:
     """Train for `config.layout_steps` and return the averaged network, or None for a run without positions.
 
-    State and log go to `folder`: the loss and, at the end, that of held-out layouts, in nats an object.
+    State and log go to `folder`: the loss and, at the end, that of held-out layouts of n objects, in nats an object.
     """
     positions = positions_of(config, dataset)
     if positions is None:
         return None
     typical = torch.ones(len(dataset), dtype=torch.bool) if dataset.typical is None else dataset.typical
-    layouts = layouts_of(dataset.labels[typical], positions[typical])
+    parts = {
+        n: split(one, config.seed) for n, one in layouts_by_count(dataset.labels[typical], positions[typical]).items()
+    }
+    numbers = list(parts)
+    shares = torch.tensor([float(len(seen[0])) for seen, _ in parts.values()])
     torch.manual_seed(config.seed)
-    network = LayoutNetwork(LayoutConfig(num_labels=len(dataset.vocabulary), most=layouts[0].shape[1]))
+    network = LayoutNetwork(LayoutConfig(num_labels=len(dataset.vocabulary), most=numbers[-1]))
     average = AveragedModel(network, multi_avg_fn=update_average)
     optimizer = torch.optim.AdamW(network.parameters(), LR, (0.9, 0.99), weight_decay=0.01)
     learning: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer}
+    dtype = autocast_dtype(torch.device("cpu"))
     budget, run, state_path = Budget(steps=config.layout_steps), Run(), folder / "state.pt"
     recipe = {"data": dataset.digest, "steps": config.layout_steps, "seed": config.seed}
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,21 +91,22 @@ def fit_layouts(
             part.load_state_dict(state[key])
 
     def save() -> None:
-        parts = {key: part.state_dict() for key, part in learning.items()}
-        save_state(state_path, recipe, dataset.vocabulary, run, parts)
+        state = {key: part.state_dict() for key, part in learning.items()}
+        save_state(state_path, recipe, dataset.vocabulary, run, state)
 
-    order = torch.randperm(len(layouts[0]), generator=torch.Generator().manual_seed(config.seed))
-    held_out, learnt = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
     with run_log(folder) as record:
         last = saved_at = time.monotonic()
         losses: list[float] = []  # since the last line of the log
         while (progress := budget.progress(run.elapsed_s, run.step)) < 1:
             generator = torch.Generator().manual_seed(step_seed(config.seed, run.step))
-            chosen = learnt[torch.randint(len(learnt), (BATCH,), generator=generator)]
+            n = numbers[int(torch.multinomial(shares, 1, generator=generator))]  # a batch's layouts have one size
+            indices, places = parts[n][0]
+            chosen = torch.randint(len(indices), (BATCH,), generator=generator)
             for group in optimizer.param_groups:
                 group["lr"] = LR * min(1.0, (run.step + 1) / WARMUP_STEPS) * min(1.0, (1 - progress) / 0.5)
-            loss = _mean_loss(network, shuffled(_rows(layouts, chosen), generator))
-            loss.backward()  # type: ignore[no-untyped-call]
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                loss = network(*shuffled((indices[chosen], places[chosen]), generator)).mean()
+            loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -112,21 +125,8 @@ def fit_layouts(
                 saved_at = time.monotonic()
         save()
         fitted = cast(LayoutNetwork, average.module.eval())
-        if len(held_out):
-            with torch.inference_mode():
-                rows = shuffled(_rows(layouts, held_out), torch.Generator().manual_seed(config.seed))
-                record(run, {"held_out_loss": float(_mean_loss(fitted, rows))})
+        with torch.inference_mode():
+            generator = torch.Generator().manual_seed(config.seed)
+            unseen = {n: shuffled(part, generator) for n, (_, part) in parts.items() if len(part[0])}
+            record(run, {f"held_out_loss/{n}": float(fitted(*part).mean()) for n, part in unseen.items()})
     return fitted
-
-
-def _rows(layouts: Batch, chosen: Tensor) -> Batch:
-    """Return the chosen layouts, without the padding that none of them needs."""
-    indices, places, there = (part[chosen] for part in layouts)
-    most = int(there.sum(1).max())
-    return indices[:, :most], places[:, :most], there[:, :most]
-
-
-def _mean_loss(network: LayoutNetwork, layouts: Batch) -> Tensor:
-    """Return the mean of -log p over all objects."""
-    loss: Tensor = network(*layouts).sum() / layouts[2].sum()
-    return loss

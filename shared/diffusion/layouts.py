@@ -57,7 +57,7 @@ class LayoutConfig(NoOtherFields):
     num_labels: Positive
     most: Positive  # objects in one picture
     cells: Positive = 64  # coarse cells along each side, and fine cells along each side of a coarse one
-    width: Positive = 128
+    width: Positive = 96
     layers: Positive = 3
     heads: Positive = 4
 
@@ -82,25 +82,25 @@ class LayoutNetwork(nn.Module):
         self.norm = nn.LayerNorm(d)
         self.drawn = nn.ModuleList(nn.Embedding(cells, d) for _ in range(COORDINATES - 1))
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, cells)) for _ in range(COORDINATES)
+            nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, cells)) for _ in range(COORDINATES)
         )
 
     def _frequencies(self) -> Tensor:
         return math.pi * 2.0 ** torch.arange(8)
 
-    def forward(self, indices: Tensor, positions: Tensor, there: Tensor) -> Tensor:
-        """Return -log p in nats of each object's position given those before it: (B, N) float32, 0 for padding.
+    def forward(self, indices: Tensor, positions: Tensor) -> Tensor:
+        """Return -log p in nats of each object's position given those before it: (B, N) float32.
 
-        indices (B, N) int64: labels in the order of drawing; positions (B, N, 2) in [0, 1]; there (B, N) bool.
+        indices (B, N) int64: labels in the order of drawing; positions (B, N, 2) in [0, 1].
         """
-        h = self._hidden(indices, positions, there)
+        h = self._hidden(indices, positions)
         chosen = self._cells(positions)  # (B, N, 4)
         losses = []
         for i, head in enumerate(self.heads):
-            losses.append(F.cross_entropy(head(h).flatten(0, 1), chosen[..., i].flatten(), reduction="none"))
+            losses.append(F.cross_entropy(head(h).flatten(0, 1).float(), chosen[..., i].flatten(), reduction="none"))
             if i < COORDINATES - 1:
                 h = h + self.drawn[i](chosen[..., i])
-        return torch.stack(losses).sum(0).view(there.shape) * there
+        return torch.stack(losses).sum(0).view(indices.shape)
 
     @torch.inference_mode()
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -111,9 +111,9 @@ class LayoutNetwork(nn.Module):
         if not 0 < n <= self.config.most:
             return positions
         indices = indices[torch.randperm(n, generator=generator)][None]  # (1, n)
-        places, there = torch.zeros(1, n, 2), torch.ones(1, n, dtype=torch.bool)
+        places = torch.zeros(1, n, 2)
         for j in range(n):
-            h = self._hidden(indices, places, there)[0, j]
+            h = self._hidden(indices, places)[0, j]
             cells = []
             for i, head in enumerate(self.heads):
                 cumulative = head(h).double().softmax(-1).cumsum(-1)
@@ -132,13 +132,13 @@ class LayoutNetwork(nn.Module):
         scaled = (positions * self.config.cells**2).long().clamp(0, self.config.cells**2 - 1)
         return torch.cat([scaled // self.config.cells, scaled % self.config.cells], -1)
 
-    def _hidden(self, indices: Tensor, positions: Tensor, there: Tensor) -> Tensor:
+    def _hidden(self, indices: Tensor, positions: Tensor) -> Tensor:
         """Return what is known of each object before its position is drawn: (B, N, D)."""
         N = indices.shape[1]
         names = self.label(indices)  # (B, N, D)
         angles = (positions[..., None] * self._frequencies().to(positions)).flatten(-2)  # (B, N, 16)
         placed = names + self.position(torch.cat([angles.sin(), angles.cos()], -1))
-        context = self.together((names * there[..., None]).sum(1)) + self.count(there.sum(1))
+        context = self.together(names.sum(1)) + self.count.weight[N]
         h = torch.cat([placed, names + context[:, None]], 1)  # (B, 2N, D)
         earlier = torch.ones(N, N, dtype=torch.bool, device=h.device).tril(-1)
         own = torch.eye(N, dtype=torch.bool, device=h.device)

@@ -5,7 +5,7 @@ import torch
 
 from shared.diffusion.conditioning import PositionMap
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.layouts import OUTSIDE, Layouts, with_positions
+from shared.diffusion.layouts import OUTSIDE, LayoutConfig, LayoutNetwork, with_positions
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.options import SamplingOptions
@@ -21,31 +21,52 @@ POSITIONS = torch.tensor(
 )
 
 
-def test_a_drawn_layout_is_one_of_the_training_pictures_assigned_to_the_labels() -> None:
-    layouts = Layouts.of(POSITIONS, count=16)
-    assert layouts.points.shape == (2, 16, 2, 2)
-    assert torch.equal(layouts.points, Layouts.of(POSITIONS, count=16).points)  # the same data, the same checkpoint
-    pairs = {((0.3, 0.4), (0.5, 0.6)), ((0.7, 0.8), (0.9, 0.1))}
-    seen = set()
-    for seed in range(64):
-        drawn = layouts.draw(torch.tensor([1.0, 0, 1]), torch.Generator().manual_seed(seed))
-        assert drawn[1].tolist() == [OUTSIDE, OUTSIDE]
-        first, second = (tuple(round(v, 4) for v in drawn[k].tolist()) for k in (0, 2))
-        seen.add((first, second))
-    assert seen == pairs | {(b, a) for a, b in pairs}
+def layout_network(cells: int = 4, most: int = 2) -> LayoutNetwork:
+    torch.manual_seed(0)
+    return LayoutNetwork(LayoutConfig(num_labels=3, most=most, cells=cells, width=16, layers=2, heads=2)).eval()
 
 
-def test_layouts_with_objects_close_together_are_left_out() -> None:
-    apart = [0.1, 0.2, 0.3, 0.4, 0.5]
-    positions = torch.tensor([[[0.4, 0.5], [0.4 + d, 0.5]] for d in apart])
-    points = Layouts.of(positions, count=64).points[1]
-    left = {round(d, 3) for d in (points[:, 1] - points[:, 0]).norm(dim=1).tolist()}
-    assert left == {0.3, 0.4, 0.5}
+def test_the_densities_of_all_cells_add_up_to_one() -> None:
+    network = layout_network(cells=3)
+    middles = (torch.arange(9) + 0.5) / 9
+    grid = torch.cartesian_prod(middles, middles)[:, None]  # (81, 1, 2)
+    with torch.no_grad():
+        nats = network(torch.ones(81, 1, dtype=torch.int64), grid)
+    assert float(torch.exp(-nats).sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_position_depends_on_earlier_ones_only() -> None:
+    network = layout_network(most=3)
+    indices, positions = torch.tensor([[2, 0, 1]]), torch.rand(1, 3, 2, generator=torch.Generator().manual_seed(1))
+    moved = positions.clone()
+    moved[0, 1] = 1 - moved[0, 1]
+    with torch.no_grad():
+        one, other = network(indices, positions)[0], network(indices, moved)[0]
+    assert one[0] == other[0]
+    assert one[1] != other[1]
+    assert one[2] != other[2]
+
+
+def test_cells_are_drawn_as_often_as_the_network_says() -> None:
+    network, draws = layout_network(cells=2, most=1), 1000
+    generator = torch.Generator().manual_seed(3)
+    points = torch.stack([network.draw(torch.tensor([0.0, 1, 0]), generator)[1] for _ in range(draws)])
+    found = torch.bincount((points * 4).long() @ torch.tensor([4, 1]), minlength=16) / draws
+    grid = torch.cartesian_prod(*[(torch.arange(4) + 0.5) / 4] * 2)[:, None]
+    with torch.no_grad():
+        wanted = torch.exp(-network(torch.ones(16, 1, dtype=torch.int64), grid))[:, 0]
+    assert float((found - wanted).abs().max()) < 4 * float((wanted * (1 - wanted) / draws).sqrt().max())
+
+
+def test_present_labels_have_positions_in_the_picture() -> None:
+    drawn = layout_network().draw(torch.tensor([1.0, 0, 1]), torch.Generator().manual_seed(0))
+    assert drawn[1].tolist() == [OUTSIDE, OUTSIDE]
+    assert bool(((drawn[[0, 2]] >= 0) & (drawn[[0, 2]] < 1)).all())
 
 
 @pytest.mark.parametrize("labels", [[0.0, 0, 0], [1.0, 1, 1]])
 def test_no_labels_or_too_many_labels_have_unknown_positions(labels: list[float]) -> None:
-    drawn = Layouts.of(POSITIONS).draw(torch.tensor(labels), torch.Generator().manual_seed(0))
+    drawn = layout_network().draw(torch.tensor(labels), torch.Generator().manual_seed(0))
     assert bool((drawn == OUTSIDE).all())
 
 
@@ -89,7 +110,7 @@ def test_positions_change_the_prediction_unless_labels_are_dropped() -> None:
 
 
 def test_a_seed_determines_noise_and_layout_and_the_noise_does_not_depend_on_layouts() -> None:
-    ab, layouts, options = alpha_bar("cosine", 50), Layouts.of(POSITIONS), SamplingOptions(steps=2)
+    ab, layouts, options = alpha_bar("cosine", 50), layout_network(), SamplingOptions(steps=2)
     with_layouts, without = Stepper(network(), ab, "v", layouts=layouts), Stepper(network(False), ab, "v")
     one, again, other = (with_layouts.new_row([1, 1, 0], options, seed) for seed in (5, 5, 6))
     assert torch.equal(one.labels, again.labels)
