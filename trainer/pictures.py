@@ -1,4 +1,4 @@
-"""The pictures of a data set folder at their own size. Each is read when it is used, to save memory."""
+"""The pictures of data set folders at their own size. Each is read when it is used, to save memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
 
 
 class Pictures:
-    """The pictures of a data set at full size, read when they are used."""
+    """Pictures at full size, read when they are used."""
 
     def __init__(self, paths: Sequence[Path], size: tuple[int, int]) -> None:
         self.paths, self.size = paths, size
@@ -38,21 +38,25 @@ def _read(path: Path) -> Image.Image:
         raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
 
 
-def find_pictures(folder: Path, size: str | None) -> Pictures:
-    """Return the pictures that a data set folder's train.json names, at `size` ("320x240") or the size of the first.
+def find_pictures(folders: Sequence[Path], size: str | None) -> Pictures:
+    """Return the pictures that the folders' train.json name, at `size` ("320x240") or the size of the first.
 
-    Raises TrainerError for a bad size, and if the first picture is not found or cannot be read.
+    Raises TrainerError for a bad size, and if a folder's first picture is not found or the very first cannot be read.
     """
-    names = list(read_train_file(folder / "train.json", Vocabulary.from_objects_file(folder / "objects.json")))
-    if not names:
-        raise TrainerError(f"{folder / 'train.json'} names no pictures")
-    within = pictures_folder(folder, names[0])
-    paths = [within / name for name in names]
+    paths = [path for folder in folders for path in _paths(folder)]
     if size is None:
         return Pictures(paths, _read(paths[0]).size)
     if not (sides := SIZE.fullmatch(size)):
         raise TrainerError(f'--size "{size}" is not of the form 320x240')
     return Pictures(paths, (int(sides[1]), int(sides[2])))
+
+
+def _paths(folder: Path) -> list[Path]:
+    names = list(read_train_file(folder / "train.json", Vocabulary.from_objects_file(folder / "objects.json")))
+    if not names:
+        raise TrainerError(f"{folder / 'train.json'} names no pictures")
+    within = pictures_folder(folder, names[0])
+    return [within / name for name in names]
 
 
 def as_tensor(picture: Image.Image) -> Tensor:

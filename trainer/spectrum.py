@@ -18,15 +18,15 @@ def octave_power(pictures: Tensor) -> Tensor:
     x = pictures.float()
     x = x - x.mean((-2, -1), keepdim=True)
     window = torch.outer(*(torch.hann_window(side, periodic=False, device=x.device) for side in (height, width)))
-    power = torch.fft.rfft2(x * window).abs().square().mean((0, 1))  # (H, W // 2 + 1)
+    power = torch.fft.fft2(x * window).abs().square().mean((0, 1))  # (H, W)
     octave = _octave_of(height, width).to(x.device)
     count = int(math.log2(min(height, width))) - 1
     return torch.stack([power[octave == k].sum() for k in range(count)])
 
 
 def _octave_of(height: int, width: int) -> Tensor:
-    """Return the octave of each coefficient of `rfft2`: (H, W // 2 + 1) int64, 0 the finest."""
-    y, x = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+    """Return the octave of each coefficient of `fft2`: (H, W) int64, 0 the finest."""
+    y, x = torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None]
     period = (y.square() + x.square()).clamp(min=1e-12).rsqrt()
     octave: Tensor = period.log2().ceil().sub(2).clamp(min=0).long()
     return octave

@@ -46,10 +46,10 @@ class UpsampleConfig(TrainConfig):
     crop: Annotated[int, Field(ge=4)] = 24  # side, in blocks, of the squares that are compared
     squares: Annotated[int, Field(ge=1)] = 4  # of each picture
     denoised: Share = 0.7  # share of inputs that are the denoiser's prediction from a noised picture
-    noisiest: Share = 0.5  # of T: the most noise that it is predicted from
+    noisiest: Share = 0.35  # of T: the most noise that it is predicted from
     noise: Weight = 0.02  # largest standard deviation of the noise on other inputs
     gradient_weight: Weight = 0.0  # of the error of differences between neighbouring pixels
-    octave_weight: Weight = 0.005  # of the error of the power in each octave, a logarithm
+    octave_weight: Weight = 0.003  # of the error of the power in each octave, a logarithm
 
 
 class Upsampling:
@@ -193,15 +193,31 @@ def publish_upsampler(
     )  # fmt: skip
 
 
+def weights_of(storage: Location, name: str) -> tuple[CheckpointInfo, UpsamplerConfig, dict[str, Tensor]]:
+    """Return a checkpoint's description, and the configuration and state dict of its upsampler.
+
+    Raises TrainerError if it has none.
+    """
+    info, tensors = load(resolve(storage, name, "denoiser"))
+    if "upsampler" not in info.config:
+        raise TrainerError(f"{name} has no upsampler")
+    weights = {key.removeprefix(UPSAMPLER): value for key, value in tensors.items() if key.startswith(UPSAMPLER)}
+    return info, UpsamplerConfig.model_validate(info.config["upsampler"]), weights
+
+
+def starting_weights(storage: Location, name: str, config: UpsamplerConfig) -> dict[str, Tensor]:
+    """Return the state dict of a published upsampler, to start a run from. TrainerError if its shape is another."""
+    _, found, weights = weights_of(storage, name)
+    if found.model_copy(update={"picture": config.picture}) != config:
+        raise TrainerError(f"{name} has an upsampler of another shape, {found.model_dump_json()}")
+    return weights
+
+
 def move_upsampler(storage: Location, source: str, base: str, name: str) -> Location:
     """Publish the upsampler of checkpoint `source` as that of `base`: after the base was trained again, for example.
 
     Raises TrainerError if `source` has none, or if `base` is an adapter.
     """
-    (info, tensors), onto = load(resolve(storage, source, "denoiser")), read_info(resolve(storage, base, "denoiser"))
-    if "upsampler" not in info.config:
-        raise TrainerError(f"{source} has no upsampler")
-    weights = {key.removeprefix(UPSAMPLER): value for key, value in tensors.items() if key.startswith(UPSAMPLER)}
-    return publish_upsampler(
-        UpsamplerConfig.model_validate(info.config["upsampler"]), weights, onto, storage, name, info.training
-    )
+    info, config, weights = weights_of(storage, source)
+    onto = read_info(resolve(storage, base, "denoiser"))
+    return publish_upsampler(config, weights, onto, storage, name, info.training)

@@ -146,7 +146,7 @@ def spectrum(
         dataset = terminal.read_dataset(data, progress, size=denoiser.image_shape[-1])
         task = progress.add_task("sampling", total=min(count, len(dataset)))
         report, images = study.examine(
-            denoiser, dataset, find_pictures(data, f"{width}x{height}"), make_options(preset, {}, denoiser.options),
+            denoiser, dataset, find_pictures([data], f"{width}x{height}"), make_options(preset, {}, denoiser.options),
             count=count, seed=seed, advance=lambda n: progress.advance(task, n),
         )  # fmt: skip
     head = ["period, pixels", "generated / folder's", "interpolated / folder's"]

@@ -203,7 +203,7 @@ def distill(
 
 
 def upsample(
-    data: Annotated[Path, options.Existing],
+    data: Annotated[list[Path], options.Existing],
     name: options.Name,
     base: Annotated[str, typer.Option(help="The denoiser whose pictures are enlarged.")],
     size: Annotated[
@@ -213,15 +213,20 @@ def upsample(
     run: Annotated[Path, typer.Option(help="Folder for state, log and grids.")] = Path("runs/upsampler"),
     minutes: options.Minutes = None,
     steps: options.Steps = None,
+    start_from: options.StartFrom = None,
     set_: options.Changes = None,
     evaluate_minutes: options.EvaluateMinutes = 10.0,
     device: options.DeviceName = "auto",
 ) -> None:
-    """Train an upsampler of a denoiser's pictures, and publish the two. To resume, run the same command again."""
+    """Train an upsampler of a denoiser's pictures, and publish the two. Repeat --data for several folders.
+
+    To resume, run the same command again.
+    """
     from functools import partial
 
     from shared.diffusion.model import load_denoiser
     from trainer import upsample as upsampling
+    from trainer.data import merge
     from trainer.pictures import find_pictures
     from trainer.runs import Budget, keep_setup, show_progress
     from trainer.train import train as train_network
@@ -232,17 +237,24 @@ def upsample(
     denoiser = load_denoiser(resolve(storage, base, "denoiser"), device=where)
     pictures = find_pictures(data, size)
     network = upsampling.make_upsampler(denoiser, pictures.size, config)
+    start = upsampling.starting_weights(storage, start_from, network.config) if start_from else None
     keep_setup(run, {"base": base, "size": pictures.size})
     with terminal.bar() as progress:
-        dataset = terminal.read_dataset(data, progress, size=denoiser.image_shape[-1])
+        dataset = merge([terminal.read_dataset(one, progress, size=denoiser.image_shape[-1]) for one in data])
         objective = upsampling.Upsampling(dataset, pictures, denoiser, network.config, config, where)
         averages, state = train_network(
             dataset, config, run, Budget(minutes, steps), device=where, network=network, objective=objective,
+            start=start, start_from=start_from,
             on_step=show_progress(progress, "upsampling", config.batch),
             evaluate=partial(upsampling.measure, objective, run, where), evaluate_every_s=60 * evaluate_minutes,
         )  # fmt: skip
-    training = {"data": data.name, "steps": state.step, "minutes": round(state.elapsed_s / 60, 1)}
+    training = {
+        "data": ", ".join(one.name for one in data),
+        "steps": state.step,
+        "minutes": round(state.elapsed_s / 60, 1),
+    }
     training |= {"examples_seen": state.step * config.batch, "config": config.model_dump(mode="json")}
+    training |= {"started_from": start_from} if start_from else {}
     training |= {"last": state.history[-1]} if state.history else {}
     published = upsampling.publish_upsampler(
         network.config, averages.network(config.publish).state_dict(), denoiser.info, storage, name, training

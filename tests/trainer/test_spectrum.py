@@ -1,0 +1,44 @@
+"""The power in each octave of spatial frequency."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.spectrum import octave_power
+
+
+def waves(period: float, height: int = 64, width: int = 96, amplitude: float = 1.0) -> Tensor:
+    """Vertical stripes, (1, 3, height, width)."""
+    x = torch.arange(width) * (2 * math.pi / period)
+    return (amplitude * x.sin()).expand(1, 3, height, width)
+
+
+@pytest.mark.parametrize(("period", "octave"), [(3.0, 0), (6.0, 1), (12.0, 2), (24.0, 3)])
+def test_stripes_have_their_power_in_the_octave_of_their_period(period: float, octave: int) -> None:
+    power = octave_power(waves(period))
+    assert len(power) == 5
+    assert float(power[octave] / power.sum()) > 0.98
+    across = octave_power(waves(period, 96, 64).transpose(-1, -2))
+    torch.testing.assert_close(across, power, rtol=1e-3, atol=1e-3 * float(power.sum()))
+
+
+def test_power_is_that_of_the_pixels() -> None:
+    """Parseval's theorem; only the periods longer than half of the shorter side are left out."""
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    window = torch.outer(torch.hann_window(32, periodic=False), torch.hann_window(32, periodic=False))
+    pixels = ((x - x.mean((-2, -1), keepdim=True)) * window).square().mean((0, 1)).sum() * 32 * 32
+    assert float(octave_power(x).sum() / pixels) == pytest.approx(1, abs=0.03)
+
+
+def test_power_grows_with_the_square_of_the_amplitude_and_ignores_the_mean() -> None:
+    plain, strong = octave_power(waves(6.0)), octave_power(waves(6.0, amplitude=3.0) + 0.5)
+    torch.testing.assert_close(strong, 9 * plain, rtol=1e-3, atol=1e-2)
+
+
+def test_it_has_a_gradient() -> None:
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    octave_power(x).log().sum().backward()
+    assert x.grad is not None
+    assert bool(torch.isfinite(x.grad).all())

@@ -1,0 +1,173 @@
+"""The upsampler's training: examples, degradation, loss, and the commands."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from shared.checkpoint import load, read_info
+from shared.diffusion.model import Denoiser, load_denoiser
+from shared.diffusion.upsampler import crop
+from shared.registry import promote
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
+from tests.trainer.command_line import Command, refused
+from tests.trainer_fixtures import write_data_folder
+from trainer.data import load_dataset, to_float
+from trainer.errors import TrainerError
+from trainer.pictures import as_tensor, find_pictures
+from trainer.upsample import Upsampling, make_config, make_upsampler
+
+CPU = torch.device("cpu")
+CHANGES = ["crop=4", "squares=2", "batch=3", "network.channels=8", "network.blocks=1"]
+SET = [part for change in CHANGES for part in ("--set", change)]
+
+
+def write_folder(folder: Path, pictures: int = 6) -> Path:
+    """A data set of 32x24 pictures with something to see: noise, brighter to the right."""
+    write_data_folder(folder, pictures, 32, 24)
+    rng = np.random.default_rng(0)
+    for path in sorted((folder / "iclevr").iterdir()):
+        noise = rng.integers(0, 1 + np.arange(8, 8 + 7 * 32, 7)[None, :, None], (24, 32, 3))
+        Image.fromarray(noise.astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Denoiser:
+    publish_toys(tmp_path / "models")
+    return load_denoiser(tmp_path / "models" / "toy.safetensors")
+
+
+def objective(tmp_path: Path, base: Denoiser, *changes: str) -> Upsampling:
+    folder = tmp_path / "data" if (tmp_path / "data").exists() else write_folder(tmp_path / "data")
+    pictures, config = find_pictures([folder], None), make_config([*CHANGES, *changes])
+    network = make_upsampler(base, pictures.size, config)
+    return Upsampling(load_dataset(folder, size=16), pictures, base, network.config, config, CPU)
+
+
+def drawn(made: Upsampling, share: slice = slice(None)) -> list[torch.Tensor]:
+    return made.draw(torch.tensor([0, 1, 2]), share, torch.Generator().manual_seed(0))
+
+
+def test_squares_belong_to_their_pictures_and_corners(tmp_path: Path, base: Denoiser) -> None:
+    made = objective(tmp_path, base)
+    squeezed, labels, eps, level, denoise, corners, squares = drawn(made)
+    assert (squeezed.shape, eps.shape, squares.shape) == ((3, 3, 16, 16), (3, 3, 16, 16), (3, 2, 3, 16, 16))
+    assert (labels.shape, level.shape, denoise.dtype, corners.shape) == ((3, 24), (3,), torch.bool, (3, 2, 2))
+    whole = torch.stack([as_tensor(made.pictures.read(i)) for i in made.trained[:3].tolist()])
+    assert torch.equal(crop(whole, corners * 4, 16), squares.flatten(0, 1))
+    assert torch.equal(labels, made.dataset.labels[made.trained[:3]])
+
+
+def test_squeezed_pictures_are_as_the_data_set_reads_them_or_averages(tmp_path: Path, base: Denoiser) -> None:
+    made = objective(tmp_path, base)
+    squeezed = drawn(made)[0]
+    for i, own in zip(made.trained[:3].tolist(), squeezed, strict=True):
+        box = as_tensor(made.pictures.read(i).resize((16, 16), Image.Resampling.BOX))
+        assert torch.equal(own, made.dataset.images[i]) or torch.equal(own, box)
+
+
+def test_processes_draw_their_shares_of_the_same_examples(tmp_path: Path, base: Denoiser) -> None:
+    made = objective(tmp_path, base)
+    parts = [drawn(made, slice(0, 1)), drawn(made, slice(1, 3))]
+    assert all(torch.equal(torch.cat(two), one) for one, *two in zip(drawn(made), *parts, strict=True))
+
+
+def test_held_out_pictures_are_not_trained_on(tmp_path: Path, base: Denoiser) -> None:
+    made = objective(tmp_path, base)
+    assert made.held_out.tolist() == [0]
+    assert made.trained.tolist() == [1, 2, 3, 4, 5]
+    assert len(made) == 5
+
+
+def test_degraded_pictures_are_predictions_or_slightly_noisy(tmp_path: Path, base: Denoiser) -> None:
+    made = objective(tmp_path, base, "noisiest=1.0")
+    x = to_float(drawn(made)[0])
+    eps, labels, level = torch.randn(x.shape), made.labels[:3], torch.tensor([0.5, 0.5, 0.0])
+    out = made.degrade(x.clone(), labels, eps, level, torch.tensor([True, False, False]))
+    torch.testing.assert_close(out[1], x[1] + 0.01 * eps[1])
+    assert torch.equal(out[2], x[2])
+    t = torch.tensor([499])
+    a, s = base.alpha_bar[t].sqrt().float(), (1 - base.alpha_bar[t]).sqrt().float()
+    with torch.inference_mode():
+        x_t = a * x[:1] + s * eps[:1]
+        expected = a * x_t - s * base.network(x_t, t, labels[:1], torch.tensor([True]))
+    torch.testing.assert_close(out[:1], expected, rtol=0.05, atol=0.05)
+
+
+def test_the_loss_of_a_perfect_picture_is_zero_and_blur_costs_octaves(tmp_path: Path, base: Denoiser) -> None:
+    target = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    blurred = F.avg_pool2d(target, 3, 1, 1)
+    losses = []
+    for changes in (("gradient_weight=0", "octave_weight=0"), ("gradient_weight=1", "octave_weight=1")):
+        made = objective(tmp_path, base, *changes)
+        assert float(made.loss(target, target)) == 0
+        losses.append(float(made.loss(blurred, target)))
+    assert losses[0] == pytest.approx(float((blurred - target).abs().mean()))
+    assert losses[1] > losses[0] + 1
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path: Path, base: Denoiser) -> None:
+    with pytest.raises(TrainerError, match=r"pictures of \(32, 24\) pixels are smaller than crop=7 blocks"):
+        objective(tmp_path, base, "crop=7")
+    publish_toy_denoiser(tmp_path, "padded", 0, aspect=1.5)
+    with pytest.raises(TrainerError, match="padded learnt padded pictures"):
+        objective(tmp_path, load_denoiser(tmp_path / "padded.safetensors"))
+    publish_toy_denoiser(tmp_path, "placed", 0, positions=True)
+    with pytest.raises(TrainerError, match="placed takes positions"):
+        objective(tmp_path, load_denoiser(tmp_path / "placed.safetensors"))
+
+
+def test_the_command_trains_publishes_and_resumes(command: Command, tmp_path: Path) -> None:
+    data, storage, run = write_folder(tmp_path / "data"), tmp_path / "models", tmp_path / "run"
+    publish_toys(storage)
+    common = ["upsample", "--data", data, "--storage", storage, "--base", "toy", "--name", "large", *SET]
+    code, _, err = command(*common, "--run", run, "--steps", 2)
+    assert code == 0, err
+    info = read_info(storage / "large.safetensors")
+    assert info.config["base"] == {"name": "toy", "digest": read_info(storage / "toy.safetensors").digest}
+    assert (info.config["picture"], info.training["steps"]) == ([32, 24], 2)
+    assert load_denoiser(storage / "large.safetensors").picture_shape == (3, 24, 32)
+    assert all(name.startswith("upsampler.") for name in load(storage / "large.safetensors")[1])
+    code, _, err = command(*common, "--run", run, "--steps", 4)
+    assert code == 0, err
+    again = read_info(storage / "large.safetensors")
+    assert again.training["steps"] == 4
+    code, _, err = command(*common, "--run", tmp_path / "straight", "--steps", 4)
+    assert code == 0, err
+    assert read_info(storage / "large.safetensors").training["last"].keys() >= {"l1", "octave_0"}
+    assert (run / "samples-0000004.png").exists()
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "l1" in line] == [2, 4]
+    refused(command(*common, "--run", run, "--steps", 4, "--size", "24x16"), "has another size")
+    promote(storage, "large")
+
+
+def test_the_command_refuses_bad_arguments(command: Command, tmp_path: Path) -> None:
+    data, storage = write_folder(tmp_path / "data"), tmp_path / "models"
+    publish_toys(storage)
+    common = ["upsample", "--data", data, "--storage", storage, "--name", "large", "--run", tmp_path / "run", *SET]
+    refused(command(*common, "--base", "toy"), "say how long")
+    refused(command(*common, "--base", "nobody", "--steps", 1), "nobody: no such denoiser")
+    refused(command(*common, "--base", "toy", "--steps", 1, "--size", "30x24"), "must be a multiple of the block, 4")
+    publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
+    refused(command(*common, "--base", "large", "--steps", 1), "large is an adapter")
+
+
+def test_an_upsampler_moves_to_another_base(command: Command, tmp_path: Path) -> None:
+    storage = tmp_path
+    publish_toys(storage)
+    source = publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
+    code, _, err = command("move-upsampler", "large", "--base", "other", "--name", "moved", "--storage", storage)
+    assert code == 0, err
+    moved, other = (load_denoiser(storage / f"{name}.safetensors") for name in ("moved", "other"))
+    assert moved.info.config["upsampler"] == source.config["upsampler"]
+    assert all(torch.equal(a, b) for a, b in zip(moved.network.parameters(), other.network.parameters(), strict=True))
+    before, after = (load(storage / f"{name}.safetensors")[1] for name in ("large", "moved"))
+    assert all(torch.equal(before[name].bfloat16(), after[name]) for name in before)
+    refused(command("move-upsampler", "toy", "--base", "other", "--storage", storage), "toy has no upsampler")
+    refused(command("move-upsampler", "moved", "--base", "large", "--storage", storage), "large is an adapter")
