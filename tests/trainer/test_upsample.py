@@ -158,6 +158,22 @@ def test_the_command_refuses_bad_arguments(command: Command, tmp_path: Path) -> 
     refused(command(*common, "--base", "large", "--steps", 1), "large is an adapter")
 
 
+def test_a_run_starts_from_a_published_upsampler(command: Command, tmp_path: Path) -> None:
+    data, storage = write_folder(tmp_path / "data"), tmp_path / "models"
+    publish_toys(storage)
+    publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
+    common = ["upsample", "--data", data, "--storage", storage, "--base", "other", "--name", "next", *SET]
+    common += ["--steps", 1, "--set", "lr=1e-9", "--set", "weight_decay=0"]
+    code, _, err = command(*common, "--start-from", "large", "--run", tmp_path / "run")
+    assert code == 0, err
+    assert read_info(storage / "next.safetensors").training["started_from"] == "large"
+    before, after = (load(storage / f"{name}.safetensors")[1] for name in ("large", "next"))
+    for name, value in before.items():
+        torch.testing.assert_close(after[name].float(), value, rtol=0.01, atol=1e-6)
+    refused(command(*common, "--start-from", "toy"), "toy has no upsampler")
+    refused(command(*common, "--start-from", "large", "--set", "network.blocks=2"), "large has an upsampler of another")
+
+
 def test_an_upsampler_moves_to_another_base(command: Command, tmp_path: Path) -> None:
     storage = tmp_path
     publish_toys(storage)
