@@ -29,7 +29,9 @@ SECONDS = Counter(NAME, "Of a part of the worker, by clock", ["part", "clock"], 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 PARTS: list[tuple[str, Any, str]] = [
     ("network", Stepper, "step"),
+    ("upsampler", Stepper, "pictures"),
     ("evaluator", Evaluator, "probabilities"),
+    ("evaluator", Evaluator, "positions"),
     ("verdicts and recipes", engine.Engine, "_finish"),
     ("PNGs", engine, "png_bytes"),
     ("grids", completion, "compose_grid"),

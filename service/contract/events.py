@@ -27,7 +27,9 @@ class PictureSteps(BaseModel):
     index: int
     step: int
     steps: int
-    preview: str | None = Field(None, description="x0_hat as a data URL of a PNG, at most 64 pixels wide")
+    preview: str | None = Field(
+        None, description="x0_hat as a data URL of a PNG, in the picture's proportions, at most 64 pixels a side"
+    )
 
 
 class StepsEvent(BaseModel):

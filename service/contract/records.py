@@ -11,7 +11,7 @@ from shared.options import LIMITS, Fraction, SamplingOptions, Strict, picture_se
 
 MAX_SEED = 2**53 - 1  # of a request: the largest integer that JavaScript reads exactly
 MAX_STAGES = 32  # of a trajectory
-MAX_STAGES_PER_REQUEST = 1024  # of all trajectories: a stage is some 12 KB of noise, which PNG cannot compress
+MAX_STAGES_PER_REQUEST = 1024  # of all trajectories: a stage is some 16 KB of noise, which PNG cannot compress
 
 JobKind = Literal["generate", "score"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
