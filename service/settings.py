@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     """Maximum number of unfinished pictures of one model. Beyond it requests get a 429, unless the queue is empty."""
     max_queued_pictures_per_owner: int = Field(default=5_000, ge=1)
     """Maximum number of pending pictures of one API key's owner, so that others find room in the queue."""
+    max_stored_bytes_per_owner: int = Field(default=512 << 20, ge=1)
+    """Maximum size of the pictures and uploads that one API key's owner has in Redis, until their jobs expire or are
+    deleted."""
     wait_s: float = Field(default=300.0, ge=0)
     """How long a request without a `Prefer` header waits for its job before it gets a 202."""
     body_limit_bytes: int = Field(default=LIMITS.max_file_bytes + 65536, ge=1024)

@@ -80,10 +80,18 @@ async def _redis_error(request: Request, error: Exception) -> JSONResponse:
     elif isinstance(error, redis.exceptions.OutOfMemoryError):
         problem = Unavailable("Redis is full; nothing was queued", headers={"Retry-After": "10"})
     elif refuses_writes(error):
+        await _drop_connections(request.app)
         problem = Unavailable("Redis takes no writes; try again", headers={"Retry-After": "10"})
     else:
         raise error
     return await _service_error(request, problem)
+
+
+async def _drop_connections(app: FastAPI) -> None:
+    """Drop all idle connections to Redis: after a failover, those still open lead to what is a replica now."""
+    app.state.store.connection.connection_pool.disconnect(inuse_connections=False)
+    for connection in {app.state.reader.connection, app.state.reader.blocking}:
+        await connection.connection_pool.disconnect(inuse_connections=False)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

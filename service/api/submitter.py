@@ -34,6 +34,7 @@ from service.contract.errors import (
     NotLearnt,
     NoWorker,
     QueueFull,
+    QuotaExceeded,
     TooLarge,
     Unavailable,
 )
@@ -50,6 +51,8 @@ from service.contract.records import (
 from service.contract.schemas import EXAMPLE_ID, Job, SamplingFields
 from service.contract.stored import fingerprint
 from service.settings import Settings
+from service.store import admission
+from service.store.admission import Full
 from service.store.idempotency import IdempotentRequest
 from service.store.jobs import JobStore, new_id
 from service.store.reader import JobReader
@@ -59,7 +62,7 @@ from service.telemetry.metrics import PICTURES_ACCEPTED
 from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
 from shared.options import SamplingOptions, default_options
-from shared.support import support_of
+from shared.support import picture_size, support_of
 
 log = get_logger(__name__)
 UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue: before workers have a rate, and at most
@@ -88,8 +91,8 @@ RESPONSES: Responses = {
 }
 # The errors that every route with a Submitter documents.
 ERRORS = (
-    NotJson, JobCancelled, TooLarge, BadRequest, NotLearnt, KeyReuse, QueueFull, JobFailed, NoModel, NoWorker,
-    Unavailable,
+    NotJson, JobCancelled, TooLarge, BadRequest, NotLearnt, KeyReuse, QueueFull, QuotaExceeded, JobFailed, NoModel,
+    NoWorker, Unavailable,
 )  # fmt: skip
 IdempotencyKey = Annotated[
     str | None,
@@ -168,8 +171,9 @@ class Submitter:
             if not pictures:
                 spec.check_learnt()
             record = self._record(kind, fields, spec, sent=bool(pictures))
-            await self._check_room(record)
-            job_id = await run_in_threadpool(self.store.create, record, request, pictures)
+            expected_bytes = _expected_bytes(record, spec.info, pictures)
+            await self._reserve(record, expected_bytes)
+            job_id = await run_in_threadpool(self.store.create, record, request, pictures, expected_bytes)
         bind_contextvars(job_id=job_id)
         tracing.describe({"labelgrid.job_id": job_id})
         if record and job_id == record.id:  # otherwise the same request created its job first
@@ -261,17 +265,19 @@ class Submitter:
             raise BadRequest.at(("body", "webhook"), str(error)) from error
         return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
 
-    async def _check_room(self, record: JobRecord) -> None:
-        """Raise NoWorker, or QueueFull if the backlog has no room. Simultaneous requests may pass together."""
+    async def _reserve(self, record: JobRecord, expected_bytes: int) -> None:
+        """Reserve room for the job. Raises NoWorker, QueueFull, QuotaExceeded."""
         workers = await self.reader.workers()
         if not workers:
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
-        queued = await self.reader.open_pictures(record.digest)
-        _check_fits(queued, record.total, self.settings.max_queued_pictures, rate)
-        if self.settings.has_keys:
-            own = (await self.reader.pending_by_owner(record.digest)).get(self.owner, 0)
-            _check_fits(own, record.total, self.settings.max_queued_pictures_per_owner, rate, "of yours ")
+        full = await run_in_threadpool(admission.reserve, self.store.connection, self.settings, record, expected_bytes)
+        if full is not None and full.what == "bytes":
+            detail = f"{full.taken} bytes of yours are stored and {expected_bytes} more would exceed {full.most}"
+            headers = {"Retry-After": str(max(1, full.expires_s))}
+            raise QuotaExceeded(f"{detail}; delete jobs or retry later", headers=headers, stored=full.taken)
+        if full is not None:
+            raise _queue_full(full, record.total, rate)
 
 
 def check_finished(job: Job, headers: Mapping[str, str] | None = None) -> None:
@@ -301,15 +307,28 @@ def _check_stages(trajectory: int | None, pictures: int, options: SamplingOption
         raise BadRequest.at(("body", "trajectory"), detail)
 
 
-def _check_fits(queued: int, pictures: int, most: int, rate: float, whose: str = "") -> None:
-    """Raise QueueFull if `queued` and `pictures` together exceed `most`. An empty queue takes any request.
+def _queue_full(full: Full, pictures: int, rate: float) -> QueueFull:
+    """Return the error for a queue without room for so many more pictures.
 
     rate: pictures that the workers finish per second; 0 while it is unknown.
     """
-    if queued and (excess := queued + pictures - most) > 0:
-        wait_s = math.ceil(min(excess, queued) / rate) if rate > 0 else UNMEASURED_WAIT_S
-        detail = f"{queued} pictures {whose}are waiting and {pictures} more would exceed {most}; nothing was queued"
-        raise QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=queued)
+    whose = "of yours " if full.what == "owner" else ""
+    excess = full.taken + pictures - full.most
+    wait_s = math.ceil(min(excess, full.taken) / rate) if rate > 0 else UNMEASURED_WAIT_S
+    detail = (
+        f"{full.taken} pictures {whose}are waiting and {pictures} more would exceed {full.most}; nothing was queued"
+    )
+    return QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=full.taken)
+
+
+def _expected_bytes(record: JobRecord, info: CheckpointInfo, uploaded: Sequence[bytes]) -> int:
+    """Return about how many bytes a job's uploads, or its pictures, grid and trajectories will take: as raw pixels."""
+    if uploaded:
+        return sum(map(len, uploaded))
+    width, height = picture_size(info.config)
+    stage = int(info.config["network"]["image_size"]) ** 2
+    pixels = width * height * (record.total + len(record.labels)) + stage * record.total * (record.trajectory or 0)
+    return 3 * pixels
 
 
 async def _submitter(

@@ -21,6 +21,7 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── UnsupportedBody         415  neither JSON nor a form
 ├── TooManyRequests         429  Retry-After says when the next one is accepted
 ├── QueueFull               429  Retry-After says when there will be room
+├── QuotaExceeded           429  the owner's stored results; Retry-After says when some of them expire
 ├── ClientGone              499  the client disconnected while waiting, so nobody reads this
 ├── JobFailed               500  for a client that waited for the job
 ├── Unavailable             503
@@ -188,6 +189,10 @@ class TooManyRequests(ServiceError, status=429, slug="too-many-requests", title=
 
 class QueueFull(ServiceError, status=429, slug="queue-full", title="The queue is full"):
     example = "9990 pictures are waiting and 32 more would exceed 10000; nothing was queued"
+
+
+class QuotaExceeded(ServiceError, status=429, slug="quota-exceeded", title="Your results take too much room"):
+    example = "530000000 bytes of yours are stored and 900000 more would exceed 536870912; delete jobs or retry later"
 
 
 class ClientGone(ServiceError, status=499, slug="client-gone", title="The client disconnected"):

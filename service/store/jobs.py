@@ -18,7 +18,7 @@ from rq.serializers import JSONSerializer
 
 from service.contract.records import ACTIVE, TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
-from service.store import fair_queue, job_index, keys, webhook_outbox
+from service.store import admission, fair_queue, job_index, keys, webhook_outbox
 from service.store.claims import GROUP
 from service.store.connection import best_effort, text
 from service.store.idempotency import IdempotentRequest
@@ -30,6 +30,7 @@ log = get_logger(__name__)
 KEPT_EVENTS = 1000  # per job; a client that missed older ones reads the job itself
 FAILED_RQ_JOB_TTL_S = 3600  # RQ's default is a year
 UNATTENDED_S = 7 * 86400  # an open job outlives its time limit by this, so that a worker back after an outage ends it
+IDEMPOTENT_S = 86400  # how long an Idempotency-Key counts, as with Stripe; docs/api.md
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 
 # Sets a new job's deadline by Redis's clock, because the clocks of API and workers may be wrong.
@@ -55,6 +56,8 @@ else
   redis.call('SREM', KEYS[1], ARGV[1])
   local rq = redis.call('HGET', KEYS[2], 'rq')
   if rq and redis.call('LREM', KEYS[6], 1, rq) == 1 then redis.call('DEL', ARGV[6] .. rq) end
+  redis.call('HINCRBY', KEYS[2], 'bytes', #ARGV[5])
+  {admission.COUNT_STORED}
   for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
   redis.call('EXPIRE', KEYS[7], ARGV[7])
 end
@@ -73,8 +76,19 @@ if status ~= 'queued' and status ~= 'running' then return end
 if redis.call('HSETNX', KEYS[3], ARGV[3], ARGV[4]) == 0 then return end
 redis.call('HSETNX', KEYS[4], ARGV[3], ARGV[5])
 if ARGV[7] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[6], ARGV[7]) end
+redis.call('HINCRBY', KEYS[2], 'bytes', #ARGV[4] + #ARGV[5] + #ARGV[7])
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'picture', ARGV[3])
 for i = 3, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[9]) end
+"""
+
+# Removes an ended job and its results, and keeps its tombstone. Returns whether it did.
+# KEYS: job, verdicts, PNGs, events.
+_DELETE = f"""
+local status = redis.call('HGET', KEYS[1], 'status')
+if not status or status == 'queued' or status == 'running' then return 0 end
+{admission.UNCOUNT_STORED}
+redis.call('DEL', unpack(KEYS))
+return 1
 """
 
 
@@ -94,24 +108,35 @@ class JobStore:
         self.webhooks = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
 
     def create(
-        self, record: JobRecord, request: IdempotentRequest | None = None, uploaded: Sequence[bytes] = ()
+        self,
+        record: JobRecord,
+        request: IdempotentRequest | None = None,
+        uploaded: Sequence[bytes] = (),
+        expected_bytes: int = 0,
     ) -> str:
         """Write a job, its pending pictures and its RQ job in one MULTI, and return the job's id.
 
         If the same `request` created a job before, write nothing and return that job's id. KeyReuse if its key stands
-        for another request. `uploaded`: the PNGs of a job that only judges them.
+        for another request. `uploaded`: the PNGs of a job that only judges them. `expected_bytes`: of its results, as
+        reserved.
         """
         while True:
             with self.connection.pipeline(transaction=True) as pipe, contextlib.suppress(WatchError):
                 if request is not None:
                     pipe.watch(request.redis_key)  # type: ignore[no-untyped-call]
                     if (existing := self.existing_job(request)) is not None:
+                        admission.give_up(self.connection, record)
                         return existing
-                self._write(pipe, record, request, uploaded)
+                self._write(pipe, record, request, uploaded, expected_bytes)
                 return record.id
 
     def _write(
-        self, pipe: Pipeline, record: JobRecord, request: IdempotentRequest | None, uploaded: Sequence[bytes]
+        self,
+        pipe: Pipeline,
+        record: JobRecord,
+        request: IdempotentRequest | None,
+        uploaded: Sequence[bytes],
+        expected_bytes: int,
     ) -> None:
         pipe.multi()  # first: after a command RQ would call it itself, which is an error
         rq_id = self._enqueue(record.id, pipe)
@@ -123,11 +148,13 @@ class JobStore:
             pipe.hset(keys.job(record.id), "webhook_events", " ".join(record.webhook_events))
         if uploaded:
             pipe.hset(keys.png(record.id), mapping={str(i): png for i, png in enumerate(uploaded)})
+            pipe.hset(keys.job(record.id), "bytes", sum(map(len, uploaded)))
+        admission.settle(pipe, record, expected_bytes, self.lifetime_s)
         pipe.sadd(keys.OPEN, record.id)
         remembered_s = self.open_ttl_s + self.settings.remembered_s
-        job_index.add(pipe, record.id, record.owner, record.created_at, self.lifetime_s, remembered_s)
+        job_index.add(pipe, record.id, record.owner, self.lifetime_s, remembered_s)
         if request is not None:
-            pipe.set(request.redis_key, request.value(record.id), ex=self.open_ttl_s)
+            pipe.set(request.redis_key, request.value(record.id), ex=IDEMPOTENT_S)
         pictures = [picture.write() for picture in record.pictures()]
         fair_queue.enqueue(pipe, record.id, record.owner, record.digest, record.created_at, pictures)
         pipe.eval(_SET_DEADLINE, 1, keys.job(record.id), self.settings.job_timeout_s)
@@ -181,6 +208,11 @@ class JobStore:
     def cancel(self, job_id: str) -> bool:
         """End the job for its client; workers drop its pictures at their next step. False if it had ended before."""
         return self._move("cancelled", {job_id: {"finished_at": time.time()}})
+
+    def delete(self, job_id: str) -> bool:
+        """Remove an ended job with its results; False if it has not ended, or is gone. Its tombstone stays."""
+        touched = [key(job_id) for key in (keys.job, keys.verdicts, keys.png, keys.events)]
+        return bool(self.connection.eval(_DELETE, len(touched), *touched))
 
     def finish(self, finished: Mapping[str, tuple[JobResult, bytes]]) -> bool:
         """End jobs with their results and grids. False if all of them had ended before."""

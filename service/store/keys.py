@@ -1,8 +1,9 @@
 """The name of every key in Redis. All begin with `labelgrid:`, and those of jobs have a time to live.
 
 job:ID                hash        record (JSON, never changes), total, status, rq, started_at, finished_at, result,
-                                  error, webhook_events, overdue_at (Unix seconds by Redis's clock), and, copied from
-                                  the record, digest, owner, asked_at
+                                  error, webhook_events, overdue_at (Unix seconds by Redis's clock), bytes (of its
+                                  pictures and uploads), bytes_minute, and, copied from the record, digest, owner,
+                                  asked_at
 job:ID:waiting        list        pending pictures (JSON), which no worker has claimed yet
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:png            hash        index, "grid" or "strip:" and index -> PNG; the grid of a single picture is just that
@@ -14,6 +15,9 @@ open                  set         ids of the jobs that have not ended
 was:ID                string      tombstone: the job's owner; outlives the job's results
 jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, all with score 0: sorted by time
 key:HASH              string      the job and request that belong to an owner's Idempotency-Key
+reserved:DIGEST       hash        job -> "EXPIRES PICTURES OWNER" of requests that are being accepted
+bytes:OWNER           hash        "EXPIRES BYTES" of what the owner has stored: expected, by open job, and by the minute
+                                  (Unix time / 60) in which ended jobs expire
 turns:DIGEST          sorted set  owners with pending pictures of a checkpoint; least recently served first
 turns:DIGEST:OWNER    list        the owner's jobs with pending pictures, in turn
 waiting:DIGEST        hash        owner -> number of their pending pictures
@@ -30,6 +34,7 @@ PREFIX: Final = "labelgrid"
 JOB_PREFIX: Final = "labelgrid:job:"
 OWNERS_PREFIX: Final = "labelgrid:turns:"
 PENDING_COUNTS_PREFIX: Final = "labelgrid:waiting:"
+BYTES_PREFIX: Final = "labelgrid:bytes:"
 OPEN: Final = "labelgrid:open"
 WORKERS: Final = "labelgrid:workers"
 WEBHOOKS: Final = "labelgrid:webhooks"
@@ -51,11 +56,13 @@ watched = _key("labelgrid:job:{}:watched")
 tombstone = _key("labelgrid:was:{}")
 # Of an owner, the hash of an idempotency key, and a worker's name.
 index = _key("labelgrid:jobs:{}")
+stored_bytes = _key("labelgrid:bytes:{}")
 idempotency = _key("labelgrid:key:{}")
 worker = _key("labelgrid:worker:{}")
 # Of a checkpoint's digest.
 owners = _key("labelgrid:turns:{}")
 pending_counts = _key("labelgrid:waiting:{}")
+reserved = _key("labelgrid:reserved:{}")
 stream = _key("labelgrid:pictures:{}")
 
 

@@ -77,13 +77,29 @@ async def read_job(job_id: OwnJob, reader: ReaderDep) -> Job:
     return await reader.job(job_id)
 
 
-@router.delete("/{job_id}", responses={200: {"links": LINKS}, **problems(*ERRORS, JobEnded)}, summary="Cancel a job")
-async def cancel_job(job_id: OwnJob, reader: ReaderDep, store: StoreDep) -> Job:
-    """Cancels a queued or running job. Workers drop its pictures at their next step; finished pictures stay."""
+@router.delete(
+    "/{job_id}",
+    responses={200: {"links": LINKS}, **problems(*ERRORS, JobEnded)},
+    summary="Cancel a job, or delete one that has ended",
+)
+async def cancel_job(
+    job_id: OwnJob,
+    reader: ReaderDep,
+    store: StoreDep,
+    cancel_only: Annotated[
+        bool, Query(description="refuse to delete a job that has ended, which it may have done just now")
+    ] = False,
+) -> Job:
+    """Cancels a queued or running job. Workers drop its pictures at their next step; finished pictures stay.
+
+    A job that has ended is deleted with its results, and answered with a last time.
+    """
     cancelled = await run_in_threadpool(store.cancel, job_id)
     job = await reader.job(job_id)
     if not cancelled:
-        raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
+        if cancel_only:
+            raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
+        await run_in_threadpool(store.delete, job_id)
     return job
 
 

@@ -61,7 +61,7 @@ export const readDescription = () => json("openapi.json");
 export const readReady = () => json("readyz");
 export const readJob = (id) => json(`jobs/${encodeURIComponent(id)}`);
 export const readJobs = (cursor) => json(`jobs?limit=12${cursor ? `&cursor=${cursor}` : ""}`);
-export const cancelJob = (id) => json(`jobs/${encodeURIComponent(id)}`, { method: "DELETE" });
+export const cancelJob = (id) => json(`jobs/${encodeURIComponent(id)}?cancel_only=true`, { method: "DELETE" });
 
 /** Reads a picture as a blob: URL, which the caller revokes. */
 export async function readPicture(path, signal) {

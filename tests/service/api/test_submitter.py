@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,36 @@ def test_one_owner_cannot_fill_the_queue_for_the_others(connection: Redis, setti
         assert ask("bob", 3).status_code == 202
         assert ask("bob", 2).status_code == 429  # the queue as a whole
         assert [ask(name, 1).status_code for name in api_keys] == [202, 429]
+
+
+def test_one_owners_results_are_bounded_until_they_are_deleted(connection: Redis, settings: Settings) -> None:
+    key = new_key()
+    bounded = settings.model_copy(update={"api_keys": f"alice:{hash_of(key)}", "max_stored_bytes_per_owner": 40_000})
+    workers.announce(connection, "w", {}, lease_s=60)
+    headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
+    with serving(bounded) as client:
+
+        def ask() -> httpx.Response:
+            return client.post("/generate", json={"labels": [["red cube"]]}, headers=headers)
+
+        job_id, size = ask().json()["id"], int(connection.hvals(keys.stored_bytes("alice"))[0].split()[1])
+        for _ in range(40_000 // size - 1):
+            assert ask().status_code == 202
+        refused = ask()
+        assert problem(refused, 429, "quota-exceeded")["stored"] == 40_000 // size * size
+        assert 0 < int(refused.headers["retry-after"]) <= 3600
+        assert client.delete(f"/jobs/{job_id}", headers=headers).json()["status"] == "cancelled"
+        assert ask().status_code == 202
+
+
+def test_simultaneous_requests_do_not_pass_the_limit_together(settings: Settings, alive: JobStore) -> None:
+    with serving(settings.model_copy(update={"max_queued_pictures": 300})) as client, ThreadPoolExecutor(4) as pool:
+
+        def ask(_: int) -> int:
+            body = {"labels": [["red cube"]] * 200}
+            return client.post("/generate", json=body, headers={"prefer": "respond-async"}).status_code
+
+        assert sorted(pool.map(ask, range(4))) == [202, 429, 429, 429]
 
 
 def test_a_full_redis_takes_no_job_and_its_jobs_can_be_read(

@@ -1,8 +1,10 @@
 """A Redis that refuses writes: workers retry, skip best-effort writes, and the API answers 503."""
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,12 +14,14 @@ from redis import Redis
 from redis.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from rq import Queue
 
+from service.local.redis_server import RedisServer
 from service.settings import Settings
-from service.store import keys
+from service.store import keys, workers
 from service.store.connection import RetryUntilStopped, connect
 from service.store.jobs import JobStore
 from service.worker.previews import Previews
 from service.worker.runner import Runner
+from tests.conftest import serving
 from tests.service.api.test_event_feed import events, submit, until_blocked
 from tests.service.store.helpers import full, read_only
 from tests.service.webhooks.conftest import create_job
@@ -114,7 +118,7 @@ def test_other_errors_are_not_retried(impatient: Redis) -> None:
 @REFUSES_WRITES
 def test_previews_do_not_wait_for_redis(connection: Redis, impatient: Redis, state: Any) -> None:
     connection.set(keys.watched("job"), 1)
-    pairs = [(picture("job", 0), row(torch.zeros(3, 4, 4)))]
+    pairs = [(picture("job", 0), row(torch.zeros(3, 4, 4)), (3, 4, 4))]
     previews = Previews(impatient, 0.0)
     with state(connection):
         previews.publish(pairs)
@@ -142,6 +146,38 @@ def test_the_api_answers_503_while_redis_refuses_writes(
             assert answer.headers["retry-after"] == "10"
         assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
     assert client.delete(f"/jobs/{job['id']}").json()["status"] == "cancelled"
+
+
+def test_the_api_follows_a_failover_although_its_connections_stay_open(settings: Settings, tmp_path: Path) -> None:
+    """The address leads to another server now; open connections still lead to the former one, now a replica."""
+    body, headers = {"labels": [["red cube"]]}, {"prefer": "respond-async"}
+    with tempfile.TemporaryDirectory(prefix="lg-") as folder:
+        first, second = (RedisServer(Path(folder) / name) for name in "ab")
+        second.password, link = first.password, Path(folder) / "redis.sock"
+        before, after = started(first), started(second)
+        link.symlink_to(first.socket)
+        url = first.url.replace(str(first.socket), str(link))
+        with serving(settings.model_copy(update={"redis_url": url})) as client:
+            ids = [client.post("/generate", json=body, headers=headers).json()["id"] for _ in range(3)]
+            before.replicaof("127.0.0.1", 1)
+            link.unlink()
+            link.symlink_to(second.socket)
+            answers = [client.post("/generate", json=body, headers=headers) for _ in range(3)]
+            assert [answer.status_code for answer in answers] == [503, 202, 202]
+            assert after.scard(keys.OPEN) == 2
+            assert client.get(f"/jobs/{answers[1].json()['id']}").json()["status"] == "queued"
+            assert client.get(f"/jobs/{ids[0]}").status_code == 404  # here nothing is replicated
+        for server, connection in ((first, before), (second, after)):
+            connection.close()
+            server.stop()
+
+
+def started(server: RedisServer) -> Redis:
+    """Start a server, announce a worker there, and connect to it."""
+    server.start()
+    connection = connect(server.url)
+    workers.announce(connection, "w", {}, 600)
+    return connection
 
 
 @REFUSES_WRITES

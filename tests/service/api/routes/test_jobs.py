@@ -64,8 +64,19 @@ def test_a_job_is_cancelled_once(client: httpx.Client, alive: JobStore) -> None:
     response = client.delete(f"/jobs/{job['id']}")
     assert response.status_code == 200
     assert (response.json()["id"], response.json()["status"]) == (job["id"], "cancelled")
-    body = problem(client.delete(f"/jobs/{job['id']}"), 409, "job-ended")
+    body = problem(client.delete(f"/jobs/{job['id']}?cancel_only=true"), 409, "job-ended")
     assert body["job_status"] == "cancelled"
+
+
+def test_an_ended_job_is_deleted_with_its_results(client: httpx.Client, working: Runner) -> None:
+    job = client.post("/generate", json={"labels": LISTS, "steps": 1}).json()
+    address = f"/jobs/{job['id']}"
+    assert client.delete(address).json() == job
+    for path in ("", "/grid.png", "/images/0.png", "/events"):
+        problem(client.get(address + path), 410, "expired-job")
+    problem(client.delete(address), 410, "expired-job")
+    assert client.get("/jobs").json()["jobs"] == []
+    assert working.connection.keys(f"{keys.job(job['id'])}*") == []
 
 
 def test_an_expired_job_is_410_while_its_tombstone_lasts_and_then_404(client: httpx.Client, working: Runner) -> None:

@@ -1,0 +1,123 @@
+"""Room for new jobs: simultaneous requests cannot pass together, and each owner's stored bytes are counted."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from redis import Redis
+
+from service.contract.records import JobRecord
+from service.settings import Settings
+from service.store import admission, keys
+from service.store.admission import Full
+from service.store.claims import PictureStream
+from service.store.jobs import JobStore
+from tests.service.store.helpers import DIGEST, RESULT, done, record
+
+
+@pytest.fixture
+def limited(settings: Settings) -> Settings:
+    limits = {"max_queued_pictures": 10, "max_queued_pictures_per_owner": 5, "max_stored_bytes_per_owner": 1000}
+    return settings.model_copy(update={"api_keys": "a:x", **limits})
+
+
+def test_simultaneous_requests_cannot_exceed_the_limit_together(
+    store: JobStore, connection: Redis, settings: Settings
+) -> None:
+    limited = settings.model_copy(update={"max_queued_pictures": 10})
+
+    def ask(_: int) -> bool:
+        job = record(4)
+        if admission.reserve(connection, limited, job, 0) is not None:
+            return False
+        store.create(job)
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        accepted = sum(pool.map(ask, range(8)))
+    assert accepted == 2
+    assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"": b"8"}
+    assert connection.exists(keys.reserved(DIGEST)) == 0
+
+
+def test_a_reservation_counts_until_it_is_used_given_up_or_expired(connection: Redis, limited: Settings) -> None:
+    first, second = record(4, "a"), record(2, "a")
+    assert admission.reserve(connection, limited, first, 0) is None
+    assert admission.reserve(connection, limited, second, 0) == Full("owner", 4, 5, 0)
+    assert admission.reserve(connection, limited, record(7, "b"), 0) == Full("queue", 4, 10, 0)
+    admission.give_up(connection, first)
+    assert admission.reserve(connection, limited, second, 0) is None
+    connection.hset(keys.reserved(DIGEST), second.id, "1 2 a")  # its API process died long ago
+    assert admission.reserve(connection, limited, record(5, "a"), 0) is None
+
+
+def test_pictures_in_progress_count_for_the_queue_and_not_for_their_owner(
+    store: JobStore, a: PictureStream, connection: Redis, limited: Settings
+) -> None:
+    store.create(record(6, "a"))
+    a.claim_new(4)
+    assert admission.reserve(connection, limited, record(4, "a"), 0) == Full("owner", 2, 5, 0)
+    assert admission.reserve(connection, limited, record(5, "b"), 0) == Full("queue", 6, 10, 0)
+    assert admission.reserve(connection, limited, record(4, "b"), 0) is None
+
+
+def stored(connection: Redis, limited: Settings, owner: str = "a") -> int:
+    """Return the owner's stored bytes, as the next request sees them."""
+    full = admission.reserve(connection, limited, record(1, owner, digest="e" * 64), 10**9)
+    connection.delete(keys.reserved("e" * 64))
+    assert full is None or full.what == "bytes"
+    return full.taken if full else 0
+
+
+def finish(store: JobStore, stream: PictureStream, job: JobRecord) -> int:
+    """Finish a job, and return the size of what it stored."""
+    store.commit(stream.key, [done(claim) for claim in stream.claim_new(9)])
+    store.finish({job.id: (RESULT, b"grid")})
+    found = [*store.connection.hvals(keys.png(job.id)), *store.connection.hvals(keys.verdicts(job.id))]
+    return sum(map(len, found))
+
+
+def test_an_owners_bytes_are_those_expected_and_then_those_stored(
+    store: JobStore, a: PictureStream, connection: Redis, limited: Settings
+) -> None:
+    job, judged = record(2, "a"), record(1, "a", digest="f" * 64)
+    store.create(job, expected_bytes=700)
+    assert stored(connection, limited) == 700
+    size = finish(store, a, job)
+    assert size > 0
+    assert stored(connection, limited) == size
+    store.create(judged, uploaded=[b"x" * 50], expected_bytes=50)
+    store.cancel(judged.id)
+    assert stored(connection, limited) == size + 50
+    assert stored(connection, limited, "b") == 0
+    full = admission.reserve(connection, limited, job, 1000 - size - 49)
+    assert full is not None
+    assert (full.what, full.taken, full.most) == ("bytes", size + 50, 1000)
+    assert store.settings.job_ttl_s - 60 < full.expires_s <= store.settings.job_ttl_s + 60
+
+
+def test_expired_bytes_no_longer_count(store: JobStore, a: PictureStream, connection: Redis, limited: Settings) -> None:
+    job = record(1, "a")
+    store.create(job)
+    finish(store, a, job)
+    (minute,) = connection.hkeys(keys.stored_bytes("a"))
+    assert 0 < connection.ttl(keys.stored_bytes("a")) <= store.lifetime_s
+    connection.hset(keys.stored_bytes("a"), minute, "1 500")
+    assert stored(connection, limited) == 0
+
+
+def test_a_deleted_job_frees_its_bytes_and_leaves_its_tombstone(
+    store: JobStore, a: PictureStream, connection: Redis, limited: Settings
+) -> None:
+    job, kept = record(1, "a"), record(1, "a")
+    for one in (job, kept):
+        store.create(one)
+    assert not store.delete(job.id)  # while it is open
+    store.commit(a.key, [done(claim) for claim in a.claim_new(2)])
+    store.finish({one.id: (RESULT, b"grid") for one in (job, kept)})
+    before = stored(connection, limited)
+    assert store.delete(job.id)
+    assert stored(connection, limited) == before // 2
+    assert connection.keys(f"{keys.job(job.id)}*") == []
+    assert connection.get(keys.tombstone(job.id)) == b"a"
+    assert not store.delete(job.id)
+    assert stored(connection, limited) == before // 2
