@@ -19,9 +19,7 @@ def render(
         int | None, typer.Option(min=1, help="Number of random scenes, without --train (default: 6003).")
     ] = None,
     objects: Annotated[int, typer.Option(min=1, max=10, help="Objects in a random scene's last picture.")] = 3,
-    centre: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of scenes with their first object in the centre.")
-    ] = 1.0,
+    centre: options.Centre = 1.0,
     jitter: Annotated[bool, typer.Option(help="Move the lamps from scene to scene, as CLEVR does.")] = True,
     size: Annotated[
         int | None, typer.Option(min=8, max=512, help="Write squares of this side instead of 320x240; faster.")

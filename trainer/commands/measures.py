@@ -1,4 +1,4 @@
-"""The commands that compare a denoiser with the scenes it learnt from: `arrangements`."""
+"""The commands that compare a denoiser with the scenes it learnt from: `arrangements` and `places`."""
 
 from __future__ import annotations
 
@@ -48,3 +48,48 @@ def arrangements(
     head = ["objects", "tested", "classifier right", "standard error of chance"]
     terminal.print_table(f"arrangements of {denoiser.info.name} and of {data}", head, rows)
     terminal.write_json(json_out, [asdict(one) for one in told])
+
+
+def places(
+    objects: Annotated[
+        list[int], typer.Option(min=1, max=10, help="Objects in a scene. Repeatable: a row for each number.")
+    ],
+    count: Annotated[int, typer.Option(min=1, help="Scenes with each number of objects.")] = 64,
+    storage: options.Storage = Path("models"),
+    model: options.Model = None,
+    evaluator: options.Evaluator = None,
+    preset: options.Preset = "default",
+    seed: options.Seed = 0,
+    grid: Annotated[Path | None, typer.Option(help="Write the last row's pictures here as PNG.")] = None,
+    json_out: options.Json = None,
+    device: options.DeviceName = "auto",
+) -> None:
+    """Score pictures with objects at random places, none of them in the centre by rule, beside fresh renders."""
+    from shared.diffusion.model import load_denoiser
+    from shared.evaluator import load_evaluator
+    from trainer.score import make_options, save_grid
+    from trainer.studies.places import measure
+
+    terminal.check_files(png=grid, json=json_out)
+    where = terminal.pick_device(device)
+    denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
+    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), where)
+    sampling, placed = make_options(preset, {}, denoiser.options), []
+    with terminal.bar() as progress:
+        task = progress.add_task("sampling (pictures x steps)", total=len(objects) * count * sampling.steps)
+        for n in objects:
+            measured, images = measure(
+                denoiser, judge, sampling, objects=n, count=count, seed=seed,
+                on_step=lambda rows: progress.advance(task, len(rows)),
+            )  # fmt: skip
+            placed += measured
+    rows = [
+        [str(one.objects), one.pictures, f"{one.accuracy:.4f}", f"{one.exact_match:.4f}",
+         "not known" if one.distance is None else f"{one.distance:.4f}"]
+        for one in placed
+    ]  # fmt: skip
+    head = ["objects", "pictures", "accuracy", "exact match", "distance, widths"]
+    terminal.print_table(f"{count} scenes with each number of objects", head, rows)
+    if grid:
+        save_grid(images, grid)
+    terminal.write_json(json_out, [asdict(one) for one in placed])

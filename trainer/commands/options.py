@@ -46,6 +46,7 @@ SamplingSteps = Annotated[int | None, typer.Option("--steps", help="Sampling ste
 Spacing = Annotated[str | None, typer.Option(help="uniform, logsnr or trailing.")]
 Guidance = Annotated[float | None, typer.Option(help="w of classifier-free guidance; 1 is none.")]
 Interval = Annotated[tuple[float, float] | None, typer.Option(help="Noise levels (fractions of T) with guidance on.")]
+Centre = Annotated[float, typer.Option(min=0, max=1, help="Share of scenes with their first object in the centre.")]
 Grid = Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write all figures here.")]
 Existing = typer.Option(exists=True, help="A data set folder: objects.json, train.json and the pictures it names.")

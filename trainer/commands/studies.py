@@ -159,28 +159,26 @@ def spectrum(
 def limit(
     file: Annotated[Path, typer.Argument(help="A test file of i-CLEVR labels.")],
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different placements.")] = 10,
+    centre: options.Centre = 1.0,
     storage: options.Storage = Path("models"),
     evaluator: options.Evaluator = None,
     seed: options.Seed = 0,
     size: Annotated[int, typer.Option(min=8, max=240, help="Pixels a side of the pictures.")] = 64,
     fit: Annotated[Literal["squeeze", "pad"], typer.Option(help="How pictures are made square.")] = "squeeze",
     keep_padding: options.KeepPadding = False,
-    placed_as: Annotated[str | None, typer.Option(help="Name of the denoiser whose distances objects keep.")] = None,
     grid: options.Grid = None,
     json_out: options.Json = None,
     device: options.DeviceName = "auto",
 ) -> None:
     """Score fresh renders of a test file's label lists: the practical ceiling of a denoiser's score."""
-    from shared.diffusion.model import load_denoiser
     from shared.evaluator import load_evaluator
     from trainer.studies.limit import render_runs
 
     terminal.check_files(png=grid, json=json_out)
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), terminal.pick_device(device))
-    placing = load_denoiser(resolve(storage, placed_as, "denoiser")) if placed_as else None
     with terminal.bar() as progress:
         runs, figures = render_runs(
             file, judge, repeats=repeats, seed=seed, progress=progress,
-            size=size, fit=fit, keep_padding=keep_padding, placed_as=placing,
+            centre=centre, size=size, fit=fit, keep_padding=keep_padding,
         )  # fmt: skip
     terminal.show_scores(file, runs, figures, json_out=json_out, grid=grid)

@@ -1,85 +1,75 @@
 """The practical ceiling of a score: what fresh renders of a test file's label lists score.
 
 A denoiser that places objects as the renders do cannot be expected to score higher. An evaluator's errors lower the
-ceiling, and so do objects that hide each other. A denoiser may keep its objects apart (`shared/diffusion/layouts.py`);
-its ceiling is that of renders whose objects keep as far apart.
+ceiling, and so do objects that partly hide each other.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.progress import Progress
+from torch import Tensor
 
-from shared.diffusion.layouts import RememberedLayouts, nearest_pair
-from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator, judge_of, score_set
 from shared.pictures import to_images
 from shared.vocabulary import ICLEVR, read_test_file
 from trainer.config import Fit
 from trainer.data import pad
 from trainer.errors import TrainerError
-from trainer.scenes.render import render, squeeze
+from trainer.scenes.render import jittered_lamps, render, squeeze
 from trainer.scenes.render_folder import scene_objects
-from trainer.scenes.scene import SceneObject, picture_position
-from trainer.score import ScoredRun, summary, targets_of
-
-MOST_TRIES = 2000  # random scenes; half of them keep objects as far apart as i-CLEVR does
+from trainer.scenes.scene import SceneObject
+from trainer.score import Lists, ScoredRun, summary, targets_of
 
 
-def distances_of(denoiser: Denoiser) -> list[float]:
-    """Return the smallest distance of two objects in a denoiser's arrangements of 1, 2, ... objects."""
-    if not isinstance(denoiser.layouts, RememberedLayouts):
-        raise TrainerError(f"{denoiser.info.name} draws no arrangements, so --placed-as cannot follow them")
-    return [min(map(nearest_pair, points[:, :n])) for n, points in enumerate(denoiser.layouts.points, 1)]
+@dataclass(frozen=True)
+class Renders:
+    scenes: list[list[SceneObject]]  # objects in the order of the labels
+    images: Tensor  # (N, 3, S, S) in [-1, 1]
+    aspect: float  # width over height before padding; 1 if squeezed
 
 
-def scene_apart(labels: list[str], rng: np.random.Generator, apart: Sequence[float]) -> list[SceneObject]:
-    """Return a random scene whose n objects keep at least apart[n - 1] of the picture apart.
+def fresh_renders(
+    lists: Lists, rng: np.random.Generator, *, centre: float = 1.0, size: int = 64, fit: Fit = "squeeze"
+) -> Renders:
+    """Render a new scene for each label list, placed and lit as `trainer render` does.
 
-    Where `apart` has no entry for n, any scene will do.
+    `centre`: the share of scenes with their first object in the centre. `size`: pixels a side.
     """
-    least = apart[len(labels) - 1] if len(labels) <= len(apart) else 0.0
-    for _ in range(MOST_TRIES):
-        scene = scene_objects(labels, rng)
-        if nearest_pair(torch.tensor([picture_position(placed) for placed in scene])) >= least:
-            return scene
-    raise TrainerError(f"no scene found whose {len(labels)} objects keep {least:.2f} of the picture apart")
+    scenes = [scene_objects(list(labels), rng, centre=bool(rng.random() < centre)) for labels in lists]
+    film = render(scenes, samples=1, lamps=np.array([jittered_lamps(rng) for _ in scenes]))  # (N, H, W, 3)
+    if fit == "squeeze":
+        return Renders(scenes, to_images(squeeze(film, size)), 1.0)
+    return Renders(scenes, to_images(squeeze(pad(film), size)), film.shape[2] / film.shape[1])
 
 
 def render_runs(
     file: Path, evaluator: Evaluator, *, repeats: int, seed: int, progress: Progress,
-    size: int, fit: Fit, keep_padding: bool = False, placed_as: Denoiser | None = None,
+    centre: float, size: int, fit: Fit, keep_padding: bool = False,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
-    """Score renders as `trainer.score.score_file` scores samples. Each run places the objects anew.
-
-    `placed_as`: a denoiser; objects keep as far apart as in its arrangements.
-    """
+    """Score renders as `trainer.score.score_file` scores samples. Each run places the objects anew."""
     if evaluator.vocabulary != ICLEVR:
         raise TrainerError("only i-CLEVR's objects can be rendered; the evaluator has other labels")
     lists = read_test_file(file, ICLEVR)
-    targets, apart = targets_of(lists, ICLEVR), distances_of(placed_as) if placed_as else []
+    targets = targets_of(lists, ICLEVR)
     task = progress.add_task(f"rendering {file.name}", total=repeats)
     start, runs = time.monotonic(), []
     for r in range(repeats):
-        rng = np.random.default_rng([seed + r, 3])
-        scenes = [scene_apart(labels, rng, apart) for labels in lists]
-        film = render(scenes, samples=1)  # (N, H, W, 3)
-        aspect = film.shape[2] / film.shape[1] if fit == "pad" and not keep_padding else 1.0
-        images = to_images(squeeze(pad(film) if fit == "pad" else film, size))
-        probabilities = judge_of(evaluator, aspect).probabilities(images)
-        runs.append(ScoredRun(seed + r, score_set(probabilities, targets, ICLEVR.names), images))
+        fresh = fresh_renders(lists, np.random.default_rng([seed + r, 3]), centre=centre, size=size, fit=fit)
+        judge = judge_of(evaluator, 1.0 if keep_padding else fresh.aspect)
+        score = score_set(judge.probabilities(fresh.images), targets, ICLEVR.names)
+        runs.append(ScoredRun(seed + r, score, fresh.images))
         progress.advance(task)
     figures = {
         "file": file.name,
         "model": "fresh renders",
         "size": size,
-        "placed_as": placed_as.info.name if placed_as else None,
+        "centre": centre,
         "padding": "none" if fit == "squeeze" else "kept" if keep_padding else "cut",
         "pictures_per_s": repeats * len(lists) / (time.monotonic() - start),
         "rows_per_picture": 0.0,

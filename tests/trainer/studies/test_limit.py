@@ -5,16 +5,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pytest
-import torch
 
-from shared.diffusion.layouts import nearest_pair
-from shared.diffusion.model import load_denoiser
-from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
+from shared.vocabulary import ICLEVR
+from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import Command, refused
-from trainer.errors import TrainerError
-from trainer.scenes.scene import picture_position
-from trainer.studies.limit import distances_of, scene_apart
+from trainer.studies.limit import fresh_renders
 
 
 def test_renders_are_scored_and_follow_from_the_seed(command: Command, tmp_path: Path) -> None:
@@ -51,23 +46,23 @@ def test_padded_renders_are_judged_with_or_without_their_padding(command: Comman
     refused(command("limit", tmp_path / "lists.json", "--fit", "crop"), "crop", code=2)
 
 
-def test_objects_keep_as_far_apart_as_in_a_denoisers_arrangements(command: Command, tmp_path: Path) -> None:
+def test_scenes_without_a_central_object() -> None:
+    lists = [["red cube", "blue sphere"]] * 8
+    central, anywhere = (fresh_renders(lists, np.random.default_rng(0), centre=centre).scenes for centre in (1.0, 0.0))
+    assert {(one.x, one.y) for one, _ in central} == {(0.0, 0.0)}
+    assert all((one.x, one.y) != (0.0, 0.0) for one, _ in anywhere)
+    assert [(one.color, one.shape) for one in anywhere[0]] == [("red", "cube"), ("blue", "sphere")]
+
+
+def test_more_objects_than_the_task_has(command: Command, tmp_path: Path) -> None:
     publish_toys(tmp_path / "models")
-    publish_toy_denoiser(tmp_path / "models", "placing", 5, positions=True)
-    apart = distances_of(load_denoiser(tmp_path / "models" / "placing.safetensors"))
-    assert apart[0] == float("inf")  # a single object has no neighbour
-    assert len(apart) == 3
-    rng, labels = np.random.default_rng(0), ["red cube", "blue sphere"]
-    points = [[picture_position(placed) for placed in scene_apart(labels, rng, [0.0, 0.3])] for _ in range(20)]
-    assert min(nearest_pair(torch.tensor(pair)) for pair in points) >= 0.3
-    with pytest.raises(TrainerError, match=r"2 objects keep 0\.95 of the picture apart"):
-        scene_apart(labels, rng, [0.0, 0.95])
-    (tmp_path / "lists.json").write_text(json.dumps([labels]))
-    to = ("limit", tmp_path / "lists.json", "--storage", tmp_path / "models", "--repeats", 1, "--placed-as")
-    code, _, err = command(*to, "placing", "--json", tmp_path / "a.json")
+    (tmp_path / "lists.json").write_text(json.dumps([list(ICLEVR.names[:8])]))
+    to = ("--storage", tmp_path / "models", "--json", tmp_path / "a.json")
+    code, _, err = command("limit", tmp_path / "lists.json", *to, "--repeats", 1, "--centre", 0)
     assert code == 0, err
-    assert json.loads((tmp_path / "a.json").read_text())["placed_as"] == "placing"
-    refused(command(*to, "toy"), "toy draws no arrangements")
+    figures = json.loads((tmp_path / "a.json").read_text())
+    assert figures["centre"] == 0
+    assert 0 <= figures["exact_match"]["mean"] <= 1
 
 
 def test_a_label_that_cannot_be_rendered_is_refused(command: Command, tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""`trainer places`: distances by hand, and the command on a toy."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from shared.diffusion.layouts import positions_at
+from shared.evaluator import Evaluator
+from shared.vocabulary import ICLEVR
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
+from tests.trainer.command_line import Command, refused
+from trainer.studies.places import judge_places
+
+
+class Given(Evaluator):
+    """Finds the labels 0 and 1 in every picture, label 1 at (0.5, 0.5) and all others at (0.2, 0.4)."""
+
+    def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
+        found = torch.zeros(len(images), 24)
+        found[:, :2] = 1
+        return found
+
+    def positions(self, images: Tensor, *, batch: int = 64) -> Tensor:
+        found = torch.tensor([0.2, 0.4]).expand(len(images), 24, 2).clone()
+        found[:, 1] = 0.5
+        return found
+
+
+def test_distances_are_in_widths_over_the_objects_that_are_found() -> None:
+    targets = torch.zeros(2, 24)
+    targets[0, [0, 1]] = targets[1, [0, 2]] = 1
+    wanted = torch.stack(
+        [positions_at([0, 1], [(0.2, 0.8), (0.2, 0.1)], 24), positions_at([0, 2], [(0.2, 0.4), (0.9, 0.9)], 24)]
+    )
+    accuracy, exact_match, distance = judge_places(Given(ICLEVR), torch.zeros(2, 3, 24, 32), targets, wanted, 0.75)
+    assert (accuracy, exact_match) == (0.75, 0.5)
+    # picture 0: label 0 is 0.4 heights off, label 1 (0.3, 0.4); picture 1: label 0 is right, label 2 is not found
+    assert distance == pytest.approx((0.4 * 0.75 + (0.3**2 + 0.3**2) ** 0.5 + 0) / 3)
+
+
+def test_an_evaluator_without_a_position_head() -> None:
+    torch.manual_seed(0)
+    judge, targets = Evaluator(ICLEVR).freeze(), torch.ones(1, 24)
+    assert judge_places(judge, torch.zeros(1, 3, 8, 8), targets, torch.zeros(1, 24, 2), 1.0)[2] is None
+
+
+def test_the_command(command: Command) -> None:
+    publish_toys(Path("models"))
+    publish_toy_denoiser(Path("models"), "placing", 0, positions=True)
+    at = ("places", "--objects", 1, "--objects", 4, "--count", 3)
+    code, out, err = command(*at, "--model", "placing", "--json", "a.json", "--grid", "a.png")
+    assert code == 0, err
+    figures = json.loads(Path("a.json").read_text())
+    assert [(one["objects"], one["pictures"]) for one in figures] == [
+        (1, "placing"), (1, "fresh renders"), (4, "placing"), (4, "fresh renders"),
+    ]  # fmt: skip
+    assert "fresh renders" in out
+    assert Path("a.png").stat().st_size > 100
+    refused(command(*at, "--model", "toy"), "toy takes no positions")
+    refused(command("places", "--model", "placing"), "Missing option '--objects'", 2)

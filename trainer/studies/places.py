@@ -1,0 +1,86 @@
+"""Measures how well a denoiser puts objects at given places: random scenes, none of whose objects has to be central.
+
+Fresh renders of the same scenes, measured in the same way, are the practical ceiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.diffusion.denoise import Row
+from shared.diffusion.layouts import positions_at
+from shared.diffusion.model import Denoiser
+from shared.evaluator import THRESHOLD, Evaluator, score_set
+from shared.options import SamplingOptions, picture_seed
+from shared.vocabulary import ICLEVR
+from trainer.errors import TrainerError
+from trainer.scenes.render_folder import random_scenes
+from trainer.scenes.scene import picture_position
+from trainer.score import targets_of
+from trainer.studies.limit import fresh_renders
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The verdict on pictures of scenes with a number of objects."""
+
+    objects: int
+    pictures: str  # whose they are
+    accuracy: float
+    exact_match: float
+    distance: float | None  # mean, in widths, of found objects from their places; None if the evaluator finds no places
+
+
+def judge_places(
+    evaluator: Evaluator, images: Tensor, targets: Tensor, wanted: Tensor, aspect: float
+) -> tuple[float, float, float | None]:
+    """Return accuracy, exact match and mean distance of images (N, 3, H, W) with objects wanted at (N, K, 2).
+
+    The distance is over the requested objects that the evaluator finds. `aspect`: height over width of a picture.
+    """
+    probabilities, found_at = evaluator.probabilities(images), evaluator.positions(images)
+    score = score_set(probabilities, targets, evaluator.vocabulary.names)
+    if found_at is None:
+        return score.accuracy, score.exact_match, None
+    found = (probabilities > THRESHOLD) & (targets > 0.5)
+    away = ((found_at - wanted) * torch.tensor([1.0, aspect])).norm(dim=-1)
+    return score.accuracy, score.exact_match, float(away[found].mean())
+
+
+def measure(
+    denoiser: Denoiser, evaluator: Evaluator, options: SamplingOptions, *, objects: int, count: int, seed: int,
+    on_step: Callable[[Sequence[Row]], None] = lambda _: None,
+) -> tuple[list[Placed], Tensor]:  # fmt: skip
+    """Sample `count` random scenes with `objects` distinct objects each at their places, and render them too.
+
+    Returns the figures of both, and the sampled pictures.
+    """
+    if denoiser.layouts is None or denoiser.aspect != 1.0:
+        raise TrainerError(f"{denoiser.info.name} takes no positions in pictures without padding")
+    if {denoiser.vocabulary, evaluator.vocabulary} != {ICLEVR}:
+        raise TrainerError("only i-CLEVR's objects can be rendered; the denoiser or the evaluator has other labels")
+    lists = list(random_scenes(count, objects, seed).values())
+    fresh = fresh_renders(lists, np.random.default_rng([seed, 4]), centre=0.0)
+    points = [[picture_position(placed) for placed in scene] for scene in fresh.scenes]
+    targets = targets_of(lists, ICLEVR)
+    wanted = torch.stack(
+        [positions_at(ICLEVR.encode(labels), at, len(ICLEVR)) for labels, at in zip(lists, points, strict=True)]
+    )
+    stepper = denoiser.stepper()
+    rows = [stepper.new_row(targets[i], options, picture_seed(seed, i), positions=wanted[i]) for i in range(len(lists))]
+    while any(not row.done for row in rows):
+        stepper.step(rows)
+        on_step(rows)
+    sampled = stepper.pictures(rows)
+    aspect = sampled.shape[-2] / sampled.shape[-1]
+    both = {denoiser.info.name: sampled, "fresh renders": fresh.images}
+    placed = [
+        Placed(objects, name, *judge_places(evaluator, images, targets, wanted, aspect))
+        for name, images in both.items()
+    ]
+    return placed, sampled
