@@ -28,7 +28,7 @@ for command in (
     checkpoints.score, checkpoints.promote, checkpoints.set_sampling, checkpoints.set_support,
     checkpoints.export, checkpoints.move_upsampler, checkpoints.card,
     studies.compare, studies.calibrate, studies.memorisation, studies.spectrum, studies.limit,
-    measures.arrangements, measures.places,
+    measures.arrangements, measures.places, measures.coverage,
 ):  # fmt: skip
     app.command()(command)
 

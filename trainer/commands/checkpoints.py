@@ -45,9 +45,7 @@ def score(
     where = terminal.pick_device(device)
     denoiser = load_denoiser(registry.resolve(storage, model, "denoiser"), device=where)
     sampling = make_options(preset, given, denoiser.options)
-    course = Path(evaluator) if evaluator and evaluator.endswith(".pth") else None  # the course's checkpoint.pth
-    judged_by = course or registry.resolve(storage, evaluator, "evaluator")
-    judge = load_judge(judged_by, denoiser.vocabulary, where)
+    judge = load_judge(terminal.evaluator_path(storage, evaluator), denoiser.vocabulary, where)
     with terminal.bar() as progress:
         runs, figures = score_file(
             file, denoiser, judge, sampling, repeats=repeats, seed=seed, progress=progress, keep_padding=keep_padding

@@ -1,4 +1,4 @@
-"""The commands that compare a denoiser with the scenes it learnt from: `arrangements` and `places`."""
+"""The commands that compare a denoiser with the scenes it learnt from: `arrangements`, `places` and `coverage`."""
 
 from __future__ import annotations
 
@@ -93,3 +93,43 @@ def places(
     if grid:
         save_grid(images, grid)
     terminal.write_json(json_out, [asdict(one) for one in placed])
+
+
+def coverage(
+    data: Annotated[Path, typer.Argument(exists=True, help="A data set folder, best of pictures not trained on.")],
+    storage: options.Storage = Path("models"),
+    model: options.Model = None,
+    evaluator: Annotated[
+        list[str] | None,
+        typer.Option(help="Evaluator whose features compare pictures, or the course's checkpoint.pth. Repeatable."),
+    ] = None,
+    preset: options.Preset = "default",
+    count: Annotated[int, typer.Option(min=6, help="Pictures to generate, and to compare them with.")] = 1000,
+    seed: options.Seed = 0,
+    json_out: options.Json = None,
+    device: options.DeviceName = "auto",
+) -> None:
+    """Measure fidelity (precision, density) and coverage (recall, coverage) of generated pictures against the data."""
+    from shared.diffusion.model import load_denoiser
+    from shared.evaluator import load_evaluator
+    from trainer.score import make_options
+    from trainer.studies import coverage as study
+
+    terminal.check_files(json=json_out)
+    where = terminal.pick_device(device)
+    denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
+    names: list[str | None] = [*evaluator] if evaluator else [None]
+    paths = [terminal.evaluator_path(storage, name) for name in names]
+    evaluators = {path.stem: load_evaluator(path, where) for path in paths}
+    sampling = make_options(preset, {}, denoiser.options)
+    fit = denoiser.info.training.get("config", {}).get("fit", "squeeze")
+    with terminal.bar() as progress:
+        dataset = terminal.read_dataset(data, progress, size=denoiser.image_shape[-1], fit=fit)
+        task = progress.add_task("sampling (pictures x steps)", total=count * sampling.steps)
+        compared = study.examine(
+            denoiser, evaluators, dataset, sampling, count=count, seed=seed,
+            on_step=lambda rows: progress.advance(task, len(rows)),
+        )  # fmt: skip
+    head = ["evaluator", "pictures", "precision", "recall", "density", "coverage"]
+    terminal.print_table(f"{count} pictures of {denoiser.info.name} and of {data}", head, study.rows_of(compared))
+    terminal.write_json(json_out, [asdict(one) for one in compared])

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from shared.registry import resolve
+from shared.storage import Location
 from shared.vocabulary import SHOWN_NAMES
 from trainer.errors import TrainerError
 
@@ -35,6 +37,11 @@ def pick_device(name: str) -> torch.device:
         return device.pick_device(name)
     except device.DeviceError as error:
         raise TrainerError(str(error)) from error
+
+
+def evaluator_path(storage: Location, name: str | None) -> Location:
+    """Return the evaluator of that name, the promoted one for None, or the file itself for a checkpoint.pth."""
+    return Path(name) if name and name.endswith(".pth") else resolve(storage, name, "evaluator")
 
 
 def check_files(**files: Path | None) -> None:

@@ -1,0 +1,52 @@
+"""Precision, recall, density and coverage against the authors' own code, and the command on a toy."""
+
+import json
+from pathlib import Path
+
+import prdc
+import pytest
+import torch
+
+from tests.toy_checkpoint import publish_toys
+from tests.trainer.command_line import Command, refused
+from tests.trainer_fixtures import write_data_folder
+from trainer.studies.coverage import compare
+
+
+def test_the_figures_equal_those_of_the_authors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(70, 6, generator=generator)
+    pictures = torch.randn(50, 6, generator=generator) * 0.6 + 0.4
+    for k in (3, 5):
+        theirs = prdc.compute_prdc(reference.double().numpy(), pictures.double().numpy(), k)
+        ours = compare(reference.double(), pictures.double(), k)
+        for name, value in theirs.items():
+            assert getattr(ours, name) == pytest.approx(float(value), abs=1e-12)
+        assert 0 < ours.precision < 1
+        assert 0 < ours.coverage < 1
+
+
+def test_one_good_picture_is_faithful_and_covers_little() -> None:
+    reference = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    figures = compare(reference, reference[:1].repeat(100, 1))
+    assert figures.precision == 1
+    assert figures.coverage < 0.2
+    assert figures.recall == 0
+    everything = compare(reference, reference)
+    assert (everything.precision, everything.recall, everything.coverage) == (1, 1, 1)
+
+
+def test_the_command(command: Command) -> None:
+    publish_toys(Path("models"))
+    data = write_data_folder(Path("data"), pictures=48)
+    at = ("coverage", data, "--json", "a.json")
+    code, out, err = command(*at, "--count", 20, "--evaluator", "toy-evaluator")
+    assert code == 0, err
+    assert "coverage" in out
+    generated, renders = json.loads(Path("a.json").read_text())
+    assert (generated["evaluator"], generated["pictures"], generated["count"]) == ("toy-evaluator", "generated", 20)
+    # a random network's noise resembles none of the flat colours
+    assert generated["figures"]["coverage"] == 0
+    assert renders["figures"]["coverage"] > 0
+    refused(command(*at, "--count", 25), "at most 24 pictures")
+    refused(command(*at, "--evaluator", "toy"), "is of kind denoiser, not evaluator")

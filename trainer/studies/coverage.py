@@ -1,0 +1,93 @@
+"""Measures fidelity and coverage: whether generated pictures look like the data's, and whether they cover all of it.
+
+Pictures are compared by an evaluator's features. Scores say neither: a model that draws one good picture for each label
+list is always right. None of the figures says whether the labels are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from shared.diffusion.denoise import Row, sample
+from shared.diffusion.model import Denoiser
+from shared.evaluator import Evaluator
+from shared.options import SamplingOptions, picture_seed
+from trainer.data import Dataset, to_float
+from trainer.errors import TrainerError
+
+NEIGHBOURS = 5  # k: a picture's neighbourhood reaches to its k-th nearest neighbour, as in Naeem et al. 2020
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Figures of one set of pictures against a reference set, each better the higher. All but density are at most 1."""
+
+    precision: float  # share of the pictures inside some reference picture's neighbourhood (Kynkaanniemi et al. 2019)
+    recall: float  # share of the reference pictures inside some picture's neighbourhood
+    density: float  # mean number of reference neighbourhoods that hold a picture, over k (Naeem et al. 2020)
+    coverage: float  # share of the reference pictures whose neighbourhood holds a picture
+
+
+@dataclass(frozen=True)
+class Compared:
+    evaluator: str  # whose features were used
+    pictures: str  # generated, or other pictures of the data: what an ideal model would reach
+    count: int  # of pictures, and of reference pictures
+    figures: Coverage
+
+
+def compare(reference: Tensor, pictures: Tensor, k: int = NEIGHBOURS) -> Coverage:
+    """Compare the features (M, D) of pictures with those of the reference, (N, D). Both have more than k rows."""
+
+    def radius(rows: Tensor) -> Tensor:  # to the k-th neighbour; the nearest of all is the row itself
+        return _distances(rows, rows).kthvalue(k + 1, 1).values
+
+    apart, reach = _distances(reference, pictures), radius(reference)  # (N, M), (N,)
+    inside = apart < reach[:, None]
+    return Coverage(
+        precision=float(inside.any(0).double().mean()),
+        recall=float((apart < radius(pictures)).any(1).double().mean()),
+        density=float(inside.sum(0).double().mean()) / k,
+        coverage=float(inside.any(1).double().mean()),
+    )
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Return the Euclidean distances (N, M), exact where they are zero."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def examine(
+    denoiser: Denoiser, evaluators: Mapping[str, Evaluator], dataset: Dataset, options: SamplingOptions, *,
+    count: int, seed: int, on_step: Callable[[Sequence[Row]], None] = lambda _: None,
+) -> list[Compared]:  # fmt: skip
+    """Compare `count` generated pictures with `count` of the data's, and as many other ones of the data's as well.
+
+    The generated pictures have the label lists of the latter, so that both would score alike if they looked alike.
+    """
+    if {dataset.vocabulary, *(one.vocabulary for one in evaluators.values())} != {denoiser.vocabulary}:
+        raise TrainerError("the denoiser, the evaluators and the folder must have one vocabulary")
+    if len(dataset) < 2 * count or count <= NEIGHBOURS:
+        raise TrainerError(f"--count {count} needs more than {NEIGHBOURS} and at most {len(dataset) // 2} pictures")
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: 2 * count]
+    reference, others = order.view(2, count)
+    seeds = [picture_seed(seed, i) for i in range(count)]
+    generated = sample(denoiser.stepper(), dataset.labels[others], options, seeds, on_step=on_step)
+    sets = {"generated": generated, "the data's": to_float(dataset.images[others])}
+    compared = []
+    for name, evaluator in evaluators.items():
+        features = evaluator.features(to_float(dataset.images[reference]))
+        for what, images in sets.items():
+            compared.append(Compared(name, what, count, compare(features, evaluator.features(images))))
+    return compared
+
+
+def rows_of(compared: Sequence[Compared]) -> list[list[str]]:
+    """Return the figures as table rows: evaluator, pictures, and each figure."""
+    return [
+        [one.evaluator, one.pictures, *(f"{value:.3f}" for value in asdict(one.figures).values())] for one in compared
+    ]
