@@ -28,7 +28,7 @@ class TrainConfig(NoOtherFields):
     schedule: ScheduleName = "cosine"
     positions: bool = True  # give the network the objects' positions, where the data set has a positions.json
     position_dropout: Share = 0.1  # share of pictures trained without positions
-    layout_steps: Count = 4000  # of the layout network, which draws the positions of a picture's objects
+    layout_steps: Count = 2000  # of the layout network, which draws the positions of a picture's objects
     timesteps: Annotated[int, Field(ge=2)] = 1000  # T
     prediction: PredictionName = "v"
     # Weight of the squared error of eps or v: none, min-SNR (Hang et al. 2023), EDM's (Karras et al. 2022), or the

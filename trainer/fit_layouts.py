@@ -5,10 +5,13 @@ It learns the pictures that `Dataset.typical` marks. Knows no picture and no den
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +27,8 @@ BATCH: Final = 128
 LR: Final = 1.5e-3
 WARMUP_STEPS: Final = 100
 HELD_OUT: Final = 20  # one layout of so many is not learnt from
-EMA_DECAY: Final = 0.998
+EMA_DECAY: Final = 0.995
+CHECK_EVERY: Final = 100  # steps
 
 Layout = tuple[Tensor, Tensor]  # labels (P, n) int64 and positions (P, n, 2) of pictures with n objects
 
@@ -60,12 +64,21 @@ def update_average(averaged: Any, current: Any, updates: Tensor | int) -> None:
     get_ema_multi_avg_fn(decay)(averaged, current, updates)  # type: ignore[no-untyped-call]
 
 
+@dataclass
+class Best:
+    """The weights with the smallest held-out loss so far."""
+
+    weights: dict[str, Tensor]
+    loss: float = math.inf
+
+
 def fit_layouts(
     dataset: Dataset, config: TrainConfig, folder: Path, *, on_step: Callable[[Run], None] = lambda _: None
 ) -> LayoutNetwork | None:
-    """Train for `config.layout_steps` and return the averaged network, or None for a run without positions.
+    """Train for `config.layout_steps`, and return the averaged network at the step that knew held-out layouts best.
 
-    State and log go to `folder`: the loss and, at the end, that of held-out layouts of n objects, in nats an object.
+    State and log go to `folder`: the loss, and that of held-out layouts of n objects, in nats an object. None for a run
+    without positions.
     """
     positions = positions_of(config, dataset)
     if positions is None:
@@ -81,7 +94,7 @@ def fit_layouts(
     average = AveragedModel(network, multi_avg_fn=update_average)
     optimizer = torch.optim.AdamW(network.parameters(), LR, (0.9, 0.99), weight_decay=0.01)
     learning: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer}
-    dtype = autocast_dtype(torch.device("cpu"))
+    best, dtype = Best(average.module.state_dict()), autocast_dtype(torch.device("cpu"))
     budget, run, state_path = Budget(steps=config.layout_steps), Run(), folder / "state.pt"
     recipe = {"data": dataset.digest, "steps": config.layout_steps, "seed": config.seed}
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,16 +102,25 @@ def fit_layouts(
         state = load_state(state_path, recipe, dataset.vocabulary, run, torch.device("cpu"))
         for key, part in learning.items():
             part.load_state_dict(state[key])
+        best = Best(state["best"], state["best_loss"])
 
     def save() -> None:
-        state = {key: part.state_dict() for key, part in learning.items()}
-        save_state(state_path, recipe, dataset.vocabulary, run, state)
+        now = {key: part.state_dict() for key, part in learning.items()}
+        save_state(state_path, recipe, dataset.vocabulary, run, {**now, "best": best.weights, "best_loss": best.loss})
+
+    def check() -> None:
+        figures = _held_out_losses(average.module.eval(), {n: unseen for n, (_, unseen) in parts.items()}, config.seed)
+        record(run, {f"held_out_loss/{n}": loss for n, loss in figures.items()})
+        weights = [float(shares[numbers.index(n)]) for n in figures]
+        loss = sum(w * one for w, one in zip(weights, figures.values(), strict=True)) / sum(weights) if figures else 0.0
+        if loss <= best.loss:
+            best.weights, best.loss = copy.deepcopy(average.module.state_dict()), loss
 
     with run_log(folder) as record:
         last = saved_at = time.monotonic()
         losses: list[float] = []  # since the last line of the log
         while (progress := budget.progress(run.elapsed_s, run.step)) < 1:
-            generator = torch.Generator().manual_seed(step_seed(config.seed, run.step))
+            generator = torch.manual_seed(step_seed(config.seed, run.step))  # the global one, which dropout draws from
             n = numbers[int(torch.multinomial(shares, 1, generator=generator))]  # a batch's layouts have one size
             indices, places = parts[n][0]
             chosen = torch.randint(len(indices), (BATCH,), generator=generator)
@@ -119,14 +141,22 @@ def fit_layouts(
                 run.loss = sum(losses) / len(losses)
                 losses.clear()
                 record(run, {"loss": run.loss})
+            if run.step % CHECK_EVERY == 0 or run.step == config.layout_steps:
+                check()
             on_step(run)
             if now - saved_at > SAVE_EVERY_S:
                 save()
                 saved_at = time.monotonic()
         save()
-        fitted = cast(LayoutNetwork, average.module.eval())
-        with torch.inference_mode():
-            generator = torch.Generator().manual_seed(config.seed)
-            unseen = {n: shuffled(part, generator) for n, (_, part) in parts.items() if len(part[0])}
-            record(run, {f"held_out_loss/{n}": float(fitted(*part).mean()) for n, part in unseen.items()})
-    return fitted
+    network.load_state_dict(best.weights)
+    return network.eval()
+
+
+def _held_out_losses(network: nn.Module, layouts: dict[int, Layout], seed: int) -> dict[int, float]:
+    """Return the loss of held-out layouts by their number of objects, in the same random orders each time."""
+    generator, losses = torch.Generator().manual_seed(seed), {}
+    with torch.inference_mode():
+        for n, part in layouts.items():
+            if len(part[0]):
+                losses[n] = float(network(*shuffled(part, generator)).mean())
+    return losses

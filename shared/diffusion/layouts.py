@@ -60,6 +60,7 @@ class LayoutConfig(NoOtherFields):
     width: Positive = 96
     layers: Positive = 3
     heads: Positive = 4
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class LayoutNetwork(nn.Module):
@@ -68,6 +69,7 @@ class LayoutNetwork(nn.Module):
     A transformer (Vaswani et al. 2017) with two tokens for each object: one holds its label and position, the other its
     label alone and predicts its position from the objects before it. A position is four draws: a coarse cell's column
     and row, then the column and row of a fine cell inside. So the network can learn both wide areas and exact places.
+    The fine cell depends on the coarse one alone: the network could otherwise learn single pictures by heart.
     """
 
     def __init__(self, config: LayoutConfig) -> None:
@@ -78,9 +80,10 @@ class LayoutNetwork(nn.Module):
         self.position = nn.Sequential(nn.Linear(2 * len(self._frequencies()) * 2, d), nn.GELU(), nn.Linear(d, d))
         self.together = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d))  # of the whole label set
         self.count = nn.Embedding(config.most + 1, d)
-        self.blocks = nn.ModuleList(LayoutBlock(d, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(LayoutBlock(d, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d)
-        self.drawn = nn.ModuleList(nn.Embedding(cells, d) for _ in range(COORDINATES - 1))
+        # of cells that have been drawn: the coarse column; the coarse cell's column and row; the fine column
+        self.drawn = nn.ModuleList(nn.Embedding(cells, d) for _ in range(COORDINATES))
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, cells)) for _ in range(COORDINATES)
         )
@@ -97,9 +100,8 @@ class LayoutNetwork(nn.Module):
         chosen = self._cells(positions)  # (B, N, 4)
         losses = []
         for i, head in enumerate(self.heads):
-            losses.append(F.cross_entropy(head(h).flatten(0, 1).float(), chosen[..., i].flatten(), reduction="none"))
-            if i < COORDINATES - 1:
-                h = h + self.drawn[i](chosen[..., i])
+            logits = head(self._known(h, chosen[..., :i].unbind(-1)))
+            losses.append(F.cross_entropy(logits.flatten(0, 1).float(), chosen[..., i].flatten(), reduction="none"))
         return torch.stack(losses).sum(0).view(indices.shape)
 
     @torch.inference_mode()
@@ -114,18 +116,23 @@ class LayoutNetwork(nn.Module):
         places = torch.zeros(1, n, 2)
         for j in range(n):
             h = self._hidden(indices, places)[0, j]
-            cells = []
-            for i, head in enumerate(self.heads):
-                cumulative = head(h).double().softmax(-1).cumsum(-1)
+            drawn: list[Tensor] = []
+            for head in self.heads:
+                cumulative = head(self._known(h, drawn)).double().softmax(-1).cumsum(-1)
                 u = torch.rand((), generator=generator, dtype=torch.float64)
-                cells.append(int(torch.searchsorted(cumulative, u).clamp(max=self.config.cells - 1)))
-                if i < COORDINATES - 1:
-                    h = h + self.drawn[i](torch.tensor(cells[-1]))
+                drawn.append(torch.searchsorted(cumulative, u).clamp(max=self.config.cells - 1))
             inside = torch.rand(2, generator=generator)
-            places[0, j] = torch.tensor(cells[:2]) + (torch.tensor(cells[2:]) + inside) / self.config.cells
-            places[0, j] /= self.config.cells
+            fine = (torch.stack(drawn[2:]) + inside) / self.config.cells
+            places[0, j] = (torch.stack(drawn[:2]) + fine) / self.config.cells
         positions[indices[0]] = places[0]
         return positions
+
+    def _known(self, h: Tensor, drawn: Sequence[Tensor]) -> Tensor:
+        """Return the input of the next draw: h (..., D) for coarse cells, and the cells drawn so far."""
+        if len(drawn) < 2:
+            return h + self.drawn[0](drawn[0]) if drawn else h
+        cell: Tensor = self.drawn[1](drawn[0]) + self.drawn[2](drawn[1])
+        return cell + self.drawn[3](drawn[2]) if len(drawn) > 2 else cell
 
     def _cells(self, positions: Tensor) -> Tensor:
         """Return the coarse and fine cells of positions (..., 2): (..., 4) int64."""
@@ -153,9 +160,9 @@ class LayoutNetwork(nn.Module):
 class LayoutBlock(nn.Module):
     """A transformer block with pre-norm; each token attends to those that `mask` allows it."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout = heads, nn.Dropout(dropout)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -164,8 +171,8 @@ class LayoutBlock(nn.Module):
         B, T, D = h.shape
         q, k, v = self.qkv(self.norm1(h)).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        h = h + self.out(mixed.transpose(1, 2).reshape(B, T, D))
-        out: Tensor = h + self.mlp(self.norm2(h))
+        h = h + self.dropout(self.out(mixed.transpose(1, 2).reshape(B, T, D)))
+        out: Tensor = h + self.dropout(self.mlp(self.norm2(h)))
         return out
 
 
