@@ -87,7 +87,8 @@ async def cancel_job(
     reader: ReaderDep,
     store: StoreDep,
     cancel_only: Annotated[
-        bool, Query(description="refuse to delete a job that has ended, which it may have done just now")
+        bool,
+        Query(description="refuse to delete a job that has ended, which it may have done just now", examples=[True]),
     ] = False,
 ) -> Job:
     """Cancels a queued or running job. Workers drop its pictures at their next step; finished pictures stay.
