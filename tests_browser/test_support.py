@@ -79,6 +79,7 @@ def test_another_model_marks_what_it_cannot_draw(opened: Page, server: httpx.Cli
     tile = opened.get_by_role("button", name=f"Picture 1: red cube, blue sphere, gray cylinder and cyan cube. {words}")
     expect(tile).to_have_attribute("data-wrong", "")
     expect(opened.locator("#strip [data-wrong]")).to_have_count(1)
+    expect(opened.get_by_role("status")).to_have_text(f"Picture 1: {words}")
     expect(opened.locator("#range")).to_have_text("1 to 3 objects in a picture.")  # the chosen picture fits
     opened.locator("#go").click()
     expect(tile).to_be_focused()
@@ -114,6 +115,17 @@ def test_a_refusal_is_shown_beside_the_labels(opened: Page, complaints: list[str
     expect(opened.locator("#picker-title")).to_have_text("Objects in picture 3")  # the empty first is not sent
     opened.locator("#picker").get_by_role("button", name=FOUR[0], exact=True).click()
     expect(refusal).to_be_empty()
+    assert "422" in complaints.pop()
+
+
+def test_a_refused_recipe_is_not_about_the_composed_pictures(opened: Page, complaints: list[str]) -> None:
+    answer = {"detail": "recipe.labels.0: 5 labels; this model has learnt pictures of 1 to 3 objects", "entry": 0}
+    opened.route("**/generate", lambda route: route.fulfill(status=422, json=answer))
+    choose(opened, [FOUR[:1], FOUR[:2]])
+    opened.locator("#again-file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"\x89PNG"})
+    refusal = opened.locator(".go").get_by_role("alert")
+    expect(refusal).to_have_text("Picture 1: 5 labels; this model has learnt pictures of 1 to 3 objects.")
+    expect(opened.locator("#picker-title")).to_have_text("Objects in picture 2")
     assert "422" in complaints.pop()
 
 

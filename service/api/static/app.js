@@ -45,9 +45,9 @@ async function attempt(action) {
 
 function refuse(problem) {
   const inPicture = problem.entry !== null && mode === "draw";
-  const picture = inPicture ? composer.chooseAsked(problem.entry) : problem.entry;
+  const words = inPicture ? `Picture ${composer.chooseAsked(problem.entry) + 1}:` : "$&";
   find(inPicture ? "#objects-block" : ".go").append(find("#refusal")); // beside the labels that it is about
-  find("#refusal").textContent = problem.message.replace(/^Picture \d+:/, `Picture ${picture + 1}:`);
+  find("#refusal").textContent = problem.message.replace(/^Picture \d+:/, words);
   if (problem.status === 401) askForKey();
   if (problem.status === 0) showReady("away", "No connection");
 }
@@ -87,9 +87,11 @@ function showsProblem() {
   if (!problem) return false;
   composer.choose(problem.index);
   find("#strip [aria-current]").focus();
-  announce(`Picture ${problem.index + 1}: ${problem.words}`);
+  announceProblem(problem);
   return true;
 }
+
+const announceProblem = ({ index, words }) => announce(`Picture ${index + 1}: ${words}`);
 
 /** Generates the pictures of a PNG again, from the recipe in it. */
 async function makeAgain(png) {
@@ -97,7 +99,9 @@ async function makeAgain(png) {
   setMode("draw");
   const form = new FormData();
   form.append("file", png);
-  await send(() => createJob("generate", form));
+  await send(() => createJob("generate", form).catch((problem) => {
+    throw Object.assign(problem, { entry: null }); // it is one of the PNG's pictures, none of those composed
+  }));
 }
 
 /** Creates a job and opens it. */
@@ -160,6 +164,8 @@ async function loadLabels(model) {
   const { labels } = await readLabels(model);
   const { model: chosen } = options;
   composer.offer(labels, { support: new Support(chosen), placeable: chosen?.positions ?? false, ratio: ratioOf(chosen) ?? 1 });
+  const problem = composer.problem();
+  if (problem) announceProblem(problem);
   if (!view.id) openAddress();
 }
 
