@@ -16,7 +16,7 @@ from service.settings import Settings
 from service.store.jobs import JobStore
 from shared.support import Support
 from tests.conftest import running, serving
-from tests.toy_checkpoint import publish_toy_denoiser
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 from tests_browser.conftest import choose
 from tests_browser.test_access import violations
 from tests_browser.test_places import draw, place
@@ -28,11 +28,12 @@ FOUR = ["red cube", "blue sphere", "gray cylinder", "cyan cube"]
 
 @pytest.fixture(scope="module")
 def learnt(storage: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings with more models: `learnt`, within LEARNT and squeezed from 4:3, `pairs`, and `corner`."""
+    """Settings with more models: `learnt`, within LEARNT and squeezed from 4:3, `pairs`, `wide`, and `corner`."""
     folder = shutil.copytree(storage, tmp_path_factory.mktemp("learnt") / "storage")
     config = {"support": LEARNT.model_dump(mode="json"), "proportions": [4, 3]}
     publish_toy_denoiser(folder, "learnt", 3, positions=True, **config)
-    publish_toy_denoiser(folder, "pairs", 4, support={"objects": [2, 2]})
+    pairs = publish_toy_denoiser(folder, "pairs", 4, support={"objects": [2, 2]})
+    publish_toy_upsampler(folder, "wide", pairs)
     corner = {"objects": [1, 3], "area": [[0.6, 0.2], [0.9, 0.2], [0.9, 0.6], [0.6, 0.6]]}
     publish_toy_denoiser(folder, "corner", 5, positions=True, support=corner)
     return settings.model_copy(update={"storage": folder})
@@ -213,15 +214,20 @@ def test_the_geometry_agrees_with_the_services(opened: Page) -> None:
     assert 100 < refused < 250  # both kinds were tried
 
 
-def test_pictures_are_shown_in_their_proportions(opened: Page, server: httpx.Client) -> None:
-    """16x16 pictures that were squeezed from 4:3: in cards, in the enlarged view, in the stages, in the history."""
-    choose(opened, [["red cube"], ["blue sphere"]])
+@pytest.mark.parametrize(("model", "pixels"), [("learnt", [16, 16]), ("wide", [32, 24])])
+def test_pictures_are_shown_in_their_proportions(
+    opened: Page, server: httpx.Client, model: str, pixels: list[int]
+) -> None:
+    """Pictures of 4:3, squeezed to squares or not: in cards, in the enlarged view, in the stages, in the history."""
+    opened.locator("#model").select_option(model)
+    choose(opened, [["red cube", "gray cube"], ["blue sphere", "cyan cube"]])
     opened.get_by_label("Stages").fill("3")
     job = draw(opened, server)
-    assert (job["model"], job["trajectory"]) == ("learnt", 3)
+    assert (job["model"], job["trajectory"]) == (model, 3)
     opened.reload()  # the job is opened before the models are known
     expect(opened.locator("#job")).to_have_attribute("data-status", "finished")
     opened.locator(".frame").first.click()
+    assert opened.locator(".large").evaluate("image => [image.naturalWidth, image.naturalHeight]") == pixels
     for selector, ratio in ((".frame", 4 / 3), (".large", 4 / 3), (".way img", 4), ("#jobs img", 4 / 3)):
         box = opened.locator(selector).first.bounding_box()
         assert box is not None
