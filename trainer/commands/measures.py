@@ -9,14 +9,13 @@ from typing import Annotated
 import typer
 
 from shared.registry import resolve
-from shared.vocabulary import read_train_file
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
 
 def arrangements(
     data: Annotated[
-        Path, typer.Argument(exists=True, help="A data set folder with positions.json, best a held-out one.")
+        list[Path], typer.Argument(exists=True, help="Data set folders with positions.json, best held-out ones.")
     ],
     storage: options.Storage = Path("models"),
     model: options.Model = None,
@@ -24,29 +23,26 @@ def arrangements(
     seed: options.Seed = 0,
     json_out: options.Json = None,
 ) -> None:
-    """Test whether a classifier can tell a denoiser's arrangements of objects from the data's: 0.5 is chance."""
-    from shared.diffusion.layouts import OUTSIDE
+    """Test whether a classifier can tell a denoiser's arrangements of objects from the data's: 0.5 is chance.
+
+    Of several folders, the first that shows a number of objects is compared with, as in training.
+    """
     from shared.diffusion.model import load_denoiser
-    from trainer.data import read_positions
-    from trainer.studies.arrangements import compare_arrangements
+    from trainer.studies.arrangements import compare_arrangements, read_arrangements
 
     terminal.check_files(json=json_out)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"))
     if denoiser.layouts is None:
         raise TrainerError(f"{denoiser.info.name} takes no positions, so it draws no arrangements")
-    train = read_train_file(data / "train.json", denoiser.vocabulary)
-    positions = read_positions(data / "positions.json", train, denoiser.vocabulary)
-    if positions is None:
-        raise TrainerError(f"{data} has no positions.json")
-    labels = (positions[..., 0] != OUTSIDE).float()
+    positions = read_arrangements(data, denoiser.vocabulary)
     with terminal.bar() as progress:
         task = progress.add_task("drawing arrangements", total=None)
         told = compare_arrangements(
-            denoiser.layouts, labels, positions, count=count, seed=seed, advance=lambda n: progress.advance(task, n)
+            denoiser.layouts, positions, count=count, seed=seed, advance=lambda n: progress.advance(task, n)
         )
     rows = [[str(one.objects), str(one.tested), f"{one.accuracy:.3f}", f"{0.5 / one.tested**0.5:.3f}"] for one in told]
     head = ["objects", "tested", "classifier right", "standard error of chance"]
-    terminal.print_table(f"arrangements of {denoiser.info.name} and of {data}", head, rows)
+    terminal.print_table(f"arrangements of {denoiser.info.name} and of the data", head, rows)
     terminal.write_json(json_out, [asdict(one) for one in told])
 
 

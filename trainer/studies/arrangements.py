@@ -6,8 +6,9 @@ it is right half of the time, it has found no difference (Lopez-Paz & Oquab 2017
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from torch import Tensor
 
 from shared.diffusion.layouts import OUTSIDE, Layouts
 from shared.options import picture_seed
+from shared.vocabulary import Vocabulary, read_train_file
+from trainer.data import read_positions
+from trainer.errors import TrainerError
 
 FEWEST = 50  # pictures with a number of objects; for fewer there is no test
 DECIMALS = 3  # of positions: a third of a pixel of 320. Finer differences, such as in rounding, do not count
@@ -73,13 +77,27 @@ def accuracy_of_test(data: Tensor, drawn: Tensor, seed: int) -> tuple[int, float
     return len(y_test), float(make_classifier(seed).fit(x, y).score(x_test, y_test))
 
 
+def read_arrangements(folders: Sequence[Path], vocabulary: Vocabulary) -> Tensor:
+    """Read the positions (N, K, 2) of the pictures whose number of objects no earlier folder has."""
+    found, seen = list[Tensor](), torch.empty(0)
+    for folder in folders:
+        train = read_train_file(folder / "train.json", vocabulary)
+        if (positions := read_positions(folder / "positions.json", train, vocabulary)) is None:
+            raise TrainerError(f"{folder} has no positions.json")
+        numbers = (positions[..., 0] != OUTSIDE).sum(1)
+        found.append(positions[~torch.isin(numbers, seen)])
+        seen = torch.cat([seen, numbers])
+    return torch.cat(found)
+
+
 def compare_arrangements(
-    prior: Layouts, labels: Tensor, positions: Tensor, *, count: int, seed: int, advance: Callable[[int], None]
+    prior: Layouts, positions: Tensor, *, count: int, seed: int, advance: Callable[[int], None]
 ) -> list[Told]:
     """Test drawn arrangements against the data's, for up to `count` pictures of each number of objects.
 
-    labels (N, K) multi-hot, positions (N, K, 2). `advance(n)`: n arrangements are drawn.
+    Numbers of objects that the denoiser does not draw are left out. positions (N, K, 2). `advance(n)`: n arrangements are drawn.
     """
+    labels = (positions[..., 0] != OUTSIDE).float()
     told, numbers = [], labels.sum(1).long()
     for n in sorted(set(numbers.tolist())):
         chosen = (numbers == n).nonzero().flatten()
@@ -91,5 +109,6 @@ def compare_arrangements(
             drawn.append(prior.draw(labels[i], torch.Generator().manual_seed(picture_seed(seed, i))))
             advance(1)
         data, ours = (each.round(decimals=DECIMALS) for each in (positions[chosen], torch.stack(drawn)))
-        told.append(Told(n, *accuracy_of_test(data, ours, seed)))
+        if torch.equal(data == OUTSIDE, ours == OUTSIDE):
+            told.append(Told(n, *accuracy_of_test(data, ours, seed)))
     return told

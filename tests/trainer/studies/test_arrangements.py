@@ -13,20 +13,19 @@ from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser
 from tests.trainer.command_line import Command, refused
 from trainer.scenes.scene import picture_position, place
-from trainer.studies.arrangements import accuracy_of_test, compare_arrangements, features
+from trainer.studies.arrangements import accuracy_of_test, compare_arrangements, features, read_arrangements
 
 K = 5
 
 
-def _scenes(count: int, objects: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return labels (N, K) and positions (N, K, 2) of scenes placed as the renderer places them."""
+def _scenes(count: int, objects: int, seed: int) -> Tensor:
+    """Return positions (N, K, 2) of scenes placed as the renderer places them."""
     rng = np.random.default_rng(seed)
     positions = []
     for _ in range(count):
         points = [picture_position(one) for one in place([("red", "cube")] * objects, rng)]
         positions.append(positions_at(rng.permutation(K)[:objects].tolist(), points, K).round(decimals=4))
-    stacked = torch.stack(positions)
-    return (stacked[..., 0] != OUTSIDE).float(), stacked
+    return torch.stack(positions)
 
 
 class Uniform:
@@ -38,15 +37,15 @@ class Uniform:
 
 @pytest.mark.parametrize("objects", [2, 3])
 def test_independent_uniform_places_are_found_out(objects: int) -> None:
-    labels, positions = _scenes(300, objects, 0)
-    (told,) = compare_arrangements(Uniform(), labels, positions, count=300, seed=0, advance=lambda n: None)
+    positions = _scenes(300, objects, 0)
+    (told,) = compare_arrangements(Uniform(), positions, count=300, seed=0, advance=lambda n: None)
     assert (told.objects, told.tested) == (objects, 300)
     assert told.accuracy >= 0.9
 
 
 def test_other_arrangements_of_the_same_law_are_not() -> None:
-    _, data = _scenes(400, 3, 1)
-    _, drawn = _scenes(400, 3, 2)
+    data = _scenes(400, 3, 1)
+    drawn = _scenes(400, 3, 2)
     tested, accuracy = accuracy_of_test(data, drawn, seed=0)
     assert tested == 400
     assert accuracy == pytest.approx(0.5, abs=4 * 0.5 / tested**0.5)
@@ -54,7 +53,7 @@ def test_other_arrangements_of_the_same_law_are_not() -> None:
 
 def test_objects_that_may_touch_are_found_out() -> None:
     """Two places of different scenes keep no distance."""
-    _, data = _scenes(600, 3, 3)
+    data = _scenes(600, 3, 3)
     points = data[data[..., 0] != OUTSIDE].view(-1, 3, 2)
     mixed = torch.stack([points[:, 0], points[:, 1], points.roll(1, 0)[:, 2]], 1)
     drawn = data.clone()
@@ -84,8 +83,16 @@ def test_features_of_two_arrangements_by_hand() -> None:
 
 
 def test_too_few_pictures_are_not_tested() -> None:
-    labels, positions = _scenes(49, 2, 0)
-    assert compare_arrangements(Uniform(), labels, positions, count=99, seed=0, advance=lambda n: None) == []
+    positions = _scenes(49, 2, 0)
+    assert compare_arrangements(Uniform(), positions, count=99, seed=0, advance=lambda n: None) == []
+
+
+def test_a_number_of_objects_that_is_not_drawn_is_left_out() -> None:
+    class Unknown(Uniform):
+        def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+            return torch.full((len(labels), 2), OUTSIDE)
+
+    assert compare_arrangements(Unknown(), _scenes(60, 2, 0), count=60, seed=0, advance=lambda n: None) == []
 
 
 def _folder(folder: Path, count: int) -> Path:
@@ -96,6 +103,17 @@ def _folder(folder: Path, count: int) -> Path:
     (folder / "train.json").write_text(json.dumps({name: [ICLEVR.names[i % 24]] for i, name in enumerate(names)}))
     (folder / "positions.json").write_text(json.dumps({name: [rng.random(2).tolist()] for name in names}))
     return folder
+
+
+def test_the_first_folder_with_a_number_of_objects_counts(tmp_path: Path) -> None:
+    folders = [_folder(tmp_path / "one", 3), _folder(tmp_path / "other", 5)]
+    train, positions = (json.loads((folders[1] / name).read_text()) for name in ("train.json", "positions.json"))
+    train["4.png"], positions["4.png"] = ["red cube", "blue cube"], [[0.25, 0.5], [0.5, 0.75]]
+    (folders[1] / "train.json").write_text(json.dumps(train))
+    (folders[1] / "positions.json").write_text(json.dumps(positions))
+    found = read_arrangements(folders, ICLEVR)
+    assert (found[..., 0] != OUTSIDE).sum(1).tolist() == [1, 1, 1, 2]
+    assert found[3, ICLEVR.index("blue cube")].tolist() == [0.5, 0.75]
 
 
 def test_the_command(command: Command, tmp_path: Path) -> None:
