@@ -95,7 +95,7 @@ def compare_arrangements(
 ) -> list[Told]:
     """Test drawn arrangements against the data's, for up to `count` pictures of each number of objects.
 
-    Numbers of objects that the denoiser does not draw are left out. positions (N, K, 2). `advance(n)`: n arrangements are drawn.
+    positions (N, K, 2). Numbers of objects that the denoiser does not draw are left out. `advance(1)`: one is drawn.
     """
     labels = (positions[..., 0] != OUTSIDE).float()
     told, numbers = [], labels.sum(1).long()
