@@ -123,7 +123,7 @@ class JobSpec:
     alike: bool = False
 
     def check_learnt(self) -> None:
-        """Raise NotLearnt for the first picture that has not the model's number of objects, or not its places."""
+        """Raise NotLearnt for the first picture with a number of objects or a layout that the model has not learnt."""
         support = support_of(self.info.config)
         more = {"model": self.info.name, "support": support.model_dump(mode="json")}
         for i, labels in enumerate(self.labels):
@@ -167,9 +167,7 @@ class Submitter:
             request = IdempotentRequest(self.owner, self.idempotency_key, content)
         job_id = await run_in_threadpool(self.store.existing_job, request) if request else None
         if job_id is None:
-            spec = await run_in_threadpool(check, self.models)
-            if not pictures:
-                spec.check_learnt()
+            spec = await run_in_threadpool(self._checked, check, is_sampled=not pictures)
             record = self._record(kind, fields, spec, sent=bool(pictures))
             expected_bytes = _expected_bytes(record, spec.info, pictures)
             await self._reserve(record, expected_bytes)
@@ -180,6 +178,13 @@ class Submitter:
             PICTURES_ACCEPTED.labels(kind).inc(record.total)
             log.info("job accepted", kind=kind, pictures=record.total, model=record.model)
         return job_id
+
+    def _checked(self, check: Callable[[Models], JobSpec], *, is_sampled: bool) -> JobSpec:
+        """Return the request's job. Raises what `check` does, and NotLearnt if pictures are to be sampled."""
+        spec = check(self.models)
+        if is_sampled:
+            spec.check_learnt()
+        return spec
 
     async def wait(self, job_id: str, wait_s: float) -> Job:
         """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""

@@ -15,8 +15,9 @@ verdicts = st.builds(
     exact=st.booleans(),
     f1=fractions,
     scores=st.dictionaries(texts, fractions, max_size=MAX_SCORES),
+    distances=st.none() | st.lists(st.none() | fractions, max_size=LIMITS.max_labels),
 )
-layouts = st.lists(st.builds(Point, x=fractions, y=fractions), max_size=8)
+layouts = st.lists(st.builds(Point, x=fractions, y=fractions), max_size=LIMITS.max_labels)
 recipes = st.builds(
     lambda first, labels, **more: Recipe(first=first - len(labels), labels=labels, **more),
     version=st.just(1),
