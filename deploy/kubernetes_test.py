@@ -149,7 +149,8 @@ def test_variables_are_settings_and_probes_are_routes(objects: list[Object]) -> 
                 assert container[probe]["httpGet"]["path"] in routes
                 assert container[probe]["httpGet"]["port"] in ports
             elif name != "redis" and probe in container:
-                assert container[probe]["exec"]["command"] == ["python", "-m", "service", "check"]
+                options = [] if probe == "readinessProbe" else ["--liveness"]
+                assert container[probe]["exec"]["command"] == ["python", "-m", "service", "check", *options]
         if "command" in container:
             assert container["command"][:3] == ["python", "-m", "service"]
             command, *options = container["command"][3:]

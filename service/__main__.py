@@ -123,9 +123,24 @@ def webhooks() -> None:
 
 
 @app.command()
-def check() -> None:
-    """Exit with 1 unless a worker of this host is alive and does not hang, for the health checks of containers."""
+def check(
+    liveness: Annotated[
+        bool, typer.Option("--liveness", help="look only at the file LABELGRID_ALIVE_FILE, not at Redis")
+    ] = False,
+) -> None:
+    """Exit with 1 unless a worker of this host is alive and does not hang, for the health checks of containers.
+
+    A check that restarts the worker needs --liveness; otherwise every worker is restarted while Redis is away.
+    """
     with _process("check") as settings:
+        if liveness:
+            from service.liveness import is_alive
+
+            if settings.alive_file is None:
+                raise SettingError("alive_file", None, "set it for the worker and for this check")
+            if not is_alive(settings.alive_file):
+                raise RuntimeError(f"no process has touched {settings.alive_file} lately")
+            return
         from rq import Worker
 
         from service.store import workers

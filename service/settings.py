@@ -123,6 +123,9 @@ class Settings(BaseSettings):
     webhook_queue: str = "labelgrid-webhooks"
     """Name of the RQ queue of webhooks."""
 
+    alive_file: Path | None = None
+    """A file that a worker or a webhooks' worker touches every second, for `python -m service check --liveness`. Each
+    process needs its own."""
     drain_s: float = Field(default=20.0, ge=0)
     """How long a process may finish its work after SIGTERM. A worker finishes the pictures it can and hands the others
     back; the API, which takes at least 3 s, answers its open requests."""

@@ -65,3 +65,25 @@ def test_variables_that_compose_takes_are_named_at_its_top() -> None:
     head = text.partition("\nname:")[0]
     taken = {part.partition(":-")[0].partition("}")[0] for part in text.split("${")[1:]}
     assert {name for name in taken if name not in head} == set()
+
+
+@pytest.mark.parametrize("name", ["worker", "webhooks"])
+def test_kubernetes_restarts_nothing_because_redis_is_away(name: str) -> None:
+    pod = next(yaml.safe_load_all((ROOT / f"deploy/kubernetes/base/{name}.yaml").read_text()))
+    (container,) = pod["spec"]["template"]["spec"]["containers"]
+    for probe in ("startupProbe", "livenessProbe"):
+        assert container[probe]["exec"]["command"] == ["python", "-m", "service", "check", "--liveness"]
+    for image in ("api", "worker"):
+        assert "LABELGRID_ALIVE_FILE=/tmp/" in (ROOT / f"Dockerfile.{image}").read_text()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_has_limits_of_memory_and_processes(name: str) -> None:
+    assert SERVICES[name]["mem_limit"]
+    assert int(SERVICES[name]["pids_limit"]) <= 1000
+
+
+@pytest.mark.parametrize("image", ["api", "worker"])
+def test_no_image_mixes_package_indexes(image: str) -> None:
+    commands = [line for line in (ROOT / f"Dockerfile.{image}").read_text().splitlines() if not line.startswith("#")]
+    assert not [line for line in commands if "--extra-index-url" in line]

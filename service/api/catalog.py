@@ -5,13 +5,14 @@ Checkpoints appear, change and go while the service runs. Knows no HTTP; its err
 
 import functools
 import re
-import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from service.api.storage_thread import Stalled, StorageThread
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from shared import storage as files
 from shared.checkpoint import (
@@ -37,7 +38,7 @@ ADVICE = "publish it again, or use another model"
 
 @dataclass(frozen=True)
 class Listing:
-    """The denoisers in storage, their cards, the default, and the files that cannot be used: file name -> reason."""
+    """The denoisers in storage, their cards by name, the default, and the files that cannot be used: name -> reason."""
 
     denoisers: list[CheckpointInfo]
     cards: dict[str, str]
@@ -56,11 +57,11 @@ class _File:
 
 @dataclass
 class Models:
-    """The models of one storage. Safe to use from several threads.
+    """The models of one storage. Safe to use from several threads: only the storage thread changes it.
 
     Looks at a local folder on every call, at a remote one at most every `every_s`. Reads the header of each version of
-    a file once, and the whole file once, when the model is first requested. While storage does not answer, what it held
-    before stays available: workers have the files in their caches.
+    a file once, and the whole file once, when the model is first requested. While storage does not answer or hangs,
+    what it held before stays available: workers have the files in their caches.
     """
 
     storage: Location
@@ -70,7 +71,8 @@ class Models:
     _promoted: dict[str, str] = field(default_factory=dict)  # kind -> name, as promoted.json has it
     _problem: CheckpointError | None = None  # with storage or promoted.json
     _looked_at: float = -1e9
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _listing: Listing | None = None  # the last one
+    _storage: StorageThread = field(default_factory=StorageThread)
 
     def find(
         self, name: str | None, at: tuple[str, ...] = ("body", "model"), kind: CheckpointKind = "denoiser"
@@ -79,18 +81,34 @@ class Models:
 
         at: the place of the name in the request. Raises BadRequest if the named one cannot be used, otherwise NoModel.
         """
-        with self._lock:
-            self._look()
-            wanted = self._promoted.get(kind) if name is None else name
-            try:
-                if wanted is None and self._problem is not None:
-                    raise self._problem
-                return self._usable(wanted, kind)
-            except CheckpointError as error:
-                if name is None:
-                    raise NoModel(str(error)) from error
-                models = [info.name for info in self._denoisers()]
-                raise BadRequest.at(at, error.reason, models=models) from error
+        known = self._known(name, kind)
+        try:
+            return self._storage.call(partial(self._find, name, at, kind), can_do_without=known is not None)
+        except Stalled as error:
+            if known is None:
+                raise NoModel(f"{self.storage} does not answer, and the model is not known yet") from error
+            return known
+
+    def _known(self, name: str | None, kind: CheckpointKind) -> CheckpointInfo | None:
+        """Return a checkpoint that could be used when storage was last read."""
+        file = self._checkpoints.get((self._promoted.get(kind) if name is None else name) or "")
+        if file is None or isinstance(file.found, CheckpointError) or file.found.kind != kind:
+            return None
+        is_read = file.verified or kind != "denoiser"
+        return file.found if is_read and self._conflict(file.found) is None else None
+
+    def _find(self, name: str | None, at: tuple[str, ...], kind: CheckpointKind) -> CheckpointInfo:
+        self._look()
+        wanted = self._promoted.get(kind) if name is None else name
+        try:
+            if wanted is None and self._problem is not None:
+                raise self._problem
+            return self._usable(wanted, kind)
+        except CheckpointError as error:
+            if name is None:
+                raise NoModel(str(error)) from error
+            models = [info.name for info in self._denoisers()]
+            raise BadRequest.at(at, error.reason, models=models) from error
 
     def with_digest(self, digest: str) -> CheckpointInfo:
         """Return the denoiser with a digest, whatever its name is now. Raises UnknownCheckpoint, BadRequest."""
@@ -107,24 +125,34 @@ class Models:
         )
 
     def listing(self) -> Listing:
-        with self._lock:
-            self._look()
-            promoted, problem = self._promoted.get("denoiser"), self._problem
-            try:
-                if promoted is not None:
-                    self._usable(promoted)
-            except CheckpointError as error:
-                promoted, problem = None, problem or error
+        """Return the last listing, with the reason among its problems, while storage hangs."""
+        last = self._listing
+        try:
+            return self._storage.call(self._list, can_do_without=last is not None)
+        except Stalled:
             denoisers = self._denoisers()
-            problems = {
-                name + SUFFIX: file.found.reason
-                for name, file in self._checkpoints.items()
-                if isinstance(file.found, CheckpointError)
-            }
-            problems |= {info.name + SUFFIX: conflict for info in denoisers if (conflict := self._conflict(info))}
-            if problem is not None and problem.subject not in problems:
-                problems[PROMOTED_FILE] = problem.reason if problem.subject == PROMOTED_FILE else str(problem)
-            return Listing(denoisers, {info.name: self._card(info) for info in denoisers}, promoted, problems)
+            known = last or Listing(denoisers, dict.fromkeys([info.name for info in denoisers], ""), None, {})
+            return replace(known, problems={**known.problems, PROMOTED_FILE: f"{self.storage} does not answer"})
+
+    def _list(self) -> Listing:
+        self._look()
+        promoted, problem = self._promoted.get("denoiser"), self._problem
+        try:
+            if promoted is not None:
+                self._usable(promoted)
+        except CheckpointError as error:
+            promoted, problem = None, problem or error
+        denoisers = self._denoisers()
+        problems = {
+            name + SUFFIX: file.found.reason
+            for name, file in self._checkpoints.items()
+            if isinstance(file.found, CheckpointError)
+        }
+        problems |= {info.name + SUFFIX: conflict for info in denoisers if (conflict := self._conflict(info))}
+        if problem is not None and problem.subject not in problems:
+            problems[PROMOTED_FILE] = problem.reason if problem.subject == PROMOTED_FILE else str(problem)
+        self._listing = Listing(denoisers, {info.name: self._card(info) for info in denoisers}, promoted, problems)
+        return self._listing
 
     def _look(self) -> None:
         """Read what is new in storage."""

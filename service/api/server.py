@@ -8,6 +8,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from service.api.connections import PunctualProtocol
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 
@@ -24,7 +25,8 @@ class Server(uvicorn.Server):
     """Shuts down within `drain_s`: refuses new requests, ends event streams, and answers all others."""
 
     def __init__(self, app: FastAPI, **options: Any) -> None:
-        super().__init__(uvicorn.Config(app, **LOGGING, timeout_graceful_shutdown=CLOSE_S, **options))
+        options = {**LOGGING, "http": PunctualProtocol, "timeout_graceful_shutdown": CLOSE_S, **options}
+        super().__init__(uvicorn.Config(app, **options))
         self.app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

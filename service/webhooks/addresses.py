@@ -13,6 +13,7 @@ import httpx
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+CLOUD = ipaddress.ip_address("168.63.129.16")  # Azure's own services, for machines inside only
 HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")  # a name or an IPv4 address, or an IPv6 address without a zone
 
 
@@ -33,7 +34,7 @@ def is_public(address: Address) -> bool:
             return is_public(inner)
         if address.is_site_local or address.is_reserved:  # reserved: among others, older forms of IPv4 addresses
             return False
-    return address.is_global and not address.is_multicast
+    return address.is_global and not address.is_multicast and address != CLOUD
 
 
 def check_url(url: str, allow_private: bool) -> None:

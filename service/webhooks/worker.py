@@ -23,6 +23,7 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
+from service import liveness
 from service.contract.errors import ServiceError
 from service.contract.records import JobRecord
 from service.rq_worker import QueueWorker
@@ -192,6 +193,7 @@ class WebhookWorker(QueueWorker):
             self.take(member)
 
     def run_maintenance_tasks(self) -> None:
+        liveness.touch(self.sender.settings)
         super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
         self.take_due()
 
@@ -203,7 +205,13 @@ class WebhookWorker(QueueWorker):
 def main(settings: Settings) -> None:
     """Send until SIGTERM or Ctrl-C; the attempts in progress are completed first."""
     global _worker
-    retry = RetryUntilStopped(lambda: _worker is not None and _worker.stop_requested)
+
+    def is_stopping() -> bool:
+        liveness.touch(settings)  # a process that waits for Redis lives
+        return _worker is not None and _worker.stop_requested
+
+    liveness.start(settings)
+    retry = RetryUntilStopped(is_stopping)
     _worker = WebhookWorker(Sender(connect(settings.redis_url, retry=retry), settings))
     try:
         _worker.work(logging_level="WARNING")

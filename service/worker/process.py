@@ -14,6 +14,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq.job import Job
 
+from service import liveness
 from service.rq_worker import QueueWorker
 from service.settings import SettingError, Settings
 from service.store import workers
@@ -127,7 +128,8 @@ def _is_stopping() -> bool:
 
 
 def main(settings: Settings) -> None:
-    """Work until SIGTERM or Ctrl-C. SettingError if the metrics cannot be served at their port."""
+    """Work until SIGTERM or Ctrl-C. SettingError if the metrics' port or the alive file cannot be used."""
+    liveness.start(settings)
     connection = connect(settings.redis_url, retry=RetryUntilStopped(_is_stopping))
     worker = build(settings, connection)
     if settings.metrics_port is not None:  # before the first heartbeat, so that a failure is seen before "ready"
@@ -140,7 +142,12 @@ def main(settings: Settings) -> None:
     ended = threading.Event()
     heartbeats = threading.Thread(target=send_heartbeats, args=(worker, ended), name="heartbeat", daemon=True)
     heartbeats.start()
-    watched = (lambda: worker.runner.moved_at, settings.stalled_after_s, ended)
+
+    def progress() -> float:
+        liveness.touch(settings)
+        return worker.runner.moved_at
+
+    watched = (progress, settings.stalled_after_s, ended)
     threading.Thread(target=watch, args=watched, name="watchdog", daemon=True).start()
     try:
         worker.work(logging_level="WARNING")

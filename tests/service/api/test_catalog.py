@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +15,18 @@ from redis import Redis
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from service.api import storage_thread
 from service.api.catalog import Models
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.settings import Settings
 from service.store.jobs import JobStore
+from shared import storage as files
 from shared.checkpoint import METADATA_KEY, CheckpointError, CheckpointInfo, load, publish, read_info, verify
 from shared.registry import PROMOTED_FILE, promote, resolve
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from tests.service.api.answers import Body, nothing_is_queued, problem
+from tests.service.processes import until
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
 from trainer.studies.card import write_card
 
@@ -277,3 +282,61 @@ def test_a_renamed_checkpoint_is_found(settings: Settings, tmp_path: Path) -> No
         Models(tmp_path).with_digest(digest)
     shutil.copy(path, tmp_path / "renamed.safetensors")
     assert Models(tmp_path).with_digest(digest).name == "renamed"
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Storage that hangs once the event is set, until it is cleared; deadlines are short."""
+    hangs, ended = threading.Event(), threading.Event()
+
+    def hang(folder: Path, versions: Callable[[Path], dict[str, str]] = files.versions) -> dict[str, str]:
+        while hangs.is_set() and not ended.is_set():
+            ended.wait(0.01)
+        return versions(folder)
+
+    monkeypatch.setattr(files, "versions", hang)
+    monkeypatch.setattr(storage_thread, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(storage_thread, "DEADLINE_S", 0.4)
+    yield hangs
+    ended.set()
+
+
+def test_known_models_are_served_while_storage_hangs(models: Models, folder: Path, hanging: threading.Event) -> None:
+    known, listed = models.find("a"), models.listing()
+    hanging.set()
+    promote(folder, "b")
+    for _ in range(3):
+        assert models.find("a") == models.find(None) == models.with_digest(known.digest) == known
+        stalled = models.listing()
+        assert (stalled.denoisers, stalled.cards, stalled.promoted) == (listed.denoisers, listed.cards, "a")
+        assert stalled.problems == {PROMOTED_FILE: f"{folder} does not answer"}
+        with pytest.raises(NoModel, match=r"does not answer, and the model is not known yet"):
+            models.find("b")  # its header is known, its tensors have not been checked
+    hanging.clear()
+    until(lambda: models.find(None).name == "b")
+    assert models.listing().problems == {}
+
+
+def test_a_storage_that_hangs_from_the_start_is_reported(models: Models, hanging: threading.Event) -> None:
+    hanging.set()
+    with pytest.raises(NoModel, match="does not answer"):
+        models.find(None)
+    assert models.listing().denoisers == []
+
+
+def test_the_api_answers_while_storage_hangs(
+    settings: Settings, folder: Path, alive: JobStore, hanging: threading.Event
+) -> None:
+    later = {"prefer": "respond-async"}
+    with serving(settings.model_copy(update={"storage": folder})) as client:
+        body = {"labels": [["red cube"]]}
+        assert client.post("/generate", json=body, headers=later).status_code == 202
+        hanging.set()
+        with ThreadPoolExecutor(60) as many:  # more than the API has threads
+            unknown = [many.submit(client.post, "/generate", json={**body, "model": "b"}) for _ in range(60)]
+            assert client.post("/generate", json=body, headers=later).status_code == 202
+            assert client.get("/readyz").json() == {"status": "ready", "model": "a", "workers": 1}
+            assert client.get("/models").json()["problems"] == {PROMOTED_FILE: f"{folder} does not answer"}
+            assert client.get("/metrics").status_code == 200
+        for one in unknown:
+            problem(one.result(), 503, "no-model")

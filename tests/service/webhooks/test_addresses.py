@@ -31,6 +31,8 @@ from tests.service.webhooks.conftest import Receiver, create_job, outbox
         ("192.168.1.1", False),
         ("127.0.0.1", False),
         ("169.254.169.254", False),  # clouds hand out credentials there
+        ("168.63.129.16", False),  # Azure's
+        ("::ffff:168.63.129.16", False),
         ("100.64.0.1", False),
         ("0.0.0.0", False),
         ("224.0.0.1", False),

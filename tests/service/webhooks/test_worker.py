@@ -71,7 +71,8 @@ def test_the_process_survives_without_redis_and_stops_cleanly(tmp_path: Path) ->
         server = RedisServer(Path(folder))
         server.start()
         environment = {**os.environ, "LABELGRID_REDIS_URL": server.url, "LABELGRID_WEBHOOK_SECRET": SECRET}
-        log_file = tmp_path / "log"
+        log_file, alive = tmp_path / "log", tmp_path / "alive"
+        environment["LABELGRID_ALIVE_FILE"] = str(alive)
         try:
             with log_file.open("w") as log, webhook_process(environment, log) as process:
                 with connect(server.url) as connection:
@@ -79,6 +80,8 @@ def test_the_process_survives_without_redis_and_stops_cleanly(tmp_path: Path) ->
                 server.stop()
                 until(lambda: "Redis is away" in log_file.read_text() or process.poll() is not None)
                 assert process.poll() is None
+                alive.unlink()
+                until(alive.exists)  # so that nobody restarts the process
                 process.terminate()
                 assert process.wait(timeout=20) == 0
         finally:

@@ -104,8 +104,10 @@ def test_a_stopped_worker_hands_its_pictures_back(
 
 
 def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
-    redis_server: RedisServer, settings: Settings, tmp_path: Path
+    redis_server: RedisServer, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    alive = tmp_path / "alive"
+    monkeypatch.setenv("LABELGRID_ALIVE_FILE", str(alive))
     server = RedisServer(redis_server.folder / "restarted")
     server.start()
     settings = settings.model_copy(update={"redis_url": server.url, "drain_s": 0.0})
@@ -122,6 +124,8 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         server.process.kill()
         server.process.wait()
         until(lambda: "Redis is away or refuses writes" in log_file.read_text())
+        alive.unlink()
+        until(alive.exists)  # so that nobody restarts the worker
         assert worker.poll() is None
         server.start()
         until(lambda: not store.is_open(job.id))

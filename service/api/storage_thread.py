@@ -1,0 +1,77 @@
+"""Calls to storage that may hang, with a deadline. Knows neither models nor HTTP.
+
+A read of a network file system or of an object store can block for ever, and no thread can be interrupted in it. So one
+thread alone talks to storage, and requests wait for it only so long.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+PATIENCE_S = 2.0  # how long a request waits that can be answered from memory; longer calls count as stalled
+DEADLINE_S = 30.0  # how long one waits that cannot: a large checkpoint may have to be read whole
+PATIENT = 8  # requests that may wait so long at the same time; they occupy threads that others need
+
+Result = TypeVar("Result")
+
+
+class Stalled(RuntimeError):
+    """Storage has not answered in time."""
+
+
+class StorageThread:
+    """Runs calls one after the other. A daemon thread, so that a call that hangs does not keep the process."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._begun: float | None = None  # when the call in progress began
+        self._patient = threading.Semaphore(PATIENT)
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    @property
+    def is_stalled(self) -> bool:
+        begun = self._begun
+        return begun is not None and time.monotonic() - begun > PATIENCE_S
+
+    def call(self, work: Callable[[], Result], can_do_without: bool) -> Result:
+        """Return what `work` returns. Raises Stalled if that takes too long; it may still be done later."""
+        stalled = self.is_stalled
+        if stalled and can_do_without:
+            raise Stalled
+        self._start()
+        future: Future[Result] = Future()
+        self._calls.put((future, work))
+        if not stalled:
+            wait([future], PATIENCE_S)
+        if not (future.done() or can_do_without) and self._patient.acquire(blocking=False):
+            try:
+                wait([future], DEADLINE_S)
+            finally:
+                self._patient.release()
+        if not future.done():
+            future.cancel()  # unless it is in progress
+            raise Stalled
+        return future.result()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            future, work = self._calls.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            self._begun = time.monotonic()
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+            finally:
+                self._begun = None
