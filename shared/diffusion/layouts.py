@@ -7,6 +7,7 @@ as in Zhao et al. 2019, positions as network input as in GLIGEN, Li et al. 2023)
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Protocol
@@ -20,7 +21,8 @@ from shared.options import NoOtherFields
 
 OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from every pixel
 LAYOUTS = "layouts."  # prefix of the layout network's tensors in a checkpoint
-COORDINATES = 4  # draws for each object: coarse x, coarse y, fine x, fine y
+DRAWS = 4  # for each object: coarse row, fine row, coarse column, fine column
+WAVES = 20  # sines and cosines of one coordinate: ten octaves, down to a 512th of a picture
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -57,39 +59,36 @@ class LayoutConfig(NoOtherFields):
     num_labels: Positive
     most: Positive  # objects in one picture
     cells: Positive = 64  # coarse cells along each side, and fine cells along each side of a coarse one
-    width: Positive = 96
-    layers: Positive = 3
+    width: Positive = 64
+    layers: Positive = 2
     heads: Positive = 4
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    blur: Annotated[float, Field(ge=0)] = 0.05  # standard deviation of noise on the transformer's positions in training
 
 
 class LayoutNetwork(nn.Module):
     """p(positions | label set), one object after the other in random order (order-agnostic, Uria et al. 2014).
 
-    A transformer (Vaswani et al. 2017) with two tokens for each object: one holds its label and position, the other its
-    label alone and predicts its position from the objects before it. A position is four draws: a coarse cell's column
-    and row, then the column and row of a fine cell inside. So the network can learn both wide areas and exact places.
-    The fine cell depends on the coarse one alone: the network could otherwise learn single pictures by heart.
+    A position is four draws: a coarse cell's row, a fine row inside it, and the same for the column. So the network can
+    learn both wide areas and exact places. The logits of each draw are a sum of two parts. A transformer (Vaswani et
+    al. 2017) gives the first: two tokens stand for each object, one with its label and position, the other with its
+    label alone, which sees the objects before it. A small network gives the second: a term for each object before it,
+    from their positions alone, as objects keep each other at a distance (a pairwise interaction process).
     """
 
     def __init__(self, config: LayoutConfig) -> None:
         super().__init__()
         self.config = config
         d, cells = config.width, config.cells
-        self.label = nn.Embedding(config.num_labels, d)
-        self.position = nn.Sequential(nn.Linear(2 * len(self._frequencies()) * 2, d), nn.GELU(), nn.Linear(d, d))
+        self.label, self.dropped = nn.Embedding(config.num_labels, d), nn.Dropout(config.dropout)
+        self.position = nn.Sequential(nn.Linear(2 * WAVES, d), nn.GELU(), nn.Linear(d, d))
         self.together = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d))  # of the whole label set
         self.count = nn.Embedding(config.most + 1, d)
         self.blocks = nn.ModuleList(LayoutBlock(d, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d)
-        # of cells that have been drawn: the coarse column; the coarse cell's column and row; the fine column
-        self.drawn = nn.ModuleList(nn.Embedding(cells, d) for _ in range(COORDINATES))
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, cells)) for _ in range(COORDINATES)
-        )
-
-    def _frequencies(self) -> Tensor:
-        return math.pi * 2.0 ** torch.arange(8)
+        # fine cells do not see the labels: the network could otherwise learn single pictures by heart
+        self.own = nn.ModuleList(_mlp(d * (i % 2 == 0) + 2 * WAVES, d, cells) for i in range(DRAWS))
+        self.pair = nn.ModuleList(_mlp(6 * WAVES, d, d, cells) for _ in range(DRAWS))
 
     def forward(self, indices: Tensor, positions: Tensor) -> Tensor:
         """Return -log p in nats of each object's position given those before it: (B, N) float32.
@@ -97,54 +96,66 @@ class LayoutNetwork(nn.Module):
         indices (B, N) int64: labels in the order of drawing; positions (B, N, 2) in [0, 1].
         """
         h = self._hidden(indices, positions)
-        chosen = self._cells(positions)  # (B, N, 4)
-        losses = []
-        for i, head in enumerate(self.heads):
-            logits = head(self._known(h, chosen[..., :i].unbind(-1)))
-            losses.append(F.cross_entropy(logits.flatten(0, 1).float(), chosen[..., i].flatten(), reduction="none"))
-        return torch.stack(losses).sum(0).view(indices.shape)
+        N, cells = indices.shape[1], self.config.cells
+        fine = (positions.flip(-1) * cells**2).long().clamp(0, cells**2 - 1)  # (B, N, 2): row, column
+        chosen = torch.stack([fine[..., 0] // cells, fine[..., 0] % cells, fine[..., 1] // cells, fine[..., 1] % cells])
+        earlier = torch.ones(N, N, device=h.device).tril(-1)
+        losses = torch.zeros_like(positions[..., 0])
+        for i, cell in enumerate(chosen):
+            logits = self._logits(i, h, _known(chosen[:i], cells, positions), positions, earlier)
+            losses = losses + F.cross_entropy(logits.float().movedim(-1, 1), cell, reduction="none")
+        return losses
 
     @torch.inference_mode()
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Draw positions (K, 2) for multi-hot labels (K,). Unknown if there are more labels than any picture had."""
         positions = torch.full((len(labels), 2), OUTSIDE)
         indices = torch.nonzero(labels.cpu() > 0).flatten()
-        n = len(indices)
+        n, cells = len(indices), self.config.cells
         if not 0 < n <= self.config.most:
             return positions
         indices = indices[torch.randperm(n, generator=generator)][None]  # (1, n)
         places = torch.zeros(1, n, 2)
         for j in range(n):
-            h = self._hidden(indices, places)[0, j]
+            h = self._hidden(indices, places)[:, j : j + 1]
             drawn: list[Tensor] = []
-            for head in self.heads:
-                cumulative = head(self._known(h, drawn)).double().softmax(-1).cumsum(-1)
+            for i in range(DRAWS):
+                known = _known(drawn, cells, places[:, :1])
+                logits = self._logits(i, h, known, places[:, :j], torch.ones(1, j))[0, 0]
+                cumulative = logits.double().softmax(-1).cumsum(-1)
                 u = torch.rand((), generator=generator, dtype=torch.float64)
-                drawn.append(torch.searchsorted(cumulative, u).clamp(max=self.config.cells - 1))
-            inside = torch.rand(2, generator=generator)
-            fine = (torch.stack(drawn[2:]) + inside) / self.config.cells
-            places[0, j] = (torch.stack(drawn[:2]) + fine) / self.config.cells
+                drawn.append(torch.searchsorted(cumulative, u).clamp(max=cells - 1).view(1, 1))
+            inside = torch.rand(2, generator=generator) / cells**2
+            places[0, j] = _known(drawn, cells, places[:, :1])[0, 0].flip(-1) + inside
         positions[indices[0]] = places[0]
         return positions
 
-    def _known(self, h: Tensor, drawn: Sequence[Tensor]) -> Tensor:
-        """Return the input of the next draw: h (..., D) for coarse cells, and the cells drawn so far."""
-        if len(drawn) < 2:
-            return h + self.drawn[0](drawn[0]) if drawn else h
-        cell: Tensor = self.drawn[1](drawn[0]) + self.drawn[2](drawn[1])
-        return cell + self.drawn[3](drawn[2]) if len(drawn) > 2 else cell
+    def _logits(self, i: int, h: Tensor, known: Tensor, places: Tensor, earlier: Tensor) -> Tensor:
+        """Return the logits of draw i for M objects: (B, M, cells).
 
-    def _cells(self, positions: Tensor) -> Tensor:
-        """Return the coarse and fine cells of positions (..., 2): (..., 4) int64."""
-        scaled = (positions * self.config.cells**2).long().clamp(0, self.config.cells**2 - 1)
-        return torch.cat([scaled // self.config.cells, scaled % self.config.cells], -1)
+        h (B, M, D). known (B, M, 2): row and column as far as they are drawn, 0 before. places (B, N, 2) of all objects;
+        earlier (M, N): which of them come before each of the M.
+        """
+        waves = _waves(known)
+        logits: Tensor = self.own[i](torch.cat([h, waves.to(h.dtype)], -1) if i % 2 == 0 else waves)
+        if places.shape[1] == 0:
+            return logits
+        apart = known[:, :, None] - places.flip(-1)[:, None]  # (B, M, N, 2)
+        if i < 2:
+            apart = apart * torch.tensor([float(i > 0), 0.0])  # the column is not known yet
+        N = places.shape[1]
+        seen = [_waves(apart), _waves(places)[:, None].expand(-1, len(earlier), -1, -1)]
+        seen.append(waves[:, :, None].expand(-1, -1, N, -1))
+        terms = self.pair[i](torch.cat(seen, -1))  # (B, M, N, cells)
+        return logits + (terms * earlier[..., None].to(terms.dtype)).sum(2)
 
     def _hidden(self, indices: Tensor, positions: Tensor) -> Tensor:
         """Return what is known of each object before its position is drawn: (B, N, D)."""
         N = indices.shape[1]
-        names = self.label(indices)  # (B, N, D)
-        angles = (positions[..., None] * self._frequencies().to(positions)).flatten(-2)  # (B, N, 16)
-        placed = names + self.position(torch.cat([angles.sin(), angles.cos()], -1))
+        names = self.dropped(self.label(indices))  # (B, N, D)
+        if self.training:  # blurred, as exact places would give single pictures away
+            positions = positions + self.config.blur * torch.randn_like(positions)
+        placed = names + self.position(_waves(positions))
         context = self.together(names.sum(1)) + self.count.weight[N]
         h = torch.cat([placed, names + context[:, None]], 1)  # (B, 2N, D)
         earlier = torch.ones(N, N, dtype=torch.bool, device=h.device).tril(-1)
@@ -155,6 +166,28 @@ class LayoutNetwork(nn.Module):
             h = block(h, mask)
         out: Tensor = self.norm(h[:, N:])
         return out
+
+
+def _waves(values: Tensor) -> Tensor:
+    """Return sines and cosines of (..., 2) in octaves: (..., 2 * WAVES)."""
+    angles = (values[..., None] * math.pi * 2.0 ** torch.arange(WAVES // 2, device=values.device)).flatten(-2)
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def _known(drawn: Tensor | Sequence[Tensor], cells: int, like: Tensor) -> Tensor:
+    """Return row and column (B, M, 2) as far as they are drawn: the corner of the cell, and 0 for what is not drawn."""
+    steps = [1 / cells, 1 / cells**2, 1 / cells, 1 / cells**2]
+    found = torch.zeros_like(like)
+    for i, cell in enumerate(drawn):
+        found[..., i // 2] += cell * steps[i]
+    return found
+
+
+def _mlp(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for one, other in itertools.pairwise(widths):
+        layers += [nn.Linear(one, other), nn.GELU()]
+    return nn.Sequential(*layers[:-1])
 
 
 class LayoutBlock(nn.Module):
