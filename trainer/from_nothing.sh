@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make the checkpoints from nothing: data, evaluator, denoiser, and the distilled denoiser. The shipped weights were made
+# Make the checkpoints from nothing: data, evaluator, denoiser, its distilled form and its upsampler. The shipped weights were made
 # with these commands, in several runs (models/*.md), with the course's train.json as TRAIN. Without TRAIN, scenes are
 # random. To resume, run it again: an interrupted rendering starts over, training continues from its state.
 # TRIAL=FOLDER runs every stage at a tiny size, in two minutes, with data, runs and models in that folder.
@@ -12,28 +12,31 @@ trainer() { "$BIN/python" -m trainer "$@"; }
 render() { # NAME OPTIONS...
   folder="$at/data/$1"
   shift
-  test -e "$folder/train.json" || trainer render "$folder" --size 64 "$@"
+  test -e "$folder/train.json" || trainer render "$folder" "$@"
 }
 
 if test "${TRIAL:-}"; then
-  TRAIN="" scenes="--scenes 20" more="--scenes 20" unseen="--scenes 20"
-  fit="--steps 20" train="--steps 20 --set batch=16" trajectories="--trajectories 256 --steps 20 --set batch=16"
+  TRAIN="" scenes="--scenes 20" many="--scenes 4" unseen="--scenes 4" full="--scenes 3"
+  fit="--steps 20" train="--steps 20 --set batch=16 --set layout_steps=20"
+  trajectories="--trajectories 256 --steps 20 --set batch=16" enlarge="--steps 10"
 else
-  scenes="" more="--scenes 6500" unseen="--scenes 700"
-  fit="--minutes 30" train="--minutes 90" trajectories="--trajectories 6144 --steps 900"
+  scenes="" many="--scenes 1920" unseen="--scenes 120" full="--scenes 480"
+  fit="--minutes 45" train="--minutes 150" trajectories="--trajectories 6144 --steps 900" enlarge="--minutes 30"
 fi
 
 # unquoted on purpose: options of several words are split at blanks
-render train64 --seed 0 $scenes ${TRAIN:+--train "$TRAIN"}
-render placements64 --seed 77 $scenes ${TRAIN:+--train "$TRAIN"}
-render evaluator64 --seed 1001 --objects 5 $more
-render heldout64 --seed 2002 --objects 3 $unseen
-trainer fit-evaluator --name iclevr-resnet18 --run "$at/runs/evaluator" $fit --data "$at/data/train64" \
-  --data "$at/data/evaluator64" --data "$at/data/placements64" --held-out "$at/data/heldout64"
-trainer train --data "$at/data/train64" --data "$at/data/placements64" --name iclevr-64 --run "$at/runs/denoiser" $train
+render iclevr --size 64 --seed 100 $scenes ${TRAIN:+--train "$TRAIN"}
+render many --size 64 --seed 200 --objects 10 --centre 0.25 $many
+render heldout64 --size 64 --seed 3001 --objects 10 --centre 0.5 $unseen
+render full --seed 905 --objects 10 --centre 0.5 $full
+trainer fit-evaluator --name iclevr-resnet18 --run "$at/runs/evaluator" $fit --data "$at/data/iclevr" \
+  --data "$at/data/many" --held-out "$at/data/heldout64"
+trainer train --data "$at/data/iclevr" --data "$at/data/many" --held-out "$at/data/heldout64" --name iclevr-64 \
+  --run "$at/runs/denoiser" $train
 trainer set-sampling iclevr-64 --sampler dpmpp_2m --steps 4 --guidance 1
-trainer distill --data "$at/data/train64" --name iclevr-64-1step --run "$at/runs/distill" --method trajectories \
+trainer distill --data "$at/data/iclevr" --name iclevr-64-1step --run "$at/runs/distill" \
   --teacher iclevr-64 --guidance 1 --sampling-steps 1 --teacher-steps 4 --set warmup_steps=30 $trajectories
+trainer upsample --data "$at/data/full" --base iclevr-64 --name iclevr-320x240 --run "$at/runs/upsampler" $enlarge
 trainer promote iclevr-resnet18
-trainer promote iclevr-64
+trainer promote iclevr-320x240
 trainer score "$at/data/heldout64/test.json"

@@ -63,7 +63,6 @@ class LayoutConfig(NoOtherFields):
     layers: Positive = 2
     heads: Positive = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    blur: Annotated[float, Field(ge=0)] = 0.05  # standard deviation of noise on the transformer's positions in training
 
 
 class LayoutNetwork(nn.Module):
@@ -88,7 +87,7 @@ class LayoutNetwork(nn.Module):
         self.norm = nn.LayerNorm(d)
         # fine cells do not see the labels: the network could otherwise learn single pictures by heart
         self.own = nn.ModuleList(_mlp(d * (i % 2 == 0) + 2 * WAVES, d, cells) for i in range(DRAWS))
-        self.pair = nn.ModuleList(_mlp(6 * WAVES, d, d, cells) for _ in range(DRAWS))
+        self.pair = nn.ModuleList(_mlp(6 * WAVES, 2 * d, 2 * d, cells) for _ in range(DRAWS))
 
     def forward(self, indices: Tensor, positions: Tensor) -> Tensor:
         """Return -log p in nats of each object's position given those before it: (B, N) float32.
@@ -147,14 +146,13 @@ class LayoutNetwork(nn.Module):
         seen = [_waves(apart), _waves(places)[:, None].expand(-1, len(earlier), -1, -1)]
         seen.append(waves[:, :, None].expand(-1, -1, N, -1))
         terms = self.pair[i](torch.cat(seen, -1))  # (B, M, N, cells)
-        return logits + (terms * earlier[..., None].to(terms.dtype)).sum(2)
+        out: Tensor = logits + (terms * earlier[..., None].to(terms.dtype)).sum(2)
+        return out
 
     def _hidden(self, indices: Tensor, positions: Tensor) -> Tensor:
         """Return what is known of each object before its position is drawn: (B, N, D)."""
         N = indices.shape[1]
         names = self.dropped(self.label(indices))  # (B, N, D)
-        if self.training:  # blurred, as exact places would give single pictures away
-            positions = positions + self.config.blur * torch.randn_like(positions)
         placed = names + self.position(_waves(positions))
         context = self.together(names.sum(1)) + self.count.weight[N]
         h = torch.cat([placed, names + context[:, None]], 1)  # (B, 2N, D)
