@@ -1,5 +1,7 @@
 """Repair what RQ lost: give open jobs a new RQ job, fail overdue ones, forget dead workers."""
 
+from typing import Any
+
 from redis import Redis
 from rq.exceptions import NoSuchJobError
 from rq.job import Job as RqJob
@@ -21,6 +23,7 @@ class Sweeper:
         self.connection: Redis = store.connection
         self._cursor = 0  # in the set of open jobs
         self._missing: set[str] = set()
+        self.waiting: dict[str, str] = {}  # digest -> a job, of those in the last sweep that need a worker
 
     def sweep(self) -> None:
         """Check some of the open jobs; the next call continues from there.
@@ -28,21 +31,30 @@ class Sweeper:
         Any worker may call it at any time: a job that is run twice finds its pictures done. Redis's clock decides
         what is overdue, because those of the API and the workers may be wrong.
         """
-        self._cursor, found = self.connection.sscan(keys.OPEN, self._cursor, count=JOBS_PER_SWEEP)
-        job_ids = {text(raw) for raw in found} | self._missing
+        self._cursor, listed = self.connection.sscan(keys.OPEN, self._cursor, count=JOBS_PER_SWEEP)
+        job_ids = {text(raw) for raw in listed} | self._missing
+        found: list[Any]
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hmget(keys.job(job_id), ["status", "rq", "overdue_at"])
+                pipe.hmget(keys.job(job_id), ["status", "rq", "overdue_at", "digest"])
+            for job_id in job_ids:
+                pipe.exists(keys.pending(job_id))
             pipe.time()
             pipe.lrange(self.store.queue.key, 0, -1)
-            *states, (now, _), queue = pipe.execute()
+            *found, (now, _), queue = pipe.execute()
+        states, pending = found[: len(job_ids)], found[len(job_ids) :]
+        self.waiting = {}
         in_queue, missing = set(queue), set[str]()
-        for job_id, (status, rq_id, overdue_at) in zip(job_ids, states, strict=True):
+        for job_id, (status, rq_id, overdue_at, digest), has_pending in zip(job_ids, states, pending, strict=True):
             if status is None or text(status) not in ACTIVE:
                 self.connection.srem(keys.OPEN, job_id)
-            elif overdue_at is not None and now >= int(overdue_at):
+                continue
+            if overdue_at is not None and now >= int(overdue_at):
                 self.store.fail(job_id, "not finished within the time limit for a job")
-            elif rq_id not in in_queue and self._is_lost(job_id):
+                continue
+            if (rq_id in in_queue or has_pending) and digest is not None:
+                self.waiting[text(digest)] = job_id
+            if rq_id not in in_queue and self._is_lost(job_id):
                 missing.add(job_id)
         if any(status is None for status, *_ in states):
             fair_queue.recount(self.connection)

@@ -122,7 +122,6 @@ class LoadedModels:
         self.connection, self.settings, self.consumer = connection, settings, consumer
         self.device, self.cache, self.judge, self.judged_by = device, cache, judge, judged_by
         self.promoted: str | None = None  # digest, when last checked
-        self.needed: AnyLoaded | None = None  # by the current job: it stays
         self._by_digest: OrderedDict[str, AnyLoaded] = OrderedDict()
         self._sizes: dict[NetworkConfig, BatchSizes] = {}  # weights do not matter: like networks take equally long
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -135,6 +134,23 @@ class LoadedModels:
 
     def denoisers(self) -> list[LoadedModel]:
         return [loaded for loaded in self if isinstance(loaded, LoadedModel)]
+
+    @property
+    def has_place(self) -> bool:
+        """Whether another denoiser can be loaded without another one having to end its pictures."""
+        return sum(loaded.busy for loaded in self.denoisers()) < self.settings.loaded_models
+
+    def claiming(self) -> list[AnyLoaded]:
+        """Return what may claim pictures: evaluators, and as many busy denoisers as may be loaded, latest used first.
+
+        The others finish the pictures that they have, so that every model gets its turn.
+        """
+        places, early = self.settings.loaded_models, list[LoadedModel]()
+        for loaded in reversed(self.denoisers()):
+            if places <= 0:
+                early.append(loaded)
+            places -= loaded.busy
+        return [loaded for loaded in self if loaded not in early]
 
     def get(self, digest: str) -> AnyLoaded | None:
         return self._by_digest.get(digest)
@@ -210,7 +226,7 @@ class LoadedModels:
         for loaded in self:
             unused = time.monotonic() - loaded.used_at > self.settings.idle_model_s and loaded.digest != self.promoted
             too_many = isinstance(loaded, LoadedModel) and len(self.denoisers()) > self.settings.loaded_models
-            if (unused or too_many) and not (loaded.busy or loaded in (keep, self.needed)):
+            if (unused or too_many) and not (loaded.busy or loaded is keep):
                 log.info("model unloaded", model=loaded.name, digest=loaded.digest)
                 del self._by_digest[loaded.digest]
 

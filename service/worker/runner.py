@@ -28,6 +28,7 @@ from service.worker.engine import Outcome
 from service.worker.loaded_models import AnyLoaded, LoadedEvaluator, LoadedModels
 from service.worker.previews import Previews
 from service.worker.uploaded import judge_uploaded
+from service.worker.wanted_models import WantedModels
 from shared.checkpoint import CheckpointError
 from shared.device import lost, pick_device
 from shared.evaluator import load_evaluator
@@ -70,6 +71,7 @@ class Runner:
         judge = load_evaluator(cache.fetch(None, kind="evaluator"), self.device)
         self.judged_by = MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
         self.models = LoadedModels(connection, settings, self.device, cache, name, judge, self.judged_by)
+        self.wanted = WantedModels(self.store, self.sweeper, self.models)
         self.previews = Previews(connection, settings.live_every_s)
         self.spans = tracing.BatchSpans(self._traceparent)
         self.rate = Rate()
@@ -112,13 +114,14 @@ class Runner:
             self.store.requeue(job_id)
             return
         self.store.begin(job_id)
+        del loaded  # it may be unloaded while another model has its turn
         checked_at = -math.inf
         while not self.stopping:
             if time.monotonic() - checked_at >= CHECK_EVERY_S:
                 checked_at = time.monotonic()
                 if self.store.done_count(job_id) >= record.total:  # the worker with the last picture died
                     complete_jobs(self.store, self.judged_by, [job_id], {})
-            if not self.run_once(loaded, job_id):
+            if not self.run_once(job_id):
                 return
         if self.store.is_open(job_id):
             self.store.requeue(job_id)
@@ -137,23 +140,21 @@ class Runner:
                     loaded = loading.result()
         return self.models.use(loaded)
 
-    def run_once(self, needed: AnyLoaded | None = None, job_id: str | None = None) -> bool:
+    def run_once(self, job_id: str | None = None) -> bool:
         """Claim pictures for every loaded model and advance those in progress; wait briefly if there are none.
 
-        `needed` is the model of job `job_id`; it stays loaded. If that job has ended, do nothing and return False.
+        If job `job_id` has ended, do nothing and return False.
         """
         with self._end_if_device_lost():
-            self.models.needed = needed
             if job_id in self._drop_ended(job_id):
                 return False
             if not self.stopping:
                 self._sweep()
                 self.models.follow_storage()
-                for loaded in self.models:
+                self.wanted.follow()
+                for loaded in self.models.claiming():
                     self._claim(loaded)
             begun = time.monotonic()
-            if needed is not None:
-                needed.used_at = begun
             busy = [loaded for loaded in self.models if loaded.busy]
             for loaded in busy:
                 loaded.used_at = begun

@@ -63,7 +63,7 @@ def test_sweeps_reach_every_job_and_each_one_is_short(store: JobStore, sweeper: 
     connection.lrem(store.queue.key, 1, connection.hget(keys.job(jobs[7].id), "rq"))  # type: ignore[arg-type]
     before = connection.info("stats")["total_commands_processed"]
     sweeper.sweep()
-    assert connection.info("stats")["total_commands_processed"] - before < 2 * JOBS_PER_SWEEP
+    assert connection.info("stats")["total_commands_processed"] - before < 3 * JOBS_PER_SWEEP
     for _ in range(10):
         sweeper.sweep()
     assert connection.llen(store.queue.key) == 2 * JOBS_PER_SWEEP
