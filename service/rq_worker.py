@@ -9,6 +9,10 @@ from rq.exceptions import DequeueTimeout
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from service.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
 POLL_S = 1  # how long an idle worker waits for a job, and the time between two maintenance runs
 
 
@@ -18,8 +22,8 @@ class QueueWorker(SimpleWorker):
     RQ's `Worker` forks for each job: a model would be loaded again each time, and CUDA cannot be used after a fork.
     """
 
-    def __init__(self, queue: Queue, name: str) -> None:
-        """`name` must be new: RQ refuses a name that a killed worker still holds."""
+    def __init__(self, queue: Queue, name: str, function: str) -> None:
+        """`name` must be new: RQ refuses a name that a killed worker still holds. Only `function` is ever run."""
         super().__init__(
             [queue],
             name=name,
@@ -29,6 +33,7 @@ class QueueWorker(SimpleWorker):
             maintenance_interval=POLL_S,
             log_job_description=False,
         )
+        self.function = function
 
     def bootstrap(self, *arguments: Any, **options: Any) -> None:
         """Register, and heed SIGTERM already while that waits for Redis."""
@@ -62,7 +67,9 @@ class QueueWorker(SimpleWorker):
             wait_s = None if self.has_work else timeout
             with contextlib.suppress(DequeueTimeout):
                 if found := Queue.dequeue_any(self.queues, wait_s, self.connection, serializer=JSONSerializer):
-                    return found
+                    if self._is_allowed(found[0]):
+                        return found
+                    continue
             if timeout is None:
                 return None
             self.work_between_jobs()
@@ -70,6 +77,15 @@ class QueueWorker(SimpleWorker):
                 self.run_maintenance_tasks()  # type: ignore[no-untyped-call]
                 self.heartbeat()
         return None
+
+    def _is_allowed(self, job: Job) -> bool:
+        """Remove a job that is not ours: RQ calls any function that it names, so who writes to Redis could run code."""
+        callbacks = (job._success_callback_name, job._failure_callback_name, job._stopped_callback_name)
+        if job.func_name == self.function and not any(callbacks):
+            return True
+        log.error("RQ job removed: it would run another function", rq_job=job.id, function=job.func_name)
+        job.delete()
+        return False
 
     def _shutdown(self) -> None:
         """On SIGTERM or Ctrl-C, stop after the current job.

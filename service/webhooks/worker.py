@@ -32,6 +32,7 @@ from service.store import keys
 from service.store.connection import RetryUntilStopped, connect, text
 from service.store.jobs import JobStore, new_id
 from service.store.reader import JobReader
+from service.store.webhook_outbox import RUN_DELIVERY
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.webhooks.addresses import AddressNotAllowed, resolve
@@ -174,7 +175,7 @@ class WebhookWorker(QueueWorker):
     """Takes up the events that RQ announces and those that are due in the outbox."""
 
     def __init__(self, sender: Sender) -> None:
-        super().__init__(sender.store.webhooks, new_id())
+        super().__init__(sender.store.webhooks, new_id(), RUN_DELIVERY)
         self.sender = sender
         self.turns = Turns(lambda member: sender.attempt(*member.split(" ", 1)))
 

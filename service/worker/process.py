@@ -19,7 +19,7 @@ from service.rq_worker import QueueWorker
 from service.settings import SettingError, Settings
 from service.store import workers
 from service.store.connection import RetryUntilStopped, connect
-from service.store.jobs import new_id
+from service.store.jobs import RUN_JOB, new_id
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
 from service.worker.runner import Runner
@@ -35,7 +35,7 @@ class PictureWorker(QueueWorker):
     """Runs jobs with one runner. The batch outlives a job, and leases are short."""
 
     def __init__(self, runner: Runner) -> None:
-        super().__init__(runner.store.queue, runner.name)
+        super().__init__(runner.store.queue, runner.name, RUN_JOB)
         self.runner, self.settings = runner, runner.settings
 
     @property

@@ -150,10 +150,10 @@ class Runner:
                 return False
             if not self.stopping:
                 self._sweep()
-                self.models.follow_storage()
-                self.wanted.follow()
                 for loaded in self.models.claiming():
                     self._claim(loaded)
+                self.models.follow_storage()  # afterwards, so that no model is unloaded before it was used
+                self.wanted.follow()
             begun = time.monotonic()
             busy = [loaded for loaded in self.models if loaded.busy]
             for loaded in busy:

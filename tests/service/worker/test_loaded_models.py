@@ -133,7 +133,7 @@ def test_unused_models_are_unloaded_but_never_one_with_pictures_in_progress(
     promoted = runner.models.load()
     other = runner.models.load("other")
     create(read_info(folder / "other.safetensors"), steps=30)
-    runner.run_once(other)
+    runner.run_once()
     for _ in range(20):
         runner.run_once()
     assert other.engine.busy

@@ -17,7 +17,8 @@ from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import GROUP
 from service.store.connection import RetryUntilStopped, connect, text
-from service.store.jobs import JobStore, new_id
+from service.store.jobs import RUN_JOB, JobStore, new_id
+from service.worker.process import PictureWorker
 from service.worker.runner import Runner
 from tests.paths import ROOT
 from tests.service.processes import environment, new_job, until, worker_processes
@@ -178,3 +179,20 @@ def test_a_worker_without_a_port_for_its_metrics_does_not_start(connection: Redi
     assert done.stderr.splitlines()[-1].startswith(f"labelgrid: LABELGRID_METRICS_PORT={port}: cannot be served on")
     assert "Traceback" not in done.stderr
     assert connection.scard(keys.WORKERS) == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "about"),
+    [("os.getcwd", {}), (RUN_JOB, {"success_callback_name": "os.getcwd"})],
+    ids=["function", "callback"],
+)
+def test_no_other_function_is_run_than_ours(
+    runner: Runner, store: JobStore, function: str, about: dict[str, str]
+) -> None:
+    """Whoever can write to Redis can name any function in an RQ job."""
+    foreign, ours = (store.queue.enqueue_call(name) for name in (function, RUN_JOB))
+    store.connection.hset(foreign.key, mapping={"timeout": -1, **about})
+    found = PictureWorker(runner).dequeue_job_and_maintain_ttl(None)
+    assert found is not None
+    assert found[0].id == ours.id
+    assert not store.connection.exists(foreign.key)
