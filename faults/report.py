@@ -44,6 +44,18 @@ TAIL = f"""
   and retries it.
 - **jobs**, **pictures**: the number that was checked.
 
+Promises with tests of their own:
+
+| promise | test |
+| --- | --- |
+| two versions share Redis | `tests/service/contract/test_stored.py` |
+| a worker that hangs ends itself | `tests/service/worker/test_watchdog.py` |
+| a picture is the same alone and in any batch, on any CPU | `tests/service/worker/test_same_bits.py` |
+| simultaneous requests cannot pass a limit together | `tests/service/store/test_admission.py` |
+| the API follows a failover although its connections stay open | `tests/service/store/test_connection.py` |
+| no job waits for another model's long job | `tests/service/worker/test_wanted_models.py` |
+| an unreadable record or picture stops nobody | `tests/service/store/test_claims.py`, `tests/service/worker/test_runner_failures.py` |
+
 Not covered: a machine that loses power loses up to a second of writes (`appendfsync everysec`; `always` loses nothing
 and is slower). If Redis's own clock jumps ahead by more than `job_timeout_s`, open jobs fail as overdue. If it jumps
 back just after a worker died, that worker's pictures wait for as long as the jump.
