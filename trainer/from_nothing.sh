@@ -1,7 +1,7 @@
 #!/bin/sh
-# Make the checkpoints from nothing: data, evaluator, denoiser, its distilled form and its upsampler. The shipped weights were made
-# with these commands, in several runs (models/*.md), with the course's train.json as TRAIN. Without TRAIN, scenes are
-# random. To resume, run it again: an interrupted rendering starts over, training continues from its state.
+# Make the checkpoints from nothing: data, evaluator, denoiser, its distilled form and its upsampler. The shipped weights
+# were made with these commands, in several runs (models/*.md), with the course's train.json as TRAIN. Without TRAIN,
+# scenes are random. To resume, run it again: an interrupted rendering starts over, training continues from its state.
 # TRIAL=FOLDER runs every stage at a tiny size, in two minutes, with data, runs and models in that folder.
 set -eu
 BIN=${BIN:-.venv/bin}

@@ -87,7 +87,7 @@ class LayoutNetwork(nn.Module):
         self.norm = nn.LayerNorm(d)
         # fine cells do not see the labels: the network could otherwise learn single pictures by heart
         self.own = nn.ModuleList(_mlp(d * (i % 2 == 0) + 2 * WAVES, d, cells) for i in range(DRAWS))
-        self.pair = nn.ModuleList(_mlp(6 * WAVES, 2 * d, 2 * d, cells) for _ in range(DRAWS))
+        self.pair = nn.ModuleList(_mlp(6 * WAVES, d, d, cells) for _ in range(DRAWS))
 
     def forward(self, indices: Tensor, positions: Tensor) -> Tensor:
         """Return -log p in nats of each object's position given those before it: (B, N) float32.
