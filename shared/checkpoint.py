@@ -173,7 +173,8 @@ def base_problem(info: CheckpointInfo, base: CheckpointInfo) -> str | None:
     wanted = info.config["base"]["digest"]
     if base.digest == wanted:
         return None
-    return f"changes {base.name} of digest {wanted[:16]}, but {base.name} now has {base.digest[:16]}; distil it again"
+    again = "distil it again, or move its upsampler (trainer move-upsampler)"
+    return f"changes {base.name} of digest {wanted[:16]}, but {base.name} now has {base.digest[:16]}; {again}"
 
 
 def check_name(name: str) -> None:
