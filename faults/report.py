@@ -54,7 +54,8 @@ Promises with tests of their own:
 | simultaneous requests cannot pass a limit together | `tests/service/store/test_admission.py` |
 | the API follows a failover although its connections stay open | `tests/service/store/test_connection.py` |
 | no job waits for another model's long job | `tests/service/worker/test_wanted_models.py` |
-| an unreadable record or picture stops nobody | `tests/service/store/test_claims.py`, `tests/service/worker/test_runner_failures.py` |
+| an unreadable picture stops nobody | `tests/service/store/test_claims.py` |
+| an unreadable record stops nobody | `tests/service/worker/test_runner_failures.py` |
 
 Not covered: a machine that loses power loses up to a second of writes (`appendfsync everysec`; `always` loses nothing
 and is slower). If Redis's own clock jumps ahead by more than `job_timeout_s`, open jobs fail as overdue. If it jumps
