@@ -19,7 +19,7 @@ from tests.conftest import running, serving
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 from tests_browser.conftest import choose
 from tests_browser.test_access import violations
-from tests_browser.test_places import draw, place
+from tests_browser.test_places import body_of, draw, place
 
 AREA = ((0.2, 0.25), (0.8, 0.25), (0.9, 0.7), (0.1, 0.7))
 LEARNT = Support(objects=(1, 3), area=AREA, nearest=0.2)
@@ -140,7 +140,7 @@ def drag(page: Page, label: str, x: float, y: float) -> None:
     page.mouse.up()
 
 
-def test_objects_stay_where_the_model_has_seen_some(opened: Page, server: httpx.Client) -> None:
+def test_objects_stay_where_the_model_has_seen_some(opened: Page) -> None:
     choose(opened, [["red cube", "blue sphere"]])
     opened.get_by_role("button", name="Choose", exact=True).click()
     frame = opened.locator("#places").bounding_box()
@@ -163,7 +163,7 @@ def test_objects_stay_where_the_model_has_seen_some(opened: Page, server: httpx.
     opened.keyboard.press("ArrowLeft")
     expect(hint).to_have_text("Drag the objects, or move them with the arrow keys.")
     assert violations(opened) == []
-    cube, sphere = draw(opened, server)["layouts"][0]
+    cube, sphere = body_of(opened.locator("#command").text_content() or "")["layouts"][0]
     assert cube == {"x": 0.45, "y": 0.7}
     assert LEARNT.layout_problem([(one["x"], one["y"]) for one in (cube, sphere)]) is None
 
