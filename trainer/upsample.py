@@ -48,7 +48,7 @@ class UpsampleConfig(TrainConfig):
     denoised: Share = 0.7  # share of inputs that are the denoiser's prediction from a noised picture
     noisiest: Share = 0.35  # of T: the most noise that it is predicted from
     noise: Weight = 0.02  # largest standard deviation of the noise on other inputs
-    gradient_weight: Weight = 0.3  # of the error of differences between neighbouring pixels
+    gradient_weight: Weight = 0.0  # of the error of differences between neighbouring pixels
     octave_weight: Weight = 0.003  # of the error of the power in each octave, a logarithm
 
 
