@@ -19,12 +19,13 @@ from service.contract.recipe import MadeWith
 from service.settings import Settings
 from service.store.claims import Claim, PictureStream
 from service.telemetry.logs import get_logger
-from service.worker import batch_size, same_bits
+from service.worker import batch_size
 from service.worker.batch_size import BatchSizes
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine, Key
 from service.worker.uploaded import JUDGED_TOGETHER
 from shared.checkpoint import CheckpointError, read_info
+from shared.diffusion import same_bits
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import load_denoiser
 from shared.diffusion.unet import NetworkConfig
@@ -194,7 +195,9 @@ class LoadedModels:
         if stepper.device.type == "cuda":
             stepper.bound(sizes.rows, padded_sizes(sizes.rows))
         else:
-            same_bits.bound(stepper, sizes.rows)
+            same = same_bits.bound(stepper, sizes.rows)
+            if len(same) < sizes.rows:
+                log.info("a row may depend on its batch; calls are padded", model=info.name, sizes=same)
         if unknown := [name for name in denoiser.vocabulary.names if name not in self.judge.vocabulary]:
             raise CheckpointError(path.name, f"the evaluator does not know the labels {', '.join(unknown)}")
         made_with = MadeWith(name=info.name, digest=info.digest)

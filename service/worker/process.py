@@ -22,8 +22,8 @@ from service.store.connection import RetryUntilStopped, connect
 from service.store.jobs import RUN_JOB, new_id
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
+from service.watchdog import watch
 from service.worker.runner import Runner
-from service.worker.watchdog import watch
 from shared.device import DeviceError
 
 log = get_logger(__name__)

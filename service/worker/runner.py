@@ -90,7 +90,7 @@ class Runner:
 
     @property
     def stalled(self) -> bool:
-        """Whether the loop seems to hang: the worker counts as not ready, some time before `watchdog.py` ends it."""
+        """Whether the loop seems to hang: the worker counts as not ready, some time before the watchdog ends it."""
         return time.monotonic() - self.moved_at > self.settings.stalled_after_s / 2
 
     def run(self, job_id: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError
 
 from service.local.redis_server import RedisServer
 from service.settings import Settings
@@ -18,6 +19,7 @@ from service.store import keys, workers
 from service.store.claims import GROUP
 from service.store.connection import RetryUntilStopped, connect, text
 from service.store.jobs import RUN_JOB, JobStore, new_id
+from service.worker import process
 from service.worker.process import PictureWorker
 from service.worker.runner import Runner
 from tests.paths import ROOT
@@ -196,3 +198,19 @@ def test_no_other_function_is_run_than_ours(
     assert found is not None
     assert found[0].id == ours.id
     assert not store.connection.exists(foreign.key)
+
+
+def test_an_attempt_to_reach_redis_is_progress(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setattr(process, "runner", runner)
+    runner.moved_at -= settings.stalled_after_s
+    assert runner.stalled
+    answers = iter([ConnectionError("away"), None])
+
+    def command() -> None:
+        if error := next(answers):
+            raise error
+
+    RetryUntilStopped(process._is_stopping).call_with_retry(command, lambda error: None)
+    assert not runner.stalled

@@ -1,4 +1,4 @@
-"""The watchdog: a loop that hangs ends its process; one that waits for Redis, or was paused, does not."""
+"""The watchdog: a loop that hangs ends its process; one that was paused does not."""
 
 import subprocess
 import sys
@@ -7,19 +7,15 @@ import time
 
 import httpx
 import pytest
-from redis.exceptions import ConnectionError
 
-from service.settings import Settings
+from service import watchdog
 from service.store import workers
-from service.store.connection import RetryUntilStopped
 from service.store.jobs import JobStore
-from service.worker import process, watchdog
-from service.worker.runner import Runner
 from tests.service.api.answers import problem
 
 HANGS = """
 import threading, time
-from service.worker import watchdog
+from service import watchdog
 watchdog.TICK_S = 0.05
 threading.Thread(target=watchdog.watch, args=(lambda: 1.0, 0.2, threading.Event())).start()
 def the_step_that_hangs():
@@ -67,22 +63,6 @@ def test_time_in_which_the_process_was_paused_does_not_count(ends: list[int]) ->
 
     watchdog.watch(progress, 0.01, ended)
     assert ends == []
-
-
-def test_an_attempt_to_reach_redis_is_progress(
-    runner: Runner, monkeypatch: pytest.MonkeyPatch, settings: Settings
-) -> None:
-    monkeypatch.setattr(process, "runner", runner)
-    runner.moved_at -= settings.stalled_after_s
-    assert runner.stalled
-    answers = iter([ConnectionError("away"), None])
-
-    def command() -> None:
-        if error := next(answers):
-            raise error
-
-    RetryUntilStopped(process._is_stopping).call_with_retry(command, lambda error: None)
-    assert not runner.stalled
 
 
 def test_a_service_whose_only_worker_hangs_is_not_ready(client: httpx.Client, alive: JobStore) -> None:

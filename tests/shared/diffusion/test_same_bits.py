@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.worker import same_bits
-from service.worker.same_bits import BUDGET_S, same_sizes
+from shared.diffusion import same_bits
 from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.model import load_denoiser
+from shared.diffusion.same_bits import BUDGET_S, same_sizes
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
 from shared.registry import resolve

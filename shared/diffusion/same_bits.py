@@ -10,27 +10,28 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from service.telemetry.logs import get_logger
 from shared.diffusion.denoise import Stepper
 from shared.options import SamplingOptions
-
-log = get_logger(__name__)
 
 BUDGET_S = 2.0
 
 Call = Callable[[int], Tensor]
 
 
-def bound(stepper: Stepper, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> None:
-    """Limit network calls to `max_rows` rows, and to sizes with which a row's result is the same in all of them."""
+def bound(stepper: Stepper, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> list[int]:
+    """Limit network calls to `max_rows` rows, and to sizes with which a row's result is the same in all of them.
+
+    Return these sizes: all up to `max_rows`; or those that others are padded to; or only 1, if a row depends on its
+    place in the batch.
+    """
     stepper.bound(max_rows)
     sizes = same_sizes(_copies(stepper), max_rows, clock)
     if not sizes:
-        log.warning("a row depends on its place in the batch; the network is called with one row at a time")
         stepper.bound(1)
-    elif len(sizes) < max_rows:
-        log.info("a row may depend on the size of the batch; calls are padded", sizes=sizes)
+        return [1]
+    if len(sizes) < max_rows:
         stepper.bound(max_rows, sizes)
+    return sizes
 
 
 def same_sizes(call: Call, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> list[int]:
