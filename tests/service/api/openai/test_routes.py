@@ -125,7 +125,7 @@ def test_no_worker_is_503_and_a_slow_job_504(
     with pytest.raises(openai.InternalServerError) as caught:
         ai.images.generate(prompt=PROMPT)
     assert (caught.value.status_code, caught.value.code) == (503, "no_worker")
-    workers.announce(connection, "w", {}, settings.lease_s)
+    workers.announce(connection, "w", {}, 60)
     with serving(settings.model_copy(update={"wait_s": 0.0})) as other, openai_client(other) as impatient:
         with pytest.raises(openai.InternalServerError) as late:
             impatient.images.generate(prompt=PROMPT)
