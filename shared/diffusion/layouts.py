@@ -132,8 +132,8 @@ class LayoutNetwork(nn.Module):
     def _logits(self, i: int, h: Tensor, known: Tensor, places: Tensor, earlier: Tensor) -> Tensor:
         """Return the logits of draw i for M objects: (B, M, cells).
 
-        h (B, M, D). known (B, M, 2): row and column as far as they are drawn, 0 before. places (B, N, 2) of all objects;
-        earlier (M, N): which of them come before each of the M.
+        h (B, M, D). known (B, M, 2): row and column as far as they are drawn, 0 before. places (B, N, 2): those of all
+        objects. earlier (M, N): which of them come before each of the M.
         """
         waves = _waves(known)
         logits: Tensor = self.own[i](torch.cat([h, waves.to(h.dtype)], -1) if i % 2 == 0 else waves)
@@ -205,20 +205,3 @@ class LayoutBlock(nn.Module):
         h = h + self.dropout(self.out(mixed.transpose(1, 2).reshape(B, T, D)))
         out: Tensor = h + self.dropout(self.mlp(self.norm2(h)))
         return out
-
-
-class RememberedLayouts:
-    """M layouts for each number of objects up to N, (N, M, N, 2): what checkpoints held before the layout network."""
-
-    def __init__(self, points: Tensor) -> None:
-        self.points = points
-
-    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw one layout and assign its places to the labels at random: (K, 2)."""
-        positions = torch.full((len(labels), 2), OUTSIDE)
-        there = torch.nonzero(labels.cpu() > 0).flatten()
-        n = len(there)
-        if 0 < n <= len(self.points):
-            layout = self.points[n - 1, int(torch.randint(self.points.shape[1], (), generator=generator)), :n]
-            positions[there] = layout.float().cpu()[torch.randperm(n, generator=generator)]
-        return positions

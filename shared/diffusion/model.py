@@ -14,7 +14,7 @@ from torch import Tensor
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts, RememberedLayouts
+from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts
 from shared.diffusion.packed import can_pack, pack, pack_upsampler
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
@@ -117,8 +117,10 @@ def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> Upsampler
 
 def _layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> Layouts:
     """Return the checkpoint's layout network, and take its tensors out of `state`."""
-    if "layouts" in state:
-        return RememberedLayouts(state.pop("layouts").float())
+    if "layouts" not in info.config:
+        raise ValueError(
+            "it remembers layouts, as before version 0.2; `trainer train --start-from` it learns them anew"
+        )
     network = LayoutNetwork(LayoutConfig.model_validate(info.config["layouts"]))
     names = [name for name in state if name.startswith(LAYOUTS)]
     network.load_state_dict({name.removeprefix(LAYOUTS): state.pop(name).float() for name in names})
