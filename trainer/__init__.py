@@ -1,6 +1,6 @@
 """The trainer: trains the denoiser and the evaluator, and publishes checkpoints. Imports shared, never the service.
 
-Start reading in `train.py`, the training loop; `config.py` holds every option of a run. `scenes/` renders stand-in
-pictures, `studies/` measures finished models and compares recipes, `commands/` is the command line. Imports point one
-way: commands -> studies -> train, distill, fit_evaluator, score -> scenes, data, config.
+Start reading in `train.py`, the training loop; `config.py` holds every option of a run. `stages/` trains what is not the
+denoiser, `scenes/` renders stand-in pictures, `studies/` measures finished models and compares recipes, `commands/` is
+the command line. Imports point one way: commands -> studies -> train, stages, score -> scenes, data, config.
 """

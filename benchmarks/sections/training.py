@@ -19,11 +19,11 @@ from benchmarks.timing import Deadline, figure, ratios, seconds
 from shared.device import autocast_dtype, kept_memory, pick_device
 from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset
-from trainer.fit_evaluator import BATCH as FIT_BATCH
-from trainer.fit_evaluator import fit_evaluator
 from trainer.loss import Denoising
 from trainer.runs import Budget
 from trainer.scenes.render_folder import random_scenes, write_folder
+from trainer.stages.fit_evaluator import BATCH as FIT_BATCH
+from trainer.stages.fit_evaluator import fit_evaluator
 from trainer.train import batch_indices, make_network, train
 
 OURS, REPORT = "ours", "the course report's loop, fp32"

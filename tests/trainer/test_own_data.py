@@ -22,7 +22,7 @@ from shared.vocabulary import Vocabulary
 from tests.conftest import serving
 from tests.trainer_fixtures import NETWORK
 from trainer import __main__ as cli
-from trainer import fit_evaluator
+from trainer.stages import fit_evaluator
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

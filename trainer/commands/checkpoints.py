@@ -129,7 +129,7 @@ def move_upsampler(
     storage: options.Storage = Path("models"),
 ) -> None:
     """Publish a checkpoint's upsampler as that of another denoiser, or of its own after that was trained again."""
-    from trainer import upsample
+    from trainer.stages import upsample
 
     path = upsample.move_upsampler(storage, source, base, name or source)
     terminal.show("upsampler moved", [("base", base), ("checkpoint", str(path))])

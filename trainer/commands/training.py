@@ -33,9 +33,9 @@ def fit_evaluator(
     To resume, run the same command again.
     """
     from shared.evaluator import IMAGE_SIZE, load_evaluator
-    from trainer import fit_evaluator as fitting
     from trainer.data import merge
     from trainer.runs import Budget, show_progress
+    from trainer.stages import fit_evaluator as fitting
 
     terminal.check_budget(minutes, steps)
     check_name(name)
@@ -86,9 +86,9 @@ def train(
     """
     from trainer.config import REPORT_EPOCHS, make_config
     from trainer.data import check_alike, merge
-    from trainer.fit_layouts import fit_layouts
     from trainer.runs import Budget, show_progress
     from trainer.score import Watcher, load_judge, tests_of
+    from trainer.stages.fit_layouts import fit_layouts
     from trainer.train import publish_network, starting_weights
     from trainer.train import train as train_network
 
@@ -154,9 +154,9 @@ def distill(
     import torch
 
     from shared.diffusion.model import load_denoiser
-    from trainer import distill as distillation
     from trainer.runs import Budget, keep_setup, show_progress
     from trainer.score import Watcher, load_judge, tests_of
+    from trainer.stages import distill as distillation
     from trainer.train import train as train_network
 
     terminal.check_budget(minutes, steps)
@@ -225,10 +225,10 @@ def upsample(
     from functools import partial
 
     from shared.diffusion.model import load_denoiser
-    from trainer import upsample as upsampling
     from trainer.data import merge
     from trainer.pictures import find_pictures
     from trainer.runs import Budget, keep_setup, show_progress
+    from trainer.stages import upsample as upsampling
     from trainer.train import train as train_network
 
     terminal.check_budget(minutes, steps)

@@ -21,9 +21,9 @@ from shared.options import SAMPLING_PRESETS, SamplingOptions
 from trainer.config import REPORT, TrainConfig, check_config
 from trainer.data import Dataset
 from trainer.errors import TrainerError
-from trainer.fit_layouts import fit_layouts
 from trainer.runs import Budget, keep_setup, read_log, show_progress
 from trainer.score import Watcher, save_grid, score_runs
+from trainer.stages.fit_layouts import fit_layouts
 from trainer.train import train
 
 # The shipped network and optimizer with the report's objective. Loss weights and log-normal levels hide most of the

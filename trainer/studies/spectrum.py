@@ -13,7 +13,7 @@ from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions, picture_seed
 from trainer.data import Dataset, to_float
 from trainer.pictures import Pictures, as_tensor
-from trainer.spectrum import octave_power
+from trainer.stages.octaves import octave_power
 
 BATCH, SHOWN = 32, 8
 

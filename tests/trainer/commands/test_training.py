@@ -14,7 +14,7 @@ from shared.checkpoint import read_info
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import TINY, Command, refused
 from tests.trainer_fixtures import write_data_folder
-from trainer import fit_evaluator
+from trainer.stages import fit_evaluator
 
 
 @pytest.fixture(autouse=True)

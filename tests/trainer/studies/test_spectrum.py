@@ -14,7 +14,7 @@ from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import write_data_folder
 from trainer.data import load_dataset, to_float
 from trainer.pictures import as_tensor, find_pictures
-from trainer.spectrum import octave_power
+from trainer.stages.octaves import octave_power
 from trainer.studies.spectrum import examine
 
 

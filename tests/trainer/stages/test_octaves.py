@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.spectrum import octave_power
+from trainer.stages.octaves import octave_power
 
 
 def waves(period: float, amplitude: float = 1.0) -> Tensor:

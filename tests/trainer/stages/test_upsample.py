@@ -19,7 +19,7 @@ from tests.trainer_fixtures import write_data_folder
 from trainer.data import load_dataset, to_float
 from trainer.errors import TrainerError
 from trainer.pictures import as_tensor, find_pictures
-from trainer.upsample import Upsampling, make_config, make_upsampler
+from trainer.stages.upsample import Upsampling, make_config, make_upsampler
 
 CPU = torch.device("cpu")
 CHANGES = ["crop=4", "squares=2", "batch=3", "network.channels=8", "network.blocks=1"]

@@ -28,7 +28,7 @@ from trainer.errors import TrainerError
 from trainer.loss import finite
 from trainer.pictures import Pictures, as_tensor
 from trainer.runs import Run
-from trainer.spectrum import octave_power
+from trainer.stages.octaves import octave_power
 
 Weight = Annotated[float, Field(ge=0)]
 # As a folder's pictures are read (`data.py`), and as `trainer render --size` writes them

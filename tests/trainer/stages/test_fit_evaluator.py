@@ -16,11 +16,11 @@ from shared.diffusion.layouts import OUTSIDE
 from shared.evaluator import Evaluator, load_evaluator
 from shared.vocabulary import Vocabulary
 from tests.trainer_fixtures import write_data_folder
-from trainer import fit_evaluator as fitting
 from trainer.data import Dataset, load_dataset
 from trainer.errors import TrainerError
-from trainer.fit_evaluator import fit_evaluator
 from trainer.runs import Budget, Run
+from trainer.stages import fit_evaluator as fitting
+from trainer.stages.fit_evaluator import fit_evaluator
 
 CPU = torch.device("cpu")
 

@@ -17,8 +17,8 @@ from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import write_data_folder
-from trainer.distill import AdaptedNetwork, Trajectories, make_pool, publish_adapter, trajectories
-from trainer.fit_evaluator import publish_evaluator
+from trainer.stages.distill import AdaptedNetwork, Trajectories, make_pool, publish_adapter, trajectories
+from trainer.stages.fit_evaluator import publish_evaluator
 
 CPU = torch.device("cpu")
 PATH = SamplingOptions(sampler="dpmpp_2m", steps=12, guidance=2.0)
@@ -109,7 +109,7 @@ def test_the_error_is_zero_where_student_and_teacher_take_the_same_steps(teacher
 
 
 def test_a_pool_resumes_where_it_stopped(teacher: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.distill.POOL_CHUNK", 2)
+    monkeypatch.setattr("trainer.stages.distill.POOL_CHUNK", 2)
     labels, stepped = torch.eye(len(teacher.vocabulary)), []
     options = SamplingOptions(sampler="ddim", steps=2, guidance=1.0)
     first = make_pool(tmp_path / "pool", teacher, labels, 3, 2, options, stepped.append)
