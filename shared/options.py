@@ -140,6 +140,10 @@ SAMPLING_PRESETS: Final[dict[str, SamplingOptions]] = {
 }
 
 
+# of a newly trained network that takes positions, to which guidance does harm (docs/training-log.md, third session)
+WITH_POSITIONS: Final = SamplingOptions(sampler="dpmpp_2m", steps=8, guidance=1.0)
+
+
 def default_options(config: Mapping[str, Any]) -> SamplingOptions:
     """Return the sampling options that a checkpoint's configuration sets (a distilled one does), or the default ones.
 

@@ -21,6 +21,7 @@ from shared.checkpoint import load, publish
 from shared.device import autocast_dtype, kept_memory
 from shared.diffusion.layouts import LAYOUTS, LayoutNetwork
 from shared.diffusion.unet import NetworkConfig, UNet
+from shared.options import WITH_POSITIONS
 from shared.registry import resolve
 from shared.storage import Location
 from trainer.averages import Averages
@@ -108,6 +109,7 @@ def publish_network(
     if layouts is not None:
         state |= {f"{LAYOUTS}{key}": value for key, value in layouts.state_dict().items()}
         described["layouts"] = layouts.config.model_dump(mode="json")
+        described["sampling"] = WITH_POSITIONS.model_dump(mode="json")
     return publish(
         storage, name, {key: value.detach().to("cpu", torch.bfloat16) for key, value in state.items()},
         kind="denoiser", vocabulary=dataset.vocabulary.names, config=described,

@@ -9,7 +9,7 @@ import torch
 from shared.checkpoint import read_info
 from shared.diffusion.layouts import OUTSIDE, LayoutNetwork
 from shared.diffusion.model import load_denoiser
-from shared.options import SamplingOptions
+from shared.options import WITH_POSITIONS, SamplingOptions
 from shared.support import support_of as support_of_checkpoint
 from shared.vocabulary import ICLEVR
 from tests.trainer_fixtures import TINY, write_data_folder
@@ -94,8 +94,9 @@ def test_training_can_start_from_a_network_without_positions(tmp_path: Path) -> 
         )
         layouts = fit_layouts(dataset, config, tmp_path / name / "layouts")
         publish_network(averages.network("raw"), config, dataset, storage, name, {}, layouts)
-    assert load_denoiser(storage / "plain.safetensors").layouts is None
-    denoiser = load_denoiser(storage / "positioned.safetensors")
+    plain, denoiser = (load_denoiser(storage / f"{name}.safetensors") for name in ("plain", "positioned"))
+    assert (plain.layouts, plain.options) == (None, SamplingOptions())
+    assert denoiser.options == WITH_POSITIONS
     assert isinstance(denoiser.layouts, LayoutNetwork)
     assert denoiser.layouts.config.most == 2
     row = denoiser.stepper().new_row(ICLEVR.multi_hot(["red cube"]), SamplingOptions(), 0)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from shared.checkpoint import check_name, path_of
-from shared.options import SamplingOptions
+from shared.options import WITH_POSITIONS, SamplingOptions
 from shared.registry import resolve
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
@@ -87,7 +87,7 @@ def train(
     from trainer.config import REPORT_EPOCHS, make_config
     from trainer.data import check_alike, merge
     from trainer.runs import Budget, show_progress
-    from trainer.score import Watcher, load_judge, tests_of
+    from trainer.score import SAMPLING, Watcher, load_judge, tests_of
     from trainer.stages.fit_layouts import fit_layouts
     from trainer.train import publish_network, starting_weights
     from trainer.train import train as train_network
@@ -112,7 +112,7 @@ def train(
             layouts = fit_layouts(dataset, config, run / "layouts", on_step=show_progress(progress, "layouts"))
         watcher = Watcher(
             config, dataset, run, tests_of(data[0], tests, vocabulary), judge, where,
-            held_out=merge(unseen) if unseen else None, layouts=layouts,
+            WITH_POSITIONS if layouts else SAMPLING, held_out=merge(unseen) if unseen else None, layouts=layouts,
         )  # fmt: skip
         averages, state = train_network(
             dataset, config, run, budget, device=where, start=start, start_from=start_from,
