@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from shared.checkpoint import CheckpointInfo, publish, read_info
+from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
 from shared.evaluator import Evaluator
@@ -38,7 +39,7 @@ def publish_toy_denoiser(
 ) -> CheckpointInfo:
     """Publish a denoiser whose weights follow from `seed`; it replaces one of the same name.
 
-    With `positions` it has arrangements of one, two and three objects. `config`: more of its configuration.
+    With `positions` it has layouts of one to three objects. `config`: more of its configuration.
     """
     own = NETWORK.model_copy(update={"positions": positions})
     config |= {"network": own.model_dump(mode="json"), "schedule": "cosine", "timesteps": 1000, "prediction": "v"}
@@ -47,7 +48,9 @@ def publish_toy_denoiser(
     _randomize(network, seed)
     state = network.state_dict()
     if positions:
-        state["layouts"] = torch.rand(3, 16, 3, 2)
+        layouts = LayoutNetwork(LayoutConfig(num_labels=len(ICLEVR), most=3, cells=4, width=8, layers=1, heads=1))
+        config["layouts"] = layouts.config.model_dump(mode="json")
+        state |= {f"{LAYOUTS}{key}": value for key, value in layouts.state_dict().items()}
     return read_info(
         publish(storage, name, state, kind="denoiser", vocabulary=ICLEVR.names, config=config, training={})
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from shared.device import autocast_dtype
+from shared.device import autocast_dtype, kept_memory
 from shared.diffusion.layouts import OUTSIDE, LayoutConfig, LayoutNetwork
 from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of
@@ -116,7 +116,7 @@ def fit_layouts(
         if loss <= best.loss:
             best.weights, best.loss = copy.deepcopy(average.module.state_dict()), loss
 
-    with run_log(folder) as record:
+    with kept_memory(), run_log(folder) as record:
         last = saved_at = time.monotonic()
         losses: list[float] = []  # since the last line of the log
         while (progress := budget.progress(run.elapsed_s, run.step)) < 1:

@@ -23,7 +23,7 @@ def plot_log(lines: list[dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    axes.plot(*zip(*losses, strict=True), color="tab:gray", linewidth=1, label="loss")
+    axes.plot([step for step, _ in losses], [loss for _, loss in losses], color="tab:gray", linewidth=1, label="loss")
     for name in sorted({key for line in lines for key in line if key.endswith("_loss")}):
         points = [(line["step"], line[name]) for line in lines if name in line]
         axes.plot(*zip(*points, strict=True), marker=".", label=name.replace("_", " "))

@@ -21,11 +21,11 @@ def test_the_layout_network_learns_which_label_stands_where(tmp_path: Path) -> N
     heights = torch.rand(count, 2, generator=generator).sort(1).values  # y from the top: the sky's is the smaller
     positions = torch.stack([torch.rand(count, 2, generator=generator), heights], -1)
     dataset = Dataset(vocabulary, torch.zeros(count, 3, 16, 16, dtype=torch.uint8), labels, positions)
-    config = TINY.model_copy(update={"layout_steps": 300})
+    config = TINY.model_copy(update={"layout_steps": 200})
     network = fit_layouts(dataset, config, tmp_path)
     assert network is not None
     drawn = torch.stack([network.draw(labels[0], generator) for _ in range(300)])
-    assert float((drawn[:, 0, 1] < drawn[:, 1, 1]).float().mean()) >= 0.8
+    assert float((drawn[:, 0, 1] < drawn[:, 1, 1]).float().mean()) >= 0.75
 
 
 def test_a_layout_run_resumes_where_it_stopped(tmp_path: Path) -> None:
