@@ -15,6 +15,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from trainer.errors import TrainerError
 
 SIZE = 64  # side of the squares that are compared, in pixels
+LIGHT_BLUR, LIGHT_KERNEL = 10.0, 41  # pixels of 64: much wider than an object
 BLUR = 2.5  # standard deviation in pixels, between the size of an object and that of noise and edges
 NEAR = 0.15  # how far an object extends from the largest difference, in fractions of the side
 CHUNK = 1024  # pictures compared at once
@@ -38,7 +39,10 @@ def locate(train: Mapping[str, list[str]], images: Tensor) -> Positions:
     if alone:
         pictures = images[[index[name] for name in alone]].float()
         # Add the deviation over all pictures: where they all have an object in one place, the median shows one there.
-        differences = (pictures - pictures.median(0).values).abs().mean(1) + pictures.std(0, correction=0).mean(0)
+        different = pictures - pictures.median(0).values
+        # without what changes slowly over the picture: the light, as lamps stand elsewhere in every scene
+        different -= gaussian_blur(different, [LIGHT_KERNEL, LIGHT_KERNEL], [LIGHT_BLUR, LIGHT_BLUR])
+        differences = different.abs().mean(1) + pictures.std(0, correction=0).mean(0)
         found.update((name, [point]) for name, point in zip(alone, _centres(differences), strict=True))
     several = sorted((name for name in train if len(train[name]) > 1), key=lambda name: len(train[name]))
     before = [_before(name, train[name], of_scene) for name in several]

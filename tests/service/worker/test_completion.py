@@ -12,7 +12,6 @@ from service.contract.records import JobRecord, JobResult, Verdict
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore, read_verdicts
-from service.worker.loaded_models import LoadedModel
 from service.worker.runner import Runner
 from shared.evaluator import score_set
 from tests.service.worker.conftest import LISTS, pixels, status
@@ -94,12 +93,12 @@ def test_a_waiting_worker_completes_a_job_whose_last_picture_came_from_a_dying_w
 
     run_once, iterations = runner.run_once, iter(range(100))
 
-    def run_both(model: LoadedModel, job_id: str) -> bool:
+    def run_both(job_id: str) -> bool:
         assert next(iterations, None) is not None, "it waits for ever"
         if maker.models.busy:
             with contextlib.suppress(SystemExit):
                 maker.run_once()
-        return run_once(model, job_id)
+        return run_once(job_id)
 
     monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 0.1)
     monkeypatch.setattr(maker.store, "open_verdicts", die)

@@ -59,11 +59,11 @@ def test_jobs_accepted_before_a_change_use_the_old_weights(
     connection: Redis, own: Settings, folder: Path, store: JobStore, create: Callable[..., JobRecord]
 ) -> None:
     old, runner = toy(folder), Runner(connection, own, "w1")
-    model = runner.models.load()
+    runner.models.load()
     undisturbed = create(old)
     runner.run(undisturbed.id)
     begun = create(old)
-    runner.run_once(model)
+    runner.run_once()
     new = publish_toy_denoiser(folder, "toy", 5)
     accepted, fresh = create(old), create(new)
     for job in (begun, fresh, accepted):
@@ -147,9 +147,9 @@ def test_pictures_in_progress_continue_while_another_model_loads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     runner = Runner(connection, own, "w1")
-    model = runner.models.load()
+    runner.models.load()
     first, second = create(toy(folder)), create(read_info(folder / "other.safetensors"))
-    runner.run_once(model)
+    runner.run_once()
     read = runner.models.read_model
 
     def read_slowly(name: str | None, digest: str | None) -> LoadedModel:

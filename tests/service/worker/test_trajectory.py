@@ -144,7 +144,7 @@ def test_a_trajectory_survives_its_worker(
     other = Runner(connection, settings, "w2")
     model = other.models.load()
     for _ in range(3):
-        other.run_once(model)
+        other.run_once()
     assert model.engine.busy
     if way == "gives its pictures back":
         other.release_claims()

@@ -10,7 +10,7 @@ from shared.checkpoint import CheckpointError, load, publish, read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.diffusion.samplers import make_table
-from shared.evaluator import Evaluator, SetScore
+from shared.evaluator import Evaluator
 from shared.options import SamplingOptions
 from shared.registry import promote
 from shared.vocabulary import ICLEVR, Vocabulary
@@ -155,7 +155,7 @@ def test_bad_arguments_of_distill_are_refused(command: Command, tmp_path: Path) 
     refused(command(*common), "say how long")
     refused(command(*common, "--steps", 1, "--teacher", "nobody"), "nobody: no such denoiser")
     other = Evaluator(Vocabulary(tuple(reversed(ICLEVR.names)))).freeze()
-    publish_evaluator(other, SetScore(1.0, 1.0, 1.0, {}), storage, "other", {})
+    publish_evaluator(other, {}, storage, "other", {})
     run = ("--steps", 1, "--run", tmp_path / "run")
     refused(command(*common, *run, "--evaluator", "other"), "vocabularies differ")
     base = load_denoiser(storage / "toy.safetensors")

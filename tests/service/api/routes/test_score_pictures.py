@@ -76,7 +76,7 @@ def test_jobs_of_several_sizes_share_a_batch(client: httpx.Client, alive: JobSto
     runner = Runner(alive.connection, settings, "w")
     judge = runner._load_for(alive.record(ids[0]))  # type: ignore[arg-type]
     assert judge is not None
-    runner.run_once(judge)
+    runner.run_once()
     assert [client.get(f"/jobs/{job_id}").json()["status"] for job_id in ids] == ["finished", "finished"]
     assert not judge.busy
     assert runner.rate.pictures == 0  # it measures sampling, not judging
