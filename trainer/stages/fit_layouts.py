@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -64,6 +65,17 @@ def update_average(averaged: Any, current: Any, updates: Tensor | int) -> None:
     get_ema_multi_avg_fn(decay)(averaged, current, updates)  # type: ignore[no-untyped-call]
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: the steps are so small that several wait for each other most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @dataclass
 class Best:
     """The weights with the smallest held-out loss so far."""
@@ -116,7 +128,7 @@ def fit_layouts(
         if loss <= best.loss:
             best.weights, best.loss = copy.deepcopy(average.module.state_dict()), loss
 
-    with kept_memory(), run_log(folder) as record:
+    with kept_memory(), one_thread(), run_log(folder) as record:
         last = saved_at = time.monotonic()
         losses: list[float] = []  # since the last line of the log
         while (progress := budget.progress(run.elapsed_s, run.step)) < 1:
