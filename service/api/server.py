@@ -16,7 +16,6 @@ log = get_logger(__name__)
 
 GRACE_S = 3  # the last part of `drain_s`: waiting requests take up to 2 s to notice that they must answer
 CLOSE_S = 1  # for connections to close after that
-HEAD_S = 10.0  # for a client to send a whole request line with its headers; uvicorn itself would wait for ever
 LOOK_S = 0.05  # between two checks for requests in progress
 # uvicorn logs through our handlers, and leaves the line for each request to ObserveRequests.
 LOGGING: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False}
@@ -29,24 +28,6 @@ class Server(uvicorn.Server):
         options = {**LOGGING, "http": PunctualProtocol, "timeout_graceful_shutdown": CLOSE_S, **options}
         super().__init__(uvicorn.Config(app, **options))
         self.app = app
-        self._idle: dict[Any, tuple[Any, float]] = {}  # connection -> its last request, and since when it has no other
-
-    async def on_tick(self, counter: int) -> bool:
-        if counter % 10 == 0:  # every second
-            self._close_slow()
-        return await super().on_tick(counter)
-
-    def _close_slow(self) -> None:
-        """Close connections that have not sent the head of a request for `HEAD_S`."""
-        now, before = time.monotonic(), self._idle
-        self._idle = {}
-        for connection in list(self.server_state.connections):
-            request = getattr(connection, "cycle", None)  # not of a WebSocket's connection
-            if request is None or request.response_complete:
-                last, since = before.get(connection, (request, now))
-                self._idle[connection] = (request, since if last is request else now)
-                if now - self._idle[connection][1] > HEAD_S:
-                    connection.transport.close()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         bound_s = max(self.app.state.settings.drain_s, GRACE_S)

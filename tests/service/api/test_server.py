@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.api import server as server_module
+from service.api import connections
 from service.settings import Settings
 from tests.conftest import api_server, client_of
 
@@ -15,7 +15,7 @@ from tests.conftest import api_server, client_of
 def test_a_connection_without_a_whole_head_is_closed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr(server_module, "HEAD_S", 0.5)
+    monkeypatch.setattr(connections, "HEADER_S", 0.5)
     with api_server(settings) as server, socket.create_connection(server.servers[0].sockets[0].getsockname()) as slow:
         slow.settimeout(60)
         slow.sendall(sent)
@@ -24,7 +24,7 @@ def test_a_connection_without_a_whole_head_is_closed(
 
 def test_a_request_that_takes_longer_is_answered(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the head has this limit, on a connection that sent a request before, too."""
-    monkeypatch.setattr(server_module, "HEAD_S", 0.5)
+    monkeypatch.setattr(connections, "HEADER_S", 0.5)
 
     def body() -> Iterator[bytes]:
         yield b'{"labels": '
