@@ -1,4 +1,7 @@
-"""Averages of the weights over training: a short exponential one, the report's, and a long one whose window grows."""
+"""Averages of the weights over training.
+
+The denoiser has two: a short exponential one, the report's, and a long one whose window grows.
+"""
 
 from collections.abc import Callable
 
@@ -25,8 +28,18 @@ def power_average(power: float) -> Callable[[Tensors, Tensors, Tensor | int], No
     return update
 
 
+def warmed_up_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Return an exponential average with less decay at first, so that a short run forgets the random weights."""
+
+    def update(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
+        n = int(updates)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, updates)  # type: ignore[no-untyped-call]
+
+    return update
+
+
 class Averages:
-    """Both averages of a model's weights."""
+    """Both averages of a denoiser's weights."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model, self.start = model, config.ema_start

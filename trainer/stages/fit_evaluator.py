@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Image as TVImage
 from torchvision.tv_tensors import KeyPoints
@@ -23,6 +23,7 @@ from shared.checkpoint import publish
 from shared.device import autocast_dtype, kept_memory
 from shared.evaluator import IMAGE_SIZE, Evaluator, score_set
 from shared.storage import Location
+from trainer.averages import warmed_up_average
 from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_log, save_state, step_seed
@@ -52,13 +53,6 @@ TINT = 0.06  # standard deviation of each colour channel's gain
 GROUPS = 16  # of a batch; a group shares its distortion, since one by one would take longer than the network
 Figures = dict[str, Any]  # of held-out pictures, as in a checkpoint's header
 HEAT_WEIGHT = 0.1  # of the heatmap's loss; the labels' and the positions' have 1. Without it, positions take far longer
-
-
-def update_average(averaged: Any, current: Any, updates: Tensor | int) -> None:
-    """Update the average, with less decay at first, so that a short run's average forgets the random weights."""
-    n = int(updates)
-    decay = min(EMA_DECAY, (1 + n) / (10 + n))
-    get_ema_multi_avg_fn(decay)(averaged, current, updates)  # type: ignore[no-untyped-call]
 
 
 def augment(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +103,7 @@ def fit_evaluator(
         evaluator.load_state_dict(start.state_dict(), strict=False)
     positions = torch.zeros(*labels.shape, 2) if dataset.positions is None else dataset.positions
     evaluator.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = AveragedModel(evaluator, multi_avg_fn=update_average, use_buffers=True)
+    average = AveragedModel(evaluator, multi_avg_fn=warmed_up_average(EMA_DECAY), use_buffers=True)
     groups = [{"params": evaluator.resnet.parameters(), "most": START_LR if start else LR}]
     if evaluator.locator:
         groups += [{"params": evaluator.locator.parameters(), "most": START_LR if start and start.locator else LR}]

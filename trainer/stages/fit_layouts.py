@@ -16,10 +16,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from shared.device import autocast_dtype, kept_memory
 from shared.diffusion.layouts import OUTSIDE, LayoutConfig, LayoutNetwork
+from trainer.averages import warmed_up_average
 from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_log, save_state, step_seed
@@ -57,12 +58,6 @@ def split(layouts: Layout, seed: int) -> tuple[Layout, Layout]:
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
     unseen, seen = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
     return (indices[seen], places[seen]), (indices[unseen], places[unseen])
-
-
-def update_average(averaged: Any, current: Any, updates: Tensor | int) -> None:
-    """Update the average, with less decay at first, so that a short run's average forgets the random weights."""
-    decay = min(EMA_DECAY, (1 + int(updates)) / (10 + int(updates)))
-    get_ema_multi_avg_fn(decay)(averaged, current, updates)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -103,7 +98,7 @@ def fit_layouts(
     shares = torch.tensor([float(len(seen[0])) for seen, _ in parts.values()])
     torch.manual_seed(config.seed)
     network = LayoutNetwork(LayoutConfig(num_labels=len(dataset.vocabulary), most=numbers[-1]))
-    average = AveragedModel(network, multi_avg_fn=update_average)
+    average = AveragedModel(network, multi_avg_fn=warmed_up_average(EMA_DECAY))
     optimizer = torch.optim.AdamW(network.parameters(), LR, (0.9, 0.99), weight_decay=0.01)
     learning: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer}
     best, dtype = Best(average.module.state_dict()), autocast_dtype(torch.device("cpu"))

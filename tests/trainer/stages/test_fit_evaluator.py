@@ -16,6 +16,7 @@ from shared.diffusion.layouts import OUTSIDE
 from shared.evaluator import Evaluator, load_evaluator
 from shared.vocabulary import Vocabulary
 from tests.trainer_fixtures import write_data_folder
+from trainer.averages import warmed_up_average
 from trainer.data import Dataset, load_dataset
 from trainer.errors import TrainerError
 from trainer.runs import Budget, Run
@@ -156,7 +157,7 @@ def test_what_is_measured_on_held_out_pictures() -> None:
 
 def test_the_average_of_a_short_run_forgets_the_random_weights() -> None:
     network = torch.nn.Linear(1, 1, bias=False)
-    average = AveragedModel(network, multi_avg_fn=fitting.update_average)
+    average = AveragedModel(network, multi_avg_fn=warmed_up_average(fitting.EMA_DECAY))
     for weight in [0.0] + [1.0] * 50:
         torch.nn.init.constant_(network.weight, weight)
         average.update_parameters(network)
