@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make the checkpoints from nothing: data, evaluator, denoiser, its distilled form and its upsampler. The shipped weights
 # were made with these commands, in several runs (models/*.md), with the course's train.json as TRAIN. Without TRAIN,
-# scenes are random. To resume, run it again: an interrupted rendering starts over, training continues from its state.
+# scenes are random. WITHOUT names a test file whose label sets the other scenes never show. To resume, run it again: an interrupted rendering starts over, training continues from its state.
 # TRIAL=FOLDER runs every stage at a tiny size, in two minutes, with data, runs and models in that folder.
 set -eu
 BIN=${BIN:-.venv/bin}
@@ -26,7 +26,7 @@ fi
 
 # unquoted on purpose: options of several words are split at blanks
 render iclevr --size 64 --seed 100 $scenes ${TRAIN:+--train "$TRAIN"}
-render many --size 64 --seed 200 --objects 10 --centre 0.25 $many
+render many --size 64 --seed 200 --objects 10 --centre 0.25 $many ${WITHOUT:+--without "$WITHOUT"}
 render heldout64 --size 64 --seed 3001 --objects 10 --centre 0.5 $unseen
 render full --seed 905 --objects 10 --centre 0.5 $full
 trainer fit-evaluator --name iclevr-resnet18 --run "$at/runs/evaluator" $fit --data "$at/data/iclevr" \

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from shared.vocabulary import ICLEVR, read_train_file
+from shared.vocabulary import ICLEVR, read_test_file, read_train_file
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
@@ -19,6 +19,9 @@ def render(
         int | None, typer.Option(min=1, help="Number of random scenes, without --train (default: 6003).")
     ] = None,
     objects: Annotated[int, typer.Option(min=1, max=10, help="Objects in a random scene's last picture.")] = 3,
+    without: Annotated[
+        Path | None, typer.Option(exists=True, help="A test file; no random scene shows one of its label sets.")
+    ] = None,
     centre: options.Centre = 1.0,
     jitter: Annotated[bool, typer.Option(help="Move the lamps from scene to scene, as CLEVR does.")] = True,
     size: Annotated[
@@ -31,9 +34,15 @@ def render(
 
     if train and scenes:
         raise TrainerError("--scenes and --train exclude each other: a train.json already lists the scenes")
+    if train and without:
+        raise TrainerError("--without is for random scenes; with --train, remove the scenes from the train.json")
     if (out / "train.json").exists():
         raise TrainerError(f"{out} already holds a data set; choose another folder or remove it")
-    lists = scenes_of(read_train_file(train, ICLEVR)) if train else random_scenes(scenes or 6003, objects, seed)
+    if train:
+        lists = scenes_of(read_train_file(train, ICLEVR))
+    else:
+        excluded = read_test_file(without, ICLEVR) if without else []
+        lists = random_scenes(scenes or 6003, objects, seed, excluded)
     with terminal.bar() as progress:
         task = progress.add_task("rendering", total=sum(map(len, lists.values())))
         count = write_folder(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,11 +28,18 @@ NAME = re.compile(r"CLEVR_train_(\d{6})_(\d)\.png")
 Scenes = dict[str, list[str]]  # a scene's number, six digits -> its labels, in order of appearance
 
 
-def random_scenes(count: int, max_objects: int, seed: int) -> Scenes:
-    """Draw `count` scenes of `max_objects` distinct labels each."""
-    rng = np.random.default_rng([seed, 0])
-    lists = [[ICLEVR.names[i] for i in rng.permutation(len(ICLEVR))[:max_objects]] for _ in range(count)]
-    return {f"{number:06d}": labels for number, labels in enumerate(lists)}
+def random_scenes(count: int, max_objects: int, seed: int, without: Iterable[Sequence[str]] = ()) -> Scenes:
+    """Draw `count` scenes of `max_objects` distinct labels each.
+
+    A scene is rendered with its first object, its first two, and so on; none of these sets is in `without`.
+    """
+    rng, excluded = np.random.default_rng([seed, 0]), {frozenset(labels) for labels in without}
+    scenes: Scenes = {}
+    while len(scenes) < count:
+        labels = [ICLEVR.names[i] for i in rng.permutation(len(ICLEVR))[:max_objects]]
+        if not any(frozenset(labels[:n]) in excluded for n in range(1, max_objects + 1)):
+            scenes[f"{len(scenes):06d}"] = labels
+    return scenes
 
 
 def scenes_of(train: dict[str, list[str]]) -> Scenes:

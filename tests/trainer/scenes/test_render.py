@@ -92,6 +92,16 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     assert all(first[name] != other[name] for name in first if name.endswith(".png"))
 
 
+def test_scenes_without_a_test_files_label_sets() -> None:
+    everything = random_scenes(200, 3, 0)
+    without = [labels[n::-1] for labels, n in zip(list(everything.values())[:40], itertools.cycle(range(3)), strict=False)]
+    scenes = random_scenes(200, 3, 0, without)
+    shown = {frozenset(labels[:n]) for labels in scenes.values() for n in (1, 2, 3)}
+    assert list(scenes) == list(everything)
+    assert shown.isdisjoint(map(frozenset, without))
+    assert list(everything.values())[-1] in scenes.values()  # the others are drawn as before
+
+
 def test_layout_of_the_folder(tmp_path: Path) -> None:
     count = write_folder(tmp_path, random_scenes(2, 3, 0), seed=0, size=None)
     train = read_train_file(tmp_path / "train.json", ICLEVR)
