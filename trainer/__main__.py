@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 for command in (
     data.render, data.locate,
-    training.fit_evaluator, training.train, training.distill, training.upsample,
+    training.fit_evaluator, training.train, training.fit_layouts, training.distill, training.upsample,
     checkpoints.score, checkpoints.promote, checkpoints.set_sampling, checkpoints.set_support,
     checkpoints.export, checkpoints.move_upsampler, checkpoints.card,
     studies.compare, studies.calibrate, studies.memorisation, studies.spectrum, studies.limit,

@@ -86,7 +86,7 @@ REPORT: Final = TrainConfig(
 )
 PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": REPORT}
 REPORT_EPOCHS = 300
-Config = TypeVar("Config", bound=TrainConfig)
+Config = TypeVar("Config", bound=NoOtherFields)
 FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions"}  # of NetworkConfig
 
 
@@ -108,7 +108,7 @@ def with_changes(config: Config, changes: Sequence[str]) -> Config:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        if key.startswith("network.") and isinstance(values["network"], dict):
+        if key.startswith("network.") and isinstance(values.get("network"), dict):
             values["network"][key.removeprefix("network.")] = value
         else:
             values[key] = value

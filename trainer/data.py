@@ -168,6 +168,22 @@ def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
     return positions
 
 
+def read_arrangements(folders: Sequence[Path], vocabulary: Vocabulary) -> Tensor:
+    """Read the positions (N, K, 2) of the pictures whose number of objects no earlier folder has.
+
+    The folders need a train.json and a positions.json, and no pictures.
+    """
+    found, seen = list[Tensor](), torch.empty(0)
+    for folder in folders:
+        train = read_train_file(folder / "train.json", vocabulary)
+        if (positions := read_positions(folder / "positions.json", train, vocabulary)) is None:
+            raise TrainerError(f"{folder} has no positions.json")
+        numbers = (positions[..., 0] != OUTSIDE).sum(1)
+        found.append(positions[~torch.isin(numbers, seen)])
+        seen = torch.cat([seen, numbers])
+    return torch.cat(found)
+
+
 def _padded(positions: Tensor, width: int, height: int) -> Tensor:
     """Convert fractions of a width x height picture to fractions of the square that `to_square` pads it to."""
     side = max(width, height)

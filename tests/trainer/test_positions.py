@@ -18,7 +18,7 @@ from trainer.errors import TrainerError
 from trainer.loss import Denoising
 from trainer.runs import Budget
 from trainer.scenes.render_folder import random_scenes, write_folder
-from trainer.stages.fit_layouts import fit_layouts
+from trainer.stages.fit_layouts import fit_layouts_of
 from trainer.train import make_network, publish_network, starting_weights, train
 
 
@@ -92,7 +92,7 @@ def test_training_can_start_from_a_network_without_positions(tmp_path: Path) -> 
         averages, _ = train(
             dataset, config, tmp_path / name, Budget(steps=2), device=torch.device("cpu"), start=weights
         )
-        layouts = fit_layouts(dataset, config, tmp_path / name / "layouts")
+        layouts = fit_layouts_of(dataset, config, tmp_path / name / "layouts")
         publish_network(averages.network("raw"), config, dataset, storage, name, {}, layouts)
     plain, denoiser = (load_denoiser(storage / f"{name}.safetensors") for name in ("plain", "positioned"))
     assert (plain.layouts, plain.options) == (None, SamplingOptions())

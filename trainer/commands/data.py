@@ -27,6 +27,7 @@ def render(
     size: Annotated[
         int | None, typer.Option(min=8, max=512, help="Write squares of this side instead of 320x240; faster.")
     ] = None,
+    pictures: Annotated[bool, typer.Option(help="Without: only labels and positions, for `fit-layouts`.")] = True,
     seed: options.Seed = 0,
 ) -> None:
     """Render stand-in pictures in the data set's own layout. The same seed gives the same bytes."""
@@ -46,8 +47,9 @@ def render(
     with terminal.bar() as progress:
         task = progress.add_task("rendering", total=sum(map(len, lists.values())))
         count = write_folder(
-            out, lists, seed=seed, size=size, centre=centre, jitter=jitter, advance=lambda n: progress.advance(task, n)
-        )
+            out, lists, seed=seed, size=size, centre=centre, jitter=jitter, pictures=pictures,
+            advance=lambda n: progress.advance(task, n),
+        )  # fmt: skip
     terminal.show("rendered", [("pictures", str(count)), ("scenes", str(len(lists))), ("folder", str(out))])
 
 

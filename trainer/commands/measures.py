@@ -28,7 +28,8 @@ def arrangements(
     Of several folders, the first that shows a number of objects is compared with, as in training.
     """
     from shared.diffusion.model import load_denoiser
-    from trainer.studies.arrangements import compare_arrangements, read_arrangements
+    from trainer.data import read_arrangements
+    from trainer.studies.arrangements import compare_arrangements
 
     terminal.check_files(json=json_out)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"))

@@ -1,4 +1,4 @@
-"""The commands that train and publish a checkpoint: `fit-evaluator`, `train`, `distill` and `upsample`."""
+"""The commands that train: `fit-evaluator`, `train`, `fit-layouts`, `distill` and `upsample`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from shared.checkpoint import check_name, path_of
+from shared.checkpoint import check_name, path_of, read_info
 from shared.options import WITH_POSITIONS, SamplingOptions
 from shared.registry import resolve
+from shared.vocabulary import Vocabulary
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
@@ -88,7 +89,7 @@ def train(
     from trainer.data import check_alike, merge
     from trainer.runs import Budget, show_progress
     from trainer.score import SAMPLING, Watcher, load_judge, tests_of
-    from trainer.stages.fit_layouts import fit_layouts
+    from trainer.stages.fit_layouts import fit_layouts_of
     from trainer.train import publish_network, starting_weights
     from trainer.train import train as train_network
 
@@ -109,7 +110,7 @@ def train(
         terminal.note_unseen(dataset)
         layouts = None
         if terminal.MAIN_PROCESS:
-            layouts = fit_layouts(dataset, config, run / "layouts", on_step=show_progress(progress, "layouts"))
+            layouts = fit_layouts_of(dataset, config, run / "layouts", on_step=show_progress(progress, "layouts"))
         watcher = Watcher(
             config, dataset, run, tests_of(data[0], tests, vocabulary), judge, where,
             WITH_POSITIONS if layouts else SAMPLING, held_out=merge(unseen) if unseen else None, layouts=layouts,
@@ -129,6 +130,46 @@ def train(
         path = publish_network(averages.network(config.publish), config, dataset, storage, name, training, layouts)
     losses = [(key.replace("_", " "), f"{value:.5f}") for key, value in last.items() if key.endswith("_loss")]
     terminal.show("trained", [*terminal.spent(state), *losses, ("checkpoint", str(path))])
+
+
+def fit_layouts(
+    name: Annotated[str, typer.Argument(help="A denoiser in storage that was trained with positions.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(exists=True, help="A folder with a train.json and a positions.json; no pictures needed."),
+    ],
+    storage: options.Storage = Path("models"),
+    run: Annotated[Path, typer.Option(help="Folder for state, log and TensorBoard events.")] = Path("runs/layouts"),
+    steps: Annotated[int, typer.Option(min=1, help="Stop after so many steps.")] = 2000,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the network's shape: --set width=96. Repeatable.")
+    ] = None,
+    seed: options.Seed = 0,
+) -> None:
+    """Fit a denoiser's layout network again, to more layouts than its pictures have. Repeat --data for several folders.
+
+    The layouts of n objects are learnt from the first folder that has pictures of n objects. Adapters of the denoiser
+    have to be distilled again, or moved. To resume, run the same command again.
+    """
+    from shared.diffusion.layouts import LayoutConfig
+    from trainer.config import with_changes
+    from trainer.data import read_arrangements
+    from trainer.runs import show_progress
+    from trainer.stages import fit_layouts as fitting
+
+    info = read_info(resolve(storage, name, "denoiser"))
+    if "layouts" not in info.config or "base" in info.config:
+        raise TrainerError(f"{name} has no layout network of its own: it takes no positions, or is an adapter")
+    shape = with_changes(LayoutConfig(num_labels=1, most=1), set_ or []).model_dump(exclude={"num_labels", "most"})
+    vocabulary = Vocabulary(info.vocabulary)
+    positions = read_arrangements(data, vocabulary)
+    with terminal.bar() as progress:
+        layouts = fitting.fit_layouts(
+            positions, vocabulary, run, steps=steps, seed=seed, shape=shape, on_step=show_progress(progress, "layouts")
+        )
+    training = {"layouts": {"data": ", ".join(one.name for one in data), "pictures": len(positions), "steps": steps}}
+    path = fitting.replace_layouts(storage, name, layouts, training)
+    terminal.show("layouts fitted", [("steps", str(steps)), ("checkpoint", str(path))])
 
 
 def distill(

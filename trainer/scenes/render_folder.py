@@ -80,18 +80,18 @@ def write_label_file(path: Path, content: object) -> None:
 
 def write_folder(
     out: Path, scenes: Scenes, *, seed: int, size: int | None, centre: float = 1.0, jitter: bool = True,
-    advance: Callable[[int], None] = lambda _: None,
+    pictures: bool = True, advance: Callable[[int], None] = lambda _: None,
 ) -> int:  # fmt: skip
     """Render every scene into `out`: with one object, then two, up to all of its labels. Return the number of pictures.
 
     `centre`: the share of scenes whose first object stands in the picture's centre. `jitter`: whether each scene has
-    its lamps moved, as CLEVR does.
+    its lamps moved, as CLEVR does. Without `pictures` only the label files and positions.json are written.
 
     `size` None writes 320x240 with 4 rays a pixel; a number writes squares, squeezed from one ray a pixel: much faster.
     The same arguments give the same bytes.
     """
     folder = out / "iclevr"
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder if pictures else out).mkdir(parents=True, exist_ok=True)
     train: dict[str, list[str]] = {}
     positions: dict[str, list[tuple[float, float]]] = {}
     numbered = enumerate(scenes.items())
@@ -109,11 +109,9 @@ def write_folder(
                     paths.append(folder / name)
                     objects.append(placed[:n])
                     lamps.append(lit)
-            samples = 2 if size is None else 1
-            pictures = render(objects, samples=samples, lamps=np.array(lamps))
-            if size is not None:
-                pictures = squeeze(pictures, size)
-            list(pool.map(_save, paths, pictures))
+            if pictures:
+                rendered = render(objects, samples=2 if size is None else 1, lamps=np.array(lamps))
+                list(pool.map(_save, paths, rendered if size is None else squeeze(rendered, size)))
             advance(len(paths))
     write_label_file(out / "objects.json", {name: i for i, name in enumerate(ICLEVR.names)})
     write_label_file(out / "positions.json", positions)

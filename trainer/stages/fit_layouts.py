@@ -1,14 +1,15 @@
-"""Fits the layout network to the positions of a data set. To resume, run the same command again.
+"""Fits the layout network to the positions of objects. To resume, run the same command again.
 
-It learns the pictures that `Dataset.typical` marks. Knows no picture and no denoiser; always runs on the CPU.
+Knows no picture and no denoiser; always runs on the CPU.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from shared.checkpoint import load, publish
 from shared.device import autocast_dtype, kept_memory
-from shared.diffusion.layouts import OUTSIDE, LayoutConfig, LayoutNetwork
+from shared.diffusion.layouts import LAYOUTS, OUTSIDE, LayoutConfig, LayoutNetwork
+from shared.registry import resolve
+from shared.storage import Location
+from shared.vocabulary import Vocabulary
 from trainer.averages import warmed_up_average
 from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of
@@ -35,9 +40,9 @@ CHECK_EVERY: Final = 100  # steps
 Layout = tuple[Tensor, Tensor]  # labels (P, n) int64 and positions (P, n, 2) of pictures with n objects
 
 
-def layouts_by_count(labels: Tensor, positions: Tensor) -> dict[int, Layout]:
-    """Return the layouts of pictures with labels (P, K) and positions (P, K, 2), by their number of objects."""
-    known = (labels > 0) & (positions[..., 0] != OUTSIDE)  # (P, K)
+def layouts_by_count(positions: Tensor) -> dict[int, Layout]:
+    """Return the layouts of pictures with positions (P, K, 2), by their number of objects."""
+    known = positions[..., 0] != OUTSIDE  # (P, K)
     counts, found = known.sum(1), {}
     for n in sorted({int(count) for count in counts} - {0}):
         there = known & (counts == n)[:, None]
@@ -79,44 +84,56 @@ class Best:
     loss: float = math.inf
 
 
-def fit_layouts(
+def fit_layouts_of(
     dataset: Dataset, config: TrainConfig, folder: Path, *, on_step: Callable[[Run], None] = lambda _: None
 ) -> LayoutNetwork | None:
-    """Train for `config.layout_steps`, and return the averaged network at the step that knew held-out layouts best.
-
-    State and log go to `folder`: the loss, and that of held-out layouts of n objects, in nats an object. None for a run
-    without positions.
-    """
+    """Fit the layout network of a training run to its `typical` pictures. None for a run without positions."""
     positions = positions_of(config, dataset)
     if positions is None:
         return None
-    typical = torch.ones(len(dataset), dtype=torch.bool) if dataset.typical is None else dataset.typical
-    parts = {
-        n: split(one, config.seed) for n, one in layouts_by_count(dataset.labels[typical], positions[typical]).items()
-    }
+    if dataset.typical is not None:
+        positions = positions[dataset.typical]
+    return fit_layouts(
+        positions, dataset.vocabulary, folder, steps=config.layout_steps, seed=config.seed, on_step=on_step
+    )
+
+
+def fit_layouts(
+    positions: Tensor, vocabulary: Vocabulary, folder: Path, *, steps: int, seed: int = 0,
+    shape: Mapping[str, Any] | None = None, on_step: Callable[[Run], None] = lambda _: None,
+) -> LayoutNetwork:  # fmt: skip
+    """Train for `steps`, and return the averaged network at the step that knew held-out layouts best.
+
+    positions (P, K, 2). `shape`: fields of LayoutConfig that differ from its defaults. State and log go to `folder`:
+    the loss, and that of held-out layouts of n objects, in nats an object.
+    """
+    parts = {n: split(one, seed) for n, one in layouts_by_count(positions).items()}
     numbers = list(parts)
     shares = torch.tensor([float(len(seen[0])) for seen, _ in parts.values()])
-    torch.manual_seed(config.seed)
-    network = LayoutNetwork(LayoutConfig(num_labels=len(dataset.vocabulary), most=numbers[-1]))
+    torch.manual_seed(seed)
+    network = LayoutNetwork(
+        LayoutConfig.model_validate({**(shape or {}), "num_labels": len(vocabulary), "most": numbers[-1]})
+    )
     average = AveragedModel(network, multi_avg_fn=warmed_up_average(EMA_DECAY))
     optimizer = torch.optim.AdamW(network.parameters(), LR, (0.9, 0.99), weight_decay=0.01)
     learning: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer}
     best, dtype = Best(average.module.state_dict()), autocast_dtype(torch.device("cpu"))
-    budget, run, state_path = Budget(steps=config.layout_steps), Run(), folder / "state.pt"
-    recipe = {"data": dataset.digest, "steps": config.layout_steps, "seed": config.seed}
+    budget, run, state_path = Budget(steps=steps), Run(), folder / "state.pt"
+    digest = hashlib.sha256(positions.contiguous().numpy().data).hexdigest()
+    recipe = {"data": digest, "steps": steps, "seed": seed, **network.config.model_dump()}
     folder.mkdir(parents=True, exist_ok=True)
     if state_path.exists():
-        state = load_state(state_path, recipe, dataset.vocabulary, run, torch.device("cpu"))
+        state = load_state(state_path, recipe, vocabulary, run, torch.device("cpu"))
         for key, part in learning.items():
             part.load_state_dict(state[key])
         best = Best(state["best"], state["best_loss"])
 
     def save() -> None:
         now = {key: part.state_dict() for key, part in learning.items()}
-        save_state(state_path, recipe, dataset.vocabulary, run, {**now, "best": best.weights, "best_loss": best.loss})
+        save_state(state_path, recipe, vocabulary, run, {**now, "best": best.weights, "best_loss": best.loss})
 
     def check() -> None:
-        figures = _held_out_losses(average.module.eval(), {n: unseen for n, (_, unseen) in parts.items()}, config.seed)
+        figures = _held_out_losses(average.module.eval(), {n: unseen for n, (_, unseen) in parts.items()}, seed)
         record(run, {f"held_out_loss/{n}": loss for n, loss in figures.items()})
         weights = [float(shares[numbers.index(n)]) for n in figures]
         loss = sum(w * one for w, one in zip(weights, figures.values(), strict=True)) / sum(weights) if figures else 0.0
@@ -127,7 +144,7 @@ def fit_layouts(
         last = saved_at = time.monotonic()
         losses: list[float] = []  # since the last line of the log
         while (progress := budget.progress(run.elapsed_s, run.step)) < 1:
-            generator = torch.manual_seed(step_seed(config.seed, run.step))  # the global one, which dropout draws from
+            generator = torch.manual_seed(step_seed(seed, run.step))  # the global one, which dropout draws from
             n = numbers[int(torch.multinomial(shares, 1, generator=generator))]  # a batch's layouts have one size
             indices, places = parts[n][0]
             chosen = torch.randint(len(indices), (BATCH,), generator=generator)
@@ -148,7 +165,7 @@ def fit_layouts(
                 run.loss = sum(losses) / len(losses)
                 losses.clear()
                 record(run, {"loss": run.loss})
-            if run.step % CHECK_EVERY == 0 or run.step == config.layout_steps:
+            if run.step % CHECK_EVERY == 0 or run.step == steps:
                 check()
             on_step(run)
             if now - saved_at > SAVE_EVERY_S:
@@ -157,6 +174,18 @@ def fit_layouts(
         save()
     network.load_state_dict(best.weights)
     return network.eval()
+
+
+def replace_layouts(storage: Location, name: str, layouts: LayoutNetwork, training: Mapping[str, Any]) -> Location:
+    """Publish a denoiser with another layout network. Its digest changes, so adapters need their base anew."""
+    info, weights = load(resolve(storage, name, "denoiser"))
+    tensors = {key: value for key, value in weights.items() if not key.startswith(LAYOUTS)}
+    tensors |= {f"{LAYOUTS}{key}": value.to(torch.bfloat16) for key, value in layouts.state_dict().items()}
+    config = {**info.config, "layouts": layouts.config.model_dump(mode="json")}
+    return publish(
+        storage, info.name, tensors, kind="denoiser", vocabulary=info.vocabulary, config=config,
+        training={**info.training, **training},
+    )  # fmt: skip
 
 
 def _held_out_losses(network: nn.Module, layouts: dict[int, Layout], seed: int) -> dict[int, float]:

@@ -6,9 +6,8 @@ it is right half of the time, it has found no difference (Lopez-Paz & Oquab 2017
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,6 @@ from torch import Tensor
 
 from shared.diffusion.layouts import OUTSIDE, Layouts
 from shared.options import picture_seed
-from shared.vocabulary import Vocabulary, read_train_file
-from trainer.data import read_positions
-from trainer.errors import TrainerError
 
 FEWEST = 50  # pictures with a number of objects; for fewer there is no test
 DECIMALS = 3  # of positions: a third of a pixel of 320. Finer differences, such as in rounding, do not count
@@ -75,19 +71,6 @@ def accuracy_of_test(data: Tensor, drawn: Tensor, seed: int) -> tuple[int, float
         (features(torch.cat([data[half], drawn[half]])), np.repeat([0, 1], len(half))) for half in halves
     )
     return len(y_test), float(make_classifier(seed).fit(x, y).score(x_test, y_test))
-
-
-def read_arrangements(folders: Sequence[Path], vocabulary: Vocabulary) -> Tensor:
-    """Read the positions (N, K, 2) of the pictures whose number of objects no earlier folder has."""
-    found, seen = list[Tensor](), torch.empty(0)
-    for folder in folders:
-        train = read_train_file(folder / "train.json", vocabulary)
-        if (positions := read_positions(folder / "positions.json", train, vocabulary)) is None:
-            raise TrainerError(f"{folder} has no positions.json")
-        numbers = (positions[..., 0] != OUTSIDE).sum(1)
-        found.append(positions[~torch.isin(numbers, seen)])
-        seen = torch.cat([seen, numbers])
-    return torch.cat(found)
 
 
 def compare_arrangements(

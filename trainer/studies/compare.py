@@ -23,7 +23,7 @@ from trainer.data import Dataset
 from trainer.errors import TrainerError
 from trainer.runs import Budget, keep_setup, read_log, show_progress
 from trainer.score import Watcher, save_grid, score_runs
-from trainer.stages.fit_layouts import fit_layouts
+from trainer.stages.fit_layouts import fit_layouts_of
 from trainer.train import train
 
 # The shipped network and optimizer with the report's objective. Loss weights and log-normal levels hide most of the
@@ -120,7 +120,7 @@ def run_variant(
 
     Writes `out`/NAME.json, its log NAME.jsonl, and the sample grid NAME.png of the first way.
     """
-    layouts = fit_layouts(dataset, config, folder / "layouts", on_step=show_progress(progress, f"{name}, layouts"))
+    layouts = fit_layouts_of(dataset, config, folder / "layouts", on_step=show_progress(progress, f"{name}, layouts"))
     watcher = Watcher(config, dataset, folder, setup.tests, evaluator, device, layouts=layouts)
     averages, run = train(
         dataset, config, folder, Budget(setup.minutes, setup.steps), device=device,

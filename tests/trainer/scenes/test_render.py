@@ -94,7 +94,9 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
 
 def test_scenes_without_a_test_files_label_sets() -> None:
     everything = random_scenes(200, 3, 0)
-    without = [labels[n::-1] for labels, n in zip(list(everything.values())[:40], itertools.cycle(range(3)), strict=False)]
+    without = [
+        labels[n::-1] for labels, n in zip(list(everything.values())[:40], itertools.cycle(range(3)), strict=False)
+    ]
     scenes = random_scenes(200, 3, 0, without)
     shown = {frozenset(labels[:n]) for labels in scenes.values() for n in (1, 2, 3)}
     assert list(scenes) == list(everything)

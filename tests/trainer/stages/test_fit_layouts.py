@@ -1,14 +1,17 @@
 """The layout network's training: what it learns, and that it resumes."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from shared.checkpoint import load
+from shared.diffusion.layouts import LAYOUTS
 from shared.vocabulary import Vocabulary
+from tests.toy_checkpoint import publish_toy_denoiser
+from tests.trainer.command_line import Command
 from tests.trainer.test_positions import rendered
-from tests.trainer_fixtures import TINY
-from trainer.data import Dataset
 from trainer.runs import Run
 from trainer.stages.fit_layouts import fit_layouts
 
@@ -17,21 +20,18 @@ def test_the_layout_network_learns_which_label_stands_where(tmp_path: Path) -> N
     """The sky is above the boat; both may stand anywhere else."""
     generator = torch.Generator().manual_seed(0)
     vocabulary, count = Vocabulary(("sky", "boat")), 600
-    labels = torch.ones(count, 2)
     heights = torch.rand(count, 2, generator=generator).sort(1).values  # y from the top: the sky's is the smaller
     positions = torch.stack([torch.rand(count, 2, generator=generator), heights], -1)
-    dataset = Dataset(vocabulary, torch.zeros(count, 3, 16, 16, dtype=torch.uint8), labels, positions)
-    config = TINY.model_copy(update={"layout_steps": 200})
-    network = fit_layouts(dataset, config, tmp_path)
-    assert network is not None
-    drawn = torch.stack([network.draw(labels[0], generator) for _ in range(300)])
+    network = fit_layouts(positions, vocabulary, tmp_path, steps=200)
+    drawn = torch.stack([network.draw(torch.ones(2), generator) for _ in range(300)])
     assert float((drawn[:, 0, 1] < drawn[:, 1, 1]).float().mean()) >= 0.75
 
 
 def test_a_layout_run_resumes_where_it_stopped(tmp_path: Path) -> None:
     dataset = rendered(tmp_path / "data")
-    config = TINY.model_copy(update={"layout_steps": 4})
-    whole = fit_layouts(dataset, config, tmp_path / "whole")
+    assert dataset.positions is not None
+    fit = partial(fit_layouts, dataset.positions, dataset.vocabulary, steps=4)
+    whole = fit(tmp_path / "whole")
 
     class Stop(Exception):
         pass
@@ -41,12 +41,27 @@ def test_a_layout_run_resumes_where_it_stopped(tmp_path: Path) -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        fit_layouts(dataset, config, tmp_path / "parts", on_step=stop)
-    again = fit_layouts(dataset, config, tmp_path / "parts")
-    finished = fit_layouts(dataset, config, tmp_path / "parts", on_step=lambda _: pytest.fail("nothing is left to do"))
-    assert whole is not None
-    assert again is not None
-    assert finished is not None
+        fit(tmp_path / "parts", on_step=stop)
+    again = fit(tmp_path / "parts")
+    finished = fit(tmp_path / "parts", on_step=lambda _: pytest.fail("nothing is left to do"))
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
         assert torch.equal(value, finished.state_dict()[name])
+
+
+def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> None:
+    """Its folders need no pictures; what is not the layout network's stays the same."""
+    storage = tmp_path / "storage"
+    publish_toy_denoiser(storage, "positioned", 0, positions=True)
+    before, weights = load(storage / "positioned.safetensors")
+    assert command("render", tmp_path / "places", "--scenes", "20", "--no-pictures")[0] == 0
+    assert not (tmp_path / "places/iclevr").exists()
+    fit = ["fit-layouts", "positioned", "--data", tmp_path / "places", "--storage", storage, "--run", tmp_path / "run"]
+    assert command(*fit, "--steps", "2", "--set", "width=32")[0] == 0
+    info, changed = load(storage / "positioned.safetensors")
+    assert (info.config["layouts"]["width"], info.config["layouts"]["most"]) == (32, 3)
+    assert {**info.config, "layouts": None} == {**before.config, "layouts": None}
+    assert info.training["layouts"] == {"data": "places", "pictures": 60, "steps": 2}
+    others = [key for key in weights if not key.startswith(LAYOUTS)]
+    assert all(torch.equal(weights[key], changed[key]) for key in others)
+    assert len(others) < len(weights)

@@ -12,8 +12,9 @@ from shared.diffusion.layouts import OUTSIDE, positions_at
 from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser
 from tests.trainer.command_line import Command, refused
+from trainer.data import read_arrangements
 from trainer.scenes.scene import picture_position, place
-from trainer.studies.arrangements import accuracy_of_test, compare_arrangements, features, read_arrangements
+from trainer.studies.arrangements import accuracy_of_test, compare_arrangements, features
 
 K = 5
 
