@@ -156,10 +156,16 @@ def read_test_file(path: Path | str, vocabulary: Vocabulary) -> list[list[str]]:
 
 
 def read_train_file(path: Path | str, vocabulary: Vocabulary) -> dict[str, list[str]]:
-    """Return a training file's pictures, file name -> labels, in the file's order. LabelError if it cannot be used."""
+    """Return a training file's pictures, file name -> labels, in the file's order. LabelError if it cannot be used.
+
+    An empty list stands for a picture whose labels are unknown.
+    """
     with _content_of(path) as content:
         pictures = _object(content, "an object of file name -> labels")
-        return {name: vocabulary.check_entry(labels, entry=name) for name, labels in pictures.items()}
+        return {
+            name: [] if labels == [] else vocabulary.check_entry(labels, entry=name)
+            for name, labels in pictures.items()
+        }
 
 
 def _entries(lists: object, most: int | None) -> Sequence[object]:

@@ -31,6 +31,7 @@ for command in (
     measures.arrangements, measures.places, measures.coverage,
 ):  # fmt: skip
     app.command()(command)
+app.command("import")(data.import_data)  # Python keeps the name for itself
 
 
 def main() -> int:

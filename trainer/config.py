@@ -18,7 +18,11 @@ Fit = Literal["squeeze", "pad"]  # to a square: by unequal scaling, or by repeat
 
 
 class TrainConfig(NoOtherFields):
-    """One training run. `network` holds those fields of NetworkConfig that do not follow from the data."""
+    """One training run. `network` holds those fields of NetworkConfig that do not follow from the data.
+
+    A field marked "from the data" follows from the pictures unless it is set (`trainer.data.settled`). Its default is
+    right for i-CLEVR.
+    """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -35,12 +39,13 @@ class TrainConfig(NoOtherFields):
     # weight that amounts to sqrt(SNR) on x_0
     loss_weight: Literal["none", "min_snr", "edm", "sqrt_snr"] = "sqrt_snr"
     min_snr_gamma: Positive = 5.0
-    sigma_data: Positive = 0.15  # for EDM's weight: the pictures' standard deviation around their mean picture
+    # From the data, for EDM's weight: the pictures' standard deviation around their mean picture
+    sigma_data: Positive = 0.15
     # Distribution of t: uniform, or log-SNR normally distributed around the levels that decide shape, colour and count
     noise_levels: Literal["uniform", "normal"] = "normal"
-    log_snr_mean: float = -0.5
+    log_snr_mean: float = -0.5  # from the data
     log_snr_std: Positive = 2.2
-    batch: Count = 64
+    batch: Count = 64  # from the data
     optimizer: Literal["adamw", "muon"] = "muon"  # muon: Muon (Jordan 2024) for inner matrices, AdamW for all else
     lr: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -87,7 +92,7 @@ REPORT: Final = TrainConfig(
 PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": REPORT}
 REPORT_EPOCHS = 300
 Config = TypeVar("Config", bound=NoOtherFields)
-FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions"}  # of NetworkConfig
+FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions", "spread"}  # of NetworkConfig
 
 
 def make_config(preset: str, changes: Sequence[str]) -> TrainConfig:
@@ -99,7 +104,7 @@ def make_config(preset: str, changes: Sequence[str]) -> TrainConfig:
 
 def with_changes(config: Config, changes: Sequence[str]) -> Config:
     """Return `config` with `field=value` changes. A value is JSON or else text; `network.x=...` sets `network`'s."""
-    values: dict[str, Any] = config.model_dump()
+    values: dict[str, Any] = config.model_dump(exclude_unset=True)
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
@@ -108,8 +113,8 @@ def with_changes(config: Config, changes: Sequence[str]) -> Config:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        if key.startswith("network.") and isinstance(values.get("network"), dict):
-            values["network"][key.removeprefix("network.")] = value
+        if key.startswith("network.") and isinstance(network := values.setdefault("network", {}), dict):
+            network[key.removeprefix("network.")] = value
         else:
             values[key] = value
     return type(config).model_validate(values)

@@ -6,10 +6,11 @@ import hashlib
 import io
 import math
 import os
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from trainer.config import Fit, TrainConfig
 from trainer.errors import TrainerError
 
 PICTURE_FOLDERS = ("iclevr", "images", ".")
+MEASURED = 2048  # pictures whose deviation stands for all
 UNLIKE = "differ in proportions, so padding gives them different borders; squeeze them (--set fit=squeeze)"
 
 
@@ -39,6 +41,7 @@ class Dataset:
     labels: Tensor  # (N, K) float32 multi-hot
     positions: Tensor | None = None  # (N, K, 2) float32, as in `shared/diffusion/layouts.py`, if the folder has some
     aspect: float = 1.0  # width over height of the pictures before they were padded to squares; 1 where squeezed
+    object_size: float | None = None  # median side of an object as a fraction of the picture's, if the folder says it
     typical: Tensor | None = None  # (N,) bool: the pictures whose layouts the layout network learns; None for all
 
     def __len__(self) -> int:
@@ -138,7 +141,7 @@ def load_dataset(
     labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
     positions = read_positions(folder / "positions.json", train, vocabulary)
     if fit == "squeeze":
-        return Dataset(vocabulary, torch.from_numpy(images), labels, positions)
+        return Dataset(vocabulary, torch.from_numpy(images), labels, positions, object_size=read_object_size(folder))
     width, height = read_picture(pictures / names[0]).size
     if positions is not None:
         positions = _padded(positions, width, height)
@@ -166,6 +169,20 @@ def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
         for label, point in zip(labels, content[name], strict=True):
             positions[i, vocabulary.index(label)] = torch.tensor(point)
     return positions
+
+
+def read_object_size(folder: Path) -> float | None:
+    """Return the median of sqrt(width x height) in sizes.json, which `trainer import` writes; None without the file."""
+    try:
+        sizes = TypeAdapter(dict[str, list[tuple[FiniteFloat, FiniteFloat]]]).validate_json(
+            (folder / "sizes.json").read_bytes()
+        )
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise TrainerError(f"{folder / 'sizes.json'}: {error.errors()[0]['msg']}") from error
+    sides = [math.sqrt(max(0.0, width * height)) for pairs in sizes.values() for width, height in pairs]
+    return statistics.median(sides) if sides else None
 
 
 def read_arrangements(folders: Sequence[Path], vocabulary: Vocabulary) -> Tensor:
@@ -211,8 +228,36 @@ def merge(datasets: list[Dataset]) -> Dataset:
         seen = torch.cat([seen, counts])
     return Dataset(
         first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]),
-        torch.cat(positions) if positions else None, first.aspect, torch.cat(typical),
+        torch.cat(positions) if positions else None, first.aspect, first.object_size, torch.cat(typical),
     )  # fmt: skip
+
+
+def labelled(dataset: Dataset) -> Dataset:
+    """Return the pictures whose labels are known."""
+    known = dataset.labels.any(1)
+    positions, typical = (None if part is None else part[known] for part in (dataset.positions, dataset.typical))
+    images, labels = dataset.images[known], dataset.labels[known]
+    return replace(dataset, images=images, labels=labels, positions=positions, typical=typical)
+
+
+def settled(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """Return `config` with the fields that follow from the data, unless they are set.
+
+    The noise levels that decide what a picture shows are those where the noise is about as strong as the pictures
+    differ, so log_snr_mean falls with the logarithm of their variance. A batch is an eighth of the pictures, 8 to 64.
+    """
+    deviation = max(pixel_deviation(dataset.images), 1e-3)
+    usual = TrainConfig()
+    shift = 2 * math.log(deviation / usual.sigma_data)
+    found = {"sigma_data": round(deviation, 3), "log_snr_mean": round(usual.log_snr_mean - shift, 1)}
+    found["batch"] = min(usual.batch, max(8, len(dataset) // 8))
+    return config.model_copy(update={key: value for key, value in found.items() if key not in config.model_fields_set})
+
+
+def pixel_deviation(images: Tensor) -> float:
+    """Return the root mean square difference of (N, C, S, S) uint8 from their mean picture, for values in [-1, 1]."""
+    some = images[torch.linspace(0, len(images) - 1, min(len(images), MEASURED)).long()].float() / 127.5
+    return float((some - some.mean(0)).square().mean().sqrt())
 
 
 def check_alike(datasets: Sequence[Dataset]) -> None:
@@ -229,7 +274,7 @@ def check_alike(datasets: Sequence[Dataset]) -> None:
 def support_of(dataset: Dataset, positions: Tensor | None) -> Support:
     """Return what a network has learnt from the data set: numbers of objects and, with positions, their places."""
     counts = dataset.labels.sum(1)
-    objects = int(counts.min()), int(counts.max())
+    objects = int(counts[counts > 0].min()), int(counts.max())
     if positions is None:
         return Support(objects=objects)
     known = positions[..., 0] != OUTSIDE

@@ -88,12 +88,12 @@ class Denoising:
         t = torch.searchsorted(self.levels, u.double()).clamp(max=len(self.levels) - 1)
         eps = torch.randn(B, *images.shape[1:], generator=generator)
         drawn = torch.rand(B if self.config.label_dropout_by == "picture" else 1, generator=generator)
-        keep = (drawn >= self.config.label_dropout).expand(B)
         labels = self.dataset.labels[index[share]]
+        keep = (drawn >= self.config.label_dropout).expand(B)[share] & labels.any(1)  # not those of unknown labels
         if self.positions is not None:
             known = torch.rand(B, 1, 1, generator=generator)[share] >= self.config.position_dropout
             labels = with_positions(labels, self.positions[index[share]].where(known, torch.tensor(OUTSIDE)))
-        return [to_float(images), labels, t[share], eps[share], keep[share]]
+        return [to_float(images), labels, t[share], eps[share], keep]
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         """Return the mean weighted squared error."""

@@ -33,9 +33,10 @@ from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_l
 
 
 def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
+    own: dict[str, Any] = {"spread": round(dataset.object_size / 2, 4)} if dataset.object_size else {}
     network = NetworkConfig(
         num_labels=len(dataset.vocabulary), image_size=config.image_size,
-        positions=positions_of(config, dataset) is not None, **config.network,
+        positions=positions_of(config, dataset) is not None, **own, **config.network,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     unet = UNet(network)
@@ -125,9 +126,10 @@ def starting_weights(storage: Location, name: str, config: TrainConfig, dataset:
     if info.vocabulary != dataset.vocabulary.names:
         raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
     wanted = checkpoint_config(config, make_network(config, dataset), dataset.aspect)
-    found = {"aspect": dataset.aspect, **info.config, "network": dict(info.config["network"])}
+    network = NetworkConfig.model_validate(info.config["network"])
     if wanted["network"]["positions"]:
-        found["network"]["positions"] = True
+        network = network.model_copy(update={"positions": True})
+    found = {"aspect": dataset.aspect, **info.config, "network": network.model_dump(mode="json")}
     if different := [key for key in wanted if wanted[key] != found.get(key)]:
         raise TrainerError(f"{name} has another {', '.join(different)} than this run; it cannot be started from")
     return {key: value for key, value in weights.items() if not key.startswith("layouts")}  # the run has its own

@@ -46,13 +46,13 @@ class LabelChannels(nn.Module):
 class PositionMap(nn.Module):
     """Labels at their positions: the sum of one learned vector per label, weighted by a Gaussian around its position.
 
-    A position far outside the picture (`layouts.OUTSIDE`) adds nothing.
+    A position far outside the picture (`layouts.OUTSIDE`) adds nothing. `spread`: the Gaussian's standard deviation as
+    a fraction of the picture's side; about half an object's width.
     """
 
-    SPREAD = 0.045  # standard deviation as a fraction of the picture's side: about half an object's width
-
-    def __init__(self, num_labels: int, channels: int) -> None:
+    def __init__(self, num_labels: int, channels: int, spread: float) -> None:
         super().__init__()
+        self.spread = spread
         self.vectors = nn.Parameter(torch.randn(num_labels, channels) * 0.5)
 
     def forward(self, labels: Tensor, positions: Tensor, height: int, width: int) -> Tensor:
@@ -65,7 +65,7 @@ class PositionMap(nn.Module):
 
     def _bump(self, centre: Tensor, cells: int) -> Tensor:
         middles = (torch.arange(cells, device=centre.device) + 0.5) / cells
-        return torch.exp(-0.5 * ((middles - centre[..., None]) / self.SPREAD) ** 2)
+        return torch.exp(-0.5 * ((middles - centre[..., None]) / self.spread) ** 2)
 
 
 CONDITIONINGS: dict[ConditioningName, type[LabelEmbedding] | type[LabelChannels]] = {

@@ -36,6 +36,7 @@ class NetworkConfig(NoOtherFields):
     embedding: Positive = 256
     conditioning: ConditioningName = "embedding"
     positions: bool = False  # whether it takes the position of each label's object (`layouts.py`)
+    spread: Annotated[float, Field(gt=0)] = 0.045  # of a position, a standard deviation in sides of the picture
 
     def model_post_init(self, _: object) -> None:
         if not self.channels:
@@ -180,7 +181,7 @@ class UNet(nn.Module):
         self.conditioning: LabelEmbedding | LabelChannels = CONDITIONINGS[config.conditioning](config.num_labels, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.stem = Conv(pixels + self.conditioning.input_channels, c[0])
-        self.stem_positions = PositionMap(config.num_labels, c[0]) if config.positions else None
+        self.stem_positions = PositionMap(config.num_labels, c[0], config.spread) if config.positions else None
         self.modulate: nn.Module = nn.Identity()  # `packed.py` replaces it: one matrix product for all blocks
         self.join: nn.Module = Join()
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()

@@ -13,7 +13,7 @@ from trainer.loss import Denoising, fixed_loss, loss_weights, noise_level_weight
 AB = alpha_bar("cosine", 1000)
 SNR = AB / (1 - AB)
 CPU = torch.device("cpu")
-DATASET = Dataset(Vocabulary(("a", "b")), torch.zeros(50, 3, 4, 4, dtype=torch.uint8), torch.zeros(50, 2))
+DATASET = Dataset(Vocabulary(("a", "b")), torch.zeros(50, 3, 4, 4, dtype=torch.uint8), torch.ones(50, 2))
 
 
 def _config(**changes: object) -> TrainConfig:

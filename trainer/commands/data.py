@@ -70,3 +70,67 @@ def locate(
     positions = located.locate(read_train_file(data / "train.json", dataset.vocabulary), dataset.images)
     write_label_file(out, positions)
     terminal.show("located", [("pictures", str(len(positions))), ("file", str(out))])
+
+
+def import_data(
+    source: Annotated[
+        Path,
+        typer.Argument(exists=True, help="An image folder with a metadata file, a .csv file, or COCO's annotations."),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write: train and held-out in it.")],
+    pictures: Annotated[
+        Path | None, typer.Option(exists=True, help="Folder of the pictures; that of the file by default.")
+    ] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(help='A field that names labels ("labels" by default). Repeatable.')
+    ] = None,
+    separator: Annotated[str, typer.Option(help="What separates the labels in one field of text.")] = ";",
+    held_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of labelled pictures to hold out.")] = 0.1,
+    held_out_files: Annotated[
+        Path | None, typer.Option(exists=True, help="Hold out the pictures that this file names, one a line.")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="A field: pictures that agree in it are all held out, or none. "
+            "With `labels`, whole label sets are: pictures of unseen combinations."
+        ),
+    ] = None,
+    crop: Annotated[bool, typer.Option("--crop", help="Cut out the middle square instead of squeezing.")] = False,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Also train on pictures mirrored left to right.")] = False,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Keep pictures without labels; they serve guidance.")
+    ] = False,
+    rare: Annotated[int, typer.Option(min=1, help="Labels of fewer training pictures count as rare.")] = 10,
+    seed: options.Seed = 0,
+) -> None:
+    """Import a data set: pictures and labels become the folders that the other commands read.
+
+    Reads a Hugging Face image folder (metadata.jsonl or metadata.csv), a CSV file, or COCO annotations, whose boxes
+    become positions and sizes. Broken pictures are skipped and listed in skipped.txt.
+    """
+    from trainer.importer import folders
+    from trainer.importer.formats import read_source
+
+    if (out / folders.TRAIN / "train.json").exists():
+        raise TrainerError(f"{out} already holds a data set; choose another folder or remove it")
+    found = read_source(source, pictures=pictures, labels=labels or [], group=group, separator=separator)
+    names = [line.strip() for line in held_out_files.read_text().splitlines()] if held_out_files else None
+    with terminal.bar() as progress:
+        task = progress.add_task("importing", total=len(found.items))
+        report = folders.write_folders(
+            found, out, share=held_out, held_out=None if names is None else [name for name in names if name], seed=seed,
+            crop=crop, mirror=mirror, unlabelled=unlabelled, advance=lambda n: progress.advance(task, n),
+        )  # fmt: skip
+    seen, unseen = report.counts("train"), report.counts("held_out")
+    order = sorted(report.vocabulary, key=lambda name: (seen[name], name))
+    rows = [[name, str(seen[name]), str(unseen[name]), "rare" * (seen[name] < rare)] for name in order]
+    terminal.print_table(f"{len(order)} labels", ["label", "training pictures", "held out", ""], rows)
+    for note in found.notes:
+        print(f"note: {note}")
+    if few := [name for name in order if seen[name] < rare]:
+        print(f"note: {len(few)} labels have fewer than {rare} training pictures, too few to learn them well")
+    summary = [("training pictures", str(len(report.train))), ("held out", str(len(report.held_out)))]
+    if report.skipped:
+        summary.append(("skipped", f"{len(report.skipped)}, listed in {out / folders.SKIPPED}"))
+    terminal.show("imported", [*summary, ("folder", str(out))])

@@ -86,7 +86,7 @@ def train(
     To resume, run the same command again.
     """
     from trainer.config import REPORT_EPOCHS, make_config
-    from trainer.data import check_alike, merge
+    from trainer.data import check_alike, merge, settled
     from trainer.runs import Budget, show_progress
     from trainer.score import SAMPLING, Watcher, load_judge, tests_of
     from trainer.stages.fit_layouts import fit_layouts_of
@@ -102,6 +102,7 @@ def train(
         dataset = merge([load(folder) for folder in data])
         unseen = [load(folder) for folder in held_out or []]
         check_alike([dataset, *unseen])
+        config = settled(config, dataset)
         where, vocabulary = terminal.pick_device(device), dataset.vocabulary
         judge = load_judge(resolve(storage, evaluator, "evaluator"), vocabulary, where) if evaluator else None
         if not minutes and not steps:

@@ -53,7 +53,7 @@ def locate(train: Mapping[str, list[str]], images: Tensor) -> Positions:
         for name, known, point in zip(names, earlier, points, strict=True):
             where = dict(zip(train[known], found[known], strict=True))
             found[name] = [where.get(label, point) for label in train[name]]
-    return {name: found[name] for name in train}
+    return {name: found.get(name, []) for name in train}
 
 
 def _scene(name: str) -> str:

@@ -24,7 +24,7 @@ from shared.device import autocast_dtype, kept_memory
 from shared.evaluator import IMAGE_SIZE, Evaluator, score_set
 from shared.storage import Location
 from trainer.averages import warmed_up_average
-from trainer.data import Dataset, to_float
+from trainer.data import Dataset, labelled, to_float
 from trainer.errors import TrainerError
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_log, save_state, step_seed
 
@@ -91,6 +91,7 @@ def fit_evaluator(
     `folder`. `start`: an evaluator whose weights the run starts from; a resumed run continues from its own state
     instead.
     """
+    dataset, held_out = labelled(dataset), labelled(held_out)
     vocabulary, images, labels = dataset.vocabulary, dataset.images, dataset.labels
     if held_out.vocabulary != vocabulary:
         raise TrainerError("the held-out pictures have another vocabulary than the data set")

@@ -19,7 +19,7 @@ from shared import storage as files
 from shared.evaluator import Evaluator, judge_of
 from shared.options import SAMPLING_PRESETS, SamplingOptions
 from trainer.config import REPORT, TrainConfig, check_config
-from trainer.data import Dataset
+from trainer.data import Dataset, settled
 from trainer.errors import TrainerError
 from trainer.runs import Budget, keep_setup, read_log, show_progress
 from trainer.score import Watcher, save_grid, score_runs
@@ -101,7 +101,9 @@ def chosen(only: str | None, *, positions: bool = True) -> list[str]:
 def config_of(name: str, base: TrainConfig = BASE) -> TrainConfig:
     changes = VARIANTS[name]
     network = {**base.network, **changes.get("network", {})}
-    return check_config(TrainConfig.model_validate({**base.model_dump(), **changes, "network": network}))
+    return check_config(
+        TrainConfig.model_validate({**base.model_dump(exclude_unset=True), **changes, "network": network})
+    )
 
 
 def ways_to_score(name: str, publish: str) -> list[tuple[str, str]]:
@@ -120,6 +122,7 @@ def run_variant(
 
     Writes `out`/NAME.json, its log NAME.jsonl, and the sample grid NAME.png of the first way.
     """
+    config = settled(config, dataset)
     layouts = fit_layouts_of(dataset, config, folder / "layouts", on_step=show_progress(progress, f"{name}, layouts"))
     watcher = Watcher(config, dataset, folder, setup.tests, evaluator, device, layouts=layouts)
     averages, run = train(

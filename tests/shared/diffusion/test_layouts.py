@@ -71,7 +71,7 @@ def test_no_labels_or_too_many_labels_have_unknown_positions(labels: list[float]
 
 
 def test_the_map_peaks_at_the_position_and_is_zero_for_absent_labels_and_unknown_positions() -> None:
-    place = PositionMap(num_labels=3, channels=1)
+    place = PositionMap(num_labels=3, channels=1, spread=0.045)
     place.requires_grad_(False)
     torch.nn.init.ones_(place.vectors)
     spread = place(LABELS, POSITIONS, 20, 20)[:, 0]  # (3, H, W)
@@ -82,7 +82,7 @@ def test_the_map_peaks_at_the_position_and_is_zero_for_absent_labels_and_unknown
 
 
 def test_the_map_has_the_dtype_of_its_vectors_and_the_networks_layout() -> None:
-    place = PositionMap(num_labels=3, channels=4).requires_grad_(False)
+    place = PositionMap(num_labels=3, channels=4, spread=0.045).requires_grad_(False)
     exact = place(LABELS, POSITIONS, 20, 20)
     assert exact.is_contiguous(memory_format=torch.channels_last)
     half = place.bfloat16()(LABELS, POSITIONS, 20, 20)

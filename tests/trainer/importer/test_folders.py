@@ -1,0 +1,120 @@
+"""What an import writes: the folders that the trainer reads, and a list of what it left out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shared.vocabulary import Vocabulary
+from tests.trainer.command_line import Command, refused
+from trainer.config import TrainConfig
+from trainer.data import load_dataset, settled
+from trainer.importer.folders import split, write_folders
+from trainer.importer.formats import Item, Source
+from trainer.loss import Denoising
+
+
+def picture(folder: Path, name: str, size: tuple[int, int] = (8, 8), seed: int = 0) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(folder / name)
+
+
+def image_folder(folder: Path, rows: list[dict[str, object]]) -> Path:
+    for i, row in enumerate(rows):
+        picture(folder, str(row["file_name"]), seed=i)
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_the_trainer_reads_what_was_imported(tmp_path: Path, command: Command) -> None:
+    rows: list[dict[str, object]] = [{"file_name": f"in/{i}.png", "labels": ["a", "bc"[i % 2]]} for i in range(10)]
+    source = image_folder(tmp_path / "source", rows)
+    picture(source, "plain.png")
+    with (source / "metadata.jsonl").open("a") as file:
+        for row in (
+            {"file_name": "plain.png", "labels": []}, {"file_name": "gone.png", "labels": ["a"]},
+            {"file_name": "text.png", "labels": ["a"]}, {"file_name": "../x.png", "labels": ["a"]},
+            {"file_name": "in/0.png", "labels": ["c"]}, {"file_name": "many.png", "labels": [*map(str, range(17))]},
+        ):  # fmt: skip
+            file.write("\n" + json.dumps(row))
+    (source / "text.png").write_text("no picture")
+    code, out, err = command("import", source, "data", "--held-out", "0.2", "--unlabelled", "--rare", "9")
+    assert code == 0, err
+    assert "note: 3 labels have fewer than 9 training pictures" in out
+    train, held_out = (load_dataset(tmp_path / "data" / part, size=8) for part in ("train", "held-out"))
+    assert train.vocabulary == held_out.vocabulary == Vocabulary(("a", "b", "c"))
+    assert (len(train), len(held_out)) == (9, 2)  # eight and the one without labels
+    assert int(train.labels.any(1).sum()) == 8
+    assert (tmp_path / "data/skipped.txt").read_text().splitlines() == [
+        "../x.png: is not inside the folder",
+        "in/0.png: is listed twice; the first counts",
+        "many.png: has 17 labels; at most 16 are allowed",
+        "gone.png: does not exist",
+        f"text.png: cannot be read as a picture (cannot identify image file '{source / 'text.png'}')",
+    ]
+    names = json.loads((tmp_path / "data/train/train.json").read_text())
+    with (
+        Image.open(tmp_path / "data/train/images" / next(iter(names))) as copy,
+        Image.open(source / next(iter(names))) as original,
+    ):
+        assert copy.tobytes() == original.tobytes()
+    refused(command("import", source, "data"), "data already holds a data set")
+
+
+def test_pictures_without_labels_are_only_seen_without_labels(tmp_path: Path) -> None:
+    picture(tmp_path, "a.png")
+    picture(tmp_path, "b.png")
+    items = [Item("a.png", ("x",), "a.png"), Item("b.png", (), "b.png")]
+    write_folders(Source(items, tmp_path, []), tmp_path / "out", share=0, unlabelled=True)
+    dataset = load_dataset(tmp_path / "out/train", size=8)
+    config = TrainConfig(image_size=8, label_dropout=0.0)
+    keep = Denoising(dataset, config, torch.device("cpu")).draw(
+        torch.tensor([0, 1] * 4), slice(0, 8), torch.Generator()
+    )[4]
+    assert keep.tolist() == [True, False] * 4
+
+
+def test_whole_label_sets_are_held_out() -> None:
+    items = [Item(f"{i}", (f"s{i % 7}",), f"group {i % 7}") for i in range(70)]
+    held = split(items, 0.3, None, seed=1)
+    assert len(held) == 20  # two groups of ten; a third would be more than the share
+    assert all((item.file in held) == (items[int(item.group[-1])].file in held) for item in items)
+    assert split(items, 0.3, None, seed=2) != held
+    assert split(items, 0.3, ["3", "5"], seed=1) == {"3", "5"}
+
+
+def test_boxes_become_positions_and_sizes_and_follow_a_crop(tmp_path: Path) -> None:
+    """The middle square of 20 x 10 begins at x = 5. The second object's centre is outside of it."""
+    picture(tmp_path, "wide.png", (20, 10))
+    boxes = ((6.0, 2.0, 2.0, 4.0), (0.0, 0.0, 4.0, 4.0))
+    source = Source([Item("wide.png", ("in", "out"), "wide.png", boxes)], tmp_path, [])
+    whole = write_folders(source, tmp_path / "whole", share=0).train[0]
+    assert whole.places == ((0.35, 0.4), (0.1, 0.2))
+    assert whole.sizes == ((0.1, 0.4), (0.2, 0.4))
+    report = write_folders(source, tmp_path / "crop", share=0, crop=True, mirror=True)
+    cut, mirrored = report.train
+    assert (cut.labels, cut.places, cut.sizes) == (("in",), ((0.2, 0.4),), ((0.2, 0.4),))
+    assert (mirrored.name, mirrored.places) == ("mirrored/wide.png.png", ((0.8, 0.4),))
+    dataset = load_dataset(tmp_path / "crop/train", size=10)
+    assert torch.equal(dataset.images[0], dataset.images[1].flip(-1))
+    with Image.open(tmp_path / "wide.png") as original:
+        assert np.array_equal(dataset.images[0].permute(1, 2, 0), np.asarray(original)[:, 5:15])
+    assert dataset.object_size == pytest.approx((0.2 * 0.4) ** 0.5)
+
+
+def test_what_follows_from_the_data(tmp_path: Path) -> None:
+    """Pictures that are all black or all white differ by 1 from their mean; what is set stays."""
+    for i in range(40):
+        Image.new("RGB", (8, 8), ("black", "white")[i % 2]).save(tmp_path / f"{i}.png")
+    items = [Item(f"{i}.png", ("x",), f"{i}") for i in range(40)]
+    write_folders(Source(items, tmp_path, []), tmp_path / "out", share=0)
+    dataset = load_dataset(tmp_path / "out/train", size=8)
+    found = settled(TrainConfig(), dataset)
+    assert (found.sigma_data, found.batch) == (1.0, 8)
+    assert found.log_snr_mean == pytest.approx(-0.5 + 2 * np.log(0.15), abs=0.05)
+    own = settled(TrainConfig(batch=7, log_snr_mean=0.5), dataset)
+    assert (own.batch, own.log_snr_mean, own.sigma_data) == (7, 0.5, 1.0)

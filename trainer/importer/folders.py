@@ -1,0 +1,199 @@
+"""Splits a data set's pictures into training and held-out ones, and writes a folder of each that the trainer reads.
+
+A picture that cannot be used is left out and listed with the reason.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, ImageOps
+
+from shared import storage as files
+from shared.options import LIMITS
+from shared.rgb import to_rgb
+from trainer.data import read_picture
+from trainer.errors import TrainerError
+from trainer.importer.formats import Box, Item, Source
+from trainer.scenes.render_folder import write_label_file
+
+TRAIN, HELD_OUT, PICTURES, SKIPPED, MIRRORED = "train", "held-out", "images", "skipped.txt", "mirrored"
+SHOWN_SETS = 32  # label lists in test.json where nothing is held out
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A picture in its folder. `places` and `sizes` of its objects, in fractions of the picture, where it has boxes."""
+
+    name: str
+    labels: tuple[str, ...]
+    places: tuple[Pair, ...] | None
+    sizes: tuple[Pair, ...] | None
+
+
+@dataclass
+class Report:
+    """What an import did. `skipped`: (file, reason)."""
+
+    train: list[Written] = field(default_factory=list)
+    held_out: list[Written] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def counts(self, part: str) -> Counter[str]:
+        """Return how many pictures of a part show each label."""
+        return Counter(label for one in getattr(self, part) for label in one.labels)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        return sorted(self.counts("train") | self.counts("held_out"))
+
+
+def split(items: Sequence[Item], share: float, names: Collection[str] | None, seed: int) -> set[str]:
+    """Return the files to hold out: those whose path or name is in `names`, or whole random groups up to `share`.
+
+    Pictures without labels are never held out: no score can be taken of them. Raises TrainerError for unknown names.
+    """
+    labelled = [item for item in items if item.labels]
+    if names is not None:
+        known = {key: item.file for item in labelled for key in (item.file, PurePosixPath(item.file).name)}
+        if unknown := [name for name in names if name not in known]:
+            raise TrainerError(f'"{unknown[0]}" is to be held out, but no labelled picture has that name')
+        return {known[name] for name in names}
+    groups: dict[str, list[str]] = {}
+    for item in labelled:
+        groups.setdefault(item.group, []).append(item.file)
+    order, held = sorted(groups), set[str]()
+    random.Random(seed).shuffle(order)
+    for group in order:
+        if len(held) + len(groups[group]) <= share * len(labelled):
+            held.update(groups[group])
+    return held
+
+
+def usable(items: Sequence[Item], keep_unlabelled: bool) -> tuple[list[Item], list[tuple[str, str]]]:
+    """Return the items whose description can be used, and the others with the reason."""
+    good, bad, seen = [], [], set[str]()
+    for item in items:
+        path = PurePosixPath(item.file)
+        if path.is_absolute() or ".." in path.parts:
+            reason = "is not inside the folder"
+        elif item.file in seen:
+            reason = "is listed twice; the first counts"
+        elif len(item.labels) > LIMITS.max_labels:
+            reason = f"has {len(item.labels)} labels; at most {LIMITS.max_labels} are allowed"
+        elif not item.labels and not keep_unlabelled:
+            reason = "has no labels (--unlabelled keeps it)"
+        else:
+            seen.add(item.file)
+            good.append(item)
+            continue
+        bad.append((item.file, reason))
+    return good, bad
+
+
+def write_folders(
+    source: Source, out: Path, *, share: float, held_out: Collection[str] | None = None, seed: int = 0,
+    crop: bool = False, mirror: bool = False, unlabelled: bool = False, advance: Callable[[int], None] = lambda _: None,
+) -> Report:  # fmt: skip
+    """Write out/train, out/held-out and out/skipped.txt, and report what is in them.
+
+    `crop`: cut the middle square out of each picture; objects whose centre is outside are left out with their label.
+    `mirror`: also train on every training picture mirrored left to right. Positions and sizes are written if every
+    labelled picture has boxes. Raises TrainerError if nothing is left to train on.
+    """
+    items, skipped = usable(source.items, unlabelled)
+    held = split(items, share, held_out, seed)
+    report = Report(skipped=skipped)
+
+    def one(item: Item) -> list[Written] | tuple[str, str]:
+        part = HELD_OUT if item.file in held else TRAIN
+        try:
+            return _write(item, source.pictures, out / part / PICTURES, crop, mirror and part == TRAIN)
+        except FileNotFoundError:
+            return item.file, "does not exist"
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return item.file, f"cannot be read as a picture ({error})"
+        finally:
+            advance(1)
+
+    with ThreadPoolExecutor() as pool:
+        for item, result in zip(items, pool.map(one, items), strict=True):
+            if isinstance(result, tuple):
+                report.skipped.append(result)
+            else:
+                (report.held_out if item.file in held else report.train).extend(result)
+    if not report.counts("train"):
+        raise TrainerError(f"no labelled picture is left to train on; {len(report.skipped)} were skipped")
+    _write_labels(report, out)
+    return report
+
+
+def _write(item: Item, pictures: Path, folder: Path, crop: bool, mirror: bool) -> list[Written]:
+    """Write one picture, and its mirrored copy."""
+    path = pictures / item.file
+    picture = to_rgb(read_picture(path))
+    left, top, side = (picture.width - picture.height) // 2, 0, picture.height
+    if picture.width < picture.height:
+        left, top, side = 0, (picture.height - picture.width) // 2, picture.width
+    area = (left, top, side, side) if crop else (0, 0, picture.width, picture.height)
+    labels, places, sizes = _placed(item.labels, item.boxes, area)
+    name = PurePosixPath(item.file)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    if crop:
+        name = name.with_name(f"{name.name}.png") if name.suffix.lower() != ".png" else name
+        picture = picture.crop((left, top, left + side, top + side))
+        picture.save(folder / name)
+    else:
+        shutil.copyfile(path, folder / name)
+    written = [Written(str(name), labels, places, sizes)]
+    if mirror:
+        copy = MIRRORED / name.with_name(f"{name.name}.png")
+        (folder / copy).parent.mkdir(parents=True, exist_ok=True)
+        ImageOps.mirror(picture).save(folder / copy)
+        flipped = places and tuple((round(1 - x, 4), y) for x, y in places)
+        written.append(Written(str(copy), labels, flipped, sizes))
+    return written
+
+
+def _placed(
+    labels: tuple[str, ...], boxes: tuple[Box, ...] | None, area: tuple[float, float, float, float]
+) -> tuple[tuple[str, ...], tuple[Pair, ...] | None, tuple[Pair, ...] | None]:
+    """Return labels, centres and sizes of the objects whose centre is in the area, in fractions of it."""
+    if boxes is None:
+        return labels, None, None
+    left, top, width, height = area
+    kept, places, sizes = [], [], []
+    for label, (x, y, w, h) in zip(labels, boxes, strict=True):
+        at = ((x + w / 2 - left) / width, (y + h / 2 - top) / height)
+        if all(0 <= value <= 1 for value in at):
+            kept.append(label)
+            places.append((round(at[0], 4), round(at[1], 4)))
+            sizes.append((round(w / width, 4), round(h / height, 4)))
+    return tuple(kept), tuple(places), tuple(sizes)
+
+
+def _write_labels(report: Report, out: Path) -> None:
+    vocabulary = {name: index for index, name in enumerate(report.vocabulary)}
+    parts = [(out / TRAIN, report.train), (out / HELD_OUT, report.held_out)]
+    placed = all(one.places is not None for _, part in parts for one in part if one.labels)
+    for folder, part in parts:
+        if not part:
+            continue
+        write_label_file(folder / "objects.json", vocabulary)
+        if placed:
+            write_label_file(folder / "positions.json", {one.name: one.places or () for one in part})
+            write_label_file(folder / "sizes.json", {one.name: one.sizes or () for one in part})
+        if folder.name == TRAIN:
+            asked = [list(one.labels) for one in report.held_out or report.train if one.labels]
+            distinct = list({tuple(sorted(labels)): labels for labels in asked}.values())
+            write_label_file(folder / "test.json", distinct if report.held_out else distinct[:SHOWN_SETS])
+        write_label_file(folder / "train.json", {one.name: one.labels for one in part})  # last, as it marks the end
+    if report.skipped:
+        files.write(out / SKIPPED, "".join(f"{file}: {reason}\n" for file, reason in report.skipped).encode())
