@@ -4,6 +4,7 @@ Imports no torch. Knows a checkpoint's description, not its tensors.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -58,8 +59,8 @@ def resolve(storage: Location, name: str | None, kind: CheckpointKind) -> Locati
 def promote(storage: Location, name: str) -> None:
     """Make a checkpoint the default of its kind.
 
-    Raises CheckpointError if it is missing or unreadable, if it is a denoiser with labels that the promoted evaluator
-    does not know, or if it is an adapter whose base is missing or has changed.
+    Raises CheckpointError if it is missing or unreadable, a denoiser with labels that no evaluator knows, or an adapter
+    whose base is missing or has changed.
     """
     check_name(name)
     _check_folder(storage)
@@ -90,12 +91,37 @@ def promoted_names(storage: Location) -> dict[str, str]:
     return names
 
 
-def judge_problem(info: CheckpointInfo, evaluator: CheckpointInfo) -> str | None:
-    """Return which labels of a denoiser the evaluator does not know, or None if it knows them all."""
-    known = set(evaluator.vocabulary)
-    if unknown := [label for label in info.vocabulary if label not in known]:
-        return f"has labels that the evaluator {evaluator.name} does not know: {', '.join(unknown[:3])}"
-    return None
+def judge_of(info: CheckpointInfo, evaluators: Sequence[CheckpointInfo], promoted: str | None) -> CheckpointInfo | None:
+    """Return the evaluator that judges a denoiser's pictures, or None if none knows all of its labels.
+
+    It is the promoted one, or else the newest that knows them. So one storage holds models of several vocabularies.
+    """
+    labels = set(info.vocabulary)
+    able = [one for one in evaluators if labels.issubset(one.vocabulary)]
+    return max(able, key=lambda one: (one.name == promoted, one.created_at), default=None)
+
+
+def judge_problem(info: CheckpointInfo, evaluators: Sequence[CheckpointInfo], promoted: str | None) -> str | None:
+    """Return which labels of a denoiser no evaluator knows. None if one knows them all, or if there is no evaluator."""
+    if not evaluators or judge_of(info, evaluators, promoted):
+        return None
+    nearest = max(evaluators, key=lambda one: (one.name == promoted, one.created_at))
+    unknown = [label for label in info.vocabulary if label not in nearest.vocabulary]
+    return f"has labels that the evaluator {nearest.name} does not know, nor any other: {', '.join(unknown[:3])}"
+
+
+def resolve_evaluator(storage: Location, info: CheckpointInfo) -> Location:
+    """Return the path of a denoiser's evaluator, as `judge_of` chooses it. CheckpointError if there is none."""
+    promoted_path = resolve(storage, None, "evaluator")
+    first = read_info(promoted_path)
+    found = judge_of(info, [first], first.name) or judge_of(info, _evaluators(storage), first.name)
+    if found is None:
+        raise CheckpointError(info.name, str(judge_problem(info, [first], first.name)))
+    return path_of(storage, found.name)
+
+
+def _evaluators(storage: Location) -> list[CheckpointInfo]:
+    return [info for info in scan(storage)[0] if info.kind == "evaluator"]
 
 
 def _check_folder(storage: Location) -> None:
@@ -117,11 +143,8 @@ def _base_problem(info: CheckpointInfo, storage: Location) -> str | None:
 def _judge_problem(info: CheckpointInfo, storage: Location, evaluator: str | None) -> str | None:
     if info.kind != "denoiser" or evaluator is None:
         return None
-    try:
-        problem = judge_problem(info, read_info(path_of(storage, evaluator)))
-    except CheckpointError:  # it cannot judge anything, and its successor may know the labels
-        return None
-    return problem and f"{problem}; promote an evaluator that knows them first"
+    problem = judge_problem(info, _evaluators(storage), evaluator)
+    return problem and f"{problem}; publish an evaluator that knows them first"
 
 
 def _read_existing(storage: Location, name: str, what: str, kind: CheckpointKind | None = None) -> CheckpointInfo:

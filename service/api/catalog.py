@@ -26,7 +26,7 @@ from shared.checkpoint import (
     verify,
 )
 from shared.options import default_options
-from shared.registry import PROMOTED_FILE, judge_problem, promoted_names, resolve
+from shared.registry import PROMOTED_FILE, judge_of, judge_problem, promoted_names, resolve
 from shared.storage import Location
 from shared.support import picture_size, support_of
 from shared.vocabulary import Vocabulary
@@ -107,8 +107,18 @@ class Models:
         except CheckpointError as error:
             if name is None:
                 raise NoModel(str(error)) from error
-            models = [info.name for info in self._denoisers()]
+            models = [info.name for info in self._of_kind("denoiser")]
             raise BadRequest.at(at, error.reason, models=models) from error
+
+    def find_evaluator(self, model: str | None) -> CheckpointInfo:
+        """Return the evaluator that judges a model's pictures, or the promoted one. Raises BadRequest, NoModel."""
+        if model is None:
+            return self.find(None, kind="evaluator")
+        info = self.find(model)
+        judge = judge_of(info, self._of_kind("evaluator"), self._promoted.get("evaluator"))
+        if judge is None:
+            raise NoModel(f"{self.storage} has no evaluator that knows the labels of {model}")
+        return judge
 
     def with_digest(self, digest: str) -> CheckpointInfo:
         """Return the denoiser with a digest, whatever its name is now. Raises UnknownCheckpoint, BadRequest."""
@@ -130,7 +140,7 @@ class Models:
         try:
             return self._storage.call(self._list, can_do_without=last is not None)
         except Stalled:
-            denoisers = self._denoisers()
+            denoisers = self._of_kind("denoiser")
             known = last or Listing(denoisers, dict.fromkeys([info.name for info in denoisers], ""), None, {})
             return replace(known, problems={**known.problems, PROMOTED_FILE: f"{self.storage} does not answer"})
 
@@ -142,7 +152,7 @@ class Models:
                 self._usable(promoted)
         except CheckpointError as error:
             promoted, problem = None, problem or error
-        denoisers = self._denoisers()
+        denoisers = self._of_kind("denoiser")
         problems = {
             name + SUFFIX: file.found.reason
             for name, file in self._checkpoints.items()
@@ -209,14 +219,13 @@ class Models:
                 return f"changes {base['name']}, which is {file.found.reason}"
             if problem := base_problem(info, file.found):
                 return problem
-        judge = self._checkpoints.get(self._promoted.get("evaluator", ""))
-        if info.kind != "denoiser" or judge is None or isinstance(judge.found, CheckpointError):
+        if info.kind != "denoiser":
             return None
-        return judge_problem(info, judge.found)
+        return judge_problem(info, self._of_kind("evaluator"), self._promoted.get("evaluator"))
 
-    def _denoisers(self) -> list[CheckpointInfo]:
+    def _of_kind(self, kind: CheckpointKind) -> list[CheckpointInfo]:
         found = [file.found for file in self._checkpoints.values()]
-        return [one for one in found if isinstance(one, CheckpointInfo) and one.kind == "denoiser"]
+        return [one for one in found if isinstance(one, CheckpointInfo) and one.kind == kind]
 
     def _card(self, info: CheckpointInfo) -> str:
         """Return the text of NAME.md beside the checkpoint; empty without one, or if it describes other weights."""

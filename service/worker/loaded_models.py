@@ -24,13 +24,13 @@ from service.worker.batch_size import BatchSizes
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine, Key
 from service.worker.uploaded import JUDGED_TOGETHER
-from shared.checkpoint import CheckpointError, read_info
+from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
 from shared.diffusion import same_bits
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import load_denoiser
 from shared.diffusion.unet import NetworkConfig
 from shared.evaluator import Judge, judge_of, load_evaluator
-from shared.registry import resolve
+from shared.registry import resolve, resolve_evaluator
 
 log = get_logger(__name__)
 
@@ -41,6 +41,7 @@ class Loaded:
 
     name: str
     digest: str
+    judged_by: MadeWith | None
     stream: PictureStream
     claims: dict[Key, Claim] = field(default_factory=dict)
     used_at: float = field(default_factory=time.monotonic)
@@ -107,7 +108,7 @@ L = TypeVar("L", bound=AnyLoaded)
 class LoadedModels:
     """What is loaded, least recently used first. Only iterating over it is safe in another thread.
 
-    `judge` is the evaluator `judged_by`; pictures are claimed as `consumer`.
+    `judge` is the promoted evaluator, `judged_by`; pictures are claimed as `consumer`.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class LoadedModels:
         self.device, self.cache, self.judge, self.judged_by = device, cache, judge, judged_by
         self.promoted: str | None = None  # digest, when last checked
         self._by_digest: OrderedDict[str, AnyLoaded] = OrderedDict()
+        self._judges: dict[str, tuple[Judge, MadeWith]] = {}  # those of other vocabularies, by digest
         self._sizes: dict[NetworkConfig, BatchSizes] = {}  # weights do not matter: like networks take equally long
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._check: Future[tuple[str, LoadedModel | None]] | None = None
@@ -198,19 +200,33 @@ class LoadedModels:
             same = same_bits.bound(stepper, sizes.rows)
             if len(same) < sizes.rows:
                 log.info("a row may depend on its batch; calls are padded", model=info.name, sizes=same)
-        if unknown := [name for name in denoiser.vocabulary.names if name not in self.judge.vocabulary]:
-            raise CheckpointError(path.name, f"the evaluator does not know the labels {', '.join(unknown)}")
+        judge, judged_by = self._judge_for(info)
         made_with = MadeWith(name=info.name, digest=info.digest)
         engine = Engine(
             stepper,
             denoiser.vocabulary,
-            judge_of(self.judge, denoiser.aspect),
+            judge_of(judge, denoiser.aspect),
             max_pictures=sizes.pictures,
             efficient_rows=sizes.efficient_rows,
-            recipe=partial(recipe.of_picture, model=made_with, evaluator=self.judged_by),
+            recipe=partial(recipe.of_picture, model=made_with, evaluator=judged_by),
         )
         stream = PictureStream(self.connection, self.settings, info.digest, self.consumer)
-        return LoadedModel(name=info.name, digest=info.digest, stepper=stepper, engine=engine, stream=stream)
+        return LoadedModel(
+            name=info.name, digest=info.digest, judged_by=judged_by, stepper=stepper, engine=engine, stream=stream
+        )
+
+    def _judge_for(self, info: CheckpointInfo) -> tuple[Judge, MadeWith | None]:
+        """Return this worker's evaluator if it knows a denoiser's labels, else the one in storage that does.
+
+        CheckpointError if there is none.
+        """
+        if set(info.vocabulary).issubset(self.judge.vocabulary.names):
+            return self.judge, self.judged_by
+        found = read_info(resolve_evaluator(self.settings.storage, info))
+        if found.digest not in self._judges:
+            judge = load_evaluator(self.cache.fetch(found.name, found.digest, "evaluator"), self.device)
+            self._judges[found.digest] = judge, MadeWith(name=found.name, digest=found.digest)
+        return self._judges[found.digest]
 
     def read_evaluator(self, name: str, digest: str) -> LoadedEvaluator:
         """Return evaluator `name`: this worker's own, or another. CheckpointError if it cannot be used."""
@@ -218,7 +234,8 @@ class LoadedModels:
         if self.judged_by is None or self.judged_by.digest != digest:
             judge = load_evaluator(self.cache.fetch(name, digest, "evaluator"), self.device)
         stream = PictureStream(self.connection, self.settings, digest, self.consumer)
-        return LoadedEvaluator(name=name, digest=digest, judge=judge, stream=stream)
+        judged_by = MadeWith(name=name, digest=digest)
+        return LoadedEvaluator(name=name, digest=digest, judged_by=judged_by, judge=judge, stream=stream)
 
     def _unload(self, keep: AnyLoaded | None = None) -> None:
         """Unload models beyond the setting `loaded_models`, and those unused for `idle_model_s`.

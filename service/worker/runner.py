@@ -114,13 +114,14 @@ class Runner:
             self.store.requeue(job_id)
             return
         self.store.begin(job_id)
+        judged_by = loaded.judged_by
         del loaded  # it may be unloaded while another model has its turn
         checked_at = -math.inf
         while not self.stopping:
             if time.monotonic() - checked_at >= CHECK_EVERY_S:
                 checked_at = time.monotonic()
                 if self.store.done_count(job_id) >= record.total:  # the worker with the last picture died
-                    complete_jobs(self.store, self.judged_by, [job_id], {})
+                    complete_jobs(self.store, judged_by, [job_id], {})
             if not self.run_once(job_id):
                 return
         if self.store.is_open(job_id):
@@ -275,7 +276,7 @@ class Runner:
             self.spans.record("store", job_ids, begun_at, time.time())
             self.spans.keep(self._jobs(), judged_at[0])
             pngs = {one.picture.key: one.png for _, one in finished}
-            complete_jobs(self.store, self.judged_by, complete, pngs)
+            complete_jobs(self.store, loaded.judged_by, complete, pngs)
 
     def renew_claims(self) -> None:
         """Renew the leases of the pictures in progress. The heartbeat's thread calls it."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from shared import storage
-from shared.checkpoint import read_info
-from shared.registry import promote, promoted, resolve, scan
+from shared.checkpoint import CheckpointInfo, read_info
+from shared.registry import judge_of, promote, promoted, resolve, scan
 from tests.shared.test_checkpoint import BAD_NAMES, publish_toy, refusal
 
 
@@ -59,19 +59,31 @@ def test_each_kind_has_its_own_promoted_checkpoint(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["d1.safetensors", "d2.safetensors", "e1.safetensors", "promoted.json"]
 
 
-def test_a_denoiser_is_promoted_only_if_the_evaluator_knows_its_labels(tmp_path: Path) -> None:
+def test_a_denoiser_is_promoted_only_if_an_evaluator_knows_its_labels(tmp_path: Path) -> None:
     publish_toy(tmp_path, "colours", kind="evaluator")
     publish_toy(tmp_path, "animals", vocabulary=("cat", "dog"))
     promote(tmp_path, "colours")
     assert refusal(lambda: promote(tmp_path, "animals")) == (
-        "animals: has labels that the evaluator colours does not know: cat, dog; "
-        "promote an evaluator that knows them first"
+        "animals: has labels that the evaluator colours does not know, nor any other: cat, dog; "
+        "publish an evaluator that knows them first"
     )
     assert promoted(tmp_path) is None
     publish_toy(tmp_path, "judge", kind="evaluator", vocabulary=("dog", "cat", "cow"))
-    promote(tmp_path, "judge")
     promote(tmp_path, "animals")
     assert promoted(tmp_path) == "animals"
+
+
+def test_a_denoiser_is_judged_by_the_promoted_evaluator_or_the_newest_that_knows_its_labels() -> None:
+    def info(name: str, vocabulary: str, day: int = 1) -> CheckpointInfo:
+        return CheckpointInfo(
+            name=name, kind="evaluator", format_version=1, digest=name, vocabulary=tuple(vocabulary), config={},
+            training={}, created_at=f"2026-01-0{day}T00:00:00+00:00",
+        )  # fmt: skip
+
+    evaluators = [info("old", "abc"), info("new", "abcd", 2), info("other", "xyz", 3)]
+    found = [judge_of(info("d", labels), evaluators, promoted) for labels, promoted in
+             [("ab", "old"), ("ab", "other"), ("ab", None), ("zx", "old"), ("dz", "old")]]  # fmt: skip
+    assert [one and one.name for one in found] == ["old", "new", "new", "other", None]
 
 
 def test_a_missing_evaluator_blocks_no_promotion(tmp_path: Path) -> None:

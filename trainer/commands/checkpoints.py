@@ -45,7 +45,7 @@ def score(
     where = terminal.pick_device(device)
     denoiser = load_denoiser(registry.resolve(storage, model, "denoiser"), device=where)
     sampling = make_options(preset, given, denoiser.options)
-    judge = load_judge(terminal.evaluator_path(storage, evaluator), denoiser.vocabulary, where)
+    judge = load_judge(terminal.evaluator_path(storage, evaluator, denoiser.info), denoiser.vocabulary, where)
     with terminal.bar() as progress:
         runs, figures = score_file(
             file, denoiser, judge, sampling, repeats=repeats, seed=seed, progress=progress, keep_padding=keep_padding

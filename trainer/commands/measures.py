@@ -70,7 +70,7 @@ def places(
     terminal.check_files(png=grid, json=json_out)
     where = terminal.pick_device(device)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
-    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), where)
+    judge = load_evaluator(terminal.evaluator_path(storage, evaluator, denoiser.info), where)
     sampling, placed = make_options(preset, {}, denoiser.options), []
     with terminal.bar() as progress:
         task = progress.add_task("sampling (pictures x steps)", total=len(objects) * count * sampling.steps)
@@ -116,7 +116,7 @@ def coverage(
     where = terminal.pick_device(device)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
     names: list[str | None] = [*evaluator] if evaluator else [None]
-    paths = [terminal.evaluator_path(storage, name) for name in names]
+    paths = [terminal.evaluator_path(storage, name, denoiser.info) for name in names]
     evaluators = {path.stem: load_evaluator(path, where) for path in paths}
     sampling = make_options(preset, {}, denoiser.options)
     fit = denoiser.info.training.get("config", {}).get("fit", "squeeze")

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from shared.registry import resolve
+from shared.checkpoint import CheckpointInfo
+from shared.registry import resolve, resolve_evaluator
 from shared.storage import Location
 from shared.vocabulary import SHOWN_NAMES
 from trainer.errors import TrainerError
@@ -39,9 +40,11 @@ def pick_device(name: str) -> torch.device:
         raise TrainerError(str(error)) from error
 
 
-def evaluator_path(storage: Location, name: str | None) -> Location:
-    """Return the evaluator of that name, the promoted one for None, or the file itself for a checkpoint.pth."""
-    return Path(name) if name and name.endswith(".pth") else resolve(storage, name, "evaluator")
+def evaluator_path(storage: Location, name: str | None, denoiser: CheckpointInfo) -> Location:
+    """Return the evaluator of that name, the denoiser's own for None, or the file itself for a checkpoint.pth."""
+    if name is None:
+        return resolve_evaluator(storage, denoiser)
+    return Path(name) if name.endswith(".pth") else resolve(storage, name, "evaluator")
 
 
 def check_files(**files: Path | None) -> None:

@@ -36,6 +36,7 @@ WARMUP_STEPS: Final = 100
 HELD_OUT: Final = 20  # one layout of so many is not learnt from
 EMA_DECAY: Final = 0.995
 CHECK_EVERY: Final = 100  # steps
+CHECKED: Final = 512  # held-out layouts of each number of objects, at most
 
 Layout = tuple[Tensor, Tensor]  # labels (P, n) int64 and positions (P, n, 2) of pictures with n objects
 
@@ -61,7 +62,8 @@ def split(layouts: Layout, seed: int) -> tuple[Layout, Layout]:
     """Return the layouts to learn from and those held out."""
     indices, places = layouts
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
-    unseen, seen = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
+    held_out = min(len(order) // HELD_OUT, CHECKED)
+    unseen, seen = order[:held_out], order[held_out:]
     return (indices[seen], places[seen]), (indices[unseen], places[unseen])
 
 

@@ -21,7 +21,7 @@ from shared.vocabulary import LabelError, Vocabulary, parse_label_lists
 router = APIRouter(tags=["pictures"])
 
 FILE = "file"
-BESIDE_PICTURES = ("columns", "webhook", "webhook_events")  # the fields that do not concern sampling
+BESIDE_PICTURES = ("model", "columns", "webhook", "webhook_events")  # the fields that do not concern sampling
 BODY = describe_body(
     {
         "schema": ScoreRequest.model_json_schema(),
@@ -54,7 +54,7 @@ BODY = describe_body(
 async def score(request: Request, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
     """Generates every picture of a test file `repeats` times, run r with seed + r, and scores each run.
 
-    With a zip of `pictures` it generates none and scores those, as one run.
+    With a zip of `pictures` it generates none and scores those, as one run, by the evaluator of `model`.
     """
     body = await _read(request, submitter.settings)
     check = partial(_check, body)
@@ -95,7 +95,7 @@ async def _read(request: Request, settings: Settings) -> Body:
 def _check(body: Body, models: Models) -> JobSpec:
     """Check the request against the models. Raises BadRequest, NoModel."""
     sampled = body.pictures is None
-    info = models.find(body.fields.model) if sampled else models.find(None, kind="evaluator")
+    info = models.find(body.fields.model) if sampled else models.find_evaluator(body.fields.model)
     try:
         labels = Vocabulary(info.vocabulary).check(body.lists, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:

@@ -186,12 +186,15 @@ def test_a_model_with_labels_that_the_evaluator_does_not_know_is_refused(models:
     evaluator = {"kind": "evaluator", "config": {}, "training": {}}
     publish(folder, "judge", {"x": torch.zeros(1)}, vocabulary=ICLEVR.names[2:], **evaluator)  # type: ignore[arg-type]
     promote(folder, "judge")
-    words = f"has labels that the evaluator judge does not know: {ICLEVR.names[0]}, {ICLEVR.names[1]}"
+    words = f"has labels that the evaluator judge does not know, nor any other: {ICLEVR.names[0]}, {ICLEVR.names[1]}"
     with pytest.raises(BadRequest, match=words):
         models.find("b")
     with pytest.raises(NoModel, match=words):
         models.find(None)
     assert models.listing().problems["b.safetensors"] == words
+    publish(folder, "wider", {"x": torch.zeros(1)}, vocabulary=ICLEVR.names, **evaluator)  # type: ignore[arg-type]
+    assert models.find("b").name == "b"
+    assert (models.find_evaluator("b").name, models.find_evaluator(None).name) == ("wider", "judge")
 
 
 def test_each_version_of_a_file_is_read_once(models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

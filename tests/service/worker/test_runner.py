@@ -1,7 +1,9 @@
 """A worker's loop, driven step by step in this process against a real Redis."""
 
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from service.store import keys
 from service.store.jobs import JobStore, read_verdicts
 from service.worker.process import PictureWorker
 from service.worker.runner import Rate, Runner
+from shared.checkpoint import publish
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
@@ -180,17 +183,36 @@ def test_a_rate_follows_recent_work() -> None:
     assert rate.per_s == pytest.approx(1.0, abs=0.3)
 
 
-def test_a_job_fails_if_the_evaluator_does_not_know_its_models_labels(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+def test_a_model_of_another_vocabulary_has_a_judge_of_its_own(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord]
 ) -> None:
+    """The worker's own evaluator does not know a label of the model, but the one in storage does."""
     runner.models.load()
     runner.models.judge = Evaluator(Vocabulary(ICLEVR.names[1:])).freeze()
+    job = create(model="other")
+    runner.run(job.id)
+    assert status(store, job) == "finished"
+    loaded = runner.models.get(job.digest)
+    assert loaded is not None
+    assert loaded.judged_by == runner.judged_by  # which says what the worker began with
+
+
+def test_a_job_fails_if_no_evaluator_knows_its_models_labels(
+    store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings, tmp_path: Path
+) -> None:
+    storage = Path(shutil.copytree(str(settings.storage), tmp_path / "storage"))
+    runner = Runner(connection, settings.model_copy(update={"storage": storage}), "w2")
+    runner.models.load()
+    known = ICLEVR.names[1:]
+    runner.models.judge = Evaluator(Vocabulary(known)).freeze()
+    name, tensors = resolve(storage, None, "evaluator").stem, {"x": torch.zeros(1)}
+    publish(storage, name, tensors, kind="evaluator", vocabulary=known, config={}, training={})
     job = create(model="other")
     runner.run(job.id)
     assert status(store, job) == "failed"
     reason = connection.hget(keys.job(job.id), "error")
     assert isinstance(reason, bytes)
-    assert f"the evaluator does not know the labels {ICLEVR.names[0]}" in reason.decode()
+    assert f"does not know, nor any other: {ICLEVR.names[0]}" in reason.decode()
 
 
 def test_each_model_has_its_own_batch(
