@@ -1,16 +1,17 @@
-# Each target sets up what it needs: a virtual environment in .venv, with the dependencies of that target.
+# Each target sets up what it needs: a virtual environment in .venv, with the dependencies of that target at the versions of
+# lock/requirements.txt. lock/install.sh says which build of torch that brings (TORCH_INDEX).
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo serve train test test-browser compose-test scaling-out-test kubernetes-check screenshots check format clean
+.PHONY: help demo serve train test test-browser compose-test scaling-out-test kubernetes-check screenshots check check-lowest format clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
 
-$(VENV)/.%: pyproject.toml
+$(VENV)/.%: pyproject.toml lock/requirements.txt lock/uv.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	sh lock/install.sh $(BIN)/python $*
 	touch $@
 
 demo: $(VENV)/.demo  ## Start everything, draw eight label lists, print the verdicts, write grid.png
@@ -50,6 +51,16 @@ check: $(VENV)/.dev  ## Lint, formatting, types, import rules (under 30 seconds)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+check-lowest:  ## Run the tests with the lowest versions that pyproject.toml allows (torch: the lock's version)
+	PYTHON=$(PYTHON) sh lock/check_lowest.sh
+
+.PHONY: lock audit
+lock: $(VENV)/.dev  ## Write the lock files anew after a change of pyproject.toml; UPGRADE=--upgrade renews every pin
+	sh lock/update.sh $(BIN)/python $(UPGRADE)
+
+audit: $(VENV)/.audit  ## Look up the locked versions in PyPI's database of vulnerabilities
+	sh lock/audit.sh $(BIN)/python
+
 format: $(VENV)/.dev  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -71,4 +82,4 @@ faults: $(VENV)/.worker  ## Kill, pause and fill real processes and move their c
 	$(BIN)/python -m faults
 
 clean:  ## Remove the virtual environment and caches; keep data, runs and models
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .venv-lowest .pytest_cache .mypy_cache .ruff_cache *.egg-info

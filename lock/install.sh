@@ -1,0 +1,26 @@
+#!/bin/sh
+# Install labelgrid and some of its extras at the versions of requirements.txt, and check the hash of every download.
+#
+#   sh lock/install.sh PYTHON EXTRA[,EXTRA...]     from the repository's root
+#
+# PyPI's torch for Linux is the CUDA build. TORCH_INDEX (an index, such as that of the CPU build) or PIP_FIND_LINKS (a folder
+# of wheels) give another build of the same version. The lock has no hash of those: whoever sets the variable trusts the place.
+set -eu
+python=$1 extras=$2
+lock=lock/requirements.txt
+
+"$python" -m pip install --quiet --no-deps --require-hashes --requirement lock/uv.txt
+uv() { "$python" -m uv --quiet pip install --python "$python" "$@"; }
+labelgrid() { uv --constraint $lock --build-constraint $lock --editable ".[$extras]" "$@"; }
+
+if labelgrid --dry-run --verbose 2>&1 | grep -q '^ + torch=='; then
+  torch=$(sed -nE 's/^((torch|torchvision)==[^ ]+).*/\1/p' $lock)
+  # torch comes from its place alone: with two indexes for one install, whoever can publish a name on one of them could
+  # replace any package of the other.
+  if test "${TORCH_INDEX:-}"; then
+    uv --no-deps --default-index "$TORCH_INDEX" $torch
+  elif test "${PIP_FIND_LINKS:-}"; then
+    uv --no-deps --no-index --find-links "$PIP_FIND_LINKS" $torch 2>/dev/null || echo "no $torch in $PIP_FIND_LINKS"
+  fi
+fi
+labelgrid
