@@ -10,17 +10,17 @@ python=$1 extras=$2
 lock=lock/requirements.txt
 
 "$python" -m pip install --quiet --no-deps --require-hashes --requirement lock/uv.txt
-uv() { "$python" -m uv --quiet pip install --python "$python" "$@"; }
-labelgrid() { uv --constraint $lock --build-constraint $lock --editable ".[$extras]" "$@"; }
+install() { "$python" -m uv pip install --python "$python" "$@"; }
+labelgrid() { install --constraint $lock --build-constraint $lock --editable ".[$extras]" "$@"; }
 
-if labelgrid --dry-run --verbose 2>&1 | grep -q '^ + torch=='; then
+if labelgrid --dry-run 2>&1 | grep -q '^ + torch=='; then
   torch=$(sed -nE 's/^((torch|torchvision)==[^ ]+).*/\1/p' $lock)
   # torch comes from its place alone: with two indexes for one install, whoever can publish a name on one of them could
   # replace any package of the other.
   if test "${TORCH_INDEX:-}"; then
-    uv --no-deps --default-index "$TORCH_INDEX" $torch
+    install --quiet --no-deps --default-index "$TORCH_INDEX" $torch
   elif test "${PIP_FIND_LINKS:-}"; then
-    uv --no-deps --no-index --find-links "$PIP_FIND_LINKS" $torch 2>/dev/null || echo "no $torch in $PIP_FIND_LINKS"
+    install --quiet --no-deps --no-index --find-links "$PIP_FIND_LINKS" $torch 2>/dev/null || echo "no" $torch "in $PIP_FIND_LINKS"
   fi
 fi
-labelgrid
+labelgrid --quiet
