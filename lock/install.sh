@@ -6,7 +6,7 @@
 # PyPI's torch for Linux is the CUDA build. TORCH_INDEX (an index, such as that of the CPU build) or PIP_FIND_LINKS (a folder
 # of wheels) give another build of the same version. The lock has no hash of those: whoever sets the variable trusts the place.
 set -eu
-python=$1 extras=$2
+python=$(command -v "$1") extras=$2  # uv takes a path only for a Python outside virtual environments
 lock=lock/requirements.txt
 
 "$python" -m pip install --quiet --no-deps --require-hashes --requirement lock/uv.txt
