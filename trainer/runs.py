@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from rich.progress import Progress
 from torch.utils.tensorboard import SummaryWriter
 
@@ -123,6 +126,13 @@ def run_log(folder: Path | None) -> Iterator[Callable[[Run, dict[str, float]], N
                 events.add_scalar(key, value, run.step)
 
         yield record
+
+
+def log_samples(folder: Path, pixels: NDArray[np.uint8], step: int) -> None:
+    """Write a grid (H, W, 3) of sampled pictures as `folder`/samples-STEP.png, and to TensorBoard."""
+    Image.fromarray(pixels).save(folder / f"samples-{step:07d}.png")
+    with SummaryWriter(str(folder / "tensorboard")) as events:
+        events.add_image("samples", pixels, step, dataformats="HWC")
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

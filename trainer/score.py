@@ -33,7 +33,7 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.errors import TrainerError
 from trainer.loss import Denoising, fixed_loss
-from trainer.runs import Run
+from trainer.runs import Run, log_samples
 
 Lists = Sequence[Sequence[str]]  # label lists, one a picture
 OnStep = Callable[[Sequence[Row]], None] | None
@@ -190,7 +190,7 @@ class Watcher:
                 seeds = [picture_seed(0, i) for i in range(len(targets))]
                 images = sample(stepper, targets, self.options, seeds)
             if i == 0:
-                save_grid(images[:GRID_PICTURES], self.folder / f"samples-{run.step:07d}.png")
+                log_samples(self.folder, grid(images[:GRID_PICTURES]), run.step)
         if self.held_out:
             for name, dataset in (("held_out_loss", self.held_out), ("seen_loss", self.dataset)):
                 objective = Denoising(dataset, self.config, self.device)

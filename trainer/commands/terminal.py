@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from shared.checkpoint import CheckpointInfo
@@ -26,6 +28,7 @@ if TYPE_CHECKING:  # these import torch, and make `--help` slow
     from trainer.runs import Run
     from trainer.score import ScoredRun
 
+LINE_EVERY_S = 60.0  # between lines about progress, where there is no terminal
 console = Console(stderr=True)
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # among those that torchrun starts; the others print nothing
 
@@ -65,9 +68,39 @@ def check_budget(minutes: float | None, steps: int | None, options: str = "--min
 
 
 def bar() -> Progress:
-    """Return a progress display on stderr if that is a terminal."""
+    """Return a progress display on stderr: bars in a terminal, and in a log a line a minute."""
+    if not console.is_terminal:
+        return Lines()
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    return Progress(*columns, console=console, disable=not (console.is_terminal and MAIN_PROCESS))
+    return Progress(*columns, console=console, disable=not MAIN_PROCESS)
+
+
+class Lines(Progress):
+    """Progress as plain lines: one a minute while a task moves, and one at the end of a task that had any."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(disable=True, get_time=clock, speed_estimate_period=600)
+        self._last: dict[TaskID, float] = {}  # when each task's last line was printed or, before its first, it began
+        self._with_lines: set[TaskID] = set()  # tasks that have a line and have not ended
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        super().update(task_id, **changes)
+        self._print(self._tasks[task_id])
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._print(self._tasks[task_id])
+
+    def _print(self, task: Task) -> None:
+        now = self.get_time()
+        is_due = now - self._last.setdefault(task.id, now) >= LINE_EVERY_S
+        has_ended = task.finished and task.id in self._with_lines
+        if not MAIN_PROCESS or not (is_due or has_ended):
+            return
+        self._last[task.id] = now
+        (self._with_lines.discard if task.finished else self._with_lines.add)(task.id)
+        remaining = f", {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
+        print(f"{task.description}: {task.percentage:.0f} %{remaining}", file=sys.stderr, flush=True)
 
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:

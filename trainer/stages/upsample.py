@@ -27,7 +27,7 @@ from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
 from trainer.loss import finite
 from trainer.pictures import Pictures, as_tensor
-from trainer.runs import Run
+from trainer.runs import Run, log_samples
 from trainer.stages.octaves import octave_power
 
 Weight = Annotated[float, Field(ge=0)]
@@ -155,7 +155,7 @@ def measure(
     target = to_float(torch.stack([as_tensor(one) for one in originals]))
     ratios = octave_power(made) / octave_power(target)
     shown = torch.stack([made[:SHOWN], target[:SHOWN]], 1).flatten(0, 1)
-    Image.fromarray(grid(shown, columns=2)).save(folder / f"samples-{run.step:07d}.png")
+    log_samples(folder, grid(shown, columns=2), run.step)
     figures = {"l1": float((made - target).abs().mean())}
     return figures | {f"octave_{k}": ratio for k, ratio in enumerate(ratios.tolist())}
 
