@@ -31,6 +31,13 @@ def _redis_url(value: str) -> str:
     return value
 
 
+def _origins(value: str) -> str:
+    for origin in value.replace(",", " ").split():
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s*]+", origin):
+            raise ValueError(f"{origin!r} is not an origin such as https://example.org, or *")
+    return value
+
+
 def _device(value: str) -> str:
     if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", value):
         raise ValueError("it should be auto, cpu, cuda or cuda:N")
@@ -104,6 +111,9 @@ class Settings(BaseSettings):
     """A file with further API keys, one a line. It is read again when it changes."""
     rate_limit: str = "3000/minute"
     """Maximum rate of requests of one API key's owner, over a sliding window; `none` turns it off."""
+    cors_origins: Annotated[str, AfterValidator(_origins)] = ""
+    """Origins whose pages may call the API from a browser, such as `https://example.org`, separated by commas or
+    spaces; `*` allows all."""
     allow_no_keys: bool = False
     """Lets the API listen beyond loopback without API keys, open to everybody who can reach it."""
     published_on: str = ""

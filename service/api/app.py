@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from redis.asyncio import Redis as AsyncRedis
 
 from service.api import problems
@@ -29,6 +30,12 @@ from service.telemetry.middleware import QUIET_PATHS, ObserveRequests
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 MAX_CONNECTIONS = 2000  # for reads that return at once
 MAX_WAITING = 2000  # for blocking reads: one for each waiting request, and one for all event streams of a job
+CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
+    "allow_methods": ["GET", "POST", "DELETE"],
+    "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
+    "expose_headers": ["Location", "Preference-Applied", "Retry-After", "RateLimit", "RateLimit-Policy"],
+    "max_age": 3600,
+}
 
 
 def _telemetry() -> dict[str, Any]:
@@ -86,6 +93,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.models = Models(settings.storage, settings.storage_every_s)
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
     app.add_middleware(Guard, keys=KeyRing(settings.api_keys, settings.api_keys_file), settings=settings)
+    if origins := settings.cors_origins.replace(",", " ").split():
+        app.add_middleware(CORSMiddleware, allow_origins=origins, **CROSS_ORIGIN)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(ObserveRequests)
     problems.install(app)

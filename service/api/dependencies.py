@@ -55,3 +55,4 @@ async def _own_job(
 
 
 OwnJob = Annotated[str, Depends(_own_job)]  # the path's job; UnknownJob if it belongs to another owner
+Index = Annotated[int, Path(ge=0, le=2**31, description="position of the picture, from 0", examples=[0])]

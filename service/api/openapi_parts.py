@@ -10,7 +10,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.api.problems import PHRASES
-from service.contract.errors import PROBLEM_JSON, ServiceError, problem_body
+from service.contract.errors import (
+    PROBLEM_JSON,
+    ExpiredJob,
+    NotReady,
+    ServiceError,
+    Unavailable,
+    UnknownJob,
+    UnknownPicture,
+    problem_body,
+)
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -49,6 +58,12 @@ def examples_of(response: dict[str, Any]) -> dict[str, Any]:
     """Return the examples of a response that `problems` described, by slug."""
     examples: dict[str, Any] = response["content"][PROBLEM_JSON]["examples"]
     return examples
+
+
+PICTURE_RESPONSES: Responses = {
+    200: {"content": PNG, "description": "The picture"},
+    **problems(UnknownJob, ExpiredJob, Unavailable, NotReady, UnknownPicture),
+}
 
 
 def event_stream(events: Mapping[str, type[BaseModel]], *examples: dict[str, str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from shared.vocabulary import LabelError, Vocabulary
 
 SEPARATORS: Final = frozenset({",", ";", "&", "+", "and", "with", "plus"})
 ARTICLES: Final = frozenset({"a", "an", "the", "one"})
+NUMBERS: Final = frozenset({"two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "several", "many"})
 WORD: Final = re.compile(r"[,;&+]|[^\s,;&+]+")
 
 
@@ -38,6 +39,12 @@ def parse_prompt(prompt: str, vocabulary: Vocabulary) -> list[str]:
         elif unknown or words[at] not in ARTICLES:
             unknown.append(words[at])
         at += max(length, 1)
+    if len(unknown) > 1 and (unknown[0] in NUMBERS or unknown[0].isdecimal()):
+        label = vocabulary.nearest(" ".join(unknown[1:])) or "it"
+        raise LabelError(
+            f'"{" ".join(unknown)}": a picture shows an object of each kind at most once; ask for "{label}", '
+            "and for more pictures with n"
+        )
     if unknown:
         vocabulary.index(" ".join(unknown))  # raises LabelError, with the nearest name
     if not labels:

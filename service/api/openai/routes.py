@@ -6,18 +6,19 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from service.api.catalog import Models
-from service.api.dependencies import ModelsDep, OwnerDep, SettingsDep
+from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ReaderDep, SettingsDep
 from service.api.openai.prompt import parse_prompt
 from service.api.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
-from service.api.openapi_parts import link, problems
+from service.api.openai.sizes import Size, fitted, parse_size, scaled
+from service.api.openapi_parts import PICTURE_RESPONSES, link, problems
 from service.api.submitter import ERRORS, JobSpec, SubmitterDep, check_finished
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from shared.checkpoint import CheckpointInfo
-from shared.support import picture_size
 from shared.vocabulary import LabelError, Vocabulary
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -39,27 +40,53 @@ async def generate_images(
         raise NotInTime(f"not finished within {settings.wait_s:.0f} s; the job goes on", job=f"/jobs/{job_id}")
     check_finished(job)
     pngs = [await submitter.reader.image(job_id, i) for i in range(len(job.labels))]
+    own: Size = struct.unpack(">II", pngs[0][16:24])  # from the PNG's header
+    size = own if body.size in (None, "auto") else fitted(own, parse_size(body.size))
     data = []
     for i, (labels, png) in enumerate(zip(job.labels, pngs, strict=True)):
         image = Image(revised_prompt=", ".join(labels))
         if body.response_format == "url":
-            image.url = f"{request.base_url}jobs/{job_id}/images/{i}.png"
+            where = (
+                f"jobs/{job_id}/images/{i}.png" if size == own else f"v1/images/{job_id}/{i}/{size[0]}x{size[1]}.png"
+            )
+            image.url = f"{request.base_url}{where}"
         else:
-            image.b64_json = base64.b64encode(png).decode()
+            image.b64_json = base64.b64encode(await run_in_threadpool(scaled, png, size)).decode()
         data.append(image)
     assert job.seed is not None  # only jobs that score uploaded pictures have none
-    created = _unix_time(job.finished_at or job.created_at)
-    width, height = struct.unpack(">II", pngs[0][16:24])  # from the PNG's header
-    return Images(created=created, data=data, size=f"{width}x{height}", seed=job.seed, job=f"/jobs/{job_id}")
+    return Images(
+        created=_unix_time(job.finished_at or job.created_at), data=data, size=f"{size[0]}x{size[1]}",
+        sampled_size=f"{own[0]}x{own[1]}", seed=job.seed, job=f"/jobs/{job_id}",
+    )  # fmt: skip
+
+
+@router.get(
+    "/images/{job_id}/{index}/{size}.png",
+    response_class=Response,
+    responses={**PICTURE_RESPONSES, **problems(BadRequest)},
+    summary="Read a picture at another size",
+)
+async def read_scaled_image(
+    job_id: OwnJob, index: Index, reader: ReaderDep,
+    size: Annotated[str, Path(max_length=20, description="width and height in pixels", examples=["1024x768"])],
+) -> Response:  # fmt: skip
+    """A picture of a job, scaled to exactly this size. `GET /jobs/{id}/images/{index}.png` has it as it was sampled."""
+    try:
+        wanted = parse_size(size)
+    except ValueError as error:
+        raise BadRequest.at(("path", "size"), str(error)) from error
+    png = await run_in_threadpool(scaled, await reader.image(job_id, index), wanted)
+    return Response(png, media_type="image/png")
 
 
 def _check(body: ImagesRequest, models: Models) -> JobSpec:
     """Check the request against the models. Raises BadRequest, NoModel."""
     info = models.find(body.model)
-    size = "{}x{}".format(*picture_size(info.config))
-    if body.size not in (None, "auto", size):  # pictures are not scaled: scores are about their pixels
-        message = f"{body.size}; wanted {size}, the size of model {info.name}, or auto"
-        raise BadRequest.at(("body", "size"), message)
+    try:
+        if body.size not in (None, "auto"):
+            parse_size(body.size)
+    except ValueError as error:
+        raise BadRequest.at(("body", "size"), str(error)) from error
     try:
         labels = parse_prompt(body.prompt, Vocabulary(info.vocabulary))
     except LabelError as error:

@@ -25,7 +25,11 @@ class ImagesRequest(SamplingFields):
     prompt: str = Field(max_length=1000, description="labels, separated by `,` or `and`")
     n: int | None = Field(None, ge=1, le=10, description="number of pictures, each from its own noise; 1 if null")
     response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json if null")
-    size: str | None = Field(None, max_length=20, description="`auto`, or the model's own size, such as `320x240`")
+    size: str | None = Field(
+        None,
+        max_length=20,
+        description="`auto`, the model's own size; or one such as `1024x1024`, which pictures are scaled to fit into",
+    )
     stream: Literal[False] | None = Field(None, description=f"must be false: {NO_STREAMS}")
     partial_images: Literal[0] | None = Field(None, description=f"must be 0: {NO_STREAMS}")
     background: Literal["auto", "opaque"] | None = None
@@ -56,7 +60,8 @@ class Images(BaseModel):
             "data": [{"b64_json": "iVBORw0KGgo=", "revised_prompt": "red cube, blue sphere"}],
             "background": "opaque",
             "output_format": "png",
-            "size": "320x240",
+            "size": "1024x768",
+            "sampled_size": "320x240",
             "seed": 7,
             "job": f"/jobs/{EXAMPLE_ID}",
         }
@@ -66,7 +71,8 @@ class Images(BaseModel):
     data: list[Image]
     background: Literal["opaque"] = "opaque"
     output_format: Literal["png"] = "png"
-    size: str
+    size: str = Field(description="size of these pictures: the largest within the requested one, not distorted")
+    sampled_size: str = Field(description="size at which they were sampled and judged")
     seed: int = Field(description="the same seed gives the same pictures")
     job: str = Field(description="address of the job, with its scores")
 

@@ -2,14 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from service.api.dependencies import FeedsDep, OwnerDep, OwnJob, ReaderDep, StoreDep
+from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ReaderDep, StoreDep
 from service.api.event_feed import is_complete, job_events
-from service.api.openapi_parts import PNG, Responses, event_stream, job_links, link, problems
-from service.contract.errors import ExpiredJob, JobEnded, NotReady, Unavailable, UnknownJob, UnknownPicture
+from service.api.openapi_parts import PICTURE_RESPONSES, event_stream, job_links, link, problems
+from service.contract.errors import ExpiredJob, JobEnded, Unavailable, UnknownJob
 from service.contract.events import EVENTS
 from service.contract.schemas import EXAMPLE_ID, Job, JobPage
 
@@ -23,14 +23,9 @@ LastEventId = Annotated[
         examples=["1767268800123-0"],
     ),
 ]
-Index = Annotated[int, Path(ge=0, le=2**31, description="position of the picture, from 0", examples=[0])]
 
 ERRORS = (UnknownJob, ExpiredJob, Unavailable)
 LINKS = job_links("$request.path.job_id")
-PICTURE_RESPONSES: Responses = {
-    200: {"content": PNG, "description": "The picture"},
-    **problems(*ERRORS, NotReady, UnknownPicture),
-}
 EVENTS_EXAMPLES = (
     {"event": "status", "data": '{"status": "running"}', "id": "1767268800123-0"},
     {

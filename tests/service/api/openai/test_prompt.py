@@ -42,7 +42,9 @@ def test_names_may_contain_separators(prompt: str, labels: list[str]) -> None:
     [
         ("red kube and blue sphere", 'unknown label "red kube"; did you mean "red cube"?'),
         ("red cube and a cube red", 'did you mean "red cube"?'),
-        ("two red cubes", 'unknown label "two red cubes"; did you mean "red cube"?'),
+        ("two red cubes", '"two red cubes": a picture shows an object of each kind at most once; ask for "red cube"'),
+        ("2 spheres, blue", '"2 spheres": a picture shows'),
+        ("red cubes", 'unknown label "red cubes"; did you mean "red cube"?'),
         ("red the cube", 'unknown label "red the cube"; did you mean "red cube"?'),
         ("a photo of a red cube", 'unknown label "photo of a"; known are gray cube'),
         ("red cube, red cube", 'duplicate label "red cube"'),

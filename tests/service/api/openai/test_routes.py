@@ -85,6 +85,22 @@ def test_a_failed_or_cancelled_job_is_an_error(
     assert (caught.value.status_code, caught.value.code) == wanted
 
 
+def test_pictures_are_scaled_to_fit_the_size_that_a_client_asks_for(ai: openai.OpenAI, working: Runner) -> None:
+    """The toy's pictures are 16x16. The verdict stays about those."""
+    answer = ai.images.generate(prompt=PROMPT, size="1536x1024", extra_body={"steps": 1})
+    assert answer.data
+    assert (answer.size, answer.model_extra and answer.model_extra["sampled_size"]) == ("1024x1024", "16x16")
+    assert answer.data[0].b64_json
+    inline = base64.b64decode(answer.data[0].b64_json)
+    assert Image.open(io.BytesIO(inline)).size == (1024, 1024)
+    seed = {"steps": 1, "seed": answer.model_extra and answer.model_extra["seed"]}
+    linked = ai.images.generate(prompt=PROMPT, size="1024x1024", response_format="url", extra_body=seed)
+    assert linked.data
+    assert linked.data[0].url
+    assert httpx.get(linked.data[0].url).content == inline
+    assert httpx.get(linked.data[0].url.replace("1024x1024", "9999x1")).status_code == 400
+
+
 @pytest.mark.parametrize(
     ("arguments", "param", "words"),
     [
@@ -92,7 +108,9 @@ def test_a_failed_or_cancelled_job_is_an_error(
         ({"prompt": ""}, "prompt", "names no label"),
         ({"prompt": PROMPT, "n": 0}, "n", "greater than"),
         ({"prompt": PROMPT, "n": 11}, "n", "less than"),
-        ({"prompt": PROMPT, "size": "1024x1024"}, "size", "wanted 16x16"),
+        ({"prompt": PROMPT, "size": "large"}, "size", "wanted auto or WIDTHxHEIGHT"),
+        ({"prompt": PROMPT, "size": "4096x16"}, "size", "at most 2048x2048"),
+        ({"prompt": "two red cubes"}, "prompt", '"two red cubes": a picture shows an object of each kind at most once'),
         ({"prompt": PROMPT, "model": "dall-e-3"}, "model", "toy"),
         ({"prompt": PROMPT, "background": "transparent"}, "background", "opaque"),
         ({"prompt": PROMPT, "output_format": "webp"}, "output_format", "png"),

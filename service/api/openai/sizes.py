@@ -1,0 +1,39 @@
+"""Scales pictures to the sizes that clients of OpenAI's API ask for. The verdicts are about the pictures as sampled."""
+
+import io
+import re
+from typing import Final
+
+from PIL import Image
+
+LARGEST: Final = 2048  # pixels along a side
+FORM: Final = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+
+Size = tuple[int, int]  # width, height
+
+
+def parse_size(text: str) -> Size:
+    """Read a size such as "1024x1024". ValueError for another form, or more than LARGEST pixels along a side."""
+    sides = FORM.fullmatch(text)
+    if sides is None:
+        raise ValueError(f'"{text}"; wanted auto or WIDTHxHEIGHT, such as 1024x1024')
+    size = int(sides[1]), int(sides[2])
+    if max(size) > LARGEST:
+        raise ValueError(f"{text} is too large; at most {LARGEST}x{LARGEST}")
+    return size
+
+
+def fitted(own: Size, asked: Size) -> Size:
+    """Return the largest size within `asked` that has the proportions of `own`."""
+    scale = min(asked[0] / own[0], asked[1] / own[1])
+    return max(1, round(own[0] * scale)), max(1, round(own[1] * scale))
+
+
+def scaled(png: bytes, size: Size) -> bytes:
+    """Return the picture at another size, as a PNG without the recipe: it is not what the recipe's job sampled."""
+    with Image.open(io.BytesIO(png)) as picture:
+        if picture.size == size:
+            return png
+        out = io.BytesIO()
+        picture.resize(size, Image.Resampling.LANCZOS).save(out, "PNG", compress_level=1)
+        return out.getvalue()

@@ -1,0 +1,37 @@
+"""Which other origins' pages may call the API."""
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+from tests.conftest import serving
+
+PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-headers": "authorization, content-type"}
+
+
+def test_only_pages_of_the_named_origins_may_call(settings: Settings) -> None:
+    own = settings.model_copy(update={"cors_origins": "https://a.example, http://localhost:3000"})
+    with serving(own) as client:
+        for origin, allowed in (
+            ("https://a.example", True),
+            ("http://localhost:3000", True),
+            ("https://b.example", False),
+        ):
+            preflight = client.options("/generate", headers={"origin": origin, **PREFLIGHT})
+            answer = client.get("/labels", headers={"origin": origin})
+            assert (preflight.status_code == 200) == allowed
+            for one in (preflight, answer):
+                assert one.headers.get("access-control-allow-origin") == (origin if allowed else None)
+            assert answer.status_code == 200
+
+
+def test_no_other_origin_may_call_by_default(settings: Settings) -> None:
+    with serving(settings) as client:
+        answer = client.get("/labels", headers={"origin": "https://a.example"})
+        assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize("origins", ["example.org", "https://a.example/path", "https://*.example"])
+def test_what_is_no_origin_is_refused(settings: Settings, origins: str) -> None:
+    with pytest.raises(ValidationError, match="is not an origin"):
+        Settings(**{**settings.model_dump(), "cors_origins": origins})
