@@ -1,6 +1,7 @@
 """`python -m service.client`: a command line for a service on this or any other machine.
 
 The API key comes from LABELGRID_API_KEY; there is no option for it, since other users can read command lines.
+Exit codes: 0 success, 1 an error, 2 wrong usage, 3 a score below --fail-under, 130 interrupted.
 """
 
 import contextlib
@@ -8,18 +9,21 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Unpack, get_type_hints
+from typing import Annotated, Any, TypeVar, Unpack, get_type_hints
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from service.client import Client, ClientError, Options, display
+from service.client import Client, ClientError, Options, display, lines
 from service.client.messages import DEFAULT_URL
 from service.contract.records import Layout, Layouts
 from service.contract.schemas import Job, SamplingFields, ScoreResult
+from shared.thresholds import BELOW, below, parse_thresholds
+
+Number = TypeVar("Number", int, float)
 
 app = typer.Typer(
     help="Generates and scores pictures with a labelgrid service. Its API key is read from LABELGRID_API_KEY.",
@@ -31,6 +35,7 @@ app = typer.Typer(
 
 Url = Annotated[str, typer.Option(envvar="LABELGRID_URL", help="address of the service")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the service's response as JSON")]
+AsLines = Annotated[bool, typer.Option("--jsonl", help="print JSON Lines: one for each picture, or for each run")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", dir_okay=False, writable=True, help="file for the grid, a PNG")
 ]
@@ -81,14 +86,18 @@ def _read_layouts(path: Path) -> list[Layout | None]:
 
 
 def _create(
-    submit: Callable[..., Job], url: str, output: Path | None, images: Path | None, detach: bool, as_json: bool
-) -> None:
-    """Create a job and print its id or, once it is finished, its result. Ctrl-C cancels it."""
+    submit: Callable[..., Job], url: str, output: Path | None, images: Path | None, detach: bool,
+    show: Callable[[Job], None],
+) -> Job | None:  # fmt: skip
+    """Create a job, and return it once it is finished and its result is shown. Ctrl-C cancels it.
+
+    `detach`: print its id instead, and return None.
+    """
     with _connected(url) as client:
         _check_places(output, images)
         if detach:
             print(submit(client, wait=False).id)
-            return
+            return None
         with display.JobProgress() as progress:
             try:
                 job = submit(client, on_event=progress.on_event)
@@ -97,7 +106,9 @@ def _create(
                     raise
                 client.cancel(progress.job_id)
                 raise _fail(f"interrupted; job {progress.job_id} is cancelled", 130) from None
-        _show(client, job, output, images, as_json)
+        _save(client, job, output, images)
+        show(job)
+        return job
 
 
 def _check_places(output: Path | None, images: Path | None) -> None:
@@ -108,8 +119,8 @@ def _check_places(output: Path | None, images: Path | None) -> None:
         images.mkdir(parents=True, exist_ok=True)
 
 
-def _show(client: Client, job: Job, output: Path | None, images: Path | None, as_json: bool) -> None:
-    """Save the pictures of a finished job and print its result."""
+def _save(client: Client, job: Job, output: Path | None, images: Path | None) -> None:
+    """Save the pictures of a finished job."""
     if output is not None:
         output.write_bytes(client.grid(job.id))
     if images is not None and job.result is not None:
@@ -120,13 +131,33 @@ def _show(client: Client, job: Job, output: Path | None, images: Path | None, as
             if picture.trajectory_url is not None:
                 (images / "strips").mkdir(exist_ok=True)
                 (images / "strips" / f"{i}.png").write_bytes(client.strip(job.id, first + i))
-    if as_json:
-        print(job.model_dump_json(indent=2))
-        return
-    console = Console()
-    display.result(job, console)
-    if output is not None:
-        console.print(f"the grid is in {display.plain(str(output))}", highlight=False)
+
+
+def _printer(
+    output: Path | None, as_json: bool, as_lines: bool = False, others: Sequence[Mapping[str, Any]] = ()
+) -> Callable[[Job], None]:
+    """Return what prints a finished job: as a table, as JSON, or as JSON Lines with the `others`' fields."""
+
+    def show(job: Job) -> None:
+        if as_json:
+            print(job.model_dump_json(indent=2))
+        elif as_lines:
+            for line in lines.lines_of(job, others):
+                print(line)
+        else:
+            console = Console()
+            display.result(job, console)
+            if output is not None:
+                console.print(f"the grid is in {display.plain(str(output))}", highlight=False)
+
+    return show
+
+
+def _read_lines(path: Path) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    try:
+        return lines.read_lines(path)
+    except ClientError as error:
+        raise _fail(str(error)) from error
 
 
 @app.command()
@@ -137,6 +168,10 @@ def generate(
         typer.Argument(help='the labels of each picture: "red cube, blue sphere"', show_default=False),
     ] = None,
     url: Url = DEFAULT_URL,
+    from_lines: Annotated[
+        Path | None,
+        typer.Option("--lines", help="read label lists from a file of JSON Lines, or - for standard input"),
+    ] = None,
     output: Output = None,
     images: Images = None,
     layouts: Annotated[
@@ -151,23 +186,36 @@ def generate(
     ] = None,
     detach: Detach = False,
     as_json: AsJson = False,
+    as_lines: AsLines = False,
     **options: Unpack[Options],
 ) -> None:
-    """Generate and score pictures, one for each argument, or reproduce those of a recipe."""
-    if not labels and recipe is None:
-        raise typer.BadParameter("give labels or a --recipe")
-    lists = [[label.strip() for label in entry.split(",")] for entry in labels] if labels else None
+    """Generate and score pictures, one for each argument or line, or reproduce those of a recipe."""
+    if not labels and recipe is None and from_lines is None:
+        raise typer.BadParameter("give labels, --lines or a --recipe")
+    if labels and from_lines is not None:
+        raise typer.BadParameter("give labels or --lines, not both")
+    lists, others = _read_lines(from_lines) if from_lines else (_lists(labels) if labels else None, [])
     points = _read_layouts(layouts) if layouts else None
     submit = functools.partial(
         Client.generate, labels=lists, recipe=recipe, layouts=points, trajectory=trajectory, **options
     )
-    _create(submit, url, output, images, detach, as_json)
+    _create(submit, url, output, images, detach, _printer(output, as_json, as_lines, others))
+
+
+def _lists(labels: Sequence[str]) -> list[list[str]]:
+    return [[label.strip() for label in entry.split(",")] for entry in labels]
 
 
 @app.command()
 @_with_sampling_options
 def score(
-    file: Annotated[Path, typer.Argument(help="a test file: a JSON list of label lists", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="a test file: a JSON list of label lists; or JSON Lines, .jsonl or - for standard input",
+            show_default=False,
+        ),
+    ],
     url: Url = DEFAULT_URL,
     pictures: Annotated[
         Path | None,
@@ -178,13 +226,60 @@ def score(
     ] = None,
     output: Output = None,
     images: Images = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(help="exit with 3 if a mean is lower: accuracy=0.95, exact_match=0.9 or f1=0.9. Repeatable"),
+    ] = None,
     detach: Detach = False,
     as_json: AsJson = False,
+    as_lines: AsLines = False,
     **options: Unpack[Options],
 ) -> None:
     """Score the model or given pictures on a test file. --output and --images save the best run."""
-    submit = functools.partial(Client.score, conditions=file, pictures=pictures, repeats=repeats, **options)
-    _create(submit, url, output, images, detach, as_json)
+    try:
+        thresholds = parse_thresholds(fail_under or [])
+    except ValueError as error:
+        raise typer.BadParameter(f"--fail-under {error}") from error
+    conditions = _read_lines(file)[0] if lines.is_lines(file) else file
+    submit = functools.partial(Client.score, conditions=conditions, pictures=pictures, repeats=repeats, **options)
+    job = _create(submit, url, output, images, detach, _printer(output, as_json, as_lines))
+    if job is not None and isinstance(job.result, ScoreResult):
+        means = {name: getattr(job.result, name).mean for name in thresholds}
+        if missed := below(means, thresholds):
+            raise _fail(missed, BELOW)
+
+
+def _numbers(text: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers, such as 2,4,8") from error
+
+
+@app.command()
+def sweep(
+    labels: Annotated[
+        list[str], typer.Argument(help='the labels of each picture: "red cube, blue sphere"', show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, writable=True, help="file for the grid")],
+    steps: Annotated[str, typer.Option(help="numbers of steps, separated by commas")] = "1,2,4,8",
+    guidance: Annotated[str, typer.Option(help="values of w, separated by commas")] = "1,2,3",
+    seed: Annotated[int, typer.Option(help="seed of all pictures")] = 0,
+    model: Annotated[str | None, typer.Option(help="a model's name; the promoted one by default")] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Generate the same pictures with every combination of steps and guidance, in a grid with labelled axes."""
+    from service.client.sweep import draw, run_sweep  # needs Pillow, and the rest does not
+
+    steps_, ws = _numbers(steps, int), _numbers(guidance, float)
+    with _connected(url) as client, display.bar() as progress:
+        _check_places(output, None)
+        task = progress.add_task("combinations", total=len(steps_) * len(ws))
+        cells = run_sweep(
+            client, _lists(labels), steps_, ws, seed=seed, model=model, on_cell=lambda: progress.advance(task)
+        )
+        output.write_bytes(draw(cells))
+    print(output)
 
 
 @app.command()
@@ -196,7 +291,8 @@ def wait(
         _check_places(output, images)
         with display.JobProgress() as progress:
             job = client.wait(job_id, on_event=progress.on_event)
-        _show(client, job, output, images, as_json)
+        _save(client, job, output, images)
+        _printer(output, as_json)(job)
 
 
 @app.command()

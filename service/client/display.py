@@ -20,6 +20,12 @@ def plain(text: str) -> str:
     return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
+def bar() -> Progress:
+    """Return a progress display on stderr if that is a terminal."""
+    console = Console(stderr=True)
+    return Progress(*Progress.get_default_columns(), console=console, disable=not console.is_terminal, transient=True)
+
+
 class JobProgress(Progress):
     """A bar that shows how many pictures of a job are finished. A picture's steps count as parts of it."""
 

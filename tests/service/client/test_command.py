@@ -75,6 +75,37 @@ def test_score_saves_the_best_runs_pictures_in_the_files_order(
     assert f"{job['result']['accuracy']['max']:.3f}" in out
 
 
+def test_json_lines_in_and_out(run: Command, client: httpx.Client, working: Runner, tmp_path: Path) -> None:
+    file = tmp_path / "asked.jsonl"
+    file.write_text('{"id": "a", "labels": ["red cube"]}\n["blue sphere", "gray cube"]\n')
+    code, out, err = run("generate", "--lines", str(file), "--jsonl", "--steps", "1", "--seed", "3")
+    assert (code, err) == (0, "")
+    first, second = map(json.loads, out.splitlines())
+    assert (first["id"], first["index"], first["labels"], "id" in second) == ("a", 0, ["red cube"], False)
+    assert client.get(second["url"]).headers["content-type"] == "image/png"
+    code, out, err = run("score", str(file), "--jsonl", "--steps", "1", "--repeats", "2")
+    assert (code, [json.loads(line)["run"] for line in out.splitlines()]) == (0, [0, 1])
+    assert run("generate", "red cube", "--lines", str(file))[0] == 2
+
+
+def test_a_score_below_its_threshold_is_exit_code_3(run: Command, working: Runner, tmp_path: Path) -> None:
+    file = tmp_path / "test.json"
+    file.write_text('[["red cube"]]')
+    options = ["score", str(file), "--repeats", "1", "--steps", "1"]
+    assert run(*options, "--fail-under", "accuracy=0")[0] == 0
+    code, out, err = run(*options, "--fail-under", "exact_match=1", "--fail-under", "accuracy=0")
+    assert (code, err) == (3, "labelgrid: exact_match 0.0000 is below 1\n")  # the toy draws noise
+    assert "mean ± std" in out
+    assert run(*options, "--fail-under", "speed=1")[0] == 2
+
+
+def test_a_sweep_writes_a_grid(run: Command, working: Runner, tmp_path: Path) -> None:
+    grid = tmp_path / "sweep.png"
+    assert run("sweep", "red cube", "-o", str(grid), "--steps", "1,2", "--guidance", "1") == (0, f"{grid}\n", "")
+    assert grid.read_bytes().startswith(b"\x89PNG")
+    assert run("sweep", "red cube", "-o", str(grid), "--steps", "1,two")[0] == 2
+
+
 def test_jobs_are_detached_listed_cancelled_and_waited_for(run: Command, alive: JobStore) -> None:
     code, out, _ = run("generate", "red cube", "--detach")
     job_id = out.strip()
@@ -165,7 +196,7 @@ def test_a_recipe_is_reproduced_with_strips(
     assert run("generate", "red cube", "--recipe", str(grid))[2].endswith("a recipe must be sent without labels\n")
     assert run("generate", "--recipe", str(tmp_path / "no.png"))[2].endswith("no.png: No such file or directory\n")
     code, _, err = run("generate")
-    assert (code, "give labels or a --recipe" in err) == (2, True)
+    assert (code, "give labels, --lines or a --recipe" in err) == (2, True)
 
 
 def test_help_names_the_two_values_of_an_interval() -> None:

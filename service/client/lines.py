@@ -1,0 +1,58 @@
+"""JSON Lines for scripts: label lists in, a line for each picture or run out. Knows no HTTP."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from service.client.errors import ClientError
+from service.contract.schemas import GenerateResult, Job, ScoreResult
+
+STDIN = Path("-")
+
+
+def is_lines(path: Path) -> bool:
+    """Whether a file is read as JSON Lines: standard input and files named .jsonl."""
+    return path == STDIN or path.suffix == ".jsonl"
+
+
+def read_lines(path: Path) -> tuple[list[list[str]], list[dict[str, Any]]]:
+    """Return the label list of each line, and its other fields, such as an id.
+
+    A line is a list of labels, or an object whose `labels` is one. Empty lines are skipped. Raises ClientError.
+    """
+    try:
+        text = sys.stdin.read() if path == STDIN else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClientError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    lists, others = [], []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            fields = dict(entry) if isinstance(entry, Mapping) else {"labels": entry}
+            labels = fields.pop("labels")
+            if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+                raise ValueError
+        except (ValueError, KeyError) as error:
+            raise ClientError(
+                f'{path}: line {number}: wanted ["LABEL", ...] or {{"labels": ["LABEL", ...]}}'
+            ) from error
+        lists.append(labels)
+        others.append(fields)
+    if not lists:
+        raise ClientError(f"{path} has no lines")
+    return lists, others
+
+
+def lines_of(job: Job, others: Sequence[Mapping[str, Any]] = ()) -> Iterator[str]:
+    """Yield a line for each picture of `generate`, with the fields of its line of input, or for each run of `score`."""
+    if isinstance(job.result, ScoreResult):
+        for i, repeat in enumerate(job.result.repeats):
+            yield json.dumps({"run": i, **repeat.model_dump(mode="json"), "job": job.id})
+    elif isinstance(job.result, GenerateResult):
+        for i, picture in enumerate(job.result.pictures):
+            own = others[i] if i < len(others) else {}
+            yield json.dumps({**own, "index": i, **picture.model_dump(mode="json"), "job": job.id})
