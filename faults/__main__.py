@@ -5,7 +5,8 @@ import sys
 from typing import Any
 
 from faults import report
-from faults.cases import CASES, Case
+from faults.cases import CASES
+from faults.cases.case import Case
 from faults.harness import running
 from faults.trial import Traffic, Trial
 
@@ -22,7 +23,8 @@ def say(line: str) -> None:
 
 def try_out(case: Case) -> dict[str, Any]:
     """Start a service, inject the fault, check the outcome and return the figures. CheckFailed, NotInTime."""
-    with running(case.workers, case.worker_command, case.environment, case.clocks, LOGS / case.name) as stack:
+    service = case.workers, case.worker_command, case.environment, case.clocks, case.beside
+    with running(*service, LOGS / case.name) as stack:
         trial = Trial(stack, case.headers, say)
         say("ready; running the jobs without a fault first")
         trial.run_undisturbed()

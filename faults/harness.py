@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from redis.exceptions import ResponseError
@@ -36,7 +36,7 @@ from tests.toy_checkpoint import publish_toys
 
 ROOT = Path(__file__).parents[1]
 LOOK_AGAIN_S = 0.02
-PATIENCE_S = 120.0  # the longest wait for anything; longer is a failure, not a figure
+PATIENCE_S = 300.0  # the longest wait for anything; longer is a failure, not a figure
 T = TypeVar("T")
 
 
@@ -83,6 +83,8 @@ class Stack:
             **environment,
         }
         self.trees: dict[str, Path] = {}  # the source of processes that run another version
+        self.held = set[str]()  # processes that are not restarted if they die
+        self.beside: Any = None  # what the fault runs beside the service
         self.children: dict[str, Child] = {}
         self.deaths: list[tuple[str, float]] = []
         self._ended = threading.Event()
@@ -95,12 +97,10 @@ class Stack:
     def start(self, workers: int, worker_command: str) -> None:
         """Start everything and return when it is ready. NotInTime."""
         self.children["redis"] = Child("Redis server", self._start_redis)
-        settings = Settings(redis_url=self.redis.url)
-        self.connection = connect(self.redis.url)
-        self.store = JobStore(self.connection, settings)
-        self._run("api", "service", "api", "--port", str(self.port))
+        self.observe(self.redis)
+        self.run("api", f"service api --port {self.port}")
         for number in range(workers):
-            self._run(f"worker {number}", *worker_command.split())
+            self.run(f"worker {number}", worker_command, LABELGRID_ALIVE_FILE=str(self.folder / f"alive-{number}"))
         self._watcher.start()
         until(self._is_ready, "the service to be ready")
         until(lambda: len(list_live(self.store.connection)) == workers, f"{workers} workers")
@@ -119,13 +119,21 @@ class Stack:
             connection.config_set("auto-aof-rewrite-percentage", 0)  # so that the file keeps all changes
         return process
 
-    def _run(self, name: str, *command: str) -> None:
+    def observe(self, redis: RedisServer) -> None:
+        """Look at this server from now on."""
+        self.redis = redis
+        self.connection = connect(redis.url)
+        self.store = JobStore(self.connection, Settings(redis_url=redis.url))
+
+    def run(self, name: str, command: str, **environment: str) -> None:
+        """Run `python -m COMMAND`, and run it again whenever it ends."""
+
         def begin() -> subprocess.Popen[bytes]:
             with (self.folder / f"{name}.log").open("ab") as log:
                 return subprocess.Popen(
-                    [sys.executable, "-m", *command],
+                    [sys.executable, "-m", *command.split()],
                     cwd=self.trees.get(name, ROOT),
-                    env=self.environment,
+                    env={**self.environment, **environment},
                     stdout=log,
                     stderr=log,
                     preexec_fn=die_with_parent,
@@ -135,8 +143,8 @@ class Stack:
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_AGAIN_S):
-            for name, child in self.children.items():
-                if child.process.poll() is not None:
+            for name, child in list(self.children.items()):
+                if name not in self.held and child.process.poll() is not None:
                     self.deaths.append((name, time.monotonic()))
                     child.deaths.clear()  # a supervisor would give up after some deaths
                     child.revive()
@@ -162,6 +170,12 @@ class Stack:
         else:
             until(lambda: process.pid in [about["pid"] for about in list_live(self.store.connection)], f"the {name}")
 
+    def check(self, option: str = "", worker: int = 0) -> int:
+        """Return the status of `python -m service check`."""
+        line = [sys.executable, "-m", "service", "check", *option.split()]
+        environment = {**self.environment, "LABELGRID_ALIVE_FILE": str(self.folder / f"alive-{worker}")}
+        return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True).returncode
+
     def workers(self) -> list[str]:
         return [name for name in self.children if name.startswith("worker")]
 
@@ -180,6 +194,15 @@ class Stack:
         """Return the number of pictures in progress at each worker process."""
         return {name: pending for name, (_, pending) in self.consumers().items()}
 
+    def claims(self) -> list[tuple[str, str, int]]:
+        """Return the pictures in progress: entry, worker process, and how often it was delivered."""
+        names = {consumer: name for name, (consumer, _) in self.consumers().items()}
+        found: Any = self.connection.xpending_range(keys.stream(self.digest), GROUP, "-", "+", 100)
+        return [
+            (text(one["message_id"]), names.get(text(one["consumer"]), ""), int(one["times_delivered"]))
+            for one in found
+        ]
+
     def pending(self, consumer: str) -> int:
         """Return the number of pictures in progress at a worker, given its consumer name."""
         found = self.connection.xpending(keys.stream(self.digest), GROUP)["consumers"]
@@ -190,14 +213,18 @@ class Stack:
         return sum(one["cmd"] == "xread" and "b" in one["flags"] for one in self.connection.client_list())
 
 
+Beside = Callable[[Stack], contextlib.AbstractContextManager[Any]]  # what it needs beside a service, from its start on
+
+
 @contextlib.contextmanager
 def running(
-    workers: int, worker_command: str, environment: Mapping[str, str], clocks: bool, keep_logs: Path
+    workers: int, worker_command: str, environment: Mapping[str, str], clocks: bool, beside: Beside, keep_logs: Path
 ) -> Iterator[Stack]:
     """Run a ready service in a temporary folder, of which only the logs are kept."""
-    with tempfile.TemporaryDirectory(prefix="lg-faults-") as folder:
+    with tempfile.TemporaryDirectory(prefix="lg-faults-") as folder, contextlib.ExitStack() as cleanup:
         stack = Stack(Path(folder), environment, clocks)
         try:
+            stack.beside = cleanup.enter_context(beside(stack))
             stack.start(workers, worker_command)
             yield stack
         finally:

@@ -73,7 +73,12 @@ def _note(job: History, name: bytes, part: str, arguments: list[bytes]) -> None:
         job.events.append(" ".join(one.decode() for one in arguments[-2:]))
 
 
+def files(folder: Path) -> list[Path]:
+    """Return the files of commands, oldest first: `appendonly.aof`, or since Redis 7 those beside its manifest."""
+    found = [path for path in folder.rglob("*.aof*") if not path.name.endswith((".manifest", ".rdb"))]
+    return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
 def read(folder: Path) -> dict[str, History]:
-    """Return the histories in Redis's folder: `appendonly.aof`, or since Redis 7 the files beside its manifest."""
-    files = [path for path in folder.rglob("*.aof*") if not path.name.endswith((".manifest", ".rdb"))]
-    return histories(b"".join(path.read_bytes() for path in sorted(files, key=lambda path: path.stat().st_mtime)))
+    """Return the histories in Redis's folder."""
+    return histories(b"".join(path.read_bytes() for path in files(folder)))

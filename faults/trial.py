@@ -101,11 +101,16 @@ class Trial:
             self.jobs[ids[-1]] = number
         return ids
 
-    def submit_failing(self, labels: list[list[str]], reason: str) -> str:
+    def submit_failing(self, labels: list[list[str]], reason: str, **options: Any) -> str:
         """Submit a job that must fail with an error that contains `reason`, and return its id."""
-        job_id: str = self.post({"labels": labels}, Prefer="respond-async")["id"]
+        job_id: str = self.post({"labels": labels, **options}, Prefer="respond-async")["id"]
         self.jobs[job_id], self.failing[job_id] = None, reason
         return job_id
+
+    def must_finish(self, *ids: str) -> None:
+        """Note accepted jobs of which nothing else is known."""
+        self.jobs |= dict.fromkeys(ids)
+        self.others |= set(ids)
 
     def run_undisturbed(self) -> None:
         """Run all BODIES without a fault. All later pictures must equal these."""

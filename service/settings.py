@@ -165,6 +165,9 @@ class Settings(BaseSettings):
     """A model that is unused for this long is unloaded, unless it is the promoted one."""
     storage_every_s: float = Field(default=2.0, ge=0)
     """How often a worker checks which model is promoted, and how old the API's view of a remote storage may be."""
+    storage_timeout_s: float = Field(default=120.0, gt=0)
+    """How long a worker waits for a checkpoint of which this machine has no copy. Then its job fails. While storage
+    hangs, jobs of models that are loaded or cached go on."""
     cache: Path = Path("~/.cache/labelgrid")
     """Where a worker caches checkpoint files, so that accepted jobs can finish after the storage has changed."""
     cache_bytes: int = Field(default=4 << 30, ge=0)
@@ -177,9 +180,9 @@ class Settings(BaseSettings):
     stalled_after_s: float = Field(default=60.0, gt=0)
     """A worker whose loop makes no progress for this long hangs: it logs where, and ends its process. Must be longer
     than one step of a full batch."""
-    max_deliveries: int = Field(default=3, ge=2)
-    """A job fails when workers have died this often with the same picture in progress. The last attempt samples that
-    picture alone."""
+    max_deliveries: int = Field(default=4, ge=2)
+    """A job fails when workers have died this often with the same picture in progress. From the third attempt on, the
+    picture is sampled alone, so that no other can be to blame: by default it takes two deaths alone."""
 
     @property
     def has_keys(self) -> bool:

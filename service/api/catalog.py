@@ -120,9 +120,8 @@ class Models:
             raise NoModel(f"{self.storage} has no evaluator that knows the labels of {model}")
         return judge
 
-    def with_digest(self, digest: str) -> CheckpointInfo:
+    def with_digest(self, digest: str, at: tuple[str, ...] = ("body", "recipe", "model", "digest")) -> CheckpointInfo:
         """Return the denoiser with a digest, whatever its name is now. Raises UnknownCheckpoint, BadRequest."""
-        at = ("body", "recipe", "model", "digest")
         denoisers = self.listing().denoisers
         for info in denoisers:
             if info.digest == digest and (found := self.find(info.name, at)).digest == digest:  # not replaced since

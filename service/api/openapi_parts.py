@@ -104,4 +104,5 @@ def job_links(job_id: str) -> dict[str, Any]:
             "read_trajectory", "the trajectory of its first picture, if requested", job_id=job_id, index="0"
         ),
         "cancel": link("cancel_job", "cancels the job", job_id=job_id),
+        "retry": link("retry_job", "creates a new job like this one, if it failed", job_id=job_id),
     }

@@ -9,9 +9,9 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -30,6 +30,7 @@ from service.contract.errors import (
     JobFailed,
     KeyReuse,
     NoModel,
+    NotFailed,
     NotJson,
     NotLearnt,
     NoWorker,
@@ -37,6 +38,7 @@ from service.contract.errors import (
     QuotaExceeded,
     TooLarge,
     Unavailable,
+    UnknownJob,
 )
 from service.contract.recipe import Recipe
 from service.contract.records import (
@@ -134,6 +136,9 @@ class JobSpec:
                 raise NotLearnt.at((*self.at[:-1], "layouts", i), problem, entry=i, **more)
 
 
+NewJob = tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]  # with its denoiser, or the pictures to judge
+
+
 @dataclass(frozen=True)
 class Submitter:
     """Creates the job of one request, waits for it, and answers with it."""
@@ -159,24 +164,56 @@ class Submitter:
         Same requests have the same Idempotency-Key, fields, labels and pictures, as JSON or as a form. Models do not
         count: they may be gone on a retry. So `check` is called only for a new job, in a thread.
         """
+        given = fingerprint(fields, without={"labels", "conditions"})
+        hashes = [hashlib.sha256(png).hexdigest() for png in pictures]
+
+        async def new() -> NewJob:
+            spec = await run_in_threadpool(self._checked, check, is_sampled=not pictures)
+            return self._record(kind, fields, spec, sent=bool(pictures)), spec.info, pictures
+
+        return await self._create([kind, labels, given, hashes], new)
+
+    async def retry(self, job_id: str) -> str:
+        """Return the id of a new job like one that failed or was cancelled, of the same checkpoint.
+
+        Raises NotFailed, UnknownCheckpoint and what `submit` does.
+        """
+
+        async def new() -> NewJob:
+            job = await self.reader.job(job_id)
+            if job.status not in ("failed", "cancelled"):
+                detail = f"the job is {job.status}; only a failed or cancelled job can be retried"
+                raise NotFailed(detail, job_status=job.status)
+            return await run_in_threadpool(self._again, job_id)
+
+        return await self._create(["retry", job_id], new)
+
+    def _again(self, job_id: str) -> NewJob:
+        before = self.store.record(job_id)
+        if before is None:
+            raise UnknownJob(f"there is no job {job_id!r}")  # it has just expired
+        own = {"id": new_id(), "created_at": time.time(), "request_id": request_id()}
+        record = before.model_copy(update={**own, "traceparent": tracing.traceparent()})
+        if record.sent:
+            return record, None, self.store.pngs(job_id, range(record.total))
+        return record, self.models.with_digest(record.digest, ("path", "job_id")), ()
+
+    async def _create(self, content: list[Any], new: Callable[[], Awaitable[NewJob]]) -> str:
+        """Return the id of the job that a request with this `content` created before, or create a `new` one."""
         request = record = None
         if self.idempotency_key is not None:
-            given = fingerprint(fields, without={"labels", "conditions"})
-            hashes = [hashlib.sha256(png).hexdigest() for png in pictures]
-            content = json.dumps([kind, labels, given, hashes], sort_keys=True)
-            request = IdempotentRequest(self.owner, self.idempotency_key, content)
+            request = IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content, sort_keys=True))
         job_id = await run_in_threadpool(self.store.existing_job, request) if request else None
         if job_id is None:
-            spec = await run_in_threadpool(self._checked, check, is_sampled=not pictures)
-            record = self._record(kind, fields, spec, sent=bool(pictures))
-            expected_bytes = _expected_bytes(record, spec.info, pictures)
+            record, info, pictures = await new()
+            expected_bytes = _expected_bytes(record, info, pictures)
             await self._reserve(record, expected_bytes)
             job_id = await run_in_threadpool(self.store.create, record, request, pictures, expected_bytes)
         bind_contextvars(job_id=job_id)
         tracing.describe({"labelgrid.job_id": job_id})
         if record and job_id == record.id:  # otherwise the same request created its job first
-            PICTURES_ACCEPTED.labels(kind).inc(record.total)
-            log.info("job accepted", kind=kind, pictures=record.total, model=record.model)
+            PICTURES_ACCEPTED.labels(record.kind).inc(record.total)
+            log.info("job accepted", kind=record.kind, pictures=record.total, model=record.model)
         return job_id
 
     def _checked(self, check: Callable[[Models], JobSpec], *, is_sampled: bool) -> JobSpec:
@@ -326,9 +363,9 @@ def _queue_full(full: Full, pictures: int, rate: float) -> QueueFull:
     return QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=full.taken)
 
 
-def _expected_bytes(record: JobRecord, info: CheckpointInfo, uploaded: Sequence[bytes]) -> int:
+def _expected_bytes(record: JobRecord, info: CheckpointInfo | None, uploaded: Sequence[bytes]) -> int:
     """Return about how many bytes a job's uploads, or its pictures, grid and trajectories will take: as raw pixels."""
-    if uploaded:
+    if info is None or uploaded:
         return sum(map(len, uploaded))
     width, height = picture_size(info.config)
     stage = int(info.config["network"]["image_size"]) ** 2

@@ -114,6 +114,17 @@ class AsyncClient:
         arguments = score_arguments(conditions, pictures, {**options, "repeats": repeats})
         return await self._create("/score", arguments, wait, on_event, idempotency_key)
 
+    async def retry(
+        self,
+        job_id: str,
+        *,
+        wait: bool = True,
+        on_event: OnEvent | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Create a new job like one that failed or was cancelled. Returns the job, as `generate`."""
+        return await self._create(f"{_job_path(job_id)}/retry", {}, wait, on_event, idempotency_key)
+
     async def job(self, job_id: str) -> Job:
         return read_body(await self._send("GET", _job_path(job_id)), Job)
 
@@ -337,6 +348,7 @@ class Client:
     close = _blocking(AsyncClient.close)
     generate = _blocking(AsyncClient.generate)
     score = _blocking(AsyncClient.score)
+    retry = _blocking(AsyncClient.retry)
     job = _blocking(AsyncClient.job)
     jobs = _blocking(AsyncClient.jobs)
     cancel = _blocking(AsyncClient.cancel)

@@ -15,6 +15,7 @@ ServiceError                500  unexpected; the server's log has the cause
 │   └── UnknownPicture
 ├── NotReady                409  the picture or grid is not finished yet
 ├── JobEnded                409  an ended job cannot be cancelled
+├── NotFailed               409  only a failed or cancelled job can be retried
 ├── JobCancelled            409  for a client that waited for the job
 ├── ExpiredJob              410  the job's time to live is over
 ├── TooLarge                413  a body or a file in it; Starlette raises it for bodies, as an HTTPException
@@ -169,6 +170,10 @@ class JobEnded(ServiceError, status=409, slug="job-ended", title="The job has en
     example = "the job is finished and cannot be cancelled"
 
 
+class NotFailed(ServiceError, status=409, slug="not-failed", title="The job has not failed"):
+    example = "the job is running; only a failed or cancelled job can be retried"
+
+
 class JobCancelled(ServiceError, status=409, slug="job-cancelled", title="The job was cancelled"):
     example = "the job was cancelled while you waited for it"
 
@@ -204,7 +209,7 @@ class NotInTime(ServiceError, status=504, slug="not-in-time", title="The request
 
 
 class JobFailed(ServiceError, slug="job-failed", title="The job failed"):
-    example = "workers died 3 times while sampling picture 3"
+    example = "workers died 4 times while sampling picture 3"
 
 
 class Unavailable(ServiceError, status=503, slug="unavailable", title="The service is not available"):

@@ -23,6 +23,7 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 GROUP = "workers"
+IN_BATCHES = 2  # deaths before a picture is suspected; until then it is sampled in a batch
 UNREADABLE_S = 120.0  # how long a picture that this worker cannot read waits for one that can: a rolling upgrade
 
 # Removes idle consumers without pictures: their workers ended or unloaded the model. A consumer that reads again comes
@@ -66,7 +67,8 @@ class PictureStream:
     def __init__(self, connection: Redis, settings: Settings, digest: str, consumer: str) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
         self.digest, self.key = digest, keys.stream(digest)
-        self._looked_at, self._more_suspects = 0.0, False
+        self._looked_at = 0.0
+        self.suspects = 0  # pictures that nobody has claimed and that must be sampled alone, when last looked
         self._unreadable: dict[str, tuple[str, float]] = {}  # entry -> its job, and when it was first seen
         self._ensure_group()
 
@@ -93,33 +95,36 @@ class PictureStream:
     ) -> tuple[list[Claim], list[Hopeless]]:
         """Take over expired leases: up to `room` claims to sample, and hopeless ones to fail.
 
-        A picture that was with two workers when they died is suspected of killing them: with `may_be_alone` one such
-        picture is claimed, to be sampled alone. A picture delivered `max_deliveries` times is hopeless, and so is one
-        that this worker cannot read and no other has taken within `UNREADABLE_S`.
+        A picture that was in a batch when its worker died twice is suspected of killing workers. With `may_be_alone`,
+        while this worker samples nothing, one such picture is claimed, to be sampled alone: only these deaths are
+        evidence, because any picture of a batch may be to blame, or none. A picture delivered `max_deliveries` times
+        is hopeless, and so is one that this worker cannot read and no other has taken within `UNREADABLE_S`.
 
         `held`: entries that this worker is sampling, which look stale if the process was paused. Looks at most four
-        times per lease, or at once if more suspects are known and one can be sampled.
+        times per lease, or at once if suspects are known and one can be sampled.
         """
         early = time.monotonic() - self._looked_at < self.settings.lease_s / 4
-        if early and not (self._more_suspects and may_be_alone):
+        if early and not (self.suspects and may_be_alone):
             return [], []
         self._looked_at = time.monotonic()
-        last_try = self.settings.max_deliveries - 1
+        most = self.settings.max_deliveries
+        in_batches = min(IN_BATCHES, most - 1)
         lease_ms = int(self.settings.lease_s * 1000)
         self.connection.eval(_DROP_CONSUMERS, 1, self.key, GROUP, lease_ms)
         stale = self._pending(lease_ms)
         gone = self._unread(dict(stale))
         pending = [(entry, count) for entry, count in stale if entry not in held and entry not in self._unreadable]
-        innocent = [entry for entry, count in pending if count < last_try]
-        suspect = [entry for entry, count in pending if count == last_try]
-        hopeless = [entry for entry, count in pending if count > last_try]
-        for claim in self._take_over(hopeless, lease_ms):
-            reason = f"workers died {self.settings.max_deliveries} times while sampling picture {claim.picture.index}"
+        innocent = [entry for entry, count in pending if count < in_batches]
+        # Those that died alone least often first: they have more often done nothing.
+        suspect = sorted((one for one in pending if in_batches <= one[1] < most), key=lambda one: one[1])
+        for claim in self._take_over([entry for entry, count in pending if count >= most], lease_ms):
+            reason = f"workers died {most} times while sampling picture {claim.picture.index}"
             gone.append(Hopeless(claim.entry, claim.picture.job, reason))
-        self._more_suspects = len(suspect) > 1
-        if suspect and may_be_alone and (claims := self._take_over(suspect[:1], lease_ms)):
+        self.suspects = len(suspect)
+        if suspect and may_be_alone and (claims := self._take_over([suspect[0][0]], lease_ms)):
+            self.suspects -= 1
             return [replace(claim, alone=True) for claim in claims], gone
-        return self._take_over(innocent[:room], lease_ms), gone
+        return self._take_over(innocent[: 0 if suspect else room], lease_ms), gone
 
     def _pending(self, idle_ms: int) -> list[tuple[str, int]]:
         """Return entries whose lease was not renewed for `idle_ms`, with how often each was delivered."""

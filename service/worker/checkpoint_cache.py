@@ -5,43 +5,89 @@ The files are CACHE/DIGEST/NAME.safetensors; an adapter's folder also holds its 
 
 import os
 import shutil
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from service.telemetry.logs import get_logger
 from shared import storage as files
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, CheckpointKind, read_info, verify
-from shared.registry import resolve
+from shared.registry import resolve, resolve_evaluator
 from shared.storage import Location
 
 log = get_logger(__name__)
 
+T = TypeVar("T")
+
+PATIENCE_S = 5.0  # how long to wait for storage if this machine has a copy, or the loaded models will do
 IN_USE_S = 60.0  # another worker may still be reading a checkpoint that it fetched less than this ago
 
 
-class CheckpointCache:
-    """Copies of checkpoints in `storage`, about `max_bytes` at most. Several workers may share `folder`."""
+def in_thread(work: Callable[[], T]) -> Future[T]:
+    """Run `work` in a daemon thread, which does not keep the process if it hangs, as reads of storage may for ever."""
+    future: Future[T] = Future()
 
-    def __init__(self, folder: Path, storage: Location, max_bytes: int) -> None:
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="loader", daemon=True).start()
+    return future
+
+
+class CheckpointCache:
+    """Copies of checkpoints in `storage`, about `max_bytes` at most. Several workers may share `folder`.
+
+    Waits for storage for `timeout_s` at most.
+    """
+
+    def __init__(self, folder: Path, storage: Location, max_bytes: int, timeout_s: float = 120.0) -> None:
         self.folder, self.storage, self.max_bytes = folder.expanduser(), storage, max_bytes
+        self.timeout_s = timeout_s
 
     def fetch(self, name: str | None, digest: str | None = None, kind: CheckpointKind = "denoiser") -> Location:
         """Return a verified file with checkpoint `name`, or the promoted one, and its base beside it.
 
-        With `digest` it has that digest: it comes from storage, or from the cache if storage has another one now.
-        CheckpointError if it is in neither. If the disk cannot be written, return the file in storage.
+        With `digest` it has that digest: it comes from storage, or from the cache if storage has another one now or
+        hangs. CheckpointError if it is in neither. If the disk cannot be written, return the file in storage.
         """
+        kept = self.folder / (digest or "") / f"{name}{SUFFIX}"
+        has_copy = name is not None and digest is not None and kept.exists()
         try:
-            source = resolve(self.storage, name, kind)
-            info = read_info(source)
-            if digest not in (None, info.digest):
-                raise CheckpointError(source.name, "is no longer the checkpoint that the job was accepted with")
-            return self._keep(source, info)
+            return self._within(PATIENCE_S if has_copy else self.timeout_s, partial(self._fetch, name, digest, kind))
         except CheckpointError:
-            kept = self.folder / (digest or "") / f"{name}{SUFFIX}"
-            if name is None or digest is None or not kept.exists():
+            if not has_copy:
                 raise
             return kept
+
+    def promoted(self) -> CheckpointInfo:
+        """Read which denoiser is promoted. CheckpointError if none can be used, or storage hangs."""
+        return self._within(PATIENCE_S, lambda: read_info(resolve(self.storage, None, "denoiser")))
+
+    def evaluator_for(self, info: CheckpointInfo) -> CheckpointInfo:
+        """Read which evaluator judges a denoiser. CheckpointError if there is none, or storage hangs."""
+        return self._within(self.timeout_s, lambda: read_info(resolve_evaluator(self.storage, info)))
+
+    def _within(self, seconds: float, work: Callable[[], T]) -> T:
+        """Return what `work` returns. CheckpointError if storage does not answer in time."""
+        try:
+            return in_thread(work).result(seconds)
+        except TimeoutError as error:
+            raise CheckpointError(str(self.storage), f"has not answered within {seconds:g} s") from error
+
+    def _fetch(self, name: str | None, digest: str | None, kind: CheckpointKind) -> Location:
+        source = resolve(self.storage, name, kind)
+        info = read_info(source)
+        if digest not in (None, info.digest):
+            raise CheckpointError(source.name, "is no longer the checkpoint that the job was accepted with")
+        try:
+            return self._keep(source, info)
         except OSError as error:
             log.warning(
                 "checkpoint cannot be cached", checkpoint=source.name, cache=str(self.folder), reason=str(error)

@@ -3,10 +3,11 @@
 Knows neither jobs nor RQ.
 """
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar, cast
@@ -21,16 +22,16 @@ from service.store.claims import Claim, PictureStream
 from service.telemetry.logs import get_logger
 from service.worker import batch_size
 from service.worker.batch_size import BatchSizes
-from service.worker.checkpoint_cache import CheckpointCache
+from service.worker.checkpoint_cache import CheckpointCache, in_thread
 from service.worker.engine import Engine, Key
 from service.worker.uploaded import JUDGED_TOGETHER
-from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
+from shared.checkpoint import CheckpointError, CheckpointInfo
 from shared.diffusion import same_bits
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.model import load_denoiser
+from shared.diffusion.model import Denoiser, load_denoiser
 from shared.diffusion.unet import NetworkConfig
 from shared.evaluator import Judge, judge_of, load_evaluator
-from shared.registry import resolve, resolve_evaluator
+from shared.storage import Location
 
 log = get_logger(__name__)
 
@@ -127,7 +128,7 @@ class LoadedModels:
         self._by_digest: OrderedDict[str, AnyLoaded] = OrderedDict()
         self._judges: dict[str, tuple[Judge, MadeWith]] = {}  # those of other vocabularies, by digest
         self._sizes: dict[NetworkConfig, BatchSizes] = {}  # weights do not matter: like networks take equally long
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._building = threading.Lock()  # one network at a time, for its size is measured; storage may hang outside
         self._check: Future[tuple[str, LoadedModel | None]] | None = None
         self._checked_at = time.monotonic()
         self._warning = ""  # the last one, which is not repeated
@@ -179,27 +180,14 @@ class LoadedModels:
 
     def start_loading(self, name: str, digest: str, *, is_evaluator: bool) -> Future[AnyLoaded]:
         """Begin to read a checkpoint in a thread; give the result to `use`."""
-        return self._thread.submit(self.read_evaluator if is_evaluator else self.read_model, name, digest)
+        return in_thread(partial(self.read_evaluator if is_evaluator else self.read_model, name, digest))
 
     def read_model(self, name: str | None, digest: str | None = None) -> LoadedModel:
         """Read denoiser `name`, or the promoted one, and size its batch. CheckpointError if it cannot be used."""
         path = self.cache.fetch(name, digest)
-        try:
-            denoiser = load_denoiser(path, device=self.device)
-        except CheckpointError:
-            self.cache.forget(path)
-            raise
-        info, stepper = denoiser.info, denoiser.stepper()
-        config = denoiser.network.config
-        if config not in self._sizes:
-            self._sizes[config] = batch_size.choose(self.settings, stepper)
-        sizes = self._sizes[config]
-        if stepper.device.type == "cuda":
-            stepper.bound(sizes.rows, padded_sizes(sizes.rows))
-        else:
-            same = same_bits.bound(stepper, sizes.rows)
-            if len(same) < sizes.rows:
-                log.info("a row may depend on its batch; calls are padded", model=info.name, sizes=same)
+        with self._building:
+            denoiser, stepper, sizes = self._build(path)
+        info = denoiser.info
         judge, judged_by = self._judge_for(info)
         made_with = MadeWith(name=info.name, digest=info.digest)
         engine = Engine(
@@ -215,6 +203,25 @@ class LoadedModels:
             name=info.name, digest=info.digest, judged_by=judged_by, stepper=stepper, engine=engine, stream=stream
         )
 
+    def _build(self, path: Location) -> tuple[Denoiser, Stepper, BatchSizes]:
+        """Read a network and measure how it is batched best."""
+        try:
+            denoiser = load_denoiser(path, device=self.device)
+        except CheckpointError:
+            self.cache.forget(path)
+            raise
+        stepper, config = denoiser.stepper(), denoiser.network.config
+        if config not in self._sizes:
+            self._sizes[config] = batch_size.choose(self.settings, stepper)
+        sizes = self._sizes[config]
+        if stepper.device.type == "cuda":
+            stepper.bound(sizes.rows, padded_sizes(sizes.rows))
+        else:
+            same = same_bits.bound(stepper, sizes.rows)
+            if len(same) < sizes.rows:
+                log.info("a row may depend on its batch; calls are padded", model=path.stem, sizes=same)
+        return denoiser, stepper, sizes
+
     def _judge_for(self, info: CheckpointInfo) -> tuple[Judge, MadeWith | None]:
         """Return this worker's evaluator if it knows a denoiser's labels, else the one in storage that does.
 
@@ -222,7 +229,7 @@ class LoadedModels:
         """
         if set(info.vocabulary).issubset(self.judge.vocabulary.names):
             return self.judge, self.judged_by
-        found = read_info(resolve_evaluator(self.settings.storage, info))
+        found = self.cache.evaluator_for(info)
         if found.digest not in self._judges:
             judge = load_evaluator(self.cache.fetch(found.name, found.digest, "evaluator"), self.device)
             self._judges[found.digest] = judge, MadeWith(name=found.name, digest=found.digest)
@@ -258,7 +265,7 @@ class LoadedModels:
         if self._check is None and time.monotonic() - self._checked_at >= self.settings.storage_every_s:
             self._unload()
             self._checked_at = time.monotonic()
-            self._check = self._thread.submit(self._read_promoted)
+            self._check = in_thread(self._read_promoted)
         if self._check is None or not self._check.done():
             return
         check, self._check = self._check, None
@@ -276,7 +283,7 @@ class LoadedModels:
 
     def _read_promoted(self) -> tuple[str, LoadedModel | None]:
         """Return the promoted digest, and its model if that is new."""
-        found = read_info(resolve(self.settings.storage, None, "denoiser"))
+        found = self.cache.promoted()
         is_known = found.digest == self.promoted or found.digest in self._by_digest
         return found.digest, None if is_known else self.read_model(found.name, found.digest)
 

@@ -67,7 +67,7 @@ class Runner:
         self.store = JobStore(connection, settings)
         self.sweeper = Sweeper(self.store)
         self.device = pick_device(settings.device)
-        cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
+        cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes, settings.storage_timeout_s)
         judge = load_evaluator(cache.fetch(None, kind="evaluator"), self.device)
         self.judged_by = MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
         self.models = LoadedModels(connection, settings, self.device, cache, name, judge, self.judged_by)
@@ -214,16 +214,27 @@ class Runner:
 
         A picture that killed too many workers fails its job.
         """
-        held, room = {claim.entry for claim in loaded.claims.values()}, loaded.room
-        claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=room > 0, held=held)
-        if room > len(claims) and not any(claim.alone for claim in claims):
-            claims += loaded.stream.claim_new(room - len(claims))
+        held = {claim.entry for claim in loaded.claims.values()}
+        room = 0 if self._holds_back else loaded.room
+        claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.models.busy, held=held)
+        if not any(claim.alone for claim in claims):
+            claims += self._claim_new(loaded, loaded.room - len(claims))
         for one in hopeless:
             self.store.fail(one.job, one.reason)
         loaded.stream.discard([one.entry for one in hopeless])
         # A large cancelled job leaves many entries: they must not take the places of the entries behind them.
-        while claims and self._admit(loaded, claims) < len(claims) and loaded.room > 0:
-            claims = loaded.stream.claim_new(loaded.room)
+        while claims and self._admit(loaded, claims) < len(claims):
+            claims = self._claim_new(loaded, loaded.room)
+
+    @property
+    def _holds_back(self) -> bool:
+        """Whether a picture is, or is to be, the only one in this process: it may kill it."""
+        return any(
+            loaded.stream.suspects or any(claim.alone for claim in loaded.claims.values()) for loaded in self.models
+        )
+
+    def _claim_new(self, loaded: AnyLoaded, room: int) -> list[Claim]:
+        return [] if room <= 0 or self._holds_back else loaded.stream.claim_new(room)
 
     def _admit(self, loaded: AnyLoaded, claims: list[Claim]) -> int:
         """Admit claims whose job is open and whose picture is not done, discard the others; return how many."""

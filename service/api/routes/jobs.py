@@ -1,4 +1,4 @@
-"""/jobs and /jobs/...: list jobs, read a job, its events, grid and pictures, and cancel it."""
+"""/jobs and /jobs/...: list jobs, read a job, its events, grid and pictures, cancel it, or retry it."""
 
 from typing import Annotated
 
@@ -9,7 +9,17 @@ from fastapi.responses import StreamingResponse
 from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ReaderDep, StoreDep
 from service.api.event_feed import is_complete, job_events
 from service.api.openapi_parts import PICTURE_RESPONSES, event_stream, job_links, link, problems
-from service.contract.errors import ExpiredJob, JobEnded, Unavailable, UnknownJob
+from service.api.preferences import PreferencesDep
+from service.api.submitter import ERRORS as SUBMIT_ERRORS
+from service.api.submitter import RESPONSES, SubmitterDep
+from service.contract.errors import (
+    ExpiredJob,
+    JobEnded,
+    NotFailed,
+    Unavailable,
+    UnknownCheckpoint,
+    UnknownJob,
+)
 from service.contract.events import EVENTS
 from service.contract.schemas import EXAMPLE_ID, Job, JobPage
 
@@ -97,6 +107,20 @@ async def cancel_job(
             raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
         await run_in_threadpool(store.delete, job_id)
     return job
+
+
+@router.post(
+    "/{job_id}/retry",
+    response_model=Job,
+    responses={**RESPONSES, **problems(*SUBMIT_ERRORS, *ERRORS, UnknownCheckpoint, NotFailed)},
+    summary="Retry a job that failed or was cancelled",
+)
+async def retry_job(job_id: OwnJob, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
+    """Creates a new job with the same request, seed and checkpoint, and answers like the request that it repeats.
+
+    Uploaded pictures need not be sent again. The job that failed stays as it is.
+    """
+    return await submitter.answer(await submitter.retry(job_id), preferences)
 
 
 @router.get(

@@ -96,6 +96,7 @@ def test_cancelling_twice_is_no_error(call: Call, alive: JobStore) -> None:
         call("wait", failed)
     with pytest.raises(ApiError, match="cannot be cancelled"):
         call("cancel", failed)
+    assert call("retry", failed, wait=False).labels == LISTS
 
 
 def test_the_services_errors_are_raised_with_their_message(call: Call, alive: JobStore, tmp_path: Path) -> None:

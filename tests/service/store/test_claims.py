@@ -71,22 +71,39 @@ def test_a_released_picture_is_claimed_at_once_and_counts_as_new(
 def test_a_picture_whose_workers_die_is_sampled_alone_and_then_given_up(
     connection: Redis, settings: Settings, store: JobStore
 ) -> None:
-    quick = settings.model_copy(update={"lease_s": 0.05, "max_deliveries": 3})
+    quick = settings.model_copy(update={"lease_s": 0.05, "max_deliveries": 4})
     a = PictureStream(connection, quick, DIGEST, "a")
     job = record(2)
     store.create(job)
     a.claim_new(5)
     seen = []
-    for _ in range(3):
+    for _ in range(5):
         time.sleep(0.08)
         seen.append(a.claim_stale(5, may_be_alone=True))
     assert [[(claim.picture.index, claim.alone) for claim in claims] for claims, _ in seen] == [
         [(0, False), (1, False)],
         [(0, True)],
         [(1, True)],
+        [(0, True)],
+        [(1, True)],
     ]
-    reason = "workers died 3 times while sampling picture 0"
-    assert [[(one.job, one.reason) for one in hopeless] for _, hopeless in seen] == [[], [], [(job.id, reason)]]
+    reason = "workers died 4 times while sampling picture 0"
+    assert [[(one.job, one.reason) for one in hopeless] for _, hopeless in seen] == [[]] * 4 + [[(job.id, reason)]]
+
+
+def test_a_worker_that_samples_others_leaves_a_suspect_alone(
+    connection: Redis, settings: Settings, store: JobStore
+) -> None:
+    """It would wait there for its turn, and the death of that worker would count against it."""
+    quick = settings.model_copy(update={"lease_s": 0.05})
+    a = PictureStream(connection, quick, DIGEST, "a")
+    store.create(record(2))
+    entries = [claim.entry for claim in a.claim_new(5)]
+    connection.xclaim(a.key, GROUP, "dead", 0, entries[:1], idle=1000, retrycount=2, justid=True)
+    time.sleep(0.08)
+    assert a.claim_stale(5, may_be_alone=False) == ([], [])
+    assert a.suspects == 1
+    assert [one["times_delivered"] for one in connection.xpending_range(a.key, GROUP, "-", "+", 5)] == [2, 1]
 
 
 def test_the_next_suspect_is_claimed_without_delay(connection: Redis, settings: Settings, store: JobStore) -> None:

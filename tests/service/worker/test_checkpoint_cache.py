@@ -1,6 +1,8 @@
 """The cache of checkpoints: whole files only, with their bases, within its bounds."""
 
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,36 @@ def test_if_the_disk_cannot_be_written_storage_is_read_directly(
     path = CheckpointCache(tmp_path / "file", folder, 1 << 30).fetch("toy")
     assert path == folder / "toy.safetensors"
     assert [record.message for record in caplog.records] == ["checkpoint cannot be cached"]
+
+
+@pytest.fixture
+def hanging(cache: CheckpointCache, monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckpointCache]:
+    """A cache with a copy of `toy`, whose storage hangs until the end of the test."""
+    cache.fetch("toy")
+    answers = threading.Event()
+    monkeypatch.setattr("service.worker.checkpoint_cache.resolve", lambda *_: answers.wait())
+    monkeypatch.setattr("service.worker.checkpoint_cache.PATIENCE_S", 0.01)
+    cache.timeout_s = 0.01
+    yield cache
+    answers.set()
+
+
+def test_while_storage_hangs_a_copy_is_used(hanging: CheckpointCache, folder: Path) -> None:
+    digest = read_info(folder / "toy.safetensors").digest
+    assert hanging.fetch("toy", digest) == hanging.folder / digest / "toy.safetensors"
+
+
+def test_without_a_copy_a_hang_of_storage_is_an_error(hanging: CheckpointCache, folder: Path) -> None:
+    for read in (
+        hanging.promoted,
+        lambda: hanging.fetch("toy"),
+        lambda: hanging.fetch("other", read_info(folder / "other.safetensors").digest),
+    ):
+        with pytest.raises(CheckpointError, match=f"{folder}: has not answered within 0.01 s"):
+            read()
+    loaders = [thread for thread in threading.enumerate() if thread.name == "loader"]
+    assert loaders
+    assert all(thread.daemon for thread in loaders)  # else the process could not end
 
 
 def test_versions_of_files_change_with_them(folder: Path) -> None:

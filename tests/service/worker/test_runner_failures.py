@@ -140,11 +140,46 @@ def test_a_picture_that_kills_workers_fails_only_its_job(
             break
         except Death:
             deaths += 1
-            assert deaths <= 3
-    assert deaths == 3
+            assert deaths <= 4
+    assert deaths == 4
     assert [status(store, job) for job in (good, bad)] == ["finished", "failed"]
     reason = connection.hget(keys.job(bad.id), "error")
-    assert reason == b"workers died 3 times while sampling picture 0"
+    assert reason == b"workers died 4 times while sampling picture 0"
+
+
+def test_three_deaths_that_a_picture_has_not_caused_do_not_fail_its_job(
+    store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+) -> None:
+    """As when spot instances are preempted: twice with a full batch, and once with one of its pictures alone."""
+    quick, job = settings.model_copy(update={"lease_s": 0.2}), create()
+    for name in ("w2", "w3", "w4"):
+        preempted = Runner(connection, quick, name)
+        preempted.models.load()
+        while not preempted.models.busy:
+            preempted.run_once()
+    assert [len(model.claims) for model in preempted.models] == [1]
+    Runner(connection, quick, "w5").run(job.id)
+    assert status(store, job) == "finished"
+
+
+def test_a_suspect_is_the_only_picture_in_its_worker(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    toy, other = runner.models.load(), runner.models.load("other")
+    suspects, before = create(), create(model="other")
+    entries = [claim.entry for claim in toy.stream.claim_new(5)]
+    connection.xclaim(toy.stream.key, "workers", "dead", 0, entries, idle=10**6, retrycount=2, justid=True)
+    other.admit(other.stream.claim_new(5))
+    after = [create(model=model) for model in ("toy", "other")]
+    seen = list[int]()
+    while any(store.is_open(job.id) for job in (suspects, before, *after)):
+        toy.stream._looked_at = 0.0 if not seen else toy.stream._looked_at
+        runner.run_once()
+        claims = [claim for loaded in runner.models for claim in loaded.claims.values()]
+        assert len(claims) == 1 or not any(claim.alone for claim in claims)
+        seen.append(len(claims))
+    assert {status(store, job) for job in (suspects, before, *after)} == {"finished"}
+    assert sum(seen) == 3 * 3 + 3 * 3 + 6 * 3  # after all but the last of four steps
 
 
 def test_a_job_of_a_newer_version_is_left_to_other_workers(
@@ -174,3 +209,22 @@ def test_a_job_whose_record_is_of_a_newer_version_is_left_to_other_workers(
     assert status(store, job) == "queued"
     store.requeue(job.id)
     assert store.fail(job.id, "overdue")
+
+
+def test_while_storage_hangs_other_models_are_served_and_the_job_fails_in_the_end(
+    connection: Redis, own: Settings, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = Runner(connection, own, "w1")
+    runner.models.load()
+    unknown, loaded = create(model="other"), create()
+
+    def hang(*_: object) -> None:
+        while store.is_open(loaded.id):
+            time.sleep(0.01)
+        raise TimeoutError
+
+    monkeypatch.setattr("service.worker.checkpoint_cache.resolve", hang)
+    runner.run(unknown.id)
+    assert [status(store, job) for job in (loaded, unknown)] == ["finished", "failed"]
+    reason = connection.hget(keys.job(unknown.id), "error")
+    assert reason == f"the model cannot be loaded: {own.storage}: has not answered within 120 s".encode()

@@ -4,10 +4,13 @@ import time
 
 import httpx
 import pytest
+from redis import Redis
 
+from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
+from tests.conftest import running
 from tests.service.api.answers import LISTS, problem, submitted
 
 
@@ -66,6 +69,36 @@ def test_a_job_is_cancelled_once(client: httpx.Client, alive: JobStore) -> None:
     assert (response.json()["id"], response.json()["status"]) == (job["id"], "cancelled")
     body = problem(client.delete(f"/jobs/{job['id']}?cancel_only=true"), 409, "job-ended")
     assert body["job_status"] == "cancelled"
+
+
+def test_a_failed_job_is_retried_with_the_same_pictures(
+    client: httpx.Client, alive: JobStore, connection: Redis, settings: Settings
+) -> None:
+    body = {"steps": 1, "seed": 3, "sampler": "ddim", "trajectory": 2, "columns": 1}
+    failed = submitted(client, **body)
+    alive.fail(failed, "workers died")
+    with running(connection, settings):
+        other = client.post("/generate", json={"labels": LISTS, **body}).json()
+        again = client.post(f"/jobs/{failed}/retry").json()
+    assert (again["status"], again["options"]) == ("finished", other["options"])
+    for path in ("grid.png", "images/0.png", "trajectories/1.png"):
+        first, second = (client.get(f"/jobs/{job['id']}/{path}").content for job in (other, again))
+        assert first == second
+    assert client.get(f"/jobs/{failed}").json()["status"] == "failed"
+
+
+def test_a_retry_with_a_key_is_one_job(client: httpx.Client, alive: JobStore) -> None:
+    job_id, headers = submitted(client), {"prefer": "respond-async", "idempotency-key": "again"}
+    alive.cancel(job_id)
+    ids = {client.post(f"/jobs/{job_id}/retry", headers=headers).json()["id"] for _ in range(2)}
+    assert len(ids) == 1
+    assert ids != {job_id}
+
+
+def test_only_failed_and_cancelled_jobs_are_retried(client: httpx.Client, alive: JobStore) -> None:
+    body = problem(client.post(f"/jobs/{submitted(client)}/retry"), 409, "not-failed")
+    assert body["job_status"] == "queued"
+    problem(client.post("/jobs/unknown/retry"), 404, "unknown-job")
 
 
 def test_an_ended_job_is_deleted_with_its_results(client: httpx.Client, working: Runner) -> None:

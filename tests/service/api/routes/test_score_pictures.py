@@ -21,6 +21,7 @@ from service.store.connection import text
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.pictures import marked_grid, read_png, to_images
+from tests.conftest import running
 from tests.service.api.answers import nothing_is_queued, problem
 from tests.service.api.uploads.zips import GOOD, LISTS, TEST_FILE, png, without, zipped
 
@@ -54,6 +55,17 @@ def test_sampled_pictures_get_the_same_scores_when_uploaded(client: httpx.Client
     sheet = marked_grid(np.stack([read_png(one) for one in pngs]), [one["exact"] for one in result["pictures"]], 2)
     assert np.array_equal(read_png(client.get(result["grid_url"]).content), sheet)
     assert client.get("/jobs").json()["jobs"][0]["id"] == job["id"]
+
+
+def test_a_retry_needs_no_second_upload(
+    client: httpx.Client, alive: JobStore, connection: Redis, settings: Settings
+) -> None:
+    job_id = send(client, ZIP, {"prefer": "respond-async"}).json()["id"]
+    alive.fail(job_id, "workers died")
+    with running(connection, settings):
+        job = client.post(f"/jobs/{job_id}/retry").json()
+    assert (job["status"], job["progress"]) == ("finished", {"done": 2, "total": 2})
+    assert client.get(f"/jobs/{job['id']}/images/1.png").content == png(1)
 
 
 def test_pictures_of_any_size_are_judged_as_the_evaluator_judges_them(client: httpx.Client, working: Runner) -> None:

@@ -95,8 +95,7 @@ def option_of_the_next_version(trial: Trial) -> None:
         trial.begin()
         trial.strike(lambda: trial.stack.replace("worker 1", newer))  # the older one is alone for a while
         glowing = trial.post({**BODIES[SMALL], "glow": 0.5}, Prefer="respond-async")["id"]
-        trial.jobs[glowing] = None
-        trial.others.add(glowing)
+        trial.must_finish(glowing)
         trial.end(lambda: None)
         trial.recover()
         until(lambda: not trial.stack.store.is_open(glowing), "the job with the option")

@@ -6,7 +6,7 @@ import struct
 from uuid import uuid4
 
 from faults.harness import until
-from faults.trial import BODIES, SMALL, Trial
+from faults.trial import BODIES, LARGE, SMALL, Trial
 from service.store import keys
 from service.store.connection import text
 
@@ -56,3 +56,13 @@ def connect_and_reset(trial: Trial, count: int) -> None:
 def watched(trial: Trial) -> bool:
     """Whether workers still render previews for anyone."""
     return next(trial.stack.connection.scan_iter("labelgrid:job:*:watched"), None) is not None
+
+
+def clients_leave(trial: Trial) -> None:
+    """50 clients reset their connections after a job's first event, and 50 after sending a request; within 30 s the API
+    waits for no job and no job counts as watched"""
+    trial.submit(*LARGE)
+    trial.begin()
+    trial.strike(lambda: connect_and_reset(trial, 50))
+    until(lambda: trial.stack.blocked_reads() == 0 and not watched(trial), "the API to wait for no job", 30)
+    trial.recover()

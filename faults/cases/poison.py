@@ -1,0 +1,48 @@
+"""Pictures that break the worker which samples them. Its command is `python -m faults.poisoned worker`."""
+
+import time
+
+from faults.trial import LABELS, Trial
+
+WORKER = "faults.poisoned worker"
+IMPATIENT = {"LABELGRID_STALLED_AFTER_S": "4"}
+
+
+def poison_picture(trial: Trial) -> None:
+    """a picture that fails in every step, in a batch with good ones: only its job fails"""
+    trial.begin()
+    trial.strike(lambda: trial.submit_failing([*LABELS, ["purple cube"]], "picture 4: RuntimeError: poison"))
+    trial.recover()
+
+
+def poison_picture_that_kills(trial: Trial) -> None:
+    """a picture that kills every worker that samples it, in a batch with good ones: only its job fails, after four
+    deaths; recovery is measured from the last"""
+    _kills(trial, "purple sphere")
+
+
+def _kills(trial: Trial, label: str) -> None:
+    trial.begin()
+    poisoned: list[str] = []
+    trial.strike(lambda: poisoned.append(trial.submit_failing([[label]], "workers died 4 times")))
+    struck_at = trial.struck_at
+    trial.wait(poisoned)
+    if len(trial.stack.deaths) != 4:
+        raise RuntimeError(f"{len(trial.stack.deaths)} workers died instead of 4")
+    trial.figures |= {
+        "its job failed after, s": round(time.monotonic() - struck_at, 1),
+    }
+    trial.struck_at = trial.stack.deaths[-1][1]
+    trial.recover()
+    trial.figures["all open jobs ended after, s"] = round(time.monotonic() - struck_at, 1)
+
+
+def hung_picture(trial: Trial) -> None:
+    """a picture that hangs every worker that samples it, in a batch with good ones, with `stalled_after_s` = 4: each
+    worker ends itself, and after four only the picture's job fails; recovery is measured from the last"""
+    _kills(trial, "purple cylinder")
+
+
+def hung_picture_one_worker(trial: Trial) -> None:
+    """the same with one worker"""
+    _kills(trial, "purple cylinder")

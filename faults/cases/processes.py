@@ -1,0 +1,70 @@
+"""Processes that die or stop, and pictures that two of them sample."""
+
+import signal
+from functools import partial
+from typing import Any
+
+from faults.harness import until
+from faults.trial import Trial
+from service.store import keys
+
+
+def worker_killed(trial: Trial) -> None:
+    """`kill -9` of one of two workers in the middle of a batch"""
+    victim = trial.begin()
+    trial.strike(partial(trial.stack.signal, victim, signal.SIGKILL))
+    trial.recover()
+
+
+def api_killed(trial: Trial) -> None:
+    """`kill -9` of the API, while a client sends and retries requests"""
+    trial.begin()
+    trial.strike(partial(trial.stack.signal, "api", signal.SIGKILL))
+    trial.recover()
+
+
+def worker_paused(trial: Trial) -> None:
+    """`SIGSTOP` of a worker until another has taken over its pictures, then `SIGCONT`: both sample them"""
+    victim = trial.begin()
+    consumer, _ = trial.stack.consumers()[victim]
+    trial.strike(partial(trial.stack.signal, victim, signal.SIGSTOP))
+    until(lambda: trial.stack.pending(consumer) == 0, "another worker to take over the pictures")
+    trial.stack.signal(victim, signal.SIGCONT)
+    trial.recover()
+
+
+def picture_claimed_twice(trial: Trial) -> None:
+    """eight pictures in progress at one worker are delivered to another, which samples them at the same time"""
+    connection, stream = trial.stack.connection, keys.stream(trial.stack.digest)
+    trial.submit(2)
+    first = trial.busiest()
+    (other,) = (name for name in trial.stack.workers() if name != first)
+
+    def claim_twice() -> None:
+        trial.stack.signal(first, signal.SIGSTOP)  # so that the other worker claims them
+        entries: Any = connection.xrange(stream)
+        for _, fields in entries:
+            connection.xadd(stream, fields)
+        until(lambda: trial.stack.in_progress().get(other, 0) >= len(entries), "the other worker to claim them", 5)
+        trial.stack.signal(first, signal.SIGCONT)
+
+    trial.strike(claim_twice)
+    trial.recover()
+
+
+def preempted_three_times(trial: Trial) -> None:
+    """`kill -9`, three times, of the worker that has a certain picture in progress, as when machines are preempted: its
+    job finishes; recovery is measured from the last"""
+    trial.begin()
+    entry, _, _ = trial.stack.claims()[-1]
+
+    def kill(delivery: int) -> None:
+        at = (entry, delivery)
+        holders = until(lambda: [name for one, name, times in trial.stack.claims() if (one, times) == at], f"{at}")
+        trial.say(f"delivery {delivery} is at {holders[0]}, which is killed")
+        trial.stack.signal(holders[0], signal.SIGKILL)
+
+    trial.strike(partial(kill, 1))
+    kill(2)
+    trial.end(partial(kill, 3))
+    trial.recover()

@@ -1,0 +1,105 @@
+"""An object store that hangs or is slow, behind a proxy."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import httpx
+
+from faults.gate import Gate, gate
+from faults.harness import Stack, until
+from faults.trial import BODIES, SMALL, Trial
+from service.local.demo import free_port
+from service.local.redis_server import die_with_parent
+
+BUCKET = "models"
+KEY, REGION = "test", "us-east-1"
+TIMEOUT_S = 10
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": KEY,
+    "AWS_SECRET_ACCESS_KEY": KEY,
+    "AWS_DEFAULT_REGION": REGION,
+    "LABELGRID_STORAGE": f"s3://{BUCKET}",
+    "LABELGRID_STORAGE_TIMEOUT_S": str(TIMEOUT_S),
+}
+SLOW_S = 1.0
+
+
+@contextlib.contextmanager
+def object_store(stack: Stack) -> Iterator[Gate]:
+    """Serve the stack's checkpoints from moto's S3 server, behind a gate."""
+    import boto3  # type: ignore[import-untyped]
+
+    port = free_port()
+    line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with (stack.folder / "s3.log").open("wb") as log:
+        server = subprocess.Popen(line, stdout=log, stderr=log, preexec_fn=die_with_parent)
+    address = f"http://127.0.0.1:{port}"
+    until(lambda: _answers(address), "the object store")
+    client = boto3.client(
+        "s3", endpoint_url=address, region_name=REGION, aws_access_key_id=KEY, aws_secret_access_key=KEY
+    )
+    client.create_bucket(Bucket=BUCKET)
+    for file in (stack.folder / "storage").iterdir():
+        client.upload_file(str(file), BUCKET, file.name)
+    with gate(port) as one:
+        stack.environment["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{one.port}"
+        yield one
+    server.kill()
+    server.wait()
+
+
+def _answers(address: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return bool(httpx.get(address, timeout=5).status_code)
+    return False
+
+
+def _make_known(trial: Trial, model: str) -> None:
+    """Have the API read a model that no worker has: it refuses the request only afterwards."""
+    body = {"model": model, "labels": [["nothing"]]}
+    answer = httpx.post(f"{trial.stack.address}/generate", json=body, timeout=60)
+    if answer.status_code != 422:
+        raise RuntimeError(f"POST /generate returned {answer.status_code}: {answer.text}")
+
+
+def storage_hangs(trial: Trial) -> None:
+    """storage hangs: models that workers have loaded are served; the job of another one fails after
+    `storage_timeout_s` = 10, and one for which storage answers again in time finishes; recovery is measured from then
+    on"""
+    _make_known(trial, "other")
+    other = {**BODIES[SMALL], "model": "other"}
+    failing: list[str] = []
+    trial.begin()
+
+    def hang() -> None:
+        trial.stack.beside.close()
+        failing.append(trial.submit_failing(other["labels"], f"has not answered within {TIMEOUT_S} s", model="other"))
+
+    trial.strike(hang)
+    struck_at = trial.struck_at
+    trial.wait(failing)
+    trial.figures["the job failed after, s"] = round(time.monotonic() - struck_at, 1)
+    job = trial.post(BODIES[SMALL])  # of a loaded model, while storage hangs
+    trial.jobs[job["id"]] = SMALL
+    saved = trial.post(other, Prefer="respond-async")["id"]
+    trial.must_finish(saved)
+    time.sleep(TIMEOUT_S / 4)
+    trial.end(trial.stack.beside.open)
+    trial.recover()
+    trial.wait([saved])
+    trial.recovery_s = max(trial.recovery_s, time.monotonic() - trial.struck_at)
+
+
+def storage_is_slow(trial: Trial) -> None:
+    """storage takes a second longer for each request: loaded models are served as before, and another one is loaded"""
+    trial.begin()
+    trial.strike(partial(setattr, trial.stack.beside, "delay_s", SLOW_S))
+    struck_at = time.monotonic()
+    job = trial.post({**BODIES[SMALL], "model": "other"})
+    trial.must_finish(job["id"])
+    trial.figures["a job of another model ended after, s"] = round(time.monotonic() - struck_at, 1)
+    trial.recover()

@@ -1,0 +1,59 @@
+"""A TCP proxy that can stall or slow down what passes, as a network or a storage server does. Knows no protocol."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+
+
+class Gate:
+    """Forwards connections from `port` to `target` on this machine. Closed, it keeps them and passes nothing on."""
+
+    def __init__(self, target: int) -> None:
+        self.target, self.port = target, 0
+        self.delay_s = 0.0  # of each part of a request
+        self._loop = asyncio.new_event_loop()
+        self._is_open = asyncio.Event()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._is_open.clear)
+
+    def open(self) -> None:
+        self._loop.call_soon_threadsafe(self._is_open.set)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            from_target, to_target = await asyncio.open_connection("127.0.0.1", self.target)
+            await asyncio.gather(
+                self._pass(reader, to_target, is_request=True), self._pass(from_target, writer, is_request=False)
+            )
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_request: bool) -> None:
+        with contextlib.closing(writer):
+            while data := await reader.read(1 << 16):
+                await asyncio.sleep(self.delay_s if is_request else 0)
+                await self._is_open.wait()
+                writer.write(data)
+                await writer.drain()
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._loop.create_task(self._serve()))
+        self._loop.run_forever()
+
+    async def _serve(self) -> None:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._is_open.set()
+
+
+@contextlib.contextmanager
+def gate(target: int) -> Iterator[Gate]:
+    """Run an open gate in a thread."""
+    one = Gate(target)
+    thread = threading.Thread(target=one._run, name="gate", daemon=True)
+    thread.start()
+    while not one.port:
+        thread.join(0.01)
+    yield one
+    one._loop.call_soon_threadsafe(one._loop.stop)
+    thread.join()
