@@ -19,8 +19,10 @@ HEAD = """\
 
 `make faults` injects faults into a running service and checks every job that it accepted. The service consists of real
 processes: Redis with an append-only file, the API and two workers, with the default settings except for toy checkpoints
-and batches of 16 pictures. `python -m faults NAME` repeats one fault and replaces its row. The flood runs with one
-worker, API keys, 500 pending pictures per owner, and no rate limit, which would refuse most of it.
+and batches of 16 pictures. `python -m faults NAME` repeats one fault and replaces its row. A fault with other settings
+names them; those of storage use an S3 server behind a proxy, and `disk-full` mounts a small file system, which needs
+root. The flood runs with one worker, API keys, 500 pending pictures per owner, and no rate limit, which would refuse
+most of it.
 
 A fault has a row only if, after it:
 
@@ -54,6 +56,8 @@ Promises with tests of their own:
 | simultaneous requests cannot pass a limit together | `tests/service/store/test_admission.py` |
 | the API follows a failover although its connections stay open | `tests/service/store/test_connection.py` |
 | no job waits for another model's long job | `tests/service/worker/test_wanted_models.py` |
+| a picture that must be sampled alone is the only one in its worker | `tests/service/worker/test_runner_failures.py` |
+| while storage hangs, workers use their copies | `tests/service/worker/test_checkpoint_cache.py` |
 | an unreadable picture stops nobody | `tests/service/store/test_claims.py` |
 | an unreadable record stops nobody | `tests/service/worker/test_runner_failures.py` |
 

@@ -60,12 +60,12 @@ def test_sampled_pictures_get_the_same_scores_when_uploaded(client: httpx.Client
 def test_a_retry_needs_no_second_upload(
     client: httpx.Client, alive: JobStore, connection: Redis, settings: Settings
 ) -> None:
-    job_id = send(client, ZIP, {"prefer": "respond-async"}).json()["id"]
+    job_id = send(client, zipped(GOOD), {"prefer": "respond-async"}).json()["id"]
     alive.fail(job_id, "workers died")
     with running(connection, settings):
         job = client.post(f"/jobs/{job_id}/retry").json()
-    assert (job["status"], job["progress"]) == ("finished", {"done": 2, "total": 2})
-    assert client.get(f"/jobs/{job['id']}/images/1.png").content == png(1)
+    assert (job["status"], job["progress"]) == ("finished", {"done": 3, "total": 3})
+    assert client.get(f"/jobs/{job['id']}/images/2.png").content == png(2)
 
 
 def test_pictures_of_any_size_are_judged_as_the_evaluator_judges_them(client: httpx.Client, working: Runner) -> None:
