@@ -100,6 +100,8 @@ def document(results: dict[str, Any]) -> str:
     """Return docs/reliability.md."""
     shown = {name: results[name] for name in CASES if name in results}
     rows = "".join(_row(name, result) for name, result in shown.items())
+    if missing := [f"`{name}`" for name in CASES if name not in results]:
+        rows += f"\nNot measured since they were last changed: {', '.join(missing)}.\n"
     measured: dict[str, list[str]] = {}
     for name, result in shown.items():
         measured.setdefault(f"{result['date']}, commit {result['commit']}, {result['machine']}", []).append(name)
