@@ -81,5 +81,13 @@ faults: $(VENV)/.worker  ## Kill, pause and fill real processes and move their c
 	sh faults/setup.sh
 	$(BIN)/python -m faults
 
+.PHONY: wheel wheel-test
+wheel: $(VENV)/.client  ## Build the wheel, with the weights, into dist/
+	rm -rf dist build
+	$(BIN)/python -m uv build --quiet --wheel --build-constraint lock/requirements.txt --out-dir dist
+
+wheel-test: wheel  ## Install the wheel into an empty environment and draw a picture with it (PYTHON=python3.12 for another Python)
+	sh deploy/wheel_test.sh $(PYTHON) dist/labelgrid-*.whl
+
 clean:  ## Remove the virtual environment and caches; keep data, runs and models
-	rm -rf $(VENV) .venv-lowest .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .venv-lowest .pytest_cache .mypy_cache .ruff_cache *.egg-info build dist

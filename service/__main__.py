@@ -62,6 +62,7 @@ def _process(role: str, storage: str | None = None) -> Iterator[Settings]:
         tracing.stop()
 
 
+@app.command("serve", hidden=True)  # its name in `labelgrid serve`
 @app.command("all")
 def run_all(
     port: Port = 8000,
@@ -212,11 +213,11 @@ def demo(
         run(seed, grid)
 
 
-def main() -> None:
+def main(program: str = "python -m service") -> None:
     arguments = sys.argv[1:]
     if not arguments or (arguments[0].startswith("-") and arguments[0] != "--help"):
         arguments = ["all", *arguments]
-    app(arguments, prog_name="python -m service")
+    app(arguments, prog_name=program)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,9 @@ def test_the_client_needs_its_extra_alone(module: str) -> None:
     assert import_with_extra("client", module).stderr == ""
 
 
-ROOMS = sorted({path.parent for top in ("shared", "trainer", "service") for path in (ROOT / top).rglob("*.py")})
+ROOMS = sorted(
+    {path.parent for top in ("labelgrid", "shared", "trainer", "service") for path in (ROOT / top).rglob("*.py")}
+)
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(ROOT)))

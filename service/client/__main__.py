@@ -341,5 +341,9 @@ def models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             Console(width=display.UNCUT).print(display.models(listing))
 
 
+def main(program: str = "python -m service.client") -> None:
+    app(prog_name=program)
+
+
 if __name__ == "__main__":
-    app(prog_name="python -m service.client")
+    main()

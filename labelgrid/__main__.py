@@ -1,0 +1,111 @@
+"""`labelgrid COMMAND`: the commands of `python -m service`, `python -m service.client` and `python -m trainer` in one.
+
+Help and usage errors come from the table below, so that they load none of the three. A test compares it with them.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+# For each module with a command line: the extra that it needs, a heading, and its commands.
+SERVICE, CLIENT, TRAINER = "service.__main__", "service.client.__main__", "trainer.__main__"
+EXTRAS = {SERVICE: "serve", CLIENT: "client", TRAINER: "train"}
+HEADINGS = {CLIENT: "Use a service", SERVICE: "Run a service", TRAINER: "Train models"}
+COMMANDS = {
+    CLIENT: {
+        "generate": "generate and score pictures",
+        "score": "score the model or given pictures on a test file",
+        "sweep": "generate the same pictures with several values of options",
+        "wait": "wait for a job and print its result",
+        "jobs": "list jobs, newest first",
+        "cancel": "cancel a queued or running job",
+        "labels": "list the labels that a model knows",
+        "models": "list the models of a service",
+    },
+    SERVICE: {
+        "serve": "run Redis, a worker and the API on this machine",
+        "api": "run the API",
+        "worker": "run a worker, which generates and scores pictures",
+        "webhooks": "run the process that sends webhooks",
+        "check": "exit with 1 unless a worker of this host is alive",
+        "keys": "make an API key",
+        "webhook-secret": "print the secret that verifies an owner's webhooks",
+        "settings": "print all settings, as Markdown",
+        "demo": "start everything, generate eight pictures, and stop",
+    },
+    TRAINER: {
+        "import": "import a data set: pictures and labels",
+        "render": "render stand-in pictures in the data set's own layout",
+        "locate": "find where objects are, for networks that learn positions",
+        "fit-evaluator": "train an evaluator",
+        "train": "train a denoiser",
+        "fit-layouts": "train a denoiser's layout network again",
+        "distill": "distil a denoiser into one that needs fewer network rows",
+        "upsample": "train an upsampler of a denoiser's pictures",
+        "promote": "make a checkpoint the default of its kind",
+        "set-sampling": "set a denoiser's default sampling options",
+        "set-support": "set how many objects a denoiser has learnt to draw",
+        "export": "write an evaluator in the course's form",
+        "move-upsampler": "give a denoiser the upsampler of another",
+        "card": "write a checkpoint's model card and loss curve",
+        "compare": "train variants under one budget and compare them",
+        "calibrate": "compare an evaluator's scores with published ones",
+        "memorisation": "compare generated pictures with the training pictures",
+        "spectrum": "measure the sharpness of generated pictures",
+        "limit": "score fresh renders, the practical ceiling of a score",
+        "arrangements": "tell drawn layouts from those of the data",
+        "places": "score pictures with objects at random places",
+        "coverage": "measure the fidelity and coverage of generated pictures",
+    },
+}
+ELSEWHERE = "`python -m trainer score` scores a checkpoint without a service."
+NEEDS_WEIGHTS = {"serve", "api", "worker", "demo"}
+NEEDS_TORCH = {"serve", "worker", "demo"}
+
+
+def usage() -> str:
+    """Return the help: all commands, by module."""
+    lines = ["Usage: labelgrid COMMAND [OPTIONS]", ""]
+    for module, heading in HEADINGS.items():
+        lines += [f"{heading}:", *(f"  {name:<16}{what}" for name, what in COMMANDS[module].items()), ""]
+    lines += ["`labelgrid COMMAND --help` shows a command's options.", ELSEWHERE]
+    return "\n".join(lines)
+
+
+def use_packaged_weights() -> None:
+    """Let the service read the weights that came with the installation, where there are no others."""
+    packaged = Path(__file__).parent / "models"
+    if "LABELGRID_STORAGE" not in os.environ and not Path("models").exists() and packaged.exists():
+        os.environ["LABELGRID_STORAGE"] = str(packaged)
+
+
+def missing(command: str, module: str) -> str:
+    """Return what to install for a command."""
+    return f"labelgrid {command} needs more packages: pip install 'labelgrid[{EXTRAS[module]}]'"
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command in ("--help", "-h"):
+        print(usage())
+        return
+    module = next((module for module, commands in COMMANDS.items() if command in commands), None)
+    if module is None:
+        sys.exit(f"labelgrid: no such command {command!r}; `labelgrid --help` lists them")
+    if command in NEEDS_TORCH and importlib.util.find_spec("torch") is None:
+        sys.exit(missing(command, module))
+    if command in NEEDS_WEIGHTS:
+        use_packaged_weights()
+    sys.argv[0] = "labelgrid"
+    try:
+        program = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        sys.exit(f"{missing(command, module)} (there is no {error.name})")
+    sys.exit(program.main() if module == TRAINER else program.main("labelgrid"))
+
+
+if __name__ == "__main__":
+    main()

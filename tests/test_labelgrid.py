@@ -1,0 +1,94 @@
+"""The package `labelgrid`: one command for all three command lines, the client, the weights, one version."""
+
+import importlib
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+import labelgrid
+from labelgrid import __main__ as command
+from service.client import AsyncClient, Client
+from tests.paths import ROOT
+from tests.test_architecture import HEAVY, heavy_modules_after
+
+ELSEWHERE = {command.SERVICE: {"all"}, command.TRAINER: {"score"}, command.CLIENT: set()}  # not in `labelgrid`
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "labelgrid", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("module", command.COMMANDS)
+def test_the_table_has_every_command(module: str) -> None:
+    app: typer.Typer = importlib.import_module(module).app
+    names = {one.name or one.callback.__name__.replace("_", "-") for one in app.registered_commands if one.callback}
+    assert set(command.COMMANDS[module]) == names - ELSEWHERE[module]
+
+
+def test_no_name_stands_for_two_commands() -> None:
+    names = [name for commands in command.COMMANDS.values() for name in commands]
+    assert len(names) == len(set(names))
+
+
+def test_help_lists_the_commands_and_loads_none_of_them() -> None:
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for commands in command.COMMANDS.values():
+        assert all(f"  {name} " in done.stdout for name in commands)
+    assert not heavy_modules_after("import labelgrid.__main__", ("trainer", "fastapi", "redis", *HEAVY))
+
+
+@pytest.mark.parametrize("name", ["generate", "serve", "render"])
+def test_a_commands_help_is_its_own(name: str) -> None:
+    done = run(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"labelgrid {name} " in done.stdout
+
+
+def test_an_unknown_command_is_refused_in_one_line() -> None:
+    done = run("serv")
+    assert done.returncode == 1
+    assert done.stderr == "labelgrid: no such command 'serv'; `labelgrid --help` lists them\n"
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["labelgrid", "serve"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"pip install 'labelgrid\[serve\]'"):
+        command.main()
+    monkeypatch.setattr(sys, "argv", ["labelgrid", "render"])
+    monkeypatch.setitem(sys.modules, "trainer.__main__", None)
+    with pytest.raises(SystemExit, match=r"pip install 'labelgrid\[train\]'"):
+        command.main()
+
+
+def test_an_installation_serves_the_weights_that_came_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LABELGRID_STORAGE", "s3://mine")
+    command.use_packaged_weights()
+    assert os.environ["LABELGRID_STORAGE"] == "s3://mine"
+    monkeypatch.delenv("LABELGRID_STORAGE")
+    command.use_packaged_weights()
+    assert (Path(os.environ.pop("LABELGRID_STORAGE")) / "promoted.json").exists()
+    (tmp_path / "models").mkdir()
+    command.use_packaged_weights()
+    assert "LABELGRID_STORAGE" not in os.environ
+
+
+def test_the_client_is_there() -> None:
+    assert (labelgrid.Client, labelgrid.AsyncClient) == (Client, AsyncClient)
+
+
+def test_one_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    overlay = ROOT / "deploy" / "kubernetes" / "overlays" / "production" / "kustomization.yaml"
+    assert {image["newTag"] for image in yaml.safe_load(overlay.read_text())["images"]} == {version}
+    assert f"\n## {version} " in (ROOT / "CHANGELOG.md").read_text()
