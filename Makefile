@@ -73,7 +73,7 @@ bench-quick: $(VENV)/.bench  ## Run the benchmarks at small sizes (three minutes
 	$(BIN)/python -m benchmarks.run --quick
 
 .PHONY: fuzz
-fuzz: $(VENV)/.dev  ## Fuzz the API, label files, zips, recipes and addresses (five minutes)
+fuzz: $(VENV)/.dev  ## Fuzz the API, label files, zips, recipes, addresses and the life of jobs (seven minutes)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile long --override-ini timeout=3600
 
 .PHONY: faults
@@ -88,6 +88,11 @@ wheel: $(VENV)/.client  ## Build the wheel, with the weights, into dist/
 
 wheel-test: wheel  ## Install the wheel into an empty environment and draw a picture with it (PYTHON=python3.12 for another Python)
 	sh deploy/wheel_test.sh $(PYTHON) dist/labelgrid-*.whl
+
+.PHONY: soak
+MINUTES ?= 60
+soak: $(VENV)/.dev  ## Keep a service under load and random faults for MINUTES=60, check that memory is flat, write docs/soak.md
+	$(BIN)/python -m soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 clean:  ## Remove the virtual environment and caches; keep data, runs and models
 	rm -rf $(VENV) .venv-lowest .pytest_cache .mypy_cache .ruff_cache *.egg-info build dist

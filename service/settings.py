@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     """How long a job and its pictures are kept after it ends."""
     remembered_s: int = Field(default=86400, ge=0)
     """How much longer an expired job is answered with 410 rather than 404. Costs about 200 bytes a job."""
+    idempotent_s: int = Field(default=86400, ge=1)
+    """How long an Idempotency-Key counts. Costs about 300 bytes a key."""
     job_timeout_s: int = Field(default=3600, ge=1)
     """A job fails if it has not finished this long after its creation."""
     max_queued_pictures: int = Field(default=10_000, ge=1)

@@ -28,9 +28,8 @@ from service.telemetry.metrics import JOBS_ENDED
 
 log = get_logger(__name__)
 KEPT_EVENTS = 1000  # per job; a client that missed older ones reads the job itself
-FAILED_RQ_JOB_TTL_S = 3600  # RQ's default is a year
+FAILED_RQ_JOB_TTL_S = 60  # RQ's default is a year; nothing reads it, and every worker that is killed leaves one
 UNATTENDED_S = 7 * 86400  # an open job outlives its time limit by this, so that a worker back after an outage ends it
-IDEMPOTENT_S = 86400  # how long an Idempotency-Key counts, as with Stripe; docs/api.md
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 
 # Sets a new job's deadline by Redis's clock, because the clocks of API and workers may be wrong.
@@ -154,7 +153,7 @@ class JobStore:
         remembered_s = self.open_ttl_s + self.settings.remembered_s
         job_index.add(pipe, record.id, record.owner, self.lifetime_s, remembered_s)
         if request is not None:
-            pipe.set(request.redis_key, request.value(record.id), ex=IDEMPOTENT_S)
+            pipe.set(request.redis_key, request.value(record.id), ex=self.settings.idempotent_s)
         pictures = [picture.write() for picture in record.pictures()]
         fair_queue.enqueue(pipe, record.id, record.owner, record.digest, record.created_at, pictures)
         pipe.eval(_SET_DEADLINE, 1, keys.job(record.id), self.settings.job_timeout_s)

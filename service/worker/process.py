@@ -100,8 +100,11 @@ def _beat(worker: PictureWorker, born_at: float) -> None:
     workers.announce(worker.connection, worker.name, about, worker.settings.lease_s)
     worker.runner.renew_claims()
     for execution in list(worker.executions.values()):
-        if execution._job is not None:
-            worker.maintain_heartbeats(execution._job, execution)
+        if (job := execution._job) is not None:
+            # All of it, since RQ would renew one field only of what may have expired while Redis was away, and could
+            # not read it at the job's end.
+            execution.save(ttl=worker.get_heartbeat_ttl(job))
+            worker.maintain_heartbeats(job, execution)
 
 
 def build(settings: Settings, connection: Redis) -> PictureWorker:

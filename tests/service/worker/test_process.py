@@ -214,3 +214,16 @@ def test_an_attempt_to_reach_redis_is_progress(
 
     RetryUntilStopped(process._is_stopping).call_with_retry(command, lambda error: None)
     assert not runner.stalled
+
+
+def test_a_heartbeat_restores_an_execution_that_expired_while_redis_was_away(
+    runner: Runner, store: JobStore, connection: Redis
+) -> None:
+    """RQ reads it at the job's end, and fails the job if it cannot."""
+    worker = PictureWorker(runner)
+    job = store.queue.enqueue_call(RUN_JOB)
+    execution = worker.prepare_execution(job)
+    connection.delete(execution.key)
+    process._beat(worker, born_at=0.0)
+    assert [one.id for one in job.get_executions()] == [execution.id]
+    assert 0 < connection.ttl(execution.key) <= worker.get_heartbeat_ttl(job)

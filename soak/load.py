@@ -1,0 +1,299 @@
+"""A steady mixed load: each request has a client, of a kind drawn from the seed, that insists on its answer."""
+
+import contextlib
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+from faults.checks import Fetched
+from faults.disconnects import RESET
+from faults.harness import NotInTime
+from faults.trial import LABELS, RETRY_S
+from service.contract.records import TERMINAL
+from soak.receiver import Receiver
+from soak.stack import OWNERS, SoakStack
+from tests.service.api.uploads.zips import GOOD, LISTS, zipped
+
+EVERY_S = 12.0  # between two requests: the soak must leave a shared machine its work
+AT_A_TIME = 100  # clients; more than wait in any fault
+PATIENCE_S = 630.0  # of a client: some faults and restarts on a busy machine
+PATIENT = {"Prefer": "wait=20"}
+ASYNC = {"Prefer": "respond-async"}
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a request asks for: JSON, or a zip of pictures to judge. `total`: its pictures."""
+
+    path: str
+    total: int
+    json: dict[str, Any] | None = None
+
+
+def _generate(n: int, steps: int, **options: Any) -> Body:
+    labels = [LABELS[i % len(LABELS)] for i in range(n)]
+    return Body("/generate", n, {"labels": labels, "steps": steps, "seed": 10 * n, **options})
+
+
+BODIES = [
+    _generate(1, 4),
+    _generate(2, 20, sampler="ddim", eta=0.5),
+    _generate(3, 12, model="other"),
+    _generate(4, 30, sampler="euler"),
+    _generate(5, 24, guidance=1.0, sampler="ddpm"),
+    _generate(6, 20, sampler="dpmpp_2m", guidance=5.0),
+    _generate(7, 16, trajectory=3),
+    _generate(8, 20, model="other", sampler="ddim"),
+    Body("/score", 6, {"conditions": LABELS[:2], "repeats": 3, "seed": 1, "steps": 6}),
+    Body("/score", 3),
+]
+KINDS = {  # of clients, with how often each comes
+    "waits": 4,
+    "polls": 4,
+    "cancels": 2,
+    "deletes": 2,
+    "watches and leaves": 1,
+    "asks and leaves": 1,
+    "asks twice": 2,
+    "wants a webhook": 2,
+}
+
+
+@dataclass
+class Ledger:
+    """What clients were promised and what they saw."""
+
+    jobs: dict[str, int] = field(default_factory=dict)  # id of each accepted job -> its index in BODIES
+    may_be_cancelled: set[str] = field(default_factory=set)
+    clients: Counter[str] = field(default_factory=Counter)  # that got all that they wanted, by kind
+    problems: list[str] = field(default_factory=list)
+    longest_s: float = 0.0  # from a request to its accepted job
+    retries: int = 0
+
+
+class Load:
+    """Starts clients at a steady rate. `expected`: each body's pictures without faults."""
+
+    def __init__(self, stack: SoakStack, receiver: Receiver, seed: int) -> None:
+        self.stack, self.receiver, self.dice = stack, receiver, random.Random(seed)
+        self.ledger, self.expected = Ledger(), dict[int, Fetched]()
+        self._lock = threading.Lock()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+        self.http = httpx.Client(timeout=30, limits=limits)
+        self.pool = ThreadPoolExecutor(AT_A_TIME, "client")
+
+    def learn(self) -> None:
+        """Run each body once, without faults; all later pictures must equal these."""
+        for number in range(len(BODIES)):
+            client = Client(self, number, "red", random.Random(number))
+            job = client.post(PATIENT)
+            self.expected[number] = client.fetch(job)
+
+    def run(self, seconds: float) -> None:
+        """Start a client every `EVERY_S`; return when all have ended."""
+        begun, count = time.monotonic(), 0
+        kinds, weights = zip(*KINDS.items(), strict=True)
+        while count * EVERY_S < seconds:
+            (kind,) = self.dice.choices(kinds, weights)
+            number, owner = self.dice.randrange(len(BODIES)), self.dice.choice(list(OWNERS))
+            client = Client(self, number, owner, random.Random(self.dice.random()))
+            self.pool.submit(self._serve, kind, client)
+            count += 1
+            time.sleep(max(0.0, begun + count * EVERY_S - time.monotonic()))
+        self.pool.shutdown()
+
+    def _serve(self, kind: str, client: "Client") -> None:
+        try:
+            SCRIPTS[kind](client)
+        except Exception as error:  # of any kind: the soak goes on and reports it
+            with self._lock:
+                self.ledger.problems.append(f"a client that {kind} (body {client.number}): {error!r}")
+        else:
+            with self._lock:
+                self.ledger.clients[kind] += 1
+
+    def accept(self, job_id: str, number: int, after_s: float, cancelled: bool) -> None:
+        with self._lock:
+            self.ledger.jobs[job_id] = number
+            self.ledger.longest_s = max(self.ledger.longest_s, after_s)
+            if cancelled:
+                self.ledger.may_be_cancelled.add(job_id)
+
+
+class Client:
+    """One request, with everything that its client does with the job."""
+
+    def __init__(self, load: Load, number: int, owner: str, dice: random.Random) -> None:
+        self.load, self.number, self.body, self.dice = load, number, BODIES[number], dice
+        self.key = str(UUID(int=dice.getrandbits(128)))
+        self.headers = {"Authorization": f"Bearer {OWNERS[owner]}"}
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request to either API until it answers with neither 429 nor 503. NotInTime."""
+        headers = {**self.headers, **options.pop("headers", {})}
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            address = self.dice.choice(self.load.stack.addresses)
+            try:
+                answer = self.load.http.request(method, address + path, headers=headers, **options)
+            except httpx.TransportError:
+                answer = None
+            if answer is not None and answer.status_code not in (429, 503):
+                return answer
+            self.load.ledger.retries += 1
+            time.sleep(RETRY_S)
+        raise NotInTime(f"{method} {path}: no answer in {PATIENCE_S:.0f} s")
+
+    def post(self, prefer: dict[str, str], *, cancelled: bool = False, **more: Any) -> str:
+        """Send the request until it is accepted, and return the job's id. RuntimeError for any other answer."""
+        begun = time.monotonic()
+        headers = {**prefer, "Idempotency-Key": self.key}
+        if self.body.json is not None:
+            content: dict[str, Any] = {"json": {**self.body.json, **more}}
+        else:
+            pictures = ("pictures.zip", zipped(GOOD), "application/zip")
+            lists = ("test.json", str(LISTS).replace("'", '"'), "application/json")
+            content = {"files": {"file": lists, "pictures": pictures}, "data": more}
+        answer = self.request("POST", self.body.path, headers=headers, **content)
+        if answer.status_code not in (200, 202):
+            raise RuntimeError(f"POST {self.body.path} returned {answer.status_code}: {answer.text[:300]}")
+        job: dict[str, Any] = answer.json()
+        self.load.accept(job["id"], self.number, time.monotonic() - begun, cancelled)
+        return str(job["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        answer = self.request("GET", f"/jobs/{job_id}")
+        if answer.status_code != 200:
+            raise RuntimeError(f"GET /jobs/{job_id} returned {answer.status_code}: {answer.text[:300]}")
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def end(self, job_id: str) -> str:
+        """Wait for the job's end by polling, and return its status."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (status := self.job(job_id)["status"]) not in TERMINAL:
+            if time.monotonic() > deadline:
+                raise NotInTime(f"job {job_id} is {status} after {PATIENCE_S:.0f} s")
+            time.sleep(5 * RETRY_S)
+        return str(status)
+
+    def fetch(self, job_id: str) -> Fetched:
+        """Wait for the job's end, and return its pictures and grid. RuntimeError if it did not finish."""
+        if (status := self.end(job_id)) != "finished":
+            raise RuntimeError(f"job {job_id} is {status}: {self.job(job_id)['error']}")
+        names = [*(f"images/{i}.png" for i in range(self.body.total)), "grid.png"]
+        *pictures, grid = [self._png(f"/jobs/{job_id}/{name}") for name in names]
+        return Fetched(pictures, grid)
+
+    def _png(self, path: str) -> bytes:
+        answer = self.request("GET", path)
+        if answer.status_code != 200:
+            raise RuntimeError(f"GET {path} returned {answer.status_code}: {answer.text[:300]}")
+        return answer.content
+
+    def check(self, job_id: str) -> None:
+        """Wait for the job's end and check its pictures. RuntimeError."""
+        if self.fetch(job_id) != self.load.expected[self.number]:
+            raise RuntimeError(f"pictures of job {job_id} differ from those without faults")
+
+
+def waits(client: Client) -> None:
+    client.check(client.post(PATIENT))
+
+
+def polls(client: Client) -> None:
+    client.check(client.post(ASYNC))
+
+
+def cancels(client: Client) -> None:
+    """A retried request may find the job cancelled by the first one: both answers are right."""
+    job_id = client.post(ASYNC, cancelled=True)
+    time.sleep(client.dice.uniform(0, 0.5))
+    answer = client.request("DELETE", f"/jobs/{job_id}?cancel_only=true")
+    if answer.status_code not in (200, 409):
+        raise RuntimeError(f"DELETE /jobs/{job_id} returned {answer.status_code}: {answer.text[:300]}")
+    if (status := client.job(job_id)["status"]) not in ("cancelled", "finished"):
+        raise RuntimeError(f"job {job_id} is {status} after it was cancelled")
+
+
+def deletes(client: Client) -> None:
+    job_id = client.post(PATIENT)
+    client.check(job_id)
+    answer = client.request("DELETE", f"/jobs/{job_id}")
+    if answer.status_code not in (200, 410):
+        raise RuntimeError(f"DELETE /jobs/{job_id} returned {answer.status_code}: {answer.text[:300]}")
+    if (code := client.request("GET", f"/jobs/{job_id}/grid.png").status_code) != 410:
+        raise RuntimeError(f"the grid of job {job_id}, which is deleted, returned {code}")
+
+
+def _open(client: Client, request: str) -> socket.socket:
+    port = client.dice.choice((client.load.stack.port, client.load.stack.spare_port))
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in client.headers.items())
+    connection.sendall(f"{request}\r\nHost: localhost\r\n{headers}\r\n".encode())
+    return connection
+
+
+def watches_and_leaves(client: Client) -> None:
+    job_id = client.post(ASYNC)
+    with contextlib.suppress(OSError), _open(client, f"GET /jobs/{job_id}/events HTTP/1.1") as connection:
+        connection.recv(4096)  # fails if that API is being restarted
+        time.sleep(client.dice.uniform(0, 2))
+    client.check(job_id)
+
+
+def asks_and_leaves(client: Client) -> None:
+    """A waiting request whose connection is lost at once; a retry has the same job."""
+    if client.body.json is not None:
+        with contextlib.suppress(httpx.TransportError):
+            client.load.http.post(
+                client.load.stack.addresses[0] + client.body.path,
+                json=client.body.json,
+                headers={**client.headers, "Idempotency-Key": client.key},
+                timeout=client.dice.uniform(0.01, 0.3),
+            )
+    client.check(client.post(ASYNC))
+
+
+def asks_twice(client: Client) -> None:
+    """Two requests with one key at the same time."""
+    found = list[str]()
+    other = threading.Thread(target=lambda: found.append(client.post(ASYNC)))
+    other.start()
+    job_id = client.post(PATIENT)
+    other.join()
+    if found != [job_id]:
+        raise RuntimeError(f"one Idempotency-Key created the jobs {[job_id, *found]}")
+    client.check(job_id)
+
+
+def wants_a_webhook(client: Client) -> None:
+    job_id = client.post(ASYNC, webhook=client.load.receiver.address)
+    client.check(job_id)
+    deadline = time.monotonic() + PATIENCE_S
+    while (job_id, "job.finished") not in client.load.receiver.received:
+        if time.monotonic() > deadline:
+            raise NotInTime(f"no webhook of job {job_id}")
+        time.sleep(5 * RETRY_S)
+
+
+SCRIPTS: dict[str, Callable[[Client], None]] = {
+    "waits": waits,
+    "polls": polls,
+    "cancels": cancels,
+    "deletes": deletes,
+    "watches and leaves": watches_and_leaves,
+    "asks and leaves": asks_and_leaves,
+    "asks twice": asks_twice,
+    "wants a webhook": wants_a_webhook,
+}

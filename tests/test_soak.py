@@ -1,0 +1,134 @@
+"""The soak's checks find what they must; its plan follows from the seed."""
+
+import itertools
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from redis import Redis
+from scipy.stats import theilslopes
+
+from service.contract.records import JobRecord
+from service.local.redis_server import RedisServer
+from service.store import keys
+from service.store.jobs import JobStore
+from soak import memory, outcome, report
+from soak.load import BODIES, Ledger
+from soak.memory import Sampler
+from soak.strikes import GAP_S, KINDS, LASTING_S, plan
+from soak.trend import theil_sen, trend
+from tests.test_faults import UNDISTURBED, commit, create, done, finish, good, server, store
+
+__all__ = ["server", "store"]  # fixtures
+
+TIMES = np.arange(0, 1800, 15.0)
+TWO = next(i for i, body in enumerate(BODIES) if body.total == 2)
+
+
+def samples(growth_per_hour: float, seed: int = 0) -> list[float]:
+    """A level of 100 with a random wave of a minute or two, as the load makes, that grows."""
+    noise = np.convolve(np.random.default_rng(seed).normal(size=len(TIMES) + 7), np.ones(8) / 8, "valid")
+    return list(100 + 3 * noise + 100 * growth_per_hour * TIMES / 3600)
+
+
+def test_the_slope_is_that_of_scipy() -> None:
+    values = samples(0.1)
+    assert theil_sen(TIMES, np.asarray(values)) == pytest.approx(theilslopes(values, TIMES).slope)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_growth_is_told_from_noise(seed: int) -> None:
+    assert trend(TIMES, samples(0.0, seed)).is_flat
+    assert trend(TIMES, samples(-0.2, seed)).is_flat
+    grown = trend(TIMES, samples(0.2, seed))
+    assert not grown.is_flat
+    assert grown.low < 0.2 * 100 / grown.median < grown.high
+
+
+def test_a_process_that_was_restarted_begins_a_new_series() -> None:
+    sampler = Sampler(stack=None, is_disturbed=lambda: False)  # type: ignore[arg-type]
+    sampler.series["worker 0, memory", 1] = [(at, 1.0) for at in TIMES[:60]]
+    sampler.series["worker 0, memory", 2] = [(at, 2.0) for at in TIMES[60:]]
+    sampler.series["worker 1, memory", 3] = [(at, 3.0) for at in TIMES]
+    assert sampler.latest() == {"worker 0, memory": 2.0, "worker 1, memory": 3.0}
+    whole = {what: trend.median for what, trend in sampler.trends(since_s=0.0).items()}
+    assert whole == {"worker 0, memory": 1.0, "worker 0, memory (2)": 2.0, "worker 1, memory": 3.0}
+    half = {what: trend.median for what, trend in sampler.trends(since_s=900.0).items()}
+    assert half == {"worker 0, memory": 2.0, "worker 1, memory": 3.0}
+    assert sampler.trends(since_s=1800.0 - memory.LONG_ENOUGH_S) == {}
+
+
+def test_the_plan_follows_from_the_seed() -> None:
+    strikes = plan(7, 3600)
+    assert strikes == plan(7, 3600) != plan(8, 3600)
+    assert strikes[-1].at_s < 3540
+    for at in range(0, len(strikes) - len(KINDS) + 1, len(KINDS)):
+        assert Counter((one.kind, one.target) for one in strikes[at : at + len(KINDS)]) == Counter(KINDS)
+    for one, following in itertools.pairwise(strikes):
+        assert GAP_S[0] <= following.at_s - one.at_s - one.lasting_s <= GAP_S[1]
+        assert one.lasting_s <= LASTING_S[1]
+
+
+def problems(server: RedisServer, *jobs: JobRecord, cancelled: tuple[str, ...] = ()) -> list[str]:
+    """Return the problems of these jobs, as if the others of this module's Redis did not exist."""
+    ledger = Ledger(jobs={job.id: TWO for job in jobs}, may_be_cancelled=set(cancelled))
+    found, _ = outcome.problems(ledger, {TWO: UNDISTURBED}, server.folder)
+    return [one for one in found if not one.endswith("was not accepted")]
+
+
+def test_correct_jobs_have_no_problems(store: JobStore, server: RedisServer) -> None:
+    deleted, cancelled = good(store), create(store)
+    store.delete(deleted.id)
+    store.cancel(cancelled.id)
+    commit(store, cancelled, 0)
+    assert problems(server, good(store), deleted, cancelled, cancelled=(cancelled.id,)) == []
+
+
+def test_a_lost_job_is_found(store: JobStore, server: RedisServer) -> None:
+    lost, open_ = good(store).model_copy(update={"id": "0" * 32}), create(store)
+    first, *others = problems(server, lost, open_)
+    assert first == f"job {lost.id} was accepted but does not exist"
+    assert f"job {open_.id}: its states were queued" in others
+    unknown, _ = outcome.problems(Ledger(), {}, server.folder)
+    assert f"job {open_.id} exists but was not accepted" in unknown
+
+
+def test_a_job_that_nobody_cancelled_is_found(store: JobStore, server: RedisServer) -> None:
+    job = create(store)
+    store.cancel(job.id)
+    assert problems(server, job) == [f"job {job.id}: it did not finish: its states were ['queued', 'cancelled']"]
+
+
+def test_a_picture_after_the_end_or_after_deletion_is_found(store: JobStore, server: RedisServer) -> None:
+    cancelled, deleted = create(store), good(store)
+    store.cancel(cancelled.id)
+    store.connection.hset(keys.png(cancelled.id), "0", b"late")
+    store.delete(deleted.id)
+    store.connection.hset(keys.verdicts(deleted.id), "0", b"late")
+    found = problems(server, cancelled, deleted, cancelled=(cancelled.id,))
+    assert found == [
+        f"job {cancelled.id}: pictures ['0'] were stored after its end",
+        f"job {deleted.id}: verdicts was written after it was deleted or had expired",
+    ]
+
+
+def test_other_pictures_are_found(store: JobStore, server: RedisServer) -> None:
+    job = create(store)
+    store.begin(job.id)
+    store.commit(keys.stream(job.digest), [done(picture, b"other") for picture in job.pictures()])
+    finish(store, job)
+    assert problems(server, job) == [f"job {job.id}: its pictures [0, 1] differ from an undisturbed run"]
+
+
+def test_what_is_left_over_is_found(connection: Redis, settings: object) -> None:
+    connection.set(keys.tombstone("1" * 32), "", ex=60)
+    connection.set("forgotten:" + "2" * 32, "")
+    connection.set("short-lived", "", ex=60)
+    connection.sadd(keys.WORKERS, "w")
+    assert outcome.left_over(connection) == {"labelgrid:was:*": 1, "forgotten:*": 1}
+
+
+def test_the_committed_document_is_written_from_the_committed_results() -> None:
+    result = json.loads(report.RESULTS.read_text())
+    assert report.DOCUMENT.read_text() == report.document(result), "run `python -m soak.report`"
