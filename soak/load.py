@@ -13,9 +13,9 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+from faults.disconnects import RESET
 
 from faults.checks import Fetched
-from faults.disconnects import RESET
 from faults.harness import NotInTime
 from faults.trial import LABELS, RETRY_S
 from service.contract.records import TERMINAL

@@ -1,7 +1,6 @@
 """The soak's checks find what they must; its plan follows from the seed."""
 
 import itertools
-import json
 from collections import Counter
 
 import numpy as np
@@ -13,7 +12,7 @@ from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
 from service.store import keys
 from service.store.jobs import JobStore
-from soak import memory, outcome, report
+from soak import memory, outcome
 from soak.load import BODIES, Ledger
 from soak.memory import Sampler
 from soak.strikes import GAP_S, KINDS, LASTING_S, plan
@@ -127,8 +126,3 @@ def test_what_is_left_over_is_found(connection: Redis, settings: object) -> None
     connection.set("short-lived", "", ex=60)
     connection.sadd(keys.WORKERS, "w")
     assert outcome.left_over(connection) == {"labelgrid:was:*": 1, "forgotten:*": 1}
-
-
-def test_the_committed_document_is_written_from_the_committed_results() -> None:
-    result = json.loads(report.RESULTS.read_text())
-    assert report.DOCUMENT.read_text() == report.document(result), "run `python -m soak.report`"

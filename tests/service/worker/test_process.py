@@ -221,6 +221,7 @@ def test_a_heartbeat_restores_an_execution_that_expired_while_redis_was_away(
 ) -> None:
     """RQ reads it at the job's end, and fails the job if it cannot."""
     worker = PictureWorker(runner)
+    worker.register_birth()
     job = store.queue.enqueue_call(RUN_JOB)
     execution = worker.prepare_execution(job)
     connection.delete(execution.key)
