@@ -150,7 +150,7 @@ def fit_layouts(
     """Fit a denoiser's layout network again, to more layouts than its pictures have. Repeat --data for several folders.
 
     The layouts of n objects are learnt from the first folder that has pictures of n objects. Adapters of the denoiser
-    have to be distilled again, or moved. To resume, run the same command again.
+    get the new layouts too. To resume, run the same command again.
     """
     from shared.diffusion.layouts import LayoutConfig
     from trainer.config import with_changes

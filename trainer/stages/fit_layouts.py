@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from shared.checkpoint import load, publish
+from shared.checkpoint import load, path_of, publish, read_info, reconfigure
 from shared.device import autocast_dtype, kept_memory
 from shared.diffusion.layouts import LAYOUTS, OUTSIDE, LayoutConfig, LayoutNetwork
-from shared.registry import resolve
+from shared.registry import resolve, scan
 from shared.storage import Location
 from shared.vocabulary import Vocabulary
 from trainer.averages import warmed_up_average
@@ -179,15 +179,20 @@ def fit_layouts(
 
 
 def replace_layouts(storage: Location, name: str, layouts: LayoutNetwork, training: Mapping[str, Any]) -> Location:
-    """Publish a denoiser with another layout network. Its digest changes, so adapters need their base anew."""
+    """Publish a denoiser with another layout network, and make its adapters refer to it: their weights still fit."""
     info, weights = load(resolve(storage, name, "denoiser"))
     tensors = {key: value for key, value in weights.items() if not key.startswith(LAYOUTS)}
     tensors |= {f"{LAYOUTS}{key}": value.to(torch.bfloat16) for key, value in layouts.state_dict().items()}
-    config = {**info.config, "layouts": layouts.config.model_dump(mode="json")}
-    return publish(
-        storage, info.name, tensors, kind="denoiser", vocabulary=info.vocabulary, config=config,
+    described = {"layouts": layouts.config.model_dump(mode="json")}
+    adapters = [one for one in scan(storage)[0] if one.config.get("base") == {"name": info.name, "digest": info.digest}]
+    path = publish(
+        storage, info.name, tensors, kind="denoiser", vocabulary=info.vocabulary, config={**info.config, **described},
         training={**info.training, **training},
     )  # fmt: skip
+    base = {"name": info.name, "digest": read_info(path).digest}
+    for adapter in adapters:
+        reconfigure(path_of(storage, adapter.name), {**described, "base": base})
+    return path
 
 
 def _held_out_losses(network: nn.Module, layouts: dict[int, Layout], seed: int) -> dict[int, float]:

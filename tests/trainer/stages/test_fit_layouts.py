@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from shared.checkpoint import load
-from shared.diffusion.layouts import LAYOUTS
+from shared.diffusion.layouts import LAYOUTS, LayoutNetwork
+from shared.diffusion.model import load_denoiser
 from shared.vocabulary import Vocabulary
-from tests.toy_checkpoint import publish_toy_denoiser
+from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
 from tests.trainer.command_line import Command
 from tests.trainer.test_positions import rendered
 from trainer.runs import Run
@@ -50,9 +51,10 @@ def test_a_layout_run_resumes_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> None:
-    """Its folders need no pictures; what is not the layout network's stays the same."""
+    """The folders need no pictures. The other weights stay the same, and adapters follow."""
     storage = tmp_path / "storage"
-    publish_toy_denoiser(storage, "positioned", 0, positions=True)
+    base = publish_toy_denoiser(storage, "positioned", 0, positions=True)
+    publish_toy_adapter(storage, "adapter", base)
     before, weights = load(storage / "positioned.safetensors")
     assert command("render", tmp_path / "places", "--scenes", "20", "--no-pictures")[0] == 0
     assert not (tmp_path / "places/iclevr").exists()
@@ -65,3 +67,6 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     others = [key for key in weights if not key.startswith(LAYOUTS)]
     assert all(torch.equal(weights[key], changed[key]) for key in others)
     assert len(others) < len(weights)
+    adapted = load_denoiser(storage / "adapter.safetensors")  # refuses a base of another digest
+    assert isinstance(adapted.layouts, LayoutNetwork)
+    assert torch.equal(adapted.layouts.label.weight, changed[f"{LAYOUTS}label.weight"].float())
