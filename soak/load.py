@@ -13,8 +13,8 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from faults.disconnects import RESET
 
+from faults.cases.disconnects import RESET
 from faults.checks import Fetched
 from faults.harness import NotInTime
 from faults.trial import LABELS, RETRY_S

@@ -34,11 +34,11 @@ class SoakStack(Stack):
     def addresses(self) -> tuple[str, str]:
         return self.address, f"http://127.0.0.1:{self.spare_port}"
 
-    def _run(self, name: str, *command: str) -> None:
-        super()._run(name, *command)
+    def run(self, name: str, command: str, **environment: str) -> None:
+        super().run(name, command, **environment)
         if name == "api":
-            super()._run("spare api", "service", "api", "--port", str(self.spare_port))
-            super()._run("webhooks", "service", "webhooks")
+            super().run("spare api", f"service api --port {self.spare_port}")
+            super().run("webhooks", "service webhooks")
 
     def _start_redis(self) -> subprocess.Popen[bytes]:
         process = super()._start_redis()

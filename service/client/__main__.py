@@ -19,9 +19,9 @@ from rich.console import Console
 
 from service.client import Client, ClientError, Options, display, lines
 from service.client.messages import DEFAULT_URL
+from service.client.thresholds import BELOW, below, parse_thresholds
 from service.contract.records import Layout, Layouts
 from service.contract.schemas import Job, SamplingFields, ScoreResult
-from shared.thresholds import BELOW, below, parse_thresholds
 
 Number = TypeVar("Number", int, float)
 

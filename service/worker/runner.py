@@ -160,6 +160,7 @@ class Runner:
             for loaded in busy:
                 loaded.used_at = begun
                 self._advance(loaded)
+                self.moved_at = time.monotonic()  # an iteration over several models is as long as all of their steps
             if busy:
                 seconds = time.monotonic() - begun
                 self.iteration_s = 0.8 * self.iteration_s + 0.2 * seconds if self.iteration_s else seconds

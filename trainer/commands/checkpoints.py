@@ -10,7 +10,6 @@ import typer
 from shared import registry
 from shared.checkpoint import read_info, reconfigure
 from shared.support import Support
-from shared.thresholds import BELOW, below, parse_thresholds
 from shared.vocabulary import ICLEVR
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
@@ -35,9 +34,6 @@ def score(
     grid: options.Grid = None,
     columns: Annotated[int, typer.Option(min=1, max=64, help="Pictures in a row of the grid.")] = 8,
     json_out: options.Json = None,
-    fail_under: Annotated[
-        list[str] | None, typer.Option(help="Exit with 3 if a mean is lower: accuracy=0.95, for example. Repeatable.")
-    ] = None,
     device: options.DeviceName = "auto",
 ) -> None:
     """Sample and score a test file: each run's score, and the maximum, mean and standard deviation."""
@@ -45,10 +41,6 @@ def score(
     from trainer.score import load_judge, make_options, score_file
 
     terminal.check_files(png=grid, json=json_out)
-    try:
-        thresholds = parse_thresholds(fail_under or [])
-    except ValueError as error:
-        raise typer.BadParameter(f"--fail-under {error}") from error
     given = options.given(sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval)
     where = terminal.pick_device(device)
     denoiser = load_denoiser(registry.resolve(storage, model, "denoiser"), device=where)
@@ -59,9 +51,6 @@ def score(
             file, denoiser, judge, sampling, repeats=repeats, seed=seed, progress=progress, keep_padding=keep_padding
         )
     terminal.show_scores(file, runs, figures, json_out=json_out, grid=grid, columns=columns)
-    if missed := below({name: figures[name]["mean"] for name in thresholds}, thresholds):
-        terminal.console.print(f"error: {missed}", style="red", highlight=False)
-        raise typer.Exit(BELOW)
 
 
 def promote(

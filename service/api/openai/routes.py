@@ -13,7 +13,7 @@ from service.api.catalog import Models
 from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ReaderDep, SettingsDep
 from service.api.openai.prompt import parse_prompt
 from service.api.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
-from service.api.openai.sizes import Size, fitted, parse_size, scaled
+from service.api.openai.sizes import PATTERN, Size, fitted, parse_size, scaled
 from service.api.openapi_parts import PICTURE_RESPONSES, link, problems
 from service.api.submitter import ERRORS, JobSpec, SubmitterDep, check_finished
 from service.contract.errors import BadRequest, NotFound, NotInTime
@@ -68,7 +68,10 @@ async def generate_images(
 )
 async def read_scaled_image(
     job_id: OwnJob, index: Index, reader: ReaderDep,
-    size: Annotated[str, Path(max_length=20, description="width and height in pixels", examples=["1024x768"])],
+    size: Annotated[str, Path(
+            max_length=20, description="width and height in pixels", examples=["1024x768"],
+            json_schema_extra={"pattern": f"^{PATTERN}$"},
+        )],
 ) -> Response:  # fmt: skip
     """A picture of a job, scaled to exactly this size. `GET /jobs/{id}/images/{index}.png` has it as it was sampled."""
     try:

@@ -5,6 +5,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from service.api.openai.sizes import PATTERN
 from service.contract.schemas import EXAMPLE_ID, SamplingFields, with_examples
 
 NO_STREAMS: Final = "streaming is not offered; GET /jobs/{id}/events reports a job's progress with previews"
@@ -29,6 +30,7 @@ class ImagesRequest(SamplingFields):
         None,
         max_length=20,
         description="`auto`, the model's own size; or one such as `1024x1024`, which pictures are scaled to fit into",
+        json_schema_extra={"pattern": f"^(auto|{PATTERN})$"},
     )
     stream: Literal[False] | None = Field(None, description=f"must be false: {NO_STREAMS}")
     partial_images: Literal[0] | None = Field(None, description=f"must be 0: {NO_STREAMS}")

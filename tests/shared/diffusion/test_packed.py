@@ -11,6 +11,7 @@ from shared.diffusion.packed import can_pack, pack
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.options import SamplingOptions
+from tests.cpu import needs_bf16
 
 CONFIG = {
     "num_labels": 5,
@@ -42,6 +43,7 @@ def inputs(count: int, positions: bool) -> tuple[torch.Tensor, ...]:
     return x, torch.randint(0, 1000, (count,), generator=generator), labels, torch.arange(count) % 2 == 0
 
 
+@needs_bf16
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
 @pytest.mark.parametrize("changes", [{}, {"conditioning": "channels"}, {"positions": True}])
 def test_it_is_as_close_to_float32_as_autocast(count: int, changes: dict[str, object]) -> None:
@@ -56,6 +58,7 @@ def test_it_is_as_close_to_float32_as_autocast(count: int, changes: dict[str, ob
     assert (packed - exact).norm() <= 0.05 * exact.norm()
 
 
+@needs_bf16
 def test_packing_does_not_change_the_network() -> None:
     made = network()
     before = copy.deepcopy(made.state_dict())
@@ -65,6 +68,7 @@ def test_packing_does_not_change_the_network() -> None:
     assert all(parameter.requires_grad for parameter in made.parameters())
 
 
+@needs_bf16
 def test_a_picture_does_not_depend_on_its_batch() -> None:
     ab = alpha_bar("cosine", 1000)
     stepper = Stepper(pack(network()), ab, "v", dtype=torch.bfloat16)

@@ -14,6 +14,7 @@ from shared.diffusion.model import load_denoiser
 from shared.diffusion.packed import pack_upsampler
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet, crop
 from shared.options import SamplingOptions
+from tests.cpu import needs_bf16
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toy_upsampler
 
 OPTIONS = SamplingOptions(steps=2, guidance=1.0)
@@ -59,6 +60,7 @@ def test_squares_are_those_of_the_whole_picture() -> None:
     assert two.tolist() == [[[[8, 9], [14, 15]]], [[[4, 5], [10, 11]]]]
 
 
+@needs_bf16
 def test_the_packed_upsampler_is_as_close_to_float32_as_autocast() -> None:
     made, x = upsampler(picture=(64, 48), channels=16), torch.randn(1, 3, 16, 16)
     with torch.inference_mode():

@@ -72,11 +72,11 @@ def test_labels_without_a_picture_are_noted(command: Command, data: Path) -> Non
     assert (code, bool(re.search(note, err))) == (0, True), err
 
 
-@pytest.mark.parametrize("case", ["unknown label", "empty list", "label twice", "not JSON", "flat list"])
+@pytest.mark.parametrize("case", ["unknown label", "no list", "label twice", "not JSON", "flat list"])
 def test_train_refuses_bad_labels(command: Command, data: Path, case: str) -> None:
     train = {
         "unknown label": ('{"a.png": ["blu sphere"]}', 'entry "a.png": unknown label .* did you mean "blue sphere"'),
-        "empty list": ('{"a.png": []}', "empty list"),
+        "no list": ('{"a.png": null}', "expected a list of labels"),
         "label twice": ('{"a.png": ["red cube", "red cube"]}', "duplicate label"),
         "not JSON": ("{", "not JSON"),
         "flat list": ('["a.png"]', "expected an object of file name -> labels"),

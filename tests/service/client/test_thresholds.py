@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.thresholds import below, parse_thresholds
+from service.client.thresholds import below, parse_thresholds
 
 
 def test_only_scores_below_their_threshold_are_named() -> None:
