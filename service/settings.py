@@ -183,8 +183,8 @@ class Settings(BaseSettings):
     """A worker whose loop makes no progress for this long hangs: it logs where, and ends its process. Must be longer
     than one step of a full batch."""
     max_deliveries: int = Field(default=4, ge=2)
-    """A job fails when workers have died this often with the same picture in progress. From the third attempt on, the
-    picture is sampled alone, so that no other can be to blame: by default it takes two deaths alone."""
+    """A job fails when workers have died this often with the same picture in progress: by default twice in a batch,
+    once among at most four suspects, and once alone."""
 
     @property
     def has_keys(self) -> bool:

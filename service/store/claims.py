@@ -23,6 +23,7 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 GROUP = "workers"
+SUSPECTS_TOGETHER = 4  # small, so that few share a third death; large, so that the many innocent are cleared soon
 IN_BATCHES = 2  # deaths before a picture is suspected; until then it is sampled in a batch
 UNREADABLE_S = 120.0  # how long a picture that this worker cannot read waits for one that can: a rolling upgrade
 
@@ -43,7 +44,7 @@ end
 class Claim:
     """A picture leased to this worker, as stream entry `entry`; `asked_at`: when its job was created, Unix seconds.
 
-    `alone`: it may have killed workers, so it must not share a batch.
+    `alone`: it may have killed workers, so only what was claimed with it may be in this process.
     """
 
     entry: str
@@ -95,10 +96,10 @@ class PictureStream:
     ) -> tuple[list[Claim], list[Hopeless]]:
         """Take over expired leases: up to `room` claims to sample, and hopeless ones to fail.
 
-        A picture that was in a batch when its worker died twice is suspected of killing workers. With `may_be_alone`,
-        while this worker samples nothing, one such picture is claimed, to be sampled alone: only these deaths are
-        evidence, because any picture of a batch may be to blame, or none. A picture delivered `max_deliveries` times
-        is hopeless, and so is one that this worker cannot read and no other has taken within `UNREADABLE_S`.
+        A picture whose workers died twice is suspected of killing them, and so is every other picture of their batches.
+        With `may_be_alone`, while this worker samples nothing, a few suspects are claimed together, so that most are
+        cleared soon; one that has a single try left is claimed alone. A picture delivered `max_deliveries` times is
+        hopeless, and so is one that this worker cannot read and no other has taken within `UNREADABLE_S`.
 
         `held`: entries that this worker is sampling, which look stale if the process was paused. Looks at most four
         times per lease, or at once if suspects are known and one can be sampled.
@@ -115,14 +116,15 @@ class PictureStream:
         gone = self._unread(dict(stale))
         pending = [(entry, count) for entry, count in stale if entry not in held and entry not in self._unreadable]
         innocent = [entry for entry, count in pending if count < in_batches]
-        # Those that died alone least often first: they have more often done nothing.
-        suspect = sorted((one for one in pending if in_batches <= one[1] < most), key=lambda one: one[1])
+        suspect = [one for one in pending if in_batches <= one[1] < most]
         for claim in self._take_over([entry for entry, count in pending if count >= most], lease_ms):
             reason = f"workers died {most} times while sampling picture {claim.picture.index}"
             gone.append(Hopeless(claim.entry, claim.picture.job, reason))
         self.suspects = len(suspect)
-        if suspect and may_be_alone and (claims := self._take_over([suspect[0][0]], lease_ms)):
-            self.suspects -= 1
+        few = [entry for entry, count in suspect if count < most - 1][:SUSPECTS_TOGETHER]
+        last = [entry for entry, count in suspect if count == most - 1][:1]
+        if may_be_alone and (claims := self._take_over(few or last, lease_ms)):
+            self.suspects -= len(claims)
             return [replace(claim, alone=True) for claim in claims], gone
         return self._take_over(innocent[: 0 if suspect else room], lease_ms), gone
 

@@ -68,12 +68,12 @@ def test_a_released_picture_is_claimed_at_once_and_counts_as_new(
     assert [claim.alone for claim in a.claim_stale(1, may_be_alone=True)[0]] == [False]
 
 
-def test_a_picture_whose_workers_die_is_sampled_alone_and_then_given_up(
+def test_a_picture_whose_workers_die_is_sampled_with_few_then_alone_and_then_given_up(
     connection: Redis, settings: Settings, store: JobStore
 ) -> None:
     quick = settings.model_copy(update={"lease_s": 0.05, "max_deliveries": 4})
     a = PictureStream(connection, quick, DIGEST, "a")
-    job = record(2)
+    job = record(5)
     store.create(job)
     a.claim_new(5)
     seen = []
@@ -81,10 +81,10 @@ def test_a_picture_whose_workers_die_is_sampled_alone_and_then_given_up(
         time.sleep(0.08)
         seen.append(a.claim_stale(5, may_be_alone=True))
     assert [[(claim.picture.index, claim.alone) for claim in claims] for claims, _ in seen] == [
-        [(0, False), (1, False)],
-        [(0, True)],
-        [(1, True)],
-        [(0, True)],
+        [(i, False) for i in range(5)],
+        [(i, True) for i in range(4)],  # a few
+        [(4, True)],
+        [(0, True)],  # its last try
         [(1, True)],
     ]
     reason = "workers died 4 times while sampling picture 0"
