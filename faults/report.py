@@ -56,7 +56,7 @@ Promises with tests of their own:
 | simultaneous requests cannot pass a limit together | `tests/service/store/test_admission.py` |
 | the API follows a failover although its connections stay open | `tests/service/store/test_connection.py` |
 | no job waits for another model's long job | `tests/service/worker/test_wanted_models.py` |
-| only suspects share a worker with a picture that may have killed others | `tests/service/worker/test_runner_failures.py` |
+| a suspected picture shares its worker with suspects only | `tests/service/worker/test_runner_failures.py` |
 | while storage hangs, workers use their copies | `tests/service/worker/test_checkpoint_cache.py` |
 | an unreadable picture stops nobody | `tests/service/store/test_claims.py` |
 | an unreadable record stops nobody | `tests/service/worker/test_runner_failures.py` |

@@ -98,7 +98,8 @@ class PictureStream:
 
         A picture whose workers died twice is suspected of killing them, and so is every other picture of their batches.
         With `may_be_alone`, while this worker samples nothing, a few suspects are claimed together, so that most are
-        cleared soon; one that has a single try left is claimed alone. A picture delivered `max_deliveries` times is
+        cleared soon; one that has a single try left is claimed alone. One worker at a time does this, and the others go
+        on with new pictures. A picture delivered `max_deliveries` times is
         hopeless, and so is one that this worker cannot read and no other has taken within `UNREADABLE_S`.
 
         `held`: entries that this worker is sampling, which look stale if the process was paused. Looks at most four
@@ -120,6 +121,7 @@ class PictureStream:
         for claim in self._take_over([entry for entry, count in pending if count >= most], lease_ms):
             reason = f"workers died {most} times while sampling picture {claim.picture.index}"
             gone.append(Hopeless(claim.entry, claim.picture.job, reason))
+        suspect = suspect if suspect and self._keeps_suspects() else []
         self.suspects = len(suspect)
         few = [entry for entry, count in suspect if count < most - 1][:SUSPECTS_TOGETHER]
         last = [entry for entry, count in suspect if count == most - 1][:1]
@@ -127,6 +129,16 @@ class PictureStream:
             self.suspects -= len(claims)
             return [replace(claim, alone=True) for claim in claims], gone
         return self._take_over(innocent[: 0 if suspect else room], lease_ms), gone
+
+    def _keeps_suspects(self) -> bool:
+        """Whether this worker is the one that samples suspects, until it has not asked for a lease."""
+        key, lease_ms = keys.suspects_keeper(self.digest), int(self.settings.lease_s * 1000)
+        if self.connection.set(key, self.consumer, nx=True, px=lease_ms):
+            return True
+        if text(self.connection.get(key) or b"") != self.consumer:
+            return False
+        self.connection.pexpire(key, lease_ms)
+        return True
 
     def _pending(self, idle_ms: int) -> list[tuple[str, int]]:
         """Return entries whose lease was not renewed for `idle_ms`, with how often each was delivered."""

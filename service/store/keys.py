@@ -22,6 +22,7 @@ turns:DIGEST          sorted set  owners with pending pictures of a checkpoint; 
 turns:DIGEST:OWNER    list        the owner's jobs with pending pictures, in turn
 waiting:DIGEST        hash        owner -> number of their pending pictures
 pictures:DIGEST       stream      pictures of a checkpoint that a worker has claimed or is about to claim
+suspects:DIGEST       string      the worker that samples pictures which may kill workers; others go on with new ones
 worker:NAME           string      description (JSON) of a live worker; expires `lease_s` after its last heartbeat
 workers               set         names of workers; some may have died
 webhooks              sorted set  "ID EVENT" of each webhook to send; score: when to look at it again
@@ -64,6 +65,7 @@ owners = _key("labelgrid:turns:{}")
 pending_counts = _key("labelgrid:waiting:{}")
 reserved = _key("labelgrid:reserved:{}")
 stream = _key("labelgrid:pictures:{}")
+suspects_keeper = _key("labelgrid:suspects:{}")
 
 
 def owner_jobs(digest: str, owner: str) -> str:

@@ -100,7 +100,8 @@ class Lines(Progress):
         self._last[task.id] = now
         (self._with_lines.discard if task.finished else self._with_lines.add)(task.id)
         remaining = f", {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
-        print(f"{task.description}: {task.percentage:.0f} %{remaining}", file=sys.stderr, flush=True)
+        done = f"{task.percentage:.0f} %" if task.total else f"{task.completed:.0f}"
+        print(f"{task.description}: {done}{remaining}", file=sys.stderr, flush=True)
 
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:

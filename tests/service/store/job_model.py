@@ -70,6 +70,7 @@ class Model:
         self.now = 0
         self.jobs: dict[str, Job] = {}
         self.entries: dict[str, dict[str, Entry]] = {digest: {} for digest in DIGESTS}
+        self.keepers: dict[str, str] = {}  # digest -> the worker that samples suspects
         self.reserved: list[tuple[JobRecord, int]] = []
         self.keys: dict[tuple[str, str], tuple[str, str, int]] = {}  # owner and key -> request, job, time
 
@@ -132,14 +133,15 @@ class Model:
             raise KeyReuse("")
         return known[1] if self.exists(self.jobs[known[1]]) else None
 
-    def take_stale(self, digest: str, room: int, held: Container[str]) -> tuple[dict[str, bool], set[str]]:
+    def take_stale(self, who: str, digest: str, room: int, held: Container[str]) -> tuple[dict[str, bool], set[str]]:
         """Deliver stale entries again. Return them, with whether they must be sampled alone, and the hopeless ones."""
         entries = self.entries[digest]
         stale = [name for name, entry in entries.items() if entry.stale and name not in held]
         hopeless = {name for name in stale if entries[name].deliveries > LAST_TRY}
         suspects = [name for name in stale if entries[name].deliveries == LAST_TRY]
         innocent = [name for name in stale if entries[name].deliveries < LAST_TRY]
-        taken = {suspects[0]: True} if suspects else dict.fromkeys(innocent[:room], False)
+        keeps = bool(suspects) and self.keepers.setdefault(digest, who) == who
+        taken = {suspects[0]: True} if keeps else dict.fromkeys(innocent[:room], False)
         for name in (*taken, *hopeless):
             entries[name].stale = False
             entries[name].deliveries += 1

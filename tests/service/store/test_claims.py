@@ -106,6 +106,23 @@ def test_a_worker_that_samples_others_leaves_a_suspect_alone(
     assert [one["times_delivered"] for one in connection.xpending_range(a.key, GROUP, "-", "+", 5)] == [2, 1]
 
 
+def test_one_worker_samples_suspects_and_the_others_go_on(
+    connection: Redis, settings: Settings, store: JobStore
+) -> None:
+    quick = settings.model_copy(update={"lease_s": 0.3})
+    a, b = (PictureStream(connection, quick, DIGEST, name) for name in "ab")
+    store.create(record(6))
+    entries = [claim.entry for claim in a.claim_new(6)]
+    connection.xclaim(a.key, GROUP, "dead", 0, entries[:5], idle=1000, retrycount=2, justid=True)
+    connection.xclaim(a.key, GROUP, "dead", 0, entries[5:], idle=1000, retrycount=1, justid=True)
+    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0, 1, 2, 3]
+    assert [(one.picture.index, one.alone) for one in b.claim_stale(5, may_be_alone=True)[0]] == [(5, False)]
+    assert (a.suspects, b.suspects) == (1, 0)
+    time.sleep(0.4)  # the first one is dead
+    b._looked_at = -math.inf
+    assert [claim.picture.index for claim in b.claim_stale(5, may_be_alone=True)[0]] == [4, 5]
+
+
 def test_the_next_suspect_is_claimed_without_delay(connection: Redis, settings: Settings, store: JobStore) -> None:
     quick = settings.model_copy(update={"lease_s": 0.05, "max_deliveries": 2})
     a = PictureStream(connection, quick, DIGEST, "a")

@@ -25,3 +25,13 @@ def test_a_short_task_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None
         for _ in progress.track(range(5), description="reading"):
             pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_task_without_a_known_total_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    with Lines(lambda: now) as progress:
+        task = progress.add_task("drawing", total=None)
+        for second in range(61):
+            now = float(second)
+            progress.advance(task)
+    assert capsys.readouterr().err == "drawing: 61\n"
