@@ -60,7 +60,9 @@ def preempted_three_times(trial: Trial) -> None:
 
     def kill(delivery: int) -> None:
         at = (entry, delivery)
-        holders = until(lambda: [name for one, name, times in trial.stack.claims() if (one, times) == at], f"{at}")
+        holders = until(
+            lambda: [name for one, name, times in trial.stack.claims() if (one, times) == at and name], f"{at}"
+        )
         trial.say(f"delivery {delivery} is at {holders[0]}, which is killed")
         trial.stack.signal(holders[0], signal.SIGKILL)
 
