@@ -5,28 +5,7 @@
 Imports the client only: no torch, no Redis, no FastAPI. `models/` are the weights, which the wheel brings along.
 """
 
-from service.client import (
-    ApiError,
-    AsyncClient,
-    Client,
-    ClientError,
-    Event,
-    JobUnfinished,
-    Options,
-    Point,
-    Retry,
-    Unreachable,
-)
+from service import client
+from service.client import *  # noqa: F403 - the names that it lists
 
-__all__ = [
-    "ApiError",
-    "AsyncClient",
-    "Client",
-    "ClientError",
-    "Event",
-    "JobUnfinished",
-    "Options",
-    "Point",
-    "Retry",
-    "Unreachable",
-]
+__all__ = client.__all__

@@ -97,23 +97,25 @@ def judge_of(info: CheckpointInfo, evaluators: Sequence[CheckpointInfo], promote
     It is the promoted one, or else the newest that knows them. So one storage holds models of several vocabularies.
     """
     labels = set(info.vocabulary)
-    able = [one for one in evaluators if labels.issubset(one.vocabulary)]
-    return max(able, key=lambda one: (one.name == promoted, one.created_at), default=None)
+    return _preferred([one for one in evaluators if labels.issubset(one.vocabulary)], promoted)
+
+
+def _preferred(evaluators: Sequence[CheckpointInfo], promoted: str | None) -> CheckpointInfo | None:
+    return max(evaluators, key=lambda one: (one.name == promoted, one.created_at), default=None)
 
 
 def judge_problem(info: CheckpointInfo, evaluators: Sequence[CheckpointInfo], promoted: str | None) -> str | None:
     """Return which labels of a denoiser no evaluator knows. None if one knows them all, or if there is no evaluator."""
-    if not evaluators or judge_of(info, evaluators, promoted):
+    nearest = _preferred(evaluators, promoted)
+    if nearest is None or judge_of(info, evaluators, promoted):
         return None
-    nearest = max(evaluators, key=lambda one: (one.name == promoted, one.created_at))
     unknown = [label for label in info.vocabulary if label not in nearest.vocabulary]
     return f"has labels that the evaluator {nearest.name} does not know, nor any other: {', '.join(unknown[:3])}"
 
 
 def resolve_evaluator(storage: Location, info: CheckpointInfo) -> Location:
     """Return the path of a denoiser's evaluator, as `judge_of` chooses it. CheckpointError if there is none."""
-    promoted_path = resolve(storage, None, "evaluator")
-    first = read_info(promoted_path)
+    first = read_info(resolve(storage, None, "evaluator"))
     found = judge_of(info, [first], first.name) or judge_of(info, _evaluators(storage), first.name)
     if found is None:
         raise CheckpointError(info.name, str(judge_problem(info, [first], first.name)))

@@ -155,10 +155,7 @@ def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
     """
     if not path.exists():
         return None
-    try:
-        content = TypeAdapter(dict[str, list[tuple[FiniteFloat, FiniteFloat]]]).validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise TrainerError(f"{path}: {error.errors()[0]['msg']}; it maps each picture to its [x, y] pairs") from error
+    content = _read_pairs(path, "[x, y]")
     positions = torch.full((len(train), len(vocabulary), 2), OUTSIDE)
     for i, (name, labels) in enumerate(train.items()):
         if len(content.get(name, ())) != len(labels):
@@ -171,16 +168,19 @@ def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
     return positions
 
 
+def _read_pairs(path: Path, what: str) -> dict[str, list[tuple[float, float]]]:
+    try:
+        return TypeAdapter(dict[str, list[tuple[FiniteFloat, FiniteFloat]]]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise TrainerError(f"{path}: {error.errors()[0]['msg']}; it maps each picture to its {what} pairs") from error
+
+
 def read_object_size(folder: Path) -> float | None:
     """Return the median of sqrt(width x height) in sizes.json, which `trainer import` writes; None without the file."""
-    try:
-        sizes = TypeAdapter(dict[str, list[tuple[FiniteFloat, FiniteFloat]]]).validate_json(
-            (folder / "sizes.json").read_bytes()
-        )
-    except FileNotFoundError:
+    path = folder / "sizes.json"
+    if not path.exists():
         return None
-    except ValidationError as error:
-        raise TrainerError(f"{folder / 'sizes.json'}: {error.errors()[0]['msg']}") from error
+    sizes = _read_pairs(path, "[width, height]")
     sides = [math.sqrt(max(0.0, width * height)) for pairs in sizes.values() for width, height in pairs]
     return statistics.median(sides) if sides else None
 

@@ -131,7 +131,7 @@ class PictureStream:
         return self._take_over(innocent[: 0 if suspect else room], lease_ms), gone
 
     def _keeps_suspects(self) -> bool:
-        """Whether this worker is the one that samples suspects, until it has not asked for a lease."""
+        """Whether this worker is the one that samples suspects. It stops being so if it does not ask for `lease_s`."""
         key, lease_ms = keys.suspects_keeper(self.digest), int(self.settings.lease_s * 1000)
         if self.connection.set(key, self.consumer, nx=True, px=lease_ms):
             return True

@@ -60,8 +60,8 @@ def locate(
 
     For the real i-CLEVR and data sets like it, in which each picture of a scene shows one object more.
     """
+    from trainer.label_files import write_label_file
     from trainer.scenes import locate as located
-    from trainer.scenes.render_folder import write_label_file
 
     if (out := data / "positions.json").exists():
         raise TrainerError(f"{out} already exists; remove it to write it again")
@@ -115,14 +115,15 @@ def import_data(
     if (out / folders.TRAIN / "train.json").exists():
         raise TrainerError(f"{out} already holds a data set; choose another folder or remove it")
     found = read_source(source, pictures=pictures, labels=labels or [], group=group, separator=separator)
-    names = [line.strip() for line in held_out_files.read_text().splitlines()] if held_out_files else None
+    lines = held_out_files.read_text().splitlines() if held_out_files else None
+    names = None if lines is None else [line.strip() for line in lines if line.strip()]
     with terminal.bar() as progress:
         task = progress.add_task("importing", total=len(found.items))
         report = folders.write_folders(
-            found, out, share=held_out, held_out=None if names is None else [name for name in names if name], seed=seed,
-            crop=crop, mirror=mirror, unlabelled=unlabelled, advance=lambda n: progress.advance(task, n),
+            found, out, share=held_out, held_out=names, seed=seed, crop=crop, mirror=mirror, unlabelled=unlabelled,
+            advance=lambda n: progress.advance(task, n),
         )  # fmt: skip
-    seen, unseen = report.counts("train"), report.counts("held_out")
+    seen, unseen = folders.label_counts(report.train), folders.label_counts(report.held_out)
     order = sorted(report.vocabulary, key=lambda name: (seen[name], name))
     rows = [[name, str(seen[name]), str(unseen[name]), "rare" * (seen[name] < rare)] for name in order]
     terminal.print_table(f"{len(order)} labels", ["label", "training pictures", "held out", ""], rows)

@@ -21,7 +21,7 @@ from shared.rgb import to_rgb
 from trainer.data import read_picture
 from trainer.errors import TrainerError
 from trainer.importer.formats import Box, Item, Source
-from trainer.scenes.render_folder import write_label_file
+from trainer.label_files import write_label_file
 
 TRAIN, HELD_OUT, PICTURES, SKIPPED, MIRRORED = "train", "held-out", "images", "skipped.txt", "mirrored"
 SHOWN_SETS = 32  # label lists in test.json where nothing is held out
@@ -46,13 +46,14 @@ class Report:
     held_out: list[Written] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
-    def counts(self, part: str) -> Counter[str]:
-        """Return how many pictures of a part show each label."""
-        return Counter(label for one in getattr(self, part) for label in one.labels)
-
     @property
     def vocabulary(self) -> list[str]:
-        return sorted(self.counts("train") | self.counts("held_out"))
+        return sorted(label_counts([*self.train, *self.held_out]))
+
+
+def label_counts(pictures: Sequence[Written]) -> Counter[str]:
+    """Return how many of the pictures show each label."""
+    return Counter(label for one in pictures for label in one.labels)
 
 
 def split(items: Sequence[Item], share: float, names: Collection[str] | None, seed: int) -> set[str]:
@@ -129,7 +130,7 @@ def write_folders(
                 report.skipped.append(result)
             else:
                 (report.held_out if item.file in held else report.train).extend(result)
-    if not report.counts("train"):
+    if not label_counts(report.train):
         raise TrainerError(f"no labelled picture is left to train on; {len(report.skipped)} were skipped")
     _write_labels(report, out)
     return report

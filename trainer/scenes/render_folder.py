@@ -6,7 +6,6 @@ positions.json holds the positions of each picture's objects, in the order of it
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared import storage as files
 from shared.vocabulary import ICLEVR
 from trainer.errors import TrainerError
+from trainer.label_files import write_label_file
 from trainer.scenes.render import LAMP_POSITIONS, jittered_lamps, render, squeeze, visible_pixels
 from trainer.scenes.scene import SceneObject, picture_position, place
 
@@ -72,10 +71,6 @@ def scene_objects(labels: list[str], rng: np.random.Generator, *, centre: bool =
 
 def _save(path: Path, picture: NDArray[np.uint8]) -> None:
     Image.fromarray(picture).save(path, compress_level=1)
-
-
-def write_label_file(path: Path, content: object) -> None:
-    files.write(path, json.dumps(content).encode())
 
 
 def write_folder(
