@@ -98,10 +98,10 @@ class LayoutNetwork(nn.Module):
         N, cells = indices.shape[1], self.config.cells
         fine = (positions.flip(-1) * cells**2).long().clamp(0, cells**2 - 1)  # (B, N, 2): row, column
         chosen = torch.stack([fine[..., 0] // cells, fine[..., 0] % cells, fine[..., 1] // cells, fine[..., 1] % cells])
-        earlier = torch.ones(N, N, device=h.device).tril(-1)
+        pairs = torch.tril_indices(N, N, -1, device=h.device)
         losses = torch.zeros_like(positions[..., 0])
         for i, cell in enumerate(chosen):
-            logits = self._logits(i, h, _known(chosen[:i], cells, positions), positions, earlier)
+            logits = self._logits(i, h, _known(chosen[:i], cells, positions), positions, pairs)
             losses = losses + F.cross_entropy(logits.float().movedim(-1, 1), cell, reduction="none")
         return losses
 
@@ -117,10 +117,10 @@ class LayoutNetwork(nn.Module):
         places = torch.zeros(1, n, 2)
         for j in range(n):
             h = self._hidden(indices, places)[:, j : j + 1]
+            pairs = torch.stack([torch.zeros(j, dtype=torch.long), torch.arange(j)])
             drawn: list[Tensor] = []
             for i in range(DRAWS):
-                known = _known(drawn, cells, places[:, :1])
-                logits = self._logits(i, h, known, places[:, :j], torch.ones(1, j))[0, 0]
+                logits = self._logits(i, h, _known(drawn, cells, places[:, :1]), places, pairs)[0, 0]
                 cumulative = logits.double().softmax(-1).cumsum(-1)
                 u = torch.rand((), generator=generator, dtype=torch.float64)
                 drawn.append(torch.searchsorted(cumulative, u).clamp(max=cells - 1).view(1, 1))
@@ -129,25 +129,22 @@ class LayoutNetwork(nn.Module):
         positions[indices[0]] = places[0]
         return positions
 
-    def _logits(self, i: int, h: Tensor, known: Tensor, places: Tensor, earlier: Tensor) -> Tensor:
+    def _logits(self, i: int, h: Tensor, known: Tensor, places: Tensor, pairs: Tensor) -> Tensor:
         """Return the logits of draw i for M objects: (B, M, cells).
 
         h (B, M, D). known (B, M, 2): row and column as far as they are drawn, 0 before. places (B, N, 2): those of all
-        objects. earlier (M, N): which of them come before each of the M.
+        objects. pairs (2, P): which of the M comes after which of the N.
         """
-        waves = _waves(known)
+        waves, (later, earlier) = _waves(known), pairs
         logits: Tensor = self.own[i](torch.cat([h, waves.to(h.dtype)], -1) if i % 2 == 0 else waves)
-        if places.shape[1] == 0:
+        if not len(later):
             return logits
-        apart = known[:, :, None] - places.flip(-1)[:, None]  # (B, M, N, 2)
+        apart = known[:, later] - places[:, earlier].flip(-1)  # (B, P, 2)
         if i < 2:
             apart = apart * torch.tensor([float(i > 0), 0.0])  # the column is not known yet
-        N = places.shape[1]
-        seen = [_waves(apart), _waves(places)[:, None].expand(-1, len(earlier), -1, -1)]
-        seen.append(waves[:, :, None].expand(-1, -1, N, -1))
-        terms = self.pair[i](torch.cat(seen, -1))  # (B, M, N, cells)
-        out: Tensor = logits + (terms * earlier[..., None].to(terms.dtype)).sum(2)
-        return out
+        seen = torch.cat([_waves(apart), _waves(places[:, earlier]), waves[:, later]], -1)
+        terms = self.pair[i](seen)  # (B, P, cells)
+        return logits.index_add(1, later, terms.to(logits.dtype))
 
     def _hidden(self, indices: Tensor, positions: Tensor) -> Tensor:
         """Return what is known of each object before its position is drawn: (B, N, D)."""
