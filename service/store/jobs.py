@@ -37,14 +37,16 @@ RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import t
 _SET_DEADLINE = "redis.call('HSET', KEYS[1], 'overdue_at', redis.call('TIME')[1] + ARGV[1])"
 
 # Moves a job's status: queued -> running -> a terminal one, which is final. At its end its RQ job goes too, unless a
-# worker has taken it: a job sampled in another one's batch rarely needs its own. Returns whether a webhook is due, and
-# the job's record; nil if the job does not move.
+# worker has taken it: a job sampled in another one's batch rarely needs its own. A job without all of its pictures does
+# not finish: a Redis that came back from a crash, or a former replica, may have lost some since the caller saw them.
+# Returns whether a webhook is due, and the job's record; nil if the job does not move.
 # KEYS: open jobs, job, events, verdicts, PNGs, RQ's queue, tombstone. ARGV: id, new status, time to live in s, events
 # kept, grid or "", prefix of RQ's jobs, the tombstone's time to live in s, then fields and values to set in the job.
 _MOVE = f"""
 local status = redis.call('HGET', KEYS[2], 'status')
 local to = ARGV[2]
 if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return nil end
+if to == 'finished' and redis.call('HLEN', KEYS[4]) < tonumber(redis.call('HGET', KEYS[2], 'total')) then return nil end
 redis.call('HDEL', KEYS[2], 'status')
 redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 8))
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[5], '{keys.GRID}', ARGV[5]) end
@@ -214,7 +216,7 @@ class JobStore:
         return bool(self.connection.eval(_DELETE, len(touched), *touched))
 
     def finish(self, finished: Mapping[str, tuple[JobResult, bytes]]) -> bool:
-        """End jobs with their results and grids. False if all of them had ended before."""
+        """End jobs with their results and grids. False if all of them had ended before, or lack pictures."""
         now, grids = time.time(), {job_id: grid for job_id, (_, grid) in finished.items()}
         fields = {i: {"finished_at": now, "result": result.write()} for i, (result, _) in finished.items()}
         return self._move("finished", fields, grids)
@@ -283,17 +285,18 @@ class JobStore:
         return None if raw is None else JobRecord.read(raw)
 
     def open_verdicts(self, job_ids: Iterable[str]) -> list[tuple[JobRecord, list[Verdict]]]:
-        """Return the record and the verdicts of each job that is open and that this version can read."""
+        """Return record and verdicts of each job that is open, has all pictures, and can be read by this version."""
         ids = list(job_ids)
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in ids:
-                pipe.hmget(keys.job(job_id), ["record", "status"])
+                pipe.hmget(keys.job(job_id), ["record", "status", "total"])
                 pipe.hvals(keys.verdicts(job_id))
             found = pipe.execute()
         return [
             (record, read_verdicts(verdicts))
-            for job_id, (raw, status), verdicts in zip(ids, found[::2], found[1::2], strict=True)
-            if status is not None and text(status) in ACTIVE and (record := _readable(job_id, raw)) is not None
+            for job_id, (raw, status, total), verdicts in zip(ids, found[::2], found[1::2], strict=True)
+            if status is not None and text(status) in ACTIVE and len(verdicts) >= int(total)
+            if (record := _readable(job_id, raw)) is not None
         ]
 
     def statuses(self, job_ids: Iterable[str]) -> dict[str, str | None]:

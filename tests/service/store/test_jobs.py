@@ -37,9 +37,10 @@ def test_create_writes_job_pictures_and_rq_job_in_one_transaction(store: JobStor
 
 
 @pytest.mark.parametrize("end", ["finish", "fail", "cancel"])
-def test_a_terminal_status_is_final(store: JobStore, connection: Redis, end: str) -> None:
+def test_a_terminal_status_is_final(store: JobStore, a: PictureStream, connection: Redis, end: str) -> None:
     job = record()
     store.create(job)
+    store.commit(a.key, [done(claim) for claim in a.claim_new(5)])
     assert store.begin(job.id)
     assert not store.begin(job.id)
     ends = {
@@ -54,6 +55,19 @@ def test_a_terminal_status_is_final(store: JobStore, connection: Redis, end: str
     assert not store.fail(job.id, "another reason")
     assert connection.hgetall(keys.job(job.id)) == before
     assert not connection.sismember(keys.OPEN, job.id)
+
+
+def test_a_job_without_all_of_its_pictures_does_not_finish(
+    store: JobStore, a: PictureStream, connection: Redis
+) -> None:
+    job = record(2)
+    store.create(job)
+    store.commit(a.key, [done(claim) for claim in a.claim_new(5)])
+    assert len(store.open_verdicts([job.id])) == 1
+    connection.hdel(keys.verdicts(job.id), "1")  # as after a crash of Redis that lost its last writes
+    assert store.open_verdicts([job.id]) == []
+    assert not store.finish({job.id: (RESULT, b"grid")})
+    assert store.is_open(job.id)
 
 
 def test_a_job_that_is_gone_cannot_be_moved(store: JobStore, connection: Redis) -> None:
