@@ -70,6 +70,7 @@ class PictureStream:
         self.digest, self.key = digest, keys.stream(digest)
         self._looked_at = 0.0
         self.suspects = 0  # pictures that nobody has claimed and that must be sampled alone, when last looked
+        self._left = 0  # other pictures with expired leases for which there was no room, when last looked
         self._unreadable: dict[str, tuple[str, float]] = {}  # entry -> its job, and when it was first seen
         self._ensure_group()
 
@@ -103,10 +104,11 @@ class PictureStream:
         hopeless, and so is one that this worker cannot read and no other has taken within `UNREADABLE_S`.
 
         `held`: entries that this worker is sampling, which look stale if the process was paused. Looks at most four
-        times per lease, or at once if suspects are known and one can be sampled.
+        times per lease; or at once if there is a place now for a picture that is known to wait, lest new pictures take
+        every place that becomes free between two looks.
         """
         early = time.monotonic() - self._looked_at < self.settings.lease_s / 4
-        if early and not (self.suspects and may_be_alone):
+        if early and not (self.suspects and may_be_alone) and not (self._left and room):
             return [], []
         self._looked_at = time.monotonic()
         most = self.settings.max_deliveries
@@ -125,10 +127,12 @@ class PictureStream:
         self.suspects = len(suspect)
         few = [entry for entry, count in suspect if count < most - 1][:SUSPECTS_TOGETHER]
         last = [entry for entry, count in suspect if count == most - 1][:1]
-        if may_be_alone and (claims := self._take_over(few or last, lease_ms)):
-            self.suspects -= len(claims)
-            return [replace(claim, alone=True) for claim in claims], gone
-        return self._take_over(innocent[: 0 if suspect else room], lease_ms), gone
+        if may_be_alone and (suspects := self._take_over(few or last, lease_ms)):
+            self.suspects -= len(suspects)
+            return [replace(claim, alone=True) for claim in suspects], gone
+        claims = self._take_over(innocent[: 0 if suspect else room], lease_ms)
+        self._left = 0 if suspect else len(innocent[room:])
+        return claims, gone
 
     def _keeps_suspects(self) -> bool:
         """Whether this worker is the one that samples suspects. It stops being so if it does not ask for `lease_s`."""

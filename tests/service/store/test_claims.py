@@ -10,6 +10,7 @@ from service.settings import Settings
 from service.store import claims
 from service.store.claims import GROUP, PictureStream
 from service.store.jobs import JobStore
+from tests.service.store.ageing import MINUTE_S, age
 from tests.service.store.helpers import DIGEST, record
 
 
@@ -33,6 +34,17 @@ def test_a_renewed_lease_is_kept_and_an_expired_one_is_taken_over(
     taken, hopeless = b.claim_stale(5, may_be_alone=True)
     assert (taken, hopeless) == ([lost], [])
     assert connection.xpending_range(a.key, GROUP, "-", "+", 5)[0]["times_delivered"] == 1
+
+
+def test_new_pictures_do_not_take_the_places_of_those_with_expired_leases(
+    connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
+) -> None:
+    store.create(record(3))
+    a.claim_new(5)
+    age(connection, MINUTE_S)
+    assert b.claim_stale(0, may_be_alone=False) == ([], [])  # its batch is full
+    taken = [[claim.picture.index for claim in b.claim_stale(room, may_be_alone=False)[0]] for room in (0, 2, 2, 2)]
+    assert taken == [[], [0, 1], [2], []]  # at once, not a quarter of a lease later
 
 
 def test_idle_consumers_are_dropped_unless_they_have_pictures(
