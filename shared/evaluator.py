@@ -89,7 +89,7 @@ class Evaluator(nn.Module):
         """
         self.eval().requires_grad_(False)
         if has_onednn(device := next(self.parameters()).device):
-            self._folded = FoldedResNet(self.resnet, autocast_dtype(device) or torch.float32)
+            self._folded = FoldedResNet(self.resnet, autocast_dtype(device) or torch.float32, IMAGE_SIZE)
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:

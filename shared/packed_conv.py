@@ -3,17 +3,21 @@
 import torch
 from torch import Tensor, nn
 
-ROWS = 32  # the batch size that the weight's layout is optimised for; other sizes work too
+ROWS, SIDE = 32, 16  # of an input that the weight's layout is optimised for; others work too
 
 
 class PackedConv(nn.Module):
-    """A convolution, for inference, in the dtype of its weight (C', C, k, k), channels last, and bias (C',)."""
+    """A convolution, for inference, in the dtype of its weight (C', C, k, k), channels last, and bias (C',).
 
-    def __init__(self, weight: Tensor, bias: Tensor, stride: int, padding: int) -> None:
+    `side`: height and width of most inputs. A layout for another size can be a hundred times slower: without AVX-512,
+    a 3x3 convolution of 512 channels at 2x2 took 157 ms with the layout for 16x16, and 0.5 ms with its own.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: int, padding: int, side: int = SIDE) -> None:
         super().__init__()
         self.bias, self.stride, self.padding = bias, [stride] * 2, [padding] * 2
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, self.padding, self.stride, [1, 1], 1, [ROWS, weight.shape[1], 16, 16]
+            weight, self.padding, self.stride, [1, 1], 1, [ROWS, weight.shape[1], side, side]
         )
 
     def forward(self, x: Tensor, other: Tensor | None = None, *, relu: bool = False) -> Tensor:
