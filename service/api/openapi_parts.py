@@ -24,7 +24,8 @@ from service.contract.errors import (
 Responses = dict[int | str, dict[str, Any]]
 
 SCHEMAS = "#/components/schemas/"
-PNG: dict[str, Any] = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+PNG: dict[str, Any] = {"image/png": BINARY}
 
 
 def header(description: str, example: str | int, *, always: bool = False) -> dict[str, Any]:
@@ -65,6 +66,15 @@ PICTURE_RESPONSES: Responses = {
     **problems(UnknownJob, ExpiredJob, Unavailable, NotReady, UnknownPicture),
 }
 
+ZIP_RESPONSES: Responses = {
+    200: {
+        "content": {"application/zip": BINARY},
+        "description": "The zip",
+        "headers": {"Content-Disposition": header("a name for the file", 'attachment; filename="5f0c9e1a.zip"')},
+    },
+    **problems(UnknownJob, ExpiredJob, Unavailable, NotReady),
+}
+
 
 def event_stream(events: Mapping[str, type[BaseModel]], *examples: dict[str, str]) -> dict[str, Any]:
     """Describe server-sent events: name -> model of its JSON data. OpenAPI 3.1 describes one event of a stream."""
@@ -99,6 +109,7 @@ def job_links(job_id: str) -> dict[str, Any]:
         "job": link("read_job", "the job's current state", job_id=job_id),
         "events": link("read_events", "the job's progress as events", job_id=job_id),
         "grid": link("read_grid", "all pictures in one grid, once the job is finished", job_id=job_id),
+        "pictures": link("read_zip", "all pictures in a zip, once the job is finished", job_id=job_id),
         "picture": link("read_image", "its first picture, once it is finished", job_id=job_id, index="0"),
         "trajectory": link(
             "read_trajectory", "the trajectory of its first picture, if requested", job_id=job_id, index="0"

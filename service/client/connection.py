@@ -192,6 +192,10 @@ class AsyncClient:
         """Return the PNG of one picture."""
         return (await self._send("GET", f"{_job_path(job_id)}/images/{index}.png")).content
 
+    async def zip(self, job_id: str) -> bytes:
+        """Return a zip of a finished job's pictures, 0.png, 1.png, ..., which `score` takes as `pictures`."""
+        return (await self._send("GET", f"{_job_path(job_id)}/pictures.zip")).content
+
     async def strip(self, job_id: str, index: int) -> bytes:
         """Return the PNG of one picture's stages from noise to picture, for a job with a `trajectory`."""
         return (await self._send("GET", f"{_job_path(job_id)}/trajectories/{index}.png")).content
@@ -355,6 +359,7 @@ class Client:
     wait = _blocking(AsyncClient.wait)
     grid = _blocking(AsyncClient.grid)
     image = _blocking(AsyncClient.image)
+    zip = _blocking(AsyncClient.zip)
     strip = _blocking(AsyncClient.strip)
     labels = _blocking(AsyncClient.labels)
     models = _blocking(AsyncClient.models)

@@ -5,7 +5,7 @@ import contextlib
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +35,7 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 SCORE_DIGITS = 6
+FETCHED_TOGETHER = 16  # pictures of a zip
 LOOK_AGAIN_MS = 2000  # a waiting client's job is read at least this often, in case an event was missed
 
 
@@ -137,6 +138,29 @@ class JobReader:
     async def image(self, job_id: str, index: int) -> bytes:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
         return await self._png(job_id, str(index), f"picture {index}", index)
+
+    async def images(self, job_id: str) -> AsyncIterator[bytes]:
+        """Return the PNGs of a finished job's result, a few at a time. NotReady, UnknownJob, ExpiredJob.
+
+        ExpiredJob also between two of them, if the job is deleted meanwhile.
+        """
+        status, raw, total = await self.connection.hmget(keys.job(job_id), ["status", "result", "total"])
+        if status is None:
+            raise await self._gone(job_id)
+        if raw is None:
+            detail = f"the pictures are not all ready; the job is {text(status)}"
+            raise NotReady(detail, job_status=text(status))
+        result = JobResult.read(raw)
+        n = int(total) // len(result.repeats)
+        return self._images(job_id, range(result.best * n, (result.best + 1) * n))
+
+    async def _images(self, job_id: str, indices: range) -> AsyncIterator[bytes]:
+        for first in range(0, len(indices), FETCHED_TOGETHER):
+            wanted = [str(index) for index in indices[first : first + FETCHED_TOGETHER]]
+            for png in await self.connection.hmget(keys.png(job_id), wanted):
+                if not isinstance(png, bytes):
+                    raise await self._gone(job_id)
+                yield png
 
     async def trajectory(self, job_id: str, index: int) -> bytes:
         """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""

@@ -1,4 +1,4 @@
-"""/jobs and /jobs/...: list jobs, read a job, its events, grid and pictures, cancel it, or retry it."""
+"""/jobs and /jobs/...: list jobs, read a job, its events, grid, pictures and zip, cancel it, or retry it."""
 
 from typing import Annotated
 
@@ -8,8 +8,9 @@ from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ReaderDep, StoreDep
 from service.api.event_feed import is_complete, job_events
-from service.api.openapi_parts import PICTURE_RESPONSES, event_stream, job_links, link, problems
+from service.api.openapi_parts import PICTURE_RESPONSES, ZIP_RESPONSES, event_stream, job_links, link, problems
 from service.api.preferences import PreferencesDep
+from service.api.results.zip_stream import zip_stream
 from service.api.submitter import ERRORS as SUBMIT_ERRORS
 from service.api.submitter import RESPONSES, SubmitterDep
 from service.contract.errors import (
@@ -152,6 +153,19 @@ async def read_events(job_id: OwnJob, feeds: FeedsDep, last_event_id: LastEventI
 async def read_grid(job_id: OwnJob, reader: ReaderDep) -> Response:
     """The grid of a finished job; for a /score job, the grid of the best repeat."""
     return Response(await reader.grid(job_id), media_type="image/png")
+
+
+@router.get(
+    "/{job_id}/pictures.zip", response_class=Response, responses=ZIP_RESPONSES, summary="Read all pictures as a zip"
+)
+async def read_zip(job_id: OwnJob, reader: ReaderDep) -> Response:
+    """The pictures of a finished job in the order of its result, 0.png, 1.png, ...; for /score, those of the best run.
+
+    `POST /score` takes the zip as `pictures`.
+    """
+    pictures = await reader.images(job_id)
+    headers = {"Content-Disposition": f'attachment; filename="{job_id[:8]}.zip"'}
+    return StreamingResponse(zip_stream(pictures), media_type="application/zip", headers=headers)
 
 
 @router.get(

@@ -26,7 +26,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
 BY_ID = {operation["operationId"]: operation for operation in OPERATIONS.values()}
 COMMON = {"$ref": "#/components/parameters/X-Request-ID"}
 PROBLEM_JSON = "application/problem+json"
-BYTES = "image/png"  # which no example shows
+BYTES = ("image/png", "application/zip")  # which no example shows
 
 
 @pytest.fixture(params=OPERATIONS)
@@ -68,13 +68,13 @@ def test_operations_say_what_they_do_with_examples(operation: dict[str, Any]) ->
         assert parameter["description"], parameter["name"]
         assert has_good_examples(parameter), parameter["name"]
     for media_type, content in operation.get("requestBody", {"content": {}})["content"].items():
-        bytes_in_it = [part["contentType"] for part in content.get("encoding", {}).values()] == [BYTES]
+        bytes_in_it = [part["contentType"] for part in content.get("encoding", {}).values()] == [BYTES[0]]
         assert has_good_examples(content) or bytes_in_it, media_type
     for status, response in operation["responses"].items():
         assert response["description"]
         assert ("content" in response) == (status != "204")
         for media_type, content in response.get("content", {}).items():
-            assert has_good_examples(content) or media_type == BYTES, (status, media_type)
+            assert has_good_examples(content) or media_type in BYTES, (status, media_type)
 
 
 def own_parameters(operation: dict[str, Any]) -> list[dict[str, Any]]:

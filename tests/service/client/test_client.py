@@ -59,6 +59,7 @@ def test_generate_reports_events_and_returns_the_job(call: Call, client: httpx.C
     assert call("job", job.id) == call("wait", job.id) == job
     assert call("grid", job.id) == client.get(f"/jobs/{job.id}/grid.png").content
     assert call("image", job.id, 1) == client.get(f"/jobs/{job.id}/images/1.png").content
+    assert call("zip", job.id) == client.get(f"/jobs/{job.id}/pictures.zip").content
     names = [event.name for event in call("events", job.id) if event.name != "steps"]
     assert names == ["job", "status", "picture", "picture", "end"]
 

@@ -1,17 +1,24 @@
 """The list of jobs and its pages, cancelling a job, and jobs that have expired."""
 
+import io
 import time
+import zipfile
 
 import httpx
 import pytest
 from redis import Redis
 
+from service.api.uploads.picture_zip import read_submission
+from service.contract.records import JobResult
 from service.settings import Settings
 from service.store import keys
+from service.store.claims import PictureStream
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import running
-from tests.service.api.answers import LISTS, problem, submitted
+from tests.service.api.answers import LISTS, pixels, problem, submitted
+from tests.service.api.uploads.zips import png
+from tests.service.store.helpers import DIGEST, RESULT, done, record
 
 
 def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
@@ -99,6 +106,51 @@ def test_only_failed_and_cancelled_jobs_are_retried(client: httpx.Client, alive:
     body = problem(client.post(f"/jobs/{submitted(client)}/retry"), 409, "not-failed")
     assert body["job_status"] == "queued"
     problem(client.post("/jobs/unknown/retry"), 404, "unknown-job")
+
+
+def finished(store: JobStore, n: int, best: int = 0, repeats: int = 1) -> tuple[str, list[bytes]]:
+    """Return a job that a worker without a network has finished, and the pictures of all its runs."""
+    job = record(n, repeats=repeats)
+    store.create(job)
+    pngs = [png(seed) for seed in range(job.total)]
+    stream = PictureStream(store.connection, store.settings, DIGEST, "w")
+    claims = stream.claim_new(job.total)
+    store.commit(stream.key, [done(claim, pngs[claim.picture.index]) for claim in claims])
+    scores = RESULT.repeats * repeats
+    assert store.finish({job.id: (JobResult(repeats=scores, best=best), b"grid")})
+    return job.id, pngs
+
+
+def test_the_pictures_of_a_job_come_as_a_zip(client: httpx.Client, alive: JobStore) -> None:
+    job_id, pngs = finished(alive, 20)  # more than are fetched together
+    answer = client.get(f"/jobs/{job_id}/pictures.zip")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip")
+    assert answer.headers["content-disposition"] == f'attachment; filename="{job_id[:8]}.zip"'
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert [(name, archive.read(name)) for name in archive.namelist()] == [
+            (f"{i}.png", one) for i, one in enumerate(pngs)
+        ]
+
+
+def test_the_zip_of_a_score_has_the_best_run_and_can_be_scored(
+    client: httpx.Client, alive: JobStore, settings: Settings
+) -> None:
+    job_id, pngs = finished(alive, 3, best=1, repeats=3)
+    content = client.get(f"/jobs/{job_id}/pictures.zip").content
+    assert [pixels(one).tolist() for one in read_submission(content, 3, settings)] == [
+        pixels(one).tolist() for one in pngs[3:6]
+    ]
+
+
+def test_there_is_no_zip_of_a_job_that_is_not_finished_or_not_there(client: httpx.Client, alive: JobStore) -> None:
+    job_id = submitted(client)
+    address = f"/jobs/{job_id}/pictures.zip"
+    assert problem(client.get(address), 409, "not-ready")["job_status"] == "queued"
+    alive.cancel(job_id)
+    assert problem(client.get(address), 409, "not-ready")["job_status"] == "cancelled"
+    alive.delete(job_id)
+    problem(client.get(address), 410, "expired-job")
+    problem(client.get("/jobs/unknown/pictures.zip"), 404, "unknown-job")
 
 
 def test_an_ended_job_is_deleted_with_its_results(client: httpx.Client, working: Runner) -> None:
