@@ -6,6 +6,7 @@ Inference", He et al. 2025). Whether that happens depends on network, torch and 
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -68,10 +69,10 @@ def _all_equal(rows: Tensor, wanted: Tensor) -> bool:
 def _copies(stepper: Stepper) -> Call:
     """Return a function that steps so many copies of one picture and returns their x0_hat (N, C, H, W)."""
     options = SamplingOptions(steps=1, guidance=1.0)  # one row for each picture
-    labels = [1.0, *[0.0] * (stepper.network.num_labels - 1)]
+    first = stepper.new_row([1.0, *[0.0] * (stepper.network.num_labels - 1)], options, seed=0)
 
     def call(count: int) -> Tensor:
-        rows = [stepper.new_row(labels, options, seed=0) for _ in range(count)]
+        rows = [replace(first) for _ in range(count)]
         stepper.step(rows)
         return torch.stack([row.x0_hat for row in rows if row.x0_hat is not None])
 
