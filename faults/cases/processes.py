@@ -58,15 +58,16 @@ def preempted_three_times(trial: Trial) -> None:
     trial.begin()
     entry, _, _ = trial.stack.claims()[-1]
 
-    def kill(delivery: int) -> None:
+    def holder(delivery: int) -> str:
+        """Wait until the picture is delivered for the so many-th time, and return the worker that has it."""
         at = (entry, delivery)
-        holders = until(
+        found = until(
             lambda: [name for one, name, times in trial.stack.claims() if (one, times) == at and name], f"{at}"
         )
-        trial.say(f"delivery {delivery} is at {holders[0]}, which is killed")
-        trial.stack.signal(holders[0], signal.SIGKILL)
+        trial.say(f"delivery {delivery} is at {found[0]}, which is killed")
+        return found[0]
 
-    trial.strike(partial(kill, 1))
-    kill(2)
-    trial.end(partial(kill, 3))
+    trial.strike(partial(trial.stack.signal, holder(1), signal.SIGKILL))
+    trial.stack.signal(holder(2), signal.SIGKILL)
+    trial.end(partial(trial.stack.signal, holder(3), signal.SIGKILL))
     trial.recover()
