@@ -42,7 +42,7 @@ state is missed.
 TAIL = f"""
 - **recovery**: from the fault, or from its end if it lasts, until a new request has its picture and all jobs that were
   open at the fault have ended, less the time that the same jobs take without a fault on the same machine. At most
-  {WITHIN_S:.0f} s are allowed. Rows without the detail "without a fault" are of an older version, which did not deduct it.
+  {WITHIN_S:.0f} s are allowed. Rows without the detail "without a fault" are older: nothing was deducted.
 - **longest wait**: the longest time until a request was accepted, for a client that sends one every quarter of a second
   and retries it.
 - **jobs**, **pictures**: the number that was checked.
