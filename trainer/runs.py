@@ -44,7 +44,7 @@ class Run:
 
     step: int = 0
     elapsed_s: float = 0.0
-    loss: float = 0.0
+    loss: float = 0.0  # mean of the last LOG_EVERY steps
     progress: float = 0.0
     resumed_at: int = 0  # the step that this process resumed at; equal to `step` where nothing was left to do
     history: list[dict[str, float]] = field(default_factory=list)
@@ -60,7 +60,7 @@ def show_progress(progress: Progress, what: str, batch: int | None = None) -> Ca
     task = progress.add_task(what, total=1000)
 
     def on_step(run: Run) -> None:
-        status = f"{what}: step {run.step}, loss {run.loss:.4f}"
+        status = f"{what}: step {run.step}" + (f", loss {run.loss:.4f}" if run.loss else "")  # none is known at first
         if batch:
             status += f", {run.step * batch / max(run.elapsed_s, 1e-9):.0f} pictures/s"
         progress.update(task, completed=min(1000, int(1000 * run.progress)), description=status)
