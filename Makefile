@@ -54,6 +54,11 @@ check: $(VENV)/.dev  ## Lint, formatting, types, import rules (under 30 seconds)
 check-lowest:  ## Run the tests with the lowest versions that pyproject.toml allows (torch: the lock's version)
 	PYTHON=$(PYTHON) sh lock/check_lowest.sh
 
+.PHONY: docs
+docs: $(VENV)/.docs  ## Build the documentation's site, with the Python reference, into build/site
+	$(BIN)/python deploy/docs_site.py
+	$(BIN)/zensical build --clean --strict
+
 .PHONY: lock audit
 lock: $(VENV)/.dev  ## Write the lock files anew after a change of pyproject.toml; UPGRADE=--upgrade renews every pin
 	sh lock/update.sh $(BIN)/python $(UPGRADE)

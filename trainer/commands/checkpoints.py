@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shared import registry
-from shared.checkpoint import read_info, reconfigure
+from shared.checkpoint import path_of, read_info, reconfigure
 from shared.support import Support
 from shared.vocabulary import ICLEVR
 from trainer.commands import options, terminal
@@ -107,19 +107,34 @@ def set_support(
 
 
 def export(
-    evaluator: Annotated[str, typer.Argument(help="An evaluator in storage.")],
-    course_file: Annotated[Path, typer.Option(help="The file to write, such as checkpoint.pth.")],
+    name: Annotated[str, typer.Argument(help="A checkpoint in storage.")],
+    file: Annotated[Path, typer.Argument(help="The file to write: NAME.onnx, or checkpoint.pth.")],
     storage: options.Storage = Path("models"),
 ) -> None:
-    """Write an evaluator as the checkpoint.pth that the course's evaluator.py loads."""
+    """Write a checkpoint as ONNX, or an evaluator as the checkpoint.pth that the course's evaluator.py loads.
+
+    The suffix of the file decides. An upsampler is written as ONNX to a second file, NAME-upsampler.onnx.
+    """
+    if file.suffix not in (".onnx", ".pth"):
+        raise TrainerError(f"{file} must end in .onnx or .pth")
+    terminal.check_files(**{file.suffix[1:]: file})
+    if file.suffix == ".pth":
+        _export_for_the_course(storage, name, file)
+        written = [file]
+    else:
+        from trainer.export import write_onnx
+
+        written = write_onnx(path_of(storage, name), file)
+    terminal.show("exported", [("checkpoint", name), *(("file", str(one)) for one in written)])
+
+
+def _export_for_the_course(storage: Path, name: str, file: Path) -> None:
     from shared.evaluator import load_evaluator, write_course_checkpoint
 
-    terminal.check_files(pth=course_file)
-    loaded = load_evaluator(registry.resolve(storage, evaluator, "evaluator"))
+    loaded = load_evaluator(registry.resolve(storage, name, "evaluator"))
     if loaded.vocabulary != ICLEVR:
-        raise TrainerError(f"{evaluator} has other labels than i-CLEVR's, which the course's evaluator.py is made for")
-    write_course_checkpoint(loaded, course_file)
-    terminal.show("exported", [("evaluator", evaluator), ("file", str(course_file))])
+        raise TrainerError(f"{name} has other labels than i-CLEVR's, which the course's evaluator.py is made for")
+    write_course_checkpoint(loaded, file)
 
 
 def move_upsampler(
@@ -145,11 +160,16 @@ def card(
     ] = None,
     commands: Annotated[list[str] | None, typer.Option("--command", help="A command that made it. Repeatable.")] = None,
     notes: Annotated[list[str] | None, typer.Option("--note", help="A paragraph of Markdown. Repeatable.")] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option("--license", help="The weights' licence, as the Hugging Face Hub names it, such as mit."),
+    ] = None,
 ) -> None:
-    """Write a checkpoint's card and loss curve beside it."""
+    """Write a checkpoint's card and loss curve beside it. It begins with the Hugging Face Hub's metadata."""
     from trainer.studies.card import write_card
 
     path = write_card(
-        storage, name, log=log, scores=scores or [], machine=machine, commands=commands or [], notes=notes or []
-    )
+        storage, name, log=log, scores=scores or [], machine=machine, commands=commands or [], notes=notes or [],
+        licence=licence,
+    )  # fmt: skip
     terminal.show("card", [("file", str(path))])

@@ -1,4 +1,7 @@
-"""Writes a checkpoint's card beside it: its training, its loss curve, its scores. Measures nothing."""
+"""Writes a checkpoint's card beside it: its training, its loss curve, its scores. Measures nothing.
+
+The card begins with the metadata that the Hugging Face Hub reads from a model card, as YAML.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,19 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from shared.checkpoint import read_info
+from shared.checkpoint import CheckpointKind, read_info
 from trainer.errors import TrainerError
 from trainer.runs import read_log
 from trainer.studies.markdown import page, table
 
 SCORES_NOTE = """Mean and standard deviation over the runs, seeds 0 upwards, nothing picked. Each line is what
 `python -m trainer score FILE --repeats N` prints."""
+# The Hub's name of what a model does. Of its names, "text-to-image" is the one for pictures of what a request lists.
+TASKS: dict[CheckpointKind, str] = {"denoiser": "text-to-image", "evaluator": "image-classification"}
+TAGS: dict[CheckpointKind, list[str]] = {
+    "denoiser": ["diffusion", "conditional-image-generation"],
+    "evaluator": ["resnet", "multi-label-classification"],
+}
 
 
 def plot_log(lines: list[dict[str, float]], path: Path) -> None:
@@ -67,25 +76,47 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[list[str]]:
             yield [f"{prefix}{key}", f"`{json.dumps(value)}`"]
 
 
+def front_matter(name: str, kind: CheckpointKind, rows: list[list[str]], licence: str | None) -> str:
+    """Return the Hub's metadata as YAML. `rows`: those of the table of scores, whose means become its results.
+
+    JSON is YAML, so values are written as JSON.
+    """
+    task = {"type": TASKS[kind]}
+    lines = [f"license: {licence}"] if licence else []
+    lines += ["library_name: labelgrid", f"pipeline_tag: {TASKS[kind]}", f"tags: {json.dumps(TAGS[kind])}"]
+    if rows:
+        lines += ["model-index:", f"- name: {name}", "  results:"]
+    for file, _, _, *means in rows:
+        metrics = [
+            {"type": metric, "value": float(mean.split()[0])}
+            for metric, mean in zip(("accuracy", "exact_match", "f1"), means, strict=False)
+        ]
+        dataset = {"type": "label-lists", "name": file}
+        lines.append(f"  - {json.dumps({'task': task, 'dataset': dataset, 'metrics': metrics})}")
+    return "\n".join(["---", *lines, "---"])
+
+
 def write_card(
-    storage: Path, name: str, *, log: Path, scores: list[Path], machine: str, commands: list[str], notes: list[str]
-) -> Path:
+    storage: Path, name: str, *, log: Path, scores: list[Path], machine: str, commands: list[str], notes: list[str],
+    licence: str | None = None,
+) -> Path:  # fmt: skip
     """Write storage/NAME.md, NAME-log.png and a copy of the log; return the card's path.
 
-    `scores`: files that `trainer score --json` wrote. `notes`: paragraphs of Markdown.
+    `scores`: files that `trainer score --json` wrote. `notes`: paragraphs of Markdown. `licence`: of the weights, by
+    the Hub's name of it, such as mit.
     """
     info = read_info(storage / f"{name}.safetensors")
     lines = read_log(log)
     plot_log(lines, storage / f"{name}-log.png")
     (storage / f"{name}-log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    parts = [f"# {name}", f"Kind: {info.kind}, digest `{info.digest[:16]}`, made {info.created_at} on {machine}."]
+    rows = [_score_row(path, info.digest) for path in scores]
+    parts = [front_matter(name, info.kind, rows, licence)]
+    parts += [f"# {name}", f"Kind: {info.kind}, digest `{info.digest[:16]}`, made {info.created_at} on {machine}."]
     if commands:
         parts.append("Made by, in this order:\n\n" + "\n".join(f"    {command}" for command in commands))
-    if scores:
+    if rows:
         head = ["file", "sampling", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture"]
-        parts.append(
-            f"## Scores\n\n{SCORES_NOTE}\n\n" + table(head, [_score_row(path, info.digest) for path in scores])
-        )
+        parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + table(head, rows))
     parts += notes
     curve = f"![loss and scores over training]({name}-log.png)"
     parts.append(f"## Training\n\n{curve}\n\n" + table(["what", "value"], list(_flat(info.training))))

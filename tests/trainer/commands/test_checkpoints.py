@@ -1,6 +1,7 @@
 """`trainer score` and `trainer promote`: figures, grids, and refused arguments.
 
-`trainer set-sampling` is tested in tests/test_sampling_defaults.py, `trainer card` in studies/test_card.py.
+`trainer set-sampling` is tested in tests/test_sampling_defaults.py, `trainer card` in studies/test_card.py, and ONNX
+files in test_export.py.
 """
 
 import json
@@ -17,6 +18,7 @@ from shared.evaluator import Evaluator, load_evaluator, write_course_checkpoint
 from shared.registry import promote, resolve
 from shared.support import support_of
 from shared.vocabulary import ICLEVR, Vocabulary
+from tests.shared.test_evaluator import CourseEvaluator
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 from tests.trainer.command_line import TINY, Command, refused
 from tests.trainer_fixtures import write_data_folder
@@ -52,20 +54,19 @@ def test_the_courses_checkpoint_can_judge(command: Command) -> None:
 
 def test_an_evaluator_is_exported_as_the_courses_checkpoint(command: Command) -> None:
     publish_toys(Path("models"))
-    code, _, err = command("export", "toy-evaluator", "--course-file", "checkpoint.pth")
+    code, _, err = command("export", "toy-evaluator", "checkpoint.pth")
     assert code == 0, err
-    written = torch.load("checkpoint.pth", weights_only=True)["model"]
+    course = CourseEvaluator(Path("checkpoint.pth"))  # loads strictly
     kept = load(Path("models/toy-evaluator.safetensors"))[1]
-    assert written.keys() == kept.keys()
-    assert all(torch.equal(written[key], kept[key].to(written[key].dtype)) for key in kept)
-    refused(command("export", "toy", "--course-file", "checkpoint.pth"), "is of kind denoiser, not evaluator")
-    refused(command("export", "toy-evaluator", "--course-file", "no/c.pth"), "there is no folder no")
+    assert all(torch.equal(value, kept[key].to(value.dtype)) for key, value in course.net.state_dict().items())
+    refused(command("export", "toy", "checkpoint.pth"), "is of kind denoiser, not evaluator")
+    refused(command("export", "toy-evaluator", "no/c.pth"), "there is no folder no")
 
 
 def test_the_courses_program_knows_no_other_labels(command: Command) -> None:
     weights = Evaluator(Vocabulary(("zero", "one"))).resnet.state_dict()
     publish(Path("models"), "digits", weights, kind="evaluator", vocabulary=("zero", "one"), config={}, training={})
-    refused(command("export", "digits", "--course-file", "c.pth"), "digits has other labels than i-CLEVR's")
+    refused(command("export", "digits", "c.pth"), "digits has other labels than i-CLEVR's")
 
 
 def test_another_checkpoint_is_promoted(command: Command) -> None:

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from shared.checkpoint import publish, read_info
 from shared.options import SamplingOptions
+from tests.paths import ROOT
 from trainer.errors import TrainerError
 from trainer.studies.card import plot_log, write_card
 
@@ -52,6 +55,49 @@ def test_the_card_has_digest_scores_and_recipe_and_a_copy_of_the_log(tmp_path: P
     assert "\nNote.\n" in text
     assert (tmp_path / "m-log.jsonl").read_text() == log.read_text()
     assert (tmp_path / "m-log.png").stat().st_size > 1000
+
+
+def _header(text: str) -> dict[str, Any]:
+    """Return what the Hugging Face Hub reads from a card."""
+    before, header, _ = text.split("---\n", 2)
+    assert before == ""
+    found: dict[str, Any] = yaml.safe_load(header)
+    return found
+
+
+def test_the_card_begins_with_the_hubs_metadata(tmp_path: Path) -> None:
+    scores, log = _scores(tmp_path / "s.json", _published(tmp_path)), _log(tmp_path / "log.jsonl")
+    text = write_card(
+        tmp_path, "m", log=log, scores=[scores], machine="", commands=[], notes=[], licence="mit"
+    ).read_text()
+    result = {
+        "task": {"type": "text-to-image"},
+        "dataset": {"type": "label-lists", "name": "test.json"},
+        "metrics": [{"type": one, "value": 0.5} for one in ("accuracy", "exact_match", "f1")],
+    }
+    header = _header(text)
+    assert header.pop("tags")
+    assert header == {
+        "license": "mit",
+        "library_name": "labelgrid",
+        "pipeline_tag": "text-to-image",
+        "model-index": [{"name": "m", "results": [result]}],
+    }
+    bare = write_card(tmp_path, "m", log=log, scores=[], machine="", commands=[], notes=[]).read_text()
+    assert _header(bare).keys() == {"library_name", "pipeline_tag", "tags"}
+
+
+@pytest.mark.parametrize("card", sorted((ROOT / "models").glob("*.md")), ids=lambda card: card.stem)
+def test_a_shipped_cards_metadata_has_its_own_figures_and_our_licence(card: Path) -> None:
+    text = card.read_text()
+    header = _header(text)
+    assert (header["license"], header["library_name"]) == ("mit", "labelgrid")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ") and ".json | " in line]
+    shown = {file: [float(mean.split()[0]) for mean in means[:3]] for file, _, _, *means in rows}
+    [index] = header.get("model-index", [{"name": card.stem, "results": []}])
+    assert index["name"] == card.stem
+    given = {one["dataset"]["name"]: [metric["value"] for metric in one["metrics"]] for one in index["results"]}
+    assert given == shown
 
 
 def test_a_card_without_commands_has_no_section_for_them(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""The documentation: its links and anchors lead somewhere, and the site's navigation has every page."""
+
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.docs_site import FENCED, links, pages
+from tests.paths import ROOT
+
+SITE = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, by GitHub's rule."""
+    found: Counter[str] = Counter()
+    names = set()
+    for heading in re.findall(r"^#+ (.+)$", FENCED.sub("", text), re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+        slug = re.sub(r"[^\w\- ]", "", shown).replace(" ", "-")
+        names.add(f"{slug}-{found[slug]}" if found[slug] else slug)
+        found[slug] += 1
+    return names
+
+
+def test_anchors_follow_githubs_rule() -> None:
+    text = "# What a `job` is\n\n## 320x240: [why](x.md)?\n\n## Same\n\n```\n# no heading\n```\n\n## Same\n"
+    assert anchors(text) == {"what-a-job-is", "320x240-why", "same", "same-1"}
+
+
+@pytest.mark.parametrize("page", pages(), ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    for file, anchor in links(page):
+        assert (ROOT / file).is_file(), f"{page} links to {file}"
+        assert not anchor or anchor in anchors((ROOT / file).read_text()), f"{page} links to {file}#{anchor}"
+
+
+def test_links_are_seen() -> None:
+    found = dict(links(Path("README.md")))
+    assert Path("docs/api.md") in found
+    assert Path("LICENSE") in found
+    assert Path("docs/page-light.png") in found  # in HTML
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    def files(entries: list[dict[str, Any]]) -> Iterator[str]:
+        for entry in entries:
+            for target in entry.values():
+                yield from [target] if isinstance(target, str) else files(target)
+
+    assert sorted(files(SITE["nav"])) == [str(page) for page in pages()]

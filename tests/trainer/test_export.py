@@ -1,0 +1,165 @@
+"""`trainer export` to ONNX: onnxruntime's outputs against torch's, element by element, and what the metadata says.
+
+float32 sums in another order differ by about 1e-6 of the largest term: hence the tolerances.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from shared.checkpoint import publish, read_info, reconfigure
+from shared.diffusion.layouts import OUTSIDE, with_positions
+from shared.diffusion.model import load_denoiser
+from shared.diffusion.schedules import alpha_bar
+from shared.evaluator import Evaluator
+from shared.vocabulary import ICLEVR
+from tests.paths import ROOT
+from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toy_upsampler
+from tests.trainer.command_line import Command, refused
+from trainer.export import write_onnx
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+BATCHES = [1, 2, 5]
+
+
+def run(file: Path, **inputs: Tensor) -> list[Tensor]:
+    session = onnxruntime.InferenceSession(file)
+    outputs = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    return [torch.from_numpy(output) for output in outputs]
+
+
+def metadata(file: Path) -> dict[str, str]:
+    found: dict[str, str] = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+    return found
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ONNX files of an adapter without positions, and of a denoiser with positions and an upsampler."""
+    folder = tmp_path_factory.mktemp("exported")
+    publish_toy_denoiser(folder, "toy", 0)
+    reconfigure(folder / "toy.safetensors", {"prediction": "eps"})
+    publish_toy_adapter(folder, "adapter", read_info(folder / "toy.safetensors"))
+    publish_toy_upsampler(folder, "large", publish_toy_denoiser(folder, "placed", 3, positions=True))
+    for name, written in (("adapter", ["adapter.onnx"]), ("large", ["large.onnx", "large-upsampler.onnx"])):
+        assert write_onnx(folder / f"{name}.safetensors", folder / f"{name}.onnx") == [folder / one for one in written]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluator(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evaluator]:
+    """An evaluator's ONNX file, and the evaluator itself, unfolded. Its statistics are not those of a new network."""
+    torch.manual_seed(0)
+    made, folder = Evaluator(ICLEVR, locates=True).eval(), tmp_path_factory.mktemp("evaluator")
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+    publish(folder, "judge", made.tensors(), kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
+    write_onnx(folder / "judge.safetensors", folder / "evaluator.onnx")
+    return folder / "evaluator.onnx", made
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_the_evaluator(evaluator: tuple[Path, Evaluator], batch: int) -> None:
+    file, made = evaluator
+    images = torch.randn(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))  # some outside [-1, 1]
+    probabilities, positions = run(file, images=images)
+    torch.testing.assert_close(probabilities, made.probabilities(images), **CLOSE)
+    torch.testing.assert_close(positions, made.positions(images), **CLOSE)
+
+
+def denoiser_inputs(batch: int, shape: tuple[int, int, int]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(batch)
+    labels = (torch.rand(batch, len(ICLEVR), generator=generator) < 0.2).float()
+    return {
+        "x_t": torch.randn(batch, *shape, generator=generator),
+        "t": torch.tensor([0, 999, 500, 3, 1][:batch]),
+        "labels": labels,
+        "keep": torch.tensor([True, False, True, True, True][:batch]),
+        "positions": torch.rand(batch, len(ICLEVR), 2, generator=generator).where(labels[..., None] > 0, OUTSIDE),
+    }
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@torch.inference_mode()
+def test_an_adapter_without_positions(exported: Path, batch: int) -> None:
+    loaded, base = (load_denoiser(exported / f"{name}.safetensors") for name in ("adapter", "toy"))
+    inputs = denoiser_inputs(batch, loaded.image_shape)
+    del inputs["positions"]
+    [found] = run(exported / "adapter.onnx", **inputs)
+    arguments = [inputs[name] for name in ("x_t", "t", "labels", "keep")]
+    torch.testing.assert_close(found, loaded.network(*arguments), **CLOSE)
+    assert not torch.allclose(found, base.network(*arguments), atol=0.1)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@torch.inference_mode()
+def test_a_denoiser_with_positions_and_an_upsampler(exported: Path, batch: int) -> None:
+    loaded = load_denoiser(exported / "large.safetensors")
+    assert loaded.upsampler is not None
+    inputs = denoiser_inputs(batch, loaded.image_shape)
+    [found] = run(exported / "large.onnx", **inputs)
+    labels = with_positions(inputs["labels"], inputs["positions"])
+    torch.testing.assert_close(found, loaded.network(inputs["x_t"], inputs["t"], labels, inputs["keep"]), **CLOSE)
+    [pictures] = run(exported / "large-upsampler.onnx", x=found)
+    torch.testing.assert_close(pictures, loaded.upsampler(found), **CLOSE)
+
+
+def test_the_metadata_says_what_the_tensors_mean(exported: Path, evaluator: tuple[Path, Evaluator]) -> None:
+    for file in (exported / "adapter.onnx", exported / "large.onnx", exported / "large-upsampler.onnx", evaluator[0]):
+        session, said = onnxruntime.InferenceSession(file), metadata(file)
+        assert json.loads(said["label_names"]) == list(ICLEVR.names)
+        for tensor in [*session.get_inputs(), *session.get_outputs()]:
+            kind, dimensions = re.match(r"(\w+) \(([^)]*)\): .", said[tensor.name]).groups()  # type: ignore[union-attr]
+            assert tensor.type == {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}[kind]
+            sizes = {"batch": "batch", "labels": len(ICLEVR)}
+            wanted = [sizes.get(one) or int(one) for one in dimensions.split(", ")]
+            assert [str(one) if i else "batch" for i, one in enumerate(tensor.shape)] == list(map(str, wanted))
+            assert isinstance(tensor.shape[0], str)  # free
+    said = metadata(exported / "adapter.onnx")
+    assert (said["checkpoint"], said["kind"], said["prediction_type"]) == ("adapter", "denoiser", "eps")
+    assert json.loads(said["alpha_bar"]) == alpha_bar("cosine", 1000).tolist()
+    assert json.loads(said["sampling"])["steps"] >= 1
+    assert metadata(exported / "large.onnx")["prediction_type"] == "v"
+
+
+def test_the_example_of_the_documentation_needs_no_torch(evaluator: tuple[Path, Evaluator], tmp_path: Path) -> None:
+    file, made = evaluator
+    (tmp_path / "evaluator.onnx").write_bytes(file.read_bytes())
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    page = (ROOT / "docs/models.md").read_text()
+    [example] = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "onnxruntime" in code]
+    program = f"import sys\nsys.modules['torch'] = None\n{example}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+    located = made.positions(images)
+    assert located is not None
+    rows = zip(ICLEVR.names, made.probabilities(images)[0], located[0], strict=True)
+    wanted = [f"{name} at {x:.2f}, {y:.2f}" for name, probability, (x, y) in rows if probability > 0.5]
+    assert 0 < len(wanted) < len(ICLEVR)
+    assert done.stdout.splitlines() == wanted
+
+
+def test_the_command_writes_and_refuses(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_toy_denoiser(Path("models"), "toy", 0)
+    code, out, err = command("export", "toy", "network.onnx")
+    assert (code, out) == (0, ""), err
+    assert "network.onnx" in err
+    assert metadata(Path("network.onnx"))["checkpoint"] == "toy"
+    refused(command("export", "toy", "network.bin"), r"network\.bin must end in \.onnx or \.pth")
+    refused(command("export", "toy", "no/network.onnx"), "there is no folder no")
+    refused(command("export", "nobody", "network.onnx"), r"nobody\.safetensors: cannot be read: No such file")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    refused(command("export", "toy", "network.onnx"), r"need the package onnxscript: pip install 'labelgrid\[onnx\]'")

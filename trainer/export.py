@@ -1,0 +1,162 @@
+"""Writes a checkpoint as ONNX, in float32, for programs without torch. The file's metadata says what each tensor means.
+
+Knows no command line. docs/models.md has an example.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from shared.checkpoint import CheckpointInfo, read_info
+from shared.diffusion.layouts import OUTSIDE, with_positions
+from shared.diffusion.model import Denoiser, load_denoiser
+from shared.diffusion.upsampler import UpsamplerNet
+from shared.evaluator import IMAGE_SIZE, THRESHOLD, Evaluator, load_evaluator
+from shared.storage import Location
+from trainer.errors import TrainerError
+
+TO_X_0 = {
+    "v": "x_0 = sqrt(alpha_bar[t]) x_t - sqrt(1 - alpha_bar[t]) prediction",
+    "eps": "x_0 = (x_t - sqrt(1 - alpha_bar[t]) prediction) / sqrt(alpha_bar[t])",
+}
+POSITIONS = "float32 (batch, labels, 2): x and y of each object's centre, from 0, left or top, to 1, right or bottom"
+
+
+class EvaluatorGraph(nn.Module):
+    """Pictures -> probabilities and, with a position head, positions: as the evaluator's methods of these names."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        super().__init__()
+        # a copy, since a loaded evaluator computes with folded layers, on some CPUs in bfloat16
+        self.plain = Evaluator(evaluator.vocabulary, locates=evaluator.locator is not None)
+        self.plain.load_state_dict(evaluator.state_dict())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        logits, located = self.plain(images.clamp(-1, 1))
+        return (logits.sigmoid(),) if located is None else (logits.sigmoid(), located[0])
+
+
+class DenoiserGraph(nn.Module):
+    """The denoising network with labels and positions as two inputs; the latter only if it takes any."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor, keep: Tensor, positions: Tensor | None = None) -> Tensor:
+        out: Tensor = self.network(x_t, t, labels if positions is None else with_positions(labels, positions), keep)
+        return out
+
+
+class UpsamplerGraph(nn.Module):
+    """The upsampler without its arguments for training."""
+
+    def __init__(self, network: UpsamplerNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.network(x)
+        return out
+
+
+def write_onnx(path: Location, out: Path) -> list[Path]:
+    """Write the checkpoint at `path` to `out` and return the files written.
+
+    An adapter is written together with its base, as one network. A denoiser's upsampler gets a file of its own,
+    OUT-upsampler.onnx. Raises TrainerError if the package that exports is not installed.
+    """
+    if importlib.util.find_spec("onnxscript") is None:
+        raise TrainerError("ONNX files need the package onnxscript: pip install 'labelgrid[onnx]'")
+    if read_info(path).kind == "evaluator":
+        _write_evaluator(load_evaluator(path), out)
+        return [out]
+    denoiser = load_denoiser(path)
+    _write_denoiser(denoiser, out)
+    if denoiser.upsampler is None:
+        return [out]
+    beside = out.with_stem(f"{out.stem}-upsampler")
+    _write_upsampler(denoiser, denoiser.upsampler, beside)
+    return [out, beside]
+
+
+def _write_evaluator(evaluator: Evaluator, out: Path) -> None:
+    assert evaluator.info is not None
+    inputs = {"images": torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE)}
+    meanings = {
+        "images": f"float32 (batch, 3, {IMAGE_SIZE}, {IMAGE_SIZE}): RGB from -1 to 1, squeezed to this size, unpadded",
+        "probabilities": f"float32 (batch, labels): of each label; above {THRESHOLD} it counts as found",
+    }
+    if evaluator.locator is not None:
+        meanings["positions"] = f"{POSITIONS}; without meaning for labels that are not found"
+    _write(EvaluatorGraph(evaluator), inputs, meanings, describe(evaluator.info), out)
+
+
+def _write_denoiser(denoiser: Denoiser, out: Path) -> None:
+    """Write the network and what sampling needs: alpha_bar, the kind of prediction, the default sampling options."""
+    K, T, shape = len(denoiser.vocabulary), len(denoiser.alpha_bar), denoiser.image_shape
+    picture = f"float32 (batch, {', '.join(map(str, shape))})"
+    inputs = {
+        "x_t": torch.zeros(2, *shape),
+        "t": torch.zeros(2, dtype=torch.int64),
+        "labels": torch.zeros(2, K),
+        "keep": torch.ones(2, dtype=torch.bool),
+    }
+    meanings = {
+        "x_t": f"{picture}: sqrt(alpha_bar[t]) x_0 + sqrt(1 - alpha_bar[t]) noise; x_0 is a picture, RGB from -1 to 1",
+        "t": f"int64 (batch): timesteps from 0, least noise, to {T - 1}, most",
+        "labels": "float32 (batch, labels): 1 for each label to be shown, else 0",
+        "keep": "bool (batch): false drops the labels, for guidance: null + w (kept - null)",
+        "prediction": f"{picture}: {denoiser.prediction}; {TO_X_0[denoiser.prediction]}",
+    }
+    if denoiser.network.config.positions:
+        inputs["positions"] = torch.zeros(2, K, 2)
+        meanings["positions"] = f"{POSITIONS}; {OUTSIDE:g} for labels that are not shown"
+    more = {
+        "prediction_type": denoiser.prediction,
+        "alpha_bar": json.dumps(denoiser.alpha_bar.tolist()),
+        "sampling": denoiser.options.model_dump_json(),
+    }
+    _write(DenoiserGraph(denoiser.network), inputs, meanings, describe(denoiser.info) | more, out)
+
+
+def _write_upsampler(denoiser: Denoiser, upsampler: UpsamplerNet, out: Path) -> None:
+    small, large = denoiser.image_shape, denoiser.picture_shape
+    meanings = {
+        "x": f"float32 (batch, {', '.join(map(str, small))}): sampled pictures, RGB from -1 to 1",
+        "pictures": f"float32 (batch, {', '.join(map(str, large))}): enlarged, RGB from about -1 to 1",
+    }
+    _write(UpsamplerGraph(upsampler), {"x": torch.zeros(2, *small)}, meanings, describe(denoiser.info), out)
+
+
+def describe(info: CheckpointInfo) -> dict[str, str]:
+    """Return the metadata of every file: which checkpoint it is, and its labels in the order of the tensors."""
+    return {
+        "checkpoint": info.name,
+        "kind": info.kind,
+        "digest": info.digest,
+        "label_names": json.dumps(info.vocabulary),
+    }
+
+
+def _write(
+    graph: nn.Module, inputs: dict[str, Tensor], meanings: dict[str, str], metadata: dict[str, str], out: Path
+) -> None:
+    """Export `graph` with a free batch size. `meanings`: of inputs and outputs by name, outputs in their order."""
+    batch = torch.export.Dim("batch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns about itself
+        program = torch.onnx.export(
+            graph.eval(), kwargs=inputs, input_names=list(inputs), dynamo=True, verbose=False,
+            output_names=[name for name in meanings if name not in inputs],
+            dynamic_shapes={name: {0: batch} for name in inputs},
+        )  # fmt: skip
+        assert program is not None
+        program.model.metadata_props.update(metadata | meanings)
+        program.save(out)
