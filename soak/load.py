@@ -23,7 +23,7 @@ from soak.receiver import Receiver
 from soak.stack import OWNERS, SoakStack
 from tests.service.api.uploads.zips import GOOD, LISTS, zipped
 
-EVERY_S = 12.0  # between two requests: the soak must leave a shared machine its work
+EVERY_S = 3.0  # between two requests: the soak must leave a shared machine its work
 AT_A_TIME = 100  # clients; more than wait in any fault
 PATIENCE_S = 630.0  # of a client: some faults and restarts on a busy machine
 PATIENT = {"Prefer": "wait=20"}
