@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import Any
 
+import httpx
+
 from faults import report
 from faults.cases import CASES
 from faults.cases.case import Case
@@ -56,7 +58,7 @@ def main() -> int:
         print(f"{name}: {CASES[name].description}", flush=True)
         try:
             result = try_out(CASES[name])
-        except RuntimeError as error:
+        except (RuntimeError, httpx.HTTPError) as error:
             print(f"{name} failed; logs are in {LOGS / name}:\n{error}", file=sys.stderr, flush=True)
             report.forget(name)
             failed.append(name)
