@@ -50,7 +50,7 @@ class CheckpointInfo(BaseModel):
     name: str
     kind: CheckpointKind
     format_version: int
-    digest: str  # SHA-256 of the file's tensor section, in hex
+    digest: str  # SHA-256 of the file's tensor section, in hex; of an adapter: see `digest_of`
     vocabulary: tuple[str, ...]
     # what rebuilds the network: network, schedule, prediction; an adapter's `base` is {"name", "digest"} of the
     # checkpoint, in the same storage, whose weights it changes
@@ -74,6 +74,15 @@ class CheckpointInfo(BaseModel):
         if datetime.fromisoformat(value).tzinfo is None:
             raise ValueError("a time needs its offset from UTC")
         return value
+
+
+def digest_of(tensors: str, config: Mapping[str, Any]) -> str:
+    """Return a checkpoint's digest, given that of its tensors: for an adapter, that of both its own and its base's.
+
+    An adapter's pictures change with its base, so a digest of its own tensors would not tell them apart.
+    """
+    base = config.get("base")
+    return tensors if base is None else hashlib.sha256(f"{tensors}{base['digest']}".encode()).hexdigest()
 
 
 def read_info(path: Location) -> CheckpointInfo:
@@ -157,7 +166,7 @@ def publish(
 
 
 def reconfigure(path: Location, changes: Mapping[str, Any]) -> None:
-    """Change fields of a checkpoint's configuration. Its tensors, their digest and its date stay.
+    """Change fields of a checkpoint's configuration. Its tensors and its date stay.
 
     Raises CheckpointError as `load` and `publish`.
     """
@@ -208,7 +217,7 @@ def _verify(file: BinaryIO, path: Location) -> CheckpointInfo:
     digest = hashlib.sha256()  # not file_digest(), which takes all of an in-memory file, wherever it stands
     while piece := file.read(1 << 20):
         digest.update(piece)
-    if digest.hexdigest() != info.digest:
+    if digest_of(digest.hexdigest(), info.config) != info.digest:
         raise CheckpointError(path.name, "damaged: the tensors do not match their digest")
     return info
 
@@ -253,8 +262,9 @@ def _info_of(header: dict[str, Any], path: Location) -> CheckpointInfo:
     if version != FORMAT_VERSION:  # before the fields, which another version may have changed
         raise CheckpointError(path.name, f"format version {version!r}; this program reads version {FORMAT_VERSION}")
     try:
-        return CheckpointInfo.model_validate_json(json.dumps({**description, "name": path.stem}))
+        info = CheckpointInfo.model_validate_json(json.dumps({**description, "name": path.stem}))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(path.name, f"damaged: its description's {field}: {first['msg']}") from error
+    return info.model_copy(update={"digest": digest_of(info.digest, info.config)})

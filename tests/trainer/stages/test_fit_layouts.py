@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shared.checkpoint import load
+from shared.checkpoint import load, read_info
 from shared.diffusion.layouts import LAYOUTS, LayoutNetwork
 from shared.diffusion.model import load_denoiser
 from shared.vocabulary import Vocabulary
@@ -56,6 +56,7 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     base = publish_toy_denoiser(storage, "positioned", 0, positions=True)
     publish_toy_adapter(storage, "adapter", base)
     before, weights = load(storage / "positioned.safetensors")
+    adapter = read_info(storage / "adapter.safetensors")
     assert command("render", tmp_path / "places", "--scenes", "20", "--no-pictures")[0] == 0
     assert not (tmp_path / "places/iclevr").exists()
     fit = ["fit-layouts", "positioned", "--data", tmp_path / "places", "--storage", storage, "--run", tmp_path / "run"]
@@ -69,4 +70,5 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     assert len(others) < len(weights)
     adapted = load_denoiser(storage / "adapter.safetensors")  # refuses a base of another digest
     assert isinstance(adapted.layouts, LayoutNetwork)
+    assert adapted.info.digest != adapter.digest  # its pictures have changed
     assert torch.equal(adapted.layouts.label.weight, changed[f"{LAYOUTS}label.weight"].float())
