@@ -27,6 +27,7 @@ from service.client.messages import (
     LabelLists,
     Layouts,
     Options,
+    Png,
     Retry,
     generate_arguments,
     given,
@@ -184,21 +185,21 @@ class AsyncClient:
             yield Event("retry", Retry(pause_s, "the stream of events broke off"))
             await self._sleep(pause_s)
 
-    async def grid(self, job_id: str) -> bytes:
+    async def grid(self, job_id: str) -> Png:
         """Return the PNG of all pictures of a finished job."""
-        return (await self._send("GET", f"{_job_path(job_id)}/grid.png")).content
+        return Png((await self._send("GET", f"{_job_path(job_id)}/grid.png")).content)
 
-    async def image(self, job_id: str, index: int) -> bytes:
+    async def image(self, job_id: str, index: int) -> Png:
         """Return the PNG of one picture."""
-        return (await self._send("GET", f"{_job_path(job_id)}/images/{index}.png")).content
+        return Png((await self._send("GET", f"{_job_path(job_id)}/images/{index}.png")).content)
 
     async def zip(self, job_id: str) -> bytes:
         """Return a zip of a finished job's pictures, 0.png, 1.png, ..., which `score` takes as `pictures`."""
         return (await self._send("GET", f"{_job_path(job_id)}/pictures.zip")).content
 
-    async def strip(self, job_id: str, index: int) -> bytes:
+    async def strip(self, job_id: str, index: int) -> Png:
         """Return the PNG of one picture's stages from noise to picture, for a job with a `trajectory`."""
-        return (await self._send("GET", f"{_job_path(job_id)}/trajectories/{index}.png")).content
+        return Png((await self._send("GET", f"{_job_path(job_id)}/trajectories/{index}.png")).content)
 
     async def labels(self, model: str | None = None) -> Labels:
         return read_body(await self._send("GET", "/labels", params=given({"model": model})), Labels)

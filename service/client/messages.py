@@ -58,6 +58,16 @@ class Event:
     data: Job | StatusEvent | PictureEvent | StepsEvent | Retry
 
 
+class Png(bytes):
+    """The bytes of a PNG, which a notebook shows as a picture."""
+
+    def __repr__(self) -> str:
+        return f"<PNG, {len(self)} bytes>"
+
+    def _repr_png_(self) -> bytes:
+        return self
+
+
 def read_event(sse: ServerSentEvent, url: httpx.URL) -> Event | None:
     """Return the event, or None for one that only newer clients know."""
     body = EVENTS.get(sse.event)
