@@ -24,7 +24,7 @@ def test_help(command: Command) -> None:
         ("fit-evaluator", ["--data", "--held-out", "--minutes", "--steps", "--start-from"]),
         ("train", ["--data", "--held-out", "--preset", "--set", "--minutes", "--steps", "--evaluator", "--device"]),
         ("score", ["--repeats", "--model", "--sampler", "--guidance", "--grid", "--json"]),
-        ("export", ["--course-file", "--storage"]),
+        ("export", [".onnx", "checkpoint.pth", "--storage"]),
         ("promote", ["--storage"]),
         ("memorisation", ["--held-out", "--model", "--evaluator", "--pictures", "--label-sets", "--json", "--grid"]),
         ("compare", ["--out", "--evaluator", "--minutes-per-variant", "--steps-per-variant", "--only"]),
