@@ -147,7 +147,7 @@ class JobReader:
         status, raw, total = await self.connection.hmget(keys.job(job_id), ["status", "result", "total"])
         if status is None:
             raise await self._gone(job_id)
-        if raw is None:
+        if raw is None or total is None:
             detail = f"the pictures are not all ready; the job is {text(status)}"
             raise NotReady(detail, job_status=text(status))
         result = JobResult.read(raw)
