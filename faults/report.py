@@ -59,6 +59,8 @@ Promises with tests of their own:
 | no job waits for another model's long job | `tests/service/worker/test_wanted_models.py` |
 | a suspected picture shares its worker with suspects only | `tests/service/worker/test_runner_failures.py` |
 | while storage hangs, workers use their copies | `tests/service/worker/test_checkpoint_cache.py` |
+| a job finishes only while Redis has all of its pictures | `tests/service/store/test_jobs.py` |
+| pictures of dead workers come before new ones | `tests/service/store/test_claims.py` |
 | an unreadable picture stops nobody | `tests/service/store/test_claims.py` |
 | an unreadable record stops nobody | `tests/service/worker/test_runner_failures.py` |
 
