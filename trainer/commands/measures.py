@@ -52,6 +52,7 @@ def places(
         list[int], typer.Option(min=1, max=10, help="Objects in a scene. Repeatable: a row for each number.")
     ],
     count: Annotated[int, typer.Option(min=1, help="Scenes with each number of objects.")] = 64,
+    centre: Annotated[float, typer.Option(min=0, max=1, help="Share of scenes with an object in the centre.")] = 0.0,
     storage: options.Storage = Path("models"),
     model: options.Model = None,
     evaluator: options.Evaluator = None,
@@ -61,7 +62,7 @@ def places(
     json_out: options.Json = None,
     device: options.DeviceName = "auto",
 ) -> None:
-    """Score pictures with objects at random places, none of them in the centre by rule, beside fresh renders."""
+    """Score pictures at the places of random scenes, and at places of the model's own, beside renders of the scenes."""
     from shared.diffusion.model import load_denoiser
     from shared.evaluator import load_evaluator
     from trainer.score import make_options, save_grid
@@ -73,10 +74,10 @@ def places(
     judge = load_evaluator(terminal.evaluator_path(storage, evaluator, denoiser.info), where)
     sampling, placed = make_options(preset, {}, denoiser.options), []
     with terminal.bar() as progress:
-        task = progress.add_task("sampling (pictures x steps)", total=len(objects) * count * sampling.steps)
+        task = progress.add_task("sampling (pictures x steps)", total=2 * len(objects) * count * sampling.steps)
         for n in objects:
             measured, images = measure(
-                denoiser, judge, sampling, objects=n, count=count, seed=seed,
+                denoiser, judge, sampling, objects=n, count=count, seed=seed, centre=centre,
                 on_step=lambda rows: progress.advance(task, len(rows)),
             )  # fmt: skip
             placed += measured

@@ -1,6 +1,7 @@
-"""Measures how well a denoiser puts objects at given places: random scenes, none of whose objects has to be central.
+"""Measures how well a denoiser puts objects at given places: those of random scenes.
 
-Fresh renders of the same scenes, measured in the same way, are the practical ceiling.
+Fresh renders of the same scenes, measured in the same way, are the practical ceiling. Pictures of the same labels at
+places that the denoiser chooses show what its layouts cost.
 """
 
 from __future__ import annotations
@@ -54,33 +55,37 @@ def judge_places(
 
 def measure(
     denoiser: Denoiser, evaluator: Evaluator, options: SamplingOptions, *, objects: int, count: int, seed: int,
-    on_step: Callable[[Sequence[Row]], None] = lambda _: None,
+    centre: float = 0.0, on_step: Callable[[Sequence[Row]], None] = lambda _: None,
 ) -> tuple[list[Placed], Tensor]:  # fmt: skip
-    """Sample `count` random scenes with `objects` distinct objects each at their places, and render them too.
+    """Sample `count` random scenes with `objects` distinct objects each, at their places and at places of its own.
 
-    Returns the figures of both, and the sampled pictures.
+    Renders them too. `centre`: the share of scenes with an object in the centre. Returns the figures of all three, and
+    the pictures sampled at the scenes' places.
     """
     if denoiser.layouts is None or denoiser.aspect != 1.0:
         raise TrainerError(f"{denoiser.info.name} takes no positions in pictures without padding")
     if {denoiser.vocabulary, evaluator.vocabulary} != {ICLEVR}:
         raise TrainerError("only i-CLEVR's objects can be rendered; the denoiser or the evaluator has other labels")
     lists = list(random_scenes(count, objects, seed).values())
-    fresh = fresh_renders(lists, np.random.default_rng([seed, 4]), centre=0.0)
+    fresh = fresh_renders(lists, np.random.default_rng([seed, 4]), centre=centre)
     points = [[picture_position(placed) for placed in scene] for scene in fresh.scenes]
     targets = targets_of(lists, ICLEVR)
     wanted = torch.stack(
         [positions_at(ICLEVR.encode(labels), at, len(ICLEVR)) for labels, at in zip(lists, points, strict=True)]
     )
-    stepper = denoiser.stepper()
-    rows = [stepper.new_row(targets[i], options, picture_seed(seed, i), positions=wanted[i]) for i in range(len(lists))]
-    while any(not row.done for row in rows):
-        stepper.step(rows)
-        on_step(rows)
-    sampled = stepper.pictures(rows)
+    stepper, name = denoiser.stepper(), denoiser.info.name
+    pictures: dict[str, tuple[Tensor, Tensor]] = {}  # with the places of their objects
+    for what, positions in ((name, list(wanted)), (f"{name}, its own places", [None] * count)):
+        rows = [stepper.new_row(targets[i], options, picture_seed(seed, i), positions[i]) for i in range(count)]
+        while any(not row.done for row in rows):
+            stepper.step(rows)
+            on_step(rows)
+        pictures[what] = stepper.pictures(rows), torch.stack([row.labels[:, 1:].cpu() for row in rows])
+    sampled = pictures[name][0]
+    pictures["fresh renders"] = fresh.images, wanted
     aspect = sampled.shape[-2] / sampled.shape[-1]
-    both = {denoiser.info.name: sampled, "fresh renders": fresh.images}
     placed = [
-        Placed(objects, name, *judge_places(evaluator, images, targets, wanted, aspect))
-        for name, images in both.items()
+        Placed(objects, what, *judge_places(evaluator, images, targets, places, aspect))
+        for what, (images, places) in pictures.items()
     ]
     return placed, sampled

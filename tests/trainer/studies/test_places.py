@@ -55,7 +55,9 @@ def test_the_command(command: Command) -> None:
     assert code == 0, err
     figures = json.loads(Path("a.json").read_text())
     assert [(one["objects"], one["pictures"]) for one in figures] == [
-        (1, "placing"), (1, "fresh renders"), (4, "placing"), (4, "fresh renders"),
+        (objects, pictures)
+        for objects in (1, 4)
+        for pictures in ("placing", "placing, its own places", "fresh renders")
     ]  # fmt: skip
     assert "fresh renders" in out
     assert Path("a.png").stat().st_size > 100
