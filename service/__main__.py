@@ -156,6 +156,18 @@ def check(
 
 
 @app.command()
+def prune() -> None:
+    """Remove results from storage that are too old, or too many for their owner. A worker does it every hour."""
+    with _process("prune") as settings:
+        from service.results.files import ResultFiles
+        from service.results.retention import prune as remove
+
+        if settings.results is None:
+            raise SettingError("results", None, "set it: results are in Redis only, which removes them itself")
+        print(remove(ResultFiles(settings.results), settings.results_days, settings.results_bytes_per_owner))
+
+
+@app.command()
 def keys(
     name: Annotated[
         str, typer.Argument(help="the key's owner, to whom its jobs belong: letters, digits, '.', '_' and '-'")

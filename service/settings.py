@@ -67,6 +67,13 @@ class Settings(BaseSettings):
 
     storage: Storage = Path("models")
     """Folder of the checkpoints, or an address that fsspec opens, such as s3://bucket/path."""
+    results: Storage | None = None
+    """Folder, or an address such as s3://bucket/path, in which finished jobs are kept with their pictures. If unset,
+    they are kept in Redis for job_ttl_s. The API and all workers need the same value (docs/jobs.md)."""
+    results_days: int = Field(default=30, ge=1)
+    """How many days finished jobs are kept there."""
+    results_bytes_per_owner: int | None = Field(default=None, ge=1)
+    """Maximum size of what one owner has there: beyond it the owner's oldest jobs are removed. Unlimited if unset."""
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("LABELGRID_REDIS_URL", "REDIS_URL")
     )
@@ -169,7 +176,8 @@ class Settings(BaseSettings):
     """How often a worker checks which model is promoted, and how old the API's view of a remote storage may be."""
     storage_timeout_s: float = Field(default=120.0, gt=0)
     """How long a worker waits for a checkpoint of which this machine has no copy. Then its job fails. While storage
-    hangs, jobs of models that are loaded or cached go on."""
+    hangs, jobs of models that are loaded or cached go on. For `results` a worker
+    waits for half of lease_s at most."""
     cache: Path = Path("~/.cache/labelgrid")
     """Where a worker caches checkpoint files, so that accepted jobs can finish after the storage has changed."""
     cache_bytes: int = Field(default=4 << 30, ge=0)

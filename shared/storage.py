@@ -6,9 +6,10 @@ Imports no torch. Must not know what is in the files. Errors of any file system 
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
@@ -56,6 +57,44 @@ def versions(folder: Location) -> dict[str, str]:
 
 def _version(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
+
+
+def folders(folder: Location) -> list[str]:
+    """Return the names of the folders in a folder. Empty if it is absent."""
+    with _errors():
+        try:
+            if isinstance(folder, Path):
+                return [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+            found = folder.fs.ls(folder.path, detail=True)
+        except FileNotFoundError:
+            return []
+        return [entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory"]
+
+
+def sizes(folder: Location) -> dict[str, int]:
+    """Return every file under a folder, by its path in there, with its size in bytes. Empty if it is absent."""
+    with _errors():
+        if isinstance(folder, Path):
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+        root = folder.path.rstrip("/") + "/"
+        found: dict[str, dict[str, Any]] = folder.fs.find(folder.path, detail=True)
+        return {name.rpartition(root)[2]: int(entry["size"]) for name, entry in found.items()}
+
+
+def remove(path: Location) -> None:
+    """Remove a file, if it is there."""
+    with _errors(), contextlib.suppress(FileNotFoundError):
+        path.unlink() if isinstance(path, Path) else path.fs.rm_file(path.path)
+
+
+def remove_folder(folder: Location) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    with _errors(), contextlib.suppress(FileNotFoundError):
+        if isinstance(folder, Path):
+            shutil.rmtree(folder)
+        else:
+            folder.fs.rm(folder.path, recursive=True)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from service.store import workers
 from service.store.connection import connect, text
 from service.store.jobs import JobStore
 from tests.documented import Documented
+from tests.s3 import serve_s3
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 
 if TYPE_CHECKING:
@@ -56,6 +57,13 @@ def connection(redis_server: RedisServer) -> Iterator[Redis]:
     yield client
     client.flushall()
     client.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server with the bucket BUCKET of `tests/s3.py`."""
+    with serve_s3() as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

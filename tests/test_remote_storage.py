@@ -1,15 +1,11 @@
 """Remote storage, in memory and on a real S3 server: checkpoints, the API's catalogue, workers and the trainer."""
 
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
 import torch
 from redis import Redis
@@ -27,49 +23,10 @@ from shared.options import SamplingOptions
 from shared.registry import promote, promoted, resolve, scan
 from shared.storage import Location, open_storage
 from tests.conftest import serving
+from tests.s3 import BUCKET
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
 
-BUCKET = "labelgrid-test"
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """Run moto's S3 server in its own process, with a bucket and the environment variables for it."""
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    variables = {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        deadline = time.monotonic() + 60
-        while True:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            try:
-                httpx.get(address, timeout=5)
-                break
-            except httpx.TransportError:
-                time.sleep(0.05)
-        remote = open_storage(f"s3://{BUCKET}/")
-        assert not isinstance(remote, Path)
-        remote.fs.mkdir(BUCKET)
-        yield address
-    process.kill()
-    process.wait()
 
 
 @pytest.fixture(params=["memory", "s3"])

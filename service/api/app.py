@@ -19,6 +19,7 @@ from service.api.catalog import Models
 from service.api.event_feed import Feeds
 from service.api.openai import routes as openai
 from service.api.openapi import DocumentedAPI
+from service.api.results.reader import ResultReader
 from service.api.routes import generate, jobs, meta, metrics, page, score
 from service.settings import Settings
 from service.store.connection import connect
@@ -71,6 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         reading, waiting = (_pool(settings.redis_url, most) for most in (MAX_CONNECTIONS, MAX_WAITING))
         app.state.store = JobStore(connection, settings)
         app.state.reader = JobReader(reading, waiting)
+        app.state.results = ResultReader(app.state.reader, settings.results)
         app.state.feeds = Feeds(app.state.reader)
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
         yield

@@ -11,6 +11,7 @@ from structlog.contextvars import bind_contextvars
 
 from service.api.catalog import Models
 from service.api.event_feed import Feeds
+from service.api.results.reader import ResultReader
 from service.contract.schemas import EXAMPLE_ID
 from service.settings import Settings
 from service.store.jobs import JobStore
@@ -29,6 +30,7 @@ def _created(name: str) -> Any:
 SettingsDep = Annotated[Settings, _created("settings")]
 StoreDep = Annotated[JobStore, _created("store")]  # blocking: call it in a thread
 ReaderDep = Annotated[JobReader, _created("reader")]
+ResultsDep = Annotated[ResultReader, _created("results")]
 FeedsDep = Annotated[Feeds, _created("feeds")]
 ModelsDep = Annotated[Models, _created("models")]  # reads files: call it in a thread
 
@@ -47,9 +49,9 @@ OwnerDep = Annotated[str, Depends(_owner)]  # who sent the request, by the name 
 async def _own_job(
     job_id: Annotated[str, Path(max_length=64, description="a job's id", examples=[EXAMPLE_ID])],
     owner: OwnerDep,
-    reader: ReaderDep,
+    results: ResultsDep,
 ) -> str:
-    await reader.check_owner(job_id, owner)
+    await results.check_owner(job_id, owner)
     bind_contextvars(job_id=job_id)
     return job_id
 

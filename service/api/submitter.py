@@ -20,9 +20,10 @@ from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
 from service.api.catalog import Models
-from service.api.dependencies import ModelsDep, OwnerDep, ReaderDep, SettingsDep, StoreDep
+from service.api.dependencies import ModelsDep, OwnerDep, ResultsDep, SettingsDep, StoreDep
 from service.api.openapi_parts import PNG, Responses, header, job_links
 from service.api.preferences import Preferences
+from service.api.results.reader import ResultReader
 from service.contract.errors import (
     BadRequest,
     ClientGone,
@@ -40,6 +41,7 @@ from service.contract.errors import (
     Unavailable,
     UnknownJob,
 )
+from service.contract.job_ids import new_job_id
 from service.contract.recipe import Recipe
 from service.contract.records import (
     MAX_SEED,
@@ -56,8 +58,7 @@ from service.settings import Settings
 from service.store import admission
 from service.store.admission import Full
 from service.store.idempotency import IdempotentRequest
-from service.store.jobs import JobStore, new_id
-from service.store.reader import JobReader
+from service.store.jobs import JobStore
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
@@ -146,7 +147,7 @@ class Submitter:
     request: Request
     settings: Settings
     store: JobStore
-    reader: JobReader
+    results: ResultReader
     models: Models
     owner: str
     idempotency_key: str | None
@@ -180,7 +181,7 @@ class Submitter:
         """
 
         async def new() -> NewJob:
-            job = await self.reader.job(job_id)
+            job = await self.results.job(job_id, self.owner)
             if job.status not in ("failed", "cancelled"):
                 detail = f"the job is {job.status}; only a failed or cancelled job can be retried"
                 raise NotFailed(detail, job_status=job.status)
@@ -192,7 +193,8 @@ class Submitter:
         before = self.store.record(job_id)
         if before is None:
             raise UnknownJob(f"there is no job {job_id!r}")  # it has just expired
-        own = {"id": new_id(), "created_at": time.time(), "request_id": request_id()}
+        now = time.time()
+        own = {"id": new_job_id(now), "created_at": now, "request_id": request_id()}
         record = before.model_copy(update={**own, "traceparent": tracing.traceparent()})
         if record.sent:
             return record, None, self.store.pngs(job_id, range(record.total))
@@ -226,8 +228,8 @@ class Submitter:
     async def wait(self, job_id: str, wait_s: float) -> Job:
         """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""
         if wait_s <= 0:
-            return await self.reader.wait(job_id, 0.0)
-        end = asyncio.create_task(self.reader.wait(job_id, wait_s))
+            return await self.results.jobs.wait(job_id, 0.0)
+        end = asyncio.create_task(self.results.jobs.wait(job_id, wait_s))
         disconnect = asyncio.create_task(_disconnect(self.request))
         try:
             await asyncio.wait((end, disconnect), return_when=asyncio.FIRST_COMPLETED)
@@ -253,7 +255,7 @@ class Submitter:
         check_finished(job, headers)
         if preferences.png:
             headers["Content-Location"] = f"{location}/grid.png"
-            return Response(await self.reader.grid(job_id), media_type="image/png", headers=headers)
+            return Response(await self.results.grid(job_id, self.owner), media_type="image/png", headers=headers)
         return JSONResponse(job.model_dump(mode="json"), headers=headers)
 
     def _record(self, kind: JobKind, fields: SamplingFields, spec: JobSpec, sent: bool) -> JobRecord:
@@ -269,11 +271,12 @@ class Submitter:
         if seed + spec.repeats - 1 > MAX_SEED:
             raise BadRequest.at(("body", "seed"), f"with {spec.repeats} repeats the last seed would exceed {MAX_SEED}")
         _check_stages(spec.trajectory, len(spec.labels), options)
+        created_at = time.time()
         return JobRecord(
-            id=new_id(),
+            id=new_job_id(created_at),
             owner=self.owner,
             kind=kind,
-            created_at=time.time(),
+            created_at=created_at,
             model=info.name,
             digest=info.digest,
             labels=spec.labels,
@@ -309,7 +312,7 @@ class Submitter:
 
     async def _reserve(self, record: JobRecord, expected_bytes: int) -> None:
         """Reserve room for the job. Raises NoWorker, QueueFull, QuotaExceeded."""
-        workers = await self.reader.workers()
+        workers = await self.results.jobs.workers()
         if not workers:
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
@@ -377,12 +380,12 @@ async def _submitter(
     request: Request,
     settings: SettingsDep,
     store: StoreDep,
-    reader: ReaderDep,
+    results: ResultsDep,
     models: ModelsDep,
     owner: OwnerDep,
     idempotency_key: IdempotencyKey = None,
 ) -> Submitter:
-    return Submitter(request, settings, store, reader, models, owner, idempotency_key)
+    return Submitter(request, settings, store, results, models, owner, idempotency_key)
 
 
 SubmitterDep = Annotated[Submitter, Depends(_submitter)]

@@ -147,6 +147,11 @@ class JobResult(Stored):
     repeats: list[Scores]
     best: int
 
+    def best_indices(self, record: JobRecord) -> range:
+        """Return the indices of the pictures in the grid."""
+        n = len(record.labels)
+        return range(self.best * n, (self.best + 1) * n)
+
 
 @dataclass(frozen=True)
 class FinishedPicture:

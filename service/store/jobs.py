@@ -5,7 +5,7 @@ The status in Redis is the truth; RQ only wakes workers. Knows no HTTP, no torch
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -30,6 +30,7 @@ log = get_logger(__name__)
 KEPT_EVENTS = 1000  # per job; a client that missed older ones reads the job itself
 FAILED_RQ_JOB_TTL_S = 60  # RQ's default is a year; nothing reads it, and every worker that is killed leaves one
 UNATTENDED_S = 7 * 86400  # an open job outlives its time limit by this, so that a worker back after an outage ends it
+RECENT_S = 60  # a kept job's verdicts and events stay in Redis so long, for clients that wait for it or follow it
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 
 # Sets a new job's deadline by Redis's clock, because the clocks of API and workers may be wrong.
@@ -41,14 +42,15 @@ _SET_DEADLINE = "redis.call('HSET', KEYS[1], 'overdue_at', redis.call('TIME')[1]
 # not finish: a Redis that came back from a crash, or a former replica, may have lost some since the caller saw them.
 # Returns whether a webhook is due, and the job's record; nil if the job does not move.
 # KEYS: open jobs, job, events, verdicts, PNGs, RQ's queue, tombstone. ARGV: id, new status, time to live in s, events
-# kept, grid or "", prefix of RQ's jobs, the tombstone's time to live in s, then fields and values to set in the job.
+# kept, grid or "", prefix of RQ's jobs, the tombstone's time to live in s, bytes of the grid, seconds until
+# storage alone has its verdicts and events if it is kept there, else 0, then fields and values to set in the job.
 _MOVE = f"""
 local status = redis.call('HGET', KEYS[2], 'status')
 local to = ARGV[2]
 if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return nil end
 if to == 'finished' and redis.call('HLEN', KEYS[4]) < tonumber(redis.call('HGET', KEYS[2], 'total')) then return nil end
 redis.call('HDEL', KEYS[2], 'status')
-redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 8))
+redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 10))
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[5], '{keys.GRID}', ARGV[5]) end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
 if to == 'running' then
@@ -57,27 +59,35 @@ else
   redis.call('SREM', KEYS[1], ARGV[1])
   local rq = redis.call('HGET', KEYS[2], 'rq')
   if rq and redis.call('LREM', KEYS[6], 1, rq) == 1 then redis.call('DEL', ARGV[6] .. rq) end
-  redis.call('HINCRBY', KEYS[2], 'bytes', #ARGV[5])
+  redis.call('HINCRBY', KEYS[2], 'bytes', ARGV[8])
   {admission.COUNT_STORED}
   for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
   redis.call('EXPIRE', KEYS[7], ARGV[7])
+  if ARGV[9] ~= '0' then
+    redis.call('HSET', KEYS[2], 'kept', 1)
+    redis.call('DEL', KEYS[5])
+    -- a webhook says what is in Redis, and may be late
+    if redis.call('HEXISTS', KEYS[2], 'webhook_events') == 0 then
+      for i = 3, 4 do redis.call('EXPIRE', KEYS[i], math.min(ARGV[9], ARGV[3])) end
+    end
+  end
 end
 {webhook_outbox.ADD_IF_WANTED}
 return {{due, redis.call('HGET', KEYS[2], 'record')}}
 """
 
 # Removes a picture from the stream, and stores it if its job is open and no other worker stored it before.
-# KEYS: stream, job, verdicts, PNGs, events. ARGV: group, entry, index, verdict, PNG, field of the trajectory,
-# trajectory or "", events kept, time to live in s.
+# KEYS: stream, job, verdicts, PNGs, events. ARGV: group, entry, index, verdict, PNG or "" if storage has it, field of
+# the trajectory, trajectory or "", events kept, time to live in s, bytes of all three.
 _COMMIT = """
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
 local status = redis.call('HGET', KEYS[2], 'status')
 if status ~= 'queued' and status ~= 'running' then return end
 if redis.call('HSETNX', KEYS[3], ARGV[3], ARGV[4]) == 0 then return end
-redis.call('HSETNX', KEYS[4], ARGV[3], ARGV[5])
+if ARGV[5] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[3], ARGV[5]) end
 if ARGV[7] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[6], ARGV[7]) end
-redis.call('HINCRBY', KEYS[2], 'bytes', #ARGV[4] + #ARGV[5] + #ARGV[7])
+redis.call('HINCRBY', KEYS[2], 'bytes', ARGV[10])
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'picture', ARGV[3])
 for i = 3, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[9]) end
 """
@@ -215,14 +225,23 @@ class JobStore:
         touched = [key(job_id) for key in (keys.job, keys.verdicts, keys.png, keys.events)]
         return bool(self.connection.eval(_DELETE, len(touched), *touched))
 
-    def finish(self, finished: Mapping[str, tuple[JobResult, bytes]]) -> bool:
-        """End jobs with their results and grids. False if all of them had ended before, or lack pictures."""
-        now, grids = time.time(), {job_id: grid for job_id, (_, grid) in finished.items()}
+    def finish(
+        self, finished: Mapping[str, tuple[JobResult, bytes]], kept: Collection[str] = (), at: float | None = None
+    ) -> bool:
+        """End jobs with their results and grids. False if all of them had ended before, or lack pictures.
+
+        `kept`: those whose pictures and grids lie in storage, so that Redis drops them. `at`: when they ended.
+        """
+        now, grids = at or time.time(), {job_id: grid for job_id, (_, grid) in finished.items()}
         fields = {i: {"finished_at": now, "result": result.write()} for i, (result, _) in finished.items()}
-        return self._move("finished", fields, grids)
+        return self._move("finished", fields, grids, kept)
 
     def _move(
-        self, status: JobStatus, jobs: Mapping[str, dict[str, Any]], grids: Mapping[str, bytes] | None = None
+        self,
+        status: JobStatus,
+        jobs: Mapping[str, dict[str, Any]],
+        grids: Mapping[str, bytes] | None = None,
+        kept: Collection[str] = (),
     ) -> bool:
         """Move jobs, given by id with the fields to set in each, in one round trip. Whether one moved."""
         if not jobs:
@@ -234,8 +253,10 @@ class JobStore:
                 touched = [keys.OPEN, keys.job(job_id), keys.events(job_id), keys.verdicts(job_id), keys.png(job_id)]
                 touched += [self.queue.key, keys.tombstone(job_id)]
                 grid = (grids or {}).get(job_id, b"")
-                arguments: list[Any] = [job_id, status, ttl_s, KEPT_EVENTS, grid, RqJob.redis_job_namespace_prefix]
-                arguments += [remembered_s, *(part for pair in fields.items() for part in pair)]
+                is_kept = job_id in kept
+                arguments: list[Any] = [job_id, status, ttl_s, KEPT_EVENTS, b"" if is_kept else grid]
+                arguments += [RqJob.redis_job_namespace_prefix, remembered_s, len(grid), RECENT_S if is_kept else 0]
+                arguments += [*(part for pair in fields.items() for part in pair)]
                 # EVAL rather than EVALSHA: a Redis that restarted in between does not know the script.
                 pipe.eval(_MOVE, len(touched), *touched, *arguments)
             answers = pipe.execute()
@@ -260,19 +281,25 @@ class JobStore:
                 webhook_outbox.enqueue(self.webhooks, job_id, status)
         return True
 
-    def commit(self, stream: str, finished: Sequence[tuple[str, FinishedPicture]]) -> set[str]:
+    def commit(
+        self, stream: str, finished: Sequence[tuple[str, FinishedPicture]], kept: Collection[tuple[str, int]] = ()
+    ) -> set[str]:
         """Store pictures, each given with its stream entry, and return the jobs that are now complete.
 
-        If two workers sampled the same picture, the first one stored is kept. Pictures of an ended job are dropped.
+        `kept`: pictures, by job and index, whose PNGs lie in storage: Redis gets their verdicts only. If two workers
+        sampled the same picture, the first one stored is kept. Pictures of an ended job are dropped.
         """
         jobs = sorted({one.picture.job for _, one in finished})
         with self.connection.pipeline(transaction=False) as pipe:
             for entry, one in finished:
                 job_id, index = one.picture.key
                 touched = [stream, keys.job(job_id), keys.verdicts(job_id), keys.png(job_id), keys.events(job_id)]
-                verdict, trajectory = one.verdict.write(), one.trajectory or b""
-                stored = (str(index), verdict, one.png, keys.trajectory_field(index), trajectory)
-                pipe.eval(_COMMIT, len(touched), *touched, GROUP, entry, *stored, KEPT_EVENTS, self.open_ttl_s)
+                verdict, png, trajectory = one.verdict.write(), one.png, one.trajectory or b""
+                size = len(verdict.encode()) + len(png) + len(trajectory)
+                if one.picture.key in kept:
+                    png = trajectory = b""
+                stored = (str(index), verdict, png, keys.trajectory_field(index), trajectory)
+                pipe.eval(_COMMIT, len(touched), *touched, GROUP, entry, *stored, KEPT_EVENTS, self.open_ttl_s, size)
             for job_id in jobs:
                 pipe.hlen(keys.verdicts(job_id))
                 pipe.hget(keys.job(job_id), "total")
@@ -326,12 +353,34 @@ class JobStore:
     def done_count(self, job_id: str) -> int:
         return self.connection.hlen(keys.verdicts(job_id))
 
+    def owners(self, job_ids: Iterable[str]) -> dict[str, str]:
+        """Return the owner of each job that exists."""
+        ids = list(job_ids)
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hget(keys.job(job_id), "owner")
+            return {i: text(raw) for i, raw in zip(ids, pipe.execute(), strict=True) if raw is not None}
+
+    def started_at(self, job_id: str) -> float | None:
+        raw = self.connection.hget(keys.job(job_id), "started_at")
+        return None if raw is None else float(raw)
+
+    def all_pngs(self, job_id: str) -> dict[str, bytes]:
+        """Return what Redis has of a job's pictures and trajectories, by field of job:ID:png."""
+        found: Any = self.connection.hgetall(keys.png(job_id))
+        return {text(field): png for field, png in found.items()}
+
+    def some_pngs(self, job_id: str, indices: Sequence[int]) -> dict[int, bytes]:
+        """Return those of a job's pictures that Redis has."""
+        found: list[Any] = list(self.connection.hmget(keys.png(job_id), [str(index) for index in indices]))
+        return {index: png for index, png in zip(indices, found, strict=True) if png is not None}
+
     def pngs(self, job_id: str, indices: Sequence[int]) -> list[bytes]:
         """Return the PNGs of some of a job's pictures. KeyError if one is missing."""
-        found: list[Any] = list(self.connection.hmget(keys.png(job_id), [str(index) for index in indices]))
-        if missing := [index for index, png in zip(indices, found, strict=True) if png is None]:
+        found = self.some_pngs(job_id, indices)
+        if missing := [index for index in indices if index not in found]:
             raise KeyError(f"job {job_id} has no pictures {missing}")
-        return found
+        return [found[index] for index in indices]
 
 
 def read_verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:

@@ -2,7 +2,8 @@
 
 job:ID                hash        record (JSON, never changes), total, status, rq, started_at, finished_at, result,
                                   error, webhook_events, overdue_at (Unix seconds by Redis's clock), bytes (of its
-                                  pictures and uploads), bytes_minute, and, copied from the record, digest, owner,
+                                  pictures and uploads), bytes_minute, kept (if storage has it: then PNGs, and soon
+                                  verdicts and events, leave Redis), and, copied from the record, digest, owner,
                                   asked_at
 job:ID:waiting        list        pending pictures (JSON), which no worker has claimed yet
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
@@ -25,6 +26,7 @@ pictures:DIGEST       stream      pictures of a checkpoint that a worker has cla
 suspects:DIGEST       string      the worker that samples pictures which may kill workers; others go on with new ones
 worker:NAME           string      description (JSON) of a live worker; expires `lease_s` after its last heartbeat
 workers               set         names of workers; some may have died
+pruned                string      exists for an hour after a worker removed old results from storage
 webhooks              sorted set  "ID EVENT" of each webhook to send; score: when to look at it again
 """
 
@@ -38,6 +40,7 @@ PENDING_COUNTS_PREFIX: Final = "labelgrid:waiting:"
 BYTES_PREFIX: Final = "labelgrid:bytes:"
 OPEN: Final = "labelgrid:open"
 WORKERS: Final = "labelgrid:workers"
+PRUNED: Final = "labelgrid:pruned"
 WEBHOOKS: Final = "labelgrid:webhooks"
 GRID: Final = "grid"  # field of job:ID:png
 

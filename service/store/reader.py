@@ -3,29 +3,17 @@
 import asyncio
 import contextlib
 import math
-import statistics
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import MaxConnectionsError
 
+from service.contract import answers
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownJob, UnknownPicture
-from service.contract.recipe import shown_distances, shown_scores
-from service.contract.records import TERMINAL, JobRecord, JobResult, Verdict
-from service.contract.schemas import (
-    GenerateResult,
-    Job,
-    JobHead,
-    JobPage,
-    PictureResult,
-    Progress,
-    Repeat,
-    ScoreResult,
-    Summary,
-)
+from service.contract.records import TERMINAL, JobRecord, JobResult
+from service.contract.schemas import Job, JobHead, JobPage
 from service.store import keys, workers
 from service.store.connection import entries_of, text
 from service.store.job_index import id_of
@@ -34,8 +22,7 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-SCORE_DIGITS = 6
-FETCHED_TOGETHER = 16  # pictures of a zip
+SCANNED = 1000  # jobs that a search looks at for one page
 LOOK_AGAIN_MS = 2000  # a waiting client's job is read at least this often, in case an event was missed
 
 
@@ -57,19 +44,20 @@ class JobReader:
         async with self.connection.pipeline(transaction=False) as pipe:  # a full Redis refuses MULTI
             pipe.hgetall(keys.job(job_id))
             pipe.hlen(keys.verdicts(job_id))
-            fields, done = await pipe.execute()
+            fields, verdicts = await pipe.execute()
         if not fields:
             raise await self._gone(job_id)
         record = _record(job_id, fields[b"record"])
-        result = None
-        if b"result" in fields:
-            scores = JobResult.read(fields[b"result"])
-            n = len(record.labels)
-            shown = [str(scores.best * n + i) for i in range(n)]
-            found = await self.connection.hmget(keys.verdicts(job_id), shown)
-            result = _result(record, scores, read_verdicts(one for one in found if one is not None))
-        requested = {name: getattr(record, name) for name in ("labels", "layouts", "first", "trajectory", "columns")}
-        return Job(**_head(record, fields, done), **requested, result=result)
+        done = _done(record, fields, verdicts)
+        if b"result" not in fields:
+            return answers.whole(record, _state(fields), done, None, ())
+        result = JobResult.read(fields[b"result"])
+        shown = [str(index) for index in result.best_indices(record)]
+        found = await self.connection.hmget(keys.verdicts(job_id), shown)
+        best = read_verdicts(one for one in found if one is not None)
+        if b"kept" in fields and len(best) < len(shown):
+            raise await self._gone(job_id)  # only storage has them
+        return answers.whole(record, _state(fields), done, result, best)
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
@@ -83,22 +71,42 @@ class JobReader:
         if whose is None or text(whose) != owner:
             raise UnknownJob(f"there is no job {job_id!r}")
 
-    async def page(self, owner: str, limit: int, cursor: str | None) -> JobPage:
-        """Return up to `limit` of an owner's jobs, newest first; `cursor`: the previous page's `next`."""
+    async def page(self, owner: str, limit: int, cursor: str | None, label: str = "") -> JobPage:
+        """Return up to `limit` of an owner's jobs, newest first; `cursor`: the previous page's `next`.
+
+        `label`: only jobs with this text in one of their labels; then a page ends after SCANNED jobs, too.
+        """
         last = f"({cursor}" if cursor else "+"
-        found: Any = await self.connection.zrevrangebylex(keys.index(owner), last, "-", start=0, num=limit + 1)
+        most = SCANNED if label else limit
+        found: Any = await self.connection.zrevrangebylex(keys.index(owner), last, "-", start=0, num=most + 1)
         members = [text(raw) for raw in found]
+        shown = list[tuple[str, JobHead]]()
+        for first in range(0, min(len(members), most), limit):
+            shown += await self._heads(members[first : min(first + limit, most)], label)
+            if len(shown) > limit:
+                break
+        if len(shown) > limit:
+            following: str | None = shown[limit - 1][0]
+        else:
+            following = members[most - 1] if len(members) > most else None
+        return JobPage(jobs=[head for _, head in shown[:limit]], next=following)
+
+    async def _heads(self, members: Sequence[str], label: str) -> list[tuple[str, JobHead]]:
+        """Return the jobs of an owner's list that have not expired, with their members in it."""
         async with self.connection.pipeline(transaction=False) as pipe:
-            for member in members[:limit]:
+            for member in members:
                 pipe.hgetall(keys.job(id_of(member)))
                 pipe.hlen(keys.verdicts(id_of(member)))
-            answers = await pipe.execute()
+            found = await pipe.execute()
         heads = []
-        for member, fields, done in zip(members, answers[::2], answers[1::2], strict=False):
+        for member, fields, verdicts in zip(members, found[::2], found[1::2], strict=True):
             if fields:  # otherwise the job has expired
                 with contextlib.suppress(Unavailable):  # the list is of use without a job of another version
-                    heads.append(JobHead(**_head(_record(id_of(member), fields[b"record"]), fields, done)))
-        return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
+                    record = _record(id_of(member), fields[b"record"])
+                    if answers.has_label(record, label):
+                        done = _done(record, fields, verdicts)
+                        heads.append((member, answers.head(record, _state(fields), done)))
+        return heads
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """Wait until the job ends, `timeout_s` pass or the shutdown's deadline comes, and return the job.
@@ -131,6 +139,13 @@ class JobReader:
             await asyncio.sleep(within_ms / 1000)
             return await self.connection.xread(seen)
 
+    async def without(self, job_ids: Sequence[str]) -> list[str]:
+        """Return those of the jobs that are not in Redis."""
+        async with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.exists(keys.job(job_id))
+            return [job_id for job_id, found in zip(job_ids, await pipe.execute(), strict=True) if not found]
+
     async def status(self, job_id: str) -> str | None:
         status = await self.connection.hget(keys.job(job_id), "status")
         return None if status is None else text(status)
@@ -139,29 +154,6 @@ class JobReader:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
         return await self._png(job_id, str(index), f"picture {index}", index)
 
-    async def images(self, job_id: str) -> AsyncIterator[bytes]:
-        """Return the PNGs of a finished job's result, a few at a time. NotReady, UnknownJob, ExpiredJob.
-
-        ExpiredJob also between two of them, if the job is deleted meanwhile.
-        """
-        status, raw, total = await self.connection.hmget(keys.job(job_id), ["status", "result", "total"])
-        if status is None:
-            raise await self._gone(job_id)
-        if raw is None or total is None:
-            detail = f"the pictures are not all ready; the job is {text(status)}"
-            raise NotReady(detail, job_status=text(status))
-        result = JobResult.read(raw)
-        n = int(total) // len(result.repeats)
-        return self._images(job_id, range(result.best * n, (result.best + 1) * n))
-
-    async def _images(self, job_id: str, indices: range) -> AsyncIterator[bytes]:
-        for first in range(0, len(indices), FETCHED_TOGETHER):
-            wanted = [str(index) for index in indices[first : first + FETCHED_TOGETHER]]
-            for png in await self.connection.hmget(keys.png(job_id), wanted):
-                if not isinstance(png, bytes):
-                    raise await self._gone(job_id)
-                yield png
-
     async def trajectory(self, job_id: str, index: int) -> bytes:
         """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
         raw = await self.connection.hget(keys.job(job_id), "record")
@@ -169,10 +161,11 @@ class JobReader:
             raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
         return await self._png(job_id, keys.trajectory_field(index), f"the trajectory of picture {index}", index)
 
-    async def grid(self, job_id: str) -> bytes:
-        """Return the grid's PNG. NotReady until the job is finished; UnknownJob, ExpiredJob."""
+    async def grid(self, job_id: str) -> bytes | int:
+        """Return the grid's PNG, or the index of the only picture. NotReady until the job is finished; UnknownJob,
+        ExpiredJob."""
         grid = await self._png(job_id, keys.GRID, "the grid", 0)
-        return await self.image(job_id, int(grid)) if grid.isdigit() else grid
+        return int(grid) if grid.isdigit() else grid
 
     async def _png(self, job_id: str, name: str, what: str, index: int) -> bytes:
         png: Any = await self.connection.hget(keys.png(job_id), name)
@@ -218,62 +211,10 @@ def _record(job_id: str, raw: bytes | str) -> JobRecord:
         raise Unavailable(detail, headers={"Retry-After": "2"}) from error
 
 
-def _head(record: JobRecord, fields: Mapping[bytes, bytes], done: int) -> dict[str, Any]:
-    """Return the fields of a JobHead, from a job's record, its hash and the number of its finished pictures."""
-    state = {name.decode(): value.decode() for name, value in fields.items()}
-    return {
-        "id": record.id,
-        "kind": record.kind,
-        "status": state["status"],
-        "created_at": _iso(record.created_at),
-        "started_at": _iso(float(state["started_at"])) if "started_at" in state else None,
-        "finished_at": _iso(float(state["finished_at"])) if "finished_at" in state else None,
-        "model": record.model,
-        "digest": record.digest,
-        "seed": None if record.sent else record.seed,
-        "options": None if record.sent else record.options,
-        "progress": Progress(done=done, total=record.total),
-        "error": state.get("error"),
-    }
+def _state(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in fields.items()}
 
 
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-
-
-def _picture(record: JobRecord, verdict: Verdict) -> PictureResult:
-    return PictureResult(
-        labels=list(verdict.labels),
-        seed=None if record.sent else verdict.seed,
-        accuracy=verdict.accuracy,
-        exact=verdict.exact,
-        f1=verdict.f1,
-        scores=shown_scores(verdict, SCORE_DIGITS),
-        distances=shown_distances(verdict, SCORE_DIGITS),
-        url=f"/jobs/{record.id}/images/{verdict.index}.png",
-        trajectory_url=f"/jobs/{record.id}/trajectories/{verdict.index}.png" if record.trajectory else None,
-    )
-
-
-def _summary(values: Sequence[float]) -> Summary:
-    return Summary(max=max(values), mean=statistics.fmean(values), std=statistics.pstdev(values))
-
-
-def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -> GenerateResult | ScoreResult:
-    """Build the result that clients see; `verdicts`: those of its best repeat."""
-    shown = [_picture(record, verdict) for verdict in verdicts]
-    grid_url = f"/jobs/{record.id}/grid.png"
-    if record.kind == "generate":
-        return GenerateResult(**result.repeats[0].model_dump(), grid_url=grid_url, pictures=shown)
-    return ScoreResult(
-        repeats=[
-            Repeat(seed=None if record.sent else record.seed + r, **scores.model_dump())
-            for r, scores in enumerate(result.repeats)
-        ],
-        accuracy=_summary([scores.accuracy for scores in result.repeats]),
-        exact_match=_summary([scores.exact_match for scores in result.repeats]),
-        f1=_summary([scores.f1 for scores in result.repeats]),
-        best=result.best,
-        grid_url=grid_url,
-        pictures=shown,
-    )
+def _done(record: JobRecord, fields: Mapping[bytes, bytes], verdicts: int) -> int:
+    """Return how many pictures are finished. A kept job has all of them, though its verdicts have left Redis."""
+    return record.total if b"kept" in fields else verdicts

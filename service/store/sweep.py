@@ -12,6 +12,7 @@ from service.store import fair_queue, keys, workers
 from service.store.connection import text
 from service.store.jobs import JobStore
 
+PRUNE_EVERY_S = 3600
 JOBS_PER_SWEEP = 500  # roughly: a sweep stays short, however many jobs are open
 
 
@@ -77,3 +78,8 @@ class Sweeper:
         if status == "queued":
             return self.connection.lpos(self.store.queue.key, text(rq_id)) is None
         return not (status == "started" and job.worker_name and workers.is_alive(self.connection, job.worker_name))
+
+
+def is_time_to_prune(connection: Redis) -> bool:
+    """Return whether this process is to remove old results from storage; one does, once in `PRUNE_EVERY_S`."""
+    return bool(connection.set(keys.PRUNED, 1, nx=True, ex=PRUNE_EVERY_S))

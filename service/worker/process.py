@@ -15,11 +15,14 @@ from redis.exceptions import RedisError
 from rq.job import Job
 
 from service import liveness
+from service.results.files import ResultFiles
+from service.results.retention import prune
 from service.rq_worker import QueueWorker
 from service.settings import SettingError, Settings
 from service.store import workers
 from service.store.connection import RetryUntilStopped, connect
 from service.store.jobs import RUN_JOB, new_id
+from service.store.sweep import is_time_to_prune
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
 from service.watchdog import watch
@@ -27,6 +30,8 @@ from service.worker.runner import Runner
 from shared.device import DeviceError
 
 log = get_logger(__name__)
+
+LOOK_EVERY_S = 60.0  # whether results are to be pruned
 
 runner: Runner | None = None  # of this process; `service.worker.run_job` finds it here
 
@@ -107,6 +112,17 @@ def _beat(worker: PictureWorker, born_at: float) -> None:
             worker.maintain_heartbeats(job, execution)
 
 
+def prune_results(settings: Settings, connection: Redis, ended: threading.Event) -> None:
+    """Remove old results from storage every hour, in one of all workers. In a thread of its own: storage may hang."""
+    assert settings.results is not None
+    while not ended.wait(LOOK_EVERY_S):
+        try:
+            if is_time_to_prune(connection):
+                prune(ResultFiles(settings.results), settings.results_days, settings.results_bytes_per_owner)
+        except (RedisError, OSError) as error:
+            log.warning("results cannot be pruned", reason=str(error))
+
+
 def build(settings: Settings, connection: Redis) -> PictureWorker:
     """Return a worker with the promoted model loaded and its batch size measured.
 
@@ -152,6 +168,8 @@ def main(settings: Settings) -> None:
 
     watched = (progress, settings.stalled_after_s, ended)
     threading.Thread(target=watch, args=watched, name="watchdog", daemon=True).start()
+    if settings.results is not None:
+        threading.Thread(target=prune_results, args=(settings, connection, ended), name="prune", daemon=True).start()
     try:
         worker.work(logging_level="WARNING")
     finally:

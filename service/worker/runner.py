@@ -14,6 +14,7 @@ from redis import Redis
 
 from service.contract.recipe import MadeWith
 from service.contract.records import ACTIVE, FinishedPicture, JobRecord
+from service.results.writer import ResultWriter
 from service.settings import Settings
 from service.store.claims import Claim
 from service.store.connection import best_effort
@@ -65,6 +66,9 @@ class Runner:
     def __init__(self, connection: Redis, settings: Settings, name: str) -> None:
         self.connection, self.settings, self.name = connection, settings, name
         self.store = JobStore(connection, settings)
+        # Less than a lease, so that no other worker samples the pictures that are being written.
+        patience_s = min(settings.storage_timeout_s, settings.lease_s / 2)
+        self.results = None if settings.results is None else ResultWriter(settings.results, patience_s)
         self.sweeper = Sweeper(self.store)
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes, settings.storage_timeout_s)
@@ -121,7 +125,7 @@ class Runner:
             if time.monotonic() - checked_at >= CHECK_EVERY_S:
                 checked_at = time.monotonic()
                 if self.store.done_count(job_id) >= record.total:  # the worker with the last picture died
-                    complete_jobs(self.store, judged_by, [job_id], {})
+                    complete_jobs(self.store, judged_by, [job_id], {}, self.results)
             if not self.run_once(job_id):
                 return
         if self.store.is_open(job_id):
@@ -282,13 +286,21 @@ class Runner:
         loaded.stream.discard(failed)
         if finished:
             begun_at = time.time()
-            complete = self.store.commit(loaded.stream.key, finished)
+            kept = self._keep([one for _, one in finished])
+            complete = self.store.commit(loaded.stream.key, finished, kept)
             job_ids = {one.picture.job for _, one in finished}
             self.spans.record("judge", job_ids, *judged_at)
             self.spans.record("store", job_ids, begun_at, time.time())
             self.spans.keep(self._jobs(), judged_at[0])
             pngs = {one.picture.key: one.png for _, one in finished}
-            complete_jobs(self.store, loaded.judged_by, complete, pngs)
+            complete_jobs(self.store, loaded.judged_by, complete, pngs, self.results)
+
+    def _keep(self, finished: list[FinishedPicture]) -> set[tuple[str, int]]:
+        """Write sampled pictures to storage, if results are kept there; return those that need no place in Redis."""
+        sampled = [one for one in finished if one.picture.run_seed is not None]  # Redis has the uploaded ones already
+        if self.results is None or not sampled:
+            return set()
+        return self.results.keep_pictures(sampled, self.store.owners({one.picture.job for one in sampled}))
 
     def renew_claims(self) -> None:
         """Renew the leases of the pictures in progress. The heartbeat's thread calls it."""

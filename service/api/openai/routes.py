@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.api.catalog import Models
-from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ReaderDep, SettingsDep
+from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ResultsDep, SettingsDep
 from service.api.openai.prompt import parse_prompt
 from service.api.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
 from service.api.openai.sizes import PATTERN, Size, fitted, parse_size, scaled
@@ -39,7 +39,7 @@ async def generate_images(
     if job.status not in TERMINAL:
         raise NotInTime(f"not finished within {settings.wait_s:.0f} s; the job goes on", job=f"/jobs/{job_id}")
     check_finished(job)
-    pngs = [await submitter.reader.image(job_id, i) for i in range(len(job.labels))]
+    pngs = [await submitter.results.image(job_id, submitter.owner, i) for i in range(len(job.labels))]
     own: Size = struct.unpack(">II", pngs[0][16:24])  # from the PNG's header
     size = own if body.size in (None, "auto") else fitted(own, parse_size(body.size))
     data = []
@@ -67,7 +67,7 @@ async def generate_images(
     summary="Read a picture at another size",
 )
 async def read_scaled_image(
-    job_id: OwnJob, index: Index, reader: ReaderDep,
+    job_id: OwnJob, owner: OwnerDep, index: Index, results: ResultsDep,
     size: Annotated[str, Path(
             max_length=20, description="width and height in pixels", examples=["1024x768"],
             json_schema_extra={"pattern": f"^{PATTERN}$"},
@@ -78,7 +78,7 @@ async def read_scaled_image(
         wanted = parse_size(size)
     except ValueError as error:
         raise BadRequest.at(("path", "size"), str(error)) from error
-    png = await run_in_threadpool(scaled, await reader.image(job_id, index), wanted)
+    png = await run_in_threadpool(scaled, await results.image(job_id, owner, index), wanted)
     return Response(png, media_type="image/png")
 
 

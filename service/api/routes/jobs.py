@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ReaderDep, StoreDep
+from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ResultsDep, StoreDep
 from service.api.event_feed import is_complete, job_events
 from service.api.openapi_parts import PICTURE_RESPONSES, ZIP_RESPONSES, event_stream, job_links, link, problems
 from service.api.preferences import PreferencesDep
@@ -62,7 +62,7 @@ EVENTS_EXAMPLES = (
 )
 async def list_jobs(
     owner: OwnerDep,
-    reader: ReaderDep,
+    results: ResultsDep,
     limit: Annotated[int, Query(ge=1, le=100, description="jobs on a page", examples=[20])] = 20,
     cursor: Annotated[
         str | None,
@@ -72,15 +72,21 @@ async def list_jobs(
             examples=[f"1767268800000-{EXAMPLE_ID}"],
         ),
     ] = None,
+    label: Annotated[
+        str, Query(max_length=100, description="only jobs with this text in one of their labels", examples=["red cube"])
+    ] = "",
 ) -> JobPage:
-    """A page of jobs without their results. New jobs do not shift the following pages."""
-    return await reader.page(owner, limit, cursor)
+    """A page of jobs without their results. New jobs do not shift the following pages.
+
+    With `label` a page may have few jobs, or none, and yet a `next`: it ends after so many jobs, found or not.
+    """
+    return await results.page(owner, limit, cursor, label)
 
 
 @router.get("/{job_id}", responses={200: {"links": LINKS}, **problems(*ERRORS)}, summary="Read a job")
-async def read_job(job_id: OwnJob, reader: ReaderDep) -> Job:
+async def read_job(job_id: OwnJob, owner: OwnerDep, results: ResultsDep) -> Job:
     """Its status and progress; its result once it is finished, or its error once it has failed."""
-    return await reader.job(job_id)
+    return await results.job(job_id, owner)
 
 
 @router.delete(
@@ -90,7 +96,8 @@ async def read_job(job_id: OwnJob, reader: ReaderDep) -> Job:
 )
 async def cancel_job(
     job_id: OwnJob,
-    reader: ReaderDep,
+    owner: OwnerDep,
+    results: ResultsDep,
     store: StoreDep,
     cancel_only: Annotated[
         bool,
@@ -102,10 +109,11 @@ async def cancel_job(
     A job that has ended is deleted with its results, and answered with a last time.
     """
     cancelled = await run_in_threadpool(store.cancel, job_id)
-    job = await reader.job(job_id)
+    job = await results.job(job_id, owner)
     if not cancelled:
         if cancel_only:
             raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
+        await results.delete(job_id, owner)  # first: if it fails, the job is still there to be deleted again
         await run_in_threadpool(store.delete, job_id)
     return job
 
@@ -137,9 +145,11 @@ async def retry_job(job_id: OwnJob, submitter: SubmitterDep, preferences: Prefer
     },
     summary="Follow a job",
 )
-async def read_events(job_id: OwnJob, feeds: FeedsDep, last_event_id: LastEventId = "0-0") -> Response:
+async def read_events(
+    job_id: OwnJob, owner: OwnerDep, results: ResultsDep, feeds: FeedsDep, last_event_id: LastEventId = "0-0"
+) -> Response:
     """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/jobs.md says what they hold."""
-    job = await feeds.reader.job(job_id)
+    job = await results.job(job_id, owner)
     if await is_complete(feeds.reader, job, last_event_id):
         return Response(status_code=204)
     events = job_events(feeds, job, last_event_id)
@@ -150,20 +160,20 @@ async def read_events(job_id: OwnJob, feeds: FeedsDep, last_event_id: LastEventI
 @router.get(
     "/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="Read the grid of all pictures"
 )
-async def read_grid(job_id: OwnJob, reader: ReaderDep) -> Response:
+async def read_grid(job_id: OwnJob, owner: OwnerDep, results: ResultsDep) -> Response:
     """The grid of a finished job; for a /score job, the grid of the best repeat."""
-    return Response(await reader.grid(job_id), media_type="image/png")
+    return Response(await results.grid(job_id, owner), media_type="image/png")
 
 
 @router.get(
     "/{job_id}/pictures.zip", response_class=Response, responses=ZIP_RESPONSES, summary="Read all pictures as a zip"
 )
-async def read_zip(job_id: OwnJob, reader: ReaderDep) -> Response:
+async def read_zip(job_id: OwnJob, owner: OwnerDep, results: ResultsDep) -> Response:
     """The pictures of a finished job in the order of its result, 0.png, 1.png, ...; for /score, those of the best run.
 
     `POST /score` takes the zip as `pictures`.
     """
-    pictures = await reader.images(job_id)
+    pictures = await results.images(job_id, owner)
     headers = {"Content-Disposition": f'attachment; filename="{job_id[:8]}.zip"'}
     return StreamingResponse(zip_stream(pictures), media_type="application/zip", headers=headers)
 
@@ -171,9 +181,9 @@ async def read_zip(job_id: OwnJob, reader: ReaderDep) -> Response:
 @router.get(
     "/{job_id}/images/{index}.png", response_class=Response, responses=PICTURE_RESPONSES, summary="Read a picture"
 )
-async def read_image(job_id: OwnJob, index: Index, reader: ReaderDep) -> Response:
+async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, results: ResultsDep) -> Response:
     """A picture, as soon as it is finished, also while the job is running."""
-    return Response(await reader.image(job_id, index), media_type="image/png")
+    return Response(await results.image(job_id, owner, index), media_type="image/png")
 
 
 @router.get(
@@ -182,6 +192,6 @@ async def read_image(job_id: OwnJob, index: Index, reader: ReaderDep) -> Respons
     responses=PICTURE_RESPONSES,
     summary="Read the trajectory of a picture",
 )
-async def read_trajectory(job_id: OwnJob, index: Index, reader: ReaderDep) -> Response:
+async def read_trajectory(job_id: OwnJob, owner: OwnerDep, index: Index, results: ResultsDep) -> Response:
     """The stages of a picture from noise to the finished picture, if the job was requested with `trajectory`."""
-    return Response(await reader.trajectory(job_id, index), media_type="image/png")
+    return Response(await results.trajectory(job_id, owner, index), media_type="image/png")

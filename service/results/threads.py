@@ -1,0 +1,73 @@
+"""Threads for calls to storage that may hang, each with a deadline. Knows neither files nor HTTP.
+
+No thread can be interrupted in a read or write that hangs, so a fixed number of daemon threads makes these calls: more
+never hang, and they do not keep the process.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+THREADS = 16  # an object store answers in tens of milliseconds, so that many pictures are on their way at once
+
+Result = TypeVar("Result")
+
+
+class Stalled(RuntimeError):
+    """Storage has not answered in time."""
+
+
+class StorageThreads:
+    """Runs calls in order of arrival, `count` at a time."""
+
+    def __init__(self, count: int = THREADS) -> None:
+        self._count = count
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._starting = threading.Lock()
+        self._started = False
+        self._late: list[Future[Any]] = []
+
+    def submit(self, work: Callable[[], Result]) -> "Future[Result]":
+        with self._starting:
+            if not self._started:  # not before it is needed
+                for _ in range(self._count):
+                    threading.Thread(target=self._run, name="results", daemon=True).start()
+                self._started = True
+        future: Future[Result] = Future()
+        self._calls.put((future, work))
+        return future
+
+    def all(self, works: Sequence[Callable[[], Result]], within_s: float) -> list[Result]:
+        """Return what all of `works` return. Stalled after `within_s`, or at once while calls of before still hang.
+
+        For one thread at a time.
+        """
+        self._late = [future for future in self._late if not future.done()]
+        if self._late:
+            raise Stalled("storage has not answered an earlier call")
+        futures = [self.submit(work) for work in works]
+        wait(futures, within_s)
+        self._late = [future for future in futures if not (future.done() or future.cancel())]
+        if any(future.cancelled() for future in futures) or self._late:
+            raise Stalled(f"storage has not answered within {within_s:g} s")
+        return [future.result() for future in futures]
+
+    async def one(self, work: Callable[[], Result], within_s: float) -> Result:
+        """Return what `work` returns, without blocking the event loop. Stalled after `within_s`."""
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(self.submit(work)), within_s)
+        except TimeoutError as error:
+            raise Stalled(f"storage has not answered within {within_s:g} s") from error
+
+    def _run(self) -> None:
+        while True:
+            future, work = self._calls.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)

@@ -1,0 +1,57 @@
+"""Old results are removed by age, and the oldest of an owner beyond a size."""
+
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from service.contract.job_ids import new_job_id
+from service.results.files import ResultFiles
+from service.results.retention import prune
+from shared.storage import open_storage
+
+DAY_S = 86400
+NOW = 1767268800.0  # on the hour
+
+
+@pytest.fixture(params=["folder", "memory"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> ResultFiles:
+    return ResultFiles(tmp_path if request.param == "folder" else open_storage(f"memory://{uuid4().hex}/results"))
+
+
+def add(files: ResultFiles, owner: str, age_s: float, size: int = 10) -> str:
+    job_id = new_job_id(NOW - age_s)
+    files.write(owner, job_id, "0.png", b"x" * (size - 1))
+    files.write(owner, job_id, "job.json", b"x")
+    return job_id
+
+
+def left(files: ResultFiles, owner: str) -> set[str]:
+    return set(files.job_ids(owner))
+
+
+def test_what_is_older_than_so_many_days_is_removed(files: ResultFiles) -> None:
+    young = add(files, "alice", 2 * DAY_S)
+    add(files, "alice", 2 * DAY_S + 1)  # of the hour before
+    add(files, "alice", 2 * DAY_S + 2)
+    add(files, "bob", 9 * DAY_S)
+    undated = uuid4().hex
+    files.write("bob", undated, "0.png", b"")
+    assert prune(files, 2, None, NOW) == 2  # hours
+    assert left(files, "alice") == {young}
+    assert left(files, "bob") == {undated}
+    assert prune(files, 2, None, NOW) == 0
+
+
+def test_an_owners_oldest_jobs_beyond_the_limit_are_removed(files: ResultFiles) -> None:
+    ids = [add(files, "alice", age_s) for age_s in (5, 4, 3, 7200)]
+    other = add(files, "bob", 9, size=25)
+    assert prune(files, 30, 25, NOW) == 2
+    assert left(files, "alice") == {ids[1], ids[2]}
+    assert left(files, "bob") == {other}
+    assert prune(files, 30, 24, NOW) == 1
+    assert left(files, "bob") == set()
+
+
+def test_nothing_is_removed_from_an_empty_storage(files: ResultFiles) -> None:
+    assert prune(files, 1, 1, NOW) == 0
