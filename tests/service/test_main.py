@@ -5,13 +5,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
 from service.__main__ import main
+from service.contract.job_ids import new_job_id
 from service.local.demo import free_port
+from service.results.files import ResultFiles
 from service.settings import Settings
 from tests.paths import ROOT
 from tests.service.processes import (
@@ -50,6 +53,20 @@ def test_an_unknown_variable_is_a_warning_and_an_unusable_device_an_error(storag
     assert "did you mean LABELGRID_WAIT_S?" in unknown
     (device,) = (line for line in lines if "LABELGRID_DEVICE" in line)
     assert device.startswith('labelgrid: LABELGRID_DEVICE=cuda:99: no device "cuda:99": this machine has')
+
+
+def test_prune_removes_old_results_and_needs_to_know_where(tmp_path: Path) -> None:
+    old, new = new_job_id(0.0), new_job_id(time.time())
+    files = ResultFiles(tmp_path)
+    for job_id in (old, new):
+        files.write("alice", job_id, "0.png", b"")
+    line = [sys.executable, "-m", "service", "prune"]
+    for results, code, out in (("", 1, ""), (str(tmp_path), 0, "1\n"), (str(tmp_path), 0, "0\n")):
+        environment = {**clean_environment(), "LABELGRID_RESULTS": results}
+        done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (code, out), done.stderr
+        assert ("LABELGRID_RESULTS=None: set it" in done.stderr) == (code == 1)
+    assert list(files.job_ids("alice")) == [new]
 
 
 def test_ctrl_c_ends_the_api_without_an_error(settings: Settings) -> None:

@@ -123,9 +123,9 @@ def test_a_large_score_job_does_not_starve_small_requests(
         store.create(job)
     ended = list[tuple[str, int]]()
 
-    def note_and_complete(store: JobStore, judged_by: Any, job_ids: Collection[str], pngs: Any) -> None:
+    def note_and_complete(store: JobStore, judged_by: Any, job_ids: Collection[str], pngs: Any, results: Any) -> None:
         ended.extend((job_id, store.done_count(large.id)) for job_id in job_ids if store.is_open(job_id))
-        complete_jobs(store, judged_by, job_ids, pngs)
+        complete_jobs(store, judged_by, job_ids, pngs, results)
 
     monkeypatch.setattr("service.worker.runner.complete_jobs", note_and_complete)
     runner.run(large.id)

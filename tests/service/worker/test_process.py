@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -228,3 +230,16 @@ def test_a_heartbeat_restores_an_execution_that_expired_while_redis_was_away(
     process._beat(worker, born_at=0.0)
     assert [one.id for one in job.get_executions()] == [execution.id]
     assert 0 < connection.ttl(execution.key) <= worker.get_heartbeat_ttl(job)
+
+
+def test_one_of_all_workers_prunes_results_in_an_hour(
+    connection: Redis, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned, ended = list[tuple[Any, ...]](), threading.Event()
+    looks = iter([False, False, True])  # an Event's waits: it looks twice, and then the worker ends
+    monkeypatch.setattr(process, "prune", lambda files, *limits: pruned.append((files.root, *limits)))
+    monkeypatch.setattr(ended, "wait", lambda seconds: next(looks))
+    kept = settings.model_copy(update={"results": tmp_path, "results_days": 5, "results_bytes_per_owner": 7})
+    process.prune_results(kept, connection, ended)
+    assert pruned == [(tmp_path, 5, 7)]
+    assert 0 < connection.ttl(keys.PRUNED) <= 3600
