@@ -477,3 +477,69 @@ def test_a_failed_job_says_why(page: Page, address: str, client: httpx.Client, a
     time.sleep(0.1)
     alive.fail(answer["id"], "the checkpoint is gone")
     expect(page.locator("#job")).to_contain_text("The job failed: the checkpoint is gone")
+
+
+def test_the_gallery_is_searched_by_label(page: Page, address: str, client: httpx.Client, alive: JobStore) -> None:
+    for lists in ([["red cube"]], [["blue sphere", "red cube"]], [["gray cylinder"]]):
+        client.post("/generate", json={"labels": lists}, headers={"prefer": "respond-async"}).raise_for_status()
+    page.goto(address)
+    jobs, search = page.locator("#jobs a"), page.get_by_role("searchbox", name="Search jobs by label")
+    expect(jobs).to_have_count(3)
+    for text, count in (("red cube", 2), ("SPHERE", 1), ("cylinder", 1), ("", 3)):
+        search.fill(text)
+        expect(jobs).to_have_count(count)
+    search.fill("sphinx")
+    expect(page.locator("#history")).to_contain_text('No job has a label with "sphinx".')
+    expect(jobs).to_have_count(0)
+    expect(search).to_be_visible()
+
+
+def test_a_search_goes_on_to_older_jobs(page: Page, address: str, client: httpx.Client, alive: JobStore) -> None:
+    for i in range(30):
+        labels = [["red cube"]] if i % 2 else [["blue sphere"]]
+        client.post("/generate", json={"labels": labels}, headers={"prefer": "respond-async"}).raise_for_status()
+    page.goto(address)
+    page.get_by_role("searchbox").fill("blue")
+    expect(page.get_by_role("status")).to_have_text("12 jobs found, and more.")
+    page.get_by_role("button", name="Older jobs").click()
+    expect(page.locator("#jobs a")).to_have_count(15)
+
+
+def test_all_pictures_are_downloaded_as_a_zip(
+    opened: Page, compose: Compose, working: Runner, client: httpx.Client
+) -> None:
+    compose(LISTS)
+    job = drawn(opened, client, Steps="2")
+    content = client.get(f"/jobs/{job['id']}/pictures.zip").raise_for_status().content
+    for name in ("Download zip", re.compile("^Zip: 3 pictures")):
+        with opened.expect_download() as download:
+            opened.get_by_role("button", name=name).click()
+        assert download.value.suggested_filename == f"labelgrid-{job['id'][:8]}.zip"
+        assert Path(download.value.path()).read_bytes() == content
+
+
+def test_a_job_is_deleted_from_the_gallery_by_keyboard(
+    opened: Page, compose: Compose, working: Runner, client: httpx.Client, complaints: list[str]
+) -> None:
+    ids = []
+    for lists in (LISTS[:1], LISTS):
+        compose(lists)
+        ids.append(drawn(opened, client, Steps="2")["id"])
+    expect(opened.locator("#jobs a")).to_have_count(2)
+    delete = opened.get_by_role("button", name=re.compile("^Delete: 3 pictures"))
+    delete.focus()
+    opened.keyboard.press("Enter")
+    sure = opened.get_by_role("button", name=re.compile("^Delete for good: 3 pictures"))
+    expect(sure).to_be_focused()
+    opened.keyboard.press("Tab")  # leaving takes it back
+    expect(sure).to_have_count(0)
+    assert client.get(f"/jobs/{ids[1]}").status_code == 200
+    delete.focus()
+    opened.keyboard.press("Enter")
+    opened.keyboard.press("Enter")
+    expect(opened.locator("#jobs a")).to_have_count(1)
+    assert client.get(f"/jobs/{ids[1]}").status_code == 410
+    expect(opened.locator("#jobs a")).to_be_focused()
+    expect(opened.locator(".empty")).to_be_visible()  # the page showed the job that is gone
+    assert opened.evaluate("location.hash") == ""
+    assert client.get(f"/jobs/{ids[0]}").status_code == 200

@@ -60,10 +60,11 @@ export const readModels = () => json("models");
 export const readDescription = () => json("openapi.json");
 export const readReady = () => json("readyz");
 export const readJob = (id) => json(`jobs/${encodeURIComponent(id)}`);
-export const readJobs = (cursor) => json(`jobs?limit=12${cursor ? `&cursor=${cursor}` : ""}`);
+export const readJobs = (cursor, label) => json(`jobs?${new URLSearchParams({ limit: 12, ...(cursor && { cursor }), ...(label && { label }) })}`);
 export const cancelJob = (id) => json(`jobs/${encodeURIComponent(id)}?cancel_only=true`, { method: "DELETE" });
+export const deleteJob = (id) => json(`jobs/${encodeURIComponent(id)}`, { method: "DELETE" });
 
-/** Reads a picture as a blob: URL, which the caller revokes. */
+/** Reads a picture, or a zip of them, as a blob: URL, which the caller revokes. */
 export async function readPicture(path, signal) {
   return URL.createObjectURL(await (await request(path, { signal })).blob());
 }

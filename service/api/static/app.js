@@ -22,7 +22,7 @@ const composer = new Composer(() => {
 const options = new Options(update, (model) => attempt(() => loadLabels(model)));
 const testFile = new TestFile({ changed: update, taken: () => setMode("score"), pictureDropped: makeAgain });
 const jobRatio = (job) => ratioOf(options.models.find((model) => model.digest === job.digest));
-const history = new History(() => attempt(() => history.older()), jobRatio);
+const history = new History({ attempt, deleted: leave, ratioOf: jobRatio });
 const view = new JobView({
   ratioOf: jobRatio,
   reuse,
@@ -132,6 +132,13 @@ function show(job) {
   history.mark(job.id);
   view.open(job);
   if (find("#canvas").getBoundingClientRect().top > window.innerHeight / 2) find("#canvas").scrollIntoView();
+}
+
+/** Leaves the address of a job that was deleted, if the page shows it. */
+function leave(id) {
+  if (view.id !== id) return;
+  window.history.replaceState(null, "", location.pathname + location.search);
+  openAddress();
 }
 
 function reuse(job) {

@@ -1,27 +1,35 @@
-// The list of jobs, newest first, one page at a time.
+// The gallery of jobs, newest first, one page at a time: search by label, open, download, delete.
 
-import { Problem, readJobs, readPicture } from "./api.js";
-import { find, h } from "./dom.js";
+import { Problem, deleteJob, readJobs, readPicture } from "./api.js";
+import { announce, find, h, save } from "./dom.js";
 import { ago, counted } from "./words.js";
+
+const TYPING_MS = 300; // a search begins so long after the last key
+const OPEN = ["queued", "running"];
 
 const titleOf = ({ kind, progress }) => (kind === "generate" ? counted(progress.total, "picture") : `Score, ${counted(progress.total, "picture")}`);
 
-/** The jobs as links to their addresses on this page; calls `more()` for older ones; `ratioOf(job)` as in JobView. */
+/**
+ * The jobs as links to their addresses on this page. Calls `attempt(action)` with what calls the service and
+ * `deleted(id)` after a job is gone; `ratioOf(job)` as in JobView.
+ */
 export class History {
-  constructor(more, ratioOf) {
-    this.ratioOf = ratioOf;
+  constructor({ attempt, deleted, ratioOf }) {
+    Object.assign(this, { attempt, deleted, ratioOf });
     this.next = null;
-    this.pictures = new Map(); // job -> blob: URL of its first picture
-    find("#more").onclick = more;
+    this.label = "";
+    this.asked = 0;
+    this.pictures = new Map(); // job -> blob: URL of its thumbnail
+    find("#more").onclick = () => attempt(() => this.#page(this.next));
+    find("#search").oninput = () => {
+      clearTimeout(this.typing);
+      this.typing = setTimeout(() => this.#search(), TYPING_MS);
+    };
   }
 
   /** Reads the newest jobs again. Throws a Problem if they cannot be read. */
   async refresh() {
     await this.#page(null);
-  }
-
-  async older() {
-    await this.#page(this.next);
   }
 
   /** Marks the job that the page shows. */
@@ -33,23 +41,39 @@ export class History {
     }
   }
 
+  #search() {
+    this.label = find("#search").value.trim();
+    this.attempt(() => this.refresh());
+  }
+
   async #page(cursor) {
-    const { jobs, next } = await readJobs(cursor);
-    this.next = next;
-    const lines = jobs.map((job) => this.#line(job));
-    if (cursor) find("#jobs").append(...lines);
-    else find("#jobs").replaceChildren(...lines);
-    find("#history").hidden = !find("#jobs").children.length;
-    find("#more").hidden = !next;
+    const asked = ++this.asked;
+    let page = await readJobs(cursor, this.label);
+    while (!page.jobs.length && page.next) page = await readJobs(page.next, this.label); // the service looks at some jobs at a time
+    if (asked !== this.asked) return; // something else was asked for meanwhile
+    this.next = page.next;
+    const cards = page.jobs.map((job) => this.#card(job));
+    if (cursor) find("#jobs").append(...cards);
+    else find("#jobs").replaceChildren(...cards);
+    this.#tidy();
+    if (this.label && !cursor) announce(find("#nothing").textContent || `${counted(page.jobs.length, "job")} found${page.next ? ", and more" : ""}.`);
     this.mark(this.shown);
   }
 
-  #line(job) {
+  #tidy() {
+    const isEmpty = !find("#jobs").children.length;
+    find("#history").hidden = isEmpty && !this.label;
+    find("#nothing").textContent = isEmpty && this.label ? `No job has a label with "${this.label}".` : "";
+    find("#more").hidden = !this.next;
+  }
+
+  #card(job) {
+    const name = `${titleOf(job)}, ${ago(job.created_at)}`;
     const image = h("img", { alt: "", hidden: true });
     image.style.aspectRatio = this.ratioOf(job) ?? "auto";
     const words = job.status === "finished" ? [] : [h("span", { class: "status" }, job.status)];
-    if (job.status === "finished") this.#picture(job.id, image);
-    return h(
+    const button = (text, action) => h("button", { class: "link", type: "button", "aria-label": `${text}: ${name}`, onclick: action }, text);
+    const card = h(
       "li",
       {},
       h(
@@ -60,15 +84,61 @@ export class History {
         h("span", { class: "meta" }, h("span", {}, ago(job.created_at)), h("span", {}, job.seed === null ? "uploaded" : `seed ${job.seed}`)),
       ),
     );
+    const actions = [];
+    if (job.status === "finished") {
+      this.#picture(job.id, image);
+      actions.push(button("Zip", () => this.attempt(() => this.#download(job))));
+    }
+    if (!OPEN.includes(job.status)) actions.push(button("Delete", ({ currentTarget }) => this.#delete(job, card, currentTarget)));
+    if (actions.length) card.append(h("div", { class: "actions" }, actions));
+    return card;
   }
 
   async #picture(id, image) {
     try {
+      // the first picture rather than the grid: that of a large job has many megabytes
       if (!this.pictures.has(id)) this.pictures.set(id, await readPicture(`jobs/${id}/images/0.png`));
       image.src = this.pictures.get(id);
       image.hidden = false;
     } catch (error) {
-      if (!(error instanceof Problem)) throw error; // its pictures have expired, and the line stays without one
+      if (!(error instanceof Problem)) throw error; // its pictures have expired, and the card stays without one
     }
+  }
+
+  async #download({ id }) {
+    const blob = await readPicture(`jobs/${id}/pictures.zip`);
+    save(blob, `labelgrid-${id.slice(0, 8)}.zip`);
+    setTimeout(() => URL.revokeObjectURL(blob), 10_000);
+  }
+
+  /** Deletes a job at the second click; leaving the button takes the first one back. */
+  #delete(job, card, button) {
+    const name = button.getAttribute("aria-label").replace(/^[^:]*: /, "");
+    const say = (text) => {
+      button.textContent = text;
+      button.setAttribute("aria-label", `${text}: ${name}`);
+    };
+    if (!button.dataset.sure) {
+      button.dataset.sure = "true";
+      say("Delete for good");
+      announce("Press again to delete the job with its pictures.");
+      button.onblur = () => {
+        delete button.dataset.sure;
+        say("Delete");
+      };
+      return;
+    }
+    button.onblur = null;
+    this.attempt(async () => {
+      await deleteJob(job.id);
+      const nearest = card.nextElementSibling ?? card.previousElementSibling;
+      card.remove();
+      URL.revokeObjectURL(this.pictures.get(job.id));
+      this.pictures.delete(job.id);
+      this.#tidy();
+      (nearest?.querySelector("a") ?? (find("#history").hidden ? find("#canvas") : find("#search"))).focus();
+      announce("The job is deleted.");
+      this.deleted(job.id);
+    });
   }
 }

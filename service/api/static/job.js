@@ -198,7 +198,8 @@ export class JobView {
     if (job.result) this.scores.replaceChildren(scoreboard(job));
     else this.#showUnfinished(job, signal);
     this.#offer([
-      job.result && h("button", { class: "primary", type: "button", onclick: () => this.#download() }, "Download grid"),
+      job.result && h("button", { class: "primary", type: "button", onclick: () => this.#download(job.result.grid_url, "png") }, "Download grid"),
+      job.result && h("button", { class: "quiet", type: "button", onclick: () => this.#download(`jobs/${job.id}/pictures.zip`, "zip") }, "Download zip"),
       job.kind === "generate" && h("button", { class: "quiet", type: "button", onclick: (event) => copy(generateCommand(requestOf(job)), event.target) }, "Copy as curl"),
       job.options && h("button", { class: "quiet", type: "button", onclick: () => this.reuse(job) }, "Edit as new"),
     ]);
@@ -232,10 +233,10 @@ export class JobView {
     }
   }
 
-  async #download() {
+  async #download(path, suffix) {
     try {
-      const blob = await readPicture(this.job.result.grid_url, this.watch.signal);
-      save(blob, `labelgrid-${this.job.id.slice(0, 8)}.png`);
+      const blob = await readPicture(path, this.watch.signal);
+      save(blob, `labelgrid-${this.job.id.slice(0, 8)}.${suffix}`);
       setTimeout(() => URL.revokeObjectURL(blob), 10_000);
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
