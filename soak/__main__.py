@@ -59,7 +59,7 @@ def soak(stack: SoakStack, seed: int, minutes: float) -> dict[str, Any]:
     sampler.ended.set()
     ended.set()
     (FOLDER / "series.json").write_text(json.dumps({f"{what} {pid}": v for (what, pid), v in sampler.series.items()}))
-    trends = sampler.trends(minutes * 30)
+    trends = sampler.trends(minutes * 30, minutes * 60)
     say("the load has ended; waiting until everything has expired")
     problems = [*load.ledger.problems, *_at_rest(stack)]
     found, counts = outcome.problems(load.ledger, load.expected, stack.redis.folder)

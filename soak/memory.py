@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from soak.stack import SoakStack
 from soak.trend import Trend, trend
 
 EVERY_S = 5.0
-LONG_ENOUGH_S = 600.0  # a shorter series is its process's start rather than a trend
+SLACK_S = 60.0  # a series may begin so much later, or end so much earlier, than the time that is looked at
 
 Series = list[tuple[float, float]]  # seconds since the start, value
 
@@ -60,18 +60,15 @@ class Sampler(threading.Thread):
             newest[what] = max(newest.get(what, (0.0, 0.0)), samples[-1])
         return {what: value for what, (_, value) in newest.items()}
 
-    def trends(self, since_s: float) -> dict[str, Trend]:
-        """Return the trends of the series that are long enough after `since_s`, by what they measure.
+    def trends(self, since_s: float, until_s: float) -> dict[str, Trend]:
+        """Return the trends of the series that last from `since_s` to `until_s`, by what they measure.
 
-        A second series, of a process that was restarted, has a number.
+        The memory of a process that was restarted meanwhile is left out: it grows while the process warms up.
         """
         found = dict[str, Trend]()
-        counts = Counter[str]()
         for (what, _), samples in self.series.items():
-            late = [(at, value) for at, value in samples if at >= since_s]
-            if late and late[-1][0] - late[0][0] >= LONG_ENOUGH_S:
+            late = [(at, value) for at, value in samples if since_s <= at <= until_s]
+            if late and late[0][0] <= since_s + SLACK_S and late[-1][0] >= until_s - SLACK_S:
                 times, values = zip(*late, strict=True)
-                counts[what] += 1
-                number = f" ({counts[what]})" if counts[what] > 1 else ""
-                found[what + number] = trend(times, values)
+                found[what] = trend(times, values)
         return found

@@ -6,7 +6,6 @@ from typing import Any
 
 from soak.load import BODIES, EVERY_S, KINDS
 from soak.memory import EVERY_S as SAMPLED_EVERY_S
-from soak.memory import LONG_ENOUGH_S
 from soak.stack import LIFETIMES_S
 from soak.trend import ALLOWED_PER_HOUR, BLOCK_S, RESAMPLES
 
@@ -37,8 +36,8 @@ file, which has every change in order.
 
 **Memory.** A sample every {SAMPLED_EVERY_S:.0f} s, except during faults. The slope is Theil and Sen's over the last
 half, with a 95 % interval from {RESAMPLES} resamples of its residuals in blocks of {BLOCK_S:.0f} s. A series grows if
-the interval's lower bound is above {ALLOWED_PER_HOUR:.0%} an hour. Series under {LONG_ENOUGH_S / 60:.0f} minutes,
-of processes that are killed more often, are not judged. A process's memory is its anonymous memory (`RssAnon`).
+the interval's lower bound is above {ALLOWED_PER_HOUR:.0%} an hour. Processes that were killed in that half are not
+judged, since they grow while they warm up. A process's memory is its anonymous memory (`RssAnon`).
 
 """
 

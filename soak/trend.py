@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 400
-BLOCK_S = 120.0  # neighbouring samples depend on each other: the load, and what expires a minute later
+BLOCK_S = 600.0  # neighbouring samples depend on each other: by the load, and by what expires minutes later
 ALLOWED_PER_HOUR = 0.02  # growth, as a share of the series' median
 
 
