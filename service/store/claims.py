@@ -100,8 +100,8 @@ class PictureStream:
         A picture whose workers died twice is suspected of killing them, and so is every other picture of their batches.
         With `may_be_alone`, while this worker samples nothing, a few suspects are claimed together, so that most are
         cleared soon; one that has a single try left is claimed alone. One worker at a time does this, and the others go
-        on with new pictures. A picture delivered `max_deliveries` times is
-        hopeless, and so is one that this worker cannot read and no other has taken within `UNREADABLE_S`.
+        on with new pictures. A picture delivered `max_deliveries` times is hopeless, and so is one that this worker
+        cannot read and no other has taken within `UNREADABLE_S`.
 
         `held`: entries that this worker is sampling, which look stale if the process was paused. Looks at most four
         times per lease; or at once if there is a place now for a picture that is known to wait, lest new pictures take

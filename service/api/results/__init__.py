@@ -1,1 +1,4 @@
-"""The results of jobs as clients fetch them. `zip_stream.py` packs pictures. Imports nothing of api."""
+"""The results of jobs as clients fetch them, from Redis or storage (`reader.py`), also as a zip (`zip_stream.py`).
+
+Imports nothing of api.
+"""

@@ -14,6 +14,12 @@ from tests.service.store.ageing import MINUTE_S, age
 from tests.service.store.helpers import DIGEST, record
 
 
+def two_workers(connection: Redis, settings: Settings, lease_s: float) -> tuple[PictureStream, PictureStream]:
+    """Return two workers' views of one stream, with short leases."""
+    quick = settings.model_copy(update={"lease_s": lease_s})
+    return PictureStream(connection, quick, DIGEST, "a"), PictureStream(connection, quick, DIGEST, "b")
+
+
 def test_a_picture_is_claimed_once_and_in_order(store: JobStore, a: PictureStream, b: PictureStream) -> None:
     store.create(record(3))
     assert [claim.picture.index for claim in a.claim_new(2)] == [0, 1]
@@ -24,8 +30,7 @@ def test_a_picture_is_claimed_once_and_in_order(store: JobStore, a: PictureStrea
 def test_a_renewed_lease_is_kept_and_an_expired_one_is_taken_over(
     connection: Redis, settings: Settings, store: JobStore
 ) -> None:
-    quick = settings.model_copy(update={"lease_s": 0.2})
-    a, b = (PictureStream(connection, quick, DIGEST, name) for name in "ab")
+    a, b = two_workers(connection, settings, lease_s=0.2)
     store.create(record(2))
     kept, lost = a.claim_new(5)
     for _ in range(4):
@@ -121,8 +126,7 @@ def test_a_worker_that_samples_others_leaves_a_suspect_alone(
 def test_one_worker_samples_suspects_and_the_others_go_on(
     connection: Redis, settings: Settings, store: JobStore
 ) -> None:
-    quick = settings.model_copy(update={"lease_s": 0.3})
-    a, b = (PictureStream(connection, quick, DIGEST, name) for name in "ab")
+    a, b = two_workers(connection, settings, lease_s=0.3)
     store.create(record(6))
     entries = [claim.entry for claim in a.claim_new(6)]
     connection.xclaim(a.key, GROUP, "dead", 0, entries[:5], idle=1000, retrycount=2, justid=True)
