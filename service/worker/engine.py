@@ -71,9 +71,9 @@ class Engine:
     """The batch of one model: at most `max_pictures`, of any labels and options.
 
     From `efficient_rows` network rows on, pictures of large jobs wait for small jobs (`step_order.py`); with None, none
-    wait. If a step raises, its pictures start again one at a time, and only a picture that fails alone is given up.
-    `admit` and `step` raise an error only if the device itself has failed. `recipe` returns the recipe that a picture's
-    PNG carries.
+    wait. If a step raises, its pictures start again in two halves, one after the other, and these in halves again: only
+    a picture that fails alone is given up. `admit` and `step` raise an error only if the device itself has failed.
+    `recipe` returns the recipe that a picture's PNG carries.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Engine:
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._batch: dict[Key, Member] = {}
         self._computed = 0  # network rows so far
-        self._suspects: deque[Picture] = deque()  # wait until the batch is empty, then are sampled one at a time
+        self._suspects: deque[list[Picture]] = deque()  # wait until the batch is empty; each group becomes a batch
         self._failed: list[Failed] = []  # while joining; the next step returns them
 
     @property
@@ -116,7 +116,7 @@ class Engine:
 
     def admit_alone(self, picture: Picture) -> None:
         """Add a picture suspected of killing workers: it waits until the batch is empty, and nothing joins it."""
-        self._suspects.append(picture)
+        self._suspects.append([picture])
 
     def _join(self, picture: Picture, *, alone: bool) -> None:
         try:
@@ -142,7 +142,8 @@ class Engine:
     def drop(self, unwanted: Callable[[Picture], bool]) -> None:
         """Remove pictures between two steps; the others are unaffected."""
         self._batch = {key: member for key, member in self._batch.items() if not unwanted(member.picture)}
-        self._suspects = deque(picture for picture in self._suspects if not unwanted(picture))
+        groups = ([picture for picture in group if not unwanted(picture)] for group in self._suspects)
+        self._suspects = deque(group for group in groups if group)
         self._failed = [failed for failed in self._failed if not unwanted(failed.picture)]
 
     def step(self) -> list[Outcome]:
@@ -150,7 +151,8 @@ class Engine:
         ended: list[Outcome] = list(self._failed)
         self._failed.clear()
         if not self._batch and self._suspects:
-            self._join(self._suspects.popleft(), alone=True)
+            for picture in self._suspects.popleft():
+                self._join(picture, alone=True)
         chosen = self._choose()
         try:
             self.stepper.step([member.row for member in chosen])
@@ -181,10 +183,11 @@ class Engine:
             log.error("picture failed alone", job_id=picture.job, picture=picture.index, exc_info=error)
             return [Failed(picture, reason_of(error))]
         jobs = sorted({picture.job for picture in pictures})
-        log.warning("batch failed; its pictures start again one at a time", jobs=jobs, exc_info=error)
+        log.warning("batch failed; its pictures start again in two halves", jobs=jobs, exc_info=error)
         for picture in pictures:
             del self._batch[picture.key]
-        self._suspects.extend(pictures)
+        half = len(pictures) // 2
+        self._suspects += [pictures[:half], pictures[half:]]
         return []
 
     def _finish(self, done: Sequence[Member]) -> list[Outcome]:

@@ -240,6 +240,19 @@ def test_a_picture_that_breaks_the_batch_fails_alone() -> None:
     assert one.room == one.max_pictures
 
 
+def test_halves_of_a_failed_batch_find_the_picture_that_breaks_it() -> None:
+    net = network()
+    one = engine(net)
+    assert isinstance(one.stepper, FaultyStepper)
+    one.stepper.poison = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    one.admit([picture(i, labels=NAMES[1:2] if i == 5 else NAMES[:1]) for i in range(8)])
+    outcomes = run(one)
+    assert [outcome.picture.index for outcome in outcomes if isinstance(outcome, Failed)] == [5]
+    assert len(outcomes) == 8
+    # 0 to 3 are sampled together, then 6 and 7, then 4; the batches with picture 5 never reach the network
+    assert [len(call.t) for call in net.calls] == [4] * 6 + [2] * 6 + [1] * 6
+
+
 def test_nothing_joins_a_picture_that_is_sampled_alone() -> None:
     net = network()
     one = engine(net)
