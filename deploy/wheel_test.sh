@@ -17,7 +17,7 @@ trap finish EXIT
 
 "$python" -m venv "$at/venv"
 bin=$at/venv/bin
-test -z "${TORCH_INDEX:-}" || "$bin/pip" install --quiet --no-deps --index-url "$TORCH_INDEX" torch torchvision
+test -z "${TORCH_INDEX:-}" || "$bin/pip" install --quiet --no-deps --index-url "$TORCH_INDEX" torch
 "$bin/pip" install --quiet "labelgrid[serve] @ file://$wheel"
 
 mkdir "$at/empty"

@@ -13,8 +13,8 @@ lock=lock/requirements.txt
 install() { "$python" -m uv pip install --python "$python" "$@"; }
 labelgrid() { install --constraint $lock --build-constraint $lock --editable ".[$extras]" "$@"; }
 
-if labelgrid --dry-run 2>&1 | grep -q '^ + torch=='; then
-  torch=$(sed -nE 's/^((torch|torchvision)==[^ ]+).*/\1/p' $lock)
+torch=$(labelgrid --dry-run 2>&1 | sed -nE 's/^ \+ ((torch|torchvision)==[^ ]+).*/\1/p')  # those that are missing
+if test "$torch"; then
   # torch comes from its place alone: with two indexes for one install, whoever can publish a name on one of them could
   # replace any package of the other.
   if test "${TORCH_INDEX:-}"; then
