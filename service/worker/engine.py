@@ -71,9 +71,9 @@ class Engine:
     """The batch of one model: at most `max_pictures`, of any labels and options.
 
     From `efficient_rows` network rows on, pictures of large jobs wait for small jobs (`step_order.py`); with None, none
-    wait. If a step raises, its pictures start again in two halves, one after the other, and these in halves again: only
-    a picture that fails alone is given up. `admit` and `step` raise an error only if the device itself has failed.
-    `recipe` returns the recipe that a picture's PNG carries.
+    wait. If a step raises, it is repeated for each half of its pictures, so only a picture that fails alone is given up.
+    `admit` and `step` raise an error only if the device itself has failed. `recipe` returns the recipe that a picture's
+    PNG carries.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Engine:
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._batch: dict[Key, Member] = {}
         self._computed = 0  # network rows so far
-        self._suspects: deque[list[Picture]] = deque()  # wait until the batch is empty; each group becomes a batch
+        self._suspects: deque[Picture] = deque()  # may kill the worker: sampled alone, once the batch is empty
         self._failed: list[Failed] = []  # while joining; the next step returns them
 
     @property
@@ -116,7 +116,7 @@ class Engine:
 
     def admit_alone(self, picture: Picture) -> None:
         """Add a picture suspected of killing workers: it waits until the batch is empty, and nothing joins it."""
-        self._suspects.append([picture])
+        self._suspects.append(picture)
 
     def _join(self, picture: Picture, *, alone: bool) -> None:
         try:
@@ -142,8 +142,7 @@ class Engine:
     def drop(self, unwanted: Callable[[Picture], bool]) -> None:
         """Remove pictures between two steps; the others are unaffected."""
         self._batch = {key: member for key, member in self._batch.items() if not unwanted(member.picture)}
-        groups = ([picture for picture in group if not unwanted(picture)] for group in self._suspects)
-        self._suspects = deque(group for group in groups if group)
+        self._suspects = deque(picture for picture in self._suspects if not unwanted(picture))
         self._failed = [failed for failed in self._failed if not unwanted(failed.picture)]
 
     def step(self) -> list[Outcome]:
@@ -151,21 +150,16 @@ class Engine:
         ended: list[Outcome] = list(self._failed)
         self._failed.clear()
         if not self._batch and self._suspects:
-            for picture in self._suspects.popleft():
-                self._join(picture, alone=True)
+            self._join(self._suspects.popleft(), alone=True)
         chosen = self._choose()
-        try:
-            self.stepper.step([member.row for member in chosen])
-            for member in chosen:
-                member.record()
-            ended += self._finish([member for member in chosen if member.row.done])
-        except Exception as error:
-            if lost(error, self.stepper.device):
-                raise
-            ended += self._isolate(error, [member.picture for member in chosen])
-        for outcome in ended:
-            self._batch.pop(outcome.picture.key, None)
+        ended += self._attempt(self._advance, chosen)
+        for member in self._still_in(chosen):
+            ended += self._attempt(self._record, [member])
+        ended += self._attempt(self._finish, [member for member in self._still_in(chosen) if member.row.done])
         return ended
+
+    def _still_in(self, members: Sequence[Member]) -> list[Member]:
+        return [member for member in members if member.picture.key in self._batch]
 
     def _choose(self) -> list[Member]:
         """Return the pictures that take the next step."""
@@ -177,17 +171,36 @@ class Engine:
         self._computed += sum(member.row.options.rows_per_step for member in chosen)
         return chosen
 
-    def _isolate(self, error: Exception, pictures: list[Picture]) -> list[Outcome]:
-        if len(pictures) == 1:
-            (picture,) = pictures
-            log.error("picture failed alone", job_id=picture.job, picture=picture.index, exc_info=error)
-            return [Failed(picture, reason_of(error))]
-        jobs = sorted({picture.job for picture in pictures})
-        log.warning("batch failed; its pictures start again in two halves", jobs=jobs, exc_info=error)
-        for picture in pictures:
-            del self._batch[picture.key]
-        half = len(pictures) // 2
-        self._suspects += [pictures[:half], pictures[half:]]
+    def _attempt(self, work: Callable[[Sequence[Member]], list[Outcome]], members: Sequence[Member]) -> list[Outcome]:
+        """Do `work` for the members or, if it raises, for each half of them; the pictures that end leave the batch.
+
+        `work` must leave every member as it was if it raises.
+        """
+        try:
+            ended = work(members)
+        except Exception as error:
+            if not members or lost(error, self.stepper.device):
+                raise
+            if len(members) == 1:
+                picture = members[0].picture
+                log.error("picture failed alone", job_id=picture.job, picture=picture.index, exc_info=error)
+                ended = [Failed(picture, reason_of(error))]
+            else:
+                jobs = sorted({member.picture.job for member in members})
+                log.warning("step failed; it is repeated for each half of its pictures", jobs=jobs, exc_info=error)
+                half = len(members) // 2
+                return self._attempt(work, members[:half]) + self._attempt(work, members[half:])
+        for outcome in ended:
+            del self._batch[outcome.picture.key]
+        return ended
+
+    def _advance(self, members: Sequence[Member]) -> list[Outcome]:
+        self.stepper.step([member.row for member in members])
+        return []
+
+    def _record(self, members: Sequence[Member]) -> list[Outcome]:
+        for member in members:
+            member.record()
         return []
 
     def _finish(self, done: Sequence[Member]) -> list[Outcome]:

@@ -143,7 +143,10 @@ class Stepper:
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
-        """Advance every row that is not done by one step. A row's result does not depend on the other rows."""
+        """Advance every row that is not done by one step. A row's result does not depend on the other rows.
+
+        If it raises, no row has changed.
+        """
         rows = [row for row in rows if not row.done]
         if not rows:
             return
@@ -154,10 +157,12 @@ class Stepper:
         x_next = a * x + b * x0_hat
         if any(c_i != 0 for *_, c_i, _ in now):
             x_next += c * torch.stack([row.x0_hat if row.x0_hat is not None else row.x for row in rows])
-        if any(s_i != 0 for *_, s_i in now):
-            x_next += s * self._noise(rows, [s_i for *_, s_i in now])
-        for row, row_x, row_x0_hat in zip(rows, x_next.unbind(), x0_hat.unbind(), strict=True):
-            row.x, row.x0_hat, row.step = row_x, row_x0_hat, row.step + 1
+        noisy = [s_i != 0 for *_, s_i in now]
+        generators = [row.generator.clone_state() if add else None for row, add in zip(rows, noisy, strict=True)]
+        if any(generators):
+            x_next += s * self._noise(generators)
+        for row, row_x, row_x0_hat, generator in zip(rows, x_next.unbind(), x0_hat.unbind(), generators, strict=True):
+            row.x, row.x0_hat, row.step, row.generator = row_x, row_x0_hat, row.step + 1, generator or row.generator
 
     @torch.inference_mode()
     def pictures(self, rows: Sequence[Row]) -> Tensor:
@@ -185,12 +190,12 @@ class Stepper:
             values.append((p, q, 1.0 if row.options.clip_x0 else limit, *coefficients))
         return torch.tensor(values, dtype=torch.float32, device=self.device).T[:, :, None, None, None]
 
-    def _noise(self, rows: Sequence[Row], s: Sequence[float]) -> Tensor:
-        """Return z (N, C, H, W): noise from the row's own generator, or zeros for a row that adds none."""
-        z = torch.zeros(len(rows), *self.network.image_shape)
-        for row, z_i, s_i in zip(rows, z, s, strict=True):
-            if s_i != 0:
-                torch.randn(z_i.shape, generator=row.generator, out=z_i)
+    def _noise(self, generators: Sequence[torch.Generator | None]) -> Tensor:
+        """Return z (N, C, H, W): noise from each row's generator, or zeros for a row without one."""
+        z = torch.zeros(len(generators), *self.network.image_shape)
+        for z_i, generator in zip(z, generators, strict=True):
+            if generator is not None:
+                torch.randn(z_i.shape, generator=generator, out=z_i)
         return z.to(self.device)
 
     def _predict(self, rows: Sequence[Row], x: Tensor) -> Tensor:

@@ -240,7 +240,7 @@ def test_a_picture_that_breaks_the_batch_fails_alone() -> None:
     assert one.room == one.max_pictures
 
 
-def test_halves_of_a_failed_batch_find_the_picture_that_breaks_it() -> None:
+def test_halves_of_a_failed_step_find_the_picture_that_breaks_it_and_the_others_go_on() -> None:
     net = network()
     one = engine(net)
     assert isinstance(one.stepper, FaultyStepper)
@@ -249,8 +249,8 @@ def test_halves_of_a_failed_batch_find_the_picture_that_breaks_it() -> None:
     outcomes = run(one)
     assert [outcome.picture.index for outcome in outcomes if isinstance(outcome, Failed)] == [5]
     assert len(outcomes) == 8
-    # 0 to 3 are sampled together, then 6 and 7, then 4; the batches with picture 5 never reach the network
-    assert [len(call.t) for call in net.calls] == [4] * 6 + [2] * 6 + [1] * 6
+    # the first step: 0 to 3, then 4, then 6 and 7; steps with picture 5 do not reach the network
+    assert [len(call.t) for call in net.calls] == [4, 1, 2, 7, 7, 7, 7, 7]
 
 
 def test_nothing_joins_a_picture_that_is_sampled_alone() -> None:

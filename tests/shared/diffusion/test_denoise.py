@@ -49,6 +49,27 @@ def test_rows_that_join_at_any_step_equal_rows_sampled_alone(max_rows: int, pad_
         torch.testing.assert_close(row.x, alone(i), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("failing", ["_predict", "_noise"])
+def test_a_step_that_raises_changes_no_row(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, _ = stepper()
+    rows = [loop.new_row(*one) for one in zip(LABELS, MIXED, SEEDS, strict=True)]
+    work = getattr(loop, failing)
+    for at in range(9):
+
+        def work_and_fail(*arguments: object) -> None:
+            work(*arguments)
+            raise RuntimeError("too little memory")
+
+        if at < 7:  # later, only rows that add no noise are left
+            with monkeypatch.context() as patch:
+                patch.setattr(loop, failing, work_and_fail)
+                with pytest.raises(RuntimeError):
+                    loop.step(rows)
+        loop.step(rows)
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(row.x, alone(i), rtol=0, atol=1e-6)
+
+
 def test_a_finished_row_does_not_change() -> None:
     loop, network = stepper()
     row = loop.new_row(LABELS[0], SamplingOptions(steps=2, guidance=1.0), 1)
