@@ -71,7 +71,7 @@ class Engine:
     """The batch of one model: at most `max_pictures`, of any labels and options.
 
     From `efficient_rows` network rows on, pictures of large jobs wait for small jobs (`step_order.py`); with None, none
-    wait. If a step raises, it is repeated for each half of its pictures, so only a picture that fails alone is given up.
+    wait. If a step raises, it is repeated for each half of its pictures; only a picture that fails alone is given up.
     `admit` and `step` raise an error only if the device itself has failed. `recipe` returns the recipe that a picture's
     PNG carries.
     """
