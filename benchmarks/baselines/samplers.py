@@ -57,7 +57,7 @@ class InDtype(nn.Module):
 
 
 class LabelPipeline(DiffusionPipeline):
-    """diffusers' loop, as in its conditional pipelines: one call on the doubled batch, guidance, scheduler.step."""
+    """diffusers' loop, as in its conditional pipelines: a call, on the doubled batch if guided, and scheduler.step."""
 
     def __init__(self, unet: LabelUNet, scheduler: Any) -> None:
         super().__init__()
@@ -73,12 +73,15 @@ class LabelPipeline(DiffusionPipeline):
         x = torch.randn(len(labels), *self.unet.network.network.image_shape, generator=generator, dtype=dtype)
         x = x * self.scheduler.init_noise_sigma
         self.scheduler.set_timesteps(steps)
-        doubled = torch.cat([labels, labels])
-        keep = torch.arange(len(doubled)) >= len(labels)
+        guided = guidance != 1.0
+        rows = torch.cat([labels, labels]) if guided else labels
+        keep = torch.arange(len(rows)) >= len(rows) - len(labels)
         for t in self.progress_bar(self.scheduler.timesteps[:only]):
-            inputs = self.scheduler.scale_model_input(torch.cat([x, x]), t)
-            null, conditional = self.unet(inputs, t, doubled, keep).chunk(2)
-            out = null + guidance * (conditional - null)
+            inputs = self.scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t)
+            out = self.unet(inputs, t, rows, keep)
+            if guided:
+                null, conditional = out.chunk(2)
+                out = null + guidance * (conditional - null)
             x = self.scheduler.step(out, t, x, **self._extra(generator)).prev_sample
         return x.float()
 

@@ -1,0 +1,260 @@
+"""The service beside other servers of the same checkpoint: `python -m benchmarks.sections.servers`.
+
+`servers.py` and `litserve_server.py` in `benchmarks/baselines` are the others. All answer the same requests over HTTP
+with a PNG grid, and take turns; those that wait are idle. Three loads: equal requests from clients that send the next
+one after an answer, a burst of mixed requests, and mixed requests that arrive at random.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks import subject
+from benchmarks.document import Piece, Table, number
+from benchmarks.results import STORAGE, Data, main, say
+from benchmarks.stack import stack, start, stop, until
+from benchmarks.timing import Deadline, figure, percentile, ratios
+from service.local.demo import free_port
+from service.local.redis_server import RedisServer
+from service.settings import Settings
+
+OURS, LITSERVE, NAIVE, DIFFUSERS = "ours", "LitServe", "FastAPI and RQ", "diffusers and FastAPI"
+CLIENTS = 16  # of the equal requests
+STEPS, GUIDANCE, SIZES = (1, 4, 8, 16, 50), (1.0, 3.0), range(1, 9)  # of mixed requests
+LOAD = 0.6  # of LitServe's pictures/s in a burst, at which mixed requests arrive
+LIMIT_S = 330.0
+HEADERS = {"Content-Type": "application/json", "Accept": "image/png", "Prefer": "wait=250"}
+PNG = b"\x89PNG"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: where it answers, and its processes."""
+
+    port: int
+    pids: tuple[int, ...]
+
+    def _processes(self) -> list[psutil.Process]:
+        own = [psutil.Process(pid) for pid in self.pids]
+        return own + [child for one in own for child in one.children(recursive=True)]
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of its processes so far."""
+        return sum(sum(one.cpu_times()[:2]) for one in self._processes())
+
+    def memory_mib(self) -> float:
+        """Return the memory that its processes do not share with others."""
+        return sum(one.memory_full_info().uss for one in self._processes()) / 2**20
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a load gave; `seconds` last until the last answer, `cpu_s` is that of the server."""
+
+    pictures: int
+    seconds: float
+    latencies: list[float]
+    cpu_s: float
+
+    @property
+    def rate(self) -> float:
+        return self.pictures / self.seconds
+
+
+def mixed(count: int, seed: int) -> list[dict[str, Any]]:
+    """Draw the bodies of `count` mixed requests."""
+    dice = np.random.default_rng(seed)
+    bodies = []
+    for number_ in range(count):
+        lists = subject.label_lists(int(dice.choice(SIZES)), seed=1000 * seed + number_)
+        options = {"steps": int(dice.choice(STEPS)), "guidance": float(dice.choice(GUIDANCE))}
+        bodies.append({"labels": lists, "seed": number_, **options})
+    return bodies
+
+
+def ask(connection: HTTPConnection, body: dict[str, Any]) -> None:
+    """Send a request and read its grid. RuntimeError for anything else."""
+    connection.request("POST", "/generate", json.dumps(body), HEADERS)
+    answer = connection.getresponse()
+    content = answer.read()
+    if answer.status != 200 or not content.startswith(PNG):
+        raise RuntimeError(f"POST /generate returned {answer.status}: {content[:300]!r}")
+
+
+def answers(server: Server, bodies: Sequence[dict[str, Any]], clients: int, at: Sequence[float] = ()) -> Answers:
+    """Let `clients` send the requests one after the other, each not before its time `at` if there is one."""
+    waiting, lock, latencies, cpu_s = iter(enumerate(bodies)), threading.Lock(), list[float](), server.cpu_s()
+    begun = time.perf_counter()
+
+    def client(_: int) -> None:
+        connection = HTTPConnection("127.0.0.1", server.port)
+        while True:
+            with lock:
+                number_, body = next(waiting, (0, None))
+            if body is None:
+                return connection.close()
+            due = begun + at[number_] if at else time.perf_counter()
+            time.sleep(max(0.0, due - time.perf_counter()))
+            ask(connection, body)
+            latencies.append(time.perf_counter() - due)
+
+    with ThreadPoolExecutor(clients) as threads:
+        list(threads.map(client, range(clients)))
+    pictures = sum(len(body["labels"]) for body in bodies)
+    return Answers(pictures, time.perf_counter() - begun, latencies, server.cpu_s() - cpu_s)
+
+
+@contextlib.contextmanager
+def servers(batch: int, rows: int) -> Iterator[dict[str, Server]]:
+    """Run all servers, each ready and warm."""
+    same = {"LABELGRID_BATCH_PICTURES": str(batch), "LABELGRID_BATCH_ROWS": str(rows)}
+    with contextlib.ExitStack() as running, tempfile.TemporaryDirectory(prefix="lg-bench-") as folder:
+        ours = running.enter_context(stack(**same))
+        redis = RedisServer(Path(folder))
+        redis.start()
+        running.callback(redis.stop)
+        environment = {**os.environ, **same, "LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(STORAGE)}
+
+        def begin(*module: str) -> int:
+            process = start([f"benchmarks.baselines.{module[0]}", *module[1:]], environment)
+            running.callback(stop, process)
+            return process.pid
+
+        def serve(*module: str) -> Server:
+            port = free_port()
+            return Server(port, (begin(*module, "--port", str(port)),))
+
+        assert ours.api is not None
+        assert redis.process is not None
+        assert ours.redis.process is not None
+        found = {
+            OURS: Server(ours.port, (ours.api.pid, *(worker.pid for worker in ours.workers), ours.redis.process.pid)),
+            LITSERVE: serve("litserve_server"),
+            NAIVE: serve("servers", "naive"),
+            DIFFUSERS: serve("servers", "diffusers"),
+        }
+        found[NAIVE] = replace(
+            found[NAIVE], pids=(*found[NAIVE].pids, begin("servers", "naive-worker"), redis.process.pid)
+        )
+        for name, server in found.items():
+            until(lambda server=server: is_up(server), f"{name} to answer")
+            answers(server, mixed(3, seed=0), clients=3)
+        yield found
+
+
+def is_up(server: Server) -> bool:
+    with contextlib.suppress(OSError):
+        ask(HTTPConnection("127.0.0.1", server.port), {"labels": [["red cube"]], "steps": 1})
+        return True
+    return False
+
+
+def in_turn(found: dict[str, Server], turn: int, load: Callable[[str, Server], Answers]) -> dict[str, Answers]:
+    """Let the servers take the load one after the other; each round begins with another one."""
+    names = list(found)
+    first = turn % len(names)
+    return {name: load(name, found[name]) for name in names[first:] + names[:first]}
+
+
+def measure(quick: bool) -> Data:
+    equal, burst, arriving, rounds = (8, 4, 3, 1) if quick else (48, 12, 20, 5)
+    _, rows, _ = subject.batch_limit(subject.denoiser(), Settings())
+    deadline = Deadline(LIMIT_S)
+    seen: dict[str, dict[str, list[Answers]]] = {"equal": {}, "burst": {}, "arriving": {}}
+    with servers(rows, rows) as found:
+        say(f"  four servers are up, {deadline.spent:.0f} s")
+        same = [{"labels": lists, "seed": i} for i, lists in enumerate(zip(subject.label_lists(equal)))]
+        for turn in deadline.rounds(rounds):
+            some, at = mixed(burst, 100 + turn), np.random.default_rng(turn).exponential(size=arriving).cumsum()
+            later = mixed(arriving, 200 + turn)
+            taken = {
+                "equal": in_turn(found, turn, lambda _, one: answers(one, same, CLIENTS)),
+                "burst": in_turn(found, turn, lambda _, one, some=some: answers(one, some, len(some))),
+            }
+            pictures = sum(len(body["labels"]) for body in later) / arriving
+            apart_s = pictures / (LOAD * taken["burst"][LITSERVE].rate)
+            both = {name: found[name] for name in (OURS, LITSERVE)}
+            times = [float(one) for one in at * apart_s]
+            taken["arriving"] = in_turn(
+                both, turn, lambda _, one, later=later, times=times: answers(one, later, len(later), times)
+            )
+            for load, by in taken.items():
+                for name, one in by.items():
+                    seen[load].setdefault(name, []).append(one)
+            say(f"  round {turn + 1}, {deadline.spent:.0f} s")
+        memory = {name: server.memory_mib() for name, server in found.items()}
+    return {
+        "figures": figures(seen),
+        "loads": {load: {name: described(runs) for name, runs in by.items()} for load, by in seen.items()},
+        "memory_mib": memory,
+        "requests": {"equal": equal, "burst": burst, "arriving": arriving},
+        "rounds": len(seen["equal"][OURS]),
+    }
+
+
+def figures(seen: dict[str, dict[str, list[Answers]]]) -> Data:
+    """Return the ratios between ours and the others, round by round."""
+
+    def rate(load: str, name: str) -> list[float]:
+        return [one.rate for one in seen[load][name]]
+
+    def p95(name: str) -> list[float]:
+        return [percentile(one.latencies, 0.95) for one in seen["arriving"][name]]
+
+    return {
+        "servers.uniform_throughput_vs_litserve": figure(ratios(rate("equal", OURS), rate("equal", LITSERVE))),
+        "servers.uniform_throughput_vs_naive": figure(ratios(rate("equal", OURS), rate("equal", NAIVE))),
+        "servers.uniform_throughput_vs_diffusers": figure(ratios(rate("equal", OURS), rate("equal", DIFFUSERS))),
+        "servers.mixed_throughput_vs_litserve": figure(ratios(rate("burst", OURS), rate("burst", LITSERVE))),
+        "servers.mixed_throughput_vs_naive": figure(ratios(rate("burst", OURS), rate("burst", NAIVE))),
+        "servers.mixed_throughput_vs_diffusers": figure(ratios(rate("burst", OURS), rate("burst", DIFFUSERS))),
+        "servers.mixed_p95_vs_litserve": figure(ratios(p95(OURS), p95(LITSERVE))),
+    }
+
+
+def described(runs: Sequence[Answers]) -> Data:
+    """Summarise a server's answers to one load, over all rounds."""
+    latencies, pictures = [one for run in runs for one in run.latencies], sum(run.pictures for run in runs)
+    quantiles = {f"p{q}": percentile(latencies, q / 100) for q in (50, 95, 99)}
+    rate = pictures / sum(run.seconds for run in runs)
+    return {"pictures_per_s": rate, **quantiles, "cpu_ms": 1000 * sum(run.cpu_s for run in runs) / pictures}
+
+
+def report(data: Data) -> list[Piece]:
+    asked, table = data["requests"], Table(["load", "server", "pictures/s", "p50 s", "p95", "p99", "CPU, ms a picture"])
+    titles = {
+        "equal": f"{asked['equal']} equal requests of one picture, {CLIENTS} clients",
+        "burst": f"{asked['burst']} mixed requests at once",
+        "arriving": f"{asked['arriving']} mixed requests, at random times",
+    }
+    for load, by in data["loads"].items():
+        for name, one in by.items():
+            cells = (number(one[key]) for key in ("pictures_per_s", "p50", "p95", "p99", "cpu_ms"))
+            table.add(titles[load], name, *cells)
+    memory = ", ".join(f"{name} {number(mib)}" for name, mib in data["memory_mib"].items())
+    steps = ", ".join(map(str, STEPS[:-1]))
+    return [
+        f"{data['rounds']} rounds. Every server has one process that samples, judges each picture and answers with the "
+        "grid. LitServe batches requests; it and *FastAPI and RQ*, with one job a request, sample with our loop, and "
+        "*diffusers and FastAPI* with diffusers' DPM-Solver++. Only our service also keeps results, verdicts and "
+        f"recipes. A mixed request has 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3. Those at "
+        f"random times arrive at {LOAD} of the pictures/s that LitServe made in the burst before.",
+        table,
+        f"Memory that a server does not share with others, MiB: {memory}.",
+    ]
+
+
+if __name__ == "__main__":
+    main("servers", __doc__, measure)
