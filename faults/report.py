@@ -57,6 +57,7 @@ Promises with tests of their own:
 | simultaneous requests cannot pass a limit together | `tests/service/store/test_admission.py` |
 | the API follows a failover although its connections stay open | `tests/service/store/test_connection.py` |
 | no job waits for another model's long job | `tests/service/worker/test_wanted_models.py` |
+| a step that raises ends only the picture that breaks it | `tests/service/worker/test_engine.py` |
 | a suspected picture shares its worker with suspects only | `tests/service/worker/test_runner_failures.py` |
 | while storage hangs, workers use their copies | `tests/service/worker/test_checkpoint_cache.py` |
 | a job finishes only while Redis has all of its pictures | `tests/service/store/test_jobs.py` |
