@@ -1,7 +1,13 @@
-"""Completes jobs that have all of their pictures: scores, grid, and the move to `finished`. Knows no models."""
+"""Stores finished pictures and completes jobs that have all of theirs: scores, grid, and the move to `finished`.
+
+In a thread if results are kept in storage, which may be slow. Knows no networks and no leases.
+"""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from redis.exceptions import RedisError
@@ -9,18 +15,92 @@ from redis.exceptions import RedisError
 from service.contract import recipe
 from service.contract.kept import KeptJob
 from service.contract.recipe import MadeWith
-from service.contract.records import JobRecord, JobResult, Scores, Verdict
+from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.results import files
 from service.results.writer import Finished, ResultWriter, StorageAway
 from service.store import keys
 from service.store.jobs import JobStore
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
+from service.worker.checkpoint_cache import in_thread
 from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
 log = get_logger(__name__)
 
 Pngs = Mapping[tuple[str, int], bytes]  # by job and index
+Times = tuple[float, float]  # begin and end, in seconds since 1970
+
+
+@dataclass(eq=False, kw_only=True)
+class Work:
+    """Finished pictures of one stream, each with its entry, or `jobs` that lack only their end."""
+
+    judged_by: MadeWith | None
+    stream: str = ""
+    finished: list[tuple[str, FinishedPicture]] = field(default_factory=list)
+    jobs: set[str] = field(default_factory=set)
+    judged_at: Times = (0.0, 0.0)
+    stored_at: Times = (0.0, 0.0)
+
+    @property
+    def pictures(self) -> list[FinishedPicture]:
+        return [picture for _, picture in self.finished]
+
+
+class Storer:
+    """Does work in order, one piece after the other; all that arrives while storage is slow is the next piece."""
+
+    def __init__(self, store: JobStore, results: ResultWriter | None) -> None:
+        self.store, self.results = store, results
+        self._waiting = list[Work]()
+        self._begun = list[Work]()
+        self._outcome: Future[None] | None = None
+
+    def submit(self, work: Work) -> None:
+        """Note work, which the next `collect` begins."""
+        self._waiting.append(work)
+
+    def collect(self) -> tuple[list[Work], BaseException | None]:
+        """Begin work if none is in progress. Return what is over, and the error that it ended with, if any."""
+        if self._outcome is None and self._waiting:
+            self._begun, self._waiting = self._waiting, []
+            start = at_once if self.results is None else in_thread
+            self._outcome = start(partial(self._store, self._begun))
+        if self._outcome is None or not self._outcome.done():
+            return [], None
+        error, self._outcome = self._outcome.exception(), None
+        return self._begun, error
+
+    def _store(self, works: list[Work]) -> None:
+        begun_at = time.time()
+        kept = self._keep([picture for work in works for picture in work.pictures])
+        for work in works:
+            if work.finished:
+                work.jobs |= self.store.commit(work.stream, work.finished, kept)
+            work.stored_at = begun_at, time.time()
+        for judged_by in {work.judged_by for work in works}:
+            same = [work for work in works if work.judged_by == judged_by]
+            pngs = {one.picture.key: one.png for work in same for one in work.pictures}
+            job_ids = set[str]().union(*(work.jobs for work in same))
+            complete_jobs(self.store, judged_by, job_ids, pngs, self.results)
+
+    def _keep(self, finished: list[FinishedPicture]) -> set[tuple[str, int]]:
+        """Write sampled pictures to storage, if results are kept there; return those that need no place in Redis."""
+        sampled = [one for one in finished if one.picture.run_seed is not None]  # Redis has the uploaded ones already
+        if self.results is None or not sampled:
+            return set()
+        return self.results.keep_pictures(sampled, self.store.owners({one.picture.job for one in sampled}))
+
+
+def at_once(work: Callable[[], None]) -> Future[None]:
+    """Do the work here, and return its outcome."""
+    outcome: Future[None] = Future()
+    try:
+        work()
+        outcome.set_result(None)
+    except BaseException as error:
+        outcome.set_exception(error)
+    return outcome
 
 
 def complete_jobs(

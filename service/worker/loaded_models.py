@@ -38,18 +38,24 @@ log = get_logger(__name__)
 
 @dataclass(eq=False, kw_only=True)
 class Loaded:
-    """A checkpoint in memory: its stream, and the claims of the pictures in progress on it."""
+    """A checkpoint in memory: its stream, and the claims of its pictures: in progress, then being stored."""
 
     name: str
     digest: str
     judged_by: MadeWith | None
     stream: PictureStream
     claims: dict[Key, Claim] = field(default_factory=dict)
+    storing: dict[Key, Claim] = field(default_factory=dict)
     used_at: float = field(default_factory=time.monotonic)
 
     @property
     def busy(self) -> bool:
-        return bool(self.claims)
+        return bool(self.claims or self.storing)
+
+    @property
+    def held(self) -> list[Claim]:
+        """All claims whose leases this worker renews. Safe in another thread."""
+        return [*self.claims.values(), *self.storing.values()]
 
     def admit(self, claims: Sequence[Claim]) -> None:
         """Take up the pictures of claims."""
@@ -73,8 +79,8 @@ class LoadedModel(Loaded):
 
     @property
     def room(self) -> int:
-        """How many pictures may be claimed now."""
-        return self.engine.room
+        """How many pictures may be claimed now: none while as many wait for slow storage."""
+        return max(0, min(self.engine.room, self.max_pictures - len(self.storing)))
 
     def admit(self, claims: Sequence[Claim]) -> None:
         super().admit(claims)
@@ -100,7 +106,7 @@ class LoadedEvaluator(Loaded):
     @property
     def room(self) -> int:
         """How many pictures may be claimed now."""
-        return 0 if self.claims else self.max_pictures
+        return 0 if self.busy else self.max_pictures
 
 
 AnyLoaded = LoadedModel | LoadedEvaluator

@@ -24,7 +24,7 @@ from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
 from service.worker.checkpoint_cache import CheckpointCache
-from service.worker.completion import complete_jobs
+from service.worker.completion import Storer, Work
 from service.worker.engine import Outcome
 from service.worker.loaded_models import AnyLoaded, LoadedEvaluator, LoadedModels
 from service.worker.previews import Previews
@@ -66,9 +66,9 @@ class Runner:
     def __init__(self, connection: Redis, settings: Settings, name: str) -> None:
         self.connection, self.settings, self.name = connection, settings, name
         self.store = JobStore(connection, settings)
-        # Less than a lease, so that no other worker samples the pictures that are being written.
-        patience_s = min(settings.storage_timeout_s, settings.lease_s / 2)
-        self.results = None if settings.results is None else ResultWriter(settings.results, patience_s)
+        patience_s = min(settings.storage_timeout_s, settings.lease_s / 2)  # a job's end should not take longer
+        results = None if settings.results is None else ResultWriter(settings.results, patience_s)
+        self.storer = Storer(self.store, results)
         self.sweeper = Sweeper(self.store)
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes, settings.storage_timeout_s)
@@ -125,7 +125,7 @@ class Runner:
             if time.monotonic() - checked_at >= CHECK_EVERY_S:
                 checked_at = time.monotonic()
                 if self.store.done_count(job_id) >= record.total:  # the worker with the last picture died
-                    complete_jobs(self.store, judged_by, [job_id], {}, self.results)
+                    self.storer.submit(Work(judged_by=judged_by, jobs={job_id}))
             if not self.run_once(job_id):
                 return
         if self.store.is_open(job_id):
@@ -151,6 +151,7 @@ class Runner:
         If job `job_id` has ended, do nothing and return False.
         """
         with self._end_if_device_lost():
+            self._collect()
             if job_id in self._drop_ended(job_id):
                 return False
             if not self.stopping:
@@ -160,7 +161,7 @@ class Runner:
                 self.models.follow_storage()  # afterwards, so that no model is unloaded before it was used
                 self.wanted.follow()
             begun = time.monotonic()
-            busy = [loaded for loaded in self.models if loaded.busy]
+            busy = [loaded for loaded in self.models if loaded.claims]
             for loaded in busy:
                 loaded.used_at = begun
                 self._advance(loaded)
@@ -196,8 +197,8 @@ class Runner:
             raise
 
     def _jobs(self) -> set[str]:
-        """Return the jobs that have pictures in progress."""
-        return {job_id for loaded in self.models for job_id, _ in loaded.claims}
+        """Return the jobs that have pictures in progress, or being stored."""
+        return {claim.picture.job for loaded in self.models for claim in loaded.held}
 
     def _drop_ended(self, awaited: str | None = None) -> set[str]:
         """Drop the pictures of jobs that ended elsewhere; return those jobs, and `awaited` if it has ended."""
@@ -219,7 +220,7 @@ class Runner:
 
         A picture that killed too many workers fails its job.
         """
-        held = {claim.entry for claim in loaded.claims.values()}
+        held = {claim.entry for claim in loaded.held}
         room = 0 if self._holds_back else loaded.room
         claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.models.busy, held=held)
         if not any(claim.alone for claim in claims):
@@ -234,9 +235,7 @@ class Runner:
     @property
     def _holds_back(self) -> bool:
         """Whether a picture is, or is to be, the only one in this process: it may kill it."""
-        return any(
-            loaded.stream.suspects or any(claim.alone for claim in loaded.claims.values()) for loaded in self.models
-        )
+        return any(loaded.stream.suspects or any(claim.alone for claim in loaded.held) for loaded in self.models)
 
     def _claim_new(self, loaded: AnyLoaded, room: int) -> list[Claim]:
         return [] if room <= 0 or self._holds_back else loaded.stream.claim_new(room)
@@ -276,36 +275,40 @@ class Runner:
         finished, failed = [], []
         for outcome in outcomes:
             picture = outcome.picture
-            entry = loaded.claims.pop(picture.key).entry
+            claim = loaded.claims.pop(picture.key)
             PICTURES.labels(loaded.name, "made" if isinstance(outcome, FinishedPicture) else "failed").inc()
             if isinstance(outcome, FinishedPicture):
-                finished.append((entry, outcome))
+                loaded.storing[picture.key] = claim
+                finished.append((claim.entry, outcome))
             else:
-                failed.append(entry)
+                failed.append(claim.entry)
                 self.store.fail(picture.job, f"picture {picture.index}: {outcome.reason}")
         loaded.stream.discard(failed)
         if finished:
-            begun_at = time.time()
-            kept = self._keep([one for _, one in finished])
-            complete = self.store.commit(loaded.stream.key, finished, kept)
-            job_ids = {one.picture.job for _, one in finished}
-            self.spans.record("judge", job_ids, *judged_at)
-            self.spans.record("store", job_ids, begun_at, time.time())
-            self.spans.keep(self._jobs(), judged_at[0])
-            pngs = {one.picture.key: one.png for _, one in finished}
-            complete_jobs(self.store, loaded.judged_by, complete, pngs, self.results)
+            work = Work(judged_by=loaded.judged_by, stream=loaded.stream.key, finished=finished, judged_at=judged_at)
+            self.storer.submit(work)
+            self._collect()
 
-    def _keep(self, finished: list[FinishedPicture]) -> set[tuple[str, int]]:
-        """Write sampled pictures to storage, if results are kept there; return those that need no place in Redis."""
-        sampled = [one for one in finished if one.picture.run_seed is not None]  # Redis has the uploaded ones already
-        if self.results is None or not sampled:
-            return set()
-        return self.results.keep_pictures(sampled, self.store.owners({one.picture.job for one in sampled}))
+    def _collect(self) -> None:
+        """Let go of pictures that are stored, or could not be: their leases expire, and a worker samples them again."""
+        works, error = self.storer.collect()
+        for loaded in self.models:
+            for work in works:
+                for one in work.pictures:
+                    loaded.storing.pop(one.picture.key, None)
+        if error is not None:
+            raise error
+        for work in works:
+            job_ids = {one.picture.job for one in work.pictures}
+            self.spans.record("judge", job_ids, *work.judged_at)
+            self.spans.record("store", job_ids, *work.stored_at)
+            if job_ids:
+                self.spans.keep(self._jobs(), work.judged_at[0])
 
     def renew_claims(self) -> None:
-        """Renew the leases of the pictures in progress. The heartbeat's thread calls it."""
+        """Renew the leases of the pictures in progress, or being stored. The heartbeat's thread calls it."""
         for loaded in self.models:
-            loaded.stream.renew([claim.entry for claim in list(loaded.claims.values())])
+            loaded.stream.renew([claim.entry for claim in loaded.held])
 
     def stop(self, within_s: float) -> None:
         """Claim nothing more, and give `drain` so long. Safe in a signal handler."""
@@ -313,7 +316,7 @@ class Runner:
 
     def drain(self) -> None:
         """After `stop`, finish the pictures in progress that fit into the time left; release the others at once."""
-        log.info("draining", pictures=sum(len(loaded.claims) for loaded in self.models))
+        log.info("draining", pictures=sum(len(loaded.held) for loaded in self.models))
         for model in self.models.denoisers():
             model.engine.efficient_rows = None  # all step each time, so that the time they take is predictable
         while self.models.busy and (left_s := self.drain_until - time.monotonic()) > 0:
@@ -326,7 +329,8 @@ class Runner:
         self.release_claims()
 
     def release_claims(self) -> None:
-        """Leave all pictures in progress to other workers at once."""
+        """Leave all pictures in progress, or being stored, to other workers at once."""
         for loaded in self.models:
-            loaded.stream.release(loaded.take_out(set(loaded.claims)))
+            loaded.stream.release(loaded.take_out(set(loaded.claims)) + [one.entry for one in loaded.storing.values()])
+            loaded.storing.clear()
         self.spans.keep(())
