@@ -60,6 +60,19 @@ def test_tracing_is_as_where_compose_is_started() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_results_can_be_kept_on_a_volume(name: str) -> None:
+    service = SERVICES[name]
+    wanted = {variable for variable in setting_names() if variable.startswith("LABELGRID_RESULTS")}
+    assert len(wanted) == 3
+    assert wanted <= {variable for variable, value in service["environment"].items() if value is None}
+    assert "${RESULTS:-results}:/results" in service["volumes"]  # not `:ro`: the API deletes jobs
+    lines = (ROOT / f"Dockerfile.{name}").read_text().split(f" AS {name}\n")[-1].splitlines()
+    made = next(i for i, line in enumerate(lines) if "install -d -o 10001 /results" in line)
+    assert "USER 10001" in lines[made:]
+    assert "USER 10001" not in lines[:made]
+
+
 def test_variables_that_compose_takes_are_named_at_its_top() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     head = text.partition("\nname:")[0]
