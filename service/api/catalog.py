@@ -33,6 +33,7 @@ from shared.vocabulary import Vocabulary
 
 MAX_CARD_BYTES = 1 << 18  # a card is a page of text
 WRITTEN_FOR = re.compile(r"^Kind: denoiser, digest `(\w{16})`", re.MULTILINE)  # as `trainer card` writes it
+HUB_METADATA = re.compile(r"\A---\n.*?^---\n\s*", re.MULTILINE | re.DOTALL)  # for the Hugging Face Hub
 ADVICE = "publish it again, or use another model"
 
 
@@ -227,7 +228,10 @@ class Models:
         return [one for one in found if isinstance(one, CheckpointInfo) and one.kind == kind]
 
     def _card(self, info: CheckpointInfo) -> str:
-        """Return the text of NAME.md beside the checkpoint; empty without one, or if it describes other weights."""
+        """Return NAME.md beside the checkpoint, without the Hub's metadata at its top.
+
+        Empty if there is none, or if it describes other weights.
+        """
         file = f"{info.name}.md"
         if file not in self._versions:
             return ""
@@ -236,7 +240,7 @@ class Models:
         except OSError:  # deleted since `_look`
             return ""
         written_for = WRITTEN_FOR.search(text)
-        return "" if written_for and written_for[1] != info.digest[:16] else text
+        return "" if written_for and written_for[1] != info.digest[:16] else HUB_METADATA.sub("", text)
 
 
 @functools.lru_cache

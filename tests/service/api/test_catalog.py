@@ -234,6 +234,8 @@ def test_the_list_has_cards_and_problems(client: httpx.Client, folder: Path) -> 
     assert [model["card"] for model in models().values()] == ["now \ufffd otherwise", "# b"]
     (folder / "a.md").unlink()
     write_card(folder, "a", log=folder / "no.jsonl", scores=[], machine="m", commands=[], notes=["Faultless."])
+    assert (folder / "a.md").read_text().startswith("---\n")  # for the Hugging Face Hub
+    assert str(models()["a"]["card"]).startswith("# a\n")
     assert "Faultless." in str(models()["a"]["card"])
     publish_toy_denoiser(folder, "a", 9)
     assert models()["a"]["card"] is None
