@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from shared.checkpoint import CheckpointInfo, read_info
-from shared.diffusion.layouts import OUTSIDE, with_positions
+from shared.diffusion.denoise import EPS_BOUNDED_BELOW
+from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutNetwork, with_positions
 from shared.diffusion.model import Denoiser, load_denoiser
+from shared.diffusion.samplers import make_table
 from shared.diffusion.upsampler import UpsamplerNet
 from shared.evaluator import IMAGE_SIZE, THRESHOLD, Evaluator, load_evaluator
 from shared.storage import Location
@@ -23,7 +25,8 @@ from trainer.errors import TrainerError
 
 TO_X_0 = {
     "v": "x_0 = sqrt(alpha_bar[t]) x_t - sqrt(1 - alpha_bar[t]) prediction",
-    "eps": "x_0 = (x_t - sqrt(1 - alpha_bar[t]) prediction) / sqrt(alpha_bar[t])",
+    "eps": "x_0 = (x_t - sqrt(1 - alpha_bar[t]) prediction) / sqrt(alpha_bar[t]), "
+    f"clamped to [-1, 1] where alpha_bar[t] < {EPS_BOUNDED_BELOW:g}",
 }
 POSITIONS = "float32 (batch, labels, 2): x and y of each object's centre, from 0, left or top, to 1, right or bottom"
 
@@ -66,11 +69,22 @@ class UpsamplerGraph(nn.Module):
         return out
 
 
+class LayoutGraph(nn.Module):
+    """One step of `LayoutNetwork.draw`: the logits of all four draws of one object's position."""
+
+    def __init__(self, network: LayoutNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, objects: Tensor, places: Tensor, drawn: Tensor, object: Tensor, number: Tensor) -> Tensor:
+        return self.network.step(objects, places, drawn, object, number)
+
+
 def write_onnx(path: Location, out: Path) -> list[Path]:
     """Write the checkpoint at `path` to `out` and return the files written.
 
-    An adapter is written together with its base, as one network. A denoiser's upsampler gets a file of its own,
-    OUT-upsampler.onnx. Raises TrainerError if the package that exports is not installed.
+    An adapter is written together with its base, as one network. A denoiser's upsampler and layout network get files of
+    their own, OUT-upsampler.onnx and OUT-layouts.onnx. Raises TrainerError if the package for that is not installed.
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise TrainerError("ONNX files need the package onnxscript: pip install 'labelgrid[onnx]'")
@@ -79,11 +93,14 @@ def write_onnx(path: Location, out: Path) -> list[Path]:
         return [out]
     denoiser = load_denoiser(path)
     _write_denoiser(denoiser, out)
-    if denoiser.upsampler is None:
-        return [out]
-    beside = out.with_stem(f"{out.stem}-upsampler")
-    _write_upsampler(denoiser, denoiser.upsampler, beside)
-    return [out, beside]
+    written = [out]
+    if denoiser.upsampler is not None:
+        written.append(out.with_stem(f"{out.stem}-upsampler"))
+        _write_upsampler(denoiser, denoiser.upsampler, written[-1])
+    if isinstance(denoiser.layouts, LayoutNetwork):
+        written.append(out.with_stem(f"{out.stem}-layouts"))
+        _write_layouts(denoiser, denoiser.layouts, written[-1])
+    return written
 
 
 def _write_evaluator(evaluator: Evaluator, out: Path) -> None:
@@ -99,7 +116,7 @@ def _write_evaluator(evaluator: Evaluator, out: Path) -> None:
 
 
 def _write_denoiser(denoiser: Denoiser, out: Path) -> None:
-    """Write the network and what sampling needs: alpha_bar, the kind of prediction, the default sampling options."""
+    """Write the network and what sampling needs: alpha_bar, the prediction, the default options and their table."""
     K, T, shape = len(denoiser.vocabulary), len(denoiser.alpha_bar), denoiser.image_shape
     picture = f"float32 (batch, {', '.join(map(str, shape))})"
     inputs = {
@@ -122,6 +139,7 @@ def _write_denoiser(denoiser: Denoiser, out: Path) -> None:
         "prediction_type": denoiser.prediction,
         "alpha_bar": json.dumps(denoiser.alpha_bar.tolist()),
         "sampling": denoiser.options.model_dump_json(),
+        "table": json.dumps(make_table(denoiser.options, denoiser.alpha_bar).rows),
     }
     _write(DenoiserGraph(denoiser.network), inputs, meanings, describe(denoiser.info) | more, out)
 
@@ -135,6 +153,26 @@ def _write_upsampler(denoiser: Denoiser, upsampler: UpsamplerNet, out: Path) -> 
     _write(UpsamplerGraph(upsampler), {"x": torch.zeros(2, *small)}, meanings, describe(denoiser.info), out)
 
 
+def _write_layouts(denoiser: Denoiser, layouts: LayoutNetwork, out: Path) -> None:
+    most, cells = layouts.config.most, layouts.config.cells
+    inputs = {
+        "objects": torch.zeros(most, dtype=torch.int64),
+        "places": torch.zeros(most, 2),
+        "drawn": torch.zeros(DRAWS, dtype=torch.int64),
+        "object": torch.zeros(1, dtype=torch.int64),
+        "number": torch.ones(1, dtype=torch.int64),
+    }
+    meanings = {
+        "objects": f"int64 ({most}): the indices of the labels to be shown in random order, then zeros",
+        "places": f"float32 ({most}, 2): x and y of the objects' centres as far as they are drawn, then zeros",
+        "drawn": f"int64 ({DRAWS}): one object's cells as far as they are drawn: row, finer row, column, finer column",
+        "object": "int64 (1): which of the objects that is, from 0",
+        "number": "int64 (1): how many objects there are",
+        "logits": f"float32 ({DRAWS}, {cells}): of each draw, given those before it",
+    }
+    _write(LayoutGraph(layouts), inputs, meanings, describe(denoiser.info), out, has_batch=False)
+
+
 def describe(info: CheckpointInfo) -> dict[str, str]:
     """Return the metadata of every file: which checkpoint it is, and its labels in the order of the tensors."""
     return {
@@ -146,16 +184,22 @@ def describe(info: CheckpointInfo) -> dict[str, str]:
 
 
 def _write(
-    graph: nn.Module, inputs: dict[str, Tensor], meanings: dict[str, str], metadata: dict[str, str], out: Path
+    graph: nn.Module,
+    inputs: dict[str, Tensor],
+    meanings: dict[str, str],
+    metadata: dict[str, str],
+    out: Path,
+    *,
+    has_batch: bool = True,
 ) -> None:
-    """Export `graph` with a free batch size. `meanings`: of inputs and outputs by name, outputs in their order."""
-    batch = torch.export.Dim("batch")
+    """Export `graph`, with a free batch size if it has one. `meanings`: of inputs, then outputs, by name, in order."""
+    batch = {0: torch.export.Dim("batch")} if has_batch else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns about itself
         program = torch.onnx.export(
             graph.eval(), kwargs=inputs, input_names=list(inputs), dynamo=True, verbose=False,
             output_names=[name for name in meanings if name not in inputs],
-            dynamic_shapes={name: {0: batch} for name in inputs},
+            dynamic_shapes=dict.fromkeys(inputs, batch),
         )  # fmt: skip
         assert program is not None
         program.model.metadata_props.update(metadata | meanings)

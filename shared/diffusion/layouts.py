@@ -129,29 +129,62 @@ class LayoutNetwork(nn.Module):
         positions[indices[0]] = places[0]
         return positions
 
+    def step(self, objects: Tensor, places: Tensor, drawn: Tensor, object: Tensor, number: Tensor) -> Tensor:
+        """Return the logits (DRAWS, cells) that `draw` draws one object's position from, in fixed shapes, for exports.
+
+        objects (most,) int64: labels in the order of drawing, then padding; places (most, 2): those drawn so far.
+        drawn (DRAWS,) int64: cells of the object, as far as they are drawn. object (1,) int64: which one; number (1,)
+        int64: how many there are.
+        """
+        most, cells = self.config.most, self.config.cells
+        h = self._hidden(objects[None], places[None], number).index_select(1, object)  # (1, 1, D)
+        before = (torch.arange(most, device=object.device) < object)[:, None]  # (most, 1)
+        logits = []
+        for i in range(DRAWS):
+            known = _known(drawn[:i, None, None], cells, places[None, :1])  # (1, 1, 2)
+            terms = self._pair_terms(i, known.expand(1, most, 2), places[None])  # (1, most, cells)
+            logits.append(self._own_logits(i, h, known)[:, 0] + (terms * before).sum(1))
+        return torch.cat(logits)
+
     def _logits(self, i: int, h: Tensor, known: Tensor, places: Tensor, pairs: Tensor) -> Tensor:
         """Return the logits of draw i for M objects: (B, M, cells).
 
         h (B, M, D). known (B, M, 2): row and column as far as they are drawn, 0 before. places (B, N, 2): those of all
         objects. pairs (2, P): which of the M comes after which of the N.
         """
-        waves, (later, earlier) = _waves(known), pairs
-        logits: Tensor = self.own[i](torch.cat([h, waves.to(h.dtype)], -1) if i % 2 == 0 else waves)
+        logits, (later, earlier) = self._own_logits(i, h, known), pairs
         if not len(later):
             return logits
-        apart = known[:, later] - places[:, earlier].flip(-1)  # (B, P, 2)
-        if i < 2:
-            apart = apart * torch.tensor([float(i > 0), 0.0])  # the column is not known yet
-        seen = torch.cat([_waves(apart), _waves(places[:, earlier]), waves[:, later]], -1)
-        terms = self.pair[i](seen)  # (B, P, cells)
+        terms = self._pair_terms(i, known[:, later], places[:, earlier])
         return logits.index_add(1, later, terms.to(logits.dtype))
 
-    def _hidden(self, indices: Tensor, positions: Tensor) -> Tensor:
-        """Return what is known of each object before its position is drawn: (B, N, D)."""
+    def _own_logits(self, i: int, h: Tensor, known: Tensor) -> Tensor:
+        """Return the part that the labels, and the transformer, give: (B, M, cells)."""
+        waves = _waves(known)
+        logits: Tensor = self.own[i](torch.cat([h, waves.to(h.dtype)], -1) if i % 2 == 0 else waves)
+        return logits
+
+    def _pair_terms(self, i: int, known: Tensor, earlier: Tensor) -> Tensor:
+        """Return the terms of pairs of objects: known (B, P, 2) of the later, earlier (B, P, 2) -> (B, P, cells)."""
+        apart = known - earlier.flip(-1)
+        if i < 2:
+            apart = apart * torch.tensor([float(i > 0), 0.0])  # the column is not known yet
+        terms: Tensor = self.pair[i](torch.cat([_waves(apart), _waves(earlier), _waves(known)], -1))
+        return terms
+
+    def _hidden(self, indices: Tensor, positions: Tensor, number: Tensor | None = None) -> Tensor:
+        """Return what is known of each object before its position is drawn: (B, N, D).
+
+        `number` (1,): how many objects there are, if the rest is padding.
+        """
         N = indices.shape[1]
         names = self.dropped(self.label(indices))  # (B, N, D)
         placed = names + self.position(_waves(positions))
-        context = self.together(names.sum(1)) + self.count.weight[N]
+        if number is None:
+            context = self.together(names.sum(1)) + self.count.weight[N]
+        else:
+            there = (torch.arange(N, device=number.device) < number)[:, None]  # (N, 1)
+            context = self.together((names * there).sum(1)) + self.count(number)
         h = torch.cat([placed, names + context[:, None]], 1)  # (B, 2N, D)
         earlier = torch.ones(N, N, dtype=torch.bool, device=h.device).tril(-1)
         own = torch.eye(N, dtype=torch.bool, device=h.device)

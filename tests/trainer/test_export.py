@@ -5,6 +5,7 @@ float32 sums in another order differ by about 1e-6 of the largest term: hence th
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from shared.checkpoint import publish, read_info, reconfigure
-from shared.diffusion.layouts import OUTSIDE, with_positions
+from shared.diffusion.denoise import Stepper
+from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutNetwork, positions_at, with_positions
 from shared.diffusion.model import load_denoiser
 from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator
+from shared.pictures import to_uint8
 from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toy_upsampler
@@ -29,6 +32,8 @@ from trainer.export import write_onnx
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 BATCHES = [1, 2, 5]
+QUIET = {"sampler": "dpmpp_2m", "steps": 3, "guidance": 2.0}  # adds no noise
+EXAMPLE = ROOT / "examples/draw_onnx.py"
 
 
 def run(file: Path, **inputs: Tensor) -> list[Tensor]:
@@ -47,10 +52,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ONNX files of an adapter without positions, and of a denoiser with positions and an upsampler."""
     folder = tmp_path_factory.mktemp("exported")
     publish_toy_denoiser(folder, "toy", 0)
-    reconfigure(folder / "toy.safetensors", {"prediction": "eps"})
+    reconfigure(folder / "toy.safetensors", {"prediction": "eps", "sampling": QUIET})
     publish_toy_adapter(folder, "adapter", read_info(folder / "toy.safetensors"))
-    publish_toy_upsampler(folder, "large", publish_toy_denoiser(folder, "placed", 3, positions=True))
-    for name, written in (("adapter", ["adapter.onnx"]), ("large", ["large.onnx", "large-upsampler.onnx"])):
+    publish_toy_upsampler(folder, "large", publish_toy_denoiser(folder, "placed", 3, positions=True, sampling=QUIET))
+    for name, written in (
+        ("adapter", ["adapter.onnx"]),
+        ("large", ["large.onnx", "large-upsampler.onnx", "large-layouts.onnx"]),
+    ):
         assert write_onnx(folder / f"{name}.safetensors", folder / f"{name}.onnx") == [folder / one for one in written]
     return folder
 
@@ -115,21 +123,70 @@ def test_a_denoiser_with_positions_and_an_upsampler(exported: Path, batch: int) 
     torch.testing.assert_close(pictures, loaded.upsampler(found), **CLOSE)
 
 
+@torch.inference_mode()
+def test_the_layout_network(exported: Path) -> None:
+    """Each step against the network, and what `draw` takes from it against `forward`, which training uses."""
+    layouts = load_denoiser(exported / "large.safetensors").layouts
+    assert isinstance(layouts, LayoutNetwork)
+    generator = torch.Generator().manual_seed(0)
+    most = layouts.config.most
+    for n in range(1, most + 1):
+        objects = torch.randperm(len(ICLEVR), generator=generator)[:most]
+        cells = torch.randint(0, layouts.config.cells, (most, DRAWS), generator=generator)
+        places = (cells[:, [2, 0]] + cells[:, [3, 1]] / layouts.config.cells) / layouts.config.cells + 1e-4
+        losses = []
+        for i in range(n):
+            inputs = {"objects": objects, "places": places, "drawn": cells[i]}
+            inputs |= {"object": torch.tensor([i]), "number": torch.tensor([n])}
+            [logits] = run(exported / "large-layouts.onnx", **inputs)
+            torch.testing.assert_close(logits, layouts.step(**inputs), **CLOSE)
+            losses.append(nn.functional.cross_entropy(logits, cells[i], reduction="sum"))
+        torch.testing.assert_close(torch.stack(losses), layouts(objects[None, :n], places[None, :n])[0], **CLOSE)
+
+
+@pytest.mark.parametrize(("file", "model"), [("adapter", "adapter"), ("large", "large")])
+def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, file: str, model: str) -> None:
+    """Given its noise and layout, the stepping loop of the service draws the same."""
+    program = f"import sys, runpy\nsys.modules['torch'] = None\nrunpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
+    arguments = [exported / f"{file}.onnx", "picture.png", "red cube", "blue sphere", "--seed", "3"]
+    line = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rng, chosen = np.random.default_rng(3), ICLEVR.encode(["red cube", "blue sphere"])
+    loaded, positions = load_denoiser(exported / f"{model}.safetensors"), None
+    if loaded.layouts is not None:
+        session = onnxruntime.InferenceSession(exported / f"{file}-layouts.onnx")
+        points = runpy.run_path(str(EXAMPLE))["draw_layout"](session, list(chosen), rng)
+        assert json.loads(done.stdout) == points.tolist()
+        positions = positions_at(chosen, points.tolist(), len(ICLEVR))
+    stepper = Stepper(
+        loaded.network, loaded.alpha_bar, loaded.prediction, layouts=loaded.layouts, upsampler=loaded.upsampler
+    )
+    row = stepper.new_row(ICLEVR.multi_hot(["red cube", "blue sphere"]), loaded.options, 0, positions)
+    row.x = torch.from_numpy(rng.standard_normal(loaded.image_shape, np.float32))
+    while not row.done:
+        stepper.step([row])
+    expected = to_uint8(stepper.pictures([row]))[0].astype(np.int16)
+    drawn = np.asarray(Image.open(tmp_path / "picture.png"), dtype=np.int16)
+    assert np.abs(drawn - expected).max() <= 1
+    assert drawn.std() > 1
+
+
 def test_the_metadata_says_what_the_tensors_mean(exported: Path, evaluator: tuple[Path, Evaluator]) -> None:
-    for file in (exported / "adapter.onnx", exported / "large.onnx", exported / "large-upsampler.onnx", evaluator[0]):
+    names = ("adapter", "large", "large-upsampler", "large-layouts")
+    for file in (*(exported / f"{name}.onnx" for name in names), evaluator[0]):
         session, said = onnxruntime.InferenceSession(file), metadata(file)
         assert json.loads(said["label_names"]) == list(ICLEVR.names)
         for tensor in [*session.get_inputs(), *session.get_outputs()]:
             kind, dimensions = re.match(r"(\w+) \(([^)]*)\): .", said[tensor.name]).groups()  # type: ignore[union-attr]
             assert tensor.type == {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}[kind]
-            sizes = {"batch": "batch", "labels": len(ICLEVR)}
+            sizes = {"batch": "free", "labels": len(ICLEVR)}
             wanted = [sizes.get(one) or int(one) for one in dimensions.split(", ")]
-            assert [str(one) if i else "batch" for i, one in enumerate(tensor.shape)] == list(map(str, wanted))
-            assert isinstance(tensor.shape[0], str)  # free
+            assert ["free" if isinstance(one, str) else one for one in tensor.shape] == wanted
     said = metadata(exported / "adapter.onnx")
     assert (said["checkpoint"], said["kind"], said["prediction_type"]) == ("adapter", "denoiser", "eps")
     assert json.loads(said["alpha_bar"]) == alpha_bar("cosine", 1000).tolist()
-    assert json.loads(said["sampling"])["steps"] >= 1
+    assert len(json.loads(said["table"])) == json.loads(said["sampling"])["steps"] >= 1
     assert metadata(exported / "large.onnx")["prediction_type"] == "v"
 
 

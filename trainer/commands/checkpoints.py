@@ -113,7 +113,7 @@ def export(
 ) -> None:
     """Write a checkpoint as ONNX, or an evaluator as the checkpoint.pth that the course's evaluator.py loads.
 
-    The suffix of the file decides. An upsampler is written as ONNX to a second file, NAME-upsampler.onnx.
+    The suffix of the file decides. Upsampler and layout network go to NAME-upsampler.onnx and NAME-layouts.onnx.
     """
     if file.suffix not in (".onnx", ".pth"):
         raise TrainerError(f"{file} must end in .onnx or .pth")

@@ -1,0 +1,94 @@
+"""Draw a picture with onnxruntime, numpy and Pillow alone, from the files that `trainer export` writes:
+
+    python -m trainer export iclevr-320x240 denoiser.onnx
+    python examples/draw_onnx.py denoiser.onnx picture.png "red cube" "blue sphere" --seed 7
+
+The steps are those of the service; its random numbers are torch's, so the same seed gives another picture.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+OUTSIDE = -10.0  # where labels are that the picture does not show
+BOUNDED_BELOW = 3.9e-5  # alpha_bar: so small that dividing by its root amplifies errors
+
+
+def draw_layout(session: onnxruntime.InferenceSession, labels: list[int], rng: np.random.Generator) -> np.ndarray:
+    """Draw the labels' positions (n, 2), one object after the other: row, finer row, column, finer column."""
+    n, most = len(labels), session.get_inputs()[0].shape[0]
+    if n > most:
+        raise SystemExit(f"{n} objects: the layout network draws {most} at most")
+    order = rng.permutation(n)
+    inputs = {"objects": np.zeros(most, np.int64), "places": np.zeros((most, 2), np.float32), "number": np.array([n])}
+    inputs["objects"][:n] = np.array(labels)[order]
+    for i in range(n):
+        drawn = np.zeros(4, np.int64)
+        for j in range(4):
+            [logits] = session.run(["logits"], inputs | {"drawn": drawn, "object": np.array([i])})
+            odds = np.exp(logits[j] - logits[j].max(), dtype=np.float64).cumsum()
+            drawn[j] = np.searchsorted(odds, rng.random() * odds[-1])
+        cells = logits.shape[1]
+        row, column = (drawn[[0, 2]] * cells + drawn[[1, 3]] + rng.random(2)) / cells**2
+        inputs["places"][i] = column, row
+    return inputs["places"][np.argsort(order)]  # of the labels in their own order
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="the denoiser's file; its -upsampler and -layouts lie beside it")
+    parser.add_argument("picture", type=Path, help="the PNG to write")
+    parser.add_argument("labels", nargs="+")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    rng = np.random.default_rng(asked.seed)
+
+    denoiser = onnxruntime.InferenceSession(asked.file)
+    about = denoiser.get_modelmeta().custom_metadata_map
+    names, options = json.loads(about["label_names"]), json.loads(about["sampling"])
+    alpha_bar = np.array(json.loads(about["alpha_bar"]))
+    chosen = [names.index(label) for label in asked.labels]
+    inputs = {"labels": np.zeros((1, len(names)), np.float32)}
+    inputs["labels"][0, chosen] = 1
+    layouts = asked.file.with_stem(f"{asked.file.stem}-layouts")
+    if layouts.exists():
+        inputs["positions"] = np.full((1, len(names), 2), OUTSIDE, np.float32)
+        inputs["positions"][0, chosen] = draw_layout(onnxruntime.InferenceSession(layouts), chosen, rng)
+        print(json.dumps(inputs["positions"][0, chosen].tolist()))
+
+    def predict(x: np.ndarray, t: int) -> np.ndarray:
+        """Return x_0 as the network sees it at timestep t, guided."""
+        low, high = options["guidance_interval"]
+        w = options["guidance"] if low <= t / len(alpha_bar) <= high else 1.0
+        guided = np.zeros_like(x)
+        for keep, weight in ((True, w), (False, 1 - w)):
+            if weight:
+                at = {"x_t": x, "t": np.array([t]), "keep": np.array([keep])}
+                guided += np.float32(weight) * denoiser.run(["prediction"], at | inputs)[0]
+        signal, noise = np.sqrt(alpha_bar[t]), np.sqrt(1 - alpha_bar[t])
+        is_eps = about["prediction_type"] == "eps"
+        x_0 = (x - noise * guided) / signal if is_eps else signal * x - noise * guided
+        return np.clip(x_0, -1, 1) if options["clip_x0"] or (is_eps and alpha_bar[t] < BOUNDED_BELOW) else x_0
+
+    shape = denoiser.get_inputs()[0].shape[1:]
+    x = rng.standard_normal((1, *shape), np.float32)
+    before = x
+    for t, a, b, c, s in json.loads(about["table"]):
+        x_0 = predict(x, t)
+        x = a * x + b * x_0 + c * before
+        if s:
+            x = x + s * rng.standard_normal(x.shape)
+        x, before = x.astype(np.float32), x_0
+    upsampler = asked.file.with_stem(f"{asked.file.stem}-upsampler")
+    if upsampler.exists():
+        [x] = onnxruntime.InferenceSession(upsampler).run(["pictures"], {"x": x})
+    pixels = ((x[0].transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(asked.picture)
+
+
+if __name__ == "__main__":
+    main()
