@@ -12,7 +12,7 @@ port=${PORT:-8765}
 at=$(mktemp -d)
 server=
 finish() {
-  test -z "$server" || { kill "$server" && wait "$server" || true; }
+  test -z "$server" || { kill "$server" 2>/dev/null && wait "$server" || true; }
   rm -rf "$at"
 }
 trap finish EXIT

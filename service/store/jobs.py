@@ -59,6 +59,8 @@ else
   redis.call('SREM', KEYS[1], ARGV[1])
   local rq = redis.call('HGET', KEYS[2], 'rq')
   if rq and redis.call('LREM', KEYS[6], 1, rq) == 1 then redis.call('DEL', ARGV[6] .. rq) end
+  -- only an open job needs them; without them a finished one fits a smaller piece of memory
+  if to == 'finished' then redis.call('HDEL', KEYS[2], 'rq', 'overdue_at', 'asked_at', 'digest') end
   redis.call('HINCRBY', KEYS[2], 'bytes', ARGV[8])
   {admission.COUNT_STORED}
   for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end

@@ -127,7 +127,7 @@ def test_a_large_score_job_does_not_starve_small_requests(
         ended.extend((job_id, store.done_count(large.id)) for job_id in job_ids if store.is_open(job_id))
         complete_jobs(store, judged_by, job_ids, pngs, results)
 
-    monkeypatch.setattr("service.worker.runner.complete_jobs", note_and_complete)
+    monkeypatch.setattr("service.worker.completion.complete_jobs", note_and_complete)
     runner.run(large.id)
     # the next batch has two pictures of each of the four jobs, and the large one's first eight were before it
     assert {job_id for job_id, _ in ended[:3]} == {job.id for job in small}
