@@ -23,6 +23,7 @@ OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from eve
 LAYOUTS = "layouts."  # prefix of the layout network's tensors in a checkpoint
 DRAWS = 4  # for each object: coarse row, fine row, coarse column, fine column
 WAVES = 20  # sines and cosines of one coordinate: ten octaves, down to a 512th of a picture
+OCTAVES = 2.0 ** torch.arange(WAVES // 2)
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -94,14 +95,14 @@ class LayoutNetwork(nn.Module):
 
         indices (B, N) int64: labels in the order of drawing; positions (B, N, 2) in [0, 1].
         """
-        h = self._hidden(indices, positions)
+        h = self._hidden(*self._unplaced(indices), positions)
         N, cells = indices.shape[1], self.config.cells
         fine = (positions.flip(-1) * cells**2).long().clamp(0, cells**2 - 1)  # (B, N, 2): row, column
         chosen = torch.stack([fine[..., 0] // cells, fine[..., 0] % cells, fine[..., 1] // cells, fine[..., 1] % cells])
         pairs = torch.tril_indices(N, N, -1, device=h.device)
-        losses = torch.zeros_like(positions[..., 0])
+        losses, waves = torch.zeros_like(positions[..., 0]), _waves(positions[:, pairs[1]])
         for i, cell in enumerate(chosen):
-            logits = self._logits(i, h, _known(chosen[:i], cells, positions), positions, pairs)
+            logits = self._logits(i, h, _known(chosen[:i], cells, positions), positions, pairs, waves)
             losses = losses + F.cross_entropy(logits.float().movedim(-1, 1), cell, reduction="none")
         return losses
 
@@ -114,18 +115,17 @@ class LayoutNetwork(nn.Module):
         if not 0 < n <= self.config.most:
             return positions
         indices = indices[torch.randperm(n, generator=generator)][None]  # (1, n)
-        places = torch.zeros(1, n, 2)
+        places, unplaced = torch.zeros(1, n, 2), self._unplaced(indices)
         for j in range(n):
-            h = self._hidden(indices, places)[:, j : j + 1]
-            pairs = torch.stack([torch.zeros(j, dtype=torch.long), torch.arange(j)])
-            drawn: list[Tensor] = []
+            h, known = self._hidden(*unplaced, places)[:, j : j + 1], torch.zeros(1, 1, 2)
+            pairs, waves = torch.stack([torch.zeros(j, dtype=torch.long), torch.arange(j)]), _waves(places[:, :j])
             for i in range(DRAWS):
-                logits = self._logits(i, h, _known(drawn, cells, places[:, :1]), places, pairs)[0, 0]
+                logits = self._logits(i, h, known, places, pairs, waves)[0, 0]
                 cumulative = logits.double().softmax(-1).cumsum(-1)
                 u = torch.rand((), generator=generator, dtype=torch.float64)
-                drawn.append(torch.searchsorted(cumulative, u).clamp(max=cells - 1).view(1, 1))
+                _refine(known, i, torch.searchsorted(cumulative, u).clamp(max=cells - 1).view(1, 1), cells)
             inside = torch.rand(2, generator=generator) / cells**2
-            places[0, j] = _known(drawn, cells, places[:, :1])[0, 0].flip(-1) + inside
+            places[0, j] = known[0, 0].flip(-1) + inside
         positions[indices[0]] = places[0]
         return positions
 
@@ -137,25 +137,28 @@ class LayoutNetwork(nn.Module):
         int64: how many there are.
         """
         most, cells = self.config.most, self.config.cells
-        h = self._hidden(objects[None], places[None], number).index_select(1, object)  # (1, 1, D)
+        h = self._hidden(*self._unplaced(objects[None], number), places[None]).index_select(1, object)  # (1, 1, D)
         before = (torch.arange(most, device=object.device) < object)[:, None]  # (most, 1)
         logits = []
         for i in range(DRAWS):
             known = _known(drawn[:i, None, None], cells, places[None, :1])  # (1, 1, 2)
-            terms = self._pair_terms(i, known.expand(1, most, 2), places[None])  # (1, most, cells)
+            terms = self._pair_terms(
+                i, known.expand(1, most, 2), places[None], _waves(places[None])
+            )  # (1, most, cells)
             logits.append(self._own_logits(i, h, known)[:, 0] + (terms * before).sum(1))
         return torch.cat(logits)
 
-    def _logits(self, i: int, h: Tensor, known: Tensor, places: Tensor, pairs: Tensor) -> Tensor:
+    def _logits(self, i: int, h: Tensor, known: Tensor, places: Tensor, pairs: Tensor, waves: Tensor) -> Tensor:
         """Return the logits of draw i for M objects: (B, M, cells).
 
         h (B, M, D). known (B, M, 2): row and column as far as they are drawn, 0 before. places (B, N, 2): those of all
-        objects. pairs (2, P): which of the M comes after which of the N.
+        objects. pairs (2, P): which of the M comes after which of the N. waves (B, P, 2 WAVES): of the latter's places,
+        the same in all draws.
         """
         logits, (later, earlier) = self._own_logits(i, h, known), pairs
         if not len(later):
             return logits
-        terms = self._pair_terms(i, known[:, later], places[:, earlier])
+        terms = self._pair_terms(i, known[:, later], places[:, earlier], waves)
         return logits.index_add(1, later, terms.to(logits.dtype))
 
     def _own_logits(self, i: int, h: Tensor, known: Tensor) -> Tensor:
@@ -164,51 +167,61 @@ class LayoutNetwork(nn.Module):
         logits: Tensor = self.own[i](torch.cat([h, waves.to(h.dtype)], -1) if i % 2 == 0 else waves)
         return logits
 
-    def _pair_terms(self, i: int, known: Tensor, earlier: Tensor) -> Tensor:
-        """Return the terms of pairs of objects: known (B, P, 2) of the later, earlier (B, P, 2) -> (B, P, cells)."""
+    def _pair_terms(self, i: int, known: Tensor, earlier: Tensor, waves: Tensor) -> Tensor:
+        """Return the terms of pairs of objects: known (B, P, 2) of the later, earlier (B, P, 2) -> (B, P, cells).
+
+        waves (B, P, 2 WAVES): of the earlier.
+        """
         apart = known - earlier.flip(-1)
         if i < 2:
             apart = apart * torch.tensor([float(i > 0), 0.0])  # the column is not known yet
-        terms: Tensor = self.pair[i](torch.cat([_waves(apart), _waves(earlier), _waves(known)], -1))
+        terms: Tensor = self.pair[i](torch.cat([_waves(apart), waves, _waves(known)], -1))
         return terms
 
-    def _hidden(self, indices: Tensor, positions: Tensor, number: Tensor | None = None) -> Tensor:
-        """Return what is known of each object before its position is drawn: (B, N, D).
+    def _unplaced(self, indices: Tensor, number: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what does not depend on positions: the labels' tokens, without and with their context, and the mask.
 
-        `number` (1,): how many objects there are, if the rest is padding.
+        (B, N, D), (B, N, D) and (2N, 2N) bool. `number` (1,): how many objects there are, if the rest is padding.
         """
         N = indices.shape[1]
-        names = self.dropped(self.label(indices))  # (B, N, D)
-        placed = names + self.position(_waves(positions))
+        names = self.dropped(self.label(indices))
         if number is None:
             context = self.together(names.sum(1)) + self.count.weight[N]
         else:
             there = (torch.arange(N, device=number.device) < number)[:, None]  # (N, 1)
             context = self.together((names * there).sum(1)) + self.count(number)
-        h = torch.cat([placed, names + context[:, None]], 1)  # (B, 2N, D)
-        earlier = torch.ones(N, N, dtype=torch.bool, device=h.device).tril(-1)
-        own = torch.eye(N, dtype=torch.bool, device=h.device)
+        earlier = torch.ones(N, N, dtype=torch.bool, device=names.device).tril(-1)
+        own = torch.eye(N, dtype=torch.bool, device=names.device)
         none = torch.zeros_like(own)
-        mask = torch.cat([torch.cat([earlier | own, none], 1), torch.cat([earlier, own], 1)])  # (2N, 2N)
+        mask = torch.cat([torch.cat([earlier | own, none], 1), torch.cat([earlier, own], 1)])
+        return names, names + context[:, None], mask
+
+    def _hidden(self, names: Tensor, free: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Return what is known of each object before its position is drawn: (B, N, D)."""
+        h = torch.cat([names + self.position(_waves(positions)), free], 1)  # (B, 2N, D)
         for block in self.blocks:
             h = block(h, mask)
-        out: Tensor = self.norm(h[:, N:])
+        out: Tensor = self.norm(h[:, names.shape[1] :])
         return out
 
 
 def _waves(values: Tensor) -> Tensor:
     """Return sines and cosines of (..., 2) in octaves: (..., 2 * WAVES)."""
-    angles = (values[..., None] * math.pi * 2.0 ** torch.arange(WAVES // 2, device=values.device)).flatten(-2)
+    angles = (values[..., None] * math.pi * OCTAVES.to(values.device)).flatten(-2)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 def _known(drawn: Tensor | Sequence[Tensor], cells: int, like: Tensor) -> Tensor:
     """Return row and column (B, M, 2) as far as they are drawn: the corner of the cell, and 0 for what is not drawn."""
-    steps = [1 / cells, 1 / cells**2, 1 / cells, 1 / cells**2]
     found = torch.zeros_like(like)
     for i, cell in enumerate(drawn):
-        found[..., i // 2] += cell * steps[i]
+        _refine(found, i, cell, cells)
     return found
+
+
+def _refine(known: Tensor, i: int, cell: Tensor, cells: int) -> None:
+    """Add what draw i has given, cell (B, M), to row and column (B, M, 2)."""
+    known[..., i // 2] += cell * [1 / cells, 1 / cells**2][i % 2]
 
 
 def _mlp(*widths: int) -> nn.Sequential:
