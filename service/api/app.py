@@ -30,7 +30,7 @@ from service.telemetry.middleware import QUIET_PATHS, ObserveRequests
 
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 MAX_CONNECTIONS = 2000  # for reads that return at once
-MAX_WAITING = 2000  # for blocking reads: one for each waiting request, and one for all event streams of a job
+MAX_WAITING = 2000  # for blocking reads, one for all event streams of a job
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
     "allow_methods": ["GET", "POST", "DELETE"],
     "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
@@ -77,6 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
         yield
         await app.state.feeds.close()
+        await app.state.reader.endings.close()
         await waiting.aclose()
         await reading.aclose()
         connection.close()

@@ -9,13 +9,13 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from anyio import from_thread
 from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
@@ -55,7 +55,7 @@ from service.contract.records import (
 from service.contract.schemas import EXAMPLE_ID, Job, SamplingFields
 from service.contract.stored import fingerprint
 from service.settings import Settings
-from service.store import admission
+from service.store import admission, workers
 from service.store.admission import Full
 from service.store.idempotency import IdempotentRequest
 from service.store.jobs import JobStore
@@ -168,8 +168,10 @@ class Submitter:
         given = fingerprint(fields, without={"labels", "conditions"})
         hashes = [hashlib.sha256(png).hexdigest() for png in pictures]
 
-        async def new() -> NewJob:
-            spec = await run_in_threadpool(self._checked, check, is_sampled=not pictures)
+        def new() -> NewJob:
+            spec = check(self.models)
+            if not pictures:
+                spec.check_learnt()
             return self._record(kind, fields, spec, sent=bool(pictures)), spec.info, pictures
 
         return await self._create([kind, labels, given, hashes], new)
@@ -180,12 +182,12 @@ class Submitter:
         Raises NotFailed, UnknownCheckpoint and what `submit` does.
         """
 
-        async def new() -> NewJob:
-            job = await self.results.job(job_id, self.owner)
+        def new() -> NewJob:
+            job = from_thread.run(self.results.job, job_id, self.owner)
             if job.status not in ("failed", "cancelled"):
                 detail = f"the job is {job.status}; only a failed or cancelled job can be retried"
                 raise NotFailed(detail, job_status=job.status)
-            return await run_in_threadpool(self._again, job_id)
+            return self._again(job_id)
 
         return await self._create(["retry", job_id], new)
 
@@ -200,17 +202,9 @@ class Submitter:
             return record, None, self.store.pngs(job_id, range(record.total))
         return record, self.models.with_digest(record.digest, ("path", "job_id")), ()
 
-    async def _create(self, content: list[Any], new: Callable[[], Awaitable[NewJob]]) -> str:
+    async def _create(self, content: list[Any], new: Callable[[], NewJob]) -> str:
         """Return the id of the job that a request with this `content` created before, or create a `new` one."""
-        request = record = None
-        if self.idempotency_key is not None:
-            request = IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content, sort_keys=True))
-        job_id = await run_in_threadpool(self.store.existing_job, request) if request else None
-        if job_id is None:
-            record, info, pictures = await new()
-            expected_bytes = _expected_bytes(record, info, pictures)
-            await self._reserve(record, expected_bytes)
-            job_id = await run_in_threadpool(self.store.create, record, request, pictures, expected_bytes)
+        job_id, record = await run_in_threadpool(self._find_or_create, content, new)
         bind_contextvars(job_id=job_id)
         tracing.describe({"labelgrid.job_id": job_id})
         if record and job_id == record.id:  # otherwise the same request created its job first
@@ -218,29 +212,31 @@ class Submitter:
             log.info("job accepted", kind=record.kind, pictures=record.total, model=record.model)
         return job_id
 
-    def _checked(self, check: Callable[[Models], JobSpec], *, is_sampled: bool) -> JobSpec:
-        """Return the request's job. Raises what `check` does, and NotLearnt if pictures are to be sampled."""
-        spec = check(self.models)
-        if is_sampled:
-            spec.check_learnt()
-        return spec
+    def _find_or_create(self, content: list[Any], new: Callable[[], NewJob]) -> tuple[str, JobRecord | None]:
+        """Return the job's id, and the record unless it was created before. In one thread: each switch costs time."""
+        request = None
+        if self.idempotency_key is not None:
+            request = IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content, sort_keys=True))
+            if (existing := self.store.existing_job(request)) is not None:
+                return existing, None
+        record, info, pictures = new()
+        expected_bytes = _expected_bytes(record, info, pictures)
+        self._reserve(record, expected_bytes)
+        return self.store.create(record, request, pictures, expected_bytes), record
 
     async def wait(self, job_id: str, wait_s: float) -> Job:
         """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""
         if wait_s <= 0:
-            return await self.results.jobs.wait(job_id, 0.0)
-        end = asyncio.create_task(self.results.jobs.wait(job_id, wait_s))
-        disconnect = asyncio.create_task(_disconnect(self.request))
+            return await self.results.jobs.job(job_id)
+        gone = asyncio.create_task(_disconnect(self.request))
         try:
-            await asyncio.wait((end, disconnect), return_when=asyncio.FIRST_COMPLETED)
-            if end.done():
-                return end.result()
-            disconnect.result()  # raises what else went wrong
-            raise ClientGone(ClientGone.example)
+            job = await self.results.jobs.wait(job_id, wait_s, gone)
         finally:
-            end.cancel()
-            disconnect.cancel()
-            await asyncio.wait((end, disconnect))  # `end` has a connection to give back
+            gone.cancel()
+        if gone.done() and job.status not in TERMINAL:
+            gone.result()  # raises what else went wrong
+            raise ClientGone(ClientGone.example)
+        return job
 
     async def answer(self, job_id: str, preferences: Preferences) -> Response:
         """Wait for the job and answer in the form that the client prefers."""
@@ -250,13 +246,13 @@ class Submitter:
         if preferences.applied:
             headers["Preference-Applied"] = preferences.applied
         if job.status not in TERMINAL:
-            return JSONResponse(job.model_dump(mode="json"), 202, {**headers, "Location": location})
+            return _json(job, 202, {**headers, "Location": location})
         headers["Content-Location"] = location
         check_finished(job, headers)
         if preferences.png:
             headers["Content-Location"] = f"{location}/grid.png"
             return Response(await self.results.grid(job_id, self.owner), media_type="image/png", headers=headers)
-        return JSONResponse(job.model_dump(mode="json"), headers=headers)
+        return _json(job, 200, headers)
 
     def _record(self, kind: JobKind, fields: SamplingFields, spec: JobSpec, sent: bool) -> JobRecord:
         """Return the job to store. Raises BadRequest for options that do not go together."""
@@ -310,13 +306,13 @@ class Submitter:
             raise BadRequest.at(("body", "webhook"), str(error)) from error
         return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
 
-    async def _reserve(self, record: JobRecord, expected_bytes: int) -> None:
+    def _reserve(self, record: JobRecord, expected_bytes: int) -> None:
         """Reserve room for the job. Raises NoWorker, QueueFull, QuotaExceeded."""
-        workers = await self.results.jobs.workers()
-        if not workers:
+        ready = workers.ready(workers.list_live(self.store.connection))
+        if not ready:
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
-        rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
-        full = await run_in_threadpool(admission.reserve, self.store.connection, self.settings, record, expected_bytes)
+        rate = sum(about.get("pictures_per_s", 0.0) for about in ready)
+        full = admission.reserve(self.store.connection, self.settings, record, expected_bytes)
         if full is not None and full.what == "bytes":
             detail = f"{full.taken} bytes of yours are stored and {expected_bytes} more would exceed {full.most}"
             headers = {"Retry-After": str(max(1, full.expires_s))}
@@ -332,6 +328,10 @@ def check_finished(job: Job, headers: Mapping[str, str] | None = None) -> None:
         raise JobFailed(job.error or "it failed", headers=headers, job=location)
     if job.status == "cancelled":
         raise JobCancelled("the job was cancelled while you waited for it", headers=headers, job=location)
+
+
+def _json(job: Job, status: int, headers: Mapping[str, str]) -> Response:
+    return Response(job.model_dump_json(), status, headers, media_type="application/json")
 
 
 async def _disconnect(request: Request) -> None:

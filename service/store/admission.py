@@ -7,7 +7,6 @@ the job replaces the reservation.
 from dataclasses import dataclass
 
 from redis import Redis
-from redis.client import Pipeline
 
 from service.contract.records import JobRecord
 from service.settings import Settings
@@ -41,7 +40,7 @@ if queued > 0 and queued + pictures > tonumber(ARGV[4]) then return {'queue', qu
 local most = tonumber(ARGV[5])
 if most > 0 and own > 0 and own + pictures > most then return {'owner', own, 0} end
 local bytes, first = 0, now + 3600
-local stored = redis.call('HGETALL', KEYS[4])
+local stored = ARGV[2] ~= '' and redis.call('HGETALL', KEYS[4]) or {}
 for i = 1, #stored, 2 do
   local expires, size = string.match(stored[i + 1], '(%d+) (%-?%d+)')
   if tonumber(expires) <= now then
@@ -57,25 +56,27 @@ redis.call('EXPIRE', KEYS[3], ARGV[8])
 return {'', queued, 0}
 """
 
-# Counts a new job's expected bytes until its end. KEYS: the owner's bytes. ARGV: job's id, bytes, its lifetime in s.
-_EXPECT = """
-redis.call('HSET', KEYS[1], ARGV[1], (redis.call('TIME')[1] + ARGV[3]) .. ' ' .. ARGV[2])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-"""
-
-# Parts of the scripts of `jobs.py`. At a job's end (KEYS[2] is the job, ARGV[1] its id, ARGV[3] its time to live): what
-# was expected becomes what is stored, summed up by the minute in which it expires.
-COUNT_STORED = f"""
-local of_owner = '{keys.BYTES_PREFIX}' .. (redis.call('HGET', KEYS[2], 'owner') or '')
-redis.call('HDEL', of_owner, ARGV[1])
-local minute = math.ceil((redis.call('TIME')[1] + ARGV[3]) / 60)
-local size = tonumber(redis.call('HGET', KEYS[2], 'bytes') or 0)
-local before = string.match(redis.call('HGET', of_owner, minute) or '0 0', ' (%-?%d+)')
-redis.call('HSET', of_owner, minute, minute * 60 .. ' ' .. before + size)
-if redis.call('TTL', of_owner) < minute * 60 - redis.call('TIME')[1] then
-  redis.call('EXPIREAT', of_owner, minute * 60)
+# Parts of the scripts of `jobs.py`. Bytes are counted for owners of API keys only: without keys nothing limits them.
+# When a job is created: it replaces its reservation, and counts with its expected bytes until its end.
+SETTLE = """
+redis.call('HDEL', KEYS[8], id)
+if owner ~= '' then
+  redis.call('HSET', KEYS[9], id, (time[1] + ARGV[4]) .. ' ' .. ARGV[6])
+  redis.call('EXPIRE', KEYS[9], ARGV[4])
 end
-redis.call('HSET', KEYS[2], 'bytes_minute', minute)
+"""
+# At a job's end (KEYS[2] is the job, ARGV[1] its id, ARGV[3] its time to live, ARGV[8] the bytes of its grid): what was
+# expected becomes what is stored, summed up by the minute in which it expires.
+COUNT_STORED = f"""
+if owner and owner ~= '' then
+  local of_owner, now = '{keys.BYTES_PREFIX}' .. owner, redis.call('TIME')[1]
+  local minute, size = math.ceil((now + ARGV[3]) / 60), (bytes or 0) + ARGV[8]
+  redis.call('HDEL', of_owner, ARGV[1])
+  local before = string.match(redis.call('HGET', of_owner, minute) or '0 0', ' (%-?%d+)')
+  redis.call('HSET', of_owner, minute, minute * 60 .. ' ' .. before + size)
+  if redis.call('TTL', of_owner) < minute * 60 - now then redis.call('EXPIREAT', of_owner, minute * 60) end
+  redis.call('HSET', KEYS[2], 'bytes', size, 'bytes_minute', minute)
+end
 """
 # When an ended job is deleted (KEYS[1] is the job).
 UNCOUNT_STORED = f"""
@@ -111,12 +112,6 @@ def reserve(connection: Redis, settings: Settings, record: JobRecord, expected_b
     what, taken, expires_s = answer
     what = what.decode()
     return Full(what, int(taken), limits[what], int(expires_s)) if what else None
-
-
-def settle(pipe: Pipeline, record: JobRecord, expected_bytes: int, lifetime_s: int) -> None:
-    """Replace a job's reservation, as part of the MULTI that creates the job."""
-    pipe.hdel(keys.reserved(record.digest), record.id)
-    pipe.eval(_EXPECT, 1, keys.stored_bytes(record.owner), record.id, expected_bytes, lifetime_s)
 
 
 def give_up(connection: Redis, record: JobRecord) -> None:

@@ -4,8 +4,6 @@ A large job takes one turn per picture, so it delays another job's picture by on
 pictures to the stream that they claim from (`claims.py`). Knows no HTTP and no torch, nor what jobs and pictures are.
 """
 
-from collections.abc import Sequence
-
 from redis import Redis
 from redis.client import Pipeline
 
@@ -18,6 +16,7 @@ _DISPATCH = """
 local moved, most = 0, tonumber(ARGV[1])
 local order = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 local turn = #order > 0 and tonumber(order[#order]) or 0
+local taken, turns = {}, {}
 local function next_of(owner)
   local jobs = KEYS[1] .. ':' .. owner
   while true do
@@ -38,14 +37,24 @@ repeat
     local picture, asked_at = next_of(order[i])
     if picture then
       redis.call('XADD', KEYS[3], '*', 'picture', picture, 'asked_at', asked_at or '')
-      redis.call('HINCRBY', KEYS[2], order[i], -1)
-      turn = turn + 1
-      redis.call('ZADD', KEYS[1], turn, order[i])
-      moved = moved + 1
+      moved, turn = moved + 1, turn + 1
+      taken[i], turns[i] = (taken[i] or 0) + 1, turn
     end
   end
 until moved == most or moved == before
+for i, count in pairs(taken) do
+  redis.call('HINCRBY', KEYS[2], order[i], -count)
+  redis.call('ZADD', KEYS[1], turns[i], order[i])
+end
 return moved
+"""
+
+# Part of the script that creates a job, of `jobs.py`: adds it at the end of its owner's list. An owner keeps the place
+# that their last turn gave them, so that frequent requests do not come first every time.
+ENQUEUE = """
+redis.call('RPUSH', KEYS[4], id)
+redis.call('ZADD', KEYS[3], 'NX', 0, owner)
+redis.call('HINCRBY', KEYS[5], owner, ARGV[3])
 """
 
 # Removes a job's pending pictures and its place in its owner's list.
@@ -78,18 +87,6 @@ for _, owner in ipairs(redis.call('HKEYS', KEYS[2])) do
   redis.call('HSET', KEYS[2], owner, count)
 end
 """
-
-
-def enqueue(pipe: Pipeline, job_id: str, owner: str, digest: str, asked_at: float, pictures: Sequence[str]) -> None:
-    """Add a new job's pictures at the end of its owner's list, as part of the MULTI that creates the job.
-
-    An owner keeps the place that their last turn gave them, so that frequent requests do not come first every time.
-    """
-    pipe.hset(keys.job(job_id), mapping={"digest": digest, "owner": owner, "asked_at": asked_at})
-    pipe.rpush(keys.pending(job_id), *pictures)
-    pipe.rpush(keys.owner_jobs(digest, owner), job_id)
-    pipe.zadd(keys.owners(digest), {owner: 0}, nx=True)
-    pipe.hincrby(keys.pending_counts(digest), owner, len(pictures))
 
 
 def dispatch(pipe: Pipeline, digest: str, stream: str, most: int) -> None:

@@ -27,15 +27,27 @@ from service.telemetry.logs import get_logger
 from service.telemetry.metrics import JOBS_ENDED
 
 log = get_logger(__name__)
+KEPT_ENDINGS = 1000  # of all jobs; a client whose job's end it missed looks at the job itself after seconds
 KEPT_EVENTS = 1000  # per job; a client that missed older ones reads the job itself
 FAILED_RQ_JOB_TTL_S = 60  # RQ's default is a year; nothing reads it, and every worker that is killed leaves one
 UNATTENDED_S = 7 * 86400  # an open job outlives its time limit by this, so that a worker back after an outage ends it
 RECENT_S = 60  # a kept job's verdicts and events stay in Redis so long, for clients that wait for it or follow it
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 
-# Sets a new job's deadline by Redis's clock, because the clocks of API and workers may be wrong.
-# KEYS: the job. ARGV: seconds until then.
-_SET_DEADLINE = "redis.call('HSET', KEYS[1], 'overdue_at', redis.call('TIME')[1] + ARGV[1])"
+# Writes a new job, but for its pictures and its RQ job. Its deadline is by Redis's clock, because the clocks of API and
+# workers may be wrong.
+# KEYS: job, open jobs, owners, the owner's jobs with pending pictures, pending counts, the owner's list, tombstone,
+# reservations, the owner's bytes. ARGV: id, owner, pictures, lifetime in s, seconds that it is remembered, expected
+# bytes, time to live while it is open in s, seconds until its deadline, then fields and values of the job.
+_CREATE = f"""
+local id, owner, time = ARGV[1], ARGV[2], redis.call('TIME')
+redis.call('HSET', KEYS[1], 'overdue_at', time[1] + ARGV[8], unpack(ARGV, 9))
+redis.call('EXPIRE', KEYS[1], ARGV[7])
+redis.call('SADD', KEYS[2], id)
+{fair_queue.ENQUEUE}
+{job_index.ADD}
+{admission.SETTLE}
+"""
 
 # Moves a job's status: queued -> running -> a terminal one, which is final. At its end its RQ job goes too, unless a
 # worker has taken it: a job sampled in another one's batch rarely needs its own. A job without all of its pictures does
@@ -45,11 +57,14 @@ _SET_DEADLINE = "redis.call('HSET', KEYS[1], 'overdue_at', redis.call('TIME')[1]
 # kept, grid or "", prefix of RQ's jobs, the tombstone's time to live in s, bytes of the grid, seconds until
 # storage alone has its verdicts and events if it is kept there, else 0, then fields and values to set in the job.
 _MOVE = f"""
-local status = redis.call('HGET', KEYS[2], 'status')
+local status, total, owner, bytes, rq, wanted, record = unpack(redis.call('HMGET', KEYS[2],
+  'status', 'total', 'owner', 'bytes', 'rq', 'webhook_events', 'record'))
 local to = ARGV[2]
 if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return nil end
-if to == 'finished' and redis.call('HLEN', KEYS[4]) < tonumber(redis.call('HGET', KEYS[2], 'total')) then return nil end
-redis.call('HDEL', KEYS[2], 'status')
+if to == 'finished' and redis.call('HLEN', KEYS[4]) < tonumber(total) then return nil end
+-- only an open job needs the rest; without it a finished one fits a smaller piece of memory
+local closed = to == 'finished' and {{'rq', 'overdue_at', 'asked_at', 'digest'}} or {{}}
+redis.call('HDEL', KEYS[2], 'status', unpack(closed))
 redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 10))
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[5], '{keys.GRID}', ARGV[5]) end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
@@ -57,11 +72,8 @@ if to == 'running' then
   redis.call('EXPIRE', KEYS[3], ARGV[3])
 else
   redis.call('SREM', KEYS[1], ARGV[1])
-  local rq = redis.call('HGET', KEYS[2], 'rq')
+  redis.call('XADD', '{keys.ENDED}', 'MAXLEN', '~', {KEPT_ENDINGS}, '*', 'job', ARGV[1])
   if rq and redis.call('LREM', KEYS[6], 1, rq) == 1 then redis.call('DEL', ARGV[6] .. rq) end
-  -- only an open job needs them; without them a finished one fits a smaller piece of memory
-  if to == 'finished' then redis.call('HDEL', KEYS[2], 'rq', 'overdue_at', 'asked_at', 'digest') end
-  redis.call('HINCRBY', KEYS[2], 'bytes', ARGV[8])
   {admission.COUNT_STORED}
   for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
   redis.call('EXPIRE', KEYS[7], ARGV[7])
@@ -69,29 +81,39 @@ else
     redis.call('HSET', KEYS[2], 'kept', 1)
     redis.call('DEL', KEYS[5])
     -- a webhook says what is in Redis, and may be late
-    if redis.call('HEXISTS', KEYS[2], 'webhook_events') == 0 then
+    if not wanted then
       for i = 3, 4 do redis.call('EXPIRE', KEYS[i], math.min(ARGV[9], ARGV[3])) end
     end
   end
 end
 {webhook_outbox.ADD_IF_WANTED}
-return {{due, redis.call('HGET', KEYS[2], 'record')}}
+return {{due, record}}
 """
 
 # Removes a picture from the stream, and stores it if its job is open and no other worker stored it before.
+# Returns 1 if the job then has all of its pictures. The first picture creates verdicts and events; the first PNG may
+# come later, if storage had those before it.
 # KEYS: stream, job, verdicts, PNGs, events. ARGV: group, entry, index, verdict, PNG or "" if storage has it, field of
 # the trajectory, trajectory or "", events kept, time to live in s, bytes of all three.
 _COMMIT = """
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
-local status = redis.call('HGET', KEYS[2], 'status')
-if status ~= 'queued' and status ~= 'running' then return end
-if redis.call('HSETNX', KEYS[3], ARGV[3], ARGV[4]) == 0 then return end
-if ARGV[5] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[3], ARGV[5]) end
-if ARGV[7] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[6], ARGV[7]) end
-redis.call('HINCRBY', KEYS[2], 'bytes', ARGV[10])
-redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'picture', ARGV[3])
-for i = 3, #KEYS do redis.call('EXPIRE', KEYS[i], ARGV[9]) end
+local status, total = unpack(redis.call('HMGET', KEYS[2], 'status', 'total'))
+if status ~= 'queued' and status ~= 'running' then return 0 end
+local is_new = redis.call('HSETNX', KEYS[3], ARGV[3], ARGV[4]) == 1
+local done = redis.call('HLEN', KEYS[3])
+if is_new then
+  if ARGV[5] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[3], ARGV[5]) end
+  if ARGV[7] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[6], ARGV[7]) end
+  redis.call('HINCRBY', KEYS[2], 'bytes', ARGV[10])
+  redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'picture', ARGV[3])
+  if ARGV[5] ~= '' or ARGV[7] ~= '' then redis.call('EXPIRE', KEYS[4], ARGV[9]) end
+  if done == 1 then
+    redis.call('EXPIRE', KEYS[3], ARGV[9])
+    redis.call('EXPIRE', KEYS[5], ARGV[9])
+  end
+end
+return done >= tonumber(total) and 1 or 0
 """
 
 # Removes an ended job and its results, and keeps its tombstone. Returns whether it did.
@@ -152,27 +174,27 @@ class JobStore:
         expected_bytes: int,
     ) -> None:
         pipe.multi()  # first: after a command RQ would call it itself, which is an error
-        rq_id = self._enqueue(record.id, pipe)
-        pipe.hset(
-            keys.job(record.id),
-            mapping={"record": record.write(), "total": record.total, "status": "queued", "rq": rq_id},
-        )
+        job_id, owner, digest = record.id, record.owner, record.digest
+        fields: dict[str, Any] = {"record": record.write(), "total": record.total, "status": "queued"}
+        fields |= {"rq": self._enqueue(job_id, pipe), "digest": digest, "owner": owner, "asked_at": record.created_at}
         if record.webhook:
-            pipe.hset(keys.job(record.id), "webhook_events", " ".join(record.webhook_events))
+            fields["webhook_events"] = " ".join(record.webhook_events)
         if uploaded:
-            pipe.hset(keys.png(record.id), mapping={str(i): png for i, png in enumerate(uploaded)})
-            pipe.hset(keys.job(record.id), "bytes", sum(map(len, uploaded)))
-        admission.settle(pipe, record, expected_bytes, self.lifetime_s)
-        pipe.sadd(keys.OPEN, record.id)
-        remembered_s = self.open_ttl_s + self.settings.remembered_s
-        job_index.add(pipe, record.id, record.owner, self.lifetime_s, remembered_s)
+            pipe.hset(keys.png(job_id), mapping={str(i): png for i, png in enumerate(uploaded)})
+            pipe.expire(keys.png(job_id), self.open_ttl_s)
+            fields["bytes"] = sum(map(len, uploaded))
         if request is not None:
-            pipe.set(request.redis_key, request.value(record.id), ex=self.settings.idempotent_s)
-        pictures = [picture.write() for picture in record.pictures()]
-        fair_queue.enqueue(pipe, record.id, record.owner, record.digest, record.created_at, pictures)
-        pipe.eval(_SET_DEADLINE, 1, keys.job(record.id), self.settings.job_timeout_s)
-        for key in (keys.job, keys.pending, keys.png):
-            pipe.expire(key(record.id), self.open_ttl_s)
+            pipe.set(request.redis_key, request.value(job_id), ex=self.settings.idempotent_s)
+        pipe.rpush(keys.pending(job_id), *(picture.write() for picture in record.pictures()))
+        pipe.expire(keys.pending(job_id), self.open_ttl_s)
+        touched = [keys.job(job_id), keys.OPEN]
+        touched += [keys.owners(digest), keys.owner_jobs(digest, owner), keys.pending_counts(digest)]
+        touched += [keys.index(owner), keys.tombstone(job_id), keys.reserved(digest), keys.stored_bytes(owner)]
+        remembered_s = self.open_ttl_s + self.settings.remembered_s
+        arguments: list[Any] = [job_id, owner, record.total, self.lifetime_s, remembered_s, expected_bytes]
+        arguments += [self.open_ttl_s, self.settings.job_timeout_s]
+        arguments += [part for pair in fields.items() for part in pair]
+        pipe.eval(_CREATE, len(touched), *touched, *arguments)
         try:
             pipe.execute()
         except ExecAbortError as error:  # Redis took each command, but had no room left for all of them
@@ -291,7 +313,6 @@ class JobStore:
         `kept`: pictures, by job and index, whose PNGs lie in storage: Redis gets their verdicts only. If two workers
         sampled the same picture, the first one stored is kept. Pictures of an ended job are dropped.
         """
-        jobs = sorted({one.picture.job for _, one in finished})
         with self.connection.pipeline(transaction=False) as pipe:
             for entry, one in finished:
                 job_id, index = one.picture.key
@@ -302,11 +323,8 @@ class JobStore:
                     png = trajectory = b""
                 stored = (str(index), verdict, png, keys.trajectory_field(index), trajectory)
                 pipe.eval(_COMMIT, len(touched), *touched, GROUP, entry, *stored, KEPT_EVENTS, self.open_ttl_s, size)
-            for job_id in jobs:
-                pipe.hlen(keys.verdicts(job_id))
-                pipe.hget(keys.job(job_id), "total")
-            counts = pipe.execute()[-2 * len(jobs) :]
-        return {j for j, n, total in zip(jobs, counts[::2], counts[1::2], strict=True) if total and n >= int(total)}
+            answers = pipe.execute()
+        return {one.picture.job for (_, one), is_whole in zip(finished, answers, strict=True) if is_whole}
 
     def record(self, job_id: str) -> JobRecord | None:
         """Return the job's record; None if it is gone. ValueError if this version of the service cannot read it."""
@@ -335,6 +353,13 @@ class JobStore:
             for job_id in ids:
                 pipe.hget(keys.job(job_id), "status")
             return {i: None if raw is None else text(raw) for i, raw in zip(ids, pipe.execute(), strict=True)}
+
+    def ended(self, job_ids: Iterable[str]) -> set[str]:
+        """Return those of the jobs that have ended, or are gone. One command, for it is asked before every step."""
+        if not (ids := list(job_ids)):
+            return set()
+        found = self.connection.smismember(keys.OPEN, ids)
+        return {job_id for job_id, is_open in zip(ids, found, strict=True) if not is_open}
 
     def is_open(self, job_id: str) -> bool:
         return self.statuses([job_id])[job_id] in ACTIVE

@@ -13,6 +13,7 @@ job:ID:events         stream      status changes and finished pictures, for wait
 job:ID:live           stream      current steps and previews, while somebody watches
 job:ID:watched        string      exists while somebody watches; expires seconds later
 open                  set         ids of the jobs that have not ended
+ended                 stream      ids of the last jobs that ended, for APIs whose clients wait for one
 was:ID                string      tombstone: the job's owner; outlives the job's results
 jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, all with score 0: sorted by time
 key:HASH              string      the job and request that belong to an owner's Idempotency-Key
@@ -39,6 +40,7 @@ OWNERS_PREFIX: Final = "labelgrid:turns:"
 PENDING_COUNTS_PREFIX: Final = "labelgrid:waiting:"
 BYTES_PREFIX: Final = "labelgrid:bytes:"
 OPEN: Final = "labelgrid:open"
+ENDED: Final = "labelgrid:ended"
 WORKERS: Final = "labelgrid:workers"
 PRUNED: Final = "labelgrid:pruned"
 WEBHOOKS: Final = "labelgrid:webhooks"

@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import MaxConnectionsError
+from redis.exceptions import MaxConnectionsError, RedisError
 
 from service.contract import answers
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownJob, UnknownPicture
@@ -23,7 +24,52 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 SCANNED = 1000  # jobs that a search looks at for one page
-LOOK_AGAIN_MS = 2000  # a waiting client's job is read at least this often, in case an event was missed
+LOOK_AGAIN_S = 2.0  # a waiting client's job is read at least this often, in case its end was missed
+
+
+class Endings:
+    """Tells those who wait for jobs which ones have ended: one read for all that wait in this process.
+
+    It may miss an end, so those who wait also look at the job now and then.
+    """
+
+    def __init__(self, connection: Redis) -> None:
+        self.connection = connection
+        self._waiting = defaultdict[str, set[asyncio.Future[None]]](set)  # by job
+        self._seen = "0-0"  # the entry read last
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def of(self, job_id: str) -> Iterator[asyncio.Future[None]]:
+        """Return what is done once the job has ended, if it ends from now on."""
+        ended = asyncio.get_running_loop().create_future()
+        self._waiting[job_id].add(ended)
+        try:
+            yield ended
+        finally:
+            self._waiting[job_id].remove(ended)
+            if not self._waiting[job_id]:
+                del self._waiting[job_id]
+
+    def follow(self) -> None:
+        """Read on. It stops when nobody waits, and when Redis is away."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._read())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _read(self) -> None:
+        with contextlib.suppress(RedisError):
+            while self._waiting:
+                answer = await self.connection.xread({keys.ENDED: self._seen}, block=int(LOOK_AGAIN_S * 1000))
+                for entry, fields in entries_of(answer):
+                    self._seen = text(entry)
+                    for ended in self._waiting.get(text(fields[b"job"]), ()):
+                        if not ended.done():
+                            ended.set_result(None)
 
 
 class JobReader:
@@ -32,6 +78,7 @@ class JobReader:
     def __init__(self, connection: Redis, blocking: Redis | None = None) -> None:
         """`blocking`: a pool for blocking reads, so that waiting clients cannot exhaust the main one."""
         self.connection, self.blocking = connection, blocking or connection
+        self.endings = Endings(connection)
         self.stopping = False  # the server is shutting down
         self.shutdown_deadline = math.inf  # when, in monotonic seconds, waiting clients must have their answer
 
@@ -41,15 +88,12 @@ class JobReader:
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
-        async with self.connection.pipeline(transaction=False) as pipe:  # a full Redis refuses MULTI
-            pipe.hgetall(keys.job(job_id))
-            pipe.hlen(keys.verdicts(job_id))
-            fields, verdicts = await pipe.execute()
+        fields: Any = await self.connection.hgetall(keys.job(job_id))
         if not fields:
             raise await self._gone(job_id)
         record = _record(job_id, fields[b"record"])
-        done = _done(record, fields, verdicts)
         if b"result" not in fields:
+            done = await self.connection.hlen(keys.verdicts(job_id))
             return answers.whole(record, _state(fields), done, None, ())
         result = JobResult.read(fields[b"result"])
         shown = [str(index) for index in result.best_indices(record)]
@@ -57,7 +101,7 @@ class JobReader:
         best = read_verdicts(one for one in found if one is not None)
         if b"kept" in fields and len(best) < len(shown):
             raise await self._gone(job_id)  # only storage has them
-        return answers.whole(record, _state(fields), done, result, best)
+        return answers.whole(record, _state(fields), record.total, result, best)
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
@@ -108,25 +152,22 @@ class JobReader:
                         heads.append((member, answers.head(record, _state(fields), done)))
         return heads
 
-    async def wait(self, job_id: str, timeout_s: float) -> Job:
-        """Wait until the job ends, `timeout_s` pass or the shutdown's deadline comes, and return the job.
+    async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> Job:
+        """Wait until the job ends, `timeout_s` pass, the client is gone or the shutdown's deadline comes.
 
-        Events only wake this; the job's status decides. An event that ends no job, such as one for a picture, is
-        skipped.
+        Return the job. Its status decides; that it has ended only wakes this.
         """
         deadline = time.monotonic() + timeout_s
-        seen, look = "0-0", True
-        status: str | None = "running"
-        while True:
-            if look:
+        with self.endings.of(job_id) as ended:
+            while not (ended.done() or gone.done()):
+                self.endings.follow()
                 status = await self.status(job_id)
-            left_ms = int((min(deadline, self.shutdown_deadline) - time.monotonic()) * 1000)
-            if status is None or status in TERMINAL or left_ms <= 0:
-                return await self.job(job_id)
-            entries = entries_of(await self.read_streams({keys.events(job_id): seen}, min(left_ms, LOOK_AGAIN_MS)))
-            if entries:
-                seen = text(entries[-1][0])
-            look = not entries or any(text(fields.get(b"status", b"")) in TERMINAL for _, fields in entries)
+                left_s = min(deadline, self.shutdown_deadline) - time.monotonic()
+                if status is None or status in TERMINAL or left_s <= 0:
+                    break
+                wait_s = min(left_s, LOOK_AGAIN_S)
+                await asyncio.wait((ended, gone), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        return await self.job(job_id)
 
     async def read_streams(self, seen: dict[Any, Any], within_ms: int) -> Any:
         """Wait for new entries of streams, given as key -> last entry seen, and return XREAD's answer.
@@ -180,8 +221,7 @@ class JobReader:
 
     async def workers(self) -> list[dict[str, Any]]:
         """Return what the live workers say about themselves, without those that are shutting down or hang."""
-        live = await workers.list_live_async(self.connection)
-        return [about for about in live if not (about.get("draining") or about.get("stalled"))]
+        return workers.ready(await workers.list_live_async(self.connection))
 
     async def open_pictures(self, digest: str) -> int:
         """Return how many pictures of a checkpoint are pending or in progress."""

@@ -46,6 +46,11 @@ async def list_live_async(connection: AsyncRedis) -> list[dict[str, Any]]:
     return _descriptions(await connection.mget(_keys(names))) if names else []
 
 
+def ready(live: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out workers that are shutting down or hang."""
+    return [about for about in live if not (about.get("draining") or about.get("stalled"))]
+
+
 def forget_dead(connection: Redis) -> None:
     """Remove the names of workers whose key has expired."""
     if dead := [name for name in connection.smembers(keys.WORKERS) if not is_alive(connection, text(name))]:

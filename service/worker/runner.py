@@ -202,9 +202,7 @@ class Runner:
 
     def _drop_ended(self, awaited: str | None = None) -> set[str]:
         """Drop the pictures of jobs that ended elsewhere; return those jobs, and `awaited` if it has ended."""
-        statuses = self.store.statuses(self._jobs() | ({awaited} if awaited else set()))
-        ended = {job_id for job_id, status in statuses.items() if status not in ACTIVE}
-        if ended:
+        if ended := self.store.ended(self._jobs() | ({awaited} if awaited else set())):
             for loaded in self.models:
                 loaded.stream.discard(loaded.take_out({key for key in loaded.claims if key[0] in ended}))
         return ended

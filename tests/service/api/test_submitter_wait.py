@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +19,10 @@ import service.api.event_feed
 import service.store.reader
 from service.contract.recipe import example
 from service.settings import Settings
+from service.store import keys
 from service.store.connection import text
 from service.store.jobs import JobStore
+from service.telemetry.metrics import REQUESTS_IN_WORK
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.conftest import serving
@@ -29,8 +32,9 @@ LISTS = [["red cube"]]
 
 
 def until_waiting(store: JobStore, requests: int) -> None:
+    """Return once so many requests have created their jobs and have no answer yet."""
     deadline = time.monotonic() + 10
-    while store.connection.info("clients")["blocked_clients"] != requests:
+    while REQUESTS_IN_WORK._value.get() != requests or store.connection.scard(keys.OPEN) < requests:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -72,7 +76,7 @@ def test_a_job_that_is_cancelled_is_a_problem_for_a_waiting_client(client: httpx
 def test_a_request_stops_waiting_when_its_client_disconnects(
     client: httpx.Client, alive: JobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_MS", 14_000)  # no read ends by itself
+    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
     made_with = {"name": "toy", "digest": read_info(resolve(settings.storage, "toy", "denoiser")).digest}
     picture = png_with(json.dumps(example() | {"model": made_with}))
     requests: dict[str, tuple[str, dict[str, Any]]] = {
@@ -93,7 +97,7 @@ def test_a_request_stops_waiting_when_its_client_disconnects(
     assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"  # the job goes on
 
 
-def test_more_clients_may_wait_than_there_are_connections_for_waiting(
+def test_more_streams_may_wait_than_there_are_connections_for_waiting(
     settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.api.app, "MAX_WAITING", 1)
@@ -104,9 +108,8 @@ def test_more_clients_may_wait_than_there_are_connections_for_waiting(
         refused.append(seconds)
         await asyncio.sleep(seconds)
 
-    monkeypatch.setattr(service.store.reader, "asyncio", SimpleNamespace(sleep=sleep))
-    for module in (service.store.reader, service.api.event_feed):
-        monkeypatch.setattr(module, "LOOK_AGAIN_MS", 100)
+    monkeypatch.setattr(service.store.reader, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    monkeypatch.setattr(service.api.event_feed, "LOOK_AGAIN_MS", 100)
     answers: list[int] = []
     with serving(settings) as client:
 
@@ -137,15 +140,15 @@ def test_more_clients_may_wait_than_there_are_connections_for_waiting(
 def test_waiting_clients_leave_the_others_their_connections(
     settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.api.app, "MAX_CONNECTIONS", 2)
-    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_MS", 14_000)  # no read ends by itself
+    monkeypatch.setattr(service.api.app, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
     answers: list[int] = []
     with serving(settings) as client:
 
         def wait() -> None:
             answers.append(httpx.post(f"{client.base_url}/generate", json={"labels": LISTS}, timeout=30).status_code)
 
-        threads = [threading.Thread(target=wait) for _ in range(4)]
+        threads = [threading.Thread(target=wait) for _ in range(6)]
         for waiting, thread in enumerate(threads, 1):
             thread.start()
             until_waiting(alive, waiting)
@@ -160,3 +163,37 @@ def test_waiting_clients_leave_the_others_their_connections(
         for thread in threads:
             thread.join()
     assert answers == [409] * len(threads)
+
+
+def test_clients_that_wait_share_one_read(settings: Settings, alive: JobStore) -> None:
+    """Each hears of its own job's end, and several may wait for the same job."""
+    body, headers = {"labels": LISTS}, {"idempotency-key": "one"}
+    with serving(settings) as client, ThreadPoolExecutor(4) as pool:
+        own = [pool.submit(client.post, "/generate", json=body) for _ in range(2)]
+        same = [pool.submit(client.post, "/generate", json=body, headers=headers) for _ in range(2)]
+        deadline = time.monotonic() + 10
+        while REQUESTS_IN_WORK._value.get() != 4 or alive.connection.scard(keys.OPEN) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        blocked = set[int]()
+        for _ in range(20):
+            blocked.add(alive.connection.info("clients")["blocked_clients"])
+            time.sleep(0.01)
+        assert max(blocked) == 1
+        begun = time.monotonic()
+        for job_id in map(text, alive.connection.smembers(keys.OPEN)):
+            alive.fail(job_id, f"as {job_id} must")
+        answers = [one.result().json() for one in (*own, *same)]
+    assert time.monotonic() - begun < service.store.reader.LOOK_AGAIN_S
+    assert all(answer["detail"] == f"as {answer['job'].rpartition('/')[2]} must" for answer in answers)
+    assert len({answer["job"] for answer in answers}) == 3
+
+
+def test_an_end_that_nobody_heard_of_is_seen_soon(settings: Settings, alive: JobStore) -> None:
+    """As when the worker is of a version before the stream of endings, or its entry was lost in a failover."""
+    with serving(settings) as client, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.post, "/generate", json={"labels": LISTS})
+        until_waiting(alive, 1)
+        (job_id,) = map(text, alive.connection.smembers(keys.OPEN))
+        alive.connection.hset(keys.job(job_id), mapping={"status": "failed", "error": "quietly"})
+        assert problem(waiting.result(), 500, "job-failed")["detail"] == "quietly"
