@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 QUICK_RESULTS = ROOT / "runs" / "bench-quick" / "results.json"
 STORAGE = ROOT / "models"
-LIBRARIES = ("torch", "torchvision", "diffusers", "accelerate", "redis", "rq", "fastapi", "uvicorn", "litserve", "numpy")
+LIBRARIES = (
+    "torch", "torchvision", "diffusers", "accelerate", "redis", "rq", "fastapi", "uvicorn", "litserve", "numpy",
+)  # fmt: skip
 
 Data = dict[str, Any]
 

@@ -11,8 +11,8 @@ import time
 
 from benchmarks.results import ROOT, Data, results, say
 
-# Section -> time limit in s, 32 minutes in all. Sampling, load, servers, training and growth measure less on a slow machine, so
-# that they end in time. The sections that need the least disturbed machine come first.
+# Section -> time limit in s, 32 minutes in all. Sampling, load, servers, training and growth measure less on a slow
+# machine, so that they end in time. The sections that need the least disturbed machine come first.
 SECTIONS = {
     "roofline": 40,
     "sampling": 390,

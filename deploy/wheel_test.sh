@@ -7,7 +7,8 @@
 # installed then runs with an environment, HOME and PATH of its own. Where no Redis server comes with the wheel, above Python 3.11,
 # the script first reads what `serve` says, then lets it find this machine's redis-server.
 set -eu
-python=$1 wheel=$(realpath "$2")
+unset PYTHONPATH PYTHONHOME
+python=$(command -v "$1") wheel=$(realpath "$2")
 port=${PORT:-8765}
 at=$(mktemp -d)
 server=
@@ -20,13 +21,13 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 fail() { echo "wheel-test: $1" >&2; cat "$at/log"; exit 1; }
 
+mkdir "$at/home" "$at/path" "$at/tmp" "$at/empty"
+cd "$at/empty"
 "$python" -m venv "$at/venv"
 bin=$at/venv/bin
 test -z "${TORCH_INDEX:-}" || "$bin/pip" install --quiet --no-deps --index-url "$TORCH_INDEX" torch
 "$bin/pip" install --quiet --only-binary :all: "labelgrid[serve] @ file://$wheel"
 
-mkdir "$at/home" "$at/path" "$at/tmp" "$at/empty"
-cd "$at/empty"
 isolated="env -i HOME=$at/home PATH=$at/path TMPDIR=$at/tmp"
 labelgrid() { $isolated "$bin/labelgrid" "$@"; }
 
