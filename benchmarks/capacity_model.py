@@ -254,7 +254,8 @@ def scaling(content: Data) -> list[Piece]:
         "storage for results (`LABELGRID_RESULTS`), so that a finished picture takes 1,272 bytes in Redis, and no more "
         "at 320x240: 1.48 GiB at the peak, and 1.78 GiB of tombstones. `KEPT_JOBS=3000 python -m pytest -s "
         "tests/service/results/test_s3.py` measures it: a day's jobs of one picture, the dearest kind, in a bucket; "
-        "after Redis is emptied, all of them are read back. A Redis cluster (with the job's id as hash tag) would have to be built; the rest exists.",
+        "after Redis is emptied, all of them are read back. A Redis cluster (with the job's id as hash tag) would have "
+        "to be built; the rest exists.",
     }
     for day in DAYS:
         lines.append(f"### {day:,} pictures per day")
