@@ -16,7 +16,7 @@ from benchmarks.results import ROOT, Data, results, say
 SECTIONS = {
     "roofline": 40,
     "sampling": 390,
-    "service": 120,
+    "service": 200,
     "load": 330,
     "servers": 420,
     "training": 210,

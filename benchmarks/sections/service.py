@@ -1,8 +1,8 @@
 """The service compared with its bare sampling loop: `python -m benchmarks.sections.service`.
 
 Throughput with 32 clients, each with one open request of one picture or eight, relative to the loop at the worker's
-batch size. Latency of one picture over HTTP on an idle service, relative to the loop for one picture. Service and loop
-take turns; while one works, the other sleeps.
+batch size; of the promoted model and of the one-step model. Latency of one picture over HTTP on an idle service,
+relative to the loop for one picture. Service and loop take turns; while one works, the other sleeps.
 """
 
 import json
@@ -30,10 +30,10 @@ CLIENTS = 32
 SEVERAL = 8  # pictures per larger request
 
 
-def post(connection: HTTPConnection, labels: list[list[str]], seed: int) -> float:
+def post(connection: HTTPConnection, labels: list[list[str]], seed: int, model: str | None = None) -> float:
     """Return the seconds of one POST /generate, from sending to its answer."""
     start = time.perf_counter()
-    body = json.dumps({"labels": labels, "seed": seed})
+    body = json.dumps({"labels": labels, "seed": seed, "model": model})
     connection.request("POST", "/generate", body, {"Content-Type": "application/json", "Prefer": "wait=250"})
     answer = connection.getresponse()
     job = json.loads(answer.read())
@@ -42,7 +42,7 @@ def post(connection: HTTPConnection, labels: list[list[str]], seed: int) -> floa
     return time.perf_counter() - start
 
 
-def saturate(port: int, requests: int, clients: int = CLIENTS, size: int = 1) -> float:
+def saturate(port: int, requests: int, clients: int = CLIENTS, size: int = 1, model: str | None = None) -> float:
     """Return the pictures/s of `clients` clients; each sends its next request, of `size` pictures, after an answer."""
     lists, waiting = subject.label_lists(requests * size), iter(range(requests))
     lock = threading.Lock()
@@ -55,7 +55,7 @@ def saturate(port: int, requests: int, clients: int = CLIENTS, size: int = 1) ->
             if number is None:
                 connection.close()
                 return
-            post(connection, lists[number * size : (number + 1) * size], seed=number)
+            post(connection, lists[number * size : (number + 1) * size], seed=number, model=model)
 
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as threads:
@@ -107,6 +107,13 @@ def commands(redis: Redis) -> int:
     return int(redis.info("stats")["total_commands_processed"])
 
 
+def commands_per_picture(running: Stack, redis: Redis, requests: int, size: int) -> float:
+    """Return how many commands Redis executes for a picture, those inside scripts included."""
+    before = commands(redis)
+    saturate(running.port, requests, size=size)
+    return (commands(redis) - before) / (requests * size)
+
+
 def redis_rate(redis: Redis, count: int) -> float:
     """Return the commands/s of Redis from one client, in pipelines of a hundred SETs of 100 bytes and GETs."""
 
@@ -123,18 +130,21 @@ def redis_rate(redis: Redis, count: int) -> float:
 
 def measure(quick: bool) -> Data:
     requests, rounds, singles = (16, 1, 3) if quick else (96, 4, 15)
-    ours, settings = subject.denoiser(), Settings()
+    ours, distilled, settings = subject.denoiser(), subject.distilled(), Settings()
     batch, rows, _ = subject.batch_limit(ours, settings)
     count = max(batch, requests // 2 // batch * batch)
-    loop = bare(ours, count, batch, rows)
+    loop, one_step_loop = bare(ours, count, batch, rows), bare(distilled, 2 * count, batch, rows)
     stepper = ours.stepper(max_rows=rows)
     hot = subject.multi_hot(subject.label_lists(1), ours.vocabulary)
     same = {"LABELGRID_BATCH_PICTURES": str(batch), "LABELGRID_BATCH_ROWS": str(rows)}
     with stack(**same) as running:
         say(f"  the service is up; batches of {batch} pictures")
         saturate(running.port, batch)  # warm
+        saturate(running.port, batch, model=subject.DISTILLED)
         loop()
+        one_step_loop()
         served, several, alone, spent, loop_ms = [], [], [], [], []
+        one_step, one_step_alone = [], []
         for _ in range(rounds):
             rate, by_process = cpu_ms(running, requests)
             served.append(rate)
@@ -143,10 +153,11 @@ def measure(quick: bool) -> Data:
             begun = cpu_s(os.getpid())
             alone.append(loop())
             loop_ms.append((cpu_s(os.getpid()) - begun) / count * 1000)
+            one_step.append(saturate(running.port, requests // 2, size=SEVERAL, model=subject.DISTILLED))
+            one_step_alone.append(one_step_loop())
         redis = connect(running.redis.url)
-        before = commands(redis)
-        saturate(running.port, requests)
-        per_picture = (commands(redis) - before) / requests
+        per_picture = commands_per_picture(running, redis, requests, 1)
+        per_picture_of_several = commands_per_picture(running, redis, min(requests, CLIENTS), SEVERAL)
         say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {rounds} rounds: done")
         end_to_end, one, client = [], [], HTTPConnection("127.0.0.1", running.port)
         for number_ in range(singles + 1):
@@ -160,11 +171,20 @@ def measure(quick: bool) -> Data:
         "figures": {
             "service.saturation_fraction": figure(ratios(served, alone)),
             "service.saturation_fraction_several": figure(ratios(several, alone)),
+            "service.one_step_fraction": figure(ratios(one_step, one_step_alone)),
             "service.pictures_per_s": figure(served),
+            "service.cpu_ms_beside_loop": figure(
+                sum(one.values()) - ms for one, ms in zip(spent, loop_ms, strict=True)
+            ),
+            "service.api_cpu_ms_per_request": figure(one["API"] for one in spent),
+            "service.redis_commands_per_picture": figure([per_picture]),
+            "service.redis_commands_per_picture_several": figure([per_picture_of_several]),
             "service.single_overhead_ms": figure((a - b) * 1000 for a, b in zip(end_to_end, one, strict=True)),
             "service.single_ratio": figure(ratios(end_to_end, one)),
         },
         "several_pictures_per_s": figure(several),
+        "one_step_pictures_per_s": figure(one_step),
+        "one_step_bare_pictures_per_s": figure(one_step_alone),
         "bare_pictures_per_s": figure(alone),
         "single_ms": figure(s * 1000 for s in end_to_end),
         "single_loop_ms": figure(s * 1000 for s in one),
@@ -192,11 +212,19 @@ def report(data: Data) -> list[Piece]:
             data["several_pictures_per_s"],
             f"{SEVERAL} pictures per request",
         ),
+        (
+            figures.get("service.one_step_fraction"),
+            data.get("one_step_pictures_per_s"),
+            f"{SEVERAL} pictures per request, one-step model",
+        ),
     ):
+        if fraction is None:  # of a run before it was measured
+            continue
+        alone = data["one_step_bare_pictures_per_s" if "one-step" in requests else "bare_pictures_per_s"]
         table.add(
             f"pictures/s, {CLIENTS} clients, batches of {data['batch']}, {requests}",
             number(rate["median"]),
-            number(data["bare_pictures_per_s"]["median"]),
+            number(alone["median"]),
             f"{fraction['median']:.3f}",
             f"{fraction['spread']:.3f}",
         )
