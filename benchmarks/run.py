@@ -11,7 +11,7 @@ import time
 
 from benchmarks.results import ROOT, Data, results, say
 
-# Section -> time limit in s, 32 minutes in all. Sampling, load, servers, training and growth measure less on a slow
+# Section -> time limit in s, 34 minutes in all. Sampling, load, servers, training and growth measure less on a slow
 # machine, so that they end in time. The sections that need the least disturbed machine come first.
 SECTIONS = {
     "roofline": 40,

@@ -9,7 +9,7 @@ job:ID:waiting        list        pending pictures (JSON), which no worker has c
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:png            hash        index, "grid" or "strip:" and index -> PNG; the grid of a single picture is just that
                                   picture's index. Uploaded pictures are here from the start
-job:ID:events         stream      status changes and finished pictures, for waiting clients
+job:ID:events         stream      status changes and finished pictures, for clients that follow the job
 job:ID:live           stream      current steps and previews, while somebody watches
 job:ID:watched        string      exists while somebody watches; expires seconds later
 open                  set         ids of the jobs that have not ended
