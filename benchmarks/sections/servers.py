@@ -8,6 +8,7 @@ one after an answer, a burst of mixed requests, and mixed requests that arrive a
 import contextlib
 import json
 import os
+import subprocess
 import tempfile
 import threading
 import time
@@ -129,7 +130,7 @@ def servers(batch: int, rows: int) -> Iterator[dict[str, Server]]:
 
         def begin(*module: str) -> int:
             process = start([f"benchmarks.baselines.{module[0]}", *module[1:]], environment)
-            running.callback(stop, process)
+            running.callback(end, process)
             return process.pid
 
         def serve(*module: str) -> Server:
@@ -152,6 +153,15 @@ def servers(batch: int, rows: int) -> Iterator[dict[str, Server]]:
             until(lambda server=server: is_up(server), f"{name} to answer")
             answers(server, mixed(3, seed=0), clients=3)
         yield found
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Stop a server, and what it leaves running: LitServe's workers outlive it."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    stop(process)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def is_up(server: Server) -> bool:
