@@ -17,7 +17,7 @@ from soak.load import BODIES, Ledger
 JOB = re.compile(rb"labelgrid:job:([0-9a-f]{32})(?::(png|verdicts))?")
 OF_JOBS = re.compile("labelgrid:(job:[0-9a-f]*(:(waiting|verdicts|png|events|live|watched))?|was:.*)")
 # What has no time to live: its number is bounded by those of models, workers and queues.
-LASTING = re.compile("labelgrid:(workers|turns:[0-9a-f]*|waiting:.*|pictures:.*)|rq:(workers|queues)(:.*)?")
+LASTING = re.compile("labelgrid:(workers|ended|turns:[0-9a-f]*|waiting:.*|pictures:.*)|rq:(workers|queues)(:.*)?")
 
 
 @dataclass
