@@ -10,10 +10,8 @@ import json
 import os
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -23,6 +21,8 @@ import numpy as np
 import psutil
 
 from benchmarks import subject
+from benchmarks.batching import GUIDANCE, SIZES
+from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import STORAGE, Data, main, say
 from benchmarks.stack import stack, start, stop, until
@@ -33,7 +33,7 @@ from service.settings import Settings
 
 OURS, LITSERVE, NAIVE, DIFFUSERS = "ours", "LitServe", "FastAPI and RQ", "diffusers and FastAPI"
 CLIENTS = 16  # of the equal requests
-STEPS, GUIDANCE, SIZES = (1, 4, 8, 16, 50), (1.0, 3.0), range(1, 9)  # of mixed requests
+STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
 LOAD = 0.6  # of LitServe's pictures/s in a burst, at which mixed requests arrive
 LIMIT_S = 330.0
 HEADERS = {"Content-Type": "application/json", "Accept": "image/png", "Prefer": "wait=250"}
@@ -85,7 +85,7 @@ def mixed(count: int, seed: int) -> list[dict[str, Any]]:
     return bodies
 
 
-def ask(connection: HTTPConnection, body: dict[str, Any]) -> None:
+def ask(connection: HTTPConnection, body: Body) -> None:
     """Send a request and read its grid. RuntimeError for anything else."""
     connection.request("POST", "/generate", json.dumps(body), HEADERS)
     answer = connection.getresponse()
@@ -94,25 +94,10 @@ def ask(connection: HTTPConnection, body: dict[str, Any]) -> None:
         raise RuntimeError(f"POST /generate returned {answer.status}: {content[:300]!r}")
 
 
-def answers(server: Server, bodies: Sequence[dict[str, Any]], clients: int, at: Sequence[float] = ()) -> Answers:
-    """Let `clients` send the requests one after the other, each not before its time `at` if there is one."""
-    waiting, lock, latencies, cpu_s = iter(enumerate(bodies)), threading.Lock(), list[float](), server.cpu_s()
-    begun = time.perf_counter()
-
-    def client(_: int) -> None:
-        connection = HTTPConnection("127.0.0.1", server.port)
-        while True:
-            with lock:
-                number_, body = next(waiting, (0, None))
-            if body is None:
-                return connection.close()
-            due = begun + at[number_] if at else time.perf_counter()
-            time.sleep(max(0.0, due - time.perf_counter()))
-            ask(connection, body)
-            latencies.append(time.perf_counter() - due)
-
-    with ThreadPoolExecutor(clients) as threads:
-        list(threads.map(client, range(clients)))
+def answers(server: Server, bodies: Sequence[Body], clients: int, at: Sequence[float] = ()) -> Answers:
+    """Let `clients` send the requests, each not before its time `at` if there is one."""
+    cpu_s, begun = server.cpu_s(), time.perf_counter()
+    latencies = send_all(server.port, bodies, clients, ask, at)
     pictures = sum(len(body["labels"]) for body in bodies)
     return Answers(pictures, time.perf_counter() - begun, latencies, server.cpu_s() - cpu_s)
 
@@ -171,35 +156,33 @@ def is_up(server: Server) -> bool:
     return False
 
 
-def in_turn(found: dict[str, Server], turn: int, load: Callable[[str, Server], Answers]) -> dict[str, Answers]:
-    """Let the servers take the load one after the other; each round begins with another one."""
-    names = list(found)
-    first = turn % len(names)
-    return {name: load(name, found[name]) for name in names[first:] + names[:first]}
+def by_server(
+    found: dict[str, Server], turn: int, bodies: Sequence[Body], clients: int, at: Sequence[float] = ()
+) -> dict[str, Answers]:
+    """Let the servers answer the same requests one after the other; each round begins with another one."""
+    names, first = list(found), turn % len(found)
+    return {name: answers(found[name], bodies, clients, at) for name in names[first:] + names[:first]}
 
 
 def measure(quick: bool) -> Data:
     equal, burst, arriving, rounds = (8, 4, 3, 1) if quick else (48, 12, 20, 5)
-    _, rows, _ = subject.batch_limit(subject.denoiser(), Settings())
+    most, rows, _ = subject.batch_limit(subject.denoiser(), Settings())
     deadline = Deadline(LIMIT_S)
     seen: dict[str, dict[str, list[Answers]]] = {"equal": {}, "burst": {}, "arriving": {}}
-    with servers(rows, rows) as found:
+    with servers(most, rows) as found:
         say(f"  four servers are up, {deadline.spent:.0f} s")
         same = [{"labels": lists, "seed": i} for i, lists in enumerate(zip(subject.label_lists(equal)))]
         for turn in deadline.rounds(rounds):
-            some, at = mixed(burst, 100 + turn), np.random.default_rng(turn).exponential(size=arriving).cumsum()
-            later = mixed(arriving, 200 + turn)
+            at_once, later = mixed(burst, 100 + turn), mixed(arriving, 200 + turn)
             taken = {
-                "equal": in_turn(found, turn, lambda _, one: answers(one, same, CLIENTS)),
-                "burst": in_turn(found, turn, lambda _, one, some=some: answers(one, some, len(some))),
+                "equal": by_server(found, turn, same, CLIENTS),
+                "burst": by_server(found, turn, at_once, burst),
             }
             pictures = sum(len(body["labels"]) for body in later) / arriving
             apart_s = pictures / (LOAD * taken["burst"][LITSERVE].rate)
+            at = np.random.default_rng(turn).exponential(apart_s, arriving).cumsum().tolist()
             both = {name: found[name] for name in (OURS, LITSERVE)}
-            times = [float(one) for one in at * apart_s]
-            taken["arriving"] = in_turn(
-                both, turn, lambda _, one, later=later, times=times: answers(one, later, len(later), times)
-            )
+            taken["arriving"] = by_server(both, turn, later, arriving, at)
             for load, by in taken.items():
                 for name, one in by.items():
                     seen[load].setdefault(name, []).append(one)

@@ -7,15 +7,14 @@ relative to the loop for one picture. Service and loop take turns; while one wor
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 
 from redis import Redis
 
 from benchmarks import subject, worker_profile
+from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.stack import Stack, cpu_s, stack
@@ -30,37 +29,21 @@ CLIENTS = 32
 SEVERAL = 8  # pictures per larger request
 
 
-def post(connection: HTTPConnection, labels: list[list[str]], seed: int, model: str | None = None) -> float:
-    """Return the seconds of one POST /generate, from sending to its answer."""
-    start = time.perf_counter()
-    body = json.dumps({"labels": labels, "seed": seed, "model": model})
-    connection.request("POST", "/generate", body, {"Content-Type": "application/json", "Prefer": "wait=250"})
+def post(connection: HTTPConnection, body: Body) -> None:
+    """Send a request and wait until its job is finished. RuntimeError if it does not finish."""
+    headers = {"Content-Type": "application/json", "Prefer": "wait=250"}
+    connection.request("POST", "/generate", json.dumps(body), headers)
     answer = connection.getresponse()
     job = json.loads(answer.read())
     if answer.status != 200 or job["status"] != "finished":
         raise RuntimeError(f"POST /generate returned {answer.status}: {job}")
-    return time.perf_counter() - start
 
 
 def saturate(port: int, requests: int, clients: int = CLIENTS, size: int = 1, model: str | None = None) -> float:
     """Return the pictures/s of `clients` clients; each sends its next request, of `size` pictures, after an answer."""
-    lists, waiting = subject.label_lists(requests * size), iter(range(requests))
-    lock = threading.Lock()
-
-    def client(_: int) -> None:
-        connection = HTTPConnection("127.0.0.1", port)  # cheap, since it shares the cores with the service
-        while True:
-            with lock:
-                number = next(waiting, None)
-            if number is None:
-                connection.close()
-                return
-            post(connection, lists[number * size : (number + 1) * size], seed=number, model=model)
-
-    start = time.perf_counter()
-    with ThreadPoolExecutor(clients) as threads:
-        list(threads.map(client, range(clients)))
-    return requests * size / (time.perf_counter() - start)
+    lists = subject.label_lists(requests * size)
+    bodies = [{"labels": lists[i * size : (i + 1) * size], "seed": i, "model": model} for i in range(requests)]
+    return requests * size / seconds(lambda: send_all(port, bodies, clients, post))
 
 
 def cpu_ms(running: Stack, requests: int) -> tuple[float, dict[str, float]]:
@@ -161,7 +144,8 @@ def measure(quick: bool) -> Data:
         say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {rounds} rounds: done")
         end_to_end, one, client = [], [], HTTPConnection("127.0.0.1", running.port)
         for number_ in range(singles + 1):
-            end_to_end.append(post(client, subject.label_lists(1), number_))
+            body = {"labels": subject.label_lists(1), "seed": number_}
+            end_to_end.append(seconds(lambda body=body: post(client, body)))
             one.append(seconds(lambda: sample(stepper, hot, ours.options, [1])))
         redis_per_s = redis_rate(redis, 2000 if quick else 40_000)
         client.close()

@@ -93,9 +93,15 @@ def test_ratios_are_by_round_and_ours_over_theirs() -> None:
     assert found["servers.mixed_p95_vs_litserve"]["low"] == pytest.approx(0.5)
 
 
-def test_each_round_begins_with_another_server() -> None:
+def test_each_round_begins_with_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    found = {name: Server(0, ()) for name in "abc"}
+
+    def note(server: Server, *_: object) -> Answers:
+        order.append(chr(server.port))
+        return Answers(1, 1.0, [1.0], 0.0)
+
+    monkeypatch.setattr(servers, "answers", note)
+    found = {name: Server(ord(name), ()) for name in "abc"}
     for turn in range(2):
-        servers.in_turn(found, turn, lambda name, _: order.append(name) or Answers(1, 1.0, [1.0], 0.0))  # type: ignore[func-returns-value]
+        servers.by_server(found, turn, BODIES, 1)
     assert order == list("abcbca")

@@ -1,0 +1,38 @@
+"""Clients over HTTP, cheap since they share the cores with the server: each has one connection and one open request."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from typing import Any
+
+Body = Mapping[str, Any]
+
+
+def send_all(
+    port: int, bodies: Sequence[Body], clients: int, ask: Callable[[HTTPConnection, Body], object],
+    at: Sequence[float] = (),
+) -> list[float]:  # fmt: skip
+    """Let `clients` send the requests, each the next one after its answer. Return the latencies, in s.
+
+    With `at`, a request is not sent before its time, in s from the start, and its latency counts from then.
+    """
+    waiting, lock, latencies = iter(enumerate(bodies)), threading.Lock(), list[float]()
+    begun = time.perf_counter()
+
+    def client(_: int) -> None:
+        connection = HTTPConnection("127.0.0.1", port)
+        while True:
+            with lock:
+                number, body = next(waiting, (0, None))
+            if body is None:
+                return connection.close()
+            due = begun + at[number] if at else time.perf_counter()
+            time.sleep(max(0.0, due - time.perf_counter()))
+            ask(connection, body)
+            latencies.append(time.perf_counter() - due)
+
+    with ThreadPoolExecutor(clients) as threads:
+        list(threads.map(client, range(clients)))
+    return latencies
