@@ -17,12 +17,12 @@ from service.contract.kept import KeptJob
 from service.contract.recipe import MadeWith
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.results import files
+from service.results.threads import StorageThreads
 from service.results.writer import Finished, ResultWriter, StorageAway
 from service.store import keys
 from service.store.jobs import JobStore
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
-from service.worker.checkpoint_cache import in_thread
 from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
 log = get_logger(__name__)
@@ -52,6 +52,7 @@ class Storer:
 
     def __init__(self, store: JobStore, results: ResultWriter | None) -> None:
         self.store, self.results = store, results
+        self._start = at_once if results is None else StorageThreads(1).submit
         self._waiting = list[Work]()
         self._begun = list[Work]()
         self._outcome: Future[None] | None = None
@@ -64,8 +65,7 @@ class Storer:
         """Begin work if none is in progress. Return what is over, and the error that it ended with, if any."""
         if self._outcome is None and self._waiting:
             self._begun, self._waiting = self._waiting, []
-            start = at_once if self.results is None else in_thread
-            self._outcome = start(partial(self._store, self._begun))
+            self._outcome = self._start(partial(self._store, self._begun))
         if self._outcome is None or not self._outcome.done():
             return [], None
         error, self._outcome = self._outcome.exception(), None
