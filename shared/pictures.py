@@ -16,7 +16,7 @@ from shared.rgb import to_rgb
 
 # bluish green and vermilion, which colour-blind people can tell apart (Okabe & Ito 2008)
 RIGHT, WRONG = (0, 158, 115), (213, 94, 0)
-PNG_TYPE = zlib.Z_RLE  # run lengths alone: two thirds of the time of zlib's level 4, for 3% fewer bytes
+PNG_TYPE = zlib.Z_RLE  # run lengths alone: faster than zlib's level 4, and smaller, on pictures like these
 TICK = [[(0.05, 0.5), (0.35, 0.85), (0.95, 0.1)]]  # polylines in a unit square
 CROSS = [[(0.1, 0.1), (0.9, 0.9)], [(0.1, 0.9), (0.9, 0.1)]]
 
