@@ -1,8 +1,11 @@
 """What must hold of every job after any fault. Pure functions: histories and bytes in, problems out."""
 
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from PIL import Image
 
 from faults.history import History
 from service.contract.records import TERMINAL
@@ -49,13 +52,21 @@ def check_pictures(job: History, total: int, fetched: Fetched, undisturbed: Fetc
     others = [
         index
         for index, pair in enumerate(zip(fetched.pictures, undisturbed.pictures, strict=False))
-        if len(set(pair)) > 1
+        if not _equal(*pair)
     ]
     if others or len(fetched.pictures) != len(undisturbed.pictures):
         problems.append(f"its pictures {others} differ from an undisturbed run")
-    if fetched.grid != undisturbed.grid:
+    if not _equal(fetched.grid, undisturbed.grid):
         problems.append("its grid differs from an undisturbed run")
     return problems
+
+
+def _equal(one: bytes, other: bytes) -> bool:
+    """Compare the pixels of two PNGs: each release may compress them differently."""
+    if one == other or not (one and other):
+        return one == other
+    first, second = (Image.open(io.BytesIO(png)) for png in (one, other))
+    return (first.size, first.mode, first.tobytes()) == (second.size, second.mode, second.tobytes())
 
 
 def _differing(found: Mapping[str, int], wanted: Mapping[str, int]) -> str:

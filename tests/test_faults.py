@@ -1,9 +1,11 @@
 """The fault checks find what they must, in an append-only file that a real Redis wrote."""
 
+import io
 import time
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 
 from faults import checks, history, report
 from faults.checks import Fetched
@@ -15,8 +17,17 @@ from service.store.connection import connect
 from service.store.jobs import JobStore, new_id
 from shared.options import SamplingOptions
 
-UNDISTURBED = Fetched([b"first", b"second"], b"grid")
 DIGEST = "0" * 64
+
+
+def png(shade: int, *, compress_level: int = 1) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), shade).save(file, "PNG", compress_level=compress_level)
+    return file.getvalue()
+
+
+FIRST, SECOND, GRID, OTHER = map(png, range(4))
+UNDISTURBED = Fetched([FIRST, SECOND], GRID)
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +157,19 @@ def test_a_deleted_record_is_found(store: JobStore, server: RedisServer) -> None
 @pytest.mark.parametrize(
     ("fetched", "problem"),
     [
-        (Fetched([b"first", b"other"], b"grid"), "its pictures [1] differ from an undisturbed run"),
-        (Fetched([b"first", b"second"], b"other"), "its grid differs from an undisturbed run"),
+        (Fetched([FIRST, OTHER], GRID), "its pictures [1] differ from an undisturbed run"),
+        (Fetched([FIRST, SECOND], OTHER), "its grid differs from an undisturbed run"),
+        (Fetched([FIRST, SECOND], b""), "its grid differs from an undisturbed run"),
     ],
 )
-def test_different_bytes_are_found(store: JobStore, server: RedisServer, fetched: Fetched, problem: str) -> None:
+def test_different_pictures_are_found(store: JobStore, server: RedisServer, fetched: Fetched, problem: str) -> None:
     assert problems(store, server, good(store), fetched) == problem
+
+
+def test_another_releases_compression_is_no_difference(store: JobStore, server: RedisServer) -> None:
+    stored = png(1, compress_level=0)
+    assert stored != SECOND
+    assert not problems(store, server, good(store), Fetched([FIRST, stored], GRID))
 
 
 def test_a_truncated_log_is_read_up_to_its_last_command() -> None:

@@ -5,10 +5,10 @@ than group norm, channels last throughout, few channels at the finest resolution
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +17,8 @@ from shared.options import ConditioningName, NoOtherFields
 
 Positive = Annotated[int, Field(ge=1)]
 Blocks = Annotated[int, Field(ge=0)]
+
+LATER: Final = ("spread",)  # fields that a former release refuses: not written at their defaults
 
 
 class NetworkConfig(NoOtherFields):
@@ -50,6 +52,14 @@ class NetworkConfig(NoOtherFields):
         for width, attention in zip(self.channels, self.attention, strict=True):
             if attention and width % max(1, width // self.head_channels):
                 raise ValueError(f"{width} channels do not divide into heads of about {self.head_channels}")
+
+    @model_serializer(mode="wrap")
+    def _readable_by_former_releases(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        for name in LATER:
+            if values.get(name) == type(self).model_fields[name].default:
+                del values[name]
+        return values
 
 
 class Conv(nn.Module):

@@ -57,6 +57,12 @@ def test_a_fresh_network_predicts_zero() -> None:
         assert UNet(NetworkConfig.model_validate(SMALL))(*_inputs(2)).abs().max() == 0
 
 
+def test_a_former_release_can_read_a_configuration_that_does_without_later_fields() -> None:
+    assert "spread" not in NetworkConfig(num_labels=5).model_dump(mode="json")
+    other = NetworkConfig(num_labels=5, spread=0.1)
+    assert NetworkConfig.model_validate_json(other.model_dump_json()) == other
+
+
 @pytest.mark.parametrize("conditioning", ["embedding", "channels"])
 @torch.no_grad()
 def test_labels_are_dropped_per_row(conditioning: ConditioningName) -> None:
