@@ -226,7 +226,7 @@ class LoadedModels:
         else:
             same = same_bits.bound(stepper, sizes.rows)
             if len(same) < sizes.rows:
-                log.info("a row may depend on its batch; calls are padded", model=path.stem, sizes=same)
+                log.info("network calls have sizes that give the same bits", model=path.stem, sizes=same)
         return denoiser, stepper, sizes
 
     def _judge_for(self, info: CheckpointInfo) -> tuple[Judge, MadeWith | None]:

@@ -79,9 +79,9 @@ class Stepper:
 
     `network`: see `Network`; in eval mode and on `device`. `alpha_bar`: (T,) float64. `prediction`: what the network
     predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call. `pad_to`:
-    the only batch sizes allowed, for compiled networks and CUDA graphs; padding rows are discarded. `layouts`: draws
-    the positions for a network that takes them. `upsampler`: enlarges finished pictures. `network_rows` and
-    `padding_rows` count the rows computed so far.
+    the only batch sizes allowed, for compiled networks and CUDA graphs; see `bound`. `layouts`: draws the positions for
+    a network that takes them. `upsampler`: enlarges finished pictures. `network_rows` and `padding_rows` count the rows
+    computed so far.
     """
 
     def __init__(
@@ -110,11 +110,15 @@ class Stepper:
         """The shape (C, H, W) of a finished picture."""
         return self.network.image_shape if self.upsampler is None else self.upsampler.picture_shape
 
-    def bound(self, max_rows: int, pad_to: Sequence[int] | None = None) -> None:
-        """Limit later network calls to `max_rows` rows and the batch sizes `pad_to`. ValueError if they disagree."""
+    def bound(self, max_rows: int, pad_to: Sequence[int] | None = None, most_padding: float = 1.0) -> None:
+        """Limit later network calls to `max_rows` rows and the batch sizes `pad_to`. ValueError if they disagree.
+
+        Rows are padded to the next size, or split into two calls if more than `most_padding` of a call would be
+        padding. Padding rows are discarded.
+        """
         if max_rows < 1 or (pad_to is not None and max(pad_to, default=0) != max_rows):
             raise ValueError(f"max_rows must be at least 1 and the largest of pad_to, got {max_rows} and {pad_to}")
-        self.max_rows, self.pad_to = max_rows, sorted(pad_to or ())
+        self.max_rows, self.pad_to, self.most_padding = max_rows, sorted(pad_to or ()), most_padding
 
     def new_row(
         self,
@@ -211,13 +215,22 @@ class Stepper:
         t = torch.tensor([row.table.rows[row.step][0] for row in rows], device=self.device)
         labels = torch.stack([row.labels for row in rows])
         guided = torch.zeros_like(x)
-        for start in range(0, len(index), self.max_rows):
-            chunk = slice(start, start + self.max_rows)
+        start = 0
+        while start < len(index):
+            chunk = slice(start, start + self._next_call(len(index) - start))
             i = index[chunk]
             out = self._call_network(x[i], t[i], labels[i], keep[chunk])
             guided.index_add_(0, i, out * weights[chunk])
+            start = chunk.stop
         self.network_rows += len(index)
         return guided
+
+    def _next_call(self, left: int) -> int:
+        """Return how many of the `left` rows the next network call takes."""
+        rows = min(left, self.max_rows)
+        below = max((size for size in self.pad_to if size <= rows), default=0)
+        above = min((size for size in self.pad_to if size >= rows), default=rows)
+        return below if below and above - rows > self.most_padding * above else rows
 
     def _pack(self, rows: Sequence[Row]) -> _Pack:
         """Choose the network rows: two for a guided picture, one if w is 1 or guidance is off (labels), or 0 (null)."""

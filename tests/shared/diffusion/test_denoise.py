@@ -109,6 +109,16 @@ def test_network_calls_are_padded_to_the_sizes_of_pad_to() -> None:
     assert (loop.network_rows, loop.padding_rows) == (11, 1)
 
 
+@pytest.mark.parametrize(
+    ("rows", "calls"), [(3, [2, 1]), (7, [8]), (13, [8, 4, 1]), (15, [16]), (19, [16, 2, 1]), (30, [16, 16])]
+)
+def test_rows_are_split_where_a_call_would_be_padded_much(rows: int, calls: list[int]) -> None:
+    loop, network = stepper()
+    loop.bound(16, [1, 2, 4, 8, 16], most_padding=1 / 8)
+    loop.step([loop.new_row(LABELS[i % 5], SamplingOptions(guidance=1.0), i) for i in range(rows)])
+    assert [len(call.t) for call in network.calls] == calls
+
+
 @pytest.mark.parametrize("pictures", [1, 2, 3, 4, 5, 8, 9, 11])
 @pytest.mark.parametrize("sizes", [None, [8], [2, 4, 8]])
 def test_padding_rows_are_counted_separately(pictures: int, sizes: list[int] | None) -> None:
