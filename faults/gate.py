@@ -12,8 +12,8 @@ class Gate:
     def __init__(self, target: int) -> None:
         self.target, self.port = target, 0
         self.delay_s = 0.0  # of each part of a request
-        self._loop = asyncio.new_event_loop()
-        self._is_open = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop
+        self._is_open, self._is_over = asyncio.Event(), asyncio.Event()
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._is_open.clear)
@@ -22,7 +22,7 @@ class Gate:
         self._loop.call_soon_threadsafe(self._is_open.set)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.CancelledError):  # cancelled at the end
             from_target, to_target = await asyncio.open_connection("127.0.0.1", self.target)
             await asyncio.gather(
                 self._pass(reader, to_target, is_request=True), self._pass(from_target, writer, is_request=False)
@@ -36,24 +36,22 @@ class Gate:
                 writer.write(data)
                 await writer.drain()
 
-    def _run(self) -> None:
-        self._loop.run_until_complete(self._loop.create_task(self._serve()))
-        self._loop.run_forever()
-
     async def _serve(self) -> None:
-        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._loop = asyncio.get_running_loop()
         self._is_open.set()
+        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        await self._is_over.wait()
 
 
 @contextlib.contextmanager
 def gate(target: int) -> Iterator[Gate]:
     """Run an open gate in a thread."""
     one = Gate(target)
-    thread = threading.Thread(target=one._run, name="gate", daemon=True)
+    thread = threading.Thread(target=asyncio.run, args=(one._serve(),), name="gate", daemon=True)
     thread.start()
     while not one.port:
         thread.join(0.01)
     yield one
-    one._loop.call_soon_threadsafe(one._loop.stop)
+    one._loop.call_soon_threadsafe(one._is_over.set)
     thread.join()
