@@ -9,7 +9,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import capacity_model
+from benchmarks import capacity_model, run
 from benchmarks.document import Piece, Table, number, write
 from benchmarks.results import ROOT, Data, results, say
 
@@ -64,7 +64,7 @@ GOALS = [
 
 def goals(content: Data, before: dict[str, float]) -> Table:
     """Return the table of main figures and their goals. `before`: earlier medians, by key."""
-    table = Table(["figure", "description", "before", "median", "spread", "goal", "met"])
+    table = Table(["figure", "description", "before", "median", "spread", "95 % interval", "goal", "met"])
     for key, what, goal, above in GOALS:
         if (found := content.get(key)) is None:
             continue
@@ -75,7 +75,8 @@ def goals(content: Data, before: dict[str, float]) -> Table:
             wanted = f"{'at least' if above else 'at most'} {goal:g}"
             met = "yes" if (found["median"] >= goal) == above else "no"
         was = number(before[key]) if key in before else ""
-        table.add(f"`{key}`", what, was, number(found["median"]), number(found["spread"]), wanted, met)
+        spread, interval = number(found["spread"]), " to ".join(map(number, found.get("interval") or ()))
+        table.add(f"`{key}`", what, was, number(found["median"]), spread, interval, wanted, met)
     return table
 
 
@@ -100,9 +101,12 @@ def commit_of(before: Data) -> str:
 
 
 def measured_line(name: str, section: Data) -> str:
-    """Say how a section was measured, and at which commit."""
+    """Say how a section was measured, at which commit, and whether the machine stayed as fast."""
     at = f", commit {section['commit']}" if section.get("commit") else ""
-    return f"`python -m benchmarks.sections.{name}`, {section['seconds']:.0f} s{at}."
+    line = f"`python -m benchmarks.sections.{name}`, {section['seconds']:.0f} s{at}."
+    if change := run.change(section.get("machine_rate")):
+        line += f" The machine's speed changed by {100 * change:.0f} % meanwhile."
+    return line
 
 
 def performance(content: Data) -> list[Piece]:
@@ -113,8 +117,9 @@ def performance(content: Data) -> list[Piece]:
         "# Performance",
         f"`{command}` writes this page from its measurements; do not edit it. What is compared takes turns on the same "
         "machine. Figures are medians over rounds, ratios are computed round by round, and the spread is the highest "
-        "minus the lowest round. `benchmarks/results.json` has all of them. *The course report* is the work that this "
-        "project began with; its code is one of the baselines.",
+        "minus the lowest round. The interval is that of the ratio's geometric mean (Student's t of the logarithms). "
+        "`benchmarks/results.json` has all of them. *The course report* is the work that this project began with; its "
+        "code is one of the baselines.",
         machine_line(content),
         goals(content, {key: median for one in before for key, median in one["figures"].items()}),
         f"*Before* is the first median measured on a machine like this one, at commit "

@@ -1,28 +1,23 @@
 """`make bench` and `make bench-quick`: `python -m benchmarks.run [--quick]` runs all sections and writes the documents.
 
-Each section runs in its own process and saves its data when it ends; a failing section does not stop the others. After
-an interruption, the same command continues with the missing sections. `--only load,growth` measures only those again.
+Each section runs in its own process and saves its data when it ends; a failing section does not stop the others. A full
+run times the machine itself before and after a section, and repeats once what it measured while that changed. After an
+interruption, the same command continues with the missing sections. `--only load,growth` measures only those again.
 """
 
 import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
-from benchmarks.results import ROOT, Data, results, say
+from benchmarks.results import ROOT, Data, Results, results, say
 
-# Section -> time limit in s, 34 minutes in all. Sampling, load, servers, training and growth measure less on a slow
-# machine, so that they end in time. The sections that need the least disturbed machine come first.
-SECTIONS = {
-    "roofline": 40,
-    "sampling": 390,
-    "service": 200,
-    "load": 330,
-    "servers": 420,
-    "training": 210,
-    "growth": 350,
-    "startup": 60,
-}
+# The sections that need the least disturbed machine come first.
+SECTIONS = "roofline", "sampling", "service", "load", "servers", "training", "growth", "startup"
+HANGS_S = 1800  # a section ends itself long before, with fewer rounds on a slow machine
+STEADY = 0.15  # the most that the machine's speed may change while a section measures
+RATE_S = 1.0
 
 
 def missing(content: Data) -> list[str]:
@@ -34,10 +29,43 @@ def run_section(name: str, quick: bool) -> str | None:
     """Run one section. Return what went wrong, or None."""
     command = [sys.executable, "-m", f"benchmarks.sections.{name}", *(["--quick"] if quick else [])]
     try:
-        code = subprocess.run(command, cwd=ROOT, timeout=SECTIONS[name], check=False).returncode
+        code = subprocess.run(command, cwd=ROOT, timeout=HANGS_S, check=False).returncode
     except subprocess.TimeoutExpired:
-        return f"it took longer than {SECTIONS[name]} s"
+        return f"it took longer than {HANGS_S} s"
     return f"it ended with exit status {code}" if code else None
+
+
+def machine_rate() -> float:
+    """Return how many matrix products of a fixed size the machine computes in a second now."""
+    import torch
+
+    a, begun, products = torch.ones(512, 512), time.perf_counter(), 0
+    while (taken := time.perf_counter() - begun) < RATE_S:
+        a @ a
+        products += 1
+    return products / taken
+
+
+def change(rates: Sequence[float] | None) -> float:
+    """Return by which share the machine's speed changed while a section measured, if by more than STEADY; else 0."""
+    if not rates:
+        return 0.0
+    share = max(rates) / min(rates) - 1
+    return share if share > STEADY else 0.0
+
+
+def measure(name: str, kept: Results, quick: bool) -> str | None:
+    """Run one section, a second time if the machine's speed changed meanwhile. Return what went wrong, or None."""
+    for is_last in (quick, True):
+        before = machine_rate()
+        if problem := run_section(name, quick):
+            return problem
+        rates = before, machine_rate()
+        kept.keep(name, {**kept.read()["sections"][name], "machine_rate": rates})
+        if is_last or not change(rates):
+            break
+        say(f"  the machine's speed changed by {100 * change(rates):.0f} %; {name} is measured once more")
+    return None
 
 
 def write_documents(quick: bool) -> int:
@@ -66,7 +94,7 @@ def main() -> int:
     failed = []
     for number, name in enumerate(names, 1):
         say(f"[{time.monotonic() - began:4.0f} s] {number} of {len(names)}: {name}")
-        if problem := run_section(name, quick):
+        if problem := measure(name, kept, quick):
             failed.append(name)
             if "figures" not in kept.read()["sections"].get(name, {}):
                 kept.keep(name, {"failed": problem})

@@ -1,10 +1,15 @@
 """How to time things fairly on a shared machine: work that takes turns, ratios by round, and a deadline."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from scipy import stats
+
 from benchmarks.results import Data
+
+CONFIDENCE = 0.95
 
 
 def figure(values: Iterable[float]) -> Data:
@@ -77,3 +82,19 @@ def in_turn(
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     """Return above / below, round by round."""
     return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def paired(above: Sequence[float], below: Sequence[float]) -> Data:
+    """Summarise above / below round by round, with the confidence interval of the ratio's geometric mean."""
+    found = ratios(above, below)
+    return {**figure(found), "interval": interval(found)}
+
+
+def interval(found: Sequence[float]) -> tuple[float, float] | None:
+    """Return the confidence interval of the geometric mean: Student's t of the logarithms. None for a single round."""
+    if len(found) < 2:
+        return None
+    logs = [math.log(one) for one in found]
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    mean = statistics.mean(logs)
+    return math.exp(mean - half), math.exp(mean + half)

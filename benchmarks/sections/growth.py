@@ -22,7 +22,7 @@ from benchmarks.document import Piece, Plot, Table, number
 from benchmarks.results import ROOT, Data, main, say
 from benchmarks.sections.service import CLIENTS, saturate
 from benchmarks.stack import Stack, memory_mib, stack, until
-from benchmarks.timing import Deadline, figure, percentile, ratios, seconds
+from benchmarks.timing import Deadline, figure, paired, percentile, seconds
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.settings import Settings
 from service.store import keys
@@ -298,7 +298,7 @@ def measure(quick: bool) -> Data:
             "growth.read_ms_with_most_queued": figure([queue[-1]["read_ms"]]),
             "growth.bytes_per_queued_job": figure(one["bytes_per_job"] for one in queue),
             "growth.bytes_per_finished_picture": figure(one["bytes_per_job"] for one in store),
-            "growth.two_workers_over_one": figure(ratios(workers[2], workers[1])),
+            "growth.two_workers_over_one": paired(workers[2], workers[1]),
         },
         "middle": middle,
         "pictures": pictures,

@@ -26,7 +26,7 @@ from benchmarks.batching import (
 )
 from benchmarks.document import Piece, Plot, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.timing import Deadline, figure, in_turn, percentile, ratios
+from benchmarks.timing import Deadline, figure, in_turn, paired, percentile
 from service.settings import Settings
 from shared.diffusion.denoise import Stepper
 from shared.options import SamplingOptions
@@ -134,9 +134,9 @@ def measure(quick: bool) -> Data:
     return {
         "figures": {
             "batching.p95_ratio_at_0_6": p95_ratio(bench.served[AT]),
-            "batching.p95_ratio_at_0_6_by_round": figure(ratios(p95[CONTINUOUS], p95[REQUEST_LEVEL])),
+            "batching.p95_ratio_at_0_6_by_round": paired(p95[CONTINUOUS], p95[REQUEST_LEVEL]),
             "batching.p95_ratio_at_0_6_simulated": figure([at[CONTINUOUS]["p95"] / at[REQUEST_LEVEL]["p95"]]),
-            "batching.throughput_vs_one_at_a_time": figure(ratios(saturated[CONTINUOUS], saturated[ONE])),
+            "batching.throughput_vs_one_at_a_time": paired(saturated[CONTINUOUS], saturated[ONE]),
         },
         "requests_per_s": rate,
         "step_s": measured,

@@ -18,7 +18,7 @@ from benchmarks import subject
 from benchmarks.baselines.samplers import InDtype
 from benchmarks.document import Piece, Plot, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.timing import figure, in_turn, ratios
+from benchmarks.timing import figure, in_turn, paired, ratios
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser
@@ -161,7 +161,7 @@ def measure(quick: bool) -> Data:
     rows = {
         name: {count: figure(count / s for s in times[f"{name} | {count}"]) for count in batches} for name in steppers
     }
-    fractions = {count: figure(ratios([count / s for s in times[f"as served | {count}"]], limit)) for count in batches}
+    fractions = {count: paired([count / s for s in times[f"as served | {count}"]], limit) for count in batches}
     before = ratios(times["the module under autocast (before) | 32"], times["as served | 32"])
     return {
         "figures": {

@@ -13,7 +13,7 @@ from benchmarks import subject
 from benchmarks.baselines.samplers import LabelPipeline, ReportSampler, label_unet, pipeline
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.timing import Deadline, figure, in_turn, ratios
+from benchmarks.timing import Deadline, figure, in_turn, paired
 from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator
@@ -122,11 +122,11 @@ def measure(quick: bool) -> Data:
     return {
         "figures": {
             "sampling.pictures_per_s": rates[OURS],
-            "sampling.speedup_vs_report": figure(ratios(whole[REPORT], whole[OURS])),
-            "sampling.speedup_vs_report_distilled": figure(ratios(whole[REPORT], whole[DISTILLED])),
-            "sampling.speedup_vs_report_guided_16_steps": figure(ratios(whole[REPORT], our_solver)),
-            "sampling.speedup_vs_diffusers_fp32": figure(ratios(whole[f"{theirs}, fp32"], our_solver)),
-            "sampling.speedup_vs_diffusers_bf16": figure(ratios(whole[f"{theirs}, bf16"], our_solver)),
+            "sampling.speedup_vs_report": paired(whole[REPORT], whole[OURS]),
+            "sampling.speedup_vs_report_distilled": paired(whole[REPORT], whole[DISTILLED]),
+            "sampling.speedup_vs_report_guided_16_steps": paired(whole[REPORT], our_solver),
+            "sampling.speedup_vs_diffusers_fp32": paired(whole[f"{theirs}, fp32"], our_solver),
+            "sampling.speedup_vs_diffusers_bf16": paired(whole[f"{theirs}, bf16"], our_solver),
         },
         "count": count,
         "served": ours.options.model_dump(mode="json"),

@@ -26,7 +26,7 @@ from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import STORAGE, Data, main, say
 from benchmarks.stack import stack, start, stop, until
-from benchmarks.timing import Deadline, figure, percentile, ratios
+from benchmarks.timing import Deadline, paired, percentile
 from service.local.demo import free_port
 from service.local.redis_server import RedisServer
 from service.settings import Settings
@@ -207,13 +207,13 @@ def figures(seen: dict[str, dict[str, list[Answers]]]) -> Data:
         return [percentile(one.latencies, 0.95) for one in seen["arriving"][name]]
 
     return {
-        "servers.uniform_throughput_vs_litserve": figure(ratios(rate("equal", OURS), rate("equal", LITSERVE))),
-        "servers.uniform_throughput_vs_naive": figure(ratios(rate("equal", OURS), rate("equal", NAIVE))),
-        "servers.uniform_throughput_vs_diffusers": figure(ratios(rate("equal", OURS), rate("equal", DIFFUSERS))),
-        "servers.mixed_throughput_vs_litserve": figure(ratios(rate("burst", OURS), rate("burst", LITSERVE))),
-        "servers.mixed_throughput_vs_naive": figure(ratios(rate("burst", OURS), rate("burst", NAIVE))),
-        "servers.mixed_throughput_vs_diffusers": figure(ratios(rate("burst", OURS), rate("burst", DIFFUSERS))),
-        "servers.mixed_p95_vs_litserve": figure(ratios(p95(OURS), p95(LITSERVE))),
+        "servers.uniform_throughput_vs_litserve": paired(rate("equal", OURS), rate("equal", LITSERVE)),
+        "servers.uniform_throughput_vs_naive": paired(rate("equal", OURS), rate("equal", NAIVE)),
+        "servers.uniform_throughput_vs_diffusers": paired(rate("equal", OURS), rate("equal", DIFFUSERS)),
+        "servers.mixed_throughput_vs_litserve": paired(rate("burst", OURS), rate("burst", LITSERVE)),
+        "servers.mixed_throughput_vs_naive": paired(rate("burst", OURS), rate("burst", NAIVE)),
+        "servers.mixed_throughput_vs_diffusers": paired(rate("burst", OURS), rate("burst", DIFFUSERS)),
+        "servers.mixed_p95_vs_litserve": paired(p95(OURS), p95(LITSERVE)),
     }
 
 

@@ -15,7 +15,7 @@ import torch
 from benchmarks.baselines.training_loops import diffusers_loop, report_loop
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.timing import Deadline, figure, ratios, seconds
+from benchmarks.timing import Deadline, figure, paired, seconds
 from shared.device import autocast_dtype, kept_memory, pick_device
 from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset
@@ -133,12 +133,12 @@ def measure(quick: bool) -> Data:
         say(f"  {len(taken)} loops, {len(taken[OURS])} rounds, {deadline.spent:.0f} s")
     return {
         "figures": {
-            "training.speedup_vs_report": figure(ratios(taken[REPORT], taken[OURS])),
-            "training.speedup_vs_library": figure(ratios(taken[LIBRARY], taken[OURS])),
-            "training.speedup_vs_library_bf16": figure(ratios(taken[LIBRARY_BF16], taken[OURS])),
+            "training.speedup_vs_report": paired(taken[REPORT], taken[OURS]),
+            "training.speedup_vs_library": paired(taken[LIBRARY], taken[OURS]),
+            "training.speedup_vs_library_bf16": paired(taken[LIBRARY_BF16], taken[OURS]),
             "training.pictures_per_s": figure(config.batch / s for s in taken[OURS]),
-            "training.network_share": figure(ratios(taken[ALONE], taken[OURS])),
-            "training.highest_speedup_vs_report": figure(ratios(taken[REPORT], taken[ALONE])),
+            "training.network_share": paired(taken[ALONE], taken[OURS]),
+            "training.highest_speedup_vs_report": paired(taken[REPORT], taken[ALONE]),
             "training.data_path_share": figure(drawn / s for s in taken[OURS]),
         },
         "batch": config.batch,

@@ -38,7 +38,27 @@ def run_with(kept: Results, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     monkeypatch.setattr(run, "results", lambda quick: kept)
     monkeypatch.setattr(run, "write_documents", lambda quick: 0)
+    monkeypatch.setattr(run, "machine_rate", lambda: 100.0)
     return run_with
+
+
+def test_what_was_measured_while_the_machine_changed_is_measured_once_more(
+    kept: Results, run_with: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter([100.0, 120.0, 100.0, 110.0, *[100.0, 120.0] * 20])
+    monkeypatch.setattr(run, "machine_rate", lambda: next(rates))
+    first, second, *others = run.SECTIONS
+    _, measured = run_with()
+    assert measured == [first, first, *(name for name in (second, *others) for _ in range(2))]
+    sections = kept.read()["sections"]
+    assert run.change(sections[first]["machine_rate"]) == 0
+    assert run.change(sections[second]["machine_rate"]) == pytest.approx(0.2)
+
+
+def test_a_quick_run_measures_once(run_with: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([100.0, 120.0] * 20)
+    monkeypatch.setattr(run, "machine_rate", lambda: next(rates))
+    assert run_with("--quick")[1] == list(run.SECTIONS)
 
 
 def test_a_failing_section_does_not_stop_the_others_and_is_measured_again(kept: Results, run_with: Run) -> None:

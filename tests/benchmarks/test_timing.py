@@ -1,15 +1,25 @@
 """Medians, percentiles, taking turns and deadlines, with exact numbers. Nothing is timed."""
 
+import math
 from collections.abc import Callable
 
 import pytest
 
 from benchmarks.sections import training
-from benchmarks.timing import Deadline, figure, in_turn, percentile, ratios
+from benchmarks.timing import Deadline, figure, in_turn, interval, paired, percentile, ratios
 
 
 def test_a_figure_has_median_and_spread() -> None:
     assert figure([3.0, 1.0, 2.5]) == {"median": 2.5, "spread": 2.0, "low": 1.0, "high": 3.0, "n": 3}
+
+
+def test_a_ratio_has_a_confidence_interval_of_its_rounds() -> None:
+    """Logarithms -1, 0 and 1 (base e): their standard error is 1 / sqrt(3), and t(0.975, 2) is 4.3027."""
+    found = paired([math.exp(-1), 1.0, math.exp(1)], [1.0, 1.0, 1.0])
+    assert found["median"] == 1.0
+    assert [math.log(end) for end in found["interval"]] == pytest.approx([-4.3027 / 3**0.5, 4.3027 / 3**0.5], rel=1e-4)
+    assert interval([2.0]) is None
+    assert interval([2.0, 2.0]) == (pytest.approx(2.0), pytest.approx(2.0))
 
 
 @pytest.mark.parametrize(("q", "expected"), [(0.5, 50), (0.95, 95), (0.99, 99), (1.0, 100), (0.001, 1)])
