@@ -12,8 +12,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from service.api.storage_thread import Stalled, StorageThread
+from service.api.storage_thread import StorageThread
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
+from service.results.threads import Stalled
 from shared import storage as files
 from shared.checkpoint import (
     SUFFIX,

@@ -7,9 +7,11 @@ thread alone talks to storage, and requests wait for it only so long.
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from concurrent.futures import wait
+from functools import partial
+from typing import TypeVar
+
+from service.results.threads import Stalled, StorageThreads
 
 PATIENCE_S = 2.0  # how long a request waits that can be answered from memory; longer calls count as stalled
 DEADLINE_S = 30.0  # how long one waits that cannot: a large checkpoint may have to be read whole
@@ -18,19 +20,13 @@ PATIENT = 8  # requests that may wait so long at the same time; they occupy thre
 Result = TypeVar("Result")
 
 
-class Stalled(RuntimeError):
-    """Storage has not answered in time."""
-
-
 class StorageThread:
-    """Runs calls one after the other. A daemon thread, so that a call that hangs does not keep the process."""
+    """Runs calls one after the other."""
 
     def __init__(self) -> None:
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._calls = StorageThreads(1)
         self._begun: float | None = None  # when the call in progress began
         self._patient = threading.Semaphore(PATIENT)
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
 
     @property
     def is_stalled(self) -> bool:
@@ -41,10 +37,8 @@ class StorageThread:
         """Return what `work` returns. Raises Stalled if that takes too long; it may still be done later."""
         stalled = self.is_stalled
         if stalled and can_do_without:
-            raise Stalled
-        self._start()
-        future: Future[Result] = Future()
-        self._calls.put((future, work))
+            raise Stalled("storage has not answered in time")
+        future = self._calls.submit(partial(self._timed, work))
         if not stalled:
             wait([future], PATIENCE_S)
         if not (future.done() or can_do_without) and self._patient.acquire(blocking=False):
@@ -54,24 +48,12 @@ class StorageThread:
                 self._patient.release()
         if not future.done():
             future.cancel()  # unless it is in progress
-            raise Stalled
+            raise Stalled("storage has not answered in time")
         return future.result()
 
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
-                self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            future, work = self._calls.get()
-            if not future.set_running_or_notify_cancel():
-                continue
-            self._begun = time.monotonic()
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-            finally:
-                self._begun = None
+    def _timed(self, work: Callable[[], Result]) -> Result:
+        self._begun = time.monotonic()
+        try:
+            return work()
+        finally:
+            self._begun = None
