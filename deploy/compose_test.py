@@ -145,6 +145,7 @@ def deployment(engine: None) -> Iterator[Deployment]:
         "LABELGRID_WEBHOOK_SECRET": secrets.token_hex(32),
         "WEBHOOK_ALLOW_PRIVATE": "1",
         "LABELGRID_BATCH_PICTURES": "16",  # of 24, so that two workers share the job
+        "LABELGRID_RESULTS": "/results",
     }
     url = f"http://127.0.0.1:{port}"
     with Client(url, key) as client:
@@ -164,8 +165,10 @@ def test_generate(deployment: Deployment) -> None:
     assert job.status == "finished"
     assert job.result is not None
     pictures = [Image.open(io.BytesIO(png)) for png in deployment.pictures(job)]
-    assert [picture.size for picture in pictures] == [(64, 64)] * len(LABELS)
-    assert Image.open(io.BytesIO(deployment.client.grid(job.id))).size > (64, 64)
+    size = deployment.client.labels().picture
+    assert size is not None
+    assert [picture.size for picture in pictures] == [size] * len(LABELS)
+    assert Image.open(io.BytesIO(deployment.client.grid(job.id))).size > size
     assert deployment.client.generate(LABELS, seed=7).result.accuracy == job.result.accuracy  # type: ignore[union-attr]
 
 
@@ -274,6 +277,16 @@ def test_a_worker_is_taken_away_while_it_works_and_nothing_is_lost(deployment: D
     assert deployment.client.wait(job.id).status == "finished"
     assert sorted(deployment.reported(job)) == list(range(len(labels)))
     assert deployment.client.ready().workers == 1
+
+
+def test_results_are_there_after_redis_was_emptied(deployment: Deployment) -> None:
+    """They lie in a volume that workers write and the API reads, both as a user without rights."""
+    job = deployment.client.generate(LABELS, seed=7)
+    pictures, grid = deployment.pictures(job), deployment.client.grid(job.id)
+    deployment.redis("FLUSHALL")
+    assert deployment.client.job(job.id).result == job.result
+    assert deployment.pictures(job) == pictures
+    assert deployment.client.grid(job.id) == grid
 
 
 def test_the_trainer_has_an_image_of_its_own(deployment: Deployment) -> None:

@@ -12,7 +12,7 @@ from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
 from shared.evaluator import Evaluator
 from shared.registry import promote
 from shared.storage import Location
-from shared.vocabulary import ICLEVR
+from shared.vocabulary import ICLEVR, Vocabulary
 
 NETWORK = NetworkConfig(
     num_labels=len(ICLEVR),
@@ -35,25 +35,32 @@ def _randomize(module: nn.Module, seed: int, std: float = 0.3) -> None:
 
 
 def publish_toy_denoiser(
-    storage: Location, name: str, seed: int, *, positions: bool = False, **config: Any
+    storage: Location, name: str, seed: int, *, vocabulary: Vocabulary = ICLEVR, positions: bool = False, **config: Any
 ) -> CheckpointInfo:
     """Publish a denoiser whose weights follow from `seed`; it replaces one of the same name.
 
     With `positions` it has layouts of one to three objects. `config`: more of its configuration.
     """
-    own = NETWORK.model_copy(update={"positions": positions})
+    own = NETWORK.model_copy(update={"num_labels": len(vocabulary), "positions": positions})
     config |= {"network": own.model_dump(mode="json"), "schedule": "cosine", "timesteps": 1000, "prediction": "v"}
     torch.manual_seed(seed)  # a few parameters that `_randomize` leaves alone are not zero either
     network = UNet(own)
     _randomize(network, seed)
     state = network.state_dict()
     if positions:
-        layouts = LayoutNetwork(LayoutConfig(num_labels=len(ICLEVR), most=3, cells=4, width=8, layers=1, heads=1))
+        layouts = LayoutNetwork(LayoutConfig(num_labels=len(vocabulary), most=3, cells=4, width=8, layers=1, heads=1))
         config["layouts"] = layouts.config.model_dump(mode="json")
         state |= {f"{LAYOUTS}{key}": value for key, value in layouts.state_dict().items()}
     return read_info(
-        publish(storage, name, state, kind="denoiser", vocabulary=ICLEVR.names, config=config, training={})
+        publish(storage, name, state, kind="denoiser", vocabulary=vocabulary.names, config=config, training={})
     )
+
+
+def publish_toy_evaluator(storage: Location, name: str, vocabulary: Vocabulary = ICLEVR) -> None:
+    """Publish an evaluator of random weights."""
+    torch.manual_seed(0)  # ResNet's own initialization takes no generator
+    judge = Evaluator(vocabulary).resnet.state_dict()
+    publish(storage, name, judge, kind="evaluator", vocabulary=vocabulary.names, config={}, training={})
 
 
 def publish_toy_adapter(storage: Location, name: str, base: CheckpointInfo) -> CheckpointInfo:
@@ -82,8 +89,6 @@ def publish_toys(storage: Location) -> None:
     """Publish the denoisers `toy` (promoted) and `other`, and a promoted evaluator."""
     for seed, name in enumerate(("toy", "other")):
         publish_toy_denoiser(storage, name, seed)
-    torch.manual_seed(0)  # ResNet's own initialization takes no generator
-    judge = Evaluator(ICLEVR).resnet.state_dict()
-    publish(storage, "toy-evaluator", judge, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
+    publish_toy_evaluator(storage, "toy-evaluator")
     promote(storage, "toy")
     promote(storage, "toy-evaluator")

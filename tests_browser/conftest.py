@@ -14,7 +14,7 @@ from service.settings import Settings
 pytest_plugins = ["tests.conftest"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-expect.set_options(timeout=20_000)  # a busy machine samples slowly
+expect.set_options(timeout=60_000)  # a busy machine samples slowly
 
 
 def browser_on_path() -> str | None:

@@ -494,6 +494,28 @@ def test_the_gallery_is_searched_by_label(page: Page, address: str, client: http
     expect(search).to_be_visible()
 
 
+def test_the_gallery_shows_grids_but_not_those_of_large_jobs(
+    page: Page, address: str, working: Runner, client: httpx.Client
+) -> None:
+    """The first picture stands for a large job: neither its grid nor its other pictures are read."""
+    asked = list[str]()
+    page.on("request", lambda request: asked.append(request.url.removeprefix(address)))
+    bodies = [{"labels": LISTS[:1] * n, "columns": 4, "steps": 1} for n in (1, 6, 17)]
+    large, small, single = reversed([client.post("/generate", json=body).json()["id"] for body in bodies])
+    page.goto(address)
+    sizes = {large: [16, 16], small: [2 + 4 * 18, 2 + 2 * 18], single: [16, 16]}
+    for job, size in sizes.items():
+        thumbnail = page.locator(f"a[data-job='{job}'] img")
+        expect(thumbnail).to_be_visible()
+        assert thumbnail.evaluate("image => [image.naturalWidth, image.naturalHeight]") == size
+        box = thumbnail.bounding_box()
+        assert box is not None
+        assert box["width"] / box["height"] == pytest.approx(size[0] / size[1], abs=0.05)
+        assert box["height"] <= 100
+    read = {path for path in asked if path.endswith(".png")}
+    assert read == {f"/jobs/{large}/images/0.png", f"/jobs/{small}/grid.png", f"/jobs/{single}/grid.png"}
+
+
 def test_a_search_goes_on_to_older_jobs(page: Page, address: str, client: httpx.Client, alive: JobStore) -> None:
     for i in range(30):
         labels = [["red cube"]] if i % 2 else [["blue sphere"]]

@@ -218,7 +218,7 @@ def test_the_geometry_agrees_with_the_services(opened: Page) -> None:
 def test_pictures_are_shown_in_their_proportions(
     opened: Page, server: httpx.Client, model: str, pixels: list[int]
 ) -> None:
-    """Pictures of 4:3, squeezed to squares or not: in cards, in the enlarged view, in the stages, in the history."""
+    """Pictures of 4:3, squeezed to squares or not: in cards, in the enlarged view, in the stages, in the gallery."""
     opened.locator("#model").select_option(model)
     choose(opened, [["red cube", "gray cube"], ["blue sphere", "cyan cube"]])
     opened.get_by_label("Stages").fill("3")
@@ -228,7 +228,9 @@ def test_pictures_are_shown_in_their_proportions(
     expect(opened.locator("#job")).to_have_attribute("data-status", "finished")
     opened.locator(".frame").first.click()
     assert opened.locator(".large").evaluate("image => [image.naturalWidth, image.naturalHeight]") == pixels
-    for selector, ratio in ((".frame", 4 / 3), (".large", 4 / 3), (".way img", 4), ("#jobs img", 4 / 3)):
+    width, height = pixels  # of the pictures, two of which stand in the grid with borders of two pixels
+    grid = (2 + 2 * (width + 2)) / (4 + height) * (4 / 3) / (width / height)
+    for selector, ratio in ((".frame", 4 / 3), (".large", 4 / 3), (".way img", 4), ("#jobs img", grid)):
         box = opened.locator(selector).first.bounding_box()
         assert box is not None
         assert box["width"] / box["height"] == pytest.approx(ratio, abs=0.02), selector

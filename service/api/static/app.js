@@ -6,7 +6,7 @@ import { announce, copy, find } from "./dom.js";
 import { History } from "./history.js";
 import { JobView } from "./job.js";
 import { Options } from "./options.js";
-import { Support, ratioOf } from "./support.js";
+import { Support, ratioOf, stretchOf } from "./support.js";
 import { TestFile } from "./testfile.js";
 import { counted, generateCommand, scoreCommand } from "./words.js";
 
@@ -19,12 +19,12 @@ const composer = new Composer(() => {
   find("#objects-block #refusal")?.replaceChildren(); // it was about the labels before
   update();
 });
-const options = new Options(update, (model) => attempt(() => loadLabels(model)));
+const options = new Options(update, (choice) => attempt(() => loadLabels(choice)));
 const testFile = new TestFile({ changed: update, taken: () => setMode("score"), pictureDropped: makeAgain });
-const jobRatio = (job) => ratioOf(options.models.find((model) => model.digest === job.digest));
-const history = new History({ attempt, deleted: leave, ratioOf: jobRatio });
+const modelOf = (job) => options.models.find((model) => model.digest === job.digest);
+const history = new History({ attempt, deleted: leave, stretchOf: (job) => stretchOf(modelOf(job)) });
 const view = new JobView({
-  ratioOf: jobRatio,
+  ratioOf: (job) => ratioOf(modelOf(job)),
   reuse,
   failed: refuse,
   ended: () => {
@@ -65,10 +65,10 @@ function update() {
   } else {
     button.textContent = testFile.pictures ? "Score these pictures" : "Score";
     button.disabled = sending || !testFile.lists;
-    const given = testFile.pictures ? {} : options.peek(mode);
+    const given = testFile.pictures ? options.judging() : options.peek(mode);
     find("#command").textContent = scoreCommand(testFile.file?.name ?? "test.json", testFile.pictures?.name, given);
   }
-  find("#options-block").hidden = picturesAreSent(); // they concern sampling
+  find("#options-block").classList.toggle("judging", picturesAreSent());
 }
 
 const picturesAreSent = () => mode === "score" && testFile.pictures !== null;
@@ -76,7 +76,7 @@ const picturesAreSent = () => mode === "score" && testFile.pictures !== null;
 async function go() {
   if (find("#go").disabled) return;
   if (mode === "draw" && showsProblem()) return;
-  const given = picturesAreSent() ? {} : options.read(mode);
+  const given = picturesAreSent() ? options.judging() : options.read(mode);
   if (!given) return;
   await send(() => (mode === "draw" ? createJob("generate", options.request(composer.asked(), given)) : score(given)));
 }
@@ -141,10 +141,13 @@ function leave(id) {
   openAddress();
 }
 
-function reuse(job) {
+async function reuse(job) {
+  const answer = await attempt(() => readLabels(options.choiceOf(job)));
+  if (!answer) return;
   setMode("draw");
-  composer.load(job.labels, job.layouts);
   options.load(job);
+  offer(answer.labels);
+  composer.load(job.labels, job.layouts);
   update();
   find(".composer").scrollIntoView({ block: "nearest" });
   find("#strip [aria-current]").focus();
@@ -167,10 +170,16 @@ function setMode(next) {
 
 // Labels, models and readiness
 
-async function loadLabels(model) {
-  const { labels } = await readLabels(model);
-  const { model: chosen } = options;
-  composer.offer(labels, { support: new Support(chosen), placeable: chosen?.positions ?? false, ratio: ratioOf(chosen) ?? 1 });
+/** Offers the labels of the chosen model. */
+function offer(labels) {
+  const { model } = options;
+  composer.offer(labels, { support: new Support(model), placeable: model?.positions ?? false, ratio: ratioOf(model) ?? 1 });
+}
+
+async function loadLabels(choice) {
+  const { labels } = await readLabels(choice);
+  if (choice !== options.choice) return; // another model was chosen meanwhile
+  offer(labels);
   const problem = composer.problem();
   if (problem) announceProblem(problem);
   if (!view.id) openAddress();
@@ -182,7 +191,7 @@ async function load() {
   options.describeRepeats(description.paths["/score"].post.requestBody.content["application/json"].schema.properties.repeats);
   options.offer((await readModels()).models);
   view.reshape();
-  await loadLabels(find("#model").value || null);
+  await loadLabels(options.choice);
   await history.refresh();
   update();
 }

@@ -6,16 +6,17 @@ import { ago, counted } from "./words.js";
 
 const TYPING_MS = 300; // a search begins so long after the last key
 const OPEN = ["queued", "running"];
+const GRID_PICTURES = 16; // two rows of eight; in a larger grid none can be seen at this size, and it has megabytes
 
 const titleOf = ({ kind, progress }) => (kind === "generate" ? counted(progress.total, "picture") : `Score, ${counted(progress.total, "picture")}`);
 
 /**
  * The jobs as links to their addresses on this page. Calls `attempt(action)` with what calls the service and
- * `deleted(id)` after a job is gone; `ratioOf(job)` as in JobView.
+ * `deleted(id)` after a job is gone; `stretchOf(job)` is how many times wider its pictures are shown than stored.
  */
 export class History {
-  constructor({ attempt, deleted, ratioOf }) {
-    Object.assign(this, { attempt, deleted, ratioOf });
+  constructor({ attempt, deleted, stretchOf }) {
+    Object.assign(this, { attempt, deleted, stretchOf });
     this.next = null;
     this.label = "";
     this.asked = 0;
@@ -69,8 +70,8 @@ export class History {
 
   #card(job) {
     const name = `${titleOf(job)}, ${ago(job.created_at)}`;
-    const image = h("img", { alt: "", hidden: true });
-    image.style.aspectRatio = this.ratioOf(job) ?? "auto";
+    const shape = ({ target }) => target.style.setProperty("--ratio", (target.naturalWidth / target.naturalHeight) * this.stretchOf(job));
+    const image = h("img", { alt: "", hidden: true, onload: shape });
     const words = job.status === "finished" ? [] : [h("span", { class: "status" }, job.status)];
     const button = (text, action) => h("button", { class: "link", type: "button", "aria-label": `${text}: ${name}`, onclick: action }, text);
     const card = h(
@@ -86,7 +87,7 @@ export class History {
     );
     const actions = [];
     if (job.status === "finished") {
-      this.#picture(job.id, image);
+      this.#picture(job, image);
       actions.push(button("Zip", () => this.attempt(() => this.#download(job))));
     }
     if (!OPEN.includes(job.status)) actions.push(button("Delete", ({ currentTarget }) => this.#delete(job, card, currentTarget)));
@@ -94,10 +95,11 @@ export class History {
     return card;
   }
 
-  async #picture(id, image) {
+  /** Shows the grid, or the first picture of a large job. */
+  async #picture({ id, progress }, image) {
     try {
-      // the first picture rather than the grid: that of a large job has many megabytes
-      if (!this.pictures.has(id)) this.pictures.set(id, await readPicture(`jobs/${id}/images/0.png`));
+      const name = progress.total <= GRID_PICTURES ? "grid.png" : "images/0.png";
+      if (!this.pictures.has(id)) this.pictures.set(id, await readPicture(`jobs/${id}/${name}`));
       image.src = this.pictures.get(id);
       image.hidden = false;
     } catch (error) {

@@ -18,7 +18,7 @@ const KEPT = {
 
 const elsewhere = (name, mode) => name in ONLY && ONLY[name] !== mode;
 
-/** The fields of the options; calls `changed()` after each change, `modelChanged(name)` after another model. */
+/** The fields of the options; calls `changed()` after each change, `modelChanged(choice)` after another model. */
 export class Options {
   constructor(changed, modelChanged) {
     this.models = [];
@@ -34,7 +34,7 @@ export class Options {
     });
     find("#model").addEventListener("input", () => {
       this.#showDefaults();
-      modelChanged(find("#model").value || null);
+      modelChanged(this.choice);
     });
   }
 
@@ -70,7 +70,7 @@ export class Options {
 
   /** Fills in the fields from a job, so that it can be generated again. */
   load(job) {
-    find("#model").value = this.models.some((one) => one.name === job.model && !one.promoted) ? job.model : "";
+    find("#model").value = this.choiceOf(job);
     this.#showDefaults();
     for (const name of ["steps", "guidance", "sampler"]) {
       const usual = job.options[name] === this.#usual()[name];
@@ -144,9 +144,24 @@ export class Options {
     return { ...Object.fromEntries(chosen), ...(mode === "draw" ? this.#keptOptions() : {}) };
   }
 
+  /** What counts for uploaded pictures: the model whose evaluator judges them. */
+  judging() {
+    return this.choice ? { model: this.choice } : {};
+  }
+
+  /** The chosen model's name; empty for the promoted one. */
+  get choice() {
+    return find("#model").value;
+  }
+
+  /** The choice for a job's model, or for the promoted one if that is gone. */
+  choiceOf(job) {
+    return this.models.some((one) => one.name === job.model && !one.promoted) ? job.model : "";
+  }
+
   /** The chosen model, as GET /models has it. */
   get model() {
-    const name = find("#model").value;
+    const name = this.choice;
     return this.models.find((one) => (name ? one.name === name : one.promoted));
   }
 

@@ -75,3 +75,9 @@ export function ratioOf(model) {
   const [width, height] = model.config.proportions ?? model.picture ?? [1, 1];
   return width / height;
 }
+
+/** How many times wider than stored a model's pictures are shown; 1 for an unknown model. */
+export function stretchOf(model) {
+  const [width, height] = model?.picture ?? [1, 1];
+  return (ratioOf(model) ?? 1) / (width / height);
+}

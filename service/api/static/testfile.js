@@ -56,7 +56,7 @@ export class TestFile {
   #takePictures(file) {
     this.pictures = file;
     find("#zip").hidden = !file;
-    find("#zip-note").textContent = file ? `The pictures in ${file.name} are scored; none are generated.` : "";
+    find("#zip-note").textContent = file ? `The pictures in ${file.name} are scored; none are generated. The model's evaluator judges them.` : "";
     if (!this.file) find("#file-note").textContent = "Now add the test file with the labels of these pictures.";
     this.changed();
   }

@@ -1,0 +1,149 @@
+"""Models of two vocabularies in one storage, each with its evaluator: chosen, drawn, judged, edited as new, scored."""
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, Route, expect
+from redis import Redis
+
+from service.contract.recipe import KEYWORD
+from service.settings import Settings
+from service.store.jobs import JobStore
+from shared.vocabulary import ICLEVR, Vocabulary
+from tests.conftest import running, serving
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator
+from tests_browser.conftest import choose
+from tests_browser.test_access import violations
+from tests_browser.test_page import zip_of
+from tests_browser.test_places import body_of, draw
+
+ANIMALS = Vocabulary(tuple(f"{size} {animal}" for animal in ("cat", "dog") for size in ("tiny", "small", "big")))
+PETS = [["big dog", "tiny cat"], ["small cat"]]
+
+
+@pytest.fixture(scope="module")
+def both(placed: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings with i-CLEVR's promoted model, `placed`, and `animals`, which another evaluator judges."""
+    folder = shutil.copytree(str(placed.storage), tmp_path_factory.mktemp("both") / "storage")
+    publish_toy_evaluator(folder, "animals-evaluator", ANIMALS)
+    publish_toy_denoiser(folder, "animals", 5, vocabulary=ANIMALS)
+    return placed.model_copy(update={"storage": folder})
+
+
+@pytest.fixture
+def server(both: Settings, connection: Redis, alive: JobStore) -> Iterator[httpx.Client]:
+    with serving(both) as client, running(connection, both):
+        yield client
+
+
+@pytest.fixture
+def opened(page: Page, server: httpx.Client) -> Iterator[Page]:
+    page.goto(str(server.base_url))
+    page.locator("#picker button").first.wait_for()
+    yield page
+    page.goto("about:blank")
+
+
+def choose_model(page: Page, name: str, first_label: str) -> None:
+    """Choose a model, and wait until its labels are offered."""
+    page.get_by_label("Model").select_option(name)
+    expect(page.locator("#picker button").first).to_have_attribute("data-label", first_label)
+
+
+def drawings(page: Page) -> set[str]:
+    """What the examples of the empty page show: letters where a label has no drawing."""
+    return set(page.locator(".ghosts .drawing").evaluate_all("all => all.map((one) => one.textContent)"))
+
+
+def test_another_vocabulary_is_drawn_and_judged_by_its_own_evaluator(opened: Page, server: httpx.Client) -> None:
+    choose_model(opened, "placed", ICLEVR.names[0])
+    assert drawings(opened) == {""}
+    opened.get_by_role("button", name="red cube", exact=True).click()
+    opened.get_by_role("button", name="Choose", exact=True).click()
+    expect(opened.locator("#places")).to_be_visible()
+
+    choose_model(opened, "animals", ANIMALS.names[0])
+    expect(opened.locator("#picker button")).to_have_count(len(ANIMALS))
+    expect(opened.locator("#chosen")).to_have_text("Nothing chosen yet.")
+    expect(opened.locator("#places-block")).to_be_hidden()
+    expect(opened.locator("#places .place")).to_have_count(0)
+    assert drawings(opened) <= {"ti", "sm", "bi"}
+    choose(opened, PETS)
+    assert violations(opened) == []
+    job = draw(opened, server)
+    assert (job["model"], job["labels"], job["layouts"]) == ("animals", PETS, None)
+    pictures = job["result"]["pictures"]
+    assert {label for picture in pictures for label in picture["scores"]} <= set(ANIMALS.names)
+    png = Image.open(io.BytesIO(server.get(pictures[0]["url"]).content))
+    assert json.loads(png.text[KEYWORD])["evaluator"]["name"] == "animals-evaluator"  # type: ignore[attr-defined]
+    for index, labels in enumerate(PETS):
+        lines = opened.locator(".card").nth(index).locator(".object")
+        for label in labels:
+            asked = lines.filter(has=opened.get_by_text(label, exact=True))
+            expect(asked).to_have_attribute("data-verdict", re.compile("right|missing"))
+    expect(opened.locator("#jobs img")).to_be_visible()
+    assert violations(opened) == []
+    opened.get_by_role("searchbox", name="Search jobs by label").fill("dog")
+    expect(opened.locator("#jobs a")).to_have_count(1)
+
+
+def test_examples_are_drawn_by_the_chosen_model(opened: Page, server: httpx.Client) -> None:
+    choose_model(opened, "animals", ANIMALS.names[0])
+    opened.get_by_label("Steps").fill("2")
+    opened.get_by_role("button", name="Or draw these").click()
+    expect(opened.locator("#job")).to_have_attribute("data-status", "finished")
+    job = server.get(f"/jobs/{opened.url.partition('#')[2]}").json()
+    assert (job["model"], len(job["labels"])) == ("animals", 8)
+
+
+def test_a_job_of_another_model_is_edited_as_new_with_its_labels_and_places(opened: Page, server: httpx.Client) -> None:
+    placed = {"labels": [["red cube"]], "layouts": [[{"x": 0.3, "y": 0.6}]], "steps": 2, "model": "placed"}
+    animals = {"labels": PETS, "steps": 2, "model": "animals"}
+    for body in (animals, placed, animals):  # each while the page offers what another model draws
+        job = server.post("/generate", json=body).json()
+        opened.evaluate("id => { location.hash = id }", job["id"])
+        expect(opened.locator("#job")).to_have_attribute("data-status", "finished")
+        expect(opened.locator(".card")).to_have_count(len(job["labels"]))
+        opened.get_by_role("button", name="Edit as new").click()
+        expect(opened.get_by_label("Model")).to_have_value(job["model"])
+        again = body_of(opened.locator("#command").text_content() or "")
+        assert (again["labels"], again.get("layouts"), again["model"]) == (job["labels"], job["layouts"], job["model"])
+        vocabulary = ANIMALS if job["model"] == "animals" else ICLEVR
+        expect(opened.locator("#picker button")).to_have_count(len(vocabulary))
+
+
+def test_pictures_of_another_vocabulary_are_scored_by_its_evaluator(
+    opened: Page, server: httpx.Client, tmp_path: Path
+) -> None:
+    (tmp_path / "test.json").write_text(json.dumps(PETS))
+    (tmp_path / "mine.zip").write_bytes(zip_of(PETS))
+    opened.get_by_role("tab", name="Score a test file").click()
+    opened.locator("#file").set_input_files([tmp_path / "mine.zip", tmp_path / "test.json"])
+    expect(opened.locator("#zip")).to_contain_text("The model's evaluator judges them.")
+    choose_model(opened, "animals", ANIMALS.names[0])
+    assert violations(opened) == []
+    opened.get_by_role("button", name="Score these pictures").click()
+    expect(opened.locator("#job")).to_have_attribute("data-status", "finished")
+    job = server.get(f"/jobs/{opened.url.partition('#')[2]}").json()
+    assert (job["model"], job["labels"], job["options"]) == ("animals-evaluator", PETS, None)
+    assert "-F 'model=animals'" in (opened.locator("#command").text_content() or "")
+
+
+def test_the_labels_are_those_of_the_model_chosen_last(opened: Page) -> None:
+    """Even if an earlier choice is answered later."""
+    held = list[Route]()
+    opened.route("**/labels?model=animals", lambda route: held.append(route))
+    opened.get_by_label("Model").select_option("animals")
+    with opened.expect_response("**/labels?model=placed"):
+        opened.get_by_label("Model").select_option("placed")
+    with opened.expect_response("**/labels?model=animals"):
+        held.pop().continue_()
+    opened.wait_for_timeout(200)
+    expect(opened.locator("#picker button")).to_have_count(len(ICLEVR))
