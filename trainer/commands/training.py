@@ -183,6 +183,7 @@ def distill(
     count: Annotated[int, typer.Option("--trajectories", min=1, help="Number of the teacher's trajectories.")] = 8192,
     method: Annotated[Literal["trajectories"], typer.Option(help="May be left out: there is one.")] = "trajectories",
     rank: Annotated[int, typer.Option(min=1, help="Rank of the changes to the network's matrices.")] = 16,
+    start_from: Annotated[str | None, typer.Option(help="Adapter whose changes the run starts from.")] = None,
     storage: options.Storage = Path("models"),
     run: Annotated[Path, typer.Option(help="Folder for state, log, grids and trajectories.")] = Path("runs/distill"),
     minutes: options.Minutes = None,
@@ -208,11 +209,12 @@ def distill(
     where = terminal.pick_device(device)
     source = load_denoiser(resolve(storage, teacher, "denoiser"), device=where)
     config = distillation.make_config(source.info, set_ or [])
-    network, base = distillation.make_student(source, storage, rank, config.seed)
+    network, base = distillation.make_student(source, storage, rank, config.seed, start_from)
     judge = load_judge(resolve(storage, evaluator, "evaluator"), source.vocabulary, where) if evaluator else None
     keep_setup(run, {
         "teacher": source.info.digest, "method": method, "guidance": guidance, "rank": rank,
         "sampling_steps": sampling_steps, "teacher_steps": teacher_steps,
+        **({"start_from": start_from} if start_from else {}),
     })  # fmt: skip
     sampling = SamplingOptions(sampler="ddim", steps=sampling_steps, guidance=1.0)
     w = 1.0 if base.name != source.info.name else guidance  # an adapter has its guidance inside
@@ -236,6 +238,7 @@ def distill(
             evaluate_every_s=60 * evaluate_minutes,
         )  # fmt: skip
     training = {"method": method, "teacher": source.info.name, "teacher_digest": source.info.digest, "rank": rank}
+    training |= {"started_from": start_from} if start_from else {}
     training |= {"guidance": guidance, "steps": state.step, "minutes": round(state.elapsed_s / 60, 1)}
     training |= {"examples_seen": state.step * config.batch, "config": config.model_dump(mode="json")}
     training |= {"last": state.history[-1]} if state.history else {}

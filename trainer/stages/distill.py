@@ -71,18 +71,25 @@ class AdaptedNetwork(nn.Module):
         return out
 
 
-def make_student(teacher: Denoiser, storage: Location, rank: int, seed: int) -> tuple[AdaptedNetwork, CheckpointInfo]:
-    """Return a network that starts as the teacher, and the checkpoint that it changes.
+def make_student(
+    teacher: Denoiser, storage: Location, rank: int, seed: int, start_from: str | None = None
+) -> tuple[AdaptedNetwork, CheckpointInfo]:
+    """Return a network that starts as the teacher, or as adapter `start_from`, and the checkpoint that it changes.
 
-    That is the teacher itself or, where the teacher is an adapter, its base.
+    That is the teacher itself or, where the teacher is an adapter, its base. TrainerError if `start_from` changes
+    another checkpoint, or the changes to start with have another rank.
     """
     base, start = teacher, None
     if adapter := teacher.info.config.get("base"):
-        if rank != (had := teacher.info.training.get("rank")):
-            raise TrainerError(f"{teacher.info.name} has changes of rank {had}; use --rank {had} to continue from it")
         device = next(teacher.network.parameters()).device
         base = load_denoiser(resolve(storage, adapter["name"], "denoiser"), device=device)
-        start = load(resolve(storage, teacher.info.name, "denoiser"))[1]
+        start_from = start_from or teacher.info.name
+    if start_from is not None:
+        info, start = load(resolve(storage, start_from, "denoiser"))
+        if info.config.get("base", {}).get("digest") != base.info.digest:
+            raise TrainerError(f"{start_from} is not an adapter of {base.info.name} as it is now")
+        if rank != (had := info.training.get("rank")):
+            raise TrainerError(f"{start_from} has changes of rank {had}; use --rank {had} to continue from it")
     torch.manual_seed(seed)
     return AdaptedNetwork(base.network, rank, start), base.info
 

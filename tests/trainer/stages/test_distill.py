@@ -17,7 +17,15 @@ from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import write_data_folder
-from trainer.stages.distill import AdaptedNetwork, Trajectories, make_pool, publish_adapter, trajectories
+from trainer.errors import TrainerError
+from trainer.stages.distill import (
+    AdaptedNetwork,
+    Trajectories,
+    make_pool,
+    make_student,
+    publish_adapter,
+    trajectories,
+)
 from trainer.stages.fit_evaluator import publish_evaluator
 
 CPU = torch.device("cpu")
@@ -145,6 +153,20 @@ def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path)
     assert code == 0, err
     figures = json.loads((tmp_path / "few.json").read_text())
     assert figures["rows_per_picture"] == 2
+
+
+def test_a_run_starts_from_an_adapter_of_the_same_weights(teacher: Denoiser, tmp_path: Path) -> None:
+    path = publish_adapter(_changed(teacher), teacher.info, tmp_path, "first", PATH, {"rank": 2})
+    network, base = make_student(teacher, tmp_path, 2, 0, start_from="first")
+    with torch.no_grad():
+        assert torch.equal(network(*_inputs(teacher)), load_denoiser(path).network(*_inputs(teacher)))
+    assert base.digest == teacher.info.digest
+    other = teacher.info.model_copy(update={"digest": "0" * 64})
+    publish_adapter(_changed(teacher), other, tmp_path, "of-other-weights", PATH, {"rank": 2})
+    with pytest.raises(TrainerError, match="of-other-weights is not an adapter of toy as it is now"):
+        make_student(teacher, tmp_path, 2, 0, start_from="of-other-weights")
+    with pytest.raises(TrainerError, match="first has changes of rank 2; use --rank 2"):
+        make_student(teacher, tmp_path, 3, 0, start_from="first")
 
 
 def test_bad_arguments_of_distill_are_refused(command: Command, tmp_path: Path) -> None:
