@@ -25,7 +25,7 @@ mkdir "$at/home" "$at/path" "$at/tmp" "$at/empty"
 cd "$at/empty"
 "$python" -m venv "$at/venv"
 bin=$at/venv/bin
-test -z "${TORCH_INDEX:-}" || "$bin/pip" install --quiet --no-deps --index-url "$TORCH_INDEX" torch torchvision
+test -z "${TORCH_INDEX:-}" || "$bin/pip" install --quiet --no-deps --index-url "$TORCH_INDEX" torch
 "$bin/pip" install --quiet --only-binary :all: "labelgrid[serve] @ file://$wheel"
 
 isolated="env -i HOME=$at/home PATH=$at/path TMPDIR=$at/tmp"

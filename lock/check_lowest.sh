@@ -9,7 +9,7 @@ python=.venv-lowest/bin/python
 lowest=.venv-lowest/requirements.txt
 test -x $python || "${PYTHON:-python3.11}" -m venv .venv-lowest
 
-sh lock/install.sh $python torch
+sh lock/install.sh $python train  # the extra that has both
 grep -E '^(torch|torchvision)==' lock/requirements.txt | sed 's/ .*//' >.venv-lowest/torch.txt
 $python -m uv --quiet pip compile --python $python --resolution lowest-direct --constraint .venv-lowest/torch.txt \
   --extra test pyproject.toml --no-annotate --output-file $lowest >/dev/null

@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import resnet18
 
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
 from shared.device import autocast_dtype, has_onednn
-from shared.folded_resnet import FoldedResNet
 from shared.pictures import without_padding
+from shared.resnet import FoldedResNet, ResNet18
 from shared.storage import Location
 from shared.vocabulary import ICLEVR, Vocabulary
 
@@ -77,8 +76,7 @@ class Evaluator(nn.Module):
     def __init__(self, vocabulary: Vocabulary, info: CheckpointInfo | None = None, *, locates: bool = False) -> None:
         super().__init__()
         self.vocabulary, self.info = vocabulary, info
-        self.resnet = resnet18(weights=None)
-        self.resnet.fc = nn.Sequential(nn.Linear(512, len(vocabulary)), nn.Sigmoid())
+        self.resnet = ResNet18(nn.Sequential(nn.Linear(512, len(vocabulary)), nn.Sigmoid()))
         self.locator = Locator(len(vocabulary)) if locates else None
         self._folded: FoldedResNet | None = None
 
@@ -99,12 +97,7 @@ class Evaluator(nn.Module):
 
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, 3, 64, 64) -> layer 2's (N, 128, 8, 8), layer 3's (N, 256, 4, 4), and (N, 512) for the last layer."""
-        if self._folded is not None:
-            _, fine, coarse, last = self._folded(images)
-        else:
-            net = self.resnet
-            fine = net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images))))))
-            last = net.layer4(coarse := net.layer3(fine))
+        fine, coarse, last = (self._folded or self.resnet)(images)
         return fine, coarse, last.float().mean((2, 3))
 
     @torch.inference_mode()

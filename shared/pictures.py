@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.utils import make_grid
 
 from shared.rgb import to_rgb
 
@@ -71,8 +70,15 @@ def grid(images: Tensor, columns: int = 8, padding: int = 2) -> NDArray[np.uint8
 
 def sheet(pictures: NDArray[np.uint8], columns: int = 8, padding: int = 2) -> NDArray[np.uint8]:
     """Arrange pictures (N, H, W, 3) on black, `columns` to a row. A single one stays as it is, as in torchvision."""
-    whole = make_grid(torch.tensor(pictures).permute(0, 3, 1, 2), nrow=columns, padding=padding)
-    return np.ascontiguousarray(whole.permute(1, 2, 0).numpy())
+    n, height, width, channels = pictures.shape
+    if n == 1:
+        return pictures.reshape(height, width, channels)
+    step_x, step_y, columns = width + padding, height + padding, min(columns, n)
+    whole = np.zeros((padding + -(-n // columns) * step_y, padding + columns * step_x, channels), np.uint8)
+    for i, picture in enumerate(pictures):
+        x, y = padding + i % columns * step_x, padding + i // columns * step_y
+        whole[y : y + height, x : x + width] = picture
+    return whole
 
 
 def marked_grid(

@@ -41,6 +41,12 @@ def test_the_api_imports_no_torch(module: str) -> None:
     assert heavy_modules_after(f"import {module}") == set()
 
 
+def test_a_worker_starts_without_what_only_the_trainer_needs() -> None:
+    """torchvision brings torch's compiler, which takes as long to import as the rest of torch."""
+    slow = ("torch", "torchvision", "torch._dynamo", "numba")
+    assert heavy_modules_after("import service.worker.process", slow) == {"torch"}
+
+
 def test_a_checkpoints_description_is_read_without_torch(tmp_path: Path) -> None:
     from tests.shared.test_checkpoint import publish_toy
 

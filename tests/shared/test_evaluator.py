@@ -24,7 +24,7 @@ from shared.evaluator import (
     score_set,
     write_course_checkpoint,
 )
-from shared.folded_resnet import FoldedResNet
+from shared.resnet import FoldedResNet
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.cpu import has_bf16
 
