@@ -62,11 +62,14 @@ def check_pictures(job: History, total: int, fetched: Fetched, undisturbed: Fetc
 
 
 def _equal(one: bytes, other: bytes) -> bool:
-    """Compare the pixels of two PNGs: each release may compress them differently."""
-    if one == other or not (one and other):
-        return one == other
-    first, second = (Image.open(io.BytesIO(png)) for png in (one, other))
-    return (first.size, first.mode, first.tobytes()) == (second.size, second.mode, second.tobytes())
+    """Compare the pixels of two PNGs, since releases compress differently. What cannot be read equals only itself."""
+    if one == other:
+        return True
+    try:
+        first, second = (Image.open(io.BytesIO(png)) for png in (one, other))
+        return (first.size, first.mode, first.tobytes()) == (second.size, second.mode, second.tobytes())
+    except OSError:
+        return False
 
 
 def _differing(found: Mapping[str, int], wanted: Mapping[str, int]) -> str:
