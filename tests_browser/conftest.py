@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from redis import Redis
 
 from service.settings import Settings
+from service.store.jobs import JobStore
+from tests.conftest import running, serving
 
 pytest_plugins = ["tests.conftest"]
 
@@ -41,6 +44,13 @@ def settings(settings: Settings) -> Settings:
 @pytest.fixture
 def address(client: httpx.Client) -> str:
     return str(client.base_url)
+
+
+@pytest.fixture
+def server(shown: Settings, connection: Redis, alive: JobStore) -> Iterator[httpx.Client]:
+    """An API and a worker with the settings `shown`, which a module defines."""
+    with serving(shown) as client, running(connection, shown):
+        yield client
 
 
 @pytest.fixture

@@ -8,18 +8,14 @@ from typing import Any
 import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
-from redis import Redis
 
 from service.settings import Settings
-from service.store.jobs import JobStore
-from tests.conftest import running, serving
 from tests_browser.test_access import violations
 
 
 @pytest.fixture
-def server(placed: Settings, connection: Redis, alive: JobStore) -> Iterator[httpx.Client]:
-    with serving(placed) as client, running(connection, placed):
-        yield client
+def shown(placed: Settings) -> Settings:
+    return placed
 
 
 @pytest.fixture

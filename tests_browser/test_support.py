@@ -10,12 +10,9 @@ from typing import Any
 import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
-from redis import Redis
 
 from service.settings import Settings
-from service.store.jobs import JobStore
 from shared.support import Support
-from tests.conftest import running, serving
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 from tests_browser.conftest import choose
 from tests_browser.test_access import violations
@@ -27,7 +24,7 @@ FOUR = ["red cube", "blue sphere", "gray cylinder", "cyan cube"]
 
 
 @pytest.fixture(scope="module")
-def learnt(storage: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def shown(storage: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Settings with more models: `learnt`, within LEARNT and squeezed from 4:3, `pairs`, `wide`, and `corner`."""
     folder = shutil.copytree(storage, tmp_path_factory.mktemp("learnt") / "storage")
     config = {"support": LEARNT.model_dump(mode="json"), "proportions": [4, 3]}
@@ -37,12 +34,6 @@ def learnt(storage: Path, settings: Settings, tmp_path_factory: pytest.TempPathF
     corner = {"objects": [1, 3], "area": [[0.6, 0.2], [0.9, 0.2], [0.9, 0.6], [0.6, 0.6]]}
     publish_toy_denoiser(folder, "corner", 5, positions=True, support=corner)
     return settings.model_copy(update={"storage": folder})
-
-
-@pytest.fixture
-def server(learnt: Settings, connection: Redis, alive: JobStore) -> Iterator[httpx.Client]:
-    with serving(learnt) as client, running(connection, learnt):
-        yield client
 
 
 @pytest.fixture

@@ -11,13 +11,10 @@ import httpx
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, Route, expect
-from redis import Redis
 
 from service.contract.recipe import KEYWORD
 from service.settings import Settings
-from service.store.jobs import JobStore
 from shared.vocabulary import ICLEVR, Vocabulary
-from tests.conftest import running, serving
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator
 from tests_browser.conftest import choose
 from tests_browser.test_access import violations
@@ -29,18 +26,12 @@ PETS = [["big dog", "tiny cat"], ["small cat"]]
 
 
 @pytest.fixture(scope="module")
-def both(placed: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def shown(placed: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Settings with i-CLEVR's promoted model, `placed`, and `animals`, which another evaluator judges."""
     folder = shutil.copytree(str(placed.storage), tmp_path_factory.mktemp("both") / "storage")
     publish_toy_evaluator(folder, "animals-evaluator", ANIMALS)
     publish_toy_denoiser(folder, "animals", 5, vocabulary=ANIMALS)
     return placed.model_copy(update={"storage": folder})
-
-
-@pytest.fixture
-def server(both: Settings, connection: Redis, alive: JobStore) -> Iterator[httpx.Client]:
-    with serving(both) as client, running(connection, both):
-        yield client
 
 
 @pytest.fixture
