@@ -9,9 +9,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import capacity_model, run
+from benchmarks import capacity_model
 from benchmarks.document import Piece, Table, number, write
 from benchmarks.results import ROOT, Data, results, say
+from benchmarks.timing import change
 
 BEFORE = ROOT / "benchmarks" / "before.json"  # medians at the commits that first measured a figure
 
@@ -104,8 +105,8 @@ def measured_line(name: str, section: Data) -> str:
     """Say how a section was measured, at which commit, and whether the machine stayed as fast."""
     at = f", commit {section['commit']}" if section.get("commit") else ""
     line = f"`python -m benchmarks.sections.{name}`, {section['seconds']:.0f} s{at}."
-    if change := run.change(section.get("machine_rate")):
-        line += f" The machine's speed changed by {100 * change:.0f} % meanwhile."
+    if share := change(section.get("machine_rate")):
+        line += f" The machine's speed changed by {100 * share:.0f} % meanwhile."
     return line
 
 

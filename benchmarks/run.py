@@ -1,23 +1,21 @@
 """`make bench` and `make bench-quick`: `python -m benchmarks.run [--quick]` runs all sections and writes the documents.
 
 Each section runs in its own process and saves its data when it ends; a failing section does not stop the others. A full
-run times the machine itself before and after a section, and repeats once what it measured while that changed. After an
-interruption, the same command continues with the missing sections. `--only load,growth` measures only those again.
+run measures a section once more if the machine's own speed changed meanwhile. After an interruption, the same command
+continues with the missing sections. `--only load,growth` measures only those again.
 """
 
 import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 
 from benchmarks.results import ROOT, Data, Results, results, say
+from benchmarks.timing import change, machine_rate
 
 # The sections that need the least disturbed machine come first.
 SECTIONS = "roofline", "sampling", "service", "load", "servers", "training", "growth", "startup"
 HANGS_S = 1800  # a section ends itself long before, with fewer rounds on a slow machine
-STEADY = 0.15  # the most that the machine's speed may change while a section measures
-RATE_S = 1.0
 
 
 def missing(content: Data) -> list[str]:
@@ -33,25 +31,6 @@ def run_section(name: str, quick: bool) -> str | None:
     except subprocess.TimeoutExpired:
         return f"it took longer than {HANGS_S} s"
     return f"it ended with exit status {code}" if code else None
-
-
-def machine_rate() -> float:
-    """Return how many matrix products of a fixed size the machine computes in a second now."""
-    import torch
-
-    a, begun, products = torch.ones(512, 512), time.perf_counter(), 0
-    while (taken := time.perf_counter() - begun) < RATE_S:
-        a @ a
-        products += 1
-    return products / taken
-
-
-def change(rates: Sequence[float] | None) -> float:
-    """Return by which share the machine's speed changed while a section measured, if by more than STEADY; else 0."""
-    if not rates:
-        return 0.0
-    share = max(rates) / min(rates) - 1
-    return share if share > STEADY else 0.0
 
 
 def measure(name: str, kept: Results, quick: bool) -> str | None:

@@ -142,7 +142,7 @@ def measure(quick: bool) -> Data:
         redis = connect(running.redis.url)
         per_picture = commands_per_picture(running, redis, requests, 1)
         per_picture_of_several = commands_per_picture(running, redis, min(requests, CLIENTS), SEVERAL)
-        say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {rounds} rounds: done")
+        say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {len(served)} rounds: done")
         end_to_end, one, client = [], [], HTTPConnection("127.0.0.1", running.port)
         for number_ in range(singles + 1):
             body = {"labels": subject.label_lists(1), "seed": number_}
