@@ -61,6 +61,15 @@ def has_onednn(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
+def flush_denormals() -> None:
+    """Make this process count numbers nearer to zero than float32's normal ones as zero.
+
+    In float32, some CPUs compute with them many times slower, and gradients hold many (docs/decisions.md has the cost).
+    Call it before the first computation, since threads inherit it when they start.
+    """
+    torch.set_flush_denormal(True)
+
+
 @contextmanager
 def kept_memory() -> Iterator[None]:
     """Make glibc keep freed memory for the next tensors inside this context. Has no effect with other C libraries.

@@ -57,12 +57,16 @@ class Drawing:
         changed = {key: value for key in ("steps", "guidance") if (value := getattr(request, key)) is not None}
         return self.denoiser.options.model_copy(update=changed)
 
-    def __call__(self, requests: Sequence[Request]) -> list[bytes]:
-        """Return a PNG grid for each request."""
+    def sample(self, requests: Sequence[Request]) -> Tensor:
+        """Return the pictures of all requests, (N, 3, H, W)."""
         lists = [labels for request in requests for labels in request.labels]
         options = [self.options(request) for request in requests for _ in request.labels]
         seeds = [seed for request in requests for seed in subject.seeds(len(request.labels), request.seed)]
-        images = sample(self.stepper, subject.multi_hot(lists, self.denoiser.vocabulary), options, seeds)
+        return sample(self.stepper, subject.multi_hot(lists, self.denoiser.vocabulary), options, seeds)
+
+    def __call__(self, requests: Sequence[Request]) -> list[bytes]:
+        """Return a PNG grid for each request."""
+        images = self.sample(requests)
         self.judge.probabilities(images)
         return [png_bytes(grid(part)) for part in images.split([len(request.labels) for request in requests])]
 

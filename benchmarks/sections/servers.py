@@ -2,7 +2,8 @@
 
 `servers.py` and `litserve_server.py` in `benchmarks/baselines` are the others. All answer the same requests over HTTP
 with a PNG grid, and take turns; those that wait are idle. Three loads: equal requests from clients that send the next
-one after an answer, a burst of mixed requests, and mixed requests that arrive at random.
+one after an answer, a burst of mixed requests, and mixed requests that arrive at random. The bare loop takes turns with
+them: it samples the same pictures without a server, and bounds the pictures/s that any server can reach.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import numpy as np
 import psutil
 
 from benchmarks import subject
+from benchmarks.baselines.servers import Drawing, Request
 from benchmarks.batching import GUIDANCE, SIZES
 from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
@@ -32,6 +34,7 @@ from service.local.redis_server import RedisServer
 from service.settings import Settings
 
 OURS, LITSERVE, NAIVE, DIFFUSERS = "ours", "LitServe", "FastAPI and RQ", "diffusers and FastAPI"
+LOOP = "the bare loop, without a server"
 CLIENTS = 16  # of the equal requests
 STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
 LOAD = 0.6  # of LitServe's pictures/s in a burst, at which mixed requests arrive
@@ -164,9 +167,21 @@ def by_server(
     return {name: answers(found[name], bodies, clients, at) for name in names[first:] + names[:first]}
 
 
+def bare_loop(drawing: Drawing, bodies: Sequence[Body], at_once: int) -> Answers:
+    """Sample the pictures of `at_once` requests at a time, without verdicts, PNGs and HTTP."""
+    requests, cpu_s, begun = [Request.model_validate(body) for body in bodies], time.process_time(), time.perf_counter()
+    latencies = []
+    for first in range(0, len(requests), at_once):
+        drawing.sample(requests[first : first + at_once])
+        latencies.append(time.perf_counter() - begun)
+    pictures = sum(len(request.labels) for request in requests)
+    return Answers(pictures, time.perf_counter() - begun, latencies, time.process_time() - cpu_s)
+
+
 def measure(quick: bool) -> Data:
     equal, burst, arriving, rounds = (8, 4, 3, 1) if quick else (48, 12, 20, 5)
-    most, rows, _ = subject.batch_limit(subject.denoiser(), Settings())
+    drawing = Drawing()
+    most, rows, _ = subject.batch_limit(drawing.denoiser, Settings())
     deadline = Deadline(LIMIT_S)
     seen: dict[str, dict[str, list[Answers]]] = {"equal": {}, "burst": {}, "arriving": {}}
     with servers(most, rows) as found:
@@ -178,6 +193,8 @@ def measure(quick: bool) -> Data:
                 "equal": by_server(found, turn, same, CLIENTS),
                 "burst": by_server(found, turn, at_once, burst),
             }
+            taken["equal"][LOOP] = bare_loop(drawing, same, CLIENTS)
+            taken["burst"][LOOP] = bare_loop(drawing, at_once, burst)
             pictures = sum(len(body["labels"]) for body in later) / arriving
             apart_s = pictures / (LOAD * taken["burst"][LITSERVE].rate)
             at = np.random.default_rng(turn).exponential(apart_s, arriving).cumsum().tolist()
@@ -210,9 +227,11 @@ def figures(seen: dict[str, dict[str, list[Answers]]]) -> Data:
         "servers.uniform_throughput_vs_litserve": paired(rate("equal", OURS), rate("equal", LITSERVE)),
         "servers.uniform_throughput_vs_naive": paired(rate("equal", OURS), rate("equal", NAIVE)),
         "servers.uniform_throughput_vs_diffusers": paired(rate("equal", OURS), rate("equal", DIFFUSERS)),
+        "servers.uniform_bound_vs_litserve": paired(rate("equal", LOOP), rate("equal", LITSERVE)),
         "servers.mixed_throughput_vs_litserve": paired(rate("burst", OURS), rate("burst", LITSERVE)),
         "servers.mixed_throughput_vs_naive": paired(rate("burst", OURS), rate("burst", NAIVE)),
         "servers.mixed_throughput_vs_diffusers": paired(rate("burst", OURS), rate("burst", DIFFUSERS)),
+        "servers.mixed_bound_vs_litserve": paired(rate("burst", LOOP), rate("burst", LITSERVE)),
         "servers.mixed_p95_vs_litserve": paired(p95(OURS), p95(LITSERVE)),
     }
 
@@ -242,8 +261,9 @@ def report(data: Data) -> list[Piece]:
         f"{data['rounds']} rounds. Every server has one process that samples, judges each picture and answers with the "
         "grid. LitServe batches requests; it and *FastAPI and RQ*, with one job a request, sample with our loop, and "
         "*diffusers and FastAPI* with diffusers' DPM-Solver++. Only our service also keeps results, verdicts and "
-        f"recipes. A mixed request has 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3. Those at "
-        f"random times arrive at {LOAD} of the pictures/s that LitServe made in the burst before.",
+        "recipes. The bare loop makes no verdicts and no PNGs: no server can be faster. A mixed request has 1 to 8 "
+        f"pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3. Those at random times arrive at {LOAD} of the "
+        "pictures/s that LitServe made in the burst before.",
         table,
         f"Memory that a server does not share with others, MiB: {memory}.",
     ]

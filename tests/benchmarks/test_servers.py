@@ -86,10 +86,12 @@ def test_ratios_are_by_round_and_ours_over_theirs() -> None:
         servers.LITSERVE: runs(2, 3),
         servers.NAIVE: runs(4, 4),
         servers.DIFFUSERS: runs(1, 1),
+        servers.LOOP: runs(1, 1),
     }
     found = servers.figures({"equal": by, "burst": by, "arriving": by})
     assert found["servers.uniform_throughput_vs_litserve"]["median"] == pytest.approx((2 + 1.5) / 2)
     assert found["servers.mixed_throughput_vs_naive"]["high"] == pytest.approx(4)
+    assert found["servers.mixed_bound_vs_litserve"]["high"] == pytest.approx(3)
     assert found["servers.mixed_p95_vs_litserve"]["low"] == pytest.approx(0.5)
 
 

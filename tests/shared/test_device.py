@@ -1,12 +1,13 @@
-"""Kept memory, by counted page faults, and the detection of a lost device."""
+"""Kept memory, by counted page faults, flushed denormals, and the detection of a lost device."""
 
 import resource
 import sys
+import threading
 
 import pytest
 import torch
 
-from shared.device import kept_memory, lost
+from shared.device import flush_denormals, kept_memory, lost
 
 
 def _faults(rounds: int = 5) -> int:
@@ -24,6 +25,21 @@ def test_kept_memory_is_reused_for_the_next_tensors() -> None:
     with kept_memory():
         assert _faults() * 10 < without
     assert _faults() * 2 > without  # and is handed back afterwards
+
+
+def test_flushed_denormals_count_as_zero() -> None:
+    found: dict[str, float] = {}
+
+    def compute() -> None:
+        denormal = torch.tensor([2.0**-140])
+        found["before"] = float(denormal * 1)
+        flush_denormals()
+        found["after"] = float(denormal * 1)
+
+    thread = threading.Thread(target=compute)  # this thread's own numbers stay as they are
+    thread.start()
+    thread.join()
+    assert found == {"before": 2.0**-140, "after": 0.0}
 
 
 def test_a_device_is_lost_if_it_computes_nothing_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

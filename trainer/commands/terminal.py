@@ -34,9 +34,10 @@ MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # among those that torchrun s
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name. Raises TrainerError for one that this machine does not have."""
+    """Return the device of that name, and flush denormals from now on. TrainerError for one that is not there."""
     from shared import device
 
+    device.flush_denormals()
     try:
         return device.pick_device(name)
     except device.DeviceError as error:

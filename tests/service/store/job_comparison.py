@@ -22,8 +22,11 @@ def check_jobs(connection: Redis, model: Model) -> None:
             pipe.hgetall(keys.png(job_id))
             pipe.hkeys(keys.verdicts(job_id))
             pipe.xrange(keys.events(job_id))
-        opened, *found = pipe.execute()
+        pipe.xrange(keys.ENDED)
+        opened, *found, ended = pipe.execute()
     assert {text(raw) for raw in opened} == {job.record.id for job in model.open_jobs()}
+    told = sorted(text(fields[b"job"]) for _, fields in ended)  # those who wait for one
+    assert told == sorted(job.record.id for job in model.jobs.values() if not job.is_open)
     for job, tombstone, pending, *results in zip(model.jobs.values(), *(found[i::6] for i in range(6)), strict=True):
         assert bool(tombstone) == (job.is_open or model.now < job.ended + LIMITS["job_ttl_s"] + LIMITS["remembered_s"])
         assert pending == len(job.pending)
