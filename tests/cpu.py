@@ -4,9 +4,9 @@ import pytest
 import torch
 
 
-def has_bf16() -> bool:
-    """Whether oneDNN has bf16 kernels for this CPU; without them the service packs nothing."""
+def has_avx512() -> bool:
+    """Whether networks are packed for this CPU; without it, oneDNN has no bf16 kernels either."""
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512") or not torch.backends.mkldnn.is_available()
 
 
-needs_bf16 = pytest.mark.skipif(not has_bf16(), reason="oneDNN has no bf16 kernels for this CPU")
+needs_avx512 = pytest.mark.skipif(not has_avx512(), reason="without AVX-512 no network is packed")

@@ -55,7 +55,7 @@ class Denoiser:
         """Return a stepping loop on the network's device, in the device's fastest precision."""
         device = next(self.network.parameters()).device
         dtype = autocast_dtype(device)
-        network, upsampler = self._packed if can_pack(device, dtype) else (self.network, self.upsampler)
+        network, upsampler = self._packed if can_pack(device) else (self.network, self.upsampler)
         return Stepper(
             network, self.alpha_bar, self.prediction, device=device, dtype=dtype,
             max_rows=max_rows, pad_to=pad_to, layouts=self.layouts, upsampler=upsampler,
@@ -63,7 +63,8 @@ class Denoiser:
 
     @cached_property
     def _packed(self) -> tuple[UNet, UpsamplerNet | None]:
-        return pack(self.network), None if self.upsampler is None else pack_upsampler(self.upsampler)
+        dtype = autocast_dtype(torch.device("cpu")) or torch.float32
+        return pack(self.network, dtype), None if self.upsampler is None else pack_upsampler(self.upsampler, dtype)
 
 
 def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Denoiser:

@@ -1,6 +1,7 @@
 """Faster inference of the networks on a CPU: weights are cast and packed once, norms and sums are fused.
 
 Without packing, autocast casts every weight and oneDNN reorders it at every call, a third of the time of a small batch.
+And in float32, torch's linear layers use another kernel for few rows than for many, with other rounding.
 Knows the layers of `unet.py` and `upsampler.py`; must not know sampling.
 """
 
@@ -16,35 +17,40 @@ from shared.diffusion.upsampler import PlainBlock, UpsamplerNet
 from shared.packed_conv import PackedConv
 
 
-def pack_conv(conv: Conv) -> PackedConv:
-    """Return the convolution in bf16."""
-    weight = conv.weight.detach().bfloat16().view(conv.shape).permute(0, 3, 1, 2)  # channels last
-    return PackedConv(weight, conv.bias.detach().bfloat16(), conv.stride, conv.padding)
+def pack_conv(conv: Conv, dtype: torch.dtype) -> PackedConv:
+    """Return the convolution in `dtype`."""
+    weight = conv.weight.detach().to(dtype).view(conv.shape).permute(0, 3, 1, 2)  # channels last
+    return PackedConv(weight, conv.bias.detach().to(dtype), conv.stride, conv.padding)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in bf16 with its weight in oneDNN's layout."""
+    """A linear layer in `dtype` with its weight in oneDNN's layout."""
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.bias = bias.detach().bfloat16()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().bfloat16(), None)
+        self.bias = bias.detach().to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) of any dtype -> (..., C') bf16."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.weight, self.bias, "none", [], None)
+        """(..., C) of any dtype -> (..., C')."""
+        x = x.to(self.bias.dtype)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], None)
         return out
+
+
+def pack_linear(linear: nn.Linear, dtype: torch.dtype) -> PackedLinear:
+    """Return the layer in `dtype`."""
+    return PackedLinear(linear.weight, linear.bias, dtype)
 
 
 class PackedAttention(Attention):
     """Attention with packed layers."""
 
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: Attention, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
-        self.heads, self.norm = attention.heads, deepcopy(attention.norm).bfloat16()
+        self.heads, self.norm = attention.heads, deepcopy(attention.norm).to(dtype)
         for name in ("qkv", "token_kv", "out"):
-            linear = getattr(attention, name)
-            setattr(self, name, PackedLinear(linear.weight, linear.bias))
+            setattr(self, name, pack_linear(getattr(attention, name), dtype))
 
 
 class PackedJoin(nn.Module):
@@ -62,12 +68,12 @@ class PackedJoin(nn.Module):
 class PackedBlock(nn.Module):
     """A ResidualBlock with packed convolutions. Its scale and shift are columns of `modulations`, from `start` on."""
 
-    def __init__(self, block: ResidualBlock, start: int) -> None:
+    def __init__(self, block: ResidualBlock, start: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.columns = slice(start, start + block.modulation.out_features)
-        self.weight, self.bias = (p.detach().bfloat16() for p in (block.norm.weight, block.norm.bias))
-        self.conv1, self.conv2 = pack_conv(block.conv1), pack_conv(block.conv2)
-        self.skip = pack_conv(block.skip) if isinstance(block.skip, Conv) else nn.Identity()
+        self.weight, self.bias = (p.detach().to(dtype) for p in (block.norm.weight, block.norm.bias))
+        self.conv1, self.conv2 = pack_conv(block.conv1, dtype), pack_conv(block.conv2, dtype)
+        self.skip = pack_conv(block.skip, dtype) if isinstance(block.skip, Conv) else nn.Identity()
 
     def forward(self, x: Tensor, modulations: Tensor) -> Tensor:
         normed = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias)
@@ -81,52 +87,53 @@ class PackedBlock(nn.Module):
 class PackedPlainBlock(nn.Module):
     """A PlainBlock whose ReLU and sum are part of its convolutions."""
 
-    def __init__(self, block: PlainBlock) -> None:
+    def __init__(self, block: PlainBlock, dtype: torch.dtype) -> None:
         super().__init__()
-        self.conv1, self.conv2 = pack_conv(block.conv1), pack_conv(block.conv2)
+        self.conv1, self.conv2 = pack_conv(block.conv1, dtype), pack_conv(block.conv2, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv2(self.conv1(x, relu=True), x)
         return out
 
 
-def can_pack(device: torch.device, dtype: torch.dtype | None) -> bool:
-    """Whether `pack` works on this device and in this precision."""
-    return dtype is torch.bfloat16 and has_onednn(device)
+def can_pack(device: torch.device) -> bool:
+    """Whether packed networks are faster on this device.
+
+    Without AVX-512 they are not: oneDNN then wants one layout of a weight for one row, another for many.
+    """
+    return has_onednn(device) and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
-def pack(network: UNet) -> UNet:
-    """Return a packed copy of a network on the CPU, for use under bf16 autocast and inference mode, not training."""
+def pack(network: UNet, dtype: torch.dtype) -> UNet:
+    """Return a packed copy of a network on the CPU, for inference mode and autocast to `dtype`, not for training."""
     packed = deepcopy(network).requires_grad_(False).eval()
     modulations: list[nn.Linear] = []
     for level in (*packed.encoder, *packed.decoder):
         assert isinstance(level, Level)
         for i, block in enumerate(level.blocks):
             assert isinstance(block, ResidualBlock)
-            level.blocks[i] = PackedBlock(block, sum(linear.out_features for linear in modulations))
+            level.blocks[i] = PackedBlock(block, sum(linear.out_features for linear in modulations), dtype)
             modulations.append(block.modulation)
         for i, attention in enumerate(level.attentions):
             if isinstance(attention, Attention):
-                level.attentions[i] = PackedAttention(attention)
+                level.attentions[i] = PackedAttention(attention, dtype)
     weight, bias = (torch.cat([getattr(linear, name) for linear in modulations]) for name in ("weight", "bias"))
-    packed.modulate = PackedLinear(weight, bias)  # all blocks' modulations in one matrix product
+    packed.modulate = PackedLinear(weight, bias, dtype)  # all blocks' modulations in one matrix product
     packed.join = PackedJoin()
-    for name, conv in list(packed.named_children()):
-        if isinstance(conv, Conv):  # the first and the last layer
-            setattr(packed, name, pack_conv(conv))
-    for convs in (packed.down, packed.up):
-        for i, conv in enumerate(convs):
-            if isinstance(conv, Conv):
-                convs[i] = pack_conv(conv)
+    for module in list(packed.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, Conv):
+                setattr(module, name, pack_conv(layer, dtype))
+            elif isinstance(layer, nn.Linear):
+                setattr(module, name, pack_linear(layer, dtype))
     return packed
 
 
-def pack_upsampler(upsampler: UpsamplerNet) -> UpsamplerNet:
+def pack_upsampler(upsampler: UpsamplerNet, dtype: torch.dtype) -> UpsamplerNet:
     """Return a packed copy of an upsampler on the CPU, as `pack` does of a UNet."""
     packed = deepcopy(upsampler).requires_grad_(False).eval()
-    blocks = [PackedPlainBlock(block) for block in upsampler.blocks if isinstance(block, PlainBlock)]
-    for name, layer in (
-        ("stem", pack_conv(upsampler.stem)), ("blocks", nn.Sequential(*blocks)), ("head", pack_conv(upsampler.head)),
-    ):  # fmt: skip
-        setattr(packed, name, layer)
+    blocks = [PackedPlainBlock(block, dtype) for block in upsampler.blocks if isinstance(block, PlainBlock)]
+    packed.blocks = nn.Sequential(*blocks)
+    for name, conv in (("stem", upsampler.stem), ("head", upsampler.head)):
+        setattr(packed, name, pack_conv(conv, dtype))
     return packed

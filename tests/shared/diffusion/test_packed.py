@@ -11,7 +11,7 @@ from shared.diffusion.packed import can_pack, pack
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.options import SamplingOptions
-from tests.cpu import needs_bf16
+from tests.cpu import needs_avx512
 
 CONFIG = {
     "num_labels": 5,
@@ -43,7 +43,7 @@ def inputs(count: int, positions: bool) -> tuple[torch.Tensor, ...]:
     return x, torch.randint(0, 1000, (count,), generator=generator), labels, torch.arange(count) % 2 == 0
 
 
-@needs_bf16
+@needs_avx512
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
 @pytest.mark.parametrize("changes", [{}, {"conditioning": "channels"}, {"positions": True}])
 def test_it_is_as_close_to_float32_as_autocast(count: int, changes: dict[str, object]) -> None:
@@ -52,34 +52,40 @@ def test_it_is_as_close_to_float32_as_autocast(count: int, changes: dict[str, ob
     with torch.inference_mode():
         exact = made(*arguments)
         with torch.autocast("cpu", torch.bfloat16):
-            plain, packed = made(*arguments).float(), pack(made)(*arguments).float()
+            plain, packed = made(*arguments).float(), pack(made, torch.bfloat16)(*arguments).float()
+        same = pack(made, torch.float32)(*arguments)
     assert packed.shape == exact.shape
     assert (packed - exact).norm() <= 1.5 * (plain - exact).norm()
     assert (packed - exact).norm() <= 0.05 * exact.norm()
+    torch.testing.assert_close(same, exact, rtol=1e-5, atol=1e-5)
 
 
-@needs_bf16
-def test_packing_does_not_change_the_network() -> None:
+@needs_avx512
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_packing_does_not_change_the_network(dtype: torch.dtype) -> None:
     made = network()
     before = copy.deepcopy(made.state_dict())
-    pack(made)
+    pack(made, dtype)
     after = made.state_dict()
     assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.float32 for name in before)
     assert all(parameter.requires_grad for parameter in made.parameters())
 
 
-@needs_bf16
-def test_a_picture_does_not_depend_on_its_batch() -> None:
+@needs_avx512
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_a_picture_does_not_depend_on_its_batch(dtype: torch.dtype | None) -> None:
     ab = alpha_bar("cosine", 1000)
-    stepper = Stepper(pack(network()), ab, "v", dtype=torch.bfloat16)
+    stepper = Stepper(pack(network(), dtype or torch.float32), ab, "v", dtype=dtype)
     labels, options = torch.eye(5), SamplingOptions(steps=4)
     together = sample(stepper, labels, options, [1, 2, 3, 4, 5])
     assert torch.equal(sample(stepper, labels[2:3], options, [3])[0], together[2])
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "expected"),
-    [("cpu", torch.bfloat16, True), ("cpu", None, False), ("cuda", torch.bfloat16, False)],
+    ("device", "capability", "expected"), [("cpu", "AVX512", True), ("cpu", "AVX2", False), ("cuda", "AVX512", False)]
 )
-def test_only_bf16_on_a_cpu_is_packed(device: str, dtype: torch.dtype | None, expected: bool) -> None:
-    assert can_pack(torch.device(device), dtype) == (expected and torch.backends.mkldnn.is_available())
+def test_only_a_cpu_with_avx512_is_packed_for(
+    device: str, capability: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert can_pack(torch.device(device)) == (expected and torch.backends.mkldnn.is_available())

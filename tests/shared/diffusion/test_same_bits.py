@@ -79,3 +79,14 @@ def test_the_budget_leaves_small_gaps_between_the_sizes() -> None:
 
     assert same_sizes(call, 16, lambda: now) == [1, 2, 3, 4, 6, 8, 10, 12, 14, 16]
     assert same_sizes(call, 100, lambda: now) == [1, 2, 4, 8, 16, 32, 48, 64, 82, 100]
+
+
+def test_powers_of_two_are_tried_whatever_they_take() -> None:
+    now = 0.0
+
+    def call(rows: int) -> Tensor:
+        nonlocal now
+        now += BUDGET_S
+        return torch.zeros(rows, 1)
+
+    assert same_sizes(call, 24, lambda: now) == [1, 2, 4, 8, 16, 24]

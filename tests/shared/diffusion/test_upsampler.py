@@ -14,7 +14,7 @@ from shared.diffusion.model import load_denoiser
 from shared.diffusion.packed import pack_upsampler
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet, crop
 from shared.options import SamplingOptions
-from tests.cpu import needs_bf16
+from tests.cpu import needs_avx512
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toy_upsampler
 
 OPTIONS = SamplingOptions(steps=2, guidance=1.0)
@@ -60,14 +60,16 @@ def test_squares_are_those_of_the_whole_picture() -> None:
     assert two.tolist() == [[[[8, 9], [14, 15]]], [[[4, 5], [10, 11]]]]
 
 
-@needs_bf16
+@needs_avx512
 def test_the_packed_upsampler_is_as_close_to_float32_as_autocast() -> None:
     made, x = upsampler(picture=(64, 48), channels=16), torch.randn(1, 3, 16, 16)
     with torch.inference_mode():
         exact = made(x)
         with torch.autocast("cpu", torch.bfloat16):
-            plain, packed = made(x), pack_upsampler(made)(x)
+            plain, packed = made(x), pack_upsampler(made, torch.bfloat16)(x)
+        same = pack_upsampler(made, torch.float32)(x)
     assert plain.dtype == packed.dtype == torch.float32
+    torch.testing.assert_close(same, exact, rtol=1e-5, atol=1e-5)
     assert (packed - exact).norm() <= 1.5 * (plain - exact).norm() + 1e-6
     assert (packed - exact).norm() <= 0.02 * exact.norm()
 
