@@ -16,7 +16,7 @@ from torch import Tensor
 from shared.diffusion.denoise import Stepper
 from shared.options import SamplingOptions
 
-BUDGET_S = 1.0
+BUDGET_S = 2.0
 MOST_PADDING = 1 / 8  # of a call: on a CPU, two smaller calls cost less than more of it
 
 Call = Callable[[int], Tensor]
