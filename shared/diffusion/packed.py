@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.device import has_onednn
-from shared.diffusion.unet import Attention, Conv, Level, ResidualBlock, UNet
+from shared.diffusion.unet import Conv, Level, ResidualBlock, UNet
 from shared.diffusion.upsampler import PlainBlock, UpsamplerNet
 from shared.packed_conv import PackedConv
 
@@ -36,21 +36,6 @@ class PackedLinear(nn.Module):
         x = x.to(self.bias.dtype)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], None)
         return out
-
-
-def pack_linear(linear: nn.Linear, dtype: torch.dtype) -> PackedLinear:
-    """Return the layer in `dtype`."""
-    return PackedLinear(linear.weight, linear.bias, dtype)
-
-
-class PackedAttention(Attention):
-    """Attention with packed layers."""
-
-    def __init__(self, attention: Attention, dtype: torch.dtype) -> None:
-        nn.Module.__init__(self)
-        self.heads, self.norm = attention.heads, deepcopy(attention.norm).to(dtype)
-        for name in ("qkv", "token_kv", "out"):
-            setattr(self, name, pack_linear(getattr(attention, name), dtype))
 
 
 class PackedJoin(nn.Module):
@@ -114,18 +99,10 @@ def pack(network: UNet, dtype: torch.dtype) -> UNet:
             assert isinstance(block, ResidualBlock)
             level.blocks[i] = PackedBlock(block, sum(linear.out_features for linear in modulations), dtype)
             modulations.append(block.modulation)
-        for i, attention in enumerate(level.attentions):
-            if isinstance(attention, Attention):
-                level.attentions[i] = PackedAttention(attention, dtype)
     weight, bias = (torch.cat([getattr(linear, name) for linear in modulations]) for name in ("weight", "bias"))
     packed.modulate = PackedLinear(weight, bias, dtype)  # all blocks' modulations in one matrix product
     packed.join = PackedJoin()
-    for module in list(packed.modules()):
-        for name, layer in list(module.named_children()):
-            if isinstance(layer, Conv):
-                setattr(module, name, pack_conv(layer, dtype))
-            elif isinstance(layer, nn.Linear):
-                setattr(module, name, pack_linear(layer, dtype))
+    _pack_layers(packed, dtype)
     return packed
 
 
@@ -134,6 +111,17 @@ def pack_upsampler(upsampler: UpsamplerNet, dtype: torch.dtype) -> UpsamplerNet:
     packed = deepcopy(upsampler).requires_grad_(False).eval()
     blocks = [PackedPlainBlock(block, dtype) for block in upsampler.blocks if isinstance(block, PlainBlock)]
     packed.blocks = nn.Sequential(*blocks)
-    for name, conv in (("stem", upsampler.stem), ("head", upsampler.head)):
-        setattr(packed, name, pack_conv(conv, dtype))
+    _pack_layers(packed, dtype)
     return packed
+
+
+def _pack_layers(network: nn.Module, dtype: torch.dtype) -> None:
+    """Pack all convolutions and linear layers that are left in a network, and cast its layer norms."""
+    for module in list(network.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, Conv):
+                setattr(module, name, pack_conv(layer, dtype))
+            elif isinstance(layer, nn.Linear):
+                setattr(module, name, PackedLinear(layer.weight, layer.bias, dtype))
+            elif isinstance(layer, nn.LayerNorm):
+                layer.to(dtype)
