@@ -14,6 +14,7 @@ from shared.diffusion.same_bits import BUDGET_S, same_sizes
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
 from shared.registry import resolve
+from tests.cpu import needs_avx512
 from tests.paths import ROOT
 from tests.toy import ToyNetwork
 
@@ -67,6 +68,12 @@ def test_real_networks_give_the_same_picture_alone_and_beside_others(name: str, 
     stepper = load_denoiser(resolve(folder, model, "denoiser")).stepper()
     same_bits.bound(stepper, 8)
     assert_same_alone_and_together(stepper, 5)
+
+
+@needs_avx512
+def test_the_shipped_network_packed_needs_no_padding() -> None:
+    stepper = load_denoiser(resolve(ROOT / "models", None, "denoiser")).stepper()
+    assert same_bits.bound(stepper, 8, clock=lambda: 0.0) == list(range(1, 9))
 
 
 def test_the_budget_leaves_small_gaps_between_the_sizes() -> None:
