@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -39,6 +40,14 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("long", max_examples=2000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("quick")
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """Keep denormals, which hypothesis draws: the trainer's commands, run in this process, count them as zero."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from shared.evaluator import (
 )
 from shared.resnet import FoldedResNet
 from shared.vocabulary import ICLEVR, Vocabulary
-from tests.cpu import has_bf16
+from tests.cpu import has_avx512
 
 NAMES = ("a", "b", "c", "d")
 
@@ -65,7 +65,7 @@ def test_folded_layers_compute_the_same_as_the_trained_ones(evaluator: Evaluator
     if frozen._folded is None:
         return
     # a float32 is 2^-24 from its number at most, a bfloat16 2^-9, and there are 20 layers
-    errors = {torch.float32: 1e-5, **({torch.bfloat16: 0.02} if has_bf16() else {})}
+    errors = {torch.float32: 1e-5, **({torch.bfloat16: 0.02} if has_avx512() else {})}
     for dtype, apart in errors.items():
         frozen._folded = FoldedResNet(frozen.resnet, dtype)
         for count in (1, 5):
