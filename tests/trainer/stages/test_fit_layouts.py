@@ -23,7 +23,7 @@ def test_the_layout_network_learns_which_label_stands_where(tmp_path: Path) -> N
     vocabulary, count = Vocabulary(("sky", "boat")), 600
     heights = torch.rand(count, 2, generator=generator).sort(1).values  # y from the top: the sky's is the smaller
     positions = torch.stack([torch.rand(count, 2, generator=generator), heights], -1)
-    network = fit_layouts(positions, vocabulary, tmp_path, steps=200)
+    network = fit_layouts(positions, vocabulary, tmp_path, steps=100)
     drawn = torch.stack([network.draw(torch.ones(2), generator) for _ in range(300)])
     assert float((drawn[:, 0, 1] < drawn[:, 1, 1]).float().mean()) >= 0.75
 
