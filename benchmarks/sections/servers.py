@@ -3,7 +3,7 @@
 `servers.py` and `litserve_server.py` in `benchmarks/baselines` are the others. All answer the same requests over HTTP
 with a PNG grid, and take turns; those that wait are idle. Three loads: equal requests from clients that send the next
 one after an answer, a burst of mixed requests, and mixed requests that arrive at random. The bare loop takes turns with
-them: it samples the same pictures without a server, and bounds the pictures/s that any server can reach.
+them: it samples the same pictures without a server, which is about the most that a server can reach.
 """
 
 import contextlib
@@ -261,7 +261,7 @@ def report(data: Data) -> list[Piece]:
         f"{data['rounds']} rounds. Every server has one process that samples, judges each picture and answers with the "
         "grid. LitServe batches requests; it and *FastAPI and RQ*, with one job a request, sample with our loop, and "
         "*diffusers and FastAPI* with diffusers' DPM-Solver++. Only our service also keeps results, verdicts and "
-        "recipes. The bare loop makes no verdicts and no PNGs: no server can be faster. A mixed request has 1 to 8 "
+        "recipes. The bare loop makes no verdicts and no PNGs. A mixed request has 1 to 8 "
         f"pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3. Those at random times arrive at {LOAD} of the "
         "pictures/s that LitServe made in the burst before.",
         table,
