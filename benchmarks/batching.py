@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from service.worker.step_order import Workload, by_job, jobs_to_step
-from shared.options import SamplingOptions
+from shared.options import SamplingOptions, network_rows
 
 SIZES = range(1, 9)  # pictures of a request
 STEPS = (4, 8, 12, 16)
@@ -31,7 +31,7 @@ class Arrival:
 
     @property
     def network_rows(self) -> int:
-        return self.pictures * self.options.rows_per_step * self.options.steps
+        return self.pictures * network_rows(self.options.guidance) * self.options.steps
 
 
 def poisson(rate: float, count: int, seed: int) -> list[Arrival]:
@@ -55,7 +55,7 @@ def within(span_s: float, rate: float, seed: int) -> list[Arrival]:
 
 def mean_network_rows() -> float:
     """Return the average number of network rows of a request."""
-    rows = [SamplingOptions(guidance=w).rows_per_step for w in GUIDANCE]
+    rows = [network_rows(w) for w in GUIDANCE]
     return float(np.mean(SIZES) * np.mean(STEPS) * np.mean(rows))
 
 
@@ -131,7 +131,7 @@ class CostStepper:
         return CostRow(options)
 
     def step(self, rows: Sequence[CostRow]) -> None:
-        self.clock.time_s += self.cost(sum(row.options.rows_per_step for row in rows))
+        self.clock.time_s += self.cost(sum(network_rows(row.options.guidance) for row in rows))
         for row in rows:
             row.step += 1
 
@@ -231,7 +231,7 @@ def serve(
             continue
         chosen = _next_rows(work, computed, few) if few is not None and policy is continuous else work
         stepper.step([row for _, row in chosen])
-        computed += sum(row.options.rows_per_step for _, row in chosen)
+        computed += sum(network_rows(row.options.guidance) for _, row in chosen)
         for waiting, row in chosen:
             if row.done:
                 waiting.open -= 1
@@ -250,7 +250,7 @@ def _next_rows(work: list[tuple[Waiting, Any]], computed: int, few: int) -> list
     """Choose the rows of `work` that step next, as a worker does."""
 
     def workload(waiting: Waiting, row: Any) -> Workload:
-        rows = row.options.rows_per_step
+        rows = network_rows(row.options.guidance)
         return Workload(rows, rows * (row.options.steps - row.step), waiting.since)
 
     jobs = by_job((id(waiting), workload(waiting, row)) for waiting, row in work)

@@ -4,6 +4,7 @@ Measures nothing: `scaling` takes the content of results.json.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.batching import (
@@ -40,7 +41,7 @@ class Costs:
     redis_commands: float  # per picture, from request to answer
     redis_commands_per_s: float  # throughput of this Redis, pipelined
     picture_bytes: float  # of a PNG on the wire
-    served: tuple[int, int]  # steps, and network rows per step, of the checkpoint's default sampling
+    served: tuple[int, ...]  # network rows of each step of the checkpoint's default sampling
     ttl_s: float  # until results expire
     tombstone_bytes: float  # per job whose results have expired
     remembered_s: float  # lifetime of a tombstone
@@ -49,11 +50,11 @@ class Costs:
     def of(cls, content: Data) -> "Costs":
         sections = content["sections"]
         growth, load = sections["growth"], sections["load"]
-        steps, rows = served = (growth["served"]["steps"], growth["served"]["rows"])
+        served = tuple(growth["served_rows"])
         picture_s = 1 / sections["service"]["figures"]["service.pictures_per_s"]["median"]
         bare_s = 1 / sections["service"]["bare_pictures_per_s"]["median"]
         return cls(
-            row_s=bare_s / (steps * rows),
+            row_s=bare_s / sum(served),
             other_s=max(0.0, picture_s - bare_s),
             step=StepCost({int(rows): seconds for rows, seconds in load["step_s"].items()}),
             max_pictures=load["max_pictures"],
@@ -77,9 +78,9 @@ def devices(pictures_per_s: float, picture_s: float, load: float = LOAD) -> int:
     return max(1, math.ceil(pictures_per_s * picture_s / load - 1e-9))
 
 
-def alone_s(costs: Costs, steps: int, rows: int) -> float:
-    """Return the seconds of one picture on an idle device. `rows`: network rows per step."""
-    return steps * costs.step(rows)
+def alone_s(costs: Costs, rows: Sequence[int]) -> float:
+    """Return the seconds of one picture on an idle device. `rows`: network rows of each step."""
+    return sum(map(costs.step, rows))
 
 
 def the_same_requests(load: Data, cost: StepCost) -> dict[str, dict[str, list[float]]]:
@@ -119,13 +120,13 @@ def check(load: Data, simulated: dict[str, dict[str, list[float]]]) -> tuple[Tab
     )
 
 
-def sizing(costs: Costs, kinds: dict[str, tuple[int, int]]) -> Table:
-    """Return the table of devices needed, by pictures per day. `kinds`: name -> (steps, network rows per step)."""
+def sizing(costs: Costs, kinds: dict[str, tuple[int, ...]]) -> Table:
+    """Return the table of devices needed, by pictures per day. `kinds`: name -> network rows of each step."""
     header = ["pictures/day", "mean / peak per second", *(f"devices, {kind}" for kind in kinds)]
     table = Table(header)
     for day in DAYS:
         mean = day / DAY_S
-        cells = [f"{devices(PEAK * mean, costs.picture_s(steps * rows)):,}" for steps, rows in kinds.values()]
+        cells = [f"{devices(PEAK * mean, costs.picture_s(sum(rows))):,}" for rows in kinds.values()]
         table.add(f"{day:,}", f"{number(mean)} / {number(PEAK * mean)}", *cells)
     return table
 
@@ -206,9 +207,8 @@ def scaling(content: Data) -> list[Piece]:
     if any("figures" not in sections.get(name, {}) for name in NEEDED):
         return []
     costs = Costs.of(content)
-    steps, rows = costs.served
-    as_shipped = f"{steps} {'guided ' if rows == 2 else ''}steps as shipped"
-    kinds = {as_shipped: costs.served, "8 guided steps": (8, 2), "16 guided steps": (16, 2)}
+    as_shipped = f"{len(costs.served)} steps as shipped"
+    kinds = {as_shipped: costs.served, "8 guided steps": (2,) * 8, "16 guided steps": (2,) * 16}
     flat = flat_costs(costs)
     compared, how_well = check(sections["load"], the_same_requests(sections["load"], costs.step))
     shortest, queued = (sections["growth"]["queue"][i] for i in (0, -1))
@@ -221,11 +221,11 @@ def scaling(content: Data) -> list[Piece]:
         "capacity, and devices do not slow each other down, since they share only Redis.",
         "## The model",
         f"With full batches, a device takes {number(1000 * costs.row_s)} ms per network row. All else that the service "
-        f"does for a picture on the same cores takes {number(1000 * costs.other_s)} ms. A picture of S steps has S "
-        "rows, or 2 S with guidance. If pictures arrive at a rate A and each takes D device seconds, the number of "
-        f"devices is ceil(A D / {LOAD:g}). On an idle device, a picture takes S times the time of one step: "
-        f"{number(1000 * alone_s(costs, *costs.served))} ms for {as_shipped}, {number(1000 * alone_s(costs, 16, 2))} "
-        "ms for 16 guided steps.",
+        f"does for a picture on the same cores takes {number(1000 * costs.other_s)} ms. A step has one row, or two "
+        f"with guidance; as shipped, a picture has {sum(costs.served)} rows. If pictures arrive at a rate A and each "
+        f"takes D device seconds, the number of devices is ceil(A D / {LOAD:g}). On an idle device, a picture takes "
+        f"the time of its steps: {number(1000 * alone_s(costs, costs.served))} ms for {as_shipped}, "
+        f"{number(1000 * alone_s(costs, (2,) * 16))} ms for 16 guided steps.",
         sizing(costs, kinds),
         "Latency under load has no simple formula, since requests differ and share steps. The model runs the scheduler "
         "on a virtual clock, on which a step takes the time measured for its rows. To check it, it serves the very "
@@ -259,7 +259,7 @@ def scaling(content: Data) -> list[Piece]:
     }
     for day in DAYS:
         lines.append(f"### {day:,} pictures per day")
-        broken = first_to_break(costs, day, steps * rows)
+        broken = first_to_break(costs, day, sum(costs.served))
         lines.append(f"At the peak, with one device, one Redis and {as_shipped}: {broken}. {ways_out[day]}")
     lines += [
         "### What does not grow",
@@ -268,6 +268,6 @@ def scaling(content: Data) -> list[Piece]:
         f"job's end {number(streams['end_s'])} s late. A worker sampled {number(queued['pictures_per_s']['median'])} "
         f"pictures/s from that queue, and {number(shortest['pictures_per_s']['median'])} from one of "
         f"{shortest['queued']:,}. `max_queued_pictures` refuses requests (429) long before the queue is that long: it "
-        f"would keep one device busy for {number(queued['queued'] * costs.picture_s(steps * rows) / 60)} minutes.",
+        f"would keep one device busy for {number(queued['queued'] * costs.picture_s(sum(costs.served)) / 60)} minutes.",
     ]
     return lines

@@ -56,6 +56,7 @@ GOALS = [
     ("servers.mixed_throughput_vs_diffusers", "the same, relative to diffusers behind FastAPI", None, True),
     ("servers.mixed_bound_vs_litserve", "the same of the bare loop, about what a server can reach", None, True),
     ("servers.mixed_p95_vs_litserve", "mixed requests at random times, p95 relative to LitServe", 0.6, False),
+    ("servers.mixed_p95_bound_vs_litserve", "the same if each request had the machine to itself", None, False),
     ("training.speedup_vs_report", "training, speed-up over the course report's loop", 10.0, True),
     ("training.speedup_vs_library", "training, speed-up over diffusers' loop in fp32, its default", 2.0, True),
     ("training.speedup_vs_library_bf16", "training, speed-up over diffusers' loop in bf16", None, True),

@@ -52,6 +52,12 @@ def network_labels(denoiser: Denoiser, lists: Sequence[Sequence[str]]) -> Tensor
     return torch.stack([row.labels for row in rows])
 
 
+def network_rows(denoiser: Denoiser) -> list[int]:
+    """Return the network rows of each step of a picture, as the checkpoint is served."""
+    hot = multi_hot(label_lists(1), denoiser.vocabulary)
+    return denoiser.stepper().new_row(hot[0], denoiser.options, seed=0).network_rows()
+
+
 def batch_limit(denoiser: Denoiser, settings: Settings) -> tuple[int, int, int | None]:
     """Return a worker's batch sizes: pictures of a batch, rows of a call, and rows from which large jobs wait."""
     sizes = batch_size.choose(settings, denoiser.stepper())

@@ -127,10 +127,10 @@ class SamplingOptions(Strict):
             raise ValueError(f"eta is {self.eta} with sampler {self.sampler}; only ddim takes an eta other than 0")
         return self
 
-    @property
-    def rows_per_step(self) -> int:
-        """Network rows of one picture in one step of the guidance interval: two if w mixes two predictions."""
-        return 1 if self.guidance in (0.0, 1.0) else 2
+
+def network_rows(w: float) -> int:
+    """Return the network rows of a picture's step with guidance scale w: two if it mixes two predictions."""
+    return 1 if w in (0.0, 1.0) else 2
 
 
 # report: the course report's sampling, ancestral with sigma^2 = beta and w = 3; its loop runs t = 999..1, 999 steps

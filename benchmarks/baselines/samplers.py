@@ -66,17 +66,23 @@ class LabelPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(
-        self, labels: Tensor, steps: int, guidance: float, generator: torch.Generator, only: int | None = None
+        self,
+        labels: Tensor,
+        steps: int,
+        guidance: float,
+        generator: torch.Generator,
+        only: int | None = None,
+        interval: tuple[float, float] = (0.0, 1.0),
     ) -> Tensor:
-        """Sample (N, K) -> (N, 3, H, W). `only` stops after that many steps."""
+        """Sample (N, K) -> (N, 3, H, W). `only` stops after that many steps. `interval`: where in T guidance is on."""
         dtype = self.unet.network.dtype
         x = torch.randn(len(labels), *self.unet.network.network.image_shape, generator=generator, dtype=dtype)
         x = x * self.scheduler.init_noise_sigma
         self.scheduler.set_timesteps(steps)
-        guided = guidance != 1.0
-        rows = torch.cat([labels, labels]) if guided else labels
-        keep = torch.arange(len(rows)) >= len(rows) - len(labels)
         for t in self.progress_bar(self.scheduler.timesteps[:only]):
+            guided = guidance != 1.0 and interval[0] <= t / self.scheduler.config.num_train_timesteps <= interval[1]
+            rows = torch.cat([labels, labels]) if guided else labels
+            keep = torch.arange(len(rows)) >= len(rows) - len(labels)
             inputs = self.scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t)
             out = self.unet(inputs, t, rows, keep)
             if guided:

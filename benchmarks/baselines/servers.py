@@ -82,7 +82,8 @@ class DiffusersDrawing(Drawing):
         (request,) = requests
         options, generator = self.options(request), torch.Generator().manual_seed(request.seed)
         labels = subject.network_labels(self.denoiser, request.labels)
-        images = self._enlarged(self.pipeline(labels, options.steps, options.guidance, generator))
+        how = {"steps": options.steps, "guidance": options.guidance, "interval": options.guidance_interval}
+        images = self._enlarged(self.pipeline(labels, generator=generator, **how))
         self.judge.probabilities(images)
         return [png_bytes(grid(images))]
 

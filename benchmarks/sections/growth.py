@@ -305,7 +305,7 @@ def measure(quick: bool) -> Data:
         "batches": by_batch,
         "steps": by_steps,
         "png_bytes": len(png),
-        "served": {"steps": ours.options.steps, "rows": ours.options.rows_per_step},
+        "served_rows": subject.network_rows(ours),
         "queue": queue,
         "store": store,
         "note": note,

@@ -63,8 +63,8 @@ class Member:
         return pixels
 
     def workload(self) -> Workload:
-        rows = self.row.options.rows_per_step
-        return Workload(rows, rows * (len(self.row.table) - self.row.step), self.joined_at)
+        rows = self.row.network_rows()
+        return Workload(rows[0], sum(rows), self.joined_at)
 
 
 class Engine:
@@ -168,7 +168,7 @@ class Engine:
             jobs = by_job((member.picture.job, member.workload()) for member in chosen)
             stepping = set(jobs_to_step(jobs, self._computed, self.efficient_rows))
             chosen = [member for member in chosen if member.picture.job in stepping]
-        self._computed += sum(member.row.options.rows_per_step for member in chosen)
+        self._computed += sum(member.row.network_rows()[0] for member in chosen)
         return chosen
 
     def _attempt(self, work: Callable[[Sequence[Member]], list[Outcome]], members: Sequence[Member]) -> list[Outcome]:

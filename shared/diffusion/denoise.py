@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shared.diffusion.layouts import Layouts, with_positions
 from shared.diffusion.samplers import Table, make_table
-from shared.options import PredictionName, SamplingOptions
+from shared.options import PredictionName, SamplingOptions, network_rows
 
 # Below this alpha_bar, x0_hat of an eps prediction is clamped to [-1, 1], the range of a picture, since dividing by
 # sqrt(alpha_bar) would amplify the prediction's error by 160 and more. The linear (4.04e-5), quadratic and sigmoid
@@ -56,6 +56,7 @@ class Row:
     labels: Tensor  # (K,) float32 multi-hot, or (K, 3) with positions, on the stepper's device
     options: SamplingOptions
     table: Table
+    w: Sequence[float]  # the guidance scale of each step
     generator: torch.Generator  # on the CPU, so that a seed gives the same noise on any device
     step: int = 0
     x0_hat: Tensor | None = None  # (C, H, W), the latest prediction; None before the first step
@@ -63,6 +64,10 @@ class Row:
     @property
     def done(self) -> bool:
         return self.step == len(self.table)
+
+    def network_rows(self) -> list[int]:
+        """Return the network rows of each step that is left."""
+        return [network_rows(w) for w in self.w[self.step :]]
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,10 @@ class Stepper:
         self.bound(max_rows, pad_to)
         self.layouts, self.network_rows, self.padding_rows = layouts, 0, 0
         self.upsampler = upsampler
-        self.T = len(alpha_bar)
         self._to_x0 = _prediction_coefficients(alpha_bar, prediction)
-        self._table: Callable[[SamplingOptions], Table] = lru_cache(128)(lambda o: make_table(o, alpha_bar))
+        self._plan: Callable[[SamplingOptions], tuple[Table, Sequence[float]]] = lru_cache(128)(
+            lambda options: _plan(options, alpha_bar)
+        )
 
     @property
     def picture_shape(self) -> tuple[int, int, int]:
@@ -143,7 +149,7 @@ class Stepper:
         if self.layouts is not None:
             drawn = self.layouts.draw(labels, generator)
             labels = with_positions(labels, (drawn if positions is None else positions).to(self.device))
-        return Row(x, labels, options, self._table(options), generator)
+        return Row(x, labels, options, *self._plan(options), generator)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
@@ -236,9 +242,7 @@ class Stepper:
         """Choose the network rows: two for a guided picture, one if w is 1 or guidance is off (labels), or 0 (null)."""
         pack = _Pack([], [], [])
         for i, row in enumerate(rows):
-            low, high = row.options.guidance_interval
-            inside = low <= row.table.rows[row.step][0] / self.T <= high
-            w = row.options.guidance if inside else 1.0
+            w = row.w[row.step]
             for keep, weight in ((True, w), (False, 1 - w)):
                 if weight != 0:
                     pack.pictures.append(i)
@@ -255,6 +259,12 @@ class Stepper:
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             return self.network(x, t, labels, keep)[:B].float()
+
+
+def _plan(options: SamplingOptions, alpha_bar: Tensor) -> tuple[Table, Sequence[float]]:
+    """Return the table, and the guidance scale of each of its steps: 1 outside the guidance interval."""
+    table, (low, high) = make_table(options, alpha_bar), options.guidance_interval
+    return table, [options.guidance if low <= t / len(alpha_bar) <= high else 1.0 for t, *_ in table.rows]
 
 
 def _prediction_coefficients(alpha_bar: Tensor, prediction: PredictionName) -> list[tuple[float, float, float]]:

@@ -17,7 +17,7 @@ COSTS = Costs(
     redis_commands=100.0,
     redis_commands_per_s=100_000.0,
     picture_bytes=5000,
-    served=(4, 1),
+    served=(1, 1, 2),
     ttl_s=3600,
     tombstone_bytes=2.0**10,
     remembered_s=86_400,
@@ -35,7 +35,7 @@ def test_devices_do_not_exceed_the_load(pictures_per_s: float, picture_s: float,
 def test_needs_and_bottlenecks_follow_from_the_costs() -> None:
     assert COSTS.picture_s(4) == pytest.approx(0.015)
     assert COSTS.picture_s(32) == pytest.approx(0.085)
-    assert capacity_model.alone_s(COSTS, steps=8, rows=2) == pytest.approx(0.16)
+    assert capacity_model.alone_s(COSTS, (1, 2, 2)) == pytest.approx(0.05)
     need = capacity_model.redis_need(COSTS, 864_000)  # 10 a second on average, 30 at the peak
     assert need["memory_gib"] == pytest.approx(30 * 3600 / 1024 + 864_000 / 2**20)
     assert need["tombstones_gib"] == pytest.approx(864_000 / 2**20)

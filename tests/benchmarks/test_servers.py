@@ -93,6 +93,7 @@ def test_ratios_are_by_round_and_ours_over_theirs() -> None:
     assert found["servers.mixed_throughput_vs_naive"]["high"] == pytest.approx(4)
     assert found["servers.mixed_bound_vs_litserve"]["high"] == pytest.approx(3)
     assert found["servers.mixed_p95_vs_litserve"]["low"] == pytest.approx(0.5)
+    assert found["servers.mixed_p95_bound_vs_litserve"]["low"] == pytest.approx(1 / 3, rel=0.1)
 
 
 def test_each_round_begins_with_another_server(monkeypatch: pytest.MonkeyPatch) -> None:

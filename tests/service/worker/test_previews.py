@@ -27,7 +27,8 @@ Event = dict[str, Any]
 def row(x0_hat: torch.Tensor | None) -> Row:
     options = SamplingOptions(steps=5)
     table = make_table(options, alpha_bar("linear"))
-    return Row(torch.zeros(3, 4, 4), torch.zeros(24), options, table, torch.Generator(), step=2, x0_hat=x0_hat)
+    w = [1.0] * len(table)
+    return Row(torch.zeros(3, 4, 4), torch.zeros(24), options, table, w, torch.Generator(), step=2, x0_hat=x0_hat)
 
 
 def pair(job: str, index: int, x0_hat: torch.Tensor | None) -> tuple[Picture, Row, tuple[int, int, int]]:
