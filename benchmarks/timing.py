@@ -92,6 +92,20 @@ def paired(above: Sequence[float], below: Sequence[float]) -> Data:
     return {**figure(found), "interval": interval(found)}
 
 
+def pooled_p95(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]]) -> Data:
+    """Return the ratio of two p95s over the latencies of all rounds: a round has too few for a p95 of its own.
+
+    Its spread covers the ratios with each one of the rounds left out.
+    """
+
+    def ratio(left_out: int | None) -> float:
+        a, b = ([x for i, one in enumerate(runs) if i != left_out for x in one] for runs in (above, below))
+        return percentile(a, 0.95) / percentile(b, 0.95)
+
+    whole, others = ratio(None), [ratio(i) for i in range(len(above))] if len(above) > 1 else []
+    return {**figure([whole, *others]), "median": whole, "n": len(above)}
+
+
 def interval(found: Sequence[float]) -> tuple[float, float] | None:
     """Return the confidence interval of the geometric mean: Student's t of the logarithms. None for a single round."""
     if len(found) < 2:

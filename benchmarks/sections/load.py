@@ -26,7 +26,7 @@ from benchmarks.batching import (
 )
 from benchmarks.document import Piece, Plot, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.timing import Deadline, figure, in_turn, paired, percentile
+from benchmarks.timing import Deadline, figure, in_turn, paired, percentile, pooled_p95
 from service.settings import Settings
 from shared.diffusion.denoise import Stepper
 from shared.options import SamplingOptions
@@ -129,11 +129,12 @@ def measure(quick: bool) -> Data:
         for load in sorted(SPANS_S)
     }
     together = simulate(continuous, poisson(AT * rate, SIMULATED_REQUESTS, 7), cost, most)
-    p95 = {name: [percentile(one.latencies, 0.95) for one in runs] for name, runs in bench.served[AT].items()}
+    by_round = {name: [one.latencies for one in runs] for name, runs in bench.served[AT].items()}
+    p95 = {name: [percentile(one, 0.95) for one in runs] for name, runs in by_round.items()}
     at, latencies = simulated[str(AT)], {str(load): pooled(bench.served[load]) for load in sorted(bench.served)}
     return {
         "figures": {
-            "batching.p95_ratio_at_0_6": p95_ratio(bench.served[AT]),
+            "batching.p95_ratio_at_0_6": pooled_p95(by_round[CONTINUOUS], by_round[REQUEST_LEVEL]),
             "batching.p95_ratio_at_0_6_by_round": paired(p95[CONTINUOUS], p95[REQUEST_LEVEL]),
             "batching.p95_ratio_at_0_6_simulated": figure([at[CONTINUOUS]["p95"] / at[REQUEST_LEVEL]["p95"]]),
             "batching.throughput_vs_one_at_a_time": paired(saturated[CONTINUOUS], saturated[ONE]),
@@ -155,21 +156,6 @@ def measure(quick: bool) -> Data:
 def pooled(by: dict[str, list[Served]]) -> Data:
     """Summarise each policy's latencies over all rounds of a load."""
     return {name: summary([one for served in runs for one in served.latencies]) for name, runs in by.items()}
-
-
-def p95_ratio(by: dict[str, list[Served]]) -> Data:
-    """Return the ratio of p95 over the requests of all rounds: a round has about thirty, too few for a p95 of its own.
-
-    Its spread covers the ratios with each one of the rounds left out.
-    """
-
-    def ratio(left_out: int | None) -> float:
-        found = pooled({name: [one for i, one in enumerate(by[name]) if i != left_out] for name in COMPARED})
-        return float(found[CONTINUOUS]["p95"] / found[REQUEST_LEVEL]["p95"])
-
-    rounds, whole = len(by[CONTINUOUS]), ratio(None)
-    others = [ratio(i) for i in range(rounds)] if rounds > 1 else []
-    return {**figure([whole, *others]), "median": whole, "n": rounds}
 
 
 def rates(by: dict[str, list[Served]]) -> Data:

@@ -28,7 +28,7 @@ from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import STORAGE, Data, main, say
 from benchmarks.stack import stack, start, stop, until
-from benchmarks.timing import Deadline, paired, percentile
+from benchmarks.timing import Deadline, paired, percentile, pooled_p95
 from service.local.demo import free_port
 from service.local.redis_server import RedisServer
 from service.settings import Settings
@@ -108,13 +108,15 @@ def answers(server: Server, bodies: Sequence[Body], clients: int, at: Sequence[f
 @contextlib.contextmanager
 def servers(batch: int, rows: int) -> Iterator[dict[str, Server]]:
     """Run all servers, each ready and warm."""
-    same = {"LABELGRID_BATCH_PICTURES": str(batch), "LABELGRID_BATCH_ROWS": str(rows)}
+    pictures = {"LABELGRID_BATCH_PICTURES": str(batch)}
     with contextlib.ExitStack() as running, tempfile.TemporaryDirectory(prefix="lg-bench-") as folder:
-        ours = running.enter_context(stack(**same))
+        # its worker measures the rows itself, since with both set small jobs would not go first
+        ours = running.enter_context(stack(**pictures))
         redis = RedisServer(Path(folder))
         redis.start()
         running.callback(redis.stop)
-        environment = {**os.environ, **same, "LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(STORAGE)}
+        both = {**pictures, "LABELGRID_BATCH_ROWS": str(rows)}
+        environment = {**os.environ, **both, "LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(STORAGE)}
 
         def begin(*module: str) -> int:
             process = start([f"benchmarks.baselines.{module[0]}", *module[1:]], environment)
@@ -228,8 +230,8 @@ def figures(seen: dict[str, dict[str, list[Answers]]]) -> Data:
     def rate(load: str, name: str) -> list[float]:
         return [one.rate for one in seen[load][name]]
 
-    def p95(name: str) -> list[float]:
-        return [percentile(one.latencies, 0.95) for one in seen["arriving"][name]]
+    def latencies(name: str) -> list[list[float]]:
+        return [one.latencies for one in seen["arriving"][name]]
 
     return {
         "servers.uniform_throughput_vs_litserve": paired(rate("equal", OURS), rate("equal", LITSERVE)),
@@ -240,8 +242,8 @@ def figures(seen: dict[str, dict[str, list[Answers]]]) -> Data:
         "servers.mixed_throughput_vs_naive": paired(rate("burst", OURS), rate("burst", NAIVE)),
         "servers.mixed_throughput_vs_diffusers": paired(rate("burst", OURS), rate("burst", DIFFUSERS)),
         "servers.mixed_bound_vs_litserve": paired(rate("burst", LOOP), rate("burst", LITSERVE)),
-        "servers.mixed_p95_vs_litserve": paired(p95(OURS), p95(LITSERVE)),
-        "servers.mixed_p95_bound_vs_litserve": paired(p95(LOOP), p95(LITSERVE)),
+        "servers.mixed_p95_vs_litserve": pooled_p95(latencies(OURS), latencies(LITSERVE)),
+        "servers.mixed_p95_bound_vs_litserve": pooled_p95(latencies(LOOP), latencies(LITSERVE)),
     }
 
 

@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import capacity_model, report
-from benchmarks.batching import Served
 from benchmarks.document import Plot, markdown
 from benchmarks.results import ROOT, results
-from benchmarks.sections import load
 from benchmarks.timing import figure
 
 
@@ -40,16 +38,6 @@ def test_a_goal_is_met_or_not(overhead_ms: float, met: str) -> None:
     limit, overhead = report.goals(found | {"sections": sections}, before={"limit.fraction": 0.3}).rows
     assert limit[2:] == ["0.300", "0.425", "0.0500", "", "at least 0.5", "no"]
     assert overhead[-2:] == ["at most 14.5", met]
-
-
-def test_p95_under_load_is_over_all_rounds_and_its_spread_leaves_each_out() -> None:
-    def rounds(*worst: float) -> list[Served]:
-        return [Served([1.0] * 9 + [last], pictures=10, ended_at=10.0) for last in worst]
-
-    by = {load.CONTINUOUS: rounds(2.0, 4.0), load.REQUEST_LEVEL: rounds(5.0, 8.0), load.ONE: rounds(9.0)}
-    found = load.p95_ratio(by)
-    assert found["median"] == pytest.approx(2.0 / 5.0)  # the 19th of 20
-    assert (found["low"], found["high"], found["n"]) == (2.0 / 5.0, 4.0 / 8.0, 2)
 
 
 def test_plots_of_the_committed_results_can_be_drawn(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.sections import training
-from benchmarks.timing import Deadline, figure, in_turn, interval, paired, percentile, ratios
+from benchmarks.timing import Deadline, figure, in_turn, interval, paired, percentile, pooled_p95, ratios
 
 
 def test_a_figure_has_median_and_spread() -> None:
@@ -63,3 +63,10 @@ def test_the_time_of_a_step_leaves_out_the_first_and_the_end(monkeypatch: pytest
         time_s += 50
 
     assert training.step_seconds(loop) == 3.0
+
+
+def test_p95_over_all_rounds_and_its_spread_leaves_each_out() -> None:
+    above, below = ([[1.0] * 9 + [last] for last in worst] for worst in ((2.0, 4.0), (5.0, 8.0)))
+    found = pooled_p95(above, below)
+    assert found["median"] == pytest.approx(2.0 / 5.0)  # the 19th of 20
+    assert (found["low"], found["high"], found["n"]) == (2.0 / 5.0, 4.0 / 8.0, 2)
