@@ -34,12 +34,8 @@ from tests.s3 import serve_s3
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 
 if TYPE_CHECKING:
-    import torch
-
     from service.worker.runner import Runner
     from shared.diffusion.denoise import Stepper
-    from shared.evaluator import Evaluator
-    from shared.storage import Location
 
 
 # The same examples in every run; `make fuzz` draws new and many more ones. No deadlines: the machine may be busy.
@@ -98,18 +94,10 @@ def _shared_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """
     import service.worker.loaded_models
     import service.worker.runner
-    from shared.checkpoint import read_info
     from shared.diffusion import same_bits
-    from shared.evaluator import load_evaluator
+    from tests.shared_evaluators import load_once
 
-    judges: dict[str, Evaluator] = {}
     bounds: dict[tuple[object, int], tuple[list[int], tuple[int, list[int] | None, float]]] = {}
-
-    def load_once(path: "Location", device: "str | torch.device" = "cpu") -> "Evaluator":
-        description = repr(read_info(path))
-        if description not in judges:
-            judges[description] = load_evaluator(path, device)
-        return judges[description]
 
     def bound_once(stepper: "Stepper", max_rows: int) -> list[int]:
         key = stepper.network.config, max_rows
