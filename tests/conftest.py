@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -34,6 +35,7 @@ from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 
 if TYPE_CHECKING:
     from service.worker.runner import Runner
+    from shared.diffusion.denoise import Stepper
 
 
 # The same examples in every run; `make fuzz` draws new and many more ones. No deadlines: the machine may be busy.
@@ -84,17 +86,59 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Share one evaluator between this process's runners: ResNet-18 is the one part that has no toy size.
+def _shared_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Share between this process's runners what takes long to load or to measure.
 
-    Also gives this test run, and the processes it starts, a checkpoint cache of its own.
+    That is the evaluator, since ResNet-18 is the one part that has no toy size, and the sizes of network calls that
+    give the same bits. Also gives this test run, and the processes it starts, a checkpoint cache of its own.
     """
+    import service.worker.loaded_models
     import service.worker.runner
+    from shared.diffusion import same_bits
+    from tests.shared_evaluators import load_once
+
+    bounds: dict[tuple[object, int], tuple[list[int], tuple[int, list[int] | None, float]]] = {}
+
+    def bound_once(stepper: "Stepper", max_rows: int) -> list[int]:
+        key = stepper.network.config, max_rows
+        if key not in bounds:
+            sizes = same_bits.bound(stepper, max_rows)
+            bounds[key] = sizes, (stepper.max_rows, stepper.pad_to or None, stepper.most_padding)
+        sizes, limits = bounds[key]
+        stepper.bound(*limits)
+        return sizes
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABELGRID_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(service.worker.runner, "load_evaluator", functools.cache(service.worker.runner.load_evaluator))
+        for module in (service.worker.runner, service.worker.loaded_models):
+            patch.setattr(module, "load_evaluator", load_once)
+        patch.setattr(service.worker.loaded_models, "same_bits", SimpleNamespace(bound=bound_once))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_ssl_context() -> Iterator[None]:
+    """Share an SSL context between this process's httpx clients: reading all certificates takes a tenth of a second."""
+    from httpx._transports import default
+
+    create = default.create_ssl_context
+
+    @functools.cache
+    def create_once(variables: tuple[str | None, ...], *args: object, **options: object) -> object:
+        return create(*args, **options)
+
+    def shared(*args: object, **options: object) -> object:
+        return create_once(tuple(map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR"))), *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(default, "create_ssl_context", shared)
+        yield
+
+
+@functools.cache
+def documented() -> Documented:
+    """Return the check against the OpenAPI document, which does not depend on the settings."""
+    return Documented(create_app(Settings()).openapi())
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +182,7 @@ def api_server(settings: Settings) -> Iterator[Server]:
 def client_of(server: Server) -> httpx.Client:
     """A client that checks that the OpenAPI document describes every answer."""
     port = server.servers[0].sockets[0].getsockname()[1]
-    hooks = {"response": [Documented(server.app.openapi())]}
+    hooks = {"response": [documented()]}
     return httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, event_hooks=hooks)
 
 

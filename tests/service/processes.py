@@ -1,16 +1,19 @@
 """Helpers for tests that start processes of the service."""
 
 import contextlib
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import Any, TypeVar
 
+import httpx
 from redis import Redis
 
+from service.__main__ import main
 from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
@@ -23,13 +26,26 @@ from tests.paths import ROOT
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], *, timeout_s: float = 120.0) -> T:
+def until(condition: Callable[[], T], *, timeout_s: float = 120.0, every_s: float = 0.02) -> T:
     """Wait until the condition returns something true, and return that."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
+        time.sleep(every_s)
     return found
+
+
+def until_it_answers(process: subprocess.Popen[Any], url: str, wanted: Callable[[httpx.Response], object]) -> None:
+    """Wait until an answer from `url` is as wanted. One client asks: a new one costs as much as a hundred requests."""
+
+    def answers() -> object:
+        assert process.poll() is None
+        with contextlib.suppress(httpx.TransportError):
+            return wanted(client.get(url))
+        return False
+
+    with httpx.Client() as client:
+        until(answers, every_s=0.1)
 
 
 def is_alive(pid: int) -> bool:
@@ -68,13 +84,49 @@ def run_all(port: int, storage: Path) -> list[str]:
     return [sys.executable, "-m", "service", "--port", str(port), "--storage", str(storage)]
 
 
+# A process that has imported what a worker needs, torch above all, and forks: seven seconds of imports less for each.
+# `test_supervisor.py` and `test_drain.py` start workers as the command line does.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["service.worker.process", __name__])
+
+
+def _run_worker(variables: dict[str, str], log: str | None) -> None:
+    """Do in a forked process what `python -m service worker` does, with these variables."""
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(variables)
+    if log is not None:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+    sys.argv = ["service", "worker"]
+    main()
+
+
+class WorkerProcess:
+    """A worker in a process of its own, with the interface of `subprocess.Popen`. `log` receives its stderr."""
+
+    def __init__(self, settings: Settings, log: Path | None = None) -> None:
+        arguments = environment(settings), None if log is None else str(log)
+        with contextlib.chdir(ROOT):  # the process that forks imports from where it starts
+            self._process = FORKS.Process(target=_run_worker, args=arguments)
+            self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+        self.kill, self.terminate = self._process.kill, self._process.terminate
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._process.join(timeout)
+        return self.poll()
+
+
 @contextlib.contextmanager
 def worker_processes(
-    connection: Redis, settings: Settings, count: int, log: IO[str] | None = None
-) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+    connection: Redis, settings: Settings, count: int, log: Path | None = None
+) -> Iterator[dict[int, WorkerProcess]]:
     """Run worker processes and give them, once they are ready, by process id. `log` receives their stderr."""
-    line = [sys.executable, "-m", "service", "worker"]
-    started = [subprocess.Popen(line, cwd=ROOT, env=environment(settings), stderr=log) for _ in range(count)]
+    started = [WorkerProcess(settings, log) for _ in range(count)]
     try:
         until(lambda: connection.scard(keys.WORKERS) == count or any(one.poll() is not None for one in started))
         yield {one.pid: one for one in started}

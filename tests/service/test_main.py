@@ -1,6 +1,5 @@
 """The command line: what prevents a start is reported in one line on stderr; Ctrl-C is no error."""
 
-import contextlib
 import signal
 import socket
 import subprocess
@@ -8,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 
 from service.__main__ import main
@@ -17,21 +15,21 @@ from service.local.demo import free_port
 from service.results.files import ResultFiles
 from service.settings import Settings
 from tests.paths import ROOT
+from tests.service.conftest import Command
 from tests.service.processes import (
     clean_environment,
     environment,
     run_all,
-    until,
+    until_it_answers,
 )
 
 
-def test_a_failed_start_is_reported(storage: Path, tmp_path: Path) -> None:
+def test_a_failed_start_is_reported(command: Command, storage: Path, tmp_path: Path) -> None:
     def run(*args: str, port: int) -> str:
-        line = [*run_all(port, storage), *args]
-        done = subprocess.run(line, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=60)
-        assert done.returncode != 0
-        assert "Traceback" not in done.stderr
-        return done.stderr
+        line = ("--port", str(port), "--storage", str(storage), *args)
+        code, _, err = command(*line, environment=clean_environment())
+        assert code != 0
+        return err
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -55,17 +53,15 @@ def test_an_unknown_variable_is_a_warning_and_an_unusable_device_an_error(storag
     assert device.startswith('labelgrid: LABELGRID_DEVICE=cuda:99: no device "cuda:99": this machine has')
 
 
-def test_prune_removes_old_results_and_needs_to_know_where(tmp_path: Path) -> None:
+def test_prune_removes_old_results_and_needs_to_know_where(command: Command, tmp_path: Path) -> None:
     old, new = new_job_id(0.0), new_job_id(time.time())
     files = ResultFiles(tmp_path)
     for job_id in (old, new):
         files.write("alice", job_id, "0.png", b"")
-    line = [sys.executable, "-m", "service", "prune"]
     for results, code, out in (("", 1, ""), (str(tmp_path), 0, "1\n"), (str(tmp_path), 0, "0\n")):
-        environment = {**clean_environment(), "LABELGRID_RESULTS": results}
-        done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
-        assert (done.returncode, done.stdout) == (code, out), done.stderr
-        assert ("LABELGRID_RESULTS=None: set it" in done.stderr) == (code == 1)
+        found = command("prune", environment={**clean_environment(), "LABELGRID_RESULTS": results})
+        assert found[:2] == (code, out), found[2]
+        assert ("LABELGRID_RESULTS=None: set it" in found[2]) == (code == 1)
     assert list(files.job_ids("alice")) == [new]
 
 
@@ -73,14 +69,8 @@ def test_ctrl_c_ends_the_api_without_an_error(settings: Settings) -> None:
     port = free_port()
     line = [sys.executable, "-m", "service", "api", "--port", str(port)]
     api = subprocess.Popen(line, cwd=ROOT, env=environment(settings), stderr=subprocess.PIPE, text=True)
-
-    def answers() -> bool:
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
-        return False
-
     try:
-        until(lambda: answers() or api.poll() is not None)
+        until_it_answers(api, f"http://127.0.0.1:{port}/healthz", lambda answer: answer.status_code == 200)
         api.send_signal(signal.SIGINT)
         _, stderr = api.communicate(timeout=30)
     finally:
@@ -89,9 +79,8 @@ def test_ctrl_c_ends_the_api_without_an_error(settings: Settings) -> None:
     assert "Traceback" not in stderr
 
 
-def test_settings_prints_the_document() -> None:
-    done = subprocess.run([sys.executable, "-m", "service", "settings"], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, (ROOT / "docs/settings.md").read_text())
+def test_settings_prints_the_document(command: Command) -> None:
+    assert command("settings")[:2] == (0, (ROOT / "docs/settings.md").read_text())
 
 
 def test_help_lists_commands_and_default_options() -> None:

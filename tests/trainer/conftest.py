@@ -1,13 +1,26 @@
 """The trainer's command line in an empty folder, and a small data set."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from shared import evaluator
+from tests.shared_evaluators import load_once
 from tests.trainer.command_line import Command
 from tests.trainer_fixtures import write_data_folder
 from trainer import __main__ as cli
+from trainer import export, score
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _shared_evaluators() -> Iterator[None]:
+    """Let commands share the evaluators that they load."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (evaluator, export, score):
+            patch.setattr(module, "load_evaluator", load_once)
+        yield
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from service.local.demo import free_port
 from tests.paths import ROOT
-from tests.service.processes import children, clean_environment, is_alive, run_all, until
+from tests.service.processes import children, clean_environment, is_alive, run_all, until, until_it_answers
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_dead_process_is_restarted_and_none_is_left_behind(
     os.kill(by_name[b"worker"], signal.SIGKILL)
     body = {"labels": [["red cube"]], "steps": 2}
     until(lambda: len(children(process.pid) - before) == 1)
-    until(lambda: httpx.get(f"{address}/readyz").json().get("workers") == 1)
+    until_it_answers(process, f"{address}/readyz", lambda answer: answer.json().get("workers") == 1)
     assert httpx.post(f"{address}/generate", json=body, timeout=30).json()["status"] == "finished"
     parts = before | children(process.pid)
     process.send_signal(signal.SIGTERM)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import subprocess
 import sys
 
 import httpx
@@ -16,7 +15,7 @@ from service.telemetry.logs import formatter, get_logger
 from service.webhooks.worker import Sender
 from service.worker.runner import Runner
 from tests.conftest import serving
-from tests.paths import ROOT
+from tests.service.conftest import Command
 from tests.service.telemetry.conftest import ASYNC, SECRET, Lines
 
 BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
@@ -93,10 +92,9 @@ def test_a_traceback_shows_no_variables(settings: Settings, log_format: str) -> 
 
 
 @pytest.mark.parametrize(("name", "value"), [("LOG_FORMAT", "xml"), ("LOG_LEVEL", "loud")])
-def test_an_invalid_setting_is_refused_without_a_traceback(name: str, value: str) -> None:
+def test_an_invalid_setting_is_refused_without_a_traceback(command: Command, name: str, value: str) -> None:
     environment = {**os.environ, f"LABELGRID_{name}": value}
-    line = [sys.executable, "-m", "service", "check"]
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert f"LABELGRID_{name}={value}: " in done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, err = command("check", environment=environment)
+    assert code == 1
+    assert f"LABELGRID_{name}={value}: " in err
+    assert err.count("\n") == 1

@@ -32,7 +32,7 @@ from service.webhooks.worker import Refused, Sender
 from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.paths import ROOT
-from tests.service.processes import environment, new_job, until
+from tests.service.processes import environment, new_job, until, until_it_answers
 from tests.service.telemetry.conftest import ASYNC, SECRET, Lines
 from tests.test_architecture import heavy_modules_after
 
@@ -243,10 +243,11 @@ def test_without_tracing_nothing_is_recorded(client: httpx.Client, alive: JobSto
 
 def test_without_tracing_opentelemetry_is_not_imported() -> None:
     imports = "import service.api.app, service.worker.process, service.webhooks.worker"
-    off = f"{imports}\nfrom service.telemetry import tracing\nfrom service.settings import Settings\n"
+    start = "from service.telemetry import tracing\nfrom service.settings import Settings\n"
     modules = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
-    assert heavy_modules_after(f"{off}tracing.start(Settings(), 'api')\nservice.api.app.create_app()", modules) == set()
-    assert heavy_modules_after(f"{off}tracing.start(Settings(tracing=True), 'api')", modules) == set(modules)
+    off = f"{imports}\n{start}tracing.start(Settings(), 'api')\nservice.api.app.create_app()"
+    assert heavy_modules_after(off, modules) == set()
+    assert heavy_modules_after(f"{start}tracing.start(Settings(tracing=True), 'api')", modules) == set(modules)
 
 
 def test_spans_name_their_process(hooked: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,14 +315,8 @@ def traced(settings: Settings, collector: str, *role: str) -> Iterator[subproces
 def traced_api(settings: Settings, collector: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run an API that has a request's span to send."""
     port = free_port()
-
-    def answers() -> bool:
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{port}/labels").status_code == 200
-        return False
-
     with traced(settings, collector, "api", "--port", str(port)) as process:
-        until(answers)
+        until_it_answers(process, f"http://127.0.0.1:{port}/labels", lambda answer: answer.status_code == 200)
         yield process
 
 

@@ -1,8 +1,6 @@
 """Signatures: other implementations accept ours, and only for the right owner and message."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +12,7 @@ from service.store.jobs import JobStore
 from service.webhooks.signing import receiver_secret, signing_key
 from service.webhooks.worker import Sender
 from tests.paths import ROOT
+from tests.service.conftest import Command
 from tests.service.webhooks.conftest import SECRET, Receiver, create_job, verified
 
 
@@ -33,17 +32,16 @@ def test_only_the_owners_secret_verifies_a_message(
             verified(bad, owner)
 
 
-def test_the_command_prints_the_receivers_secret() -> None:
-    command = [sys.executable, "-m", "service", "webhook-secret", "alice"]
+def test_the_command_prints_the_receivers_secret(command: Command) -> None:
     environment = {**os.environ, "LABELGRID_WEBHOOK_SECRET": SECRET}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == receiver_secret(signing_key(SECRET, "alice"))
-    assert SECRET not in done.stdout
+    code, out, _ = command("webhook-secret", "alice", environment=environment)
+    assert (code, out.strip()) == (0, receiver_secret(signing_key(SECRET, "alice")))
+    assert SECRET not in out
     unreadable = {**environment, "LABELGRID_LEASE_S": "soon"}
     for bad, says in ((unreadable, "LABELGRID_LEASE_S=soon: "), (os.environ, "LABELGRID_WEBHOOK_SECRET is not set")):
-        refused = subprocess.run(command, cwd=ROOT, env=bad, capture_output=True, text=True)
-        (line,) = refused.stderr.splitlines()
-        assert (refused.returncode, line.startswith(f"labelgrid: {says}")) == (1, True)
+        code, _, err = command("webhook-secret", "alice", environment=bad)
+        (line,) = err.splitlines()
+        assert (code, line.startswith(f"labelgrid: {says}")) == (1, True)
 
 
 def test_the_snippet_in_the_documentation_verifies_messages(

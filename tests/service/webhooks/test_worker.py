@@ -23,6 +23,7 @@ from service.webhooks.turns import RECEIVER_SLOTS
 from service.webhooks.worker import Sender, WebhookWorker
 from tests.conftest import serving
 from tests.paths import ROOT
+from tests.service.conftest import Command
 from tests.service.processes import until
 from tests.service.webhooks.conftest import SECRET, Receiver, create_job, outbox, verified
 
@@ -40,7 +41,7 @@ def webhook_process(environment: dict[str, str], log: IO[str] | None = None) -> 
 
 
 def test_the_process_sends_webhooks_of_the_apis_jobs_and_retries(
-    start: Callable[..., Receiver], hooked: Settings, store: JobStore
+    command: Command, start: Callable[..., Receiver], hooked: Settings, store: JobStore
 ) -> None:
     receiver = start(500, 204)
     names = ("redis_url", "webhook_allow_private", "webhook_backoff_s")
@@ -59,11 +60,10 @@ def test_the_process_sends_webhooks_of_the_apis_jobs_and_retries(
             assert message["path"] == "/hook?x=1"
             assert message["headers"]["webhook-id"] == f"{job_id}.cancelled"
             assert message["headers"]["host"] == f"127.0.0.1:{receiver.port}"
-        check = [sys.executable, "-m", "service", "check"]
-        assert subprocess.run(check, cwd=ROOT, env=environment).returncode == 0
+        assert command("check", environment=environment)[0] == 0
         process.terminate()
         assert process.wait(timeout=30) == 0
-        assert subprocess.run(check, cwd=ROOT, env=environment).returncode == 1
+        assert command("check", environment=environment)[0] == 1
 
 
 def test_the_process_survives_without_redis_and_stops_cleanly(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from service.worker.runner import Runner
 from tests.conftest import api_server, client_of, serving
 from tests.paths import ROOT
 from tests.service.api.test_event_feed import events, read
-from tests.service.processes import environment, new_job, until
+from tests.service.processes import environment, new_job, until, until_it_answers
 
 BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
 ASYNC = {"prefer": "respond-async"}
@@ -107,7 +107,7 @@ def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(
     patient = settings.model_copy(update={"lease_s": 600.0})  # longer than the test may take
     store, runner, other = JobStore(connection, patient), *(Runner(connection, patient, name) for name in "ab")
     runner.models.load()
-    short, long, late = (new_job(settings, steps=steps, pictures=2) for steps in (5, 900, 5))
+    short, long, late = (new_job(settings, steps=steps, pictures=2) for steps in (5, 200, 5))
     store.create(short)
     store.create(long)
     runner.run_once()
@@ -212,14 +212,9 @@ def parts(tmp_path: Path, settings: Settings, connection: Redis) -> Iterator[tup
     started = {f"api{i}": Part(tmp_path, brief, f"api{i}", "api", "--port", str(port)) for i, port in enumerate(ports)}
     started |= {f"worker{i}": Part(tmp_path, brief, f"worker{i}", "worker") for i in range(2)}
     addresses = [f"http://127.0.0.1:{port}" for port in ports]
-
-    def ready() -> bool:
-        assert all(part.process.poll() is None for part in started.values())
-        with contextlib.suppress(httpx.TransportError):
-            return all(httpx.get(f"{address}/readyz").json().get("workers") == 2 for address in addresses)
-        return False
-
-    until(ready)
+    for i, address in enumerate(addresses):
+        both = (started[f"api{i}"].process, f"{address}/readyz")
+        until_it_answers(*both, lambda answer: answer.json().get("workers") == 2)
     yield addresses, started
     for part in started.values():
         part.process.kill()
@@ -234,7 +229,7 @@ def test_a_rolling_restart_loses_nothing(
     digest = new_job(settings, steps=1, pictures=2).digest
     traffic = Traffic(addresses)
     traffic.start()
-    long = {"labels": [["red cube"]] * 6, "steps": 1000}
+    long = {"labels": [["red cube"]] * 6, "steps": 500}
     with httpx.Client(base_url=old, timeout=60) as client, ThreadPoolExecutor(1) as thread:
         waiting = thread.submit(client.post, "/generate", json=long)
         watched = client.post("/generate", json=long, headers=ASYNC).json()["id"]

@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,18 +22,19 @@ from service.store.jobs import RUN_JOB, JobStore, new_id
 from service.worker import process
 from service.worker.process import PictureWorker
 from service.worker.runner import Runner
-from tests.paths import ROOT
-from tests.service.processes import environment, new_job, until, worker_processes
+from tests.service.conftest import Command
+from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
 
 
 @pytest.fixture
-def two_workers(connection: Redis, settings: Settings) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
-    with worker_processes(connection, settings, 2) as processes:
+def two_workers(connection: Redis, settings: Settings) -> Iterator[dict[int, WorkerProcess]]:
+    """Workers that have room for four pictures."""
+    with worker_processes(connection, settings.model_copy(update={"batch_pictures": 4}), 2) as processes:
         yield processes
 
 
 @pytest.fixture
-def one_worker(connection: Redis, settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+def one_worker(connection: Redis, settings: Settings) -> Iterator[WorkerProcess]:
     """A worker that stops without finishing its pictures."""
     with worker_processes(connection, settings.model_copy(update={"drain_s": 0.0}), 1) as processes:
         yield next(iter(processes.values()))
@@ -54,25 +53,25 @@ def owner_of_pictures(connection: Redis, digest: str) -> int | None:
 
 
 def test_an_idle_worker_takes_its_share_of_a_large_job(
-    connection: Redis, settings: Settings, two_workers: dict[int, subprocess.Popen[bytes]]
+    connection: Redis, settings: Settings, two_workers: dict[int, WorkerProcess]
 ) -> None:
     store = JobStore(connection, settings)
-    job = new_job(settings, steps=1000, pictures=24)  # three full batches
+    job = new_job(settings, steps=300, pictures=12)  # three full batches
     store.create(job)
     until(lambda: owners_of_pictures(connection, job.digest) == set(two_workers))
     until(lambda: not store.is_open(job.id))
     assert store.statuses([job.id]) == {job.id: "finished"}
     reported = [fields[b"picture"] for _, fields in connection.xrange(keys.events(job.id)) if b"picture" in fields]
-    assert sorted(int(index) for index in reported) == list(range(24))
+    assert sorted(int(index) for index in reported) == list(range(12))
 
 
 def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
-    connection: Redis, settings: Settings, two_workers: dict[int, subprocess.Popen[bytes]]
+    connection: Redis, settings: Settings, two_workers: dict[int, WorkerProcess]
 ) -> None:
     store = JobStore(connection, settings)
-    job = new_job(settings, steps=100, pictures=12)
+    job = new_job(settings, steps=100, pictures=6)
     store.create(job)
-    until(lambda: store.done_count(job.id) > 0)  # 8 are finished, 4 in progress
+    until(lambda: store.done_count(job.id) > 0)  # 4 are finished, 2 in progress
     killed = until(lambda: owner_of_pictures(connection, job.digest))
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
@@ -87,11 +86,11 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     undisturbed = job.model_copy(update={"id": new_id()})
     store.create(undisturbed)
     Runner(connection, settings, "w").run(undisturbed.id)
-    assert store.pngs(job.id, range(12)) == store.pngs(undisturbed.id, range(12))
+    assert store.pngs(job.id, range(6)) == store.pngs(undisturbed.id, range(6))
 
 
 def test_a_stopped_worker_hands_its_pictures_back(
-    connection: Redis, settings: Settings, one_worker: subprocess.Popen[bytes]
+    connection: Redis, settings: Settings, one_worker: WorkerProcess
 ) -> None:
     store = JobStore(connection, settings)
     job = new_job(settings, steps=1000, pictures=8)
@@ -119,7 +118,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
     connection = connect(server.url, retry=RetryUntilStopped(lambda: False))
     store = JobStore(connection, settings)
     log_file = tmp_path / "worker.log"
-    with log_file.open("w") as log, worker_processes(connection, settings, 1, log) as processes:
+    with worker_processes(connection, settings, 1, log_file) as processes:
         (worker,) = processes.values()
         (name,) = connection.smembers(keys.WORKERS)
         job = new_job(settings, steps=100, pictures=12)
@@ -148,7 +147,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
 def test_a_worker_survives_a_full_redis(connection: Redis, settings: Settings, tmp_path: Path) -> None:
     store = JobStore(connection, settings)
     log_file = tmp_path / "worker.log"
-    with log_file.open("w") as log, worker_processes(connection, settings, 1, log) as processes:
+    with worker_processes(connection, settings, 1, log_file) as processes:
         (worker,) = processes.values()
         job = new_job(settings, steps=100, pictures=2)
         connection.config_set("maxmemory", 1)
@@ -162,26 +161,27 @@ def test_a_worker_survives_a_full_redis(connection: Redis, settings: Settings, t
         assert worker.poll() is None
 
 
-def test_a_wrong_password_ends_the_worker_at_once(redis_server: RedisServer, settings: Settings) -> None:
+def test_a_wrong_password_ends_the_worker_at_once(
+    redis_server: RedisServer, settings: Settings, tmp_path: Path
+) -> None:
     wrong = settings.model_copy(update={"redis_url": redis_server.url.replace(redis_server.password, "wrong")})
-    line = [sys.executable, "-m", "service", "worker"]
-    done = subprocess.run(line, cwd=ROOT, env=environment(wrong), capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("labelgrid: ")
+    worker = WorkerProcess(wrong, tmp_path / "worker.log")
+    assert worker.wait(timeout=60) == 1
+    log = (tmp_path / "worker.log").read_text()
+    assert "Traceback" not in log
+    assert log.splitlines()[-1].startswith("labelgrid: ")
 
 
-def test_a_worker_without_a_port_for_its_metrics_does_not_start(connection: Redis, settings: Settings) -> None:
-    line = [sys.executable, "-m", "service", "worker"]
+def test_a_worker_without_a_port_for_its_metrics_does_not_start(
+    command: Command, connection: Redis, settings: Settings
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        with_port = {**environment(settings), "LABELGRID_METRICS_PORT": port}
-        done = subprocess.run(line, cwd=ROOT, env=with_port, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"labelgrid: LABELGRID_METRICS_PORT={port}: cannot be served on")
-    assert "Traceback" not in done.stderr
+        code, _, err = command("worker", environment={**environment(settings), "LABELGRID_METRICS_PORT": port})
+    assert code == 1
+    assert err.splitlines()[-1].startswith(f"labelgrid: LABELGRID_METRICS_PORT={port}: cannot be served on")
     assert connection.scard(keys.WORKERS) == 0
 
 

@@ -1,8 +1,6 @@
 """The guard: with keys each owner sees only their own jobs; without keys the service is for this machine alone."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from service.settings import Settings
 from service.store import workers
 from service.store.jobs import JobStore
 from tests.conftest import serving
-from tests.paths import ROOT
+from tests.service.conftest import Command
 
 BODY = {"labels": [["red cube"]]}
 ASYNC = {"prefer": "respond-async"}
@@ -140,12 +138,11 @@ def test_only_loopback_is_listened_on_without_keys(settings: Settings, host: str
             check_listening(chosen.model_copy(update=allowed), listens_on)
 
 
-def test_the_command_refuses_to_listen_publicly_without_keys(settings: Settings) -> None:
+def test_the_command_refuses_to_listen_publicly_without_keys(command: Command) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LABELGRID_")}
-    command = [sys.executable, "-m", "service", "api", "--host", "0.0.0.0", "--port", "1"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "without API keys the API listens on loopback only, not on 0.0.0.0" in done.stderr
+    code, _, err = command("api", "--host", "0.0.0.0", "--port", "1", environment=environment)
+    assert code == 1
+    assert "without API keys the API listens on loopback only, not on 0.0.0.0" in err
 
 
 @pytest.mark.parametrize("host", ["rebound.example.com", "rebound.example.com:8000", "10.0.0.1"])

@@ -1,8 +1,6 @@
 """API keys: entries of settings and file, and a file that changes while the service runs."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ import pytest
 from service.api.access.keys import BadKeys, KeyRing, hash_of, new_key, parse
 from service.settings import Settings
 from tests.conftest import serving
-from tests.paths import ROOT
+from tests.service.conftest import Command
 
 ALICE, BOB = new_key(), new_key()
 
@@ -53,12 +51,11 @@ def test_a_setting_without_a_key_is_refused_rather_than_ignored(listed: str, tmp
     assert not KeyRing(" \n", None).enabled  # what compose passes on if it is not set
 
 
-def test_the_api_does_not_start_without_a_key_in_its_setting() -> None:
-    command = [sys.executable, "-m", "service", "api", "--host", "0.0.0.0"]
+def test_the_api_does_not_start_without_a_key_in_its_setting(command: Command) -> None:
     environment = {**os.environ, "LABELGRID_API_KEYS": ","}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr.splitlines()[-1].partition(":")[0]) == (1, "labelgrid")
-    assert "names no key" in done.stderr
+    code, _, err = command("api", "--host", "0.0.0.0", environment=environment)
+    assert (code, err.splitlines()[-1].partition(":")[0]) == (1, "labelgrid")
+    assert "names no key" in err
 
 
 @pytest.mark.parametrize("content", ["", "# alice\n", ","])
@@ -88,11 +85,10 @@ def test_a_file_is_read_again_when_it_changes_unless_it_is_bad(tmp_path: Path) -
     assert (ring.owner_of(ALICE), ring.owner_of(BOB)) == (None, "bob")
 
 
-def test_the_command_prints_a_key_and_its_entry() -> None:
-    command = [sys.executable, "-m", "service", "keys", "alice"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    key, known = done.stdout.split()
+def test_the_command_prints_a_key_and_its_entry(command: Command) -> None:
+    code, out, _ = command("keys", "alice")
+    assert code == 0
+    key, known = out.split()
     assert KeyRing(known, None).owner_of(key) == "alice"
     assert KeyRing(known, None).owner_of(key + "x") is None
-    refused = subprocess.run([*command[:-1], "no name"], cwd=ROOT, capture_output=True, text=True)
-    assert refused.returncode == 2
+    assert command("keys", "no name")[0] == 2
