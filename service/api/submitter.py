@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
 from service.api.catalog import Models
-from service.api.dependencies import ModelsDep, OwnerDep, ResultsDep, SettingsDep, StoreDep
+from service.api.dependencies import OwnerDep
 from service.api.openapi_parts import PNG, Responses, header, job_links
 from service.api.preferences import Preferences
 from service.api.results.reader import ResultReader
@@ -376,16 +376,9 @@ def _expected_bytes(record: JobRecord, info: CheckpointInfo | None, uploaded: Se
     return 3 * pixels
 
 
-async def _submitter(
-    request: Request,
-    settings: SettingsDep,
-    store: StoreDep,
-    results: ResultsDep,
-    models: ModelsDep,
-    owner: OwnerDep,
-    idempotency_key: IdempotencyKey = None,
-) -> Submitter:
-    return Submitter(request, settings, store, results, models, owner, idempotency_key)
+async def _submitter(request: Request, owner: OwnerDep, idempotency_key: IdempotencyKey = None) -> Submitter:
+    state = request.app.state
+    return Submitter(request, state.settings, state.store, state.results, state.models, owner, idempotency_key)
 
 
 SubmitterDep = Annotated[Submitter, Depends(_submitter)]
