@@ -5,15 +5,16 @@ import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from redis.asyncio import Redis
 from redis.exceptions import MaxConnectionsError, RedisError
 
 from service.contract import answers
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownJob, UnknownPicture
-from service.contract.records import TERMINAL, JobRecord, JobResult
+from service.contract.records import TERMINAL, JobRecord, JobResult, Verdict
 from service.contract.schemas import Job, JobHead, JobPage
 from service.store import keys, workers
 from service.store.connection import entries_of, text
@@ -23,26 +24,36 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
+ReadJobs: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, Job | Unavailable]]]
+Ended: TypeAlias = "asyncio.Future[Job | None]"  # done once a job has ended: with the job, or None if it was not read
+
 SCANNED = 1000  # jobs that a search looks at for one page
+RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
 LOOK_AGAIN_S = 2.0  # a waiting client's job is read at least this often, in case its end was missed
 
 
 class Endings:
-    """Tells those who wait for jobs which ones have ended: one read for all that wait in this process.
+    """Gives those who wait for jobs the ended ones: one read for all that wait in this process.
 
     It may miss an end, so those who wait also look at the job now and then.
     """
 
-    def __init__(self, connection: Redis) -> None:
-        self.connection = connection
-        self._waiting = defaultdict[str, set[asyncio.Future[None]]](set)  # by job
+    def __init__(
+        self, connection: Redis, jobs: Callable[[Sequence[str]], Awaitable[Mapping[str, Job | Unavailable]]]
+    ) -> None:
+        """`jobs` reads those of several jobs that Redis has."""
+        self.connection, self.jobs = connection, jobs
+        self._waiting = defaultdict[str, set[Ended]](set)  # by job
+        self._recent = dict[str, None]()  # the jobs whose end was read last, in order
         self._seen = "0-0"  # the entry read last
         self._task: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
-    def of(self, job_id: str) -> Iterator[asyncio.Future[None]]:
-        """Return what is done once the job has ended, if it ends from now on."""
-        ended = asyncio.get_running_loop().create_future()
+    def of(self, job_id: str) -> Iterator[Ended]:
+        """Return what is done once the job has ended, if it has just ended or ends from now on."""
+        ended: Ended = asyncio.get_running_loop().create_future()
+        if job_id in self._recent:
+            ended.set_result(None)
         self._waiting[job_id].add(ended)
         try:
             yield ended
@@ -65,11 +76,22 @@ class Endings:
         with contextlib.suppress(RedisError):
             while self._waiting:
                 answer = await self.connection.xread({keys.ENDED: self._seen}, block=int(LOOK_AGAIN_S * 1000))
-                for entry, fields in entries_of(answer):
-                    self._seen = text(entry)
-                    for ended in self._waiting.get(text(fields[b"job"]), ()):
-                        if not ended.done():
-                            ended.set_result(None)
+                if entries := entries_of(answer):
+                    self._seen = text(entries[-1][0])
+                    await self._tell([text(fields[b"job"]) for _, fields in entries])
+
+    async def _tell(self, job_ids: Sequence[str]) -> None:
+        for job_id in job_ids:
+            self._recent[job_id] = None
+            if len(self._recent) > RECENT:
+                del self._recent[next(iter(self._recent))]
+        awaited = [job_id for job_id in job_ids if job_id in self._waiting]
+        jobs = await self.jobs(awaited) if awaited else {}
+        for job_id in awaited:
+            found = jobs.get(job_id)
+            for ended in self._waiting.get(job_id, ()):
+                if not ended.done():
+                    ended.set_result(found if isinstance(found, Job) else None)
 
 
 class JobReader:
@@ -78,7 +100,7 @@ class JobReader:
     def __init__(self, connection: Redis, blocking: Redis | None = None) -> None:
         """`blocking`: a pool for blocking reads, so that waiting clients cannot exhaust the main one."""
         self.connection, self.blocking = connection, blocking or connection
-        self.endings = Endings(connection)
+        self.endings = Endings(connection, self._jobs)
         self.stopping = False  # the server is shutting down
         self.shutdown_deadline = math.inf  # when, in monotonic seconds, waiting clients must have their answer
 
@@ -88,20 +110,34 @@ class JobReader:
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
-        fields: Any = await self.connection.hgetall(keys.job(job_id))
-        if not fields:
-            raise await self._gone(job_id)
-        record = _record(job_id, fields[b"record"])
-        if b"result" not in fields:
-            done = await self.connection.hlen(keys.verdicts(job_id))
-            return answers.whole(record, _state(fields), done, None, ())
-        result = JobResult.read(fields[b"result"])
-        shown = [str(index) for index in result.best_indices(record)]
-        found = await self.connection.hmget(keys.verdicts(job_id), shown)
-        best = read_verdicts(one for one in found if one is not None)
-        if b"kept" in fields and len(best) < len(shown):
-            raise await self._gone(job_id)  # only storage has them
-        return answers.whole(record, _state(fields), record.total, result, best)
+        found = (await self._jobs([job_id])).get(job_id) or await self._gone(job_id)
+        if isinstance(found, ServiceError):
+            raise found
+        return found
+
+    async def _jobs(self, job_ids: Sequence[str]) -> dict[str, Job | Unavailable]:
+        """Return those of the jobs that Redis has, or why they cannot be read. Two round trips for all."""
+        async with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hgetall(keys.job(job_id))
+                pipe.hlen(keys.verdicts(job_id))
+            found = await pipe.execute()
+            stored, jobs = list[_StoredJob](), dict[str, Job | Unavailable]()
+            for job_id, fields, verdicts in zip(job_ids, found[::2], found[1::2], strict=True):
+                try:
+                    if fields:
+                        stored.append(_StoredJob(_record(job_id, fields[b"record"]), fields, verdicts))
+                except Unavailable as error:
+                    jobs[job_id] = error
+            finished = [one for one in stored if one.result is not None]
+            for one in finished:
+                pipe.hmget(keys.verdicts(one.record.id), one.shown)
+            best = dict(zip([one.record.id for one in finished], await pipe.execute(), strict=True))
+        for one in stored:
+            verdicts = read_verdicts(raw for raw in best.get(one.record.id, ()) if raw is not None)
+            if len(verdicts) == len(one.shown) or b"kept" not in one.fields:  # otherwise only storage has them
+                jobs[one.record.id] = one.whole(verdicts)
+        return jobs
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
@@ -152,22 +188,23 @@ class JobReader:
                         heads.append((member, answers.head(record, _state(fields), done)))
         return heads
 
-    async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> Job:
+    async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None], is_new: bool = False) -> Job:
         """Wait until the job ends, `timeout_s` pass, the client is gone or the shutdown's deadline comes.
 
-        Return the job. Its status decides; that it has ended only wakes this.
+        Return the job. `is_new`: it was created a moment ago, so its end cannot be missed for long before.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline, status = time.monotonic() + timeout_s, "queued" if is_new else await self.status(job_id)
         with self.endings.of(job_id) as ended:
             while not (ended.done() or gone.done()):
                 self.endings.follow()
-                status = await self.status(job_id)
                 left_s = min(deadline, self.shutdown_deadline) - time.monotonic()
                 if status is None or status in TERMINAL or left_s <= 0:
                     break
                 wait_s = min(left_s, LOOK_AGAIN_S)
                 await asyncio.wait((ended, gone), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-        return await self.job(job_id)
+                if not (ended.done() or gone.done()):
+                    status = await self.status(job_id)
+            return (ended.result() if ended.done() else None) or await self.job(job_id)
 
     async def read_streams(self, seen: dict[Any, Any], within_ms: int) -> Any:
         """Wait for new entries of streams, given as key -> last entry seen, and return XREAD's answer.
@@ -239,6 +276,23 @@ class JobReader:
         firsts = [await self.connection.lindex(keys.owner_jobs(digest, text(owner)), 0) for owner in owners]
         asked = [await self.connection.hget(keys.job(text(job_id)), "asked_at") for job_id in firsts if job_id]
         return max([0.0, *(time.time() - float(at) for at in asked if at)])
+
+
+@dataclass
+class _StoredJob:
+    """A job in Redis: its hash, and how many verdicts it has."""
+
+    record: JobRecord
+    fields: Mapping[bytes, bytes]
+    verdicts: int
+
+    def __post_init__(self) -> None:
+        self.result = JobResult.read(self.fields[b"result"]) if b"result" in self.fields else None
+        self.shown = [str(index) for index in self.result.best_indices(self.record)] if self.result else []
+
+    def whole(self, best: Sequence[Verdict]) -> Job:
+        done = self.verdicts if self.result is None else self.record.total
+        return answers.whole(self.record, _state(self.fields), done, self.result, best)
 
 
 def _record(job_id: str, raw: bytes | str) -> JobRecord:
