@@ -316,11 +316,16 @@ class Submitter:
 
     def _reserve(self, record: JobRecord, expected_bytes: int) -> None:
         """Reserve room for the job. Raises NoWorker, QueueFull, QuotaExceeded."""
-        ready = workers.ready(workers.list_live(self.store.connection))
+        with self.store.connection.pipeline(transaction=False) as pipe:
+            workers.ask_live(pipe)
+            admission.ask_for_room(pipe, self.settings, record, expected_bytes)
+            live, room = pipe.execute()
+        ready = workers.ready(workers.descriptions(live))
         if not ready:
+            admission.give_up(self.store.connection, record)
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         rate = sum(about.get("pictures_per_s", 0.0) for about in ready)
-        full = admission.reserve(self.store.connection, self.settings, record, expected_bytes)
+        full = admission.full_of(room, self.settings)
         if full is not None and full.what == "bytes":
             detail = f"{full.taken} bytes of yours are stored and {expected_bytes} more would exceed {full.most}"
             headers = {"Retry-After": str(max(1, full.expires_s))}

@@ -6,7 +6,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from redis.asyncio import Redis
@@ -14,7 +13,7 @@ from redis.exceptions import MaxConnectionsError, RedisError
 
 from service.contract import answers
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownJob, UnknownPicture
-from service.contract.records import TERMINAL, JobRecord, JobResult, Verdict
+from service.contract.records import TERMINAL, JobRecord, JobResult
 from service.contract.schemas import Job, JobHead, JobPage
 from service.store import keys, workers
 from service.store.connection import entries_of, text
@@ -30,6 +29,19 @@ Ended: TypeAlias = "asyncio.Future[Job | None]"  # done once a job has ended: wi
 SCANNED = 1000  # jobs that a search looks at for one page
 RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
 LOOK_AGAIN_S = 2.0  # a waiting client's job is read at least this often, in case its end was missed
+
+# Returns a job's fields, how many verdicts it has, and once it has a result the verdicts of its best repeat.
+# KEYS: job, verdicts.
+_READ = """
+local shown, result = {}, redis.call('HGET', KEYS[1], 'result')
+if result then
+  result = cjson.decode(result)
+  local pictures, indices = redis.call('HGET', KEYS[1], 'total') / #result.repeats, {}
+  for i = 1, pictures do indices[i] = string.format('%d', result.best * pictures + i - 1) end
+  shown = redis.call('HMGET', KEYS[2], unpack(indices))
+end
+return {redis.call('HGETALL', KEYS[1]), redis.call('HLEN', KEYS[2]), shown}
+"""
 
 
 class Endings:
@@ -116,27 +128,23 @@ class JobReader:
         return found
 
     async def _jobs(self, job_ids: Sequence[str]) -> dict[str, Job | Unavailable]:
-        """Return those of the jobs that Redis has, or why they cannot be read. Two round trips for all."""
+        """Return those of the jobs that Redis has, or why they cannot be read. One round trip for all of them."""
         async with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hgetall(keys.job(job_id))
-                pipe.hlen(keys.verdicts(job_id))
+                pipe.eval(_READ, 2, keys.job(job_id), keys.verdicts(job_id))
             found = await pipe.execute()
-            stored, jobs = list[_StoredJob](), dict[str, Job | Unavailable]()
-            for job_id, fields, verdicts in zip(job_ids, found[::2], found[1::2], strict=True):
+        jobs = dict[str, Job | Unavailable]()
+        for job_id, (pairs, verdicts, shown) in zip(job_ids, found, strict=True):
+            fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
+            best = read_verdicts(raw for raw in shown if raw is not None)
+            if fields and (len(best) == len(shown) or b"kept" not in fields):  # otherwise only storage has them
                 try:
-                    if fields:
-                        stored.append(_StoredJob(_record(job_id, fields[b"record"]), fields, verdicts))
+                    record = _record(job_id, fields[b"record"])
+                    result = JobResult.read(fields[b"result"]) if b"result" in fields else None
+                    done = verdicts if result is None else record.total
+                    jobs[job_id] = answers.whole(record, _state(fields), done, result, best)
                 except Unavailable as error:
                     jobs[job_id] = error
-            finished = [one for one in stored if one.result is not None]
-            for one in finished:
-                pipe.hmget(keys.verdicts(one.record.id), one.shown)
-            best = dict(zip([one.record.id for one in finished], await pipe.execute(), strict=True))
-        for one in stored:
-            verdicts = read_verdicts(raw for raw in best.get(one.record.id, ()) if raw is not None)
-            if len(verdicts) == len(one.shown) or b"kept" not in one.fields:  # otherwise only storage has them
-                jobs[one.record.id] = one.whole(verdicts)
         return jobs
 
     async def _gone(self, job_id: str) -> ServiceError:
@@ -276,23 +284,6 @@ class JobReader:
         firsts = [await self.connection.lindex(keys.owner_jobs(digest, text(owner)), 0) for owner in owners]
         asked = [await self.connection.hget(keys.job(text(job_id)), "asked_at") for job_id in firsts if job_id]
         return max([0.0, *(time.time() - float(at) for at in asked if at)])
-
-
-@dataclass
-class _StoredJob:
-    """A job in Redis: its hash, and how many verdicts it has."""
-
-    record: JobRecord
-    fields: Mapping[bytes, bytes]
-    verdicts: int
-
-    def __post_init__(self) -> None:
-        self.result = JobResult.read(self.fields[b"result"]) if b"result" in self.fields else None
-        self.shown = [str(index) for index in self.result.best_indices(self.record)] if self.result else []
-
-    def whole(self, best: Sequence[Verdict]) -> Job:
-        done = self.verdicts if self.result is None else self.record.total
-        return answers.whole(self.record, _state(self.fields), done, self.result, best)
 
 
 def _record(job_id: str, raw: bytes | str) -> JobRecord:

@@ -45,14 +45,21 @@ def is_alive(connection: Redis, name: str) -> bool:
 
 def list_live(connection: Redis) -> list[dict[str, Any]]:
     """Return what each live worker says about itself, draining ones included."""
-    found: Any = connection.eval(_LIVE, 1, keys.WORKERS, keys.worker(""))
-    return [json.loads(raw) for raw in found]
+    return descriptions(ask_live(connection))
+
+
+def ask_live(connection: Redis) -> Any:
+    """Ask for the live workers, in a pipeline or at once. `descriptions` reads the answer."""
+    return connection.eval(_LIVE, 1, keys.WORKERS, keys.worker(""))
+
+
+def descriptions(answer: Any) -> list[dict[str, Any]]:
+    return [json.loads(raw) for raw in answer]
 
 
 async def list_live_async(connection: AsyncRedis) -> list[dict[str, Any]]:
     """The same without blocking."""
-    found: Any = await connection.eval(_LIVE, 1, keys.WORKERS, keys.worker(""))
-    return [json.loads(raw) for raw in found]
+    return descriptions(await connection.eval(_LIVE, 1, keys.WORKERS, keys.worker("")))
 
 
 def ready(live: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
