@@ -50,9 +50,7 @@ class Endings:
     It may miss an end, so those who wait also look at the job now and then.
     """
 
-    def __init__(
-        self, connection: Redis, jobs: Callable[[Sequence[str]], Awaitable[Mapping[str, Job | Unavailable]]]
-    ) -> None:
+    def __init__(self, connection: Redis, jobs: ReadJobs) -> None:
         """`jobs` reads those of several jobs that Redis has."""
         self.connection, self.jobs = connection, jobs
         self._waiting = defaultdict[str, set[Ended]](set)  # by job
@@ -98,7 +96,9 @@ class Endings:
             if len(self._recent) > RECENT:
                 del self._recent[next(iter(self._recent))]
         awaited = [job_id for job_id in job_ids if job_id in self._waiting]
-        jobs = await self.jobs(awaited) if awaited else {}
+        jobs: Mapping[str, Job | Unavailable] = {}
+        with contextlib.suppress(RedisError, ValueError):  # those who wait then read their jobs themselves
+            jobs = await self.jobs(awaited) if awaited else {}
         for job_id in awaited:
             found = jobs.get(job_id)
             for ended in self._waiting.get(job_id, ()):
@@ -199,7 +199,7 @@ class JobReader:
     async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None], is_new: bool = False) -> Job:
         """Wait until the job ends, `timeout_s` pass, the client is gone or the shutdown's deadline comes.
 
-        Return the job. `is_new`: it was created a moment ago, so its end cannot be missed for long before.
+        Return the job. `is_new`: it was created a moment ago, so that it need not be looked at first.
         """
         deadline, status = time.monotonic() + timeout_s, "queued" if is_new else await self.status(job_id)
         with self.endings.of(job_id) as ended:
