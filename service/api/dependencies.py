@@ -1,7 +1,7 @@
 """The dependencies of routes as Annotated aliases. `app.py` creates the objects behind them, once.
 
-All functions are `async`: FastAPI calls others in a thread, which would cost more than their work. FastAPI takes about
-50 us for each dependency of a request, so the busy routes have few.
+All functions are `async`: FastAPI calls others in a thread, which would cost more than their work. FastAPI takes some
+tens of microseconds for each dependency of a request, so the busy routes have few.
 """
 
 from typing import Annotated, Any
