@@ -61,7 +61,8 @@ class _File:
 class Models:
     """The models of one storage. Safe to use from several threads: only the storage thread changes it.
 
-    Looks at a local folder on every call, at a remote one at most every `every_s`. Reads the header of each version of
+    Looks at a local folder on every call, except that one look serves all calls that were waiting when it began; at a
+    remote one at most every `every_s`. Reads the header of each version of
     a file once, and the whole file once, when the model is first requested. While storage does not answer or hangs,
     what it held before stays available: workers have the files in their caches.
     """
@@ -73,6 +74,7 @@ class Models:
     _promoted: dict[str, str] = field(default_factory=dict)  # kind -> name, as promoted.json has it
     _problem: CheckpointError | None = None  # with storage or promoted.json
     _looked_at: float = -1e9
+    _look_begun_at: float = -1e9  # the last look's
     _listing: Listing | None = None  # the last one
     _storage: StorageThread = field(default_factory=StorageThread)
 
@@ -85,7 +87,8 @@ class Models:
         """
         known = self._known(name, kind)
         try:
-            return self._storage.call(partial(self._find, name, at, kind), can_do_without=known is not None)
+            find = partial(self._find, name, at, kind, asked_at=time.monotonic())
+            return self._storage.call(find, can_do_without=known is not None)
         except Stalled as error:
             if known is None:
                 raise NoModel(f"{self.storage} does not answer, and the model is not known yet") from error
@@ -99,8 +102,9 @@ class Models:
         is_read = file.verified or kind != "denoiser"
         return file.found if is_read and self._conflict(file.found) is None else None
 
-    def _find(self, name: str | None, at: tuple[str, ...], kind: CheckpointKind) -> CheckpointInfo:
-        self._look()
+    def _find(self, name: str | None, at: tuple[str, ...], kind: CheckpointKind, asked_at: float) -> CheckpointInfo:
+        if self._look_begun_at < asked_at:
+            self._look()
         wanted = self._promoted.get(kind) if name is None else name
         try:
             if wanted is None and self._problem is not None:
@@ -169,6 +173,7 @@ class Models:
         """Read what is new in storage."""
         if not isinstance(self.storage, Path) and time.monotonic() - self._looked_at < self.every_s:
             return
+        self._look_begun_at = time.monotonic()
         self._problem = None
         try:
             self._versions = files.versions(self.storage)

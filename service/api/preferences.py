@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Request
 
-from service.api.dependencies import SettingsDep
+from service.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,7 @@ def _quality(accept: str, media_type: str) -> float:
     return 0.0
 
 
-async def read_preferences(
-    settings: SettingsDep,
-    prefer: Annotated[
-        str | None,
-        Header(
-            description="`respond-async` answers 202 at once, `wait=N` waits at most N seconds",
-            examples=["respond-async", "wait=10"],
-        ),
-    ] = None,
-    accept: Annotated[
-        str, Header(include_in_schema=False)
-    ] = "application/json",  # the document lists the media types under the responses
-) -> Preferences:
+def read_preferences(settings: Settings, prefer: str | None, accept: str) -> Preferences:
     """Read the headers. A preference that is not understood is ignored (RFC 7240)."""
     preferred = [part.strip().lower() for part in (prefer or "").split(",")]
     png = _quality(accept, "image/png") > _quality(accept, "application/json")
@@ -53,4 +41,20 @@ async def read_preferences(
     return Preferences(settings.wait_s, png, None)
 
 
-PreferencesDep = Annotated[Preferences, Depends(read_preferences)]
+async def _preferences(
+    request: Request,
+    prefer: Annotated[
+        str | None,
+        Header(
+            description="`respond-async` answers 202 at once, `wait=N` waits at most N seconds",
+            examples=["respond-async", "wait=10"],
+        ),
+    ] = None,
+    accept: Annotated[
+        str, Header(include_in_schema=False)
+    ] = "application/json",  # the document lists the media types under the responses
+) -> Preferences:
+    return read_preferences(request.app.state.settings, prefer, accept)
+
+
+PreferencesDep = Annotated[Preferences, Depends(_preferences)]

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from anyio import from_thread
 from fastapi import Depends, Header, Request, Response
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
 from service.api.catalog import Models
-from service.api.dependencies import ModelsDep, OwnerDep, ResultsDep, SettingsDep, StoreDep
+from service.api.dependencies import OwnerDep
 from service.api.openapi_parts import PNG, Responses, header, job_links
 from service.api.preferences import Preferences
 from service.api.results.reader import ResultReader
@@ -137,6 +137,13 @@ class JobSpec:
                 raise NotLearnt.at((*self.at[:-1], "layouts", i), problem, entry=i, **more)
 
 
+class Accepted(NamedTuple):
+    """The job of a request. `is_new`: the request created it just now."""
+
+    job_id: str
+    is_new: bool
+
+
 NewJob = tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]  # with its denoiser, or the pictures to judge
 
 
@@ -159,8 +166,8 @@ class Submitter:
         labels: Sequence[Sequence[str]],
         check: Callable[[Models], JobSpec],
         pictures: Sequence[bytes] = (),
-    ) -> str:
-        """Return the id of the request's job: the one that the same request created before, or a new one.
+    ) -> Accepted:
+        """Return the request's job: the one that the same request created before, or a new one.
 
         Same requests have the same Idempotency-Key, fields, labels and pictures, as JSON or as a form. Models do not
         count: they may be gone on a retry. So `check` is called only for a new job, in a thread.
@@ -176,8 +183,8 @@ class Submitter:
 
         return await self._create([kind, labels, given, hashes], new)
 
-    async def retry(self, job_id: str) -> str:
-        """Return the id of a new job like one that failed or was cancelled, of the same checkpoint.
+    async def retry(self, job_id: str) -> Accepted:
+        """Return a new job like one that failed or was cancelled, of the same checkpoint.
 
         Raises NotFailed, UnknownCheckpoint and what `submit` does.
         """
@@ -202,15 +209,16 @@ class Submitter:
             return record, None, self.store.pngs(job_id, range(record.total))
         return record, self.models.with_digest(record.digest, ("path", "job_id")), ()
 
-    async def _create(self, content: list[Any], new: Callable[[], NewJob]) -> str:
-        """Return the id of the job that a request with this `content` created before, or create a `new` one."""
+    async def _create(self, content: list[Any], new: Callable[[], NewJob]) -> Accepted:
+        """Return the job that a request with this `content` created before, or create a `new` one."""
         job_id, record = await run_in_threadpool(self._find_or_create, content, new)
         bind_contextvars(job_id=job_id)
         tracing.describe({"labelgrid.job_id": job_id})
-        if record and job_id == record.id:  # otherwise the same request created its job first
+        is_new = record is not None and job_id == record.id  # otherwise the same request created its job first
+        if record and is_new:
             PICTURES_ACCEPTED.labels(record.kind).inc(record.total)
             log.info("job accepted", kind=record.kind, pictures=record.total, model=record.model)
-        return job_id
+        return Accepted(job_id, is_new)
 
     def _find_or_create(self, content: list[Any], new: Callable[[], NewJob]) -> tuple[str, JobRecord | None]:
         """Return the job's id, and the record unless it was created before. In one thread: each switch costs time."""
@@ -224,13 +232,13 @@ class Submitter:
         self._reserve(record, expected_bytes)
         return self.store.create(record, request, pictures, expected_bytes), record
 
-    async def wait(self, job_id: str, wait_s: float) -> Job:
+    async def wait(self, accepted: Accepted, wait_s: float) -> Job:
         """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""
         if wait_s <= 0:
-            return await self.results.jobs.job(job_id)
+            return await self.results.jobs.job(accepted.job_id)
         gone = asyncio.create_task(_disconnect(self.request))
         try:
-            job = await self.results.jobs.wait(job_id, wait_s, gone)
+            job = await self.results.jobs.wait(accepted.job_id, wait_s, gone, accepted.is_new)
         finally:
             gone.cancel()
         if gone.done() and job.status not in TERMINAL:
@@ -238,10 +246,10 @@ class Submitter:
             raise ClientGone(ClientGone.example)
         return job
 
-    async def answer(self, job_id: str, preferences: Preferences) -> Response:
+    async def answer(self, accepted: Accepted, preferences: Preferences) -> Response:
         """Wait for the job and answer in the form that the client prefers."""
-        job = await self.wait(job_id, preferences.wait_s)
-        location = f"/jobs/{job_id}"
+        job = await self.wait(accepted, preferences.wait_s)
+        location = f"/jobs/{job.id}"
         headers = {"Vary": "Accept, Prefer"}
         if preferences.applied:
             headers["Preference-Applied"] = preferences.applied
@@ -251,7 +259,7 @@ class Submitter:
         check_finished(job, headers)
         if preferences.png:
             headers["Content-Location"] = f"{location}/grid.png"
-            return Response(await self.results.grid(job_id, self.owner), media_type="image/png", headers=headers)
+            return Response(await self.results.grid(job.id, self.owner), media_type="image/png", headers=headers)
         return _json(job, 200, headers)
 
     def _record(self, kind: JobKind, fields: SamplingFields, spec: JobSpec, sent: bool) -> JobRecord:
@@ -308,11 +316,16 @@ class Submitter:
 
     def _reserve(self, record: JobRecord, expected_bytes: int) -> None:
         """Reserve room for the job. Raises NoWorker, QueueFull, QuotaExceeded."""
-        ready = workers.ready(workers.list_live(self.store.connection))
+        with self.store.connection.pipeline(transaction=False) as pipe:
+            workers.ask_live(pipe)
+            admission.ask_for_room(pipe, self.settings, record, expected_bytes)
+            live, room = pipe.execute()
+        ready = workers.ready(workers.descriptions(live))
         if not ready:
+            admission.give_up(self.store.connection, record)
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         rate = sum(about.get("pictures_per_s", 0.0) for about in ready)
-        full = admission.reserve(self.store.connection, self.settings, record, expected_bytes)
+        full = admission.full_of(room, self.settings)
         if full is not None and full.what == "bytes":
             detail = f"{full.taken} bytes of yours are stored and {expected_bytes} more would exceed {full.most}"
             headers = {"Retry-After": str(max(1, full.expires_s))}
@@ -376,16 +389,9 @@ def _expected_bytes(record: JobRecord, info: CheckpointInfo | None, uploaded: Se
     return 3 * pixels
 
 
-async def _submitter(
-    request: Request,
-    settings: SettingsDep,
-    store: StoreDep,
-    results: ResultsDep,
-    models: ModelsDep,
-    owner: OwnerDep,
-    idempotency_key: IdempotencyKey = None,
-) -> Submitter:
-    return Submitter(request, settings, store, results, models, owner, idempotency_key)
+async def _submitter(request: Request, owner: OwnerDep, idempotency_key: IdempotencyKey = None) -> Submitter:
+    state = request.app.state
+    return Submitter(request, state.settings, state.store, state.results, state.models, owner, idempotency_key)
 
 
 SubmitterDep = Annotated[Submitter, Depends(_submitter)]

@@ -21,6 +21,8 @@ FIRST_FIELDS = frozenset(
     webhook_events x y""".split()  # noqa: SIM905
 )
 
+PLAIN = (str, int, float, type(None))  # values without fields of their own
+
 
 class Stored(BaseModel):
     """A record in Redis as JSON. Its fields do not change once it is created."""
@@ -46,6 +48,8 @@ def unneeded(value: Any) -> dict[Any, Any]:
     elif isinstance(value, list | tuple):
         items = enumerate(value)
     for key, inner in items:
+        if isinstance(inner, PLAIN):  # first, because it is cheap and nearly all are
+            continue
         if key not in found and isinstance(inner, BaseModel | list | tuple) and (parts := unneeded(inner)):
             found[key] = parts
     return found

@@ -5,6 +5,7 @@ the job replaces the reservation.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from redis import Redis
 
@@ -102,16 +103,28 @@ class Full:
 
 def reserve(connection: Redis, settings: Settings, record: JobRecord, expected_bytes: int) -> Full | None:
     """Reserve room for a job for `RESERVED_S`, or say what is full. An empty queue or store takes any one job."""
+    return full_of(ask_for_room(connection, settings, record, expected_bytes), settings)
+
+
+def ask_for_room(connection: Redis, settings: Settings, record: JobRecord, expected_bytes: int) -> Any:
+    """Ask for the reservation, in a pipeline or at once. `full_of` reads the answer."""
+    digest, owner, limits = record.digest, record.owner, _limits(settings)
+    touched = (keys.pending_counts(digest), keys.stream(digest), keys.reserved(digest), keys.stored_bytes(owner))
+    most = limits["queue"], limits["owner"], expected_bytes, limits["bytes"]
+    return connection.eval(_RESERVE, len(touched), *touched, record.id, owner, record.total, *most, RESERVED_S)
+
+
+def full_of(answer: Any, settings: Settings) -> Full | None:
+    what, taken, expires_s = answer
+    what = what.decode()
+    return Full(what, int(taken), _limits(settings)[what], int(expires_s)) if what else None
+
+
+def _limits(settings: Settings) -> dict[str, int]:
     limits = {"queue": settings.max_queued_pictures, "owner": 0, "bytes": 0}
     if settings.has_keys:
         limits |= {"owner": settings.max_queued_pictures_per_owner, "bytes": settings.max_stored_bytes_per_owner}
-    digest, owner = record.digest, record.owner
-    touched = (keys.pending_counts(digest), keys.stream(digest), keys.reserved(digest), keys.stored_bytes(owner))
-    most = limits["queue"], limits["owner"], expected_bytes, limits["bytes"]
-    answer = connection.eval(_RESERVE, len(touched), *touched, record.id, owner, record.total, *most, RESERVED_S)
-    what, taken, expires_s = answer
-    what = what.decode()
-    return Full(what, int(taken), limits[what], int(expires_s)) if what else None
+    return limits
 
 
 def give_up(connection: Redis, record: JobRecord) -> None:

@@ -5,8 +5,8 @@ import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from redis.asyncio import Redis
 from redis.exceptions import MaxConnectionsError, RedisError
@@ -23,26 +23,47 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
+ReadJobs: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, Job | Unavailable]]]
+Ended: TypeAlias = "asyncio.Future[Job | None]"  # done once a job has ended: with the job, or None if it was not read
+
 SCANNED = 1000  # jobs that a search looks at for one page
+RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
 LOOK_AGAIN_S = 2.0  # a waiting client's job is read at least this often, in case its end was missed
+
+# Returns a job's fields, how many verdicts it has, and once it has a result the verdicts of its best repeat.
+# KEYS: job, verdicts.
+_READ = """
+local shown, result = {}, redis.call('HGET', KEYS[1], 'result')
+if result then
+  result = cjson.decode(result)
+  local pictures, indices = redis.call('HGET', KEYS[1], 'total') / #result.repeats, {}
+  for i = 1, pictures do indices[i] = string.format('%d', result.best * pictures + i - 1) end
+  shown = redis.call('HMGET', KEYS[2], unpack(indices))
+end
+return {redis.call('HGETALL', KEYS[1]), redis.call('HLEN', KEYS[2]), shown}
+"""
 
 
 class Endings:
-    """Tells those who wait for jobs which ones have ended: one read for all that wait in this process.
+    """Gives those who wait for jobs the ended ones: one read for all that wait in this process.
 
     It may miss an end, so those who wait also look at the job now and then.
     """
 
-    def __init__(self, connection: Redis) -> None:
-        self.connection = connection
-        self._waiting = defaultdict[str, set[asyncio.Future[None]]](set)  # by job
+    def __init__(self, connection: Redis, jobs: ReadJobs) -> None:
+        """`jobs` reads those of several jobs that Redis has."""
+        self.connection, self.jobs = connection, jobs
+        self._waiting = defaultdict[str, set[Ended]](set)  # by job
+        self._recent = dict[str, None]()  # the jobs whose end was read last, in order
         self._seen = "0-0"  # the entry read last
         self._task: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
-    def of(self, job_id: str) -> Iterator[asyncio.Future[None]]:
-        """Return what is done once the job has ended, if it ends from now on."""
-        ended = asyncio.get_running_loop().create_future()
+    def of(self, job_id: str) -> Iterator[Ended]:
+        """Return what is done once the job has ended, if it has just ended or ends from now on."""
+        ended: Ended = asyncio.get_running_loop().create_future()
+        if job_id in self._recent:
+            ended.set_result(None)
         self._waiting[job_id].add(ended)
         try:
             yield ended
@@ -65,11 +86,24 @@ class Endings:
         with contextlib.suppress(RedisError):
             while self._waiting:
                 answer = await self.connection.xread({keys.ENDED: self._seen}, block=int(LOOK_AGAIN_S * 1000))
-                for entry, fields in entries_of(answer):
-                    self._seen = text(entry)
-                    for ended in self._waiting.get(text(fields[b"job"]), ()):
-                        if not ended.done():
-                            ended.set_result(None)
+                if entries := entries_of(answer):
+                    self._seen = text(entries[-1][0])
+                    await self._tell([text(fields[b"job"]) for _, fields in entries])
+
+    async def _tell(self, job_ids: Sequence[str]) -> None:
+        for job_id in job_ids:
+            self._recent[job_id] = None
+            if len(self._recent) > RECENT:
+                del self._recent[next(iter(self._recent))]
+        awaited = [job_id for job_id in job_ids if job_id in self._waiting]
+        jobs: Mapping[str, Job | Unavailable] = {}
+        with contextlib.suppress(RedisError, ValueError):  # those who wait then read their jobs themselves
+            jobs = await self.jobs(awaited) if awaited else {}
+        for job_id in awaited:
+            found = jobs.get(job_id)
+            for ended in self._waiting.get(job_id, ()):
+                if not ended.done():
+                    ended.set_result(found if isinstance(found, Job) else None)
 
 
 class JobReader:
@@ -78,7 +112,7 @@ class JobReader:
     def __init__(self, connection: Redis, blocking: Redis | None = None) -> None:
         """`blocking`: a pool for blocking reads, so that waiting clients cannot exhaust the main one."""
         self.connection, self.blocking = connection, blocking or connection
-        self.endings = Endings(connection)
+        self.endings = Endings(connection, self._jobs)
         self.stopping = False  # the server is shutting down
         self.shutdown_deadline = math.inf  # when, in monotonic seconds, waiting clients must have their answer
 
@@ -88,20 +122,30 @@ class JobReader:
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
-        fields: Any = await self.connection.hgetall(keys.job(job_id))
-        if not fields:
-            raise await self._gone(job_id)
-        record = _record(job_id, fields[b"record"])
-        if b"result" not in fields:
-            done = await self.connection.hlen(keys.verdicts(job_id))
-            return answers.whole(record, _state(fields), done, None, ())
-        result = JobResult.read(fields[b"result"])
-        shown = [str(index) for index in result.best_indices(record)]
-        found = await self.connection.hmget(keys.verdicts(job_id), shown)
-        best = read_verdicts(one for one in found if one is not None)
-        if b"kept" in fields and len(best) < len(shown):
-            raise await self._gone(job_id)  # only storage has them
-        return answers.whole(record, _state(fields), record.total, result, best)
+        found = (await self._jobs([job_id])).get(job_id) or await self._gone(job_id)
+        if isinstance(found, ServiceError):
+            raise found
+        return found
+
+    async def _jobs(self, job_ids: Sequence[str]) -> dict[str, Job | Unavailable]:
+        """Return those of the jobs that Redis has, or why they cannot be read. One round trip for all of them."""
+        async with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.eval(_READ, 2, keys.job(job_id), keys.verdicts(job_id))
+            found = await pipe.execute()
+        jobs = dict[str, Job | Unavailable]()
+        for job_id, (pairs, verdicts, shown) in zip(job_ids, found, strict=True):
+            fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
+            best = read_verdicts(raw for raw in shown if raw is not None)
+            if fields and (len(best) == len(shown) or b"kept" not in fields):  # otherwise only storage has them
+                try:
+                    record = _record(job_id, fields[b"record"])
+                    result = JobResult.read(fields[b"result"]) if b"result" in fields else None
+                    done = verdicts if result is None else record.total
+                    jobs[job_id] = answers.whole(record, _state(fields), done, result, best)
+                except Unavailable as error:
+                    jobs[job_id] = error
+        return jobs
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
@@ -152,22 +196,23 @@ class JobReader:
                         heads.append((member, answers.head(record, _state(fields), done)))
         return heads
 
-    async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> Job:
+    async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None], is_new: bool = False) -> Job:
         """Wait until the job ends, `timeout_s` pass, the client is gone or the shutdown's deadline comes.
 
-        Return the job. Its status decides; that it has ended only wakes this.
+        Return the job. `is_new`: it was created a moment ago, so that it need not be looked at first.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline, status = time.monotonic() + timeout_s, "queued" if is_new else await self.status(job_id)
         with self.endings.of(job_id) as ended:
             while not (ended.done() or gone.done()):
                 self.endings.follow()
-                status = await self.status(job_id)
                 left_s = min(deadline, self.shutdown_deadline) - time.monotonic()
                 if status is None or status in TERMINAL or left_s <= 0:
                     break
                 wait_s = min(left_s, LOOK_AGAIN_S)
                 await asyncio.wait((ended, gone), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-        return await self.job(job_id)
+                if not (ended.done() or gone.done()):
+                    status = await self.status(job_id)
+            return (ended.result() if ended.done() else None) or await self.job(job_id)
 
     async def read_streams(self, seen: dict[Any, Any], within_ms: int) -> Any:
         """Wait for new entries of streams, given as key -> last entry seen, and return XREAD's answer.

@@ -18,6 +18,15 @@ redis.call('SADD', KEYS[1], ARGV[1])
 redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 """
 
+# Returns what the live workers say about themselves. KEYS: set of workers. ARGV: prefix of their keys.
+_LIVE = """
+local live = {}
+for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  live[#live + 1] = redis.call('GET', ARGV[1] .. name) or nil
+end
+return live
+"""
+
 
 def announce(connection: Redis, name: str, about: Mapping[str, Any], lease_s: float) -> None:
     """List the worker as live for the next `lease_s`, with what it says about itself."""
@@ -36,14 +45,21 @@ def is_alive(connection: Redis, name: str) -> bool:
 
 def list_live(connection: Redis) -> list[dict[str, Any]]:
     """Return what each live worker says about itself, draining ones included."""
-    names = connection.smembers(keys.WORKERS)
-    return _descriptions(connection.mget(_keys(names))) if names else []
+    return descriptions(ask_live(connection))
+
+
+def ask_live(connection: Redis) -> Any:
+    """Ask for the live workers, in a pipeline or at once. `descriptions` reads the answer."""
+    return connection.eval(_LIVE, 1, keys.WORKERS, keys.worker(""))
+
+
+def descriptions(answer: Any) -> list[dict[str, Any]]:
+    return [json.loads(raw) for raw in answer]
 
 
 async def list_live_async(connection: AsyncRedis) -> list[dict[str, Any]]:
     """The same without blocking."""
-    names = await connection.smembers(keys.WORKERS)
-    return _descriptions(await connection.mget(_keys(names))) if names else []
+    return descriptions(await connection.eval(_LIVE, 1, keys.WORKERS, keys.worker("")))
 
 
 def ready(live: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -55,11 +71,3 @@ def forget_dead(connection: Redis) -> None:
     """Remove the names of workers whose key has expired."""
     if dead := [name for name in connection.smembers(keys.WORKERS) if not is_alive(connection, text(name))]:
         connection.srem(keys.WORKERS, *dead)
-
-
-def _keys(names: Iterable[bytes | str]) -> list[str]:
-    return [keys.worker(text(name)) for name in names]
-
-
-def _descriptions(found: Iterable[Any]) -> list[dict[str, Any]]:
-    return [json.loads(raw) for raw in found if raw is not None]

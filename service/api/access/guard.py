@@ -3,6 +3,7 @@
 Knows only the public routes, so a new route is closed until it is opened here. A shutdown closes nearly all of them.
 """
 
+import functools
 import ipaddress
 import re
 
@@ -25,6 +26,7 @@ class Exposed(RuntimeError):
     """The API would be open to everybody who can reach this machine."""
 
 
+@functools.lru_cache(maxsize=64)  # nearly all requests have the same
 def is_loopback(host: str) -> bool:
     """Return whether a host name or address is this machine itself."""
     host = host.strip("[]").lower().rstrip(".")

@@ -3,7 +3,6 @@
 A route that serves a page sets its own content policy.
 """
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 DEFAULTS = {
@@ -16,6 +15,7 @@ DEFAULTS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
     "Cache-Control": "no-store",  # jobs are private to their owners
 }
+ENCODED = [(name.lower().encode(), value.encode()) for name, value in DEFAULTS.items()]  # as ASGI has headers
 
 
 class SecurityHeaders:
@@ -27,9 +27,9 @@ class SecurityHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in DEFAULTS.items():
-                    headers.setdefault(name, value)
+                headers = list(message["headers"])
+                given = {name for name, _ in headers}
+                message["headers"] = headers + [header for header in ENCODED if header[0] not in given]
             await send(message)
 
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)

@@ -34,8 +34,8 @@ async def generate_images(
     request: Request, body: ImagesRequest, submitter: SubmitterDep, settings: SettingsDep
 ) -> Images:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
-    job_id = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
-    job = await submitter.wait(job_id, settings.wait_s)
+    accepted = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
+    job, job_id = await submitter.wait(accepted, settings.wait_s), accepted.job_id
     if job.status not in TERMINAL:
         raise NotInTime(f"not finished within {settings.wait_s:.0f} s; the job goes on", job=f"/jobs/{job_id}")
     check_finished(job)

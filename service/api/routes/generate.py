@@ -46,8 +46,8 @@ async def generate(request: Request, submitter: SubmitterDep, preferences: Prefe
     """
     body = await _read(request)
     labels = (body.recipe or body).labels
-    job_id = await submitter.submit("generate", body, labels, partial(_check, body))
-    return await submitter.answer(job_id, preferences)
+    accepted = await submitter.submit("generate", body, labels, partial(_check, body))
+    return await submitter.answer(accepted, preferences)
 
 
 async def _read(request: Request) -> GenerateRequest:

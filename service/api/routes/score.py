@@ -58,8 +58,8 @@ async def score(request: Request, submitter: SubmitterDep, preferences: Preferen
     """
     body = await _read(request, submitter.settings)
     check = partial(_check, body)
-    job_id = await submitter.submit("score", body.fields, body.lists, check, body.pictures or ())
-    return await submitter.answer(job_id, preferences)
+    accepted = await submitter.submit("score", body.fields, body.lists, check, body.pictures or ())
+    return await submitter.answer(accepted, preferences)
 
 
 @dataclass(frozen=True)

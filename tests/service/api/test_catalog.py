@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -213,6 +214,30 @@ def test_each_version_of_a_file_is_read_once(models: Models, folder: Path, monke
     publish_toy_denoiser(folder, "b", 5)
     models.find("b")
     assert sorted(reads[3:]) == ["read_info b", "verify b"]
+
+
+def test_one_look_at_storage_serves_all_calls_that_wait_for_it(
+    models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.find("a")
+    looks, may_go_on = [0], threading.Event()
+
+    def versions(storage: Path) -> dict[str, str]:
+        looks[0] += 1
+        assert may_go_on.wait(10)
+        return files.versions(storage)
+
+    monkeypatch.setattr("service.api.catalog.files", SimpleNamespace(**{**vars(files), "versions": versions}))
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(models.find, "b")]
+        until(lambda: looks[0] == 1)
+        publish_toy_denoiser(folder, "b", 6)
+        found += [pool.submit(models.find, "b") for _ in range(3)]
+        until(lambda: models._storage._calls._calls.qsize() == 3)
+        may_go_on.set()
+        digests = [one.result().digest for one in found]
+    assert looks[0] == 2  # the second one began after the other three calls
+    assert digests[1:] == [read_info(file_of(folder, "b")).digest] * 3
 
 
 @pytest.fixture

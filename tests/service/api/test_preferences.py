@@ -1,6 +1,5 @@
 """The answer that a client prefers: at once or after a wait, as JSON or as PNG."""
 
-import asyncio
 import time
 
 import httpx
@@ -26,7 +25,7 @@ from tests.service.api.answers import LISTS, problem
     ],
 )
 def test_reading_the_headers(settings: Settings, prefer: str | None, accept: str, preferences: Preferences) -> None:
-    assert asyncio.run(read_preferences(settings.model_copy(update={"wait_s": 30}), prefer, accept)) == preferences
+    assert read_preferences(settings.model_copy(update={"wait_s": 30}), prefer, accept) == preferences
 
 
 def test_prefer_respond_async(client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
