@@ -55,8 +55,8 @@ from service.contract.records import (
 from service.contract.schemas import EXAMPLE_ID, Job, SamplingFields
 from service.contract.stored import fingerprint
 from service.settings import Settings
-from service.store import admission, workers
-from service.store.admission import Full
+from service.store import workers
+from service.store.admission import Full, NoRoom
 from service.store.idempotency import IdempotentRequest
 from service.store.jobs import JobStore
 from service.telemetry import tracing
@@ -229,8 +229,11 @@ class Submitter:
                 return existing, None
         record, info, pictures = new()
         expected_bytes = _expected_bytes(record, info, pictures)
-        self._reserve(record, expected_bytes)
-        return self.store.create(record, request, pictures, expected_bytes), record
+        rate = self._rate()
+        try:
+            return self.store.create(record, request, pictures, expected_bytes), record
+        except NoRoom as error:
+            raise _refusal(error.full, record.total, expected_bytes, rate) from None
 
     async def wait(self, accepted: Accepted, wait_s: float) -> Job:
         """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""
@@ -314,24 +317,12 @@ class Submitter:
             raise BadRequest.at(("body", "webhook"), str(error)) from error
         return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
 
-    def _reserve(self, record: JobRecord, expected_bytes: int) -> None:
-        """Reserve room for the job. Raises NoWorker, QueueFull, QuotaExceeded."""
-        with self.store.connection.pipeline(transaction=False) as pipe:
-            workers.ask_live(pipe)
-            admission.ask_for_room(pipe, self.settings, record, expected_bytes)
-            live, room = pipe.execute()
-        ready = workers.ready(workers.descriptions(live))
+    def _rate(self) -> float:
+        """Return the pictures that the workers finish per second; 0 while it is unknown. Raises NoWorker."""
+        ready = workers.ready(workers.list_live(self.store.connection))
         if not ready:
-            admission.give_up(self.store.connection, record)
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
-        rate = sum(about.get("pictures_per_s", 0.0) for about in ready)
-        full = admission.full_of(room, self.settings)
-        if full is not None and full.what == "bytes":
-            detail = f"{full.taken} bytes of yours are stored and {expected_bytes} more would exceed {full.most}"
-            headers = {"Retry-After": str(max(1, full.expires_s))}
-            raise QuotaExceeded(f"{detail}; delete jobs or retry later", headers=headers, stored=full.taken)
-        if full is not None:
-            raise _queue_full(full, record.total, rate)
+        return float(sum(about.get("pictures_per_s", 0.0) for about in ready))
 
 
 def check_finished(job: Job, headers: Mapping[str, str] | None = None) -> None:
@@ -365,11 +356,12 @@ def _check_stages(trajectory: int | None, pictures: int, options: SamplingOption
         raise BadRequest.at(("body", "trajectory"), detail)
 
 
-def _queue_full(full: Full, pictures: int, rate: float) -> QueueFull:
-    """Return the error for a queue without room for so many more pictures.
-
-    rate: pictures that the workers finish per second; 0 while it is unknown.
-    """
+def _refusal(full: Full, pictures: int, expected_bytes: int, rate: float) -> QueueFull | QuotaExceeded:
+    """Return the error for a job that does not fit. rate: pictures that the workers finish per second, if known."""
+    if full.what == "bytes":
+        detail = f"{full.taken} bytes of yours are stored and {expected_bytes} more would exceed {full.most}"
+        headers = {"Retry-After": str(max(1, full.expires_s))}
+        return QuotaExceeded(f"{detail}; delete jobs or retry later", headers=headers, stored=full.taken)
     whose = "of yours " if full.what == "owner" else ""
     excess = full.taken + pictures - full.most
     wait_s = math.ceil(min(excess, full.taken) / rate) if rate > 0 else UNMEASURED_WAIT_S

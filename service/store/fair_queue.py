@@ -50,11 +50,11 @@ return moved
 """
 
 # Part of the script that creates a job, of `jobs.py`: adds it at the end of its owner's list. An owner keeps the place
-# that their last turn gave them, so that frequent requests do not come first every time.
+# that their last turn gave them, so that frequent requests do not come first every time. An owner whose list is not
+# empty has a place.
 ENQUEUE = """
-redis.call('RPUSH', KEYS[4], id)
-redis.call('ZADD', KEYS[3], 'NX', 0, owner)
-redis.call('HINCRBY', KEYS[5], owner, ARGV[3])
+if redis.call('RPUSH', jobs, id) == 1 then redis.call('ZADD', owners, 'NX', 0, owner) end
+redis.call('HINCRBY', counts, owner, total)
 """
 
 # Removes a job's pending pictures and its place in its owner's list.

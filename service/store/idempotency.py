@@ -6,6 +6,19 @@ from dataclasses import dataclass
 from service.contract.errors import KeyReuse
 from service.store import keys
 
+# Parts of the script that creates a job, of `jobs.py`, for a request with a key. The first ends the script if the key
+# stands for a job that still exists, or for another request.
+FIND = """
+local known = request and redis.call('GET', request)
+if known then
+  local before, hash = string.match(known, '(%S+) (%S+)')
+  if hash ~= request_hash or redis.call('EXISTS', job_prefix .. before) == 1 then return {'request', known, 0} end
+end
+"""
+REMEMBER = """
+if request then redis.call('SET', request, id .. ' ' .. request_hash, 'EX', idempotent_s) end
+"""
+
 
 @dataclass(frozen=True)
 class IdempotentRequest:
@@ -19,14 +32,14 @@ class IdempotentRequest:
     def redis_key(self) -> str:
         return keys.idempotency(_hash(f"{self.owner}:{self.key}"))  # an owner's name has no colon
 
-    def value(self, job_id: str) -> str:
-        """Return what Redis stores under `redis_key`: the job and a hash of the request."""
-        return f"{job_id} {_hash(self.request)}"
+    @property
+    def request_hash(self) -> str:
+        return _hash(self.request)
 
     def job_of(self, value: str) -> str:
-        """Return the job in a stored value. KeyReuse if it belongs to another request."""
+        """Return the job in what Redis stores under `redis_key`. KeyReuse if it belongs to another request."""
         job_id, _, request = value.partition(" ")
-        if request != _hash(self.request):
+        if request != self.request_hash:
             message = "the key was used for another request; a new request needs a new key"
             raise KeyReuse.at(("header", "Idempotency-Key"), message)
         return job_id

@@ -6,10 +6,10 @@
 # because Redis compares members as text.
 ADD = """
 local ms = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZADD', KEYS[6], 0, string.format('%013.0f-%s', ms, id))
-redis.call('ZREMRANGEBYLEX', KEYS[6], '-', string.format('(%013.0f', ms - ARGV[4] * 1000))
-redis.call('EXPIRE', KEYS[6], ARGV[4])
-redis.call('SET', KEYS[7], owner, 'EX', ARGV[5])
+redis.call('ZADD', index, 0, string.format('%013.0f-%s', ms, id))
+redis.call('ZREMRANGEBYLEX', index, '-', string.format('(%013.0f', ms - lifetime_s * 1000))
+redis.call('EXPIRE', index, lifetime_s)
+redis.call('SET', tombstone, owner, 'EX', remembered_s)
 """
 
 

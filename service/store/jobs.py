@@ -3,22 +3,20 @@
 The status in Redis is the truth; RQ only wakes workers. Knows no HTTP, no torch and no files; `keys.py` lists the keys.
 """
 
-import contextlib
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
 from redis import Redis
-from redis.client import Pipeline
-from redis.exceptions import ExecAbortError, OutOfMemoryError, WatchError
 from rq import Queue
 from rq.job import Job as RqJob
+from rq.job import JobStatus as RqJobStatus
 from rq.serializers import JSONSerializer
 
 from service.contract.records import ACTIVE, TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
-from service.store import admission, fair_queue, job_index, keys, webhook_outbox
+from service.store import admission, fair_queue, idempotency, job_index, keys, webhook_outbox
 from service.store.claims import GROUP
 from service.store.connection import best_effort, text
 from service.store.idempotency import IdempotentRequest
@@ -34,19 +32,46 @@ UNATTENDED_S = 7 * 86400  # an open job outlives its time limit by this, so that
 RECENT_S = 60  # a kept job's verdicts and events stay in Redis so long, for clients that wait for it or follow it
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 
-# Writes a new job, but for its pictures and its RQ job. Its deadline is by Redis's clock, because the clocks of API and
-# workers may be wrong.
-# KEYS: job, open jobs, owners, the owner's jobs with pending pictures, pending counts, the owner's list, tombstone,
-# reservations, the owner's bytes. ARGV: id, owner, pictures, lifetime in s, seconds that it is remembered, expected
-# bytes, time to live while it is open in s, seconds until its deadline, then fields and values of the job.
+# Creates a job, if it fits and no request with its Idempotency-Key did before; returns nil, or what prevents it. The
+# first write needs memory, so that a full Redis refuses the whole script. The deadline is by Redis's clock, because the
+# clocks of API and workers may be wrong. ARGV ends with fields and values of the job, those of its RQ job, pictures,
+# and indices and PNGs of uploaded ones.
 _CREATE = f"""
-local id, owner, time = ARGV[1], ARGV[2], redis.call('TIME')
-redis.call('HSET', KEYS[1], 'overdue_at', time[1] + ARGV[8], unpack(ARGV, 9))
-redis.call('EXPIRE', KEYS[1], ARGV[7])
-redis.call('SADD', KEYS[2], id)
+local job, open, pending, pngs, stream, counts, owners, jobs, index, tombstone, stored = unpack(KEYS, 1, 11)
+local rq_queue, rq_job, request = unpack(KEYS, 12)
+local id, owner, total, job_prefix, request_hash, rq_id, fields, rq_fields = unpack(ARGV, 1, 8)
+local timeout_s, lifetime_s, open_ttl_s, remembered_s, idempotent_s = unpack(ARGV, 9, 13)
+local expected, most_queued, most_own, most_bytes = unpack(ARGV, 14, 17)
+local used, time = 17, redis.call('TIME')
+local now = tonumber(time[1])
+local function put(count, ...)
+  local last = used + count
+  while used < last do -- in parts, since `unpack` returns some thousand values at most
+    local first = used + 1
+    used = math.min(used + 1000, last)
+    local arguments = {{...}}
+    for i = first, used do table.insert(arguments, ARGV[i]) end
+    redis.call(unpack(arguments))
+  end
+end
+{idempotency.FIND}
+{admission.ADMIT}
+put(fields, 'HSET', job, 'overdue_at', now + timeout_s)
+redis.call('EXPIRE', job, open_ttl_s)
+redis.call('SADD', open, id)
+put(rq_fields, 'HSET', rq_job)
+redis.call('RPUSH', rq_queue, rq_id)
+put(total, 'RPUSH', pending)
+redis.call('EXPIRE', pending, open_ttl_s)
+if used < #ARGV then
+  put(#ARGV - used, 'HSET', pngs)
+  redis.call('EXPIRE', pngs, open_ttl_s)
+end
 {fair_queue.ENQUEUE}
 {job_index.ADD}
-{admission.SETTLE}
+{admission.COUNT_EXPECTED}
+{idempotency.REMEMBER}
+return nil
 """
 
 # Moves a job's status: queued -> running -> a terminal one, which is final. At its end its RQ job goes too, unless a
@@ -149,58 +174,40 @@ class JobStore:
         uploaded: Sequence[bytes] = (),
         expected_bytes: int = 0,
     ) -> str:
-        """Write a job, its pending pictures and its RQ job in one MULTI, and return the job's id.
+        """Write a job, its pending pictures and its RQ job in one script, and return the job's id.
 
         If the same `request` created a job before, write nothing and return that job's id. KeyReuse if its key stands
-        for another request. `uploaded`: the PNGs of a job that only judges them. `expected_bytes`: of its results, as
-        reserved.
+        for another request, NoRoom if the job does not fit. `uploaded`: the PNGs of a job that only judges them.
+        `expected_bytes`: of its results.
         """
-        while True:
-            with self.connection.pipeline(transaction=True) as pipe, contextlib.suppress(WatchError):
-                if request is not None:
-                    pipe.watch(request.redis_key)  # type: ignore[no-untyped-call]
-                    if (existing := self.existing_job(request)) is not None:
-                        admission.give_up(self.connection, record)
-                        return existing
-                self._write(pipe, record, request, uploaded, expected_bytes)
-                return record.id
-
-    def _write(
-        self,
-        pipe: Pipeline,
-        record: JobRecord,
-        request: IdempotentRequest | None,
-        uploaded: Sequence[bytes],
-        expected_bytes: int,
-    ) -> None:
-        pipe.multi()  # first: after a command RQ would call it itself, which is an error
         job_id, owner, digest = record.id, record.owner, record.digest
+        rq_job = self._rq_job(job_id)
+        rq_job.enqueued_at = rq_job.created_at
+        rq_fields = _flat({"status": rq_job.get_status(refresh=False), **rq_job.to_dict()})
         fields: dict[str, Any] = {"record": record.write(), "total": record.total, "status": "queued"}
-        fields |= {"rq": self._enqueue(job_id, pipe), "digest": digest, "owner": owner, "asked_at": record.created_at}
+        fields |= {"rq": rq_job.id, "digest": digest, "owner": owner, "asked_at": record.created_at}
         if record.webhook:
             fields["webhook_events"] = " ".join(record.webhook_events)
         if uploaded:
-            pipe.hset(keys.png(job_id), mapping={str(i): png for i, png in enumerate(uploaded)})
-            pipe.expire(keys.png(job_id), self.open_ttl_s)
             fields["bytes"] = sum(map(len, uploaded))
+        touched = [keys.job(job_id), keys.OPEN, keys.pending(job_id), keys.png(job_id), keys.stream(digest)]
+        touched += [keys.pending_counts(digest), keys.owners(digest), keys.owner_jobs(digest, owner)]
+        touched += [keys.index(owner), keys.tombstone(job_id), keys.stored_bytes(owner), self.queue.key, rq_job.key]
         if request is not None:
-            pipe.set(request.redis_key, request.value(job_id), ex=self.settings.idempotent_s)
-        pipe.rpush(keys.pending(job_id), *(picture.write() for picture in record.pictures()))
-        pipe.expire(keys.pending(job_id), self.open_ttl_s)
-        touched = [keys.job(job_id), keys.OPEN]
-        touched += [keys.owners(digest), keys.owner_jobs(digest, owner), keys.pending_counts(digest)]
-        touched += [keys.index(owner), keys.tombstone(job_id), keys.reserved(digest), keys.stored_bytes(owner)]
-        remembered_s = self.open_ttl_s + self.settings.remembered_s
-        arguments: list[Any] = [job_id, owner, record.total, self.lifetime_s, remembered_s, expected_bytes]
-        arguments += [self.open_ttl_s, self.settings.job_timeout_s]
-        arguments += [part for pair in fields.items() for part in pair]
-        pipe.eval(_CREATE, len(touched), *touched, *arguments)
-        try:
-            pipe.execute()
-        except ExecAbortError as error:  # Redis took each command, but had no room left for all of them
-            if "OOM" in str(error):
-                raise OutOfMemoryError(str(error)) from error
-            raise
+            touched.append(request.redis_key)
+        remembered_s, limits = self.open_ttl_s + self.settings.remembered_s, admission.limits(self.settings)
+        arguments: list[Any] = [job_id, owner, record.total, keys.JOB_PREFIX, request.request_hash if request else ""]
+        arguments += [rq_job.id, 2 * len(fields), len(rq_fields)]
+        arguments += [self.settings.job_timeout_s, self.lifetime_s, self.open_ttl_s, remembered_s]
+        arguments += [self.settings.idempotent_s, expected_bytes, limits["queue"], limits["owner"], limits["bytes"]]
+        arguments += [*_flat(fields), *rq_fields, *(picture.write() for picture in record.pictures())]
+        arguments += _flat({str(i): png for i, png in enumerate(uploaded)})
+        answer = self.connection.eval(_CREATE, len(touched), *touched, *arguments)
+        if answer is None:
+            return job_id
+        if request is not None and answer[0] == b"request":
+            return request.job_of(text(answer[1]))
+        raise admission.NoRoom(admission.full_of(self.settings, answer))
 
     def existing_job(self, request: IdempotentRequest) -> str | None:
         """Return the job that the same request created before, if it still exists. KeyReuse for another request."""
@@ -210,27 +217,28 @@ class JobStore:
 
     def requeue(self, job_id: str) -> None:
         """Give the job a new RQ job; its pictures stay where they are."""
+        rq_job = self._rq_job(job_id)
         with self.connection.pipeline(transaction=True) as pipe:
-            pipe.multi()
-            pipe.hset(keys.job(job_id), "rq", self._enqueue(job_id, pipe))
+            pipe.multi()  # first: after a command RQ would call it itself, which is an error
+            self.queue.enqueue_job(rq_job, pipeline=pipe)
+            pipe.hset(keys.job(job_id), "rq", rq_job.id)
             pipe.hget(keys.job(job_id), "record")
             *_, raw = pipe.execute()
         if (record := _readable(job_id, raw)) is not None:
             _log("job queued again", record)
 
-    def _enqueue(self, job_id: str, pipe: Pipeline) -> str:
-        rq_id = new_id()
-        self.queue.enqueue_call(
+    def _rq_job(self, job_id: str) -> RqJob:
+        """Return a new RQ job that runs a job, without storing it."""
+        return self.queue.create_job(
             RUN_JOB,
             args=(job_id,),
-            job_id=rq_id,
+            job_id=new_id(),
+            status=RqJobStatus.QUEUED,
             timeout=-1,  # RQ's SIGALRM cannot interrupt a long C call; the sweep enforces `job_timeout_s`
             result_ttl=0,
             failure_ttl=FAILED_RQ_JOB_TTL_S,
             description=f"labelgrid job {job_id}",
-            pipeline=pipe,
         )
-        return rq_id
 
     def begin(self, *job_ids: str) -> bool:
         """Mark jobs as running. False if none of them was queued."""
@@ -280,7 +288,7 @@ class JobStore:
                 is_kept = job_id in kept
                 arguments: list[Any] = [job_id, status, ttl_s, KEPT_EVENTS, b"" if is_kept else grid]
                 arguments += [RqJob.redis_job_namespace_prefix, remembered_s, len(grid), RECENT_S if is_kept else 0]
-                arguments += [*(part for pair in fields.items() for part in pair)]
+                arguments += _flat(fields)
                 # EVAL rather than EVALSHA: a Redis that restarted in between does not know the script.
                 pipe.eval(_MOVE, len(touched), *touched, *arguments)
             answers = pipe.execute()
@@ -408,6 +416,11 @@ class JobStore:
         if missing := [index for index in indices if index not in found]:
             raise KeyError(f"job {job_id} has no pictures {missing}")
         return [found[index] for index in indices]
+
+
+def _flat(fields: Mapping[str, Any]) -> list[Any]:
+    """Return names and values in turn, as HSET takes them."""
+    return [part for pair in fields.items() for part in pair]
 
 
 def read_verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:

@@ -17,7 +17,6 @@ ended                 stream      ids of the last jobs that ended, for APIs whos
 was:ID                string      tombstone: the job's owner; outlives the job's results
 jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, all with score 0: sorted by time
 key:HASH              string      the job and request that belong to an owner's Idempotency-Key
-reserved:DIGEST       hash        job -> "EXPIRES PICTURES OWNER" of requests that are being accepted
 bytes:OWNER           hash        "EXPIRES BYTES" of what the owner has stored: expected, by open job, and by the minute
                                   (Unix time / 60) in which ended jobs expire
 turns:DIGEST          sorted set  owners with pending pictures of a checkpoint; least recently served first
@@ -68,7 +67,6 @@ worker = _key("labelgrid:worker:{}")
 # Of a checkpoint's digest.
 owners = _key("labelgrid:turns:{}")
 pending_counts = _key("labelgrid:waiting:{}")
-reserved = _key("labelgrid:reserved:{}")
 stream = _key("labelgrid:pictures:{}")
 suspects_keeper = _key("labelgrid:suspects:{}")
 

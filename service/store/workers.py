@@ -45,21 +45,12 @@ def is_alive(connection: Redis, name: str) -> bool:
 
 def list_live(connection: Redis) -> list[dict[str, Any]]:
     """Return what each live worker says about itself, draining ones included."""
-    return descriptions(ask_live(connection))
-
-
-def ask_live(connection: Redis) -> Any:
-    """Ask for the live workers, in a pipeline or at once. `descriptions` reads the answer."""
-    return connection.eval(_LIVE, 1, keys.WORKERS, keys.worker(""))
-
-
-def descriptions(answer: Any) -> list[dict[str, Any]]:
-    return [json.loads(raw) for raw in answer]
+    return _descriptions(connection.eval(_LIVE, 1, keys.WORKERS, keys.worker("")))
 
 
 async def list_live_async(connection: AsyncRedis) -> list[dict[str, Any]]:
     """The same without blocking."""
-    return descriptions(await connection.eval(_LIVE, 1, keys.WORKERS, keys.worker("")))
+    return _descriptions(await connection.eval(_LIVE, 1, keys.WORKERS, keys.worker("")))
 
 
 def ready(live: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -71,3 +62,7 @@ def forget_dead(connection: Redis) -> None:
     """Remove the names of workers whose key has expired."""
     if dead := [name for name in connection.smembers(keys.WORKERS) if not is_alive(connection, text(name))]:
         connection.srem(keys.WORKERS, *dead)
+
+
+def _descriptions(found: Iterable[Any]) -> list[dict[str, Any]]:
+    return [json.loads(raw) for raw in found]

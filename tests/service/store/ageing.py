@@ -19,7 +19,7 @@ def age(connection: Redis, seconds: int) -> None:
     _jobs(connection, seconds)
     for key in connection.scan_iter(keys.stream("*")):
         _leases(connection, key, seconds)
-    for key in [*connection.scan_iter(keys.reserved("*")), *connection.scan_iter(keys.stored_bytes("*"))]:
+    for key in connection.scan_iter(keys.stored_bytes("*")):
         ttl_ms, before = connection.pttl(key), connection.hgetall(key)
         connection.delete(key)
         connection.hset(key, mapping=dict(_older(name, value, seconds) for name, value in before.items()))

@@ -10,8 +10,7 @@ from service.store.idempotency import IdempotentRequest
 
 T = 600  # a tick of the model's clock in seconds: long enough that a slow machine changes nothing
 OWNERS, DIGESTS = ("ann", "bob"), ("d" * 64, "e" * 64)
-EXPECTED_BYTES = 400  # of a picture, as reserved
-RESERVED_S = 2 * T
+EXPECTED_BYTES = 400  # of a picture
 LIMITS: dict[str, int] = {
     "job_ttl_s": 5 * T,
     "remembered_s": 5 * T,
@@ -64,14 +63,13 @@ class Entry:
 
 
 class Model:
-    """The jobs, the pictures in the streams, the reservations and the idempotency keys, at the time `now`."""
+    """The jobs, the pictures in the streams and the idempotency keys, at the time `now`."""
 
     def __init__(self) -> None:
         self.now = 0
         self.jobs: dict[str, Job] = {}
         self.entries: dict[str, dict[str, Entry]] = {digest: {} for digest in DIGESTS}
         self.keepers: dict[str, str] = {}  # digest -> the worker that samples suspects
-        self.reserved: list[tuple[JobRecord, int]] = []
         self.keys: dict[tuple[str, str], tuple[str, str, int]] = {}  # owner and key -> request, job, time
 
     def job(self, position: int) -> Job:
@@ -109,15 +107,11 @@ class Model:
 
     def full(self, owner: str, digest: str, n: int) -> set[str]:
         """Return what may be named as full for a new job; "" if it may fit."""
-        reserved: Counter[str] = Counter()
-        for one, at in self.reserved:
-            if one.digest == digest and self.now < at + RESERVED_S:
-                reserved[one.owner] += one.total
         pending = self.pending(digest)
-        queued = len(self.entries[digest]) + pending.total() + reserved.total()
+        queued = len(self.entries[digest]) + pending.total()
         if queued and queued + n > LIMITS["max_queued_pictures"]:
             return {"queue"}
-        own = pending[owner] + reserved[owner]
+        own = pending[owner]
         if own and own + n > LIMITS["max_queued_pictures_per_owner"]:
             return {"owner"}
         least_and_most = self.stored_bytes(owner)

@@ -7,8 +7,8 @@ from redis import Redis
 
 from service.contract.records import JobRecord
 from service.settings import Settings
-from service.store import admission, keys
-from service.store.admission import Full
+from service.store import keys
+from service.store.admission import Full, NoRoom
 from service.store.claims import PictureStream
 from service.store.jobs import JobStore
 from tests.service.store.helpers import DIGEST, RESULT, done, record
@@ -20,34 +20,30 @@ def limited(settings: Settings) -> Settings:
     return settings.model_copy(update={"api_keys": "a:x", **limits})
 
 
-def test_simultaneous_requests_cannot_exceed_the_limit_together(
-    store: JobStore, connection: Redis, settings: Settings
-) -> None:
+def full_of(connection: Redis, settings: Settings, job: JobRecord, expected_bytes: int = 0) -> Full | None:
+    """Return why a job does not fit, or create it."""
+    try:
+        JobStore(connection, settings).create(job, expected_bytes=expected_bytes)
+    except NoRoom as error:
+        return error.full
+    return None
+
+
+def test_simultaneous_requests_cannot_exceed_the_limit_together(connection: Redis, settings: Settings) -> None:
     limited = settings.model_copy(update={"max_queued_pictures": 10})
-
-    def ask(_: int) -> bool:
-        job = record(4)
-        if admission.reserve(connection, limited, job, 0) is not None:
-            return False
-        store.create(job)
-        return True
-
     with ThreadPoolExecutor(8) as pool:
-        accepted = sum(pool.map(ask, range(8)))
-    assert accepted == 2
+        refused = sum(pool.map(lambda _: full_of(connection, limited, record(4)) is not None, range(8)))
+    assert refused == 6
     assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"": b"8"}
-    assert connection.exists(keys.reserved(DIGEST)) == 0
+    assert connection.scard(keys.OPEN) == 2
 
 
-def test_a_reservation_counts_until_it_is_used_given_up_or_expired(connection: Redis, limited: Settings) -> None:
-    first, second = record(4, "a"), record(2, "a")
-    assert admission.reserve(connection, limited, first, 0) is None
-    assert admission.reserve(connection, limited, second, 0) == Full("owner", 4, 5, 0)
-    assert admission.reserve(connection, limited, record(7, "b"), 0) == Full("queue", 4, 10, 0)
-    admission.give_up(connection, first)
-    assert admission.reserve(connection, limited, second, 0) is None
-    connection.hset(keys.reserved(DIGEST), second.id, "1 2 a")  # its API process died long ago
-    assert admission.reserve(connection, limited, record(5, "a"), 0) is None
+def test_a_job_that_does_not_fit_leaves_nothing(connection: Redis, limited: Settings) -> None:
+    assert full_of(connection, limited, record(4, "a")) is None
+    before = set(connection.scan_iter())
+    assert full_of(connection, limited, record(2, "a")) == Full("owner", 4, 5, 0)
+    assert full_of(connection, limited, record(7, "b")) == Full("queue", 4, 10, 0)
+    assert set(connection.scan_iter()) == before
 
 
 def test_pictures_in_progress_count_for_the_queue_and_not_for_their_owner(
@@ -55,17 +51,21 @@ def test_pictures_in_progress_count_for_the_queue_and_not_for_their_owner(
 ) -> None:
     store.create(record(6, "a"))
     a.claim_new(4)
-    assert admission.reserve(connection, limited, record(4, "a"), 0) == Full("owner", 2, 5, 0)
-    assert admission.reserve(connection, limited, record(5, "b"), 0) == Full("queue", 6, 10, 0)
-    assert admission.reserve(connection, limited, record(4, "b"), 0) is None
+    assert full_of(connection, limited, record(4, "a")) == Full("owner", 2, 5, 0)
+    assert full_of(connection, limited, record(5, "b")) == Full("queue", 6, 10, 0)
+    assert full_of(connection, limited, record(4, "b")) is None
 
 
 def stored(connection: Redis, limited: Settings, owner: str = "a") -> int:
     """Return the owner's stored bytes, as the next request sees them."""
-    full = admission.reserve(connection, limited, record(1, owner, digest="e" * 64), 10**9)
-    connection.delete(keys.reserved("e" * 64))
-    assert full is None or full.what == "bytes"
-    return full.taken if full else 0
+    job = record(1, owner, digest="e" * 64)
+    full = full_of(connection, limited, job, 10**9)
+    if full is None:
+        connection.hdel(keys.stored_bytes(owner), job.id)
+        connection.delete(keys.pending_counts("e" * 64))
+        return 0
+    assert full.what == "bytes"
+    return full.taken
 
 
 def finish(store: JobStore, stream: PictureStream, job: JobRecord) -> int:
@@ -89,7 +89,7 @@ def test_an_owners_bytes_are_those_expected_and_then_those_stored(
     store.cancel(judged.id)
     assert stored(connection, limited) == size + 50
     assert stored(connection, limited, "b") == 0
-    full = admission.reserve(connection, limited, job, 1000 - size - 49)
+    full = full_of(connection, limited, job, 1000 - size - 49)
     assert full is not None
     assert (full.what, full.taken, full.most) == ("bytes", size + 50, 1000)
     assert store.settings.job_ttl_s - 60 < full.expires_s <= store.settings.job_ttl_s + 60

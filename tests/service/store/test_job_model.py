@@ -22,7 +22,8 @@ from rq.serializers import JSONSerializer
 from service.contract.errors import KeyReuse
 from service.contract.records import ACTIVE
 from service.settings import Settings
-from service.store import admission, keys, workers
+from service.store import keys, workers
+from service.store.admission import NoRoom
 from service.store.claims import Claim, PictureStream
 from service.store.connection import text
 from service.store.idempotency import IdempotentRequest
@@ -31,7 +32,7 @@ from service.store.sweep import Sweeper
 from tests.service.store.ageing import age
 from tests.service.store.helpers import RESULT, done, record
 from tests.service.store.job_comparison import check_bytes, check_jobs, check_queues
-from tests.service.store.job_model import DIGESTS, EXPECTED_BYTES, LIMITS, OWNERS, RESERVED_S, Entry, Job, Model, T
+from tests.service.store.job_model import DIGESTS, EXPECTED_BYTES, LIMITS, OWNERS, Entry, Job, Model, T
 
 WORKERS = 2
 
@@ -79,44 +80,37 @@ class JobMachine(RuleBasedStateMachine):
 
     # --- clients ---
 
-    @rule(owner=st.sampled_from(OWNERS), digest=any_digest, n=st.integers(1, 4))
-    def reserves(self, owner: str, digest: str, n: int) -> None:
+    @rule(
+        owner=st.sampled_from(OWNERS),
+        digest=any_digest,
+        n=st.integers(1, 4),
+        key=st.sampled_from(["", "", "k1", "k2"]),
+        request=st.sampled_from(["this", "this", "that"]),
+    )
+    def asks(self, owner: str, digest: str, n: int, key: str, request: str) -> None:
         job = record(n, owner, digest=digest)
-        full = admission.reserve(self.connection, self.settings, job, n * EXPECTED_BYTES)
-        assert (full.what if full else "") in self.model.full(owner, digest, n)
-        if not full:
-            self.model.reserved.append((job, self.model.now))
-
-    @precondition(lambda self: self.model.reserved)
-    @rule(key=st.sampled_from(["", "", "k1", "k2"]), request=st.sampled_from(["this", "this", "that"]))
-    def creates(self, key: str, request: str) -> None:
-        job, _ = self.model.reserved.pop(0)
-        asked = IdempotentRequest(job.owner, key, request) if key else None
+        asked = IdempotentRequest(owner, key, request) if key else None
+        full = self.model.full(owner, digest, n)
         try:
             existing = self.model.existing(asked) if asked else None
         except KeyReuse:
             with pytest.raises(KeyReuse):
-                self.store.create(job, asked, expected_bytes=EXPECTED_BYTES * job.total)
-            admission.give_up(self.connection, job)
+                self.store.create(job, asked, expected_bytes=EXPECTED_BYTES * n)
             return
-        created = self.store.create(job, asked, expected_bytes=EXPECTED_BYTES * job.total)
-        assert created == (existing or job.id)
-        if existing is None:
-            self.model.jobs[job.id] = Job(job, self.model.now, set(range(job.total)))
+        created, why = None, ""
+        try:
+            created = self.store.create(job, asked, expected_bytes=EXPECTED_BYTES * n)
+        except NoRoom as error:
+            why = error.full.what
+        if existing is not None:
+            assert created == existing
+            return
+        assert why in full
+        if created is not None:
+            assert created == job.id
+            self.model.jobs[job.id] = Job(job, self.model.now, set(range(n)))
             if asked:
-                self.model.keys[job.owner, key] = request, job.id, self.model.now
-
-    @rule(owner=st.sampled_from(OWNERS), n=st.integers(1, 4))
-    def asks(self, owner: str, n: int) -> None:
-        """The usual way, without anything in between."""
-        self.reserves(owner, DIGESTS[0], n)
-        if self.model.reserved:
-            self.creates("", "this")
-
-    @precondition(lambda self: self.model.reserved)
-    @rule()
-    def gives_up(self) -> None:
-        admission.give_up(self.connection, self.model.reserved.pop(0)[0])
+                self.model.keys[owner, key] = request, job.id, self.model.now
 
     @precondition(lambda self: self.model.jobs)
     @rule(which=any_job)
@@ -353,8 +347,6 @@ class JobMachine(RuleBasedStateMachine):
         """One worker that lives ends every job; later nothing of them is left."""
         for who in range(WORKERS):
             self.dies(who)
-        for job, _ in self.model.reserved:
-            admission.give_up(self.connection, job)
         self.time_passes(1)
         for _ in range(100):
             self.beats(0)
@@ -384,7 +376,6 @@ class JobMachine(RuleBasedStateMachine):
 def test_redis_equals_a_model_of_all_jobs(
     connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission, "RESERVED_S", RESERVED_S)
     monkeypatch.setattr(JobMachine, "connection", connection, raising=False)
     monkeypatch.setattr(
         JobMachine, "settings", settings.model_copy(update={**LIMITS, "api_keys": "ann:0 bob:0"}), raising=False

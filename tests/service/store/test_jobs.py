@@ -1,35 +1,33 @@
-"""Jobs in Redis: creation in one transaction, status moves, commits and times to live."""
+"""Jobs in Redis: creation in one script, status moves, commits and times to live."""
 
 import contextlib
 from collections.abc import Callable
 
 import pytest
 from redis import Redis
-from redis.client import Pipeline
-from redis.exceptions import ExecAbortError, OutOfMemoryError, ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from service.store import keys, workers
 from service.store.claims import GROUP, PictureStream
+from service.store.connection import refuses_writes
 from service.store.jobs import JobStore
 from tests.service.store.helpers import DIGEST, RESULT, done, full, read_only, record
 
 State = Callable[[Redis], contextlib.AbstractContextManager[None]]
 
 
-def test_create_writes_job_pictures_and_rq_job_in_one_transaction(store: JobStore, connection: Redis) -> None:
+def test_create_writes_job_pictures_and_rq_job_in_one_script(store: JobStore, connection: Redis) -> None:
     job = record(3)
     with connection.monitor() as monitor:  # type: ignore[no-untyped-call]
         store.create(job)
-        commands = []
+        connection.ping()
+        sent = []
         for command in monitor.listen():
-            commands.append(command["command"].split()[0].upper())
-            if commands[-1] == "EXEC":
+            if command["client_type"] != "lua":
+                sent.append(command["command"].split()[0].upper())
+            if sent[-1] == "PING":
                 break
-    assert commands.count("MULTI") == 1
-    inside = commands[commands.index("MULTI") + 1 : commands.index("EXEC")]
-    assert inside.count("RPUSH") == 3  # the pictures, the job's turn, RQ's queue
-    assert "SADD" in inside
-    assert not {"HSET", "RPUSH", "XADD"} & set(commands[: commands.index("MULTI")])
+    assert [command for command in sent if command not in ("AUTH", "CLIENT")] == ["EVAL", "PING"]
     assert store.record(job.id) == job
     assert store.statuses([job.id, "nobody"]) == {job.id: "queued", "nobody": None}
     assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"": b"3"}
@@ -156,26 +154,12 @@ def test_a_picture_has_one_event_and_none_after_the_end(store: JobStore, a: Pict
     assert connection.xpending(a.key, GROUP)["pending"] == 0  # all of them left the stream
 
 
-@pytest.mark.parametrize(("state", "error"), [(full, OutOfMemoryError), (read_only, ExecAbortError)])
-def test_no_job_is_created_if_redis_refuses_writes_at_the_end_of_the_transaction(
-    store: JobStore, connection: Redis, monkeypatch: pytest.MonkeyPatch, state: State, error: type[ResponseError]
-) -> None:
-    """Redis takes each command and refuses only EXEC, for which redis-py raises another error than for a full Redis."""
-    with contextlib.ExitStack() as stack:
-
-        def one_by_one(pipe: Pipeline) -> None:
-            wire = pipe.connection_pool.get_connection()
-            for arguments in [("MULTI",), *(command[0] for command in pipe.command_stack)]:
-                wire.send_command(*arguments)
-                wire.read_response()
-            stack.enter_context(state(connection))
-            wire.send_command("EXEC")
-            wire.read_response()
-
-        monkeypatch.setattr(Pipeline, "execute", one_by_one)
-        with pytest.raises(error, match="Transaction discarded"):
-            store.create(record(1))
-    assert connection.scard(keys.OPEN) == 0
+@pytest.mark.parametrize("state", [full, read_only])
+def test_no_job_is_created_if_redis_refuses_writes(store: JobStore, connection: Redis, state: State) -> None:
+    with state(connection), pytest.raises(ResponseError) as refused:
+        store.create(record(1))
+    assert refuses_writes(refused.value)
+    assert list(connection.scan_iter()) == []
 
 
 def test_a_full_redis_refuses_new_jobs_and_lets_open_ones_end(
