@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
-from shared.device import autocast_dtype, has_onednn
+from shared.device import WithoutWeights, autocast_dtype, has_onednn
 from shared.pictures import without_padding
 from shared.resnet import FoldedResNet, ResNet18
 from shared.storage import Location
@@ -186,14 +186,17 @@ def load_evaluator(path: Location | str, device: str | torch.device = "cpu") -> 
     path = Path(path) if isinstance(path, str) else path
     head: dict[str, Tensor] = {}
     if path.suffix == ".pth" and isinstance(path, Path):
-        evaluator = Evaluator(ICLEVR)
+        with WithoutWeights():
+            evaluator = Evaluator(ICLEVR)
         state = _read_course_checkpoint(path)
     else:
         info, tensors = load(path)
         if info.kind != "evaluator":
             raise CheckpointError(path.name, f"holds a {info.kind}, not an evaluator")
         head = {key.removeprefix(LOCATOR): tensors.pop(key) for key in list(tensors) if key.startswith(LOCATOR)}
-        evaluator, state = Evaluator(Vocabulary(info.vocabulary), info, locates=bool(head)), tensors
+        with WithoutWeights():
+            evaluator = Evaluator(Vocabulary(info.vocabulary), info, locates=bool(head))
+        state = tensors
     try:
         evaluator.resnet.load_state_dict(state)
         if evaluator.locator:

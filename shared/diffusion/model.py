@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
-from shared.device import autocast_dtype
+from shared.device import WithoutWeights, autocast_dtype
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts
 from shared.diffusion.packed import can_pack, pack, pack_upsampler
@@ -87,7 +87,8 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         if not 0 < aspect < math.inf:
             raise ValueError(f"aspect {aspect} is not a ratio of two sides")
         layouts = _layouts(info, state) if config.positions else None
-        network = UNet(config)
+        with WithoutWeights():
+            network = UNet(config)
         upsampler = _load_upsampler(info, state)
         network.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -111,8 +112,10 @@ def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> Upsampler
     config = UpsamplerConfig.model_validate(given)
     if config.picture != picture_size(info.config):
         raise ValueError(f"picture is {picture_size(info.config)}, the upsampler's is {config.picture}")
-    upsampler = UpsamplerNet(config)
-    upsampler.load_state_dict({name.removeprefix(UPSAMPLER): value for name, value in weights.items()})
+    with WithoutWeights():
+        upsampler = UpsamplerNet(config)
+    weights = {name.removeprefix(UPSAMPLER): value for name, value in weights.items()}
+    upsampler.load_state_dict(weights)
     return upsampler
 
 
