@@ -1,4 +1,4 @@
-"""Chooses how large a model's batch may be on this device, by timing its network before the model serves."""
+"""Chooses how large a model's batch may be on this device, by timing its network: before it serves, or while idle."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from service.settings import Settings
 from service.telemetry.logs import get_logger
+from shared.diffusion import same_bits
 from shared.diffusion.denoise import Row, Stepper
+from shared.diffusion.same_bits import Pausing, finish
 from shared.options import SamplingOptions
 
 log = get_logger(__name__)
@@ -18,6 +20,8 @@ CALLS = 3  # of each size; the fastest counts, because warming up and disturbanc
 MIN_GAIN = 1.05  # of rows/s in two doublings of the size: where they grow by less, larger sizes are not tried
 LIMIT_SHARE = 0.95  # of the best rows/s: the smallest size that reaches it is the limit, as its steps are shorter
 EFFICIENT_SHARE = 0.9  # of the best rows/s: from the smallest size that reaches it, large jobs wait for small ones
+QUIET_S = 0.5  # without pictures, before a model that already serves is measured
+LATEST_S = 30.0  # after it was loaded: it is measured then, beside its pictures if need be
 OVERHEAD_S = 0.003  # of a step, outside the network: about that much with 4, 8 and 16 pictures on two cores
 
 
@@ -30,16 +34,61 @@ class BatchSizes:
 
 def choose(settings: Settings, stepper: Stepper) -> BatchSizes:
     """Return the sizes that are set, and measure those that are not. Leaves `stepper` with another bound."""
+    return finish(choosing(settings, stepper))
+
+
+def choosing(settings: Settings, stepper: Stepper) -> Pausing[BatchSizes]:
+    """Do the same with pauses."""
     if settings.batch_pictures and settings.batch_rows:
         return BatchSizes(settings.batch_pictures, settings.batch_rows)
-    begun = time.perf_counter()
     stepper.bound(settings.batch_rows or MAX_ROWS)
-    rates = measure(network_call(stepper), stepper.max_rows)
+    rates = yield from measuring(network_call(stepper), stepper.max_rows)
     limit = max(MIN_PICTURES, smallest(rates, LIMIT_SHARE) or 0)
     efficient_rows = smallest(rates, EFFICIENT_SHARE)
     sizes = BatchSizes(settings.batch_pictures or limit, settings.batch_rows or limit, efficient_rows)
-    log.info("batch size measured", **vars(sizes), rows_per_s=rates, seconds=round(time.perf_counter() - begun, 2))
+    log.info("batch size measured", **vars(sizes), rows_per_s=rates)
     return sizes
+
+
+def early(settings: Settings) -> BatchSizes:
+    """Return the sizes until the others are measured, for a network whose calls of one row are right in any case.
+
+    Calls of one row cost the same for every row, so from the first one on large jobs wait for small ones.
+    """
+    is_fixed = settings.batch_pictures and settings.batch_rows
+    return BatchSizes(settings.batch_pictures or MIN_PICTURES, 1, None if is_fixed else 1)
+
+
+class LaterSizes:
+    """Measures the sizes of a model that already serves, with calls of one row: one network call each time it is idle.
+
+    A worker that never becomes idle measures them in a thread, after `LATEST_S`. `spare` is a second stepper of the
+    network. In the end it has the bounds that the model's stepper is to have.
+    """
+
+    def __init__(
+        self, settings: Settings, model: str, spare: Stepper, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.spare, self._clock = spare, clock
+        self._born_at = self._busy_at = clock()
+        self.work = self._measure(settings, model)
+
+    def _measure(self, settings: Settings, model: str) -> Pausing[BatchSizes]:
+        sizes = yield from choosing(settings, self.spare)
+        same = yield from same_bits.bounding(self.spare, sizes.rows, as_alone=True)
+        if len(same) < sizes.rows:
+            log.info("network calls have sizes that give the same bits", model=model, sizes=same)
+        return sizes
+
+    def is_due(self, *, busy: bool) -> bool:
+        """Whether to make a call now. `busy`: whether the worker has pictures in progress."""
+        if busy:
+            self._busy_at = self._clock()
+        return self._clock() - self._busy_at >= QUIET_S
+
+    @property
+    def is_late(self) -> bool:
+        return self._clock() - self._born_at >= LATEST_S
 
 
 def measure(
@@ -49,17 +98,26 @@ def measure(
 
     `call(n)` computes n rows and returns when they are done. Its first call loads libraries and does not count.
     """
+    return finish(measuring(call, max_rows, clock))
+
+
+def measuring(
+    call: Callable[[int], None], max_rows: int = MAX_ROWS, clock: Callable[[], float] = time.perf_counter
+) -> Pausing[dict[int, float]]:
+    """Do the same with pauses, which do not count in BUDGET_S."""
     rates: dict[int, float] = {}
-    rows, fastest = 1, 0.0
+    rows, fastest, spent = 1, 0.0, 0.0
     try:
+        yield
         call(1)
-        deadline = clock() + BUDGET_S
-        while rows <= max_rows and clock() + 2 * fastest <= deadline and _pays(*rates.values()):
+        while rows <= max_rows and spent + 2 * fastest <= BUDGET_S and _pays(*rates.values()):
             seconds = list[float]()
-            while len(seconds) < CALLS and (not seconds or clock() + seconds[-1] <= deadline):
+            while len(seconds) < CALLS and (not seconds or spent + seconds[-1] <= BUDGET_S):
+                yield
                 begun = clock()
                 call(rows)
                 seconds.append(clock() - begun)
+                spent += seconds[-1]
             fastest = min(seconds)
             rates[rows] = round(rows / (fastest + OVERHEAD_S), 3)
             rows *= 2

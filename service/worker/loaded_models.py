@@ -21,7 +21,7 @@ from service.settings import Settings
 from service.store.claims import Claim, PictureStream
 from service.telemetry.logs import get_logger
 from service.worker import batch_size
-from service.worker.batch_size import BatchSizes
+from service.worker.batch_size import BatchSizes, LaterSizes
 from service.worker.checkpoint_cache import CheckpointCache, in_thread
 from service.worker.engine import Engine, Key
 from service.worker.uploaded import JUDGED_TOGETHER
@@ -29,6 +29,7 @@ from shared.checkpoint import CheckpointError, CheckpointInfo
 from shared.diffusion import same_bits
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, load_denoiser
+from shared.diffusion.packed import can_pack
 from shared.diffusion.unet import NetworkConfig
 from shared.evaluator import Judge, judge_of, load_evaluator
 from shared.storage import Location
@@ -136,6 +137,8 @@ class LoadedModels:
         self._judges: dict[str, tuple[Judge, MadeWith]] = {}  # those of other vocabularies, by digest
         self._sizes: dict[NetworkConfig, BatchSizes] = {}  # weights do not matter: like networks take equally long
         self._building = threading.Lock()  # one network at a time, for its size is measured; storage may hang outside
+        self._later: tuple[LoadedModel, NetworkConfig, LaterSizes] | None = None  # serves before it is measured
+        self._measuring: Future[BatchSizes] | None = None  # of `_later`, if it is late
         self._check: Future[tuple[str, LoadedModel | None]] | None = None
         self._checked_at = time.monotonic()
         self._warning = ""  # the last one, which is not repeated
@@ -170,9 +173,17 @@ class LoadedModels:
     def busy(self) -> bool:
         return any(loaded.busy for loaded in self)
 
-    def load(self, name: str | None = None) -> LoadedModel:
-        """Load a model and wait for it; the promoted one without `name`. CheckpointError if it cannot be used."""
-        loaded = self.read_model(name)
+    @property
+    def is_measuring(self) -> bool:
+        """Whether the next iteration without pictures measures the sizes of a model's batch."""
+        return self._later is not None and self._measuring is None and self._later[-1].is_due(busy=self.busy)
+
+    def load(self, name: str | None = None, *, measure_later: bool = False) -> LoadedModel:
+        """Load a model and wait for it; the promoted one without `name`. CheckpointError if it cannot be used.
+
+        `measure_later`: where it does not change pictures, measure its batch only when the worker is idle.
+        """
+        loaded = self.read_model(name, measure_later=measure_later)
         if name is None:
             self.promoted = loaded.digest
         return self.use(loaded)
@@ -189,11 +200,11 @@ class LoadedModels:
         """Begin to read a checkpoint in a thread; give the result to `use`."""
         return in_thread(partial(self.read_evaluator if is_evaluator else self.read_model, name, digest))
 
-    def read_model(self, name: str | None, digest: str | None = None) -> LoadedModel:
+    def read_model(self, name: str | None, digest: str | None = None, *, measure_later: bool = False) -> LoadedModel:
         """Read denoiser `name`, or the promoted one, and size its batch. CheckpointError if it cannot be used."""
         path = self.cache.fetch(name, digest)
         with self._building:
-            denoiser, stepper, sizes = self._build(path)
+            denoiser, stepper, sizes = self._build(path, measure_later and can_pack(self.device))
         info = denoiser.info
         judge, judged_by = self._judge_for(info)
         made_with = MadeWith(name=info.name, digest=info.digest)
@@ -206,18 +217,24 @@ class LoadedModels:
             recipe=partial(recipe.of_picture, model=made_with, evaluator=judged_by),
         )
         stream = PictureStream(self.connection, self.settings, info.digest, self.consumer)
-        return LoadedModel(
+        loaded = LoadedModel(
             name=info.name, digest=info.digest, judged_by=judged_by, stepper=stepper, engine=engine, stream=stream
         )
+        if denoiser.network.config not in self._sizes:
+            self._later = loaded, denoiser.network.config, LaterSizes(self.settings, info.name, denoiser.stepper())
+        return loaded
 
-    def _build(self, path: Location) -> tuple[Denoiser, Stepper, BatchSizes]:
-        """Read a network and measure how it is batched best."""
+    def _build(self, path: Location, measure_later: bool) -> tuple[Denoiser, Stepper, BatchSizes]:
+        """Read a network and measure how it is batched best, or leave that for later."""
         try:
             denoiser = load_denoiser(path, device=self.device)
         except CheckpointError:
             self.cache.forget(path)
             raise
         stepper, config = denoiser.stepper(), denoiser.network.config
+        if measure_later and config not in self._sizes and same_bits.pair_agrees(stepper):
+            stepper.bound(1)
+            return denoiser, stepper, batch_size.early(self.settings)
         if config not in self._sizes:
             self._sizes[config] = batch_size.choose(self.settings, stepper)
         sizes = self._sizes[config]
@@ -269,6 +286,7 @@ class LoadedModels:
 
         If the promoted checkpoint cannot be used, one warning says so, and the loaded models stay in use.
         """
+        self._measure_later()
         if self._check is None and time.monotonic() - self._checked_at >= self.settings.storage_every_s:
             self._unload()
             self._checked_at = time.monotonic()
@@ -287,6 +305,39 @@ class LoadedModels:
             if loaded is not None:
                 log.info("promoted model loaded", model=loaded.name, digest=loaded.digest)
                 self.use(loaded)
+
+    def _measure_later(self) -> None:
+        """Make the next call that measures a model which already serves, if this worker is idle."""
+        if self._later is None:
+            return
+        model, _, sizes = self._later
+        try:
+            if self._measuring is not None:
+                if self._measuring.done():
+                    self._set_sizes(self._measuring.result())
+            elif sizes.is_due(busy=self.busy) and self._building.acquire(blocking=False):
+                try:
+                    next(sizes.work)
+                finally:
+                    self._building.release()
+            elif sizes.is_late:
+                self._measuring = in_thread(partial(self._finish, sizes))
+        except StopIteration as end:
+            self._set_sizes(end.value)
+        except Exception:  # of any kind: the model serves with the sizes that it has
+            log.exception("batch size cannot be measured", model=model.name)
+            self._later = self._measuring = None
+
+    def _finish(self, sizes: LaterSizes) -> BatchSizes:
+        with self._building:
+            return same_bits.finish(sizes.work)
+
+    def _set_sizes(self, sizes: BatchSizes) -> None:
+        assert self._later is not None
+        (model, config, later), self._later, self._measuring = self._later, None, None
+        self._sizes[config], spare = sizes, later.spare
+        model.stepper.bound(spare.max_rows, spare.pad_to or None, spare.most_padding)
+        model.engine.max_pictures, model.engine.efficient_rows = sizes.pictures, sizes.efficient_rows
 
     def _read_promoted(self) -> tuple[str, LoadedModel | None]:
         """Return the promoted digest, and its model if that is new."""

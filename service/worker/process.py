@@ -45,7 +45,7 @@ class PictureWorker(QueueWorker):
 
     @property
     def has_work(self) -> bool:
-        return self.runner.models.busy
+        return self.runner.models.busy or self.runner.models.is_measuring
 
     def work_between_jobs(self) -> None:
         """Work on the pictures of other workers' jobs.
@@ -124,7 +124,7 @@ def prune_results(settings: Settings, connection: Redis, ended: threading.Event)
 
 
 def build(settings: Settings, connection: Redis) -> PictureWorker:
-    """Return a worker with the promoted model loaded and its batch size measured.
+    """Return a worker with the promoted model loaded.
 
     CheckpointError if storage has no usable model, SettingError if the machine does not have the device.
     """
@@ -133,7 +133,7 @@ def build(settings: Settings, connection: Redis) -> PictureWorker:
         runner = Runner(connection, settings, name=new_id())
     except DeviceError as error:
         raise SettingError("device", settings.device, f"{error}; auto takes what there is") from error
-    model = runner.models.load()
+    model = runner.models.load(measure_later=True)
     log.info("worker ready", worker=runner.name, model=model.name, digest=model.digest, device=str(runner.device))
     return PictureWorker(runner)
 

@@ -6,9 +6,10 @@ Inference", He et al. 2025). Whether that happens depends on network, torch and 
 
 import time
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,18 @@ BUDGET_S = 2.0
 MOST_PADDING = 1 / 8  # of a call: on a CPU, two smaller calls cost less than more of it
 
 Call = Callable[[int], Tensor]
+T = TypeVar("T")
+Pausing = Generator[None, None, T]  # work that can pause before each network call, and returns a T
+
+
+def finish(work: Pausing[T]) -> T:
+    """Do work without a pause."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 def bound(stepper: Stepper, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> list[int]:
@@ -28,13 +41,28 @@ def bound(stepper: Stepper, max_rows: int, clock: Callable[[], float] = time.per
     Return these sizes: all up to `max_rows`; or those that others are split into or padded to; or only 1, if a row
     depends on its place in the batch.
     """
+    return finish(bounding(stepper, max_rows, clock))
+
+
+def pair_agrees(stepper: Stepper) -> bool:
+    """Whether two rows have the bits of one: a quick sign that larger calls have them, too. Leaves another bound."""
+    stepper.bound(2)
+    call = _copies(stepper)
+    return _all_equal(call(2), call(1))
+
+
+def bounding(
+    stepper: Stepper, max_rows: int, clock: Callable[[], float] = time.perf_counter, *, as_alone: bool = False
+) -> Pausing[list[int]]:
+    """Do the same with pauses. `as_alone`: the result is to be that of a call of one row, even if calls are smaller."""
     stepper.bound(max_rows)
-    sizes = same_sizes(_copies(stepper), max_rows, clock)
+    sizes = yield from comparing(_copies(stepper), max_rows, clock, as_alone=as_alone)
     if not sizes:
         stepper.bound(1)
         return [1]
-    if len(sizes) < max_rows:
-        stepper.bound(max_rows, sizes, MOST_PADDING)
+    stepper.bound(sizes[-1])
+    if len(sizes) < sizes[-1]:
+        stepper.bound(sizes[-1], sizes, MOST_PADDING)
     return sizes
 
 
@@ -45,18 +73,33 @@ def same_sizes(call: Call, max_rows: int, clock: Callable[[], float] = time.perf
     BUDGET_S allows. `call(n)` returns the network's output for n equal rows. Empty if they differ from each other in a
     call of `max_rows`.
     """
+    return finish(comparing(call, max_rows, clock))
+
+
+def comparing(
+    call: Call, max_rows: int, clock: Callable[[], float] = time.perf_counter, *, as_alone: bool = False
+) -> Pausing[list[int]]:
+    """Do the same with pauses, which do not count in BUDGET_S. `as_alone`: give the bits of size 1."""
+    yield
     whole = call(max_rows)
     wanted = whole[:1]
-    if not _all_equal(whole, wanted):
+    if as_alone:
+        yield
+        wanted = call(1)
+    spent, found = 0.0, set[int]()
+    if _all_equal(whole, wanted):
+        found.add(max_rows)
+    elif not as_alone:
         return []
-    deadline = clock() + BUDGET_S
-    found = {max_rows}
     for size in _order(max_rows):
         is_power = size & (size - 1) == 0
-        if clock() > deadline and not is_power:
+        if spent > BUDGET_S and not is_power:
             break
+        yield
+        begun = clock()
         if _all_equal(call(size), wanted):
             found.add(size)
+        spent += clock() - begun
     return sorted(found)
 
 

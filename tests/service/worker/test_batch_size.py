@@ -1,6 +1,6 @@
 """How large a batch may be: sizes for networks whose cost is a given function, and what a worker makes of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +12,26 @@ from service.worker import batch_size
 from service.worker.batch_size import (
     BUDGET_S,
     EFFICIENT_SHARE,
+    LATEST_S,
     LIMIT_SHARE,
     MAX_ROWS,
     MIN_PICTURES,
     OVERHEAD_S,
+    QUIET_S,
     BatchSizes,
+    LaterSizes,
     choose,
     measure,
+    measuring,
     network_call,
     smallest,
 )
-from service.worker.loaded_models import padded_sizes
+from service.worker.loaded_models import LoadedModels, padded_sizes
 from service.worker.process import build
 from service.worker.runner import Runner
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.schedules import alpha_bar
+from tests.cpu import needs_avx512
 from tests.toy import ToyNetwork
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 
@@ -160,7 +165,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     """Stands in for every network: 32 rows are its best size."""
     one = Device(lambda rows: 0.001 * max(32, rows) - OVERHEAD_S)
     monkeypatch.setattr(batch_size, "network_call", lambda stepper: one.call)
-    monkeypatch.setattr(batch_size, "measure", lambda call, max_rows: measure(call, max_rows, one.clock))
+    monkeypatch.setattr(batch_size, "measuring", lambda call, max_rows: measuring(call, max_rows, one.clock))
     return one
 
 
@@ -174,11 +179,81 @@ def stepper() -> Stepper:
     return Stepper(network, network.alpha_bar, "v")
 
 
-def test_a_worker_that_is_built_has_measured_its_model(device: Device, connection: Redis, unset: Settings) -> None:
+def sizes_of(models: LoadedModels) -> tuple[int, int, int | None]:
+    (model,) = models.denoisers()
+    return model.engine.max_pictures, model.stepper.max_rows, model.engine.efficient_rows
+
+
+def even(rows: int) -> torch.Tensor:
+    """Stands in for calls of a network that give the same bits with every size."""
+    return torch.zeros(rows, 1)
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_a_worker_measures_a_network_before_it_is_ready_if_single_rows_may_be_wrong(
+    device: Device, connection: Redis, unset: Settings, monkeypatch: pytest.MonkeyPatch, packs: bool
+) -> None:
+    """Those of a network that is not packed, or whose single rows are seen to differ."""
+    monkeypatch.setattr("service.worker.loaded_models.can_pack", lambda device: packs)
+    monkeypatch.setattr("shared.diffusion.same_bits.pair_agrees", lambda stepper: not packs)
     worker = build(unset, connection)
     assert set(device.calls) == {1, 2, 4, 8, 16, 32, 64, 128}
-    (model,) = worker.runner.models
-    assert (model.engine.max_pictures, model.stepper.max_rows, model.engine.efficient_rows) == (32, 32, 32)
+    assert sizes_of(worker.runner.models) == (32, 32, 32)
+    assert not worker.has_work
+
+
+@needs_avx512
+@pytest.mark.parametrize(("quiet_s", "latest_s"), [(0.0, 1e9), (1e9, 0.0)], ids=["idle", "late"])
+def test_a_worker_serves_a_packed_network_with_single_rows_and_measures_it_afterwards(
+    device: Device, connection: Redis, unset: Settings, monkeypatch: pytest.MonkeyPatch, quiet_s: float, latest_s: float
+) -> None:
+    monkeypatch.setattr(batch_size, "QUIET_S", quiet_s)
+    monkeypatch.setattr(batch_size, "LATEST_S", latest_s)
+    monkeypatch.setattr("shared.diffusion.same_bits._copies", lambda stepper: even)
+    worker = build(unset, connection)
+    models = worker.runner.models
+    assert sizes_of(models) == (MIN_PICTURES, 1, 1)
+    assert device.calls == []
+    assert worker.has_work == (quiet_s == 0.0)  # it must not wait for a job
+    for _ in range(500):
+        worker.runner.run_once()
+        if sizes_of(models) != (MIN_PICTURES, 1, 1):
+            break
+    assert sizes_of(models) == (32, 32, 32)
+    assert set(device.calls) == {1, 2, 4, 8, 16, 32, 64, 128}
+    assert not worker.has_work
+
+
+@needs_avx512
+def test_a_worker_that_cannot_measure_goes_on_with_single_rows(
+    device: Device, connection: Redis, unset: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(stepper: Stepper, rows: int, **options: object) -> Iterator[None]:
+        yield
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(batch_size, "QUIET_S", 0.0)
+    monkeypatch.setattr("shared.diffusion.same_bits._copies", lambda stepper: even)
+    monkeypatch.setattr("shared.diffusion.same_bits.bounding", broken)
+    worker = build(unset, connection)
+    for _ in range(100):
+        worker.runner.run_once()
+    assert sizes_of(worker.runner.models) == (MIN_PICTURES, 1, 1)
+    assert not worker.has_work
+
+
+def test_measuring_waits_until_the_worker_is_idle(unset: Settings) -> None:
+    now = 0.0
+    later = LaterSizes(unset, "toy", stepper(), lambda: now)
+    assert not later.is_due(busy=False)
+    now = QUIET_S
+    assert later.is_due(busy=False)
+    assert not later.is_due(busy=True)
+    now += QUIET_S / 2
+    assert not later.is_due(busy=False)
+    assert not later.is_late
+    now = LATEST_S
+    assert later.is_late
 
 
 def test_the_limit_is_never_below_the_minimum(device: Device, unset: Settings) -> None:

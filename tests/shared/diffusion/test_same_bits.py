@@ -52,6 +52,18 @@ def test_calls_have_sizes_with_which_a_picture_is_the_same_alone_and_beside_othe
     assert_same_alone_and_together(stepper, 11)
 
 
+KERNELS_OF_ONE_ROW = [("even", 8, []), ("one row", 1, []), ("by fours", 5, [1, 5]), ("the last row", 1, [])]
+
+
+@pytest.mark.parametrize(("kernel", "max_rows", "pad_to"), KERNELS_OF_ONE_ROW)
+def test_sizes_can_be_limited_to_those_that_agree_with_one_row(kernel: str, max_rows: int, pad_to: list[int]) -> None:
+    network = Uneven(KERNELS[kernel][0])
+    stepper = Stepper(network, network.alpha_bar, "v")
+    sizes = same_bits.finish(same_bits.bounding(stepper, 8, as_alone=True))
+    assert (stepper.max_rows, stepper.pad_to, sizes[-1]) == (max_rows, pad_to, max_rows)
+    assert_same_alone_and_together(stepper, 11)
+
+
 def assert_same_alone_and_together(stepper: Stepper, pictures: int) -> None:
     labels = torch.eye(stepper.network.num_labels)[torch.arange(pictures) % stepper.network.num_labels]
     options = [SamplingOptions(steps=2, guidance=3.0 if i % 2 else 1.0) for i in range(pictures)]
