@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# Without byte code every process would compile torch anew, for two seconds and more.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo serve train test test-browser compose-test scaling-out-test kubernetes-check screenshots check check-lowest format clean
 
