@@ -112,7 +112,8 @@ def _shared_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("LABELGRID_CACHE", str(tmp_path_factory.mktemp("cache")))
         for module in (service.worker.runner, service.worker.loaded_models):
             patch.setattr(module, "load_evaluator", load_once)
-        patch.setattr(service.worker.loaded_models, "same_bits", SimpleNamespace(bound=bound_once))
+        shared = SimpleNamespace(**{**vars(same_bits), "bound": bound_once})
+        patch.setattr(service.worker.loaded_models, "same_bits", shared)
         yield
 
 
