@@ -38,7 +38,7 @@ LOOP = "the bare loop, without a server"
 CLIENTS = 16  # of the equal requests
 STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
 LOAD = 0.6  # of LitServe's pictures/s in a burst, at which mixed requests arrive
-LIMIT_S = 330.0
+LIMIT_S = 750.0
 HEADERS = {"Content-Type": "application/json", "Accept": "image/png", "Prefer": "wait=250"}
 PNG = b"\x89PNG"
 
@@ -188,7 +188,7 @@ def alone(drawing: Drawing, bodies: Sequence[Body]) -> Answers:
 
 
 def measure(quick: bool) -> Data:
-    equal, burst, arriving, rounds = (8, 4, 3, 1) if quick else (48, 12, 20, 5)
+    equal, burst, arriving, rounds = (8, 4, 3, 1) if quick else (48, 12, 24, 5)
     drawing = Drawing()
     most, rows, _ = subject.batch_limit(drawing.denoiser, Settings())
     deadline = Deadline(LIMIT_S)

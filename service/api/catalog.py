@@ -62,9 +62,9 @@ class Models:
     """The models of one storage. Safe to use from several threads: only the storage thread changes it.
 
     Looks at a local folder on every call, except that one look serves all calls that were waiting when it began; at a
-    remote one at most every `every_s`. Reads the header of each version of
-    a file once, and the whole file once, when the model is first requested. While storage does not answer or hangs,
-    what it held before stays available: workers have the files in their caches.
+    remote one at most every `every_s`. Reads the header of each version of a file once, and the whole file once, when
+    the model is first requested. While storage does not answer or hangs, what it held before stays available: workers
+    have the files in their caches.
     """
 
     storage: Location
