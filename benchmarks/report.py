@@ -4,7 +4,6 @@ With --quick, writes the documents of the last quick run to runs/bench-quick, be
 """
 
 import argparse
-import json
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,8 +12,6 @@ from benchmarks import capacity_model
 from benchmarks.document import Piece, Table, number, write
 from benchmarks.results import ROOT, Data, results, say
 from benchmarks.timing import change
-
-BEFORE = ROOT / "benchmarks" / "before.json"  # medians at the commits that first measured a figure
 
 TITLES = {
     "sampling": "Sampling a batch",
@@ -66,9 +63,9 @@ GOALS = [
 ]
 
 
-def goals(content: Data, before: dict[str, float]) -> Table:
-    """Return the table of main figures and their goals. `before`: earlier medians, by key."""
-    table = Table(["figure", "description", "before", "median", "spread", "95 % interval", "goal", "met"])
+def goals(content: Data) -> Table:
+    """Return the table of main figures and their goals."""
+    table = Table(["figure", "description", "median", "spread", "95 % interval", "goal", "met"])
     for key, what, goal, above in GOALS:
         if (found := content.get(key)) is None:
             continue
@@ -78,9 +75,8 @@ def goals(content: Data, before: dict[str, float]) -> Table:
         if goal is not None:
             wanted = f"{'at least' if above else 'at most'} {goal:g}"
             met = "yes" if (found["median"] >= goal) == above else "no"
-        was = number(before[key]) if key in before else ""
         spread, interval = number(found["spread"]), " to ".join(map(number, found.get("interval") or ()))
-        table.add(f"`{key}`", what, was, number(found["median"]), spread, interval, wanted, met)
+        table.add(f"`{key}`", what, number(found["median"]), spread, interval, wanted, met)
     return table
 
 
@@ -99,11 +95,6 @@ def machine_line(content: Data) -> str:
     )
 
 
-def commit_of(before: Data) -> str:
-    """Return an earlier measurement's commit, and what was different then."""
-    return f"{before['commit']} ({before['note']})" if "note" in before else str(before["commit"])
-
-
 def measured_line(name: str, section: Data) -> str:
     """Say how a section was measured, at which commit, and whether the machine stayed as fast."""
     at = f", commit {section['commit']}" if section.get("commit") else ""
@@ -116,7 +107,6 @@ def measured_line(name: str, section: Data) -> str:
 def performance(content: Data) -> list[Piece]:
     """Return docs/performance.md. A section that was not measured says so."""
     command = "make bench-quick" if content["about"].get("quick") else "make bench"
-    before = json.loads(BEFORE.read_text())
     pieces: list[Piece] = [
         "# Performance",
         f"`{command}` writes this page from its measurements; do not edit it. What is compared takes turns on the same "
@@ -125,9 +115,7 @@ def performance(content: Data) -> list[Piece]:
         "`benchmarks/results.json` has all of them. *The course report* is the work that this project began with; its "
         "code is one of the baselines.",
         machine_line(content),
-        goals(content, {key: median for one in before for key, median in one["figures"].items()}),
-        f"*Before* is the first median measured on a machine like this one, at commit "
-        f"{' or '.join(map(commit_of, before))} (`benchmarks/{BEFORE.name}`).",
+        goals(content),
     ]
     for name, title in TITLES.items():
         section = content["sections"].get(name)

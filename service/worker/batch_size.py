@@ -20,6 +20,7 @@ CALLS = 3  # of each size; the fastest counts, because warming up and disturbanc
 MIN_GAIN = 1.05  # of rows/s in two doublings of the size: where they grow by less, larger sizes are not tried
 LIMIT_SHARE = 0.95  # of the best rows/s: the smallest size that reaches it is the limit, as its steps are shorter
 EFFICIENT_SHARE = 0.9  # of the best rows/s: from the smallest size that reaches it, large jobs wait for small ones
+MIN_EFFICIENT_ROWS = 8  # lest a disturbed measurement makes pictures step one by one
 QUIET_S = 0.5  # without pictures, before a model that already serves is measured
 LATEST_S = 30.0  # after it was loaded: it is measured then, beside its pictures if need be
 OVERHEAD_S = 0.003  # of a step, outside the network: about that much with 4, 8 and 16 pictures on two cores
@@ -44,7 +45,7 @@ def choosing(settings: Settings, stepper: Stepper) -> Pausing[BatchSizes]:
     stepper.bound(settings.batch_rows or MAX_ROWS)
     rates = yield from measuring(network_call(stepper), stepper.max_rows)
     limit = max(MIN_PICTURES, smallest(rates, LIMIT_SHARE) or 0)
-    efficient_rows = smallest(rates, EFFICIENT_SHARE)
+    efficient_rows = max(MIN_EFFICIENT_ROWS, smallest(rates, EFFICIENT_SHARE) or 0) if rates else None
     sizes = BatchSizes(settings.batch_pictures or limit, settings.batch_rows or limit, efficient_rows)
     log.info("batch size measured", **vars(sizes), rows_per_s=rates)
     return sizes

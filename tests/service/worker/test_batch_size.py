@@ -15,6 +15,7 @@ from service.worker.batch_size import (
     LATEST_S,
     LIMIT_SHARE,
     MAX_ROWS,
+    MIN_EFFICIENT_ROWS,
     MIN_PICTURES,
     OVERHEAD_S,
     QUIET_S,
@@ -258,14 +259,14 @@ def test_measuring_waits_until_the_worker_is_idle(unset: Settings) -> None:
 
 def test_the_limit_is_never_below_the_minimum(device: Device, unset: Settings) -> None:
     device.cost = lambda rows: proportional(max(4, rows))
-    assert choose(unset, stepper()) == BatchSizes(MIN_PICTURES, MIN_PICTURES, 4)
+    assert choose(unset, stepper()) == BatchSizes(MIN_PICTURES, MIN_PICTURES, MIN_EFFICIENT_ROWS)
     device.memory = 0
     assert choose(unset, stepper()) == BatchSizes(MIN_PICTURES, MIN_PICTURES, None)
 
 
 @pytest.mark.parametrize(
     ("pictures", "rows", "expected"),
-    [(6, None, BatchSizes(6, 32, 32)), (None, 2, BatchSizes(MIN_PICTURES, 2, 2)), (6, 9, BatchSizes(6, 9))],
+    [(6, None, BatchSizes(6, 32, 32)), (None, 2, BatchSizes(MIN_PICTURES, 2, MIN_EFFICIENT_ROWS)), (6, 9, BatchSizes(6, 9))],
 )
 def test_sizes_that_are_set_are_not_measured(
     device: Device, unset: Settings, pictures: int | None, rows: int | None, expected: BatchSizes
