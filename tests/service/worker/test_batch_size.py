@@ -266,7 +266,11 @@ def test_the_limit_is_never_below_the_minimum(device: Device, unset: Settings) -
 
 @pytest.mark.parametrize(
     ("pictures", "rows", "expected"),
-    [(6, None, BatchSizes(6, 32, 32)), (None, 2, BatchSizes(MIN_PICTURES, 2, MIN_EFFICIENT_ROWS)), (6, 9, BatchSizes(6, 9))],
+    [
+        (6, None, BatchSizes(6, 32, 32)),
+        (None, 2, BatchSizes(MIN_PICTURES, 2, MIN_EFFICIENT_ROWS)),
+        (6, 9, BatchSizes(6, 9)),
+    ],
 )
 def test_sizes_that_are_set_are_not_measured(
     device: Device, unset: Settings, pictures: int | None, rows: int | None, expected: BatchSizes
