@@ -95,6 +95,7 @@ def ours(
     stepper = Stepper(ToyNetwork(ab, prediction), ab, prediction)
     row = stepper.new_row(LABELS, SamplingOptions(guidance=1.0), seed)
     row.table = make(t)
+    row.w = [1.0] * len(row.table)
     while not row.done:
         stepper.step([row])
     return row.x[None], row.step
