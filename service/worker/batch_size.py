@@ -92,20 +92,14 @@ class LaterSizes:
         return self._clock() - self._born_at >= LATEST_S
 
 
-def measure(
-    call: Callable[[int], None], max_rows: int = MAX_ROWS, clock: Callable[[], float] = time.perf_counter
-) -> dict[int, float]:
-    """Return rows/s by size, for 1, 2, 4, ... rows, while larger sizes pay, fit in memory and BUDGET_S lasts.
-
-    `call(n)` computes n rows and returns when they are done. Its first call loads libraries and does not count.
-    """
-    return finish(measuring(call, max_rows, clock))
-
-
 def measuring(
     call: Callable[[int], None], max_rows: int = MAX_ROWS, clock: Callable[[], float] = time.perf_counter
 ) -> Pausing[dict[int, float]]:
-    """Do the same with pauses, which do not count in BUDGET_S."""
+    """Return rows/s by size, for 1, 2, 4, ... rows, while larger sizes pay, fit in memory and BUDGET_S lasts.
+
+    `call(n)` computes n rows and returns when they are done. Its first call loads libraries and does not count, nor do
+    pauses.
+    """
     rates: dict[int, float] = {}
     rows, fastest, spent = 1, 0.0, 0.0
     try:

@@ -114,8 +114,7 @@ def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> Upsampler
         raise ValueError(f"picture is {picture_size(info.config)}, the upsampler's is {config.picture}")
     with WithoutWeights():
         upsampler = UpsamplerNet(config)
-    weights = {name.removeprefix(UPSAMPLER): value for name, value in weights.items()}
-    upsampler.load_state_dict(weights)
+    upsampler.load_state_dict({name.removeprefix(UPSAMPLER): value for name, value in weights.items()})
     return upsampler
 
 

@@ -66,20 +66,17 @@ def bounding(
     return sizes
 
 
-def same_sizes(call: Call, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> list[int]:
+def comparing(
+    call: Call, max_rows: int, clock: Callable[[], float] = time.perf_counter, *, as_alone: bool = False
+) -> Pausing[list[int]]:
     """Return the sizes up to `max_rows` that give the same bits as `max_rows`.
 
     Powers of two are always tried, lest a slow machine pads a single picture to a whole batch; others as far as
     BUDGET_S allows. `call(n)` returns the network's output for n equal rows. Empty if they differ from each other in a
     call of `max_rows`.
+
+    Pauses do not count in BUDGET_S. `as_alone`: sizes that give the bits of size 1 instead.
     """
-    return finish(comparing(call, max_rows, clock))
-
-
-def comparing(
-    call: Call, max_rows: int, clock: Callable[[], float] = time.perf_counter, *, as_alone: bool = False
-) -> Pausing[list[int]]:
-    """Do the same with pauses, which do not count in BUDGET_S. `as_alone`: give the bits of size 1."""
     yield
     whole = call(max_rows)
     wanted = whole[:1]

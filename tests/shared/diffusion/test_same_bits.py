@@ -10,7 +10,7 @@ from torch import Tensor
 from shared.diffusion import same_bits
 from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.model import load_denoiser
-from shared.diffusion.same_bits import BUDGET_S, same_sizes
+from shared.diffusion.same_bits import BUDGET_S, comparing, finish
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
 from shared.registry import resolve
@@ -96,8 +96,8 @@ def test_the_budget_leaves_small_gaps_between_the_sizes() -> None:
         now += BUDGET_S / 8
         return torch.zeros(rows, 1)
 
-    assert same_sizes(call, 16, lambda: now) == [1, 2, 3, 4, 6, 8, 10, 12, 14, 16]
-    assert same_sizes(call, 100, lambda: now) == [1, 2, 4, 8, 16, 32, 48, 64, 82, 100]
+    assert finish(comparing(call, 16, lambda: now)) == [1, 2, 3, 4, 6, 8, 10, 12, 14, 16]
+    assert finish(comparing(call, 100, lambda: now)) == [1, 2, 4, 8, 16, 32, 48, 64, 82, 100]
 
 
 def test_powers_of_two_are_tried_whatever_they_take() -> None:
@@ -108,4 +108,4 @@ def test_powers_of_two_are_tried_whatever_they_take() -> None:
         now += BUDGET_S
         return torch.zeros(rows, 1)
 
-    assert same_sizes(call, 24, lambda: now) == [1, 2, 4, 8, 16, 24]
+    assert finish(comparing(call, 24, lambda: now)) == [1, 2, 4, 8, 16, 24]
