@@ -1,7 +1,7 @@
 """Trains an upsampler on pairs of a picture and its squeezed copy, and publishes it as an adapter of a denoiser.
 
 The denoiser's own weights stay as they are. Conditioning augmentation (Ho et al. 2022, sec. 4) makes the squeezed
-copies resemble what the denoiser samples: many of them are its prediction from a noised copy.
+copies resemble what the denoiser samples: many of them are its prediction from a noised copy, guided as it samples.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class Upsampling:
         self.side, self.prediction, self.base = base.image_shape[-1], base.prediction, base.stepper().network
         alpha_bar = base.alpha_bar.to(device)
         self.signal, self.noise = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
+        self.options = base.options
         self.labels = dataset.labels
         if base.layouts is not None:
             if dataset.positions is None:
@@ -113,10 +114,21 @@ class Upsampling:
         a, s = self.signal[t][:, None, None, None], self.noise[t][:, None, None, None]
         with torch.inference_mode():
             x_t = (a * x[denoise] + s * eps[denoise]).contiguous(memory_format=torch.channels_last)
-            out = self.base(x_t, t, labels[denoise], torch.ones_like(t, dtype=torch.bool)).float()
+            out = self._predict(x_t, t, labels[denoise])
             x0_hat = a * x_t - s * out if self.prediction == "v" else (x_t - s * out) / a
         x[denoise] = x0_hat.clone()
         return x
+
+    def _predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Return the base's prediction (B, C, S, S) float32, with its default guidance inside its guidance interval."""
+        w, (low, high) = self.options.guidance, self.options.guidance_interval
+        out = self.base(x_t, t, labels, torch.ones_like(t, dtype=torch.bool)).float()
+        guided = (t >= low * len(self.signal)) & (t <= high * len(self.signal))
+        if w == 1 or not bool(guided.any()):
+            return out
+        null = self.base(x_t[guided], t[guided], labels[guided], torch.zeros_like(t[guided], dtype=torch.bool)).float()
+        out[guided] = null + w * (out[guided] - null)
+        return out
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         squeezed, labels, eps, level, denoise, corners, squares = inputs

@@ -86,6 +86,7 @@ def test_held_out_pictures_are_not_trained_on(tmp_path: Path, base: Denoiser) ->
 
 def test_degraded_pictures_are_predictions_or_slightly_noisy(tmp_path: Path, base: Denoiser) -> None:
     made = objective(tmp_path, base, "noisiest=1.0")
+    made.options = base.options.model_copy(update={"guidance": 1.0})
     x = to_float(drawn(made)[0])
     eps, labels, level = torch.randn(x.shape), made.labels[:3], torch.tensor([0.5, 0.5, 0.0])
     out = made.degrade(x.clone(), labels, eps, level, torch.tensor([True, False, False]))
@@ -97,6 +98,23 @@ def test_degraded_pictures_are_predictions_or_slightly_noisy(tmp_path: Path, bas
         x_t = a * x[:1] + s * eps[:1]
         expected = a * x_t - s * base.network(x_t, t, labels[:1], torch.tensor([True]))
     torch.testing.assert_close(out[:1], expected, rtol=0.05, atol=0.05)
+
+
+def test_degraded_pictures_are_guided_inside_the_interval_as_sampled_ones(tmp_path: Path, base: Denoiser) -> None:
+    made = objective(tmp_path, base, "noisiest=1.0")
+    made.options = base.options.model_copy(update={"guidance": 2.0, "guidance_interval": (0.0, 0.6)})
+    x, eps = to_float(drawn(made)[0])[:2], torch.randn(2, 3, 16, 16)
+    out = made.degrade(x.clone(), made.labels[:2], eps, torch.tensor([0.5, 0.8]), torch.tensor([True, True]))
+    for i, t in enumerate([499, 799]):
+        a, s = base.alpha_bar[t].sqrt().float(), (1 - base.alpha_bar[t]).sqrt().float()
+        x_t = a * x[i : i + 1] + s * eps[i : i + 1]
+        with torch.inference_mode():
+            kept, dropped = (
+                base.network(x_t, torch.tensor([t]), made.labels[i : i + 1], torch.tensor([keep]))
+                for keep in (True, False)
+            )
+        v = [2 * kept - dropped, kept][i]
+        torch.testing.assert_close(out[i : i + 1], a * x_t - s * v, rtol=0.05, atol=0.05)
 
 
 def test_the_loss_of_a_perfect_picture_is_zero_and_blur_costs_octaves(tmp_path: Path, base: Denoiser) -> None:
