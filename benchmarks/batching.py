@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service.worker.step_order import Workload, by_job, jobs_to_step
+from service.worker.step_order import Workload, by_job, jobs_to_step, room
 from shared.options import SamplingOptions, network_rows
 
 SIZES = range(1, 9)  # pictures of a request
@@ -202,11 +202,13 @@ def serve(
     *,
     max_pictures: int,
     few: int | None = None,
+    late: int = 0,
     labels: Any = None,
 ) -> Served:
     """Serve arrivals from the first request to the last answer.
 
-    `few`: with continuous batching, large requests wait once a step has that many network rows, as in a worker.
+    `few` and `late`, as in a worker, with continuous batching only: large requests wait once a step has `few` network
+    rows, and `late` pictures may join beyond `max_pictures`, one at each step.
     Request-level batching answers a request when its whole batch ends, as if the batch were one call.
     """
     arriving, queue = deque(Waiting(a, a.pictures, a.pictures) for a in arrivals), deque[Waiting]()
@@ -218,7 +220,8 @@ def serve(
         while arriving and arriving[0].arrival.at <= clock.now():
             queue.append(arriving.popleft())
         if queue:
-            for waiting, count in zip(list(queue), policy(queue, len(work), max_pictures - len(work)), strict=False):
+            places = room(len(work), max_pictures, late if policy is continuous else 0)
+            for waiting, count in zip(list(queue), policy(queue, len(work), places), strict=False):
                 if count:
                     waiting.since = computed
                 for _ in range(count):
@@ -229,7 +232,9 @@ def serve(
                 queue.popleft()
         if not work:
             continue
-        chosen = _next_rows(work, computed, few) if few is not None and policy is continuous else work
+        chosen = work
+        if few is not None and policy is continuous:
+            chosen = _next_rows(work, computed, few, is_full=len(work) >= max_pictures + late)
         stepper.step([row for _, row in chosen])
         computed += sum(network_rows(row.options.guidance) for _, row in chosen)
         for waiting, row in chosen:
@@ -246,7 +251,7 @@ def serve(
     return Served(latencies, clock.now(), sum(a.pictures for a in arrivals))
 
 
-def _next_rows(work: list[tuple[Waiting, Any]], computed: int, few: int) -> list[tuple[Waiting, Any]]:
+def _next_rows(work: list[tuple[Waiting, Any]], computed: int, few: int, *, is_full: bool) -> list[tuple[Waiting, Any]]:
     """Choose the rows of `work` that step next, as a worker does."""
 
     def workload(waiting: Waiting, row: Any) -> Workload:
@@ -254,7 +259,7 @@ def _next_rows(work: list[tuple[Waiting, Any]], computed: int, few: int) -> list
         return Workload(rows, rows * (row.options.steps - row.step), waiting.since)
 
     jobs = by_job((id(waiting), workload(waiting, row)) for waiting, row in work)
-    chosen = set(jobs_to_step(jobs, computed, few))
+    chosen = set(jobs_to_step(jobs, computed, few, is_full=is_full))
     return [(waiting, row) for waiting, row in work if id(waiting) in chosen]
 
 
@@ -264,7 +269,8 @@ def simulate(
     cost: Callable[[int], float],
     max_pictures: int,
     few: int | None = None,
+    late: int = 0,
 ) -> Served:
     """Serve arrivals on a virtual clock, by the measured cost of steps."""
     clock = VirtualClock()
-    return serve(policy, arrivals, CostStepper(clock, cost), clock, max_pictures=max_pictures, few=few)
+    return serve(policy, arrivals, CostStepper(clock, cost), clock, max_pictures=max_pictures, few=few, late=late)

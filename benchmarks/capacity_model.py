@@ -94,7 +94,7 @@ def the_same_requests(load: Data, cost: StepCost) -> dict[str, dict[str, list[fl
                 latency
                 for seed in range(rounds)
                 for latency in simulate(
-                    POLICIES[name], within(span_s, rate, seed), cost, load["max_pictures"], load["few"]
+                    POLICIES[name], within(span_s, rate, seed), cost, load["max_pictures"], load["few"], load["late"]
                 ).latencies
             ]
     return found

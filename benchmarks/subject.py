@@ -9,6 +9,7 @@ from torch import Tensor
 from benchmarks.results import STORAGE, Data
 from service.settings import Settings
 from service.worker import batch_size
+from service.worker.batch_size import BatchSizes
 from shared.device import pick_device
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator, score_set
@@ -58,10 +59,9 @@ def network_rows(denoiser: Denoiser) -> list[int]:
     return denoiser.stepper().new_row(hot[0], denoiser.options, seed=0).network_rows()
 
 
-def batch_limit(denoiser: Denoiser, settings: Settings) -> tuple[int, int, int | None]:
-    """Return a worker's batch sizes: pictures of a batch, rows of a call, and rows from which large jobs wait."""
-    sizes = batch_size.choose(settings, denoiser.stepper())
-    return sizes.pictures, sizes.rows, sizes.efficient_rows
+def batch_sizes(denoiser: Denoiser) -> BatchSizes:
+    """Return a worker's batch sizes, measured."""
+    return batch_size.choose(Settings(), denoiser.stepper())
 
 
 def seeds(count: int, seed: int = 0) -> list[int]:

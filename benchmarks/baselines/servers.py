@@ -25,7 +25,6 @@ from torch import Tensor
 
 from benchmarks import subject
 from benchmarks.baselines.samplers import pipeline
-from service.settings import Settings
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import sample
 from shared.options import SamplingOptions
@@ -50,8 +49,7 @@ class Drawing:
 
     def __init__(self) -> None:
         self.denoiser, self.judge = subject.denoiser(), subject.evaluator()
-        _, rows, _ = subject.batch_limit(self.denoiser, Settings())
-        self.stepper = self.denoiser.stepper(max_rows=rows)
+        self.stepper = self.denoiser.stepper(max_rows=subject.batch_sizes(self.denoiser).rows)
 
     def options(self, request: Request) -> SamplingOptions:
         changed = {key: value for key in ("steps", "guidance") if (value := getattr(request, key)) is not None}

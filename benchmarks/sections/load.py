@@ -27,7 +27,7 @@ from benchmarks.batching import (
 from benchmarks.document import Piece, Plot, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.timing import Deadline, figure, in_turn, paired, percentile, pooled_p95
-from service.settings import Settings
+from service.worker.batch_size import BatchSizes
 from shared.diffusion.denoise import Stepper
 from shared.options import SamplingOptions
 
@@ -54,10 +54,10 @@ def summary(latencies: list[float]) -> Data:
     return {"mean": sum(latencies) / len(latencies), **quantiles, "requests": len(latencies)}
 
 
-def capacity(cost: StepCost, max_pictures: int, few: int | None) -> float:
+def capacity(cost: StepCost, max_pictures: int, few: int | None, late: int) -> float:
     """Return the requests/s of continuous batching on a backlog, simulated with measured step costs."""
     backlog = poisson(1e9, SIMULATED_REQUESTS, seed=1)
-    return len(backlog) / simulate(continuous, backlog, cost, max_pictures, few).ended_at
+    return len(backlog) / simulate(continuous, backlog, cost, max_pictures, few, late).ended_at
 
 
 def alone(cost: StepCost, max_pictures: int) -> Data:
@@ -69,10 +69,8 @@ def alone(cost: StepCost, max_pictures: int) -> Data:
 class Bench:
     """Runs the three policies on the real network and keeps the outcomes by load and policy."""
 
-    def __init__(
-        self, stepper: Stepper, labels: torch.Tensor, max_pictures: int, few: int | None, deadline: Deadline
-    ) -> None:
-        self.stepper, self.labels, self.most, self.few, self.deadline = stepper, labels, max_pictures, few, deadline
+    def __init__(self, stepper: Stepper, labels: torch.Tensor, sizes: BatchSizes, deadline: Deadline) -> None:
+        self.stepper, self.labels, self.sizes, self.deadline = stepper, labels, sizes, deadline
         self.served: dict[float, dict[str, list[Served]]] = {}
 
     def serve(self, name: str, arrivals: Sequence[Arrival]) -> Served:
@@ -81,8 +79,9 @@ class Bench:
             arrivals,
             self.stepper,
             RealClock(),
-            max_pictures=self.most,
-            few=self.few,
+            max_pictures=self.sizes.pictures,
+            few=self.sizes.efficient_rows,
+            late=self.sizes.late_pictures,
             labels=self.labels,
         )
 
@@ -107,15 +106,16 @@ class Bench:
 
 def measure(quick: bool) -> Data:
     spans_s, more, backlog, turns = ({AT: 3.0}, 0, 4, 1) if quick else (SPANS_S, 5, 16, 3)
-    deadline, settings, ours = Deadline(LIMIT_S), Settings(), subject.denoiser()
-    most, rows, few = subject.batch_limit(ours, settings)
-    stepper = ours.stepper(max_rows=rows)
+    deadline, ours = Deadline(LIMIT_S), subject.denoiser()
+    sizes = subject.batch_sizes(ours)
+    most, few, late = sizes.pictures, sizes.efficient_rows, sizes.late_pictures
+    stepper = ours.stepper(max_rows=sizes.rows)
     labels = subject.multi_hot([["red cube"]], ours.vocabulary)[0]
     measured = step_costs(stepper, labels, [1, 2, 4, 8, 16, 24, 32], 3 if quick else 11)
     cost = StepCost(measured)
-    rate = capacity(cost, most, few)
+    rate = capacity(cost, most, few, late)
     say(f"  capacity {rate:.2f} requests/s, of {mean_network_rows():.0f} network rows on average")
-    bench = Bench(stepper, labels, most, few, deadline)
+    bench = Bench(stepper, labels, sizes, deadline)
     saturated = bench.saturated(backlog, turns)
     for load, span_s in spans_s.items():
         bench.at(load, rate, span_s)
@@ -123,10 +123,11 @@ def measure(quick: bool) -> Data:
         bench.at(AT, rate, spans_s[AT], COMPARED)
     simulated = {
         str(load): {
-            name: summary(simulate(policy, poisson(load * rate, SIMULATED_REQUESTS, 7), cost, most, few).latencies)
+            name: summary(simulate(policy, arriving, cost, most, few, late).latencies)
             for name, policy in POLICIES.items()
         }
         for load in sorted(SPANS_S)
+        for arriving in [poisson(load * rate, SIMULATED_REQUESTS, 7)]
     }
     together = simulate(continuous, poisson(AT * rate, SIMULATED_REQUESTS, 7), cost, most)
     by_round = {name: [one.latencies for one in runs] for name, runs in bench.served[AT].items()}
@@ -143,6 +144,7 @@ def measure(quick: bool) -> Data:
         "step_s": measured,
         "max_pictures": most,
         "few": few,
+        "late": late,
         "saturated": saturated,
         "latencies": latencies,
         "pictures_per_s": {str(load): rates(by) for load, by in bench.served.items()},
@@ -203,7 +205,8 @@ def report(data: Data) -> list[Piece]:
     return [
         f"The capacity is {data['requests_per_s']:.2f} requests/s, simulated with measured step costs: the throughput "
         "of continuous batching on a backlog. A request has 1 to 8 pictures, 4 to 16 steps and guidance 1 or 3, "
-        f"{mean_network_rows():.0f} network rows on average; at most {data['max_pictures']} pictures are in progress. "
+        f"{mean_network_rows():.0f} network rows on average; {data['max_pictures']} pictures are in progress, and in "
+        f"continuous batching at most {data['late']} more, one of which joins at each step. "
         "*Request-level* batching takes whole requests, with mixed options, computes no finished pictures, and answers "
         "when the batch ends. *One at a time* samples one picture after the other. "
         f"A run takes the requests of {spans} s. At a load of {AT}, the first two policies have several runs with "

@@ -31,7 +31,6 @@ from benchmarks.stack import stack, start, stop, until
 from benchmarks.timing import Deadline, paired, percentile, pooled_p95
 from service.local.demo import free_port
 from service.local.redis_server import RedisServer
-from service.settings import Settings
 
 OURS, LITSERVE, NAIVE, DIFFUSERS = "ours", "LitServe", "FastAPI and RQ", "diffusers and FastAPI"
 LOOP = "the bare loop, without a server"
@@ -108,14 +107,12 @@ def answers(server: Server, bodies: Sequence[Body], clients: int, at: Sequence[f
 @contextlib.contextmanager
 def servers(batch: int, rows: int) -> Iterator[dict[str, Server]]:
     """Run all servers, each ready and warm."""
-    pictures = {"LABELGRID_BATCH_PICTURES": str(batch)}
     with contextlib.ExitStack() as running, tempfile.TemporaryDirectory(prefix="lg-bench-") as folder:
-        # its worker measures the rows itself, since with both set small jobs would not go first
-        ours = running.enter_context(stack(**pictures))
+        ours = running.enter_context(stack())  # its worker measures the sizes itself, as for users
         redis = RedisServer(Path(folder))
         redis.start()
         running.callback(redis.stop)
-        both = {**pictures, "LABELGRID_BATCH_ROWS": str(rows)}
+        both = {"LABELGRID_BATCH_PICTURES": str(batch), "LABELGRID_BATCH_ROWS": str(rows)}
         environment = {**os.environ, **both, "LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(STORAGE)}
 
         def begin(*module: str) -> int:
@@ -190,10 +187,10 @@ def alone(drawing: Drawing, bodies: Sequence[Body]) -> Answers:
 def measure(quick: bool) -> Data:
     equal, burst, arriving, rounds = (8, 4, 3, 1) if quick else (48, 12, 24, 5)
     drawing = Drawing()
-    most, rows, _ = subject.batch_limit(drawing.denoiser, Settings())
+    sizes = subject.batch_sizes(drawing.denoiser)
     deadline = Deadline(LIMIT_S)
     seen: dict[str, dict[str, list[Answers]]] = {"equal": {}, "burst": {}, "arriving": {}}
-    with servers(most, rows) as found:
+    with servers(sizes.pictures, sizes.rows) as found:
         say(f"  four servers are up, {deadline.spent:.0f} s")
         same = [{"labels": lists, "seed": i} for i, lists in enumerate(zip(subject.label_lists(equal)))]
         for turn in deadline.rounds(rounds):

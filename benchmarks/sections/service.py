@@ -115,7 +115,8 @@ def redis_rate(redis: Redis, count: int) -> float:
 def measure(quick: bool) -> Data:
     requests, rounds, singles = (16, 1, 3) if quick else (96, 4, 15)
     ours, distilled, settings = subject.denoiser(), subject.distilled(), Settings()
-    batch, rows, _ = subject.batch_limit(ours, settings)
+    sizes = subject.batch_sizes(ours)
+    batch, rows = sizes.pictures, sizes.rows
     count = max(batch, requests // 2 // batch * batch)
     loop, one_step_loop = bare(ours, count, batch, rows), bare(distilled, 2 * count, batch, rows)
     stepper = ours.stepper(max_rows=rows)

@@ -19,7 +19,7 @@ BUDGET_S = 2.0
 CALLS = 3  # of each size; the fastest counts, because warming up and disturbances only make a call slower
 MIN_GAIN = 1.05  # of rows/s in two doublings of the size: where they grow by less, larger sizes are not tried
 LIMIT_SHARE = 0.95  # of the best rows/s: the smallest size that reaches it is the limit, as its steps are shorter
-EFFICIENT_SHARE = 0.9  # of the best rows/s: from the smallest size that reaches it, large jobs wait for small ones
+EFFICIENT_SHARE = 0.8  # of the best rows/s: from the smallest size that reaches it, large jobs wait for small ones
 MIN_EFFICIENT_ROWS = 8  # lest a disturbed measurement makes pictures step one by one
 QUIET_S = 0.5  # without pictures, before a model that already serves is measured
 LATEST_S = 30.0  # after it was loaded: it is measured then, beside its pictures if need be
@@ -28,9 +28,10 @@ OVERHEAD_S = 0.003  # of a step, outside the network: about that much with 4, 8 
 
 @dataclass(frozen=True)
 class BatchSizes:
-    pictures: int  # largest batch
+    pictures: int  # of a batch
     rows: int  # largest network call
     efficient_rows: int | None = None  # from which large jobs wait for small ones; None: all pictures step together
+    late_pictures: int = 0  # that may join beyond `pictures`, one at each step
 
 
 def choose(settings: Settings, stepper: Stepper) -> BatchSizes:
@@ -46,7 +47,8 @@ def choosing(settings: Settings, stepper: Stepper) -> Pausing[BatchSizes]:
     rates = yield from measuring(network_call(stepper), stepper.max_rows)
     limit = max(MIN_PICTURES, smallest(rates, LIMIT_SHARE) or 0)
     efficient_rows = max(MIN_EFFICIENT_ROWS, smallest(rates, EFFICIENT_SHARE) or 0) if rates else None
-    sizes = BatchSizes(settings.batch_pictures or limit, settings.batch_rows or limit, efficient_rows)
+    late_pictures = limit if efficient_rows and not settings.batch_pictures else 0
+    sizes = BatchSizes(settings.batch_pictures or limit, settings.batch_rows or limit, efficient_rows, late_pictures)
     log.info("batch size measured", **vars(sizes), rows_per_s=rates)
     return sizes
 
@@ -57,7 +59,8 @@ def early(settings: Settings) -> BatchSizes:
     Calls of one row cost the same for every row, so from the first one on large jobs wait for small ones.
     """
     is_fixed = settings.batch_pictures and settings.batch_rows
-    return BatchSizes(settings.batch_pictures or MIN_PICTURES, 1, None if is_fixed else 1)
+    late_pictures = 0 if settings.batch_pictures else MIN_PICTURES
+    return BatchSizes(settings.batch_pictures or MIN_PICTURES, 1, None if is_fixed else 1, late_pictures)
 
 
 class LaterSizes:
@@ -76,7 +79,7 @@ class LaterSizes:
 
     def _measure(self, settings: Settings, model: str) -> Pausing[BatchSizes]:
         sizes = yield from choosing(settings, self.spare)
-        same = yield from same_bits.bounding(self.spare, sizes.rows, as_alone=True)
+        same = yield from same_bits.bounding(self.spare, sizes.rows)
         if len(same) < sizes.rows:
             log.info("network calls have sizes that give the same bits", model=model, sizes=same)
         return sizes

@@ -16,7 +16,7 @@ from torch import Tensor
 from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
 from service.telemetry.logs import get_logger
-from service.worker.step_order import Workload, by_job, jobs_to_step
+from service.worker.step_order import Workload, by_job, jobs_to_step, room
 from service.worker.verdicts import judge_pictures
 from shared.device import lost
 from shared.diffusion.denoise import Row, Stepper
@@ -68,7 +68,7 @@ class Member:
 
 
 class Engine:
-    """The batch of one model: at most `max_pictures`, of any labels and options.
+    """The batch of one model: `max_pictures` pictures of any labels and options, and at most `late_pictures` more.
 
     From `efficient_rows` network rows on, pictures of large jobs wait for small jobs (`step_order.py`); with None, none
     wait. If a step raises, it is repeated for each half of its pictures; only a picture that fails alone is given up.
@@ -83,11 +83,12 @@ class Engine:
         judge: Judge,
         *,
         max_pictures: int,
+        late_pictures: int = 0,
         efficient_rows: int | None = None,
         recipe: Callable[[Picture, Verdict], Recipe | None] = lambda picture, verdict: None,
     ) -> None:
-        self.stepper, self.vocabulary, self.judge, self.max_pictures = stepper, vocabulary, judge, max_pictures
-        self.efficient_rows, self.recipe = efficient_rows, recipe
+        self.stepper, self.vocabulary, self.judge, self.recipe = stepper, vocabulary, judge, recipe
+        self.max_pictures, self.late_pictures, self.efficient_rows = max_pictures, late_pictures, efficient_rows
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._batch: dict[Key, Member] = {}
         self._computed = 0  # network rows so far
@@ -103,7 +104,7 @@ class Engine:
         """How many more pictures may join now."""
         if self._suspects or any(member.alone for member in self._batch.values()):
             return 0
-        return max(0, self.max_pictures - len(self._batch))
+        return room(len(self._batch), self.max_pictures, self.late_pictures)
 
     def rows(self) -> list[tuple[Picture, Row]]:
         """Return the pictures of the batch in their current state."""
@@ -166,7 +167,7 @@ class Engine:
         chosen = list(self._batch.values())
         if self.efficient_rows is not None:
             jobs = by_job((member.picture.job, member.workload()) for member in chosen)
-            stepping = set(jobs_to_step(jobs, self._computed, self.efficient_rows))
+            stepping = set(jobs_to_step(jobs, self._computed, self.efficient_rows, is_full=not self.room))
             chosen = [member for member in chosen if member.picture.job in stepping]
         self._computed += sum(member.row.network_rows()[0] for member in chosen)
         return chosen

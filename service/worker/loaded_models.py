@@ -29,7 +29,6 @@ from shared.checkpoint import CheckpointError, CheckpointInfo
 from shared.diffusion import same_bits
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, load_denoiser
-from shared.diffusion.packed import can_pack
 from shared.diffusion.unet import NetworkConfig
 from shared.evaluator import Judge, judge_of, load_evaluator
 from shared.storage import Location
@@ -76,7 +75,7 @@ class LoadedModel(Loaded):
 
     @property
     def max_pictures(self) -> int:
-        return self.engine.max_pictures
+        return self.engine.max_pictures + self.engine.late_pictures
 
     @property
     def room(self) -> int:
@@ -204,7 +203,7 @@ class LoadedModels:
         """Read denoiser `name`, or the promoted one, and size its batch. CheckpointError if it cannot be used."""
         path = self.cache.fetch(name, digest)
         with self._building:
-            denoiser, stepper, sizes = self._build(path, measure_later and can_pack(self.device))
+            denoiser, stepper, sizes = self._build(path, measure_later)
         info = denoiser.info
         judge, judged_by = self._judge_for(info)
         made_with = MadeWith(name=info.name, digest=info.digest)
@@ -213,6 +212,7 @@ class LoadedModels:
             denoiser.vocabulary,
             judge_of(judge, denoiser.aspect),
             max_pictures=sizes.pictures,
+            late_pictures=sizes.late_pictures,
             efficient_rows=sizes.efficient_rows,
             recipe=partial(recipe.of_picture, model=made_with, evaluator=judged_by),
         )
@@ -232,7 +232,7 @@ class LoadedModels:
             self.cache.forget(path)
             raise
         stepper, config = denoiser.stepper(), denoiser.network.config
-        if measure_later and config not in self._sizes and same_bits.pair_agrees(stepper):
+        if measure_later and config not in self._sizes and same_bits.keeps_one_row(stepper):
             stepper.bound(1)
             return denoiser, stepper, batch_size.early(self.settings)
         if config not in self._sizes:
@@ -337,7 +337,9 @@ class LoadedModels:
         (model, config, later), self._later, self._measuring = self._later, None, None
         self._sizes[config], spare = sizes, later.spare
         model.stepper.bound(spare.max_rows, spare.pad_to or None, spare.most_padding)
-        model.engine.max_pictures, model.engine.efficient_rows = sizes.pictures, sizes.efficient_rows
+        engine = model.engine
+        engine.max_pictures, engine.late_pictures = sizes.pictures, sizes.late_pictures
+        engine.efficient_rows = sizes.efficient_rows
 
     def _read_promoted(self) -> tuple[str, LoadedModel | None]:
         """Return the promoted digest, and its model if that is new."""

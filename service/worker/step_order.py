@@ -1,4 +1,4 @@
-"""Decides which jobs take part in a batch's next step: small jobs first, large ones as long as they delay nobody.
+"""Decides how many pictures join a batch, and which jobs take part in its next step: small jobs first.
 
 On a CPU batching barely lowers the cost per row, so every row of a large job delays the whole batch. A large job
 therefore waits while smaller ones finish, but not forever. Knows jobs by their remaining work, not their pictures.
@@ -8,9 +8,10 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-# Both were chosen by simulating the mixed requests of `benchmarks/sections/load.py`. Higher values favour large jobs.
-DELAY_LIMIT = 0.5  # a job waits if it has more work left than this share of the work left of the jobs before it
+# All were chosen by simulating the mixed requests of `benchmarks/sections/load.py`; docs/decisions.md has the results.
+DELAY_LIMIT = 0.25  # a job waits if it has more work left than this share of the work left of the jobs before it
 AGING = 0.2  # share of the rows computed since a job joined that is deducted from its work left
+MORE_IF_FULL = 2  # times the rows: while the batch is full, others wait for a place in it, so throughput counts more
 
 Job = TypeVar("Job", bound=Hashable)
 
@@ -24,6 +25,14 @@ class Workload:
     joined_at: int  # rows the batch had computed when the last picture joined: a job that keeps joining does not age
 
 
+def room(in_progress: int, at_once: int, later: int) -> int:
+    """Return how many pictures may join a batch now: up to `at_once`, then `later` more, one at each step.
+
+    A small job can so join while large ones fill the batch. One at each step, so that idle workers come first.
+    """
+    return max(at_once - in_progress, min(1, at_once + later - in_progress), 0)
+
+
 def by_job(pictures: Iterable[tuple[Job, Workload]]) -> dict[Job, Workload]:
     """Add up the workloads of each job's pictures."""
     jobs: dict[Job, Workload] = {}
@@ -33,17 +42,21 @@ def by_job(pictures: Iterable[tuple[Job, Workload]]) -> dict[Job, Workload]:
     return jobs
 
 
-def jobs_to_step(jobs: Mapping[Job, Workload], computed: int, efficient_rows: int) -> list[Job]:
+def jobs_to_step(
+    jobs: Mapping[Job, Workload], computed: int, efficient_rows: int, *, is_full: bool = False
+) -> list[Job]:
     """Choose the jobs whose pictures take the next step, least work left first (SRPT: Schrage 1968).
 
     Jobs are added until the step has `efficient_rows`, the size from which larger calls gain little, and beyond it
-    as long as none delays those before it. `computed`: network rows that the batch has computed so far.
+    as long as none delays those before it. `computed`: network rows that the batch has computed so far. `is_full`:
+    whether nothing may join the batch.
     """
+    enough = efficient_rows * (MORE_IF_FULL if is_full else 1)
     order = sorted(jobs, key=lambda job: jobs[job].left - AGING * (computed - jobs[job].joined_at))
     chosen: list[Job] = []
     rows = before = 0
     for job in order:
-        if rows >= efficient_rows and jobs[job].left > DELAY_LIMIT * before:
+        if rows >= enough and jobs[job].left > DELAY_LIMIT * before:
             break
         chosen.append(job)
         rows, before = rows + jobs[job].next_step, before + jobs[job].left

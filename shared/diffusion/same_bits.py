@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shared.diffusion.denoise import Stepper
+from shared.diffusion.packed import can_pack
 from shared.options import SamplingOptions
 
 BUDGET_S = 2.0
@@ -39,22 +40,27 @@ def bound(stepper: Stepper, max_rows: int, clock: Callable[[], float] = time.per
     """Limit network calls to `max_rows` rows, and to sizes with which a row's result is the same in all of them.
 
     Return these sizes: all up to `max_rows`; or those that others are split into or padded to; or only 1, if a row
-    depends on its place in the batch.
+    depends on its place in the batch. Calls of one row are among them where `keeps_one_row`.
     """
     return finish(bounding(stepper, max_rows, clock))
 
 
-def pair_agrees(stepper: Stepper) -> bool:
-    """Whether two rows have the bits of one: a quick sign that larger calls have them, too. Leaves another bound."""
+def keeps_one_row(stepper: Stepper) -> bool:
+    """Whether the sizes are to give the bits of one row: of a packed network in which two rows have them, too.
+
+    Nearly all sizes do then. Of a network that is not packed, most give the bits of the largest. Leaves another bound.
+    """
+    if not can_pack(stepper.device):
+        return False
     stepper.bound(2)
     call = _copies(stepper)
     return _all_equal(call(2), call(1))
 
 
-def bounding(
-    stepper: Stepper, max_rows: int, clock: Callable[[], float] = time.perf_counter, *, as_alone: bool = False
-) -> Pausing[list[int]]:
-    """Do the same with pauses. `as_alone`: the result is to be that of a call of one row, even if calls are smaller."""
+def bounding(stepper: Stepper, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> Pausing[list[int]]:
+    """Do the same with pauses."""
+    yield
+    as_alone = keeps_one_row(stepper)
     stepper.bound(max_rows)
     sizes = yield from comparing(_copies(stepper), max_rows, clock, as_alone=as_alone)
     if not sizes:

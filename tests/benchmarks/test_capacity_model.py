@@ -58,7 +58,7 @@ def test_a_load_test_with_the_models_step_costs_agrees_with_it() -> None:
         for name, policy in POLICIES.items()
     }
     load = {"latencies": {"0.6": {name: summary(found) for name, found in latencies.items()}}}
-    load |= {"spans_s": {"0.6": 10.0}, "requests_per_s": 1.0, "max_pictures": 16, "few": None}
+    load |= {"spans_s": {"0.6": 10.0}, "requests_per_s": 1.0, "max_pictures": 16, "few": None, "late": 0}
     table, agreement = capacity_model.check(load, capacity_model.the_same_requests(load, COSTS.step))
     assert [row[2] for row in table.rows] == ["12", "12", "6"]
     assert all(row[3] == row[4] and row[5] == row[6] for row in table.rows)

@@ -90,8 +90,8 @@ def test_the_smallest_size_with_nearly_the_best_rate_is_the_limit(cost: Cost, ex
     assert Device(cost).limit() == expected
 
 
-@pytest.mark.parametrize(("cost", "expected"), [(proportional, 1), (flat, 4), (growing, 128), (gpu, 64)])
-def test_large_jobs_wait_from_the_size_that_has_nine_tenths_of_the_best_rate(cost: Cost, expected: int) -> None:
+@pytest.mark.parametrize(("cost", "expected"), [(proportional, 1), (flat, 2), (growing, 64), (gpu, 64)])
+def test_large_jobs_wait_from_the_size_that_has_four_fifths_of_the_best_rate(cost: Cost, expected: int) -> None:
     assert smallest(Device(cost).rates(), EFFICIENT_SHARE) == expected
 
 
@@ -180,9 +180,10 @@ def stepper() -> Stepper:
     return Stepper(network, network.alpha_bar, "v")
 
 
-def sizes_of(models: LoadedModels) -> tuple[int, int, int | None]:
+def sizes_of(models: LoadedModels) -> tuple[int, int, int | None, int]:
     (model,) = models.denoisers()
-    return model.engine.max_pictures, model.stepper.max_rows, model.engine.efficient_rows
+    engine = model.engine
+    return engine.max_pictures, model.stepper.max_rows, engine.efficient_rows, engine.late_pictures
 
 
 def even(rows: int) -> torch.Tensor:
@@ -190,16 +191,21 @@ def even(rows: int) -> torch.Tensor:
     return torch.zeros(rows, 1)
 
 
+def differing(rows: int) -> torch.Tensor:
+    """The same, of a network in which a single row has other bits."""
+    return torch.full((rows, 1), float(rows == 1))
+
+
 @pytest.mark.parametrize("packs", [False, True])
 def test_a_worker_measures_a_network_before_it_is_ready_if_single_rows_may_be_wrong(
     device: Device, connection: Redis, unset: Settings, monkeypatch: pytest.MonkeyPatch, packs: bool
 ) -> None:
     """Those of a network that is not packed, or whose single rows are seen to differ."""
-    monkeypatch.setattr("service.worker.loaded_models.can_pack", lambda device: packs)
-    monkeypatch.setattr("shared.diffusion.same_bits.pair_agrees", lambda stepper: not packs)
+    monkeypatch.setattr("shared.diffusion.same_bits.can_pack", lambda device: packs)
+    monkeypatch.setattr("shared.diffusion.same_bits._copies", lambda stepper: differing if packs else even)
     worker = build(unset, connection)
     assert set(device.calls) == {1, 2, 4, 8, 16, 32, 64, 128}
-    assert sizes_of(worker.runner.models) == (32, 32, 32)
+    assert sizes_of(worker.runner.models) == (32, 32, 32, 32)
     assert not worker.has_work
 
 
@@ -213,14 +219,14 @@ def test_a_worker_serves_a_packed_network_with_single_rows_and_measures_it_after
     monkeypatch.setattr("shared.diffusion.same_bits._copies", lambda stepper: even)
     worker = build(unset, connection)
     models = worker.runner.models
-    assert sizes_of(models) == (MIN_PICTURES, 1, 1)
+    assert sizes_of(models) == (MIN_PICTURES, 1, 1, MIN_PICTURES)
     assert device.calls == []
     assert worker.has_work == (quiet_s == 0.0)  # it must not wait for a job
     for _ in range(500):
         worker.runner.run_once()
-        if sizes_of(models) != (MIN_PICTURES, 1, 1):
+        if sizes_of(models) != (MIN_PICTURES, 1, 1, MIN_PICTURES):
             break
-    assert sizes_of(models) == (32, 32, 32)
+    assert sizes_of(models) == (32, 32, 32, 32)
     assert set(device.calls) == {1, 2, 4, 8, 16, 32, 64, 128}
     assert not worker.has_work
 
@@ -239,7 +245,7 @@ def test_a_worker_that_cannot_measure_goes_on_with_single_rows(
     worker = build(unset, connection)
     for _ in range(100):
         worker.runner.run_once()
-    assert sizes_of(worker.runner.models) == (MIN_PICTURES, 1, 1)
+    assert sizes_of(worker.runner.models) == (MIN_PICTURES, 1, 1, MIN_PICTURES)
     assert not worker.has_work
 
 
@@ -259,7 +265,7 @@ def test_measuring_waits_until_the_worker_is_idle(unset: Settings) -> None:
 
 def test_the_limit_is_never_below_the_minimum(device: Device, unset: Settings) -> None:
     device.cost = lambda rows: proportional(max(4, rows))
-    assert choose(unset, stepper()) == BatchSizes(MIN_PICTURES, MIN_PICTURES, MIN_EFFICIENT_ROWS)
+    assert choose(unset, stepper()) == BatchSizes(MIN_PICTURES, MIN_PICTURES, MIN_EFFICIENT_ROWS, MIN_PICTURES)
     device.memory = 0
     assert choose(unset, stepper()) == BatchSizes(MIN_PICTURES, MIN_PICTURES, None)
 
@@ -268,7 +274,7 @@ def test_the_limit_is_never_below_the_minimum(device: Device, unset: Settings) -
     ("pictures", "rows", "expected"),
     [
         (6, None, BatchSizes(6, 32, 32)),
-        (None, 2, BatchSizes(MIN_PICTURES, 2, MIN_EFFICIENT_ROWS)),
+        (None, 2, BatchSizes(MIN_PICTURES, 2, MIN_EFFICIENT_ROWS, MIN_PICTURES)),
         (6, 9, BatchSizes(6, 9)),
     ],
 )
@@ -292,6 +298,6 @@ def test_networks_of_one_shape_are_measured_once(
     device.calls.clear()
     again = [models.read_model(name) for name in ("toy", "other")]
     assert device.calls == []
-    assert {(one.max_pictures, one.stepper.max_rows) for one in (first, *again)} == {(32, 32)}
+    assert {(one.max_pictures, one.stepper.max_rows) for one in (first, *again)} == {(64, 32)}
     models.read_model("placed")
     assert device.calls

@@ -215,6 +215,16 @@ def test_room_is_bounded_and_freed() -> None:
     assert not small.busy
 
 
+def test_late_pictures_join_one_at_each_step() -> None:
+    one = Engine(FaultyStepper(network(), AB, "v"), Vocabulary(NAMES), ToyJudge(), max_pictures=2, late_pictures=2)
+    one.admit([picture(0), picture(1)])
+    assert one.room == 1
+    one.admit([picture(2)])
+    assert one.room == 1
+    one.admit([picture(3)])
+    assert one.room == 0
+
+
 def test_dropping_a_picture_does_not_affect_the_others() -> None:
     one = engine()
     one.admit([picture(0), picture(1, job="b")])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.worker.step_order import AGING, DELAY_LIMIT, Workload, by_job, jobs_to_step
+from service.worker.step_order import AGING, DELAY_LIMIT, MORE_IF_FULL, Workload, by_job, jobs_to_step, room
 
 
 def job(next_step: int, left: int, joined_at: int = 0) -> Workload:
@@ -14,8 +14,19 @@ def test_a_jobs_workload_is_the_sum_of_its_pictures() -> None:
     assert by_job(pictures) == {"a": job(4, 17, 7), "b": job(4, 16, 3)}
 
 
+def test_pictures_join_at_once_then_one_at_each_step() -> None:
+    assert [room(n, at_once=4, later=2) for n in range(8)] == [4, 3, 2, 1, 1, 1, 0, 0]
+    assert [room(n, at_once=4, later=0) for n in range(6)] == [4, 3, 2, 1, 0, 0]
+
+
+def test_a_step_has_more_rows_while_the_batch_is_full() -> None:
+    jobs = {name: job(4, 64 + 2 * i) for i, name in enumerate("abcde")}
+    assert jobs_to_step(jobs, computed=0, efficient_rows=8) == ["a", "b"]
+    assert jobs_to_step(jobs, computed=0, efficient_rows=8, is_full=True) == list("abcde"[: 2 * MORE_IF_FULL])
+
+
 def test_small_jobs_go_first_and_a_large_one_waits() -> None:
-    jobs = {"large": job(16, 256), "small": job(4, 16), "middle": job(8, 40)}
+    jobs = {"large": job(16, 256), "small": job(4, 16), "middle": job(8, 60)}
     assert jobs_to_step(jobs, computed=0, efficient_rows=12) == ["small", "middle"]
     assert jobs_to_step(jobs, computed=0, efficient_rows=13) == ["small", "middle", "large"]  # there is room for it
 
@@ -23,9 +34,10 @@ def test_small_jobs_go_first_and_a_large_one_waits() -> None:
 def test_jobs_that_delay_nobody_step_together() -> None:
     alike = {str(i): job(1, 4) for i in range(32)}
     assert jobs_to_step(alike, computed=0, efficient_rows=8) == list(alike)
-    limits = int(DELAY_LIMIT * 80), int(DELAY_LIMIT * 120) + 1
-    jobs = {"a": job(8, 40), "b": job(8, 40), "c": job(8, limits[0]), "d": job(8, limits[1])}
-    assert jobs_to_step(jobs, computed=0, efficient_rows=16) == ["a", "b", "c"]
+    small = {str(i): job(2, 10) for i in range(8)}
+    joins = int(DELAY_LIMIT * 80)
+    jobs = {**small, "joins": job(8, joins), "waits": job(8, int(DELAY_LIMIT * (80 + joins)) + 1)}
+    assert jobs_to_step(jobs, computed=0, efficient_rows=16) == [*small, "joins"]
     two = {"a": job(16, 64), "b": job(16, 64)}
     assert jobs_to_step(two, computed=0, efficient_rows=16) == ["a"]  # together both would take twice as long
 

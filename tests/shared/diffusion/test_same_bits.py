@@ -38,29 +38,20 @@ KERNELS: dict[str, tuple[Callable[[int], Tensor], int, list[int]]] = {
     "by fours": (lambda n: torch.full((n,), 1e-6 * (n % 4)), 8, [4, 8]),
     "every size": (lambda n: torch.full((n,), 1e-6 * n), 8, [8]),
     "the last row": (lambda n: 1e-6 * (torch.arange(n) == n - 1), 1, []),
+    "from five rows on": (lambda n: torch.full((n,), 1e-6 * (n > 4)), 4, []),
+    "powers of two": (lambda n: torch.full((n,), 1e-6 * (n not in (1, 2, 4, 8))), 8, [1, 2, 4, 8]),
 }
 
 
 @pytest.mark.parametrize(("error", "max_rows", "pad_to"), KERNELS.values(), ids=KERNELS)
 def test_calls_have_sizes_with_which_a_picture_is_the_same_alone_and_beside_others(
-    error: Callable[[int], Tensor], max_rows: int, pad_to: list[int]
+    error: Callable[[int], Tensor], max_rows: int, pad_to: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(same_bits, "can_pack", lambda device: True)
     network = Uneven(error)
     stepper = Stepper(network, network.alpha_bar, "v")
     same_bits.bound(stepper, 8)
     assert (stepper.max_rows, stepper.pad_to) == (max_rows, pad_to)
-    assert_same_alone_and_together(stepper, 11)
-
-
-KERNELS_OF_ONE_ROW = [("even", 8, []), ("one row", 1, []), ("by fours", 5, [1, 5]), ("the last row", 1, [])]
-
-
-@pytest.mark.parametrize(("kernel", "max_rows", "pad_to"), KERNELS_OF_ONE_ROW)
-def test_sizes_can_be_limited_to_those_that_agree_with_one_row(kernel: str, max_rows: int, pad_to: list[int]) -> None:
-    network = Uneven(KERNELS[kernel][0])
-    stepper = Stepper(network, network.alpha_bar, "v")
-    sizes = same_bits.finish(same_bits.bounding(stepper, 8, as_alone=True))
-    assert (stepper.max_rows, stepper.pad_to, sizes[-1]) == (max_rows, pad_to, max_rows)
     assert_same_alone_and_together(stepper, 11)
 
 
