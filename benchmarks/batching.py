@@ -232,9 +232,7 @@ def serve(
                 queue.popleft()
         if not work:
             continue
-        chosen = work
-        if few is not None and policy is continuous:
-            chosen = _next_rows(work, computed, few, is_full=len(work) >= max_pictures + late)
+        chosen = _next_rows(work, computed, few) if few is not None and policy is continuous else work
         stepper.step([row for _, row in chosen])
         computed += sum(network_rows(row.options.guidance) for _, row in chosen)
         for waiting, row in chosen:
@@ -251,7 +249,7 @@ def serve(
     return Served(latencies, clock.now(), sum(a.pictures for a in arrivals))
 
 
-def _next_rows(work: list[tuple[Waiting, Any]], computed: int, few: int, *, is_full: bool) -> list[tuple[Waiting, Any]]:
+def _next_rows(work: list[tuple[Waiting, Any]], computed: int, few: int) -> list[tuple[Waiting, Any]]:
     """Choose the rows of `work` that step next, as a worker does."""
 
     def workload(waiting: Waiting, row: Any) -> Workload:
@@ -259,7 +257,7 @@ def _next_rows(work: list[tuple[Waiting, Any]], computed: int, few: int, *, is_f
         return Workload(rows, rows * (row.options.steps - row.step), waiting.since)
 
     jobs = by_job((id(waiting), workload(waiting, row)) for waiting, row in work)
-    chosen = set(jobs_to_step(jobs, computed, few, is_full=is_full))
+    chosen = set(jobs_to_step(jobs, computed, few))
     return [(waiting, row) for waiting, row in work if id(waiting) in chosen]
 
 

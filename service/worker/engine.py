@@ -167,7 +167,7 @@ class Engine:
         chosen = list(self._batch.values())
         if self.efficient_rows is not None:
             jobs = by_job((member.picture.job, member.workload()) for member in chosen)
-            stepping = set(jobs_to_step(jobs, self._computed, self.efficient_rows, is_full=not self.room))
+            stepping = set(jobs_to_step(jobs, self._computed, self.efficient_rows))
             chosen = [member for member in chosen if member.picture.job in stepping]
         self._computed += sum(member.row.network_rows()[0] for member in chosen)
         return chosen

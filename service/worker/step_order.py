@@ -11,7 +11,6 @@ from typing import TypeVar
 # All were chosen by simulating the mixed requests of `benchmarks/sections/load.py`; docs/decisions.md has the results.
 DELAY_LIMIT = 0.25  # a job waits if it has more work left than this share of the work left of the jobs before it
 AGING = 0.2  # share of the rows computed since a job joined that is deducted from its work left
-MORE_IF_FULL = 2  # times the rows: while the batch is full, others wait for a place in it, so throughput counts more
 
 Job = TypeVar("Job", bound=Hashable)
 
@@ -42,21 +41,17 @@ def by_job(pictures: Iterable[tuple[Job, Workload]]) -> dict[Job, Workload]:
     return jobs
 
 
-def jobs_to_step(
-    jobs: Mapping[Job, Workload], computed: int, efficient_rows: int, *, is_full: bool = False
-) -> list[Job]:
+def jobs_to_step(jobs: Mapping[Job, Workload], computed: int, efficient_rows: int) -> list[Job]:
     """Choose the jobs whose pictures take the next step, least work left first (SRPT: Schrage 1968).
 
     Jobs are added until the step has `efficient_rows`, the size from which larger calls gain little, and beyond it
-    as long as none delays those before it. `computed`: network rows that the batch has computed so far. `is_full`:
-    whether nothing may join the batch.
+    as long as none delays those before it. `computed`: network rows that the batch has computed so far.
     """
-    enough = efficient_rows * (MORE_IF_FULL if is_full else 1)
     order = sorted(jobs, key=lambda job: jobs[job].left - AGING * (computed - jobs[job].joined_at))
     chosen: list[Job] = []
     rows = before = 0
     for job in order:
-        if rows >= enough and jobs[job].left > DELAY_LIMIT * before:
+        if rows >= efficient_rows and jobs[job].left > DELAY_LIMIT * before:
             break
         chosen.append(job)
         rows, before = rows + jobs[job].next_step, before + jobs[job].left

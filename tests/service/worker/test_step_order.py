@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.worker.step_order import AGING, DELAY_LIMIT, MORE_IF_FULL, Workload, by_job, jobs_to_step, room
+from service.worker.step_order import AGING, DELAY_LIMIT, Workload, by_job, jobs_to_step, room
 
 
 def job(next_step: int, left: int, joined_at: int = 0) -> Workload:
@@ -17,12 +17,6 @@ def test_a_jobs_workload_is_the_sum_of_its_pictures() -> None:
 def test_pictures_join_at_once_then_one_at_each_step() -> None:
     assert [room(n, at_once=4, later=2) for n in range(8)] == [4, 3, 2, 1, 1, 1, 0, 0]
     assert [room(n, at_once=4, later=0) for n in range(6)] == [4, 3, 2, 1, 0, 0]
-
-
-def test_a_step_has_more_rows_while_the_batch_is_full() -> None:
-    jobs = {name: job(4, 64 + 2 * i) for i, name in enumerate("abcde")}
-    assert jobs_to_step(jobs, computed=0, efficient_rows=8) == ["a", "b"]
-    assert jobs_to_step(jobs, computed=0, efficient_rows=8, is_full=True) == list("abcde"[: 2 * MORE_IF_FULL])
 
 
 def test_small_jobs_go_first_and_a_large_one_waits() -> None:
