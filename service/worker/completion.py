@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
 from service.contract import recipe
@@ -27,7 +28,7 @@ from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
 log = get_logger(__name__)
 
-Pngs = Mapping[tuple[str, int], bytes]  # by job and index
+Pixels = Mapping[tuple[str, int], NDArray[np.uint8]]  # of pictures (H, W, 3), by job and index
 Times = tuple[float, float]  # begin and end, in seconds since 1970
 
 
@@ -80,9 +81,9 @@ class Storer:
             work.stored_at = begun_at, time.time()
         for judged_by in {work.judged_by for work in works}:
             same = [work for work in works if work.judged_by == judged_by]
-            pngs = {one.picture.key: one.png for work in same for one in work.pictures}
+            pixels = {one.picture.key: one.pixels for work in same for one in work.pictures if one.pixels is not None}
             job_ids = set[str]().union(*(work.jobs for work in same))
-            complete_jobs(self.store, judged_by, job_ids, pngs, self.results)
+            complete_jobs(self.store, judged_by, job_ids, pixels, self.results)
 
     def _keep(self, finished: list[FinishedPicture]) -> set[tuple[str, int]]:
         """Write sampled pictures to storage, if results are kept there; return those that need no place in Redis."""
@@ -107,12 +108,12 @@ def complete_jobs(
     store: JobStore,
     judged_by: MadeWith | None,
     job_ids: Collection[str],
-    pngs: Pngs,
+    at_hand: Pixels,
     results: ResultWriter | None = None,
 ) -> None:
     """Finish jobs all of whose pictures are stored. Any worker may do it, and more than once.
 
-    `pngs`: those at hand, which need not be fetched. `results`: keeps the jobs in storage; one whose pictures it cannot
+    `at_hand`: pictures that need not be fetched. `results`: keeps the jobs in storage; one whose pictures it cannot
     read now stays open, and `Runner.run` tries again.
     """
     finished: dict[str, tuple[JobResult, bytes]] = {}
@@ -122,7 +123,7 @@ def complete_jobs(
         try:
             with tracing.span("compose", record.traceparent, {"job_id": record.id}):
                 result = score(verdicts, record)
-                grid = compose_grid(store, judged_by, record, result, verdicts, pngs, results)
+                grid = compose_grid(store, judged_by, record, result, verdicts, at_hand, results)
                 finished[record.id] = result, grid
         except RedisError:
             raise  # another worker may succeed
@@ -181,7 +182,7 @@ def score(verdicts: list[Verdict], record: JobRecord) -> JobResult:
 
 def compose_grid(
     store: JobStore, judged_by: MadeWith | None, record: JobRecord, result: JobResult, verdicts: list[Verdict],
-    at_hand: Pngs, results: ResultWriter | None = None,
+    at_hand: Pixels, results: ResultWriter | None = None,
 ) -> bytes:  # fmt: skip
     """Return the PNG of the best repeat's pictures, or for a single picture its index.
 
@@ -191,10 +192,10 @@ def compose_grid(
     shown = [verdicts[result.best * n + i] for i in range(n)]
     if n == 1 and not record.sent:
         return str(shown[0].index).encode()
-    pngs = [at_hand[key] for verdict in shown if (key := (record.id, verdict.index)) in at_hand]
-    if len(pngs) < n:
-        pngs = _fetch(store, record, [verdict.index for verdict in shown], results)
-    pictures = np.stack([read_png(png) for png in pngs])  # (n, H, W, 3)
+    found = [at_hand[key] for verdict in shown if (key := (record.id, verdict.index)) in at_hand]
+    if len(found) < n:
+        found = [read_png(png) for png in _fetch(store, record, [verdict.index for verdict in shown], results)]
+    pictures = np.stack(found)  # (n, H, W, 3)
     columns = min(record.columns, n)
     if record.sent:
         return png_bytes(marked_grid(pictures, [verdict.exact for verdict in shown], columns))

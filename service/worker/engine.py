@@ -6,6 +6,7 @@ Knows neither Redis nor the states of jobs: pictures go in, pictures with verdic
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,6 +91,7 @@ class Engine:
         self.stepper, self.vocabulary, self.judge, self.recipe = stepper, vocabulary, judge, recipe
         self.max_pictures, self.late_pictures, self.efficient_rows = max_pictures, late_pictures, efficient_rows
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
+        self._encoding = ThreadPoolExecutor(torch.get_num_threads(), "png")  # zlib lets other threads run
         self._batch: dict[Key, Member] = {}
         self._computed = 0  # network rows so far
         self._suspects: deque[Picture] = deque()  # may kill the worker: sampled alone, once the batch is empty
@@ -218,18 +220,17 @@ class Engine:
         begun_at = time.time()
         verdicts = judge_pictures(self.judge, [member.picture for member in whole], images)
         self.judged_at = begun_at, time.time()
-        for member, verdict, pixels in zip(whole, verdicts, to_uint8(images), strict=True):
-            outcomes.append(self._encode(member, verdict, pixels))
-        return outcomes
+        return [*outcomes, *self._encoding.map(self._encode, whole, verdicts, to_uint8(images))]
 
     def _encode(self, member: Member, verdict: Verdict, pixels: NDArray[np.uint8]) -> FinishedPicture:
         picture, recipe = member.picture, self.recipe(member.picture, verdict)
         png = png_bytes(pixels, recipe.text() if recipe else None)
         if not member.frames:
-            return FinishedPicture(picture, verdict, png)
+            return FinishedPicture(picture, verdict, png, pixels=pixels)
         trajectory = sheet(np.stack(member.frames), columns=len(member.frames))
         own = recipe.model_copy(update={"trajectory": picture.trajectory}) if recipe else None
-        return FinishedPicture(picture, verdict, png, png_bytes(trajectory, own.text() if own else None))
+        strip = png_bytes(trajectory, own.text() if own else None)
+        return FinishedPicture(picture, verdict, png, strip, pixels)
 
 
 def stages(n: int, steps: int) -> set[int]:
