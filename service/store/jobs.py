@@ -74,41 +74,61 @@ end
 return nil
 """
 
-# Moves a job's status: queued -> running -> a terminal one, which is final. At its end its RQ job goes too, unless a
-# worker has taken it: a job sampled in another one's batch rarely needs its own. A job without all of its pictures does
-# not finish: a Redis that came back from a crash, or a former replica, may have lost some since the caller saw them.
+# Marks queued jobs as running. Returns for each job whether it moved, whether a webhook is due, its record, and the
+# indices of its finished pictures; nil for a job that is not open. Its first write needs no memory, so that it runs on
+# a full Redis too.
+# KEYS: for each job: job, events, verdicts. ARGV: time, time to live in s, events kept, then the jobs' ids.
+_BEGIN = f"""
+redis.call('HDEL', KEYS[1], '')
+local to, found = 'running', {{}}
+for i = 1, #KEYS, 3 do
+  local id, moved, due, done = ARGV[3 + (i + 2) / 3], 0, 0, {{}}
+  local status, wanted, record = unpack(redis.call('HMGET', KEYS[i], 'status', 'webhook_events', 'record'))
+  if status == 'queued' then
+    moved = 1
+    redis.call('HSET', KEYS[i], 'status', to, 'started_at', ARGV[1])
+    redis.call('XADD', KEYS[i + 1], 'MAXLEN', '~', ARGV[3], '*', 'status', to)
+    redis.call('EXPIRE', KEYS[i + 1], ARGV[2])
+    {webhook_outbox.ADD_IF_WANTED}
+  elseif status == to then
+    done = redis.call('HKEYS', KEYS[i + 2])
+  end
+  table.insert(found, (moved == 1 or status == to) and {{moved, due, record, done}} or false)
+end
+return found
+"""
+
+# Ends a job: queued or running -> a terminal status, which is final. Its RQ job goes too, unless a worker has taken it:
+# a job sampled in another one's batch rarely needs its own. A job without all of its pictures does not finish: a Redis
+# that came back from a crash, or a former replica, may have lost some since the caller saw them. Its first write needs
+# no memory, so that it runs on a full Redis too.
 # Returns whether a webhook is due, and the job's record; nil if the job does not move.
 # KEYS: open jobs, job, events, verdicts, PNGs, RQ's queue, tombstone. ARGV: id, new status, time to live in s, events
 # kept, grid or "", prefix of RQ's jobs, the tombstone's time to live in s, bytes of the grid, seconds until
 # storage alone has its verdicts and events if it is kept there, else 0, then fields and values to set in the job.
-_MOVE = f"""
+_END = f"""
 local status, total, owner, bytes, rq, wanted, record = unpack(redis.call('HMGET', KEYS[2],
   'status', 'total', 'owner', 'bytes', 'rq', 'webhook_events', 'record'))
-local to = ARGV[2]
-if not (status == 'queued' or (status == 'running' and to ~= 'running')) then return nil end
+local id, to, due = ARGV[1], ARGV[2], 0
+if status ~= 'queued' and status ~= 'running' then return nil end
 if to == 'finished' and redis.call('HLEN', KEYS[4]) < tonumber(total) then return nil end
--- only an open job needs the rest; without it a finished one fits a smaller piece of memory
-local closed = to == 'finished' and {{'rq', 'overdue_at', 'asked_at', 'digest'}} or {{}}
-redis.call('HDEL', KEYS[2], 'status', unpack(closed))
+redis.call('SREM', KEYS[1], id)
+-- only an open job needs these; without them a finished one fits a smaller piece of memory
+if to == 'finished' then redis.call('HDEL', KEYS[2], 'rq', 'overdue_at', 'asked_at', 'digest') end
 redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 10))
 if ARGV[5] ~= '' then redis.call('HSET', KEYS[5], '{keys.GRID}', ARGV[5]) end
 redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
-if to == 'running' then
-  redis.call('EXPIRE', KEYS[3], ARGV[3])
-else
-  redis.call('SREM', KEYS[1], ARGV[1])
-  redis.call('XADD', '{keys.ENDED}', 'MAXLEN', '~', {KEPT_ENDINGS}, '*', 'job', ARGV[1])
-  if rq and redis.call('LREM', KEYS[6], 1, rq) == 1 then redis.call('DEL', ARGV[6] .. rq) end
-  {admission.COUNT_STORED}
-  for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
-  redis.call('EXPIRE', KEYS[7], ARGV[7])
-  if ARGV[9] ~= '0' then
-    redis.call('HSET', KEYS[2], 'kept', 1)
-    redis.call('DEL', KEYS[5])
-    -- a webhook says what is in Redis, and may be late
-    if not wanted then
-      for i = 3, 4 do redis.call('EXPIRE', KEYS[i], math.min(ARGV[9], ARGV[3])) end
-    end
+redis.call('XADD', '{keys.ENDED}', 'MAXLEN', '~', {KEPT_ENDINGS}, '*', 'job', id)
+if rq and redis.call('LREM', KEYS[6], 1, rq) == 1 then redis.call('DEL', ARGV[6] .. rq) end
+{admission.COUNT_STORED}
+for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
+redis.call('EXPIRE', KEYS[7], ARGV[7])
+if ARGV[9] ~= '0' then
+  redis.call('HSET', KEYS[2], 'kept', 1)
+  redis.call('DEL', KEYS[5])
+  -- a webhook says what is in Redis, and may be late
+  if not wanted then
+    for i = 3, 4 do redis.call('EXPIRE', KEYS[i], math.min(ARGV[9], ARGV[3])) end
   end
 end
 {webhook_outbox.ADD_IF_WANTED}
@@ -116,27 +136,25 @@ return {{due, record}}
 """
 
 # Removes a picture from the stream, and stores it if its job is open and no other worker stored it before.
-# Returns 1 if the job then has all of its pictures. The first picture creates verdicts and events; the first PNG may
-# come later, if storage had those before it.
+# Returns 1 if the job then has all of its pictures. The first picture creates the verdicts; the first PNG may come
+# later, if storage had those before it. The move to "running" creates the events, unless Redis lost it in a crash.
 # KEYS: stream, job, verdicts, PNGs, events. ARGV: group, entry, index, verdict, PNG or "" if storage has it, field of
 # the trajectory, trajectory or "", events kept, time to live in s, bytes of all three.
 _COMMIT = """
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
-local status, total = unpack(redis.call('HMGET', KEYS[2], 'status', 'total'))
+local status, total, owner = unpack(redis.call('HMGET', KEYS[2], 'status', 'total', 'owner'))
 if status ~= 'queued' and status ~= 'running' then return 0 end
 local is_new = redis.call('HSETNX', KEYS[3], ARGV[3], ARGV[4]) == 1
-local done = redis.call('HLEN', KEYS[3])
+local done = total == '1' and 1 or redis.call('HLEN', KEYS[3])
 if is_new then
   if ARGV[5] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[3], ARGV[5]) end
   if ARGV[7] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[6], ARGV[7]) end
-  redis.call('HINCRBY', KEYS[2], 'bytes', ARGV[10])
+  if owner ~= '' then redis.call('HINCRBY', KEYS[2], 'bytes', ARGV[10]) end
   redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'picture', ARGV[3])
   if ARGV[5] ~= '' or ARGV[7] ~= '' then redis.call('EXPIRE', KEYS[4], ARGV[9]) end
-  if done == 1 then
-    redis.call('EXPIRE', KEYS[3], ARGV[9])
-    redis.call('EXPIRE', KEYS[5], ARGV[9])
-  end
+  if done == 1 then redis.call('EXPIRE', KEYS[3], ARGV[9]) end
+  if status == 'queued' then redis.call('EXPIRE', KEYS[5], ARGV[9]) end
 end
 return done >= tonumber(total) and 1 or 0
 """
@@ -242,15 +260,33 @@ class JobStore:
 
     def begin(self, *job_ids: str) -> bool:
         """Mark jobs as running. False if none of them was queued."""
-        return self._move("running", {job_id: {"started_at": time.time()} for job_id in job_ids})
+        return any(answer is not None and answer[0] for answer in self._begin(job_ids).values())
+
+    def unfinished(self, job_ids: Iterable[str]) -> dict[str, set[int]]:
+        """Mark queued jobs as running. Return the indices of finished pictures of each job that is open."""
+        answers = self._begin(list(job_ids))
+        return {i: {int(index) for index in answer[3]} for i, answer in answers.items() if answer is not None}
+
+    def _begin(self, job_ids: Sequence[str]) -> dict[str, Any]:
+        """Mark queued jobs as running, and return the script's answer for each job."""
+        if not job_ids:
+            return {}
+        touched = [key(job_id) for job_id in job_ids for key in (keys.job, keys.events, keys.verdicts)]
+        arguments: list[Any] = [time.time(), self.open_ttl_s, KEPT_EVENTS, *job_ids]
+        answers: Any = self.connection.eval(_BEGIN, len(touched), *touched, *arguments)
+        found = dict(zip(job_ids, answers, strict=True))
+        for job_id, answer in found.items():
+            if answer is not None and answer[0]:
+                self._moved(job_id, "running", {}, *answer[1:3])
+        return found
 
     def fail(self, job_id: str, reason: str) -> bool:
         """End the job; clients read `reason`. False if it had ended before."""
-        return self._move("failed", {job_id: {"finished_at": time.time(), "error": reason}})
+        return self._end("failed", {job_id: {"finished_at": time.time(), "error": reason}})
 
     def cancel(self, job_id: str) -> bool:
         """End the job for its client; workers drop its pictures at their next step. False if it had ended before."""
-        return self._move("cancelled", {job_id: {"finished_at": time.time()}})
+        return self._end("cancelled", {job_id: {"finished_at": time.time()}})
 
     def delete(self, job_id: str) -> bool:
         """Remove an ended job with its results; False if it has not ended, or is gone. Its tombstone stays."""
@@ -266,19 +302,18 @@ class JobStore:
         """
         now, grids = at or time.time(), {job_id: grid for job_id, (_, grid) in finished.items()}
         fields = {i: {"finished_at": now, "result": result.write()} for i, (result, _) in finished.items()}
-        return self._move("finished", fields, grids, kept)
+        return self._end("finished", fields, grids, kept)
 
-    def _move(
+    def _end(
         self,
         status: JobStatus,
         jobs: Mapping[str, dict[str, Any]],
         grids: Mapping[str, bytes] | None = None,
         kept: Collection[str] = (),
     ) -> bool:
-        """Move jobs, given by id with the fields to set in each, in one round trip. Whether one moved."""
+        """End jobs, given by id with the fields to set in each, in one round trip. Whether one was open."""
         if not jobs:
             return False
-        ttl_s = self.settings.job_ttl_s if status in TERMINAL else self.open_ttl_s
         remembered_s = self.settings.job_ttl_s + self.settings.remembered_s
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id, fields in jobs.items():
@@ -286,20 +321,19 @@ class JobStore:
                 touched += [self.queue.key, keys.tombstone(job_id)]
                 grid = (grids or {}).get(job_id, b"")
                 is_kept = job_id in kept
-                arguments: list[Any] = [job_id, status, ttl_s, KEPT_EVENTS, b"" if is_kept else grid]
+                arguments: list[Any] = [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, b"" if is_kept else grid]
                 arguments += [RqJob.redis_job_namespace_prefix, remembered_s, len(grid), RECENT_S if is_kept else 0]
                 arguments += _flat(fields)
                 # EVAL rather than EVALSHA: a Redis that restarted in between does not know the script.
-                pipe.eval(_MOVE, len(touched), *touched, *arguments)
+                pipe.eval(_END, len(touched), *touched, *arguments)
             answers = pipe.execute()
-        moved = [self._moved(i, status, jobs[i], answer) for i, answer in zip(jobs, answers, strict=True)]
-        return any(moved)
+        ended = {job_id: answer for job_id, answer in zip(jobs, answers, strict=True) if answer is not None}
+        for job_id, (webhook_is_due, raw) in ended.items():
+            self._moved(job_id, status, jobs[job_id], webhook_is_due, raw)
+        return bool(ended)
 
-    def _moved(self, job_id: str, status: JobStatus, fields: dict[str, Any], answer: Any) -> bool:
-        """Log, count and announce a move, given the script's answer. False if the job did not move."""
-        if answer is None:
-            return False
-        webhook_is_due, raw = answer
+    def _moved(self, job_id: str, status: JobStatus, fields: dict[str, Any], webhook_is_due: int, raw: Any) -> None:
+        """Log, count and announce a move, given the script's answer."""
         if (record := _readable(job_id, raw)) is not None:
             _log(f"job {status}", record, **({"reason": fields["error"]} if "error" in fields else {}))
             if status == "running":
@@ -311,7 +345,6 @@ class JobStore:
         if webhook_is_due:
             with best_effort():  # the webhooks' worker finds it in the outbox anyway
                 webhook_outbox.enqueue(self.webhooks, job_id, status)
-        return True
 
     def commit(
         self, stream: str, finished: Sequence[tuple[str, FinishedPicture]], kept: Collection[tuple[str, int]] = ()
@@ -371,19 +404,6 @@ class JobStore:
 
     def is_open(self, job_id: str) -> bool:
         return self.statuses([job_id])[job_id] in ACTIVE
-
-    def progress(self, job_ids: Iterable[str]) -> dict[str, tuple[str | None, set[int]]]:
-        """Return each job's status, None for one that is gone, and the indices of its finished pictures."""
-        ids = list(job_ids)
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hget(keys.job(job_id), "status")
-                pipe.hkeys(keys.verdicts(job_id))
-            found = pipe.execute()
-        return {
-            job_id: (None if status is None else text(status), {int(index) for index in indices})
-            for job_id, status, indices in zip(ids, found[::2], found[1::2], strict=True)
-        }
 
     def done_count(self, job_id: str) -> int:
         return self.connection.hlen(keys.verdicts(job_id))

@@ -34,28 +34,26 @@ class Sweeper:
         """
         self._cursor, listed = self.connection.sscan(keys.OPEN, self._cursor, count=JOBS_PER_SWEEP)
         job_ids = {text(raw) for raw in listed} | self._missing
-        found: list[Any]
+        states: list[Any]
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hmget(keys.job(job_id), ["status", "rq", "overdue_at", "digest"])
-            for job_id in job_ids:
-                pipe.exists(keys.pending(job_id))
             pipe.time()
             pipe.lrange(self.store.queue.key, 0, -1)
-            *found, (now, _), queue = pipe.execute()
-        states, pending = found[: len(job_ids)], found[len(job_ids) :]
+            *states, (now, _), queue = pipe.execute()
         self.waiting = {}
         in_queue, missing = set(queue), set[str]()
-        for job_id, (status, rq_id, overdue_at, digest), has_pending in zip(job_ids, states, pending, strict=True):
+        for job_id, (status, rq_id, overdue_at, digest) in zip(job_ids, states, strict=True):
             if status is None or text(status) not in ACTIVE:
                 self.connection.srem(keys.OPEN, job_id)
                 continue
             if overdue_at is not None and now >= int(overdue_at):
                 self.store.fail(job_id, "not finished within the time limit for a job")
                 continue
-            if (rq_id in in_queue or has_pending) and digest is not None:
+            is_taken = rq_id not in in_queue
+            if digest is not None and (not is_taken or self.connection.exists(keys.pending(job_id))):
                 self.waiting[text(digest)] = job_id
-            if rq_id not in in_queue and self._is_lost(job_id):
+            if is_taken and self._is_lost(job_id):
                 missing.add(job_id)
         if any(status is None for status, *_ in states):
             fair_queue.recount(self.connection)

@@ -11,12 +11,11 @@ RUN_DELIVERY = "service.webhooks.worker.deliver"  # by name, so that the API doe
 FAILED_RQ_JOB_TTL_S = 1  # its id may not be used again as long as it exists
 GRACE_S = 5  # RQ hears of an event at once; the outbox is read only for events that RQ lost
 
-# Part of the script that moves a job's status (`wanted`, its webhook_events, and `to` are that script's): adds the
-# event if the job wants it. Sets `due` to 1 if so, else to 0.
+# Part of the scripts that move a job's status (`wanted`, its webhook_events, `id` and `to` are theirs): adds the event
+# and sets `due` to 1 if the job wants it.
 ADD_IF_WANTED = f"""
-local due = 0
 if wanted and string.find(' ' .. wanted .. ' ', ' ' .. to .. ' ', 1, true) then
-  redis.call('ZADD', '{keys.WEBHOOKS}', redis.call('TIME')[1] + {GRACE_S}, ARGV[1] .. ' ' .. to)
+  redis.call('ZADD', '{keys.WEBHOOKS}', redis.call('TIME')[1] + {GRACE_S}, id .. ' ' .. to)
   due = 1
 end
 """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from redis import Redis
 
 from service.contract.recipe import MadeWith
-from service.contract.records import ACTIVE, FinishedPicture, JobRecord
+from service.contract.records import FinishedPicture, JobRecord
 from service.results.writer import ResultWriter
 from service.settings import Settings
 from service.store.claims import Claim
@@ -240,14 +240,9 @@ class Runner:
 
     def _admit(self, loaded: AnyLoaded, claims: list[Claim]) -> int:
         """Admit claims whose job is open and whose picture is not done, discard the others; return how many."""
-        progress = self.store.progress({claim.picture.job for claim in claims})
-        wanted = list[Claim]()
-        for claim in claims:
-            job_status, done = progress[claim.picture.job]
-            if job_status in ACTIVE and claim.picture.index not in done:
-                wanted.append(claim)
+        done = self.store.unfinished({claim.picture.job for claim in claims})
+        wanted = [one for one in claims if one.picture.job in done and one.picture.index not in done[one.picture.job]]
         loaded.stream.discard([claim.entry for claim in claims if claim not in wanted])
-        self.store.begin(*{claim.picture.job for claim in wanted if progress[claim.picture.job][0] == "queued"})
         loaded.admit(wanted)
         for claim in wanted:
             WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - claim.asked_at))

@@ -87,7 +87,7 @@ class JobMachine(RuleBasedStateMachine):
         key=st.sampled_from(["", "", "k1", "k2"]),
         request=st.sampled_from(["this", "this", "that"]),
     )
-    def asks(self, owner: str, digest: str, n: int, key: str, request: str) -> None:
+    def asks(self, owner: str, digest: str, n: int, key: str = "", request: str = "this") -> None:
         job = record(n, owner, digest=digest)
         asked = IdempotentRequest(owner, key, request) if key else None
         full = self.model.full(owner, digest, n)
@@ -111,6 +111,10 @@ class JobMachine(RuleBasedStateMachine):
             self.model.jobs[job.id] = Job(job, self.model.now, set(range(n)))
             if asked:
                 self.model.keys[owner, key] = request, job.id, self.model.now
+
+    @rule(owner=st.sampled_from(OWNERS), n=st.integers(1, 4))
+    def asks_as_usual(self, owner: str, n: int) -> None:
+        self.asks(owner, DIGESTS[0], n)
 
     @precondition(lambda self: self.model.jobs)
     @rule(which=any_job)
@@ -168,15 +172,15 @@ class JobMachine(RuleBasedStateMachine):
         return new
 
     def admit(self, worker: Worker, digest: str, claims: list[Claim]) -> None:
-        wanted = []
-        progress = self.store.progress({claim.picture.job for claim in claims})
-        for claim in claims:
-            status, finished = progress[claim.picture.job]
-            if status in ACTIVE and claim.picture.index not in finished:
-                wanted.append(claim)
+        job_ids = {claim.picture.job for claim in claims}
+        finished = self.store.unfinished(job_ids)
+        for job_id in job_ids:
+            if (job := self.model.jobs[job_id]).status == "queued":
+                job.move("running", self.model.now)
+        assert finished == {i: set(self.model.jobs[i].stored) for i in job_ids if self.model.jobs[i].is_open}
+        wanted = [one for one in claims if one.picture.index not in finished.get(one.picture.job, {one.picture.index})]
         unwanted = {claim.entry for claim in claims} - {claim.entry for claim in wanted}
         self.discard(worker.streams[digest], unwanted)
-        self.begin({claim.picture.job for claim in wanted})
         worker.held[digest] |= {claim.entry: claim for claim in wanted}
 
     def begin(self, job_ids: Iterable[str]) -> None:

@@ -119,9 +119,10 @@ def test_commit_returns_the_jobs_that_are_complete(store: JobStore, a: PictureSt
     store.create(other)
     first, second, third = a.claim_new(5)
     assert store.commit(a.key, [done(first)]) == set()
-    assert store.progress([job.id])[job.id] == ("queued", {0})
+    assert store.done_count(job.id) == 1
     assert store.commit(a.key, [done(second), done(third)]) == {job.id, other.id}
-    assert store.progress([job.id])[job.id] == ("queued", {0, 1})
+    assert store.unfinished([job.id]) == {job.id: set()}  # it was queued
+    assert store.unfinished([job.id, "nobody"]) == {job.id: {0, 1}}
     assert [(one.id, len(verdicts)) for one, verdicts in store.open_verdicts([job.id, other.id])] == [
         (job.id, 2),
         (other.id, 1),
