@@ -25,6 +25,7 @@ from service.settings import Settings
 from service.store.connection import connect
 from service.store.jobs import JobStore
 from service.store.reader import JobReader
+from service.store.workers import ReadyWorkers
 from service.telemetry import tracing
 from service.telemetry.middleware import QUIET_PATHS, ObserveRequests
 
@@ -70,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         connection = connect(settings.redis_url)
         reading, waiting = (_pool(settings.redis_url, most) for most in (MAX_CONNECTIONS, MAX_WAITING))
-        app.state.store = JobStore(connection, settings)
+        app.state.store, app.state.workers = JobStore(connection, settings), ReadyWorkers(connection)
         app.state.reader = JobReader(reading, waiting)
         app.state.results = ResultReader(app.state.reader, settings.results)
         app.state.feeds = Feeds(app.state.reader)

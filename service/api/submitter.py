@@ -55,10 +55,10 @@ from service.contract.records import (
 from service.contract.schemas import EXAMPLE_ID, Job, SamplingFields
 from service.contract.stored import fingerprint
 from service.settings import Settings
-from service.store import workers
 from service.store.admission import Full, NoRoom
 from service.store.idempotency import IdempotentRequest
 from service.store.jobs import JobStore
+from service.store.workers import ReadyWorkers
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
@@ -154,6 +154,7 @@ class Submitter:
     request: Request
     settings: Settings
     store: JobStore
+    workers: ReadyWorkers
     results: ResultReader
     models: Models
     owner: str
@@ -319,7 +320,7 @@ class Submitter:
 
     def _rate(self) -> float:
         """Return the pictures that the workers finish per second; 0 while it is unknown. Raises NoWorker."""
-        ready = workers.ready(workers.list_live(self.store.connection))
+        ready = self.workers()
         if not ready:
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         return float(sum(about.get("pictures_per_s", 0.0) for about in ready))
@@ -383,7 +384,9 @@ def _expected_bytes(record: JobRecord, info: CheckpointInfo | None, uploaded: Se
 
 async def _submitter(request: Request, owner: OwnerDep, idempotency_key: IdempotencyKey = None) -> Submitter:
     state = request.app.state
-    return Submitter(request, state.settings, state.store, state.results, state.models, owner, idempotency_key)
+    return Submitter(
+        request, state.settings, state.store, state.workers, state.results, state.models, owner, idempotency_key
+    )
 
 
 SubmitterDep = Annotated[Submitter, Depends(_submitter)]

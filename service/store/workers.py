@@ -1,7 +1,8 @@
 """Live workers: each announces itself with a key that expires unless it is renewed. Knows nothing of jobs."""
 
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from redis import Redis
@@ -9,6 +10,8 @@ from redis.asyncio import Redis as AsyncRedis
 
 from service.store import keys
 from service.store.connection import text
+
+FRESH_S = 1.0  # how long `ReadyWorkers` are taken to be as they were
 
 # Renews a worker's key. It deletes first: a full Redis runs a script only if its first write frees memory.
 # KEYS: set of workers, the worker's key. ARGV: name, description (JSON), milliseconds until the key expires.
@@ -56,6 +59,21 @@ async def list_live_async(connection: AsyncRedis) -> list[dict[str, Any]]:
 def ready(live: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out workers that are shutting down or hang."""
     return [about for about in live if not (about.get("draining") or about.get("stalled"))]
+
+
+class ReadyWorkers:
+    """What the workers say that neither shut down nor hang, asked for once a second at most. Safe in threads."""
+
+    def __init__(self, connection: Redis, clock: Callable[[], float] = time.monotonic) -> None:
+        self.connection, self._clock = connection, clock
+        self._asked_at, self._found = clock(), list[dict[str, Any]]()
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """Return what was found within the last second, if it was any worker; else ask."""
+        now = self._clock()
+        if not self._found or now - self._asked_at >= FRESH_S:
+            self._asked_at, self._found = now, ready(list_live(self.connection))
+        return self._found
 
 
 def forget_dead(connection: Redis) -> None:

@@ -24,3 +24,17 @@ def test_live_workers_are_listed_and_dead_ones_forgotten(connection: Redis) -> N
     assert connection.smembers(keys.WORKERS) == {b"dead", b"live"}
     workers.forget_dead(connection)
     assert connection.smembers(keys.WORKERS) == {b"live"}
+
+
+def test_ready_workers_are_asked_for_once_a_second_while_there_are_any(connection: Redis) -> None:
+    now = 0.0
+    ready = workers.ReadyWorkers(connection, lambda: now)
+    assert ready() == []
+    workers.announce(connection, "w", {"host": "a"}, lease_s=60)
+    workers.announce(connection, "ends", {"host": "b", "draining": True}, lease_s=60)
+    assert ready() == [{"host": "a"}]  # at once, although none was found a moment ago
+    workers.withdraw(connection, "w")
+    now = workers.FRESH_S / 2
+    assert ready() == [{"host": "a"}]
+    now = workers.FRESH_S
+    assert ready() == []
