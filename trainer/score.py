@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from shared.checkpoint import read_info, reconfigure
 from shared.device import autocast_dtype
+from shared.diffusion.candidates import sample_best
 from shared.diffusion.denoise import Network, Row, Stepper, sample
 from shared.diffusion.layouts import Layouts
 from shared.diffusion.model import Denoiser
@@ -86,22 +87,26 @@ def set_sampling(storage: Location, name: str, changes: dict[str, Any]) -> Sampl
 
 
 def score_run(
-    stepper: Stepper, judge: Judge, lists: Lists, options: SamplingOptions, seed: int, on_step: OnStep = None
-) -> ScoredRun:
-    """Sample and judge one picture for each label list."""
+    stepper: Stepper, judge: Judge, lists: Lists, options: SamplingOptions, seed: int, on_step: OnStep = None,
+    candidates: int = 1,
+) -> ScoredRun:  # fmt: skip
+    """Sample and judge one picture for each label list, the best of `candidates` by the denoiser's own evidence."""
     targets = targets_of(lists, judge.vocabulary)
     seeds = [picture_seed(seed, i) for i in range(len(lists))]
-    images = sample(stepper, targets, options, seeds, on_step=on_step)
+    if candidates == 1:
+        images = sample(stepper, targets, options, seeds, on_step=on_step)
+    else:
+        images = sample_best(stepper, targets, options, seeds, candidates, on_step=on_step)
     return ScoredRun(seed, score_set(judge.probabilities(images), targets, judge.vocabulary.names), images)
 
 
 def score_runs(
     stepper: Stepper, judge: Judge, lists: Lists, options: SamplingOptions, *,
-    repeats: int, seed: int = 0, on_step: OnStep = None,
+    repeats: int, seed: int = 0, on_step: OnStep = None, candidates: int = 1,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
     """Return runs with the seeds from `seed`, and their figures with pictures/s and network rows a picture."""
     start, rows_before, pictures = time.monotonic(), stepper.network_rows, repeats * len(lists)
-    runs = [score_run(stepper, judge, lists, options, seed + r, on_step) for r in range(repeats)]
+    runs = [score_run(stepper, judge, lists, options, seed + r, on_step, candidates) for r in range(repeats)]
     rate = pictures / (time.monotonic() - start)
     rows = (stepper.network_rows - rows_before) / pictures
     return runs, {"pictures_per_s": rate, "rows_per_picture": rows, **summary(runs)}
@@ -109,7 +114,7 @@ def score_runs(
 
 def score_file(
     file: Path, denoiser: Denoiser, evaluator: Evaluator, options: SamplingOptions, *,
-    repeats: int, seed: int, progress: Progress, keep_padding: bool = False,
+    repeats: int, seed: int, progress: Progress, keep_padding: bool = False, candidates: int = 1,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
     """Score `repeats` runs of a test file; return them and their figures.
 
@@ -117,16 +122,17 @@ def score_file(
     """
     judge = judge_of(evaluator, 1.0 if keep_padding else denoiser.aspect)
     lists = read_test_file(file, denoiser.vocabulary)
-    task = progress.add_task(f"sampling {file.name}", total=repeats * len(lists) * options.steps)
+    task = progress.add_task(f"sampling {file.name}", total=repeats * len(lists) * candidates * options.steps)
     runs, figures = score_runs(
         denoiser.stepper(), judge, lists, options, repeats=repeats, seed=seed,
-        on_step=lambda rows: progress.advance(task, len(rows)),
+        on_step=lambda rows: progress.advance(task, len(rows)), candidates=candidates,
     )  # fmt: skip
     described = {
         "file": file.name,
         "model": denoiser.info.name,
         "digest": denoiser.info.digest,
         "options": options.model_dump(),
+        "candidates": candidates,
         "padding": "none" if denoiser.aspect == 1.0 else "kept" if keep_padding else "cut",
     }
     return runs, described | figures

@@ -106,7 +106,7 @@ class Stepper:
         self.bound(max_rows, pad_to)
         self.layouts, self.network_rows, self.padding_rows = layouts, 0, 0
         self.upsampler = upsampler
-        self._to_x0 = _prediction_coefficients(alpha_bar, prediction)
+        self._alpha_bar, self._to_x0 = alpha_bar, _prediction_coefficients(alpha_bar, prediction)
         self._plan: Callable[[SamplingOptions], tuple[Table, Sequence[float]]] = lru_cache(128)(
             lambda options: _plan(options, alpha_bar)
         )
@@ -184,6 +184,24 @@ class Stepper:
         if not rows:
             return torch.empty(0, *self.picture_shape)
         return torch.cat([self._enlarge(row.x[None]).float().cpu() for row in rows])
+
+    @torch.inference_mode()
+    def predict_noised(self, x: Tensor, noise: Tensor, log_snr: float, labels: Tensor, *, keep: bool) -> Tensor:
+        """Return x0_hat of pictures x (N, C, H, W) with `noise` (C, H, W), at the timestep nearest to a log-SNR.
+
+        labels: (N, K) or (N, K, 3), as the network takes them; `keep` False drops them.
+        """
+        t = int((self._alpha_bar.logit() - log_snr).abs().argmin())
+        signal, sigma = self._alpha_bar[t].sqrt().item(), (1 - self._alpha_bar[t]).sqrt().item()
+        p, q, limit = self._to_x0[t]
+        x_t = signal * x + sigma * noise
+        at, kept = torch.full((len(x),), t, device=self.device), torch.full((len(x),), keep, device=self.device)
+        out = [
+            self._call_network(*(part[i : i + self.max_rows] for part in (x_t, at, labels, kept)))
+            for i in range(0, len(x), self.max_rows)
+        ]
+        self.network_rows += len(x)
+        return (p * x_t + q * torch.cat(out)).clamp(-limit, limit)
 
     def _enlarge(self, x: Tensor) -> Tensor:
         """(1, C, h, w) -> (1, C, H, W)."""

@@ -29,6 +29,9 @@ def score(
     spacing: options.Spacing = None,
     guidance: options.Guidance = None,
     interval: options.Interval = None,
+    candidates: Annotated[
+        int, typer.Option(min=1, max=64, help="Pictures drawn for each one; the denoiser keeps the best by itself.")
+    ] = 1,
     keep_padding: options.KeepPadding = False,
     seed: options.Seed = 0,
     grid: options.Grid = None,
@@ -48,8 +51,9 @@ def score(
     judge = load_judge(terminal.evaluator_path(storage, evaluator, denoiser.info), denoiser.vocabulary, where)
     with terminal.bar() as progress:
         runs, figures = score_file(
-            file, denoiser, judge, sampling, repeats=repeats, seed=seed, progress=progress, keep_padding=keep_padding
-        )
+            file, denoiser, judge, sampling, repeats=repeats, seed=seed, progress=progress, keep_padding=keep_padding,
+            candidates=candidates,
+        )  # fmt: skip
     terminal.show_scores(file, runs, figures, json_out=json_out, grid=grid, columns=columns)
 
 

@@ -60,12 +60,17 @@ def _score_row(path: Path, digest: str) -> list[str]:
         raise TrainerError(f"{path} was written for another checkpoint; score this one again")
     return [
         figures["file"],
-        f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}",
+        f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}" + _best_of(figures),
         str(len(figures["runs"])),
         *(f"{figures[name]['mean']:.4f} ± {figures[name]['std']:.4f}" for name in ("accuracy", "exact_match", "f1")),
         f"{figures['accuracy']['max']:.4f}",
         f"{figures['rows_per_picture']:.0f}",
     ]
+
+
+def _best_of(figures: dict[str, Any]) -> str:
+    candidates = figures.get("candidates", 1)
+    return f", best of {candidates}" if candidates > 1 else ""
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[list[str]]:

@@ -1,0 +1,55 @@
+"""Samples several candidates for each picture, and keeps the one in which the network itself sees the labels best.
+
+A diffusion model is also a classifier: labels that a picture shows make its noise easier to predict (Li et al. 2023,
+"Your Diffusion Model is Secretly a Zero-Shot Classifier", section 3). No other network judges the candidates.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from shared.diffusion.denoise import Row, Stepper
+from shared.options import SamplingOptions, picture_seed
+
+LOG_SNRS = (-1.5, -0.75, 0.0, 0.75, 1.5)  # the labels help most around 0 (docs/training-log.md, second session)
+
+
+def sample_best(
+    stepper: Stepper, labels: Tensor, options: SamplingOptions, seeds: Sequence[int], candidates: int, *,
+    on_step: Callable[[Sequence[Row]], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """Sample `candidates` pictures for each of the multi-hot labels (N, K), and return the best of each as `sample`.
+
+    The first candidate of a picture is the one that `sample` draws. `on_step` is called with all rows after every step.
+    """
+    chosen = []
+    for own, seed in zip(labels, seeds, strict=True):
+        drawn = [seed, *(picture_seed(seed, j) for j in range(1, candidates))]
+        rows = [stepper.new_row(own, options, one) for one in drawn]
+        while any(not row.done for row in rows):
+            stepper.step(rows)
+            if on_step is not None:
+                on_step(rows)
+        chosen.append(rows[int(evidence(stepper, rows, seed).argmax())])
+    return stepper.pictures(chosen)
+
+
+@torch.inference_mode()
+def evidence(stepper: Stepper, rows: Sequence[Row], seed: int) -> Tensor:
+    """Return how much their labels help to predict finished pictures of one label set: (N,) float32.
+
+    That is the share of the squared error of x0_hat that the labels remove, summed over LOG_SNRS. All pictures get the
+    same noise.
+    """
+    x = torch.stack([row.x for row in rows])  # (N, C, H, W)
+    labels = torch.stack([row.labels for row in rows])
+    generator, found = torch.Generator().manual_seed(seed), torch.zeros(len(rows), device=x.device)
+    for log_snr in LOG_SNRS:
+        noise = torch.randn(x.shape[1:], generator=generator).to(x.device)
+        with_labels, without = (
+            (stepper.predict_noised(x, noise, log_snr, labels, keep=keep) - x).square().flatten(1).mean(1)
+            for keep in (True, False)
+        )
+        found += (without - with_labels) / without.mean()
+    return found
