@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from shared.checkpoint import load, publish, read_info, verify
+from shared.diffusion.candidates import LOG_SNRS
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import Evaluator, load_evaluator, write_course_checkpoint
 from shared.registry import promote, resolve
@@ -42,6 +43,16 @@ def test_scores_are_printed_and_written(command: Command) -> None:
     assert (figures["rows_per_picture"], figures["padding"]) == (6, "none")
     with Image.open("grid.png") as grid:
         assert grid.size == (20, 2 + 2 * 18)
+
+
+def test_the_best_of_several_candidates_is_scored(command: Command) -> None:
+    publish_toys(Path("models"))
+    Path("few.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
+    code, _, err = command("score", "few.json", "--candidates", 3, "--steps", 2, "--json", "score.json")
+    assert code == 0, err
+    figures = json.loads(Path("score.json").read_text())
+    sampled, examined = 2 * 2, 2 * len(LOG_SNRS)
+    assert (figures["candidates"], figures["rows_per_picture"]) == (3, 3 * (sampled + examined))
 
 
 def test_the_courses_checkpoint_can_judge(command: Command) -> None:
