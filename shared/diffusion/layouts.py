@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.diffusion.layout_draws import draw_places
 from shared.options import NoOtherFields
 
 OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from every pixel
@@ -76,6 +77,8 @@ class LayoutNetwork(nn.Module):
     from their positions alone, as objects keep each other at a distance (a pairwise interaction process).
     """
 
+    octaves = len(OCTAVES)
+
     def __init__(self, config: LayoutConfig) -> None:
         super().__init__()
         self.config = config
@@ -111,22 +114,11 @@ class LayoutNetwork(nn.Module):
         """Draw positions (K, 2) for multi-hot labels (K,). Unknown if there are more labels than any picture had."""
         positions = torch.full((len(labels), 2), OUTSIDE)
         indices = torch.nonzero(labels.cpu() > 0).flatten()
-        n, cells = len(indices), self.config.cells
+        n = len(indices)
         if not 0 < n <= self.config.most:
             return positions
-        indices = indices[torch.randperm(n, generator=generator)][None]  # (1, n)
-        places, unplaced = torch.zeros(1, n, 2), self._unplaced(indices)
-        for j in range(n):
-            h, known = self._hidden(*unplaced, places)[:, j : j + 1], torch.zeros(1, 1, 2)
-            pairs, waves = torch.stack([torch.zeros(j, dtype=torch.long), torch.arange(j)]), _waves(places[:, :j])
-            for i in range(DRAWS):
-                logits = self._logits(i, h, known, places, pairs, waves)[0, 0]
-                cumulative = logits.double().softmax(-1).cumsum(-1)
-                u = torch.rand((), generator=generator, dtype=torch.float64)
-                _refine(known, i, torch.searchsorted(cumulative, u).clamp(max=cells - 1).view(1, 1), cells)
-            inside = torch.rand(2, generator=generator) / cells**2
-            places[0, j] = known[0, 0].flip(-1) + inside
-        positions[indices[0]] = places[0]
+        indices = indices[torch.randperm(n, generator=generator)]
+        positions[indices] = draw_places(self, indices, generator)
         return positions
 
     def step(self, objects: Tensor, places: Tensor, drawn: Tensor, object: Tensor, number: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Layouts: the prior over them, the map that the network sees, and what a seed determines."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from shared.diffusion.conditioning import PositionMap
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.layouts import OUTSIDE, LayoutConfig, LayoutNetwork, with_positions
+from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutConfig, LayoutNetwork, positions_at, with_positions
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.options import SamplingOptions
@@ -56,6 +58,41 @@ def test_cells_are_drawn_as_often_as_the_network_says() -> None:
     with torch.no_grad():
         wanted = torch.exp(-network(torch.ones(16, 1, dtype=torch.int64), grid))[:, 0]
     assert float((found - wanted).abs().max()) < 4 * float((wanted * (1 - wanted) / draws).sqrt().max())
+
+
+@torch.inference_mode()
+def drawn_by_modules(network: LayoutNetwork, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw as `step` says, which an exported network offers: the whole network again for each of an object's cells."""
+    most, cells = network.config.most, network.config.cells
+    present = torch.nonzero(labels).flatten()
+    present = present[torch.randperm(len(present), generator=generator)]
+    objects, places = torch.zeros(most, dtype=torch.int64), torch.zeros(most, 2)
+    objects[: len(present)] = present
+    for j in range(len(present)):
+        drawn = torch.zeros(DRAWS, dtype=torch.int64)
+        for i in range(DRAWS):
+            logits = network.step(objects, places, drawn, torch.tensor([j]), torch.tensor([len(present)]))[i]
+            u = torch.rand((), generator=generator, dtype=torch.float64)
+            drawn[i] = torch.searchsorted(logits.double().softmax(-1).cumsum(-1), u).clamp(max=cells - 1)
+        row, fine_row, column, fine_column = drawn.tolist()
+        inside = torch.rand(2, generator=generator) / cells**2
+        corner = [(column * cells + fine_column) / cells**2, (row * cells + fine_row) / cells**2]
+        places[j] = torch.tensor(corner) + inside
+    return positions_at(present.tolist(), places[: len(present)].tolist(), len(labels))
+
+
+@pytest.mark.parametrize("labels", [[1.0, 0, 0], [0.0, 1, 1], [1.0, 1, 1]])
+def test_positions_are_drawn_from_the_network(labels: list[float]) -> None:
+    network = layout_network(cells=8, most=3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(2).add_(0.05 * torch.randn(parameter.shape))  # so that nothing is nearly zero
+    for seed in range(5):
+        one, other = (
+            draw(torch.tensor(labels), torch.Generator().manual_seed(seed))
+            for draw in (network.draw, partial(drawn_by_modules, network))
+        )
+        torch.testing.assert_close(one, other)
 
 
 def test_present_labels_have_positions_in_the_picture() -> None:

@@ -1,0 +1,121 @@
+"""Draws positions from the layout network, one object after the other, in NumPy.
+
+Its numbers are so few that torch's calls take several times as long as their arithmetic. The keys and values of placed
+objects are kept, as nothing that comes later changes them. A test compares with the network itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from shared.diffusion.layouts import LayoutBlock, LayoutNetwork
+
+Array = NDArray[np.float32]
+Placed = tuple[Array, Array]  # keys and values (J, heads, D / heads) of placed objects in one block
+
+
+def draw_places(network: LayoutNetwork, indices: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw the positions (n, 2) of objects with labels `indices` (n,), in this order. `network` is in eval mode."""
+    n, cells = len(indices), network.config.cells
+    octaves = np.pi * 2.0 ** np.arange(network.octaves, dtype=np.float32)
+    blocks = [_Block(cast("LayoutBlock", block)) for block in network.blocks]
+    own, pair = ([_Mlp(cast(nn.Sequential, mlp)) for mlp in part] for part in (network.own, network.pair))
+    norm, position, together = _Norm(network.norm), _Mlp(network.position), _Mlp(network.together)
+    names = _array(network.label.weight)[indices.numpy()]  # (n, D)
+    free = names + together(names.sum(0)) + _array(network.count.weight)[n]
+
+    def waves(values: Array) -> Array:
+        angles = (values[..., None] * octaves).reshape(*values.shape[:-1], -1)
+        return np.concatenate([np.sin(angles), np.cos(angles)], -1)
+
+    placed: list[Placed] = [block.nothing() for block in blocks]
+    places, of_places = np.zeros((n, 2), np.float32), np.zeros((n, 4 * len(octaves)), np.float32)
+    for j in range(n):
+        h = free[j]
+        for block, before in zip(blocks, placed, strict=True):
+            h, _ = block(h, before)
+        h, known = norm(h), np.zeros(2, np.float32)  # row and column, as far as they are drawn
+        for i, (alone, beside) in enumerate(zip(own, pair, strict=True)):
+            so_far = waves(known)
+            logits = alone(np.concatenate([h, so_far]) if i % 2 == 0 else so_far)
+            if j:
+                apart = known - places[:j, ::-1]
+                if i < 2:
+                    apart = apart * np.array([float(i > 0), 0.0], np.float32)  # the column is not known yet
+                inputs = [waves(apart), of_places[:j], np.broadcast_to(so_far, (j, len(so_far)))]
+                logits = logits + beside(np.concatenate(inputs, -1)).sum(0)
+            known[i // 2] += _draw(logits, generator) * [1 / cells, 1 / cells**2][i % 2]
+        places[j] = known[::-1] + torch.rand(2, generator=generator).numpy() / cells**2
+        of_places[j] = waves(places[j])
+        x = names[j] + position(of_places[j])
+        for b, block in enumerate(blocks):
+            x, placed[b] = block(x, placed[b])
+    return torch.from_numpy(places)
+
+
+def _draw(logits: Array, generator: torch.Generator) -> int:
+    odds = np.exp(logits.astype(np.float64) - logits.max())
+    u = torch.rand((), generator=generator, dtype=torch.float64).item()
+    return min(int(np.searchsorted(np.cumsum(odds), u * odds.sum())), len(logits) - 1)
+
+
+def _array(parameter: Tensor) -> Array:
+    array: Array = parameter.detach().numpy()
+    return array
+
+
+class _Linear:
+    def __init__(self, layer: nn.Linear) -> None:
+        self.weight, self.bias = _array(layer.weight).T, _array(layer.bias)
+
+    def __call__(self, x: Array) -> Array:
+        return x @ self.weight + self.bias
+
+
+class _Mlp:
+    def __init__(self, mlp: nn.Sequential) -> None:
+        self.layers = [_Linear(layer) for layer in mlp if isinstance(layer, nn.Linear)]
+
+    def __call__(self, x: Array) -> Array:
+        for layer in self.layers[:-1]:
+            x = F.gelu(torch.from_numpy(layer(x))).numpy()
+        return self.layers[-1](x)
+
+
+class _Norm:
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self.weight, self.bias, self.eps = _array(norm.weight), _array(norm.bias), norm.eps
+
+    def __call__(self, x: Array) -> Array:
+        centred = x - x.sum() / len(x)
+        normed: Array = centred / np.sqrt(centred @ centred / len(x) + self.eps)
+        return normed * self.weight + self.bias
+
+
+class _Block:
+    """A block on the token of one object, which attends to placed objects and to itself."""
+
+    def __init__(self, block: LayoutBlock) -> None:
+        self.norm1, self.norm2, self.mlp = _Norm(block.norm1), _Norm(block.norm2), _Mlp(block.mlp)
+        self.qkv, self.out, self.heads = _Linear(block.qkv), _Linear(block.out), block.heads
+
+    def nothing(self) -> Placed:
+        empty = np.zeros((0, self.heads, len(self.out.bias) // self.heads), np.float32)
+        return empty, empty
+
+    def __call__(self, x: Array, placed: Placed) -> tuple[Array, Placed]:
+        """x (D,) -> x (D,), and the keys and values with its own."""
+        q, k, v = self.qkv(self.norm1(x)).reshape(3, 1, self.heads, -1)
+        keys, values = np.concatenate([placed[0], k]), np.concatenate([placed[1], v])
+        scores = (keys * q).sum(-1) / np.sqrt(np.float32(q.shape[-1]))  # (J + 1, heads)
+        weights = np.exp(scores - scores.max(0))
+        mixed = (weights[..., None] * values).sum(0) / weights.sum(0)[:, None]
+        x = x + self.out(mixed.reshape(-1))
+        return x + self.mlp(self.norm2(x)), (keys, values)
