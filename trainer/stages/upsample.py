@@ -50,7 +50,6 @@ class UpsampleConfig(TrainConfig):
     noise: Weight = 0.02  # largest standard deviation of the noise on other inputs
     gradient_weight: Weight = 0.0  # of the error of differences between neighbouring pixels
     octave_weight: Weight = 0.003  # of the error of the power in each octave, a logarithm
-    finest_power: Annotated[float, Field(gt=0)] = 1.0  # aimed at in the finest octave, relative to the originals'
 
 
 class Upsampling:
@@ -143,9 +142,7 @@ class Upsampling:
         if weight := self.config.gradient_weight:
             loss = loss + weight * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
         if weight := self.config.octave_weight:
-            wanted = octave_power(target)
-            wanted[0] *= self.config.finest_power
-            loss = loss + weight * (octave_power(made) / wanted).log().abs().mean()
+            loss = loss + weight * (octave_power(made) / octave_power(target)).log().abs().mean()
         return loss
 
 
