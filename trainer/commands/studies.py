@@ -149,7 +149,7 @@ def spectrum(
             denoiser, dataset, find_pictures([data], f"{width}x{height}"), make_options(preset, {}, denoiser.options),
             count=count, seed=seed, advance=lambda n: progress.advance(task, n),
         )  # fmt: skip
-    head = ["period, pixels", "generated / folder's", "interpolated / folder's"]
+    head = ["period, pixels", "generated / folder's", "both without single dots", "interpolated / folder's"]
     terminal.print_table(f"{report.pictures} pictures of {report.model}", head, study.rows_of(report))
     if grid:
         save_grid(images, grid, columns=2)

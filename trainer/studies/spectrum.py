@@ -13,7 +13,7 @@ from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions, picture_seed
 from trainer.data import Dataset, to_float
 from trainer.pictures import Pictures, as_tensor
-from trainer.stages.octaves import octave_power
+from trainer.stages.octaves import octave_power, without_dots
 
 BATCH, SHOWN = 32, 8
 
@@ -25,6 +25,7 @@ class Spectrum:
     model: str
     pictures: int
     generated: list[float]
+    without_dots: list[float]  # of generated pictures, both theirs and the folder's without single dots
     interpolated: list[float]  # of the sampled pictures, enlarged by bicubic interpolation
 
 
@@ -55,7 +56,8 @@ def examine(
     originals = to_float(torch.stack([as_tensor(pictures.read(i)) for i in chosen.tolist()]))
     power = octave_power(originals)
     generated, interpolated = (torch.cat(parts).clamp(-1, 1) for parts in (made, plain))
-    ratios = [(octave_power(one) / power).tolist() for one in (generated, interpolated)]
+    smooth = octave_power(without_dots(generated)) / octave_power(without_dots(originals))
+    ratios = [one.tolist() for one in (octave_power(generated) / power, smooth, octave_power(interpolated) / power)]
     shown = torch.stack([generated[:SHOWN], originals[:SHOWN]], 1).flatten(0, 1)
     return Spectrum(denoiser.info.name, len(chosen), *ratios), shown
 
@@ -64,6 +66,8 @@ def rows_of(spectrum: Spectrum) -> list[Sequence[str]]:
     """Return the rows of a table: period in pixels, and the ratios."""
     periods = [f"{2 ** (k + 1)} to {2 ** (k + 2)}" if k else "below 4" for k in range(len(spectrum.generated))]
     return [
-        [period, f"{made:.3f}", f"{plain:.3f}"]
-        for period, made, plain in zip(periods, spectrum.generated, spectrum.interpolated, strict=True)
+        [period, *(f"{ratio:.3f}" for ratio in ratios)]
+        for period, *ratios in zip(
+            periods, spectrum.generated, spectrum.without_dots, spectrum.interpolated, strict=True
+        )
     ]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.stages.octaves import octave_power
+from trainer.stages.octaves import octave_power, without_dots
 
 
 def waves(period: float, amplitude: float = 1.0) -> Tensor:
@@ -42,3 +42,12 @@ def test_it_has_a_gradient() -> None:
     octave_power(x).log().sum().backward()
     assert x.grad is not None
     assert bool(torch.isfinite(x.grad).all())
+
+
+def test_single_dots_are_removed_and_edges_stay() -> None:
+    edge = torch.zeros(1, 1, 6, 6)
+    edge[..., 3:] = 1
+    assert torch.equal(without_dots(edge), edge)
+    dotted = edge.clone()
+    dotted[0, 0, 2, 1], dotted[0, 0, 4, 4] = 0.5, -0.2
+    assert torch.equal(without_dots(dotted), edge)

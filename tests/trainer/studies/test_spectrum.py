@@ -38,8 +38,8 @@ def test_ratios_are_those_of_the_pictures_it_returns(tmp_path: Path) -> None:
     assert all(np.array_equal(shown[2 * i + 1], to_float(one[None])[0]) for i, one in enumerate(chosen))
     ratio = octave_power(shown[::2]) / octave_power(shown[1::2])
     assert report.generated == pytest.approx(ratio.tolist())
-    assert report.interpolated != report.generated
-    assert len(report.interpolated) == len(report.generated) == 3
+    assert report.interpolated != report.generated != report.without_dots
+    assert len(report.interpolated) == len(report.without_dots) == len(report.generated) == 3
 
 
 def test_the_command_prints_a_row_for_each_octave(command: Command, tmp_path: Path) -> None:
