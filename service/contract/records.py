@@ -1,19 +1,13 @@
 """Jobs, pictures, verdicts and results as JSON in Redis, for the API and the workers. Knows no Redis, HTTP or torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.contract.stored import Stored
 from shared.options import LIMITS, Fraction, SamplingOptions, Strict, picture_seed
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 MAX_SEED = 2**53 - 1  # of a request: the largest integer that JavaScript reads exactly
 MAX_STAGES = 32  # of a trajectory
@@ -167,4 +161,4 @@ class FinishedPicture:
     verdict: Verdict
     png: bytes
     trajectory: bytes | None = None  # PNG of its stages, if requested
-    pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)  # (H, W, 3), if at hand
+    pixels: Any = field(default=None, compare=False, repr=False)  # its (H, W, 3) uint8 array, if at hand
