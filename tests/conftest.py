@@ -61,6 +61,12 @@ def redis_server() -> Iterator[RedisServer]:
         server.stop()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _workers_are_not_remembered() -> None:
+    """Let the API ask each time which workers are ready: tests empty Redis while it runs."""
+    workers.FRESH_S = 0.0
+
+
 @pytest.fixture
 def connection(redis_server: RedisServer) -> Iterator[Redis]:
     client = connect(redis_server.url)

@@ -31,8 +31,7 @@ def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: 
     assert nothing_is_queued(connection)
 
 
-def test_a_full_queue_says_when_to_retry(settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "FRESH_S", 0.0)
+def test_a_full_queue_says_when_to_retry(settings: Settings, alive: JobStore) -> None:
     with serving(settings.model_copy(update={"max_queued_pictures": 5})) as client:
         # An empty queue takes any one request.
         first = submitted(client, labels=[["red cube"]] * 12)

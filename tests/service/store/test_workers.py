@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 from redis import Redis
 
 from service.store import keys, workers
@@ -26,7 +27,10 @@ def test_live_workers_are_listed_and_dead_ones_forgotten(connection: Redis) -> N
     assert connection.smembers(keys.WORKERS) == {b"live"}
 
 
-def test_ready_workers_are_asked_for_once_a_second_while_there_are_any(connection: Redis) -> None:
+def test_ready_workers_are_asked_for_once_a_second_while_there_are_any(
+    connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "FRESH_S", 1.0)
     now = 0.0
     ready = workers.ReadyWorkers(connection, lambda: now)
     assert ready() == []
@@ -34,7 +38,7 @@ def test_ready_workers_are_asked_for_once_a_second_while_there_are_any(connectio
     workers.announce(connection, "ends", {"host": "b", "draining": True}, lease_s=60)
     assert ready() == [{"host": "a"}]  # at once, although none was found a moment ago
     workers.withdraw(connection, "w")
-    now = workers.FRESH_S / 2
+    now = 0.5
     assert ready() == [{"host": "a"}]
-    now = workers.FRESH_S
+    now = 1.0
     assert ready() == []
