@@ -28,7 +28,7 @@ from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
 log = get_logger(__name__)
 
-Pixels = Mapping[tuple[str, int], NDArray[np.uint8]]  # of pictures (H, W, 3), by job and index
+AtHand = Mapping[tuple[str, int], FinishedPicture]  # by job and index
 Times = tuple[float, float]  # begin and end, in seconds since 1970
 
 
@@ -81,9 +81,9 @@ class Storer:
             work.stored_at = begun_at, time.time()
         for judged_by in {work.judged_by for work in works}:
             same = [work for work in works if work.judged_by == judged_by]
-            pixels = {one.picture.key: one.pixels for work in same for one in work.pictures if one.pixels is not None}
+            at_hand = {one.picture.key: one for work in same for one in work.pictures}
             job_ids = set[str]().union(*(work.jobs for work in same))
-            complete_jobs(self.store, judged_by, job_ids, pixels, self.results)
+            complete_jobs(self.store, judged_by, job_ids, at_hand, self.results)
 
     def _keep(self, finished: list[FinishedPicture]) -> set[tuple[str, int]]:
         """Write sampled pictures to storage, if results are kept there; return those that need no place in Redis."""
@@ -108,7 +108,7 @@ def complete_jobs(
     store: JobStore,
     judged_by: MadeWith | None,
     job_ids: Collection[str],
-    at_hand: Pixels,
+    at_hand: AtHand,
     results: ResultWriter | None = None,
 ) -> None:
     """Finish jobs all of whose pictures are stored. Any worker may do it, and more than once.
@@ -182,7 +182,7 @@ def score(verdicts: list[Verdict], record: JobRecord) -> JobResult:
 
 def compose_grid(
     store: JobStore, judged_by: MadeWith | None, record: JobRecord, result: JobResult, verdicts: list[Verdict],
-    at_hand: Pixels, results: ResultWriter | None = None,
+    at_hand: AtHand, results: ResultWriter | None = None,
 ) -> bytes:  # fmt: skip
     """Return the PNG of the best repeat's pictures, or for a single picture its index.
 
@@ -192,7 +192,7 @@ def compose_grid(
     shown = [verdicts[result.best * n + i] for i in range(n)]
     if n == 1 and not record.sent:
         return str(shown[0].index).encode()
-    found = [at_hand[key] for verdict in shown if (key := (record.id, verdict.index)) in at_hand]
+    found = [_pixels(at_hand[key]) for verdict in shown if (key := (record.id, verdict.index)) in at_hand]
     if len(found) < n:
         found = [read_png(png) for png in _fetch(store, record, [verdict.index for verdict in shown], results)]
     pictures = np.stack(found)  # (n, H, W, 3)
@@ -201,6 +201,11 @@ def compose_grid(
         return png_bytes(marked_grid(pictures, [verdict.exact for verdict in shown], columns))
     made_with = recipe.of_grid(record, result.best, shown, judged_by)
     return png_bytes(sheet(pictures, columns), made_with.text())
+
+
+def _pixels(one: FinishedPicture) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = read_png(one.png) if one.pixels is None else one.pixels
+    return pixels
 
 
 def _fetch(store: JobStore, record: JobRecord, indices: list[int], results: ResultWriter | None) -> list[bytes]:

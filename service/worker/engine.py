@@ -220,7 +220,8 @@ class Engine:
         begun_at = time.time()
         verdicts = judge_pictures(self.judge, [member.picture for member in whole], images)
         self.judged_at = begun_at, time.time()
-        return [*outcomes, *self._encoding.map(self._encode, whole, verdicts, to_uint8(images))]
+        judged = zip(whole, verdicts, to_uint8(images), strict=True)
+        return [*outcomes, *self._encoding.map(lambda one: self._encode(*one), judged)]
 
     def _encode(self, member: Member, verdict: Verdict, pixels: NDArray[np.uint8]) -> FinishedPicture:
         picture, recipe = member.picture, self.recipe(member.picture, verdict)

@@ -8,7 +8,8 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-# All were chosen by simulating the mixed requests of `benchmarks/sections/load.py`; docs/decisions.md has the results.
+# Both were chosen by simulating the mixed requests of `benchmarks/sections/load.py` (docs/decisions.md). Higher values
+# favour large jobs.
 DELAY_LIMIT = 0.25  # a job waits if it has more work left than this share of the work left of the jobs before it
 AGING = 0.2  # share of the rows computed since a job joined that is deducted from its work left
 
@@ -27,7 +28,7 @@ class Workload:
 def room(in_progress: int, at_once: int, later: int) -> int:
     """Return how many pictures may join a batch now: up to `at_once`, then `later` more, one at each step.
 
-    A small job can so join while large ones fill the batch. One at each step, so that idle workers come first.
+    So a small job can join while large ones fill the batch. One at each step, so that idle workers come first.
     """
     return max(at_once - in_progress, min(1, at_once + later - in_progress), 0)
 

@@ -38,6 +38,10 @@ def draw_places(network: LayoutNetwork, indices: Tensor, generator: torch.Genera
     placed: list[Placed] = [block.nothing() for block in blocks]
     places, of_places = np.zeros((n, 2), np.float32), np.zeros((n, 4 * len(octaves)), np.float32)
     for j in range(n):
+        if j:
+            x = names[j - 1] + position(of_places[j - 1])
+            for b, block in enumerate(blocks):
+                x, placed[b] = block(x, placed[b])
         h = free[j]
         for block, before in zip(blocks, placed, strict=True):
             h, _ = block(h, before)
@@ -54,9 +58,6 @@ def draw_places(network: LayoutNetwork, indices: Tensor, generator: torch.Genera
             known[i // 2] += _draw(logits, generator) * [1 / cells, 1 / cells**2][i % 2]
         places[j] = known[::-1] + torch.rand(2, generator=generator).numpy() / cells**2
         of_places[j] = waves(places[j])
-        x = names[j] + position(of_places[j])
-        for b, block in enumerate(blocks):
-            x, placed[b] = block(x, placed[b])
     return torch.from_numpy(places)
 
 
