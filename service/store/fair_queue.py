@@ -25,8 +25,9 @@ local function next_of(owner)
     local pending = ARGV[2] .. job .. ':waiting'
     local picture = redis.call('LPOP', pending)
     if picture then
-      if redis.call('EXISTS', pending) == 1 then redis.call('RPUSH', jobs, job) end
-      return picture, redis.call('HGET', ARGV[2] .. job, 'asked_at')
+      local total, asked_at = unpack(redis.call('HMGET', ARGV[2] .. job, 'total', 'asked_at'))
+      if total ~= '1' and redis.call('EXISTS', pending) == 1 then redis.call('RPUSH', jobs, job) end
+      return picture, asked_at
     end
   end
 end

@@ -62,11 +62,7 @@ redis.call('SADD', open, id)
 put(rq_fields, 'HSET', rq_job)
 redis.call('RPUSH', rq_queue, rq_id)
 put(total, 'RPUSH', pending)
-redis.call('EXPIRE', pending, open_ttl_s)
-if used < #ARGV then
-  put(#ARGV - used, 'HSET', pngs)
-  redis.call('EXPIRE', pngs, open_ttl_s)
-end
+put(#ARGV - used, 'HSET', pngs)
 {fair_queue.ENQUEUE}
 {job_index.ADD}
 {admission.COUNT_EXPECTED}
@@ -77,18 +73,17 @@ return nil
 # Marks queued jobs as running. Returns for each job whether it moved, whether a webhook is due, its record, and the
 # indices of its finished pictures; nil for a job that is not open. Its first write needs no memory, so that it runs on
 # a full Redis too.
-# KEYS: for each job: job, events, verdicts. ARGV: time, time to live in s, events kept, then the jobs' ids.
+# KEYS: for each job: job, events, verdicts. ARGV: time, events kept, then the jobs' ids.
 _BEGIN = f"""
 redis.call('HDEL', KEYS[1], '')
 local to, found = 'running', {{}}
 for i = 1, #KEYS, 3 do
-  local id, moved, due, done = ARGV[3 + (i + 2) / 3], 0, 0, {{}}
+  local id, moved, due, done = ARGV[2 + (i + 2) / 3], 0, 0, {{}}
   local status, wanted, record = unpack(redis.call('HMGET', KEYS[i], 'status', 'webhook_events', 'record'))
   if status == 'queued' then
     moved = 1
     redis.call('HSET', KEYS[i], 'status', to, 'started_at', ARGV[1])
-    redis.call('XADD', KEYS[i + 1], 'MAXLEN', '~', ARGV[3], '*', 'status', to)
-    redis.call('EXPIRE', KEYS[i + 1], ARGV[2])
+    redis.call('XADD', KEYS[i + 1], 'MAXLEN', '~', ARGV[2], '*', 'status', to)
     {webhook_outbox.ADD_IF_WANTED}
   elseif status == to then
     done = redis.call('HKEYS', KEYS[i + 2])
@@ -136,10 +131,9 @@ return {{due, record}}
 """
 
 # Removes a picture from the stream, and stores it if its job is open and no other worker stored it before.
-# Returns 1 if the job then has all of its pictures. The first picture creates the verdicts; the first PNG may come
-# later, if storage had those before it. The move to "running" creates the events, unless Redis lost it in a crash.
+# Returns 1 if the job then has all of its pictures.
 # KEYS: stream, job, verdicts, PNGs, events. ARGV: group, entry, index, verdict, PNG or "" if storage has it, field of
-# the trajectory, trajectory or "", events kept, time to live in s, bytes of all three.
+# the trajectory, trajectory or "", events kept, bytes of all three.
 _COMMIT = """
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('XDEL', KEYS[1], ARGV[2])
@@ -150,11 +144,8 @@ local done = total == '1' and 1 or redis.call('HLEN', KEYS[3])
 if is_new then
   if ARGV[5] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[3], ARGV[5]) end
   if ARGV[7] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[6], ARGV[7]) end
-  if owner ~= '' then redis.call('HINCRBY', KEYS[2], 'bytes', ARGV[10]) end
+  if owner ~= '' then redis.call('HINCRBY', KEYS[2], 'bytes', ARGV[9]) end
   redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'picture', ARGV[3])
-  if ARGV[5] ~= '' or ARGV[7] ~= '' then redis.call('EXPIRE', KEYS[4], ARGV[9]) end
-  if done == 1 then redis.call('EXPIRE', KEYS[3], ARGV[9]) end
-  if status == 'queued' then redis.call('EXPIRE', KEYS[5], ARGV[9]) end
 end
 return done >= tonumber(total) and 1 or 0
 """
@@ -272,7 +263,7 @@ class JobStore:
         if not job_ids:
             return {}
         touched = [key(job_id) for job_id in job_ids for key in (keys.job, keys.events, keys.verdicts)]
-        arguments: list[Any] = [time.time(), self.open_ttl_s, KEPT_EVENTS, *job_ids]
+        arguments: list[Any] = [time.time(), KEPT_EVENTS, *job_ids]
         answers: Any = self.connection.eval(_BEGIN, len(touched), *touched, *arguments)
         found = dict(zip(job_ids, answers, strict=True))
         for job_id, answer in found.items():
@@ -363,7 +354,7 @@ class JobStore:
                 if one.picture.key in kept:
                     png = trajectory = b""
                 stored = (str(index), verdict, png, keys.trajectory_field(index), trajectory)
-                pipe.eval(_COMMIT, len(touched), *touched, GROUP, entry, *stored, KEPT_EVENTS, self.open_ttl_s, size)
+                pipe.eval(_COMMIT, len(touched), *touched, GROUP, entry, *stored, KEPT_EVENTS, size)
             answers = pipe.execute()
         return {one.picture.job for (_, one), is_whole in zip(finished, answers, strict=True) if is_whole}
 

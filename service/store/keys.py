@@ -1,4 +1,7 @@
-"""The name of every key in Redis. All begin with `labelgrid:`, and those of jobs have a time to live.
+"""The name of every key in Redis. All begin with `labelgrid:`.
+
+Those of an ended job have a time to live. Of an open job only the hash has one, and if it expires, which takes a week
+without workers, the next sweep removes the others.
 
 job:ID                hash        record (JSON, never changes), total, status, rq, started_at, finished_at, result,
                                   error, webhook_events, overdue_at (Unix seconds by Redis's clock), bytes (of its

@@ -28,19 +28,18 @@ Ended: TypeAlias = "asyncio.Future[Job | None]"  # done once a job has ended: wi
 
 SCANNED = 1000  # jobs that a search looks at for one page
 RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
-LOOK_AGAIN_S = 2.0  # a waiting client's job is read at least this often, in case its end was missed
+LOOK_AGAIN_S = 5.0  # a waiting client's job is read at least this often, in case its end was missed
 
-# Returns a job's fields, how many verdicts it has, and once it has a result the verdicts of its best repeat.
+# Returns a job's fields, and how many verdicts it has or, once it has a result, the verdicts of its best repeat.
 # KEYS: job, verdicts.
 _READ = """
-local shown, result = {}, redis.call('HGET', KEYS[1], 'result')
-if result then
-  result = cjson.decode(result)
-  local pictures, indices = redis.call('HGET', KEYS[1], 'total') / #result.repeats, {}
-  for i = 1, pictures do indices[i] = string.format('%d', result.best * pictures + i - 1) end
-  shown = redis.call('HMGET', KEYS[2], unpack(indices))
-end
-return {redis.call('HGETALL', KEYS[1]), redis.call('HLEN', KEYS[2]), shown}
+local fields, named = redis.call('HGETALL', KEYS[1]), {}
+for i = 1, #fields, 2 do named[fields[i]] = fields[i + 1] end
+if not named.result then return {fields, redis.call('HLEN', KEYS[2]), {}} end
+local result, indices = cjson.decode(named.result), {}
+local pictures = named.total / #result.repeats
+for i = 1, pictures do indices[i] = string.format('%d', result.best * pictures + i - 1) end
+return {fields, 0, redis.call('HMGET', KEYS[2], unpack(indices))}
 """
 
 
