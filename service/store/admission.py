@@ -43,17 +43,16 @@ if owner ~= '' then
 end
 for _, field in ipairs(expired) do redis.call('HDEL', stored, field) end
 """
-# At a job's end (KEYS[2] is the job, ARGV[1] its id, ARGV[3] its time to live, ARGV[8] the bytes of its grid): what was
-# expected becomes what is stored, summed up by the minute in which it expires.
+# At a job's end: what was expected becomes what is stored, summed up by the minute in which it expires.
 COUNT_STORED = f"""
 if owner and owner ~= '' then
   local of_owner, now = '{keys.BYTES_PREFIX}' .. owner, redis.call('TIME')[1]
-  local minute, size = math.ceil((now + ARGV[3]) / 60), (bytes or 0) + ARGV[8]
-  redis.call('HDEL', of_owner, ARGV[1])
+  local minute, size = math.ceil((now + ttl_s) / 60), (bytes or 0) + grid_bytes
+  redis.call('HDEL', of_owner, id)
   local before = string.match(redis.call('HGET', of_owner, minute) or '0 0', ' (%-?%d+)')
   redis.call('HSET', of_owner, minute, minute * 60 .. ' ' .. before + size)
   if redis.call('TTL', of_owner) < minute * 60 - now then redis.call('EXPIREAT', of_owner, minute * 60) end
-  redis.call('HSET', KEYS[2], 'bytes', size, 'bytes_minute', minute)
+  redis.call('HSET', job, 'bytes', size, 'bytes_minute', minute)
 end
 """
 # When an ended job is deleted (KEYS[1] is the job).

@@ -28,7 +28,6 @@ log = get_logger(__name__)
 KEPT_ENDINGS = 1000  # of all jobs; a client whose job's end it missed looks at the job itself after seconds
 KEPT_EVENTS = 1000  # per job; a client that missed older ones reads the job itself
 FAILED_RQ_JOB_TTL_S = 60  # RQ's default is a year; nothing reads it, and every worker that is killed leaves one
-UNATTENDED_S = 7 * 86400  # an open job outlives its time limit by this, so that a worker back after an outage ends it
 RECENT_S = 60  # a kept job's verdicts and events stay in Redis so long, for clients that wait for it or follow it
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 
@@ -40,9 +39,9 @@ _CREATE = f"""
 local job, open, pending, pngs, stream, counts, owners, jobs, index, tombstone, stored = unpack(KEYS, 1, 11)
 local rq_queue, rq_job, request = unpack(KEYS, 12)
 local id, owner, total, job_prefix, request_hash, rq_id, fields, rq_fields = unpack(ARGV, 1, 8)
-local timeout_s, lifetime_s, open_ttl_s, remembered_s, idempotent_s = unpack(ARGV, 9, 13)
-local expected, most_queued, most_own, most_bytes = unpack(ARGV, 14, 17)
-local used, time = 17, redis.call('TIME')
+local timeout_s, lifetime_s, idempotent_s = unpack(ARGV, 9, 11)
+local expected, most_queued, most_own, most_bytes = unpack(ARGV, 12, 15)
+local used, time = 15, redis.call('TIME')
 local now = tonumber(time[1])
 local function put(count, ...)
   local last = used + count
@@ -57,7 +56,6 @@ end
 {idempotency.FIND}
 {admission.ADMIT}
 put(fields, 'HSET', job, 'overdue_at', now + timeout_s)
-redis.call('EXPIRE', job, open_ttl_s)
 redis.call('SADD', open, id)
 put(rq_fields, 'HSET', rq_job)
 redis.call('RPUSH', rq_queue, rq_id)
@@ -93,61 +91,90 @@ end
 return found
 """
 
-# Ends a job: queued or running -> a terminal status, which is final. Its RQ job goes too, unless a worker has taken it:
-# a job sampled in another one's batch rarely needs its own. A job without all of its pictures does not finish: a Redis
-# that came back from a crash, or a former replica, may have lost some since the caller saw them. Its first write needs
-# no memory, so that it runs on a full Redis too.
-# Returns whether a webhook is due, and the job's record; nil if the job does not move.
-# KEYS: open jobs, job, events, verdicts, PNGs, RQ's queue, tombstone. ARGV: id, new status, time to live in s, events
-# kept, grid or "", prefix of RQ's jobs, the tombstone's time to live in s, bytes of the grid, seconds until
-# storage alone has its verdicts and events if it is kept there, else 0, then fields and values to set in the job.
-_END = f"""
-local status, total, owner, bytes, rq, wanted, record = unpack(redis.call('HMGET', KEYS[2],
-  'status', 'total', 'owner', 'bytes', 'rq', 'webhook_events', 'record'))
-local id, to, due = ARGV[1], ARGV[2], 0
-if status ~= 'queued' and status ~= 'running' then return nil end
-if to == 'finished' and redis.call('HLEN', KEYS[4]) < tonumber(total) then return nil end
-redis.call('SREM', KEYS[1], id)
--- only an open job needs these; without them a finished one fits a smaller piece of memory
-if to == 'finished' then redis.call('HDEL', KEYS[2], 'rq', 'overdue_at', 'asked_at', 'digest') end
-redis.call('HSET', KEYS[2], 'status', to, unpack(ARGV, 10))
-if ARGV[5] ~= '' then redis.call('HSET', KEYS[5], '{keys.GRID}', ARGV[5]) end
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'status', to)
+# Part of the scripts that end a job. Its RQ job goes too, unless a worker has taken it: a job sampled in another one's
+# batch rarely needs its own. If storage keeps the job, it alone has the verdicts and events after `recent_s`; else that
+# is 0. The locals are set by `_END` and `_COMMIT`.
+_MOVE_TO_END = f"""
+redis.call('SREM', open, id)
+redis.call('HSET', job, 'status', to, unpack(fields))
+redis.call('XADD', events, 'MAXLEN', '~', kept_events, '*', 'status', to)
 redis.call('XADD', '{keys.ENDED}', 'MAXLEN', '~', {KEPT_ENDINGS}, '*', 'job', id)
-if rq and redis.call('LREM', KEYS[6], 1, rq) == 1 then redis.call('DEL', ARGV[6] .. rq) end
+if rq and redis.call('LREM', rq_queue, 1, rq) == 1 then redis.call('DEL', rq_jobs .. rq) end
 {admission.COUNT_STORED}
-for i = 2, 5 do redis.call('EXPIRE', KEYS[i], ARGV[3]) end
-redis.call('EXPIRE', KEYS[7], ARGV[7])
-if ARGV[9] ~= '0' then
-  redis.call('HSET', KEYS[2], 'kept', 1)
-  redis.call('DEL', KEYS[5])
-  -- a webhook says what is in Redis, and may be late
-  if not wanted then
-    for i = 3, 4 do redis.call('EXPIRE', KEYS[i], math.min(ARGV[9], ARGV[3])) end
-  end
+redis.call('EXPIRE', job, ttl_s)
+redis.call('EXPIRE', tombstone, remembered_s)
+if grid ~= '' then redis.call('HSET', pngs, '{keys.GRID}', grid) end
+if recent_s == '0' then
+  redis.call('EXPIRE', pngs, ttl_s)
+else
+  redis.call('HSET', job, 'kept', 1)
+  redis.call('DEL', pngs)
 end
+-- a webhook says what is in Redis, and may be late
+local recent = recent_s ~= '0' and not wanted and math.min(recent_s, ttl_s) or ttl_s
+redis.call('EXPIRE', events, recent)
+redis.call('EXPIRE', verdicts, recent)
+local due = 0
 {webhook_outbox.ADD_IF_WANTED}
+"""
+
+# Ends a job: queued or running -> a terminal status, which is final. A job without all of its pictures does not finish:
+# a Redis that came back from a crash, or a former replica, may have lost some since the caller saw them. Its first
+# write needs no memory, so that it runs on a full Redis too.
+# Returns whether a webhook is due, and the job's record; nil if the job does not move.
+# ARGV ends with fields and values to set in the job.
+_END = f"""
+local open, rq_queue, job, events, verdicts, pngs, tombstone = unpack(KEYS)
+local ttl_s, remembered_s, kept_events, rq_jobs, id, to, grid, grid_bytes, recent_s = unpack(ARGV, 1, 9)
+local fields = {{unpack(ARGV, 10)}}
+local status, total, owner, bytes, rq, wanted, record = unpack(redis.call('HMGET', job,
+  'status', 'total', 'owner', 'bytes', 'rq', 'webhook_events', 'record'))
+if status ~= 'queued' and status ~= 'running' then return nil end
+if to == 'finished' and redis.call('HLEN', verdicts) < tonumber(total) then return nil end
+{_MOVE_TO_END}
 return {{due, record}}
 """
 
-# Removes a picture from the stream, and stores it if its job is open and no other worker stored it before.
-# Returns 1 if the job then has all of its pictures.
-# KEYS: stream, job, verdicts, PNGs, events. ARGV: group, entry, index, verdict, PNG or "" if storage has it, field of
-# the trajectory, trajectory or "", events kept, bytes of all three.
-_COMMIT = """
-redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
-redis.call('XDEL', KEYS[1], ARGV[2])
-local status, total, owner = unpack(redis.call('HMGET', KEYS[2], 'status', 'total', 'owner'))
-if status ~= 'queued' and status ~= 'running' then return 0 end
-local is_new = redis.call('HSETNX', KEYS[3], ARGV[3], ARGV[4]) == 1
-local done = total == '1' and 1 or redis.call('HLEN', KEYS[3])
-if is_new then
-  if ARGV[5] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[3], ARGV[5]) end
-  if ARGV[7] ~= '' then redis.call('HSETNX', KEYS[4], ARGV[6], ARGV[7]) end
-  if owner ~= '' then redis.call('HINCRBY', KEYS[2], 'bytes', ARGV[9]) end
-  redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[8], '*', 'picture', ARGV[3])
+# Removes pictures from the stream, and stores each if its job is open and no other worker stored it before.
+# Returns for each 1 if its job then has all of its pictures, else 0. A job of one picture ends at once if the picture
+# comes with a result: then the answer is as of `_END`. A PNG or trajectory may be "": there is none, or storage has it.
+# KEYS: stream, open jobs, RQ's queue, then for each picture five of its job. ARGV: five, the stream's entries, then
+# nine for each picture.
+_COMMIT = f"""
+local stream, open, rq_queue = unpack(KEYS, 1, 3)
+local ttl_s, remembered_s, kept_events, rq_jobs, group = unpack(ARGV, 1, 5)
+local to, recent_s, count = 'finished', '0', (#KEYS - 3) / 5
+local entries = {{unpack(ARGV, 6, 5 + count)}}
+redis.call('XACK', stream, group, unpack(entries))
+redis.call('XDEL', stream, unpack(entries))
+local function store(of_job, about)
+  local job, events, verdicts, pngs, tombstone = unpack(of_job)
+  local id, index, verdict, png, trajectory_field, trajectory, size, finished_at, result = unpack(about)
+  local status, total, owner, bytes, rq, wanted, record = unpack(redis.call('HMGET', job,
+    'status', 'total', 'owner', 'bytes', 'rq', 'webhook_events', 'record'))
+  if status ~= 'queued' and status ~= 'running' then return 0 end
+  local is_new = redis.call('HSETNX', verdicts, index, verdict) == 1
+  local ends = is_new and total == '1' and result ~= ''
+  if is_new then
+    local stored = ends and {{'{keys.GRID}', index}} or {{}}
+    if png ~= '' then stored = {{index, png, unpack(stored)}} end
+    if trajectory ~= '' then stored = {{trajectory_field, trajectory, unpack(stored)}} end
+    if #stored > 0 then redis.call('HSET', pngs, unpack(stored)) end
+    if owner ~= '' then bytes = redis.call('HINCRBY', job, 'bytes', size) end
+    redis.call('XADD', events, 'MAXLEN', '~', kept_events, '*', 'picture', index)
+  end
+  if total ~= '1' then return redis.call('HLEN', verdicts) >= tonumber(total) and 1 or 0 end
+  if not ends then return 1 end
+  local fields, grid, grid_bytes = {{'finished_at', finished_at, 'result', result}}, '', #index
+  {_MOVE_TO_END}
+  return {{due, record}}
 end
-return done >= tonumber(total) and 1 or 0
+local answers = {{}}
+for i = 1, count do
+  local about = 5 + count + 9 * i
+  answers[i] = store({{unpack(KEYS, 5 * i - 1, 5 * i + 3)}}, {{unpack(ARGV, about - 8, about)}})
+end
+return answers
 """
 
 # Removes an ended job and its results, and keeps its tombstone. Returns whether it did.
@@ -171,7 +198,6 @@ class JobStore:
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings = connection, settings
         self.lifetime_s = settings.job_timeout_s + settings.job_ttl_s
-        self.open_ttl_s = self.lifetime_s + UNATTENDED_S
         # JSON, because RQ's default unpickles what it reads from Redis.
         self.queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
         self.webhooks = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
@@ -204,11 +230,11 @@ class JobStore:
         touched += [keys.index(owner), keys.tombstone(job_id), keys.stored_bytes(owner), self.queue.key, rq_job.key]
         if request is not None:
             touched.append(request.redis_key)
-        remembered_s, limits = self.open_ttl_s + self.settings.remembered_s, admission.limits(self.settings)
+        limits = admission.limits(self.settings)
         arguments: list[Any] = [job_id, owner, record.total, keys.JOB_PREFIX, request.request_hash if request else ""]
         arguments += [rq_job.id, 2 * len(fields), len(rq_fields)]
-        arguments += [self.settings.job_timeout_s, self.lifetime_s, self.open_ttl_s, remembered_s]
-        arguments += [self.settings.idempotent_s, expected_bytes, limits["queue"], limits["owner"], limits["bytes"]]
+        arguments += [self.settings.job_timeout_s, self.lifetime_s, self.settings.idempotent_s]
+        arguments += [expected_bytes, limits["queue"], limits["owner"], limits["bytes"]]
         arguments += [*_flat(fields), *rq_fields, *(picture.write() for picture in record.pictures())]
         arguments += _flat({str(i): png for i, png in enumerate(uploaded)})
         answer = self.connection.eval(_CREATE, len(touched), *touched, *arguments)
@@ -305,16 +331,12 @@ class JobStore:
         """End jobs, given by id with the fields to set in each, in one round trip. Whether one was open."""
         if not jobs:
             return False
-        remembered_s = self.settings.job_ttl_s + self.settings.remembered_s
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id, fields in jobs.items():
-                touched = [keys.OPEN, keys.job(job_id), keys.events(job_id), keys.verdicts(job_id), keys.png(job_id)]
-                touched += [self.queue.key, keys.tombstone(job_id)]
-                grid = (grids or {}).get(job_id, b"")
-                is_kept = job_id in kept
-                arguments: list[Any] = [job_id, status, self.settings.job_ttl_s, KEPT_EVENTS, b"" if is_kept else grid]
-                arguments += [RqJob.redis_job_namespace_prefix, remembered_s, len(grid), RECENT_S if is_kept else 0]
-                arguments += _flat(fields)
+                touched = [keys.OPEN, self.queue.key, *_ended(job_id)]
+                grid, is_kept = (grids or {}).get(job_id, b""), job_id in kept
+                arguments = [*self._ending(), job_id, status]
+                arguments += [b"" if is_kept else grid, len(grid), RECENT_S if is_kept else 0, *_flat(fields)]
                 # EVAL rather than EVALSHA: a Redis that restarted in between does not know the script.
                 pipe.eval(_END, len(touched), *touched, *arguments)
             answers = pipe.execute()
@@ -322,6 +344,11 @@ class JobStore:
         for job_id, (webhook_is_due, raw) in ended.items():
             self._moved(job_id, status, jobs[job_id], webhook_is_due, raw)
         return bool(ended)
+
+    def _ending(self) -> list[Any]:
+        """Return the first arguments of the scripts that may end jobs."""
+        ttl_s = self.settings.job_ttl_s
+        return [ttl_s, ttl_s + self.settings.remembered_s, KEPT_EVENTS, RqJob.redis_job_namespace_prefix]
 
     def _moved(self, job_id: str, status: JobStatus, fields: dict[str, Any], webhook_is_due: int, raw: Any) -> None:
         """Log, count and announce a move, given the script's answer."""
@@ -338,25 +365,38 @@ class JobStore:
                 webhook_outbox.enqueue(self.webhooks, job_id, status)
 
     def commit(
-        self, stream: str, finished: Sequence[tuple[str, FinishedPicture]], kept: Collection[tuple[str, int]] = ()
+        self,
+        stream: str,
+        finished: Sequence[tuple[str, FinishedPicture]],
+        kept: Collection[tuple[str, int]] = (),
+        results: Mapping[tuple[str, int], JobResult] | None = None,
     ) -> set[str]:
-        """Store pictures, each given with its stream entry, and return the jobs that are now complete.
+        """Store pictures, each given with its stream entry, and return the open jobs that are now complete.
 
-        `kept`: pictures, by job and index, whose PNGs lie in storage: Redis gets their verdicts only. If two workers
-        sampled the same picture, the first one stored is kept. Pictures of an ended job are dropped.
+        `kept`: pictures, by job and index, whose PNGs lie in storage: Redis gets their verdicts only. `results`: a job
+        of one picture ends at once, with this result and the picture as its grid. If two workers sampled the same
+        picture, the first one stored is kept. Pictures of an ended job are dropped.
         """
-        with self.connection.pipeline(transaction=False) as pipe:
-            for entry, one in finished:
-                job_id, index = one.picture.key
-                touched = [stream, keys.job(job_id), keys.verdicts(job_id), keys.png(job_id), keys.events(job_id)]
-                verdict, png, trajectory = one.verdict.write(), one.png, one.trajectory or b""
-                size = len(verdict.encode()) + len(png) + len(trajectory)
-                if one.picture.key in kept:
-                    png = trajectory = b""
-                stored = (str(index), verdict, png, keys.trajectory_field(index), trajectory)
-                pipe.eval(_COMMIT, len(touched), *touched, GROUP, entry, *stored, KEPT_EVENTS, size)
-            answers = pipe.execute()
-        return {one.picture.job for (_, one), is_whole in zip(finished, answers, strict=True) if is_whole}
+        now, complete = time.time(), set()
+        written = {key: result.write() for key, result in (results or {}).items()}
+        touched = [stream, keys.OPEN, self.queue.key, *(key for _, one in finished for key in _ended(one.picture.job))]
+        arguments = [*self._ending(), GROUP, *(entry for entry, _ in finished)]
+        for _, one in finished:
+            job_id, index = one.picture.key
+            verdict, png, trajectory = one.verdict.write(), one.png, one.trajectory or b""
+            size = len(verdict.encode()) + len(png) + len(trajectory)
+            if one.picture.key in kept:
+                png = trajectory = b""
+            arguments += [job_id, index, verdict, png, keys.trajectory_field(index), trajectory, size]
+            arguments += [now, written.get(one.picture.key, "")]
+        answers: Any = self.connection.eval(_COMMIT, len(touched), *touched, *arguments)
+        for (_, one), answer in zip(finished, answers, strict=True):
+            job_id, index = one.picture.key
+            if isinstance(answer, list):
+                self._moved(job_id, "finished", {"finished_at": now}, *answer)
+            elif answer:
+                complete.add(job_id)
+        return complete
 
     def record(self, job_id: str) -> JobRecord | None:
         """Return the job's record; None if it is gone. ValueError if this version of the service cannot read it."""
@@ -427,6 +467,11 @@ class JobStore:
         if missing := [index for index in indices if index not in found]:
             raise KeyError(f"job {job_id} has no pictures {missing}")
         return [found[index] for index in indices]
+
+
+def _ended(job_id: str) -> list[str]:
+    """Return the keys of a job that its end touches."""
+    return [key(job_id) for key in (keys.job, keys.events, keys.verdicts, keys.png, keys.tombstone)]
 
 
 def _flat(fields: Mapping[str, Any]) -> list[Any]:

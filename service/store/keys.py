@@ -1,13 +1,10 @@
-"""The name of every key in Redis. All begin with `labelgrid:`.
-
-Those of an ended job have a time to live. Of an open job only the hash has one, and if it expires, which takes a week
-without workers, the next sweep removes the others.
+"""The name of every key in Redis. All begin with `labelgrid:`. A job's keys get a time to live at its end.
 
 job:ID                hash        record (JSON, never changes), total, status, rq, started_at, finished_at, result,
                                   error, webhook_events, overdue_at (Unix seconds by Redis's clock), bytes (of its
                                   pictures and uploads), bytes_minute, kept (if storage has it: then PNGs, and soon
                                   verdicts and events, leave Redis), and, copied from the record, digest, owner,
-                                  asked_at. A finished job has no rq, overdue_at, digest and asked_at
+                                  asked_at
 job:ID:waiting        list        pending pictures (JSON), which no worker has claimed yet
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:png            hash        index, "grid" or "strip:" and index -> PNG; the grid of a single picture is just that

@@ -30,16 +30,21 @@ SCANNED = 1000  # jobs that a search looks at for one page
 RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
 LOOK_AGAIN_S = 5.0  # a waiting client's job is read at least this often, in case its end was missed
 
-# Returns a job's fields, and how many verdicts it has or, once it has a result, the verdicts of its best repeat.
-# KEYS: job, verdicts.
+# Returns each job's fields, and how many verdicts it has or, once it has a result, the verdicts of its best repeat.
+# KEYS: for each job: job, verdicts.
 _READ = """
-local fields, named = redis.call('HGETALL', KEYS[1]), {}
-for i = 1, #fields, 2 do named[fields[i]] = fields[i + 1] end
-if not named.result then return {fields, redis.call('HLEN', KEYS[2]), {}} end
-local result, indices = cjson.decode(named.result), {}
-local pictures = named.total / #result.repeats
-for i = 1, pictures do indices[i] = string.format('%d', result.best * pictures + i - 1) end
-return {fields, 0, redis.call('HMGET', KEYS[2], unpack(indices))}
+local function read(job, verdicts)
+  local fields, named = redis.call('HGETALL', job), {}
+  for i = 1, #fields, 2 do named[fields[i]] = fields[i + 1] end
+  if not named.result then return {fields, redis.call('HLEN', verdicts), {}} end
+  local result, indices = cjson.decode(named.result), {}
+  local pictures = named.total / #result.repeats
+  for i = 1, pictures do indices[i] = string.format('%d', result.best * pictures + i - 1) end
+  return {fields, 0, redis.call('HMGET', verdicts, unpack(indices))}
+end
+local found = {}
+for i = 1, #KEYS, 2 do table.insert(found, read(KEYS[i], KEYS[i + 1])) end
+return found
 """
 
 
@@ -127,11 +132,9 @@ class JobReader:
         return found
 
     async def _jobs(self, job_ids: Sequence[str]) -> dict[str, Job | Unavailable]:
-        """Return those of the jobs that Redis has, or why they cannot be read. One round trip for all of them."""
-        async with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.eval(_READ, 2, keys.job(job_id), keys.verdicts(job_id))
-            found = await pipe.execute()
+        """Return those of the jobs that Redis has, or why they cannot be read. One command for all of them."""
+        touched = [key(job_id) for job_id in job_ids for key in (keys.job, keys.verdicts)]
+        found: Any = await self.connection.eval(_READ, len(touched), *touched)
         jobs = dict[str, Job | Unavailable]()
         for job_id, (pairs, verdicts, shown) in zip(job_ids, found, strict=True):
             fields = dict(zip(pairs[::2], pairs[1::2], strict=True))

@@ -45,8 +45,6 @@ class Sweeper:
         in_queue, missing = set(queue), set[str]()
         for job_id, (status, rq_id, overdue_at, digest) in zip(job_ids, states, strict=True):
             if status is None or text(status) not in ACTIVE:
-                if status is None:  # it expired; only its end would have given these a time to live
-                    self.connection.delete(*(key(job_id) for key in (keys.verdicts, keys.png, keys.events)))
                 self.connection.srem(keys.OPEN, job_id)
                 continue
             if overdue_at is not None and now >= int(overdue_at):

@@ -72,7 +72,8 @@ class ReadyWorkers:
         """Return what was found within the last second, if it was any worker; else ask."""
         now = self._clock()
         if not self._found or now - self._asked_at >= FRESH_S:
-            self._asked_at, self._found = now, ready(list_live(self.connection))
+            self._asked_at = now  # first, so that other threads do not ask, too
+            self._found = ready(list_live(self.connection))
         return self._found
 
 

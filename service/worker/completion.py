@@ -4,7 +4,7 @@ In a thread if results are kept in storage, which may be slow. Knows no networks
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -74,10 +74,11 @@ class Storer:
 
     def _store(self, works: list[Work]) -> None:
         begun_at = time.time()
-        kept = self._keep([picture for work in works for picture in work.pictures])
+        pictures = [picture for work in works for picture in work.pictures]
+        kept, results = self._keep(pictures), {} if self.results is not None else results_alone(pictures)
         for work in works:
             if work.finished:
-                work.jobs |= self.store.commit(work.stream, work.finished, kept)
+                work.jobs |= self.store.commit(work.stream, work.finished, kept, results)
             work.stored_at = begun_at, time.time()
         for judged_by in {work.judged_by for work in works}:
             same = [work for work in works if work.judged_by == judged_by]
@@ -122,7 +123,7 @@ def complete_jobs(
     for record, verdicts in store.open_verdicts(job_ids):
         try:
             with tracing.span("compose", record.traceparent, {"job_id": record.id}):
-                result = score(verdicts, record)
+                result = score(verdicts, len(record.labels))
                 grid = compose_grid(store, judged_by, record, result, verdicts, at_hand, results)
                 finished[record.id] = result, grid
         except RedisError:
@@ -166,17 +167,22 @@ def _file_name(field: str) -> str:
     return files.picture(int(field)) if field.isdigit() else files.trajectory(int(field.partition(":")[2]))
 
 
-def score(verdicts: list[Verdict], record: JobRecord) -> JobResult:
-    """Score each repeat as `trainer score` does. The best has the highest accuracy, then the highest exact match."""
-    n = len(record.labels)
+def results_alone(finished: Iterable[FinishedPicture]) -> dict[tuple[str, int], JobResult]:
+    """Return the results of jobs that have no other picture, as far as one can see: sampled pictures of index 0."""
+    firsts = [one for one in finished if one.picture.index == 0 and one.picture.run_seed is not None]
+    return {one.picture.key: score([one.verdict], 1) for one in firsts}
+
+
+def score(verdicts: Sequence[Verdict], n: int) -> JobResult:
+    """Score each repeat of n pictures as `trainer score` does. The best has the highest accuracy, then exact match."""
     repeats = []
-    for r in range(record.repeats):
-        part = verdicts[r * n : (r + 1) * n]
+    for first in range(0, len(verdicts), n):
+        part = verdicts[first : first + n]
         asked = [len(set(verdict.labels)) for verdict in part]
         hits = sum(round(verdict.accuracy * k) for verdict, k in zip(part, asked, strict=True))
         exact, f1 = sum(verdict.exact for verdict in part), sum(verdict.f1 for verdict in part)
         repeats.append(Scores(accuracy=hits / sum(asked), exact_match=exact / n, f1=f1 / n))
-    best = max(range(record.repeats), key=lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r))
+    best = max(range(len(repeats)), key=lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r))
     return JobResult(repeats=repeats, best=best)
 
 

@@ -163,7 +163,9 @@ class Stepper:
         x = torch.stack([row.x for row in rows])  # (N, C, H, W)
         now = [row.table.rows[row.step] for row in rows]
         p, q, limit, a, b, c, s = self._column_vectors(rows, now)
-        x0_hat = (p * x + q * self._predict(rows, x)).clamp(-limit, limit)  # (N, C, H, W)
+        labels, w = torch.stack([row.labels for row in rows]), [row.w[row.step] for row in rows]
+        out = self._predict(x, [t for t, *_ in now], labels, w)
+        x0_hat = (p * x + q * out).clamp(-limit, limit)  # (N, C, H, W)
         x_next = a * x + b * x0_hat
         if any(c_i != 0 for *_, c_i, _ in now):
             x_next += c * torch.stack([row.x0_hat if row.x0_hat is not None else row.x for row in rows])
@@ -186,22 +188,22 @@ class Stepper:
         return torch.cat([self._enlarge(row.x[None]).float().cpu() for row in rows])
 
     @torch.inference_mode()
-    def predict_noised(self, x: Tensor, noise: Tensor, log_snr: float, labels: Tensor, *, keep: bool) -> Tensor:
-        """Return x0_hat of pictures x (N, C, H, W) with `noise` (C, H, W), at the timestep nearest to a log-SNR.
+    def predict_noised(
+        self, x: Tensor, noise: Tensor, t: Sequence[int], labels: Tensor, w: Sequence[float] | None = None
+    ) -> Tensor:
+        """Return x0_hat of pictures x (N, C, H, W) with `noise` (N, C, H, W) of timesteps t.
 
-        labels: (N, K) or (N, K, 3), as the network takes them; `keep` False drops them.
+        labels: (N, K) or (N, K, 3), as the network takes them. `w`: each one's guidance, 1 by default.
         """
-        t = int((self._alpha_bar.logit() - log_snr).abs().argmin())
-        signal, sigma = self._alpha_bar[t].sqrt().item(), (1 - self._alpha_bar[t]).sqrt().item()
-        p, q, limit = self._to_x0[t]
+        alpha_bar = self._alpha_bar[list(t)][:, None, None, None]
+        signal, sigma = (part.sqrt().float().to(self.device) for part in (alpha_bar, 1 - alpha_bar))
+        p, q, limit = _columns([self._to_x0[i] for i in t], self.device)
         x_t = signal * x + sigma * noise
-        at, kept = torch.full((len(x),), t, device=self.device), torch.full((len(x),), keep, device=self.device)
-        out = [
-            self._call_network(*(part[i : i + self.max_rows] for part in (x_t, at, labels, kept)))
-            for i in range(0, len(x), self.max_rows)
-        ]
-        self.network_rows += len(x)
-        return (p * x_t + q * torch.cat(out)).clamp(-limit, limit)
+        return (p * x_t + q * self._predict(x_t, t, labels, w or [1.0] * len(x))).clamp(-limit, limit)
+
+    def timestep(self, log_snr: float) -> int:
+        """Return the timestep whose log-SNR is nearest."""
+        return int((self._alpha_bar.logit() - log_snr).abs().argmin())
 
     def _enlarge(self, x: Tensor) -> Tensor:
         """(1, C, h, w) -> (1, C, H, W)."""
@@ -216,7 +218,7 @@ class Stepper:
         for row, (t, *coefficients) in zip(rows, now, strict=True):
             p, q, limit = self._to_x0[t]
             values.append((p, q, 1.0 if row.options.clip_x0 else limit, *coefficients))
-        return torch.tensor(values, dtype=torch.float32, device=self.device).T[:, :, None, None, None]
+        return _columns(values, self.device)
 
     def _noise(self, generators: Sequence[torch.Generator | None]) -> Tensor:
         """Return z (N, C, H, W): noise from each row's generator, or zeros for a row without one."""
@@ -226,24 +228,21 @@ class Stepper:
                 torch.randn(z_i.shape, generator=generator, out=z_i)
         return z.to(self.device)
 
-    def _predict(self, rows: Sequence[Row], x: Tensor) -> Tensor:
-        """Return each row's guided prediction null + w (cond - null): x (N, C, H, W) -> (N, C, H, W) float32.
+    def _predict(self, x: Tensor, t: Sequence[int], labels: Tensor, w: Sequence[float]) -> Tensor:
+        """Return guided predictions null + w (cond - null): x (N, C, H, W) at timesteps t -> (N, C, H, W) float32.
 
         Classifier-free guidance (Ho & Salimans 2022, eq. 6, whose w is ours minus 1). Guiding the prediction equals
         guiding x0_hat, which is linear in it.
         """
-        pack = self._pack(rows)
+        pack = _pack(w)
         index = torch.tensor(pack.pictures, device=self.device)
         keep = torch.tensor(pack.keep, device=self.device)
         weights = torch.tensor(pack.weights, dtype=torch.float32, device=self.device)[:, None, None, None]
-        t = torch.tensor([row.table.rows[row.step][0] for row in rows], device=self.device)
-        labels = torch.stack([row.labels for row in rows])
-        guided = torch.zeros_like(x)
-        start = 0
+        at, guided, start = torch.tensor(t, device=self.device), torch.zeros_like(x), 0
         while start < len(index):
             chunk = slice(start, start + self._next_call(len(index) - start))
             i = index[chunk]
-            out = self._call_network(x[i], t[i], labels[i], keep[chunk])
+            out = self._call_network(x[i], at[i], labels[i], keep[chunk])
             guided.index_add_(0, i, out * weights[chunk])
             start = chunk.stop
         self.network_rows += len(index)
@@ -256,18 +255,6 @@ class Stepper:
         above = min((size for size in self.pad_to if size >= rows), default=rows)
         return below if below and above - rows > self.most_padding * above else rows
 
-    def _pack(self, rows: Sequence[Row]) -> _Pack:
-        """Choose the network rows: two for a guided picture, one if w is 1 or guidance is off (labels), or 0 (null)."""
-        pack = _Pack([], [], [])
-        for i, row in enumerate(rows):
-            w = row.w[row.step]
-            for keep, weight in ((True, w), (False, 1 - w)):
-                if weight != 0:
-                    pack.pictures.append(i)
-                    pack.keep.append(keep)
-                    pack.weights.append(weight)
-        return pack
-
     def _call_network(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
         """Call the network on B <= max_rows rows, padded to the next size of `pad_to`: (B, C, H, W) float32."""
         B = len(x)
@@ -279,10 +266,33 @@ class Stepper:
             return self.network(x, t, labels, keep)[:B].float()
 
 
+def _pack(w: Sequence[float]) -> _Pack:
+    """Choose the network rows: two for a guided picture, one if w is 1 or guidance is off (labels), or 0 (null)."""
+    pack = _Pack([], [], [])
+    for i, scale in enumerate(w):
+        for keep, weight in ((True, scale), (False, 1 - scale)):
+            if weight != 0:
+                pack.pictures.append(i)
+                pack.keep.append(keep)
+                pack.weights.append(weight)
+    return pack
+
+
+def _columns(values: Sequence[Sequence[float]], device: torch.device) -> Tensor:
+    """Return each row's values as (values, N, 1, 1, 1) float32."""
+    return torch.tensor(values, dtype=torch.float32, device=device).T[:, :, None, None, None]
+
+
 def _plan(options: SamplingOptions, alpha_bar: Tensor) -> tuple[Table, Sequence[float]]:
     """Return the table, and the guidance scale of each of its steps: 1 outside the guidance interval."""
-    table, (low, high) = make_table(options, alpha_bar), options.guidance_interval
-    return table, [options.guidance if low <= t / len(alpha_bar) <= high else 1.0 for t, *_ in table.rows]
+    table = make_table(options, alpha_bar)
+    return table, guidance_at(options, [t for t, *_ in table.rows], len(alpha_bar))
+
+
+def guidance_at(options: SamplingOptions, timesteps: Sequence[int], T: int) -> list[float]:
+    """Return the guidance scale at each of the timesteps, of T: 1 outside the guidance interval."""
+    low, high = options.guidance_interval
+    return [options.guidance if low <= t / T <= high else 1.0 for t in timesteps]
 
 
 def _prediction_coefficients(alpha_bar: Tensor, prediction: PredictionName) -> list[tuple[float, float, float]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from shared.checkpoint import CheckpointInfo, load, publish, read_info
 from shared.device import autocast_dtype
+from shared.diffusion.denoise import guidance_at
 from shared.diffusion.layouts import with_positions
 from shared.diffusion.model import UPSAMPLER, Denoiser
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet, crop
@@ -29,6 +30,7 @@ from trainer.loss import finite
 from trainer.pictures import Pictures, as_tensor
 from trainer.runs import Run, log_samples
 from trainer.stages.octaves import octave_power
+from trainer.stages.patches import random_directions, sliced_distance
 
 Weight = Annotated[float, Field(ge=0)]
 # As a folder's pictures are read (`data.py`), and as `trainer render --size` writes them
@@ -50,6 +52,7 @@ class UpsampleConfig(TrainConfig):
     noise: Weight = 0.02  # largest standard deviation of the noise on other inputs
     gradient_weight: Weight = 0.0  # of the error of differences between neighbouring pixels
     octave_weight: Weight = 0.003  # of the error of the power in each octave, a logarithm
+    patch_weight: Weight = 0.0  # of the distance between the patches of the same windows
 
 
 class Upsampling:
@@ -67,10 +70,8 @@ class Upsampling:
         self.held_out = everything[::HELD_OUT_EVERY]
         trained = everything[everything % HELD_OUT_EVERY != 0]
         self.trained = trained if len(trained) else everything
-        self.side, self.prediction, self.base = base.image_shape[-1], base.prediction, base.stepper().network
-        alpha_bar = base.alpha_bar.to(device)
-        self.signal, self.noise = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
-        self.options = base.options
+        self.side, self.T = base.image_shape[-1], len(base.alpha_bar)
+        self.stepper, self.options = base.stepper(), base.options
         self.labels = dataset.labels
         if base.layouts is not None:
             if dataset.positions is None:
@@ -81,7 +82,9 @@ class Upsampling:
         return len(self.trained)
 
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
-        """Draw squeezed pictures, labels, noise, its level, whether to denoise, corners of squares, and the squares."""
+        """Draw inputs (squeezed pictures, labels, noise, its level, whether to denoise), the squares that are compared
+        (their corners and pixels), and the directions in which their patches are.
+        """
         B = len(index)
         chosen, eps = self.trained[index[share]], torch.randn(B, 3, self.side, self.side, generator=generator)[share]
         level, denoise, resampling = torch.rand(3, B, generator=generator)[:, share]
@@ -93,7 +96,8 @@ class Upsampling:
             squeezed.append(self._squeeze(picture, SQUEEZES[k]))
             found.append(self._squares(as_tensor(picture), own))
         conditions = [self.labels[chosen], eps, level, denoise < self.config.denoised]
-        return [torch.stack(squeezed), *conditions, *(torch.stack(values) for values in zip(*found, strict=True))]
+        compared = [torch.stack(values) for values in zip(*found, strict=True)]
+        return [torch.stack(squeezed), *conditions, *compared, random_directions(B, generator)[share]]
 
     def _squeeze(self, picture: Image.Image, resampling: Image.Resampling) -> Tensor:
         return as_tensor(picture.resize((self.side, self.side), resampling))
@@ -110,39 +114,26 @@ class Upsampling:
         x = x + (self.config.noise * level * ~denoise)[:, None, None, None] * eps
         if not bool(denoise.any()):
             return x
-        t = (level[denoise] * self.config.noisiest * (len(self.signal) - 1)).long()
-        a, s = self.signal[t][:, None, None, None], self.noise[t][:, None, None, None]
-        with torch.inference_mode():
-            x_t = (a * x[denoise] + s * eps[denoise]).contiguous(memory_format=torch.channels_last)
-            out = self._predict(x_t, t, labels[denoise])
-            x0_hat = a * x_t - s * out if self.prediction == "v" else (x_t - s * out) / a
-        x[denoise] = x0_hat.clone()
+        t = (level[denoise] * self.config.noisiest * (self.T - 1)).long().tolist()
+        w = guidance_at(self.options, t, self.T)
+        x[denoise] = self.stepper.predict_noised(x[denoise], eps[denoise], t, labels[denoise], w).clone()
         return x
 
-    def _predict(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """Return the base's prediction (B, C, S, S) float32, with its default guidance inside its guidance interval."""
-        w, (low, high) = self.options.guidance, self.options.guidance_interval
-        out = self.base(x_t, t, labels, torch.ones_like(t, dtype=torch.bool)).float()
-        guided = (t >= low * len(self.signal)) & (t <= high * len(self.signal))
-        if w == 1 or not bool(guided.any()):
-            return out
-        null = self.base(x_t[guided], t[guided], labels[guided], torch.zeros_like(t[guided], dtype=torch.bool)).float()
-        out[guided] = null + w * (out[guided] - null)
-        return out
-
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        squeezed, labels, eps, level, denoise, corners, squares = inputs
+        squeezed, labels, eps, level, denoise, corners, squares, directions = inputs
         made = network(self.degrade(to_float(squeezed), labels, eps, level, denoise), corners, self.config.crop)
-        return finite(self.loss(made, to_float(squares.flatten(0, 1))))
+        return finite(self.loss(made, to_float(squares.flatten(0, 1)), directions))
 
-    def loss(self, made: Tensor, target: Tensor) -> Tensor:
-        """Return the mean absolute error, with those of the pixels' differences and of the octaves' power."""
+    def loss(self, made: Tensor, target: Tensor, directions: Tensor) -> Tensor:
+        """Return the mean absolute error, with those of the pixels' differences, the octaves' power and the patches."""
         error = made - target
         loss = error.abs().mean()
         if weight := self.config.gradient_weight:
             loss = loss + weight * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
         if weight := self.config.octave_weight:
             loss = loss + weight * (octave_power(made) / octave_power(target)).log().abs().mean()
+        if weight := self.config.patch_weight:
+            loss = loss + weight * sliced_distance(made, target, directions.flatten(0, 1))
         return loss
 
 

@@ -9,7 +9,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from service.store import keys, workers
 from service.store.claims import GROUP, PictureStream
-from service.store.connection import refuses_writes
+from service.store.connection import refuses_writes, text
 from service.store.jobs import JobStore
 from tests.service.store.helpers import DIGEST, RESULT, done, full, read_only, record
 
@@ -85,27 +85,27 @@ def test_all_keys_of_a_finished_job_expire(store: JobStore, a: PictureStream, co
     assert 0 <= store.settings.job_ttl_s + store.settings.remembered_s - connection.ttl(keys.tombstone(job.id)) < 60
 
 
-def test_the_tombstone_of_an_open_job_outlives_it(store: JobStore, connection: Redis) -> None:
-    job = record(1)
-    store.create(job)
-    store.begin(job.id)
-    assert 0 <= store.open_ttl_s + store.settings.remembered_s - connection.ttl(keys.tombstone(job.id)) < 60
-
-
-def test_an_open_job_outlives_its_time_limit_and_every_key_of_an_ended_one_expires(
+def test_no_key_of_an_open_job_expires_and_every_key_of_an_ended_one_does(
     store: JobStore, a: PictureStream, connection: Redis
 ) -> None:
     job, judged = record(2), record(1)
     store.create(job)
     store.create(judged, uploaded=[b"png"])
-    assert all(connection.ttl(keys.job(one.id)) > store.lifetime_s for one in (job, judged))
     store.begin(job.id)
     store.commit(a.key, [done(claim) for claim in a.claim_new(1)])
+
+    def lifetimes_s() -> list[int]:
+        found = [key for one in (job, judged) for key in connection.scan_iter(f"{keys.job(one.id)}*")]
+        return [connection.ttl(key) for key in found if not key.endswith(b":waiting")]
+
+    tombstones = [keys.tombstone(one.id) for one in (job, judged)]
+    assert lifetimes_s() == [-1] * 6  # each has its hash and PNGs, the begun one also events and verdicts
+    assert [connection.ttl(key) for key in tombstones] == [-1, -1]
     for one in (job, judged):
         store.fail(one.id, "why")
-    of_jobs = [key for one in (job, judged) for key in connection.scan_iter(f"{keys.job(one.id)}*")]
-    assert len(of_jobs) == 7
-    assert all(0 < connection.ttl(key) <= store.settings.job_ttl_s for key in of_jobs)
+    assert len(lifetimes_s()) == 7  # the other one has events, too
+    assert all(0 < lifetime_s <= store.settings.job_ttl_s for lifetime_s in lifetimes_s())
+    assert all(connection.ttl(key) > store.settings.job_ttl_s for key in tombstones)
 
 
 def test_commit_returns_the_jobs_that_are_complete(store: JobStore, a: PictureStream, connection: Redis) -> None:
@@ -124,6 +124,36 @@ def test_commit_returns_the_jobs_that_are_complete(store: JobStore, a: PictureSt
     ]
     assert connection.xlen(a.key) == 0
     assert connection.xpending(a.key, GROUP)["pending"] == 0
+
+
+def test_a_job_of_one_picture_ends_as_it_is_stored(store: JobStore, a: PictureStream, connection: Redis) -> None:
+    job, larger = record(1), record(2)
+    store.create(job)
+    store.create(larger)
+    claims = a.claim_new(5)
+    store.begin(job.id, larger.id)
+    results = {claim.picture.key: RESULT for claim in claims}
+    assert store.commit(a.key, [done(claim) for claim in claims], results=results) == {larger.id}
+    assert store.statuses([job.id, larger.id]) == {job.id: "finished", larger.id: "running"}
+    assert connection.hgetall(keys.png(job.id)) == {b"0": b"png", keys.GRID.encode(): b"0"}
+    assert connection.hget(keys.job(job.id), "result") == RESULT.write().encode()
+    assert connection.lrange(store.queue.key, 0, -1) == [connection.hget(keys.job(larger.id), "rq")]
+    assert [text(job_id) for job_id in connection.smembers(keys.OPEN)] == [larger.id]
+    assert [fields for _, fields in connection.xrange(keys.ENDED)] == [{b"job": job.id.encode()}]
+    expected = [{b"status": b"running"}, {b"picture": b"0"}, {b"status": b"finished"}]
+    assert [fields for _, fields in connection.xrange(keys.events(job.id))] == expected
+    lifetimes = [connection.ttl(key(job.id)) for key in (keys.job, keys.events, keys.verdicts, keys.png)]
+    assert all(0 < lifetime_s <= store.settings.job_ttl_s for lifetime_s in lifetimes)
+    assert store.commit(a.key, [done(claims[0], b"second")], results=results) == set()
+    assert store.pngs(job.id, [0]) == [b"png"]
+
+
+def test_a_job_whose_only_picture_another_worker_stored_is_complete(store: JobStore, a: PictureStream) -> None:
+    job = record(1)
+    store.create(job)
+    (claim,) = a.claim_new(5)
+    store.commit(a.key, [done(claim)])
+    assert store.commit(a.key, [done(claim)], results={claim.picture.key: RESULT}) == {job.id}
 
 
 def test_the_first_of_two_commits_of_a_picture_is_kept(store: JobStore, a: PictureStream) -> None:
@@ -161,7 +191,7 @@ def test_no_job_is_created_if_redis_refuses_writes(store: JobStore, connection: 
 def test_a_full_redis_refuses_new_jobs_and_lets_open_ones_end(
     store: JobStore, a: PictureStream, connection: Redis
 ) -> None:
-    jobs = [record(1) for _ in range(3)]
+    jobs = [record(1) for _ in range(4)]
     for job in jobs:
         store.create(job)
     claims = a.claim_new(5)
@@ -175,6 +205,9 @@ def test_a_full_redis_refuses_new_jobs_and_lets_open_ones_end(
         assert store.finish({jobs[0].id: (RESULT, b"grid")})
         assert store.fail(jobs[1].id, "why")
         assert store.cancel(jobs[2].id)
+        assert store.commit(a.key, [done(claims[3])], results={claims[3].picture.key: RESULT}) == set()
         a.discard([claim.entry for claim in claims])
         assert connection.xlen(a.key) == 0
-        assert list(store.statuses(job.id for job in jobs).values()) == ["finished", "failed", "cancelled"]
+        assert list(store.statuses(job.id for job in jobs).values()) == [
+            "finished", "failed", "cancelled", "finished",
+        ]  # fmt: skip

@@ -14,7 +14,7 @@ from service.store import keys
 from service.store.claims import PictureStream
 from service.store.jobs import JobStore
 from service.store.sweep import JOBS_PER_SWEEP, Sweeper
-from tests.service.store.helpers import DIGEST, done, record
+from tests.service.store.helpers import DIGEST, record
 
 
 @pytest.fixture
@@ -127,17 +127,3 @@ def test_pending_pictures_of_a_deleted_job_are_removed(
     assert connection.lrange(keys.owner_jobs(DIGEST, ""), 0, -1) == [other.id.encode()]
     assert list(connection.scan_iter(f"{keys.job(gone.id)}*")) == []
     assert [claim.picture.job for claim in a.claim_new(5)] == [other.id] * 2
-
-
-def test_what_an_expired_open_job_leaves_is_removed(
-    store: JobStore, sweeper: Sweeper, a: PictureStream, connection: Redis
-) -> None:
-    job = record(2)
-    store.create(job)
-    claims = a.claim_new(1)
-    store.begin(job.id)
-    store.commit(a.key, [done(claim) for claim in claims])
-    connection.delete(keys.job(job.id))
-    assert len(list(connection.scan_iter(f"{keys.job(job.id)}*"))) == 4
-    sweeper.sweep()
-    assert list(connection.scan_iter(f"{keys.job(job.id)}*")) == []

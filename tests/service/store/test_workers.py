@@ -42,3 +42,21 @@ def test_ready_workers_are_asked_for_once_a_second_while_there_are_any(
     assert ready() == [{"host": "a"}]
     now = 1.0
     assert ready() == []
+
+
+def test_one_of_several_threads_asks_for_the_workers(connection: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "FRESH_S", 1.0)
+    now, asked = 0.0, list[float]()
+    ready = workers.ReadyWorkers(connection, lambda: now)
+
+    def ask(connection: Redis) -> list[dict[str, str]]:
+        asked.append(now)
+        if len(asked) == 2:
+            assert ready() == [{"host": "a"}]  # another thread, while this one waits for Redis
+        return [{"host": "a"}]
+
+    monkeypatch.setattr(workers, "list_live", ask)
+    assert ready() == [{"host": "a"}]
+    now = 1.0
+    assert ready() == [{"host": "a"}]
+    assert asked == [0.0, 1.0]

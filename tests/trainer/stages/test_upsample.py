@@ -55,9 +55,10 @@ def drawn(made: Upsampling, share: slice = slice(None)) -> list[torch.Tensor]:
 
 def test_squares_belong_to_their_pictures_and_corners(tmp_path: Path, base: Denoiser) -> None:
     made = objective(tmp_path, base)
-    squeezed, labels, eps, level, denoise, corners, squares = drawn(made)
+    squeezed, labels, eps, level, denoise, corners, squares, directions = drawn(made)
     assert (squeezed.shape, eps.shape, squares.shape) == ((3, 3, 16, 16), (3, 3, 16, 16), (3, 2, 3, 16, 16))
     assert (labels.shape, level.shape, denoise.dtype, corners.shape) == ((3, 24), (3,), torch.bool, (3, 2, 2))
+    torch.testing.assert_close(directions.square().sum((2, 3, 4)), torch.ones(3, 2))
     whole = torch.stack([as_tensor(made.pictures.read(i)) for i in made.trained[:3].tolist()])
     assert torch.equal(crop(whole, corners * 4, 16), squares.flatten(0, 1))
     assert torch.equal(labels, made.dataset.labels[made.trained[:3]])
@@ -117,16 +118,22 @@ def test_degraded_pictures_are_guided_inside_the_interval_as_sampled_ones(tmp_pa
         torch.testing.assert_close(out[i : i + 1], a * x_t - s * v, rtol=0.05, atol=0.05)
 
 
-def test_the_loss_of_a_perfect_picture_is_zero_and_blur_costs_octaves(tmp_path: Path, base: Denoiser) -> None:
+def test_the_loss_of_a_perfect_picture_is_zero_and_each_term_makes_blur_cost_more(
+    tmp_path: Path, base: Denoiser
+) -> None:
     target = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     blurred = F.avg_pool2d(target, 3, 1, 1)
-    losses = []
-    for changes in (("gradient_weight=0", "octave_weight=0"), ("gradient_weight=1", "octave_weight=1")):
-        made = objective(tmp_path, base, *changes)
-        assert float(made.loss(target, target)) == 0
-        losses.append(float(made.loss(blurred, target)))
-    assert losses[0] == pytest.approx(float((blurred - target).abs().mean()))
-    assert losses[1] > losses[0] + 1
+    terms = ["gradient_weight", "octave_weight", "patch_weight"]
+    plain = (blurred - target).abs().mean()
+    for term in (None, *terms):
+        made = objective(tmp_path, base, *(f"{one}={int(one == term)}" for one in terms))
+        directions = drawn(made)[-1]
+        assert float(made.loss(target, target, directions)) == 0
+        loss = made.loss(blurred, target, directions)
+        if term is None:
+            torch.testing.assert_close(loss, plain)
+        else:
+            assert loss > 1.2 * plain
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, base: Denoiser) -> None:
