@@ -9,12 +9,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.api.connections import PunctualProtocol
+from service.store.reader import NOTICE_S
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-GRACE_S = 3  # the last part of `drain_s`: waiting requests take up to 2 s to notice that they must answer
+GRACE_S = NOTICE_S + 1  # the last part of `drain_s`, in which waiting requests notice that they must answer
 CLOSE_S = 1  # for connections to close after that
 LOOK_S = 0.05  # between two checks for requests in progress
 # uvicorn logs through our handlers, and leaves the line for each request to ObserveRequests.

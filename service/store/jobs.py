@@ -107,6 +107,8 @@ if grid ~= '' then redis.call('HSET', pngs, '{keys.GRID}', grid) end
 if recent_s == '0' then
   redis.call('EXPIRE', pngs, ttl_s)
 else
+  -- only an open job needs these; without them it fits a smaller piece of memory
+  redis.call('HDEL', job, 'rq', 'overdue_at', 'asked_at', 'digest')
   redis.call('HSET', job, 'kept', 1)
   redis.call('DEL', pngs)
 end

@@ -4,7 +4,7 @@ job:ID                hash        record (JSON, never changes), total, status, r
                                   error, webhook_events, overdue_at (Unix seconds by Redis's clock), bytes (of its
                                   pictures and uploads), bytes_minute, kept (if storage has it: then PNGs, and soon
                                   verdicts and events, leave Redis), and, copied from the record, digest, owner,
-                                  asked_at
+                                  asked_at; a kept one has no rq, overdue_at, digest and asked_at
 job:ID:waiting        list        pending pictures (JSON), which no worker has claimed yet
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:png            hash        index, "grid" or "strip:" and index -> PNG; the grid of a single picture is just that

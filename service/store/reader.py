@@ -29,6 +29,7 @@ Ended: TypeAlias = "asyncio.Future[Job | None]"  # done once a job has ended: wi
 SCANNED = 1000  # jobs that a search looks at for one page
 RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
 LOOK_AGAIN_S = 5.0  # a waiting client's job is read at least this often, in case its end was missed
+NOTICE_S = 2.0  # so soon a waiting client notices that the server shuts down
 
 # Returns each job's fields, and how many verdicts it has or, once it has a result, the verdicts of its best repeat.
 # KEYS: for each job: job, verdicts.
@@ -203,17 +204,19 @@ class JobReader:
 
         Return the job. `is_new`: it was created a moment ago, so that it need not be looked at first.
         """
-        deadline, status = time.monotonic() + timeout_s, "queued" if is_new else await self.status(job_id)
+        status = "queued" if is_new else await self.status(job_id)
+        looked_at = time.monotonic()
+        deadline = looked_at + timeout_s
         with self.endings.of(job_id) as ended:
             while not (ended.done() or gone.done()):
                 self.endings.follow()
                 left_s = min(deadline, self.shutdown_deadline) - time.monotonic()
                 if status is None or status in TERMINAL or left_s <= 0:
                     break
-                wait_s = min(left_s, LOOK_AGAIN_S)
+                wait_s = min(left_s, LOOK_AGAIN_S, NOTICE_S)
                 await asyncio.wait((ended, gone), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-                if not (ended.done() or gone.done()):
-                    status = await self.status(job_id)
+                if not (ended.done() or gone.done()) and time.monotonic() - looked_at >= LOOK_AGAIN_S:
+                    looked_at, status = time.monotonic(), await self.status(job_id)
             return (ended.result() if ended.done() else None) or await self.job(job_id)
 
     async def read_streams(self, seen: dict[Any, Any], within_ms: int) -> Any:

@@ -19,6 +19,7 @@ from redis.exceptions import ResponseError
 
 import service.api.event_feed
 from service.api.event_feed import Feeds
+from service.api.server import GRACE_S
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.jobs import JobStore
@@ -224,7 +225,7 @@ def test_previews_stop_soon_after_the_client_disconnects(client: httpx.Client, s
 
 def test_a_shutdown_ends_event_streams_and_waits(settings: Settings, store: JobStore) -> None:
     ends: list[Any] = []
-    with serving(settings) as client:
+    with serving(settings.model_copy(update={"drain_s": GRACE_S + 1})) as client:
         job_id = submit(client)
 
         def watch() -> None:

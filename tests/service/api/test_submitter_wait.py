@@ -189,8 +189,11 @@ def test_clients_that_wait_share_one_read(settings: Settings, alive: JobStore) -
     assert len({answer["job"] for answer in answers}) == 3
 
 
-def test_an_end_that_nobody_heard_of_is_seen_soon(settings: Settings, alive: JobStore) -> None:
+def test_an_end_that_nobody_heard_of_is_seen_soon(
+    settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As when the worker is of a version before the stream of endings, or its entry was lost in a failover."""
+    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 0.5)
     with serving(settings) as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.post, "/generate", json={"labels": LISTS})
         until_waiting(alive, 1)

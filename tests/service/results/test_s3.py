@@ -24,7 +24,7 @@ from tests.service.results.helpers import finish, noise
 from tests.service.store.helpers import record
 
 PNG_BYTES = 90_000  # of a 320x240 picture
-JOBS = int(os.environ.get("KEPT_JOBS", "200"))  # of one picture, which cost most; created over a day
+JOBS = int(os.environ.get("KEPT_JOBS", "150"))  # of one picture, which cost most; created over a day
 BEGIN, DAY_S = 1767268800.0, 86400  # seconds since 1970; at a full hour
 MOST_BYTES = 1536
 

@@ -1,5 +1,6 @@
 """A worker whose storage changes: jobs are sampled with the weights that they were accepted with."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -109,6 +110,7 @@ def test_a_damaged_promoted_model_is_logged_once(
     content[-1] ^= 1
     (folder / "other.safetensors").write_bytes(content)
     promote(folder, "other")
+    caplog.set_level(logging.WARNING)
     run_until(runner, lambda: caplog.records)
     job = create(old)
     runner.run(job.id)
