@@ -3,6 +3,7 @@
 Knows no solver (a sampler is a table), no schedule by name, no jobs and no files. Trainer and service both use it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -151,6 +152,17 @@ class Stepper:
             labels = with_positions(labels, (drawn if positions is None else positions).to(self.device))
         return Row(x, labels, options, *self._plan(options), generator)
 
+    def noised_row(self, x: Tensor, noise: Tensor, labels: Tensor, options: SamplingOptions, step: int) -> Row:
+        """Return a row that begins at a later `step` than the first, with picture x (C, H, W) in noise (C, H, W).
+
+        labels: (K,) or (K, 3), as the network takes them. Where a sampler looks back at x0_hat of the step before, that
+        is x. Samplers that add noise draw it unseeded.
+        """
+        table, w = self._plan(options)
+        alpha_bar = self._alpha_bar[table.rows[step][0]].item()
+        x_t = math.sqrt(alpha_bar) * x + math.sqrt(1 - alpha_bar) * noise
+        return Row(x_t, labels, options, table, w, torch.Generator(), step, x)
+
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
         """Advance every row that is not done by one step. A row's result does not depend on the other rows.
@@ -199,7 +211,8 @@ class Stepper:
         signal, sigma = (part.sqrt().float().to(self.device) for part in (alpha_bar, 1 - alpha_bar))
         p, q, limit = _columns([self._to_x0[i] for i in t], self.device)
         x_t = signal * x + sigma * noise
-        return (p * x_t + q * self._predict(x_t, t, labels, w or [1.0] * len(x))).clamp(-limit, limit)
+        x0_hat: Tensor = p * x_t + q * self._predict(x_t, t, labels, w or [1.0] * len(x))
+        return x0_hat.clamp(-limit, limit)
 
     def timestep(self, log_snr: float) -> int:
         """Return the timestep whose log-SNR is nearest."""
@@ -285,14 +298,8 @@ def _columns(values: Sequence[Sequence[float]], device: torch.device) -> Tensor:
 
 def _plan(options: SamplingOptions, alpha_bar: Tensor) -> tuple[Table, Sequence[float]]:
     """Return the table, and the guidance scale of each of its steps: 1 outside the guidance interval."""
-    table = make_table(options, alpha_bar)
-    return table, guidance_at(options, [t for t, *_ in table.rows], len(alpha_bar))
-
-
-def guidance_at(options: SamplingOptions, timesteps: Sequence[int], T: int) -> list[float]:
-    """Return the guidance scale at each of the timesteps, of T: 1 outside the guidance interval."""
-    low, high = options.guidance_interval
-    return [options.guidance if low <= t / T <= high else 1.0 for t in timesteps]
+    table, (low, high) = make_table(options, alpha_bar), options.guidance_interval
+    return table, [options.guidance if low <= t / len(alpha_bar) <= high else 1.0 for t, *_ in table.rows]
 
 
 def _prediction_coefficients(alpha_bar: Tensor, prediction: PredictionName) -> list[tuple[float, float, float]]:

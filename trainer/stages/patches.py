@@ -24,8 +24,9 @@ def random_directions(pictures: int, generator: torch.Generator) -> Tensor:
     What they see are edges and texture; the mean colors of a window differ where an edge is shifted.
     """
     drawn = torch.randn(pictures, DIRECTIONS, 3, PATCH, PATCH, generator=generator)
-    drawn = drawn - drawn.mean((-2, -1), keepdim=True)
-    return drawn / drawn.flatten(2).norm(dim=2)[..., None, None, None]
+    drawn -= drawn.mean((-2, -1), keepdim=True)
+    directions: Tensor = drawn / drawn.flatten(2).norm(dim=2)[..., None, None, None]
+    return directions
 
 
 def sliced_distance(made: Tensor, target: Tensor, directions: Tensor) -> Tensor:

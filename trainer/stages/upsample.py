@@ -1,7 +1,7 @@
 """Trains an upsampler on pairs of a picture and its squeezed copy, and publishes it as an adapter of a denoiser.
 
 The denoiser's own weights stay as they are. Conditioning augmentation (Ho et al. 2022, sec. 4) makes the squeezed
-copies resemble what the denoiser samples: many of them are its prediction from a noised copy, guided as it samples.
+copies resemble what the denoiser samples: many of them are noised and go through its own last sampling steps.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from shared.checkpoint import CheckpointInfo, load, publish, read_info
 from shared.device import autocast_dtype
-from shared.diffusion.denoise import guidance_at
 from shared.diffusion.layouts import with_positions
 from shared.diffusion.model import UPSAMPLER, Denoiser
+from shared.diffusion.samplers import make_table
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet, crop
 from shared.pictures import grid
 from shared.registry import resolve
@@ -47,8 +47,8 @@ class UpsampleConfig(TrainConfig):
     cooldown: Share = 0.4
     crop: Annotated[int, Field(ge=4)] = 24  # side, in blocks, of the squares that are compared
     squares: Annotated[int, Field(ge=1)] = 4  # of each picture
-    denoised: Share = 0.7  # share of inputs that are the denoiser's prediction from a noised picture
-    noisiest: Share = 0.35  # of T: the most noise that it is predicted from
+    denoised: Share = 0.7  # share of inputs that are noised, and sampled from there
+    noisiest: Share = 0.55  # of T: the most noise that they are sampled from
     noise: Weight = 0.02  # largest standard deviation of the noise on other inputs
     gradient_weight: Weight = 0.0  # of the error of differences between neighbouring pixels
     octave_weight: Weight = 0.003  # of the error of the power in each octave, a logarithm
@@ -70,8 +70,11 @@ class Upsampling:
         self.held_out = everything[::HELD_OUT_EVERY]
         trained = everything[everything % HELD_OUT_EVERY != 0]
         self.trained = trained if len(trained) else everything
-        self.side, self.T = base.image_shape[-1], len(base.alpha_bar)
-        self.stepper, self.options = base.stepper(), base.options
+        self.side, self.stepper, self.options = base.image_shape[-1], base.stepper(), base.options
+        timesteps = [t for t, *_ in make_table(base.options, base.alpha_bar).rows]
+        self.starts = [k for k, t in enumerate(timesteps) if t <= config.noisiest * len(base.alpha_bar)]
+        if not self.starts:
+            raise TrainerError(f"{base.info.name} has no sampling step below noisiest={config.noisiest} of T")
         self.labels = dataset.labels
         if base.layouts is not None:
             if dataset.positions is None:
@@ -110,13 +113,17 @@ class Upsampling:
         return corners[best], squares[best]
 
     def degrade(self, x: Tensor, labels: Tensor, eps: Tensor, level: Tensor, denoise: Tensor) -> Tensor:
-        """Return x (B, 3, S, S) with some noise or, where `denoise`, as the denoiser predicts it from a noised copy."""
+        """Return x (B, 3, S, S) with some noise or, where `denoise`, as sampled from a noised copy of it."""
         x = x + (self.config.noise * level * ~denoise)[:, None, None, None] * eps
-        if not bool(denoise.any()):
-            return x
-        t = (level[denoise] * self.config.noisiest * (self.T - 1)).long().tolist()
-        w = guidance_at(self.options, t, self.T)
-        x[denoise] = self.stepper.predict_noised(x[denoise], eps[denoise], t, labels[denoise], w).clone()
+        starts = [self.starts[i] for i in (level * len(self.starts)).long().tolist()]
+        rows = [
+            self.stepper.noised_row(x[i], eps[i], labels[i], self.options, starts[i])
+            for i in denoise.nonzero()[:, 0].tolist()
+        ]
+        while any(not row.done for row in rows):
+            self.stepper.step(rows)
+        if rows:
+            x[denoise] = torch.stack([row.x for row in rows]).clone()
         return x
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
@@ -149,7 +156,7 @@ def measure(
     originals = [objective.pictures.read(i) for i in chosen.tolist()]
     squeezed = torch.stack([objective._squeeze(one, SQUEEZES[k % 2]) for k, one in enumerate(originals)])
     eps = torch.randn(squeezed.shape, generator=torch.Generator().manual_seed(0))
-    level = torch.linspace(0, 1, len(chosen))
+    level = torch.arange(len(chosen)) / len(chosen)
     drawn = (objective.labels[chosen], eps, level, torch.ones_like(level, dtype=torch.bool))
     x = objective.degrade(to_float(squeezed).to(device), *(value.to(device) for value in drawn))
     dtype = autocast_dtype(device)

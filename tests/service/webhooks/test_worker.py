@@ -135,7 +135,8 @@ def test_the_timeout_of_the_settings_counts(start: Callable[..., Receiver], hook
     receiver = start(-1)  # answers after 1 s
     for timeout_s, is_sent in ((30.0, True), (0.2, False)):
         store.cancel(job_id := create_job(store, receiver.url))
-        Sender(store.connection, hooked.model_copy(update={"webhook_timeout_s": timeout_s})).attempt(job_id, "cancelled")
+        own = hooked.model_copy(update={"webhook_timeout_s": timeout_s})
+        Sender(store.connection, own).attempt(job_id, "cancelled")
         assert outbox(store) == ([] if is_sent else [f"{job_id} cancelled"])
 
 

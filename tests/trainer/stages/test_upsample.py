@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from shared.checkpoint import load, read_info
 from shared.diffusion.model import Denoiser, load_denoiser
+from shared.diffusion.samplers import make_table
 from shared.diffusion.upsampler import crop
+from shared.options import SamplingOptions
 from shared.registry import promote
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
 from tests.trainer.command_line import Command, refused
@@ -85,37 +87,34 @@ def test_held_out_pictures_are_not_trained_on(tmp_path: Path, base: Denoiser) ->
     assert len(made) == 5
 
 
-def test_degraded_pictures_are_predictions_or_slightly_noisy(tmp_path: Path, base: Denoiser) -> None:
-    made = objective(tmp_path, base, "noisiest=1.0")
-    made.options = base.options.model_copy(update={"guidance": 1.0})
-    x = to_float(drawn(made)[0])
-    eps, labels, level = torch.randn(x.shape), made.labels[:3], torch.tensor([0.5, 0.5, 0.0])
-    out = made.degrade(x.clone(), labels, eps, level, torch.tensor([True, False, False]))
-    torch.testing.assert_close(out[1], x[1] + 0.01 * eps[1])
-    assert torch.equal(out[2], x[2])
-    t = torch.tensor([499])
-    a, s = base.alpha_bar[t].sqrt().float(), (1 - base.alpha_bar[t]).sqrt().float()
-    with torch.inference_mode():
-        x_t = a * x[:1] + s * eps[:1]
-        expected = a * x_t - s * base.network(x_t, t, labels[:1], torch.tensor([True]))
-    torch.testing.assert_close(out[:1], expected, rtol=0.05, atol=0.05)
+def test_degraded_pictures_go_through_the_last_sampling_steps_or_get_some_noise(
+    tmp_path: Path, base: Denoiser
+) -> None:
+    made = objective(tmp_path, base, "noisiest=0.6")
+    made.options = SamplingOptions(sampler="ddim", steps=4, guidance=2.0, guidance_interval=(0.4, 0.8))
+    table = make_table(made.options, base.alpha_bar)
+    assert [t for t, *_ in table.rows] == [999, 749, 500, 250]
+    made.starts = [2, 3]
+    x = to_float(drawn(made)[0]).repeat(2, 1, 1, 1)[:4]
+    eps, labels, level = torch.randn(x.shape), made.labels[:4], torch.tensor([0.2, 0.7, 0.5, 0.0])
+    out = made.degrade(x.clone(), labels, eps, level, torch.tensor([True, True, False, False]))
+    torch.testing.assert_close(out[2], x[2] + 0.01 * eps[2])
+    assert torch.equal(out[3], x[3])
 
-
-def test_degraded_pictures_are_guided_inside_the_interval_as_sampled_ones(tmp_path: Path, base: Denoiser) -> None:
-    made = objective(tmp_path, base, "noisiest=1.0")
-    made.options = base.options.model_copy(update={"guidance": 2.0, "guidance_interval": (0.0, 0.6)})
-    x, eps = to_float(drawn(made)[0])[:2], torch.randn(2, 3, 16, 16)
-    out = made.degrade(x.clone(), made.labels[:2], eps, torch.tensor([0.5, 0.8]), torch.tensor([True, True]))
-    for i, t in enumerate([499, 799]):
+    def predict(x_t: torch.Tensor, t: int, i: int, w: float) -> torch.Tensor:
         a, s = base.alpha_bar[t].sqrt().float(), (1 - base.alpha_bar[t]).sqrt().float()
-        x_t = a * x[i : i + 1] + s * eps[i : i + 1]
         with torch.inference_mode():
-            kept, dropped = (
-                base.network(x_t, torch.tensor([t]), made.labels[i : i + 1], torch.tensor([keep]))
-                for keep in (True, False)
-            )
-        v = [2 * kept - dropped, kept][i]
-        torch.testing.assert_close(out[i : i + 1], a * x_t - s * v, rtol=0.05, atol=0.05)
+            at, own = torch.tensor([t]), labels[i : i + 1]
+            kept, dropped = (base.network(x_t, at, own, torch.tensor([keep])) for keep in (True, False))
+        return a * x_t - s * (dropped + w * (kept - dropped))
+
+    def noised(i: int, t: int) -> torch.Tensor:
+        return base.alpha_bar[t].sqrt().float() * x[i : i + 1] + (1 - base.alpha_bar[t]).sqrt().float() * eps[i : i + 1]
+
+    x_t = noised(0, 500)
+    x_t = table.rows[2][1] * x_t + table.rows[2][2] * predict(x_t, 500, 0, 2.0)  # guided inside the interval
+    torch.testing.assert_close(out[:1], predict(x_t, 250, 0, 1.0), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(out[1:2], predict(noised(1, 250), 250, 1, 1.0), rtol=0.05, atol=0.05)
 
 
 def test_the_loss_of_a_perfect_picture_is_zero_and_each_term_makes_blur_cost_more(
@@ -142,6 +141,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, base: Denoiser) -> No
     publish_toy_denoiser(tmp_path, "padded", 0, aspect=1.5)
     with pytest.raises(TrainerError, match="padded learnt padded pictures"):
         objective(tmp_path, load_denoiser(tmp_path / "padded.safetensors"))
+    with pytest.raises(TrainerError, match=r"toy has no sampling step below noisiest=0\.0 of T"):
+        objective(tmp_path, base, "noisiest=0")
     publish_toy_denoiser(tmp_path, "placed", 0, positions=True)
     with pytest.raises(TrainerError, match="placed takes positions"):
         objective(tmp_path, load_denoiser(tmp_path / "placed.safetensors"))
