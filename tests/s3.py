@@ -1,7 +1,6 @@
 """A real S3 server, moto's, in a process of its own; `conftest.py` has its fixture."""
 
 import contextlib
-import socket
 import subprocess
 import sys
 import time
@@ -11,15 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.local.demo import free_port
 from shared.storage import open_storage
 
 BUCKET = "labelgrid-test"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
