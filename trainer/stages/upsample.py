@@ -47,12 +47,12 @@ class UpsampleConfig(TrainConfig):
     cooldown: Share = 0.4
     crop: Annotated[int, Field(ge=4)] = 24  # side, in blocks, of the squares that are compared
     squares: Annotated[int, Field(ge=1)] = 4  # of each picture
-    denoised: Share = 0.7  # share of inputs that are noised, and sampled from there
+    denoised: Share = 0.85  # share of inputs that are noised, and sampled from there
     noisiest: Share = 0.55  # of T: the most noise that they are sampled from
     noise: Weight = 0.02  # largest standard deviation of the noise on other inputs
     gradient_weight: Weight = 0.0  # of the error of differences between neighbouring pixels
-    octave_weight: Weight = 0.003  # of the error of the power in each octave, a logarithm
-    patch_weight: Weight = 0.0  # of the distance between the patches of the same windows
+    octave_weight: Weight = 0.02  # of the error of the power in each octave, a logarithm
+    patch_weight: Weight = 10.0  # of the distance between the patches of the same windows (`patches.py`)
 
 
 class Upsampling:
