@@ -91,9 +91,11 @@ end
 return found
 """
 
-# Part of the scripts that end a job. Its RQ job goes too, unless a worker has taken it: a job sampled in another one's
+# Parts of the scripts that end a job. Its RQ job goes too, unless a worker has taken it: a job sampled in another one's
 # batch rarely needs its own. If storage keeps the job, it alone has the verdicts and events after `recent_s`; else that
-# is 0. The locals are set by `_END` and `_COMMIT`.
+# is 0. The other locals are set by `_END` and `_COMMIT`.
+_STATE = """local status, total, owner, bytes, rq, wanted, record = unpack(redis.call('HMGET', job,
+  'status', 'total', 'owner', 'bytes', 'rq', 'webhook_events', 'record'))"""
 _MOVE_TO_END = f"""
 redis.call('SREM', open, id)
 redis.call('HSET', job, 'status', to, unpack(fields))
@@ -129,15 +131,15 @@ _END = f"""
 local open, rq_queue, job, events, verdicts, pngs, tombstone = unpack(KEYS)
 local ttl_s, remembered_s, kept_events, rq_jobs, id, to, grid, grid_bytes, recent_s = unpack(ARGV, 1, 9)
 local fields = {{unpack(ARGV, 10)}}
-local status, total, owner, bytes, rq, wanted, record = unpack(redis.call('HMGET', job,
-  'status', 'total', 'owner', 'bytes', 'rq', 'webhook_events', 'record'))
+{_STATE}
 if status ~= 'queued' and status ~= 'running' then return nil end
 if to == 'finished' and redis.call('HLEN', verdicts) < tonumber(total) then return nil end
 {_MOVE_TO_END}
 return {{due, record}}
 """
 
-# Removes pictures from the stream, and stores each if its job is open and no other worker stored it before.
+# Stores pictures whose jobs are open and that no other worker stored before, and removes all of them from the stream,
+# at the end, so that an error leaves them there. Its first write needs no memory, so that it runs on a full Redis too.
 # Returns for each 1 if its job then has all of its pictures, else 0. A job of one picture ends at once if the picture
 # comes with a result: then the answer is as of `_END`. A PNG or trajectory may be "": there is none, or storage has it.
 # KEYS: stream, open jobs, RQ's queue, then for each picture five of its job. ARGV: five, the stream's entries, then
@@ -147,13 +149,11 @@ local stream, open, rq_queue = unpack(KEYS, 1, 3)
 local ttl_s, remembered_s, kept_events, rq_jobs, group = unpack(ARGV, 1, 5)
 local to, recent_s, count = 'finished', '0', (#KEYS - 3) / 5
 local entries = {{unpack(ARGV, 6, 5 + count)}}
-redis.call('XACK', stream, group, unpack(entries))
-redis.call('XDEL', stream, unpack(entries))
+redis.call('HDEL', KEYS[4], '')
 local function store(of_job, about)
   local job, events, verdicts, pngs, tombstone = unpack(of_job)
   local id, index, verdict, png, trajectory_field, trajectory, size, finished_at, result = unpack(about)
-  local status, total, owner, bytes, rq, wanted, record = unpack(redis.call('HMGET', job,
-    'status', 'total', 'owner', 'bytes', 'rq', 'webhook_events', 'record'))
+  {_STATE}
   if status ~= 'queued' and status ~= 'running' then return 0 end
   local is_new = redis.call('HSETNX', verdicts, index, verdict) == 1
   local ends = is_new and total == '1' and result ~= ''
@@ -176,6 +176,8 @@ for i = 1, count do
   local about = 5 + count + 9 * i
   answers[i] = store({{unpack(KEYS, 5 * i - 1, 5 * i + 3)}}, {{unpack(ARGV, about - 8, about)}})
 end
+redis.call('XACK', stream, group, unpack(entries))
+redis.call('XDEL', stream, unpack(entries))
 return answers
 """
 

@@ -156,6 +156,22 @@ def test_a_job_whose_only_picture_another_worker_stored_is_complete(store: JobSt
     assert store.commit(a.key, [done(claim)], results={claim.picture.key: RESULT}) == {job.id}
 
 
+def test_pictures_stay_in_the_stream_if_they_cannot_be_stored(
+    store: JobStore, a: PictureStream, connection: Redis
+) -> None:
+    job, broken = record(1), record(1)
+    store.create(job)
+    store.create(broken)
+    claims = a.claim_new(5)
+    connection.set(keys.verdicts(broken.id), "no hash")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        store.commit(a.key, [done(claim) for claim in claims])
+    assert connection.xpending(a.key, GROUP)["pending"] == 2
+    connection.delete(keys.verdicts(broken.id))
+    assert store.commit(a.key, [done(claim) for claim in claims]) == {job.id, broken.id}
+    assert connection.xlen(a.key) == 0
+
+
 def test_the_first_of_two_commits_of_a_picture_is_kept(store: JobStore, a: PictureStream) -> None:
     job = record(1)
     store.create(job)
