@@ -46,11 +46,9 @@ def evidence(stepper: Stepper, rows: Sequence[Row], seed: int) -> Tensor:
     labels = torch.stack([row.labels for row in rows])
     generator, found = torch.Generator().manual_seed(seed), torch.zeros(len(rows), device=x.device)
     for log_snr in LOG_SNRS:
-        noise = torch.randn(x.shape[1:], generator=generator).to(x.device).expand_as(x)
-        t = [stepper.timestep(log_snr)] * len(x)
+        noise = torch.randn(x.shape[1:], generator=generator).to(x.device)
         with_labels, without = (
-            (stepper.predict_noised(x, noise, t, labels, [w] * len(x)) - x).square().flatten(1).mean(1)
-            for w in (1.0, 0.0)
+            (stepper.predict_noised(x, noise, log_snr, labels, w) - x).square().flatten(1).mean(1) for w in (1.0, 0.0)
         )
         found += (without - with_labels) / without.mean()
     return found

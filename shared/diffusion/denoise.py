@@ -156,12 +156,10 @@ class Stepper:
         """Return a row that begins at a later `step` than the first, with picture x (C, H, W) in noise (C, H, W).
 
         labels: (K,) or (K, 3), as the network takes them. Where a sampler looks back at x0_hat of the step before, that
-        is x. Samplers that add noise draw it unseeded.
+        is x. The noise that some samplers add at each step has a fixed seed.
         """
         table, w = self._plan(options)
-        alpha_bar = self._alpha_bar[table.rows[step][0]].item()
-        x_t = math.sqrt(alpha_bar) * x + math.sqrt(1 - alpha_bar) * noise
-        return Row(x_t, labels, options, table, w, torch.Generator(), step, x)
+        return Row(self._noised(x, noise, table.rows[step][0]), labels, options, table, w, torch.Generator(), step, x)
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
@@ -200,23 +198,21 @@ class Stepper:
         return torch.cat([self._enlarge(row.x[None]).float().cpu() for row in rows])
 
     @torch.inference_mode()
-    def predict_noised(
-        self, x: Tensor, noise: Tensor, t: Sequence[int], labels: Tensor, w: Sequence[float] | None = None
-    ) -> Tensor:
-        """Return x0_hat of pictures x (N, C, H, W) with `noise` (N, C, H, W) of timesteps t.
+    def predict_noised(self, x: Tensor, noise: Tensor, log_snr: float, labels: Tensor, w: float) -> Tensor:
+        """Return x0_hat of pictures x (N, C, H, W) with `noise` (C, H, W), at the timestep nearest to a log-SNR.
 
-        labels: (N, K) or (N, K, 3), as the network takes them. `w`: each one's guidance, 1 by default.
+        labels: (N, K) or (N, K, 3), as the network takes them; guidance `w`, 0 drops them.
         """
-        alpha_bar = self._alpha_bar[list(t)][:, None, None, None]
-        signal, sigma = (part.sqrt().float().to(self.device) for part in (alpha_bar, 1 - alpha_bar))
-        p, q, limit = _columns([self._to_x0[i] for i in t], self.device)
-        x_t = signal * x + sigma * noise
-        x0_hat: Tensor = p * x_t + q * self._predict(x_t, t, labels, w or [1.0] * len(x))
+        t = int((self._alpha_bar.logit() - log_snr).abs().argmin())
+        p, q, limit = self._to_x0[t]
+        x_t = self._noised(x, noise, t)
+        x0_hat: Tensor = p * x_t + q * self._predict(x_t, [t] * len(x), labels, [w] * len(x))
         return x0_hat.clamp(-limit, limit)
 
-    def timestep(self, log_snr: float) -> int:
-        """Return the timestep whose log-SNR is nearest."""
-        return int((self._alpha_bar.logit() - log_snr).abs().argmin())
+    def _noised(self, x: Tensor, noise: Tensor, t: int) -> Tensor:
+        """Return x with noise of timestep t (Ho et al. 2020, eq. 4)."""
+        alpha_bar = self._alpha_bar[t].item()
+        return math.sqrt(alpha_bar) * x + math.sqrt(1 - alpha_bar) * noise
 
     def _enlarge(self, x: Tensor) -> Tensor:
         """(1, C, h, w) -> (1, C, H, W)."""

@@ -19,9 +19,9 @@ SCALES: Final = (1, 2)  # pictures are also compared at half their size, where a
 
 
 def random_directions(pictures: int, generator: torch.Generator) -> Tensor:
-    """Draw unit vectors in the space of patches (pictures, DIRECTIONS, 3, PATCH, PATCH), blind to a patch's mean color.
+    """Draw unit vectors in the space of patches (pictures, DIRECTIONS, 3, PATCH, PATCH), blind to mean colours.
 
-    What they see are edges and texture; the mean colors of a window differ where an edge is shifted.
+    What they see are edges and texture; the mean colours of a window differ where an edge is shifted.
     """
     drawn = torch.randn(pictures, DIRECTIONS, 3, PATCH, PATCH, generator=generator)
     drawn -= drawn.mean((-2, -1), keepdim=True)
