@@ -25,8 +25,11 @@ serve: $(VENV)/.worker  ## Redis, a worker and the API on http://127.0.0.1:8000
 train: $(VENV)/.train  ## Render data, train evaluator and denoiser, distil (hours; with TRIAL=FOLDER two minutes, all of it in that folder)
 	BIN=$(BIN) sh trainer/from_nothing.sh
 
+# Some tests wait for processes and for time to pass: three of these share two cores.
+TEST_PROCESSES := $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN) / 2)
+
 test: $(VENV)/.dev  ## The tests, on all cores
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-browser: $(VENV)/.browser  ## Test the page in Chromium
 	BIN=$(BIN) sh tests_browser/setup.sh
