@@ -49,10 +49,32 @@ def _number(log: bytes, at: int, mark: bytes) -> tuple[int, int]:
     return int(log[at + 1 : end]), end + 2
 
 
+def applied(log: bytes) -> Iterator[list[bytes]]:
+    """Yield the commands that Redis applied, one transaction after the other.
+
+    One that a crash truncated is undone as Redis restarts. It has no end then: Redis goes on in the same file, where it
+    first selects its database again.
+    """
+    transaction: list[list[bytes]] | None = None
+    for command in commands(log):
+        name = command[0].upper()
+        if name == b"MULTI":
+            transaction = []
+        elif name == b"EXEC":
+            yield from transaction or ()
+            transaction = None
+        elif name == b"SELECT":
+            transaction = None
+        elif transaction is not None:
+            transaction.append(command)
+        else:
+            yield command
+
+
 def histories(log: bytes) -> dict[str, History]:
     """Return each job's history, by its id."""
     found: dict[str, History] = {}
-    for name, *arguments in commands(log):
+    for name, *arguments in applied(log):
         for key in arguments[: None if name.upper() in (b"DEL", b"UNLINK") else 1]:
             if key.startswith(JOB):
                 job_id, _, part = key[len(JOB) :].decode().partition(":")

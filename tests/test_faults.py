@@ -181,5 +181,15 @@ def test_a_truncated_log_is_read_up_to_its_last_command() -> None:
         list(history.commands(b"SET a b\r\n"))
 
 
+def test_a_truncated_transaction_does_not_count() -> None:
+    """As Redis undoes it. It goes on in the same file, and selects its database first."""
+
+    def written(*names: str) -> bytes:
+        return b"".join(b"*1\r\n$%d\r\n%s\r\n" % (len(name), name.encode()) for name in names)
+
+    log = written("SELECT", "MULTI", "A", "EXEC", "B", "MULTI", "C", "SELECT", "MULTI", "D", "EXEC", "MULTI", "E")
+    assert list(history.applied(log)) == [[b"A"], [b"B"], [b"D"]]
+
+
 def test_the_committed_document_is_written_from_the_committed_results() -> None:
     assert report.DOCUMENT.read_text() == report.document(report.read()), "run `python -m faults.report`"
