@@ -26,7 +26,7 @@ train: $(VENV)/.train  ## Render data, train evaluator and denoiser, distil (hou
 	BIN=$(BIN) sh trainer/from_nothing.sh
 
 # Some tests wait for processes and for time to pass: three of these share two cores.
-TEST_PROCESSES := $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN) / 2)
+TEST_PROCESSES = $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN) / 2)
 
 test: $(VENV)/.dev  ## The tests, on all cores
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile

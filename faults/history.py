@@ -52,8 +52,8 @@ def _number(log: bytes, at: int, mark: bytes) -> tuple[int, int]:
 def applied(log: bytes) -> Iterator[list[bytes]]:
     """Yield the commands that Redis applied, one transaction after the other.
 
-    One that a crash truncated is undone as Redis restarts. It has no end then: Redis goes on in the same file, where it
-    first selects its database again.
+    When Redis restarts, it undoes a transaction that a crash truncated, and appends to the same file. Such a
+    transaction has no EXEC, and a SELECT follows it.
     """
     transaction: list[list[bytes]] | None = None
     for command in commands(log):

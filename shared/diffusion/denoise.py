@@ -227,7 +227,7 @@ class Stepper:
         for row, (t, *coefficients) in zip(rows, now, strict=True):
             p, q, limit = self._to_x0[t]
             values.append((p, q, 1.0 if row.options.clip_x0 else limit, *coefficients))
-        return _columns(values, self.device)
+        return torch.tensor(values, dtype=torch.float32, device=self.device).T[:, :, None, None, None]
 
     def _noise(self, generators: Sequence[torch.Generator | None]) -> Tensor:
         """Return z (N, C, H, W): noise from each row's generator, or zeros for a row without one."""
@@ -285,11 +285,6 @@ def _pack(w: Sequence[float]) -> _Pack:
                 pack.keep.append(keep)
                 pack.weights.append(weight)
     return pack
-
-
-def _columns(values: Sequence[Sequence[float]], device: torch.device) -> Tensor:
-    """Return each row's values as (values, N, 1, 1, 1) float32."""
-    return torch.tensor(values, dtype=torch.float32, device=device).T[:, :, None, None, None]
 
 
 def _plan(options: SamplingOptions, alpha_bar: Tensor) -> tuple[Table, Sequence[float]]:

@@ -21,7 +21,7 @@ SCALES: Final = (1, 2)  # pictures are also compared at half their size, where a
 def random_directions(pictures: int, generator: torch.Generator) -> Tensor:
     """Draw unit vectors in the space of patches (pictures, DIRECTIONS, 3, PATCH, PATCH), blind to mean colours.
 
-    What they see are edges and texture; the mean colours of a window differ where an edge is shifted.
+    They respond to edges and texture alone. With mean colours, shifting an edge would cost as much as blur.
     """
     drawn = torch.randn(pictures, DIRECTIONS, 3, PATCH, PATCH, generator=generator)
     drawn -= drawn.mean((-2, -1), keepdim=True)

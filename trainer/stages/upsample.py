@@ -59,8 +59,7 @@ class Upsampling:
     """The objective: restore squares of pictures from the whole picture, squeezed and degraded."""
 
     def __init__(
-        self, dataset: Dataset, pictures: Pictures, base: Denoiser, network: UpsamplerConfig, config: UpsampleConfig,
-        device: torch.device,
+        self, dataset: Dataset, pictures: Pictures, base: Denoiser, network: UpsamplerConfig, config: UpsampleConfig
     ) -> None:  # fmt: skip
         self.dataset, self.pictures, self.config, self.block = dataset, pictures, config, network.block
         self.places = [side // network.block - config.crop for side in reversed(pictures.size)]  # rows, columns
@@ -123,7 +122,7 @@ class Upsampling:
         while any(not row.done for row in rows):
             self.stepper.step(rows)
         if rows:
-            x[denoise] = torch.stack([row.x for row in rows]).clone()
+            x[denoise] = torch.stack([row.x for row in rows])
         return x
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:

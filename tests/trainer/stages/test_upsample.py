@@ -23,7 +23,6 @@ from trainer.errors import TrainerError
 from trainer.pictures import as_tensor, find_pictures
 from trainer.stages.upsample import Upsampling, make_config, make_upsampler
 
-CPU = torch.device("cpu")
 CHANGES = ["crop=4", "squares=2", "batch=3", "network.channels=8", "network.blocks=1"]
 SET = [part for change in CHANGES for part in ("--set", change)]
 
@@ -48,7 +47,7 @@ def objective(tmp_path: Path, base: Denoiser, *changes: str) -> Upsampling:
     folder = tmp_path / "data" if (tmp_path / "data").exists() else write_folder(tmp_path / "data")
     pictures, config = find_pictures([folder], None), make_config([*CHANGES, *changes])
     network = make_upsampler(base, pictures.size, config)
-    return Upsampling(load_dataset(folder, size=16), pictures, base, network.config, config, CPU)
+    return Upsampling(load_dataset(folder, size=16), pictures, base, network.config, config)
 
 
 def drawn(made: Upsampling, share: slice = slice(None)) -> list[torch.Tensor]:
