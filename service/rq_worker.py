@@ -13,7 +13,8 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-POLL_S = 1  # how long an idle worker waits for a job, and the time between two maintenance runs
+POLL_S = 1  # how long an idle worker waits for a job
+MAINTENANCE_S = 5  # between two runs of RQ's maintenance, which costs twenty commands; sweeps find lost jobs sooner
 
 
 class QueueWorker(SimpleWorker):
@@ -30,7 +31,7 @@ class QueueWorker(SimpleWorker):
             connection=queue.connection,
             serializer=JSONSerializer,
             worker_ttl=20,
-            maintenance_interval=POLL_S,
+            maintenance_interval=MAINTENANCE_S,
             log_job_description=False,
         )
         self.function = function

@@ -28,7 +28,7 @@ Ended: TypeAlias = "asyncio.Future[Job | None]"  # done once a job has ended: wi
 
 SCANNED = 1000  # jobs that a search looks at for one page
 RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
-LOOK_AGAIN_S = 5.0  # a waiting client's job is read at least this often, in case its end was missed
+LOOK_AGAIN_S = 5.0  # how often to look which awaited jobs have ended, in case an end was missed
 NOTICE_S = 2.0  # so soon a waiting client notices that the server shuts down
 
 # Returns each job's fields, and how many verdicts it has or, once it has a result, the verdicts of its best repeat.
@@ -52,7 +52,7 @@ return found
 class Endings:
     """Gives those who wait for jobs the ended ones: one read for all that wait in this process.
 
-    It may miss an end, so those who wait also look at the job now and then.
+    It may miss an end, so now and then it looks which of their jobs are no longer open.
     """
 
     def __init__(self, connection: Redis, jobs: ReadJobs) -> None:
@@ -61,6 +61,7 @@ class Endings:
         self._waiting = defaultdict[str, set[Ended]](set)  # by job
         self._recent = dict[str, None]()  # the jobs whose end was read last, in order
         self._seen = "0-0"  # the entry read last
+        self.looked_at = -math.inf  # when it last saw which jobs are open, in monotonic seconds
         self._task: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -90,10 +91,21 @@ class Endings:
     async def _read(self) -> None:
         with contextlib.suppress(RedisError):
             while self._waiting:
-                answer = await self.connection.xread({keys.ENDED: self._seen}, block=int(LOOK_AGAIN_S * 1000))
+                left_s = self.looked_at + LOOK_AGAIN_S - time.monotonic()
+                if left_s <= 0:
+                    await self._look()
+                    continue
+                answer = await self.connection.xread({keys.ENDED: self._seen}, block=math.ceil(left_s * 1000))
                 if entries := entries_of(answer):
                     self._seen = text(entries[-1][0])
                     await self._tell([text(fields[b"job"]) for _, fields in entries])
+
+    async def _look(self) -> None:
+        """Find the awaited jobs whose end was missed."""
+        looked_at, job_ids = time.monotonic(), list(self._waiting)
+        found = await self.connection.smismember(keys.OPEN, job_ids)
+        await self._tell([job_id for job_id, is_open in zip(job_ids, found, strict=True) if not is_open])
+        self.looked_at = looked_at
 
     async def _tell(self, job_ids: Sequence[str]) -> None:
         for job_id in job_ids:
@@ -215,8 +227,9 @@ class JobReader:
                     break
                 wait_s = min(left_s, LOOK_AGAIN_S, NOTICE_S)
                 await asyncio.wait((ended, gone), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-                if not (ended.done() or gone.done()) and time.monotonic() - looked_at >= LOOK_AGAIN_S:
-                    looked_at, status = time.monotonic(), await self.status(job_id)
+                looked_at = max(looked_at, self.endings.looked_at)
+                if not (ended.done() or gone.done()) and time.monotonic() - looked_at >= 1.5 * LOOK_AGAIN_S:
+                    looked_at, status = time.monotonic(), await self.status(job_id)  # raises if Redis is away
             return (ended.result() if ended.done() else None) or await self.job(job_id)
 
     async def read_streams(self, seen: dict[Any, Any], within_ms: int) -> Any:
