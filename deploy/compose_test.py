@@ -9,7 +9,6 @@ import io
 import json
 import os
 import secrets
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from PIL import Image
 from service.api.access.keys import hash_of, new_key
 from service.client import Client
 from service.contract.schemas import Job
+from service.local.demo import free_port
 
 ROOT = Path(__file__).parents[1]
 LAB = ROOT.parent / "shared" / "tools" / "container-lab"
@@ -126,13 +126,6 @@ def engine() -> Iterator[None]:
         if subprocess.run(["docker", *writable], env=os.environ).returncode != 0:  # container-lab's stand-in
             docker("build", "--tag", "redis:8", "-", stdin="FROM redis:8\nRUN chown redis: /data\n")
         yield
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
