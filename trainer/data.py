@@ -29,8 +29,6 @@ from shared.vocabulary import Vocabulary, read_train_file
 from trainer.config import Fit, TrainConfig
 from trainer.errors import TrainerError
 
-Layout = tuple[Tensor, Tensor]  # labels (P, n) int64 and positions (P, n, 2) of P pictures with n objects
-
 PICTURE_FOLDERS = ("iclevr", "images", ".")
 MEASURED = 2048  # pictures whose deviation stands for all
 UNLIKE = "differ in proportions, so padding gives them different borders; squeeze them (--set fit=squeeze)"
@@ -187,32 +185,20 @@ def read_object_size(folder: Path) -> float | None:
     return statistics.median(sides) if sides else None
 
 
-def read_layouts(folders: Sequence[Path], vocabulary: Vocabulary) -> dict[int, Layout]:
-    """Read the layouts of pictures by their number of objects, which are in the order of their label lists.
+def read_arrangements(folders: Sequence[Path], vocabulary: Vocabulary) -> Tensor:
+    """Read the positions (N, K, 2) of the pictures whose number of objects no earlier folder has.
 
-    Those of n objects are from the first folder that has pictures of n objects. The folders need a train.json and a
-    positions.json, and no pictures.
+    The folders need a train.json and a positions.json, and no pictures.
     """
-    found = dict[int, Layout]()
+    found, seen = list[Tensor](), torch.empty(0)
     for folder in folders:
         train = read_train_file(folder / "train.json", vocabulary)
         if (positions := read_positions(folder / "positions.json", train, vocabulary)) is None:
             raise TrainerError(f"{folder} has no positions.json")
-        listed = [vocabulary.encode(labels) for labels in train.values()]
-        for n in {len(indices) for indices in listed} - {0, *found}:
-            pictures, indices = zip(*((i, one) for i, one in enumerate(listed) if len(one) == n), strict=True)
-            labels = torch.tensor(indices)  # (P, n)
-            found[n] = labels, positions[torch.tensor(pictures)[:, None], labels]
-    return dict(sorted(found.items()))
-
-
-def read_arrangements(folders: Sequence[Path], vocabulary: Vocabulary) -> Tensor:
-    """Read the same layouts as positions (N, K, 2), with `OUTSIDE` for absent labels."""
-    parts = []
-    for labels, places in read_layouts(folders, vocabulary).values():
-        positions = torch.full((len(labels), len(vocabulary), 2), OUTSIDE)
-        parts.append(positions.scatter_(1, labels[..., None].expand(places.shape), places))
-    return torch.cat(parts)
+        numbers = (positions[..., 0] != OUTSIDE).sum(1)
+        found.append(positions[~torch.isin(numbers, seen)])
+        seen = torch.cat([seen, numbers])
+    return torch.cat(found)
 
 
 def _padded(positions: Tensor, width: int, height: int) -> Tensor:

@@ -142,14 +142,6 @@ def fit_layouts(
     storage: options.Storage = Path("models"),
     run: Annotated[Path, typer.Option(help="Folder for state, log and TensorBoard events.")] = Path("runs/layouts"),
     steps: Annotated[int, typer.Option(min=1, help="Stop after so many steps.")] = 2000,
-    as_listed: Annotated[
-        bool,
-        typer.Option(
-            "--as-listed",
-            help="Objects were placed in the order of their label lists, whatever their labels, as in CLEVR: learn to "
-            "place them in this order instead of any.",
-        ),
-    ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change the network's shape: --set width=96. Repeatable.")
     ] = None,
@@ -162,7 +154,7 @@ def fit_layouts(
     """
     from shared.diffusion.layouts import LayoutConfig
     from trainer.config import with_changes
-    from trainer.data import read_layouts
+    from trainer.data import read_arrangements
     from trainer.runs import show_progress
     from trainer.stages import fit_layouts as fitting
 
@@ -171,15 +163,13 @@ def fit_layouts(
         raise TrainerError(f"{name} has no layout network of its own: it takes no positions, or is an adapter")
     shape = with_changes(LayoutConfig(num_labels=1, most=1), set_ or []).model_dump(exclude={"num_labels", "most"})
     vocabulary = Vocabulary(info.vocabulary)
-    layouts = read_layouts(data, vocabulary)
+    positions = read_arrangements(data, vocabulary)
     with terminal.bar() as progress:
-        network = fitting.fit_layouts(
-            layouts, vocabulary, run, steps=steps, as_listed=as_listed, seed=seed, shape=shape,
-            on_step=show_progress(progress, "layouts"),
-        )  # fmt: skip
-    pictures = sum(len(indices) for indices, _ in layouts.values())
-    about = {"data": ", ".join(one.name for one in data), "pictures": pictures, "steps": steps, "as_listed": as_listed}
-    path = fitting.replace_layouts(storage, name, network, {"layouts": about})
+        layouts = fitting.fit_layouts(
+            positions, vocabulary, run, steps=steps, seed=seed, shape=shape, on_step=show_progress(progress, "layouts")
+        )
+    training = {"layouts": {"data": ", ".join(one.name for one in data), "pictures": len(positions), "steps": steps}}
+    path = fitting.replace_layouts(storage, name, layouts, training)
     terminal.show("layouts fitted", [("steps", str(steps)), ("checkpoint", str(path))])
 
 

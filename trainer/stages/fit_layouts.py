@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +27,7 @@ from shared.storage import Location
 from shared.vocabulary import Vocabulary
 from trainer.averages import warmed_up_average
 from trainer.config import TrainConfig
-from trainer.data import Dataset, Layout, positions_of
+from trainer.data import Dataset, positions_of
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_log, save_state, step_seed
 
 BATCH: Final = 128
@@ -38,6 +37,8 @@ HELD_OUT: Final = 20  # one layout of so many is not learnt from
 EMA_DECAY: Final = 0.995
 CHECK_EVERY: Final = 100  # steps
 CHECKED: Final = 512  # held-out layouts of each number of objects, at most
+
+Layout = tuple[Tensor, Tensor]  # labels (P, n) int64 and positions (P, n, 2) of pictures with n objects
 
 
 def layouts_by_count(positions: Tensor) -> dict[int, Layout]:
@@ -55,11 +56,6 @@ def shuffled(layouts: Layout, generator: torch.Generator) -> Layout:
     indices, places = layouts
     order = torch.rand(indices.shape, generator=generator).argsort(1)
     return indices.gather(1, order), places.gather(1, order[..., None].expand(-1, -1, 2))
-
-
-def in_place(layouts: Layout, generator: torch.Generator) -> Layout:
-    """Leave each layout's objects in their order."""
-    return layouts
 
 
 def split(layouts: Layout, seed: int) -> tuple[Layout, Layout]:
@@ -100,24 +96,20 @@ def fit_layouts_of(
     if dataset.typical is not None:
         positions = positions[dataset.typical]
     return fit_layouts(
-        layouts_by_count(positions), dataset.vocabulary, folder, steps=config.layout_steps, seed=config.seed,
-        on_step=on_step,
-    )  # fmt: skip
+        positions, dataset.vocabulary, folder, steps=config.layout_steps, seed=config.seed, on_step=on_step
+    )
 
 
 def fit_layouts(
-    layouts: Mapping[int, Layout], vocabulary: Vocabulary, folder: Path, *, steps: int, as_listed: bool = False,
-    seed: int = 0, shape: Mapping[str, Any] | None = None, on_step: Callable[[Run], None] = lambda _: None,
+    positions: Tensor, vocabulary: Vocabulary, folder: Path, *, steps: int, seed: int = 0,
+    shape: Mapping[str, Any] | None = None, on_step: Callable[[Run], None] = lambda _: None,
 ) -> LayoutNetwork:  # fmt: skip
     """Train for `steps`, and return the averaged network at the step that knew held-out layouts best.
 
-    `layouts`: by their number of objects. The network learns to draw objects in any order, or only in that of the
-    layouts with `as_listed`: for scenes whose objects were placed one after the other, whatever their labels. `shape`:
-    fields of LayoutConfig that differ from its defaults. State and log go to `folder`: the loss, and that of held-out
-    layouts of n objects, in nats an object.
+    positions (P, K, 2). `shape`: fields of LayoutConfig that differ from its defaults. State and log go to `folder`:
+    the loss, and that of held-out layouts of n objects, in nats an object.
     """
-    ordered = in_place if as_listed else shuffled
-    parts = {n: split(one, seed) for n, one in layouts.items()}
+    parts = {n: split(one, seed) for n, one in layouts_by_count(positions).items()}
     numbers = list(parts)
     shares = torch.tensor([float(len(seen[0])) for seen, _ in parts.values()])
     torch.manual_seed(seed)
@@ -129,11 +121,8 @@ def fit_layouts(
     learning: dict[str, Any] = {"network": network, "average": average, "optimizer": optimizer}
     best, dtype = Best(average.module.state_dict()), autocast_dtype(torch.device("cpu"))
     budget, run, state_path = Budget(steps=steps), Run(), folder / "state.pt"
-    digest = hashlib.sha256()
-    for part in itertools.chain.from_iterable(layouts.values()):
-        digest.update(part.contiguous().numpy().data)
-    recipe = {"data": digest.hexdigest(), "steps": steps, "as_listed": as_listed, "seed": seed}
-    recipe |= network.config.model_dump()
+    digest = hashlib.sha256(positions.contiguous().numpy().data).hexdigest()
+    recipe = {"data": digest, "steps": steps, "seed": seed, **network.config.model_dump()}
     folder.mkdir(parents=True, exist_ok=True)
     if state_path.exists():
         state = load_state(state_path, recipe, vocabulary, run, torch.device("cpu"))
@@ -146,9 +135,7 @@ def fit_layouts(
         save_state(state_path, recipe, vocabulary, run, {**now, "best": best.weights, "best_loss": best.loss})
 
     def check() -> None:
-        generator = torch.Generator().manual_seed(seed)  # the same orders each time
-        unseen = {n: ordered(one, generator) for n, (_, one) in parts.items() if len(one[0])}
-        figures = _held_out_losses(average.module.eval(), unseen)
+        figures = _held_out_losses(average.module.eval(), {n: unseen for n, (_, unseen) in parts.items()}, seed)
         record(run, {f"held_out_loss/{n}": loss for n, loss in figures.items()})
         weights = [float(shares[numbers.index(n)]) for n in figures]
         loss = sum(w * one for w, one in zip(weights, figures.values(), strict=True)) / sum(weights) if figures else 0.0
@@ -166,7 +153,7 @@ def fit_layouts(
             for group in optimizer.param_groups:
                 group["lr"] = LR * min(1.0, (run.step + 1) / WARMUP_STEPS) * min(1.0, (1 - progress) / 0.5)
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
-                loss = network(*ordered((indices[chosen], places[chosen]), generator)).mean()
+                loss = network(*shuffled((indices[chosen], places[chosen]), generator)).mean()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
@@ -208,7 +195,11 @@ def replace_layouts(storage: Location, name: str, layouts: LayoutNetwork, traini
     return path
 
 
-def _held_out_losses(network: nn.Module, layouts: Mapping[int, Layout]) -> dict[int, float]:
-    """Return the loss of held-out layouts by their number of objects."""
+def _held_out_losses(network: nn.Module, layouts: dict[int, Layout], seed: int) -> dict[int, float]:
+    """Return the loss of held-out layouts by their number of objects, in the same random orders each time."""
+    generator, losses = torch.Generator().manual_seed(seed), {}
     with torch.inference_mode():
-        return {n: float(network(*layout).mean()) for n, layout in layouts.items()}
+        for n, part in layouts.items():
+            if len(part[0]):
+                losses[n] = float(network(*shuffled(part, generator)).mean())
+    return losses

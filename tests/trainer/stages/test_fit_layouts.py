@@ -1,6 +1,5 @@
 """The layout network's training: what it learns, and that it resumes."""
 
-import math
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
 from tests.trainer.command_line import Command
 from tests.trainer.test_positions import rendered
 from trainer.runs import Run
-from trainer.stages.fit_layouts import fit_layouts, layouts_by_count
+from trainer.stages.fit_layouts import fit_layouts
 
 
 def test_the_layout_network_learns_which_label_stands_where(tmp_path: Path) -> None:
@@ -24,27 +23,15 @@ def test_the_layout_network_learns_which_label_stands_where(tmp_path: Path) -> N
     vocabulary, count = Vocabulary(("sky", "boat")), 600
     heights = torch.rand(count, 2, generator=generator).sort(1).values  # y from the top: the sky's is the smaller
     positions = torch.stack([torch.rand(count, 2, generator=generator), heights], -1)
-    network = fit_layouts(layouts_by_count(positions), vocabulary, tmp_path, steps=100)
+    network = fit_layouts(positions, vocabulary, tmp_path, steps=100)
     drawn = torch.stack([network.draw(torch.ones(2), generator) for _ in range(300)])
     assert float((drawn[:, 0, 1] < drawn[:, 1, 1]).float().mean()) >= 0.75
-
-
-def test_the_order_of_the_lists_is_learnt_if_asked_for(tmp_path: Path) -> None:
-    """The object that is listed first, whatever its label, stands on the left, the other on the right."""
-    generator = torch.Generator().manual_seed(0)
-    indices = torch.rand(600, 2, generator=generator).argsort(1)
-    places = torch.rand(600, 2, 2, generator=generator) * torch.tensor([0.4, 1.0]) + torch.tensor([[0.0, 0], [0.6, 0]])
-    fit = partial(fit_layouts, {2: (indices, places)}, Vocabulary(("sky", "boat")), steps=100)
-    listed, shuffled = fit(tmp_path / "listed", as_listed=True), fit(tmp_path / "shuffled")
-    with torch.inference_mode():
-        gained = shuffled(indices, places).mean(0) - listed(indices, places).mean(0)
-    assert float(gained[0]) == pytest.approx(math.log(2), abs=0.3)  # nats of the first one's side
 
 
 def test_a_layout_run_resumes_where_it_stopped(tmp_path: Path) -> None:
     dataset = rendered(tmp_path / "data")
     assert dataset.positions is not None
-    fit = partial(fit_layouts, layouts_by_count(dataset.positions), dataset.vocabulary, steps=4)
+    fit = partial(fit_layouts, dataset.positions, dataset.vocabulary, steps=4)
     whole = fit(tmp_path / "whole")
 
     class Stop(Exception):
@@ -77,7 +64,7 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     info, changed = load(storage / "positioned.safetensors")
     assert (info.config["layouts"]["width"], info.config["layouts"]["most"]) == (32, 3)
     assert {**info.config, "layouts": None} == {**before.config, "layouts": None}
-    assert info.training["layouts"] == {"data": "places", "pictures": 60, "steps": 2, "as_listed": False}
+    assert info.training["layouts"] == {"data": "places", "pictures": 60, "steps": 2}
     others = [key for key in weights if not key.startswith(LAYOUTS)]
     assert all(torch.equal(weights[key], changed[key]) for key in others)
     assert len(others) < len(weights)

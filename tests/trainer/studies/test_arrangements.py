@@ -12,7 +12,7 @@ from shared.diffusion.layouts import OUTSIDE, positions_at
 from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser
 from tests.trainer.command_line import Command, refused
-from trainer.data import read_arrangements, read_layouts
+from trainer.data import read_arrangements
 from trainer.scenes.scene import picture_position, place
 from trainer.studies.arrangements import accuracy_of_test, compare_arrangements, features
 
@@ -115,9 +115,6 @@ def test_the_first_folder_with_a_number_of_objects_counts(tmp_path: Path) -> Non
     found = read_arrangements(folders, ICLEVR)
     assert (found[..., 0] != OUTSIDE).sum(1).tolist() == [1, 1, 1, 2]
     assert found[3, ICLEVR.index("blue cube")].tolist() == [0.5, 0.75]
-    labels, places = read_layouts(folders, ICLEVR)[2]
-    assert labels.tolist() == [[ICLEVR.index("red cube"), ICLEVR.index("blue cube")]]
-    assert places.tolist() == [[[0.25, 0.5], [0.5, 0.75]]]
 
 
 def test_the_command(command: Command, tmp_path: Path) -> None:
