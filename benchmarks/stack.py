@@ -72,12 +72,18 @@ class Stack:
         self.workers.clear()
 
     def wait_for(self, path: str) -> None:
-        def answers() -> bool:
-            with contextlib.suppress(httpx.HTTPError):
-                return httpx.get(self.address + path, timeout=5).status_code == 200
-            return False
+        wait_for(self.address + path)
 
-        until(answers, f"{path} to answer 200")
+
+def wait_for(url: str) -> None:
+    """Wait until a GET is answered with 200. NotUp after READY_S."""
+
+    def answers() -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(url, timeout=5).status_code == 200
+        return False
+
+    until(answers, f"{url} to answer 200")
 
 
 def until(condition: Callable[[], object], what: str, timeout_s: float = READY_S) -> None:

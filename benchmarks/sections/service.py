@@ -17,7 +17,7 @@ from benchmarks import subject, worker_profile
 from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.stack import Stack, cpu_s, stack
+from benchmarks.stack import Stack, cpu_s, stack, start, stop, wait_for
 from benchmarks.timing import Deadline, figure, paired, seconds
 from service.local.demo import free_port
 from service.settings import Settings
@@ -86,6 +86,20 @@ def bare(ours: Denoiser, count: int, batch: int, rows: int) -> Callable[[], floa
     return run
 
 
+def least_api_ms(redis_url: str, requests: int) -> float:
+    """Return the CPU ms a request of an API that reads the same body, writes and reads it in Redis, and answers."""
+    port = free_port()
+    process = start(["benchmarks.baselines.least_api", str(port), redis_url], dict(os.environ))
+    try:
+        wait_for(f"http://127.0.0.1:{port}/healthz")
+        saturate(port, CLIENTS)  # warm
+        before = cpu_s(process.pid)
+        saturate(port, requests)
+        return (cpu_s(process.pid) - before) / requests * 1000
+    finally:
+        stop(process)
+
+
 def commands(redis: Redis) -> int:
     """Return how many commands Redis has executed so far."""
     return int(redis.info("stats")["total_commands_processed"])
@@ -151,6 +165,7 @@ def measure(quick: bool) -> Data:
             one.append(seconds(lambda: sample(stepper, hot, ours.options, [1])))
         redis_per_s = redis_rate(redis, 2000 if quick else 40_000)
         client.close()
+        least_ms = [least_api_ms(running.redis.url, 10 * requests) for _ in range(rounds)]
         by_part = parts_ms(running, 2 * requests)
     end_to_end, one = end_to_end[1:], one[1:]
     return {
@@ -163,6 +178,7 @@ def measure(quick: bool) -> Data:
                 sum(one.values()) - ms for one, ms in zip(spent, loop_ms, strict=True)
             ),
             "service.api_cpu_ms_per_request": figure(one["API"] for one in spent),
+            "service.least_api_cpu_ms_per_request": figure(least_ms),
             "service.redis_commands_per_picture": figure([per_picture]),
             "service.redis_commands_per_picture_several": figure([per_picture_of_several]),
             "service.single_overhead_ms": figure((a - b) * 1000 for a, b in zip(end_to_end, one, strict=True)),
@@ -243,12 +259,19 @@ def where_the_cpu_goes(data: Data) -> list[Piece]:
     worker = Table(["part of the worker", "CPU, ms per picture", "wall time of its thread, ms"])
     for part, ms in sorted(data["parts_ms"].items(), key=lambda one: -one[1]["wall"]):
         worker.add(part, number(ms["cpu"]), number(ms["wall"]) if ms["wall"] else "")
+    least = data["figures"].get("service.least_api_cpu_ms_per_request")  # not of a run before it was measured
     answer_ms = sum(data["parts_ms"][part]["cpu"] for part in ("evaluator", "PNGs"))
     return [
         "CPU time at saturation, 1 picture per request, over all threads. Service and clients take "
         f"{number(whole - loop_ms)} ms more than the loop on the same cores, which limits the ratio above. What every "
         f"answer needs besides, verdicts and PNGs, takes {number(answer_ms)} ms by itself, in the threads that the "
-        f"second table counts: no service can have more than {loop_ms / (loop_ms + answer_ms):.3f} of the loop here.",
+        f"second table counts: no service can have more than {loop_ms / (loop_ms + answer_ms):.3f} of the loop here."
+        + (
+            " An API that reads the same body with FastAPI, writes it to Redis, reads it back and answers takes "
+            f"{number(least['median'])} ms a request."
+            if least
+            else ""
+        ),
         processes,
         "The parts of the worker's own thread. When it does not compute, it waits for Redis or for a free core. Its "
         "other threads compute the network and the evaluator with it, or fetch the next pictures.",
