@@ -42,11 +42,11 @@ def connect_and_reset(trial: Trial, count: int) -> None:
     The trial checks their jobs, too.
     """
     port, idempotency_keys = trial.stack.port, [uuid4().hex for _ in range(count)]
-    open_jobs = [text(raw) for raw in trial.stack.connection.smembers(keys.OPEN)]
+    before = trial.stack.connection.smembers(keys.OPEN)
+    open_jobs = [text(raw) for raw in before]
     connections = [_watch(port, open_jobs[i % len(open_jobs)]) for i in range(count)]
-    reading = trial.stack.blocked_reads()
     connections += [_ask(port, key) for key in idempotency_keys]
-    until(lambda: trial.stack.blocked_reads() > reading, "a waiting request")
+    until(lambda: trial.stack.connection.smembers(keys.OPEN) - before, "a waiting request")
     for connection in connections:
         connection.close()
     for key in idempotency_keys:  # a retry is the only way to learn the jobs' ids
