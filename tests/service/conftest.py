@@ -1,6 +1,5 @@
 """The service's command line, run in this process."""
 
-import contextlib
 import logging
 import os
 import sys
@@ -15,16 +14,15 @@ from service.telemetry.logs import OURS
 Command = Callable[..., tuple[int, str, str]]
 
 
-@contextlib.contextmanager
-def _logs_restored() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def logs_restored() -> Iterator[None]:
+    """Undo what `main` sets: its handler writes to the test's own standard error, which is closed at the test's end."""
     loggers = [logging.getLogger(), *map(logging.getLogger, OURS)]
     before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
-    try:
-        yield
-    finally:
-        for logger, level, handlers in before:
-            logger.setLevel(level)
-            logger.handlers[:] = handlers
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     def run(*arguments: str, environment: Mapping[str, str] = os.environ) -> tuple[int, str, str]:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["service", *arguments])
-        with _logs_restored(), mock.patch.dict(os.environ, dict(environment), clear=True):
+        with mock.patch.dict(os.environ, dict(environment), clear=True):
             try:
                 main()
                 code: object = 0
