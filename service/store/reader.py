@@ -229,7 +229,8 @@ class JobReader:
                 await asyncio.wait((ended, gone), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
                 looked_at = max(looked_at, self.endings.looked_at)
                 if not (ended.done() or gone.done()) and time.monotonic() - looked_at >= 1.5 * LOOK_AGAIN_S:
-                    looked_at, status = time.monotonic(), await self.status(job_id)  # raises if Redis is away
+                    # `endings` is late, as when Redis is away: then this raises, and the client need not wait
+                    looked_at, status = time.monotonic(), await self.status(job_id)
             return (ended.result() if ended.done() else None) or await self.job(job_id)
 
     async def read_streams(self, seen: dict[Any, Any], within_ms: int) -> Any:
