@@ -5,6 +5,7 @@ beside it (`registry.py`).
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from shared import storage as files
+from shared.options import SamplingOptions, default_options
 from shared.storage import Location
+from shared.support import Support, support_of
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +60,16 @@ class CheckpointInfo(BaseModel):
     config: dict[str, Any]
     training: dict[str, Any]  # how it was trained: options, data, steps, scores
     created_at: str  # ISO 8601 with an offset; UTC when written by `publish`
+
+    @functools.cached_property
+    def sampling(self) -> SamplingOptions:
+        """The sampling options of a request that names none. pydantic.ValidationError if the file's are invalid."""
+        return default_options(self.config)
+
+    @functools.cached_property
+    def support(self) -> Support:
+        """What the denoiser has learnt to draw. pydantic.ValidationError if it is invalid."""
+        return support_of(self.config)
 
     @field_validator("config")
     @classmethod

@@ -14,7 +14,8 @@ from service.local.redis_server import RedisServer
 from service.settings import Settings
 from service.store import keys
 from service.store.connection import connect
-from service.store.jobs import JobStore, new_id
+from service.store.creation import new_id
+from service.store.jobs import JobStore
 from shared.options import SamplingOptions
 
 DIGEST = "0" * 64

@@ -14,7 +14,8 @@ from service.api.catalog import Models
 from service.contract.errors import BadRequest, NoModel
 from service.contract.records import JobRecord
 from service.settings import Settings
-from service.store.jobs import JobStore, new_id
+from service.store.creation import new_id
+from service.store.jobs import JobStore
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.runner import Runner
 from shared import storage as files

@@ -28,7 +28,8 @@ from service.settings import Settings
 from service.store import keys
 from service.store.claims import PictureStream
 from service.store.connection import connect
-from service.store.jobs import JobStore, new_id
+from service.store.creation import new_id
+from service.store.jobs import JobStore
 from service.store.sweep import Sweeper
 from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample

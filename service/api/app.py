@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from redis.asyncio import Redis as AsyncRedis
 
 from service.api import problems
 from service.api.access.body_limit import BodyLimit
@@ -22,7 +21,8 @@ from service.api.openapi import DocumentedAPI
 from service.api.results.reader import ResultReader
 from service.api.routes import generate, jobs, meta, metrics, page, score
 from service.settings import Settings
-from service.store.connection import connect
+from service.store.connection import connect, connect_async
+from service.store.creation import JobCreator
 from service.store.jobs import JobStore
 from service.store.reader import JobReader
 from service.store.workers import ReadyWorkers
@@ -30,7 +30,7 @@ from service.telemetry import tracing
 from service.telemetry.middleware import QUIET_PATHS, ObserveRequests
 
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
-MAX_CONNECTIONS = 2000  # for reads that return at once
+MAX_CONNECTIONS = 2000  # for commands that return at once
 MAX_WAITING = 2000  # for blocking reads, one for all event streams of a job
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
     "allow_methods": ["GET", "POST", "DELETE"],
@@ -55,13 +55,6 @@ def _telemetry() -> dict[str, Any]:
     }
 
 
-def _pool(url: str, max_connections: int) -> AsyncRedis:
-    """Return a pool of connections for reads, opened when they are needed."""
-    return AsyncRedis.from_url(
-        url, protocol=2, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=5.0, max_connections=max_connections
-    )
-
-
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the application for `settings`, by default those of the environment."""
     settings = settings or Settings()
@@ -70,8 +63,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         connection = connect(settings.redis_url)
-        reading, waiting = (_pool(settings.redis_url, most) for most in (MAX_CONNECTIONS, MAX_WAITING))
-        app.state.store, app.state.workers = JobStore(connection, settings), ReadyWorkers(connection)
+        reading, waiting = (
+            connect_async(settings.redis_url, timeout_s=SOCKET_TIMEOUT_S, max_connections=most)
+            for most in (MAX_CONNECTIONS, MAX_WAITING)
+        )
+        app.state.store, app.state.workers = JobStore(connection, settings), ReadyWorkers(reading)
+        app.state.creator = JobCreator(reading, settings, app.state.store.queue)
         app.state.reader = JobReader(reading, waiting)
         app.state.results = ResultReader(app.state.reader, settings.results)
         app.state.feeds = Feeds(app.state.reader)

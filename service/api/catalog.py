@@ -3,13 +3,18 @@
 Checkpoints appear, change and go while the service runs. Knows no HTTP; its errors are the service's own.
 """
 
+import asyncio
+import contextlib
 import functools
+import math
 import re
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
 from service.api.storage_thread import StorageThread
@@ -33,6 +38,7 @@ from shared.support import picture_size, support_of
 from shared.vocabulary import Vocabulary
 
 MAX_CARD_BYTES = 1 << 18  # a card is a page of text
+LOCAL_EVERY_S = 0.05  # a local folder; requests that come together, as after a batch, share one look at it
 WRITTEN_FOR = re.compile(r"^Kind: denoiser, digest `(\w{16})`", re.MULTILINE)  # as `trainer card` writes it
 HUB_METADATA = re.compile(r"\A---\n.*?^---\n\s*", re.MULTILINE | re.DOTALL)  # for the Hugging Face Hub
 ADVICE = "publish it again, or use another model"
@@ -61,10 +67,9 @@ class _File:
 class Models:
     """The models of one storage. Safe to use from several threads: only the storage thread changes it.
 
-    Looks at a local folder on every call, except that one look serves all calls that were waiting when it began; at a
-    remote one at most every `every_s`. Reads the header of each version of a file once, and the whole file once, when
-    the model is first requested. While storage does not answer or hangs, what it held before stays available: workers
-    have the files in their caches.
+    Looks at storage at most every `every_s`, at a local folder every `LOCAL_EVERY_S` if that is less. Reads the header
+    of each version of a file once, and the whole file once, when the model is first requested. While storage does not
+    answer or hangs, what it held before stays available: workers have the files in their caches.
     """
 
     storage: Location
@@ -73,10 +78,10 @@ class Models:
     _checkpoints: dict[str, _File] = field(default_factory=dict)  # by name, sorted
     _promoted: dict[str, str] = field(default_factory=dict)  # kind -> name, as promoted.json has it
     _problem: CheckpointError | None = None  # with storage or promoted.json
-    _looked_at: float = -1e9
-    _look_begun_at: float = -1e9  # the last look's
+    _looked_at: float = -math.inf
     _listing: Listing | None = None  # the last one
     _storage: StorageThread = field(default_factory=StorageThread)
+    _looking: "asyncio.Future[None] | None" = None  # the look in progress that `in_memory` has begun
 
     def find(
         self, name: str | None, at: tuple[str, ...] = ("body", "model"), kind: CheckpointKind = "denoiser"
@@ -87,12 +92,17 @@ class Models:
         """
         known = self._known(name, kind)
         try:
-            find = partial(self._find, name, at, kind, asked_at=time.monotonic())
+            find = partial(self._find, name, at, kind)
             return self._storage.call(find, can_do_without=known is not None)
         except Stalled as error:
             if known is None:
                 raise NoModel(f"{self.storage} does not answer, and the model is not known yet") from error
             return known
+
+    @property
+    def _is_fresh(self) -> bool:
+        every_s = min(self.every_s, LOCAL_EVERY_S) if isinstance(self.storage, Path) else self.every_s
+        return time.monotonic() - self._looked_at < every_s
 
     def _known(self, name: str | None, kind: CheckpointKind) -> CheckpointInfo | None:
         """Return a checkpoint that could be used when storage was last read."""
@@ -102,9 +112,10 @@ class Models:
         is_read = file.verified or kind != "denoiser"
         return file.found if is_read and self._conflict(file.found) is None else None
 
-    def _find(self, name: str | None, at: tuple[str, ...], kind: CheckpointKind, asked_at: float) -> CheckpointInfo:
-        if self._look_begun_at < asked_at:
-            self._look()
+    def _find(self, name: str | None, at: tuple[str, ...], kind: CheckpointKind) -> CheckpointInfo:
+        if isinstance(self.storage, Path) and self._known(name, kind) is None:
+            self._looked_at = -math.inf  # it may have come since
+        self._look()
         wanted = self._promoted.get(kind) if name is None else name
         try:
             if wanted is None and self._problem is not None:
@@ -115,6 +126,16 @@ class Models:
                 raise NoModel(str(error)) from error
             models = [info.name for info in self._of_kind("denoiser")]
             raise BadRequest.at(at, error.reason, models=models) from error
+
+    async def in_memory(self) -> "InMemory":
+        """Return what can be found without waiting for storage, once it was looked at; all who ask share one look."""
+        if not self._is_fresh and not self._storage.is_stalled:
+            if self._looking is None or self._looking.done():
+                look = partial(self._storage.call, self._look, can_do_without=True)
+                self._looking = asyncio.ensure_future(run_in_threadpool(look))
+            with contextlib.suppress(Stalled):
+                await asyncio.shield(self._looking)
+        return InMemory(self)
 
     def find_evaluator(self, model: str | None) -> CheckpointInfo:
         """Return the evaluator that judges a model's pictures, or the promoted one. Raises BadRequest, NoModel."""
@@ -171,10 +192,9 @@ class Models:
 
     def _look(self) -> None:
         """Read what is new in storage."""
-        if not isinstance(self.storage, Path) and time.monotonic() - self._looked_at < self.every_s:
+        if self._is_fresh:
             return
-        self._look_begun_at = time.monotonic()
-        self._problem = None
+        begun, self._problem = time.monotonic(), None
         try:
             self._versions = files.versions(self.storage)
             self._promoted = promoted_names(self.storage)
@@ -189,7 +209,7 @@ class Models:
             name: one for name, one in self._checkpoints.items() if one.version == self._versions.get(name + SUFFIX)
         }
         self._checkpoints = {name: known.get(name) or self._read(name) for name in names}
-        self._looked_at = time.monotonic()
+        self._looked_at = begun
 
     def _usable(self, name: str | None, kind: CheckpointKind = "denoiser") -> CheckpointInfo:
         """Return a checkpoint that is whole and fits its base and the evaluator. Raises CheckpointError."""
@@ -247,6 +267,32 @@ class Models:
             return ""
         written_for = WRITTEN_FOR.search(text)
         return "" if written_for and written_for[1] != info.digest[:16] else HUB_METADATA.sub("", text)
+
+
+class NotInMemory(Exception):
+    """Storage must be read to answer."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Finds what its `models` hold ready, for the event loop, which must not wait. Else raises NotInMemory."""
+
+    models: Models
+
+    def find(self, name: str | None, *arguments: Any) -> CheckpointInfo:
+        """Return the denoiser `name`, or the promoted one, as `Models.find` does."""
+        if (known := self.models._known(name, "denoiser")) is None:
+            raise NotInMemory
+        return known
+
+    def find_evaluator(self, model: str | None) -> CheckpointInfo:
+        raise NotInMemory
+
+    def with_digest(self, digest: str, *arguments: Any) -> CheckpointInfo:
+        raise NotInMemory
+
+
+Finder = Models | InMemory
 
 
 @functools.lru_cache

@@ -37,11 +37,14 @@ FeedsDep = Annotated[Feeds, _created("feeds")]
 ModelsDep = Annotated[Models, _created("models")]  # reads files: call it in a thread
 
 
+API_KEY = "ApiKey"  # name of the scheme in the document
+
+
 class _Owner(SecurityBase):
     """The name of the request's key, which `access/guard.py` has read. To FastAPI it is the scheme in the document."""
 
     model = HTTPBearer(description="if the service has API keys")
-    scheme_name = "ApiKey"
+    scheme_name = API_KEY
 
     async def __call__(self, request: Request) -> str:
         owner: str = request.state.owner

@@ -34,6 +34,12 @@ def header(description: str, example: str | int, *, always: bool = False) -> dic
     return {"description": description, "schema": {"type": kind}, "example": example, "required": always}
 
 
+def request_header(name: str, description: str, *examples: str, **schema: Any) -> dict[str, Any]:
+    """Describe an optional header of a request that a route reads itself, for its `parameters`."""
+    schema = {"type": "string", **schema, "description": description, "examples": [*examples], "title": name}
+    return {"name": name, "in": "header", "required": False, "schema": schema, "description": description}
+
+
 RETRY_AFTER = header("seconds to wait before the next attempt", 6)
 ERROR_HEADERS = {
     401: {"WWW-Authenticate": header("the authentication scheme to use", 'Bearer realm="labelgrid"', always=True)},

@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
 
-from fastapi import Depends, Header, Request
-
+from service.api.openapi_parts import request_header
 from service.settings import Settings
+
+PREFER = request_header(
+    "Prefer", "`respond-async` answers 202 at once, `wait=N` waits at most N seconds", "respond-async", "wait=10"
+)
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,3 @@ def read_preferences(settings: Settings, prefer: str | None, accept: str) -> Pre
     if "respond-async" in preferred:
         return Preferences(0.0, png, "respond-async")
     return Preferences(settings.wait_s, png, None)
-
-
-async def _preferences(
-    request: Request,
-    prefer: Annotated[
-        str | None,
-        Header(
-            description="`respond-async` answers 202 at once, `wait=N` waits at most N seconds",
-            examples=["respond-async", "wait=10"],
-        ),
-    ] = None,
-    accept: Annotated[
-        str, Header(include_in_schema=False)
-    ] = "application/json",  # the document lists the media types under the responses
-) -> Preferences:
-    return read_preferences(request.app.state.settings, prefer, accept)
-
-
-PreferencesDep = Annotated[Preferences, Depends(_preferences)]

@@ -4,6 +4,7 @@ Shared by POST /generate, POST /score and /v1/images/generations.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import math
@@ -14,15 +15,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 from anyio import from_thread
-from fastapi import Depends, Header, Request, Response
+from fastapi import Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
-from service.api.catalog import Models
-from service.api.dependencies import OwnerDep
-from service.api.openapi_parts import PNG, Responses, header, job_links
-from service.api.preferences import Preferences
+from service.api.catalog import Finder, Models, NotInMemory
+from service.api.dependencies import API_KEY
+from service.api.openapi_parts import PNG, Responses, header, job_links, request_header
+from service.api.preferences import PREFER, read_preferences
 from service.api.results.reader import ResultReader
 from service.contract.errors import (
     BadRequest,
@@ -56,6 +57,7 @@ from service.contract.schemas import EXAMPLE_ID, Job, SamplingFields
 from service.contract.stored import fingerprint
 from service.settings import Settings
 from service.store.admission import Full, NoRoom
+from service.store.creation import FEW, JobCreator, NewJob
 from service.store.idempotency import IdempotentRequest
 from service.store.jobs import JobStore
 from service.store.workers import ReadyWorkers
@@ -64,8 +66,8 @@ from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
 from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
-from shared.options import SamplingOptions, default_options
-from shared.support import picture_size, support_of
+from shared.options import SamplingOptions
+from shared.support import picture_size
 
 log = get_logger(__name__)
 UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue: before workers have a rate, and at most
@@ -97,15 +99,14 @@ ERRORS = (
     NotJson, JobCancelled, TooLarge, BadRequest, NotLearnt, KeyReuse, QueueFull, QuotaExceeded, JobFailed, NoModel,
     NoWorker, Unavailable,
 )  # fmt: skip
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=200,
-        description="a retry of the same request with the same key returns the same job",
-        examples=["order-1234"],
-    ),
-]
+MAX_KEY = 200  # characters of an Idempotency-Key
+IDEMPOTENCY_KEY = request_header(
+    "Idempotency-Key", "a retry of the same request with the same key returns the same job", "order-1234",
+    minLength=1, maxLength=MAX_KEY,
+)  # fmt: skip
+# What a Submitter reads of a request, for `openapi_extra` of its routes: FastAPI does not see it.
+READS: dict[str, Any] = {"parameters": [IDEMPOTENCY_KEY], "security": [{API_KEY: []}]}
+READS_AND_ANSWERS = {**READS, "parameters": [IDEMPOTENCY_KEY, PREFER]}
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class JobSpec:
 
     def check_learnt(self) -> None:
         """Raise NotLearnt for the first picture with a number of objects or a layout that the model has not learnt."""
-        support = support_of(self.info.config)
+        support = self.info.support
         more = {"model": self.info.name, "support": support.model_dump(mode="json")}
         for i, labels in enumerate(self.labels):
             if problem := support.count_problem(len(labels)):
@@ -144,7 +145,8 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
-NewJob = tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]  # with its denoiser, or the pictures to judge
+# Makes the job of a request from the models: its record, its denoiser, the pictures to judge.
+Make = Callable[[Finder], tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]]
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class Submitter:
     request: Request
     settings: Settings
     store: JobStore
+    creator: JobCreator
     workers: ReadyWorkers
     results: ResultReader
     models: Models
@@ -165,24 +168,27 @@ class Submitter:
         kind: JobKind,
         fields: SamplingFields,
         labels: Sequence[Sequence[str]],
-        check: Callable[[Models], JobSpec],
+        check: Callable[[Finder], JobSpec],
         pictures: Sequence[bytes] = (),
     ) -> Accepted:
         """Return the request's job: the one that the same request created before, or a new one.
 
         Same requests have the same Idempotency-Key, fields, labels and pictures, as JSON or as a form. Models do not
-        count: they may be gone on a retry. So `check` is called only for a new job, in a thread.
+        count: they may be gone on a retry. So `check` is called only for a new job, in a thread unless it takes less.
         """
-        given = fingerprint(fields, without={"labels", "conditions"})
-        hashes = [hashlib.sha256(png).hexdigest() for png in pictures]
 
-        def new() -> NewJob:
-            spec = check(self.models)
+        def content() -> list[Any]:
+            given = fingerprint(fields, without={"labels", "conditions"})
+            return [kind, labels, given, [hashlib.sha256(png).hexdigest() for png in pictures]]
+
+        def make(models: Finder) -> tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]:
+            spec = check(models)
             if not pictures:
                 spec.check_learnt()
             return self._record(kind, fields, spec, sent=bool(pictures)), spec.info, pictures
 
-        return await self._create([kind, labels, given, hashes], new)
+        is_quick = len(labels) <= FEW and fields.webhook is None  # whose host's address is looked up
+        return await self._create(content, make, is_quick)
 
     async def retry(self, job_id: str) -> Accepted:
         """Return a new job like one that failed or was cancelled, of the same checkpoint.
@@ -190,16 +196,16 @@ class Submitter:
         Raises NotFailed, UnknownCheckpoint and what `submit` does.
         """
 
-        def new() -> NewJob:
+        def make(models: Finder) -> tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]:
             job = from_thread.run(self.results.job, job_id, self.owner)
             if job.status not in ("failed", "cancelled"):
                 detail = f"the job is {job.status}; only a failed or cancelled job can be retried"
                 raise NotFailed(detail, job_status=job.status)
-            return self._again(job_id)
+            return self._again(job_id, models)
 
-        return await self._create(["retry", job_id], new)
+        return await self._create(lambda: ["retry", job_id], make, is_quick=False)
 
-    def _again(self, job_id: str) -> NewJob:
+    def _again(self, job_id: str, models: Finder) -> tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]:
         before = self.store.record(job_id)
         if before is None:
             raise UnknownJob(f"there is no job {job_id!r}")  # it has just expired
@@ -208,33 +214,42 @@ class Submitter:
         record = before.model_copy(update={**own, "traceparent": tracing.traceparent()})
         if record.sent:
             return record, None, self.store.pngs(job_id, range(record.total))
-        return record, self.models.with_digest(record.digest, ("path", "job_id")), ()
+        return record, models.with_digest(record.digest, ("path", "job_id")), ()
 
-    async def _create(self, content: list[Any], new: Callable[[], NewJob]) -> Accepted:
-        """Return the job that a request with this `content` created before, or create a `new` one."""
-        job_id, record = await run_in_threadpool(self._find_or_create, content, new)
+    async def _create(self, content: Callable[[], list[Any]], make: Make, is_quick: bool) -> Accepted:
+        """Return the job that a request with the same `content` created before, or create one."""
+        request, job_id = None, None
+        if self.idempotency_key is not None:
+            request = IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content(), sort_keys=True))
+            job_id = await self.creator.existing_job(request)
+        if job_id is not None:
+            return self._accepted(job_id)
+        record, info, pictures = await self._made(make, is_quick)
+        new = NewJob(record, request, pictures, _expected_bytes(record, info, pictures))
+        rate = await self._rate()
+        try:
+            job_id = await self.creator.create(new)
+        except NoRoom as error:
+            raise _refusal(error.full, record.total, new.expected_bytes, rate) from None
+        return self._accepted(job_id, record)
+
+    async def _made(self, make: Make, is_quick: bool) -> tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]:
+        """Make a job in a thread, unless that takes longer than to make it."""
+        if is_quick:
+            with contextlib.suppress(NotInMemory):
+                return make(await self.models.in_memory())
+        return await run_in_threadpool(make, self.models)
+
+    def _accepted(self, job_id: str, record: JobRecord | None = None) -> Accepted:
+        """Name the job in logs, traces and metrics. `record`: if this request made one."""
         bind_contextvars(job_id=job_id)
         tracing.describe({"labelgrid.job_id": job_id})
         is_new = record is not None and job_id == record.id  # otherwise the same request created its job first
         if record and is_new:
             PICTURES_ACCEPTED.labels(record.kind).inc(record.total)
-            log.info("job accepted", kind=record.kind, pictures=record.total, model=record.model)
+            bind_contextvars(kind=record.kind, pictures=record.total, model=record.model)
+            log.debug("job accepted")
         return Accepted(job_id, is_new)
-
-    def _find_or_create(self, content: list[Any], new: Callable[[], NewJob]) -> tuple[str, JobRecord | None]:
-        """Return the job's id, and the record unless it was created before. In one thread: each switch costs time."""
-        request = None
-        if self.idempotency_key is not None:
-            request = IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content, sort_keys=True))
-            if (existing := self.store.existing_job(request)) is not None:
-                return existing, None
-        record, info, pictures = new()
-        expected_bytes = _expected_bytes(record, info, pictures)
-        rate = self._rate()
-        try:
-            return self.store.create(record, request, pictures, expected_bytes), record
-        except NoRoom as error:
-            raise _refusal(error.full, record.total, expected_bytes, rate) from None
 
     async def wait(self, accepted: Accepted, wait_s: float) -> Job:
         """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""
@@ -250,8 +265,10 @@ class Submitter:
             raise ClientGone(ClientGone.example)
         return job
 
-    async def answer(self, accepted: Accepted, preferences: Preferences) -> Response:
+    async def answer(self, accepted: Accepted) -> Response:
         """Wait for the job and answer in the form that the client prefers."""
+        given = self.request.headers
+        preferences = read_preferences(self.settings, given.get("prefer"), given.get("accept", ""))
         job = await self.wait(accepted, preferences.wait_s)
         location = f"/jobs/{job.id}"
         headers = {"Vary": "Accept, Prefer"}
@@ -270,7 +287,7 @@ class Submitter:
         """Return the job to store. Raises BadRequest for options that do not go together."""
         recipe, info = spec.recipe, spec.info
         try:
-            options = recipe.options if recipe else fields.sampling(default_options(info.config))
+            options = recipe.options if recipe else fields.sampling(info.sampling)
         except ValidationError as error:
             raise BadRequest.from_validation(error) from error
         seed = recipe.seed if recipe else fields.seed
@@ -318,9 +335,9 @@ class Submitter:
             raise BadRequest.at(("body", "webhook"), str(error)) from error
         return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
 
-    def _rate(self) -> float:
+    async def _rate(self) -> float:
         """Return the pictures that the workers finish per second; 0 while it is unknown. Raises NoWorker."""
-        ready = self.workers()
+        ready = await self.workers()
         if not ready:
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         return float(sum(about.get("pictures_per_s", 0.0) for about in ready))
@@ -382,10 +399,14 @@ def _expected_bytes(record: JobRecord, info: CheckpointInfo | None, uploaded: Se
     return 3 * pixels
 
 
-async def _submitter(request: Request, owner: OwnerDep, idempotency_key: IdempotencyKey = None) -> Submitter:
-    state = request.app.state
+async def _submitter(request: Request) -> Submitter:
+    """Read the headers here, since FastAPI takes longer for each parameter of a dependency than for all of this."""
+    state, key = request.app.state, request.headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= MAX_KEY:
+        raise BadRequest.at(("header", "Idempotency-Key"), f"{len(key)} characters; wanted 1 to {MAX_KEY}")
+    owner: str = request.state.owner
     return Submitter(
-        request, state.settings, state.store, state.workers, state.results, state.models, owner, idempotency_key
+        request, state.settings, state.store, state.creator, state.workers, state.results, state.models, owner, key
     )
 
 

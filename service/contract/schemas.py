@@ -55,7 +55,7 @@ class SamplingFields(Strict):
         """Return the sampling options, the model's `own` where none is given. ValidationError if they conflict."""
         names = SamplingOptions.model_fields.keys()
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return SamplingOptions.model_validate({**own.model_dump(), **given})
+        return own if not given else SamplingOptions.model_validate({**own.model_dump(), **given})
 
 
 class GenerateRequest(SamplingFields):

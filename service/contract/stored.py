@@ -44,7 +44,7 @@ def unneeded(value: Any) -> dict[Any, Any]:
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, BaseModel):
         found = {name: True for name, default in _later(type(value)) if getattr(value, name) == default}
-        items = value
+        items = vars(value).items()  # its fields; iterating over it takes twice as long
     elif isinstance(value, list | tuple):
         items = enumerate(value)
     for key, inner in items:

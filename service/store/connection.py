@@ -7,7 +7,11 @@ from contextvars import ContextVar
 from typing import Any
 
 from redis import Redis
+from redis.asyncio import ConnectionPool as AsyncPool
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.connection import AbstractConnection
 from redis.backoff import DecorrelatedJitterBackoff
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,
@@ -98,3 +102,19 @@ def connect(url: str, *, timeout_s: float = 15.0, retry: Retry | None = None) ->
     return Redis.from_url(
         url, protocol=2, socket_timeout=timeout_s, socket_connect_timeout=5.0, health_check_interval=30, retry=retry
     )
+
+
+class _PackedInC(AbstractConnection):
+    """Packs commands as `Redis` does. redis-py does it in Python for asyncio, which takes four times as long."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        packed: list[bytes] = HiredisRespSerializer().pack(*args)
+        return packed
+
+
+def connect_async(url: str, *, timeout_s: float, max_connections: int) -> AsyncRedis:
+    """Open a pool for the event loop. A command fails at once when Redis does not answer."""
+    limits = {"socket_timeout": timeout_s, "socket_connect_timeout": 5.0, "max_connections": max_connections}
+    pool: Any = AsyncPool.from_url(url, protocol=2, **limits)
+    pool.connection_class = type("Connection", (_PackedInC, pool.connection_class), {})
+    return AsyncRedis.from_pool(pool)  # closes it with itself

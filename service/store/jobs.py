@@ -6,17 +6,15 @@ The status in Redis is the truth; RQ only wakes workers. Knows no HTTP, no torch
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
-from uuid import uuid4
 
 from redis import Redis
 from rq import Queue
 from rq.job import Job as RqJob
-from rq.job import JobStatus as RqJobStatus
 from rq.serializers import JSONSerializer
 
 from service.contract.records import ACTIVE, TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
-from service.store import admission, fair_queue, idempotency, job_index, keys, webhook_outbox
+from service.store import admission, creation, fair_queue, keys, webhook_outbox
 from service.store.claims import GROUP
 from service.store.connection import best_effort, text
 from service.store.idempotency import IdempotentRequest
@@ -27,46 +25,7 @@ from service.telemetry.metrics import JOBS_ENDED
 log = get_logger(__name__)
 KEPT_ENDINGS = 1000  # of all jobs; a client whose job's end it missed looks at the job itself after seconds
 KEPT_EVENTS = 1000  # per job; a client that missed older ones reads the job itself
-FAILED_RQ_JOB_TTL_S = 60  # RQ's default is a year; nothing reads it, and every worker that is killed leaves one
 RECENT_S = 60  # a kept job's verdicts and events stay in Redis so long, for clients that wait for it or follow it
-RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
-
-# Creates a job, if it fits and no request with its Idempotency-Key did before; returns nil, or what prevents it. The
-# first write needs memory, so that a full Redis refuses the whole script. The deadline is by Redis's clock, because the
-# clocks of API and workers may be wrong. ARGV ends with fields and values of the job, those of its RQ job, pictures,
-# and indices and PNGs of uploaded ones.
-_CREATE = f"""
-local job, open, pending, pngs, stream, counts, owners, jobs, index, tombstone, stored = unpack(KEYS, 1, 11)
-local rq_queue, rq_job, request = unpack(KEYS, 12)
-local id, owner, total, job_prefix, request_hash, rq_id, fields, rq_fields = unpack(ARGV, 1, 8)
-local timeout_s, lifetime_s, idempotent_s = unpack(ARGV, 9, 11)
-local expected, most_queued, most_own, most_bytes = unpack(ARGV, 12, 15)
-local used, time = 15, redis.call('TIME')
-local now = tonumber(time[1])
-local function put(count, ...)
-  local last = used + count
-  while used < last do -- in parts, since `unpack` returns some thousand values at most
-    local first = used + 1
-    used = math.min(used + 1000, last)
-    local arguments = {{...}}
-    for i = first, used do table.insert(arguments, ARGV[i]) end
-    redis.call(unpack(arguments))
-  end
-end
-{idempotency.FIND}
-{admission.ADMIT}
-put(fields, 'HSET', job, 'overdue_at', now + timeout_s)
-redis.call('SADD', open, id)
-put(rq_fields, 'HSET', rq_job)
-redis.call('RPUSH', rq_queue, rq_id)
-put(total, 'RPUSH', pending)
-put(#ARGV - used, 'HSET', pngs)
-{fair_queue.ENQUEUE}
-{job_index.ADD}
-{admission.COUNT_EXPECTED}
-{idempotency.REMEMBER}
-return nil
-"""
 
 # Marks queued jobs as running. Returns for each job whether it moved, whether a webhook is due, its record, and the
 # indices of its finished pictures; nil for a job that is not open. Its first write needs no memory, so that it runs on
@@ -192,16 +151,11 @@ return 1
 """
 
 
-def new_id() -> str:
-    return uuid4().hex
-
-
 class JobStore:
     """The jobs of one Redis, for code that may block."""
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings = connection, settings
-        self.lifetime_s = settings.job_timeout_s + settings.job_ttl_s
         # JSON, because RQ's default unpickles what it reads from Redis.
         self.queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
         self.webhooks = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
@@ -213,50 +167,13 @@ class JobStore:
         uploaded: Sequence[bytes] = (),
         expected_bytes: int = 0,
     ) -> str:
-        """Write a job, its pending pictures and its RQ job in one script, and return the job's id.
-
-        If the same `request` created a job before, write nothing and return that job's id. KeyReuse if its key stands
-        for another request, NoRoom if the job does not fit. `uploaded`: the PNGs of a job that only judges them.
-        `expected_bytes`: of its results.
-        """
-        job_id, owner, digest = record.id, record.owner, record.digest
-        rq_job = self._rq_job(job_id)
-        rq_job.enqueued_at = rq_job.created_at
-        rq_fields = _flat({"status": rq_job.get_status(refresh=False), **rq_job.to_dict()})
-        fields: dict[str, Any] = {"record": record.write(), "total": record.total, "status": "queued"}
-        fields |= {"rq": rq_job.id, "digest": digest, "owner": owner, "asked_at": record.created_at}
-        if record.webhook:
-            fields["webhook_events"] = " ".join(record.webhook_events)
-        if uploaded:
-            fields["bytes"] = sum(map(len, uploaded))
-        touched = [keys.job(job_id), keys.OPEN, keys.pending(job_id), keys.png(job_id), keys.stream(digest)]
-        touched += [keys.pending_counts(digest), keys.owners(digest), keys.owner_jobs(digest, owner)]
-        touched += [keys.index(owner), keys.tombstone(job_id), keys.stored_bytes(owner), self.queue.key, rq_job.key]
-        if request is not None:
-            touched.append(request.redis_key)
-        limits = admission.limits(self.settings)
-        arguments: list[Any] = [job_id, owner, record.total, keys.JOB_PREFIX, request.request_hash if request else ""]
-        arguments += [rq_job.id, 2 * len(fields), len(rq_fields)]
-        arguments += [self.settings.job_timeout_s, self.lifetime_s, self.settings.idempotent_s]
-        arguments += [expected_bytes, limits["queue"], limits["owner"], limits["bytes"]]
-        arguments += [*_flat(fields), *rq_fields, *(picture.write() for picture in record.pictures())]
-        arguments += _flat({str(i): png for i, png in enumerate(uploaded)})
-        answer = self.connection.eval(_CREATE, len(touched), *touched, *arguments)
-        if answer is None:
-            return job_id
-        if request is not None and answer[0] == b"request":
-            return request.job_of(text(answer[1]))
-        raise admission.NoRoom(admission.full_of(self.settings, answer))
-
-    def existing_job(self, request: IdempotentRequest) -> str | None:
-        """Return the job that the same request created before, if it still exists. KeyReuse for another request."""
-        value = self.connection.get(request.redis_key)
-        job_id = None if value is None else request.job_of(text(value))
-        return job_id if job_id is not None and self.connection.exists(keys.job(job_id)) else None
+        """Create a job, as `creation.JobCreator` does."""
+        new = creation.NewJob(record, request, uploaded, expected_bytes)
+        return new.outcome(self.connection.eval(*new.script(self.settings, self.queue)), self.settings)
 
     def requeue(self, job_id: str) -> None:
         """Give the job a new RQ job; its pictures stay where they are."""
-        rq_job = self._rq_job(job_id)
+        rq_job = creation.rq_job(self.queue, job_id)
         with self.connection.pipeline(transaction=True) as pipe:
             pipe.multi()  # first: after a command RQ would call it itself, which is an error
             self.queue.enqueue_job(rq_job, pipeline=pipe)
@@ -265,19 +182,6 @@ class JobStore:
             *_, raw = pipe.execute()
         if (record := _readable(job_id, raw)) is not None:
             _log("job queued again", record)
-
-    def _rq_job(self, job_id: str) -> RqJob:
-        """Return a new RQ job that runs a job, without storing it."""
-        return self.queue.create_job(
-            RUN_JOB,
-            args=(job_id,),
-            job_id=new_id(),
-            status=RqJobStatus.QUEUED,
-            timeout=-1,  # RQ's SIGALRM cannot interrupt a long C call; the sweep enforces `job_timeout_s`
-            result_ttl=0,
-            failure_ttl=FAILED_RQ_JOB_TTL_S,
-            description=f"labelgrid job {job_id}",
-        )
 
     def begin(self, *job_ids: str) -> bool:
         """Mark jobs as running. False if none of them was queued."""
@@ -340,7 +244,7 @@ class JobStore:
                 touched = [keys.OPEN, self.queue.key, *_ended(job_id)]
                 grid, is_kept = (grids or {}).get(job_id, b""), job_id in kept
                 arguments = [*self._ending(), job_id, status]
-                arguments += [b"" if is_kept else grid, len(grid), RECENT_S if is_kept else 0, *_flat(fields)]
+                arguments += [b"" if is_kept else grid, len(grid), RECENT_S if is_kept else 0, *creation.flat(fields)]
                 # EVAL rather than EVALSHA: a Redis that restarted in between does not know the script.
                 pipe.eval(_END, len(touched), *touched, *arguments)
             answers = pipe.execute()
@@ -476,11 +380,6 @@ class JobStore:
 def _ended(job_id: str) -> list[str]:
     """Return the keys of a job that its end touches."""
     return [key(job_id) for key in (keys.job, keys.events, keys.verdicts, keys.png, keys.tombstone)]
-
-
-def _flat(fields: Mapping[str, Any]) -> list[Any]:
-    """Return names and values in turn, as HSET takes them."""
-    return [part for pair in fields.items() for part in pair]
 
 
 def read_verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:

@@ -62,18 +62,18 @@ def ready(live: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class ReadyWorkers:
-    """What the workers say that neither shut down nor hang, asked for once a second at most. Safe in threads."""
+    """What the workers say that neither shut down nor hang, asked for once a second at most."""
 
-    def __init__(self, connection: Redis, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, connection: AsyncRedis, clock: Callable[[], float] = time.monotonic) -> None:
         self.connection, self._clock = connection, clock
         self._asked_at, self._found = clock(), list[dict[str, Any]]()
 
-    def __call__(self) -> list[dict[str, Any]]:
+    async def __call__(self) -> list[dict[str, Any]]:
         """Return what was found within the last second, if it was any worker; else ask."""
         now = self._clock()
         if not self._found or now - self._asked_at >= FRESH_S:
-            self._asked_at = now  # first, so that other threads do not ask, too
-            self._found = ready(list_live(self.connection))
+            self._asked_at = now  # first, so that other requests do not ask, too
+            self._found = ready(await list_live_async(self.connection))
         return self._found
 
 

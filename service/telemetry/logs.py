@@ -1,6 +1,6 @@
 """Logs: one line per event on standard error, with the ids of its request and job. Knows no torch.
 
-Use `log = get_logger(__name__)`, then `log.info("job accepted", pictures=8)`: fixed words for the event, keys for what
+Use `log = get_logger(__name__)`, then `log.info("draining", requests=8)`: fixed words for the event, keys for what
 varies. Lines go through the standard library's logging, as those of other libraries do.
 """
 

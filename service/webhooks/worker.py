@@ -30,7 +30,8 @@ from service.rq_worker import QueueWorker
 from service.settings import Settings
 from service.store import keys
 from service.store.connection import RetryUntilStopped, connect, text
-from service.store.jobs import JobStore, new_id
+from service.store.creation import new_id
+from service.store.jobs import JobStore
 from service.store.reader import JobReader
 from service.store.webhook_outbox import RUN_DELIVERY
 from service.telemetry import tracing

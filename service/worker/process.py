@@ -21,7 +21,7 @@ from service.rq_worker import QueueWorker
 from service.settings import SettingError, Settings
 from service.store import workers
 from service.store.connection import RetryUntilStopped, connect
-from service.store.jobs import RUN_JOB, new_id
+from service.store.creation import RUN_JOB, new_id
 from service.store.sweep import is_time_to_prune
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker

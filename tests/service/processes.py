@@ -17,7 +17,7 @@ from service.__main__ import main
 from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
-from service.store.jobs import new_id
+from service.store.creation import new_id
 from shared.checkpoint import read_info
 from shared.options import SamplingOptions
 from shared.registry import resolve

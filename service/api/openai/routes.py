@@ -9,13 +9,13 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from service.api.catalog import Models
+from service.api.catalog import Finder
 from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ResultsDep, SettingsDep
 from service.api.openai.prompt import parse_prompt
 from service.api.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
 from service.api.openai.sizes import PATTERN, Size, fitted, parse_size, scaled
 from service.api.openapi_parts import PICTURE_RESPONSES, link, problems
-from service.api.submitter import ERRORS, JobSpec, SubmitterDep, check_finished
+from service.api.submitter import ERRORS, READS, JobSpec, SubmitterDep, check_finished
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from shared.checkpoint import CheckpointInfo
@@ -28,6 +28,7 @@ router = APIRouter(prefix="/v1", tags=["openai"])
     "/images/generations",
     response_model_exclude_none=True,
     responses=problems(*ERRORS, NotInTime),
+    openapi_extra=READS,
     summary="Generate pictures with OpenAI's images API",
 )
 async def generate_images(
@@ -82,7 +83,7 @@ async def read_scaled_image(
     return Response(png, media_type="image/png")
 
 
-def _check(body: ImagesRequest, models: Models) -> JobSpec:
+def _check(body: ImagesRequest, models: Finder) -> JobSpec:
     """Check the request against the models. Raises BadRequest, NoModel."""
     info = models.find(body.model)
     try:

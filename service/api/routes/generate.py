@@ -6,10 +6,9 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from service.api.catalog import Models, knows_positions
+from service.api.catalog import Finder, knows_positions
 from service.api.openapi_parts import SCHEMAS, problems
-from service.api.preferences import PreferencesDep
-from service.api.submitter import ERRORS, RESPONSES, JobSpec, SubmitterDep
+from service.api.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, JobSpec, SubmitterDep
 from service.api.uploads.body import describe_body, describe_form, read_body, validate
 from service.api.uploads.png import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint, UnsupportedBody
@@ -36,10 +35,10 @@ BODY = describe_body(
     "/generate",
     response_model=Job,
     responses={**RESPONSES, **problems(*ERRORS, BadForm, UnknownCheckpoint)},
-    openapi_extra=BODY,
+    openapi_extra={**BODY, **READS_AND_ANSWERS},
     summary="Generate pictures from labels, or again from a recipe",
 )
-async def generate(request: Request, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
+async def generate(request: Request, submitter: SubmitterDep) -> Response:
     """Generates one picture for each list of labels, scores it, and waits for it unless `Prefer` says otherwise.
 
     A recipe, as JSON or as the PNG that carries it, generates the same pictures again.
@@ -47,7 +46,7 @@ async def generate(request: Request, submitter: SubmitterDep, preferences: Prefe
     body = await _read(request)
     labels = (body.recipe or body).labels
     accepted = await submitter.submit("generate", body, labels, partial(_check, body))
-    return await submitter.answer(accepted, preferences)
+    return await submitter.answer(accepted)
 
 
 async def _read(request: Request) -> GenerateRequest:
@@ -64,7 +63,7 @@ async def _read(request: Request) -> GenerateRequest:
     return validate(GenerateRequest, content)
 
 
-def _check(body: GenerateRequest, models: Models) -> JobSpec:
+def _check(body: GenerateRequest, models: Finder) -> JobSpec:
     """Check the request against the models. Raises BadRequest, UnknownCheckpoint, NoModel."""
     recipe = body.recipe
     source = recipe or body

@@ -9,10 +9,9 @@ from fastapi.responses import StreamingResponse
 from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ResultsDep, StoreDep
 from service.api.event_feed import is_complete, job_events
 from service.api.openapi_parts import PICTURE_RESPONSES, ZIP_RESPONSES, event_stream, job_links, link, problems
-from service.api.preferences import PreferencesDep
 from service.api.results.zip_stream import zip_stream
 from service.api.submitter import ERRORS as SUBMIT_ERRORS
-from service.api.submitter import RESPONSES, SubmitterDep
+from service.api.submitter import READS_AND_ANSWERS, RESPONSES, SubmitterDep
 from service.contract.errors import (
     ExpiredJob,
     JobEnded,
@@ -122,14 +121,15 @@ async def cancel_job(
     "/{job_id}/retry",
     response_model=Job,
     responses={**RESPONSES, **problems(*SUBMIT_ERRORS, *ERRORS, UnknownCheckpoint, NotFailed)},
+    openapi_extra={"parameters": READS_AND_ANSWERS["parameters"]},
     summary="Retry a job that failed or was cancelled",
 )
-async def retry_job(job_id: OwnJob, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
+async def retry_job(job_id: OwnJob, submitter: SubmitterDep) -> Response:
     """Creates a new job with the same request, seed and checkpoint, and answers like the request that it repeats.
 
     Uploaded pictures need not be sent again. The job that failed stays as it is.
     """
-    return await submitter.answer(await submitter.retry(job_id), preferences)
+    return await submitter.answer(await submitter.retry(job_id))
 
 
 @router.get(

@@ -10,8 +10,7 @@ from service.api.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
 from service.api.openapi_parts import link, problems
 from service.contract.errors import NoModel, NoWorker, Unavailable
 from service.contract.schemas import Health, Labels, Model, ModelList, Ready
-from shared.options import default_options
-from shared.support import picture_size, support_of
+from shared.support import picture_size
 
 router = APIRouter(tags=["service"])
 
@@ -28,7 +27,7 @@ def read_labels(
     return Labels(
         model=info.name,
         labels=list(info.vocabulary),
-        support=support_of(info.config),
+        support=info.support,
         picture=picture_size(info.config),
     )
 
@@ -51,9 +50,9 @@ def read_models(models: ModelsDep) -> ModelList:
                 created_at=info.created_at,
                 labels=len(info.vocabulary),
                 positions=knows_positions(info),
-                support=support_of(info.config),
+                support=info.support,
                 picture=picture_size(info.config),
-                sampling=default_options(info.config),
+                sampling=info.sampling,
                 config=info.config,
                 training=info.training,
                 card=listing.cards[info.name] or None,

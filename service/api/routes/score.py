@@ -6,10 +6,9 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from service.api.catalog import Models
+from service.api.catalog import Finder
 from service.api.openapi_parts import problems
-from service.api.preferences import PreferencesDep
-from service.api.submitter import ERRORS, RESPONSES, JobSpec, SubmitterDep
+from service.api.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, JobSpec, SubmitterDep
 from service.api.uploads.body import describe_body, describe_form, read_body, validate
 from service.api.uploads.picture_zip import PICTURES, read_submission
 from service.contract.errors import BadForm, BadRequest, TooLarge, UnsupportedBody
@@ -48,10 +47,10 @@ BODY = describe_body(
     "/score",
     response_model=Job,
     responses={**RESPONSES, **problems(*ERRORS, BadForm, UnsupportedBody)},
-    openapi_extra=BODY,
+    openapi_extra={**BODY, **READS_AND_ANSWERS},
     summary="Score the model on a test file",
 )
-async def score(request: Request, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
+async def score(request: Request, submitter: SubmitterDep) -> Response:
     """Generates every picture of a test file `repeats` times, run r with seed + r, and scores each run.
 
     With a zip of `pictures` it generates none and scores those, as one run, by the evaluator of `model`.
@@ -59,7 +58,7 @@ async def score(request: Request, submitter: SubmitterDep, preferences: Preferen
     body = await _read(request, submitter.settings)
     check = partial(_check, body)
     accepted = await submitter.submit("score", body.fields, body.lists, check, body.pictures or ())
-    return await submitter.answer(accepted, preferences)
+    return await submitter.answer(accepted)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ async def _read(request: Request, settings: Settings) -> Body:
     return Body(fields, lists, FILE, pngs)
 
 
-def _check(body: Body, models: Models) -> JobSpec:
+def _check(body: Body, models: Finder) -> JobSpec:
     """Check the request against the models. Raises BadRequest, NoModel."""
     sampled = body.pictures is None
     info = models.find(body.fields.model) if sampled else models.find_evaluator(body.fields.model)

@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def models(folder: Path) -> Models:
-    return Models(folder)
+    return Models(folder, every_s=0.0)
 
 
 def file_of(folder: Path, name: str) -> Path:
@@ -216,33 +216,29 @@ def test_each_version_of_a_file_is_read_once(models: Models, folder: Path, monke
     assert sorted(reads[3:]) == ["read_info b", "verify b"]
 
 
-def test_one_look_at_storage_serves_all_calls_that_wait_for_it(
-    models: Models, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models.find("a")
-    looks, may_go_on = [0], threading.Event()
+def test_requests_that_come_together_share_one_look_at_storage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
 
     def versions(storage: Path) -> dict[str, str]:
-        looks[0] += 1
-        assert may_go_on.wait(10)
+        looks.append(storage)
         return files.versions(storage)
 
     monkeypatch.setattr("service.api.catalog.files", SimpleNamespace(**{**vars(files), "versions": versions}))
+    monkeypatch.setattr("service.api.catalog.LOCAL_EVERY_S", 1e6)
+    models = Models(folder, every_s=1e6)
+    before = models.find("b")
+    publish_toy_denoiser(folder, "b", 6)
     with ThreadPoolExecutor(4) as pool:
-        found = [pool.submit(models.find, "b")]
-        until(lambda: looks[0] == 1)
-        publish_toy_denoiser(folder, "b", 6)
-        found += [pool.submit(models.find, "b") for _ in range(3)]
-        until(lambda: models._storage._calls._calls.qsize() == 3)
-        may_go_on.set()
-        digests = [one.result().digest for one in found]
-    assert looks[0] == 2  # the second one began after the other three calls
-    assert digests[1:] == [read_info(file_of(folder, "b")).digest] * 3
+        assert list(pool.map(models.find, "bbbb")) == [before] * 4
+    assert looks == [folder]
+    monkeypatch.setattr("service.api.catalog.LOCAL_EVERY_S", 0.0)
+    assert models.find("b").digest == read_info(file_of(folder, "b")).digest != before.digest
+    assert looks == [folder] * 2
 
 
 @pytest.fixture
 def client(settings: Settings, folder: Path, connection: Redis) -> Iterator[httpx.Client]:
-    with serving(settings.model_copy(update={"storage": folder})) as one:
+    with serving(settings.model_copy(update={"storage": folder, "storage_every_s": 0.0})) as one:
         yield one
 
 
@@ -358,7 +354,7 @@ def test_the_api_answers_while_storage_hangs(
     settings: Settings, folder: Path, alive: JobStore, hanging: threading.Event
 ) -> None:
     later = {"prefer": "respond-async"}
-    with serving(settings.model_copy(update={"storage": folder})) as client:
+    with serving(settings.model_copy(update={"storage": folder, "storage_every_s": 0.0})) as client:
         body = {"labels": [["red cube"]]}
         assert client.post("/generate", json=body, headers=later).status_code == 202
         hanging.set()

@@ -8,7 +8,7 @@ from redis import Redis
 
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.store.claims import Claim
-from service.store.jobs import new_id
+from service.store.creation import new_id
 from shared.options import SamplingOptions
 
 DIGEST = "d" * 64

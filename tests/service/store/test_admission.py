@@ -100,7 +100,7 @@ def test_expired_bytes_no_longer_count(store: JobStore, a: PictureStream, connec
     store.create(job)
     finish(store, a, job)
     (minute,) = connection.hkeys(keys.stored_bytes("a"))
-    assert 0 < connection.ttl(keys.stored_bytes("a")) <= store.lifetime_s
+    assert 0 < connection.ttl(keys.stored_bytes("a")) <= store.settings.job_timeout_s + store.settings.job_ttl_s
     connection.hset(keys.stored_bytes("a"), minute, "1 500")
     assert stored(connection, limited) == 0
 

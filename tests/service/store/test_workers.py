@@ -1,11 +1,15 @@
 """Live workers: announced for a lease, withdrawn at once, forgotten once dead."""
 
+import asyncio
 import time
 
 import pytest
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
+from service.settings import Settings
 from service.store import keys, workers
+from service.store.connection import connect_async
 
 
 def test_a_worker_is_alive_for_one_lease(connection: Redis) -> None:
@@ -28,35 +32,44 @@ def test_live_workers_are_listed_and_dead_ones_forgotten(connection: Redis) -> N
 
 
 def test_ready_workers_are_asked_for_once_a_second_while_there_are_any(
-    connection: Redis, monkeypatch: pytest.MonkeyPatch
+    connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "FRESH_S", 1.0)
-    now = 0.0
-    ready = workers.ReadyWorkers(connection, lambda: now)
-    assert ready() == []
-    workers.announce(connection, "w", {"host": "a"}, lease_s=60)
-    workers.announce(connection, "ends", {"host": "b", "draining": True}, lease_s=60)
-    assert ready() == [{"host": "a"}]  # at once, although none was found a moment ago
-    workers.withdraw(connection, "w")
-    now = 0.5
-    assert ready() == [{"host": "a"}]
-    now = 1.0
-    assert ready() == []
+
+    async def check() -> None:
+        now = 0.0
+        async with connect_async(settings.redis_url, timeout_s=5, max_connections=2) as asking:
+            ready = workers.ReadyWorkers(asking, lambda: now)
+            assert await ready() == []
+            workers.announce(connection, "w", {"host": "a"}, lease_s=60)
+            workers.announce(connection, "ends", {"host": "b", "draining": True}, lease_s=60)
+            assert await ready() == [{"host": "a"}]  # at once, although none was found a moment ago
+            workers.withdraw(connection, "w")
+            now = 0.5
+            assert await ready() == [{"host": "a"}]
+            now = 1.0
+            assert await ready() == []
+
+    asyncio.run(check())
 
 
-def test_one_of_several_threads_asks_for_the_workers(connection: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_several_requests_asks_for_the_workers(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "FRESH_S", 1.0)
     now, asked = 0.0, list[float]()
-    ready = workers.ReadyWorkers(connection, lambda: now)
 
-    def ask(connection: Redis) -> list[dict[str, str]]:
+    async def ask(connection: AsyncRedis) -> list[dict[str, str]]:
         asked.append(now)
-        if len(asked) == 2:
-            assert ready() == [{"host": "a"}]  # another thread, while this one waits for Redis
+        await asyncio.sleep(0)
         return [{"host": "a"}]
 
-    monkeypatch.setattr(workers, "list_live", ask)
-    assert ready() == [{"host": "a"}]
-    now = 1.0
-    assert ready() == [{"host": "a"}]
+    monkeypatch.setattr(workers, "list_live_async", ask)
+
+    async def check() -> None:
+        nonlocal now
+        ready = workers.ReadyWorkers(connect_async(settings.redis_url, timeout_s=5, max_connections=1), lambda: now)
+        assert await ready() == [{"host": "a"}]
+        now = 1.0
+        assert await asyncio.gather(ready(), ready()) == [[{"host": "a"}]] * 2  # the second while the first one waits
+
+    asyncio.run(check())
     assert asked == [0.0, 1.0]

@@ -228,8 +228,8 @@ def test_log_lines_of_every_process_have_the_trace_id(
     runner.run(job_id)
     monkeypatch.setattr(service.webhooks.worker, "post", answering(200))
     Sender(runner.connection, hooked).attempt(job_id, "finished")
-    found = {line["event"] for line in lines.wait(5, trace_id=TRACE, job_id=job_id)}
-    assert found == {"job accepted", "request", "job running", "job finished", "webhook delivered"}
+    found = {line["event"] for line in lines.wait(4, trace_id=TRACE, job_id=job_id)}
+    assert found == {"request", "job running", "job finished", "webhook delivered"}
 
 
 def test_without_tracing_nothing_is_recorded(client: httpx.Client, alive: JobStore, lines: Lines) -> None:
@@ -238,7 +238,7 @@ def test_without_tracing_nothing_is_recorded(client: httpx.Client, alive: JobSto
     record = alive.record(job_id)
     assert record is not None
     assert record.traceparent == ""
-    assert [line for line in lines.wait(2, job_id=job_id) if "trace_id" in line] == []
+    assert [line for line in lines.wait(1, job_id=job_id) if "trace_id" in line] == []
 
 
 def test_without_tracing_opentelemetry_is_not_imported() -> None:

@@ -17,7 +17,8 @@ from standardwebhooks import Webhook
 from service.contract.records import JobRecord, WebhookEvent
 from service.settings import Settings
 from service.store import keys
-from service.store.jobs import JobStore, new_id
+from service.store.creation import new_id
+from service.store.jobs import JobStore
 from service.webhooks.signing import receiver_secret, signing_key
 from service.webhooks.worker import Sender
 from shared.options import SamplingOptions

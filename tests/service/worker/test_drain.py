@@ -270,7 +270,7 @@ def test_a_rolling_restart_loses_nothing(
     # One request's lines in the logs of API and worker have the same ids, and none has the password of Redis.
     for request, (job_id, address) in list(traffic.accepted.items())[-3:]:
         api = started[f"api{addresses.index(address)}"]
-        assert api.lines(event="job accepted", role="api", request_id=request, job_id=job_id)
+        assert api.lines(event="request", role="api", request_id=request, job_id=job_id)
         logged = [part.lines(event="job finished", request_id=request, job_id=job_id) for part in started.values()]
         assert [line["role"] for lines in logged for line in lines] == ["worker"]
     password = settings.redis_url.split("@")[0].rpartition(":")[2]

@@ -12,7 +12,8 @@ from redis import Redis
 from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
-from service.store.jobs import JobStore, new_id
+from service.store.creation import new_id
+from service.store.jobs import JobStore
 from service.worker.loaded_models import LoadedModel
 from service.worker.runner import Runner
 from shared.checkpoint import CheckpointInfo, read_info

@@ -18,7 +18,8 @@ from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import GROUP
 from service.store.connection import RetryUntilStopped, connect, text
-from service.store.jobs import RUN_JOB, JobStore, new_id
+from service.store.creation import RUN_JOB, new_id
+from service.store.jobs import JobStore
 from service.worker import process
 from service.worker.process import PictureWorker
 from service.worker.runner import Runner

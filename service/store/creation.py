@@ -1,0 +1,156 @@
+"""The creation of a job: one script, for code that may block (`jobs.py`) and for the event loop. Knows no HTTP."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from redis.asyncio import Redis as AsyncRedis
+from rq import Queue
+from rq.job import Job as RqJob
+from rq.job import JobStatus as RqJobStatus
+
+from service.contract.records import JobRecord
+from service.settings import Settings
+from service.store import admission, fair_queue, idempotency, job_index, keys
+from service.store.connection import text
+from service.store.idempotency import IdempotentRequest
+
+FAILED_RQ_JOB_TTL_S = 60  # RQ's default is a year; nothing reads it, and every worker that is killed leaves one
+FEW = 32  # pictures of a job whose script is ready sooner than a thread would begin
+RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
+
+# Creates a job, if it fits and no request with its Idempotency-Key did before; returns nil, or what prevents it. The
+# first write needs memory, so that a full Redis refuses the whole script. The deadline is by Redis's clock, because the
+# clocks of API and workers may be wrong. ARGV ends with fields and values of the job, those of its RQ job, pictures,
+# and indices and PNGs of uploaded ones.
+_CREATE = f"""
+local job, open, pending, pngs, stream, counts, owners, jobs, index, tombstone, stored = unpack(KEYS, 1, 11)
+local rq_queue, rq_job, request = unpack(KEYS, 12)
+local id, owner, total, job_prefix, request_hash, rq_id, fields, rq_fields = unpack(ARGV, 1, 8)
+local timeout_s, lifetime_s, idempotent_s = unpack(ARGV, 9, 11)
+local expected, most_queued, most_own, most_bytes = unpack(ARGV, 12, 15)
+local used, time = 15, redis.call('TIME')
+local now = tonumber(time[1])
+local function put(count, ...)
+  local last = used + count
+  while used < last do -- in parts, since `unpack` returns some thousand values at most
+    local first = used + 1
+    used = math.min(used + 1000, last)
+    local arguments = {{...}}
+    for i = first, used do table.insert(arguments, ARGV[i]) end
+    redis.call(unpack(arguments))
+  end
+end
+{idempotency.FIND}
+{admission.ADMIT}
+put(fields, 'HSET', job, 'overdue_at', now + timeout_s)
+redis.call('SADD', open, id)
+put(rq_fields, 'HSET', rq_job)
+redis.call('RPUSH', rq_queue, rq_id)
+put(total, 'RPUSH', pending)
+put(#ARGV - used, 'HSET', pngs)
+{fair_queue.ENQUEUE}
+{job_index.ADD}
+{admission.COUNT_EXPECTED}
+{idempotency.REMEMBER}
+return nil
+"""
+
+
+def new_id() -> str:
+    return uuid4().hex
+
+
+def rq_job(queue: Queue, job_id: str) -> RqJob:
+    """Return a new RQ job that runs a job, without storing it."""
+    return queue.create_job(
+        RUN_JOB,
+        args=(job_id,),
+        job_id=new_id(),
+        status=RqJobStatus.QUEUED,
+        timeout=-1,  # RQ's SIGALRM cannot interrupt a long C call; the sweep enforces `job_timeout_s`
+        result_ttl=0,
+        failure_ttl=FAILED_RQ_JOB_TTL_S,
+        description=f"labelgrid job {job_id}",
+    )
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job that is not stored yet.
+
+    uploaded: the PNGs of one that only judges them. expected_bytes: of its results.
+    """
+
+    record: JobRecord
+    request: IdempotentRequest | None = None
+    uploaded: Sequence[bytes] = ()
+    expected_bytes: int = 0
+
+    def script(self, settings: Settings, queue: Queue) -> list[Any]:
+        """Return the arguments of the EVAL that writes the job, its pending pictures and its RQ job."""
+        record, request = self.record, self.request
+        job_id, owner, digest = record.id, record.owner, record.digest
+        in_rq = rq_job(queue, job_id)
+        in_rq.enqueued_at = in_rq.created_at
+        rq_fields = flat({"status": in_rq.get_status(refresh=False), **in_rq.to_dict()})
+        fields: dict[str, Any] = {"record": record.write(), "total": record.total, "status": "queued"}
+        fields |= {"rq": in_rq.id, "digest": digest, "owner": owner, "asked_at": record.created_at}
+        if record.webhook:
+            fields["webhook_events"] = " ".join(record.webhook_events)
+        if self.uploaded:
+            fields["bytes"] = sum(map(len, self.uploaded))
+        touched = [keys.job(job_id), keys.OPEN, keys.pending(job_id), keys.png(job_id), keys.stream(digest)]
+        touched += [keys.pending_counts(digest), keys.owners(digest), keys.owner_jobs(digest, owner)]
+        touched += [keys.index(owner), keys.tombstone(job_id), keys.stored_bytes(owner), queue.key, in_rq.key]
+        if request is not None:
+            touched.append(request.redis_key)
+        limits, lifetime_s = admission.limits(settings), settings.job_timeout_s + settings.job_ttl_s
+        arguments: list[Any] = [job_id, owner, record.total, keys.JOB_PREFIX, request.request_hash if request else ""]
+        arguments += [in_rq.id, 2 * len(fields), len(rq_fields)]
+        arguments += [settings.job_timeout_s, lifetime_s, settings.idempotent_s]
+        arguments += [self.expected_bytes, limits["queue"], limits["owner"], limits["bytes"]]
+        arguments += [*flat(fields), *rq_fields, *(picture.write() for picture in record.pictures())]
+        arguments += flat({str(i): png for i, png in enumerate(self.uploaded)})
+        return [_CREATE, len(touched), *touched, *arguments]
+
+    def outcome(self, answer: Any, settings: Settings) -> str:
+        """Return the job's id, given the script's answer, or that of the job that the same request created before.
+
+        KeyReuse if its key stands for another request, NoRoom if the job does not fit.
+        """
+        if answer is None:
+            return self.record.id
+        if self.request is not None and answer[0] == b"request":
+            return self.request.job_of(text(answer[1]))
+        raise admission.NoRoom(admission.full_of(settings, answer))
+
+
+class JobCreator:
+    """Creates jobs without blocking the event loop."""
+
+    def __init__(self, connection: AsyncRedis, settings: Settings, queue: Queue) -> None:
+        self.connection, self.settings, self.queue = connection, settings, queue
+
+    async def existing_job(self, request: IdempotentRequest) -> str | None:
+        """Return the job that the same request created before, if it still exists. KeyReuse for another request."""
+        value = await self.connection.get(request.redis_key)
+        job_id = None if value is None else request.job_of(text(value))
+        return job_id if job_id is not None and await self.connection.exists(keys.job(job_id)) else None
+
+    async def create(self, new: NewJob) -> str:
+        """Write a job, its pending pictures and its RQ job in one script, and return the job's id.
+
+        If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `outcome`.
+        """
+        write = partial(new.script, self.settings, self.queue)
+        script = write() if new.record.total <= FEW else await asyncio.to_thread(write)
+        return new.outcome(await self.connection.eval(*script), self.settings)
+
+
+def flat(fields: Mapping[str, Any]) -> list[Any]:
+    """Return names and values in turn, as HSET takes them."""
+    return [part for pair in fields.items() for part in pair]
