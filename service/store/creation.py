@@ -14,13 +14,25 @@ from rq.job import JobStatus as RqJobStatus
 
 from service.contract.records import JobRecord
 from service.settings import Settings
-from service.store import admission, fair_queue, idempotency, job_index, keys
+from service.store import admission, fair_queue, idempotency, keys
 from service.store.connection import text
 from service.store.idempotency import IdempotentRequest
 
 FAILED_RQ_JOB_TTL_S = 60  # RQ's default is a year; nothing reads it, and every worker that is killed leaves one
 FEW = 32  # pictures of a job whose script is ready sooner than a thread would begin
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
+
+# Part of the script below: adds the job to its owner's list by the clock of Redis, since an API's may be wrong, and, for
+# one job in sixteen, drops those older than a lifetime. A job that no worker ended in time may outlive its place in the
+# list. The milliseconds have a fixed width, because Redis compares members as text. The tombstone tells an expired job
+# from one that never was; it expires some time after the job's end.
+_LIST = """
+local ms = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', index, 0, string.format('%013.0f-%s', ms, id))
+if ms % 16 == 0 then redis.call('ZREMRANGEBYLEX', index, '-', string.format('(%013.0f', ms - lifetime_s * 1000)) end
+redis.call('EXPIRE', index, lifetime_s)
+redis.call('SET', tombstone, owner)
+"""
 
 # Creates a job, if it fits and no request with its Idempotency-Key did before; returns nil, or what prevents it. The
 # first write needs memory, so that a full Redis refuses the whole script. The deadline is by Redis's clock, because the
@@ -53,7 +65,7 @@ redis.call('RPUSH', rq_queue, rq_id)
 put(total, 'RPUSH', pending)
 put(#ARGV - used, 'HSET', pngs)
 {fair_queue.ENQUEUE}
-{job_index.ADD}
+{_LIST}
 {admission.COUNT_EXPECTED}
 {idempotency.REMEMBER}
 return nil
@@ -62,6 +74,11 @@ return nil
 
 def new_id() -> str:
     return uuid4().hex
+
+
+def id_of(member: str) -> str:
+    """Return the job's id in a member of its owner's list."""
+    return member.partition("-")[2]
 
 
 def rq_job(queue: Queue, job_id: str) -> RqJob:

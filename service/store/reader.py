@@ -17,7 +17,7 @@ from service.contract.records import TERMINAL, JobRecord, JobResult
 from service.contract.schemas import Job, JobHead, JobPage
 from service.store import keys, workers
 from service.store.connection import entries_of, text
-from service.store.job_index import id_of
+from service.store.creation import id_of
 from service.store.jobs import read_verdicts
 from service.telemetry.logs import get_logger
 

@@ -5,7 +5,7 @@ import time
 from redis import Redis
 
 from service.store import keys
-from service.store.job_index import id_of
+from service.store.creation import id_of
 from service.store.jobs import JobStore
 from tests.service.store.helpers import record
 
