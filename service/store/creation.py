@@ -22,8 +22,8 @@ FAILED_RQ_JOB_TTL_S = 60  # RQ's default is a year; nothing reads it, and every 
 FEW = 32  # pictures of a job whose script is ready sooner than a thread would begin
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 
-# Part of the script below: adds the job to its owner's list by the clock of Redis, since an API's may be wrong, and, for
-# one job in sixteen, drops those older than a lifetime. A job that no worker ended in time may outlive its place in the
+# Part of the script below: adds the job to its owner's list by the clock of Redis, since an API's may be wrong, and for
+# one job in sixteen drops those older than a lifetime. A job that no worker ended in time may outlive its place in the
 # list. The milliseconds have a fixed width, because Redis compares members as text. The tombstone tells an expired job
 # from one that never was; it expires some time after the job's end.
 _LIST = """
