@@ -1,9 +1,11 @@
 """The creation of a job: one script, for code that may block (`jobs.py`) and for the event loop. Knows no HTTP."""
 
 import asyncio
+import functools
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +13,7 @@ from redis.asyncio import Redis as AsyncRedis
 from rq import Queue
 from rq.job import Job as RqJob
 from rq.job import JobStatus as RqJobStatus
+from rq.utils import utcformat
 
 from service.contract.records import JobRecord
 from service.settings import Settings
@@ -21,6 +24,7 @@ from service.store.idempotency import IdempotentRequest
 FAILED_RQ_JOB_TTL_S = 60  # RQ's default is a year; nothing reads it, and every worker that is killed leaves one
 FEW = 32  # pictures of a job whose script is ready sooner than a thread would begin
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
+DESCRIPTION = "labelgrid job {}"
 
 # Part of the script below: adds the job to its owner's list by the clock of Redis, since an API's may be wrong, and for
 # one job in sixteen drops those older than a lifetime. A job that no worker ended in time may outlive its place in the
@@ -91,8 +95,23 @@ def rq_job(queue: Queue, job_id: str) -> RqJob:
         timeout=-1,  # RQ's SIGALRM cannot interrupt a long C call; the sweep enforces `job_timeout_s`
         result_ttl=0,
         failure_ttl=FAILED_RQ_JOB_TTL_S,
-        description=f"labelgrid job {job_id}",
+        description=DESCRIPTION.format(job_id),
     )
+
+
+def rq_fields(queue: Queue, job_id: str) -> dict[str, Any]:
+    """Return what Redis stores of a queued `rq_job`: what all have in common, made once, and what differs."""
+    common, now = _common_rq_fields(queue), utcformat(datetime.now(UTC))
+    data = zlib.compress(queue.serializer.dumps((RUN_JOB, None, (job_id,), {})))
+    own = {"created_at": now, "enqueued_at": now, "data": data, "description": DESCRIPTION.format(job_id)}
+    return {**common, **own}
+
+
+@functools.cache
+def _common_rq_fields(queue: Queue) -> dict[str, Any]:
+    job = rq_job(queue, "")
+    job.enqueued_at = job.created_at
+    return {"status": job.get_status(refresh=False), **job.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -111,26 +130,30 @@ class NewJob:
         """Return the arguments of the EVAL that writes the job, its pending pictures and its RQ job."""
         record, request = self.record, self.request
         job_id, owner, digest = record.id, record.owner, record.digest
-        in_rq = rq_job(queue, job_id)
-        in_rq.enqueued_at = in_rq.created_at
-        rq_fields = flat({"status": in_rq.get_status(refresh=False), **in_rq.to_dict()})
+        rq_id, of_rq_job = new_id(), flat(rq_fields(queue, job_id))
         fields: dict[str, Any] = {"record": record.write(), "total": record.total, "status": "queued"}
-        fields |= {"rq": in_rq.id, "digest": digest, "owner": owner, "asked_at": record.created_at}
+        fields |= {"rq": rq_id, "digest": digest, "owner": owner, "asked_at": record.created_at}
         if record.webhook:
             fields["webhook_events"] = " ".join(record.webhook_events)
         if self.uploaded:
             fields["bytes"] = sum(map(len, self.uploaded))
         touched = [keys.job(job_id), keys.OPEN, keys.pending(job_id), keys.png(job_id), keys.stream(digest)]
         touched += [keys.pending_counts(digest), keys.owners(digest), keys.owner_jobs(digest, owner)]
-        touched += [keys.index(owner), keys.tombstone(job_id), keys.stored_bytes(owner), queue.key, in_rq.key]
+        touched += [
+            keys.index(owner),
+            keys.tombstone(job_id),
+            keys.stored_bytes(owner),
+            queue.key,
+            RqJob.key_for(rq_id),
+        ]
         if request is not None:
             touched.append(request.redis_key)
         limits, lifetime_s = admission.limits(settings), settings.job_timeout_s + settings.job_ttl_s
         arguments: list[Any] = [job_id, owner, record.total, keys.JOB_PREFIX, request.request_hash if request else ""]
-        arguments += [in_rq.id, 2 * len(fields), len(rq_fields)]
+        arguments += [rq_id, 2 * len(fields), len(of_rq_job)]
         arguments += [settings.job_timeout_s, lifetime_s, settings.idempotent_s]
         arguments += [self.expected_bytes, limits["queue"], limits["owner"], limits["bytes"]]
-        arguments += [*flat(fields), *rq_fields, *(picture.write() for picture in record.pictures())]
+        arguments += [*flat(fields), *of_rq_job, *(picture.write() for picture in record.pictures())]
         arguments += flat({str(i): png for i, png in enumerate(self.uploaded)})
         return [_CREATE, len(touched), *touched, *arguments]
 
@@ -163,7 +186,7 @@ class JobCreator:
 
         If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `outcome`.
         """
-        write = partial(new.script, self.settings, self.queue)
+        write = functools.partial(new.script, self.settings, self.queue)
         script = write() if new.record.total <= FEW else await asyncio.to_thread(write)
         return new.outcome(await self.connection.eval(*script), self.settings)
 

@@ -6,10 +6,12 @@ from collections.abc import Callable
 import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
+from rq.job import Job as RqJob
 
 from service.store import keys, workers
 from service.store.claims import GROUP, PictureStream
 from service.store.connection import refuses_writes, text
+from service.store.creation import RUN_JOB
 from service.store.jobs import JobStore
 from tests.service.store.helpers import DIGEST, RESULT, done, full, read_only, record
 
@@ -32,6 +34,24 @@ def test_create_writes_job_pictures_and_rq_job_in_one_script(store: JobStore, co
     assert store.statuses([job.id, "nobody"]) == {job.id: "queued", "nobody": None}
     assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"": b"3"}
     assert connection.llen(store.queue.key) == 1
+
+
+def test_the_rq_job_is_as_rq_itself_stores_it(store: JobStore, connection: Redis) -> None:
+    def stored() -> dict[bytes, bytes]:
+        fields: dict[bytes, bytes] = connection.hgetall(RqJob.key_for(store.queue.get_job_ids()[-1]))
+        return fields
+
+    job = record(1)
+    store.create(job)
+    by_script = stored()
+    store.requeue(job.id)
+    by_rq = stored()
+    times = ("created_at", "enqueued_at")
+    assert [len(by_script.pop(name.encode())) for name in times] == [len(by_rq.pop(name.encode())) for name in times]
+    assert by_script == by_rq
+    fetched = store.queue.fetch_job(store.queue.get_job_ids()[0])
+    assert fetched is not None
+    assert (fetched.func_name, fetched.args, fetched.get_status()) == (RUN_JOB, [job.id], "queued")
 
 
 @pytest.mark.parametrize("end", ["finish", "fail", "cancel"])
