@@ -145,8 +145,8 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
-# Makes the job of a request from the models: its record, its denoiser, the pictures to judge.
-Make = Callable[[Finder], tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]]
+Made = tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]  # a job with its denoiser, or the pictures to judge
+Make = Callable[[Finder], Made]
 
 
 @dataclass(frozen=True)
@@ -174,14 +174,14 @@ class Submitter:
         """Return the request's job: the one that the same request created before, or a new one.
 
         Same requests have the same Idempotency-Key, fields, labels and pictures, as JSON or as a form. Models do not
-        count: they may be gone on a retry. So `check` is called only for a new job, in a thread unless it takes less.
+        count: they may be gone on a retry. So `check` is called only for a new job, in a thread unless that is quick.
         """
 
         def content() -> list[Any]:
             given = fingerprint(fields, without={"labels", "conditions"})
             return [kind, labels, given, [hashlib.sha256(png).hexdigest() for png in pictures]]
 
-        def make(models: Finder) -> tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]:
+        def make(models: Finder) -> Made:
             spec = check(models)
             if not pictures:
                 spec.check_learnt()
@@ -196,7 +196,7 @@ class Submitter:
         Raises NotFailed, UnknownCheckpoint and what `submit` does.
         """
 
-        def make(models: Finder) -> tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]:
+        def make(models: Finder) -> Made:
             job = from_thread.run(self.results.job, job_id, self.owner)
             if job.status not in ("failed", "cancelled"):
                 detail = f"the job is {job.status}; only a failed or cancelled job can be retried"
@@ -205,7 +205,7 @@ class Submitter:
 
         return await self._create(lambda: ["retry", job_id], make, is_quick=False)
 
-    def _again(self, job_id: str, models: Finder) -> tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]:
+    def _again(self, job_id: str, models: Finder) -> Made:
         before = self.store.record(job_id)
         if before is None:
             raise UnknownJob(f"there is no job {job_id!r}")  # it has just expired
@@ -233,8 +233,8 @@ class Submitter:
             raise _refusal(error.full, record.total, new.expected_bytes, rate) from None
         return self._accepted(job_id, record)
 
-    async def _made(self, make: Make, is_quick: bool) -> tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]:
-        """Make a job in a thread, unless that takes longer than to make it."""
+    async def _made(self, make: Make, is_quick: bool) -> Made:
+        """Make a job in a thread, or here if that takes less time than a thread needs to begin."""
         if is_quick:
             with contextlib.suppress(NotInMemory):
                 return make(await self.models.in_memory())
