@@ -1,22 +1,24 @@
 """Pictures as 8-bit arrays, PNGs and grids."""
 
 import io
-import zlib
+import struct
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngInfo, putchunk
 from torch import Tensor
 from torch.nn import functional as F
+from zlib_ng import zlib_ng
 
 from shared.rgb import to_rgb
 
 # bluish green and vermilion, which colour-blind people can tell apart (Okabe & Ito 2008)
 RIGHT, WRONG = (0, 158, 115), (213, 94, 0)
-PNG_TYPE = zlib.Z_RLE  # run lengths alone: faster than zlib's level 4, and smaller, on pictures like these
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SUB = 1  # the PNG filter that subtracts a pixel's left neighbour
 TICK = [[(0.05, 0.5), (0.35, 0.85), (0.95, 0.1)]]  # polylines in a unit square
 CROSS = [[(0.1, 0.1), (0.9, 0.9)], [(0.1, 0.9), (0.9, 0.1)]]
 
@@ -48,12 +50,27 @@ def without_padding(images: Tensor, aspect: float) -> Tensor:
 
 
 def png_bytes(picture: NDArray[np.uint8], text: dict[str, str] | None = None) -> bytes:
-    """Encode a picture (H, W, 3) as PNG, with `text` in its metadata."""
+    """Encode a picture (H, W, 3) as PNG, with `text` in its metadata.
+
+    Pillow would look for the best filter of each row, and takes three times as long for the same size.
+    """
+    height, width, channels = picture.shape
+    pixels = picture.reshape(height, width * channels)
+    rows = np.empty((height, 1 + width * channels), np.uint8)
+    rows[:, 0], rows[:, 1 : 1 + channels] = SUB, pixels[:, :channels]
+    np.subtract(pixels[:, channels:], pixels[:, :-channels], out=rows[:, 1 + channels :])
+    # run lengths alone: faster than level 1 without them, and smaller, on pictures like these
+    deflate = zlib_ng.compressobj(1, strategy=zlib_ng.Z_RLE)
     info = PngInfo()
     for key, value in (text or {}).items():
         info.add_itxt(key, value)
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", pnginfo=info, compress_type=PNG_TYPE)
+    buffer = io.BytesIO(PNG_SIGNATURE)
+    buffer.seek(len(PNG_SIGNATURE))
+    putchunk(buffer, b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0))  # 8 bits, RGB
+    for kind, data, *_ in info.chunks:
+        putchunk(buffer, kind, data)
+    putchunk(buffer, b"IDAT", deflate.compress(rows) + deflate.flush())
+    putchunk(buffer, b"IEND")
     return buffer.getvalue()
 
 

@@ -19,8 +19,10 @@ def test_a_grid_equals_torchvisions(count: int, columns: int) -> None:
     assert np.array_equal(sheet(to_uint8(images), columns), grid(images, columns))
 
 
-def test_a_png_has_the_pixels_and_the_text() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+@pytest.mark.parametrize("size", [(5, 7), (1, 1), (3, 1), (1, 300)])
+@pytest.mark.parametrize("values", [1, 256])
+def test_a_png_has_the_pixels_and_the_text(size: tuple[int, int], values: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, values, (*size, 3), dtype=np.uint8)
     png = png_bytes(pixels, {"key": "värde"})
     assert np.array_equal(read_png(png), pixels)
     assert Image.open(io.BytesIO(png)).info["key"] == "värde"
