@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from shared.diffusion.layouts import LayoutBlock, LayoutNetwork
 
 Array = NDArray[np.float32]
+ERF_P = np.float32(0.3275911 / 2**0.5)
+ERF_A = tuple(np.float32(a) for a in (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429))
 Placed = tuple[Array, Array]  # keys and values (J, heads, D / heads) of placed objects in one block
 
 
@@ -72,6 +73,19 @@ def _array(parameter: Tensor) -> Array:
     return array
 
 
+def _gelu(x: Array) -> Array:
+    """GELU, x Phi(x) (Hendrycks & Gimpel 2016), with the error function of Abramowitz & Stegun 1964, 7.1.26.
+
+    torch's own wakes all threads, however few the numbers are: with two of them and a busy machine, the layout of three
+    objects takes 15 times as long.
+    """
+    size = np.abs(x)
+    t = 1 / (1 + ERF_P * size)
+    beyond = t * (ERF_A[0] + t * (ERF_A[1] + t * (ERF_A[2] + t * (ERF_A[3] + t * ERF_A[4])))) * np.exp(-0.5 * x * x)
+    gelu: Array = 0.5 * (x + size * (1 - beyond))
+    return gelu
+
+
 class _Linear:
     def __init__(self, layer: nn.Linear) -> None:
         self.weight, self.bias = _array(layer.weight).T, _array(layer.bias)
@@ -86,7 +100,7 @@ class _Mlp:
 
     def __call__(self, x: Array) -> Array:
         for layer in self.layers[:-1]:
-            x = F.gelu(torch.from_numpy(layer(x))).numpy()
+            x = _gelu(layer(x))
         return self.layers[-1](x)
 
 
