@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
+from http.client import HTTPConnection, RemoteDisconnected
 from typing import Any
 
 Body = Mapping[str, Any]
@@ -30,7 +30,11 @@ def send_all(
                 return connection.close()
             due = begun + at[number] if at else time.perf_counter()
             time.sleep(max(0.0, due - time.perf_counter()))
-            ask(connection, body)
+            try:
+                ask(connection, body)
+            except (BrokenPipeError, ConnectionResetError, RemoteDisconnected):
+                connection.close()  # the server closed it: this client had no turn for seconds, as on a busy machine
+                ask(connection, body)
             latencies.append(time.perf_counter() - due)
 
     with ThreadPoolExecutor(clients) as threads:
