@@ -17,7 +17,8 @@ from benchmarks.results import ROOT, STORAGE
 from service.local.demo import free_port
 from service.local.redis_server import RedisServer, die_with_parent
 
-READY_S = 120.0
+READY_S = 600.0
+WAIT_S = 3600  # for a request; more than a busy machine takes
 
 
 class NotUp(RuntimeError):
@@ -133,7 +134,8 @@ def stack(workers: int = 1, **environment: str) -> Iterator[Stack]:
     with tempfile.TemporaryDirectory(prefix="lg-bench-") as folder:
         redis = RedisServer(Path(folder))
         redis.start()
-        given = {"LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(STORAGE), **environment}
+        fixed = {"LABELGRID_STORAGE": str(STORAGE), "LABELGRID_WAIT_S": str(WAIT_S)}
+        given = {"LABELGRID_REDIS_URL": redis.url, **fixed, **environment}
         running = Stack(redis, {**os.environ, **given}, free_port())
         try:
             running.start_api()

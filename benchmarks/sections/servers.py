@@ -27,7 +27,7 @@ from benchmarks.batching import GUIDANCE, SIZES
 from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import STORAGE, Data, main, say
-from benchmarks.stack import stack, start, stop, until
+from benchmarks.stack import WAIT_S, stack, start, stop, until
 from benchmarks.timing import Deadline, paired, percentile, pooled_p95
 from service.local.demo import free_port
 from service.local.redis_server import RedisServer
@@ -38,7 +38,7 @@ CLIENTS = 16  # of the equal requests
 STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
 LOAD = 0.6  # of LitServe's pictures/s in a burst, at which mixed requests arrive
 LIMIT_S = 750.0
-HEADERS = {"Content-Type": "application/json", "Accept": "image/png", "Prefer": "wait=250"}
+HEADERS = {"Content-Type": "application/json", "Accept": "image/png", "Prefer": f"wait={WAIT_S}"}
 PNG = b"\x89PNG"
 
 

@@ -17,7 +17,7 @@ from benchmarks import subject, worker_profile
 from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.stack import Stack, cpu_s, stack, start, stop, wait_for
+from benchmarks.stack import WAIT_S, Stack, cpu_s, stack, start, stop, wait_for
 from benchmarks.timing import Deadline, figure, paired, seconds
 from service.local.demo import free_port
 from service.settings import Settings
@@ -32,7 +32,7 @@ ROUNDS_S = 150.0  # a slow machine takes fewer rounds
 
 def post(connection: HTTPConnection, body: Body) -> None:
     """Send a request and wait until its job is finished. RuntimeError if it does not finish."""
-    headers = {"Content-Type": "application/json", "Prefer": "wait=250"}
+    headers = {"Content-Type": "application/json", "Prefer": f"wait={WAIT_S}"}
     connection.request("POST", "/generate", json.dumps(body), headers)
     answer = connection.getresponse()
     job = json.loads(answer.read())
