@@ -1,7 +1,8 @@
 #!/bin/sh
 # Make the checkpoints from nothing: data, evaluator, denoiser, its distilled form and its upsampler. The shipped weights
 # were made with these commands, in several runs (models/*.md), with the course's train.json as TRAIN. Without TRAIN,
-# scenes are random. WITHOUT names a test file whose label sets the other scenes never show. To resume, run it again: an interrupted rendering starts over, training continues from its state.
+# scenes are random. WITHOUT names a test file whose label sets the other scenes never show. To resume, run it again: an
+# interrupted rendering starts over, training continues from its state. TIMES=4 trains four times as long.
 # TRIAL=FOLDER runs every stage at a tiny size, in two minutes, with data, runs and models in that folder.
 set -eu
 BIN=${BIN:-.venv/bin}
@@ -21,7 +22,9 @@ if test "${TRIAL:-}"; then
   trajectories="--trajectories 256 --steps 20 --set batch=16" enlarge="--steps 10"
 else
   scenes="" many="--scenes 1920" unseen="--scenes 120" full="--scenes 480"
-  fit="--minutes 45" train="--minutes 150" trajectories="--trajectories 6144 --steps 900" enlarge="--minutes 30"
+  times=${TIMES:-1}
+  fit="--minutes $((45 * times))" train="--minutes $((150 * times))" enlarge="--minutes $((30 * times))"
+  trajectories="--trajectories 6144 --steps 900"
 fi
 
 # unquoted on purpose: options of several words are split at blanks
