@@ -172,7 +172,11 @@ def placed(storage: Path, settings: Settings, tmp_path_factory: pytest.TempPathF
 
 @contextlib.contextmanager
 def api_server(settings: Settings) -> Iterator[Server]:
-    """Run the API as a real server on a free port, in a thread; `should_exit` stops it as SIGTERM does."""
+    """Run the API as a real server on a free port, in a thread; `should_exit` stops it as SIGTERM does.
+
+    It sees a changed model at once, not 0.05 s later, so that no test depends on its own speed.
+    """
+    settings = settings.model_copy(update={"storage_every_s": 0.0})
     server = Server(create_app(settings), host="127.0.0.1", port=0, ws="none")
     thread = threading.Thread(target=server.run)
     thread.start()

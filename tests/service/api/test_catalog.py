@@ -238,7 +238,7 @@ def test_requests_that_come_together_share_one_look_at_storage(folder: Path, mon
 
 @pytest.fixture
 def client(settings: Settings, folder: Path, connection: Redis) -> Iterator[httpx.Client]:
-    with serving(settings.model_copy(update={"storage": folder, "storage_every_s": 0.0})) as one:
+    with serving(settings.model_copy(update={"storage": folder})) as one:
         yield one
 
 
@@ -354,7 +354,7 @@ def test_the_api_answers_while_storage_hangs(
     settings: Settings, folder: Path, alive: JobStore, hanging: threading.Event
 ) -> None:
     later = {"prefer": "respond-async"}
-    with serving(settings.model_copy(update={"storage": folder, "storage_every_s": 0.0})) as client:
+    with serving(settings.model_copy(update={"storage": folder})) as client:
         body = {"labels": [["red cube"]]}
         assert client.post("/generate", json=body, headers=later).status_code == 202
         hanging.set()
