@@ -134,9 +134,8 @@ def stack(workers: int = 1, **environment: str) -> Iterator[Stack]:
     with tempfile.TemporaryDirectory(prefix="lg-bench-") as folder:
         redis = RedisServer(Path(folder))
         redis.start()
-        fixed = {"LABELGRID_STORAGE": str(STORAGE), "LABELGRID_WAIT_S": str(WAIT_S)}
-        given = {"LABELGRID_REDIS_URL": redis.url, **fixed, **environment}
-        running = Stack(redis, {**os.environ, **given}, free_port())
+        own = {"LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(STORAGE), "LABELGRID_WAIT_S": str(WAIT_S)}
+        running = Stack(redis, {**os.environ, **own, **environment}, free_port())
         try:
             running.start_api()
             if workers:

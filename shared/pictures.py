@@ -52,7 +52,7 @@ def without_padding(images: Tensor, aspect: float) -> Tensor:
 def png_bytes(picture: NDArray[np.uint8], text: dict[str, str] | None = None) -> bytes:
     """Encode a picture (H, W, 3) as PNG, with `text` in its metadata.
 
-    Pillow would look for the best filter of each row, and takes three times as long for the same size.
+    Pillow would look for the best filter of each row, and takes three times as long for about the same size.
     """
     height, width, channels = picture.shape
     pixels = picture.reshape(height, width * channels)

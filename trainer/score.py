@@ -25,7 +25,7 @@ from shared.diffusion.layouts import Layouts
 from shared.diffusion.model import Denoiser
 from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator, Judge, SetScore, judge_of, load_evaluator, score_set
-from shared.options import SAMPLING_PRESETS, SamplingOptions, default_options, picture_seed
+from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid
 from shared.registry import resolve
 from shared.storage import Location
@@ -81,7 +81,7 @@ def make_options(preset: str, changes: dict[str, Any], own: SamplingOptions) -> 
 def set_sampling(storage: Location, name: str, changes: dict[str, Any]) -> SamplingOptions:
     """Change the default sampling options of a denoiser, but not its digest; return all of its options."""
     path = resolve(storage, name, "denoiser")
-    options = make_options("default", changes, default_options(read_info(path).config))
+    options = make_options("default", changes, read_info(path).sampling)
     reconfigure(path, {"sampling": options.model_dump(mode="json")})
     return options
 

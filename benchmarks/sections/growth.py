@@ -34,7 +34,7 @@ from service.store.sweep import Sweeper
 from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser
-from shared.options import SamplingOptions, default_options
+from shared.options import SamplingOptions
 from shared.pictures import png_bytes, to_uint8
 from shared.registry import resolve
 
@@ -76,7 +76,7 @@ class Filler:
         self.connection, self.settings = connection, settings
         self.store = JobStore(connection, settings)
         self.info = read_info(resolve(settings.storage, None, "denoiser"))
-        self.options = default_options(self.info.config)
+        self.options = self.info.sampling
         self.finished = 0
 
     @property

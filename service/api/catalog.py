@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 
 from service.api.storage_thread import StorageThread
@@ -31,10 +30,9 @@ from shared.checkpoint import (
     read_info,
     verify,
 )
-from shared.options import default_options
 from shared.registry import PROMOTED_FILE, judge_of, judge_problem, promoted_names, resolve
 from shared.storage import Location
-from shared.support import picture_size, support_of
+from shared.support import picture_size
 from shared.vocabulary import Vocabulary
 
 MAX_CARD_BYTES = 1 << 18  # a card is a page of text
@@ -131,8 +129,7 @@ class Models:
         """Return what can be found without waiting for storage, once it was looked at; all who ask share one look."""
         if not self._is_fresh and not self._storage.is_stalled:
             if self._looking is None or self._looking.done():
-                look = partial(self._storage.call, self._look, can_do_without=True)
-                self._looking = asyncio.ensure_future(run_in_threadpool(look))
+                self._looking = asyncio.ensure_future(self._storage.call_async(self._look))
             with contextlib.suppress(Stalled):
                 await asyncio.shield(self._looking)
         return InMemory(self)
@@ -275,7 +272,10 @@ class NotInMemory(Exception):
 
 @dataclass(frozen=True)
 class InMemory:
-    """Finds what its `models` hold ready, for the event loop, which must not wait. Else raises NotInMemory."""
+    """The denoisers that were usable when storage was last read, for the event loop, which must not wait for storage.
+
+    Raises NotInMemory for everything else.
+    """
 
     models: Models
 
@@ -313,9 +313,9 @@ def _check_options(info: CheckpointInfo) -> None:
         Vocabulary(info.vocabulary)
     except ValueError as error:
         raise CheckpointError(file, f"its vocabulary cannot be used: {error}") from error
-    for part, read in (("sampling", default_options), ("support", support_of)):
+    for part in ("sampling", "support"):
         try:
-            read(info.config)
+            getattr(info, part)
         except ValidationError as error:
             first = error.errors()[0]
             at = ".".join(map(str, (part, *first["loc"])))

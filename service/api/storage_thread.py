@@ -52,6 +52,10 @@ class StorageThread:
             raise Stalled("storage has not answered in time")
         return future.result()
 
+    async def call_async(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` returns, without blocking the event loop. Raises Stalled after PATIENCE_S."""
+        return await self._calls.one(partial(self._timed, work), PATIENCE_S)
+
     def _timed(self, work: Callable[[], Result]) -> Result:
         self._begun = time.monotonic()
         try:

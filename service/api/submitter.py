@@ -234,7 +234,7 @@ class Submitter:
         return self._accepted(job_id, record)
 
     async def _made(self, make: Make, is_quick: bool) -> Made:
-        """Make a job in a thread, or here if that takes less time than a thread needs to begin."""
+        """Make a job, in a thread unless it is quick: a thread takes longer to begin than one picture's job to make."""
         if is_quick:
             with contextlib.suppress(NotInMemory):
                 return make(await self.models.in_memory())

@@ -22,7 +22,7 @@ from service.store.connection import text
 from service.store.idempotency import IdempotentRequest
 
 FAILED_RQ_JOB_TTL_S = 60  # RQ's default is a year; nothing reads it, and every worker that is killed leaves one
-FEW = 32  # pictures of a job whose script is ready sooner than a thread would begin
+FEW = 32  # pictures of a job whose script takes the event loop a millisecond at most
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 DESCRIPTION = "labelgrid job {}"
 
@@ -139,13 +139,8 @@ class NewJob:
             fields["bytes"] = sum(map(len, self.uploaded))
         touched = [keys.job(job_id), keys.OPEN, keys.pending(job_id), keys.png(job_id), keys.stream(digest)]
         touched += [keys.pending_counts(digest), keys.owners(digest), keys.owner_jobs(digest, owner)]
-        touched += [
-            keys.index(owner),
-            keys.tombstone(job_id),
-            keys.stored_bytes(owner),
-            queue.key,
-            RqJob.key_for(rq_id),
-        ]
+        touched += [keys.index(owner), keys.tombstone(job_id), keys.stored_bytes(owner)]
+        touched += [queue.key, RqJob.key_for(rq_id)]
         if request is not None:
             touched.append(request.redis_key)
         limits, lifetime_s = admission.limits(settings), settings.job_timeout_s + settings.job_ttl_s

@@ -19,7 +19,7 @@ from shared.diffusion.packed import can_pack, pack, pack_upsampler
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
-from shared.options import PredictionName, SamplingOptions, default_options
+from shared.options import PredictionName, SamplingOptions
 from shared.storage import Location
 from shared.support import picture_size
 from shared.vocabulary import Vocabulary
@@ -81,7 +81,7 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         config = NetworkConfig.model_validate(info.config["network"])
         schedule = alpha_bar(info.config["schedule"], info.config["timesteps"])
         prediction = TypeAdapter(PredictionName).validate_python(info.config["prediction"])
-        options, aspect = default_options(info.config), float(info.config.get("aspect", 1.0))
+        options, aspect = info.sampling, float(info.config.get("aspect", 1.0))
         if config.num_labels != len(info.vocabulary):
             raise ValueError(f"{config.num_labels} labels in the network, {len(info.vocabulary)} in the vocabulary")
         if not 0 < aspect < math.inf:
