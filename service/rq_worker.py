@@ -50,6 +50,11 @@ class QueueWorker(SimpleWorker):
         """Whether `work_between_jobs` has something to do; waiting for a job would delay it."""
         return False
 
+    @property
+    def wants_job(self) -> bool:
+        """Whether to take the next job from the queue, rather than only to work between jobs."""
+        return True
+
     def work_between_jobs(self) -> None:
         """Called again and again while there is no job."""
 
@@ -65,12 +70,13 @@ class QueueWorker(SimpleWorker):
         RQ's own loop would keep retrying an unreachable Redis after a stop request.
         """
         while not self._stop_requested:
-            wait_s = None if self.has_work else timeout
-            with contextlib.suppress(DequeueTimeout):
-                if found := Queue.dequeue_any(self.queues, wait_s, self.connection, serializer=JSONSerializer):
-                    if self._is_allowed(found[0]):
-                        return found
-                    continue
+            if self.wants_job:
+                wait_s = None if self.has_work else timeout
+                with contextlib.suppress(DequeueTimeout):
+                    if found := Queue.dequeue_any(self.queues, wait_s, self.connection, serializer=JSONSerializer):
+                        if self._is_allowed(found[0]):
+                            return found
+                        continue
             if timeout is None:
                 return None
             self.work_between_jobs()

@@ -1,14 +1,19 @@
 """Repair what RQ lost: give open jobs a new RQ job, fail overdue ones, forget dead workers."""
 
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from service.contract.records import ACTIVE
 from service.store import fair_queue, keys, workers
+from service.store.claims import GROUP
 from service.store.connection import text
 from service.store.jobs import JobStore
 
@@ -16,15 +21,28 @@ PRUNE_EVERY_S = 3600
 JOBS_PER_SWEEP = 500  # roughly: a sweep stays short, however many jobs are open
 
 
-class Sweeper:
-    """One worker's sweeps. Remembers where the last one stopped, and which jobs lacked their RQ job."""
+@dataclass(frozen=True)
+class Queued:
+    """What a sweep saw of a job whose RQ job was in the queue; `overdue_at` in Unix seconds by Redis's clock."""
 
-    def __init__(self, store: JobStore) -> None:
-        self.store = store
+    rq: bytes
+    overdue_at: int
+    digest: str
+
+
+class Sweeper:
+    """One worker's sweeps. Remembers where the last one stopped, and which jobs lacked their RQ job.
+
+    `has_model`: whether the worker has the model of this digest, and so claims its pictures anyway.
+    """
+
+    def __init__(self, store: JobStore, has_model: Callable[[str], bool] = lambda digest: False) -> None:
+        self.store, self.has_model = store, has_model
         self.connection: Redis = store.connection
         self._cursor = 0  # in the set of open jobs
         self._missing: set[str] = set()
-        self.waiting: dict[str, str] = {}  # digest -> a job, of those in the last sweep that need a worker
+        self._in_queue: dict[str, Queued] = {}
+        self.waiting: dict[str, str] = {}  # digest of another model -> a job in the last sweep that needs a worker
 
     def sweep(self) -> None:
         """Check some of the open jobs; the next call continues from there.
@@ -32,17 +50,19 @@ class Sweeper:
         Any worker may call it at any time: a job that is run twice finds its pictures done. Redis's clock decides
         what is overdue, because those of the API and the workers may be wrong.
         """
-        self._cursor, listed = self.connection.sscan(keys.OPEN, self._cursor, count=JOBS_PER_SWEEP)
-        job_ids = {text(raw) for raw in listed} | self._missing
-        states: list[Any]
+        with self.connection.pipeline(transaction=False) as pipe:
+            pipe.sscan(keys.OPEN, self._cursor, count=JOBS_PER_SWEEP)
+            pipe.time()
+            pipe.lrange(self.store.queue.key, 0, -1)
+            (self._cursor, listed), (now, _), queue = pipe.execute()
+        in_queue, missing = set(queue), set[str]()
+        self._in_queue = {job_id: one for job_id, one in self._in_queue.items() if one.rq in in_queue}
+        job_ids = [i for i in {text(raw) for raw in listed} | self._missing if not self._needs_nothing(i, now)]
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hmget(keys.job(job_id), ["status", "rq", "overdue_at", "digest"])
-            pipe.time()
-            pipe.lrange(self.store.queue.key, 0, -1)
-            *states, (now, _), queue = pipe.execute()
+            states: list[Any] = pipe.execute()
         self.waiting = {}
-        in_queue, missing = set(queue), set[str]()
         for job_id, (status, rq_id, overdue_at, digest) in zip(job_ids, states, strict=True):
             if status is None or text(status) not in ACTIVE:
                 self.connection.srem(keys.OPEN, job_id)
@@ -50,11 +70,14 @@ class Sweeper:
             if overdue_at is not None and now >= int(overdue_at):
                 self.store.fail(job_id, "not finished within the time limit for a job")
                 continue
-            is_taken = rq_id not in in_queue
-            if digest is not None and (not is_taken or self.connection.exists(keys.pending(job_id))):
+            of_other_model = digest is not None and not self.has_model(text(digest))
+            if of_other_model and (status == b"queued" or self._has_free_picture(job_id, text(digest))):
                 self.waiting[text(digest)] = job_id
-            if is_taken and self._is_lost(job_id):
-                missing.add(job_id)
+            if rq_id not in in_queue:
+                if self._is_lost(job_id):
+                    missing.add(job_id)
+            elif overdue_at is not None and digest is not None:
+                self._in_queue[job_id] = Queued(rq_id, int(overdue_at), text(digest))
         if any(status is None for status, *_ in states):
             fair_queue.recount(self.connection)
         # RQ moves a job from queue to worker in several steps: only what is missing twice in a row is lost.
@@ -62,6 +85,20 @@ class Sweeper:
             self.store.requeue(job_id)
         self._missing = missing - self._missing
         workers.forget_dead(self.connection)
+
+    def _needs_nothing(self, job_id: str, now: int) -> bool:
+        """Whether the job need not be looked at: its RQ job waits, it has time left, and this worker has its model."""
+        seen = self._in_queue.get(job_id)
+        return seen is not None and now < seen.overdue_at and self.has_model(seen.digest)
+
+    def _has_free_picture(self, job_id: str, digest: str) -> bool:
+        """Whether nobody has claimed one of the job's pictures, or the worker died that had one of its model."""
+        if self.connection.exists(keys.pending(job_id)):
+            return True
+        lease_ms = int(self.store.settings.lease_s * 1000)
+        with contextlib.suppress(ResponseError):  # NOGROUP: no worker ever claimed one
+            return bool(self.connection.xpending_range(keys.stream(digest), GROUP, "-", "+", 1, idle=lease_ms))
+        return False
 
     def _is_lost(self, job_id: str) -> bool:
         """Whether the job's RQ job is neither in the queue nor with a live worker."""

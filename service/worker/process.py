@@ -4,6 +4,7 @@ Knows RQ and signals; `runner.py` does the work.
 """
 
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -12,6 +13,7 @@ from types import FrameType
 
 from redis import Redis
 from redis.exceptions import RedisError
+from rq import Queue
 from rq.job import Job
 
 from service import liveness
@@ -31,6 +33,7 @@ from shared.device import DeviceError
 
 log = get_logger(__name__)
 
+BUSY_TAKES_EVERY_S = 1.0  # how long after an RQ job a busy worker takes the next one
 LOOK_EVERY_S = 60.0  # whether results are to be pruned
 
 runner: Runner | None = None  # of this process; `service.worker.run_job` finds it here
@@ -42,10 +45,23 @@ class PictureWorker(QueueWorker):
     def __init__(self, runner: Runner) -> None:
         super().__init__(runner.store.queue, runner.name, RUN_JOB)
         self.runner, self.settings = runner, runner.settings
+        self._job_ended_at = -math.inf
 
     @property
     def has_work(self) -> bool:
         return self.runner.models.busy or self.runner.models.is_measuring
+
+    @property
+    def wants_job(self) -> bool:
+        """Whether to take an RQ job. A busy worker claims the pictures of queued jobs without, so it does so rarely.
+
+        It still does, since a job may be of another model, or lack only its end.
+        """
+        return not self.runner.models.busy or time.monotonic() - self._job_ended_at >= BUSY_TAKES_EVERY_S
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        super().execute_job(job, queue)
+        self._job_ended_at = time.monotonic()
 
     def work_between_jobs(self) -> None:
         """Work on the pictures of other workers' jobs.

@@ -69,7 +69,7 @@ class Runner:
         patience_s = min(settings.storage_timeout_s, settings.lease_s / 2)  # a job's end should not take longer
         results = None if settings.results is None else ResultWriter(settings.results, patience_s)
         self.storer = Storer(self.store, results)
-        self.sweeper = Sweeper(self.store)
+        self.sweeper = Sweeper(self.store, lambda digest: self.models.get(digest) is not None)
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes, settings.storage_timeout_s)
         judge = load_evaluator(cache.fetch(None, kind="evaluator"), self.device)

@@ -11,7 +11,7 @@ from rq.serializers import JSONSerializer
 from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
-from service.store.claims import PictureStream
+from service.store.claims import GROUP, PictureStream
 from service.store.jobs import JobStore
 from service.store.sweep import JOBS_PER_SWEEP, Sweeper
 from tests.service.store.helpers import DIGEST, record
@@ -81,6 +81,53 @@ def test_healthy_jobs_are_left_alone(store: JobStore, sweeper: Sweeper, connecti
     assert connection.smembers(keys.OPEN) == {taken.id.encode(), waiting.id.encode()}
     assert connection.lrange(store.queue.key, 0, -1) == [connection.hget(keys.job(waiting.id), "rq")]
     assert store.statuses([waiting.id]) == {waiting.id: "queued"}
+
+
+def test_jobs_of_a_loaded_model_that_wait_in_rqs_queue_are_looked_at_once(store: JobStore, connection: Redis) -> None:
+    sweeper = Sweeper(store, has_model=lambda digest: digest == DIGEST)
+    jobs = [record() for _ in range(50)]
+    for job in jobs:
+        store.create(job)
+
+    def looked_at() -> int:
+        before = connection.info("commandstats").get("cmdstat_hmget", {"calls": 0})["calls"]
+        sweeper.sweep()
+        return int(connection.info("commandstats")["cmdstat_hmget"]["calls"]) - before
+
+    assert [looked_at(), looked_at()] == [50, 0]
+    lose(store, connection, jobs[0], "dequeued")  # as a worker does that takes the first one
+    assert looked_at() == 1
+
+
+def test_a_job_that_was_seen_in_rqs_queue_fails_when_its_time_is_over(connection: Redis, settings: Settings) -> None:
+    store = JobStore(connection, settings.model_copy(update={"job_timeout_s": 1}))
+    sweeper = Sweeper(store, has_model=lambda digest: True)
+    job = record()
+    store.create(job)
+    sweeper.sweep()
+    time.sleep(1.1)
+    sweeper.sweep()
+    assert store.statuses([job.id]) == {job.id: "failed"}
+
+
+def test_a_job_waits_for_another_worker_only_while_nobody_has_its_pictures(
+    store: JobStore, sweeper: Sweeper, a: PictureStream, connection: Redis
+) -> None:
+    job = record(2)
+    store.create(job)
+
+    def waits() -> bool:
+        sweeper.sweep()
+        return sweeper.waiting == {DIGEST: job.id}
+
+    assert waits()
+    claims = a.claim_new(1)
+    store.begin(job.id)
+    assert waits()  # for its second picture
+    claims += a.claim_new(1)
+    assert not waits()  # although its RQ job is still in the queue
+    connection.xclaim(a.key, GROUP, "a", 0, [claims[0].entry], idle=10**9, justid=True)  # as if worker `a` died
+    assert waits()
 
 
 def set_overdue(connection: Redis, job: JobRecord) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
+from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
 from service.settings import Settings
 from service.store import keys, workers
@@ -23,8 +24,10 @@ from service.store.jobs import JobStore
 from service.worker import process
 from service.worker.process import PictureWorker
 from service.worker.runner import Runner
+from shared.options import SamplingOptions
 from tests.service.conftest import Command
 from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
+from tests.service.worker.conftest import status
 
 
 @pytest.fixture
@@ -201,6 +204,38 @@ def test_no_other_function_is_run_than_ours(
     assert found is not None
     assert found[0].id == ours.id
     assert not store.connection.exists(foreign.key)
+
+
+def test_a_busy_worker_takes_an_rq_job_at_times_only(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It samples their pictures anyway, and RQ executes some thirty commands for each job that a worker takes."""
+    monkeypatch.setattr(process, "BUSY_TAKES_EVERY_S", 3600.0)
+    worker = PictureWorker(runner)
+    jobs = [create(options=SamplingOptions(steps=1000)) for _ in range(2)]
+    found = worker.dequeue_job_and_maintain_ttl(None)
+    assert found is not None
+    monkeypatch.setattr(runner, "run", lambda job_id: runner.run_once())
+    monkeypatch.setattr(process, "runner", runner)
+    worker.execute_job(*found)
+    assert [status(store, job) for job in jobs] == ["running", "running"]
+    assert worker.dequeue_job_and_maintain_ttl(None) is None
+    assert store.queue.count == 1
+    monkeypatch.setattr(process, "BUSY_TAKES_EVERY_S", 0.0)
+    assert worker.dequeue_job_and_maintain_ttl(None) is not None
+
+
+def test_an_idle_worker_takes_the_next_rq_job_at_once(
+    runner: Runner, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "BUSY_TAKES_EVERY_S", 3600.0)
+    monkeypatch.setattr(process, "runner", runner)
+    worker = PictureWorker(runner)
+    for _ in range(2):
+        create()
+        found = worker.dequeue_job_and_maintain_ttl(None)
+        assert found is not None
+        worker.execute_job(*found)
 
 
 def test_an_attempt_to_reach_redis_is_progress(
