@@ -4,6 +4,7 @@ Each command imports what it needs itself: `check` runs every few seconds, and t
 """
 
 import contextlib
+import gc
 import os
 import socket
 import sys
@@ -22,6 +23,8 @@ from shared.checkpoint import CheckpointError
 from shared.registry import resolve
 
 log = get_logger(__name__)
+
+GARBAGE = 10_000  # new objects, before the API looks for garbage among them
 
 HELP = """Generates pictures from labels.
 
@@ -100,6 +103,9 @@ def api(
 
         check_listening(settings, host)
         server = Server(create_app(settings), host=host, port=port)
+        # Looking for garbage took a twelfth of the API's CPU time, with pauses of 75 ms: most of it in what never goes.
+        gc.freeze()
+        gc.set_threshold(GARBAGE, 10, 10)
         server.run()
         if not server.started:
             raise RuntimeError("the API did not start; see its log")
