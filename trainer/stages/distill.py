@@ -76,8 +76,8 @@ def make_student(
 ) -> tuple[AdaptedNetwork, CheckpointInfo]:
     """Return a network that starts as the teacher, or as adapter `start_from`, and the checkpoint that it changes.
 
-    That is the teacher itself or, where the teacher is an adapter, its base. TrainerError if `start_from` changes
-    another checkpoint, or the changes to start with have another rank.
+    That is the teacher itself or, where the teacher is an adapter, its base. The base may have learnt on since
+    `start_from` was made. TrainerError if `start_from` changes another checkpoint, or has changes of another rank.
     """
     base, start = teacher, None
     if adapter := teacher.info.config.get("base"):
@@ -86,12 +86,16 @@ def make_student(
         start_from = start_from or teacher.info.name
     if start_from is not None:
         info, start = load(resolve(storage, start_from, "denoiser"))
-        if info.config.get("base", {}).get("digest") != base.info.digest:
-            raise TrainerError(f"{start_from} is not an adapter of {base.info.name} as it is now")
+        if info.config.get("base", {}).get("name") != base.info.name:
+            raise TrainerError(f"{start_from} is not an adapter of {base.info.name}")
         if rank != (had := info.training.get("rank")):
             raise TrainerError(f"{start_from} has changes of rank {had}; use --rank {had} to continue from it")
     torch.manual_seed(seed)
-    return AdaptedNetwork(base.network, rank, start), base.info
+    try:
+        return AdaptedNetwork(base.network, rank, start), base.info
+    except RuntimeError as error:  # other names or shapes
+        problem = f"{start_from} is an adapter of a former {base.info.name}, which was another network"
+        raise TrainerError(problem) from error
 
 
 class Trajectories:

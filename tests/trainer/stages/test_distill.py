@@ -155,18 +155,32 @@ def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path)
     assert figures["rows_per_picture"] == 2
 
 
-def test_a_run_starts_from_an_adapter_of_the_same_weights(teacher: Denoiser, tmp_path: Path) -> None:
+def test_a_run_starts_from_an_adapter(teacher: Denoiser, tmp_path: Path) -> None:
     path = publish_adapter(_changed(teacher), teacher.info, tmp_path, "first", PATH, {"rank": 2})
     network, base = make_student(teacher, tmp_path, 2, 0, start_from="first")
     with torch.no_grad():
         assert torch.equal(network(*_inputs(teacher)), load_denoiser(path).network(*_inputs(teacher)))
     assert base.digest == teacher.info.digest
-    other = teacher.info.model_copy(update={"digest": "0" * 64})
-    publish_adapter(_changed(teacher), other, tmp_path, "of-other-weights", PATH, {"rank": 2})
-    with pytest.raises(TrainerError, match="of-other-weights is not an adapter of toy as it is now"):
-        make_student(teacher, tmp_path, 2, 0, start_from="of-other-weights")
+    other = teacher.info.model_copy(update={"name": "other"})
+    publish_adapter(_changed(teacher), other, tmp_path, "of-other", PATH, {"rank": 2})
+    with pytest.raises(TrainerError, match="of-other is not an adapter of toy"):
+        make_student(teacher, tmp_path, 2, 0, start_from="of-other")
     with pytest.raises(TrainerError, match="first has changes of rank 2; use --rank 2"):
         make_student(teacher, tmp_path, 3, 0, start_from="first")
+
+
+def test_a_run_starts_from_an_adapter_of_weights_that_have_learnt_on(teacher: Denoiser, tmp_path: Path) -> None:
+    changed = _changed(teacher)
+    former = teacher.info.model_copy(update={"digest": "0" * 64})
+    publish_adapter(changed, former, tmp_path, "first", PATH, {"rank": 2})
+    network, base = make_student(teacher, tmp_path, 2, 0, start_from="first")
+    assert base.digest == teacher.info.digest
+    for key, value in changed.tensors().items():
+        assert torch.equal(network.tensors()[key], value.to(torch.bfloat16).float())
+    del changed.changes[next(iter(changed.changes))]
+    publish_adapter(changed, former, tmp_path, "smaller", PATH, {"rank": 2})
+    with pytest.raises(TrainerError, match="smaller is an adapter of a former toy, which was another network"):
+        make_student(teacher, tmp_path, 2, 0, start_from="smaller")
 
 
 def test_bad_arguments_of_distill_are_refused(command: Command, tmp_path: Path) -> None:
