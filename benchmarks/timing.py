@@ -70,15 +70,13 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Return the seconds of each work in each round. They take turns, so that a slow minute slows all of them.
 
-    One extra round warms up. A `deadline` may end the rounds early, after one at least.
+    One extra round warms up. A `deadline` may end the rounds early; if there was time for one only, it counts.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
-    for number in deadline.rounds(rounds + 1, at_least=2) if deadline else range(rounds + 1):
+    for _ in deadline.rounds(rounds + 1) if deadline else range(rounds + 1):
         for name, work in works.items():
-            taken = seconds(work)
-            if number > 0:
-                times[name].append(taken)
-    return times
+            times[name].append(seconds(work))
+    return {name: taken[1:] or taken for name, taken in times.items()}
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:

@@ -55,6 +55,13 @@ def test_what_was_measured_while_the_machine_changed_is_measured_once_more(
     assert run.change(sections[second]["machine_rate"]) == pytest.approx(0.2)
 
 
+def test_what_took_long_is_measured_once(run_with: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([100.0, 120.0] * 20)
+    monkeypatch.setattr(run, "machine_rate", lambda: next(rates))
+    monkeypatch.setattr(run, "REPEATS_S", -1.0)
+    assert run_with()[1] == list(run.SECTIONS)
+
+
 def test_a_quick_run_measures_once(run_with: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = iter([100.0, 120.0] * 20)
     monkeypatch.setattr(run, "machine_rate", lambda: next(rates))

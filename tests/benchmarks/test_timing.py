@@ -35,6 +35,11 @@ def test_works_take_turns_after_a_warm_up_round() -> None:
     assert ratios([4.0, 9.0], [2.0, 3.0]) == [2.0, 3.0]
 
 
+def test_the_only_round_that_there_is_time_for_counts() -> None:
+    times = in_turn({"a": lambda: None, "b": lambda: None}, rounds=2, deadline=Deadline(0.0))
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 1, "b": 1}
+
+
 @pytest.mark.parametrize(
     ("limit_s", "at_least", "expected_s", "rounds"),
     [(100, 1, 0, 5), (35, 1, 0, 3), (5, 1, 0, 1), (5, 2, 0, 2), (25, 0, 10, 2), (5, 0, 10, 0)],
