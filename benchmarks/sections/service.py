@@ -27,7 +27,7 @@ from shared.diffusion.model import Denoiser
 
 CLIENTS = 32
 SEVERAL = 8  # pictures per larger request
-ROUNDS_S = 150.0  # a slow machine takes fewer rounds
+ROUNDS_S = 300.0  # a slow machine takes fewer rounds
 
 
 def post(connection: HTTPConnection, body: Body) -> None:
