@@ -115,7 +115,8 @@ class PictureStream:
         in_batches = min(IN_BATCHES, most - 1)
         lease_ms = int(self.settings.lease_s * 1000)
         self.connection.eval(_DROP_CONSUMERS, 1, self.key, GROUP, lease_ms)
-        stale = self._pending(lease_ms)
+        most_seen = 100 + len(self._unreadable)  # which must not hide the entries behind them
+        stale = expired_leases(self.connection, self.key, lease_ms, most_seen)
         gone = self._unread(dict(stale))
         pending = [(entry, count) for entry, count in stale if entry not in held and entry not in self._unreadable]
         innocent = [entry for entry, count in pending if count < in_batches]
@@ -143,15 +144,6 @@ class PictureStream:
             return False
         self.connection.pexpire(key, lease_ms)
         return True
-
-    def _pending(self, idle_ms: int) -> list[tuple[str, int]]:
-        """Return entries whose lease was not renewed for `idle_ms`, with how often each was delivered."""
-        try:
-            count = 100 + len(self._unreadable)  # which must not hide the entries behind them
-            found: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=count, idle=idle_ms)
-        except ResponseError:
-            return []
-        return [(text(one["message_id"]), one["times_delivered"]) for one in found]
 
     def _take_over(self, entries: Sequence[str], idle_ms: int) -> list[Claim]:
         """Claim entries unless another worker was faster: XCLAIM takes only those that are still idle."""
@@ -209,3 +201,12 @@ class PictureStream:
                 pipe.xack(self.key, GROUP, *entries)
                 pipe.xdel(self.key, *entries)
                 pipe.execute()
+
+
+def expired_leases(connection: Redis, stream: str, lease_ms: int, count: int) -> list[tuple[str, int]]:
+    """Return up to `count` entries whose lease was not renewed for `lease_ms`, with how often each was delivered."""
+    try:
+        found: Any = connection.xpending_range(stream, GROUP, "-", "+", count=count, idle=lease_ms)
+    except ResponseError:  # NOGROUP: no worker has claimed one yet
+        return []
+    return [(text(one["message_id"]), one["times_delivered"]) for one in found]

@@ -1,19 +1,17 @@
 """Repair what RQ lost: give open jobs a new RQ job, fail overdue ones, forget dead workers."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import ResponseError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from service.contract.records import ACTIVE
 from service.store import fair_queue, keys, workers
-from service.store.claims import GROUP
+from service.store.claims import expired_leases
 from service.store.connection import text
 from service.store.jobs import JobStore
 
@@ -70,8 +68,8 @@ class Sweeper:
             if overdue_at is not None and now >= int(overdue_at):
                 self.store.fail(job_id, "not finished within the time limit for a job")
                 continue
-            of_other_model = digest is not None and not self.has_model(text(digest))
-            if of_other_model and (status == b"queued" or self._has_free_picture(job_id, text(digest))):
+            may_wait = digest is not None and not (text(digest) in self.waiting or self.has_model(text(digest)))
+            if may_wait and (status == b"queued" or self._has_free_picture(job_id, text(digest))):
                 self.waiting[text(digest)] = job_id
             if rq_id not in in_queue:
                 if self._is_lost(job_id):
@@ -93,12 +91,9 @@ class Sweeper:
 
     def _has_free_picture(self, job_id: str, digest: str) -> bool:
         """Whether nobody has claimed one of the job's pictures, or the worker died that had one of its model."""
-        if self.connection.exists(keys.pending(job_id)):
-            return True
         lease_ms = int(self.store.settings.lease_s * 1000)
-        with contextlib.suppress(ResponseError):  # NOGROUP: no worker ever claimed one
-            return bool(self.connection.xpending_range(keys.stream(digest), GROUP, "-", "+", 1, idle=lease_ms))
-        return False
+        is_pending = bool(self.connection.exists(keys.pending(job_id)))
+        return is_pending or bool(expired_leases(self.connection, keys.stream(digest), lease_ms, 1))
 
     def _is_lost(self, job_id: str) -> bool:
         """Whether the job's RQ job is neither in the queue nor with a live worker."""

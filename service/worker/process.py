@@ -53,9 +53,9 @@ class PictureWorker(QueueWorker):
 
     @property
     def wants_job(self) -> bool:
-        """Whether to take an RQ job. A busy worker claims the pictures of queued jobs without, so it does so rarely.
+        """Whether to take an RQ job now: a worker with pictures in progress samples those of queued jobs anyway.
 
-        It still does, since a job may be of another model, or lack only its end.
+        It still takes one now and then, since a job may be of a model that is not loaded, or lack only its end.
         """
         return not self.runner.models.busy or time.monotonic() - self._job_ended_at >= BUSY_TAKES_EVERY_S
 

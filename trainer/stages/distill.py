@@ -43,7 +43,8 @@ def make_config(teacher: CheckpointInfo, changes: list[str]) -> TrainConfig:
 class AdaptedNetwork(nn.Module):
     """A frozen network with trainable changes: of rank `rank` to its matrices, of full size to its vectors.
 
-    The changes start at zero, or as those of an adapter checkpoint of the same rank.
+    The changes start at zero, or as those of an adapter checkpoint of the same rank: ValueError if that is of a network
+    with other names or shapes.
     """
 
     def __init__(self, network: UNet, rank: int, start: dict[str, Tensor] | None = None) -> None:
@@ -60,7 +61,10 @@ class AdaptedNetwork(nn.Module):
             else:
                 self.changes[key] = nn.Parameter(torch.zeros_like(weight))
         if start:
-            self.changes.load_state_dict({key.replace(".", "/"): value for key, value in start.items()})
+            try:
+                self.changes.load_state_dict({key.replace(".", "/"): value for key, value in start.items()})
+            except RuntimeError as error:  # other names or shapes
+                raise ValueError("the changes are of another network") from error
 
     def tensors(self) -> dict[str, Tensor]:
         return {key.replace("/", "."): value for key, value in self.changes.items()}
@@ -93,7 +97,7 @@ def make_student(
     torch.manual_seed(seed)
     try:
         return AdaptedNetwork(base.network, rank, start), base.info
-    except RuntimeError as error:  # other names or shapes
+    except ValueError as error:
         problem = f"{start_from} is an adapter of a former {base.info.name}, which was another network"
         raise TrainerError(problem) from error
 
