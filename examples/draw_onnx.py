@@ -19,7 +19,7 @@ BOUNDED_BELOW = 3.9e-5  # alpha_bar: so small that dividing by its root amplifie
 
 
 def draw_layout(session: onnxruntime.InferenceSession, labels: list[int], rng: np.random.Generator) -> np.ndarray:
-    """Draw the labels' positions (n, 2), one object after the other: row, finer row, column, finer column."""
+    """Draw the labels' positions (n, 2), one object after the other: row, column, finer row, finer column."""
     n, most = len(labels), session.get_inputs()[0].shape[0]
     if n > most:
         raise SystemExit(f"{n} objects: the layout network draws {most} at most")
@@ -33,7 +33,7 @@ def draw_layout(session: onnxruntime.InferenceSession, labels: list[int], rng: n
             odds = np.exp(logits[j] - logits[j].max(), dtype=np.float64).cumsum()
             drawn[j] = np.searchsorted(odds, rng.random() * odds[-1])
         cells = logits.shape[1]
-        row, column = (drawn[[0, 2]] * cells + drawn[[1, 3]] + rng.random(2)) / cells**2
+        row, column = (drawn[:2] * cells + drawn[2:] + rng.random(2)) / cells**2
         inputs["places"][i] = column, row
     return inputs["places"][np.argsort(order)]  # of the labels in their own order
 

@@ -165,7 +165,7 @@ def _write_layouts(denoiser: Denoiser, layouts: LayoutNetwork, out: Path) -> Non
     meanings = {
         "objects": f"int64 ({most}): the indices of the labels to be shown in random order, then zeros",
         "places": f"float32 ({most}, 2): x and y of the objects' centres as far as they are drawn, then zeros",
-        "drawn": f"int64 ({DRAWS}): one object's cells as far as they are drawn: row, finer row, column, finer column",
+        "drawn": f"int64 ({DRAWS}): one object's cells as far as they are drawn: row, column, finer row, finer column",
         "object": "int64 (1): which of the objects that is, from 0",
         "number": "int64 (1): how many objects there are",
         "logits": f"float32 ({DRAWS}, {cells}): of each draw, given those before it",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from shared.diffusion.layouts import LayoutBlock, LayoutNetwork
+    from shared.diffusion.layouts import Factors, Footprint, LayoutBlock, LayoutNetwork
 
 Array = NDArray[np.float32]
 ERF_P = np.float32(0.3275911 / 2**0.5)
@@ -25,47 +25,55 @@ Placed = tuple[Array, Array]  # keys and values (J, heads, D / heads) of placed 
 def draw_places(network: LayoutNetwork, indices: Tensor, generator: torch.Generator) -> Tensor:
     """Draw the positions (n, 2) of objects with labels `indices` (n,), in this order. `network` is in eval mode."""
     n, cells = len(indices), network.config.cells
-    octaves = np.pi * 2.0 ** np.arange(network.octaves, dtype=np.float32)
     blocks = [_Block(cast("LayoutBlock", block)) for block in network.blocks]
+    position, together, wanted = _Mlp(network.position), _Mlp(network.together), _Mlp(network.wanted)
     own, pair = ([_Mlp(cast(nn.Sequential, mlp)) for mlp in part] for part in (network.own, network.pair))
-    norm, position, together = _Norm(network.norm), _Mlp(network.position), _Mlp(network.together)
+    norm, waves = _Norm(network.norm), _Waves(network.octaves)
     names = _array(network.label.weight)[indices.numpy()]  # (n, D)
     free = names + together(names.sum(0)) + _array(network.count.weight)[n]
-
-    def waves(values: Array) -> Array:
-        angles = (values[..., None] * octaves).reshape(*values.shape[:-1], -1)
-        return np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    middles = (np.arange(cells, dtype=np.float32)[:, None] + np.float32(0.5)) / np.float32(cells)
+    rows, columns = (_Mlp(cast(nn.Sequential, side))(waves(middles)) for side in network.sides)  # (cells, K)
+    footprint = _Footprint(network.footprint, waves, middles)
 
     placed: list[Placed] = [block.nothing() for block in blocks]
-    places, of_places = np.zeros((n, 2), np.float32), np.zeros((n, 4 * len(octaves)), np.float32)
+    places, of_places = np.zeros((n, 2), np.float32), np.zeros((n, 4 * network.octaves), np.float32)  # row, column
+    occupied = np.zeros((cells, cells), np.float32)
     for j in range(n):
         if j:
-            x = names[j - 1] + position(of_places[j - 1])
+            x = names[j - 1] + position(waves(places[j - 1, ::-1]))
             for b, block in enumerate(blocks):
                 x, placed[b] = block(x, placed[b])
+            occupied += footprint(places[j - 1], of_places[j - 1])
         h = free[j]
         for block, before in zip(blocks, placed, strict=True):
             h, _ = block(h, before)
-        h, known = norm(h), np.zeros(2, np.float32)  # row and column, as far as they are drawn
-        for i, (alone, beside) in enumerate(zip(own, pair, strict=True)):
+        coarse = cast(Array, (wanted(norm(h)) * rows) @ columns.T - occupied)
+        known = np.zeros(2, np.float32)
+        row = _draw(_log_sum_exp(coarse), generator)
+        known[0] = row / cells
+        for i, terms in enumerate(pair, 1):
             so_far = waves(known)
-            logits = alone(np.concatenate([h, so_far]) if i % 2 == 0 else so_far)
+            logits = coarse[row] if i == 1 else own[i - 2](so_far)
             if j:
-                apart = known - places[:j, ::-1]
-                if i < 2:
-                    apart = apart * np.array([float(i > 0), 0.0], np.float32)  # the column is not known yet
-                inputs = [waves(apart), of_places[:j], np.broadcast_to(so_far, (j, len(so_far)))]
-                logits = logits + beside(np.concatenate(inputs, -1)).sum(0)
-            known[i // 2] += _draw(logits, generator) * [1 / cells, 1 / cells**2][i % 2]
-        places[j] = known[::-1] + torch.rand(2, generator=generator).numpy() / cells**2
+                inputs = [waves(known - places[:j]), of_places[:j], np.broadcast_to(so_far, (j, len(so_far)))]
+                logits = logits + terms(np.concatenate(inputs, -1)).sum(0)
+            known[i % 2] += _draw(logits, generator) / (cells if i < 2 else cells**2)
+        places[j] = known + torch.rand(2, generator=generator).numpy() / cells**2
         of_places[j] = waves(places[j])
-    return torch.from_numpy(places)
+    return torch.from_numpy(places[:, ::-1].copy())
 
 
 def _draw(logits: Array, generator: torch.Generator) -> int:
     odds = np.exp(logits.astype(np.float64) - logits.max())
     u = torch.rand((), generator=generator, dtype=torch.float64).item()
     return min(int(np.searchsorted(np.cumsum(odds), u * odds.sum())), len(logits) - 1)
+
+
+def _log_sum_exp(x: Array) -> Array:
+    """Return the logarithm of the sum of exp(x) over the last axis."""
+    most = x.max(-1)
+    found: Array = np.log(np.exp(x - most[..., None]).sum(-1)) + most
+    return found
 
 
 def _array(parameter: Tensor) -> Array:
@@ -102,6 +110,44 @@ class _Mlp:
         for layer in self.layers[:-1]:
             x = _gelu(layer(x))
         return self.layers[-1](x)
+
+
+class _Waves:
+    """Sines and cosines of (..., C) in octaves: (..., 2 C octaves)."""
+
+    def __init__(self, octaves: int) -> None:
+        self.octaves = np.pi * 2.0 ** np.arange(octaves, dtype=np.float32)
+
+    def __call__(self, values: Array) -> Array:
+        angles = (values[..., None] * self.octaves).reshape(*values.shape[:-1], -1)
+        return np.concatenate([np.sin(angles), np.cos(angles)], -1)
+
+
+class _Footprint:
+    """How much a placed object lowers the logits of all coarse cells."""
+
+    def __init__(self, footprint: Footprint, waves: _Waves, middles: Array) -> None:
+        self.sides = [_Factors(factors, waves, middles) for factors in (footprint.rows, footprint.columns)]
+        self.bias = _array(footprint.bias)
+
+    def __call__(self, place: Array, of_place: Array) -> Array:
+        """place (2,): row and column, and its waves -> (cells, cells)."""
+        rows, columns = (side(at, of_place) for side, at in zip(self.sides, place, strict=True))
+        lowered: Array = np.logaddexp(np.float32(0), rows @ columns.T + self.bias)  # softplus
+        return lowered
+
+
+class _Factors:
+    """The factors of the coarse rows or columns, given an object's place."""
+
+    def __init__(self, factors: Factors, waves: _Waves, middles: Array) -> None:
+        self.waves, self.middles = waves, middles
+        self.offset, self.hidden, self.out = _Linear(factors.offset), _Linear(factors.hidden), _Linear(factors.out)
+        self.line, self.place = waves(middles) @ _array(factors.line.weight).T, _array(factors.place.weight).T
+
+    def __call__(self, at: np.float32, of_place: Array) -> Array:
+        h = self.offset(self.waves(self.middles - at)) + self.line + of_place @ self.place
+        return self.out(np.maximum(self.hidden(np.maximum(h, 0)), 0))
 
 
 class _Norm:

@@ -22,7 +22,7 @@ from shared.options import NoOtherFields
 
 OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from every pixel
 LAYOUTS = "layouts."  # prefix of the layout network's tensors in a checkpoint
-DRAWS = 4  # for each object: coarse row, fine row, coarse column, fine column
+DRAWS = 4  # for each object: coarse row, coarse column, fine row, fine column
 WAVES = 20  # sines and cosines of one coordinate: ten octaves, down to a 512th of a picture
 OCTAVES = 2.0 ** torch.arange(WAVES // 2)
 
@@ -62,6 +62,7 @@ class LayoutConfig(NoOtherFields):
     most: Positive  # objects in one picture
     cells: Positive = 64  # coarse cells along each side, and fine cells along each side of a coarse one
     width: Positive = 64
+    rank: Positive = 48  # of maps of the coarse cells, which are products of factors for rows and for columns
     layers: Positive = 2
     heads: Positive = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
@@ -70,11 +71,13 @@ class LayoutConfig(NoOtherFields):
 class LayoutNetwork(nn.Module):
     """p(positions | label set), one object after the other in random order (order-agnostic, Uria et al. 2014).
 
-    A position is four draws: a coarse cell's row, a fine row inside it, and the same for the column. So the network can
-    learn both wide areas and exact places. The logits of each draw are a sum of two parts. A transformer (Vaswani et
-    al. 2017) gives the first: two tokens stand for each object, one with its label and position, the other with its
-    label alone, which sees the objects before it. A small network gives the second: a term for each object before it,
-    from their positions alone, as objects keep each other at a distance (a pairwise interaction process).
+    A position is four draws: a coarse row and column, then a fine row and column inside them. So the network can learn
+    both wide areas and exact places. A map of the coarse cells gives the first two: what a transformer (Vaswani et al.
+    2017) makes of the labels, and of the objects before, minus the footprint of each of those, from its position alone,
+    as objects keep each other at a distance (a pairwise interaction process). A row is as likely as all its cells. To
+    the logits of the other three draws, each object before adds a term that knows what is drawn so far. In the
+    transformer two tokens stand for each object, one with its label and position, the other with its label alone, which
+    sees the objects before it.
     """
 
     octaves = len(OCTAVES)
@@ -89,9 +92,12 @@ class LayoutNetwork(nn.Module):
         self.count = nn.Embedding(config.most + 1, d)
         self.blocks = nn.ModuleList(LayoutBlock(d, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d)
+        self.wanted = _mlp(d, d, config.rank)
+        self.sides = nn.ModuleList(_mlp(WAVES, d, config.rank) for _ in range(2))  # rows, columns
+        self.footprint = Footprint(d // 2, config.rank, cells)
         # fine cells do not see the labels: the network could otherwise learn single pictures by heart
-        self.own = nn.ModuleList(_mlp(d * (i % 2 == 0) + 2 * WAVES, d, cells) for i in range(DRAWS))
-        self.pair = nn.ModuleList(_mlp(6 * WAVES, d, d, cells) for _ in range(DRAWS))
+        self.own = nn.ModuleList(_mlp(2 * WAVES, d, cells) for _ in range(DRAWS - 2))
+        self.pair = nn.ModuleList(_mlp(6 * WAVES, d, d, cells) for _ in range(DRAWS - 1))
 
     def forward(self, indices: Tensor, positions: Tensor) -> Tensor:
         """Return -log p in nats of each object's position given those before it: (B, N) float32.
@@ -100,13 +106,19 @@ class LayoutNetwork(nn.Module):
         """
         h = self._hidden(*self._unplaced(indices), positions)
         N, cells = indices.shape[1], self.config.cells
-        fine = (positions.flip(-1) * cells**2).long().clamp(0, cells**2 - 1)  # (B, N, 2): row, column
-        chosen = torch.stack([fine[..., 0] // cells, fine[..., 0] % cells, fine[..., 1] // cells, fine[..., 1] % cells])
-        pairs = torch.tril_indices(N, N, -1, device=h.device)
-        losses, waves = torch.zeros_like(positions[..., 0]), _waves(positions[:, pairs[1]])
-        for i, cell in enumerate(chosen):
-            logits = self._logits(i, h, _known(chosen[:i], cells, positions), positions, pairs, waves)
-            losses = losses + F.cross_entropy(logits.float().movedim(-1, 1), cell, reduction="none")
+        places = positions.flip(-1)  # row, column
+        fine = (places * cells**2).long().clamp(0, cells**2 - 1)
+        drawn = torch.cat([fine // cells, fine % cells], -1).unbind(-1)  # DRAWS of (B, N)
+        footprints = self.footprint(places[:, :-1]).float().cumsum(1)  # of all objects before each but the first
+        coarse = self._map(h).float() - F.pad(footprints, (0, 0, 0, 0, 1, 0))
+        losses = _cross_entropy(coarse.logsumexp(-1), drawn[0])
+        pairs, known = torch.tril_indices(N, N, -1, device=h.device), torch.zeros_like(places)
+        for i in range(1, DRAWS):
+            known = _refined(known, i - 1, drawn[i - 1], cells)
+            in_row = coarse.take_along_dim(drawn[0][..., None, None], 2)[:, :, 0]
+            logits = in_row if i == 1 else self.own[i - 2](_waves(known)).float()
+            terms = self._pair_terms(i, known[:, pairs[0]], places[:, pairs[1]])
+            losses = losses + _cross_entropy(logits.index_add(1, pairs[0], terms.float()), drawn[i])
         return losses
 
     @torch.inference_mode()
@@ -131,43 +143,30 @@ class LayoutNetwork(nn.Module):
         most, cells = self.config.most, self.config.cells
         h = self._hidden(*self._unplaced(objects[None], number), places[None]).index_select(1, object)  # (1, 1, D)
         before = (torch.arange(most, device=object.device) < object)[:, None]  # (most, 1)
-        logits = []
-        for i in range(DRAWS):
-            known = _known(drawn[:i, None, None], cells, places[None, :1])  # (1, 1, 2)
-            terms = self._pair_terms(
-                i, known.expand(1, most, 2), places[None], _waves(places[None])
-            )  # (1, most, cells)
-            logits.append(self._own_logits(i, h, known)[:, 0] + (terms * before).sum(1))
-        return torch.cat(logits)
+        others = places[None].flip(-1)
+        coarse = self._map(h)[0, 0] - (self.footprint(others)[0] * before[..., None]).sum(0)
+        logits, known = [coarse.logsumexp(-1)], torch.zeros_like(places[None, :1])  # (1, 1, 2)
+        for i in range(1, DRAWS):
+            known = _refined(known, i - 1, drawn[None, i - 1 : i], cells)
+            own = coarse.index_select(0, drawn[:1])[0] if i == 1 else self.own[i - 2](_waves(known))[0, 0]
+            terms = self._pair_terms(i, known.expand(1, most, 2), others)  # (1, most, cells)
+            logits.append(own + (terms[0] * before).sum(0))
+        return torch.stack(logits)
 
-    def _logits(self, i: int, h: Tensor, known: Tensor, places: Tensor, pairs: Tensor, waves: Tensor) -> Tensor:
-        """Return the logits of draw i for M objects: (B, M, cells).
+    def _map(self, h: Tensor) -> Tensor:
+        """Return what the transformer wants of each coarse cell: h (B, M, D) -> (B, M, cells, cells), rows first."""
+        middles = _waves(_middles(self.config.cells, h.device))
+        rows, columns = (side(middles) for side in self.sides)  # (cells, K)
+        wanted: Tensor = (self.wanted(h)[..., None, :] * rows) @ columns.T
+        return wanted
 
-        h (B, M, D). known (B, M, 2): row and column as far as they are drawn, 0 before. places (B, N, 2): those of all
-        objects. pairs (2, P): which of the M comes after which of the N. waves (B, P, 2 WAVES): of the latter's places,
-        the same in all draws.
+    def _pair_terms(self, i: int, known: Tensor, earlier: Tensor) -> Tensor:
+        """Return the terms of P pairs of objects in draw i: (B, P, cells).
+
+        known (B, P, 2): row and column of the later, as far as they are drawn; earlier (B, P, 2): of the other.
         """
-        logits, (later, earlier) = self._own_logits(i, h, known), pairs
-        if not len(later):
-            return logits
-        terms = self._pair_terms(i, known[:, later], places[:, earlier], waves)
-        return logits.index_add(1, later, terms.to(logits.dtype))
-
-    def _own_logits(self, i: int, h: Tensor, known: Tensor) -> Tensor:
-        """Return the part that the labels, and the transformer, give: (B, M, cells)."""
-        waves = _waves(known)
-        logits: Tensor = self.own[i](torch.cat([h, waves.to(h.dtype)], -1) if i % 2 == 0 else waves)
-        return logits
-
-    def _pair_terms(self, i: int, known: Tensor, earlier: Tensor, waves: Tensor) -> Tensor:
-        """Return the terms of pairs of objects: known (B, P, 2) of the later, earlier (B, P, 2) -> (B, P, cells).
-
-        waves (B, P, 2 WAVES): of the earlier.
-        """
-        apart = known - earlier.flip(-1)
-        if i < 2:
-            apart = apart * torch.tensor([float(i > 0), 0.0])  # the column is not known yet
-        terms: Tensor = self.pair[i](torch.cat([_waves(apart), waves, _waves(known)], -1))
+        waves = [_waves(known - earlier), _waves(earlier), _waves(known)]
+        terms: Tensor = self.pair[i - 1](torch.cat(waves, -1))
         return terms
 
     def _unplaced(self, indices: Tensor, number: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,23 +196,59 @@ class LayoutNetwork(nn.Module):
         return out
 
 
+class Footprint(nn.Module):
+    """How much an object lowers the logits of all coarse cells: places (..., 2), row and column -> (..., cells, cells).
+
+    Softplus of a sum of `rank` products of a factor for the row and one for the column: nothing where objects do not
+    disturb each other, as much as is needed where they do.
+    """
+
+    def __init__(self, width: int, rank: int, cells: int) -> None:
+        super().__init__()
+        self.rows, self.columns = Factors(width, rank, cells), Factors(width, rank, cells)
+        self.bias = nn.Parameter(torch.tensor(-3.0))  # at first no object disturbs another
+
+    def forward(self, places: Tensor) -> Tensor:
+        return F.softplus(self.rows(places, 0) @ self.columns(places, 1).mT + self.bias)
+
+
+class Factors(nn.Module):
+    """The factors of each coarse row, or column, given an object's place: (..., 2) -> (..., cells, rank)."""
+
+    def __init__(self, width: int, rank: int, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+        self.offset, self.hidden, self.out = nn.Linear(WAVES, width), nn.Linear(width, width), nn.Linear(width, rank)
+        self.line, self.place = (nn.Linear(n * WAVES, width, bias=False) for n in (1, 2))
+
+    def forward(self, places: Tensor, axis: int) -> Tensor:
+        middles = _middles(self.cells, places.device)
+        apart = _waves(middles - places[..., None, axis : axis + 1])  # (..., cells, WAVES)
+        h = self.offset(apart) + self.line(_waves(middles)) + self.place(_waves(places))[..., None, :]
+        out: Tensor = self.out(F.relu(self.hidden(F.relu(h))))
+        return out
+
+
+def _middles(cells: int, device: torch.device) -> Tensor:
+    """Return the middles of the coarse cells along one side: (cells, 1)."""
+    return ((torch.arange(cells, device=device) + 0.5) / cells)[:, None]
+
+
 def _waves(values: Tensor) -> Tensor:
-    """Return sines and cosines of (..., 2) in octaves: (..., 2 * WAVES)."""
+    """Return sines and cosines of (..., C) in octaves: (..., C * WAVES)."""
     angles = (values[..., None] * math.pi * OCTAVES.to(values.device)).flatten(-2)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-def _known(drawn: Tensor | Sequence[Tensor], cells: int, like: Tensor) -> Tensor:
-    """Return row and column (B, M, 2) as far as they are drawn: the corner of the cell, and 0 for what is not drawn."""
-    found = torch.zeros_like(like)
-    for i, cell in enumerate(drawn):
-        _refine(found, i, cell, cells)
-    return found
+def _refined(known: Tensor, i: int, cell: Tensor, cells: int) -> Tensor:
+    """Return row and column (..., 2), as far as they were drawn, with what draw i has given: cell (...)."""
+    size = 1 / cells if i < 2 else 1 / cells**2
+    return known + torch.stack([cell * (i % 2 == 0), cell * (i % 2 == 1)], -1) * size
 
 
-def _refine(known: Tensor, i: int, cell: Tensor, cells: int) -> None:
-    """Add what draw i has given, cell (B, M), to row and column (B, M, 2)."""
-    known[..., i // 2] += cell * [1 / cells, 1 / cells**2][i % 2]
+def _cross_entropy(logits: Tensor, cell: Tensor) -> Tensor:
+    """Return -log p of each drawn cell: logits (B, N, C), cell (B, N) -> (B, N)."""
+    return F.cross_entropy(logits.flatten(0, 1), cell.flatten(), reduction="none").view(cell.shape)
 
 
 def _mlp(*widths: int) -> nn.Sequential:

@@ -126,7 +126,10 @@ def _layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> Layouts:
         )
     network = LayoutNetwork(LayoutConfig.model_validate(info.config["layouts"]))
     names = [name for name in state if name.startswith(LAYOUTS)]
-    network.load_state_dict({name.removeprefix(LAYOUTS): state.pop(name).float() for name in names})
+    tensors = {name.removeprefix(LAYOUTS): state.pop(name).float() for name in names}
+    if tensors.keys() != network.state_dict().keys():
+        raise ValueError("its layout network is of another version; `trainer fit-layouts` learns one anew")
+    network.load_state_dict(tensors)
     return network.eval()
 
 

@@ -133,7 +133,7 @@ def test_the_layout_network(exported: Path) -> None:
     for n in range(1, most + 1):
         objects = torch.randperm(len(ICLEVR), generator=generator)[:most]
         cells = torch.randint(0, layouts.config.cells, (most, DRAWS), generator=generator)
-        places = (cells[:, [2, 0]] + cells[:, [3, 1]] / layouts.config.cells) / layouts.config.cells + 1e-4
+        places = (cells[:, [1, 0]] + cells[:, [3, 2]] / layouts.config.cells) / layouts.config.cells + 1e-4
         losses = []
         for i in range(n):
             inputs = {"objects": objects, "places": places, "drawn": cells[i]}

@@ -28,6 +28,7 @@ def arrangements(
     Of several folders, the first that shows a number of objects is compared with, as in training.
     """
     from shared.diffusion.model import load_denoiser
+    from shared.vocabulary import ICLEVR
     from trainer.data import read_arrangements
     from trainer.studies.arrangements import compare_arrangements
 
@@ -39,10 +40,15 @@ def arrangements(
     with terminal.bar() as progress:
         task = progress.add_task("drawing arrangements", total=None)
         told = compare_arrangements(
-            denoiser.layouts, positions, count=count, seed=seed, advance=lambda n: progress.advance(task, n)
-        )
-    rows = [[str(one.objects), str(one.tested), f"{one.accuracy:.3f}", f"{0.5 / one.tested**0.5:.3f}"] for one in told]
-    head = ["objects", "tested", "classifier right", "standard error of chance"]
+            denoiser.layouts, positions, count=count, seed=seed, advance=lambda n: progress.advance(task, n),
+            ruled=denoiser.vocabulary == ICLEVR,
+        )  # fmt: skip
+    rows = [
+        [str(one.objects), str(one.tested), f"{one.accuracy:.3f}", f"{0.5 / one.tested**0.5:.3f}",
+         "-" if one.misplaced is None else f"{one.misplaced:.3f}"]
+        for one in told
+    ]  # fmt: skip
+    head = ["objects", "tested", "classifier right", "standard error of chance", "break the renderer's rules"]
     terminal.print_table(f"arrangements of {denoiser.info.name} and of the data", head, rows)
     terminal.write_json(json_out, [asdict(one) for one in told])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,6 +24,7 @@ COLORS = {  # sRGB values, used as linear reflectance, as CLEVR does
     "yellow": (255, 238, 51),
 }
 RADIUS = 0.6  # world units: a sphere's and a cylinder's radius, a cube's half-edge
+HALF_SIDE = 3.0  # world units: objects stand in [-3, 3]^2
 CAMERA = np.array([7.4811, -6.5076, 5.3437])
 TAN_HALF_FOV = 16 / 35  # horizontal: lens 35 on a 32 wide sensor
 ASPECT = 4 / 3
@@ -61,31 +62,42 @@ def picture_position(placed: SceneObject) -> tuple[float, float]:
     return float(0.5 + 0.5 * (centre @ right) / reach), float(0.5 - 0.5 * (centre @ up) / (reach / ASPECT))
 
 
-def _fits(placed: list[SceneObject], x: float, y: float) -> bool:
-    """Check CLEVR's placement rules: inside the frame, and apart from others, also along both camera axes."""
+def ground_position(point: tuple[float, float]) -> tuple[float, float]:
+    """Return the world's x and y of an object whose centre appears at `point`: the inverse of `picture_position`."""
     forward, right, up = camera_axes()
-    for other in placed:
-        dx, dy = x - other.x, y - other.y
+    across, upward = (2 * point[0] - 1) * TAN_HALF_FOV, (1 - 2 * point[1]) * TAN_HALF_FOV / ASPECT
+    ray = forward + across * right + upward * up
+    x, y, _ = CAMERA + (RADIUS - CAMERA[2]) / ray[2] * ray
+    return float(x), float(y)
+
+
+def breaches(placed: Iterable[tuple[float, float]], x: float, y: float) -> Iterator[float]:
+    """Return by how many world units an object at x, y breaks each of CLEVR's placement rules, if more than 0.
+
+    Objects stand in a square, apart from others, also along both camera axes, and inside the frame.
+    """
+    forward, right, up = camera_axes()
+    for other_x, other_y in placed:
+        dx, dy = x - other_x, y - other_y
         across, along = dx * right[0] + dy * right[1], (dx * forward[0] + dy * forward[1]) / math.hypot(*forward[:2])
-        if math.hypot(dx, dy) < 2 * RADIUS + 0.25 or min(abs(across), abs(along)) < 0.4:
-            return False
+        yield 2 * RADIUS + 0.25 - math.hypot(dx, dy)
+        yield 0.4 - min(abs(across), abs(along))
+    yield max(abs(x), abs(y)) - HALF_SIDE
     centre = np.array([x, y, RADIUS]) - CAMERA
-    depth = centre @ forward
-    reach = 1.25 * RADIUS
-    u = (abs(centre @ right) + reach) / (depth * TAN_HALF_FOV)
-    v = (abs(centre @ up) + reach) / (depth * TAN_HALF_FOV / ASPECT)
-    return bool(max(u, v) <= 0.97)
+    half_width = centre @ forward * TAN_HALF_FOV  # of what the camera sees at this depth
+    yield abs(centre @ right) + 1.25 * RADIUS - 0.97 * half_width
+    yield abs(centre @ up) + 1.25 * RADIUS - 0.97 * half_width / ASPECT
 
 
 def place(names: Sequence[tuple[str, str]], rng: np.random.Generator, *, centre: bool = True) -> list[SceneObject]:
-    """Place (colour, shape) objects uniformly in [-3, 3]^2 by rejection; the first at the origin if `centre`."""
+    """Place (colour, shape) objects uniformly in a square by rejection; the first at the origin if `centre`."""
     while True:
         scene: list[SceneObject] = []
         for color, shape in names:
             for _ in range(200):
                 fixed = centre and not scene
-                x, y = (0.0, 0.0) if fixed else rng.uniform(-3, 3, 2)
-                if fixed or _fits(scene, x, y):
+                x, y = (0.0, 0.0) if fixed else rng.uniform(-HALF_SIDE, HALF_SIDE, 2)
+                if fixed or all(breach <= 0 for breach in breaches([(one.x, one.y) for one in scene], x, y)):
                     scene.append(SceneObject(shape, color, float(x), float(y), float(rng.uniform(0, 2 * math.pi))))
                     break
             else:

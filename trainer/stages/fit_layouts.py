@@ -30,9 +30,10 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_log, save_state, step_seed
 
-BATCH: Final = 128
+OBJECTS: Final = 512  # in a batch, as many layouts as that makes
 LR: Final = 1.5e-3
 WARMUP_STEPS: Final = 100
+COOLDOWN: Final = 0.6  # of the run: its last part, in which the rate falls to zero
 HELD_OUT: Final = 20  # one layout of so many is not learnt from
 EMA_DECAY: Final = 0.995
 CHECK_EVERY: Final = 100  # steps
@@ -149,9 +150,9 @@ def fit_layouts(
             generator = torch.manual_seed(step_seed(seed, run.step))  # the global one, which dropout draws from
             n = numbers[int(torch.multinomial(shares, 1, generator=generator))]  # a batch's layouts have one size
             indices, places = parts[n][0]
-            chosen = torch.randint(len(indices), (BATCH,), generator=generator)
+            chosen = torch.randint(len(indices), (max(1, OBJECTS // n),), generator=generator)
             for group in optimizer.param_groups:
-                group["lr"] = LR * min(1.0, (run.step + 1) / WARMUP_STEPS) * min(1.0, (1 - progress) / 0.5)
+                group["lr"] = LR * min(1.0, (run.step + 1) / WARMUP_STEPS) * min(1.0, (1 - progress) / COOLDOWN)
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
                 loss = network(*shuffled((indices[chosen], places[chosen]), generator)).mean()
             loss.backward()

@@ -78,8 +78,8 @@ def drawn_by_modules(network: LayoutNetwork, labels: torch.Tensor, generator: to
             logits = network.step(objects, places, drawn, torch.tensor([j]), torch.tensor([len(present)]))[i]
             u = torch.rand((), generator=generator, dtype=torch.float64)
             drawn[i] = torch.searchsorted(logits.double().softmax(-1).cumsum(-1), u).clamp(max=cells - 1)
-        row, fine_row, column, fine_column = drawn.tolist()
-        inside = torch.rand(2, generator=generator) / cells**2
+        row, column, fine_row, fine_column = drawn.tolist()
+        inside = torch.rand(2, generator=generator).flip(0) / cells**2  # drawn as row, column
         corner = [(column * cells + fine_column) / cells**2, (row * cells + fine_row) / cells**2]
         places[j] = torch.tensor(corner) + inside
     return positions_at(present.tolist(), places[: len(present)].tolist(), len(labels))

@@ -23,7 +23,7 @@ def test_the_layout_network_learns_which_label_stands_where(tmp_path: Path) -> N
     vocabulary, count = Vocabulary(("sky", "boat")), 600
     heights = torch.rand(count, 2, generator=generator).sort(1).values  # y from the top: the sky's is the smaller
     positions = torch.stack([torch.rand(count, 2, generator=generator), heights], -1)
-    network = fit_layouts(positions, vocabulary, tmp_path, steps=100)
+    network = fit_layouts(positions, vocabulary, tmp_path, steps=100, shape={"cells": 16})
     drawn = torch.stack([network.draw(torch.ones(2), generator) for _ in range(300)])
     assert float((drawn[:, 0, 1] < drawn[:, 1, 1]).float().mean()) >= 0.75
 
@@ -31,7 +31,7 @@ def test_the_layout_network_learns_which_label_stands_where(tmp_path: Path) -> N
 def test_a_layout_run_resumes_where_it_stopped(tmp_path: Path) -> None:
     dataset = rendered(tmp_path / "data")
     assert dataset.positions is not None
-    fit = partial(fit_layouts, dataset.positions, dataset.vocabulary, steps=4)
+    fit = partial(fit_layouts, dataset.positions, dataset.vocabulary, steps=4, shape={"cells": 8})
     whole = fit(tmp_path / "whole")
 
     class Stop(Exception):

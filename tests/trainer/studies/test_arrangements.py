@@ -13,8 +13,8 @@ from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser
 from tests.trainer.command_line import Command, refused
 from trainer.data import read_arrangements
-from trainer.scenes.scene import picture_position, place
-from trainer.studies.arrangements import accuracy_of_test, compare_arrangements, features
+from trainer.scenes.scene import SceneObject, ground_position, picture_position, place
+from trainer.studies.arrangements import CLEARLY, accuracy_of_test, compare_arrangements, features, share_misplaced
 
 K = 5
 
@@ -83,6 +83,27 @@ def test_features_of_two_arrangements_by_hand() -> None:
     ]
 
 
+def test_scenes_of_the_renderer_keep_its_rules() -> None:
+    assert share_misplaced(_scenes(20, K, 4)) == 0
+
+
+@pytest.mark.parametrize(
+    ("other", "breach"),
+    [
+        ((1.45, 0.0), 0.0),  # as near as objects come
+        ((1.15, 0.0), 0.3),
+        ((3.3, 0.0), 0.3),  # outside the square
+        ((-1.5, 1.3), 0.397),  # right behind the other, as the camera is at (7.5, -6.5)
+        ((3.0, 3.0), 0.229),  # not wholly in the frame
+    ],
+)
+def test_what_the_renderer_would_not_make(other: tuple[float, float], breach: float) -> None:
+    points = [picture_position(SceneObject("cube", "red", x, y, 0.0)) for x, y in [(0.0, 0.0), other]]
+    assert ground_position(points[1]) == pytest.approx(other)
+    positions = positions_at([0, 3], points, K)[None]
+    assert share_misplaced(positions) == (breach > CLEARLY)
+
+
 def test_too_few_pictures_are_not_tested() -> None:
     positions = _scenes(49, 2, 0)
     assert compare_arrangements(Uniform(), positions, count=99, seed=0, advance=lambda n: None) == []
@@ -126,6 +147,7 @@ def test_the_command(command: Command, tmp_path: Path) -> None:
     (figures,) = json.loads(Path("a.json").read_text())
     assert (figures["objects"], figures["tested"]) == (1, 60)
     assert f"{figures['accuracy']:.3f}" in out
+    assert 0 <= figures["misplaced"] <= 1
     refused(command("arrangements", data, "--model", "labels"), "labels takes no positions")
     (data / "positions.json").unlink()
     refused(command("arrangements", data, "--model", "placing"), r"positions\.json")
