@@ -50,6 +50,13 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+def rate_share(step: int, progress: float, warmup_steps: int, cooldown: float) -> float:
+    """Return the factor of the learning rate: a linear warm-up, then 1, then linear to 0 over the last `cooldown`."""
+    warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    down = min(1.0, max(0.0, 1 - progress) / cooldown) if cooldown else 1.0
+    return warm * down
+
+
 def step_seed(seed: int, step: int) -> int:
     """Return the seed of all randomness in a step. It follows from (seed, step), so resuming needs no random state."""
     return seed * 1_000_003 + step

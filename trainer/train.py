@@ -29,7 +29,7 @@ from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of, support_of
 from trainer.errors import TrainerError
 from trainer.loss import Denoising, Objective
-from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_log, save_state, step_seed
+from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, rate_share, run_log, save_state, step_seed
 
 
 def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
@@ -64,10 +64,7 @@ def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Return the rate of a step: linear warm-up, constant, then linear to zero over the last `cooldown` of the run."""
-    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    down = min(1.0, max(0.0, 1 - progress) / config.cooldown) if config.cooldown else 1.0
-    return config.lr * warm * down
+    return config.lr * rate_share(step, progress, config.warmup_steps, config.cooldown)
 
 
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:

@@ -112,10 +112,10 @@ class LayoutNetwork(nn.Module):
         footprints = self.footprint(places[:, :-1]).float().cumsum(1)  # of all objects before each but the first
         coarse = self._map(h).float() - F.pad(footprints, (0, 0, 0, 0, 1, 0))
         losses = _cross_entropy(coarse.logsumexp(-1), drawn[0])
+        in_row = coarse.take_along_dim(drawn[0][..., None, None], 2)[:, :, 0]
         pairs, known = torch.tril_indices(N, N, -1, device=h.device), torch.zeros_like(places)
         for i in range(1, DRAWS):
             known = _refined(known, i - 1, drawn[i - 1], cells)
-            in_row = coarse.take_along_dim(drawn[0][..., None, None], 2)[:, :, 0]
             logits = in_row if i == 1 else self.own[i - 2](_waves(known)).float()
             terms = self._pair_terms(i, known[:, pairs[0]], places[:, pairs[1]])
             losses = losses + _cross_entropy(logits.index_add(1, pairs[0], terms.float()), drawn[i])

@@ -94,10 +94,11 @@ def place(names: Sequence[tuple[str, str]], rng: np.random.Generator, *, centre:
     while True:
         scene: list[SceneObject] = []
         for color, shape in names:
+            others = [(one.x, one.y) for one in scene]
             for _ in range(200):
                 fixed = centre and not scene
                 x, y = (0.0, 0.0) if fixed else rng.uniform(-HALF_SIDE, HALF_SIDE, 2)
-                if fixed or all(breach <= 0 for breach in breaches([(one.x, one.y) for one in scene], x, y)):
+                if fixed or all(breach <= 0 for breach in breaches(others, x, y)):
                     scene.append(SceneObject(shape, color, float(x), float(y), float(rng.uniform(0, 2 * math.pi))))
                     break
             else:

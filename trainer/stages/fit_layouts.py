@@ -28,7 +28,7 @@ from shared.vocabulary import Vocabulary
 from trainer.averages import warmed_up_average
 from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of
-from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_log, save_state, step_seed
+from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, rate_share, run_log, save_state, step_seed
 
 OBJECTS: Final = 512  # in a batch, as many layouts as that makes
 LR: Final = 1.5e-3
@@ -152,7 +152,7 @@ def fit_layouts(
             indices, places = parts[n][0]
             chosen = torch.randint(len(indices), (max(1, OBJECTS // n),), generator=generator)
             for group in optimizer.param_groups:
-                group["lr"] = LR * min(1.0, (run.step + 1) / WARMUP_STEPS) * min(1.0, (1 - progress) / COOLDOWN)
+                group["lr"] = LR * rate_share(run.step, progress, WARMUP_STEPS, COOLDOWN)
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
                 loss = network(*shuffled((indices[chosen], places[chosen]), generator)).mean()
             loss.backward()
