@@ -116,7 +116,11 @@ def publish_network(
 
 
 def starting_weights(storage: Location, name: str, config: TrainConfig, dataset: Dataset) -> dict[str, Tensor]:
-    """Return a published denoiser's weights, to start a run with `config` from them. Only positions may be new."""
+    """Return a published denoiser's weights, to start a run with `config` from them.
+
+    New may be positions, and blocks after those that a level has: a new block passes its input on until it has learnt
+    (Chen et al. 2016, "Net2Net", sec. 2.3), since its last convolution starts at zero.
+    """
     info, weights = load(resolve(storage, name, "denoiser"))
     if base := info.config.get("base"):
         raise TrainerError(f"{name} is an adapter; start from the checkpoint that it changes, {base['name']}")
@@ -126,10 +130,20 @@ def starting_weights(storage: Location, name: str, config: TrainConfig, dataset:
     network = NetworkConfig.model_validate(info.config["network"])
     if wanted["network"]["positions"]:
         network = network.model_copy(update={"positions": True})
+    network = network.model_copy(update=_more_blocks(network, NetworkConfig.model_validate(wanted["network"])))
     found = {"aspect": dataset.aspect, **info.config, "network": network.model_dump(mode="json")}
     if different := [key for key in wanted if wanted[key] != found.get(key)]:
         raise TrainerError(f"{name} has another {', '.join(different)} than this run; it cannot be started from")
     return {key: value for key, value in weights.items() if not key.startswith("layouts")}  # the run has its own
+
+
+def _more_blocks(found: NetworkConfig, wanted: NetworkConfig) -> dict[str, tuple[int, ...]]:
+    """Return the numbers of blocks of `wanted` where none is smaller and the levels are as many."""
+    numbers = {side: (getattr(found, side), getattr(wanted, side)) for side in ("encoder_blocks", "decoder_blocks")}
+    return {
+        side: new for side, (old, new) in numbers.items()
+        if len(old) == len(new) and all(more >= blocks for blocks, more in zip(old, new, strict=True))
+    }  # fmt: skip
 
 
 def train(

@@ -192,6 +192,27 @@ def test_a_run_can_start_from_published_weights(dataset: Dataset, tmp_path: Path
         starting_weights(tmp_path, "first", _config(schedule="linear"), dataset)
 
 
+def test_a_deeper_network_starts_as_the_one_that_it_starts_from(dataset: Dataset, tmp_path: Path) -> None:
+    config = _config()
+    published = training.make_network(config, dataset)
+    for parameter in published.parameters():  # a fresh network predicts zero whatever its blocks do
+        torch.nn.init.normal_(parameter, std=0.1)
+    publish_network(published, config, dataset, tmp_path, "shallow", {})
+    blocks = [count + 1 for count in published.config.decoder_blocks]
+    deeper = _config(network={**config.network, "decoder_blocks": blocks})
+    start = starting_weights(tmp_path, "shallow", deeper, dataset)
+    network = training.make_network(deeper, dataset)
+    network.load_state_dict({**network.state_dict(), **start})
+    published.load_state_dict(start)
+    x, t, keep = torch.randn(2, 3, 16, 16), torch.tensor([3, 500]), torch.tensor([True, False])
+    assert len(network.state_dict()) > len(start)
+    torch.testing.assert_close(network(x, t, dataset.labels[:2], keep), published(x, t, dataset.labels[:2], keep))
+
+    publish_network(network, deeper, dataset, tmp_path, "deep", {})
+    with pytest.raises(TrainerError, match="deep has another network than this run"):
+        starting_weights(tmp_path, "deep", config, dataset)
+
+
 def test_muon_takes_the_inner_matrices_and_adamw_all_else(dataset: Dataset) -> None:
     network = training.make_network(TINY, dataset)
     names = {parameter: name for name, parameter in network.named_parameters()}
