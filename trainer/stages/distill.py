@@ -43,8 +43,8 @@ def make_config(teacher: CheckpointInfo, changes: list[str]) -> TrainConfig:
 class AdaptedNetwork(nn.Module):
     """A frozen network with trainable changes: of rank `rank` to its matrices, of full size to its vectors.
 
-    The changes start at zero, or as those of an adapter checkpoint of the same rank: ValueError if that is of a network
-    with other names or shapes.
+    The changes start at zero. Those that an adapter checkpoint of the same rank has start as they are there: ValueError
+    if it has others, or of other shapes.
     """
 
     def __init__(self, network: UNet, rank: int, start: dict[str, Tensor] | None = None) -> None:
@@ -62,7 +62,8 @@ class AdaptedNetwork(nn.Module):
                 self.changes[key] = nn.Parameter(torch.zeros_like(weight))
         if start:
             try:
-                self.changes.load_state_dict({key.replace(".", "/"): value for key, value in start.items()})
+                started = {key.replace(".", "/"): value for key, value in start.items()}
+                self.changes.load_state_dict({**self.changes.state_dict(), **started})
             except RuntimeError as error:  # other names or shapes
                 raise ValueError("the changes are of another network") from error
 
@@ -81,7 +82,8 @@ def make_student(
     """Return a network that starts as the teacher, or as adapter `start_from`, and the checkpoint that it changes.
 
     That is the teacher itself or, where the teacher is an adapter, its base. The base may have learnt on since
-    `start_from` was made. TrainerError if `start_from` changes another checkpoint, or has changes of another rank.
+    `start_from` was made, and may have more blocks now. TrainerError if `start_from` changes another checkpoint,
+    or has changes of another rank.
     """
     base, start = teacher, None
     if adapter := teacher.info.config.get("base"):

@@ -177,10 +177,15 @@ def test_a_run_starts_from_an_adapter_of_weights_that_have_learnt_on(teacher: De
     assert base.digest == teacher.info.digest
     for key, value in changed.tensors().items():
         assert torch.equal(network.tensors()[key], value.to(torch.bfloat16).float())
-    del changed.changes[next(iter(changed.changes))]
+    vector = next(key for key, value in changed.changes.items() if value.ndim == 1)
+    removed = changed.changes.pop(vector)  # as if the former network had had fewer blocks
     publish_adapter(changed, former, tmp_path, "smaller", PATH, {"rank": 2})
-    with pytest.raises(TrainerError, match="smaller is an adapter of a former toy, which was another network"):
-        make_student(teacher, tmp_path, 2, 0, start_from="smaller")
+    network, _ = make_student(teacher, tmp_path, 2, 0, start_from="smaller")
+    assert not network.changes[vector].any()
+    changed.changes[f"{vector}/more"] = removed
+    publish_adapter(changed, former, tmp_path, "larger", PATH, {"rank": 2})
+    with pytest.raises(TrainerError, match="larger is an adapter of a former toy, which was another network"):
+        make_student(teacher, tmp_path, 2, 0, start_from="larger")
 
 
 def test_bad_arguments_of_distill_are_refused(command: Command, tmp_path: Path) -> None:
