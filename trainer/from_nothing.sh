@@ -2,7 +2,7 @@
 # Make the checkpoints from nothing: data, evaluator, denoiser, its distilled form and its upsampler. The shipped weights
 # were made with these commands, in several runs (models/*.md), with the course's train.json as TRAIN. Without TRAIN,
 # scenes are random. WITHOUT names a test file whose label sets the other scenes never show. To resume, run it again: an
-# interrupted rendering starts over, training continues from its state. TIMES=4 trains four times as long.
+# interrupted rendering starts over, training continues from its state. TIMES=4 takes four times as many steps.
 # TRIAL=FOLDER runs every stage at a tiny size, in two minutes, with data, runs and models in that folder.
 set -eu
 BIN=${BIN:-.venv/bin}
@@ -23,7 +23,7 @@ if test "${TRIAL:-}"; then
 else
   scenes="" many="--scenes 1920" unseen="--scenes 120" full="--scenes 480"
   times=${TIMES:-1}
-  fit="--minutes $((45 * times))" train="--minutes $((150 * times))" enlarge="--minutes $((30 * times))"
+  fit="--steps $((3600 * times))" train="--steps $((2400 * times))" enlarge="--steps $((2000 * times))"
   trajectories="--trajectories 6144 --steps 900"
 fi
 

@@ -22,45 +22,55 @@ ERF_A = tuple(np.float32(a) for a in (0.254829592, -0.284496736, 1.421413741, -1
 Placed = tuple[Array, Array]  # keys and values (J, heads, D / heads) of placed objects in one block
 
 
-def draw_places(network: LayoutNetwork, indices: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw the positions (n, 2) of objects with labels `indices` (n,), in this order. `network` is in eval mode."""
-    n, cells = len(indices), network.config.cells
-    blocks = [_Block(cast("LayoutBlock", block)) for block in network.blocks]
-    position, together, wanted = _Mlp(network.position), _Mlp(network.together), _Mlp(network.wanted)
-    own, pair = ([_Mlp(cast(nn.Sequential, mlp)) for mlp in part] for part in (network.own, network.pair))
-    norm, waves = _Norm(network.norm), _Waves(network.octaves)
-    names = _array(network.label.weight)[indices.numpy()]  # (n, D)
-    free = names + together(names.sum(0)) + _array(network.count.weight)[n]
-    middles = (np.arange(cells, dtype=np.float32)[:, None] + np.float32(0.5)) / np.float32(cells)
-    rows, columns = (_Mlp(cast(nn.Sequential, side))(waves(middles)) for side in network.sides)  # (cells, K)
-    footprint = _Footprint(network.footprint, waves, middles)
+class LayoutDrawer:
+    """Draws layouts from a network in eval mode, whose weights must not change afterwards."""
 
-    placed: list[Placed] = [block.nothing() for block in blocks]
-    places, of_places = np.zeros((n, 2), np.float32), np.zeros((n, 4 * network.octaves), np.float32)  # row, column
-    occupied = np.zeros((cells, cells), np.float32)
-    for j in range(n):
-        if j:
-            x = names[j - 1] + position(waves(places[j - 1, ::-1]))
-            for b, block in enumerate(blocks):
-                x, placed[b] = block(x, placed[b])
-            occupied += footprint(places[j - 1], of_places[j - 1])
-        h = free[j]
-        for block, before in zip(blocks, placed, strict=True):
-            h, _ = block(h, before)
-        coarse = cast(Array, (wanted(norm(h)) * rows) @ columns.T - occupied)
-        known = np.zeros(2, np.float32)
-        row = _draw(_log_sum_exp(coarse), generator)
-        known[0] = row / cells
-        for i, terms in enumerate(pair, 1):
-            so_far = waves(known)
-            logits = coarse[row] if i == 1 else own[i - 2](so_far)
+    def __init__(self, network: LayoutNetwork) -> None:
+        self.cells, self.octaves = network.config.cells, network.octaves
+        self.blocks = [_Block(cast("LayoutBlock", block)) for block in network.blocks]
+        self.position, self.wanted = _Mlp(network.position), _Mlp(network.wanted)
+        self.own, self.pair = ([_Mlp(cast(nn.Sequential, mlp)) for mlp in part] for part in (network.own, network.pair))
+        self.norm, self.waves = _Norm(network.norm), _Waves(network.octaves)
+        self.names, self.counts, self.together = (
+            _array(network.label.weight), _array(network.count.weight), _Mlp(network.together)
+        )  # fmt: skip
+        middles = (np.arange(self.cells, dtype=np.float32)[:, None] + np.float32(0.5)) / np.float32(self.cells)
+        of_middles = self.waves(middles)
+        self.rows, columns = (_Mlp(cast(nn.Sequential, side))(of_middles) for side in network.sides)  # (cells, K)
+        self.columns = columns.T
+        self.footprint = _Footprint(network.footprint, self.waves, middles)
+
+    def __call__(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw the positions (n, 2) of objects with labels `indices` (n,), in this order."""
+        n, cells, waves = len(indices), self.cells, self.waves
+        names = self.names[indices.numpy()]  # (n, D)
+        free = names + self.together(names.sum(0)) + self.counts[n]
+        placed: list[Placed] = [block.nothing() for block in self.blocks]
+        places, of_places = np.zeros((n, 2), np.float32), np.zeros((n, 4 * self.octaves), np.float32)  # row, column
+        occupied = np.zeros((cells, cells), np.float32)
+        for j in range(n):
             if j:
-                inputs = [waves(known - places[:j]), of_places[:j], np.broadcast_to(so_far, (j, len(so_far)))]
-                logits = logits + terms(np.concatenate(inputs, -1)).sum(0)
-            known[i % 2] += _draw(logits, generator) / (cells if i < 2 else cells**2)
-        places[j] = known + torch.rand(2, generator=generator).numpy() / cells**2
-        of_places[j] = waves(places[j])
-    return torch.from_numpy(places[:, ::-1].copy())
+                x = names[j - 1] + self.position(waves(places[j - 1, ::-1]))
+                for b, block in enumerate(self.blocks):
+                    x, placed[b] = block(x, placed[b])
+                occupied += self.footprint(places[j - 1], of_places[j - 1])
+            h = free[j]
+            for block, before in zip(self.blocks, placed, strict=True):
+                h, _ = block(h, before)
+            coarse = cast(Array, (self.wanted(self.norm(h)) * self.rows) @ self.columns - occupied)
+            known = np.zeros(2, np.float32)
+            row = _draw(_log_sum_exp(coarse), generator)
+            known[0] = row / cells
+            for i, terms in enumerate(self.pair, 1):
+                so_far = waves(known)
+                logits = coarse[row] if i == 1 else self.own[i - 2](so_far)
+                if j:
+                    inputs = [waves(known - places[:j]), of_places[:j], np.broadcast_to(so_far, (j, len(so_far)))]
+                    logits = logits + terms(np.concatenate(inputs, -1)).sum(0)
+                known[i % 2] += _draw(logits, generator) / (cells if i < 2 else cells**2)
+            places[j] = known + torch.rand(2, generator=generator).numpy() / cells**2
+            of_places[j] = waves(places[j])
+        return torch.from_numpy(places[:, ::-1].copy())
 
 
 def _draw(logits: Array, generator: torch.Generator) -> int:

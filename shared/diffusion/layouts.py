@@ -10,14 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, Self
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.diffusion.layout_draws import draw_places
+from shared.diffusion.layout_draws import LayoutDrawer
 from shared.options import NoOtherFields
 
 OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from every pixel
@@ -98,6 +98,11 @@ class LayoutNetwork(nn.Module):
         # fine cells do not see the labels: the network could otherwise learn single pictures by heart
         self.own = nn.ModuleList(_mlp(2 * WAVES, d, cells) for _ in range(DRAWS - 2))
         self.pair = nn.ModuleList(_mlp(6 * WAVES, d, d, cells) for _ in range(DRAWS - 1))
+        self._drawer: LayoutDrawer | None = None  # made for the first layout that is drawn
+
+    def train(self, mode: bool = True) -> Self:
+        self._drawer = None  # it has the weights of before
+        return super().train(mode)
 
     def forward(self, indices: Tensor, positions: Tensor) -> Tensor:
         """Return -log p in nats of each object's position given those before it: (B, N) float32.
@@ -130,7 +135,8 @@ class LayoutNetwork(nn.Module):
         if not 0 < n <= self.config.most:
             return positions
         indices = indices[torch.randperm(n, generator=generator)]
-        positions[indices] = draw_places(self, indices, generator)
+        self._drawer = self._drawer or LayoutDrawer(self)
+        positions[indices] = self._drawer(indices, generator)
         return positions
 
     def step(self, objects: Tensor, places: Tensor, drawn: Tensor, object: Tensor, number: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Layouts: the prior over them, the map that the network sees, and what a seed determines."""
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from shared.diffusion.conditioning import PositionMap
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.layout_draws import _gelu, draw_places
+from shared.diffusion.layout_draws import LayoutDrawer, _gelu
 from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutConfig, LayoutNetwork, positions_at, with_positions
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
@@ -112,10 +113,22 @@ class Called(TorchFunctionMode):
 
 
 def test_a_drawing_computes_without_torch_whose_functions_may_wake_all_threads() -> None:
-    network, indices, generator = layout_network(), torch.tensor([0, 1]), torch.Generator().manual_seed(0)
+    draw = LayoutDrawer(layout_network())
     with Called() as called:
-        draw_places(network, indices, generator)
+        draw(torch.tensor([0, 1]), torch.Generator().manual_seed(0))
     assert called.names <= {"rand", "item", "numpy", "from_numpy", "detach", "__len__", "__get__"}
+
+
+def test_a_network_that_has_learnt_on_draws_by_its_new_weights() -> None:
+    network, labels = layout_network(), torch.tensor([1.0, 0, 1])
+    before = network.draw(labels, torch.Generator().manual_seed(0))
+    network.train()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    after = network.eval().draw(labels, torch.Generator().manual_seed(0))
+    assert not torch.equal(after, before)
+    assert torch.equal(after, copy.deepcopy(network).eval().draw(labels, torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize("x", [-30.0, -3.0, -0.4, 0.0, 0.4, 3.0, 30.0])
