@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from service.telemetry.logs import get_logger
 from shared import storage as files
@@ -24,6 +24,7 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 PATIENCE_S = 5.0  # how long to wait for storage if this machine has a copy, or the loaded models will do
+LOADER: Final = "loader"  # name of the threads that load
 IN_USE_S = 60.0  # another worker may still be reading a checkpoint that it fetched less than this ago
 
 
@@ -37,8 +38,16 @@ def in_thread(work: Callable[[], T]) -> Future[T]:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="loader", daemon=True).start()
+    threading.Thread(target=run, name=LOADER, daemon=True).start()
     return future
+
+
+def wait_for_threads(within_s: float) -> None:
+    """Wait for the work of `in_thread`. A daemon thread that is in torch while Python ends would abort the process."""
+    deadline = time.monotonic() + within_s
+    for thread in threading.enumerate():
+        if thread.name == LOADER:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
 
 class CheckpointCache:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar, cast
@@ -22,7 +22,7 @@ from service.store.claims import Claim, PictureStream
 from service.telemetry.logs import get_logger
 from service.worker import batch_size
 from service.worker.batch_size import BatchSizes, LaterSizes
-from service.worker.checkpoint_cache import CheckpointCache, in_thread
+from service.worker.checkpoint_cache import CheckpointCache, in_thread, wait_for_threads
 from service.worker.engine import Engine, Key
 from service.worker.uploaded import JUDGED_TOGETHER
 from shared.checkpoint import CheckpointError, CheckpointInfo
@@ -138,6 +138,7 @@ class LoadedModels:
         self._building = threading.Lock()  # one network at a time, for its size is measured; storage may hang outside
         self._later: tuple[LoadedModel, NetworkConfig, LaterSizes] | None = None  # serves before it is measured
         self._measuring: Future[BatchSizes] | None = None  # of `_later`, if it is late
+        self._closed = False
         self._check: Future[tuple[str, LoadedModel | None]] | None = None
         self._checked_at = time.monotonic()
         self._warning = ""  # the last one, which is not repeated
@@ -330,7 +331,18 @@ class LoadedModels:
 
     def _finish(self, sizes: LaterSizes) -> BatchSizes:
         with self._building:
-            return same_bits.finish(sizes.work)
+            while not self._closed:
+                try:
+                    next(sizes.work)
+                except StopIteration as end:
+                    found: BatchSizes = end.value
+                    return found
+        raise CancelledError
+
+    def close(self, within_s: float) -> None:
+        """Stop measuring, and wait so long for what threads load."""
+        self._closed = True
+        wait_for_threads(within_s)
 
     def _set_sizes(self, sizes: BatchSizes) -> None:
         assert self._later is not None

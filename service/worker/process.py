@@ -190,4 +190,5 @@ def main(settings: Settings) -> None:
         worker.work(logging_level="WARNING")
     finally:
         ended.set()
+        worker.runner.models.close(within_s=3)
         heartbeats.join(timeout=5)

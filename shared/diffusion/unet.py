@@ -32,7 +32,7 @@ class NetworkConfig(NoOtherFields):
     block: Positive = 2  # side in pixels of the block that becomes one position of the first level
     channels: tuple[Positive, ...] = (64, 160, 256)  # by level; each level has half the resolution of the previous one
     encoder_blocks: tuple[Blocks, ...] = (0, 2, 2)
-    decoder_blocks: tuple[Positive, ...] = (1, 2, 2)  # the first block of a level takes the skip connection
+    decoder_blocks: tuple[Positive, ...] = (2, 2, 2)  # the first block of a level takes the skip connection
     attention: tuple[bool, ...] = (False, False, True)  # whether attention follows each block of the level
     head_channels: Positive = 64
     embedding: Positive = 256

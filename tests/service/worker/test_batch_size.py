@@ -1,5 +1,7 @@
 """How large a batch may be: sizes for networks whose cost is a given function, and what a worker makes of them."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from service.worker.batch_size import (
     network_call,
     smallest,
 )
+from service.worker.checkpoint_cache import LOADER
 from service.worker.loaded_models import LoadedModels, padded_sizes
 from service.worker.process import build
 from service.worker.runner import Runner
@@ -229,6 +232,29 @@ def test_a_worker_serves_a_packed_network_with_single_rows_and_measures_it_after
     assert sizes_of(models) == (32, 32, 32, 32)
     assert set(device.calls) == {1, 2, 4, 8, 16, 32, 64, 128}
     assert not worker.has_work
+
+
+@needs_avx512
+def test_a_worker_that_ends_stops_measuring(
+    device: Device, connection: Redis, unset: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def endless(stepper: Stepper, rows: int, **options: object) -> Iterator[None]:
+        nonlocal calls
+        while True:
+            yield
+            calls += 1
+
+    monkeypatch.setattr(batch_size, "LATEST_S", 0.0)
+    monkeypatch.setattr("shared.diffusion.same_bits._copies", lambda stepper: even)
+    monkeypatch.setattr("shared.diffusion.same_bits.bounding", endless)
+    models = build(unset, connection).runner.models
+    models.follow_storage()
+    while not calls:
+        time.sleep(0.001)
+    models.close(within_s=30)
+    assert not any(thread.name == LOADER for thread in threading.enumerate())
 
 
 @needs_avx512
