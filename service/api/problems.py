@@ -13,7 +13,7 @@ from starlette.routing import Match
 
 from service.api.openai.errors import PREFIX, with_openai_error
 from service.contract.errors import PROBLEM_JSON, BadRequest, NotJson, ServiceError, Unavailable, problem_body
-from service.store.connection import refuses_writes
+from service.store.connection import is_full, refuses_writes
 from service.telemetry.logs import REQUEST_ID, request_id
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
@@ -77,7 +77,7 @@ def _is_routed(request: Request, method: str) -> bool:
 async def _redis_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError):
         problem = Unavailable("Redis does not answer; try again", headers={"Retry-After": "2"})
-    elif isinstance(error, redis.exceptions.OutOfMemoryError):
+    elif is_full(error):
         problem = Unavailable("Redis is full; nothing was queued", headers={"Retry-After": "10"})
     elif refuses_writes(error):
         await _drop_connections(request.app)

@@ -30,14 +30,20 @@ log = get_logger(__name__)
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 1.0  # between two attempts; random in between
 WARN_EVERY_S = 10.0
 # Also inside the answer of a script or a transaction. UNBLOCKED is for a blocking read as Redis becomes a replica.
-REFUSALS = ("OOM command not allowed", "MISCONF ", "READONLY ", "NOREPLICAS ", "UNBLOCKED ")
+FULL = "OOM command not allowed"
+REFUSALS = ("MISCONF ", "READONLY ", "NOREPLICAS ", "UNBLOCKED ")
 
 _best_effort = ContextVar("best_effort", default=False)
 
 
+def is_full(error: Exception) -> bool:
+    """Whether Redis has no memory left. Before Redis 7, the error of a script has that in its middle."""
+    return isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and FULL in str(error))
+
+
 def refuses_writes(error: Exception) -> bool:
     """Whether Redis refuses writes for now: it is full, cannot write its files, lacks replicas, or is a replica."""
-    if isinstance(error, OutOfMemoryError | ReadOnlyError):
+    if is_full(error) or isinstance(error, ReadOnlyError):
         return True
     return isinstance(error, ResponseError) and any(refusal in str(error) for refusal in REFUSALS)
 

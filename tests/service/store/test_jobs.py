@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 from redis import Redis
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import ResponseError
 from rq.job import Job as RqJob
 
 from service.store import keys, workers
 from service.store.claims import GROUP, PictureStream
-from service.store.connection import refuses_writes, text
+from service.store.connection import is_full, refuses_writes, text
 from service.store.creation import RUN_JOB
 from service.store.jobs import JobStore
 from tests.service.store.helpers import DIGEST, RESULT, done, full, read_only, record
@@ -232,8 +232,9 @@ def test_a_full_redis_refuses_new_jobs_and_lets_open_ones_end(
         store.create(job)
     claims = a.claim_new(5)
     with full(connection):
-        with pytest.raises(OutOfMemoryError):
+        with pytest.raises(ResponseError) as refused:
             store.create(record(1))
+        assert is_full(refused.value)
         workers.announce(connection, "w", {}, lease_s=60)
         assert workers.is_alive(connection, "w")
         assert store.begin(jobs[0].id)
