@@ -5,6 +5,7 @@ And in float32, torch's linear layers use another kernel for few rows than for m
 Knows the layers of `unet.py` and `upsampler.py`; must not know sampling.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from shared.device import has_onednn
 from shared.diffusion.unet import Conv, Level, ResidualBlock, UNet
-from shared.diffusion.upsampler import PlainBlock, UpsamplerNet
+from shared.diffusion.upsampler import PlainBlock, UpsamplerNet, enlarge
 from shared.packed_conv import PackedConv
 
 
@@ -81,6 +82,24 @@ class PackedPlainBlock(nn.Module):
         return out
 
 
+class PackedEnlarge(nn.Module):
+    """`Enlarge` as a matrix product for each direction, in float32: a sixth of the time for one picture."""
+
+    def __init__(self, size: Sequence[int]) -> None:
+        super().__init__()
+        self.size = tuple(size)
+        self.matrices: dict[tuple[int, ...], list[Tensor]] = {}  # of the sides of a picture
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = tuple(x.shape[-2:])
+        if sides not in self.matrices:
+            pairs = zip(sides, self.size, strict=True)
+            self.matrices[sides] = [enlarge(torch.eye(old)[None, None], (new, old))[0, 0] for old, new in pairs]
+        rows, columns = self.matrices[sides]
+        with torch.autocast(x.device.type, enabled=False):
+            return rows @ x.float() @ columns.T
+
+
 def can_pack(device: torch.device) -> bool:
     """Whether packed networks are faster on this device.
 
@@ -111,6 +130,7 @@ def pack_upsampler(upsampler: UpsamplerNet, dtype: torch.dtype) -> UpsamplerNet:
     packed = deepcopy(upsampler).requires_grad_(False).eval()
     blocks = [PackedPlainBlock(block, dtype) for block in upsampler.blocks if isinstance(block, PlainBlock)]
     packed.blocks = nn.Sequential(*blocks)
+    packed.enlarge = PackedEnlarge(upsampler.picture_shape[1:])
     _pack_layers(packed, dtype)
     return packed
 

@@ -53,6 +53,17 @@ def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, tuple(size), mode="bicubic", align_corners=False)
 
 
+class Enlarge(nn.Module):
+    """`enlarge` to one size."""
+
+    def __init__(self, size: Sequence[int]) -> None:
+        super().__init__()
+        self.size = tuple(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return enlarge(x, self.size)
+
+
 def crop(pictures: Tensor, corners: Tensor, side: int) -> Tensor:
     """Cut k squares of `side` pixels out of each of (N, C, H, W): (N k, C, side, side).
 
@@ -74,13 +85,14 @@ class UpsamplerNet(nn.Module):
         width, height = config.picture
         self.picture_shape = (config.image_channels, height, width)
         pixels = config.image_channels * config.block**2
+        self.enlarge: nn.Module = Enlarge((height, width))
         self.stem = Conv(pixels, config.channels)
         self.blocks = nn.Sequential(*(PlainBlock(config.channels) for _ in range(config.blocks)))
         self.head = Conv(config.channels, pixels, zero=True)
 
     def forward(self, x: Tensor, corners: Tensor | None = None, side: int = 0) -> Tensor:
         """Enlarge x. For training, only squares of `side` blocks, as `crop` does; corners (N, k, 2) count blocks."""
-        enlarged = enlarge(x, self.picture_shape[1:])
+        enlarged: Tensor = self.enlarge(x)
         if corners is not None:
             enlarged = crop(enlarged, corners * self.config.block, side * self.config.block)
         h = F.pixel_unshuffle(enlarged, self.config.block)

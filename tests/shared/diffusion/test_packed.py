@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from shared.diffusion.denoise import Stepper, sample
-from shared.diffusion.packed import can_pack, pack
+from shared.diffusion.packed import PackedEnlarge, can_pack, pack
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
+from shared.diffusion.upsampler import enlarge
 from shared.options import SamplingOptions
 from tests.cpu import needs_avx512
 
@@ -89,3 +90,10 @@ def test_only_a_cpu_with_avx512_is_packed_for(
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert can_pack(torch.device(device)) == (expected and torch.backends.mkldnn.is_available())
+
+
+@pytest.mark.parametrize("sides", [(16, 16), (12, 20)])
+def test_enlarging_by_matrices_is_bicubic_interpolation(sides: tuple[int, int]) -> None:
+    x, packed = torch.randn(2, 3, *sides), PackedEnlarge((30, 40))
+    for pictures in (x, x.to(torch.bfloat16)):
+        torch.testing.assert_close(packed(pictures), enlarge(pictures.float(), (30, 40)), rtol=0, atol=1e-5)
