@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "group norm instead of layer norm over channels": {"ChannelNorm": GroupNorm},
     "fused attention kernel": {"Attention": FusedAttention},
     "attention at 16x16 as well": {"attention": (False, True, True)},
-    "one block at 32x32 on the way up, as until version 0.2": {"decoder_blocks": (1, 2, 2)},
+    "one block at 32x32 on the way up": {"decoder_blocks": (1, 2, 2)},
     "two blocks at 32x32 on the way down": {"encoder_blocks": (2, 2, 2)},
     "192 channels at 16x16": {"channels": (64, 192, 256)},
     "4x4 blocks, 192 and 256 channels": {
