@@ -34,6 +34,12 @@ def test_every_file_is_intact_and_small_enough_to_ship() -> None:
     assert sum(path.stat().st_size for path in MODELS.glob("*.safetensors")) < 96_000_000
 
 
+def test_squeezed_pictures_are_shown_in_the_proportions_of_the_data() -> None:
+    found = [info for info in scan(MODELS)[0] if info.kind == "denoiser" and info.vocabulary == ICLEVR.names]
+    assert {info.name for info in found} >= {"iclevr-64", "iclevr-64-1step", "iclevr-64-labels"}
+    assert {tuple(info.config["proportions"]) for info in found} == {(4, 3)}
+
+
 def test_the_card_is_of_this_checkpoint(denoiser: Denoiser, evaluator: Evaluator) -> None:
     for info in (denoiser.info, evaluator.info):
         assert info is not None
