@@ -118,8 +118,8 @@ def publish_network(
 def starting_weights(storage: Location, name: str, config: TrainConfig, dataset: Dataset) -> dict[str, Tensor]:
     """Return a published denoiser's weights, to start a run with `config` from them.
 
-    New may be positions, and blocks after those that a level has: a new block passes its input on until it has learnt
-    (Chen et al. 2016, "Net2Net", sec. 2.3), since its last convolution starts at zero.
+    The run's network may also take positions, and may have more blocks in each level. A new block starts as the
+    identity (Chen et al. 2016, "Net2Net", sec. 2.3), since its last convolution is zero.
     """
     info, weights = load(resolve(storage, name, "denoiser"))
     if base := info.config.get("base"):

@@ -29,7 +29,7 @@ log = get_logger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 1.0  # between two attempts; random in between
 WARN_EVERY_S = 10.0
-# Also inside the answer of a script or a transaction. UNBLOCKED is for a blocking read as Redis becomes a replica.
+# Both also stand inside the answer of a script or a transaction. UNBLOCKED ends a read as Redis becomes a replica.
 FULL = "OOM command not allowed"
 REFUSALS = ("MISCONF ", "READONLY ", "NOREPLICAS ", "UNBLOCKED ")
 
@@ -37,7 +37,7 @@ _best_effort = ContextVar("best_effort", default=False)
 
 
 def is_full(error: Exception) -> bool:
-    """Whether Redis has no memory left. Before Redis 7, the error of a script has that in its middle."""
+    """Whether Redis is out of memory. Before Redis 7, the error of a script says so in its middle."""
     return isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and FULL in str(error))
 
 

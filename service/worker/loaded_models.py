@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar, cast
@@ -331,16 +331,10 @@ class LoadedModels:
 
     def _finish(self, sizes: LaterSizes) -> BatchSizes:
         with self._building:
-            while not self._closed:
-                try:
-                    next(sizes.work)
-                except StopIteration as end:
-                    found: BatchSizes = end.value
-                    return found
-        raise CancelledError
+            return same_bits.finish(sizes.work, lambda: self._closed)
 
     def close(self, within_s: float) -> None:
-        """Stop measuring, and wait so long for what threads load."""
+        """Stop measuring, and wait up to `within_s` for the threads that load or measure."""
         self._closed = True
         wait_for_threads(within_s)
 

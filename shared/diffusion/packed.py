@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from shared.device import has_onednn
 from shared.diffusion.unet import Conv, Level, ResidualBlock, UNet
-from shared.diffusion.upsampler import PlainBlock, UpsamplerNet, enlarge
+from shared.diffusion.upsampler import Enlarge, PlainBlock, UpsamplerNet
 from shared.packed_conv import PackedConv
 
 
@@ -94,7 +94,7 @@ class PackedEnlarge(nn.Module):
         sides = tuple(x.shape[-2:])
         if sides not in self.matrices:
             pairs = zip(sides, self.size, strict=True)
-            self.matrices[sides] = [enlarge(torch.eye(old)[None, None], (new, old))[0, 0] for old, new in pairs]
+            self.matrices[sides] = [Enlarge((new, old))(torch.eye(old)[None, None])[0, 0] for old, new in pairs]
         rows, columns = self.matrices[sides]
         with torch.autocast(x.device.type, enabled=False):
             return rows @ x.float() @ columns.T

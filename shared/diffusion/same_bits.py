@@ -7,6 +7,7 @@ Inference", He et al. 2025). Whether that happens depends on network, torch and 
 import time
 from bisect import insort
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from itertools import pairwise
 from typing import TypeVar
@@ -26,14 +27,15 @@ T = TypeVar("T")
 Pausing = Generator[None, None, T]  # work that can pause before each network call, and returns a T
 
 
-def finish(work: Pausing[T]) -> T:
-    """Do work without a pause."""
-    while True:
+def finish(work: Pausing[T], is_ending: Callable[[], bool] = lambda: False) -> T:
+    """Do work without a pause. CancelledError if `is_ending` before it is done."""
+    while not is_ending():
         try:
             next(work)
         except StopIteration as end:
             result: T = end.value
             return result
+    raise CancelledError
 
 
 def bound(stepper: Stepper, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> list[int]:

@@ -48,20 +48,15 @@ class PlainBlock(nn.Module):
         return out
 
 
-def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Interpolate x (N, C, h, w) to (N, C, *size)."""
-    return F.interpolate(x, tuple(size), mode="bicubic", align_corners=False)
-
-
 class Enlarge(nn.Module):
-    """`enlarge` to one size."""
+    """Bicubic interpolation of (N, C, h, w) to (N, C, *size)."""
 
     def __init__(self, size: Sequence[int]) -> None:
         super().__init__()
         self.size = tuple(size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return enlarge(x, self.size)
+        return F.interpolate(x, self.size, mode="bicubic", align_corners=False)
 
 
 def crop(pictures: Tensor, corners: Tensor, side: int) -> Tensor:

@@ -43,8 +43,8 @@ def make_config(teacher: CheckpointInfo, changes: list[str]) -> TrainConfig:
 class AdaptedNetwork(nn.Module):
     """A frozen network with trainable changes: of rank `rank` to its matrices, of full size to its vectors.
 
-    The changes start at zero. Those that an adapter checkpoint of the same rank has start as they are there: ValueError
-    if it has others, or of other shapes.
+    The changes start at zero, or from `start`, those of an adapter of the same rank. What `start` lacks starts at zero.
+    ValueError if it has changes that this network does not have, or of other shapes.
     """
 
     def __init__(self, network: UNet, rank: int, start: dict[str, Tensor] | None = None) -> None:

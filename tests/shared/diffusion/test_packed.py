@@ -10,7 +10,7 @@ from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.packed import PackedEnlarge, can_pack, pack
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
-from shared.diffusion.upsampler import enlarge
+from shared.diffusion.upsampler import Enlarge
 from shared.options import SamplingOptions
 from tests.cpu import needs_avx512
 
@@ -96,4 +96,4 @@ def test_only_a_cpu_with_avx512_is_packed_for(
 def test_enlarging_by_matrices_is_bicubic_interpolation(sides: tuple[int, int]) -> None:
     x, packed = torch.randn(2, 3, *sides), PackedEnlarge((30, 40))
     for pictures in (x, x.to(torch.bfloat16)):
-        torch.testing.assert_close(packed(pictures), enlarge(pictures.float(), (30, 40)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(packed(pictures), Enlarge((30, 40))(pictures.float()), rtol=0, atol=1e-5)
