@@ -59,6 +59,9 @@ def main() -> None:
         inputs["positions"] = np.full((1, len(names), 2), OUTSIDE, np.float32)
         inputs["positions"][0, chosen] = draw_layout(onnxruntime.InferenceSession(layouts), chosen, rng)
         print(json.dumps(inputs["positions"][0, chosen].tolist()))
+    if any(one.name == "rotations" for one in denoiser.get_inputs()):
+        turns = 2 * np.pi * rng.random((1, len(names)), np.float32)
+        inputs["rotations"] = np.stack([np.cos(turns), np.sin(turns)], -1)
 
     def predict(x: np.ndarray, t: int) -> np.ndarray:
         """Return x_0 as the network sees it at timestep t, guided."""

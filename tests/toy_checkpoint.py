@@ -38,13 +38,14 @@ def _randomize(module: nn.Module, seed: int, std: float = 0.3) -> None:
 
 
 def publish_toy_denoiser(
-    storage: Location, name: str, seed: int, *, vocabulary: Vocabulary = ICLEVR, positions: bool = False, **config: Any
-) -> CheckpointInfo:
+    storage: Location, name: str, seed: int, *, vocabulary: Vocabulary = ICLEVR, positions: bool = False,
+    rotations: bool = False, **config: Any,
+) -> CheckpointInfo:  # fmt: skip
     """Publish a denoiser whose weights follow from `seed`; it replaces one of the same name.
 
     With `positions` it has layouts of one to three objects. `config`: more of its configuration.
     """
-    own = NETWORK.model_copy(update={"num_labels": len(vocabulary), "positions": positions})
+    own = NETWORK.model_copy(update={"num_labels": len(vocabulary), "positions": positions, "rotations": rotations})
     config |= {"network": own.model_dump(mode="json"), "schedule": "cosine", "timesteps": 1000, "prediction": "v"}
     torch.manual_seed(seed)  # a few parameters that `_randomize` leaves alone are not zero either
     network = UNet(own)

@@ -31,7 +31,8 @@ class TrainConfig(NoOtherFields):
     fit: Fit = "squeeze"
     schedule: ScheduleName = "cosine"
     positions: bool = True  # give the network the objects' positions, where the data set has a positions.json
-    position_dropout: Share = 0.1  # share of pictures trained without positions
+    rotations: bool = True  # and the objects' rotations, where it has a rotations.json too
+    position_dropout: Share = 0.1  # share of pictures trained without positions and rotations
     layout_steps: Count = 2000  # of the layout network, which draws the positions of a picture's objects
     timesteps: Annotated[int, Field(ge=2)] = 1000  # T
     prediction: PredictionName = "v"
@@ -92,7 +93,8 @@ REPORT: Final = TrainConfig(
 PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": REPORT}
 REPORT_EPOCHS = 300
 Config = TypeVar("Config", bound=NoOtherFields)
-FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions", "spread"}  # of NetworkConfig
+# fields of NetworkConfig
+FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions", "rotations", "spread"}
 
 
 def make_config(preset: str, changes: Sequence[str]) -> TrainConfig:

@@ -13,16 +13,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
 from shared import storage as files
-from shared.diffusion.layouts import OUTSIDE, nearest_pair
+from shared.diffusion.layouts import OUTSIDE, as_rotations, nearest_pair
 from shared.rgb import to_rgb
 from shared.support import Support
 from shared.vocabulary import Vocabulary, read_train_file
@@ -31,6 +32,7 @@ from trainer.errors import TrainerError
 
 PICTURE_FOLDERS = ("iclevr", "images", ".")
 MEASURED = 2048  # pictures whose deviation stands for all
+Rotation = Annotated[float, Field(ge=0, le=1)]
 UNLIKE = "differ in proportions, so padding gives them different borders; squeeze them (--set fit=squeeze)"
 
 
@@ -40,6 +42,7 @@ class Dataset:
     images: Tensor  # (N, 3, S, S) uint8
     labels: Tensor  # (N, K) float32 multi-hot
     positions: Tensor | None = None  # (N, K, 2) float32, as in `shared/diffusion/layouts.py`, if the folder has some
+    rotations: Tensor | None = None  # (N, K, 2) float32, as in `shared/diffusion/layouts.py`, if the folder has some
     aspect: float = 1.0  # width over height of the pictures before they were padded to squares; 1 where squeezed
     object_size: float | None = None  # median side of an object as a fraction of the picture's, if the folder says it
     typical: Tensor | None = None  # (N,) bool: the pictures whose layouts the layout network learns; None for all
@@ -51,7 +54,7 @@ class Dataset:
     def digest(self) -> str:
         """A hash of all data that a run learns from, so that it is not resumed with other data."""
         found = hashlib.sha256(f"{self.vocabulary.names} {self.aspect}".encode())
-        for tensor in (self.images, self.labels, self.positions):
+        for tensor in (self.images, self.labels, self.positions, self.rotations):
             if tensor is not None:
                 found.update(tensor.contiguous().numpy().data)
         return found.hexdigest()
@@ -140,12 +143,14 @@ def load_dataset(
             files.write(cache, content.getbuffer())
     labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
     positions = read_positions(folder / "positions.json", train, vocabulary)
+    rotations = read_rotations(folder / "rotations.json", train, vocabulary)
+    dataset = Dataset(vocabulary, torch.from_numpy(images), labels, positions, rotations)
     if fit == "squeeze":
-        return Dataset(vocabulary, torch.from_numpy(images), labels, positions, object_size=read_object_size(folder))
+        return replace(dataset, object_size=read_object_size(folder))
     width, height = read_picture(pictures / names[0]).size
     if positions is not None:
         positions = _padded(positions, width, height)
-    return Dataset(vocabulary, torch.from_numpy(images), labels, positions, width / height)
+    return replace(dataset, positions=positions, aspect=width / height)
 
 
 def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> Tensor | None:
@@ -166,6 +171,29 @@ def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
         for label, point in zip(labels, content[name], strict=True):
             positions[i, vocabulary.index(label)] = torch.tensor(point)
     return positions
+
+
+def read_rotations(path: Path, train: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> Tensor | None:
+    """Read rotations.json, which maps each picture to the rotations of its labels' objects in train.json's order.
+
+    A rotation is a fraction of the smallest turn after which the object looks the same, 0 to 1, or null where none is
+    to be seen. Returns (N, K, 2) float32, see `as_rotations`, or None where there is no such file.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = TypeAdapter(dict[str, list[Rotation | None]]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        problem = f"{error.errors()[0]['msg']}; it maps each picture to its objects' rotations, 0 to 1 or null"
+        raise TrainerError(f"{path}: {problem}") from error
+    turns = torch.full((len(train), len(vocabulary)), math.nan)
+    for i, (name, labels) in enumerate(train.items()):
+        if len(content.get(name, ())) != len(labels):
+            raise TrainerError(f'{path}: picture "{name}" needs one rotation for each of its {len(labels)} labels')
+        for label, turn in zip(labels, content[name], strict=True):
+            if turn is not None:
+                turns[i, vocabulary.index(label)] = turn
+    return as_rotations(turns)
 
 
 def _read_pairs(path: Path, what: str) -> dict[str, list[tuple[float, float]]]:
@@ -208,6 +236,11 @@ def _padded(positions: Tensor, width: int, height: int) -> Tensor:
     return inside.where(positions != OUTSIDE, positions)
 
 
+def rotations_of(config: TrainConfig, dataset: Dataset) -> Tensor | None:
+    """Return the data set's rotations if it has some, and the run gives them and the positions to its network."""
+    return None if positions_of(config, dataset) is None or not config.rotations else dataset.rotations
+
+
 def positions_of(config: TrainConfig, dataset: Dataset) -> Tensor | None:
     """Return the data set's positions if it has some and the run gives them to its network."""
     return dataset.positions if config.positions else None
@@ -221,6 +254,10 @@ def merge(datasets: list[Dataset]) -> Dataset:
     """
     check_alike(datasets)
     first, positions = datasets[0], [d.positions for d in datasets if d.positions is not None]
+    rotations = [
+        as_rotations(torch.full(d.labels.shape, math.nan)) if d.rotations is None else d.rotations for d in datasets
+    ]
+    turned = any(d.rotations is not None for d in datasets)
     typical, seen = [], torch.empty(0)  # counts of objects
     for dataset in datasets:
         counts = dataset.labels.sum(1)
@@ -228,16 +265,20 @@ def merge(datasets: list[Dataset]) -> Dataset:
         seen = torch.cat([seen, counts])
     return Dataset(
         first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]),
-        torch.cat(positions) if positions else None, first.aspect, first.object_size, torch.cat(typical),
+        torch.cat(positions) if positions else None, torch.cat(rotations) if turned else None, first.aspect,
+        first.object_size, torch.cat(typical),
     )  # fmt: skip
 
 
 def labelled(dataset: Dataset) -> Dataset:
     """Return the pictures whose labels are known."""
     known = dataset.labels.any(1)
-    positions, typical = (None if part is None else part[known] for part in (dataset.positions, dataset.typical))
     images, labels = dataset.images[known], dataset.labels[known]
-    return replace(dataset, images=images, labels=labels, positions=positions, typical=typical)
+    maybe = (dataset.positions, dataset.rotations, dataset.typical)
+    positions, rotations, typical = (None if part is None else part[known] for part in maybe)
+    return replace(
+        dataset, images=images, labels=labels, positions=positions, rotations=rotations, typical=typical
+    )  # fmt: skip
 
 
 def settled(config: TrainConfig, dataset: Dataset) -> TrainConfig:

@@ -28,6 +28,10 @@ TO_X_0 = {
     "eps": "x_0 = (x_t - sqrt(1 - alpha_bar[t]) prediction) / sqrt(alpha_bar[t]), "
     f"clamped to [-1, 1] where alpha_bar[t] < {EPS_BOUNDED_BELOW:g}",
 }
+ROTATIONS = (
+    "float32 (batch, labels, 2): cosine and sine of each object's rotation, where a full circle is the smallest turn "
+    "after which it looks the same; draw the angles evenly, as the service does. Zeros say nothing"
+)
 POSITIONS = "float32 (batch, labels, 2): x and y of each object's centre, from 0, left or top, to 1, right or bottom"
 
 
@@ -46,14 +50,18 @@ class EvaluatorGraph(nn.Module):
 
 
 class DenoiserGraph(nn.Module):
-    """The denoising network with labels and positions as two inputs; the latter only if it takes any."""
+    """The denoising network with labels, positions and rotations as inputs of their own, as far as it takes them."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor, keep: Tensor, positions: Tensor | None = None) -> Tensor:
-        out: Tensor = self.network(x_t, t, labels if positions is None else with_positions(labels, positions), keep)
+    def forward(
+        self, x_t: Tensor, t: Tensor, labels: Tensor, keep: Tensor,
+        positions: Tensor | None = None, rotations: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        given = labels if positions is None else with_positions(labels, positions, rotations)
+        out: Tensor = self.network(x_t, t, given, keep)
         return out
 
 
@@ -135,6 +143,8 @@ def _write_denoiser(denoiser: Denoiser, out: Path) -> None:
     if denoiser.network.config.positions:
         inputs["positions"] = torch.zeros(2, K, 2)
         meanings["positions"] = f"{POSITIONS}; {OUTSIDE:g} for labels that are not shown"
+    if denoiser.network.config.rotations:
+        inputs["rotations"], meanings["rotations"] = torch.zeros(2, K, 2), ROTATIONS
     more = {
         "prediction_type": denoiser.prediction,
         "alpha_bar": json.dumps(denoiser.alpha_bar.tolist()),

@@ -12,7 +12,7 @@ from shared.device import autocast_dtype
 from shared.diffusion.layouts import OUTSIDE, with_positions
 from shared.diffusion.schedules import alpha_bar as make_alpha_bar
 from trainer.config import TrainConfig
-from trainer.data import Dataset, positions_of, to_float
+from trainer.data import Dataset, positions_of, rotations_of, to_float
 
 
 def noise_level_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
@@ -72,7 +72,8 @@ class Denoising:
     """The training objective: denoise pictures of a data set."""
 
     def __init__(self, dataset: Dataset, config: TrainConfig, device: torch.device) -> None:
-        self.dataset, self.config, self.positions = dataset, config, positions_of(config, dataset)
+        self.dataset, self.config = dataset, config
+        self.positions, self.rotations = positions_of(config, dataset), rotations_of(config, dataset)
         schedule = make_alpha_bar(config.schedule, config.timesteps)
         self.levels = noise_level_weights(config, schedule).cumsum(0)  # stays on the CPU, where t is drawn
         self.weights = loss_weights(config, schedule).float().to(device)
@@ -92,7 +93,9 @@ class Denoising:
         keep = (drawn >= self.config.label_dropout).expand(B)[share] & labels.any(1)  # not those of unknown labels
         if self.positions is not None:
             known = torch.rand(B, 1, 1, generator=generator)[share] >= self.config.position_dropout
-            labels = with_positions(labels, self.positions[index[share]].where(known, torch.tensor(OUTSIDE)))
+            rotations = None if self.rotations is None else self.rotations[index[share]] * known
+            positions = self.positions[index[share]].where(known, torch.tensor(OUTSIDE))
+            labels = with_positions(labels, positions, rotations)
         return [to_float(images), labels, t[share], eps[share], keep]
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from shared.registry import resolve
 from shared.storage import Location
 from trainer.averages import Averages
 from trainer.config import TrainConfig
-from trainer.data import Dataset, positions_of, support_of
+from trainer.data import Dataset, positions_of, rotations_of, support_of
 from trainer.errors import TrainerError
 from trainer.loss import Denoising, Objective
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, rate_share, run_log, save_state, step_seed
@@ -36,7 +36,8 @@ def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
     own: dict[str, Any] = {"spread": round(dataset.object_size / 2, 4)} if dataset.object_size else {}
     network = NetworkConfig(
         num_labels=len(dataset.vocabulary), image_size=config.image_size,
-        positions=positions_of(config, dataset) is not None, **own, **config.network,
+        positions=positions_of(config, dataset) is not None, rotations=rotations_of(config, dataset) is not None,
+        **own, **config.network,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     unet = UNet(network)
@@ -118,8 +119,8 @@ def publish_network(
 def starting_weights(storage: Location, name: str, config: TrainConfig, dataset: Dataset) -> dict[str, Tensor]:
     """Return a published denoiser's weights, to start a run with `config` from them.
 
-    The run's network may also take positions, and may have more blocks in each level. A new block starts as the
-    identity (Chen et al. 2016, "Net2Net", sec. 2.3), since its last convolution is zero.
+    The run's network may also take positions and rotations, and may have more blocks in each level. A new block starts
+    as the identity (Chen et al. 2016, "Net2Net", sec. 2.3), since its last convolution is zero.
     """
     info, weights = load(resolve(storage, name, "denoiser"))
     if base := info.config.get("base"):
@@ -128,8 +129,7 @@ def starting_weights(storage: Location, name: str, config: TrainConfig, dataset:
         raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
     wanted = checkpoint_config(config, make_network(config, dataset), dataset.aspect)
     network = NetworkConfig.model_validate(info.config["network"])
-    if wanted["network"]["positions"]:
-        network = network.model_copy(update={"positions": True})
+    network = network.model_copy(update={key: True for key in ("positions", "rotations") if wanted["network"].get(key)})
     network = network.model_copy(update=_more_blocks(network, NetworkConfig.model_validate(wanted["network"])))
     found = {"aspect": dataset.aspect, **info.config, "network": network.model_dump(mode="json")}
     if different := [key for key in wanted if wanted[key] != found.get(key)]:

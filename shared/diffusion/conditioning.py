@@ -47,21 +47,28 @@ class PositionMap(nn.Module):
     """Labels at their positions: the sum of one learned vector per label, weighted by a Gaussian around its position.
 
     A position far outside the picture (`layouts.OUTSIDE`) adds nothing. `spread`: the Gaussian's standard deviation as
-    a fraction of the picture's side; about half an object's width.
+    a fraction of the picture's side; about half an object's width. `rotations`: whether two more vectors of each label
+    are added, by the cosine and by the sine of its object's rotation.
     """
 
-    def __init__(self, num_labels: int, channels: int, spread: float) -> None:
+    def __init__(self, num_labels: int, channels: int, spread: float, *, rotations: bool = False) -> None:
         super().__init__()
         self.spread = spread
         self.vectors = nn.Parameter(torch.randn(num_labels, channels) * 0.5)
+        self.rotations = nn.Parameter(torch.zeros(2 * num_labels, channels)) if rotations else None
 
-    def forward(self, labels: Tensor, positions: Tensor, height: int, width: int) -> Tensor:
-        """labels (B, K), positions (B, K, 2) -> (B, C, H, W), channels last."""
-        at = positions.float()
-        across = self._bump(at[..., 0], width)  # (B, K, W)
-        down = self._bump(at[..., 1], height) * labels[..., None]  # (B, K, H)
-        bumps = down.mT[:, :, None] * across.mT[:, None]  # (B, H, W, K)
-        return (bumps.to(self.vectors.dtype) @ self.vectors).permute(0, 3, 1, 2)
+    def forward(self, labels: Tensor, places: Tensor, height: int, width: int) -> Tensor:
+        """labels (B, K), places (B, K, 2), or (B, K, 4) with rotations -> (B, C, H, W), channels last."""
+        places = places.float()
+        vectors: Tensor = self.vectors
+        across = self._bump(places[..., 0], width)  # (B, K, W)
+        down = self._bump(places[..., 1], height) * labels[..., None]  # (B, K, H)
+        if self.rotations is not None and places.shape[-1] == 4:
+            cosine, sine = places[..., 2:, None].unbind(-2)  # (B, K, 1)
+            across, down = across.repeat(1, 3, 1), torch.cat([down, down * cosine, down * sine], 1)  # (B, 3K, ...)
+            vectors = torch.cat([self.vectors, self.rotations])
+        bumps = down.mT[:, :, None] * across.mT[:, None]  # (B, H, W, K or 3K)
+        return (bumps.to(vectors.dtype) @ vectors).permute(0, 3, 1, 2)
 
     def _bump(self, centre: Tensor, cells: int) -> Tensor:
         middles = (torch.arange(cells, device=centre.device) + 0.5) / cells

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shared.diffusion.layouts import Layouts, with_positions
+from shared.diffusion.layouts import Layouts, as_rotations, with_positions
 from shared.diffusion.samplers import Table, make_table
 from shared.options import PredictionName, SamplingOptions, network_rows
 
@@ -35,7 +35,7 @@ class Network(Protocol):
         """x (B, C, H, W) float32, t (B,) int64, labels (B, K) float32, keep (B,) bool -> eps_hat or v_hat (B, C, H, W).
 
         keep False drops the row's labels (the null condition). A network with positions takes labels (B, K, 3):
-        multi-hot and position.
+        multi-hot and position; one with rotations (B, K, 5), see `layouts.with_positions`.
         """
 
 
@@ -54,7 +54,7 @@ class Row:
     """One picture being sampled, with its own table, step, labels, guidance and random numbers."""
 
     x: Tensor  # (C, H, W) float32, on the stepper's device; the sampled picture, in about [-1, 1], when `done`
-    labels: Tensor  # (K,) float32 multi-hot, or (K, 3) with positions, on the stepper's device
+    labels: Tensor  # (K,) float32 multi-hot, (K, 3) with positions, (K, 5) with rotations; on the stepper's device
     options: SamplingOptions
     table: Table
     w: Sequence[float]  # the guidance scale of each step
@@ -86,8 +86,8 @@ class Stepper:
     `network`: see `Network`; in eval mode and on `device`. `alpha_bar`: (T,) float64. `prediction`: what the network
     predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call. `pad_to`:
     the only batch sizes allowed, for compiled networks and CUDA graphs; see `bound`. `layouts`: draws the positions for
-    a network that takes them. `upsampler`: enlarges finished pictures. `network_rows` and `padding_rows` count the rows
-    computed so far.
+    a network that takes them; `rotations`: whether it takes those too. `upsampler`: enlarges finished pictures.
+    `network_rows` and `padding_rows` count the rows computed so far.
     """
 
     def __init__(
@@ -101,12 +101,13 @@ class Stepper:
         max_rows: int = 64,
         pad_to: Sequence[int] | None = None,
         layouts: Layouts | None = None,
+        rotations: bool = False,
         upsampler: Upsampler | None = None,
     ) -> None:
         self.network, self.device, self.dtype = network, torch.device(device), dtype
         self.bound(max_rows, pad_to)
-        self.layouts, self.network_rows, self.padding_rows = layouts, 0, 0
-        self.upsampler = upsampler
+        self.layouts, self.rotations, self.upsampler = layouts, rotations, upsampler
+        self.network_rows, self.padding_rows = 0, 0
         self._alpha_bar, self._to_x0 = alpha_bar, _prediction_coefficients(alpha_bar, prediction)
         self._plan: Callable[[SamplingOptions], tuple[Table, Sequence[float]]] = lru_cache(128)(
             lambda options: _plan(options, alpha_bar)
@@ -134,9 +135,10 @@ class Stepper:
         seed: int,
         positions: Tensor | None = None,
     ) -> Row:
-        """Return a picture at its first step. `seed` determines its noise and, if the network takes them, positions.
+        """Return a picture at its first step. `seed` determines its noise and what else the network takes: positions,
+        and rotations, any of which is as likely as any other.
 
-        labels (K,) multi-hot. `positions` (K, 2) replace the drawn ones and leave the noise unchanged. ValueError for
+        labels (K,) multi-hot. `positions` (K, 2) replace the drawn ones and leave all else unchanged. ValueError for
         other shapes, and for positions if the network takes none.
         """
         labels = torch.as_tensor(labels, dtype=torch.float32, device=self.device)
@@ -149,14 +151,16 @@ class Stepper:
             raise ValueError(f"positions have shape {tuple(positions.shape)}, the network takes {takes}")
         if self.layouts is not None:
             drawn = self.layouts.draw(labels, generator)
-            labels = with_positions(labels, (drawn if positions is None else positions).to(self.device))
+            rotations = as_rotations(torch.rand(len(labels), generator=generator)) if self.rotations else None
+            placed = with_positions(labels.cpu(), drawn if positions is None else positions.cpu(), rotations)
+            labels = placed.to(self.device)
         return Row(x, labels, options, *self._plan(options), generator)
 
     def noised_row(self, x: Tensor, noise: Tensor, labels: Tensor, options: SamplingOptions, step: int) -> Row:
         """Return a row that begins at a later `step` than the first, with picture x (C, H, W) in noise (C, H, W).
 
-        labels: (K,) or (K, 3), as the network takes them. Where a sampler looks back at x0_hat of the step before, that
-        is x. The noise that some samplers add at each step has a fixed seed.
+        labels: (K,), (K, 3) or (K, 5), as the network takes them. Where a sampler looks back at x0_hat of the step
+        before, that is x. The noise that some samplers add at each step has a fixed seed.
         """
         table, w = self._plan(options)
         return Row(self._noised(x, noise, table.rows[step][0]), labels, options, table, w, torch.Generator(), step, x)
@@ -201,7 +205,7 @@ class Stepper:
     def predict_noised(self, x: Tensor, noise: Tensor, log_snr: float, labels: Tensor, w: float) -> Tensor:
         """Return x0_hat of pictures x (N, C, H, W) with `noise` (C, H, W), at the timestep nearest to a log-SNR.
 
-        labels: (N, K) or (N, K, 3), as the network takes them; guidance `w`, 0 drops them.
+        labels: (N, K), (N, K, 3) or (N, K, 5), as the network takes them; guidance `w`, 0 drops them.
         """
         t = int((self._alpha_bar.logit() - log_snr).abs().argmin())
         p, q, limit = self._to_x0[t]

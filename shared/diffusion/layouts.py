@@ -29,9 +29,22 @@ OCTAVES = 2.0 ** torch.arange(WAVES // 2)
 Positive = Annotated[int, Field(ge=1)]
 
 
-def with_positions(labels: Tensor, positions: Tensor) -> Tensor:
-    """Join labels (..., K) and positions (..., K, 2) to the input of a network with positions: (..., K, 3)."""
-    return torch.cat([labels[..., None], positions], dim=-1)
+def with_positions(labels: Tensor, positions: Tensor, rotations: Tensor | None = None) -> Tensor:
+    """Join labels (..., K) and positions (..., K, 2) to the input of a network with positions: (..., K, 3).
+
+    With rotations (..., K, 2), see `as_rotations`, it is that of a network which takes them too: (..., K, 5).
+    """
+    parts = [labels[..., None], positions]
+    return torch.cat(parts if rotations is None else [*parts, rotations], dim=-1)
+
+
+def as_rotations(turns: Tensor) -> Tensor:
+    """Return cosine and sine of rotations (..., K), as (..., K, 2); (0, 0), which says nothing, for NaN.
+
+    A rotation is a fraction of the smallest turn after which the object looks the same, so that 0 and 1 are alike.
+    """
+    angles = turns * 2 * math.pi
+    return torch.stack([angles.cos(), angles.sin()], -1).nan_to_num(0)
 
 
 def positions_at(indices: Sequence[int], points: Sequence[tuple[float, float]], num_labels: int) -> Tensor:

@@ -58,7 +58,8 @@ class Denoiser:
         network, upsampler = self._packed if can_pack(device) else (self.network, self.upsampler)
         return Stepper(
             network, self.alpha_bar, self.prediction, device=device, dtype=dtype,
-            max_rows=max_rows, pad_to=pad_to, layouts=self.layouts, upsampler=upsampler,
+            max_rows=max_rows, pad_to=pad_to, layouts=self.layouts, rotations=self.network.config.rotations,
+            upsampler=upsampler,
         )  # fmt: skip
 
     @cached_property

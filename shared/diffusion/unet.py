@@ -18,7 +18,7 @@ from shared.options import ConditioningName, NoOtherFields
 Positive = Annotated[int, Field(ge=1)]
 Blocks = Annotated[int, Field(ge=0)]
 
-LATER: Final = ("spread",)  # fields that a former release refuses: not written at their defaults
+LATER: Final = ("spread", "rotations")  # fields that a former release refuses: not written at their defaults
 
 
 class NetworkConfig(NoOtherFields):
@@ -38,11 +38,14 @@ class NetworkConfig(NoOtherFields):
     embedding: Positive = 256
     conditioning: ConditioningName = "embedding"
     positions: bool = False  # whether it takes the position of each label's object (`layouts.py`)
+    rotations: bool = False  # and its rotation
     spread: Annotated[float, Field(gt=0)] = 0.045  # of a position, a standard deviation in sides of the picture
 
     def model_post_init(self, _: object) -> None:
         if not self.channels:
             raise ValueError("channels must name at least one level")
+        if self.rotations and not self.positions:
+            raise ValueError("rotations need positions")
         if not len(self.channels) == len(self.encoder_blocks) == len(self.decoder_blocks) == len(self.attention):
             raise ValueError("channels, encoder_blocks, decoder_blocks and attention must be equally long")
         if self.image_size % (unit := self.block * 2 ** (len(self.channels) - 1)):
@@ -178,7 +181,8 @@ def time_features(t: Tensor, dim: int) -> Tensor:
 class UNet(nn.Module):
     """(x, t, labels, keep) -> prediction of x's shape. Rows with keep False drop their labels.
 
-    labels: (B, K) multi-hot. A network with positions takes (B, K, 3), multi-hot and position, or (B, K) without them.
+    labels: (B, K) multi-hot. A network with positions takes (B, K, 3), multi-hot and position, or (B, K) without them;
+    one with rotations also (B, K, 5), multi-hot, position, cosine and sine of the rotation.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -191,7 +195,9 @@ class UNet(nn.Module):
         self.conditioning: LabelEmbedding | LabelChannels = CONDITIONINGS[config.conditioning](config.num_labels, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.stem = Conv(pixels + self.conditioning.input_channels, c[0])
-        self.stem_positions = PositionMap(config.num_labels, c[0], config.spread) if config.positions else None
+        self.stem_positions = None
+        if config.positions:
+            self.stem_positions = PositionMap(config.num_labels, c[0], config.spread, rotations=config.rotations)
         self.modulate: nn.Module = nn.Identity()  # `packed.py` replaces it: one matrix product for all blocks
         self.join: nn.Module = Join()
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
@@ -208,8 +214,8 @@ class UNet(nn.Module):
         self.head = Conv(c[0], pixels, zero=True)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        positions = labels[..., 1:] if labels.ndim == 3 else None  # (B, K, 2)
-        labels = (labels if positions is None else labels[..., 0]) * keep[:, None]  # (B, K)
+        places = labels[..., 1:] if labels.ndim == 3 else None  # (B, K, 2), or (B, K, 4) with rotations
+        labels = (labels if places is None else labels[..., 0]) * keep[:, None]  # (B, K)
         label_embedding, tokens = self.conditioning(labels, keep)
         embedding = F.silu(self.time(time_features(t, self.config.embedding)) + label_embedding)
         embedding = self.modulate(embedding)
@@ -217,8 +223,8 @@ class UNet(nn.Module):
         if extra := self.conditioning.input_channels:
             h = torch.cat([h, labels[:, :extra, None, None].expand(-1, -1, *h.shape[2:])], 1)
         h = self.stem(h.contiguous(memory_format=torch.channels_last))
-        if self.stem_positions is not None and positions is not None:
-            h = h + self.stem_positions(labels, positions, *h.shape[2:])
+        if self.stem_positions is not None and places is not None:
+            h = h + self.stem_positions(labels, places, *h.shape[2:])
         skips = []
         for level, down in zip(self.encoder, self.down, strict=True):
             h = level(h, embedding, tokens)

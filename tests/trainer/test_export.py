@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shared.checkpoint import publish, read_info, reconfigure
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutNetwork, positions_at, with_positions
+from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutNetwork, as_rotations, positions_at, with_positions
 from shared.diffusion.model import load_denoiser
 from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator
@@ -49,12 +49,13 @@ def metadata(file: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ONNX files of an adapter without positions, and of a denoiser with positions and an upsampler."""
+    """ONNX files of an adapter without positions, and of a denoiser with positions, rotations and an upsampler."""
     folder = tmp_path_factory.mktemp("exported")
     publish_toy_denoiser(folder, "toy", 0)
     reconfigure(folder / "toy.safetensors", {"prediction": "eps", "sampling": QUIET})
     publish_toy_adapter(folder, "adapter", read_info(folder / "toy.safetensors"))
-    publish_toy_upsampler(folder, "large", publish_toy_denoiser(folder, "placed", 3, positions=True, sampling=QUIET))
+    placed = publish_toy_denoiser(folder, "placed", 3, positions=True, rotations=True, sampling=QUIET)
+    publish_toy_upsampler(folder, "large", placed)
     for name, written in (
         ("adapter", ["adapter.onnx"]),
         ("large", ["large.onnx", "large-upsampler.onnx", "large-layouts.onnx"]),
@@ -95,6 +96,7 @@ def denoiser_inputs(batch: int, shape: tuple[int, int, int]) -> dict[str, Tensor
         "labels": labels,
         "keep": torch.tensor([True, False, True, True, True][:batch]),
         "positions": torch.rand(batch, len(ICLEVR), 2, generator=generator).where(labels[..., None] > 0, OUTSIDE),
+        "rotations": as_rotations(torch.rand(batch, len(ICLEVR), generator=generator)),
     }
 
 
@@ -103,7 +105,7 @@ def denoiser_inputs(batch: int, shape: tuple[int, int, int]) -> dict[str, Tensor
 def test_an_adapter_without_positions(exported: Path, batch: int) -> None:
     loaded, base = (load_denoiser(exported / f"{name}.safetensors") for name in ("adapter", "toy"))
     inputs = denoiser_inputs(batch, loaded.image_shape)
-    del inputs["positions"]
+    del inputs["positions"], inputs["rotations"]
     [found] = run(exported / "adapter.onnx", **inputs)
     arguments = [inputs[name] for name in ("x_t", "t", "labels", "keep")]
     torch.testing.assert_close(found, loaded.network(*arguments), **CLOSE)
@@ -112,12 +114,12 @@ def test_an_adapter_without_positions(exported: Path, batch: int) -> None:
 
 @pytest.mark.parametrize("batch", BATCHES)
 @torch.inference_mode()
-def test_a_denoiser_with_positions_and_an_upsampler(exported: Path, batch: int) -> None:
+def test_a_denoiser_with_positions_rotations_and_an_upsampler(exported: Path, batch: int) -> None:
     loaded = load_denoiser(exported / "large.safetensors")
     assert loaded.upsampler is not None
     inputs = denoiser_inputs(batch, loaded.image_shape)
     [found] = run(exported / "large.onnx", **inputs)
-    labels = with_positions(inputs["labels"], inputs["positions"])
+    labels = with_positions(inputs["labels"], inputs["positions"], inputs["rotations"])
     torch.testing.assert_close(found, loaded.network(inputs["x_t"], inputs["t"], labels, inputs["keep"]), **CLOSE)
     [pictures] = run(exported / "large-upsampler.onnx", x=found)
     torch.testing.assert_close(pictures, loaded.upsampler(found), **CLOSE)
@@ -146,7 +148,7 @@ def test_the_layout_network(exported: Path) -> None:
 
 @pytest.mark.parametrize(("file", "model"), [("adapter", "adapter"), ("large", "large")])
 def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, file: str, model: str) -> None:
-    """Given its noise and layout, the stepping loop of the service draws the same."""
+    """Given its noise, layout and rotations, the stepping loop of the service draws the same."""
     program = f"import sys, runpy\nsys.modules['torch'] = None\nrunpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
     arguments = [exported / f"{file}.onnx", "picture.png", "red cube", "blue sphere", "--seed", "3"]
     line = [sys.executable, "-c", program, *map(str, arguments)]
@@ -160,9 +162,12 @@ def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, 
         assert json.loads(done.stdout) == points.tolist()
         positions = positions_at(chosen, points.tolist(), len(ICLEVR))
     stepper = Stepper(
-        loaded.network, loaded.alpha_bar, loaded.prediction, layouts=loaded.layouts, upsampler=loaded.upsampler
-    )
+        loaded.network, loaded.alpha_bar, loaded.prediction, layouts=loaded.layouts,
+        rotations=loaded.network.config.rotations, upsampler=loaded.upsampler,
+    )  # fmt: skip
     row = stepper.new_row(ICLEVR.multi_hot(["red cube", "blue sphere"]), loaded.options, 0, positions)
+    if loaded.network.config.rotations:
+        row.labels[:, 3:] = as_rotations(torch.from_numpy(rng.random(len(ICLEVR), np.float32)))
     row.x = torch.from_numpy(rng.standard_normal(loaded.image_shape, np.float32))
     while not row.done:
         stepper.step([row])

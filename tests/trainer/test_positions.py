@@ -79,9 +79,11 @@ def test_position_dropout_hides_the_positions_of_a_fraction_of_the_pictures(tmp_
     index = torch.arange(400) % len(dataset)
     objective = Denoising(dataset, config, torch.device("cpu"))
     labels = objective.draw(index, slice(0, 400), torch.Generator().manual_seed(0))[1]
-    assert labels.shape == (400, len(ICLEVR), 3)
-    shown = (labels[..., 1] != OUTSIDE).any(1).float().mean()
-    assert 0.65 < float(shown) < 0.85
+    assert labels.shape == (400, len(ICLEVR), 5)
+    shown = (labels[..., 1] != OUTSIDE).any(1)
+    assert 0.65 < float(shown.float().mean()) < 0.85
+    assert labels[shown, :, 3:].any()
+    assert not labels[~shown, :, 3:].any()
 
 
 def test_training_can_start_from_a_network_without_positions(tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_training_can_start_from_a_network_without_positions(tmp_path: Path) -> 
     assert isinstance(denoiser.layouts, LayoutNetwork)
     assert denoiser.layouts.config.most == 2
     row = denoiser.stepper().new_row(ICLEVR.multi_hot(["red cube"]), SamplingOptions(), 0)
-    x, y = row.labels[ICLEVR.index("red cube"), 1:].tolist()
+    x, y = row.labels[ICLEVR.index("red cube"), 1:3].tolist()
     assert 0 <= x < 1
     assert 0 <= y < 1
 

@@ -1,6 +1,6 @@
-"""Renders scenes into a data set folder: iclevr/CLEVR_train_NNNNNN_K.png, the label files, and positions.json.
+"""Renders scenes into a data set folder: iclevr/CLEVR_train_NNNNNN_K.png and the label files.
 
-positions.json holds the positions of each picture's objects, in the order of its labels.
+positions.json and rotations.json hold those of each picture's objects, in the order of its labels.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def write_folder(
     """Render every scene into `out`: with one object, then two, up to all of its labels. Return the number of pictures.
 
     `centre`: the share of scenes whose first object stands in the picture's centre. `jitter`: whether each scene has
-    its lamps moved, as CLEVR does. Without `pictures` only the label files and positions.json are written.
+    its lamps moved, as CLEVR does. Without `pictures` only the label files, positions.json and
+    rotations.json are written.
 
     `size` None writes 320x240 with 4 rays a pixel; a number writes squares, squeezed from one ray a pixel: much faster.
     The same arguments give the same bytes.
@@ -89,6 +90,7 @@ def write_folder(
     (folder if pictures else out).mkdir(parents=True, exist_ok=True)
     train: dict[str, list[str]] = {}
     positions: dict[str, list[tuple[float, float]]] = {}
+    rotations: dict[str, list[float | None]] = {}
     numbered = enumerate(scenes.items())
     with ThreadPoolExecutor(2) as pool:
         while batch := list(itertools.islice(numbered, BATCH)):
@@ -98,9 +100,10 @@ def write_folder(
                 placed = scene_objects(labels, rng, centre=rng.random() < centre)
                 lit = jittered_lamps(rng) if jitter else LAMP_POSITIONS
                 points = [(round(x, 4), round(y, 4)) for x, y in map(picture_position, placed)]
+                turns = [None if (turn := one.seen_rotation()) is None else round(turn, 4) for one in placed]
                 for n in range(1, len(placed) + 1):
                     name = f"CLEVR_train_{number}_{n - 1}.png"
-                    train[name], positions[name] = labels[:n], points[:n]
+                    train[name], positions[name], rotations[name] = labels[:n], points[:n], turns[:n]
                     paths.append(folder / name)
                     objects.append(placed[:n])
                     lamps.append(lit)
@@ -110,6 +113,7 @@ def write_folder(
             advance(len(paths))
     write_label_file(out / "objects.json", {name: i for i, name in enumerate(ICLEVR.names)})
     write_label_file(out / "positions.json", positions)
+    write_label_file(out / "rotations.json", rotations)
     # two test files of 32 lists: one of one to three labels, one of all labels of a scene
     chosen = list(scenes.values())
     order = np.random.default_rng([seed, 2]).permutation(len(chosen))

@@ -40,6 +40,13 @@ class SceneObject:
     y: float
     rotation: float
 
+    def seen_rotation(self) -> float | None:
+        """Return the rotation as a fraction of the smallest turn that shows nothing: of a cube's quarter turn.
+
+        Spheres and cylinders look the same from all sides: None.
+        """
+        return self.rotation * 2 / math.pi % 1 if self.shape == "cube" else None
+
     def row(self) -> list[float]:
         kind = [SHAPES.index(self.shape), list(COLORS).index(self.color)]
         return [*kind, self.x, self.y, math.cos(self.rotation), math.sin(self.rotation)]

@@ -78,7 +78,7 @@ class Upsampling:
         if base.layouts is not None:
             if dataset.positions is None:
                 raise TrainerError(f"{base.info.name} takes positions; write the data set's with `locate`")
-            self.labels = with_positions(dataset.labels, dataset.positions)
+            self.labels = with_positions(dataset.labels, dataset.positions, dataset.rotations)
 
     def __len__(self) -> int:
         return len(self.trained)

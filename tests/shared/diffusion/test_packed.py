@@ -35,21 +35,24 @@ def network(**changes: object) -> UNet:
     return made.to(memory_format=torch.channels_last).eval()
 
 
-def inputs(count: int, positions: bool) -> tuple[torch.Tensor, ...]:
+def inputs(count: int, places: int = 0) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(count, 3, 16, 16, generator=generator)
     labels = (torch.rand(count, 5, generator=generator) < 0.4).float()
-    if positions:
-        labels = torch.cat([labels[..., None], torch.rand(count, 5, 2, generator=generator)], -1)
+    if places:
+        labels = torch.cat([labels[..., None], torch.rand(count, 5, places, generator=generator)], -1)
     return x, torch.randint(0, 1000, (count,), generator=generator), labels, torch.arange(count) % 2 == 0
 
 
 @needs_avx512
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
-@pytest.mark.parametrize("changes", [{}, {"conditioning": "channels"}, {"positions": True}])
-def test_it_is_as_close_to_float32_as_autocast(count: int, changes: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("places", "changes"),
+    [(0, {}), (0, {"conditioning": "channels"}), (2, {"positions": True}), (4, {"positions": True, "rotations": True})],
+)
+def test_it_is_as_close_to_float32_as_autocast(count: int, places: int, changes: dict[str, object]) -> None:
     made = network(**changes)
-    arguments = inputs(count, bool(changes.get("positions")))
+    arguments = inputs(count, places)
     with torch.inference_mode():
         exact = made(*arguments)
         with torch.autocast("cpu", torch.bfloat16):

@@ -1,0 +1,75 @@
+"""Rotations of objects: how they enter the network, and how they are drawn."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from shared.diffusion.conditioning import PositionMap
+from shared.diffusion.layouts import OUTSIDE, as_rotations, with_positions
+from shared.diffusion.model import load_denoiser
+from shared.diffusion.unet import NetworkConfig
+from shared.options import SamplingOptions
+from shared.vocabulary import ICLEVR
+from tests.toy_checkpoint import publish_toy_denoiser
+
+QUICK = SamplingOptions(steps=2, guidance=1.0)
+LABELS = ICLEVR.multi_hot(["red cube", "blue sphere"])
+
+
+def test_a_whole_turn_is_a_circle_and_an_unknown_one_is_zero() -> None:
+    found = as_rotations(torch.tensor([0, 0.25, 0.5, 1, math.nan]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0], [0, 1], [-1, 0], [1, 0], [0, 0]]), atol=1e-6, rtol=0)
+
+
+def test_each_label_adds_its_vectors_by_the_cosine_and_the_sine_of_its_rotation() -> None:
+    turned, plain = PositionMap(2, 3, 0.1, rotations=True), PositionMap(2, 3, 0.1)
+    torch.nn.init.normal_(turned.rotations)
+    labels, places = torch.ones(1, 2), torch.tensor([[[0.2, 0.7], [0.6, 0.1]]])
+    rotations = as_rotations(torch.tensor([[0.1, 0.6]]))
+    cosines, sines = rotations[0, :, :1] * turned.rotations[:2], rotations[0, :, 1:] * turned.rotations[2:]
+    plain.vectors.data = turned.vectors + cosines + sines
+    expected = plain(labels, places, 8, 8)
+    torch.testing.assert_close(turned(labels, torch.cat([places, rotations], -1), 8, 8), expected)
+    plain.vectors.data = turned.vectors.data
+    for unknown in (places, torch.cat([places, torch.zeros(1, 2, 2)], -1)):
+        torch.testing.assert_close(turned(labels, unknown, 8, 8), plain(labels, unknown[..., :2], 8, 8))
+
+
+def test_rotations_need_positions_and_are_written_only_where_they_are_taken() -> None:
+    with pytest.raises(ValidationError, match="rotations need positions"):
+        NetworkConfig(num_labels=2, rotations=True)
+    assert "rotations" not in NetworkConfig(num_labels=2, positions=True).model_dump()
+    assert NetworkConfig(num_labels=2, positions=True, rotations=True).model_dump()["rotations"]
+
+
+def test_rotations_are_drawn_from_the_pictures_seed(tmp_path: Path) -> None:
+    publish_toy_denoiser(tmp_path, "turned", 3, positions=True, rotations=True)
+    stepper = load_denoiser(tmp_path / "turned.safetensors").stepper()
+    one, same, other = (stepper.new_row(LABELS, QUICK, seed) for seed in (5, 5, 6))
+    assert one.labels.shape == (len(ICLEVR), 5)
+    torch.testing.assert_close(one.labels[:, 3:].norm(dim=1), torch.ones(len(ICLEVR)))
+    assert torch.equal(one.labels, same.labels)
+    assert not torch.isclose(one.labels[:, 3:], other.labels[:, 3:]).all(1).any()
+    moved = stepper.new_row(LABELS, QUICK, 5, torch.full((len(ICLEVR), 2), OUTSIDE))
+    assert torch.equal(moved.labels[:, 3:], one.labels[:, 3:])
+    assert torch.equal(moved.generator.get_state(), one.generator.get_state())
+    every = torch.stack([stepper.new_row(LABELS, QUICK, seed).labels[0, 3:] for seed in range(400)])
+    assert every.mean(0).norm() < 4 / math.sqrt(400)  # evenly all around: 4 standard deviations
+
+
+def test_the_picture_follows_the_rotation(tmp_path: Path) -> None:
+    publish_toy_denoiser(tmp_path, "turned", 3, positions=True, rotations=True)
+    network = load_denoiser(tmp_path / "turned.safetensors").network
+    x, t, keep = torch.randn(1, *network.image_shape), torch.tensor([500]), torch.tensor([True])
+    positions = torch.full((1, len(ICLEVR), 2), 0.5)
+
+    def prediction(turn: float) -> torch.Tensor:
+        rotations = as_rotations(torch.full((1, len(ICLEVR)), turn))
+        return network(x, t, with_positions(torch.tensor(LABELS)[None], positions, rotations), keep)
+
+    with torch.inference_mode():
+        torch.testing.assert_close(prediction(0.0), prediction(1.0), atol=1e-4, rtol=1e-4)
+        assert (prediction(0.0) - prediction(0.5)).abs().max() > 0.01
