@@ -55,7 +55,7 @@ class PositionMap(nn.Module):
         super().__init__()
         self.spread = spread
         self.vectors = nn.Parameter(torch.randn(num_labels, channels) * 0.5)
-        self.rotations = nn.Parameter(torch.zeros(2 * num_labels, channels)) if rotations else None
+        self.rotations = nn.Parameter(torch.zeros(2, num_labels, channels)) if rotations else None
 
     def forward(self, labels: Tensor, places: Tensor, height: int, width: int) -> Tensor:
         """labels (B, K), places (B, K, 2), or (B, K, 4) with rotations -> (B, C, H, W), channels last."""
@@ -65,10 +65,10 @@ class PositionMap(nn.Module):
         down = self._bump(places[..., 1], height) * labels[..., None]  # (B, K, H)
         if self.rotations is not None and places.shape[-1] == 4:
             cosine, sine = places[..., 2:, None].unbind(-2)  # (B, K, 1)
-            across, down = across.repeat(1, 3, 1), torch.cat([down, down * cosine, down * sine], 1)  # (B, 3K, ...)
-            vectors = torch.cat([self.vectors, self.rotations])
-        bumps = down.mT[:, :, None] * across.mT[:, None]  # (B, H, W, K or 3K)
-        return (bumps.to(vectors.dtype) @ vectors).permute(0, 3, 1, 2)
+            vectors = vectors + cosine * self.rotations[0] + sine * self.rotations[1]  # (B, K, C)
+        bumps = down.mT[:, :, None] * across.mT[:, None]  # (B, H, W, K)
+        placed = bumps.to(vectors.dtype).flatten(1, 2) @ vectors  # (B, H * W, C)
+        return placed.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
     def _bump(self, centre: Tensor, cells: int) -> Tensor:
         middles = (torch.arange(cells, device=centre.device) + 0.5) / cells

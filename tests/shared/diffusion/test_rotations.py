@@ -29,7 +29,7 @@ def test_each_label_adds_its_vectors_by_the_cosine_and_the_sine_of_its_rotation(
     torch.nn.init.normal_(turned.rotations)
     labels, places = torch.ones(1, 2), torch.tensor([[[0.2, 0.7], [0.6, 0.1]]])
     rotations = as_rotations(torch.tensor([[0.1, 0.6]]))
-    cosines, sines = rotations[0, :, :1] * turned.rotations[:2], rotations[0, :, 1:] * turned.rotations[2:]
+    cosines, sines = rotations[0, :, :1] * turned.rotations[0], rotations[0, :, 1:] * turned.rotations[1]
     plain.vectors.data = turned.vectors + cosines + sines
     expected = plain(labels, places, 8, 8)
     torch.testing.assert_close(turned(labels, torch.cat([places, rotations], -1), 8, 8), expected)
