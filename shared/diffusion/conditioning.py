@@ -67,8 +67,8 @@ class PositionMap(nn.Module):
             cosine, sine = places[..., 2:, None].unbind(-2)  # (B, K, 1)
             vectors = vectors + cosine * self.rotations[0] + sine * self.rotations[1]  # (B, K, C)
         bumps = down.mT[:, :, None] * across.mT[:, None]  # (B, H, W, K)
-        placed = bumps.to(vectors.dtype).flatten(1, 2) @ vectors  # (B, H * W, C)
-        return placed.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        placed: Tensor = bumps.to(vectors.dtype).flatten(1, 2) @ vectors  # (B, H * W, C)
+        return placed.view(-1, height, width, vectors.shape[-1]).permute(0, 3, 1, 2)
 
     def _bump(self, centre: Tensor, cells: int) -> Tensor:
         middles = (torch.arange(cells, device=centre.device) + 0.5) / cells
