@@ -164,9 +164,9 @@ def settings(redis_server: RedisServer, storage: Path) -> Settings:
 
 @pytest.fixture(scope="module")
 def placed(storage: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings with one more model, `placed`, which knows positions."""
+    """Settings with one more model, `placed`, which knows positions and rotations."""
     folder = shutil.copytree(storage, tmp_path_factory.mktemp("placed") / "storage")
-    publish_toy_denoiser(folder, "placed", 3, positions=True)
+    publish_toy_denoiser(folder, "placed", 3, positions=True, rotations=True)
     return settings.model_copy(update={"storage": folder})
 
 

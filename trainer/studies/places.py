@@ -80,7 +80,7 @@ def measure(
         while any(not row.done for row in rows):
             stepper.step(rows)
             on_step(rows)
-        pictures[what] = stepper.pictures(rows), torch.stack([row.labels[:, 1:].cpu() for row in rows])
+        pictures[what] = stepper.pictures(rows), torch.stack([row.labels[:, 1:3].cpu() for row in rows])
     sampled = pictures[name][0]
     pictures["fresh renders"] = fresh.images, wanted
     aspect = sampled.shape[-2] / sampled.shape[-1]

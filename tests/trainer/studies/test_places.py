@@ -49,7 +49,7 @@ def test_an_evaluator_without_a_position_head() -> None:
 
 def test_the_command(command: Command) -> None:
     publish_toys(Path("models"))
-    publish_toy_denoiser(Path("models"), "placing", 0, positions=True)
+    publish_toy_denoiser(Path("models"), "placing", 0, positions=True, rotations=True)
     at = ("places", "--objects", 1, "--objects", 4, "--count", 3)
     code, out, err = command(*at, "--model", "placing", "--json", "a.json", "--grid", "a.png")
     assert code == 0, err
