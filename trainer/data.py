@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -32,7 +32,8 @@ from trainer.errors import TrainerError
 
 PICTURE_FOLDERS = ("iclevr", "images", ".")
 MEASURED = 2048  # pictures whose deviation stands for all
-Rotation = Annotated[float, Field(ge=0, le=1)]
+Pair = tuple[FiniteFloat, FiniteFloat]
+Rotation = Annotated[float, Field(ge=0, le=1)] | None
 UNLIKE = "differ in proportions, so padding gives them different borders; squeeze them (--set fit=squeeze)"
 
 
@@ -160,11 +161,10 @@ def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
     """
     if not path.exists():
         return None
-    content = _read_pairs(path, "[x, y]")
+    content = _read_lists(path, Pair, "[x, y] pairs")
     positions = torch.full((len(train), len(vocabulary), 2), OUTSIDE)
     for i, (name, labels) in enumerate(train.items()):
-        if len(content.get(name, ())) != len(labels):
-            raise TrainerError(f'{path}: picture "{name}" needs one [x, y] for each of its {len(labels)} labels')
+        _check_length(path, content, name, labels, "[x, y]")
         if outside := [point for point in content[name] if not (0 <= point[0] <= 1 and 0 <= point[1] <= 1)]:
             at = f'{path}: picture "{name}" has {list(outside[0])}'
             raise TrainerError(f"{at}; positions are fractions of width and height, 0 to 1")
@@ -181,26 +181,29 @@ def read_rotations(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
     """
     if not path.exists():
         return None
-    try:
-        content = TypeAdapter(dict[str, list[Rotation | None]]).validate_json(path.read_bytes())
-    except ValidationError as error:
-        problem = f"{error.errors()[0]['msg']}; it maps each picture to its objects' rotations, 0 to 1 or null"
-        raise TrainerError(f"{path}: {problem}") from error
+    content = _read_lists(path, Rotation, "objects' rotations, 0 to 1 or null")
     turns = torch.full((len(train), len(vocabulary)), math.nan)
     for i, (name, labels) in enumerate(train.items()):
-        if len(content.get(name, ())) != len(labels):
-            raise TrainerError(f'{path}: picture "{name}" needs one rotation for each of its {len(labels)} labels')
+        _check_length(path, content, name, labels, "rotation")
         for label, turn in zip(labels, content[name], strict=True):
             if turn is not None:
                 turns[i, vocabulary.index(label)] = turn
     return as_rotations(turns)
 
 
-def _read_pairs(path: Path, what: str) -> dict[str, list[tuple[float, float]]]:
+def _read_lists(path: Path, entry: Any, what: str) -> dict[str, list[Any]]:
+    """Read a file that maps each picture to a list; `entry` is the type of what the list holds, `what` its name."""
     try:
-        return TypeAdapter(dict[str, list[tuple[FiniteFloat, FiniteFloat]]]).validate_json(path.read_bytes())
+        return TypeAdapter(dict[str, list[entry]]).validate_json(path.read_bytes())
     except ValidationError as error:
-        raise TrainerError(f"{path}: {error.errors()[0]['msg']}; it maps each picture to its {what} pairs") from error
+        raise TrainerError(f"{path}: {error.errors()[0]['msg']}; it maps each picture to its {what}") from error
+
+
+def _check_length(
+    path: Path, content: Mapping[str, Sequence[Any]], name: str, labels: Sequence[str], what: str
+) -> None:  # fmt: skip
+    if len(content.get(name, ())) != len(labels):
+        raise TrainerError(f'{path}: picture "{name}" needs one {what} for each of its {len(labels)} labels')
 
 
 def read_object_size(folder: Path) -> float | None:
@@ -208,7 +211,7 @@ def read_object_size(folder: Path) -> float | None:
     path = folder / "sizes.json"
     if not path.exists():
         return None
-    sizes = _read_pairs(path, "[width, height]")
+    sizes = _read_lists(path, Pair, "[width, height] pairs")
     sides = [math.sqrt(max(0.0, width * height)) for pairs in sizes.values() for width, height in pairs]
     return statistics.median(sides) if sides else None
 

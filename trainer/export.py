@@ -30,7 +30,7 @@ TO_X_0 = {
 }
 ROTATIONS = (
     "float32 (batch, labels, 2): cosine and sine of each object's rotation, where a full circle is the smallest turn "
-    "after which it looks the same; draw the angles evenly, as the service does. Zeros say nothing"
+    "after which it looks the same; draw the angles uniformly, as the service does; zeros where one is unknown"
 )
 POSITIONS = "float32 (batch, labels, 2): x and y of each object's centre, from 0, left or top, to 1, right or bottom"
 

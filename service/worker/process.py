@@ -33,7 +33,7 @@ from shared.device import DeviceError
 
 log = get_logger(__name__)
 
-BUSY_TAKES_EVERY_S = 5.0  # how long after an RQ job, which costs 25 commands, a busy worker takes the next one
+BUSY_TAKES_EVERY_S = 5.0  # how long after an RQ job a busy worker takes the next one
 LOOK_EVERY_S = 60.0  # whether results are to be pruned
 
 runner: Runner | None = None  # of this process; `service.worker.run_job` finds it here

@@ -48,7 +48,7 @@ class PositionMap(nn.Module):
 
     A position far outside the picture (`layouts.OUTSIDE`) adds nothing. `spread`: the Gaussian's standard deviation as
     a fraction of the picture's side; about half an object's width. `rotations`: whether two more vectors of each label
-    are added, by the cosine and by the sine of its object's rotation.
+    are added, weighted by cosine and sine of its object's rotation.
     """
 
     def __init__(self, num_labels: int, channels: int, spread: float, *, rotations: bool = False) -> None:

@@ -141,7 +141,7 @@ class Stepper:
         labels (K,) multi-hot. `positions` (K, 2) replace the drawn ones and leave all else unchanged. ValueError for
         other shapes, and for positions if the network takes none.
         """
-        labels = torch.as_tensor(labels, dtype=torch.float32, device=self.device)
+        labels = torch.as_tensor(labels, dtype=torch.float32, device="cpu")
         if labels.shape != (self.network.num_labels,):
             raise ValueError(f"labels have shape {tuple(labels.shape)}, the network takes ({self.network.num_labels},)")
         generator = torch.Generator().manual_seed(seed)
@@ -152,9 +152,8 @@ class Stepper:
         if self.layouts is not None:
             drawn = self.layouts.draw(labels, generator)
             rotations = as_rotations(torch.rand(len(labels), generator=generator)) if self.rotations else None
-            placed = with_positions(labels.cpu(), drawn if positions is None else positions.cpu(), rotations)
-            labels = placed.to(self.device)
-        return Row(x, labels, options, *self._plan(options), generator)
+            labels = with_positions(labels, drawn if positions is None else positions.cpu(), rotations)
+        return Row(x, labels.to(self.device), options, *self._plan(options), generator)
 
     def noised_row(self, x: Tensor, noise: Tensor, labels: Tensor, options: SamplingOptions, step: int) -> Row:
         """Return a row that begins at a later `step` than the first, with picture x (C, H, W) in noise (C, H, W).

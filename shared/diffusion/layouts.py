@@ -39,7 +39,7 @@ def with_positions(labels: Tensor, positions: Tensor, rotations: Tensor | None =
 
 
 def as_rotations(turns: Tensor) -> Tensor:
-    """Return cosine and sine of rotations (..., K), as (..., K, 2); (0, 0), which says nothing, for NaN.
+    """Return cosine and sine of rotations (..., K), as (..., K, 2); zeros for NaN, which is unknown.
 
     A rotation is a fraction of the smallest turn after which the object looks the same, so that 0 and 1 are alike.
     """

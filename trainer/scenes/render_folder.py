@@ -1,6 +1,6 @@
 """Renders scenes into a data set folder: iclevr/CLEVR_train_NNNNNN_K.png and the label files.
 
-positions.json and rotations.json hold those of each picture's objects, in the order of its labels.
+positions.json says where each picture's objects are, rotations.json how they are turned, in the order of its labels.
 """
 
 from __future__ import annotations
@@ -80,8 +80,7 @@ def write_folder(
     """Render every scene into `out`: with one object, then two, up to all of its labels. Return the number of pictures.
 
     `centre`: the share of scenes whose first object stands in the picture's centre. `jitter`: whether each scene has
-    its lamps moved, as CLEVR does. Without `pictures` only the label files, positions.json and
-    rotations.json are written.
+    its lamps moved, as CLEVR does. Without `pictures` only the JSON files are written.
 
     `size` None writes 320x240 with 4 rays a pixel; a number writes squares, squeezed from one ray a pixel: much faster.
     The same arguments give the same bytes.

@@ -41,9 +41,9 @@ class SceneObject:
     rotation: float
 
     def seen_rotation(self) -> float | None:
-        """Return the rotation as a fraction of the smallest turn that shows nothing: of a cube's quarter turn.
+        """Return a cube's rotation as a fraction of a quarter turn, after which it looks the same: from 0 to 1.
 
-        Spheres and cylinders look the same from all sides: None.
+        None for spheres and cylinders, whose rotation is not to be seen.
         """
         return self.rotation * 2 / math.pi % 1 if self.shape == "cube" else None
 
