@@ -211,7 +211,9 @@ def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) ->
             if not deadline.allows(0):
                 break
         tombstone = filler.bytes_per_tombstone(TOMBSTONES)
-    return found, {"bytes": tombstone, "remembered_s": filler.settings.remembered_s}
+    # a tombstone's life begins with the job, but after the results of one that ends at once it has the whole rest
+    remembered_s = filler.settings.job_timeout_s + filler.settings.remembered_s
+    return found, {"bytes": tombstone, "remembered_s": remembered_s}
 
 
 async def _with_streams(address: str, job_id: str, streams: int, looks: int) -> Data:

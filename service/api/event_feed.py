@@ -36,7 +36,7 @@ async def is_complete(reader: JobReader, job: Job, after: str) -> bool:
 
 @dataclass(frozen=True)
 class Event:
-    """One event. A client resumes after its `id`; `steps` events have none and cannot be resumed."""
+    """One event. A client resumes after its `id`. `steps` events, and a picture that ended its job, have none."""
 
     name: str
     data: dict[str, Any]
@@ -80,10 +80,10 @@ class Feed:
             for stream, entries in answer or []:
                 for raw, fields in entries:
                     entry = seen[text(stream)] = text(raw)
-                    event = await self._event(fields, entry)
-                    (self._steps if event.id is None else self._events).append(event)
-                    if event.name == "end":
-                        return
+                    for event in await self._events_of(fields, entry):
+                        (self._steps if event.name == "steps" else self._events).append(event)
+                        if event.name == "end":
+                            return
             if not answer:
                 if has_ended:
                     return
@@ -92,18 +92,22 @@ class Feed:
             self.tick.set()
             self.tick = asyncio.Event()
 
-    async def _event(self, fields: dict[bytes, bytes], entry: str) -> Event:
+    async def _events_of(self, fields: dict[bytes, bytes], entry: str) -> list[Event]:
         number = next(self._numbers)
         if b"pictures" in fields:
-            return Event("steps", {"pictures": json.loads(fields[b"pictures"])}, None, number)
+            return [Event("steps", {"pictures": json.loads(fields[b"pictures"])}, None, number)]
         if b"picture" in fields:
-            index = int(fields[b"picture"])
-            return Event("picture", {"index": index, "url": f"/jobs/{self.job_id}/images/{index}.png"}, entry, number)
+            return [Event("picture", self._picture(fields[b"picture"]), entry, number)]
         status = text(fields[b"status"])
-        if status in TERMINAL:
-            job = await self.reader.job(self.job_id)
-            return Event("end", job.model_dump(mode="json"), entry, number)
-        return Event("status", {"status": status}, entry, number)
+        if status not in TERMINAL:
+            return [Event("status", {"status": status}, entry, number)]
+        job = await self.reader.job(self.job_id)
+        end = Event("end", job.model_dump(mode="json"), entry, next(self._numbers))
+        last = fields.get(b"last_picture")  # of a job of one picture, which it ended
+        return [*([] if last is None else [Event("picture", self._picture(last), None, number)]), end]
+
+    def _picture(self, index: bytes) -> dict[str, Any]:
+        return {"index": int(index), "url": f"/jobs/{self.job_id}/images/{int(index)}.png"}
 
 
 class Feeds:

@@ -29,13 +29,13 @@ DESCRIPTION = "labelgrid job {}"
 # Part of the script below: adds the job to its owner's list by the clock of Redis, since an API's may be wrong, and for
 # one job in sixteen drops those older than a lifetime. A job that no worker ended in time may outlive its place in the
 # list. The milliseconds have a fixed width, because Redis compares members as text. The tombstone tells an expired job
-# from one that never was; it expires some time after the job's end.
+# from one that never was; it outlives the results of a job that ends in time.
 _LIST = """
 local ms = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZADD', index, 0, string.format('%013.0f-%s', ms, id))
 if ms % 16 == 0 then redis.call('ZREMRANGEBYLEX', index, '-', string.format('(%013.0f', ms - lifetime_s * 1000)) end
 redis.call('EXPIRE', index, lifetime_s)
-redis.call('SET', tombstone, owner)
+redis.call('SET', tombstone, owner, 'EX', remembered_s)
 """
 
 # Creates a job, if it fits and no request with its Idempotency-Key did before; returns nil, or what prevents it. The
@@ -46,9 +46,9 @@ _CREATE = f"""
 local job, open, pending, pngs, stream, counts, owners, jobs, index, tombstone, stored = unpack(KEYS, 1, 11)
 local rq_queue, rq_job, request = unpack(KEYS, 12)
 local id, owner, total, job_prefix, request_hash, rq_id, fields, rq_fields = unpack(ARGV, 1, 8)
-local timeout_s, lifetime_s, idempotent_s = unpack(ARGV, 9, 11)
-local expected, most_queued, most_own, most_bytes = unpack(ARGV, 12, 15)
-local used, time = 15, redis.call('TIME')
+local timeout_s, lifetime_s, remembered_s, idempotent_s = unpack(ARGV, 9, 12)
+local expected, most_queued, most_own, most_bytes = unpack(ARGV, 13, 16)
+local used, time = 16, redis.call('TIME')
 local now = tonumber(time[1])
 local function put(count, ...)
   local last = used + count
@@ -146,7 +146,7 @@ class NewJob:
         limits, lifetime_s = admission.limits(settings), settings.job_timeout_s + settings.job_ttl_s
         arguments: list[Any] = [job_id, owner, record.total, keys.JOB_PREFIX, request.request_hash if request else ""]
         arguments += [rq_id, 2 * len(fields), len(of_rq_job)]
-        arguments += [settings.job_timeout_s, lifetime_s, settings.idempotent_s]
+        arguments += [settings.job_timeout_s, lifetime_s, lifetime_s + settings.remembered_s, settings.idempotent_s]
         arguments += [self.expected_bytes, limits["queue"], limits["owner"], limits["bytes"]]
         arguments += [*flat(fields), *of_rq_job, *(picture.write() for picture in record.pictures())]
         arguments += flat({str(i): png for i, png in enumerate(self.uploaded)})

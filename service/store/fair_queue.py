@@ -17,18 +17,21 @@ local moved, most = 0, tonumber(ARGV[1])
 local order = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 local turn = #order > 0 and tonumber(order[#order]) or 0
 local taken, turns = {}, {}
+local function asked_at(job) -- a job's id begins with it in ms; former versions made ids without it
+  return string.sub(job, 13, 13) == '7' and tonumber(string.sub(job, 1, 12), 16) / 1000 or ''
+end
 local function next_of(owner)
   local jobs = KEYS[1] .. ':' .. owner
   while true do
     local job = redis.call('LPOP', jobs)
     if not job then return nil end
     local pending = ARGV[2] .. job .. ':waiting'
-    local picture = redis.call('LPOP', pending)
-    if picture then
-      local total, asked_at = unpack(redis.call('HMGET', ARGV[2] .. job, 'total', 'asked_at'))
-      if total ~= '1' and redis.call('EXISTS', pending) == 1 then redis.call('RPUSH', jobs, job) end
-      return picture, asked_at
+    local picture, following = unpack(redis.call('LPOP', pending, 2) or {})
+    if following then
+      redis.call('LPUSH', pending, following)
+      redis.call('RPUSH', jobs, job)
     end
+    if picture then return picture, asked_at(job) end
   end
 end
 repeat
@@ -37,7 +40,7 @@ repeat
     if moved == most then break end
     local picture, asked_at = next_of(order[i])
     if picture then
-      redis.call('XADD', KEYS[3], '*', 'picture', picture, 'asked_at', asked_at or '')
+      redis.call('XADD', KEYS[3], '*', 'picture', picture, 'asked_at', asked_at)
       moved, turn = moved + 1, turn + 1
       taken[i], turns[i] = (taken[i] or 0) + 1, turn
     end

@@ -58,12 +58,12 @@ _STATE = """local status, total, owner, bytes, rq, wanted, record = unpack(redis
 _MOVE_TO_END = f"""
 redis.call('SREM', open, id)
 redis.call('HSET', job, 'status', to, unpack(fields))
-redis.call('XADD', events, 'MAXLEN', '~', kept_events, '*', 'status', to)
+redis.call('XADD', events, 'MAXLEN', '~', kept_events, '*', 'status', to, unpack(last))
 redis.call('XADD', '{keys.ENDED}', 'MAXLEN', '~', {KEPT_ENDINGS}, '*', 'job', id)
 if rq and redis.call('LREM', rq_queue, 1, rq) == 1 then redis.call('DEL', rq_jobs .. rq) end
 {admission.COUNT_STORED}
 redis.call('EXPIRE', job, ttl_s)
-redis.call('EXPIRE', tombstone, remembered_s)
+if to ~= 'finished' then redis.call('SET', tombstone, owner or '', 'EX', remembered_s) end -- it may be gone by now
 if grid ~= '' then redis.call('HSET', pngs, '{keys.GRID}', grid) end
 if recent_s == '0' then
   redis.call('EXPIRE', pngs, ttl_s)
@@ -89,7 +89,7 @@ local due = 0
 _END = f"""
 local open, rq_queue, job, events, verdicts, pngs, tombstone = unpack(KEYS)
 local ttl_s, remembered_s, kept_events, rq_jobs, id, to, grid, grid_bytes, recent_s = unpack(ARGV, 1, 9)
-local fields = {{unpack(ARGV, 10)}}
+local fields, last = {{unpack(ARGV, 10)}}, {{}}
 {_STATE}
 if status ~= 'queued' and status ~= 'running' then return nil end
 if to == 'finished' and redis.call('HLEN', verdicts) < tonumber(total) then return nil end
@@ -122,11 +122,12 @@ local function store(of_job, about)
     if trajectory ~= '' then stored = {{trajectory_field, trajectory, unpack(stored)}} end
     if #stored > 0 then redis.call('HSET', pngs, unpack(stored)) end
     if owner ~= '' then bytes = redis.call('HINCRBY', job, 'bytes', size) end
-    redis.call('XADD', events, 'MAXLEN', '~', kept_events, '*', 'picture', index)
+    if not ends then redis.call('XADD', events, 'MAXLEN', '~', kept_events, '*', 'picture', index) end
   end
   if total ~= '1' then return redis.call('HLEN', verdicts) >= tonumber(total) and 1 or 0 end
   if not ends then return 1 end
-  local fields, grid, grid_bytes = {{'finished_at', finished_at, 'result', result}}, '', #index
+  local fields, last = {{'finished_at', finished_at, 'result', result}}, {{'last_picture', index}}
+  local grid, grid_bytes = '', #index
   {_MOVE_TO_END}
   return {{due, record}}
 end

@@ -171,6 +171,8 @@ class JobReader:
     async def check_owner(self, job_id: str, owner: str) -> None:
         """UnknownJob if the job belongs to another owner, as if it did not exist."""
         whose = await self.connection.get(keys.tombstone(job_id))
+        if whose is None:  # perhaps the job is open for longer than its tombstone lasts: there were no workers
+            whose = await self.connection.hget(keys.job(job_id), "owner")
         if whose is None or text(whose) != owner:
             raise UnknownJob(f"there is no job {job_id!r}")
 

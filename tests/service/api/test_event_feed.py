@@ -88,6 +88,17 @@ def test_events_come_in_order_and_can_be_resumed_after_any_of_them(client: httpx
     assert (complete.status_code, complete.content) == (204, b"")
 
 
+def test_an_only_picture_comes_with_the_end_of_its_job(client: httpx.Client, runner: Runner) -> None:
+    job_id = submit(client, labels=LISTS[:1], steps=1)
+    runner.run(job_id)
+    received = read(client, job_id)
+    assert [event["event"] for event in received] == ["job", "status", "picture", "end"]
+    assert received[2]["data"] == {"index": 0, "url": f"/jobs/{job_id}/images/0.png"}
+    assert "id" not in received[2]  # so that a client that misses the end does not miss it for good
+    assert read(client, job_id, after=received[1]["id"])[1:] == received[2:]
+    assert client.get(f"/jobs/{job_id}/events", headers={"last-event-id": received[-1]["id"]}).status_code == 204
+
+
 def test_steps_and_previews_come_while_the_job_runs_until_it_is_cancelled(client: httpx.Client, runner: Runner) -> None:
     job_id = submit(client, steps=1000)
     working = threading.Thread(target=runner.run, args=(job_id,))

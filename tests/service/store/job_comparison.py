@@ -8,7 +8,7 @@ from redis import Redis
 from service.store import keys
 from service.store.claims import GROUP
 from service.store.connection import text
-from tests.service.store.job_model import DIGESTS, LIMITS, OWNERS, Job, Model
+from tests.service.store.job_model import DIGESTS, OWNERS, Job, Model
 
 
 def check_jobs(connection: Redis, model: Model) -> None:
@@ -28,7 +28,7 @@ def check_jobs(connection: Redis, model: Model) -> None:
     told = sorted(text(fields[b"job"]) for _, fields in ended)  # those who wait for one
     assert told == sorted(job.record.id for job in model.jobs.values() if not job.is_open)
     for job, tombstone, pending, *results in zip(model.jobs.values(), *(found[i::6] for i in range(6)), strict=True):
-        assert bool(tombstone) == (job.is_open or model.now < job.ended + LIMITS["job_ttl_s"] + LIMITS["remembered_s"])
+        assert bool(tombstone) == model.remembers(job)
         assert pending == len(job.pending)
         if model.exists(job):
             _check_results(job, *results)
@@ -44,7 +44,7 @@ def _check_results(job: Job, head: Any, pngs: Any, verdicts: Any, events: Any) -
     assert set(verdicts) == stored.keys()
     moves = [text(fields[b"status"]) for _, fields in events if b"status" in fields]
     assert moves == job.moves  # so it ended once
-    announced = [int(fields[b"picture"]) for _, fields in events if b"picture" in fields]
+    announced = [int(fields[name]) for _, fields in events for name in (b"picture", b"last_picture") if name in fields]
     assert sorted(announced) == sorted(job.stored)
 
 

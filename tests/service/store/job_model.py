@@ -82,6 +82,11 @@ class Model:
     def exists(self, job: Job) -> bool:
         return not job.is_deleted and (job.is_open or self.now < job.ended + LIMITS["job_ttl_s"])
 
+    def remembers(self, job: Job) -> bool:
+        """Whether the job has a tombstone: from its creation, or from its end if it did not finish."""
+        since = job.ended if job.status in ("failed", "cancelled") else job.created + LIMITS["job_timeout_s"]
+        return self.now < since + LIMITS["job_ttl_s"] + LIMITS["remembered_s"]
+
     def of(self, digest: str) -> Iterator[Job]:
         return (job for job in self.jobs.values() if job.record.digest == digest)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from service.contract.job_ids import new_job_id
 from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
@@ -42,6 +43,12 @@ def test_jobs_take_turns_however_the_claims_are_cut(store: JobStore, stream: Pic
     assert claimed(stream, names, 1) == "C1"
     assert claimed(stream, names, 9) == "A2 C2 A3 A4"
     assert claimed(stream, names, 9) == ""
+
+
+def test_a_claim_says_when_its_job_was_created_if_the_id_does(store: JobStore, stream: PictureStream) -> None:
+    dated = record(1).model_copy(update={"id": new_job_id(1764355000.125)})
+    created(store, dated, record(1))
+    assert [claim.asked_at for claim in stream.claim_new(2)] == [1764355000.125, 0.0]
 
 
 def test_owners_take_turns_however_many_jobs_each_has(store: JobStore, stream: PictureStream) -> None:

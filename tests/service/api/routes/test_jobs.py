@@ -173,3 +173,14 @@ def test_an_expired_job_is_410_while_its_tombstone_lasts_and_then_404(client: ht
     problem(client.delete(address), 410, "expired-job")
     working.connection.delete(keys.tombstone(job["id"]))
     problem(client.get(address), 404, "unknown-job")
+
+
+def test_a_job_that_is_open_for_longer_than_its_tombstone_lasts_is_known_and_remembered(
+    client: httpx.Client, alive: JobStore
+) -> None:
+    job_id = submitted(client)
+    alive.connection.delete(keys.tombstone(job_id))
+    assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"
+    assert client.delete(f"/jobs/{job_id}").json()["status"] == "cancelled"
+    alive.connection.delete(keys.job(job_id))
+    problem(client.get(f"/jobs/{job_id}"), 410, "expired-job")
