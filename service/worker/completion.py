@@ -4,8 +4,9 @@ In a thread if results are kept in storage, which may be slow. Knows no networks
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -28,7 +29,11 @@ from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
 log = get_logger(__name__)
 
-AtHand = Mapping[tuple[str, int], FinishedPicture]  # by job and index
+RECENT_BYTES = 64 * 2**20  # of pixels: 290 pictures of 320x240
+GRIDS_AT_ONCE = 4  # most of the time goes to zlib, which lets other threads run
+
+Pixels = NDArray[np.uint8]  # (H, W, 3)
+AtHand = Mapping[tuple[str, int], Pixels]  # by job and index
 Times = tuple[float, float]  # begin and end, in seconds since 1970
 
 
@@ -48,6 +53,26 @@ class Work:
         return [picture for _, picture in self.finished]
 
 
+class RecentPixels(OrderedDict[tuple[str, int], Pixels]):
+    """The pixels of the last pictures, by job and index, so that grids need not decode the PNGs again.
+
+    Pictures of one job may end in many batches, since jobs take turns. The first of each job is left out: it may be the
+    only one, which needs no grid. They are copies, because the pixels are views of a whole batch.
+    """
+
+    def add(self, finished: Iterable[FinishedPicture]) -> None:
+        for one in finished:
+            if one.pixels is not None and one.picture.index > 0:
+                self[one.picture.key] = one.pixels.copy()
+        size = sum(pixels.nbytes for pixels in self.values())
+        while size > RECENT_BYTES:
+            size -= self.popitem(last=False)[1].nbytes
+
+    def forget(self, job_ids: Collection[str]) -> None:
+        for key in [key for key in self if key[0] in job_ids]:
+            del self[key]
+
+
 class Storer:
     """Does work in order, one piece after the other; all that arrives while storage is slow is the next piece."""
 
@@ -57,6 +82,7 @@ class Storer:
         self._waiting = list[Work]()
         self._begun = list[Work]()
         self._outcome: Future[None] | None = None
+        self._recent = RecentPixels()
 
     def submit(self, work: Work) -> None:
         """Note work, which the next `collect` begins."""
@@ -80,11 +106,11 @@ class Storer:
             if work.finished:
                 work.jobs |= self.store.commit(work.stream, work.finished, kept, results)
             work.stored_at = begun_at, time.time()
+        self._recent.add(pictures)
         for judged_by in {work.judged_by for work in works}:
-            same = [work for work in works if work.judged_by == judged_by]
-            at_hand = {one.picture.key: one for work in same for one in work.pictures}
-            job_ids = set[str]().union(*(work.jobs for work in same))
-            complete_jobs(self.store, judged_by, job_ids, at_hand, self.results)
+            job_ids = set[str]().union(*(work.jobs for work in works if work.judged_by == judged_by))
+            complete_jobs(self.store, judged_by, job_ids, self._recent, self.results)
+            self._recent.forget(job_ids)
 
     def _keep(self, finished: list[FinishedPicture]) -> set[tuple[str, int]]:
         """Write sampled pictures to storage, if results are kept there; return those that need no place in Redis."""
@@ -120,22 +146,33 @@ def complete_jobs(
     finished: dict[str, tuple[JobResult, bytes]] = {}
     kept = list[Finished]()
     at = time.time()
-    for record, verdicts in store.open_verdicts(job_ids):
+    complete = store.open_verdicts(job_ids)
+
+    def composed(job: tuple[JobRecord, list[Verdict]]) -> tuple[JobResult, bytes] | Exception:
+        record, verdicts = job
         try:
             with tracing.span("compose", record.traceparent, {"job_id": record.id}):
                 result = score(verdicts, len(record.labels))
-                grid = compose_grid(store, judged_by, record, result, verdicts, at_hand, results)
-                finished[record.id] = result, grid
-        except RedisError:
-            raise  # another worker may succeed
-        except StorageAway as error:
-            log.warning("grid cannot be composed yet", **record.log_ids, reason=str(error))
+                return result, compose_grid(store, judged_by, record, result, verdicts, at_hand, results)
         except Exception as error:
-            log.exception("result cannot be composed", **record.log_ids)
-            store.fail(record.id, f"the result cannot be composed: {type(error).__name__}: {error}")
-        else:
-            if results is not None:
-                kept.append(_to_keep(store, record, result, verdicts, grid, at))
+            return error
+
+    number = GRIDS_AT_ONCE if results is None else 1  # `results` is for one thread at a time
+    with ThreadPoolExecutor(number, "grid") as threads:
+        outcomes = list(threads.map(composed, complete))
+    for (record, verdicts), outcome in zip(complete, outcomes, strict=True):
+        match outcome:
+            case RedisError():
+                raise outcome  # another worker may succeed
+            case StorageAway():
+                log.warning("grid cannot be composed yet", **record.log_ids, reason=str(outcome))
+            case Exception():
+                log.error("result cannot be composed", **record.log_ids, exc_info=outcome)
+                store.fail(record.id, f"the result cannot be composed: {type(outcome).__name__}: {outcome}")
+            case result, grid:
+                finished[record.id] = result, grid
+                if results is not None:
+                    kept.append(_to_keep(store, record, result, verdicts, grid, at))
     ids = results.keep_jobs(kept) if results is not None and kept else set()
     store.finish(finished, ids, at)
     if results is not None and ids:
@@ -198,20 +235,15 @@ def compose_grid(
     shown = [verdicts[result.best * n + i] for i in range(n)]
     if n == 1 and not record.sent:
         return str(shown[0].index).encode()
-    found = [_pixels(at_hand[key]) for verdict in shown if (key := (record.id, verdict.index)) in at_hand]
-    if len(found) < n:
-        found = [read_png(png) for png in _fetch(store, record, [verdict.index for verdict in shown], results)]
-    pictures = np.stack(found)  # (n, H, W, 3)
+    found = {one.index: at_hand[record.id, one.index] for one in shown if (record.id, one.index) in at_hand}
+    if left := [one.index for one in shown if one.index not in found]:
+        found |= zip(left, map(read_png, _fetch(store, record, left, results)), strict=True)
+    pictures = np.stack([found[one.index] for one in shown])  # (n, H, W, 3)
     columns = min(record.columns, n)
     if record.sent:
         return png_bytes(marked_grid(pictures, [verdict.exact for verdict in shown], columns))
     made_with = recipe.of_grid(record, result.best, shown, judged_by)
     return png_bytes(sheet(pictures, columns), made_with.text())
-
-
-def _pixels(one: FinishedPicture) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = read_png(one.png) if one.pixels is None else one.pixels
-    return pixels
 
 
 def _fetch(store: JobStore, record: JobRecord, indices: list[int], results: ResultWriter | None) -> list[bytes]:

@@ -12,6 +12,7 @@ from service.contract.records import JobRecord, JobResult, Verdict
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore, read_verdicts
+from service.worker import completion
 from service.worker.runner import Runner
 from shared.evaluator import score_set
 from tests.service.worker.conftest import LISTS, pixels, status
@@ -57,6 +58,30 @@ def test_the_grid_shows_the_pictures_in_order(
     for i, picture in enumerate(stored):  # two columns, a border of 2 around each
         y, x = (i // 2) * (h + 2) + 2, (i % 2) * (w + 2) + 2
         assert np.abs(grid[y : y + h, x : x + w] - picture).max() <= 1
+
+
+def test_of_pictures_in_earlier_batches_only_the_first_is_decoded_again_for_the_grid(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = list[list[int]]()
+
+    def pngs(job_id: str, indices: list[int]) -> list[bytes]:
+        fetched.append(indices)
+        return [store_pngs(job_id, [index])[0] for index in indices]
+
+    store_pngs = runner.store.pngs
+    monkeypatch.setattr(runner.store, "pngs", pngs)
+    lists = LISTS * 4  # more than a batch
+    recent = runner.storer._recent
+    job = create(lists)
+    runner.run(job.id)
+    assert (fetched, len(recent)) == ([[0]], 0)
+    monkeypatch.setattr(completion, "RECENT_BYTES", 5 * pixels(store.pngs(job.id, [1])[0]).size)
+    other = create(lists)
+    runner.run(other.id)
+    assert fetched[1] == list(range(len(lists) - 5))
+    grids = [store.connection.hget(keys.png(one.id), "grid") for one in (job, other)]
+    assert np.array_equal(*map(pixels, grids))
 
 
 def die(*given: object) -> None:
