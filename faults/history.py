@@ -92,6 +92,9 @@ def _note(job: History, name: bytes, part: str, arguments: list[bytes]) -> None:
         elif part == "png":
             job.stored.update(name.decode() for name in pairs)
     elif name == b"XADD" and part == "events":
+        if arguments[-2] == b"last_picture":  # one entry says that the only picture is there, and the job's end
+            job.events.append(f"picture {arguments[-1].decode()}")
+            arguments = arguments[:-2]
         job.events.append(" ".join(one.decode() for one in arguments[-2:]))
 
 

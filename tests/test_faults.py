@@ -29,6 +29,7 @@ def png(shade: int, *, compress_level: int = 1) -> bytes:
 
 FIRST, SECOND, GRID, OTHER = map(png, range(4))
 UNDISTURBED = Fetched([FIRST, SECOND], GRID)
+RESULT = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +50,14 @@ def store(server: RedisServer) -> Iterator[JobStore]:
     connection.close()
 
 
-def create(store: JobStore) -> JobRecord:
+def create(store: JobStore, *lists: list[str]) -> JobRecord:
     job = JobRecord(
         id=new_id(),
         kind="generate",
         created_at=time.time(),
         model="toy",
         digest=DIGEST,
-        labels=[["red cube"], ["blue cube"]],
+        labels=list(lists) or [["red cube"], ["blue cube"]],
         seed=1,
         columns=2,
         options=SamplingOptions(steps=2),
@@ -79,8 +80,7 @@ def commit(store: JobStore, job: JobRecord, *indices: int) -> None:
 
 
 def finish(store: JobStore, job: JobRecord) -> None:
-    scores = Scores(accuracy=1, exact_match=1, f1=1)
-    store.finish({job.id: (JobResult(repeats=[scores], best=0), UNDISTURBED.grid)})
+    store.finish({job.id: (RESULT, UNDISTURBED.grid)})
 
 
 def problems(store: JobStore, server: RedisServer, job: JobRecord, fetched: Fetched = UNDISTURBED) -> str:
@@ -101,6 +101,15 @@ def test_a_correct_job_has_no_problems(store: JobStore, server: RedisServer) -> 
     store.fail(job.id, "too late, so it changes nothing")
     store.requeue(job.id)
     assert problems(store, server, job) == ""
+
+
+def test_a_job_that_ends_with_its_only_picture_has_no_problems(store: JobStore, server: RedisServer) -> None:
+    job = create(store, ["red cube"])
+    store.begin(job.id)
+    made = done(next(job.pictures()), FIRST)
+    store.commit(keys.stream(DIGEST), [made], results={(job.id, 0): RESULT})
+    found, alone = history.read(server.folder)[job.id], Fetched([FIRST], FIRST)
+    assert checks.check_states(found) + checks.check_pictures(found, 1, alone, alone) == []
 
 
 def test_a_short_lived_second_terminal_state_is_found(store: JobStore, server: RedisServer) -> None:
