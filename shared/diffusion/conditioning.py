@@ -68,6 +68,7 @@ class PositionMap(nn.Module):
             vectors = vectors + cosine * self.rotations[0] + sine * self.rotations[1]  # (B, K, C)
         bumps = down.mT[:, :, None] * across.mT[:, None]  # (B, H, W, K)
         placed: Tensor = bumps.to(vectors.dtype).flatten(1, 2) @ vectors  # (B, H * W, C)
+        placed = placed.to(self.vectors.dtype)  # rotations are float32, whatever the weights are
         return placed.view(-1, height, width, vectors.shape[-1]).permute(0, 3, 1, 2)
 
     def _bump(self, centre: Tensor, cells: int) -> Tensor:
