@@ -1,5 +1,5 @@
-"""The name of every key in Redis. All begin with `labelgrid:`. A job's keys get a time to live at its end, its tombstone
-when it is created.
+"""The name of every key in Redis. All begin with `labelgrid:`. A job's keys get a time to live at its end, its
+tombstone when it is created.
 
 job:ID                hash        record (JSON, never changes), total, status, rq, started_at, finished_at, result,
                                   error, webhook_events, overdue_at (Unix seconds by Redis's clock), bytes (of its
