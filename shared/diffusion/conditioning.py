@@ -64,11 +64,10 @@ class PositionMap(nn.Module):
         across = self._bump(places[..., 0], width)  # (B, K, W)
         down = self._bump(places[..., 1], height) * labels[..., None]  # (B, K, H)
         if self.rotations is not None and places.shape[-1] == 4:
-            cosine, sine = places[..., 2:, None].unbind(-2)  # (B, K, 1)
+            cosine, sine = places[..., 2:, None].to(vectors.dtype).unbind(-2)  # (B, K, 1)
             vectors = vectors + cosine * self.rotations[0] + sine * self.rotations[1]  # (B, K, C)
         bumps = down.mT[:, :, None] * across.mT[:, None]  # (B, H, W, K)
         placed: Tensor = bumps.to(vectors.dtype).flatten(1, 2) @ vectors  # (B, H * W, C)
-        placed = placed.to(self.vectors.dtype)  # rotations are float32, whatever the weights are
         return placed.view(-1, height, width, vectors.shape[-1]).permute(0, 3, 1, 2)
 
     def _bump(self, centre: Tensor, cells: int) -> Tensor:
