@@ -192,7 +192,6 @@ def measure(quick: bool) -> Data:
     sizes = subject.batch_sizes(drawing.denoiser)
     deadline = Deadline(LIMIT_S)
     seen: dict[str, dict[str, list[Answers]]] = {"equal": {}, "burst": {}, "arriving": {}}
-    arrived = list[int]()
     with servers(sizes.pictures, sizes.rows) as found:
         say(f"  four servers are up, {deadline.spent:.0f} s")
         same = [{"labels": lists, "seed": i} for i, lists in enumerate(zip(subject.label_lists(equal)))]
@@ -207,7 +206,6 @@ def measure(quick: bool) -> Data:
             pictures = sum(len(body["labels"]) for body in later) / arriving
             apart_s = pictures / (LOAD * taken["burst"][LITSERVE].rate)
             later = later[: max(FEWEST, int(ARRIVING_S / apart_s))]
-            arrived.append(len(later))
             at = np.random.default_rng(turn).exponential(apart_s, len(later)).cumsum().tolist()
             both = {name: found[name] for name in (OURS, LITSERVE)}
             taken["arriving"] = by_server(both, turn, later, len(later), at)
@@ -221,7 +219,11 @@ def measure(quick: bool) -> Data:
         "figures": figures(seen),
         "loads": {load: {name: described(runs) for name, runs in by.items()} for load, by in seen.items()},
         "memory_mib": memory,
-        "requests": {"equal": equal, "burst": burst, "arriving": max(arrived)},
+        "requests": {
+            "equal": equal,
+            "burst": burst,
+            "arriving": max(len(one.latencies) for one in seen["arriving"][OURS]),
+        },
         "rounds": len(seen["equal"][OURS]),
     }
 

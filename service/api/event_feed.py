@@ -102,9 +102,10 @@ class Feed:
         if status not in TERMINAL:
             return [Event("status", {"status": status}, entry, number)]
         job = await self.reader.job(self.job_id)
-        end = Event("end", job.model_dump(mode="json"), entry, next(self._numbers))
-        last = fields.get(b"last_picture")  # of a job of one picture, which it ended
-        return [*([] if last is None else [Event("picture", self._picture(last), None, number)]), end]
+        events = list[Event]()
+        if (last := fields.get(b"last_picture")) is not None:  # the job's only picture ended it
+            events.append(Event("picture", self._picture(last), None, number))
+        return [*events, Event("end", job.model_dump(mode="json"), entry, next(self._numbers))]
 
     def _picture(self, index: bytes) -> dict[str, Any]:
         return {"index": int(index), "url": f"/jobs/{self.job_id}/images/{int(index)}.png"}

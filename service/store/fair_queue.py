@@ -17,7 +17,7 @@ local moved, most = 0, tonumber(ARGV[1])
 local order = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 local turn = #order > 0 and tonumber(order[#order]) or 0
 local taken, turns = {}, {}
-local function asked_at(job) -- a job's id begins with it in ms; former versions made ids without it
+local function asked_at(job) -- its id begins with it in ms (`job_ids.py`); ids of former versions do not
   return string.sub(job, 13, 13) == '7' and tonumber(string.sub(job, 1, 12), 16) / 1000 or ''
 end
 local function next_of(owner)

@@ -107,7 +107,7 @@ class Storer:
                 work.jobs |= self.store.commit(work.stream, work.finished, kept, results)
             work.stored_at = begun_at, time.time()
         self._recent.add(pictures)
-        for judged_by in {work.judged_by for work in works}:
+        for judged_by in {work.judged_by for work in works if work.jobs}:
             job_ids = set[str]().union(*(work.jobs for work in works if work.judged_by == judged_by))
             complete_jobs(self.store, judged_by, job_ids, self._recent, self.results)
             self._recent.forget(job_ids)
