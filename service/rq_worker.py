@@ -14,7 +14,6 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 POLL_S = 1  # how long an idle worker waits for a job
-MAINTENANCE_S = 5  # between two runs of RQ's maintenance, which costs twenty commands; sweeps find lost jobs sooner
 
 
 class QueueWorker(SimpleWorker):
@@ -23,15 +22,18 @@ class QueueWorker(SimpleWorker):
     RQ's `Worker` forks for each job: a model would be loaded again each time, and CUDA cannot be used after a fork.
     """
 
-    def __init__(self, queue: Queue, name: str, function: str) -> None:
-        """`name` must be new: RQ refuses a name that a killed worker still holds. Only `function` is ever run."""
+    def __init__(self, queue: Queue, name: str, function: str, maintenance_s: int) -> None:
+        """`name` must be new: RQ refuses a name that a killed worker still holds. Only `function` is ever run.
+
+        `maintenance_s`: between two runs of RQ's maintenance, which costs twenty commands.
+        """
         super().__init__(
             [queue],
             name=name,
             connection=queue.connection,
             serializer=JSONSerializer,
             worker_ttl=20,
-            maintenance_interval=MAINTENANCE_S,
+            maintenance_interval=maintenance_s,
             log_job_description=False,
         )
         self.function = function

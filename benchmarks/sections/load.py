@@ -38,6 +38,7 @@ COMPARED = CONTINUOUS, REQUEST_LEVEL
 SIMULATED_REQUESTS = 4000
 LIMIT_S = 280.0  # of the section
 BACKLOG_S = 60.0  # of that, for serving backlogs
+FEWEST = 4  # requests of a backlog on a machine that serves no more in half of that time
 
 
 def step_costs(stepper: Stepper, labels: torch.Tensor, rows: list[int], rounds: int) -> dict[int, float]:
@@ -116,9 +117,10 @@ def measure(quick: bool) -> Data:
     rate = capacity(cost, most, few, late)
     say(f"  capacity {rate:.2f} requests/s, of {mean_network_rows():.0f} network rows on average")
     bench = Bench(stepper, labels, sizes, deadline)
-    saturated = bench.saturated(backlog, turns)
+    saturated = bench.saturated(min(backlog, max(FEWEST, round(rate * BACKLOG_S / 2))), turns)
     for load, span_s in spans_s.items():
-        bench.at(load, rate, span_s)
+        if load == AT or deadline.allows(len(POLICIES) * span_s):
+            bench.at(load, rate, span_s)
     for _ in deadline.rounds(more, at_least=0, expected_s=len(COMPARED) * spans_s[AT]):
         bench.at(AT, rate, spans_s[AT], COMPARED)
     simulated = {
@@ -201,6 +203,8 @@ def report(data: Data) -> list[Piece]:
             rest = number(data["pictures_per_s"][load][name]), number(simulated["mean"]), number(simulated["p95"])
             table.add(load, name, *cells, found["requests"], *rest)
     spans = " to ".join(f"{end(data['spans_s'].values()):.0f}" for end in (min, max))
+    left_out = [load for load in data["spans_s"] if load not in data["latencies"]]
+    note = f" There was no time for loads of {', '.join(left_out)}." if left_out else ""
     saturated = {name: number(figure(found)["median"]) for name, found in data["saturated"].items()}
     return [
         f"The capacity is {data['requests_per_s']:.2f} requests/s, simulated with measured step costs: the throughput "
@@ -211,7 +215,7 @@ def report(data: Data) -> list[Piece]:
         "when the batch ends. *One at a time* samples one picture after the other. "
         f"A run takes the requests of {spans} s. At a load of {AT}, the first two policies have several runs with "
         "different requests. Above a load of 1 (for one at a time, above about 0.5) there is no steady latency: it "
-        "grows for as long as requests arrive.",
+        f"grows for as long as requests arrive.{note}",
         table,
         f"The ratio of p95 at {AT} is computed over the requests of all rounds; its spread covers the ratios with one "
         f"round left out. On a backlog, continuous batching samples {saturated[CONTINUOUS]} pictures/s and one at a "

@@ -1,5 +1,7 @@
 """Repair what RQ lost: give open jobs a new RQ job, fail overdue ones, forget dead workers."""
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from service.store.connection import text
 from service.store.jobs import JobStore
 
 PRUNE_EVERY_S = 3600
+FORGET_EVERY_S = 60.0  # a name costs each worker a command
 JOBS_PER_SWEEP = 500  # roughly: a sweep stays short, however many jobs are open
 
 
@@ -40,6 +43,7 @@ class Sweeper:
         self._cursor = 0  # in the set of open jobs
         self._missing: set[str] = set()
         self._in_queue: dict[str, Queued] = {}
+        self._forgot_at = -math.inf  # dead workers, in monotonic seconds
         self.waiting: dict[str, str] = {}  # digest of another model -> a job in the last sweep that needs a worker
 
     def sweep(self) -> None:
@@ -82,7 +86,9 @@ class Sweeper:
         for job_id in missing & self._missing:
             self.store.requeue(job_id)
         self._missing = missing - self._missing
-        workers.forget_dead(self.connection)
+        if time.monotonic() - self._forgot_at >= FORGET_EVERY_S:
+            self._forgot_at = time.monotonic()
+            workers.forget_dead(self.connection)
 
     def _needs_nothing(self, job_id: str, now: int) -> bool:
         """Whether the job need not be looked at: its RQ job waits, it has time left, and this worker has its model."""

@@ -44,6 +44,7 @@ log = get_logger(__name__)
 
 SENDING_S = 60.0  # longer than any attempt; if a worker dies in one, another may try again after this
 LOOKUPS = 256  # of host names at the same time; one that hangs outlives its attempt
+LOOK_EVERY_S = 5  # at the outbox, beside RQ's maintenance
 DUE_AT_ONCE = 1000  # new ones that are taken from the outbox in one go, so that RQ's queue is read in between
 
 # RQ calls a job's function by its name, so the worker must be reachable from the module.
@@ -176,7 +177,7 @@ class WebhookWorker(QueueWorker):
     """Takes up the events that RQ announces and those that are due in the outbox."""
 
     def __init__(self, sender: Sender) -> None:
-        super().__init__(sender.store.webhooks, new_id(), RUN_DELIVERY)
+        super().__init__(sender.store.webhooks, new_id(), RUN_DELIVERY, LOOK_EVERY_S)
         self.sender = sender
         self.turns = Turns(lambda member: sender.attempt(*member.split(" ", 1)))
 

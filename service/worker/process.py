@@ -33,7 +33,8 @@ from shared.device import DeviceError
 
 log = get_logger(__name__)
 
-BUSY_TAKES_EVERY_S = 5.0  # how long after an RQ job a busy worker takes the next one
+BUSY_TAKES_EVERY_S = 10.0  # how long after an RQ job a busy worker takes the next one
+MAINTENANCE_S = 30  # RQ counts a worker as dead after 80 s without; sweeps find lost jobs sooner
 LOOK_EVERY_S = 60.0  # whether results are to be pruned
 
 runner: Runner | None = None  # of this process; `service.worker.run_job` finds it here
@@ -43,13 +44,13 @@ class PictureWorker(QueueWorker):
     """Runs jobs with one runner. The batch outlives a job, and leases are short."""
 
     def __init__(self, runner: Runner) -> None:
-        super().__init__(runner.store.queue, runner.name, RUN_JOB)
+        super().__init__(runner.store.queue, runner.name, RUN_JOB, MAINTENANCE_S)
         self.runner, self.settings = runner, runner.settings
         self._job_ended_at = -math.inf
 
     @property
     def has_work(self) -> bool:
-        return self.runner.models.busy or self.runner.models.is_measuring
+        return self._is_busy or self.runner.models.is_measuring
 
     @property
     def wants_job(self) -> bool:
@@ -57,7 +58,12 @@ class PictureWorker(QueueWorker):
 
         It still takes one now and then, since a job may be of a model that is not loaded, or lack only its end.
         """
-        return not self.runner.models.busy or time.monotonic() - self._job_ended_at >= BUSY_TAKES_EVERY_S
+        return not self._is_busy or time.monotonic() - self._job_ended_at >= BUSY_TAKES_EVERY_S
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether pictures are in progress, or were a moment ago: after a batch that ended at once, others may wait."""
+        return self.runner.models.busy or not self.runner.idle
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         super().execute_job(job, queue)

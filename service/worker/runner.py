@@ -79,6 +79,7 @@ class Runner:
         self.previews = Previews(connection, settings.live_every_s)
         self.spans = tracing.BatchSpans(self._traceparent)
         self.rate = Rate()
+        self.idle = True  # the last iteration had no pictures
         self.stopping = False  # a signal handler sets it, in which an Event's lock could deadlock
         self.drain_until = math.inf  # monotonic seconds
         self.iteration_s = 0.0  # moving average of iterations with work
@@ -162,6 +163,7 @@ class Runner:
                 self.wanted.follow()
             begun = time.monotonic()
             busy = [loaded for loaded in self.models if loaded.claims]
+            self.idle = not busy
             for loaded in busy:
                 loaded.used_at = begun
                 self._advance(loaded)

@@ -55,6 +55,17 @@ def test_a_job_that_rq_lost_is_queued_again_once(
     assert connection.llen(store.queue.key) == 1
 
 
+def test_a_sweep_forgets_dead_workers_but_does_not_look_for_them_each_time(
+    sweeper: Sweeper, connection: Redis
+) -> None:
+    connection.sadd(keys.WORKERS, "dead")
+    sweeper.sweep()
+    assert connection.scard(keys.WORKERS) == 0
+    connection.sadd(keys.WORKERS, "dead")
+    sweeper.sweep()
+    assert connection.scard(keys.WORKERS) == 1
+
+
 def test_sweeps_reach_every_job_and_each_one_is_short(store: JobStore, sweeper: Sweeper, connection: Redis) -> None:
     jobs = [record() for _ in range(2 * JOBS_PER_SWEEP)]
     for job in jobs:

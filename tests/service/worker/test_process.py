@@ -236,6 +236,23 @@ def test_an_idle_worker_takes_the_next_rq_job_at_once(
         found = worker.dequeue_job_and_maintain_ttl(None)
         assert found is not None
         worker.execute_job(*found)
+        worker.work_between_jobs()  # there is nothing to do
+
+
+def test_a_worker_whose_pictures_all_ended_samples_those_that_wait_before_it_takes_an_rq_job(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "runner", runner)
+    worker = PictureWorker(runner)
+    create()
+    found = worker.dequeue_job_and_maintain_ttl(None)
+    assert found is not None
+    worker.execute_job(*found)
+    waiting = create()
+    assert not runner.models.busy
+    assert worker.dequeue_job_and_maintain_ttl(None) is None
+    until(lambda: runner.run_once() and status(store, waiting) == "finished")
+    assert store.queue.count == 0
 
 
 def test_an_attempt_to_reach_redis_is_progress(
