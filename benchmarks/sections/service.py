@@ -155,7 +155,7 @@ def measure(quick: bool) -> Data:
             one_step.append(saturate(running.port, requests // 2, size=SEVERAL, model=subject.DISTILLED))
             one_step_alone.append(one_step_loop())
         redis = connect(running.redis.url)
-        per_picture = commands_per_picture(running, redis, requests, 1)
+        per_picture = commands_per_picture(running, redis, 2 * requests, 1)  # beginning and end weigh less
         per_picture_of_several = commands_per_picture(running, redis, min(requests, CLIENTS), SEVERAL)
         say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {len(served)} rounds: done")
         end_to_end, one, client = [], [], HTTPConnection("127.0.0.1", running.port)

@@ -55,9 +55,7 @@ def test_a_job_that_rq_lost_is_queued_again_once(
     assert connection.llen(store.queue.key) == 1
 
 
-def test_a_sweep_forgets_dead_workers_but_does_not_look_for_them_each_time(
-    sweeper: Sweeper, connection: Redis
-) -> None:
+def test_a_sweep_forgets_dead_workers_but_does_not_look_for_them_each_time(sweeper: Sweeper, connection: Redis) -> None:
     connection.sadd(keys.WORKERS, "dead")
     sweeper.sweep()
     assert connection.scard(keys.WORKERS) == 0
