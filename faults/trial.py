@@ -66,6 +66,7 @@ class Trial:
         self.jobs: dict[str, int | None] = {}  # id of each accepted job -> its index in BODIES, if any
         self.failing: dict[str, str] = {}  # ids of jobs that must fail -> part of their error
         self.others: set[str] = set()  # ids of jobs that must finish, with pictures that nothing else has
+        self.rounding = 0  # how far a value of a pixel may be off, of 255
         self.figures: dict[str, float] = {}
         self.recovery_s = 0.0
         self.undisturbed: dict[int, Fetched] = {}
@@ -205,7 +206,8 @@ class Trial:
         if number is None or job.states[-1:] != ["finished"]:
             return [*found, f"it did not finish: {error!r}"]
         total = len(BODIES[number]["labels"])
-        return found + checks.check_pictures(job, total, self._fetch(job_id, number), self.undisturbed[number])
+        fetched, undisturbed = self._fetch(job_id, number), self.undisturbed[number]
+        return found + checks.check_pictures(job, total, fetched, undisturbed, self.rounding)
 
     def _left_over(self) -> list[str]:
         """Return what is left in queues after all jobs ended. Workers get half a minute to clear it."""

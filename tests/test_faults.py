@@ -83,9 +83,11 @@ def finish(store: JobStore, job: JobRecord) -> None:
     store.finish({job.id: (RESULT, UNDISTURBED.grid)})
 
 
-def problems(store: JobStore, server: RedisServer, job: JobRecord, fetched: Fetched = UNDISTURBED) -> str:
+def problems(
+    store: JobStore, server: RedisServer, job: JobRecord, fetched: Fetched = UNDISTURBED, rounding: int = 0
+) -> str:
     found = history.read(server.folder)[job.id]
-    return "; ".join(checks.check_states(found) + checks.check_pictures(found, 2, fetched, UNDISTURBED))
+    return "; ".join(checks.check_states(found) + checks.check_pictures(found, 2, fetched, UNDISTURBED, rounding))
 
 
 def good(store: JobStore) -> JobRecord:
@@ -180,6 +182,13 @@ def test_another_releases_compression_is_no_difference(store: JobStore, server: 
     stored = png(1, compress_level=0)
     assert stored != SECOND
     assert not problems(store, server, good(store), Fetched([FIRST, stored], GRID))
+
+
+@pytest.mark.parametrize("off", [1, 2])
+def test_only_another_release_may_round_differently(store: JobStore, server: RedisServer, off: int) -> None:
+    job, fetched = good(store), Fetched([FIRST, png(1 + off)], GRID)
+    assert "pictures [1] differ" in problems(store, server, job, fetched)
+    assert bool(problems(store, server, job, fetched, rounding=1)) == (off > 1)
 
 
 def test_a_truncated_log_is_read_up_to_its_last_command() -> None:
