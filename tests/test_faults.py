@@ -185,7 +185,7 @@ def test_another_releases_compression_is_no_difference(store: JobStore, server: 
 
 
 @pytest.mark.parametrize("off", [1, 2])
-def test_only_another_release_may_round_differently(store: JobStore, server: RedisServer, off: int) -> None:
+def test_a_value_may_be_off_by_rounding_where_allowed(store: JobStore, server: RedisServer, off: int) -> None:
     job, fetched = good(store), Fetched([FIRST, png(1 + off)], GRID)
     assert "pictures [1] differ" in problems(store, server, job, fetched)
     assert bool(problems(store, server, job, fetched, rounding=1)) == (off > 1)
