@@ -75,7 +75,7 @@ class PictureWorker(QueueWorker):
         A request has one RQ job, so this is how idle workers share a large request. It also finishes pictures that are
         left in the batch when their job runs in another worker, which waits for them.
         """
-        self.runner.run_once()
+        self.runner.run_once(rests=False)  # without pictures, it waits for the next RQ job instead
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         return int(self.settings.lease_s) + 1

@@ -146,10 +146,11 @@ class Runner:
                     loaded = loading.result()
         return self.models.use(loaded)
 
-    def run_once(self, job_id: str | None = None) -> bool:
-        """Claim pictures for every loaded model and advance those in progress; wait briefly if there are none.
+    def run_once(self, job_id: str | None = None, *, rests: bool = True) -> bool:
+        """Claim pictures for every loaded model and advance those in progress.
 
-        If job `job_id` has ended, do nothing and return False.
+        If job `job_id` has ended, do nothing and return False. Without pictures in progress, sleep for a moment if some
+        are being stored, or if this `rests`.
         """
         with self._end_if_device_lost():
             self._collect()
@@ -171,7 +172,7 @@ class Runner:
             if busy:
                 seconds = time.monotonic() - begun
                 self.iteration_s = 0.8 * self.iteration_s + 0.2 * seconds if self.iteration_s else seconds
-            else:
+            elif rests or self.models.busy:
                 time.sleep(IDLE_WAIT_S)
             self.spans.keep(self._jobs())
             self.previews.publish(

@@ -255,6 +255,23 @@ def test_a_worker_whose_pictures_all_ended_samples_those_that_wait_before_it_tak
     assert store.queue.count == 0
 
 
+def test_a_worker_without_work_does_not_sleep_before_it_waits_for_an_rq_job(
+    runner: Runner, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client's next request comes milliseconds after the answer to the one before."""
+    monkeypatch.setattr(process, "runner", runner)
+    worker = PictureWorker(runner)
+    create()
+    found = worker.dequeue_job_and_maintain_ttl(None)
+    assert found is not None
+    worker.execute_job(*found)
+    slept = list[float]()
+    monkeypatch.setattr("service.worker.runner.time.sleep", slept.append)
+    worker.work_between_jobs()
+    assert worker.wants_job
+    assert slept == []
+
+
 def test_an_attempt_to_reach_redis_is_progress(
     runner: Runner, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
