@@ -206,6 +206,13 @@ def test_no_other_function_is_run_than_ours(
     assert not store.connection.exists(foreign.key)
 
 
+def run_next_job(worker: PictureWorker) -> None:
+    """Take the RQ job that waits, and run it."""
+    found = worker.dequeue_job_and_maintain_ttl(None)
+    assert found is not None
+    worker.execute_job(*found)
+
+
 def test_a_busy_worker_takes_an_rq_job_at_times_only(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,11 +220,9 @@ def test_a_busy_worker_takes_an_rq_job_at_times_only(
     monkeypatch.setattr(process, "BUSY_TAKES_EVERY_S", 3600.0)
     worker = PictureWorker(runner)
     jobs = [create(options=SamplingOptions(steps=1000)) for _ in range(2)]
-    found = worker.dequeue_job_and_maintain_ttl(None)
-    assert found is not None
     monkeypatch.setattr(runner, "run", lambda job_id: runner.run_once())
     monkeypatch.setattr(process, "runner", runner)
-    worker.execute_job(*found)
+    run_next_job(worker)
     assert [status(store, job) for job in jobs] == ["running", "running"]
     assert worker.dequeue_job_and_maintain_ttl(None) is None
     assert store.queue.count == 1
@@ -233,9 +238,7 @@ def test_an_idle_worker_takes_the_next_rq_job_at_once(
     worker = PictureWorker(runner)
     for _ in range(2):
         create()
-        found = worker.dequeue_job_and_maintain_ttl(None)
-        assert found is not None
-        worker.execute_job(*found)
+        run_next_job(worker)
         worker.work_between_jobs()  # there is nothing to do
 
 
@@ -245,9 +248,7 @@ def test_a_worker_whose_pictures_all_ended_samples_those_that_wait_before_it_tak
     monkeypatch.setattr(process, "runner", runner)
     worker = PictureWorker(runner)
     create()
-    found = worker.dequeue_job_and_maintain_ttl(None)
-    assert found is not None
-    worker.execute_job(*found)
+    run_next_job(worker)
     waiting = create()
     assert not runner.models.busy
     assert worker.dequeue_job_and_maintain_ttl(None) is None
@@ -262,9 +263,7 @@ def test_a_worker_without_work_does_not_sleep_before_it_waits_for_an_rq_job(
     monkeypatch.setattr(process, "runner", runner)
     worker = PictureWorker(runner)
     create()
-    found = worker.dequeue_job_and_maintain_ttl(None)
-    assert found is not None
-    worker.execute_job(*found)
+    run_next_job(worker)
     slept = list[float]()
     monkeypatch.setattr("service.worker.runner.time.sleep", slept.append)
     worker.work_between_jobs()
