@@ -5,7 +5,7 @@ Measures nothing: `scaling` takes the content of results.json.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.batching import (
     POLICIES,
@@ -27,6 +27,7 @@ LOAD = 0.6  # target load at the peak, as a fraction of capacity
 DAYS = (1_000, 100_000, 10_000_000)
 NEEDED = ("service", "load", "growth")
 SIMULATED_REQUESTS = 4000
+BUCKET_BYTES = 1347  # in Redis 8 per picture whose result is in a bucket, by tests/service/results/test_s3.py
 
 
 @dataclass(frozen=True)
@@ -245,14 +246,16 @@ def scaling(content: Data) -> list[Piece]:
         f"{number(costs.redis_commands_per_s)} commands/s, pipelined. At the peak:",
         redis_table(costs),
     ]
+    in_bucket = redis_need(replace(costs, redis_bytes=BUCKET_BYTES), 10_000_000)
     ways_out = {
         1_000: "One machine with one worker is enough.",
         100_000: "Add workers (`--scale worker=N`, or KEDA by queue length) to the one Redis. They need no "
         "coordination, since each picture is claimed by one worker, and each worker finds its own batch size.",
         10_000_000: "Use dozens of workers on CPUs, or a few GPUs; API processes behind a load balancer, since they "
         "hold no state; one Redis per model or region, since jobs of different models share nothing; and object "
-        "storage for results (`LABELGRID_RESULTS`), so that a finished picture takes 1,272 bytes in Redis, and no more "
-        "at 320x240: 1.48 GiB at the peak, and 1.78 GiB of tombstones. `KEPT_JOBS=3000 python -m pytest -s "
+        f"storage for results (`LABELGRID_RESULTS`), so that a finished picture takes {BUCKET_BYTES:,} bytes in Redis, "
+        f"and no more at 320x240: with tombstones, {number(in_bucket['memory_gib'])} GiB at the peak, of which "
+        f"tombstones are {number(in_bucket['tombstones_gib'])}. `KEPT_JOBS=3000 python -m pytest -s "
         "tests/service/results/test_s3.py` measures it: a day's jobs of one picture, the dearest kind, in a bucket; "
         "after Redis is emptied, all of them are read back. A Redis cluster (with the job's id as hash tag) would have "
         "to be built; the rest exists.",
