@@ -40,16 +40,18 @@ redis.call('SET', tombstone, owner, 'EX', remembered_s)
 
 # Creates a job, if it fits and no request with its Idempotency-Key did before; returns nil, or what prevents it. The
 # first write needs memory, so that a full Redis refuses the whole script. The deadline is by Redis's clock, because the
-# clocks of API and workers may be wrong. ARGV ends with fields and values of the job, those of its RQ job, pictures,
-# and indices and PNGs of uploaded ones.
+# clocks of API and workers may be wrong. The RQ job's id ends with it: see `RqId`. ARGV ends with fields and values of
+# the job, those of its RQ job, pictures, and indices and PNGs of uploaded ones.
 _CREATE = f"""
 local job, open, pending, pngs, stream, counts, owners, jobs, index, tombstone, stored = unpack(KEYS, 1, 11)
-local rq_queue, rq_job, request = unpack(KEYS, 12)
-local id, owner, total, job_prefix, request_hash, rq_id, fields, rq_fields = unpack(ARGV, 1, 8)
-local timeout_s, lifetime_s, remembered_s, idempotent_s = unpack(ARGV, 9, 12)
-local expected, most_queued, most_own, most_bytes = unpack(ARGV, 13, 16)
-local used, time = 16, redis.call('TIME')
+local rq_queue, request = unpack(KEYS, 12)
+local id, owner, total, job_prefix, request_hash, rq_jobs, rq_name, fields, rq_fields = unpack(ARGV, 1, 9)
+local timeout_s, lifetime_s, remembered_s, idempotent_s = unpack(ARGV, 10, 13)
+local expected, most_queued, most_own, most_bytes = unpack(ARGV, 14, 17)
+local used, time = 17, redis.call('TIME')
 local now = tonumber(time[1])
+local overdue_at = string.format('%.0f', now + timeout_s)
+local rq_id = rq_name .. overdue_at
 local function put(count, ...)
   local last = used + count
   while used < last do -- in parts, since `unpack` returns some thousand values at most
@@ -62,9 +64,9 @@ local function put(count, ...)
 end
 {idempotency.FIND}
 {admission.ADMIT}
-put(fields, 'HSET', job, 'overdue_at', now + timeout_s)
+put(fields, 'HSET', job, 'overdue_at', overdue_at, 'rq', rq_id)
 redis.call('SADD', open, id)
-put(rq_fields, 'HSET', rq_job)
+put(rq_fields, 'HSET', rq_jobs .. rq_id)
 redis.call('RPUSH', rq_queue, rq_id)
 put(total, 'RPUSH', pending)
 put(#ARGV - used, 'HSET', pngs)
@@ -78,6 +80,24 @@ return nil
 
 def new_id() -> str:
     return uuid4().hex
+
+
+@dataclass(frozen=True)
+class RqId:
+    """The id of the RQ job that a new job gets. It tells whoever reads RQ's queue what else a sweep would have to fetch.
+
+    overdue_at: Unix seconds by Redis's clock.
+    """
+
+    job_id: str
+    digest: str
+    overdue_at: int
+
+    @classmethod
+    def read(cls, rq_id: str) -> "RqId | None":
+        """Return what the id tells; None for that of a job that was queued again, or by a version before 0.2."""
+        job_id, *rest = rq_id.split("-")
+        return cls(job_id, rest[0], int(rest[1])) if len(rest) == 2 else None
 
 
 def id_of(member: str) -> str:
@@ -130,9 +150,9 @@ class NewJob:
         """Return the arguments of the EVAL that writes the job, its pending pictures and its RQ job."""
         record, request = self.record, self.request
         job_id, owner, digest = record.id, record.owner, record.digest
-        rq_id, of_rq_job = new_id(), flat(rq_fields(queue, job_id))
+        of_rq_job = flat(rq_fields(queue, job_id))
         fields: dict[str, Any] = {"record": record.write(), "total": record.total, "status": "queued"}
-        fields |= {"rq": rq_id, "digest": digest, "owner": owner, "asked_at": record.created_at}
+        fields |= {"digest": digest, "owner": owner, "asked_at": record.created_at}
         if record.webhook:
             fields["webhook_events"] = " ".join(record.webhook_events)
         if self.uploaded:
@@ -140,12 +160,12 @@ class NewJob:
         touched = [keys.job(job_id), keys.OPEN, keys.pending(job_id), keys.png(job_id), keys.stream(digest)]
         touched += [keys.pending_counts(digest), keys.owners(digest), keys.owner_jobs(digest, owner)]
         touched += [keys.index(owner), keys.tombstone(job_id), keys.stored_bytes(owner)]
-        touched += [queue.key, RqJob.key_for(rq_id)]
+        touched += [queue.key]
         if request is not None:
             touched.append(request.redis_key)
         limits, lifetime_s = admission.limits(settings), settings.job_timeout_s + settings.job_ttl_s
         arguments: list[Any] = [job_id, owner, record.total, keys.JOB_PREFIX, request.request_hash if request else ""]
-        arguments += [rq_id, 2 * len(fields), len(of_rq_job)]
+        arguments += [RqJob.redis_job_namespace_prefix, f"{job_id}-{digest}-", 2 * len(fields), len(of_rq_job)]
         arguments += [settings.job_timeout_s, lifetime_s, lifetime_s + settings.remembered_s, settings.idempotent_s]
         arguments += [self.expected_bytes, limits["queue"], limits["owner"], limits["bytes"]]
         arguments += [*flat(fields), *of_rq_job, *(picture.write() for picture in record.pictures())]

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
@@ -15,20 +14,12 @@ from service.contract.records import ACTIVE
 from service.store import fair_queue, keys, workers
 from service.store.claims import expired_leases
 from service.store.connection import text
+from service.store.creation import RqId
 from service.store.jobs import JobStore
 
 PRUNE_EVERY_S = 3600
 FORGET_EVERY_S = 60.0  # a name costs each worker a command
 JOBS_PER_SWEEP = 500  # roughly: a sweep stays short, however many jobs are open
-
-
-@dataclass(frozen=True)
-class Queued:
-    """What a sweep saw of a job whose RQ job was in the queue; `overdue_at` in Unix seconds by Redis's clock."""
-
-    rq: bytes
-    overdue_at: int
-    digest: str
 
 
 class Sweeper:
@@ -42,7 +33,6 @@ class Sweeper:
         self.connection: Redis = store.connection
         self._cursor = 0  # in the set of open jobs
         self._missing: set[str] = set()
-        self._in_queue: dict[str, Queued] = {}
         self._forgot_at = -math.inf  # dead workers, in monotonic seconds
         self.waiting: dict[str, str] = {}  # digest of another model -> a job in the last sweep that needs a worker
 
@@ -50,7 +40,8 @@ class Sweeper:
         """Check some of the open jobs; the next call continues from there.
 
         Any worker may call it at any time: a job that is run twice finds its pictures done. Redis's clock decides
-        what is overdue, because those of the API and the workers may be wrong.
+        what is overdue, because those of the API and the workers may be wrong. A job whose first RQ job waits, which
+        has time left, and whose model this worker has, needs nothing: it is not looked at.
         """
         with self.connection.pipeline(transaction=False) as pipe:
             pipe.sscan(keys.OPEN, self._cursor, count=JOBS_PER_SWEEP)
@@ -58,8 +49,9 @@ class Sweeper:
             pipe.lrange(self.store.queue.key, 0, -1)
             (self._cursor, listed), (now, _), queue = pipe.execute()
         in_queue, missing = set(queue), set[str]()
-        self._in_queue = {job_id: one for job_id, one in self._in_queue.items() if one.rq in in_queue}
-        job_ids = [i for i in {text(raw) for raw in listed} | self._missing if not self._needs_nothing(i, now)]
+        read = (RqId.read(text(rq_id)) for rq_id in queue)
+        need_nothing = {one.job_id for one in read if one and now < one.overdue_at and self.has_model(one.digest)}
+        job_ids = ({text(raw) for raw in listed} | self._missing) - need_nothing
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hmget(keys.job(job_id), ["status", "rq", "overdue_at", "digest"])
@@ -75,11 +67,8 @@ class Sweeper:
             may_wait = digest is not None and not (text(digest) in self.waiting or self.has_model(text(digest)))
             if may_wait and (status == b"queued" or self._has_free_picture(job_id, text(digest))):
                 self.waiting[text(digest)] = job_id
-            if rq_id not in in_queue:
-                if self._is_lost(job_id):
-                    missing.add(job_id)
-            elif overdue_at is not None and digest is not None:
-                self._in_queue[job_id] = Queued(rq_id, int(overdue_at), text(digest))
+            if rq_id not in in_queue and self._is_lost(job_id):
+                missing.add(job_id)
         if any(status is None for status, *_ in states):
             fair_queue.recount(self.connection)
         # RQ moves a job from queue to worker in several steps: only what is missing twice in a row is lost.
@@ -89,11 +78,6 @@ class Sweeper:
         if time.monotonic() - self._forgot_at >= FORGET_EVERY_S:
             self._forgot_at = time.monotonic()
             workers.forget_dead(self.connection)
-
-    def _needs_nothing(self, job_id: str, now: int) -> bool:
-        """Whether the job need not be looked at: its RQ job waits, it has time left, and this worker has its model."""
-        seen = self._in_queue.get(job_id)
-        return seen is not None and now < seen.overdue_at and self.has_model(seen.digest)
 
     def _has_free_picture(self, job_id: str, digest: str) -> bool:
         """Whether nobody has claimed one of the job's pictures, or the worker died that had one of its model."""
