@@ -84,7 +84,7 @@ def new_id() -> str:
 
 @dataclass(frozen=True)
 class RqId:
-    """The id of the RQ job that a new job gets. It tells whoever reads RQ's queue what else a sweep would have to fetch.
+    """The id of a new job's RQ job. It tells whoever reads RQ's queue what they would else fetch.
 
     overdue_at: Unix seconds by Redis's clock.
     """
