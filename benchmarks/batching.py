@@ -208,7 +208,7 @@ def serve(
     """Serve arrivals from the first request to the last answer.
 
     `few` and `late`, as in a worker, with continuous batching only: large requests wait once a step has `few` network
-    rows, and `late` pictures may join beyond `max_pictures`, one at each step.
+    rows, and `late` pictures may join beyond `max_pictures`, a few at each step.
     Request-level batching answers a request when its whole batch ends, as if the batch were one call.
     """
     arriving, queue = deque(Waiting(a, a.pictures, a.pictures) for a in arrivals), deque[Waiting]()

@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     batch_pictures: int | None = Field(default=None, ge=1)
     """Maximum number of pictures that a worker samples at the same time. If unset, the worker times the network of each
     model that it loads, and chooses the smallest batch, of at least 16 pictures, whose throughput is near the best; as
-    many again may then join, one at each step."""
+    many again may then join, a few at each step."""
     batch_rows: int | None = Field(default=None, ge=1)
     """Maximum number of rows in one call of the network; a guided picture takes two. If unset, it follows from the
     measurement. If both are set, nothing is measured and all pictures step together; otherwise large jobs give way to

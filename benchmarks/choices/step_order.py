@@ -17,13 +17,16 @@ from service.worker import step_order
 LOADS, SEEDS, REQUESTS = (0.6, 0.9), (11, 12, 13, 14), 500
 AT_ONCE = 16  # pictures of a batch
 Variant = dict[str, float]
-SHIPPED: Variant = {"few": 8, "late": 16, "DELAY_LIMIT": step_order.DELAY_LIMIT, "AGING": step_order.AGING}
+OF_STEP_ORDER = ("DELAY_LIMIT", "AGING", "LATE_EACH_STEP")
+SHIPPED: Variant = {"few": 8, "late": 16, **{name: getattr(step_order, name) for name in OF_STEP_ORDER}}
 VARIANTS: dict[str, Variant] = {
     "shipped": {},
     "as before: no late pictures, limit 0.5": {"late": 0, "DELAY_LIMIT": 0.5},
     "as before, and large jobs wait from 16 rows on": {"few": 16, "late": 0, "DELAY_LIMIT": 0.5},
     "no late pictures": {"late": 0},
     "48 late pictures": {"late": 48},
+    "one late picture at each step": {"LATE_EACH_STEP": 1},
+    "16 late pictures at each step": {"LATE_EACH_STEP": 16},
     "large jobs wait from 4 rows on": {"few": 4},
     "limit 0.5": {"DELAY_LIMIT": 0.5},
     "limit 1": {"DELAY_LIMIT": 1.0},
@@ -37,7 +40,7 @@ def ratios(cost: StepCost, load: float, variant: Variant) -> tuple[float, float,
     chosen = SHIPPED | variant
     rate = load / (mean_network_rows() * cost(32) / 32)
     logs = [0.0, 0.0, 0.0]
-    with patch.multiple(step_order, **{name: value for name, value in chosen.items() if name.isupper()}):
+    with patch.multiple(step_order, **{name: chosen[name] for name in OF_STEP_ORDER}):
         for seed in SEEDS:
             arrivals = poisson(rate, REQUESTS, seed)
             ours = simulate(continuous, arrivals, cost, AT_ONCE, int(chosen["few"]), int(chosen["late"])).latencies

@@ -31,7 +31,7 @@ class BatchSizes:
     pictures: int  # of a batch
     rows: int  # largest network call
     efficient_rows: int | None = None  # from which large jobs wait for small ones; None: all pictures step together
-    late_pictures: int = 0  # that may join beyond `pictures`, one at each step
+    late_pictures: int = 0  # that may join beyond `pictures`, a few at each step
 
 
 def choose(settings: Settings, stepper: Stepper) -> BatchSizes:

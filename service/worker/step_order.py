@@ -12,6 +12,7 @@ from typing import TypeVar
 # favour large jobs.
 DELAY_LIMIT = 0.25  # a job waits if it has more work left than this share of the work left of the jobs before it
 AGING = 0.2  # share of the rows computed since a job joined that is deducted from its work left
+LATE_EACH_STEP = 4  # pictures that may join a full batch before a step
 
 Job = TypeVar("Job", bound=Hashable)
 
@@ -26,11 +27,11 @@ class Workload:
 
 
 def room(in_progress: int, at_once: int, later: int) -> int:
-    """Return how many pictures may join a batch now: up to `at_once`, then `later` more, one at each step.
+    """Return how many pictures may join a batch now: up to `at_once`, then `later` more, a few at each step.
 
-    So a small job can join while large ones fill the batch. One at each step, so that idle workers come first.
+    So a small job can join while large ones fill the batch. A few at each step, so that idle workers come first.
     """
-    return max(at_once - in_progress, min(1, at_once + later - in_progress), 0)
+    return max(at_once - in_progress, min(LATE_EACH_STEP, at_once + later - in_progress), 0)
 
 
 def by_job(pictures: Iterable[tuple[Job, Workload]]) -> dict[Job, Workload]:

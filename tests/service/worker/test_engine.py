@@ -11,6 +11,7 @@ from torch import Tensor
 
 from service.contract.records import FinishedPicture, Picture
 from service.worker.engine import Engine, Failed, Outcome, frame_size
+from service.worker.step_order import LATE_EACH_STEP
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
@@ -215,13 +216,13 @@ def test_room_is_bounded_and_freed() -> None:
     assert not small.busy
 
 
-def test_late_pictures_join_one_at_each_step() -> None:
-    one = Engine(FaultyStepper(network(), AB, "v"), Vocabulary(NAMES), ToyJudge(), max_pictures=2, late_pictures=2)
-    one.admit([picture(0), picture(1)])
+def test_late_pictures_join_a_few_at_each_step() -> None:
+    one = Engine(FaultyStepper(network(), AB, "v"), Vocabulary(NAMES), ToyJudge(), max_pictures=2, late_pictures=5)
+    one.admit([picture(i) for i in range(2)])
+    assert one.room == LATE_EACH_STEP == 4
+    one.admit([picture(i) for i in range(2, 6)])
     assert one.room == 1
-    one.admit([picture(2)])
-    assert one.room == 1
-    one.admit([picture(3)])
+    one.admit([picture(6)])
     assert one.room == 0
 
 

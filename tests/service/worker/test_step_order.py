@@ -14,9 +14,9 @@ def test_a_jobs_workload_is_the_sum_of_its_pictures() -> None:
     assert by_job(pictures) == {"a": job(4, 17, 7), "b": job(4, 16, 3)}
 
 
-def test_pictures_join_at_once_then_one_at_each_step() -> None:
-    assert [room(n, at_once=4, later=2) for n in range(8)] == [4, 3, 2, 1, 1, 1, 0, 0]
-    assert [room(n, at_once=4, later=0) for n in range(6)] == [4, 3, 2, 1, 0, 0]
+def test_pictures_join_at_once_then_a_few_at_each_step() -> None:
+    assert [room(n, at_once=8, later=6) for n in range(16)] == [8, 7, 6, 5, 4, 4, 4, 4, 4, 4, 4, 3, 2, 1, 0, 0]
+    assert [room(n, at_once=8, later=0) for n in range(10)] == [8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
 
 
 def test_small_jobs_go_first_and_a_large_one_waits() -> None:
