@@ -25,8 +25,8 @@ CROSS = [[(0.1, 0.1), (0.9, 0.9)], [(0.1, 0.9), (0.9, 0.1)]]
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     """Convert (N, C, H, W) in [-1, 1], clamped to it, to (N, H, W, C) in 0..255."""
-    scaled = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return np.asarray(scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+    pixels = images.permute(0, 2, 3, 1).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return np.asarray(pixels.clamp_(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8).cpu().numpy())
 
 
 def to_images(pictures: NDArray[np.uint8]) -> Tensor:
