@@ -24,6 +24,7 @@ from service.settings import Settings
 from service.store.connection import connect
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser
+from shared.pictures import png_bytes, sheet, to_uint8
 
 CLIENTS = 32
 SEVERAL = 8  # pictures per larger request
@@ -84,6 +85,16 @@ def bare(ours: Denoiser, count: int, batch: int, rows: int) -> Callable[[], floa
         return count / (time.perf_counter() - start)
 
     return run
+
+
+def grid_cost_ms(ours: Denoiser, rows: int, times: int) -> float:
+    """Return the CPU ms a picture of composing and encoding a grid of SEVERAL pictures."""
+    hot = subject.multi_hot(subject.label_lists(SEVERAL), ours.vocabulary)
+    pictures = to_uint8(sample(ours.stepper(max_rows=rows), hot, ours.options, subject.seeds(SEVERAL)))
+    before = time.thread_time()
+    for _ in range(times):
+        png_bytes(sheet(pictures))
+    return (time.thread_time() - before) / (times * SEVERAL) * 1000
 
 
 def least_api_ms(redis_url: str, requests: int) -> float:
@@ -167,6 +178,7 @@ def measure(quick: bool) -> Data:
         client.close()
         least_ms = [least_api_ms(running.redis.url, 10 * requests) for _ in range(rounds)]
         by_part = parts_ms(running, 2 * requests)
+    grid_ms = grid_cost_ms(ours, rows, singles)
     end_to_end, one = end_to_end[1:], one[1:]
     return {
         "figures": {
@@ -196,6 +208,7 @@ def measure(quick: bool) -> Data:
         "cpu_ms": {name: figure(one[name] for one in spent) for name in spent[0]},
         "loop_cpu_ms": figure(loop_ms),
         "parts_ms": by_part,
+        "grid_ms": grid_ms,
         "ttl_s": settings.job_ttl_s,
         "requests": requests,
         "singles": singles,
@@ -261,13 +274,16 @@ def where_the_cpu_goes(data: Data) -> list[Piece]:
         worker.add(part, number(ms["cpu"]), number(ms["wall"]) if ms["wall"] else "")
     least_ms = data["figures"]["service.least_api_cpu_ms_per_request"]["median"]
     answer_ms = sum(data["parts_ms"][part]["cpu"] for part in ("evaluator", "PNGs"))
+    least_beside_ms, grid_ms = answer_ms + least_ms, data["grid_ms"]
     return [
         "CPU time at saturation, 1 picture per request, over all threads. Service and clients take "
         f"{number(whole - loop_ms)} ms more than the loop on the same cores, which limits the ratio above. What every "
         f"answer needs besides, verdicts and PNGs, takes {number(answer_ms)} ms by itself, in the threads that the "
-        f"second table counts: no service can have more than {loop_ms / (loop_ms + answer_ms):.3f} of the loop here. "
-        "An API that reads the same body with FastAPI, writes it to Redis, reads it back and answers takes "
-        f"{number(least_ms)} ms a request.",
+        "second table counts. An API that reads the same body with FastAPI, writes it to Redis, reads it back and "
+        f"answers takes {number(least_ms)} ms a request. So no service can take less than {number(least_beside_ms)} ms "
+        f"beside the loop here, or have more than {loop_ms / (loop_ms + least_beside_ms):.3f} of it. With {SEVERAL} "
+        f"pictures a request, the API takes less and the grid {number(grid_ms)} ms a picture: at most "
+        f"{loop_ms / (loop_ms + answer_ms + least_ms / SEVERAL + grid_ms):.3f}.",
         processes,
         "The parts of the worker's own thread. When it does not compute, it waits for Redis or for a free core. Its "
         "other threads compute the network and the evaluator with it, or fetch the next pictures.",
