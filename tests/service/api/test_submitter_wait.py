@@ -165,8 +165,9 @@ def test_waiting_clients_leave_the_others_their_connections(
     assert answers == [409] * len(threads)
 
 
-def test_clients_that_wait_share_one_read(settings: Settings, alive: JobStore) -> None:
+def test_clients_that_wait_share_one_read(settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each hears of its own job's end, and several may wait for the same job."""
+    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
     body, headers = {"labels": LISTS}, {"idempotency-key": "one"}
     with serving(settings) as client, ThreadPoolExecutor(4) as pool:
         own = [pool.submit(client.post, "/generate", json=body) for _ in range(2)]

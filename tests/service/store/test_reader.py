@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
@@ -15,8 +16,9 @@ from tests.service.store.helpers import record
 
 
 def test_jobs_that_end_together_and_one_that_ended_just_before_its_client_waits(
-    settings: Settings, connection: Redis
+    settings: Settings, connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(reader, "LOOK_AGAIN_S", 14.0)  # each is told; no look finds it
     store = JobStore(connection, settings)
     early, first, second, unreadable = (record(1) for _ in range(4))
     for one in (early, first, second, unreadable):

@@ -167,7 +167,7 @@ def test_a_job_that_finished_in_another_jobs_batch_leaves_nothing_in_rq(
 def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Callable[..., JobRecord]) -> None:
     assert runner.rate.per_s == 0.0
     runner.run_once()  # finds no pictures
-    assert runner.rate.seconds < 0.1
+    assert runner.rate.seconds == 0.0
     begun = time.monotonic()
     runner.run(create().id)
     assert runner.rate.pictures == 3
