@@ -2,11 +2,12 @@
 
 import asyncio
 import functools
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from redis.asyncio import Redis as AsyncRedis
@@ -89,6 +90,8 @@ class RqId:
     overdue_at: Unix seconds by Redis's clock.
     """
 
+    _PARTS: ClassVar = re.compile(r"(\w+)-(\w+)-(\d+)")  # as `_CREATE` joins them
+
     job_id: str
     digest: str
     overdue_at: int
@@ -96,8 +99,8 @@ class RqId:
     @classmethod
     def read(cls, rq_id: str) -> "RqId | None":
         """Return what the id tells; None for that of a job that was queued again, or by a version before 0.2."""
-        job_id, *rest = rq_id.split("-")
-        return cls(job_id, rest[0], int(rest[1])) if len(rest) == 2 else None
+        found = cls._PARTS.fullmatch(rq_id)
+        return cls(found[1], found[2], int(found[3])) if found else None
 
 
 def id_of(member: str) -> str:

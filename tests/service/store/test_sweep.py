@@ -108,6 +108,7 @@ def test_jobs_of_a_loaded_model_that_wait_in_rqs_queue_are_not_looked_at(store: 
     assert looked_at() == 1
     connection.lpop(store.queue.key)
     store.requeue(jobs[1].id)  # of its new RQ job, the queue tells nothing
+    connection.rpush(store.queue.key, "not-of-us")
     assert looked_at() == 2
     sweeper.has_model = lambda digest: False
     assert looked_at() == 50
