@@ -291,7 +291,7 @@ def where_the_cpu_goes(data: Data) -> list[Piece]:
     least_beside_ms = answer_ms + least_ms
     return [
         "CPU time at saturation, 1 picture per request, over all threads. Service and clients take "
-        f"{number(whole - loop_ms)} ms more than the loop on the same cores, which limits the ratio above. What every "
+        f"{number(whole)} ms, the loop {number(loop_ms)} on the same cores in the same rounds. What every "
         f"answer needs besides, verdicts and PNGs, takes {number(answer_ms)} ms by itself. An API that reads the same "
         f"body with FastAPI, writes it to Redis, reads it back and answers takes {number(least_ms)} ms a request. So "
         f"no service can take less than {number(least_beside_ms)} ms beside the loop here, or have more than "
