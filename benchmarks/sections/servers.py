@@ -38,7 +38,7 @@ CLIENTS = 16  # of the equal requests
 STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
 LOAD = 0.6  # of LitServe's pictures/s in a burst, at which mixed requests arrive
 LIMIT_S = 750.0
-SLOW, SLOW_ROUNDS = (NAIVE, DIFFUSERS), 2  # these take part in so many rounds: they are too far behind for a close look
+SLOW, SLOW_ROUNDS = (NAIVE, DIFFUSERS), 2  # these take part in so many rounds: they take half of a round's time
 ARRIVING_S = 60.0  # in which mixed requests arrive at random; on a slow machine fewer do
 FEWEST = 6
 HEADERS = {"Content-Type": "application/json", "Accept": "image/png", "Prefer": f"wait={WAIT_S}"}
@@ -234,7 +234,7 @@ def figures(seen: dict[str, dict[str, list[Answers]]]) -> Data:
     """Return the ratios between ours and the others, round by round."""
 
     def faster(load: str, name: str, other: str) -> Data:
-        """Return by how much, in the rounds of both."""
+        """Return the ratio of their pictures/s in the rounds that both took part in."""
         both = list(zip(seen[load][name], seen[load][other], strict=False))
         return paired([one.rate for one, _ in both], [one.rate for _, one in both])
 

@@ -100,14 +100,14 @@ def answers_ms(ours: Denoiser, rows: int, times: int) -> tuple[float, float]:
     def grids() -> None:
         png_bytes(sheet(to_uint8(images)))
 
-    def cpu_ms(work: Callable[[], None]) -> float:
+    def each_ms(work: Callable[[], None]) -> float:
         work()  # warms up
         before = time.process_time()
         for _ in range(times):
             work()
         return (time.process_time() - before) / (times * SEVERAL) * 1000
 
-    return cpu_ms(pictures), cpu_ms(grids)
+    return each_ms(pictures), each_ms(grids)
 
 
 def least_api_ms(redis_url: str, requests: int) -> float:

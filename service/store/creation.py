@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 from redis.asyncio import Redis as AsyncRedis
@@ -85,7 +85,7 @@ def new_id() -> str:
 
 @dataclass(frozen=True)
 class RqId:
-    """The id of a new job's RQ job. It tells whoever reads RQ's queue what they would else fetch.
+    """The id of a new job's RQ job. Whoever reads RQ's queue need not fetch what it tells.
 
     overdue_at: Unix seconds by Redis's clock.
     """
@@ -97,7 +97,7 @@ class RqId:
     overdue_at: int
 
     @classmethod
-    def read(cls, rq_id: str) -> "RqId | None":
+    def read(cls, rq_id: str) -> Self | None:
         """Return what the id tells; None for that of a job that was queued again, or by a version before 0.2."""
         found = cls._PARTS.fullmatch(rq_id)
         return cls(found[1], found[2], int(found[3])) if found else None

@@ -209,7 +209,7 @@ class Engine:
     def _finish(self, done: Sequence[Member]) -> list[Outcome]:
         """Judge and encode the pictures whose steps are done."""
         images = self.stepper.pictures([member.row for member in done])  # (N, 3, H, W)
-        finite = images.flatten(1).sum(1).isfinite()  # a value that is not makes the sum so, and sums are fast
+        finite = images.flatten(1).sum(1).isfinite()  # one NaN or infinity makes the sum one; sums are fast
         whole = [member for member, is_finite in zip(done, finite.tolist(), strict=True) if is_finite]
         outcomes = list[Outcome](
             Failed(member.picture, "the network's output is not finite") for member in done if member not in whole
