@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from http.client import HTTPConnection
 
+import torch
 from redis import Redis
 
 from benchmarks import subject, worker_profile
@@ -88,9 +89,13 @@ def bare(ours: Denoiser, count: int, batch: int, rows: int) -> Callable[[], floa
 
 
 def answers_ms(ours: Denoiser, rows: int, times: int) -> tuple[float, float]:
-    """Return the CPU ms a picture, over all threads, of verdicts and PNGs, and of grids of SEVERAL pictures."""
+    """Return the CPU ms a picture of verdicts and PNGs, and of grids of SEVERAL pictures, on one thread.
+
+    More threads only add to it: those without work wait by spinning.
+    """
     judge, hot = subject.evaluator(), subject.multi_hot(subject.label_lists(SEVERAL), ours.vocabulary)
     images = sample(ours.stepper(max_rows=rows), hot, ours.options, subject.seeds(SEVERAL))
+    pixels = to_uint8(images)
 
     def pictures() -> None:
         judge.probabilities(images)
@@ -98,7 +103,7 @@ def answers_ms(ours: Denoiser, rows: int, times: int) -> tuple[float, float]:
             png_bytes(picture)
 
     def grids() -> None:
-        png_bytes(sheet(to_uint8(images)))
+        png_bytes(sheet(pixels))
 
     def each_ms(work: Callable[[], None]) -> float:
         work()  # warms up
@@ -107,7 +112,12 @@ def answers_ms(ours: Denoiser, rows: int, times: int) -> tuple[float, float]:
             work()
         return (time.process_time() - before) / (times * SEVERAL) * 1000
 
-    return each_ms(pictures), each_ms(grids)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return each_ms(pictures), each_ms(grids)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def least_api_ms(redis_url: str, requests: int) -> float:
@@ -292,7 +302,7 @@ def where_the_cpu_goes(data: Data) -> list[Piece]:
     return [
         "CPU time at saturation, 1 picture per request, over all threads. Service and clients take "
         f"{number(whole)} ms, the loop {number(loop_ms)} on the same cores in the same rounds. What every "
-        f"answer needs besides, verdicts and PNGs, takes {number(answer_ms)} ms by itself. An API that reads the same "
+        f"answer needs besides, verdicts and PNGs, takes {number(answer_ms)} ms on one thread. An API that reads the same "
         f"body with FastAPI, writes it to Redis, reads it back and answers takes {number(least_ms)} ms a request. So "
         f"no service can take less than {number(least_beside_ms)} ms beside the loop here, or have more than "
         f"{loop_ms / (loop_ms + least_beside_ms):.3f} of it. With {SEVERAL} pictures a request, the API takes less and "
