@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.api.storage_thread import StorageThread
+from service.api.patient_storage import PatientStorage
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
-from service.results.threads import Stalled
+from service.storage_threads import Stalled
 from shared import storage as files
 from shared.checkpoint import (
     SUFFIX,
@@ -78,7 +78,7 @@ class Models:
     _problem: CheckpointError | None = None  # with storage or promoted.json
     _looked_at: float = -math.inf
     _listing: Listing | None = None  # the last one
-    _storage: StorageThread = field(default_factory=StorageThread)
+    _storage: PatientStorage = field(default_factory=PatientStorage)
     _looking: "asyncio.Future[None] | None" = None  # the look in progress that `in_memory` has begun
 
     def find(

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 ID = re.compile(r"[0-9a-f]{32}")
 RANDOM_BITS = 74
+HOUR = re.compile(r"\d{4}-\d\d-\d\dT\d\d")
 UNDATED = "undated"  # the hour of ids that earlier versions made
 
 

@@ -1,7 +1,7 @@
 """Finished jobs as files: OWNER/HOUR/JOB/ with 0.png, 1.png, ..., strip-0.png, grid.png and job.json, written last.
 
-A job without job.json has not finished, though some of its pictures may be there. All calls may hang; `threads.py`
-bounds them. Knows no Redis and no HTTP.
+A job without job.json has not finished, though some of its pictures may be there. All calls may hang;
+`storage_threads.py` bounds them. Knows no Redis and no HTTP.
 """
 
 import hashlib
@@ -79,7 +79,7 @@ class ResultFiles:
         last = _age(hour_of(before)) if before else None
         for hour in sorted(storage.folders(folder), key=_age, reverse=True):
             if last is None or _age(hour) <= last:
-                ids = sorted(storage.folders(folder / hour), reverse=True)
+                ids = sorted(filter(ID.fullmatch, storage.folders(folder / hour)), reverse=True)
                 yield from (one for one in ids if last is None or (_age(hour), one) < (last, before))
 
 

@@ -1,9 +1,9 @@
-"""Removes kept jobs that are too old, or more than their owner may keep."""
+"""Removes kept jobs that are too old, or more than their owner may keep. Leaves all files that are not of a job."""
 
 import time
 from datetime import UTC, datetime
 
-from service.contract.job_ids import UNDATED
+from service.contract.job_ids import HOUR, ID, UNDATED
 from service.results.files import ResultFiles
 from service.telemetry.logs import get_logger
 from shared import storage
@@ -23,7 +23,7 @@ def prune(files: ResultFiles, days: int, bytes_per_owner: int | None, now: float
     for name in storage.folders(files.root):
         owner = files.root / name
         for hour in storage.folders(owner):
-            if hour != UNDATED and hour < oldest:
+            if HOUR.fullmatch(hour) and hour < oldest:
                 storage.remove_folder(owner / hour)
                 removed += 1
         if bytes_per_owner is not None:
@@ -36,8 +36,9 @@ def _shrink(files: ResultFiles, name: str, most: int) -> int:
     """Remove an owner's oldest jobs until the rest has at most this size, and return how many."""
     sizes: dict[tuple[str, str], int] = {}
     for path, size in storage.sizes(files.root / name).items():
-        hour, job_id, _ = path.split("/")
-        sizes[hour, job_id] = sizes.get((hour, job_id), 0) + size
+        hour, job_id, *_ = [*path.split("/"), ""]
+        if (HOUR.fullmatch(hour) or hour == UNDATED) and ID.fullmatch(job_id):
+            sizes[hour, job_id] = sizes.get((hour, job_id), 0) + size
     total, removed = sum(sizes.values()), 0
     for hour, job_id in sorted(sizes, key=lambda job: (job[0] != UNDATED, job)):
         if total <= most:

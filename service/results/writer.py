@@ -9,7 +9,7 @@ from service.contract.kept import KeptJob
 from service.contract.records import FinishedPicture
 from service.results import files
 from service.results.files import ResultFiles
-from service.results.threads import Stalled, StorageThreads
+from service.storage_threads import Stalled, StorageThreads
 from service.telemetry.logs import get_logger
 from shared.storage import Location
 

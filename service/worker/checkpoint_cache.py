@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from service.storage_threads import StorageThreads
 from service.telemetry.logs import get_logger
 from shared import storage as files
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, CheckpointKind, read_info, verify
@@ -24,12 +25,13 @@ log = get_logger(__name__)
 T = TypeVar("T")
 
 PATIENCE_S = 5.0  # how long to wait for storage if this machine has a copy, or the loaded models will do
+READS_AT_ONCE = 8  # more than there are: a read of an adapter waits for that of its base
 LOADER: Final = "loader"  # name of the threads that load
 IN_USE_S = 60.0  # another worker may still be reading a checkpoint that it fetched less than this ago
 
 
 def in_thread(work: Callable[[], T]) -> Future[T]:
-    """Run `work` in a daemon thread, which does not keep the process if it hangs, as reads of storage may for ever."""
+    """Run `work`, which must end, in a thread of its own; a daemon, lest it keep a process that is to end at once."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -59,6 +61,7 @@ class CheckpointCache:
     def __init__(self, folder: Path, storage: Location, max_bytes: int, timeout_s: float = 120.0) -> None:
         self.folder, self.storage, self.max_bytes = folder.expanduser(), storage, max_bytes
         self.timeout_s = timeout_s
+        self._threads = StorageThreads(READS_AT_ONCE)
 
     def fetch(self, name: str | None, digest: str | None = None, kind: CheckpointKind = "denoiser") -> Location:
         """Return a verified file with checkpoint `name`, or the promoted one, and its base beside it.
@@ -85,9 +88,11 @@ class CheckpointCache:
 
     def _within(self, seconds: float, work: Callable[[], T]) -> T:
         """Return what `work` returns. CheckpointError if storage does not answer in time."""
+        future = self._threads.submit(work)
         try:
-            return in_thread(work).result(seconds)
+            return future.result(seconds)
         except TimeoutError as error:
+            future.cancel()  # if no thread was free
             raise CheckpointError(str(self.storage), f"has not answered within {seconds:g} s") from error
 
     def _fetch(self, name: str | None, digest: str | None, kind: CheckpointKind) -> Location:

@@ -19,8 +19,8 @@ from service.contract.kept import KeptJob
 from service.contract.recipe import MadeWith
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.results import files
-from service.results.threads import StorageThreads
 from service.results.writer import Finished, ResultWriter, StorageAway
+from service.storage_threads import StorageThreads
 from service.store import keys
 from service.store.jobs import JobStore
 from service.telemetry import tracing

@@ -143,6 +143,8 @@ def prune_results(settings: Settings, connection: Redis, ended: threading.Event)
                 prune(ResultFiles(settings.results), settings.results_days, settings.results_bytes_per_owner)
         except (RedisError, OSError) as error:
             log.warning("results cannot be pruned", reason=str(error))
+        except Exception:  # the thread must live on
+            log.exception("results cannot be pruned")
 
 
 def build(settings: Settings, connection: Redis) -> PictureWorker:

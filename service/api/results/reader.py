@@ -14,7 +14,7 @@ from service.contract.kept import KeptJob
 from service.contract.schemas import Job, JobHead, JobPage
 from service.results import files
 from service.results.files import ResultFiles
-from service.results.threads import Stalled, StorageThreads
+from service.storage_threads import Stalled, StorageThreads
 from service.store.reader import JobReader
 from service.telemetry.logs import get_logger
 from shared.storage import Location

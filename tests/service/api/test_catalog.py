@@ -16,7 +16,7 @@ from redis import Redis
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from service.api import storage_thread
+from service.api import patient_storage
 from service.api.catalog import Models
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.settings import Settings
@@ -321,8 +321,8 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         return versions(folder)
 
     monkeypatch.setattr(files, "versions", hang)
-    monkeypatch.setattr(storage_thread, "PATIENCE_S", 0.2)
-    monkeypatch.setattr(storage_thread, "DEADLINE_S", 0.4)
+    monkeypatch.setattr(patient_storage, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(patient_storage, "DEADLINE_S", 0.4)
     yield hangs
     ended.set()
 

@@ -5,9 +5,10 @@ from uuid import uuid4
 
 import pytest
 
-from service.contract.job_ids import new_job_id
+from service.contract.job_ids import hour_of, new_job_id
 from service.results.files import ResultFiles
 from service.results.retention import prune
+from shared import storage
 from shared.storage import open_storage
 
 DAY_S = 86400
@@ -55,3 +56,17 @@ def test_an_owners_oldest_jobs_beyond_the_limit_are_removed(files: ResultFiles) 
 
 def test_nothing_is_removed_from_an_empty_storage(files: ResultFiles) -> None:
     assert prune(files, 1, 1, NOW) == 0
+
+
+def test_files_that_are_not_of_a_job_stay(files: ResultFiles) -> None:
+    mine = add(files, "alice", 9 * DAY_S)
+    owner = files.owner("alice")
+    others = [owner / ".DS_Store", owner / ".trash" / "0.png", owner / "undated" / "notes" / "long" / "a.txt"]
+    others += [owner / hour_of(new_job_id(NOW)) / "notes.txt", files.root / "README"]
+    for path in others:
+        storage.write(path, b"x" * 1000)
+    assert prune(files, 30, 10, NOW) == 0
+    assert left(files, "alice") == {mine}
+    assert prune(files, 2, 9, NOW) == 1
+    assert left(files, "alice") == set()
+    assert all(storage.read(path) for path in others)

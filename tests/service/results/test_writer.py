@@ -122,7 +122,7 @@ def test_storage_that_hangs_holds_nobody_up_and_its_job_finishes_in_redis(
     monkeypatch.setattr(writer.files, "write", write)
     one, other = job(), job()
     with monkeypatch.context() as patch:
-        patch.setattr("service.results.threads.wait", lambda futures, within_s: begun.wait())
+        patch.setattr("service.storage_threads.wait", lambda futures, within_s: begun.wait())
         finish(store, writer, one, [noise(0, 100)])
     writer.patience_s = 10**6  # for the second job nobody waits
     finish(store, writer, other, [noise(1, 100)])

@@ -10,7 +10,7 @@ import torch
 from redis import Redis
 
 from service.settings import Settings
-from service.worker.checkpoint_cache import CheckpointCache
+from service.worker.checkpoint_cache import READS_AT_ONCE, CheckpointCache
 from service.worker.runner import Runner
 from shared import storage as files
 from shared.checkpoint import CheckpointError, read_info
@@ -129,9 +129,17 @@ def test_without_a_copy_a_hang_of_storage_is_an_error(hanging: CheckpointCache, 
     ):
         with pytest.raises(CheckpointError, match=f"{folder}: has not answered within 0.01 s"):
             read()
-    loaders = [thread for thread in threading.enumerate() if thread.name == "loader"]
-    assert loaders
-    assert all(thread.daemon for thread in loaders)  # else the process could not end
+
+
+def test_while_storage_hangs_threads_do_not_become_more(hanging: CheckpointCache) -> None:
+    with pytest.raises(CheckpointError):
+        hanging.promoted()
+    before = set(threading.enumerate())
+    assert all(thread.daemon for thread in before - {threading.main_thread()})  # else the process could not end
+    for _ in range(2 * READS_AT_ONCE):
+        with pytest.raises(CheckpointError):
+            hanging.promoted()
+    assert set(threading.enumerate()) == before
 
 
 def test_versions_of_files_change_with_them(folder: Path) -> None:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from service.results.threads import Stalled, StorageThreads
+from service.storage_threads import Stalled, StorageThreads
 
 
 def test_calls_return_in_order_and_raise_what_they_raise() -> None:
@@ -28,7 +28,7 @@ def test_a_call_that_hangs_is_given_up_and_later_calls_fail_at_once_until_it_ret
         hang.wait()
 
     with monkeypatch.context() as patch:
-        patch.setattr("service.results.threads.wait", lambda futures, within_s: begun.wait())  # not a moment longer
+        patch.setattr("service.storage_threads.wait", lambda futures, within_s: begun.wait())  # not a moment longer
         with pytest.raises(Stalled):
             threads.all([hanging, lambda: calls.append(1)], 60)
     with pytest.raises(Stalled, match="earlier"):

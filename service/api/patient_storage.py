@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
-from service.results.threads import Stalled, StorageThreads
+from service.storage_threads import Stalled, StorageThreads
 
 PATIENCE_S = 2.0  # how long a request waits that can be answered from memory; longer calls count as stalled
 DEADLINE_S = 30.0  # how long one waits that cannot: a large checkpoint may have to be read whole
@@ -21,7 +21,7 @@ PATIENT = 8  # requests that may wait so long at the same time; they occupy thre
 Result = TypeVar("Result")
 
 
-class StorageThread:
+class PatientStorage:
     """Runs calls one after the other."""
 
     def __init__(self) -> None:

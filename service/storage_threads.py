@@ -34,7 +34,7 @@ class StorageThreads:
         with self._starting:
             if not self._started:  # not before it is needed
                 for _ in range(self._count):
-                    threading.Thread(target=self._run, name="results", daemon=True).start()
+                    threading.Thread(target=self._run, name="storage", daemon=True).start()
                 self._started = True
         future: Future[Result] = Future()
         self._calls.put((future, work))
