@@ -155,7 +155,7 @@ class JobResult(Stored):
 
 @dataclass(frozen=True)
 class FinishedPicture:
-    """A finished picture, its verdict and its PNG."""
+    """A finished picture, its verdict and its PNG; that of an uploaded picture is empty, since Redis has it."""
 
     picture: Picture
     verdict: Verdict

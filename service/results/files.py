@@ -69,6 +69,10 @@ class ResultFiles:
         if ID.fullmatch(job_id):
             self.remove_at(self.job(owner, job_id))
 
+    def reopen_job(self, owner: str, job_id: str) -> None:
+        """Remove job.json, so that the job has not finished, and leave its pictures."""
+        storage.remove(self.job(owner, job_id) / JOB)
+
     def remove_at(self, folder: Location) -> None:
         storage.remove(folder / JOB)  # first: a job is whole or gone
         storage.remove_folder(folder)

@@ -68,6 +68,10 @@ class ResultWriter:
         """Remove jobs, by owner and id, that did not finish after all."""
         self._done([partial(self.files.remove_job, *job) for job in jobs])
 
+    def reopen_jobs(self, jobs: Collection[tuple[str, str]]) -> None:
+        """Take back that jobs, given by owner and id, have finished; their pictures stay."""
+        self._done([partial(self.files.reopen_job, *job) for job in jobs])
+
     def read_pictures(self, owner: str, job_id: str, indices: Sequence[int]) -> list[bytes]:
         """Return pictures. StorageAway if storage does not answer, KeyError if it lacks one."""
         works = [partial(self.files.read, owner, job_id, files.picture(index)) for index in indices]

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from service.contract import recipe
 from service.contract.kept import KeptJob
 from service.contract.recipe import MadeWith
-from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
+from service.contract.records import ACTIVE, FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.results import files
 from service.results.writer import Finished, ResultWriter, StorageAway
 from service.storage_threads import StorageThreads
@@ -178,8 +178,11 @@ def complete_jobs(
     if results is not None and ids:
         states = store.statuses(ids)
         owners = {one.job.record.id: one.job.record.owner for one in kept}
-        # A job that was cancelled or deleted in between has no result.
-        results.remove_jobs([(owners[job_id], job_id) for job_id in ids if states[job_id] != "finished"])
+        # A job that was cancelled or deleted in between has no result. One that is still open has lost verdicts, as
+        # after a failover, and will finish yet.
+        late = {job_id: states[job_id] for job_id in ids if states[job_id] != "finished"}
+        results.remove_jobs([(owners[job_id], job_id) for job_id, state in late.items() if state not in ACTIVE])
+        results.reopen_jobs([(owners[job_id], job_id) for job_id, state in late.items() if state in ACTIVE])
 
 
 def _to_keep(

@@ -20,7 +20,7 @@ log = get_logger(__name__)
 
 JUDGED_TOGETHER = 32  # pictures of any jobs
 
-Upload = tuple[Picture, bytes, Tensor]  # with its PNG and its image (3, H, W), of the evaluator's size
+Upload = tuple[Picture, Tensor]  # with its image (3, H, W), of the evaluator's size
 
 
 def judge_uploaded(connection: Redis, judge: Judge, pictures: Sequence[Picture], device: torch.device) -> list[Outcome]:
@@ -35,7 +35,7 @@ def judge_uploaded(connection: Redis, judge: Judge, pictures: Sequence[Picture],
     outcomes, uploads = list[Outcome](), list[Upload]()
     for picture, png in zip(pictures, pngs, strict=True):
         try:
-            uploads.append((picture, png, _image(png)))
+            uploads.append((picture, _image(png)))
         except Exception as error:
             log.exception("uploaded picture cannot be read", job_id=picture.job, picture=picture.index)
             outcomes.append(Failed(picture, reason_of(error)))
@@ -52,16 +52,16 @@ def _judge(judge: Judge, uploads: Sequence[Upload], device: torch.device) -> lis
     if not uploads:
         return []
     try:
-        verdicts = judge_pictures(judge, [picture for picture, *_ in uploads], torch.stack([x for *_, x in uploads]))
+        verdicts = judge_pictures(judge, [picture for picture, _ in uploads], torch.stack([x for _, x in uploads]))
     except Exception as error:
         if lost(error, device):
             raise
         if len(uploads) > 1:
             log.warning("judging failed; the pictures are judged one at a time", exc_info=error)
             return [outcome for one in uploads for outcome in _judge(judge, [one], device)]
-        ((picture, *_),) = uploads
+        ((picture, _),) = uploads
         log.error("uploaded picture cannot be judged", job_id=picture.job, picture=picture.index, exc_info=error)
         return [Failed(picture, reason_of(error))]
     return [
-        FinishedPicture(picture, verdict, png) for (picture, png, _), verdict in zip(uploads, verdicts, strict=True)
+        FinishedPicture(picture, verdict, png=b"") for (picture, _), verdict in zip(uploads, verdicts, strict=True)
     ]

@@ -1,6 +1,7 @@
 """Room for new jobs: simultaneous requests cannot pass together, and each owner's stored bytes are counted."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from redis import Redis
@@ -93,6 +94,19 @@ def test_an_owners_bytes_are_those_expected_and_then_those_stored(
     assert full is not None
     assert (full.what, full.taken, full.most) == ("bytes", size + 50, 1000)
     assert store.settings.job_ttl_s - 60 < full.expires_s <= store.settings.job_ttl_s + 60
+
+
+def test_uploaded_pictures_count_once(
+    store: JobStore, a: PictureStream, connection: Redis, limited: Settings
+) -> None:
+    judged = record(2, "a").model_copy(update={"sent": True})
+    store.create(judged, uploaded=[b"x" * 50, b"y" * 60], expected_bytes=110)
+    finished = [(entry, replace(one, png=b"")) for entry, one in map(done, a.claim_new(2))]
+    store.commit(a.key, finished)
+    store.finish({judged.id: (RESULT, b"grid")})
+    verdicts = sum(len(one.verdict.write()) for _, one in finished)
+    assert stored(connection, limited) == 50 + 60 + verdicts + len(b"grid")
+    assert store.pngs(judged.id, [0, 1]) == [b"x" * 50, b"y" * 60]
 
 
 def test_expired_bytes_no_longer_count(store: JobStore, a: PictureStream, connection: Redis, limited: Settings) -> None:

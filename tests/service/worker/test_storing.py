@@ -117,6 +117,39 @@ def test_a_worker_without_time_leaves_what_is_being_stored_to_another(
     assert status(store, job) == "finished"
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_of_a_job_that_does_not_finish_after_all_pictures_stay_while_it_is_open(
+    keeping: Runner, store: JobStore, connection: Redis, monkeypatch: pytest.MonkeyPatch,
+    create: Callable[..., JobRecord], cancelled: bool,
+) -> None:  # fmt: skip
+    job = create(LISTS[:2], options=SamplingOptions(steps=1))
+    writer = keeping.storer.results
+    assert writer is not None
+    verdict, finish = b"", keeping.store.finish
+
+    def late(*arguments: Any) -> bool:
+        nonlocal verdict
+        if cancelled:
+            store.cancel(job.id)
+        else:
+            verdict = connection.hget(keys.verdicts(job.id), "1") or b""
+            connection.hdel(keys.verdicts(job.id), "1")  # as after a failover
+        return finish(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping.store, "finish", late)
+        until(lambda: keeping.run_once() and not keeping.models.busy)
+    assert status(store, job) == ("cancelled" if cancelled else "running")
+    assert writer.files.read_job(job.owner, job.id) is None
+    left = [writer.files.read(job.owner, job.id, f"{i}.png") for i in range(2)]
+    assert [png is not None for png in left] == [not cancelled] * 2
+    if not cancelled:
+        connection.hset(keys.verdicts(job.id), "1", verdict)
+        keeping.run(job.id)
+        assert status(store, job) == "finished"
+        assert writer.files.read_job(job.owner, job.id) is not None
+
+
 def test_pictures_that_could_not_be_stored_are_let_go(
     keeping: Runner, store: JobStore, monkeypatch: pytest.MonkeyPatch, create: Callable[..., JobRecord]
 ) -> None:
