@@ -167,6 +167,12 @@ class Models:
             known = last or Listing(denoisers, dict.fromkeys([info.name for info in denoisers], ""), None, {})
             return replace(known, problems={**known.problems, PROMOTED_FILE: f"{self.storage} does not answer"})
 
+    def names(self) -> dict[str, str]:
+        """Return the name of each checkpoint, of either kind, by digest; as of the last look while storage hangs."""
+        self.listing()
+        found = [*self._of_kind("denoiser"), *self._of_kind("evaluator")]
+        return {info.digest: info.name for info in found}
+
     def _list(self) -> Listing:
         self._look()
         promoted, problem = self._promoted.get("denoiser"), self._problem

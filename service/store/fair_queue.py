@@ -10,13 +10,14 @@ from redis.client import Pipeline
 from service.store import keys
 
 # Moves the next pictures to the stream, in rounds: each owner gives one picture of their first job, which then goes to
-# the end of their list. Its first write takes something away, so that it runs on a full Redis too.
+# the end of their list. An owner without pictures is forgotten, unless another one's turn is before theirs: they must
+# not come first when they come back. Its first write takes something away, so that it runs on a full Redis too.
 # KEYS: owners, pending counts, stream. ARGV: most pictures, prefix of jobs' keys.
 _DISPATCH = """
 local moved, most = 0, tonumber(ARGV[1])
 local order = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 local turn = #order > 0 and tonumber(order[#order]) or 0
-local taken, turns = {}, {}
+local taken, turns, idle = {}, {}, {}
 local function asked_at(job) -- its id begins with it in ms (`job_ids.py`); ids of former versions do not
   return string.sub(job, 13, 13) == '7' and tonumber(string.sub(job, 1, 12), 16) / 1000 or ''
 end
@@ -38,17 +39,27 @@ repeat
   local before = moved
   for i = 1, #order, 2 do
     if moved == most then break end
-    local picture, asked_at = next_of(order[i])
+    local picture, asked_at
+    if not idle[i] then picture, asked_at = next_of(order[i]) end
     if picture then
       redis.call('XADD', KEYS[3], '*', 'picture', picture, 'asked_at', asked_at)
       moved, turn = moved + 1, turn + 1
       taken[i], turns[i] = (taken[i] or 0) + 1, turn
+    else
+      idle[i] = true
     end
   end
 until moved == most or moved == before
-for i, count in pairs(taken) do
-  redis.call('HINCRBY', KEYS[2], order[i], -count)
-  redis.call('ZADD', KEYS[1], turns[i], order[i])
+local first = math.huge
+for i = 1, #order, 2 do
+  if taken[i] then
+    if redis.call('HINCRBY', KEYS[2], order[i], -taken[i]) <= 0 then redis.call('HDEL', KEYS[2], order[i]) end
+    redis.call('ZADD', KEYS[1], turns[i], order[i])
+  end
+  if not idle[i] then first = math.min(first, turns[i] or order[i + 1]) end
+end
+for i in pairs(idle) do
+  if tonumber(turns[i] or order[i + 1]) <= first then redis.call('ZREM', KEYS[1], order[i]) end
 end
 return moved
 """
@@ -69,7 +80,8 @@ local count = redis.call('LLEN', KEYS[1] .. ':waiting')
 if count > 0 and whose[1] then
   redis.call('DEL', KEYS[1] .. ':waiting')
   redis.call('LREM', ARGV[3] .. whose[1] .. ':' .. whose[2], 1, ARGV[1])
-  redis.call('HINCRBY', ARGV[2] .. whose[1], whose[2], -count)
+  local counts = ARGV[2] .. whose[1]
+  if redis.call('HINCRBY', counts, whose[2], -count) <= 0 then redis.call('HDEL', counts, whose[2]) end
 end
 """
 
@@ -88,7 +100,7 @@ for _, owner in ipairs(redis.call('HKEYS', KEYS[2])) do
     end
   end
   redis.call('HDEL', KEYS[2], owner)
-  redis.call('HSET', KEYS[2], owner, count)
+  if count > 0 then redis.call('HSET', KEYS[2], owner, count) end
 end
 """
 

@@ -289,11 +289,6 @@ class JobReader:
         """Return what the live workers say about themselves, without those that are shutting down or hang."""
         return workers.ready(await workers.list_live_async(self.connection))
 
-    async def open_pictures(self, digest: str) -> int:
-        """Return how many pictures of a checkpoint are pending or in progress."""
-        pending = await self.pending_by_owner(digest)
-        return sum(pending.values()) + int(await self.connection.xlen(keys.stream(digest)))
-
     async def pending_by_owner(self, digest: str) -> dict[str, int]:
         """Return how many pictures of a checkpoint are pending, by owner."""
         found = await self.connection.hgetall(keys.pending_counts(digest))
@@ -302,8 +297,13 @@ class JobReader:
     async def longest_wait_s(self, digest: str) -> float:
         """Return the age of the oldest job that is next for its owner; 0 if none is pending."""
         owners: Any = await self.connection.zrange(keys.owners(digest), 0, -1)
-        firsts = [await self.connection.lindex(keys.owner_jobs(digest, text(owner)), 0) for owner in owners]
-        asked = [await self.connection.hget(keys.job(text(job_id)), "asked_at") for job_id in firsts if job_id]
+        async with self.connection.pipeline(transaction=False) as pipe:
+            for owner in owners:
+                pipe.lindex(keys.owner_jobs(digest, text(owner)), 0)
+            firsts = await pipe.execute()
+            for job_id in filter(None, firsts):
+                pipe.hget(keys.job(text(job_id)), "asked_at")
+            asked = await pipe.execute()
         return max([0.0, *(time.time() - float(at) for at in asked if at)])
 
 

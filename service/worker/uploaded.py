@@ -62,6 +62,4 @@ def _judge(judge: Judge, uploads: Sequence[Upload], device: torch.device) -> lis
         ((picture, _),) = uploads
         log.error("uploaded picture cannot be judged", job_id=picture.job, picture=picture.index, exc_info=error)
         return [Failed(picture, reason_of(error))]
-    return [
-        FinishedPicture(picture, verdict, png=b"") for (picture, _), verdict in zip(uploads, verdicts, strict=True)
-    ]
+    return [FinishedPicture(picture, verdict, png=b"") for (picture, _), verdict in zip(uploads, verdicts, strict=True)]

@@ -96,9 +96,7 @@ def test_an_owners_bytes_are_those_expected_and_then_those_stored(
     assert store.settings.job_ttl_s - 60 < full.expires_s <= store.settings.job_ttl_s + 60
 
 
-def test_uploaded_pictures_count_once(
-    store: JobStore, a: PictureStream, connection: Redis, limited: Settings
-) -> None:
+def test_uploaded_pictures_count_once(store: JobStore, a: PictureStream, connection: Redis, limited: Settings) -> None:
     judged = record(2, "a").model_copy(update={"sent": True})
     store.create(judged, uploaded=[b"x" * 50, b"y" * 60], expected_bytes=110)
     finished = [(entry, replace(one, png=b"")) for entry, one in map(done, a.claim_new(2))]

@@ -67,6 +67,20 @@ def test_frequent_requests_do_not_come_first_every_time(store: JobStore, stream:
     assert order == "A0 b0 A1 "
 
 
+def test_owners_without_pictures_are_forgotten_once_others_have_had_their_turn(
+    store: JobStore, stream: PictureStream, connection: Redis
+) -> None:
+    names = created(store, record(4, "alice"), *(record(1, owner) for owner in ("bob", "carol", "dave")))
+    assert claimed(stream, names, 4) == "A0 B0 C0 D0"
+    assert connection.zrange(keys.owners(DIGEST), 0, -1) == [b"alice", b"bob", b"carol", b"dave"]  # whose turn is later
+    assert claimed(stream, names, 1) == "A1"
+    assert claimed(stream, names, 1) == "A2"
+    assert connection.zrange(keys.owners(DIGEST), 0, -1) == [b"alice"]
+    assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"alice": b"1"}
+    assert claimed(stream, names, 9) == "A3"
+    assert not connection.exists(keys.owners(DIGEST), keys.pending_counts(DIGEST))
+
+
 def test_a_late_job_waits_for_one_turn_of_each_other_job(store: JobStore, stream: PictureStream) -> None:
     names = created(store, record(3), record(3))
     first = claimed(stream, names, 1)
@@ -96,7 +110,7 @@ def test_every_picture_is_dispatched_once_unless_its_job_is_cancelled(
         seen.update(claim.picture.key for claim in claims)
     assert set(seen.values()) == {1}
     assert {(job.id, i) for job in jobs if job.id not in cancelled for i in range(job.total)} <= set(seen)
-    assert set(connection.hvals(keys.pending_counts(DIGEST))) == {b"0"}
+    assert not connection.exists(keys.pending_counts(DIGEST), keys.owners(DIGEST))
     assert connection.keys("labelgrid:job:*:waiting") == []
 
 

@@ -19,7 +19,12 @@ from service.store import workers
 from service.store.jobs import JobStore
 from service.telemetry.metrics import API, WORKER, WorkerState, serve_worker
 from service.worker.runner import Runner
+from shared.checkpoint import read_info
+from shared.registry import resolve
+from shared.vocabulary import Vocabulary
 from tests.paths import ROOT
+from tests.service.store.helpers import record
+from tests.toy_checkpoint import publish_toy_evaluator
 
 MONITORING = ROOT / "deploy/monitoring"
 PROMTOOL = shutil.which("promtool")
@@ -82,6 +87,22 @@ def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection
     assert begun("open_pictures") == 3
     client.delete(f"/jobs/{job['id']}")
     assert read()("jobs_ended_total", status="cancelled") - after("jobs_ended_total", status="cancelled") == 1
+
+
+def test_pictures_count_of_any_evaluator_and_of_a_checkpoint_that_was_replaced(
+    client: httpx.Client, connection: Redis, settings: Settings
+) -> None:
+    loaded = [{"name": "gone", "digest": "f" * 64}]
+    workers.announce(connection, "w", {"models": loaded}, lease_s=60)
+    publish_toy_evaluator(settings.storage, "own-evaluator", Vocabulary(["sky", "boat"]))
+    store, judge = JobStore(connection, settings), read_info(resolve(settings.storage, "own-evaluator", "evaluator"))
+    store.create(record(2, digest=judge.digest))
+    store.create(record(3, digest="f" * 64))
+    found = Reading(client.get("/metrics").text)
+    (settings.storage / "own-evaluator.safetensors").unlink()  # other tests have the same storage
+    assert found("waiting_pictures", model="own-evaluator") == 2
+    assert found("waiting_pictures", model="gone") == 3
+    assert found("open_pictures") == 5
 
 
 def test_a_worker_reports_its_pictures_and_steps(client: httpx.Client, connection: Redis, settings: Settings) -> None:
