@@ -78,9 +78,17 @@ def picture_size(config: Mapping[str, Any]) -> tuple[int, int]:
 def _outside(area: Sequence[Place], place: Place) -> float:
     """Return how far a place is outside the nearest edge of a convex area; at most 0 inside."""
     if len(area) < 3:
-        return min(math.dist(corner, place) for corner in area)
+        return _to_segment(area[0], area[-1], place)
     furthest = -math.inf
     for (x0, y0), (x1, y1) in itertools.pairwise([*area, area[0]]):
         cross = (x1 - x0) * (place[1] - y0) - (y1 - y0) * (place[0] - x0)
         furthest = max(furthest, -cross / math.hypot(x1 - x0, y1 - y0))
     return furthest
+
+
+def _to_segment(a: Place, b: Place, place: Place) -> float:
+    """Return the distance of a place to the line between two others, which may be the same."""
+    x, y = b[0] - a[0], b[1] - a[1]
+    along = ((place[0] - a[0]) * x + (place[1] - a[1]) * y) / (x * x + y * y or 1.0)
+    share = min(1.0, max(0.0, along))
+    return math.dist((a[0] + share * x, a[1] + share * y), place)

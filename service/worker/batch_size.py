@@ -45,10 +45,12 @@ def choosing(settings: Settings, stepper: Stepper) -> Pausing[BatchSizes]:
         return BatchSizes(settings.batch_pictures, settings.batch_rows)
     stepper.bound(settings.batch_rows or MAX_ROWS)
     rates = yield from measuring(network_call(stepper), stepper.max_rows)
+    works = [rows for rows, rate in rates.items() if rate]
     limit = max(MIN_PICTURES, smallest(rates, LIMIT_SHARE) or 0)
-    efficient_rows = max(MIN_EFFICIENT_ROWS, smallest(rates, EFFICIENT_SHARE) or 0) if rates else None
+    rows = min(limit, max(works)) if works and len(works) < len(rates) else limit
+    efficient_rows = max(MIN_EFFICIENT_ROWS, smallest(rates, EFFICIENT_SHARE) or 0) if works else None
     late_pictures = limit if efficient_rows and not settings.batch_pictures else 0
-    sizes = BatchSizes(settings.batch_pictures or limit, settings.batch_rows or limit, efficient_rows, late_pictures)
+    sizes = BatchSizes(settings.batch_pictures or limit, settings.batch_rows or rows, efficient_rows, late_pictures)
     log.info("batch size measured", **vars(sizes), rows_per_s=rates)
     return sizes
 
@@ -100,8 +102,8 @@ def measuring(
 ) -> Pausing[dict[int, float]]:
     """Return rows/s by size, for 1, 2, 4, ... rows, while larger sizes pay, fit in memory and BUDGET_S lasts.
 
-    `call(n)` computes n rows and returns when they are done. Its first call loads libraries and does not count, nor do
-    pauses.
+    The first size that fails has 0. `call(n)` computes n rows and returns when they are done. Its first call loads
+    libraries and does not count, nor do pauses.
     """
     rates: dict[int, float] = {}
     rows, fastest, spent = 1, 0.0, 0.0
@@ -120,6 +122,7 @@ def measuring(
             rates[rows] = round(rows / (fastest + OVERHEAD_S), 3)
             rows *= 2
     except Exception as error:  # mostly out of memory; any other will fail pictures, with a better message
+        rates[rows] = 0.0
         log.warning("batch size cannot be used", rows=rows, reason=f"{type(error).__name__}: {error}")
     return rates
 
@@ -131,7 +134,7 @@ def _pays(*rates: float) -> bool:
 
 def smallest(rates: dict[int, float], share: float) -> int | None:
     """Return the smallest size whose rate is at least `share` of the best; None without rates."""
-    return min((rows for rows, rate in rates.items() if rate >= share * max(rates.values())), default=None)
+    return min((rows for rows, rate in rates.items() if rate and rate >= share * max(rates.values())), default=None)
 
 
 def network_call(stepper: Stepper) -> Callable[[int], None]:

@@ -3,6 +3,7 @@
 The files are CACHE/DIGEST/NAME.safetensors; an adapter's folder also holds its base. Knows files, no networks.
 """
 
+import contextlib
 import os
 import shutil
 import threading
@@ -76,6 +77,8 @@ class CheckpointCache:
         except CheckpointError:
             if not has_copy:
                 raise
+            with contextlib.suppress(OSError):
+                os.utime(kept.parent)  # it is in use: others go first
             return kept
 
     def promoted(self) -> CheckpointInfo:

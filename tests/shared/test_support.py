@@ -45,6 +45,12 @@ def test_an_area_of_one_place() -> None:
     assert support.layout_problem([(0.6, 0.4)]) is not None
 
 
+@pytest.mark.parametrize(("place", "fits"), [((0.5, 0.5), True), ((0.5, 0.53), False), ((0.95, 0.5), False)])
+def test_an_area_that_is_a_line(place: tuple[float, float], fits: bool) -> None:
+    support = Support(objects=(1, 1), area=((0.1, 0.5), (0.9, 0.5)))
+    assert (support.layout_problem([place]) is None) == fits
+
+
 def test_a_checkpoint_that_does_not_say_refuses_nothing() -> None:
     support = support_of({})
     assert support.count_problem(LIMITS.max_labels) is None

@@ -103,7 +103,7 @@ def memorisation(
     terminal.check_files(png=grid, json=json_out)
     where = terminal.pick_device(device)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
-    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), where)
+    judge = load_evaluator(terminal.evaluator_path(storage, evaluator, denoiser.info), where)
     fit = denoiser.info.training.get("config", {}).get("fit", "squeeze")
     with terminal.bar() as progress:
         training, unseen = (

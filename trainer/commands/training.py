@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -181,7 +181,6 @@ def distill(
     sampling_steps: Annotated[int, typer.Option(min=1, max=100, help="Sampling steps of the new checkpoint.")] = 4,
     teacher_steps: Annotated[int, typer.Option(min=1, help="The teacher's sampling steps.")] = 16,
     count: Annotated[int, typer.Option("--trajectories", min=1, help="Number of the teacher's trajectories.")] = 8192,
-    method: Annotated[Literal["trajectories"], typer.Option(help="May be left out: there is one.")] = "trajectories",
     rank: Annotated[int, typer.Option(min=1, help="Rank of the changes to the network's matrices.")] = 16,
     start_from: Annotated[str | None, typer.Option(help="Adapter whose changes the run starts from.")] = None,
     storage: options.Storage = Path("models"),
@@ -212,7 +211,7 @@ def distill(
     network, base = distillation.make_student(source, storage, rank, config.seed, start_from)
     judge = load_judge(resolve(storage, evaluator, "evaluator"), source.vocabulary, where) if evaluator else None
     keep_setup(run, {
-        "teacher": source.info.digest, "method": method, "guidance": guidance, "rank": rank,
+        "teacher": source.info.digest, "guidance": guidance, "rank": rank,
         "sampling_steps": sampling_steps, "teacher_steps": teacher_steps,
         **({"start_from": start_from} if start_from else {}),
     })  # fmt: skip
@@ -237,7 +236,12 @@ def distill(
             evaluate=watcher,
             evaluate_every_s=60 * evaluate_minutes,
         )  # fmt: skip
-    training = {"method": method, "teacher": source.info.name, "teacher_digest": source.info.digest, "rank": rank}
+    training = {
+        "method": "trajectories",
+        "teacher": source.info.name,
+        "teacher_digest": source.info.digest,
+        "rank": rank,
+    }
     training |= {"started_from": start_from} if start_from else {}
     training |= {"guidance": guidance, "steps": state.step, "minutes": round(state.elapsed_s / 60, 1)}
     training |= {"examples_seen": state.step * config.batch, "config": config.model_dump(mode="json")}
@@ -267,8 +271,6 @@ def upsample(
 
     To resume, run the same command again.
     """
-    from functools import partial
-
     from shared.diffusion.model import load_denoiser
     from trainer.data import merge
     from trainer.pictures import find_pictures

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -63,10 +63,10 @@ def split(items: Sequence[Item], share: float, names: Collection[str] | None, se
     """
     labelled = [item for item in items if item.labels]
     if names is not None:
-        known = {key: item.file for item in labelled for key in (item.file, PurePosixPath(item.file).name)}
-        if unknown := [name for name in names if name not in known]:
-            raise TrainerError(f'"{unknown[0]}" is to be held out, but no labelled picture has that name')
-        return {known[name] for name in names}
+        files, by_name = {item.file for item in labelled}, defaultdict[str, list[str]](list)
+        for file in sorted(files):
+            by_name[PurePosixPath(file).name].append(file)
+        return {name if name in files else _only(by_name[name], name) for name in names}
     groups: dict[str, list[str]] = {}
     for item in labelled:
         groups.setdefault(item.group, []).append(item.file)
@@ -76,6 +76,14 @@ def split(items: Sequence[Item], share: float, names: Collection[str] | None, se
         if len(held) + len(groups[group]) <= share * len(labelled):
             held.update(groups[group])
     return held
+
+
+def _only(files: Sequence[str], name: str) -> str:
+    if not files:
+        raise TrainerError(f'"{name}" is to be held out, but no labelled picture has that name')
+    if len(files) > 1:
+        raise TrainerError(f'"{name}" is to be held out, but {files[0]} and {files[1]} have that name; give the path')
+    return files[0]
 
 
 def usable(items: Sequence[Item], keep_unlabelled: bool) -> tuple[list[Item], list[tuple[str, str]]]:

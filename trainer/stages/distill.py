@@ -36,7 +36,13 @@ POOL_CHUNK = 256  # trajectories in a file of the pool
 
 
 def make_config(teacher: CheckpointInfo, changes: list[str]) -> TrainConfig:
-    """Return the teacher's own configuration with an optimizer for small changes, and `field=value` changes."""
+    """Return the teacher's own configuration with an optimizer for small changes, and `field=value` changes.
+
+    TrainerError for a teacher whose pictures an upsampler enlarges: only its base is distilled.
+    """
+    if "upsampler" in teacher.config:
+        base = teacher.config["base"]["name"]
+        raise TrainerError(f"{teacher.name} enlarges the pictures of {base}; distil that one: --teacher {base}")
     return with_changes(TrainConfig.model_validate({**teacher.training.get("config", {}), **OPTIMIZER}), changes)
 
 

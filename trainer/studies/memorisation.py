@@ -17,6 +17,7 @@ from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator
 from shared.options import SamplingOptions, picture_seed
+from shared.pictures import resized
 from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
 
@@ -126,9 +127,10 @@ def examine(
         raise TrainerError(f"at least 4 unseen pictures are needed, there are {len(unseen)}")
     stepper = denoiser.stepper()
 
-    def generate(labels: Tensor, seed: int) -> Tensor:  # clamped as in a PNG
+    def generate(labels: Tensor, seed: int) -> Tensor:  # clamped as in a PNG, and of the data set's size
         seeds = [picture_seed(seed, i) for i in range(len(labels))]
-        return sample(stepper, labels, options, seeds, on_step=lambda rows: advance(len(rows))).clamp(-1, 1)
+        pictures = sample(stepper, labels, options, seeds, on_step=lambda rows: advance(len(rows)))
+        return resized(pictures.clamp(-1, 1), (int(training.images.shape[-2]), int(training.images.shape[-1])))
 
     chosen, others = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))[: 2 * pictures].view(
         2, -1

@@ -126,6 +126,14 @@ def test_a_size_that_does_not_fit_in_memory_ends_the_measurement(caplog: pytest.
     assert (line.__dict__["rows"], line.__dict__["reason"]) == (64, "OutOfMemoryError: no room for 64")
 
 
+@pytest.mark.parametrize(("memory", "rows"), [(4, 4), (0, 16)])
+def test_calls_are_no_larger_than_what_fits_in_memory(monkeypatch: pytest.MonkeyPatch, memory: int, rows: int) -> None:
+    monkeypatch.setattr(batch_size, "network_call", lambda stepper: Device(flat, memory=memory).call)
+    stepper = Stepper(ToyNetwork(alpha_bar("linear", 100)), alpha_bar("linear", 100), "v", max_rows=8)
+    sizes = batch_size.choose(Settings(batch_pictures=None, batch_rows=None), stepper)
+    assert (sizes.pictures, sizes.rows) == (16, rows)  # of a device that fails at once nothing is known
+
+
 @pytest.mark.parametrize(
     ("row_s", "calls"), [(0.1, [1] * 4 + [2] * 3 + [4] * 2), (0.3, [1] * 4 + [2]), (0.7, [1] * 3), (1.5, [1] * 2)]
 )

@@ -12,6 +12,7 @@ from shared.vocabulary import Vocabulary
 from tests.trainer.command_line import Command, refused
 from trainer.config import TrainConfig
 from trainer.data import load_dataset, settled
+from trainer.errors import TrainerError
 from trainer.importer.folders import split, write_folders
 from trainer.importer.formats import Item, Source
 from trainer.loss import Denoising
@@ -85,6 +86,15 @@ def test_whole_label_sets_are_held_out() -> None:
     assert all((item.file in held) == (items[int(item.group[-1])].file in held) for item in items)
     assert split(items, 0.3, None, seed=2) != held
     assert split(items, 0.3, ["3", "5"], seed=1) == {"3", "5"}
+
+
+def test_pictures_to_hold_out_are_given_by_path_or_by_a_name_that_only_one_has() -> None:
+    items = [Item(file, ("x",), file) for file in ("001.png", "dog/001.png", "cat/001.png", "dog/2.png", "a/3", "b/3")]
+    assert split(items, 0, ["001.png", "cat/001.png", "2.png"], seed=1) == {"001.png", "cat/001.png", "dog/2.png"}
+    with pytest.raises(TrainerError, match='"3" is to be held out, but a/3 and b/3 have that name; give the path'):
+        split(items, 0, ["3"], seed=1)
+    with pytest.raises(TrainerError, match='"4" is to be held out, but no labelled picture has that name'):
+        split(items, 0, ["4"], seed=1)
 
 
 def test_boxes_become_positions_and_sizes_and_follow_a_crop(tmp_path: Path) -> None:

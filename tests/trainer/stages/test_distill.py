@@ -14,7 +14,7 @@ from shared.evaluator import Evaluator
 from shared.options import SamplingOptions
 from shared.registry import promote
 from shared.vocabulary import ICLEVR, Vocabulary
-from tests.toy_checkpoint import publish_toys
+from tests.toy_checkpoint import publish_toy_upsampler, publish_toys
 from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import write_data_folder
 from trainer.errors import TrainerError
@@ -140,7 +140,7 @@ def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path)
     other = command(*common, *first, "--name", "x", "--teacher", "first")
     refused(other, "one/setup.json has another teacher; choose another folder")
     code, _, err = command(
-        *common, "--name", "few", "--method", "trajectories", "--teacher", "first", "--run", tmp_path / "two",
+        *common, "--name", "few", "--teacher", "first", "--run", tmp_path / "two",
         "--trajectories", 4, "--teacher-steps", 4, "--sampling-steps", 2,
     )  # fmt: skip
     assert code == 0, err
@@ -153,6 +153,14 @@ def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path)
     assert code == 0, err
     figures = json.loads((tmp_path / "few.json").read_text())
     assert figures["rows_per_picture"] == 2
+
+
+def test_a_teacher_with_an_upsampler_is_refused(command: Command, tmp_path: Path) -> None:
+    data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
+    publish_toys(storage)
+    publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
+    answer = command("distill", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--teacher", "large")
+    refused(answer, "large enlarges the pictures of toy; distil that one: --teacher toy")
 
 
 def test_a_run_starts_from_an_adapter(teacher: Denoiser, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from tests.toy_checkpoint import publish_toys
+from shared.checkpoint import read_info
+from tests.toy_checkpoint import publish_toy_upsampler, publish_toys
 from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import write_data_folder
 from trainer.studies import memorisation
@@ -119,6 +120,14 @@ def test_the_command(command: Command) -> None:
     assert figures["frechet"]["generated"] > figures["frechet"]["unseen"]
     assert "nearest training picture, pixel distance, median" in out
     assert Path("near.png").stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("_files")
+def test_pictures_of_an_upsampler_are_compared_at_the_data_sets_size(command: Command) -> None:
+    publish_toy_upsampler(Path("models"), "large", read_info(Path("models/toy.safetensors")))
+    arguments = ["seen", "--held-out", "unseen", "--pictures", 2, "--label-sets", 1, "--model", "large"]
+    code, _, err = command("memorisation", *arguments, "--grid", "near.png")
+    assert code == 0, err
 
 
 @pytest.mark.usefixtures("_files")
