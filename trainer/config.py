@@ -1,7 +1,7 @@
 """The configuration of a training run, its presets, and changes to them. A checkpoint holds its run's whole one."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
@@ -93,6 +93,11 @@ REPORT: Final = TrainConfig(
 PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": REPORT}
 REPORT_EPOCHS = 300
 Config = TypeVar("Config", bound=NoOtherFields)
+# Fields that matter to every run, whatever it learns.
+OF_ANY_RUN: Final = frozenset({
+    "batch", "optimizer", "lr", "weight_decay", "betas", "warmup_steps", "cooldown", "clip_norm", "ema_decay",
+    "ema_start", "ema_power", "publish", "seed",
+})  # fmt: skip
 # fields of NetworkConfig
 FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions", "rotations", "spread"}
 
@@ -104,13 +109,18 @@ def make_config(preset: str, changes: Sequence[str]) -> TrainConfig:
     return check_config(with_changes(PRESETS[preset], changes))
 
 
-def with_changes(config: Config, changes: Sequence[str]) -> Config:
-    """Return `config` with `field=value` changes. A value is JSON or else text; `network.x=...` sets `network`'s."""
+def with_changes(config: Config, changes: Sequence[str], only: Collection[str] | None = None) -> Config:
+    """Return `config` with `field=value` changes. A value is JSON or else text; `network.x=...` sets `network`'s.
+
+    `only`: the fields that have an effect; TrainerError for others.
+    """
     values: dict[str, Any] = config.model_dump(exclude_unset=True)
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise TrainerError(f'--set "{change}" is not of the form field=value')
+        if only is not None and (field := key.partition(".")[0]) not in only:
+            raise TrainerError(f"--set {field}: it has no effect here; fields are {', '.join(sorted(only))}")
         try:
             value = json.loads(text)
         except json.JSONDecodeError:

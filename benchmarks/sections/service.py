@@ -302,9 +302,9 @@ def where_the_cpu_goes(data: Data) -> list[Piece]:
     return [
         "CPU time at saturation, 1 picture per request, over all threads. Service and clients take "
         f"{number(whole)} ms, the loop {number(loop_ms)} on the same cores in the same rounds. What every "
-        f"answer needs besides, verdicts and PNGs, takes {number(answer_ms)} ms on one thread. An API that reads the same "
-        f"body with FastAPI, writes it to Redis, reads it back and answers takes {number(least_ms)} ms a request. So "
-        f"no service can take less than {number(least_beside_ms)} ms beside the loop here, or have more than "
+        f"answer needs besides, verdicts and PNGs, takes {number(answer_ms)} ms on one thread. An API that reads the "
+        f"same body with FastAPI, writes it to Redis, reads it back and answers takes {number(least_ms)} ms a request. "
+        f"So no service can take less than {number(least_beside_ms)} ms beside the loop here, or have more than "
         f"{loop_ms / (loop_ms + least_beside_ms):.3f} of it. With {SEVERAL} pictures a request, the API takes less and "
         f"the grid {number(grid_ms)} ms a picture: at most "
         f"{loop_ms / (loop_ms + answer_ms + least_ms / SEVERAL + grid_ms):.3f}.",

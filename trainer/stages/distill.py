@@ -24,7 +24,7 @@ from shared.diffusion.unet import UNet
 from shared.options import SamplingOptions, picture_seed
 from shared.registry import resolve
 from shared.storage import Location
-from trainer.config import TrainConfig, with_changes
+from trainer.config import OF_ANY_RUN, TrainConfig, with_changes
 from trainer.errors import TrainerError
 from trainer.loss import finite
 
@@ -43,7 +43,8 @@ def make_config(teacher: CheckpointInfo, changes: list[str]) -> TrainConfig:
     if "upsampler" in teacher.config:
         base = teacher.config["base"]["name"]
         raise TrainerError(f"{teacher.name} enlarges the pictures of {base}; distil that one: --teacher {base}")
-    return with_changes(TrainConfig.model_validate({**teacher.training.get("config", {}), **OPTIMIZER}), changes)
+    config = TrainConfig.model_validate({**teacher.training.get("config", {}), **OPTIMIZER})
+    return with_changes(config, changes, only=OF_ANY_RUN)
 
 
 class AdaptedNetwork(nn.Module):

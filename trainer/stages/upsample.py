@@ -23,7 +23,7 @@ from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet, crop
 from shared.pictures import grid
 from shared.registry import resolve
 from shared.storage import Location
-from trainer.config import Share, TrainConfig, with_changes
+from trainer.config import OF_ANY_RUN, Share, TrainConfig, with_changes
 from trainer.data import Dataset, to_float
 from trainer.errors import TrainerError
 from trainer.loss import finite
@@ -53,6 +53,9 @@ class UpsampleConfig(TrainConfig):
     gradient_weight: Weight = 0.0  # of the error of differences between neighbouring pixels
     octave_weight: Weight = 0.02  # of the error of the power in each octave, a logarithm
     patch_weight: Weight = 10.0  # of the distance between the patches of the same windows (`patches.py`)
+
+
+OWN_FIELDS: Final = UpsampleConfig.model_fields.keys() - TrainConfig.model_fields.keys()
 
 
 class Upsampling:
@@ -170,7 +173,7 @@ def measure(
 
 
 def make_config(changes: list[str]) -> UpsampleConfig:
-    return with_changes(UpsampleConfig(), changes)
+    return with_changes(UpsampleConfig(), changes, only=OF_ANY_RUN | {"network"} | OWN_FIELDS)
 
 
 def make_upsampler(base: Denoiser, size: tuple[int, int], config: UpsampleConfig) -> UpsamplerNet:

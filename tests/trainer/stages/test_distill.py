@@ -21,6 +21,7 @@ from trainer.errors import TrainerError
 from trainer.stages.distill import (
     AdaptedNetwork,
     Trajectories,
+    make_config,
     make_pool,
     make_student,
     publish_adapter,
@@ -161,6 +162,12 @@ def test_a_teacher_with_an_upsampler_is_refused(command: Command, tmp_path: Path
     publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
     answer = command("distill", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--teacher", "large")
     refused(answer, "large enlarges the pictures of toy; distil that one: --teacher toy")
+
+
+def test_a_change_without_an_effect_is_refused(teacher: Denoiser) -> None:
+    assert make_config(teacher.info, ["lr=0.5"]).lr == 0.5
+    with pytest.raises(TrainerError, match=r"--set noise_levels: it has no effect here; fields are batch, .*, seed"):
+        make_config(teacher.info, ["noise_levels=uniform"])
 
 
 def test_a_run_starts_from_an_adapter(teacher: Denoiser, tmp_path: Path) -> None:

@@ -178,6 +178,8 @@ def test_the_command_refuses_bad_arguments(command: Command, tmp_path: Path) -> 
     publish_toys(storage)
     common = ["upsample", "--data", data, "--storage", storage, "--name", "large", "--run", tmp_path / "run", *SET]
     refused(command(*common, "--base", "toy"), "say how long")
+    useless = command(*common, "--base", "toy", "--steps", 1, "--set", "loss_weight=edm")
+    refused(useless, "--set loss_weight: it has no effect here; fields are batch, betas")
     refused(command(*common, "--base", "nobody", "--steps", 1), "nobody: no such denoiser")
     refused(command(*common, "--base", "toy", "--steps", 1, "--size", "30x24"), "must be a multiple of the block, 4")
     publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
