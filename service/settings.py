@@ -84,7 +84,8 @@ class Settings(BaseSettings):
     job_ttl_s: int = Field(default=3600, ge=1)
     """How long a job and its pictures are kept after it ends."""
     remembered_s: int = Field(default=86400, ge=0)
-    """How much longer, at least, an expired job is answered with 410 rather than 404. Costs about 200 bytes a job."""
+    """Minimum time after a job's results expire during which the answer is 410 `expired-job`; then it is 404. Costs
+    about 200 bytes a job."""
     idempotent_s: int = Field(default=86400, ge=1)
     """How long an Idempotency-Key counts. Costs about 300 bytes a key."""
     job_timeout_s: int = Field(default=3600, ge=1)

@@ -114,7 +114,7 @@ class JobSpec:
     """The job of a request that was checked against the models. A `recipe` determines seed and options.
 
     info: the denoiser's description, or the evaluator's if the request has pictures. at: the place of the label lists
-    in the request. alike: whether that place has one list, which is every picture's.
+    in the request. same_labels: that place has a single list, which all pictures share.
     """
 
     labels: list[list[str]]
@@ -124,7 +124,7 @@ class JobSpec:
     trajectory: int | None = None
     layouts: list[Layout | None] | None = None
     at: tuple[str, ...] = ("body", "labels")
-    alike: bool = False
+    same_labels: bool = False
 
     def check_learnt(self) -> None:
         """Raise NotLearnt for the first picture with a number of objects or a layout that the model has not learnt."""
@@ -132,7 +132,7 @@ class JobSpec:
         more = {"model": self.info.name, "support": support.model_dump(mode="json")}
         for i, labels in enumerate(self.labels):
             if problem := support.count_problem(len(labels)):
-                raise NotLearnt.at(self.at if self.alike else (*self.at, i), problem, entry=i, **more)
+                raise NotLearnt.at(self.at if self.same_labels else (*self.at, i), problem, entry=i, **more)
         for i, layout in enumerate(self.layouts or ()):
             if layout and (problem := support.layout_problem([(point.x, point.y) for point in layout])):
                 raise NotLearnt.at((*self.at[:-1], "layouts", i), problem, entry=i, **more)
@@ -145,8 +145,8 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
-Made = tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]  # a job with its denoiser, or the pictures to judge
-Make = Callable[[Finder], Made]
+Prepared = tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]  # a job with its denoiser, or the pictures to judge
+Prepare = Callable[[Finder], Prepared]
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,14 @@ class Submitter:
             given = fingerprint(fields, without={"labels", "conditions"})
             return [kind, labels, given, [hashlib.sha256(png).hexdigest() for png in pictures]]
 
-        def make(models: Finder) -> Made:
+        def prepare(models: Finder) -> Prepared:
             spec = check(models)
             if not pictures:
                 spec.check_learnt()
             return self._record(kind, fields, spec, sent=bool(pictures)), spec.info, pictures
 
         is_quick = len(labels) <= FEW and fields.webhook is None  # whose host's address is looked up
-        return await self._create(content, make, is_quick)
+        return await self._create(content, prepare, is_quick)
 
     async def retry(self, job_id: str) -> Accepted:
         """Return a new job like one that failed or was cancelled, of the same checkpoint.
@@ -196,16 +196,16 @@ class Submitter:
         Raises NotFailed, UnknownCheckpoint and what `submit` does.
         """
 
-        def make(models: Finder) -> Made:
+        def prepare(models: Finder) -> Prepared:
             job = from_thread.run(self.results.job, job_id, self.owner)
             if job.status not in ("failed", "cancelled"):
                 detail = f"the job is {job.status}; only a failed or cancelled job can be retried"
                 raise NotFailed(detail, job_status=job.status)
             return self._again(job_id, models)
 
-        return await self._create(lambda: ["retry", job_id], make, is_quick=False)
+        return await self._create(lambda: ["retry", job_id], prepare, is_quick=False)
 
-    def _again(self, job_id: str, models: Finder) -> Made:
+    def _again(self, job_id: str, models: Finder) -> Prepared:
         before = self.store.record(job_id)
         if before is None:
             raise UnknownJob(f"there is no job {job_id!r}")  # it has just expired
@@ -216,7 +216,7 @@ class Submitter:
             return record, None, self.store.pngs(job_id, range(record.total))
         return record, models.with_digest(record.digest, ("path", "job_id")), ()
 
-    async def _create(self, content: Callable[[], list[Any]], make: Make, is_quick: bool) -> Accepted:
+    async def _create(self, content: Callable[[], list[Any]], prepare: Prepare, is_quick: bool) -> Accepted:
         """Return the job that a request with the same `content` created before, or create one."""
         request, job_id = None, None
         if self.idempotency_key is not None:
@@ -224,7 +224,7 @@ class Submitter:
             job_id = await self.creator.existing_job(request)
         if job_id is not None:
             return self._accepted(job_id)
-        record, info, pictures = await self._made(make, is_quick)
+        record, info, pictures = await self._prepared(prepare, is_quick)
         new = NewJob(record, request, pictures, _expected_bytes(record, info, pictures))
         rate = await self._rate()
         try:
@@ -233,12 +233,12 @@ class Submitter:
             raise _refusal(error.full, record.total, new.expected_bytes, rate) from None
         return self._accepted(job_id, record)
 
-    async def _made(self, make: Make, is_quick: bool) -> Made:
-        """Make a job, in a thread unless it is quick: a thread takes longer to begin than one picture's job to make."""
+    async def _prepared(self, prepare: Prepare, is_quick: bool) -> Prepared:
+        """Prepare a job, in a thread unless it is quick: starting a thread takes longer than preparing one picture."""
         if is_quick:
             with contextlib.suppress(NotInMemory):
-                return make(await self.models.in_memory())
-        return await run_in_threadpool(make, self.models)
+                return prepare(await self.models.in_memory())
+        return await run_in_threadpool(prepare, self.models)
 
     def _accepted(self, job_id: str, record: JobRecord | None = None) -> Accepted:
         """Name the job in logs, traces and metrics. `record`: if this request made one."""

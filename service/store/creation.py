@@ -85,7 +85,7 @@ def new_id() -> str:
 
 @dataclass(frozen=True)
 class RqId:
-    """The id of a new job's RQ job. Whoever reads RQ's queue need not fetch what it tells.
+    """The id of a new job's RQ job: a reader of RQ's queue learns job, checkpoint and deadline without a look-up.
 
     overdue_at: Unix seconds by Redis's clock.
     """

@@ -13,6 +13,8 @@ job:ID:png            hash        index, "grid" or "strip:" and index -> PNG; th
 job:ID:events         stream      status changes and finished pictures, for clients that follow the job
 job:ID:live           stream      current steps and previews, while somebody watches
 job:ID:watched        string      exists while somebody watches; expires seconds later
+job:ID:webhook:EVENT  hash        number of attempts to send a webhook
+job:ID:webhook:EVENT:sending      string: exists while an attempt is in progress
 open                  set         ids of the jobs that have not ended
 ended                 stream      ids of the last jobs that ended, for APIs whose clients wait for one
 was:ID                string      tombstone: the job's owner; outlives the job's results
@@ -30,6 +32,7 @@ worker:NAME           string      description (JSON) of a live worker; expires `
 workers               set         names of workers; some may have died
 pruned                string      exists for an hour after a worker removed old results from storage
 webhooks              sorted set  "ID EVENT" of each webhook to send; score: when to look at it again
+rate:...              strings     counts of the rate limit; the library `limits` names them
 """
 
 from collections.abc import Callable
@@ -48,7 +51,7 @@ WEBHOOKS: Final = "labelgrid:webhooks"
 GRID: Final = "grid"  # field of job:ID:png
 
 
-def _key(pattern: str) -> Callable[[str], str]:
+def _key(pattern: str) -> Callable[..., str]:
     return pattern.format
 
 
@@ -60,6 +63,8 @@ png = _key("labelgrid:job:{}:png")
 events = _key("labelgrid:job:{}:events")
 previews = _key("labelgrid:job:{}:live")
 watched = _key("labelgrid:job:{}:watched")
+webhook = _key("labelgrid:job:{}:webhook:{}")  # with an event
+sending = _key("labelgrid:job:{}:webhook:{}:sending")
 tombstone = _key("labelgrid:was:{}")
 # Of an owner, the hash of an idempotency key, and a worker's name.
 index = _key("labelgrid:jobs:{}")

@@ -110,12 +110,12 @@ class Sender:
 
     def attempt(self, job_id: str, event: str) -> None:
         """Send the message unless it has been sent or is being sent; schedule the next attempt if that fails."""
-        member, key = f"{job_id} {event}", f"{keys.job(job_id)}:webhook:{event}"
+        member, key, sending = f"{job_id} {event}", keys.webhook(job_id, event), keys.sending(job_id, event)
         due_at = self.connection.zscore(keys.WEBHOOKS, member)
         if due_at is None or (due_at > time.time() and self.connection.exists(key)):
             return  # another process has just made this attempt
         record = self.store.record(job_id)
-        if not self.connection.set(f"{key}:sending", 1, nx=True, px=int(SENDING_S * 1000)):
+        if not self.connection.set(sending, 1, nx=True, px=int(SENDING_S * 1000)):
             return
         try:
             number = int(self.connection.hincrby(key, "attempts", 1))
@@ -124,7 +124,7 @@ class Sender:
             with bound_contextvars(**ids, webhook_event=event, attempt=number):
                 self._attempt(member, number, record, event)
         finally:
-            self.connection.delete(f"{key}:sending")
+            self.connection.delete(sending)
 
     def _attempt(self, member: str, number: int, record: JobRecord | None, event: str) -> None:
         try:

@@ -39,18 +39,18 @@ def arrangements(
     positions = read_arrangements(data, denoiser.vocabulary)
     with terminal.bar() as progress:
         task = progress.add_task("drawing arrangements", total=None)
-        told = compare_arrangements(
+        found = compare_arrangements(
             denoiser.layouts, positions, count=count, seed=seed, advance=lambda n: progress.advance(task, n),
             ruled=denoiser.vocabulary == ICLEVR,
         )  # fmt: skip
     rows = [
         [str(one.objects), str(one.tested), f"{one.accuracy:.3f}", f"{0.5 / one.tested**0.5:.3f}",
          "-" if one.misplaced is None else f"{one.misplaced:.3f}"]
-        for one in told
+        for one in found
     ]  # fmt: skip
     head = ["objects", "tested", "classifier right", "standard error of chance", "break the renderer's rules"]
     terminal.print_table(f"arrangements of {denoiser.info.name} and of the data", head, rows)
-    terminal.write_json(json_out, [asdict(one) for one in told])
+    terminal.write_json(json_out, [asdict(one) for one in found])
 
 
 def places(

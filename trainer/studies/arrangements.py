@@ -30,7 +30,7 @@ CLEARLY = 0.1  # world units by which a rule is broken: a twelfth of an object's
 
 
 @dataclass(frozen=True)
-class Told:
+class Distinguished:
     """How often the classifier was right about pictures with a number of objects."""
 
     objects: int
@@ -88,14 +88,14 @@ def accuracy_of_test(data: Tensor, drawn: Tensor, seed: int) -> tuple[int, float
 
 def compare_arrangements(
     prior: Layouts, positions: Tensor, *, count: int, seed: int, advance: Callable[[int], None], ruled: bool = False
-) -> list[Told]:
+) -> list[Distinguished]:
     """Test drawn arrangements against the data's, for up to `count` pictures of each number of objects.
 
     positions (N, K, 2). `ruled`: they are of i-CLEVR's objects, in scenes that keep the renderer's rules. Numbers of
     objects that the denoiser does not draw are left out. `advance(1)`: one is drawn.
     """
     labels = (positions[..., 0] != OUTSIDE).float()
-    told, numbers = [], labels.sum(1).long()
+    found, numbers = [], labels.sum(1).long()
     for n in sorted(set(numbers.tolist())):
         chosen = (numbers == n).nonzero().flatten()
         chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))][:count]
@@ -108,5 +108,5 @@ def compare_arrangements(
         data, ours = (each.round(decimals=DECIMALS) for each in (positions[chosen], torch.stack(drawn)))
         if torch.equal(data == OUTSIDE, ours == OUTSIDE):
             misplaced = share_misplaced(ours) if ruled else None
-            told.append(Told(n, *accuracy_of_test(data, ours, seed), misplaced))
-    return told
+            found.append(Distinguished(n, *accuracy_of_test(data, ours, seed), misplaced))
+    return found

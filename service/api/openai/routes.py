@@ -95,7 +95,7 @@ def _check(body: ImagesRequest, models: Finder) -> JobSpec:
         labels = parse_prompt(body.prompt, Vocabulary(info.vocabulary))
     except LabelError as error:
         raise BadRequest.from_label_error(error, "prompt") from error
-    return JobSpec([labels] * (body.n or 1), info, at=("body", "prompt"), alike=True)
+    return JobSpec([labels] * (body.n or 1), info, at=("body", "prompt"), same_labels=True)
 
 
 def _unix_time(time: str) -> int:
