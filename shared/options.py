@@ -47,6 +47,8 @@ MAX_UNKNOWN: Final = 20  # unknown fields of one object that are reported
 IGNORE_UNKNOWN: Final = {"unknown": "ignore"}  # pydantic's context for what another version has written
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
 
 
 class NoOtherFields(BaseModel):

@@ -12,9 +12,8 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from shared.options import LIMITS, NoOtherFields
+from shared.options import LIMITS, Count, Fraction, Natural, NoOtherFields
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Place = tuple[
     float, float
 ]  # an object's centre: fractions of the picture's width and height, from the upper left corner
@@ -27,7 +26,7 @@ class Support(NoOtherFields):
 
     model_config = ConfigDict(frozen=True)
 
-    objects: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]  # fewest and most objects in a picture
+    objects: tuple[Natural, Count]  # fewest and most objects in a picture
     area: tuple[tuple[Fraction, Fraction], ...] | None = None  # convex hull of all places, by increasing angle
     nearest: Annotated[float, Field(ge=0)] | None = None  # smallest distance between two places of one picture
 

@@ -7,11 +7,9 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import ConfigDict, Field
 
 from shared.diffusion.unet import NetworkConfig
-from shared.options import NoOtherFields, PredictionName, ScheduleName
+from shared.options import Count, Natural, NoOtherFields, PredictionName, ScheduleName
 from trainer.errors import TrainerError
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Fit = Literal["squeeze", "pad"]  # to a square: by unequal scaling, or by repeating the edge first

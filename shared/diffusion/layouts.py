@@ -18,15 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.diffusion.layout_draws import LayoutDrawer
-from shared.options import NoOtherFields
+from shared.options import Count, NoOtherFields
 
 OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from every pixel
 LAYOUTS = "layouts."  # prefix of the layout network's tensors in a checkpoint
 DRAWS = 4  # for each object: coarse row, coarse column, fine row, fine column
 WAVES = 20  # sines and cosines of one coordinate: ten octaves, down to a 512th of a picture
 OCTAVES = 2.0 ** torch.arange(WAVES // 2)
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 def with_positions(labels: Tensor, positions: Tensor, rotations: Tensor | None = None) -> Tensor:
@@ -71,13 +69,13 @@ class LayoutConfig(NoOtherFields):
 
     model_config = ConfigDict(frozen=True)
 
-    num_labels: Positive
-    most: Positive  # objects in one picture
-    cells: Positive = 64  # coarse cells along each side, and fine cells along each side of a coarse one
-    width: Positive = 64
-    rank: Positive = 48  # of maps of the coarse cells, which are products of factors for rows and for columns
-    layers: Positive = 2
-    heads: Positive = 4
+    num_labels: Count
+    most: Count  # objects in one picture
+    cells: Count = 64  # coarse cells along each side, and fine cells along each side of a coarse one
+    width: Count = 64
+    rank: Count = 48  # of maps of the coarse cells, which are products of factors for rows and for columns
+    layers: Count = 2
+    heads: Count = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
 

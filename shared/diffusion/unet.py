@@ -13,10 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.diffusion.conditioning import CONDITIONINGS, LabelChannels, LabelEmbedding, PositionMap
-from shared.options import ConditioningName, NoOtherFields
-
-Positive = Annotated[int, Field(ge=1)]
-Blocks = Annotated[int, Field(ge=0)]
+from shared.options import ConditioningName, Count, Natural, NoOtherFields
 
 LATER: Final = ("spread", "rotations")  # fields that a former release refuses: not written at their defaults
 
@@ -26,16 +23,16 @@ class NetworkConfig(NoOtherFields):
 
     model_config = ConfigDict(frozen=True)
 
-    num_labels: Positive
-    image_size: Positive = 64
-    image_channels: Positive = 3
-    block: Positive = 2  # side in pixels of the block that becomes one position of the first level
-    channels: tuple[Positive, ...] = (64, 160, 256)  # by level; each level has half the resolution of the previous one
-    encoder_blocks: tuple[Blocks, ...] = (0, 2, 2)
-    decoder_blocks: tuple[Positive, ...] = (2, 2, 2)  # the first block of a level takes the skip connection
+    num_labels: Count
+    image_size: Count = 64
+    image_channels: Count = 3
+    block: Count = 2  # side in pixels of the block that becomes one position of the first level
+    channels: tuple[Count, ...] = (64, 160, 256)  # by level; each level has half the resolution of the previous one
+    encoder_blocks: tuple[Natural, ...] = (0, 2, 2)
+    decoder_blocks: tuple[Count, ...] = (2, 2, 2)  # the first block of a level takes the skip connection
     attention: tuple[bool, ...] = (False, False, True)  # whether attention follows each block of the level
-    head_channels: Positive = 64
-    embedding: Positive = 256
+    head_channels: Count = 64
+    embedding: Count = 256
     conditioning: ConditioningName = "embedding"
     positions: bool = False  # whether it takes the position of each label's object (`layouts.py`)
     rotations: bool = False  # and its rotation

@@ -7,17 +7,14 @@ the sampled picture alone decides the result. Knows no labels, no steps and no s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.diffusion.unet import Conv
-from shared.options import NoOtherFields
-
-Positive = Annotated[int, Field(ge=1)]
+from shared.options import Count, Natural, NoOtherFields
 
 
 class UpsamplerConfig(NoOtherFields):
@@ -25,11 +22,11 @@ class UpsamplerConfig(NoOtherFields):
 
     model_config = ConfigDict(frozen=True)
 
-    picture: tuple[Positive, Positive]  # width and height of the finished picture
-    image_channels: Positive = 3
-    block: Positive = 4  # side in pixels of the block of the finished picture that becomes one position
-    channels: Positive = 48
-    blocks: Annotated[int, Field(ge=0)] = 4
+    picture: tuple[Count, Count]  # width and height of the finished picture
+    image_channels: Count = 3
+    block: Count = 4  # side in pixels of the block of the finished picture that becomes one position
+    channels: Count = 48
+    blocks: Natural = 4
 
     def model_post_init(self, _: object) -> None:
         if any(side % self.block for side in self.picture):

@@ -20,6 +20,7 @@ from shared.diffusion.layouts import with_positions
 from shared.diffusion.model import UPSAMPLER, Denoiser
 from shared.diffusion.samplers import make_table
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet, crop
+from shared.options import Count, Natural
 from shared.pictures import grid
 from shared.registry import resolve
 from shared.storage import Location
@@ -42,11 +43,11 @@ SHOWN, MEASURED = 4, 48  # held-out pictures in a sample grid, and in the figure
 class UpsampleConfig(TrainConfig):
     """One run. `network` holds those fields of UpsamplerConfig that do not follow from the data."""
 
-    batch: Annotated[int, Field(ge=1)] = 4
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    batch: Count = 4
+    warmup_steps: Natural = 50
     cooldown: Share = 0.4
     crop: Annotated[int, Field(ge=4)] = 24  # side, in blocks, of the squares that are compared
-    squares: Annotated[int, Field(ge=1)] = 4  # of each picture
+    squares: Count = 4  # of each picture
     denoised: Share = 0.85  # share of inputs that are noised, and sampled from there
     noisiest: Share = 0.55  # of T: the most noise that they are sampled from
     noise: Weight = 0.02  # largest standard deviation of the noise on other inputs
