@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
 from shared.device import WithoutWeights, autocast_dtype, has_onednn
+from shared.options import THRESHOLD
 from shared.pictures import without_padding
 from shared.resnet import FoldedResNet, ResNet18
 from shared.storage import Location
 from shared.vocabulary import ICLEVR, Vocabulary
 
 IMAGE_SIZE = 64  # the network's input; other pictures are resized to it
-THRESHOLD = 0.5  # a label counts as found from this probability on
 LOCATOR = "locator."  # prefix of the position head's tensors in a checkpoint; the course's evaluator has none
 
 

@@ -43,6 +43,7 @@ class Limits:
 
 LIMITS: Final = Limits()
 
+THRESHOLD: Final = 0.5  # a label counts as found above this probability
 MAX_UNKNOWN: Final = 20  # unknown fields of one object that are reported
 IGNORE_UNKNOWN: Final = {"unknown": "ignore"}  # pydantic's context for what another version has written
 

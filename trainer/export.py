@@ -19,7 +19,8 @@ from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutNetwork, with_positio
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.diffusion.samplers import make_table
 from shared.diffusion.upsampler import UpsamplerNet
-from shared.evaluator import IMAGE_SIZE, THRESHOLD, Evaluator, load_evaluator
+from shared.evaluator import IMAGE_SIZE, Evaluator, load_evaluator
+from shared.options import THRESHOLD
 from shared.storage import Location
 from trainer.errors import TrainerError
 

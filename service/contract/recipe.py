@@ -10,11 +10,11 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from service.contract.records import MAX_SEED, MAX_STAGES, JobRecord, Layouts, Picture, Verdict
 from service.contract.stored import unneeded
-from shared.options import LIMITS, SamplingOptions, Strict
+from shared.options import LIMITS, THRESHOLD, SamplingOptions, Strict
 
 MAX_POSITION = 2**31  # of a picture in its request, from 0
 KEYWORD = "labelgrid"  # of the PNG's text chunk
-SHOWN_SCORES = 5  # of the most probable labels, besides those requested
+SHOWN_SCORES = 5  # of the most probable labels, and of those that were found and not requested
 MAX_SCORES = SHOWN_SCORES + LIMITS.max_labels
 # The last digits of a score depend on the batch that a picture was judged in. These do not, so that the same picture
 # has the same bytes.
@@ -105,10 +105,11 @@ class Recipe(_Part):
 
 
 def shown_scores(verdict: Verdict, digits: int) -> dict[str, float]:
-    """Return the probabilities of the requested labels and of the most probable ones, highest first."""
+    """Return the probabilities, highest first, of the requested labels, the most probable ones, and others found."""
     ranked = sorted(verdict.probabilities.items(), key=lambda item: -item[1])
-    top = {name for name, _ in ranked[:SHOWN_SCORES]}
-    return {name: round(p, digits) for name, p in ranked if name in top or name in verdict.labels}
+    found = [name for name, p in ranked if p > THRESHOLD and name not in verdict.labels]
+    shown = {*verdict.labels, *found[:SHOWN_SCORES], *(name for name, _ in ranked[:SHOWN_SCORES])}
+    return {name: round(p, digits) for name, p in ranked if name in shown}
 
 
 def shown_distances(verdict: Verdict, digits: int) -> list[float | None] | None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from service.contract.records import Picture, Verdict
-from shared.evaluator import THRESHOLD, Judge, score_pictures
+from shared.evaluator import Judge, score_pictures
+from shared.options import THRESHOLD
 
 Distances = tuple[float | None, ...]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from shared.diffusion.denoise import Row
 from shared.diffusion.layouts import positions_at
 from shared.diffusion.model import Denoiser
-from shared.evaluator import THRESHOLD, Evaluator, score_set
-from shared.options import SamplingOptions, picture_seed
+from shared.evaluator import Evaluator, score_set
+from shared.options import THRESHOLD, SamplingOptions, picture_seed
 from shared.vocabulary import ICLEVR
 from trainer.errors import TrainerError
 from trainer.scenes.render_folder import random_scenes

@@ -2,7 +2,10 @@
 
 import json
 
-from service.contract.recipe import Recipe
+import pytest
+
+from service.contract.recipe import MAX_SCORES, Recipe, shown_scores
+from service.contract.records import Verdict
 from shared.options import SamplingOptions
 from tests.paths import ROOT
 
@@ -14,3 +17,20 @@ def test_the_example_in_the_docs_is_valid() -> None:
     assert set(json.loads(block)) == set(Recipe.model_fields)
     assert set(json.loads(block)["options"]) == set(SamplingOptions.model_fields)
     assert len(recipe.verdicts) == len(recipe.labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "shown"),
+    [
+        ("a", "a9 b4 c3 d2 e1 f0", "abcde"),  # the five most probable
+        ("f", "a9 b4 c3 d2 e1 f0", "abcdef"),  # and those requested
+        ("abcdef", "a9 b9 c9 d9 e9 f9 g8 h4", "abcdefg"),  # and one more that was found, so that it is not exact
+        ("a", "a9 b8 c8 d8 e8 f8 g8 h8", "abcdef"),  # five of those
+    ],
+)
+def test_the_scores_shown_explain_the_verdict(labels: str, probabilities: str, shown: str) -> None:
+    of = {name: int(tenths) / 10 for name, tenths in probabilities.split()}
+    verdict = Verdict(index=0, labels=list(labels), seed=0, accuracy=1, f1=1, exact=False, probabilities=of)
+    found = shown_scores(verdict, 2)
+    assert found == {name: of[name] for name in shown}
+    assert len(found) <= MAX_SCORES
