@@ -121,7 +121,7 @@ class PictureResult(BaseModel):
     accuracy: float = Field(description="share of the k requested labels that are among the k most probable")
     exact: bool = Field(description="whether the labels found (probability over 0.5) are exactly those requested")
     f1: float
-    scores: dict[str, float] = Field(description="label -> probability: requested labels, others found, the five most probable")
+    scores: dict[str, float] = Field(description="label -> probability: requested, others found, five most probable")
     distances: list[float | None] | None = Field(
         None,
         description="how far each label's object is from its place in the layout, in widths of the picture, in the "
