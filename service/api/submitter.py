@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 from anyio import from_thread
@@ -221,7 +222,7 @@ class Submitter:
         request, job_id = None, None
         if self.idempotency_key is not None:
             request = IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content(), sort_keys=True))
-            job_id = await self.creator.existing_job(request)
+            job_id = await self.creator.existing_job(request, partial(self.results.is_kept, owner=self.owner))
         if job_id is not None:
             return self._accepted(job_id)
         record, info, pictures = await self._prepared(prepare, is_quick)
@@ -254,10 +255,10 @@ class Submitter:
     async def wait(self, accepted: Accepted, wait_s: float) -> Job:
         """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""
         if wait_s <= 0:
-            return await self.results.jobs.job(accepted.job_id)
+            return await self.results.job(accepted.job_id, self.owner)
         gone = asyncio.create_task(_disconnect(self.request))
         try:
-            job = await self.results.jobs.wait(accepted.job_id, wait_s, gone, accepted.is_new)
+            job = await self.results.wait(accepted.job_id, self.owner, wait_s, gone, accepted.is_new)
         finally:
             gone.cancel()
         if gone.done() and job.status not in TERMINAL:

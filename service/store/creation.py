@@ -4,7 +4,7 @@ import asyncio
 import functools
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Self
@@ -193,11 +193,18 @@ class JobCreator:
     def __init__(self, connection: AsyncRedis, settings: Settings, queue: Queue) -> None:
         self.connection, self.settings, self.queue = connection, settings, queue
 
-    async def existing_job(self, request: IdempotentRequest) -> str | None:
-        """Return the job that the same request created before, if it still exists. KeyReuse for another request."""
+    async def existing_job(self, request: IdempotentRequest, is_kept: Callable[[str], Awaitable[bool]]) -> str | None:
+        """Return the job that the same request created before, if it is in Redis or `is_kept`.
+
+        KeyReuse if the key stands for another request, whose job is there.
+        """
         value = await self.connection.get(request.redis_key)
-        job_id = None if value is None else request.job_of(text(value))
-        return job_id if job_id is not None and await self.connection.exists(keys.job(job_id)) else None
+        if value is None:
+            return None
+        before = text(value).partition(" ")[0]
+        if not await self.connection.exists(keys.job(before)) and not await is_kept(before):
+            return None
+        return request.job_of(text(value))
 
     async def create(self, new: NewJob) -> str:
         """Write a job, its pending pictures and its RQ job in one script, and return the job's id.

@@ -7,12 +7,12 @@ from service.contract.errors import KeyReuse
 from service.store import keys
 
 # Parts of the script that creates a job, of `jobs.py`, for a request with a key. The first ends the script if the key
-# stands for a job that still exists, or for another request.
+# stands for a job that still exists.
 FIND = """
 local known = request and redis.call('GET', request)
 if known then
-  local before, hash = string.match(known, '(%S+) (%S+)')
-  if hash ~= request_hash or redis.call('EXISTS', job_prefix .. before) == 1 then return {'request', known, 0} end
+  local before = string.match(known, '%S+')
+  if redis.call('EXISTS', job_prefix .. before) == 1 then return {'request', known, 0} end
 end
 """
 REMEMBER = """

@@ -49,8 +49,21 @@ class ResultReader:
 
     async def job(self, job_id: str, owner: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if it cannot be read now."""
+        return await self._whole(self.jobs.job(job_id), job_id, owner)
+
+    async def wait(
+        self, job_id: str, owner: str, timeout_s: float, gone: asyncio.Future[None], is_new: bool = False
+    ) -> Job:
+        """Return the job once it has ended, as `JobReader.wait` does. The same errors as `job`."""
+        return await self._whole(self.jobs.wait(job_id, timeout_s, gone, is_new), job_id, owner)
+
+    async def is_kept(self, job_id: str, owner: str) -> bool:
+        """Whether storage has the job. Unavailable if that cannot be read now."""
+        return await self._kept(job_id, owner) is not None
+
+    async def _whole(self, in_redis: Awaitable[Job], job_id: str, owner: str) -> Job:
         try:
-            return await self.jobs.job(job_id)
+            return await in_redis
         except Gone:
             kept = await self._kept(job_id, owner)
             if kept is None:

@@ -19,7 +19,7 @@ from service.store.jobs import JobStore
 from tests.conftest import serving
 from tests.service.api.answers import problem
 from tests.service.api.uploads.zips import png
-from tests.service.results.helpers import finish
+from tests.service.results.helpers import finish, finish_open
 from tests.service.store.helpers import record
 
 NOON = 1767268800.0
@@ -219,3 +219,22 @@ def test_a_result_that_was_never_in_storage_is_served_from_redis(
     assert kept_client.get(f"/jobs/{job.id}/pictures.zip").status_code == 200
     store.connection.flushall()
     problem(kept_client.get(f"/jobs/{job.id}"), 404, "unknown-job")
+
+
+def test_an_idempotency_key_counts_while_storage_has_its_job(
+    kept_client: httpx.Client, alive: JobStore, writer: ResultWriter, store: JobStore
+) -> None:
+    headers = {"idempotency-key": "mine", "prefer": "respond-async"}
+    body = {"labels": [["red cube"]], "seed": 7}
+    job = kept_client.post("/generate", json=body, headers=headers).json()
+    kept = store.record(job["id"])
+    assert kept is not None
+    finish_open(store, writer, kept, [png(0)])
+    store.delete(job["id"])  # from Redis alone, as when it expires there
+    for waits in ("wait=5", "respond-async"):
+        again = kept_client.post("/generate", json=body, headers={**headers, "prefer": waits})
+        assert (again.status_code, again.json()["id"]) == (200, job["id"])
+    problem(kept_client.post("/generate", json={**body, "seed": 8}, headers=headers), 422, "idempotency-key-reused")
+    kept_client.delete(f"/jobs/{job['id']}")
+    new = kept_client.post("/generate", json={**body, "seed": 8}, headers=headers).json()
+    assert new["id"] != job["id"]
