@@ -9,9 +9,18 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from redis.connection import parse_url
+from redis.connection import Connection, parse_url
 
 from shared.options import LIMITS
 from shared.storage import Location, open_storage
@@ -23,11 +32,17 @@ else:  # pydantic cannot validate a UPath, whose package is installed only if an
 
 
 PREFIX = "LABELGRID_"
+MOST_S, MOST = 10**9, 10**15  # of seconds, and of anything else: Redis and the system's timers take no more
 CLIENTS = {"LABELGRID_URL", "LABELGRID_API_KEY"}  # variables that the client reads
 
 
 def _redis_url(value: str) -> str:
-    parse_url(value)  # type: ignore[no-untyped-call]
+    options = parse_url(value)  # type: ignore[no-untyped-call]
+    connection = options.pop("connection_class", Connection)
+    try:
+        connection(**options)  # connects to nothing yet
+    except TypeError as error:
+        raise ValueError(f"its options cannot be used: it {str(error).partition('() ')[2]}") from error
     return value
 
 
@@ -61,6 +76,7 @@ class Settings(BaseSettings):
         extra="ignore",
         populate_by_name=True,
         frozen=True,
+        allow_inf_nan=False,
         env_ignore_empty=True,
         use_attribute_docstrings=True,  # for docs/settings.md
     )
@@ -195,6 +211,14 @@ class Settings(BaseSettings):
     max_deliveries: int = Field(default=4, ge=2)
     """A job fails when workers have died this often with the same picture in progress: by default twice in a batch,
     once among at most four suspects, and once alone."""
+
+    @field_validator("*")
+    @classmethod
+    def _check_size(cls, value: Any, info: ValidationInfo) -> Any:
+        most = MOST_S if (info.field_name or "").endswith("_s") else MOST
+        if isinstance(value, int | float) and value > most:
+            raise ValueError(f"it should be at most {most:,}")
+        return value
 
     @property
     def has_keys(self) -> bool:

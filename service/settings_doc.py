@@ -1,12 +1,12 @@
 """docs/settings.md, generated from the Settings class: `python -m service settings > docs/settings.md`."""
 
-from service.settings import Settings, variables
+from service.settings import MOST, MOST_S, Settings, variables
 
-HEAD = """\
+HEAD = f"""\
 # Settings
 
 The API and the workers read their settings from environment variables when they start, and refuse to start with a value
-that is not allowed. This page is generated: `python -m service settings > docs/settings.md`.
+that is not allowed. Times are at most {MOST_S:,} s, other numbers {MOST:,}. This page is generated: `python -m service settings > docs/settings.md`.
 
 | variable | default | allowed | meaning |
 | --- | --- | --- | --- |

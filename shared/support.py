@@ -75,14 +75,12 @@ def picture_size(config: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _outside(area: Sequence[Place], place: Place) -> float:
-    """Return how far a place is outside the nearest edge of a convex area; at most 0 inside."""
-    if len(area) < 3:
-        return _to_segment(area[0], area[-1], place)
-    furthest = -math.inf
-    for (x0, y0), (x1, y1) in itertools.pairwise([*area, area[0]]):
-        cross = (x1 - x0) * (place[1] - y0) - (y1 - y0) * (place[0] - x0)
-        furthest = max(furthest, -cross / math.hypot(x1 - x0, y1 - y0))
-    return furthest
+    """Return how far a place is from a convex area, whose corners are in order; 0 inside."""
+    edges = list(itertools.pairwise([*area, area[0]])) if len(area) > 1 else [(area[0], area[0])]
+    inside = len(area) > 2 and all(
+        (x1 - x0) * (place[1] - y0) - (y1 - y0) * (place[0] - x0) >= 0 for (x0, y0), (x1, y1) in edges
+    )
+    return 0.0 if inside else min(_to_segment(a, b, place) for a, b in edges)
 
 
 def _to_segment(a: Place, b: Place, place: Place) -> float:

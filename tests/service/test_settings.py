@@ -38,6 +38,13 @@ def test_every_setting_has_a_meaning_and_a_variable(name: str, monkeypatch: pyte
         ("REDIS_URL", "http://me:secret@host", "REDIS_URL=***@host: Redis URL must specify one of"),
         ("LABELGRID_WAIT_S", "abc", "LABELGRID_WAIT_S=abc: it should be a valid number"),
         ("LABELGRID_WAIT_S", "-1", "LABELGRID_WAIT_S=-1: it should be greater than or equal to 0"),
+        ("LABELGRID_WAIT_S", "inf", "LABELGRID_WAIT_S=inf: it should be a finite number"),
+        ("LABELGRID_JOB_TTL_S", "9" * 20, f"LABELGRID_JOB_TTL_S={'9' * 20}: it should be at most 1,000,000,000"),
+        (
+            "LABELGRID_REDIS_URL",
+            "redis://h?foo=1",
+            "LABELGRID_REDIS_URL=redis://h?foo=1: its options cannot be used: it got an un",
+        ),
         ("LABELGRID_ALLOW_NO_KEYS", "foo", "LABELGRID_ALLOW_NO_KEYS=foo: it should be true or false"),
     ],
 )

@@ -29,6 +29,8 @@ def test_number_of_objects(objects: tuple[int, int], count: int, problem: str | 
         ([(0.5, 0.5)], None),
         ([(0.185, 0.5)], None),  # within the tolerance
         ([(0.17, 0.5)], "[0.17, 0.5] is outside"),
+        ([(0.184, 0.184)], "[0.184, 0.184] is outside"),  # of the corner, though not far from either edge's line
+        ([(0.187, 0.187)], None),
         ([(0.5, 0.83)], "[0.5, 0.83] is outside"),
         ([(0.3, 0.5), (0.6, 0.5)], None),
         ([(0.3, 0.5), (0.4, 0.5)], "[0.3, 0.5] and [0.4, 0.5] are 0.100 apart"),

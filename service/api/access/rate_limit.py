@@ -4,6 +4,7 @@ Knows no HTTP.
 """
 
 import math
+import re
 import time
 from typing import Any
 
@@ -15,16 +16,20 @@ from redis.asyncio import Redis
 from service.store import keys
 
 
+LIMIT = re.compile(r"[1-9]\d{0,9} ?(/|per) ?([1-9]\d{0,3} ?)?(second|minute|hour|day|month|year)s?", re.IGNORECASE)
+
+
 class BadLimit(RuntimeError):
     """The configured limit cannot be read."""
 
 
 def read_limit(limit: str) -> RateLimitItem | None:
     """Parse a limit such as "3000/minute"; the text none gives None. Raises BadLimit."""
-    try:
-        return None if limit == "none" else parse(limit)
-    except ValueError as error:
-        raise BadLimit(f"LABELGRID_RATE_LIMIT is {limit!r}; wanted a limit such as 3000/minute, or none") from error
+    if limit == "none":
+        return None
+    if not LIMIT.fullmatch(limit.strip()):  # `parse` would drop a second limit, and take a period of 0 for 1
+        raise BadLimit(f"LABELGRID_RATE_LIMIT is {limit!r}; wanted one limit such as 3000/minute, or none")
+    return parse(limit)
 
 
 class RateLimiter:

@@ -52,9 +52,10 @@ def test_without_keys_there_is_no_limit(settings: Settings, connection: Redis) -
         assert [client.get("/jobs").status_code for _ in range(3)] == [200] * 3
 
 
-def test_a_malformed_limit_stops_the_start(settings: Settings) -> None:
-    with pytest.raises(BadLimit, match="'many'; wanted a limit such as 3000/minute"):
-        create_app(settings.model_copy(update={"rate_limit": "many"}))
+@pytest.mark.parametrize("limit", ["many", "5/minute;10/hour", "1/0 minutes", "0/minute", "5/fortnight"])
+def test_a_malformed_limit_stops_the_start(settings: Settings, limit: str) -> None:
+    with pytest.raises(BadLimit, match=f"'{limit}'; wanted one limit such as 3000/minute"):
+        create_app(settings.model_copy(update={"rate_limit": limit}))
 
 
 def test_without_redis_requests_are_503_and_not_limited(settings: Settings) -> None:
