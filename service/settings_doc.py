@@ -6,7 +6,8 @@ HEAD = f"""\
 # Settings
 
 The API and the workers read their settings from environment variables when they start, and refuse to start with a value
-that is not allowed. Times are at most {MOST_S:,} s, other numbers {MOST:,}. This page is generated: `python -m service settings > docs/settings.md`.
+that is not allowed. Times are at most {MOST_S:,} s, other numbers {MOST:,}. This page is
+generated: `python -m service settings > docs/settings.md`.
 
 | variable | default | allowed | meaning |
 | --- | --- | --- | --- |

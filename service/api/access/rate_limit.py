@@ -15,7 +15,6 @@ from redis.asyncio import Redis
 
 from service.store import keys
 
-
 LIMIT = re.compile(r"[1-9]\d{0,9} ?(/|per) ?([1-9]\d{0,3} ?)?(second|minute|hour|day|month|year)s?", re.IGNORECASE)
 
 

@@ -11,6 +11,13 @@ const ROOMY = 0.22; // objects as far apart as this do not hide each other
 
 const distance = (one, other) => Math.sqrt((one.x - other.x) ** 2 + (one.y - other.y) ** 2);
 const room = (place, others) => others.reduce((least, one) => Math.min(least, distance(one, place)), Infinity);
+/** The distance of a place to the line between two others, which may be the same. */
+const toSegment = (a, b, place) => {
+  const [x, y] = [b.x - a.x, b.y - a.y];
+  const along = ((place.x - a.x) * x + (place.y - a.y) * y) / (x * x + y * y || 1);
+  const share = Math.min(1, Math.max(0, along));
+  return distance({ x: a.x + share * x, y: a.y + share * y }, place);
+};
 const leastBy = (places, cost) => places[places.map(cost).reduce((best, one, i, all) => (one < all[best] ? i : best), 0)];
 
 export class Support {
@@ -58,13 +65,13 @@ export class Support {
     return leastBy(roomy, (place) => distance(place, this.middle)) ?? leastBy(this.places, (place) => -room(place, taken));
   }
 
-  /** How far a place is outside the nearest edge of the area; at most 0 inside. */
+  /** How far a place is from the area; 0 inside. */
   #outside(place) {
     if (!this.area) return 0;
-    if (this.area.length < 3) return room(place, this.area);
     const edges = this.area.map((corner, i) => [corner, this.area[(i + 1) % this.area.length]]);
-    const beyond = ([a, b]) => ((b.y - a.y) * (place.x - a.x) - (b.x - a.x) * (place.y - a.y)) / distance(a, b);
-    return Math.max(...edges.map(beyond));
+    const isLeft = ([a, b]) => (b.x - a.x) * (place.y - a.y) - (b.y - a.y) * (place.x - a.x) >= 0;
+    if (edges.length > 2 && edges.every(isLeft)) return 0;
+    return Math.min(...edges.map(([a, b]) => toSegment(a, b, place)));
   }
 }
 
