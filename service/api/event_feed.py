@@ -29,6 +29,10 @@ LOOK_AGAIN_MS = 1000  # how often a feed without news checks whether the job sti
 KEPT_STEPS = 4  # as in Redis: only the newest matter, but several workers may share a job
 
 
+FROM_START = "0-0"  # the Last-Event-ID of a client that has none
+AFTER_ALL = "0-1"
+
+
 async def is_complete(reader: JobReader, job: Job, after: str) -> bool:
     """Return whether the job has ended and has no event after `after`."""
     return job.status in TERMINAL and not await reader.connection.xrange(keys.events(job.id), min=f"({after}", count=1)
@@ -167,6 +171,16 @@ class Feeds:
 def _position(entry: str) -> tuple[int, ...]:
     """Return the id of a stream's entry as numbers, which order the entries."""
     return tuple(map(int, entry.split("-")))
+
+
+async def only_the_end(job: Job) -> AsyncIterator[bytes]:
+    """Yield the state of an ended job whose events are gone, and its end.
+
+    The end has an id, so that a browser that reconnects is told that nothing is left.
+    """
+    data = job.model_dump(mode="json")
+    yield Event("job", data).encoded
+    yield Event("end", data, AFTER_ALL).encoded
 
 
 async def job_events(feeds: Feeds, job: Job, after: str) -> AsyncIterator[bytes]:

@@ -49,6 +49,13 @@ return found
 """
 
 
+NO_TRAJECTORIES = "the job has no trajectories; request them with `trajectory`"
+
+
+def no_picture(index: int, total: int) -> str:
+    return f"the job has the pictures 0 to {total - 1}, not {index}"
+
+
 class Endings:
     """Gives those who wait for jobs the ended ones: one read for all that wait in this process.
 
@@ -265,7 +272,7 @@ class JobReader:
         """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
         raw = await self.connection.hget(keys.job(job_id), "record")
         if raw is not None and _record(job_id, raw).trajectory is None:
-            raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
+            raise UnknownPicture(NO_TRAJECTORIES)
         return await self._png(job_id, keys.trajectory_field(index), f"the trajectory of picture {index}", index)
 
     async def grid(self, job_id: str) -> bytes | int:
@@ -282,7 +289,7 @@ class JobReader:
         if status is None or total is None:
             raise await self._gone(job_id)
         if index >= int(total):
-            raise UnknownPicture(f"the job has the pictures 0 to {int(total) - 1}, not {index}")
+            raise UnknownPicture(no_picture(index, int(total)))
         raise NotReady(f"{what} is not ready; the job is {text(status)}", job_status=text(status))
 
     async def workers(self) -> list[dict[str, Any]]:

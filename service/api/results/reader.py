@@ -15,7 +15,7 @@ from service.contract.schemas import Job, JobHead, JobPage
 from service.results import files
 from service.results.files import ResultFiles
 from service.storage_threads import Stalled, StorageThreads
-from service.store.reader import JobReader
+from service.store.reader import NO_TRAJECTORIES, JobReader, no_picture
 from service.telemetry.logs import get_logger
 from shared.storage import Location
 
@@ -74,11 +74,11 @@ class ResultReader:
 
     async def image(self, job_id: str, owner: str, index: int) -> bytes:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
-        return await self._png(self.jobs.image(job_id, index), job_id, owner, files.picture(index))
+        return await self._png(self.jobs.image(job_id, index), job_id, owner, files.picture(index), index)
 
     async def trajectory(self, job_id: str, owner: str, index: int) -> bytes:
         """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
-        return await self._png(self.jobs.trajectory(job_id, index), job_id, owner, files.trajectory(index))
+        return await self._png(self.jobs.trajectory(job_id, index), job_id, owner, files.trajectory(index), index)
 
     async def grid(self, job_id: str, owner: str) -> bytes:
         """Return the grid's PNG. NotReady until the job is finished; UnknownJob, ExpiredJob."""
@@ -157,7 +157,7 @@ class ResultReader:
                 break
         return found
 
-    async def _png(self, in_redis: Awaitable[bytes], job_id: str, owner: str, name: str) -> bytes:
+    async def _png(self, in_redis: Awaitable[bytes], job_id: str, owner: str, name: str, index: int) -> bytes:
         try:
             return await in_redis
         except (NotReady, *Gone) as error:
@@ -167,7 +167,9 @@ class ResultReader:
             kept = None if isinstance(error, NotReady) else await self._kept(job_id, owner)
             if kept is None:
                 raise _without_files(error, job_id) from None
-            raise UnknownPicture(f"the job has the pictures 0 to {kept.record.total - 1}, and no {name}") from error
+            if kept.record.trajectory is None and name == files.trajectory(index):
+                raise UnknownPicture(NO_TRAJECTORIES) from error
+            raise UnknownPicture(no_picture(index, kept.record.total)) from error
 
     async def _kept(self, job_id: str, owner: str) -> KeptJob | None:
         return None if self.files is None else await self._call(partial(self.files.read_job, owner, job_id))

@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ResultsDep, StoreDep
-from service.api.event_feed import is_complete, job_events
+from service.api.event_feed import FROM_START, is_complete, job_events, only_the_end
 from service.api.openapi_parts import PICTURE_RESPONSES, ZIP_RESPONSES, event_stream, job_links, link, problems
 from service.api.results.zip_stream import zip_stream
 from service.api.submitter import ERRORS as SUBMIT_ERRORS
@@ -146,13 +146,16 @@ async def retry_job(job_id: OwnJob, submitter: SubmitterDep) -> Response:
     summary="Follow a job",
 )
 async def read_events(
-    job_id: OwnJob, owner: OwnerDep, results: ResultsDep, feeds: FeedsDep, last_event_id: LastEventId = "0-0"
+    job_id: OwnJob, owner: OwnerDep, results: ResultsDep, feeds: FeedsDep, last_event_id: LastEventId = FROM_START
 ) -> Response:
     """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/jobs.md says what they hold."""
     job = await results.job(job_id, owner)
-    if await is_complete(feeds.reader, job, last_event_id):
+    if not await is_complete(feeds.reader, job, last_event_id):
+        events = job_events(feeds, job, last_event_id)
+    elif last_event_id == FROM_START:
+        events = only_the_end(job)
+    else:
         return Response(status_code=204)
-    events = job_events(feeds, job, last_event_id)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 

@@ -1,6 +1,7 @@
 """Results over HTTP that Redis no longer has: read, listed, searched, deleted, and for their owner alone."""
 
 import io
+import json
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from service.store import keys
 from service.store.jobs import JobStore
 from tests.conftest import serving
 from tests.service.api.answers import problem
+from tests.service.api.test_event_feed import read
 from tests.service.api.uploads.zips import png
 from tests.service.results.helpers import finish, finish_open
 from tests.service.store.helpers import record
@@ -70,9 +72,14 @@ def test_everything_is_read_as_before_once_redis_is_empty(
         if empty:
             store.connection.flushall()
         assert [kept_client.get(address + path).raise_for_status().content for path in paths] == fresh
-        assert kept_client.get(f"{address}/events", headers={"last-event-id": "0-0"}).status_code == 204
-        problem(kept_client.get(f"{address}/images/20.png"), 404, "unknown-picture")
-        problem(kept_client.get(f"{address}/trajectories/0.png"), 404, "unknown-picture")
+        received = read(kept_client, job.id)
+        assert [event["event"] for event in received] == ["job", "end"]
+        assert received[0]["data"] == received[1]["data"] == json.loads(fresh[0])
+        last = {"last-event-id": received[1]["id"]}
+        assert kept_client.get(f"{address}/events", headers=last).status_code == 204
+        for path, detail in (("images/20", "not 20"), ("trajectories/20", "`trajectory`")):
+            answer = problem(kept_client.get(f"{address}/{path}.png"), 404, "unknown-picture")
+            assert answer["detail"].endswith(detail), answer
         assert [one["id"] for one in kept_client.get("/jobs").json()["jobs"]] == [job.id]
         assert kept_client.get("/jobs").json()["jobs"][0]["progress"] == {"done": 20, "total": 20}
     with zipfile.ZipFile(io.BytesIO(fresh[-1])) as archive:
