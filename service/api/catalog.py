@@ -122,8 +122,7 @@ class Models:
         except CheckpointError as error:
             if name is None:
                 raise NoModel(str(error)) from error
-            models = [info.name for info in self._of_kind("denoiser")]
-            raise BadRequest.at(at, error.reason, models=models) from error
+            raise BadRequest.at(at, error.reason, models=[info.name for info in self._whole()]) from error
 
     async def in_memory(self) -> "InMemory":
         """Return what can be found without waiting for storage, once it was looked at; all who ask share one look."""
@@ -146,15 +145,15 @@ class Models:
 
     def with_digest(self, digest: str, at: tuple[str, ...] = ("body", "recipe", "model", "digest")) -> CheckpointInfo:
         """Return the denoiser with a digest, whatever its name is now. Raises UnknownCheckpoint, BadRequest."""
-        denoisers = self.listing().denoisers
-        for info in denoisers:
+        listed = self.listing()
+        for info in self._of_kind("denoiser"):
             if info.digest == digest and (found := self.find(info.name, at)).digest == digest:  # not replaced since
                 return found
-        available = ", ".join(f"{info.name} ({info.digest[:16]})" for info in denoisers) or "none"
+        available = ", ".join(f"{info.name} ({info.digest[:16]})" for info in listed.denoisers) or "none"
         raise UnknownCheckpoint.at(
             at,
             f"no checkpoint here has the digest {digest}; available: {available}",
-            models={info.name: info.digest for info in denoisers},
+            models={info.name: info.digest for info in listed.denoisers},
         )
 
     def listing(self) -> Listing:
@@ -163,7 +162,7 @@ class Models:
         try:
             return self._storage.call(self._list, can_do_without=last is not None)
         except Stalled:
-            denoisers = self._of_kind("denoiser")
+            denoisers = self._whole()
             known = last or Listing(denoisers, dict.fromkeys([info.name for info in denoisers], ""), None, {})
             return replace(known, problems={**known.problems, PROMOTED_FILE: f"{self.storage} does not answer"})
 
@@ -181,13 +180,14 @@ class Models:
                 self._usable(promoted)
         except CheckpointError as error:
             promoted, problem = None, problem or error
-        denoisers = self._of_kind("denoiser")
+        denoisers = self._whole()
         problems = {
             name + SUFFIX: file.found.reason
             for name, file in self._checkpoints.items()
             if isinstance(file.found, CheckpointError)
         }
-        problems |= {info.name + SUFFIX: conflict for info in denoisers if (conflict := self._conflict(info))}
+        conflicts = {info.name + SUFFIX: self._conflict(info) for info in self._of_kind("denoiser")}
+        problems |= {file: conflict for file, conflict in conflicts.items() if conflict}
         if problem is not None and problem.subject not in problems:
             problems[PROMOTED_FILE] = problem.reason if problem.subject == PROMOTED_FILE else str(problem)
         self._listing = Listing(denoisers, {info.name: self._card(info) for info in denoisers}, promoted, problems)
@@ -255,6 +255,10 @@ class Models:
     def _of_kind(self, kind: CheckpointKind) -> list[CheckpointInfo]:
         found = [file.found for file in self._checkpoints.values()]
         return [one for one in found if isinstance(one, CheckpointInfo) and one.kind == kind]
+
+    def _whole(self) -> list[CheckpointInfo]:
+        """Return the denoisers that fit the other checkpoints."""
+        return [info for info in self._of_kind("denoiser") if self._conflict(info) is None]
 
     def _card(self, info: CheckpointInfo) -> str:
         """Return NAME.md beside the checkpoint, without the Hub's metadata at its top.

@@ -156,7 +156,9 @@ def test_an_adapter_is_refused_without_its_base(models: Models, folder: Path) ->
     publish_toy_denoiser(folder, "b", 9)
     with pytest.raises(BadRequest, match=f"changes b of digest {base.digest[:16]}"):
         models.find("fast")
-    assert "changes b of digest" in models.listing().problems["fast.safetensors"]
+    listing = models.listing()
+    assert "changes b of digest" in listing.problems["fast.safetensors"]
+    assert [info.name for info in listing.denoisers] == ["a", "b"]
     file_of(folder, "b").unlink()
     with pytest.raises(BadRequest, match="changes b, which is missing"):
         models.find("fast")
@@ -247,14 +249,14 @@ def test_the_list_has_cards_and_problems(client: httpx.Client, folder: Path) -> 
         return {model["name"]: model for model in client.get("/models").json()["models"]}
 
     assert [model["card"] for model in models().values()] == [None, None]
-    (folder / "no.jsonl").write_text("")
+    (folder / "short.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
     (folder / "a.md").write_text("# a\n\nÜberaus gut.\n")
     assert (models()["a"]["card"], models()["a"]["promoted"]) == ("# a\n\nÜberaus gut.\n", True)
     (folder / "a.md").write_bytes(b"now \xff otherwise")
     (folder / "b.md").write_text("# b")
     assert [model["card"] for model in models().values()] == ["now \ufffd otherwise", "# b"]
     (folder / "a.md").unlink()
-    write_card(folder, "a", log=folder / "no.jsonl", scores=[], machine="m", commands=[], notes=["Faultless."])
+    write_card(folder, "a", log=folder / "short.jsonl", scores=[], machine="m", commands=[], notes=["Faultless."])
     assert (folder / "a.md").read_text().startswith("---\n")  # for the Hugging Face Hub
     assert str(models()["a"]["card"]).startswith("# a\n")
     assert "Faultless." in str(models()["a"]["card"])
