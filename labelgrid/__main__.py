@@ -48,7 +48,7 @@ COMMANDS = {
         "promote": "make a checkpoint the default of its kind",
         "set-sampling": "set a denoiser's default sampling options",
         "set-support": "set how many objects a denoiser has learnt to draw",
-        "export": "write an evaluator in the course's form",
+        "export": "write a checkpoint as ONNX, or an evaluator in the course's form",
         "move-upsampler": "give a denoiser the upsampler of another",
         "card": "write a checkpoint's model card and loss curve",
         "compare": "train variants under one budget and compare them",
@@ -64,6 +64,7 @@ COMMANDS = {
 ELSEWHERE = "`python -m trainer score` scores a checkpoint without a service."
 NEEDS_WEIGHTS = {"serve", "api", "worker", "demo"}
 NEEDS_TORCH = {"serve", "worker", "demo"}
+WRONG_USAGE = 2  # exit code, as when a command gets an unknown option
 
 
 def usage() -> str:
@@ -95,7 +96,8 @@ def main() -> None:
         return
     module = next((module for module, commands in COMMANDS.items() if command in commands), None)
     if module is None:
-        sys.exit(f"labelgrid: no such command {command!r}; `labelgrid --help` lists them")
+        print(f"labelgrid: no such command {command!r}; `labelgrid --help` lists them", file=sys.stderr)
+        sys.exit(WRONG_USAGE)
     if command in NEEDS_TORCH and importlib.util.find_spec("torch") is None:
         sys.exit(missing(command, module))
     if command in NEEDS_WEIGHTS:

@@ -59,7 +59,7 @@ def test_a_commands_help_is_its_own(
 
 def test_an_unknown_command_is_refused_in_one_line() -> None:
     done = run("serv")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "labelgrid: no such command 'serv'; `labelgrid --help` lists them\n"
 
 
