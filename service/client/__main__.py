@@ -9,21 +9,25 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Unpack, get_type_hints
+from typing import Annotated, Any, Final, TypeVar, Unpack, get_type_hints
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from service.client import Client, ClientError, Options, display, lines
+from service.client import Client, ClientError, Event, Options, display, lines
+from service.client.connection import OnEvent
 from service.client.messages import DEFAULT_URL
 from service.client.thresholds import BELOW, below, parse_thresholds
-from service.contract.records import Layout, Layouts
-from service.contract.schemas import Job, SamplingFields, ScoreResult
+from service.contract.records import TERMINAL, Layout, Layouts
+from service.contract.schemas import Job, JobHead, JobPage, SamplingFields, ScoreResult
 
 Number = TypeVar("Number", int, float)
+
+LONGEST_PAGE: Final = 100  # jobs that the service lists in one response
+INTERRUPTED: Final = 130  # the exit code after Ctrl-C, as shells have it
 
 app = typer.Typer(
     help="Generates and scores pictures with a labelgrid service. Its API key is read from LABELGRID_API_KEY.",
@@ -64,6 +68,32 @@ def _connected(url: str) -> Iterator[Client]:
         raise _fail(str(error)) from error
     except OSError as error:
         raise _fail(f"{error.filename or 'output'}: {error.strerror or error}") from error
+    except KeyboardInterrupt:
+        raise _fail("interrupted", INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def ctrl_c_cancels(client: Client, report: OnEvent | None = None) -> Iterator[OnEvent]:
+    """Give an `on_event` for new jobs, which also calls `report`. Ctrl-C cancels the job in progress."""
+    states: list[Job] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event.data, Job):
+            states.append(event.data)
+        if report is not None:
+            report(event)
+
+    try:
+        yield on_event
+    except KeyboardInterrupt:
+        if not states or states[-1].status in TERMINAL:
+            raise
+        job_id = states[-1].id
+        try:
+            client.cancel(job_id)
+        except ClientError as error:
+            raise _fail(f"interrupted; job {job_id} is not cancelled: {error}", INTERRUPTED) from error
+        raise _fail(f"interrupted; job {job_id} is cancelled", INTERRUPTED) from None
 
 
 def _with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -82,7 +112,8 @@ def _read_layouts(path: Path) -> list[Layout | None]:
         return TypeAdapter(Layouts).validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        raise _fail(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""  # none if the whole file is wrong
+        raise _fail(f"{path}: {place}{first['msg']}") from error
 
 
 def _create(
@@ -98,14 +129,8 @@ def _create(
         if detach:
             print(submit(client, wait=False).id)
             return None
-        with display.JobProgress() as progress:
-            try:
-                job = submit(client, on_event=progress.on_event)
-            except KeyboardInterrupt:
-                if progress.job_id is None:
-                    raise
-                client.cancel(progress.job_id)
-                raise _fail(f"interrupted; job {progress.job_id} is cancelled", 130) from None
+        with display.JobProgress() as progress, ctrl_c_cancels(client, progress.on_event) as on_event:
+            job = submit(client, on_event=on_event)
         _save(client, job, output, images)
         show(job)
         return job
@@ -153,9 +178,9 @@ def _printer(
     return show
 
 
-def _read_lines(path: Path) -> tuple[list[list[str]], list[dict[str, Any]]]:
+def _read_lines(path: Path, reserved: Collection[str] = ()) -> tuple[list[list[str]], list[dict[str, Any]]]:
     try:
-        return lines.read_lines(path)
+        return lines.read_lines(path, reserved)
     except ClientError as error:
         raise _fail(str(error)) from error
 
@@ -194,7 +219,9 @@ def generate(
         raise typer.BadParameter("give labels, --lines or a --recipe")
     if labels and from_lines is not None:
         raise typer.BadParameter("give labels or --lines, not both")
-    lists, others = _read_lines(from_lines) if from_lines else (_lists(labels) if labels else None, [])
+    lists, others = (
+        _read_lines(from_lines, lines.OUTPUT_FIELDS) if from_lines else (_lists(labels) if labels else None, [])
+    )
     points = _read_layouts(layouts) if layouts else None
     submit = functools.partial(
         Client.generate, labels=lists, recipe=recipe, layouts=points, trajectory=trajectory, **options
@@ -272,25 +299,30 @@ def sweep(
     from service.client.sweep import draw, run_sweep  # needs Pillow, and the rest does not
 
     steps_, ws = _numbers(steps, int), _numbers(guidance, float)
-    with _connected(url) as client, display.bar() as progress:
+    with _connected(url) as client, display.bar() as progress, ctrl_c_cancels(client) as on_event:
         _check_places(output, None)
         task = progress.add_task("combinations", total=len(steps_) * len(ws))
         cells = run_sweep(
-            client, _lists(labels), steps_, ws, seed=seed, model=model, on_cell=lambda: progress.advance(task)
-        )
+            client, _lists(labels), steps_, ws, seed=seed, model=model,
+            on_cell=lambda: progress.advance(task), on_event=on_event,
+        )  # fmt: skip
         output.write_bytes(draw(cells))
-    print(output)
+    Console(width=display.UNCUT).print(display.plain(str(output)), highlight=False)
 
 
 @app.command()
 def wait(
     job_id: JobId, url: Url = DEFAULT_URL, output: Output = None, images: Images = None, as_json: AsJson = False
 ) -> None:
-    """Wait for a job and print its result."""
+    """Wait for a job and print its result. Ctrl-C ends the waiting, and the job goes on."""
     with _connected(url) as client:
         _check_places(output, images)
         with display.JobProgress() as progress:
-            job = client.wait(job_id, on_event=progress.on_event)
+            try:
+                job = client.wait(job_id, on_event=progress.on_event)
+            except KeyboardInterrupt:  # whoever created the job may still want it
+                message = f"interrupted; job {job_id} goes on; `labelgrid cancel {job_id}` ends it"
+                raise _fail(message, INTERRUPTED) from None
         _save(client, job, output, images)
         _printer(output, as_json)(job)
 
@@ -298,16 +330,26 @@ def wait(
 @app.command()
 def jobs(
     url: Url = DEFAULT_URL,
-    limit: Annotated[int, typer.Option(help="maximum number of jobs")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="maximum number of jobs")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with _connected(url) as client:
-        page = client.jobs(limit=limit)
+        page = _newest_jobs(client, limit)
         if as_json:
             print(page.model_dump_json(indent=2))
         else:
             Console(width=display.UNCUT).print(display.jobs(page.jobs))
+
+
+def _newest_jobs(client: Client, limit: int) -> JobPage:
+    """Return up to `limit` jobs as one page. The service's own may be short, since deleted jobs take places in them."""
+    found, cursor = list[JobHead](), None
+    while True:
+        page = client.jobs(limit=min(limit - len(found), LONGEST_PAGE), cursor=cursor)
+        found, cursor = [*found, *page.jobs], page.next
+        if cursor is None or len(found) >= limit:
+            return JobPage(jobs=found, next=cursor)
 
 
 @app.command()

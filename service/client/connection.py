@@ -32,6 +32,7 @@ from service.client.messages import (
     generate_arguments,
     given,
     http_options,
+    is_header,
     read_body,
     read_event,
     score_arguments,
@@ -215,7 +216,10 @@ class AsyncClient:
         self, path: str, arguments: dict[str, Any], wait: bool, on_event: OnEvent | None, key: str | None
     ) -> Job:
         """Create a job, only one however often the request is sent; with `wait`, return it once it is finished."""
-        headers = {"Prefer": "respond-async", "Idempotency-Key": key or uuid4().hex}
+        key = key or uuid4().hex
+        if not is_header(key):
+            raise ClientError(f"idempotency_key: {key!r} is not printable ASCII")
+        headers = {"Prefer": "respond-async", "Idempotency-Key": key}
         job = read_body(await self._send("POST", path, on_event, headers=headers, **arguments), Job)
         if on_event is not None:
             on_event(Event("job", job))
@@ -378,4 +382,7 @@ class Client:
 
 
 def _job_path(job_id: str) -> str:
-    return f"/jobs/{quote(job_id, safe='')}"
+    try:
+        return f"/jobs/{quote(job_id, safe='')}"
+    except UnicodeEncodeError as error:
+        raise ClientError(f"there is no job {job_id!r}") from error

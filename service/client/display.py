@@ -40,12 +40,10 @@ class JobProgress(Progress):
         )
         self._task = self.add_task("sending", total=None)
         self._finished: set[int] = set()
-        self.job_id: str | None = None  # known from the first event on
 
     def on_event(self, event: Event) -> None:
         match event.data:
             case Job() as job:
-                self.job_id = job.id
                 self.update(self._task, description=job.status, total=job.progress.total)
             case StatusEvent(status=status):
                 self.update(self._task, description=status)

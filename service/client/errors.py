@@ -18,7 +18,8 @@ class ClientError(RuntimeError):
     """Root of the client's errors. Its message is one line for people."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join("".join(c if c.isprintable() else " " for c in message).split()))
+        text = message.encode(errors="backslashreplace").decode()  # shows the undecodable bytes of a path
+        super().__init__(" ".join("".join(c if c.isprintable() else " " for c in text).split()))
 
 
 class Unreachable(ClientError):

@@ -2,14 +2,15 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from service.client.errors import ClientError
-from service.contract.schemas import GenerateResult, Job, ScoreResult
+from service.contract.schemas import GenerateResult, Job, PictureResult, ScoreResult
 
 STDIN = Path("-")
+OUTPUT_FIELDS: Final = frozenset({"index", "job", *PictureResult.model_fields})  # of a picture's line of output
 
 
 def is_lines(path: Path) -> bool:
@@ -17,17 +18,18 @@ def is_lines(path: Path) -> bool:
     return path == STDIN or path.suffix == ".jsonl"
 
 
-def read_lines(path: Path) -> tuple[list[list[str]], list[dict[str, Any]]]:
+def read_lines(path: Path, reserved: Collection[str] = ()) -> tuple[list[list[str]], list[dict[str, Any]]]:
     """Return the label list of each line, and its other fields, such as an id.
 
-    A line is a list of labels, or an object whose `labels` is one. Empty lines are skipped. Raises ClientError.
+    A line is a list of labels, or an object whose `labels` is one. Empty lines are skipped. Raises ClientError,
+    also for other fields that have one of the `reserved` names.
     """
     try:
-        text = sys.stdin.read() if path == STDIN else path.read_text(encoding="utf-8")
+        text = (sys.stdin.buffer.read() if path == STDIN else path.read_bytes()).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ClientError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     lists, others = [], []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also split at U+2028 within a string
         if not line.strip():
             continue
         try:
@@ -36,10 +38,12 @@ def read_lines(path: Path) -> tuple[list[list[str]], list[dict[str, Any]]]:
             labels = fields.pop("labels")
             if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
                 raise ValueError
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, RecursionError) as error:
             raise ClientError(
                 f'{path}: line {number}: wanted ["LABEL", ...] or {{"labels": ["LABEL", ...]}}'
             ) from error
+        if taken := sorted(fields.keys() & set(reserved)):
+            raise ClientError(f"{path}: line {number}: the output has a field {taken[0]!r} of its own; rename yours")
         lists.append(labels)
         others.append(fields)
     if not lists:

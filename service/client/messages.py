@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import reprlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,25 +94,31 @@ def http_options(url: str | None, api_key: str | None, timeout_s: float) -> dict
     except ValidationError as error:
         raise ClientError(f"{url!r} is not an address such as {DEFAULT_URL}") from error
     key = api_key or os.environ.get("LABELGRID_API_KEY") or ""
-    if not (key.isascii() and key.isprintable()):
+    if not is_header(key):
         raise ClientError("the API key contains characters that no key has; check LABELGRID_API_KEY")
     headers = {"User-Agent": "labelgrid-client", **({"Authorization": f"Bearer {key}"} if key else {})}
     return {"base_url": str(address), "headers": headers, "timeout": timeout_s}
+
+
+def is_header(value: str) -> bool:
+    """Whether a text can be the value of an HTTP header."""
+    return value.isascii() and value.isprintable()
 
 
 def generate_arguments(
     labels: LabelLists | None, recipe: AnyRecipe | None, layouts: Layouts | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return httpx's arguments for a POST /generate."""
-    body = given(options)
-    if labels is not None:
-        body["labels"] = _lists(labels)
-    if layouts is not None:
-        body["layouts"] = [entry and [point.model_dump() for point in entry] for entry in layouts]
-    if recipe is None:
+    body = given(
+        {
+            **options,
+            "labels": None if labels is None else _lists(labels),
+            "layouts": layouts and [entry and [point.model_dump() for point in entry] for entry in layouts],
+            "recipe": {**recipe} if isinstance(recipe, Mapping) else None,
+        }
+    )
+    if recipe is None or isinstance(recipe, Mapping):
         return {"json": body}
-    if isinstance(recipe, Mapping):
-        return {"json": {**body, "recipe": {**recipe}}}
     return {"files": {"file": ("recipe.png", _bytes(recipe))}, "data": _form(body)}
 
 
@@ -128,8 +135,20 @@ def score_arguments(
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is None: the service has its own defaults."""
-    return {name: value for name, value in options.items() if value is not None}
+    """Leave out what is None: the service has its own defaults.
+
+    Raises ClientError for what JSON cannot hold, such as nan.
+    """
+    present = {name: value for name, value in options.items() if value is not None}
+    for name, value in present.items():
+        try:
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError as error:
+            bad = error.object[error.start : error.end]
+            raise ClientError(f"{name} contains {bad!r}, which is not valid Unicode") from error
+        except (TypeError, ValueError, RecursionError) as error:  # such as nan
+            raise ClientError(f"{name}: {reprlib.repr(value)} cannot be sent as JSON: {error}") from error
+    return present
 
 
 def _lists(labels: LabelLists) -> list[list[str]]:
@@ -151,8 +170,8 @@ def _bytes(content: bytes | str | Path) -> bytes:
         return content
     try:
         return Path(content).read_bytes()
-    except OSError as error:
-        raise ClientError(f"{content}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte or a lone surrogate
+        raise ClientError(f"{content}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _zip(pictures: bytes | str | Path) -> bytes:

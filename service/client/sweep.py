@@ -7,7 +7,7 @@ from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from service.client.connection import Client
+from service.client.connection import Client, OnEvent
 from service.client.errors import ClientError
 from service.client.messages import LabelLists, Options
 from service.contract.schemas import GenerateResult
@@ -21,7 +21,7 @@ Cell = tuple[int, float]  # steps, guidance
 
 def run_sweep(
     client: Client, labels: LabelLists, steps: Sequence[int], guidance: Sequence[float], *, seed: int = 0,
-    model: str | None = None, on_cell: Callable[[], None] = lambda: None,
+    model: str | None = None, on_cell: Callable[[], None] = lambda: None, on_event: OnEvent | None = None,
 ) -> dict[Cell, tuple[bytes, float]]:  # fmt: skip
     """Generate the label lists with each number of steps and each w, all from one seed.
 
@@ -34,7 +34,7 @@ def run_sweep(
         options: Options = {"seed": seed, "steps": n, "guidance": w}
         if model:
             options["model"] = model
-        job = client.generate(labels, **options)
+        job = client.generate(labels, on_event=on_event, **options)
         assert isinstance(job.result, GenerateResult)
         found[n, w] = client.grid(job.id), job.result.accuracy
         on_cell()

@@ -144,6 +144,28 @@ def test_a_string_in_place_of_a_list_is_an_error(call: Call, client: httpx.Clien
     assert client.get("/jobs").json()["jobs"] == []
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments", "words"),
+    [
+        ("generate", {"labels": LISTS, "guidance": float("nan")}, "guidance: nan cannot be sent"),
+        ("generate", {"labels": LISTS, "guidance_interval": (0.0, float("inf"))}, r"guidance_interval: \(0.0, inf\)"),
+        ("generate", {"labels": [["red \udcff cube"]]}, r"labels contains '\\udcff', which is not valid Unicode"),
+        ("generate", {"recipe": {"steps": float("nan")}}, "recipe: .* cannot be sent"),
+        ("generate", {"recipe": "a\0b"}, "a b: embedded null byte"),
+        ("generate", {"recipe": "\udcff"}, r"\\udcff: No such file"),
+        ("generate", {"labels": LISTS, "idempotency_key": "ü€"}, "idempotency_key: 'ü€' is not printable ASCII"),
+        ("score", {"conditions": LISTS, "eta": float("nan")}, "eta: nan cannot be sent"),
+        ("score", {"conditions": LISTS, "model": "\udcff"}, "model contains"),
+        ("labels", {"model": "\udcff"}, "model contains"),
+        ("wait", {"job_id": "\udcff"}, r"there is no job '\\udcff'"),
+    ],
+)
+def test_what_cannot_be_sent_is_an_error(call: Call, method: str, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ClientError, match=words) as caught:
+        call(method, **arguments)
+    assert not isinstance(caught.value, ApiError), "it was sent"
+
+
 def test_the_typed_options_equal_the_services() -> None:
     hints, fields = get_type_hints(Options), get_type_hints(SamplingFields)
     assert set(hints) <= set(fields)

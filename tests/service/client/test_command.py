@@ -11,10 +11,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from service.client.__main__ import app
+from service.client import Client, Event
+from service.client.__main__ import app, ctrl_c_cancels
 from service.client.display import plain
+from service.contract.schemas import JOB_EXAMPLE, Job
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.test_architecture import ROOT
@@ -104,6 +107,9 @@ def test_a_sweep_writes_a_grid(run: Command, working: Runner, tmp_path: Path) ->
     assert run("sweep", "red cube", "-o", str(grid), "--steps", "1,2", "--guidance", "1") == (0, f"{grid}\n", "")
     assert grid.read_bytes().startswith(b"\x89PNG")
     assert run("sweep", "red cube", "-o", str(grid), "--steps", "1,two")[0] == 2
+    assert "guidance: inf cannot be sent" in run("sweep", "red cube", "-o", str(grid), "--guidance", "inf")[2]
+    one = ("sweep", "red cube", "--steps", "1", "--guidance", "1", "-o", str(tmp_path / "\udcff.png"))
+    assert run(*one) == (0, f"{tmp_path}/\N{REPLACEMENT CHARACTER}.png\n", "")
 
 
 def test_jobs_are_detached_listed_cancelled_and_waited_for(run: Command, alive: JobStore) -> None:
@@ -114,6 +120,19 @@ def test_jobs_are_detached_listed_cancelled_and_waited_for(run: Command, alive: 
     assert json.loads(run("jobs", "--json")[1])["jobs"][0]["id"] == job_id
     assert run("cancel", job_id)[:2] == (0, f"job {job_id} is cancelled\n")
     assert run("wait", job_id) == (1, "", f"labelgrid: job {job_id} cancelled\n")
+
+
+def test_jobs_follows_pages_until_it_has_enough(run: Command, client: httpx.Client, alive: JobStore) -> None:
+    ids = [run("generate", "red cube", "--detach")[1].strip() for _ in range(5)]
+    for job_id in ids[1:]:
+        client.delete(f"/jobs/{job_id}")
+    for job_id in ids[2:]:  # a second request deletes the cancelled job, and leaves its place in the list
+        client.delete(f"/jobs/{job_id}")
+    assert client.get("/jobs", params={"limit": 2}).json()["jobs"] == []
+    for limit, expected, is_last in (("1", ids[1::-1][:1], False), ("2", ids[1::-1], True), ("101", ids[1::-1], True)):
+        page = json.loads(run("jobs", "--limit", limit, "--json")[1])
+        assert ([job["id"] for job in page["jobs"]], page["next"] is None) == (expected, is_last)
+    assert run("jobs", "--limit", "0")[0] == 2
 
 
 def test_labels_and_models_are_listed(run: Command) -> None:
@@ -131,6 +150,12 @@ def test_errors_are_one_line(run: Command, alive: JobStore, tmp_path: Path) -> N
     assert (code, err) == (1, f"labelgrid: {tmp_path}/nothing.json: No such file or directory\n")
     code, _, err = run("wait", "nobody")
     assert (code, err) == (1, "labelgrid: there is no job 'nobody'\n")
+    (tmp_path / "bad.json").write_text("[[")
+    code, _, err = run("generate", "red cube", "--layouts", str(tmp_path / "bad.json"))
+    assert (code, err.startswith(f"labelgrid: {tmp_path}/bad.json: Invalid JSON: ")) == (1, True)
+    (tmp_path / "own.jsonl").write_text('{"labels": ["red cube"], "url": "mine"}')
+    code, _, err = run("generate", "--lines", str(tmp_path / "own.jsonl"))
+    assert (code, err.count("\n"), "own.jsonl: line 1: the output has a field 'url'" in err) == (1, 1, True)
     code, _, err = run("generate", "red cube", "--sampler", "dpm")
     assert code == 2
     assert "sampler" in err
@@ -203,11 +228,18 @@ def test_help_names_the_two_values_of_an_interval() -> None:
     assert "--guidance-interval LOW HIGH" in CliRunner().invoke(app, ["generate", "--help"]).stdout
 
 
-def test_ctrl_c_cancels_the_job(url: str, client: httpx.Client, alive: JobStore) -> None:
+@pytest.mark.parametrize("command", ["generate", "sweep", "wait"])
+def test_ctrl_c_cancels_the_job_that_the_command_created(
+    url: str, client: httpx.Client, alive: JobStore, tmp_path: Path, command: str
+) -> None:
+    arguments = {"generate": ["red cube"], "sweep": ["red cube", "-o", str(tmp_path / "sweep.png")]}.get(command)
+    if arguments is None:
+        created = client.post("/generate", json={"labels": [["red cube"]]}, headers={"prefer": "respond-async"})
+        arguments = [created.json()["id"]]
     # Tests that a shell starts in the background ignore Ctrl-C, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
-        process("generate", "red cube"), cwd=ROOT, env=environment(url), stderr=subprocess.PIPE, text=True
+        process(command, *arguments), cwd=ROOT, env=environment(url), stderr=subprocess.PIPE, text=True
     ) as waiting:
         while not (jobs := client.get("/jobs").json()["jobs"]):
             assert waiting.poll() is None
@@ -217,8 +249,30 @@ def test_ctrl_c_cancels_the_job(url: str, client: httpx.Client, alive: JobStore)
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait(timeout=30) == 130
         assert waiting.stderr is not None
-        assert waiting.stderr.read() == f"labelgrid: interrupted; job {jobs[0]['id']} is cancelled\n"
-    assert client.get(f"/jobs/{jobs[0]['id']}").json()["status"] == "cancelled"
+        job_id = jobs[0]["id"]
+        goes_on = command == "wait"
+        outcome = f"goes on; `labelgrid cancel {job_id}` ends it" if goes_on else "is cancelled"
+        assert waiting.stderr.read() == f"labelgrid: interrupted; job {job_id} {outcome}\n"
+    assert client.get(f"/jobs/{job_id}").json()["status"] == ("queued" if goes_on else "cancelled")
+
+
+def test_ctrl_c_cancels_only_what_has_not_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    finished = Job.model_validate(JOB_EXAMPLE)
+    running = finished.model_copy(update={"status": "running"})
+    refusing = Client("http://x", transport=httpx.MockTransport(lambda request: httpx.Response(404)))
+
+    def interrupt_after(*states: Job) -> None:
+        with ctrl_c_cancels(refusing) as on_event:
+            for job in states:
+                on_event(Event("job", job))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_after(running, finished)
+    with pytest.raises(typer.Exit) as end:
+        interrupt_after(running)
+    assert end.value.exit_code == 130
+    assert f"interrupted; job {running.id} is not cancelled: http://x/" in capsys.readouterr().err
 
 
 def test_text_from_a_service_is_printed_as_text() -> None:
