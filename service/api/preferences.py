@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from urllib.request import parse_http_list
 
 from service.api.openapi_parts import request_header
 from service.settings import Settings
@@ -20,20 +21,30 @@ class Preferences:
     applied: str | None  # value of Preference-Applied (RFC 7240)
 
 
-def _quality(accept: str, media_type: str) -> float:
-    """Return the q of a media type in an Accept header (RFC 9110, 12.5.1); 0 if the header does not name it."""
-    for part in accept.split(","):
-        name, *parameters = (piece.strip() for piece in part.split(";"))
-        if name.lower() == media_type:
-            q = next((p[2:] for p in parameters if p.lower().startswith("q=")), "1")
-            return float(q) if re.fullmatch(r"[01](\.\d{0,3})?", q) else 0.0
-    return 0.0
+def _rank(accept: str, media_type: str) -> tuple[float, int]:
+    """Return the q of a media type in an Accept header, and how specific the range is that gives it; (0, 0) for none.
+
+    Of several ranges the most specific one counts (RFC 9110, 12.5.1).
+    """
+    ranges = ["*/*", media_type.partition("/")[0] + "/*", media_type]
+    specific, quality = 0, 0.0
+    for part in parse_http_list(accept):
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        if name in ranges and ranges.index(name) >= specific:
+            specific = ranges.index(name)
+            q = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+            quality = float(q) if re.fullmatch(r"[01](\.\d{0,3})?", q) else 0.0
+    return (quality, specific) if quality else (0.0, 0)
 
 
-def read_preferences(settings: Settings, prefer: str | None, accept: str) -> Preferences:
-    """Read the headers. A preference that is not understood is ignored (RFC 7240)."""
-    preferred = [part.strip().lower() for part in (prefer or "").split(",")]
-    png = _quality(accept, "image/png") > _quality(accept, "application/json")
+def read_preferences(settings: Settings, prefer: str, accept: str) -> Preferences:
+    """Read the headers, several lines of one joined by commas. A preference that is not understood is ignored, and so
+    are a preference's parameters, of which those understood here have none (RFC 7240).
+
+    PNG and JSON with the same q: the one that Accept names more specifically, otherwise JSON.
+    """
+    preferred = [part.partition(";")[0].strip().lower() for part in parse_http_list(prefer)]
+    png = _rank(accept, "image/png") > _rank(accept, "application/json")
     waits = [match for p in preferred if (match := re.fullmatch(r'wait\s*=\s*"?(\d{1,9})"?', p))]
     if waits:
         wait_s = int(waits[0][1])

@@ -268,8 +268,8 @@ class Submitter:
 
     async def answer(self, accepted: Accepted) -> Response:
         """Wait for the job and answer in the form that the client prefers."""
-        given = self.request.headers
-        preferences = read_preferences(self.settings, given.get("prefer"), given.get("accept", ""))
+        prefer, accept = (", ".join(self.request.headers.getlist(name)) for name in ("prefer", "accept"))
+        preferences = read_preferences(self.settings, prefer, accept)
         job = await self.wait(accepted, preferences.wait_s)
         location = f"/jobs/{job.id}"
         headers = {"Vary": "Accept, Prefer"}

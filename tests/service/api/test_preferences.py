@@ -21,10 +21,19 @@ from tests.service.api.answers import LISTS, problem
         ("wait=31", "*/*", Preferences(30, False, "wait=31")),
         ("Respond-Async", "Image/PNG", Preferences(0, True, "respond-async")),
         ("wait=soon, handling=strict", "image/png", Preferences(30, True, None)),
-        (None, "application/json", Preferences(30, False, None)),
+        ("", "application/json", Preferences(30, False, None)),
+        ("respond-async; x=1", "", Preferences(0, False, "respond-async")),
+        ("wait=0; foo", "", Preferences(0, False, "wait=0")),
+        ('foo="x, respond-async, y"', "", Preferences(30, False, None)),
+        ("", "application/json;q=0.1, image/*", Preferences(30, True, None)),
+        ("", "image/png;q=0.5, application/*;q=0.9", Preferences(30, False, None)),
+        ("", "image/*;q=0.9, image/png;q=0.1, */*;q=0.5", Preferences(30, False, None)),
+        ("", "image/png, */*", Preferences(30, True, None)),
+        ("", "image/*, application/json", Preferences(30, False, None)),
+        ("", "image/png;q=0, application/json;q=0", Preferences(30, False, None)),
     ],
 )
-def test_reading_the_headers(settings: Settings, prefer: str | None, accept: str, preferences: Preferences) -> None:
+def test_reading_the_headers(settings: Settings, prefer: str, accept: str, preferences: Preferences) -> None:
     assert read_preferences(settings.model_copy(update={"wait_s": 30}), prefer, accept) == preferences
 
 
@@ -50,6 +59,14 @@ def test_prefer_wait(client: httpx.Client, alive: JobStore) -> None:
     assert response.status_code == 202
     assert 0.9 < time.monotonic() - begun < 5
     assert response.headers["preference-applied"] == "wait=1"
+
+
+def test_a_header_may_have_several_lines(client: httpx.Client, working: Runner) -> None:
+    body = {"labels": LISTS, "steps": 1}
+    prefer = [("prefer", "foo=1"), ("prefer", "respond-async")]
+    assert client.post("/generate", json=body, headers=prefer).status_code == 202
+    accept = [("accept", "application/json;q=0.1"), ("accept", "image/png")]
+    assert client.post("/generate", json=body, headers=accept).headers["content-type"] == "image/png"
 
 
 def test_accept_png_answers_with_the_grid(client: httpx.Client, working: Runner) -> None:
