@@ -44,16 +44,17 @@ def read_submission(content: bytes, count: int, settings: Settings) -> list[byte
 
 def _in_order(entries: Sequence[zipfile.ZipInfo], count: int) -> list[zipfile.ZipInfo]:
     """Return the entries by their number, without folders and the files that operating systems hide in zips."""
-    # Not is_dir: in Python 3.11 it raises for an empty name.
-    files = [entry for entry in entries if not entry.filename.endswith("/") and not _is_hidden(entry.filename)]
-    folders = sorted({entry.filename.rpartition("/")[0] for entry in files})
+    # Not is_dir: in Python 3.11 it raises for an empty name. Some archivers write 0.png as ./0.png.
+    named = [(entry.filename.removeprefix("./"), entry) for entry in entries if not entry.filename.endswith("/")]
+    files = [(path, entry) for path, entry in named if not _is_hidden(path)]
+    folders = sorted({path.rpartition("/")[0] for path, _ in files})
     if len(folders) > 1:
         shown = ", ".join(_shown(folder or "no folder") for folder in folders[:3])
         raise _refused((None, f"files in several folders ({shown}); put all pictures into one"))
     found: dict[int, zipfile.ZipInfo] = {}
     faults: list[tuple[str | None, str]] = []
-    for entry in files:
-        name = entry.filename.rpartition("/")[2]
+    for path, entry in files:
+        name = path.rpartition("/")[2]
         match = NAME.fullmatch(name)
         if match is None:
             faults.append((_shown(name), f"not one of the names 0.png to {count - 1}.png"))
@@ -69,8 +70,8 @@ def _in_order(entries: Sequence[zipfile.ZipInfo], count: int) -> list[zipfile.Zi
     return [found[i] for i in range(count)]
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
 def _unpack(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], most: int) -> list[bytes]:

@@ -8,7 +8,7 @@ import io
 import struct
 from collections.abc import Iterator
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 
 from service.contract.recipe import KEYWORD, Recipe
@@ -19,6 +19,7 @@ HEADER = struct.Struct(">8s4x4sII")  # signature, length of the first chunk, its
 CHUNK = struct.Struct(">I4s")  # length of the content and type, before the content
 OVERHEAD = CHUNK.size + 4  # of a chunk, with the checksum after its content
 END = b"IEND"
+AFTER_HEADER = 2  # in a list of the signature and the chunks
 KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", END)  # all that the pixels depend on
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 RECIPE = KEYWORD.encode() + b"\0"  # begins the content of a recipe's chunk
@@ -45,7 +46,10 @@ def png_size(png: bytes) -> tuple[int, int]:
 def reduced(png: bytes, most_pixels: int) -> bytes:
     """Return the PNG with only the chunks that decide its pixels, and its recipe. It may still be damaged.
 
-    Raises PngError if it has more than MAX_CHUNKS chunks, more pixel data than it needs, or more than one recipe.
+    The recipe moves to the front: Pillow reads a text after the pixels only once it has decoded them.
+
+    Raises PngError if it has more than MAX_CHUNKS chunks, more pixel data than it needs, more than one recipe, or one
+    that is cut short.
     """
     width, height = png_size(png)
     if width * height > most_pixels:
@@ -65,7 +69,11 @@ def reduced(png: bytes, most_pixels: int) -> bytes:
             raise PngError(f"a PNG with more data than {width}x{height} pixels need")
         if counted["recipes"] > 1 or (is_recipe and len(chunk) > MAX_RECIPE_BYTES):
             raise PngError(f"a PNG with several recipes, or one of more than {MAX_RECIPE_BYTES} bytes")
-        if is_recipe or kind in KEPT:
+        if is_recipe:
+            if len(chunk) < OVERHEAD + CHUNK.unpack_from(chunk)[0]:  # at the front it would swallow others uncounted
+                raise PngError("a damaged PNG: its recipe is cut short")
+            kept.insert(AFTER_HEADER, chunk)
+        elif kind in KEPT:
             kept.append(chunk)
     return b"".join(kept)
 
@@ -81,9 +89,12 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _open(png: bytes, size: tuple[int, int]) -> Image.Image:
-    """Open a picture without decoding it. Raises ValueError if it does not have the size that its first header claims:
-    Pillow believes the last header."""
-    picture = Image.open(io.BytesIO(png), formats=["PNG"])
+    """Open a picture without decoding it. Raises ValueError if anything but its pixels is damaged, and if it does
+    not have the size that its first header claims: Pillow believes the last header."""
+    try:
+        picture = Image.open(io.BytesIO(png), formats=["PNG"])
+    except UnidentifiedImageError as error:  # whose message is an object's address
+        raise ValueError("its header, palette or recipe is damaged") from error
     if picture.size != size:
         raise ValueError(f"its first header says {size[0]}x{size[1]}, another {picture.size[0]}x{picture.size[1]}")
     return picture

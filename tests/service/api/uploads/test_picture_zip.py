@@ -2,6 +2,7 @@
 
 import tracemalloc
 import zipfile
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import example, given
@@ -22,6 +23,13 @@ def test_pictures_are_ordered_by_number_whatever_their_order_in_the_zip(method: 
     numbers = [10, 2, 0, 1, 3, 4, 5, 9, 8, 7, 6]
     content = zipped({f"{i}.png": png(i) for i in numbers}, method)
     assert read_submission(content, 11, BOUNDS) == [png(i) for i in range(11)]
+
+
+@pytest.mark.parametrize("folders", [("./", "./", "./"), ("./", "", "./"), ("./images/", "images/", "images/")])
+def test_a_name_may_begin_with_a_dot_and_a_slash(folders: Sequence[str]) -> None:
+    files = {folder + name: content for folder, (name, content) in zip(folders, GOOD.items(), strict=True)}
+    hidden = {"./": b"", "./.DS_Store": b"x"}
+    assert read_submission(zipped({**hidden, **files}), 3, BOUNDS) == list(GOOD.values())
 
 
 def test_a_folder_and_the_files_that_macos_adds_are_ignored() -> None:
@@ -137,7 +145,9 @@ def test_damaged_zips_are_read_right_or_refused(changes: list[tuple[int, int]], 
     assert [check_picture(one, BOUNDS.picture_side) for one in pngs] == [(16, 16)] * 2
 
 
-NAMES = "0.png 1.png 2.png 00.png a/0.png a/1.png b/1.png a/ / /0.png ../0.png 0.PNG __MACOSX/0.png .0.png 1.png/"
+NAMES = (
+    "0.png ./1.png 1.png 2.png 00.png a/0.png a/1.png b/1.png a/ / /0.png ../0.png 0.PNG __MACOSX/0.png .0.png 1.png/"
+)
 ODD_NAMES = ("0.png\n", " 1.png", "NUL!", "NUL!0.png", "0.pngNUL!", "1.NUL!png", "a\\0.png")
 names = st.sampled_from([*NAMES.split(), *ODD_NAMES]) | st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8
@@ -155,7 +165,7 @@ def test_any_entries_are_accepted_whole_or_refused(files: list[tuple[str, bytes]
         pngs = read_submission(zipped(files, method).replace(b"NUL!", b"\0\0\0\0"), 2, BOUNDS)
     except BadRequest:
         return
-    seen = {name.partition("NUL!")[0]: content for name, content in files if "__MACOSX" not in name}
+    seen = {name.partition("NUL!")[0].removeprefix("./"): content for name, content in files if "__MACOSX" not in name}
     found = {name.rpartition("/")[2]: content for name, content in seen.items() if "/." not in f"/{name}"}
     assert pngs == [found["0.png"], found["1.png"]]
 

@@ -14,7 +14,7 @@ from service.api.uploads.png import MAX_CHUNKS, MAX_PIXELS, PngError, _chunks, c
 from service.contract.recipe import Recipe, example
 from shared.pictures import png_bytes, read_png
 from tests.service.api.answers import png_with
-from tests.service.api.uploads.zips import GOOD, chunk, png, with_chunks
+from tests.service.api.uploads.zips import GOOD, chunk, png, png_of_16_bits, with_chunks
 from tests.service.contract.strategies import recipes, texts
 from tests.shared.test_vocabulary import any_json
 
@@ -24,11 +24,10 @@ def test_pngs_of_every_colour_type_are_accepted(mode: str) -> None:
     assert check_picture(png(mode=mode, size=(20, 10)), 20) == (20, 10)
 
 
-def test_sixteen_bits_are_refused_rather_than_clipped() -> None:
-    buffer = io.BytesIO()
-    Image.new("I;16", (8, 8), 40000).save(buffer, "PNG")
+@pytest.mark.parametrize("colour_type", [0, 2, 4, 6])
+def test_sixteen_bits_are_refused_rather_than_clipped(colour_type: int) -> None:
     with pytest.raises(PngError, match="more than 8 bits a channel; save it with 8"):
-        check_picture(buffer.getvalue(), 8)
+        check_picture(png_of_16_bits(colour_type), 8)
 
 
 @given(st.lists(st.tuples(st.integers(0, len(GOOD["0.png"]) - 1), st.integers(0, 255)), min_size=1, max_size=6))
@@ -61,9 +60,27 @@ def test_recipes_of_damaged_pngs_are_read_right_or_refused(cut: int, changes: li
     assert recipe == Recipe.model_validate(example())  # chunks have checksums: what is read is what was written
 
 
+END = chunk(b"IEND")
 EXIF = chunk(b"eXIf", b"MM\0\x2a\0\0\0\x08\0\0")
 RECIPE = chunk(b"iTXt", b"labelgrid\0\0\0\0\0{}")
 PACKED = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (1 << 20)))
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
+def test_a_recipe_after_the_pixels_is_read(kind: bytes) -> None:
+    text = json.dumps(example()).encode()
+    content = {b"tEXt": text, b"zTXt": b"\0" + zlib.compress(text), b"iTXt": b"\0\0\0\0" + text}[kind]
+    late = chunk(kind, b"labelgrid\0" + content)
+    assert recipe_of(png().replace(END, late + END)) == Recipe.model_validate(example())
+
+
+@pytest.mark.parametrize("before_pixels", [True, False])
+def test_a_damaged_recipe_is_reported_without_an_objects_address(before_pixels: bool) -> None:
+    damaged = RECIPE[:-1] + bytes([RECIPE[-1] ^ 1])
+    content = with_chunks(png(), damaged) if before_pixels else png().replace(END, damaged + END)
+    for read in (recipe_of, lambda png: check_picture(reduced(png, MAX_PIXELS), 64)):
+        with pytest.raises(PngError, match="its header, palette or recipe is damaged"):
+            read(content)
 
 
 def test_only_pixels_and_recipe_are_kept() -> None:
@@ -86,6 +103,7 @@ BOMBS = {
     "empty pixel chunks": (png().replace(chunk(b"IEND"), chunk(b"IDAT") * (1 << 20)), "too many chunks"),
     "packed texts": (with_chunks(png(), PACKED * 65), "too many chunks"),
     "a long tail": (png().replace(chunk(b"IEND"), chunk(b"IDAT", bytes(1 << 20))), "more data than 16x16 pixels need"),
+    "a recipe cut short": (png().replace(END, RECIPE[:-1]), "its recipe is cut short"),
     "two recipes": (with_chunks(png(), RECIPE * 2), "several recipes"),
     "a long recipe": (with_chunks(png(), chunk(b"iTXt", b"labelgrid\0" + bytes(1 << 20))), "more than 1048576 bytes"),
 }

@@ -59,6 +59,14 @@ def chunk(kind: bytes, content: bytes = b"") -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
+def png_of_16_bits(colour_type: int, side: int = 8) -> bytes:
+    """Return a square PNG with 16 bits a channel, of colour type 0 (grey), 2 (RGB), 4 (grey and alpha) or 6 (RGBA)."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour_type]
+    header = struct.pack(">2I5B", side, side, 16, colour_type, 0, 0, 0)
+    data = zlib.compress((b"\0" + bytes(2 * channels * side)) * side)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND")
+
+
 def with_chunks(content: bytes, chunks: bytes) -> bytes:
     """Return a PNG with more chunks after its header."""
     header = 8 + 25
