@@ -63,7 +63,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if detail == phrase:  # Starlette's 404 and 405 only repeat the status
         detail = f"{request.method} {request.url.path}: {phrase.lower()}"
     headers = dict(error.headers or {})
-    if "Allow" in headers:  # Starlette lists the methods of the path's first route only
+    is_mounted = "app_root_path" in request.scope  # a mounted app names its methods itself
+    if "Allow" in headers and not is_mounted:  # Starlette lists the methods of the path's first route only
         headers["Allow"] = ", ".join(method for method in METHODS if _is_routed(request, method))
     problem = problem_body(error.status_code, phrase.lower().replace(" ", "-"), phrase, detail)
     return _response(request.scope["path"], problem, headers)

@@ -93,6 +93,13 @@ class Recipe(_Part):
         default=[], description="one for each picture; ignored in requests"
     )
 
+    @field_validator("version", mode="before")
+    @classmethod
+    def _no_boolean(cls, given: Any) -> Any:
+        if isinstance(given, bool):  # Literal compares with ==, and True == 1
+            raise ValueError("a boolean; wanted 1")
+        return given
+
     @model_validator(mode="after")
     def _check_last(self) -> Self:
         if self.first + len(self.labels) - 1 > MAX_POSITION:  # that picture's own recipe would be invalid

@@ -91,9 +91,10 @@ class GenerateRequest(SamplingFields):
     @classmethod
     def _labels_or_recipe(cls, given: Any) -> Any:
         if isinstance(given, dict):
-            if given.get("recipe") is None and "labels" not in given:
+            fields = given.keys() & cls.model_fields.keys()  # unknown ones get errors of their own
+            if given.get("recipe") is None and "labels" not in given and len(fields) == len(given):
                 raise PydanticCustomError("missing", "give labels or a recipe")
-            if given.get("recipe") is not None and (more := sorted(given.keys() - BESIDE_RECIPE)):
+            if given.get("recipe") is not None and (more := sorted(fields - BESIDE_RECIPE)):
                 raise PydanticCustomError("recipe_alone", f"a recipe must be sent without {more[0]}")
         return given
 

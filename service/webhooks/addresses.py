@@ -49,7 +49,8 @@ def check_url(url: str, allow_private: bool) -> None:
         raise AddressNotAllowed("not an http:// or https:// URL")
     if parts.userinfo or parts.fragment:
         raise AddressNotAllowed("a user, a password or a fragment is not allowed in the URL")
-    if not HOST.fullmatch(parts.host) or not 0 < (parts.port or 1) < 1 << 16:
+    port = 1 if parts.port is None else parts.port  # None: the scheme's own
+    if not HOST.fullmatch(parts.host) or not 0 < port < 1 << 16:
         raise AddressNotAllowed(f"not a host and port: {parts.netloc.decode()}")
     address = _address_of(parts.host)
     if address is not None and not allow_private and not is_public(address):

@@ -90,7 +90,7 @@ def _check(body: ImagesRequest, models: Finder) -> JobSpec:
         if body.size not in (None, "auto"):
             parse_size(body.size)
     except ValueError as error:
-        raise BadRequest.at(("body", "size"), str(error)) from error
+        raise BadRequest.at(("body", "size"), f"{error}, or auto") from error
     try:
         labels = parse_prompt(body.prompt, Vocabulary(info.vocabulary))
     except LabelError as error:

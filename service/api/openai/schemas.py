@@ -2,7 +2,7 @@
 
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from service.api.openai.sizes import PATTERN
@@ -43,8 +43,9 @@ class ImagesRequest(SamplingFields):
 
     @field_validator("stream", "partial_images", mode="before")
     @classmethod
-    def _refuse_streams(cls, value: Any) -> Any:
-        if value:
+    def _refuse_streams(cls, value: Any, info: ValidationInfo) -> Any:
+        wants_boolean = info.field_name == "stream"  # Literal compares with ==, and False == 0
+        if value or (value is not None and isinstance(value, bool) != wants_boolean):
             raise PydanticCustomError("no_streams", NO_STREAMS)
         return value
 

@@ -18,7 +18,7 @@ def parse_size(text: str) -> Size:
     """Read a size such as "1024x1024". ValueError for another form, or more than LARGEST pixels along a side."""
     sides = FORM.fullmatch(text)
     if sides is None:
-        raise ValueError(f'"{text}"; wanted auto or WIDTHxHEIGHT, such as 1024x1024')
+        raise ValueError(f'"{text}"; wanted WIDTHxHEIGHT, such as 1024x1024')
     size = int(sides[1]), int(sides[2])
     if max(size) > LARGEST:
         raise ValueError(f"{text} is too large; at most {LARGEST}x{LARGEST}")

@@ -56,6 +56,8 @@ async def _read(request: Request) -> GenerateRequest:
     except UnsupportedBody as error:  # 422 here and 415 at /score: clients may rely on either
         raise BadRequest.at(("header", "content-type"), error.detail) from error
     if files:
+        if "recipe" in content:
+            raise BadRequest.at(("body", "recipe"), f"{FILE} carries the recipe; leave it out")
         try:
             content["recipe"] = await run_in_threadpool(recipe_of, files[FILE])
         except PngError as error:

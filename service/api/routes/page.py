@@ -34,7 +34,20 @@ mimetypes.add_type("text/javascript", ".js")
 mimetypes.add_type("image/svg+xml", ".svg")
 
 
-class PageFiles(StaticFiles):
+class WholeFiles(StaticFiles):
+    """Static files that are always sent whole, as RFC 9110, 14.2 allows.
+
+    Starlette answers a Range that it cannot follow with an error in plain text, or refuses one that it should ignore.
+    """
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        response = await super().get_response(path, scope)
+        response.headers["Accept-Ranges"] = "none"
+        return response
+
+
+class PageFiles(WholeFiles):
     """Static files with the page's headers."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
@@ -45,7 +58,7 @@ class PageFiles(StaticFiles):
 
 
 files = PageFiles(directory=FOLDER)
-docs_files = StaticFiles(directory=str(files_of("fastapi_offline") / "static"))  # only Swagger UI's files are used
+docs_files = WholeFiles(directory=str(files_of("fastapi_offline") / "static"))  # only Swagger UI's files are used
 router = APIRouter(include_in_schema=False)
 
 

@@ -25,5 +25,12 @@ def test_addresses_that_do_not_exist(client: httpx.Client, method: str, path: st
 
 
 def test_an_address_names_all_its_methods(client: httpx.Client) -> None:
-    for path, methods in (("/jobs/nobody", "DELETE, GET"), ("/jobs", "GET"), ("/generate", "POST"), ("/", "GET, HEAD")):
+    for path, methods in (
+        ("/jobs/nobody", "DELETE, GET"),
+        ("/jobs", "GET"),
+        ("/generate", "POST"),
+        ("/", "GET, HEAD"),
+        ("/static/app.js", "GET, HEAD"),
+        ("/static/docs/swagger-ui.css", "GET, HEAD"),
+    ):
         assert client.put(path).headers["allow"] == methods

@@ -66,6 +66,7 @@ def test_only_internet_addresses_are_public(address: str, public: bool) -> None:
         "http://user@example.com/",
         "http://example.com/#here",
         "http://example.com:99999/",
+        "http://example.com:0/",
         "http://exämple.com/",
         "http://10.0.0.1/",
         "http://[::1]/",

@@ -98,7 +98,9 @@ def test_pictures_are_scaled_to_fit_the_size_that_a_client_asks_for(ai: openai.O
     assert linked.data
     assert linked.data[0].url
     assert httpx.get(linked.data[0].url).content == inline
-    assert httpx.get(linked.data[0].url.replace("1024x1024", "9999x1")).status_code == 400
+    for size, words in (("9999x1", "at most 2048x2048"), ("auto", "wanted WIDTHxHEIGHT, such as 1024x1024")):
+        refused = httpx.get(linked.data[0].url.replace("1024x1024", size))
+        assert (refused.status_code, refused.json()["detail"].endswith(words)) == (400, True)
 
 
 @pytest.mark.parametrize(
@@ -108,14 +110,16 @@ def test_pictures_are_scaled_to_fit_the_size_that_a_client_asks_for(ai: openai.O
         ({"prompt": ""}, "prompt", "names no label"),
         ({"prompt": PROMPT, "n": 0}, "n", "greater than"),
         ({"prompt": PROMPT, "n": 11}, "n", "less than"),
-        ({"prompt": PROMPT, "size": "large"}, "size", "wanted auto or WIDTHxHEIGHT"),
+        ({"prompt": PROMPT, "size": "large"}, "size", "wanted WIDTHxHEIGHT, such as 1024x1024, or auto"),
         ({"prompt": PROMPT, "size": "4096x16"}, "size", "at most 2048x2048"),
         ({"prompt": "two red cubes"}, "prompt", '"two red cubes": a picture shows an object of each kind at most once'),
         ({"prompt": PROMPT, "model": "dall-e-3"}, "model", "toy"),
         ({"prompt": PROMPT, "background": "transparent"}, "background", "opaque"),
         ({"prompt": PROMPT, "output_format": "webp"}, "output_format", "png"),
         ({"prompt": PROMPT, "stream": True}, "stream", "streaming is not offered; GET /jobs/{id}/events"),
+        ({"prompt": PROMPT, "stream": 0}, "stream", "streaming is not offered"),
         ({"prompt": PROMPT, "partial_images": 2}, "partial_images", "streaming is not offered"),
+        ({"prompt": PROMPT, "partial_images": False}, "partial_images", "streaming is not offered"),
         ({"prompt": PROMPT, "extra_body": {"steps": 0}}, "steps", "greater than"),
         ({"prompt": PROMPT, "extra_body": {"wings": 2}}, "wings", "unknown; known are seed"),
     ],

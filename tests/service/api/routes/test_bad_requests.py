@@ -169,6 +169,20 @@ def test_an_unknown_field_is_refused_with_the_known_ones(
     assert found["errors"][1]["msg"].startswith("unknown; known are seed, steps, ")
 
 
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ({"recipe": example(), "trajectry": 2}, "trajectry: unknown; did you mean trajectory?"),
+        ({"recip": example()}, "recip: unknown; did you mean recipe?"),
+        ({"label": LISTS}, "label: unknown; did you mean labels?"),
+    ],
+)
+def test_an_unknown_field_beside_a_recipe_or_in_place_of_one_is_refused_with_the_nearest_one(
+    client: httpx.Client, body: Body, detail: str
+) -> None:
+    assert problem(client.post("/generate", json=body), 422, "invalid-request")["detail"] == detail
+
+
 def test_an_unknown_model_is_reported_where_the_request_names_it(client: httpx.Client) -> None:
     found = problem(client.get("/labels", params={"model": "zz"}), 422, "invalid-request")
     assert found["errors"][0]["loc"] == ["query", "model"]

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.api.routes.generate import BODY
 from service.api.uploads.png import PngError
 from service.contract.recipe import Recipe, example
 from service.settings import Settings
@@ -150,6 +151,7 @@ def recipe_of_toy(settings: Settings, **changes: Any) -> dict[str, Any]:
     ("changes", "words"),
     [
         ({"version": 2}, "recipe.version"),
+        ({"version": True}, "recipe.version"),
         ({"seed": -1}, "recipe.seed"),
         ({"seed": 2**53}, "recipe.seed"),
         ({"first": -1}, "recipe.first"),
@@ -184,6 +186,17 @@ def test_a_recipe_is_not_combined_with_other_fields(
     answers += [client.post("/generate", data=form, files={"file": png_with(json.dumps(recipe))})]
     for answer in answers:
         assert f"without {name}" in problem(answer, 422, "invalid-request")["detail"]
+    assert nothing_is_queued(alive.connection)
+
+
+@pytest.mark.parametrize("field", ["recipe", "labels", "layouts", "seed", "conditions", "trajectry"])
+def test_a_form_with_a_field_that_the_document_does_not_list_is_refused(
+    client: httpx.Client, alive: JobStore, settings: Settings, field: str
+) -> None:
+    assert field not in BODY["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    file = {"file": png_with(json.dumps(recipe_of_toy(settings)))}
+    answer = client.post("/generate", data={field: "[]"}, files=file)
+    assert field in problem(answer, 422, "invalid-request")["detail"]
     assert nothing_is_queued(alive.connection)
 
 
