@@ -1,4 +1,4 @@
-"""Who may use the API and how much: keys, the guard in front of every route, limits, headers for browsers.
+"""In front of every route: who may use the API and how much (keys, guard, limits), headers for browsers, HEAD.
 
 Start reading in `guard.py`. Of the API it imports `problems` only.
 """

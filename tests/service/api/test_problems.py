@@ -26,8 +26,8 @@ def test_addresses_that_do_not_exist(client: httpx.Client, method: str, path: st
 
 def test_an_address_names_all_its_methods(client: httpx.Client) -> None:
     for path, methods in (
-        ("/jobs/nobody", "DELETE, GET"),
-        ("/jobs", "GET"),
+        ("/jobs/nobody", "DELETE, GET, HEAD"),
+        ("/jobs", "GET, HEAD"),
         ("/generate", "POST"),
         ("/", "GET, HEAD"),
         ("/static/app.js", "GET, HEAD"),

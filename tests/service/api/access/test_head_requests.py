@@ -1,0 +1,28 @@
+"""HEAD is answered as GET, without the body."""
+
+import httpx
+import pytest
+
+from service.store.jobs import JobStore
+from tests.service.store.helpers import record
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/healthz", "/readyz", "/labels", "/models", "/metrics", "/jobs", "/openapi.json", "/static/app.js", "/no"],
+)
+def test_an_answer_to_head_has_the_headers_of_get_and_no_body(client: httpx.Client, alive: JobStore, path: str) -> None:
+    expected = client.get(path)
+    found = httpx.head(client.base_url.join(path))  # not by `client`: the document does not describe HEAD
+    assert (found.status_code, found.content) == (expected.status_code, b"")
+    assert found.headers["content-type"] == expected.headers["content-type"]
+    if path != "/metrics":  # whose length changes
+        assert found.headers["content-length"] == expected.headers["content-length"]
+
+
+def test_head_of_a_stream_ends_with_its_headers(client: httpx.Client, alive: JobStore) -> None:
+    job = record(1)
+    alive.create(job)
+    found = httpx.head(client.base_url.join(f"/jobs/{job.id}/events"), timeout=10)
+    assert (found.status_code, found.content) == (200, b"")
+    assert found.headers["content-type"].startswith("text/event-stream")
