@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from shared.diffusion.unet import NetworkConfig
 from shared.options import Count, Natural, NoOtherFields, PredictionName, ScheduleName
 from trainer.errors import TrainerError
+from trainer.seeds import MAX_SEED
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -58,7 +59,7 @@ class TrainConfig(NoOtherFields):
     ema_start: Natural = 2000  # and the step at which it starts
     ema_power: Positive = 12.0  # of the long average: decay (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127)
     publish: Literal["long", "short", "raw"] = "long"  # which weights become the checkpoint
-    seed: Natural = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
 
 
 # The report's hyperparameters: 32x32 padded pictures, every pixel a position, sigmoid betas, unweighted noise

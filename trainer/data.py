@@ -113,6 +113,15 @@ def _key(folder: Path, names: list[str]) -> str:
     return found.hexdigest()[:12]
 
 
+def _cached(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Return the cache's pictures, or None if the file is missing or damaged."""
+    try:
+        images = np.load(path)
+    except Exception:  # numpy raises several types for a damaged file; the pictures are decoded again
+        return None
+    return images if isinstance(images, np.ndarray) and (images.shape, images.dtype) == (shape, np.uint8) else None
+
+
 def pictures_folder(folder: Path, name: str) -> Path:
     """Return the folder of a data set's pictures, one of which is `name`. Raises TrainerError if it is not found."""
     for sub in PICTURE_FOLDERS:
@@ -134,9 +143,8 @@ def load_dataset(
         raise TrainerError(f"{folder / 'train.json'} names no pictures")
     names, pictures = list(train), pictures_folder(folder, next(iter(train)))
     cache = folder / ".cache" / f"{size}-{fit}-{_key(pictures, names)}.npy"
-    if cache.exists():
-        images = np.load(cache)
-    else:
+    images = _cached(cache, (len(names), 3, size, size))
+    if images is None:
         images = _decode(pictures, names, size, fit, advance)
         with suppress(OSError):  # a read-only folder or a full disk only means that pictures are decoded again
             content = io.BytesIO()
@@ -302,6 +310,12 @@ def pixel_deviation(images: Tensor) -> float:
     """Return the root mean square difference of (N, C, S, S) uint8 from their mean picture, for values in [-1, 1]."""
     some = images[torch.linspace(0, len(images) - 1, min(len(images), MEASURED)).long()].float() / 127.5
     return float((some - some.mean(0)).square().mean().sqrt())
+
+
+def check_labelled(dataset: Dataset, which: str) -> None:
+    """Raise TrainerError if none of the pictures, `which` in the message, has labels."""
+    if not dataset.labels.any():
+        raise TrainerError(f"none of the {which} has labels: every list in their train.json is empty")
 
 
 def check_alike(datasets: Sequence[Dataset]) -> None:

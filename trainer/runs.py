@@ -9,20 +9,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from shared import storage as files
 from shared.vocabulary import Vocabulary
 from trainer.errors import TrainerError
 
 SAVE_EVERY_S = 300.0
 LOG_EVERY = 50  # steps
+
+# Kind of run -> the parts of its state. An evaluator's are also in a layout network's state, so it comes last.
+KINDS: Final = {
+    "denoiser": {"network", "averages", "optimizers"},  # or an adapter, or an upsampler
+    "layout network": {"network", "average", "optimizer", "best", "best_loss"},
+    "evaluator": {"network", "average", "optimizer"},
+}
 
 
 @dataclass
@@ -59,7 +68,7 @@ def rate_share(step: int, progress: float, warmup_steps: int, cooldown: float) -
 
 def step_seed(seed: int, step: int) -> int:
     """Return the seed of all randomness in a step. It follows from (seed, step), so resuming needs no random state."""
-    return seed * 1_000_003 + step
+    return (seed * 1_000_003 + step) % 2**64  # torch takes no more bits
 
 
 def show_progress(progress: Progress, what: str, batch: int | None = None) -> Callable[[Run], None]:
@@ -88,23 +97,31 @@ def save_state(path: Path, recipe: dict[str, Any], vocabulary: Vocabulary, run: 
 
 
 def load_state(
-    path: Path, recipe: dict[str, Any], vocabulary: Vocabulary, run: Run, device: torch.device
-) -> dict[str, Any]:
+    path: Path, kind: str, network: nn.Module, recipe: dict[str, Any], vocabulary: Vocabulary, run: Run,
+    device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
     """Return the state in `path`, and set `run` to the step and time at which it was saved.
 
-    A run resumes only with the recipe it was started with, since its log describes one recipe.
+    `kind`: one of KINDS. A run resumes only with the kind, the recipe and the shape of `network` that it was started
+    with, since its log describes one recipe. Raises TrainerError for another one, and for a damaged file.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         before, names = state["config"], state["vocabulary"]
+        found = next(one for one, parts in KINDS.items() if parts <= state.keys())
+        shapes = {key: value.shape for key, value in state["network"].items()}
         run.step, run.elapsed_s, run.resumed_at = state["step"], state["elapsed_s"], state["step"]
     except Exception as error:  # torch raises a dozen types for a broken file
         raise TrainerError(f"{path} is not the state of a run; delete it to start again") from error
+    if found != kind:
+        raise TrainerError(f"{path.parent} holds the run of another kind ({found}, not {kind}); choose another --run")
     if names != list(vocabulary.names):
         raise TrainerError(f"{path} was started with another objects.json; choose another --run or delete it")
     # a setting that the state lacks is newer than the run
     if changed := [key for key in recipe if recipe[key] != before.get(key, recipe[key])]:
         raise TrainerError(f"{path} was started with another {', '.join(changed)}; choose another --run or delete it")
+    if shapes != {key: value.shape for key, value in network.state_dict().items()}:
+        raise TrainerError(f"{path} holds a network of another shape; choose another --run or delete it")
     return state
 
 
@@ -113,10 +130,15 @@ def keep_setup(folder: Path, setup: dict[str, Any]) -> None:
     path, now = folder / "setup.json", json.loads(json.dumps(setup))
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        before = json.loads(path.read_text())
+        try:
+            before = json.loads(path.read_text())
+        except ValueError:
+            before = None
+        if not isinstance(before, dict):
+            raise TrainerError(f"{path} is damaged; delete it to resume with this setup, or choose another folder")
         if other := [key for key in now if now[key] != before.get(key)]:
             raise TrainerError(f"{path} has another {', '.join(other)}; choose another folder")
-    path.write_text(json.dumps(now, indent=1) + "\n")
+    files.write(path, f"{json.dumps(now, indent=1)}\n".encode())
 
 
 @contextmanager

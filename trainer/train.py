@@ -26,7 +26,7 @@ from shared.registry import resolve
 from shared.storage import Location
 from trainer.averages import Averages
 from trainer.config import TrainConfig
-from trainer.data import Dataset, positions_of, rotations_of, support_of
+from trainer.data import Dataset, check_labelled, positions_of, rotations_of, support_of
 from trainer.errors import TrainerError
 from trainer.loss import Denoising, Objective
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, rate_share, run_log, save_state, step_seed
@@ -169,8 +169,11 @@ def train(
 
     Rank 0 calls `evaluate(averaged network, run)` at the end, every `evaluate_every_s` seconds, and each time another
     `evaluate_every_share` of the budget is spent; the figures are logged.
-    Raises FloatingPointError where the loss diverges.
+    Raises TrainerError for pictures without labels and for another run's `folder`, FloatingPointError where the loss
+    diverges.
     """
+    if objective is None:
+        check_labelled(dataset, "training pictures")
     rank, world = _join(device)
     if config.batch % world:
         raise TrainerError(f"batch {config.batch} must be a multiple of the {world} processes")
@@ -187,7 +190,7 @@ def train(
     recipe = {**config.model_dump(mode="json"), "data": dataset.digest, "start_from": start_from}
 
     if state_path.exists():
-        state = load_state(state_path, recipe, dataset.vocabulary, run, device)
+        state = load_state(state_path, "denoiser", network, recipe, dataset.vocabulary, run, device)
         network.load_state_dict(state["network"])
         averages.load_state_dict(state["averages"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):

@@ -1,7 +1,13 @@
 """Presets of a training run, and changes to them."""
 
+import pytest
+import torch
+from pydantic import ValidationError
+
 from shared.diffusion.unet import NetworkConfig
 from trainer.config import PRESETS, REPORT_EPOCHS, make_config
+from trainer.runs import step_seed
+from trainer.seeds import MAX_SEED
 
 
 def test_the_reports_hyperparameters() -> None:
@@ -21,3 +27,12 @@ def test_changes_to_a_preset() -> None:
     assert (config.batch, config.fit, config.clip_norm) == (8, "pad", None)
     assert config.network == {"channels": [8, 16, 32]}
     assert make_config("report", []) == PRESETS["report"]
+
+
+def test_every_seed_that_is_taken_serves_torch() -> None:
+    assert make_config("default", [f"seed={MAX_SEED}"]).seed == MAX_SEED
+    assert step_seed(3, 5) == 3_000_014  # as ever, so that old runs resume
+    assert step_seed(MAX_SEED, 1) != step_seed(MAX_SEED, 2)
+    torch.Generator().manual_seed(step_seed(MAX_SEED, 10**9))
+    with pytest.raises(ValidationError, match="seed"):
+        make_config("default", [f"seed={MAX_SEED + 1}"])

@@ -1,14 +1,22 @@
 """A run's budget, setup and log."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from shared.vocabulary import Vocabulary
 from trainer.errors import TrainerError
-from trainer.runs import Budget, Run, keep_setup, load_state, read_log, run_log, save_state
+from trainer.runs import KINDS, Budget, Run, keep_setup, load_state, read_log, run_log, save_state
+
+CPU, LABELS = torch.device("cpu"), Vocabulary(("a",))
+
+
+def parts_of(kind: str, network: torch.nn.Module) -> dict[str, Any]:
+    return {**dict.fromkeys(KINDS[kind]), "network": network.state_dict()}
 
 
 def test_budget() -> None:
@@ -24,13 +32,58 @@ def test_another_setup_is_refused(tmp_path: Path) -> None:
         keep_setup(tmp_path / "run", {"a": 1, "b": 3})
 
 
+@pytest.mark.parametrize("content", ['{"a": 1', "[1]", ""])
+def test_a_damaged_setup_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "setup.json").write_text(content)
+    with pytest.raises(TrainerError, match=r"setup\.json is damaged"):
+        keep_setup(tmp_path, {"a": 1})
+
+
+def test_a_setup_is_written_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_setup(tmp_path, {"a": 1})
+    before = (tmp_path / "setup.json").read_text()
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        keep_setup(tmp_path, {"a": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["setup.json"]
+    assert (tmp_path / "setup.json").read_text() == before
+
+
 def test_a_run_resumes_with_a_setting_that_is_newer_than_its_state(tmp_path: Path) -> None:
-    path, labels, cpu = tmp_path / "state.pt", Vocabulary(("a",)), torch.device("cpu")
-    save_state(path, {"lr": 0.1}, labels, Run(step=3), {})
-    load_state(path, {"lr": 0.1, "newer": 1}, labels, run := Run(), cpu)
+    path, network = tmp_path / "state.pt", torch.nn.Linear(2, 2)
+    save_state(path, {"lr": 0.1}, LABELS, Run(step=3), parts_of("denoiser", network))
+    load_state(path, "denoiser", network, {"lr": 0.1, "newer": 1}, LABELS, run := Run(), CPU)
     assert run.step == 3
     with pytest.raises(TrainerError, match="another lr"):
-        load_state(path, {"lr": 0.2, "newer": 1}, labels, Run(), cpu)
+        load_state(path, "denoiser", network, {"lr": 0.2, "newer": 1}, LABELS, Run(), CPU)
+
+
+@pytest.mark.parametrize("wanted", KINDS)
+@pytest.mark.parametrize("found", KINDS)
+def test_a_run_of_another_kind_is_refused(tmp_path: Path, found: str, wanted: str) -> None:
+    path, network = tmp_path / "run" / "state.pt", torch.nn.Linear(2, 2)
+    path.parent.mkdir()
+    save_state(path, {"of another": "kind"}, LABELS, Run(step=3), parts_of(found, network))
+    if found == wanted:
+        load_state(path, wanted, network, {}, LABELS, Run(), CPU)
+    else:
+        with pytest.raises(TrainerError, match=rf"run holds the run of another kind \({found}, not {wanted}\)"):
+            load_state(path, wanted, network, {"lr": 1}, LABELS, Run(), CPU)
+
+
+def test_a_state_without_its_parts_or_of_another_network_is_refused(tmp_path: Path) -> None:
+    path, network = tmp_path / "state.pt", torch.nn.Linear(2, 2)
+    save_state(path, {}, LABELS, Run(), {"network": network.state_dict(), "optimizers": []})
+    with pytest.raises(TrainerError, match="is not the state of a run; delete it"):
+        load_state(path, "denoiser", network, {}, LABELS, Run(), CPU)
+    save_state(path, {}, LABELS, Run(), parts_of("denoiser", network))
+    for other in (torch.nn.Linear(2, 3), torch.nn.Linear(2, 2, bias=False)):
+        with pytest.raises(TrainerError, match="holds a network of another shape; choose another --run"):
+            load_state(path, "denoiser", other, {}, LABELS, Run(), CPU)
 
 
 def test_a_log_is_read_as_it_was_written(tmp_path: Path) -> None:

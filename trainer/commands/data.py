@@ -77,9 +77,10 @@ def import_data(
         Path,
         typer.Argument(exists=True, help="An image folder with a metadata file, a .csv file, or COCO's annotations."),
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write: train and held-out in it.")],
+    out: Annotated[Path, typer.Argument(file_okay=False, help="Folder to write: train and held-out in it.")],
     pictures: Annotated[
-        Path | None, typer.Option(exists=True, help="Folder of the pictures; that of the file by default.")
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder of the pictures; that of the file by default."),
     ] = None,
     labels: Annotated[
         list[str] | None, typer.Option(help='A field that names labels ("labels" by default). Repeatable.')
@@ -87,7 +88,8 @@ def import_data(
     separator: Annotated[str, typer.Option(help="What separates the labels in one field of text.")] = ";",
     held_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of labelled pictures to hold out.")] = 0.1,
     held_out_files: Annotated[
-        Path | None, typer.Option(exists=True, help="Hold out the pictures that this file names, one a line.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Hold out the pictures that this file names, one a line."),
     ] = None,
     group: Annotated[
         str | None,
@@ -110,13 +112,12 @@ def import_data(
     become positions and sizes. Broken pictures are skipped and listed in skipped.txt.
     """
     from trainer.importer import folders
-    from trainer.importer.formats import read_source
+    from trainer.importer.formats import read_names, read_source
 
     if (out / folders.TRAIN / "train.json").exists():
         raise TrainerError(f"{out} already holds a data set; choose another folder or remove it")
     found = read_source(source, pictures=pictures, labels=labels or [], group=group, separator=separator)
-    lines = held_out_files.read_text().splitlines() if held_out_files else None
-    names = None if lines is None else [line.strip() for line in lines if line.strip()]
+    names = read_names(held_out_files) if held_out_files else None
     with terminal.bar() as progress:
         task = progress.add_task("importing", total=len(found.items))
         report = folders.write_folders(

@@ -9,6 +9,7 @@ import typer
 
 from shared import storage as files
 from trainer.errors import TrainerError
+from trainer.seeds import MAX_SEED
 
 
 def open_storage(address: str) -> files.Location:
@@ -39,7 +40,7 @@ Tests = Annotated[list[Path] | None, typer.Option(exists=True, help="Test files;
 Evaluator = Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")]
 Model = Annotated[str | None, typer.Option(help="Denoiser's name; the promoted one by default.")]
 KeepPadding = Annotated[bool, typer.Option(help="Judge padded pictures without cropping the padding, as the report.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all randomness.")]
 Preset = Annotated[str, typer.Option(help="Sampling: default (the checkpoint's own), or report (999 steps, w = 3).")]
 Sampler = Annotated[str | None, typer.Option(help="ddpm, ddpm_small, ddim, euler, dpmpp_1, dpmpp_2m or sde_dpmpp_2m.")]
 SamplingSteps = Annotated[int | None, typer.Option("--steps", help="Sampling steps.")]

@@ -10,7 +10,7 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
@@ -115,60 +115,89 @@ def write_folders(
 
     `crop`: cut the middle square out of each picture; objects whose centre is outside are left out with their label.
     `mirror`: also train on every training picture mirrored left to right. Positions and sizes are written if every
-    labelled picture has boxes. Raises TrainerError if nothing is left to train on.
+    labelled picture has boxes. Raises TrainerError if nothing is left to train on, or if `out` cannot be written.
     """
     items, skipped = usable(source.items, unlabelled)
     held = split(items, share, held_out, seed)
     report = Report(skipped=skipped)
 
     def one(item: Item) -> list[Written] | tuple[str, str]:
-        part = HELD_OUT if item.file in held else TRAIN
+        part, path = HELD_OUT if item.file in held else TRAIN, source.pictures / item.file
+        if isinstance(picture := _read(path), str):
+            return item.file, picture
+        left, top, width, height = area = _area(picture, crop)
+        seen = Written(item.file, *_placed(item.labels, item.boxes, area))
+        if not seen.labels and (part == HELD_OUT or not unlabelled):
+            hint = " (--unlabelled keeps it)" * (part == TRAIN)
+            return item.file, f"has no object whose centre is in the {'middle square' if crop else 'picture'}{hint}"
+        if crop:
+            picture = picture.crop((left, top, left + width, top + height))
         try:
-            return _write(item, source.pictures, out / part / PICTURES, crop, mirror and part == TRAIN)
-        except FileNotFoundError:
-            return item.file, "does not exist"
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return item.file, f"cannot be read as a picture ({error})"
-        finally:
-            advance(1)
+            return _write(seen, picture, None if crop else path, out / part / PICTURES, mirror and part == TRAIN)
+        except OSError as error:
+            raise TrainerError(f"{out}: cannot be written ({error})") from error
 
     with ThreadPoolExecutor() as pool:
         for item, result in zip(items, pool.map(one, items), strict=True):
+            advance(1)
             if isinstance(result, tuple):
                 report.skipped.append(result)
             else:
                 (report.held_out if item.file in held else report.train).extend(result)
     if not label_counts(report.train):
-        raise TrainerError(f"no labelled picture is left to train on; {len(report.skipped)} were skipped")
+        raise TrainerError(f"no labelled picture is left to train on: {_whereabouts(report)}")
     _write_labels(report, out)
     return report
 
 
-def _write(item: Item, pictures: Path, folder: Path, crop: bool, mirror: bool) -> list[Written]:
-    """Write one picture, and its mirrored copy."""
-    path = pictures / item.file
-    picture = to_rgb(read_picture(path))
-    left, top, side = (picture.width - picture.height) // 2, 0, picture.height
-    if picture.width < picture.height:
-        left, top, side = 0, (picture.height - picture.width) // 2, picture.width
-    area = (left, top, side, side) if crop else (0, 0, picture.width, picture.height)
-    labels, places, sizes = _placed(item.labels, item.boxes, area)
-    name = PurePosixPath(item.file)
+def _whereabouts(report: Report) -> str:
+    """Say where the pictures are that are not trained on, with the most frequent reason of those skipped."""
+    parts = [f"{len(report.held_out)} are held out"] * bool(report.held_out)
+    parts += [f"{len(report.train)} have no labels"] * bool(report.train)
+    if report.skipped:
+        kinds = [reason.partition(" (")[0] for _, reason in report.skipped]  # in brackets is what differs by file
+        kind, count = Counter(kinds).most_common(1)[0]
+        file, reason = report.skipped[kinds.index(kind)]
+        parts.append(f"{len(kinds)} were skipped, {count} of them like {file}: {reason}")
+    return ", ".join(parts)
+
+
+def _read(path: Path) -> Image.Image | str:
+    """Return the picture as RGB, or why it cannot be used."""
+    try:
+        return to_rgb(read_picture(path))
+    except FileNotFoundError:
+        return f"does not exist ({path})"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"cannot be read as a picture ({error})"
+
+
+def _write(
+    one: Written, picture: Image.Image, original: Path | None, folder: Path, mirror: bool
+) -> list[Written]:  # fmt: skip
+    """Copy the picture's `original` file, or save the picture where it has none, and save the mirrored copy."""
+    name = PurePosixPath(one.name)
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    if crop:
-        name = name.with_name(f"{name.name}.png") if name.suffix.lower() != ".png" else name
-        picture = picture.crop((left, top, left + side, top + side))
-        picture.save(folder / name)
+    if original:
+        shutil.copyfile(original, folder / name)
     else:
-        shutil.copyfile(path, folder / name)
-    written = [Written(str(name), labels, places, sizes)]
+        name = name.with_name(f"{name.name}.png") if name.suffix.lower() != ".png" else name
+        picture.save(folder / name)
+    written = [replace(one, name=str(name))]
     if mirror:
         copy = MIRRORED / name.with_name(f"{name.name}.png")
         (folder / copy).parent.mkdir(parents=True, exist_ok=True)
         ImageOps.mirror(picture).save(folder / copy)
-        flipped = places and tuple((round(1 - x, 4), y) for x, y in places)
-        written.append(Written(str(copy), labels, flipped, sizes))
+        flipped = one.places and tuple((round(1 - x, 4), y) for x, y in one.places)
+        written.append(replace(one, name=str(copy), places=flipped))
     return written
+
+
+def _area(picture: Image.Image, crop: bool) -> tuple[int, int, int, int]:
+    """Return left, top, width and height of the part to keep: the whole picture, or its middle square."""
+    side = min(picture.size)
+    whole = (0, 0, picture.width, picture.height)
+    return ((picture.width - side) // 2, (picture.height - side) // 2, side, side) if crop else whole
 
 
 def _placed(
@@ -205,4 +234,5 @@ def _write_labels(report: Report, out: Path) -> None:
             write_label_file(folder / "test.json", distinct if report.held_out else distinct[:SHOWN_SETS])
         write_label_file(folder / "train.json", {one.name: one.labels for one in part})  # last, as it marks the end
     if report.skipped:
-        files.write(out / SKIPPED, "".join(f"{file}: {reason}\n" for file, reason in report.skipped).encode())
+        text = "".join(f"{file}: {reason}\n" for file, reason in report.skipped)
+        files.write(out / SKIPPED, text.encode(errors="backslashreplace"))  # a name in JSON may hold half a character

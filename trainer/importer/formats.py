@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
 
 from trainer.errors import TrainerError
 
@@ -50,6 +50,8 @@ def read_source(
     "labels" by default. `group`: the field whose value makes a group, or WHOLE_SET; by default each picture is its
     own. Raises TrainerError for what it cannot read.
     """
+    if not separator:
+        raise TrainerError("the separator must not be empty")
     if path.is_dir():
         found = [path / name for name in METADATA if (path / name).is_file()]
         if not found:
@@ -65,7 +67,7 @@ def read_source(
             )
             fields = labels or [LABELS_FIELD]
             items = [_item(row, i, fields, group, separator) for i, row in enumerate(rows, 1)]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:  # ValueError: not UTF-8, or not JSON
         raise TrainerError(f"{path}: cannot be read ({error})") from error
     except TrainerError as error:
         raise TrainerError(f"{path}: {error}") from error
@@ -74,7 +76,18 @@ def read_source(
     return Source(items, folder, [])
 
 
-def _item(row: Mapping[str, Any], line: int, fields: Sequence[str], group: str | None, separator: str) -> Item:
+def read_names(path: Path) -> list[str]:
+    """Read a text file that names a picture in each line. Raises TrainerError if it is not text."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise TrainerError(f"{path}: cannot be read ({error})") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _item(row: Any, line: int, fields: Sequence[str], group: str | None, separator: str) -> Item:
+    if not isinstance(row, dict):
+        raise TrainerError(f"row {line} is not an object with fields")
     wanted = [FILE_FIELD, *fields, *([group] if group and group != WHOLE_SET else [])]
     if missing := [field for field in wanted if field not in row]:
         names = ", ".join(str(name) for name in row)
@@ -101,7 +114,7 @@ class _Image(BaseModel):
 
 class _Category(BaseModel):
     id: int | str
-    name: str
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class _Annotation(BaseModel):

@@ -24,7 +24,7 @@ from shared.device import autocast_dtype, kept_memory
 from shared.evaluator import IMAGE_SIZE, Evaluator, score_set
 from shared.storage import Location
 from trainer.averages import warmed_up_average
-from trainer.data import Dataset, labelled, to_float
+from trainer.data import Dataset, check_labelled, labelled, to_float
 from trainer.errors import TrainerError
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_log, save_state, step_seed
 
@@ -91,6 +91,8 @@ def fit_evaluator(
     `folder`. `start`: an evaluator whose weights the run starts from; a resumed run continues from its own state
     instead.
     """
+    check_labelled(dataset, "training pictures")
+    check_labelled(held_out, "held-out pictures")
     dataset, held_out = labelled(dataset), labelled(held_out)
     vocabulary, images, labels = dataset.vocabulary, dataset.images, dataset.labels
     if held_out.vocabulary != vocabulary:
@@ -114,7 +116,7 @@ def fit_evaluator(
     learning: dict[str, Any] = {"network": evaluator, "average": average, "optimizer": optimizer}
     folder.mkdir(parents=True, exist_ok=True)
     if state_path.exists():
-        state = load_state(state_path, recipe, vocabulary, run, device)
+        state = load_state(state_path, "evaluator", evaluator, recipe, vocabulary, run, device)
         for key, part in learning.items():
             part.load_state_dict(state[key])
 

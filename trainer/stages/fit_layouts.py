@@ -28,6 +28,7 @@ from shared.vocabulary import Vocabulary
 from trainer.averages import warmed_up_average
 from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of
+from trainer.errors import TrainerError
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, rate_share, run_log, save_state, step_seed
 
 OBJECTS: Final = 512  # in a batch, as many layouts as that makes
@@ -111,6 +112,8 @@ def fit_layouts(
     the loss, and that of held-out layouts of n objects, in nats an object.
     """
     parts = {n: split(one, seed) for n, one in layouts_by_count(positions).items()}
+    if not parts:
+        raise TrainerError("there are no layouts to learn: no picture has labels with positions")
     numbers = list(parts)
     shares = torch.tensor([float(len(seen[0])) for seen, _ in parts.values()])
     torch.manual_seed(seed)
@@ -126,7 +129,7 @@ def fit_layouts(
     recipe = {"data": digest, "steps": steps, "seed": seed, **network.config.model_dump()}
     folder.mkdir(parents=True, exist_ok=True)
     if state_path.exists():
-        state = load_state(state_path, recipe, vocabulary, run, torch.device("cpu"))
+        state = load_state(state_path, "layout network", network, recipe, vocabulary, run, torch.device("cpu"))
         for key, part in learning.items():
             part.load_state_dict(state[key])
         best = Best(state["best"], state["best_loss"])

@@ -72,6 +72,31 @@ def test_labels_without_a_picture_are_noted(command: Command, data: Path) -> Non
     assert (code, bool(re.search(note, err))) == (0, True), err
 
 
+@pytest.mark.parametrize("positions", [False, True])
+def test_pictures_without_any_labels_are_refused_before_training(
+    command: Command, data: Path, tmp_path: Path, positions: bool
+) -> None:
+    empty = write_data_folder(tmp_path / "empty", pictures=4)
+    nothing: dict[str, list[str]] = {name: [] for name in json.loads((empty / "train.json").read_text())}
+    (empty / "train.json").write_text(json.dumps(nothing))
+    if positions:
+        (empty / "positions.json").write_text(json.dumps(nothing))
+    fit, message = ("fit-evaluator", "--steps", 1, "--run", "run"), "none of the {} pictures has labels"
+    refused(command(*fit, "--data", empty, "--held-out", data), message.format("training"))
+    refused(command(*fit, "--data", data, "--held-out", empty), message.format("held-out"))
+    unplaced = "no picture has labels with positions" if positions else message.format("training")
+    refused(command("train", "--data", empty, "--steps", 1, "--run", "run", *TINY), unplaced)
+    assert not Path("run").exists()
+
+
+def test_a_run_folder_of_the_other_network_is_refused(command: Command, data: Path) -> None:
+    fit = ("fit-evaluator", "--data", data, "--held-out", data, "--steps", 1, "--run")
+    train = ("train", "--data", data, "--steps", 1, *TINY, "--run")
+    assert command(*fit, "evaluator")[0] == command(*train, "denoiser")[0] == 0
+    refused(command(*train, "evaluator"), r"evaluator holds the run of another kind \(evaluator, not denoiser\)")
+    refused(command(*fit, "denoiser"), r"denoiser holds the run of another kind \(denoiser, not evaluator\)")
+
+
 @pytest.mark.parametrize("case", ["unknown label", "no list", "label twice", "not JSON", "flat list"])
 def test_train_refuses_bad_labels(command: Command, data: Path, case: str) -> None:
     train = {
@@ -102,6 +127,8 @@ def test_train_refuses_bad_labels(command: Command, data: Path, case: str) -> No
         (["train", "--data", "data", "--steps", "1", "--set", "batchsize=4"], r"batchsize: unknown; .* batch\?", 1),
         (["train", "--data", "data", "--steps", "1", "--set", "batch"], "not of the form field=value", 1),
         (["train", "--data", "data", "--steps", "1", "--set", "batch=0"], "batch: .*, got 0", 1),
+        (["train", "--data", "data", "--steps", "1", "--set", f"seed={2**64 - 1}"], "seed: .*, got 1844674", 1),
+        (["fit-evaluator", "--data", "data", "--held-out", "data", "--seed", "9" * 20], "'--seed': .* 9007199", 2),
         (["train", "--data", "data", "--steps", "1", "--set", "lr=-1"], "lr: .*, got -1", 1),
         (["train", "--data", "data", "--steps", "1", "--set", "lr=NaN"], "lr: .*, got nan", 1),
         (["train", "--data", "data", "--steps", "1", "--set", "schedule=cosin"], "schedule: .*, got 'cosin'", 1),

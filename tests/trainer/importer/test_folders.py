@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_the_trainer_reads_what_was_imported(tmp_path: Path, command: Command) -
         "../x.png: is not inside the folder",
         "in/0.png: is listed twice; the first counts",
         "many.png: has 17 labels; at most 16 are allowed",
-        "gone.png: does not exist",
+        f"gone.png: does not exist ({source / 'gone.png'})",
         f"text.png: cannot be read as a picture (cannot identify image file '{source / 'text.png'}')",
     ]
     names = json.loads((tmp_path / "data/train/train.json").read_text())
@@ -64,6 +65,74 @@ def test_the_trainer_reads_what_was_imported(tmp_path: Path, command: Command) -
     ):
         assert copy.tobytes() == original.tobytes()
     refused(command("import", source, "data"), "data already holds a data set")
+
+
+@pytest.mark.parametrize(
+    ("names", "file", "options", "message"),
+    [
+        (["a", "b", "c"], "a.png", {}, r"3 were skipped, 2 of them like b\.png: does not exist \(.*b\.png\)$"),
+        (["a"], "a.png", {"labels": ()}, r"1 were skipped, 1 of them like a\.png: has no labels \(--unlabelled"),
+        (["a"], "a.png", {"labels": (), "unlabelled": True}, "left to train on: 1 have no labels$"),
+        (["a"], "b.png", {"held_out": ["a.png"]}, "left to train on: 1 were skipped"),
+    ],
+)
+def test_an_import_without_training_pictures_says_why(
+    tmp_path: Path, names: list[str], file: str, options: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "a.png").write_text("no picture")
+    if "labels" in options:
+        picture(tmp_path, file)
+    labels = options.pop("labels", ("x",))
+    items = [Item(f"{name}.png", labels, name) for name in names]
+    with pytest.raises(TrainerError, match=message):
+        write_folders(Source(items, tmp_path, []), tmp_path / "out", share=0, **options)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_an_import_that_cannot_be_written_ends_with_that_error(tmp_path: Path, crop: bool) -> None:
+    picture(tmp_path, "a.png")
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(TrainerError, match=r"out: cannot be written \(.*Not a directory"):
+        write_folders(Source([Item("a.png", ("x",), "a")], tmp_path, []), tmp_path / "out", share=0, crop=crop)
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["--separator", ""], "the separator must not be empty", 1),
+        (["--pictures", "source/metadata.jsonl"], "'--pictures'.*is a file", 2),
+        (["--held-out-files", "source/a.png"], r"source/a\.png: cannot be read \(.*utf-8", 1),
+        (["--held-out-files", "source"], "'--held-out-files'.*is a directory", 2),
+        (["--seed", str(2**53)], "'--seed'", 2),
+    ],
+)
+def test_bad_arguments_of_import_are_refused(
+    tmp_path: Path, command: Command, arguments: list[str], message: str, code: int
+) -> None:
+    image_folder(tmp_path / "source", [{"file_name": "a.png", "labels": "x;y"}])
+    refused(command("import", "source", "out", *arguments), message, code)
+    refused(command("import", "source", "source/a.png"), "is a file", 2)
+
+
+def test_a_picture_whose_objects_are_outside_is_kept_only_as_one_without_labels(tmp_path: Path) -> None:
+    """The middle square of 20 x 10 begins at x = 5; the boxes of b and c end before it."""
+    items = []
+    for name, x in (("a", 8.0), ("b", 0.0), ("c", 0.0)):
+        picture(tmp_path, f"{name}.png", (20, 10))
+        items.append(Item(f"{name}.png", ("x",), name, ((x, 0.0, 4.0, 4.0),)))
+    source = Source(items, tmp_path, [])
+    reason = "has no object whose centre is in the middle square"
+    report = write_folders(source, tmp_path / "out", share=0, held_out=["c.png"], crop=True)
+    assert [one.name for one in report.train] == ["a.png"]
+    assert report.held_out == []
+    assert report.skipped == [("b.png", f"{reason} (--unlabelled keeps it)"), ("c.png", reason)]
+    report = write_folders(source, tmp_path / "kept", share=0, held_out=["c.png"], crop=True, unlabelled=True)
+    assert json.loads((tmp_path / "kept/train/train.json").read_text()) == {"a.png": ["x"], "b.png": []}
+    assert report.skipped == [("c.png", reason)]
+    items[1] = Item("b.png", ("x",), "b", ((90.0, 90.0, 4.0, 4.0),))
+    report = write_folders(source, tmp_path / "whole", share=0)
+    assert report.skipped == [("b.png", "has no object whose centre is in the picture (--unlabelled keeps it)")]
 
 
 def test_pictures_without_labels_are_only_seen_without_labels(tmp_path: Path) -> None:

@@ -35,10 +35,13 @@ def test_a_csv_file_whose_columns_are_labels(tmp_path: Path) -> None:
 
 
 def test_coco_annotations(tmp_path: Path) -> None:
-    """The largest of several objects with one label counts; crowds do not; boxes come with the labels."""
+    """The largest of several objects with one label counts; crowds do not; boxes come with the labels.
+
+    Blanks around a category's name do not belong to it.
+    """
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 9}, {"id": 2, "file_name": "b.jpg"}],
-        "categories": [{"id": 10, "name": "cat"}, {"id": 20, "name": "dog"}],
+        "categories": [{"id": 10, "name": "cat"}, {"id": 20, "name": "  dog "}],
         "annotations": [
             {"image_id": 1, "category_id": 20, "bbox": [0, 0, 2, 2], "segmentation": []},
             {"image_id": 1, "category_id": 10, "bbox": [4, 4, 1, 1]},
@@ -63,7 +66,16 @@ def test_coco_annotations(tmp_path: Path) -> None:
         ("x.csv", "name,labels\na.png,red\n", 'row 1 has no field "file_name"; it has name, labels'),
         ("x.csv", "file_name,label\na.png,red\n", 'row 1 has no field "labels"; it has file_name, label'),
         ("x.jsonl", "{", "cannot be read"),
+        ("x.jsonl", "5", "row 1 is not an object with fields"),
+        ("x.jsonl", '["file_name", "labels"]', "row 1 is not an object with fields"),
+        ("x.jsonl", "[" * 99999, "cannot be read"),
+        ("x.jsonl", '{"file_name": ' + "1" * 5000 + "}", "cannot be read"),
         ("x.json", "[]", "not COCO annotations"),
+        (
+            "x.json",
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": " "}]}',
+            r"categories\.0\.name: String should have at least 1 character",
+        ),
         ("x.json", '{"images": [], "categories": [], "annotations": [{"image_id": 1, "category_id": 2}]}', "image 1"),
     ],
 )
