@@ -51,6 +51,8 @@ def main() -> None:
     about = denoiser.get_modelmeta().custom_metadata_map
     names, options = json.loads(about["label_names"]), json.loads(about["sampling"])
     alpha_bar = np.array(json.loads(about["alpha_bar"]))
+    if unknown := [label for label in asked.labels if label not in names]:
+        parser.error(f"{asked.file} does not know {', '.join(unknown)}; its labels are {', '.join(names)}")
     chosen = [names.index(label) for label in asked.labels]
     inputs = {"labels": np.zeros((1, len(names)), np.float32)}
     inputs["labels"][0, chosen] = 1

@@ -144,7 +144,7 @@ def publish(
     """Write `storage/name.safetensors` atomically, replacing a checkpoint of that name, and return its path.
 
     The tensors may have any device and memory layout. Raises CheckpointError if `name` is not a plain file name, if
-    there are no tensors, or if the configuration is not JSON.
+    there are no tensors, if the configuration is not JSON, or as `check_replaces`.
     """
     import torch
     from safetensors.torch import save as bytes_of
@@ -171,7 +171,8 @@ def publish(
     except (TypeError, ValueError) as error:
         raise CheckpointError(name, f"config and training must be JSON: {error}") from error
     header["__metadata__"] = {"format": "pt", METADATA_KEY: metadata}
-    _info_of(header, path)  # refuse to write what could not be read back
+    info = _info_of(header, path)  # refuse to write what could not be read back
+    check_replaces(path, kind, base_of(info))
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # the format aligns its tensor section to 8 bytes
     files.write(path, len(encoded).to_bytes(8, "little"), encoded, data)
@@ -188,6 +189,28 @@ def reconfigure(path: Location, changes: Mapping[str, Any]) -> None:
         path.parent, path.stem, tensors, kind=info.kind, vocabulary=info.vocabulary,
         config={**info.config, **changes}, training=info.training, created_at=info.created_at,
     )  # fmt: skip
+
+
+def base_of(info: CheckpointInfo) -> str | None:
+    """Return the name of the checkpoint that an adapter changes, or None if it is not an adapter."""
+    base = info.config.get("base")
+    return None if base is None else str(base["name"])
+
+
+def check_replaces(path: Location, kind: CheckpointKind, base: str | None = None) -> None:
+    """Raise CheckpointError if publishing at `path` would destroy what must stay. `base`: of an adapter.
+
+    That is a checkpoint of another kind, or the base itself, without which its adapter cannot be loaded.
+    """
+    name = path.stem
+    if base == name:
+        raise CheckpointError(name, "is the checkpoint that the new one changes, so it must stay; choose another name")
+    try:
+        found = read_info(path)
+    except CheckpointError:  # there is none, or none that anything could use
+        return
+    if found.kind != kind:
+        raise CheckpointError(name, f"exists and is of kind {found.kind}; choose another name for the {kind}")
 
 
 def base_problem(info: CheckpointInfo, base: CheckpointInfo) -> str | None:

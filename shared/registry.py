@@ -19,6 +19,7 @@ from shared.checkpoint import (
     path_of,
     read_info,
     reading,
+    verify,
 )
 from shared.storage import Location
 
@@ -57,14 +58,15 @@ def resolve(storage: Location, name: str | None, kind: CheckpointKind) -> Locati
 
 
 def promote(storage: Location, name: str) -> None:
-    """Make a checkpoint the default of its kind.
+    """Make a checkpoint the default of its kind, after its tensors are compared with their digest.
 
-    Raises CheckpointError if it is missing or unreadable, a denoiser with labels that no evaluator knows, or an adapter
-    whose base is missing or has changed.
+    Raises CheckpointError if it is missing or damaged, a denoiser with labels that no evaluator knows, or an adapter
+    whose base is missing, damaged or changed.
     """
     check_name(name)
     _check_folder(storage)
-    info = _read_existing(storage, name, "checkpoint")
+    _read_existing(storage, name, "checkpoint")
+    info = verify(path_of(storage, name))
     with files.locked(storage):
         names = promoted_names(storage)
         if problem := _base_problem(info, storage) or _judge_problem(info, storage, names.get("evaluator")):
@@ -137,7 +139,7 @@ def _base_problem(info: CheckpointInfo, storage: Location) -> str | None:
     if not (base := info.config.get("base")):
         return None
     try:
-        return base_problem(info, read_info(path_of(storage, base["name"])))
+        return base_problem(info, verify(path_of(storage, base["name"])))
     except CheckpointError as error:
         return f"changes {base['name']}, which cannot be loaded: {error.reason}"
 

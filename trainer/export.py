@@ -93,23 +93,43 @@ def write_onnx(path: Location, out: Path) -> list[Path]:
     """Write the checkpoint at `path` to `out` and return the files written.
 
     An adapter is written together with its base, as one network. A denoiser's upsampler and layout network get files of
-    their own, OUT-upsampler.onnx and OUT-layouts.onnx. Raises TrainerError if the package for that is not installed.
+    their own, OUT-upsampler.onnx and OUT-layouts.onnx; those of an earlier export to `out` are removed, since programs
+    would use them with this one. Raises TrainerError if the package for that is not installed.
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise TrainerError("ONNX files need the package onnxscript: pip install 'labelgrid[onnx]'")
+    written, parts = [out], parts_of(out)
     if read_info(path).kind == "evaluator":
         _write_evaluator(load_evaluator(path), out)
-        return [out]
-    denoiser = load_denoiser(path)
-    _write_denoiser(denoiser, out)
-    written = [out]
-    if denoiser.upsampler is not None:
-        written.append(out.with_stem(f"{out.stem}-upsampler"))
-        _write_upsampler(denoiser, denoiser.upsampler, written[-1])
-    if isinstance(denoiser.layouts, LayoutNetwork):
-        written.append(out.with_stem(f"{out.stem}-layouts"))
-        _write_layouts(denoiser, denoiser.layouts, written[-1])
+    else:
+        denoiser = load_denoiser(path)
+        _write_denoiser(denoiser, out)
+        if denoiser.upsampler is not None:
+            written.append(parts["pictures"])
+            _write_upsampler(denoiser, denoiser.upsampler, written[-1])
+        if isinstance(denoiser.layouts, LayoutNetwork):
+            written.append(parts["logits"])
+            _write_layouts(denoiser, denoiser.layouts, written[-1])
+    for output, part in parts.items():
+        if part not in written and _is_export(part, output):
+            part.unlink()
     return written
+
+
+def parts_of(out: Path) -> dict[str, Path]:
+    """Return the files beside a denoiser's: upsampler and layout network, by the names of their outputs."""
+    return {"pictures": out.with_stem(f"{out.stem}-upsampler"), "logits": out.with_stem(f"{out.stem}-layouts")}
+
+
+def _is_export(file: Path, output: str) -> bool:
+    """Return whether `file` is an export with this output. Another file that happens to have its name must stay."""
+    import onnx
+
+    try:
+        model = onnx.load(file, load_external_data=False)
+    except Exception:  # protobuf has kinds of its own for a foreign file
+        return False
+    return {"checkpoint", output} <= {entry.key for entry in model.metadata_props}
 
 
 def _write_evaluator(evaluator: Evaluator, out: Path) -> None:

@@ -63,10 +63,14 @@ def tests_of(data: Path, files: list[Path] | None, vocabulary: Vocabulary) -> di
 
 
 def load_judge(path: Location, vocabulary: Vocabulary, device: torch.device) -> Evaluator:
-    """Load an evaluator that judges a denoiser of `vocabulary`. Raises TrainerError where it has another."""
+    """Load an evaluator that judges a denoiser of `vocabulary`. TrainerError if it does not know all of these labels.
+
+    It may know more, in any order, as in the service.
+    """
     judge = load_evaluator(path, device)
-    if judge.vocabulary != vocabulary:
-        raise TrainerError("the denoiser's and evaluator's vocabularies differ; fit an evaluator on the same labels")
+    if unknown := [label for label in vocabulary.names if label not in judge.vocabulary]:
+        names = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+        raise TrainerError(f"the evaluator {path.stem} does not know the denoiser's labels {names}; fit one that does")
     return judge
 
 
@@ -88,25 +92,32 @@ def set_sampling(storage: Location, name: str, changes: dict[str, Any]) -> Sampl
 
 def score_run(
     stepper: Stepper, judge: Judge, lists: Lists, options: SamplingOptions, seed: int, on_step: OnStep = None,
-    candidates: int = 1,
+    candidates: int = 1, vocabulary: Vocabulary | None = None,
 ) -> ScoredRun:  # fmt: skip
-    """Sample and judge one picture for each label list, the best of `candidates` by the denoiser's own evidence."""
-    targets = targets_of(lists, judge.vocabulary)
+    """Sample and judge one picture for each label list, the best of `candidates` by the denoiser's own evidence.
+
+    `vocabulary`: the denoiser's, which may be a part of the judge's; by default they are the same. The verdict is on
+    all labels of the judge, so an object that the denoiser has no name for counts as wrong.
+    """
+    targets = targets_of(lists, vocabulary or judge.vocabulary)
     seeds = [picture_seed(seed, i) for i in range(len(lists))]
     if candidates == 1:
         images = sample(stepper, targets, options, seeds, on_step=on_step)
     else:
         images = sample_best(stepper, targets, options, seeds, candidates, on_step=on_step)
-    return ScoredRun(seed, score_set(judge.probabilities(images), targets, judge.vocabulary.names), images)
+    wanted = targets_of(lists, judge.vocabulary)
+    return ScoredRun(seed, score_set(judge.probabilities(images), wanted, judge.vocabulary.names), images)
 
 
 def score_runs(
     stepper: Stepper, judge: Judge, lists: Lists, options: SamplingOptions, *,
-    repeats: int, seed: int = 0, on_step: OnStep = None, candidates: int = 1,
+    repeats: int, seed: int = 0, on_step: OnStep = None, candidates: int = 1, vocabulary: Vocabulary | None = None,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
     """Return runs with the seeds from `seed`, and their figures with pictures/s and network rows a picture."""
     start, rows_before, pictures = time.monotonic(), stepper.network_rows, repeats * len(lists)
-    runs = [score_run(stepper, judge, lists, options, seed + r, on_step, candidates) for r in range(repeats)]
+    runs = [
+        score_run(stepper, judge, lists, options, seed + r, on_step, candidates, vocabulary) for r in range(repeats)
+    ]
     rate = pictures / (time.monotonic() - start)
     rows = (stepper.network_rows - rows_before) / pictures
     return runs, {"pictures_per_s": rate, "rows_per_picture": rows, **summary(runs)}
@@ -125,7 +136,7 @@ def score_file(
     task = progress.add_task(f"sampling {file.name}", total=repeats * len(lists) * candidates * options.steps)
     runs, figures = score_runs(
         denoiser.stepper(), judge, lists, options, repeats=repeats, seed=seed,
-        on_step=lambda rows: progress.advance(task, len(rows)), candidates=candidates,
+        on_step=lambda rows: progress.advance(task, len(rows)), candidates=candidates, vocabulary=denoiser.vocabulary,
     )  # fmt: skip
     described = {
         "file": file.name,
@@ -188,7 +199,8 @@ class Watcher:
         figures: dict[str, float] = {}
         for i, (name, lists) in enumerate(self.tests.items()):
             if self.evaluator:
-                scored = score_run(stepper, judge_of(self.evaluator, self.dataset.aspect), lists, self.options, seed=0)
+                judge, vocabulary = judge_of(self.evaluator, self.dataset.aspect), self.dataset.vocabulary
+                scored = score_run(stepper, judge, lists, self.options, seed=0, vocabulary=vocabulary)
                 images = scored.images
                 figures |= {f"{name}/{score}": getattr(scored.score, score) for score in SCORES}
             elif i == 0:

@@ -5,20 +5,28 @@ Label lists come from a train.json, not from the test files, so that defaults ar
 """
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from shared.checkpoint import CheckpointError
 from shared.diffusion.model import load_denoiser
-from shared.evaluator import judge_of, load_evaluator
+from shared.evaluator import judge_of
 from shared.options import SamplingOptions
 from shared.registry import resolve
-from shared.vocabulary import read_train_file
-from trainer.score import score_run
+from shared.storage import open_storage
+from shared.vocabulary import LabelError, read_train_file
+from trainer.commands.terminal import evaluator_path
+from trainer.errors import TrainerError
+from trainer.score import load_judge, score_run
 
 ODE, SDE = {"sampler": "dpmpp_2m"}, {"sampler": "sde_dpmpp_2m"}
 CHOICES: dict[str, list[dict[str, Any]]] = {
@@ -46,18 +54,29 @@ def main() -> None:
     parser.add_argument("--lists", type=int, default=96)
     parser.add_argument("--choices", choices=list(CHOICES), action="append", help="repeatable; all by default")
     parser.add_argument("--model", help="a denoiser's name; the promoted one by default")
-    parser.add_argument("--evaluator", help="an evaluator's name; the promoted one by default")
-    parser.add_argument("--storage", type=Path, default=Path("models"))
-    args = parser.parse_args()
-    denoiser = load_denoiser(resolve(args.storage, args.model, "denoiser"))
-    judge = judge_of(load_evaluator(resolve(args.storage, args.evaluator, "evaluator")), denoiser.aspect)
+    parser.add_argument("--evaluator", help="an evaluator's name; by default the one that judges the model")
+    own = os.environ.get("LABELGRID_STORAGE", "models")
+    parser.add_argument("--storage", default=own, help="a folder or an address; by default LABELGRID_STORAGE or models")
+    try:
+        compare(parser.parse_args())
+    except (CheckpointError, LabelError, TrainerError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Score each choice, and print the table."""
+    storage = open_storage(args.storage)
+    denoiser = load_denoiser(resolve(storage, args.model, "denoiser"))
+    path = evaluator_path(storage, args.evaluator, denoiser.info)
+    judge = judge_of(load_judge(path, denoiser.vocabulary, torch.device("cpu")), denoiser.aspect)
     lists = list(read_train_file(args.train, denoiser.vocabulary).values())
     chosen = [lists[i] for i in np.random.default_rng(5).permutation(len(lists))[: args.lists]]
     title = f"{denoiser.info.name} ({denoiser.info.digest[:16]}), {len(chosen)} lists of {args.train.name}"
-    table = Table("options", "accuracy", "exact match", "network rows per picture", title=title)
+    table = Table("options", "accuracy", "exact match", "network rows per picture", title=escape(title))
     for changes in track([one for name in args.choices or CHOICES for one in CHOICES[name]], "sampling"):
         stepper = denoiser.stepper()
-        run = score_run(stepper, judge, chosen, SamplingOptions.model_validate(changes), seed=1000)
+        sampled = SamplingOptions.model_validate(changes)
+        run = score_run(stepper, judge, chosen, sampled, seed=1000, vocabulary=denoiser.vocabulary)
         options = ", ".join(f"{key} {value}" for key, value in changes.items())
         rows = stepper.network_rows / len(chosen)
         table.add_row(options, f"{run.score.accuracy:.3f}", f"{run.score.exact_match:.3f}", f"{rows:.1f}")

@@ -159,6 +159,22 @@ def test_publish_refuses_what_could_not_be_read_back(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_publish_keeps_a_checkpoint_of_another_kind_and_an_adapters_base(tmp_path: Path) -> None:
+    path = publish_toy(tmp_path)
+    kept = path.read_bytes()
+    assert refusal(lambda: publish_toy(tmp_path, value=2.0, kind="evaluator")) == (
+        "toy: exists and is of kind denoiser; choose another name for the evaluator"
+    )
+    config = {**CONFIG, "base": {"name": "toy", "digest": read_info(path).digest}}
+    assert refusal(lambda: publish_toy(tmp_path, value=2.0, config=config)) == (
+        "toy: is the checkpoint that the new one changes, so it must stay; choose another name"
+    )
+    assert path.read_bytes() == kept
+    path.write_bytes(b"junk")  # of no use to anyone
+    publish_toy(tmp_path, kind="evaluator")
+    assert read_info(path).kind == "evaluator"
+
+
 def test_an_error_before_the_rename_keeps_the_old_file_and_leaves_no_temporary_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,12 @@ def test_an_unknown_checkpoint_is_refused_with_the_available_ones(tmp_path: Path
 def test_a_damaged_checkpoint_is_not_promoted(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"junk")
     assert refusal(lambda: promote(tmp_path, "x")) == "x.safetensors: not a safetensors file"
+    path = publish_toy(tmp_path)
+    digest = read_info(path).digest
+    publish_toy(tmp_path, "adapter", config={"base": {"name": "toy", "digest": digest}})
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")  # the header stays readable
+    assert refusal(lambda: promote(tmp_path, "toy")).endswith("damaged: the tensors do not match their digest")
+    assert "changes toy, which cannot be loaded: damaged" in refusal(lambda: promote(tmp_path, "adapter"))
     assert promoted(tmp_path) is None
 
 

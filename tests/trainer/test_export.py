@@ -177,6 +177,14 @@ def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, 
     assert drawn.std() > 1
 
 
+def test_the_example_refuses_a_label_that_the_model_does_not_know(exported: Path, tmp_path: Path) -> None:
+    line = [sys.executable, EXAMPLE, exported / "adapter.onnx", "picture.png", "red cube", "pink cube"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "does not know pink cube; its labels are gray cube, red cube" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_metadata_says_what_the_tensors_mean(exported: Path, evaluator: tuple[Path, Evaluator]) -> None:
     names = ("adapter", "large", "large-upsampler", "large-layouts")
     for file in (*(exported / f"{name}.onnx" for name in names), evaluator[0]):
@@ -196,9 +204,17 @@ def test_the_metadata_says_what_the_tensors_mean(exported: Path, evaluator: tupl
     assert metadata(exported / "large.onnx")["prediction_type"] == "v"
 
 
-def test_the_example_of_the_documentation_needs_no_torch(evaluator: tuple[Path, Evaluator], tmp_path: Path) -> None:
+@pytest.mark.parametrize("locates", [True, False])
+def test_the_example_of_the_documentation_needs_no_torch(
+    evaluator: tuple[Path, Evaluator], tmp_path: Path, locates: bool
+) -> None:
     file, made = evaluator
-    (tmp_path / "evaluator.onnx").write_bytes(file.read_bytes())
+    if locates:
+        (tmp_path / "evaluator.onnx").write_bytes(file.read_bytes())
+    else:
+        tensors = made.resnet.state_dict()
+        publish(tmp_path, "judge", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
+        write_onnx(tmp_path / "judge.safetensors", tmp_path / "evaluator.onnx")
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     page = (ROOT / "docs/models.md").read_text()
@@ -210,9 +226,21 @@ def test_the_example_of_the_documentation_needs_no_torch(evaluator: tuple[Path, 
     located = made.positions(images)
     assert located is not None
     rows = zip(ICLEVR.names, made.probabilities(images)[0], located[0], strict=True)
-    wanted = [f"{name} at {x:.2f}, {y:.2f}" for name, probability, (x, y) in rows if probability > 0.5]
+    found = [(name, f" at {x:.2f}, {y:.2f}") for name, probability, (x, y) in rows if probability > 0.5]
+    wanted = [name + at * locates for name, at in found]
     assert 0 < len(wanted) < len(ICLEVR)
     assert done.stdout.splitlines() == wanted
+
+
+def test_an_export_removes_what_an_earlier_one_to_the_same_file_left(exported: Path, tmp_path: Path) -> None:
+    for part in ("", "-upsampler", "-layouts"):
+        (tmp_path / f"a{part}.onnx").write_bytes((exported / f"large{part}.onnx").read_bytes())
+    (tmp_path / "b-layouts.onnx").write_bytes((exported / "adapter.onnx").read_bytes())  # only its name is alike
+    (tmp_path / "b-upsampler.onnx").write_text("a note")
+    for name in ("a", "b"):
+        assert write_onnx(exported / "toy.safetensors", tmp_path / f"{name}.onnx") == [tmp_path / f"{name}.onnx"]
+    names = ["a.onnx", "b-layouts.onnx", "b-upsampler.onnx", "b.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_the_command_writes_and_refuses(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,5 +252,9 @@ def test_the_command_writes_and_refuses(command: Command, monkeypatch: pytest.Mo
     refused(command("export", "toy", "network.bin"), r"network\.bin must end in \.onnx or \.pth")
     refused(command("export", "toy", "no/network.onnx"), "there is no folder no")
     refused(command("export", "nobody", "network.onnx"), r"nobody\.safetensors: cannot be read: No such file")
+    Path("folder.onnx").mkdir()
+    refused(command("export", "toy", "folder.onnx"), r"folder\.onnx is a folder, not a file to write")
+    Path("toy-layouts.onnx").mkdir()
+    refused(command("export", "toy", "toy.onnx"), r"toy-layouts\.onnx is a folder, not a file to write")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     refused(command("export", "toy", "network.onnx"), r"need the package onnxscript: pip install 'labelgrid\[onnx\]'")

@@ -9,6 +9,7 @@ import typer
 
 from shared import registry
 from shared.checkpoint import path_of, read_info, reconfigure
+from shared.options import LIMITS
 from shared.support import Support
 from shared.vocabulary import ICLEVR
 from trainer.commands import options, terminal
@@ -103,8 +104,12 @@ def set_support(
     if proportions and min(proportions) < 1:
         raise TrainerError(f"--proportions {proportions[0]} {proportions[1]}: both must be at least 1")
     path = registry.resolve(storage, name, "denoiser")
-    known = read_info(path).config.get("support", {})
+    info = read_info(path)
+    known, most = info.config.get("support", {}), min(len(info.vocabulary), LIMITS.max_labels)
     support = Support.model_validate({**known, "objects": objects})
+    if objects[1] > most:
+        why = f"{name} knows {most} labels" if most < LIMITS.max_labels else f"a request names at most {most} labels"
+        raise TrainerError(f"--objects {objects[0]} {objects[1]}: {why}")
     shown = {"proportions": proportions} if proportions else {}
     reconfigure(path, {"support": support.model_dump(mode="json"), **shown})
     terminal.show(f"support of {name}", [(key, str(value)) for key, value in support.model_dump().items()])
@@ -117,17 +122,20 @@ def export(
 ) -> None:
     """Write a checkpoint as ONNX, or an evaluator as the checkpoint.pth that the course's evaluator.py loads.
 
-    The suffix of the file decides. Upsampler and layout network go to NAME-upsampler.onnx and NAME-layouts.onnx.
+    The suffix of the file decides. Upsampler and layout network go to NAME-upsampler.onnx and NAME-layouts.onnx; those
+    of an earlier export to the same NAME are removed.
     """
     if file.suffix not in (".onnx", ".pth"):
         raise TrainerError(f"{file} must end in .onnx or .pth")
-    terminal.check_files(**{file.suffix[1:]: file})
+    terminal.check_file(file)
     if file.suffix == ".pth":
         _export_for_the_course(storage, name, file)
         written = [file]
     else:
-        from trainer.export import write_onnx
+        from trainer.export import parts_of, write_onnx
 
+        for part in parts_of(file).values():
+            terminal.check_file(part)
         written = write_onnx(path_of(storage, name), file)
     terminal.show("exported", [("checkpoint", name), *(("file", str(one)) for one in written)])
 
@@ -150,6 +158,7 @@ def move_upsampler(
     """Publish a checkpoint's upsampler as that of another denoiser, or of its own after that was trained again."""
     from trainer.stages import upsample
 
+    terminal.check_publishes(storage, name or source, "denoiser", base=base)
     path = upsample.move_upsampler(storage, source, base, name or source)
     terminal.show("upsampler moved", [("base", base), ("checkpoint", str(path))])
 

@@ -35,10 +35,14 @@ def compare(
     from trainer.studies.compare_report import write_report
 
     terminal.check_budget(minutes, steps, "--minutes-per-variant or --steps-per-variant")
+    for option, folder in (("--out", out), ("--run", run)):
+        terminal.check_folder(folder, option)
     names = comparison.chosen(only, positions=(data / "positions.json").exists())
     base = with_changes(comparison.BASE, set_ or [])
     vocabulary, where = Vocabulary.from_objects_file(data / "objects.json"), terminal.pick_device(device)
     judge = load_judge(resolve(storage, evaluator, "evaluator"), vocabulary, where)
+    if judge.vocabulary != vocabulary:  # scores of all variants are read beside those of the folder's own labels
+        raise TrainerError(f"{evaluator} knows more labels than {data}, or in another order; fit one to the folder")
     digest = judge.info.digest if judge.info else ""
     if not (lists := tests_of(data, tests, vocabulary)):
         raise TrainerError(f"{data} has neither test.json nor new_test.json: name test files with --tests")
@@ -61,6 +65,10 @@ def calibrate(
     from shared.evaluator import load_evaluator
     from trainer.studies import calibrate as calibration
 
+    if plot and plot.suffix not in (".png", ".pdf", ".svg"):
+        raise TrainerError(f"{plot} must end in .png, .pdf or .svg")
+    if plot:
+        terminal.check_file(plot)
     judge = load_evaluator(resolve(storage, evaluator, "evaluator"), terminal.pick_device(device))
     with terminal.bar() as progress:
         task = progress.add_task("scoring sets", total=None)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from shared.checkpoint import CheckpointInfo
+from shared.checkpoint import CheckpointInfo, CheckpointKind, check_replaces, path_of
 from shared.registry import resolve, resolve_evaluator
 from shared.storage import Location
 from shared.vocabulary import SHOWN_NAMES
@@ -56,8 +57,38 @@ def check_files(**files: Path | None) -> None:
     for suffix, path in files.items():
         if path and path.suffix != f".{suffix}":
             raise TrainerError(f"{path} must end in .{suffix}")
-        if path and not path.parent.is_dir():
-            raise TrainerError(f"{path}: there is no folder {path.parent}")
+        if path:
+            check_file(path)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that cannot be written, whatever its suffix."""
+    if not path.parent.is_dir():
+        raise TrainerError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise TrainerError(f"{path} is a folder, not a file to write")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise TrainerError(f"{path} cannot be written: permission denied")
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Refuse a folder that cannot be written or created."""
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise TrainerError(f"{option} {path}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise TrainerError(f"{option} {path} cannot be written: permission denied")
+
+
+def check_publishes(storage: Location, name: str, kind: CheckpointKind, base: str | None = None) -> None:
+    """Refuse a name or storage that the result could not be published under, before the training.
+
+    `base`: the checkpoint that an adapter changes.
+    """
+    path = path_of(storage, name)
+    if isinstance(storage, Path):
+        check_folder(storage, "--storage")
+    check_replaces(path, kind, base)
 
 
 def check_budget(minutes: float | None, steps: int | None, options: str = "--minutes or --steps") -> None:
@@ -72,8 +103,9 @@ def bar() -> Progress:
     """Return a progress display on stderr: bars in a terminal, and in a log a line a minute."""
     if not console.is_terminal:
         return Lines()
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    return Progress(*columns, console=console, disable=not MAIN_PROCESS)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    what = TextColumn("{task.description}", markup=False)
+    return Progress(*columns, what, console=console, disable=not MAIN_PROCESS)
 
 
 class Lines(Progress):
@@ -107,18 +139,18 @@ class Lines(Progress):
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:
     """Print what a command did, on stderr."""
-    table = Table(title=title, show_header=False)
+    table = Table(title=escape(title), show_header=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     if MAIN_PROCESS:
         console.print(table)
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print the figures of a command on stdout."""
-    table = Table(*head, title=title)
+    table = Table(*map(escape, head), title=escape(title))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 

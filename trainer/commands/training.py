@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from shared.checkpoint import check_name, path_of, read_info
+from shared.checkpoint import base_of, path_of, read_info
 from shared.options import WITH_POSITIONS, SamplingOptions
 from shared.registry import resolve
 from shared.vocabulary import Vocabulary
@@ -39,7 +39,7 @@ def fit_evaluator(
     from trainer.stages import fit_evaluator as fitting
 
     terminal.check_budget(minutes, steps)
-    check_name(name)
+    terminal.check_publishes(storage, name, "evaluator")
     where = terminal.pick_device(device)
     start = load_evaluator(resolve(storage, start_from, "evaluator")) if start_from else None
     with terminal.bar() as progress:
@@ -96,7 +96,7 @@ def train(
     config, budget = make_config(preset, set_ or []), Budget(minutes, steps)
     if preset != "report":  # which has its own number of epochs
         terminal.check_budget(minutes, steps)
-    check_name(name)
+    terminal.check_publishes(storage, name, "denoiser")
     with terminal.bar() as progress:
         load = partial(terminal.read_dataset, progress=progress, size=config.image_size, fit=config.fit)
         dataset = merge([load(folder) for folder in data])
@@ -202,32 +202,37 @@ def distill(
     from trainer.train import train as train_network
 
     terminal.check_budget(minutes, steps)
-    check_name(name)
     if teacher_steps % sampling_steps:
         raise TrainerError(f"--teacher-steps {teacher_steps} must be a multiple of --sampling-steps {sampling_steps}")
+    info = read_info(taught := resolve(storage, teacher, "denoiser"))
+    terminal.check_publishes(storage, name, "denoiser", base=base_of(info) or info.name)
+    _check_run(run)
+    sampling = SamplingOptions(sampler="ddim", steps=sampling_steps, guidance=1.0)
+    w = guidance if base_of(info) is None else 1.0  # an adapter has its guidance inside
+    path = SamplingOptions(sampler="dpmpp_2m", steps=teacher_steps, guidance=w)
     where = terminal.pick_device(device)
-    source = load_denoiser(resolve(storage, teacher, "denoiser"), device=where)
+    source = load_denoiser(taught, device=where)
+    if teacher_steps > (most := len(source.alpha_bar)):
+        raise TrainerError(f"--teacher-steps {teacher_steps}: {info.name} has {most} timesteps")
     config = distillation.make_config(source.info, set_ or [])
     network, base = distillation.make_student(source, storage, rank, config.seed, start_from)
     judge = load_judge(resolve(storage, evaluator, "evaluator"), source.vocabulary, where) if evaluator else None
-    keep_setup(run, {
-        "teacher": source.info.digest, "guidance": guidance, "rank": rank,
-        "sampling_steps": sampling_steps, "teacher_steps": teacher_steps,
-        **({"start_from": start_from} if start_from else {}),
-    })  # fmt: skip
-    sampling = SamplingOptions(sampler="ddim", steps=sampling_steps, guidance=1.0)
-    w = 1.0 if base.name != source.info.name else guidance  # an adapter has its guidance inside
-    path = SamplingOptions(sampler="dpmpp_2m", steps=teacher_steps, guidance=w)
     with terminal.bar() as progress:
         dataset = terminal.read_dataset(data, progress, size=source.image_shape[-1], fit=config.fit)
         if dataset.vocabulary != source.vocabulary:
             raise TrainerError(f"{data} has another vocabulary than {source.info.name}")
+        tests = tests_of(data, None, dataset.vocabulary)
+        # after all checks, so that the corrected command can use the folder
+        keep_setup(run, {
+            "teacher": source.info.digest, "guidance": guidance, "rank": rank,
+            "sampling_steps": sampling_steps, "teacher_steps": teacher_steps,
+            **({"start_from": start_from} if start_from else {}),
+        })  # fmt: skip
         task = progress.add_task("trajectories", total=count)
         pool = distillation.make_pool(
             run / "pool", source, torch.unique(dataset.labels, dim=0), count, sampling_steps, path,
             lambda n: progress.advance(task, n),
         )  # fmt: skip
-        tests = tests_of(data, None, dataset.vocabulary)
         watcher = Watcher(config, dataset, run, tests, judge, where, sampling, layouts=source.layouts)
         averages, state = train_network(
             dataset, config, run, Budget(minutes, steps), device=where, network=network,
@@ -275,16 +280,19 @@ def upsample(
     from trainer.train import train as train_network
 
     terminal.check_budget(minutes, steps)
-    check_name(name)
+    enlarged = resolve(storage, base, "denoiser")
+    upsampling.check_base(read_info(enlarged))
+    terminal.check_publishes(storage, name, "denoiser", base=base)
+    _check_run(run)
     where, config = terminal.pick_device(device), upsampling.make_config(set_ or [])
-    denoiser = load_denoiser(resolve(storage, base, "denoiser"), device=where)
+    denoiser = load_denoiser(enlarged, device=where)
     pictures = find_pictures(data, size)
     network = upsampling.make_upsampler(denoiser, pictures.size, config)
     start = upsampling.starting_weights(storage, start_from, network.config) if start_from else None
-    keep_setup(run, {"base": base, "size": pictures.size})
     with terminal.bar() as progress:
         dataset = merge([terminal.read_dataset(one, progress, size=denoiser.image_shape[-1]) for one in data])
         objective = upsampling.Upsampling(dataset, pictures, denoiser, network.config, config)
+        keep_setup(run, {"base": base, "size": pictures.size})  # after all checks, as in `distill`
         averages, state = train_network(
             dataset, config, run, Budget(minutes, steps), device=where, network=network, objective=objective,
             start=start, start_from=start_from,
@@ -303,3 +311,9 @@ def upsample(
         network.config, averages.network(config.publish).state_dict(), denoiser.info, storage, name, training
     )
     terminal.show("upsampler trained", [*terminal.spent(state), ("checkpoint", str(published))])
+
+
+def _check_run(run: Path) -> None:
+    """Refuse the run folder of another command: `distill` and `upsample` keep a setup.json beside their state."""
+    if (run / "state.pt").exists() and not (run / "setup.json").exists():
+        raise TrainerError(f"{run} holds the run of another command; choose another --run")

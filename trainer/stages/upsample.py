@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from shared.checkpoint import CheckpointInfo, load, publish, read_info
+from shared.checkpoint import CheckpointInfo, base_of, load, publish, read_info
 from shared.device import autocast_dtype
 from shared.diffusion.layouts import with_positions
 from shared.diffusion.model import UPSAMPLER, Denoiser
@@ -188,16 +188,21 @@ def make_upsampler(base: Denoiser, size: tuple[int, int], config: UpsampleConfig
     return UpsamplerNet(UpsamplerConfig.model_validate({**config.network, "picture": size}))
 
 
+def check_base(base: CheckpointInfo) -> None:
+    """Raise TrainerError if no upsampler can be added to `base`, since it is an adapter itself."""
+    if over := base_of(base):
+        raise TrainerError(f"{base.name} is an adapter; add the upsampler to the checkpoint it changes, {over}")
+
+
 def publish_upsampler(
     config: UpsamplerConfig, weights: dict[str, Tensor], base: CheckpointInfo, storage: Location, name: str,
     training: dict[str, Any],
 ) -> Location:  # fmt: skip
     """Publish an upsampler (`weights`: its state dict) in bf16 as an adapter of `base`, which it leaves as it is.
 
-    Raises TrainerError if the base is an adapter itself.
+    Raises TrainerError as `check_base`.
     """
-    if over := base.config.get("base"):
-        raise TrainerError(f"{base.name} is an adapter; add the upsampler to the checkpoint it changes, {over['name']}")
+    check_base(base)
     described = {"base": {"name": base.name, "digest": base.digest}, "picture": list(config.picture)}
     described["upsampler"] = config.model_dump(mode="json")
     return publish(

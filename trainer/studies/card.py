@@ -5,6 +5,7 @@ The card begins with the metadata that the Hugging Face Hub reads from a model c
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from shared.checkpoint import CheckpointKind, read_info
+from shared import storage as files
+from shared.checkpoint import CheckpointKind, path_of, read_info
 from trainer.errors import TrainerError
 from trainer.runs import read_log
 from trainer.studies.markdown import page, table
@@ -27,8 +29,20 @@ TAGS: dict[CheckpointKind, list[str]] = {
 }
 
 
-def plot_log(lines: list[dict[str, float]], path: Path) -> None:
-    """Plot the losses over steps on a logarithmic scale, and the log's scores on a second axis."""
+def read_figures(path: Path) -> list[dict[str, float]]:
+    """Return the lines of a run's log. TrainerError if there are none, or if a figure is not a number."""
+    lines = read_log(path)
+    if not lines:
+        raise TrainerError(f"{path}: not a run's log (it is empty)")
+    for line in lines:
+        for key, value in line.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TrainerError(f"{path}: not a run's log ({key} is {json.dumps(value)[:40]}, not a number)")
+    return lines
+
+
+def plot_log(lines: list[dict[str, float]]) -> bytes:
+    """Plot the losses over steps on a logarithmic scale, and the log's scores on a second axis; return the PNG."""
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
@@ -46,26 +60,30 @@ def plot_log(lines: list[dict[str, float]], path: Path) -> None:
             scores.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
         scores.set(ylabel="score", ylim=(0, 1))
         scores.legend(loc="center right", fontsize="small")
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=110)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
 
 
 def _score_row(path: Path, digest: str) -> list[str]:
     try:
         figures: dict[str, Any] = json.loads(path.read_text())
-        made_for, options = figures["digest"], figures["options"]
-    except (ValueError, KeyError, TypeError) as error:
+        options = figures["options"]
+        means = [figures[name] for name in ("accuracy", "exact_match", "f1")]
+        row = [
+            str(figures["file"]),
+            f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}" + _best_of(figures),
+            str(len(figures["runs"])),
+            *(f"{one['mean']:.4f} ± {one['std']:.4f}" for one in means),
+            f"{means[0]['max']:.4f}",
+            f"{figures['rows_per_picture']:.0f}",
+        ]
+        made_for = figures["digest"]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise TrainerError(f"{path}: not what `score --json` writes") from error
     if made_for != digest:
         raise TrainerError(f"{path} was written for another checkpoint; score this one again")
-    return [
-        figures["file"],
-        f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}" + _best_of(figures),
-        str(len(figures["runs"])),
-        *(f"{figures[name]['mean']:.4f} ± {figures[name]['std']:.4f}" for name in ("accuracy", "exact_match", "f1")),
-        f"{figures['accuracy']['max']:.4f}",
-        f"{figures['rows_per_picture']:.0f}",
-    ]
+    return row
 
 
 def _best_of(figures: dict[str, Any]) -> str:
@@ -108,12 +126,10 @@ def write_card(
     """Write storage/NAME.md, NAME-log.png and a copy of the log; return the card's path.
 
     `scores`: files that `trainer score --json` wrote. `notes`: paragraphs of Markdown. `licence`: of the weights, by
-    the Hub's name of it, such as mit.
+    the Hub's name of it, such as mit. What cannot be used is refused before anything is written.
     """
-    info = read_info(storage / f"{name}.safetensors")
-    lines = read_log(log)
-    plot_log(lines, storage / f"{name}-log.png")
-    (storage / f"{name}-log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    info = read_info(path_of(storage, name))
+    lines = read_figures(log)
     rows = [_score_row(path, info.digest) for path in scores]
     parts = [front_matter(name, info.kind, rows, licence)]
     parts += [f"# {name}", f"Kind: {info.kind}, digest `{info.digest[:16]}`, made {info.created_at} on {machine}."]
@@ -128,5 +144,13 @@ def write_card(
     parts.append("## Configuration\n\n" + table(["what", "value"], list(_flat(info.config))))
     parts.append(f"{len(info.vocabulary)} labels: {', '.join(info.vocabulary)}.")
     path = storage / f"{name}.md"
-    path.write_text(page(parts))
+    written = {
+        storage / f"{name}-log.png": plot_log(lines),
+        storage / f"{name}-log.jsonl": "".join(json.dumps(line) + "\n" for line in lines).encode(),
+        path: page(parts).encode(),
+    }
+    if folder := next((one for one in written if one.is_dir()), None):
+        raise TrainerError(f"{folder} is a folder, not a file to write")
+    for one, content in written.items():
+        files.write(one, content)
     return path

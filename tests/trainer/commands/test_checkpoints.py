@@ -12,15 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
+from service.contract.records import Picture
+from service.worker.verdicts import judge_pictures
 from shared.checkpoint import load, publish, read_info, verify
 from shared.diffusion.candidates import LOG_SNRS
+from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import Evaluator, load_evaluator, write_course_checkpoint
+from shared.options import picture_seed
 from shared.registry import promote, resolve
 from shared.support import support_of
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.shared.test_evaluator import CourseEvaluator
-from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator, publish_toys
 from tests.trainer.command_line import TINY, Command, refused
 from tests.trainer_fixtures import write_data_folder
 
@@ -63,6 +67,33 @@ def test_the_courses_checkpoint_can_judge(command: Command) -> None:
     assert code == 0, err
 
 
+def test_an_evaluator_of_more_labels_judges_as_in_the_service(command: Command) -> None:
+    """Its labels have another order, too. The verdict is on all of them."""
+    storage, labels = Path("models"), ["red cube", "blue sphere", "gray cylinder"]
+    publish_toy_denoiser(storage, "few", 0, vocabulary=Vocabulary(tuple(labels)))
+    publish_toy_evaluator(storage, "wide")
+    promote(storage, "wide")
+    promote(storage, "few")
+    lists = [labels[:1], labels[1:]]
+    Path("few.json").write_text(json.dumps(lists))
+    code, _, err = command("score", "few.json", "--steps", 2, "--json", "score.json")
+    assert code == 0, err
+    denoiser, judge = load_denoiser(storage / "few.safetensors"), load_evaluator(storage / "wide.safetensors")
+    options = denoiser.options.model_copy(update={"steps": 2})
+    seeds = [picture_seed(0, i) for i in range(2)]
+    images = sample(denoiser.stepper(), torch.tensor([[1.0, 0, 0], [0, 1, 1]]), options, seeds)
+    pictures = [
+        Picture(job="j", index=i, labels=tuple(one), seed=seeds[i], options=options) for i, one in enumerate(lists)
+    ]
+    verdicts = judge_pictures(judge, pictures, images)
+    figures = json.loads(Path("score.json").read_text())
+    for name, wanted in (("exact_match", [one.exact for one in verdicts]), ("f1", [one.f1 for one in verdicts])):
+        assert figures[name]["mean"] == pytest.approx(sum(wanted) / 2)
+    hits = sum(one.accuracy * len(one.labels) for one in verdicts)
+    assert figures["accuracy"]["mean"] == pytest.approx(hits / 3)
+    assert len(verdicts[0].probabilities) == len(ICLEVR)
+
+
 def test_an_evaluator_is_exported_as_the_courses_checkpoint(command: Command) -> None:
     publish_toys(Path("models"))
     code, _, err = command("export", "toy-evaluator", "checkpoint.pth")
@@ -101,6 +132,9 @@ def test_support_is_written_and_nothing_else_changes(command: Command) -> None:
     refused(command("set-support", "placed", "--objects", 3, 1), r"objects is \[3, 1\]; the first number")
     refused(command("set-support", "placed", "--objects", -1, 3), "objects.0: .*greater than or equal to 0, got -1")
     refused(command("set-support", "nobody", "--objects", 1, 3), "nobody: no such denoiser")
+    refused(command("set-support", "placed", "--objects", 0, 17), "--objects 0 17: a request names at most 16 labels")
+    publish_toy_denoiser(Path("models"), "digits", 0, vocabulary=Vocabulary(("zero", "one")))
+    refused(command("set-support", "digits", "--objects", 0, 3), "--objects 0 3: digits knows 2 labels")
     assert support_of(read_info(path).config).objects == (1, 3)
 
 
@@ -175,11 +209,15 @@ def test_score_refuses_a_bad_test_file(command: Command, storage: Path, tmp_path
         (["good.json", "--grid", "grid.jpg"], r"grid\.jpg must end in \.png"),
         (["good.json", "--grid", "no/grid.png"], "there is no folder no"),
         (["good.json", "--json", "no/out.json"], "there is no folder no"),
+        (["good.json", "--grid", "folder.png"], r"folder\.png is a folder, not a file to write"),
+        (["good.json", "--json", "folder.json"], r"folder\.json is a folder, not a file to write"),
         (["good.json", "--device", "cuda:99"], 'no device "cuda:99": this machine has'),
     ],
 )
 def test_bad_score_arguments_are_refused(command: Command, storage: Path, arguments: list[str], message: str) -> None:
     Path("good.json").write_text('[["red cube"]]')
+    for name in ("folder.png", "folder.json"):
+        Path(name).mkdir()
     refused(command("score", "--storage", storage, *arguments), message)
 
 

@@ -1,8 +1,12 @@
-"""Progress where there is no terminal: a line a minute."""
+"""Progress where there is no terminal: a line a minute. Tables, and files that could not be written."""
+
+from pathlib import Path
 
 import pytest
 
+from trainer.commands import terminal
 from trainer.commands.terminal import Lines
+from trainer.errors import TrainerError
 
 
 def test_progress_is_a_line_a_minute_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,3 +39,23 @@ def test_a_task_without_a_known_total_is_counted(capsys: pytest.CaptureFixture[s
             now = float(second)
             progress.advance(task)
     assert capsys.readouterr().err == "drawing: 61\n"
+
+
+@pytest.mark.parametrize("name", ["[/red]", "[bold]", "a [red]cube"])
+def test_square_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    terminal.print_table(name, ["label", name], [[name, "1"]])
+    terminal.show(name, [("checkpoint", name)])
+    captured = capsys.readouterr()
+    assert (captured.out.count(name), captured.err.count(name)) == (3, 2)
+
+
+def test_a_file_or_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    terminal.check_files(png=tmp_path / "new.png", json=None)
+    terminal.check_folder(tmp_path / "new/folder", "--out")
+    with pytest.raises(TrainerError, match=r"folder\.png is a folder, not a file to write"):
+        terminal.check_files(png=tmp_path / "folder.png")
+    for path in (tmp_path / "file", tmp_path / "file/in it"):
+        with pytest.raises(TrainerError, match=r"--out .*/file.*: .*/file is a file, not a folder"):
+            terminal.check_folder(path, "--out")

@@ -14,7 +14,7 @@ from shared.evaluator import Evaluator
 from shared.options import SamplingOptions
 from shared.registry import promote
 from shared.vocabulary import ICLEVR, Vocabulary
-from tests.toy_checkpoint import publish_toy_upsampler, publish_toys
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
 from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import write_data_folder
 from trainer.errors import TrainerError
@@ -210,13 +210,43 @@ def test_bad_arguments_of_distill_are_refused(command: Command, tmp_path: Path) 
     refused(command(*common, "--steps", 1, "--teacher-steps", 7), "must be a multiple of --sampling-steps 4")
     refused(command(*common), "say how long")
     refused(command(*common, "--steps", 1, "--teacher", "nobody"), "nobody: no such denoiser")
-    other = Evaluator(Vocabulary(tuple(reversed(ICLEVR.names)))).freeze()
-    publish_evaluator(other, {}, storage, "other", {})
+    fewer = Evaluator(Vocabulary(ICLEVR.names[1:])).freeze()
+    publish_evaluator(fewer, {}, storage, "fewer", {})
     run = ("--steps", 1, "--run", tmp_path / "run")
-    refused(command(*common, *run, "--evaluator", "other"), "vocabularies differ")
+    refused(command(*common, *run, "--evaluator", "fewer"), "fewer does not know the denoiser's labels gray cube;")
     base = load_denoiser(storage / "toy.safetensors")
     publish_adapter(AdaptedNetwork(base.network, 3), base.info, storage, "third", SamplingOptions(), {"rank": 3})
     refused(command(*common, *run, "--teacher", "third", "--rank", 2), "third has changes of rank 3")
+
+
+def test_a_refused_command_leaves_the_run_folder_as_it_was(command: Command, tmp_path: Path) -> None:
+    data, storage, run = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models", tmp_path / "run"
+    publish_toys(storage)
+    publish_toy_denoiser(storage, "digits", 0, vocabulary=Vocabulary(("zero", "one")))
+    common = ["distill", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--run", run]
+    refused(command(*common, "--teacher-steps", 4000), "steps: .*less than or equal to 1000, got 4000")
+    refused(command(*common, "--teacher", "digits"), "data has another vocabulary than digits")
+    assert not run.exists()
+    run.mkdir()
+    (run / "state.pt").write_bytes(b"of `trainer train`")
+    refused(command(*common), "run holds the run of another command; choose another --run")
+    assert [path.name for path in run.iterdir()] == ["state.pt"]
+
+
+@pytest.mark.parametrize(("teacher", "name"), [("toy", "toy"), ("fast", "toy")])
+def test_an_adapter_never_replaces_its_base(command: Command, tmp_path: Path, teacher: str, name: str) -> None:
+    data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
+    publish_toys(storage)
+    base = load_denoiser(storage / "toy.safetensors")
+    publish_adapter(AdaptedNetwork(base.network, 2), base.info, storage, "fast", PATH, {"rank": 2})
+    kept = (storage / "toy.safetensors").read_bytes()
+    answer = command(
+        "distill", "--data", data, "--storage", storage, "--rank", 2, "--steps", 1, "--trajectories", 1,
+        "--run", tmp_path / "run", "--teacher", teacher, "--name", name,
+    )  # fmt: skip
+    refused(answer, "toy: is the checkpoint that the new one changes, so it must stay; choose another name")
+    assert not (tmp_path / "run").exists()
+    assert (storage / "toy.safetensors").read_bytes() == kept
 
 
 def test_the_same_command_distils_the_same_weights(command: Command, tmp_path: Path) -> None:

@@ -183,7 +183,15 @@ def test_the_command_refuses_bad_arguments(command: Command, tmp_path: Path) -> 
     refused(command(*common, "--base", "nobody", "--steps", 1), "nobody: no such denoiser")
     refused(command(*common, "--base", "toy", "--steps", 1, "--size", "30x24"), "must be a multiple of the block, 4")
     publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
+    kept = {path: path.read_bytes() for path in storage.iterdir()}
     refused(command(*common, "--base", "large", "--steps", 1), "large is an adapter")
+    refused(command(*common, "--base", "toy", "--name", "toy", "--steps", 1), "toy: is the checkpoint that the new one")
+    refused(command(*common, "--base", "toy", "--name", "toy-evaluator", "--steps", 1), "is of kind evaluator")
+    refused(command(*common, "--base", "toy", "--set", "crop=7", "--steps", 1), "smaller than crop=7 blocks")
+    onto_itself = ("move-upsampler", "large", "--base", "toy", "--name", "toy", "--storage", storage)
+    refused(command(*onto_itself), "toy: is the checkpoint that the new one changes")
+    assert {path: path.read_bytes() for path in storage.iterdir()} == kept
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_starts_from_a_published_upsampler(command: Command, tmp_path: Path) -> None:

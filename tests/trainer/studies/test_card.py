@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from shared.checkpoint import publish, read_info
+from shared.checkpoint import CheckpointError, publish, read_info
 from shared.options import SamplingOptions
 from tests.paths import ROOT
 from trainer.errors import TrainerError
@@ -114,18 +114,35 @@ def test_scores_of_another_checkpoint_and_broken_logs_are_refused(tmp_path: Path
         write_card(
             tmp_path, "m", log=log, scores=[_scores(tmp_path / "s.json", "0")], machine="", commands=[], notes=[]
         )
-    for content in ("[1]", '{"file": "test.json"}', "{"):
+    without = json.loads(_scores(tmp_path / "s.json", read_info(tmp_path / "m.safetensors").digest).read_text())
+    del without["accuracy"]
+    for content in ("[1]", '{"file": "test.json"}', "{", json.dumps(without)):
         (tmp_path / "s.json").write_text(content)
         with pytest.raises(TrainerError, match=r"s\.json: not what `score --json` writes"):
             write_card(tmp_path, "m", log=log, scores=[tmp_path / "s.json"], machine="", commands=[], notes=[])
-    for content in ("{", '{"a.png": ["red cube"]}', "[1]", '"step"', "1\n2"):
+    for content in (
+        "{", '{"a.png": ["red cube"]}', "[1]", '"step"', "1\n2", "", '{"step": 1, "loss": "low"}', '{"step": true}',
+    ):  # fmt: skip
         log.write_text(content)
         with pytest.raises(TrainerError, match="not a run's log"):
             write_card(tmp_path, "m", log=log, scores=[], machine="", commands=[], notes=[])
 
 
-def test_the_plot_shows_the_losses_with_fixed_noise(tmp_path: Path) -> None:
+def test_what_cannot_be_used_leaves_the_old_card_and_its_files(tmp_path: Path) -> None:
+    storage = tmp_path / "models"
+    digest, log = _published(storage), _log(tmp_path / "log.jsonl")
+    about: dict[str, Any] = {"machine": "", "commands": [], "notes": []}
+    write_card(storage, "m", log=log, scores=[], **about)
+    kept = {path: path.read_bytes() for path in storage.iterdir()}
+    log.write_text('{"step": 1, "loss": 9.0}\n')
+    (tmp_path / "s.json").write_text("{}")
+    with pytest.raises(TrainerError, match=r"s\.json: not what"):
+        write_card(storage, "m", log=log, scores=[tmp_path / "s.json"], **about)
+    with pytest.raises(CheckpointError, match="not a checkpoint's name"):
+        write_card(storage, "../models/m", log=log, scores=[_scores(tmp_path / "s.json", digest)], **about)
+    assert {path: path.read_bytes() for path in storage.iterdir()} == kept
+
+
+def test_the_plot_shows_the_losses_with_fixed_noise() -> None:
     lines = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
-    plot_log(lines, tmp_path / "a.png")
-    plot_log([*lines, {"step": 2, "held_out_loss": 0.3, "seen_loss": 0.2}], tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+    assert plot_log(lines) != plot_log([*lines, {"step": 2, "held_out_loss": 0.3, "seen_loss": 0.2}])

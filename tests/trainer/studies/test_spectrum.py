@@ -9,6 +9,7 @@ from PIL import Image
 
 from shared.checkpoint import read_info
 from shared.diffusion.model import load_denoiser
+from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import write_data_folder
@@ -55,3 +56,12 @@ def test_the_command_prints_a_row_for_each_octave(command: Command, tmp_path: Pa
     assert json.loads(out_file.read_text())["pictures"] == 2
     assert grid.exists()
     refused(command(*common, "--json", tmp_path / "out.txt"), "must end in .json")
+
+
+@pytest.mark.parametrize("names", [ICLEVR.names[::-1], ICLEVR.names[:5]])
+def test_a_folder_with_other_labels_is_refused(command: Command, tmp_path: Path, names: tuple[str, ...]) -> None:
+    folder = write_folder(tmp_path / "data")
+    (folder / "objects.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    publish_toy_denoiser(tmp_path, "toy", 0)
+    answer = command("spectrum", folder, "--storage", tmp_path, "--model", "toy", "--count", 2)
+    refused(answer, "the denoiser and the folder must have one vocabulary")

@@ -1,0 +1,28 @@
+"""What could not be published, or would replace what must stay, is refused before the training."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.toy_checkpoint import publish_toys
+from tests.trainer.command_line import Command, refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--name", "toy-evaluator"], "toy-evaluator: exists and is of kind evaluator; choose another name"),
+        (["fit-evaluator", "--held-out", "data", "--name", "toy"], "toy: exists and is of kind denoiser"),
+        (["train", "--storage", "file"], "--storage file: file is a file, not a folder"),
+        (["fit-evaluator", "--held-out", "data", "--storage", "file/models"], "file is a file, not a folder"),
+    ],
+)
+def test_what_could_not_be_published_is_not_trained(
+    command: Command, data: Path, arguments: list[str], message: str
+) -> None:
+    publish_toys(Path("models"))
+    Path("file").touch()
+    kept = {path: path.read_bytes() for path in Path("models").iterdir()}
+    refused(command(*arguments, "--data", data, "--steps", 1), message)
+    assert {path: path.read_bytes() for path in Path("models").iterdir()} == kept
+    assert not Path("runs").exists()
