@@ -43,6 +43,7 @@ class Limits:
 
 LIMITS: Final = Limits()
 
+MAX_SEED: Final = 2**53 - 1  # the largest integer that JavaScript reads exactly
 THRESHOLD: Final = 0.5  # a label counts as found above this probability
 MAX_UNKNOWN: Final = 20  # unknown fields of one object that are reported
 IGNORE_UNKNOWN: Final = {"unknown": "ignore"}  # pydantic's context for what another version has written

@@ -29,11 +29,10 @@ from schemathesis.schemas import BaseSchema
 from service.api.access.keys import hash_of, new_key
 from service.api.app import create_app
 from service.contract.recipe import example as recipe_example
-from service.contract.records import MAX_SEED
 from service.settings import Settings
 from service.store import workers
 from shared.checkpoint import read_info
-from shared.options import LIMITS
+from shared.options import LIMITS, MAX_SEED
 from shared.registry import promote, resolve
 from tests.conftest import api_server, running
 from tests.service.api.answers import png_with

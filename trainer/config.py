@@ -7,9 +7,8 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import ConfigDict, Field
 
 from shared.diffusion.unet import NetworkConfig
-from shared.options import Count, Natural, NoOtherFields, PredictionName, ScheduleName
+from shared.options import MAX_SEED, Count, Natural, NoOtherFields, PredictionName, ScheduleName
 from trainer.errors import TrainerError
-from trainer.seeds import MAX_SEED
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

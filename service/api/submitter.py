@@ -46,7 +46,6 @@ from service.contract.errors import (
 from service.contract.job_ids import new_job_id
 from service.contract.recipe import Recipe
 from service.contract.records import (
-    MAX_SEED,
     MAX_STAGES_PER_REQUEST,
     TERMINAL,
     JobKind,
@@ -67,7 +66,7 @@ from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
 from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
-from shared.options import SamplingOptions
+from shared.options import MAX_SEED, SamplingOptions
 from shared.support import picture_size
 
 log = get_logger(__name__)

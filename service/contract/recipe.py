@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from service.contract.records import MAX_SEED, MAX_STAGES, JobRecord, Layouts, Picture, Verdict
+from service.contract.records import MAX_STAGES, JobRecord, Layouts, Picture, Verdict
 from service.contract.stored import unneeded
-from shared.options import LIMITS, THRESHOLD, SamplingOptions, Strict
+from shared.options import LIMITS, MAX_SEED, THRESHOLD, SamplingOptions, Strict
 
 MAX_POSITION = 2**31  # of a picture in its request, from 0
 KEYWORD = "labelgrid"  # of the PNG's text chunk

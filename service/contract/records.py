@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.contract.stored import Stored
 from shared.options import LIMITS, Fraction, SamplingOptions, Strict, picture_seed
 
-MAX_SEED = 2**53 - 1  # of a request: the largest integer that JavaScript reads exactly
 MAX_STAGES = 32  # of a trajectory
 MAX_STAGES_PER_REQUEST = 1024  # of all trajectories: a stage is some 16 KB of noise, which PNG cannot compress
 

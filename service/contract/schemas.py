@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.contract.recipe import LabelLists, Recipe, example
-from service.contract.records import MAX_SEED, MAX_STAGES, JobKind, JobStatus, Layouts, Scores, WebhookEvent
-from shared.options import LIMITS, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
+from service.contract.records import MAX_STAGES, JobKind, JobStatus, Layouts, Scores, WebhookEvent
+from shared.options import LIMITS, MAX_SEED, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
 from shared.support import Support
 
 EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"

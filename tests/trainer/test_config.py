@@ -5,9 +5,9 @@ import torch
 from pydantic import ValidationError
 
 from shared.diffusion.unet import NetworkConfig
+from shared.options import MAX_SEED
 from trainer.config import PRESETS, REPORT_EPOCHS, make_config
 from trainer.runs import step_seed
-from trainer.seeds import MAX_SEED
 
 
 def test_the_reports_hyperparameters() -> None:

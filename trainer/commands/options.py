@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from shared import storage as files
+from shared.options import MAX_SEED
 from trainer.errors import TrainerError
-from trainer.seeds import MAX_SEED
 
 
 def open_storage(address: str) -> files.Location:

@@ -67,6 +67,7 @@ def features(positions: Tensor) -> NDArray[np.float64]:
 
 def make_classifier(seed: int) -> Any:
     """Return boosted trees, which find edges and gaps, with a network, which finds smooth differences."""
+    seed %= 2**32  # scikit-learn takes no larger ones
     network = make_pipeline(StandardScaler(), MLPClassifier((128, 128), early_stopping=True, random_state=seed))
     trees = HistGradientBoostingClassifier(random_state=seed)
     return VotingClassifier([("trees", trees), ("network", network)], voting="soft")

@@ -3,8 +3,8 @@
 from hypothesis import strategies as st
 
 from service.contract.recipe import MAX_SCORES, MadeWith, Recipe, RecipeVerdict
-from service.contract.records import MAX_SEED, MAX_STAGES, Point
-from shared.options import LIMITS
+from service.contract.records import MAX_STAGES, Point
+from shared.options import LIMITS, MAX_SEED
 from tests.shared.test_options import fractions, sampling_options
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=100)
