@@ -24,7 +24,7 @@ from torch import Tensor
 
 from shared import storage as files
 from shared.diffusion.layouts import OUTSIDE, as_rotations, nearest_pair
-from shared.rgb import to_rgb
+from shared.rgb import check_depth, to_rgb
 from shared.support import Support
 from shared.vocabulary import Vocabulary, read_train_file
 from trainer.config import Fit, TrainConfig
@@ -69,8 +69,9 @@ def pad(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Read a picture as a viewer shows it: rotated as the file's EXIF says."""
+    """Read a picture as a viewer shows it: rotated as the file's EXIF says. ValueError as of `check_depth`."""
     with Image.open(path) as picture:
+        check_depth(picture)  # before `exif_transpose` decodes it
         return ImageOps.exif_transpose(picture)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from shared.pictures import to_images, without_padding
 from shared.vocabulary import ICLEVR, LabelError
+from tests.service.api.uploads.zips import png_of_16_bits
 from tests.trainer_fixtures import write_data_folder
 from trainer import data
 from trainer.data import load_dataset, read_picture, to_float, to_square
@@ -105,6 +106,13 @@ def test_opaque_pictures_keep_their_values() -> None:
 def test_more_than_8_bits_are_refused_rather_than_clipped(kind: str) -> None:
     with pytest.raises(ValueError, match="more than 8 bits a channel; save it with 8"):
         to_square(Image.new(kind, (8, 8)), 8, "squeeze")
+
+
+@pytest.mark.parametrize("colour_type", [0, 2, 4, 6])  # grey, RGB, both with alpha
+def test_a_file_of_16_bits_a_channel_is_refused(tmp_path: Path, colour_type: int) -> None:
+    (tmp_path / "a.png").write_bytes(png_of_16_bits(colour_type))
+    with pytest.raises(ValueError, match="more than 8 bits a channel; save it with 8"):
+        read_picture(tmp_path / "a.png")
 
 
 def test_a_photograph_is_rotated_as_its_exif_says(tmp_path: Path) -> None:
