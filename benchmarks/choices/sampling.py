@@ -22,8 +22,8 @@ from shared.diffusion.model import load_denoiser
 from shared.evaluator import judge_of
 from shared.options import SamplingOptions
 from shared.registry import resolve
-from shared.storage import open_storage
 from shared.vocabulary import LabelError, read_train_file
+from trainer.commands.options import open_storage
 from trainer.commands.terminal import evaluator_path
 from trainer.errors import TrainerError
 from trainer.score import load_judge, score_run

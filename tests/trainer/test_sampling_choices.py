@@ -37,6 +37,7 @@ def test_the_models_own_evaluator_judges_it_in_the_storage_of_the_environment(
             "error: the evaluator toy-evaluator does not know the denoiser's labels zero",
         ),
         (["--storage", "nope"], "error: nope: there is no folder"),
+        (["--storage", "nothing://here"], "error: nothing://here: cannot be opened as storage"),
     ):
         monkeypatch.setattr(sys, "argv", [*arguments, *more])
         with pytest.raises(SystemExit) as caught:

@@ -1,10 +1,11 @@
-"""What could not be published, or would replace what must stay, is refused before the training."""
+"""What could not be published or written, or would replace what must stay, is refused before the work."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.toy_checkpoint import publish_toys
+from shared.vocabulary import ICLEVR, Vocabulary
+from tests.toy_checkpoint import publish_toy_evaluator, publish_toys
 from tests.trainer.command_line import Command, refused
 
 
@@ -25,4 +26,25 @@ def test_what_could_not_be_published_is_not_trained(
     kept = {path: path.read_bytes() for path in Path("models").iterdir()}
     refused(command(*arguments, "--data", data, "--steps", 1), message)
     assert {path: path.read_bytes() for path in Path("models").iterdir()} == kept
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "data", "--out", "file", "--evaluator", "toy-evaluator"], "--out file: file is a file, not a fol"),
+        (["compare", "data", "--out", "out", "--evaluator", "wide"], "wide knows more labels than data"),
+        (["calibrate", "data", "--conditions", "data", "--plot", "folder.png"], "folder.png is a folder, not a file"),
+        (["calibrate", "data", "--conditions", "data", "--plot", "plot.txt"], "plot.txt must end in .png, .pdf or"),
+    ],
+)
+def test_studies_check_what_they_write_and_judge_with(
+    command: Command, data: Path, arguments: list[str], message: str
+) -> None:
+    publish_toys(Path("models"))
+    publish_toy_evaluator(Path("models"), "wide", Vocabulary((*ICLEVR.names, "pink cube")))
+    Path("file").touch()
+    Path("folder.png").mkdir()
+    steps = ["--steps-per-variant", 1] if arguments[0] == "compare" else []
+    refused(command(*arguments, *steps), message)
     assert not Path("runs").exists()
