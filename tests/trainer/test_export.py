@@ -178,7 +178,7 @@ def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, 
 
 
 def test_the_example_refuses_a_label_that_the_model_does_not_know(exported: Path, tmp_path: Path) -> None:
-    line = [sys.executable, EXAMPLE, exported / "adapter.onnx", "picture.png", "red cube", "pink cube"]
+    line = [sys.executable, str(EXAMPLE), str(exported / "adapter.onnx"), "picture.png", "red cube", "pink cube"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "does not know pink cube; its labels are gray cube, red cube" in done.stderr
