@@ -21,9 +21,8 @@ def check_depth(picture: Image.Image) -> None:
 
     Of a decoded colour picture the depth is no longer known, so pass one as `Image.open` returns it.
     """
-    depth = picture.mode if picture.mode.startswith(("I", "F")) else None
-    for tile in picture.tile if isinstance(picture, ImageFile.ImageFile) else []:
-        if match := SIXTEEN_BITS.search(str(tile.args)):
-            depth = match[0]
-    if depth is not None:
-        raise ValueError(f"mode {depth}: more than 8 bits a channel; save it with 8 bits")
+    tiles = picture.tile if isinstance(picture, ImageFile.ImageFile) else []
+    depths = [picture.mode] if picture.mode.startswith(("I", "F")) else []
+    depths += [match[0] for tile in tiles if (match := SIXTEEN_BITS.search(str(tile.args)))]
+    if depths:
+        raise ValueError(f"mode {depths[0]}: more than 8 bits a channel; save it with 8 bits")

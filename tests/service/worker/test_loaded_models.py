@@ -107,10 +107,10 @@ def test_a_damaged_promoted_model_is_logged_once(
 ) -> None:
     old, runner = toy(folder), Runner(connection, own, "w1")
     runner.models.load()
+    promote(folder, "other")
     content = bytearray((folder / "other.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / "other.safetensors").write_bytes(content)
-    promote(folder, "other")
     caplog.set_level(logging.WARNING)
     run_until(runner, lambda: caplog.records)
     job = create(old)
