@@ -53,6 +53,8 @@ def check_queues(connection: Redis, model: Model) -> None:
     for digest in DIGESTS:
         pending = {text(owner): int(n) for owner, n in connection.hgetall(keys.pending_counts(digest)).items()}
         assert Counter(pending) == model.pending(digest)
+        assert all(pending.values())  # the others are forgotten
+        assert pending.keys() <= set(map(text, connection.zrange(keys.owners(digest), 0, -1)))
         entries, stream = model.entries[digest], keys.stream(digest)
         assert [text(name) for name, _ in connection.xrange(stream)] == list(entries)
         claimed: Any = connection.xpending_range(stream, GROUP, "-", "+", count=1000)

@@ -124,13 +124,13 @@ class Model:
         return {"bytes" if taken and taken + n * EXPECTED_BYTES > limit else "" for taken in least_and_most}
 
     def existing(self, request: IdempotentRequest) -> str | None:
-        """Return the job that the same request created. KeyReuse."""
+        """Return the job that the same request created. KeyReuse if the key's job, of another request, exists."""
         known = self.keys.get((request.owner, request.key))
-        if known is None or self.now >= known[2] + LIMITS["idempotent_s"]:
+        if known is None or self.now >= known[2] + LIMITS["idempotent_s"] or not self.exists(self.jobs[known[1]]):
             return None
         if known[0] != request.request:
             raise KeyReuse("")
-        return known[1] if self.exists(self.jobs[known[1]]) else None
+        return known[1]
 
     def take_stale(self, who: str, digest: str, room: int, held: Container[str]) -> tuple[dict[str, bool], set[str]]:
         """Deliver stale entries again. Return them, with whether they must be sampled alone, and the hopeless ones."""

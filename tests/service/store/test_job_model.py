@@ -377,7 +377,7 @@ class JobMachine(RuleBasedStateMachine):
             rq_job.delete()
         assert self.store.queue.get_job_ids() == []
         self.time_passes(20)
-        lasting = {f(digest) for f in (keys.stream, keys.pending_counts, keys.owners) for digest in DIGESTS}
+        lasting = {keys.stream(digest) for digest in DIGESTS} | {keys.owners(digest) for digest in DIGESTS}
         lasting |= {keys.WORKERS, keys.ENDED, "rq:queues"}
         assert {text(key) for key in self.connection.scan_iter(count=1000)} <= lasting
         type(self).ended += len(self.model.jobs)
