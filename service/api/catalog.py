@@ -207,6 +207,8 @@ class Models:
             self._problem = error
             if not _is_unread(error):
                 self._promoted = {}
+        if isinstance(self.storage, Path) and not self.storage.is_dir():
+            self._problem = CheckpointError(str(self.storage), f"there is no folder {self.storage.absolute()}")
         names = [file.removesuffix(SUFFIX) for file in sorted(self._versions) if file.endswith(SUFFIX)]
         known = {
             name: one for name, one in self._checkpoints.items() if one.version == self._versions.get(name + SUFFIX)

@@ -28,7 +28,7 @@ from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from tests.service.api.answers import Body, nothing_is_queued, problem
 from tests.service.processes import until
-from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
+from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
 from trainer.studies.card import write_card
 
 
@@ -147,6 +147,14 @@ def test_without_a_default_that_can_be_used_models_are_found_by_name_only(
     listing = models.listing()
     assert listing.promoted is None
     assert listing.problems.keys() == {"b.safetensors"} | ({PROMOTED_FILE} if "b" not in promoted else set())
+
+
+def test_a_missing_folder_is_a_problem(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    models = Models(folder, 0.0)
+    assert models.listing().problems == {PROMOTED_FILE: f"{folder}: there is no folder {folder}"}
+    publish_toys(folder)
+    assert models.listing().problems == {}
 
 
 def test_an_adapter_is_refused_without_its_base(models: Models, folder: Path) -> None:
