@@ -1,5 +1,6 @@
 """A real receiver of webhooks, in a process of its own, and jobs that want some."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -48,6 +49,15 @@ class Receiver:
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+@pytest.fixture(autouse=True)
+def _own_event_loop() -> Iterator[None]:
+    """Give a Sender asyncio's own loop: an API of an old uvicorn sets uvloop's for the whole process."""
+    policy = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(None)
+    yield
+    asyncio.set_event_loop_policy(policy)
 
 
 @pytest.fixture
