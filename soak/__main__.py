@@ -84,7 +84,8 @@ def soak(stack: SoakStack, seed: int, minutes: float) -> dict[str, Any]:
 
 def _at_rest(stack: SoakStack) -> list[str]:
     """Wait until all jobs have expired; return what is left of them, and what would stay for ever."""
-    lifetime_s = 60 + LIFETIMES_S["JOB_TTL"] + LIFETIMES_S["REMEMBERED"]
+    # a finished job's tombstone was written when the job was created, to outlive the longest that it may take
+    lifetime_s = 60 + LIFETIMES_S["JOB_TIMEOUT"] + LIFETIMES_S["JOB_TTL"] + LIFETIMES_S["REMEMBERED"]
     try:
         until(lambda: not insist(lambda: outcome.left_over(stack.connection)), "all jobs to expire", lifetime_s)
     except NotInTime:

@@ -13,7 +13,7 @@ from service.local.demo import free_port
 from service.store.connection import connect
 
 OWNERS = {name: new_key() for name in ("red", "blue")}
-LIFETIMES_S = {"JOB_TTL": 60, "REMEMBERED": 60, "JOB_TIMEOUT": 600, "IDEMPOTENT": 300}
+LIFETIMES_S = {"JOB_TTL": 60, "REMEMBERED": 60, "JOB_TIMEOUT": 240, "IDEMPOTENT": 300}
 ENVIRONMENT = {
     "LABELGRID_API_KEYS": " ".join(f"{name}:{hash_of(key)}" for name, key in OWNERS.items()),
     "LABELGRID_WEBHOOK_SECRET": "soak" * 8,
