@@ -47,7 +47,7 @@ def resolve(storage: Location, name: str | None, kind: CheckpointKind) -> Locati
 
     Raises CheckpointError, with the names that exist, if there is none or it is of another kind.
     """
-    _check_folder(storage)
+    check_folder(storage)
     wanted = name if name is not None else promoted(storage, kind)
     if wanted is None:
         raise CheckpointError(str(storage), f"no {kind} is promoted in {storage}; {_available(storage, kind)}")
@@ -64,7 +64,7 @@ def promote(storage: Location, name: str) -> None:
     whose base is missing, damaged or changed.
     """
     check_name(name)
-    _check_folder(storage)
+    check_folder(storage)
     _read_existing(storage, name, "checkpoint")
     info = verify(path_of(storage, name))
     with files.locked(storage):
@@ -128,7 +128,7 @@ def _evaluators(storage: Location) -> list[CheckpointInfo]:
     return [info for info in scan(storage)[0] if info.kind == "evaluator"]
 
 
-def _check_folder(storage: Location) -> None:
+def check_folder(storage: Location) -> None:
     """Raise CheckpointError if a local folder is missing. Object stores have no empty folders."""
     with reading(storage):
         if isinstance(storage, Path) and not storage.is_dir():

@@ -30,7 +30,7 @@ from shared.checkpoint import (
     read_info,
     verify,
 )
-from shared.registry import PROMOTED_FILE, judge_of, judge_problem, promoted_names, resolve
+from shared.registry import PROMOTED_FILE, check_folder, judge_of, judge_problem, promoted_names, resolve
 from shared.storage import Location
 from shared.support import picture_size
 from shared.vocabulary import Vocabulary
@@ -180,14 +180,14 @@ class Models:
                 self._usable(promoted)
         except CheckpointError as error:
             promoted, problem = None, problem or error
-        denoisers = self._whole()
+        found = [(info, self._conflict(info)) for info in self._of_kind("denoiser")]
+        denoisers = [info for info, conflict in found if conflict is None]
         problems = {
             name + SUFFIX: file.found.reason
             for name, file in self._checkpoints.items()
             if isinstance(file.found, CheckpointError)
         }
-        conflicts = {info.name + SUFFIX: self._conflict(info) for info in self._of_kind("denoiser")}
-        problems |= {file: conflict for file, conflict in conflicts.items() if conflict}
+        problems |= {info.name + SUFFIX: conflict for info, conflict in found if conflict is not None}
         if problem is not None and problem.subject not in problems:
             problems[PROMOTED_FILE] = problem.reason if problem.subject == PROMOTED_FILE else str(problem)
         self._listing = Listing(denoisers, {info.name: self._card(info) for info in denoisers}, promoted, problems)
@@ -201,14 +201,13 @@ class Models:
         try:
             self._versions = files.versions(self.storage)
             self._promoted = promoted_names(self.storage)
+            check_folder(self.storage)
         except OSError as error:
             self._problem = CheckpointError(str(self.storage), f"cannot be read: {error.strerror or error}")
         except CheckpointError as error:
             self._problem = error
             if not _is_unread(error):
                 self._promoted = {}
-        if isinstance(self.storage, Path) and not self.storage.is_dir():
-            self._problem = CheckpointError(str(self.storage), f"there is no folder {self.storage.absolute()}")
         names = [file.removesuffix(SUFFIX) for file in sorted(self._versions) if file.endswith(SUFFIX)]
         known = {
             name: one for name, one in self._checkpoints.items() if one.version == self._versions.get(name + SUFFIX)

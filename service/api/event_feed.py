@@ -27,10 +27,8 @@ from service.store.reader import JobReader
 WATCHED_MS = 3000  # how long workers render previews after the last renewal
 LOOK_AGAIN_MS = 1000  # how often a feed without news checks whether the job still exists
 KEPT_STEPS = 4  # as in Redis: only the newest matter, but several workers may share a job
-
-
 FROM_START = "0-0"  # the Last-Event-ID of a client that has none
-AFTER_ALL = "0-1"
+AFTER_ALL = "0-1"  # of a client that has seen the end of a job whose events are gone
 
 
 async def is_complete(reader: JobReader, job: Job, after: str) -> bool:

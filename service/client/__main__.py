@@ -22,11 +22,10 @@ from service.client.connection import OnEvent
 from service.client.messages import DEFAULT_URL
 from service.client.thresholds import BELOW, below, parse_thresholds
 from service.contract.records import TERMINAL, Layout, Layouts
-from service.contract.schemas import Job, JobHead, JobPage, SamplingFields, ScoreResult
+from service.contract.schemas import LONGEST_PAGE, Job, JobHead, JobPage, SamplingFields, ScoreResult
 
 Number = TypeVar("Number", int, float)
 
-LONGEST_PAGE: Final = 100  # jobs that the service lists in one response
 INTERRUPTED: Final = 130  # the exit code after Ctrl-C, as shells have it
 
 app = typer.Typer(

@@ -13,6 +13,7 @@ from service.contract.records import MAX_STAGES, JobKind, JobStatus, Layouts, Sc
 from shared.options import LIMITS, MAX_SEED, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
 from shared.support import Support
 
+LONGEST_PAGE = 100  # jobs that GET /jobs lists at once
 EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"
 DIGEST = "9f2c" * 16
 LABELS_EXAMPLE: Any = [["red cube", "blue sphere"], ["gray cylinder"]]

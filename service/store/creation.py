@@ -198,13 +198,13 @@ class JobCreator:
 
         KeyReuse if the key stands for another request, whose job is there.
         """
-        value = await self.connection.get(request.redis_key)
-        if value is None:
+        raw = await self.connection.get(request.redis_key)
+        if raw is None:
             return None
-        before = text(value).partition(" ")[0]
-        if not await self.connection.exists(keys.job(before)) and not await is_kept(before):
-            return None
-        return request.job_of(text(value))
+        value = text(raw)
+        job_id = value.partition(" ")[0]
+        is_there = await self.connection.exists(keys.job(job_id)) or await is_kept(job_id)
+        return request.job_of(value) if is_there else None
 
     async def create(self, new: NewJob) -> str:
         """Write a job, its pending pictures and its RQ job in one script, and return the job's id.

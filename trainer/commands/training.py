@@ -241,9 +241,10 @@ def distill(
             evaluate=watcher,
             evaluate_every_s=60 * evaluate_minutes,
         )  # fmt: skip
-    training: dict[str, Any] = {"method": "trajectories", "teacher": source.info.name}
-    training["teacher_digest"] = source.info.digest
-    training |= {"rank": rank, **({"started_from": start_from} if start_from else {})}
+    training: dict[str, Any] = {
+        "method": "trajectories", "teacher": source.info.name, "teacher_digest": source.info.digest, "rank": rank,
+        **({"started_from": start_from} if start_from else {}),
+    }  # fmt: skip
     training |= {"guidance": guidance, "steps": state.step, "minutes": round(state.elapsed_s / 60, 1)}
     training |= {"examples_seen": state.step * config.batch, "config": config.model_dump(mode="json")}
     training |= {"last": state.history[-1]} if state.history else {}

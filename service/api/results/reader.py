@@ -74,11 +74,11 @@ class ResultReader:
 
     async def image(self, job_id: str, owner: str, index: int) -> bytes:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
-        return await self._png(self.jobs.image(job_id, index), job_id, owner, files.picture(index), index)
+        return await self._png(self.jobs.image(job_id, index), job_id, owner, files.picture, index)
 
     async def trajectory(self, job_id: str, owner: str, index: int) -> bytes:
         """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
-        return await self._png(self.jobs.trajectory(job_id, index), job_id, owner, files.trajectory(index), index)
+        return await self._png(self.jobs.trajectory(job_id, index), job_id, owner, files.trajectory, index)
 
     async def grid(self, job_id: str, owner: str) -> bytes:
         """Return the grid's PNG. NotReady until the job is finished; UnknownJob, ExpiredJob."""
@@ -157,17 +157,19 @@ class ResultReader:
                 break
         return found
 
-    async def _png(self, in_redis: Awaitable[bytes], job_id: str, owner: str, name: str, index: int) -> bytes:
+    async def _png(
+        self, in_redis: Awaitable[bytes], job_id: str, owner: str, name_of: Callable[[int], str], index: int
+    ) -> bytes:
         try:
             return await in_redis
         except (NotReady, *Gone) as error:
-            png = await self._read(job_id, owner, name)
+            png = await self._read(job_id, owner, name_of(index))
             if png is not None:
                 return png
             kept = None if isinstance(error, NotReady) else await self._kept(job_id, owner)
             if kept is None:
                 raise _without_files(error, job_id) from None
-            if kept.record.trajectory is None and name == files.trajectory(index):
+            if kept.record.trajectory is None and name_of is files.trajectory:
                 raise UnknownPicture(NO_TRAJECTORIES) from error
             raise UnknownPicture(no_picture(index, kept.record.total)) from error
 

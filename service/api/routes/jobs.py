@@ -21,7 +21,7 @@ from service.contract.errors import (
     UnknownJob,
 )
 from service.contract.events import EVENTS
-from service.contract.schemas import EXAMPLE_ID, Job, JobPage
+from service.contract.schemas import EXAMPLE_ID, LONGEST_PAGE, Job, JobPage
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -62,7 +62,7 @@ EVENTS_EXAMPLES = (
 async def list_jobs(
     owner: OwnerDep,
     results: ResultsDep,
-    limit: Annotated[int, Query(ge=1, le=100, description="jobs on a page", examples=[20])] = 20,
+    limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE, description="jobs on a page", examples=[20])] = 20,
     cursor: Annotated[
         str | None,
         Query(
