@@ -22,8 +22,8 @@ jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, a
 key:HASH              string      the job and request that belong to an owner's Idempotency-Key
 bytes:OWNER           hash        "EXPIRES BYTES" of what the owner has stored: expected, by open job, and by the minute
                                   (Unix time / 60) in which ended jobs expire
-turns:DIGEST          sorted set  owners with pending pictures of a checkpoint, least recently served first; and others
-                                  while their turn is after those
+turns:DIGEST          sorted set  owners with pending pictures of a checkpoint, least recently served first; one without
+                                  any stays until it would be their turn
 turns:DIGEST:OWNER    list        the owner's jobs with pending pictures, in turn
 waiting:DIGEST        hash        owner -> number of their pending pictures
 pictures:DIGEST       stream      pictures of a checkpoint that a worker has claimed or is about to claim
