@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import hiredis
 from redis import Redis
 from redis.asyncio import ConnectionPool as AsyncPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.connection import AbstractConnection
 from redis.backoff import DecorrelatedJitterBackoff
-from redis.connection import HiredisRespSerializer
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,
@@ -114,8 +114,7 @@ class _PackedInC(AbstractConnection):
     """Packs commands as `Redis` does. redis-py does it in Python for asyncio, which takes four times as long."""
 
     def pack_command(self, *args: Any) -> list[bytes]:
-        packed: list[bytes] = HiredisRespSerializer().pack(*args)
-        return packed
+        return [hiredis.pack_command((*args[0].encode().split(), *args[1:]))]  # the name may have two words
 
 
 def connect_async(url: str, *, timeout_s: float, max_connections: int) -> AsyncRedis:

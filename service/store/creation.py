@@ -134,7 +134,8 @@ def rq_fields(queue: Queue, job_id: str) -> dict[str, Any]:
 def _common_rq_fields(queue: Queue) -> dict[str, Any]:
     job = rq_job(queue, "")
     job.enqueued_at = job.created_at
-    return {"status": job.get_status(refresh=False), **job.to_dict()}
+    fields = {"status": job.get_status(refresh=False), **job.to_dict()}
+    return {name: value for name, value in fields.items() if value != ""}  # RQ reads a missing field as an empty one
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ import sys
 from typing import Any
 
 import structlog
-from structlog.contextvars import get_contextvars, merge_contextvars
-from structlog.stdlib import BoundLogger, ExtraAdder, ProcessorFormatter
+from structlog.contextvars import get_contextvars
+from structlog.stdlib import BoundLogger
 
 from service.settings import Settings
 
 REQUEST_ID = "X-Request-ID"
 OURS = ("service", "shared")  # the level applies to these only: others could log secrets, such as headers
+OF_EVERY_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 CREDENTIALS = re.compile(r"(://[^\s/@:]*:)[^\s@]+@|((?:bearer|basic)\s+)[^\s\"',]+", re.IGNORECASE)
 
 structlog.configure(
@@ -37,42 +38,50 @@ def request_id() -> str:
     return str(get_contextvars().get("request_id", ""))
 
 
-def formatter(settings: Settings, role: str) -> logging.Formatter:
-    """Build the formatter of log lines; `role`: the kind of process that writes them."""
-    secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
+class LineFormatter(logging.Formatter):
+    """Renders a record, with the ids of its request and job, as one line without secrets.
 
-    def name_role(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        return {**event, "role": role}
+    structlog's ProcessorFormatter takes twice as long, because it copies every record: a tenth of the API's CPU.
+    """
 
-    def redact(logger: Any, method: str, line: Any) -> Any:
+    def __init__(self, settings: Settings, role: str) -> None:
+        """`role`: the kind of process that writes the lines."""
+        super().__init__()
+        self._role = role
+        self._secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
+        # Plain tracebacks, because rich ones show local variables and the secrets in them.
+        plain = structlog.dev.plain_traceback
+        rendering: list[Any] = (
+            [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+            if settings.log_format == "json"
+            else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+        )
+        self._processors = (structlog.processors.TimeStamper(fmt="iso", utc=True), *rendering)
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: Any = get_contextvars()
+        line |= {name: value for name, value in vars(record).items() if name not in OF_EVERY_RECORD}
+        line |= {"event": record.getMessage(), "level": record.levelname.lower()}
+        line |= {"logger": record.name, "role": self._role}
+        if record.exc_info:
+            line["exc_info"] = record.exc_info
+        for process in self._processors:
+            line = process(None, record.levelname, line)
+        return self._redact(line)
+
+    def _redact(self, line: str) -> str:
         """Remove secrets as a last resort: an error's text may contain a URL with a password."""
-        line = CREDENTIALS.sub(lambda match: f"{match[1]}***@" if match[1] else f"{match[2]}***", line)
-        return line.replace(secret, "***") if secret else line
-
-    # Plain tracebacks, because rich ones show local variables and the secrets in them.
-    plain = structlog.dev.plain_traceback
-    rendering: list[structlog.typing.Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
-        if settings.log_format == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
-    )
-    return ProcessorFormatter(
-        foreign_pre_chain=[
-            structlog.stdlib.add_log_level,
-            structlog.stdlib.add_logger_name,
-            ExtraAdder(),
-            merge_contextvars,
-            name_role,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-        ],
-        processors=[ProcessorFormatter.remove_processors_meta, *rendering, redact],
-    )
+        capitals = line.upper()
+        if "://" in line or "BEARER" in capitals or "BASIC" in capitals:  # which is faster than the expression
+            line = CREDENTIALS.sub(lambda match: f"{match[1]}***@" if match[1] else f"{match[2]}***", line)
+        return line.replace(self._secret, "***") if self._secret else line
 
 
 def configure(settings: Settings, role: str) -> None:
     """Send all logs of this process to standard error. Call it once, at the entry point."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter(settings, role))
+    handler.setFormatter(LineFormatter(settings, role))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging._srcfile = None  # the documented way not to look for the line of code that logs, since no line shows it
     for name in OURS:
         logging.getLogger(name).setLevel(settings.log_level.upper())

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from structlog.contextvars import clear_contextvars
 
 from service.settings import Settings
-from service.telemetry.logs import formatter
+from service.telemetry.logs import LineFormatter
 
 SECRET = "a secret that is long enough"
 ASYNC = {"prefer": "respond-async"}
@@ -40,7 +40,7 @@ def lines(settings: Settings) -> Iterator[Lines]:
     stream = Lines()
     handler = logging.StreamHandler(stream)
     json_lines = settings.model_copy(update={"log_format": "json", "webhook_secret": SecretStr(SECRET)})
-    handler.setFormatter(formatter(json_lines, "test"))
+    handler.setFormatter(LineFormatter(json_lines, "test"))
     root, ours = logging.getLogger(), logging.getLogger("service")
     level = ours.level
     root.addHandler(handler)

@@ -11,7 +11,7 @@ from redis import Redis
 
 from service.api.access.keys import hash_of, new_key
 from service.settings import Settings
-from service.telemetry.logs import formatter, get_logger
+from service.telemetry.logs import LineFormatter, get_logger
 from service.webhooks.worker import Sender
 from service.worker.runner import Runner
 from tests.conftest import serving
@@ -86,7 +86,7 @@ def test_a_traceback_shows_no_variables(settings: Settings, log_format: str) -> 
         raise RuntimeError(len(password))
     except RuntimeError:
         record.exc_info = sys.exc_info()
-    line = formatter(settings.model_copy(update={"log_format": log_format}), "test").format(record)
+    line = LineFormatter(settings.model_copy(update={"log_format": log_format}), "test").format(record)
     assert "RuntimeError: 7" in line
     assert "hunter2" not in line
 
