@@ -9,10 +9,19 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from service.api.openai.errors import PREFIX, with_openai_error
-from service.contract.errors import PROBLEM_JSON, BadRequest, NotJson, ServiceError, Unavailable, problem_body
+from service.contract.errors import (
+    PROBLEM_JSON,
+    BadRequest,
+    ClientGone,
+    NotJson,
+    ServiceError,
+    Unavailable,
+    problem_body,
+)
 from service.store.connection import is_full, refuses_writes
 from service.telemetry.logs import REQUEST_ID, request_id
 
@@ -56,6 +65,8 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     """Answer what Starlette and FastAPI raise themselves: no such route or method, a body that cannot be read."""
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ClientDisconnect):  # FastAPI's 400 hides it
+        return await _client_gone(request, error.__cause__)
     if isinstance(error.__cause__, ValueError | RecursionError):  # FastAPI's 400 hides why the JSON parser failed
         return await _service_error(request, NotJson(f"the body is not JSON: {error.__cause__}"))
     phrase = PHRASES.get(error.status_code) or HTTPStatus(error.status_code).phrase
@@ -74,6 +85,11 @@ def _is_routed(request: Request, method: str) -> bool:
     method = "GET" if method == "HEAD" else method  # `access/head_requests.py`
     scope = {**request.scope, "method": method}
     return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+
+async def _client_gone(request: Request, error: Exception) -> JSONResponse:
+    """Answer nobody, so that logs and metrics do not count it among the service's own errors."""
+    return await _service_error(request, ClientGone("the client disconnected before its body had arrived"))
 
 
 async def _redis_error(request: Request, error: Exception) -> JSONResponse:
@@ -107,5 +123,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
     app.add_exception_handler(redis.exceptions.RedisError, _redis_error)
     app.add_exception_handler(Exception, _unexpected)

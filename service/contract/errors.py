@@ -23,7 +23,7 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── TooManyRequests         429  Retry-After says when the next one is accepted
 ├── QueueFull               429  Retry-After says when there will be room
 ├── QuotaExceeded           429  the owner's stored results; Retry-After says when some of them expire
-├── ClientGone              499  the client disconnected while waiting, so nobody reads this
+├── ClientGone              499  the client disconnected while it sent or waited, so nobody reads this
 ├── JobFailed               500  for a client that waited for the job
 ├── Unavailable             503
 │   ├── NoModel                  no checkpoint in storage can be used

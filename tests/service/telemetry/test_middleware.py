@@ -1,12 +1,14 @@
 """Every request has an id, in its response, its problem and its log line."""
 
+import socket
+
 import httpx
 import pytest
 from redis import Redis
 
 from service.settings import Settings
 from service.store.jobs import JobStore
-from tests.conftest import serving
+from tests.conftest import api_server, serving
 from tests.service.telemetry.conftest import SECRET, Lines
 
 BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
@@ -53,3 +55,19 @@ def test_an_unexpected_error_is_logged_with_the_id_in_its_response(
     (error,) = lines.read_all(level="error", request_id="odd")
     assert "ZeroDivisionError: at redis://:***@redis:6379/0 with ***" in error["exception"]
     assert (request["status"], request["request_id"]) == (500, "odd")
+
+
+@pytest.mark.parametrize("path", ["/generate", "/score", "/v1/images/generations"])
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+def test_a_client_that_leaves_in_its_body_is_no_error_of_the_service(
+    settings: Settings, connection: Redis, lines: Lines, path: str, kind: str
+) -> None:
+    with api_server(settings) as server:
+        address = server.servers[0].sockets[0].getsockname()
+        with socket.create_connection(address) as client:
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 100\r\n"
+            client.sendall(f"{head}Expect: 100-continue\r\n\r\n".encode())
+            assert client.recv(100).startswith(b"HTTP/1.1 100")  # the route reads the body now
+        (request,) = lines.wait(1, event="request")
+        assert (request["path"], request["status"]) == (path, 499)
+        assert lines.read_all(level="error") == []
