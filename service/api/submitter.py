@@ -343,7 +343,7 @@ class Submitter:
         return float(sum(about.get("pictures_per_s", 0.0) for about in ready))
 
 
-def check_finished(job: Job, headers: Mapping[str, str] | None = None) -> None:
+def check_finished(job: Job, headers: Mapping[str, str]) -> None:
     """Raise JobFailed or JobCancelled for a client that waited for the job's end."""
     location = f"/jobs/{job.id}"
     if job.status == "failed":

@@ -23,6 +23,10 @@ from shared.vocabulary import LabelError, Vocabulary
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
+# OpenAI's clients repeat a request after a 409, 500 or 504. If its job was cancelled, has failed or goes on, that would
+# only create another one.
+NO_RETRY = {"X-Should-Retry": "false"}
+
 
 @router.post(
     "/images/generations",
@@ -38,8 +42,9 @@ async def generate_images(
     accepted = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
     job, job_id = await submitter.wait(accepted, settings.wait_s), accepted.job_id
     if job.status not in TERMINAL:
-        raise NotInTime(f"not finished within {settings.wait_s:.0f} s; the job goes on", job=f"/jobs/{job_id}")
-    check_finished(job)
+        detail = f"not finished within {settings.wait_s:.0f} s; the job goes on"
+        raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{job_id}")
+    check_finished(job, NO_RETRY)
     pngs = [await submitter.results.image(job_id, submitter.owner, i) for i in range(len(job.labels))]
     own: Size = struct.unpack(">II", pngs[0][16:24])  # from the PNG's header
     size = own if body.size in (None, "auto") else fitted(own, parse_size(body.size))

@@ -67,22 +67,25 @@ def test_addresses_in_place_of_pictures(ai: openai.OpenAI, client: httpx.Client,
 
 
 @pytest.mark.parametrize("how", ["fails", "is cancelled"])
-def test_a_failed_or_cancelled_job_is_an_error(
+def test_a_failed_or_cancelled_job_is_an_error_that_is_not_retried(
     ai: openai.OpenAI, client: httpx.Client, alive: JobStore, how: str
 ) -> None:
+    answered = threading.Event()
+
     def end() -> None:
-        while not (jobs := alive.connection.smembers("labelgrid:open")):
-            time.sleep(0.005)
-        job_id = text(next(iter(jobs)))
-        _ = alive.fail(job_id, "picture 0: it is broken") if how == "fails" else alive.cancel(job_id)
+        while not answered.wait(0.005):
+            for job_id in map(text, alive.connection.smembers("labelgrid:open")):
+                _ = alive.fail(job_id, "picture 0: it is broken") if how == "fails" else alive.cancel(job_id)
 
     thread = threading.Thread(target=end)
     thread.start()
     with pytest.raises(openai.APIStatusError, match="broken" if how == "fails" else "cancelled") as caught:
-        ai.images.generate(prompt=PROMPT)
+        ai.with_options(max_retries=1).images.generate(prompt=PROMPT)
+    answered.set()
     thread.join()
     wanted = (500, "job_failed") if how == "fails" else (409, "job_cancelled")
     assert (caught.value.status_code, caught.value.code) == wanted
+    assert len(client.get("/jobs").json()["jobs"]) == 1
 
 
 def test_pictures_are_scaled_to_fit_the_size_that_a_client_asks_for(ai: openai.OpenAI, working: Runner) -> None:
@@ -150,9 +153,10 @@ def test_no_worker_is_503_and_a_slow_job_504(
     workers.announce(connection, "w", {}, 60)
     with serving(settings.model_copy(update={"wait_s": 0.0})) as other, openai_client(other) as impatient:
         with pytest.raises(openai.InternalServerError) as late:
-            impatient.images.generate(prompt=PROMPT)
+            impatient.with_options(max_retries=1).images.generate(prompt=PROMPT)
         assert (late.value.status_code, late.value.code) == (504, "not_in_time")
         assert other.get(late.value.response.json()["job"]).json()["status"] == "queued"
+        assert len(other.get("/jobs").json()["jobs"]) == 1  # the client has not retried
 
 
 def test_models_are_listed_and_shown(ai: openai.OpenAI) -> None:
