@@ -35,8 +35,8 @@ MAX_CONNECTIONS = 2000  # for commands that return at once
 MAX_WAITING = 2000  # for blocking reads, one for all event streams of a job
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
     "allow_methods": ["GET", "POST", "DELETE"],
-    "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
-    "expose_headers": ["Location", "Preference-Applied", "Retry-After", "RateLimit", "RateLimit-Policy"],
+    "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "X-Request-ID"],
+    "expose_headers": ["Content-Location", "Location", "Preference-Applied", "Retry-After", "X-Request-ID"],
     "max_age": 3600,
 }
 
@@ -95,8 +95,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.models = Models(settings.storage, settings.storage_every_s)
     app.add_middleware(HeadRequests)
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
-    app.add_middleware(Guard, keys=KeyRing(settings.api_keys, settings.api_keys_file), settings=settings)
-    if origins := settings.cors_origins.replace(",", " ").split():
+    origins = settings.cors_origins.replace(",", " ").split()
+    keys = KeyRing(settings.api_keys, settings.api_keys_file)
+    app.add_middleware(Guard, keys=keys, settings=settings, origins=origins)
+    if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, **CROSS_ORIGIN)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(ObserveRequests)

@@ -143,7 +143,10 @@ class NotLocal(ServiceError, status=403, slug="not-local", title="Only this mach
 
 
 class CrossSite(ServiceError, status=403, slug="cross-site", title="Pages of other sites may not use the service"):
-    example = "without API keys pages of other sites, such as https://example.com, may not use the service"
+    example = (
+        "without API keys pages of other sites, such as https://example.com, may not use the service, unless "
+        "LABELGRID_CORS_ORIGINS names them"
+    )
 
 
 class NotFound(ServiceError, status=404, slug="not-found", title="Not Found"):

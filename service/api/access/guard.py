@@ -6,6 +6,7 @@ Knows only the public routes, so a new route is closed until it is opened here. 
 import functools
 import ipaddress
 import re
+from collections.abc import Collection
 
 from redis.exceptions import RedisError
 from starlette.datastructures import Headers
@@ -52,26 +53,32 @@ def is_public(path: str) -> bool:
     return path in PUBLIC or path.startswith("/static/")
 
 
-def _check_site(headers: Headers) -> None:
+def _check_site(headers: Headers, origins: Collection[str]) -> None:
     """Raise CrossSite for a request that a browser sends for a page of another site, such as a form without preflight.
 
-    Browsers set both headers, pages cannot, and other clients send neither. Without Sec-Fetch-Site, as over plain HTTP,
-    the page's origin must be the requested host. A proxy that changes Host names it in X-Forwarded-Host, which a page
-    cannot set without a preflight either.
+    `origins`: those whose pages may; "*" stands for all. Browsers set both headers, pages cannot, and other clients
+    send neither. Without Sec-Fetch-Site, as over plain HTTP, the page's origin must be the requested host. A proxy that
+    changes Host names it in X-Forwarded-Host, which a page cannot set without a preflight either.
     """
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if origin and not {origin, "*"}.isdisjoint(origins):
+        return
     if site is None and origin is not None:
         hosts = {headers.get("host"), headers.get("x-forwarded-host", "").partition(",")[0].strip()}
         site = "same-origin" if origin.partition("://")[2] in hosts - {""} else "cross-site"
     if site not in (None, "same-origin", "none"):
-        raise CrossSite(f"without API keys pages of other sites, such as {origin or site}, may not use the service")
+        raise CrossSite(
+            f"without API keys pages of other sites, such as {origin or site}, may not use the service, unless "
+            "LABELGRID_CORS_ORIGINS names them"
+        )
 
 
 class Guard:
     """ASGI middleware: stores the owner of the request's key in its state, or answers with a problem."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, settings: Settings) -> None:
-        self.app, self.keys, self.settings = app, keys, settings
+    def __init__(self, app: ASGIApp, keys: KeyRing, settings: Settings, origins: Collection[str]) -> None:
+        """`origins`: those of other sites whose pages may use the API."""
+        self.app, self.keys, self.settings, self.origins = app, keys, settings, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -93,7 +100,7 @@ class Guard:
             if not self.settings.allow_no_keys and scope["path"] != METRICS:
                 self._check_local(scope, headers.get("host", ""))
             if scope["method"] not in SAFE_METHODS:
-                _check_site(headers)
+                _check_site(headers, self.origins)
             return NOBODY
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
