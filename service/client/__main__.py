@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, Unpack, get_type_hints
+from uuid import uuid4
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -71,9 +72,15 @@ def _connected(url: str) -> Iterator[Client]:
         raise _fail("interrupted", INTERRUPTED) from None
 
 
-@contextlib.contextmanager
-def ctrl_c_cancels(client: Client, report: OnEvent | None = None) -> Iterator[OnEvent]:
-    """Give an `on_event` for new jobs, which also calls `report`. Ctrl-C cancels the job in progress."""
+def until_ctrl_c(
+    client: Client, submit: Callable[..., Job], report: OnEvent | None = None, *, wait: bool = True
+) -> Job:
+    """Return the job that `submit` creates, finished unless `wait` is false. Ctrl-C cancels it.
+
+    After Ctrl-C before the answer, the same request with the same Idempotency-Key tells which job it created.
+    `report` is called with all events.
+    """
+    send = functools.partial(submit, client, idempotency_key=uuid4().hex)
     states: list[Job] = []
 
     def on_event(event: Event) -> None:
@@ -83,15 +90,15 @@ def ctrl_c_cancels(client: Client, report: OnEvent | None = None) -> Iterator[On
             report(event)
 
     try:
-        yield on_event
+        return send(on_event=on_event, wait=wait)
     except KeyboardInterrupt:
-        if not states or states[-1].status in TERMINAL:
+        if states and states[-1].status in TERMINAL:
             raise
-        job_id = states[-1].id
+        which = f"job {states[-1].id}" if states else "its job, if there is one,"
         try:
-            client.cancel(job_id)
+            job_id = client.cancel((states[-1] if states else send(wait=False)).id).id
         except ClientError as error:
-            raise _fail(f"interrupted; job {job_id} is not cancelled: {error}", INTERRUPTED) from error
+            raise _fail(f"interrupted; {which} is not cancelled: {error}", INTERRUPTED) from error
         raise _fail(f"interrupted; job {job_id} is cancelled", INTERRUPTED) from None
 
 
@@ -126,10 +133,10 @@ def _create(
     with _connected(url) as client:
         _check_places(output, images)
         if detach:
-            print(submit(client, wait=False).id)
+            print(until_ctrl_c(client, submit, wait=False).id)
             return None
-        with display.JobProgress() as progress, ctrl_c_cancels(client, progress.on_event) as on_event:
-            job = submit(client, on_event=on_event)
+        with display.JobProgress() as progress:
+            job = until_ctrl_c(client, submit, progress.on_event)
         _save(client, job, output, images)
         show(job)
         return job
@@ -298,12 +305,12 @@ def sweep(
     from service.client.sweep import draw, run_sweep  # needs Pillow, and the rest does not
 
     steps_, ws = _numbers(steps, int), _numbers(guidance, float)
-    with _connected(url) as client, display.bar() as progress, ctrl_c_cancels(client) as on_event:
+    with _connected(url) as client, display.bar() as progress:
         _check_places(output, None)
         task = progress.add_task("combinations", total=len(steps_) * len(ws))
         cells = run_sweep(
             client, _lists(labels), steps_, ws, seed=seed, model=model,
-            on_cell=lambda: progress.advance(task), on_event=on_event,
+            on_cell=lambda: progress.advance(task), create=until_ctrl_c,
         )  # fmt: skip
         output.write_bytes(draw(cells))
     Console(width=display.UNCUT).print(display.plain(str(output)), highlight=False)

@@ -1,5 +1,6 @@
 """A sweep: the same pictures with every combination of two options, in a grid whose axes are labelled."""
 
+import functools
 import io
 import itertools
 from collections.abc import Callable, Sequence
@@ -7,10 +8,10 @@ from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from service.client.connection import Client, OnEvent
+from service.client.connection import Client
 from service.client.errors import ClientError
 from service.client.messages import LabelLists, Options
-from service.contract.schemas import GenerateResult
+from service.contract.schemas import GenerateResult, Job
 
 MOST: Final = 100  # combinations
 GAP: Final = 6  # pixels between cells
@@ -21,11 +22,13 @@ Cell = tuple[int, float]  # steps, guidance
 
 def run_sweep(
     client: Client, labels: LabelLists, steps: Sequence[int], guidance: Sequence[float], *, seed: int = 0,
-    model: str | None = None, on_cell: Callable[[], None] = lambda: None, on_event: OnEvent | None = None,
+    model: str | None = None, on_cell: Callable[[], None] = lambda: None,
+    create: Callable[[Client, Callable[..., Job]], Job] = lambda client, submit: submit(client),
 ) -> dict[Cell, tuple[bytes, float]]:  # fmt: skip
     """Generate the label lists with each number of steps and each w, all from one seed.
 
-    Returns (steps, w) -> the grid's PNG and the accuracy. Raises ClientError for too many combinations.
+    `create` sends each request, a function of the client, and returns its job. Returns (steps, w) -> the grid's PNG and
+    the accuracy. Raises ClientError for too many combinations.
     """
     if len(steps) * len(guidance) > MOST:
         raise ClientError(f"{len(steps) * len(guidance)} combinations; at most {MOST} are allowed")
@@ -34,7 +37,7 @@ def run_sweep(
         options: Options = {"seed": seed, "steps": n, "guidance": w}
         if model:
             options["model"] = model
-        job = client.generate(labels, on_event=on_event, **options)
+        job = create(client, functools.partial(Client.generate, labels=labels, **options))
         assert isinstance(job.result, GenerateResult)
         found[n, w] = client.grid(job.id), job.result.accuracy
         on_cell()

@@ -1,5 +1,6 @@
 """The client's command line against the real API, in this process and in another one."""
 
+import functools
 import json
 import os
 import signal
@@ -15,7 +16,8 @@ import typer
 from typer.testing import CliRunner
 
 from service.client import Client, Event
-from service.client.__main__ import app, ctrl_c_cancels
+from service.client.__main__ import app, until_ctrl_c
+from service.client.connection import OnEvent
 from service.client.display import plain
 from service.contract.schemas import JOB_EXAMPLE, Job
 from service.store.jobs import JobStore
@@ -262,10 +264,12 @@ def test_ctrl_c_cancels_only_what_has_not_ended(capsys: pytest.CaptureFixture[st
     refusing = Client("http://x", transport=httpx.MockTransport(lambda request: httpx.Response(404)))
 
     def interrupt_after(*states: Job) -> None:
-        with ctrl_c_cancels(refusing) as on_event:
+        def submit(client: Client, on_event: OnEvent, **options: object) -> Job:
             for job in states:
                 on_event(Event("job", job))
             raise KeyboardInterrupt
+
+        until_ctrl_c(refusing, submit)
 
     with pytest.raises(KeyboardInterrupt):
         interrupt_after(running, finished)
@@ -273,6 +277,32 @@ def test_ctrl_c_cancels_only_what_has_not_ended(capsys: pytest.CaptureFixture[st
         interrupt_after(running)
     assert end.value.exit_code == 130
     assert f"interrupted; job {running.id} is not cancelled: http://x/" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("lost", ["request", "answer"])
+def test_ctrl_c_before_the_answer_cancels_the_job_too(
+    url: str, alive: JobStore, capsys: pytest.CaptureFixture[str], lost: str, wait: bool
+) -> None:
+    class Interrupted(httpx.HTTPTransport):
+        """Ctrl-C is pressed while the first request is on its way, or its answer."""
+
+        requests = 0
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            self.requests += 1
+            if self.requests > 1:
+                return super().handle_request(request)
+            if lost == "answer":
+                super().handle_request(request).read()
+            raise KeyboardInterrupt
+
+    with Client(url, transport=Interrupted()) as client:
+        with pytest.raises(typer.Exit) as end:
+            until_ctrl_c(client, functools.partial(Client.generate, labels=[["red cube"]]), wait=wait)
+        (job,) = client.jobs().jobs
+    assert (end.value.exit_code, job.status) == (130, "cancelled")
+    assert capsys.readouterr().err == f"labelgrid: interrupted; job {job.id} is cancelled\n"
 
 
 def test_text_from_a_service_is_printed_as_text() -> None:
