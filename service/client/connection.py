@@ -218,7 +218,7 @@ class AsyncClient:
         """Create a job, only one however often the request is sent; with `wait`, return it once it is finished."""
         key = key or uuid4().hex
         if not is_header(key):
-            raise ClientError(f"idempotency_key: {key!r} is not printable ASCII")
+            raise ClientError(f"idempotency_key: {key!r} is not printable ASCII without spaces at its ends")
         headers = {"Prefer": "respond-async", "Idempotency-Key": key}
         job = read_body(await self._send("POST", path, on_event, headers=headers, **arguments), Job)
         if on_event is not None:

@@ -95,14 +95,14 @@ def http_options(url: str | None, api_key: str | None, timeout_s: float) -> dict
         raise ClientError(f"{url!r} is not an address such as {DEFAULT_URL}") from error
     key = api_key or os.environ.get("LABELGRID_API_KEY") or ""
     if not is_header(key):
-        raise ClientError("the API key contains characters that no key has; check LABELGRID_API_KEY")
+        raise ClientError("the API key contains characters that no key has, perhaps spaces; check LABELGRID_API_KEY")
     headers = {"User-Agent": "labelgrid-client", **({"Authorization": f"Bearer {key}"} if key else {})}
     return {"base_url": str(address), "headers": headers, "timeout": timeout_s}
 
 
 def is_header(value: str) -> bool:
     """Whether a text can be the value of an HTTP header."""
-    return value.isascii() and value.isprintable()
+    return value.isascii() and value.isprintable() and value == value.strip()
 
 
 def generate_arguments(
