@@ -64,7 +64,9 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._http: httpx.AsyncClient | _BlockingHttp
-        self._http = httpx.AsyncClient(**http_options(url, api_key, timeout_s), transport=transport)
+        options = http_options(url, api_key, timeout_s)
+        with _usable_environment():
+            self._http = httpx.AsyncClient(**options, transport=transport)
         self._retries = retries
 
     async def __aenter__(self) -> Self:
@@ -268,6 +270,16 @@ class AsyncClient:
         await asyncio.sleep(seconds)
 
 
+@contextlib.contextmanager
+def _usable_environment() -> Iterator[None]:
+    """Raise ClientError for a proxy or certificates of the environment that httpx cannot use."""
+    try:
+        yield
+    except (httpx.InvalidURL, ImportError, OSError, ValueError) as error:
+        names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+        raise ClientError(f"the proxy or certificates of the environment: {error}; check {names}") from error
+
+
 class _BlockingStream(httpx.AsyncByteStream):
     def __init__(self, stream: httpx.SyncByteStream) -> None:
         self._stream = stream
@@ -345,7 +357,9 @@ class Client:
         retries: int = RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        http = httpx.Client(**http_options(url, api_key, timeout_s), transport=transport)
+        options = http_options(url, api_key, timeout_s)
+        with _usable_environment():
+            http = httpx.Client(**options, transport=transport)
         self._client = _BlockingClient(http, retries)
 
     def __enter__(self) -> Self:

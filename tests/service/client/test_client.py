@@ -343,6 +343,24 @@ def test_an_impossible_api_key_is_an_error_that_does_not_show_it(key: str) -> No
     assert key.strip() not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks4://127.0.0.1:1080"),
+        ("ALL_PROXY", "socks5://127.0.0.1:1080"),  # needs a package that is not installed
+        ("NO_PROXY", "localhost:8000:1"),
+        ("SSL_CERT_FILE", "/nonexistent"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Client | AsyncClient], name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ClientError, match=f"the proxy or certificates of the environment: .* check .*{name}"):
+        kind("http://x")
+
+
 def test_async_clients_wait_concurrently(url: str, alive: JobStore, connection: Redis) -> None:
     """Two coroutines wait in one thread, and each returns when its own job ends."""
 
