@@ -96,7 +96,7 @@ class BadRequest(ServiceError, status=422, slug="invalid-request", title="The re
     @classmethod
     def from_errors(cls, errors: Sequence[Mapping[str, Any]]) -> Self:
         """Build it from pydantic's findings, of which it lists the first MAX_LISTED."""
-        listed = [{"loc": list(e["loc"]), "msg": e["msg"], "type": e["type"]} for e in errors[:MAX_LISTED]]
+        listed = [{"loc": list(e["loc"]), "msg": _message(e), "type": e["type"]} for e in errors[:MAX_LISTED]]
         left_out = len(errors) - len(listed)
         more: dict[str, Any] = {"errors_left_out": left_out} if left_out else {}
         return cls(_located(listed[0]["loc"], listed[0]["msg"]), errors=listed, **more)
@@ -112,6 +112,14 @@ class BadRequest(ServiceError, status=422, slug="invalid-request", title="The re
 def _located(loc: Sequence[str | int], message: str) -> str:
     where = ".".join(str(part) for part in loc[1:])
     return f"{where}: {message}" if where else message
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    """Return what pydantic says, without words that only a Python program understands."""
+    if error["type"] in ("model_type", "model_attributes_type"):  # "a valid dictionary or instance of GenerateRequest"
+        return "Input should be an object"
+    message: str = error["msg"]
+    return message.removeprefix("Value error, ")
 
 
 class NotLearnt(BadRequest, slug="not-learnt", title="The model has not learnt such pictures"):

@@ -88,6 +88,22 @@ def test_bodies_of_the_wrong_shape(client: httpx.Client, alive: JobStore, path: 
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "detail"),
+    [
+        ("/generate", "red cube", "Input should be an object"),
+        ("/v1/images/generations", [], "Input should be an object"),
+        ("/generate", {"labels": LISTS, "layouts": [[7]]}, "layouts.0.0: Input should be an object"),
+        ("/generate", {"labels": LISTS, "eta": 0.5, "sampler": "euler"}, "eta is 0.5 with sampler euler; only ddim"),
+        ("/generate", {"recipe": {**example(), "version": True}}, "recipe.version: a boolean; wanted 1"),
+    ],
+)
+def test_details_use_no_words_of_python(
+    client: httpx.Client, alive: JobStore, path: str, body: object, detail: str
+) -> None:
+    assert client.post(path, json=body).json()["detail"].startswith(detail)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         {},

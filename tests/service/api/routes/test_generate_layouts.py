@@ -129,7 +129,7 @@ def test_a_recipe_keeps_the_layout_and_generates_the_picture_again(client: httpx
         ([None, [{"x": 0.5}]], ["layouts", 1, 0, "y"], "Field required"),
         ([None, [{"x": "0.5", "y": 0.5}]], ["layouts", 1, 0, "x"], "valid number"),
         ([None, [{"x": 0.5, "y": 0.5, "z": 0.5}]], ["layouts", 1, 0, "z"], "unknown; known are x, y"),
-        ([None, [[0.5, 0.5]]], ["layouts", 1, 0], "valid dictionary"),
+        ([None, [[0.5, 0.5]]], ["layouts", 1, 0], "should be an object"),
         ("left", ["layouts"], "valid list"),
     ],
 )  # fmt: skip
