@@ -132,6 +132,8 @@ def _create(
     """
     with _connected(url) as client:
         _check_places(output, images)
+        if detach and (output or images):
+            raise typer.BadParameter("with --detach there is nothing to save yet; give --output and --images to `wait`")
         if detach:
             print(until_ctrl_c(client, submit, wait=False).id)
             return None
@@ -273,6 +275,8 @@ def score(
         thresholds = parse_thresholds(fail_under or [])
     except ValueError as error:
         raise typer.BadParameter(f"--fail-under {error}") from error
+    if detach and thresholds:
+        raise typer.BadParameter("with --detach there is no score yet for --fail-under")
     conditions = _read_lines(file)[0] if lines.is_lines(file) else file
     submit = functools.partial(Client.score, conditions=conditions, pictures=pictures, repeats=repeats, **options)
     job = _create(submit, url, output, images, detach, _printer(output, as_json, as_lines))

@@ -186,6 +186,21 @@ def test_files_that_cannot_be_written_are_refused_before_any_request(
     assert client.get("/jobs").json()["jobs"] == []
 
 
+def test_detached_commands_refuse_what_needs_the_result(
+    run: Command, client: httpx.Client, alive: JobStore, tmp_path: Path
+) -> None:
+    (tmp_path / "test.json").write_text('[["red cube"]]')
+    score = ("score", str(tmp_path / "test.json"), "--detach")
+    for command in (
+        ("generate", "red cube", "--detach", "-o", str(tmp_path / "grid.png")),
+        (*score, "--images", str(tmp_path / "images")),
+        (*score, "--fail-under", "accuracy=0.9"),
+    ):
+        code, out, err = run(*command)
+        assert (code, out, "with --detach" in err) == (2, "", True)
+    assert client.get("/jobs").json()["jobs"] == []
+
+
 def test_files_without_permission_are_refused(
     run: Command, alive: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
