@@ -19,6 +19,7 @@ from service.contract.schemas import Job, SamplingFields, ScoreResult
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.vocabulary import ICLEVR
+from tests.paths import ROOT
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 Call = Callable[..., Any]
@@ -317,6 +318,12 @@ def test_both_classes_have_the_same_signatures_and_docstrings() -> None:
         blocking, awaited = getattr(Client, name), getattr(AsyncClient, name)
         assert signature(blocking) == signature(awaited)
         assert (blocking.__doc__, iscoroutinefunction(blocking)) == (awaited.__doc__, False)
+
+
+def test_every_method_is_documented() -> None:
+    page = (ROOT / "docs/client.md").read_text()
+    methods = {name for name in vars(Client) if not name.startswith("_")}
+    assert {name for name in methods if f"`{name}(" not in page} == {"close"}
 
 
 def test_address_and_key_come_from_the_environment(url: str, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
