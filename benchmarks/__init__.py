@@ -3,8 +3,9 @@
 - `run` runs every section and saves `results.json`; `report` writes docs/performance.md and docs/scaling.md from it.
 - `sections/`: one module per section of docs/performance.md. `choices/`: measurements behind decisions in the code.
 - `baselines/`: other implementations that ours is compared with.
-- `subject` (what is measured), `stack` (the service as processes), `worker_profile`, `batching` (policies and simulated
-  load), `capacity_model` (behind docs/scaling.md), `timing`, `results` and `document` serve the sections.
+- `subject` (what is measured), `stack` (the service as processes), `clients` (over HTTP), `worker_profile`, `batching`
+  (policies and simulated load), `capacity_model` (behind docs/scaling.md), `timing`, `results` and `document` serve the
+  sections.
 
 May import every package; no package imports it. Start reading in `run.py`, then a section.
 """

@@ -83,7 +83,7 @@ class Evaluator(nn.Module):
     def freeze(self) -> Evaluator:
         """Switch to eval mode for good and return self. On a CPU, fold the layers so that judging is faster.
 
-        Computes in bfloat16 if the CPU multiplies it; the shipped evaluator's card states the difference to float32.
+        Computes in bfloat16 if the CPU multiplies it, otherwise in float32.
         """
         self.eval().requires_grad_(False)
         if has_onednn(device := next(self.parameters()).device):

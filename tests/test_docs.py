@@ -12,6 +12,7 @@ import pytest
 from deploy.docs_site import FENCED, links, pages
 from tests.paths import ROOT
 
+CODE = ("labelgrid", "service", "shared", "trainer", "benchmarks", "faults", "soak", "deploy", "examples", "tests")
 SITE = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
 
 
@@ -37,6 +38,15 @@ def test_links_lead_somewhere(page: Path) -> None:
     for file, anchor in links(page):
         assert (ROOT / file).is_file(), f"{page} links to {file}"
         assert not anchor or anchor in anchors((ROOT / file).read_text()), f"{page} links to {file}#{anchor}"
+
+
+@pytest.mark.parametrize("folder", ["docs", *CODE])
+def test_modules_that_texts_name_exist(folder: str) -> None:
+    """In backticks, with or without their folder, in pages, docstrings and comments."""
+    modules = {"/" + path.relative_to(ROOT).as_posix() for name in CODE for path in (ROOT / name).rglob("*.py")}
+    for path in [*(ROOT / folder).rglob("*.md"), *(ROOT / folder).rglob("*.py")]:
+        for name in re.findall(r"`([\w/]+\.py)`", path.read_text()):
+            assert any(module.endswith("/" + name) for module in modules), f"{path} names {name}"
 
 
 def test_links_are_seen() -> None:

@@ -1,1 +1,1 @@
-"""What ours is compared with, on the same network and weights: the report's code and diffusers."""
+"""What ours is compared with, on the same network and weights: samplers, training loops and servers of others."""

@@ -1,4 +1,4 @@
-"""Other samplers on the same weights: the course report's loop as its students wrote it, and diffusers' pipelines."""
+"""Other samplers on the same weights: the course report's loop as its author wrote it, and diffusers' pipelines."""
 
 from collections.abc import Callable
 from typing import Any

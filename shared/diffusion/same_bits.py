@@ -60,7 +60,7 @@ def keeps_one_row(stepper: Stepper) -> bool:
 
 
 def bounding(stepper: Stepper, max_rows: int, clock: Callable[[], float] = time.perf_counter) -> Pausing[list[int]]:
-    """Do the same with pauses."""
+    """Do what `bound` does, with pauses."""
     yield
     as_alone = keeps_one_row(stepper)
     stepper.bound(max_rows)

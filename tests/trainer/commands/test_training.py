@@ -1,6 +1,6 @@
 """`trainer fit-evaluator` and `trainer train`: publishing, resuming, logging, and refused arguments.
 
-`trainer distill` is tested in tests/trainer/test_distill.py.
+`trainer distill` is tested in tests/trainer/stages/test_distill.py.
 """
 
 import json
