@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     max_queued_pictures: int = Field(default=10_000, ge=1)
     """Maximum number of unfinished pictures of one model. Beyond it requests get a 429, unless the queue is empty."""
     max_queued_pictures_per_owner: int = Field(default=5_000, ge=1)
-    """Maximum number of pending pictures of one API key's owner, so that others find room in the queue."""
+    """Maximum number of one API key's owner's pending pictures of one model, so that others find room in the queue."""
     max_stored_bytes_per_owner: int = Field(default=512 << 20, ge=1)
     """Maximum size of the pictures and uploads that one API key's owner has in Redis, until their jobs expire or are
     deleted."""

@@ -5,9 +5,9 @@ from service.settings import MOST, MOST_S, Settings, variables
 HEAD = f"""\
 # Settings
 
-The API and the workers read their settings from environment variables when they start, and refuse to start with a value
-that is not allowed. Times are at most {MOST_S:,} s, other numbers {MOST:,}. This page is
-generated: `python -m service settings > docs/settings.md`.
+Each process of the service reads its settings from environment variables when it starts. It refuses to start with a
+value that is not allowed, and warns of a `LABELGRID_` variable that is no setting. Times are at most {MOST_S:,} s,
+other numbers {MOST:,}. This page is generated: `python -m service settings > docs/settings.md`.
 
 | variable | default | allowed | meaning |
 | --- | --- | --- | --- |

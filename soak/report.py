@@ -22,8 +22,9 @@ with toy checkpoints. Results expire after {LIFETIMES_S["JOB_TTL"]} s, so that t
 `python -m soak --seed N` repeats the load and the faults of a seed.
 
 **Load.** A request every {EVERY_S:.0f} s, from one of two owners: {len(BODIES)} bodies of 1 to 8 pictures, for two
-models, with several samplers, `/score` of a test file and of uploaded pictures. Its client {", ".join(KINDS)}. Every
-client retries with the same `Idempotency-Key`, at either API, until it has its answer.
+models, with several samplers, `/score` of a test file and of uploaded pictures. There are {len(KINDS)} kinds of
+clients; the result names them. Every client retries with the same `Idempotency-Key`, at either API, until it has its
+answer.
 
 **Faults.** One about every minute: `kill` is SIGKILL, `restart` SIGTERM, `pause` SIGSTOP for 2 to 15 s, `fill` a Redis
 at its memory limit for as long. One API and one worker are paused but never killed, so that each has one long series.
