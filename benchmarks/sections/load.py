@@ -210,7 +210,7 @@ def report(data: Data) -> list[Piece]:
         f"The capacity is {data['requests_per_s']:.2f} requests/s, simulated with measured step costs: the throughput "
         "of continuous batching on a backlog. A request has 1 to 8 pictures, 4 to 16 steps and guidance 1 or 3, "
         f"{mean_network_rows():.0f} network rows on average; {data['max_pictures']} pictures are in progress, and in "
-        f"continuous batching at most {data['late']} more, one of which joins at each step. "
+        f"continuous batching at most {data['late']} more, a few of which join at each step. "
         "*Request-level* batching takes whole requests, with mixed options, computes no finished pictures, and answers "
         "when the batch ends. *One at a time* samples one picture after the other. "
         f"A run takes the requests of {spans} s. At a load of {AT}, the first two policies have several runs with "

@@ -30,6 +30,23 @@ def test_a_failed_section_says_so_and_gives_no_scaling_document() -> None:
     assert capacity_model.scaling(content) == []
 
 
+@pytest.mark.parametrize(
+    ("lengths", "written"),
+    [
+        ([500], "{} pictures/s from that queue. Beyond 10,000 "),
+        ([100, 500], "{0} pictures/s from that queue, and {0} from one of 100. Beyond 10,000 "),
+    ],
+)
+def test_a_queue_is_compared_with_a_shorter_one_if_there_was_time_for_two(lengths: list[int], written: str) -> None:
+    content = results(quick=False).read()
+    one = content["sections"]["growth"]["queue"][0] | {"pictures_per_s": figure([5.0])}
+    content["sections"]["growth"]["queue"] = [one | {"queued": length} for length in lengths]
+    *_, last = capacity_model.scaling(content)
+    assert isinstance(last, str)
+    assert "with 500 queued jobs" in last
+    assert written.format("5.00") in last
+
+
 @pytest.mark.parametrize(("overhead_ms", "met"), [(14.4, "yes"), (14.6, "no")])
 def test_a_goal_is_met_or_not(overhead_ms: float, met: str) -> None:
     """The overhead's goal depends on the loop's time, that of the limit does not."""
