@@ -110,7 +110,8 @@ def make_config(preset: str, changes: Sequence[str]) -> TrainConfig:
 def with_changes(config: Config, changes: Sequence[str], only: Collection[str] | None = None) -> Config:
     """Return `config` with `field=value` changes. A value is JSON or else text; `network.x=...` sets `network`'s.
 
-    `only`: the fields that have an effect; TrainerError for others.
+    `only`: the fields that have an effect. Raises TrainerError for others and for a change of another form,
+    pydantic.ValidationError for an unknown field or a value that is not allowed.
     """
     values: dict[str, Any] = config.model_dump(exclude_unset=True)
     for change in changes:

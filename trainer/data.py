@@ -166,7 +166,8 @@ def load_dataset(
 def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> Tensor | None:
     """Read positions.json, which maps each picture to the [x, y] of its labels in train.json's order.
 
-    Returns (N, K, 2) float32 with `OUTSIDE` for absent labels, or None where there is no such file.
+    Returns (N, K, 2) float32 with `OUTSIDE` for absent labels, or None where there is no such file. TrainerError for
+    one that cannot be used.
     """
     if not path.exists():
         return None
@@ -186,7 +187,8 @@ def read_rotations(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
     """Read rotations.json, which maps each picture to the rotations of its labels' objects in train.json's order.
 
     A rotation is a fraction of the smallest turn after which the object looks the same, 0 to 1, or null where none is
-    to be seen. Returns (N, K, 2) float32, see `as_rotations`, or None where there is no such file.
+    to be seen. Returns (N, K, 2) float32, see `as_rotations`, or None where there is no such file. TrainerError for one
+    that cannot be used.
     """
     if not path.exists():
         return None

@@ -94,7 +94,8 @@ def write_onnx(path: Location, out: Path) -> list[Path]:
 
     An adapter is written together with its base, as one network. A denoiser's upsampler and layout network get files of
     their own, OUT-upsampler.onnx and OUT-layouts.onnx; those of an earlier export to `out` are removed, since programs
-    would use them with this one. Raises TrainerError if the package for that is not installed.
+    would use them with this one. Raises TrainerError if the package for that is not installed,
+    CheckpointError if the checkpoint cannot be read.
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise TrainerError("ONNX files need the package onnxscript: pip install 'labelgrid[onnx]'")

@@ -149,8 +149,8 @@ class Runner:
     def run_once(self, job_id: str | None = None, *, rests: bool = True) -> bool:
         """Claim pictures for every loaded model and advance those in progress.
 
-        If job `job_id` has ended, do nothing and return False. Without pictures in progress, sleep for a moment if
-        `rests`, or if some are being stored.
+        If job `job_id` has ended, only drop the pictures of ended jobs, and return False. Without pictures in progress,
+        sleep for a moment if `rests`, or if some are being stored.
         """
         with self._end_if_device_lost():
             self._collect()

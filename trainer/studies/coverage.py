@@ -68,6 +68,7 @@ def examine(
     """Compare `count` generated pictures with `count` of the data's, and as many other ones of the data's as well.
 
     The generated pictures have the label lists of the latter, so that both would score alike if they looked alike.
+    Raises TrainerError for other vocabularies, and for a `count` that is too small or too large for the data.
     """
     if {dataset.vocabulary, *(one.vocabulary for one in evaluators.values())} != {denoiser.vocabulary}:
         raise TrainerError("the denoiser, the evaluators and the folder must have one vocabulary")

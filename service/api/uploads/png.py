@@ -48,8 +48,8 @@ def reduced(png: bytes, most_pixels: int) -> bytes:
 
     The recipe moves to the front: Pillow reads a text after the pixels only once it has decoded them.
 
-    Raises PngError if it has more than MAX_CHUNKS chunks, more pixel data than it needs, more than one recipe, or one
-    that is cut short.
+    Raises PngError if it has more than `most_pixels` pixels or MAX_CHUNKS other chunks, more pixel data than it needs,
+    more than one recipe, or one that is too long or cut short.
     """
     width, height = png_size(png)
     if width * height > most_pixels:
