@@ -76,7 +76,7 @@ format: $(VENV)/.dev  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format .
 
 .PHONY: bench bench-quick
-bench: $(VENV)/.bench  ## Run all benchmarks (half an hour, twice that if the machine is not steady; resumes), write docs/performance.md and docs/scaling.md
+bench: $(VENV)/.bench  ## Run all benchmarks (40 minutes, twice that if the machine is not steady; resumes), write docs/performance.md and docs/scaling.md
 	$(BIN)/python -m benchmarks.run
 
 bench-quick: $(VENV)/.bench  ## Run the benchmarks at small sizes (three minutes), write to runs/bench-quick
