@@ -21,9 +21,7 @@ def score(
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different seeds.")] = 1,
     storage: options.Storage = Path("models"),
     model: options.Model = None,
-    evaluator: Annotated[
-        str | None, typer.Option(help="Evaluator's name, or the course's checkpoint.pth; the promoted one by default.")
-    ] = None,
+    evaluator: options.JudgeOfModel = None,
     preset: options.Preset = "default",
     sampler: options.Sampler = None,
     steps: options.SamplingSteps = None,

@@ -61,7 +61,7 @@ def places(
     centre: Annotated[float, typer.Option(min=0, max=1, help="Share of scenes with an object in the centre.")] = 0.0,
     storage: options.Storage = Path("models"),
     model: options.Model = None,
-    evaluator: options.Evaluator = None,
+    evaluator: options.JudgeOfModel = None,
     preset: options.Preset = "default",
     seed: options.Seed = 0,
     grid: Annotated[Path | None, typer.Option(help="Write the last row's pictures here as PNG.")] = None,
@@ -105,7 +105,10 @@ def coverage(
     model: options.Model = None,
     evaluator: Annotated[
         list[str] | None,
-        typer.Option(help="Evaluator whose features compare pictures, or the course's checkpoint.pth. Repeatable."),
+        typer.Option(
+            help="Evaluator whose features compare pictures, or the course's checkpoint.pth; by default the one that "
+            "judges the model. Repeatable."
+        ),
     ] = None,
     preset: options.Preset = "default",
     count: Annotated[int, typer.Option(min=6, help="Pictures to generate, and to compare them with.")] = 1000,

@@ -38,6 +38,10 @@ Name = Annotated[str, typer.Option(help="The checkpoint's name.")]
 StartFrom = Annotated[str | None, typer.Option(help="Name of a checkpoint whose weights the run starts from.")]
 Tests = Annotated[list[Path] | None, typer.Option(exists=True, help="Test files; the data set's own by default.")]
 Evaluator = Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")]
+JudgeOfModel = Annotated[  # given to `terminal.evaluator_path`
+    str | None,
+    typer.Option(help="Evaluator's name, or the course's checkpoint.pth; by default the one that judges the model."),
+]
 Model = Annotated[str | None, typer.Option(help="Denoiser's name; the promoted one by default.")]
 KeepPadding = Annotated[bool, typer.Option(help="Judge padded pictures without cropping the padding, as the report.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all randomness.")]

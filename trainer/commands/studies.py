@@ -91,7 +91,7 @@ def memorisation(
     held_out: Annotated[Path, typer.Option(exists=True, help="A folder of pictures that it was not trained on.")],
     storage: options.Storage = Path("models"),
     model: options.Model = None,
-    evaluator: options.Evaluator = None,
+    evaluator: options.JudgeOfModel = None,
     preset: options.Preset = "default",
     pictures: Annotated[int, typer.Option(min=2, help="Sampled pictures, compared with as many unseen ones.")] = 500,
     label_sets: Annotated[int, typer.Option(min=0, help="Label sets for the diversity, 8 pictures each.")] = 32,
