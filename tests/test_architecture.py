@@ -1,4 +1,4 @@
-"""The structure of the code: small rooms, no torch where the API runs, a client that needs its extra alone.
+"""The structure of the code: small subpackages, no torch where the API runs, a client that needs its extra alone.
 
 The import rules themselves are import-linter's, in pyproject.toml.
 """
@@ -106,13 +106,13 @@ def test_the_client_needs_its_extra_alone() -> None:
     assert import_with_extra("client", "service.client.__main__").stderr == ""
 
 
-ROOMS = sorted(
+SUBPACKAGES = sorted(
     {path.parent for top in ("labelgrid", "shared", "trainer", "service") for path in (ROOT / top).rglob("*.py")}
 )
 
 
-@pytest.mark.parametrize("room", ROOMS, ids=lambda room: str(room.relative_to(ROOT)))
-def test_a_room_is_small_and_says_what_it_is_for(room: Path) -> None:
-    modules = [path.name for path in room.glob("*.py") if path.name != "__init__.py"]
+@pytest.mark.parametrize("subpackage", SUBPACKAGES, ids=lambda one: str(one.relative_to(ROOT)))
+def test_a_subpackage_is_small_and_says_what_it_is_for(subpackage: Path) -> None:
+    modules = [path.name for path in subpackage.glob("*.py") if path.name != "__init__.py"]
     assert len(modules) <= 12
-    assert ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+    assert ast.get_docstring(ast.parse((subpackage / "__init__.py").read_text()))

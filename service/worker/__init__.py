@@ -1,6 +1,6 @@
 """The worker process: claims pictures, samples them in one batch, judges and stores them.
 
-The only room that imports torch, though not before `process.py` is imported. Start reading in
+The only subpackage that imports torch, though not before `process.py` is imported. Start reading in
 `process.py` (the RQ worker), then `runner.py` (its loop) and `engine.py` (the batch). Imports shared, store, results
 and below; never api or webhooks.
 """
