@@ -48,15 +48,19 @@ def versions(folder: Location) -> dict[str, str]:
     with _errors():
         try:
             if isinstance(folder, Path):
-                return {entry.name: _version(entry.stat()) for entry in os.scandir(folder) if entry.is_file()}
+                seen = [(entry.name, _status(entry)) for entry in os.scandir(folder)]
+                return {name: f"{s.st_mtime_ns}-{s.st_size}-{s.st_ino}" for name, s in seen if s is not None}
             found = [entry for entry in folder.fs.ls(folder.path, detail=True) if entry["type"] == "file"]
         except FileNotFoundError:
             return {}
         return {entry["name"].rpartition("/")[2]: str(sorted(entry.items(), key=str)) for entry in found}
 
 
-def _version(status: os.stat_result) -> str:
-    return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
+def _status(path: "os.DirEntry[str] | Path") -> os.stat_result | None:
+    """Return a file's status. None for anything else, and for a file that has just been renamed or removed."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat() if path.is_file() else None
+    return None
 
 
 def folders(folder: Location) -> list[str]:
@@ -75,8 +79,10 @@ def sizes(folder: Location) -> dict[str, int]:
     """Return every file under a folder, by its path in there, with its size in bytes. Empty if it is absent."""
     with _errors():
         if isinstance(folder, Path):
-            files = [path for path in folder.rglob("*") if path.is_file()]
-            return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+            # not rglob, which stops at a folder that has just been removed
+            paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+            seen = [(path.relative_to(folder).as_posix(), _status(path)) for path in paths]
+            return {name: status.st_size for name, status in seen if status is not None}
         root = folder.path.rstrip("/") + "/"
         found: dict[str, dict[str, Any]] = folder.fs.find(folder.path, detail=True)
         return {name.rpartition(root)[2]: int(entry["size"]) for name, entry in found.items()}

@@ -1,0 +1,46 @@
+"""Local storage while others write to it: a listing has every file that stays."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared import storage
+
+
+def test_a_folder_that_vanishes_while_sizes_are_read_hides_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("kept/a", "removed/b"):
+        storage.write(tmp_path / name, b"content")
+    scandir = os.scandir
+
+    def vanishing(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "removed":
+            storage.remove_folder(tmp_path / "removed")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert storage.sizes(tmp_path) == {"kept/a": 7}
+
+
+def test_a_file_that_vanishes_during_a_listing_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", ".c.tmp"):
+        storage.write(tmp_path / name, b"content")
+    entries = list(os.scandir(tmp_path))
+    (tmp_path / ".c.tmp").unlink()  # as a rename does when a write is complete
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", lambda _: entries)
+        assert storage.versions(tmp_path).keys() == {"a", "b"}
+    storage.write(tmp_path / ".c.tmp", b"content")
+    is_file = Path.is_file
+
+    def vanishing(path: Path) -> bool:
+        found = is_file(path)
+        if path.name == ".c.tmp":
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "is_file", vanishing)
+    assert storage.sizes(tmp_path) == {"a": 7, "b": 7}
