@@ -104,12 +104,13 @@ class Evaluator(nn.Module):
     def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
         """Return each label's probability: images (N, 3, H, W), clamped to [-1, 1] -> (N, K) float32 on the CPU.
 
-        Needs eval mode.
+        Needs eval mode. The heads take one picture at a time, here and in `positions`: torch has other kernels for one
+        row than for many, so a verdict would depend on the batch.
         """
         if not len(images):
             return torch.zeros(0, len(self.vocabulary))
-        last = self.resnet.fc
-        return torch.cat([last(self._features(self._input(x))[-1]).cpu() for x in torch.split(images, batch)])
+        features = (self._features(self._input(x))[-1] for x in torch.split(images, batch))
+        return torch.cat([self.resnet.fc(row) for pooled in features for row in torch.split(pooled, 1)]).cpu()
 
     @torch.inference_mode()
     def positions(self, images: Tensor, *, batch: int = 64) -> Tensor | None:
@@ -123,7 +124,8 @@ class Evaluator(nn.Module):
         if not len(images):
             return torch.zeros(0, len(self.vocabulary), 2)
         features = (self._features(self._input(x)) for x in torch.split(images, batch))
-        return torch.cat([self.locator(fine.float(), coarse.float())[0].cpu() for fine, coarse, _ in features])
+        pairs = ((torch.split(fine.float(), 1), torch.split(coarse.float(), 1)) for fine, coarse, _ in features)
+        return torch.cat([self.locator(*row)[0] for pair in pairs for row in zip(*pair, strict=True)]).cpu()
 
     @torch.inference_mode()
     def features(self, images: Tensor, *, batch: int = 64) -> Tensor:

@@ -206,6 +206,21 @@ def test_positions_resize_clamp_and_batch(evaluator: Evaluator, locating: Evalua
     assert evaluator.positions(images) is None
 
 
+def test_a_verdict_does_not_depend_on_the_batch(locating: Evaluator) -> None:
+    """Bit by bit, or the same recipe would now and then give a PNG with another digit in its verdict."""
+    frozen = Evaluator(ICLEVR, locates=True)
+    frozen.load_state_dict(locating.state_dict())
+    frozen.freeze()
+    images = torch.randn(9, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    for judge in (frozen.probabilities, frozen.positions):
+        alone = judge(images, batch=1)
+        assert alone is not None
+        for batch in (4, 9):
+            batched = judge(images, batch=batch)
+            assert batched is not None
+            assert torch.equal(batched, alone)
+
+
 def test_a_position_head_lies_beside_the_courses_tensors(
     locating: Evaluator, course_file: Path, tmp_path: Path
 ) -> None:
