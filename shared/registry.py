@@ -86,7 +86,7 @@ def promoted_names(storage: Location) -> dict[str, str]:
         names = json.loads(files.read(storage / PROMOTED_FILE))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(PROMOTED_FILE, f"cannot be read: {error}") from error
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError(PROMOTED_FILE, "must be a JSON object of kind -> checkpoint name")

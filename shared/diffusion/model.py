@@ -76,15 +76,17 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
     info, state = load(path)
     if info.kind != "denoiser":
         raise CheckpointError(path.name, f"holds an {info.kind}, not a denoiser")
-    if info.config.get("base"):
-        state = adapt(_base_weights(path, info), state)
+    base = _base_weights(path, info) if info.config.get("base") else None
     try:
+        vocabulary = Vocabulary(info.vocabulary)
+        if base is not None:
+            state = adapt(base, state)
         config = NetworkConfig.model_validate(info.config["network"])
         schedule = alpha_bar(info.config["schedule"], info.config["timesteps"])
         prediction = TypeAdapter(PredictionName).validate_python(info.config["prediction"])
         options, aspect = info.sampling, float(info.config.get("aspect", 1.0))
-        if config.num_labels != len(info.vocabulary):
-            raise ValueError(f"{config.num_labels} labels in the network, {len(info.vocabulary)} in the vocabulary")
+        if config.num_labels != len(vocabulary):
+            raise ValueError(f"{config.num_labels} labels in the network, {len(vocabulary)} in the vocabulary")
         if not 0 < aspect < math.inf:
             raise ValueError(f"aspect {aspect} is not a ratio of two sides")
         layouts = _layouts(info, state) if config.positions else None
@@ -98,7 +100,6 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     if upsampler is not None:
         upsampler.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    vocabulary = Vocabulary(info.vocabulary)
     return Denoiser(info, vocabulary, network, schedule, prediction, layouts, options, upsampler, aspect)
 
 
@@ -149,8 +150,13 @@ def _base_weights(path: Location, adapter: CheckpointInfo) -> dict[str, Tensor]:
 def adapt(weights: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Add an adapter's changes to weights: NAME.up @ NAME.down to a matrix (LoRA, Hu et al. 2022, eq. 3), else NAME.
 
-    An adapter's upsampler is not added to the base's weights; it stands beside them.
+    An adapter's upsampler is not added to the base's weights; it stands beside them. KeyError or RuntimeError for
+    changes that do not fit, ValueError for changes to what the base does not have.
     """
+    upsampler = {name: value for name, value in changes.items() if name.startswith(UPSAMPLER)}
+    named = {name.removesuffix(".up").removesuffix(".down") for name in changes.keys() - upsampler.keys()}
+    if unknown := sorted(named - weights.keys()):
+        raise ValueError(f"it changes {unknown[0]}, which its base does not have")
     changed = {}
     for name, weight in weights.items():
         if f"{name}.up" in changes:
@@ -158,4 +164,4 @@ def adapt(weights: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> dict[
         elif name in changes:
             weight = weight.float() + changes[name].float()
         changed[name] = weight
-    return changed | {name: value for name, value in changes.items() if name.startswith(UPSAMPLER)}
+    return changed | upsampler

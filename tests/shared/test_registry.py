@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_is_not_promoted(tmp_path: Path) -> None:
     assert promoted(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"denoiser": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, '{"denoiser": 3}'])
 def test_a_damaged_promoted_json_is_refused_by_name(content: str, tmp_path: Path) -> None:
     (tmp_path / "promoted.json").write_text(content)
     assert refusal(lambda: promoted(tmp_path)).startswith("promoted.json: ")
