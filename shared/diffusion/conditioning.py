@@ -25,9 +25,10 @@ class LabelEmbedding(nn.Module):
 
     def forward(self, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         there = labels[:, :, None]  # (B, K, 1)
-        tokens = there * self.present + (1 - there) * self.absent
-        tokens = torch.where(keep[:, None, None], tokens, self.dropped)
-        return self.mix(torch.where(keep[:, None], labels @ self.present, self.dropped)), tokens
+        present = there * self.present  # (B, K, E)
+        tokens = torch.where(keep[:, None, None], present + (1 - there) * self.absent, self.dropped)
+        # not a matrix product, which adds many labels in another order for one row than for many (`same_bits.py`)
+        return self.mix(torch.where(keep[:, None], present.sum(1), self.dropped)), tokens
 
 
 class LabelChannels(nn.Module):

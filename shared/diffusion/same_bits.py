@@ -126,7 +126,10 @@ def _all_equal(rows: Tensor, wanted: Tensor) -> bool:
 def _copies(stepper: Stepper) -> Call:
     """Return a function that steps so many copies of one picture and returns their x0_hat (N, C, H, W)."""
     options = SamplingOptions(steps=1, guidance=1.0)  # one row for each picture
-    first = stepper.new_row([1.0, *[0.0] * (stepper.network.num_labels - 1)], options, seed=0)
+    # all labels at once, at places of their own: a sum of one label is the same in any order
+    labels = torch.ones(stepper.network.num_labels)
+    places = torch.rand(len(labels), 2, generator=torch.Generator().manual_seed(0))
+    first = stepper.new_row(labels, options, seed=0, positions=None if stepper.layouts is None else places)
 
     def call(count: int) -> Tensor:
         rows = [replace(first) for _ in range(count)]

@@ -17,6 +17,7 @@ from shared.registry import resolve
 from tests.cpu import needs_avx512
 from tests.paths import ROOT
 from tests.toy import ToyNetwork
+from tests.toy_checkpoint import publish_toy_denoiser
 
 AB = alpha_bar("linear", 100)
 
@@ -62,6 +63,30 @@ def assert_same_alone_and_together(stepper: Stepper, pictures: int) -> None:
     together = sample(stepper, labels, options, seeds)
     for i in seeds:
         assert torch.equal(sample(stepper, labels[i : i + 1], options[i : i + 1], seeds[i : i + 1])[0], together[i])
+
+
+class OfManyLabels(ToyNetwork):
+    """A network that adds several labels in another order for one row than for many, as a matrix product may."""
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        error = 1e-6 * (labels.sum(1) > 1) * (len(x) == 1)
+        return super().__call__(x, t, labels, keep) + error[:, None, None, None]
+
+
+def test_sizes_are_tried_with_many_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(same_bits, "can_pack", lambda device: True)
+    assert same_bits.bound(Stepper(OfManyLabels(AB), AB, "v"), 8) == list(range(2, 9))
+
+
+def test_sizes_are_tried_with_an_object_at_every_place(tmp_path: Path) -> None:
+    publish_toy_denoiser(tmp_path, "placed", 0, positions=True)
+    stepper = load_denoiser(tmp_path / "placed.safetensors").stepper()
+    seen: list[Tensor] = []
+    call = stepper._call_network
+    stepper._call_network = lambda *inputs: (seen.append(inputs[2]), call(*inputs))[1]  # type: ignore[method-assign]
+    same_bits.bound(stepper, 2)
+    assert all(float(labels.min()) >= 0 for labels in seen)  # no place is unknown, `layouts.OUTSIDE`
+    assert seen[0].shape[1:] == (24, 3)
 
 
 @pytest.mark.parametrize("name", ["toy", "shipped"])

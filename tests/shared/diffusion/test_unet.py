@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from shared.diffusion.conditioning import LabelEmbedding
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
 from shared.options import ConditioningName
 from tests.toy_checkpoint import _randomize
@@ -50,6 +51,20 @@ def test_the_output_has_the_inputs_shape(changes: dict[str, Any]) -> None:
         out = network(*_inputs(2, size))
     assert out.shape == (2, 3, size, size)
     assert out.std() > 0.01
+
+
+def test_many_labels_have_the_same_embedding_alone_and_in_a_batch() -> None:
+    """Bit by bit: a matrix product would add them in another order for one row than for many."""
+    torch.manual_seed(0)
+    conditioning = LabelEmbedding(72, 256).eval()
+    conditioning.mix = torch.nn.Identity()  # `packed.py` has another form of it
+    labels = (torch.rand(32, 72, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+    keep = torch.ones(32, dtype=torch.bool)
+    with torch.inference_mode():
+        batched, _ = conditioning(labels, keep)
+        alone = torch.cat([conditioning(labels[i : i + 1], keep[:1])[0] for i in range(32)])
+    assert torch.equal(batched, alone)
+    torch.testing.assert_close(batched, labels @ conditioning.present)
 
 
 def test_a_fresh_network_predicts_zero() -> None:
