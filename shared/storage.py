@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 from uuid import uuid4
 
 if TYPE_CHECKING:
@@ -29,10 +29,14 @@ def open_storage(address: "str | Location") -> Location:
     """
     if not isinstance(address, str):
         return address
-    if "://" not in address:
+    protocol, has_protocol, rest = address.partition("://")
+    if not has_protocol:
         return Path(address)
-    if address.partition("://")[0] in LOCAL:
-        return Path(unquote(urlsplit(address).path))
+    if protocol in LOCAL:
+        host, _, path = rest.partition("/")
+        if host not in ("", "localhost"):  # else file://models would be the working directory
+            raise ValueError(f"{address}: cannot be opened as storage: begin with {protocol}:/// and the whole path")
+        return Path(unquote(f"/{path}"))
     try:
         from upath import UPath
 

@@ -1,4 +1,4 @@
-"""Local storage while others write to it: a listing has every file that stays."""
+"""Local storage: its addresses, and listings while others write to it."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,17 @@ from pathlib import Path
 import pytest
 
 from shared import storage
+
+
+@pytest.mark.parametrize("address", ["file:///a b/c#d?e", "file://localhost/a%20b/c%23d?e", "local:///a b/c%23d%3Fe"])
+def test_a_local_address_is_a_whole_path(address: str) -> None:
+    assert storage.open_storage(address) == Path("/a b/c#d?e")
+
+
+@pytest.mark.parametrize("address", ["file://models", "file://./models", "file://host/models", "local://models"])
+def test_a_local_address_without_a_whole_path_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match=rf"{address}: cannot be opened as storage: begin with \w+:/// and the whole"):
+        storage.open_storage(address)
 
 
 def test_a_folder_that_vanishes_while_sizes_are_read_hides_no_file(
