@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
 from shared.device import WithoutWeights, autocast_dtype, has_onednn
 from shared.options import THRESHOLD
-from shared.pictures import without_padding
+from shared.pictures import resized, without_padding
 from shared.resnet import FoldedResNet, ResNet18
 from shared.storage import Location
 from shared.vocabulary import ICLEVR, LabelError, Vocabulary
@@ -175,9 +175,7 @@ def judge_of(judge: Judge, aspect: float) -> Judge:
 
 def as_input(images: Tensor) -> Tensor:
     """Resize (N, 3, H, W) to the network's input, (N, 3, 64, 64)."""
-    if images.shape[-2:] == (IMAGE_SIZE, IMAGE_SIZE):
-        return images
-    return F.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", antialias=True)
+    return resized(images, (IMAGE_SIZE, IMAGE_SIZE))
 
 
 def load_evaluator(path: Location | str, device: str | torch.device = "cpu") -> Evaluator:
