@@ -19,6 +19,7 @@ Place = tuple[
 ]  # an object's centre: fractions of the picture's width and height, from the upper left corner
 
 TOLERANCE: Final = 0.02  # a place may lie this far outside the learnt area, and this much too near to another
+DIGITS: Final = 9  # of a distance: 0.2 - 0.18 is a little more than 0.02
 
 
 class Support(NoOtherFields):
@@ -47,11 +48,12 @@ class Support(NoOtherFields):
     def layout_problem(self, places: Sequence[Place]) -> str | None:
         """Return why a picture with objects at `places` cannot be drawn, or None."""
         for place in places:
-            if self.area and _outside(self.area, place) > TOLERANCE:
+            if self.area and round(_outside(self.area, place), DIGITS) > TOLERANCE:
                 shown = [round(value, 3) for value in place]
                 return f"{shown} is outside the area in which this model has seen objects (see its support.area)"
         for one, other in itertools.combinations(places, 2):
-            if self.nearest is not None and (apart := math.dist(one, other)) < self.nearest - TOLERANCE:
+            apart = math.dist(one, other)
+            if self.nearest is not None and round(self.nearest - apart, DIGITS) > TOLERANCE:
                 pair = " and ".join(str([round(value, 3) for value in place]) for place in (one, other))
                 return (
                     f"{pair} are {apart:.3f} apart; this model has seen no two objects nearer than {self.nearest:.3f}"

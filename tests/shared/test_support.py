@@ -41,6 +41,16 @@ def test_layout(places: list[tuple[float, float]], problem: str | None) -> None:
     assert found == problem if problem is None else found is not None and found.startswith(problem)
 
 
+@pytest.mark.parametrize("away", [0.02, 0.0201])
+def test_the_whole_tolerance_may_be_used(away: float) -> None:
+    """Whatever the rounding: 0.2 - 0.18 is more than 0.02."""
+    support = Support(objects=(1, 3), area=SQUARE, nearest=0.15)
+    edges = [(0.2 - away, 0.5), (0.8 + away, 0.5), (0.5, 0.2 - away), (0.5, 0.8 + away)]
+    pairs = [[(x, 0.5), (x + 0.15 - away, 0.5)] for x in (0.2, 0.25, 0.3, 0.35, 0.4, 0.45)]
+    refused = [support.layout_problem(places) is not None for places in [*([place] for place in edges), *pairs]]
+    assert refused == [away > 0.02] * 10
+
+
 def test_an_area_of_one_place() -> None:
     support = Support(objects=(1, 1), area=((0.5, 0.4),))
     assert support.layout_problem([(0.51, 0.4)]) is None
