@@ -5,6 +5,7 @@ Imports no torch. Knows a checkpoint's description, not its tensors.
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -103,7 +104,10 @@ def judge_of(info: CheckpointInfo, evaluators: Sequence[CheckpointInfo], promote
 
 
 def _preferred(evaluators: Sequence[CheckpointInfo], promoted: str | None) -> CheckpointInfo | None:
-    return max(evaluators, key=lambda one: (one.name == promoted, one.created_at), default=None)
+    def rank(one: CheckpointInfo) -> tuple[bool, datetime]:
+        return one.name == promoted, datetime.fromisoformat(one.created_at)
+
+    return max(evaluators, key=rank, default=None)
 
 
 def judge_problem(info: CheckpointInfo, evaluators: Sequence[CheckpointInfo], promoted: str | None) -> str | None:

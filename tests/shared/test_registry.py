@@ -74,13 +74,15 @@ def test_a_denoiser_is_promoted_only_if_an_evaluator_knows_its_labels(tmp_path: 
 
 
 def test_a_denoiser_is_judged_by_the_promoted_evaluator_or_the_newest_that_knows_its_labels() -> None:
-    def info(name: str, vocabulary: str, day: int = 1) -> CheckpointInfo:
+    def info(name: str, vocabulary: str, time: str = "01T23:00:00+02:00") -> CheckpointInfo:
         return CheckpointInfo(
             name=name, kind="evaluator", format_version=1, digest=name, vocabulary=tuple(vocabulary), config={},
-            training={}, created_at=f"2026-01-0{day}T00:00:00+00:00",
+            training={}, created_at=f"2026-01-{time}",
         )  # fmt: skip
 
-    evaluators = [info("old", "abc"), info("new", "abcd", 2), info("other", "xyz", 3)]
+    evaluators = [  # in the order of their times, whatever the offset from UTC
+        info("old", "abc"), info("new", "abcd", "01T22:00:00+00:00"), info("other", "xyz", "03T00:00:00+00:00"),
+    ]  # fmt: skip
     found = [judge_of(info("d", labels), evaluators, promoted) for labels, promoted in
              [("ab", "old"), ("ab", "other"), ("ab", None), ("zx", "old"), ("dz", "old")]]  # fmt: skip
     assert [one and one.name for one in found] == ["old", "new", "new", "other", None]
