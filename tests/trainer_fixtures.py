@@ -1,6 +1,7 @@
 """A tiny synthetic data set folder and a tiny training configuration."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,10 @@ NETWORK = {
 TINY = TrainConfig(network=NETWORK, image_size=16, batch=8, warmup_steps=2, log_snr_mean=0.0, layout_steps=2)
 
 
+def write_objects_file(folder: Path, names: Sequence[str]) -> None:
+    (folder / "objects.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+
+
 def write_data_folder(folder: Path, pictures: int = 24, width: int = 16, height: int = 12) -> Path:
     """Write `pictures` flat-coloured pictures; the label decides the colour."""
     (folder / "iclevr").mkdir(parents=True)
@@ -30,7 +35,7 @@ def write_data_folder(folder: Path, pictures: int = 24, width: int = 16, height:
         name = f"CLEVR_train_{i:06d}_0.png"
         Image.fromarray(np.broadcast_to(color, (height, width, 3)).copy()).save(folder / "iclevr" / name)
         train[name] = [ICLEVR.names[label]]
-    (folder / "objects.json").write_text(json.dumps({name: i for i, name in enumerate(ICLEVR.names)}))
+    write_objects_file(folder, ICLEVR.names)
     (folder / "train.json").write_text(json.dumps(train))
     (folder / "test.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
     return folder

@@ -284,6 +284,35 @@ def merge(datasets: list[Dataset]) -> Dataset:
     )  # fmt: skip
 
 
+def named(labels: Sequence[str]) -> str:
+    """Name labels in a message: the first three, and how many more there are."""
+    return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+
+
+def in_vocabulary(dataset: Dataset, vocabulary: Vocabulary, model: str) -> Dataset:
+    """Return the data set with the labels of a model's `vocabulary`, in their order.
+
+    TrainerError, which names the `model`, if a picture shows a label that it does not know.
+    """
+    if dataset.vocabulary == vocabulary:
+        return dataset
+    names = dataset.vocabulary.names
+    if unknown := [names[i] for i in dataset.labels.any(0).nonzero()[:, 0] if names[i] not in vocabulary]:
+        raise TrainerError(f"{model} does not know labels of the folder: {named(unknown)}")
+    known = [name for name in names if name in vocabulary]
+
+    def moved(values: Tensor, absent: float) -> Tensor:
+        out = torch.full((len(values), len(vocabulary), *values.shape[2:]), absent)
+        out[:, vocabulary.encode(known)] = values[:, dataset.vocabulary.encode(known)]
+        return out
+
+    positions = None if dataset.positions is None else moved(dataset.positions, OUTSIDE)
+    rotations = None if dataset.rotations is None else moved(dataset.rotations, 0.0)
+    return replace(
+        dataset, vocabulary=vocabulary, labels=moved(dataset.labels, 0.0), positions=positions, rotations=rotations
+    )
+
+
 def labelled(dataset: Dataset) -> Dataset:
     """Return the pictures whose labels are known."""
     known = dataset.labels.any(1)

@@ -31,7 +31,7 @@ from shared.registry import resolve
 from shared.storage import Location
 from shared.vocabulary import Vocabulary, read_test_file
 from trainer.config import TrainConfig
-from trainer.data import Dataset
+from trainer.data import Dataset, named
 from trainer.errors import TrainerError
 from trainer.loss import Denoising, fixed_loss
 from trainer.runs import Run, log_samples
@@ -69,8 +69,8 @@ def load_judge(path: Location, vocabulary: Vocabulary, device: torch.device) -> 
     """
     judge = load_evaluator(path, device)
     if unknown := [label for label in vocabulary.names if label not in judge.vocabulary]:
-        names = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-        raise TrainerError(f"the evaluator {path.stem} does not know the denoiser's labels {names}; fit one that does")
+        problem = f"does not know the denoiser's labels {named(unknown)}; fit one that does"
+        raise TrainerError(f"the evaluator {path.stem} {problem}")
     return judge
 
 

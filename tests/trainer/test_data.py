@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from shared.diffusion.layouts import OUTSIDE, as_rotations
 from shared.pictures import to_images, without_padding
-from shared.vocabulary import ICLEVR, LabelError
+from shared.vocabulary import ICLEVR, LabelError, Vocabulary
 from tests.service.api.uploads.zips import png_of_16_bits
 from tests.trainer_fixtures import write_data_folder
 from trainer import data
-from trainer.data import load_dataset, read_picture, to_float, to_square
+from trainer.data import Dataset, in_vocabulary, load_dataset, read_picture, to_float, to_square
 from trainer.errors import TrainerError
 
 
@@ -257,3 +258,20 @@ def test_pictures_of_another_vocabulary(tmp_path: Path) -> None:
     (folder / "train.json").write_text(json.dumps({"CLEVR_train_000000_0.png": ["b"]}))
     dataset = load_dataset(folder, size=8)
     assert dataset.labels.tolist() == [[0, 1]]
+
+
+def test_labels_move_to_another_vocabulary_with_positions_and_rotations() -> None:
+    labels = torch.tensor([[1.0, 0, 1], [0, 0, 1]])
+    positions = torch.full((2, 3, 2), OUTSIDE).where(labels[..., None] == 0, torch.tensor([0.2, 0.3]))
+    rotations = as_rotations(torch.tensor([[0.1, torch.nan, 0.2], [torch.nan, torch.nan, 0.3]]))
+    before = Dataset(Vocabulary(("a", "unused", "c")), torch.zeros(2, 3, 4, 4), labels, positions, rotations)
+    after = in_vocabulary(before, Vocabulary(("b", "c", "a")), "model")
+    assert after.labels.tolist() == [[0, 1, 1], [0, 1, 0]]
+    assert after.positions is not None
+    assert after.rotations is not None
+    for moved, original in ((after.positions, positions), (after.rotations, rotations)):
+        assert torch.equal(moved[:, [2, 1]], original[:, [0, 2]])
+    assert (after.positions[:, 0] == OUTSIDE).all()
+    assert (after.rotations[:, 0] == 0).all()
+    with pytest.raises(TrainerError, match="model does not know labels of the folder: c"):
+        in_vocabulary(before, Vocabulary(("a", "b")), "model")

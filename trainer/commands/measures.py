@@ -41,7 +41,7 @@ def arrangements(
         task = progress.add_task("drawing arrangements", total=None)
         found = compare_arrangements(
             denoiser.layouts, positions, count=count, seed=seed, advance=lambda n: progress.advance(task, n),
-            ruled=denoiser.vocabulary == ICLEVR,
+            ruled=all(name in ICLEVR for name in denoiser.vocabulary.names),
         )  # fmt: skip
     rows = [
         [str(one.objects), str(one.tested), f"{one.accuracy:.3f}", f"{0.5 / one.tested**0.5:.3f}",

@@ -41,8 +41,6 @@ def compare(
     base = with_changes(comparison.BASE, set_ or [])
     vocabulary, where = Vocabulary.from_objects_file(data / "objects.json"), terminal.pick_device(device)
     judge = load_judge(resolve(storage, evaluator, "evaluator"), vocabulary, where)
-    if judge.vocabulary != vocabulary:  # scores of all variants are read beside those of the folder's own labels
-        raise TrainerError(f"{evaluator} knows more labels than {data}, or in another order; fit one to the folder")
     digest = judge.info.digest if judge.info else ""
     if not (lists := tests_of(data, tests, vocabulary)):
         raise TrainerError(f"{data} has neither test.json nor new_test.json: name test files with --tests")

@@ -196,6 +196,7 @@ def distill(
     import torch
 
     from shared.diffusion.model import load_denoiser
+    from trainer.data import in_vocabulary
     from trainer.runs import Budget, keep_setup, show_progress
     from trainer.score import Watcher, load_judge, tests_of
     from trainer.stages import distill as distillation
@@ -219,8 +220,7 @@ def distill(
     judge = load_judge(resolve(storage, evaluator, "evaluator"), source.vocabulary, where) if evaluator else None
     with terminal.bar() as progress:
         dataset = terminal.read_dataset(data, progress, size=source.image_shape[-1], fit=config.fit)
-        if dataset.vocabulary != source.vocabulary:
-            raise TrainerError(f"{data} has another vocabulary than {source.info.name}")
+        dataset = in_vocabulary(dataset, source.vocabulary, source.info.name)
         tests = tests_of(data, None, dataset.vocabulary)
         # after all checks, so that the corrected command can use the folder
         keep_setup(run, {

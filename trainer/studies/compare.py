@@ -136,7 +136,9 @@ def run_variant(
     for weights, sampling in progress.track(ways_to_score(name, config.publish), description=f"{name}, scoring"):
         stepper = watcher.stepper(averages.network(weights))
         for file, lists in setup.tests.items():
-            runs, figures = score_runs(stepper, judge, lists, SAMPLINGS[sampling], repeats=setup.repeats)
+            runs, figures = score_runs(
+                stepper, judge, lists, SAMPLINGS[sampling], repeats=setup.repeats, vocabulary=dataset.vocabulary
+            )
             if not scores:
                 save_grid(runs[0].images[:GRID_PICTURES], out / f"{name}.png")
             del figures["runs"]

@@ -16,7 +16,7 @@ from shared.diffusion.denoise import Row, sample
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator
 from shared.options import SamplingOptions, picture_seed
-from trainer.data import Dataset, to_float
+from trainer.data import Dataset, in_vocabulary, to_float
 from trainer.errors import TrainerError
 
 NEIGHBOURS = 5  # k: a picture's neighbourhood reaches to its k-th nearest neighbour, as in Naeem et al. 2020
@@ -70,8 +70,7 @@ def examine(
     The generated pictures have the label lists of the latter, so that both would score alike if they looked alike.
     Raises TrainerError for other vocabularies, and for a `count` that is too small or too large for the data.
     """
-    if {dataset.vocabulary, *(one.vocabulary for one in evaluators.values())} != {denoiser.vocabulary}:
-        raise TrainerError("the denoiser, the evaluators and the folder must have one vocabulary")
+    dataset = in_vocabulary(dataset, denoiser.vocabulary, denoiser.info.name)
     if len(dataset) < 2 * count or count <= NEIGHBOURS:
         raise TrainerError(f"--count {count} needs more than {NEIGHBOURS} and at most {len(dataset) // 2} pictures")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: 2 * count]

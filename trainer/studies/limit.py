@@ -17,9 +17,9 @@ from torch import Tensor
 
 from shared.evaluator import Evaluator, judge_of, score_set
 from shared.pictures import to_images
-from shared.vocabulary import ICLEVR, read_test_file
+from shared.vocabulary import ICLEVR, Vocabulary, read_test_file
 from trainer.config import Fit
-from trainer.data import pad
+from trainer.data import named, pad
 from trainer.errors import TrainerError
 from trainer.scenes.render import jittered_lamps, render, squeeze
 from trainer.scenes.render_folder import scene_objects
@@ -32,6 +32,12 @@ class Renders:
     scenes: list[list[SceneObject]]  # objects in the order of the labels
     images: Tensor  # (N, 3, S, S) in [-1, 1]
     aspect: float  # width over height before padding; 1 if squeezed
+
+
+def check_renders(vocabulary: Vocabulary, model: str) -> None:
+    """Raise TrainerError, which names the `model`, if it does not know all labels of renders. It may know more."""
+    if unknown := [name for name in ICLEVR.names if name not in vocabulary]:
+        raise TrainerError(f"only i-CLEVR's objects can be rendered, and {model} does not know {named(unknown)}")
 
 
 def fresh_renders(
@@ -53,16 +59,15 @@ def render_runs(
     centre: float, size: int, fit: Fit, keep_padding: bool = False,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
     """Score renders as `trainer.score.score_file` scores samples. Each run places the objects anew."""
-    if evaluator.vocabulary != ICLEVR:
-        raise TrainerError("only i-CLEVR's objects can be rendered; the evaluator has other labels")
+    check_renders(evaluator.vocabulary, "the evaluator")
     lists = read_test_file(file, ICLEVR)
-    targets = targets_of(lists, ICLEVR)
+    targets = targets_of(lists, evaluator.vocabulary)
     task = progress.add_task(f"rendering {file.name}", total=repeats)
     start, runs = time.monotonic(), []
     for r in range(repeats):
         fresh = fresh_renders(lists, np.random.default_rng([seed + r, 3]), centre=centre, size=size, fit=fit)
         judge = judge_of(evaluator, 1.0 if keep_padding else fresh.aspect)
-        score = score_set(judge.probabilities(fresh.images), targets, ICLEVR.names)
+        score = score_set(judge.probabilities(fresh.images), targets, evaluator.vocabulary.names)
         runs.append(ScoredRun(seed + r, score, fresh.images))
         progress.advance(task)
     figures = {

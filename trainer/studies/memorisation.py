@@ -18,7 +18,7 @@ from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import resized
-from trainer.data import Dataset, to_float
+from trainer.data import Dataset, in_vocabulary, to_float
 from trainer.errors import TrainerError
 
 CHUNK = 1024  # training pictures compared at once
@@ -120,8 +120,7 @@ def examine(
     Returns the figures and (3 * n, 3, H, W) for a grid: the n generated pictures nearest to a training picture, each
     with its nearest by pixels and by features. `advance(n)`: n pictures took a step.
     """
-    if {evaluator.vocabulary, training.vocabulary, unseen.vocabulary} != {denoiser.vocabulary}:
-        raise TrainerError("the denoiser, the evaluator and both folders must have one vocabulary")
+    training, unseen = (in_vocabulary(one, denoiser.vocabulary, denoiser.info.name) for one in (training, unseen))
     pictures = min(pictures, len(unseen) // 2)
     if pictures < 2:
         raise TrainerError(f"at least 4 unseen pictures are needed, there are {len(unseen)}")

@@ -18,12 +18,14 @@ from shared.diffusion.layouts import positions_at
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator, score_set
 from shared.options import THRESHOLD, SamplingOptions, picture_seed
-from shared.vocabulary import ICLEVR
+from shared.vocabulary import Vocabulary
 from trainer.errors import TrainerError
 from trainer.scenes.render_folder import random_scenes
 from trainer.scenes.scene import picture_position
-from trainer.score import targets_of
-from trainer.studies.limit import fresh_renders
+from trainer.score import Lists, targets_of
+from trainer.studies.limit import check_renders, fresh_renders
+
+Points = list[tuple[float, float]]  # places of a picture's objects, in the order of its labels
 
 
 @dataclass(frozen=True)
@@ -64,28 +66,32 @@ def measure(
     """
     if denoiser.layouts is None or denoiser.aspect != 1.0:
         raise TrainerError(f"{denoiser.info.name} takes no positions in pictures without padding")
-    if {denoiser.vocabulary, evaluator.vocabulary} != {ICLEVR}:
-        raise TrainerError("only i-CLEVR's objects can be rendered; the denoiser or the evaluator has other labels")
+    check_renders(denoiser.vocabulary, denoiser.info.name)
+    check_renders(evaluator.vocabulary, "the evaluator")
     lists = list(random_scenes(count, objects, seed).values())
     fresh = fresh_renders(lists, np.random.default_rng([seed, 4]), centre=centre)
     points = [[picture_position(placed) for placed in scene] for scene in fresh.scenes]
-    targets = targets_of(lists, ICLEVR)
-    wanted = torch.stack(
-        [positions_at(ICLEVR.encode(labels), at, len(ICLEVR)) for labels, at in zip(lists, points, strict=True)]
-    )
+    targets, given = targets_of(lists, denoiser.vocabulary), _positions(lists, points, denoiser.vocabulary)
     stepper, name = denoiser.stepper(), denoiser.info.name
-    pictures: dict[str, tuple[Tensor, Tensor]] = {}  # with the places of their objects
-    for what, positions in ((name, list(wanted)), (f"{name}, its own places", [None] * count)):
+    pictures: dict[str, tuple[Tensor, list[Points]]] = {}  # with the places of each picture's objects
+    for what, positions in ((name, list(given)), (f"{name}, its own places", [None] * count)):
         rows = [stepper.new_row(targets[i], options, picture_seed(seed, i), positions[i]) for i in range(count)]
         while any(not row.done for row in rows):
             stepper.step(rows)
             on_step(rows)
-        pictures[what] = stepper.pictures(rows), torch.stack([row.labels[:, 1:3].cpu() for row in rows])
+        drawn = zip(rows, map(denoiser.vocabulary.encode, lists), strict=True)
+        pictures[what] = stepper.pictures(rows), [row.labels[indices, 1:3].tolist() for row, indices in drawn]
     sampled = pictures[name][0]
-    pictures["fresh renders"] = fresh.images, wanted
-    aspect = sampled.shape[-2] / sampled.shape[-1]
-    placed = [
-        Placed(objects, what, *judge_places(evaluator, images, targets, places, aspect))
-        for what, (images, places) in pictures.items()
-    ]
+    pictures["fresh renders"] = fresh.images, points
+    aspect, asked = sampled.shape[-2] / sampled.shape[-1], targets_of(lists, evaluator.vocabulary)
+    placed = []
+    for what, (images, places) in pictures.items():
+        wanted = _positions(lists, places, evaluator.vocabulary)
+        placed.append(Placed(objects, what, *judge_places(evaluator, images, asked, wanted, aspect)))
     return placed, sampled
+
+
+def _positions(lists: Lists, points: Sequence[Points], vocabulary: Vocabulary) -> Tensor:
+    """Return the positions (N, K, 2) of N scenes' objects, given their labels and `points` in the same order."""
+    indices = map(vocabulary.encode, lists)
+    return torch.stack([positions_at(*one, len(vocabulary)) for one in zip(indices, points, strict=True)])

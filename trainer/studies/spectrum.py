@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions, picture_seed
-from trainer.data import Dataset, to_float
-from trainer.errors import TrainerError
+from trainer.data import Dataset, in_vocabulary, to_float
 from trainer.pictures import Pictures, as_tensor
 from trainer.stages.octaves import octave_power, without_dots
 
@@ -39,10 +38,9 @@ def examine(
 
     `dataset` and `pictures` are of that folder, the latter at the size of the denoiser's finished pictures. Objects
     stand where the folder says; without its positions, or for a denoiser that takes none, where the denoiser puts them.
-    Also returns the first SHOWN pictures, each before the folder's. Raises TrainerError if the folder has other labels.
+    Also returns the first SHOWN pictures, each before the folder's. Raises TrainerError as `in_vocabulary`.
     """
-    if dataset.vocabulary != denoiser.vocabulary:
-        raise TrainerError("the denoiser and the folder must have one vocabulary")
+    dataset = in_vocabulary(dataset, denoiser.vocabulary, denoiser.info.name)
     chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long()
     stepper, made, plain = denoiser.stepper(), list[Tensor](), list[Tensor]()
     places = dataset.positions if denoiser.layouts is not None else None

@@ -225,7 +225,10 @@ def test_a_refused_command_leaves_the_run_folder_as_it_was(command: Command, tmp
     publish_toy_denoiser(storage, "digits", 0, vocabulary=Vocabulary(("zero", "one")))
     common = ["distill", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--run", run]
     refused(command(*common, "--teacher-steps", 4000), "steps: .*less than or equal to 1000, got 4000")
-    refused(command(*common, "--teacher", "digits"), "data has another vocabulary than digits")
+    refused(
+        command(*common, "--teacher", "digits"),
+        "digits does not know labels of the folder: gray cube, red cube, blue cube and 1 more",
+    )
     assert not run.exists()
     run.mkdir()
     (run / "state.pt").write_bytes(b"of `trainer train`")

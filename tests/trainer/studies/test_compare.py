@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from shared.checkpoint import publish
 from shared.diffusion.unet import NetworkConfig
-from shared.evaluator import Evaluator
-from shared.vocabulary import ICLEVR
+from shared.vocabulary import ICLEVR, Vocabulary
+from tests.toy_checkpoint import publish_toy_evaluator
 from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import NETWORK, write_data_folder
 from trainer import __main__ as cli
@@ -119,9 +118,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory, _fast: None) -> Path:
     """A folder in which two variants were trained, scored and reported by COMMAND."""
     folder = tmp_path_factory.mktemp("compared")
     write_data_folder(folder / "data", pictures=4)
-    evaluator = Evaluator(ICLEVR)
-    tensors = {key: value.clone() for key, value in evaluator.resnet.state_dict().items()}
-    publish(folder / "models", "judge", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
+    more = Vocabulary(("pink cube", *ICLEVR.names[::-1]))  # than the folder has, and in another order
+    publish_toy_evaluator(folder / "models", "judge", more)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("LABELGRID_STORAGE", raising=False)

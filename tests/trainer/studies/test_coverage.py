@@ -7,9 +7,10 @@ import prdc
 import pytest
 import torch
 
-from tests.toy_checkpoint import publish_toys
+from shared.vocabulary import ICLEVR, Vocabulary
+from tests.toy_checkpoint import publish_toy_evaluator, publish_toys
 from tests.trainer.command_line import Command, refused
-from tests.trainer_fixtures import write_data_folder
+from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.studies.coverage import compare
 
 
@@ -50,3 +51,16 @@ def test_the_command(command: Command) -> None:
     assert renders["figures"]["coverage"] > 0
     refused(command(*at, "--count", 25), "at most 24 pictures")
     refused(command(*at, "--evaluator", "toy"), "is of kind denoiser, not evaluator")
+
+
+def test_any_evaluators_features_compare_pictures(command: Command) -> None:
+    publish_toys(Path("models"))
+    publish_toy_evaluator(Path("models"), "digits", Vocabulary(("zero", "one")))
+    data = write_data_folder(Path("data"), pictures=12)
+    found = []
+    for names in (ICLEVR.names, ICLEVR.names[::-1]):
+        write_objects_file(data, names)
+        code, _, err = command("coverage", data, "--json", "a.json", "--count", 6, "--evaluator", "digits")
+        assert code == 0, err
+        found.append(json.loads(Path("a.json").read_text()))
+    assert found[0] == found[1]

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from shared.vocabulary import ICLEVR
-from tests.toy_checkpoint import publish_toys
+from shared.vocabulary import ICLEVR, Vocabulary
+from tests.toy_checkpoint import publish_toy_evaluator, publish_toys
 from tests.trainer.command_line import Command, refused
 from trainer.studies.limit import fresh_renders
 
@@ -63,6 +63,18 @@ def test_more_objects_than_the_task_has(command: Command, tmp_path: Path) -> Non
     figures = json.loads((tmp_path / "a.json").read_text())
     assert figures["centre"] == 0
     assert 0 <= figures["exact_match"]["mean"] <= 1
+
+
+def test_an_evaluator_may_know_more_than_renders_show(command: Command, tmp_path: Path) -> None:
+    publish_toy_evaluator(tmp_path, "more", Vocabulary(("pink cube", *ICLEVR.names[::-1])))
+    publish_toy_evaluator(tmp_path, "digits", Vocabulary(("zero", "one")))
+    (tmp_path / "lists.json").write_text(json.dumps([["red cube", "blue sphere"]]))
+    at = ("limit", tmp_path / "lists.json", "--storage", tmp_path, "--repeats", 1, "--json", tmp_path / "a.json")
+    code, _, err = command(*at, "--evaluator", "more")
+    assert code == 0, err
+    recall = json.loads((tmp_path / "a.json").read_text())["runs"][0]["per_label_recall"]
+    assert set(recall) == {"red cube", "blue sphere"}
+    refused(command(*at, "--evaluator", "digits"), "the evaluator does not know gray cube, red cube, blue cube and 21")
 
 
 def test_a_label_that_cannot_be_rendered_is_refused(command: Command, tmp_path: Path) -> None:

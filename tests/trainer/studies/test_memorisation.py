@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from shared.checkpoint import read_info
-from tests.toy_checkpoint import publish_toy_upsampler, publish_toys
+from shared.vocabulary import ICLEVR, Vocabulary
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
 from tests.trainer.command_line import Command, refused
-from tests.trainer_fixtures import write_data_folder
+from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.studies import memorisation
 from trainer.studies.memorisation import (
     PER_SET,
@@ -131,10 +132,22 @@ def test_pictures_of_an_upsampler_are_compared_at_the_data_sets_size(command: Co
 
 
 @pytest.mark.usefixtures("_files")
-def test_folders_with_different_vocabularies_are_refused(command: Command) -> None:
-    names = json.loads(Path("unseen/objects.json").read_text())
-    Path("unseen/objects.json").write_text(json.dumps({name: 23 - i for name, i in names.items()}))
-    refused(command("memorisation", "seen", "--held-out", "unseen"), "one vocabulary")
+def test_folders_may_name_the_labels_in_another_order(command: Command) -> None:
+    at = ("memorisation", "seen", "--held-out", "unseen", "--pictures", 4, "--label-sets", 1)
+    write_objects_file(Path("unseen"), ICLEVR.names)
+    assert command(*at, "--json", "a.json")[0] == 0
+    write_objects_file(Path("unseen"), ["pink cube", *ICLEVR.names[::-1]])  # pink is in no picture
+    assert command(*at, "--json", "b.json")[0] == 0
+    assert Path("a.json").read_text() == Path("b.json").read_text()
+
+
+@pytest.mark.usefixtures("_files")
+def test_labels_that_the_denoiser_does_not_know_are_refused(command: Command) -> None:
+    publish_toy_denoiser(Path("models"), "two", 0, vocabulary=Vocabulary(ICLEVR.names[:2]))
+    refused(
+        command("memorisation", "seen", "--held-out", "unseen", "--model", "two"),
+        "two does not know labels of the folder: blue cube, green cube, brown cube and 19 more",
+    )
 
 
 def test_rows_without_diversity() -> None:

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.diffusion.layouts import positions_at
+from shared.diffusion.model import load_denoiser
 from shared.evaluator import Evaluator
-from shared.vocabulary import ICLEVR
+from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 from tests.trainer.command_line import Command, refused
-from trainer.studies.places import judge_places
+from trainer.errors import TrainerError
+from trainer.studies.places import judge_places, measure
 
 
 class Given(Evaluator):
@@ -63,3 +65,30 @@ def test_the_command(command: Command) -> None:
     assert Path("a.png").stat().st_size > 100
     refused(command(*at, "--model", "toy"), "toy takes no positions")
     refused(command("places", "--model", "placing"), "Missing option '--objects'", 2)
+
+
+class Reordered(Evaluator):
+    """Judges as `of` does, with its labels in reverse, after one that it never finds."""
+
+    def __init__(self, of: Evaluator) -> None:
+        super().__init__(Vocabulary(("pink cube", *of.vocabulary.names[::-1])))
+        self.of = of
+
+    def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
+        return nn.functional.pad(self.of.probabilities(images).flip(1), (1, 0))
+
+    def positions(self, images: Tensor, *, batch: int = 64) -> Tensor | None:
+        found = self.of.positions(images)
+        return None if found is None else nn.functional.pad(found.flip(1), (0, 0, 1, 0))
+
+
+def test_the_order_of_the_evaluators_labels_does_not_matter(tmp_path: Path) -> None:
+    publish_toy_denoiser(tmp_path, "placing", 0, positions=True)
+    denoiser, judge = load_denoiser(tmp_path / "placing.safetensors"), Given(ICLEVR)
+    found = [measure(denoiser, one, denoiser.options, objects=3, count=9, seed=0) for one in (judge, Reordered(judge))]
+    distances = [[one.distance for one in placed] for placed, _ in found]
+    assert distances[0] == distances[1]
+    assert None not in distances[0]
+    digits = Evaluator(Vocabulary(("zero", "one")))
+    with pytest.raises(TrainerError, match="the evaluator does not know gray cube, red cube, blue cube and 21 more"):
+        measure(denoiser, digits, denoiser.options, objects=3, count=9, seed=0)
