@@ -51,7 +51,6 @@ class UpsampleConfig(TrainConfig):
     denoised: Share = 0.85  # share of inputs that are noised, and sampled from there
     noisiest: Share = 0.55  # of T: the most noise that they are sampled from
     noise: Weight = 0.02  # largest standard deviation of the noise on other inputs
-    gradient_weight: Weight = 0.0  # of the error of differences between neighbouring pixels
     octave_weight: Weight = 0.02  # of the error of the power in each octave, a logarithm
     patch_weight: Weight = 10.0  # of the distance between the patches of the same windows (`patches.py`)
 
@@ -135,11 +134,8 @@ class Upsampling:
         return finite(self.loss(made, to_float(squares.flatten(0, 1)), directions))
 
     def loss(self, made: Tensor, target: Tensor, directions: Tensor) -> Tensor:
-        """Return the mean absolute error, with those of the pixels' differences, the octaves' power and the patches."""
-        error = made - target
-        loss = error.abs().mean()
-        if weight := self.config.gradient_weight:
-            loss = loss + weight * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+        """Return the mean absolute error, with the errors of the octaves' power and of the patches."""
+        loss = (made - target).abs().mean()
         if weight := self.config.octave_weight:
             loss = loss + weight * (octave_power(made) / octave_power(target)).log().abs().mean()
         if weight := self.config.patch_weight:
