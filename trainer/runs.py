@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import numpy as np
 import torch
@@ -147,7 +148,7 @@ def run_log(folder: Path | None) -> Iterator[Callable[[Run, dict[str, float]], N
     if folder is None:
         yield lambda run, figures: None
         return
-    with (folder / "log.jsonl").open("a", buffering=1) as lines, SummaryWriter(str(folder / "tensorboard")) as events:
+    with _open_log(folder) as lines, SummaryWriter(str(folder / "tensorboard")) as events:
 
         def record(run: Run, figures: dict[str, float]) -> None:
             lines.write(json.dumps({"step": run.step, "minutes": round(run.elapsed_s / 60, 2), **figures}) + "\n")
@@ -155,6 +156,26 @@ def run_log(folder: Path | None) -> Iterator[Callable[[Run, dict[str, float]], N
                 events.add_scalar(key, value, run.step)
 
         yield record
+
+
+def _open_log(folder: Path) -> TextIO:
+    """Open `folder`/log.jsonl to append to, without a last line that a full disk left unfinished.
+
+    Raises TrainerError if another process has it open: two runs in one folder would overwrite each other's state.
+    """
+    path = folder / "log.jsonl"
+    lines = path.open("a", buffering=1)
+    try:
+        fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lines.close()
+        raise TrainerError(
+            f"{folder} is in use by another process; wait for its end or choose another --run"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    lines.truncate(path.read_bytes().rfind(b"\n") + 1)
+    return lines
 
 
 def log_samples(folder: Path, pixels: NDArray[np.uint8], step: int) -> None:

@@ -95,6 +95,23 @@ def test_a_log_is_read_as_it_was_written(tmp_path: Path) -> None:
         record(run, {"loss": 0.5})
 
 
+def test_a_line_that_a_full_disk_left_unfinished_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 50, "minutes": 0.1, "loss": 0.5}\n{"step": 100, "min')
+    with run_log(tmp_path) as record:
+        record(Run(100), {"loss": 0.25})
+    assert [(line["step"], line["loss"]) for line in read_log(tmp_path / "log.jsonl")] == [(50, 0.5), (100, 0.25)]
+
+
+def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
+    with run_log(tmp_path) as record:
+        record(Run(50), {"loss": 0.5})
+        with pytest.raises(TrainerError, match="is in use by another process"), run_log(tmp_path):
+            pass
+    with run_log(tmp_path) as record:
+        record(Run(100), {"loss": 0.25})
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [50, 100]
+
+
 def test_steps_that_an_interrupted_run_logged_twice_count_once(tmp_path: Path) -> None:
     first = {"step": 50, "loss": 3.0}
     before = [{"step": 100, "loss": 2.0}, {"step": 100, "test/f1": 0.5}, {"step": 120, "test/f1": 0.6}]
