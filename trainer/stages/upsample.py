@@ -25,7 +25,7 @@ from shared.pictures import grid
 from shared.registry import resolve
 from shared.storage import Location
 from trainer.config import OF_ANY_RUN, Share, TrainConfig, with_changes
-from trainer.data import Dataset, to_float
+from trainer.data import Dataset, check_labelled, in_vocabulary, to_float
 from trainer.errors import TrainerError
 from trainer.loss import finite
 from trainer.pictures import Pictures, as_tensor
@@ -64,14 +64,16 @@ class Upsampling:
     def __init__(
         self, dataset: Dataset, pictures: Pictures, base: Denoiser, network: UpsamplerConfig, config: UpsampleConfig
     ) -> None:  # fmt: skip
+        dataset = in_vocabulary(dataset, base.vocabulary, base.info.name)
         self.dataset, self.pictures, self.config, self.block = dataset, pictures, config, network.block
         self.places = [side // network.block - config.crop for side in reversed(pictures.size)]  # rows, columns
         if min(self.places) < 0:
             raise TrainerError(f"pictures of {pictures.size} pixels are smaller than crop={config.crop} blocks")
-        everything = torch.arange(len(dataset))
-        self.held_out = everything[::HELD_OUT_EVERY]
-        trained = everything[everything % HELD_OUT_EVERY != 0]
-        self.trained = trained if len(trained) else everything
+        check_labelled(dataset, "pictures")
+        known = dataset.labels.any(1).nonzero()[:, 0]  # the denoiser samples nothing without labels
+        self.held_out = known[::HELD_OUT_EVERY]
+        trained = known[torch.arange(len(known)) % HELD_OUT_EVERY != 0]
+        self.trained = trained if len(trained) else known
         self.side, self.stepper, self.options = base.image_shape[-1], base.stepper(), base.options
         timesteps = [t for t, *_ in make_table(base.options, base.alpha_bar).rows]
         self.starts = [k for k, t in enumerate(timesteps) if t <= config.noisiest * len(base.alpha_bar)]

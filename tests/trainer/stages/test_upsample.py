@@ -15,9 +15,10 @@ from shared.diffusion.samplers import make_table
 from shared.diffusion.upsampler import crop
 from shared.options import SamplingOptions
 from shared.registry import promote
+from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
 from tests.trainer.command_line import Command, refused
-from tests.trainer_fixtures import write_data_folder
+from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.data import load_dataset, to_float
 from trainer.errors import TrainerError
 from trainer.pictures import as_tensor, find_pictures
@@ -133,6 +134,28 @@ def test_the_loss_of_a_perfect_picture_is_zero_and_each_term_makes_blur_cost_mor
             torch.testing.assert_close(loss, plain)
         else:
             assert loss > 1.2 * plain
+
+
+def test_labels_are_those_of_the_denoiser(tmp_path: Path, base: Denoiser) -> None:
+    before = objective(tmp_path, base)
+    write_objects_file(tmp_path / "data", ICLEVR.names[::-1])
+    assert torch.equal(objective(tmp_path, base).labels, before.labels)
+    publish_toy_denoiser(tmp_path, "digits", 0, vocabulary=Vocabulary(("zero", "one")))
+    with pytest.raises(TrainerError, match="digits does not know labels of the folder: purple cube"):
+        objective(tmp_path, load_denoiser(tmp_path / "digits.safetensors"))
+
+
+def test_only_pictures_with_labels_are_enlarged(tmp_path: Path, base: Denoiser) -> None:
+    everything = objective(tmp_path, base)
+    train = json.loads((tmp_path / "data/train.json").read_text())
+    names = list(train)
+    (tmp_path / "data/train.json").write_text(json.dumps({**train, names[0]: [], names[3]: []}))
+    made = objective(tmp_path, base)
+    assert (everything.held_out.tolist(), everything.trained.tolist()) == ([0], [1, 2, 3, 4, 5])
+    assert (made.held_out.tolist(), made.trained.tolist()) == ([1], [2, 4, 5])
+    (tmp_path / "data/train.json").write_text(json.dumps(dict.fromkeys(names, ())))
+    with pytest.raises(TrainerError, match="none of the pictures has labels"):
+        objective(tmp_path, base)
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, base: Denoiser) -> None:
