@@ -196,7 +196,7 @@ def distill(
     import torch
 
     from shared.diffusion.model import load_denoiser
-    from trainer.data import in_vocabulary
+    from trainer.data import check_labelled, in_vocabulary, labelled
     from trainer.runs import Budget, keep_setup, show_progress
     from trainer.score import Watcher, load_judge, tests_of
     from trainer.stages import distill as distillation
@@ -221,16 +221,17 @@ def distill(
     with terminal.bar() as progress:
         dataset = terminal.read_dataset(data, progress, size=source.image_shape[-1], fit=config.fit)
         dataset = in_vocabulary(dataset, source.vocabulary, source.info.name)
+        check_labelled(dataset, "pictures")
         tests = tests_of(data, None, dataset.vocabulary)
         # after all checks, so that the corrected command can use the folder
         keep_setup(run, {
-            "teacher": source.info.digest, "guidance": guidance, "rank": rank,
+            "teacher": source.info.digest, "data": dataset.digest, "guidance": guidance, "rank": rank,
             "sampling_steps": sampling_steps, "teacher_steps": teacher_steps,
             **({"start_from": start_from} if start_from else {}),
         })  # fmt: skip
         task = progress.add_task("trajectories", total=count)
         pool = distillation.make_pool(
-            run / "pool", source, torch.unique(dataset.labels, dim=0), count, sampling_steps, path,
+            run / "pool", source, torch.unique(labelled(dataset).labels, dim=0), count, sampling_steps, path,
             lambda n: progress.advance(task, n),
         )  # fmt: skip
         watcher = Watcher(config, dataset, run, tests, judge, where, sampling, layouts=source.layouts)

@@ -16,7 +16,7 @@ from shared.diffusion.denoise import Row, sample
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator
 from shared.options import SamplingOptions, picture_seed
-from trainer.data import Dataset, in_vocabulary, to_float
+from trainer.data import Dataset, in_vocabulary, labelled, to_float
 from trainer.errors import TrainerError
 
 NEIGHBOURS = 5  # k: a picture's neighbourhood reaches to its k-th nearest neighbour, as in Naeem et al. 2020
@@ -70,9 +70,10 @@ def examine(
     The generated pictures have the label lists of the latter, so that both would score alike if they looked alike.
     Raises TrainerError for other vocabularies, and for a `count` that is too small or too large for the data.
     """
-    dataset = in_vocabulary(dataset, denoiser.vocabulary, denoiser.info.name)
+    dataset = labelled(in_vocabulary(dataset, denoiser.vocabulary, denoiser.info.name))
     if len(dataset) < 2 * count or count <= NEIGHBOURS:
-        raise TrainerError(f"--count {count} needs more than {NEIGHBOURS} and at most {len(dataset) // 2} pictures")
+        most = f"at most {len(dataset) // 2} pictures: half of those with labels"
+        raise TrainerError(f"--count {count} needs more than {NEIGHBOURS} and {most}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: 2 * count]
     reference, others = order.view(2, count)
     seeds = [picture_seed(seed, i) for i in range(count)]

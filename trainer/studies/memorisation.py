@@ -18,7 +18,7 @@ from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import resized
-from trainer.data import Dataset, in_vocabulary, to_float
+from trainer.data import Dataset, in_vocabulary, labelled, to_float
 from trainer.errors import TrainerError
 
 CHUNK = 1024  # training pictures compared at once
@@ -101,9 +101,9 @@ def mean_pairwise(groups: Tensor) -> float:
 
 def common_label_sets(labels: Tensor, count: int, seed: int) -> list[Tensor]:
     """Return PER_SET row indices of (N, K) for each of up to `count` label sets that at least PER_SET rows share."""
-    _, inverse, sizes = labels.unique(dim=0, return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+    sets, inverse, sizes = labels.unique(dim=0, return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
     generator = torch.Generator().manual_seed(seed)
-    common = (sizes >= PER_SET).nonzero().flatten()
+    common = ((sizes >= PER_SET) & sets.any(1)).nonzero().flatten()  # not the pictures whose labels are unknown
     common = common[torch.randperm(len(common), generator=generator)][:count]
     groups = [(inverse == which).nonzero().flatten() for which in common]
     return [group[torch.randperm(len(group), generator=generator)][:PER_SET] for group in groups]
@@ -121,9 +121,10 @@ def examine(
     with its nearest by pixels and by features. `advance(n)`: n pictures took a step.
     """
     training, unseen = (in_vocabulary(one, denoiser.vocabulary, denoiser.info.name) for one in (training, unseen))
+    unseen = labelled(unseen)
     pictures = min(pictures, len(unseen) // 2)
     if pictures < 2:
-        raise TrainerError(f"at least 4 unseen pictures are needed, there are {len(unseen)}")
+        raise TrainerError(f"at least 4 unseen pictures with labels are needed, there are {len(unseen)}")
     stepper = denoiser.stepper()
 
     def generate(labels: Tensor, seed: int) -> Tensor:  # clamped as in a PNG, and of the data set's size

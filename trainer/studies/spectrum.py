@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions, picture_seed
-from trainer.data import Dataset, in_vocabulary, to_float
+from trainer.data import Dataset, check_labelled, in_vocabulary, to_float
 from trainer.pictures import Pictures, as_tensor
 from trainer.stages.octaves import octave_power, without_dots
 
@@ -34,14 +34,16 @@ def examine(
     denoiser: Denoiser, dataset: Dataset, pictures: Pictures, options: SamplingOptions, *,
     count: int, seed: int, advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[Spectrum, Tensor]:  # fmt: skip
-    """Generate `count` pictures, one for each of as many pictures of the folder, spread evenly over it.
+    """Generate `count` pictures, one for each of as many labelled pictures of the folder, spread evenly over it.
 
     `dataset` and `pictures` are of that folder, the latter at the size of the denoiser's finished pictures. Objects
     stand where the folder says; without its positions, or for a denoiser that takes none, where the denoiser puts them.
     Also returns the first SHOWN pictures, each before the folder's. Raises TrainerError as `in_vocabulary`.
     """
     dataset = in_vocabulary(dataset, denoiser.vocabulary, denoiser.info.name)
-    chosen = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).long()
+    check_labelled(dataset, "pictures")
+    known = dataset.labels.any(1).nonzero()[:, 0]
+    chosen = known[torch.linspace(0, len(known) - 1, min(count, len(known))).long()]
     stepper, made, plain = denoiser.stepper(), list[Tensor](), list[Tensor]()
     places = dataset.positions if denoiser.layouts is not None else None
     for part in torch.split(chosen, BATCH):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from shared.checkpoint import CheckpointError, load, publish, read_info
 from shared.diffusion.denoise import sample
@@ -16,7 +17,7 @@ from shared.registry import promote
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
 from tests.trainer.command_line import Command, refused
-from tests.trainer_fixtures import write_data_folder
+from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.errors import TrainerError
 from trainer.stages.distill import (
     AdaptedNetwork,
@@ -128,6 +129,28 @@ def test_a_pool_resumes_where_it_stopped(teacher: Denoiser, tmp_path: Path, monk
     again = make_pool(tmp_path / "pool", teacher, labels, 3, 2, options)
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert (tmp_path / "pool" / "00001.safetensors").stat().st_mtime_ns == kept
+
+
+def test_the_teacher_draws_the_folders_label_sets(command: Command, tmp_path: Path) -> None:
+    data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
+    publish_toys(storage)
+    names = json.loads((data / "train.json").read_text())
+    lists = [["red cube"], ["blue cube"], [], []]
+    (data / "train.json").write_text(json.dumps(dict(zip(names, lists, strict=True))))
+    write_objects_file(data, ICLEVR.names[::-1])
+    command_line = [
+        "distill", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--trajectories", 1,
+        "--set", "batch=4", "--run", tmp_path / "run",
+    ]  # fmt: skip
+    code, _, err = command(*command_line)
+    assert code == 0, err
+    drawn = load_file(tmp_path / "run/pool/00000.safetensors")["labels"].unique(dim=0)
+    assert drawn.tolist() == [ICLEVR.multi_hot(labels) for labels in (["blue cube"], ["red cube"])]
+    (data / "train.json").write_text(json.dumps(dict.fromkeys(names, ("red cube",))))
+    (tmp_path / "run/state.pt").unlink()  # as if it had been interrupted before its first step
+    refused(command(*command_line), r"setup\.json has another data; choose another folder")
+    (data / "train.json").write_text(json.dumps(dict.fromkeys(names, ())))
+    refused(command(*command_line), "none of the pictures has labels")
 
 
 def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ def test_the_command(command: Command) -> None:
     assert generated["figures"]["coverage"] == 0
     assert renders["figures"]["coverage"] > 0
     refused(command(*at, "--count", 25), "at most 24 pictures")
+    train = json.loads((data / "train.json").read_text())
+    (data / "train.json").write_text(json.dumps(dict.fromkeys(train, ()) | dict(list(train.items())[:14])))
+    refused(command(*at, "--count", 8), "at most 7 pictures: half of those with labels")
     refused(command(*at, "--evaluator", "toy"), "is of kind denoiser, not evaluator")
 
 

@@ -94,6 +94,16 @@ def test_label_sets_with_enough_pictures() -> None:
         assert len(set(group.tolist())) == PER_SET
         assert len(labels[group].unique(dim=0)) == 1
     assert len(common_label_sets(labels, 1, seed=0)) == 1
+    assert common_label_sets(torch.zeros(PER_SET, 3), 9, seed=0) == []  # unknown labels are no label set
+
+
+@pytest.mark.usefixtures("_files")
+def test_unseen_pictures_without_labels_are_left_out(command: Command) -> None:
+    train = json.loads(Path("unseen/train.json").read_text())
+    Path("unseen/train.json").write_text(json.dumps(dict.fromkeys(train, ()) | dict(list(train.items())[:5])))
+    code, _, err = command("memorisation", "seen", "--held-out", "unseen", "--label-sets", 1, "--json", "figures.json")
+    assert code == 0, err
+    assert json.loads(Path("figures.json").read_text())["pictures"] == 2
 
 
 @pytest.fixture

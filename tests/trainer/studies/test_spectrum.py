@@ -58,6 +58,18 @@ def test_the_command_prints_a_row_for_each_octave(command: Command, tmp_path: Pa
     refused(command(*common, "--json", tmp_path / "out.txt"), "must end in .json")
 
 
+def test_pictures_without_labels_are_left_out(command: Command, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    train = json.loads((folder / "train.json").read_text())
+    publish_toy_denoiser(tmp_path, "toy", 0)
+    at = ("spectrum", folder, "--storage", tmp_path, "--model", "toy", "--json", tmp_path / "a.json")
+    (folder / "train.json").write_text(json.dumps({**train, next(iter(train)): []}))
+    assert command(*at)[0] == 0
+    assert json.loads((tmp_path / "a.json").read_text())["pictures"] == 4
+    (folder / "train.json").write_text(json.dumps(dict.fromkeys(train, ())))
+    refused(command(*at), "none of the pictures has labels")
+
+
 def test_the_order_of_the_folders_labels_does_not_matter(command: Command, tmp_path: Path) -> None:
     folder, found = write_folder(tmp_path / "data"), []
     publish_toy_denoiser(tmp_path, "toy", 0, positions=True)
