@@ -294,7 +294,7 @@ def upsample(
     with terminal.bar() as progress:
         dataset = merge([terminal.read_dataset(one, progress, size=denoiser.image_shape[-1]) for one in data])
         objective = upsampling.Upsampling(dataset, pictures, denoiser, network.config, config)
-        keep_setup(run, {"base": base, "size": pictures.size})  # after all checks, as in `distill`
+        keep_setup(run, {"base": denoiser.info.digest, "size": pictures.size})  # after all checks, as in `distill`
         averages, state = train_network(
             dataset, config, run, Budget(minutes, steps), device=where, network=network, objective=objective,
             start=start, start_from=start_from,

@@ -194,6 +194,8 @@ def test_the_command_trains_publishes_and_resumes(command: Command, tmp_path: Pa
     assert [line["step"] for line in lines if "l1" in line] == [2, 4]
     refused(command(*common, "--run", run, "--steps", 4, "--size", "24x16"), "has another size")
     promote(storage, "large")
+    publish_toy_denoiser(storage, "toy", 7)  # the base learnt on
+    refused(command(*common, "--run", run, "--steps", 6), "has another base; choose another folder")
 
 
 def test_the_command_refuses_bad_arguments(command: Command, tmp_path: Path) -> None:
