@@ -66,7 +66,8 @@ def split(items: Sequence[Item], share: float, names: Collection[str] | None, se
         files, by_name = {item.file for item in labelled}, defaultdict[str, list[str]](list)
         for file in sorted(files):
             by_name[PurePosixPath(file).name].append(file)
-        return {name if name in files else _only(by_name[name], name) for name in names}
+        paths = map(str, map(PurePosixPath, names))
+        return {path if path in files else _only(by_name[path], path) for path in paths}
     groups: dict[str, list[str]] = {}
     for item in labelled:
         groups.setdefault(item.group, []).append(item.file)
@@ -91,6 +92,7 @@ def usable(items: Sequence[Item], keep_unlabelled: bool) -> tuple[list[Item], li
     good, bad, seen = [], [], set[str]()
     for item in items:
         path = PurePosixPath(item.file)
+        item = replace(item, file=str(path))  # so that a picture has one name: ./a.png is a.png
         if path.is_absolute() or ".." in path.parts:
             reason = "is not inside the folder"
         elif item.file in seen:

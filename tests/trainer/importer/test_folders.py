@@ -67,6 +67,15 @@ def test_the_trainer_reads_what_was_imported(tmp_path: Path, command: Command) -
     refused(command("import", source, "data"), "data already holds a data set")
 
 
+def test_a_picture_has_one_name(tmp_path: Path) -> None:
+    picture(tmp_path, "in/a.png")
+    picture(tmp_path, "b.png")
+    items = [Item(name, ("x",), name) for name in ("./in/a.png", "in//a.png", "b.png")]
+    report = write_folders(Source(items, tmp_path, []), tmp_path / "out", share=0, held_out=["./b.png"])
+    assert ([one.name for one in report.train], [one.name for one in report.held_out]) == (["in/a.png"], ["b.png"])
+    assert report.skipped == [("in/a.png", "is listed twice; the first counts")]
+
+
 @pytest.mark.parametrize(
     ("names", "file", "options", "message"),
     [
