@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,10 +93,14 @@ def _item(row: Any, line: int, fields: Sequence[str], group: str | None, separat
     if missing := [field for field in wanted if field not in row]:
         names = ", ".join(str(name) for name in row)
         raise TrainerError(f'row {line} has no field "{missing[0]}"; it has {names}')
+    if further := next(filter(None, row.get(None, ())), None):  # where the csv module puts fields without a name
+        raise TrainerError(f'row {line} has more fields than the first row names, such as "{further}"')
     found: list[str] = []
     for field in fields:
         value = row[field]
         parts = value if isinstance(value, list) else value.split(separator) if isinstance(value, str) else [value]
+        if nested := [part for part in parts if isinstance(part, dict | list)]:
+            raise TrainerError(f'row {line}: "{field}" holds {json.dumps(nested[0])[:40]}, which is not a label')
         found += [str(part).strip() for part in parts if part is not None and str(part).strip()]
     labels = tuple(dict.fromkeys(found))
     return Item(str(row[FILE_FIELD]), labels, _group(labels, str(row[FILE_FIELD]), group, row))
@@ -141,6 +146,12 @@ def _coco(path: Path, folder: Path, group: str | None) -> Source:
         raise TrainerError(f"not COCO annotations: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if group not in (None, WHOLE_SET):
         raise TrainerError(f'COCO annotations have no field "{group}"; the only group is "{WHOLE_SET}"')
+    if not content.images:
+        raise TrainerError("it names no pictures")
+    for kind, entries in (("images", content.images), ("categories", content.categories)):
+        [(most, times)] = Counter(one.id for one in entries).most_common(1) or [(0, 0)]
+        if times > 1:
+            raise TrainerError(f"{times} {kind} have the id {most}, so annotations do not tell which they are of")
     names = {category.id: category.name for category in content.categories}
     objects: dict[int | str, dict[str, Box | None]] = {image.id: {} for image in content.images}
     crowds = repeated = 0

@@ -9,6 +9,16 @@ from trainer.errors import TrainerError
 from trainer.importer.formats import Item, read_source
 
 
+def coco(images: list[int], categories: list[int]) -> str:
+    """COCO annotations with these ids, and one annotation of category 2 in image 1."""
+    content = {
+        "images": [{"id": one, "file_name": f"{i}.jpg"} for i, one in enumerate(images)],
+        "categories": [{"id": one, "name": f"name {i}"} for i, one in enumerate(categories)],
+        "annotations": [{"image_id": 1, "category_id": 2}],
+    }
+    return json.dumps(content)
+
+
 def test_an_image_folder(tmp_path: Path) -> None:
     rows = [
         {"file_name": "pictures/a.png", "labels": ["tall", "red"], "person": 7},
@@ -76,7 +86,13 @@ def test_coco_annotations(tmp_path: Path) -> None:
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": " "}]}',
             r"categories\.0\.name: String should have at least 1 character",
         ),
-        ("x.json", '{"images": [], "categories": [], "annotations": [{"image_id": 1, "category_id": 2}]}', "image 1"),
+        ("x.json", coco([3], [2]), "an annotation names image 1 and category 2; one is missing"),
+        ("x.json", coco([], [2]), "it names no pictures"),
+        ("x.json", coco([1, 3, 1], [2]), "2 images have the id 1, so annotations do not tell"),
+        ("x.json", coco([1], [2, 2]), "2 categories have the id 2"),
+        ("x.csv", "file_name,labels\na.png,red,,\nb.png,red,tall\n", 'row 2 has more fields .* such as "tall"'),
+        ("x.jsonl", '{"file_name": "a.png", "labels": [["red"]]}', r'row 1: "labels" holds \["red"\], which is not a'),
+        ("x.jsonl", '{"file_name": "a.png", "labels": {"red": 1}}', 'row 1: "labels" holds {"red": 1}, which is not a'),
     ],
 )
 def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
