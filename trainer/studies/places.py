@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shared.diffusion.denoise import Row
-from shared.diffusion.layouts import positions_at
+from shared.diffusion.layouts import OUTSIDE, positions_at
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator, score_set
 from shared.options import THRESHOLD, SamplingOptions, picture_seed
@@ -36,7 +36,7 @@ class Placed:
     pictures: str  # whose they are
     accuracy: float
     exact_match: float
-    distance: float | None  # mean, in widths, of found objects from their places; None if the evaluator finds no places
+    distance: float | None  # mean, in widths, of found objects from their places; None if there are no such objects
 
 
 def judge_places(
@@ -44,15 +44,16 @@ def judge_places(
 ) -> tuple[float, float, float | None]:
     """Return accuracy, exact match and mean distance of images (N, 3, H, W) with objects wanted at (N, K, 2).
 
-    The distance is over the requested objects that the evaluator finds. `aspect`: height over width of a picture.
+    The distance is over the requested objects that have a place and that the evaluator finds. A denoiser draws no
+    places for more objects than it has learnt. `aspect`: height over width of a picture.
     """
     probabilities, found_at = evaluator.probabilities(images), evaluator.positions(images)
     score = score_set(probabilities, targets, evaluator.vocabulary.names)
     if found_at is None:
         return score.accuracy, score.exact_match, None
-    found = (probabilities > THRESHOLD) & (targets > 0.5)
+    found = (probabilities > THRESHOLD) & (targets > 0.5) & (wanted[..., 0] != OUTSIDE)
     away = ((found_at - wanted) * torch.tensor([1.0, aspect])).norm(dim=-1)
-    return score.accuracy, score.exact_match, float(away[found].mean())
+    return score.accuracy, score.exact_match, float(away[found].mean()) if found.any() else None
 
 
 def measure(

@@ -43,6 +43,17 @@ def test_distances_are_in_widths_over_the_objects_that_are_found() -> None:
     assert distance == pytest.approx((0.4 * 0.75 + (0.3**2 + 0.3**2) ** 0.5 + 0) / 3)
 
 
+def test_without_found_objects_at_known_places_there_is_no_distance() -> None:
+    targets = torch.zeros(1, 24)
+    targets[0, 5] = 1  # is not found
+    wanted = positions_at([5], [(0.2, 0.8)], 24)[None]
+    assert judge_places(Given(ICLEVR), torch.zeros(1, 3, 8, 8), targets, wanted, 1.0)[2] is None
+    targets[0, [0, 1]] = 1  # are found, but only one of them has a place
+    wanted = positions_at([1], [(0.5, 0.3)], 24)[None]
+    distance = judge_places(Given(ICLEVR), torch.zeros(1, 3, 8, 8), targets, wanted, 1.0)[2]
+    assert distance == pytest.approx(0.2)
+
+
 def test_an_evaluator_without_a_position_head() -> None:
     torch.manual_seed(0)
     judge, targets = Evaluator(ICLEVR).freeze(), torch.ones(1, 24)
