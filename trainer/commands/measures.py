@@ -30,7 +30,7 @@ def arrangements(
     from shared.diffusion.model import load_denoiser
     from shared.vocabulary import ICLEVR
     from trainer.data import read_arrangements
-    from trainer.studies.arrangements import compare_arrangements
+    from trainer.studies.arrangements import FEWEST, compare_arrangements
 
     terminal.check_files(json=json_out)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"))
@@ -43,6 +43,9 @@ def arrangements(
             denoiser.layouts, positions, count=count, seed=seed, advance=lambda n: progress.advance(task, n),
             ruled=all(name in ICLEVR for name in denoiser.vocabulary.names),
         )  # fmt: skip
+    if not found:
+        problem = f"no number of objects that {denoiser.info.name} draws has {FEWEST} pictures"
+        raise TrainerError(f"there is nothing to test: {problem}")
     rows = [
         [str(one.objects), str(one.tested), f"{one.accuracy:.3f}", f"{0.5 / one.tested**0.5:.3f}",
          "-" if one.misplaced is None else f"{one.misplaced:.3f}"]

@@ -97,7 +97,7 @@ def compare_arrangements(
     """
     labels = (positions[..., 0] != OUTSIDE).float()
     found, numbers = [], labels.sum(1).long()
-    for n in sorted(set(numbers.tolist())):
+    for n in sorted({*numbers.tolist()} - {0}):  # 0 where labels are unknown
         chosen = (numbers == n).nonzero().flatten()
         chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))][:count]
         if len(chosen) < FEWEST:

@@ -104,8 +104,8 @@ def test_what_the_renderer_would_not_make(other: tuple[float, float], breach: fl
     assert share_misplaced(positions) == (breach > CLEARLY)
 
 
-def test_too_few_pictures_are_not_tested() -> None:
-    positions = _scenes(49, 2, 0)
+def test_too_few_pictures_are_not_tested_nor_those_without_labels() -> None:
+    positions = torch.cat([_scenes(49, 2, 0), torch.full((60, K, 2), OUTSIDE)])
     assert compare_arrangements(Uniform(), positions, count=99, seed=0, advance=lambda n: None) == []
 
 
@@ -148,6 +148,8 @@ def test_the_command(command: Command, tmp_path: Path) -> None:
     assert (figures["objects"], figures["tested"]) == (1, 60)
     assert f"{figures['accuracy']:.3f}" in out
     assert 0 <= figures["misplaced"] <= 1
+    few = _folder(tmp_path / "few", 49)
+    refused(command("arrangements", few, "--model", "placing"), "no number of objects that placing draws has 50 pict")
     refused(command("arrangements", data, "--model", "labels"), "labels takes no positions")
     (data / "positions.json").unlink()
     refused(command("arrangements", data, "--model", "placing"), r"positions\.json")
