@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from shared.checkpoint import CheckpointInfo, CheckpointKind, check_replaces, path_of
 from shared.registry import resolve, resolve_evaluator
@@ -139,7 +139,7 @@ class Lines(Progress):
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:
     """Print what a command did, on stderr."""
-    table = Table(title=escape(title), show_header=False)
+    table = Table(*_columns("", ""), title=escape(title), show_header=False)
     for row in rows:
         table.add_row(*map(escape, row))
     if MAIN_PROCESS:
@@ -148,10 +148,15 @@ def show(title: str, rows: list[tuple[str, str]]) -> None:
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print the figures of a command on stdout."""
-    table = Table(*map(escape, head), title=escape(title))
+    table = Table(*_columns(*head), title=escape(title))
     for row in rows:
         table.add_row(*map(escape, row))
     Console().print(table)
+
+
+def _columns(*head: str) -> list[Column]:
+    """Return a table's columns. They break a long word, such as a path, which rich would cut off."""
+    return [Column(escape(name), overflow="fold") for name in head]
 
 
 def spent(run: Run) -> list[tuple[str, str]]:

@@ -49,6 +49,15 @@ def test_square_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[s
     assert (captured.out.count(name), captured.err.count(name)) == (3, 2)
 
 
+def test_long_names_are_printed_in_full(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    path = "/".join(f"folder-{i}" for i in range(20))
+    terminal.print_table("labels", ["pictures", "label"], [["1", path]])
+    terminal.show("published", [("checkpoint", path)])
+    for text in capsys.readouterr():
+        assert path in "".join(text.replace("│", "").split())
+
+
 def test_a_file_or_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
