@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from rich.progress import Progress
 
 from shared.checkpoint import base_of, path_of, read_info
-from shared.options import WITH_POSITIONS, SamplingOptions
+from shared.options import WITH_POSITIONS
 from shared.registry import resolve
 from shared.vocabulary import Vocabulary
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
+
+if TYPE_CHECKING:  # these import torch, and make `--help` slow
+    from trainer.config import TrainConfig
+    from trainer.data import Dataset
+    from trainer.runs import Budget, Run
 
 
 def fit_evaluator(
@@ -50,9 +56,7 @@ def fit_evaluator(
             dataset, unseen, run, Budget(minutes, steps), start=start, seed=seed, device=where,
             on_step=show_progress(progress, "fitting"),
         )  # fmt: skip
-    training: dict[str, Any] = {"pictures": len(dataset), "steps": state.step, "seed": seed}
-    training |= {"minutes": round(state.elapsed_s / 60, 1)}
-    training |= {"started_from": start_from} if start_from else {}
+    training = _training(state, start_from, pictures=len(dataset), seed=seed)
     path = fitting.publish_evaluator(evaluator, figures, storage, name, training)
     rows = [(key.replace("_", " "), f"{value:.4f}") for key, value in figures.items() if isinstance(value, float)]
     rows += [(f"exact match of {n} objects", f"{value:.4f}") for n, value in figures["exact_match_of"].items()]
@@ -85,52 +89,66 @@ def train(
 
     To resume, run the same command again.
     """
-    from trainer.config import REPORT_EPOCHS, make_config
-    from trainer.data import check_alike, merge, settled
-    from trainer.runs import Budget, show_progress
+    from trainer.config import make_config
+    from trainer.data import check_alike, settled
+    from trainer.runs import show_progress
     from trainer.score import SAMPLING, Watcher, load_judge, tests_of
     from trainer.stages.fit_layouts import fit_layouts_of
     from trainer.train import publish_network, starting_weights
     from trainer.train import train as train_network
 
-    config, budget = make_config(preset, set_ or []), Budget(minutes, steps)
-    if preset != "report":  # which has its own number of epochs
+    config = make_config(preset, set_ or [])
+    if minutes or steps or preset != "report":  # which has its own number of epochs
         terminal.check_budget(minutes, steps)
     terminal.check_publishes(storage, name, "denoiser")
     with terminal.bar() as progress:
-        load = partial(terminal.read_dataset, progress=progress, size=config.image_size, fit=config.fit)
-        dataset = merge([load(folder) for folder in data])
-        unseen = [load(folder) for folder in held_out or []]
-        check_alike([dataset, *unseen])
+        dataset = _read_merged(data, config, progress)
+        unseen = _read_merged(held_out, config, progress) if held_out else None
+        check_alike([dataset, unseen] if unseen else [dataset])
         config = settled(config, dataset)
         where, vocabulary = terminal.pick_device(device), dataset.vocabulary
         judge = load_judge(resolve(storage, evaluator, "evaluator"), vocabulary, where) if evaluator else None
-        if not minutes and not steps:
-            budget = Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
+        lists = tests_of(data[0], tests, vocabulary)
         start = starting_weights(storage, start_from, config, dataset) if start_from else None
         terminal.note_unseen(dataset)
         layouts = None
         if terminal.MAIN_PROCESS:
             layouts = fit_layouts_of(dataset, config, run / "layouts", on_step=show_progress(progress, "layouts"))
-        watcher = Watcher(
-            config, dataset, run, tests_of(data[0], tests, vocabulary), judge, where,
-            WITH_POSITIONS if layouts else SAMPLING, held_out=merge(unseen) if unseen else None, layouts=layouts,
-        )  # fmt: skip
+        sampling = WITH_POSITIONS if layouts else SAMPLING
         averages, state = train_network(
-            dataset, config, run, budget, device=where, start=start, start_from=start_from,
-            on_step=show_progress(progress, "training", config.batch), evaluate=watcher,
+            dataset, config, run, _budget(minutes, steps, config, dataset), device=where, start=start,
+            start_from=start_from, on_step=show_progress(progress, "training", config.batch),
+            evaluate=Watcher(config, dataset, run, lists, judge, where, sampling, held_out=unseen, layouts=layouts),
             evaluate_every_s=60 * evaluate_minutes,
         )  # fmt: skip
-    training: dict[str, Any] = {"data": ", ".join(one.name for one in data), "pictures": len(dataset)}
-    training |= {"steps": state.step, "minutes": round(state.elapsed_s / 60, 1)}
-    last = state.history[-1] if state.history else {}
-    training |= {"pictures_seen": state.step * config.batch, "last": last}
-    training |= {"started_from": start_from} if start_from else {}
     path = path_of(storage, name)
     if terminal.MAIN_PROCESS:
+        training = _training(
+            state, start_from, data=_names(data), pictures=len(dataset), pictures_seen=state.step * config.batch
+        )
         path = publish_network(averages.network(config.publish), config, dataset, storage, name, training, layouts)
+    last = state.history[-1] if state.history else {}
     losses = [(key.replace("_", " "), f"{value:.5f}") for key, value in last.items() if key.endswith("_loss")]
     terminal.show("trained", [*terminal.spent(state), *losses, ("checkpoint", str(path))])
+
+
+def _read_merged(folders: list[Path], config: TrainConfig, progress: Progress) -> Dataset:
+    """Read several data set folders as one."""
+    from trainer.data import merge
+
+    return merge(
+        [terminal.read_dataset(folder, progress, size=config.image_size, fit=config.fit) for folder in folders]
+    )
+
+
+def _budget(minutes: float | None, steps: int | None, config: TrainConfig, dataset: Dataset) -> Budget:
+    """Return the budget of a run; without minutes and steps, the report's number of epochs."""
+    from trainer.config import REPORT_EPOCHS
+    from trainer.runs import Budget
+
+    if minutes or steps:
+        return Budget(minutes, steps)
+    return Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
 
 
 def fit_layouts(
@@ -168,7 +186,7 @@ def fit_layouts(
         layouts = fitting.fit_layouts(
             positions, vocabulary, run, steps=steps, seed=seed, shape=shape, on_step=show_progress(progress, "layouts")
         )
-    training = {"layouts": {"data": ", ".join(one.name for one in data), "pictures": len(positions), "steps": steps}}
+    training = {"layouts": {"data": _names(data), "pictures": len(positions), "steps": steps}}
     path = fitting.replace_layouts(storage, name, layouts, training)
     terminal.show("layouts fitted", [("steps", str(steps)), ("checkpoint", str(path))])
 
@@ -203,18 +221,12 @@ def distill(
     from trainer.train import train as train_network
 
     terminal.check_budget(minutes, steps)
-    if teacher_steps % sampling_steps:
-        raise TrainerError(f"--teacher-steps {teacher_steps} must be a multiple of --sampling-steps {sampling_steps}")
     info = read_info(taught := resolve(storage, teacher, "denoiser"))
     terminal.check_publishes(storage, name, "denoiser", base=base_of(info) or info.name)
     _check_run(run)
-    sampling = SamplingOptions(sampler="ddim", steps=sampling_steps, guidance=1.0)
-    w = guidance if base_of(info) is None else 1.0  # an adapter has its guidance inside
-    path = SamplingOptions(sampler="dpmpp_2m", steps=teacher_steps, guidance=w)
     where = terminal.pick_device(device)
     source = load_denoiser(taught, device=where)
-    if teacher_steps > (most := len(source.alpha_bar)):
-        raise TrainerError(f"--teacher-steps {teacher_steps}: {info.name} has {most} timesteps")
+    sampling, path = distillation.make_samplings(source, sampling_steps, teacher_steps, guidance)
     config = distillation.make_config(source.info, set_ or [])
     network, base = distillation.make_student(source, storage, rank, config.seed, start_from)
     judge = load_judge(resolve(storage, evaluator, "evaluator"), source.vocabulary, where) if evaluator else None
@@ -222,33 +234,29 @@ def distill(
         dataset = terminal.read_dataset(data, progress, size=source.image_shape[-1], fit=config.fit)
         dataset = in_vocabulary(dataset, source.vocabulary, source.info.name)
         check_labelled(dataset, "pictures")
-        tests = tests_of(data, None, dataset.vocabulary)
+        lists = tests_of(data, None, dataset.vocabulary)
         # after all checks, so that the corrected command can use the folder
         keep_setup(run, {
             "teacher": source.info.digest, "data": dataset.digest, "guidance": guidance, "rank": rank,
             "sampling_steps": sampling_steps, "teacher_steps": teacher_steps,
-            **({"start_from": start_from} if start_from else {}),
+            **options.given(start_from=start_from),
         })  # fmt: skip
         task = progress.add_task("trajectories", total=count)
         pool = distillation.make_pool(
             run / "pool", source, torch.unique(labelled(dataset).labels, dim=0), count, sampling_steps, path,
             lambda n: progress.advance(task, n),
         )  # fmt: skip
-        watcher = Watcher(config, dataset, run, tests, judge, where, sampling, layouts=source.layouts)
         averages, state = train_network(
             dataset, config, run, Budget(minutes, steps), device=where, network=network,
             objective=distillation.Trajectories(pool, source, where),
             on_step=show_progress(progress, "distilling"),
-            evaluate=watcher,
+            evaluate=Watcher(config, dataset, run, lists, judge, where, sampling, layouts=source.layouts),
             evaluate_every_s=60 * evaluate_minutes,
         )  # fmt: skip
-    training: dict[str, Any] = {
-        "method": "trajectories", "teacher": source.info.name, "teacher_digest": source.info.digest, "rank": rank,
-        **({"started_from": start_from} if start_from else {}),
-    }  # fmt: skip
-    training |= {"guidance": guidance, "steps": state.step, "minutes": round(state.elapsed_s / 60, 1)}
-    training |= {"examples_seen": state.step * config.batch, "config": config.model_dump(mode="json")}
-    training |= {"last": state.history[-1]} if state.history else {}
+    training = _training(
+        state, start_from, method="trajectories", teacher=info.name, teacher_digest=source.info.digest, rank=rank,
+        guidance=guidance, examples_seen=state.step * config.batch, config=config.model_dump(mode="json"),
+    )  # fmt: skip
     student = cast(distillation.AdaptedNetwork, averages.network(config.publish))
     published = distillation.publish_adapter(student, base, storage, name, sampling, training)
     terminal.show("distilled", [*terminal.spent(state), ("checkpoint", str(published))])
@@ -301,18 +309,25 @@ def upsample(
             on_step=show_progress(progress, "upsampling", config.batch),
             evaluate=partial(upsampling.measure, objective, run, where), evaluate_every_s=60 * evaluate_minutes,
         )  # fmt: skip
-    training = {
-        "data": ", ".join(one.name for one in data),
-        "steps": state.step,
-        "minutes": round(state.elapsed_s / 60, 1),
-    }
-    training |= {"examples_seen": state.step * config.batch, "config": config.model_dump(mode="json")}
-    training |= {"started_from": start_from} if start_from else {}
-    training |= {"last": state.history[-1]} if state.history else {}
+    training = _training(
+        state, start_from, data=_names(data), examples_seen=state.step * config.batch,
+        config=config.model_dump(mode="json"),
+    )  # fmt: skip
     published = upsampling.publish_upsampler(
         network.config, averages.network(config.publish).state_dict(), denoiser.info, storage, name, training
     )
     terminal.show("upsampler trained", [*terminal.spent(state), ("checkpoint", str(published))])
+
+
+def _training(state: Run, start_from: str | None, **details: Any) -> dict[str, Any]:
+    """Return what a checkpoint's header says of its training: `details`, and what all runs have."""
+    last = state.history[-1] if state.history else None
+    minutes = round(state.elapsed_s / 60, 1)
+    return {**details, "steps": state.step, "minutes": minutes, **options.given(started_from=start_from, last=last)}
+
+
+def _names(folders: list[Path]) -> str:
+    return ", ".join(folder.name for folder in folders)
 
 
 def _check_run(run: Path) -> None:

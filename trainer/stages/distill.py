@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from shared import storage as files
-from shared.checkpoint import CheckpointInfo, load, publish
+from shared.checkpoint import CheckpointInfo, base_of, load, publish
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, adapt, load_denoiser
 from shared.diffusion.unet import UNet
@@ -45,6 +45,23 @@ def make_config(teacher: CheckpointInfo, changes: list[str]) -> TrainConfig:
         raise TrainerError(f"{teacher.name} enlarges the pictures of {base}; distil that one: --teacher {base}")
     config = TrainConfig.model_validate({**teacher.training.get("config", {}), **OPTIMIZER})
     return with_changes(config, changes, only=OF_ANY_RUN)
+
+
+def make_samplings(
+    teacher: Denoiser, steps: int, teacher_steps: int, guidance: float
+) -> tuple[SamplingOptions, SamplingOptions]:
+    """Return how the student is sampled, in `steps`, and how the teacher's trajectories are, in `teacher_steps`.
+
+    An adapter as teacher has its guidance inside, so `guidance` does not count. TrainerError if the teacher has fewer
+    timesteps than steps, or if one step of the student is not a whole number of the teacher's.
+    """
+    if teacher_steps % steps:
+        raise TrainerError(f"--teacher-steps {teacher_steps} must be a multiple of --sampling-steps {steps}")
+    w = guidance if base_of(teacher.info) is None else 1.0
+    path = SamplingOptions(sampler="dpmpp_2m", steps=teacher_steps, guidance=w)
+    if teacher_steps > (most := len(teacher.alpha_bar)):
+        raise TrainerError(f"--teacher-steps {teacher_steps}: {teacher.info.name} has {most} timesteps")
+    return SamplingOptions(sampler="ddim", steps=steps, guidance=1.0), path
 
 
 class AdaptedNetwork(nn.Module):
