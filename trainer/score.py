@@ -56,10 +56,16 @@ def targets_of(lists: Lists, vocabulary: Vocabulary) -> Tensor:
 
 
 def tests_of(data: Path, files: list[Path] | None, vocabulary: Vocabulary) -> dict[str, list[list[str]]]:
-    """Return the label lists of each test file by its name: `files`, or by default those in the data set's folder."""
+    """Return the label lists of each test file by its name: `files`, or by default those in the data set's folder.
+
+    TrainerError for two files of one name.
+    """
     if files is None:
         files = [path for path in (data / "test.json", data / "new_test.json") if path.exists()]
-    return {path.stem: read_test_file(path, vocabulary) for path in files}
+    found = {path.stem: read_test_file(path, vocabulary) for path in files}
+    if len(found) < len(files):
+        raise TrainerError("several of --tests have one name, under which scores are logged; rename them")
+    return found
 
 
 def load_judge(path: Location, vocabulary: Vocabulary, device: torch.device) -> Evaluator:

@@ -48,6 +48,14 @@ def test_the_denoiser_is_scored_while_it_trains_and_resumes_by_the_same_command(
     refused(command(*train, "--steps", 4, "--set", "lr=0.5"), "was started with another lr")
 
 
+def test_two_test_files_of_one_name_are_refused(command: Command, data: Path) -> None:
+    tests = ("--tests", data / "test.json", "--tests", data / "../other/test.json")
+    Path("other").mkdir()
+    Path("other/test.json").write_text('[["red cube"]]')
+    refused(command("train", "--data", data, *TINY, "--steps", 1, *tests), "several of --tests have one name")
+    assert not Path("runs").exists()
+
+
 def test_the_loss_on_held_out_pictures_is_logged(command: Command, data: Path, tmp_path: Path) -> None:
     unseen = write_data_folder(tmp_path / "unseen", pictures=8)
     train = ("train", "--data", data, "--held-out", data, "--held-out", unseen, "--name", "tiny", *TINY)
