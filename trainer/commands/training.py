@@ -179,7 +179,10 @@ def fit_layouts(
     info = read_info(resolve(storage, name, "denoiser"))
     if "layouts" not in info.config or "base" in info.config:
         raise TrainerError(f"{name} has no layout network of its own: it takes no positions, or is an adapter")
-    shape = with_changes(LayoutConfig(num_labels=1, most=1), set_ or []).model_dump(exclude={"num_labels", "most"})
+    own = LayoutConfig.model_fields.keys() - {"num_labels", "most"}  # which follow from the data
+    shape = with_changes(LayoutConfig(num_labels=1, most=1), set_ or [], only=own).model_dump(include=own)
+    if shape["width"] % shape["heads"]:
+        raise TrainerError(f"width {shape['width']} must be a multiple of the {shape['heads']} heads")
     vocabulary = Vocabulary(info.vocabulary)
     positions = read_arrangements(data, vocabulary)
     with terminal.bar() as progress:

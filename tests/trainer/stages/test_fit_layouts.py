@@ -11,7 +11,7 @@ from shared.diffusion.layouts import LAYOUTS, LayoutNetwork
 from shared.diffusion.model import load_denoiser
 from shared.vocabulary import Vocabulary
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
-from tests.trainer.command_line import Command
+from tests.trainer.command_line import Command, refused
 from tests.trainer.test_positions import rendered
 from trainer.runs import Run
 from trainer.stages.fit_layouts import fit_layouts
@@ -60,6 +60,8 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     assert command("render", tmp_path / "places", "--scenes", "20", "--no-pictures")[0] == 0
     assert not (tmp_path / "places/iclevr").exists()
     fit = ["fit-layouts", "positioned", "--data", tmp_path / "places", "--storage", storage, "--run", tmp_path / "run"]
+    refused(command(*fit, "--set", "width=30"), "width 30 must be a multiple of the 4 heads")
+    refused(command(*fit, "--set", "most=9"), "--set most: it has no effect here; fields are cells, dropout, heads")
     assert command(*fit, "--steps", "2", "--set", "width=32")[0] == 0
     info, changed = load(storage / "positioned.safetensors")
     assert (info.config["layouts"]["width"], info.config["layouts"]["most"]) == (32, 3)
