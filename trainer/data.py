@@ -104,11 +104,15 @@ def _decode(folder: Path, names: list[str], size: int, fit: Fit, advance: Callab
 
 
 def _key(folder: Path, names: list[str]) -> str:
-    """Return the cache's name: a hash of the pictures' names and modification times."""
+    """Return the cache's name: a hash of the pictures' names, modification times and sizes.
+
+    Archives may give all files one time.
+    """
     found = hashlib.sha256()
     for name in names:
         try:
-            found.update(f"{name} {(folder / name).stat().st_mtime_ns}\n".encode())
+            status = (folder / name).stat()
+            found.update(f"{name} {status.st_mtime_ns} {status.st_size}\n".encode())
         except (OSError, ValueError) as error:
             raise TrainerError(f"{folder / name}: cannot be read as a picture ({error})") from error
     return found.hexdigest()[:12]

@@ -157,6 +157,15 @@ def test_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(decoded) == 72
 
 
+def test_a_picture_of_another_size_and_the_same_time_is_decoded_again(tmp_path: Path) -> None:
+    folder = write_data_folder(tmp_path / "d", pictures=1)
+    (path,) = (folder / "iclevr").iterdir()
+    before, time = load_dataset(folder, size=8).images, path.stat().st_mtime_ns
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)).save(path)
+    os.utime(path, ns=(time, time))  # as an archive may, which gives all its files one time
+    assert not torch.equal(load_dataset(folder, size=8).images, before)
+
+
 @pytest.mark.parametrize("content", [b"junk", b"", b"half", b"other pictures"])
 def test_a_damaged_cache_is_written_again(tmp_path: Path, content: bytes) -> None:
     folder = write_data_folder(tmp_path / "d")
