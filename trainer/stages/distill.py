@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -197,12 +198,14 @@ def make_pool(
     stepper, chunks = teacher.stepper(), []
     for number in range(-(-count // POOL_CHUNK)):
         path = folder / f"{number:05d}.safetensors"
-        if not path.exists():
+        try:
+            chunks.append(load_file(path))
+        except (FileNotFoundError, SafetensorError):  # not sampled yet, or damaged
             chosen = torch.randint(len(lists), (POOL_CHUNK,), generator=torch.Generator().manual_seed(number))
             seeds = [picture_seed(number, i) for i in range(POOL_CHUNK)]
             examples = trajectories(stepper, teacher.alpha_bar, lists[chosen], seeds, steps, options)
             files.write(path, save(examples))
-        chunks.append(load_file(path))
+            chunks.append(load_file(path))
         advance(POOL_CHUNK)
     return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
