@@ -129,8 +129,8 @@ def coverage(
     where = terminal.pick_device(device)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
     names: list[str | None] = [*evaluator] if evaluator else [None]
-    paths = [terminal.evaluator_path(storage, name, denoiser.info) for name in names]
-    evaluators = {path.stem: load_evaluator(path, where) for path in paths}
+    paths = {name: terminal.evaluator_path(storage, name, denoiser.info) for name in names}
+    evaluators = {name or path.stem: load_evaluator(path, where) for name, path in paths.items()}
     sampling = make_options(preset, {}, denoiser.options)
     fit = denoiser.info.training.get("config", {}).get("fit", "squeeze")
     with terminal.bar() as progress:

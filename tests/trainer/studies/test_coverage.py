@@ -56,6 +56,20 @@ def test_the_command(command: Command) -> None:
     refused(command(*at, "--evaluator", "toy"), "is of kind denoiser, not evaluator")
 
 
+def test_evaluators_of_one_file_name_are_told_apart(command: Command) -> None:
+    publish_toys(Path("models"))
+    data = write_data_folder(Path("data"), pictures=12)
+    paths = ["a/checkpoint.pth", "b/checkpoint.pth"]
+    for path in paths:
+        Path(path).parent.mkdir()
+        assert command("export", "toy-evaluator", path)[0] == 0
+    code, _, err = command(
+        "coverage", data, "--json", "a.json", "--count", 6, "--evaluator", paths[0], "--evaluator", paths[1]
+    )
+    assert code == 0, err
+    assert [one["evaluator"] for one in json.loads(Path("a.json").read_text())] == [paths[0]] * 2 + [paths[1]] * 2
+
+
 def test_any_evaluators_features_compare_pictures(command: Command) -> None:
     publish_toys(Path("models"))
     publish_toy_evaluator(Path("models"), "digits", Vocabulary(("zero", "one")))
