@@ -72,16 +72,16 @@ if redis.call('RPUSH', jobs, id) == 1 then redis.call('ZADD', owners, 'NX', 0, o
 redis.call('HINCRBY', counts, owner, total)
 """
 
-# Removes a job's pending pictures and its place in its owner's list.
-# KEYS: job. ARGV: id, prefixes of the keys of pending counts and of owners.
-_REMOVE = """
-local whose = redis.call('HMGET', KEYS[1], 'digest', 'owner')
-local count = redis.call('LLEN', KEYS[1] .. ':waiting')
-if count > 0 and whose[1] then
-  redis.call('DEL', KEYS[1] .. ':waiting')
-  redis.call('LREM', ARGV[3] .. whose[1] .. ':' .. whose[2], 1, ARGV[1])
-  local counts = ARGV[2] .. whose[1]
-  if redis.call('HINCRBY', counts, whose[2], -count) <= 0 then redis.call('HDEL', counts, whose[2]) end
+# Part of the script that ends a job, of `jobs.py`: removes its pending pictures and its place in its owner's list.
+# Workers drop those that are already in the stream.
+REMOVE = f"""
+local pending, digest = job .. ':waiting', redis.call('HGET', job, 'digest')
+local count = redis.call('LLEN', pending)
+if count > 0 and digest and owner then
+  redis.call('DEL', pending)
+  redis.call('LREM', '{keys.OWNERS_PREFIX}' .. digest .. ':' .. owner, 1, id)
+  local counts = '{keys.PENDING_COUNTS_PREFIX}' .. digest
+  if redis.call('HINCRBY', counts, owner, -count) <= 0 then redis.call('HDEL', counts, owner) end
 end
 """
 
@@ -108,11 +108,6 @@ end
 def dispatch(pipe: Pipeline, digest: str, stream: str, most: int) -> None:
     """Move up to `most` of the next pictures to the end of the stream."""
     pipe.eval(_DISPATCH, 3, keys.owners(digest), keys.pending_counts(digest), stream, most, keys.JOB_PREFIX)
-
-
-def remove(connection: Redis, job_id: str) -> None:
-    """Drop the pending pictures of a job that ended early. Workers drop those already in the stream."""
-    connection.eval(_REMOVE, 1, keys.job(job_id), job_id, keys.PENDING_COUNTS_PREFIX, keys.OWNERS_PREFIX)
 
 
 def recount(connection: Redis) -> None:

@@ -81,9 +81,10 @@ local due = 0
 {webhook_outbox.ADD_IF_WANTED}
 """
 
-# Ends a job: queued or running -> a terminal status, which is final. A job without all of its pictures does not finish:
-# a Redis that came back from a crash, or a former replica, may have lost some since the caller saw them. Its first
-# write needs no memory, so that it runs on a full Redis too.
+# Ends a job: queued or running -> a terminal status, which is final. One that ends early leaves the queue in the same
+# script: if no worker has its model, nobody else removes its pictures. A job without all of its pictures does not
+# finish: a Redis that came back from a crash, or a former replica, may have lost some since the caller saw them. Its
+# first write needs no memory, so that it runs on a full Redis too.
 # Returns whether a webhook is due, and the job's record; nil if the job does not move.
 # ARGV ends with fields and values to set in the job.
 _END = f"""
@@ -94,6 +95,7 @@ local fields, last = {{unpack(ARGV, 10)}}, {{}}
 if status ~= 'queued' and status ~= 'running' then return nil end
 if to == 'finished' and redis.call('HLEN', verdicts) < tonumber(total) then return nil end
 {_MOVE_TO_END}
+if to ~= 'finished' then {fair_queue.REMOVE} end
 return {{due, record}}
 """
 
@@ -267,8 +269,6 @@ class JobStore:
                 tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
         if status in TERMINAL:
             JOBS_ENDED.labels(status).inc()
-            if status != "finished":
-                fair_queue.remove(self.connection, job_id)
         if webhook_is_due:
             with best_effort():  # the webhooks' worker finds it in the outbox anyway
                 webhook_outbox.enqueue(self.webhooks, job_id, status)

@@ -124,6 +124,25 @@ def test_a_job_that_ends_early_leaves_the_queue(store: JobStore, stream: Picture
     assert claimed(stream, names, 9) == "A0 B0 A1"
 
 
+def test_a_job_that_ends_early_leaves_the_queue_though_the_process_that_ends_it_dies(
+    connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else would remove its pictures if no worker has the model, and no other job might fit for ever."""
+    store = JobStore(connection, settings.model_copy(update={"max_queued_pictures": 3}))
+    job = record(3, "alice")
+    store.create(job)
+
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_moved", die)
+        with pytest.raises(SystemExit):
+            store.cancel(job.id)
+    assert not connection.exists(keys.pending(job.id), keys.pending_counts(DIGEST), keys.owner_jobs(DIGEST, "alice"))
+    store.create(record(1, "alice"))
+
+
 def test_pictures_are_dispatched_while_redis_is_full(store: JobStore, stream: PictureStream, connection: Redis) -> None:
     names = created(store, record(3))
     with full(connection):
