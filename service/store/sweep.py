@@ -49,9 +49,10 @@ class Sweeper:
             pipe.lrange(self.store.queue.key, 0, -1)
             (self._cursor, listed), (now, _), queue = pipe.execute()
         in_queue, missing = set(queue), set[str]()
-        read = (RqId.read(text(rq_id)) for rq_id in queue)
-        need_nothing = {one.job_id for one in read if one and now < one.overdue_at and self.has_model(one.digest)}
-        job_ids = ({text(raw) for raw in listed} | self._missing) - need_nothing
+        read = [one for rq_id in queue if (one := RqId.read(text(rq_id))) is not None]
+        need_nothing = {one.job_id for one in read if now < one.overdue_at and self.has_model(one.digest)}
+        first_of_others = {one.digest: one.job_id for one in reversed(read) if not self.has_model(one.digest)}
+        job_ids = ({text(raw) for raw in listed} | self._missing | set(first_of_others.values())) - need_nothing
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hmget(keys.job(job_id), ["status", "rq", "overdue_at", "digest"])

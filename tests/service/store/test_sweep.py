@@ -145,6 +145,22 @@ def test_a_job_waits_for_another_worker_only_while_nobody_has_its_pictures(
     assert waits()
 
 
+def test_every_sweep_sees_that_another_model_is_wanted_however_many_jobs_are_open(
+    store: JobStore, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`WantedModels` forgets a model that it has not seen for some seconds."""
+    monkeypatch.setattr("service.store.sweep.JOBS_PER_SWEEP", 1)
+    for _ in range(600):
+        store.create(record(1))
+    other = record(1, digest="e" * 64)
+    store.create(other)
+    sweeper, seen = Sweeper(store, has_model=lambda digest: digest == DIGEST), []
+    for _ in range(5):
+        sweeper.sweep()
+        seen.append(sweeper.waiting)
+    assert seen == [{other.digest: other.id}] * 5
+
+
 def set_overdue(connection: Redis, job: JobRecord) -> None:
     connection.hset(keys.job(job.id), "overdue_at", connection.time()[0])
 
