@@ -61,6 +61,12 @@ def ready(live: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [about for about in live if not (about.get("draining") or about.get("stalled"))]
 
 
+def have_loaded(connection: Redis, digest: str) -> bool:
+    """Whether a live worker, which neither shuts down nor hangs, has the model of this digest."""
+    models = (model for about in ready(list_live(connection)) for model in about.get("models", ()))
+    return any(model["digest"] == digest for model in models)
+
+
 class ReadyWorkers:
     """What the workers say that neither shut down nor hang, asked for once a second at most."""
 

@@ -16,6 +16,7 @@ from service.contract.recipe import MadeWith
 from service.contract.records import FinishedPicture, JobRecord
 from service.results.writer import ResultWriter
 from service.settings import Settings
+from service.store import workers
 from service.store.claims import Claim
 from service.store.connection import best_effort
 from service.store.jobs import JobStore
@@ -113,7 +114,12 @@ class Runner:
         try:
             loaded = self._load_for(record)
         except CheckpointError as error:
-            self.store.fail(job_id, f"the model cannot be loaded: {error}")
+            if workers.have_loaded(self.connection, record.digest):  # as after a change of storage: it samples the job
+                log.warning(
+                    "model cannot be loaded; its job is left to other workers", reason=str(error), **record.log_ids
+                )
+            else:
+                self.store.fail(job_id, f"the model cannot be loaded: {error}")
             return
         if loaded is None:
             self.store.requeue(job_id)

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import Future
 
 from service.contract.records import JobRecord
+from service.store import workers
 from service.store.jobs import JobStore
 from service.store.sweep import Sweeper
 from service.telemetry.logs import get_logger
@@ -79,5 +80,7 @@ class WantedModels:
                 raise
             self._not_before[record.digest] = now + RETRY_S
             log.warning("model of a waiting job cannot be loaded", reason=str(error), **record.log_ids)
-            if isinstance(error, CheckpointError) and self.store.statuses([record.id])[record.id] == "queued":
-                self.store.fail(record.id, f"the model cannot be loaded: {error}")  # no other worker has it either
+            if not isinstance(error, CheckpointError) or self.store.statuses([record.id])[record.id] != "queued":
+                return
+            if not workers.have_loaded(self.store.connection, record.digest):
+                self.store.fail(record.id, f"the model cannot be loaded: {error}")

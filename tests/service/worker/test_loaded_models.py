@@ -11,9 +11,11 @@ from redis import Redis
 
 from service.contract.records import JobRecord
 from service.settings import Settings
-from service.store import keys
+from service.store import keys, workers
 from service.store.creation import new_id
 from service.store.jobs import JobStore
+from service.worker import runner as runner_module
+from service.worker import wanted_models
 from service.worker.loaded_models import LoadedModel
 from service.worker.runner import Runner
 from shared.checkpoint import CheckpointInfo, read_info
@@ -90,6 +92,41 @@ def test_a_new_worker_can_still_sample_jobs_that_were_accepted(
         (folder / "toy.safetensors").unlink()
     Runner(connection, own, "w2").run(accepted.id)
     assert store.pngs(accepted.id, range(2)) == store.pngs(undisturbed.id, range(2))
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_job_whose_checkpoint_only_another_worker_has_is_left_to_it(
+    connection: Redis, own: Settings, folder: Path, tmp_path: Path, store: JobStore,
+    create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch, is_busy: bool,
+) -> None:  # fmt: skip
+    """Whether a worker is given the job by RQ, or wants its model while it samples another one."""
+    monkeypatch.setattr(runner_module, "CHECK_EVERY_S", 0)
+    monkeypatch.setattr(wanted_models, "OTHERS_FIRST_S", 0.0)
+    one, old = Runner(connection, own, "w1"), publish_toy_denoiser(folder, "other", 6)
+    job = create(old)
+    loaded = one.models.load("other")
+    publish_toy_denoiser(folder, "other", 7)
+    elsewhere = Runner(connection, own.model_copy(update={"cache": tmp_path / "elsewhere"}), "w2")
+    elsewhere.models.load("toy")
+
+    def tries() -> None:
+        if is_busy:
+            create(toy(folder), steps=1000)
+            run_until(elsewhere, lambda: elsewhere.wanted._not_before)
+        else:
+            elsewhere.run(job.id)
+
+    about = {"models": [{"name": loaded.name, "digest": loaded.digest}]}
+    workers.announce(connection, one.name, about, own.lease_s)
+    tries()
+    assert store.is_open(job.id)
+    one.run(job.id)
+    assert connection.hget(keys.job(job.id), "status") == b"finished"
+    workers.withdraw(connection, one.name)
+    job = create(old)
+    elsewhere.wanted._not_before.clear()
+    tries()
+    assert connection.hget(keys.job(job.id), "status") == b"failed"
 
 
 def test_a_promoted_model_is_loaded_before_a_job_needs_it(connection: Redis, own: Settings, folder: Path) -> None:
