@@ -170,7 +170,8 @@ def prune() -> None:
 
         if settings.results is None:
             raise SettingError("results", None, "set it: results are in Redis only, which removes them itself")
-        print(remove(ResultFiles(settings.results), settings.results_days, settings.results_bytes_per_owner))
+        limits = settings.results_days, settings.results_bytes_per_owner, settings.job_timeout_s
+        print(remove(ResultFiles(settings.results), *limits))
 
 
 @app.command()

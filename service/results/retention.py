@@ -4,7 +4,7 @@ import time
 from datetime import UTC, datetime
 
 from service.contract.job_ids import HOUR, ID, UNDATED
-from service.results.files import ResultFiles
+from service.results.files import JOB, ResultFiles
 from service.telemetry.logs import get_logger
 from shared import storage
 
@@ -13,12 +13,16 @@ log = get_logger(__name__)
 DAY_S = 86400
 
 
-def prune(files: ResultFiles, days: int, bytes_per_owner: int | None, now: float | None = None) -> int:
+def prune(
+    files: ResultFiles, days: int, bytes_per_owner: int | None, open_for_s: float, now: float | None = None
+) -> int:
     """Remove jobs created more than `days` ago, then each owner's oldest beyond the limit. Returns how many folders.
 
-    A job's folder is one, an hour's is one however many jobs it has. `now`: seconds since 1970.
+    A job's folder is one, an hour's is one however many jobs it has. `open_for_s`: how long a job may take; until then
+    the limit does not concern one that has not finished. `now`: seconds since 1970.
     """
-    oldest = datetime.fromtimestamp((now or time.time()) - days * DAY_S, UTC).strftime("%Y-%m-%dT%H")
+    now = time.time() if now is None else now
+    oldest = _hour(now - days * DAY_S)
     removed = 0
     for name in storage.folders(files.root):
         owner = files.root / name
@@ -27,17 +31,26 @@ def prune(files: ResultFiles, days: int, bytes_per_owner: int | None, now: float
                 storage.remove_folder(owner / hour)
                 removed += 1
         if bytes_per_owner is not None:
-            removed += _shrink(files, name, bytes_per_owner)
+            removed += _shrink(files, name, bytes_per_owner, _hour(now - open_for_s))
     log.info("kept results pruned", folders=removed)
     return removed
 
 
-def _shrink(files: ResultFiles, name: str, most: int) -> int:
-    """Remove an owner's oldest jobs until the rest has at most this size, and return how many."""
+def _hour(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H")
+
+
+def _shrink(files: ResultFiles, name: str, most: int, open_since: str) -> int:
+    """Remove an owner's oldest jobs until the rest has at most this size, and return how many.
+
+    Leaves out jobs since the hour `open_since` that have not finished: their grids need their pictures.
+    """
     sizes: dict[tuple[str, str], int] = {}
-    for path, size in storage.sizes(files.root / name).items():
+    found = storage.sizes(files.root / name)
+    for path, size in found.items():
         hour, job_id, *_ = [*path.split("/"), ""]
-        if (HOUR.fullmatch(hour) or hour == UNDATED) and ID.fullmatch(job_id):
+        may_be_open = hour != UNDATED and hour >= open_since and f"{hour}/{job_id}/{JOB}" not in found
+        if (HOUR.fullmatch(hour) or hour == UNDATED) and ID.fullmatch(job_id) and not may_be_open:
             sizes[hour, job_id] = sizes.get((hour, job_id), 0) + size
     total, removed = sum(sizes.values()), 0
     for hour, job_id in sorted(sizes, key=lambda job: (job[0] != UNDATED, job)):

@@ -140,7 +140,8 @@ def prune_results(settings: Settings, connection: Redis, ended: threading.Event)
     while not ended.wait(LOOK_EVERY_S):
         try:
             if is_time_to_prune(connection):
-                prune(ResultFiles(settings.results), settings.results_days, settings.results_bytes_per_owner)
+                limits = settings.results_days, settings.results_bytes_per_owner, settings.job_timeout_s
+                prune(ResultFiles(settings.results), *limits)
         except (RedisError, OSError) as error:
             log.warning("results cannot be pruned", reason=str(error))
         except Exception:  # the thread must live on

@@ -11,7 +11,7 @@ from service.results.retention import prune
 from shared import storage
 from shared.storage import open_storage
 
-DAY_S = 86400
+DAY_S, HOUR_S = 86400, 3600
 NOW = 1767268800.0  # on the hour
 
 
@@ -38,24 +38,37 @@ def test_what_is_older_than_so_many_days_is_removed(files: ResultFiles) -> None:
     add(files, "bob", 9 * DAY_S)
     undated = uuid4().hex
     files.write("bob", undated, "0.png", b"")
-    assert prune(files, 2, None, NOW) == 2  # hours
+    assert prune(files, 2, None, HOUR_S, NOW) == 2  # hours
     assert left(files, "alice") == {young}
     assert left(files, "bob") == {undated}
-    assert prune(files, 2, None, NOW) == 0
+    assert prune(files, 2, None, HOUR_S, NOW) == 0
 
 
 def test_an_owners_oldest_jobs_beyond_the_limit_are_removed(files: ResultFiles) -> None:
     ids = [add(files, "alice", age_s) for age_s in (5, 4, 3, 7200)]
     other = add(files, "bob", 9, size=25)
-    assert prune(files, 30, 25, NOW) == 2
+    assert prune(files, 30, 25, HOUR_S, NOW) == 2
     assert left(files, "alice") == {ids[1], ids[2]}
     assert left(files, "bob") == {other}
-    assert prune(files, 30, 24, NOW) == 1
+    assert prune(files, 30, 24, HOUR_S, NOW) == 1
     assert left(files, "bob") == set()
 
 
+def test_the_limit_does_not_concern_a_job_that_may_still_be_open(files: ResultFiles) -> None:
+    """Its grid needs its pictures, and others of its owner may have ended since it was created."""
+    ids = [new_job_id(NOW - age_s) for age_s in (2 * HOUR_S, HOUR_S, 1)]
+    for job_id in ids:
+        files.write("alice", job_id, "0.png", b"x" * 100)
+    finished = add(files, "alice", 0)
+    assert prune(files, 30, 10, HOUR_S, NOW) == 1  # it failed, or was cancelled
+    assert left(files, "alice") == {*ids[1:], finished}
+    files.write("alice", ids[1], "job.json", b"")
+    assert prune(files, 30, 10, HOUR_S, NOW) == 1
+    assert left(files, "alice") == {ids[2], finished}
+
+
 def test_nothing_is_removed_from_an_empty_storage(files: ResultFiles) -> None:
-    assert prune(files, 1, 1, NOW) == 0
+    assert prune(files, 1, 1, HOUR_S, NOW) == 0
 
 
 def test_files_that_are_not_of_a_job_stay(files: ResultFiles) -> None:
@@ -65,8 +78,8 @@ def test_files_that_are_not_of_a_job_stay(files: ResultFiles) -> None:
     others += [owner / hour_of(new_job_id(NOW)) / "notes.txt", files.root / "README"]
     for path in others:
         storage.write(path, b"x" * 1000)
-    assert prune(files, 30, 10, NOW) == 0
+    assert prune(files, 30, 10, HOUR_S, NOW) == 0
     assert left(files, "alice") == {mine}
-    assert prune(files, 2, 9, NOW) == 1
+    assert prune(files, 2, 9, HOUR_S, NOW) == 1
     assert left(files, "alice") == set()
     assert all(storage.read(path) for path in others)

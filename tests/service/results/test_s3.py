@@ -73,6 +73,6 @@ def test_pictures_outlive_redis_and_hardly_cost_it_memory(
         client.delete(f"/jobs/{several.id}").raise_for_status()
     left = list(writer.files.job_ids(""))
     assert left == [job.id for job in reversed(jobs)]
-    assert prune(writer.files, 1, None, BEGIN + 2 * DAY_S + 3600) == 24  # hours
+    assert prune(writer.files, 1, None, 3600, BEGIN + 2 * DAY_S + 3600) == 24  # hours
     assert list(writer.files.job_ids("")) == []
     assert not isinstance(root, Path)

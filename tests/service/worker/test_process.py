@@ -310,5 +310,5 @@ def test_one_of_all_workers_prunes_results_in_an_hour(
     monkeypatch.setattr(ended, "wait", lambda seconds: next(looks))
     kept = settings.model_copy(update={"results": tmp_path, "results_days": 5, "results_bytes_per_owner": 7})
     process.prune_results(kept, connection, ended)
-    assert pruned == [(tmp_path, 5, 7)]
+    assert pruned == [(tmp_path, 5, 7, kept.job_timeout_s)]
     assert 0 < connection.ttl(keys.PRUNED) <= 3600
