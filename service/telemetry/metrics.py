@@ -86,9 +86,12 @@ class WorkerState(Collector):
         loaded = GaugeMetricFamily("labelgrid_model_loaded", "Models in memory", labels=["model", "digest"])
         limit = GaugeMetricFamily("labelgrid_batch_limit_pictures", "Largest batch, in pictures", labels=["model"])
         up.add_metric([str(self.runner.device)], 0.0 if self.runner.stalled else 1.0)
-        for model in self.runner.models:
+        models = list(self.runner.models)
+        for model in models:
             loaded.add_metric([model.name, model.digest], 1.0)
-            limit.add_metric([model.name], model.max_pictures)
+        # Two checkpoints of one name may be loaded, after a change of storage: the one used last counts.
+        for name, most in {model.name: model.max_pictures for model in models}.items():
+            limit.add_metric([name], most)
         return up, loaded, limit
 
 

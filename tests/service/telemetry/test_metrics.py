@@ -139,6 +139,18 @@ def test_a_workers_metrics_are_served(connection: Redis, settings: Settings) -> 
     assert Reading(httpx.get(f"http://127.0.0.1:{port}/metrics").text)("worker_up", device="cpu") == 0
 
 
+def test_two_checkpoints_of_one_name_give_no_sample_twice() -> None:
+    models = [
+        SimpleNamespace(name="toy", digest=digest, max_pictures=most) for digest, most in (("old", 8), ("new", 16))
+    ]
+    _, loaded, limit = WorkerState(SimpleNamespace(device="cpu", stalled=False, models=models)).collect()
+    assert [sample.labels for sample in loaded.samples] == [
+        {"model": "toy", "digest": "old"},
+        {"model": "toy", "digest": "new"},
+    ]
+    assert [(sample.labels, sample.value) for sample in limit.samples] == [({"model": "toy"}, 16)]
+
+
 def known_names() -> set[str]:
     """Return the names of all samples of API and workers."""
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
