@@ -75,7 +75,7 @@ def run_all(
     ] = None,
 ) -> None:
     """Run a Redis server, a worker and the API on this machine, on loopback only, until Ctrl-C (the default)."""
-    from service.local.supervisor import Supervisor
+    from service.local.supervisor import DRAIN_S, Supervisor
 
     with _process("all", storage) as settings, tempfile.TemporaryDirectory(prefix="labelgrid-") as temporary:
         for kind in ("denoiser", "evaluator"):  # reports a missing checkpoint before anything is started
@@ -85,6 +85,7 @@ def run_all(
             state=(state or Path(temporary)).absolute(),
             redis_url=settings.redis_url if "redis_url" in settings.model_fields_set else None,
             webhooks=settings.webhook_secret is not None,
+            drain_s=settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S,
         )
         supervisor.run(lambda address: print(f"labelgrid is ready: {address} (docs at {address}/docs)", flush=True))
 

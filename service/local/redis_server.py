@@ -53,11 +53,11 @@ def die_with_parent() -> None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def stop(process: subprocess.Popen[Any]) -> None:
-    """Terminate a process; kill it if it does not end within STOP_TIMEOUT_S."""
+def stop(process: subprocess.Popen[Any], within_s: float = STOP_TIMEOUT_S) -> None:
+    """Terminate a process; kill it if it does not end in time."""
     process.terminate()
     try:
-        process.wait(STOP_TIMEOUT_S)
+        process.wait(within_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from service.local.redis_server import RedisServer, StartFailed, die_with_parent, stop
+from service.local.redis_server import STOP_TIMEOUT_S, RedisServer, StartFailed, die_with_parent, stop
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -25,7 +25,7 @@ log = get_logger(__name__)
 HOST = "127.0.0.1"  # loopback only, where no keys are needed
 READY_TIMEOUT_S = 180.0  # long enough to load torch and the model from a slow disk
 CHECK_EVERY_S = 0.1
-DRAIN_S = "1"  # short: no other worker could take over; with --state, unfinished jobs resume at the next start
+DRAIN_S = 1.0  # short: no other worker could take over; with --state, unfinished jobs resume at the next start
 MAX_DEATHS, WITHIN_S = 5, 60.0  # a process that dies more often ends everything
 
 
@@ -53,8 +53,10 @@ class Child:
 class Supervisor:
     """Runs everything on this machine. Without a `redis_url` it starts a Redis server with its data in `state`."""
 
-    def __init__(self, *, port: int, state: Path, redis_url: str | None, webhooks: bool = False) -> None:
-        self.port, self.state, self.redis_url, self.webhooks = port, state, redis_url, webhooks
+    def __init__(
+        self, *, port: int, state: Path, redis_url: str | None, webhooks: bool = False, drain_s: float = DRAIN_S
+    ) -> None:
+        self.port, self.state, self.redis_url, self.webhooks, self.drain_s = port, state, redis_url, webhooks, drain_s
         self.children: list[Child] = []  # in the order they were started
         self.stopping = False  # no Event: a second signal during Event.set() would deadlock
 
@@ -81,10 +83,10 @@ class Supervisor:
                     child.revive()
         finally:
             for child in reversed(self.children):
-                stop(child.process)
+                stop(child.process, self.drain_s + STOP_TIMEOUT_S)
 
     def _start(self) -> None:
-        environment = {"LABELGRID_DRAIN_S": DRAIN_S, **os.environ}
+        environment = {**os.environ, "LABELGRID_DRAIN_S": str(self.drain_s)}
         if self.redis_url is None:
             server = RedisServer(self.state)
             self.children.append(Child("Redis server", server.start))

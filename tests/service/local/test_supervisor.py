@@ -5,12 +5,15 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
 
+from service.local import supervisor
 from service.local.demo import free_port
 from tests.paths import ROOT
+from tests.service.conftest import Command
 from tests.service.processes import children, clean_environment, is_alive, run_all, until, until_it_answers
 
 
@@ -58,3 +61,23 @@ def test_a_dead_process_is_restarted_and_none_is_left_behind(
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 0
     assert not any(is_alive(pid) for pid in parts)
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 11.0), ({"LABELGRID_DRAIN_S": "30"}, 40.0)])
+def test_a_part_is_not_killed_while_it_may_drain(
+    command: Command, storage: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: float
+) -> None:
+    class Parts(supervisor.Supervisor):
+        def _start(self) -> None:
+            self.children.append(supervisor.Child("part", lambda: cast(Any, "process")))
+
+        def _wait_until_ready(self) -> None:
+            self.stopping = True
+
+    stopped = list[tuple[object, float]]()
+    monkeypatch.setattr(supervisor, "Supervisor", Parts)
+    monkeypatch.setattr(supervisor, "stop", lambda process, within_s: stopped.append((process, within_s)))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    arguments = ("all", "--port", str(free_port()), "--storage", str(storage))
+    assert command(*arguments, environment={**clean_environment(), **given})[0] == 0
+    assert stopped == [("process", expected)]
