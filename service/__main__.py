@@ -6,6 +6,7 @@ Each command imports what it needs itself: `check` runs every few seconds, and t
 import contextlib
 import gc
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -53,10 +54,13 @@ def _process(role: str, storage: str | None = None) -> Iterator[Settings]:
             log.warning("no setting has this name", variables=", ".join(names))
             for name in unknown:
                 del os.environ[name]  # so that no child process warns again
+        if role in ("worker", "webhooks"):
+            # Ends the process while it starts. Without a handler a container's first process ignores the signal.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         if role in ("api", "worker", "webhooks"):
             tracing.start(settings, role)
         yield settings
-    except KeyboardInterrupt:  # uvicorn raises it again once the API has shut down
+    except KeyboardInterrupt:  # while it starts; and uvicorn raises it again once the API has shut down
         pass
     except (CheckpointError, SettingError, RuntimeError, OSError, RedisError) as error:
         print(f"labelgrid: {error}", file=sys.stderr)

@@ -53,6 +53,24 @@ def test_an_unknown_variable_is_a_warning_and_an_unusable_device_an_error(storag
     assert device.startswith('labelgrid: LABELGRID_DEVICE=cuda:99: no device "cuda:99": this machine has')
 
 
+@pytest.mark.parametrize("part", ["worker", "webhooks"])
+def test_sigterm_ends_a_process_that_is_starting(command: Command, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """A container's first process has no default action for it, and would go on to take jobs until it is killed."""
+    ignored = list[int]()
+
+    def start(settings: Settings) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("service.worker.process.main", start)
+    monkeypatch.setattr("service.webhooks.worker.main", start)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: ignored.append(number))
+    try:
+        assert command(part, environment=clean_environment())[0] == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ignored == []
+
+
 def test_prune_removes_old_results_and_needs_to_know_where(command: Command, tmp_path: Path) -> None:
     old, new = new_job_id(0.0), new_job_id(time.time())
     files = ResultFiles(tmp_path)
