@@ -96,6 +96,15 @@ def test_a_service_has_limits_of_memory_and_processes(name: str) -> None:
     assert int(SERVICES[name]["pids_limit"]) <= 1000
 
 
+def test_a_workers_cache_of_checkpoints_fits_its_memory() -> None:
+    """/tmp lies in memory, and what is there counts for the container's limit."""
+    worker = SERVICES["worker"]
+    assert "HOME=/tmp" in (ROOT / "Dockerfile.worker").read_text()
+    assert worker["tmpfs"] == ["/tmp"]
+    assert worker["mem_limit"] == "${WORKER_MEMORY:-4g}"
+    assert worker["environment"]["LABELGRID_CACHE_BYTES"] == 1 << 30
+
+
 @pytest.mark.parametrize("image", ["api", "worker"])
 def test_no_image_mixes_package_indexes(image: str) -> None:
     commands = [line for line in (ROOT / f"Dockerfile.{image}").read_text().splitlines() if not line.startswith("#")]
