@@ -15,6 +15,7 @@ from redis.backoff import DecorrelatedJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,
+    MasterDownError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -42,8 +43,11 @@ def is_full(error: Exception) -> bool:
 
 
 def refuses_writes(error: Exception) -> bool:
-    """Whether Redis refuses writes for now: it is full, cannot write its files, lacks replicas, or is a replica."""
-    if is_full(error) or isinstance(error, ReadOnlyError):
+    """Whether Redis refuses writes for now: it is full, cannot write its files, lacks replicas, or is a replica.
+
+    A replica that is still fetching its data may refuse reads, too (`replica-serve-stale-data no`).
+    """
+    if is_full(error) or isinstance(error, ReadOnlyError | MasterDownError):
         return True
     return isinstance(error, ResponseError) and any(refusal in str(error) for refusal in REFUSALS)
 

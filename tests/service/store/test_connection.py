@@ -58,6 +58,27 @@ def test_a_worker_retries_until_redis_takes_writes(connection: Redis, settings: 
     assert len(looks) == 2
 
 
+def test_a_worker_retries_while_a_new_replica_answers_nothing(connection: Redis, settings: Settings) -> None:
+    """As the former primary does after a failover, while it fetches its data from the new one."""
+    connection.set("key", "value")
+    looks = []
+    with contextlib.ExitStack() as stack:
+        connection.config_set("replica-serve-stale-data", "no")
+        stack.callback(connection.config_set, "replica-serve-stale-data", "yes")
+        stack.enter_context(read_only(connection))
+
+        def stopping() -> bool:
+            looks.append(1)
+            if len(looks) == 2:
+                stack.close()
+            return False
+
+        worker = connect(settings.redis_url, retry=RetryUntilStopped(stopping))
+        assert worker.get("key") == b"value"
+        worker.close()
+    assert len(looks) == 2
+
+
 def test_a_blocking_read_continues_after_redis_was_a_replica(connection: Redis, settings: Settings) -> None:
     worker = connect(settings.redis_url, retry=RetryUntilStopped(lambda: False))
     with ThreadPoolExecutor(1) as thread:
