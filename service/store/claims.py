@@ -27,6 +27,18 @@ SUSPECTS_TOGETHER = 4  # small, so that few share a third death; large, so that 
 IN_BATCHES = 2  # deaths before a picture is suspected; until then it is sampled in a batch
 UNREADABLE_S = 120.0  # how long a picture that this worker cannot read waits for one that can: a rolling upgrade
 
+# Part of the script that ends a job early, of `jobs.py`: removes its pictures from the stream. Workers that sample some
+# drop them at their next step; but those that died do not, and perhaps no other one has the model.
+REMOVE = f"""
+local stream = '{keys.STREAM_PREFIX}' .. (redis.call('HGET', job, 'digest') or '')
+for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+')) do
+  if string.find(entry[2][2], id, 1, true) then
+    redis.call('XACK', stream, '{GROUP}', entry[1])
+    redis.call('XDEL', stream, entry[1])
+  end
+end
+"""
+
 # Removes idle consumers without pictures: their workers ended or unloaded the model. A consumer that reads again comes
 # back. `pcall`, because the removal can wait until Redis takes writes. KEYS: stream. ARGV: group, idle time in ms.
 _DROP_CONSUMERS = """

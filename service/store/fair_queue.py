@@ -72,8 +72,7 @@ if redis.call('RPUSH', jobs, id) == 1 then redis.call('ZADD', owners, 'NX', 0, o
 redis.call('HINCRBY', counts, owner, total)
 """
 
-# Part of the script that ends a job, of `jobs.py`: removes its pending pictures and its place in its owner's list.
-# Workers drop those that are already in the stream.
+# Part of the script that ends a job early, of `jobs.py`: removes its pending pictures, and it from its owner's list.
 REMOVE = f"""
 local pending, digest = job .. ':waiting', redis.call('HGET', job, 'digest')
 local count = redis.call('LLEN', pending)

@@ -14,8 +14,7 @@ from rq.serializers import JSONSerializer
 
 from service.contract.records import ACTIVE, TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
-from service.store import admission, creation, fair_queue, keys, webhook_outbox
-from service.store.claims import GROUP
+from service.store import admission, claims, creation, fair_queue, keys, webhook_outbox
 from service.store.connection import best_effort, text
 from service.store.idempotency import IdempotentRequest
 from service.telemetry import tracing
@@ -81,10 +80,10 @@ local due = 0
 {webhook_outbox.ADD_IF_WANTED}
 """
 
-# Ends a job: queued or running -> a terminal status, which is final. One that ends early leaves the queue in the same
-# script: if no worker has its model, nobody else removes its pictures. A job without all of its pictures does not
-# finish: a Redis that came back from a crash, or a former replica, may have lost some since the caller saw them. Its
-# first write needs no memory, so that it runs on a full Redis too.
+# Ends a job: queued or running -> a terminal status, which is final. The pictures of one that ends early leave queue
+# and stream in the same script: if no worker has their model, nobody else removes them. A job without all of its
+# pictures does not finish: a Redis that came back from a crash, or a former replica, may have lost some since the
+# caller saw them. Its first write needs no memory, so that it runs on a full Redis too.
 # Returns whether a webhook is due, and the job's record; nil if the job does not move.
 # ARGV ends with fields and values to set in the job.
 _END = f"""
@@ -95,7 +94,10 @@ local fields, last = {{unpack(ARGV, 10)}}, {{}}
 if status ~= 'queued' and status ~= 'running' then return nil end
 if to == 'finished' and redis.call('HLEN', verdicts) < tonumber(total) then return nil end
 {_MOVE_TO_END}
-if to ~= 'finished' then {fair_queue.REMOVE} end
+if to ~= 'finished' then
+  {fair_queue.REMOVE}
+  {claims.REMOVE}
+end
 return {{due, record}}
 """
 
@@ -289,7 +291,7 @@ class JobStore:
         now, complete = time.time(), set()
         written = {key: result.write() for key, result in (results or {}).items()}
         touched = [stream, keys.OPEN, self.queue.key, *(key for _, one in finished for key in _ended(one.picture.job))]
-        arguments = [*self._ending(), GROUP, *(entry for entry, _ in finished)]
+        arguments = [*self._ending(), claims.GROUP, *(entry for entry, _ in finished)]
         for _, one in finished:
             job_id, index = one.picture.key
             verdict, png, trajectory = one.verdict.write(), one.png, one.trajectory or b""

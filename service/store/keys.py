@@ -42,6 +42,7 @@ PREFIX: Final = "labelgrid"
 JOB_PREFIX: Final = "labelgrid:job:"
 OWNERS_PREFIX: Final = "labelgrid:turns:"
 PENDING_COUNTS_PREFIX: Final = "labelgrid:waiting:"
+STREAM_PREFIX: Final = "labelgrid:pictures:"
 BYTES_PREFIX: Final = "labelgrid:bytes:"
 OPEN: Final = "labelgrid:open"
 ENDED: Final = "labelgrid:ended"
@@ -74,7 +75,7 @@ worker = _key("labelgrid:worker:{}")
 # Of a checkpoint's digest.
 owners = _key("labelgrid:turns:{}")
 pending_counts = _key("labelgrid:waiting:{}")
-stream = _key("labelgrid:pictures:{}")
+stream = _key(f"{STREAM_PREFIX}{{}}")
 suspects_keeper = _key("labelgrid:suspects:{}")
 
 

@@ -87,6 +87,11 @@ class Model:
         since = job.ended if job.status in ("failed", "cancelled") else job.created + LIMITS["job_timeout_s"]
         return self.now < since + LIMITS["job_ttl_s"] + LIMITS["remembered_s"]
 
+    def end_early(self, job: Job, to: str) -> None:
+        job.move(to, self.now)
+        entries = self.entries[job.record.digest]
+        self.entries[job.record.digest] = {name: one for name, one in entries.items() if one.job != job.record.id}
+
     def of(self, digest: str) -> Iterator[Job]:
         return (job for job in self.jobs.values() if job.record.digest == digest)
 

@@ -9,6 +9,7 @@ from redis import Redis
 from service.settings import Settings
 from service.store import claims
 from service.store.claims import GROUP, PictureStream
+from service.store.connection import text
 from service.store.jobs import JobStore
 from tests.service.store.ageing import MINUTE_S, age
 from tests.service.store.helpers import DIGEST, record
@@ -209,3 +210,21 @@ def test_an_unreadable_picture_that_another_worker_took_is_forgotten(
     monkeypatch.setattr(claims, "UNREADABLE_S", 0.0)
     a._looked_at = 0.0
     assert a.claim_stale(5, may_be_alone=True) == ([], [])
+
+
+def test_the_pictures_of_a_job_that_ends_early_leave_the_stream(
+    store: JobStore, a: PictureStream, b: PictureStream, connection: Redis
+) -> None:
+    """Those of a worker that died, too: perhaps no other one has the model, and they would count as open for ever."""
+    cancelled, other = record(2), record(2)
+    store.create(cancelled)
+    store.create(other)
+    held = a.claim_new(3)
+    store.cancel(cancelled.id)
+    left = [claim.entry for claim in held if claim.picture.job == other.id]
+    assert [text(entry) for entry, _ in connection.xrange(a.key)] == left
+    assert [text(one["message_id"]) for one in connection.xpending_range(a.key, GROUP, "-", "+", 9)] == left
+    a.renew([claim.entry for claim in held])  # it has not noticed yet
+    a.release([claim.entry for claim in held])
+    assert [claim.entry for claim in b.claim_stale(9, may_be_alone=False)[0]] == left
+    assert [claim.picture.key for claim in b.claim_new(9)] == [(other.id, 1)]

@@ -122,7 +122,7 @@ class JobMachine(RuleBasedStateMachine):
         job = self.model.job(which)
         assert self.store.cancel(job.record.id) == job.is_open
         if job.is_open:
-            job.move("cancelled", self.model.now)
+            self.model.end_early(job, "cancelled")
 
     @precondition(lambda self: self.model.jobs)
     @rule(which=any_job)
@@ -193,7 +193,7 @@ class JobMachine(RuleBasedStateMachine):
         job = self.model.jobs[job_id]
         assert self.store.fail(job_id, reason) == job.is_open
         if job.is_open:
-            job.move("failed", self.model.now)
+            self.model.end_early(job, "failed")
 
     def discard(self, stream: PictureStream, names: Iterable[str]) -> None:
         stream.discard(list(names))
@@ -333,7 +333,7 @@ class JobMachine(RuleBasedStateMachine):
         self.workers[who].sweeper.sweep()
         for job in self.model.jobs.values():
             if job.is_open and self.model.now >= job.created + LIMITS["job_timeout_s"]:
-                job.move("failed", self.model.now)
+                self.model.end_early(job, "failed")
 
     @rule(ticks=st.sampled_from([1, 1, 1, 2, 5]))
     def time_passes(self, ticks: int) -> None:
