@@ -250,15 +250,18 @@ class LoadedModels:
     def _judge_for(self, info: CheckpointInfo) -> tuple[Judge, MadeWith | None]:
         """Return this worker's evaluator if it knows a denoiser's labels, else the one in storage that does.
 
-        CheckpointError if there is none.
+        CheckpointError if there is none. Of the latter, those that no loaded model uses are forgotten.
         """
         if set(info.vocabulary).issubset(self.judge.vocabulary.names):
             return self.judge, self.judged_by
         found = self.cache.evaluator_for(info)
-        if found.digest not in self._judges:
+        if (known := self._judges.get(found.digest)) is None:
             judge = load_evaluator(self.cache.fetch(found.name, found.digest, "evaluator"), self.device)
-            self._judges[found.digest] = judge, MadeWith(name=found.name, digest=found.digest)
-        return self._judges[found.digest]
+            known = judge, MadeWith(name=found.name, digest=found.digest)
+        in_use = {loaded.judged_by.digest for loaded in self if loaded.judged_by is not None}
+        judges = {digest: one for digest, one in self._judges.items() if digest in in_use}
+        self._judges = {**judges, found.digest: known}
+        return known
 
     def read_evaluator(self, name: str, digest: str) -> LoadedEvaluator:
         """Return evaluator `name`: this worker's own, or another. CheckpointError if it cannot be used."""

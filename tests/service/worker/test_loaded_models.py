@@ -1,10 +1,12 @@
 """A worker whose storage changes: jobs are sampled with the weights that they were accepted with."""
 
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from redis import Redis
@@ -164,6 +166,22 @@ def test_pictures_of_a_padded_network_are_judged_without_their_borders(
     padded = publish_toy_denoiser(folder, "padded", 5, aspect=4 / 3)
     judges = [runner.models.read_model(name).engine.judge for name in ("toy", padded.name)]
     assert judges == [runner.models.judge, JudgeInside(runner.models.judge, 4 / 3)]
+
+
+def test_evaluators_that_no_loaded_model_uses_are_forgotten(
+    runner: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer that publishes the evaluator of another vocabulary again and again must not fill a worker's memory."""
+    models, loaded, numbers = runner.models, runner.models.load(), itertools.count()
+    evaluators = (SimpleNamespace(name="pets", digest=f"{number:064}") for number in numbers)
+    monkeypatch.setattr(models.cache, "evaluator_for", lambda info: next(evaluators))
+    monkeypatch.setattr(models.cache, "fetch", lambda *_: folder)
+    monkeypatch.setattr("service.worker.loaded_models.load_evaluator", lambda *_: models.judge)
+    pets = toy(folder).model_copy(update={"vocabulary": ("cat", "dog")})
+    loaded.judged_by = models._judge_for(pets)[1]
+    for _ in range(3):
+        models._judge_for(pets)
+    assert list(map(int, models._judges)) == [0, 3]
 
 
 def test_unused_models_are_unloaded_but_never_one_with_pictures_in_progress(
