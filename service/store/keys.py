@@ -28,6 +28,7 @@ turns:DIGEST:OWNER    list        the owner's jobs with pending pictures, in tur
 waiting:DIGEST        hash        owner -> number of their pending pictures
 pictures:DIGEST       stream      pictures of a checkpoint that a worker has claimed or is about to claim
 suspects:DIGEST       string      the worker that samples pictures which may kill workers; others go on with new ones
+loading:DIGEST        set         names of workers that load a checkpoint, or died while they did; expires minutes later
 worker:NAME           string      description (JSON) of a live worker; expires `lease_s` after its last heartbeat
 workers               set         names of workers; some may have died
 pruned                string      exists for an hour after a worker removed old results from storage
@@ -77,6 +78,7 @@ owners = _key("labelgrid:turns:{}")
 pending_counts = _key("labelgrid:waiting:{}")
 stream = _key(f"{STREAM_PREFIX}{{}}")
 suspects_keeper = _key("labelgrid:suspects:{}")
+loading = _key("labelgrid:loading:{}")
 
 
 def owner_jobs(digest: str, owner: str) -> str:

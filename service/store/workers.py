@@ -11,6 +11,7 @@ from redis.asyncio import Redis as AsyncRedis
 from service.store import keys
 from service.store.connection import text
 
+LOADS_COUNT_S = 600  # how long a worker's death while it loaded a model counts
 FRESH_S = 1.0  # how long `ReadyWorkers` are taken to be as they were
 
 # Renews a worker's key. It deletes first: a full Redis runs a script only if its first write frees memory.
@@ -65,6 +66,22 @@ def have_loaded(connection: Redis, digest: str) -> bool:
     """Whether a live worker, which neither shuts down nor hangs, has the model of this digest."""
     models = (model for about in ready(list_live(connection)) for model in about.get("models", ()))
     return any(model["digest"] == digest for model in models)
+
+
+def died_loading(connection: Redis, digest: str) -> int:
+    """Return how many workers have died lately while they loaded the model of this digest."""
+    names = connection.smembers(keys.loading(digest))
+    return sum(not is_alive(connection, text(name)) for name in names)
+
+
+def begin_loading(connection: Redis, digest: str, name: str) -> None:
+    """Note that a worker loads a model, in case it dies of that."""
+    connection.sadd(keys.loading(digest), name)
+    connection.expire(keys.loading(digest), LOADS_COUNT_S)
+
+
+def end_loading(connection: Redis, digest: str, name: str) -> None:
+    connection.srem(keys.loading(digest), name)
 
 
 class ReadyWorkers:

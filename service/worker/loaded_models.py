@@ -3,10 +3,11 @@
 Knows neither jobs nor RQ.
 """
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,10 +15,12 @@ from typing import TypeVar, cast
 
 import torch
 from redis import Redis
+from redis.exceptions import RedisError
 
 from service.contract import recipe
 from service.contract.recipe import MadeWith
 from service.settings import Settings
+from service.store import workers
 from service.store.claims import Claim, PictureStream
 from service.telemetry.logs import get_logger
 from service.worker import batch_size
@@ -141,6 +144,7 @@ class LoadedModels:
         self._closed = False
         self._check: Future[tuple[str, LoadedModel | None]] | None = None
         self._checked_at = time.monotonic()
+        self._loading = set[str]()  # digests
         self._warning = ""  # the last one, which is not repeated
 
     def __iter__(self) -> Iterator[AnyLoaded]:
@@ -198,7 +202,27 @@ class LoadedModels:
 
     def start_loading(self, name: str, digest: str, *, is_evaluator: bool) -> Future[AnyLoaded]:
         """Begin to read a checkpoint in a thread; give the result to `use`."""
-        return in_thread(partial(self.read_evaluator if is_evaluator else self.read_model, name, digest))
+        read = partial(self.read_evaluator if is_evaluator else self.read_model, name, digest)
+        return in_thread(partial(self._attempt, name, digest, read))
+
+    def _attempt(self, name: str, digest: str, read: Callable[[], AnyLoaded]) -> AnyLoaded:
+        """Read a checkpoint. CheckpointError if it seems to kill the workers that do, as one too large for memory."""
+        deaths = workers.died_loading(self.connection, digest)
+        if deaths >= self.settings.max_deliveries:
+            raise CheckpointError(name, f"workers died {deaths} times while they loaded it")
+        workers.begin_loading(self.connection, digest, self.consumer)
+        self._loading.add(digest)
+        try:
+            loaded = read()
+        except Exception:
+            self._end_loading(digest)
+            raise
+        self._end_loading(digest)
+        return loaded
+
+    def _end_loading(self, digest: str) -> None:
+        self._loading.discard(digest)
+        workers.end_loading(self.connection, digest, self.consumer)
 
     def read_model(self, name: str | None, digest: str | None = None, *, measure_later: bool = False) -> LoadedModel:
         """Read denoiser `name`, or the promoted one, and size its batch. CheckpointError if it cannot be used."""
@@ -340,6 +364,9 @@ class LoadedModels:
         """Stop measuring, and wait up to `within_s` for the threads that load or measure."""
         self._closed = True
         wait_for_threads(within_s)
+        with contextlib.suppress(RedisError):
+            for digest in list(self._loading):
+                self._end_loading(digest)  # this process does not die of it
 
     def _set_sizes(self, sizes: BatchSizes) -> None:
         assert self._later is not None

@@ -20,7 +20,7 @@ from service.worker import runner as runner_module
 from service.worker import wanted_models
 from service.worker.loaded_models import LoadedModel
 from service.worker.runner import Runner
-from shared.checkpoint import CheckpointInfo, read_info
+from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
 from shared.evaluator import JudgeInside
 from shared.options import SamplingOptions
 from shared.registry import promote
@@ -198,6 +198,26 @@ def test_unused_models_are_unloaded_but_never_one_with_pictures_in_progress(
     assert {model.digest for model in runner.models} == {promoted.digest, other.digest}
     run_until(runner, lambda: runner.models.get(other.digest) is None)
     assert {model.digest for model in runner.models} == {promoted.digest}
+
+
+def test_a_worker_that_stops_while_it_loads_does_not_count_as_killed_by_the_model(
+    connection: Redis, own: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, begun, go_on = Runner(connection, own, "w1").models, threading.Event(), threading.Event()
+
+    def read(*_: object) -> LoadedModel:
+        begun.set()
+        go_on.wait()
+        raise CheckpointError("other", "hung")
+
+    monkeypatch.setattr(models, "read_model", read)
+    loading = models.start_loading("other", "0" * 64, is_evaluator=False)
+    begun.wait()
+    assert workers.died_loading(connection, "0" * 64) == 1  # it is not announced
+    models.close(within_s=0)
+    assert workers.died_loading(connection, "0" * 64) == 0
+    go_on.set()
+    assert isinstance(loading.exception(), CheckpointError)
 
 
 def test_pictures_in_progress_continue_while_another_model_loads(

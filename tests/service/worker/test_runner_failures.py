@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from redis import Redis
 
 from service.contract.records import JobRecord
 from service.settings import Settings
-from service.store import keys
+from service.store import keys, workers
 from service.store.jobs import JobStore
+from service.worker.loaded_models import LoadedModel, LoadedModels
 from service.worker.runner import Runner
 from shared.diffusion.denoise import Row
 from tests.service.worker.conftest import Counting, status
@@ -145,6 +147,52 @@ def test_a_picture_that_kills_workers_fails_only_its_job(
     assert [status(store, job) for job in (good, bad)] == ["finished", "failed"]
     reason = connection.hget(keys.job(bad.id), "error")
     assert reason == b"workers died 4 times while sampling picture 0"
+
+
+def test_a_model_that_kills_the_workers_that_load_it_fails_its_job(
+    store: JobStore,
+    create: Callable[..., JobRecord],
+    connection: Redis,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that is too large for their memory, for example; it must not kill them until the job's time is over."""
+
+    class Death(BaseException):
+        pass
+
+    read = LoadedModels.read_model
+
+    def die(models: LoadedModels, name: str | None, *arguments: Any, **options: Any) -> LoadedModel:
+        if name == "other":
+            raise Death
+        return read(models, name, *arguments, **options)
+
+    monkeypatch.setattr(LoadedModels, "read_model", die)
+    job, deaths = create(model="other"), 0
+    for number in range(9):
+        try:
+            Runner(connection, settings, f"w{number}").run(job.id)
+        except Death:
+            deaths += 1
+    assert (deaths, status(store, job)) == (4, "failed")
+    reason = connection.hget(keys.job(job.id), "error")
+    assert reason == b"the model cannot be loaded: other: workers died 4 times while they loaded it"
+
+
+def test_a_model_that_is_being_loaded_by_live_workers_or_was_in_vain_kills_nobody(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    job, lost = create(model="other"), create(model="toy", digest="0" * 64)
+    for number in range(9):
+        workers.announce(connection, f"live{number}", {}, 60)
+        workers.begin_loading(connection, job.digest, f"live{number}")
+    runner.run(lost.id)
+    runner.run(job.id)
+    assert [status(store, one) for one in (job, lost)] == ["finished", "failed"]
+    assert not connection.exists(keys.loading(lost.digest))
+    assert connection.scard(keys.loading(job.digest)) == 9
+    assert 0 < connection.ttl(keys.loading(job.digest)) <= workers.LOADS_COUNT_S
 
 
 def test_three_deaths_that_a_picture_has_not_caused_do_not_fail_its_job(
