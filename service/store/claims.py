@@ -54,8 +54,9 @@ end
 
 @dataclass(frozen=True)
 class Claim:
-    """A picture leased to this worker, as stream entry `entry`; `asked_at`: when its job was created, Unix seconds.
+    """A picture leased to this worker, as stream entry `entry`.
 
+    `asked_at`: when its job was created, Unix seconds; 0 if the job's id does not say so, as those of former versions.
     `alone`: it may have killed workers, so only what was claimed with it may be in this process.
     """
 

@@ -254,7 +254,8 @@ class Runner:
         loaded.stream.discard([claim.entry for claim in claims if claim not in wanted])
         loaded.admit(wanted)
         for claim in wanted:
-            WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - claim.asked_at))
+            if claim.asked_at:
+                WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - claim.asked_at))
         self.spans.join(claim.picture.job for claim in wanted)
         return len(wanted)
 

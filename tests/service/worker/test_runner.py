@@ -14,6 +14,7 @@ from service.contract.records import JobRecord, Verdict
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore, read_verdicts
+from service.telemetry.metrics import WORKER
 from service.worker.process import PictureWorker
 from service.worker.runner import Rate, Runner
 from shared.checkpoint import publish
@@ -257,3 +258,15 @@ def test_a_job_that_is_unknown_or_has_ended_is_not_run(
     runner.run("nobody")
     runner.run(job.id)
     assert status(store, job) == "failed"
+
+
+def test_a_picture_of_unknown_age_does_not_count_as_having_waited_since_1970(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord]
+) -> None:
+    def waited_s() -> float:
+        return WORKER.get_sample_value("labelgrid_picture_wait_seconds_sum", {"model": "toy"}) or 0.0
+
+    before, job = waited_s(), create()  # with an id as former versions made them
+    runner.run(job.id)
+    assert status(store, job) == "finished"
+    assert waited_s() == before
