@@ -9,7 +9,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from service.store import keys
-from service.store.connection import text
+from service.store.connection import best_effort, text
 
 LOADS_COUNT_S = 600  # how long a worker's death while it loaded a model counts
 FRESH_S = 1.0  # how long `ReadyWorkers` are taken to be as they were
@@ -75,9 +75,10 @@ def died_loading(connection: Redis, digest: str) -> int:
 
 
 def begin_loading(connection: Redis, digest: str, name: str) -> None:
-    """Note that a worker loads a model, in case it dies of that."""
-    connection.sadd(keys.loading(digest), name)
-    connection.expire(keys.loading(digest), LOADS_COUNT_S)
+    """Note that a worker loads a model, in case it dies of that. A full Redis, which only work empties, does without."""
+    with best_effort():
+        connection.sadd(keys.loading(digest), name)
+        connection.expire(keys.loading(digest), LOADS_COUNT_S)
 
 
 def end_loading(connection: Redis, digest: str, name: str) -> None:

@@ -9,7 +9,8 @@ from redis.asyncio import Redis as AsyncRedis
 
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.connection import connect_async
+from service.store.connection import RetryUntilStopped, connect, connect_async
+from tests.service.store.helpers import DIGEST, full
 
 
 def test_a_worker_is_alive_for_one_lease(connection: Redis) -> None:
@@ -29,6 +30,15 @@ def test_live_workers_are_listed_and_dead_ones_forgotten(connection: Redis) -> N
     assert connection.smembers(keys.WORKERS) == {b"dead", b"live"}
     workers.forget_dead(connection)
     assert connection.smembers(keys.WORKERS) == {b"live"}
+
+
+def test_a_full_redis_does_not_keep_a_worker_from_loading_a_model(connection: Redis, settings: Settings) -> None:
+    """Only its work makes room again, so it must not wait until its note about that fits."""
+    worker = connect(settings.redis_url, retry=RetryUntilStopped(lambda: False))
+    with full(connection):
+        workers.begin_loading(worker, DIGEST, "w")
+    assert not connection.exists(keys.loading(DIGEST))
+    worker.close()
 
 
 def test_ready_workers_are_asked_for_once_a_second_while_there_are_any(
