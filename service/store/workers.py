@@ -75,7 +75,7 @@ def died_loading(connection: Redis, digest: str) -> int:
 
 
 def begin_loading(connection: Redis, digest: str, name: str) -> None:
-    """Note that a worker loads a model, in case it dies of that. A full Redis, which only work empties, does without."""
+    """Note that a worker loads a model, in case it dies of that; not while Redis is full, which only work empties."""
     with best_effort():
         connection.sadd(keys.loading(digest), name)
         connection.expire(keys.loading(digest), LOADS_COUNT_S)
