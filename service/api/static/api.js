@@ -23,18 +23,24 @@ export class Problem extends Error {
 /** The address of an API path, also if a proxy serves the page under a prefix. */
 export const address = (path) => new URL(path.replace(/^\//, ""), document.baseURI.split("#")[0]).href;
 
-async function request(path, { headers = {}, ...init } = {}) {
+/**
+ * Sends a request and returns what read(response) makes of the answer. Tries again without a whole answer: a job is
+ * created once, because of its Idempotency-Key, but one that is deleted twice would be an error.
+ */
+async function request(path, read, { headers = {}, ...init } = {}) {
   const key = apiKey.get();
   const all = key ? { ...headers, Authorization: `Bearer ${key}` } : headers;
-  let response;
-  try {
-    response = await fetch(address(path), { ...init, headers: all });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Problem("The service does not answer. Check that it is running and that you are online.");
+  for (let left = init.method === "DELETE" ? 0 : TRIES - 1; ; left--) {
+    try {
+      const response = await fetch(address(path), { ...init, headers: all });
+      if (!response.ok) throw await problemOf(response);
+      return await read(response);
+    } catch (error) {
+      if (error.name === "AbortError" || error instanceof Problem) throw error;
+      if (left === 0) throw new Problem("The service does not answer. Check that it is running and that you are online.");
+      await pause(FIRST_PAUSE_MS);
+    }
   }
-  if (!response.ok) throw await problemOf(response);
-  return response;
 }
 
 async function problemOf(response) {
@@ -53,7 +59,7 @@ function sentence(text) {
   return /[.?!]$/.test(capital) ? capital : `${capital}.`;
 }
 
-const json = async (path, init) => (await request(path, init)).json();
+const json = (path, init) => request(path, (response) => response.json(), init);
 
 export const readLabels = (model) => json(model ? `labels?model=${encodeURIComponent(model)}` : "labels");
 export const readModels = () => json("models");
@@ -66,22 +72,15 @@ export const deleteJob = (id) => json(`jobs/${encodeURIComponent(id)}`, { method
 
 /** Reads a picture, or a zip of them, as a blob: URL, which the caller revokes. */
 export async function readPicture(path, signal) {
-  return URL.createObjectURL(await (await request(path, { signal })).blob());
+  return URL.createObjectURL(await request(path, (response) => response.blob(), { signal }));
 }
 
-/** Creates a job. Retries without an answer; the Idempotency-Key makes every attempt the same job. */
-export async function createJob(path, body) {
+/** Creates a job; the Idempotency-Key makes every attempt the same one. */
+export function createJob(path, body) {
   const form = body instanceof FormData;
   const headers = { Prefer: "respond-async", "Idempotency-Key": randomKey() };
   if (!form) headers["Content-Type"] = "application/json";
-  for (let left = TRIES - 1; ; left--) {
-    try {
-      return await json(path, { method: "POST", headers, body: form ? body : JSON.stringify(body) });
-    } catch (error) {
-      if (left === 0 || error.status !== 0) throw error;
-      await pause(FIRST_PAUSE_MS);
-    }
-  }
+  return json(path, { method: "POST", headers, body: form ? body : JSON.stringify(body) });
 }
 
 function randomKey() {
@@ -98,7 +97,7 @@ export async function follow(id, tell, signal) {
   while (!signal.aborted) {
     try {
       const headers = last ? { "Last-Event-ID": last } : {};
-      const response = await request(`jobs/${encodeURIComponent(id)}/events`, { headers, signal });
+      const response = await request(`jobs/${encodeURIComponent(id)}/events`, (answer) => answer, { headers, signal });
       if (response.status === 204) return;
       for await (const event of eventsOf(response.body)) {
         wait = FIRST_PAUSE_MS;
