@@ -97,6 +97,19 @@ def test_a_keyboard_is_enough(opened: Page, working: Runner) -> None:
     expect(opened.locator("#strip .tile[aria-label^='Picture']")).to_have_count(1)
 
 
+def test_the_skip_link_leads_to_the_pictures_and_keeps_them(opened: Page, compose: Compose, working: Runner) -> None:
+    compose([["red cube"]])
+    opened.get_by_label("Steps").fill("2")
+    opened.keyboard.press("Control+Enter")
+    expect(opened.locator("#job")).to_have_attribute("data-status", "finished")
+    job = opened.url
+    opened.get_by_role("link", name="Skip to the pictures").focus()
+    opened.keyboard.press("Enter")
+    expect(opened.locator("#canvas")).to_be_focused()
+    expect(opened.locator(".card")).to_have_count(1)
+    assert opened.url == job
+
+
 def test_a_phone_shows_it_all_without_scrolling_sideways(opened: Page, compose: Compose, working: Runner) -> None:
     opened.set_viewport_size({"width": 360, "height": 740})
     compose([["red cube"], ["blue sphere", "yellow cube", "cyan cylinder"]])

@@ -266,6 +266,10 @@ for (const name of ["draw", "score"]) {
     find(`#${mode}-tab`).focus();
   };
 }
+find(".skip").onclick = (event) => {
+  event.preventDefault(); // the address is that of the job shown
+  find("#canvas").focus();
+};
 find("#go").onclick = go;
 find("#again").onclick = () => find("#again-file").click();
 find("#again-file").onchange = async ({ target }) => {
