@@ -36,3 +36,25 @@ def test_an_answer_that_was_cut_off_is_asked_for_again(
     assert len(client.get("/jobs").json()["jobs"]) == 1
     expect(opened.locator("#go")).to_be_enabled()
     complaints.clear()
+
+
+def test_a_job_that_ended_during_a_long_break_is_shown_as_it_ended(
+    opened: Page, compose: Compose, working: Runner, client: httpx.Client
+) -> None:
+    """Results that are kept in storage have events for a minute only: after it a client that resumes gets a 204."""
+    asked = list[str]()
+
+    def break_off(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) == 1:
+            body = 'event: status\ndata: {"status": "running"}\nid: 0-1\n\n'
+            route.fulfill(status=200, content_type="text/event-stream", body=body)
+        else:
+            client.get(f"/jobs/{opened.url.partition('#')[2]}/events").raise_for_status()  # until its end
+            route.fulfill(status=204)
+
+    opened.route("**/events", break_off)
+    compose(LISTS)
+    drawn(opened, client, Steps="2")
+    expect(opened.locator(".card [data-verdict]").first).to_be_visible()
+    assert len(asked) == 2

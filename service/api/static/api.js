@@ -98,7 +98,7 @@ export async function follow(id, tell, signal) {
     try {
       const headers = last ? { "Last-Event-ID": last } : {};
       const response = await request(`jobs/${encodeURIComponent(id)}/events`, (answer) => answer, { headers, signal });
-      if (response.status === 204) return;
+      if (response.status === 204) return tell("end", await readJob(id)); // it ended, and its events are gone
       for await (const event of eventsOf(response.body)) {
         wait = FIRST_PAUSE_MS;
         last = event.id ?? last;
