@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from service.api.access.keys import hash_of
 from service.settings import Settings
@@ -565,3 +565,44 @@ def test_a_job_is_deleted_from_the_gallery_by_keyboard(
     expect(opened.locator(".empty")).to_be_visible()  # the page showed the job that is gone
     assert opened.evaluate("location.hash") == ""
     assert client.get(f"/jobs/{ids[0]}").status_code == 200
+
+
+def test_a_cancelled_job_shows_the_pictures_it_has_and_asks_for_no_others(
+    page: Page, address: str, working: Runner, client: httpx.Client
+) -> None:
+    """Also when it is opened later. The page hears which pictures there are, so nothing that it asks for is missing."""
+    asked = list[str]()
+    page.on("request", lambda request: asked.append(request.url.removeprefix(address)))
+    body = {"labels": LISTS[:1] * 20, "steps": 200}  # a worker samples eight at a time
+    job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
+    path = f"/jobs/{job['id']}"
+    page.goto(f"{address}#{job['id']}")
+    expect(page.locator(".card[data-state=made]").first).to_be_visible()
+    client.delete(path).raise_for_status()
+    for _ in range(2):
+        expect(page.locator("#job")).to_contain_text("The job was cancelled.")
+        done = client.get(path).json()["progress"]["done"]
+        assert 0 < done < 20
+        expect(page.locator(".card[data-state=made] img")).to_have_count(done)
+        expect(page.locator(".card[data-state=abandoned]")).to_have_count(20 - done)
+        expect(page.get_by_role("button", name=re.compile("^Picture .*, not finished. Enlarge$"))).to_have_count(
+            20 - done
+        )
+        expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+        read = [one for one in asked if one.startswith(f"{path}/images/")]
+        assert len(read) == len(set(read)) == done
+        asked.clear()
+        page.reload()
+
+
+def test_a_picture_is_read_once(opened: Page, compose: Compose, working: Runner, client: httpx.Client) -> None:
+    """Also one that is still on its way when the job ends."""
+    held = list[Route]()
+    opened.route("**/images/0.png", lambda route: held.append(route))
+    compose(LISTS[:1])
+    drawn(opened, client, Steps="2")
+    expect(opened.get_by_role("status")).to_contain_text("1 picture, finished.")
+    assert len(held) == 1
+    held[0].continue_()
+    expect(opened.locator(".card [data-verdict]").first).to_be_visible()
+    assert len(held) == 1

@@ -56,6 +56,7 @@ export class Card {
     this.labels = labels;
     this.source = null; // a blob: or data: URL
     this.made = false;
+    this.reading = null; // resolves once its picture is here
     this.result = null;
     this.known = null; // width over height, of the model's pictures
     this.image = h("img", { alt: "", hidden: true, draggable: "false", onload: () => this.shape(this.known) });
@@ -123,7 +124,8 @@ export class Card {
   }
 
   #name() {
-    const verdict = this.result ? (this.result.exact ? ", as asked" : ", not as asked") : this.made ? "" : ", not finished yet";
+    const state = { waiting: ", not finished yet", sampling: ", not finished yet", abandoned: ", not finished", exact: ", as asked", judged: ", not as asked" };
+    const verdict = state[this.element.dataset.state] ?? "";
     this.frame.setAttribute("aria-label", `Picture ${this.index + 1}: ${listed(this.labels)}${verdict}. Enlarge`);
   }
 }

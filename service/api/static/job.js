@@ -26,7 +26,6 @@ export class JobView {
     Object.assign(this, { reuse, ended, failed, ratioOf });
     this.lightbox = new Lightbox((card) => this.#strip(card));
     this.root = find("#job");
-    this.cards = [];
     this.watch = new AbortController();
     this.blobs = [];
     this.cards = [];
@@ -58,8 +57,8 @@ export class JobView {
       const job = idOrJob.id ? idOrJob : await readJob(id);
       if (signal.aborted) return;
       this.#lay(job);
-      if (OPEN.includes(job.status)) await follow(id, (event, data) => this.#hear(event, data, signal), signal);
-      else this.#end(job, signal);
+      if (job.result) this.#end(job, signal);
+      else await follow(id, (event, data) => this.#hear(event, data, signal), signal); // also of the past, if it ended without
     } catch (error) {
       if (signal.aborted) return;
       if (!(error instanceof Problem)) throw error;
@@ -99,11 +98,13 @@ export class JobView {
     const head = h("header", { class: "job-head" }, h("div", {}, h("h2", {}, nameOf(job)), this.state), this.buttons);
     this.root.replaceChildren(head, this.progress, this.scores, grid);
     this.#showState(job);
-    this.#offer([h("button", { class: "quiet", type: "button", onclick: (event) => this.#cancel(event.target) }, "Cancel")]);
+    const canBeCancelled = OPEN.includes(job.status);
+    this.#offer([canBeCancelled && h("button", { class: "quiet", type: "button", onclick: (event) => this.#cancel(event.target) }, "Cancel")]);
   }
 
-  #showState(job, status = job.status) {
+  #showState(job, news = job.status) {
     const { seed, model, options } = job;
+    const status = OPEN.includes(job.status) ? news : job.status; // an ended job's events tell what was before
     const words = {
       queued: "Waiting for a worker",
       running: `${this.done.size} of ${job.progress.total} finished`,
@@ -159,7 +160,12 @@ export class JobView {
     if (this.job.kind === "generate") await this.#picture(this.#cardOf(index), url, signal);
   }
 
-  async #picture(card, url, signal) {
+  /** Reads a card's picture, once. */
+  #picture(card, url, signal) {
+    return (card.reading ??= this.#read(card, url, signal));
+  }
+
+  async #read(card, url, signal) {
     try {
       const blob = await readPicture(url, signal);
       if (signal.aborted) return URL.revokeObjectURL(blob);
@@ -167,6 +173,7 @@ export class JobView {
       card.finish(blob);
     } catch (error) {
       if (!signal.aborted && !(error instanceof Problem)) throw error;
+      card.reading = null; // the job's end is another occasion
     }
   }
 
@@ -191,12 +198,10 @@ export class JobView {
     const pictures = job.result?.pictures ?? [];
     for (const [index, result] of pictures.entries()) {
       const card = this.cards[index];
-      const then = () => signal.aborted || card.judge(result);
-      if (card.made) then();
-      else this.#picture(card, result.url, signal).then(then);
+      this.#picture(card, result.url, signal).then(() => signal.aborted || card.judge(result));
     }
     if (job.result) this.scores.replaceChildren(scoreboard(job));
-    else this.#showUnfinished(job, signal);
+    else this.#showUnfinished(job);
     this.#offer([
       job.result && h("button", { class: "primary", type: "button", onclick: () => this.#download(job.result.grid_url, "png") }, "Download grid"),
       job.result && h("button", { class: "quiet", type: "button", onclick: () => this.#download(`jobs/${job.id}/pictures.zip`, "zip") }, "Download zip"),
@@ -207,13 +212,10 @@ export class JobView {
   }
 
   /** Shows a failed or cancelled job, which keeps the pictures that it finished. */
-  #showUnfinished(job, signal) {
+  #showUnfinished(job) {
     const words = job.status === "failed" ? `The job failed: ${job.error ?? "no reason was given"}` : "The job was cancelled.";
     this.scores.replaceChildren(h("p", { class: job.status === "failed" ? "refusal" : "note" }, words));
-    if (job.kind !== "generate" || !job.progress.done) return this.cards.forEach((card) => card.abandon());
-    for (const card of this.cards.filter((one) => !one.made)) {
-      this.#picture(card, `jobs/${job.id}/images/${card.index}.png`, signal).then(() => card.abandon());
-    }
+    for (const card of this.cards) Promise.resolve(card.reading).then(() => card.abandon());
   }
 
   #spoken(job) {
