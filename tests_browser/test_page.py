@@ -96,6 +96,28 @@ def test_pictures_are_seen_while_they_are_sampled(opened: Page, compose: Compose
     expect(opened.locator("#job")).to_contain_text("The job was cancelled.")
 
 
+def test_an_enlarged_picture_goes_on_with_its_card(opened: Page, compose: Compose, working: Runner) -> None:
+    """From preview to preview, to the finished picture with its verdict; the focus stays where it was."""
+    held = list[Route]()
+    opened.route("**/images/0.png", lambda route: held.append(route))
+    compose(LISTS[:1])
+    opened.get_by_label("Steps").fill("600")
+    draw(opened)
+    opened.locator('.card[data-state="sampling"] .frame').click()
+    large = opened.locator(".large")
+    first = large.get_attribute("src") or ""
+    assert first.startswith("data:image/png")
+    expect(large).not_to_have_attribute("src", first)
+    dialog = opened.locator("#picture-dialog")
+    dialog.get_by_role("button", name="Close").focus()
+    is_finished(opened)
+    held[0].continue_()
+    expect(large).to_have_attribute("src", re.compile("^blob:"))
+    expect(dialog.locator("[data-verdict]").first).to_be_visible()
+    expect(dialog.get_by_role("button", name="Download")).to_be_visible()
+    expect(dialog.get_by_role("button", name="Close")).to_be_focused()
+
+
 def test_the_grid_is_downloaded(opened: Page, compose: Compose, working: Runner, client: httpx.Client) -> None:
     compose(LISTS)
     opened.get_by_label("Steps").fill("2")

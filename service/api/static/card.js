@@ -49,17 +49,16 @@ export function objectLine({ label, verdict, probability, distance }) {
   );
 }
 
-/** A card of the grid; `enlarge(card)` is called when its picture is clicked. */
+/** A card of the grid; calls `enlarge(card)` when its picture is clicked, `changed(card)` after its picture or verdict changed. */
 export class Card {
-  constructor(index, labels, enlarge) {
-    this.index = index;
-    this.labels = labels;
+  constructor(index, labels, { enlarge, changed }) {
+    Object.assign(this, { index, labels, changed });
     this.source = null; // a blob: or data: URL
     this.made = false;
     this.reading = null; // resolves once its picture is here
     this.result = null;
     this.known = null; // width over height, of the model's pictures
-    this.image = h("img", { alt: "", hidden: true, draggable: "false", onload: () => this.shape(this.known) });
+    this.image = h("img", { alt: "", hidden: true, draggable: "false", onload: () => this.#loaded() });
     this.bar = h("span", { class: "bar" });
     this.frame = h(
       "button",
@@ -105,6 +104,7 @@ export class Card {
     this.element.dataset.state = result.exact ? "exact" : "judged";
     this.lines.replaceChildren(...verdicts(result).map(objectLine));
     this.#name();
+    this.changed(this);
   }
 
   /** Shows that the job ended without this picture. */
@@ -113,6 +113,11 @@ export class Card {
     this.element.dataset.state = "abandoned";
     this.frame.disabled = true;
     this.#name();
+  }
+
+  #loaded() {
+    this.shape(this.known);
+    this.changed(this);
   }
 
   #draw(source) {

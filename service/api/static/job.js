@@ -85,7 +85,8 @@ export class JobView {
   /** Lays out head, progress and a card for each label list; the repeats of a score job share the cards. */
   #lay(job) {
     this.job = job;
-    this.cards = job.labels.map((labels, index) => new Card(index, labels, (card) => this.lightbox.open(this.cards, card, job.trajectory)));
+    const calls = { enlarge: (card) => this.lightbox.open(this.cards, card, job.trajectory), changed: (card) => this.lightbox.renew(card) };
+    this.cards = job.labels.map((labels, index) => new Card(index, labels, calls));
     this.reshape();
     this.done = new Set();
     this.parts = new Map(); // index of a picture in progress -> its finished fraction

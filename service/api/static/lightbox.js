@@ -31,6 +31,16 @@ export class Lightbox {
     this.#show(cards.indexOf(card));
   }
 
+  /** Shows a card as it is now, if it is the one on show. */
+  renew(card) {
+    if (!this.dialog.open || card !== this.cards[this.at]) return;
+    if (!card.made) return this.dialog.querySelector(".large").replaceWith(this.#large(card)); // a preview: the rest stays
+    const buttons = () => [...this.dialog.querySelectorAll("button")];
+    const held = buttons().indexOf(document.activeElement);
+    this.#show(this.at);
+    buttons()[held]?.focus();
+  }
+
   close() {
     if (this.dialog.open) this.dialog.close();
   }
