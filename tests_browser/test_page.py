@@ -20,6 +20,7 @@ from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import serving
+from tests_browser.test_access import violations
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube", "yellow sphere", "purple cylinder"]]
 Compose = Callable[[list[list[str]]], None]
@@ -464,9 +465,16 @@ def test_an_api_key_is_asked_for_kept_and_sent(
         dialog = page.get_by_role("dialog", name="API key")
         expect(dialog).to_be_visible()
         assert all("401" in one for one in complaints)
+        expect(dialog.get_by_role("alert")).to_have_text("This service requires an API key.")
+        dialog.get_by_label("Key").fill("lg_sekret")
+        dialog.get_by_role("button", name="Save").click()
+        expect(dialog.get_by_role("alert")).to_have_text("The API key was not accepted.")
+        assert violations(page) == []
+        assert all("401" in one for one in complaints)
         complaints.clear()
         dialog.get_by_label("Key").fill("lg_secret")
         dialog.get_by_role("button", name="Save").click()
+        expect(page.locator("#refusal")).to_be_empty()
         page.get_by_role("button", name="red cube", exact=True).click()
         page.get_by_label("Steps").fill("2")
         draw(page)

@@ -47,7 +47,7 @@ async function problemOf(response) {
   const body = await response.json().catch(() => ({}));
   const { status } = response;
   let words = sentence(body.detail ?? body.title ?? `The service answered with status ${status}`);
-  if (status === 401) words = `${apiKey.get() ? "The API key was not accepted." : "This service requires an API key."} ${words}`;
+  if (status === 401) words = apiKey.get() ? "The API key was not accepted." : "This service requires an API key.";
   const after = Number(response.headers.get("Retry-After"));
   if (after > 0) words += ` Try again in ${after} s.`;
   return new Problem(words, { status, entry: body.entry ?? null });

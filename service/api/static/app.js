@@ -48,7 +48,7 @@ function refuse(problem) {
   const words = inPicture ? `Picture ${composer.chooseAsked(problem.entry) + 1}:` : "$&";
   find(inPicture ? "#objects-block" : ".go").append(find("#refusal")); // beside the labels that it is about
   find("#refusal").textContent = problem.message.replace(/^Picture \d+:/, words);
-  if (problem.status === 401) askForKey();
+  if (problem.status === 401) askForKey(problem.message);
   if (problem.status === 0) showReady("away", "No connection");
 }
 
@@ -192,6 +192,7 @@ async function load() {
   options.offer((await readModels()).models);
   view.reshape();
   await loadLabels(options.choice);
+  find("#refusal").textContent = "";
   await history.refresh();
   update();
 }
@@ -213,18 +214,20 @@ function showReady(state, words) {
 
 // The key, the theme, the address
 
-function askForKey() {
+/** Opens the dialog for the key; `reason` says why it is needed. */
+function askForKey(reason = "") {
   const dialog = find("#key-dialog");
-  if (dialog.open) return;
-  find("#key").value = apiKey.get();
-  dialog.returnValue = "cancel"; // the value after Escape
-  dialog.showModal();
+  if (!dialog.open) {
+    find("#key").value = apiKey.get();
+    dialog.returnValue = "cancel"; // the value after Escape
+    dialog.showModal();
+  }
+  find("#key-refusal").textContent = reason;
 }
 
 function keyGiven() {
   if (find("#key-dialog").returnValue !== "save") return;
   apiKey.set(find("#key").value.trim());
-  find("#refusal").textContent = "";
   showKey();
   update();
   attempt(load);
@@ -277,7 +280,7 @@ find("#again-file").onchange = async ({ target }) => {
   target.value = ""; // so that the same file can be chosen again
 };
 find("#copy-command").onclick = (event) => copy(find("#command").textContent, event.target);
-find("#key-button").onclick = askForKey;
+find("#key-button").onclick = () => askForKey();
 find("#key-dialog").addEventListener("close", keyGiven);
 find("#theme-button").onclick = () => setTheme(isDark() ? "light" : "dark");
 addEventListener("hashchange", openAddress);
