@@ -58,3 +58,30 @@ def test_a_job_that_ended_during_a_long_break_is_shown_as_it_ended(
     drawn(opened, client, Steps="2")
     expect(opened.locator(".card [data-verdict]").first).to_be_visible()
     assert len(asked) == 2
+
+
+def look_again(page: Page) -> None:
+    """Let the page look whether the service is back, as it does every 20 s."""
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def test_what_could_not_be_read_is_read_once_the_service_is_back(
+    page: Page, address: str, working: Runner, client: httpx.Client, complaints: list[str]
+) -> None:
+    """The labels, and then the job of the page's address."""
+    job = client.post("/generate", json={"labels": LISTS[:1], "steps": 2}).json()
+    for lost in ("**/labels", f"**/jobs/{job['id']}"):
+        page.route(lost, lambda route: route.abort())
+    page.goto(f"{address}#{job['id']}")
+    said = "The service does not answer."
+    expect(page.locator("#job")).to_contain_text(said)
+    expect(page.locator("#refusal")).to_contain_text(said)
+    page.unroute("**/labels")
+    look_again(page)
+    page.locator("#picker button").first.wait_for()
+    expect(page.locator("#refusal")).to_be_empty()
+    expect(page.locator("#job")).to_contain_text(said)
+    page.unroute(f"**/jobs/{job['id']}")
+    look_again(page)
+    expect(page.locator(".card [data-verdict]").first).to_be_visible()
+    complaints.clear()

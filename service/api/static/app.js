@@ -200,11 +200,18 @@ async function load() {
 async function look() {
   try {
     const { workers } = await readReady();
+    if (find("#ready").dataset.state === "away" || view.lost) catchUp();
     showReady("ready", workers > 1 ? `Ready, ${workers} workers` : "Ready");
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     showReady("away", error.status === 0 ? "No connection" : error.message);
   }
+}
+
+/** Reads what could not be read while the service was away. */
+function catchUp() {
+  if (!composer.labels.length) attempt(load);
+  else if (view.lost) openAddress();
 }
 
 function showReady(state, words) {

@@ -30,6 +30,7 @@ export class JobView {
     this.blobs = [];
     this.cards = [];
     this.id = null;
+    this.lost = false; // whether the job could not be read for a reason that may pass
   }
 
   /** Shows, without a job, an invitation to draw() some pictures. */
@@ -63,6 +64,7 @@ export class JobView {
       if (signal.aborted) return;
       if (!(error instanceof Problem)) throw error;
       this.id = null;
+      this.lost = error.status === 0 || error.status >= 500;
       this.root.replaceChildren(h("p", { class: "refusal", role: "alert" }, error.message));
       if (error.status === 401) this.failed(error);
     }
@@ -80,6 +82,7 @@ export class JobView {
     for (const blob of this.blobs) URL.revokeObjectURL(blob);
     this.blobs = [];
     this.id = null;
+    this.lost = false;
   }
 
   /** Lays out head, progress and a card for each label list; the repeats of a score job share the cards. */
