@@ -85,3 +85,18 @@ def test_what_could_not_be_read_is_read_once_the_service_is_back(
     look_again(page)
     expect(page.locator(".card [data-verdict]").first).to_be_visible()
     complaints.clear()
+
+
+def test_a_phone_shows_why_a_download_failed(
+    opened: Page, compose: Compose, working: Runner, client: httpx.Client, complaints: list[str]
+) -> None:
+    """The button is far below the place where refusals stand."""
+    opened.set_viewport_size({"width": 360, "height": 640})
+    compose(LISTS[:1])
+    drawn(opened, client, Steps="2")
+    opened.context.set_offline(True)
+    opened.get_by_role("button", name="Download zip").click()
+    expect(opened.get_by_role("alert")).to_contain_text("The service does not answer.")
+    expect(opened.get_by_role("alert")).to_be_in_viewport()
+    opened.context.set_offline(False)
+    complaints.clear()

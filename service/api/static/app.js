@@ -48,6 +48,7 @@ function refuse(problem) {
   const words = inPicture ? `Picture ${composer.chooseAsked(problem.entry) + 1}:` : "$&";
   find(inPicture ? "#objects-block" : ".go").append(find("#refusal")); // beside the labels that it is about
   find("#refusal").textContent = problem.message.replace(/^Picture \d+:/, words);
+  find("#refusal").scrollIntoView({ block: "nearest" }); // a phone may show the pictures only
   if (problem.status === 401) askForKey(problem.message);
   if (problem.status === 0) showReady("away", "No connection");
 }
