@@ -123,6 +123,20 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(opened: Page, compose: 
         assert min(box["width"], box["height"]) >= 24  # WCAG 2.2, 2.5.8
 
 
+def test_a_phone_shows_the_whole_reason_why_the_service_is_not_ready(opened: Page) -> None:
+    """Below the name and the buttons, within the head."""
+    opened.set_viewport_size({"width": 360, "height": 740})
+    ready = opened.locator("#ready")
+    expect(ready).to_contain_text("No worker is running")
+    head, nav, words = (opened.locator(one).bounding_box() for one in (".top", ".top nav", "#ready"))
+    assert head is not None
+    assert nav is not None
+    assert words is not None
+    assert nav["y"] + nav["height"] <= words["y"]
+    assert words["y"] + words["height"] <= head["y"] + head["height"]
+    assert ready.evaluate("words => words.scrollWidth <= words.clientWidth")
+
+
 def test_dark_and_light_follow_the_system_until_one_is_chosen(opened: Page) -> None:
     def background() -> str:
         colour: str = opened.evaluate("getComputedStyle(document.body).backgroundColor")
