@@ -22,15 +22,18 @@ from tests_browser.test_page import zip_of
 from tests_browser.test_places import body_of, draw
 
 ANIMALS = Vocabulary(tuple(f"{size} {animal}" for animal in ("cat", "dog") for size in ("tiny", "small", "big")))
+LONG = Vocabulary(tuple(f"somebody seen from the side, with a_label_of_more_than_forty_letters_{i}" for i in range(3)))
 PETS = [["big dog", "tiny cat"], ["small cat"]]
 
 
 @pytest.fixture(scope="module")
 def shown(placed: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings with i-CLEVR's promoted model, `placed`, and `animals`, which another evaluator judges."""
+    """Settings with i-CLEVR's promoted model, `placed`, and `animals` and `long`, which other evaluators judge."""
     folder = shutil.copytree(str(placed.storage), tmp_path_factory.mktemp("both") / "storage")
     publish_toy_evaluator(folder, "animals-evaluator", ANIMALS)
     publish_toy_denoiser(folder, "animals", 5, vocabulary=ANIMALS)
+    publish_toy_evaluator(folder, "long-evaluator", LONG)
+    publish_toy_denoiser(folder, "long", 6, vocabulary=LONG)
     return placed.model_copy(update={"storage": folder})
 
 
@@ -138,3 +141,25 @@ def test_the_labels_are_those_of_the_model_chosen_last(opened: Page) -> None:
         held.pop().continue_()
     opened.wait_for_timeout(200)
     expect(opened.locator("#picker button")).to_have_count(len(ICLEVR))
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_long_labels_can_be_read_to_their_ends(opened: Page, server: httpx.Client, width: int) -> None:
+    """In the picker, and beside the enlarged picture: labels may differ in their last letters only."""
+    opened.set_viewport_size({"width": width, "height": 740})
+    choose_model(opened, "long", LONG.names[0])
+    for label in LONG.names:
+        opened.get_by_role("button", name=label, exact=True).click()
+    for selector in ("#picker", "#chosen"):
+        assert opened.locator(selector).evaluate("one => one.scrollWidth <= one.clientWidth"), selector
+    button, text = opened.locator(".choice").first.bounding_box(), opened.locator(".choice span").first.bounding_box()
+    assert button is not None
+    assert text is not None
+    assert text["y"] >= button["y"] + 4
+    assert text["x"] + text["width"] <= button["x"] + button["width"]
+    draw(opened, server)
+    opened.locator(".frame").click()
+    expect(opened.locator(".about [data-verdict]").first).to_be_visible()
+    for name in opened.locator(".about .object-name").all():
+        assert name.evaluate("one => one.scrollWidth <= one.clientWidth")
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
