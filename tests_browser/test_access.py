@@ -137,6 +137,19 @@ def test_a_phone_shows_the_whole_reason_why_the_service_is_not_ready(opened: Pag
     assert ready.evaluate("words => words.scrollWidth <= words.clientWidth")
 
 
+def test_the_button_to_draw_is_in_sight_on_a_low_screen(opened: Page, compose: Compose) -> None:
+    """A laptop's 768 pixels, less what the browser takes; a field that has the focus is not below the button."""
+    opened.set_viewport_size({"width": 1366, "height": 560})
+    compose([["red cube"]])
+    button = opened.locator("#go")
+    expect(button).to_be_in_viewport(ratio=1)
+    opened.locator("#model").focus()
+    field, over = opened.locator("#model").bounding_box(), button.bounding_box()
+    assert field is not None
+    assert over is not None
+    assert field["y"] + field["height"] <= over["y"]
+
+
 def test_dark_and_light_follow_the_system_until_one_is_chosen(opened: Page) -> None:
     def background() -> str:
         colour: str = opened.evaluate("getComputedStyle(document.body).backgroundColor")
