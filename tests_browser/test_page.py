@@ -256,6 +256,25 @@ def test_a_file_with_an_unknown_label_is_refused_in_words(opened: Page, alive: J
     assert "422" in complaints.pop()
 
 
+def test_a_file_that_was_edited_after_it_was_chosen_is_to_be_chosen_again(
+    opened: Page, working: Runner, client: httpx.Client, tmp_path: Path
+) -> None:
+    """Browsers do not send it. The service is not to blame."""
+    (tmp_path / "test.json").write_text(json.dumps(LISTS))
+    opened.get_by_role("tab", name="Score a test file").click()
+    opened.locator("#file").set_input_files(tmp_path / "test.json")
+    opened.get_by_label("Steps").fill("2")
+    opened.get_by_label("Repeats").fill("1")
+    score = opened.get_by_role("button", name="Score", exact=True)
+    expect(score).to_be_enabled()
+    (tmp_path / "test.json").write_text(json.dumps(LISTS[:1]))
+    score.click()
+    expect(opened.get_by_role("alert")).to_have_text("test.json has changed since it was chosen. Choose it again.")
+    expect(opened.locator("#ready")).to_have_text("Ready")
+    opened.locator("#file").set_input_files(tmp_path / "test.json")
+    assert made(opened, client, score.click)["labels"] == LISTS[:1]
+
+
 def test_history_address_and_reuse(opened: Page, compose: Compose, working: Runner, client: httpx.Client) -> None:
     ids = []
     for seed, lists in enumerate((LISTS[:1], LISTS)):

@@ -11,7 +11,7 @@ export const apiKey = {
   set: (value) => (value ? localStorage.setItem(KEY, value) : localStorage.removeItem(KEY)),
 };
 
-/** What went wrong, as a message. `status` is 0 without an answer; `entry` is the label list at fault, from 0. */
+/** What went wrong, as a message. `status` is 0 without an answer, null if nothing was sent; `entry` is the label list at fault, from 0. */
 export class Problem extends Error {
   constructor(words, { status = 0, entry = null } = {}) {
     super(words);

@@ -119,7 +119,8 @@ async function send(create) {
   attempt(() => history.refresh());
 }
 
-function score(given) {
+async function score(given) {
+  await testFile.check();
   const form = new FormData();
   form.append("file", testFile.file);
   if (testFile.pictures) form.append("pictures", testFile.pictures);

@@ -1,6 +1,7 @@
 // Files that are dropped anywhere on the page or chosen: a test file and a zip of pictures to score, or a PNG with a
 // recipe. Checks their content and shows their names.
 
+import { Problem } from "./api.js";
 import { find } from "./dom.js";
 import { counted } from "./words.js";
 
@@ -51,6 +52,17 @@ export class TestFile {
       else await this.#takeLists(file);
     }
     find("#file").value = ""; // so that the same file, edited, can be chosen again
+  }
+
+  /** Throws a Problem if a file cannot be sent: browsers refuse one that was edited after it was chosen. */
+  async check() {
+    for (const file of [this.file, this.pictures].filter(Boolean)) {
+      try {
+        await file.slice(0, 1).arrayBuffer();
+      } catch {
+        throw new Problem(`${file.name} has changed since it was chosen. Choose it again.`, { status: null });
+      }
+    }
   }
 
   #takePictures(file) {
