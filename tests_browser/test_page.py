@@ -275,6 +275,17 @@ def test_a_file_that_was_edited_after_it_was_chosen_is_to_be_chosen_again(
     assert made(opened, client, score.click)["labels"] == LISTS[:1]
 
 
+def test_a_button_that_copies_has_its_name_back_after_two_clicks(opened: Page) -> None:
+    opened.clock.install()
+    opened.get_by_text("The same with curl").click()
+    button = opened.locator("#copy-command")
+    for _ in range(2):
+        button.click()
+        expect(button).to_have_text("Copied")
+    opened.clock.run_for(10_000)
+    expect(button).to_have_text("Copy")
+
+
 def test_history_address_and_reuse(opened: Page, compose: Compose, working: Runner, client: httpx.Client) -> None:
     ids = []
     for seed, lists in enumerate((LISTS[:1], LISTS)):

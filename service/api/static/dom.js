@@ -31,7 +31,7 @@ export function announce(words) {
 
 /** Copies text and says so on the button for a moment. */
 export async function copy(text, button) {
-  const before = button.textContent;
+  const before = (button.dataset.text ??= button.textContent); // which may be "Copied" by now
   try {
     await navigator.clipboard.writeText(text);
     button.textContent = "Copied";
