@@ -100,3 +100,19 @@ def test_a_phone_shows_why_a_download_failed(
     expect(opened.get_by_role("alert")).to_be_in_viewport()
     opened.context.set_offline(False)
     complaints.clear()
+
+
+def test_labels_do_not_wait_for_the_largest_answer(page: Page, address: str, working: Runner) -> None:
+    """The OpenAPI document has the limits of the fields, and takes seconds on a slow connection."""
+    held = list[Route]()
+    page.route("**/openapi.json", lambda route: held.append(route))
+    page.goto(address)
+    page.get_by_role("button", name="red cube", exact=True).click()
+    page.get_by_label("Steps").fill("2")
+    page.locator("#go").click()
+    expect(page.locator(".card [data-verdict]").first).to_be_visible()
+    sampler = page.locator("#sampler option")
+    expect(sampler).to_have_count(1)
+    held.pop().continue_()
+    expect(sampler).not_to_have_count(1)
+    expect(page.get_by_label("Steps")).to_have_attribute("max", "1000")

@@ -188,15 +188,19 @@ async function loadLabels(choice) {
 }
 
 async function load() {
-  const description = await readDescription();
-  options.describe(description);
-  options.describeRepeats(description.paths["/score"].post.requestBody.content["application/json"].schema.properties.repeats);
   options.offer((await readModels()).models);
   view.reshape();
   await loadLabels(options.choice);
   find("#refusal").textContent = "";
-  await history.refresh();
+  await Promise.all([history.refresh(), describe()]);
   update();
+}
+
+/** Shows the limits of the fields. The document is by far the largest of the answers, so nothing else waits for it. */
+async function describe() {
+  const description = await readDescription();
+  options.describe(description);
+  options.describeRepeats(description.paths["/score"].post.requestBody.content["application/json"].schema.properties.repeats);
 }
 
 async function look() {
