@@ -1,5 +1,6 @@
 """What people do on the page: draw, watch, cancel, score a file, return later, and read errors."""
 
+import datetime
 import io
 import json
 import re
@@ -417,6 +418,75 @@ def test_older_jobs_come_page_by_page(page: Page, address: str, client: httpx.Cl
     page.get_by_role("button", name="Older jobs").click()
     expect(page.locator("#jobs a")).to_have_count(15)
     expect(page.get_by_role("button", name="Older jobs")).to_be_hidden()
+
+
+def test_the_gallery_stays_where_it_is_while_jobs_end(
+    page: Page, address: str, client: httpx.Client, alive: JobStore
+) -> None:
+    """It keeps the older jobs that were asked for, and the focus, also that of the job that ends."""
+    ids = [
+        client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()["id"]
+        for _ in range(14)
+    ]
+    page.goto(address)
+    page.get_by_role("button", name="Older jobs").click()
+    jobs = page.locator("#jobs a")
+    expect(jobs).to_have_count(14)
+    for ending, focused in ((ids[-1], ids[0]), (ids[-2], ids[-2])):
+        page.locator(f"a[data-job='{ending}']").click()
+        expect(page.locator("#job")).to_contain_text("Waiting for a worker")
+        page.locator(f"a[data-job='{focused}']").focus()
+        client.delete(f"/jobs/{ending}").raise_for_status()
+        expect(page.locator(f"a[data-job='{ending}'] .status")).to_have_text("cancelled")
+        expect(page.locator(f"a[data-job='{focused}']")).to_be_focused()
+        expect(jobs).to_have_count(14)
+
+
+def test_a_gallery_says_when_its_jobs_were_created(
+    page: Page, address: str, client: httpx.Client, alive: JobStore
+) -> None:
+    """By the clock, which stays true while the page is open; jobs may be kept for longer than a week."""
+    today = datetime.datetime.now().astimezone().replace(hour=9, minute=7)
+    days = [datetime.datetime(2026, 1, 5, 14, 3).astimezone().isoformat(), today.isoformat()]
+
+    def of_other_days(route: Route) -> None:
+        answer = route.fetch().json()
+        for job, day in zip(answer["jobs"], days, strict=True):
+            job["created_at"] = day
+        route.fulfill(json=answer)
+
+    for _ in range(2):
+        client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).raise_for_status()
+    page.route("**/jobs?*", of_other_days)
+    page.goto(address)
+    expect(page.locator("#jobs .meta span:first-child")).to_have_text(
+        [re.compile("^Jan 5, 0?2:03.PM$"), re.compile("^0?9:07.AM$")]
+    )
+
+
+def test_a_picture_that_is_no_longer_shown_is_given_back(
+    page: Page, address: str, working: Runner, client: httpx.Client
+) -> None:
+    """A page that is open for days would keep every picture that it ever showed."""
+    page.add_init_script(
+        """const {createObjectURL, revokeObjectURL} = URL;
+        window.kept = new Set();
+        URL.createObjectURL = (blob) => { const url = createObjectURL(blob); kept.add(url); return url; };
+        URL.revokeObjectURL = (url) => { revokeObjectURL(url); kept.delete(url); };"""
+    )
+    for _ in range(3):
+        client.post("/generate", json={"labels": LISTS, "steps": 1}).raise_for_status()
+    page.goto(address)
+    expect(page.locator("#jobs img:not([hidden])")).to_have_count(3)
+    page.locator("#jobs a").first.click()
+    expect(page.locator(".card img:not([hidden])")).to_have_count(3)
+    assert page.evaluate("kept.size") == 6
+    page.get_by_role("searchbox").fill("no such thing")
+    expect(page.locator("#jobs a")).to_have_count(0)
+    assert page.evaluate("kept.size") == 3
+    page.goto(f"{address}#")
+    expect(page.locator(".empty")).to_be_visible()
+    assert page.evaluate("kept.size") == 0
 
 
 def test_a_job_that_is_over_or_never_was_is_told_in_words(page: Page, address: str, complaints: list[str]) -> None:

@@ -66,7 +66,7 @@ export const readModels = () => json("models");
 export const readDescription = () => json("openapi.json");
 export const readReady = () => json("readyz");
 export const readJob = (id) => json(`jobs/${encodeURIComponent(id)}`);
-export const readJobs = (cursor, label) => json(`jobs?${new URLSearchParams({ limit: 12, ...(cursor && { cursor }), ...(label && { label }) })}`);
+export const readJobs = (limit, cursor, label) => json(`jobs?${new URLSearchParams({ limit, ...(cursor && { cursor }), ...(label && { label }) })}`);
 export const cancelJob = (id) => json(`jobs/${encodeURIComponent(id)}?cancel_only=true`, { method: "DELETE" });
 export const deleteJob = (id) => json(`jobs/${encodeURIComponent(id)}`, { method: "DELETE" });
 

@@ -2,13 +2,21 @@
 
 import { Problem, deleteJob, readJobs, readPicture } from "./api.js";
 import { announce, find, h, save } from "./dom.js";
-import { ago, counted } from "./words.js";
+import { counted, when } from "./words.js";
 
 const TYPING_MS = 300; // a search begins so long after the last key
 const OPEN = ["queued", "running"];
+const PAGE = 12;
+const LONGEST_PAGE = 100; // that the service gives
 const GRID_PICTURES = 16; // two rows of eight; in a larger grid none can be seen at this size, and it has megabytes
 
 const titleOf = ({ kind, progress }) => (kind === "generate" ? counted(progress.total, "picture") : `Score, ${counted(progress.total, "picture")}`);
+
+/** Removes a card with its thumbnail, which the browser would keep as long as the page is open. */
+function discard(card) {
+  card.remove();
+  URL.revokeObjectURL(card.querySelector("img").src);
+}
 
 /**
  * The jobs as links to their addresses on this page. Calls `attempt(action)` with what calls the service and
@@ -20,17 +28,17 @@ export class History {
     this.next = null;
     this.label = "";
     this.asked = 0;
-    this.pictures = new Map(); // job -> blob: URL of its thumbnail
-    find("#more").onclick = () => attempt(() => this.#page(this.next));
+    this.cards = new Map(); // job -> its card
+    find("#more").onclick = () => attempt(() => this.#page(PAGE, this.next));
     find("#search").oninput = () => {
       clearTimeout(this.typing);
       this.typing = setTimeout(() => this.#search(), TYPING_MS);
     };
   }
 
-  /** Reads the newest jobs again. Throws a Problem if they cannot be read. */
+  /** Reads the newest jobs again, as many as are shown. Throws a Problem if they cannot be read. */
   async refresh() {
-    await this.#page(null);
+    await this.#page(Math.min(Math.max(PAGE, this.cards.size), LONGEST_PAGE));
   }
 
   /** Marks the job that the page shows. */
@@ -44,20 +52,37 @@ export class History {
 
   #search() {
     this.label = find("#search").value.trim();
-    this.attempt(() => this.refresh());
+    this.attempt(async () => {
+      const isShown = await this.#page(PAGE);
+      if (isShown && this.label) announce(find("#nothing").textContent || `${counted(this.cards.size, "job")} found${this.next ? ", and more" : ""}.`);
+    });
   }
 
-  async #page(cursor) {
+  /** Reads and shows a page of jobs; returns whether it is shown. */
+  async #page(limit, cursor = null) {
     const asked = ++this.asked;
-    let page = await readJobs(cursor, this.label);
-    while (!page.jobs.length && page.next) page = await readJobs(page.next, this.label); // the service looks at some jobs at a time
-    if (asked !== this.asked) return; // something else was asked for meanwhile
+    let page = await readJobs(limit, cursor, this.label);
+    while (!page.jobs.length && page.next) page = await readJobs(limit, page.next, this.label); // the service looks at some jobs at a time
+    if (asked !== this.asked) return false; // something else was asked for meanwhile
     this.next = page.next;
-    const cards = page.jobs.map((job) => this.#card(job));
-    if (cursor) find("#jobs").append(...cards);
-    else find("#jobs").replaceChildren(...cards);
+    this.#show(cursor ? [...this.cards] : [], page.jobs);
+    return true;
+  }
+
+  /** Shows cards and, after them, more jobs. The card of a job that is as before stays, with the focus or a first click in it. */
+  #show(cards, jobs) {
+    const before = this.cards;
+    const focused = [...before].find(([, card]) => card.contains(document.activeElement))?.[0];
+    const statusOf = (card) => card?.querySelector("a").dataset.status;
+    const cardOf = (job) => (statusOf(before.get(job.id)) === job.status ? before.get(job.id) : this.#card(job));
+    this.cards = new Map([...cards, ...jobs.map((job) => [job.id, cardOf(job)])]);
+    for (const [id, card] of before) if (this.cards.get(id) !== card) discard(card);
+    const list = find("#jobs");
+    for (const [i, card] of [...this.cards.values()].entries()) {
+      if (list.children[i] !== card) list.insertBefore(card, list.children[i] ?? null);
+    }
+    if (focused && !list.contains(document.activeElement)) this.cards.get(focused)?.querySelector("a").focus();
     this.#tidy();
-    if (this.label && !cursor) announce(find("#nothing").textContent || `${counted(page.jobs.length, "job")} found${page.next ? ", and more" : ""}.`);
     this.mark(this.shown);
   }
 
@@ -69,7 +94,7 @@ export class History {
   }
 
   #card(job) {
-    const name = `${titleOf(job)}, ${ago(job.created_at)}`;
+    const name = `${titleOf(job)}, ${when(job.created_at)}`;
     const shape = ({ target }) => target.style.setProperty("--ratio", (target.naturalWidth / target.naturalHeight) * this.stretchOf(job));
     const image = h("img", { alt: "", hidden: true, onload: shape });
     const words = job.status === "finished" ? [] : [h("span", { class: "status" }, job.status)];
@@ -82,7 +107,7 @@ export class History {
         { href: `#${job.id}`, "data-job": job.id, "data-status": job.status },
         h("span", { class: "thumb" }, image),
         h("span", { class: "job-title" }, titleOf(job), ...words),
-        h("span", { class: "meta" }, h("span", {}, ago(job.created_at)), h("span", {}, job.seed === null ? "uploaded" : `seed ${job.seed}`)),
+        h("span", { class: "meta" }, h("span", {}, when(job.created_at)), h("span", {}, job.seed === null ? "uploaded" : `seed ${job.seed}`)),
       ),
     );
     const actions = [];
@@ -99,9 +124,9 @@ export class History {
   async #picture({ id, progress }, image) {
     try {
       const name = progress.total <= GRID_PICTURES ? "grid.png" : "images/0.png";
-      if (!this.pictures.has(id)) this.pictures.set(id, await readPicture(`jobs/${id}/${name}`));
-      image.src = this.pictures.get(id);
+      image.src = await readPicture(`jobs/${id}/${name}`);
       image.hidden = false;
+      if (!image.isConnected) URL.revokeObjectURL(image.src);
     } catch (error) {
       if (!(error instanceof Problem)) throw error; // its pictures have expired, and the card stays without one
     }
@@ -134,9 +159,8 @@ export class History {
     this.attempt(async () => {
       await deleteJob(job.id);
       const nearest = card.nextElementSibling ?? card.previousElementSibling;
-      card.remove();
-      URL.revokeObjectURL(this.pictures.get(job.id));
-      this.pictures.delete(job.id);
+      this.cards.delete(job.id);
+      discard(card);
       this.#tidy();
       (nearest?.querySelector("a") ?? (find("#history").hidden ? find("#canvas") : find("#search"))).focus();
       announce("The job is deleted.");

@@ -7,11 +7,11 @@ export const tenths = (fraction) => `${(100 * fraction).toFixed(1)} %`;
 export const figure = (value) => value.toFixed(3);
 export const counted = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`;
 
-export function ago(iso) {
-  const minutes = Math.round((Date.now() - new Date(iso)) / 60000);
-  if (minutes < 1) return "just now";
-  if (minutes < 60) return `${minutes} min ago`;
-  return new Date(iso).toLocaleString([], { weekday: "short", hour: "2-digit", minute: "2-digit" });
+/** "14:03", or "28 Nov, 14:03" of another day, in the reader's language. */
+export function when(iso) {
+  const [then, now] = [new Date(iso), new Date()];
+  const day = then.toDateString() === now.toDateString() ? {} : { day: "numeric", month: "short" };
+  return then.toLocaleString([], { ...day, hour: "2-digit", minute: "2-digit" });
 }
 
 /** "1.4 s", "2 min 5 s" */
