@@ -193,6 +193,17 @@ def test_a_file_is_dropped_anywhere(opened: Page) -> None:
         expect(opened.get_by_role("button", name="Score", exact=True)).to_be_disabled()
 
 
+def test_a_folder_that_is_dropped_is_told_what_to_do(opened: Page, tmp_path: Path) -> None:
+    """Such as one of pictures to score."""
+    (tmp_path / "mine").mkdir()
+    data = {"items": [], "files": [str(tmp_path / "mine")], "dragOperationsMask": 1}
+    session = opened.context.new_cdp_session(opened)
+    for event in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": event, "x": 700, "y": 400, "data": data})
+    expect(opened.locator("#drop")).to_contain_text("Pictures to score come as a zip.")
+    expect(opened.get_by_role("button", name="Score", exact=True)).to_be_disabled()
+
+
 def zip_of(lists: list[list[str]], colour: tuple[int, int, int] = (200, 30, 30)) -> bytes:
     """A zip with a picture for each label list."""
     archive = io.BytesIO()

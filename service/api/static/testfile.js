@@ -83,8 +83,9 @@ export class TestFile {
         this.lists = content;
         note = `${counted(content.length, "label list")}. Choose another file to replace it.`;
       } else note = "This is JSON, but not a list of label lists such as [[\"red cube\"], [\"blue sphere\"]].";
-    } catch {
-      note = "This is not JSON. It should be a list of label lists such as [[\"red cube\"], [\"blue sphere\"]].";
+    } catch (error) {
+      const isRead = error instanceof SyntaxError;
+      note = isRead ? "This is not JSON. It should be a list of label lists such as [[\"red cube\"], [\"blue sphere\"]]." : "This is a folder, or it cannot be read. Pictures to score come as a zip.";
     }
     find("#file-name").textContent = file.name;
     find("#file-note").textContent = note;
@@ -94,7 +95,8 @@ export class TestFile {
 }
 
 async function begins(file, bytes) {
-  const begin = new Uint8Array(await file.slice(0, bytes.length).arrayBuffer());
+  const content = await file.slice(0, bytes.length).arrayBuffer().catch(() => null); // a folder has none
+  const begin = content ? new Uint8Array(content) : [];
   return bytes.every((byte, i) => begin[i] === byte);
 }
 
