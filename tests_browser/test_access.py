@@ -166,6 +166,22 @@ def test_dark_and_light_follow_the_system_until_one_is_chosen(opened: Page) -> N
     assert background() == light
 
 
+def test_a_browser_that_keeps_nothing_shows_the_page(page: Page, address: str, client: httpx.Client) -> None:
+    """With all cookies blocked, reading `localStorage` raises."""
+    page.add_init_script(
+        "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('', 'SecurityError'); }})"
+    )
+    page.goto(address)
+    page.get_by_role("button", name="red cube", exact=True).click()
+    expect(page.locator("#go")).to_have_text("Draw 1 picture")
+    page.get_by_role("button", name="Key", exact=True).click()
+    page.get_by_role("dialog").get_by_label("Key").fill("lg_secret")
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    expect(page.get_by_role("button", name="Key set")).to_be_visible()
+    page.get_by_role("button", name="Dark mode").click()
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+
+
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory, storage: Path) -> Path:
     """A storage with models of other vocabularies: animals with sizes, digits, and a hundred numbered things."""

@@ -6,9 +6,19 @@ const TRIES = 3;
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 8000;
 
+/** What the browser keeps for this page; where it blocks that, as together with cookies, it is gone with the page. */
+export const storage = (() => {
+  try {
+    return localStorage;
+  } catch {
+    const kept = new Map();
+    return { getItem: (name) => kept.get(name), setItem: (name, value) => kept.set(name, value), removeItem: (name) => kept.delete(name) };
+  }
+})();
+
 export const apiKey = {
-  get: () => localStorage.getItem(KEY) ?? "",
-  set: (value) => (value ? localStorage.setItem(KEY, value) : localStorage.removeItem(KEY)),
+  get: () => storage.getItem(KEY) ?? "",
+  set: (value) => (value ? storage.setItem(KEY, value) : storage.removeItem(KEY)),
 };
 
 /** What went wrong, as a message. `status` is 0 without an answer, null if nothing was sent; `entry` is the label list at fault, from 0. */

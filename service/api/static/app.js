@@ -1,6 +1,6 @@
 // Wires the page together: the composer, options and files become a job, which is shown and listed.
 
-import { Problem, apiKey, createJob, readDescription, readLabels, readModels, readReady } from "./api.js";
+import { Problem, apiKey, createJob, readDescription, readLabels, readModels, readReady, storage } from "./api.js";
 import { Composer } from "./composer.js";
 import { announce, copy, find } from "./dom.js";
 import { History } from "./history.js";
@@ -258,7 +258,7 @@ const isDark = () => {
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  localStorage.setItem("labelgrid.theme", theme);
+  storage.setItem("labelgrid.theme", theme);
   find("#theme-button").setAttribute("aria-pressed", isDark());
 }
 

@@ -2,6 +2,8 @@
 "use strict";
 
 (function () {
-  const chosen = localStorage.getItem("labelgrid.theme");
-  if (chosen) document.documentElement.dataset.theme = chosen;
+  try {
+    const chosen = localStorage.getItem("labelgrid.theme");
+    if (chosen) document.documentElement.dataset.theme = chosen;
+  } catch {} // the browser blocks it
 })();
