@@ -123,6 +123,26 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(opened: Page, compose: 
         assert min(box["width"], box["height"]) >= 24  # WCAG 2.2, 2.5.8
 
 
+@pytest.mark.parametrize(("width", "height"), [(1280, 500), (360, 740)])
+def test_a_job_that_is_opened_comes_into_sight(
+    page: Page, address: str, working: Runner, client: httpx.Client, width: int, height: int
+) -> None:
+    """From the gallery, which is below the pictures, and by its address, on a phone below the composer."""
+    page.set_viewport_size({"width": width, "height": height})
+    for count in (9, 1):
+        client.post("/generate", json={"labels": [["red cube"]] * count, "steps": 1}).raise_for_status()
+    page.goto(address)
+    for job, count in (("9 pictures", 9), ("1 picture", 1)):
+        page.get_by_role("link", name=re.compile(f"^{job}")).click()
+        expect(page.locator(".card [data-verdict]").first).to_be_visible()
+        expect(page.locator(".card")).to_have_count(count)
+        expect(page.locator(".job-head")).to_be_in_viewport()
+    page.goto("about:blank")
+    page.goto(f"{address}#{client.get('/jobs').json()['jobs'][1]['id']}")
+    expect(page.locator(".card")).to_have_count(9)
+    expect(page.locator(".job-head")).to_be_in_viewport()
+
+
 def test_a_phone_shows_the_whole_reason_why_the_service_is_not_ready(opened: Page) -> None:
     """Below the name and the buttons, within the head."""
     opened.set_viewport_size({"width": 360, "height": 740})

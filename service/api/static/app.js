@@ -25,6 +25,7 @@ const modelOf = (job) => options.models.find((model) => model.digest === job.dig
 const history = new History({ attempt, deleted: leave, stretchOf: (job) => stretchOf(modelOf(job)) });
 const view = new JobView({
   ratioOf: (job) => ratioOf(modelOf(job)),
+  laid: showCanvas,
   reuse,
   failed: refuse,
   ended: () => {
@@ -133,7 +134,12 @@ function show(job) {
   window.history.pushState(null, "", `#${job.id}`);
   history.mark(job.id);
   view.open(job);
-  if (find("#canvas").getBoundingClientRect().top > window.innerHeight / 2) find("#canvas").scrollIntoView();
+}
+
+/** Scrolls to the pictures, from the gallery below them or, on a phone, from the composer above them. */
+function showCanvas() {
+  const { top } = find("#canvas").getBoundingClientRect();
+  if (top < 0 || top > window.innerHeight / 2) find("#canvas").scrollIntoView();
 }
 
 /** Leaves the address of a job that was deleted, if the page shows it. */

@@ -18,12 +18,12 @@ export const nameOf = ({ kind, labels, progress }) =>
     : `Score of ${counted(labels.length, "list")}, ${counted(progress.total / labels.length, "run")}`;
 
 /**
- * Shows one job at a time. Calls `reuse(job)` to compose it again and `ended(job)` when the job on the page ends;
- * `ratioOf(job)` is the width over the height of its pictures, or null if it is not known.
+ * Shows one job at a time. Calls `laid()` when another job is on the page, `reuse(job)` to compose it again and `ended(job)`
+ * when it ends; `ratioOf(job)` is the width over the height of its pictures, or null if it is not known.
  */
 export class JobView {
-  constructor({ reuse, ended, failed, ratioOf }) {
-    Object.assign(this, { reuse, ended, failed, ratioOf });
+  constructor({ laid, reuse, ended, failed, ratioOf }) {
+    Object.assign(this, { laid, reuse, ended, failed, ratioOf });
     this.lightbox = new Lightbox((card) => this.#strip(card));
     this.root = find("#job");
     this.watch = new AbortController();
@@ -104,6 +104,7 @@ export class JobView {
     this.#showState(job);
     const canBeCancelled = OPEN.includes(job.status);
     this.#offer([canBeCancelled && h("button", { class: "quiet", type: "button", onclick: (event) => this.#cancel(event.target) }, "Cancel")]);
+    this.laid();
   }
 
   #showState(job, news = job.status) {
