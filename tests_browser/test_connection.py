@@ -1,5 +1,6 @@
 """The page on a slow or flaky connection: what is lost is asked for again, and what cannot be had is said in words."""
 
+import re
 from collections.abc import Callable
 
 import httpx
@@ -116,3 +117,20 @@ def test_labels_do_not_wait_for_the_largest_answer(page: Page, address: str, wor
     held.pop().continue_()
     expect(sampler).not_to_have_count(1)
     expect(page.get_by_label("Steps")).to_have_attribute("max", "1000")
+
+
+def test_a_connection_that_stays_silent_is_replaced(
+    opened: Page, compose: Compose, working: Runner, client: httpx.Client
+) -> None:
+    """As one that a router forgot: no error ends it."""
+    held = list[Route]()
+    opened.route("**/events", lambda route: route.continue_() if held else held.append(route))
+    opened.clock.install()
+    compose(LISTS[:1])
+    opened.get_by_label("Steps").fill("2")
+    opened.locator("#go").click()
+    opened.wait_for_url("**/#*")
+    client.get(f"/jobs/{opened.url.partition('#')[2]}/events").raise_for_status()  # until its end
+    expect(opened.locator("#job")).to_have_attribute("data-status", re.compile("queued|running"))
+    opened.clock.run_for(20_000)
+    expect(opened.locator(".card [data-verdict]").first).to_be_visible()

@@ -5,6 +5,7 @@ const KEY = "labelgrid.key";
 const TRIES = 3;
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 8000;
+const SILENCE_MS = 15_000; // the service sends a comment about every second
 
 /** What the browser keeps for this page; where it blocks that, as together with cookies, it is gone with the page. */
 export const storage = (() => {
@@ -98,18 +99,28 @@ function randomKey() {
 }
 
 /**
- * Calls tell(event, data) for each event of a job until it ends; reconnects when the connection breaks.
+ * Calls tell(event, data) for each event of a job until it ends; reconnects when the connection breaks or goes silent.
  * Throws a Problem if the job cannot be read; returns once `signal` is aborted.
  */
 export async function follow(id, tell, signal) {
   let last = null;
   let wait = FIRST_PAUSE_MS;
   while (!signal.aborted) {
+    const silence = new AbortController();
+    let timer;
+    const heard = () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => silence.abort(), SILENCE_MS);
+    };
     try {
+      heard();
       const headers = last ? { "Last-Event-ID": last } : {};
-      const response = await request(`jobs/${encodeURIComponent(id)}/events`, (answer) => answer, { headers, signal });
+      const response = await request(`jobs/${encodeURIComponent(id)}/events`, (answer) => answer, {
+        headers,
+        signal: AbortSignal.any([signal, silence.signal]),
+      });
       if (response.status === 204) return tell("end", await readJob(id)); // it ended, and its events are gone
-      for await (const event of eventsOf(response.body)) {
+      for await (const event of eventsOf(response.body, heard)) {
         wait = FIRST_PAUSE_MS;
         last = event.id ?? last;
         tell(event.name, JSON.parse(event.data));
@@ -118,19 +129,22 @@ export async function follow(id, tell, signal) {
     } catch (error) {
       if (signal.aborted) return;
       if (error instanceof SyntaxError || (error.status >= 400 && error.status < 500)) throw error;
+    } finally {
+      clearTimeout(timer);
     }
     await pause(wait);
     wait = Math.min(2 * wait, LONGEST_PAUSE_MS);
   }
 }
 
-/** Yields the events of a text/event-stream body: {name, data, id}. */
-async function* eventsOf(body) {
+/** Yields the events of a text/event-stream body: {name, data, id}. Calls heard() whenever something arrives. */
+async function* eventsOf(body, heard) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
+    heard();
     const blocks = (text + value).split(/\r?\n\r?\n/);
     text = blocks.pop();
     for (const block of blocks) {
