@@ -25,7 +25,7 @@ from shared.registry import resolve
 
 log = get_logger(__name__)
 
-COLLECT_AFTER = 10_000  # new objects in the API
+COLLECT_AFTER = 2_000  # new objects in the API; each request leaves some twenty in cycles
 
 HELP = """Generates pictures from labels.
 
