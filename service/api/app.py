@@ -88,6 +88,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # routes/page.py serves it without scripts from other hosts
         redoc_url=None,
+        redirect_slashes=False,  # a redirect names the requested Host, with http behind a proxy that has TLS
         generate_unique_id_function=lambda route: route.name,  # links in the document name operations by it
         **_telemetry(),
     )
