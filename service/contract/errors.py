@@ -176,6 +176,13 @@ class ExpiredJob(ServiceError, status=410, slug="expired-job", title="The job's 
 class NotReady(ServiceError, status=409, slug="not-ready", title="The result is not ready"):
     example = "the grid is not ready; the job is running"
 
+    @classmethod
+    def of(cls, what: str, job_status: str) -> Self:
+        """Build the error for a picture or grid of a job, saying whether it is worth waiting for."""
+        if why := {"failed": "the job failed", "cancelled": "the job was cancelled"}.get(job_status):
+            return cls(f"{what} will never be ready: {why}", job_status=job_status)
+        return cls(f"{what} is not ready; the job is {job_status}", job_status=job_status)
+
 
 class JobEnded(ServiceError, status=409, slug="job-ended", title="The job has ended"):
     example = "the job is finished and cannot be cancelled"

@@ -290,7 +290,7 @@ class JobReader:
             raise await self._gone(job_id)
         if index >= int(total):
             raise UnknownPicture(no_picture(index, int(total)))
-        raise NotReady(f"{what} is not ready; the job is {text(status)}", job_status=text(status))
+        raise NotReady.of(what, text(status))
 
     async def workers(self) -> list[dict[str, Any]]:
         """Return what the live workers say about themselves, without those that are shutting down or hang."""

@@ -101,7 +101,7 @@ class ResultReader:
         """
         job = await self.job(job_id, owner)
         if job.result is None:
-            raise NotReady(f"the pictures are not all ready; the job is {job.status}", job_status=job.status)
+            raise NotReady.of("the zip of all pictures", job.status)
         n = len(job.result.pictures)
         first = getattr(job.result, "best", 0) * n
         return self._images(job_id, owner, range(first, first + n))

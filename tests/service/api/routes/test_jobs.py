@@ -153,6 +153,21 @@ def test_there_is_no_zip_of_a_job_that_is_not_finished_or_not_there(client: http
     problem(client.get("/jobs/unknown/pictures.zip"), 404, "unknown-job")
 
 
+def test_what_a_job_that_ended_early_lacks_is_not_worth_waiting_for(client: httpx.Client, alive: JobStore) -> None:
+    names = {"grid.png": "the grid", "images/1.png": "picture 1", "pictures.zip": "the zip of all pictures"}
+    ends = {
+        "is not ready; the job is queued": lambda _: None,
+        "will never be ready: the job was cancelled": alive.cancel,
+        "will never be ready: the job failed": lambda job_id: alive.fail(job_id, "workers died"),
+    }
+    for detail, end in ends.items():
+        job_id = submitted(client)
+        end(job_id)
+        for path, what in names.items():
+            answer = problem(client.get(f"/jobs/{job_id}/{path}"), 409, "not-ready")
+            assert answer["detail"] == f"{what} {detail}"
+
+
 def test_an_ended_job_is_deleted_with_its_results(client: httpx.Client, working: Runner) -> None:
     job = client.post("/generate", json={"labels": LISTS, "steps": 1}).json()
     address = f"/jobs/{job['id']}"
