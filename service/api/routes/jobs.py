@@ -5,6 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
+from redis.exceptions import RedisError
+from starlette.types import Receive, Scope, Send
 
 from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ResultsDep, StoreDep
 from service.api.event_feed import FROM_START, is_complete, job_events, only_the_end
@@ -16,12 +18,16 @@ from service.contract.errors import (
     ExpiredJob,
     JobEnded,
     NotFailed,
+    ServiceError,
     Unavailable,
     UnknownCheckpoint,
     UnknownJob,
 )
 from service.contract.events import EVENTS
 from service.contract.schemas import EXAMPLE_ID, LONGEST_PAGE, Job, JobPage
+from service.telemetry.logs import get_logger
+
+log = get_logger(__name__)
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -168,6 +174,16 @@ async def read_grid(job_id: OwnJob, owner: OwnerDep, results: ResultsDep) -> Res
     return Response(await results.grid(job_id, owner), media_type="image/png")
 
 
+class _Zip(StreamingResponse):
+    """Its connection closes before the end if a picture is deleted, or cannot be read, after the zip has begun."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except (ServiceError, RedisError) as error:
+            log.warning("zip is cut off", reason=str(error))
+
+
 @router.get(
     "/{job_id}/pictures.zip", response_class=Response, responses=ZIP_RESPONSES, summary="Read all pictures as a zip"
 )
@@ -178,7 +194,7 @@ async def read_zip(job_id: OwnJob, owner: OwnerDep, results: ResultsDep) -> Resp
     """
     pictures = await results.images(job_id, owner)
     headers = {"Content-Disposition": f'attachment; filename="{job_id[:8]}.zip"'}
-    return StreamingResponse(zip_stream(pictures), media_type="application/zip", headers=headers)
+    return _Zip(zip_stream(pictures), media_type="application/zip", headers=headers)
 
 
 @router.get(

@@ -7,8 +7,10 @@ import pytest
 from redis import Redis
 
 from service.settings import Settings
+from service.store import keys
 from service.store.jobs import JobStore
 from tests.conftest import api_server, serving
+from tests.service.api.routes.test_jobs import finished
 from tests.service.telemetry.conftest import SECRET, Lines
 
 BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
@@ -71,3 +73,17 @@ def test_a_client_that_leaves_in_its_body_is_no_error_of_the_service(
         (request,) = lines.wait(1, event="request")
         assert (request["path"], request["status"]) == (path, 499)
         assert lines.read_all(level="error") == []
+
+
+def test_a_zip_whose_job_is_deleted_meanwhile_is_cut_off_with_one_warning(
+    client: httpx.Client, alive: JobStore, lines: Lines
+) -> None:
+    job_id, _ = finished(alive, 20)
+    alive.connection.hdel(keys.png(job_id), "19")  # it is read after the first ones are sent
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.get(f"/jobs/{job_id}/pictures.zip")
+    lines.wait(1, event="request")
+    assert [line["reason"] for line in lines.read_all(event="zip is cut off")] == [
+        f"the results of job '{job_id}' have expired; generate them again"
+    ]
+    assert not any("exception" in line for line in lines.read_all())
