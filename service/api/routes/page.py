@@ -44,6 +44,7 @@ class WholeFiles(StaticFiles):
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
         response = await super().get_response(path, scope)
         response.headers["Accept-Ranges"] = "none"
+        response.headers["Cache-Control"] = "no-cache"  # browsers ask each time, and get a 304 without an update
         return response
 
 
@@ -53,7 +54,6 @@ class PageFiles(WholeFiles):
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
         response.headers["Content-Security-Policy"] = CONTENT_POLICY
-        response.headers["Cache-Control"] = "no-cache"  # browsers ask each time, and get a 304 without an update
         return response
 
 

@@ -52,7 +52,13 @@ def test_the_page_and_its_headers(client: httpx.Client) -> None:
     assert response.headers["x-content-type-options"] == "nosniff"
     head = client.head("/")
     assert (head.status_code, head.content) == (200, b"")
-    assert client.get("/", headers={"if-none-match": response.headers["etag"]}).status_code == 304
+
+
+@pytest.mark.parametrize("path", ["/", "/static/app.js", "/static/docs/swagger-ui-bundle.js"])
+def test_a_browser_keeps_a_file_and_asks_whether_it_has_changed(client: httpx.Client, path: str) -> None:
+    response = client.get(path)
+    assert response.headers["cache-control"] == "no-cache"
+    assert client.get(path, headers={"if-none-match": response.headers["etag"]}).status_code == 304
 
 
 def test_the_policy_allows_nothing_inline_and_nothing_from_elsewhere(client: httpx.Client) -> None:
