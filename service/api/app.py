@@ -10,6 +10,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from service.api import problems
 from service.api.access.body_limit import BodyLimit
+from service.api.access.compression import Compression
 from service.api.access.guard import Guard
 from service.api.access.head_requests import HeadRequests
 from service.api.access.keys import KeyRing
@@ -94,6 +95,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.models = Models(settings.storage, settings.storage_every_s)
+    app.add_middleware(Compression)
     app.add_middleware(HeadRequests)
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
     origins = settings.cors_origins.replace(",", " ").split()
