@@ -17,7 +17,7 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── JobEnded                409  an ended job cannot be cancelled
 ├── NotFailed               409  only a failed or cancelled job can be retried
 ├── JobCancelled            409  for a client that waited for the job
-├── ExpiredJob              410  the job's time to live is over
+├── ExpiredJob              410  the job's time to live is over, or it was deleted
 ├── TooLarge                413  a body or a file in it; Starlette raises it for bodies, as an HTTPException
 ├── UnsupportedBody         415  neither JSON nor a form
 ├── TooManyRequests         429  Retry-After says when the next one is accepted
@@ -169,8 +169,12 @@ class UnknownPicture(NotFound, slug="unknown-picture", title="The job has no suc
     example = "the job has the pictures 0 to 1, not 2"
 
 
-class ExpiredJob(ServiceError, status=410, slug="expired-job", title="The job's results have expired"):
-    example = "the results of job '5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a' have expired; generate them again"
+class ExpiredJob(ServiceError, status=410, slug="expired-job", title="The job's results are no longer kept"):
+    example = "the results of job '5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a' have expired or were deleted; generate them again"
+
+    @classmethod
+    def of(cls, job_id: str) -> Self:
+        return cls(f"the results of job {job_id!r} have expired or were deleted; generate them again")
 
 
 class NotReady(ServiceError, status=409, slug="not-ready", title="The result is not ready"):

@@ -172,7 +172,7 @@ class JobReader:
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
         if await self.connection.exists(keys.tombstone(job_id)):
-            return ExpiredJob(f"the results of job {job_id!r} have expired; generate them again")
+            return ExpiredJob.of(job_id)
         return UnknownJob(f"there is no job {job_id!r}")
 
     async def check_owner(self, job_id: str, owner: str) -> None:

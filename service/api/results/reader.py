@@ -91,7 +91,7 @@ class ResultReader:
                 raise _without_files(error, job_id) from None
             found = kept.grid if kept.grid is not None else await self._read(job_id, owner, files.GRID)
         if found is None:
-            raise _gone(job_id)
+            raise ExpiredJob.of(job_id)
         return found if isinstance(found, bytes) else await self.image(job_id, owner, found)
 
     async def images(self, job_id: str, owner: str) -> AsyncIterator[bytes]:
@@ -192,11 +192,7 @@ class ResultReader:
 def _without_files(error: ServiceError, job_id: str) -> ServiceError:
     """Return the error for what neither Redis nor storage has, given that of Redis: of a finished job it is lost."""
     is_lost = isinstance(error, NotReady) and error.members.get("job_status") == "finished"
-    return _gone(job_id) if is_lost else error
-
-
-def _gone(job_id: str) -> ServiceError:
-    return ExpiredJob(f"the results of job {job_id!r} have expired; generate them again")
+    return ExpiredJob.of(job_id) if is_lost else error
 
 
 def _state(kept: KeptJob) -> dict[str, str]:

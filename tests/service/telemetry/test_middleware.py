@@ -84,6 +84,6 @@ def test_a_zip_whose_job_is_deleted_meanwhile_is_cut_off_with_one_warning(
         client.get(f"/jobs/{job_id}/pictures.zip")
     lines.wait(1, event="request")
     assert [line["reason"] for line in lines.read_all(event="zip is cut off")] == [
-        f"the results of job '{job_id}' have expired; generate them again"
+        f"the results of job '{job_id}' have expired or were deleted; generate them again"
     ]
     assert not any("exception" in line for line in lines.read_all())
