@@ -161,7 +161,7 @@ def _read_existing(storage: Location, name: str, what: str, kind: CheckpointKind
     except CheckpointError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
-    raise CheckpointError(name, f"no such {what} in {storage}; {_available(storage, kind)}")
+    raise CheckpointError(name, f"no such {what} in the storage; {_available(storage, kind)}")
 
 
 def _available(storage: Location, kind: CheckpointKind | None) -> str:

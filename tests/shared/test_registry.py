@@ -124,17 +124,17 @@ def test_an_unknown_checkpoint_is_refused_with_the_available_ones(tmp_path: Path
     publish_toy(tmp_path, "d2")
     publish_toy(tmp_path, "e1", kind="evaluator")
     assert (
-        refusal(lambda: resolve(tmp_path, "d3", "denoiser")) == f"d3: no such denoiser in {tmp_path}; available: d1, d2"
+        refusal(lambda: resolve(tmp_path, "d3", "denoiser")) == "d3: no such denoiser in the storage; available: d1, d2"
     )
     assert refusal(lambda: resolve(tmp_path, None, "evaluator")).endswith("; available: e1")
-    assert refusal(lambda: promote(tmp_path, "d3")) == f"d3: no such checkpoint in {tmp_path}; available: d1, d2, e1"
+    assert refusal(lambda: promote(tmp_path, "d3")) == "d3: no such checkpoint in the storage; available: d1, d2, e1"
     assert refusal(lambda: resolve(tmp_path, "e1", "denoiser")) == (
         "e1: is of kind evaluator, not denoiser; available: d1, d2"
     )
     promote(tmp_path, "d1")
     (tmp_path / "d1.safetensors").unlink()
     assert refusal(lambda: resolve(tmp_path, None, "denoiser")) == (
-        f"d1: no such promoted denoiser in {tmp_path}; available: d2"
+        "d1: no such promoted denoiser in the storage; available: d2"
     )
 
 

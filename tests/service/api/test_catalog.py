@@ -64,7 +64,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 def test_checkpoints_appear_change_and_go(models: Models, folder: Path) -> None:
-    with pytest.raises(BadRequest, match="no such denoiser") as caught:
+    with pytest.raises(BadRequest, match="no such denoiser in the storage; available:") as caught:
         models.find("c")
     assert caught.value.members["models"] == ["a", "b"]
     first = publish_toy_denoiser(folder, "c", 2)
