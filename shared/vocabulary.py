@@ -229,8 +229,8 @@ def _parse_json(text: str | bytes) -> Any:
         raise LabelError(f"not JSON: not {error.encoding} text at byte {error.start}") from error
     except RecursionError as error:
         raise LabelError("not a label file: nested too deeply") from error
-    except ValueError as error:  # a number of more than 4300 digits
-        raise LabelError(f"not a label file: {error}") from error
+    except ValueError as error:  # more than 4300
+        raise LabelError("not a label file: a number with too many digits") from error
 
 
 def _words(text: str) -> list[str]:

@@ -68,7 +68,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error.__cause__, ClientDisconnect):  # FastAPI's 400 hides it
         return await _client_gone(request, error.__cause__)
     if isinstance(error.__cause__, ValueError | RecursionError):  # FastAPI's 400 hides why the JSON parser failed
-        return await _service_error(request, NotJson(f"the body is not JSON: {error.__cause__}"))
+        return await _service_error(request, NotJson.of(error.__cause__))
     phrase = PHRASES.get(error.status_code) or HTTPStatus(error.status_code).phrase
     detail = error.detail
     if detail == phrase:  # Starlette's 404 and 405 only repeat the status

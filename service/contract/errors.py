@@ -33,6 +33,7 @@ ServiceError                500  unexpected; the server's log has the cause
 """
 
 from collections.abc import Mapping, Sequence
+from json import JSONDecodeError
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -136,6 +137,20 @@ class UnknownCheckpoint(BadRequest, slug="unknown-checkpoint", title="The recipe
 
 class NotJson(BadRequest, status=400, slug="not-json", title="The body is not JSON"):
     example = "the body is not JSON: Expecting value at character 12"
+
+    @classmethod
+    def of(cls, error: ValueError | RecursionError) -> Self:
+        """Build it from what Python's parser raised, in words that do not need Python."""
+        match error:
+            case JSONDecodeError():
+                why = f"{error.msg} at character {error.pos}"
+            case UnicodeDecodeError():
+                why = f"not {error.encoding} text at byte {error.start}"
+            case RecursionError():
+                why = "nested too deeply"
+            case _:
+                why = "a number with too many digits"
+        return cls(f"the body is not JSON: {why}")
 
 
 class BadForm(ServiceError, status=400, slug="bad-request", title="Bad Request"):

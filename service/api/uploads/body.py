@@ -32,10 +32,8 @@ async def read_body(request: Request, *files: str) -> tuple[Any, dict[str, bytes
         raise UnsupportedBody(f"{given or 'none'}; wanted application/json or multipart/form-data")
     try:
         return json.loads(await request.body()), {}
-    except json.JSONDecodeError as error:
-        raise NotJson(f"the body is not JSON: {error.msg} at character {error.pos}") from error
     except (ValueError, RecursionError) as error:
-        raise NotJson(f"the body is not JSON: {error}") from error
+        raise NotJson.of(error) from error
 
 
 def validate(model: type[Model], content: Any) -> Model:

@@ -103,6 +103,23 @@ def test_details_use_no_words_of_python(
     assert client.post(path, json=body).json()["detail"].startswith(detail)
 
 
+@pytest.mark.parametrize("path", ["/generate", "/score", "/v1/images/generations"])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b'{"seed":', "Expecting value at character 8"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "a number with too many digits"),
+        (b'{"model": "\xff"}', "not utf-8 text at byte 11"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_is_not_json_is_said_without_words_of_python(
+    client: httpx.Client, alive: JobStore, path: str, content: bytes, why: str
+) -> None:
+    answer = problem(client.post(path, content=content, headers=JSON), 400, "not-json")
+    assert answer["detail"] == f"the body is not JSON: {why}"
+
+
 @pytest.mark.parametrize(
     "body",
     [
