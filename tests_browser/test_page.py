@@ -147,6 +147,11 @@ def test_the_curl_line_draws_the_same(
         (tmp_path / "grid.png").unlink()
 
 
+def test_times_are_said_in_whole_seconds_and_minutes(opened: Page) -> None:
+    said = "import('./static/words.js').then(({ lasting }) => [1.44, 59.96, 119.7, 125].map(lasting))"
+    assert opened.evaluate(said) == ["1.4 s", "1 min 0 s", "2 min 0 s", "2 min 5 s"]
+
+
 def test_a_test_file_is_scored(opened: Page, working: Runner, client: httpx.Client, tmp_path: Path) -> None:
     (tmp_path / "test.json").write_text(json.dumps(LISTS))
     opened.get_by_role("tab", name="Score a test file").click()

@@ -16,8 +16,9 @@ export function when(iso) {
 
 /** "1.4 s", "2 min 5 s" */
 export function lasting(seconds) {
-  if (seconds < 60) return `${seconds.toFixed(1)} s`;
-  return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+  if (seconds < 59.95) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  return `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
