@@ -147,6 +147,17 @@ def test_the_curl_line_draws_the_same(
         (tmp_path / "grid.png").unlink()
 
 
+def test_too_many_stages_are_refused_in_words(
+    opened: Page, compose: Compose, alive: JobStore, complaints: list[str]
+) -> None:
+    compose([["red cube"]])
+    for label, value in {"Steps": "2", "Stages": "4"}.items():
+        opened.get_by_label(label).fill(value)
+    draw(opened)
+    expect(opened.locator("#refusal")).to_have_text("4 stages; 2 steps have 3, noise and picture included.")
+    assert "422" in complaints.pop()
+
+
 def test_times_are_said_in_whole_seconds_and_minutes(opened: Page) -> None:
     said = "import('./static/words.js').then(({ lasting }) => [1.44, 59.96, 119.7, 125].map(lasting))"
     assert opened.evaluate(said) == ["1.4 s", "1 min 0 s", "2 min 0 s", "2 min 5 s"]

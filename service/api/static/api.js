@@ -65,7 +65,8 @@ async function problemOf(response) {
 }
 
 function sentence(text) {
-  const counted = String(text).replace(/^(?:entry |[a-z_.]+\.)(\d+): /, (_, entry) => `Picture ${Number(entry) + 1}: `);
+  const unnamed = String(text).replace(/^(?:recipe\.)?trajectory: /, ""); // its field is called Stages
+  const counted = unnamed.replace(/^(?:entry |[a-z_.]+\.)(\d+): /, (_, entry) => `Picture ${Number(entry) + 1}: `);
   const capital = counted.charAt(0).toUpperCase() + counted.slice(1);
   return /[.?!]$/.test(capital) ? capital : `${capital}.`;
 }
