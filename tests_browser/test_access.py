@@ -11,6 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from service.settings import Settings
+from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.checkpoint import publish
 from shared.registry import promote
@@ -155,6 +156,25 @@ def test_a_phone_shows_the_whole_reason_why_the_service_is_not_ready(opened: Pag
     assert nav["y"] + nav["height"] <= words["y"]
     assert words["y"] + words["height"] <= head["y"] + head["height"]
     assert ready.evaluate("words => words.scrollWidth <= words.clientWidth")
+
+
+def test_a_screen_reader_hears_whether_the_service_is_ready_once(opened: Page, alive: JobStore) -> None:
+    ready = opened.locator("#ready")
+    expect(ready).to_have_attribute("aria-live", "polite")
+    look = "document.dispatchEvent(new Event('visibilitychange'))"
+    opened.evaluate(look)
+    expect(ready).to_have_text("Ready")
+    opened.evaluate(
+        "news = []; new MutationObserver(() => news.push(document.querySelector('#ready').textContent))"
+        ".observe(document.querySelector('#ready'), { childList: true })"
+    )
+    for _ in range(2):
+        with opened.expect_response("**/readyz"):
+            opened.evaluate(look)
+    alive.connection.flushall()
+    opened.evaluate(look)
+    expect(ready).to_contain_text("No worker")
+    assert [words.partition(" is")[0] for words in opened.evaluate("news")] == ["No worker"]
 
 
 def test_the_button_to_draw_is_in_sight_on_a_low_screen(opened: Page, compose: Compose) -> None:

@@ -227,8 +227,9 @@ function catchUp() {
 }
 
 function showReady(state, words) {
-  find("#ready").dataset.state = state;
-  find("#ready").textContent = words;
+  const ready = find("#ready");
+  ready.dataset.state = state;
+  if (ready.textContent !== words) ready.textContent = words; // screen readers say what is new only
 }
 
 // The key, the theme, the address
