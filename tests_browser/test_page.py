@@ -147,6 +147,15 @@ def test_the_curl_line_draws_the_same(
         (tmp_path / "grid.png").unlink()
 
 
+def test_a_picture_is_duplicated_and_removed(opened: Page, compose: Compose) -> None:
+    compose([["red cube", "blue sphere"]])
+    tiles = opened.locator("#strip .tile:not(.add)")
+    for name, count in (("Duplicate the picture", 2), ("Remove the picture", 1), ("Remove the picture", 1)):
+        opened.get_by_role("button", name=name, exact=True).click()
+        expect(tiles).to_have_count(count)
+    expect(opened.locator("#chosen")).to_have_text("Nothing chosen yet.")
+
+
 def test_too_many_stages_are_refused_in_words(
     opened: Page, compose: Compose, alive: JobStore, complaints: list[str]
 ) -> None:
