@@ -138,6 +138,16 @@ async def retry_job(job_id: OwnJob, submitter: SubmitterDep) -> Response:
     return await submitter.answer(await submitter.retry(job_id))
 
 
+class _Stream(StreamingResponse):
+    """Closes the connection before the end if what follows is deleted, or cannot be read, after it has begun."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except (ServiceError, RedisError) as error:
+            log.warning("answer is cut off", reason=str(error))
+
+
 @router.get(
     "/{job_id}/events",
     response_class=Response,
@@ -163,7 +173,7 @@ async def read_events(
     else:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    return _Stream(events, media_type="text/event-stream", headers=headers)
 
 
 @router.get(
@@ -172,16 +182,6 @@ async def read_events(
 async def read_grid(job_id: OwnJob, owner: OwnerDep, results: ResultsDep) -> Response:
     """The grid of a finished job; for a /score job, the grid of the best repeat."""
     return Response(await results.grid(job_id, owner), media_type="image/png")
-
-
-class _Zip(StreamingResponse):
-    """Its connection closes before the end if a picture is deleted, or cannot be read, after the zip has begun."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        except (ServiceError, RedisError) as error:
-            log.warning("zip is cut off", reason=str(error))
 
 
 @router.get(
@@ -194,7 +194,7 @@ async def read_zip(job_id: OwnJob, owner: OwnerDep, results: ResultsDep) -> Resp
     """
     pictures = await results.images(job_id, owner)
     headers = {"Content-Disposition": f'attachment; filename="{job_id[:8]}.zip"'}
-    return _Zip(zip_stream(pictures), media_type="application/zip", headers=headers)
+    return _Stream(zip_stream(pictures), media_type="application/zip", headers=headers)
 
 
 @router.get(

@@ -5,11 +5,13 @@ import socket
 import httpx
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError
 
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
 from tests.conftest import api_server, serving
+from tests.service.api.answers import submitted
 from tests.service.api.routes.test_jobs import finished
 from tests.service.telemetry.conftest import SECRET, Lines
 
@@ -83,7 +85,22 @@ def test_a_zip_whose_job_is_deleted_meanwhile_is_cut_off_with_one_warning(
     with pytest.raises(httpx.RemoteProtocolError):
         client.get(f"/jobs/{job_id}/pictures.zip")
     lines.wait(1, event="request")
-    assert [line["reason"] for line in lines.read_all(event="zip is cut off")] == [
+    assert [line["reason"] for line in lines.read_all(event="answer is cut off")] == [
         f"the results of job '{job_id}' have expired or were deleted; generate them again"
     ]
+    assert not any("exception" in line for line in lines.read_all())
+
+
+def test_events_that_redis_cuts_off_are_one_warning(
+    client: httpx.Client, alive: JobStore, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise ConnectionError("connection refused")
+
+    job_id = submitted(client)
+    monkeypatch.setattr("service.store.reader.JobReader.read_streams", fail)
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.get(f"/jobs/{job_id}/events")
+    lines.wait(2, event="request")
+    assert [line["reason"] for line in lines.read_all(event="answer is cut off")] == ["connection refused"]
     assert not any("exception" in line for line in lines.read_all())
