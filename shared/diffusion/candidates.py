@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from shared.diffusion.denoise import Row, Stepper
+from shared.diffusion.denoise import Row, Stepper, finish
 from shared.options import SamplingOptions, picture_seed
 
 LOG_SNRS = (-1.5, -0.75, 0.0, 0.75, 1.5)  # the labels help most around 0 (docs/training-log.md, second session)
@@ -21,7 +21,7 @@ def sample_best(
 ) -> Tensor:  # fmt: skip
     """Sample `candidates` pictures for each of the multi-hot labels (N, K), and return the best of each as `sample`.
 
-    The first candidate of a picture is the one that `sample` draws. `on_step` is called with all rows after every step.
+    The first candidate of a picture is the one that `sample` draws. `on_step` and errors: see `finish`.
     """
     chosen = []
     for own, seed in zip(labels, seeds, strict=True):
@@ -32,7 +32,7 @@ def sample_best(
             if on_step is not None:
                 on_step(rows)
         chosen.append(rows[int(evidence(stepper, rows, seed).argmax())])
-    return stepper.pictures(chosen)
+    return finish(stepper, chosen)
 
 
 @torch.inference_mode()

@@ -321,15 +321,26 @@ def sample(
 ) -> Tensor:
     """Sample pictures for multi-hot labels (N, K), one seed each, and return them as `Stepper.pictures` does.
 
-    `options`: one for all pictures, or one each. `on_step` is called with all rows after every step. ValueError if the
-    numbers of labels, options and seeds differ.
+    `options`: one for all pictures, or one each. Raises ValueError if the numbers of labels, options and seeds differ,
+    and as `finish`.
     """
     each = [options] * len(labels) if isinstance(options, SamplingOptions) else list(options)
     if not len(labels) == len(each) == len(seeds):
         raise ValueError(f"{len(labels)} label lists, {len(each)} options and {len(seeds)} seeds do not match")
-    rows = [stepper.new_row(*one) for one in zip(labels, each, seeds, strict=True)]
+    return finish(stepper, [stepper.new_row(*one) for one in zip(labels, each, seeds, strict=True)], on_step)
+
+
+def finish(stepper: Stepper, rows: Sequence[Row], on_step: Callable[[Sequence[Row]], None] | None = None) -> Tensor:
+    """Take all steps that are left and return the pictures as `Stepper.pictures` does.
+
+    `on_step` is called with all rows after every step. FloatingPointError if a picture is not finite: an evaluator
+    would give it a plausible score.
+    """
     while any(not row.done for row in rows):
         stepper.step(rows)
         if on_step is not None:
             on_step(rows)
-    return stepper.pictures(rows)
+    pictures = stepper.pictures(rows)
+    if not pictures.isfinite().all():
+        raise FloatingPointError("the network's output is not finite")
+    return pictures

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.diffusion.denoise import Row
+from shared.diffusion.denoise import Row, finish
 from shared.diffusion.layouts import OUTSIDE, positions_at
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator, score_set
@@ -77,11 +77,9 @@ def measure(
     pictures: dict[str, tuple[Tensor, list[Points]]] = {}  # with the places of each picture's objects
     for what, positions in ((name, list(given)), (f"{name}, its own places", [None] * count)):
         rows = [stepper.new_row(targets[i], options, picture_seed(seed, i), positions[i]) for i in range(count)]
-        while any(not row.done for row in rows):
-            stepper.step(rows)
-            on_step(rows)
+        images = finish(stepper, rows, on_step)
         drawn = zip(rows, map(denoiser.vocabulary.encode, lists), strict=True)
-        pictures[what] = stepper.pictures(rows), [row.labels[indices, 1:3].tolist() for row, indices in drawn]
+        pictures[what] = images, [row.labels[indices, 1:3].tolist() for row, indices in drawn]
     sampled = pictures[name][0]
     pictures["fresh renders"] = fresh.images, points
     aspect, asked = sampled.shape[-2] / sampled.shape[-1], targets_of(lists, evaluator.vocabulary)

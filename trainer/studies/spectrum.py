@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shared.diffusion.denoise import finish
 from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions, picture_seed
 from trainer.data import Dataset, check_labelled, in_vocabulary, to_float
@@ -51,9 +52,7 @@ def examine(
             stepper.new_row(dataset.labels[i], options, picture_seed(seed, i), None if places is None else places[i])
             for i in part.tolist()
         ]
-        while any(not row.done for row in rows):
-            stepper.step(rows)
-        made.append(stepper.pictures(rows))
+        made.append(finish(stepper, rows))
         plain.append(F.interpolate(torch.stack([row.x for row in rows]).cpu(), made[0].shape[2:], mode="bicubic"))
         advance(len(part))
     originals = to_float(torch.stack([as_tensor(pictures.read(i)) for i in chosen.tolist()]))

@@ -59,6 +59,19 @@ def test_the_best_of_several_candidates_is_scored(command: Command) -> None:
     assert (figures["candidates"], figures["rows_per_picture"]) == (3, 3 * (sampled + examined))
 
 
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_pictures_that_are_not_finite_get_no_score(command: Command, candidates: int) -> None:
+    publish_toys(Path("models"))
+    info, tensors = load(Path("models/toy.safetensors"))
+    tensors["head.bias"][:] = torch.nan
+    publish(
+        Path("models"), "broken", tensors, kind="denoiser", vocabulary=info.vocabulary, config=info.config, training={}
+    )
+    Path("few.json").write_text(json.dumps([["red cube"]]))
+    score = command("score", "few.json", "--model", "broken", "--steps", 2, "--candidates", candidates)
+    refused(score, "the network's output is not finite")
+
+
 def test_the_courses_checkpoint_can_judge(command: Command) -> None:
     publish_toys(Path("models"))
     Path("few.json").write_text(json.dumps([["red cube"]]))
