@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from benchmarks.choices import sampling
 from service.settings import Settings
@@ -15,7 +16,9 @@ from shared.checkpoint import CheckpointError, read_info, verify
 from shared.diffusion.model import load_denoiser
 from shared.options import SamplingOptions
 from tests.conftest import serving
+from tests.toy_checkpoint import publish_toy_denoiser
 from trainer import __main__ as cli
+from trainer.config import TrainConfig
 from trainer.score import set_sampling
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
@@ -63,6 +66,19 @@ def test_score_uses_the_set_options_unless_overridden(
         assert trainer(monkeypatch, "set-sampling", "toy", "--storage", folder, *wrong) == 1
         assert re.search(message, capsys.readouterr().err)
     assert load_denoiser(folder / "toy.safetensors").options.steps == 3
+
+
+def test_there_are_no_more_steps_than_timesteps(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_toy_denoiser(folder, "short", 0, timesteps=20)
+    (tmp_path / "test.json").write_text(json.dumps(LISTS))
+    score = ("score", tmp_path / "test.json", "--model", "short")
+    for command, steps in (((*score, "--preset", "report"), 999), (("set-sampling", "short", "--steps", 21), 21)):
+        assert trainer(monkeypatch, *command, "--storage", folder) == 1
+        assert capsys.readouterr().err == f"error: {steps} steps: short has 20 timesteps\n"
+    with pytest.raises(ValidationError, match="timesteps"):
+        TrainConfig(timesteps=15)
 
 
 def test_request_overrides_checkpoint_overrides_default(settings: Settings, folder: Path, alive: JobStore) -> None:

@@ -46,7 +46,8 @@ def publish_toy_denoiser(
     With `positions` it has layouts of one to three objects. `config`: more of its configuration.
     """
     own = NETWORK.model_copy(update={"num_labels": len(vocabulary), "positions": positions, "rotations": rotations})
-    config |= {"network": own.model_dump(mode="json"), "schedule": "cosine", "timesteps": 1000, "prediction": "v"}
+    described = {"network": own.model_dump(mode="json"), "schedule": "cosine", "timesteps": 1000, "prediction": "v"}
+    config = described | config
     torch.manual_seed(seed)  # a few parameters that `_randomize` leaves alone are not zero either
     network = UNet(own)
     _randomize(network, seed)

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from shared.checkpoint import read_info, reconfigure
+from shared.checkpoint import CheckpointInfo, read_info, reconfigure
 from shared.device import autocast_dtype
 from shared.diffusion.candidates import sample_best
 from shared.diffusion.denoise import Network, Row, Stepper, sample
@@ -25,7 +25,7 @@ from shared.diffusion.layouts import Layouts
 from shared.diffusion.model import Denoiser
 from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator, Judge, SetScore, judge_of, load_evaluator, score_set
-from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
+from shared.options import LIMITS, SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid
 from shared.registry import resolve
 from shared.storage import Location
@@ -80,18 +80,21 @@ def load_judge(path: Location, vocabulary: Vocabulary, device: torch.device) -> 
     return judge
 
 
-def make_options(preset: str, changes: dict[str, Any], own: SamplingOptions) -> SamplingOptions:
-    """Return a sampling preset with changes; `default` is `own`, the checkpoint's."""
-    presets = {**SAMPLING_PRESETS, "default": own}
+def make_options(preset: str, changes: dict[str, Any], denoiser: CheckpointInfo) -> SamplingOptions:
+    """Return a sampling preset with changes; `default` is the denoiser's own. TrainerError for more steps than T."""
+    presets = {**SAMPLING_PRESETS, "default": denoiser.sampling}
     if preset not in presets:
         raise TrainerError(f'no sampling preset "{preset}"; there are {", ".join(presets)}')
-    return SamplingOptions.model_validate({**presets[preset].model_dump(), **changes})
+    options = SamplingOptions.model_validate({**presets[preset].model_dump(), **changes})
+    if options.steps > (most := denoiser.config.get("timesteps", LIMITS.max_steps)):
+        raise TrainerError(f"{options.steps} steps: {denoiser.name} has {most} timesteps")
+    return options
 
 
 def set_sampling(storage: Location, name: str, changes: dict[str, Any]) -> SamplingOptions:
     """Change the default sampling options of a denoiser, but not its digest; return all of its options."""
     path = resolve(storage, name, "denoiser")
-    options = make_options("default", changes, read_info(path).sampling)
+    options = make_options("default", changes, read_info(path))
     reconfigure(path, {"sampling": options.model_dump(mode="json")})
     return options
 

@@ -46,7 +46,7 @@ def score(
     given = options.given(sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval)
     where = terminal.pick_device(device)
     denoiser = load_denoiser(registry.resolve(storage, model, "denoiser"), device=where)
-    sampling = make_options(preset, given, denoiser.options)
+    sampling = make_options(preset, given, denoiser.info)
     judge = load_judge(terminal.evaluator_path(storage, evaluator, denoiser.info), denoiser.vocabulary, where)
     with terminal.bar() as progress:
         runs, figures = score_file(

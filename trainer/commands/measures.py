@@ -81,7 +81,7 @@ def places(
     where = terminal.pick_device(device)
     denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=where)
     judge = load_evaluator(terminal.evaluator_path(storage, evaluator, denoiser.info), where)
-    sampling, placed = make_options(preset, {}, denoiser.options), []
+    sampling, placed = make_options(preset, {}, denoiser.info), []
     with terminal.bar() as progress:
         task = progress.add_task("sampling (pictures x steps)", total=2 * len(objects) * count * sampling.steps)
         for n in objects:
@@ -131,7 +131,7 @@ def coverage(
     names: list[str | None] = [*evaluator] if evaluator else [None]
     paths = {name: terminal.evaluator_path(storage, name, denoiser.info) for name in names}
     evaluators = {name or path.stem: load_evaluator(path, where) for name, path in paths.items()}
-    sampling = make_options(preset, {}, denoiser.options)
+    sampling = make_options(preset, {}, denoiser.info)
     fit = denoiser.info.training.get("config", {}).get("fit", "squeeze")
     with terminal.bar() as progress:
         dataset = terminal.read_dataset(data, progress, size=denoiser.image_shape[-1], fit=fit)

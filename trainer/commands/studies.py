@@ -118,7 +118,7 @@ def memorisation(
         )
         task = progress.add_task("sampling (pictures x steps)", total=None)
         report, images = study.examine(
-            denoiser, judge, training, unseen, make_options(preset, {}, denoiser.options),
+            denoiser, judge, training, unseen, make_options(preset, {}, denoiser.info),
             pictures=pictures, label_sets=label_sets, seed=seed, advance=lambda n: progress.advance(task, n),
         )  # fmt: skip
     head = ["", "generated", "to compare with"]
@@ -152,7 +152,7 @@ def spectrum(
         dataset = terminal.read_dataset(data, progress, size=denoiser.image_shape[-1])
         task = progress.add_task("sampling", total=min(count, len(dataset)))
         report, images = study.examine(
-            denoiser, dataset, find_pictures([data], f"{width}x{height}"), make_options(preset, {}, denoiser.options),
+            denoiser, dataset, find_pictures([data], f"{width}x{height}"), make_options(preset, {}, denoiser.info),
             count=count, seed=seed, advance=lambda n: progress.advance(task, n),
         )  # fmt: skip
     head = ["period, pixels", "generated / folder's", "both without single dots", "interpolated / folder's"]
