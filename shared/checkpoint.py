@@ -20,6 +20,7 @@ from shared import storage as files
 from shared.options import SamplingOptions, default_options
 from shared.storage import Location
 from shared.support import Support, support_of
+from shared.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,11 @@ class CheckpointInfo(BaseModel):
     def support(self) -> Support:
         """What the denoiser has learnt to draw. pydantic.ValidationError if it is invalid."""
         return support_of(self.config)
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _check_vocabulary(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return Vocabulary(value).names
 
     @field_validator("config")
     @classmethod

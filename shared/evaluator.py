@@ -20,7 +20,7 @@ from shared.options import THRESHOLD
 from shared.pictures import resized, without_padding
 from shared.resnet import FoldedResNet, ResNet18
 from shared.storage import Location
-from shared.vocabulary import ICLEVR, LabelError, Vocabulary
+from shared.vocabulary import ICLEVR, Vocabulary
 
 IMAGE_SIZE = 64  # the network's input; other pictures are resized to it
 LOCATOR = "locator."  # prefix of the position head's tensors in a checkpoint; the course's evaluator has none
@@ -193,13 +193,9 @@ def load_evaluator(path: Location | str, device: str | torch.device = "cpu") -> 
         info, tensors = load(path)
         if info.kind != "evaluator":
             raise CheckpointError(path.name, f"holds a {info.kind}, not an evaluator")
-        try:
-            vocabulary = Vocabulary(info.vocabulary)
-        except LabelError as error:
-            raise CheckpointError(path.name, f"its vocabulary cannot be used: {error}") from error
         head = {key.removeprefix(LOCATOR): tensors.pop(key) for key in list(tensors) if key.startswith(LOCATOR)}
         with WithoutWeights():
-            evaluator = Evaluator(vocabulary, info, locates=bool(head))
+            evaluator = Evaluator(Vocabulary(info.vocabulary), info, locates=bool(head))
         state = tensors
     try:
         evaluator.resnet.load_state_dict(state)

@@ -33,7 +33,6 @@ from shared.checkpoint import (
 from shared.registry import PROMOTED_FILE, check_folder, judge_of, judge_problem, promoted_names, resolve
 from shared.storage import Location
 from shared.support import picture_size
-from shared.vocabulary import Vocabulary
 
 MAX_CARD_BYTES = 1 << 18  # a card is a page of text
 LOCAL_EVERY_S = 0.05  # a local folder; requests that come together, as after a batch, share one look at it
@@ -318,12 +317,8 @@ def _is_unread(error: CheckpointError) -> bool:
 
 
 def _check_options(info: CheckpointInfo) -> None:
-    """Raise CheckpointError for a foreign file's vocabulary, sampling options, support or picture size."""
+    """Raise CheckpointError for a foreign file's sampling options, support or picture size."""
     file = info.name + SUFFIX
-    try:
-        Vocabulary(info.vocabulary)
-    except ValueError as error:
-        raise CheckpointError(file, f"its vocabulary cannot be used: {error}") from error
     for part in ("sampling", "support"):
         try:
             getattr(info, part)

@@ -322,6 +322,8 @@ def test_a_newer_format_is_refused_before_its_fields_are_read(tmp_path: Path) ->
         ({"vocabulary": "abc"}, "vocabulary: "),
         ({"config": None}, "config: "),
         ({"created_at": "yesterday"}, "created_at: "),
+        ({"vocabulary": ["cat", "cat"]}, "vocabulary: Value error, names of a vocabulary must be distinct"),
+        ({"vocabulary": []}, "vocabulary: Value error, a vocabulary needs at least one name"),
     ],
 )
 def test_an_invalid_description_is_refused_by_field(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:

@@ -368,14 +368,6 @@ def test_a_denoiser_is_refused(tmp_path: Path) -> None:
         load_evaluator(path)
 
 
-def test_a_vocabulary_with_a_name_twice_is_refused(tmp_path: Path) -> None:
-    path = publish(
-        tmp_path, "e", {"x": torch.zeros(1)}, kind="evaluator", vocabulary=("a", "a"), config={}, training={}
-    )
-    with pytest.raises(CheckpointError, match="its vocabulary cannot be used: names of a vocabulary must be distinct"):
-        load_evaluator(path)
-
-
 def test_weights_for_another_number_of_labels_are_refused(evaluator: Evaluator, tmp_path: Path) -> None:
     small = Evaluator(Vocabulary(("a", "b"))).resnet.state_dict()
     path = publish(tmp_path, "s", small, kind="evaluator", vocabulary=("a", "b"), config={}, training={})
