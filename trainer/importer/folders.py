@@ -87,22 +87,22 @@ def _only(files: Sequence[str], name: str) -> str:
     return files[0]
 
 
-def usable(items: Sequence[Item], keep_unlabelled: bool) -> tuple[list[Item], list[tuple[str, str]]]:
+def usable(items: Sequence[Item], keep_unlabelled: bool, crop: bool) -> tuple[list[Item], list[tuple[str, str]]]:
     """Return the items whose description can be used, and the others with the reason."""
-    good, bad, seen = [], [], set[str]()
+    good, bad, seen = [], [], dict[PurePosixPath, str]()  # seen: the file by the name that it is written under
     for item in items:
         path = PurePosixPath(item.file)
         item = replace(item, file=str(path))  # so that a picture has one name: ./a.png is a.png
         if path.is_absolute() or ".." in path.parts:
             reason = "is not inside the folder"
-        elif item.file in seen:
-            reason = "is listed twice; the first counts"
+        elif first := seen.get(_written_as(path, crop)):
+            reason = "is listed twice; the first counts" if first == item.file else f"becomes one file with {first}"
         elif len(item.labels) > LIMITS.max_labels:
             reason = f"has {len(item.labels)} labels; at most {LIMITS.max_labels} are allowed"
         elif not item.labels and not keep_unlabelled:
             reason = "has no labels (--unlabelled keeps it)"
         else:
-            seen.add(item.file)
+            seen[_written_as(path, crop)] = item.file
             good.append(item)
             continue
         bad.append((item.file, reason))
@@ -119,7 +119,7 @@ def write_folders(
     `mirror`: also train on every training picture mirrored left to right. Positions and sizes are written if every
     labelled picture has boxes. Raises TrainerError if nothing is left to train on, or if `out` cannot be written.
     """
-    items, skipped = usable(source.items, unlabelled)
+    items, skipped = usable(source.items, unlabelled, crop)
     held = split(items, share, held_out, seed)
     report = Report(skipped=skipped)
 
@@ -150,6 +150,11 @@ def write_folders(
         raise TrainerError(f"no labelled picture is left to train on: {_whereabouts(report)}")
     _write_labels(report, out)
     return report
+
+
+def _written_as(name: PurePosixPath, crop: bool) -> PurePosixPath:
+    """Return the name of a picture's file: one that is cropped is saved as PNG."""
+    return PurePosixPath(f"{name}.png") if crop and name.suffix.lower() != ".png" else name
 
 
 def _whereabouts(report: Report) -> str:
@@ -183,7 +188,7 @@ def _write(
     if original:
         shutil.copyfile(original, folder / name)
     else:
-        name = name.with_name(f"{name.name}.png") if name.suffix.lower() != ".png" else name
+        name = _written_as(name, crop=True)
         picture.save(folder / name)
     written = [replace(one, name=str(name))]
     if mirror:

@@ -175,6 +175,17 @@ def test_pictures_to_hold_out_are_given_by_path_or_by_a_name_that_only_one_has()
         split(items, 0, ["4"], seed=1)
 
 
+def test_a_crop_writes_no_two_pictures_into_one_file(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.jpg.png"):
+        picture(tmp_path, name)
+    source = Source([Item(name, (name,), name) for name in ("a.jpg", "a.jpg.png", ".")], tmp_path, [])
+    assert len(write_folders(source, tmp_path / "whole", share=0).train) == 2
+    report = write_folders(source, tmp_path / "out", share=0, crop=True)
+    assert json.loads((tmp_path / "out/train/train.json").read_text()) == {"a.jpg.png": ["a.jpg"]}
+    assert report.skipped[0] == ("a.jpg.png", "becomes one file with a.jpg")
+    assert "cannot be read" in report.skipped[1][1]
+
+
 def test_boxes_become_positions_and_sizes_and_follow_a_crop(tmp_path: Path) -> None:
     """The middle square of 20 x 10 begins at x = 5. The second object's centre is outside of it."""
     picture(tmp_path, "wide.png", (20, 10))

@@ -91,6 +91,7 @@ def test_coco_annotations(tmp_path: Path) -> None:
         ("x.json", coco([1, 3, 1], [2]), "2 images have the id 1, so annotations do not tell"),
         ("x.json", coco([1], [2, 2]), "2 categories have the id 2"),
         ("x.csv", "file_name,labels\na.png,red,,\nb.png,red,tall\n", 'row 2 has more fields .* such as "tall"'),
+        ("x.csv", "file_name,labels,labels,x,x\na.png,red,tall,1,2\n", 'the first row names "labels" more than once'),
         ("x.jsonl", '{"file_name": "a.png", "labels": [["red"]]}', r'row 1: "labels" holds \["red"\], which is not a'),
         ("x.jsonl", '{"file_name": "a.png", "labels": {"red": 1}}', 'row 1: "labels" holds {"red": 1}, which is not a'),
     ],
