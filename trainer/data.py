@@ -265,11 +265,15 @@ def positions_of(config: TrainConfig, dataset: Dataset) -> Tensor | None:
 
 
 def merge(datasets: list[Dataset]) -> Dataset:
-    """Merge several folders' data sets. Raises TrainerError for those that cannot be learned from together.
+    """Merge several folders' data sets, with the labels of the first.
+
+    Raises TrainerError for those that cannot be learned from together, and as `in_vocabulary`.
 
     The layouts of n objects are learnt from the first folder that has pictures of n objects. So further folders widen
     what may be asked for, and do not change what is drawn where nothing more is asked.
     """
+    own = datasets[0].vocabulary
+    datasets = [in_vocabulary(dataset, own, "the first folder's objects.json") for dataset in datasets]
     check_alike(datasets)
     first, positions = datasets[0], [d.positions for d in datasets if d.positions is not None]
     rotations = [
@@ -357,8 +361,6 @@ def check_labelled(dataset: Dataset, which: str) -> None:
 def check_alike(datasets: Sequence[Dataset]) -> None:
     """Raise TrainerError for data sets that one network cannot learn from."""
     first = datasets[0]
-    if any(other.vocabulary != first.vocabulary for other in datasets[1:]):
-        raise TrainerError("the folders' objects.json differ; a network has one vocabulary")
     if len({d.positions is None for d in datasets}) > 1:
         raise TrainerError("only some folders have a positions.json; write the others' with `locate`, or remove them")
     if any(other.aspect != first.aspect for other in datasets[1:]):

@@ -284,3 +284,6 @@ def test_labels_move_to_another_vocabulary_with_positions_and_rotations() -> Non
     assert (after.rotations[:, 0] == 0).all()
     with pytest.raises(TrainerError, match="model does not know labels of the folder: c"):
         in_vocabulary(before, Vocabulary(("a", "b")), "model")
+    both = data.merge([after, before])
+    assert both.vocabulary == after.vocabulary
+    assert torch.equal(both.labels, torch.cat([after.labels, after.labels]))

@@ -90,7 +90,7 @@ def train(
     To resume, run the same command again.
     """
     from trainer.config import make_config
-    from trainer.data import check_alike, settled
+    from trainer.data import check_alike, in_vocabulary, settled
     from trainer.runs import show_progress
     from trainer.score import SAMPLING, Watcher, load_judge, tests_of
     from trainer.stages.fit_layouts import fit_layouts_of
@@ -103,8 +103,10 @@ def train(
     terminal.check_publishes(storage, name, "denoiser")
     with terminal.bar() as progress:
         dataset = _read_merged(data, config, progress)
-        unseen = _read_merged(held_out, config, progress) if held_out else None
-        check_alike([dataset, unseen] if unseen else [dataset])
+        unseen = None
+        if held_out:
+            unseen = in_vocabulary(_read_merged(held_out, config, progress), dataset.vocabulary, "the data set")
+            check_alike([dataset, unseen])
         config = settled(config, dataset)
         where, vocabulary = terminal.pick_device(device), dataset.vocabulary
         judge = load_judge(resolve(storage, evaluator, "evaluator"), vocabulary, where) if evaluator else None

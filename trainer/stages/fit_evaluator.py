@@ -24,7 +24,7 @@ from shared.device import autocast_dtype, kept_memory
 from shared.evaluator import IMAGE_SIZE, Evaluator, score_set
 from shared.storage import Location
 from trainer.averages import warmed_up_average
-from trainer.data import Dataset, check_labelled, labelled, to_float
+from trainer.data import Dataset, check_labelled, in_vocabulary, labelled, to_float
 from trainer.errors import TrainerError
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, run_log, save_state, step_seed
 
@@ -93,10 +93,8 @@ def fit_evaluator(
     """
     check_labelled(dataset, "training pictures")
     check_labelled(held_out, "held-out pictures")
-    dataset, held_out = labelled(dataset), labelled(held_out)
+    dataset, held_out = labelled(dataset), in_vocabulary(labelled(held_out), dataset.vocabulary, "the data set")
     vocabulary, images, labels = dataset.vocabulary, dataset.images, dataset.labels
-    if held_out.vocabulary != vocabulary:
-        raise TrainerError("the held-out pictures have another vocabulary than the data set")
     torch.manual_seed(seed)
     evaluator = Evaluator(vocabulary, locates=dataset.positions is not None).train()
     if start is not None:

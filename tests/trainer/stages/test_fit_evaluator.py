@@ -17,7 +17,7 @@ from shared.evaluator import Evaluator, load_evaluator
 from shared.vocabulary import Vocabulary
 from tests.trainer_fixtures import write_data_folder
 from trainer.averages import warmed_up_average
-from trainer.data import Dataset, load_dataset
+from trainer.data import Dataset, in_vocabulary, load_dataset
 from trainer.errors import TrainerError
 from trainer.runs import Budget, Run
 from trainer.stages import fit_evaluator as fitting
@@ -189,7 +189,14 @@ def test_other_data_or_another_seed_is_refused(dataset: Dataset, tmp_path: Path)
 
 
 def test_held_out_pictures_with_other_labels_are_refused_before_training(dataset: Dataset, tmp_path: Path) -> None:
-    held_out = replace(dataset, vocabulary=Vocabulary(tuple(reversed(dataset.vocabulary.names))))
-    with pytest.raises(TrainerError, match="the held-out pictures have another vocabulary"):
+    names = dataset.vocabulary.names
+    held_out = replace(dataset, vocabulary=Vocabulary(("cat", *names[1:])))
+    with pytest.raises(TrainerError, match="the data set does not know labels of the folder: cat"):
         fit_evaluator(dataset, held_out, tmp_path / "run", Budget(steps=1), device=CPU)
     assert not (tmp_path / "run").exists()
+    turned = in_vocabulary(dataset, Vocabulary(names[::-1]), "model")
+    measured = [
+        fit_evaluator(dataset, unseen, tmp_path / str(i), Budget(steps=1), device=CPU)[1]
+        for i, unseen in enumerate((dataset, turned))
+    ]
+    assert measured[0] == measured[1]
