@@ -105,10 +105,10 @@ def front_matter(name: str, kind: CheckpointKind, rows: list[list[str]], licence
     JSON is YAML, so values are written as JSON.
     """
     task = {"type": TASKS[kind]}
-    lines = [f"license: {licence}"] if licence else []
+    lines = [f"license: {json.dumps(licence)}"] if licence else []
     lines += ["library_name: labelgrid", f"pipeline_tag: {TASKS[kind]}", f"tags: {json.dumps(TAGS[kind])}"]
     if rows:
-        lines += ["model-index:", f"- name: {name}", "  results:"]
+        lines += ["model-index:", f"- name: {json.dumps(name)}", "  results:"]
     for file, _, _, *means in rows:
         metrics = [
             {"type": metric, "value": float(mean.split()[0])}

@@ -12,7 +12,7 @@ from shared.checkpoint import CheckpointError, publish, read_info
 from shared.options import SamplingOptions
 from tests.paths import ROOT
 from trainer.errors import TrainerError
-from trainer.studies.card import plot_log, write_card
+from trainer.studies.card import front_matter, plot_log, write_card
 
 
 def _published(folder: Path) -> str:
@@ -85,6 +85,12 @@ def test_the_card_begins_with_the_hubs_metadata(tmp_path: Path) -> None:
     }
     bare = write_card(tmp_path, "m", log=log, scores=[], machine="", commands=[], notes=[]).read_text()
     assert _header(bare).keys() == {"library_name", "pipeline_tag", "tags"}
+
+
+@pytest.mark.parametrize("text", ["cc: by", "no", "1.0", "a\nb"])
+def test_the_hubs_metadata_holds_any_text(text: str) -> None:
+    header = _header(front_matter(text, "denoiser", [["test.json", "", "1", *["0.5 ± 0"] * 3]], text) + "\n")
+    assert (header["license"], header["model-index"][0]["name"]) == (text, text)
 
 
 @pytest.mark.parametrize("card", sorted((ROOT / "models").glob("*.md")), ids=lambda card: card.stem)
