@@ -69,6 +69,7 @@ ANCESTRAL: Final = ("linear", "quadratic", "cosine", "pad-32", "report")
 WEIGHTS: Final = ("long", "short", "raw")
 CURVE_POINTS = 8  # scores over a run
 GRID_PICTURES = 16
+WRITTEN = (".jsonl", ".png", ".json")  # the files of a finished variant, in this order
 
 
 @dataclass(frozen=True)
@@ -155,21 +156,21 @@ def run_variant(
         "scores": scores,
     }
     text = json.dumps(result, indent=1) + "\n"
-    files.write(out / f"{name}.json", text.encode())  # last and atomically: a variant with this file is finished
+    files.write(out / f"{name}.json", text.encode())  # last and atomically: it marks a finished variant
 
 
 def run_comparison(
     names: Sequence[str], base: TrainConfig, load: Callable[[TrainConfig], Dataset], run: Path, out: Path,
     setup: Setup, evaluator: Evaluator, device: torch.device, progress: Progress,
 ) -> list[str]:  # fmt: skip
-    """Train and score the variants that `out` lacks, one after another; return their names.
+    """Train and score the variants of which `out` lacks a file, one after another; return their names.
 
     `load(config)` reads the pictures in a variant's size. The states of the runs go to `run`, one folder a variant.
     """
     configs = {name: config_of(name, base) for name in names}  # check all before the first is trained
     for folder in (run, out):
         keep_setup(folder, asdict(setup))
-    missing = [name for name in names if not (out / f"{name}.json").exists()]
+    missing = [name for name in names if not all((out / f"{name}{suffix}").exists() for suffix in WRITTEN)]
     dataset, size = None, None
     for name in missing:
         config = configs[name]

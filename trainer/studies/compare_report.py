@@ -16,6 +16,7 @@ from trainer.studies.compare import COMPARISONS, SAMPLINGS, SWEPT, VARIANTS, WEI
 from trainer.studies.markdown import page, picture, table
 
 PANELS = {"loss": "training loss", "f1": "F1", "accuracy": "accuracy", "exact_match": "exact match"}
+READ = ("changes", "steps", "minutes", "parameters", "aspect", "config", "scores")  # of a variant's result
 LOSS_NOTE = (
     "Losses are those that each variant minimises. They compare where only the network or the pictures' fit differs; "
     "another schedule, prediction or weight makes another quantity of them."
@@ -136,8 +137,9 @@ def write_report(out: Path) -> Path:
     for name in VARIANTS:
         if (path := out / f"{name}.json").exists():
             try:
-                results[name] = {**json.loads(path.read_text()), "curve": read_log(path.with_suffix(".jsonl"))}
-            except ValueError as error:
+                result = json.loads(path.read_text())
+                results[name] = {key: result[key] for key in READ} | {"curve": read_log(path.with_suffix(".jsonl"))}
+            except (OSError, ValueError, LookupError, TypeError) as error:
                 raise TrainerError(f"{path} or its curve is damaged: {error}; delete it and compare again") from error
     setup: dict[str, Any] = json.loads((out / "setup.json").read_text())
     files, x = list(setup["tests"]), "minutes" if setup["minutes"] else "step"

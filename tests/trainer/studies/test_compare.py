@@ -159,10 +159,11 @@ def test_the_report_has_the_comparisons_of_trained_variants(compared: Path) -> N
     assert "![sigmoid](sigmoid.png)" in text
 
 
-def test_a_resumed_comparison_trains_only_what_is_missing(again: Command) -> None:
+@pytest.mark.parametrize("missing", ["linear.json", "linear.jsonl", "linear.png"])  # the first: if it was stopped
+def test_a_resumed_comparison_trains_only_what_is_missing(again: Command, missing: str) -> None:
     out = Path("out")
     before = (out / "sigmoid.json").read_bytes()
-    (out / "linear.json").unlink()  # stands for a run that was stopped before its scores were written
+    (out / missing).unlink()
     code, _, err = again(*COMMAND, *BOTH)
     assert code == 0, err
     (line,) = [line for line in err.splitlines() if "trained now" in line]
@@ -205,6 +206,14 @@ def test_curves_are_drawn_over_minutes_or_steps(tmp_path: Path) -> None:
 
 
 def test_a_damaged_variant_is_named(tmp_path: Path) -> None:
-    (tmp_path / "sigmoid.json").write_text("{")
-    with pytest.raises(TrainerError, match=r"sigmoid\.json or its curve is damaged.*delete it and compare again"):
-        write_report(tmp_path)
+    for content in ("{", "{}", "[]"):
+        (tmp_path / "sigmoid.json").write_text(content)
+        with pytest.raises(TrainerError, match=r"sigmoid\.json or its curve is damaged.*delete it and compare again"):
+            write_report(tmp_path)
+
+
+def test_a_variant_without_its_curve_is_named(compared: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(compared / "out", tmp_path / "out")
+    (out / "sigmoid.jsonl").unlink()
+    with pytest.raises(TrainerError, match=r"sigmoid\.json or its curve is damaged: .*sigmoid\.jsonl"):
+        write_report(out)
