@@ -46,6 +46,7 @@ def fit_evaluator(
 
     terminal.check_budget(minutes, steps)
     terminal.check_publishes(storage, name, "evaluator")
+    terminal.check_folder(run, "--run")
     where = terminal.pick_device(device)
     start = load_evaluator(resolve(storage, start_from, "evaluator")) if start_from else None
     with terminal.bar() as progress:
@@ -101,6 +102,7 @@ def train(
     if minutes or steps or preset != "report":  # which has its own number of epochs
         terminal.check_budget(minutes, steps)
     terminal.check_publishes(storage, name, "denoiser")
+    terminal.check_folder(run, "--run")
     with terminal.bar() as progress:
         dataset = _read_merged(data, config, progress)
         unseen = None
@@ -185,6 +187,7 @@ def fit_layouts(
     shape = with_changes(LayoutConfig(num_labels=1, most=1), set_ or [], only=own).model_dump(include=own)
     if shape["width"] % shape["heads"]:
         raise TrainerError(f"width {shape['width']} must be a multiple of the {shape['heads']} heads")
+    terminal.check_folder(run, "--run")
     vocabulary = Vocabulary(info.vocabulary)
     positions = read_arrangements(data, vocabulary)
     with terminal.bar() as progress:
@@ -336,6 +339,7 @@ def _names(folders: list[Path]) -> str:
 
 
 def _check_run(run: Path) -> None:
-    """Refuse the run folder of another command: `distill` and `upsample` keep a setup.json beside their state."""
+    """Refuse what is no folder, and the run of another command: `distill` and `upsample` keep a setup.json as well."""
+    terminal.check_folder(run, "--run")
     if (run / "state.pt").exists() and not (run / "setup.json").exists():
         raise TrainerError(f"{run} holds the run of another command; choose another --run")

@@ -16,6 +16,10 @@ from tests.trainer.command_line import Command, refused
         (["fit-evaluator", "--held-out", "data", "--name", "toy"], "toy: exists and is of kind denoiser"),
         (["train", "--storage", "file"], "--storage file: file is a file, not a folder"),
         (["fit-evaluator", "--held-out", "data", "--storage", "file/models"], "file is a file, not a folder"),
+        (["train", "--run", "file"], "--run file: file is a file, not a folder"),
+        (["fit-evaluator", "--held-out", "data", "--run", "file/run"], "file is a file, not a folder"),
+        (["distill", "--teacher", "toy", "--name", "new", "--run", "file"], "--run file: file is a file, not a folder"),
+        (["upsample", "--base", "toy", "--name", "new", "--run", "file"], "--run file: file is a file, not a folder"),
     ],
 )
 def test_what_could_not_be_published_is_not_trained(
