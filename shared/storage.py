@@ -100,11 +100,14 @@ def remove(path: Location) -> None:
 
 def remove_folder(folder: Location) -> None:
     """Remove a folder with all that is in it, if it is there."""
-    with _errors(), contextlib.suppress(FileNotFoundError):
+    with _errors():
         if isinstance(folder, Path):
-            shutil.rmtree(folder)
+            while folder.exists():  # another process may remove it as well: rmtree ends where a file is gone
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(folder)
         else:
-            folder.fs.rm(folder.path, recursive=True)
+            with contextlib.suppress(FileNotFoundError):
+                folder.fs.rm(folder.path, recursive=True)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,24 @@ def test_a_folder_that_vanishes_while_sizes_are_read_hides_no_file(
 
     monkeypatch.setattr(os, "scandir", vanishing)
     assert storage.sizes(tmp_path) == {"kept/a": 7}
+
+
+def test_a_folder_is_removed_also_while_another_process_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        storage.write(tmp_path / "removed" / name, b"content")
+    unlink, calls = os.unlink, list[str]()
+
+    def gone(path: str, **options: Any) -> None:
+        unlink(path, **options)
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "unlink", gone)
+    storage.remove_folder(tmp_path / "removed")
+    assert (os.listdir(tmp_path), sorted(calls)) == ([], ["a", "b", "c"])
 
 
 def test_a_file_that_vanishes_during_a_listing_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
