@@ -78,6 +78,10 @@ class LayoutConfig(NoOtherFields):
     heads: Count = 4
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
 
+    def model_post_init(self, _: object) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of the {self.heads} heads")
+
 
 class LayoutNetwork(nn.Module):
     """p(positions | label set), one object after the other in random order (order-agnostic, Uria et al. 2014).

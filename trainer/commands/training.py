@@ -185,8 +185,6 @@ def fit_layouts(
         raise TrainerError(f"{name} has no layout network of its own: it takes no positions, or is an adapter")
     own = LayoutConfig.model_fields.keys() - {"num_labels", "most"}  # which follow from the data
     shape = with_changes(LayoutConfig(num_labels=1, most=1), set_ or [], only=own).model_dump(include=own)
-    if shape["width"] % shape["heads"]:
-        raise TrainerError(f"width {shape['width']} must be a multiple of the {shape['heads']} heads")
     terminal.check_folder(run, "--run")
     vocabulary = Vocabulary(info.vocabulary)
     positions = read_arrangements(data, vocabulary)
