@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
@@ -187,16 +187,17 @@ def publish(
     return path
 
 
-def reconfigure(path: Location, changes: Mapping[str, Any]) -> None:
-    """Change fields of a checkpoint's configuration. Its tensors and its date stay.
+def reconfigure(path: Location, change: Callable[[CheckpointInfo], Mapping[str, Any]]) -> None:
+    """Set fields of a checkpoint's configuration to what `change` returns. Its tensors and its date stay.
 
     Raises CheckpointError as `load` and `publish`.
     """
-    info, tensors = load(path)
-    publish(
-        path.parent, path.stem, tensors, kind=info.kind, vocabulary=info.vocabulary,
-        config={**info.config, **changes}, training=info.training, created_at=info.created_at,
-    )  # fmt: skip
+    with files.locked(path.parent):  # so that no change made at the same time is lost
+        info, tensors = load(path)
+        publish(
+            path.parent, path.stem, tensors, kind=info.kind, vocabulary=info.vocabulary,
+            config={**info.config, **change(info)}, training=info.training, created_at=info.created_at,
+        )  # fmt: skip
 
 
 def base_of(info: CheckpointInfo) -> str | None:

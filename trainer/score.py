@@ -94,9 +94,8 @@ def make_options(preset: str, changes: dict[str, Any], denoiser: CheckpointInfo)
 def set_sampling(storage: Location, name: str, changes: dict[str, Any]) -> SamplingOptions:
     """Change the default sampling options of a denoiser, but not its digest; return all of its options."""
     path = resolve(storage, name, "denoiser")
-    options = make_options("default", changes, read_info(path))
-    reconfigure(path, {"sampling": options.model_dump(mode="json")})
-    return options
+    reconfigure(path, lambda info: {"sampling": make_options("default", changes, info).model_dump(mode="json")})
+    return read_info(path).sampling
 
 
 def score_run(

@@ -1,5 +1,6 @@
 """One checkpoint file: it loads as published, a crash keeps the old file, a bad file is refused by name and reason."""
 
+import fcntl
 import json
 import os
 import stat
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shared.checkpoint import FORMAT_VERSION, CheckpointError, load, publish, read_info
+from shared.checkpoint import FORMAT_VERSION, CheckpointError, CheckpointInfo, load, publish, read_info, reconfigure
 from shared.registry import scan
 from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
@@ -173,6 +174,23 @@ def test_publish_keeps_a_checkpoint_of_another_kind_and_an_adapters_base(tmp_pat
     path.write_bytes(b"junk")  # of no use to anyone
     publish_toy(tmp_path, kind="evaluator")
     assert read_info(path).kind == "evaluator"
+
+
+def test_a_configuration_is_changed_by_one_process_at_a_time(tmp_path: Path) -> None:
+    path = publish_toy(tmp_path)
+
+    def change(info: CheckpointInfo) -> dict[str, Any]:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return {"seen": info.config["schedule"]}
+
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        reconfigure(path, change)
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(folder)
+    assert read_info(path).config == {**CONFIG, "seen": "cosine"}
 
 
 def test_an_error_before_the_rename_keeps_the_old_file_and_leaves_no_temporary_one(

@@ -52,7 +52,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ONNX files of an adapter without positions, and of a denoiser with positions, rotations and an upsampler."""
     folder = tmp_path_factory.mktemp("exported")
     publish_toy_denoiser(folder, "toy", 0)
-    reconfigure(folder / "toy.safetensors", {"prediction": "eps", "sampling": QUIET})
+    reconfigure(folder / "toy.safetensors", lambda _: {"prediction": "eps", "sampling": QUIET})
     publish_toy_adapter(folder, "adapter", read_info(folder / "toy.safetensors"))
     placed = publish_toy_denoiser(folder, "placed", 3, positions=True, rotations=True, sampling=QUIET)
     publish_toy_upsampler(folder, "large", placed)

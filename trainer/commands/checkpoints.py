@@ -109,7 +109,7 @@ def set_support(
         why = f"{name} knows {most} labels" if most < LIMITS.max_labels else f"a request names at most {most} labels"
         raise TrainerError(f"--objects {objects[0]} {objects[1]}: {why}")
     shown = {"proportions": proportions} if proportions else {}
-    reconfigure(path, {"support": support.model_dump(mode="json"), **shown})
+    reconfigure(path, lambda _: {"support": support.model_dump(mode="json"), **shown})
     terminal.show(f"support of {name}", [(key, str(value)) for key, value in support.model_dump().items()])
 
 

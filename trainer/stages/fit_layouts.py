@@ -195,7 +195,7 @@ def replace_layouts(storage: Location, name: str, layouts: LayoutNetwork, traini
     )  # fmt: skip
     base = {"name": info.name, "digest": read_info(path).digest}
     for adapter in adapters:
-        reconfigure(path_of(storage, adapter.name), {**described, "base": base})
+        reconfigure(path_of(storage, adapter.name), lambda _: {**described, "base": base})
     return path
 
 
