@@ -159,8 +159,9 @@ def default_options(config: Mapping[str, Any]) -> SamplingOptions:
 def picture_seed(seed: int, index: int) -> int:
     """Return the 63-bit seed of picture `index` in a request with `seed`. It depends on nothing else.
 
-    A hash rather than seed + index, so that requests with neighbouring seeds share no pictures. Raises OverflowError
-    for an argument outside 64 bits with sign.
+    A hash rather than seed + index, so that requests with neighbouring seeds share no pictures. But torch's generator
+    on a CPU takes the low 32 bits only: two of n pictures have the same noise with a probability of about n^2 / 2^33.
+    Raises OverflowError for an argument outside 64 bits with sign.
     """
     message = seed.to_bytes(8, "little", signed=True) + index.to_bytes(8, "little", signed=True)
     return int.from_bytes(blake2b(message, digest_size=8).digest(), "little") >> 1
