@@ -155,6 +155,8 @@ def load_dataset(
             content = io.BytesIO()
             np.save(content, images)
             files.write(cache, content.getbuffer())
+            for former in set(cache.parent.glob(f"{size}-{fit}-*.npy")) - {cache}:
+                former.unlink()
     labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
     positions = read_positions(folder / "positions.json", train, vocabulary)
     rotations = read_rotations(folder / "rotations.json", train, vocabulary)

@@ -155,6 +155,8 @@ def test_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     os.utime(folder / "iclevr" / "CLEVR_train_000007_0.png", (1, 1))  # another picture under the same name
     load_dataset(folder, size=8)
     assert len(decoded) == 72
+    kept = sorted(path.name.rpartition("-")[0] for path in (folder / ".cache").iterdir())
+    assert kept == ["8-pad", "8-squeeze"]  # no former pictures
 
 
 def test_a_picture_of_another_size_and_the_same_time_is_decoded_again(tmp_path: Path) -> None:
