@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from shared.checkpoint import CheckpointInfo, read_info, reconfigure
 from shared.device import autocast_dtype
 from shared.diffusion.candidates import sample_best
-from shared.diffusion.denoise import Network, Row, Stepper, sample
+from shared.diffusion.denoise import Row, Stepper, sample
 from shared.diffusion.layouts import Layouts
 from shared.diffusion.model import Denoiser
 from shared.diffusion.schedules import alpha_bar
+from shared.diffusion.unet import UNet
 from shared.evaluator import Evaluator, Judge, SetScore, judge_of, load_evaluator, score_set
 from shared.options import LIMITS, SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid
@@ -196,9 +197,10 @@ class Watcher:
 
     def stepper(self, network: nn.Module) -> Stepper:
         """Return the sampling loop of `network`, which is put into evaluation mode."""
+        unet = cast(UNet, network.eval())  # or a distillation's network, which has the same attributes
         return Stepper(
-            cast(Network, network.eval()), alpha_bar(self.config.schedule, self.config.timesteps),
-            self.config.prediction, device=self.device, dtype=autocast_dtype(self.device), layouts=self.layouts,
+            unet, alpha_bar(self.config.schedule, self.config.timesteps), self.config.prediction, device=self.device,
+            dtype=autocast_dtype(self.device), layouts=self.layouts, rotations=unet.config.rotations,
         )  # fmt: skip
 
     def __call__(self, network: nn.Module, run: Run) -> dict[str, float]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from shared.diffusion.model import load_denoiser
+from shared.options import SamplingOptions
 from shared.vocabulary import ICLEVR
 from tests.trainer_fixtures import TINY
 from trainer.data import Dataset, load_dataset, merge
@@ -16,6 +17,8 @@ from trainer.runs import Budget
 from trainer.scenes.render import render
 from trainer.scenes.render_folder import random_scenes, write_folder
 from trainer.scenes.scene import SceneObject
+from trainer.score import Watcher
+from trainer.stages.distill import AdaptedNetwork
 from trainer.stages.fit_layouts import fit_layouts_of
 from trainer.train import make_network, publish_network, starting_weights, train
 
@@ -95,3 +98,15 @@ def test_training_can_start_from_a_network_without_rotations(tmp_path: Path) -> 
     networks = [load_denoiser(storage / f"{name}.safetensors").network for name in ("plain", "turned")]
     assert [network.config.rotations for network in networks] == [False, True]
     assert networks[1].stem_positions.rotations.any()
+
+
+def test_a_network_is_watched_as_it_is_sampled_later(tmp_path: Path) -> None:
+    dataset, storage, cpu = rendered(tmp_path / "data"), tmp_path / "storage", torch.device("cpu")
+    network, layouts = make_network(TINY, dataset), fit_layouts_of(dataset, TINY, tmp_path / "layouts")
+    publish_network(network, TINY, dataset, storage, "turned", {}, layouts)
+    denoiser = load_denoiser(storage / "turned.safetensors")
+    watcher = Watcher(TINY, dataset, tmp_path, {}, None, cpu, layouts=denoiser.layouts)
+    wanted = denoiser.stepper().new_row(dataset.labels[0], SamplingOptions(), seed=0)
+    for watched in (network, AdaptedNetwork(network, rank=1)):
+        row = watcher.stepper(watched).new_row(dataset.labels[0], SamplingOptions(), seed=0)
+        assert torch.equal(row.labels, wanted.labels)

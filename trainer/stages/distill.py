@@ -74,7 +74,7 @@ class AdaptedNetwork(nn.Module):
 
     def __init__(self, network: UNet, rank: int, start: dict[str, Tensor] | None = None) -> None:
         super().__init__()
-        self.image_shape, self.num_labels = network.image_shape, network.num_labels
+        self.image_shape, self.num_labels, self.config = network.image_shape, network.num_labels, network.config
         self.frozen = (network,)  # in a tuple, so that it is not among this module's parameters
         self.changes = nn.ParameterDict()
         for name, weight in network.state_dict().items():
