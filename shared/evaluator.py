@@ -105,12 +105,16 @@ class Evaluator(nn.Module):
         """Return each label's probability: images (N, 3, H, W), clamped to [-1, 1] -> (N, K) float32 on the CPU.
 
         Needs eval mode. The heads take one picture at a time, here and in `positions`: torch has other kernels for one
-        row than for many, so a verdict would depend on the batch.
+        row than for many, so a verdict would depend on the batch. FloatingPointError if a probability is not finite,
+        since scores of it would be plausible.
         """
         if not len(images):
             return torch.zeros(0, len(self.vocabulary))
         features = (self._features(self._input(x))[-1] for x in torch.split(images, batch))
-        return torch.cat([self.resnet.fc(row) for pooled in features for row in torch.split(pooled, 1)]).cpu()
+        found = torch.cat([self.resnet.fc(row) for pooled in features for row in torch.split(pooled, 1)]).cpu()
+        if not found.isfinite().all():
+            raise FloatingPointError("the evaluator's output is not finite")
+        return found
 
     @torch.inference_mode()
     def positions(self, images: Tensor, *, batch: int = 64) -> Tensor | None:

@@ -362,6 +362,13 @@ def test_files_that_are_not_checkpoints_are_refused(tmp_path: Path, capsys: pyte
     assert "code ran" not in capsys.readouterr().out
 
 
+def test_probabilities_that_are_not_finite_are_refused() -> None:
+    broken = Evaluator(Vocabulary(("a", "b")))
+    torch.nn.init.constant_(broken.resnet.fc[0].weight, torch.nan)
+    with pytest.raises(FloatingPointError, match="the evaluator's output is not finite"):
+        broken.freeze().probabilities(torch.zeros(1, 3, 64, 64))
+
+
 def test_a_denoiser_is_refused(tmp_path: Path) -> None:
     path = publish(tmp_path, "d", {"x": torch.zeros(1)}, kind="denoiser", vocabulary=("a",), config={}, training={})
     with pytest.raises(CheckpointError, match="holds a denoiser, not an evaluator"):
