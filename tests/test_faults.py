@@ -1,13 +1,14 @@
 """The fault checks find what they must, in an append-only file that a real Redis wrote."""
 
 import io
+import os
 import time
 from collections.abc import Iterator
 
 import pytest
 from PIL import Image
 
-from faults import checks, history, report
+from faults import checks, history, poisoned, report
 from faults.checks import Fetched
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Picture, Scores, Verdict
 from service.local.redis_server import RedisServer
@@ -16,7 +17,11 @@ from service.store import keys
 from service.store.connection import connect
 from service.store.creation import new_id
 from service.store.jobs import JobStore
+from shared.diffusion import same_bits
+from shared.diffusion.denoise import Stepper
+from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
+from tests.toy import ToyNetwork
 
 DIGEST = "0" * 64
 
@@ -208,6 +213,23 @@ def test_a_truncated_transaction_does_not_count() -> None:
 
     log = written("SELECT", "MULTI", "A", "EXEC", "B", "MULTI", "C", "SELECT", "MULTI", "D", "EXEC", "MULTI", "E")
     assert list(history.applied(log)) == [[b"A"], [b"B"], [b"D"]]
+
+
+def test_a_poisoned_worker_starts_although_it_tries_batch_sizes_with_all_labels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def kill(*about: int) -> None:
+        raise RuntimeError("killed")
+
+    for name, label in {"FAILS": 0, "KILLS": 2, "HANGS": 0}.items():
+        monkeypatch.setattr(poisoned, name, label)
+    monkeypatch.setattr(os, "kill", kill)
+    monkeypatch.setattr(Stepper, "step", poisoned.poisoned_step)
+    noise = alpha_bar("linear", 100)
+    stepper = Stepper(ToyNetwork(noise), noise, "v")
+    same_bits.bound(stepper, 4)
+    with pytest.raises(RuntimeError, match="killed"):
+        stepper.step([stepper.new_row([0.0, 1.0, 1.0, 0.0], SamplingOptions(steps=1), seed=0)])
 
 
 def test_the_committed_document_is_written_from_the_committed_results() -> None:
