@@ -203,8 +203,8 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(default=2.0, gt=0)
     """How often a worker reports that it is alive and renews the leases of the pictures it has claimed."""
     lease_s: float = Field(default=8.0, gt=0)
-    """A worker without a heartbeat for this long counts as dead, and other workers take over its pictures. Should be
-    several times heartbeat_s."""
+    """A worker without a heartbeat for this long counts as dead, and other workers take over its pictures. Must be more
+    than heartbeat_s, and should be several times that."""
     stalled_after_s: float = Field(default=60.0, gt=0)
     """A worker whose loop makes no progress for this long hangs: it logs where, and ends its process. Must be longer
     than one step of a full batch."""
@@ -219,6 +219,13 @@ class Settings(BaseSettings):
         if isinstance(value, int | float) and value > most:
             raise ValueError(f"it should be at most {most:,}")
         return value
+
+    @field_validator("lease_s")
+    @classmethod
+    def _check_lease(cls, lease_s: float, info: ValidationInfo) -> float:
+        if lease_s <= (heartbeat_s := info.data.get("heartbeat_s", 0.0)):
+            raise ValueError(f"it should be more than LABELGRID_HEARTBEAT_S={heartbeat_s}, which renews the leases")
+        return lease_s
 
     @property
     def has_keys(self) -> bool:

@@ -50,6 +50,8 @@ def test_every_setting_has_a_meaning_and_a_variable(name: str, monkeypatch: pyte
             "redis://h?foo=1",
             "LABELGRID_REDIS_URL=redis://h?foo=1: its options cannot be used: it got an un",
         ),
+        ("LABELGRID_LEASE_S", "2", "LABELGRID_LEASE_S=2: it should be more than LABELGRID_HEARTBEAT_S=2.0"),
+        ("LABELGRID_HEARTBEAT_S", "9", "LABELGRID_LEASE_S=8.0: it should be more than LABELGRID_HEARTBEAT_S=9.0"),
         ("LABELGRID_ALLOW_NO_KEYS", "foo", "LABELGRID_ALLOW_NO_KEYS=foo: it should be true or false"),
     ],
 )
