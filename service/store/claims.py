@@ -52,6 +52,14 @@ end
 """
 
 
+# Deletes entries, in one script: one that is no longer pending but in the stream would count as open for ever.
+# KEYS: stream. ARGV: group, entries.
+_DISCARD = """
+redis.call('XACK', KEYS[1], unpack(ARGV))
+redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
+"""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A picture leased to this worker, as stream entry `entry`.
@@ -210,10 +218,7 @@ class PictureStream:
     def discard(self, entries: Sequence[str]) -> None:
         """Delete entries whose pictures are not needed."""
         if entries:
-            with self.connection.pipeline(transaction=False) as pipe:  # a full Redis refuses MULTI
-                pipe.xack(self.key, GROUP, *entries)
-                pipe.xdel(self.key, *entries)
-                pipe.execute()
+            self.connection.eval(_DISCARD, 1, self.key, GROUP, *entries)
 
 
 def expired_leases(connection: Redis, stream: str, lease_ms: int, count: int) -> list[tuple[str, int]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from redis import Redis
 
@@ -51,6 +51,20 @@ def done(claim: Claim, png: bytes = b"png") -> tuple[str, FinishedPicture]:
         probabilities={"red cube": 1.0},
     )
     return claim.entry, FinishedPicture(picture, verdict, png)
+
+
+def commands(connection: Redis, act: Callable[[], object]) -> list[str]:
+    """Return the names of the commands that `act` sends; a script counts as one."""
+    with connection.monitor() as monitor:  # type: ignore[no-untyped-call]
+        act()
+        connection.ping()
+        sent = []
+        for command in monitor.listen():
+            if command["client_type"] != "lua":
+                sent.append(command["command"].split()[0].upper())
+            if sent[-1:] == ["PING"]:
+                break
+    return [command for command in sent[:-1] if command not in ("AUTH", "CLIENT")]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from service.store.claims import GROUP, PictureStream
 from service.store.connection import text
 from service.store.jobs import JobStore
 from tests.service.store.ageing import MINUTE_S, age
-from tests.service.store.helpers import DIGEST, record
+from tests.service.store.helpers import DIGEST, commands, full, record
 
 
 def two_workers(connection: Redis, settings: Settings, lease_s: float) -> tuple[PictureStream, PictureStream]:
@@ -169,6 +169,17 @@ def test_an_entry_that_is_not_a_picture_is_discarded(store: JobStore, a: Picture
     store.create(record(1))
     assert len(a.claim_new(5)) == 1
     assert connection.xlen(a.key) == 1
+
+
+def test_an_entry_is_discarded_by_one_command_also_while_redis_is_full(
+    store: JobStore, a: PictureStream, connection: Redis
+) -> None:
+    """A process that dies between two would leave an entry that nobody claims and that counts as open for ever."""
+    store.create(record(2))
+    entries = [claim.entry for claim in a.claim_new(2)]
+    with full(connection):
+        assert commands(connection, lambda: a.discard(entries)) == ["EVAL"]
+    assert connection.xlen(a.key) == connection.xpending(a.key, GROUP)["pending"] == 0
 
 
 def of_a_newer_version(connection: Redis, stream: PictureStream, job: str) -> str:

@@ -13,23 +13,14 @@ from service.store.claims import GROUP, PictureStream
 from service.store.connection import is_full, refuses_writes, text
 from service.store.creation import RUN_JOB
 from service.store.jobs import JobStore
-from tests.service.store.helpers import DIGEST, RESULT, done, full, read_only, record
+from tests.service.store.helpers import DIGEST, RESULT, commands, done, full, read_only, record
 
 State = Callable[[Redis], contextlib.AbstractContextManager[None]]
 
 
 def test_create_writes_job_pictures_and_rq_job_in_one_script(store: JobStore, connection: Redis) -> None:
     job = record(3)
-    with connection.monitor() as monitor:  # type: ignore[no-untyped-call]
-        store.create(job)
-        connection.ping()
-        sent = []
-        for command in monitor.listen():
-            if command["client_type"] != "lua":
-                sent.append(command["command"].split()[0].upper())
-            if sent[-1] == "PING":
-                break
-    assert [command for command in sent if command not in ("AUTH", "CLIENT")] == ["EVAL", "PING"]
+    assert commands(connection, lambda: store.create(job)) == ["EVAL"]
     assert store.record(job.id) == job
     assert store.statuses([job.id, "nobody"]) == {job.id: "queued", "nobody": None}
     assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"": b"3"}
