@@ -235,9 +235,8 @@ class Runner:
         for one in hopeless:
             self.store.fail(one.job, one.reason)
         loaded.stream.discard([one.entry for one in hopeless])
-        # A large cancelled job leaves many entries: they must not take the places of the entries behind them.
-        while claims and self._admit(loaded, claims) < len(claims):
-            claims = self._claim_new(loaded, loaded.room)
+        if claims:
+            self._admit(loaded, claims)
 
     @property
     def _holds_back(self) -> bool:
@@ -247,8 +246,8 @@ class Runner:
     def _claim_new(self, loaded: AnyLoaded, room: int) -> list[Claim]:
         return [] if room <= 0 or self._holds_back else loaded.stream.claim_new(room)
 
-    def _admit(self, loaded: AnyLoaded, claims: list[Claim]) -> int:
-        """Admit claims whose job is open and whose picture is not done, discard the others; return how many."""
+    def _admit(self, loaded: AnyLoaded, claims: list[Claim]) -> None:
+        """Admit claims whose job is open and whose picture is not done, and discard the others."""
         done = self.store.unfinished({claim.picture.job for claim in claims})
         wanted = [one for one in claims if one.picture.job in done and one.picture.index not in done[one.picture.job]]
         loaded.stream.discard([claim.entry for claim in claims if claim not in wanted])
@@ -257,7 +256,6 @@ class Runner:
             if claim.asked_at:
                 WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - claim.asked_at))
         self.spans.join(claim.picture.job for claim in wanted)
-        return len(wanted)
 
     def _advance(self, loaded: AnyLoaded) -> None:
         """Step the batch of a model, or judge the pictures that an evaluator has; store what is finished."""
