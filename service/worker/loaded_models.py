@@ -29,6 +29,7 @@ from service.worker.checkpoint_cache import CheckpointCache, in_thread, wait_for
 from service.worker.engine import Engine, Key
 from service.worker.uploaded import JUDGED_TOGETHER
 from shared.checkpoint import CheckpointError, CheckpointInfo
+from shared.device import lost
 from shared.diffusion import same_bits
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, load_denoiser
@@ -214,8 +215,9 @@ class LoadedModels:
         self._loading.add(digest)
         try:
             loaded = read()
-        except Exception:
-            self._end_loading(digest)
+        except Exception as error:
+            if not lost(error, self.device):  # of which this worker dies
+                self._end_loading(digest)
             raise
         self._end_loading(digest)
         return loaded

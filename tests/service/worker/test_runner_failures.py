@@ -149,12 +149,14 @@ def test_a_picture_that_kills_workers_fails_only_its_job(
     assert reason == b"workers died 4 times while sampling picture 0"
 
 
+@pytest.mark.parametrize("loses_device", [False, True])
 def test_a_model_that_kills_the_workers_that_load_it_fails_its_job(
     store: JobStore,
     create: Callable[..., JobRecord],
     connection: Redis,
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
+    loses_device: bool,
 ) -> None:
     """One that is too large for their memory, for example; it must not kill them until the job's time is over."""
 
@@ -165,10 +167,19 @@ def test_a_model_that_kills_the_workers_that_load_it_fails_its_job(
 
     def die(models: LoadedModels, name: str | None, *arguments: Any, **options: Any) -> LoadedModel:
         if name == "other":
-            raise Death
+            raise torch.AcceleratorError("CUDA error: an illegal memory access") if loses_device else Death
         return read(models, name, *arguments, **options)
 
+    def lost(error: Exception, device: torch.device) -> bool:
+        return isinstance(error, torch.AcceleratorError)
+
+    def end(status: int) -> None:
+        raise Death
+
     monkeypatch.setattr(LoadedModels, "read_model", die)
+    monkeypatch.setattr("service.worker.runner.end_process", end)
+    for module in ("loaded_models", "runner"):
+        monkeypatch.setattr(f"service.worker.{module}.lost", lost)
     job, deaths = create(model="other"), 0
     for number in range(9):
         try:
