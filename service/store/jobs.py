@@ -145,11 +145,13 @@ redis.call('XDEL', stream, unpack(entries))
 return answers
 """
 
-# Removes an ended job and its results, and keeps its tombstone. Returns whether it did.
+# Removes an ended job and its results, and keeps its tombstone. Its first write needs no memory, so that it runs on a
+# full Redis too. Returns whether it did.
 # KEYS: job, verdicts, PNGs, events.
 _DELETE = f"""
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status or status == 'queued' or status == 'running' then return 0 end
+redis.call('HDEL', KEYS[1], '')
 {admission.UNCOUNT_STORED}
 redis.call('DEL', unpack(KEYS))
 return 1

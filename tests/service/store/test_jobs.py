@@ -218,6 +218,19 @@ def test_no_job_is_created_if_redis_refuses_writes(store: JobStore, connection: 
     assert list(connection.scan_iter()) == []
 
 
+def test_a_full_redis_lets_the_owner_of_a_key_delete_a_job(
+    store: JobStore, a: PictureStream, connection: Redis
+) -> None:
+    job = record(1, owner="alice")
+    store.create(job)
+    store.commit(a.key, [done(a.claim_new(1)[0])])
+    store.finish({job.id: (RESULT, b"grid")})
+    with full(connection):
+        assert store.delete(job.id)
+    (stored,) = connection.hvals(keys.stored_bytes("alice"))
+    assert stored.split()[1] == b"0"
+
+
 def test_a_full_redis_refuses_new_jobs_and_lets_open_ones_end(
     store: JobStore, a: PictureStream, connection: Redis
 ) -> None:
