@@ -210,7 +210,7 @@ class Settings(BaseSettings):
     than one step of a full batch."""
     max_deliveries: int = Field(default=4, ge=2)
     """A job fails when workers have died this often with the same picture in progress: by default twice in a batch,
-    once among at most four suspects, and once alone."""
+    once among at most four suspects, and once alone. So does one whose model killed as many that loaded it."""
 
     @field_validator("*")
     @classmethod
