@@ -63,6 +63,7 @@ Promises with tests of their own:
 | while storage hangs, workers use their copies | `tests/service/worker/test_checkpoint_cache.py` |
 | a job finishes only while Redis has all of its pictures | `tests/service/store/test_jobs.py` |
 | pictures of dead workers come before new ones | `tests/service/store/test_claims.py` |
+| a model that kills the workers that load it fails its jobs | `tests/service/worker/test_runner_failures.py` |
 | an unreadable picture stops nobody | `tests/service/store/test_claims.py` |
 | an unreadable record stops nobody | `tests/service/worker/test_runner_failures.py` |
 
