@@ -22,7 +22,7 @@ from service.results.retention import prune
 from service.rq_worker import QueueWorker
 from service.settings import SettingError, Settings
 from service.store import workers
-from service.store.connection import RetryUntilStopped, connect
+from service.store.connection import RetryUntilStopped, best_effort, connect
 from service.store.creation import RUN_JOB, new_id
 from service.store.sweep import is_time_to_prune
 from service.telemetry.logs import get_logger
@@ -128,10 +128,11 @@ def _beat(worker: PictureWorker, born_at: float) -> None:
     worker.runner.renew_claims()
     for execution in list(worker.executions.values()):
         if (job := execution._job) is not None:
-            # All of it, since RQ would renew one field only of what may have expired while Redis was away, and could
-            # not read it at the job's end.
-            execution.save(ttl=worker.get_heartbeat_ttl(job))
-            worker.maintain_heartbeats(job, execution)
+            with best_effort():  # a full Redis refuses it, and retries would hold up the next heartbeat
+                # All of it, since RQ would renew one field only of what may have expired while Redis was away, and
+                # could not read it at the job's end.
+                execution.save(ttl=worker.get_heartbeat_ttl(job))
+                worker.maintain_heartbeats(job, execution)
 
 
 def prune_results(settings: Settings, connection: Redis, ended: threading.Event) -> None:

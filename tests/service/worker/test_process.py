@@ -27,6 +27,7 @@ from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from tests.service.conftest import Command
 from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
+from tests.service.store.helpers import full
 from tests.service.worker.conftest import status
 
 
@@ -299,6 +300,19 @@ def test_a_heartbeat_restores_an_execution_that_expired_while_redis_was_away(
     process._beat(worker, born_at=0.0)
     assert [one.id for one in job.get_executions()] == [execution.id]
     assert 0 < connection.ttl(execution.key) <= worker.get_heartbeat_ttl(job)
+
+
+def test_a_full_redis_does_not_hold_up_heartbeats(runner: Runner, store: JobStore, connection: Redis) -> None:
+    """RQ writes what needs memory. A worker that repeats that until there is room counts as dead meanwhile."""
+    worker = PictureWorker(runner)
+    worker.register_birth()
+    execution = worker.prepare_execution(store.queue.enqueue_call(RUN_JOB))
+    with full(connection):
+        process._beat(worker, born_at=0.0)
+    assert workers.is_alive(connection, runner.name)
+    connection.delete(execution.key)
+    process._beat(worker, born_at=0.0)
+    assert connection.exists(execution.key)
 
 
 def test_one_of_all_workers_prunes_results_in_an_hour(
