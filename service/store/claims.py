@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from service.contract.records import Picture
 from service.settings import Settings
 from service.store import fair_queue, keys
-from service.store.connection import entries_of, text
+from service.store.connection import best_effort, entries_of, text
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -51,6 +51,13 @@ for _, one in ipairs(consumers) do
 end
 """
 
+
+# Creates the group. Its first write needs no memory, so that a worker can load a model while Redis is full.
+# KEYS: stream. ARGV: group.
+_CREATE_GROUP = """
+redis.call('XDEL', KEYS[1], '0-1')
+return redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+"""
 
 # Deletes entries, in one script: one that is no longer pending but in the stream would count as open for ever.
 # KEYS: stream. ARGV: group, entries.
@@ -97,7 +104,7 @@ class PictureStream:
 
     def _ensure_group(self) -> None:
         with contextlib.suppress(ResponseError):  # BUSYGROUP: it exists
-            self.connection.xgroup_create(self.key, GROUP, id="0", mkstream=True)
+            self.connection.eval(_CREATE_GROUP, 1, self.key, GROUP)
 
     def claim_new(self, room: int) -> list[Claim]:
         """Claim up to `room` pending pictures, in the fair queue's order."""
@@ -159,8 +166,9 @@ class PictureStream:
     def _keeps_suspects(self) -> bool:
         """Whether this worker is the one that samples suspects. It stops being so if it does not ask for `lease_s`."""
         key, lease_ms = keys.suspects_keeper(self.digest), int(self.settings.lease_s * 1000)
-        if self.connection.set(key, self.consumer, nx=True, px=lease_ms):
-            return True
+        with best_effort():  # while Redis is full, nobody becomes it: the other pictures must go on
+            if self.connection.set(key, self.consumer, nx=True, px=lease_ms):
+                return True
         if text(self.connection.get(key) or b"") != self.consumer:
             return False
         self.connection.pexpire(key, lease_ms)

@@ -182,6 +182,31 @@ def test_an_entry_is_discarded_by_one_command_also_while_redis_is_full(
     assert connection.xlen(a.key) == connection.xpending(a.key, GROUP)["pending"] == 0
 
 
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_worker_begins_to_claim_while_redis_is_full(
+    settings: Settings, store: JobStore, connection: Redis, exists: bool
+) -> None:
+    """Only work makes room; so a worker must not wait for it to load a model."""
+    store.create(record(2))
+    if exists:
+        PictureStream(connection, settings, DIGEST, "former")
+    with full(connection):
+        assert len(PictureStream(connection, settings, DIGEST, "a").claim_new(2)) == 2
+
+
+def test_suspects_do_not_hold_up_the_other_pictures_while_redis_is_full(
+    connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
+) -> None:
+    store.create(record(2))
+    suspect, _ = a.claim_new(2)
+    connection.xclaim(a.key, GROUP, a.consumer, 0, [suspect.entry], retrycount=claims.IN_BATCHES)
+    age(connection, MINUTE_S)
+    with full(connection):
+        taken, hopeless = b.claim_stale(5, may_be_alone=True)
+    assert ([claim.picture.index for claim in taken], hopeless) == ([1], [])
+    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
+
+
 def of_a_newer_version(connection: Redis, stream: PictureStream, job: str) -> str:
     """Add an entry with an option that this version does not know, and return its id."""
     entry: bytes = connection.xadd(stream.key, {"picture": f'{{"job": "{job}", "glow": 0.5}}', "asked_at": "1"})
