@@ -149,3 +149,14 @@ def test_models_and_labels_say_what_they_have_learnt(client: httpx.Client) -> No
         with pytest.raises(ApiError, match=TOO_MANY) as caught:
             caller.generate([FOUR], model="few")
     assert (caught.value.status, caught.value.slug, caught.value.problem["support"]) == (422, "not-learnt", SUPPORT)
+
+
+def test_no_more_steps_are_taken_than_the_model_has_timesteps(
+    client: httpx.Client, folder: Path, alive: JobStore
+) -> None:
+    publish_toy_denoiser(folder, "short", 6, timesteps=50)
+    asked = {"model": "short", "labels": [ONE]}
+    body = problem(client.post("/generate", json={**asked, "steps": 51}), 422, "invalid-request")
+    assert body["detail"] == "steps: 51 steps; the model short takes 50 at most"
+    assert nothing_is_queued(alive.connection)
+    assert client.post("/generate", json={**asked, "steps": 50}, headers=QUEUED).status_code == 202
