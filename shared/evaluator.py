@@ -172,7 +172,7 @@ class JudgeInside:
         return (found * torch.tensor([width, height]) + border) / side
 
 
-def judge_of(judge: Judge, aspect: float) -> Judge:
+def cropping_judge(judge: Judge, aspect: float) -> Judge:
     """Return a judge for pictures that were padded from this `aspect`; for 1.0 (squeezed ones), `judge` itself."""
     return judge if aspect == 1.0 else JudgeInside(judge, aspect)
 

@@ -25,7 +25,7 @@ from shared.diffusion.layouts import Layouts
 from shared.diffusion.model import Denoiser
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import UNet
-from shared.evaluator import Evaluator, Judge, SetScore, judge_of, load_evaluator, score_set
+from shared.evaluator import Evaluator, Judge, SetScore, cropping_judge, load_evaluator, score_set
 from shared.options import LIMITS, SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid
 from shared.registry import resolve
@@ -140,7 +140,7 @@ def score_file(
 
     The padding of a denoiser's padded pictures is cropped before they are judged, unless `keep_padding` is set.
     """
-    judge = judge_of(evaluator, 1.0 if keep_padding else denoiser.aspect)
+    judge = cropping_judge(evaluator, 1.0 if keep_padding else denoiser.aspect)
     lists = read_test_file(file, denoiser.vocabulary)
     task = progress.add_task(f"sampling {file.name}", total=repeats * len(lists) * candidates * options.steps)
     runs, figures = score_runs(
@@ -209,7 +209,7 @@ class Watcher:
         figures: dict[str, float] = {}
         for i, (name, lists) in enumerate(self.tests.items()):
             if self.evaluator:
-                judge, vocabulary = judge_of(self.evaluator, self.dataset.aspect), self.dataset.vocabulary
+                judge, vocabulary = cropping_judge(self.evaluator, self.dataset.aspect), self.dataset.vocabulary
                 scored = score_run(stepper, judge, lists, self.options, seed=0, vocabulary=vocabulary)
                 images = scored.images
                 figures |= {f"{name}/{score}": getattr(scored.score, score) for score in SCORES}

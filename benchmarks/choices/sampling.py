@@ -19,7 +19,7 @@ from rich.table import Table
 
 from shared.checkpoint import CheckpointError
 from shared.diffusion.model import load_denoiser
-from shared.evaluator import judge_of
+from shared.evaluator import cropping_judge
 from shared.options import SamplingOptions
 from shared.registry import resolve
 from shared.vocabulary import LabelError, read_train_file
@@ -68,7 +68,7 @@ def compare(args: argparse.Namespace) -> None:
     storage = open_storage(args.storage)
     denoiser = load_denoiser(resolve(storage, args.model, "denoiser"))
     path = evaluator_path(storage, args.evaluator, denoiser.info)
-    judge = judge_of(load_judge(path, denoiser.vocabulary, torch.device("cpu")), denoiser.aspect)
+    judge = cropping_judge(load_judge(path, denoiser.vocabulary, torch.device("cpu")), denoiser.aspect)
     lists = list(read_train_file(args.train, denoiser.vocabulary).values())
     chosen = [lists[i] for i in np.random.default_rng(5).permutation(len(lists))[: args.lists]]
     title = f"{denoiser.info.name} ({denoiser.info.digest[:16]}), {len(chosen)} lists of {args.train.name}"

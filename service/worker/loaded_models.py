@@ -34,7 +34,7 @@ from shared.diffusion import same_bits
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.diffusion.unet import NetworkConfig
-from shared.evaluator import Judge, judge_of, load_evaluator
+from shared.evaluator import Judge, cropping_judge, load_evaluator
 from shared.storage import Location
 
 log = get_logger(__name__)
@@ -237,7 +237,7 @@ class LoadedModels:
         engine = Engine(
             stepper,
             denoiser.vocabulary,
-            judge_of(judge, denoiser.aspect),
+            cropping_judge(judge, denoiser.aspect),
             max_pictures=sizes.pictures,
             late_pictures=sizes.late_pictures,
             efficient_rows=sizes.efficient_rows,

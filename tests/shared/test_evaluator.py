@@ -18,7 +18,7 @@ from shared.evaluator import (
     Evaluator,
     Locator,
     as_input,
-    judge_of,
+    cropping_judge,
     load_evaluator,
     score_pictures,
     score_set,
@@ -152,11 +152,11 @@ def test_pictures_of_another_size_are_resized_like_pillow(size: int) -> None:
 def test_a_padded_picture_is_judged_without_its_padding(evaluator: Evaluator) -> None:
     inside = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     padded = F.pad(inside, (0, 0, 4, 4), mode="replicate")
-    judge = judge_of(evaluator, 32 / 24)
+    judge = cropping_judge(evaluator, 32 / 24)
     assert judge.vocabulary == evaluator.vocabulary
     assert torch.equal(judge.probabilities(padded), evaluator.probabilities(inside))
     assert not torch.equal(judge.probabilities(padded), evaluator.probabilities(padded))
-    assert judge_of(evaluator, 1.0) is evaluator
+    assert cropping_judge(evaluator, 1.0) is evaluator
 
 
 def test_a_position_is_the_mean_of_its_heatmap() -> None:
@@ -246,7 +246,7 @@ def test_a_position_head_lies_beside_the_courses_tensors(
 def test_positions_in_a_padded_picture_are_fractions_of_all_of_it(locating: Evaluator) -> None:
     inside = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     padded = F.pad(inside, (0, 0, 4, 4), mode="replicate")
-    found, within = judge_of(locating, 32 / 24).positions(padded), locating.positions(inside)
+    found, within = cropping_judge(locating, 32 / 24).positions(padded), locating.positions(inside)
     assert found is not None
     assert within is not None
     torch.testing.assert_close(found[..., 0], within[..., 0])

@@ -16,7 +16,7 @@ import torch
 from rich.progress import Progress
 
 from shared import storage as files
-from shared.evaluator import Evaluator, judge_of
+from shared.evaluator import Evaluator, cropping_judge
 from shared.options import SAMPLING_PRESETS, SamplingOptions
 from trainer.config import REPORT, TrainConfig, check_config
 from trainer.data import Dataset, settled
@@ -133,7 +133,7 @@ def run_variant(
     )  # fmt: skip
     curve = read_log(folder / "log.jsonl")
     (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
-    judge, scores = judge_of(evaluator, dataset.aspect), list[dict[str, Any]]()
+    judge, scores = cropping_judge(evaluator, dataset.aspect), list[dict[str, Any]]()
     for weights, sampling in progress.track(ways_to_score(name, config.publish), description=f"{name}, scoring"):
         stepper = watcher.stepper(averages.network(weights))
         for file, lists in setup.tests.items():

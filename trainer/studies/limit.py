@@ -15,7 +15,7 @@ import numpy as np
 from rich.progress import Progress
 from torch import Tensor
 
-from shared.evaluator import Evaluator, judge_of, score_set
+from shared.evaluator import Evaluator, cropping_judge, score_set
 from shared.pictures import to_images
 from shared.vocabulary import ICLEVR, Vocabulary, read_test_file
 from trainer.config import Fit
@@ -66,7 +66,7 @@ def render_runs(
     start, runs = time.monotonic(), []
     for r in range(repeats):
         fresh = fresh_renders(lists, np.random.default_rng([seed + r, 3]), centre=centre, size=size, fit=fit)
-        judge = judge_of(evaluator, 1.0 if keep_padding else fresh.aspect)
+        judge = cropping_judge(evaluator, 1.0 if keep_padding else fresh.aspect)
         score = score_set(judge.probabilities(fresh.images), targets, evaluator.vocabulary.names)
         runs.append(ScoredRun(seed + r, score, fresh.images))
         progress.advance(task)
