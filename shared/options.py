@@ -107,7 +107,7 @@ class SamplingOptions(Strict):
     model_config = ConfigDict(frozen=True)
 
     # sampler, steps, spacing and guidance were chosen on train.json's lists, by
-    # `python -m benchmarks.choices.sampling`; ddpm has sigma^2 = beta, ddpm_small the posterior variance
+    # `python -m benchmarks.sampling_choices`; ddpm has sigma^2 = beta, ddpm_small the posterior variance
     sampler: SamplerName = "sde_dpmpp_2m"
     # steps per picture; each needs one network row, or two with guidance
     steps: int = Field(default=16, ge=1, le=LIMITS.max_steps)

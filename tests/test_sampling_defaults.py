@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.choices import sampling
 from service.settings import Settings
 from service.store.jobs import JobStore
 from shared.checkpoint import CheckpointError, read_info, verify
@@ -105,21 +104,3 @@ def test_request_overrides_checkpoint_overrides_default(settings: Settings, fold
         assert asked(model="other")["options"] == plain.model_dump(mode="json")
         waiting = client.get(f"/jobs/{earlier['id']}").json()
         assert (waiting["status"], waiting["options"]) == ("queued", plain.model_dump(mode="json"))
-
-
-def test_the_sampling_benchmark_prints_options_and_rows(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "train.json").write_text(json.dumps({f"{i}.png": one for i, one in enumerate(LISTS)}))
-    few = sampling.CHOICES["few-rows"]
-    assert {"sampler": "sde_dpmpp_2m", "steps": 8, "guidance": 1.5} in few
-    monkeypatch.setitem(sampling.CHOICES, "few-rows", [few[0], few[-1]])
-    arguments = ["--storage", folder, "--model", "other", "--evaluator", "toy-evaluator", "--choices", "few-rows"]
-    monkeypatch.setattr(sys, "argv", ["sampling", *map(str, [tmp_path / "train.json", *arguments])])
-    sampling.main()
-    lines = [re.findall(r"[\w. ,]+", line) for line in capsys.readouterr().out.splitlines() if "steps" in line]
-    rows = [(cells[0].strip(), cells[-1].strip()) for cells in lines]
-    assert rows == [
-        ("sampler sde_dpmpp_2m, steps 4, guidance 1.0", "4.0"),
-        ("sampler dpmpp_2m, steps 8, guidance 3.0", "16.0"),
-    ]

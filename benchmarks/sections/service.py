@@ -252,13 +252,11 @@ def report(data: Data) -> list[Piece]:
             f"{SEVERAL} pictures per request",
         ),
         (
-            figures.get("service.one_step_fraction"),
-            data.get("one_step_pictures_per_s"),
+            figures["service.one_step_fraction"],
+            data["one_step_pictures_per_s"],
             f"{SEVERAL} pictures per request, one-step model",
         ),
     ):
-        if fraction is None:  # of a run before it was measured
-            continue
         alone = data["one_step_bare_pictures_per_s" if "one-step" in requests else "bare_pictures_per_s"]
         table.add(
             f"pictures/s, {CLIENTS} clients, batches of {data['batch']}, {requests}",

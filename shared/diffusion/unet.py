@@ -133,13 +133,10 @@ class Attention(nn.Module):
         token_k, token_v = self.token_kv(tokens).chunk(2, dim=-1)
         k, v = torch.cat([k, token_k], 1), torch.cat([v, token_v], 1)
         q, k, v = (y.view(B, -1, self.heads, C // self.heads).transpose(1, 2) for y in (q, k, v))
-        mixed: Tensor = self.out(self.mix(q, k, v).transpose(1, 2).reshape(B, H * W, C))
+        # spelled out, since the fused kernel is slower on a CPU
+        mixed: Tensor = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v  # (B, heads, H W, C / heads)
+        mixed = self.out(mixed.transpose(1, 2).reshape(B, H * W, C))
         return x + mixed.view(B, H, W, C).permute(0, 3, 1, 2)
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend, (B, heads, tokens, C / heads) each. Spelled out, since the fused kernel is slower on a CPU."""
-        mixed: Tensor = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
-        return mixed
 
 
 class Join(nn.Module):

@@ -1,15 +1,13 @@
-"""`python -m benchmarks.choices.sampling`: where it looks for checkpoints, and errors in one line.
-
-Its table is tested in tests/test_sampling_defaults.py.
-"""
+"""`python -m benchmarks.sampling_choices`: its table, where it looks for checkpoints, and errors in one line."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.choices import sampling
+from benchmarks import sampling_choices
 from shared.registry import promote
 from shared.vocabulary import Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator, publish_toys
@@ -25,11 +23,18 @@ def test_the_models_own_evaluator_judges_it_in_the_storage_of_the_environment(
     promote(tmp_path, "digits")
     (tmp_path / "train.json").write_text(json.dumps({"a.png": ["zero"], "b.png": ["one"]}))
     monkeypatch.setenv("LABELGRID_STORAGE", str(tmp_path))
-    monkeypatch.setitem(sampling.CHOICES, "few-rows", sampling.CHOICES["few-rows"][:1])
-    arguments = ["sampling", str(tmp_path / "train.json"), "--choices", "few-rows"]
+    few = sampling_choices.CHOICES["few-rows"]
+    monkeypatch.setitem(sampling_choices.CHOICES, "few-rows", [few[0], few[-1]])
+    arguments = ["sampling_choices", str(tmp_path / "train.json"), "--choices", "few-rows"]
     monkeypatch.setattr(sys, "argv", arguments)
-    sampling.main()
-    assert "2 lists of train.json" in capsys.readouterr().out
+    sampling_choices.main()
+    printed = capsys.readouterr().out
+    assert "2 lists of train.json" in printed
+    lines = [re.findall(r"[\w. ,]+", line) for line in printed.splitlines() if "steps" in line]
+    assert [(cells[0].strip(), cells[-1].strip()) for cells in lines] == [
+        ("sampler sde_dpmpp_2m, steps 4, guidance 1.0", "4.0"),
+        ("sampler dpmpp_2m, steps 8, guidance 3.0", "16.0"),
+    ]
     for more, message in (
         (["--model", "nobody"], "error: nobody: no such denoiser"),
         (
@@ -41,5 +46,5 @@ def test_the_models_own_evaluator_judges_it_in_the_storage_of_the_environment(
     ):
         monkeypatch.setattr(sys, "argv", [*arguments, *more])
         with pytest.raises(SystemExit) as caught:
-            sampling.main()
+            sampling_choices.main()
         assert str(caught.value.code).startswith(message)

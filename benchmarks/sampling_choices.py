@@ -1,4 +1,4 @@
-"""Compares sampling options: `python -m benchmarks.choices.sampling TRAIN_JSON` prints scores and rows per picture.
+"""Compares sampling options: `python -m benchmarks.sampling_choices TRAIN_JSON` prints scores and rows per picture.
 
 Label lists come from a train.json, not from the test files, so that defaults are not tuned on the reported scores.
 `python -m trainer set-sampling` stores a choice in a checkpoint.
