@@ -141,7 +141,7 @@ def spectrum(
 ) -> None:
     """Measure sharpness: the power of generated pictures in each octave, relative to a folder's of the same labels."""
     from shared.diffusion.model import load_denoiser
-    from trainer.pictures import find_pictures
+    from trainer.full_size import find_pictures
     from trainer.score import make_options, save_grid
     from trainer.studies import spectrum as study
 

@@ -290,7 +290,7 @@ def upsample(
     """
     from shared.diffusion.model import load_denoiser
     from trainer.data import merge
-    from trainer.pictures import find_pictures
+    from trainer.full_size import find_pictures
     from trainer.runs import Budget, keep_setup, show_progress
     from trainer.stages import upsample as upsampling
     from trainer.train import train as train_network

@@ -27,8 +27,8 @@ from shared.storage import Location
 from trainer.config import OF_ANY_RUN, Share, TrainConfig, with_changes
 from trainer.data import Dataset, check_labelled, in_vocabulary, to_float
 from trainer.errors import TrainerError
+from trainer.full_size import Pictures, as_tensor
 from trainer.loss import finite
-from trainer.pictures import Pictures, as_tensor
 from trainer.runs import Run, log_samples
 from trainer.stages.octaves import octave_power
 from trainer.stages.patches import random_directions, sliced_distance

@@ -13,7 +13,7 @@ from shared.diffusion.denoise import finish
 from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions, picture_seed
 from trainer.data import Dataset, check_labelled, in_vocabulary, to_float
-from trainer.pictures import Pictures, as_tensor
+from trainer.full_size import Pictures, as_tensor
 from trainer.stages.octaves import octave_power, without_dots
 
 BATCH, SHOWN = 32, 8

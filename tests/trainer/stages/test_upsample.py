@@ -21,7 +21,7 @@ from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.data import load_dataset, to_float
 from trainer.errors import TrainerError
-from trainer.pictures import as_tensor, find_pictures
+from trainer.full_size import as_tensor, find_pictures
 from trainer.stages.upsample import Upsampling, make_config, make_upsampler
 
 CHANGES = ["crop=4", "squares=2", "batch=3", "network.channels=8", "network.blocks=1"]

@@ -14,7 +14,7 @@ from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.data import load_dataset, to_float
-from trainer.pictures import as_tensor, find_pictures
+from trainer.full_size import as_tensor, find_pictures
 from trainer.stages.octaves import octave_power
 from trainer.studies.spectrum import examine
 

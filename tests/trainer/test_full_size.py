@@ -1,4 +1,4 @@
-"""Pictures of a folder at their own size."""
+"""Pictures of a folder at full size: their own, or the one asked for."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.trainer_fixtures import write_data_folder
 from trainer.errors import TrainerError
-from trainer.pictures import as_tensor, find_pictures
+from trainer.full_size import as_tensor, find_pictures
 
 
 def test_pictures_have_the_size_of_the_first_or_the_one_asked_for(tmp_path: Path) -> None:
