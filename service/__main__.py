@@ -146,7 +146,7 @@ def check(
     """
     with _process("check") as settings:
         if liveness:
-            from service.liveness import is_alive
+            from service.alive_file import is_alive
 
             if settings.alive_file is None:
                 raise SettingError("alive_file", None, "set it for the worker and for this check")

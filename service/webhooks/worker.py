@@ -23,7 +23,7 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
-from service import liveness
+from service import alive_file
 from service.contract.errors import ServiceError
 from service.contract.records import JobRecord
 from service.rq_worker import QueueWorker
@@ -196,7 +196,7 @@ class WebhookWorker(QueueWorker):
             self.take(member)
 
     def run_maintenance_tasks(self) -> None:
-        liveness.touch(self.sender.settings)
+        alive_file.touch(self.sender.settings)
         super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
         self.take_due()
 
@@ -210,10 +210,10 @@ def main(settings: Settings) -> None:
     global _worker
 
     def is_stopping() -> bool:
-        liveness.touch(settings)  # a process that waits for Redis lives
+        alive_file.touch(settings)  # a process that waits for Redis lives
         return _worker is not None and _worker.stop_requested
 
-    liveness.start(settings)
+    alive_file.reset(settings)
     retry = RetryUntilStopped(is_stopping)
     _worker = WebhookWorker(Sender(connect(settings.redis_url, retry=retry), settings))
     try:

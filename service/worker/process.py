@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from rq import Queue
 from rq.job import Job
 
-from service import liveness
+from service import alive_file
 from service.results.files import ResultFiles
 from service.results.retention import prune
 from service.rq_worker import QueueWorker
@@ -174,7 +174,7 @@ def _is_stopping() -> bool:
 
 def main(settings: Settings) -> None:
     """Work until SIGTERM or Ctrl-C. SettingError if the metrics' port or the alive file cannot be used."""
-    liveness.start(settings)
+    alive_file.reset(settings)
     connection = connect(settings.redis_url, retry=RetryUntilStopped(_is_stopping))
     worker = build(settings, connection)
     if settings.metrics_port is not None:  # before the first heartbeat, so that a failure is seen before "ready"
@@ -189,7 +189,7 @@ def main(settings: Settings) -> None:
     heartbeats.start()
 
     def progress() -> float:
-        liveness.touch(settings)
+        alive_file.touch(settings)
         return worker.runner.moved_at
 
     watched = (progress, settings.stalled_after_s, ended)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service import liveness
+from service import alive_file
 from service.__main__ import main
 from service.settings import SettingError, Settings
 
@@ -26,14 +26,14 @@ def test_liveness_needs_the_file_but_no_redis(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("LABELGRID_ALIVE_FILE", str(file))
     settings = Settings()
     assert checked(monkeypatch, "--liveness") == 1
-    liveness.touch(settings)
+    alive_file.touch(settings)
     assert checked(monkeypatch, "--liveness") == 0
     assert checked(monkeypatch) == 1
-    before = time.time() - liveness.MAX_AGE_S - 1
+    before = time.time() - alive_file.MAX_AGE_S - 1
     os.utime(file, (before, before))
     assert checked(monkeypatch, "--liveness") == 1
-    liveness.touch(settings)
-    liveness.start(settings)  # after a restart in the same container
+    alive_file.touch(settings)
+    alive_file.reset(settings)  # after a restart in the same container
     assert checked(monkeypatch, "--liveness") == 1
 
 
@@ -46,5 +46,5 @@ def test_liveness_without_a_file_is_an_error(
 
 def test_a_file_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"LABELGRID_ALIVE_FILE=.*: cannot be written"):
-        liveness.start(Settings(alive_file=tmp_path / "absent" / "alive"))
-    liveness.touch(Settings(alive_file=tmp_path / "absent" / "alive"))  # later it is no reason to end
+        alive_file.reset(Settings(alive_file=tmp_path / "absent" / "alive"))
+    alive_file.touch(Settings(alive_file=tmp_path / "absent" / "alive"))  # later it is no reason to end

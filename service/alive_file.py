@@ -1,4 +1,4 @@
-"""Shows on this machine that a process lives: a file that it touches again and again. Knows no Redis.
+"""The file LABELGRID_ALIVE_FILE, which a process touches for as long as it lives. Knows no Redis.
 
 A supervisor that restarts workers must not depend on Redis: it would restart them all while Redis is away.
 """
@@ -12,7 +12,7 @@ from service.settings import SettingError, Settings
 MAX_AGE_S = 30.0  # touched every second; a busy machine or a Redis that does not answer takes a few
 
 
-def start(settings: Settings) -> None:
+def reset(settings: Settings) -> None:
     """Remove what an earlier process left. SettingError if the file cannot be written."""
     if (file := settings.alive_file) is None:
         return
