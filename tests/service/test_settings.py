@@ -29,31 +29,33 @@ def test_every_setting_has_a_meaning_and_a_variable(name: str, monkeypatch: pyte
             assert name in Settings().model_fields_set
 
 
-@pytest.mark.parametrize("role", ["all", "api", "worker", "webhooks"])
+NOT_ALLOWED = [
+    ("LABELGRID_DEVICE", "foo", "LABELGRID_DEVICE=foo: it should be auto, cpu, cuda or cuda:N"),
+    ("LABELGRID_REDIS_URL", "foo", "LABELGRID_REDIS_URL=foo: Redis URL must specify one of the following schemes"),
+    ("REDIS_URL", "http://me:secret@host", "REDIS_URL=***@host: Redis URL must specify one of"),
+    ("LABELGRID_WAIT_S", "abc", "LABELGRID_WAIT_S=abc: it should be a valid number"),
+    ("LABELGRID_WAIT_S", "-1", "LABELGRID_WAIT_S=-1: it should be greater than or equal to 0"),
+    ("LABELGRID_WAIT_S", "inf", "LABELGRID_WAIT_S=inf: it should be a finite number"),
+    ("LABELGRID_JOB_TTL_S", "9" * 20, f"LABELGRID_JOB_TTL_S={'9' * 20}: it should be at most 1,000,000,000"),
+    (  # `prune` reckons with dates, which begin with the year 1
+        "LABELGRID_RESULTS_DAYS",
+        "1000000",
+        "LABELGRID_RESULTS_DAYS=1000000: it should be less than or equal to 36500",
+    ),
+    (
+        "LABELGRID_REDIS_URL",
+        "redis://h?foo=1",
+        "LABELGRID_REDIS_URL=redis://h?foo=1: its options cannot be used: it got an un",
+    ),
+    ("LABELGRID_LEASE_S", "2", "LABELGRID_LEASE_S=2: it should be more than LABELGRID_HEARTBEAT_S=2.0"),
+    ("LABELGRID_HEARTBEAT_S", "9", "LABELGRID_LEASE_S=8.0: it should be more than LABELGRID_HEARTBEAT_S=9.0"),
+    ("LABELGRID_ALLOW_NO_KEYS", "foo", "LABELGRID_ALLOW_NO_KEYS=foo: it should be true or false"),
+]
+
+
 @pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("LABELGRID_DEVICE", "foo", "LABELGRID_DEVICE=foo: it should be auto, cpu, cuda or cuda:N"),
-        ("LABELGRID_REDIS_URL", "foo", "LABELGRID_REDIS_URL=foo: Redis URL must specify one of the following schemes"),
-        ("REDIS_URL", "http://me:secret@host", "REDIS_URL=***@host: Redis URL must specify one of"),
-        ("LABELGRID_WAIT_S", "abc", "LABELGRID_WAIT_S=abc: it should be a valid number"),
-        ("LABELGRID_WAIT_S", "-1", "LABELGRID_WAIT_S=-1: it should be greater than or equal to 0"),
-        ("LABELGRID_WAIT_S", "inf", "LABELGRID_WAIT_S=inf: it should be a finite number"),
-        ("LABELGRID_JOB_TTL_S", "9" * 20, f"LABELGRID_JOB_TTL_S={'9' * 20}: it should be at most 1,000,000,000"),
-        (  # `prune` reckons with dates, which begin with the year 1
-            "LABELGRID_RESULTS_DAYS",
-            "1000000",
-            "LABELGRID_RESULTS_DAYS=1000000: it should be less than or equal to 36500",
-        ),
-        (
-            "LABELGRID_REDIS_URL",
-            "redis://h?foo=1",
-            "LABELGRID_REDIS_URL=redis://h?foo=1: its options cannot be used: it got an un",
-        ),
-        ("LABELGRID_LEASE_S", "2", "LABELGRID_LEASE_S=2: it should be more than LABELGRID_HEARTBEAT_S=2.0"),
-        ("LABELGRID_HEARTBEAT_S", "9", "LABELGRID_LEASE_S=8.0: it should be more than LABELGRID_HEARTBEAT_S=9.0"),
-        ("LABELGRID_ALLOW_NO_KEYS", "foo", "LABELGRID_ALLOW_NO_KEYS=foo: it should be true or false"),
-    ],
+    ("role", "variable", "value", "message"),
+    [("api", *one) for one in NOT_ALLOWED] + [(role, *NOT_ALLOWED[0]) for role in ("all", "worker", "webhooks")],
 )
 def test_a_value_that_is_not_allowed_is_reported_in_one_line(
     role: str,

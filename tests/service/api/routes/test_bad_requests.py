@@ -66,8 +66,10 @@ BAD_FIELDS: list[tuple[Body, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score", "conditions")])
-@pytest.mark.parametrize(("fields", "named"), BAD_FIELDS)
+@pytest.mark.parametrize(
+    ("path", "field", "fields", "named"),
+    [("/generate", "labels", *one) for one in BAD_FIELDS] + [("/score", "conditions", *one) for one in BAD_FIELDS[::5]],
+)  # both bodies inherit their options
 def test_options_that_are_not_allowed(
     client: httpx.Client, alive: JobStore, path: str, field: str, fields: Body, named: str
 ) -> None:
