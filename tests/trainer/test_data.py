@@ -243,11 +243,6 @@ def test_missing_and_broken_pictures_are_refused(
     ("file", "content", "message"),
     [
         ("train.json", '{"a.png": ["red cub"]}', 'entry "a.png": unknown label "red cub"; did you mean "red cube"'),
-        ("train.json", "{", "not JSON"),
-        ("train.json", '[["red cube"]]', "expected an object of file name -> labels, got a list"),
-        ("train.json", "{}", "got an empty object"),
-        ("train.json", '{"a.png": ["red cube", "red cube"]}', 'duplicate label "red cube"'),
-        ("objects.json", '["red cube"]', "expected an object of name -> index"),
         ("objects.json", '{"red cube": 1}', "is not one of 0..0"),
     ],
 )

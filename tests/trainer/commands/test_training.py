@@ -107,17 +107,9 @@ def test_a_run_folder_of_the_other_network_is_refused(command: Command, data: Pa
     refused(command(*fit, "denoiser"), r"denoiser holds the run of another kind \(denoiser, not evaluator\)")
 
 
-@pytest.mark.parametrize("case", ["unknown label", "no list", "label twice", "not JSON", "flat list"])
-def test_train_refuses_bad_labels(command: Command, data: Path, case: str) -> None:
-    train = {
-        "unknown label": ('{"a.png": ["blu sphere"]}', 'entry "a.png": unknown label .* did you mean "blue sphere"'),
-        "no list": ('{"a.png": null}', "expected a list of labels"),
-        "label twice": ('{"a.png": ["red cube", "red cube"]}', "duplicate label"),
-        "not JSON": ("{", "not JSON"),
-        "flat list": ('["a.png"]', "expected an object of file name -> labels"),
-    }
-    content, message = train[case]
-    (data / "train.json").write_text(content)
+def test_train_refuses_bad_labels(command: Command, data: Path) -> None:
+    (data / "train.json").write_text('{"a.png": ["blu sphere"]}')
+    message = 'entry "a.png": unknown label .* did you mean "blue sphere"'
     refused(command("train", "--data", data, "--steps", 1), message)
     refused(command("fit-evaluator", "--data", data, "--held-out", data, "--steps", 1), message)
     refused(command("render", "out", "--train", data / "train.json"), message)
