@@ -2,7 +2,6 @@
 
 import io
 import os
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,20 +9,19 @@ from PIL import Image
 
 from faults import checks, history, poisoned, report
 from faults.checks import Fetched
-from service.contract.records import FinishedPicture, JobRecord, JobResult, Picture, Scores, Verdict
+from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
 from service.settings import Settings
 from service.store import keys
+from service.store.claims import Claim
 from service.store.connection import connect
-from service.store.creation import new_id
 from service.store.jobs import JobStore
 from shared.diffusion import same_bits
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
+from tests.service.store.helpers import DIGEST, RESULT, done, record
 from tests.toy import ToyNetwork
-
-DIGEST = "0" * 64
 
 
 def png(shade: int, *, compress_level: int = 1) -> bytes:
@@ -34,7 +32,6 @@ def png(shade: int, *, compress_level: int = 1) -> bytes:
 
 FIRST, SECOND, GRID, OTHER = map(png, range(4))
 UNDISTURBED = Fetched([FIRST, SECOND], GRID)
-RESULT = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)
 
 
 @pytest.fixture(scope="module")
@@ -55,33 +52,15 @@ def store(server: RedisServer) -> Iterator[JobStore]:
     connection.close()
 
 
-def create(store: JobStore, *lists: list[str]) -> JobRecord:
-    job = JobRecord(
-        id=new_id(),
-        kind="generate",
-        created_at=time.time(),
-        model="toy",
-        digest=DIGEST,
-        labels=list(lists) or [["red cube"], ["blue cube"]],
-        seed=1,
-        columns=2,
-        options=SamplingOptions(steps=2),
-    )
-    store.create(job)
+def create(store: JobStore, pictures: int = 2) -> JobRecord:
+    store.create(job := record(pictures))
     return job
-
-
-def done(picture: Picture, png: bytes) -> tuple[str, FinishedPicture]:
-    verdict = Verdict(
-        index=picture.index, labels=picture.labels, seed=picture.seed, accuracy=1, f1=1, exact=True, probabilities={}
-    )
-    return "1-1", FinishedPicture(picture, verdict, png)
 
 
 def commit(store: JobStore, job: JobRecord, *indices: int) -> None:
     pictures = list(job.pictures())
-    made = [done(pictures[index], UNDISTURBED.pictures[index]) for index in indices]
-    store.commit(keys.stream(DIGEST), made)
+    claims = [(Claim("1-1", pictures[index], 0.0), UNDISTURBED.pictures[index]) for index in indices]
+    store.commit(keys.stream(DIGEST), [done(*claim) for claim in claims])
 
 
 def finish(store: JobStore, job: JobRecord) -> None:
@@ -111,9 +90,9 @@ def test_a_correct_job_has_no_problems(store: JobStore, server: RedisServer) -> 
 
 
 def test_a_job_that_ends_with_its_only_picture_has_no_problems(store: JobStore, server: RedisServer) -> None:
-    job = create(store, ["red cube"])
+    job = create(store, pictures=1)
     store.begin(job.id)
-    made = done(next(job.pictures()), FIRST)
+    made = done(Claim("1-1", next(job.pictures()), 0.0), FIRST)
     store.commit(keys.stream(DIGEST), [made], results={(job.id, 0): RESULT})
     found, alone = history.read(server.folder)[job.id], Fetched([FIRST], FIRST)
     assert checks.check_states(found) + checks.check_pictures(found, 1, alone, alone) == []

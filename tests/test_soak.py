@@ -11,13 +11,15 @@ from scipy.stats import theilslopes
 from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
 from service.store import keys
+from service.store.claims import Claim
 from service.store.jobs import JobStore
 from soak import outcome
 from soak.load import BODIES, Ledger
 from soak.memory import Sampler
 from soak.strikes import GAP_S, KINDS, LASTING_S, plan
 from soak.trend import theil_sen, trend
-from tests.test_faults import UNDISTURBED, commit, create, done, finish, good, server, store
+from tests.service.store.helpers import done
+from tests.test_faults import UNDISTURBED, commit, create, finish, good, server, store
 
 __all__ = ["server", "store"]  # fixtures
 
@@ -114,7 +116,7 @@ def test_a_picture_after_the_end_or_after_deletion_is_found(store: JobStore, ser
 def test_other_pictures_are_found(store: JobStore, server: RedisServer) -> None:
     job = create(store)
     store.begin(job.id)
-    store.commit(keys.stream(job.digest), [done(picture, b"other") for picture in job.pictures()])
+    store.commit(keys.stream(job.digest), [done(Claim("1-1", picture, 0.0), b"other") for picture in job.pictures()])
     finish(store, job)
     assert problems(server, job) == [f"job {job.id}: its pictures [0, 1] differ from an undisturbed run"]
 

@@ -1,4 +1,4 @@
-"""The service's command line, run in this process."""
+"""A store, and the service's command line, run in this process."""
 
 import logging
 import os
@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from unittest import mock
 
 import pytest
+from redis import Redis
 
 from service.__main__ import main
+from service.settings import Settings
+from service.store.jobs import JobStore
 from service.telemetry.logs import OURS
 
 Command = Callable[..., tuple[int, str, str]]
@@ -23,6 +26,11 @@ def logs_restored() -> Iterator[None]:
     for logger, level, handlers in before:
         logger.setLevel(level)
         logger.handlers[:] = handlers
+
+
+@pytest.fixture
+def store(connection: Redis, settings: Settings) -> JobStore:
+    return JobStore(connection, settings)
 
 
 @pytest.fixture

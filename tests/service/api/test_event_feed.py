@@ -21,7 +21,7 @@ import service.api.event_feed
 from service.api.event_feed import Feeds
 from service.api.server import GRACE_S
 from service.settings import Settings
-from service.store import keys, workers
+from service.store import keys
 from service.store.jobs import JobStore
 from service.store.reader import JobReader
 from service.worker.runner import Runner
@@ -32,14 +32,7 @@ Event = dict[str, Any]
 
 
 @pytest.fixture
-def store(connection: Redis, settings: Settings) -> JobStore:
-    store = JobStore(connection, settings.model_copy(update={"lease_s": 60}))
-    workers.announce(store.connection, "w", {}, store.settings.lease_s)
-    return store
-
-
-@pytest.fixture
-def runner(connection: Redis, settings: Settings, store: JobStore) -> Runner:
+def runner(connection: Redis, settings: Settings, alive: JobStore) -> Runner:
     runner = Runner(connection, settings.model_copy(update={"live_every_s": 0.0}), "w")
     runner.models.load()
     return runner
@@ -133,8 +126,8 @@ def until_blocked(connection: Redis, readers: int) -> None:
     connection.config_resetstat()
 
 
-def test_a_job_is_read_once_however_many_watch_it(client: httpx.Client, store: JobStore) -> None:
-    job_id, connection = submit(client), store.connection
+def test_a_job_is_read_once_however_many_watch_it(client: httpx.Client, alive: JobStore) -> None:
+    job_id, connection = submit(client), alive.connection
     with contextlib.ExitStack() as stack:
 
         def watch(after: str) -> Iterator[Event]:
@@ -147,7 +140,7 @@ def test_a_job_is_read_once_however_many_watch_it(client: httpx.Client, store: J
         received += [watch(first) for _ in range(10)]
         assert {next(one)["event"] for one in received[10:]} == {"job"}
         until_blocked(connection, 1)
-        store.cancel(job_id)
+        alive.cancel(job_id)
         rest = [[(event["event"], event.get("id")) for event in one] for one in received]
     commands = connection.info("commandstats")
     end = rest[0][-1]
@@ -162,11 +155,11 @@ async def feeds_of(settings: Settings) -> AsyncIterator[Feeds]:
         yield Feeds(JobReader(reading))
 
 
-def test_a_job_that_nobody_watches_is_no_longer_read(client: httpx.Client, store: JobStore) -> None:
+def test_a_job_that_nobody_watches_is_no_longer_read(client: httpx.Client, alive: JobStore) -> None:
     job_id = submit(client)
 
     async def watch_and_leave() -> None:
-        async with feeds_of(store.settings) as feeds:
+        async with feeds_of(alive.settings) as feeds:
             first, second = (feeds.follow(job_id, "0-0") for _ in range(2))
             assert await anext(first) is None
             task = feeds.open[job_id].task
@@ -200,17 +193,17 @@ def test_a_failure_of_redis_reaches_every_client_and_a_new_one_starts_again(
 
 
 def test_a_job_that_ends_between_two_reads_still_has_its_end_event(
-    client: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = submit(client)
     monkeypatch.setattr(service.api.event_feed, "LOOK_AGAIN_MS", 10)
 
     async def watch() -> list[str]:
-        async with feeds_of(store.settings) as feeds:
+        async with feeds_of(alive.settings) as feeds:
             look = feeds.reader.status
 
             async def end_and_look(job_id: str) -> str | None:
-                store.cancel(job_id)
+                alive.cancel(job_id)
                 return await look(job_id)
 
             monkeypatch.setattr(feeds.reader, "status", end_and_look)
@@ -219,22 +212,22 @@ def test_a_job_that_ends_between_two_reads_still_has_its_end_event(
     assert asyncio.run(watch()) == ["end"]
 
 
-def test_previews_stop_soon_after_the_client_disconnects(client: httpx.Client, store: JobStore) -> None:
+def test_previews_stop_soon_after_the_client_disconnects(client: httpx.Client, alive: JobStore) -> None:
     job_id = submit(client)
     key = keys.watched(job_id)
     with client.stream("GET", f"/jobs/{job_id}/events") as response:
         next(events(response))
         deadline = time.monotonic() + 10
-        while not store.connection.exists(key):
+        while not alive.connection.exists(key):
             assert time.monotonic() < deadline
             time.sleep(0.02)
     deadline = time.monotonic() + 10
-    while store.connection.exists(key):
+    while alive.connection.exists(key):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def test_a_shutdown_ends_event_streams_and_waits(settings: Settings, store: JobStore) -> None:
+def test_a_shutdown_ends_event_streams_and_waits(settings: Settings, alive: JobStore) -> None:
     ends: list[Any] = []
     with serving(settings.model_copy(update={"drain_s": GRACE_S + 1})) as client:
         job_id = submit(client)
@@ -251,7 +244,7 @@ def test_a_shutdown_ends_event_streams_and_waits(settings: Settings, store: JobS
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 20
-        while not store.connection.exists(keys.watched(job_id)) or store.connection.scard("labelgrid:open") < 2:
+        while not alive.connection.exists(keys.watched(job_id)) or alive.connection.scard("labelgrid:open") < 2:
             assert time.monotonic() < deadline
             time.sleep(0.02)
     for thread in threads:
@@ -260,7 +253,7 @@ def test_a_shutdown_ends_event_streams_and_waits(settings: Settings, store: JobS
     assert 202 in ends
 
 
-def test_an_unknown_job_and_a_malformed_last_event_id(client: httpx.Client, store: JobStore) -> None:
+def test_an_unknown_job_and_a_malformed_last_event_id(client: httpx.Client, alive: JobStore) -> None:
     assert client.get("/jobs/nobody/events").status_code == 404
     job_id = submit(client)
     assert client.get(f"/jobs/{job_id}/events", headers={"last-event-id": "x"}).status_code == 422

@@ -39,6 +39,11 @@ def until_waiting(store: JobStore, requests: int) -> None:
         time.sleep(0.01)
 
 
+def wait(client: httpx.Client, answers: list[int]) -> None:
+    """Wait for a job of one's own, over a connection of one's own."""
+    answers.append(httpx.post(f"{client.base_url}/generate", json={"labels": LISTS}, timeout=30).status_code)
+
+
 def answer_to_a_waiting_post(
     client: httpx.Client, store: JobStore, end: Callable[[str], Any]
 ) -> tuple[httpx.Response, str]:
@@ -112,11 +117,7 @@ def test_more_streams_may_wait_than_there_are_connections_for_waiting(
     monkeypatch.setattr(service.api.event_feed, "LOOK_AGAIN_MS", 100)
     answers: list[int] = []
     with serving(settings) as client:
-
-        def wait() -> None:
-            answers.append(httpx.post(f"{client.base_url}/generate", json={"labels": LISTS}, timeout=30).status_code)
-
-        threads = [threading.Thread(target=wait) for _ in range(3)]
+        threads = [threading.Thread(target=wait, args=(client, answers)) for _ in range(3)]
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 10
@@ -144,11 +145,7 @@ def test_waiting_clients_leave_the_others_their_connections(
     monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
     answers: list[int] = []
     with serving(settings) as client:
-
-        def wait() -> None:
-            answers.append(httpx.post(f"{client.base_url}/generate", json={"labels": LISTS}, timeout=30).status_code)
-
-        threads = [threading.Thread(target=wait) for _ in range(6)]
+        threads = [threading.Thread(target=wait, args=(client, answers)) for _ in range(6)]
         for waiting, thread in enumerate(threads, 1):
             thread.start()
             until_waiting(alive, waiting)

@@ -1,6 +1,5 @@
 """What lies where in storage, in a folder and on an object store."""
 
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -8,15 +7,9 @@ import pytest
 from service.contract.job_ids import new_job_id
 from service.contract.kept import KeptJob
 from service.results.files import ResultFiles
-from shared.storage import open_storage
 from tests.service.store.helpers import RESULT, record
 
 NOON = 1767268800.0
-
-
-@pytest.fixture(params=["folder", "memory"])
-def files(request: pytest.FixtureRequest, tmp_path: Path) -> ResultFiles:
-    return ResultFiles(tmp_path if request.param == "folder" else open_storage(f"memory://{uuid4().hex}/results"))
 
 
 def kept(owner: str, job_id: str) -> KeptJob:

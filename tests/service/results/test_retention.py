@@ -1,23 +1,14 @@
 """Old results are removed by age, and the oldest of an owner beyond a size."""
 
-from pathlib import Path
 from uuid import uuid4
-
-import pytest
 
 from service.contract.job_ids import hour_of, new_job_id
 from service.results.files import ResultFiles
 from service.results.retention import prune
 from shared import storage
-from shared.storage import open_storage
 
 DAY_S, HOUR_S = 86400, 3600
 NOW = 1767268800.0  # on the hour
-
-
-@pytest.fixture(params=["folder", "memory"])
-def files(request: pytest.FixtureRequest, tmp_path: Path) -> ResultFiles:
-    return ResultFiles(tmp_path if request.param == "folder" else open_storage(f"memory://{uuid4().hex}/results"))
 
 
 def add(files: ResultFiles, owner: str, age_s: float, size: int = 10) -> str:

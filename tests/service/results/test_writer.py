@@ -19,11 +19,6 @@ from tests.service.store.helpers import record
 
 
 @pytest.fixture
-def store(connection: Redis, settings: Any) -> JobStore:
-    return JobStore(connection, settings)
-
-
-@pytest.fixture
 def writer(tmp_path: Path) -> ResultWriter:
     return ResultWriter(tmp_path, 60)
 

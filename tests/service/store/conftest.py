@@ -1,17 +1,11 @@
-"""A store, and two workers' views of one stream."""
+"""Two workers' views of one stream."""
 
 import pytest
 from redis import Redis
 
 from service.settings import Settings
 from service.store.claims import PictureStream
-from service.store.jobs import JobStore
 from tests.service.store.helpers import DIGEST
-
-
-@pytest.fixture
-def store(connection: Redis, settings: Settings) -> JobStore:
-    return JobStore(connection, settings)
 
 
 @pytest.fixture

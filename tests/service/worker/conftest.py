@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from redis import Redis
 
-from service.contract.records import JobRecord
+from service.contract.records import JobRecord, Verdict
 from service.settings import Settings
+from service.store import keys
 from service.store.creation import new_id
-from service.store.jobs import JobStore
+from service.store.jobs import JobStore, read_verdicts
 from service.worker.loaded_models import LoadedModel
 from service.worker.runner import Runner
 from shared.checkpoint import read_info
@@ -25,11 +26,6 @@ from tests.toy_checkpoint import publish_toys
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
 QUICK = SamplingOptions(steps=4)
-
-
-@pytest.fixture
-def store(connection: Redis, settings: Settings) -> JobStore:
-    return JobStore(connection, settings)
 
 
 @pytest.fixture
@@ -105,6 +101,10 @@ class Counting:
 
 def status(store: JobStore, job: JobRecord) -> str | None:
     return store.statuses([job.id])[job.id]
+
+
+def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:
+    return read_verdicts(store.connection.hvals(keys.verdicts(job.id)))
 
 
 def pixels(png: bytes) -> np.ndarray:

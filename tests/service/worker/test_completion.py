@@ -8,18 +8,14 @@ import pytest
 import torch
 from redis import Redis
 
-from service.contract.records import JobRecord, JobResult, Verdict
+from service.contract.records import JobRecord, JobResult
 from service.settings import Settings
 from service.store import keys
-from service.store.jobs import JobStore, read_verdicts
+from service.store.jobs import JobStore
 from service.worker import completion
 from service.worker.runner import Runner
 from shared.evaluator import score_set
-from tests.service.worker.conftest import LISTS, pixels, status
-
-
-def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:
-    return read_verdicts(store.connection.hvals(keys.verdicts(job.id)))
+from tests.service.worker.conftest import LISTS, pixels, status, verdicts_of
 
 
 def test_the_result_is_the_score_of_the_set(

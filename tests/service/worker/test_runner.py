@@ -10,10 +10,10 @@ import pytest
 import torch
 from redis import Redis
 
-from service.contract.records import JobRecord, Verdict
+from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
-from service.store.jobs import JobStore, read_verdicts
+from service.store.jobs import JobStore
 from service.telemetry.metrics import WORKER
 from service.worker.process import PictureWorker
 from service.worker.runner import Rate, Runner
@@ -25,11 +25,7 @@ from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
 from shared.vocabulary import ICLEVR, Vocabulary
-from tests.service.worker.conftest import LISTS, QUICK, Counting, pixels, status
-
-
-def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:
-    return read_verdicts(store.connection.hvals(keys.verdicts(job.id)))
+from tests.service.worker.conftest import LISTS, QUICK, Counting, pixels, status, verdicts_of
 
 
 def test_a_job_gives_the_same_pictures_as_the_sampling_loop(

@@ -27,6 +27,7 @@ from shared.pictures import to_uint8
 from shared.registry import resolve
 from tests.service.api.answers import nothing_is_queued, problem
 from tests.service.worker import test_engine
+from tests.service.worker.conftest import pixels
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 QUICK = SamplingOptions(steps=6)
@@ -34,13 +35,9 @@ QUICK = SamplingOptions(steps=6)
 
 def frames(png: bytes) -> list[np.ndarray]:
     """Return the stages of a trajectory, without the border of 2 pixels around each."""
-    trajectory = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16)
+    trajectory = pixels(png)
     h = trajectory.shape[0] - 4
     return [trajectory[2:-2, x : x + h] for x in range(2, trajectory.shape[1] - 2, h + 2)]
-
-
-def pixels(png: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16)
 
 
 @pytest.mark.parametrize("n", range(2, 9))

@@ -9,15 +9,15 @@ from PIL import Image
 from redis import Redis
 from torch import Tensor
 
-from service.contract.records import FinishedPicture, JobRecord, Picture, Verdict
+from service.contract.records import FinishedPicture, JobRecord, Picture
 from service.settings import Settings
 from service.store import keys
-from service.store.jobs import JobStore, read_verdicts
+from service.store.jobs import JobStore
 from service.worker.engine import Failed, Outcome
 from service.worker.runner import Runner
 from service.worker.uploaded import JUDGED_TOGETHER, judge_uploaded
 from shared.options import SamplingOptions
-from tests.service.worker.conftest import status
+from tests.service.worker.conftest import status, verdicts_of
 from tests.service.worker.test_engine import CPU, NAMES, ToyJudge, picture
 
 
@@ -117,15 +117,11 @@ def create_upload(runner: Runner, count: int) -> JobRecord:
     return record
 
 
-def verdicts_of(runner: Runner, job: JobRecord) -> list[Verdict]:
-    return read_verdicts(runner.connection.hvals(keys.verdicts(job.id)))
-
-
 def test_a_job_larger_than_a_batch_is_judged_completely(runner: Runner, store: JobStore) -> None:
     job = create_upload(runner, JUDGED_TOGETHER + 3)
     runner.run(job.id)
     assert status(store, job) == "finished"
-    assert [verdict.index for verdict in verdicts_of(runner, job)] == list(range(job.total))
+    assert [verdict.index for verdict in verdicts_of(store, job)] == list(range(job.total))
     assert runner.connection.xlen(keys.stream(job.digest)) == 0
     assert not runner.models.busy
 
@@ -135,7 +131,7 @@ def test_a_cancelled_jobs_uploads_are_not_judged(runner: Runner, store: JobStore
     store.cancel(cancelled.id)
     runner.run(other.id)
     assert [status(store, job) for job in (cancelled, other)] == ["cancelled", "finished"]
-    assert verdicts_of(runner, cancelled) == []
+    assert verdicts_of(store, cancelled) == []
     assert runner.connection.xlen(keys.stream(other.digest)) == 0
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from redis import Redis
 
 from service.contract.job_ids import new_job_id
 from service.contract.records import JobRecord
@@ -44,11 +43,6 @@ def writer(folder: Path) -> Iterator[ResultWriter]:
     yield writer
     for job_id in list(writer.files.job_ids("")):
         writer.files.remove_job("", job_id)
-
-
-@pytest.fixture
-def store(connection: Redis, settings: Settings) -> JobStore:
-    return JobStore(connection, settings)
 
 
 def a_job(n: int, second: int = 0, *, owner: str = "", repeats: int = 1, labels: str = "red cube") -> JobRecord:
