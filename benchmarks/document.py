@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+WIDTH = 120  # of a line
+
 
 def number(value: float) -> str:
     """Format a number with three significant digits, without an exponent below a million."""
@@ -87,8 +89,8 @@ def markdown(pieces: Sequence[Piece], stem: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def wrapped(paragraph: str, width: int = 120) -> str:
-    """Wrap a paragraph at `width`. Headings, code, lists and text with line breaks stay as they are."""
+def wrapped(paragraph: str) -> str:
+    """Wrap a paragraph at WIDTH. Headings, code, lists and text with line breaks stay as they are."""
     if "\n" in paragraph or paragraph.startswith(("#", "    ", "-", "|", "!")):
         return paragraph
-    return textwrap.fill(paragraph, width, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(paragraph, WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -18,6 +18,7 @@ from shared.rgb import to_rgb
 # bluish green and vermilion, which colour-blind people can tell apart (Okabe & Ito 2008)
 RIGHT, WRONG = (0, 158, 115), (213, 94, 0)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GAP = 2  # pixels around each picture of a grid
 SUB = 1  # the PNG filter that subtracts a pixel's left neighbour
 TICK = [[(0.05, 0.5), (0.35, 0.85), (0.95, 0.1)]]  # polylines in a unit square
 CROSS = [[(0.1, 0.1), (0.9, 0.9)], [(0.1, 0.9), (0.9, 0.1)]]
@@ -80,40 +81,38 @@ def read_png(data: bytes) -> NDArray[np.uint8]:
         return np.asarray(to_rgb(picture))
 
 
-def grid(images: Tensor, columns: int = 8, padding: int = 2) -> NDArray[np.uint8]:
+def grid(images: Tensor, columns: int = 8) -> NDArray[np.uint8]:
     """Arrange pictures (N, 3, H, W) in [-1, 1] as `sheet` does."""
-    return sheet(to_uint8(images), columns, padding)
+    return sheet(to_uint8(images), columns)
 
 
-def sheet(pictures: NDArray[np.uint8], columns: int = 8, padding: int = 2) -> NDArray[np.uint8]:
+def sheet(pictures: NDArray[np.uint8], columns: int = 8) -> NDArray[np.uint8]:
     """Arrange pictures (N, H, W, 3) on black, `columns` to a row. A single one stays as it is, as in torchvision."""
     n, height, width, channels = pictures.shape
     if n == 1:
         return pictures.reshape(height, width, channels)
-    step_x, step_y, columns = width + padding, height + padding, min(columns, n)
-    whole = np.zeros((padding + -(-n // columns) * step_y, padding + columns * step_x, channels), np.uint8)
+    step_x, step_y, columns = width + GAP, height + GAP, min(columns, n)
+    whole = np.zeros((GAP + -(-n // columns) * step_y, GAP + columns * step_x, channels), np.uint8)
     for i, picture in enumerate(pictures):
-        x, y = padding + i % columns * step_x, padding + i // columns * step_y
+        x, y = GAP + i % columns * step_x, GAP + i // columns * step_y
         whole[y : y + height, x : x + width] = picture
     return whole
 
 
-def marked_grid(
-    pictures: NDArray[np.uint8], right: Sequence[bool], columns: int = 8, gap: int = 2
-) -> NDArray[np.uint8]:
+def marked_grid(pictures: NDArray[np.uint8], right: Sequence[bool], columns: int = 8) -> NDArray[np.uint8]:
     """Arrange pictures (N, H, W, 3): a green frame with a tick if `right`, else a red frame with a cross."""
     n, height, width, _ = pictures.shape
     frame = max(2, min(height, width) // 24)
     bar = max(15, min(height, width) // 5)  # holds the mark, below the picture
-    step_x, step_y = width + 2 * frame + gap, height + frame + bar + gap
-    sheet = Image.new("RGB", (gap + columns * step_x, gap + -(-n // columns) * step_y))
+    step_x, step_y = width + 2 * frame + GAP, height + frame + bar + GAP
+    sheet = Image.new("RGB", (GAP + columns * step_x, GAP + -(-n // columns) * step_y))
     draw = ImageDraw.Draw(sheet)
     for i, (picture, good) in enumerate(zip(pictures, right, strict=True)):
-        x, y = gap + i % columns * step_x, gap + i // columns * step_y
-        draw.rectangle((x, y, x + step_x - gap - 1, y + step_y - gap - 1), RIGHT if good else WRONG)
+        x, y = GAP + i % columns * step_x, GAP + i // columns * step_y
+        draw.rectangle((x, y, x + step_x - GAP - 1, y + step_y - GAP - 1), RIGHT if good else WRONG)
         sheet.paste(Image.fromarray(picture), (x + frame, y + frame))
         side = bar - 5
-        left, top = x + (step_x - gap - side) // 2, y + frame + height + 2
+        left, top = x + (step_x - GAP - side) // 2, y + frame + height + 2
         for line in TICK if good else CROSS:
             draw.line([(left + u * side, top + v * side) for u, v in line], "white", width=max(2, bar // 7))
     return np.asarray(sheet)

@@ -42,11 +42,11 @@ def post(connection: HTTPConnection, body: Body) -> None:
         raise RuntimeError(f"POST /generate returned {answer.status}: {job}")
 
 
-def saturate(port: int, requests: int, clients: int = CLIENTS, size: int = 1, model: str | None = None) -> float:
-    """Return the pictures/s of `clients` clients; each sends its next request, of `size` pictures, after an answer."""
+def saturate(port: int, requests: int, size: int = 1, model: str | None = None) -> float:
+    """Return the pictures/s of CLIENTS clients; each sends its next request, of `size` pictures, after an answer."""
     lists = subject.label_lists(requests * size)
     bodies = [{"labels": lists[i * size : (i + 1) * size], "seed": i, "model": model} for i in range(requests)]
-    return requests * size / seconds(lambda: send_all(port, bodies, clients, post))
+    return requests * size / seconds(lambda: send_all(port, bodies, CLIENTS, post))
 
 
 def cpu_ms(running: Stack, requests: int) -> tuple[float, dict[str, float]]:

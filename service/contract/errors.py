@@ -90,9 +90,9 @@ class BadRequest(ServiceError, status=422, slug="invalid-request", title="The re
         return cls(_located(loc, message), errors=[{"loc": list(loc), "msg": message}], **members)
 
     @classmethod
-    def from_validation(cls, error: ValidationError, at: Sequence[str | int] = ("body",)) -> Self:
-        """Build it from pydantic's findings about the part of the request under `at`."""
-        return cls.from_errors([{**e, "loc": (*at, *e["loc"])} for e in error.errors()])
+    def from_validation(cls, error: ValidationError) -> Self:
+        """Build it from pydantic's findings about the body."""
+        return cls.from_errors([{**e, "loc": ("body", *e["loc"])} for e in error.errors()])
 
     @classmethod
     def from_errors(cls, errors: Sequence[Mapping[str, Any]]) -> Self:

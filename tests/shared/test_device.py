@@ -10,11 +10,11 @@ import torch
 from shared.device import flush_denormals, kept_memory, lost
 
 
-def _faults(rounds: int = 5) -> int:
+def _faults() -> int:
     """Count page faults while a tensor of 128 MiB is allocated and freed repeatedly."""
     torch.empty(32 << 20).fill_(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(rounds):
+    for _ in range(5):
         torch.empty(32 << 20).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 

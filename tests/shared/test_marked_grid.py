@@ -9,7 +9,7 @@ from shared.pictures import RIGHT, WRONG, marked_grid, to_images
 
 def test_the_grid_marks_by_colour_and_by_shape() -> None:
     pictures = np.zeros((3, 64, 64, 3), np.uint8)
-    sheet = marked_grid(pictures, [True, False, True], columns=2, gap=2)[2:, 2:]
+    sheet = marked_grid(pictures, [True, False, True], columns=2)[2:, 2:]
     h, w = sheet.shape[0] // 2, sheet.shape[1] // 2
     cells = [sheet[y : y + h, x : x + w] for y, x in ((0, 0), (0, w), (h, 0), (h, w))]
     marks = []

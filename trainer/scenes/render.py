@@ -392,15 +392,12 @@ def visible_pixels(scene: Sequence[SceneObject]) -> list[int]:
 def render(
     scenes: Sequence[Sequence[SceneObject]],
     *,
-    width: int = 320,
-    height: int = 240,
     samples: int = 2,
     lamps: Floats | None = None,
 ) -> NDArray[np.uint8]:
-    """Render scenes as (N, height, width, 3) sRGB with `samples` x `samples` rays a pixel. Deterministic.
+    """Render scenes as (N, 240, 320, 3) sRGB with `samples` x `samples` rays a pixel. Deterministic.
 
-    The frame always shows the 4:3 view, so a square film squeezes it, as the course's own resize does. `lamps`: the
-    positions of each scene's lamps, (N, lamps, 3); CLEVR's own by default.
+    `lamps`: the positions of each scene's lamps, (N, lamps, 3); CLEVR's own by default.
     """
     counts = np.array([len(scene) for scene in scenes])
     objects = np.zeros((len(scenes), max(1, counts.max(initial=0)), 6))
@@ -411,8 +408,8 @@ def render(
         lamps = np.broadcast_to(LAMP_POSITIONS, (len(scenes), *LAMP_POSITIONS.shape))
     points = np.array([_lamp_points(positions) for positions in lamps])
     brightness = np.array([_brightness(positions) for positions in lamps])
-    out = np.zeros((len(scenes), height, width, 3), np.uint8)
-    _render(objects, counts, points, brightness, CAMERA, *film(width, height, samples), out)
+    out = np.zeros((len(scenes), 240, 320, 3), np.uint8)
+    _render(objects, counts, points, brightness, CAMERA, *film(320, 240, samples), out)
     return out
 
 

@@ -26,14 +26,14 @@ PLAIN = SamplingOptions(guidance=1.0, steps=6)
 class ToyJudge:
     """Computes the labels' probabilities from the means of the picture's channels."""
 
-    def __init__(self, names: Sequence[str] = NAMES) -> None:
-        self.vocabulary = Vocabulary(tuple(names))
+    def __init__(self) -> None:
+        self.vocabulary = Vocabulary(NAMES)
         self.calls = 0
 
     def probabilities(self, images: Tensor) -> Tensor:
         self.calls += 1
         features = images.mean(dim=(2, 3))  # (N, 3)
-        return torch.sigmoid(5 * torch.cat([features, features.sum(1, keepdim=True)], dim=1)[:, : len(self.vocabulary)])
+        return torch.sigmoid(5 * torch.cat([features, features.sum(1, keepdim=True)], dim=1))
 
     def positions(self, images: Tensor) -> Tensor | None:
         return None

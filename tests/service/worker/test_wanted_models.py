@@ -24,8 +24,8 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wanted_models, "OTHERS_FIRST_S", 0.0)
 
 
-def run_until_ended(runner: Runner, store: JobStore, job: JobRecord, *, limit: int = 900) -> None:
-    for _ in range(limit):
+def run_until_ended(runner: Runner, store: JobStore, job: JobRecord) -> None:
+    for _ in range(900):
         if status(store, job) not in ("queued", "running"):
             return
         runner.run_once()

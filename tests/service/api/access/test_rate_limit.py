@@ -21,8 +21,8 @@ def limited(settings: Settings, limit: str) -> Settings:
     return settings.model_copy(update={"api_keys": listed, "rate_limit": limit})
 
 
-def get(client: httpx.Client, name: str, path: str = "/jobs") -> httpx.Response:
-    return client.get(path, headers={"authorization": f"Bearer {KEYS[name]}"})
+def get(client: httpx.Client, name: str) -> httpx.Response:
+    return client.get("/jobs", headers={"authorization": f"Bearer {KEYS[name]}"})
 
 
 def test_each_key_has_a_limit_of_its_own_for_all_processes(settings: Settings, connection: Redis) -> None:
