@@ -10,11 +10,10 @@ import json
 import os
 import secrets
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import pytest
@@ -24,12 +23,12 @@ from service.api.access.keys import hash_of, new_key
 from service.client import Client
 from service.contract.schemas import Job
 from service.local.demo import free_port
+from tests.service.processes import until
 
 ROOT = Path(__file__).parents[1]
 LAB = ROOT.parent / "shared" / "tools" / "container-lab"
 PROJECT = "labelgrid-test"
 STARTED_WITHIN_S = 180
-T = TypeVar("T")
 
 LABELS = [["red cube", "blue sphere"], ["gray cylinder"], ["green sphere"], ["yellow cube", "purple cylinder"]]
 
@@ -46,15 +45,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 http.server.HTTPServer(("", 9000), Handler).serve_forever()
 """
-
-
-def until(condition: Callable[[], T], *, timeout_s: float = 120.0) -> T:
-    """Wait until the condition is true and return its value."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "the condition did not become true in time"
-        time.sleep(0.1)
-    return found
 
 
 def docker(*arguments: str, check: bool = True, env: dict[str, str] | None = None, stdin: str | None = None) -> str:

@@ -12,11 +12,9 @@ import os
 import secrets
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import httpx
 import pytest
@@ -35,6 +33,7 @@ from service.store.claims import GROUP
 from service.store.connection import connect, text
 from service.store.jobs import JobStore
 from shared.storage import open_storage
+from tests.service.processes import until
 from tests.toy_checkpoint import publish_toys
 
 ROOT = Path(__file__).parents[1]
@@ -42,16 +41,6 @@ FIRST = "10.77.0.1"
 REDIS_PORT, S3_PORT, API_PORT = 6380, 5000, 8000
 BUCKET = "models"
 LABELS = [["red cube"], ["blue sphere", "gray cube"]] * 16
-T = TypeVar("T")
-
-
-def until(condition: Callable[[], T], *, timeout_s: float = 60.0) -> T:
-    """Wait until the condition is true and return its value."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "the condition did not become true in time"
-        time.sleep(0.05)
-    return found
 
 
 def run(*command: str) -> None:
