@@ -5,6 +5,8 @@ that thousands of requests take seconds.
 """
 
 import bisect
+import heapq
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -34,7 +36,7 @@ class Arrival:
         return self.pictures * network_rows(self.options.guidance) * self.options.steps
 
 
-def poisson(rate: float, count: int, seed: int) -> list[Arrival]:
+def poisson(rate: float, count: int, seed: int, steps: Sequence[int] = STEPS) -> list[Arrival]:
     """Draw `count` requests of mixed sizes, steps and guidance that arrive at `rate` per second on average, from 0 on.
 
     Their options depend on the seed only: at another rate the same requests arrive, closer together or farther apart.
@@ -42,7 +44,7 @@ def poisson(rate: float, count: int, seed: int) -> list[Arrival]:
     rng = np.random.default_rng(seed)
     gaps = rng.exponential(size=count)
     wants = [
-        (int(rng.choice(SIZES)), SamplingOptions(steps=int(rng.choice(STEPS)), guidance=float(rng.choice(GUIDANCE))))
+        (int(rng.choice(SIZES)), SamplingOptions(steps=int(rng.choice(steps)), guidance=float(rng.choice(GUIDANCE))))
         for _ in range(count)
     ]
     return [Arrival(at / rate, *want) for at, want in zip(np.cumsum(gaps).tolist(), wants, strict=True)]
@@ -53,10 +55,10 @@ def within(span_s: float, rate: float, seed: int) -> list[Arrival]:
     return poisson(rate, max(3, round(rate * span_s)), seed)
 
 
-def mean_network_rows() -> float:
+def mean_network_rows(steps: Sequence[int] = STEPS) -> float:
     """Return the average number of network rows of a request."""
     rows = [network_rows(w) for w in GUIDANCE]
-    return float(np.mean(SIZES) * np.mean(STEPS) * np.mean(rows))
+    return float(np.mean(SIZES) * np.mean(steps) * np.mean(rows))
 
 
 class RowStepper(Protocol):
@@ -162,9 +164,17 @@ def request_level(queue: Sequence[Waiting], in_progress: int, room: int) -> list
     return [] if in_progress else _fill(queue, room, whole=True)
 
 
+def eight_requests(queue: Sequence[Waiting], in_progress: int, room: int) -> list[int]:
+    """Request-level batching as in `baselines/litserve_server.py`: eight requests, of however many pictures."""
+    return [] if in_progress else [waiting.to_begin for waiting in queue[:8]]
+
+
 def one_at_a_time(queue: Sequence[Waiting], in_progress: int, room: int) -> list[int]:
     """No batching: one picture after the other."""
     return [] if in_progress else [1]
+
+
+ANSWERS_TOGETHER = (request_level, eight_requests)
 
 
 def _fill(queue: Sequence[Waiting], room: int, *, whole: bool) -> list[int]:
@@ -241,7 +251,7 @@ def serve(
                 if waiting.open == 0:
                     ended.append(waiting)
         work = [(waiting, row) for waiting, row in work if not row.done]
-        if policy is not request_level or not work:
+        if policy not in ANSWERS_TOGETHER or not work:
             for waiting in ended:
                 waiting.answered_at = clock.now()
             ended.clear()
@@ -272,3 +282,23 @@ def simulate(
     """Serve arrivals on a virtual clock, by the measured cost of steps."""
     clock = VirtualClock()
     return serve(policy, arrivals, CostStepper(clock, cost), clock, max_pictures=max_pictures, few=few, late=late)
+
+
+def shortest_first(arrivals: Sequence[Arrival], row_s: float) -> list[float]:
+    """Return the latencies if single rows of `row_s` seconds step, always of the request with the least work left.
+
+    No schedule has a smaller mean where a row costs no less in a larger step (SRPT: Schrage 1968).
+    """
+    left, latencies, now = list[tuple[float, int]](), [0.0] * len(arrivals), 0.0
+    for i, until in enumerate([one.at for one in arrivals[1:]] + [math.inf]):
+        now = max(now, arrivals[i].at)
+        heapq.heappush(left, (arrivals[i].network_rows * row_s, i))
+        while left and now < until:
+            work, shortest = heapq.heappop(left)
+            if now + work > until:
+                heapq.heappush(left, (now + work - until, shortest))
+                now = until
+            else:
+                now += work
+                latencies[shortest] = now - arrivals[shortest].at
+    return latencies

@@ -8,10 +8,12 @@ from benchmarks.batching import (
     Policy,
     StepCost,
     continuous,
+    eight_requests,
     mean_network_rows,
     one_at_a_time,
     poisson,
     request_level,
+    shortest_first,
     simulate,
 )
 from shared.options import SamplingOptions
@@ -68,7 +70,17 @@ def test_an_idle_clock_moves_to_the_next_arrival() -> None:
     assert simulate(continuous, [arrival(0.0, 1, 1), arrival(50.0, 1, 1)], FLAT, max_pictures=1).ended_at == 51.0
 
 
-@pytest.mark.parametrize("policy", [continuous, request_level, one_at_a_time])
+def test_eight_requests_form_a_batch_however_many_pictures_they_have() -> None:
+    arrivals = [arrival(0.0, 4, steps=1), *(arrival(0.0, 4, steps=2) for _ in range(8))]
+    assert simulate(eight_requests, arrivals, FLAT, max_pictures=4).latencies == [2.0] * 8 + [4.0]
+
+
+def test_the_shortest_request_interrupts_a_longer_one() -> None:
+    arrivals = [arrival(0.0, 1, steps=4), arrival(1.0, 1, steps=1), arrival(2.0, 1, steps=4), arrival(30.0, 1, steps=1)]
+    assert shortest_first(arrivals, row_s=1.0) == [10.0, 2.0, 16.0, 2.0]  # two rows a step
+
+
+@pytest.mark.parametrize("policy", [continuous, request_level, eight_requests, one_at_a_time])
 def test_every_policy_computes_every_network_row(policy: Policy) -> None:
     arrivals = poisson(2.0, 60, seed=5)
     linear = StepCost({1: 1.0, 1000: 1000.0})  # seconds = rows, so the total does not depend on batching
