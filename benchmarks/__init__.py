@@ -3,8 +3,8 @@
 - `run` runs every section and saves `results.json`; `report` writes docs/performance.md and docs/scaling.md from it.
 - `sections/`: one module per section of docs/performance.md.
 - `baselines/`: other implementations that ours is compared with.
-- `sampling_choices` compares the sampling options of one checkpoint, also of your own; `step_order_choices` the orders in
-  which pictures step. `make bench` runs neither.
+- `sampling_choices` compares the sampling options of one checkpoint, also of your own; `step_order_choices` the orders
+  in which pictures step. `make bench` runs neither.
 - `subject` (what is measured), `stack` (the service as processes), `clients` (over HTTP), `worker_profile`, `batching`
   (policies and simulated load), `capacity_model` (behind docs/scaling.md), `timing`, `results` and `document` serve the
   sections.
