@@ -26,9 +26,9 @@ def save(taken: bytes, file: Path) -> None:
 
 
 def look_up(page: Page) -> None:
-    """Scroll to the top, with the pointer where it highlights nothing."""
+    """Scroll the page and its parts to the top, with the pointer where it highlights nothing."""
     page.locator("h1").hover()
-    page.evaluate("scrollTo(0, 0)")
+    page.evaluate("document.querySelectorAll('*').forEach(part => { part.scrollTop = 0 })")
 
 
 def take(address: str, folder: Path) -> None:
@@ -65,7 +65,7 @@ def take(address: str, folder: Path) -> None:
         phone = browser.new_page(viewport=PHONE, device_scale_factor=1, color_scheme="light", is_mobile=True)  # type: ignore[arg-type]
         phone.goto(drawn)
         phone.locator(".figures").wait_for()
-        phone.locator(".job-head").evaluate("head => scrollTo(0, head.getBoundingClientRect().top - 24)")
+        phone.locator(".job-head").evaluate("head => scrollBy(0, head.getBoundingClientRect().top - 24)")
         phone.wait_for_timeout(300)
         save(phone.screenshot(), folder / "page-phone.png")
         browser.close()
