@@ -83,7 +83,9 @@ def test_a_keyboard_is_enough(opened: Page, working: Runner) -> None:
     opened.get_by_label("Steps").fill("2")
     opened.keyboard.press("Control+Enter")
     expect(opened.get_by_role("status")).to_contain_text("2 pictures, finished.")
-    opened.get_by_role("button", name=re.compile("^Picture 1: red sphere.*Enlarge$")).focus()
+    first = opened.get_by_role("button", name=re.compile("^Picture 1: red sphere.*Enlarge$"))
+    expect(first).to_be_enabled()  # its picture has arrived
+    first.focus()
     opened.keyboard.press("Enter")
     dialog = opened.locator("#picture-dialog")
     expect(dialog).to_have_attribute("aria-label", re.compile("^Picture 1"))
