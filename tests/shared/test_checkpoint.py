@@ -323,7 +323,8 @@ def test_a_header_that_misplaces_its_tensors_is_refused(tmp_path: Path) -> None:
 def test_a_tensor_of_a_dtype_that_torch_does_not_have_is_refused(tmp_path: Path) -> None:
     path = publish_toy(tmp_path)
     edit_header(path, lambda header: header["weight"].update(dtype="F4", shape=[96]))
-    assert refusal(lambda: load(path)) == "toy.safetensors: this torch has no dtype 'F4'"
+    reasons = ("toy.safetensors: this torch has no dtype 'F4'", "toy.safetensors: damaged: ")  # an older safetensors
+    assert refusal(lambda: load(path)).startswith(reasons)
 
 
 def test_a_newer_format_is_refused_before_its_fields_are_read(tmp_path: Path) -> None:
