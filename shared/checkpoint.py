@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from shared import storage as files
-from shared.options import SamplingOptions, default_options
+from shared.options import LIMITS, SamplingOptions, default_options
 from shared.storage import Location
 from shared.support import Support, support_of
 from shared.vocabulary import Vocabulary
@@ -71,6 +71,11 @@ class CheckpointInfo(BaseModel):
     def support(self) -> Support:
         """What the denoiser has learnt to draw. pydantic.ValidationError if it is invalid."""
         return support_of(self.config)
+
+    @property
+    def max_steps(self) -> int:
+        """The most steps that the denoiser can be sampled in: its number of timesteps."""
+        return int(self.config.get("timesteps", LIMITS.max_steps))
 
     @field_validator("vocabulary")
     @classmethod

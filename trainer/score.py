@@ -26,7 +26,7 @@ from shared.diffusion.model import Denoiser
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import UNet
 from shared.evaluator import Evaluator, Judge, SetScore, cropping_judge, load_evaluator, score_set
-from shared.options import LIMITS, SAMPLING_PRESETS, SamplingOptions, picture_seed
+from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid
 from shared.registry import resolve
 from shared.storage import Location
@@ -87,8 +87,8 @@ def make_options(preset: str, changes: dict[str, Any], denoiser: CheckpointInfo)
     if preset not in presets:
         raise TrainerError(f'no sampling preset "{preset}"; there are {", ".join(presets)}')
     options = SamplingOptions.model_validate({**presets[preset].model_dump(), **changes})
-    if options.steps > (most := denoiser.config.get("timesteps", LIMITS.max_steps)):
-        raise TrainerError(f"{options.steps} steps: {denoiser.name} has {most} timesteps")
+    if options.steps > denoiser.max_steps:
+        raise TrainerError(f"{options.steps} steps: {denoiser.name} has {denoiser.max_steps} timesteps")
     return options
 
 

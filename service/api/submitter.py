@@ -66,7 +66,7 @@ from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
 from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
-from shared.options import LIMITS, MAX_SEED, SamplingOptions
+from shared.options import MAX_SEED, SamplingOptions
 from shared.support import picture_size
 
 log = get_logger(__name__)
@@ -290,8 +290,9 @@ class Submitter:
             options = recipe.options if recipe else fields.sampling(info.sampling)
         except ValidationError as error:
             raise BadRequest.from_validation(error) from error
-        if options.steps > (most := info.config.get("timesteps", LIMITS.max_steps)):
-            raise BadRequest.at(("body", "steps"), f"{options.steps} steps; the model {info.name} takes {most} at most")
+        if options.steps > info.max_steps:
+            detail = f"{options.steps} steps; the model {info.name} takes {info.max_steps} at most"
+            raise BadRequest.at(("body", "steps"), detail)
         seed = recipe.seed if recipe else fields.seed
         if seed is None:
             seed = secrets.randbits(DRAWN_SEED_BITS)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from shared.diffusion.denoise import Row, Stepper, finish
+from shared.diffusion.denoise import Row, Stepper, finish, take_steps
 from shared.options import SamplingOptions, picture_seed
 
 LOG_SNRS = (-1.5, -0.75, 0.0, 0.75, 1.5)  # the labels help most around 0 (docs/training-log.md, second session)
@@ -27,10 +27,7 @@ def sample_best(
     for own, seed in zip(labels, seeds, strict=True):
         drawn = [seed, *(picture_seed(seed, j) for j in range(1, candidates))]
         rows = [stepper.new_row(own, options, one) for one in drawn]
-        while any(not row.done for row in rows):
-            stepper.step(rows)
-            if on_step is not None:
-                on_step(rows)
+        take_steps(stepper, rows, on_step)
         chosen.append(rows[int(evidence(stepper, rows, seed).argmax())])
     return finish(stepper, chosen)
 

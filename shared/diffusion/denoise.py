@@ -330,16 +330,20 @@ def sample(
     return finish(stepper, [stepper.new_row(*one) for one in zip(labels, each, seeds, strict=True)], on_step)
 
 
-def finish(stepper: Stepper, rows: Sequence[Row], on_step: Callable[[Sequence[Row]], None] | None = None) -> Tensor:
-    """Take all steps that are left and return the pictures as `Stepper.pictures` does.
-
-    `on_step` is called with all rows after every step. FloatingPointError if a picture is not finite: an evaluator
-    would give it a plausible score.
-    """
+def take_steps(stepper: Stepper, rows: Sequence[Row], on_step: Callable[[Sequence[Row]], None] | None = None) -> None:
+    """Take all steps that are left. `on_step` is called with all rows after every step."""
     while any(not row.done for row in rows):
         stepper.step(rows)
         if on_step is not None:
             on_step(rows)
+
+
+def finish(stepper: Stepper, rows: Sequence[Row], on_step: Callable[[Sequence[Row]], None] | None = None) -> Tensor:
+    """Take all steps that are left, as `take_steps`, and return the pictures as `Stepper.pictures` does.
+
+    FloatingPointError if a picture is not finite: an evaluator would give it a plausible score.
+    """
+    take_steps(stepper, rows, on_step)
     pictures = stepper.pictures(rows)
     if not pictures.isfinite().all():
         raise FloatingPointError("the network's output is not finite")

@@ -78,15 +78,14 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         raise CheckpointError(path.name, f"holds an {info.kind}, not a denoiser")
     base = _base_weights(path, info) if info.config.get("base") else None
     try:
-        vocabulary = Vocabulary(info.vocabulary)
         if base is not None:
             state = adapt(base, state)
         config = NetworkConfig.model_validate(info.config["network"])
         schedule = alpha_bar(info.config["schedule"], info.config["timesteps"])
         prediction = TypeAdapter(PredictionName).validate_python(info.config["prediction"])
         options, aspect = info.sampling, float(info.config.get("aspect", 1.0))
-        if config.num_labels != len(vocabulary):
-            raise ValueError(f"{config.num_labels} labels in the network, {len(vocabulary)} in the vocabulary")
+        if config.num_labels != len(info.vocabulary):
+            raise ValueError(f"{config.num_labels} labels in the network, {len(info.vocabulary)} in the vocabulary")
         if not 0 < aspect < math.inf:
             raise ValueError(f"aspect {aspect} is not a ratio of two sides")
         layouts = _layouts(info, state) if config.positions else None
@@ -100,6 +99,7 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     if upsampler is not None:
         upsampler.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    vocabulary = Vocabulary(info.vocabulary)
     return Denoiser(info, vocabulary, network, schedule, prediction, layouts, options, upsampler, aspect)
 
 

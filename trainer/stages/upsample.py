@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from shared.checkpoint import CheckpointInfo, base_of, load, publish, read_info
 from shared.device import autocast_dtype
+from shared.diffusion.denoise import take_steps
 from shared.diffusion.layouts import with_positions
 from shared.diffusion.model import UPSAMPLER, Denoiser
 from shared.diffusion.samplers import make_table
@@ -124,8 +125,7 @@ class Upsampling:
             self.stepper.noised_row(x[i], eps[i], labels[i], self.options, starts[i])
             for i in denoise.nonzero()[:, 0].tolist()
         ]
-        while any(not row.done for row in rows):
-            self.stepper.step(rows)
+        take_steps(self.stepper, rows)
         if rows:
             x[denoise] = torch.stack([row.x for row in rows])
         return x

@@ -38,45 +38,41 @@ def impatient(settings: Settings, connection: Redis) -> Iterator[Redis]:
     client.close()
 
 
+@contextlib.contextmanager
+def retrying_twice(settings: Settings, trouble: contextlib.ExitStack) -> Iterator[Redis]:
+    """A worker's connection, which must retry twice: with the second time, Redis's trouble ends."""
+    looks = []
+
+    def stopping() -> bool:
+        looks.append(1)
+        if len(looks) == 2:
+            trouble.close()
+        return False
+
+    with connect(settings.redis_url, retry=RetryUntilStopped(stopping)) as worker:
+        yield worker
+    assert len(looks) == 2
+
+
 @REFUSES_WRITES
 def test_a_worker_retries_until_redis_takes_writes(connection: Redis, settings: Settings, state: Any) -> None:
-    looks = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(state(connection))
-
-        def stopping() -> bool:
-            looks.append(1)
-            if len(looks) == 2:
-                stack.close()
-            return False
-
-        worker = connect(settings.redis_url, retry=RetryUntilStopped(stopping))
-        assert worker.set("key", "value")
-        with worker.pipeline(transaction=True) as pipe:
-            assert pipe.set("other", "value").execute() == [True]
-        worker.close()
-    assert len(looks) == 2
+        with retrying_twice(settings, stack) as worker:
+            assert worker.set("key", "value")
+            with worker.pipeline(transaction=True) as pipe:
+                assert pipe.set("other", "value").execute() == [True]
 
 
 def test_a_worker_retries_while_a_new_replica_answers_nothing(connection: Redis, settings: Settings) -> None:
     """As the former primary does after a failover, while it fetches its data from the new one."""
     connection.set("key", "value")
-    looks = []
     with contextlib.ExitStack() as stack:
         connection.config_set("replica-serve-stale-data", "no")
         stack.callback(connection.config_set, "replica-serve-stale-data", "yes")
         stack.enter_context(read_only(connection))
-
-        def stopping() -> bool:
-            looks.append(1)
-            if len(looks) == 2:
-                stack.close()
-            return False
-
-        worker = connect(settings.redis_url, retry=RetryUntilStopped(stopping))
-        assert worker.get("key") == b"value"
-        worker.close()
-    assert len(looks) == 2
+        with retrying_twice(settings, stack) as worker:
+            assert worker.get("key") == b"value"
 
 
 def test_a_blocking_read_continues_after_redis_was_a_replica(connection: Redis, settings: Settings) -> None:
