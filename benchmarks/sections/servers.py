@@ -246,10 +246,12 @@ def figures(seen: dict[str, dict[str, list[Answers]]]) -> Data:
         "servers.uniform_throughput_vs_naive": faster("equal", OURS, NAIVE),
         "servers.uniform_throughput_vs_diffusers": faster("equal", OURS, DIFFUSERS),
         "servers.uniform_bound_vs_litserve": faster("equal", LOOP, LITSERVE),
+        "servers.uniform_bound_vs_naive": faster("equal", LOOP, NAIVE),
         "servers.mixed_throughput_vs_litserve": faster("burst", OURS, LITSERVE),
         "servers.mixed_throughput_vs_naive": faster("burst", OURS, NAIVE),
         "servers.mixed_throughput_vs_diffusers": faster("burst", OURS, DIFFUSERS),
         "servers.mixed_bound_vs_litserve": faster("burst", LOOP, LITSERVE),
+        "servers.mixed_bound_vs_naive": faster("burst", LOOP, NAIVE),
         "servers.mixed_p95_vs_litserve": pooled_p95(latencies(OURS), latencies(LITSERVE)),
         "servers.mixed_p95_bound_vs_litserve": pooled_p95(latencies(LOOP), latencies(LITSERVE)),
     }

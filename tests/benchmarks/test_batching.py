@@ -1,5 +1,8 @@
 """Poisson arrivals and batching policies on a virtual clock, with latencies worked out by hand."""
 
+import itertools
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -9,11 +12,12 @@ from benchmarks.batching import (
     StepCost,
     continuous,
     eight_requests,
+    fewest_late,
+    least_p95,
     mean_network_rows,
     one_at_a_time,
     poisson,
     request_level,
-    shortest_first,
     simulate,
 )
 from shared.options import SamplingOptions
@@ -75,9 +79,31 @@ def test_eight_requests_form_a_batch_however_many_pictures_they_have() -> None:
     assert simulate(eight_requests, arrivals, FLAT, max_pictures=4).latencies == [2.0] * 8 + [4.0]
 
 
-def test_the_shortest_request_interrupts_a_longer_one() -> None:
-    arrivals = [arrival(0.0, 1, steps=4), arrival(1.0, 1, steps=1), arrival(2.0, 1, steps=4), arrival(30.0, 1, steps=1)]
-    assert shortest_first(arrivals, row_s=1.0) == [10.0, 2.0, 16.0, 2.0]  # two rows a step
+@pytest.mark.parametrize("seed", range(20))
+def test_no_choice_of_requests_has_fewer_late_answers(seed: int) -> None:
+    arrivals = poisson(0.02, 7, seed)
+
+    def all_in_time(chosen: Sequence[Arrival], within_s: float) -> bool:
+        now = 0.0
+        for one in chosen:
+            now = max(now, one.at) + one.network_rows
+            if now > one.at + within_s:
+                return False
+        return True
+
+    for within_s in (20.0, 60.0, 100.0, 150.0, 250.0):
+        most = max(
+            count
+            for count in range(len(arrivals) + 1)
+            if any(all_in_time(chosen, within_s) for chosen in itertools.combinations(arrivals, count))
+        )
+        assert fewest_late(arrivals, row_s=1.0, within_s=within_s) == len(arrivals) - most
+
+
+def test_the_least_p95_gives_up_one_answer_of_twenty() -> None:
+    equal, long = arrival(0.0, 1, steps=1), arrival(0.0, 1, steps=50)  # two and a hundred rows
+    assert least_p95([[equal] * 10, [long] + [equal] * 8], row_s=1.0) == pytest.approx(116.0, abs=0.001)
+    assert least_p95([[equal] * 10, [long] + [equal] * 9], row_s=1.0) == pytest.approx(20.0, abs=0.001)
 
 
 @pytest.mark.parametrize("policy", [continuous, request_level, eight_requests, one_at_a_time])
