@@ -39,6 +39,27 @@ def test_an_answer_that_was_cut_off_is_asked_for_again(
     complaints.clear()
 
 
+@pytest.mark.parametrize("answers", ["**/events", "**/images/0.png"])
+def test_what_a_key_may_not_read_yet_is_read_later(
+    opened: Page, compose: Compose, working: Runner, client: httpx.Client, complaints: list[str], answers: str
+) -> None:
+    asked = list[str]()
+
+    def refuse_the_first(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) > 1:
+            route.continue_()
+        else:
+            route.fulfill(status=429, headers={"Retry-After": "1"}, json={"title": "Too many requests"})
+
+    opened.route(answers, refuse_the_first)
+    compose(LISTS[:1])
+    drawn(opened, client, Steps="2")
+    expect(opened.locator(".card[data-state=exact] img, .card[data-state=judged] img")).to_be_visible()
+    assert len(asked) == 2
+    complaints.clear()
+
+
 def test_a_job_that_ended_during_a_long_break_is_shown_as_it_ended(
     opened: Page, compose: Compose, working: Runner, client: httpx.Client
 ) -> None:

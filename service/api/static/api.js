@@ -5,6 +5,7 @@ const KEY = "labelgrid.key";
 const TRIES = 3;
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 8000;
+const TOO_MANY = 429;
 const SILENCE_MS = 15_000; // the service sends a comment about every second
 
 /** What the browser keeps for this page; where it blocks that, as together with cookies, it is gone with the page. */
@@ -22,12 +23,19 @@ export const apiKey = {
   set: (value) => (value ? storage.setItem(KEY, value) : storage.removeItem(KEY)),
 };
 
-/** What went wrong, as a message. `status` is 0 without an answer, null if nothing was sent; `entry` is the label list at fault, from 0. */
+/**
+ * What went wrong, as a message. `status` is 0 without an answer, null if nothing was sent; `entry` is the label list at
+ * fault, from 0; the next request is taken after `waitMs`.
+ */
 export class Problem extends Error {
-  constructor(words, { status = 0, entry = null } = {}) {
+  constructor(words, { status = 0, entry = null, waitMs = 0 } = {}) {
     super(words);
-    this.status = status;
-    this.entry = entry;
+    Object.assign(this, { status, entry, waitMs });
+  }
+
+  /** Whether the same request may succeed later. */
+  get mayPass() {
+    return this.status === 0 || this.status === TOO_MANY || this.status >= 500;
   }
 }
 
@@ -61,7 +69,7 @@ async function problemOf(response) {
   if (status === 401) words = apiKey.get() ? "The API key was not accepted." : "This service requires an API key.";
   const after = Number(response.headers.get("Retry-After"));
   if (after > 0) words += ` Try again in ${after} s.`;
-  return new Problem(words, { status, entry: body.entry ?? null });
+  return new Problem(words, { status, entry: body.entry ?? null, waitMs: after > 0 ? 1000 * after : 0 });
 }
 
 function sentence(text) {
@@ -85,6 +93,18 @@ export const deleteJob = (id) => json(`jobs/${encodeURIComponent(id)}`, { method
 /** Reads a picture, or a zip of them, as a blob: URL, which the caller revokes. */
 export async function readPicture(path, signal) {
   return URL.createObjectURL(await request(path, (response) => response.blob(), { signal }));
+}
+
+/** The same, but waits while the key has too many requests. */
+export async function readPictureInTurn(path, signal) {
+  for (;;) {
+    try {
+      return await readPicture(path, signal);
+    } catch (error) {
+      if (error.status !== TOO_MANY) throw error;
+      await pause(error.waitMs);
+    }
+  }
 }
 
 /** Creates a job; the Idempotency-Key makes every attempt the same one. */
@@ -129,7 +149,8 @@ export async function follow(id, tell, signal) {
       }
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof SyntaxError || (error.status >= 400 && error.status < 500)) throw error;
+      if (error instanceof SyntaxError || (error instanceof Problem && !error.mayPass)) throw error;
+      wait = Math.max(wait, error.waitMs ?? 0);
     } finally {
       clearTimeout(timer);
     }

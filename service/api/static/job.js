@@ -1,6 +1,6 @@
 // The canvas: one job from the queue to its end, with its pictures as they arrive, its scores and its buttons.
 
-import { Problem, cancelJob, follow, readJob, readPicture } from "./api.js";
+import { Problem, cancelJob, follow, readJob, readPicture, readPictureInTurn } from "./api.js";
 import { Card } from "./card.js";
 import { tile } from "./composer.js";
 import { announce, copy, find, h, save } from "./dom.js";
@@ -64,7 +64,7 @@ export class JobView {
       if (signal.aborted) return;
       if (!(error instanceof Problem)) throw error;
       this.id = null;
-      this.lost = error.status === 0 || error.status >= 500;
+      this.lost = error.mayPass;
       this.root.replaceChildren(h("p", { class: "refusal", role: "alert" }, error.message));
       if (error.status === 401) this.failed(error);
     }
@@ -172,7 +172,7 @@ export class JobView {
 
   async #read(card, url, signal) {
     try {
-      const blob = await readPicture(url, signal);
+      const blob = await readPictureInTurn(url, signal);
       if (signal.aborted) return URL.revokeObjectURL(blob);
       this.blobs.push(blob);
       card.finish(blob);
@@ -188,7 +188,7 @@ export class JobView {
     if (!url || card.strip) return card.strip ?? null;
     const { signal } = this.watch;
     try {
-      card.strip = await readPicture(url, signal);
+      card.strip = await readPictureInTurn(url, signal);
       this.blobs.push(card.strip);
       return card.strip;
     } catch (error) {
