@@ -17,10 +17,10 @@ from service.api.access.keys import KeyRing
 from service.api.access.rate_limit import RateLimiter, read_limit
 from service.api.access.security_headers import SecurityHeaders
 from service.api.catalog import Models
+from service.api.downloads.reader import ResultReader
 from service.api.event_feed import Feeds
 from service.api.openai import routes as openai
 from service.api.openapi import DocumentedAPI
-from service.api.results.reader import ResultReader
 from service.api.routes import generate, jobs, meta, metrics, page, score
 from service.settings import Settings
 from service.store.connection import connect, connect_async

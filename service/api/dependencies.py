@@ -12,8 +12,8 @@ from fastapi.security.base import SecurityBase
 from structlog.contextvars import bind_contextvars
 
 from service.api.catalog import Models
+from service.api.downloads.reader import ResultReader
 from service.api.event_feed import Feeds
-from service.api.results.reader import ResultReader
 from service.contract.schemas import EXAMPLE_ID
 from service.settings import Settings
 from service.store.jobs import JobStore

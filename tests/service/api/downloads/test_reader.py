@@ -198,7 +198,7 @@ def test_storage_that_fails_or_hangs_is_a_503_and_what_redis_has_is_served(
         hang.wait()
         raise OSError
 
-    monkeypatch.setattr("service.api.results.reader.PATIENCE_S", 0.01)
+    monkeypatch.setattr("service.api.downloads.reader.PATIENCE_S", 0.01)
     for broken in (fail, block):
         with monkeypatch.context() as patch:
             patch.setattr("shared.storage.read", broken)

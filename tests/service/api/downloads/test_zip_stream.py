@@ -5,7 +5,7 @@ import io
 import zipfile
 from collections.abc import AsyncIterator, Sequence
 
-from service.api.results.zip_stream import zip_stream
+from service.api.downloads.zip_stream import zip_stream
 from tests.service.api.uploads.zips import png
 
 
