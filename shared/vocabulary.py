@@ -229,7 +229,7 @@ def _parse_json(text: str | bytes) -> Any:
         raise LabelError(f"not JSON: not {error.encoding} text at byte {error.start}") from error
     except RecursionError as error:
         raise LabelError("not a label file: nested too deeply") from error
-    except ValueError as error:  # more than 4300
+    except ValueError as error:  # more than the 4,300 that Python parses
         raise LabelError("not a label file: a number with too many digits") from error
 
 

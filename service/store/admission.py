@@ -9,7 +9,8 @@ from typing import Any
 from service.settings import Settings
 from service.store import keys
 
-# Parts of the scripts of `jobs.py`. Bytes are counted for owners of API keys only: without keys nothing limits them.
+# Parts of the scripts that create, end and delete jobs. Bytes are counted for owners of API keys only: without keys
+# nothing limits them.
 # Before a job is created: ends the script if something is full, with "queue", "owner" or "bytes", how much of it is
 # taken, and for bytes the seconds until some of it expires. An empty queue or store takes any one job.
 ADMIT = """

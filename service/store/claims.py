@@ -27,7 +27,7 @@ SUSPECTS_TOGETHER = 4  # small, so that few share a third death; large, so that 
 IN_BATCHES = 2  # deaths before a picture is suspected; until then it is sampled in a batch
 UNREADABLE_S = 120.0  # how long a picture that this worker cannot read waits for one that can: a rolling upgrade
 
-# Part of the script that ends a job early, of `jobs.py`: removes its pictures from the stream. Workers that sample some
+# Part of the script that ends a job early: removes its pictures from the stream. Workers that sample some
 # drop them at their next step; but those that died do not, and perhaps no other one has the model.
 REMOVE = f"""
 local stream = '{keys.STREAM_PREFIX}' .. (redis.call('HGET', job, 'digest') or '')

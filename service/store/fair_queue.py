@@ -64,7 +64,7 @@ end
 return moved
 """
 
-# Part of the script that creates a job, of `jobs.py`: adds it at the end of its owner's list. An owner keeps the place
+# Part of the script that creates a job: adds it at the end of its owner's list. An owner keeps the place
 # that their last turn gave them, so that frequent requests do not come first every time. An owner whose list is not
 # empty has a place.
 ENQUEUE = """
@@ -72,7 +72,7 @@ if redis.call('RPUSH', jobs, id) == 1 then redis.call('ZADD', owners, 'NX', 0, o
 redis.call('HINCRBY', counts, owner, total)
 """
 
-# Part of the script that ends a job early, of `jobs.py`: removes its pending pictures, and it from its owner's list.
+# Part of the script that ends a job early: removes its pending pictures, and it from its owner's list.
 REMOVE = f"""
 local pending, digest = job .. ':waiting', redis.call('HGET', job, 'digest')
 local count = redis.call('LLEN', pending)

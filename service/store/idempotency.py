@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from service.contract.errors import KeyReuse
 from service.store import keys
 
-# Parts of the script that creates a job, of `jobs.py`, for a request with a key. The first ends the script if the key
+# Parts of the script that creates a job, for a request with a key. The first ends the script if the key
 # stands for a job that still exists.
 FIND = """
 local known = request and redis.call('GET', request)

@@ -75,7 +75,7 @@ def one_step(model: str, pictures: int, stepper: "Stepper") -> Iterator[None]:
 class WorkerState(Collector):
     """Reports at each scrape whether the worker makes progress, and its loaded models.
 
-    It reads a `service.worker.runner.Runner`, which this room may not import, from another thread.
+    It reads a `service.worker.runner.Runner`, which telemetry may not import, from another thread.
     """
 
     def __init__(self, runner: Any) -> None:

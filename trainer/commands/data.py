@@ -1,4 +1,4 @@
-"""The commands that make data: `render` and `locate`."""
+"""The commands that make data: `render`, `locate` and `import`."""
 
 from __future__ import annotations
 
