@@ -36,7 +36,6 @@ webhooks              sorted set  "ID EVENT" of each webhook to send; score: whe
 rate:...              strings     counts of the rate limit; the library `limits` names them
 """
 
-from collections.abc import Callable
 from typing import Final
 
 PREFIX: Final = "labelgrid"
@@ -52,37 +51,29 @@ PRUNED: Final = "labelgrid:pruned"
 WEBHOOKS: Final = "labelgrid:webhooks"
 GRID: Final = "grid"  # field of job:ID:png
 
-
-def _key(pattern: str) -> Callable[..., str]:
-    return pattern.format
-
-
 # Of a job's id.
-job = _key("labelgrid:job:{}")
-pending = _key("labelgrid:job:{}:waiting")
-verdicts = _key("labelgrid:job:{}:verdicts")
-png = _key("labelgrid:job:{}:png")
-events = _key("labelgrid:job:{}:events")
-previews = _key("labelgrid:job:{}:live")
-watched = _key("labelgrid:job:{}:watched")
-webhook = _key("labelgrid:job:{}:webhook:{}")  # with an event
-sending = _key("labelgrid:job:{}:webhook:{}:sending")
-tombstone = _key("labelgrid:was:{}")
+job = "labelgrid:job:{}".format
+pending = "labelgrid:job:{}:waiting".format
+verdicts = "labelgrid:job:{}:verdicts".format
+png = "labelgrid:job:{}:png".format
+events = "labelgrid:job:{}:events".format
+previews = "labelgrid:job:{}:live".format
+watched = "labelgrid:job:{}:watched".format
+webhook = "labelgrid:job:{}:webhook:{}".format  # with an event
+sending = "labelgrid:job:{}:webhook:{}:sending".format
+tombstone = "labelgrid:was:{}".format
 # Of an owner, the hash of an idempotency key, and a worker's name.
-index = _key("labelgrid:jobs:{}")
-stored_bytes = _key("labelgrid:bytes:{}")
-idempotency = _key("labelgrid:key:{}")
-worker = _key("labelgrid:worker:{}")
+index = "labelgrid:jobs:{}".format
+stored_bytes = "labelgrid:bytes:{}".format
+idempotency = "labelgrid:key:{}".format
+worker = "labelgrid:worker:{}".format
 # Of a checkpoint's digest.
-owners = _key("labelgrid:turns:{}")
-pending_counts = _key("labelgrid:waiting:{}")
-stream = _key(f"{STREAM_PREFIX}{{}}")
-suspects_keeper = _key("labelgrid:suspects:{}")
-loading = _key("labelgrid:loading:{}")
-
-
-def owner_jobs(digest: str, owner: str) -> str:
-    return f"{OWNERS_PREFIX}{digest}:{owner}"
+owners = "labelgrid:turns:{}".format
+pending_counts = "labelgrid:waiting:{}".format
+stream = "labelgrid:pictures:{}".format
+suspects_keeper = "labelgrid:suspects:{}".format
+owner_jobs = "labelgrid:turns:{}:{}".format  # with an owner
+loading = "labelgrid:loading:{}".format
 
 
 def trajectory_field(index: int) -> str:
