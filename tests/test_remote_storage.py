@@ -1,7 +1,6 @@
 """Remote storage, in memory and on a real S3 server: checkpoints, the API's catalogue, workers and the trainer."""
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,19 +11,17 @@ from redis import Redis
 
 from service.api.catalog import Models
 from service.contract.errors import BadRequest, NoModel
-from service.contract.records import JobRecord
 from service.settings import Settings
-from service.store.creation import new_id
 from service.store.jobs import JobStore
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.runner import Runner
 from shared import storage as files
 from shared.checkpoint import CheckpointError, load, publish, read_info, verify
-from shared.options import SamplingOptions
 from shared.registry import promote, promoted, resolve, scan
 from shared.storage import Location, open_storage
 from tests.conftest import serving
 from tests.s3 import BUCKET
+from tests.service.store.helpers import record
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
@@ -215,11 +212,7 @@ def test_remote_and_local_storage_give_equal_pictures(
             assert client.get("/models").json()["problems"] == {}
             digest = next(m["digest"] for m in client.get("/models").json()["models"] if m["promoted"])
         store = JobStore(connection, own)
-        job = JobRecord(
-            id=new_id(), kind="generate", created_at=time.time(), model="toy", digest=digest, labels=LISTS,
-            seed=7, columns=2, options=SamplingOptions(steps=4),
-        )  # fmt: skip
-        store.create(job)
+        store.create(job := record(digest=digest, labels=LISTS, columns=2))
         Runner(connection, own, "w").run(job.id)
         pictures.append(store.pngs(job.id, range(2)))
     assert pictures[0] == pictures[1]

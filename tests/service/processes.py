@@ -17,11 +17,11 @@ from service.__main__ import main
 from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
-from service.store.creation import new_id
 from shared.checkpoint import read_info
 from shared.options import SamplingOptions
 from shared.registry import resolve
 from tests.paths import ROOT
+from tests.service.store.helpers import record
 
 T = TypeVar("T")
 
@@ -137,14 +137,6 @@ def worker_processes(
 
 
 def new_job(settings: Settings, *, steps: int, pictures: int) -> JobRecord:
-    return JobRecord(
-        id=new_id(),
-        kind="generate",
-        created_at=time.time(),
-        model="toy",
-        digest=read_info(resolve(settings.storage, "toy", "denoiser")).digest,
-        labels=[["red cube"], ["blue sphere", "gray cube"]] * (pictures // 2),
-        seed=3,
-        columns=4,
-        options=SamplingOptions(steps=steps),
-    )
+    digest = read_info(resolve(settings.storage, "toy", "denoiser")).digest
+    labels = [["red cube"], ["blue sphere", "gray cube"]] * (pictures // 2)
+    return record(digest=digest, labels=labels, seed=3, columns=4, options=SamplingOptions(steps=steps))

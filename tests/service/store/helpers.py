@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from redis import Redis
 
@@ -15,28 +16,20 @@ DIGEST = "d" * 64
 RESULT = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)
 
 
-def record(
-    n: int = 2,
-    owner: str = "",
-    *,
-    digest: str = DIGEST,
-    repeats: int = 1,
-    seed: int = 7,
-    created_at: float | None = None,
-) -> JobRecord:
-    return JobRecord(
-        id=new_id(),
-        owner=owner,
-        kind="generate",
-        created_at=time.time() if created_at is None else created_at,
-        model="toy",
-        digest=digest,
-        labels=[["red cube"]] * n,
-        seed=seed,
-        repeats=repeats,
-        columns=8,
-        options=SamplingOptions(steps=4),
-    )
+def record(n: int = 2, owner: str = "", **about: Any) -> JobRecord:
+    """Return a job of `n` pictures; `about` replaces other fields."""
+    usual = {
+        "id": new_id(),
+        "kind": "generate",
+        "created_at": time.time(),
+        "model": "toy",
+        "digest": DIGEST,
+        "labels": [["red cube"]] * n,
+        "seed": 7,
+        "columns": 8,
+        "options": SamplingOptions(steps=4),
+    }
+    return JobRecord(owner=owner, **{**usual, **about})
 
 
 def done(claim: Claim, png: bytes = b"png") -> tuple[str, FinishedPicture]:

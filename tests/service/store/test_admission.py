@@ -97,7 +97,7 @@ def test_an_owners_bytes_are_those_expected_and_then_those_stored(
 
 
 def test_uploaded_pictures_count_once(store: JobStore, a: PictureStream, connection: Redis, limited: Settings) -> None:
-    judged = record(2, "a").model_copy(update={"sent": True})
+    judged = record(2, "a", sent=True)
     store.create(judged, uploaded=[b"x" * 50, b"y" * 60], expected_bytes=110)
     finished = [(entry, replace(one, png=b"")) for entry, one in map(done, a.claim_new(2))]
     store.commit(a.key, finished)

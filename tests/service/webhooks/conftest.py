@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ from pydantic import SecretStr
 from redis import Redis
 from standardwebhooks import Webhook
 
-from service.contract.records import JobRecord, WebhookEvent
+from service.contract.records import WebhookEvent
 from service.settings import Settings
 from service.store import keys
-from service.store.creation import new_id
 from service.store.jobs import JobStore
 from service.webhooks.signing import receiver_secret, signing_key
 from service.webhooks.worker import Sender
-from shared.options import SamplingOptions
 from tests.paths import ROOT
 from tests.service.processes import until
+from tests.service.store.helpers import record
 
 SECRET = "a secret that is long enough"
 ENDS: tuple[WebhookEvent, ...] = ("finished", "failed", "cancelled")
@@ -93,22 +91,7 @@ def sender(connection: Redis, hooked: Settings) -> Sender:
 
 def create_job(store: JobStore, url: str, events: tuple[WebhookEvent, ...] = ENDS, owner: str = "") -> str:
     """Create a job with a webhook and return its id."""
-    record = JobRecord(
-        id=new_id(),
-        owner=owner,
-        kind="generate",
-        created_at=time.time(),
-        model="toy",
-        digest="d" * 64,
-        labels=[["red cube"]],
-        seed=7,
-        columns=8,
-        options=SamplingOptions(),
-        webhook=url,
-        webhook_events=events,
-    )
-    store.create(record)
-    return record.id
+    return store.create(record(1, owner, webhook=url, webhook_events=events))
 
 
 def outbox(store: JobStore) -> list[str]:

@@ -1,7 +1,6 @@
 """Runners that a test drives step by step, and jobs for them."""
 
 import io
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from redis import Redis
 from service.contract.records import JobRecord, Verdict
 from service.settings import Settings
 from service.store import keys
-from service.store.creation import new_id
 from service.store.jobs import JobStore, read_verdicts
 from service.worker.loaded_models import LoadedModel
 from service.worker.runner import Runner
@@ -22,6 +20,7 @@ from shared.checkpoint import read_info
 from shared.diffusion.denoise import Row
 from shared.options import SamplingOptions
 from shared.registry import resolve
+from tests.service.store.helpers import record
 from tests.toy_checkpoint import publish_toys
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
@@ -47,17 +46,9 @@ def create(store: JobStore, settings: Settings) -> Callable[..., JobRecord]:
         digest: str | None = None,
     ) -> JobRecord:
         found = digest or read_info(resolve(settings.storage, model, "denoiser")).digest
-        job = JobRecord(
-            id=new_id(),
-            kind="generate" if repeats == 1 else "score",
-            created_at=time.time(),
-            model=model,
-            digest=found,
-            labels=[list(one) for one in labels],
-            seed=seed,
-            repeats=repeats,
-            columns=2,
-            options=options,
+        kind, lists = "generate" if repeats == 1 else "score", [list(one) for one in labels]
+        job = record(
+            kind=kind, model=model, digest=found, labels=lists, seed=seed, repeats=repeats, columns=2, options=options
         )
         store.create(job)
         return job

@@ -14,7 +14,6 @@ from redis import Redis
 from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.creation import new_id
 from service.store.jobs import JobStore
 from service.worker import runner as runner_module
 from service.worker import wanted_models
@@ -24,6 +23,7 @@ from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
 from shared.evaluator import JudgeInside
 from shared.options import SamplingOptions
 from shared.registry import promote
+from tests.service.store.helpers import record
 from tests.toy_checkpoint import publish_toy_denoiser
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
@@ -38,10 +38,8 @@ def store(connection: Redis, own: Settings) -> JobStore:
 @pytest.fixture
 def create(store: JobStore) -> Callable[..., JobRecord]:
     def create(info: CheckpointInfo, *, steps: int = 4) -> JobRecord:
-        job = JobRecord(
-            id=new_id(), kind="generate", created_at=time.time(), model=info.name, digest=info.digest, labels=LISTS,
-            seed=7, columns=2, options=SamplingOptions(steps=steps),
-        )  # fmt: skip
+        options = SamplingOptions(steps=steps)
+        job = record(model=info.name, digest=info.digest, labels=LISTS, columns=2, options=options)
         store.create(job)
         return job
 

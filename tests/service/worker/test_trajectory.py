@@ -2,7 +2,6 @@
 
 import io
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +25,7 @@ from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
 from tests.service.api.answers import nothing_is_queued, problem
+from tests.service.store.helpers import record
 from tests.service.worker import test_engine
 from tests.service.worker.conftest import pixels
 
@@ -120,12 +120,9 @@ def test_requests_for_trajectories_that_do_not_exist(client: httpx.Client, alive
 def create(connection: Redis, settings: Settings) -> Callable[..., JobRecord]:
     def create(job_id: str) -> JobRecord:
         digest = read_info(resolve(settings.storage, "toy", "denoiser")).digest
-        record = JobRecord(
-            id=job_id, kind="generate", created_at=time.time(), model="toy", digest=digest, labels=LISTS, seed=7,
-            columns=2, options=QUICK, trajectory=4,
-        )  # fmt: skip
-        JobStore(connection, settings).create(record)
-        return record
+        job = record(id=job_id, digest=digest, labels=LISTS, columns=2, options=QUICK, trajectory=4)
+        JobStore(connection, settings).create(job)
+        return job
 
     return create
 

@@ -16,7 +16,7 @@ from service.store.jobs import JobStore
 from service.worker.engine import Failed, Outcome
 from service.worker.runner import Runner
 from service.worker.uploaded import JUDGED_TOGETHER, judge_uploaded
-from shared.options import SamplingOptions
+from tests.service.store.helpers import record
 from tests.service.worker.conftest import status, verdicts_of
 from tests.service.worker.test_engine import CPU, NAMES, ToyJudge, picture
 
@@ -109,12 +109,10 @@ def test_without_pictures_there_is_nothing_to_judge(connection: Redis) -> None:
 
 def create_upload(runner: Runner, count: int) -> JobRecord:
     assert runner.judged_by is not None
-    record = JobRecord(
-        id=f"{count}-pictures", kind="score", created_at=0, model=runner.judged_by.name, digest=runner.judged_by.digest,
-        labels=[["red cube"]] * count, seed=0, columns=8, options=SamplingOptions(), sent=True,
-    )  # fmt: skip
-    runner.store.create(record, uploaded=[png(i) for i in range(count)])
-    return record
+    model, digest = runner.judged_by.name, runner.judged_by.digest
+    job = record(count, id=f"{count}-pictures", kind="score", created_at=0, model=model, digest=digest, sent=True)
+    runner.store.create(job, uploaded=[png(i) for i in range(count)])
+    return job
 
 
 def test_a_job_larger_than_a_batch_is_judged_completely(runner: Runner, store: JobStore) -> None:

@@ -46,9 +46,8 @@ def writer(folder: Path) -> Iterator[ResultWriter]:
 
 
 def a_job(n: int, second: int = 0, *, owner: str = "", repeats: int = 1, labels: str = "red cube") -> JobRecord:
-    job = record(n, owner, repeats=repeats, created_at=NOON + second)
-    kind = "generate" if repeats == 1 else "score"
-    return job.model_copy(update={"id": new_job_id(job.created_at), "kind": kind, "labels": [[labels]] * n})
+    kind, at, lists = "generate" if repeats == 1 else "score", NOON + second, [[labels]] * n
+    return record(n, owner, id=new_job_id(at), kind=kind, created_at=at, repeats=repeats, labels=lists)
 
 
 def test_everything_is_read_as_before_once_redis_is_empty(

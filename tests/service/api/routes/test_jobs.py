@@ -110,7 +110,7 @@ def test_only_failed_and_cancelled_jobs_are_retried(client: httpx.Client, alive:
 
 def finished(store: JobStore, n: int, best: int = 0, repeats: int = 1) -> tuple[str, list[bytes]]:
     """Return a job that a worker without a network has finished, and the pictures of all its runs."""
-    job = record(n, repeats=repeats).model_copy(update={"kind": "generate" if repeats == 1 else "score"})
+    job = record(n, repeats=repeats, kind="generate" if repeats == 1 else "score")
     store.create(job)
     pngs = [png(seed) for seed in range(job.total)]
     stream = PictureStream(store.connection, store.settings, DIGEST, "w")
