@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import uuid4
 
 import httpx
 from redis import Redis
@@ -28,7 +29,6 @@ from service.settings import Settings
 from service.store import keys
 from service.store.claims import PictureStream
 from service.store.connection import connect
-from service.store.creation import new_id
 from service.store.jobs import JobStore
 from service.store.sweep import Sweeper
 from shared.checkpoint import read_info
@@ -86,7 +86,7 @@ class Filler:
     def record(self, pictures: int) -> JobRecord:
         labels = subject.label_lists(pictures)
         about = {"model": self.info.name, "digest": self.info.digest, "columns": 8, "options": self.options}
-        return JobRecord(id=new_id(), kind="generate", created_at=time.time(), labels=labels, seed=1, **about)
+        return JobRecord(id=uuid4().hex, kind="generate", created_at=time.time(), labels=labels, seed=1, **about)
 
     def queue_until(self, jobs: int, deadline: Deadline) -> tuple[str, float, float]:
         """Queue one-picture jobs until there are `jobs`, or the deadline.
@@ -131,7 +131,7 @@ class Filler:
         held = self.memory()
         with self.connection.pipeline(transaction=False) as pipe:
             for _ in range(count):
-                pipe.set(keys.tombstone(new_id()), "", ex=self.settings.remembered_s)
+                pipe.set(keys.tombstone(uuid4().hex), "", ex=self.settings.remembered_s)
             pipe.execute()
         return (self.memory() - held) / count
 

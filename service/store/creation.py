@@ -79,10 +79,6 @@ return nil
 """
 
 
-def new_id() -> str:
-    return uuid4().hex
-
-
 @dataclass(frozen=True)
 class RqId:
     """The id of a new job's RQ job: a reader of RQ's queue learns job, checkpoint and deadline without a look-up.
@@ -113,7 +109,7 @@ def rq_job(queue: Queue, job_id: str) -> RqJob:
     return queue.create_job(
         RUN_JOB,
         args=(job_id,),
-        job_id=new_id(),
+        job_id=uuid4().hex,
         status=RqJobStatus.QUEUED,
         timeout=-1,  # RQ's SIGALRM cannot interrupt a long C call; the sweep enforces `job_timeout_s`
         result_ttl=0,

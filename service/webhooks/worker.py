@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import httpx
 from redis import Redis
@@ -30,7 +31,6 @@ from service.rq_worker import QueueWorker
 from service.settings import Settings
 from service.store import keys
 from service.store.connection import RetryUntilStopped, connect, text
-from service.store.creation import new_id
 from service.store.jobs import JobStore
 from service.store.reader import JobReader
 from service.store.webhook_outbox import RUN_DELIVERY
@@ -177,7 +177,7 @@ class WebhookWorker(QueueWorker):
     """Takes up the events that RQ announces and those that are due in the outbox."""
 
     def __init__(self, sender: Sender) -> None:
-        super().__init__(sender.store.webhooks, new_id(), RUN_DELIVERY, LOOK_EVERY_S)
+        super().__init__(sender.store.webhooks, uuid4().hex, RUN_DELIVERY, LOOK_EVERY_S)
         self.sender = sender
         self.turns = Turns(lambda member: sender.attempt(*member.split(" ", 1)))
 

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from types import FrameType
+from uuid import uuid4
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -23,7 +24,7 @@ from service.rq_worker import QueueWorker
 from service.settings import SettingError, Settings
 from service.store import workers
 from service.store.connection import RetryUntilStopped, best_effort, connect
-from service.store.creation import RUN_JOB, new_id
+from service.store.creation import RUN_JOB
 from service.store.sweep import is_time_to_prune
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
@@ -156,7 +157,7 @@ def build(settings: Settings, connection: Redis) -> PictureWorker:
     """
     global runner
     try:
-        runner = Runner(connection, settings, name=new_id())
+        runner = Runner(connection, settings, name=uuid4().hex)
     except DeviceError as error:
         raise SettingError("device", settings.device, f"{error}; auto takes what there is") from error
     model = runner.models.load(measure_later=True)

@@ -4,12 +4,12 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import uuid4
 
 from redis import Redis
 
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.store.claims import Claim
-from service.store.creation import new_id
 from shared.options import SamplingOptions
 
 DIGEST = "d" * 64
@@ -19,7 +19,7 @@ RESULT = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)
 def record(n: int = 2, owner: str = "", **about: Any) -> JobRecord:
     """Return a job of `n` pictures; `about` replaces other fields."""
     usual = {
-        "id": new_id(),
+        "id": uuid4().hex,
         "kind": "generate",
         "created_at": time.time(),
         "model": "toy",

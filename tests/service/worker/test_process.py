@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from redis import Redis
@@ -19,7 +20,7 @@ from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import GROUP
 from service.store.connection import RetryUntilStopped, connect, text
-from service.store.creation import RUN_JOB, new_id
+from service.store.creation import RUN_JOB
 from service.store.jobs import JobStore
 from service.worker import process
 from service.worker.process import PictureWorker
@@ -88,7 +89,7 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     left.terminate()
     assert left.wait(timeout=60) == 0
     assert connection.keys(keys.worker("*")) == []
-    undisturbed = job.model_copy(update={"id": new_id()})
+    undisturbed = job.model_copy(update={"id": uuid4().hex})
     store.create(undisturbed)
     Runner(connection, settings, "w").run(undisturbed.id)
     assert store.pngs(job.id, range(6)) == store.pngs(undisturbed.id, range(6))
