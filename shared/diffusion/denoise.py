@@ -84,10 +84,9 @@ class Stepper:
     """Advances each row by one step of its own table, with as few network rows as its guidance allows.
 
     `network`: see `Network`; in eval mode and on `device`. `alpha_bar`: (T,) float64. `prediction`: what the network
-    predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call. `pad_to`:
-    the only batch sizes allowed, for compiled networks and CUDA graphs; see `bound`. `layouts`: draws the positions for
-    a network that takes them; `rotations`: whether it takes those too. `upsampler`: enlarges finished pictures.
-    `network_rows` and `padding_rows` count the rows computed so far.
+    predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call; see
+    `bound`. `layouts`: draws the positions for a network that takes them; `rotations`: whether it takes those too.
+    `upsampler`: enlarges finished pictures. `network_rows` and `padding_rows` count the rows computed so far.
     """
 
     def __init__(
@@ -99,13 +98,12 @@ class Stepper:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         max_rows: int = 64,
-        pad_to: Sequence[int] | None = None,
         layouts: Layouts | None = None,
         rotations: bool = False,
         upsampler: Upsampler | None = None,
     ) -> None:
         self.network, self.device, self.dtype = network, torch.device(device), dtype
-        self.bound(max_rows, pad_to)
+        self.bound(max_rows)
         self.layouts, self.rotations, self.upsampler = layouts, rotations, upsampler
         self.network_rows, self.padding_rows = 0, 0
         self._alpha_bar, self._to_x0 = alpha_bar, _prediction_coefficients(alpha_bar, prediction)
@@ -119,10 +117,10 @@ class Stepper:
         return self.network.image_shape if self.upsampler is None else self.upsampler.picture_shape
 
     def bound(self, max_rows: int, pad_to: Sequence[int] | None = None, most_padding: float = 1.0) -> None:
-        """Limit later network calls to `max_rows` rows and the batch sizes `pad_to`. ValueError if they disagree.
+        """Limit later network calls to `max_rows` rows and, if given, the batch sizes `pad_to`, whose largest it is.
 
         Rows are padded to the next size, or split into two calls if more than `most_padding` of a call would be
-        padding. Padding rows are discarded.
+        padding. Padding rows are discarded. ValueError if the two bounds disagree.
         """
         if max_rows < 1 or (pad_to is not None and max(pad_to, default=0) != max_rows):
             raise ValueError(f"max_rows must be at least 1 and the largest of pad_to, got {max_rows} and {pad_to}")

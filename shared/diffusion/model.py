@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -51,15 +51,14 @@ class Denoiser:
         """The shape (C, H, W) of a finished picture: that of the upsampler's output, where there is one."""
         return self.image_shape if self.upsampler is None else self.upsampler.picture_shape
 
-    def stepper(self, *, max_rows: int = 64, pad_to: Sequence[int] | None = None) -> Stepper:
+    def stepper(self, *, max_rows: int = 64) -> Stepper:
         """Return a stepping loop on the network's device, in the device's fastest precision."""
         device = next(self.network.parameters()).device
         dtype = autocast_dtype(device)
         network, upsampler = self._packed if can_pack(device) else (self.network, self.upsampler)
         return Stepper(
-            network, self.alpha_bar, self.prediction, device=device, dtype=dtype,
-            max_rows=max_rows, pad_to=pad_to, layouts=self.layouts, rotations=self.network.config.rotations,
-            upsampler=upsampler,
+            network, self.alpha_bar, self.prediction, device=device, dtype=dtype, max_rows=max_rows,
+            layouts=self.layouts, rotations=self.network.config.rotations, upsampler=upsampler,
         )  # fmt: skip
 
     @cached_property

@@ -24,14 +24,16 @@ SEEDS = [11, 12, 13, 14, 15]
 
 def stepper(ab: Tensor = LINEAR, *, max_rows: int = 64, pad_to: list[int] | None = None) -> tuple[Stepper, ToyNetwork]:
     network = ToyNetwork(ab)
-    return Stepper(network, ab, "v", max_rows=max_rows, pad_to=pad_to), network
+    loop = Stepper(network, ab, "v")
+    loop.bound(max_rows, pad_to)
+    return loop, network
 
 
 def alone(i: int) -> Tensor:
     return sample(stepper()[0], torch.tensor(LABELS[i])[None], MIXED[i], [SEEDS[i]])[0]
 
 
-# Company
+# Rows in one batch
 
 
 @pytest.mark.parametrize(("max_rows", "pad_to"), [(64, None), (3, None), (1, None), (4, [2, 4])])
@@ -258,14 +260,14 @@ def test_finished_pictures_are_upsampled_one_at_a_time() -> None:
 
 
 def test_invalid_arguments_are_refused() -> None:
-    loop, network = stepper()
+    loop, _ = stepper()
     with pytest.raises(ValueError, match=r"labels have shape \(3,\), the network takes \(4,\)"):
         loop.new_row([1.0, 0.0, 0.0], SamplingOptions(), 1)
     with pytest.raises(ValueError, match="5 label lists, 5 options and 4 seeds do not match"):
         sample(loop, torch.tensor(LABELS), SamplingOptions(), SEEDS[:4])
     for max_rows, pad_to in [(0, None), (8, [4]), (8, [])]:
         with pytest.raises(ValueError, match="max_rows"):
-            Stepper(network, LINEAR, "v", max_rows=max_rows, pad_to=pad_to)
+            loop.bound(max_rows, pad_to)
 
 
 # The report's cosine
