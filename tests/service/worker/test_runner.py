@@ -105,20 +105,6 @@ def test_a_worker_fails_its_current_job_once_it_is_overdue(
     assert not runner.models.busy
 
 
-def test_a_job_that_ended_elsewhere_leaves_the_batch(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
-) -> None:
-    model = runner.models.load()
-    long = SamplingOptions(steps=1000)
-    ended, other = create(options=long), create(LISTS[:1], options=SamplingOptions(steps=200))
-    runner.run_once()
-    store.fail(ended.id, "cancelled")
-    runner.run(other.id)
-    assert status(store, other) == "finished"
-    assert not runner.models.busy
-    assert connection.xlen(model.stream.key) == 0
-
-
 def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_unaffected(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
 ) -> None:

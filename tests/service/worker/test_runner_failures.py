@@ -1,4 +1,4 @@
-"""Workers that die, stop or lose their device, and pictures that break a batch: nobody else is affected."""
+"""Workers that die or lose their device, and pictures that break a batch: nobody else is affected."""
 
 import itertools
 import time
@@ -19,22 +19,6 @@ from shared.diffusion.denoise import Row
 from tests.service.worker.conftest import Counting, status
 
 
-def test_another_worker_samples_a_dead_workers_pictures_and_they_are_the_same(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
-) -> None:
-    undisturbed = create()
-    runner.run(undisturbed.id)
-    job = create()
-    dead = Runner(connection, settings, "w2")
-    model = dead.models.load()
-    for _ in range(2):
-        dead.run_once()
-    assert len(model.claims) == 3
-    runner.run(job.id)  # waits until the lease has expired
-    assert status(store, job) == "finished"
-    assert store.pngs(job.id, range(3)) == store.pngs(undisturbed.id, range(3))
-
-
 def test_a_worker_that_wakes_up_after_its_lease_expired_changes_nothing(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
 ) -> None:
@@ -49,25 +33,6 @@ def test_a_worker_that_wakes_up_after_its_lease_expired_changes_nothing(
         paused.run_once()
     assert (connection.hgetall(keys.job(job.id)), connection.hgetall(keys.png(job.id))) == before
     assert connection.xlen(model.stream.key) == 0
-
-
-def test_a_stopping_worker_releases_its_pictures(
-    store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
-) -> None:
-    patient = settings.model_copy(update={"lease_s": 200.0})  # longer than the test may take
-    job = create()
-    stopping, other = Runner(connection, patient, "w2"), Runner(connection, patient, "w3")
-    stopping.models.load()
-    stopping.run_once()
-    stopping.stopping = True
-    stopping.run(job.id)
-    stopping.release_claims()
-    assert not stopping.models.busy
-    assert connection.llen(store.queue.key) == 2
-    begun = time.monotonic()
-    other.run(job.id)
-    assert status(store, job) == "finished"
-    assert time.monotonic() - begun < 200
 
 
 def test_a_picture_that_breaks_the_batch_fails_only_its_job(

@@ -175,17 +175,6 @@ def test_a_trajectory_starts_again_with_its_picture() -> None:
     assert [outcomes[0][one].trajectory for one in asked] == [outcomes[1][one].trajectory for one in asked]
 
 
-def test_the_trajectory_of_a_dropped_picture_is_forgotten() -> None:
-    one = test_engine.engine()
-    one.admit([test_engine.picture(i).model_copy(update={"trajectory": 3}) for i in range(2)])
-    one.step()
-    one.drop(lambda picture: picture.index == 0)
-    ((key, member),) = one._batch.items()
-    assert (key, len(member.frames)) == (("a", 1), 1)
-    test_engine.run(one)
-    assert not one._batch
-
-
 def test_rows_are_rendered_only_for_a_trajectory(monkeypatch: pytest.MonkeyPatch) -> None:
     rendered = list[Member]()
     monkeypatch.setattr(Member, "_frame", lambda self: rendered.append(self) or np.zeros((8, 8, 3), np.uint8))
