@@ -3,15 +3,14 @@
 import contextlib
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from service.local.demo import free_port
 from shared.storage import open_storage
+from tests.service.processes import until_it_answers
 
 BUCKET = "labelgrid-test"
 
@@ -32,15 +31,7 @@ def serve_s3() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        deadline = time.monotonic() + 60
-        while True:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            try:
-                httpx.get(address, timeout=5)
-                break
-            except httpx.TransportError:
-                time.sleep(0.05)
+        until_it_answers(process, address, lambda answer: answer)
         remote = open_storage(f"s3://{BUCKET}/")
         assert not isinstance(remote, Path)
         remote.fs.mkdir(BUCKET)

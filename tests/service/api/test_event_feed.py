@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -26,8 +25,9 @@ from service.store.jobs import JobStore
 from service.store.reader import JobReader
 from service.worker.runner import Runner
 from tests.conftest import serving
+from tests.service.api.answers import LISTS, submitted
+from tests.service.processes import until
 
-LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 Event = dict[str, Any]
 
 
@@ -36,12 +36,6 @@ def runner(connection: Redis, settings: Settings, alive: JobStore) -> Runner:
     runner = Runner(connection, settings.model_copy(update={"live_every_s": 0.0}), "w")
     runner.models.load()
     return runner
-
-
-def submit(client: httpx.Client, **fields: Any) -> str:
-    response = client.post("/generate", json={"labels": LISTS, **fields}, headers={"prefer": "respond-async"})
-    job_id: str = response.json()["id"]
-    return job_id
 
 
 def events(response: httpx.Response) -> Iterator[Event]:
@@ -67,7 +61,7 @@ def read(client: httpx.Client, job_id: str, after: str | None = None) -> list[Ev
 
 
 def test_events_come_in_order_and_can_be_resumed_after_any_of_them(client: httpx.Client, runner: Runner) -> None:
-    job_id = submit(client, steps=2)
+    job_id = submitted(client, steps=2)
     runner.run(job_id)
     received = read(client, job_id)
     assert [event["event"] for event in received] == ["job", "status", "picture", "picture", "end"]
@@ -82,7 +76,7 @@ def test_events_come_in_order_and_can_be_resumed_after_any_of_them(client: httpx
 
 
 def test_an_only_picture_comes_with_the_end_of_its_job(client: httpx.Client, runner: Runner) -> None:
-    job_id = submit(client, labels=LISTS[:1], steps=1)
+    job_id = submitted(client, labels=LISTS[:1], steps=1)
     runner.run(job_id)
     received = read(client, job_id)
     assert [event["event"] for event in received] == ["job", "status", "picture", "end"]
@@ -93,7 +87,7 @@ def test_an_only_picture_comes_with_the_end_of_its_job(client: httpx.Client, run
 
 
 def test_steps_and_previews_come_while_the_job_runs_until_it_is_cancelled(client: httpx.Client, runner: Runner) -> None:
-    job_id = submit(client, steps=1000)
+    job_id = submitted(client, steps=1000)
     working = threading.Thread(target=runner.run, args=(job_id,))
     with client.stream("GET", f"/jobs/{job_id}/events") as response:
         received = events(response)
@@ -119,15 +113,12 @@ def test_steps_and_previews_come_while_the_job_runs_until_it_is_cancelled(client
 
 def until_blocked(connection: Redis, readers: int) -> None:
     """Wait until so many clients block on Redis, then reset its command counters."""
-    deadline = time.monotonic() + 20
-    while connection.info("clients")["blocked_clients"] != readers:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: connection.info("clients")["blocked_clients"] == readers)
     connection.config_resetstat()
 
 
 def test_a_job_is_read_once_however_many_watch_it(client: httpx.Client, alive: JobStore) -> None:
-    job_id, connection = submit(client), alive.connection
+    job_id, connection = submitted(client), alive.connection
     with contextlib.ExitStack() as stack:
 
         def watch(after: str) -> Iterator[Event]:
@@ -156,7 +147,7 @@ async def feeds_of(settings: Settings) -> AsyncIterator[Feeds]:
 
 
 def test_a_job_that_nobody_watches_is_no_longer_read(client: httpx.Client, alive: JobStore) -> None:
-    job_id = submit(client)
+    job_id = submitted(client)
 
     async def watch_and_leave() -> None:
         async with feeds_of(alive.settings) as feeds:
@@ -195,7 +186,7 @@ def test_a_failure_of_redis_reaches_every_client_and_a_new_one_starts_again(
 def test_a_job_that_ends_between_two_reads_still_has_its_end_event(
     client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = submit(client)
+    job_id = submitted(client)
     monkeypatch.setattr(service.api.event_feed, "LOOK_AGAIN_MS", 10)
 
     async def watch() -> list[str]:
@@ -213,24 +204,18 @@ def test_a_job_that_ends_between_two_reads_still_has_its_end_event(
 
 
 def test_previews_stop_soon_after_the_client_disconnects(client: httpx.Client, alive: JobStore) -> None:
-    job_id = submit(client)
+    job_id = submitted(client)
     key = keys.watched(job_id)
     with client.stream("GET", f"/jobs/{job_id}/events") as response:
         next(events(response))
-        deadline = time.monotonic() + 10
-        while not alive.connection.exists(key):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    deadline = time.monotonic() + 10
-    while alive.connection.exists(key):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+        until(lambda: alive.connection.exists(key))
+    until(lambda: not alive.connection.exists(key))
 
 
 def test_a_shutdown_ends_event_streams_and_waits(settings: Settings, alive: JobStore) -> None:
     ends: list[Any] = []
     with serving(settings.model_copy(update={"drain_s": GRACE_S + 1})) as client:
-        job_id = submit(client)
+        job_id = submitted(client)
 
         def watch() -> None:
             with httpx.Client(base_url=address, timeout=30) as another:
@@ -243,10 +228,7 @@ def test_a_shutdown_ends_event_streams_and_waits(settings: Settings, alive: JobS
         threads = [threading.Thread(target=watch), threading.Thread(target=wait)]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 20
-        while not alive.connection.exists(keys.watched(job_id)) or alive.connection.scard("labelgrid:open") < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: alive.connection.exists(keys.watched(job_id)) and alive.connection.scard(keys.OPEN) == 2)
     for thread in threads:
         thread.join()
     assert ["job"] in ends
@@ -255,5 +237,5 @@ def test_a_shutdown_ends_event_streams_and_waits(settings: Settings, alive: JobS
 
 def test_an_unknown_job_and_a_malformed_last_event_id(client: httpx.Client, alive: JobStore) -> None:
     assert client.get("/jobs/nobody/events").status_code == 404
-    job_id = submit(client)
+    job_id = submitted(client)
     assert client.get(f"/jobs/{job_id}/events", headers={"last-event-id": "x"}).status_code == 422

@@ -27,16 +27,14 @@ from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.conftest import serving
 from tests.service.api.answers import png_with, problem
+from tests.service.processes import until
 
 LISTS = [["red cube"]]
 
 
 def until_waiting(store: JobStore, requests: int) -> None:
     """Return once so many requests have created their jobs and have no answer yet."""
-    deadline = time.monotonic() + 10
-    while REQUESTS_IN_WORK._value.get() != requests or store.connection.scard(keys.OPEN) < requests:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: REQUESTS_IN_WORK._value.get() == requests and store.connection.scard(keys.OPEN) >= requests)
 
 
 def wait(client: httpx.Client, answers: list[int]) -> None:
@@ -51,9 +49,7 @@ def answer_to_a_waiting_post(
     responses = []
     waiting = threading.Thread(target=lambda: responses.append(client.post("/generate", json={"labels": LISTS})))
     waiting.start()
-    while not (open_jobs := store.connection.smembers("labelgrid:open")):
-        time.sleep(0.01)
-    (job_id,) = (text(raw) for raw in open_jobs)
+    (job_id,) = map(text, until(lambda: store.connection.smembers(keys.OPEN)))
     end(job_id)
     waiting.join()
     return responses[0], job_id
@@ -98,7 +94,7 @@ def test_a_request_stops_waiting_when_its_client_disconnects(
         connection.sendall(b"POST %s HTTP/1.1\r\n%s\r\n%s" % (path.encode(), head, request.read()))
         until_waiting(alive, 1)
     until_waiting(alive, 0)
-    (job_id,) = map(text, alive.connection.smembers("labelgrid:open"))
+    (job_id,) = map(text, alive.connection.smembers(keys.OPEN))
     assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"  # the job goes on
 
 
@@ -120,15 +116,11 @@ def test_more_streams_may_wait_than_there_are_connections_for_waiting(
         threads = [threading.Thread(target=wait, args=(client, answers)) for _ in range(3)]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 10
-        while len(jobs := [text(one) for one in alive.connection.smembers("labelgrid:open")]) < len(threads):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: alive.connection.scard(keys.OPEN) == len(threads))
+        jobs = [text(one) for one in alive.connection.smembers(keys.OPEN)]
         with contextlib.ExitStack() as stack:
             streams = [stack.enter_context(client.stream("GET", f"/jobs/{job_id}/events")) for job_id in jobs]
-            while len(refused) < 2 * len(threads):
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            until(lambda: len(refused) >= 2 * len(threads))
             assert client.get("/jobs").status_code == 200
             for job_id in jobs:
                 alive.cancel(job_id)
@@ -150,13 +142,10 @@ def test_waiting_clients_leave_the_others_their_connections(
             thread.start()
             until_waiting(alive, waiting)
         assert client.get("/jobs").status_code == 200
-        jobs = [text(raw) for raw in alive.connection.smembers("labelgrid:open")]
-        for answered, job_id in enumerate(jobs, 1):  # one by one: each is read once more at its end
+        jobs = [text(raw) for raw in alive.connection.smembers(keys.OPEN)]
+        for count, job_id in enumerate(jobs, 1):  # one by one: each is read once more at its end
             alive.cancel(job_id)
-            deadline = time.monotonic() + 10
-            while len(answers) < answered:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            until(lambda count=count: len(answers) == count)
         for thread in threads:
             thread.join()
     assert answers == [409] * len(threads)
@@ -169,10 +158,7 @@ def test_clients_that_wait_share_one_read(settings: Settings, alive: JobStore, m
     with serving(settings) as client, ThreadPoolExecutor(4) as pool:
         own = [pool.submit(client.post, "/generate", json=body) for _ in range(2)]
         same = [pool.submit(client.post, "/generate", json=body, headers=headers) for _ in range(2)]
-        deadline = time.monotonic() + 10
-        while REQUESTS_IN_WORK._value.get() != 4 or alive.connection.scard(keys.OPEN) < 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: REQUESTS_IN_WORK._value.get() == 4 and alive.connection.scard(keys.OPEN) == 3)
         blocked = set[int]()
         for _ in range(20):
             blocked.add(alive.connection.info("clients")["blocked_clients"])

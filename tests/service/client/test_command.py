@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,9 +19,11 @@ from service.client.__main__ import app, until_ctrl_c
 from service.client.connection import OnEvent
 from service.client.display import plain
 from service.contract.schemas import JOB_EXAMPLE, Job
+from service.store import keys
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
-from tests.test_architecture import ROOT
+from tests.paths import ROOT
+from tests.service.processes import until
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -258,15 +259,12 @@ def test_ctrl_c_cancels_the_job_that_the_command_created(
     with subprocess.Popen(
         process(command, *arguments), cwd=ROOT, env=environment(url), stderr=subprocess.PIPE, text=True
     ) as waiting:
-        while not (jobs := client.get("/jobs").json()["jobs"]):
-            assert waiting.poll() is None
-            time.sleep(0.02)
-        while not alive.connection.exists(f"labelgrid:job:{jobs[0]['id']}:watched"):  # it follows the events
-            time.sleep(0.02)
+        (job,) = until(lambda: client.get("/jobs").json()["jobs"])
+        job_id = job["id"]
+        until(lambda: alive.connection.exists(keys.watched(job_id)))  # it follows the events
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait(timeout=30) == 130
         assert waiting.stderr is not None
-        job_id = jobs[0]["id"]
         goes_on = command == "wait"
         outcome = f"goes on; `labelgrid cancel {job_id}` ends it" if goes_on else "is cancelled"
         assert waiting.stderr.read() == f"labelgrid: interrupted; job {job_id} {outcome}\n"

@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from structlog.contextvars import clear_contextvars
 
 from service.settings import Settings
 from service.telemetry.logs import LineFormatter
+from tests.service.processes import until
 
 SECRET = "a secret that is long enough"
 ASYNC = {"prefer": "respond-async"}
@@ -27,11 +27,8 @@ class Lines(io.StringIO):
 
     def wait(self, count: int, **wanted: Any) -> list[dict[str, Any]]:
         """Wait for `count` matching lines: an event may be visible before its line is written."""
-        deadline = time.monotonic() + 20
-        while len(found := self.read_all(**wanted)) < count:
-            assert time.monotonic() < deadline, self.getvalue()
-            time.sleep(0.01)
-        return found
+        until(lambda: len(self.read_all(**wanted)) >= count)
+        return self.read_all(**wanted)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -59,10 +58,7 @@ class Spans:
 
     def wait(self, name: str) -> ReadableSpan:
         """Wait for a span: a request's may end after its client has the response."""
-        deadline = time.monotonic() + 20
-        while not self(name):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: self(name))
         return self.one(name)
 
 

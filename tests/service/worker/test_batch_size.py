@@ -1,7 +1,6 @@
 """How large a batch may be: sizes for networks whose cost is a given function, and what a worker makes of them."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from shared.diffusion.denoise import Stepper
 from shared.diffusion.same_bits import finish
 from shared.diffusion.schedules import alpha_bar
 from tests.cpu import needs_avx512
+from tests.service.processes import until
 from tests.toy import ToyNetwork
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 
@@ -259,8 +259,7 @@ def test_a_worker_that_ends_stops_measuring(
     monkeypatch.setattr("shared.diffusion.same_bits.bounding", endless)
     models = build(unset, connection).runner.models
     models.follow_storage()
-    while not calls:
-        time.sleep(0.001)
+    until(lambda: calls)
     models.close(within_s=30)
     assert not any(thread.name == LOADER for thread in threading.enumerate())
 
