@@ -4,7 +4,7 @@ import contextlib
 from typing import Any
 
 from redis.exceptions import RedisError
-from rq import Queue, SimpleWorker
+from rq import Queue, SimpleWorker, worker_registration
 from rq.exceptions import DequeueTimeout
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -83,9 +83,15 @@ class QueueWorker(SimpleWorker):
                 return None
             self.work_between_jobs()
             if self.should_run_maintenance_tasks:
-                self.run_maintenance_tasks()  # type: ignore[no-untyped-call]
-                self.heartbeat()
+                self.run_maintenance_tasks()
         return None
+
+    def run_maintenance_tasks(self) -> None:
+        """Run RQ's, and register again: Redis may have been emptied, or away for longer than RQ remembers a worker."""
+        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        self.connection.hset(self.key, mapping=self.serialize())
+        worker_registration.register(self)
+        self.heartbeat()
 
     def _is_allowed(self, job: Job) -> bool:
         """Remove a job that is not ours: RQ calls any function that it names, so who writes to Redis could run code."""

@@ -197,7 +197,7 @@ class WebhookWorker(QueueWorker):
 
     def run_maintenance_tasks(self) -> None:
         alive_file.touch(self.sender.settings)
-        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]
+        super().run_maintenance_tasks()
         self.take_due()
 
     def teardown(self) -> None:

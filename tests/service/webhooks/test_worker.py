@@ -88,6 +88,18 @@ def test_the_process_survives_without_redis_and_stops_cleanly(tmp_path: Path) ->
             server.stop()
 
 
+def test_the_process_counts_as_alive_again_after_redis_was_emptied(command: Command, sender: Sender) -> None:
+    worker, connection = WebhookWorker(sender), sender.connection
+    environment = {**os.environ, "LABELGRID_REDIS_URL": sender.settings.redis_url}
+    worker.register_birth()
+    assert command("check", environment=environment)[0] == 0
+    connection.flushdb()
+    code, _, err = command("check", environment=environment)
+    assert (code, err) == (1, f"labelgrid: no worker of this host, {socket.gethostname()}, is registered in Redis\n")
+    worker.run_maintenance_tasks()
+    assert command("check", environment=environment)[0] == 0
+
+
 def test_only_the_events_that_a_job_asked_for_are_in_the_outbox(store: JobStore) -> None:
     first, second = create_job(store, "http://x/", ("running", "failed")), create_job(store, "http://x/")
     for job_id in (first, second):
