@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -37,7 +38,16 @@ CLIENTS = {"LABELGRID_URL", "LABELGRID_API_KEY"}  # variables that the client re
 
 
 def _redis_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        if parts.fragment or parts.port == 0:
+            raise ValueError
+    except ValueError:  # its text may have a part of the password, so it is not shown
+        reason = "it cannot be read; in its user name and password write # as %23, / as %2F and ? as %3F"
+        raise ValueError(reason) from None
     options = parse_url(value)  # type: ignore[no-untyped-call]
+    if parts.scheme != "unix" and not re.fullmatch("/?[0-9]*/?", parts.path):  # else redis-py takes database 0
+        raise ValueError("its database should be a number, as in redis://host:6379/1")
     connection = options.pop("connection_class", Connection)
     try:
         connection(**options)  # connects to nothing yet

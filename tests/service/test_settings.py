@@ -47,6 +47,13 @@ NOT_ALLOWED = [
         "redis://h?foo=1",
         "LABELGRID_REDIS_URL=redis://h?foo=1: its options cannot be used: it got an un",
     ),
+    *(
+        ("REDIS_URL", f"redis://:{password}@h:6379/0", "REDIS_URL=***@h:6379/0: it cannot be read; in its user name")
+        for password in ("two#parts", "two/parts", "two?parts", "12#parts")
+    ),
+    # redis-py takes database 0 instead, so two services would share their jobs
+    ("REDIS_URL", "redis://h/staging", "REDIS_URL=redis://h/staging: its database should be a number, as in"),
+    ("REDIS_URL", "redis://:12/parts@h/0", "REDIS_URL=***@h/0: its database should be a number, as in"),
     ("LABELGRID_LEASE_S", "2", "LABELGRID_LEASE_S=2: it should be more than LABELGRID_HEARTBEAT_S=2.0"),
     ("LABELGRID_HEARTBEAT_S", "9", "LABELGRID_LEASE_S=8.0: it should be more than LABELGRID_HEARTBEAT_S=9.0"),
     ("LABELGRID_ALLOW_NO_KEYS", "foo", "LABELGRID_ALLOW_NO_KEYS=foo: it should be true or false"),
