@@ -137,13 +137,16 @@ def _beat(worker: PictureWorker, born_at: float) -> None:
 
 
 def prune_results(settings: Settings, connection: Redis, ended: threading.Event) -> None:
-    """Remove old results from storage every hour, in one of all workers. In a thread of its own: storage may hang."""
+    """Remove old results from storage every hour, in one of all workers. In a thread of its own: storage may hang.
+
+    What is old Redis's clock decides: one worker whose clock is wrong would remove everything.
+    """
     assert settings.results is not None
     while not ended.wait(LOOK_EVERY_S):
         try:
             if is_time_to_prune(connection):
                 limits = settings.results_days, settings.results_bytes_per_owner, settings.job_timeout_s
-                prune(ResultFiles(settings.results), *limits)
+                prune(ResultFiles(settings.results), *limits, now=connection.time()[0])
         except (RedisError, OSError) as error:
             log.warning("results cannot be pruned", reason=str(error))
         except Exception:  # the thread must live on

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -321,9 +322,12 @@ def test_one_of_all_workers_prunes_results_in_an_hour(
 ) -> None:
     pruned, ended = list[tuple[Any, ...]](), threading.Event()
     looks = iter([False, False, True])  # an Event's waits: it looks twice, and then the worker ends
-    monkeypatch.setattr(process, "prune", lambda files, *limits: pruned.append((files.root, *limits)))
+    monkeypatch.setattr(process, "prune", lambda files, *limits, now: pruned.append((files.root, *limits, now)))
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # of a worker whose clock is wrong
     monkeypatch.setattr(ended, "wait", lambda seconds: next(looks))
     kept = settings.model_copy(update={"results": tmp_path, "results_days": 5, "results_bytes_per_owner": 7})
     process.prune_results(kept, connection, ended)
-    assert pruned == [(tmp_path, 5, 7, kept.job_timeout_s)]
+    [(*others, now)] = pruned
+    assert others == [tmp_path, 5, 7, kept.job_timeout_s]
+    assert 0 <= connection.time()[0] - now <= 60
     assert 0 < connection.ttl(keys.PRUNED) <= 3600
