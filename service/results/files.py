@@ -5,6 +5,7 @@ A job without job.json has not finished, though some of its pictures may be ther
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 
 from service.contract.job_ids import ID, UNDATED, hour_of
@@ -17,6 +18,7 @@ log = get_logger(__name__)
 
 JOB = "job.json"
 GRID = "grid.png"
+OWNER = re.compile(r"[0-9a-f]{32}")
 
 
 def picture(index: int) -> str:

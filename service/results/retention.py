@@ -4,7 +4,7 @@ import time
 from datetime import UTC, datetime
 
 from service.contract.job_ids import HOUR, ID, UNDATED
-from service.results.files import JOB, ResultFiles
+from service.results.files import JOB, OWNER, ResultFiles
 from service.telemetry.logs import get_logger
 from shared import storage
 
@@ -19,20 +19,25 @@ def prune(
     """Remove jobs created more than `days` ago, then each owner's oldest beyond the limit. Returns how many folders.
 
     A job's folder is one, an hour's is one however many jobs it has. `open_for_s`: how long a job may take; until then
-    the limit does not concern one that has not finished. `now`: seconds since 1970.
+    the limit does not concern one that has not finished. `now`: seconds since 1970. PermissionError, once all else is
+    removed, if some may not be.
     """
     now = time.time() if now is None else now
-    oldest = _hour(now - days * DAY_S)
-    removed = 0
-    for name in storage.folders(files.root):
-        owner = files.root / name
-        for hour in storage.folders(owner):
-            if HOUR.fullmatch(hour) and hour < oldest:
-                storage.remove_folder(owner / hour)
-                removed += 1
-        if bytes_per_owner is not None:
-            removed += _shrink(files, name, bytes_per_owner, _hour(now - open_for_s))
+    oldest, open_since = _hour(now - days * DAY_S), _hour(now - open_for_s)
+    removed, refused = 0, None
+    for name in filter(OWNER.fullmatch, storage.folders(files.root)):
+        try:
+            for hour in storage.folders(files.root / name):
+                if HOUR.fullmatch(hour) and hour < oldest:
+                    storage.remove_folder(files.root / name / hour)
+                    removed += 1
+            if bytes_per_owner is not None:
+                removed += _shrink(files, name, bytes_per_owner, open_since)
+        except PermissionError as error:  # such as a copy that another user has restored
+            refused = error
     log.info("kept results pruned", folders=removed)
+    if refused is not None:
+        raise refused
     return removed
 
 

@@ -1,11 +1,15 @@
 """Old results are removed by age, and the oldest of an owner beyond a size."""
 
+from collections.abc import Callable
 from uuid import uuid4
+
+import pytest
 
 from service.contract.job_ids import hour_of, new_job_id
 from service.results.files import ResultFiles
 from service.results.retention import prune
 from shared import storage
+from shared.storage import Location
 
 DAY_S, HOUR_S = 86400, 3600
 NOW = 1767268800.0  # on the hour
@@ -67,6 +71,7 @@ def test_files_that_are_not_of_a_job_stay(files: ResultFiles) -> None:
     owner = files.owner("alice")
     others = [owner / ".DS_Store", owner / ".trash" / "0.png", owner / "undated" / "notes" / "long" / "a.txt"]
     others += [owner / hour_of(new_job_id(NOW)) / "notes.txt", files.root / "README"]
+    others += [files.root / "backup" / "2020-01-01T00" / "a.txt"]
     for path in others:
         storage.write(path, b"x" * 1000)
     assert prune(files, 30, 10, HOUR_S, NOW) == 0
@@ -74,3 +79,22 @@ def test_files_that_are_not_of_a_job_stay(files: ResultFiles) -> None:
     assert prune(files, 2, 9, HOUR_S, NOW) == 1
     assert left(files, "alice") == set()
     assert all(storage.read(path) for path in others)
+
+
+@pytest.mark.parametrize(("refused", "other"), [("alice", "bob"), ("bob", "alice")])
+def test_an_owners_files_that_may_not_be_removed_keep_nobody_elses(
+    refused: str, other: str, files: ResultFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a backup was restored by another user."""
+    kept, _ = (add(files, owner, 9 * DAY_S) for owner in (refused, other))
+
+    def remove_folder(folder: Location, remove: Callable[[Location], None] = storage.remove_folder) -> None:
+        if folder.parent == files.owner(refused):
+            raise PermissionError(13, "Permission denied", str(folder))
+        remove(folder)
+
+    monkeypatch.setattr(storage, "remove_folder", remove_folder)
+    with pytest.raises(PermissionError):
+        prune(files, 2, None, HOUR_S, NOW)
+    assert left(files, refused) == {kept}
+    assert left(files, other) == set()
