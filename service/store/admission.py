@@ -12,16 +12,19 @@ from service.store import keys
 # Parts of the scripts that create, end and delete jobs. Bytes are counted for owners of API keys only: without keys
 # nothing limits them.
 # Before a job is created: ends the script if something is full, with "queue", "owner" or "bytes", how much of it is
-# taken, and for bytes the seconds until some of it expires. An empty queue or store takes any one job.
+# taken, and for bytes the seconds until some of it expires. An empty queue or store takes any one job, of which no more
+# than its owner's share counts for the others: one large request would close the queue to them.
 ADMIT = """
-local queued, own = redis.call('XLEN', stream), 0
+local queued, own, share = redis.call('XLEN', stream), 0, tonumber(most_own)
+if share == 0 then share = math.huge end
 local pending_counts = redis.call('HGETALL', counts)
 for i = 1, #pending_counts, 2 do
-  queued = queued + pending_counts[i + 1]
-  if pending_counts[i] == owner then own = own + pending_counts[i + 1] end
+  local count = tonumber(pending_counts[i + 1])
+  if pending_counts[i] == owner then own = count end
+  queued = queued + math.min(count, share)
 end
 if queued > 0 and queued + total > tonumber(most_queued) then return {'queue', queued, 0} end
-if tonumber(most_own) > 0 and own > 0 and own + total > tonumber(most_own) then return {'owner', own, 0} end
+if own > 0 and own + total > share then return {'owner', own, 0} end
 local bytes, first, expired = 0, now + 3600, {}
 local all_stored = owner ~= '' and redis.call('HGETALL', stored) or {}
 for i = 1, #all_stored, 2 do

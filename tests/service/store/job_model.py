@@ -118,11 +118,12 @@ class Model:
     def full(self, owner: str, digest: str, n: int) -> set[str]:
         """Return what may be named as full for a new job; "" if it may fit."""
         pending = self.pending(digest)
-        queued = len(self.entries[digest]) + pending.total()
+        share = LIMITS["max_queued_pictures_per_owner"]
+        queued = len(self.entries[digest]) + sum(min(count, share) for count in pending.values())
         if queued and queued + n > LIMITS["max_queued_pictures"]:
             return {"queue"}
         own = pending[owner]
-        if own and own + n > LIMITS["max_queued_pictures_per_owner"]:
+        if own and own + n > share:
             return {"owner"}
         least_and_most = self.stored_bytes(owner)
         limit = LIMITS["max_stored_bytes_per_owner"]

@@ -57,6 +57,20 @@ def test_pictures_in_progress_count_for_the_queue_and_not_for_their_owner(
     assert full_of(connection, limited, record(4, "b")) is None
 
 
+def test_a_job_larger_than_its_owners_share_leaves_the_others_theirs(connection: Redis, limited: Settings) -> None:
+    assert full_of(connection, limited, record(30, "a")) is None  # an empty queue takes it
+    assert full_of(connection, limited, record(1, "a")) == Full("owner", 30, 5, 0)
+    assert full_of(connection, limited, record(6, "b")) == Full("queue", 5, 10, 0)
+    assert full_of(connection, limited, record(5, "b")) is None
+    assert full_of(connection, limited, record(1, "c")) == Full("queue", 10, 10, 0)
+
+
+def test_without_keys_a_large_job_fills_the_queue(connection: Redis, limited: Settings) -> None:
+    open_to_all = limited.model_copy(update={"api_keys": ""})
+    assert full_of(connection, open_to_all, record(30)) is None
+    assert full_of(connection, open_to_all, record(1)) == Full("queue", 30, 10, 0)
+
+
 def stored(connection: Redis, limited: Settings, owner: str = "a") -> int:
     """Return the owner's stored bytes, as the next request sees them."""
     job = record(1, owner, digest="e" * 64)
