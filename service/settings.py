@@ -121,8 +121,8 @@ class Settings(BaseSettings):
     max_queued_pictures_per_owner: int = Field(default=5_000, ge=1)
     """Maximum number of one API key's owner's pending pictures of one model, so that others find room in the queue."""
     max_stored_bytes_per_owner: int = Field(default=512 << 20, ge=1)
-    """Maximum size of the pictures and uploads that one API key's owner has in Redis, until their jobs expire or are
-    deleted."""
+    """Maximum size of the pictures, uploads and requests that one API key's owner has in Redis, until their jobs expire
+    or are deleted."""
     wait_s: float = Field(default=300.0, ge=0)
     """How long a request without a `Prefer` header waits for its job before it gets a 202."""
     body_limit_bytes: int = Field(default=LIMITS.max_file_bytes + 65536, ge=1024)

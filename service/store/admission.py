@@ -47,11 +47,12 @@ if owner ~= '' then
 end
 for _, field in ipairs(expired) do redis.call('HDEL', stored, field) end
 """
-# At a job's end: what was expected becomes what is stored, summed up by the minute in which it expires.
+# At a job's end: what was expected becomes what is stored, summed up by the minute in which it expires. The record
+# counts, since a job that is cancelled at once has nothing else.
 COUNT_STORED = f"""
 if owner and owner ~= '' then
   local of_owner, now = '{keys.BYTES_PREFIX}' .. owner, redis.call('TIME')[1]
-  local minute, size = math.ceil((now + ttl_s) / 60), (bytes or 0) + grid_bytes
+  local minute, size = math.ceil((now + ttl_s) / 60), (bytes or 0) + grid_bytes + #record
   redis.call('HDEL', of_owner, id)
   local before = string.match(redis.call('HGET', of_owner, minute) or '0 0', ' (%-?%d+)')
   redis.call('HSET', of_owner, minute, minute * 60 .. ' ' .. before + size)

@@ -50,6 +50,7 @@ class Job:
         if to in TERMINAL:
             self.ended = now
             self.pending.clear()
+            self.bytes += len(self.record.write())
 
 
 @dataclass

@@ -17,7 +17,7 @@ from tests.service.store.helpers import DIGEST, RESULT, done, record
 
 @pytest.fixture
 def limited(settings: Settings) -> Settings:
-    limits = {"max_queued_pictures": 10, "max_queued_pictures_per_owner": 5, "max_stored_bytes_per_owner": 1000}
+    limits = {"max_queued_pictures": 10, "max_queued_pictures_per_owner": 5, "max_stored_bytes_per_owner": 4000}
     return settings.model_copy(update={"api_keys": "a:x", **limits})
 
 
@@ -88,7 +88,12 @@ def finish(store: JobStore, stream: PictureStream, job: JobRecord) -> int:
     store.commit(stream.key, [done(claim) for claim in stream.claim_new(9)])
     store.finish({job.id: (RESULT, b"grid")})
     found = [*store.connection.hvals(keys.png(job.id)), *store.connection.hvals(keys.verdicts(job.id))]
-    return sum(map(len, found))
+    return sum(map(len, found)) + size_of(job)
+
+
+def size_of(job: JobRecord) -> int:
+    """Return the size of a job's record."""
+    return len(job.write())
 
 
 def test_an_owners_bytes_are_those_expected_and_then_those_stored(
@@ -102,12 +107,29 @@ def test_an_owners_bytes_are_those_expected_and_then_those_stored(
     assert stored(connection, limited) == size
     store.create(judged, uploaded=[b"x" * 50], expected_bytes=50)
     store.cancel(judged.id)
-    assert stored(connection, limited) == size + 50
+    taken = size + 50 + size_of(judged)
+    assert stored(connection, limited) == taken
     assert stored(connection, limited, "b") == 0
-    full = full_of(connection, limited, job, 1000 - size - 49)
+    full = full_of(connection, limited, job, limited.max_stored_bytes_per_owner - taken + 1)
     assert full is not None
-    assert (full.what, full.taken, full.most) == ("bytes", size + 50, 1000)
+    assert (full.what, full.taken, full.most) == ("bytes", taken, limited.max_stored_bytes_per_owner)
     assert store.settings.job_ttl_s - 60 < full.expires_s <= store.settings.job_ttl_s + 60
+
+
+def test_jobs_that_are_cancelled_at_once_count_with_their_requests(
+    store: JobStore, connection: Redis, limited: Settings
+) -> None:
+    jobs = [record(5, "a").model_copy(update={"labels": [["x" * 100]] * 5}) for _ in range(4)]
+    for job in jobs:
+        assert full_of(connection, limited, job, 100) is None
+        assert store.cancel(job.id)
+    assert stored(connection, limited) == sum(map(size_of, jobs))
+    full = full_of(connection, limited, record(1, "a"), 4000 - sum(map(size_of, jobs)) + 1)
+    assert full is not None
+    assert full.what == "bytes"
+    for job in jobs:
+        assert store.delete(job.id)
+    assert stored(connection, limited) == 0
 
 
 def test_uploaded_pictures_count_once(store: JobStore, a: PictureStream, connection: Redis, limited: Settings) -> None:
@@ -117,7 +139,7 @@ def test_uploaded_pictures_count_once(store: JobStore, a: PictureStream, connect
     store.commit(a.key, finished)
     store.finish({judged.id: (RESULT, b"grid")})
     verdicts = sum(len(one.verdict.write()) for _, one in finished)
-    assert stored(connection, limited) == 50 + 60 + verdicts + len(b"grid")
+    assert stored(connection, limited) == 50 + 60 + verdicts + len(b"grid") + size_of(judged)
     assert store.pngs(judged.id, [0, 1]) == [b"x" * 50, b"y" * 60]
 
 
@@ -134,7 +156,7 @@ def test_expired_bytes_no_longer_count(store: JobStore, a: PictureStream, connec
 def test_a_deleted_job_frees_its_bytes_and_leaves_its_tombstone(
     store: JobStore, a: PictureStream, connection: Redis, limited: Settings
 ) -> None:
-    job, kept = record(1, "a"), record(1, "a")
+    job, kept = (record(1, "a", created_at=1e9) for _ in range(2))
     for one in (job, kept):
         store.create(one)
     assert not store.delete(job.id)  # while it is open
