@@ -8,7 +8,7 @@ from service.settings import Settings
 from service.telemetry.logs import get_logger
 from shared.diffusion import same_bits
 from shared.diffusion.denoise import Row, Stepper
-from shared.diffusion.same_bits import Pausing, finish
+from shared.diffusion.same_bits import Pausing, without_pauses
 from shared.options import SamplingOptions
 
 log = get_logger(__name__)
@@ -36,7 +36,7 @@ class BatchSizes:
 
 def choose(settings: Settings, stepper: Stepper) -> BatchSizes:
     """Return the sizes that are set, and measure those that are not. Leaves `stepper` with another bound."""
-    return finish(choosing(settings, stepper))
+    return without_pauses(choosing(settings, stepper))
 
 
 def choosing(settings: Settings, stepper: Stepper) -> Pausing[BatchSizes]:

@@ -360,7 +360,7 @@ class LoadedModels:
 
     def _finish(self, sizes: LaterSizes) -> BatchSizes:
         with self._building:
-            return same_bits.finish(sizes.work, lambda: self._closed)
+            return same_bits.without_pauses(sizes.work, lambda: self._closed)
 
     def close(self, within_s: float) -> None:
         """Stop measuring, and wait up to `within_s` for the threads that load or measure."""

@@ -27,7 +27,7 @@ T = TypeVar("T")
 Pausing = Generator[None, None, T]  # work that can pause before each network call, and returns a T
 
 
-def finish(work: Pausing[T], is_ending: Callable[[], bool] = lambda: False) -> T:
+def without_pauses(work: Pausing[T], is_ending: Callable[[], bool] = lambda: False) -> T:
     """Do work without a pause. CancelledError if `is_ending` before it is done."""
     while not is_ending():
         try:
@@ -44,7 +44,7 @@ def bound(stepper: Stepper, max_rows: int, clock: Callable[[], float] = time.per
     Return these sizes: all up to `max_rows`; or those that others are split into or padded to; or only 1, if a row
     depends on its place in the batch. Calls of one row are among them where `keeps_one_row`.
     """
-    return finish(bounding(stepper, max_rows, clock))
+    return without_pauses(bounding(stepper, max_rows, clock))
 
 
 def keeps_one_row(stepper: Stepper) -> bool:

@@ -32,7 +32,7 @@ from service.worker.loaded_models import LoadedModels, padded_sizes
 from service.worker.process import build
 from service.worker.runner import Runner
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.same_bits import finish
+from shared.diffusion.same_bits import without_pauses
 from shared.diffusion.schedules import alpha_bar
 from tests.cpu import needs_avx512
 from tests.service.processes import until
@@ -59,7 +59,7 @@ class Device:
         self.now += self.cost(rows) * self.slower(len(self.calls))
 
     def rates(self, max_rows: int = MAX_ROWS) -> dict[int, float]:
-        return finish(measuring(self.call, max_rows, self.clock))
+        return without_pauses(measuring(self.call, max_rows, self.clock))
 
     def limit(self, max_rows: int = MAX_ROWS) -> int | None:
         return smallest(self.rates(max_rows), LIMIT_SHARE)
@@ -155,7 +155,7 @@ def test_a_device_that_computes_nothing_has_no_rates() -> None:
 
 def test_the_network_is_called_with_so_many_rows() -> None:
     network = ToyNetwork(alpha_bar("linear", 100))
-    rates = finish(measuring(network_call(Stepper(network, network.alpha_bar, "v", max_rows=8)), 8))
+    rates = without_pauses(measuring(network_call(Stepper(network, network.alpha_bar, "v", max_rows=8)), 8))
     sizes = [len(call.t) for call in network.calls]
     assert sizes[:7] == [1, 1, 1, 1, 2, 2, 2]
     assert set(sizes) == rates.keys() <= {1, 2, 4, 8}

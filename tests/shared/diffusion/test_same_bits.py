@@ -10,7 +10,7 @@ from torch import Tensor
 from shared.diffusion import same_bits
 from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.model import load_denoiser
-from shared.diffusion.same_bits import BUDGET_S, comparing, finish
+from shared.diffusion.same_bits import BUDGET_S, comparing, without_pauses
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
 from shared.registry import resolve
@@ -112,8 +112,8 @@ def test_the_budget_leaves_small_gaps_between_the_sizes() -> None:
         now += BUDGET_S / 8
         return torch.zeros(rows, 1)
 
-    assert finish(comparing(call, 16, lambda: now)) == [1, 2, 3, 4, 6, 8, 10, 12, 14, 16]
-    assert finish(comparing(call, 100, lambda: now)) == [1, 2, 4, 8, 16, 32, 48, 64, 82, 100]
+    assert without_pauses(comparing(call, 16, lambda: now)) == [1, 2, 3, 4, 6, 8, 10, 12, 14, 16]
+    assert without_pauses(comparing(call, 100, lambda: now)) == [1, 2, 4, 8, 16, 32, 48, 64, 82, 100]
 
 
 def test_powers_of_two_are_tried_whatever_they_take() -> None:
@@ -124,4 +124,4 @@ def test_powers_of_two_are_tried_whatever_they_take() -> None:
         now += BUDGET_S
         return torch.zeros(rows, 1)
 
-    assert finish(comparing(call, 24, lambda: now)) == [1, 2, 4, 8, 16, 24]
+    assert without_pauses(comparing(call, 24, lambda: now)) == [1, 2, 4, 8, 16, 24]
