@@ -20,6 +20,14 @@ class Stalled(RuntimeError):
     """Storage has not answered in time."""
 
 
+def settle(future: "Future[Result]", work: Callable[[], Result]) -> None:
+    """Do the work, and note its result or its error."""
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
+
+
 class StorageThreads:
     """Runs calls in order of arrival, `count` at a time."""
 
@@ -65,9 +73,5 @@ class StorageThreads:
     def _run(self) -> None:
         while True:
             future, work = self._calls.get()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
+            if future.set_running_or_notify_cancel():
+                settle(future, work)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from service.storage_threads import StorageThreads
+from service.storage_threads import StorageThreads, settle
 from service.telemetry.logs import get_logger
 from shared import storage as files
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, CheckpointKind, read_info, verify
@@ -34,14 +34,7 @@ IN_USE_S = 60.0  # another worker may still be reading a checkpoint that it fetc
 def in_thread(work: Callable[[], T]) -> Future[T]:
     """Run `work`, which must end, in a thread of its own; a daemon, lest it keep a process that is to end at once."""
     future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=LOADER, daemon=True).start()
+    threading.Thread(target=settle, args=(future, work), name=LOADER, daemon=True).start()
     return future
 
 

@@ -20,7 +20,7 @@ from service.contract.recipe import MadeWith
 from service.contract.records import ACTIVE, FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.results import files
 from service.results.writer import Finished, ResultWriter, StorageAway
-from service.storage_threads import StorageThreads
+from service.storage_threads import StorageThreads, settle
 from service.store import keys
 from service.store.jobs import JobStore
 from service.telemetry import tracing
@@ -123,11 +123,7 @@ class Storer:
 def at_once(work: Callable[[], None]) -> Future[None]:
     """Do the work here, and return its outcome."""
     outcome: Future[None] = Future()
-    try:
-        work()
-        outcome.set_result(None)
-    except BaseException as error:
-        outcome.set_exception(error)
+    settle(outcome, work)
     return outcome
 
 
