@@ -32,7 +32,7 @@ def theil_sen(times: NDArray[np.float64], values: NDArray[np.float64]) -> float:
     return float(np.median((values[j] - values[i]) / (times[j] - times[i])))
 
 
-def trend(times: Sequence[float], values: Sequence[float], seed: int = 0) -> Trend:
+def trend(times: Sequence[float], values: Sequence[float]) -> Trend:
     """Return the trend of samples at `times`, in seconds.
 
     The bootstrap adds blocks of residuals, drawn with replacement, to the fitted line.
@@ -42,7 +42,7 @@ def trend(times: Sequence[float], values: Sequence[float], seed: int = 0) -> Tre
     line = slope * t + np.median(v - slope * t)
     residuals = v - line
     block = min(len(t), max(1, round(BLOCK_S / float(np.median(np.diff(t))))))
-    dice = np.random.default_rng(seed)
+    dice = np.random.default_rng(0)
     slopes = []
     for _ in range(RESAMPLES):
         starts = dice.integers(0, len(t) - block + 1, size=-(-len(t) // block))

@@ -64,10 +64,6 @@ def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim
     ]
 
 
-def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    return config.lr * rate_share(step, progress, config.warmup_steps, config.cooldown)
-
-
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
     """Return the indices of a step's pictures. Each epoch shows all `n` pictures once, in its own order."""
     positions = torch.arange(step * batch, (step + 1) * batch)
@@ -216,7 +212,7 @@ def train(
             index = batch_indices(len(objective), config.batch, config.seed, run.step)
             inputs = [value.to(device, non_blocking=True) for value in objective.draw(index, share, generator)]
 
-            rate = learning_rate(config, run.step, progress)
+            rate = config.lr * rate_share(run.step, progress, config.warmup_steps, config.cooldown)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 loss = objective(model, *inputs)
             loss.backward()  # type: ignore[no-untyped-call]

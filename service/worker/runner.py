@@ -230,8 +230,9 @@ class Runner:
         held = {claim.entry for claim in loaded.held}
         room = 0 if self._holds_back else loaded.room
         claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.models.busy, held=held)
-        if not any(claim.alone for claim in claims):
-            claims += self._claim_new(loaded, loaded.room - len(claims))
+        room = loaded.room - len(claims)
+        if room > 0 and not (self._holds_back or any(claim.alone for claim in claims)):
+            claims += loaded.stream.claim_new(room)
         for one in hopeless:
             self.store.fail(one.job, one.reason)
         loaded.stream.discard([one.entry for one in hopeless])
@@ -242,9 +243,6 @@ class Runner:
     def _holds_back(self) -> bool:
         """Whether a picture is, or is to be, the only one in this process: it may kill it."""
         return any(loaded.stream.suspects or any(claim.alone for claim in loaded.held) for loaded in self.models)
-
-    def _claim_new(self, loaded: AnyLoaded, room: int) -> list[Claim]:
-        return [] if room <= 0 or self._holds_back else loaded.stream.claim_new(room)
 
     def _admit(self, loaded: AnyLoaded, claims: list[Claim]) -> None:
         """Admit claims whose job is open and whose picture is not done, and discard the others."""

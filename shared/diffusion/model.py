@@ -87,7 +87,7 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
             raise ValueError(f"{config.num_labels} labels in the network, {len(info.vocabulary)} in the vocabulary")
         if not 0 < aspect < math.inf:
             raise ValueError(f"aspect {aspect} is not a ratio of two sides")
-        layouts = _layouts(info, state) if config.positions else None
+        layouts = _load_layouts(info, state) if config.positions else None
         with WithoutWeights():
             network = UNet(config)
         upsampler = _load_upsampler(info, state)
@@ -119,7 +119,7 @@ def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> Upsampler
     return upsampler
 
 
-def _layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> Layouts:
+def _load_layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> Layouts:
     """Return the checkpoint's layout network, and take its tensors out of `state`."""
     if "layouts" not in info.config:
         raise ValueError(

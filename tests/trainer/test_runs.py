@@ -10,7 +10,7 @@ import torch
 
 from shared.vocabulary import Vocabulary
 from trainer.errors import TrainerError
-from trainer.runs import KINDS, Budget, Run, keep_setup, load_state, read_log, run_log, save_state
+from trainer.runs import KINDS, Budget, Run, keep_setup, load_state, rate_share, read_log, run_log, save_state
 
 CPU, LABELS = torch.device("cpu"), Vocabulary(("a",))
 
@@ -23,6 +23,12 @@ def test_budget() -> None:
     assert Budget(steps=10).progress(1e9, 5) == 0.5
     assert Budget(minutes=2).progress(60, 10**9) == 0.5
     assert Budget(minutes=2, steps=10).progress(60, 9) == 0.9
+
+
+def test_the_rate_rises_and_falls() -> None:
+    assert [rate_share(step, 0.1, 4, 0.5) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert [rate_share(9, p, 4, 0.5) for p in (0.5, 0.75, 1.0)] == [1, 0.5, 0]
+    assert rate_share(0, 0.999, 0, 0.0) == 1  # without warm-up and cool-down, as the report's
 
 
 def test_another_setup_is_refused(tmp_path: Path) -> None:

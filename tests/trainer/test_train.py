@@ -19,11 +19,11 @@ from shared.vocabulary import Vocabulary
 from tests.paths import ROOT
 from tests.trainer_fixtures import NETWORK, TINY, write_data_folder
 from trainer import train as training
-from trainer.config import PRESETS, TrainConfig
+from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset
 from trainer.errors import TrainerError
 from trainer.runs import Budget, Run
-from trainer.train import batch_indices, learning_rate, publish_network, starting_weights, train
+from trainer.train import batch_indices, publish_network, starting_weights, train
 
 CPU = torch.device("cpu")
 
@@ -247,13 +247,6 @@ def test_epochs_see_every_picture_once() -> None:
     seen = torch.cat([batch_indices(10, 4, seed=3, step=step) for step in range(5)])
     assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()
-
-
-def test_learning_rate() -> None:
-    config = TrainConfig(lr=1.0, warmup_steps=4, cooldown=0.5)
-    assert [learning_rate(config, step, 0.1) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert [learning_rate(config, 9, p) for p in (0.5, 0.75, 1.0)] == [1, 0.5, 0]
-    assert learning_rate(PRESETS["report"], 0, 0.999) == 3e-4
 
 
 # Trains in float32. Checks that the wrapper, whose destructor may hang, is gone before the process group ends.
