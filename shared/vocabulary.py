@@ -225,12 +225,20 @@ def _parse_json(text: str | bytes) -> Any:
         raise
     except json.JSONDecodeError as error:
         raise LabelError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
-    except UnicodeDecodeError as error:
-        raise LabelError(f"not JSON: not {error.encoding} text at byte {error.start}") from error
-    except RecursionError as error:
-        raise LabelError("not a label file: nested too deeply") from error
-    except ValueError as error:  # more than the 4,300 that Python parses
-        raise LabelError("not a label file: a number with too many digits") from error
+    except (ValueError, RecursionError) as error:
+        raise LabelError(f"not JSON: {json_fault(error)}") from error
+
+
+def json_fault(error: ValueError | RecursionError) -> str:
+    """Return why Python's JSON parser failed, in words that do not need Python."""
+    match error:
+        case json.JSONDecodeError():
+            return f"{error.msg} at character {error.pos}"
+        case UnicodeDecodeError():
+            return f"not {error.encoding} text at byte {error.start}"
+        case RecursionError():
+            return "nested too deeply"
+    return "a number with too many digits"  # more than the 4,300 that Python parses
 
 
 def _words(text: str) -> list[str]:

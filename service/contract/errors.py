@@ -33,12 +33,11 @@ ServiceError                500  unexpected; the server's log has the cause
 """
 
 from collections.abc import Mapping, Sequence
-from json import JSONDecodeError
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from shared.vocabulary import LabelError
+from shared.vocabulary import LabelError, json_fault
 
 PROBLEM_JSON = "application/problem+json"  # the media type of Problem
 MAX_LISTED = 20  # faults of a request in its problem
@@ -140,17 +139,8 @@ class NotJson(BadRequest, status=400, slug="not-json", title="The body is not JS
 
     @classmethod
     def of(cls, error: ValueError | RecursionError) -> Self:
-        """Build it from what Python's parser raised, in words that do not need Python."""
-        match error:
-            case JSONDecodeError():
-                why = f"{error.msg} at character {error.pos}"
-            case UnicodeDecodeError():
-                why = f"not {error.encoding} text at byte {error.start}"
-            case RecursionError():
-                why = "nested too deeply"
-            case _:
-                why = "a number with too many digits"
-        return cls(f"the body is not JSON: {why}")
+        """Build it from what Python's parser raised."""
+        return cls(f"the body is not JSON: {json_fault(error)}")
 
 
 class BadForm(ServiceError, status=400, slug="bad-request", title="Bad Request"):

@@ -185,8 +185,8 @@ def test_a_hostile_label_gives_a_short_printable_message() -> None:
         (b'[["red cube"],\n ["gray cube"', "not JSON: Expecting ',' delimiter at line 2, column 14"),
         (b"red cube, blue sphere", "not JSON: "),
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "not JSON: not utf-8 text at byte 0"),
-        (b"[" * 200_000, "not a label file: nested too deeply"),
-        (b"[[" + b"9" * 5000 + b"]]", "not a label file: a number with too many digits"),
+        (b"[" * 200_000, "not JSON: nested too deeply"),
+        (b"[[" + b"9" * 5000 + b"]]", "not JSON: a number with too many digits"),
     ],
 )
 def test_text_that_is_not_json_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
