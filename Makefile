@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 # Without byte code every process would compile torch anew, for two seconds and more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo serve train test test-browser compose-test scaling-out-test kubernetes-check screenshots check check-lowest format clean
+.PHONY: help demo serve train test test-browser compose-test scaling-out-test kubernetes-check screenshots check \
+  check-lowest format clean docs lock audit bench bench-quick fuzz faults wheel wheel-test soak
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -59,12 +60,10 @@ check: $(VENV)/.dev  ## Lint, formatting, types, import rules (under 30 seconds)
 check-lowest:  ## Run the tests with the lowest versions that pyproject.toml allows (torch: the lock's version)
 	PYTHON=$(PYTHON) sh lock/check_lowest.sh
 
-.PHONY: docs
 docs: $(VENV)/.docs  ## Build the documentation's site, with the Python reference, into build/site
 	$(BIN)/python deploy/docs_site.py
 	$(BIN)/zensical build --clean --strict
 
-.PHONY: lock audit
 lock: $(VENV)/.dev  ## Write the lock files anew after a change of pyproject.toml; UPGRADE=--upgrade renews every pin
 	sh lock/update.sh $(BIN)/python $(UPGRADE)
 
@@ -75,23 +74,19 @@ format: $(VENV)/.dev  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.PHONY: bench bench-quick
 bench: $(VENV)/.bench  ## Run all benchmarks (40 minutes, twice that if the machine is not steady; resumes), write docs/performance.md and docs/scaling.md
 	$(BIN)/python -m benchmarks.run
 
 bench-quick: $(VENV)/.bench  ## Run the benchmarks at small sizes (three minutes), write to runs/bench-quick
 	$(BIN)/python -m benchmarks.run --quick
 
-.PHONY: fuzz
 fuzz: $(VENV)/.dev  ## Fuzz the API, label files, zips, recipes, addresses and the life of jobs (seven minutes)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile long --override-ini timeout=3600
 
-.PHONY: faults
 faults: $(VENV)/.worker  ## Kill, pause and fill real processes and move their clocks (eight minutes), write docs/reliability.md
 	sh faults/setup.sh
 	$(BIN)/python -m faults
 
-.PHONY: wheel wheel-test
 wheel: $(VENV)/.client  ## Build the wheel, with the weights, into dist/
 	rm -rf dist build
 	$(BIN)/python -m uv build --quiet --wheel --build-constraint lock/requirements.txt --out-dir dist
@@ -99,7 +94,6 @@ wheel: $(VENV)/.client  ## Build the wheel, with the weights, into dist/
 wheel-test: wheel  ## Install the wheel into an empty environment and draw a picture with it (PYTHON=python3.12 for another Python)
 	sh deploy/wheel_test.sh $(PYTHON) dist/labelgrid-*.whl
 
-.PHONY: soak
 MINUTES ?= 60
 soak: $(VENV)/.dev  ## Keep a service under load and random faults for MINUTES=60, check that memory is flat, write docs/soak.md
 	$(BIN)/python -m soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
