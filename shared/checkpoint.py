@@ -211,7 +211,7 @@ def base_of(info: CheckpointInfo) -> str | None:
     return None if base is None else str(base["name"])
 
 
-def check_replaces(path: Location, kind: CheckpointKind, base: str | None = None) -> None:
+def check_replaces(path: Location, kind: CheckpointKind, base: str | None) -> None:
     """Raise CheckpointError if publishing at `path` would destroy what must stay. `base`: of an adapter.
 
     That is a checkpoint of another kind, or the base itself, without which its adapter cannot be loaded.

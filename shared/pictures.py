@@ -99,7 +99,7 @@ def sheet(pictures: NDArray[np.uint8], columns: int = 8) -> NDArray[np.uint8]:
     return whole
 
 
-def marked_grid(pictures: NDArray[np.uint8], right: Sequence[bool], columns: int = 8) -> NDArray[np.uint8]:
+def marked_grid(pictures: NDArray[np.uint8], right: Sequence[bool], columns: int) -> NDArray[np.uint8]:
     """Arrange pictures (N, H, W, 3): a green frame with a tick if `right`, else a red frame with a cross."""
     n, height, width, _ = pictures.shape
     frame = max(2, min(height, width) // 24)

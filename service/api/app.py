@@ -57,9 +57,8 @@ def _telemetry() -> dict[str, Any]:
     }
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Return the application for `settings`, by default those of the environment."""
-    settings = settings or Settings()
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application for these settings."""
     limit = read_limit(settings.rate_limit)
 
     @asynccontextmanager

@@ -132,7 +132,7 @@ def complete_jobs(
     judged_by: MadeWith | None,
     job_ids: Collection[str],
     at_hand: AtHand,
-    results: ResultWriter | None = None,
+    results: ResultWriter | None,
 ) -> None:
     """Finish jobs all of whose pictures are stored. Any worker may do it, and more than once.
 
@@ -224,7 +224,7 @@ def score(verdicts: Sequence[Verdict], n: int) -> JobResult:
 
 def compose_grid(
     store: JobStore, judged_by: MadeWith | None, record: JobRecord, result: JobResult, verdicts: list[Verdict],
-    at_hand: AtHand, results: ResultWriter | None = None,
+    at_hand: AtHand, results: ResultWriter | None,
 ) -> bytes:  # fmt: skip
     """Return the PNG of the best repeat's pictures, or for a single picture its index.
 

@@ -209,7 +209,7 @@ class Runner:
         """Return the jobs that have pictures in progress, or being stored."""
         return {claim.picture.job for loaded in self.models for claim in loaded.held}
 
-    def _drop_ended(self, awaited: str | None = None) -> set[str]:
+    def _drop_ended(self, awaited: str | None) -> set[str]:
         """Drop the pictures of jobs that ended elsewhere; return those jobs, and `awaited` if it has ended."""
         if ended := self.store.ended(self._jobs() | ({awaited} if awaited else set())):
             for loaded in self.models:

@@ -64,7 +64,7 @@ def scenes_of(train: dict[str, list[str]]) -> Scenes:
     return {number: lists[-1] for number, lists in scenes.items()}
 
 
-def scene_objects(labels: list[str], rng: np.random.Generator, *, centre: bool = True) -> list[SceneObject]:
+def scene_objects(labels: list[str], rng: np.random.Generator, *, centre: bool) -> list[SceneObject]:
     """Place the objects of i-CLEVR labels, the first in the centre if `centre`.
 
     Each must be seen: as in CLEVR (Johnson et al. 2017), a scene in which objects hide one is drawn again.

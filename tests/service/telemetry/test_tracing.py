@@ -241,7 +241,7 @@ def test_without_tracing_opentelemetry_is_not_imported() -> None:
     imports = "import service.api.app, service.worker.process, service.webhooks.worker"
     start = "from service.telemetry import tracing\nfrom service.settings import Settings\n"
     modules = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
-    off = f"{imports}\n{start}tracing.start(Settings(), 'api')\nservice.api.app.create_app()"
+    off = f"{imports}\n{start}tracing.start(Settings(), 'api')\nservice.api.app.create_app(Settings())"
     assert heavy_modules_after(off, modules) == set()
     assert heavy_modules_after(f"{start}tracing.start(Settings(tracing=True), 'api')", modules) == set(modules)
 
