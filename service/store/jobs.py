@@ -187,8 +187,7 @@ class JobStore:
             pipe.hset(keys.job(job_id), "rq", rq_job.id)
             pipe.hget(keys.job(job_id), "record")
             *_, raw = pipe.execute()
-        if (record := _readable(job_id, raw)) is not None:
-            _log("job queued again", record)
+        _log("job queued again", job_id, _readable(job_id, raw))
 
     def begin(self, *job_ids: str) -> bool:
         """Mark jobs as running. False if none of them was queued."""
@@ -267,10 +266,10 @@ class JobStore:
 
     def _moved(self, job_id: str, status: JobStatus, fields: dict[str, Any], webhook_is_due: int, raw: Any) -> None:
         """Log, count and announce a move, given the script's answer."""
-        if (record := _readable(job_id, raw)) is not None:
-            _log(f"job {status}", record, **({"reason": fields["error"]} if "error" in fields else {}))
-            if status == "running":
-                tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
+        record = _readable(job_id, raw)
+        _log(f"job {status}", job_id, record, **({"reason": fields["error"]} if "error" in fields else {}))
+        if status == "running" and record is not None:
+            tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
         if status in TERMINAL:
             JOBS_ENDED.labels(status).inc()
         if webhook_is_due:
@@ -401,6 +400,7 @@ def _readable(job_id: str, raw: bytes | str | None) -> JobRecord | None:
         return None
 
 
-def _log(event: str, record: JobRecord, **about: Any) -> None:
-    """Log an event with the ids of the job and of the request that created it, whichever process writes it."""
-    log.info(event, **record.log_ids, age_s=round(time.time() - record.created_at, 3), **about)
+def _log(event: str, job_id: str, record: JobRecord | None, **about: Any) -> None:
+    """Log an event with the ids of the job and, if its record can be read, of the request that created it."""
+    known = {} if record is None else {**record.log_ids, "age_s": round(time.time() - record.created_at, 3)}
+    log.info(event, **{"job_id": job_id, **known, **about})

@@ -1,6 +1,7 @@
 """Jobs in Redis: creation in one script, status moves, commits and times to live."""
 
 import contextlib
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -43,6 +44,18 @@ def test_the_rq_job_is_as_rq_itself_stores_it_without_empty_fields(store: JobSto
     fetched = store.queue.fetch_job(store.queue.get_job_ids()[0])
     assert fetched is not None
     assert (fetched.func_name, fetched.args, fetched.get_status()) == (RUN_JOB, [job.id], "queued")
+
+
+def test_the_log_says_how_a_job_ended_whose_record_cannot_be_read(
+    store: JobStore, connection: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    job = record()
+    store.create(job)
+    connection.hset(keys.job(job.id), "record", "{")
+    assert store.fail(job.id, "why")
+    *_, line = map(vars, caplog.records)
+    assert [line[name] for name in ("msg", "job_id", "reason")] == ["job failed", job.id, "why"]
 
 
 @pytest.mark.parametrize("end", ["finish", "fail", "cancel"])
