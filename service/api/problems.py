@@ -1,5 +1,7 @@
 """Every error of the API as an RFC 9457 problem+json response."""
 
+import math
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -22,8 +24,10 @@ from service.contract.errors import (
     Unavailable,
     problem_body,
 )
-from service.store.connection import is_full, refuses_writes
-from service.telemetry.logs import REQUEST_ID, request_id
+from service.store.connection import WARN_EVERY_S, is_full, refuses_writes
+from service.telemetry.logs import REQUEST_ID, get_logger, request_id
+
+log = get_logger(__name__)
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
@@ -93,6 +97,7 @@ async def _client_gone(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _redis_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer while Redis is away or refuses writes. The log says why, now and then: clients need not know."""
     if isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError):
         problem = Unavailable("Redis does not answer; try again", headers={"Retry-After": "2"})
     elif is_full(error):
@@ -102,6 +107,10 @@ async def _redis_error(request: Request, error: Exception) -> JSONResponse:
         problem = Unavailable("Redis takes no writes; try again", headers={"Retry-After": "10"})
     else:
         raise error
+    state, now = request.app.state, time.monotonic()
+    if now - getattr(state, "redis_warned_at", -math.inf) >= WARN_EVERY_S:
+        state.redis_warned_at = now
+        log.warning("Redis is away or refuses writes", reason=str(error))
     return await _service_error(request, problem)
 
 

@@ -106,7 +106,9 @@ def test_a_full_redis_takes_no_job_and_its_jobs_can_be_read(
         connection.config_set("maxmemory", 0)
 
 
-def test_without_a_model_or_redis_the_answer_says_so(settings: Settings, tmp_path: Path) -> None:
+def test_without_a_model_or_redis_the_answer_says_so(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with serving(settings.model_copy(update={"storage": tmp_path})) as client:
         problem(client.get("/readyz"), 503, "no-model")
         problem(client.post("/generate", json={"labels": LISTS}), 503, "no-model")
@@ -114,6 +116,9 @@ def test_without_a_model_or_redis_the_answer_says_so(settings: Settings, tmp_pat
     with serving(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})) as client:
         problem(client.get("/readyz"), 503, "unavailable")
         problem(client.post("/generate", json={"labels": LISTS}), 503, "unavailable")
+    [line] = [vars(one) for one in caplog.records if one.levelname == "WARNING"]  # for both
+    assert line["msg"] == "Redis is away or refuses writes"
+    assert "127.0.0.1:1" in line["reason"]
 
 
 @pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score", "conditions")])
