@@ -5,6 +5,7 @@ The files are CACHE/DIGEST/NAME.safetensors; an adapter's folder also holds its 
 
 import contextlib
 import os
+import re
 import shutil
 import threading
 import time
@@ -28,6 +29,7 @@ T = TypeVar("T")
 PATIENCE_S = 5.0  # how long to wait for storage if this machine has a copy, or the loaded models will do
 READS_AT_ONCE = 8  # more than there are: a read of an adapter waits for that of its base
 LOADER: Final = "loader"  # name of the threads that load
+DIGEST = re.compile("[0-9a-f]{64}")
 IN_USE_S = 60.0  # another worker may still be reading a checkpoint that it fetched less than this ago
 
 
@@ -116,7 +118,10 @@ class CheckpointCache:
         if not _holds(kept, info):
             self._copy(source, kept, info.digest)
         os.utime(kept.parent)
-        self._prune()
+        try:
+            self._prune()
+        except OSError as error:  # such as another worker that removes the same ones
+            log.warning("cached checkpoints cannot be removed", cache=str(self.folder), reason=str(error))
         return kept
 
     def _keep_base(self, kept: Path, digest: str) -> None:
@@ -137,8 +142,9 @@ class CheckpointCache:
             raise
 
     def _prune(self) -> None:
-        """Remove the least recently fetched checkpoints until the rest fits."""
-        kept = sorted((folder.stat().st_mtime, folder) for folder in self.folder.iterdir() if folder.is_dir())
+        """Remove the least recently fetched checkpoints until the rest fits. The folder may hold others' files, too."""
+        ours = [folder for folder in self.folder.iterdir() if DIGEST.fullmatch(folder.name)]
+        kept = sorted((folder.stat().st_mtime, folder) for folder in ours)
         sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for _, folder in kept}
         total = sum(sizes.values())
         for used_at, folder in kept:

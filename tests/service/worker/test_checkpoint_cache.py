@@ -95,6 +95,29 @@ def test_the_cache_keeps_the_most_recently_used_within_its_bound(
     assert {path.name for path in small.folder.iterdir()} == set(digests[1:])
 
 
+def test_what_others_keep_in_the_folder_of_the_cache_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "cache" / "huggingface" / "model"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"x" * 1000)
+    os.utime(other.parent, (0, 0))
+    monkeypatch.setattr("service.worker.checkpoint_cache.IN_USE_S", -1.0)
+    CheckpointCache(tmp_path / "cache", folder, 1).fetch("toy")
+    assert other.exists()
+
+
+def test_a_copy_is_used_although_older_ones_cannot_be_removed(
+    cache: CheckpointCache, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As if another worker removed the same ones at this moment."""
+    cache.folder.mkdir()
+    (cache.folder / ("a" * 64)).write_text("")
+    digest = read_info(folder / "toy.safetensors").digest
+    assert cache.fetch("toy") == cache.folder / digest / "toy.safetensors"
+    assert [record.message for record in caplog.records] == ["cached checkpoints cannot be removed"]
+
+
 def test_if_the_disk_cannot_be_written_storage_is_read_directly(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
