@@ -105,7 +105,8 @@ class Settings(BaseSettings):
     )
     """The Redis server that all processes share. If neither variable is set, `python -m service` starts its own."""
     queue: str = "labelgrid"
-    """Name of the RQ queue of jobs. Only one: a worker that reads several queues can lose a job."""
+    """Name of the RQ queue of jobs. Only one: a worker that reads several queues can lose a job. It does not separate
+    two services: each needs a Redis database of its own, the number at the end of redis_url."""
 
     job_ttl_s: int = Field(default=3600, ge=1)
     """How long a job and its pictures are kept after it ends."""
