@@ -3,6 +3,7 @@
 It listens on a unix socket only, with a random password and an append-only file. Knows nothing of jobs.
 """
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -116,7 +117,7 @@ class RedisServer:
             preexec_fn=die_with_parent,
         )
         assert self.process.stdin is not None
-        with self.process.stdin as stdin:
+        with contextlib.suppress(BrokenPipeError), self.process.stdin as stdin:  # it may have ended already
             stdin.write(self._config().encode())
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -131,8 +132,9 @@ class RedisServer:
                 time.sleep(0.02)
         self.stop()
         log = self.folder / "redis.log"
-        tail = log.read_text(errors="replace")[-500:] if log.exists() else "there is no log"
-        raise StartFailed(f"{self.binary} did not start in {self.folder}: {tail}")
+        tail = log.read_text(errors="replace")[-500:] if log.exists() else ""
+        reason = tail or "it wrote no log, as on a full disk"
+        raise StartFailed(f"{self.binary} did not start in {self.folder}: {reason}")
 
     def stop(self) -> None:
         """Stop the server; it saves its data first."""

