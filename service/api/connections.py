@@ -1,4 +1,4 @@
-"""Closes connections whose client sends too slowly: each occupies a file descriptor and memory, but no key is needed.
+"""Closes connections whose client sends too slowly, or headers without end: they cost memory, but no key is needed.
 
 Builds on uvicorn's protocol, whose only limit is for idle connections between two requests.
 """
@@ -10,14 +10,20 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_S = 10.0  # from the connection, or the first byte of its next request, to the end of the headers
 BODY_S = 300.0  # from there to the end of the body: the longest form takes this at 60 KB/s
+MAX_HEADER_BYTES = 1 << 16  # of all headers, or of what follows the body; besides the first part that was received
 
 
 class PunctualProtocol(HttpToolsProtocol):
-    """HTTP with a deadline for headers and body. The response has none here."""
+    """HTTP with a deadline for headers and body, and a limit for headers. The response has no deadline here.
+
+    Fields after a body (trailers) are dropped: uvicorn adds them to the headers, as if they had been there before.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._deadline: TimerHandle | None = None
+        self._header_bytes = 0  # about how many the parser has received since it last returned something
+        self._in_headers = False
 
     def _expect(self, within_s: float | None) -> None:
         if self._deadline is not None:
@@ -32,14 +38,31 @@ class PunctualProtocol(HttpToolsProtocol):
         self._expect(None)
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        self._header_bytes += len(data)
+        super().data_received(data)
+        if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"more than {MAX_HEADER_BYTES} bytes of headers")
+
     def on_message_begin(self) -> None:
         self._expect(HEADER_S)
+        self._header_bytes, self._in_headers = 0, True
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_headers:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._expect(BODY_S)
+        self._header_bytes, self._in_headers = 0, False
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._header_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._expect(None)
+        self._header_bytes = 0
         super().on_message_complete()

@@ -1,12 +1,15 @@
-"""Clients that send too slowly lose their connection; those that wait for a response do not."""
+"""Clients that send too slowly, or headers without end, lose their connection; those that wait for an answer do not."""
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from redis import Redis
 
 from service.api import connections
+from service.api.access.keys import hash_of, new_key
 from service.settings import Settings
 from service.store.jobs import JobStore
 from tests.conftest import api_server, client_of
@@ -49,3 +52,52 @@ def test_a_request_may_wait_longer_for_its_response(
         for _ in range(2):
             answer = client.post("/generate", json={"labels": [["red cube"]]}, headers={"prefer": "wait=1"})
             assert answer.status_code == 202
+
+
+HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+ENDLESS = {
+    "headers": (HEAD, b"a:b\r\n"),
+    "a header": (HEAD + b"X: ", b"x"),
+    "an address": (b"GET /", b"x"),
+    "trailers": (CHUNKED + b"1\r\n{\r\n0\r\n", b"a:b\r\n"),
+    "a trailer": (CHUNKED + b"1\r\n{\r\n0\r\nX: ", b"x"),
+    "an extension of a chunk": (CHUNKED + b"1;x=", b"x"),
+}
+
+
+@pytest.mark.parametrize(("begin", "more"), ENDLESS.values(), ids=ENDLESS)
+@pytest.mark.parametrize("earlier", [b"", GET], ids=["new", "kept"])
+def test_a_client_whose_headers_do_not_end_loses_its_connection(
+    client: httpx.Client, earlier: bytes, begin: bytes, more: bytes
+) -> None:
+    part = more * (connections.MAX_HEADER_BYTES // 4 // len(more))
+    sent = 0
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as endless:
+        endless.sendall(earlier + begin)
+        with contextlib.suppress(ConnectionError):  # reset, with or without an answer
+            while sent < 10 * 1024 * 1024:
+                endless.sendall(part)
+                sent += len(part)
+    assert sent < 10 * 1024 * 1024
+
+
+def test_long_headers_and_long_bodies_are_no_headers_without_end(client: httpx.Client) -> None:
+    headers = {"x-long": "x" * (connections.MAX_HEADER_BYTES - 1000)}
+    assert client.get("/healthz", headers=headers).status_code == 200
+
+    def body() -> Iterator[bytes]:
+        yield from [b'{"labels": [', *[b" " * 1000] * 500, b"]}"]
+
+    answer = client.post("/generate", content=body(), headers={"content-type": "application/json"})
+    assert answer.json()["detail"].startswith("expected at least one label list")
+
+
+def test_what_follows_a_body_is_no_header(settings: Settings, alive: JobStore) -> None:
+    key = new_key()
+    with (
+        api_server(settings.model_copy(update={"api_keys": f"alice:{hash_of(key)}"})) as server,
+        socket.create_connection(server.servers[0].sockets[0].getsockname(), timeout=60) as client,
+    ):
+        client.sendall(CHUNKED + f"0\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
+        assert client.recv(4096).startswith(b"HTTP/1.1 401")
