@@ -13,6 +13,7 @@ from redis.exceptions import MaxConnectionsError, RedisError
 
 from service.contract import answers
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownJob, UnknownPicture
+from service.contract.job_ids import ID
 from service.contract.records import TERMINAL, JobRecord, JobResult
 from service.contract.schemas import Job, JobHead, JobPage
 from service.store import keys, workers
@@ -177,6 +178,8 @@ class JobReader:
 
     async def check_owner(self, job_id: str, owner: str) -> None:
         """UnknownJob if the job belongs to another owner, as if it did not exist."""
+        if ID.fullmatch(job_id) is None:  # it comes from a request and becomes a key, perhaps one of another kind
+            raise UnknownJob(f"there is no job {job_id!r}")
         whose = await self.connection.get(keys.tombstone(job_id))
         if whose is None:  # perhaps the job is open for longer than its tombstone lasts: there were no workers
             whose = await self.connection.hget(keys.job(job_id), "owner")

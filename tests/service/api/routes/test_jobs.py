@@ -46,6 +46,13 @@ def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
     assert (seen, cursor) == (ids[::-1], None)
 
 
+@pytest.mark.parametrize("part", ["waiting", "verdicts", "png", "events", "live"])
+def test_the_name_of_a_key_of_a_job_is_no_job(client: httpx.Client, alive: JobStore, part: str) -> None:
+    address = f"/jobs/{submitted(client)}:{part}"
+    problem(client.get(address), 404, "unknown-job")
+    problem(client.delete(address), 404, "unknown-job")
+
+
 def test_the_list_leaves_out_expired_jobs(client: httpx.Client, alive: JobStore) -> None:
     first, second = submitted(client), submitted(client)
     alive.connection.delete(keys.job(first))
