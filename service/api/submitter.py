@@ -151,7 +151,11 @@ Prepare = Callable[[Finder], Prepared]
 
 @dataclass(frozen=True)
 class Submitter:
-    """Creates the job of one request, waits for it, and answers with it."""
+    """Creates the job of one request, waits for it, and answers with it.
+
+    uploads: held by a request with uploaded pictures until they are in Redis. A small zip may unpack to a lot, so few
+    of them are in memory at the same time.
+    """
 
     request: Request
     settings: Settings
@@ -160,6 +164,7 @@ class Submitter:
     workers: ReadyWorkers
     results: ResultReader
     models: Models
+    uploads: asyncio.Semaphore
     owner: str
     idempotency_key: str | None
 
@@ -203,7 +208,8 @@ class Submitter:
                 raise NotFailed(detail, job_status=job.status)
             return self._again(job_id, models)
 
-        return await self._create(lambda: ["retry", job_id], prepare, is_quick=False)
+        async with self.uploads:  # the job may have some
+            return await self._create(lambda: ["retry", job_id], prepare, is_quick=False)
 
     def _again(self, job_id: str, models: Finder) -> Prepared:
         before = self.store.record(job_id)
@@ -409,7 +415,16 @@ async def _submitter(request: Request) -> Submitter:
         raise BadRequest.at(("header", "Idempotency-Key"), f"{len(key)} characters; wanted 1 to {MAX_KEY}")
     owner: str = request.state.owner
     return Submitter(
-        request, state.settings, state.store, state.creator, state.workers, state.results, state.models, owner, key
+        request,
+        state.settings,
+        state.store,
+        state.creator,
+        state.workers,
+        state.results,
+        state.models,
+        state.uploads,
+        owner,
+        key,
     )
 
 

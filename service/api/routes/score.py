@@ -1,14 +1,17 @@
 """POST /score: the scores of repeated runs over a test file, or of uploaded pictures."""
 
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.api.catalog import Finder
 from service.api.openapi_parts import problems
-from service.api.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, JobSpec, SubmitterDep
+from service.api.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, Accepted, JobSpec, Submitter, SubmitterDep
 from service.api.uploads.body import describe_body, describe_form, read_body, validate
 from service.api.uploads.picture_zip import PICTURES, read_submission
 from service.contract.errors import BadForm, BadRequest, TooLarge, UnsupportedBody
@@ -55,10 +58,7 @@ async def score(request: Request, submitter: SubmitterDep) -> Response:
 
     With a zip of `pictures` it generates none and scores those, as one run, by the evaluator of `model`.
     """
-    body = await _read(request, submitter.settings)
-    check = partial(_check, body)
-    accepted = await submitter.submit("score", body.fields, body.lists, check, body.pictures or ())
-    return await submitter.answer(accepted)
+    return await submitter.answer(await _submit(request, submitter))
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,17 @@ class Body:
     pictures: list[bytes] | None = None
 
 
-async def _read(request: Request, settings: Settings) -> Body:
+async def _submit(request: Request, submitter: Submitter) -> Accepted:
+    """Create the job. A function of its own, so that nothing keeps the pictures while the request waits."""
     content, files = await read_body(request, FILE, PICTURES)
+    few: AbstractAsyncContextManager[None] = submitter.uploads if PICTURES in files else nullcontext()
+    async with few:
+        body = await _read(content, files, submitter.settings)
+        check = partial(_check, body)
+        return await submitter.submit("score", body.fields, body.lists, check, body.pictures or ())
+
+
+async def _read(content: Any, files: Mapping[str, bytes], settings: Settings) -> Body:
     if not files:
         as_json = validate(ScoreRequest, content)
         return Body(as_json, as_json.conditions, "conditions")

@@ -1,5 +1,6 @@
 """POST /score with uploaded pictures: their verdicts, what is refused, and the client's ways to upload them."""
 
+import asyncio
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from hypothesis import strategies as st
 from redis import Redis
 from typer.testing import CliRunner
 
+from service.api.routes import score
 from service.api.uploads.png import check_picture
 from service.client import Client
 from service.client.__main__ import app
 from service.settings import Settings
 from service.store import keys
 from service.store.connection import text
+from service.store.creation import JobCreator, NewJob
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.pictures import marked_grid, read_png, to_images
-from tests.conftest import running
+from tests.conftest import api_server, client_of, running
 from tests.service.api.answers import nothing_is_queued, problem
 from tests.service.api.uploads.zips import GOOD, LISTS, TEST_FILE, png, without, zipped
 
@@ -66,6 +69,33 @@ def test_a_retry_needs_no_second_upload(
         job = client.post(f"/jobs/{job_id}/retry").json()
     assert (job["status"], job["progress"]) == ("finished", {"done": 3, "total": 3})
     assert client.get(f"/jobs/{job['id']}/images/2.png").content == png(2)
+
+
+def test_pictures_hold_a_place_until_they_are_stored(
+    settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, create, seen = score.read_submission, JobCreator.create, list[tuple[str, bool]]()
+    with api_server(settings) as server, client_of(server) as client:
+        uploads = server.app.state.uploads = asyncio.Semaphore(1)
+
+        def reading(*arguments: Any) -> list[bytes]:
+            seen.append(("read", uploads.locked()))
+            return read(*arguments)
+
+        async def creating(creator: JobCreator, new: NewJob) -> str:
+            seen.append(("create", uploads.locked()))
+            return await create(creator, new)
+
+        monkeypatch.setattr(score, "read_submission", reading)
+        monkeypatch.setattr(JobCreator, "create", creating)
+        asynchronous = {"prefer": "respond-async"}
+        job_id = send(client, zipped(GOOD), asynchronous).json()["id"]
+        alive.fail(job_id, "workers died")
+        assert send(client, b"no zip").status_code == 422  # which gives its place back, too
+        assert client.post(f"/jobs/{job_id}/retry", headers=asynchronous).status_code == 202
+        assert client.post("/score", json={"conditions": LISTS}, headers=asynchronous).status_code == 202
+        assert not uploads.locked()
+    assert seen == [("read", True), ("create", True), ("read", True), ("create", True), ("create", False)]
 
 
 def test_pictures_of_any_size_are_judged_as_the_evaluator_judges_them(client: httpx.Client, working: Runner) -> None:
