@@ -111,15 +111,22 @@ def remove_folder(folder: Location) -> None:
 
 
 @contextlib.contextmanager
-def reading(path: Location, *, block: int = WHOLE_BLOCK) -> Iterator[BinaryIO]:
-    """Open a file for reading. Of a remote file, only what is read is fetched, in blocks of `block` bytes."""
+def reading(path: Location, *, block: int = WHOLE_BLOCK, follow: bool = True) -> Iterator[BinaryIO]:
+    """Open a file for reading. Of a remote file, only what is read is fetched, in blocks of `block` bytes.
+
+    `follow`: whether a local file may be a symbolic link; otherwise one raises an OSError.
+    """
     with _errors():
         if isinstance(path, Path):
-            with path.open("rb") as file:
+            with open(path, "rb", opener=None if follow else _open_itself) as file:
                 yield file
         else:
             with path.fs.open(path.path, "rb", block_size=block, cache_type="readahead") as remote:
                 yield cast(BinaryIO, remote)
+
+
+def _open_itself(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def read(path: Location) -> bytes:

@@ -270,7 +270,7 @@ class Models:
             return ""
         try:
             text = _read_card(self.storage / file, self._versions[file])
-        except OSError:  # deleted since `_look`
+        except OSError:  # deleted since `_look`, or a link
             return ""
         written_for = WRITTEN_FOR.search(text)
         return "" if written_for and written_for[1] != info.digest[:16] else HUB_METADATA.sub("", text)
@@ -307,7 +307,8 @@ Finder = Models | InMemory
 
 @functools.lru_cache
 def _read_card(path: Location, version: str) -> str:
-    with files.reading(path, block=MAX_CARD_BYTES) as card:
+    # clients read it, so that who may write to storage could let them read any file that the service can
+    with files.reading(path, block=MAX_CARD_BYTES, follow=False) as card:
         return card.read(MAX_CARD_BYTES).decode(errors="replace")
 
 

@@ -252,6 +252,15 @@ def client(settings: Settings, folder: Path, connection: Redis) -> Iterator[http
         yield one
 
 
+def test_a_card_that_is_a_link_is_not_shown(client: httpx.Client, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("of the service")
+    (folder / "a.md").symlink_to(tmp_path / "secret")
+    assert [model["card"] for model in client.get("/models").json()["models"]] == [None, None]
+    (folder / "a.md").unlink()
+    (folder / "a.md").write_text("# a")
+    assert [model["card"] for model in client.get("/models").json()["models"]] == ["# a", None]
+
+
 def test_the_list_has_cards_and_problems(client: httpx.Client, folder: Path) -> None:
     def models() -> dict[str, dict[str, object]]:
         return {model["name"]: model for model in client.get("/models").json()["models"]}
