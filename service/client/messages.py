@@ -113,7 +113,7 @@ def generate_arguments(
         {
             **options,
             "labels": None if labels is None else _lists(labels),
-            "layouts": layouts and [entry and [point.model_dump() for point in entry] for entry in layouts],
+            "layouts": None if layouts is None else _points(layouts),
             "recipe": {**recipe} if isinstance(recipe, Mapping) else None,
         }
     )
@@ -158,6 +158,17 @@ def _lists(labels: LabelLists) -> list[list[str]]:
             wanted = 'a list of labels for each picture, such as [["red cube", "blue sphere"], ["gray cylinder"]]'
             raise ClientError(f"{one!r} is a string; wanted {wanted}")
     return [list(entry) for entry in labels]
+
+
+def _points(layouts: Layouts) -> list[list[dict[str, float]] | None]:
+    """Return layouts for JSON. Raises ClientError for what is no point, such as a pair of numbers."""
+    try:
+        return [
+            entry if entry is None else [Point.model_validate(one).model_dump() for one in entry] for entry in layouts
+        ]
+    except (TypeError, ValidationError) as error:
+        wanted = "a list of points or None for each picture, such as [[Point(x=0.5, y=0.43)], None]"
+        raise ClientError(f"layouts: {reprlib.repr(layouts)} is not {wanted}") from error
 
 
 def _form(fields: Mapping[str, Any]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from PIL import Image
 from redis import Redis
 
 import service.client.connection
-from service.client import ApiError, AsyncClient, Client, ClientError, Event, JobUnfinished, Options, Unreachable
+from service.client import ApiError, AsyncClient, Client, ClientError, Event, JobUnfinished, Options, Point, Unreachable
 from service.contract.schemas import Job, SamplingFields, ScoreResult
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
@@ -156,6 +156,13 @@ def test_a_string_in_place_of_a_list_is_an_error(call: Call, client: httpx.Clien
         ("generate", {"recipe": "\udcff"}, r"\\udcff: No such file"),
         ("generate", {"labels": LISTS, "idempotency_key": "ü€"}, "idempotency_key: 'ü€' is not printable ASCII"),
         ("generate", {"labels": LISTS, "idempotency_key": " a"}, "idempotency_key: ' a' is not printable ASCII"),
+        (
+            "generate",
+            {"labels": LISTS, "layouts": [[(0.5, 0.43)], None]},
+            r"layouts: .*\(0.5, 0.43\).* is not a list of points",
+        ),
+        ("generate", {"labels": LISTS, "layouts": [Point(x=0.5, y=0.43)]}, "layouts: .* is not a list of points"),
+        ("generate", {"labels": LISTS, "layouts": [0.5]}, r"layouts: \[0.5\] is not a list of points"),
         ("score", {"conditions": LISTS, "eta": float("nan")}, "eta: nan cannot be sent"),
         ("score", {"conditions": LISTS, "model": "\udcff"}, "model contains"),
         ("labels", {"model": "\udcff"}, "model contains"),
