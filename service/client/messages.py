@@ -153,11 +153,12 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lists(labels: LabelLists) -> list[list[str]]:
     """Return label lists for JSON. Raises ClientError for a string, which Python would take for a list of letters."""
-    for one in (labels, *labels):
+    lists = [labels] if isinstance(labels, str) else list(labels)  # once, since it may be an iterator
+    for one in lists:
         if isinstance(one, str):
             wanted = 'a list of labels for each picture, such as [["red cube", "blue sphere"], ["gray cylinder"]]'
             raise ClientError(f"{one!r} is a string; wanted {wanted}")
-    return [list(entry) for entry in labels]
+    return [list(entry) for entry in lists]
 
 
 def _points(layouts: Layouts) -> list[list[dict[str, float]] | None]:

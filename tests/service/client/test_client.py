@@ -145,6 +145,10 @@ def test_a_string_in_place_of_a_list_is_an_error(call: Call, client: httpx.Clien
     assert client.get("/jobs").json()["jobs"] == []
 
 
+def test_an_iterator_of_lists_is_read_once(call: Call, alive: JobStore) -> None:
+    assert call("generate", iter(LISTS), wait=False).labels == LISTS
+
+
 @pytest.mark.parametrize(
     ("method", "arguments", "words"),
     [
