@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 from collections.abc import AsyncIterator, Callable, Iterator
 from inspect import iscoroutinefunction, signature
 from pathlib import Path
@@ -15,7 +16,7 @@ from redis import Redis
 
 import service.client.connection
 from service.client import ApiError, AsyncClient, Client, ClientError, Event, JobUnfinished, Options, Point, Unreachable
-from service.contract.schemas import Job, SamplingFields, ScoreResult
+from service.contract.schemas import JOB_EXAMPLE, Job, SamplingFields, ScoreResult
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.vocabulary import ICLEVR
@@ -111,6 +112,16 @@ def test_the_services_errors_are_raised_with_their_message(call: Call, alive: Jo
         call("events", "nobody")
     with pytest.raises(ClientError, match="No such file"):
         call("score", tmp_path / "nothing.json")
+
+
+def test_errors_survive_pickle(url: str, alive: JobStore) -> None:
+    """Otherwise one of them breaks a whole process pool."""
+    with Client(url) as client, pytest.raises(ApiError) as refused:
+        client.job("nobody")
+    unfinished = JobUnfinished(Job.model_validate(JOB_EXAMPLE))
+    for error in (refused.value, unfinished, Unreachable("nobody answers"), ClientError("a\nb")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 def test_a_recipe_reproduces_its_pictures_and_stands_alone(call: Call, working: Runner, tmp_path: Path) -> None:
