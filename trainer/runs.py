@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -73,10 +73,16 @@ def step_seed(seed: int, step: int) -> int:
 
 
 def show_progress(progress: Progress, what: str, batch: int | None = None) -> Callable[[Run], None]:
-    """An `on_step` that moves a bar from 0 to 1000 per mille; with `batch` it shows pictures per second."""
-    task = progress.add_task(what, total=1000)
+    """An `on_step` that moves a bar from 0 to 1000 per mille; with `batch` it shows pictures per second.
+
+    The bar appears at the first step, so a stage that has nothing to do has none.
+    """
+    task: TaskID | None = None
 
     def on_step(run: Run) -> None:
+        nonlocal task
+        if task is None:
+            task = progress.add_task(what, total=1000)
         status = f"{what}: step {run.step}" + (f", loss {run.loss:.4f}" if run.loss else "")  # none is known at first
         if batch:
             status += f", {run.step * batch / max(run.elapsed_s, 1e-9):.0f} pictures/s"

@@ -7,10 +7,22 @@ from typing import Any
 
 import pytest
 import torch
+from rich.progress import Progress
 
 from shared.vocabulary import Vocabulary
 from trainer.errors import TrainerError
-from trainer.runs import KINDS, Budget, Run, keep_setup, load_state, rate_share, read_log, run_log, save_state
+from trainer.runs import (
+    KINDS,
+    Budget,
+    Run,
+    keep_setup,
+    load_state,
+    rate_share,
+    read_log,
+    run_log,
+    save_state,
+    show_progress,
+)
 
 CPU, LABELS = torch.device("cpu"), Vocabulary(("a",))
 
@@ -29,6 +41,16 @@ def test_the_rate_rises_and_falls() -> None:
     assert [rate_share(step, 0.1, 4, 0.5) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
     assert [rate_share(9, p, 4, 0.5) for p in (0.5, 0.75, 1.0)] == [1, 0.5, 0]
     assert rate_share(0, 0.999, 0, 0.0) == 1  # without warm-up and cool-down, as the report's
+
+
+def test_a_stage_with_nothing_to_do_shows_no_bar() -> None:
+    with Progress(disable=True) as progress:
+        show_progress(progress, "layouts")
+        on_step = show_progress(progress, "training", batch=8)
+        for step in (5, 10):
+            on_step(Run(step=step, elapsed_s=2.0, loss=0.5, progress=step / 20))
+        (task,) = progress.tasks
+    assert (task.completed, task.description) == (500, "training: step 10, loss 0.5000, 40 pictures/s")
 
 
 def test_another_setup_is_refused(tmp_path: Path) -> None:
