@@ -1,5 +1,7 @@
 """The weights in models/ load, match their cards, and draw what is asked."""
 
+import re
+
 import pytest
 import torch
 
@@ -44,6 +46,11 @@ def test_the_card_is_of_this_checkpoint(denoiser: Denoiser, evaluator: Evaluator
     for info in (denoiser.info, evaluator.info):
         assert info is not None
         assert info.digest[:16] in (MODELS / f"{info.name}.md").read_text()
+
+
+def test_the_clients_page_asks_for_no_more_stages_than_the_default_model_has(denoiser: Denoiser) -> None:
+    (stages,) = re.findall(r"labelgrid generate .*--trajectory (\d+)", (ROOT / "docs/client.md").read_text())
+    assert int(stages) <= denoiser.options.steps + 1
 
 
 def test_a_picture_is_the_same_alone_and_in_a_batch(denoiser: Denoiser) -> None:
