@@ -162,8 +162,8 @@ def check(
         store = JobStore(connect(settings.redis_url), settings)
         hosts = [about["host"] for about in workers.list_live(store.connection) if not about.get("stalled")]
         hosts += [sender.hostname for sender in Worker.all(queue=store.webhooks)]
-        if (host := socket.gethostname()) not in hosts:
-            raise RuntimeError(f"no worker of this host, {host}, is registered in Redis")
+        if socket.gethostname() not in hosts:
+            raise RuntimeError(f"no worker of {socket.gethostname()} is alive, or it hangs")
 
 
 @app.command()

@@ -63,7 +63,8 @@ def test_the_process_sends_webhooks_of_the_apis_jobs_and_retries(
         assert command("check", environment=environment)[0] == 0
         process.terminate()
         assert process.wait(timeout=30) == 0
-        assert command("check", environment=environment)[0] == 1
+        code, _, err = command("check", environment=environment)
+        assert (code, err) == (1, f"labelgrid: no worker of {socket.gethostname()} is alive, or it hangs\n")
 
 
 def test_the_process_survives_without_redis_and_stops_cleanly(tmp_path: Path) -> None:
