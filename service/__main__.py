@@ -25,6 +25,7 @@ from shared.registry import resolve
 
 log = get_logger(__name__)
 
+INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 COLLECT_AFTER = 2_000  # new objects in the API; each request leaves some twenty in cycles
 
 HELP = """Generates pictures from labels.
@@ -233,8 +234,11 @@ def demo(
     """Start everything, generate eight pictures, and stop."""
     from service.local.demo import run
 
+    drawn = False
     with _process("demo"):
-        run(seed, grid)
+        drawn = run(seed, grid)
+    if not drawn:
+        raise typer.Exit(INTERRUPTED)
 
 
 def main(program: str = "python -m service") -> None:

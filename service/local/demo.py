@@ -28,24 +28,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run(seed: int, grid: Path) -> None:
+def run(seed: int, grid: Path) -> bool:
     """Start everything, generate and score a picture for each of LABELS, save their grid, and stop everything.
 
-    Raises RuntimeError, OSError and ClientError.
+    Returns whether there is a grid; Ctrl-C or SIGTERM may come first. Raises RuntimeError, OSError and ClientError.
     """
+    drawn = False
     os.environ.setdefault("LABELGRID_LOG_LEVEL", "warning")  # of the processes it starts: the output is a table
     console = Console()
     console.print("starting Redis, a worker and the API")
 
     def generate(address: str) -> None:
+        nonlocal drawn
         start = time.monotonic()
         with Client(address) as client, display.JobProgress() as progress:
             job = client.generate(LABELS, seed=seed, columns=4, on_event=progress.on_event)
             grid.write_bytes(client.grid(job.id))
         display.result(job, console)
         console.print(f"{len(LABELS)} pictures in {time.monotonic() - start:.1f} s; the grid is in {grid}")
-        supervisor.stopping = True
+        drawn = supervisor.stopping = True
 
     with tempfile.TemporaryDirectory(prefix="labelgrid-") as state:
         supervisor = Supervisor(port=free_port(), state=Path(state), redis_url=None)
         supervisor.run(generate)
+    return drawn

@@ -12,6 +12,7 @@ import pytest
 from service.__main__ import main
 from service.contract.job_ids import new_job_id
 from service.local.demo import free_port
+from service.local.supervisor import Supervisor
 from service.results.files import ResultFiles
 from service.settings import Settings
 from tests.paths import ROOT
@@ -95,6 +96,17 @@ def test_ctrl_c_ends_the_api_without_an_error(settings: Settings) -> None:
         api.kill()
     assert api.returncode == 0
     assert "Traceback" not in stderr
+
+
+def test_a_demo_that_ctrl_c_ended_is_no_success(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in handled}
+    monkeypatch.setattr(Supervisor, "_start", lambda supervisor: signal.raise_signal(signal.SIGINT))
+    try:
+        assert command("demo", environment=clean_environment())[0] == 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_settings_prints_the_document(command: Command) -> None:
