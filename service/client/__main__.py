@@ -18,7 +18,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from service.client import Client, ClientError, Event, Options, display, lines
+from service.client import ApiError, Client, ClientError, Event, Options, display, lines
 from service.client.connection import OnEvent
 from service.client.messages import DEFAULT_URL
 from service.client.thresholds import BELOW, below, parse_thresholds
@@ -65,7 +65,8 @@ def _connected(url: str) -> Iterator[Client]:
         with Client(url) as client:
             yield client
     except ClientError as error:
-        raise _fail(str(error)) from error
+        keyless = isinstance(error, ApiError) and error.status == 401  # the service's words are for HTTP
+        raise _fail(f"{error} (set LABELGRID_API_KEY)" if keyless else str(error)) from error
     except OSError as error:
         raise _fail(f"{error.filename or 'output'}: {error.strerror or error}") from error
     except KeyboardInterrupt:

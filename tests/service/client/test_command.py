@@ -14,14 +14,17 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from service.api.access.keys import hash_of
 from service.client import Client, Event
 from service.client.__main__ import app, until_ctrl_c
 from service.client.connection import OnEvent
 from service.client.display import plain
 from service.contract.schemas import JOB_EXAMPLE, Job
+from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
+from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.processes import until
 
@@ -162,6 +165,15 @@ def test_errors_are_one_line(run: Command, alive: JobStore, tmp_path: Path) -> N
     code, _, err = run("generate", "red cube", "--sampler", "dpm")
     assert code == 2
     assert "sampler" in err
+
+
+def test_a_missing_key_is_named_by_its_variable(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LABELGRID_API_KEY", raising=False)
+    with serving(settings.model_copy(update={"api_keys": f"alice:{hash_of('key')}"})) as client:
+        done = CliRunner().invoke(app, ["labels", "--url", str(client.base_url)])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("labelgrid: send your API key")
+    assert done.stderr.endswith("(set LABELGRID_API_KEY)\n")
 
 
 @pytest.mark.parametrize(
