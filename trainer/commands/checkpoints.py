@@ -47,12 +47,14 @@ def score(
     where = terminal.pick_device(device)
     denoiser = load_denoiser(registry.resolve(storage, model, "denoiser"), device=where)
     sampling = make_options(preset, given, denoiser.info)
-    judge = load_judge(terminal.evaluator_path(storage, evaluator, denoiser.info), denoiser.vocabulary, where)
+    judging = terminal.evaluator_path(storage, evaluator, denoiser.info)
+    judge = load_judge(judging, denoiser.vocabulary, where)
     with terminal.bar() as progress:
         runs, figures = score_file(
             file, denoiser, judge, sampling, repeats=repeats, seed=seed, progress=progress, keep_padding=keep_padding,
             candidates=candidates,
         )  # fmt: skip
+    figures["evaluator"] = evaluator or judging.stem
     terminal.show_scores(file, runs, figures, json_out=json_out, grid=grid, columns=columns)
 
 

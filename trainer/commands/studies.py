@@ -181,10 +181,12 @@ def limit(
     from trainer.studies.limit import render_runs
 
     terminal.check_files(png=grid, json=json_out)
-    judge = load_evaluator(resolve(storage, evaluator, "evaluator"), terminal.pick_device(device))
+    judging = resolve(storage, evaluator, "evaluator")
+    judge = load_evaluator(judging, terminal.pick_device(device))
     with terminal.bar() as progress:
         runs, figures = render_runs(
             file, judge, repeats=repeats, seed=seed, progress=progress,
             centre=centre, size=size, fit=fit, keep_padding=keep_padding,
         )  # fmt: skip
+    figures["evaluator"] = judging.stem
     terminal.show_scores(file, runs, figures, json_out=json_out, grid=grid)

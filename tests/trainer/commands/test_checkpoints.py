@@ -44,7 +44,7 @@ def test_scores_are_printed_and_written(command: Command) -> None:
     assert figures["accuracy"]["max"] == max(accuracies)
     assert figures["accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
     assert figures["accuracy"]["std"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2)
-    assert (figures["rows_per_picture"], figures["padding"]) == (6, "none")
+    assert (figures["rows_per_picture"], figures["padding"], figures["evaluator"]) == (6, "none", "toy-evaluator")
     with Image.open("grid.png") as grid:
         assert grid.size == (20, 2 + 2 * 18)
 
@@ -76,8 +76,9 @@ def test_the_courses_checkpoint_can_judge(command: Command) -> None:
     publish_toys(Path("models"))
     Path("few.json").write_text(json.dumps([["red cube"]]))
     write_course_checkpoint(load_evaluator(resolve(Path("models"), None, "evaluator")), Path("checkpoint.pth"))
-    code, _, err = command("score", "few.json", "--evaluator", "checkpoint.pth", "--steps", 1)
+    code, _, err = command("score", "few.json", "--evaluator", "checkpoint.pth", "--steps", 1, "--json", "score.json")
     assert code == 0, err
+    assert json.loads(Path("score.json").read_text())["evaluator"] == "checkpoint.pth"
 
 
 def test_an_evaluator_of_more_labels_judges_as_in_the_service(command: Command) -> None:

@@ -42,6 +42,7 @@ def test_padded_renders_are_judged_with_or_without_their_padding(command: Comman
         return cast(dict[str, Any], json.loads((tmp_path / "a.json").read_text()))
 
     figures = [found(), found("--fit", "pad"), found("--fit", "pad", "--keep-padding")]
+    assert {one["evaluator"] for one in figures} == {"toy-evaluator"}
     assert [(one["size"], one["padding"]) for one in figures] == [(32, "none"), (32, "cut"), (32, "kept")]
     refused(command("limit", tmp_path / "lists.json", "--fit", "crop"), "crop", code=2)
 
