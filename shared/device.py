@@ -54,7 +54,8 @@ def lost(error: Exception, device: torch.device) -> bool:
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Return bfloat16 if the device multiplies it faster than float32, else None."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+        # not is_bf16_supported(), which also counts emulation, slow and without convolutions, and looks at GPU 0
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
     has_amx = torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has_amx or torch.cpu._is_avx512_bf16_supported() else None
 

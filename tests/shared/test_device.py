@@ -1,4 +1,4 @@
-"""Kept memory, by counted page faults, flushed denormals, and the detection of a lost device."""
+"""The device and its precision, kept memory, by counted page faults, flushed denormals, and a lost device."""
 
 import resource
 import sys
@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from shared.device import flush_denormals, kept_memory, lost
+from shared.device import autocast_dtype, flush_denormals, kept_memory, lost
 
 
 def _faults() -> int:
@@ -53,3 +53,11 @@ def test_a_device_is_lost_if_it_computes_nothing_after_an_error(monkeypatch: pyt
     assert lost(error, device)
     assert not lost(RuntimeError("poison"), device)
     assert not lost(torch.OutOfMemoryError("CUDA out of memory"), device)
+
+
+def test_a_gpu_without_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4 as the second GPU: it emulates bfloat16, so that torch calls it supported."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: {0: (9, 0), 1: (7, 5)}[device.index])
+    assert autocast_dtype(torch.device("cuda", 0)) is torch.bfloat16
+    assert autocast_dtype(torch.device("cuda", 1)) is None
