@@ -23,7 +23,9 @@ def pick_device(name: str = "auto") -> torch.device:
     `auto` is the first GPU (under torchrun, the process's own), or the CPU if there is none. Raises DeviceError for
     any other name, and for a GPU that this machine does not have.
     """
-    there, own = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    # not device_count() alone, which also counts GPUs that CUDA cannot use, as with a driver too old for this torch
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    own = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "cpu" or (name == "auto" and there == 0):
         return torch.device("cpu")
     index = own if name in ("auto", "cuda") else None

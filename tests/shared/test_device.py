@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from shared.device import autocast_dtype, flush_denormals, kept_memory, lost
+from shared.device import autocast_dtype, flush_denormals, kept_memory, lost, pick_device
 
 
 def _faults() -> int:
@@ -53,6 +53,14 @@ def test_a_device_is_lost_if_it_computes_nothing_after_an_error(monkeypatch: pyt
     assert lost(error, device)
     assert not lost(RuntimeError("poison"), device)
     assert not lost(torch.OutOfMemoryError("CUDA out of memory"), device)
+
+
+def test_a_gpu_that_cuda_cannot_use_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as with a driver too old for this torch
+    assert pick_device("auto") == torch.device("cpu")
 
 
 def test_a_gpu_without_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
