@@ -42,12 +42,14 @@ def lost(error: Exception, device: torch.device) -> bool:
     """Whether an error means that the device no longer computes anything for this process.
 
     CUDA refuses all further work after an illegal access, but not after a call with invalid sizes, so a tiny
-    computation tells them apart.
+    computation tells them apart. The error itself does not: cuBLAS and cuDNN raise any RuntimeError.
     """
-    if not isinstance(error, torch.AcceleratorError):
+    if not isinstance(error, RuntimeError):
         return False
     try:
         torch.zeros(1, device=device).add_(1).item()
+    except torch.OutOfMemoryError:
+        return False
     except torch.AcceleratorError:
         return True
     return False

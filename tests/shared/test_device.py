@@ -42,17 +42,27 @@ def test_flushed_denormals_count_as_zero() -> None:
     assert found == {"before": 2.0**-140, "after": 0.0}
 
 
-def test_a_device_is_lost_if_it_computes_nothing_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    device, error = torch.device("cpu"), torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+@pytest.mark.parametrize("raised", [torch.AcceleratorError, RuntimeError])  # by CUDA; by cuBLAS and cuDNN
+def test_a_device_is_lost_if_it_computes_nothing_after_an_error(
+    raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, error = torch.device("cpu"), raised("CUDA error: an illegal memory access was encountered")
 
     def refuse(*_: object, **__: object) -> None:
-        raise error
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     assert not lost(error, device)
     monkeypatch.setattr(torch, "zeros", refuse)
     assert lost(error, device)
-    assert not lost(RuntimeError("poison"), device)
-    assert not lost(torch.OutOfMemoryError("CUDA out of memory"), device)
+    assert not lost(ValueError("poison"), device)
+
+
+def test_a_device_without_free_memory_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    assert not lost(torch.AcceleratorError("CUDA error: out of memory"), torch.device("cpu"))
 
 
 def test_a_gpu_that_cuda_cannot_use_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
