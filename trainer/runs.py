@@ -104,16 +104,17 @@ def save_state(path: Path, recipe: dict[str, Any], vocabulary: Vocabulary, run: 
 
 
 def load_state(
-    path: Path, kind: str, network: nn.Module, recipe: dict[str, Any], vocabulary: Vocabulary, run: Run,
-    device: torch.device,
-) -> dict[str, Any]:  # fmt: skip
-    """Return the state in `path`, and set `run` to the step and time at which it was saved.
+    path: Path, kind: str, network: nn.Module, recipe: dict[str, Any], vocabulary: Vocabulary, run: Run
+) -> dict[str, Any]:
+    """Return the state in `path`, on the CPU, and set `run` to the step and time at which it was saved.
+
+    On a GPU it would stay in memory beside the network, and AdamW would wait for the GPU to read each parameter's step.
 
     `kind`: one of KINDS. A run resumes only with the kind, the recipe and the shape of `network` that it was started
     with, since its log describes one recipe. Raises TrainerError for another one, and for a damaged file.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         before, names = state["config"], state["vocabulary"]
         found = next(one for one, parts in KINDS.items() if parts <= state.keys())
         shapes = {key: value.shape for key, value in state["network"].items()}

@@ -186,7 +186,7 @@ def train(
     recipe = {**config.model_dump(mode="json"), "data": dataset.digest, "start_from": start_from}
 
     if state_path.exists():
-        state = load_state(state_path, "denoiser", network, recipe, dataset.vocabulary, run, device)
+        state = load_state(state_path, "denoiser", network, recipe, dataset.vocabulary, run)
         network.load_state_dict(state["network"])
         averages.load_state_dict(state["averages"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):

@@ -24,7 +24,7 @@ from trainer.runs import (
     show_progress,
 )
 
-CPU, LABELS = torch.device("cpu"), Vocabulary(("a",))
+LABELS = Vocabulary(("a",))
 
 
 def parts_of(kind: str, network: torch.nn.Module) -> dict[str, Any]:
@@ -84,10 +84,19 @@ def test_a_setup_is_written_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_run_resumes_with_a_setting_that_is_newer_than_its_state(tmp_path: Path) -> None:
     path, network = tmp_path / "state.pt", torch.nn.Linear(2, 2)
     save_state(path, {"lr": 0.1}, LABELS, Run(step=3), parts_of("denoiser", network))
-    load_state(path, "denoiser", network, {"lr": 0.1, "newer": 1}, LABELS, run := Run(), CPU)
+    load_state(path, "denoiser", network, {"lr": 0.1, "newer": 1}, LABELS, run := Run())
     assert run.step == 3
     with pytest.raises(TrainerError, match="another lr"):
-        load_state(path, "denoiser", network, {"lr": 0.2, "newer": 1}, LABELS, Run(), CPU)
+        load_state(path, "denoiser", network, {"lr": 0.2, "newer": 1}, LABELS, Run())
+
+
+def test_the_state_of_a_run_on_a_gpu_is_read_to_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, network = tmp_path / "state.pt", torch.nn.Linear(2, 2)
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        save_state(path, {}, LABELS, Run(step=3), parts_of("denoiser", network))
+    state = load_state(path, "denoiser", network, {}, LABELS, Run())
+    assert state["network"]["weight"].device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("wanted", KINDS)
@@ -97,21 +106,21 @@ def test_a_run_of_another_kind_is_refused(tmp_path: Path, found: str, wanted: st
     path.parent.mkdir()
     save_state(path, {"of another": "kind"}, LABELS, Run(step=3), parts_of(found, network))
     if found == wanted:
-        load_state(path, wanted, network, {}, LABELS, Run(), CPU)
+        load_state(path, wanted, network, {}, LABELS, Run())
     else:
         with pytest.raises(TrainerError, match=rf"run holds the run of another kind \({found}, not {wanted}\)"):
-            load_state(path, wanted, network, {"lr": 1}, LABELS, Run(), CPU)
+            load_state(path, wanted, network, {"lr": 1}, LABELS, Run())
 
 
 def test_a_state_without_its_parts_or_of_another_network_is_refused(tmp_path: Path) -> None:
     path, network = tmp_path / "state.pt", torch.nn.Linear(2, 2)
     save_state(path, {}, LABELS, Run(), {"network": network.state_dict(), "optimizers": []})
     with pytest.raises(TrainerError, match="is not the state of a run; delete it"):
-        load_state(path, "denoiser", network, {}, LABELS, Run(), CPU)
+        load_state(path, "denoiser", network, {}, LABELS, Run())
     save_state(path, {}, LABELS, Run(), parts_of("denoiser", network))
     for other in (torch.nn.Linear(2, 3), torch.nn.Linear(2, 2, bias=False)):
         with pytest.raises(TrainerError, match="holds a network of another shape; choose another --run"):
-            load_state(path, "denoiser", other, {}, LABELS, Run(), CPU)
+            load_state(path, "denoiser", other, {}, LABELS, Run())
 
 
 def test_a_log_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def fit_evaluator(
     learning: dict[str, Any] = {"network": evaluator, "average": average, "optimizer": optimizer}
     folder.mkdir(parents=True, exist_ok=True)
     if state_path.exists():
-        state = load_state(state_path, "evaluator", evaluator, recipe, vocabulary, run, device)
+        state = load_state(state_path, "evaluator", evaluator, recipe, vocabulary, run)
         for key, part in learning.items():
             part.load_state_dict(state[key])
 

@@ -129,7 +129,7 @@ def fit_layouts(
     recipe = {"data": digest, "steps": steps, "seed": seed, **network.config.model_dump()}
     folder.mkdir(parents=True, exist_ok=True)
     if state_path.exists():
-        state = load_state(state_path, "layout network", network, recipe, vocabulary, run, torch.device("cpu"))
+        state = load_state(state_path, "layout network", network, recipe, vocabulary, run)
         for key, part in learning.items():
             part.load_state_dict(state[key])
         best = Best(state["best"], state["best_loss"])
