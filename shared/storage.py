@@ -165,11 +165,12 @@ def write(path: Location, *parts: "bytes | memoryview") -> None:
 def locked(folder: Location) -> Iterator[None]:
     """Hold a local folder's advisory lock, so that concurrent updates of one file do not overwrite each other.
 
-    Object stores have no lock; there the last writer wins.
+    Object stores have no lock, nor have some file systems, such as Lustre by default; there the last writer wins.
     """
     if isinstance(folder, Path):
         with _opened_folder(folder) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
     else:
         yield

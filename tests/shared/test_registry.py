@@ -1,5 +1,7 @@
 """The registry: checkpoints are found by name, promoted by kind, and an error names what exists."""
 
+import errno
+import fcntl
 import json
 import os
 import threading
@@ -106,6 +108,16 @@ def test_concurrent_promotions_are_serialised(tmp_path: Path) -> None:
         assert other.is_alive()
         assert promoted(tmp_path) is None
     other.join(60)
+    assert promoted(tmp_path) == "d1"
+
+
+def test_a_file_system_without_locks_can_hold_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # as Lustre does, by default
+
+    publish_toy(tmp_path, "d1")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    promote(tmp_path, "d1")
     assert promoted(tmp_path) == "d1"
 
 
