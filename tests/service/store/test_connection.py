@@ -22,7 +22,8 @@ from service.store.jobs import JobStore
 from service.worker.previews import Previews
 from service.worker.runner import Runner
 from tests.conftest import serving
-from tests.service.api.test_event_feed import events, submit, until_blocked
+from tests.service.api.answers import submitted
+from tests.service.api.test_event_feed import events, until_blocked
 from tests.service.store.helpers import full, read_only
 from tests.service.webhooks.conftest import create_job
 from tests.service.worker.test_previews import picture, row
@@ -201,7 +202,7 @@ def started(server: RedisServer) -> Redis:
 def test_events_are_sent_without_previews_while_redis_refuses_writes(
     client: httpx.Client, alive: JobStore, connection: Redis, state: Any
 ) -> None:
-    job_id = submit(client)
+    job_id = submitted(client)
     with contextlib.ExitStack() as stack:
         stack.enter_context(state(connection))
         with client.stream("GET", f"/jobs/{job_id}/events") as response:
