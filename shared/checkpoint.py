@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shared import storage as files
 from shared.options import LIMITS, SamplingOptions, default_options
@@ -31,6 +31,7 @@ FORMAT_VERSION: Final = 1
 SUFFIX: Final = ".safetensors"
 METADATA_KEY: Final = "labelgrid"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # one path component, not hidden, safe in a URL
+DIGEST: Final = "^[0-9a-f]{64}$"
 MAX_HEADER_BYTES: Final = 16 << 20  # ours have about 20 KB; the first bytes of a foreign file can claim any length
 
 
@@ -54,7 +55,8 @@ class CheckpointInfo(BaseModel):
     name: str
     kind: CheckpointKind
     format_version: int
-    digest: str  # SHA-256 of the file's tensor section, in hex; of an adapter: see `digest_of`
+    # SHA-256 of the file's tensor section, in hex; of an adapter: see `digest_of`. Workers name folders by it
+    digest: str = Field(pattern=DIGEST)
     vocabulary: tuple[str, ...]
     # what rebuilds the network: network, schedule, prediction; an adapter's `base` is {"name", "digest"} of the
     # checkpoint, in the same storage, whose weights it changes
@@ -88,7 +90,7 @@ class CheckpointInfo(BaseModel):
         match value.get("base"):
             case None:
                 return value
-            case {"name": str(name), "digest": str()} if NAME.fullmatch(name):
+            case {"name": str(name), "digest": str(digest)} if NAME.fullmatch(name) and re.fullmatch(DIGEST, digest):
                 return value
         raise ValueError('base must be {"name": ..., "digest": ...} of the checkpoint it changes')
 

@@ -340,6 +340,8 @@ def test_a_newer_format_is_refused_before_its_fields_are_read(tmp_path: Path) ->
         ({"novelty": 1}, "novelty: Extra inputs are not permitted"),
         ({"vocabulary": "abc"}, "vocabulary: "),
         ({"config": None}, "config: "),
+        ({"config": {"base": {"name": "a", "digest": "../b"}}}, "config: Value error, base must be "),
+        ({"digest": "../../elsewhere"}, "digest: String should match pattern "),  # it names a worker's folder
         ({"created_at": "yesterday"}, "created_at: "),
         ({"vocabulary": ["cat", "cat"]}, "vocabulary: Value error, names of a vocabulary must be distinct"),
         ({"vocabulary": []}, "vocabulary: Value error, a vocabulary needs at least one name"),

@@ -78,7 +78,7 @@ def test_a_denoiser_is_promoted_only_if_an_evaluator_knows_its_labels(tmp_path: 
 def test_a_denoiser_is_judged_by_the_promoted_evaluator_or_the_newest_that_knows_its_labels() -> None:
     def info(name: str, vocabulary: str, time: str = "01T23:00:00+02:00") -> CheckpointInfo:
         return CheckpointInfo(
-            name=name, kind="evaluator", format_version=1, digest=name, vocabulary=tuple(vocabulary), config={},
+            name=name, kind="evaluator", format_version=1, digest="d" * 64, vocabulary=tuple(vocabulary), config={},
             training={}, created_at=f"2026-01-{time}",
         )  # fmt: skip
 
