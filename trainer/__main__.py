@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from shared.checkpoint import CheckpointError
 from shared.vocabulary import LabelError
 from trainer.commands import checkpoints, data, measures, studies, training
-from trainer.commands.terminal import console
+from trainer.commands.terminal import console, plain
 from trainer.errors import TrainerError
 
 INTERRUPTED = 130  # Typer's exit code for Ctrl-C
@@ -54,7 +54,8 @@ def main() -> int:
 
 
 def _complain(message: str) -> None:
-    console.print(f"error: {' '.join(message.split())}", style="red", markup=False, soft_wrap=True, highlight=False)
+    line = plain(f"error: {' '.join(message.split())}")
+    console.print(line, style="red", markup=False, soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,8 +31,14 @@ if TYPE_CHECKING:  # these import torch, and make `--help` slow
     from trainer.score import ScoredRun
 
 LINE_EVERY_S = 60.0  # between lines about progress, where there is no terminal
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # characters that a terminal would obey, but for line ends
 console = Console(stderr=True)
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # among those that torchrun starts; the others print nothing
+
+
+def plain(text: str) -> str:
+    """Make a text safe to print: that of a foreign data set may hold anything."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def pick_device(name: str) -> torch.device:
@@ -139,24 +146,28 @@ class Lines(Progress):
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:
     """Print what a command did, on stderr."""
-    table = Table(*_columns("", ""), title=escape(title), show_header=False)
+    table = Table(*_columns("", ""), title=_cell(title), show_header=False)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(_cell, row))
     if MAIN_PROCESS:
         console.print(table)
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print the figures of a command on stdout."""
-    table = Table(*_columns(*head), title=escape(title))
+    table = Table(*_columns(*head), title=_cell(title))
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(_cell, row))
     Console().print(table)
 
 
 def _columns(*head: str) -> list[Column]:
     """Return a table's columns. They break a long word, such as a path, which rich would cut off."""
-    return [Column(escape(name), overflow="fold") for name in head]
+    return [Column(_cell(name), overflow="fold") for name in head]
+
+
+def _cell(text: str) -> str:
+    return escape(plain(text))
 
 
 def spent(run: Run) -> list[tuple[str, str]]:
@@ -192,7 +203,7 @@ def note_unseen(dataset: Dataset) -> None:
     if unseen and MAIN_PROCESS:
         more = f" and {len(unseen) - SHOWN_NAMES} more" if len(unseen) > SHOWN_NAMES else ""
         console.print(
-            f"note: no picture shows {', '.join(unseen[:SHOWN_NAMES])}{more}, so they cannot be learnt",
+            plain(f"note: no picture shows {', '.join(unseen[:SHOWN_NAMES])}{more}, so they cannot be learnt"),
             markup=False, soft_wrap=True, highlight=False,
         )  # fmt: skip
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.trainer.command_line import Command
 from trainer.commands import terminal
 from trainer.commands.terminal import Lines
 from trainer.errors import TrainerError
@@ -47,6 +48,19 @@ def test_square_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[s
     terminal.show(name, [("checkpoint", name)])
     captured = capsys.readouterr()
     assert (captured.out.count(name), captured.err.count(name)) == (3, 2)
+
+
+def test_no_name_controls_the_terminal(capsys: pytest.CaptureFixture[str], command: Command, tmp_path: Path) -> None:
+    name = "a\x1b[2Jb\x9b5mc"
+    terminal.print_table(name, ["label", name], [[name, "1"]])
+    terminal.show(name, [("checkpoint", name)])
+    captured = capsys.readouterr()
+    (tmp_path / "d.csv").write_text(f"file_name,labels\n{name}.png,cat\n")
+    code, _, error = command("import", tmp_path / "d.csv", tmp_path / "out")
+    assert code == 1
+    shown = "a\ufffd[2Jb\ufffd5mc"
+    assert [text.count(shown) for text in (*captured, error)] == [3, 2, 2]
+    assert not {"\x1b", "\x9b"}.intersection(captured.out + captured.err + error)
 
 
 def test_long_names_are_printed_in_full(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
