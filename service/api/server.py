@@ -1,6 +1,8 @@
 """uvicorn with a shutdown that answers the requests in progress. `access/guard.py` refuses new ones meanwhile."""
 
 import asyncio
+import contextlib
+import resource
 import socket
 import time
 from typing import Any
@@ -22,6 +24,16 @@ LOOK_S = 0.05  # between two checks for requests in progress
 LOGGING: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False}
 
 
+def _allow_open_files() -> None:
+    """Raise this process's limit of open files as far as it may: each client takes one, each watched job another.
+
+    Systems set the limit that counts to 1024, with which one client's streams of events would shut out all others.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS names a limit that it does not take
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 class Server(uvicorn.Server):
     """Shuts down within `drain_s`: refuses new requests, ends event streams, and answers all others."""
 
@@ -29,6 +41,10 @@ class Server(uvicorn.Server):
         options = {**LOGGING, "http": PunctualProtocol, "timeout_graceful_shutdown": CLOSE_S, **options}
         super().__init__(uvicorn.Config(app, **options))
         self.app = app
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        _allow_open_files()
+        super().run(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         bound_s = max(self.app.state.settings.drain_s, GRACE_S)

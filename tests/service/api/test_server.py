@@ -1,5 +1,6 @@
-"""The server closes connections on which no request arrives."""
+"""The server closes connections on which no request arrives, and may have as many as the system allows."""
 
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -35,3 +36,13 @@ def test_a_request_that_takes_longer_is_answered(settings: Settings, monkeypatch
         assert client.get("/healthz").status_code == 200
         answer = client.post("/generate", content=body(), headers={"content-type": "application/json"})
         assert answer.status_code == 422
+
+
+def test_the_limit_of_open_files_is_the_highest_that_the_system_allows(settings: Settings) -> None:
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1000, most), most))
+    try:
+        with api_server(settings):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
