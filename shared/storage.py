@@ -99,9 +99,11 @@ def remove(path: Location) -> None:
 
 
 def remove_folder(folder: Location) -> None:
-    """Remove a folder with all that is in it, if it is there."""
+    """Remove a folder with all that is in it, if it is there. Of a symbolic link, only the link is removed."""
     with _errors():
-        if isinstance(folder, Path):
+        if isinstance(folder, Path) and folder.is_symlink():  # which rmtree refuses
+            folder.unlink(missing_ok=True)
+        elif isinstance(folder, Path):
             while folder.exists():  # another process may remove it as well: rmtree ends where a file is gone
                 with contextlib.suppress(FileNotFoundError):
                     shutil.rmtree(folder)

@@ -1,6 +1,7 @@
 """Old results are removed by age, and the oldest of an owner beyond a size."""
 
 from collections.abc import Callable
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -60,6 +61,19 @@ def test_the_limit_does_not_concern_a_job_that_may_still_be_open(files: ResultFi
     files.write("alice", ids[1], "job.json", b"")
     assert prune(files, 30, 10, HOUR_S, NOW) == 1
     assert left(files, "alice") == {ids[2], finished}
+
+
+def test_of_a_link_to_old_results_only_the_link_is_removed(tmp_path: Path) -> None:
+    """Somebody may have moved them to another disk; the other owners' results must still be removed."""
+    files, moved = ResultFiles(tmp_path / "results"), tmp_path / "moved"
+    for owner in ("alice", "bob"):
+        add(files, owner, 9 * DAY_S)
+    hour = tmp_path / "results" / files.owner("alice").name / hour_of(new_job_id(NOW - 9 * DAY_S))
+    hour.rename(moved)
+    hour.symlink_to(moved)
+    assert prune(files, 2, None, HOUR_S, NOW) == 2
+    assert left(files, "alice") == left(files, "bob") == set()
+    assert len(list(moved.iterdir())) == 1
 
 
 def test_nothing_is_removed_from_an_empty_storage(files: ResultFiles) -> None:
