@@ -126,7 +126,12 @@ class ResultReader:
         if self.files is None or page.next is not None:
             return page
         before = cursor.removeprefix(IN_STORAGE) if cursor and cursor.startswith(IN_STORAGE) else NEWEST
-        heads, last, is_last = await self._kept_heads(owner, before, limit - len(page.jobs), label)
+        try:
+            heads, last, is_last = await self._kept_heads(owner, before, limit - len(page.jobs), label)
+        except Unavailable:
+            if not page.jobs:
+                raise
+            heads, last, is_last = [], before, False  # the next page says that storage does not answer
         return JobPage(jobs=page.jobs + heads, next=None if is_last else IN_STORAGE + last)
 
     async def _kept_heads(self, owner: str, before: str, room: int, label: str) -> tuple[list[JobHead], str, bool]:

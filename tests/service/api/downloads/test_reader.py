@@ -208,6 +208,26 @@ def test_storage_that_fails_or_hangs_is_a_503_and_what_redis_has_is_served(
     hang.set()
 
 
+def test_a_list_has_the_jobs_of_redis_while_storage_fails(
+    kept_client: httpx.Client, writer: ResultWriter, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, job = a_job(1), a_job(1)
+    for one in (older, job):
+        finish(store, writer, one, [png(0)])
+    store.delete(older.id)  # from Redis alone
+
+    def fail(folder: Path) -> list[str]:
+        raise OSError("connection refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shared.storage.folders", fail)
+        page = kept_client.get("/jobs").json()
+        assert [one["id"] for one in page["jobs"]] == [job.id]
+        problem(kept_client.get("/jobs", params={"cursor": page["next"]}), 503, "unavailable")
+    following = kept_client.get("/jobs", params={"cursor": page["next"]}).json()
+    assert [one["id"] for one in following["jobs"]] == [older.id]
+
+
 def test_a_result_that_was_never_in_storage_is_served_from_redis(
     kept_client: httpx.Client, writer: ResultWriter, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
