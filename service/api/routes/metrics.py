@@ -1,5 +1,6 @@
 """GET /metrics: the API's own metrics, and the state of the queue in Redis."""
 
+import asyncio
 from collections import Counter, defaultdict
 
 from fastapi import APIRouter
@@ -14,6 +15,8 @@ from service.telemetry import metrics
 
 router = APIRouter(tags=["service"])
 
+REDIS_WITHIN_S = 5.0  # Prometheus waits for 10 s, unless told otherwise, and would count the API as down
+
 
 @router.get(
     "/metrics",
@@ -27,13 +30,14 @@ async def read_metrics(models: ModelsDep, reader: ReaderDep) -> PlainTextRespons
     names = await run_in_threadpool(models.names)
     pending, oldest_s, claimed = Counter[str](), defaultdict[str, float](float), 0
     try:
-        workers, open_jobs = await reader.workers(), int(await reader.connection.scard(keys.OPEN))
-        loaded = {model["digest"]: model["name"] for about in workers for model in about.get("models", ())}
-        for digest, name in {**loaded, **names}.items():  # storage may have replaced what workers still sample from
-            pending[name] += sum((await reader.pending_by_owner(digest)).values())
-            oldest_s[name] = max(oldest_s[name], await reader.longest_wait_s(digest))
-            claimed += int(await reader.connection.xlen(keys.stream(digest)))
-    except RedisError:
+        async with asyncio.timeout(REDIS_WITHIN_S):
+            workers, open_jobs = await reader.workers(), int(await reader.connection.scard(keys.OPEN))
+            loaded = {model["digest"]: model["name"] for about in workers for model in about.get("models", ())}
+            for digest, name in {**loaded, **names}.items():  # storage may have replaced what workers still sample from
+                pending[name] += sum((await reader.pending_by_owner(digest)).values())
+                oldest_s[name] = max(oldest_s[name], await reader.longest_wait_s(digest))
+                claimed += int(await reader.connection.xlen(keys.stream(digest)))
+    except (RedisError, TimeoutError):
         metrics.REDIS_UP.set(0)
     else:
         # No await from here to the answer: a simultaneous scrape would see half of it.

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from service.worker.runner import Runner
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from shared.vocabulary import Vocabulary
+from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.store.helpers import record
 from tests.toy_checkpoint import publish_toy_evaluator
@@ -87,6 +89,16 @@ def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection
     assert begun("open_pictures") == 3
     client.delete(f"/jobs/{job['id']}")
     assert read()("jobs_ended_total", status="cancelled") - after("jobs_ended_total", status="cancelled") == 1
+
+
+def test_a_redis_that_hangs_does_not_hold_up_the_metrics(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prometheus would take the API for down."""
+    monkeypatch.setattr("service.api.routes.metrics.REDIS_WITHIN_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        with serving(settings.model_copy(update={"redis_url": url})) as client:
+            found = Reading(client.get("/metrics").text)
+    assert found.samples["labelgrid_redis_up", frozenset()] == 0
 
 
 def test_pictures_count_of_any_evaluator_and_of_a_checkpoint_that_was_replaced(
