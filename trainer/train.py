@@ -228,7 +228,8 @@ def train(
             run.step, run.elapsed_s, run.progress, last = run.step + 1, run.elapsed_s + now - last, progress, now
             sums += torch.tensor([loss.item(), norm.item(), 1.0])
             if run.step % LOG_EVERY == 0:
-                run.loss, grad_norm = (sums[:2] / sums[2]).tolist()
+                loss_sum, norm_sum, steps = _added(sums, world, device).tolist()
+                run.loss, grad_norm = loss_sum / steps, norm_sum / steps
                 sums.zero_()
                 figures = {"loss": run.loss, "grad_norm": grad_norm, "lr": rate, "pictures": run.step * config.batch}
                 record(run, figures)
@@ -259,3 +260,10 @@ def _agreed(progress: float, world: int, device: torch.device) -> float:
     value = torch.tensor([progress], dtype=torch.float64, device=device)
     dist.broadcast(value, 0)
     return float(value)
+
+
+def _added(values: Tensor, world: int, device: torch.device) -> Tensor:
+    """Return the sums of `values` over all processes, each of which sees the loss of its share alone."""
+    if world > 1:
+        dist.all_reduce(values := values.to(device))
+    return values

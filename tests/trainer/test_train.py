@@ -249,7 +249,7 @@ def test_epochs_see_every_picture_once() -> None:
     assert seen[:10].tolist() != seen[10:].tolist()
 
 
-# Trains in float32. Checks that the wrapper, whose destructor may hang, is gone before the process group ends.
+# Trains in float32, logs each step, and checks that a wrapper whose destructor may hang is gone before the group ends.
 SCRIPT = """
 import gc
 import sys
@@ -258,6 +258,7 @@ from torch.nn.parallel import DistributedDataParallel
 import trainer.train
 from trainer.__main__ import main
 trainer.train.autocast_dtype = lambda _: None
+trainer.train.LOG_EVERY = 1
 end = torch.distributed.destroy_process_group
 def end_last():
     assert not any(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
@@ -267,7 +268,10 @@ sys.exit(main())
 """
 
 
-def test_two_processes_train_the_same_network_as_one(folder: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_two_processes_train_the_same_network_as_one(
+    folder: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
     config = _config(optimizer="adamw", lr=1e-3, warmup_steps=0, cooldown=0.0)
     start = training.make_network(config, dataset).state_dict()
     one, _ = train(dataset, config, tmp_path / "one", Budget(steps=3), device=CPU)
@@ -286,4 +290,7 @@ def test_two_processes_train_the_same_network_as_one(folder: Path, dataset: Data
         torch.testing.assert_close(two["network"][key], wanted, rtol=0, atol=2e-4)
     moved = max(float((two["network"][key] - start[key]).abs().max()) for key in start)
     assert moved > 1e-3  # ten times the tolerance, so that the comparison can fail
+    losses = [[line["loss"] for line in _lines(tmp_path / name) if "loss" in line] for name in ("one", "two")]
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # of the whole batch, not of the first process's share
     assert load_denoiser(tmp_path / "two.safetensors").info.training["steps"] == 3
