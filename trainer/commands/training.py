@@ -259,13 +259,14 @@ def distill(
             evaluate=Watcher(config, dataset, run, lists, judge, where, sampling, layouts=source.layouts),
             evaluate_every_s=60 * evaluate_minutes,
         )  # fmt: skip
-    training = _training(
-        state, start_from, method="trajectories", teacher=info.name, teacher_digest=source.info.digest, rank=rank,
-        guidance=guidance, examples_seen=state.step * config.batch, config=config.model_dump(mode="json"),
-    )  # fmt: skip
-    student = cast(distillation.AdaptedNetwork, averages.network(config.publish))
-    published = distillation.publish_adapter(student, base, storage, name, sampling, training)
-    terminal.show("distilled", [*terminal.spent(state), ("checkpoint", str(published))])
+    if terminal.MAIN_PROCESS:
+        training = _training(
+            state, start_from, method="trajectories", teacher=info.name, teacher_digest=source.info.digest, rank=rank,
+            guidance=guidance, examples_seen=state.step * config.batch, config=config.model_dump(mode="json"),
+        )  # fmt: skip
+        student = cast(distillation.AdaptedNetwork, averages.network(config.publish))
+        distillation.publish_adapter(student, base, storage, name, sampling, training)
+    terminal.show("distilled", [*terminal.spent(state), ("checkpoint", str(path_of(storage, name)))])
 
 
 def upsample(
@@ -315,14 +316,15 @@ def upsample(
             on_step=show_progress(progress, "upsampling", config.batch),
             evaluate=partial(upsampling.measure, objective, run, where), evaluate_every_s=60 * evaluate_minutes,
         )  # fmt: skip
-    training = _training(
-        state, start_from, data=_names(data), examples_seen=state.step * config.batch,
-        config=config.model_dump(mode="json"),
-    )  # fmt: skip
-    published = upsampling.publish_upsampler(
-        network.config, averages.network(config.publish).state_dict(), denoiser.info, storage, name, training
-    )
-    terminal.show("upsampler trained", [*terminal.spent(state), ("checkpoint", str(published))])
+    if terminal.MAIN_PROCESS:
+        training = _training(
+            state, start_from, data=_names(data), examples_seen=state.step * config.batch,
+            config=config.model_dump(mode="json"),
+        )  # fmt: skip
+        upsampling.publish_upsampler(
+            network.config, averages.network(config.publish).state_dict(), denoiser.info, storage, name, training
+        )
+    terminal.show("upsampler trained", [*terminal.spent(state), ("checkpoint", str(path_of(storage, name)))])
 
 
 def _training(state: Run, start_from: str | None, **details: Any) -> dict[str, Any]:

@@ -219,6 +219,22 @@ def test_the_command_refuses_bad_arguments(command: Command, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+def test_only_the_first_of_several_processes_publishes(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others know no figures of held-out pictures: a header of theirs would lack them."""
+    data, storage = write_folder(tmp_path / "data"), tmp_path / "models"
+    publish_toys(storage)
+    monkeypatch.setattr("trainer.commands.terminal.MAIN_PROCESS", False)
+    upsample = ["upsample", "--base", "toy", "--run", tmp_path / "upsample", *SET]
+    distill = ["distill", "--teacher", "toy", "--trajectories", 1, "--run", tmp_path / "distill", "--set", "batch=4"]
+    for one in (upsample, distill):
+        code, _, err = command(*one, "--data", data, "--storage", storage, "--name", "new", "--steps", 1)
+        assert code == 0, err
+        assert (one[one.index("--run") + 1] / "state.pt").exists()
+        assert not (storage / "new.safetensors").exists()
+
+
 def test_a_run_starts_from_a_published_upsampler(command: Command, tmp_path: Path) -> None:
     data, storage = write_folder(tmp_path / "data"), tmp_path / "models"
     publish_toys(storage)
