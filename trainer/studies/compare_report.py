@@ -123,7 +123,7 @@ def _preface(out: Path, setup: dict[str, Any], results: dict[str, dict[str, Any]
     if missing := [name for name in VARIANTS if name not in results]:
         blocks.append("Not trained here: " + ", ".join(missing) + ".")
     if (notes := out / "notes.md").exists():
-        blocks.append(notes.read_text())
+        blocks.append(notes.read_text("utf-8"))
     rows = [[name, _changes(result)] for name, result in results.items()]
     return [*blocks, "## The variants", table(["variant", "what it changes"], rows)]
 
@@ -160,5 +160,5 @@ def write_report(out: Path) -> Path:
             blocks += _sweep(name, results[name], files)
     blocks += ["## Samples", f"The first label lists of {files[0]}, the same seeds for every variant."]
     blocks += [picture(out / f"{name}.png", name) for name in results]
-    (out / "report.md").write_text(page(blocks))
+    (out / "report.md").write_text(page(blocks), "utf-8")
     return out / "report.md"

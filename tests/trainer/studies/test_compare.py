@@ -3,7 +3,9 @@
 import contextlib
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,6 +17,7 @@ from PIL import Image
 
 from shared.diffusion.unet import NetworkConfig
 from shared.vocabulary import ICLEVR, Vocabulary
+from tests.paths import ROOT
 from tests.toy_checkpoint import publish_toy_evaluator
 from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import NETWORK, write_data_folder
@@ -175,6 +178,18 @@ def test_notes_go_into_the_report_unchanged(compared: Path, tmp_path: Path) -> N
     out = shutil.copytree(compared / "out", tmp_path / "out")
     (out / "notes.md").write_text(f"{NOTES}\n")
     assert f"\n\n{NOTES}\n\n## The variants\n\n" in write_report(out).read_text()
+
+
+def test_a_report_is_written_in_utf_8_whatever_the_locale(compared: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(compared / "out", tmp_path / "out")
+    (out / "notes.md").write_text("a naïve note", "utf-8")
+    wanted = write_report(out).read_bytes()
+    assert "a naïve note" in wanted.decode("utf-8")
+    script = "import sys; from pathlib import Path; from trainer.studies import compare_report as one; "
+    script += "one.write_report(Path(sys.argv[1]))"
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script, str(out)], env=ascii_only, check=True, timeout=120)
+    assert (out / "report.md").read_bytes() == wanted
 
 
 def test_another_setup_is_refused_by_the_command(again: Command) -> None:
