@@ -60,9 +60,8 @@ def _note(job: Stored, name: bytes, part: str, arguments: list[bytes]) -> None:
 
 def read(folder: Path) -> tuple[dict[str, history.History], dict[str, Stored]]:
     """Return every job's history and what was stored of it."""
-    files = [path for path in folder.rglob("*.aof*") if not path.name.endswith((".manifest", ".rdb"))]
-    log = b"".join(path.read_bytes() for path in sorted(files, key=lambda path: path.stat().st_mtime))
-    return history.histories(log), stored(history.commands(log))
+    log = b"".join(path.read_bytes() for path in history.files(folder))
+    return history.histories(log), stored(history.applied(log))
 
 
 def problems(ledger: Ledger, expected: Mapping[int, Fetched], folder: Path) -> tuple[list[str], Counter[str]]:

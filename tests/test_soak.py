@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,6 +112,16 @@ def test_a_picture_after_the_end_or_after_deletion_is_found(store: JobStore, ser
         f"job {cancelled.id}: pictures ['0'] were stored after its end",
         f"job {deleted.id}: verdicts was written after it was deleted or had expired",
     ]
+
+
+def test_a_transaction_that_redis_undid_counts_for_nothing(tmp_path: Path) -> None:
+    job_id = "1" * 32
+    written = [["MULTI"], ["HSET", keys.job(job_id), "status", "finished"], ["SELECT", "0"]]  # Redis was killed
+    written += [["HSET", keys.png(job_id), "0", "png"]]
+    log = [f"*{len(one)}\r\n" + "".join(f"${len(part)}\r\n{part}\r\n" for part in one) for one in written]
+    (tmp_path / "appendonly.aof").write_text("".join(log), newline="")
+    _, stored = outcome.read(tmp_path)
+    assert (stored[job_id].pngs, stored[job_id].problems) == ({"0": b"png"}, [])
 
 
 def test_other_pictures_are_found(store: JobStore, server: RedisServer) -> None:
