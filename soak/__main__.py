@@ -18,9 +18,10 @@ from soak.load import Load
 from soak.memory import Sampler
 from soak.receiver import Receiver
 from soak.stack import LIFETIMES_S, SoakStack, running
-from soak.strikes import Striker, insist, plan
+from soak.strikes import Striker, insist, plan, unplanned
 
 FOLDER = report.ROOT / "runs" / "soak"
+UNBROKEN = ("redis, keys", "redis, used_memory", "spare api, memory", "worker 1, memory")  # series that no fault ends
 
 
 def say(line: str) -> None:
@@ -62,6 +63,8 @@ def soak(stack: SoakStack, seed: int, minutes: float) -> dict[str, Any]:
     trends = sampler.trends(minutes * 30, minutes * 60)
     say("the load has ended; waiting until everything has expired")
     problems = [*load.ledger.problems, *_at_rest(stack)]
+    problems += unplanned(strikes, striker.done, [name for name, _ in stack.deaths])
+    problems += [f"{what} was not measured to the end" for what in UNBROKEN if what not in trends]
     found, counts = outcome.problems(load.ledger, load.expected, stack.redis.folder)
     problems += found + [f"{what} grows: {trend}" for what, trend in trends.items() if not trend.is_flat]
     return {

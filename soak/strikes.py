@@ -5,7 +5,8 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -61,6 +62,13 @@ def plan(seed: int, seconds: float) -> list[Strike]:
         strikes.append(Strike(at_s, kind, target, lasting_s))
         at_s += lasting_s + dice.uniform(*GAP_S)
     return strikes
+
+
+def unplanned(planned: Sequence[Strike], done: Sequence[Strike], deaths: Iterable[str]) -> list[str]:
+    """Return which faults were not carried out, and which processes ended although no fault ended them."""
+    ended = Counter(one.target for one in done if one.kind in ("kill", "restart"))
+    found = [f"the fault {one.kind} {one.target} was not carried out" for one in planned[len(done) :]]
+    return found + [f"the {name} ended by itself {count} times" for name, count in (Counter(deaths) - ended).items()]
 
 
 class Striker(threading.Thread):

@@ -17,7 +17,7 @@ from service.store.jobs import JobStore
 from soak import outcome
 from soak.load import BODIES, Ledger
 from soak.memory import Sampler
-from soak.strikes import GAP_S, KINDS, LASTING_S, plan
+from soak.strikes import GAP_S, KINDS, LASTING_S, Strike, plan, unplanned
 from soak.trend import theil_sen, trend
 from tests.service.store.helpers import done
 from tests.test_faults import UNDISTURBED, commit, create, finish, good, server, store
@@ -69,6 +69,16 @@ def test_the_plan_follows_from_the_seed() -> None:
     for one, following in itertools.pairwise(strikes):
         assert GAP_S[0] <= following.at_s - one.at_s - one.lasting_s <= GAP_S[1]
         assert one.lasting_s <= LASTING_S[1]
+
+
+def test_a_process_that_ends_by_itself_and_a_fault_that_is_not_carried_out_are_found() -> None:
+    strikes = [Strike(1, "kill", "api", 0), Strike(2, "pause", "worker 1", 5), Strike(3, "restart", "worker 0", 0)]
+    assert unplanned(strikes, strikes, ["api", "worker 0"]) == []
+    assert unplanned(strikes, strikes[:2], ["api", "worker 1", "api"]) == [
+        "the fault restart worker 0 was not carried out",
+        "the api ended by itself 1 times",
+        "the worker 1 ended by itself 1 times",
+    ]
 
 
 def problems(server: RedisServer, *jobs: JobRecord, cancelled: tuple[str, ...] = ()) -> list[str]:
