@@ -11,11 +11,12 @@ from redis import Redis
 from service.contract.job_ids import new_job_id
 from service.results.writer import ResultWriter, StorageAway
 from service.store import keys
+from service.store.claims import Claim
 from service.store.jobs import RECENT_S, JobStore
 from service.worker.completion import complete_jobs
 from tests.service.api.uploads.zips import png
 from tests.service.results.helpers import finish, noise
-from tests.service.store.helpers import record
+from tests.service.store.helpers import done, record
 
 
 @pytest.fixture
@@ -55,6 +56,12 @@ def test_a_kept_job_leaves_no_picture_in_redis(store: JobStore, writer: ResultWr
     assert float(connection.hget(keys.job(one.id), "finished_at") or 0) == kept.finished_at
     names = {path.name for path in writer.files.job("alice", one.id).iterdir()}
     assert names == {"0.png", "1.png", "2.png", "grid.png", "job.json"}
+
+
+def test_a_picture_of_a_job_that_is_gone_is_not_kept(writer: ResultWriter) -> None:
+    one, gone = job(), job()
+    made = [done(Claim("1-1", next(each.pictures()), 0.0))[1] for each in (one, gone)]
+    assert writer.keep_pictures(made, {one.id: "alice"}) == {(one.id, 0)}
 
 
 def test_a_kept_job_counts_for_its_owner_like_one_in_redis(

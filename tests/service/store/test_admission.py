@@ -114,6 +114,10 @@ def test_an_owners_bytes_are_those_expected_and_then_those_stored(
     assert full is not None
     assert (full.what, full.taken, full.most) == ("bytes", taken, limited.max_stored_bytes_per_owner)
     assert store.settings.job_ttl_s - 60 < full.expires_s <= store.settings.job_ttl_s + 60
+    connection.hset(keys.stored_bytes("a"), "1", f"{connection.time()[0] + 120} 1")
+    full = full_of(connection, limited, job, 1000)
+    assert full is not None
+    assert full.expires_s <= 120  # until the first of them expire
 
 
 def test_jobs_that_are_cancelled_at_once_count_with_their_requests(
@@ -151,6 +155,7 @@ def test_expired_bytes_no_longer_count(store: JobStore, a: PictureStream, connec
     assert 0 < connection.ttl(keys.stored_bytes("a")) <= store.settings.job_timeout_s + store.settings.job_ttl_s
     connection.hset(keys.stored_bytes("a"), minute, "1 500")
     assert stored(connection, limited) == 0
+    assert not connection.hexists(keys.stored_bytes("a"), minute)
 
 
 def test_a_deleted_job_frees_its_bytes_and_leaves_its_tombstone(

@@ -66,6 +66,18 @@ def test_an_owner_with_many_receivers_leaves_slots_to_others(attempts: Attempts)
     assert attempts.begun[-1] == "carol0"
 
 
+def test_an_owners_receivers_take_turns(attempts: Attempts) -> None:
+    receivers = OWNER_SLOTS // RECEIVER_SLOTS + 1  # of which the last one finds no slot
+    for receiver in range(receivers):
+        for i in range(RECEIVER_SLOTS + 2):
+            attempts.turns.add(f"{receiver}.{i}", "alice", str(receiver))
+    for i, following in enumerate((f"0.{RECEIVER_SLOTS}", f"{receivers - 1}.0")):
+        until(lambda count=OWNER_SLOTS + i: len(attempts.begun) == count)  # type: ignore[misc]
+        attempts.release(f"0.{i}")
+        until(lambda count=OWNER_SLOTS + i + 1: len(attempts.begun) == count)  # type: ignore[misc]
+        assert attempts.begun[-1] == following
+
+
 def test_an_attempt_that_is_pending_or_running_is_not_added_again(attempts: Attempts) -> None:
     for _ in range(3):
         attempts.turns.add("a", "", "receiver")

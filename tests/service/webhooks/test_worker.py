@@ -20,7 +20,7 @@ from service.store import keys, workers
 from service.store.connection import connect
 from service.store.jobs import JobStore
 from service.webhooks.turns import RECEIVER_SLOTS
-from service.webhooks.worker import Sender, WebhookWorker
+from service.webhooks.worker import Refused, Sender, WebhookWorker
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.conftest import Command
@@ -220,6 +220,20 @@ def test_an_attempt_that_another_process_has_just_made_is_not_repeated(
     store.connection.zadd(keys.WEBHOOKS, {f"{job_id} cancelled": time.time()})
     sender.attempt(job_id, "cancelled")
     assert len(receiver.got()) == 2
+
+
+def test_a_message_that_another_process_delivered_meanwhile_is_not_put_off(
+    store: JobStore, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.cancel(job_id := create_job(store, "http://x/"))
+
+    async def refused(*_: object) -> None:
+        store.connection.delete(keys.WEBHOOKS)
+        raise Refused(500)
+
+    monkeypatch.setattr(sender, "_send", refused)
+    sender.attempt(job_id, "cancelled")
+    assert outbox(store) == []
 
 
 def test_a_message_of_a_job_that_is_gone_is_dropped(store: JobStore, worker: WebhookWorker) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from redis import Redis
 from service.contract.records import JobRecord, JobResult
 from service.settings import Settings
 from service.store import keys
+from service.store.claims import Claim
 from service.store.jobs import JobStore
 from service.worker import completion
 from service.worker.runner import Runner
 from shared.evaluator import score_set
+from tests.service.store.helpers import done, record
 from tests.service.worker.conftest import LISTS, pixels, status, verdicts_of
 
 
@@ -39,6 +42,12 @@ def test_the_result_is_the_score_of_the_set(
             expected.f1,
         )
     assert result.repeats[result.best].accuracy == max(scores.accuracy for scores in result.repeats)
+
+
+def test_of_repeats_with_the_same_accuracy_the_first_with_most_exact_matches_is_best() -> None:
+    _, made = done(Claim("1-1", next(record(1).pictures()), 0.0))
+    verdicts = [made.verdict.model_copy(update={"index": i, "exact": i > 0}) for i in range(3)]
+    assert completion.score(verdicts, 1).best == 1
 
 
 def test_the_grid_shows_the_pictures_in_order(
@@ -78,6 +87,13 @@ def test_of_pictures_in_earlier_batches_only_the_first_is_decoded_again_for_the_
     assert fetched[1] == list(range(len(lists) - 5))
     grids = [store.connection.hget(keys.png(one.id), "grid") for one in (job, other)]
     assert np.array_equal(*map(pixels, grids))
+
+
+def test_pixels_at_hand_do_not_hold_those_of_their_whole_batch() -> None:
+    batch, recent = np.zeros((2, 4, 4, 3), np.uint8), completion.RecentPixels()
+    _, made = done(Claim("1-1", list(record(2).pictures())[1], 0.0))
+    recent.add([replace(made, pixels=batch[1])])
+    assert [pixels.base for pixels in recent.values()] == [None]
 
 
 def die(*given: object) -> None:

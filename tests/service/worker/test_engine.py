@@ -286,6 +286,9 @@ def test_others_may_join_again_once_a_picture_sampled_alone_is_dropped() -> None
     one.drop(lambda one: one.job == "a")
     assert (one.busy, one.room) == (False, 8)
     one.admit([picture(1)])
+    one.admit_alone(picture(2))
+    one.drop(lambda one: one.index == 2)  # while it waits for its turn
+    assert one.room == 7
     assert len(run(one)) == 1
 
 

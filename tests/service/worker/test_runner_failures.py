@@ -186,6 +186,22 @@ def test_three_deaths_that_a_picture_has_not_caused_do_not_fail_its_job(
     assert status(store, job) == "finished"
 
 
+def test_a_worker_that_knows_of_suspects_takes_no_new_pictures(
+    runner: Runner, create: Callable[..., JobRecord], connection: Redis
+) -> None:
+    """Else it would never be free to sample them alone."""
+    model = runner.models.load()
+    create()
+    mine, *suspects = model.stream.claim_new(5)
+    entries = [claim.entry for claim in suspects]
+    connection.xclaim(model.stream.key, "workers", "dead", 0, entries, idle=10**6, retrycount=2, justid=True)
+    model.admit([mine])
+    create()
+    runner.run_once()
+    assert model.stream.suspects == 2
+    assert model.claims.keys() == {mine.picture.key}
+
+
 def test_only_suspects_share_a_worker(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
 ) -> None:

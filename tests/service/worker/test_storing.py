@@ -108,6 +108,8 @@ def test_a_worker_without_time_leaves_what_is_being_stored_to_another(
     keeping.stop(0)
     keeping.drain()
     assert not keeping.models.busy
+    (left,) = store.connection.xpending_range(keys.stream(job.digest), GROUP, "-", "+", 5)
+    assert left["times_delivered"] == 0  # released, so that the other need not wait until the lease expires
     runner.run(job.id)
     assert status(store, job) == "finished"
     assert runner.storer.results is None

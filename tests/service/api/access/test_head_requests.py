@@ -1,8 +1,12 @@
 """HEAD is answered as GET, without the body."""
 
+import asyncio
+
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
+from service.api.access.head_requests import HeadRequests
 from service.store.jobs import JobStore
 from tests.service.store.helpers import record
 
@@ -26,3 +30,21 @@ def test_head_of_a_stream_ends_with_its_headers(client: httpx.Client, alive: Job
     found = httpx.head(client.base_url.join(f"/jobs/{job.id}/events"), timeout=10)
     assert (found.status_code, found.content) == (200, b"")
     assert found.headers["content-type"].startswith("text/event-stream")
+
+
+def test_the_body_ends_once_however_many_parts_get_has() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["method"] == "GET"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for part in (b"one", b"two", b""):
+            await send({"type": "http.response.body", "body": part, "more_body": bool(part)})
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    sent = list[Message]()
+    asyncio.run(HeadRequests(app)({"type": "http", "method": "HEAD"}, receive, send))
+    assert sent[1:] == [{"type": "http.response.body", "body": b""}]

@@ -83,6 +83,9 @@ def test_a_file_is_read_again_when_it_changes_unless_it_is_bad(tmp_path: Path) -
     assert ring.owner_of(ALICE) == "alice"
     file.write_text(f"{entry('bob', BOB)}\n")
     assert (ring.owner_of(ALICE), ring.owner_of(BOB)) == (None, "bob")
+    (tmp_path / "new").write_text(f"{entry('bob', ALICE)}\n")  # of the same size
+    (tmp_path / "new").replace(file)
+    assert (ring.owner_of(ALICE), ring.owner_of(BOB)) == ("bob", None)
 
 
 def test_the_command_prints_a_key_and_its_entry(command: Command) -> None:
