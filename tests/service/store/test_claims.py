@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from service.settings import Settings
-from service.store import claims
+from service.store import claims, keys
 from service.store.claims import GROUP, PictureStream
 from service.store.connection import text
 from service.store.jobs import JobStore
@@ -16,7 +16,7 @@ from tests.service.store.helpers import DIGEST, commands, full, record
 
 
 def two_workers(connection: Redis, settings: Settings, lease_s: float) -> tuple[PictureStream, PictureStream]:
-    """Return two workers' views of one stream, with short leases."""
+    """Return two workers' views of one stream."""
     quick = settings.model_copy(update={"lease_s": lease_s})
     return PictureStream(connection, quick, DIGEST, "a"), PictureStream(connection, quick, DIGEST, "b")
 
@@ -31,11 +31,11 @@ def test_a_picture_is_claimed_once_and_in_order(store: JobStore, a: PictureStrea
 def test_a_renewed_lease_is_kept_and_an_expired_one_is_taken_over(
     connection: Redis, settings: Settings, store: JobStore
 ) -> None:
-    a, b = two_workers(connection, settings, lease_s=0.2)
+    a, b = two_workers(connection, settings, lease_s=50)
     store.create(record(2))
     kept, lost = a.claim_new(5)
     for _ in range(4):
-        time.sleep(0.08)
+        age(connection, MINUTE_S)
         a.renew([kept.entry])
     taken, hopeless = b.claim_stale(5, may_be_alone=True)
     assert (taken, hopeless) == ([lost], [])
@@ -67,6 +67,8 @@ def test_idle_consumers_are_dropped_unless_they_have_pictures(
     for done_with in (first, idle):
         done_with.discard([claim.entry for claim in done_with.claim_new(1)])
     assert names() == [b"busy", b"first", b"idle"]
+    two_workers(connection, settings, lease_s=3600)[0].claim_stale(0, may_be_alone=False)
+    assert names() == [b"busy", b"first", b"idle"]  # none has been idle for so long
     time.sleep(0.08)
     first.claim_stale(0, may_be_alone=False)
     assert names() == [b"busy"]
@@ -127,15 +129,19 @@ def test_a_worker_that_samples_others_leaves_a_suspect_alone(
 def test_one_worker_samples_suspects_and_the_others_go_on(
     connection: Redis, settings: Settings, store: JobStore
 ) -> None:
-    a, b = two_workers(connection, settings, lease_s=0.3)
+    a, b = two_workers(connection, settings, lease_s=50)
     store.create(record(6))
     entries = [claim.entry for claim in a.claim_new(6)]
-    connection.xclaim(a.key, GROUP, "dead", 0, entries[:5], idle=1000, retrycount=2, justid=True)
-    connection.xclaim(a.key, GROUP, "dead", 0, entries[5:], idle=1000, retrycount=1, justid=True)
+    connection.xclaim(a.key, GROUP, "dead", 0, entries[:5], idle=60_000, retrycount=2, justid=True)
+    connection.xclaim(a.key, GROUP, "dead", 0, entries[5:], idle=60_000, retrycount=1, justid=True)
     assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0, 1, 2, 3]
     assert [(one.picture.index, one.alone) for one in b.claim_stale(5, may_be_alone=True)[0]] == [(5, False)]
     assert (a.suspects, b.suspects) == (1, 0)
-    time.sleep(0.4)  # the first one is dead
+    connection.pexpire(keys.suspects_keeper(DIGEST), 1000)
+    a._looked_at = -math.inf
+    a.claim_stale(0, may_be_alone=False)
+    assert connection.pttl(keys.suspects_keeper(DIGEST)) > 1000  # it remains the one as long as it asks
+    age(connection, MINUTE_S)  # the first one is dead
     b._looked_at = -math.inf
     assert [claim.picture.index for claim in b.claim_stale(5, may_be_alone=True)[0]] == [4, 5]
 

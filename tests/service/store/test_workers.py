@@ -1,7 +1,6 @@
 """Live workers: announced for a lease, withdrawn at once, forgotten once dead."""
 
 import asyncio
-import time
 
 import pytest
 from redis import Redis
@@ -10,22 +9,23 @@ from redis.asyncio import Redis as AsyncRedis
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.connection import RetryUntilStopped, connect, connect_async
+from tests.service.store.ageing import MINUTE_S, age
 from tests.service.store.helpers import DIGEST, full
 
 
 def test_a_worker_is_alive_for_one_lease(connection: Redis) -> None:
-    workers.announce(connection, "w", {}, lease_s=0.1)
+    workers.announce(connection, "w", {}, lease_s=50)
     assert workers.is_alive(connection, "w")
-    time.sleep(0.15)
+    age(connection, MINUTE_S)
     assert not workers.is_alive(connection, "w")
 
 
 def test_live_workers_are_listed_and_dead_ones_forgotten(connection: Redis) -> None:
-    workers.announce(connection, "dead", {"host": "a"}, lease_s=0.01)
+    workers.announce(connection, "dead", {"host": "a"}, lease_s=50)
+    age(connection, MINUTE_S)
     workers.announce(connection, "left", {"host": "b"}, lease_s=60)
     workers.announce(connection, "live", {"host": "c"}, lease_s=60)
     workers.withdraw(connection, "left")
-    time.sleep(0.02)
     assert workers.list_live(connection) == [{"host": "c"}]
     assert connection.smembers(keys.WORKERS) == {b"dead", b"live"}
     workers.forget_dead(connection)
