@@ -243,6 +243,18 @@ def test_an_unreadable_picture_that_nobody_takes_fails_its_job(
     assert "another version" in hopeless.reason
 
 
+def test_many_unreadable_pictures_do_not_hide_the_others(
+    store: JobStore, a: PictureStream, b: PictureStream, connection: Redis
+) -> None:
+    for _ in range(100):  # as many as are looked at
+        of_a_newer_version(connection, a, "j")
+    store.create(record(1))
+    a.claim_new(100)
+    b.claim_new(1)
+    age(connection, MINUTE_S)
+    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
+
+
 def test_an_unreadable_picture_that_another_worker_took_is_forgotten(
     a: PictureStream, connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,6 +207,17 @@ def differing(rows: int) -> torch.Tensor:
     return torch.full((rows, 1), float(rows == 1))
 
 
+@pytest.mark.parametrize(
+    ("pictures", "rows", "expected"),
+    [(None, None, (MIN_PICTURES, 1, 1, MIN_PICTURES)), (4, None, (4, 1, 1, 0)), (4, 8, (4, 1, None, 0))],
+)
+def test_sizes_that_are_set_hold_before_the_others_are_measured(
+    unset: Settings, pictures: int | None, rows: int | None, expected: tuple[int, int, int | None, int]
+) -> None:
+    own = unset.model_copy(update={"batch_pictures": pictures, "batch_rows": rows})
+    assert batch_size.early(own) == BatchSizes(*expected)
+
+
 @pytest.mark.parametrize("packs", [False, True])
 def test_a_worker_measures_a_network_before_it_is_ready_if_single_rows_may_be_wrong(
     device: Device, connection: Redis, unset: Settings, monkeypatch: pytest.MonkeyPatch, packs: bool

@@ -16,6 +16,7 @@ from service.store.jobs import JobStore
 from service.worker.engine import Failed, Outcome
 from service.worker.runner import Runner
 from service.worker.uploaded import JUDGED_TOGETHER, judge_uploaded
+from shared.pictures import marked_grid, read_png
 from tests.service.store.helpers import record
 from tests.service.worker.conftest import status, verdicts_of
 from tests.service.worker.test_engine import CPU, NAMES, ToyJudge, picture
@@ -122,6 +123,13 @@ def test_a_job_larger_than_a_batch_is_judged_completely(runner: Runner, store: J
     assert [verdict.index for verdict in verdicts_of(store, job)] == list(range(job.total))
     assert runner.connection.xlen(keys.stream(job.digest)) == 0
     assert not runner.models.busy
+
+
+def test_a_single_upload_has_a_grid_that_marks_it(runner: Runner, store: JobStore) -> None:
+    job = create_upload(runner, 1)
+    runner.run(job.id)
+    (verdict,), stored = verdicts_of(store, job), store.all_pngs(job.id)
+    assert np.array_equal(read_png(stored["grid"]), marked_grid(read_png(stored["0"])[None], [verdict.exact], 1))
 
 
 def test_a_cancelled_jobs_uploads_are_not_judged(runner: Runner, store: JobStore) -> None:

@@ -10,6 +10,7 @@ from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker import runner as runner_module
 from service.worker import wanted_models
+from service.worker.loaded_models import LoadedModels
 from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from tests.service.worker.conftest import LISTS, status
@@ -65,6 +66,14 @@ def test_with_one_place_the_models_take_turns(
     assert [status(store, job) for job in (other, long)] == ["finished", "running"]
     run_until_ended(runner, store, long)
     assert status(store, long) == "finished"
+
+
+def test_a_model_keeps_its_place_for_a_while(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, times = runner.wanted, (100.0, 100.0 + wanted_models.TURN_S)
+    wanted._seen, wanted._loaded_at = {"d": (100.0, 100.0)}, 100.0
+    for has_place, expected in ((False, [False, True]), (True, [True, True])):
+        monkeypatch.setattr(LoadedModels, "has_place", has_place)
+        assert [wanted._may_load("d", now) for now in times] == expected
 
 
 def test_a_model_that_cannot_be_loaded_fails_its_job_and_no_other(

@@ -1,5 +1,6 @@
 """The guard: with keys each owner sees only their own jobs; without keys the service is for this machine alone."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,10 @@ import httpx
 import pytest
 from redis import Redis
 
-from service.api.access.guard import Exposed, check_listening, is_loopback, is_public
-from service.api.access.keys import hash_of, new_key
+from service.api.access.guard import Exposed, Guard, check_listening, is_loopback, is_public
+from service.api.access.keys import NOBODY, KeyRing, hash_of, new_key
+from service.api.app import create_app
+from service.contract.errors import NotLocal
 from service.settings import Settings
 from service.store import workers
 from service.store.jobs import JobStore
@@ -83,6 +86,7 @@ def test_each_owner_sees_only_their_own_jobs(client: httpx.Client) -> None:
         assert [job["id"] for job in client.get("/jobs", headers=bearer(key)).json()["jobs"]] == [own]
         assert client.get(f"/jobs/{own}", headers=bearer(key)).status_code == 200
         assert client.get(f"/jobs/{other}", headers=bearer(key)).status_code == 404
+    assert client.get(f"/jobs/{hers}", headers={"authorization": f"bearer  {ALICE}"}).status_code == 200  # as RFC 9110
 
 
 def test_a_job_does_not_exist_for_another_key(client: httpx.Client) -> None:
@@ -154,6 +158,25 @@ def test_without_keys_a_rebound_host_name_is_refused(
     for own in ("localhost:8000", "127.0.0.1", "[::1]:8000", "[::1]"):
         assert session_client.get("/jobs", headers={"host": own}).status_code == 200
     assert session_client.get("/metrics", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("server", "published_on", "allowed"),
+    [
+        (("172.17.0.2", 8000), "", False),
+        (("172.17.0.2", 8000), "127.0.0.1", True),  # a container's, reached through its host's loopback
+        (("127.0.0.1", 8000), "", True),
+        (("/run/labelgrid.sock", None), "", True),
+    ],
+)
+def test_without_keys_another_address_than_loopback_is_refused_unless_the_host_publishes_it_there(
+    settings: Settings, server: tuple[str, int | None], published_on: str, allowed: bool
+) -> None:
+    own = settings.model_copy(update={"published_on": published_on})
+    guard = Guard(create_app(own), KeyRing("", None), own, ())
+    scope = {"type": "http", "method": "GET", "path": "/jobs", "server": server, "headers": [(b"host", b"localhost")]}
+    with contextlib.nullcontext() if allowed else pytest.raises(NotLocal):
+        assert guard._owner(scope) == NOBODY
 
 
 OWN, OTHER = "http://127.0.0.1:8000", "http://127.0.0.1:3000"

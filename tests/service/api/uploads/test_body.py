@@ -1,11 +1,15 @@
 """Bodies that are JSON or a multipart form: types, sizes and fields that are refused, and lists in forms."""
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
 import pytest
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 
+from service.api.access.body_limit import BodyLimit
 from service.settings import Settings
 from service.store.jobs import JobStore
 from shared.options import LIMITS
@@ -34,6 +38,23 @@ def test_a_body_that_is_too_large(client: httpx.Client, alive: JobStore, setting
     problem(client.post("/generate", content=chunks, headers=JSON), 413, "content-too-large")
     problem(client.post("/score", files={"file": large}), 413, "content-too-large")
     assert nothing_is_queued(alive.connection)
+
+
+def test_a_body_that_is_announced_too_large_is_refused_before_it_comes() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": True}
+
+    async def send(message: Message) -> None:
+        raise AssertionError
+
+    limited, scope = BodyLimit(app, 10, 20), {"type": "http", "headers": [(b"content-length", b"11")]}
+    with pytest.raises(HTTPException, match="413: the body has more than 10 bytes"):
+        asyncio.run(limited(scope, receive, send))
+    scope["headers"] += [(b"content-type", b"multipart/form-data; boundary=x")]
+    asyncio.run(limited(scope, receive, send))
 
 
 @pytest.mark.parametrize(
