@@ -10,8 +10,8 @@ from redis.client import Pipeline
 from service.store import keys
 
 # Moves the next pictures to the stream, in rounds: each owner gives one picture of their first job, which then goes to
-# the end of their list. An owner without pictures is forgotten, unless another one's turn is before theirs: they must
-# not come first when they come back. Its first write takes something away, so that it runs on a full Redis too.
+# the end of their list. An owner who has no pictures when it is their turn is forgotten, and not before: they must not
+# come first when they come back. Its first write takes something away, so that it runs on a full Redis too.
 # KEYS: owners, pending counts, stream. ARGV: most pictures, prefix of jobs' keys.
 _DISPATCH = """
 local moved, most = 0, tonumber(ARGV[1])
@@ -50,16 +50,12 @@ repeat
     end
   end
 until moved == most or moved == before
-local first = math.huge
 for i = 1, #order, 2 do
   if taken[i] then
     if redis.call('HINCRBY', KEYS[2], order[i], -taken[i]) <= 0 then redis.call('HDEL', KEYS[2], order[i]) end
     redis.call('ZADD', KEYS[1], turns[i], order[i])
   end
-  if not idle[i] then first = math.min(first, turns[i] or order[i + 1]) end
-end
-for i in pairs(idle) do
-  if tonumber(turns[i] or order[i + 1]) <= first then redis.call('ZREM', KEYS[1], order[i]) end
+  if idle[i] then redis.call('ZREM', KEYS[1], order[i]) end
 end
 return moved
 """
