@@ -164,6 +164,17 @@ def test_a_job_that_is_cancelled_while_it_waits_delays_nobody() -> None:
     assert (made.picture.job, [len(call.t) for call in net.calls]) == ("small", [1] * 6)
 
 
+def test_a_large_job_has_its_turn_though_small_ones_keep_coming() -> None:
+    one, ended = engine(efficient_rows=1), list[str]()
+    one.admit([picture(i, job="large") for i in range(4)])
+    for number in range(200):
+        if not any(waiting.job.startswith("small") for waiting, _ in one.rows()):
+            one.admit([picture(0, job=f"small{number}")])
+        ended += [outcome.picture.job for outcome in one.step()]
+    assert ended.count("large") == 4
+    assert ended[:2] == ["small0", "small6"]  # they go first for a while
+
+
 def test_a_job_that_makes_progress_all_the_time_does_not_age() -> None:
     net = network()
     one = engine(net, efficient_rows=1)

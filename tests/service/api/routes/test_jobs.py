@@ -32,6 +32,7 @@ def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
     alive.cancel(ids[2])
     page = client.get("/jobs").json()
     assert ([job["id"] for job in page["jobs"]], page["next"]) == (ids[::-1], None)
+    assert client.get("/jobs", params={"limit": 5}).json() == page  # exactly full, and nothing follows
     whole = client.get(f"/jobs/{ids[2]}").json()
     assert whole["labels"] == LISTS
     asked = ("labels", "layouts", "first", "trajectory", "columns")
