@@ -57,7 +57,7 @@ def test_prefer_wait(client: httpx.Client, alive: JobStore) -> None:
     begun = time.monotonic()
     response = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "wait=1", "accept": "image/png"})
     assert response.status_code == 202
-    assert 0.9 < time.monotonic() - begun < 5
+    assert time.monotonic() - begun > 0.9  # and the setting's 300 s are more than the client would wait
     assert response.headers["preference-applied"] == "wait=1"
 
 

@@ -76,7 +76,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Receiver]]:
 def hooked(settings: Settings) -> Settings:
     """Settings with webhooks, also to private addresses, and short waits."""
     update = {"webhook_secret": SecretStr(SECRET), "webhook_allow_private": True, "webhook_backoff_s": 0.05}
-    return settings.model_copy(update={**update, "webhook_attempts": 3, "webhook_timeout_s": 1.0})
+    return settings.model_copy(update={**update, "webhook_attempts": 3, "webhook_timeout_s": 60.0})
 
 
 @pytest.fixture

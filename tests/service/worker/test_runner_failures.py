@@ -35,6 +35,23 @@ def test_a_worker_that_wakes_up_after_its_lease_expired_changes_nothing(
     assert connection.xlen(model.stream.key) == 0
 
 
+def test_a_stopping_worker_releases_its_pictures(
+    store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+) -> None:
+    patient = settings.model_copy(update={"lease_s": 3600.0})  # longer than a test may take
+    job = create()
+    stopping, other = Runner(connection, patient, "w2"), Runner(connection, patient, "w3")
+    stopping.models.load()
+    stopping.run_once()
+    stopping.stopping = True
+    stopping.run(job.id)
+    stopping.release_claims()
+    assert not stopping.models.busy
+    assert connection.llen(store.queue.key) == 2
+    other.run(job.id)
+    assert status(store, job) == "finished"
+
+
 def test_a_picture_that_breaks_the_batch_fails_only_its_job(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
 ) -> None:
