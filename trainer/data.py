@@ -1,4 +1,4 @@
-"""Reads a data set folder as tensors: decoded pictures, multi-hot labels, positions. Knows nothing of training."""
+"""Data sets as tensors (pictures, multi-hot labels, positions): read, merged, checked, fitted to a run's settings."""
 
 from __future__ import annotations
 

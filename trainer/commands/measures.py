@@ -1,4 +1,4 @@
-"""The commands that compare a denoiser with the scenes it learnt from: `arrangements`, `places` and `coverage`."""
+"""The commands that measure a denoiser against the scenes it learnt from: `arrangements`, `places` and `coverage`."""
 
 from __future__ import annotations
 

@@ -88,11 +88,6 @@ def test_a_promotion_takes_effect_at_once(models: Models, folder: Path) -> None:
         models.find(None)
 
 
-def test_a_missing_storage_folder_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(NoModel, match=rf"there is no folder {tmp_path}/absent$"):
-        Models(tmp_path / "absent").find(None)
-
-
 @pytest.mark.parametrize("reason", DAMAGES)
 def test_a_damaged_checkpoint_is_refused_with_its_reason_until_it_is_published_again(
     models: Models, folder: Path, reason: str
@@ -153,6 +148,8 @@ def test_a_missing_folder_is_a_problem(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     models = Models(folder, 0.0)
     assert models.listing().problems == {PROMOTED_FILE: f"{folder}: there is no folder {folder}"}
+    with pytest.raises(NoModel, match=rf"there is no folder {folder}$"):
+        models.find(None)
     publish_toys(folder)
     assert models.listing().problems == {}
 

@@ -79,9 +79,7 @@ def test_options_that_are_not_allowed(
 
 
 @pytest.mark.parametrize("path", ["/generate", "/score"])
-@pytest.mark.parametrize(
-    "content", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b'{"labels": NaN', b"null", b"[]", b'"x"', b"7"]
-)
+@pytest.mark.parametrize("content", [b"", b'{"labels": NaN', b"null", b"[]", b'"x"', b"7"])
 def test_bodies_of_the_wrong_shape(client: httpx.Client, alive: JobStore, path: str, content: bytes) -> None:
     response = client.post(path, content=content, headers=JSON)
     assert response.status_code in (400, 422), response.text
@@ -120,6 +118,7 @@ def test_what_is_not_json_is_said_without_words_of_python(
 ) -> None:
     answer = problem(client.post(path, content=content, headers=JSON), 400, "not-json")
     assert answer["detail"] == f"the body is not JSON: {why}"
+    assert nothing_is_queued(alive.connection)
 
 
 @pytest.mark.parametrize(
