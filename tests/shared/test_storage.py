@@ -21,6 +21,18 @@ def test_a_local_address_without_a_whole_path_is_refused(address: str) -> None:
         storage.open_storage(address)
 
 
+def test_versions_of_files_change_with_them(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        storage.write(tmp_path / name, b"content")
+    before = storage.versions(tmp_path)
+    storage.write(tmp_path / "a", b"other content")
+    after = storage.versions(tmp_path)
+    assert before.keys() == after.keys() == {"a", "b"}
+    assert before["a"] != after["a"]
+    assert before["b"] == after["b"]
+    assert storage.versions(tmp_path / "absent") == {}
+
+
 def test_a_folder_that_vanishes_while_sizes_are_read_hides_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,13 +1,10 @@
 """Runners that a test drives step by step, and jobs for them."""
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from redis import Redis
 
 from service.contract.records import JobRecord, Verdict
@@ -96,7 +93,3 @@ def status(store: JobStore, job: JobRecord) -> str | None:
 
 def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:
     return read_verdicts(store.connection.hvals(keys.verdicts(job.id)))
-
-
-def pixels(png: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16)

@@ -12,7 +12,6 @@ from redis import Redis
 from service.settings import Settings
 from service.worker.checkpoint_cache import READS_AT_ONCE, CheckpointCache
 from service.worker.runner import Runner
-from shared import storage as files
 from shared.checkpoint import CheckpointError, read_info
 from shared.diffusion.model import load_denoiser
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
@@ -163,12 +162,3 @@ def test_while_storage_hangs_threads_do_not_become_more(hanging: CheckpointCache
         with pytest.raises(CheckpointError):
             hanging.promoted()
     assert {thread for thread in threading.enumerate() if thread.name == "storage"} == before
-
-
-def test_versions_of_files_change_with_them(folder: Path) -> None:
-    before = files.versions(folder)
-    assert before.keys() == {"toy.safetensors", "other.safetensors", "toy-evaluator.safetensors", "promoted.json"}
-    publish_toy_denoiser(folder, "toy", 0)
-    after = files.versions(folder)
-    assert {name for name in after if after[name] != before[name]} == {"toy.safetensors"}
-    assert files.versions(folder / "absent") == {}

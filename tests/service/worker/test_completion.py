@@ -17,8 +17,9 @@ from service.store.jobs import JobStore
 from service.worker import completion
 from service.worker.runner import Runner
 from shared.evaluator import score_set
+from tests.service.api.answers import pixels
 from tests.service.store.helpers import done, record
-from tests.service.worker.conftest import LISTS, pixels, status, verdicts_of
+from tests.service.worker.conftest import LISTS, status, verdicts_of
 
 
 def test_the_result_is_the_score_of_the_set(

@@ -25,7 +25,8 @@ from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
 from shared.vocabulary import ICLEVR, Vocabulary
-from tests.service.worker.conftest import LISTS, QUICK, Counting, pixels, status, verdicts_of
+from tests.service.api.answers import pixels
+from tests.service.worker.conftest import LISTS, QUICK, Counting, status, verdicts_of
 
 
 def test_a_job_gives_the_same_pictures_as_the_sampling_loop(

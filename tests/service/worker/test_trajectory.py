@@ -24,10 +24,9 @@ from shared.diffusion.model import load_denoiser
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
-from tests.service.api.answers import nothing_is_queued, problem
+from tests.service.api.answers import nothing_is_queued, pixels, problem, submitted
 from tests.service.store.helpers import record
 from tests.service.worker import test_engine
-from tests.service.worker.conftest import pixels
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 QUICK = SamplingOptions(steps=6)
@@ -105,11 +104,7 @@ def test_impossible_trajectories_are_refused(
 
 
 def test_requests_for_trajectories_that_do_not_exist(client: httpx.Client, alive: JobStore) -> None:
-    def submitted(**fields: Any) -> str:
-        answer = client.post("/generate", json={"labels": LISTS, **fields}, headers={"prefer": "respond-async"})
-        return answer.headers["location"]
-
-    asked, plain = submitted(trajectory=3), submitted()
+    asked, plain = f"/jobs/{submitted(client, trajectory=3)}", f"/jobs/{submitted(client)}"
     problem(client.get(f"{asked}/trajectories/1.png"), 409, "not-ready")
     problem(client.get(f"{asked}/trajectories/2.png"), 404, "unknown-picture")
     assert "trajectory" in problem(client.get(f"{plain}/trajectories/0.png"), 404, "unknown-picture")["detail"]
