@@ -1,4 +1,4 @@
-"""What tests of the trainer's command line share: types, options of a tiny network, and a check of refusals."""
+"""What tests of the trainer's command line share: types, options of a tiny network, and checks of results."""
 
 import json
 import re
@@ -11,6 +11,13 @@ Command = Callable[..., Result]
 TINY = ["--set", "image_size=16", "--set", "batch=8", "--set", "layout_steps=2"]
 for field, value in NETWORK.items():
     TINY += ["--set", f"network.{field}={json.dumps(value)}"]
+
+
+def succeeded(result: Result) -> str:
+    """Check the exit code; return stdout."""
+    code, out, err = result
+    assert code == 0, err
+    return out
 
 
 def refused(result: Result, message: str, code: int = 1) -> None:

@@ -25,7 +25,7 @@ from shared.support import support_of
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.shared.test_evaluator import CourseEvaluator
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator, publish_toys
-from tests.trainer.command_line import TINY, Command, refused
+from tests.trainer.command_line import TINY, Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder
 
 
@@ -52,8 +52,7 @@ def test_scores_are_printed_and_written(command: Command) -> None:
 def test_the_best_of_several_candidates_is_scored(command: Command) -> None:
     publish_toys(Path("models"))
     Path("few.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
-    code, _, err = command("score", "few.json", "--candidates", 3, "--steps", 2, "--json", "score.json")
-    assert code == 0, err
+    succeeded(command("score", "few.json", "--candidates", 3, "--steps", 2, "--json", "score.json"))
     figures = json.loads(Path("score.json").read_text())
     sampled, examined = 2 * 2, 2 * len(LOG_SNRS)
     assert (figures["candidates"], figures["rows_per_picture"]) == (3, 3 * (sampled + examined))
@@ -90,8 +89,7 @@ def test_an_evaluator_of_more_labels_judges_as_in_the_service(command: Command) 
     promote(storage, "few")
     lists = [labels[:1], labels[1:]]
     Path("few.json").write_text(json.dumps(lists))
-    code, _, err = command("score", "few.json", "--steps", 2, "--json", "score.json")
-    assert code == 0, err
+    succeeded(command("score", "few.json", "--steps", 2, "--json", "score.json"))
     denoiser, judge = load_denoiser(storage / "few.safetensors"), load_evaluator(storage / "wide.safetensors")
     options = denoiser.options.model_copy(update={"steps": 2})
     seeds = [picture_seed(0, i) for i in range(2)]
@@ -110,8 +108,7 @@ def test_an_evaluator_of_more_labels_judges_as_in_the_service(command: Command) 
 
 def test_an_evaluator_is_exported_as_the_courses_checkpoint(command: Command) -> None:
     publish_toys(Path("models"))
-    code, _, err = command("export", "toy-evaluator", "checkpoint.pth")
-    assert code == 0, err
+    succeeded(command("export", "toy-evaluator", "checkpoint.pth"))
     course = CourseEvaluator(Path("checkpoint.pth"))  # loads strictly
     kept = load(Path("models/toy-evaluator.safetensors"))[1]
     assert all(torch.equal(value, kept[key].to(value.dtype)) for key, value in course.net.state_dict().items())
@@ -156,8 +153,7 @@ def test_proportions_are_written(command: Command) -> None:
     publish_toys(Path("models"))
     path = resolve(Path("models"), "toy", "denoiser")
     assert "proportions" not in read_info(path).config
-    code, _, err = command("set-support", "toy", "--objects", 1, 3, "--proportions", 4, 3)
-    assert code == 0, err
+    succeeded(command("set-support", "toy", "--objects", 1, 3, "--proportions", 4, 3))
     assert read_info(path).config["proportions"] == [4, 3]
     assert command("set-support", "toy", "--objects", 1, 8)[0] == 0
     assert read_info(path).config["proportions"] == [4, 3]
@@ -170,14 +166,12 @@ def test_the_padding_is_cropped_before_pictures_are_judged(command: Command, tmp
     publish_toys(storage)
     data, file = write_data_folder(tmp_path / "data", width=16, height=8), tmp_path / "data/test.json"
     to = ("--storage", storage, "--name", "padded", "--run", tmp_path / "run")
-    code, _, err = command("train", "--data", data, *to, *TINY, "--set", "fit=pad", "--steps", 1)
-    assert code == 0, err
+    succeeded(command("train", "--data", data, *to, *TINY, "--set", "fit=pad", "--steps", 1))
     assert load_denoiser(storage / "padded.safetensors").aspect == 2.0
     found = []
     for options in ((), ("--keep-padding",)):
         score = ("score", file, "--storage", storage, "--model", "padded", "--steps", 1)
-        code, _, err = command(*score, *options, "--json", tmp_path / "a.json")
-        assert code == 0, err
+        succeeded(command(*score, *options, "--json", tmp_path / "a.json"))
         found.append(json.loads((tmp_path / "a.json").read_text())["padding"])
     assert found == ["cut", "kept"]
 

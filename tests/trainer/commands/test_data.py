@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.command_line import Command, refused
+from tests.trainer.command_line import Command, refused, succeeded
 
 
 def test_scenes_are_rendered_at_random_or_from_a_train_file(command: Command) -> None:
     code, _, err = command("render", "data", "--scenes", 8, "--size", 16, "--seed", 3)
     assert (code, "24" in err) == (0, True), err
-    code, _, err = command("render", "again", "--train", "data/train.json", "--size", 16)
-    assert code == 0, err
+    succeeded(command("render", "again", "--train", "data/train.json", "--size", 16))
     assert json.loads(Path("again/train.json").read_text()) == json.loads(Path("data/train.json").read_text())
     refused(command("render", "data", "--scenes", 1), "data already holds a data set")
 
@@ -21,8 +20,7 @@ def test_positions_are_located_where_there_are_none(command: Command) -> None:
     assert command("render", "data", "--scenes", 8, "--size", 16)[0] == 0
     refused(command("locate", "data"), r"data/positions\.json already exists")
     Path("data/positions.json").unlink()
-    code, _, err = command("locate", "data")
-    assert code == 0, err
+    succeeded(command("locate", "data"))
     assert Path("data/positions.json").exists()
 
 

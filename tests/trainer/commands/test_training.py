@@ -12,7 +12,7 @@ from PIL import Image
 
 from shared.checkpoint import read_info
 from tests.toy_checkpoint import publish_toys
-from tests.trainer.command_line import TINY, Command, refused
+from tests.trainer.command_line import TINY, Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder
 from trainer.stages import fit_evaluator
 
@@ -35,15 +35,13 @@ def test_the_denoiser_is_scored_while_it_trains_and_resumes_by_the_same_command(
     publish_toys(Path("models"))
     Path("few.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
     train = ["train", "--data", data, "--name", "tiny", "--evaluator", "toy-evaluator", "--tests", "few.json", *TINY]
-    code, _, err = command(*train, "--steps", 2)
-    assert code == 0, err
+    succeeded(command(*train, "--steps", 2))
     with Image.open("runs/denoiser/samples-0000002.png") as grid:
         assert grid.size == (2 + 2 * 18, 20)
     last = json.loads(Path("runs/denoiser/log.jsonl").read_text().splitlines()[-1])
     assert {"few/accuracy", "few/exact_match", "few/f1"} < last.keys()
     assert read_info(Path("models/tiny.safetensors")).training["steps"] == 2
-    code, _, err = command(*train, "--steps", 3)
-    assert code == 0, err
+    succeeded(command(*train, "--steps", 3))
     assert read_info(Path("models/tiny.safetensors")).training["steps"] == 3
     refused(command(*train, "--steps", 4, "--set", "lr=0.5"), "was started with another lr")
 

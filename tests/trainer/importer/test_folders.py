@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from shared.vocabulary import Vocabulary
-from tests.trainer.command_line import Command, refused
+from tests.trainer.command_line import Command, refused, succeeded
 from trainer.config import TrainConfig
 from trainer.data import load_dataset, settled
 from trainer.errors import TrainerError
@@ -44,8 +44,7 @@ def test_the_trainer_reads_what_was_imported(tmp_path: Path, command: Command) -
         ):  # fmt: skip
             file.write("\n" + json.dumps(row))
     (source / "text.png").write_text("no picture")
-    code, out, err = command("import", source, "data", "--held-out", "0.2", "--unlabelled", "--rare", "9")
-    assert code == 0, err
+    out = succeeded(command("import", source, "data", "--held-out", "0.2", "--unlabelled", "--rare", "9"))
     assert "note: 3 labels have fewer than 9 training pictures" in out
     train, held_out = (load_dataset(tmp_path / "data" / part, size=8) for part in ("train", "held-out"))
     assert train.vocabulary == held_out.vocabulary == Vocabulary(("a", "b", "c"))

@@ -16,7 +16,7 @@ from shared.options import SamplingOptions
 from shared.registry import promote
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
-from tests.trainer.command_line import Command, refused
+from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.errors import TrainerError
 from trainer.stages.distill import (
@@ -145,8 +145,7 @@ def test_the_teacher_draws_the_folders_label_sets(command: Command, tmp_path: Pa
         "distill", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--trajectories", 1,
         "--set", "batch=4", "--run", tmp_path / "run",
     ]  # fmt: skip
-    code, _, err = command(*command_line)
-    assert code == 0, err
+    succeeded(command(*command_line))
     drawn = load_file(tmp_path / "run/pool/00000.safetensors")["labels"].unique(dim=0)
     assert drawn.tolist() == [ICLEVR.multi_hot(labels) for labels in (["blue cube"], ["red cube"])]
     (data / "train.json").write_text(json.dumps(dict.fromkeys(names, ("red cube",))))
@@ -161,8 +160,7 @@ def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path)
     publish_toys(storage)
     common = ["distill", "--data", data, "--storage", storage, "--rank", 2, "--steps", 2, "--set", "batch=4"]
     first = ["--run", tmp_path / "one", "--trajectories", 4]
-    code, _, err = command(*common, *first, "--name", "first")
-    assert code == 0, err
+    succeeded(command(*common, *first, "--name", "first"))
     assert read_info(storage / "first.safetensors").config["sampling"]["steps"] == 4
     other = command(*common, *first, "--name", "x", "--teacher", "first")
     refused(other, "one/setup.json has another teacher; choose another folder")

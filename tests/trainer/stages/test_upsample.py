@@ -17,7 +17,7 @@ from shared.options import SamplingOptions
 from shared.registry import promote
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
-from tests.trainer.command_line import Command, refused
+from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.data import load_dataset, to_float
 from trainer.errors import TrainerError
@@ -175,19 +175,16 @@ def test_the_command_trains_publishes_and_resumes(command: Command, tmp_path: Pa
     data, storage, run = write_folder(tmp_path / "data"), tmp_path / "models", tmp_path / "run"
     publish_toys(storage)
     common = ["upsample", "--data", data, "--storage", storage, "--base", "toy", "--name", "large", *SET]
-    code, _, err = command(*common, "--run", run, "--steps", 2)
-    assert code == 0, err
+    succeeded(command(*common, "--run", run, "--steps", 2))
     info = read_info(storage / "large.safetensors")
     assert info.config["base"] == {"name": "toy", "digest": read_info(storage / "toy.safetensors").digest}
     assert (info.config["picture"], info.training["steps"]) == ([32, 24], 2)
     assert load_denoiser(storage / "large.safetensors").picture_shape == (3, 24, 32)
     assert all(name.startswith("upsampler.") for name in load(storage / "large.safetensors")[1])
-    code, _, err = command(*common, "--run", run, "--steps", 4)
-    assert code == 0, err
+    succeeded(command(*common, "--run", run, "--steps", 4))
     again = read_info(storage / "large.safetensors")
     assert again.training["steps"] == 4
-    code, _, err = command(*common, "--run", tmp_path / "straight", "--steps", 4)
-    assert code == 0, err
+    succeeded(command(*common, "--run", tmp_path / "straight", "--steps", 4))
     assert read_info(storage / "large.safetensors").training["last"].keys() >= {"l1", "octave_0"}
     assert (run / "samples-0000004.png").exists()
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -241,8 +238,7 @@ def test_a_run_starts_from_a_published_upsampler(command: Command, tmp_path: Pat
     publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
     common = ["upsample", "--data", data, "--storage", storage, "--base", "other", "--name", "next", *SET]
     common += ["--steps", 1, "--set", "lr=1e-9", "--set", "weight_decay=0"]
-    code, _, err = command(*common, "--start-from", "large", "--run", tmp_path / "run")
-    assert code == 0, err
+    succeeded(command(*common, "--start-from", "large", "--run", tmp_path / "run"))
     assert read_info(storage / "next.safetensors").training["started_from"] == "large"
     before, after = (load(storage / f"{name}.safetensors")[1] for name in ("large", "next"))
     for name, value in before.items():
@@ -255,8 +251,7 @@ def test_an_upsampler_moves_to_another_base(command: Command, tmp_path: Path) ->
     storage = tmp_path
     publish_toys(storage)
     source = publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
-    code, _, err = command("move-upsampler", "large", "--base", "other", "--name", "moved", "--storage", storage)
-    assert code == 0, err
+    succeeded(command("move-upsampler", "large", "--base", "other", "--name", "moved", "--storage", storage))
     moved, other = (load_denoiser(storage / f"{name}.safetensors") for name in ("moved", "other"))
     assert moved.info.config["upsampler"] == source.config["upsampler"]
     assert all(torch.equal(a, b) for a, b in zip(moved.network.parameters(), other.network.parameters(), strict=True))

@@ -11,7 +11,7 @@ from torch import Tensor
 from shared.diffusion.layouts import OUTSIDE, positions_at
 from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser
-from tests.trainer.command_line import Command, refused
+from tests.trainer.command_line import Command, refused, succeeded
 from trainer.data import read_arrangements
 from trainer.scenes.scene import SceneObject, ground_position, picture_position, place
 from trainer.studies.arrangements import CLEARLY, accuracy_of_test, compare_arrangements, features, share_misplaced
@@ -142,8 +142,7 @@ def test_the_command(command: Command, tmp_path: Path) -> None:
     data = _folder(tmp_path / "data", 60)
     publish_toy_denoiser(tmp_path / "models", "placing", 0, positions=True)
     publish_toy_denoiser(tmp_path / "models", "labels", 0)
-    code, out, err = command("arrangements", data, "--model", "placing", "--json", "a.json")
-    assert code == 0, err
+    out = succeeded(command("arrangements", data, "--model", "placing", "--json", "a.json"))
     (figures,) = json.loads(Path("a.json").read_text())
     assert (figures["objects"], figures["tested"]) == (1, 60)
     assert f"{figures['accuracy']:.3f}" in out

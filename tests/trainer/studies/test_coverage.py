@@ -9,7 +9,7 @@ import torch
 
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_evaluator, publish_toys
-from tests.trainer.command_line import Command, refused
+from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.studies.coverage import compare
 
@@ -41,8 +41,7 @@ def test_the_command(command: Command) -> None:
     publish_toys(Path("models"))
     data = write_data_folder(Path("data"), pictures=48)
     at = ("coverage", data, "--json", "a.json")
-    code, out, err = command(*at, "--count", 20, "--evaluator", "toy-evaluator")
-    assert code == 0, err
+    out = succeeded(command(*at, "--count", 20, "--evaluator", "toy-evaluator"))
     assert "coverage" in out
     generated, renders = json.loads(Path("a.json").read_text())
     assert (generated["evaluator"], generated["pictures"], generated["count"]) == ("toy-evaluator", "generated", 20)
@@ -77,7 +76,6 @@ def test_any_evaluators_features_compare_pictures(command: Command) -> None:
     found = []
     for names in (ICLEVR.names, ICLEVR.names[::-1]):
         write_objects_file(data, names)
-        code, _, err = command("coverage", data, "--json", "a.json", "--count", 6, "--evaluator", "digits")
-        assert code == 0, err
+        succeeded(command("coverage", data, "--json", "a.json", "--count", 6, "--evaluator", "digits"))
         found.append(json.loads(Path("a.json").read_text()))
     assert found[0] == found[1]

@@ -11,7 +11,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from shared.checkpoint import read_info
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
-from tests.trainer.command_line import Command, refused
+from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.studies import memorisation
 from trainer.studies.memorisation import (
@@ -101,8 +101,7 @@ def test_label_sets_with_enough_pictures() -> None:
 def test_unseen_pictures_without_labels_are_left_out(command: Command) -> None:
     train = json.loads(Path("unseen/train.json").read_text())
     Path("unseen/train.json").write_text(json.dumps(dict.fromkeys(train, ()) | dict(list(train.items())[:5])))
-    code, _, err = command("memorisation", "seen", "--held-out", "unseen", "--label-sets", 1, "--json", "figures.json")
-    assert code == 0, err
+    succeeded(command("memorisation", "seen", "--held-out", "unseen", "--label-sets", 1, "--json", "figures.json"))
     assert json.loads(Path("figures.json").read_text())["pictures"] == 2
 
 
@@ -137,8 +136,7 @@ def test_the_command(command: Command) -> None:
 def test_pictures_of_an_upsampler_are_compared_at_the_data_sets_size(command: Command) -> None:
     publish_toy_upsampler(Path("models"), "large", read_info(Path("models/toy.safetensors")))
     arguments = ["seen", "--held-out", "unseen", "--pictures", 2, "--label-sets", 1, "--model", "large"]
-    code, _, err = command("memorisation", *arguments, "--grid", "near.png")
-    assert code == 0, err
+    succeeded(command("memorisation", *arguments, "--grid", "near.png"))
 
 
 @pytest.mark.usefixtures("_files")

@@ -12,7 +12,7 @@ from shared.diffusion.model import load_denoiser
 from shared.evaluator import Evaluator
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
-from tests.trainer.command_line import Command, refused
+from tests.trainer.command_line import Command, refused, succeeded
 from trainer.errors import TrainerError
 from trainer.studies.places import judge_places, measure
 
@@ -64,8 +64,7 @@ def test_the_command(command: Command) -> None:
     publish_toys(Path("models"))
     publish_toy_denoiser(Path("models"), "placing", 0, positions=True, rotations=True)
     at = ("places", "--objects", 1, "--objects", 4, "--count", 3)
-    code, out, err = command(*at, "--model", "placing", "--json", "a.json", "--grid", "a.png")
-    assert code == 0, err
+    out = succeeded(command(*at, "--model", "placing", "--json", "a.json", "--grid", "a.png"))
     figures = json.loads(Path("a.json").read_text())
     assert [(one["objects"], one["pictures"]) for one in figures] == [
         (objects, pictures)

@@ -11,7 +11,7 @@ from shared.checkpoint import read_info
 from shared.diffusion.model import load_denoiser
 from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
-from tests.trainer.command_line import Command, refused
+from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.data import load_dataset, to_float
 from trainer.full_size import as_tensor, find_pictures
@@ -50,8 +50,7 @@ def test_the_command_prints_a_row_for_each_octave(command: Command, tmp_path: Pa
     assert base.name == "toy"
     common = ["spectrum", folder, "--storage", tmp_path, "--model", "large"]
     out_file, grid = tmp_path / "out.json", tmp_path / "grid.png"
-    code, out, err = command(*common, "--count", 2, "--json", out_file, "--grid", grid)
-    assert code == 0, err
+    out = succeeded(command(*common, "--count", 2, "--json", out_file, "--grid", grid))
     assert all(period in out for period in ("below 4", "4 to 8", "8 to 16"))
     assert json.loads(out_file.read_text())["pictures"] == 2
     assert grid.exists()
@@ -76,7 +75,6 @@ def test_the_order_of_the_folders_labels_does_not_matter(command: Command, tmp_p
     for names in (ICLEVR.names, ICLEVR.names[::-1]):
         write_objects_file(folder, names)
         to = tmp_path / "a.json"
-        code, _, err = command("spectrum", folder, "--storage", tmp_path, "--model", "toy", "--count", 2, "--json", to)
-        assert code == 0, err
+        succeeded(command("spectrum", folder, "--storage", tmp_path, "--model", "toy", "--count", 2, "--json", to))
         found.append(json.loads(to.read_text()))
     assert found[0] == found[1]
