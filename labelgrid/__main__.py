@@ -77,9 +77,12 @@ def usage() -> str:
 
 
 def use_packaged_weights() -> None:
-    """Let the service read the weights that came with the installation, where there are no others."""
+    """Let the service read the weights that came with the installation, where there are no others.
+
+    A folder named models without a checkpoint is another program's.
+    """
     packaged = Path(__file__).parent / "models"
-    if "LABELGRID_STORAGE" not in os.environ and not Path("models").exists() and packaged.exists():
+    if "LABELGRID_STORAGE" not in os.environ and not any(Path("models").glob("*.safetensors")) and packaged.exists():
         os.environ["LABELGRID_STORAGE"] = str(packaged)
 
 

@@ -83,6 +83,10 @@ def test_an_installation_serves_the_weights_that_came_with_it(tmp_path: Path, mo
     command.use_packaged_weights()
     assert (Path(os.environ.pop("LABELGRID_STORAGE")) / "promoted.json").exists()
     (tmp_path / "models").mkdir()
+    (tmp_path / "models/user.py").touch()
+    command.use_packaged_weights()
+    assert (Path(os.environ.pop("LABELGRID_STORAGE")) / "promoted.json").exists()
+    (tmp_path / "models/mine.safetensors").touch()
     command.use_packaged_weights()
     assert "LABELGRID_STORAGE" not in os.environ
 
