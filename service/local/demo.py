@@ -33,6 +33,8 @@ def run(seed: int, grid: Path) -> bool:
 
     Returns whether there is a grid; Ctrl-C or SIGTERM may come first. Raises RuntimeError, OSError and ClientError.
     """
+    if not grid.parent.is_dir():  # before the work rather than after it
+        raise FileNotFoundError(f"{grid}: there is no folder {grid.parent}")
     drawn = False
     os.environ.setdefault("LABELGRID_LOG_LEVEL", "warning")  # of the processes it starts: the output is a table
     console = Console()

@@ -109,6 +109,14 @@ def test_a_demo_that_ctrl_c_ended_is_no_success(command: Command, monkeypatch: p
             signal.signal(number, handler)
 
 
+def test_a_demo_without_a_place_for_its_grid_starts_nothing(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Supervisor, "run", lambda supervisor, on_ready: pytest.fail("started"))
+    code, out, err = command("demo", "--grid", str(tmp_path / "no/grid.png"), environment=clean_environment())
+    assert (code, out, err) == (1, "", f"labelgrid: {tmp_path}/no/grid.png: there is no folder {tmp_path}/no\n")
+
+
 def test_settings_prints_the_document(command: Command) -> None:
     assert command("settings")[:2] == (0, (ROOT / "docs/settings.md").read_text())
 
