@@ -50,7 +50,7 @@ class Sampler(threading.Thread):
             used, keys = self.stack.connection.info("memory")["used_memory"], self.stack.connection.dbsize()
         except RedisError:  # it is restarting
             return
-        self.series["redis, used_memory", 0].append((at, used))
+        self.series["redis, used_memory", self.stack.children["redis"].process.pid].append((at, used))
         self.series["redis, keys", 0].append((at, keys))
 
     def latest(self) -> dict[str, float]:

@@ -115,7 +115,7 @@ def test_an_owners_bytes_are_those_expected_and_then_those_stored(
     assert (full.what, full.taken, full.most) == ("bytes", taken, limited.max_stored_bytes_per_owner)
     assert store.settings.job_ttl_s - 60 < full.expires_s <= store.settings.job_ttl_s + 60
     connection.hset(keys.stored_bytes("a"), "1", f"{connection.time()[0] + 120} 1")
-    full = full_of(connection, limited, job, 1000)
+    full = full_of(connection, limited, job, limited.max_stored_bytes_per_owner)
     assert full is not None
     assert full.expires_s <= 120  # until the first of them expire
 
