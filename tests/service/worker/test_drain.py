@@ -155,7 +155,9 @@ class Part:
             self.process = subprocess.Popen(command, cwd=ROOT, env=variables, stderr=log)
 
     def lines(self, **wanted: Any) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+        text = self.log.read_text()
+        assert all(line.startswith("{") for line in text.splitlines()), text
+        lines = [json.loads(line) for line in text.splitlines()]
         return [line for line in lines if wanted.items() <= line.items()]
 
 
