@@ -30,7 +30,6 @@ Ended: TypeAlias = "asyncio.Future[Job | None]"  # done once a job has ended: wi
 SCANNED = 1000  # jobs that a search looks at for one page
 RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
 LOOK_AGAIN_S = 5.0  # how often to look which awaited jobs have ended, in case an end was missed
-NOTICE_S = 2.0  # so soon a waiting client notices that the server shuts down
 
 # Returns each job's fields, and how many verdicts it has or, once it has a result, the verdicts of its best repeat.
 # KEYS: for each job: job, verdicts.
@@ -140,10 +139,13 @@ class JobReader:
         self.endings = Endings(connection, self._jobs)
         self.stopping = False  # the server is shutting down
         self.shutdown_deadline = math.inf  # when, in monotonic seconds, waiting clients must have their answer
+        self._stopped: asyncio.Future[None] | None = None  # wakes those who wait, to see the deadline
 
     def stop(self, within_s: float) -> None:
         """Begin the shutdown: resumable streams end now, and every wait ends within this time."""
         self.stopping, self.shutdown_deadline = True, time.monotonic() + within_s
+        if self._stopped is not None and not self._stopped.done():
+            self._stopped.set_result(None)
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
@@ -237,13 +239,20 @@ class JobReader:
                 left_s = min(deadline, self.shutdown_deadline) - time.monotonic()
                 if status is None or status in TERMINAL or left_s <= 0:
                     break
-                wait_s = min(left_s, LOOK_AGAIN_S, NOTICE_S)
-                await asyncio.wait((ended, gone), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                wakers: list[asyncio.Future[Any]] = [ended, gone]
+                if not self.stopping:
+                    wakers.append(self._stop_future())
+                await asyncio.wait(wakers, timeout=min(left_s, LOOK_AGAIN_S), return_when=asyncio.FIRST_COMPLETED)
                 looked_at = max(looked_at, self.endings.looked_at)
                 if not (ended.done() or gone.done()) and time.monotonic() - looked_at >= 1.5 * LOOK_AGAIN_S:
                     # `endings` is late, as when Redis is away: then this raises, and the client need not wait
                     looked_at, status = time.monotonic(), await self.status(job_id)
             return (ended.result() if ended.done() else None) or await self.job(job_id)
+
+    def _stop_future(self) -> asyncio.Future[None]:
+        if self._stopped is None:
+            self._stopped = asyncio.get_running_loop().create_future()
+        return self._stopped
 
     async def read_streams(self, seen: dict[Any, Any], within_ms: int) -> Any:
         """Wait for new entries of streams, given as key -> last entry seen, and return XREAD's answer.
