@@ -52,7 +52,7 @@ WEBHOOKS: Final = "labelgrid:webhooks"
 GRID: Final = "grid"  # field of job:ID:png
 
 # Of a job's id.
-job = "labelgrid:job:{}".format
+job = (JOB_PREFIX + "{}").format
 pending = "labelgrid:job:{}:waiting".format
 verdicts = "labelgrid:job:{}:verdicts".format
 png = "labelgrid:job:{}:png".format
@@ -64,15 +64,15 @@ sending = "labelgrid:job:{}:webhook:{}:sending".format
 tombstone = "labelgrid:was:{}".format
 # Of an owner, the hash of an idempotency key, and a worker's name.
 index = "labelgrid:jobs:{}".format
-stored_bytes = "labelgrid:bytes:{}".format
+stored_bytes = (BYTES_PREFIX + "{}").format
 idempotency = "labelgrid:key:{}".format
 worker = "labelgrid:worker:{}".format
 # Of a checkpoint's digest.
-owners = "labelgrid:turns:{}".format
-pending_counts = "labelgrid:waiting:{}".format
-stream = "labelgrid:pictures:{}".format
+owners = (OWNERS_PREFIX + "{}").format
+pending_counts = (PENDING_COUNTS_PREFIX + "{}").format
+stream = (STREAM_PREFIX + "{}").format
 suspects_keeper = "labelgrid:suspects:{}".format
-owner_jobs = "labelgrid:turns:{}:{}".format  # with an owner
+owner_jobs = (OWNERS_PREFIX + "{}:{}").format  # with an owner
 loading = "labelgrid:loading:{}".format
 
 
