@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 from service.storage_threads import StorageThreads, settle
 from service.telemetry.logs import get_logger
 from shared import storage as files
-from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, CheckpointKind, read_info, verify
+from shared.checkpoint import DIGEST, SUFFIX, CheckpointError, CheckpointInfo, CheckpointKind, read_info, verify
 from shared.registry import resolve, resolve_evaluator
 from shared.storage import Location
 
@@ -29,7 +29,6 @@ T = TypeVar("T")
 PATIENCE_S = 5.0  # how long to wait for storage if this machine has a copy, or the loaded models will do
 READS_AT_ONCE = 8  # more than there are: a read of an adapter waits for that of its base
 LOADER: Final = "loader"  # name of the threads that load
-DIGEST = re.compile("[0-9a-f]{64}")
 IN_USE_S = 60.0  # another worker may still be reading a checkpoint that it fetched less than this ago
 
 
@@ -143,7 +142,7 @@ class CheckpointCache:
 
     def _prune(self) -> None:
         """Remove the least recently fetched checkpoints until the rest fits. The folder may hold others' files, too."""
-        ours = [folder for folder in self.folder.iterdir() if DIGEST.fullmatch(folder.name)]
+        ours = [folder for folder in self.folder.iterdir() if re.fullmatch(DIGEST, folder.name)]
         kept = sorted((folder.stat().st_mtime, folder) for folder in ours)
         sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for _, folder in kept}
         total = sum(sizes.values())
