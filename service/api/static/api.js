@@ -25,10 +25,10 @@ export const apiKey = {
 
 /**
  * What went wrong, as a message. `status` is 0 without an answer, null if nothing was sent; `entry` is the label list at
- * fault, from 0; the next request is taken after `waitMs`.
+ * fault, from 0; before `waitMs` are over another request is of no use.
  */
 export class Problem extends Error {
-  constructor(words, { status = 0, entry = null, waitMs = 0 } = {}) {
+  constructor(words, { status = 0, entry = null, waitMs = FIRST_PAUSE_MS } = {}) {
     super(words);
     Object.assign(this, { status, entry, waitMs });
   }
@@ -69,7 +69,7 @@ async function problemOf(response) {
   if (status === 401) words = apiKey.get() ? "The API key was not accepted." : "This service requires an API key.";
   const after = Number(response.headers.get("Retry-After"));
   if (after > 0) words += ` Try again in ${after} s.`;
-  return new Problem(words, { status, entry: body.entry ?? null, waitMs: after > 0 ? 1000 * after : 0 });
+  return new Problem(words, { status, entry: body.entry ?? null, waitMs: after > 0 ? 1000 * after : undefined });
 }
 
 function sentence(text) {
