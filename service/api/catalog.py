@@ -307,7 +307,7 @@ Finder = Models | InMemory
 
 @functools.lru_cache
 def _read_card(path: Location, version: str) -> str:
-    # clients read it, so that who may write to storage could let them read any file that the service can
+    # clients read the card: a link would show them any file that this process can read
     with files.reading(path, block=MAX_CARD_BYTES, follow=False) as card:
         return card.read(MAX_CARD_BYTES).decode(errors="replace")
 

@@ -10,8 +10,8 @@ from redis.client import Pipeline
 from service.store import keys
 
 # Moves the next pictures to the stream, in rounds: each owner gives one picture of their first job, which then goes to
-# the end of their list. An owner who has no pictures when it is their turn is forgotten, and not before: they must not
-# come first when they come back. Its first write takes something away, so that it runs on a full Redis too.
+# the end of their list. An owner who has no pictures when it is their turn is forgotten. Not before: coming back, they
+# would be first. Its first write takes something away, so that it runs on a full Redis too.
 # KEYS: owners, pending counts, stream. ARGV: most pictures, prefix of jobs' keys.
 _DISPATCH = """
 local moved, most = 0, tonumber(ARGV[1])

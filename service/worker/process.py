@@ -139,7 +139,7 @@ def _beat(worker: PictureWorker, born_at: float) -> None:
 def prune_results(settings: Settings, connection: Redis, ended: threading.Event) -> None:
     """Remove old results from storage every hour, in one of all workers. In a thread of its own: storage may hang.
 
-    What is old Redis's clock decides: one worker whose clock is wrong would remove everything.
+    Redis's clock decides what is old: by its own, one worker whose clock is wrong would remove everything.
     """
     assert settings.results is not None
     while not ended.wait(LOOK_EVERY_S):
