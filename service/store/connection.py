@@ -30,6 +30,7 @@ log = get_logger(__name__)
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 1.0  # between two attempts; random in between
 WARN_EVERY_S = 10.0
+FITS_BYTES = 32 << 10  # half of what asyncio buffers before a writer must wait
 # Both also stand inside the answer of a script or a transaction. UNBLOCKED ends a read as Redis becomes a replica.
 FULL = "OOM command not allowed"
 REFUSALS = ("MISCONF ", "READONLY ", "NOREPLICAS ", "UNBLOCKED ")
@@ -114,16 +115,27 @@ def connect(url: str, *, timeout_s: float = 15.0, retry: Retry | None = None) ->
     )
 
 
-class _PackedInC(AbstractConnection):
-    """Packs commands as `Redis` does. redis-py does it in Python for asyncio, which takes four times as long."""
+class _Quick(AbstractConnection):
+    """A connection for the event loop that takes less CPU time a command than redis-py's."""
 
     def pack_command(self, *args: Any) -> list[bytes]:
+        """Pack in C, as `Redis` does. In Python it takes four times as long."""
         return [hiredis.pack_command((*args[0].encode().split(), *args[1:]))]  # the name may have two words
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """Send a command. What the write buffer takes at once needs no timeout: before Python 3.12 one makes a task."""
+        timeout_s = self.socket_timeout
+        if self.is_connected and sum(map(len, command)) <= FITS_BYTES:
+            self.socket_timeout = None
+        try:
+            await super().send_packed_command(command, check_health)
+        finally:
+            self.socket_timeout = timeout_s
 
 
 def connect_async(url: str, *, timeout_s: float, max_connections: int) -> AsyncRedis:
     """Open a pool for the event loop. A command fails at once when Redis does not answer."""
     limits = {"socket_timeout": timeout_s, "socket_connect_timeout": 5.0, "max_connections": max_connections}
     pool: Any = AsyncPool.from_url(url, protocol=2, **limits)
-    pool.connection_class = type("Connection", (_PackedInC, pool.connection_class), {})
+    pool.connection_class = type("Connection", (_Quick, pool.connection_class), {})
     return AsyncRedis.from_pool(pool)  # closes it with itself

@@ -1,5 +1,6 @@
-"""A Redis that refuses writes: workers retry, skip best-effort writes, and the API answers 503."""
+"""A Redis that is slow or refuses writes: workers retry, skip best-effort writes, and the API answers 503."""
 
+import asyncio
 import contextlib
 import tempfile
 from collections.abc import Iterator
@@ -11,13 +12,13 @@ import httpx
 import pytest
 import torch
 from redis import Redis
-from redis.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ExecAbortError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError, TimeoutError
 from rq import Queue
 
 from service.local.redis_server import RedisServer
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.connection import RetryUntilStopped, connect
+from service.store.connection import FITS_BYTES, RetryUntilStopped, connect, connect_async
 from service.store.jobs import JobStore
 from service.worker.previews import Previews
 from service.worker.runner import Runner
@@ -213,3 +214,49 @@ def test_events_are_sent_without_previews_while_redis_refuses_writes(
             stack.close()
             alive.cancel(job_id)
             assert [event["event"] for event in stream] == ["end"]
+
+
+def test_a_small_command_makes_no_task(settings: Settings, connection: Redis) -> None:
+    """One for a timeout would take the API longer than the rest of the command."""
+
+    async def tasks() -> int:
+        made = list[asyncio.Task[Any]]()
+
+        def factory(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+            made.append(asyncio.Task(coroutine, loop=loop, **options))
+            return made[-1]
+
+        async with connect_async(settings.redis_url, timeout_s=5, max_connections=1) as client:
+            await client.ping()  # connects
+            asyncio.get_running_loop().set_task_factory(factory)
+            await client.set("a", b"small")
+            return len(made)
+
+    assert asyncio.run(tasks()) == 0
+
+
+@pytest.mark.parametrize("size", [0, FITS_BYTES, 100 << 20], ids=["small", "as much as fits", "large"])
+def test_a_redis_that_hangs_is_given_up(size: int) -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answered = b""
+        while b"PING" not in answered:
+            given = await reader.read(1000)
+            writer.write(b"+OK\r\n" * given.count(b"*"))
+            answered += given
+        await over.wait()
+        writer.close()
+
+    over = asyncio.Event()
+
+    async def check() -> None:
+        server = await asyncio.start_server(hang, "127.0.0.1", 0)
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with asyncio.timeout(30), connect_async(url, timeout_s=0.5, max_connections=1) as client:
+            await client.execute_command("PING")  # connects
+            with pytest.raises(TimeoutError):
+                await client.set("a", bytes(size))
+        over.set()
+        server.close()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+
+    asyncio.run(check())
