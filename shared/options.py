@@ -65,9 +65,9 @@ class NoOtherFields(BaseModel):
     @classmethod
     def _suggest_known_fields(cls, given: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
         known = cls.model_fields
-        if info.context is IGNORE_UNKNOWN and isinstance(given, dict):
-            given = {name: value for name, value in given.items() if name in known}
         unknown = [name for name in given if name not in known] if isinstance(given, dict) else []
+        if unknown and info.context is IGNORE_UNKNOWN:
+            given, unknown = {name: value for name, value in given.items() if name in known}, []
         if len(unknown) > MAX_UNKNOWN:  # pydantic reports every one, which takes long if there are very many
             kept = {*known, *unknown[:MAX_UNKNOWN]}
             given = {name: value for name, value in given.items() if name in kept}

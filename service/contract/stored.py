@@ -5,9 +5,10 @@ if it has another value, and a reader that does not know it ignores it. Knows no
 """
 
 import functools
+import inspect
 import json
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,8 +21,6 @@ FIRST_FIELDS = frozenset(
     repeats request_id run_seed sampler scores seed sent spacing steps traceparent trajectory verdicts version webhook
     webhook_events x y""".split()  # noqa: SIM905
 )
-
-PLAIN = (str, int, float, type(None))  # values without fields of their own
 
 
 class Stored(BaseModel):
@@ -43,23 +42,28 @@ def unneeded(value: Any) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, BaseModel):
-        found = {name: True for name, default in _later(type(value)) if getattr(value, name) == default}
-        items = vars(value).items()  # its fields; iterating over it takes twice as long
+        later, with_models = _fields(type(value))
+        found = {name: True for name, default in later if getattr(value, name) == default}
+        items = ((name, getattr(value, name)) for name in with_models if name not in found)
     elif isinstance(value, list | tuple):
         items = enumerate(value)
     for key, inner in items:
-        if isinstance(inner, PLAIN):  # first, because it is cheap and nearly all are
-            continue
-        if key not in found and isinstance(inner, BaseModel | list | tuple) and (parts := unneeded(inner)):
+        if parts := unneeded(inner):
             found[key] = parts
     return found
 
 
 @functools.cache
-def _later(model: type[BaseModel]) -> list[tuple[str, Any]]:
-    """Return the model's later fields with their defaults."""
+def _fields(model: type[BaseModel]) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Return the model's later fields with their defaults, and the names of those that may contain models."""
     fields = model.model_fields.items()
-    return [(name, one.get_default(call_default_factory=True)) for name, one in fields if name not in FIRST_FIELDS]
+    later = [(name, one.get_default(call_default_factory=True)) for name, one in fields if name not in FIRST_FIELDS]
+    return later, [name for name, one in fields if _has_models(one.annotation)]
+
+
+def _has_models(kind: Any) -> bool:
+    """Whether a type is a model, or has one among its arguments."""
+    return (inspect.isclass(kind) and issubclass(kind, BaseModel)) or any(map(_has_models, get_args(kind)))
 
 
 def fingerprint(request: BaseModel, *, without: set[str]) -> dict[str, Any]:
