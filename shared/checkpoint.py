@@ -65,6 +65,10 @@ class CheckpointInfo(BaseModel):
     created_at: str  # ISO 8601 with an offset; UTC when written by `publish`
 
     @functools.cached_property
+    def labels(self) -> Vocabulary:
+        return Vocabulary(self.vocabulary)
+
+    @functools.cached_property
     def sampling(self) -> SamplingOptions:
         """The sampling options of a request that names none. pydantic.ValidationError if the file's are invalid."""
         return default_options(self.config)

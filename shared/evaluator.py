@@ -199,7 +199,7 @@ def load_evaluator(path: Location | str, device: str | torch.device = "cpu") -> 
             raise CheckpointError(path.name, f"holds a {info.kind}, not an evaluator")
         head = {key.removeprefix(LOCATOR): tensors.pop(key) for key in list(tensors) if key.startswith(LOCATOR)}
         with WithoutWeights():
-            evaluator = Evaluator(Vocabulary(info.vocabulary), info, locates=bool(head))
+            evaluator = Evaluator(info.labels, info, locates=bool(head))
         state = tensors
     try:
         evaluator.resnet.load_state_dict(state)

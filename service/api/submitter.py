@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from anyio import from_thread
-from fastapi import Depends, Request, Response
+from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
@@ -248,14 +248,14 @@ class Submitter:
 
     def _accepted(self, job_id: str, record: JobRecord | None = None) -> Accepted:
         """Name the job in logs, traces and metrics. `record`: if this request made one."""
-        bind_contextvars(job_id=job_id)
         tracing.describe({"labelgrid.job_id": job_id})
-        is_new = record is not None and job_id == record.id  # otherwise the same request created its job first
-        if record and is_new:
-            PICTURES_ACCEPTED.labels(record.kind).inc(record.total)
-            bind_contextvars(kind=record.kind, pictures=record.total, model=record.model)
-            log.debug("job accepted")
-        return Accepted(job_id, is_new)
+        if record is None or job_id != record.id:  # the same request created its job first
+            bind_contextvars(job_id=job_id)
+            return Accepted(job_id, is_new=False)
+        PICTURES_ACCEPTED.labels(record.kind).inc(record.total)
+        bind_contextvars(job_id=job_id, kind=record.kind, pictures=record.total, model=record.model)
+        log.debug("job accepted")
+        return Accepted(job_id, is_new=True)
 
     async def wait(self, accepted: Accepted, wait_s: float) -> Job:
         """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""
@@ -408,8 +408,11 @@ def _expected_bytes(record: JobRecord, info: CheckpointInfo | None, uploaded: Se
     return 3 * pixels
 
 
-async def _submitter(request: Request) -> Submitter:
-    """Read the headers here, since FastAPI takes longer for each parameter of a dependency than for all of this."""
+def submitter_of(request: Request) -> Submitter:
+    """Return what creates the request's job. Raises BadRequest for its headers.
+
+    A dependency would say the same, but FastAPI takes longer to call one than to create a job's record.
+    """
     state, key = request.app.state, request.headers.get("idempotency-key")
     if key is not None and not 1 <= len(key) <= MAX_KEY:
         raise BadRequest.at(("header", "Idempotency-Key"), f"{len(key)} characters; wanted 1 to {MAX_KEY}")
@@ -426,6 +429,3 @@ async def _submitter(request: Request) -> Submitter:
         owner,
         key,
     )
-
-
-SubmitterDep = Annotated[Submitter, Depends(_submitter)]

@@ -98,7 +98,7 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     if upsampler is not None:
         upsampler.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    vocabulary = Vocabulary(info.vocabulary)
+    vocabulary = info.labels
     return Denoiser(info, vocabulary, network, schedule, prediction, layouts, options, upsampler, aspect)
 
 

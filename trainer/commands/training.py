@@ -13,7 +13,6 @@ from rich.progress import Progress
 from shared.checkpoint import base_of, path_of, read_info
 from shared.options import WITH_POSITIONS
 from shared.registry import resolve
-from shared.vocabulary import Vocabulary
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
@@ -186,7 +185,7 @@ def fit_layouts(
     own = LayoutConfig.model_fields.keys() - {"num_labels", "most"}  # which follow from the data
     shape = with_changes(LayoutConfig(num_labels=1, most=1), set_ or [], only=own).model_dump(include=own)
     terminal.check_folder(run, "--run")
-    vocabulary = Vocabulary(info.vocabulary)
+    vocabulary = info.labels
     positions = read_arrangements(data, vocabulary)
     with terminal.bar() as progress:
         layouts = fitting.fit_layouts(

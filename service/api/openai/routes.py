@@ -10,16 +10,16 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.api.catalog import Finder
-from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ResultsDep, SettingsDep
+from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ResultsDep
 from service.api.openai.prompt import parse_prompt
 from service.api.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
 from service.api.openai.sizes import PATTERN, Size, fitted, parse_size, scaled
 from service.api.openapi_parts import PICTURE_RESPONSES, link, problems
-from service.api.submitter import ERRORS, READS, JobSpec, SubmitterDep, check_finished
+from service.api.submitter import ERRORS, READS, JobSpec, check_finished, submitter_of
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from shared.checkpoint import CheckpointInfo
-from shared.vocabulary import LabelError, Vocabulary
+from shared.vocabulary import LabelError
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -35,14 +35,14 @@ NO_RETRY = {"X-Should-Retry": "false"}
     openapi_extra=READS,
     summary="Generate pictures with OpenAI's images API",
 )
-async def generate_images(
-    request: Request, body: ImagesRequest, submitter: SubmitterDep, settings: SettingsDep
-) -> Images:
+async def generate_images(request: Request, body: ImagesRequest) -> Images:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
+    submitter = submitter_of(request)
     accepted = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
-    job, job_id = await submitter.wait(accepted, settings.wait_s), accepted.job_id
+    wait_s, job_id = submitter.settings.wait_s, accepted.job_id
+    job = await submitter.wait(accepted, wait_s)
     if job.status not in TERMINAL:
-        detail = f"not finished within {settings.wait_s:.0f} s; the job goes on"
+        detail = f"not finished within {wait_s:.0f} s; the job goes on"
         raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{job_id}")
     check_finished(job, NO_RETRY)
     pngs = [await submitter.results.image(job_id, submitter.owner, i) for i in range(len(job.labels))]
@@ -97,7 +97,7 @@ def _check(body: ImagesRequest, models: Finder) -> JobSpec:
     except ValueError as error:
         raise BadRequest.at(("body", "size"), f"{error}, or auto") from error
     try:
-        labels = parse_prompt(body.prompt, Vocabulary(info.vocabulary))
+        labels = parse_prompt(body.prompt, info.labels)
     except LabelError as error:
         raise BadRequest.from_label_error(error, "prompt") from error
     return JobSpec([labels] * (body.n or 1), info, at=("body", "prompt"), same_labels=True)

@@ -8,7 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.api.catalog import Finder, knows_positions
 from service.api.openapi_parts import SCHEMAS, problems
-from service.api.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, JobSpec, SubmitterDep
+from service.api.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, JobSpec, submitter_of
 from service.api.uploads.body import describe_body, describe_form, read_body, validate
 from service.api.uploads.png import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint, UnsupportedBody
@@ -16,7 +16,7 @@ from service.contract.records import Layout
 from service.contract.schemas import BESIDE_RECIPE, GenerateRequest, Job
 from shared.checkpoint import CheckpointInfo
 from shared.options import LIMITS
-from shared.vocabulary import LabelError, Vocabulary
+from shared.vocabulary import LabelError
 
 router = APIRouter(tags=["pictures"])
 
@@ -38,12 +38,12 @@ BODY = describe_body(
     openapi_extra={**BODY, **READS_AND_ANSWERS},
     summary="Generate pictures from labels, or again from a recipe",
 )
-async def generate(request: Request, submitter: SubmitterDep) -> Response:
+async def generate(request: Request) -> Response:
     """Generates one picture for each list of labels, scores it, and waits for it unless `Prefer` says otherwise.
 
     A recipe, as JSON or as the PNG that carries it, generates the same pictures again.
     """
-    body = await _read(request)
+    submitter, body = submitter_of(request), await _read(request)
     labels = (body.recipe or body).labels
     accepted = await submitter.submit("generate", body, labels, partial(_check, body))
     return await submitter.answer(accepted)
@@ -72,7 +72,7 @@ def _check(body: GenerateRequest, models: Finder) -> JobSpec:
     at = ("body", "recipe") if recipe else ("body",)
     info = models.with_digest(recipe.model.digest) if recipe else models.find(body.model)
     try:
-        labels = Vocabulary(info.vocabulary).check(source.labels, max_lists=LIMITS.max_pictures_per_request)
+        labels = info.labels.check(source.labels, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, ".".join((*at[1:], "labels"))) from error
     layouts = source.layouts

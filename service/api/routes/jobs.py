@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
@@ -13,7 +13,7 @@ from service.api.downloads.zip_stream import zip_stream
 from service.api.event_feed import FROM_START, is_complete, job_events, only_the_end
 from service.api.openapi_parts import PICTURE_RESPONSES, ZIP_RESPONSES, event_stream, job_links, link, problems
 from service.api.submitter import ERRORS as SUBMIT_ERRORS
-from service.api.submitter import READS_AND_ANSWERS, RESPONSES, SubmitterDep
+from service.api.submitter import READS_AND_ANSWERS, RESPONSES, submitter_of
 from service.contract.errors import (
     ExpiredJob,
     JobEnded,
@@ -130,11 +130,12 @@ async def cancel_job(
     openapi_extra={"parameters": READS_AND_ANSWERS["parameters"]},
     summary="Retry a job that failed or was cancelled",
 )
-async def retry_job(job_id: OwnJob, submitter: SubmitterDep) -> Response:
+async def retry_job(request: Request, job_id: OwnJob) -> Response:
     """Creates a new job with the same request, seed and checkpoint, and answers like the request that it repeats.
 
     Uploaded pictures need not be sent again. The job that failed stays as it is.
     """
+    submitter = submitter_of(request)
     return await submitter.answer(await submitter.retry(job_id))
 
 

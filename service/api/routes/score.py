@@ -11,14 +11,14 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.api.catalog import Finder
 from service.api.openapi_parts import problems
-from service.api.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, Accepted, JobSpec, Submitter, SubmitterDep
+from service.api.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, Accepted, JobSpec, Submitter, submitter_of
 from service.api.uploads.body import describe_body, describe_form, read_body, validate
 from service.api.uploads.picture_zip import PICTURES, read_submission
 from service.contract.errors import BadForm, BadRequest, TooLarge, UnsupportedBody
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
 from service.settings import Settings
 from shared.options import LIMITS
-from shared.vocabulary import LabelError, Vocabulary, parse_label_lists
+from shared.vocabulary import LabelError, parse_label_lists
 
 router = APIRouter(tags=["pictures"])
 
@@ -53,11 +53,12 @@ BODY = describe_body(
     openapi_extra={**BODY, **READS_AND_ANSWERS},
     summary="Score the model on a test file",
 )
-async def score(request: Request, submitter: SubmitterDep) -> Response:
+async def score(request: Request) -> Response:
     """Generates every picture of a test file `repeats` times, run r with seed + r, and scores each run.
 
     With a zip of `pictures` it generates none and scores those, as one run, by the evaluator of `model`.
     """
+    submitter = submitter_of(request)
     return await submitter.answer(await _submit(request, submitter))
 
 
@@ -105,7 +106,7 @@ def _check(body: Body, models: Finder) -> JobSpec:
     sampled = body.pictures is None
     info = models.find(body.fields.model) if sampled else models.find_evaluator(body.fields.model)
     try:
-        labels = Vocabulary(info.vocabulary).check(body.lists, max_lists=LIMITS.max_pictures_per_request)
+        labels = info.labels.check(body.lists, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, body.lists_field) from error
     repeats = body.fields.repeats if sampled else 1
