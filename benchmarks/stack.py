@@ -135,6 +135,7 @@ def stack(workers: int = 1, **environment: str) -> Iterator[Stack]:
         redis = RedisServer(Path(folder))
         redis.start()
         own = {"LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(STORAGE), "LABELGRID_WAIT_S": str(WAIT_S)}
+        own |= {"LABELGRID_LOG_FORMAT": "json"}  # as in the containers
         running = Stack(redis, {**os.environ, **own, **environment}, free_port())
         try:
             running.start_api()
