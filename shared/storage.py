@@ -62,9 +62,10 @@ def versions(folder: Location) -> dict[str, str]:
 
 def _status(path: "os.DirEntry[str] | Path") -> os.stat_result | None:
     """Return a file's status. None for anything else, and for a file that has just been renamed or removed."""
-    with contextlib.suppress(FileNotFoundError):
+    try:
         return path.stat() if path.is_file() else None
-    return None
+    except FileNotFoundError:
+        return None
 
 
 def folders(folder: Location) -> list[str]:
