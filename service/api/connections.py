@@ -3,7 +3,7 @@
 Builds on uvicorn's protocol, whose only limit is for idle connections between two requests.
 """
 
-from asyncio import BaseTransport, TimerHandle
+from asyncio import AbstractEventLoop, BaseTransport, TimerHandle
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -11,6 +11,32 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEADER_S = 10.0  # from the connection, or the first byte of its next request, to the end of the headers
 BODY_S = 300.0  # from there to the end of the body: the longest form takes this at 60 KB/s
 MAX_HEADER_BYTES = 1 << 16  # of all headers, or of what follows the body; besides the first part that was received
+
+
+class JoinedWrites:
+    """A transport that sends a response's headers together with the start of its body. uvicorn writes them in turn."""
+
+    def __init__(self, transport: Any, loop: AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held = b""  # headers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._held and data.endswith(b"\r\n\r\n"):
+            self._held = data
+            self._loop.call_soon(self._write_held)  # unless the body comes at once
+        else:
+            self._write_held(data)
+
+    def close(self) -> None:
+        self._write_held()
+        self._transport.close()
+
+    def _write_held(self, more: bytes = b"") -> None:
+        held, self._held = self._held, b""
+        self._transport.write(held + more)
 
 
 class PunctualProtocol(HttpToolsProtocol):
@@ -31,7 +57,7 @@ class PunctualProtocol(HttpToolsProtocol):
         self._deadline = None if within_s is None else self.loop.call_later(within_s, self.transport.close)
 
     def connection_made(self, transport: BaseTransport) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]
+        super().connection_made(JoinedWrites(transport, self.loop))  # type: ignore[arg-type]
         self._expect(HEADER_S)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,5 +1,6 @@
 """Clients that send too slowly, or headers without end, lose their connection; those that wait for an answer do not."""
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
@@ -101,3 +102,64 @@ def test_what_follows_a_body_is_no_header(settings: Settings, alive: JobStore) -
     ):
         client.sendall(CHUNKED + f"0\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
         assert client.recv(4096).startswith(b"HTTP/1.1 401")
+
+
+class Recorder:
+    """A transport that notes what is written to it."""
+
+    def __init__(self) -> None:
+        self.written, self.closed, self.name = list[bytes](), False, "recorder"
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        if data:  # an event loop's transports ignore the rest, too
+            self.written.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+HEADERS = b"HTTP/1.1 200 OK\r\n\r\n"
+WRITES = {
+    "a body": ([HEADERS, b"body"], [HEADERS + b"body"]),
+    "an empty body": ([HEADERS, b""], [HEADERS]),
+    "a late body": ([HEADERS, None, b"body"], [HEADERS, b"body"]),
+    "chunks": (
+        [HEADERS, b"1\r\na\r\n", b"1\r\nb\r\n", b"0\r\n\r\n"],
+        [HEADERS + b"1\r\na\r\n", b"1\r\nb\r\n", b"0\r\n\r\n"],
+    ),
+    "a body like headers": ([HEADERS, b"\r\n\r\n", None], [HEADERS + b"\r\n\r\n"]),
+    "two responses": ([HEADERS, b"a", HEADERS, b"b"], [HEADERS + b"a", HEADERS + b"b"]),
+}
+
+
+@pytest.mark.parametrize("ends", ["the loop goes on", "it is closed"])
+@pytest.mark.parametrize(("writes", "packets"), WRITES.values(), ids=WRITES)
+def test_headers_wait_for_the_body_if_it_comes_at_once(
+    writes: list[bytes | None], packets: list[bytes], ends: str
+) -> None:
+    transport = Recorder()
+
+    async def write() -> None:
+        joined = connections.JoinedWrites(transport, asyncio.get_running_loop())
+        for data in writes:
+            if data is None:
+                await asyncio.sleep(0)
+            else:
+                joined.write(data)
+        if ends == "it is closed":
+            joined.close()
+        else:
+            await asyncio.sleep(0)
+        assert joined.name == transport.name
+
+    asyncio.run(write())
+    assert transport.written == packets
+    assert transport.closed == (ends == "it is closed")
+
+
+def test_a_short_response_is_one_packet(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(GET)
+        answer = client.recv(1 << 16)
+    assert answer.endswith(b'{"status":"ok"}')
