@@ -190,6 +190,8 @@ class JobCreator:
 
     def __init__(self, connection: AsyncRedis, settings: Settings, queue: Queue) -> None:
         self.connection, self.settings, self.queue = connection, settings, queue
+        self._unsent = list[tuple[list[Any], asyncio.Future[Any]]]()  # scripts of small jobs, and their answers
+        self._sending = set[asyncio.Task[None]]()  # keeps the tasks alive
 
     async def existing_job(self, request: IdempotentRequest, is_kept: Callable[[str], Awaitable[bool]]) -> str | None:
         """Return the job that the same request created before, if it is in Redis or `is_kept`.
@@ -210,8 +212,38 @@ class JobCreator:
         If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `outcome`.
         """
         write = functools.partial(new.script, self.settings, self.queue)
-        script = write() if new.record.total <= FEW else await asyncio.to_thread(write)
-        return new.outcome(await self.connection.eval(*script), self.settings)
+        if new.record.total <= FEW:
+            answer = await self._eval_together(write())
+        else:
+            answer = await self.connection.eval(*await asyncio.to_thread(write))
+        return new.outcome(answer, self.settings)
+
+    async def _eval_together(self, script: list[Any]) -> Any:
+        """Return the script's answer. Requests that arrive together, as after a batch, share one message to Redis."""
+        answer = asyncio.get_running_loop().create_future()
+        self._unsent.append((script, answer))
+        if len(self._unsent) == 1:
+            sending = asyncio.create_task(self._send())  # runs after the requests that have arrived
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
+        return await answer
+
+    async def _send(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        pipe = self.connection.pipeline(transaction=False)
+        for script, _ in unsent:
+            pipe.eval(*script)
+        try:
+            found = await pipe.execute(raise_on_error=False)
+        except (Exception, asyncio.CancelledError) as error:
+            found = [error] * len(unsent)
+        for (_, answer), one in zip(unsent, found, strict=True):
+            if answer.done():  # its request was cancelled
+                continue
+            if isinstance(one, BaseException):
+                answer.set_exception(one)
+            else:
+                answer.set_result(one)
 
 
 def flat(fields: Mapping[str, Any]) -> list[Any]:
