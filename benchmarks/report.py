@@ -36,6 +36,7 @@ GOALS = [
     ("service.one_step_fraction", "the same, 8 pictures per request, one-step model", 0.6, True),
     ("service.cpu_ms_beside_loop", "CPU beside the loop's, ms per picture, 1 picture per request", 5.0, False),
     ("service.api_cpu_ms_per_request", "CPU of the API, ms per request", 1.5, False),
+    ("service.api_vs_least_api", "the same, relative to the least that an API can take", None, False),
     ("service.redis_commands_per_picture", "Redis commands per picture, 1 picture per request", 40.0, False),
     ("service.redis_commands_per_picture_several", "the same, 8 pictures per request", None, False),
     ("service.single_ratio", "one picture end to end, relative to the loop's time", None, True),

@@ -1,9 +1,11 @@
 """The least that an API for this service does, whose CPU time `sections/service.py` measures beside ours.
 
-FastAPI reads and validates the same body, writes it to Redis, reads it back, and answers at once. No job, no wait.
+FastAPI reads and validates the same body, writes it to Redis, waits as long as the service takes, reads it back, and
+answers. No job, no worker.
 """
 
 import argparse
+import asyncio
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +23,7 @@ class Request(BaseModel):
     model: str | None = None
 
 
-def make_app(redis: Redis) -> FastAPI:
+def make_app(redis: Redis, wait_s: float) -> FastAPI:
     app = FastAPI()
 
     @app.get("/healthz")
@@ -31,7 +33,8 @@ def make_app(redis: Redis) -> FastAPI:
     @app.post("/generate")
     async def generate(request: Request) -> dict[str, Any]:
         key = f"least:{uuid4().hex}"
-        await redis.set(key, request.model_dump_json(), ex=60)
+        await redis.set(key, request.model_dump_json(), ex=600)
+        await asyncio.sleep(wait_s)
         return {"status": "finished", "request": await redis.get(key)}
 
     return app
@@ -41,5 +44,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", type=int)
     parser.add_argument("redis_url")
+    parser.add_argument("wait_s", type=float)
     asked = parser.parse_args()
-    uvicorn.run(make_app(Redis.from_url(asked.redis_url)), port=asked.port, log_level="warning", access_log=False)
+    app = make_app(Redis.from_url(asked.redis_url), asked.wait_s)
+    uvicorn.run(app, port=asked.port, log_level="warning", access_log=False)
