@@ -46,6 +46,16 @@ def test_help_lists_the_commands_and_loads_none_of_them() -> None:
     assert not heavy_modules_after("import labelgrid.__main__", ("trainer", "fastapi", "redis", *HEAVY))
 
 
+def test_a_reader_of_the_help_may_leave_early() -> None:
+    line = [sys.executable, "-m", "labelgrid", "--help"]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # before Python has started
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("name", ["generate", "serve", "render"])
 def test_a_commands_help_is_its_own(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
