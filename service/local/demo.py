@@ -36,6 +36,8 @@ def run(seed: int, grid: Path) -> bool:
     if not grid.parent.is_dir():  # before the work rather than after it
         raise FileNotFoundError(f"{grid}: there is no folder {grid.parent}")
     drawn = False
+    for name in ("LABELGRID_API_KEYS", "LABELGRID_API_KEYS_FILE"):  # for another service; this one answers only itself
+        os.environ.pop(name, None)
     os.environ.setdefault("LABELGRID_LOG_LEVEL", "warning")  # of the processes it starts: the output is a table
     console = Console()
     console.print("starting Redis, a worker and the API")

@@ -1,5 +1,6 @@
 """The command line: what prevents a start is reported in one line on stderr; Ctrl-C is no error."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -115,6 +116,15 @@ def test_a_demo_without_a_place_for_its_grid_starts_nothing(
     monkeypatch.setattr(Supervisor, "run", lambda supervisor, on_ready: pytest.fail("started"))
     code, out, err = command("demo", "--grid", str(tmp_path / "no/grid.png"), environment=clean_environment())
     assert (code, out, err) == (1, "", f"labelgrid: {tmp_path}/no/grid.png: there is no folder {tmp_path}/no\n")
+
+
+def test_a_demo_needs_no_key_of_another_service(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = list[str]()
+    monkeypatch.setattr(Supervisor, "run", lambda supervisor, on_ready: kept.extend(os.environ))
+    keys = {"LABELGRID_API_KEYS": "a:x", "LABELGRID_API_KEYS_FILE": "keys.txt"}
+    command("demo", environment={**clean_environment(), **keys})
+    assert kept
+    assert not keys.keys() & set(kept)
 
 
 def test_settings_prints_the_document(command: Command) -> None:
