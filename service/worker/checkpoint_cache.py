@@ -54,8 +54,11 @@ class CheckpointCache:
     """
 
     def __init__(self, folder: Path, storage: Location, max_bytes: int, timeout_s: float = 120.0) -> None:
-        self.folder, self.storage, self.max_bytes = folder.expanduser(), storage, max_bytes
-        self.timeout_s = timeout_s
+        self.storage, self.max_bytes, self.timeout_s = storage, max_bytes, timeout_s
+        try:
+            self.folder = folder.expanduser()
+        except RuntimeError as error:
+            raise RuntimeError(f"LABELGRID_CACHE={folder}: this user has no home folder; name another one") from error
         self._threads = StorageThreads(READS_AT_ONCE)
 
     def fetch(self, name: str | None, digest: str | None = None, kind: CheckpointKind = "denoiser") -> Location:

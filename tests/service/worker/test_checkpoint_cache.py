@@ -22,6 +22,13 @@ def cache(folder: Path, tmp_path: Path) -> CheckpointCache:
     return CheckpointCache(tmp_path / "cache", folder, 1 << 30)
 
 
+def test_a_user_without_a_home_folder_learns_what_to_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # as a container with an arbitrary user has it
+    with pytest.raises(RuntimeError, match=r"^LABELGRID_CACHE=~/kept: this user has no home folder"):
+        CheckpointCache(Path("~/kept"), folder, 1 << 30)
+
+
 def test_an_adapter_has_its_base_beside_it(cache: CheckpointCache, folder: Path) -> None:
     base = read_info(folder / "toy.safetensors")
     adapter = publish_toy_adapter(folder, "fast", base)
