@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 
 from redis.exceptions import RedisError
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.access.keys import NOBODY, KeyRing
@@ -19,7 +19,9 @@ from service.settings import Settings
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 METRICS = "/metrics"  # figures only: without keys Prometheus may read them under any name of this host
+SCALED = re.compile(r"/v1/images/.*\.png")
 STILL_ANSWERED = ("/healthz", "/metrics")  # during a shutdown: the process is alive, and its last figures count
+SEARCH_COSTS, SCALED_COSTS = 10, 40  # usual requests, which take some 5 ms of CPU time: 50 ms and up to 200
 CHALLENGE = 'Bearer realm="labelgrid"'
 
 
@@ -73,6 +75,13 @@ def _check_site(headers: Headers, origins: Collection[str]) -> None:
         )
 
 
+def _cost(scope: Scope) -> int:
+    """Return as how many requests one counts: searches and scaled pictures take far more of the processor."""
+    if scope["path"] == "/jobs" and QueryParams(scope["query_string"]).get("label"):
+        return SEARCH_COSTS
+    return SCALED_COSTS if SCALED.fullmatch(scope["path"]) else 1
+
+
 class Guard:
     """ASGI middleware: stores the owner of the request's key in its state, or answers with a problem."""
 
@@ -117,7 +126,7 @@ class Guard:
         if limiter is None or not self.keys.enabled:
             return
         try:
-            wait_s = await limiter.wait_s(owner)
+            wait_s = await limiter.wait_s(owner, _cost(scope))
         except RedisError:
             return
         if wait_s is not None:

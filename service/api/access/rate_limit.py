@@ -41,9 +41,9 @@ class RateLimiter:
         storage = RedisStorage("async+redis://", **options)
         self._limiter = SlidingWindowCounterRateLimiter(storage)
 
-    async def wait_s(self, owner: str) -> int | None:
-        """Count a request. Return None if it may pass; otherwise the seconds to wait, and do not count it."""
-        if await self._limiter.hit(self.limit, owner):
+    async def wait_s(self, owner: str, cost: int = 1) -> int | None:
+        """Count a request as `cost` of them. Return None if it may pass; otherwise the seconds to wait, uncounted."""
+        if await self._limiter.hit(self.limit, owner, cost=min(cost, self.limit.amount)):
             return None
         window = await self._limiter.get_window_stats(self.limit, owner)
         return max(1, math.ceil(window.reset_time - time.time()))

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from redis import Redis
 
+from service.api.access.guard import SCALED_COSTS, SEARCH_COSTS
 from service.api.access.keys import hash_of, new_key
 from service.api.access.rate_limit import BadLimit
 from service.api.app import create_app
@@ -35,6 +36,35 @@ def test_each_key_has_a_limit_of_its_own_for_all_processes(settings: Settings, c
             assert get(client, "bob").status_code == 200
             assert client.get("/healthz").status_code == 200
             assert client.get("/jobs").status_code == 401
+
+
+JOB = "0" * 32
+
+
+@pytest.mark.parametrize(
+    ("path", "cost"),
+    [
+        ("/jobs?limit=1", 1),
+        ("/jobs?label=red", SEARCH_COSTS),
+        ("/jobs?l%61bel=red", SEARCH_COSTS),
+        (f"/jobs/{JOB}/images/0.png", 1),
+        (f"/v1/images/{JOB}/0/64x64.png", SCALED_COSTS),
+        ("/v1/models", 1),
+    ],
+)
+def test_a_costly_request_counts_as_several(settings: Settings, connection: Redis, path: str, cost: int) -> None:
+    with serving(limited(settings, "100/minute")) as client:
+        client.headers["authorization"] = f"Bearer {KEYS['alice']}"
+        passed = 0
+        while client.get(path).status_code != 429:
+            passed += 1
+        assert passed == 100 // cost
+
+
+def test_no_request_costs_more_than_the_limit(settings: Settings, connection: Redis) -> None:
+    with serving(limited(settings, "2/minute")) as client:
+        client.headers["authorization"] = f"Bearer {KEYS['alice']}"
+        assert [client.get("/jobs?label=red").status_code for _ in range(2)] == [200, 429]
 
 
 def test_a_client_that_waits_for_retry_after_goes_on(settings: Settings, connection: Redis) -> None:
