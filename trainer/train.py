@@ -191,6 +191,9 @@ def train(
         averages.load_state_dict(state["averages"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+    if (first := _agreed(run.step, world, device)) != run.step:
+        problem = f"is at step {run.step} here, and at step {first:.0f} for the first process"
+        raise TrainerError(f"{folder}: {problem}; all processes must resume from the same folder")
 
     with kept_memory(), run_log(folder if rank == 0 else None) as record:
 
@@ -253,13 +256,13 @@ def train(
     return averages, run
 
 
-def _agreed(progress: float, world: int, device: torch.device) -> float:
-    """Return rank 0's progress, so that all processes stop at the same step."""
+def _agreed(value: float, world: int, device: torch.device) -> float:
+    """Return rank 0's value, such as its progress, so that all processes stop at the same step."""
     if world == 1:
-        return progress
-    value = torch.tensor([progress], dtype=torch.float64, device=device)
-    dist.broadcast(value, 0)
-    return float(value)
+        return value
+    own = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.broadcast(own, 0)
+    return float(own)
 
 
 def _added(values: Tensor, world: int, device: torch.device) -> Tensor:

@@ -268,6 +268,23 @@ sys.exit(main())
 """
 
 
+OWN_FOLDERS = """
+import os
+import sys
+from trainer.__main__ import main
+sys.argv[-1] += "-" + os.environ["RANK"]
+sys.exit(main())
+"""
+
+
+def two_processes(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the trainer's command line, as `script` has it, in two processes on the CPU."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command += [arguments[0], "--device", "cpu", *arguments[1:]]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+
+
 def test_two_processes_train_the_same_network_as_one(
     folder: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,11 +294,8 @@ def test_two_processes_train_the_same_network_as_one(
     one, _ = train(dataset, config, tmp_path / "one", Budget(steps=3), device=CPU)
     (tmp_path / "script.py").write_text(SCRIPT)
     changes = [f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(tmp_path / "script.py"), "train", "--data", str(folder), "--run-folder", str(tmp_path / "two")]
-    command += ["--storage", str(tmp_path), "--name", "two", "--steps", "3", "--device", "cpu", *changes]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    arguments = ["--data", str(folder), "--run-folder", str(tmp_path / "two"), "--storage", str(tmp_path)]
+    done = two_processes(tmp_path / "script.py", "train", *arguments, "--name", "two", "--steps", "3", *changes)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     two = torch.load(tmp_path / "two" / "state.pt", weights_only=True)
@@ -294,3 +308,19 @@ def test_two_processes_train_the_same_network_as_one(
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # of the whole batch, not of the first process's share
     assert load_denoiser(tmp_path / "two.safetensors").info.training["steps"] == 3
+
+
+def test_two_processes_that_would_resume_from_different_states_are_refused(
+    folder: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    """As on two hosts whose folders of one name are not shared. Each would go on with a network of its own."""
+    config = _config()
+    train(dataset, config, tmp_path / "host-0", Budget(steps=2), device=CPU)
+    (tmp_path / "script.py").write_text(OWN_FOLDERS)
+    changes = [f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()]
+    arguments = ["--data", str(folder), "--storage", str(tmp_path), "--name", "two", "--steps", "3", *changes]
+    done = two_processes(tmp_path / "script.py", "train", *arguments, "--run-folder", str(tmp_path / "host"))
+    assert done.returncode == 1
+    message = f"{tmp_path / 'host-1'}: is at step 0 here, and at step 2 for the first process"
+    assert message in "".join(done.stderr.split("\n"))
+    assert not (tmp_path / "two.safetensors").exists()
