@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.telemetry import TelemetryConfig
 
 from service.api import problems
 from service.api.access.body_limit import BodyLimit
@@ -45,15 +44,17 @@ CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` 
 }
 
 
-def _telemetry() -> TelemetryConfig:
+def _telemetry() -> dict[str, Any]:
     """Return the options of FastAPI's own spans. What is not off, it looks for at every request."""
     return {
-        "tracing": tracing.provider is not None,
-        "tracer_provider": tracing.provider,
-        "operation_spans": False,
-        "metrics": False,
-        "logs": False,
-        "exclude": lambda scope: scope["path"].startswith(QUIET_PATHS),
+        "telemetry": {
+            "tracing": tracing.provider is not None,
+            "tracer_provider": tracing.provider,
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "exclude": lambda scope: scope["path"].startswith(QUIET_PATHS),
+        }
     }
 
 
@@ -90,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirect names the requested Host, with http behind a proxy that has TLS
         generate_unique_id_function=lambda route: route.name,  # links in the document name operations by it
-        telemetry=_telemetry(),
+        **_telemetry(),
     )
     app.state.settings = settings
     app.state.models = Models(settings.storage, settings.storage_every_s)
