@@ -35,8 +35,9 @@ class JoinedWrites:
         self._transport.close()
 
     def _write_held(self, more: bytes = b"") -> None:
-        held, self._held = self._held, b""
-        self._transport.write(held + more)
+        data, self._held = self._held + more, b""
+        if data and not self._transport.is_closing():  # uvloop's transports raise once the client is gone
+            self._transport.write(data)
 
 
 class PunctualProtocol(HttpToolsProtocol):
