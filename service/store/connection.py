@@ -125,7 +125,8 @@ class _Quick(AbstractConnection):
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         """Send a command. What the write buffer takes at once needs no timeout: before Python 3.12 one makes a task."""
         timeout_s = self.socket_timeout
-        if self.is_connected and sum(map(len, command)) <= FITS_BYTES:
+        checks = check_health and self.health_check_interval  # which waits for an answer; an address may ask for it
+        if self.is_connected and not checks and sum(map(len, command)) <= FITS_BYTES:
             self.socket_timeout = None
         try:
             await super().send_packed_command(command, check_health)

@@ -235,8 +235,11 @@ def test_a_small_command_makes_no_task(settings: Settings, connection: Redis) ->
     assert asyncio.run(tasks()) == 0
 
 
+@pytest.mark.parametrize("checked_every_s", [0, 1e-9], ids=["", "checked before"])
 @pytest.mark.parametrize("size", [0, FITS_BYTES, 100 << 20], ids=["small", "as much as fits", "large"])
-def test_a_redis_that_hangs_is_given_up(size: int) -> None:
+def test_a_redis_that_hangs_is_given_up(size: int, checked_every_s: float) -> None:
+    """Also where the address has a `health_check_interval`, after which a command waits for an answer to PING."""
+
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answered = b""
         while b"PING" not in answered:
@@ -253,6 +256,9 @@ def test_a_redis_that_hangs_is_given_up(size: int) -> None:
         url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         async with asyncio.timeout(30), connect_async(url, timeout_s=0.5, max_connections=1) as client:
             await client.execute_command("PING")  # connects
+            used = await client.connection_pool.get_connection()
+            used.health_check_interval = checked_every_s
+            await client.connection_pool.release(used)
             with pytest.raises(TimeoutError):
                 await client.set("a", bytes(size))
         over.set()
