@@ -5,7 +5,6 @@ Knows no HTTP.
 
 import math
 import re
-import time
 from typing import Any
 
 from limits import RateLimitItem, parse
@@ -38,12 +37,20 @@ class RateLimiter:
         self.limit = limit
         pool: Any = connection.connection_pool
         options = {"implementation": "redispy", "connection_pool": pool, "key_prefix": f"{keys.PREFIX}:rate"}
-        storage = RedisStorage("async+redis://", **options)
-        self._limiter = SlidingWindowCounterRateLimiter(storage)
+        self._storage = RedisStorage("async+redis://", **options)
+        self._limiter = SlidingWindowCounterRateLimiter(self._storage)
 
     async def wait_s(self, owner: str, cost: int = 1) -> int | None:
         """Count a request as `cost` of them. Return None if it may pass; otherwise the seconds to wait, uncounted."""
-        if await self._limiter.hit(self.limit, owner, cost=min(cost, self.limit.amount)):
+        cost = min(cost, self.limit.amount)
+        if await self._limiter.hit(self.limit, owner, cost=cost):
             return None
-        window = await self._limiter.get_window_stats(self.limit, owner)
-        return max(1, math.ceil(window.reset_time - time.time()))
+        before, before_s, now, now_s = await self._storage.get_sliding_window(
+            self.limit.key_for(owner), window_s := self.limit.get_expiry()
+        )
+        below = self.limit.amount - cost + 1  # what must count when it passes
+        if now >= below:  # they must become those of the window before, which count for less and less
+            wait_s = now_s - window_s * below / now
+        else:
+            wait_s = before_s - window_s * (below - now) / max(before, 1)
+        return max(1, math.ceil(wait_s))

@@ -1,17 +1,21 @@
 """Rate limits: each key has its own, and all API processes count together."""
 
+import asyncio
 import math
 import time
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
+from limits.aio.storage import RedisStorage
 from redis import Redis
 
 from service.api.access.guard import SCALED_COSTS, SEARCH_COSTS
 from service.api.access.keys import hash_of, new_key
-from service.api.access.rate_limit import BadLimit
+from service.api.access.rate_limit import BadLimit, RateLimiter, read_limit
 from service.api.app import create_app
 from service.settings import Settings
+from service.store.connection import connect_async
 from tests.conftest import serving
 
 KEYS = {name: new_key() for name in ("alice", "bob")}
@@ -75,6 +79,33 @@ def test_a_client_that_waits_for_retry_after_goes_on(settings: Settings, connect
                 waited += int(answer.headers["retry-after"])
                 time.sleep(int(answer.headers["retry-after"]))
         assert waited >= math.ceil(9 / 4) - 1
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "cost", "wait_s"),
+    [
+        (0, 100, 1, 60),  # until this window is the one before
+        (0, 80, 40, 60 + 15),  # and until a quarter of those 80 no longer count
+        (0, 30, 100, 60 + 58),
+        (100, 0, 1, 1),
+        (100, 0, 40, 24),
+        (100, 10, 40, 30),
+    ],
+)
+def test_a_costly_request_waits_until_it_passes(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, before: int, now: int, cost: int, wait_s: int
+) -> None:
+    """Given how many requests were counted in the window before, and in this one, which has just begun."""
+    monkeypatch.setattr(RedisStorage, "acquire_sliding_window_entry", AsyncMock(return_value=False))
+    monkeypatch.setattr(RedisStorage, "get_sliding_window", AsyncMock(return_value=(before, 60.0, now, 120.0)))
+
+    async def wait() -> int | None:
+        limit = read_limit("100/minute")
+        assert limit is not None
+        async with connect_async(settings.redis_url, timeout_s=5, max_connections=1) as redis:
+            return await RateLimiter(redis, limit).wait_s("alice", cost)
+
+    assert asyncio.run(wait()) == wait_s
 
 
 def test_without_keys_there_is_no_limit(settings: Settings, connection: Redis) -> None:
