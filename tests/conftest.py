@@ -177,7 +177,7 @@ def api_server(settings: Settings) -> Iterator[Server]:
     It sees a changed model at once, not 0.05 s later, so that no test depends on its own speed.
     """
     settings = settings.model_copy(update={"storage_every_s": 0.0})
-    server = Server(create_app(settings), host="127.0.0.1", port=0, ws="none")
+    server = Server(create_app(settings), host="127.0.0.1", port=0)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

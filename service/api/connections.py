@@ -6,6 +6,7 @@ Builds on uvicorn's protocol, whose only limit is for idle connections between t
 from asyncio import AbstractEventLoop, BaseTransport, TimerHandle
 from typing import Any
 
+from httptools import HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_S = 10.0  # from the connection, or the first byte of its next request, to the end of the headers
@@ -40,6 +41,35 @@ class JoinedWrites:
             self._transport.write(data)
 
 
+class WithoutUpgrades:
+    """A parser that reads a request for another protocol, as Java's clients ask for HTTP/2, again without that.
+
+    httptools sees no body in it, and uvicorn would take what follows for the next request.
+    """
+
+    def __init__(self, protocol: "PunctualProtocol") -> None:
+        self._protocol, self._parser = protocol, _parser(protocol)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+    def feed_data(self, data: bytes) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+            except HttpParserUpgrade as upgrade:
+                data = self._protocol.without_upgrade() + data[upgrade.args[0] :]
+                self._parser = _parser(self._protocol)  # the other one may take this request for the last
+            else:
+                break
+
+
+def _parser(protocol: "PunctualProtocol") -> HttpRequestParser:
+    parser = HttpRequestParser(protocol)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+    return parser
+
+
 class PunctualProtocol(HttpToolsProtocol):
     """HTTP with a deadline for headers and body, and a limit for headers. The response has no deadline here.
 
@@ -48,6 +78,7 @@ class PunctualProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.parser = WithoutUpgrades(self)  # type: ignore[assignment]
         self._deadline: TimerHandle | None = None
         self._header_bytes = 0  # about how many the parser has received since it last returned something
         self._in_headers = False
@@ -80,7 +111,17 @@ class PunctualProtocol(HttpToolsProtocol):
         if self._in_headers:
             super().on_header(name, value)
 
+    def without_upgrade(self) -> bytes:
+        """Return the request's headers without Upgrade."""
+        first = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        kept = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([first, *kept, b"", b""])
+
     def on_headers_complete(self) -> None:
+        if self.parser.get_method() == b"CONNECT":
+            raise ValueError("this is no proxy")  # which is answered with 400
+        if self.parser.should_upgrade():
+            return
         self._expect(BODY_S)
         self._header_bytes, self._in_headers = 0, False
         super().on_headers_complete()
@@ -90,6 +131,8 @@ class PunctualProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._expect(None)
         self._header_bytes = 0
         super().on_message_complete()

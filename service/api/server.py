@@ -38,7 +38,7 @@ class Server(uvicorn.Server):
     """Shuts down within `drain_s`: refuses new requests, ends event streams, and answers all others."""
 
     def __init__(self, app: FastAPI, **options: Any) -> None:
-        options = {**LOGGING, "http": PunctualProtocol, "timeout_graceful_shutdown": CLOSE_S, **options}
+        options = {**LOGGING, "http": PunctualProtocol, "ws": "none", "timeout_graceful_shutdown": CLOSE_S, **options}
         super().__init__(uvicorn.Config(app, **options))
         self.app = app
 

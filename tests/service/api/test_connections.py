@@ -15,6 +15,7 @@ from service.settings import Settings
 from service.store.jobs import JobStore
 from tests.conftest import api_server, client_of
 
+CLOSE = b"Connection: close\r\n\r\n"
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -102,6 +103,39 @@ def test_what_follows_a_body_is_no_header(settings: Settings, alive: JobStore) -
     ):
         client.sendall(CHUNKED + f"0\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
         assert client.recv(4096).startswith(b"HTTP/1.1 401")
+
+
+JSON = b"Content-Type: application/json\r\n"
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+BODY = b'{"labels": []}'
+WITH_LENGTH, IN_CHUNKS = b"Content-Length: 14\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"
+UPGRADES = {
+    "in one part": [HEAD + JSON + UPGRADE + WITH_LENGTH + BODY],
+    "in parts": [HEAD + JSON + UPGRADE, WITH_LENGTH, BODY[:5], BODY[5:]],
+    "in chunks": [HEAD + JSON + UPGRADE + IN_CHUNKS, b"e\r\n" + BODY + b"\r\n", b"0\r\n\r\n"],
+}
+
+
+@pytest.mark.parametrize("parts", UPGRADES.values(), ids=UPGRADES)
+def test_a_request_for_another_protocol_is_answered_without_it(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, parts: list[bytes]
+) -> None:
+    """Java's clients ask for HTTP/2 with every request."""
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as java:
+        for part in [*parts, GET.replace(b"\r\n\r\n", b"\r\n" + UPGRADE + b"\r\n") * 1100, GET[:-2] + UPGRADE + CLOSE]:
+            java.sendall(part)
+        answer = b"".join(iter(lambda: java.recv(1 << 16), b""))
+    assert b"expected at least one label list" in answer
+    assert answer.count(b'{"status":"ok"}') == 1101
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("more", [b"", UPGRADE])
+@pytest.mark.parametrize("target", [b"/healthz", b"localhost:80", b"[::1]:80"])
+def test_the_api_is_no_proxy(client: httpx.Client, target: bytes, more: bytes) -> None:
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as proxied:
+        proxied.sendall(b"CONNECT " + target + b" HTTP/1.1\r\nHost: localhost\r\n" + more + b"\r\n")
+        assert proxied.recv(4096).startswith(b"HTTP/1.1 400 ")
 
 
 class Recorder:
