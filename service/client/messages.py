@@ -97,7 +97,8 @@ def http_options(url: str | None, api_key: str | None, timeout_s: float) -> dict
     if not is_header(key):
         raise ClientError("the API key contains characters that no key has, perhaps spaces; check LABELGRID_API_KEY")
     headers = {"User-Agent": "labelgrid-client", **({"Authorization": f"Bearer {key}"} if key else {})}
-    return {"base_url": str(address), "headers": headers, "timeout": timeout_s}
+    # no limit on waiting for a connection: all of them may be busy with streams of events of this client's own jobs
+    return {"base_url": str(address), "headers": headers, "timeout": httpx.Timeout(timeout_s, pool=None)}
 
 
 def is_header(value: str) -> bool:

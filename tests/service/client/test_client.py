@@ -359,6 +359,17 @@ def test_address_and_key_come_from_the_environment(url: str, alive: JobStore, mo
     assert [request.headers["authorization"] for request in network.requests] == ["Bearer secret", "Bearer given"]
 
 
+def test_a_request_waits_for_a_connection_as_long_as_other_jobs_take() -> None:
+    limits: list[dict[str, float | None]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        limits.append(request.extensions["timeout"])
+        return httpx.Response(200, json={"status": "ready", "workers": 1, "model": "toy"})
+
+    Client("http://x", timeout_s=2, transport=httpx.MockTransport(answer)).ready()
+    assert limits == [{"connect": 2, "read": 2, "write": 2, "pool": None}]
+
+
 @pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://", "http://x:y", "x"])
 def test_an_impossible_address_is_an_error(address: str) -> None:
     with pytest.raises(ClientError, match="address"):
