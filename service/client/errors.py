@@ -6,6 +6,7 @@ ClientError
 └── JobUnfinished   the job failed or was cancelled
 """
 
+import contextlib
 import copyreg
 from typing import Any
 
@@ -39,14 +40,22 @@ class ApiError(ClientError):
 
     def __init__(self, response: httpx.Response) -> None:
         self.status = response.status_code
-        self.problem: dict[str, Any] = {}
-        if response.headers.get("content-type", "").startswith(PROBLEM_JSON):
-            self.problem = response.json()
+        self.problem = _problem(response)
         self.slug = self.problem.get("type", "").rpartition(":")[2]
         message = f"{response.url} answers {response.status_code} {response.reason_phrase}"
         if response.has_redirect_location:
             message += f", a redirect to {response.headers['location']}: use that address"
         super().__init__(self.problem.get("detail", message))
+
+
+def _problem(response: httpx.Response) -> dict[str, Any]:
+    """Return the problem, or an empty one for what only claims to be one, such as a proxy's answer."""
+    if response.headers.get("content-type", "").startswith(PROBLEM_JSON):
+        with contextlib.suppress(ValueError):  # not JSON, or not UTF-8
+            body = response.json()
+            if isinstance(body, dict) and all(isinstance(body.get(name, ""), str) for name in ("type", "detail")):
+                return body
+    return {}
 
 
 class JobUnfinished(ClientError):

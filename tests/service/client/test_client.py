@@ -327,6 +327,14 @@ def test_pauses_grow_and_are_as_long_as_the_service_asks(pauses: list[float]) ->
         answered(response(200)).ready()
 
 
+@pytest.mark.parametrize("body", [b'{"type":', b"[]", b'{"type": null}', b'{"detail": {"reason": "x"}}', b"\xff\xfe"])
+def test_a_problem_in_another_form_than_the_services_is_an_error_too(body: bytes) -> None:
+    problem = httpx.Response(502, headers={"Content-Type": "application/problem+json"}, content=body)
+    with pytest.raises(ApiError, match="http://x/readyz answers 502 Bad Gateway") as caught:
+        answered(problem, retries=0).ready()
+    assert (caught.value.slug, caught.value.problem) == ("", {})
+
+
 def test_a_retry_is_reported_before_its_pause(pauses: list[float]) -> None:
     reported: list[tuple[str, int]] = []
     client = answered(response(503, retry_after="2"), response(404))
