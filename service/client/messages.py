@@ -98,7 +98,10 @@ def http_options(url: str | None, api_key: str | None, timeout_s: float) -> dict
         raise ClientError("the API key contains characters that no key has, perhaps spaces; check LABELGRID_API_KEY")
     headers = {"User-Agent": "labelgrid-client", **({"Authorization": f"Bearer {key}"} if key else {})}
     # no limit on waiting for a connection: all of them may be busy with streams of events of this client's own jobs
-    return {"base_url": str(address), "headers": headers, "timeout": httpx.Timeout(timeout_s, pool=None)}
+    timeout = httpx.Timeout(timeout_s, pool=None)
+    base_url = httpx.URL(str(address))
+    auth = (base_url.username, base_url.password) if base_url.userinfo else None  # not in the URL, as errors show that
+    return {"base_url": base_url.copy_with(userinfo=b""), "headers": headers, "timeout": timeout, "auth": auth}
 
 
 def is_header(value: str) -> bool:

@@ -1,6 +1,7 @@
 """Both client classes against the real API: their methods, retries after lost responses, and resumed event streams."""
 
 import asyncio
+import base64
 import json
 import pickle
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -382,6 +383,23 @@ def test_a_request_waits_for_a_connection_as_long_as_other_jobs_take() -> None:
 def test_an_impossible_address_is_an_error(address: str) -> None:
     with pytest.raises(ClientError, match="address"):
         Client(address)
+
+
+def test_the_password_of_an_address_is_sent_and_not_shown() -> None:
+    sent: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers["authorization"])
+        if len(sent) == 1:
+            return httpx.Response(403)
+        raise httpx.ConnectError("refused")
+
+    with Client("http://me:se%40cret@x/prefix", retries=0, transport=httpx.MockTransport(answer)) as client:
+        with pytest.raises(ApiError, match=r"^http://x/prefix/readyz answers 403 Forbidden$"):
+            client.ready()
+        with pytest.raises(Unreachable, match=r"^http://x/prefix/ does not answer: refused$"):
+            client.ready()
+    assert sent == [f"Basic {base64.b64encode(b'me:se@cret').decode()}"] * 2
 
 
 @pytest.mark.parametrize("key", ["a\nb", "secret ", "\N{NO-BREAK SPACE}secret"])
