@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Any
 
@@ -36,6 +37,8 @@ app.command("import")(data.import_data)  # Python keeps the name for itself
 
 def main() -> int:
     """Run a command. An error is one line on stderr and exit code 1, or 2 for wrong usage."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # labels that the terminal's encoding lacks, as on stderr
     try:
         code = int(app(standalone_mode=False) or 0)
         if code == INTERRUPTED:

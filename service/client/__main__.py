@@ -7,6 +7,8 @@ Exit codes: 0 success, 1 an error, 2 wrong usage, 3 a score below --fail-under, 
 import contextlib
 import functools
 import inspect
+import io
+import json
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -15,7 +17,7 @@ from typing import Annotated, Any, Final, TypeVar, Unpack, get_type_hints
 from uuid import uuid4
 
 import typer
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from rich.console import Console
 
 from service.client import ApiError, Client, ClientError, Event, Options, display, lines
@@ -174,7 +176,7 @@ def _printer(
 
     def show(job: Job) -> None:
         if as_json:
-            print(job.model_dump_json(indent=2))
+            _print_json(job)
         elif as_lines:
             for line in lines.lines_of(job, others):
                 print(line)
@@ -185,6 +187,10 @@ def _printer(
                 console.print(f"the grid is in {display.plain(str(output))}", highlight=False)
 
     return show
+
+
+def _print_json(body: BaseModel) -> None:
+    print(json.dumps(body.model_dump(mode="json"), indent=2))  # ASCII, which every terminal and pipe takes
 
 
 def _read_lines(path: Path, reserved: Collection[str] = ()) -> tuple[list[list[str]], list[dict[str, Any]]]:
@@ -348,7 +354,7 @@ def jobs(
     with _connected(url) as client:
         page = _newest_jobs(client, limit)
         if as_json:
-            print(page.model_dump_json(indent=2))
+            _print_json(page)
         else:
             Console(width=display.UNCUT).print(display.jobs(page.jobs))
 
@@ -389,12 +395,14 @@ def models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     with _connected(url) as client:
         listing = client.models()
         if as_json:
-            print(listing.model_dump_json(indent=2))
+            _print_json(listing)
         else:
             Console(width=display.UNCUT).print(display.models(listing))
 
 
 def main(program: str = "python -m service.client") -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # labels that the terminal's encoding lacks, as on stderr
     app(prog_name=program)
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from service.api.access.keys import hash_of
 from service.client import Client, Event
-from service.client.__main__ import app, until_ctrl_c
+from service.client.__main__ import _printer, app, until_ctrl_c
 from service.client.connection import OnEvent
 from service.client.display import plain
 from service.contract.schemas import JOB_EXAMPLE, Job
@@ -146,6 +146,29 @@ def test_labels_and_models_are_listed(run: Command) -> None:
     assert run("labels", "--model", "nobody")[0] == 1
     assert "toy" in run("models")[1]
     assert [model["name"] for model in json.loads(run("models", "--json")[1])["models"]] == ["other", "toy"]
+
+
+def test_labels_that_the_terminals_encoding_lacks_are_printed_escaped() -> None:
+    body = json.dumps({"model": "toy", "labels": ["na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve", "\u65e5", "dog"]})
+    program = f"""
+import httpx
+from service.client import __main__ as command
+from service.client.connection import Client
+answer = httpx.MockTransport(lambda request: httpx.Response(200, content={body!r}))
+command.Client = lambda url: Client(url, transport=answer)
+command.main()
+"""
+    line = [sys.executable, "-c", program, "labels"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(line, cwd=ROOT, env=ascii_only, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "na\\xefve\n\\u65e5\ndog\n", "")
+
+
+def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job.model_validate(JOB_EXAMPLE).model_copy(update={"error": "\u65e5"})
+    _printer(None, True)(job)
+    out = capsys.readouterr().out
+    assert (out.isascii(), Job.model_validate_json(out)) == (True, job)
 
 
 def test_errors_are_one_line(run: Command, alive: JobStore, tmp_path: Path) -> None:
