@@ -5,6 +5,7 @@ Must not know sampling. Its labels come from its checkpoint. It is never used to
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared import storage as files
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
 from shared.device import WithoutWeights, autocast_dtype, has_onednn
 from shared.options import THRESHOLD
@@ -232,7 +234,9 @@ def write_course_checkpoint(evaluator: Evaluator, path: Path) -> None:
     The position head is left out, since that file has no place for it.
     """
     state = {key: value.to("cpu").contiguous() for key, value in evaluator.resnet.state_dict().items()}
-    torch.save({"model": state}, path)
+    content = io.BytesIO()
+    torch.save({"model": state}, content)
+    files.write(path, content.getbuffer())
 
 
 @dataclass(frozen=True)

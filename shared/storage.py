@@ -157,8 +157,10 @@ def write(path: Location, *parts: "bytes | memoryview") -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # of a full disk the system only gives the reason
+            error.filename = str(path)
         raise
     with _opened_folder(path.parent) as folder:
         os.fsync(folder)  # the rename itself must survive a power cut

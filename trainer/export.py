@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from shared import storage as files
 from shared.checkpoint import CheckpointInfo, read_info
 from shared.diffusion.denoise import EPS_BOUNDED_BELOW
 from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutNetwork, with_positions
@@ -235,4 +236,4 @@ def _write(
         )  # fmt: skip
         assert program is not None
         program.model.metadata_props.update(metadata | meanings)
-        program.save(out)
+        files.write(out, program.model_proto.SerializeToString())

@@ -1,5 +1,6 @@
 """Local storage: its addresses, and listings while others write to it."""
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,3 +87,16 @@ def test_a_file_that_vanishes_during_a_listing_hides_no_other(tmp_path: Path, mo
 
     monkeypatch.setattr(Path, "is_file", vanishing)
     assert storage.sizes(tmp_path) == {"a": 7, "b": 7}
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_the_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    storage.write(tmp_path / "a", b"former")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a'"):
+        storage.write(tmp_path / "a", b"content")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"former")]

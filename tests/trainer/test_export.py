@@ -3,7 +3,9 @@
 float32 sums in another order differ by about 1e-6 of the largest term: hence the tolerances.
 """
 
+import errno
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -26,7 +28,12 @@ from shared.evaluator import Evaluator
 from shared.pictures import to_uint8
 from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
-from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toy_upsampler
+from tests.toy_checkpoint import (
+    publish_toy_adapter,
+    publish_toy_denoiser,
+    publish_toy_evaluator,
+    publish_toy_upsampler,
+)
 from tests.trainer.command_line import Command, refused
 from trainer.export import write_onnx
 
@@ -258,3 +265,17 @@ def test_the_command_writes_and_refuses(command: Command, monkeypatch: pytest.Mo
     refused(command("export", "toy", "toy.onnx"), r"toy-layouts\.onnx is a folder, not a file to write")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     refused(command("export", "toy", "network.onnx"), r"need the package onnxscript: pip install 'labelgrid\[onnx\]'")
+
+
+def test_a_full_disk_leaves_the_former_export(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    publish_toy_denoiser(Path("models"), "toy", 0)
+    publish_toy_evaluator(Path("models"), "judge")
+    Path("toy.onnx").write_bytes(b"former")
+    Path("judge.pth").write_bytes(b"former")
+    monkeypatch.setattr(os, "fsync", full)
+    refused(command("export", "toy", "toy.onnx"), r"No space left on device: 'toy\.onnx'")
+    refused(command("export", "judge", "judge.pth"), r"No space left on device: 'judge\.pth'")
+    assert (Path("toy.onnx").read_bytes(), Path("judge.pth").read_bytes()) == (b"former", b"former")
