@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,9 +112,14 @@ def _item(row: Any, line: int, fields: Sequence[str], group: str | None, separat
         parts = value if isinstance(value, list) else value.split(separator) if isinstance(value, str) else [value]
         if nested := [part for part in parts if isinstance(part, dict | list)]:
             raise TrainerError(f'row {line}: "{field}" holds {json.dumps(nested[0])[:40]}, which is not a label')
-        found += [str(part).strip() for part in parts if part is not None and str(part).strip()]
+        found += [_label(str(part)) for part in parts if part is not None and str(part).strip()]
     labels = tuple(dict.fromkeys(found))
     return Item(str(row[FILE_FIELD]), labels, _group(labels, str(row[FILE_FIELD]), group, row))
+
+
+def _label(text: str) -> str:
+    """Return the label in one normal form: files of macOS and Windows may write the same letters differently."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def _group(labels: Iterable[str], file: str, field: str | None, row: Mapping[str, Any]) -> str:
@@ -162,7 +168,7 @@ def _coco(path: Path, folder: Path, group: str | None) -> Source:
         [(most, times)] = Counter(one.id for one in entries).most_common(1) or [(0, 0)]
         if times > 1:
             raise TrainerError(f"{times} {kind} have the id {most}, so annotations do not tell which they are of")
-    names = {category.id: category.name for category in content.categories}
+    names = {category.id: _label(category.name) for category in content.categories}
     objects: dict[int | str, dict[str, Box | None]] = {image.id: {} for image in content.images}
     crowds = repeated = 0
     for one in content.annotations:

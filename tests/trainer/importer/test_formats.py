@@ -44,6 +44,15 @@ def test_a_csv_file_whose_columns_are_labels(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_labels_that_look_the_same_are_one(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    (tmp_path / "table.csv").write_text(f"file_name,labels\na.png,{composed};{decomposed}\nb.png,{decomposed}\n")
+    content = json.loads(coco([1], [1, 2]).replace("name 1", decomposed))
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    found = [read_source(tmp_path / name).items for name in ("table.csv", "coco.json")]
+    assert [[item.labels for item in items] for items in found] == [[(composed,), (composed,)], [(composed,)]]
+
+
 def test_coco_annotations(tmp_path: Path) -> None:
     """The largest of several objects with one label counts; crowds do not; boxes come with the labels.
 
