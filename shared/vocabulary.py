@@ -127,7 +127,8 @@ class Vocabulary:
                 hint += " It looks the same, but has another Unicode normal form (NFC or NFD)"
         else:
             more = len(self) - SHOWN_NAMES
-            hint = "known are " + ", ".join(self.names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+            known = [_quoted(name) if "," in name else name for name in self.names[:SHOWN_NAMES]]
+            hint = f"known are {', '.join(known)}" + (f" and {more} more" if more > 0 else "")
         return LabelError(f"unknown label {_quoted(label)}; {hint}", entry=entry, label=_printable(label))
 
 

@@ -54,6 +54,12 @@ def test_labels_are_encoded_as_indices_and_as_multi_hot_rows() -> None:
         vocabulary.encode(["a", "d"])
 
 
+def test_a_known_label_with_a_comma_is_quoted() -> None:
+    """Else the message would name "red" as known to a client that splits its input at commas."""
+    with pytest.raises(LabelError, match=r'^unknown label "red"; known are dog, "red, very dark indeed"$'):
+        Vocabulary(("dog", "red, very dark indeed")).check_entry(["red"])
+
+
 @pytest.mark.parametrize("names", [(), ("a", "a"), ("a", " "), ("a", 1)])
 def test_a_vocabulary_refuses_no_names_and_blank_duplicate_or_wrongly_typed_ones(names: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match="vocabulary"):
