@@ -159,7 +159,7 @@ def write(path: Location, *parts: "bytes | memoryview") -> None:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # of a full disk the system only gives the reason
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # as of a full disk
             error.filename = str(path)
         raise
     with _opened_folder(path.parent) as folder:
