@@ -19,7 +19,7 @@ from soak.memory import Sampler
 from soak.receiver import Receiver
 from soak.stack import LIFETIMES_S, SoakStack, running
 from soak.strikes import Striker, insist, plan, unplanned
-from soak.trend import BLOCK_S
+from soak.trend import JUDGED_MINUTES
 
 FOLDER = report.ROOT / "runs" / "soak"
 UNBROKEN = ("redis, keys", "spare api, memory", "worker 1, memory")  # series that no fault ends
@@ -61,7 +61,7 @@ def soak(stack: SoakStack, seed: int, minutes: float) -> dict[str, Any]:
     sampler.ended.set()
     ended.set()
     (FOLDER / "series.json").write_text(json.dumps({f"{what} {pid}": v for (what, pid), v in sampler.series.items()}))
-    is_long = minutes * 30 > BLOCK_S  # otherwise warming up would count as growth
+    is_long = minutes >= JUDGED_MINUTES
     trends = sampler.trends(minutes * 30, minutes * 60) if is_long else {}
     say("the load has ended; waiting until everything has expired")
     problems = [*load.ledger.problems, *_at_rest(stack)]

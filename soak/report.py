@@ -7,7 +7,7 @@ from typing import Any
 from soak.load import BODIES, EVERY_S, KINDS
 from soak.memory import EVERY_S as SAMPLED_EVERY_S
 from soak.stack import LIFETIMES_S
-from soak.trend import ALLOWED_PER_HOUR, BLOCK_S, RESAMPLES
+from soak.trend import ALLOWED_PER_HOUR, BLOCK_S, JUDGED_MINUTES, RESAMPLES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "soak" / "results.json"
@@ -38,7 +38,7 @@ file, which has every change in order.
 **Memory.** A sample every {SAMPLED_EVERY_S:.0f} s, except during faults. The slope is Theil and Sen's over the last
 half, with a 95 % interval from {RESAMPLES} resamples of its residuals in blocks of {BLOCK_S:.0f} s. A series grows if
 the interval's lower bound is above {ALLOWED_PER_HOUR:.0%} an hour. Processes that were killed in that half are not
-judged, since they grow while they warm up; nor is any of a soak of {BLOCK_S / 30:.0f} minutes or less. A process's
+judged, since they grow while they warm up; nor is any of a soak of less than {JUDGED_MINUTES:.0f} minutes. A process's
 memory is its anonymous memory (`RssAnon`).
 
 """

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 400
 BLOCK_S = 600.0  # neighbouring samples depend on each other: by the load, and by what expires minutes later
+JUDGED_MINUTES = 60.0  # a shorter soak sees the API warm up: it remembers the ends of its last 1,000 jobs
 ALLOWED_PER_HOUR = 0.02  # growth, as a share of the series' median
 
 
