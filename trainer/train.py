@@ -257,7 +257,7 @@ def train(
 
 
 def _agreed(value: float, world: int, device: torch.device) -> float:
-    """Return rank 0's value, such as its progress, so that all processes stop at the same step."""
+    """Return rank 0's value, for what all processes must decide alike, such as when to stop."""
     if world == 1:
         return value
     own = torch.tensor([value], dtype=torch.float64, device=device)

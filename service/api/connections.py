@@ -1,6 +1,7 @@
-"""Closes connections whose client sends too slowly, or headers without end: they cost memory, but no key is needed.
+"""HTTP connections. Closes those whose client sends too slowly, or headers without end: they cost memory without a key.
 
-Builds on uvicorn's protocol, whose only limit is for idle connections between two requests.
+Builds on uvicorn's protocol, whose only limit is for idle connections between two requests. Also sends a response's
+headers with its body, and keeps the body of a request that asks for another protocol.
 """
 
 from asyncio import AbstractEventLoop, BaseTransport, TimerHandle

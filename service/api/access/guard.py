@@ -1,6 +1,7 @@
 """Access control in front of every route: what is not public needs a key or, without keys, comes from this machine.
 
-Knows only the public routes, so a new route is closed until it is opened here. A shutdown closes nearly all of them.
+Of the routes it knows only the public and the costly ones, so a new one is closed until it is opened here.
+A shutdown closes nearly all of them.
 """
 
 import functools

@@ -45,11 +45,10 @@ class RateLimiter:
         cost = min(cost, self.limit.amount)
         if await self._limiter.hit(self.limit, owner, cost=cost):
             return None
-        before, before_s, now, now_s = await self._storage.get_sliding_window(
-            self.limit.key_for(owner), window_s := self.limit.get_expiry()
-        )
-        below = self.limit.amount - cost + 1  # what must count when it passes
-        if now >= below:  # they must become those of the window before, which count for less and less
+        key, window_s = self.limit.key_for(owner), self.limit.get_expiry()
+        before, before_s, now, now_s = await self._storage.get_sliding_window(key, window_s)
+        below = self.limit.amount - cost + 1  # the request passes once fewer than so many count
+        if now >= below:  # only once this window has become the one before, whose requests count for less and less
             wait_s = now_s - window_s * below / now
         else:
             wait_s = before_s - window_s * (below - now) / max(before, 1)
