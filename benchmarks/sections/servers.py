@@ -2,8 +2,8 @@
 
 `servers.py` and `litserve_server.py` in `benchmarks/baselines` are the others. All answer the same requests over HTTP
 with a PNG grid, and take turns; those that wait are idle. Three loads: equal requests from clients that send the next
-one after an answer, a burst of mixed requests, and mixed requests that arrive at random. The bare loop takes turns with
-them: it samples the same pictures without a server, which is about the most that a server can reach.
+one after an answer, a burst of mixed requests, and mixed requests that arrive at random. Our loop takes turns with
+them: it samples, judges and encodes the same pictures without a server, which is about the most a server can reach.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from service.local.demo import free_port
 from service.local.redis_server import RedisServer
 
 OURS, LITSERVE, NAIVE, DIFFUSERS = "ours", "LitServe", "FastAPI and RQ", "diffusers and FastAPI"
-LOOP = "the bare loop, without a server"
+LOOP = "our loop, without a server"
 CLIENTS = 16  # of the equal requests
 STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
 LOAD = 0.6  # of LitServe's pictures/s in a burst, at which mixed requests arrive
@@ -169,12 +169,12 @@ def by_server(
     return {name: answers(found[name], bodies, clients, at) for name in names[first:] + names[:first]}
 
 
-def bare_loop(drawing: Drawing, bodies: Sequence[Body], at_once: int) -> Answers:
-    """Sample the pictures of `at_once` requests at a time, without verdicts, PNGs and HTTP."""
+def without_server(drawing: Drawing, bodies: Sequence[Body], at_once: int) -> Answers:
+    """Sample, judge and encode the pictures of `at_once` requests at a time."""
     requests, cpu_s, begun = [Request.model_validate(body) for body in bodies], time.process_time(), time.perf_counter()
     latencies = []
     for first in range(0, len(requests), at_once):
-        drawing.sample(requests[first : first + at_once])
+        drawing(requests[first : first + at_once])
         latencies.append(time.perf_counter() - begun)
     pictures = sum(len(request.labels) for request in requests)
     return Answers(pictures, time.perf_counter() - begun, latencies, time.process_time() - cpu_s)
@@ -182,7 +182,7 @@ def bare_loop(drawing: Drawing, bodies: Sequence[Body], at_once: int) -> Answers
 
 def alone(drawing: Drawing, bodies: Sequence[Body]) -> Answers:
     """Sample one request after the other, each with the machine to itself: no server can answer it sooner."""
-    runs = [bare_loop(drawing, [body], 1) for body in bodies]
+    runs = [without_server(drawing, [body], 1) for body in bodies]
     latencies = [one.seconds for one in runs]
     return Answers(sum(one.pictures for one in runs), sum(latencies), latencies, sum(one.cpu_s for one in runs))
 
@@ -203,8 +203,8 @@ def measure(quick: bool) -> Data:
                 "equal": by_server(asked, turn, same, CLIENTS),
                 "burst": by_server(asked, turn, at_once, burst),
             }
-            taken["equal"][LOOP] = bare_loop(drawing, same, CLIENTS)
-            taken["burst"][LOOP] = bare_loop(drawing, at_once, burst)
+            taken["equal"][LOOP] = without_server(drawing, same, CLIENTS)
+            taken["burst"][LOOP] = without_server(drawing, at_once, burst)
             pictures = sum(len(body["labels"]) for body in later) / arriving
             apart_s = pictures / (LOAD * taken["burst"][LITSERVE].rate)
             later = later[: max(FEWEST, int(ARRIVING_S / apart_s))]
@@ -283,8 +283,8 @@ def report(data: Data) -> list[Piece]:
         f"{SLOW_ROUNDS}. Every server has one process that samples, judges each picture and answers with the "
         "grid. LitServe batches requests; it and *FastAPI and RQ*, with one job a request, sample with our loop, and "
         "*diffusers and FastAPI* with diffusers' DPM-Solver++. Only our service also keeps results, verdicts and "
-        "recipes. The bare loop makes no verdicts and no PNGs; at random times "
-        "it has each request for itself. A mixed request has 1 to 8 "
+        "recipes. Our loop without a server samples, judges and encodes the same pictures, about the most that a "
+        "server can reach; at random times it has each request for itself. A mixed request has 1 to 8 "
         f"pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3. Those at random times arrive at {LOAD} of the "
         "pictures/s that LitServe made in the burst before.",
         table,
