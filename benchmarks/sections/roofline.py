@@ -18,7 +18,7 @@ from benchmarks import subject
 from benchmarks.baselines.samplers import InDtype
 from benchmarks.document import Piece, Plot, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.timing import figure, in_turn, paired, ratios
+from benchmarks.timing import figure, in_turn, paired
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser
@@ -162,12 +162,13 @@ def measure(quick: bool) -> Data:
         name: {count: figure(count / s for s in times[f"{name} | {count}"]) for count in batches} for name in steppers
     }
     fractions = {count: paired([count / s for s in times[f"as served | {count}"]], limit) for count in batches}
-    before = ratios(times["the module under autocast (before) | 32"], times["as served | 32"])
     return {
         "figures": {
             "limit.fraction": fractions[32],
             "limit.rows_per_s": rows["as served"][32],
-            "limit.speedup_vs_before": figure(before),
+            "limit.speedup_vs_before": paired(
+                times["the module under autocast (before) | 32"], times["as served | 32"]
+            ),
         },
         "flops_per_row": flops,
         "precision": str(dtype).removeprefix("torch."),
