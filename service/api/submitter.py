@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import math
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from typing import Any, NamedTuple
 from anyio import from_thread
 from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
-from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
 from service.api.catalog import Finder, Models, NotInMemory
 from service.api.dependencies import API_KEY
 from service.api.downloads.reader import ResultReader
+from service.api.job_spec import JobSpec, expected_bytes, new_record
 from service.api.openapi_parts import PNG, Responses, header, job_links, request_header
 from service.api.preferences import PREFER, read_preferences
 from service.contract.errors import (
@@ -44,15 +43,7 @@ from service.contract.errors import (
     UnknownJob,
 )
 from service.contract.job_ids import new_job_id
-from service.contract.recipe import Recipe
-from service.contract.records import (
-    MAX_STAGES_PER_REQUEST,
-    TERMINAL,
-    JobKind,
-    JobRecord,
-    Layout,
-    WebhookEvent,
-)
+from service.contract.records import TERMINAL, JobKind, JobRecord
 from service.contract.schemas import EXAMPLE_ID, Job, SamplingFields
 from service.contract.stored import fingerprint
 from service.settings import Settings
@@ -64,14 +55,10 @@ from service.store.workers import ReadyWorkers
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
-from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
-from shared.options import MAX_SEED, SamplingOptions
-from shared.support import picture_size
 
 log = get_logger(__name__)
 UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue: before workers have a rate, and at most
-DRAWN_SEED_BITS = 32  # short enough to type
 LINKS = job_links("$response.body#/id")
 APPLIED = header("the preference that was applied (RFC 7240)", "respond-async")
 RESPONSES: Responses = {
@@ -107,35 +94,6 @@ IDEMPOTENCY_KEY = request_header(
 # What a Submitter reads of a request, for `openapi_extra` of its routes: FastAPI does not see it.
 READS: dict[str, Any] = {"parameters": [IDEMPOTENCY_KEY], "security": [{API_KEY: []}]}
 READS_AND_ANSWERS = {**READS, "parameters": [IDEMPOTENCY_KEY, PREFER]}
-
-
-@dataclass(frozen=True)
-class JobSpec:
-    """The job of a request that was checked against the models. A `recipe` determines seed and options.
-
-    info: the denoiser's description, or the evaluator's if the request has pictures. at: the place of the label lists
-    in the request. same_labels: that place has a single list, which all pictures share.
-    """
-
-    labels: list[list[str]]
-    info: CheckpointInfo
-    repeats: int = 1
-    recipe: Recipe | None = None
-    trajectory: int | None = None
-    layouts: list[Layout | None] | None = None
-    at: tuple[str, ...] = ("body", "labels")
-    same_labels: bool = False
-
-    def check_learnt(self) -> None:
-        """Raise NotLearnt for the first picture with a number of objects or a layout that the model has not learnt."""
-        support = self.info.support
-        more = {"model": self.info.name, "support": support.model_dump(mode="json")}
-        for i, labels in enumerate(self.labels):
-            if problem := support.count_problem(len(labels)):
-                raise NotLearnt.at(self.at if self.same_labels else (*self.at, i), problem, entry=i, **more)
-        for i, layout in enumerate(self.layouts or ()):
-            if layout and (problem := support.layout_problem([(point.x, point.y) for point in layout])):
-                raise NotLearnt.at((*self.at[:-1], "layouts", i), problem, entry=i, **more)
 
 
 class Accepted(NamedTuple):
@@ -190,7 +148,8 @@ class Submitter:
             spec = check(models)
             if not pictures:
                 spec.check_learnt()
-            return self._record(kind, fields, spec, sent=bool(pictures)), spec.info, pictures
+            record = new_record(kind, fields, spec, self.owner, self.settings, sent=bool(pictures))
+            return record, spec.info, pictures
 
         is_quick = len(labels) <= FEW and fields.webhook is None  # whose host's address is looked up
         return await self._create(content, prepare, is_quick)
@@ -231,7 +190,7 @@ class Submitter:
         if job_id is not None:
             return self._accepted(job_id)
         record, info, pictures = await self._prepared(prepare, is_quick)
-        new = NewJob(record, request, pictures, _expected_bytes(record, info, pictures))
+        new = NewJob(record, request, pictures, expected_bytes(record, info, pictures))
         rate = await self._rate()
         try:
             job_id = await self.creator.create(new)
@@ -289,61 +248,6 @@ class Submitter:
             return Response(await self.results.grid(job.id, self.owner), media_type="image/png", headers=headers)
         return _json(job, 200, headers)
 
-    def _record(self, kind: JobKind, fields: SamplingFields, spec: JobSpec, sent: bool) -> JobRecord:
-        """Return the job to store. Raises BadRequest for options that do not go together."""
-        recipe, info = spec.recipe, spec.info
-        try:
-            options = recipe.options if recipe else fields.sampling(info.sampling)
-        except ValidationError as error:
-            raise BadRequest.from_validation(error) from error
-        if options.steps > info.max_steps:
-            detail = f"{options.steps} steps; the model {info.name} takes {info.max_steps} at most"
-            raise BadRequest.at(("body", "steps"), detail)
-        seed = recipe.seed if recipe else fields.seed
-        if seed is None:
-            seed = secrets.randbits(DRAWN_SEED_BITS)
-        if seed + spec.repeats - 1 > MAX_SEED:
-            raise BadRequest.at(("body", "seed"), f"with {spec.repeats} repeats the last seed would exceed {MAX_SEED}")
-        _check_stages(spec.trajectory, len(spec.labels), options)
-        created_at = time.time()
-        return JobRecord(
-            id=new_job_id(created_at),
-            owner=self.owner,
-            kind=kind,
-            created_at=created_at,
-            model=info.name,
-            digest=info.digest,
-            labels=spec.labels,
-            layouts=spec.layouts,
-            seed=seed,
-            first=recipe.first if recipe else 0,
-            repeats=spec.repeats,
-            trajectory=spec.trajectory,
-            webhook=fields.webhook,
-            webhook_events=self._webhook_events(fields),
-            request_id=request_id(),
-            traceparent=tracing.traceparent(),
-            columns=recipe.columns if recipe else fields.columns,
-            options=options,
-            sent=sent,
-        )
-
-    def _webhook_events(self, fields: SamplingFields) -> tuple[WebhookEvent, ...]:
-        """Return the events that the request's webhook gets. Raises BadRequest for a webhook that cannot be used."""
-        if fields.webhook is None:
-            if fields.webhook_events is not None:
-                raise BadRequest.at(("body", "webhook_events"), "has no effect without webhook; leave it out")
-            return ()
-        if self.settings.webhook_secret is None:
-            raise BadRequest.at(
-                ("body", "webhook"), "this service has no webhooks: LABELGRID_WEBHOOK_SECRET is not set"
-            )
-        try:
-            check_url(fields.webhook, self.settings.webhook_allow_private)
-        except AddressNotAllowed as error:
-            raise BadRequest.at(("body", "webhook"), str(error)) from error
-        return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
-
     async def _rate(self) -> float:
         """Return the pictures that the workers finish per second; 0 while it is unknown. Raises NoWorker."""
         ready = await self.workers()
@@ -371,18 +275,6 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _check_stages(trajectory: int | None, pictures: int, options: SamplingOptions) -> None:
-    """Raise BadRequest for a trajectory with more stages than there are steps, or too many for one request."""
-    if trajectory is None:
-        return
-    if trajectory > options.steps + 1:
-        detail = f"{trajectory} stages; {options.steps} steps have {options.steps + 1}, noise and picture included"
-        raise BadRequest.at(("body", "trajectory"), detail)
-    if pictures * trajectory > MAX_STAGES_PER_REQUEST:
-        detail = f"{pictures} pictures of {trajectory} stages; at most {MAX_STAGES_PER_REQUEST} stages are allowed"
-        raise BadRequest.at(("body", "trajectory"), detail)
-
-
 def _refusal(full: Full, pictures: int, expected_bytes: int, rate: float) -> QueueFull | QuotaExceeded:
     """Return the error for a job that does not fit. rate: pictures that the workers finish per second, if known."""
     if full.what == "bytes":
@@ -396,16 +288,6 @@ def _refusal(full: Full, pictures: int, expected_bytes: int, rate: float) -> Que
         f"{full.taken} pictures {whose}are waiting and {pictures} more would exceed {full.most}; nothing was queued"
     )
     return QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=full.taken)
-
-
-def _expected_bytes(record: JobRecord, info: CheckpointInfo | None, uploaded: Sequence[bytes]) -> int:
-    """Return about how many bytes a job's uploads, or its pictures, grid and trajectories will take: as raw pixels."""
-    if info is None or uploaded:
-        return sum(map(len, uploaded))
-    width, height = picture_size(info.config)
-    stage = int(info.config["network"]["image_size"]) ** 2
-    pixels = width * height * (record.total + len(record.labels)) + stage * record.total * (record.trajectory or 0)
-    return 3 * pixels
 
 
 def submitter_of(request: Request) -> Submitter:
