@@ -198,6 +198,13 @@ def test_a_folder_that_cannot_be_written_is_still_read(tmp_path: Path, monkeypat
     assert len(load_dataset(folder, size=8)) == 24
 
 
+def test_the_folder_that_data_sets_are_in_is_refused(tmp_path: Path) -> None:
+    for name in ("train", "heldout"):
+        write_data_folder(tmp_path / name)
+    with pytest.raises(TrainerError, match=f"holds 2 data sets, and is none itself; give one: {tmp_path}/heldout"):
+        load_dataset(tmp_path, size=8)
+
+
 def _missing_first(folder: Path) -> None:
     (folder / "iclevr" / "CLEVR_train_000000_0.png").unlink()
 
