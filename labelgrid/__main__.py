@@ -92,11 +92,13 @@ def missing(command: str, module: str) -> str:
 
 
 def _say(text: str) -> None:
-    """Print a text, or as much of it as the reader takes: `head` closes the pipe."""
+    """Print a text, or as much of it as the reader takes: `head` closes the pipe. A full disk ends the program."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again as it ends
+        if not isinstance(error, BrokenPipeError):
+            sys.exit(f"labelgrid: the help cannot be written: {error.strerror}")
 
 
 def main() -> None:
