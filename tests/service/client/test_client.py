@@ -402,6 +402,12 @@ def test_the_password_of_an_address_is_sent_and_not_shown() -> None:
     assert sent == [f"Basic {base64.b64encode(b'me:se@cret').decode()}"] * 2
 
 
+def test_an_address_with_a_user_name_takes_no_api_key_beside_it() -> None:
+    with pytest.raises(ClientError, match="carries only one of them") as caught:
+        Client("http://me:password@x", "secret")
+    assert not any(word in str(caught.value) for word in ("secret", "password"))
+
+
 @pytest.mark.parametrize("key", ["a\nb", "secret ", "\N{NO-BREAK SPACE}secret"])
 def test_an_impossible_api_key_is_an_error_that_does_not_show_it(key: str) -> None:
     with pytest.raises(ClientError, match="the API key contains characters that no key has") as caught:
