@@ -51,7 +51,7 @@ def resolve(storage: Location, name: str | None, kind: CheckpointKind) -> Locati
     check_folder(storage)
     wanted = name if name is not None else promoted(storage, kind)
     if wanted is None:
-        raise CheckpointError(str(storage), f"no {kind} is promoted in {storage}; {_available(storage, kind)}")
+        raise CheckpointError(str(storage), f"no {kind} is promoted; {_available(storage, kind)}")
     info = _read_existing(storage, wanted, kind if name is not None else f"promoted {kind}", kind)
     if info.kind != kind:
         raise CheckpointError(wanted, f"is of kind {info.kind}, not {kind}; {_available(storage, kind)}")

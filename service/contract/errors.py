@@ -244,7 +244,7 @@ class Unavailable(ServiceError, status=503, slug="unavailable", title="The servi
 
 
 class NoModel(Unavailable, slug="no-model", title="No model is available"):
-    example = "models: no denoiser is promoted in models; it contains no denoiser"
+    example = "models: no denoiser is promoted; it contains no denoiser"
 
 
 class NoWorker(Unavailable, slug="no-worker", title="No worker is running"):

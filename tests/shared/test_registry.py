@@ -130,7 +130,7 @@ def test_an_unknown_checkpoint_is_refused_with_the_available_ones(tmp_path: Path
     ):
         assert refusal(act) == f"{absent}: there is no folder {absent}"
     assert refusal(lambda: resolve(tmp_path, None, "denoiser")) == (
-        f"{tmp_path}: no denoiser is promoted in {tmp_path}; it contains no denoiser"
+        f"{tmp_path}: no denoiser is promoted; it contains no denoiser"
     )
     publish_toy(tmp_path, "d1")
     publish_toy(tmp_path, "d2")
