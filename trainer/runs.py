@@ -127,7 +127,8 @@ def load_state(
         raise TrainerError(f"{path} was started with another objects.json; choose another --run or delete it")
     # a setting that the state lacks is newer than the run
     if changed := [key for key in recipe if recipe[key] != before.get(key, recipe[key])]:
-        raise TrainerError(f"{path} was started with another {', '.join(changed)}; choose another --run or delete it")
+        other = "other data" if "data" in changed else f"another {', '.join(changed)}"  # some settings follow from data
+        raise TrainerError(f"{path} was started with {other}; choose another --run or delete it")
     if shapes != {key: value.shape for key, value in network.state_dict().items()}:
         raise TrainerError(f"{path} holds a network of another shape; choose another --run or delete it")
     return state

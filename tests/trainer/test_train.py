@@ -105,7 +105,7 @@ def test_another_recipe_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     train(dataset, TINY, tmp_path, Budget(steps=1), device=CPU)
     with pytest.raises(TrainerError, match=r"state\.pt was started with another lr, seed; choose another --run"):
         train(dataset, _config(lr=1e-4, seed=3), tmp_path, Budget(steps=2), device=CPU)
-    with pytest.raises(TrainerError, match=r"state\.pt was started with another data; choose another --run"):
+    with pytest.raises(TrainerError, match=r"state\.pt was started with other data; choose another --run"):
         train(replace(dataset, images=255 - dataset.images), TINY, tmp_path, Budget(steps=2), device=CPU)
     with pytest.raises(TrainerError, match=r"state\.pt was started with another start_from; choose another --run"):
         train(dataset, TINY, tmp_path, Budget(steps=2), device=CPU, start_from="first")

@@ -184,7 +184,7 @@ def test_a_finished_run_is_not_trained_further(dataset: Dataset, tmp_path: Path)
 def test_other_data_or_another_seed_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     _fit(dataset, tmp_path, 1)
     fewer = replace(dataset, images=dataset.images[:6], labels=dataset.labels[:6])
-    with pytest.raises(TrainerError, match=r"state\.pt was started with another data, seed; choose another --run"):
+    with pytest.raises(TrainerError, match=r"state\.pt was started with other data; choose another --run"):
         _fit(fewer, tmp_path, 2, seed=1)
 
 
