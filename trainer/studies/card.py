@@ -130,6 +130,9 @@ def write_card(
     """
     info = read_info(path_of(storage, name))
     lines = read_figures(log)
+    last = info.training.get("last") or {}
+    if not any(last.items() <= line.items() for line in lines):
+        raise TrainerError(f"{log} is the log of another run: it lacks the last figures of {name}'s")
     rows = [_score_row(path, info.digest) for path in scores]
     parts = [front_matter(name, info.kind, rows, licence)]
     parts += [f"# {name}", f"Kind: {info.kind}, digest `{info.digest[:16]}`, made {info.created_at} on {machine}."]

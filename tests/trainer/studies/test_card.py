@@ -1,5 +1,6 @@
 """A checkpoint's card: its text comes from the checkpoint, its log and its scores."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from trainer.errors import TrainerError
 from trainer.studies.card import front_matter, plot_log, write_card
 
 
-def _published(folder: Path) -> str:
+def _published(folder: Path, training: dict[str, Any] | None = None) -> str:
     publish(
         folder,
         "m",
@@ -23,7 +24,7 @@ def _published(folder: Path) -> str:
         kind="denoiser",
         vocabulary=("a", "b"),
         config={"T": 10},
-        training={"x": {"y": 3}},
+        training=training or {"x": {"y": 3}},
     )
     return read_info(folder / "m.safetensors").digest
 
@@ -131,6 +132,14 @@ def test_scores_of_another_checkpoint_and_broken_logs_are_refused(tmp_path: Path
     ):  # fmt: skip
         log.write_text(content)
         with pytest.raises(TrainerError, match="not a run's log"):
+            write_card(tmp_path, "m", log=log, scores=[], machine="", commands=[], notes=[])
+
+
+def test_the_log_of_another_run_is_refused(tmp_path: Path) -> None:
+    log = _log(tmp_path / "log.jsonl")
+    for accuracy, is_refused in ((0.5, False), (0.75, True)):
+        _published(tmp_path, {"last": {"test/accuracy": accuracy}})
+        with pytest.raises(TrainerError, match="log of another run") if is_refused else contextlib.nullcontext():
             write_card(tmp_path, "m", log=log, scores=[], machine="", commands=[], notes=[])
 
 
