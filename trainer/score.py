@@ -13,10 +13,10 @@ from statistics import fmean, pstdev
 from typing import Any, Final, cast
 
 import torch
-from PIL import Image
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from shared import storage as files
 from shared.checkpoint import CheckpointInfo, read_info, reconfigure
 from shared.device import autocast_dtype
 from shared.diffusion.candidates import sample_best
@@ -27,7 +27,7 @@ from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import UNet
 from shared.evaluator import Evaluator, Judge, SetScore, cropping_judge, load_evaluator, score_set
 from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
-from shared.pictures import grid
+from shared.pictures import grid, png_bytes
 from shared.registry import resolve
 from shared.storage import Location
 from shared.vocabulary import Vocabulary, read_test_file
@@ -174,7 +174,7 @@ def best(runs: Sequence[ScoredRun]) -> ScoredRun:
 
 def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
     """Write pictures (N, 3, H, W) as one PNG, `columns` to a row."""
-    Image.fromarray(grid(images, columns)).save(path)
+    files.write(path, png_bytes(grid(images, columns)))
 
 
 @dataclass

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from shared import storage as files
 from shared.checkpoint import CheckpointInfo, CheckpointKind, check_replaces, path_of
 from shared.registry import resolve, resolve_evaluator
 from shared.storage import Location
@@ -194,7 +195,7 @@ def show_scores(
 
 def write_json(path: Path | None, figures: object) -> None:
     if path:
-        path.write_text(json.dumps(figures, indent=1) + "\n")
+        files.write(path, (json.dumps(figures, indent=1) + "\n").encode())
 
 
 def note_unseen(dataset: Dataset) -> None:
