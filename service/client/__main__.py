@@ -4,32 +4,36 @@ The API key comes from LABELGRID_API_KEY; there is no option for it, since other
 Exit codes: 0 success, 1 an error, 2 wrong usage, 3 a score below --fail-under, 130 interrupted.
 """
 
-import contextlib
 import functools
 import inspect
 import io
-import json
-import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar, Unpack, get_type_hints
-from uuid import uuid4
+from typing import Annotated, Any, TypeVar, Unpack, get_type_hints
 
 import typer
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from service.client import ApiError, Client, ClientError, Event, Options, display, lines
-from service.client.connection import OnEvent
+from service.client import Client, ClientError, Options, display, lines
+from service.client.job_command import (
+    INTERRUPTED,
+    check_places,
+    connected,
+    fail,
+    print_json,
+    printer,
+    run_job,
+    save_pictures,
+    until_ctrl_c,
+)
 from service.client.messages import DEFAULT_URL
 from service.client.thresholds import BELOW, below, parse_thresholds
-from service.contract.records import TERMINAL, Layout, Layouts
-from service.contract.schemas import LONGEST_PAGE, Job, JobHead, JobPage, SamplingFields, ScoreResult
+from service.contract.records import Layout, Layouts
+from service.contract.schemas import LONGEST_PAGE, JobHead, JobPage, SamplingFields, ScoreResult
 
 Number = TypeVar("Number", int, float)
-
-INTERRUPTED: Final = 130  # the exit code after Ctrl-C, as shells have it
 
 app = typer.Typer(
     help="Generates and scores pictures with a labelgrid service. Its API key is read from LABELGRID_API_KEY.",
@@ -55,56 +59,6 @@ Detach = Annotated[bool, typer.Option("--detach", help="print the job's id and d
 JobId = Annotated[str, typer.Argument(help="a job's id", show_default=False)]
 
 
-def _fail(message: str, code: int = 1) -> typer.Exit:
-    print(f"labelgrid: {message}", file=sys.stderr)
-    return typer.Exit(code)
-
-
-@contextlib.contextmanager
-def _connected(url: str) -> Iterator[Client]:
-    """Give a client; its errors end the program with one line."""
-    try:
-        with Client(url) as client:
-            yield client
-    except ClientError as error:
-        keyless = isinstance(error, ApiError) and error.status == 401  # the service's words are for HTTP
-        raise _fail(f"{error} (set LABELGRID_API_KEY)" if keyless else str(error)) from error
-    except OSError as error:
-        raise _fail(f"{error.filename or 'output'}: {error.strerror or error}") from error
-    except KeyboardInterrupt:
-        raise _fail("interrupted", INTERRUPTED) from None
-
-
-def until_ctrl_c(
-    client: Client, submit: Callable[..., Job], report: OnEvent | None = None, *, wait: bool = True
-) -> Job:
-    """Return the job that `submit` creates, finished unless `wait` is false. Ctrl-C cancels it.
-
-    After Ctrl-C before the answer, the same request with the same Idempotency-Key tells which job it created.
-    `report` is called with all events.
-    """
-    send = functools.partial(submit, client, idempotency_key=uuid4().hex)
-    states: list[Job] = []
-
-    def on_event(event: Event) -> None:
-        if isinstance(event.data, Job):
-            states.append(event.data)
-        if report is not None:
-            report(event)
-
-    try:
-        return send(on_event=on_event, wait=wait)
-    except KeyboardInterrupt:
-        if states and states[-1].status in TERMINAL:
-            raise
-        which = f"job {states[-1].id}" if states else "its job, if there is one,"
-        try:
-            job_id = client.cancel((states[-1] if states else send(wait=False)).id).id
-        except ClientError as error:
-            raise _fail(f"interrupted; {which} is not cancelled: {error}", INTERRUPTED) from error
-        raise _fail(f"interrupted; job {job_id} is cancelled", INTERRUPTED) from None
-
-
 def _with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace a command's `**options` by an option for each of Options, described as in the API."""
     *parameters, _ = inspect.signature(command).parameters.values()
@@ -122,82 +76,14 @@ def _read_layouts(path: Path) -> list[Layout | None]:
     except ValidationError as error:
         first = error.errors()[0]
         place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""  # none if the whole file is wrong
-        raise _fail(f"{path}: {place}{first['msg']}") from error
-
-
-def _create(
-    submit: Callable[..., Job], url: str, output: Path | None, images: Path | None, detach: bool,
-    show: Callable[[Job], None],
-) -> Job | None:  # fmt: skip
-    """Create a job, and return it once it is finished and its result is shown. Ctrl-C cancels it.
-
-    `detach`: print its id instead, and return None.
-    """
-    with _connected(url) as client:
-        _check_places(output, images)
-        if detach and (output or images):
-            raise typer.BadParameter("with --detach there is nothing to save yet; give --output and --images to `wait`")
-        if detach:
-            print(until_ctrl_c(client, submit, wait=False).id)
-            return None
-        with display.JobProgress() as progress:
-            job = until_ctrl_c(client, submit, progress.on_event)
-        _save(client, job, output, images)
-        show(job)
-        return job
-
-
-def _check_places(output: Path | None, images: Path | None) -> None:
-    """Exit if files could not be saved: before the job rather than after it."""
-    if output is not None and not output.exists() and not os.access(output.parent, os.W_OK):
-        raise _fail(f"{output}: there is no folder {output.parent} that can be written to")
-    if images is not None:
-        images.mkdir(parents=True, exist_ok=True)
-
-
-def _save(client: Client, job: Job, output: Path | None, images: Path | None) -> None:
-    """Save the pictures of a finished job."""
-    if output is not None:
-        output.write_bytes(client.grid(job.id))
-    if images is not None and job.result is not None:
-        n = len(job.result.pictures)
-        first = job.result.best * n if isinstance(job.result, ScoreResult) else 0
-        for i, picture in enumerate(job.result.pictures):
-            (images / f"{i}.png").write_bytes(client.image(job.id, first + i))
-            if picture.trajectory_url is not None:
-                (images / "strips").mkdir(exist_ok=True)
-                (images / "strips" / f"{i}.png").write_bytes(client.strip(job.id, first + i))
-
-
-def _printer(
-    output: Path | None, as_json: bool, as_lines: bool = False, others: Sequence[Mapping[str, Any]] = ()
-) -> Callable[[Job], None]:
-    """Return what prints a finished job: as a table, as JSON, or as JSON Lines with the `others`' fields."""
-
-    def show(job: Job) -> None:
-        if as_json:
-            _print_json(job)
-        elif as_lines:
-            for line in lines.lines_of(job, others):
-                print(line)
-        else:
-            console = Console()
-            display.result(job, console)
-            if output is not None:
-                console.print(f"the grid is in {display.plain(str(output))}", highlight=False)
-
-    return show
-
-
-def _print_json(body: BaseModel) -> None:
-    print(json.dumps(body.model_dump(mode="json"), indent=2))  # ASCII, which every terminal and pipe takes
+        raise fail(f"{path}: {place}{first['msg']}") from error
 
 
 def _read_lines(path: Path, reserved: Collection[str] = ()) -> tuple[list[list[str]], list[dict[str, Any]]]:
     try:
         return lines.read_lines(path, reserved)
     except ClientError as error:
-        raise _fail(str(error)) from error
+        raise fail(str(error)) from error
 
 
 @app.command()
@@ -241,7 +127,7 @@ def generate(
     submit = functools.partial(
         Client.generate, labels=lists, recipe=recipe, layouts=points, trajectory=trajectory, **options
     )
-    _create(submit, url, output, images, detach, _printer(output, as_json, as_lines, others))
+    run_job(submit, url, output, images, detach, printer(output, as_json, as_lines, others))
 
 
 def _lists(labels: Sequence[str]) -> list[list[str]]:
@@ -286,11 +172,11 @@ def score(
         raise typer.BadParameter("with --detach there is no score yet for --fail-under")
     conditions = _read_lines(file)[0] if lines.is_lines(file) else file
     submit = functools.partial(Client.score, conditions=conditions, pictures=pictures, repeats=repeats, **options)
-    job = _create(submit, url, output, images, detach, _printer(output, as_json, as_lines))
+    job = run_job(submit, url, output, images, detach, printer(output, as_json, as_lines))
     if job is not None and isinstance(job.result, ScoreResult):
         means = {name: getattr(job.result, name).mean for name in thresholds}
         if missed := below(means, thresholds):
-            raise _fail(missed, BELOW)
+            raise fail(missed, BELOW)
 
 
 def _numbers(text: str, kind: Callable[[str], Number]) -> list[Number]:
@@ -316,8 +202,8 @@ def sweep(
     from service.client.sweep import draw, run_sweep  # needs Pillow, and the rest does not
 
     steps_, ws = _numbers(steps, int), _numbers(guidance, float)
-    with _connected(url) as client, display.bar() as progress:
-        _check_places(output, None)
+    with connected(url) as client, display.bar() as progress:
+        check_places(output, None)
         task = progress.add_task("combinations", total=len(steps_) * len(ws))
         cells = run_sweep(
             client, _lists(labels), steps_, ws, seed=seed, model=model,
@@ -332,16 +218,16 @@ def wait(
     job_id: JobId, url: Url = DEFAULT_URL, output: Output = None, images: Images = None, as_json: AsJson = False
 ) -> None:
     """Wait for a job and print its result. Ctrl-C ends the waiting, and the job goes on."""
-    with _connected(url) as client:
-        _check_places(output, images)
+    with connected(url) as client:
+        check_places(output, images)
         with display.JobProgress() as progress:
             try:
                 job = client.wait(job_id, on_event=progress.on_event)
             except KeyboardInterrupt:  # whoever created the job may still want it
                 message = f"interrupted; job {job_id} goes on; `labelgrid cancel {job_id}` ends it"
-                raise _fail(message, INTERRUPTED) from None
-        _save(client, job, output, images)
-        _printer(output, as_json)(job)
+                raise fail(message, INTERRUPTED) from None
+        save_pictures(client, job, output, images)
+        printer(output, as_json)(job)
 
 
 @app.command()
@@ -351,10 +237,10 @@ def jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    with _connected(url) as client:
+    with connected(url) as client:
         page = _newest_jobs(client, limit)
         if as_json:
-            _print_json(page)
+            print_json(page)
         else:
             Console(width=display.UNCUT).print(display.jobs(page.jobs))
 
@@ -372,7 +258,7 @@ def _newest_jobs(client: Client, limit: int) -> JobPage:
 @app.command()
 def cancel(job_id: JobId, url: Url = DEFAULT_URL) -> None:
     """Cancel a queued or running job."""
-    with _connected(url) as client:
+    with connected(url) as client:
         print(f"job {client.cancel(job_id).id} is cancelled")
 
 
@@ -384,7 +270,7 @@ def labels(
     ] = None,
 ) -> None:
     """List the labels that a model knows."""
-    with _connected(url) as client:
+    with connected(url) as client:
         for label in client.labels(model).labels:
             Console(width=display.UNCUT).print(display.plain(label), highlight=False)
 
@@ -392,10 +278,10 @@ def labels(
 @app.command()
 def models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the models and the unusable files in storage."""
-    with _connected(url) as client:
+    with connected(url) as client:
         listing = client.models()
         if as_json:
-            _print_json(listing)
+            print_json(listing)
         else:
             Console(width=display.UNCUT).print(display.models(listing))
 

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from service.api.access.keys import hash_of
 from service.client import Client, Event
-from service.client.__main__ import _printer, app, until_ctrl_c
+from service.client.__main__ import app
 from service.client.connection import OnEvent
 from service.client.display import plain
+from service.client.job_command import printer, until_ctrl_c
 from service.contract.schemas import JOB_EXAMPLE, Job
 from service.settings import Settings
 from service.store import keys
@@ -152,10 +153,10 @@ def test_labels_that_the_terminals_encoding_lacks_are_printed_escaped() -> None:
     body = json.dumps({"model": "toy", "labels": ["na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve", "\u65e5", "dog"]})
     program = f"""
 import httpx
-from service.client import __main__ as command
+from service.client import __main__ as command, job_command
 from service.client.connection import Client
 answer = httpx.MockTransport(lambda request: httpx.Response(200, content={body!r}))
-command.Client = lambda url: Client(url, transport=answer)
+job_command.Client = lambda url: Client(url, transport=answer)
 command.main()
 """
     line = [sys.executable, "-c", program, "labels"]
@@ -166,7 +167,7 @@ command.main()
 
 def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     job = Job.model_validate(JOB_EXAMPLE).model_copy(update={"error": "\u65e5"})
-    _printer(None, True)(job)
+    printer(None, True)(job)
     out = capsys.readouterr().out
     assert (out.isascii(), Job.model_validate_json(out)) == (True, job)
 
