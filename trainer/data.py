@@ -24,9 +24,9 @@ from shared.diffusion.layouts import OUTSIDE, as_rotations, nearest_pair
 from shared.rgb import check_depth, to_rgb
 from shared.support import Support
 from shared.vocabulary import Vocabulary, read_train_file
-from trainer.annotations import read_object_size, read_positions, read_rotations
 from trainer.config import Fit, TrainConfig
 from trainer.errors import TrainerError
+from trainer.label_files import read_object_size, read_positions, read_rotations
 
 PICTURE_FOLDERS = ("iclevr", "images", ".")
 MEASURED = 2048  # pictures whose deviation stands for all

@@ -174,8 +174,8 @@ def fit_layouts(
     get the new layouts too. To resume, run the same command again.
     """
     from shared.diffusion.layouts import LayoutConfig
-    from trainer.annotations import read_arrangements
     from trainer.config import with_changes
+    from trainer.label_files import read_arrangements
     from trainer.runs import show_progress
     from trainer.stages import fit_layouts as fitting
 
