@@ -11,12 +11,12 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.api.catalog import Finder
 from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ResultsDep
-from service.api.job_spec import JobSpec
+from service.api.jobs.spec import JobSpec
+from service.api.jobs.submitter import ERRORS, READS, check_finished, submitter_of
 from service.api.openai.prompt import parse_prompt
 from service.api.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
 from service.api.openai.sizes import PATTERN, Size, fitted, parse_size, scaled
 from service.api.openapi_parts import PICTURE_RESPONSES, link, problems
-from service.api.submitter import ERRORS, READS, check_finished, submitter_of
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from shared.checkpoint import CheckpointInfo

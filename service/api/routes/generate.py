@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.api.catalog import Finder, knows_positions
-from service.api.job_spec import JobSpec
+from service.api.jobs.spec import JobSpec
+from service.api.jobs.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, submitter_of
 from service.api.openapi_parts import SCHEMAS, problems
-from service.api.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, submitter_of
 from service.api.uploads.body import describe_body, describe_form, read_body, validate
 from service.api.uploads.png import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint, UnsupportedBody

@@ -11,9 +11,9 @@ from starlette.types import Receive, Scope, Send
 from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ResultsDep, StoreDep
 from service.api.downloads.zip_stream import zip_stream
 from service.api.event_feed import FROM_START, is_complete, job_events, only_the_end
+from service.api.jobs.submitter import ERRORS as SUBMIT_ERRORS
+from service.api.jobs.submitter import READS_AND_ANSWERS, RESPONSES, submitter_of
 from service.api.openapi_parts import PICTURE_RESPONSES, ZIP_RESPONSES, event_stream, job_links, link, problems
-from service.api.submitter import ERRORS as SUBMIT_ERRORS
-from service.api.submitter import READS_AND_ANSWERS, RESPONSES, submitter_of
 from service.contract.errors import (
     ExpiredJob,
     JobEnded,

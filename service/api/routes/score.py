@@ -10,9 +10,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.api.catalog import Finder
-from service.api.job_spec import JobSpec
+from service.api.jobs.spec import JobSpec
+from service.api.jobs.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, Accepted, Submitter, submitter_of
 from service.api.openapi_parts import problems
-from service.api.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, Accepted, Submitter, submitter_of
 from service.api.uploads.body import describe_body, describe_form, read_body, validate
 from service.api.uploads.picture_zip import PICTURES, read_submission
 from service.contract.errors import BadForm, BadRequest, TooLarge, UnsupportedBody

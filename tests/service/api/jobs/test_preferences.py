@@ -5,7 +5,7 @@ import time
 import httpx
 import pytest
 
-from service.api.preferences import Preferences, read_preferences
+from service.api.jobs.preferences import Preferences, read_preferences
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.runner import Runner

@@ -22,9 +22,9 @@ from structlog.contextvars import bind_contextvars
 from service.api.catalog import Finder, Models, NotInMemory
 from service.api.dependencies import API_KEY
 from service.api.downloads.reader import ResultReader
-from service.api.job_spec import JobSpec, expected_bytes, new_record
+from service.api.jobs.preferences import PREFER, read_preferences
+from service.api.jobs.spec import JobSpec, expected_bytes, new_record
 from service.api.openapi_parts import PNG, Responses, header, job_links, request_header
-from service.api.preferences import PREFER, read_preferences
 from service.contract.errors import (
     BadRequest,
     ClientGone,
