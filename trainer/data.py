@@ -140,7 +140,7 @@ def load_dataset(
     and for the folder that data sets are in.
     """
     if not (folder / "objects.json").exists() and (inside := sorted(folder.glob("*/objects.json"))):
-        raise TrainerError(f"{folder} holds {len(inside)} data sets, and is none itself; give one: {inside[0].parent}")
+        raise TrainerError(f"{folder} is no data set, but {inside[0].parent} is one")
     vocabulary = Vocabulary.from_objects_file(folder / "objects.json")
     train = read_train_file(folder / "train.json", vocabulary)
     if not train:

@@ -201,7 +201,7 @@ def test_a_folder_that_cannot_be_written_is_still_read(tmp_path: Path, monkeypat
 def test_the_folder_that_data_sets_are_in_is_refused(tmp_path: Path) -> None:
     for name in ("train", "heldout"):
         write_data_folder(tmp_path / name)
-    with pytest.raises(TrainerError, match=f"holds 2 data sets, and is none itself; give one: {tmp_path}/heldout"):
+    with pytest.raises(TrainerError, match=f"{tmp_path} is no data set, but {tmp_path}/heldout is one"):
         load_dataset(tmp_path, size=8)
 
 
