@@ -145,6 +145,15 @@ redis.call('XDEL', stream, unpack(entries))
 return answers
 """
 
+# Notes a job's new RQ job and returns the job's record. Not if the job was deleted meanwhile: the field would bring it
+# back, without a record and for ever.
+# KEYS: job. ARGV: the RQ job's id.
+_SET_RQ = """
+local record = redis.call('HGET', KEYS[1], 'record')
+if record then redis.call('HSET', KEYS[1], 'rq', ARGV[1]) end
+return record
+"""
+
 # Removes an ended job and its results, and keeps its tombstone. Its first write needs no memory, so that it runs on a
 # full Redis too. Returns whether it did.
 # KEYS: job, verdicts, PNGs, events.
@@ -184,8 +193,7 @@ class JobStore:
         with self.connection.pipeline(transaction=True) as pipe:
             pipe.multi()  # first: after a command RQ would call it itself, which is an error
             self.queue.enqueue_job(rq_job, pipeline=pipe)
-            pipe.hset(keys.job(job_id), "rq", rq_job.id)
-            pipe.hget(keys.job(job_id), "record")
+            pipe.eval(_SET_RQ, 1, keys.job(job_id), rq_job.id)
             *_, raw = pipe.execute()
         _log("job queued again", job_id, _readable(job_id, raw))
 

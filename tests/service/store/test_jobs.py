@@ -47,6 +47,18 @@ def test_the_rq_job_is_as_rq_itself_stores_it_without_empty_fields(store: JobSto
     assert (fetched.func_name, fetched.args, fetched.get_status()) == (RUN_JOB, [job.id], "queued")
 
 
+def test_a_job_that_was_deleted_does_not_come_back_when_a_worker_queues_it_again(
+    store: JobStore, connection: Redis
+) -> None:
+    """As one that stops while it loads the job's model, which takes a while."""
+    job = record()
+    store.create(job)
+    assert store.cancel(job.id)
+    assert store.delete(job.id)
+    store.requeue(job.id)
+    assert not connection.exists(keys.job(job.id))
+
+
 def test_the_log_says_how_a_job_ended_whose_record_cannot_be_read(
     store: JobStore, connection: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
