@@ -250,6 +250,6 @@ def _fetch(store: JobStore, record: JobRecord, indices: list[int], results: Resu
     if results is None:
         return store.pngs(record.id, indices)
     found = store.some_pngs(record.id, indices)
-    left = [index for index in indices if index not in found]
-    found |= zip(left, results.read_pictures(record.owner, record.id, left), strict=True)
+    if left := [index for index in indices if index not in found]:  # else storage is not asked, which may hang
+        found |= zip(left, results.read_pictures(record.owner, record.id, left), strict=True)
     return [found[index] for index in indices]

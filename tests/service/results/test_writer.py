@@ -122,15 +122,16 @@ def test_storage_that_hangs_holds_nobody_up_and_its_job_finishes_in_redis(
         hang.wait()
 
     monkeypatch.setattr(writer.files, "write", write)
-    one, other = job(), job()
+    one, other = job(), job(2)
     with monkeypatch.context() as patch:
         patch.setattr("service.storage_threads.wait", lambda futures, within_s: begun.wait())
-        finish(store, writer, one, [noise(0, 100)])
+        finish(store, writer, one, [png(0)])
     writer.patience_s = 10**6  # for the second job nobody waits
-    finish(store, writer, other, [noise(1, 100)])
+    finish(store, writer, other, [png(0), png(1)])
     hang.set()
-    for i, (each, content) in enumerate([(one, noise(0, 100)), (other, noise(1, 100))]):
-        assert store.pngs(each.id, [0]) == [content], i
+    assert store.statuses([one.id, other.id]) == {one.id: "finished", other.id: "finished"}
+    for each in one, other:
+        assert store.pngs(each.id, range(each.total)) == [png(i) for i in range(each.total)]
         assert writer.files.read_job("alice", each.id) is None
 
 
