@@ -67,7 +67,7 @@ def one_step(model: str, pictures: int, stepper: "Stepper") -> Iterator[None]:
     if stepper.network_rows == rows:
         return  # no picture needed a step
     STEP_SECONDS.labels(model).observe(time.perf_counter() - begun)
-    STEP_PICTURES.labels(model).observe(max(1, pictures))  # a picture that is sampled alone joins during the step
+    STEP_PICTURES.labels(model).observe(pictures)
     NETWORK_ROWS.labels(model).inc(stepper.network_rows - rows)
     PADDING_ROWS.labels(model).inc(stepper.padding_rows - padding)
 

@@ -4,7 +4,6 @@ Knows neither Redis nor the states of jobs: pictures go in, pictures with verdic
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -48,7 +47,6 @@ class Member:
     picture: Picture
     row: Row
     joined_at: int  # network rows that the batch had computed then
-    alone: bool  # nothing may join it
     frame_size: tuple[int, int]  # height and width of a frame
     frames: list[NDArray[np.uint8]] = field(default_factory=list)  # of its trajectory
 
@@ -94,18 +92,15 @@ class Engine:
         self._encoding = ThreadPoolExecutor(torch.get_num_threads(), "png")  # zlib lets other threads run
         self._batch: dict[Key, Member] = {}
         self._computed = 0  # network rows so far
-        self._suspects: deque[Picture] = deque()  # may kill the worker: sampled alone, once the batch is empty
         self._failed: list[Failed] = []  # while joining; the next step returns them
 
     @property
     def busy(self) -> bool:
-        return bool(self._batch or self._suspects or self._failed)
+        return bool(self._batch or self._failed)
 
     @property
     def room(self) -> int:
         """How many more pictures may join now."""
-        if self._suspects or any(member.alone for member in self._batch.values()):
-            return 0
         return room(len(self._batch), self.max_pictures, self.late_pictures)
 
     def rows(self) -> list[tuple[Picture, Row]]:
@@ -115,13 +110,9 @@ class Engine:
     def admit(self, pictures: Sequence[Picture]) -> None:
         """Add pictures to the batch; their first step is its next one."""
         for picture in pictures:
-            self._join(picture, alone=False)
+            self._join(picture)
 
-    def admit_alone(self, picture: Picture) -> None:
-        """Add a picture suspected of killing workers: it waits until the batch is empty, and nothing joins it."""
-        self._suspects.append(picture)
-
-    def _join(self, picture: Picture, *, alone: bool) -> None:
+    def _join(self, picture: Picture) -> None:
         try:
             labels = self.vocabulary.multi_hot(picture.labels)
             row = self.stepper.new_row(labels, picture.options, picture.seed, self._positions(picture))
@@ -132,7 +123,7 @@ class Engine:
             self._failed.append(Failed(picture, reason_of(error)))
         else:
             size = frame_size(row.x.shape, self.stepper.picture_shape)
-            self._batch[picture.key] = member = Member(picture, row, self._computed, alone, size)
+            self._batch[picture.key] = member = Member(picture, row, self._computed, size)
             member.record()
 
     def _positions(self, picture: Picture) -> Tensor | None:
@@ -145,15 +136,12 @@ class Engine:
     def drop(self, unwanted: Callable[[Picture], bool]) -> None:
         """Remove pictures between two steps; the others are unaffected."""
         self._batch = {key: member for key, member in self._batch.items() if not unwanted(member.picture)}
-        self._suspects = deque(picture for picture in self._suspects if not unwanted(picture))
         self._failed = [failed for failed in self._failed if not unwanted(failed.picture)]
 
     def step(self) -> list[Outcome]:
         """Advance the pictures that take the next step; return those that ended, or could not be started."""
         ended: list[Outcome] = list(self._failed)
         self._failed.clear()
-        if not self._batch and self._suspects:
-            self._join(self._suspects.popleft(), alone=True)
         chosen = self._choose()
         ended += self._attempt(self._advance, chosen)
         for member in self._still_in(chosen):

@@ -88,11 +88,7 @@ class LoadedModel(Loaded):
 
     def admit(self, claims: Sequence[Claim]) -> None:
         super().admit(claims)
-        pictures = [claim.picture for claim in claims]
-        if len(claims) == 1 and claims[0].alone:
-            self.engine.admit_alone(pictures[0])
-        else:
-            self.engine.admit(pictures)
+        self.engine.admit([claim.picture for claim in claims])
 
     def take_out(self, keys: Container[Key]) -> list[str]:
         self.engine.drop(lambda picture: picture.key in keys)

@@ -275,34 +275,6 @@ def test_halves_of_a_failed_step_find_the_picture_that_breaks_it_and_the_others_
     assert [len(call.t) for call in net.calls] == [4, 1, 2, 7, 7, 7, 7, 7]
 
 
-def test_nothing_joins_a_picture_that_is_sampled_alone() -> None:
-    net = network()
-    one = engine(net)
-    one.admit([picture(0)])
-    one.admit_alone(picture(1, job="b"))
-    assert one.room == 0
-    outcomes = [one.step() for _ in range(7)]
-    assert one.room == 0
-    assert [o.picture.job for step in outcomes for o in step] == ["a"]
-    run(one)
-    assert all(len(call.t) == 1 for call in net.calls)
-    assert one.room == 8
-
-
-def test_others_may_join_again_once_a_picture_sampled_alone_is_dropped() -> None:
-    one = engine()
-    one.admit_alone(picture(0))
-    one.step()
-    assert (one.busy, one.room) == (True, 0)
-    one.drop(lambda one: one.job == "a")
-    assert (one.busy, one.room) == (False, 8)
-    one.admit([picture(1)])
-    one.admit_alone(picture(2))
-    one.drop(lambda one: one.index == 2)  # while it waits for its turn
-    assert one.room == 7
-    assert len(run(one)) == 1
-
-
 LOST, CPU = torch.AcceleratorError, torch.device("cpu")
 
 
