@@ -4,6 +4,7 @@ The status in Redis is the truth; RQ only wakes workers. Knows no HTTP, no torch
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,23 +27,26 @@ KEPT_ENDINGS = 1000  # of all jobs; a client whose job's end it missed looks at 
 KEPT_EVENTS = 1000  # per job; a client that missed older ones reads the job itself
 RECENT_S = 60  # a kept job's verdicts and events stay in Redis so long, for clients that wait for it or follow it
 
-# Marks queued jobs as running. Returns for each job whether it moved, whether a webhook is due, its record, and the
-# indices of its finished pictures; nil for a job that is not open. Its first write needs no memory, so that it runs on
-# a full Redis too.
-# KEYS: for each job: job, events, verdicts. ARGV: time, events kept, then the jobs' ids.
+# Marks queued jobs as running. Returns for each job whether it moved, whether a webhook is due, its record, and which
+# of some pictures are finished, by index; nil for a job that is not open. Its first write needs no memory, so that it
+# runs on a full Redis too.
+# KEYS: for each job: job, events, verdicts. ARGV: time, events kept, then for each job: id, number of indices, indices.
 _BEGIN = f"""
 redis.call('HDEL', KEYS[1], '')
-local to, found = 'running', {{}}
+local to, found, used = 'running', {{}}, 2
 for i = 1, #KEYS, 3 do
-  local id, moved, due, done = ARGV[2 + (i + 2) / 3], 0, 0, {{}}
+  local id, first, moved, due, done = ARGV[used + 1], used + 3, 0, 0, {{}}
+  used = used + 2 + ARGV[used + 2]
   local status, wanted, record = unpack(redis.call('HMGET', KEYS[i], 'status', 'webhook_events', 'record'))
   if status == 'queued' then
     moved = 1
     redis.call('HSET', KEYS[i], 'status', to, 'started_at', ARGV[1])
     redis.call('XADD', KEYS[i + 1], 'MAXLEN', '~', ARGV[2], '*', 'status', to)
     {webhook_outbox.ADD_IF_WANTED}
-  elseif status == to then
-    done = redis.call('HKEYS', KEYS[i + 2])
+  elseif status == to and used >= first then
+    for k, verdict in ipairs(redis.call('HMGET', KEYS[i + 2], unpack(ARGV, first, used))) do
+      if verdict then table.insert(done, ARGV[first + k - 1]) end
+    end
   end
   table.insert(found, (moved == 1 or status == to) and {{moved, due, record, done}} or false)
 end
@@ -199,21 +203,30 @@ class JobStore:
 
     def begin(self, *job_ids: str) -> bool:
         """Mark jobs as running. False if none of them was queued."""
-        return any(answer is not None and answer[0] for answer in self._begin(job_ids).values())
+        answers = self._begin(dict.fromkeys(job_ids, ()))
+        return any(answer is not None and answer[0] for answer in answers.values())
 
-    def unfinished(self, job_ids: Iterable[str]) -> dict[str, set[int]]:
-        """Mark queued jobs as running. Return the indices of finished pictures of each job that is open."""
-        answers = self._begin(list(job_ids))
-        return {i: {int(index) for index in answer[3]} for i, answer in answers.items() if answer is not None}
+    def unfinished(self, pictures: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Mark queued jobs as running. Return those of the pictures, given by job and index, that are still to be made.
 
-    def _begin(self, job_ids: Sequence[str]) -> dict[str, Any]:
-        """Mark queued jobs as running, and return the script's answer for each job."""
-        if not job_ids:
+        They are not finished, and their jobs are open.
+        """
+        asked = defaultdict[str, set[int]](set)
+        for job_id, index in pictures:
+            asked[job_id].add(index)
+        answers = {job_id: answer for job_id, answer in self._begin(asked).items() if answer is not None}
+        return {(i, index) for i, (*_, done) in answers.items() for index in asked[i].difference(map(int, done))}
+
+    def _begin(self, indices: Mapping[str, Collection[int]]) -> dict[str, Any]:
+        """Mark queued jobs as running, and return the script's answer for each job, given with indices of pictures."""
+        if not indices:
             return {}
-        touched = [key(job_id) for job_id in job_ids for key in (keys.job, keys.events, keys.verdicts)]
-        arguments: list[Any] = [time.time(), KEPT_EVENTS, *job_ids]
+        touched = [key(job_id) for job_id in indices for key in (keys.job, keys.events, keys.verdicts)]
+        arguments: list[Any] = [time.time(), KEPT_EVENTS]
+        for job_id, of_job in indices.items():
+            arguments += [job_id, len(of_job), *of_job]
         answers: Any = self.connection.eval(_BEGIN, len(touched), *touched, *arguments)
-        found = dict(zip(job_ids, answers, strict=True))
+        found = dict(zip(indices, answers, strict=True))
         for job_id, answer in found.items():
             if answer is not None and answer[0]:
                 self._moved(job_id, "running", {}, *answer[1:3])

@@ -246,9 +246,9 @@ class Runner:
 
     def _admit(self, loaded: AnyLoaded, claims: list[Claim]) -> None:
         """Admit claims whose job is open and whose picture is not done, and discard the others."""
-        done = self.store.unfinished({claim.picture.job for claim in claims})
-        wanted = [one for one in claims if one.picture.job in done and one.picture.index not in done[one.picture.job]]
-        loaded.stream.discard([claim.entry for claim in claims if claim not in wanted])
+        unfinished = self.store.unfinished(claim.picture.key for claim in claims)
+        wanted = [claim for claim in claims if claim.picture.key in unfinished]
+        loaded.stream.discard([claim.entry for claim in claims if claim.picture.key not in unfinished])
         loaded.admit(wanted)
         for claim in wanted:
             if claim.asked_at:

@@ -173,12 +173,13 @@ class JobMachine(RuleBasedStateMachine):
 
     def admit(self, worker: Worker, digest: str, claims: list[Claim]) -> None:
         job_ids = {claim.picture.job for claim in claims}
-        finished = self.store.unfinished(job_ids)
+        unfinished = self.store.unfinished(claim.picture.key for claim in claims)
         for job_id in job_ids:
             if (job := self.model.jobs[job_id]).status == "queued":
                 job.move("running", self.model.now)
-        assert finished == {i: set(self.model.jobs[i].stored) for i in job_ids if self.model.jobs[i].is_open}
-        wanted = [one for one in claims if one.picture.index not in finished.get(one.picture.job, {one.picture.index})]
+        of_open = [claim for claim in claims if self.model.jobs[claim.picture.job].is_open]
+        wanted = [one for one in of_open if one.picture.index not in self.model.jobs[one.picture.job].stored]
+        assert unfinished == {claim.picture.key for claim in wanted}
         unwanted = {claim.entry for claim in claims} - {claim.entry for claim in wanted}
         self.discard(worker.streams[digest], unwanted)
         worker.held[digest] |= {claim.entry: claim for claim in wanted}
