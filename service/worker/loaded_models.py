@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar, cast
+from weakref import WeakValueDictionary
 
 import torch
 from redis import Redis
@@ -141,6 +142,7 @@ class LoadedModels:
         self._closed = False
         self._check: Future[tuple[str, LoadedModel | None]] | None = None
         self._checked_at = time.monotonic()
+        self._reading = WeakValueDictionary[str, Future[AnyLoaded]]()  # by digest, while somebody waits for it
         self._loading = set[str]()  # digests
         self._warning = ""  # the last one, which is not repeated
 
@@ -198,9 +200,12 @@ class LoadedModels:
         return loaded
 
     def start_loading(self, name: str, digest: str, *, is_evaluator: bool) -> Future[AnyLoaded]:
-        """Begin to read a checkpoint in a thread; give the result to `use`."""
-        read = partial(self.read_evaluator if is_evaluator else self.read_model, name, digest)
-        return in_thread(partial(self._attempt, name, digest, read))
+        """Begin to read a checkpoint in a thread, unless that has begun for another job; give the result to `use`."""
+        begun = self._reading.get(digest)
+        if begun is None or (begun.done() and begun.exception() is not None):
+            read = partial(self.read_evaluator if is_evaluator else self.read_model, name, digest)
+            self._reading[digest] = begun = in_thread(partial(self._attempt, name, digest, read))
+        return begun
 
     def _attempt(self, name: str, digest: str, read: Callable[[], AnyLoaded]) -> AnyLoaded:
         """Read a checkpoint. CheckpointError if it seems to kill the workers that do, as one too large for memory."""

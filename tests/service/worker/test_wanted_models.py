@@ -1,5 +1,6 @@
 """No job waits for another model's long job: a busy worker loads what is wanted, and models take turns."""
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -10,9 +11,10 @@ from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker import runner as runner_module
 from service.worker import wanted_models
-from service.worker.loaded_models import LoadedModels
+from service.worker.loaded_models import LoadedModel, LoadedModels
 from service.worker.runner import Runner
 from shared.options import SamplingOptions
+from tests.service.processes import until
 from tests.service.worker.conftest import LISTS, status
 from tests.service.worker.test_uploaded import create_upload
 
@@ -41,6 +43,27 @@ def test_a_job_of_another_model_does_not_wait_for_a_long_one(
     other = create(model="other")
     run_until_ended(runner, store, other)
     assert [status(store, job) for job in (other, long)] == ["finished", "running"]
+
+
+def test_a_model_that_is_being_loaded_for_a_job_is_not_loaded_again_when_its_turn_comes(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, read, free = list[str](), runner.models.read_model, threading.Event()
+
+    def read_late(name: str, digest: str) -> LoadedModel:
+        reads.append(name)
+        free.wait()
+        return read(name, digest)
+
+    monkeypatch.setattr(runner.models, "read_model", read_late)
+    create(options=LONG)
+    runner.run_once()
+    other = create(model="other")
+    until(lambda: runner.run_once() and bool(reads))
+    free.set()
+    runner.run(other.id)
+    assert status(store, other) == "finished"
+    assert reads == ["other"]
 
 
 def test_uploaded_pictures_do_not_wait_for_a_long_job(
