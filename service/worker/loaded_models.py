@@ -140,7 +140,7 @@ class LoadedModels:
         self._later: tuple[LoadedModel, NetworkConfig, LaterSizes] | None = None  # serves before it is measured
         self._measuring: Future[BatchSizes] | None = None  # of `_later`, if it is late
         self._closed = False
-        self._check: Future[tuple[str, LoadedModel | None]] | None = None
+        self._check: Future[tuple[str, AnyLoaded | None]] | None = None
         self._checked_at = time.monotonic()
         self._reading = WeakValueDictionary[str, Future[AnyLoaded]]()  # by digest, while somebody waits for it
         self._loading = set[str]()  # digests
@@ -200,7 +200,7 @@ class LoadedModels:
         return loaded
 
     def start_loading(self, name: str, digest: str, *, is_evaluator: bool) -> Future[AnyLoaded]:
-        """Begin to read a checkpoint in a thread, unless that has begun for another job; give the result to `use`."""
+        """Begin to read a checkpoint in a thread, unless that has begun already; give the result to `use`."""
         begun = self._reading.get(digest)
         if begun is None or (begun.done() and begun.exception() is not None):
             read = partial(self.read_evaluator if is_evaluator else self.read_model, name, digest)
@@ -380,11 +380,13 @@ class LoadedModels:
         engine.max_pictures, engine.late_pictures = sizes.pictures, sizes.late_pictures
         engine.efficient_rows = sizes.efficient_rows
 
-    def _read_promoted(self) -> tuple[str, LoadedModel | None]:
+    def _read_promoted(self) -> tuple[str, AnyLoaded | None]:
         """Return the promoted digest, and its model if that is new."""
         found = self.cache.promoted()
         is_known = found.digest == self.promoted or found.digest in self._by_digest
-        return found.digest, None if is_known else self.read_model(found.name, found.digest)
+        if is_known:
+            return found.digest, None
+        return found.digest, self.start_loading(found.name, found.digest, is_evaluator=False).result()
 
 
 def padded_sizes(rows: int) -> list[int]:

@@ -157,6 +157,20 @@ def test_a_damaged_promoted_model_is_logged_once(
     assert "other.safetensors: damaged: the tensors do not match their digest" in record.__dict__["reason"]
 
 
+def test_a_promoted_model_that_killed_the_workers_that_loaded_it_does_not_kill_those_that_are_left(
+    connection: Redis, own: Settings, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = Runner(connection, own, "w1")
+    served = runner.models.load()
+    promote(folder, "other")
+    for number in range(own.max_deliveries):
+        workers.begin_loading(connection, read_info(folder / "other.safetensors").digest, f"dead{number}")
+    caplog.set_level(logging.WARNING)
+    run_until(runner, lambda: caplog.records or len(list(runner.models)) > 1)
+    assert list(runner.models) == [served]
+    assert "workers died 4 times while they loaded it" in caplog.records[0].__dict__["reason"]
+
+
 def test_pictures_of_a_padded_network_are_judged_without_their_borders(
     connection: Redis, own: Settings, folder: Path
 ) -> None:
