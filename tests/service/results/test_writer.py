@@ -9,14 +9,15 @@ import pytest
 from redis import Redis
 
 from service.contract.job_ids import new_job_id
-from service.results.writer import ResultWriter, StorageAway
+from service.contract.kept import KeptJob
+from service.results.writer import Finished, ResultWriter, StorageAway
 from service.store import keys
 from service.store.claims import Claim
 from service.store.jobs import RECENT_S, JobStore
 from service.worker.completion import complete_jobs
 from tests.service.api.uploads.zips import png
 from tests.service.results.helpers import finish, noise
-from tests.service.store.helpers import done, record
+from tests.service.store.helpers import RESULT, done, record
 
 
 @pytest.fixture
@@ -99,6 +100,22 @@ def test_what_storage_does_not_take_stays_in_redis(
     assert connection.hexists(keys.png(one.id), "0") == (broken == "0.png")
     assert writer.files.read_job("alice", one.id) is None
     assert connection.ttl(keys.verdicts(one.id)) > RECENT_S
+
+
+def test_what_storage_does_not_take_of_one_owner_keeps_nothing_of_others_out_of_it(
+    writer: ResultWriter, tmp_path: Path
+) -> None:
+    """As where an owner's folder was restored by another user."""
+    writer.files.owner("alice").write_text("a file where the folder should be")
+    jobs = [job(owner=owner) for owner in ("alice", "bob")]
+    made = [done(Claim("1-1", next(each.pictures()), 0.0))[1] for each in jobs]
+    assert writer.keep_pictures(made, {each.id: each.owner for each in jobs}) == {(jobs[1].id, 0)}
+    finished = [
+        Finished(KeptJob(record=each, started_at=None, finished_at=1.0, result=RESULT, verdicts=()), {"grid.png": b"x"})
+        for each in jobs
+    ]
+    assert writer.keep_jobs(finished) == {jobs[1].id}
+    assert writer.files.read_job("bob", jobs[1].id) == finished[1].job
 
 
 def test_pictures_that_storage_missed_are_written_at_the_end(
