@@ -624,6 +624,19 @@ def test_an_api_key_is_asked_for_kept_and_sent(
         page.goto("about:blank")
 
 
+@pytest.mark.parametrize(("leave", "kept"), [("Enter", "lg_secret"), ("Escape", None), ("Cancel", None)])
+def test_enter_saves_the_api_key(opened: Page, leave: str, kept: str | None) -> None:
+    opened.get_by_role("button", name="Key", exact=True).click()
+    dialog = opened.get_by_role("dialog", name="API key")
+    dialog.get_by_label("Key").fill("lg_secret")
+    if leave == "Cancel":
+        dialog.get_by_role("button", name="Cancel").click()
+    else:
+        opened.keyboard.press(leave)
+    expect(dialog).to_be_hidden()
+    assert opened.evaluate("localStorage.getItem('labelgrid.key')") == kept
+
+
 def test_a_job_is_followed_from_its_address_while_it_runs(
     page: Page, address: str, working: Runner, client: httpx.Client
 ) -> None:

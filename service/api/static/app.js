@@ -239,7 +239,7 @@ function askForKey(reason = "") {
   const dialog = find("#key-dialog");
   if (!dialog.open) {
     find("#key").value = apiKey.get();
-    dialog.returnValue = "cancel"; // the value after Escape
+    dialog.returnValue = "cancel"; // the value after Escape and Cancel
     dialog.showModal();
   }
   find("#key-refusal").textContent = reason;
@@ -301,6 +301,7 @@ find("#again-file").onchange = async ({ target }) => {
 };
 find("#copy-command").onclick = (event) => copy(find("#command").textContent, event.target);
 find("#key-button").onclick = () => askForKey();
+find("#key-cancel").onclick = () => find("#key-dialog").close(); // no submit button, or Enter in the field would press it
 find("#key-dialog").addEventListener("close", keyGiven);
 find("#theme-button").onclick = () => setTheme(isDark() ? "light" : "dark");
 addEventListener("hashchange", openAddress);
