@@ -637,6 +637,22 @@ def test_enter_saves_the_api_key(opened: Page, leave: str, kept: str | None) -> 
     assert opened.evaluate("localStorage.getItem('labelgrid.key')") == kept
 
 
+def test_an_api_key_that_cannot_be_sent_is_not_blamed_on_the_connection(opened: Page, alive: JobStore) -> None:
+    """As one that was copied with an invisible character; no request can have it in a header."""
+    opened.get_by_role("button", name="Key", exact=True).click()
+    dialog = opened.get_by_role("dialog", name="API key")
+    dialog.get_by_label("Key").fill("lg_\u200bsecret")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog.get_by_role("alert")).to_have_text(
+        "The API key has a character that cannot be sent. Copy the key again."
+    )
+    dialog.get_by_label("Key").fill("")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog).to_be_hidden()
+    expect(opened.locator("#ready")).to_have_text("Ready")
+    expect(opened.locator("#refusal")).to_be_empty()
+
+
 def test_a_job_is_followed_from_its_address_while_it_runs(
     page: Page, address: str, working: Runner, client: httpx.Client
 ) -> None:

@@ -48,6 +48,7 @@ export const address = (path) => new URL(path.replace(/^\//, ""), document.baseU
  */
 async function request(path, read, { headers = {}, ...init } = {}) {
   const key = apiKey.get();
+  if (/[^\0-\xff]/.test(key)) throw new Problem("The API key has a character that cannot be sent. Copy the key again.", { status: 401 });
   const all = key ? { ...headers, Authorization: `Bearer ${key}` } : headers;
   for (let left = init.method === "DELETE" ? 0 : TRIES - 1; ; left--) {
     try {
