@@ -735,6 +735,22 @@ def test_all_pictures_are_downloaded_as_a_zip(
         assert Path(download.value.path()).read_bytes() == content
 
 
+def test_a_job_that_is_gone_leaves_the_gallery(
+    page: Page, address: str, client: httpx.Client, alive: JobStore, complaints: list[str]
+) -> None:
+    """Another tab deleted it, or the answer was lost."""
+    job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()["id"]
+    client.delete(f"/jobs/{job}", params={"cancel_only": True}).raise_for_status()
+    page.goto(address)
+    expect(page.locator("#jobs a")).to_have_count(1)
+    client.delete(f"/jobs/{job}").raise_for_status()
+    page.get_by_role("button", name=re.compile("^Delete: ")).click()
+    page.get_by_role("button", name=re.compile("^Delete for good: ")).click()
+    expect(page.locator("#jobs a")).to_have_count(0)
+    expect(page.locator("#refusal")).to_be_empty()
+    complaints.clear()
+
+
 def test_a_job_is_deleted_from_the_gallery_by_keyboard(
     opened: Page, compose: Compose, working: Runner, client: httpx.Client, complaints: list[str]
 ) -> None:

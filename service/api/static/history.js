@@ -6,6 +6,7 @@ import { counted, when } from "./words.js";
 
 const TYPING_MS = 300; // a search begins so long after the last key
 const OPEN = ["queued", "running"];
+const GONE = [404, 410];
 const PAGE = 12;
 const LONGEST_PAGE = 100; // that the service gives
 const GRID_PICTURES = 16; // two rows of eight; in a larger grid none can be seen at this size, and it has megabytes
@@ -157,7 +158,9 @@ export class History {
     }
     button.onblur = null;
     this.attempt(async () => {
-      await deleteJob(job.id);
+      await deleteJob(job.id).catch((problem) => {
+        if (!GONE.includes(problem.status)) throw problem; // otherwise another tab did it, or the answer was lost
+      });
       const nearest = card.nextElementSibling ?? card.previousElementSibling;
       this.cards.delete(job.id);
       discard(card);
