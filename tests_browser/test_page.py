@@ -751,6 +751,28 @@ def test_a_job_that_is_gone_leaves_the_gallery(
     complaints.clear()
 
 
+def test_the_gallery_goes_on_to_older_jobs_when_all_on_show_are_deleted(
+    page: Page, address: str, client: httpx.Client, alive: JobStore
+) -> None:
+    for _ in range(13):
+        job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()["id"]
+        client.delete(f"/jobs/{job}", params={"cancel_only": True}).raise_for_status()
+    page.goto(address)
+    jobs = page.locator("#jobs a")
+    expect(jobs).to_have_count(12)
+    for left in range(11, 0, -1):
+        for name in ("^Delete: ", "^Delete for good: "):
+            page.get_by_role("button", name=re.compile(name)).first.click()
+        expect(jobs).to_have_count(left)
+    newer = jobs.get_attribute("data-job")
+    for name in ("^Delete: ", "^Delete for good: "):
+        page.get_by_role("button", name=re.compile(name)).click()
+    expect(page.locator(f"[data-job='{newer}']")).to_have_count(0)
+    expect(jobs).to_have_count(1)
+    expect(page.get_by_role("button", name="Older jobs")).to_be_hidden()
+    expect(page.get_by_role("searchbox", name="Search jobs by label")).to_be_focused()
+
+
 def test_a_job_is_deleted_from_the_gallery_by_keyboard(
     opened: Page, compose: Compose, working: Runner, client: httpx.Client, complaints: list[str]
 ) -> None:

@@ -88,7 +88,7 @@ export class History {
   }
 
   #tidy() {
-    const isEmpty = !find("#jobs").children.length;
+    const isEmpty = !find("#jobs").children.length && !this.next;
     find("#history").hidden = isEmpty && !this.label;
     find("#nothing").textContent = isEmpty && this.label ? `No job has a label with "${this.label}".` : "";
     find("#more").hidden = !this.next;
@@ -168,6 +168,7 @@ export class History {
       (nearest?.querySelector("a") ?? (find("#history").hidden ? find("#canvas") : find("#search"))).focus();
       announce("The job is deleted.");
       this.deleted(job.id);
+      if (!this.cards.size && this.next) await this.#page(PAGE);
     });
   }
 }
