@@ -7,6 +7,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests_browser.test_page import LISTS, drawn
 
@@ -106,6 +107,23 @@ def test_what_could_not_be_read_is_read_once_the_service_is_back(
     page.unroute(f"**/jobs/{job['id']}")
     look_again(page)
     expect(page.locator(".card [data-verdict]").first).to_be_visible()
+    complaints.clear()
+
+
+@pytest.mark.parametrize("lost", ["**/jobs?*", "**/openapi.json"])
+@pytest.mark.parametrize("status", [0, 503])
+def test_jobs_and_limits_are_read_once_the_service_is_back(
+    page: Page, address: str, client: httpx.Client, alive: JobStore, complaints: list[str], lost: str, status: int
+) -> None:
+    client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).raise_for_status()
+    page.route(lost, lambda route: route.fulfill(status=status) if status else route.abort())
+    page.goto(address)
+    expect(page.locator("#refusal")).not_to_be_empty()
+    page.unroute(lost)
+    look_again(page)
+    expect(page.locator("#jobs a")).to_have_count(1)
+    expect(page.get_by_label("Steps")).to_have_attribute("max", "1000")
+    expect(page.locator("#refusal")).to_be_empty()
     complaints.clear()
 
 

@@ -14,6 +14,7 @@ const LOOK_AGAIN_MS = 20_000;
 
 let mode = "draw";
 let sending = false;
+let unread = false; // whether models, labels, jobs or limits could not be read for a reason that may pass
 
 const composer = new Composer(() => {
   find("#objects-block #refusal")?.replaceChildren(); // it was about the labels before
@@ -194,12 +195,18 @@ async function loadLabels(choice) {
 }
 
 async function load() {
-  options.offer((await readModels()).models);
-  view.reshape();
-  await loadLabels(options.choice);
-  find("#refusal").textContent = "";
-  await Promise.all([history.refresh(), describe()]);
-  update();
+  try {
+    options.offer((await readModels()).models);
+    view.reshape();
+    await loadLabels(options.choice);
+    find("#refusal").textContent = "";
+    await Promise.all([history.refresh(), describe()]);
+    unread = false;
+    update();
+  } catch (error) {
+    unread = error instanceof Problem && error.mayPass;
+    throw error;
+  }
 }
 
 /** Shows the limits of the fields. The document is by far the largest of the answers, so nothing else waits for it. */
@@ -212,7 +219,7 @@ async function describe() {
 async function look() {
   try {
     const { workers } = await readReady();
-    if (find("#ready").dataset.state === "away" || view.lost) catchUp();
+    if (find("#ready").dataset.state === "away" || view.lost || unread) catchUp();
     showReady("ready", workers > 1 ? `Ready, ${workers} workers` : "Ready");
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
@@ -222,7 +229,7 @@ async function look() {
 
 /** Reads what could not be read while the service was away. */
 function catchUp() {
-  if (!composer.labels.length) attempt(load);
+  if (unread) attempt(load);
   else if (view.lost) openAddress();
 }
 
