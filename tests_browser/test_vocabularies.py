@@ -130,6 +130,18 @@ def test_pictures_of_another_vocabulary_are_scored_by_its_evaluator(
     assert "-F 'model=animals'" in (opened.locator("#command").text_content() or "")
 
 
+def test_the_chosen_model_stays_when_a_key_is_saved(opened: Page) -> None:
+    """All is read again with the key."""
+    choose_model(opened, "animals", "tiny cat")
+    choose(opened, PETS[:1])
+    opened.get_by_role("button", name="Key", exact=True).click()
+    with opened.expect_response("**/openapi.json"):
+        opened.get_by_role("button", name="Save").click()
+    expect(opened.get_by_label("Model")).to_have_value("animals")
+    expect(opened.locator("#picker button").first).to_have_attribute("data-label", "tiny cat")
+    expect(opened.locator("#chosen")).to_have_text("big dog and tiny cat")
+
+
 def test_the_labels_are_those_of_the_model_chosen_last(opened: Page) -> None:
     """Even if an earlier choice is answered later."""
     held = list[Route]()

@@ -57,7 +57,9 @@ export class Options {
     Object.assign(find("#repeats"), { placeholder: usual, max: maximum });
   }
 
+  /** Offers models; the choice stays, if it is among them. */
   offer(models) {
+    const { choice } = this;
     this.models = models;
     const usual = models.find((model) => model.promoted);
     const others = models.filter((model) => !model.promoted);
@@ -65,6 +67,7 @@ export class Options {
       h("option", { value: "" }, usual?.name ?? "default"),
       ...others.map((model) => h("option", { value: model.name }, model.name)),
     );
+    find("#model").value = this.choiceOf({ model: choice });
     this.#showDefaults();
   }
 
