@@ -127,6 +127,32 @@ def test_jobs_and_limits_are_read_once_the_service_is_back(
     complaints.clear()
 
 
+def test_the_gallery_shows_how_jobs_went_on_that_are_not_on_show(
+    page: Page, address: str, client: httpx.Client, alive: JobStore
+) -> None:
+    """Nothing tells the page of the end of a job that another tab or a program created."""
+    job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()["id"]
+    page.goto(address)
+    expect(page.locator("#jobs .status")).to_have_text("queued")
+    client.delete(f"/jobs/{job}", params={"cancel_only": True}).raise_for_status()
+    look_again(page)
+    expect(page.locator("#jobs .status")).to_have_text("cancelled")
+    expect(page.get_by_role("button", name=re.compile("^Delete: "))).to_be_visible()
+
+
+def test_a_thumbnail_that_could_not_be_read_is_read_later(
+    page: Page, address: str, client: httpx.Client, working: Runner, complaints: list[str]
+) -> None:
+    client.post("/generate", json={"labels": LISTS[:1], "steps": 2}).raise_for_status()
+    page.route("**/grid.png", lambda route: route.fulfill(status=503))
+    page.goto(address)
+    expect(page.locator("#jobs img[data-lost]")).to_have_count(1)
+    page.unroute("**/grid.png")
+    look_again(page)
+    expect(page.locator("#jobs img")).to_be_visible()
+    complaints.clear()
+
+
 def test_a_phone_shows_why_a_download_failed(
     opened: Page, compose: Compose, working: Runner, client: httpx.Client, complaints: list[str]
 ) -> None:

@@ -221,6 +221,7 @@ async function look() {
     const { workers } = await readReady();
     if (find("#ready").dataset.state === "away" || view.lost || unread) catchUp();
     showReady("ready", workers > 1 ? `Ready, ${workers} workers` : "Ready");
+    if (history.isStale) await history.refresh();
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     showReady("away", error.status === 0 ? "No connection" : error.message);

@@ -42,6 +42,11 @@ export class History {
     await this.#page(Math.min(Math.max(PAGE, this.cards.size), LONGEST_PAGE));
   }
 
+  /** Whether a job was open when it was read, or its picture could not be read for a reason that may pass. */
+  get isStale() {
+    return find("#jobs").querySelector("[data-status=queued], [data-status=running], [data-lost]") !== null;
+  }
+
   /** Marks the job that the page shows. */
   mark(id) {
     this.shown = id;
@@ -75,7 +80,8 @@ export class History {
     const before = this.cards;
     const focused = [...before].find(([, card]) => card.contains(document.activeElement))?.[0];
     const statusOf = (card) => card?.querySelector("a").dataset.status;
-    const cardOf = (job) => (statusOf(before.get(job.id)) === job.status ? before.get(job.id) : this.#card(job));
+    const isKept = (job, card) => statusOf(card) === job.status && !card.querySelector("[data-lost]");
+    const cardOf = (job) => (isKept(job, before.get(job.id)) ? before.get(job.id) : this.#card(job));
     this.cards = new Map([...cards, ...jobs.map((job) => [job.id, cardOf(job)])]);
     for (const [id, card] of before) if (this.cards.get(id) !== card) discard(card);
     const list = find("#jobs");
@@ -129,7 +135,8 @@ export class History {
       image.hidden = false;
       if (!image.isConnected) URL.revokeObjectURL(image.src);
     } catch (error) {
-      if (!(error instanceof Problem)) throw error; // its pictures have expired, and the card stays without one
+      if (!(error instanceof Problem)) throw error;
+      image.toggleAttribute("data-lost", error.mayPass); // otherwise its pictures have expired
     }
   }
 
