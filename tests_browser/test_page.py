@@ -773,6 +773,23 @@ def test_the_gallery_goes_on_to_older_jobs_when_all_on_show_are_deleted(
     expect(page.get_by_role("searchbox", name="Search jobs by label")).to_be_focused()
 
 
+def test_the_gallery_keeps_more_jobs_than_the_service_gives_at_once(
+    page: Page, address: str, client: httpx.Client, alive: JobStore
+) -> None:
+    for _ in range(104):
+        client.post("/generate", json={"labels": LISTS[:1]}, headers={"prefer": "respond-async"}).raise_for_status()
+    page.goto(address)
+    jobs = page.locator("#jobs a")
+    for count in range(12, 97, 12):
+        expect(jobs).to_have_count(count)
+        page.get_by_role("button", name="Older jobs").click()
+    expect(jobs).to_have_count(104)
+    with page.expect_response(re.compile("/jobs[?].*cursor=")):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # they are read again: they are open
+    expect(jobs).to_have_count(104)
+    expect(page.get_by_role("button", name="Older jobs")).to_be_hidden()
+
+
 def test_a_job_is_deleted_from_the_gallery_by_keyboard(
     opened: Page, compose: Compose, working: Runner, client: httpx.Client, complaints: list[str]
 ) -> None:

@@ -39,7 +39,7 @@ export class History {
 
   /** Reads the newest jobs again, as many as are shown. Throws a Problem if they cannot be read. */
   async refresh() {
-    await this.#page(Math.min(Math.max(PAGE, this.cards.size), LONGEST_PAGE));
+    await this.#page(Math.max(PAGE, this.cards.size), null, this.cards.size);
   }
 
   /** Whether a job was open when it was read, or its picture could not be read for a reason that may pass. */
@@ -64,14 +64,19 @@ export class History {
     });
   }
 
-  /** Reads and shows a page of jobs; returns whether it is shown. */
-  async #page(limit, cursor = null) {
+  /** Reads and shows up to `most` jobs, at least `least` if there are as many; returns whether they are shown. */
+  async #page(most, cursor = null, least = 1) {
     const asked = ++this.asked;
-    let page = await readJobs(limit, cursor, this.label);
-    while (!page.jobs.length && page.next) page = await readJobs(limit, page.next, this.label); // the service looks at some jobs at a time
-    if (asked !== this.asked) return false; // something else was asked for meanwhile
-    this.next = page.next;
-    this.#show(cursor ? [...this.cards] : [], page.jobs);
+    const jobs = [];
+    let next = cursor;
+    do {
+      const page = await readJobs(Math.min(most - jobs.length, LONGEST_PAGE), next, this.label);
+      if (asked !== this.asked) return false; // something else was asked for meanwhile
+      jobs.push(...page.jobs);
+      next = page.next;
+    } while (jobs.length < least && next); // the service looks at some jobs at a time
+    this.next = next;
+    this.#show(cursor ? [...this.cards] : [], jobs);
     return true;
   }
 
