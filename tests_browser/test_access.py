@@ -192,6 +192,20 @@ def test_the_button_to_draw_is_in_sight_on_a_low_screen(opened: Page, compose: C
     assert field["y"] + field["height"] <= over["y"]
 
 
+def test_the_button_to_draw_keeps_the_focus(
+    opened: Page, compose: Compose, working: Runner, client: httpx.Client
+) -> None:
+    """The same key draws once more."""
+    compose([["red cube"]])
+    opened.get_by_label("Steps").fill("2")
+    opened.locator("#go").focus()
+    for count in (1, 2):
+        opened.keyboard.press("Enter")
+        expect(opened.locator("#jobs a")).to_have_count(count)
+        expect(opened.locator("#go")).to_be_focused()
+    assert len(client.get("/jobs").json()["jobs"]) == 2
+
+
 def test_dark_and_light_follow_the_system_until_one_is_chosen(opened: Page) -> None:
     def background() -> str:
         colour: str = opened.evaluate("getComputedStyle(document.body).backgroundColor")

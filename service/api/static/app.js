@@ -110,11 +110,13 @@ async function makeAgain(png) {
 /** Creates a job and opens it. */
 async function send(create) {
   find("#refusal").textContent = "";
+  const focused = document.activeElement;
   sending = true;
   update();
   const job = await attempt(create);
   sending = false;
   update();
+  if (document.activeElement === document.body) focused.focus({ preventScroll: true }); // a disabled button loses it
   if (!job) return;
   show(job);
   announce(`${counted(job.progress.total, "picture")} requested.`);
