@@ -206,6 +206,25 @@ def test_the_button_to_draw_keeps_the_focus(
     assert len(client.get("/jobs").json()["jobs"]) == 2
 
 
+def test_a_keyboard_scrolls_the_way_from_noise(opened: Page, compose: Compose, working: Runner) -> None:
+    """Arrow keys in a strip wider than the screen do not go to the next picture."""
+    opened.set_viewport_size({"width": 360, "height": 800})
+    compose([["red cube"], ["blue sphere"]])
+    opened.get_by_label("Steps").fill("12")
+    opened.get_by_label("Stages").fill("12")
+    opened.get_by_role("button", name=re.compile("^Draw")).click()
+    expect(opened.locator(".card [data-verdict]").nth(1)).to_be_visible()
+    opened.locator(".frame").first.click()
+    expect(opened.locator(".way img")).to_be_visible()
+    way = opened.locator(".way")
+    way.focus()
+    opened.keyboard.press("ArrowRight")
+    expect(opened.locator("#picture-dialog h2")).to_have_text("Picture 1 of 2")
+    way.evaluate(
+        "way => way.scrollLeft || new Promise((done) => way.addEventListener('scroll', () => done(), { once: true }))"
+    )
+
+
 def test_dark_and_light_follow_the_system_until_one_is_chosen(opened: Page) -> None:
     def background() -> str:
         colour: str = opened.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -15,6 +15,8 @@ export class Lightbox {
     this.cards = [];
     this.at = 0;
     this.dialog.addEventListener("keydown", (event) => {
+      const { target } = event;
+      if (target.matches(".way") && target.scrollWidth > target.clientWidth) return; // they scroll it
       if (event.key === "ArrowRight") this.#show(this.at + 1);
       if (event.key === "ArrowLeft") this.#show(this.at - 1);
     });
