@@ -142,6 +142,19 @@ def test_the_chosen_model_stays_when_a_key_is_saved(opened: Page) -> None:
     expect(opened.locator("#chosen")).to_have_text("big dog and tiny cat")
 
 
+def test_labels_that_are_numbers_are_ranked_by_probability(opened: Page) -> None:
+    """JavaScript's objects order such keys by their value, whatever the answer's order."""
+    opened.evaluate("""async () => {
+        const { Card } = await import("./static/card.js");
+        const { Lightbox } = await import("./static/lightbox.js");
+        const card = new Card(0, ["7"], {});
+        const scores = JSON.parse('{"7": 0.9, "9": 0.4, "1": 0.1}');
+        Object.assign(card, { source: "static/icon.svg", result: { labels: ["7"], scores, accuracy: 1, f1: 1 } });
+        new Lightbox(async () => null).open([card], card, null);
+    }""")
+    expect(opened.locator(".facts")).to_contain_text("Next likely9, 40 %")
+
+
 def test_the_labels_are_those_of_the_model_chosen_last(opened: Page) -> None:
     """Even if an earlier choice is answered later."""
     held = list[Route]()

@@ -105,6 +105,7 @@ export class Lightbox {
     const mean = known.reduce((sum, distance) => sum + distance, 0) / known.length;
     const shown = new Set([...labels, ...Object.keys(scores).filter((label) => scores[label] > 0.5)]);
     const others = Object.entries(scores).filter(([label]) => !shown.has(label));
+    others.sort(([, one], [, other]) => other - one); // the service does, but an object has labels such as "7" first
     return h(
       "dl",
       { class: "facts" },
