@@ -173,9 +173,10 @@ def test_times_are_said_in_whole_seconds_and_minutes(opened: Page) -> None:
 
 
 def test_a_test_file_is_scored(opened: Page, working: Runner, client: httpx.Client, tmp_path: Path) -> None:
-    (tmp_path / "test.json").write_text(json.dumps(LISTS))
+    file = tmp_path / 'it\'s, "new"; 2.json'  # which the shell or curl's -F would take apart
+    file.write_text(json.dumps(LISTS))
     opened.get_by_role("tab", name="Score a test file").click()
-    opened.locator("#file").set_input_files(tmp_path / "test.json")
+    opened.locator("#file").set_input_files(file)
     expect(opened.locator("#drop")).to_contain_text("3 label lists")
     opened.get_by_label("Repeats").fill("4")
     opened.get_by_label("Steps").fill("3")

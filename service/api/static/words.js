@@ -22,6 +22,7 @@ export function lasting(seconds) {
 }
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const named = (file) => `@"${file.replaceAll(/["\\]/g, "\\$&")}"`; // curl would split other names at , and ;
 const authorization = () => (apiKey.get() ? ` \\\n  -H "authorization: Bearer $LABELGRID_API_KEY"` : "");
 
 /** The command that draws the same. It reads the key from the shell's environment. */
@@ -34,7 +35,7 @@ export function generateCommand(body) {
 
 /** The command that scores the same test file, and a zip of pictures if there is one. */
 export function scoreCommand(fileName, zipName, fields) {
-  const sent = [`file=@${fileName}`, ...(zipName ? [`pictures=@${zipName}`] : [])];
+  const sent = [`file=${named(fileName)}`, ...(zipName ? [`pictures=${named(zipName)}`] : [])];
   const given = Object.entries(fields).map(([name, value]) => `${name}=${value}`);
   const parts = [...sent, ...given].map((part) => `-F ${quoted(part)}`);
   return `curl -s ${address("score")}${authorization()} \\\n  ${parts.join(" ")}`;
