@@ -184,6 +184,22 @@ def test_labels_do_not_wait_for_the_largest_answer(page: Page, address: str, wor
     expect(page.get_by_label("Steps")).to_have_attribute("max", "1000")
 
 
+def test_a_job_keeps_its_sampler_before_the_largest_answer_is_there(
+    page: Page, address: str, client: httpx.Client, working: Runner
+) -> None:
+    """Samplers to choose from come with the OpenAPI document."""
+    held = list[Route]()
+    page.route("**/openapi.json", lambda route: held.append(route))
+    body = {"labels": LISTS[:1], "steps": 2, "sampler": "ddpm"}
+    page.goto(f"{address}#{client.post('/generate', json=body).json()['id']}")
+    page.locator("#picker button").first.wait_for()
+    page.get_by_role("button", name="Edit as new").click()
+    expect(page.get_by_label("Sampler")).to_have_value("ddpm")
+    held[0].continue_()
+    expect(page.get_by_label("Steps")).to_have_attribute("max", "1000")
+    expect(page.get_by_label("Sampler")).to_have_value("ddpm")
+
+
 def test_a_connection_that_stays_silent_is_replaced(
     opened: Page, compose: Compose, working: Runner, client: httpx.Client
 ) -> None:

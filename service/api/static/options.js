@@ -75,6 +75,7 @@ export class Options {
   load(job) {
     find("#model").value = this.choiceOf(job);
     this.#showDefaults();
+    if (!this.samplers) find("#sampler").append(h("option", { value: job.options.sampler }, job.options.sampler)); // the document may be on its way
     for (const name of ["steps", "guidance", "sampler"]) {
       const usual = job.options[name] === this.#usual()[name];
       find(`#${name}`).value = usual ? "" : job.options[name];
