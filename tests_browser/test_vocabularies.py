@@ -155,6 +155,21 @@ def test_labels_that_are_numbers_are_ranked_by_probability(opened: Page) -> None
     expect(opened.locator(".facts")).to_contain_text("Next likely9, 40 %")
 
 
+def test_any_label_has_a_drawing(opened: Page) -> None:
+    """Also one that every JavaScript object has as a property, or whose second letter is a surrogate pair."""
+    drawn = opened.evaluate(
+        """async (labels) => {
+        const { drawing } = await import("./static/labels.js");
+        return labels.map((label) => drawing(label).outerHTML);
+    }""",
+        ["constructor", "red valueOf", "a\U0001f34e"],
+    )
+    letters = '<span class="drawing letters" aria-hidden="true">'
+    assert drawn[0] == f"{letters}co</span>"
+    assert 'fill="#c2382e"' in drawn[1]
+    assert drawn[2] == f"{letters}a\U0001f34e</span>"
+
+
 def test_the_labels_are_those_of_the_model_chosen_last(opened: Page) -> None:
     """Even if an earlier choice is answered later."""
     held = list[Route]()

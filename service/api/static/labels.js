@@ -4,6 +4,7 @@ import { h, svg } from "./dom.js";
 
 // The colours of the renderer's objects in its light. Other colours are drawn as CSS names them.
 const COLOURS = {
+  __proto__: null, // "constructor" may be a label
   gray: "#7e8186",
   red: "#c2382e",
   blue: "#3d5fdc",
@@ -16,6 +17,7 @@ const COLOURS = {
 const FULL_ENOUGH = 0.5; // fraction of the product's cells that must exist to show groups
 
 const SHAPES = {
+  __proto__: null,
   cube: (fill) => [
     svg("path", { d: "M4 7.2 12 11.4V21L4 16.8Z", fill }),
     svg("path", { d: "M20 7.2 12 11.4V21L20 16.8Z", fill }),
@@ -71,7 +73,7 @@ export function drawing(label) {
   const attributes = { class: "drawing", viewBox: "0 0 24 24", "aria-hidden": "true" };
   if (colour && shape) return svg("svg", attributes, shape(colour));
   if (colour) return svg("svg", attributes, svg("circle", { cx: 12, cy: 12, r: 7, fill: colour }));
-  return h("span", { class: "drawing letters", "aria-hidden": "true" }, label.slice(0, 2));
+  return h("span", { class: "drawing letters", "aria-hidden": "true" }, [...label].slice(0, 2).join(""));
 }
 
 /** "red cube, blue sphere and gray cylinder" */
