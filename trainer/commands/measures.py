@@ -29,7 +29,7 @@ def arrangements(
     """
     from shared.diffusion.model import load_denoiser
     from shared.vocabulary import ICLEVR
-    from trainer.label_files import read_arrangements
+    from trainer.data import read_arrangements
     from trainer.studies.arrangements import FEWEST, compare_arrangements
 
     terminal.check_files(json=json_out)

@@ -175,7 +175,7 @@ def fit_layouts(
     """
     from shared.diffusion.layouts import LayoutConfig
     from trainer.config import with_changes
-    from trainer.label_files import read_arrangements
+    from trainer.data import read_arrangements
     from trainer.runs import show_progress
     from trainer.stages import fit_layouts as fitting
 

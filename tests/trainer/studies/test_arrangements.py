@@ -12,7 +12,7 @@ from shared.diffusion.layouts import OUTSIDE, positions_at
 from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser
 from tests.trainer.command_line import Command, refused, succeeded
-from trainer.label_files import read_arrangements
+from trainer.data import read_arrangements
 from trainer.scenes.scene import SceneObject, ground_position, picture_position, place
 from trainer.studies.arrangements import CLEARLY, accuracy_of_test, compare_arrangements, features, share_misplaced
 
