@@ -181,7 +181,7 @@ def without_server(drawing: Drawing, bodies: Sequence[Body], at_once: int) -> An
 
 
 def alone(drawing: Drawing, bodies: Sequence[Body]) -> Answers:
-    """Sample one request after the other, each with the machine to itself: no server can answer it sooner."""
+    """Make the pictures request by request, each with the machine to itself: no server can answer it sooner."""
     runs = [without_server(drawing, [body], 1) for body in bodies]
     latencies = [one.seconds for one in runs]
     return Answers(sum(one.pictures for one in runs), sum(latencies), latencies, sum(one.cpu_s for one in runs))

@@ -1,4 +1,4 @@
-"""What a command does with a job: creates it, waits for it with a progress bar, saves its pictures, prints it."""
+"""What the commands share: how errors end them, and a job: created, waited for with a progress bar, saved, printed."""
 
 import contextlib
 import functools
