@@ -4,12 +4,13 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+THREADS: Final = torch.get_num_threads()  # of this process's computations, by the cores or OMP_NUM_THREADS
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt(3)
 
 
@@ -62,11 +63,6 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else None
     has_amx = torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has_amx or torch.cpu._is_avx512_bf16_supported() else None
-
-
-def has_onednn(device: torch.device) -> bool:
-    """Whether the device is a CPU and torch was built with oneDNN."""
-    return device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def flush_denormals() -> None:

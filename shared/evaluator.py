@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from shared import storage as files
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
-from shared.device import WithoutWeights, autocast_dtype, has_onednn
-from shared.options import THRESHOLD
+from shared.device import WithoutWeights
+from shared.openvino import CompiledNetwork, uses_openvino
+from shared.options import THRESHOLD, EngineName
 from shared.pictures import resized, without_padding
-from shared.resnet import FoldedResNet, ResNet18
+from shared.resnet import ResNet18
 from shared.storage import Location
 from shared.vocabulary import ICLEVR, Vocabulary
 
@@ -80,40 +81,29 @@ class Evaluator(nn.Module):
         self.vocabulary, self.info = vocabulary, info
         self.resnet = ResNet18(nn.Sequential(nn.Linear(512, len(vocabulary)), nn.Sigmoid()))
         self.locator = Locator(len(vocabulary)) if locates else None
-        self._folded: FoldedResNet | None = None
+        self._compiled: CompiledNetwork | None = None
 
-    def freeze(self) -> Evaluator:
-        """Switch to eval mode for good and return self. On a CPU, fold the layers so that judging is faster.
-
-        Computes in bfloat16 if the CPU multiplies it, otherwise in float32.
-        """
+    def freeze(self, engine: EngineName = "auto") -> Evaluator:
+        """Switch to eval mode for good, in which `engine` judges, and return self. EngineError if it is not there."""
         self.eval().requires_grad_(False)
-        if has_onednn(device := next(self.parameters()).device):
-            self._folded = FoldedResNet(self.resnet, autocast_dtype(device) or torch.float32, IMAGE_SIZE)
+        if uses_openvino(engine, next(self.parameters()).device):
+            self._compiled = CompiledNetwork(Views(self), [torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE)])
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """(N, 3, 64, 64) in [-1, 1] (mean and std 0.5) -> logits (N, K), and what the position head returns."""
-        fine, coarse, pooled = self._features(images)
-        return self.resnet.fc[0](pooled), self.locator(fine, coarse) if self.locator else None
-
-    def _features(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, 3, 64, 64) -> layer 2's (N, 128, 8, 8), layer 3's (N, 256, 4, 4), and (N, 512) for the last layer."""
-        fine, coarse, last = (self._folded or self.resnet)(images)
-        return fine, coarse, last.float().mean((2, 3))
+        fine, coarse, last = self.resnet(images)
+        return self.resnet.fc[0](last.mean((2, 3))), self.locator(fine, coarse) if self.locator else None
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
         """Return each label's probability: images (N, 3, H, W), clamped to [-1, 1] -> (N, K) float32 on the CPU.
 
-        Needs eval mode. The heads take one picture at a time, here and in `positions`: torch has other kernels for one
-        row than for many, so a verdict would depend on the batch. FloatingPointError if a probability is not finite,
-        since scores of it would be plausible.
+        Needs eval mode. FloatingPointError if a probability is not finite, since scores of it would be plausible.
         """
         if not len(images):
             return torch.zeros(0, len(self.vocabulary))
-        features = (self._features(self._input(x))[-1] for x in torch.split(images, batch))
-        found = torch.cat([self.resnet.fc(row) for pooled in features for row in torch.split(pooled, 1)]).cpu()
+        found = self._view(images, batch)[0]
         if not found.isfinite().all():
             raise FloatingPointError("the evaluator's output is not finite")
         return found
@@ -129,16 +119,14 @@ class Evaluator(nn.Module):
             return None
         if not len(images):
             return torch.zeros(0, len(self.vocabulary), 2)
-        features = (self._features(self._input(x)) for x in torch.split(images, batch))
-        pairs = ((torch.split(fine.float(), 1), torch.split(coarse.float(), 1)) for fine, coarse, _ in features)
-        return torch.cat([self.locator(*row)[0] for pair in pairs for row in zip(*pair, strict=True)]).cpu()
+        return self._view(images, batch)[2]
 
     @torch.inference_mode()
     def features(self, images: Tensor, *, batch: int = 64) -> Tensor:
         """Return features in which similar pictures are close: images as for `probabilities` -> (N, 512) float32."""
         if not len(images):
             return torch.zeros(0, 512)
-        return torch.cat([self._features(self._input(x))[-1].cpu() for x in torch.split(images, batch)])
+        return self._view(images, batch)[1]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of its checkpoint: under the course's names, and the position head's under `LOCATOR`."""
@@ -146,8 +134,28 @@ class Evaluator(nn.Module):
         head = self.locator.state_dict() if self.locator else {}
         return tensors | {LOCATOR + key: value for key, value in head.items()}
 
-    def _input(self, images: Tensor) -> Tensor:
-        return as_input(images.to(next(self.parameters()).device, torch.float32).clamp(-1, 1))
+    def _view(self, images: Tensor, batch: int) -> list[Tensor]:
+        """Return what `Views` does for any number of pictures of any size, on the CPU."""
+        device, network = next(self.parameters()).device, self._compiled or Views(self)
+        parts = [network(as_input(x.to(device, torch.float32).clamp(-1, 1))) for x in torch.split(images, batch)]
+        return [torch.cat(results).cpu() for results in zip(*parts, strict=True)]
+
+
+class Views(nn.Module):
+    """All that an evaluator says of pictures: (N, 3, 64, 64) -> probabilities (N, K), features (N, 512), positions.
+
+    Positions are (N, K, 2), and absent without a position head.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        super().__init__()
+        self.resnet, self.locator = evaluator.resnet, evaluator.locator
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        fine, coarse, last = self.resnet(images)
+        pooled = last.mean((2, 3))
+        views = self.resnet.fc(pooled), pooled
+        return views if self.locator is None else (*views, self.locator(fine, coarse)[0])
 
 
 @dataclass(frozen=True)
@@ -184,10 +192,12 @@ def as_input(images: Tensor) -> Tensor:
     return resized(images, (IMAGE_SIZE, IMAGE_SIZE))
 
 
-def load_evaluator(path: Location | str, device: str | torch.device = "cpu") -> Evaluator:
+def load_evaluator(
+    path: Location | str, device: str | torch.device = "cpu", engine: EngineName = "auto"
+) -> Evaluator:
     """Load a safetensors checkpoint, or the course's checkpoint.pth ({"model": state_dict}), by the suffix.
 
-    Raises CheckpointError if the file is neither.
+    Raises CheckpointError if the file is neither, EngineError as `freeze`.
     """
     path = Path(path) if isinstance(path, str) else path
     head: dict[str, Tensor] = {}
@@ -209,7 +219,7 @@ def load_evaluator(path: Location | str, device: str | torch.device = "cpu") -> 
             evaluator.locator.load_state_dict(head)
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(path.name, f"weights do not fit ResNet-18: {_short(error)}") from error
-    return evaluator.to(device).float().freeze()
+    return evaluator.to(device).float().freeze(engine)
 
 
 def _read_course_checkpoint(path: Path) -> Mapping[str, Any]:

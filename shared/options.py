@@ -26,6 +26,7 @@ SamplerName = Literal["ddpm", "ddpm_small", "ddim", "euler", "dpmpp_1", "dpmpp_2
 SpacingName = Literal["uniform", "logsnr", "trailing"]
 ConditioningName = Literal["embedding", "channels"]
 PredictionName = Literal["eps", "v"]
+EngineName = Literal["auto", "openvino", "torch"]  # what computes the networks on a CPU
 
 
 @dataclass(frozen=True)

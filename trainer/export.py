@@ -42,12 +42,10 @@ class EvaluatorGraph(nn.Module):
 
     def __init__(self, evaluator: Evaluator) -> None:
         super().__init__()
-        # a copy, since a loaded evaluator computes with folded layers, on some CPUs in bfloat16
-        self.plain = Evaluator(evaluator.vocabulary, locates=evaluator.locator is not None)
-        self.plain.load_state_dict(evaluator.state_dict())
+        self.evaluator = evaluator
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        logits, located = self.plain(images.clamp(-1, 1))
+        logits, located = self.evaluator(images.clamp(-1, 1))
         return (logits.sigmoid(),) if located is None else (logits.sigmoid(), located[0])
 
 

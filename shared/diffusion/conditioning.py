@@ -67,7 +67,7 @@ class PositionMap(nn.Module):
         if self.rotations is not None and places.shape[-1] == 4:
             cosine, sine = places[..., 2:, None].to(vectors.dtype).unbind(-2)  # (B, K, 1)
             vectors = vectors + cosine * self.rotations[0] + sine * self.rotations[1]  # (B, K, C)
-        bumps = down.mT[:, :, None] * across.mT[:, None]  # (B, H, W, K)
+        bumps = down.transpose(-2, -1)[:, :, None] * across.transpose(-2, -1)[:, None]  # (B, H, W, K)
         placed: Tensor = bumps.to(vectors.dtype).flatten(1, 2) @ vectors  # (B, H * W, C)
         return placed.view(-1, height, width, vectors.shape[-1]).permute(0, 3, 1, 2)
 

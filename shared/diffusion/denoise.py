@@ -84,9 +84,9 @@ class Stepper:
     """Advances each row by one step of its own table, with as few network rows as its guidance allows.
 
     `network`: see `Network`; in eval mode and on `device`. `alpha_bar`: (T,) float64. `prediction`: what the network
-    predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call; see
-    `bound`. `layouts`: draws the positions for a network that takes them; `rotations`: whether it takes those too.
-    `upsampler`: enlarges finished pictures. `network_rows` and `padding_rows` count the rows computed so far.
+    predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call.
+    `layouts`: draws the positions for a network that takes them; `rotations`: whether it takes those too.
+    `upsampler`: enlarges finished pictures. `network_rows` counts the rows computed so far.
     """
 
     def __init__(
@@ -102,10 +102,11 @@ class Stepper:
         rotations: bool = False,
         upsampler: Upsampler | None = None,
     ) -> None:
-        self.network, self.device, self.dtype = network, torch.device(device), dtype
-        self.bound(max_rows)
+        if max_rows < 1:
+            raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+        self.network, self.device, self.dtype, self.max_rows = network, torch.device(device), dtype, max_rows
         self.layouts, self.rotations, self.upsampler = layouts, rotations, upsampler
-        self.network_rows, self.padding_rows = 0, 0
+        self.network_rows = 0
         self._alpha_bar, self._to_x0 = alpha_bar, _prediction_coefficients(alpha_bar, prediction)
         self._plan: Callable[[SamplingOptions], tuple[Table, Sequence[float]]] = lru_cache(128)(
             lambda options: _plan(options, alpha_bar)
@@ -115,16 +116,6 @@ class Stepper:
     def picture_shape(self) -> tuple[int, int, int]:
         """The shape (C, H, W) of a finished picture."""
         return self.network.image_shape if self.upsampler is None else self.upsampler.picture_shape
-
-    def bound(self, max_rows: int, pad_to: Sequence[int] | None = None, most_padding: float = 1.0) -> None:
-        """Limit later network calls to `max_rows` rows and, if given, the batch sizes `pad_to`, whose largest it is.
-
-        Rows are padded to the next size, or split into two calls if more than `most_padding` of a call would be
-        padding. Padding rows are discarded. ValueError if the two bounds disagree.
-        """
-        if max_rows < 1 or (pad_to is not None and max(pad_to, default=0) != max_rows):
-            raise ValueError(f"max_rows must be at least 1 and the largest of pad_to, got {max_rows} and {pad_to}")
-        self.max_rows, self.pad_to, self.most_padding = max_rows, sorted(pad_to or ()), most_padding
 
     def new_row(
         self,
@@ -191,12 +182,12 @@ class Stepper:
     def pictures(self, rows: Sequence[Row]) -> Tensor:
         """Return the rows' pictures at their final size: (N, C, H, W) float32 in about [-1, 1], on the CPU.
 
-        That is `row.x` or, with an upsampler, its output. Each row is upsampled alone, so a picture does not depend on
-        the others, bit by bit.
+        That is `row.x` or, with an upsampler, its output.
         """
         if not rows:
             return torch.empty(0, *self.picture_shape)
-        return torch.cat([self._enlarge(row.x[None]).float().cpu() for row in rows])
+        x = torch.stack([row.x for row in rows])
+        return torch.cat([self._enlarge(chunk) for chunk in x.split(self.max_rows)]).cpu()
 
     @torch.inference_mode()
     def predict_noised(self, x: Tensor, noise: Tensor, log_snr: float, labels: Tensor, w: float) -> Tensor:
@@ -216,11 +207,11 @@ class Stepper:
         return math.sqrt(alpha_bar) * x + math.sqrt(1 - alpha_bar) * noise
 
     def _enlarge(self, x: Tensor) -> Tensor:
-        """(1, C, h, w) -> (1, C, H, W)."""
+        """(N, C, h, w) -> (N, C, H, W) float32."""
         if self.upsampler is None:
             return x
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            return self.upsampler(x)
+            return self.upsampler(x).float()
 
     def _column_vectors(self, rows: Sequence[Row], now: Sequence[tuple[int, float, float, float, float]]) -> Tensor:
         """Return (7, N, 1, 1, 1): p, q, limit (x0_hat = p x + q prediction, clamped to +-limit), a, b, c, s by row."""
@@ -228,7 +219,7 @@ class Stepper:
         for row, (t, *coefficients) in zip(rows, now, strict=True):
             p, q, limit = self._to_x0[t]
             values.append((p, q, 1.0 if row.options.clip_x0 else limit, *coefficients))
-        return torch.tensor(values, dtype=torch.float32, device=self.device).T[:, :, None, None, None]
+        return self._on_device(torch.tensor(values, dtype=torch.float32)).T[:, :, None, None, None]
 
     def _noise(self, generators: Sequence[torch.Generator | None]) -> Tensor:
         """Return z (N, C, H, W): noise from each row's generator, or zeros for a row without one."""
@@ -236,7 +227,13 @@ class Stepper:
         for z_i, generator in zip(z, generators, strict=True):
             if generator is not None:
                 torch.randn(z_i.shape, generator=generator, out=z_i)
-        return z.to(self.device)
+        return self._on_device(z)
+
+    def _on_device(self, values: Tensor) -> Tensor:
+        """Copy values to the device without waiting for it: a GPU fetches them from memory that is not swapped out."""
+        if self.device.type == "cpu":
+            return values
+        return values.pin_memory().to(self.device, non_blocking=True)
 
     def _predict(self, x: Tensor, t: Sequence[int], labels: Tensor, w: Sequence[float]) -> Tensor:
         """Return guided predictions null + w (cond - null): x (N, C, H, W) at timesteps t -> (N, C, H, W) float32.
@@ -245,35 +242,20 @@ class Stepper:
         guiding x0_hat, which is linear in it.
         """
         pack = _pack(w)
-        index = torch.tensor(pack.pictures, device=self.device)
-        keep = torch.tensor(pack.keep, device=self.device)
-        weights = torch.tensor(pack.weights, dtype=torch.float32, device=self.device)[:, None, None, None]
-        at, guided, start = torch.tensor(t, device=self.device), torch.zeros_like(x), 0
-        while start < len(index):
-            chunk = slice(start, start + self._next_call(len(index) - start))
-            i = index[chunk]
-            out = self._call_network(x[i], at[i], labels[i], keep[chunk])
-            guided.index_add_(0, i, out * weights[chunk])
-            start = chunk.stop
+        index = self._on_device(torch.tensor(pack.pictures))
+        keep = self._on_device(torch.tensor(pack.keep))
+        weights = self._on_device(torch.tensor(pack.weights, dtype=torch.float32))[:, None, None, None]
+        at, guided = self._on_device(torch.tensor(t)), torch.zeros_like(x)
+        calls = (part.split(self.max_rows) for part in (index, keep, weights))
+        for i, keep_i, weights_i in zip(*calls, strict=True):
+            guided.index_add_(0, i, self._call_network(x[i], at[i], labels[i], keep_i) * weights_i)
         self.network_rows += len(index)
         return guided
 
-    def _next_call(self, left: int) -> int:
-        """Return how many of the `left` rows the next network call takes."""
-        rows = min(left, self.max_rows)
-        below = max((size for size in self.pad_to if size <= rows), default=0)
-        above = min((size for size in self.pad_to if size >= rows), default=rows)
-        return below if below and above - rows > self.most_padding * above else rows
-
     def _call_network(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        """Call the network on B <= max_rows rows, padded to the next size of `pad_to`: (B, C, H, W) float32."""
-        B = len(x)
-        if fill := next((size for size in self.pad_to if size >= B), B) - B:
-            self.padding_rows += fill
-            x, t, labels, keep = (torch.cat([v, v[:1].expand(fill, *v.shape[1:])]) for v in (x, t, labels, keep))
-        x = x.contiguous(memory_format=torch.channels_last)
+        """Call the network on B <= max_rows rows: (B, C, H, W) float32."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            return self.network(x, t, labels, keep)[:B].float()
+            return self.network(x, t, labels, keep).float()
 
 
 def _pack(w: Sequence[float]) -> _Pack:

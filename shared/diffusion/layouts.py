@@ -230,7 +230,7 @@ class Footprint(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-3.0))  # at first no object disturbs another
 
     def forward(self, places: Tensor) -> Tensor:
-        return F.softplus(self.rows(places, 0) @ self.columns(places, 1).mT + self.bias)
+        return F.softplus(self.rows(places, 0) @ self.columns(places, 1).transpose(-2, -1) + self.bias)
 
 
 class Factors(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from pydantic import TypeAdapter
@@ -14,17 +13,47 @@ from torch import Tensor
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.device import WithoutWeights, autocast_dtype
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts
-from shared.diffusion.packed import can_pack, pack, pack_upsampler
+from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts, with_positions
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
-from shared.options import PredictionName, SamplingOptions
+from shared.openvino import CompiledNetwork, uses_openvino
+from shared.options import EngineName, PredictionName, SamplingOptions
 from shared.storage import Location
 from shared.support import picture_size
 from shared.vocabulary import Vocabulary
 
 UPSAMPLER = "upsampler."  # begins the names of the upsampler's tensors in a checkpoint
+
+
+class CompiledDenoiser:
+    """A denoising network in OpenVINO, as the stepping loop sees it (`denoise.Network`)."""
+
+    def __init__(self, network: UNet) -> None:
+        self.image_shape, self.num_labels = network.image_shape, network.num_labels
+        # all labels at once, at places of their own: a sum of few labels might round alike in any order
+        labels = torch.ones(1, network.num_labels)
+        if network.config.positions:
+            places = torch.rand(1, network.num_labels, 2)
+            labels = with_positions(labels, places, places if network.config.rotations else None)
+        example = torch.randn(1, *network.image_shape), torch.tensor([500]), labels, torch.tensor([True])
+        self._compiled = CompiledNetwork(network, example)
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        (prediction,) = self._compiled(x, t, labels, keep)
+        return prediction
+
+
+class CompiledUpsampler:
+    """An upsampler in OpenVINO, as the stepping loop sees it (`denoise.Upsampler`)."""
+
+    def __init__(self, network: UpsamplerNet, shape: tuple[int, int, int]) -> None:
+        self.picture_shape = network.picture_shape
+        self._compiled = CompiledNetwork(network, [torch.randn(1, *shape)])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        (pictures,) = self._compiled(x)
+        return pictures
 
 
 @dataclass
@@ -51,20 +80,20 @@ class Denoiser:
         """The shape (C, H, W) of a finished picture: that of the upsampler's output, where there is one."""
         return self.image_shape if self.upsampler is None else self.upsampler.picture_shape
 
-    def stepper(self, *, max_rows: int = 64) -> Stepper:
-        """Return a stepping loop on the network's device, in the device's fastest precision."""
+    def stepper(self, *, max_rows: int = 64, engine: EngineName = "auto") -> Stepper:
+        """Return a stepping loop on the network's device, in the device's fastest precision.
+
+        Raises EngineError if the engine is not there.
+        """
         device = next(self.network.parameters()).device
-        dtype = autocast_dtype(device)
-        network, upsampler = self._packed if can_pack(device) else (self.network, self.upsampler)
+        dtype, network, upsampler = autocast_dtype(device), self.network, self.upsampler
+        if uses_openvino(engine, device):
+            dtype, network = None, CompiledDenoiser(self.network)
+            upsampler = None if self.upsampler is None else CompiledUpsampler(self.upsampler, self.image_shape)
         return Stepper(
             network, self.alpha_bar, self.prediction, device=device, dtype=dtype, max_rows=max_rows,
             layouts=self.layouts, rotations=self.network.config.rotations, upsampler=upsampler,
         )  # fmt: skip
-
-    @cached_property
-    def _packed(self) -> tuple[UNet, UpsamplerNet | None]:
-        dtype = autocast_dtype(torch.device("cpu")) or torch.float32
-        return pack(self.network, dtype), None if self.upsampler is None else pack_upsampler(self.upsampler, dtype)
 
 
 def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Denoiser:
