@@ -28,9 +28,8 @@ def poisoned_step(self: Stepper, rows: Sequence[Row]) -> None:
 
 
 def _have(rows: Sequence[Row], label: int) -> bool:
-    """Whether a picture has a label. Those with all labels do not count: with them a worker tries its batch sizes."""
-    asked = [row.labels.reshape(len(row.labels), -1).any(1) for row in rows]
-    return any(bool(labels[label]) and not bool(labels.all()) for labels in asked)
+    """Whether a picture has a label."""
+    return any(bool(row.labels.reshape(len(row.labels), -1)[label].any()) for row in rows)
 
 
 if __name__ == "__main__":

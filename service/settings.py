@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.connection import Connection, parse_url
 
-from shared.options import LIMITS
+from shared.options import LIMITS, EngineName
 from shared.storage import Location, open_storage
 
 if TYPE_CHECKING:
@@ -187,14 +187,16 @@ class Settings(BaseSettings):
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
     """Where the network runs: cpu, cuda, cuda:1, or auto, which takes the GPU if there is one."""
+    engine: EngineName = "auto"
+    """What computes the networks: openvino, on a CPU only; torch; or auto, which takes OpenVINO on a CPU where it is
+    installed."""
     batch_pictures: int | None = Field(default=None, ge=1)
-    """Maximum number of pictures that a worker samples at the same time. If unset, the worker times the network of each
-    model that it loads, and chooses the smallest batch, of at least 16 pictures, whose throughput is near the best; as
-    many again may then join, a few at each step."""
+    """Maximum number of pictures that a worker samples at the same time; all of them step together. If unset, it is 16
+    on a CPU and 64 on a GPU; as many again may then join, a few at each step, and large jobs give way to small ones
+    (docs/architecture.md)."""
     batch_rows: int | None = Field(default=None, ge=1)
-    """Maximum number of rows in one call of the network; a guided picture takes two. If unset, it follows from the
-    measurement. If both are set, nothing is measured and all pictures step together; otherwise large jobs give way to
-    small ones (docs/architecture.md)."""
+    """Maximum number of rows in one call of the network; a guided picture takes two. If unset, it is 64 on a CPU and
+    256 on a GPU."""
     live_every_s: float = Field(default=0.5, ge=0)
     """Minimum interval between a worker's progress events with previews, for clients that watch a job."""
     loaded_models: int = Field(default=2, ge=1)

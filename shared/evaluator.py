@@ -192,9 +192,7 @@ def as_input(images: Tensor) -> Tensor:
     return resized(images, (IMAGE_SIZE, IMAGE_SIZE))
 
 
-def load_evaluator(
-    path: Location | str, device: str | torch.device = "cpu", engine: EngineName = "auto"
-) -> Evaluator:
+def load_evaluator(path: Location | str, device: str | torch.device = "cpu", engine: EngineName = "auto") -> Evaluator:
     """Load a safetensors checkpoint, or the course's checkpoint.pth ({"model": state_dict}), by the suffix.
 
     Raises CheckpointError if the file is neither, EngineError as `freeze`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -58,13 +58,22 @@ class CompiledNetwork:
 
     def __call__(self, *arguments: Tensor) -> list[Tensor]:
         """Compute any number of rows, at least one; return the module's results, as float32."""
-        parts = [self._call([one[chunk] for one in arguments]) for chunk in chunks(len(arguments[0]))]
+        parts, start, rows = [], 0, len(arguments[0])
+        while start < rows:
+            size = self._next_size(rows - start)
+            parts.append(self._call(size, [one[start : start + size] for one in arguments]))
+            start += size
         return [torch.cat(results) for results in zip(*parts, strict=True)]
 
-    def _call(self, arguments: Sequence[Tensor]) -> list[Tensor]:
-        """Compute the rows of one chunk in a call of the next size. The rows that fill it up are discarded."""
+    def _next_size(self, left: int) -> int:
+        """Return the largest size that so many rows fill, or nearly fill."""
+        filled = (size for size in SIZES if left >= size * (1 - MOST_PADDING) and self._keeps_bits(size))
+        padded = (size for size in reversed(SIZES) if left < size and self._keeps_bits(size))
+        return next(filled, None) or next(padded)
+
+    def _call(self, size: int, arguments: Sequence[Tensor]) -> list[Tensor]:
+        """Compute at most `size` rows. Those that fill the call up are discarded."""
         rows = len(arguments[0])
-        size = min(size for size in SIZES if size >= rows and self._keeps_bits(size))
         filled = [torch.cat([one, one[:1].expand(size - rows, *one.shape[1:])]) for one in arguments]
         return [result[:rows] for result in _infer(self._requests[size], filled)]
 
@@ -81,14 +90,6 @@ class CompiledNetwork:
             else:
                 self._unequal.add(size)
         return size not in self._unequal
-
-
-def chunks(rows: int) -> Iterator[slice]:
-    """Yield the rows of each call: those of the largest size that they fill, or nearly fill."""
-    start = 0
-    while left := rows - start:
-        size = next(size for size in SIZES if left >= size * (1 - MOST_PADDING))
-        yield slice(start, start := min(start + size, rows))
 
 
 @cache

@@ -4,7 +4,6 @@ Has torchvision's names in its state dict, without torchvision: importing that c
 itself. Must not know labels or scores.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -35,7 +34,6 @@ from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 
 if TYPE_CHECKING:
     from service.worker.runner import Runner
-    from shared.diffusion.denoise import Stepper
 
 
 # The same examples in every run; `make fuzz` draws new and many more ones. No deadlines: the machine may be busy.
@@ -93,33 +91,19 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _shared_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Share between this process's runners what takes long to load or to measure.
+    """Share between this process's runners what takes long to load.
 
-    That is the evaluator, since ResNet-18 is the one part that has no toy size, and the sizes of network calls that
-    give the same bits. Also gives this test run, and the processes it starts, a checkpoint cache of its own.
+    That is the evaluator, since ResNet-18 is the one part that has no toy size. Also gives this test run, and the
+    processes it starts, a checkpoint cache of its own.
     """
     import service.worker.loaded_models
     import service.worker.runner
-    from shared.diffusion import same_bits
     from tests.shared_evaluators import load_once
-
-    bounds: dict[tuple[object, int], tuple[list[int], tuple[int, list[int] | None, float]]] = {}
-
-    def bound_once(stepper: "Stepper", max_rows: int) -> list[int]:
-        key = stepper.network.config, max_rows
-        if key not in bounds:
-            sizes = same_bits.bound(stepper, max_rows)
-            bounds[key] = sizes, (stepper.max_rows, stepper.pad_to or None, stepper.most_padding)
-        sizes, limits = bounds[key]
-        stepper.bound(*limits)
-        return sizes
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABELGRID_CACHE", str(tmp_path_factory.mktemp("cache")))
         for module in (service.worker.runner, service.worker.loaded_models):
             patch.setattr(module, "load_evaluator", load_once)
-        shared = SimpleNamespace(**{**vars(same_bits), "bound": bound_once})
-        patch.setattr(service.worker.loaded_models, "same_bits", shared)
         yield
 
 

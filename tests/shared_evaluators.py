@@ -7,24 +7,25 @@ import torch
 
 from shared import evaluator, storage
 from shared.evaluator import Evaluator
+from shared.options import EngineName
 from shared.storage import Location
 
 KEPT = 4  # of 45 MB each
 
 _load = evaluator.load_evaluator
-_loaded: dict[tuple[str, int, int], Evaluator] = {}
+_loaded: dict[tuple[str, str, int, int], Evaluator] = {}
 
 
-def load_once(path: "Location | str", device: str | torch.device = "cpu") -> Evaluator:
+def load_once(path: "Location | str", device: str | torch.device = "cpu", engine: EngineName = "auto") -> Evaluator:
     """As `load_evaluator`, but files of one name and content give one evaluator."""
     location = Path(path) if isinstance(path, str) else path
     try:
         content = storage.read(location)
     except OSError:
-        return _load(path, device)
-    key = location.name, len(content), zlib.crc32(content)
+        return _load(path, device, engine)
+    key = engine, location.name, len(content), zlib.crc32(content)
     if key not in _loaded:
         if len(_loaded) == KEPT:
             del _loaded[next(iter(_loaded))]
-        _loaded[key] = _load(path, device)
+        _loaded[key] = _load(path, device, engine)
     return _loaded[key]

@@ -1,13 +1,12 @@
 """The fault checks find what they must, in an append-only file that a real Redis wrote."""
 
 import io
-import os
 from collections.abc import Iterator
 
 import pytest
 from PIL import Image
 
-from faults import checks, history, poisoned, report
+from faults import checks, history, report
 from faults.checks import Fetched
 from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
@@ -16,12 +15,7 @@ from service.store import keys
 from service.store.claims import Claim
 from service.store.connection import connect
 from service.store.jobs import JobStore
-from shared.diffusion import same_bits
-from shared.diffusion.denoise import Stepper
-from shared.diffusion.schedules import alpha_bar
-from shared.options import SamplingOptions
 from tests.service.store.helpers import DIGEST, RESULT, done, record
-from tests.toy import ToyNetwork
 
 
 def png(shade: int, *, compress_level: int = 1) -> bytes:
@@ -192,23 +186,6 @@ def test_a_truncated_transaction_does_not_count() -> None:
 
     log = written("SELECT", "MULTI", "A", "EXEC", "B", "MULTI", "C", "SELECT", "MULTI", "D", "EXEC", "MULTI", "E")
     assert list(history.applied(log)) == [[b"A"], [b"B"], [b"D"]]
-
-
-def test_a_poisoned_worker_starts_although_it_tries_batch_sizes_with_all_labels(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def kill(*about: int) -> None:
-        raise RuntimeError("killed")
-
-    for name, label in {"FAILS": 0, "KILLS": 2, "HANGS": 0}.items():
-        monkeypatch.setattr(poisoned, name, label)
-    monkeypatch.setattr(os, "kill", kill)
-    monkeypatch.setattr(Stepper, "step", poisoned.poisoned_step)
-    noise = alpha_bar("linear", 100)
-    stepper = Stepper(ToyNetwork(noise), noise, "v")
-    same_bits.bound(stepper, 4)
-    with pytest.raises(RuntimeError, match="killed"):
-        stepper.step([stepper.new_row([0.0, 1.0, 1.0, 0.0], SamplingOptions(steps=1), seed=0)])
 
 
 def test_the_committed_document_is_written_from_the_committed_results() -> None:

@@ -18,7 +18,6 @@ class Call:
     keep: list[bool]
     labels: list[list[float]]
     autocast: bool
-    channels_last: bool
 
 
 @dataclass
@@ -37,8 +36,7 @@ class ToyNetwork:
         return 0.8 * torch.tanh(1.5 * x + shift.to(x.dtype)[:, None, None, None])
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        self.calls.append(Call(t.tolist(), keep.tolist(), labels.tolist(), torch.is_autocast_enabled("cpu"), last))
+        self.calls.append(Call(t.tolist(), keep.tolist(), labels.tolist(), torch.is_autocast_enabled("cpu")))
         ab = self.alpha_bar[t].to(x.dtype)[:, None, None, None]
         eps = (x - ab.sqrt() * self.x0(x, t, labels, keep)) / (1 - ab).sqrt()
         return eps if self.prediction == "eps" else ab.sqrt() * eps - (1 - ab).sqrt() * self.x0(x, t, labels, keep)

@@ -55,21 +55,19 @@ STEP_SECONDS = Histogram(
 STEP_PICTURES = Histogram(
     "labelgrid_step_pictures", "Pictures in the batch of a step", ["model"], buckets=BATCH_BUCKETS, registry=WORKER
 )
-NETWORK_ROWS = Counter("labelgrid_network_rows", "Network rows, without padding", ["model"], registry=WORKER)
-PADDING_ROWS = Counter("labelgrid_padding_rows", "Rows that only fill calls up", ["model"], registry=WORKER)
+NETWORK_ROWS = Counter("labelgrid_network_rows", "Network rows", ["model"], registry=WORKER)
 
 
 @contextlib.contextmanager
 def one_step(model: str, pictures: int, stepper: "Stepper") -> Iterator[None]:
     """Record the duration, pictures and network rows of a step that is taken inside."""
-    rows, padding, begun = stepper.network_rows, stepper.padding_rows, time.perf_counter()
+    rows, begun = stepper.network_rows, time.perf_counter()
     yield
     if stepper.network_rows == rows:
         return  # no picture needed a step
     STEP_SECONDS.labels(model).observe(time.perf_counter() - begun)
     STEP_PICTURES.labels(model).observe(pictures)
     NETWORK_ROWS.labels(model).inc(stepper.network_rows - rows)
-    PADDING_ROWS.labels(model).inc(stepper.padding_rows - padding)
 
 
 class WorkerState(Collector):

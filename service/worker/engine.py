@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from service.contract.records import FinishedPicture, Picture, Verdict
 from service.telemetry.logs import get_logger
 from service.worker.step_order import Workload, by_job, jobs_to_step, room
 from service.worker.verdicts import judge_pictures
-from shared.device import lost
+from shared.device import THREADS, lost
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.layouts import positions_at
 from shared.evaluator import Judge
@@ -89,7 +88,7 @@ class Engine:
         self.stepper, self.vocabulary, self.judge, self.recipe = stepper, vocabulary, judge, recipe
         self.max_pictures, self.late_pictures, self.efficient_rows = max_pictures, late_pictures, efficient_rows
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
-        self._encoding = ThreadPoolExecutor(torch.get_num_threads(), "png")  # zlib lets other threads run
+        self._encoding = ThreadPoolExecutor(THREADS, "png")  # zlib lets other threads run
         self._batch: dict[Key, Member] = {}
         self._computed = 0  # network rows so far
         self._failed: list[Failed] = []  # while joining; the next step returns them

@@ -25,16 +25,13 @@ from service.store import workers
 from service.store.claims import Claim, PictureStream
 from service.telemetry.logs import get_logger
 from service.worker import batch_size
-from service.worker.batch_size import BatchSizes, LaterSizes
 from service.worker.checkpoint_cache import CheckpointCache, in_thread, wait_for_threads
 from service.worker.engine import Engine, Key
 from service.worker.uploaded import JUDGED_TOGETHER
 from shared.checkpoint import CheckpointError, CheckpointInfo
 from shared.device import lost
-from shared.diffusion import same_bits
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, load_denoiser
-from shared.diffusion.unet import NetworkConfig
 from shared.evaluator import Judge, cropping_judge, load_evaluator
 from shared.storage import Location
 
@@ -135,11 +132,8 @@ class LoadedModels:
         self.promoted: str | None = None  # digest, when last checked
         self._by_digest: OrderedDict[str, AnyLoaded] = OrderedDict()
         self._judges: dict[str, tuple[Judge, MadeWith]] = {}  # those of other vocabularies, by digest
-        self._sizes: dict[NetworkConfig, BatchSizes] = {}  # weights do not matter: like networks take equally long
-        self._building = threading.Lock()  # one network at a time, for its size is measured; storage may hang outside
-        self._later: tuple[LoadedModel, NetworkConfig, LaterSizes] | None = None  # serves before it is measured
-        self._measuring: Future[BatchSizes] | None = None  # of `_later`, if it is late
-        self._closed = False
+        self._sizes = batch_size.choose(settings, device)
+        self._building = threading.Lock()  # one network at a time, since each is large; storage may hang outside
         self._check: Future[tuple[str, AnyLoaded | None]] | None = None
         self._checked_at = time.monotonic()
         self._reading = WeakValueDictionary[str, Future[AnyLoaded]]()  # by digest, while somebody waits for it
@@ -176,17 +170,9 @@ class LoadedModels:
     def busy(self) -> bool:
         return any(loaded.busy for loaded in self)
 
-    @property
-    def is_measuring(self) -> bool:
-        """Whether the next iteration without pictures measures the sizes of a model's batch."""
-        return self._later is not None and self._measuring is None and self._later[-1].is_due(busy=self.busy)
-
-    def load(self, name: str | None = None, *, measure_later: bool = False) -> LoadedModel:
-        """Load a model and wait for it; the promoted one without `name`. CheckpointError if it cannot be used.
-
-        `measure_later`: where it does not change pictures, measure its batch only when the worker is idle.
-        """
-        loaded = self.read_model(name, measure_later=measure_later)
+    def load(self, name: str | None = None) -> LoadedModel:
+        """Load a model and wait for it; the promoted one without `name`. CheckpointError if it cannot be used."""
+        loaded = self.read_model(name)
         if name is None:
             self.promoted = loaded.digest
         return self.use(loaded)
@@ -227,12 +213,12 @@ class LoadedModels:
         self._loading.discard(digest)
         workers.end_loading(self.connection, digest, self.consumer)
 
-    def read_model(self, name: str | None, digest: str | None = None, *, measure_later: bool = False) -> LoadedModel:
-        """Read denoiser `name`, or the promoted one, and size its batch. CheckpointError if it cannot be used."""
+    def read_model(self, name: str | None, digest: str | None = None) -> LoadedModel:
+        """Read denoiser `name`, or the promoted one. CheckpointError if it cannot be used."""
         path = self.cache.fetch(name, digest)
         with self._building:
-            denoiser, stepper, sizes = self._build(path, measure_later)
-        info = denoiser.info
+            denoiser, stepper = self._build(path)
+        info, sizes = denoiser.info, self._sizes
         judge, judged_by = self._judge_for(info)
         made_with = MadeWith(name=info.name, digest=info.digest)
         engine = Engine(
@@ -245,34 +231,17 @@ class LoadedModels:
             recipe=partial(recipe.of_picture, model=made_with, evaluator=judged_by),
         )
         stream = PictureStream(self.connection, self.settings, info.digest, self.consumer)
-        loaded = LoadedModel(
+        return LoadedModel(
             name=info.name, digest=info.digest, judged_by=judged_by, stepper=stepper, engine=engine, stream=stream
         )
-        if denoiser.network.config not in self._sizes:
-            self._later = loaded, denoiser.network.config, LaterSizes(self.settings, info.name, denoiser.stepper())
-        return loaded
 
-    def _build(self, path: Location, measure_later: bool) -> tuple[Denoiser, Stepper, BatchSizes]:
-        """Read a network and measure how it is batched best, or leave that for later."""
+    def _build(self, path: Location) -> tuple[Denoiser, Stepper]:
         try:
             denoiser = load_denoiser(path, device=self.device)
         except CheckpointError:
             self.cache.forget(path)
             raise
-        stepper, config = denoiser.stepper(), denoiser.network.config
-        if measure_later and config not in self._sizes and same_bits.keeps_one_row(stepper):
-            stepper.bound(1)
-            return denoiser, stepper, batch_size.early(self.settings)
-        if config not in self._sizes:
-            self._sizes[config] = batch_size.choose(self.settings, stepper)
-        sizes = self._sizes[config]
-        if stepper.device.type == "cuda":
-            stepper.bound(sizes.rows, padded_sizes(sizes.rows))
-        else:
-            same = same_bits.bound(stepper, sizes.rows)
-            if len(same) < sizes.rows:
-                log.info("network calls have sizes that give the same bits", model=path.stem, sizes=same)
-        return denoiser, stepper, sizes
+        return denoiser, denoiser.stepper(max_rows=self._sizes.rows, engine=self.settings.engine)
 
     def _judge_for(self, info: CheckpointInfo) -> tuple[Judge, MadeWith | None]:
         """Return this worker's evaluator if it knows a denoiser's labels, else the one in storage that does.
@@ -283,18 +252,20 @@ class LoadedModels:
             return self.judge, self.judged_by
         found = self.cache.evaluator_for(info)
         if (known := self._judges.get(found.digest)) is None:
-            judge = load_evaluator(self.cache.fetch(found.name, found.digest, "evaluator"), self.device)
-            known = judge, MadeWith(name=found.name, digest=found.digest)
+            known = self._load_judge(found.name, found.digest), MadeWith(name=found.name, digest=found.digest)
         in_use = {loaded.judged_by.digest for loaded in self if loaded.judged_by is not None}
         judges = {digest: one for digest, one in self._judges.items() if digest in in_use}
         self._judges = {**judges, found.digest: known}
         return known
 
+    def _load_judge(self, name: str, digest: str) -> Judge:
+        return load_evaluator(self.cache.fetch(name, digest, "evaluator"), self.device, self.settings.engine)
+
     def read_evaluator(self, name: str, digest: str) -> LoadedEvaluator:
         """Return evaluator `name`: this worker's own, or another. CheckpointError if it cannot be used."""
         judge = self.judge
         if self.judged_by is None or self.judged_by.digest != digest:
-            judge = load_evaluator(self.cache.fetch(name, digest, "evaluator"), self.device)
+            judge = self._load_judge(name, digest)
         stream = PictureStream(self.connection, self.settings, digest, self.consumer)
         judged_by = MadeWith(name=name, digest=digest)
         return LoadedEvaluator(name=name, digest=digest, judged_by=judged_by, judge=judge, stream=stream)
@@ -317,7 +288,6 @@ class LoadedModels:
 
         If the promoted checkpoint cannot be used, one warning says so, and the loaded models stay in use.
         """
-        self._measure_later()
         if self._check is None and time.monotonic() - self._checked_at >= self.settings.storage_every_s:
             self._unload()
             self._checked_at = time.monotonic()
@@ -337,48 +307,12 @@ class LoadedModels:
                 log.info("promoted model loaded", model=loaded.name, digest=loaded.digest)
                 self.use(loaded)
 
-    def _measure_later(self) -> None:
-        """Make the next call that measures a model which already serves, if this worker is idle."""
-        if self._later is None:
-            return
-        model, _, sizes = self._later
-        try:
-            if self._measuring is not None:
-                if self._measuring.done():
-                    self._set_sizes(self._measuring.result())
-            elif sizes.is_due(busy=self.busy) and self._building.acquire(blocking=False):
-                try:
-                    next(sizes.work)
-                finally:
-                    self._building.release()
-            elif sizes.is_late:
-                self._measuring = in_thread(partial(self._finish, sizes))
-        except StopIteration as end:
-            self._set_sizes(end.value)
-        except Exception:  # of any kind: the model serves with the sizes that it has
-            log.exception("batch size cannot be measured", model=model.name)
-            self._later = self._measuring = None
-
-    def _finish(self, sizes: LaterSizes) -> BatchSizes:
-        with self._building:
-            return same_bits.without_pauses(sizes.work, lambda: self._closed)
-
     def close(self, within_s: float) -> None:
-        """Stop measuring, and wait up to `within_s` for the threads that load or measure."""
-        self._closed = True
+        """Wait up to `within_s` for the threads that load."""
         wait_for_threads(within_s)
         with contextlib.suppress(RedisError):
             for digest in list(self._loading):
                 self._end_loading(digest)  # this process does not die of it
-
-    def _set_sizes(self, sizes: BatchSizes) -> None:
-        assert self._later is not None
-        (model, config, later), self._later, self._measuring = self._later, None, None
-        self._sizes[config], spare = sizes, later.spare
-        model.stepper.bound(spare.max_rows, spare.pad_to or None, spare.most_padding)
-        engine = model.engine
-        engine.max_pictures, engine.late_pictures = sizes.pictures, sizes.late_pictures
-        engine.efficient_rows = sizes.efficient_rows
 
     def _read_promoted(self) -> tuple[str, AnyLoaded | None]:
         """Return the promoted digest, and its model if that is new."""
@@ -387,8 +321,3 @@ class LoadedModels:
         if is_known:
             return found.digest, None
         return found.digest, self.start_loading(found.name, found.digest, is_evaluator=False).result()
-
-
-def padded_sizes(rows: int) -> list[int]:
-    """Return the sizes that a GPU's network calls of up to `rows` are padded to: a few, since it prepares each."""
-    return sorted({size for size in (1, 2, 4, *range(8, rows, 8)) if size < rows} | {rows})

@@ -31,6 +31,7 @@ from service.telemetry.metrics import serve_worker
 from service.watchdog import watch
 from service.worker.runner import Runner
 from shared.device import DeviceError
+from shared.openvino import EngineError
 
 log = get_logger(__name__)
 
@@ -51,7 +52,7 @@ class PictureWorker(QueueWorker):
 
     @property
     def has_work(self) -> bool:
-        return self._is_busy or self.runner.models.is_measuring
+        return self._is_busy
 
     @property
     def wants_job(self) -> bool:
@@ -156,14 +157,16 @@ def prune_results(settings: Settings, connection: Redis, ended: threading.Event)
 def build(settings: Settings, connection: Redis) -> PictureWorker:
     """Return a worker with the promoted model loaded.
 
-    CheckpointError if storage has no usable model, SettingError if the machine does not have the device.
+    CheckpointError if storage has no usable model, SettingError if the machine does not have the device or engine.
     """
     global runner
     try:
         runner = Runner(connection, settings, name=uuid4().hex)
     except DeviceError as error:
         raise SettingError("device", settings.device, f"{error}; auto takes what there is") from error
-    model = runner.models.load(measure_later=True)
+    except EngineError as error:
+        raise SettingError("engine", settings.engine, str(error)) from error
+    model = runner.models.load()
     log.info("worker ready", worker=runner.name, model=model.name, digest=model.digest, device=str(runner.device))
     return PictureWorker(runner)
 

@@ -27,7 +27,7 @@ class LabelEmbedding(nn.Module):
         there = labels[:, :, None]  # (B, K, 1)
         present = there * self.present  # (B, K, E)
         tokens = torch.where(keep[:, None, None], present + (1 - there) * self.absent, self.dropped)
-        # not a matrix product, which adds many labels in another order for one row than for many (`same_bits.py`)
+        # not a matrix product, which adds many labels in another order for one row than for many
         return self.mix(torch.where(keep[:, None], present.sum(1), self.dropped)), tokens
 
 

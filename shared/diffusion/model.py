@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from pydantic import TypeAdapter
@@ -15,7 +16,7 @@ from shared.device import WithoutWeights, autocast_dtype
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts, with_positions
 from shared.diffusion.schedules import alpha_bar
-from shared.diffusion.unet import NetworkConfig, UNet
+from shared.diffusion.unet import NetworkConfig, UNet, time_features
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
 from shared.openvino import CompiledNetwork, uses_openvino
 from shared.options import EngineName, PredictionName, SamplingOptions
@@ -31,16 +32,19 @@ class CompiledDenoiser:
 
     def __init__(self, network: UNet) -> None:
         self.image_shape, self.num_labels = network.image_shape, network.num_labels
+        self._features = partial(time_features, dim=network.config.embedding)
         # all labels at once, at places of their own: a sum of few labels might round alike in any order
         labels = torch.ones(1, network.num_labels)
         if network.config.positions:
             places = torch.rand(1, network.num_labels, 2)
             labels = with_positions(labels, places, places if network.config.rotations else None)
-        example = torch.randn(1, *network.image_shape), torch.tensor([500]), labels, torch.tensor([True])
+        t, keep = torch.tensor([500]), torch.tensor([True])
+        example = torch.randn(1, *network.image_shape), self._features(t), labels, keep
         self._compiled = CompiledNetwork(network, example)
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        (prediction,) = self._compiled(x, t, labels, keep)
+        # the features of t in float32: in a graph, OpenVINO would round the angles to bfloat16
+        (prediction,) = self._compiled(x, self._features(t), labels, keep)
         return prediction
 
 

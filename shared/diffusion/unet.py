@@ -181,7 +181,8 @@ class UNet(nn.Module):
     """(x, t, labels, keep) -> prediction of x's shape. Rows with keep False drop their labels.
 
     labels: (B, K) multi-hot. A network with positions takes (B, K, 3), multi-hot and position, or (B, K) without them;
-    one with rotations also (B, K, 5), multi-hot, position, cosine and sine of the rotation.
+    one with rotations also (B, K, 5), multi-hot, position, cosine and sine of the rotation. t: timesteps (B,), or their
+    `time_features` (B, embedding).
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -214,7 +215,8 @@ class UNet(nn.Module):
         places = labels[..., 1:] if labels.ndim == 3 else None  # (B, K, 2), or (B, K, 4) with rotations
         labels = (labels if places is None else labels[..., 0]) * keep[:, None]  # (B, K)
         label_embedding, tokens = self.conditioning(labels, keep)
-        embedding = F.silu(self.time(time_features(t, self.config.embedding)) + label_embedding)
+        features = time_features(t, self.config.embedding) if t.ndim == 1 else t
+        embedding = F.silu(self.time(features) + label_embedding)
         h = F.pixel_unshuffle(x, self.config.block)
         if extra := self.conditioning.input_channels:
             h = torch.cat([h, labels[:, :extra, None, None].expand(-1, -1, *h.shape[2:])], 1)

@@ -24,9 +24,8 @@ from shared.evaluator import (
     score_set,
     write_course_checkpoint,
 )
-from shared.resnet import FoldedResNet
+from shared.options import EngineName
 from shared.vocabulary import ICLEVR, Vocabulary
-from tests.cpu import has_avx512
 
 NAMES = ("a", "b", "c", "d")
 
@@ -58,26 +57,16 @@ def course_file(evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
-def test_folded_layers_compute_the_same_as_the_trained_ones(evaluator: Evaluator, course_file: Path) -> None:
+def test_the_compiled_evaluator_judges_as_the_trained_one(locating: Evaluator, tmp_path: Path) -> None:
+    publish(tmp_path, "judge", locating.tensors(), kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
+    engines = list[EngineName](["openvino", "torch"])
+    compiled, plain = (load_evaluator(tmp_path / "judge.safetensors", engine=engine) for engine in engines)
     images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    frozen = load_evaluator(course_file)
-    assert (frozen._folded is not None) == torch.backends.mkldnn.is_available()
-    if frozen._folded is None:
-        return
     # a float32 is 2^-24 from its number at most, a bfloat16 2^-9, and there are 20 layers
-    errors = {torch.float32: 1e-5, **({torch.bfloat16: 0.02} if has_avx512() else {})}
-    for dtype, apart in errors.items():
-        frozen._folded = FoldedResNet(frozen.resnet, dtype)
-        for count in (1, 5):
-            found, wanted = frozen.probabilities(images[:count]), evaluator.probabilities(images[:count])
-            torch.testing.assert_close(found, wanted, rtol=0, atol=apart)
-            found, wanted = frozen.features(images[:count]), evaluator.features(images[:count])
-            assert found.dtype is torch.float32
-            torch.testing.assert_close(found, wanted, rtol=0, atol=10 * apart)
-            with torch.inference_mode():
-                inner = zip(frozen._features(images[:count]), evaluator._features(images[:count]), strict=True)
-            for folded, plain in inner:
-                torch.testing.assert_close(folded.float(), plain, rtol=apart, atol=10 * apart)
+    apart = 1e-5 if autocast_dtype(torch.device("cpu")) is None else 0.02
+    torch.testing.assert_close(compiled.probabilities(images), plain.probabilities(images), rtol=0, atol=apart)
+    torch.testing.assert_close(compiled.features(images), plain.features(images), rtol=0, atol=10 * apart)
+    torch.testing.assert_close(compiled.positions(images), plain.positions(images), rtol=0, atol=apart)
 
 
 def _rows(*rows: list[float]) -> Tensor:

@@ -22,11 +22,9 @@ MIXED = [  # samplers, steps, guidance, intervals, spacings and clipping side by
 SEEDS = [11, 12, 13, 14, 15]
 
 
-def stepper(ab: Tensor = LINEAR, *, max_rows: int = 64, pad_to: list[int] | None = None) -> tuple[Stepper, ToyNetwork]:
+def stepper(ab: Tensor = LINEAR, *, max_rows: int = 64) -> tuple[Stepper, ToyNetwork]:
     network = ToyNetwork(ab)
-    loop = Stepper(network, ab, "v")
-    loop.bound(max_rows, pad_to)
-    return loop, network
+    return Stepper(network, ab, "v", max_rows=max_rows), network
 
 
 def alone(i: int) -> Tensor:
@@ -36,10 +34,10 @@ def alone(i: int) -> Tensor:
 # Rows in one batch
 
 
-@pytest.mark.parametrize(("max_rows", "pad_to"), [(64, None), (3, None), (1, None), (4, [2, 4])])
-def test_rows_that_join_at_any_step_equal_rows_sampled_alone(max_rows: int, pad_to: list[int] | None) -> None:
+@pytest.mark.parametrize("max_rows", [64, 3, 1])
+def test_rows_that_join_at_any_step_equal_rows_sampled_alone(max_rows: int) -> None:
     joins_at = [0, 0, 2, 3, 6]
-    loop, _ = stepper(max_rows=max_rows, pad_to=pad_to)
+    loop, _ = stepper(max_rows=max_rows)
     rows: dict[int, Row] = {}
     for now in range(20):
         for i, at in enumerate(joins_at):
@@ -102,24 +100,6 @@ def test_network_calls_have_at_most_max_rows() -> None:
     loop.step([loop.new_row(LABELS[i % 5], SamplingOptions(guidance=2.0), i) for i in range(7)])
     assert [len(call.t) for call in network.calls] == [4, 4, 4, 2]
     assert loop.network_rows == 14
-
-
-def test_network_calls_are_padded_to_the_sizes_of_pad_to() -> None:
-    loop, network = stepper(max_rows=8, pad_to=[8, 1, 4])
-    loop.step([loop.new_row(LABELS[i % 5], SamplingOptions(guidance=1.0), i) for i in range(11)])
-    assert [len(call.t) for call in network.calls] == [8, 4]
-    assert (loop.network_rows, loop.padding_rows) == (11, 1)
-
-
-@pytest.mark.parametrize(
-    ("rows", "calls"), [(3, [2, 1]), (7, [8]), (13, [8, 4, 1]), (15, [16]), (19, [16, 2, 1]), (30, [16, 16])]
-)
-def test_rows_are_split_where_a_call_would_be_padded_much(rows: int, calls: list[int]) -> None:
-    loop, network = stepper()
-    loop.bound(16, [1, 2, 4, 8, 16], most_padding=1 / 8)
-    loop.step([loop.new_row(LABELS[i % 5], SamplingOptions(guidance=1.0), i) for i in range(rows)])
-    assert [len(call.t) for call in network.calls] == calls
-    assert (loop.network_rows, loop.padding_rows) == (rows, sum(calls) - rows)
 
 
 @pytest.mark.parametrize(
@@ -199,12 +179,12 @@ def test_guidance_is_off_outside_its_interval() -> None:
 # The network's inputs, and the loop's own
 
 
-def test_autocast_and_memory_format_apply_to_the_network_only() -> None:
+def test_autocast_applies_to_the_network_only() -> None:
     network = ToyNetwork(LINEAR)
     loop = Stepper(network, LINEAR, "v", dtype=torch.bfloat16)
     x = sample(loop, torch.tensor(LABELS), SamplingOptions(steps=2), SEEDS)
     assert x.dtype == torch.float32
-    assert all(call.autocast and call.channels_last for call in network.calls)
+    assert all(call.autocast for call in network.calls)
     exact, plain = stepper()
     sample(exact, torch.tensor(LABELS), SamplingOptions(steps=2), SEEDS)
     assert not any(call.autocast for call in plain.calls)
@@ -255,7 +235,7 @@ def test_finished_pictures_are_upsampled_one_at_a_time() -> None:
     made = sample(loop, torch.tensor(LABELS), MIXED, SEEDS)
     assert made.shape == (5, *loop.picture_shape) == (5, 3, 8, 12)
     assert torch.equal(made[..., ::2, ::2], plain)
-    assert upsampler.batches == [1] * 5
+    assert upsampler.batches == [5]
     assert sample(loop, torch.empty(0, K), MIXED[0], []).shape == (0, 3, 8, 12)
 
 
@@ -265,9 +245,8 @@ def test_invalid_arguments_are_refused() -> None:
         loop.new_row([1.0, 0.0, 0.0], SamplingOptions(), 1)
     with pytest.raises(ValueError, match="5 label lists, 5 options and 4 seeds do not match"):
         sample(loop, torch.tensor(LABELS), SamplingOptions(), SEEDS[:4])
-    for max_rows, pad_to in [(0, None), (8, [4]), (8, [])]:
-        with pytest.raises(ValueError, match="max_rows"):
-            loop.bound(max_rows, pad_to)
+    with pytest.raises(ValueError, match="max_rows"):
+        stepper(max_rows=0)
 
 
 # The report's cosine

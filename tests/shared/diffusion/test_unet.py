@@ -57,7 +57,7 @@ def test_many_labels_have_the_same_embedding_alone_and_in_a_batch() -> None:
     """Bit by bit: a matrix product would add them in another order for one row than for many."""
     torch.manual_seed(0)
     conditioning = LabelEmbedding(72, 256).eval()
-    conditioning.mix = torch.nn.Identity()  # `packed.py` has another form of it
+    conditioning.mix = torch.nn.Identity()
     labels = (torch.rand(32, 72, generator=torch.Generator().manual_seed(1)) < 0.5).float()
     keep = torch.ones(32, dtype=torch.bool)
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""The upsampler: shapes, what it adds, its packed form, and checkpoints that carry one."""
+"""The upsampler: shapes, what it adds, and checkpoints that carry one."""
 
 from pathlib import Path
 
@@ -11,10 +11,8 @@ from torch.nn import functional as F
 from shared.checkpoint import CheckpointError, load, publish
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
-from shared.diffusion.packed import pack_upsampler
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet, crop
 from shared.options import SamplingOptions
-from tests.cpu import needs_avx512
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toy_upsampler
 
 OPTIONS = SamplingOptions(steps=2, guidance=1.0)
@@ -58,20 +56,6 @@ def test_squares_are_those_of_the_whole_picture() -> None:
     pixels = torch.arange(24.0).view(1, 1, 4, 6)
     two = crop(pixels, torch.tensor([[[1, 2], [0, 4]]]), 2)
     assert two.tolist() == [[[[8, 9], [14, 15]]], [[[4, 5], [10, 11]]]]
-
-
-@needs_avx512
-def test_the_packed_upsampler_is_as_close_to_float32_as_autocast() -> None:
-    made, x = upsampler(picture=(64, 48), channels=16), torch.randn(1, 3, 16, 16)
-    with torch.inference_mode():
-        exact = made(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            plain, packed = made(x), pack_upsampler(made, torch.bfloat16)(x)
-        same = pack_upsampler(made, torch.float32)(x)
-    assert plain.dtype == packed.dtype == torch.float32
-    torch.testing.assert_close(same, exact, rtol=1e-5, atol=1e-5)
-    assert (packed - exact).norm() <= 1.5 * (plain - exact).norm() + 1e-6
-    assert (packed - exact).norm() <= 0.02 * exact.norm()
 
 
 def test_an_adapter_adds_an_upsampler_to_its_base(tmp_path: Path) -> None:
