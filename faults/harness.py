@@ -74,7 +74,7 @@ class Stack:
             **ours,
             "OMP_NUM_THREADS": "1",
             "LABELGRID_DEVICE": "cpu",
-            "LABELGRID_BATCH_PICTURES": "16",  # measuring the best size does not work with toys
+            "LABELGRID_BATCH_PICTURES": "16",
             "LABELGRID_BATCH_ROWS": "32",
             "LABELGRID_STORAGE": str(storage),
             "LABELGRID_CACHE": str(folder / "cache"),

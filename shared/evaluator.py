@@ -83,11 +83,15 @@ class Evaluator(nn.Module):
         self.locator = Locator(len(vocabulary)) if locates else None
         self._compiled: CompiledNetwork | None = None
 
-    def freeze(self, engine: EngineName = "auto") -> Evaluator:
-        """Switch to eval mode for good, in which `engine` judges, and return self. EngineError if it is not there."""
+    def freeze(self, engine: EngineName = "auto", kept: Path | None = None) -> Evaluator:
+        """Switch to eval mode for good, in which `engine` judges, and return self. EngineError if it is not there.
+
+        `kept`: a folder of this checkpoint's own that keeps the compiled network.
+        """
         self.eval().requires_grad_(False)
         if uses_openvino(engine, next(self.parameters()).device):
-            self._compiled = CompiledNetwork(Views(self), [torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE)])
+            example = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+            self._compiled = CompiledNetwork(Views(self), [example], kept and kept / "evaluator")
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -192,10 +196,15 @@ def as_input(images: Tensor) -> Tensor:
     return resized(images, (IMAGE_SIZE, IMAGE_SIZE))
 
 
-def load_evaluator(path: Location | str, device: str | torch.device = "cpu", engine: EngineName = "auto") -> Evaluator:
+def load_evaluator(
+    path: Location | str,
+    device: str | torch.device = "cpu",
+    engine: EngineName = "auto",
+    kept: Path | None = None,
+) -> Evaluator:
     """Load a safetensors checkpoint, or the course's checkpoint.pth ({"model": state_dict}), by the suffix.
 
-    Raises CheckpointError if the file is neither, EngineError as `freeze`.
+    `engine` and `kept`: see `freeze`. Raises CheckpointError if the file is neither, EngineError as `freeze`.
     """
     path = Path(path) if isinstance(path, str) else path
     head: dict[str, Tensor] = {}
@@ -217,7 +226,7 @@ def load_evaluator(path: Location | str, device: str | torch.device = "cpu", eng
             evaluator.locator.load_state_dict(head)
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(path.name, f"weights do not fit ResNet-18: {_short(error)}") from error
-    return evaluator.to(device).float().freeze(engine)
+    return evaluator.to(device).float().freeze(engine, kept)
 
 
 def _read_course_checkpoint(path: Path) -> Mapping[str, Any]:

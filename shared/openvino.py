@@ -7,19 +7,25 @@ other processes on the machine slow a call down only by the cores that they take
 from __future__ import annotations
 
 import importlib.util
+import io
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache, cached_property
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from shared import storage
 from shared.device import THREADS, autocast_dtype
 from shared.options import EngineName
 
-SIZES: Final = (16, 8, 4, 2, 1)  # rows of a call; larger calls are hardly faster a row
-REFERENCE: Final = 4  # the size whose bits the others must have
+SIZES: Final = (8, 4, 2, 1)  # rows of a call; larger calls are hardly faster a row (docs/decisions.md)
+AT_ONCE: Final = (2, 1)  # sizes that are compiled when a network is loaded; the first one's bits are the others', too
 MOST_PADDING: Final = 1 / 8  # of a call: two smaller calls cost less than one with more padding
 
 
@@ -45,16 +51,19 @@ def uses_openvino(engine: EngineName, device: torch.device) -> bool:
 class CompiledNetwork:
     """A torch module as OpenVINO computes it, in bfloat16 if the CPU multiplies it, otherwise in float32.
 
-    `module`: in eval mode and on the CPU; its arguments and results are tensors whose first dimension is the batch.
-    `example`: typical arguments for any number of rows, of the shapes that every call has. Later changes of the
-    module's weights have no effect. A size is compiled when a call first needs it, in some tenths of a second.
+    `module`: in eval mode and on the CPU, with weights that no longer change; its arguments and results are tensors
+    whose first dimension is the batch. `example`: typical arguments for one row, of the shapes that every call has.
+    `kept`: begins the names of files that keep what is compiled, so that it loads faster the next time; the folder is
+    the checkpoint's own. Sizes beyond AT_ONCE are compiled when a call first needs them, in some tenths of a second.
     """
 
-    def __init__(self, module: nn.Module, example: Sequence[Tensor]) -> None:
-        self._graph = _convert(module, example)
-        self._example = [one[:1] for one in example]
-        self._requests = {REFERENCE: _compile(self._graph, REFERENCE)}  # by size, each with its compiled network
+    def __init__(self, module: nn.Module, example: Sequence[Tensor], kept: Path | None = None) -> None:
+        self._module, self._example, self._kept = module, example, kept
         self._unequal = set[int]()  # sizes for which OpenVINO has kernels with other rounding
+        with ThreadPoolExecutor(len(AT_ONCE)) as threads:
+            requests = threads.map(self._load, AT_ONCE)
+            self._requests = {AT_ONCE[0]: next(requests)}  # by size, each with its compiled network
+            self._add(AT_ONCE[1], next(requests))
 
     def __call__(self, *arguments: Tensor) -> list[Tensor]:
         """Compute any number of rows, at least one; return the module's results, as float32."""
@@ -78,18 +87,40 @@ class CompiledNetwork:
         return [result[:rows] for result in _infer(self._requests[size], filled)]
 
     def _keeps_bits(self, size: int) -> bool:
-        """Whether a row has the bits of the reference in a call of this size, which depends on the CPU."""
         if size not in self._requests and size not in self._unequal:
-            request = _compile(self._graph, size)
-            found, expected = (
-                _infer(one, [value.expand(rows, *value.shape[1:]) for value in self._example])
-                for one, rows in ((request, size), (self._requests[REFERENCE], REFERENCE))
-            )
-            if all(torch.equal(a, b[:1].expand_as(a)) for a, b in zip(found, expected, strict=True)):
-                self._requests[size] = request
-            else:
-                self._unequal.add(size)
+            self._add(size, self._load(size))
         return size not in self._unequal
+
+    def _add(self, size: int, request: Any) -> None:
+        """Use a size from now on, unless a row has other bits in it, which depends on the CPU."""
+        reference = AT_ONCE[0]
+        found = _infer(request, self._rows(size))
+        expected = _infer(self._requests[reference], self._rows(reference))
+        if all(torch.equal(a, b[:1].expand_as(a)) for a, b in zip(found, expected, strict=True)):
+            self._requests[size] = request
+        else:
+            self._unequal.add(size)
+
+    def _rows(self, count: int) -> list[Tensor]:
+        """Return arguments for so many equal rows."""
+        return [one.expand(count, *one.shape[1:]) for one in self._example]
+
+    def _load(self, size: int) -> Any:
+        """Return a request of the network for calls of this size: as it was compiled before, or compiled now."""
+        if self._kept is None:
+            return _compile(self._graph, self._rows(size)).create_infer_request()
+        file = self._kept.with_name(f"{self._kept.name}-{size}-{_made_by()}.openvino")
+        with suppress(OSError, RuntimeError):  # absent, or damaged
+            return _core().import_model(file.read_bytes(), "CPU").create_infer_request()
+        compiled, content = _compile(self._graph, self._rows(size)), io.BytesIO()
+        with suppress(OSError):  # a full or read-only disk costs the next start some seconds
+            compiled.export_model(content)
+            storage.write(file, content.getbuffer())
+        return compiled.create_infer_request()
+
+    @cached_property
+    def _graph(self) -> Any:
+        return _convert(self._module, self._example)
 
 
 @cache
@@ -97,6 +128,27 @@ def _core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+@cache
+def _made_by() -> str:
+    """Return a digest of what decides how weights are compiled: OpenVINO, this CPU, and our own code."""
+    import openvino
+
+    cpu = [str(_core().get_property("CPU", name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    digest = blake2b(repr([openvino.__version__, cpu, _properties()]).encode(), digest_size=8)
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _properties() -> dict[str, Any]:
+    return {
+        "INFERENCE_PRECISION_HINT": "bf16" if autocast_dtype(torch.device("cpu")) else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": THREADS,
+        "ENABLE_CPU_PINNING": False,  # other processes may have the core that a pinned thread waits for
+    }
 
 
 def _convert(module: nn.Module, example: Sequence[Tensor]) -> Any:
@@ -111,17 +163,11 @@ def _convert(module: nn.Module, example: Sequence[Tensor]) -> Any:
     return frontend.convert(frontend.load(traced))
 
 
-def _compile(graph: Any, rows: int) -> Any:
-    """Return a request of the graph, compiled for so many rows."""
+def _compile(graph: Any, arguments: Sequence[Tensor]) -> Any:
+    """Return the graph compiled for arguments of these shapes."""
     own = graph.clone()
-    own.reshape({one: [rows, *list(one.partial_shape)[1:]] for one in own.inputs})
-    properties = {
-        "INFERENCE_PRECISION_HINT": "bf16" if autocast_dtype(torch.device("cpu")) else "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": THREADS,
-        "ENABLE_CPU_PINNING": False,  # other processes may have the core that a pinned thread waits for
-    }
-    return _core().compile_model(own, "CPU", properties).create_infer_request()
+    own.reshape({node: list(one.shape) for node, one in zip(own.inputs, arguments, strict=True)})
+    return _core().compile_model(own, "CPU", _properties())
 
 
 def _infer(request: Any, arguments: Sequence[Tensor]) -> list[Tensor]:

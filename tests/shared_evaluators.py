@@ -16,16 +16,21 @@ _load = evaluator.load_evaluator
 _loaded: dict[tuple[str, str, int, int], Evaluator] = {}
 
 
-def load_once(path: "Location | str", device: str | torch.device = "cpu", engine: EngineName = "auto") -> Evaluator:
+def load_once(
+    path: "Location | str",
+    device: str | torch.device = "cpu",
+    engine: EngineName = "auto",
+    kept: Path | None = None,
+) -> Evaluator:
     """As `load_evaluator`, but files of one name and content give one evaluator."""
     location = Path(path) if isinstance(path, str) else path
     try:
         content = storage.read(location)
     except OSError:
-        return _load(path, device, engine)
+        return _load(path, device, engine, kept)
     key = engine, location.name, len(content), zlib.crc32(content)
     if key not in _loaded:
         if len(_loaded) == KEPT:
             del _loaded[next(iter(_loaded))]
-        _loaded[key] = _load(path, device, engine)
+        _loaded[key] = _load(path, device, engine, kept)
     return _loaded[key]

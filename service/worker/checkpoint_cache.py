@@ -108,10 +108,14 @@ class CheckpointCache:
             )
             return source
 
+    def folder_of(self, path: Location) -> Path | None:
+        """Return the folder that holds only this checkpoint's files, which is removed with it; None if in storage."""
+        return path.parent if isinstance(path, Path) and path.parent.parent == self.folder else None
+
     def forget(self, path: Location) -> None:
         """Remove a checkpoint that cannot be used."""
-        if isinstance(path, Path) and path.parent.parent == self.folder:
-            shutil.rmtree(path.parent, ignore_errors=True)
+        if folder := self.folder_of(path):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _keep(self, source: Location, info: CheckpointInfo) -> Path:
         kept = self.folder / info.digest / source.name

@@ -241,7 +241,8 @@ class LoadedModels:
         except CheckpointError:
             self.cache.forget(path)
             raise
-        return denoiser, denoiser.stepper(max_rows=self._sizes.rows, engine=self.settings.engine)
+        kept = self.cache.folder_of(path)
+        return denoiser, denoiser.stepper(max_rows=self._sizes.rows, engine=self.settings.engine, kept=kept)
 
     def _judge_for(self, info: CheckpointInfo) -> tuple[Judge, MadeWith | None]:
         """Return this worker's evaluator if it knows a denoiser's labels, else the one in storage that does.
@@ -259,7 +260,8 @@ class LoadedModels:
         return known
 
     def _load_judge(self, name: str, digest: str) -> Judge:
-        return load_evaluator(self.cache.fetch(name, digest, "evaluator"), self.device, self.settings.engine)
+        path = self.cache.fetch(name, digest, "evaluator")
+        return load_evaluator(path, self.device, self.settings.engine, self.cache.folder_of(path))
 
     def read_evaluator(self, name: str, digest: str) -> LoadedEvaluator:
         """Return evaluator `name`: this worker's own, or another. CheckpointError if it cannot be used."""

@@ -73,7 +73,8 @@ class Runner:
         self.sweeper = Sweeper(self.store, lambda digest: self.models.get(digest) is not None)
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes, settings.storage_timeout_s)
-        judge = load_evaluator(cache.fetch(None, kind="evaluator"), self.device, settings.engine)
+        path = cache.fetch(None, kind="evaluator")
+        judge = load_evaluator(path, self.device, settings.engine, cache.folder_of(path))
         self.judged_by = MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
         self.models = LoadedModels(connection, settings, self.device, cache, name, judge, self.judged_by)
         self.wanted = WantedModels(self.store, self.sweeper, self.models)

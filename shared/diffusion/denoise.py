@@ -187,7 +187,7 @@ class Stepper:
         if not rows:
             return torch.empty(0, *self.picture_shape)
         x = torch.stack([row.x for row in rows])
-        return torch.cat([self._enlarge(chunk) for chunk in x.split(self.max_rows)]).cpu()
+        return torch.cat([self._enlarge(chunk) for chunk in torch.split(x, self.max_rows)]).cpu()
 
     @torch.inference_mode()
     def predict_noised(self, x: Tensor, noise: Tensor, log_snr: float, labels: Tensor, w: float) -> Tensor:
@@ -246,7 +246,7 @@ class Stepper:
         keep = self._on_device(torch.tensor(pack.keep))
         weights = self._on_device(torch.tensor(pack.weights, dtype=torch.float32))[:, None, None, None]
         at, guided = self._on_device(torch.tensor(t)), torch.zeros_like(x)
-        calls = (part.split(self.max_rows) for part in (index, keep, weights))
+        calls = (torch.split(part, self.max_rows) for part in (index, keep, weights))
         for i, keep_i, weights_i in zip(*calls, strict=True):
             guided.index_add_(0, i, self._call_network(x[i], at[i], labels[i], keep_i) * weights_i)
         self.network_rows += len(index)

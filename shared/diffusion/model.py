@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.device import WithoutWeights, autocast_dtype
-from shared.diffusion.denoise import Stepper
+from shared.diffusion.denoise import Network, Stepper, Upsampler
 from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts, with_positions
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
@@ -30,7 +31,7 @@ UPSAMPLER = "upsampler."  # begins the names of the upsampler's tensors in a che
 class CompiledDenoiser:
     """A denoising network in OpenVINO, as the stepping loop sees it (`denoise.Network`)."""
 
-    def __init__(self, network: UNet) -> None:
+    def __init__(self, network: UNet, kept: Path | None = None) -> None:
         self.image_shape, self.num_labels = network.image_shape, network.num_labels
         self._features = partial(time_features, dim=network.config.embedding)
         # all labels at once, at places of their own: a sum of few labels might round alike in any order
@@ -40,7 +41,7 @@ class CompiledDenoiser:
             labels = with_positions(labels, places, places if network.config.rotations else None)
         t, keep = torch.tensor([500]), torch.tensor([True])
         example = torch.randn(1, *network.image_shape), self._features(t), labels, keep
-        self._compiled = CompiledNetwork(network, example)
+        self._compiled = CompiledNetwork(network, example, kept)
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
         # the features of t in float32: in a graph, OpenVINO would round the angles to bfloat16
@@ -51,9 +52,9 @@ class CompiledDenoiser:
 class CompiledUpsampler:
     """An upsampler in OpenVINO, as the stepping loop sees it (`denoise.Upsampler`)."""
 
-    def __init__(self, network: UpsamplerNet, shape: tuple[int, int, int]) -> None:
+    def __init__(self, network: UpsamplerNet, shape: tuple[int, int, int], kept: Path | None = None) -> None:
         self.picture_shape = network.picture_shape
-        self._compiled = CompiledNetwork(network, [torch.randn(1, *shape)])
+        self._compiled = CompiledNetwork(network, [torch.randn(1, *shape)], kept)
 
     def __call__(self, x: Tensor) -> Tensor:
         (pictures,) = self._compiled(x)
@@ -84,16 +85,20 @@ class Denoiser:
         """The shape (C, H, W) of a finished picture: that of the upsampler's output, where there is one."""
         return self.image_shape if self.upsampler is None else self.upsampler.picture_shape
 
-    def stepper(self, *, max_rows: int = 64, engine: EngineName = "auto") -> Stepper:
+    def stepper(self, *, max_rows: int = 64, engine: EngineName = "auto", kept: Path | None = None) -> Stepper:
         """Return a stepping loop on the network's device, in the device's fastest precision.
 
-        Raises EngineError if the engine is not there.
+        `kept`: a folder of this checkpoint's own that keeps compiled networks. Raises EngineError if the engine is not
+        there.
         """
         device = next(self.network.parameters()).device
-        dtype, network, upsampler = autocast_dtype(device), self.network, self.upsampler
+        dtype = autocast_dtype(device)
+        network: Network = self.network
+        upsampler: Upsampler | None = self.upsampler
         if uses_openvino(engine, device):
-            dtype, network = None, CompiledDenoiser(self.network)
-            upsampler = None if self.upsampler is None else CompiledUpsampler(self.upsampler, self.image_shape)
+            dtype, network = None, CompiledDenoiser(self.network, kept and kept / "denoiser")
+            if self.upsampler is not None:
+                upsampler = CompiledUpsampler(self.upsampler, self.image_shape, kept and kept / "upsampler")
         return Stepper(
             network, self.alpha_bar, self.prediction, device=device, dtype=dtype, max_rows=max_rows,
             layouts=self.layouts, rotations=self.network.config.rotations, upsampler=upsampler,

@@ -81,7 +81,7 @@ class Conv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         weight = self.weight.view(self.shape).permute(0, 3, 1, 2)
         out, kernel = self.shape[:2]
-        if torch.jit.is_tracing() and self.stride == kernel > 1:
+        if is_tracing() and self.stride == kernel > 1:
             return F.conv2d(F.pixel_unshuffle(x, kernel), weight.reshape(out, -1, 1, 1), self.bias)
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)
 
@@ -97,7 +97,7 @@ class ChannelNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_tracing():
+        if is_tracing():
             centred = x - x.mean(1, keepdim=True)
             variance = (centred * centred).mean(1, keepdim=True)
             return centred * (variance + 1e-5).rsqrt() * self.weight[:, None, None] + self.bias[:, None, None]
@@ -168,6 +168,11 @@ class Level(nn.Module):
             if isinstance(attention, Attention):
                 h = attention(h, tokens)
         return h
+
+
+def is_tracing() -> bool:
+    """Whether the network is being converted for OpenVINO."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def time_features(t: Tensor, dim: int) -> Tensor:

@@ -1,6 +1,8 @@
 """Networks in OpenVINO compared with torch's; that a row has the same bits in every batch; which engine is taken."""
 
 import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,12 +108,65 @@ def test_the_shipped_pictures_are_torchs_and_get_the_same_verdicts_alone_and_tog
     assert ((of_ours > 0.5) == (of_torchs > 0.5)).all(1).sum() >= 97
 
 
-def test_a_later_change_of_the_weights_has_no_effect() -> None:
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each compilation."""
+    made, compile = list[int](), openvino._compile
+
+    def counted(graph: Any, arguments: Sequence[Tensor]) -> Any:
+        made.append(len(arguments[0]))
+        return compile(graph, arguments)
+
+    monkeypatch.setattr(openvino, "_compile", counted)
+    return made
+
+
+def test_what_was_compiled_is_kept_for_the_next_start(tmp_path: Path, compilations: list[int]) -> None:
+    network, x = nn.Linear(3, 2).eval(), torch.randn(4, 3)
+    example = [torch.randn(1, 3)]
+    (expected,) = CompiledNetwork(network, example, tmp_path / "linear")(x)
+    assert sorted(compilations) == [1, 2, 4]
+    assert len(list(tmp_path.iterdir())) == 3
+    assert torch.equal(CompiledNetwork(network, example, tmp_path / "linear")(x)[0], expected)
+    assert len(compilations) == 3
+
+
+def test_what_another_machine_or_version_kept_is_not_used(
+    tmp_path: Path, compilations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, example = nn.Linear(3, 2).eval(), [torch.randn(1, 3)]
+    CompiledNetwork(network, example, tmp_path / "linear")
+    for change in ("THREADS", "autocast_dtype"):  # stand for all that the digest is of
+        openvino._made_by.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(openvino, change, 1 + openvino.THREADS if change == "THREADS" else lambda device: None)
+            compilations.clear()
+            CompiledNetwork(network, example, tmp_path / "linear")
+            is_other = change == "THREADS" or autocast_dtype(torch.device("cpu")) is not None
+            assert sorted(compilations) == ([1, 2] if is_other else [])
+        openvino._made_by.cache_clear()
+
+
+@pytest.mark.parametrize("damage", [b"", b"no network", "half"])
+def test_a_damaged_file_is_replaced(damage: bytes | str, tmp_path: Path, compilations: list[int]) -> None:
+    network, example = nn.Linear(3, 2).eval(), [torch.randn(1, 3)]
+    CompiledNetwork(network, example, tmp_path / "linear")
+    (file,) = tmp_path.glob("linear-2-*")
+    whole = file.read_bytes()
+    file.write_bytes(damage if isinstance(damage, bytes) else whole[: len(whole) // 2])
+    CompiledNetwork(network, example, tmp_path / "linear")
+    assert sorted(compilations) == [1, 2, 2]
+    compilations.clear()
+    CompiledNetwork(network, example, tmp_path / "linear")
+    assert compilations == []
+
+
+def test_a_disk_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    x = torch.randn(3, 3)
     network = nn.Linear(3, 2).eval()
-    compiled, x = CompiledNetwork(network, [torch.zeros(1, 3)]), torch.randn(4, 3)
-    before = compiled(x)[0]
-    nn.init.zeros_(network.weight)
-    assert torch.equal(compiled(x)[0], before)
+    compiled = CompiledNetwork(network, [x[:1]], tmp_path / "file" / "linear")
+    assert_close(compiled(x)[0], network(x).detach())
 
 
 class Kernel:
@@ -119,6 +174,9 @@ class Kernel:
 
     def __init__(self, rows: int, rounds: set[int], calls: list[int]) -> None:
         self.rows, self.error, self.calls = rows, 0.01 if rows in rounds else 0.0, calls
+
+    def create_infer_request(self) -> "Kernel":
+        return self
 
     def infer(self, inputs: dict[int, Any], share_inputs: bool) -> dict[int, Any]:
         assert len(inputs[0]) == self.rows
@@ -129,16 +187,17 @@ class Kernel:
 @pytest.mark.parametrize(
     ("rounds", "expected"),
     [
-        (set(), {1: [1], 3: [2, 1], 7: [8], 13: [8, 4, 1], 15: [16], 19: [16, 2, 1], 30: [16, 16], 32: [16, 16]}),
-        ({1, 16}, {1: [2], 3: [2, 2], 15: [8, 8], 16: [8, 8], 17: [8, 8, 2]}),
-        ({1, 2, 8, 16}, {1: [4], 3: [4], 9: [4, 4, 4]}),
+        (set(), {1: [1], 3: [2, 1], 7: [8], 13: [8, 4, 1], 15: [8, 8], 19: [8, 8, 2, 1], 32: [8, 8, 8, 8]}),
+        ({1, 8}, {1: [2], 3: [2, 2], 7: [4, 2, 2], 8: [4, 4], 9: [4, 4, 2]}),
+        ({1, 4, 8}, {1: [2], 3: [2, 2], 9: [2, 2, 2, 2, 2]}),
     ],
 )
 def test_calls_have_little_padding_and_only_sizes_that_round_alike(
     rounds: set[int], expected: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = list[int]()
-    monkeypatch.setattr(openvino, "_compile", lambda graph, rows: Kernel(rows, rounds, made))
+    monkeypatch.setattr(openvino, "_convert", lambda module, example: None)
+    monkeypatch.setattr(openvino, "_compile", lambda graph, arguments: Kernel(len(arguments[0]), rounds, made))
     compiled = CompiledNetwork(nn.Identity(), [torch.zeros(1, 2)])
     for rows, calls in expected.items():
         compiled(torch.zeros(rows, 2))  # tries the sizes
