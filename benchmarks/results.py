@@ -22,7 +22,8 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 QUICK_RESULTS = ROOT / "runs" / "bench-quick" / "results.json"
 STORAGE = ROOT / "models"
 LIBRARIES = (
-    "torch", "openvino", "torchvision", "diffusers", "accelerate", "redis", "rq", "fastapi", "uvicorn", "litserve", "numpy",
+    "torch", "openvino", "torchvision", "diffusers", "accelerate", "redis", "rq", "fastapi", "uvicorn", "litserve",
+    "numpy",
 )  # fmt: skip
 
 Data = dict[str, Any]

@@ -103,6 +103,7 @@ def start(module: Sequence[str], environment: dict[str, str], folder: Path = HER
         [sys.executable, "-m", *module],
         cwd=folder,
         env=environment,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         preexec_fn=die_with_parent,
     )

@@ -30,7 +30,7 @@ from benchmarks.trees import HERE, Tree, checkout
 
 BEFORE = "9d6151c"  # the last commit whose networks run in packed torch on a CPU
 CALLS = {1: 12, 8: 4, 32: 2}  # network rows of a call -> calls of a measurement
-CALLS_S, REQUESTS_S, STARTS_S = 60.0, 300.0, 110.0  # limits
+CALLS_S, REQUESTS_S, STARTS_S = 45.0, 240.0, 90.0  # limits
 CLIENTS = 8
 SPANS_S = {0: 6.0, 1: 12.0, 2: 12.0}  # busy processes -> how long clients send requests
 STARTS = {
@@ -53,6 +53,7 @@ class Caller:
         self._process = subprocess.Popen(command, cwd=tree.folder, env=tree.environment(), **pipes)
         self.about: Data = json.loads(self._line())
         if Path(self.about["code"]) != tree.folder:
+            self.close()
             raise RuntimeError(f"{tree.name} runs the code of {self.about['code']}, not of {tree.folder}")
 
     def _line(self) -> str:
@@ -66,6 +67,11 @@ class Caller:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{rows} {CALLS[rows]}\n")
         return float(self._line())
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status once the process has ended."""
+        return self._process.returncode
 
     def close(self) -> None:
         self._process.communicate()
@@ -199,6 +205,8 @@ def measure(quick: bool) -> Data:
         say(f"  skipped: {reason}")
         return {"figures": {}, "skipped": reason}
     trees = before, HERE
+    for tree in trees:
+        tree.compile()
     called, about = calls(trees, 2 if quick else 15)
     say(f"  network calls of both commits, {len(called[1][0])} rounds")
     seen = requests(trees, dict.fromkeys(SPANS_S, 2.0) if quick else SPANS_S, 1 if quick else 4)
@@ -265,8 +273,8 @@ def report(data: Data) -> list[Piece]:
         started.add(STARTS[key], *(number(one["median"]) for one in both), *ratio_cells(f"before.{key}"))
     same = "the same checkpoint" if data["same_checkpoint"] else "the checkpoint that it ships, which differ"
     return [
-        f"Commit {before} runs the networks in {data['libraries'][0]}, this one in {data['libraries'][1]}. It comes from "
-        f"a git worktree, with this commit's packages. The two take turns in one run; each serves {same}.",
+        f"Commit {before} runs the networks in {data['libraries'][0]}, this one in {data['libraries'][1]}. It comes "
+        f"from a git worktree, with this commit's packages. The two take turns in one run; each serves {same}.",
         called,
         f"*Whole requests* of one picture from {CLIENTS} clients over HTTP, each the next one after its answer, beside "
         "so many processes that only compute.",

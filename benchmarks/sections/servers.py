@@ -45,7 +45,7 @@ BURST, MIXED, ARRIVING = "burst", "mixed", "arriving"
 ARRIVING_AT = OURS, LITSERVE  # slower ones would still serve a backlog minutes later
 STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
 LOAD = 0.6  # of LitServe's pictures/s in the mixed burst before, at which mixed requests arrive
-LIMIT_S = 540.0
+LIMIT_S = 500.0
 FEWEST_ROUNDS, ROUNDS = 2, 5  # ratios of one round would have no interval
 SLOW, SLOW_ROUNDS = (RQ, LITSERVE_DIFFUSERS, RQ_DIFFUSERS), 3  # these take part in so many rounds
 ARRIVING_S = 40.0  # in which mixed requests arrive at random; on a slow machine fewer do
@@ -283,8 +283,8 @@ def report(data: Data) -> list[Piece]:
     memory = ", ".join(f"{name} {number(mib)}" for name, mib in data["memory_mib"].items())
     steps = ", ".join(map(str, STEPS[:-1]))
     return [
-        "LitServe batches up to eight requests, as its documentation shows. *FastAPI and RQ* has one job a request. With "
-        "*our engine* they sample with the same loop and networks as the service, so the ratio is what the server "
+        "LitServe batches up to eight requests, as its documentation shows. *FastAPI and RQ* has one job a request. "
+        "With *our engine* they sample with the same loop and networks as the service, so the ratio is what the server "
         "costs. With *diffusers* they run the same network and weights as a diffusers model in its own loop, with its "
         "DPM-Solver++, in bfloat16 where the CPU has it: what a user would otherwise run. Steps and guidance are the "
         f"same everywhere, so every server computes the same network rows: {data['network_rows']} for a picture of the "
