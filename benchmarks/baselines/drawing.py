@@ -16,7 +16,8 @@ from shared.evaluator import Judge
 from shared.options import SamplingOptions
 from shared.pictures import grid, png_bytes
 
-ENGINE, DIFFUSERS = "engine", "diffusers"
+ENGINE, DIFFUSERS, DIFFUSERS_DEFAULTS = "engine", "diffusers", "diffusers-defaults"
+DEFAULT_STEPS = 50  # of diffusers' conditional pipelines
 
 
 class Request(BaseModel):
@@ -52,21 +53,25 @@ class EngineDrawing:
 class DiffusersDrawing:
     """The same network and weights as a diffusers model, in its loop with its DPM-Solver++.
 
-    Each request has the steps and the guidance that our engine gives it, so both compute the same network rows. Fewer
-    steps than a pipeline's default of 50 are a matter of the checkpoint, not of the library. A call of a pipeline has
-    one number of steps, so requests with other options need another call. Runs in bfloat16 where the CPU multiplies
-    it, although diffusers' default is float32. Positions and upsampler, which diffusers does not have, are ours.
+    Fair to diffusers: each request has the steps, the guidance and the interval of guidance that our engine gives it,
+    so both compute the same network rows, since how few are enough is a matter of the checkpoint, not of the library.
+    It runs in bfloat16 where the CPU multiplies it. With `defaults` it is what its documentation leads to: float32, 50
+    steps, and guidance in all of them. A call of a pipeline has one number of steps, so requests with other options
+    need another call. Positions and upsampler, which diffusers does not have, are ours.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, defaults: bool = False) -> None:
         self.denoiser, self.judge = subject.denoiser(), subject.evaluator()
-        self.positions = self.denoiser.stepper()
-        self.dtype = autocast_dtype(torch.device("cpu"))
+        self.positions, self.default = self.denoiser.stepper(), self.denoiser.options
+        self.dtype = None if defaults else autocast_dtype(torch.device("cpu"))
+        if defaults:
+            of_pipelines = {"steps": DEFAULT_STEPS, "guidance_interval": (0.0, 1.0)}
+            self.default = self.default.model_copy(update=of_pipelines)
         self.pipeline = pipeline(self.denoiser, "DPM-Solver++", self.dtype or torch.float32)
 
     def __call__(self, requests: Sequence[Request]) -> list[bytes]:
         drawn: dict[int, bytes] = {}
-        for options, numbers in alike([chosen(request, self.denoiser.options) for request in requests]):
+        for options, numbers in alike([chosen(request, self.default) for request in requests]):
             together = [requests[number] for number in numbers]
             pngs = answers(self.judge, together, self.images(together, options))
             drawn |= dict(zip(numbers, pngs, strict=True))
@@ -89,7 +94,11 @@ class DiffusersDrawing:
             return upsampler(images).float()
 
 
-DRAWINGS: dict[str, Callable[[], Drawing]] = {ENGINE: EngineDrawing, DIFFUSERS: DiffusersDrawing}
+DRAWINGS: dict[str, Callable[[], Drawing]] = {
+    ENGINE: EngineDrawing,
+    DIFFUSERS: DiffusersDrawing,
+    DIFFUSERS_DEFAULTS: lambda: DiffusersDrawing(defaults=True),
+}
 
 
 def chosen(request: Request, default: SamplingOptions) -> SamplingOptions:

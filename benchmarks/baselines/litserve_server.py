@@ -1,6 +1,6 @@
 """LitServe, batching requests as its documentation shows: `python -m benchmarks.baselines.litserve_server KIND`.
 
-KIND is what it draws with: `engine` or `diffusers`.
+KIND is what it draws with: `engine`, `diffusers` or `diffusers-defaults`.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """The service beside other servers of the same checkpoint: `python -m benchmarks.sections.servers`.
 
 The others are LitServe and FastAPI with one RQ job a request, each twice: with our engine, which shows what the server
-costs, and with diffusers' pipeline, which is what a user would otherwise run. All answer the same requests over HTTP
-with a PNG grid, and take turns; those that wait are idle. Three loads: a burst of equal requests, a burst of mixed
+costs, and with diffusers' pipeline, which is what a user would otherwise run, at the same network rows. LitServe also
+runs it with diffusers' own defaults. All answer the same requests over HTTP with a PNG grid, and take turns; those that
+wait are idle. Three loads: a burst of equal requests, a burst of mixed
 requests, and mixed requests that arrive at random. Each runs on the quiet machine, and beside two processes that
 compute all the time, because a service often shares its cores.
 """
@@ -20,7 +21,7 @@ import numpy as np
 import psutil
 
 from benchmarks import subject
-from benchmarks.baselines.drawing import DIFFUSERS, ENGINE
+from benchmarks.baselines.drawing import DEFAULT_STEPS, DIFFUSERS, DIFFUSERS_DEFAULTS, ENGINE
 from benchmarks.batching import GUIDANCE, SIZES
 from benchmarks.busy import busy
 from benchmarks.clients import Body, send_all
@@ -34,20 +35,23 @@ from service.local.demo import free_port
 OURS = "ours"
 LITSERVE, RQ = "LitServe, our engine", "FastAPI and RQ, our engine"
 LITSERVE_DIFFUSERS, RQ_DIFFUSERS = "LitServe, diffusers", "FastAPI and RQ, diffusers"
+LITSERVE_DEFAULTS = "LitServe, diffusers with its defaults"
 NAMES = {  # in the names of figures
     LITSERVE: "litserve",
     LITSERVE_DIFFUSERS: "litserve_diffusers",
     RQ: "rq",
     RQ_DIFFUSERS: "rq_diffusers",
+    LITSERVE_DEFAULTS: "litserve_defaults",
 }
 BUSY = {"quiet": 0, "busy": 2}  # condition -> busy processes beside the servers
 BURST, MIXED, ARRIVING = "burst", "mixed", "arriving"
 ARRIVING_AT = OURS, LITSERVE  # slower ones would still serve a backlog minutes later
 STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
 LOAD = 0.6  # of LitServe's pictures/s in the mixed burst before, at which mixed requests arrive
-LIMIT_S = 500.0
+LIMIT_S = 480.0  # of the rounds
 FEWEST_ROUNDS, ROUNDS = 2, 5  # ratios of one round would have no interval
 SLOW, SLOW_ROUNDS = (RQ, LITSERVE_DIFFUSERS, RQ_DIFFUSERS), 3  # these take part in so many rounds
+DEFAULTS_BURST = 4  # requests of the burst that diffusers with its defaults gets, one batch: it takes that long
 ARRIVING_S = 40.0  # in which mixed requests arrive at random; on a slow machine fewer do
 FEWEST = 6
 HEADERS = {"Content-Type": "application/json", "Accept": "image/png", "Prefer": f"wait={WAIT_S}"}
@@ -149,6 +153,7 @@ def servers() -> Iterator[dict[str, Server]]:
             LITSERVE_DIFFUSERS: litserve(DIFFUSERS),
             RQ: rq(ENGINE),
             RQ_DIFFUSERS: rq(DIFFUSERS),
+            LITSERVE_DEFAULTS: litserve(DIFFUSERS_DEFAULTS),
         }
         for name, server in found.items():
             until(lambda server=server: is_up(server), f"{name} to answer")
@@ -184,7 +189,9 @@ def one_round(
     found: dict[str, Server], turn: int, same: Sequence[Body], burst: int, arriving: int
 ) -> dict[str, dict[str, Answers]]:
     """Return the answers to each load by server."""
-    asked = {name: one for name, one in found.items() if turn < SLOW_ROUNDS or name not in SLOW}
+    with_defaults = answers(found[LITSERVE_DEFAULTS], same[:DEFAULTS_BURST]) if turn < SLOW_ROUNDS else None
+    left_out = {LITSERVE_DEFAULTS, *(SLOW if turn >= SLOW_ROUNDS else ())}
+    asked = {name: one for name, one in found.items() if name not in left_out}
     taken = {BURST: by_server(asked, turn, same), MIXED: by_server(asked, turn, mixed(burst, 100 + turn))}
     later = mixed(arriving, 200 + turn)
     pictures = sum(len(body["labels"]) for body in later) / arriving
@@ -192,15 +199,17 @@ def one_round(
     later = later[: max(FEWEST, int(ARRIVING_S / apart_s))]
     at = np.random.default_rng(turn).exponential(apart_s, len(later)).cumsum().tolist()
     taken[ARRIVING] = by_server({name: found[name] for name in ARRIVING_AT}, turn, later, at)
+    if with_defaults is not None:
+        taken[BURST][LITSERVE_DEFAULTS] = with_defaults
     return taken
 
 
 def measure(quick: bool) -> Data:
     same_size, burst, arriving, rounds = (8, 4, 3, 1) if quick else (32, 8, 12, ROUNDS)
-    deadline = Deadline(LIMIT_S)
     seen: Seen = {condition: {BURST: {}, MIXED: {}, ARRIVING: {}} for condition in BUSY}
     with servers() as found:
-        say(f"  {len(found)} servers are up, {deadline.spent:.0f} s")
+        say(f"  {len(found)} servers are up")
+        deadline = Deadline(LIMIT_S)
         same = [{"labels": lists, "seed": i} for i, lists in enumerate(zip(subject.label_lists(same_size)))]
         for turn in deadline.rounds(rounds, at_least=FEWEST_ROUNDS):
             for condition, count in BUSY.items():
@@ -232,17 +241,16 @@ def figures(seen: Seen) -> Data:
     """Return the ratios of ours to the others, over the rounds that both took part in."""
     found = {}
     for condition, loads in seen.items():
-        for load in (BURST, MIXED):
-            for other, name in NAMES.items():
-                pairs = list(zip(loads[load][OURS], loads[load][other], strict=False))
-                ours, theirs = [one.rate for one, _ in pairs], [one.rate for _, one in pairs]
-                found[f"servers.{load}_vs_{name}_{condition}"] = paired(ours, theirs)
-        for load, others in ((MIXED, list(NAMES)), (ARRIVING, [LITSERVE])):
-            for other in others:
-                pairs = list(zip(loads[load][OURS], loads[load][other], strict=False))
-                waits = [one.latencies for one, _ in pairs], [one.latencies for _, one in pairs]
-                found[f"servers.{load}_p95_vs_{NAMES[other]}_{condition}"] = pooled_p95(*waits)
-    return found
+        for load, by in loads.items():
+            for other in by.keys() - {OURS}:
+                pairs = list(zip(by[OURS], by[other], strict=False))
+                key = f"servers.{load}{{}}_vs_{NAMES[other]}_{condition}"
+                if load != ARRIVING:  # there the clients set the pace
+                    found[key.format("")] = paired([one.rate for one, _ in pairs], [one.rate for _, one in pairs])
+                if load != BURST:  # of which all answers come at once
+                    waits = [one.latencies for one, _ in pairs], [one.latencies for _, one in pairs]
+                    found[key.format("_p95")] = pooled_p95(*waits)
+    return dict(sorted(found.items()))
 
 
 def described(runs: Sequence[Answers]) -> Data:
@@ -286,10 +294,11 @@ def report(data: Data) -> list[Piece]:
         "LitServe batches up to eight requests, as its documentation shows. *FastAPI and RQ* has one job a request. "
         "With *our engine* they sample with the same loop and networks as the service, so the ratio is what the server "
         "costs. With *diffusers* they run the same network and weights as a diffusers model in its own loop, with its "
-        "DPM-Solver++, in bfloat16 where the CPU has it: what a user would otherwise run. Steps and guidance are the "
-        f"same everywhere, so every server computes the same network rows: {data['network_rows']} for a picture of the "
-        "burst. At a diffusers pipeline's own default of 50 guided steps it would be 100. Every server judges each "
-        "picture and answers with the grid; only ours also keeps results, verdicts and recipes.",
+        "DPM-Solver++, in bfloat16 where the CPU has it. Steps and guidance are the same in all of these, so they "
+        f"compute the same network rows: {data['network_rows']} for a picture of the burst. *With its defaults* means "
+        f"float32 and {DEFAULT_STEPS} guided steps, {2 * DEFAULT_STEPS} network rows: what its documentation leads to. "
+        f"This one gets only {DEFAULTS_BURST} requests of the burst, as one batch. Every server judges each picture "
+        "and answers with the grid; only ours also keeps results, verdicts and recipes.",
         f"{data['rounds']} rounds, of which all but ours and LitServe with our engine took part in at most "
         f"{SLOW_ROUNDS}. A mixed request has 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3. Those "
         f"at random times arrive at {LOAD} of the pictures/s that LitServe made of mixed ones just before. The busy "

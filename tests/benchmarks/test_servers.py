@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,7 +100,11 @@ def test_ratios_are_by_round_and_ours_over_theirs() -> None:
 
     slow = dict.fromkeys((servers.LITSERVE_DIFFUSERS, servers.RQ, servers.RQ_DIFFUSERS), runs(4))  # not in round 2
     by = {servers.OURS: runs(1, 2), servers.LITSERVE: runs(2, 3), **slow}
-    quiet = {servers.BURST: by, servers.MIXED: by, servers.ARRIVING: by}
+    quiet = {
+        servers.BURST: by | {servers.LITSERVE_DEFAULTS: [Answers(2, 4.0, [4.0], 0.1)]},
+        servers.MIXED: by,
+        servers.ARRIVING: {name: by[name] for name in servers.ARRIVING_AT},
+    }
     twice = [Answers(10, 2 * one.seconds, one.latencies, 0.1) for one in by[servers.OURS]]
     busy = {**quiet, servers.MIXED: {**by, servers.OURS: twice}}
     found = servers.figures({"quiet": quiet, "busy": busy})
@@ -112,7 +115,8 @@ def test_ratios_are_by_round_and_ours_over_theirs() -> None:
     assert found["servers.mixed_vs_rq_quiet"]["interval"] is None  # of a single round
     assert found["servers.arriving_p95_vs_litserve_quiet"]["low"] == pytest.approx(0.5)
     assert found["servers.mixed_p95_vs_litserve_diffusers_busy"]["median"] == pytest.approx(1 / 4)
-    assert len(found) == 2 * (3 * len(servers.NAMES) + 1)
+    assert found["servers.burst_vs_litserve_defaults_busy"]["median"] == pytest.approx(10 / 0.5)
+    assert len(found) == 2 * (5 + 2 * 4 + 1)
 
 
 def test_each_round_begins_with_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,20 +149,24 @@ def test_slow_servers_leave_after_some_rounds_and_only_two_get_requests_at_rando
     first = servers.one_round(found, 0, BODIES, 4, 12)
     assert {load: set(by) for load, by in first.items()} == {
         servers.BURST: set(found),
-        servers.MIXED: set(found),
+        servers.MIXED: set(found) - {servers.LITSERVE_DEFAULTS},
         servers.ARRIVING: set(servers.ARRIVING_AT),
     }
     assert times[-1] == times[-2] == sorted(times[-1])
     assert servers.FEWEST <= len(times[-1]) <= 12
     last = servers.one_round(found, servers.SLOW_ROUNDS, BODIES, 4, 12)
-    assert set(last[servers.MIXED]) == {servers.OURS, servers.LITSERVE}
+    assert first[servers.BURST][servers.LITSERVE_DEFAULTS].pictures == sum(
+        len(body["labels"]) for body in BODIES[: servers.DEFAULTS_BURST]
+    )
+    assert set(last[servers.MIXED]) == set(last[servers.BURST]) == {servers.OURS, servers.LITSERVE}
 
 
 def test_the_report_shows_ratios_with_intervals_for_both_conditions() -> None:
     by = {name: [Answers(10, s, [s], 0.1) for s in (1.0, 2.0)] for name in (servers.OURS, *servers.NAMES)}
-    loads = {servers.BURST: by, servers.MIXED: by, servers.ARRIVING: by}
+    arriving = {name: by[name] for name in servers.ARRIVING_AT}
+    loads = {servers.BURST: by, servers.MIXED: by, servers.ARRIVING: arriving}
     seen = {"quiet": loads, "busy": loads}
-    described = {load: {name: servers.described(runs) for name, runs in by.items()} for load in loads}
+    described = {load: {name: servers.described(runs) for name, runs in by.items()} for load, by in loads.items()}
     text = markdown(
         servers.report(
             {
@@ -196,7 +204,7 @@ def test_diffusers_draws_requests_with_equal_options_together_and_answers_each()
         return torch.cat([torch.full((len(one.labels), 3, 4, 4), one.seed / 10) for one in requests])
 
     drawing = object.__new__(DiffusersDrawing)
-    drawing.denoiser = SimpleNamespace(options=SamplingOptions(steps=4, guidance=1.0))  # type: ignore[assignment]
+    drawing.default = SamplingOptions(steps=4, guidance=1.0)
     drawing.judge = judge = Unlabelled()  # type: ignore[assignment]
     drawing.images = images  # type: ignore[assignment,method-assign]
     asked = [
