@@ -46,6 +46,7 @@ def test_diffusers_loop_guides_in_the_interval_alone() -> None:
     assert {len(call.keep) for call in toy.calls} == {1, 2}
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers
 def test_diffusers_calls_the_network_with_as_many_rows_as_our_loop() -> None:
     """For every number of steps that the servers are asked for, with guidance in an interval."""
     ab, labels = alpha_bar("cosine", 1000), torch.eye(K)[:1]

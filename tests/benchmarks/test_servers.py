@@ -79,8 +79,8 @@ def test_requests_are_sent_for_a_while_by_at_most_so_many_clients(server: Server
     ticks = iter(range(100))
     sent = for_seconds(5, lambda number: {"labels": [["red cube"]], "seed": number}, now=lambda: float(next(ticks)))
     assert len(send_all(server.port, sent, 2, servers.ask)) == 4  # one at each of the seconds 1 to 4
-    assert [body["seed"] for body in Handler.seen] == [0, 1, 2, 3]
-    assert Handler.most == 2
+    assert sorted(int(str(body["seed"])) for body in Handler.seen) == [0, 1, 2, 3]
+    assert Handler.most <= 2
 
 
 def test_a_request_is_not_sent_before_its_time_and_its_latency_counts_from_then(server: Server) -> None:
