@@ -273,8 +273,8 @@ def report(data: Data) -> list[Piece]:
         started.add(STARTS[key], *(number(one["median"]) for one in both), *ratio_cells(f"before.{key}"))
     same = "the same checkpoint" if data["same_checkpoint"] else "the checkpoint that it ships, which differ"
     return [
-        f"Commit {before} runs the networks in {data['libraries'][0]}, this one in {data['libraries'][1]}. It comes "
-        f"from a git worktree, with this commit's packages. The two take turns in one run; each serves {same}.",
+        f"Commit {before}, in a git worktree and with this commit's packages, runs the networks in "
+        f"{data['libraries'][0]}, this one in {data['libraries'][1]}. The two take turns; each serves {same}.",
         called,
         f"*Whole requests* of one picture from {CLIENTS} clients over HTTP, each the next one after its answer, beside "
         "so many processes that only compute.",
