@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,22 +39,12 @@ LIMIT_S = 90.0
 Work = Callable[[], object]
 
 
-def inputs(count: int, denoiser: Denoiser) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the arguments of a network call of `count` rows. Every other row drops its labels."""
-    generator = torch.Generator().manual_seed(0)
-    device = next(denoiser.network.parameters()).device
-    x = torch.randn(count, *denoiser.image_shape, generator=generator)
-    t = torch.randint(0, len(denoiser.alpha_bar), (count,), generator=generator)
-    hot = subject.multi_hot(subject.label_lists(count), denoiser.vocabulary)
-    labels = subject.network_labels(denoiser.stepper(), hot)
-    keep = torch.arange(count) % 2 == 0
-    return x.to(device), t.to(device), labels.to(device), keep.to(device)
-
-
-def flops_per_row(denoiser: Denoiser) -> float:
+def flops_per_row(denoiser: Denoiser, stepper: Stepper) -> float:
     """Count the floating-point operations of one network row's matrix products and convolutions."""
+    row = stepper.new_row([0.0] * stepper.network.num_labels, denoiser.options, seed=0)
+    t, keep = torch.tensor([500], device=stepper.device), torch.tensor([True], device=stepper.device)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        denoiser.network(*inputs(1, denoiser))
+        denoiser.network(row.x[None], t, row.labels[None], keep)
     return float(counter.get_total_flops())
 
 
@@ -104,7 +93,11 @@ def openvino_kernel(kind: str, width: int, side: int, dtype: torch.dtype) -> Wor
         else:
             layer = ops.convolution(layer, weights, [1, 1], [1, 1], [1, 1], [1, 1])
     precision = "bf16" if dtype == torch.bfloat16 else "f32"
-    hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    hints = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
     compiled = openvino.Core().compile_model(openvino.Model([layer], [first]), "CPU", hints)
     request = compiled.create_infer_request()
     request.set_input_tensor(openvino.Tensor(rng.standard_normal(shape).astype(np.float32)))
@@ -137,8 +130,8 @@ def measure(quick: bool) -> Data:
     denoiser = subject.denoiser()
     device = next(denoiser.network.parameters()).device
     dtype = autocast_dtype(device) or torch.float32
-    flops, stepper = flops_per_row(denoiser), denoiser.stepper()
-    library = library_of(stepper)
+    stepper = denoiser.stepper()
+    flops, library = flops_per_row(denoiser, stepper), library_of(stepper)
     works, done = dict[str, Work](), dict[str, float]()
     for kind, width, side in SHAPES:
         name = f"{kind} {width}" + (f" at {side}x{side}" if side else "")
