@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.results import STORAGE, Data
+from service.worker.batch_size import ON_CPU
 from shared.device import pick_device
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, load_denoiser
@@ -18,7 +19,7 @@ from shared.vocabulary import ICLEVR, Vocabulary
 DISTILLED = "iclevr-64-1step"
 # A worker's batch on a CPU, which the loops and simulations without a worker have, too: pictures that are in progress,
 # pictures that may join beyond, and the network rows from which large jobs wait for small ones.
-AT_ONCE, LATE, FEW_ROWS = 16, 16, 8
+AT_ONCE, LATE, FEW_ROWS = ON_CPU.pictures, ON_CPU.late_pictures, ON_CPU.efficient_rows
 
 
 def denoiser() -> Denoiser:
@@ -54,10 +55,9 @@ def network_labels(stepper: Stepper, hot: Tensor) -> Tensor:
     return torch.stack([row.labels for row in rows])
 
 
-def network_rows(denoiser: Denoiser) -> list[int]:
-    """Return the network rows of each step of a picture, as the checkpoint is served."""
-    hot = multi_hot(label_lists(1), denoiser.vocabulary)
-    return denoiser.stepper().new_row(hot[0], denoiser.options, seed=0).network_rows()
+def network_rows(stepper: Stepper, options: SamplingOptions) -> list[int]:
+    """Return the network rows of each step of a picture."""
+    return stepper.new_row([0.0] * stepper.network.num_labels, options, seed=0).network_rows()
 
 
 def seeds(count: int, seed: int = 0) -> list[int]:

@@ -62,7 +62,7 @@ class DiffusersDrawing:
 
     def __init__(self, *, defaults: bool = False) -> None:
         self.denoiser, self.judge = subject.denoiser(), subject.evaluator()
-        self.positions, self.default = self.denoiser.stepper(), self.denoiser.options
+        self.positions, self.default = self.denoiser.stepper(engine="torch"), self.denoiser.options
         self.dtype = None if defaults else autocast_dtype(torch.device("cpu"))
         if defaults:
             of_pipelines = {"steps": DEFAULT_STEPS, "guidance_interval": (0.0, 1.0)}

@@ -252,7 +252,8 @@ def measure(quick: bool) -> Data:
     queued, finished = ([100], [50]) if quick else ([1000, 10_000], [1000, 10_000])
     streams, looks, pictures = ([50], 10, 8) if quick else ([100, 1000], 100, 32)
     deadline, ours = Deadline(LIMIT_S), subject.denoiser()
-    picture = sample(ours.stepper(), subject.multi_hot([["red cube"]], ours.vocabulary), SamplingOptions(steps=4), [1])
+    stepper = ours.stepper()
+    picture = sample(stepper, subject.multi_hot([["red cube"]], ours.vocabulary), SamplingOptions(steps=4), [1])
     png = png_bytes(to_uint8(picture)[0])
     workers = worker_growth(8 if quick else 48, 1 if quick else 3)
     watched = stream_growth(streams, looks)
@@ -269,7 +270,7 @@ def measure(quick: bool) -> Data:
         },
         "pictures": pictures,
         "png_bytes": len(png),
-        "served_rows": subject.network_rows(ours),
+        "served_rows": subject.network_rows(stepper, ours.options),
         "queue": queue,
         "store": store,
         "note": note,

@@ -220,6 +220,7 @@ def measure(quick: bool) -> Data:
                         seen[condition][load].setdefault(name, []).append(one)
                 say(f"  round {turn + 1}, {condition}, {deadline.spent:.0f} s")
         memory = {name: server.memory_mib() for name, server in found.items()}
+    denoiser = subject.denoiser()
     return {
         "figures": figures(seen),
         "loads": {
@@ -233,7 +234,7 @@ def measure(quick: bool) -> Data:
             ARRIVING: max(len(one.latencies) for one in seen["quiet"][ARRIVING][OURS]),
         },
         "rounds": len(seen["quiet"][BURST][OURS]),
-        "network_rows": sum(subject.network_rows(subject.denoiser())),
+        "network_rows": sum(subject.network_rows(denoiser.stepper(engine="torch"), denoiser.options)),
     }
 
 
