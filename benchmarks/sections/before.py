@@ -32,6 +32,7 @@ BEFORE = "9d6151c"  # the last commit whose networks run in packed torch on a CP
 CALLS = {1: 12, 8: 4, 32: 2}  # network rows of a call -> calls of a measurement
 CALLS_S, REQUESTS_S, STARTS_S = 45.0, 240.0, 90.0  # limits
 CLIENTS = 8
+WARM_S = 8.0  # of requests before those that count: a worker compiles the sizes of its calls when they first come
 SPANS_S = {0: 6.0, 1: 12.0, 2: 12.0}  # busy processes -> how long clients send requests
 STARTS = {
     "worker_ready": "a worker until it is ready, first start",
@@ -140,14 +141,14 @@ def own_home(folder: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def services(trees: Trees, span_s: float) -> Iterator[list[Stack]]:
+def services(trees: Trees) -> Iterator[list[Stack]]:
     """Run the services of both trees, warm and idle."""
     with contextlib.ExitStack() as running:
         found = []
         for tree in trees:
             home = running.enter_context(tempfile.TemporaryDirectory(prefix="lg-bench-"))
             found.append(running.enter_context(stack(tree=tree, **own_home(home))))
-            serve(found[-1].port, span_s)
+            serve(found[-1].port, WARM_S)
             settle(found[-1])
         yield found
 
@@ -155,8 +156,8 @@ def services(trees: Trees, span_s: float) -> Iterator[list[Stack]]:
 def requests(trees: Trees, spans_s: dict[int, float], rounds: int) -> dict[int, Both]:
     """Return what clients of both services got, by busy processes and round."""
     seen: dict[int, Both] = {count: ([], []) for count in spans_s}
-    deadline = Deadline(REQUESTS_S)
-    with services(trees, spans_s[0]) as both:
+    with services(trees) as both:
+        deadline = Deadline(REQUESTS_S)
         for turn in deadline.rounds(rounds):
             for count, span_s in spans_s.items():
                 with busy(count):
