@@ -32,8 +32,8 @@ SHAPES = [
     ("product", 1024, 0),
     ("product", 2048, 0),
 ]
-PICTURES = 64  # of a convolution
-LAYERS = 4  # of one kind in a row, so that casting input and output weighs little
+PICTURES = AT  # of a convolution; 64 do not fit into the caches and reach two thirds of the rate
+LAYERS = 12  # of one kind in a row, so that casting input and output weighs little
 LIMIT_S = 90.0
 
 Work = Callable[[], object]
