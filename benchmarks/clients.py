@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, RemoteDisconnected
 from typing import Any
@@ -11,7 +11,7 @@ Body = Mapping[str, Any]
 
 
 def send_all(
-    port: int, bodies: Sequence[Body], clients: int, ask: Callable[[HTTPConnection, Body], object],
+    port: int, bodies: Iterable[Body], clients: int, ask: Callable[[HTTPConnection, Body], object],
     at: Sequence[float] = (),
 ) -> list[float]:  # fmt: skip
     """Let `clients` send the requests, each the next one after its answer. Return the latencies, in s.
@@ -40,3 +40,13 @@ def send_all(
     with ThreadPoolExecutor(clients) as threads:
         list(threads.map(client, range(clients)))
     return latencies
+
+
+def for_seconds(
+    span_s: float, body: Callable[[int], Body], now: Callable[[], float] = time.monotonic
+) -> Iterator[Body]:
+    """Yield `body(0)`, `body(1)`, ... until `span_s` has passed since the first."""
+    end, number = now() + span_s, 0
+    while now() < end:
+        yield body(number)
+        number += 1

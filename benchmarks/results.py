@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ RESULTS = ROOT / "benchmarks" / "results.json"
 QUICK_RESULTS = ROOT / "runs" / "bench-quick" / "results.json"
 STORAGE = ROOT / "models"
 LIBRARIES = (
-    "torch", "torchvision", "diffusers", "accelerate", "redis", "rq", "fastapi", "uvicorn", "litserve", "numpy",
+    "torch", "openvino", "torchvision", "diffusers", "accelerate", "redis", "rq", "fastapi", "uvicorn", "litserve",
+    "numpy",
 )  # fmt: skip
 
 Data = dict[str, Any]
@@ -56,8 +57,16 @@ def machine() -> Data:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": {name: found for name in LIBRARIES if (found := installed(name))},
     }
+
+
+def installed(name: str) -> str | None:
+    """Return a package's version, or None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def commit() -> str:

@@ -1,8 +1,7 @@
 """`make bench` and `make bench-quick`: `python -m benchmarks.run [--quick]` runs all sections and writes the documents.
 
-Each section runs in its own process and saves its data when it ends; a failing section does not stop the others. A full
-run measures a section once more if the machine's own speed changed meanwhile, unless it took long. After an
-interruption, the same command continues with the missing sections. `--only load,growth` measures only those again.
+Each section runs in its own process and saves its data when it ends; a failing section does not stop the others. After
+an interruption, the same command continues with the missing sections. `--only load,growth` measures only those again.
 """
 
 import argparse
@@ -11,11 +10,10 @@ import sys
 import time
 
 from benchmarks.results import ROOT, Data, Results, results, say
-from benchmarks.timing import change, machine_rate
+from benchmarks.timing import machine_rate
 
 # The sections that need the least disturbed machine come first.
-SECTIONS = "roofline", "sampling", "service", "load", "servers", "training", "growth", "startup"
-REPEATS_S = 600.0  # the longest that a section may have taken to be repeated
+SECTIONS = "roofline", "before", "servers", "sampling", "service", "load", "training", "growth", "startup"
 HANGS_S = 3 * 3600  # a section ends itself long before, with fewer rounds on a slow machine
 
 
@@ -35,19 +33,11 @@ def run_section(name: str, quick: bool) -> str | None:
 
 
 def measure(name: str, kept: Results, quick: bool) -> str | None:
-    """Run one section, a second time if the machine's speed changed meanwhile. Return what went wrong, or None.
-
-    A section that took long is not repeated: on a busy machine the speed would change again.
-    """
-    for is_last in (quick, True):
-        before, begun = machine_rate(), time.monotonic()
-        if problem := run_section(name, quick):
-            return problem
-        rates = before, machine_rate()
-        kept.keep(name, {**kept.read()["sections"][name], "machine_rate": rates})
-        if is_last or not change(rates) or time.monotonic() - begun > REPEATS_S:
-            break
-        say(f"  the machine's speed changed by {100 * change(rates):.0f} %; {name} is measured once more")
+    """Run one section, and record the machine's speed before and after. Return what went wrong, or None."""
+    before = machine_rate()
+    if problem := run_section(name, quick):
+        return problem
+    kept.keep(name, {**kept.read()["sections"][name], "machine_rate": (before, machine_rate())})
     return None
 
 

@@ -1,6 +1,10 @@
-"""Runs the service for a benchmark: Redis, API and workers as processes on free ports, stopped at the end."""
+"""Runs the service for a benchmark: Redis, API and workers as processes on free ports, stopped at the end.
+
+Asks them over HTTP only, since the code of an older commit may run in them.
+"""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -8,12 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 
-from benchmarks.results import ROOT, STORAGE
+from benchmarks.trees import HERE, Tree
 from service.local.demo import free_port
 from service.local.redis_server import RedisServer, die_with_parent
 
@@ -27,8 +33,9 @@ class NotUp(RuntimeError):
 
 @dataclass
 class Stack:
-    """A running service. `environment`: the variables of its processes."""
+    """A running service. `tree`: whose code its processes run. `environment`: their variables."""
 
+    tree: Tree
     redis: RedisServer
     environment: dict[str, str]
     port: int
@@ -52,39 +59,33 @@ class Stack:
         return httpx.Client(base_url=self.address, timeout=300, limits=httpx.Limits(max_connections=None))
 
     def start_api(self) -> None:
-        self.api = start(["service", "api", "--host", "127.0.0.1", "--port", str(self.port)], self.environment)
-        self.wait_for("/healthz")
+        command = ["service", "api", "--host", "127.0.0.1", "--port", str(self.port)]
+        self.api = start(command, self.environment, self.tree.folder)
+        until(lambda: got(self.port, "/healthz"), "the API")
 
-    def start_workers(self, count: int, module: tuple[str, ...] = ("service", "worker"), **environment: str) -> None:
-        more = [start(module, {**self.environment, **environment}) for _ in range(count)]
-        self.workers += more
-        self.wait_for("/readyz")
-        until(lambda: len(self._alive()) >= len(self.workers), f"{len(self.workers)} workers")
+    def start_workers(self, count: int, **environment: str) -> None:
+        """Start workers, and wait until the API counts all of them."""
+        for _ in range(count):
+            self.workers.append(start(["service", "worker"], {**self.environment, **environment}, self.tree.folder))
+        until(lambda: self._ready_workers() >= len(self.workers), f"{len(self.workers)} workers")
 
-    def _alive(self) -> list[object]:
-        from service.store import workers
-        from service.store.connection import connect
-
-        return list(workers.list_live(connect(self.redis.url)))
+    def _ready_workers(self) -> int:
+        return int((got(self.port, "/readyz") or {"workers": 0})["workers"])
 
     def stop_workers(self) -> None:
         for worker in self.workers:
             stop(worker)
         self.workers.clear()
 
-    def wait_for(self, path: str) -> None:
-        wait_for(self.address + path)
 
-
-def wait_for(url: str) -> None:
-    """Wait until a GET is answered with 200. NotUp after READY_S."""
-
-    def answers() -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(url, timeout=5).status_code == 200
-        return False
-
-    until(answers, f"{url} to answer 200")
+def got(port: int, path: str) -> Any:
+    """Return the JSON that a GET is answered with; None if nobody answers, or with another status than 200."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)  # httpx would take CPU time from what is starting
+    with contextlib.closing(connection), contextlib.suppress(OSError, HTTPException):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return json.loads(answer.read()) if answer.status == 200 else None
+    return None
 
 
 def until(condition: Callable[[], object], what: str, timeout_s: float = READY_S) -> None:
@@ -96,12 +97,13 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = READY_S
         time.sleep(0.02)
 
 
-def start(module: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a module with its arguments as a process."""
+def start(module: Sequence[str], environment: dict[str, str], folder: Path = HERE.folder) -> subprocess.Popen[bytes]:
+    """Start a module with its arguments as a process in `folder`."""
     return subprocess.Popen(
         [sys.executable, "-m", *module],
-        cwd=ROOT,
+        cwd=folder,
         env=environment,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         preexec_fn=die_with_parent,
     )
@@ -129,14 +131,24 @@ def memory_mib(process: subprocess.Popen[bytes]) -> float:
 
 
 @contextlib.contextmanager
-def stack(workers: int = 1, **environment: str) -> Iterator[Stack]:
-    """Run a service with `workers` workers. Variables such as LABELGRID_BATCH_PICTURES apply to all its processes."""
+def redis_server() -> Iterator[RedisServer]:
+    """Run a Redis of one's own."""
     with tempfile.TemporaryDirectory(prefix="lg-bench-") as folder:
         redis = RedisServer(Path(folder))
         redis.start()
-        own = {"LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(STORAGE), "LABELGRID_WAIT_S": str(WAIT_S)}
-        own |= {"LABELGRID_LOG_FORMAT": "json"}  # as in the containers
-        running = Stack(redis, {**os.environ, **own, **environment}, free_port())
+        try:
+            yield redis
+        finally:
+            redis.stop()
+
+
+@contextlib.contextmanager
+def stack(workers: int = 1, tree: Tree = HERE, **environment: str) -> Iterator[Stack]:
+    """Run a service with `workers` workers. Variables such as LABELGRID_BATCH_PICTURES apply to all its processes."""
+    with redis_server() as redis:
+        own = {"LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(tree.storage)}
+        own |= {"LABELGRID_WAIT_S": str(WAIT_S), "LABELGRID_LOG_FORMAT": "json"}  # logs as in the containers
+        running = Stack(tree, redis, tree.environment(**own, **environment), free_port())
         try:
             running.start_api()
             if workers:
@@ -146,4 +158,3 @@ def stack(workers: int = 1, **environment: str) -> Iterator[Stack]:
             running.stop_workers()
             if running.api is not None:
                 stop(running.api)
-            redis.stop()

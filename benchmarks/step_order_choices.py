@@ -22,15 +22,15 @@ from benchmarks.batching import (
 )
 from benchmarks.results import results
 from benchmarks.sections import servers
+from benchmarks.subject import AT_ONCE, FEW_ROWS, LATE
 from benchmarks.timing import percentile, pooled_p95
 from service.worker import step_order
 
 LOADS, SEEDS, REQUESTS = (0.6, 0.9), (11, 12, 13, 14), 500
-AT_ONCE = 16  # pictures of a batch
 ROUNDS = {12: 60, 500: 4}  # requests of a round, as in the benchmark and in a long run -> rounds
 Variant = dict[str, float]
 OF_STEP_ORDER = ("DELAY_LIMIT", "AGING", "LATE_EACH_STEP")
-SHIPPED: Variant = {"few": 8, "late": 16, **{name: getattr(step_order, name) for name in OF_STEP_ORDER}}
+SHIPPED: Variant = {"few": FEW_ROWS, "late": LATE, **{name: getattr(step_order, name) for name in OF_STEP_ORDER}}
 VARIANTS: dict[str, Variant] = {
     "shipped": {},
     "as before: no late pictures, limit 0.5": {"late": 0, "DELAY_LIMIT": 0.5},

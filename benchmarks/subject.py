@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.results import STORAGE, Data
-from service.settings import Settings
-from service.worker import batch_size
-from service.worker.batch_size import BatchSizes
+from service.worker.batch_size import ON_CPU
 from shared.device import pick_device
+from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator, score_set
 from shared.options import SamplingOptions, picture_seed
@@ -18,6 +17,9 @@ from shared.registry import resolve
 from shared.vocabulary import ICLEVR, Vocabulary
 
 DISTILLED = "iclevr-64-1step"
+# A worker's batch on a CPU, which the loops and simulations without a worker have, too: pictures that are in progress,
+# pictures that may join beyond, and the network rows from which large jobs wait for small ones.
+AT_ONCE, LATE, FEW_ROWS = ON_CPU.pictures, ON_CPU.late_pictures, ON_CPU.efficient_rows
 
 
 def denoiser() -> Denoiser:
@@ -46,22 +48,16 @@ def multi_hot(lists: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Tensor:
     return torch.tensor([vocabulary.multi_hot(labels) for labels in lists], dtype=torch.float32)
 
 
-def network_labels(denoiser: Denoiser, lists: Sequence[Sequence[str]]) -> Tensor:
-    """Return the network's label input: (N, K), or (N, K, 3) with positions drawn as our loop draws them."""
-    stepper, options, hot = denoiser.stepper(), SamplingOptions(steps=1), multi_hot(lists, denoiser.vocabulary)
+def network_labels(stepper: Stepper, hot: Tensor) -> Tensor:
+    """Return the network's label input: (N, K), or with positions that our loop draws (N, K, 3) or (N, K, 5)."""
+    options = SamplingOptions(steps=1)
     rows = [stepper.new_row(labels, options, seed) for labels, seed in zip(hot, seeds(len(hot)), strict=True)]
     return torch.stack([row.labels for row in rows])
 
 
-def network_rows(denoiser: Denoiser) -> list[int]:
-    """Return the network rows of each step of a picture, as the checkpoint is served."""
-    hot = multi_hot(label_lists(1), denoiser.vocabulary)
-    return denoiser.stepper().new_row(hot[0], denoiser.options, seed=0).network_rows()
-
-
-def batch_sizes(denoiser: Denoiser) -> BatchSizes:
-    """Return a worker's batch sizes, measured."""
-    return batch_size.choose(Settings(), denoiser.stepper())
+def network_rows(stepper: Stepper, options: SamplingOptions) -> list[int]:
+    """Return the network rows of each step of a picture."""
+    return stepper.new_row([0.0] * stepper.network.num_labels, options, seed=0).network_rows()
 
 
 def seeds(count: int, seed: int = 0) -> list[int]:

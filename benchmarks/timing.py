@@ -93,7 +93,7 @@ def paired(above: Sequence[float], below: Sequence[float]) -> Data:
 def pooled_p95(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]]) -> Data:
     """Return the ratio of two p95s over the latencies of all rounds: a round has too few for a p95 of its own.
 
-    Its spread covers the ratios with each one of the rounds left out.
+    Its spread covers the ratios with each one of the rounds left out, its interval is that of the rounds' own ratios.
     """
 
     def ratio(left_out: int | None) -> float:
@@ -101,7 +101,8 @@ def pooled_p95(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]
         return percentile(a, 0.95) / percentile(b, 0.95)
 
     whole, others = ratio(None), [ratio(i) for i in range(len(above))] if len(above) > 1 else []
-    return {**figure([whole, *others]), "median": whole, "n": len(above)}
+    by_round = ratios([percentile(one, 0.95) for one in above], [percentile(one, 0.95) for one in below])
+    return {**figure([whole, *others]), "median": whole, "n": len(above), "interval": interval(by_round)}
 
 
 def interval(found: Sequence[float]) -> tuple[float, float] | None:

@@ -27,8 +27,8 @@ def make_app(redis: Redis, wait_s: float) -> FastAPI:
     app = FastAPI()
 
     @app.get("/healthz")
-    async def healthz() -> None:
-        pass
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
 
     @app.post("/generate")
     async def generate(request: Request) -> dict[str, Any]:

@@ -1,26 +1,21 @@
 """How cost grows with size: `python -m benchmarks.sections.growth`.
 
-Pictures/s and memory by batch size and steps; the cost of a long queue and of many stored results for worker, API and
-Redis; many open event streams; two workers compared with one.
+The cost of a long queue and of many stored results for worker, API and Redis; many open event streams; two workers
+compared with one.
 """
 
 import asyncio
 import os
-import resource
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 from uuid import uuid4
 
 import httpx
 from redis import Redis
 
 from benchmarks import subject
-from benchmarks.document import Piece, Plot, Table, number
-from benchmarks.results import ROOT, Data, main, say
+from benchmarks.document import Piece, Table, number
+from benchmarks.results import Data, main, say
 from benchmarks.sections.service import CLIENTS, saturate
 from benchmarks.stack import Stack, memory_mib, stack, until
 from benchmarks.timing import Deadline, figure, paired, percentile, seconds
@@ -33,40 +28,14 @@ from service.store.jobs import JobStore
 from service.store.sweep import Sweeper
 from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample
-from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions
 from shared.pictures import png_bytes, to_uint8
 from shared.registry import resolve
 
-LIMIT_S = 330.0  # of the section
+LIMIT_S = 220.0  # of the section
 STORE_S = 60.0  # of that, for stored results; the queue is measured last and takes the rest
 LOT = 500  # jobs created between looks at the clock
 TOMBSTONES = 50_000  # measured together, since Redis allocates memory in larger pieces
-# Given rather than measured by the worker, which would take a good part of such short runs.
-BATCH = {"LABELGRID_BATCH_PICTURES": "16", "LABELGRID_BATCH_ROWS": "32"}
-
-
-def batch_run(count: int, steps: int) -> tuple[float, float]:
-    """Return the pictures/s of a guided batch in its own process, and that process's peak memory in MiB."""
-    program = f"from benchmarks.sections.growth import run_batch; run_batch({count}, {steps})"
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ)
-    rate, memory = done.stdout.split()
-    return float(rate), float(memory)
-
-
-def run_batch(count: int, steps: int) -> None:
-    """Sample a batch and print its rate and the process's peak memory. `batch_run` runs this."""
-    print(sampling_rate(subject.denoiser(), count, steps), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
-def sampling_rate(ours: Denoiser, count: int, steps: int) -> float:
-    """Return the pictures/s of a guided batch: the median of three runs, after two steps of warm-up."""
-    stepper, hot = ours.stepper(max_rows=2 * count), subject.multi_hot(subject.label_lists(count), ours.vocabulary)
-    options = SamplingOptions(steps=steps, guidance=3.0)
-    sample(stepper, hot, options.model_copy(update={"steps": 2}), subject.seeds(count))
-    taken = [seconds(lambda: sample(stepper, hot, options, subject.seeds(count))) for _ in range(3)]
-    return count / statistics.median(taken)
 
 
 class Filler:
@@ -154,7 +123,7 @@ def rate_of_queue(filler: Filler, pictures: int) -> float:
 
 def pace(running: Stack, rate: Callable[[int], float], pictures: int) -> Data:
     """Return a worker's pictures/s, measured three times by `rate(pictures)`, and its memory in MiB."""
-    running.start_workers(1, **BATCH)
+    running.start_workers(1)
     rate(pictures // 2)  # warm
     found = {"pictures_per_s": figure(rate(pictures) for _ in range(3))}
     found["worker_mib"] = memory_mib(running.workers[0])
@@ -273,24 +242,20 @@ def worker_growth(requests: int, rounds: int) -> dict[int, list[float]]:
     for _ in range(rounds):
         for workers, rates in found.items():
             with stack(workers=0) as running:
-                running.start_workers(workers, OMP_NUM_THREADS=str(max(1, cores // workers)), **BATCH)
+                running.start_workers(workers, OMP_NUM_THREADS=str(max(1, cores // workers)))
                 saturate(running.port, requests // 4)
                 rates.append(saturate(running.port, requests))
     return found
 
 
 def measure(quick: bool) -> Data:
-    batches, steps = ([1, 4], [4]) if quick else ([1, 2, 4, 8, 16, 32, 64], [4, 8, 16, 32])
-    queued, finished = ([100], [50]) if quick else ([1000, 10_000, 100_000], [1000, 10_000])
-    streams, looks, pictures = ([50], 10, 8) if quick else ([100, 1000], 100, 64)
+    queued, finished = ([100], [50]) if quick else ([1000, 10_000], [1000, 10_000])
+    streams, looks, pictures = ([50], 10, 8) if quick else ([100, 1000], 100, 32)
     deadline, ours = Deadline(LIMIT_S), subject.denoiser()
-    middle = 2 if quick else 8  # steps where the batch size varies, and batch size where the steps vary
-    by_batch = {str(n): batch_run(n, middle) for n in batches}
-    by_steps = {str(n): batch_run(middle, n) for n in steps}
-    say(f"  batch sizes and steps, {deadline.spent:.0f} s")
-    picture = sample(ours.stepper(), subject.multi_hot([["red cube"]], ours.vocabulary), SamplingOptions(steps=4), [1])
+    stepper = ours.stepper()
+    picture = sample(stepper, subject.multi_hot([["red cube"]], ours.vocabulary), SamplingOptions(steps=4), [1])
     png = png_bytes(to_uint8(picture)[0])
-    workers = worker_growth(8 if quick else 96, 1 if quick else 3)
+    workers = worker_growth(8 if quick else 48, 1 if quick else 3)
     watched = stream_growth(streams, looks)
     store, note = store_growth(finished, looks, pictures, png)
     say(f"  workers, streams and store, {deadline.spent:.0f} s")
@@ -303,12 +268,9 @@ def measure(quick: bool) -> Data:
             "growth.bytes_per_finished_picture": figure(one["bytes_per_job"] for one in store),
             "growth.two_workers_over_one": paired(workers[2], workers[1]),
         },
-        "middle": middle,
         "pictures": pictures,
-        "batches": by_batch,
-        "steps": by_steps,
         "png_bytes": len(png),
-        "served_rows": subject.network_rows(ours),
+        "served_rows": subject.network_rows(stepper, ours.options),
         "queue": queue,
         "store": store,
         "note": note,
@@ -318,12 +280,6 @@ def measure(quick: bool) -> Data:
 
 
 def report(data: Data) -> list[Piece]:
-    batches = Table(["pictures per batch", *data["batches"]])
-    batches.add(f"pictures/s, {data['middle']} steps, guided", *(number(rate) for rate, _ in data["batches"].values()))
-    batches.add("memory of the process, MiB", *(number(mib) for _, mib in data["batches"].values()))
-    steps = Table(["steps", *data["steps"]])
-    steps.add(f"pictures/s, batches of {data['middle']}, guided", *(number(rate) for rate, _ in data["steps"].values()))
-    steps.add("memory of the process, MiB", *(number(mib) for _, mib in data["steps"].values()))
     queue = Table(["queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes per job", "sweep, s"])
     for one in data["queue"]:
         fields = ("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s")
@@ -348,22 +304,7 @@ def report(data: Data) -> list[Piece]:
     for count, rate in data["workers"].items():
         workers.add(count, number(rate["median"]), number(rate["spread"]), rate["n"])
 
-    def draw(axes: Sequence[Any]) -> None:
-        sizes = [int(n) for n in data["batches"]]
-        axes[0].plot(sizes, [rate for rate, _ in data["batches"].values()], "o-")
-        axes[0].set(xlabel="pictures per batch", ylabel="pictures/s", xscale="log")
-        axes[0].set_ylim(bottom=0)
-        axes[1].plot(sizes, [mib for _, mib in data["batches"].values()], "o-")
-        axes[1].set(xlabel="pictures per batch", ylabel="memory, MiB", xscale="log")
-        axes[1].set_ylim(bottom=0)
-
-    rows_per_s = max(rate for rate, _ in data["batches"].values()) * data["middle"] * 2
     return [
-        batches,
-        f"This is up to {number(rows_per_s)} network rows/s. It may differ from the rate above, since the machine's "
-        "speed varies over time.",
-        Plot("growth", "pictures/s and memory by batch size", draw, 2),
-        steps,
         "*Queued jobs.* They have one picture each, and no worker takes them. Every worker runs a sweep each second to "
         "find jobs that RQ lost.",
         queue,
@@ -376,7 +317,7 @@ def report(data: Data) -> list[Piece]:
         rates,
         "*Event streams* of one job:",
         streams,
-        "*Two workers* have half of the machine's cores each. Here and above, workers have batches of 16.",
+        "*Two workers* have half of the machine's cores each.",
         workers,
     ]
 

@@ -26,8 +26,8 @@ from benchmarks.batching import (
 )
 from benchmarks.document import Piece, Plot, Table, number
 from benchmarks.results import Data, main, say
+from benchmarks.subject import AT_ONCE, FEW_ROWS, LATE
 from benchmarks.timing import Deadline, figure, in_turn, paired, percentile, pooled_p95
-from service.worker.batch_size import BatchSizes
 from shared.diffusion.denoise import Stepper
 from shared.options import SamplingOptions
 
@@ -36,8 +36,8 @@ SPANS_S = {AT: 12.0, 0.3: 12.0, 0.9: 9.0, 1.2: 8.0}  # load -> how long requests
 CONTINUOUS, REQUEST_LEVEL, ONE = POLICIES
 COMPARED = CONTINUOUS, REQUEST_LEVEL
 SIMULATED_REQUESTS = 4000
-LIMIT_S = 280.0  # of the section
-BACKLOG_S = 60.0  # of that, for serving backlogs
+LIMIT_S = 170.0  # of the section
+BACKLOG_S = 45.0  # of that, for serving backlogs
 FEWEST = 4  # requests of a backlog on a machine that serves no more in half of that time
 
 
@@ -55,23 +55,23 @@ def summary(latencies: list[float]) -> Data:
     return {"mean": sum(latencies) / len(latencies), **quantiles, "requests": len(latencies)}
 
 
-def capacity(cost: StepCost, max_pictures: int, few: int | None, late: int) -> float:
+def capacity(cost: StepCost) -> float:
     """Return the requests/s of continuous batching on a backlog, simulated with measured step costs."""
     backlog = poisson(1e9, SIMULATED_REQUESTS, seed=1)
-    return len(backlog) / simulate(continuous, backlog, cost, max_pictures, few, late).ended_at
+    return len(backlog) / simulate(continuous, backlog, cost, AT_ONCE, FEW_ROWS, LATE).ended_at
 
 
-def alone(cost: StepCost, max_pictures: int) -> Data:
+def alone(cost: StepCost) -> Data:
     """Summarise the latencies of requests on an idle device: the lower bound of every policy."""
     apart = poisson(1e-6, SIMULATED_REQUESTS, seed=7)
-    return summary(simulate(continuous, apart, cost, max_pictures).latencies)
+    return summary(simulate(continuous, apart, cost, AT_ONCE).latencies)
 
 
 class Bench:
     """Runs the three policies on the real network and keeps the outcomes by load and policy."""
 
-    def __init__(self, stepper: Stepper, labels: torch.Tensor, sizes: BatchSizes, deadline: Deadline) -> None:
-        self.stepper, self.labels, self.sizes, self.deadline = stepper, labels, sizes, deadline
+    def __init__(self, stepper: Stepper, labels: torch.Tensor, deadline: Deadline) -> None:
+        self.stepper, self.labels, self.deadline = stepper, labels, deadline
         self.served: dict[float, dict[str, list[Served]]] = {}
 
     def serve(self, name: str, arrivals: Sequence[Arrival]) -> Served:
@@ -80,9 +80,9 @@ class Bench:
             arrivals,
             self.stepper,
             RealClock(),
-            max_pictures=self.sizes.pictures,
-            few=self.sizes.efficient_rows,
-            late=self.sizes.late_pictures,
+            max_pictures=AT_ONCE,
+            few=FEW_ROWS,
+            late=LATE,
             labels=self.labels,
         )
 
@@ -108,15 +108,13 @@ class Bench:
 def measure(quick: bool) -> Data:
     spans_s, more, backlog, turns = ({AT: 3.0}, 0, 4, 1) if quick else (SPANS_S, 5, 16, 3)
     deadline, ours = Deadline(LIMIT_S), subject.denoiser()
-    sizes = subject.batch_sizes(ours)
-    most, few, late = sizes.pictures, sizes.efficient_rows, sizes.late_pictures
-    stepper = ours.stepper(max_rows=sizes.rows)
+    stepper = ours.stepper()
     labels = subject.multi_hot([["red cube"]], ours.vocabulary)[0]
     measured = step_costs(stepper, labels, [1, 2, 4, 8, 16, 24, 32], 3 if quick else 11)
     cost = StepCost(measured)
-    rate = capacity(cost, most, few, late)
+    rate = capacity(cost)
     say(f"  capacity {rate:.2f} requests/s, of {mean_network_rows():.0f} network rows on average")
-    bench = Bench(stepper, labels, sizes, deadline)
+    bench = Bench(stepper, labels, deadline)
     saturated = bench.saturated(min(backlog, max(FEWEST, round(rate * BACKLOG_S / 2))), turns)
     for load, span_s in spans_s.items():
         if load == AT or deadline.allows(len(POLICIES) * span_s):
@@ -125,34 +123,32 @@ def measure(quick: bool) -> Data:
         bench.at(AT, rate, spans_s[AT], COMPARED)
     simulated = {
         str(load): {
-            name: summary(simulate(policy, arriving, cost, most, few, late).latencies)
+            name: summary(simulate(policy, arriving, cost, AT_ONCE, FEW_ROWS, LATE).latencies)
             for name, policy in POLICIES.items()
         }
         for load in sorted(SPANS_S)
         for arriving in [poisson(load * rate, SIMULATED_REQUESTS, 7)]
     }
-    together = simulate(continuous, poisson(AT * rate, SIMULATED_REQUESTS, 7), cost, most)
+    together = simulate(continuous, poisson(AT * rate, SIMULATED_REQUESTS, 7), cost, AT_ONCE)
     by_round = {name: [one.latencies for one in runs] for name, runs in bench.served[AT].items()}
-    p95 = {name: [percentile(one, 0.95) for one in runs] for name, runs in by_round.items()}
     at, latencies = simulated[str(AT)], {str(load): pooled(bench.served[load]) for load in sorted(bench.served)}
     return {
         "figures": {
             "batching.p95_ratio_at_0_6": pooled_p95(by_round[CONTINUOUS], by_round[REQUEST_LEVEL]),
-            "batching.p95_ratio_at_0_6_by_round": paired(p95[CONTINUOUS], p95[REQUEST_LEVEL]),
             "batching.p95_ratio_at_0_6_simulated": figure([at[CONTINUOUS]["p95"] / at[REQUEST_LEVEL]["p95"]]),
             "batching.throughput_vs_one_at_a_time": paired(saturated[CONTINUOUS], saturated[ONE]),
         },
         "requests_per_s": rate,
         "step_s": measured,
-        "max_pictures": most,
-        "few": few,
-        "late": late,
+        "max_pictures": AT_ONCE,
+        "few": FEW_ROWS,
+        "late": LATE,
         "saturated": saturated,
         "latencies": latencies,
         "pictures_per_s": {str(load): rates(by) for load, by in bench.served.items()},
         "simulated": simulated,
         "together": summary(together.latencies),
-        "alone": alone(cost, most),
+        "alone": alone(cost),
         "spans_s": {str(load): span_s for load, span_s in spans_s.items()},
     }
 

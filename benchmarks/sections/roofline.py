@@ -1,28 +1,29 @@
 """The network compared with what the machine can do: `python -m benchmarks.sections.roofline`.
 
-The limit is the fastest of several convolutions and matrix products in the served precision, measured in turn with the
-network. A profile shows where the rest of the time goes.
+The limit is the fastest of several convolutions and matrix products that the network's own library, OpenVINO or torch,
+computes in the served precision, measured in turn with the network.
 """
 
+import math
+import sys
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import subject
-from benchmarks.baselines.samplers import InDtype
 from benchmarks.document import Piece, Plot, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.timing import figure, in_turn, paired
+from benchmarks.timing import Deadline, figure, in_turn, paired
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser
+from shared.options import SamplingOptions
 
+AT = 16  # rows of the call that is compared with the limit
 SHAPES = [
     ("conv", 64, 32),
     ("conv", 160, 16),
@@ -31,155 +32,132 @@ SHAPES = [
     ("product", 1024, 0),
     ("product", 2048, 0),
 ]
-GROUPS = {  # group -> words in its operators' names; the first match counts
-    "convolutions": ("conv",),
-    "matrix products": ("mm", "linear", "matmul", "addmm"),
-    "norms": ("norm",),
-    "softmax": ("softmax",),
-    "activations and arithmetic": ("silu", "add", "mul", "sigmoid", "sub", "div", "exp"),
-    "copies, casts, layout": (
-        "copy",
-        "cat",
-        "to",
-        "clone",
-        "contiguous",
-        "upsample",
-        "pixel",
-        "reorder",
-        "fill",
-        "empty",
-    ),
-}
+PICTURES = AT  # of a convolution; 64 do not fit into the caches and reach two thirds of the rate
+LAYERS = 12  # of one kind in a row, so that casting input and output weighs little
+LIMIT_S = 90.0
+
+Work = Callable[[], object]
 
 
-def inputs(count: int, denoiser: Denoiser) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the arguments of a network call of `count` rows. Every other row drops its labels."""
-    generator = torch.Generator().manual_seed(0)
-    device = next(denoiser.network.parameters()).device
-    x = torch.randn(count, *denoiser.image_shape, generator=generator)
-    t = torch.randint(0, len(denoiser.alpha_bar), (count,), generator=generator)
-    labels = subject.network_labels(denoiser, subject.label_lists(count))
-    keep = torch.arange(count) % 2 == 0
-    return x.to(device), t.to(device), labels.to(device), keep.to(device)
-
-
-def flops_per_row(denoiser: Denoiser) -> float:
+def flops_per_row(denoiser: Denoiser, stepper: Stepper) -> float:
     """Count the floating-point operations of one network row's matrix products and convolutions."""
+    row = stepper.new_row([0.0] * stepper.network.num_labels, denoiser.options, seed=0)
+    t, keep = torch.tensor([500], device=stepper.device), torch.tensor([True], device=stepper.device)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        denoiser.network(*inputs(1, denoiser))
+        denoiser.network(row.x[None], t, row.labels[None], keep)
     return float(counter.get_total_flops())
 
 
-def kernel(
-    kind: str, width: int, side: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Callable[[], object], float]:
-    """Return a matrix product, or a 3x3 convolution of 64 pictures, and its number of operations."""
+def operations(kind: str, width: int, side: int) -> float:
+    """Return the number of operations of LAYERS matrix products, or of as many 3x3 convolutions of PICTURES."""
+    return LAYERS * (2.0 * width**3 if kind == "product" else 2.0 * 9 * width**2 * side**2 * PICTURES)
+
+
+def torch_kernel(kind: str, width: int, side: int, dtype: torch.dtype, device: torch.device) -> Work:
+    """Return LAYERS matrix products, or as many 3x3 convolutions, by torch."""
     if kind == "product":
         a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
-        return lambda: a @ b, 2.0 * width**3
-    x = torch.randn(64, width, side, side, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
-    w = torch.randn(width, width, 3, 3, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
-    return lambda: F.conv2d(x, w, None, 1, 1), 2.0 * 9 * width**2 * side**2 * 64
+        works: list[Work] = [lambda: a @ b] * LAYERS
+    else:
+        x = torch.randn(PICTURES, width, side, side, device=device).to(dtype)
+        w = torch.randn(width, width, 3, 3, device=device).to(dtype)
+        x, w = (one.contiguous(memory_format=torch.channels_last) for one in (x, w))
+        works = [lambda: F.conv2d(x, w, None, 1, 1)] * LAYERS
 
-
-def synchronised(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
     def run() -> None:
-        work()
+        with torch.inference_mode():
+            for work in works:
+                work()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
     return run
 
 
-def plain_stepper(
-    denoiser: Denoiser, network: torch.nn.Module | None = None, dtype: torch.dtype | None = None
-) -> Stepper:
-    """Return a stepper on the unpacked network, under autocast."""
-    device = next(denoiser.network.parameters()).device
-    return Stepper(network or denoiser.network, denoiser.alpha_bar, denoiser.prediction, device=device, dtype=dtype)
+def openvino_kernel(kind: str, width: int, side: int, dtype: torch.dtype) -> Work:
+    """Return the same by OpenVINO, compiled for the shape: each layer takes the output of the one before."""
+    import openvino
+    from openvino import opset13 as ops
 
-
-def variants(denoiser: Denoiser) -> dict[str, Stepper]:
-    """Return the served network and other ways to call it."""
-    device = next(denoiser.network.parameters()).device
-    dtype = autocast_dtype(device)
-    found = {
-        "as served": denoiser.stepper(),
-        "the module under autocast (before)": plain_stepper(denoiser, dtype=dtype),
-        "float32": plain_stepper(denoiser),
+    rng = np.random.default_rng(0)
+    is_product = kind == "product"
+    shape = [width, width] if is_product else [PICTURES, width, side, side]
+    taps = width if is_product else 9 * width
+    first = layer = ops.parameter(shape, np.float32)
+    for _ in range(LAYERS):
+        weights_shape = [width, width] if is_product else [width, width, 3, 3]
+        # keeps the outputs' size near 1, far from denormals
+        weights = ops.constant((rng.standard_normal(weights_shape) / math.sqrt(taps)).astype(np.float32))
+        if is_product:
+            layer = ops.matmul(layer, weights, False, False)
+        else:
+            layer = ops.convolution(layer, weights, [1, 1], [1, 1], [1, 1], [1, 1])
+    precision = "bf16" if dtype == torch.bfloat16 else "f32"
+    hints = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    if dtype is not None:
-        found["the module in bf16"] = plain_stepper(denoiser, InDtype(deepcopy(denoiser.network), dtype))
-    return found
+    compiled = openvino.Core().compile_model(openvino.Model([layer], [first]), "CPU", hints)
+    request = compiled.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(rng.standard_normal(shape).astype(np.float32)))
+    return request.infer
 
 
-def call(stepper: Stepper, arguments: tuple[Tensor, Tensor, Tensor, Tensor]) -> Callable[[], object]:
-    def run() -> Tensor:
-        with torch.inference_mode():
-            return stepper._call_network(*arguments)
+def network_call(stepper: Stepper, count: int) -> Work:
+    """Return a step of `count` pictures without guidance, each of which has one network row."""
+    options = SamplingOptions(sampler="ddim", steps=1000, guidance=1.0)
+    rows = [stepper.new_row([0.0] * stepper.network.num_labels, options, seed) for seed in range(count)]
 
-    return synchronised(run, stepper.device)
+    def run() -> None:
+        for row in rows:
+            row.step = 0
+        stepper.step(rows)
+        if stepper.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
 
 
-def group_of(operator: str) -> str:
-    name = operator.removeprefix("aten::").removeprefix("mkldnn::")
-    return next((group for group, words in GROUPS.items() if any(word in name for word in words)), "other")
-
-
-def where_time_goes(work: Callable[[], object]) -> dict[str, float]:
-    """Return each operator group's share of the time of one call."""
-    work()
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        work()
-    spent: dict[str, float] = {}
-    for event in profiled.key_averages():
-        spent[group_of(event.key)] = spent.get(group_of(event.key), 0.0) + event.self_cpu_time_total
-    total = sum(spent.values()) or 1.0
-    return {group: value / total for group, value in sorted(spent.items(), key=lambda item: -item[1])}
+def library_of(stepper: Stepper) -> str:
+    """Return the library in which a stepper's network runs: only one that uses OpenVINO imports it."""
+    network_call(stepper, 1)()
+    return "OpenVINO" if "openvino" in sys.modules else "torch"
 
 
 def measure(quick: bool) -> Data:
-    batches, rounds = ([2, 32], 2) if quick else ([1, 2, 4, 8, 16, 32, 64], 5)
+    batches, rounds = ([2, AT], 2) if quick else ([1, 2, 4, 8, AT, 32], 7)
     denoiser = subject.denoiser()
     device = next(denoiser.network.parameters()).device
     dtype = autocast_dtype(device) or torch.float32
-    flops = flops_per_row(denoiser)
-    kernels = {
-        f"{kind} {w}" + (f" at {s}x{s}" if s else ""): kernel(kind, w, s, dtype, device) for kind, w, s in SHAPES
-    }
-    works = {name: synchronised(work, device) for name, (work, _) in kernels.items()}
-    steppers = variants(denoiser)
-    for count in batches:
-        arguments = inputs(count, denoiser)
-        works |= {f"{name} | {count}": call(stepper, arguments) for name, stepper in steppers.items()}
-    say(f"  {len(works)} kernels and network calls take turns, {rounds} rounds")
-    with torch.inference_mode():
-        times = in_turn(works, rounds)
-    gflops = {name: figure(kernels[name][1] / s / 1e9 for s in times[name]) for name in kernels}
+    stepper = denoiser.stepper()
+    flops, library = flops_per_row(denoiser, stepper), library_of(stepper)
+    works, done = dict[str, Work](), dict[str, float]()
+    for kind, width, side in SHAPES:
+        name = f"{kind} {width}" + (f" at {side}x{side}" if side else "")
+        done[name] = operations(kind, width, side)
+        works[name] = (
+            openvino_kernel(kind, width, side, dtype)
+            if library == "OpenVINO"
+            else torch_kernel(kind, width, side, dtype, device)
+        )
+    works |= {f"{count} rows": network_call(stepper, count) for count in batches}
+    say(f"  {len(done)} kernels of {library} and {len(batches)} network calls take turns, up to {rounds} rounds")
+    times = in_turn(works, rounds, deadline=Deadline(LIMIT_S))
+    gflops = {name: figure(done[name] / s / 1e9 for s in times[name]) for name in done}
     best = max(gflops, key=lambda name: gflops[name]["median"])
-    limit = [kernels[best][1] / s / flops for s in times[best]]  # rows/s
-    rows = {
-        name: {count: figure(count / s for s in times[f"{name} | {count}"]) for count in batches} for name in steppers
-    }
-    fractions = {count: paired([count / s for s in times[f"as served | {count}"]], limit) for count in batches}
+    limit = [done[best] / s / flops for s in times[best]]  # rows/s
+    fractions = {count: paired([count / s for s in times[f"{count} rows"]], limit) for count in batches}
+    rows = {count: figure(count / s for s in times[f"{count} rows"]) for count in batches}
     return {
-        "figures": {
-            "limit.fraction": fractions[32],
-            "limit.rows_per_s": rows["as served"][32],
-            "limit.speedup_vs_before": paired(
-                times["the module under autocast (before) | 32"], times["as served | 32"]
-            ),
-        },
+        "figures": {"limit.fraction": fractions[AT], "limit.rows_per_s": rows[AT]},
+        "library": library,
         "flops_per_row": flops,
         "precision": str(dtype).removeprefix("torch."),
         "gflops": gflops,
         "best": best,
         "rows": rows,
         "fractions": fractions,
-        "profile": {
-            name: where_time_goes(works[f"{name} | 32"]) for name in ("as served", "the module under autocast (before)")
-        },
-        "threads": torch.get_num_threads(),
     }
 
 
@@ -190,32 +168,29 @@ def report(data: Data) -> list[Piece]:
         kernels.add(name, number(rate["median"]), number(rate["spread"]))
     batches = list(data["fractions"])
     rows = Table(["rows per call", *batches])
-    for name, rates in data["rows"].items():
-        rows.add(f"{name}, rows/s", *(number(rates[count]["median"]) for count in batches))
-    rows.add("as served, fraction of the limit", *(f"{data['fractions'][count]['median']:.2f}" for count in batches))
-    names = list(data["profile"])
-    profiled = Table(["share of the time at 32 rows", *names])
-    for group in sorted(set().union(*data["profile"].values()), key=lambda g: -data["profile"][names[0]].get(g, 0)):
-        profiled.add(group, *(f"{data['profile'][name].get(group, 0):.0%}" for name in names))
+    rows.add("rows/s", *(number(data["rows"][count]["median"]) for count in batches))
+    achieved = (data["rows"][count]["median"] * data["flops_per_row"] / 1e9 for count in batches)
+    rows.add("GFLOP/s", *map(number, achieved))
+    rows.add("fraction of the limit", *(f"{data['fractions'][count]['median']:.2f}" for count in batches))
 
     def draw(axes: Sequence[Any]) -> None:
         (ax,) = axes
-        for name, rates in data["rows"].items():
-            ax.plot([int(count) for count in batches], [rates[count]["median"] for count in batches], "o-", label=name)
+        found = [data["rows"][count]["median"] for count in batches]
+        ax.plot([int(count) for count in batches], found, "o-", label="the network")
         ax.axhline(best["median"] * 1e9 / data["flops_per_row"], color="gray", linestyle="--", label="limit")
         ax.set(xlabel="rows per call", ylabel="rows/s", xscale="log")
         ax.set_ylim(bottom=0)
         ax.legend(fontsize=7)
 
     return [
-        f"One network row takes {data['flops_per_row'] / 1e9:.2f} GFLOP of convolutions and matrix products (counted). "
-        f"The limit is the fastest kernel below, {data['best']}: {number(best['median'])} GFLOP/s in "
-        f"{data['precision']} on {data['threads']} threads. The network cannot reach it: norms, activations, skip "
-        "connections and casts are not counted, and the narrow layers at 32x32 are slower than the best kernel.",
+        f"The network runs in {data['library']}. One row takes {data['flops_per_row'] / 1e9:.2f} GFLOP of convolutions "
+        f"and matrix products (counted). The limit is the fastest kernel of {data['library']} below, {data['best']}: "
+        f"{number(best['median'])} GFLOP/s in {data['precision']}. The network cannot reach it: norms, activations, "
+        "skip connections and casts are not counted, and the narrow layers at 32x32 are slower than the best kernel. A "
+        "call is a step of our loop without guidance.",
         kernels,
         rows,
         Plot("roofline", "rows per second by rows per call", draw),
-        profiled,
     ]
 
 

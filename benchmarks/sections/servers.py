@@ -1,45 +1,58 @@
 """The service beside other servers of the same checkpoint: `python -m benchmarks.sections.servers`.
 
-`servers.py` and `litserve_server.py` in `benchmarks/baselines` are the others. All answer the same requests over HTTP
-with a PNG grid, and take turns; those that wait are idle. Three loads: equal requests from clients that send the next
-one after an answer, a burst of mixed requests, and mixed requests that arrive at random. Our loop takes turns with
-them: it samples, judges and encodes the same pictures without a server, which is about the most a server can reach.
+The others are LitServe and FastAPI with one RQ job a request, each twice: with our engine, which shows what the server
+costs, and with diffusers' pipeline, which is what a user would otherwise run, at the same network rows. LitServe also
+runs it with diffusers' own defaults. All answer the same requests over HTTP with a PNG grid, and take turns; those that
+wait are idle. Three loads: a burst of equal requests, a burst of mixed
+requests, and mixed requests that arrive at random. Each runs on the quiet machine, and beside two processes that
+compute all the time, because a service often shares its cores.
 """
 
 import contextlib
 import json
-import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
 from benchmarks import subject
-from benchmarks.baselines.servers import Drawing, Request
+from benchmarks.baselines.drawing import DEFAULT_STEPS, DIFFUSERS, DIFFUSERS_DEFAULTS, ENGINE
 from benchmarks.batching import GUIDANCE, SIZES
+from benchmarks.busy import busy
 from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
-from benchmarks.results import STORAGE, Data, main, say
-from benchmarks.stack import WAIT_S, stack, start, stop, until
+from benchmarks.results import Data, main, say
+from benchmarks.stack import WAIT_S, redis_server, stack, start, stop, until
 from benchmarks.timing import Deadline, paired, percentile, pooled_p95
+from benchmarks.trees import HERE
 from service.local.demo import free_port
-from service.local.redis_server import RedisServer
 
-OURS, LITSERVE, NAIVE, DIFFUSERS = "ours", "LitServe", "FastAPI and RQ", "diffusers and FastAPI"
-LOOP = "our loop, without a server"
-CLIENTS = 16  # of the equal requests
+OURS = "ours"
+LITSERVE, RQ = "LitServe, our engine", "FastAPI and RQ, our engine"
+LITSERVE_DIFFUSERS, RQ_DIFFUSERS = "LitServe, diffusers", "FastAPI and RQ, diffusers"
+LITSERVE_DEFAULTS = "LitServe, diffusers with its defaults"
+NAMES = {  # in the names of figures
+    LITSERVE: "litserve",
+    LITSERVE_DIFFUSERS: "litserve_diffusers",
+    RQ: "rq",
+    RQ_DIFFUSERS: "rq_diffusers",
+    LITSERVE_DEFAULTS: "litserve_defaults",
+}
+BUSY = {"quiet": 0, "busy": 2}  # condition -> busy processes beside the servers
+BURST, MIXED, ARRIVING = "burst", "mixed", "arriving"
+ARRIVING_AT = OURS, LITSERVE  # slower ones would still serve a backlog minutes later
 STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
-LOAD = 0.6  # of LitServe's pictures/s in a burst, at which mixed requests arrive
-LIMIT_S = 750.0
-SLOW, SLOW_ROUNDS = (NAIVE, DIFFUSERS), 2  # these take part in so many rounds: they take half of a round's time
-ARRIVING_S = 60.0  # in which mixed requests arrive at random; on a slow machine fewer do
+LOAD = 0.6  # of LitServe's pictures/s in the mixed burst before, at which mixed requests arrive
+LIMIT_S = 480.0  # of the rounds
+FEWEST_ROUNDS, ROUNDS = 2, 5  # ratios of one round would have no interval
+SLOW, SLOW_ROUNDS = (RQ, LITSERVE_DIFFUSERS, RQ_DIFFUSERS), 3  # these take part in so many rounds
+DEFAULTS_BURST = 4  # requests of the burst that diffusers with its defaults gets, one batch: it takes that long
+ARRIVING_S = 40.0  # in which mixed requests arrive at random; on a slow machine fewer do
 FEWEST = 6
 HEADERS = {"Content-Type": "application/json", "Accept": "image/png", "Prefer": f"wait={WAIT_S}"}
 PNG = b"\x89PNG"
@@ -79,6 +92,9 @@ class Answers:
         return self.pictures / self.seconds
 
 
+Seen = dict[str, dict[str, dict[str, list[Answers]]]]  # condition -> load -> server -> each round's answers
+
+
 def mixed(count: int, seed: int) -> list[dict[str, Any]]:
     """Draw the bodies of `count` mixed requests."""
     dice = np.random.default_rng(seed)
@@ -99,49 +115,49 @@ def ask(connection: HTTPConnection, body: Body) -> None:
         raise RuntimeError(f"POST /generate returned {answer.status}: {content[:300]!r}")
 
 
-def answers(server: Server, bodies: Sequence[Body], clients: int, at: Sequence[float] = ()) -> Answers:
-    """Let `clients` send the requests, each not before its time `at` if there is one."""
+def answers(server: Server, bodies: Sequence[Body], at: Sequence[float] = ()) -> Answers:
+    """Send the requests all at once, or each at its time."""
     cpu_s, begun = server.cpu_s(), time.perf_counter()
-    latencies = send_all(server.port, bodies, clients, ask, at)
+    latencies = send_all(server.port, bodies, len(bodies), ask, at)
     pictures = sum(len(body["labels"]) for body in bodies)
     return Answers(pictures, time.perf_counter() - begun, latencies, server.cpu_s() - cpu_s)
 
 
 @contextlib.contextmanager
-def servers(batch: int, rows: int) -> Iterator[dict[str, Server]]:
+def servers() -> Iterator[dict[str, Server]]:
     """Run all servers, each ready and warm."""
-    with contextlib.ExitStack() as running, tempfile.TemporaryDirectory(prefix="lg-bench-") as folder:
-        ours = running.enter_context(stack())  # its worker measures the sizes itself, as for users
-        redis = RedisServer(Path(folder))
-        redis.start()
-        running.callback(redis.stop)
-        both = {"LABELGRID_BATCH_PICTURES": str(batch), "LABELGRID_BATCH_ROWS": str(rows)}
-        environment = {**os.environ, **both, "LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(STORAGE)}
+    with contextlib.ExitStack() as running:
+        ours = running.enter_context(stack())
+        redis = running.enter_context(redis_server())
+        environment = HERE.environment(LABELGRID_REDIS_URL=redis.url)
 
         def begin(*module: str) -> int:
             process = start([f"benchmarks.baselines.{module[0]}", *module[1:]], environment)
             running.callback(end, process)
             return process.pid
 
-        def serve(*module: str) -> Server:
+        def litserve(drawing: str) -> Server:
             port = free_port()
-            return Server(port, (begin(*module, "--port", str(port)),))
+            return Server(port, (begin("litserve_server", drawing, "--port", str(port)),))
+
+        def rq(drawing: str) -> Server:
+            port = free_port()
+            api = begin("rq_server", "api", drawing, "--port", str(port))
+            return Server(port, (api, begin("rq_server", "worker", drawing)))
 
         assert ours.api is not None
-        assert redis.process is not None
         assert ours.redis.process is not None
         found = {
             OURS: Server(ours.port, (ours.api.pid, *(worker.pid for worker in ours.workers), ours.redis.process.pid)),
-            LITSERVE: serve("litserve_server"),
-            NAIVE: serve("servers", "naive"),
-            DIFFUSERS: serve("servers", "diffusers"),
+            LITSERVE: litserve(ENGINE),
+            LITSERVE_DIFFUSERS: litserve(DIFFUSERS),
+            RQ: rq(ENGINE),
+            RQ_DIFFUSERS: rq(DIFFUSERS),
+            LITSERVE_DEFAULTS: litserve(DIFFUSERS_DEFAULTS),
         }
-        found[NAIVE] = replace(
-            found[NAIVE], pids=(*found[NAIVE].pids, begin("servers", "naive-worker"), redis.process.pid)
-        )
         for name, server in found.items():
             until(lambda server=server: is_up(server), f"{name} to answer")
-            answers(server, mixed(3, seed=0), clients=3)
+            answers(server, mixed(3, seed=0))
         yield found
 
 
@@ -162,134 +178,141 @@ def is_up(server: Server) -> bool:
 
 
 def by_server(
-    found: dict[str, Server], turn: int, bodies: Sequence[Body], clients: int, at: Sequence[float] = ()
+    found: dict[str, Server], turn: int, bodies: Sequence[Body], at: Sequence[float] = ()
 ) -> dict[str, Answers]:
     """Let the servers answer the same requests one after the other; each round begins with another one."""
     names, first = list(found), turn % len(found)
-    return {name: answers(found[name], bodies, clients, at) for name in names[first:] + names[:first]}
+    return {name: answers(found[name], bodies, at) for name in names[first:] + names[:first]}
 
 
-def without_server(drawing: Drawing, bodies: Sequence[Body], at_once: int) -> Answers:
-    """Sample, judge and encode the pictures of `at_once` requests at a time."""
-    requests, cpu_s, begun = [Request.model_validate(body) for body in bodies], time.process_time(), time.perf_counter()
-    latencies = []
-    for first in range(0, len(requests), at_once):
-        drawing(requests[first : first + at_once])
-        latencies.append(time.perf_counter() - begun)
-    pictures = sum(len(request.labels) for request in requests)
-    return Answers(pictures, time.perf_counter() - begun, latencies, time.process_time() - cpu_s)
-
-
-def alone(drawing: Drawing, bodies: Sequence[Body]) -> Answers:
-    """Make the pictures request by request, each with the machine to itself: no server can answer it sooner."""
-    runs = [without_server(drawing, [body], 1) for body in bodies]
-    latencies = [one.seconds for one in runs]
-    return Answers(sum(one.pictures for one in runs), sum(latencies), latencies, sum(one.cpu_s for one in runs))
+def one_round(
+    found: dict[str, Server], turn: int, same: Sequence[Body], burst: int, arriving: int
+) -> dict[str, dict[str, Answers]]:
+    """Return the answers to each load by server."""
+    with_defaults = answers(found[LITSERVE_DEFAULTS], same[:DEFAULTS_BURST]) if turn < SLOW_ROUNDS else None
+    left_out = {LITSERVE_DEFAULTS, *(SLOW if turn >= SLOW_ROUNDS else ())}
+    asked = {name: one for name, one in found.items() if name not in left_out}
+    taken = {BURST: by_server(asked, turn, same), MIXED: by_server(asked, turn, mixed(burst, 100 + turn))}
+    later = mixed(arriving, 200 + turn)
+    pictures = sum(len(body["labels"]) for body in later) / arriving
+    apart_s = pictures / (LOAD * taken[MIXED][LITSERVE].rate)
+    later = later[: max(FEWEST, int(ARRIVING_S / apart_s))]
+    at = np.random.default_rng(turn).exponential(apart_s, len(later)).cumsum().tolist()
+    taken[ARRIVING] = by_server({name: found[name] for name in ARRIVING_AT}, turn, later, at)
+    if with_defaults is not None:
+        taken[BURST][LITSERVE_DEFAULTS] = with_defaults
+    return taken
 
 
 def measure(quick: bool) -> Data:
-    equal, burst, arriving, rounds = (8, 4, 3, 1) if quick else (48, 12, 12, 8)
-    drawing = Drawing()
-    sizes = subject.batch_sizes(drawing.denoiser)
-    deadline = Deadline(LIMIT_S)
-    seen: dict[str, dict[str, list[Answers]]] = {"equal": {}, "burst": {}, "arriving": {}}
-    with servers(sizes.pictures, sizes.rows) as found:
-        say(f"  four servers are up, {deadline.spent:.0f} s")
-        same = [{"labels": lists, "seed": i} for i, lists in enumerate(zip(subject.label_lists(equal)))]
-        for turn in deadline.rounds(rounds):
-            at_once, later = mixed(burst, 100 + turn), mixed(arriving, 200 + turn)
-            asked = {name: one for name, one in found.items() if turn < SLOW_ROUNDS or name not in SLOW}
-            taken = {
-                "equal": by_server(asked, turn, same, CLIENTS),
-                "burst": by_server(asked, turn, at_once, burst),
-            }
-            taken["equal"][LOOP] = without_server(drawing, same, CLIENTS)
-            taken["burst"][LOOP] = without_server(drawing, at_once, burst)
-            pictures = sum(len(body["labels"]) for body in later) / arriving
-            apart_s = pictures / (LOAD * taken["burst"][LITSERVE].rate)
-            later = later[: max(FEWEST, int(ARRIVING_S / apart_s))]
-            at = np.random.default_rng(turn).exponential(apart_s, len(later)).cumsum().tolist()
-            both = {name: found[name] for name in (OURS, LITSERVE)}
-            taken["arriving"] = by_server(both, turn, later, len(later), at)
-            taken["arriving"][LOOP] = alone(drawing, later)
-            for load, by in taken.items():
-                for name, one in by.items():
-                    seen[load].setdefault(name, []).append(one)
-            say(f"  round {turn + 1}, {deadline.spent:.0f} s")
+    same_size, burst, arriving, rounds = (8, 4, 3, 1) if quick else (32, 8, 12, ROUNDS)
+    seen: Seen = {condition: {BURST: {}, MIXED: {}, ARRIVING: {}} for condition in BUSY}
+    with servers() as found:
+        say(f"  {len(found)} servers are up")
+        deadline = Deadline(LIMIT_S)
+        same = [{"labels": lists, "seed": i} for i, lists in enumerate(zip(subject.label_lists(same_size)))]
+        for turn in deadline.rounds(rounds, at_least=FEWEST_ROUNDS):
+            for condition, count in BUSY.items():
+                with busy(count):
+                    taken = one_round(found, turn, same, burst, arriving)
+                for load, by in taken.items():
+                    for name, one in by.items():
+                        seen[condition][load].setdefault(name, []).append(one)
+                say(f"  round {turn + 1}, {condition}, {deadline.spent:.0f} s")
         memory = {name: server.memory_mib() for name, server in found.items()}
+    denoiser = subject.denoiser()
     return {
         "figures": figures(seen),
-        "loads": {load: {name: described(runs) for name, runs in by.items()} for load, by in seen.items()},
+        "loads": {
+            condition: {load: {name: described(runs) for name, runs in by.items()} for load, by in loads.items()}
+            for condition, loads in seen.items()
+        },
         "memory_mib": memory,
         "requests": {
-            "equal": equal,
-            "burst": burst,
-            "arriving": max(len(one.latencies) for one in seen["arriving"][OURS]),
+            BURST: same_size,
+            MIXED: burst,
+            ARRIVING: max(len(one.latencies) for one in seen["quiet"][ARRIVING][OURS]),
         },
-        "rounds": len(seen["equal"][OURS]),
+        "rounds": len(seen["quiet"][BURST][OURS]),
+        "network_rows": sum(subject.network_rows(denoiser.stepper(engine="torch"), denoiser.options)),
     }
 
 
-def figures(seen: dict[str, dict[str, list[Answers]]]) -> Data:
-    """Return the ratios between ours and the others, round by round."""
-
-    def faster(load: str, name: str, other: str) -> Data:
-        """Return the ratio of their pictures/s in the rounds that both took part in."""
-        both = list(zip(seen[load][name], seen[load][other], strict=False))
-        return paired([one.rate for one, _ in both], [one.rate for _, one in both])
-
-    def latencies(name: str) -> list[list[float]]:
-        return [one.latencies for one in seen["arriving"][name]]
-
-    return {
-        "servers.uniform_throughput_vs_litserve": faster("equal", OURS, LITSERVE),
-        "servers.uniform_throughput_vs_naive": faster("equal", OURS, NAIVE),
-        "servers.uniform_throughput_vs_diffusers": faster("equal", OURS, DIFFUSERS),
-        "servers.uniform_bound_vs_litserve": faster("equal", LOOP, LITSERVE),
-        "servers.uniform_bound_vs_naive": faster("equal", LOOP, NAIVE),
-        "servers.mixed_throughput_vs_litserve": faster("burst", OURS, LITSERVE),
-        "servers.mixed_throughput_vs_naive": faster("burst", OURS, NAIVE),
-        "servers.mixed_throughput_vs_diffusers": faster("burst", OURS, DIFFUSERS),
-        "servers.mixed_bound_vs_litserve": faster("burst", LOOP, LITSERVE),
-        "servers.mixed_bound_vs_naive": faster("burst", LOOP, NAIVE),
-        "servers.mixed_p95_vs_litserve": pooled_p95(latencies(OURS), latencies(LITSERVE)),
-        "servers.mixed_p95_bound_vs_litserve": pooled_p95(latencies(LOOP), latencies(LITSERVE)),
-    }
+def figures(seen: Seen) -> Data:
+    """Return the ratios of ours to the others, over the rounds that both took part in."""
+    found = {}
+    for condition, loads in seen.items():
+        for load, by in loads.items():
+            for other in by.keys() - {OURS}:
+                pairs = list(zip(by[OURS], by[other], strict=False))
+                key = f"servers.{load}{{}}_vs_{NAMES[other]}_{condition}"
+                if load != ARRIVING:  # there the clients set the pace
+                    found[key.format("")] = paired([one.rate for one, _ in pairs], [one.rate for _, one in pairs])
+                if load != BURST:  # of which all answers come at once
+                    waits = [one.latencies for one, _ in pairs], [one.latencies for _, one in pairs]
+                    found[key.format("_p95")] = pooled_p95(*waits)
+    return dict(sorted(found.items()))
 
 
 def described(runs: Sequence[Answers]) -> Data:
     """Summarise a server's answers to one load, over all rounds."""
     latencies, pictures = [one for run in runs for one in run.latencies], sum(run.pictures for run in runs)
-    quantiles = {f"p{q}": percentile(latencies, q / 100) for q in (50, 95, 99)}
+    quantiles = {f"p{q}": percentile(latencies, q / 100) for q in (50, 95)}
     rate = pictures / sum(run.seconds for run in runs)
     return {"pictures_per_s": rate, **quantiles, "cpu_ms": 1000 * sum(run.cpu_s for run in runs) / pictures}
 
 
+def shown(found: Data) -> str:
+    """Write a ratio with its interval."""
+    interval = " to ".join(map(number, found["interval"] or ()))
+    return number(found["median"]) + (f" ({interval})" if interval else "")
+
+
 def report(data: Data) -> list[Piece]:
-    asked, table = data["requests"], Table(["load", "server", "pictures/s", "p50 s", "p95", "p99", "CPU, ms a picture"])
+    found, asked = data["figures"], data["requests"]
+    ratios = Table(
+        ["ours relative to", "machine", "burst, pictures/s", "mixed, pictures/s", "mixed, p95", "random, p95"]
+    )
+    for other, name in NAMES.items():
+        for condition in BUSY:
+            keys = (f"{BURST}_vs", f"{MIXED}_vs", f"{MIXED}_p95_vs", f"{ARRIVING}_p95_vs")
+            cells = (found.get(f"servers.{key}_{name}_{condition}") for key in keys)
+            ratios.add(other, titled(condition), *(shown(one) if one else "" for one in cells))
+    table = Table(["machine", "load", "server", "pictures/s", "p50 s", "p95", "CPU, ms a picture"])
     titles = {
-        "equal": f"{asked['equal']} equal requests of one picture, {CLIENTS} clients",
-        "burst": f"{asked['burst']} mixed requests at once",
-        "arriving": f"{asked['arriving']} mixed requests, at random times",
+        BURST: f"burst: {asked[BURST]} requests of one picture at once",
+        MIXED: f"mixed: {asked[MIXED]} requests at once",
+        ARRIVING: f"random: {asked[ARRIVING]} mixed requests, one after the other",
     }
-    for load, by in data["loads"].items():
-        for name, one in by.items():
-            cells = (number(one[key]) for key in ("pictures_per_s", "p50", "p95", "p99", "cpu_ms"))
-            table.add(titles[load], name, *cells)
+    for condition, loads in data["loads"].items():
+        for load, by in loads.items():
+            for name, one in by.items():
+                cells = (number(one[key]) for key in ("pictures_per_s", "p50", "p95", "cpu_ms"))
+                table.add(titled(condition), titles[load], name, *cells)
     memory = ", ".join(f"{name} {number(mib)}" for name, mib in data["memory_mib"].items())
     steps = ", ".join(map(str, STEPS[:-1]))
     return [
-        f"{data['rounds']} rounds, of which *FastAPI and RQ* and *diffusers and FastAPI* took part in at most "
-        f"{SLOW_ROUNDS}. Every server has one process that samples, judges each picture and answers with the "
-        "grid. LitServe batches requests; it and *FastAPI and RQ*, with one job a request, sample with our loop, and "
-        "*diffusers and FastAPI* with diffusers' DPM-Solver++. Only our service also keeps results, verdicts and "
-        "recipes. Our loop without a server samples, judges and encodes the same pictures, about the most that a "
-        "server can reach; at random times it has each request for itself. A mixed request has 1 to 8 "
-        f"pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3. Those at random times arrive at {LOAD} of the "
-        "pictures/s that LitServe made in the burst before.",
+        "LitServe batches up to eight requests, as its documentation shows. *FastAPI and RQ* has one job a request. "
+        "With *our engine* they sample with the same loop and networks as the service, so the ratio is what the server "
+        "costs. With *diffusers* they run the same network and weights as a diffusers model in its own loop, with its "
+        "DPM-Solver++, in bfloat16 where the CPU has it. Steps and guidance are the same in all of these, so they "
+        f"compute the same network rows: {data['network_rows']} for a picture of the burst. *With its defaults* means "
+        f"float32 and {DEFAULT_STEPS} guided steps, {2 * DEFAULT_STEPS} network rows: what its documentation leads to. "
+        f"This one gets only {DEFAULTS_BURST} requests of the burst, as one batch. Every server judges each picture "
+        "and answers with the grid; only ours also keeps results, verdicts and recipes.",
+        f"{data['rounds']} rounds, of which all but ours and LitServe with our engine took part in at most "
+        f"{SLOW_ROUNDS}. A mixed request has 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3. Those "
+        f"at random times arrive at {LOAD} of the pictures/s that LitServe made of mixed ones just before. The busy "
+        f"machine runs {BUSY['busy']} processes besides that only compute. Medians, with 95 % intervals:",
+        ratios,
         table,
         f"Memory that a server does not share with others, MiB: {memory}.",
     ]
+
+
+def titled(condition: str) -> str:
+    """Name a condition for readers."""
+    return f"beside {BUSY[condition]} busy processes" if BUSY[condition] else condition
 
 
 if __name__ == "__main__":

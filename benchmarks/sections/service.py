@@ -2,9 +2,11 @@
 
 Throughput with 32 clients, each with one open request of one picture or eight, relative to the loop at the worker's
 batch size; of the promoted model and of the one-step model. Latency of one picture over HTTP on an idle service,
-relative to the loop for one picture. Service and loop take turns; while one works, the other sleeps.
+relative to the loop for one picture. Service and loop take turns; while one works, the other sleeps. Loops have batches
+of AT_ONCE pictures, as a worker's on a CPU.
 """
 
+import contextlib
 import json
 import os
 import threading
@@ -13,25 +15,23 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 
-import torch
 from redis import Redis
 
-from benchmarks import subject, worker_profile
+from benchmarks import subject
 from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.stack import WAIT_S, Stack, cpu_s, stack, start, stop, wait_for
+from benchmarks.stack import WAIT_S, Stack, cpu_s, got, stack, start, stop, until
+from benchmarks.subject import AT_ONCE
 from benchmarks.timing import Deadline, figure, paired, seconds
 from service.local.demo import free_port
 from service.settings import Settings
-from service.store.connection import connect
-from shared.diffusion.denoise import sample
-from shared.diffusion.model import Denoiser
-from shared.pictures import png_bytes, sheet, to_uint8
+from shared.diffusion.denoise import Stepper, sample
+from shared.options import SamplingOptions
 
 CLIENTS = 32
 SEVERAL = 8  # pictures per larger request
-ROUNDS_S = 300.0  # a slow machine takes fewer rounds
+ROUNDS_S = 150.0  # a slow machine takes fewer rounds
 
 
 def post(connection: HTTPConnection, body: Body) -> None:
@@ -58,68 +58,19 @@ def cpu_ms(running: Stack, requests: int) -> tuple[float, dict[str, float]]:
     return rate, {name: (cpu_s(pid) - before[name]) / requests * 1000 for name, pid in running.pids().items()}
 
 
-def parts_ms(running: Stack, requests: int) -> dict[str, dict[str, float]]:
-    """Return ms per picture at saturation, by part of the worker and by clock; and what its other threads take."""
-    running.stop_workers()
-    metrics = free_port()
-    running.start_workers(1, ("benchmarks.worker_profile",), LABELGRID_METRICS_PORT=str(metrics))
-    saturate(running.port, CLIENTS)  # warm
-    before = worker_profile.read(metrics)
-    _, spent = cpu_ms(running, requests)
-    after = worker_profile.read(metrics)
-    found = {
-        part: {clock: (s - before.get(part, {}).get(clock, 0.0)) / requests * 1000 for clock, s in clocks.items()}
-        for part, clocks in after.items()
-    }
-    own = sum(clocks["cpu"] for clocks in found.values())
-    return {**found, "its other threads": {"cpu": spent["worker"] - own, "wall": 0.0}}
-
-
-def bare(ours: Denoiser, count: int, batch: int, rows: int) -> Callable[[], float]:
-    """Return a measurement of the loop's pictures/s in batches of `batch`, without evaluator, PNGs and Redis."""
-    stepper = ours.stepper(max_rows=rows)
-    hot = subject.multi_hot(subject.label_lists(count), ours.vocabulary)
+def bare(stepper: Stepper, options: SamplingOptions, count: int) -> Callable[[], float]:
+    """Return a measurement of the loop's pictures/s in batches, without evaluator, PNGs and Redis."""
+    lists, seeds = subject.label_lists(count), subject.seeds(count)
+    hot = subject.multi_hot(lists, subject.ICLEVR)
 
     def run() -> float:
-        start = time.perf_counter()
-        for first in range(0, count, batch):
-            part = slice(first, first + batch)
-            sample(stepper, hot[part], ours.options, subject.seeds(count)[part])
-        return count / (time.perf_counter() - start)
+        begun = time.perf_counter()
+        for first in range(0, count, AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            sample(stepper, hot[part], options, seeds[part])
+        return count / (time.perf_counter() - begun)
 
     return run
-
-
-def answers_ms(ours: Denoiser, rows: int, times: int) -> tuple[float, float]:
-    """Return the CPU ms a picture of verdicts and PNGs, and of grids of SEVERAL pictures, on one thread.
-
-    More threads only add to it: those without work wait by spinning.
-    """
-    judge, hot = subject.evaluator(), subject.multi_hot(subject.label_lists(SEVERAL), ours.vocabulary)
-    images = sample(ours.stepper(max_rows=rows), hot, ours.options, subject.seeds(SEVERAL))
-    pixels = to_uint8(images)
-
-    def pictures() -> None:
-        judge.probabilities(images)
-        for picture in to_uint8(images):
-            png_bytes(picture)
-
-    def grids() -> None:
-        png_bytes(sheet(pixels))
-
-    def each_ms(work: Callable[[], None]) -> float:
-        work()  # warms up
-        before = time.process_time()
-        for _ in range(times):
-            work()
-        return (time.process_time() - before) / (times * SEVERAL) * 1000
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return each_ms(pictures), each_ms(grids)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def repeat(work: Callable[[], float], over: threading.Event) -> None:
@@ -136,7 +87,7 @@ def least_api_ms(redis_url: str, requests: int, rate: float, loop: Callable[[], 
     port, over = free_port(), threading.Event()
     process = start(["benchmarks.baselines.least_api", str(port), redis_url, str(CLIENTS / rate)], dict(os.environ))
     try:
-        wait_for(f"http://127.0.0.1:{port}/healthz")
+        until(lambda: got(port, "/healthz"), "the least API")
         with ThreadPoolExecutor(1) as pool:
             looping = pool.submit(repeat, loop, over)
             try:
@@ -179,19 +130,17 @@ def redis_rate(redis: Redis, count: int) -> float:
 
 
 def measure(quick: bool) -> Data:
-    requests, rounds, singles = (16, 1, 3) if quick else (96, 4, 15)
+    requests, larger, rounds, singles = (16, 8, 1, 3) if quick else (96, CLIENTS, 3, 15)
     ours, distilled, settings = subject.denoiser(), subject.distilled(), Settings()
-    sizes = subject.batch_sizes(ours)
-    batch, rows = sizes.pictures, sizes.rows
-    count = max(batch, requests // 2 // batch * batch)
-    loop, one_step_loop = bare(ours, count, batch, rows), bare(distilled, 2 * count, batch, rows)
-    stepper = ours.stepper(max_rows=rows)
+    count = 3 * AT_ONCE if not quick else AT_ONCE
+    stepper = ours.stepper()
+    loop = bare(stepper, ours.options, count)
+    one_step_loop = bare(distilled.stepper(), distilled.options, 2 * count)
     hot = subject.multi_hot(subject.label_lists(1), ours.vocabulary)
-    same = {"LABELGRID_BATCH_PICTURES": str(batch), "LABELGRID_BATCH_ROWS": str(rows)}
-    with stack(**same) as running:
-        say(f"  the service is up; batches of {batch} pictures")
-        saturate(running.port, batch)  # warm
-        saturate(running.port, batch, model=subject.DISTILLED)
+    with stack() as running:
+        say("  the service is up")
+        saturate(running.port, AT_ONCE)  # warm
+        saturate(running.port, AT_ONCE, model=subject.DISTILLED)
         loop()
         one_step_loop()
         served, several, alone, spent, loop_ms = [], [], [], [], []
@@ -200,26 +149,24 @@ def measure(quick: bool) -> Data:
             rate, by_process = cpu_ms(running, requests)
             served.append(rate)
             spent.append(by_process)
-            several.append(saturate(running.port, requests // 2, size=SEVERAL))
+            several.append(saturate(running.port, larger, size=SEVERAL))
             begun = cpu_s(os.getpid())
             alone.append(loop())
             loop_ms.append((cpu_s(os.getpid()) - begun) / count * 1000)
-            one_step.append(saturate(running.port, requests // 2, size=SEVERAL, model=subject.DISTILLED))
+            one_step.append(saturate(running.port, larger, size=SEVERAL, model=subject.DISTILLED))
             one_step_alone.append(one_step_loop())
             least_ms.append(least_api_ms(running.redis.url, requests, rate, loop))
-        redis = connect(running.redis.url)
+        redis = Redis.from_url(running.redis.url)
         per_picture = commands_per_picture(running, redis, 2 * requests, 1)  # beginning and end weigh less
-        per_picture_of_several = commands_per_picture(running, redis, min(requests, CLIENTS), SEVERAL)
+        per_picture_of_several = commands_per_picture(running, redis, larger, SEVERAL)
         say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {len(served)} rounds: done")
-        end_to_end, one, client = [], [], HTTPConnection("127.0.0.1", running.port)
-        for number_ in range(singles + 1):
-            body = {"labels": subject.label_lists(1), "seed": number_}
-            end_to_end.append(seconds(lambda body=body: post(client, body)))
-            one.append(seconds(lambda: sample(stepper, hot, ours.options, [1])))
+        end_to_end, one = [], []
+        with contextlib.closing(HTTPConnection("127.0.0.1", running.port)) as client:
+            for number_ in range(singles + 1):
+                body = {"labels": subject.label_lists(1), "seed": number_}
+                end_to_end.append(seconds(lambda body=body: post(client, body)))
+                one.append(seconds(lambda: sample(stepper, hot, ours.options, [1])))
         redis_per_s = redis_rate(redis, 2000 if quick else 40_000)
-        client.close()
-        by_part = parts_ms(running, 2 * requests)
-    answer_ms, grid_ms = answers_ms(ours, rows, singles)
     end_to_end, one = end_to_end[1:], one[1:]
     return {
         "figures": {
@@ -244,14 +191,11 @@ def measure(quick: bool) -> Data:
         "bare_pictures_per_s": figure(alone),
         "single_ms": figure(s * 1000 for s in end_to_end),
         "single_loop_ms": figure(s * 1000 for s in one),
-        "batch": batch,
+        "batch": AT_ONCE,
         "commands_per_picture": per_picture,
         "redis_commands_per_s": redis_per_s,
         "cpu_ms": {name: figure(one[name] for one in spent) for name in spent[0]},
         "loop_cpu_ms": figure(loop_ms),
-        "parts_ms": by_part,
-        "answer_ms": answer_ms,
-        "grid_ms": grid_ms,
         "ttl_s": settings.job_ttl_s,
         "requests": requests,
         "singles": singles,
@@ -310,28 +254,14 @@ def where_the_cpu_goes(data: Data) -> list[Piece]:
     whole = sum(ms["median"] for ms in data["cpu_ms"].values())
     processes.add("all together", number(whole))
     processes.add("the bare loop", number(loop_ms))
-    worker = Table(["part of the worker", "CPU, ms per picture", "wall time, ms"])
-    for part, ms in sorted(data["parts_ms"].items(), key=lambda one: -one[1]["wall"]):
-        worker.add(part, number(ms["cpu"]), number(ms["wall"]) if ms["wall"] else "")
     least_ms = data["figures"]["service.least_api_cpu_ms_per_request"]["median"]
     versus = data["figures"]["service.api_vs_least_api"]["median"]
-    answer_ms, grid_ms = data["answer_ms"], data["grid_ms"]
-    least_beside_ms = answer_ms + least_ms
     return [
         "CPU time at saturation, 1 picture per request, over all threads. Service and clients take "
-        f"{number(whole)} ms, the loop {number(loop_ms)} on the same cores in the same rounds. What every "
-        f"answer needs besides, verdicts and PNGs, takes {number(answer_ms)} ms on one thread. An API that reads the "
+        f"{number(whole)} ms, the loop {number(loop_ms)} on the same cores in the same rounds. An API that reads the "
         f"same body with FastAPI, writes it to Redis, reads it back and answers takes {number(least_ms)} ms a request "
-        f"at the same pace beside the loop, and ours {number(versus)} times as much. So no service can take less than "
-        f"{number(least_beside_ms)} ms beside the loop here, or have more than "
-        f"{loop_ms / (loop_ms + least_beside_ms):.3f} of it. With {SEVERAL} pictures a request, the API takes less and "
-        f"the grid {number(grid_ms)} ms a picture: at most "
-        f"{loop_ms / (loop_ms + answer_ms + least_ms / SEVERAL + grid_ms):.3f}.",
+        f"at the same pace beside the loop, and ours {number(versus)} times as much.",
         processes,
-        "The parts of the worker: those of its own thread, which waits for Redis or for a free core when it does not "
-        "compute, and PNGs and grids, which others make meanwhile. The rest is of the threads that compute the network "
-        "and the evaluator with it, or wait for it.",
-        worker,
     ]
 
 

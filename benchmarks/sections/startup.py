@@ -4,6 +4,7 @@ Times `python -m service` until its first answered request, in turns with a prog
 worker's start and the API's import; measures the memory of API and worker, and the disk space of the two containers.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import re
@@ -11,15 +12,17 @@ import shutil
 import subprocess
 import sys
 import time
+from http.client import HTTPConnection
 
-import httpx
 import psutil
 from packaging.requirements import Requirement
 
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import ROOT, STORAGE, Data, main, say
-from benchmarks.stack import memory_mib, stack, until
+from benchmarks.sections.servers import ask
+from benchmarks.stack import got, memory_mib, stack, start, stop, until
 from benchmarks.timing import figure, paired
+from benchmarks.trees import HERE, Tree
 from service.local.demo import free_port
 
 IMPORT = "import time; s = time.perf_counter(); import service.api.app; print(time.perf_counter() - s)"
@@ -47,41 +50,35 @@ sys.stdin.read()
 IMAGES = {"labelgrid-api": ("api", "Dockerfile.api"), "labelgrid-worker": ("worker", "Dockerfile.worker")}
 
 
-def first_picture() -> dict[str, float]:
-    """Return the seconds from starting `python -m service` until it is ready, and until it answered one request."""
-    port, start = free_port(), time.perf_counter()
-    command = [sys.executable, "-m", "service", "--port", str(port), "--storage", str(STORAGE)]
-    environment = {key: value for key, value in os.environ.items() if not key.endswith("REDIS_URL")}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)  # only one: making it takes CPU time
+def first_picture(tree: Tree = HERE, **variables: str) -> dict[str, float]:
+    """Return the seconds from starting `python -m service` until it is ready, and until it answered one request.
 
-    def ready() -> bool:
-        try:
-            return client.get("/readyz").status_code == 200
-        except httpx.HTTPError:
-            return False
-
+    It runs a Redis server of its own unless the variables name one.
+    """
+    port, start_at = free_port(), time.perf_counter()
+    inherited = {key: value for key, value in tree.environment().items() if not key.endswith("REDIS_URL")}
+    command = ["service", "--port", str(port), "--storage", str(tree.storage)]
+    process = start(command, inherited | variables, tree.folder)
     try:
-        until(ready, "the service")
-        ready_s = time.perf_counter() - start
-        client.post("/generate", json={"labels": [["red cube"]], "seed": 1}).raise_for_status()
-        first_s = time.perf_counter() - start
+        until(lambda: got(port, "/readyz"), "the service")
+        ready_s = time.perf_counter() - start_at
+        with contextlib.closing(HTTPConnection("127.0.0.1", port)) as client:
+            ask(client, {"labels": [["red cube"]], "seed": 1})
+        first_s = time.perf_counter() - start_at
         parts = sum(child.memory_info().rss for child in psutil.Process(process.pid).children(recursive=True)) / 2**20
     finally:
-        client.close()
-        process.terminate()
-        process.wait(30)
+        stop(process)
     return {"ready_s": ready_s, "first_picture_s": first_s, "memory_mib": parts}
 
 
 def bound_seconds() -> float:
     """Return the seconds from starting an interpreter until it has sampled one picture by itself."""
-    start = time.perf_counter()
+    begun = time.perf_counter()
     command = [sys.executable, "-c", BOUND, str(STORAGE)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        taken = time.perf_counter() - start
+        taken = time.perf_counter() - begun
         process.communicate()
     if process.returncode != 0 or line != "sampled\n":
         raise RuntimeError("the program that only samples a picture has failed")
@@ -99,9 +96,9 @@ def import_seconds() -> float:
 def parts() -> dict[str, float]:
     """Return a worker's start-up time, and the memory of API and worker after one picture."""
     with stack(workers=0) as running:
-        start = time.perf_counter()
+        begun = time.perf_counter()
         running.start_workers(1)
-        worker_s = time.perf_counter() - start
+        worker_s = time.perf_counter() - begun
         with running.client() as client:
             client.post("/generate", json={"labels": [["red cube"]]}).raise_for_status()
         assert running.api is not None
@@ -223,8 +220,8 @@ def report(data: Data) -> list[Piece]:
     return [
         f"The API process {loaded}.",
         table,
-        "The bound is what no server with these networks can beat: a fresh interpreter that imports torch, reads and "
-        "packs the promoted checkpoints and samples one picture. It takes turns with the service.",
+        "The bound is what no server with these networks can beat: a fresh interpreter that loads the promoted "
+        "checkpoints and samples one picture. It takes turns with the service.",
         "Sizes of the images that `docker compose build` made on this machine:",
         sizes,
     ]

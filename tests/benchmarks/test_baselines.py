@@ -2,14 +2,16 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from benchmarks.baselines.samplers import LabelPipeline, LabelUNet, ReportSampler, betas_of
+from benchmarks.baselines.samplers import LabelPipeline, LabelUNet, ReportSampler, betas_of, pipeline
 from benchmarks.baselines.training_loops import diffusers_loop, report_loop
+from benchmarks.sections.servers import STEPS
 from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
@@ -42,6 +44,23 @@ def test_diffusers_loop_guides_in_the_interval_alone() -> None:
     assert drawn.isfinite().all()
     assert [len(call.keep) for call in toy.calls] == [2 if 300 <= call.t[0] <= 800 else 1 for call in toy.calls]
     assert {len(call.keep) for call in toy.calls} == {1, 2}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers
+def test_diffusers_calls_the_network_with_as_many_rows_as_our_loop() -> None:
+    """For every number of steps that the servers are asked for, with guidance in an interval."""
+    ab, labels = alpha_bar("cosine", 1000), torch.eye(K)[:1]
+    for steps in STEPS:
+        toy = ToyNetwork(ab)
+        network = nn.Module()
+        network.dtype, network.network, network.forward = torch.float32, toy, toy.__call__
+        unet = LabelUNet("v")
+        unet.network = network
+        pipe = pipeline(SimpleNamespace(prediction="v", alpha_bar=ab), "DPM-Solver++", torch.float32, unet)
+        pipe(labels, steps, 3.0, torch.Generator().manual_seed(5), interval=(0.2, 0.55))
+        options = SamplingOptions(sampler="dpmpp_2m", steps=steps, guidance=3.0, guidance_interval=(0.2, 0.55))
+        ours = Stepper(ToyNetwork(ab), ab, "v").new_row(labels[0], options, seed=5).network_rows()
+        assert [len(call.keep) for call in toy.calls] == ours
 
 
 def test_betas_reproduce_the_schedule() -> None:

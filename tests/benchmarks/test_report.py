@@ -7,6 +7,7 @@ import pytest
 from benchmarks import capacity_model, report
 from benchmarks.document import Plot, markdown
 from benchmarks.results import ROOT, results
+from benchmarks.run import SECTIONS
 from benchmarks.timing import figure
 
 
@@ -53,12 +54,23 @@ def test_a_goal_is_met_or_not(overhead_ms: float, met: str) -> None:
     sections = {"service": {"goal_ms": figure([14.46])}}
     found = {"service.single_overhead_ms": figure([overhead_ms]), "limit.fraction": figure([0.4, 0.45])}
     limit, overhead = report.goals(found | {"sections": sections}).rows
-    assert limit[2:] == ["0.425", "0.0500", "", "at least 0.5", "no"]
+    assert limit[2:] == ["0.425", "0.0500", "", "at least 0.6", "no"]
     assert overhead[-2:] == ["at most 14.5", met]
+
+
+def test_a_goal_may_depend_on_the_machine() -> None:
+    key = "before.call_speedup_1_rows"
+    sections = {"before": {"goals": {key: 1.3}}}
+    ((*_, goal, met),) = report.goals({key: figure([1.4]), "sections": sections}).rows
+    assert (goal, met) == ("at least 1.3", "yes")
+
+
+def test_every_section_has_a_title() -> None:
+    assert set(report.TITLES) == set(SECTIONS)
 
 
 def test_plots_of_the_committed_results_can_be_drawn(tmp_path: Path) -> None:
     plots = [piece for piece in report.performance(results(quick=False).read()) if isinstance(piece, Plot)]
     for plot in plots:
         plot.save(tmp_path / plot.file_name("x"))
-    assert len(list(tmp_path.iterdir())) == len(plots) == 4
+    assert len(list(tmp_path.iterdir())) == len(plots) > 0

@@ -42,30 +42,13 @@ def run_with(kept: Results, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run_with
 
 
-def test_what_was_measured_while_the_machine_changed_is_measured_once_more(
+def test_every_section_is_measured_once_and_keeps_how_fast_the_machine_was(
     kept: Results, run_with: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rates = iter([100.0, 120.0, 100.0, 110.0, *[100.0, 120.0] * 20])
-    monkeypatch.setattr(run, "machine_rate", lambda: next(rates))
-    first, second, *others = run.SECTIONS
-    _, measured = run_with()
-    assert measured == [first, first, *(name for name in (second, *others) for _ in range(2))]
-    sections = kept.read()["sections"]
-    assert run.change(sections[first]["machine_rate"]) == 0
-    assert run.change(sections[second]["machine_rate"]) == pytest.approx(0.2)
-
-
-def test_what_took_long_is_measured_once(run_with: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = iter([100.0, 120.0] * 20)
     monkeypatch.setattr(run, "machine_rate", lambda: next(rates))
-    monkeypatch.setattr(run, "REPEATS_S", -1.0)
-    assert run_with()[1] == list(run.SECTIONS)
-
-
-def test_a_quick_run_measures_once(run_with: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = iter([100.0, 120.0] * 20)
-    monkeypatch.setattr(run, "machine_rate", lambda: next(rates))
-    assert run_with("--quick")[1] == list(run.SECTIONS)
+    assert run_with() == (0, list(run.SECTIONS))
+    assert all(one["machine_rate"] == [100.0, 120.0] for one in kept.read()["sections"].values())
 
 
 def test_a_failing_section_does_not_stop_the_others_and_is_measured_again(kept: Results, run_with: Run) -> None:
@@ -91,4 +74,4 @@ def test_a_full_run_does_not_continue_a_quick_one(kept: Results, run_with: Run) 
 def test_an_unknown_section_is_refused(run_with: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         run_with("--only", "load,grwth")
-    assert "unknown section grwth; use roofline, sampling" in capsys.readouterr().err
+    assert "unknown section grwth; use roofline, before" in capsys.readouterr().err

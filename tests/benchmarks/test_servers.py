@@ -1,5 +1,6 @@
 """The section that compares servers: its requests, its clients, and its figures. Starts none of the servers."""
 
+import io
 import json
 import os
 import threading
@@ -7,10 +8,18 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import Tensor
 
+from benchmarks.baselines.drawing import DiffusersDrawing, Request
+from benchmarks.clients import for_seconds, send_all
+from benchmarks.document import markdown
 from benchmarks.sections import servers
 from benchmarks.sections.servers import Answers, Server, answers, mixed
+from shared.options import SamplingOptions
 
 BODIES = mixed(6, seed=3)
 
@@ -57,43 +66,57 @@ def test_mixed_requests_follow_from_the_seed_and_differ_in_size_steps_and_guidan
     assert {body["guidance"] for body in many} == set(servers.GUIDANCE)
 
 
-def test_every_request_is_sent_once_by_at_most_so_many_clients(server: Server) -> None:
-    found = answers(server, BODIES, clients=2)
+def test_every_request_is_sent_once_and_all_at_once(server: Server) -> None:
+    found = answers(server, BODIES)
     assert sorted(Handler.seen, key=lambda body: body["seed"]) == BODIES  # type: ignore[arg-type,return-value]
-    assert Handler.most == 2
+    assert Handler.most == len(BODIES)
     assert len(found.latencies) == 6
     assert found.pictures == sum(len(body["labels"]) for body in BODIES)
     assert min(found.latencies) >= 0.05
 
 
+def test_requests_are_sent_for_a_while_by_at_most_so_many_clients(server: Server) -> None:
+    ticks = iter(range(100))
+    sent = for_seconds(5, lambda number: {"labels": [["red cube"]], "seed": number}, now=lambda: float(next(ticks)))
+    assert len(send_all(server.port, sent, 2, servers.ask)) == 4  # one at each of the seconds 1 to 4
+    assert sorted(int(str(body["seed"])) for body in Handler.seen) == [0, 1, 2, 3]
+    assert Handler.most <= 2
+
+
 def test_a_request_is_not_sent_before_its_time_and_its_latency_counts_from_then(server: Server) -> None:
-    found = answers(server, BODIES[:1], clients=2, at=[0.5])
+    found = answers(server, BODIES[:1], at=[0.5])
     (latency,) = found.latencies
     assert found.seconds >= 0.5 + latency
 
 
 def test_a_failed_request_is_an_error(server: Server) -> None:
     with pytest.raises(RuntimeError, match="POST /generate returned 400"):
-        answers(server, [{"labels": []}], clients=1)
+        answers(server, [{"labels": []}])
 
 
 def test_ratios_are_by_round_and_ours_over_theirs() -> None:
     def runs(*seconds: float) -> list[Answers]:
         return [Answers(10, s, [s / 2, s], 0.1) for s in seconds]
 
-    by = {
-        servers.OURS: runs(1, 2),
-        servers.LITSERVE: runs(2, 3),
-        servers.NAIVE: runs(4),  # left out of the second round
-        servers.DIFFUSERS: runs(1, 1),
-        servers.LOOP: runs(1, 1),
+    slow = dict.fromkeys((servers.LITSERVE_DIFFUSERS, servers.RQ, servers.RQ_DIFFUSERS), runs(4))  # not in round 2
+    by = {servers.OURS: runs(1, 2), servers.LITSERVE: runs(2, 3), **slow}
+    quiet = {
+        servers.BURST: by | {servers.LITSERVE_DEFAULTS: [Answers(2, 4.0, [4.0], 0.1)]},
+        servers.MIXED: by,
+        servers.ARRIVING: {name: by[name] for name in servers.ARRIVING_AT},
     }
-    found = servers.figures({"equal": by, "burst": by, "arriving": by})
-    assert found["servers.uniform_throughput_vs_litserve"]["median"] == pytest.approx((2 + 1.5) / 2)
-    assert found["servers.mixed_throughput_vs_naive"]["high"] == pytest.approx(4)
-    assert found["servers.mixed_bound_vs_litserve"]["high"] == pytest.approx(3)
-    assert found["servers.mixed_p95_vs_litserve"]["low"] == pytest.approx(0.5)
-    assert found["servers.mixed_p95_bound_vs_litserve"]["low"] == pytest.approx(1 / 3, rel=0.1)
+    twice = [Answers(10, 2 * one.seconds, one.latencies, 0.1) for one in by[servers.OURS]]
+    busy = {**quiet, servers.MIXED: {**by, servers.OURS: twice}}
+    found = servers.figures({"quiet": quiet, "busy": busy})
+    assert found["servers.burst_vs_litserve_quiet"]["median"] == pytest.approx((2 + 1.5) / 2)
+    assert found["servers.burst_vs_litserve_quiet"]["interval"][0] < 1.5
+    assert found["servers.mixed_vs_rq_quiet"]["median"] == pytest.approx(4)
+    assert found["servers.mixed_vs_rq_busy"]["median"] == pytest.approx(2)
+    assert found["servers.mixed_vs_rq_quiet"]["interval"] is None  # of a single round
+    assert found["servers.arriving_p95_vs_litserve_quiet"]["low"] == pytest.approx(0.5)
+    assert found["servers.mixed_p95_vs_litserve_diffusers_busy"]["median"] == pytest.approx(1 / 4)
+    assert found["servers.burst_vs_litserve_defaults_busy"]["median"] == pytest.approx(10 / 0.5)
+    assert len(found) == 2 * (5 + 2 * 4 + 1)
 
 
 def test_each_round_begins_with_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,5 +129,92 @@ def test_each_round_begins_with_another_server(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(servers, "answers", note)
     found = {name: Server(ord(name), ()) for name in "abc"}
     for turn in range(2):
-        servers.by_server(found, turn, BODIES, 1)
+        servers.by_server(found, turn, BODIES)
     assert order == list("abcbca")
+
+
+def test_slow_servers_leave_after_some_rounds_and_only_two_get_requests_at_random_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They arrive at LOAD of the pictures/s that LitServe has just reached: 1 here."""
+    times: list[list[float]] = []
+
+    def note(server: Server, bodies: list[dict[str, list[object]]], at: list[float] = ()) -> Answers:  # type: ignore[assignment]
+        times.append(list(at))
+        pictures = sum(len(body["labels"]) for body in bodies)
+        return Answers(pictures, float(pictures), [1.0], 0.0)
+
+    monkeypatch.setattr(servers, "answers", note)
+    found = {name: Server(0, ()) for name in (servers.OURS, *servers.NAMES)}
+    first = servers.one_round(found, 0, BODIES, 4, 12)
+    assert {load: set(by) for load, by in first.items()} == {
+        servers.BURST: set(found),
+        servers.MIXED: set(found) - {servers.LITSERVE_DEFAULTS},
+        servers.ARRIVING: set(servers.ARRIVING_AT),
+    }
+    assert times[-1] == times[-2] == sorted(times[-1])
+    assert servers.FEWEST <= len(times[-1]) <= 12
+    last = servers.one_round(found, servers.SLOW_ROUNDS, BODIES, 4, 12)
+    assert first[servers.BURST][servers.LITSERVE_DEFAULTS].pictures == sum(
+        len(body["labels"]) for body in BODIES[: servers.DEFAULTS_BURST]
+    )
+    assert set(last[servers.MIXED]) == set(last[servers.BURST]) == {servers.OURS, servers.LITSERVE}
+
+
+def test_the_report_shows_ratios_with_intervals_for_both_conditions() -> None:
+    by = {name: [Answers(10, s, [s], 0.1) for s in (1.0, 2.0)] for name in (servers.OURS, *servers.NAMES)}
+    arriving = {name: by[name] for name in servers.ARRIVING_AT}
+    loads = {servers.BURST: by, servers.MIXED: by, servers.ARRIVING: arriving}
+    seen = {"quiet": loads, "busy": loads}
+    described = {load: {name: servers.described(runs) for name, runs in by.items()} for load, by in loads.items()}
+    text = markdown(
+        servers.report(
+            {
+                "figures": servers.figures(seen),
+                "loads": {"quiet": described, "busy": described},
+                "memory_mib": {servers.OURS: 500.0},
+                "requests": {servers.BURST: 1, servers.MIXED: 2, servers.ARRIVING: 3},
+                "rounds": 2,
+                "network_rows": 6,
+            }
+        ),
+        "performance",
+    )
+    same = "1.00 (1.00 to 1.00)"
+    assert f"| LitServe, our engine | beside 2 busy processes | {same} | {same} | {same} | {same} |" in text
+    assert f"| FastAPI and RQ, diffusers | quiet | {same} | {same} | {same} |  |" in text
+
+
+class Unlabelled:
+    """A judge that counts the pictures it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def probabilities(self, images: Tensor) -> None:
+        self.seen.append(len(images))
+
+
+def test_diffusers_draws_requests_with_equal_options_together_and_answers_each() -> None:
+    """Each request's pictures have the grey of its seed."""
+    made: list[tuple[int, float, list[int]]] = []
+
+    def images(requests: list[Request], options: SamplingOptions) -> Tensor:
+        made.append((options.steps, options.guidance, [request.seed for request in requests]))
+        return torch.cat([torch.full((len(one.labels), 3, 4, 4), one.seed / 10) for one in requests])
+
+    drawing = object.__new__(DiffusersDrawing)
+    drawing.default = SamplingOptions(steps=4, guidance=1.0)
+    drawing.judge = judge = Unlabelled()  # type: ignore[assignment]
+    drawing.images = images  # type: ignore[assignment,method-assign]
+    asked = [
+        Request(labels=[["a"], ["b"]], seed=1),
+        Request(labels=[["a"]], seed=2, steps=8),
+        Request(labels=[["a"]], seed=3, steps=4, guidance=1.0),
+    ]
+    pngs = drawing(asked)
+    assert sorted(made) == [(4, 1.0, [1, 3]), (8, 1.0, [2])]
+    assert sorted(judge.seen) == [1, 3]
+    for request, png in zip(asked, pngs, strict=True):
+        grey = int(np.asarray(Image.open(io.BytesIO(png)).convert("L")).max())
+        assert grey == pytest.approx((request.seed / 10 + 1) * 127.5, abs=1)

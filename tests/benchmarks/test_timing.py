@@ -75,3 +75,4 @@ def test_p95_over_all_rounds_and_its_spread_leaves_each_out() -> None:
     found = pooled_p95(above, below)
     assert found["median"] == pytest.approx(2.0 / 5.0)  # the 19th of 20
     assert (found["low"], found["high"], found["n"]) == (2.0 / 5.0, 4.0 / 8.0, 2)
+    assert found["interval"] == interval([2.0 / 5.0, 4.0 / 8.0])
