@@ -255,7 +255,7 @@ def scaling(content: Data) -> list[Piece]:
     ways_out = {
         1_000: "One machine with one worker is enough.",
         100_000: "Add workers (`--scale worker=N`, or KEDA by the backlog) to the one Redis. They need no "
-        "coordination, since each picture is claimed by one worker, and each worker finds its own batch size.",
+        "coordination, since each picture is claimed by one worker, and each worker has a batch of its own.",
         10_000_000: "Use dozens of workers on CPUs, or a few GPUs; API processes behind a load balancer, since they "
         "hold no state; one Redis per model or region, since jobs of different models share nothing; and object "
         f"storage for results (`LABELGRID_RESULTS`), so that a finished picture takes {BUCKET_BYTES:,} bytes in Redis, "

@@ -54,7 +54,7 @@ Promises with tests of their own:
 | --- | --- |
 | two versions share Redis | `tests/service/contract/test_stored.py` |
 | a worker that hangs ends itself | `tests/service/test_watchdog.py` |
-| a picture is the same alone and in any batch, on any CPU | `tests/shared/diffusion/test_same_bits.py` |
+| a picture is the same alone and in any batch, on any CPU | `tests/shared/test_openvino.py` |
 | simultaneous requests cannot pass a limit together | `tests/service/store/test_admission.py` |
 | the API follows a failover although its connections stay open | `tests/service/store/test_connection.py` |
 | no job waits for another model's long job | `tests/service/worker/test_wanted_models.py` |

@@ -12,6 +12,7 @@ import time
 from types import FrameType
 from uuid import uuid4
 
+import torch
 from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue
@@ -31,7 +32,7 @@ from service.telemetry.metrics import serve_worker
 from service.watchdog import watch
 from service.worker.runner import Runner
 from shared.device import DeviceError
-from shared.openvino import EngineError
+from shared.openvino import EngineError, uses_openvino
 
 log = get_logger(__name__)
 
@@ -184,6 +185,8 @@ def main(settings: Settings) -> None:
     alive_file.reset(settings)
     connection = connect(settings.redis_url, retry=RetryUntilStopped(_is_stopping))
     worker = build(settings, connection)
+    if uses_openvino(settings.engine, worker.runner.device):
+        torch.set_num_threads(1)  # what is left to torch is little, and its threads would wait for OpenVINO's cores
     if settings.metrics_port is not None:  # before the first heartbeat, so that a failure is seen before "ready"
         host = settings.metrics_host
         try:
