@@ -1,6 +1,5 @@
 """The HTTP application: everything that a request passes through, put together. Imports no torch."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from service.api.event_feed import Feeds
 from service.api.openai import routes as openai
 from service.api.openapi import DocumentedAPI
 from service.api.routes import generate, jobs, meta, metrics, page, score
+from service.api.slots import Slots
 from service.settings import Settings
 from service.store.connection import connect, connect_async
 from service.store.creation import JobCreator
@@ -35,6 +35,7 @@ from service.telemetry.middleware import QUIET_PATHS, ObserveRequests
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 MAX_CONNECTIONS = 2000  # for commands that return at once
 MAX_UPLOADS = 2  # sets of uploaded pictures in memory; each may take some 200 MB
+MAX_SCALED = 2  # answers with scaled pictures in the making; each may take some 100 MB
 MAX_WAITING = 2000  # for blocking reads, one for all event streams of a job
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
     "allow_methods": ["GET", "POST", "DELETE"],
@@ -95,7 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.models = Models(settings.storage, settings.storage_every_s)
-    app.state.uploads = asyncio.Semaphore(MAX_UPLOADS)
+    app.state.uploads, app.state.scaling = Slots(MAX_UPLOADS), Slots(MAX_SCALED)
     app.add_middleware(Compression)
     app.add_middleware(HeadRequests)
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)

@@ -1,28 +1,31 @@
 """Access control in front of every route: what is not public needs a key or, without keys, comes from this machine.
 
-Of the routes it knows only the public and the costly ones, so a new one is closed until it is opened here.
-A shutdown closes nearly all of them.
+Of the routes it knows only the public ones, so a new one is closed until it is opened here. A shutdown closes nearly
+all of them. A route that takes more CPU time than others charges for it itself (`charge`).
 """
 
 import functools
 import ipaddress
+import math
 import re
 from collections.abc import Collection
 
+from fastapi import FastAPI, Request
 from redis.exceptions import RedisError
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.access.keys import NOBODY, KeyRing
+from service.api.access.rate_limit import RateLimiter
 from service.api.problems import SAFE_METHODS, error_response
-from service.contract.errors import CrossSite, NoKey, NotLocal, ServiceError, ShuttingDown, TooManyRequests
+from service.contract.errors import BadRequest, CrossSite, NoKey, NotLocal, ServiceError, ShuttingDown, TooManyRequests
 from service.settings import Settings
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 METRICS = "/metrics"  # figures only: without keys Prometheus may read them under any name of this host
-SCALED = re.compile(r"/v1/images/.*\.png")
 STILL_ANSWERED = ("/healthz", "/metrics")  # during a shutdown: the process is alive, and its last figures count
-SEARCH_COSTS, SCALED_COSTS = 10, 40  # usual requests, which take some 5 ms of CPU time: 50 ms and up to 200
+SEARCH_COSTS = 10  # usual requests, which take some 5 ms of CPU time
+SCALED_PIXELS = 100_000  # of scaled pictures that take as long as one usual request
 CHALLENGE = 'Bearer realm="labelgrid"'
 
 
@@ -76,11 +79,31 @@ def _check_site(headers: Headers, origins: Collection[str]) -> None:
         )
 
 
-def _cost(scope: Scope) -> int:
-    """Return as how many requests one counts: searches and scaled pictures take far more of the processor."""
-    if scope["path"] == "/jobs" and QueryParams(scope["query_string"]).get("label"):
-        return SEARCH_COSTS
-    return SCALED_COSTS if SCALED.fullmatch(scope["path"]) else 1
+async def _check_rate(app: FastAPI, owner: str, cost: int, counted: int = 0) -> None:
+    """Count a request as `cost` of them, of which `counted` are counted already. Raises TooManyRequests.
+
+    Without Redis nothing is counted: the routes answer 503 themselves.
+    """
+    limiter: RateLimiter | None = app.state.rate_limiter
+    if limiter is None or owner == NOBODY:
+        return
+    try:
+        wait_s = await limiter.wait_s(owner, cost, counted)
+    except RedisError:
+        return
+    if wait_s is not None:
+        detail = f"more than {limiter.limit} with this key; nothing was done"
+        raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
+
+
+async def charge(request: Request, cost: int) -> None:
+    """Count the request as `cost` requests, once its route knows what it takes. Raises TooManyRequests."""
+    if cost > 1:
+        await _check_rate(request.app, request.state.owner, cost, counted=1)
+
+
+def cost_of_scaling(pixels: int) -> int:
+    return math.ceil(pixels / SCALED_PIXELS)
 
 
 class Guard:
@@ -96,9 +119,11 @@ class Guard:
             try:
                 if scope["app"].state.reader.stopping and path not in STILL_ANSWERED:
                     raise ShuttingDown(ShuttingDown.example, headers={"Retry-After": "1", "Connection": "close"})
+                if not path.isprintable():  # routes and log lines would each read it in a way of their own
+                    raise BadRequest.at(("path",), "the address has control characters")
                 if not is_public(path):
                     scope.setdefault("state", {})["owner"] = owner = self._owner(scope)
-                    await self._check_rate(scope, owner)
+                    await _check_rate(scope["app"], owner, cost=1)
             except ServiceError as error:
                 await error_response(path, error)(scope, receive, send)
                 return
@@ -120,19 +145,6 @@ class Guard:
             challenge = f'{CHALLENGE}, error="invalid_token"'
             raise NoKey("the API key is not known", headers={"WWW-Authenticate": challenge})
         return owner
-
-    async def _check_rate(self, scope: Scope, owner: str) -> None:
-        """Raise TooManyRequests. Without Redis nothing is counted: the routes answer 503 themselves."""
-        limiter = scope["app"].state.rate_limiter
-        if limiter is None or not self.keys.enabled:
-            return
-        try:
-            wait_s = await limiter.wait_s(owner, _cost(scope))
-        except RedisError:
-            return
-        if wait_s is not None:
-            detail = f"more than {limiter.limit} with this key; nothing was done"
-            raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
 
     def _check_local(self, scope: Scope, host: str) -> None:
         """Raise NotLocal for a request to another address or host name.

@@ -40,10 +40,13 @@ class RateLimiter:
         self._storage = RedisStorage("async+redis://", **options)
         self._limiter = SlidingWindowCounterRateLimiter(self._storage)
 
-    async def wait_s(self, owner: str, cost: int = 1) -> int | None:
-        """Count a request as `cost` of them. Return None if it may pass; otherwise the seconds to wait, uncounted."""
+    async def wait_s(self, owner: str, cost: int = 1, counted: int = 0) -> int | None:
+        """Count a request as `cost` of them, of which `counted` are counted already.
+
+        Return None if it may pass; otherwise the seconds to wait, and count no more.
+        """
         cost = min(cost, self.limit.amount)
-        if await self._limiter.hit(self.limit, owner, cost=cost):
+        if cost <= counted or await self._limiter.hit(self.limit, owner, cost=cost - counted):
             return None
         key, window_s = self.limit.key_for(owner), self.limit.get_expiry()
         before, before_s, now, now_s = await self._storage.get_sliding_window(key, window_s)

@@ -25,6 +25,7 @@ from service.api.downloads.reader import ResultReader
 from service.api.jobs.preferences import PREFER, read_preferences
 from service.api.jobs.spec import JobSpec, expected_bytes, new_record
 from service.api.openapi_parts import PNG, Responses, header, job_links, request_header
+from service.api.slots import Slots
 from service.contract.errors import (
     BadRequest,
     ClientGone,
@@ -122,7 +123,7 @@ class Submitter:
     workers: ReadyWorkers
     results: ResultReader
     models: Models
-    uploads: asyncio.Semaphore
+    uploads: Slots
     owner: str
     idempotency_key: str | None
 
@@ -167,7 +168,9 @@ class Submitter:
                 raise NotFailed(detail, job_status=job.status)
             return self._again(job_id, models)
 
-        async with self.uploads:  # the job may have some
+        before = await run_in_threadpool(self.store.record, job_id)
+        has_uploads = before is not None and before.sent
+        async with self.uploads.of(self.owner) if has_uploads else contextlib.nullcontext():
             return await self._create(lambda: ["retry", job_id], prepare, is_quick=False)
 
     def _again(self, job_id: str, models: Finder) -> Prepared:
@@ -191,7 +194,7 @@ class Submitter:
             return self._accepted(job_id)
         record, info, pictures = await self._prepared(prepare, is_quick)
         new = NewJob(record, request, pictures, expected_bytes(record, info, pictures))
-        rate = await self._rate()
+        rate = await self.rate()
         try:
             job_id = await self.creator.create(new)
         except NoRoom as error:
@@ -248,7 +251,7 @@ class Submitter:
             return Response(await self.results.grid(job.id, self.owner), media_type="image/png", headers=headers)
         return _json(job, 200, headers)
 
-    async def _rate(self) -> float:
+    async def rate(self) -> float:
         """Return the pictures that the workers finish per second; 0 while it is unknown. Raises NoWorker."""
         ready = await self.workers()
         if not ready:

@@ -1,6 +1,7 @@
 """/v1: OpenAI's images and models API, for clients written for it. docs/openai.md."""
 
 import base64
+import math
 import struct
 from datetime import datetime
 from functools import partial
@@ -9,16 +10,18 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from service.api.access.guard import charge, cost_of_scaling
 from service.api.catalog import Finder
 from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ResultsDep
 from service.api.jobs.spec import JobSpec
-from service.api.jobs.submitter import ERRORS, READS, check_finished, submitter_of
+from service.api.jobs.submitter import ERRORS, READS, Submitter, check_finished, submitter_of
 from service.api.openai.prompt import parse_prompt
 from service.api.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
-from service.api.openai.sizes import PATTERN, Size, fitted, parse_size, scaled
+from service.api.openai.sizes import MOST_PIXELS, PATTERN, Size, fitted, parse_size, scaled
 from service.api.openapi_parts import PICTURE_RESPONSES, link, problems
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
+from service.contract.schemas import Job
 from shared.checkpoint import CheckpointInfo
 from shared.vocabulary import LabelError
 
@@ -31,21 +34,30 @@ NO_RETRY = {"X-Should-Retry": "false"}
 
 @router.post(
     "/images/generations",
-    response_model_exclude_none=True,
+    response_model=Images,
     responses=problems(*ERRORS, NotInTime),
     openapi_extra=READS,
     summary="Generate pictures with OpenAI's images API",
 )
-async def generate_images(request: Request, body: ImagesRequest) -> Images:
+async def generate_images(request: Request, body: ImagesRequest) -> Response:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
+    await charge(request, cost_of_scaling(_scaled_pixels(body)))
     submitter = submitter_of(request)
     accepted = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
-    wait_s, job_id = submitter.settings.wait_s, accepted.job_id
+    wait_s = submitter.settings.wait_s
     job = await submitter.wait(accepted, wait_s)
     if job.status not in TERMINAL:
         detail = f"not finished within {wait_s:.0f} s; the job goes on"
-        raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{job_id}")
+        raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{accepted.job_id}")
     check_finished(job, NO_RETRY)
+    async with request.app.state.scaling.of(submitter.owner):
+        images = await _images(request, body, submitter, job)
+        return Response(images.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+async def _images(request: Request, body: ImagesRequest, submitter: Submitter, job: Job) -> Images:
+    """Return a finished job's pictures as the client wants them."""
+    job_id = job.id
     pngs = [await submitter.results.image(job_id, submitter.owner, i) for i in range(len(job.labels))]
     own: Size = struct.unpack(">II", pngs[0][16:24])  # from the PNG's header
     size = own if body.size in (None, "auto") else fitted(own, parse_size(body.size))
@@ -74,7 +86,7 @@ async def generate_images(request: Request, body: ImagesRequest) -> Images:
     summary="Read a picture at another size",
 )
 async def read_scaled_image(
-    job_id: OwnJob, owner: OwnerDep, index: Index, results: ResultsDep,
+    request: Request, job_id: OwnJob, owner: OwnerDep, index: Index, results: ResultsDep,
     size: Annotated[str, Path(
             max_length=20, description="width and height in pixels", examples=["1024x768"],
             json_schema_extra={"pattern": f"^{PATTERN}$"},
@@ -85,18 +97,31 @@ async def read_scaled_image(
         wanted = parse_size(size)
     except ValueError as error:
         raise BadRequest.at(("path", "size"), str(error)) from error
-    png = await run_in_threadpool(scaled, await results.image(job_id, owner, index), wanted)
+    await charge(request, cost_of_scaling(math.prod(wanted)))
+    async with request.app.state.scaling.of(owner):
+        png = await run_in_threadpool(scaled, await results.image(job_id, owner, index), wanted)
     return Response(png, media_type="image/png")
+
+
+def _scaled_pixels(body: ImagesRequest) -> int:
+    """Return how many pixels the answer's pictures are scaled to, at most. BadRequest if one answer has no room."""
+    if body.size in (None, "auto"):
+        return 0
+    try:
+        pixels = math.prod(parse_size(body.size)) * (body.n or 1)
+    except ValueError as error:
+        raise BadRequest.at(("body", "size"), f"{error}, or auto") from error
+    if body.response_format == "url":  # each is scaled when it is fetched
+        return 0
+    if pixels > MOST_PIXELS:
+        detail = f"{body.n or 1} pictures of {body.size} have {pixels} pixels; at most {MOST_PIXELS} are allowed"
+        raise BadRequest.at(("body", "size"), f"{detail} in one answer, or response_format url")
+    return pixels
 
 
 def _check(body: ImagesRequest, models: Finder) -> JobSpec:
     """Check the request against the models. Raises BadRequest, NoModel."""
     info = models.find(body.model)
-    try:
-        if body.size not in (None, "auto"):
-            parse_size(body.size)
-    except ValueError as error:
-        raise BadRequest.at(("body", "size"), f"{error}, or auto") from error
     try:
         labels = parse_prompt(body.prompt, info.labels)
     except LabelError as error:

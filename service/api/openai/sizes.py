@@ -7,6 +7,7 @@ from typing import Final
 from PIL import Image
 
 LARGEST: Final = 2048  # pixels along a side
+MOST_PIXELS: Final = 20_000_000  # of one answer's pictures, which are in memory together: ten of OpenAI's 1792x1024
 FORM: Final = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 SIDE: Final = "([1-9][0-9]{0,2}|1[0-9]{3}|20[0-3][0-9]|204[0-8])"
 PATTERN: Final = f"{SIDE}x{SIDE}"  # for the OpenAPI document: a form with sides of at most LARGEST

@@ -1,18 +1,21 @@
 """POST /generate: pictures with verdicts, from labels or from a recipe."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 
 from service.api.catalog import Finder, knows_positions
 from service.api.jobs.spec import JobSpec
-from service.api.jobs.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, submitter_of
+from service.api.jobs.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, Submitter, submitter_of
 from service.api.openapi_parts import SCHEMAS, problems
-from service.api.uploads.body import describe_body, describe_form, read_body, validate
+from service.api.uploads.body import describe_body, describe_form, opened_body, validate
 from service.api.uploads.png import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint, UnsupportedBody
+from service.contract.recipe import Recipe
 from service.contract.records import Layout
 from service.contract.schemas import BESIDE_RECIPE, GenerateRequest, Job
 from shared.checkpoint import CheckpointInfo
@@ -44,26 +47,32 @@ async def generate(request: Request) -> Response:
 
     A recipe, as JSON or as the PNG that carries it, generates the same pictures again.
     """
-    submitter, body = submitter_of(request), await _read(request)
+    submitter = submitter_of(request)
+    body = await _read(request, submitter)
     labels = (body.recipe or body).labels
     accepted = await submitter.submit("generate", body, labels, partial(_check, body))
     return await submitter.answer(accepted)
 
 
-async def _read(request: Request) -> GenerateRequest:
+async def _read(request: Request, submitter: Submitter) -> GenerateRequest:
     """Read the body. A form's PNG stands for {"recipe": the recipe that it carries}."""
     try:
-        content, files = await read_body(request, FILE)
+        async with opened_body(request, FILE) as (content, files):
+            if files:
+                content["recipe"] = await _recipe(content, files[FILE], submitter)
     except UnsupportedBody as error:  # 422 here and 415 at /score: clients may rely on either
         raise BadRequest.at(("header", "content-type"), error.detail) from error
-    if files:
-        if "recipe" in content:
-            raise BadRequest.at(("body", "recipe"), f"{FILE} carries the recipe; leave it out")
+    return validate(GenerateRequest, content)
+
+
+async def _recipe(content: Mapping[str, Any], file: UploadFile, submitter: Submitter) -> Recipe:
+    if "recipe" in content:
+        raise BadRequest.at(("body", "recipe"), f"{FILE} carries the recipe; leave it out")
+    async with submitter.uploads.of(submitter.owner):
         try:
-            content["recipe"] = await run_in_threadpool(recipe_of, files[FILE])
+            return await run_in_threadpool(recipe_of, await file.read())
         except PngError as error:
             raise BadRequest.at(("body", FILE), str(error)) from error
-    return validate(GenerateRequest, content)
 
 
 def _check(body: GenerateRequest, models: Finder) -> JobSpec:

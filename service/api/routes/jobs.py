@@ -8,6 +8,7 @@ from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
+from service.api.access.guard import SEARCH_COSTS, charge
 from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ResultsDep, StoreDep
 from service.api.downloads.zip_stream import zip_stream
 from service.api.event_feed import FROM_START, is_complete, job_events, only_the_end
@@ -66,6 +67,7 @@ EVENTS_EXAMPLES = (
     summary="List your jobs, newest first",
 )
 async def list_jobs(
+    request: Request,
     owner: OwnerDep,
     results: ResultsDep,
     limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE, description="jobs on a page", examples=[20])] = 20,
@@ -85,6 +87,7 @@ async def list_jobs(
 
     With `label` a page may have few jobs, or none, and yet a `next`: it ends after so many jobs, found or not.
     """
+    await charge(request, SEARCH_COSTS if label else 1)
     return await results.page(owner, limit, cursor, label)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 
 from service.api.catalog import Finder
 from service.api.jobs.spec import JobSpec
 from service.api.jobs.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, Accepted, Submitter, submitter_of
 from service.api.openapi_parts import problems
-from service.api.uploads.body import describe_body, describe_form, read_body, validate
+from service.api.uploads.body import describe_body, describe_form, opened_body, validate
 from service.api.uploads.picture_zip import PICTURES, read_submission
 from service.contract.errors import BadForm, BadRequest, TooLarge, UnsupportedBody
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
@@ -75,30 +76,33 @@ class Body:
 
 async def _submit(request: Request, submitter: Submitter) -> Accepted:
     """Create the job. A function of its own, so that nothing keeps the pictures while the request waits."""
-    content, files = await read_body(request, FILE, PICTURES)
-    few: AbstractAsyncContextManager[None] = submitter.uploads if PICTURES in files else nullcontext()
-    async with few:
-        body = await _read(content, files, submitter.settings)
-        check = partial(_check, body)
-        return await submitter.submit("score", body.fields, body.lists, check, body.pictures or ())
+    async with opened_body(request, FILE, PICTURES) as (content, files):
+        few: AbstractAsyncContextManager[None] = nullcontext()
+        if PICTURES in files:
+            await submitter.rate()  # no zip is unpacked that no worker would judge
+            few = submitter.uploads.of(submitter.owner)
+        async with few:
+            body = await _read(content, files, submitter.settings)
+            check = partial(_check, body)
+            return await submitter.submit("score", body.fields, body.lists, check, body.pictures or ())
 
 
-async def _read(content: Any, files: Mapping[str, bytes], settings: Settings) -> Body:
+async def _read(content: Any, files: Mapping[str, UploadFile], settings: Settings) -> Body:
     if not files:
         as_json = validate(ScoreRequest, content)
         return Body(as_json, as_json.conditions, "conditions")
     fields = validate(ScoreFields, content)
-    if len(files[FILE]) > LIMITS.max_file_bytes:
+    if (files[FILE].size or 0) > LIMITS.max_file_bytes:
         raise TooLarge(f"the file `{FILE}` has more than {LIMITS.max_file_bytes} bytes")
     try:
-        lists = parse_label_lists(files[FILE], max_lists=LIMITS.max_pictures_per_request)
+        lists = parse_label_lists(await files[FILE].read(), max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, FILE) from error
     if PICTURES not in files:
         return Body(fields, lists, FILE)
     if unused := sorted(fields.model_fields_set.difference(BESIDE_PICTURES)):
         raise BadRequest.at(("body", unused[0]), "has no effect on uploaded pictures; leave it out")
-    pngs = await run_in_threadpool(read_submission, files[PICTURES], len(lists), settings)
+    pngs = await run_in_threadpool(read_submission, await files[PICTURES].read(), len(lists), settings)
     return Body(fields, lists, FILE, pngs)
 
 

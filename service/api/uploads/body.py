@@ -1,11 +1,14 @@
 """Request bodies that are JSON or a multipart form: how to read them, and their part of the OpenAPI document."""
 
+import contextlib
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData, UploadFile
 
 from service.contract.errors import BadRequest, NotJson, UnsupportedBody
 
@@ -16,8 +19,9 @@ TEXT_FIELDS = ("model", "sampler", "spacing", "webhook")  # names, even if they 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_body(request: Request, *files: str) -> tuple[Any, dict[str, bytes]]:
-    """Return the value of a JSON body, or a form's fields and files. A JSON body has no files.
+@contextlib.asynccontextmanager
+async def opened_body(request: Request, *files: str) -> AsyncIterator[tuple[Any, dict[str, UploadFile]]]:
+    """Give the value of a JSON body, or a form's fields and files, which are on disk. A JSON body has no files.
 
     files: the names that a form's files may have, of which the first is required.
 
@@ -27,13 +31,16 @@ async def read_body(request: Request, *files: str) -> tuple[Any, dict[str, bytes
     given = request.headers.get("content-type", "")
     media_type = given.partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        return await _read_form(request, files)
+        async with request.form(max_files=len(files), max_fields=MAX_FIELDS) as form:
+            yield _form_content(form, files)
+        return
     if media_type != "application/json":
         raise UnsupportedBody(f"{given or 'none'}; wanted application/json or multipart/form-data")
     try:
-        return json.loads(await request.body()), {}
+        content = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
         raise NotJson.of(error) from error
+    yield content, {}
 
 
 def validate(model: type[Model], content: Any) -> Model:
@@ -71,27 +78,34 @@ def describe_form(files: Mapping[str, tuple[str, str]], fields: dict[str, Any], 
     return {"schema": {**schema, **more}, "encoding": encoding}
 
 
-async def _read_form(request: Request, known: Sequence[str]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Read the fields and files. A field that is a JSON number, boolean or list becomes that value; `null` stays text,
-    because a form leaves out what is null."""
+def _form_content(form: FormData, known: Sequence[str]) -> tuple[dict[str, Any], dict[str, UploadFile]]:
+    """Return the fields and files.
+
+    A field that is a JSON number, boolean or list becomes that value; `null` stays text, because a form leaves out what
+    is null.
+    """
     fields: dict[str, Any] = {}
-    files: dict[str, bytes] = {}
-    async with request.form(max_files=len(known), max_fields=MAX_FIELDS) as form:
-        for name, value in form.multi_items():
-            if name in LIST_FIELDS and isinstance(value, str):
-                given = _value(name, value)
-                fields[name] = [*fields.get(name, []), *(given if isinstance(given, list) else [given])]
-            elif name in fields or name in files:
-                raise BadRequest.at(("body", name), "given twice")
-            elif name in known:
-                files[name] = value.encode() if isinstance(value, str) else await value.read()
-            elif isinstance(value, str):
-                fields[name] = _value(name, value)
-            else:
-                raise BadRequest.at(("body", name), f"unknown file; known are {', '.join(known)}")
+    files: dict[str, UploadFile] = {}
+    for name, value in form.multi_items():
+        if name in LIST_FIELDS and isinstance(value, str):
+            given = _value(name, value)
+            fields[name] = [*fields.get(name, []), *(given if isinstance(given, list) else [given])]
+        elif name in fields or name in files:
+            raise BadRequest.at(("body", name), "given twice")
+        elif name in known:
+            files[name] = _as_file(value) if isinstance(value, str) else value
+        elif isinstance(value, str):
+            fields[name] = _value(name, value)
+        else:
+            raise BadRequest.at(("body", name), f"unknown file; known are {', '.join(known)}")
     if known[0] not in files:
         raise BadRequest.at(("body", known[0]), "Field required")
     return fields, files
+
+
+def _as_file(value: str) -> UploadFile:
+    content = value.encode()
+    return UploadFile(io.BytesIO(content), size=len(content))
 
 
 def _value(name: str, value: str) -> Any:

@@ -10,12 +10,13 @@ import pytest
 from limits.aio.storage import RedisStorage
 from redis import Redis
 
-from service.api.access.guard import SCALED_COSTS, SEARCH_COSTS
+from service.api.access.guard import SEARCH_COSTS, cost_of_scaling
 from service.api.access.keys import hash_of, new_key
 from service.api.access.rate_limit import BadLimit, RateLimiter, read_limit
 from service.api.app import create_app
 from service.settings import Settings
 from service.store.connection import connect_async
+from service.store.jobs import JobStore
 from tests.conftest import serving
 
 KEYS = {name: new_key() for name in ("alice", "bob")}
@@ -52,7 +53,6 @@ JOB = "0" * 32
         ("/jobs?label=red", SEARCH_COSTS),
         ("/jobs?l%61bel=red", SEARCH_COSTS),
         (f"/jobs/{JOB}/images/0.png", 1),
-        (f"/v1/images/{JOB}/0/64x64.png", SCALED_COSTS),
         ("/v1/models", 1),
     ],
 )
@@ -63,6 +63,53 @@ def test_a_costly_request_counts_as_several(settings: Settings, connection: Redi
         while client.get(path).status_code != 429:
             passed += 1
         assert passed == 100 // cost
+
+
+@pytest.mark.parametrize(("size", "cost"), [("64x64", 1), ("1024x512", 6), ("2048x2048", 42)])
+def test_a_scaled_picture_counts_by_its_pixels(settings: Settings, alive: JobStore, size: str, cost: int) -> None:
+    with serving(limited(settings, "99/minute")) as client:
+        client.headers["authorization"] = f"Bearer {KEYS['alice']}"
+        body = {"labels": [["red cube"]]}
+        job_id = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()["id"]
+        passed = 0
+        while client.get(f"/v1/images/{job_id}/0/{size}.png").status_code != 429:
+            passed += 1
+        assert passed == 98 // cost
+
+
+@pytest.mark.parametrize(
+    ("fields", "cost"),
+    [
+        ({"n": 10}, 1),
+        ({"n": 10, "size": "auto"}, 1),
+        ({"size": "1024x512"}, 6),
+        ({"n": 4, "size": "1024x512"}, 21),
+        ({"n": 10, "size": "2048x2048", "response_format": "url"}, 1),
+    ],
+)
+def test_pictures_to_scale_count_by_their_pixels(
+    settings: Settings, connection: Redis, fields: dict[str, object], cost: int
+) -> None:
+    assert cost_of_scaling(4 * 1024 * 512) == 21
+    with serving(limited(settings, "100/minute")) as client:
+        client.headers["authorization"] = f"Bearer {KEYS['alice']}"
+        passed = 0
+        while client.post("/v1/images/generations", json={"prompt": "red cube", **fields}).status_code != 429:
+            passed += 1
+        assert passed == 100 // cost
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [(f"/v1/images/{JOB}%0a/0/2048x2048.png", 400), ("/jobs/x%1b[2J", 422), ("/jobs/%e2%80%ae", 422)],
+)
+def test_an_address_with_control_characters_is_refused(
+    settings: Settings, connection: Redis, path: str, status: int
+) -> None:
+    with serving(limited(settings, "100/minute")) as client:
+        answer = client.get(path, headers={"authorization": f"Bearer {KEYS['alice']}"})
+        assert (answer.status_code, answer.json()["type"]) == (status, "urn:labelgrid:problem:invalid-request")
+        assert answer.json()["detail"] == "the address has control characters"
 
 
 def test_no_request_costs_more_than_the_limit(settings: Settings, connection: Redis) -> None:

@@ -120,6 +120,7 @@ def test_pictures_are_scaled_to_fit_the_size_that_a_client_asks_for(ai: openai.O
         ({"prompt": PROMPT, "background": "transparent"}, "background", "opaque"),
         ({"prompt": PROMPT, "output_format": "webp"}, "output_format", "png"),
         ({"prompt": PROMPT, "stream": True}, "stream", "streaming is not offered; GET /jobs/{id}/events"),
+        ({"prompt": PROMPT, "n": 5, "size": "2048x2048"}, "size", "at most 20000000 are allowed in one answer"),
         ({"prompt": PROMPT, "stream": 0}, "stream", "streaming is not offered"),
         ({"prompt": PROMPT, "partial_images": 2}, "partial_images", "streaming is not offered"),
         ({"prompt": PROMPT, "partial_images": False}, "partial_images", "streaming is not offered"),

@@ -1,6 +1,5 @@
 """POST /score with uploaded pictures: their verdicts, what is refused, and the client's ways to upload them."""
 
-import asyncio
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from service.api.routes import score
+from service.api.slots import Slots
 from service.api.uploads.png import check_picture
 from service.client import Client
 from service.client.__main__ import app
@@ -76,7 +76,8 @@ def test_pictures_hold_a_place_until_they_are_stored(
 ) -> None:
     read, create, seen = score.read_submission, JobCreator.create, list[tuple[str, bool]]()
     with api_server(settings) as server, client_of(server) as client:
-        uploads = server.app.state.uploads = asyncio.Semaphore(1)
+        server.app.state.uploads = Slots(1)
+        uploads = server.app.state.uploads._all
 
         def reading(*arguments: Any) -> list[bytes]:
             seen.append(("read", uploads.locked()))
@@ -96,6 +97,20 @@ def test_pictures_hold_a_place_until_they_are_stored(
         assert client.post("/score", json={"conditions": LISTS}, headers=asynchronous).status_code == 202
         assert not uploads.locked()
     assert seen == [("read", True), ("create", True), ("read", True), ("create", True), ("create", False)]
+
+
+def test_a_retry_without_uploads_does_not_wait_for_zips(settings: Settings, alive: JobStore) -> None:
+    asynchronous = {"prefer": "respond-async"}
+    with api_server(settings) as server, client_of(server) as client:
+        job_id = client.post("/generate", json={"labels": [["red cube"]]}, headers=asynchronous).json()["id"]
+        alive.fail(job_id, "workers died")
+        server.app.state.uploads = Slots(0)  # all are taken
+        assert client.post(f"/jobs/{job_id}/retry", headers=asynchronous, timeout=5).status_code == 202
+
+
+def test_without_a_worker_no_zip_is_unpacked(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(score, "read_submission")
+    problem(send(client, zipped(GOOD)), 503, "no-worker")
 
 
 def test_pictures_of_any_size_are_judged_as_the_evaluator_judges_them(client: httpx.Client, working: Runner) -> None:
