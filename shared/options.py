@@ -40,6 +40,7 @@ class Limits:
     max_repeats: int = 100  # of one /score request; the report uses 10
     max_columns: int = 64  # of a grid
     max_file_bytes: int = 1 << 20  # 256 lists of 16 labels are about 80 KB
+    max_parts: int = 10_000  # lists and objects in JSON; a recipe of 256 pictures with layouts has some 6,000
 
 
 LIMITS: Final = Limits()

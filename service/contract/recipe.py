@@ -6,7 +6,7 @@ Imports pydantic only: knows no Redis, no HTTP and no PNG.
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from service.contract.records import MAX_STAGES, JobRecord, Layouts, Picture, Verdict
 from service.contract.stored import unneeded
@@ -15,7 +15,6 @@ from shared.options import LIMITS, MAX_SEED, THRESHOLD, SamplingOptions, Strict
 MAX_POSITION = 2**31  # of a picture in its request, from 0
 KEYWORD = "labelgrid"  # of the PNG's text chunk
 SHOWN_SCORES = 5  # of the most probable labels, and of those that were found and not requested
-MAX_SCORES = SHOWN_SCORES + LIMITS.max_labels
 # The last digits of a score depend on the batch that a picture was judged in. These do not, so that the same picture
 # has the same bytes.
 SCORE_DIGITS = 2
@@ -62,14 +61,7 @@ class RecipeVerdict(_Part):
     exact: bool
     f1: float
     scores: dict[str, float]
-    distances: Annotated[list[float | None], Field(max_length=LIMITS.max_labels)] | None = None
-
-    @field_validator("scores", mode="before")
-    @classmethod
-    def _few_scores(cls, given: Any) -> Any:
-        if isinstance(given, dict) and len(given) > MAX_SCORES:  # here, before each one becomes an error
-            raise ValueError(f"{len(given)} scores; at most {MAX_SCORES} are allowed")
-        return given
+    distances: list[float | None] | None = None
 
 
 class Recipe(_Part):
@@ -88,8 +80,10 @@ class Recipe(_Part):
         default=None, ge=2, le=MAX_STAGES, description="stages, in the recipe of a trajectory"
     )
     columns: int = Field(default=8, ge=1, le=LIMITS.max_columns, description="of the grid")
-    evaluator: MadeWith | None = Field(default=None, description="source of the verdicts; ignored in requests")
-    verdicts: Annotated[list[RecipeVerdict], Field(fail_fast=True)] = Field(
+    evaluator: Annotated[Any, PlainValidator(lambda given: None)] = Field(
+        default=None, description="source of the verdicts; ignored in requests"
+    )
+    verdicts: Annotated[Any, PlainValidator(lambda given: [])] = Field(
         default=[], description="one for each picture; ignored in requests"
     )
 
@@ -109,6 +103,13 @@ class Recipe(_Part):
     def text(self) -> dict[str, str]:
         """Return it as a PNG's text chunk: keyword -> JSON."""
         return {KEYWORD: self.model_dump_json(exclude_none=True, exclude=unneeded(self))}
+
+
+class JudgedRecipe(Recipe):
+    """A recipe as pictures carry it."""
+
+    evaluator: MadeWith | None = None
+    verdicts: list[RecipeVerdict] = Field(default=[])
 
 
 def shown_scores(verdict: Verdict, digits: int) -> dict[str, float]:
@@ -139,11 +140,11 @@ def _verdicts(verdicts: Sequence[Verdict]) -> list[RecipeVerdict]:
     ]
 
 
-def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: MadeWith | None) -> Recipe | None:
+def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: MadeWith | None) -> JudgedRecipe | None:
     """Return the recipe of one picture; None for an uploaded one."""
     if picture.run_seed is None:
         return None
-    return Recipe(
+    return JudgedRecipe(
         version=1,
         model=model,
         labels=[list(picture.labels)],
@@ -156,9 +157,9 @@ def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: M
     )
 
 
-def of_grid(record: JobRecord, repeat: int, verdicts: Sequence[Verdict], evaluator: MadeWith | None) -> Recipe:
+def of_grid(record: JobRecord, repeat: int, verdicts: Sequence[Verdict], evaluator: MadeWith | None) -> JudgedRecipe:
     """Return the recipe of the grid that shows one repeat of a job."""
-    return Recipe(
+    return JudgedRecipe(
         version=1,
         model=MadeWith(name=record.model, digest=record.digest),
         labels=record.labels,

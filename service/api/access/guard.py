@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Collection
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from redis.exceptions import RedisError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -96,10 +96,10 @@ async def _check_rate(app: FastAPI, owner: str, cost: int, counted: int = 0) -> 
         raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
 
 
-async def charge(request: Request, cost: int) -> None:
-    """Count the request as `cost` requests, once its route knows what it takes. Raises TooManyRequests."""
-    if cost > 1:
-        await _check_rate(request.app, request.state.owner, cost, counted=1)
+async def charge(scope: Scope, cost: int) -> None:
+    """Count a request as `cost` requests, once it is known what it takes. Raises TooManyRequests."""
+    if cost > 1 and (owner := scope.get("state", {}).get("owner")):
+        await _check_rate(scope["app"], owner, cost, counted=1)
 
 
 def cost_of_scaling(pixels: int) -> int:

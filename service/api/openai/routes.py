@@ -41,7 +41,7 @@ NO_RETRY = {"X-Should-Retry": "false"}
 )
 async def generate_images(request: Request, body: ImagesRequest) -> Response:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
-    await charge(request, cost_of_scaling(_scaled_pixels(body)))
+    await charge(request.scope, cost_of_scaling(_scaled_pixels(body)))
     submitter = submitter_of(request)
     accepted = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
     wait_s = submitter.settings.wait_s
@@ -97,7 +97,7 @@ async def read_scaled_image(
         wanted = parse_size(size)
     except ValueError as error:
         raise BadRequest.at(("path", "size"), str(error)) from error
-    await charge(request, cost_of_scaling(math.prod(wanted)))
+    await charge(request.scope, cost_of_scaling(math.prod(wanted)))
     async with request.app.state.scaling.of(owner):
         png = await run_in_threadpool(scaled, await results.image(job_id, owner, index), wanted)
     return Response(png, media_type="image/png")

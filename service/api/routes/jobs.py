@@ -87,7 +87,7 @@ async def list_jobs(
 
     With `label` a page may have few jobs, or none, and yet a `next`: it ends after so many jobs, found or not.
     """
-    await charge(request, SEARCH_COSTS if label else 1)
+    await charge(request.scope, SEARCH_COSTS if label else 1)
     return await results.page(owner, limit, cursor, label)
 
 

@@ -94,8 +94,11 @@ async def _read(content: Any, files: Mapping[str, UploadFile], settings: Setting
     fields = validate(ScoreFields, content)
     if (files[FILE].size or 0) > LIMITS.max_file_bytes:
         raise TooLarge(f"the file `{FILE}` has more than {LIMITS.max_file_bytes} bytes")
+    content = await files[FILE].read()
+    if content.count(b"[") + content.count(b"{") > LIMITS.max_parts:  # before Python creates an object for each
+        raise TooLarge(f"the file `{FILE}` has more than {LIMITS.max_parts} lists and objects")
     try:
-        lists = parse_label_lists(await files[FILE].read(), max_lists=LIMITS.max_pictures_per_request)
+        lists = parse_label_lists(content, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, FILE) from error
     if PICTURES not in files:

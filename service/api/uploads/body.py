@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from service.contract.errors import BadRequest, NotJson, UnsupportedBody
 
-MAX_FIELDS = 20
+MAX_FIELDS, MAX_CHARACTERS = 20, 10_000  # of a form, and of each field
 LIST_FIELDS = ("guidance_interval", "webhook_events")  # a JSON list, or the field several times as HTML forms do it
 TEXT_FIELDS = ("model", "sampler", "spacing", "webhook")  # names, even if they look like numbers
 
@@ -87,6 +87,8 @@ def _form_content(form: FormData, known: Sequence[str]) -> tuple[dict[str, Any],
     fields: dict[str, Any] = {}
     files: dict[str, UploadFile] = {}
     for name, value in form.multi_items():
+        if isinstance(value, str) and name not in known and len(value) > MAX_CHARACTERS:
+            raise BadRequest.at(("body", name), f"more than {MAX_CHARACTERS} characters")
         if name in LIST_FIELDS and isinstance(value, str):
             given = _value(name, value)
             fields[name] = [*fields.get(name, []), *(given if isinstance(given, list) else [given])]

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 
 from service.contract.recipe import KEYWORD, Recipe
+from shared.options import LIMITS
 from shared.rgb import to_rgb
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -123,6 +124,8 @@ def recipe_of(png: bytes) -> Recipe:
         raise PngError(f"a damaged PNG: {error}") from error
     if not isinstance(text, str):
         raise PngError(f"a PNG without a recipe: it has no text {KEYWORD!r} in its metadata")
+    if text.count("[") + text.count("{") > LIMITS.max_parts:  # before Python creates an object for each
+        raise PngError(f"a PNG whose recipe has more than {LIMITS.max_parts} lists and objects")
     try:
         return Recipe.model_validate_json(text)
     except ValidationError as error:

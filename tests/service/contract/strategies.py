@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from service.contract.recipe import MAX_SCORES, MadeWith, Recipe, RecipeVerdict
+from service.contract.recipe import SHOWN_SCORES, JudgedRecipe, MadeWith, RecipeVerdict
 from service.contract.records import MAX_STAGES, Point
 from shared.options import LIMITS, MAX_SEED
 from tests.shared.test_options import fractions, sampling_options
@@ -14,12 +14,12 @@ verdicts = st.builds(
     accuracy=fractions,
     exact=st.booleans(),
     f1=fractions,
-    scores=st.dictionaries(texts, fractions, max_size=MAX_SCORES),
+    scores=st.dictionaries(texts, fractions, max_size=SHOWN_SCORES + LIMITS.max_labels),
     distances=st.none() | st.lists(st.none() | fractions, max_size=LIMITS.max_labels),
 )
 layouts = st.lists(st.builds(Point, x=fractions, y=fractions), max_size=LIMITS.max_labels)
 recipes = st.builds(
-    lambda first, labels, **more: Recipe(first=first - len(labels), labels=labels, **more),
+    lambda first, labels, **more: JudgedRecipe(first=first - len(labels), labels=labels, **more),
     version=st.just(1),
     model=models,
     labels=st.lists(st.lists(texts, max_size=8), max_size=5),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from service.contract.recipe import MAX_SCORES, Recipe, shown_scores
+from service.contract.recipe import SHOWN_SCORES, JudgedRecipe, Recipe, example, shown_scores
 from service.contract.records import Verdict
 from shared.options import SamplingOptions
 from tests.paths import ROOT
@@ -13,10 +13,16 @@ from tests.paths import ROOT
 def test_the_example_in_the_docs_is_valid() -> None:
     text = ROOT.joinpath("docs", "recipes.md").read_text()
     block = text.split("```json\n")[1].split("```")[0]
-    recipe = Recipe.model_validate_json(block)
-    assert set(json.loads(block)) == set(Recipe.model_fields)
+    recipe = JudgedRecipe.model_validate_json(block)
+    assert set(json.loads(block)) == set(JudgedRecipe.model_fields)
     assert set(json.loads(block)["options"]) == set(SamplingOptions.model_fields)
     assert len(recipe.verdicts) == len(recipe.labels)
+
+
+@pytest.mark.parametrize("ignored", [None, 1, "x", {}, [[]], [{"accuracy": "high"}]])
+def test_a_request_may_say_anything_as_verdicts(ignored: object) -> None:
+    recipe = Recipe.model_validate({**example(), "evaluator": ignored, "verdicts": ignored})
+    assert recipe == Recipe.model_validate(example())
 
 
 @pytest.mark.parametrize(
@@ -33,4 +39,4 @@ def test_the_scores_shown_explain_the_verdict(labels: str, probabilities: str, s
     verdict = Verdict(index=0, labels=list(labels), seed=0, accuracy=1, f1=1, exact=False, probabilities=of)
     found = shown_scores(verdict, 2)
     assert found == {name: of[name] for name in shown}
-    assert len(found) <= MAX_SCORES
+    assert len(found) <= SHOWN_SCORES + len(labels)

@@ -99,6 +99,19 @@ def test_pictures_to_scale_count_by_their_pixels(
         assert passed == 100 // cost
 
 
+@pytest.mark.parametrize("as_stream", [False, True])
+@pytest.mark.parametrize("path", ["/generate", "/score", "/v1/images/generations"])
+def test_a_long_body_counts_by_its_bytes(settings: Settings, connection: Redis, path: str, as_stream: bool) -> None:
+    with serving(limited(settings, "20/minute")) as client:
+        client.headers["authorization"] = f"Bearer {KEYS['alice']}"
+        body = b'{"x": "' + b"x" * 400_000 + b'"}'
+        headers = {"content-type": "application/json"}
+        passed = 0
+        while client.post(path, content=iter([body]) if as_stream else body, headers=headers).status_code != 429:
+            passed += 1
+        assert passed == 20 // 5
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [(f"/v1/images/{JOB}%0a/0/2048x2048.png", 400), ("/jobs/x%1b[2J", 422), ("/jobs/%e2%80%ae", 422)],

@@ -58,6 +58,55 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_comes() -> None
 
 
 @pytest.mark.parametrize(
+    ("path", "field"),
+    [("/generate", "labels"), ("/generate", "layouts"), ("/score", "conditions"), ("/v1/images/generations", "user")],
+)
+def test_json_of_very_many_parts_is_not_parsed(client: httpx.Client, alive: JobStore, path: str, field: str) -> None:
+    body = json.dumps({field: [[]] * LIMITS.max_parts}).encode()
+    found = problem(client.post(path, content=body, headers=JSON), 413, "content-too-large")
+    assert found["detail"] == "the body has more than 10000 lists and objects"
+    found = problem(client.post("/score", files={"file": body}), 413, "content-too-large")
+    assert found["detail"] == "the file `file` has more than 10000 lists and objects"
+
+
+def test_a_long_form_field_is_not_parsed(client: httpx.Client, alive: JobStore) -> None:
+    form = {"data": {"guidance_interval": "[" * 10_001}, "files": {"file": json.dumps(LISTS)}}
+    found = problem(client.post("/score", **form), 422, "invalid-request")  # type: ignore[arg-type]
+    assert found["detail"] == "guidance_interval: more than 10000 characters"
+
+
+def test_the_bodies_of_one_owner_have_a_limit_together() -> None:
+    """Each has been sent in part, and its request is in progress."""
+    sent = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await sent.wait()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": bytes(10), "more_body": True}
+
+    async def send(message: Message) -> None:
+        raise AssertionError
+
+    async def run() -> list[str]:
+        limited = BodyLimit(app, 10, 20)
+
+        def request(owner: str) -> asyncio.Task[None]:
+            scope = {"type": "http", "headers": [], "state": {"owner": owner}}
+            return asyncio.create_task(limited(scope, receive, send))  # type: ignore[arg-type]
+
+        tasks = [request("alice") for _ in range(9)] + [request("bob")]
+        await asyncio.sleep(0)
+        sent.set()
+        found = [str(error) for error in await asyncio.gather(*tasks, return_exceptions=True) if error]
+        await asyncio.gather(*(request("alice") for _ in range(8)))  # all were given back
+        return found
+
+    assert asyncio.run(run()) == ["429: your other requests are too large; try again"]
+
+
+@pytest.mark.parametrize(
     ("file", "fields", "words"),
     [
         (b"[[", {}, "not JSON"),

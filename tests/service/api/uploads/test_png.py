@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.api.uploads.png import MAX_CHUNKS, MAX_PIXELS, PngError, _chunks, check_picture, recipe_of, reduced
-from service.contract.recipe import Recipe, example
+from service.contract.recipe import JudgedRecipe, Recipe, example
+from shared.options import LIMITS
 from shared.pictures import png_bytes, read_png
 from tests.service.api.answers import png_with
 from tests.service.api.uploads.zips import GOOD, chunk, png, png_of_16_bits, with_chunks
@@ -135,8 +136,28 @@ PIXELS = np.zeros((2, 3, 3), np.uint8)
 
 
 @given(recipes)
-def test_a_recipe_reads_back_unchanged_from_its_png(recipe: Recipe) -> None:
-    assert recipe_of(png_bytes(PIXELS, recipe.text())) == recipe
+def test_a_recipe_reads_back_unchanged_from_its_png_without_its_verdicts(recipe: JudgedRecipe) -> None:
+    expected = recipe.model_copy(update={"evaluator": None, "verdicts": []}).model_dump()
+    assert recipe_of(png_bytes(PIXELS, recipe.text())).model_dump() == expected
+
+
+@pytest.mark.parametrize("field", ["verdicts", "labels", "layouts"])
+def test_a_recipe_of_very_many_parts_is_not_parsed(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recipe, "model_validate_json", None)
+    text = json.dumps({**example(), field: [[]] * LIMITS.max_parts})
+    packed = zlib.compress(text.encode(), 9)
+    assert len(packed) < 1000
+    content = png().replace(END, chunk(b"zTXt", b"labelgrid\0\0" + packed) + END)
+    with pytest.raises(PngError, match="more than 10000 lists and objects"):
+        recipe_of(content)
+
+
+def test_the_longest_recipe_is_read() -> None:
+    point = {"x": 0.5, "y": 0.5}
+    labels = [[f"label {i}" for i in range(LIMITS.max_labels)]] * LIMITS.max_pictures_per_request
+    verdict = {"accuracy": 1.0, "exact": True, "f1": 1.0, "scores": dict.fromkeys("abcdefghijklmnopqrstu", 0.5)}
+    more = {"labels": labels, "layouts": [[point] * LIMITS.max_labels] * len(labels), "verdicts": [verdict] * 256}
+    assert recipe_of(png_with(json.dumps(example() | more))).labels == labels
 
 
 @given(
