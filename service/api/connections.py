@@ -1,17 +1,20 @@
 """HTTP connections. Closes those whose client sends too slowly, or headers without end: they cost memory without a key.
+And those whose client does not read its answer, which is in memory until then.
 
 Builds on uvicorn's protocol, whose only limit is for idle connections between two requests. Also sends a response's
 headers with its body, and keeps the body of a request that asks for another protocol.
 """
 
 from asyncio import AbstractEventLoop, BaseTransport, TimerHandle
-from typing import Any
+from typing import Any, ClassVar
 
 from httptools import HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_S = 10.0  # from the connection, or the first byte of its next request, to the end of the headers
 BODY_S = 300.0  # from there to the end of the body: the longest form takes this at 60 KB/s
+READ_S = 300.0  # for the client to read what has been written: the longest answer takes this at 100 KB/s
+MOST_UNREAD = 64 << 20  # bytes of answers that the clients of one owner have not read
 MAX_HEADER_BYTES = 1 << 16  # of all headers, or of what follows the body; besides the first part that was received
 
 
@@ -72,13 +75,16 @@ def _parser(protocol: "PunctualProtocol") -> HttpRequestParser:
 
 
 class PunctualProtocol(HttpToolsProtocol):
-    """HTTP with a deadline for headers and body, and a limit for headers. The response has no deadline here.
+    """HTTP with deadlines for headers, body and reading the answer, and limits for headers and unread answers.
 
     Fields after a body (trailers) are dropped: uvicorn adds them to the headers, as if they had been there before.
     """
 
+    unread: ClassVar[dict["PunctualProtocol", str]] = {}  # those that wait for their client to read, by time -> owner
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._read_deadline: TimerHandle | None = None
         self.parser = WithoutUpgrades(self)  # type: ignore[assignment]
         self._deadline: TimerHandle | None = None
         self._header_bytes = 0  # about how many the parser has received since it last returned something
@@ -95,7 +101,29 @@ class PunctualProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect(None)
+        self._has_read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """More has been written than the client has read."""
+        super().pause_writing()
+        self._read_deadline = self.loop.call_later(READ_S, self.transport.abort)
+        state: Any = self.cycle.scope["state"] if self.cycle else {}  # no cycle: the request is not valid
+        owner = self.unread[self] = state.get("owner", "")
+        waiting = [one for one, other in self.unread.items() if other == owner]
+        sizes = [one.transport.get_write_buffer_size() for one in waiting]
+        while sum(sizes) > MOST_UNREAD:
+            waiting.pop(0).transport.abort()
+            sizes.pop(0)
+
+    def resume_writing(self) -> None:
+        self._has_read()
+        super().resume_writing()
+
+    def _has_read(self) -> None:
+        self.unread.pop(self, None)
+        if self._read_deadline is not None:
+            self._read_deadline.cancel()
 
     def data_received(self, data: bytes) -> None:
         self._header_bytes += len(data)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -11,6 +12,7 @@ from redis import Redis
 
 from service.api import connections
 from service.api.access.keys import hash_of, new_key
+from service.api.downloads.reader import ResultReader
 from service.settings import Settings
 from service.store.jobs import JobStore
 from tests.conftest import api_server, client_of
@@ -211,6 +213,80 @@ def test_a_client_that_goes_away_meanwhile_is_no_error(written: list[bytes]) -> 
 
     asyncio.run(write())
     assert errors == []
+
+
+LARGE = bytes(24 << 20)  # more than the system's buffers take
+GET_LARGE = b"GET /jobs/x/images/0.png HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@contextlib.contextmanager
+def asking_for_large(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, *headers: bytes
+) -> Iterator[list[socket.socket]]:
+    """Give connections that have asked for a large picture, each with one of these headers, and have read nothing."""
+
+    async def check_owner(*arguments: object) -> None:
+        """It is the client's own."""
+
+    async def image(*arguments: object) -> bytes:
+        return LARGE
+
+    def pause(protocol: connections.PunctualProtocol) -> None:
+        pauses.append(protocol)
+        pause_writing(protocol)
+
+    pauses, pause_writing = list[object](), connections.PunctualProtocol.pause_writing
+    monkeypatch.setattr(connections.PunctualProtocol, "pause_writing", pause)
+    monkeypatch.setattr(ResultReader, "check_owner", check_owner)
+    monkeypatch.setattr(ResultReader, "image", image)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(api_server(settings))
+        clients = list[socket.socket]()
+        for header in headers:
+            client = socket.create_connection(server.servers[0].sockets[0].getsockname(), timeout=60)
+            clients.append(stack.enter_context(client))
+            client.sendall(GET_LARGE + header + CLOSE)
+            while len(pauses) < len(clients):
+                time.sleep(0.01)
+        yield clients
+
+
+def read_all(client: socket.socket) -> int:
+    """Return how many bytes arrive until the connection is closed or reset."""
+    received = 0
+    with contextlib.suppress(ConnectionResetError):
+        while part := client.recv(1 << 20):
+            received += len(part)
+    return received
+
+
+def test_an_answer_that_nobody_reads_is_dropped(
+    settings: Settings, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "READ_S", 0.2)
+    with asking_for_large(settings, monkeypatch, b"") as (client,):
+        while connections.PunctualProtocol.unread:
+            time.sleep(0.01)
+        assert read_all(client) < len(LARGE)
+
+
+def test_a_slow_client_gets_all(settings: Settings, connection: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    with asking_for_large(settings, monkeypatch, b"") as (client,):
+        assert read_all(client) > len(LARGE)
+        assert not connections.PunctualProtocol.unread
+
+
+def test_the_unread_answers_of_one_owner_have_a_limit(
+    settings: Settings, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_UNREAD", 2 * len(LARGE))
+    keys = [new_key(), new_key()]
+    listed = ",".join(f"owner{i}:{hash_of(key)}" for i, key in enumerate(keys))
+    alice, bob = (f"Authorization: Bearer {key}\r\n".encode() for key in keys)
+    keyed = settings.model_copy(update={"api_keys": listed})
+    with asking_for_large(keyed, monkeypatch, bob, alice, alice, alice) as clients:
+        whole = [read_all(client) > len(LARGE) for client in clients]
+    assert whole == [True, False, True, True]
 
 
 def test_a_short_response_is_one_packet(port: int) -> None:
