@@ -4,10 +4,13 @@ Imports no torch. Must not know what is in the files. Errors of any file system 
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 from urllib.parse import unquote
@@ -105,9 +108,12 @@ def remove_folder(folder: Location) -> None:
         if isinstance(folder, Path) and folder.is_symlink():  # which rmtree refuses
             folder.unlink(missing_ok=True)
         elif isinstance(folder, Path):
-            while folder.exists():  # another process may remove it as well: rmtree ends where a file is gone
-                with contextlib.suppress(FileNotFoundError):
+            while folder.exists():  # another process may remove it as well, or still write: rmtree ends there
+                try:
                     shutil.rmtree(folder)
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                        raise
         else:
             with contextlib.suppress(FileNotFoundError):
                 folder.fs.rm(folder.path, recursive=True)
@@ -117,25 +123,33 @@ def remove_folder(folder: Location) -> None:
 def reading(path: Location, *, block: int = WHOLE_BLOCK, follow: bool = True) -> Iterator[BinaryIO]:
     """Open a file for reading. Of a remote file, only what is read is fetched, in blocks of `block` bytes.
 
-    `follow`: whether a local file may be a symbolic link; otherwise one raises an OSError.
+    A local file that is not a regular one raises an OSError: a read of a FIFO may hang. So does a symbolic link without
+    `follow`.
     """
     with _errors():
         if isinstance(path, Path):
-            with open(path, "rb", opener=None if follow else _open_itself) as file:
+            with open(path, "rb", opener=partial(_open_regular, follow=follow)) as file:
                 yield file
         else:
             with path.fs.open(path.path, "rb", block_size=block, cache_type="readahead") as remote:
                 yield cast(BinaryIO, remote)
 
 
-def _open_itself(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW)
+def _open_regular(path: str, flags: int, follow: bool) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", path)
+    return descriptor
 
 
 def read(path: Location) -> bytes:
     """Return the whole file, from a single read: the file may be replaced between two."""
+    if isinstance(path, Path):
+        with reading(path) as file:
+            return file.read()
     with _errors():
-        return path.read_bytes() if isinstance(path, Path) else cast(bytes, path.fs.cat_file(path.path))
+        return cast(bytes, path.fs.cat_file(path.path))
 
 
 def write(path: Location, *parts: "bytes | memoryview") -> None:

@@ -7,6 +7,7 @@ A job without job.json has not finished, though some of its pictures may be ther
 import hashlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from service.contract.job_ids import ID, UNDATED, hour_of
 from service.contract.kept import KeptJob
@@ -44,6 +45,9 @@ class ResultFiles:
         return self.owner(owner) / hour_of(job_id) / job_id
 
     def write(self, owner: str, job_id: str, name: str, content: bytes) -> None:
+        folder = self.owner(owner)
+        if isinstance(folder, Path):  # other users of this machine have no business in it
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         storage.write(self.job(owner, job_id) / name, content)
 
     def write_job(self, kept: KeptJob) -> None:

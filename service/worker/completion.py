@@ -101,23 +101,29 @@ class Storer:
     def _store(self, works: list[Work]) -> None:
         begun_at = time.time()
         pictures = [picture for work in works for picture in work.pictures]
-        kept, results = self._keep(pictures), {} if self.results is not None else results_alone(pictures)
+        owners = self.store.owners({one.picture.job for one in pictures}) if self.results is not None else {}
+        kept, results = self._keep(pictures, owners), {} if self.results is not None else results_alone(pictures)
         for work in works:
             if work.finished:
                 work.jobs |= self.store.commit(work.stream, work.finished, kept, results)
             work.stored_at = begun_at, time.time()
+        if self.results is not None and (gone := owners.keys() - self.store.owners(owners).keys()):
+            self.results.remove_jobs([(owners[job_id], job_id) for job_id in gone])  # deleted meanwhile
         self._recent.add(pictures)
         for judged_by in {work.judged_by for work in works if work.jobs}:
             job_ids = set[str]().union(*(work.jobs for work in works if work.judged_by == judged_by))
             complete_jobs(self.store, judged_by, job_ids, self._recent, self.results)
             self._recent.forget(job_ids)
 
-    def _keep(self, finished: list[FinishedPicture]) -> set[tuple[str, int]]:
-        """Write sampled pictures to storage, if results are kept there; return those that need no place in Redis."""
+    def _keep(self, finished: list[FinishedPicture], owners: Mapping[str, str]) -> set[tuple[str, int]]:
+        """Write sampled pictures to storage, if results are kept there; return those that need no place in Redis.
+
+        `owners`: of the jobs that exist.
+        """
         sampled = [one for one in finished if one.picture.run_seed is not None]  # Redis has the uploaded ones already
         if self.results is None or not sampled:
             return set()
-        return self.results.keep_pictures(sampled, self.store.owners({one.picture.job for one in sampled}))
+        return self.results.keep_pictures(sampled, owners)
 
 
 def at_once(work: Callable[[], None]) -> Future[None]:
@@ -142,7 +148,7 @@ def complete_jobs(
     finished: dict[str, tuple[JobResult, bytes]] = {}
     kept = list[Finished]()
     at = time.time()
-    complete = store.open_verdicts(job_ids)
+    complete = _with_verdicts(store, job_ids)
 
     def composed(job: tuple[JobRecord, list[Verdict]]) -> tuple[JobResult, bytes] | Exception:
         record, verdicts = job
@@ -179,6 +185,21 @@ def complete_jobs(
         late = {job_id: states[job_id] for job_id in ids if states[job_id] != "finished"}
         results.remove_jobs([(owners[job_id], job_id) for job_id, state in late.items() if state not in ACTIVE])
         results.reopen_jobs([(owners[job_id], job_id) for job_id, state in late.items() if state in ACTIVE])
+
+
+def _with_verdicts(store: JobStore, job_ids: Collection[str]) -> list[tuple[JobRecord, list[Verdict]]]:
+    """Return the open jobs that have all pictures. One whose verdicts cannot be read fails, and holds up no other."""
+    try:
+        return store.open_verdicts(job_ids)
+    except ValueError:
+        complete = []
+        for job_id in job_ids:
+            try:
+                complete += store.open_verdicts([job_id])
+            except ValueError as error:
+                log.error("verdicts cannot be read", job_id=job_id, exc_info=error)
+                store.fail(job_id, f"a verdict cannot be read: {error}")
+        return complete
 
 
 def _to_keep(

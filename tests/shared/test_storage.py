@@ -68,6 +68,35 @@ def test_a_folder_is_removed_also_while_another_process_removes_it(
     assert (os.listdir(tmp_path), sorted(calls)) == ([], ["a", "b", "c"])
 
 
+def test_a_folder_is_removed_also_while_another_process_writes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write(tmp_path / "removed" / "a", b"content")
+    rmdir, calls = os.rmdir, list[str]()
+
+    def late(path: str, **options: Any) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            storage.write(tmp_path / "removed" / "b", b"content")
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", late)
+    storage.remove_folder(tmp_path / "removed")
+    assert (os.listdir(tmp_path), len(calls)) == ([], 2)
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    """A read of a FIFO waits for a writer."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "link", "folder"):
+        with pytest.raises(OSError, match="is not a regular file"):
+            storage.read(tmp_path / name)
+        with pytest.raises(OSError, match="is not a regular file"), storage.reading(tmp_path / name):
+            pass
+
+
 def test_a_file_that_vanishes_during_a_listing_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b", ".c.tmp"):
         storage.write(tmp_path / name, b"content")

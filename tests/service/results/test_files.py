@@ -1,5 +1,7 @@
 """What lies where in storage, in a folder and on an object store."""
 
+import stat
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -29,6 +31,12 @@ def test_files_are_read_as_written_by_their_owner_alone(files: ResultFiles) -> N
     assert files.read_job("bob", job_id) is None
     assert files.read("alice", job_id, "1.png") is None
     assert files.read("alice", new_job_id(NOON), "0.png") is None
+
+
+def test_other_users_of_the_machine_see_nothing(tmp_path: Path) -> None:
+    ResultFiles(tmp_path / "results").write("alice", new_job_id(NOON), "0.png", b"picture")
+    (owner,) = (tmp_path / "results").iterdir()
+    assert stat.S_IMODE(owner.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("job_id", ["..", "../../secret", "", "." * 32, "A" * 32, "\n" * 32, "0" * 31])

@@ -154,3 +154,16 @@ def test_a_job_whose_grid_cannot_be_composed_fails(
     connection.hset(keys.png(job.id), "0", b"no PNG")
     runner.run(job.id)
     assert status(store, job) == "failed"
+
+
+def test_a_verdict_that_cannot_be_read_fails_its_job_alone(
+    runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, whole = create(), create()
+    with monkeypatch.context() as patch:
+        patch.setattr(completion, "complete_jobs", lambda *given: None)
+        while not all(store.done_count(one.id) == one.total for one in (broken, whole)):
+            runner.run_once()
+    store.connection.hset(keys.verdicts(broken.id), "1", b"no JSON")
+    completion.complete_jobs(store, runner.judged_by, {broken.id, whole.id}, {}, None)
+    assert (status(store, broken), status(store, whole)) == ("failed", "finished")

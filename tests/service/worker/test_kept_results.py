@@ -8,12 +8,15 @@ import httpx
 import pytest
 from redis import Redis
 
+from service.results.files import ResultFiles
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
+from service.worker.runner import Runner
 from tests.conftest import running, serving
 from tests.service.api.answers import LISTS
 from tests.service.api.uploads.zips import png, zipped
+from tests.service.processes import until
 
 BODY = {"labels": LISTS, "steps": 2, "seed": 11, "trajectory": 3}
 
@@ -70,3 +73,24 @@ def test_a_job_finishes_whether_or_not_storage_can_be_written(
         assert bool(connection.exists(keys.png(job["id"]))) != usable
         if usable:
             assert len(contents(client, job)) == 4
+
+
+def test_a_picture_that_is_written_while_its_job_is_deleted_goes_too(
+    alive: JobStore, connection: Redis, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = settings.model_copy(update={"results": tmp_path})
+    write = ResultFiles.write
+    with serving(kept) as client:
+
+        def deleting(files: ResultFiles, owner: str, job_id: str, name: str, content: bytes) -> None:
+            for expected in ("cancelled", "cancelled"):
+                assert client.delete(f"/jobs/{job_id}").json()["status"] == expected
+            write(files, owner, job_id, name, content)
+
+        monkeypatch.setattr(ResultFiles, "write", deleting)
+        body = {**BODY, "labels": LISTS[:1], "trajectory": None}
+        job_id = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()["id"]
+        runner = Runner(connection, kept, "w")
+        runner.models.load()
+        runner.run(job_id)
+        until(lambda: not list(tmp_path.rglob("*.png")))
