@@ -1,5 +1,6 @@
 """docker-compose.yml agrees with the code; `make compose-test` and `make kubernetes-check` test the deployments."""
 
+import ipaddress
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import yaml
 from redis import Redis
 
 from service.settings import Settings
+from service.webhooks.addresses import is_public
 from tests.paths import ROOT
+from tests.service.webhooks.test_addresses import PRIVATE
 
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
@@ -32,6 +35,21 @@ def test_a_service_has_no_capabilities(name: str) -> None:
     assert service.get("read_only") is True or name == "trainer"
     assert "privileged" not in service
     assert "cap_add" not in service
+
+
+def test_logs_have_a_limit() -> None:
+    for name in ("redis", "api", "worker", "webhooks"):
+        assert SERVICES[name]["logging"]["options"].keys() == {"max-size", "max-file"}
+
+
+def test_no_policy_of_kubernetes_lets_a_webhook_reach_a_private_network() -> None:
+    path = ROOT / "deploy" / "kubernetes" / "base" / "network-policies.yaml"
+    (policy,) = [one for one in yaml.safe_load_all(path.read_text()) if one["metadata"]["name"] == "webhooks"]
+    blocks = [peer["ipBlock"] for rule in policy["spec"]["egress"] for peer in rule["to"]]
+    closed = [ipaddress.ip_network(one) for block in blocks for one in block["except"]]
+    assert not any(is_public(network[0]) or is_public(network[-1]) for network in closed)
+    for network in map(ipaddress.IPv4Network, PRIVATE):
+        assert any(network.version == one.version and network.subnet_of(one) for one in closed), network  # type: ignore[arg-type]
 
 
 def test_redis_keeps_jobs_alike_wherever_we_start_it(connection: Redis) -> None:

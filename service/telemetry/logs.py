@@ -38,6 +38,14 @@ def request_id() -> str:
     return str(get_contextvars().get("request_id", ""))
 
 
+def _escape(logger: None, level: str, line: dict[str, Any]) -> dict[str, Any]:
+    """Escape what a terminal would obey: values such as a path come from outside."""
+    return {
+        name: value.encode("unicode_escape").decode() if isinstance(value, str) and not value.isprintable() else value
+        for name, value in line.items()
+    }
+
+
 class LineFormatter(logging.Formatter):
     """Renders a record, with the ids of its request and job, as one line without secrets.
 
@@ -54,7 +62,7 @@ class LineFormatter(logging.Formatter):
         rendering: list[Any] = (
             [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
             if settings.log_format == "json"
-            else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
+            else [_escape, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
         )
         self._processors = (structlog.processors.TimeStamper(fmt="iso", utc=True), *rendering)
 

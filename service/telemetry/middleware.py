@@ -14,6 +14,7 @@ from service.telemetry.logs import REQUEST_ID, get_logger
 from service.telemetry.metrics import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_WORK
 
 GIVEN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # that a client may send
+SHOWN = 200  # characters of a path
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 QUIET_PATHS = ("/healthz", "/readyz", "/metrics", "/static/", "/favicon.ico")  # requested all the time: logged as debug
 
@@ -60,7 +61,7 @@ class ObserveRequests:
         say(
             "request",
             method=scope["method"],
-            path=scope["path"],  # without the query, in which somebody may have put an API key
+            path=scope["path"][:SHOWN],  # without the query, in which somebody may have put an API key
             status=status,
             duration_ms=round(1000 * duration_s, 1),
             **({"owner": owner} if owner else {}),

@@ -12,6 +12,9 @@ import httpx
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+# What `is_global` of some Python versions calls public. The rest of IANA's special-purpose registries it knows.
+NOT_PUBLIC = [ipaddress.ip_network(one) for one in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20", "5f00::/16")]
+NOT_PUBLIC += [ipaddress.ip_network(one) for one in ("64:ff9b:1::/48", "100::/64", "2001::/23")]
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 CLOUD = ipaddress.ip_address("168.63.129.16")  # Azure's own services, for machines inside only
 HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")  # a name or an IPv4 address, or an IPv6 address without a zone
@@ -34,7 +37,9 @@ def is_public(address: Address) -> bool:
             return is_public(inner)
         if address.is_site_local or address.is_reserved:  # reserved: among others, older forms of IPv4 addresses
             return False
-    return address.is_global and not address.is_multicast and address != CLOUD
+    if address.is_multicast or address == CLOUD or any(address in network for network in NOT_PUBLIC):
+        return False
+    return address.is_global
 
 
 def check_url(url: str, allow_private: bool) -> None:

@@ -111,13 +111,13 @@ class Sender:
     def attempt(self, job_id: str, event: str) -> None:
         """Send the message unless it has been sent or is being sent; schedule the next attempt if that fails."""
         member, key, sending = f"{job_id} {event}", keys.webhook(job_id, event), keys.sending(job_id, event)
-        due_at = self.connection.zscore(keys.WEBHOOKS, member)
-        if due_at is None or (due_at > time.time() and self.connection.exists(key)):
-            return  # another process has just made this attempt
-        record = self.store.record(job_id)
         if not self.connection.set(sending, 1, nx=True, px=int(SENDING_S * 1000)):
             return
-        try:
+        try:  # what follows is read once no other attempt is in progress, which could end in between
+            due_at = self.connection.zscore(keys.WEBHOOKS, member)
+            if due_at is None or (due_at > time.time() and self.connection.exists(key)):
+                return  # another process has just made this attempt
+            record = self.store.record(job_id)
             number = int(self.connection.hincrby(key, "attempts", 1))
             self.connection.expire(key, self.settings.job_ttl_s + self.settings.job_timeout_s)
             ids = record.log_ids if record else {"job_id": job_id}

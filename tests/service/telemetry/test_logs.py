@@ -98,3 +98,19 @@ def test_an_invalid_setting_is_refused_without_a_traceback(command: Command, nam
     assert code == 1
     assert f"LABELGRID_{name}={value}: " in err
     assert err.count("\n") == 1
+
+
+def test_a_console_line_has_nothing_that_a_terminal_obeys(settings: Settings) -> None:
+    formatter = LineFormatter(settings, "api")
+    record = logging.makeLogRecord({"msg": "request", "levelno": 20, "levelname": "INFO", "name": "service.x"})
+    record.path = "/\x1b[2J\x07\u202e/x"
+    line = formatter.format(record)
+    assert line.isprintable()
+    assert "/\\x1b[2J\\x07\\u202e/x" in line
+
+
+def test_a_long_path_is_cut(client: httpx.Client, lines: Lines) -> None:
+    client.get("/" + "x" * 60_000)
+    (line,) = lines.wait(1, event="request")
+    assert line["path"] == "/" + "x" * 199
+    assert len(lines.getvalue()) < 1000

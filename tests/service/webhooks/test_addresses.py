@@ -33,6 +33,13 @@ from tests.service.webhooks.conftest import Receiver, create_job, outbox
         ("169.254.169.254", False),  # clouds hand out credentials there
         ("168.63.129.16", False),  # Azure's
         ("::ffff:168.63.129.16", False),
+        ("192.0.0.192", False),  # Oracle's
+        ("::ffff:192.0.0.192", False),
+        ("192.88.99.1", False),
+        ("3fff::1", False),
+        ("5f00::1", False),
+        ("64:ff9b:1::10.1.2.3", False),
+        ("2001:2::1", False),
         ("100.64.0.1", False),
         ("0.0.0.0", False),
         ("224.0.0.1", False),
@@ -87,7 +94,7 @@ def test_urls_that_no_webhook_may_have(url: str) -> None:
 
 
 PRIVATE = ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12")
-PRIVATE += ("192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4")
+PRIVATE += ("192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4")
 IPV6_OF_IPV4 = ("[::ffff:{}]", "[::ffff:0:{}]", "[::{}]", "[64:ff9b::{}]", "[0:0:0:0:0:FFFF:{}]")
 
 

@@ -113,6 +113,24 @@ def test_only_the_events_that_a_job_asked_for_are_in_the_outbox(store: JobStore)
     assert store.webhooks.count == 2
 
 
+def test_an_attempt_that_ends_between_two_reads_of_another_sends_nothing_twice(
+    start: Callable[..., Receiver], store: JobStore, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver = start(200)
+    job_id = create_job(store, receiver.url)
+    store.fail(job_id, "why")
+    other, read = Sender(sender.connection, sender.settings), sender.store.record
+
+    def slow(job_id: str) -> object:
+        other.attempt(job_id, "failed")
+        return read(job_id)
+
+    monkeypatch.setattr(sender.store, "record", slow)
+    sender.attempt(job_id, "failed")
+    assert len(receiver.got()) == 1
+    assert not outbox(store)
+
+
 @pytest.mark.parametrize(
     ("statuses", "attempts"), [((200,), 1), ((503, 500, 200), 3), ((500,), 3), ((410,), 1), ((307, 200), 2)]
 )
