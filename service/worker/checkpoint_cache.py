@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+from service.settings import StartError
 from service.storage_threads import StorageThreads, settle
 from service.telemetry.logs import get_logger
 from shared import storage as files
@@ -58,7 +59,7 @@ class CheckpointCache:
         try:
             self.folder = folder.expanduser()
         except RuntimeError as error:
-            raise RuntimeError(f"LABELGRID_CACHE={folder}: this user has no home folder; name another one") from error
+            raise StartError(f"LABELGRID_CACHE={folder}: this user has no home folder; name another one") from error
         self._threads = StorageThreads(READS_AT_ONCE)
 
     def fetch(self, name: str | None, digest: str | None = None, kind: CheckpointKind = "denoiser") -> Location:
@@ -132,7 +133,7 @@ class CheckpointCache:
 
     def _keep_base(self, kept: Path, digest: str) -> None:
         try:
-            if kept.exists() and read_info(kept).digest == digest:
+            if kept.exists() and verify(kept).digest == digest:
                 return
             self._copy(self.fetch(kept.stem, digest), kept, digest)
         except CheckpointError as error:
@@ -161,7 +162,8 @@ class CheckpointCache:
 
 
 def _holds(kept: Path, info: CheckpointInfo) -> bool:
+    """Whether the copy is whole. That takes tens of milliseconds: a damaged one would be loaded in vain, each time."""
     try:
-        return read_info(kept) == info
+        return verify(kept) == info
     except CheckpointError:
         return False

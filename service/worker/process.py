@@ -173,10 +173,11 @@ def build(settings: Settings, connection: Redis) -> PictureWorker:
 
 
 def _is_stopping() -> bool:
-    """Whether retries should end. Each one counts as progress: a loop that waits for Redis does not hang."""
+    """Whether retries should end. Each one of the loop counts as progress: waiting for Redis it does not hang."""
     if runner is None:
         return False
-    runner.moved_at = time.monotonic()
+    if threading.current_thread() is threading.main_thread():  # the heartbeat retries also while the loop hangs
+        runner.moved_at = time.monotonic()
     return runner.stopping
 
 
