@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo serve train test test-browser compose-test scaling-out-test kubernetes-check screenshots check \
-  check-lowest format clean docs lock audit bench bench-quick fuzz faults wheel wheel-test soak
+  check-lowest format clean docs lock audit bench bench-quick fuzz faults wheel wheel-test soak flood
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -95,6 +95,9 @@ wheel-test: wheel  ## Install the wheel into an empty environment and draw a pic
 	sh deploy/wheel_test.sh $(PYTHON) dist/labelgrid-*.whl
 
 MINUTES ?= 60
+flood: $(VENV)/.dev  ## Send the worst of each route in parallel from one key, and print the memory of API and worker (two minutes)
+	$(BIN)/python -m soak.flood
+
 soak: $(VENV)/.dev  ## Keep a service under load and random faults for MINUTES=60, check that memory is flat, write docs/soak.md
 	$(BIN)/python -m soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 

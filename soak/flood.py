@@ -1,0 +1,222 @@
+"""`make flood`: sends the worst of each route in parallel, from one key, to a service of this machine.
+
+Prints the most memory that the API and the worker took, and fails if the API took more than MOST_MIB.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import httpx
+import numpy as np
+
+from service.api.access.keys import hash_of, new_key
+from service.contract.recipe import KEYWORD, example
+from service.local.demo import free_port
+from shared.options import LIMITS
+from shared.pictures import png_bytes
+from tests.service.api.uploads.zips import chunk
+
+ROOT: Final = Path(__file__).parents[1]
+MOST_MIB: Final = 400
+READY_S, EACH_S = 120, 60.0
+KEY: Final = new_key()
+HEADERS: Final = {"authorization": f"Bearer {KEY}"}
+ASYNC: Final = {"prefer": "respond-async"}
+JSON: Final = {"content-type": "application/json"}
+LISTS: Final = [["red cube"]] * LIMITS.max_pictures_per_request
+PROMPT: Final = {"prompt": "red cube", "steps": 1}
+
+Request = Callable[[httpx.AsyncClient], Awaitable[str]]
+
+
+def packed_recipe() -> bytes:
+    """Return a PNG of few bytes whose recipe has as many parts as fit into a megabyte."""
+    text = json.dumps({**example(), "verdicts": [[]] * 300_000}).encode()
+    png = png_bytes(np.zeros((4, 4, 3), np.uint8))
+    end = chunk(b"IEND")
+    return png.removesuffix(end) + chunk(b"zTXt", KEYWORD.encode() + b"\0\0" + zlib.compress(text, 9)) + end
+
+
+def large_zip(side: int, noise: bool) -> bytes:
+    """Return a zip of as many pictures as may be, of `side` pixels: of noise it is long, else it unpacks to much."""
+    pixels = np.zeros((side, side, 3), np.uint8)
+    if noise:
+        pixels = np.random.default_rng(0).integers(0, 256, pixels.shape, dtype=np.uint8)
+    png, out = png_bytes(pixels), io.BytesIO()
+    count = min(LIMITS.max_pictures_per_request, (64 << 20) // pixels.nbytes, (31 << 20) // len(png))
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for i in range(count):
+            archive.writestr(f"{i}.png", png)
+    return out.getvalue()
+
+
+def post(path: str, **options: object) -> Request:
+    async def send(client: httpx.AsyncClient) -> str:
+        return str((await client.post(path, **options)).status_code)  # type: ignore[arg-type]
+
+    return send
+
+
+def get(path: str) -> Request:
+    async def send(client: httpx.AsyncClient) -> str:
+        return str((await client.get(path)).status_code)
+
+    return send
+
+
+def unread(line: str, body: bytes = b"", announced: int = 0) -> Request:
+    """Send a request, perhaps only a part of the body that is announced, and read nothing for a while."""
+
+    async def send(client: httpx.AsyncClient) -> str:
+        _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port, limit=1)
+        length = f"Content-Length: {announced or len(body)}\r\nContent-Type: application/json\r\n" if body else ""
+        head = f"{line} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n{length}\r\n"
+        writer.write(head.encode() + body)
+        await asyncio.sleep(EACH_S / 2)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        return "unread"
+
+    return send
+
+
+def requests(job: str) -> dict[str, tuple[int, Request]]:
+    """Return how often each request is sent, by what it is. `job`: one of many pictures that has finished."""
+    empty = b'{"labels": [' + b"[]," * 350_000 + b"[]]}"
+    flat = json.dumps({"labels": [["x" * 1_000_000]]}).encode()
+    too_large = {**PROMPT, "n": 10, "size": "2048x2048"}
+    generation = json.dumps({**PROMPT, "n": 10, "size": "1792x1024"}).encode()
+    noise, unpacked = large_zip(512, noise=True), large_zip(512, noise=False)
+    count = len(zipfile.ZipFile(io.BytesIO(noise)).namelist())
+    many = len(zipfile.ZipFile(io.BytesIO(unpacked)).namelist())
+    recipe = packed_recipe()
+
+    def scored(pictures: bytes, pictures_count: int) -> dict[str, object]:
+        files = {"file": json.dumps(LISTS[:pictures_count]).encode(), "pictures": ("x.zip", pictures)}
+        return {"files": files, "headers": ASYNC}
+
+    return {
+        "/v1/images/generations, ten large": (12, post("/v1/images/generations", content=generation, headers=JSON)),
+        "the same, unread": (12, unread("POST /v1/images/generations", generation)),
+        "/v1/images/generations, too large": (12, post("/v1/images/generations", json=too_large)),
+        "/v1/images/.../2048x2048.png": (40, get(f"/v1/images/{job}/0/2048x2048.png")),
+        "/generate, empty lists": (40, post("/generate", content=empty, headers=JSON)),
+        "/generate, a long label": (40, post("/generate", content=flat, headers=JSON)),
+        "/generate, half a body": (40, unread("POST /generate", flat[:900_000], len(flat))),
+        "/generate, a packed recipe": (40, post("/generate", files={"file": recipe})),
+        "/generate, a long PNG": (24, post("/generate", files={"file": recipe + bytes(31 << 20)})),
+        "/generate, many pictures": (4, post("/generate", json={"labels": LISTS, "steps": 1}, headers=ASYNC)),
+        "/score, a long zip": (24, post("/score", **scored(noise, count))),
+        "/score, a zip of many pixels": (24, post("/score", **scored(unpacked, many))),
+        "/jobs?label=": (40, get("/jobs?label=nothing&limit=1")),
+        "/jobs/ID": (40, get(f"/jobs/{job}")),
+        "/jobs/ID/events, unread": (100, unread(f"GET /jobs/{job}/events")),
+        "/jobs/ID/grid.png, unread": (100, unread(f"GET /jobs/{job}/grid.png")),
+        "/jobs/ID/pictures.zip, unread": (40, unread(f"GET /jobs/{job}/pictures.zip")),
+        "/models, unread": (100, unread("GET /models")),
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def service(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `python -m service` on the shipped models, with one key."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("LABELGRID_", "REDIS_"))}
+    environment = {**ours, "LABELGRID_API_KEYS": f"flood:{hash_of(KEY)}", "LABELGRID_CACHE": str(folder / "cache")}
+    line = [sys.executable, "-m", "service", "--port", str(port), "--storage", str(ROOT / "models")]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def peaks(parent: int) -> dict[str, int]:
+    """Return the most resident memory, in MiB, that each of a process's children has taken, by its command."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            status = (entry / "status").read_text()
+            arguments = (entry / "cmdline").read_text().split("\0")
+            if re.search(rf"^PPid:\t{parent}$", status, re.MULTILINE) and "service" in arguments:
+                peak = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+                found[arguments[arguments.index("service") + 1]] = int(peak[1]) >> 10 if peak else 0
+    return found
+
+
+async def ready(client: httpx.AsyncClient) -> str:
+    """Wait for the service, and return a finished job with many pictures."""
+    deadline = time.monotonic() + READY_S
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if (await client.get("/readyz")).status_code == 200:
+                break
+        if time.monotonic() > deadline:
+            raise SystemExit("the service has not started")
+        await asyncio.sleep(0.2)
+    answer = await client.post("/generate", json={"labels": LISTS[:64], "steps": 1}, timeout=READY_S)
+    return str(answer.raise_for_status().json()["id"])
+
+
+@contextlib.asynccontextmanager
+async def local_client(port: int) -> AsyncIterator[httpx.AsyncClient]:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    base = f"http://127.0.0.1:{port}"
+    async with httpx.AsyncClient(base_url=base, headers=HEADERS, limits=limits, timeout=EACH_S) as client:
+        yield client
+
+
+async def flood(process: subprocess.Popen[bytes], port: int, only: str) -> dict[str, int]:
+    """Send everything at once, print how each was answered, and return the peaks of memory."""
+    async with local_client(port) as client:
+        job = await ready(client)
+        before = peaks(process.pid)
+        print("before, MiB:", before)
+        answers: dict[str, Counter[str]] = {}
+
+        async def send(name: str, request: Request) -> None:
+            try:
+                answer = await asyncio.wait_for(request(client), EACH_S)
+            except (httpx.HTTPError, OSError, TimeoutError) as error:
+                answer = type(error).__name__
+            answers.setdefault(name, Counter())[answer] += 1
+
+        wanted = {name: one for name, one in requests(job).items() if only in name}
+        await asyncio.gather(*(send(name, request) for name, (n, request) in wanted.items() for _ in range(n)))
+        for name, statuses in sorted(answers.items()):
+            print(f"{name:40} {', '.join(f'{n} x {status}' for status, n in sorted(statuses.items()))}")
+        assert (await client.get("/healthz")).status_code == 200
+        return peaks(process.pid)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="send only the requests whose name has this text")
+    only = parser.parse_args().only
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="lg-flood-") as folder, service(Path(folder), port) as process:
+        after = asyncio.run(flood(process, port, only))
+    print("at most, MiB:", after)
+    if after["api"] > MOST_MIB:
+        raise SystemExit(f"the API took {after['api']} MiB; at most {MOST_MIB} are allowed")
+
+
+if __name__ == "__main__":
+    main()
