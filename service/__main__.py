@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 from redis.exceptions import RedisError
 
-from service.settings import SettingError, Settings, read_settings, unknown_variables
+from service.settings import SettingError, Settings, StartError, read_settings, unknown_variables
 from service.telemetry import logs, tracing
 from service.telemetry.logs import get_logger
 from shared.checkpoint import CheckpointError
@@ -44,7 +44,10 @@ Storage = Annotated[
 
 @contextlib.contextmanager
 def _process(role: str, storage: str | None = None) -> Iterator[Settings]:
-    """Start logs and traces and give the settings; an expected error exits with one line and status 1."""
+    """Start logs and traces and give the settings; an expected error exits with one line and status 1.
+
+    Any other, such as one of torch, ends the process with its traceback; so does a file's once the process serves.
+    """
     if storage:
         os.environ["LABELGRID_STORAGE"] = storage  # the processes that this one starts read it, too
     try:
@@ -63,7 +66,9 @@ def _process(role: str, storage: str | None = None) -> Iterator[Settings]:
         yield settings
     except KeyboardInterrupt:  # while it starts; and uvicorn raises it again once the API has shut down
         pass
-    except (CheckpointError, SettingError, RuntimeError, OSError, RedisError) as error:
+    except (CheckpointError, SettingError, StartError, OSError, RedisError) as error:
+        if role in ("api", "worker", "webhooks") and isinstance(error, OSError):
+            raise
         print(f"labelgrid: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     finally:
@@ -114,7 +119,7 @@ def api(
         gc.set_threshold(COLLECT_AFTER, 10, 10)
         server.run()
         if not server.started:
-            raise RuntimeError("the API did not start; see its log")
+            raise StartError("the API did not start; see its log")
 
 
 @app.command()
@@ -152,7 +157,7 @@ def check(
             if settings.alive_file is None:
                 raise SettingError("alive_file", None, "set it for the worker and for this check")
             if not is_alive(settings.alive_file):
-                raise RuntimeError(f"no process has touched {settings.alive_file} lately")
+                raise StartError(f"no process has touched {settings.alive_file} lately")
             return
         from rq import Worker
 
@@ -164,7 +169,7 @@ def check(
         hosts = [about["host"] for about in workers.list_live(store.connection) if not about.get("stalled")]
         hosts += [sender.hostname for sender in Worker.all(queue=store.webhooks)]
         if socket.gethostname() not in hosts:
-            raise RuntimeError(f"no worker of {socket.gethostname()} is alive, or it hangs")
+            raise StartError(f"no worker of {socket.gethostname()} is alive, or it hangs")
 
 
 @app.command()
@@ -214,7 +219,7 @@ def webhook_secret(
 
     with _process("webhook-secret") as settings:
         if settings.webhook_secret is None:
-            raise RuntimeError("LABELGRID_WEBHOOK_SECRET is not set")
+            raise StartError("LABELGRID_WEBHOOK_SECRET is not set")
         print(receiver_secret(signing_key(settings.webhook_secret.get_secret_value(), name)))
 
 
@@ -232,11 +237,15 @@ def demo(
     grid: Annotated[Path, typer.Option(help="file for the grid of pictures")] = Path("grid.png"),
 ) -> None:
     """Start everything, generate eight pictures, and stop."""
+    from service.client.errors import ClientError
     from service.local.demo import run
 
     drawn = False
     with _process("demo"):
-        drawn = run(seed, grid)
+        try:
+            drawn = run(seed, grid)
+        except ClientError as error:
+            raise StartError(str(error)) from error
     if not drawn:
         raise typer.Exit(INTERRUPTED)
 

@@ -69,6 +69,10 @@ def _device(value: str) -> str:
     return value
 
 
+class StartError(RuntimeError):
+    """What prevents a start, or a command; the message says all that a user needs to know."""
+
+
 class SettingError(ValueError):
     """A value that is not allowed or cannot be used here; the message names the variable, the value and the reason."""
 

@@ -1,5 +1,6 @@
 """The HTTP application: everything that a request passes through, put together. Imports no torch."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -7,6 +8,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from service.api import problems
 from service.api.access.body_limit import BodyLimit
@@ -23,6 +26,7 @@ from service.api.openai import routes as openai
 from service.api.openapi import DocumentedAPI
 from service.api.routes import generate, jobs, meta, metrics, page, score
 from service.api.slots import Slots
+from service.contract.errors import Unavailable
 from service.settings import Settings
 from service.store.connection import connect, connect_async
 from service.store.creation import JobCreator
@@ -30,9 +34,13 @@ from service.store.jobs import JobStore
 from service.store.reader import JobReader
 from service.store.workers import ReadyWorkers
 from service.telemetry import tracing
+from service.telemetry.logs import get_logger
 from service.telemetry.middleware import QUIET_PATHS, ObserveRequests
 
+log = get_logger(__name__)
+
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
+LOOK_S = 1.0  # for the look at Redis's settings at the start
 MAX_CONNECTIONS = 2000  # for commands that return at once
 MAX_UPLOADS = 2  # sets of uploaded pictures in memory; each may take some 200 MB
 MAX_SCALED = 2  # answers with scaled pictures in the making; each may take some 100 MB
@@ -59,6 +67,17 @@ def _telemetry() -> dict[str, Any]:
     }
 
 
+async def _look_at_redis(connection: Redis) -> None:
+    """Say at the start what /readyz will say. The API also starts without Redis."""
+    try:
+        async with asyncio.timeout(LOOK_S):
+            await meta.check_redis_keeps(connection)
+    except Unavailable as error:
+        log.error("Redis is not configured for this service", reason=error.detail)
+    except (RedisError, TimeoutError) as error:
+        log.warning("Redis does not answer yet", reason=str(error))
+
+
 def create_app(settings: Settings) -> FastAPI:
     """Return the application for these settings."""
     limit = read_limit(settings.rate_limit)
@@ -76,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.results = ResultReader(app.state.reader, settings.results)
         app.state.feeds = Feeds(app.state.reader)
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
+        await _look_at_redis(reading)
         yield
         await app.state.feeds.close()
         await app.state.reader.endings.close()

@@ -20,6 +20,8 @@ from urllib.parse import quote
 
 import redis
 
+from service.settings import StartError
+
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 MAX_SOCKET_PATH = 100  # bytes; the kernel allows 108
@@ -28,7 +30,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
-class StartFailed(RuntimeError):
+class StartFailed(StartError):
     """The service did not start; the message names the process that failed."""
 
 

@@ -15,7 +15,7 @@ from service.contract import answers
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownJob, UnknownPicture
 from service.contract.job_ids import ID
 from service.contract.records import TERMINAL, JobRecord, JobResult
-from service.contract.schemas import Job, JobHead, JobPage
+from service.contract.schemas import LONGEST_PAGE, Job, JobHead, JobPage
 from service.store import keys, workers
 from service.store.connection import entries_of, text
 from service.store.creation import id_of
@@ -198,8 +198,9 @@ class JobReader:
         found: Any = await self.connection.zrevrangebylex(keys.index(owner), last, "-", start=0, num=most + 1)
         members = [text(raw) for raw in found]
         shown = list[tuple[str, JobHead]]()
-        for first in range(0, min(len(members), most), limit):
-            shown += await self._heads(members[first : min(first + limit, most)], label)
+        step = max(limit, LONGEST_PAGE)
+        for first in range(0, min(len(members), most), step):
+            shown += await self._heads(members[first : min(first + step, most)], label)
             if len(shown) > limit:
                 break
         if len(shown) > limit:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from service.settings import Settings
+from service.settings import Settings, StartError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -24,7 +24,7 @@ provider: "TracerProvider | None" = None  # of this process; None while tracing 
 
 
 def start(settings: Settings, role: str, processor: "SpanProcessor | None" = None) -> None:
-    """Start tracing in this process if `settings` say so. RuntimeError if OpenTelemetry is not installed.
+    """Start tracing in this process if `settings` say so. StartError if OpenTelemetry is not installed.
 
     Spans go to the collector in the OTEL_... variables, or to `processor`.
     """
@@ -37,7 +37,7 @@ def start(settings: Settings, role: str, processor: "SpanProcessor | None" = Non
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise RuntimeError(f"LABELGRID_TRACING needs labelgrid[otel] installed: {error}") from error
+        raise StartError(f"LABELGRID_TRACING needs labelgrid[otel] installed: {error}") from error
     name = os.environ.get("OTEL_SERVICE_NAME") or f"labelgrid-{role}"
     provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
     provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))

@@ -147,3 +147,14 @@ def test_an_impossible_port_is_bad_usage(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "Invalid value for '--port'" in capsys.readouterr().err
+
+
+def test_an_error_of_torch_ends_a_worker_with_its_traceback(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError("in the middle")):
+
+        def fail(settings: Settings, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("service.worker.process.main", fail)
+        with pytest.raises(type(error), match=str(error)):  # which Python prints
+            command("worker", environment=clean_environment())

@@ -4,6 +4,7 @@ Of the routes it knows only the public ones, so a new one is closed until it is 
 all of them. A route that takes more CPU time than others charges for it itself (`charge`).
 """
 
+import asyncio
 import functools
 import ipaddress
 import math
@@ -19,17 +20,18 @@ from service.api.access.keys import NOBODY, KeyRing
 from service.api.access.rate_limit import RateLimiter
 from service.api.problems import SAFE_METHODS, error_response
 from service.contract.errors import BadRequest, CrossSite, NoKey, NotLocal, ServiceError, ShuttingDown, TooManyRequests
-from service.settings import Settings
+from service.settings import Settings, StartError
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 METRICS = "/metrics"  # figures only: without keys Prometheus may read them under any name of this host
 STILL_ANSWERED = ("/healthz", "/metrics")  # during a shutdown: the process is alive, and its last figures count
 SEARCH_COSTS = 10  # usual requests, which take some 5 ms of CPU time
 SCALED_PIXELS = 100_000  # of scaled pictures that take as long as one usual request
+COUNTED_WITHIN_S = 0.5  # Redis takes a millisecond; one that hangs must not delay what does not need it
 CHALLENGE = 'Bearer realm="labelgrid"'
 
 
-class Exposed(RuntimeError):
+class Exposed(StartError):
     """The API would be open to everybody who can reach this machine."""
 
 
@@ -82,14 +84,15 @@ def _check_site(headers: Headers, origins: Collection[str]) -> None:
 async def _check_rate(app: FastAPI, owner: str, cost: int, counted: int = 0) -> None:
     """Count a request as `cost` of them, of which `counted` are counted already. Raises TooManyRequests.
 
-    Without Redis nothing is counted: the routes answer 503 themselves.
+    While Redis does not answer nothing is counted: a route that needs it answers 503 itself.
     """
     limiter: RateLimiter | None = app.state.rate_limiter
     if limiter is None or owner == NOBODY:
         return
     try:
-        wait_s = await limiter.wait_s(owner, cost, counted)
-    except RedisError:
+        async with asyncio.timeout(COUNTED_WITHIN_S):
+            wait_s = await limiter.wait_s(owner, cost, counted)
+    except (RedisError, TimeoutError):
         return
     if wait_s is not None:
         detail = f"more than {limiter.limit} with this key; nothing was done"

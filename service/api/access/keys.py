@@ -10,6 +10,7 @@ import re
 import secrets
 from pathlib import Path
 
+from service.settings import StartError
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -19,7 +20,7 @@ PREFIX = "lg_"  # lets scanners find leaked keys
 ENTRY = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63}):(?P<hash>[0-9a-f]{64})")
 
 
-class BadKeys(RuntimeError):
+class BadKeys(StartError):
     """The configured keys cannot be read. The message names the place and never shows its content."""
 
 

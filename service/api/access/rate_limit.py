@@ -12,12 +12,13 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis.asyncio import Redis
 
+from service.settings import StartError
 from service.store import keys
 
 LIMIT = re.compile(r"[1-9]\d{0,9} ?(/|per) ?([1-9]\d{0,3} ?)?(second|minute|hour|day|month|year)s?", re.IGNORECASE)
 
 
-class BadLimit(RuntimeError):
+class BadLimit(StartError):
     """The configured limit cannot be read."""
 
 

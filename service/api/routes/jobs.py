@@ -123,6 +123,7 @@ async def cancel_job(
             raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
         await results.delete(job_id, owner)  # first: if it fails, the job is still there to be deleted again
         await run_in_threadpool(store.delete, job_id)
+        await results.delete(job_id, owner)  # what a worker wrote in between
     return job
 
 

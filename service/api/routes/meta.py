@@ -1,9 +1,10 @@
 """The labels and models that requests may use, and the health of the service."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.concurrency import run_in_threadpool
+from redis.asyncio import Redis
 
 from service.api.catalog import knows_positions
 from service.api.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
@@ -11,6 +12,14 @@ from service.api.openapi_parts import link, problems
 from service.contract.errors import NoModel, NoWorker, Unavailable
 from service.contract.schemas import Health, Labels, Model, ModelList, Ready
 from shared.support import picture_size
+
+
+async def check_redis_keeps(connection: Redis) -> None:
+    """Raise Unavailable if Redis would drop jobs and their results to make room for others."""
+    memory: Any = await connection.info("memory")
+    if memory.get("maxmemory") and (policy := memory.get("maxmemory_policy")) != "noeviction":
+        raise Unavailable(f"Redis has maxmemory-policy {policy}, which loses jobs; set it to noeviction")
+
 
 router = APIRouter(tags=["service"])
 
@@ -75,7 +84,8 @@ async def read_health() -> Health:
     summary="Check that the service can generate pictures",
 )
 async def read_ready(models: ModelsDep, reader: ReaderDep) -> Ready:
-    """For a load balancer: ready if Redis answers, a model is promoted and a worker is running."""
+    """For a load balancer: ready if Redis answers and evicts no jobs, a model is promoted and a worker is running."""
+    await check_redis_keeps(reader.connection)
     info = await run_in_threadpool(models.find, None)
     workers = len(await reader.workers())
     if not workers:

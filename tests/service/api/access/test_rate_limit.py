@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import socket
 import time
 from unittest.mock import AsyncMock
 
@@ -177,6 +178,16 @@ def test_without_keys_there_is_no_limit(settings: Settings, connection: Redis) -
 def test_a_malformed_limit_stops_the_start(settings: Settings, limit: str) -> None:
     with pytest.raises(BadLimit, match=f"'{limit}'; wanted one limit such as 3000/minute"):
         create_app(settings.model_copy(update={"rate_limit": limit}))
+
+
+def test_a_redis_that_hangs_delays_nobody_who_does_not_need_it(settings: Settings, connection: Redis) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        url = f"redis://127.0.0.1:{hanging.getsockname()[1]}/0"
+        with serving(limited(settings, "5/minute").model_copy(update={"redis_url": url})) as client:
+            client.headers["authorization"] = f"Bearer {KEYS['alice']}"
+            begun = time.monotonic()
+            assert [client.get("/labels").status_code for _ in range(3)] == [200] * 3
+            assert time.monotonic() - begun < 5
 
 
 def test_without_redis_requests_are_503_and_not_limited(settings: Settings) -> None:

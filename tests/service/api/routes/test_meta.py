@@ -1,13 +1,36 @@
 """GET /labels, /models and /readyz."""
 
 import httpx
+import pytest
 
+from service.settings import Settings
 from service.store.jobs import JobStore
 from shared.vocabulary import ICLEVR
+from tests.conftest import serving
 
 
 def test_with_a_worker_it_is_ready(client: httpx.Client, alive: JobStore) -> None:
     assert client.get("/readyz").json() == {"status": "ready", "model": "toy", "workers": 1}
+
+
+def test_with_a_redis_that_evicts_jobs_it_is_not_ready(
+    client: httpx.Client, alive: JobStore, caplog: pytest.LogCaptureFixture, settings: Settings
+) -> None:
+    redis = alive.connection
+    try:
+        redis.config_set("maxmemory-policy", "allkeys-lru")
+        assert client.get("/readyz").status_code == 200  # without maxmemory nothing is evicted
+        redis.config_set("maxmemory", "1gb")
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:labelgrid:problem:unavailable")
+        assert answer.json()["detail"].startswith("Redis has maxmemory-policy allkeys-lru, which loses jobs")
+        with serving(settings):
+            pass
+        assert "Redis is not configured for this service" in caplog.text
+    finally:
+        redis.config_set("maxmemory-policy", "noeviction")
+        redis.config_set("maxmemory", "0")
+    assert client.get("/readyz").status_code == 200
 
 
 def test_labels_and_models(client: httpx.Client) -> None:
