@@ -111,8 +111,10 @@ def remove_folder(folder: Location) -> None:
             while folder.exists():  # another process may remove it as well, or still write: rmtree ends there
                 try:
                     shutil.rmtree(folder)
+                except FileNotFoundError:
+                    continue
                 except OSError as error:
-                    if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                    if error.errno != errno.ENOTEMPTY:
                         raise
         else:
             with contextlib.suppress(FileNotFoundError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import resource
 import socket
 import time
@@ -19,6 +20,8 @@ log = get_logger(__name__)
 GRACE_S = 3.0  # the last part of `drain_s`, in which the requests that still wait are answered
 CLOSE_S = 1  # for connections to close after that
 TICK_S = 0.5  # so soon a signal is noticed
+M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # mallopt(3)
+LARGE_BLOCK = 1 << 20  # bytes
 LOOK_S = 0.05  # between two checks for requests in progress
 # uvicorn logs through our handlers, and leaves the line for each request to ObserveRequests.
 LOGGING: dict[str, Any] = {"log_config": None, "log_level": "warning", "access_log": False}
@@ -34,6 +37,16 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def _return_memory() -> None:
+    """Let the C library (glibc) give large blocks back at once, and keep two heaps instead of eight for each core.
+
+    Otherwise what threads have used for pictures and zips stays with the process: 150 MB more after a few zips.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_ARENA_MAX, 2)
+        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+
+
 class Server(uvicorn.Server):
     """Shuts down within `drain_s`: refuses new requests, ends event streams, and answers all others."""
 
@@ -44,6 +57,7 @@ class Server(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         _allow_open_files()
+        _return_memory()
         super().run(sockets)
 
     async def main_loop(self) -> None:

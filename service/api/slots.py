@@ -1,4 +1,4 @@
-"""Limits what takes much memory or CPU time, such as zips and scaled pictures, to a few at a time. Knows no HTTP."""
+"""Limits what takes much memory or CPU time, such as zips and large pictures, to a few at a time. Knows no HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,14 +7,14 @@ from weakref import WeakValueDictionary
 
 
 class Slots:
-    """A semaphore of which one owner has a single slot: nobody waits behind all that another has sent."""
+    """A semaphore of which one owner has a part: nobody waits behind all that another has sent."""
 
-    def __init__(self, count: int) -> None:
-        self._all = asyncio.Semaphore(count)
-        self._own = WeakValueDictionary[str, asyncio.Lock]()  # of owners who use a slot or wait for one
+    def __init__(self, count: int, of_one: int = 1) -> None:
+        self._all, self._of_one = asyncio.Semaphore(count), of_one
+        self._own = WeakValueDictionary[str, asyncio.Semaphore]()  # of owners who use a slot or wait for one
 
     @asynccontextmanager
     async def of(self, owner: str) -> AsyncIterator[None]:
-        own = self._own.setdefault(owner, asyncio.Lock())
+        own = self._own.setdefault(owner, asyncio.Semaphore(self._of_one))
         async with own, self._all:
             yield

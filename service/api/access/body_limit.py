@@ -10,7 +10,7 @@ from service.api.access.guard import charge
 from shared.options import LIMITS
 
 BYTES_A_REQUEST = 100_000  # of a body that takes as long as one usual request
-LARGE_BODIES = 4  # of one owner at the same time, of the largest size
+LARGE_BODIES = 2  # of one owner at the same time, of the largest size
 
 
 class BodyLimit:

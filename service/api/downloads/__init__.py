@@ -1,4 +1,4 @@
 """What clients fetch: jobs and pictures, from Redis or storage (`reader.py`), also as a zip (`zip_stream.py`).
 
-Imports nothing else of the API.
+Of the API it imports `slots` only.
 """

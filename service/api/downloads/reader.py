@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from service.api.slots import Slots
 from service.contract import answers
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownJob, UnknownPicture
 from service.contract.kept import KeptJob
@@ -22,7 +23,10 @@ from shared.storage import Location
 log = get_logger(__name__)
 
 PATIENCE_S = 5.0
-FETCHED_TOGETHER = 16  # pictures of a zip, and jobs of a list
+READ_TOGETHER = 64  # pictures and grids, each of which may have some megabytes
+READ_FOR_ONE = 8  # of them for one owner
+ZIPPED_TOGETHER = 4  # pictures of a zip, which wait in memory for a slow client
+FETCHED_TOGETHER = 16  # jobs of a list
 SCANNED = 200  # jobs in storage that a search looks at for one page
 IN_STORAGE = "0" * 13 + "-"  # begins the cursor of a page that begins in storage: no job in Redis is so old
 NEWEST = "f" * 32  # a cursor's id before the first job in storage
@@ -38,6 +42,7 @@ class ResultReader:
         self.jobs = jobs
         self.files = None if root is None else ResultFiles(root)
         self.threads = StorageThreads()
+        self._reading = Slots(READ_TOGETHER, READ_FOR_ONE)
 
     async def check_owner(self, job_id: str, owner: str) -> None:
         """UnknownJob if the job belongs to another owner, as if it did not exist."""
@@ -74,14 +79,22 @@ class ResultReader:
 
     async def image(self, job_id: str, owner: str, index: int) -> bytes:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
-        return await self._png(self.jobs.image(job_id, index), job_id, owner, files.picture, index)
+        async with self._reading.of(owner):
+            return await self._png(self.jobs.image(job_id, index), job_id, owner, files.picture, index)
 
     async def trajectory(self, job_id: str, owner: str, index: int) -> bytes:
         """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
-        return await self._png(self.jobs.trajectory(job_id, index), job_id, owner, files.trajectory, index)
+        async with self._reading.of(owner):
+            return await self._png(self.jobs.trajectory(job_id, index), job_id, owner, files.trajectory, index)
 
     async def grid(self, job_id: str, owner: str) -> bytes:
         """Return the grid's PNG. NotReady until the job is finished; UnknownJob, ExpiredJob."""
+        async with self._reading.of(owner):
+            found = await self._grid(job_id, owner)
+        return found if isinstance(found, bytes) else await self.image(job_id, owner, found)
+
+    async def _grid(self, job_id: str, owner: str) -> bytes | int:
+        """Return the grid's PNG, or the index of the job's only picture."""
         found: bytes | int | None
         try:
             found = await self.jobs.grid(job_id)
@@ -92,7 +105,7 @@ class ResultReader:
             found = kept.grid if kept.grid is not None else await self._read(job_id, owner, files.GRID)
         if found is None:
             raise ExpiredJob.of(job_id)
-        return found if isinstance(found, bytes) else await self.image(job_id, owner, found)
+        return found
 
     async def images(self, job_id: str, owner: str) -> AsyncIterator[bytes]:
         """Return the PNGs of a finished job's result, a few at a time. NotReady, UnknownJob, ExpiredJob.
@@ -107,8 +120,8 @@ class ResultReader:
         return self._images(job_id, owner, range(first, first + n))
 
     async def _images(self, job_id: str, owner: str, indices: range) -> AsyncIterator[bytes]:
-        for first in range(0, len(indices), FETCHED_TOGETHER):
-            part = indices[first : first + FETCHED_TOGETHER]
+        for first in range(0, len(indices), ZIPPED_TOGETHER):
+            part = indices[first : first + ZIPPED_TOGETHER]
             for png in await asyncio.gather(*(self.image(job_id, owner, index) for index in part)):
                 yield png
 

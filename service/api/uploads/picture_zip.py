@@ -9,7 +9,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from service.api.uploads.png import PngError, check_picture, reduced
 from service.contract.errors import BadRequest
@@ -38,8 +38,7 @@ def read_submission(content: bytes, count: int, settings: Settings) -> list[byte
         raise _refused((None, f"not a zip: {error}")) from error
     with archive:
         entries = _in_order(archive.infolist(), count)
-        pngs = _unpack(archive, entries, settings.zip_unpacked_bytes)
-    return _check_pictures(pngs, settings)
+        return _check_pictures(_unpack(archive, entries, settings.zip_unpacked_bytes), settings)
 
 
 def _in_order(entries: Sequence[zipfile.ZipInfo], count: int) -> list[zipfile.ZipInfo]:
@@ -74,9 +73,9 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
-def _unpack(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], most: int) -> list[bytes]:
-    """Unpack the entries, at most `most` bytes in all, whatever their headers claim."""
-    pngs, left = [], most
+def _unpack(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], most: int) -> Iterator[bytes]:
+    """Unpack one entry after the other, at most `most` bytes in all, whatever their headers claim."""
+    left = most
     for i, entry in enumerate(entries):
         name = f"{i}.png"
         if entry.flag_bits & ENCRYPTED:
@@ -91,11 +90,10 @@ def _unpack(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], most: 
         left -= len(png)
         if left < 0:
             raise _refused((name, f"with it the zip unpacks to more than {most} bytes"))
-        pngs.append(png)
-    return pngs
+        yield png
 
 
-def _check_pictures(pngs: Sequence[bytes], settings: Settings) -> list[bytes]:
+def _check_pictures(pngs: Iterable[bytes], settings: Settings) -> list[bytes]:
     """Decode every picture once, and return it reduced. The error names all that cannot be decoded."""
     small = list[bytes]()
     sizes: dict[str, tuple[int, int]] = {}

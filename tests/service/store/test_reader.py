@@ -45,3 +45,24 @@ def test_jobs_that_end_together_and_one_that_ended_just_before_its_client_waits(
     assert time.monotonic() - begun < reader.LOOK_AGAIN_S
     assert [one.error for one in (*together, ended_early) if isinstance(one, Job)] == ["together", "together", "early"]
     assert isinstance(broken, Exception)  # its own client's error only
+
+
+def test_a_search_for_one_job_takes_few_round_trips(
+    settings: Settings, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, trips, pipeline = JobStore(connection, settings), list[None](), AsyncRedis.pipeline
+    jobs = [record(1) for _ in range(250)]
+    for one in jobs:
+        store.create(one)
+
+    def counted(redis: AsyncRedis, *arguments: bool, **options: bool) -> object:
+        trips.append(None)
+        return pipeline(redis, *arguments, **options)
+
+    async def search() -> None:
+        async with AsyncRedis.from_url(settings.redis_url, protocol=2) as pool:
+            monkeypatch.setattr(AsyncRedis, "pipeline", counted)
+            assert (await JobReader(pool).page("", 1, None, "no such label")).jobs == []
+
+    asyncio.run(search())
+    assert len(trips) == 3

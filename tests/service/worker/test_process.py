@@ -7,6 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -286,7 +288,12 @@ def test_an_attempt_to_reach_redis_is_progress(
         if error := next(answers):
             raise error
 
-    RetryUntilStopped(process._is_stopping).call_with_retry(command, lambda error: None)
+    retry = partial(RetryUntilStopped(process._is_stopping).call_with_retry, command, lambda error: None)
+    with ThreadPoolExecutor() as heartbeat:  # whose attempts say nothing of the loop
+        heartbeat.submit(retry).result()
+    assert runner.stalled
+    answers = iter([ConnectionError("away"), None])
+    retry()
     assert not runner.stalled
 
 
