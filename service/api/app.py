@@ -1,6 +1,7 @@
 """The HTTP application: everything that a request passes through, put together. Imports no torch."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -69,13 +70,12 @@ def _telemetry() -> dict[str, Any]:
 
 async def _look_at_redis(connection: Redis) -> None:
     """Say at the start what /readyz will say. The API also starts without Redis."""
-    try:
+    with contextlib.suppress(RedisError, TimeoutError):
         async with asyncio.timeout(LOOK_S):
-            await meta.check_redis_keeps(connection)
-    except Unavailable as error:
-        log.error("Redis is not configured for this service", reason=error.detail)
-    except (RedisError, TimeoutError) as error:
-        log.warning("Redis does not answer yet", reason=str(error))
+            try:
+                await meta.check_redis_keeps(connection)
+            except Unavailable as error:
+                log.error("Redis is not configured for this service", reason=error.detail)
 
 
 def create_app(settings: Settings) -> FastAPI:
