@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,10 +113,8 @@ class CompiledNetwork:
         file = self._kept.with_name(f"{self._kept.name}-{size}-{_made_by()}.openvino")
         with suppress(OSError, RuntimeError):  # absent, or damaged
             return _core().import_model(file.read_bytes(), "CPU").create_infer_request()
-        compiled, content = _compile(self._graph, self._rows(size)), io.BytesIO()
-        with suppress(OSError):  # a full or read-only disk costs the next start some seconds
-            compiled.export_model(content)
-            storage.write(file, content.getbuffer())
+        compiled = _compile(self._graph, self._rows(size))
+        threading.Thread(target=_keep, args=(compiled, file), name="keep").start()
         return compiled.create_infer_request()
 
     @cached_property
@@ -168,6 +167,13 @@ def _compile(graph: Any, arguments: Sequence[Tensor]) -> Any:
     own = graph.clone()
     own.reshape({node: list(one.shape) for node, one in zip(own.inputs, arguments, strict=True)})
     return _core().compile_model(own, "CPU", _properties())
+
+
+def _keep(compiled: Any, file: Path) -> None:
+    content = io.BytesIO()
+    with suppress(OSError):  # a full or read-only disk costs the next start some seconds
+        compiled.export_model(content)
+        storage.write(file, content.getbuffer())
 
 
 def _infer(request: Any, arguments: Sequence[Tensor]) -> list[Tensor]:

@@ -97,13 +97,11 @@ def _shared_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     processes it starts, a checkpoint cache of its own.
     """
     import service.worker.loaded_models
-    import service.worker.runner
     from tests.shared_evaluators import load_once
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABELGRID_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for module in (service.worker.runner, service.worker.loaded_models):
-            patch.setattr(module, "load_evaluator", load_once)
+        patch.setattr(service.worker.loaded_models, "load_evaluator", load_once)
         yield
 
 

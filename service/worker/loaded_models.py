@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -32,7 +32,7 @@ from shared.checkpoint import CheckpointError, CheckpointInfo
 from shared.device import lost
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, load_denoiser
-from shared.evaluator import Judge, cropping_judge, load_evaluator
+from shared.evaluator import Evaluator, Judge, cropping_judge, load_evaluator
 from shared.storage import Location
 
 log = get_logger(__name__)
@@ -114,7 +114,7 @@ L = TypeVar("L", bound=AnyLoaded)
 class LoadedModels:
     """What is loaded, least recently used first. Only iterating over it is safe in another thread.
 
-    `judge` is the promoted evaluator, `judged_by`; pictures are claimed as `consumer`.
+    Pictures are claimed as `consumer`.
     """
 
     def __init__(
@@ -124,11 +124,10 @@ class LoadedModels:
         device: torch.device,
         cache: CheckpointCache,
         consumer: str,
-        judge: Judge,
-        judged_by: MadeWith | None,
     ) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
-        self.device, self.cache, self.judge, self.judged_by = device, cache, judge, judged_by
+        self.device, self.cache = device, cache
+        self._judged = in_thread(self._load_promoted_judge)  # while the first model loads
         self.promoted: str | None = None  # digest, when last checked
         self._by_digest: OrderedDict[str, AnyLoaded] = OrderedDict()
         self._judges: dict[str, tuple[Judge, MadeWith]] = {}  # those of other vocabularies, by digest
@@ -139,6 +138,16 @@ class LoadedModels:
         self._reading = WeakValueDictionary[str, Future[AnyLoaded]]()  # by digest, while somebody waits for it
         self._loading = set[str]()  # digests
         self._warning = ""  # the last one, which is not repeated
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The evaluator that was promoted when this worker began. CheckpointError if there is none."""
+        return self._judged.result()[0]
+
+    @cached_property
+    def judged_by(self) -> MadeWith | None:
+        """Its name and digest."""
+        return self._judged.result()[1]
 
     def __iter__(self) -> Iterator[AnyLoaded]:
         return iter(list(self._by_digest.values()))
@@ -259,7 +268,11 @@ class LoadedModels:
         self._judges = {**judges, found.digest: known}
         return known
 
-    def _load_judge(self, name: str, digest: str) -> Judge:
+    def _load_promoted_judge(self) -> tuple[Judge, MadeWith | None]:
+        judge = self._load_judge()
+        return judge, MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
+
+    def _load_judge(self, name: str | None = None, digest: str | None = None) -> Evaluator:
         path = self.cache.fetch(name, digest, "evaluator")
         return load_evaluator(path, self.device, self.settings.engine, self.cache.folder_of(path))
 

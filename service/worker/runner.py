@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from redis import Redis
 
-from service.contract.recipe import MadeWith
 from service.contract.records import FinishedPicture, JobRecord
 from service.results.writer import ResultWriter
 from service.settings import Settings
@@ -33,7 +32,6 @@ from service.worker.uploaded import judge_uploaded
 from service.worker.wanted_models import WantedModels
 from shared.checkpoint import CheckpointError
 from shared.device import lost, pick_device
-from shared.evaluator import load_evaluator
 
 log = get_logger(__name__)
 
@@ -73,10 +71,7 @@ class Runner:
         self.sweeper = Sweeper(self.store, lambda digest: self.models.get(digest) is not None)
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes, settings.storage_timeout_s)
-        path = cache.fetch(None, kind="evaluator")
-        judge = load_evaluator(path, self.device, settings.engine, cache.folder_of(path))
-        self.judged_by = MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
-        self.models = LoadedModels(connection, settings, self.device, cache, name, judge, self.judged_by)
+        self.models = LoadedModels(connection, settings, self.device, cache, name)
         self.wanted = WantedModels(self.store, self.sweeper, self.models)
         self.previews = Previews(connection, settings.live_every_s)
         self.spans = tracing.BatchSpans(self._traceparent)

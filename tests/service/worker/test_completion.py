@@ -165,5 +165,5 @@ def test_a_verdict_that_cannot_be_read_fails_its_job_alone(
         while not all(store.done_count(one.id) == one.total for one in (broken, whole)):
             runner.run_once()
     store.connection.hset(keys.verdicts(broken.id), "1", b"no JSON")
-    completion.complete_jobs(store, runner.judged_by, {broken.id, whole.id}, {}, None)
+    completion.complete_jobs(store, runner.models.judged_by, {broken.id, whole.id}, {}, None)
     assert (status(store, broken), status(store, whole)) == ("failed", "finished")

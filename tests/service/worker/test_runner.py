@@ -179,7 +179,7 @@ def test_a_model_of_another_vocabulary_has_a_judge_of_its_own(
     assert status(store, job) == "finished"
     loaded = runner.models.get(job.digest)
     assert loaded is not None
-    assert loaded.judged_by == runner.judged_by  # which says what the worker began with
+    assert loaded.judged_by == runner.models.judged_by  # which says what the worker began with
 
 
 def test_a_job_fails_if_no_evaluator_knows_its_models_labels(

@@ -109,8 +109,8 @@ def test_without_pictures_there_is_nothing_to_judge(connection: Redis) -> None:
 
 
 def create_upload(runner: Runner, count: int) -> JobRecord:
-    assert runner.judged_by is not None
-    model, digest = runner.judged_by.name, runner.judged_by.digest
+    assert runner.models.judged_by is not None
+    model, digest = runner.models.judged_by.name, runner.models.judged_by.digest
     job = record(count, id=f"{count}-pictures", kind="score", created_at=0, model=model, digest=digest, sent=True)
     runner.store.create(job, uploaded=[png(i) for i in range(count)])
     return job
