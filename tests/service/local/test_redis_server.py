@@ -19,7 +19,6 @@ from service.store.connection import connect
 from service.store.jobs import JobStore
 from tests.service.store.helpers import DIGEST
 
-
 OF_REDIS_6 = Path(__file__).parent / "redis-6.2.aof"
 
 
@@ -66,7 +65,7 @@ def test_a_platform_without_a_packaged_server_uses_the_one_on_the_path(
 
 
 def test_jobs_that_an_embedded_redis_of_version_6_stored_go_on(redis_server: RedisServer, settings: Settings) -> None:
-    """`redis-6.2.aof` is what Redis 6.2 wrote under version 0.1: two jobs, of whose pictures a worker has claimed one."""
+    """OF_REDIS_6 is what Redis 6.2.5 wrote of two jobs. A worker has claimed one of their pictures."""
     server = RedisServer(redis_server.folder / "older")
     server.folder.mkdir()
     shutil.copy(OF_REDIS_6, server.folder / "appendonly.aof")
