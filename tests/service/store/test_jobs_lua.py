@@ -32,9 +32,8 @@ class Library:
     def __call__(self, function: str, *arguments: Any) -> Any:
         return self.connection.fcall(f"labelgrid_development_{function}", 0, *arguments)
 
-    def create(
-        self, job: str, pictures: int = 2, owner: str = "", uploaded: tuple[bytes, ...] = (), **more: Any
-    ) -> Any:
+    def create(self, job: str, pictures: int = 2, owner: str = "", uploaded: Sequence[bytes] = (), **more: Any) -> Any:
+        """Create a job; `more`: other settings."""
         about = {
             "id": job,
             "owner": owner,
