@@ -27,7 +27,7 @@ def call(connection: Redis, function: str, *arguments: Any) -> Any:
     except ResponseError as error:
         if not is_missing(error):
             raise
-    load(connection)
+    connection.function_load(SOURCE, replace=True)  # which a full Redis refuses
     return connection.fcall(f"{LIBRARY}_{function}", 0, *arguments)
 
 
@@ -50,11 +50,6 @@ def add_call(pipe: Pipeline, function: str, *arguments: Any) -> None:
 def is_missing(error: Exception) -> bool:
     """Whether Redis does not have the function: it is new, was emptied by FUNCTION FLUSH, or lost its last writes."""
     return isinstance(error, ResponseError) and "Function not found" in str(error)
-
-
-def load(connection: Redis) -> None:
-    """Load the library. A full Redis refuses it."""
-    connection.function_load(SOURCE, replace=True)
 
 
 def drop_others(connection: Redis, in_use: Collection[str]) -> None:
