@@ -171,6 +171,15 @@ def test_create_says_what_prevents_a_job_and_writes_nothing(
     assert library.dump() == before
 
 
+def test_create_drops_old_jobs_from_their_owners_list_now_and_then(library: Library) -> None:
+    library.connection.zadd("labelgrid:jobs:ann", {"0000000000001-old": 0})
+    for i in range(1000):  # one in sixteen does, by the millisecond
+        library.create(f"job{i}", 1, "ann", most_queued=2000)
+        if library.connection.zscore("labelgrid:jobs:ann", "0000000000001-old") is None:
+            break
+    assert library.connection.zcard("labelgrid:jobs:ann") == i + 1
+
+
 def test_create_forgets_a_request_whose_job_is_gone(library: Library) -> None:
     known = {"request_key": "labelgrid:key:k", "request_hash": "h"}
     library.create("a", **known)
@@ -245,7 +254,7 @@ def test_a_kept_job_leaves_little_behind(library: Library, events: str) -> None:
     library.connection.hset("labelgrid:job:a", "webhook_events", events)
     if not events:
         library.connection.hdel("labelgrid:job:a", "webhook_events")
-    library.commit(library.claim(1), png="")
+    library.commit(library.claim(1))  # with its PNG, as while storage was away
     library.finish("a", is_kept=1)
     assert not library.connection.exists("labelgrid:job:a:png")
     job = library.hash("labelgrid:job:a")
@@ -281,6 +290,16 @@ def test_delete_leaves_the_tombstone_and_no_counted_bytes(library: Library) -> N
     assert [value.split()[1] for value in library.hash("labelgrid:bytes:ann").values()] == ["0"]
 
 
+def test_an_owners_bytes_are_counted_until_they_expire(library: Library) -> None:
+    library.connection.hset("labelgrid:bytes:ann", "1", "60 5")  # fifty years ago
+    library.create("a", 1, "ann")
+    assert list(library.hash("labelgrid:bytes:ann")) == ["a"]
+    library.connection.expire("labelgrid:bytes:ann", 10)
+    library.commit(library.claim(1), result="{}")
+    (value,) = library.hash("labelgrid:bytes:ann").values()
+    assert library.connection.expiretime("labelgrid:bytes:ann") == int(value.split()[0])
+
+
 def test_set_rq_does_not_bring_back_a_deleted_job(library: Library) -> None:
     library.create("a")
     assert library("set_rq", "a", "new") == b"record of a"
@@ -303,6 +322,16 @@ def test_read_gives_a_count_of_verdicts_until_there_is_a_result_and_then_the_bes
 
 
 # --- queue and workers ---
+
+
+def test_owners_take_turns_from_one_claim_to_the_next_and_are_then_forgotten(library: Library) -> None:
+    library.create("a", 3, "ann")
+    library.create("b", 2, "bob")
+    library.create("c", 1, "ann")
+    claimed = [list(library.claim(1)) for _ in range(6)]
+    assert claimed == [["a0"], ["b0"], ["c0"], ["b1"], ["a1"], ["a2"]]
+    assert library.claim(1) == {}
+    assert {key for key in library.names() if key.startswith(("labelgrid:turns:", "labelgrid:waiting:"))} == set()
 
 
 def test_claim_goes_on_after_redis_was_emptied(library: Library) -> None:
