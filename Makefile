@@ -1,6 +1,11 @@
 # Each target sets up what it needs: a virtual environment in .venv, with the dependencies of that target at the versions of
 # lock/requirements.txt. lock/install.sh says which build of torch that brings (TORCH_INDEX).
-PYTHON ?= python3.11
+#
+# Any Python from 3.11 to 3.14 that can make virtual environments; the first one that is here, unless PYTHON=... names another.
+PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
+FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(shell for one in $(PYTHONS); do if $$one -c '$(FITS)' 2>/dev/null; then echo $$one; break; fi; done)
+NO_PYTHON := { echo "no Python from 3.11 to 3.14 with venv is here (Debian: python3-venv); set PYTHON to one" >&2; exit 1; }
 VENV := .venv
 BIN := $(VENV)/bin
 # Without byte code every process would compile torch anew, for two seconds and more.
@@ -13,7 +18,7 @@ help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
 
 $(VENV)/.%: pyproject.toml lock/requirements.txt lock/uv.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || $(if $(PYTHON),$(PYTHON) -m venv $(VENV),$(NO_PYTHON))
 	sh lock/install.sh $(BIN)/python $*
 	touch $@
 

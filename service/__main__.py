@@ -63,6 +63,10 @@ def _process(role: str, storage: str | None = None) -> Iterator[Settings]:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         if role in ("api", "worker", "webhooks"):
             tracing.start(settings, role)
+        if role in ("api", "worker", "webhooks") or (role == "all" and "redis_url" in settings.model_fields_set):
+            from service.store.connection import check_version
+
+            check_version(settings.redis_url)
         yield settings
     except KeyboardInterrupt:  # while it starts; and uvicorn raises it again once the API has shut down
         pass

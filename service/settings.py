@@ -107,7 +107,8 @@ class Settings(BaseSettings):
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("LABELGRID_REDIS_URL", "REDIS_URL")
     )
-    """The Redis server that all processes share. If neither variable is set, `python -m service` starts its own."""
+    """The server that all processes share: Redis 7 or later, or Valkey. If neither variable is set, `python -m service`
+    starts its own."""
     queue: str = "labelgrid"
     """Name of the RQ queue of jobs. Only one: a worker that reads several queues can lose a job. It does not separate
     two services: each needs a Redis database of its own, the number at the end of redis_url."""

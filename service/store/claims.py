@@ -4,7 +4,6 @@ A worker renews its leases while it lives; another one takes over a lease that i
 once. Knows no HTTP and no torch.
 """
 
-import contextlib
 import json
 import time
 from collections.abc import Container, Sequence
@@ -16,55 +15,16 @@ from redis.exceptions import ResponseError
 
 from service.contract.records import Picture
 from service.settings import Settings
-from service.store import fair_queue, keys
-from service.store.connection import best_effort, entries_of, text
+from service.store import functions, keys
+from service.store.connection import best_effort, text
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-GROUP = "workers"
+GROUP = "workers"  # as in `jobs.lua`
 SUSPECTS_TOGETHER = 4  # small, so that few share a third death; large, so that the many innocent are cleared soon
 IN_BATCHES = 2  # deaths before a picture is suspected; until then it is sampled in a batch
 UNREADABLE_S = 120.0  # how long a picture that this worker cannot read waits for one that can: a rolling upgrade
-
-# Part of the script that ends a job early: removes its pictures from the stream. Workers that sample some
-# drop them at their next step; but those that died do not, and perhaps no other one has the model.
-REMOVE = f"""
-local stream = '{keys.STREAM_PREFIX}' .. (redis.call('HGET', job, 'digest') or '')
-for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+')) do
-  if string.find(entry[2][2], id, 1, true) then
-    redis.call('XACK', stream, '{GROUP}', entry[1])
-    redis.call('XDEL', stream, entry[1])
-  end
-end
-"""
-
-# Removes idle consumers without pictures: their workers ended or unloaded the model. A consumer that reads again comes
-# back. `pcall`, because the removal can wait until Redis takes writes. KEYS: stream. ARGV: group, idle time in ms.
-_DROP_CONSUMERS = """
-local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
-for _, one in ipairs(consumers) do
-  local name, pending, idle_ms = one[2], one[4], one[6]
-  if pending == 0 and idle_ms > tonumber(ARGV[2]) then
-    redis.pcall('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], name)
-  end
-end
-"""
-
-
-# Creates the group. Its first write needs no memory, so that a worker can load a model while Redis is full.
-# KEYS: stream. ARGV: group.
-_CREATE_GROUP = """
-redis.call('XDEL', KEYS[1], '0-1')
-return redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
-"""
-
-# Deletes entries, in one script: one that is no longer pending but in the stream would count as open for ever.
-# KEYS: stream. ARGV: group, entries.
-_DISCARD = """
-redis.call('XACK', KEYS[1], unpack(ARGV))
-redis.call('XDEL', KEYS[1], unpack(ARGV, 2))
-"""
 
 
 @dataclass(frozen=True)
@@ -100,25 +60,12 @@ class PictureStream:
         self.suspects = 0  # pictures that nobody has claimed and that must be sampled alone, when last looked
         self._left = 0  # other pictures with expired leases for which there was no room, when last looked
         self._unreadable: dict[str, tuple[str, float]] = {}  # entry -> its job, and when it was first seen
-        self._ensure_group()
-
-    def _ensure_group(self) -> None:
-        with contextlib.suppress(ResponseError):  # BUSYGROUP: it exists
-            self.connection.eval(_CREATE_GROUP, 1, self.key, GROUP)
+        functions.call(connection, "open_stream", digest)
 
     def claim_new(self, room: int) -> list[Claim]:
         """Claim up to `room` pending pictures, in the fair queue's order."""
-        try:
-            with self.connection.pipeline(transaction=False) as pipe:  # a full Redis refuses MULTI
-                fair_queue.dispatch(pipe, self.digest, self.key, room)
-                pipe.xreadgroup(GROUP, self.consumer, {self.key: ">"}, count=room)
-                _, answer = pipe.execute()
-        except ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            self._ensure_group()  # somebody emptied Redis; the next call reads what this one dispatched
-            return []
-        return self._claims(entries_of(answer))
+        found = functions.call(self.connection, "claim", self.digest, self.consumer, room)
+        return self._claims([(entry, dict(zip(pairs[::2], pairs[1::2], strict=True))) for entry, pairs in found])
 
     def claim_stale(
         self, room: int, *, may_be_alone: bool, held: Container[str] = ()
@@ -142,7 +89,7 @@ class PictureStream:
         most = self.settings.max_deliveries
         in_batches = min(IN_BATCHES, most - 1)
         lease_ms = int(self.settings.lease_s * 1000)
-        self.connection.eval(_DROP_CONSUMERS, 1, self.key, GROUP, lease_ms)
+        functions.call(self.connection, "drop_consumers", self.digest, lease_ms)
         most_seen = 100 + len(self._unreadable)  # which must not hide the entries behind them
         stale = expired_leases(self.connection, self.key, lease_ms, most_seen)
         gone = self._unread(dict(stale))
@@ -226,7 +173,7 @@ class PictureStream:
     def discard(self, entries: Sequence[str]) -> None:
         """Delete entries whose pictures are not needed."""
         if entries:
-            self.connection.eval(_DISCARD, 1, self.key, GROUP, *entries)
+            functions.call(self.connection, "discard", self.digest, *entries)
 
 
 def expired_leases(connection: Redis, stream: str, lease_ms: int, count: int) -> list[tuple[str, int]]:

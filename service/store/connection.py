@@ -28,10 +28,11 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
+OLDEST = 7  # version of Redis: the first one with functions
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 1.0  # between two attempts; random in between
 WARN_EVERY_S = 10.0
 FITS_BYTES = 32 << 10  # half of what asyncio buffers before a writer must wait
-# Both also stand inside the answer of a script or a transaction. UNBLOCKED ends a read as Redis becomes a replica.
+# Both also stand inside the answer of a function or a transaction. UNBLOCKED ends a read as Redis becomes a replica.
 FULL = "OOM command not allowed"
 REFUSALS = ("MISCONF ", "READONLY ", "NOREPLICAS ", "UNBLOCKED ")
 
@@ -39,7 +40,7 @@ _best_effort = ContextVar("best_effort", default=False)
 
 
 def is_full(error: Exception) -> bool:
-    """Whether Redis is out of memory. Before Redis 7, the error of a script says so in its middle."""
+    """Whether Redis is out of memory. The error of a transaction says so in its middle."""
     return isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and FULL in str(error))
 
 
@@ -93,6 +94,21 @@ class RetryUntilStopped(Retry):
             return is_retryable is None or bool(is_retryable(error))
 
         return super().call_with_retry(do, fail, again, with_failure_count)
+
+
+class OldRedis(RuntimeError):
+    """The Redis server is too old."""
+
+
+def check_version(url: str) -> None:
+    """OldRedis if the server lacks functions. One that is away is not checked: processes start without Redis."""
+    with contextlib.suppress(RedisError), connect(url) as connection:
+        version = str(connection.info("server")["redis_version"])  # Valkey gives the one that it is compatible with
+        if int(version.partition(".")[0]) < OLDEST:
+            raise OldRedis(
+                f"the server at LABELGRID_REDIS_URL (or REDIS_URL) is Redis {version}: upgrade it to Redis {OLDEST} or "
+                "later, or to Valkey; or unset the variable, then `labelgrid serve` starts a server of its own"
+            )
 
 
 def text(raw: bytes | str) -> str:

@@ -1,7 +1,11 @@
-"""The creation of a job: one script, for code that may block (`jobs.py`) and for the event loop. Knows no HTTP."""
+"""The creation of a job by `create` in `jobs.lua`: for code that may block (`jobs.py`) and for the event loop.
+
+Knows no HTTP.
+"""
 
 import asyncio
 import functools
+import json
 import re
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,6 +15,7 @@ from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import ResponseError
 from rq import Queue
 from rq.job import Job as RqJob
 from rq.job import JobStatus as RqJobStatus
@@ -18,65 +23,14 @@ from rq.utils import utcformat
 
 from service.contract.records import JobRecord
 from service.settings import Settings
-from service.store import admission, fair_queue, idempotency, keys
+from service.store import admission, functions, keys
 from service.store.connection import text
 from service.store.idempotency import IdempotentRequest
 
 FAILED_RQ_JOB_TTL_S = 60  # RQ's default is a year; nothing reads it, and every worker that is killed leaves one
-FEW = 32  # pictures of a job whose script takes the event loop a millisecond at most
+FEW = 32  # pictures of a job whose arguments take the event loop a millisecond at most
 RUN_JOB = "service.worker.run_job"  # by name, so that the API does not import the worker
 DESCRIPTION = "labelgrid job {}"
-
-# Part of the script below: adds the job to its owner's list by the clock of Redis, since an API's may be wrong, and for
-# one job in sixteen drops those older than a lifetime. A job that no worker ended in time may outlive its place in the
-# list. The milliseconds have a fixed width, because Redis compares members as text. The tombstone tells an expired job
-# from one that never was; it outlives the results of a job that ends in time.
-_LIST = """
-local ms = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZADD', index, 0, string.format('%013.0f-%s', ms, id))
-if ms % 16 == 0 then redis.call('ZREMRANGEBYLEX', index, '-', string.format('(%013.0f', ms - lifetime_s * 1000)) end
-redis.call('EXPIRE', index, lifetime_s)
-redis.call('SET', tombstone, owner, 'EX', remembered_s)
-"""
-
-# Creates a job, if it fits and no request with its Idempotency-Key did before; returns nil, or what prevents it. The
-# first write needs memory, so that a full Redis refuses the whole script. The deadline is by Redis's clock, because the
-# clocks of API and workers may be wrong. The RQ job's id ends with it: see `RqId`. ARGV ends with fields and values of
-# the job, those of its RQ job, pictures, and indices and PNGs of uploaded ones.
-_CREATE = f"""
-local job, open, pending, pngs, stream, counts, owners, jobs, index, tombstone, stored = unpack(KEYS, 1, 11)
-local rq_queue, request = unpack(KEYS, 12)
-local id, owner, total, job_prefix, request_hash, rq_jobs, rq_name, fields, rq_fields = unpack(ARGV, 1, 9)
-local timeout_s, lifetime_s, remembered_s, idempotent_s = unpack(ARGV, 10, 13)
-local expected, most_queued, most_own, most_bytes = unpack(ARGV, 14, 17)
-local used, time = 17, redis.call('TIME')
-local now = tonumber(time[1])
-local overdue_at = string.format('%.0f', now + timeout_s)
-local rq_id = rq_name .. overdue_at
-local function put(count, ...)
-  local last = used + count
-  while used < last do -- in parts, since `unpack` returns some thousand values at most
-    local first = used + 1
-    used = math.min(used + 1000, last)
-    local arguments = {{...}}
-    for i = first, used do table.insert(arguments, ARGV[i]) end
-    redis.call(unpack(arguments))
-  end
-end
-{idempotency.FIND}
-{admission.ADMIT}
-put(fields, 'HSET', job, 'overdue_at', overdue_at, 'rq', rq_id)
-redis.call('SADD', open, id)
-put(rq_fields, 'HSET', rq_jobs .. rq_id)
-redis.call('RPUSH', rq_queue, rq_id)
-put(total, 'RPUSH', pending)
-put(#ARGV - used, 'HSET', pngs)
-{fair_queue.ENQUEUE}
-{_LIST}
-{admission.COUNT_EXPECTED}
-{idempotency.REMEMBER}
-return nil
-"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +40,7 @@ class RqId:
     overdue_at: Unix seconds by Redis's clock.
     """
 
-    _PARTS: ClassVar = re.compile(r"(\w+)-(\w+)-(\d+)")  # as `_CREATE` joins them
+    _PARTS: ClassVar = re.compile(r"(\w+)-(\w+)-(\d+)")  # as `create` joins them
 
     job_id: str
     digest: str
@@ -147,34 +101,43 @@ class NewJob:
     uploaded: Sequence[bytes] = ()
     expected_bytes: int = 0
 
-    def script(self, settings: Settings, queue: Queue) -> list[Any]:
-        """Return the arguments of the EVAL that writes the job, its pending pictures and its RQ job."""
-        record, request = self.record, self.request
-        job_id, owner, digest = record.id, record.owner, record.digest
-        of_rq_job = flat(rq_fields(queue, job_id))
+    def arguments(self, settings: Settings, queue: Queue) -> list[Any]:
+        """Return the arguments of `create` in `jobs.lua`."""
+        record, limits = self.record, admission.limits(settings)
+        lifetime_s = settings.job_timeout_s + settings.job_ttl_s
         fields: dict[str, Any] = {"record": record.write(), "total": record.total, "status": "queued"}
-        fields |= {"digest": digest, "owner": owner, "asked_at": record.created_at}
+        fields |= {"digest": record.digest, "owner": record.owner, "asked_at": record.created_at}
         if record.webhook:
             fields["webhook_events"] = " ".join(record.webhook_events)
         if self.uploaded:
             fields["bytes"] = sum(map(len, self.uploaded))
-        touched = [keys.job(job_id), keys.OPEN, keys.pending(job_id), keys.png(job_id), keys.stream(digest)]
-        touched += [keys.pending_counts(digest), keys.owners(digest), keys.owner_jobs(digest, owner)]
-        touched += [keys.index(owner), keys.tombstone(job_id), keys.stored_bytes(owner)]
-        touched += [queue.key]
-        if request is not None:
-            touched.append(request.redis_key)
-        limits, lifetime_s = admission.limits(settings), settings.job_timeout_s + settings.job_ttl_s
-        arguments: list[Any] = [job_id, owner, record.total, keys.JOB_PREFIX, request.request_hash if request else ""]
-        arguments += [RqJob.redis_job_namespace_prefix, f"{job_id}-{digest}-", 2 * len(fields), len(of_rq_job)]
-        arguments += [settings.job_timeout_s, lifetime_s, lifetime_s + settings.remembered_s, settings.idempotent_s]
-        arguments += [self.expected_bytes, limits["queue"], limits["owner"], limits["bytes"]]
-        arguments += [*flat(fields), *of_rq_job, *(picture.write() for picture in record.pictures())]
-        arguments += flat({str(i): png for i, png in enumerate(self.uploaded)})
-        return [_CREATE, len(touched), *touched, *arguments]
+        of_job, of_rq_job = flat(fields), flat(rq_fields(queue, record.id))
+        about = {
+            "id": record.id,
+            "owner": record.owner,
+            "digest": record.digest,
+            "total": record.total,
+            "rq_queue": queue.key,
+            "rq_jobs": RqJob.redis_job_namespace_prefix,
+            "fields": len(of_job),
+            "rq_fields": len(of_rq_job),
+            "timeout_s": settings.job_timeout_s,
+            "lifetime_s": lifetime_s,
+            "remembered_s": lifetime_s + settings.remembered_s,
+            "idempotent_s": settings.idempotent_s,
+            "expected_bytes": self.expected_bytes,
+            "most_queued": limits["queue"],
+            "most_own": limits["owner"],
+            "most_bytes": limits["bytes"],
+        }
+        if self.request is not None:
+            about |= {"request_key": self.request.redis_key, "request_hash": self.request.request_hash}
+        pictures = (picture.write() for picture in record.pictures())
+        uploaded = flat({str(i): png for i, png in enumerate(self.uploaded)})
+        return [json.dumps(about), *of_job, *of_rq_job, *pictures, *uploaded]
 
     def outcome(self, answer: Any, settings: Settings) -> str:
-        """Return the job's id, given the script's answer, or that of the job that the same request created before.
+        """Return the job's id, given the answer of `create`, or that of the job that the same request created before.
 
         KeyReuse if its key stands for another request, NoRoom if the job does not fit.
         """
@@ -190,7 +153,7 @@ class JobCreator:
 
     def __init__(self, connection: AsyncRedis, settings: Settings, queue: Queue) -> None:
         self.connection, self.settings, self.queue = connection, settings, queue
-        self._unsent = list[tuple[list[Any], asyncio.Future[Any]]]()  # scripts of small jobs, and their answers
+        self._unsent = list[tuple[list[Any], asyncio.Future[Any]]]()  # arguments of small jobs, and their answers
         self._sending = set[asyncio.Task[None]]()  # keeps the tasks alive
 
     async def existing_job(self, request: IdempotentRequest, is_kept: Callable[[str], Awaitable[bool]]) -> str | None:
@@ -207,32 +170,37 @@ class JobCreator:
         return request.job_of(value) if is_there else None
 
     async def create(self, new: NewJob) -> str:
-        """Write a job, its pending pictures and its RQ job in one script, and return the job's id.
+        """Write a job, its pending pictures and its RQ job in one command, and return the job's id.
 
         If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `outcome`.
         """
-        write = functools.partial(new.script, self.settings, self.queue)
+        write = functools.partial(new.arguments, self.settings, self.queue)
         if new.record.total <= FEW:
-            answer = await self._eval_together(write())
+            answer = await self._create_together(write())
         else:
-            answer = await self.connection.eval(*await asyncio.to_thread(write))
+            answer = await functions.call_async(self.connection, "create", *await asyncio.to_thread(write))
         return new.outcome(answer, self.settings)
 
-    async def _eval_together(self, script: list[Any]) -> Any:
-        """Return the script's answer. Requests that arrive together, as after a batch, share one message to Redis."""
+    async def _create_together(self, arguments: list[Any]) -> Any:
+        """Call `create`. Requests that arrive together, as after a batch, share one message to Redis."""
         answer = asyncio.get_running_loop().create_future()
-        self._unsent.append((script, answer))
+        self._unsent.append((arguments, answer))
         if len(self._unsent) == 1:
             sending = asyncio.create_task(self._send())  # runs after the requests that have arrived
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)
-        return await answer
+        try:
+            return await answer
+        except ResponseError as error:
+            if not functions.is_missing(error):
+                raise
+        return await functions.call_async(self.connection, "create", *arguments)
 
     async def _send(self) -> None:
         unsent, self._unsent = self._unsent, []
         pipe = self.connection.pipeline(transaction=False)
-        for script, _ in unsent:
-            pipe.eval(*script)
+        for arguments, _ in unsent:
+            functions.add_call(pipe, "create", *arguments)
         try:
             found = await pipe.execute(raise_on_error=False)
         except (Exception, asyncio.CancelledError) as error:

@@ -6,19 +6,6 @@ from dataclasses import dataclass
 from service.contract.errors import KeyReuse
 from service.store import keys
 
-# Parts of the script that creates a job, for a request with a key. The first ends the script if the key
-# stands for a job that still exists.
-FIND = """
-local known = request and redis.call('GET', request)
-if known then
-  local before = string.match(known, '%S+')
-  if redis.call('EXISTS', job_prefix .. before) == 1 then return {'request', known, 0} end
-end
-"""
-REMEMBER = """
-if request then redis.call('SET', request, id .. ' ' .. request_hash, 'EX', idempotent_s) end
-"""
-
 
 @dataclass(frozen=True)
 class IdempotentRequest:

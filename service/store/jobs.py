@@ -1,8 +1,11 @@
 """Jobs in Redis: move their status, store their pictures, read their records. `creation.py` has how they are created.
 
-The status in Redis is the truth; RQ only wakes workers. Knows no HTTP, no torch and no files; `keys.py` lists the keys.
+The moves themselves are in `jobs.lua`. The status in Redis is the truth; RQ only wakes workers. Knows no HTTP, no torch
+and no files; `keys.py` lists the keys.
 """
 
+import functools
+import json
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,7 +18,7 @@ from rq.serializers import JSONSerializer
 
 from service.contract.records import ACTIVE, TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
-from service.store import admission, claims, creation, fair_queue, keys, webhook_outbox
+from service.store import creation, functions, keys, webhook_outbox
 from service.store.connection import best_effort, text
 from service.store.idempotency import IdempotentRequest
 from service.telemetry import tracing
@@ -23,152 +26,7 @@ from service.telemetry.logs import get_logger
 from service.telemetry.metrics import JOBS_ENDED
 
 log = get_logger(__name__)
-KEPT_ENDINGS = 1000  # of all jobs; a client whose job's end it missed looks at the job itself after seconds
-KEPT_EVENTS = 1000  # per job; a client that missed older ones reads the job itself
-RECENT_S = 60  # a kept job's verdicts and events stay in Redis so long, for clients that wait for it or follow it
-
-# Marks queued jobs as running. Returns for each job whether it moved, whether a webhook is due, its record, and which
-# of some pictures are finished, by index; nil for a job that is not open. Its first write needs no memory, so that it
-# runs on a full Redis too.
-# KEYS: for each job: job, events, verdicts. ARGV: time, events kept, then for each job: id, number of indices, indices.
-_BEGIN = f"""
-redis.call('HDEL', KEYS[1], '')
-local to, found, used = 'running', {{}}, 2
-for i = 1, #KEYS, 3 do
-  local id, first, moved, due, done = ARGV[used + 1], used + 3, 0, 0, {{}}
-  used = used + 2 + ARGV[used + 2]
-  local status, wanted, record = unpack(redis.call('HMGET', KEYS[i], 'status', 'webhook_events', 'record'))
-  if status == 'queued' then
-    moved = 1
-    redis.call('HSET', KEYS[i], 'status', to, 'started_at', ARGV[1])
-    redis.call('XADD', KEYS[i + 1], 'MAXLEN', '~', ARGV[2], '*', 'status', to)
-    {webhook_outbox.ADD_IF_WANTED}
-  elseif status == to and used >= first then
-    for k, verdict in ipairs(redis.call('HMGET', KEYS[i + 2], unpack(ARGV, first, used))) do
-      if verdict then table.insert(done, ARGV[first + k - 1]) end
-    end
-  end
-  table.insert(found, (moved == 1 or status == to) and {{moved, due, record, done}} or false)
-end
-return found
-"""
-
-# Parts of the scripts that end a job. Its RQ job goes too, unless a worker has taken it: a job sampled in another one's
-# batch rarely needs its own. If storage keeps the job, it alone has the verdicts and events after `recent_s`; else that
-# is 0. The other locals are set by `_END` and `_COMMIT`.
-_STATE = """local status, total, owner, bytes, rq, wanted, record = unpack(redis.call('HMGET', job,
-  'status', 'total', 'owner', 'bytes', 'rq', 'webhook_events', 'record'))"""
-_MOVE_TO_END = f"""
-redis.call('SREM', open, id)
-redis.call('HSET', job, 'status', to, unpack(fields))
-redis.call('XADD', events, 'MAXLEN', '~', kept_events, '*', 'status', to, unpack(last))
-redis.call('XADD', '{keys.ENDED}', 'MAXLEN', '~', {KEPT_ENDINGS}, '*', 'job', id)
-if rq and redis.call('LREM', rq_queue, 1, rq) == 1 then redis.call('DEL', rq_jobs .. rq) end
-{admission.COUNT_STORED}
-redis.call('EXPIRE', job, ttl_s)
-if to ~= 'finished' then redis.call('SET', tombstone, owner or '', 'EX', remembered_s) end -- it may be gone by now
-if grid ~= '' then redis.call('HSET', pngs, '{keys.GRID}', grid) end
-if recent_s == '0' then
-  redis.call('EXPIRE', pngs, ttl_s)
-else
-  -- only an open job needs these; without them it fits a smaller piece of memory
-  redis.call('HDEL', job, 'rq', 'overdue_at', 'asked_at', 'digest')
-  redis.call('HSET', job, 'kept', 1)
-  redis.call('DEL', pngs)
-end
--- a webhook says what is in Redis, and may be late
-local recent = recent_s ~= '0' and not wanted and math.min(recent_s, ttl_s) or ttl_s
-redis.call('EXPIRE', events, recent)
-redis.call('EXPIRE', verdicts, recent)
-local due = 0
-{webhook_outbox.ADD_IF_WANTED}
-"""
-
-# Ends a job: queued or running -> a terminal status, which is final. The pictures of one that ends early leave queue
-# and stream in the same script: if no worker has their model, nobody else removes them. A job without all of its
-# pictures does not finish: a Redis that came back from a crash, or a former replica, may have lost some since the
-# caller saw them. Its first write needs no memory, so that it runs on a full Redis too.
-# Returns whether a webhook is due, and the job's record; nil if the job does not move.
-# ARGV ends with fields and values to set in the job.
-_END = f"""
-local open, rq_queue, job, events, verdicts, pngs, tombstone = unpack(KEYS)
-local ttl_s, remembered_s, kept_events, rq_jobs, id, to, grid, grid_bytes, recent_s = unpack(ARGV, 1, 9)
-local fields, last = {{unpack(ARGV, 10)}}, {{}}
-{_STATE}
-if status ~= 'queued' and status ~= 'running' then return nil end
-if to == 'finished' and redis.call('HLEN', verdicts) < tonumber(total) then return nil end
-{_MOVE_TO_END}
-if to ~= 'finished' then
-  {fair_queue.REMOVE}
-  {claims.REMOVE}
-end
-return {{due, record}}
-"""
-
-# Stores pictures whose jobs are open and that no other worker stored before, and removes all of them from the stream,
-# at the end, so that an error leaves them there. Its first write needs no memory, so that it runs on a full Redis too.
-# Returns for each 1 if its job then has all of its pictures, else 0. A job of one picture ends at once if the picture
-# comes with a result: then the answer is as of `_END`. A PNG or trajectory may be "": there is none, or storage has it.
-# KEYS: stream, open jobs, RQ's queue, then for each picture five of its job. ARGV: five, the stream's entries, then
-# nine for each picture.
-_COMMIT = f"""
-local stream, open, rq_queue = unpack(KEYS, 1, 3)
-local ttl_s, remembered_s, kept_events, rq_jobs, group = unpack(ARGV, 1, 5)
-local to, recent_s, count = 'finished', '0', (#KEYS - 3) / 5
-local entries = {{unpack(ARGV, 6, 5 + count)}}
-redis.call('HDEL', KEYS[4], '')
-local function store(of_job, about)
-  local job, events, verdicts, pngs, tombstone = unpack(of_job)
-  local id, index, verdict, png, trajectory_field, trajectory, size, finished_at, result = unpack(about)
-  {_STATE}
-  if status ~= 'queued' and status ~= 'running' then return 0 end
-  local is_new = redis.call('HSETNX', verdicts, index, verdict) == 1
-  local ends = is_new and total == '1' and result ~= ''
-  if is_new then
-    local stored = ends and {{'{keys.GRID}', index}} or {{}}
-    if png ~= '' then stored = {{index, png, unpack(stored)}} end
-    if trajectory ~= '' then stored = {{trajectory_field, trajectory, unpack(stored)}} end
-    if #stored > 0 then redis.call('HSET', pngs, unpack(stored)) end
-    if owner ~= '' then bytes = redis.call('HINCRBY', job, 'bytes', size) end
-    if not ends then redis.call('XADD', events, 'MAXLEN', '~', kept_events, '*', 'picture', index) end
-  end
-  if total ~= '1' then return redis.call('HLEN', verdicts) >= tonumber(total) and 1 or 0 end
-  if not ends then return 1 end
-  local fields, last = {{'finished_at', finished_at, 'result', result}}, {{'last_picture', index}}
-  local grid, grid_bytes = '', #index
-  {_MOVE_TO_END}
-  return {{due, record}}
-end
-local answers = {{}}
-for i = 1, count do
-  local about = 5 + count + 9 * i
-  answers[i] = store({{unpack(KEYS, 5 * i - 1, 5 * i + 3)}}, {{unpack(ARGV, about - 8, about)}})
-end
-redis.call('XACK', stream, group, unpack(entries))
-redis.call('XDEL', stream, unpack(entries))
-return answers
-"""
-
-# Notes a job's new RQ job and returns the job's record. Not if the job was deleted meanwhile: the field would bring it
-# back, without a record and for ever.
-# KEYS: job. ARGV: the RQ job's id.
-_SET_RQ = """
-local record = redis.call('HGET', KEYS[1], 'record')
-if record then redis.call('HSET', KEYS[1], 'rq', ARGV[1]) end
-return record
-"""
-
-# Removes an ended job and its results, and keeps its tombstone. Its first write needs no memory, so that it runs on a
-# full Redis too. Returns whether it did.
-# KEYS: job, verdicts, PNGs, events.
-_DELETE = f"""
-local status = redis.call('HGET', KEYS[1], 'status')
-if not status or status == 'queued' or status == 'running' then return 0 end
-redis.call('HDEL', KEYS[1], '')
-{admission.UNCOUNT_STORED}
-redis.call('DEL', unpack(KEYS))
-return 1
-"""
+KEPT_EVENTS = 1000  # per job, as in `jobs.lua`
 
 
 class JobStore:
@@ -189,17 +47,16 @@ class JobStore:
     ) -> str:
         """Create a job, as `creation.JobCreator` does."""
         new = creation.NewJob(record, request, uploaded, expected_bytes)
-        return new.outcome(self.connection.eval(*new.script(self.settings, self.queue)), self.settings)
+        answer = functions.call(self.connection, "create", *new.arguments(self.settings, self.queue))
+        return new.outcome(answer, self.settings)
 
     def requeue(self, job_id: str) -> None:
         """Give the job a new RQ job; its pictures stay where they are."""
         rq_job = creation.rq_job(self.queue, job_id)
-        with self.connection.pipeline(transaction=True) as pipe:
-            pipe.multi()  # first: after a command RQ would call it itself, which is an error
-            self.queue.enqueue_job(rq_job, pipeline=pipe)
-            pipe.eval(_SET_RQ, 1, keys.job(job_id), rq_job.id)
-            *_, raw = pipe.execute()
-        _log("job queued again", job_id, _readable(job_id, raw))
+        raw = functions.call(self.connection, "set_rq", job_id, rq_job.id)
+        if raw is not None:  # otherwise the job was deleted
+            self.queue.enqueue_job(rq_job)
+            _log("job queued again", job_id, _readable(job_id, raw))
 
     def begin(self, *job_ids: str) -> bool:
         """Mark jobs as running. False if none of them was queued."""
@@ -218,14 +75,13 @@ class JobStore:
         return {(i, index) for i, (*_, done) in answers.items() for index in asked[i].difference(map(int, done))}
 
     def _begin(self, indices: Mapping[str, Collection[int]]) -> dict[str, Any]:
-        """Mark queued jobs as running, and return the script's answer for each job, given with indices of pictures."""
+        """Mark jobs, given with indices of pictures, as running. Return the answer of `begin` for each."""
         if not indices:
             return {}
-        touched = [key(job_id) for job_id in indices for key in (keys.job, keys.events, keys.verdicts)]
-        arguments: list[Any] = [time.time(), KEPT_EVENTS]
+        arguments: list[Any] = []
         for job_id, of_job in indices.items():
             arguments += [job_id, len(of_job), *of_job]
-        answers: Any = self.connection.eval(_BEGIN, len(touched), *touched, *arguments)
+        answers = functions.call(self.connection, "begin", time.time(), *arguments)
         found = dict(zip(indices, answers, strict=True))
         for job_id, answer in found.items():
             if answer is not None and answer[0]:
@@ -234,16 +90,23 @@ class JobStore:
 
     def fail(self, job_id: str, reason: str) -> bool:
         """End the job; clients read `reason`. False if it had ended before."""
-        return self._end("failed", {job_id: {"finished_at": time.time(), "error": reason}})
+        return self._end_early(job_id, "failed", {"error": reason})
 
     def cancel(self, job_id: str) -> bool:
         """End the job for its client; workers drop its pictures at their next step. False if it had ended before."""
-        return self._end("cancelled", {job_id: {"finished_at": time.time()}})
+        return self._end_early(job_id, "cancelled", {})
+
+    def _end_early(self, job_id: str, status: JobStatus, about: dict[str, Any]) -> bool:
+        fields = {"finished_at": time.time(), **about}
+        answer = functions.call(self.connection, "end_early", self._ending, job_id, status, *creation.flat(fields))
+        if answer is None:
+            return False
+        self._moved(job_id, status, about, *answer)
+        return True
 
     def delete(self, job_id: str) -> bool:
         """Remove an ended job with its results; False if it has not ended, or is gone. Its tombstone stays."""
-        touched = [key(job_id) for key in (keys.job, keys.verdicts, keys.png, keys.events)]
-        return bool(self.connection.eval(_DELETE, len(touched), *touched))
+        return bool(functions.call(self.connection, "delete", job_id))
 
     def finish(
         self, finished: Mapping[str, tuple[JobResult, bytes]], kept: Collection[str] = (), at: float | None = None
@@ -252,43 +115,35 @@ class JobStore:
 
         `kept`: those whose pictures and grids lie in storage, so that Redis drops them. `at`: when they ended.
         """
-        now, grids = at or time.time(), {job_id: grid for job_id, (_, grid) in finished.items()}
-        fields = {i: {"finished_at": now, "result": result.write()} for i, (result, _) in finished.items()}
-        return self._end("finished", fields, grids, kept)
-
-    def _end(
-        self,
-        status: JobStatus,
-        jobs: Mapping[str, dict[str, Any]],
-        grids: Mapping[str, bytes] | None = None,
-        kept: Collection[str] = (),
-    ) -> bool:
-        """End jobs, given by id with the fields to set in each, in one round trip. Whether one was open."""
-        if not jobs:
+        if not finished:
             return False
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id, fields in jobs.items():
-                touched = [keys.OPEN, self.queue.key, *_ended(job_id)]
-                grid, is_kept = (grids or {}).get(job_id, b""), job_id in kept
-                arguments = [*self._ending(), job_id, status]
-                arguments += [b"" if is_kept else grid, len(grid), RECENT_S if is_kept else 0, *creation.flat(fields)]
-                # EVAL rather than EVALSHA: a Redis that restarted in between does not know the script.
-                pipe.eval(_END, len(touched), *touched, *arguments)
-            answers = pipe.execute()
-        ended = {job_id: answer for job_id, answer in zip(jobs, answers, strict=True) if answer is not None}
-        for job_id, (webhook_is_due, raw) in ended.items():
-            self._moved(job_id, status, jobs[job_id], webhook_is_due, raw)
+        arguments: list[Any] = []
+        for job_id, (result, grid) in finished.items():
+            is_kept = job_id in kept
+            arguments += [job_id, result.write(), b"" if is_kept else grid, len(grid), int(is_kept)]
+        answers = functions.call(self.connection, "finish", self._ending, at or time.time(), *arguments)
+        ended = {job_id: answer for job_id, answer in zip(finished, answers, strict=True) if answer is not None}
+        for job_id, answer in ended.items():
+            self._moved(job_id, "finished", {}, *answer)
         return bool(ended)
 
-    def _ending(self) -> list[Any]:
-        """Return the first arguments of the scripts that may end jobs."""
+    @functools.cached_property
+    def _ending(self) -> str:
+        """The settings of the functions that may end jobs."""
         ttl_s = self.settings.job_ttl_s
-        return [ttl_s, ttl_s + self.settings.remembered_s, KEPT_EVENTS, RqJob.redis_job_namespace_prefix]
+        return json.dumps(
+            {
+                "ttl_s": ttl_s,
+                "remembered_s": ttl_s + self.settings.remembered_s,
+                "rq_queue": self.queue.key,
+                "rq_jobs": RqJob.redis_job_namespace_prefix,
+            }
+        )
 
-    def _moved(self, job_id: str, status: JobStatus, fields: dict[str, Any], webhook_is_due: int, raw: Any) -> None:
-        """Log, count and announce a move, given the script's answer."""
+    def _moved(self, job_id: str, status: JobStatus, about: dict[str, Any], webhook_is_due: int, raw: Any) -> None:
+        """Log, count and announce a move, given the function's answer. An `error` in `about` is the reason."""
         record = _readable(job_id, raw)
-        _log(f"job {status}", job_id, record, **({"reason": fields["error"]} if "error" in fields else {}))
+        _log(f"job {status}", job_id, record, **({"reason": about["error"]} if "error" in about else {}))
         if status == "running" and record is not None:
             tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
         if status in TERMINAL:
@@ -310,23 +165,20 @@ class JobStore:
         of one picture ends at once, with this result and the picture as its grid. If two workers sampled the same
         picture, the first one stored is kept. Pictures of an ended job are dropped.
         """
-        now, complete = time.time(), set()
-        written = {key: result.write() for key, result in (results or {}).items()}
-        touched = [stream, keys.OPEN, self.queue.key, *(key for _, one in finished for key in _ended(one.picture.job))]
-        arguments = [*self._ending(), claims.GROUP, *(entry for entry, _ in finished)]
-        for _, one in finished:
-            job_id, index = one.picture.key
+        arguments: list[Any] = []
+        for entry, one in finished:
             verdict, png, trajectory = one.verdict.write(), one.png, one.trajectory or b""
             size = len(verdict.encode()) + len(png) + len(trajectory)
             if one.picture.key in kept:
                 png = trajectory = b""
-            arguments += [job_id, index, verdict, png, keys.trajectory_field(index), trajectory, size]
-            arguments += [now, written.get(one.picture.key, "")]
-        answers: Any = self.connection.eval(_COMMIT, len(touched), *touched, *arguments)
+            result = (results or {}).get(one.picture.key)
+            arguments += [entry, *one.picture.key, verdict, png, trajectory, size, result.write() if result else ""]
+        answers = functions.call(self.connection, "commit", self._ending, stream, time.time(), *arguments)
+        complete = set()
         for (_, one), answer in zip(finished, answers, strict=True):
-            job_id, index = one.picture.key
+            job_id = one.picture.job
             if isinstance(answer, list):
-                self._moved(job_id, "finished", {"finished_at": now}, *answer)
+                self._moved(job_id, "finished", {}, *answer)
             elif answer:
                 complete.add(job_id)
         return complete
@@ -400,11 +252,6 @@ class JobStore:
         if missing := [index for index in indices if index not in found]:
             raise KeyError(f"job {job_id} has no pictures {missing}")
         return [found[index] for index in indices]
-
-
-def _ended(job_id: str) -> list[str]:
-    """Return the keys of a job that its end touches."""
-    return [key(job_id) for key in (keys.job, keys.events, keys.verdicts, keys.png, keys.tombstone)]
 
 
 def read_verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:

@@ -39,11 +39,6 @@ rate:...              strings     counts of the rate limit; the library `limits`
 from typing import Final
 
 PREFIX: Final = "labelgrid"
-JOB_PREFIX: Final = "labelgrid:job:"
-OWNERS_PREFIX: Final = "labelgrid:turns:"
-PENDING_COUNTS_PREFIX: Final = "labelgrid:waiting:"
-STREAM_PREFIX: Final = "labelgrid:pictures:"
-BYTES_PREFIX: Final = "labelgrid:bytes:"
 OPEN: Final = "labelgrid:open"
 ENDED: Final = "labelgrid:ended"
 WORKERS: Final = "labelgrid:workers"
@@ -52,7 +47,7 @@ WEBHOOKS: Final = "labelgrid:webhooks"
 GRID: Final = "grid"  # field of job:ID:png
 
 # Of a job's id.
-job = (JOB_PREFIX + "{}").format
+job = "labelgrid:job:{}".format
 pending = "labelgrid:job:{}:waiting".format
 verdicts = "labelgrid:job:{}:verdicts".format
 png = "labelgrid:job:{}:png".format
@@ -64,15 +59,15 @@ sending = "labelgrid:job:{}:webhook:{}:sending".format
 tombstone = "labelgrid:was:{}".format
 # Of an owner, the hash of an idempotency key, and a worker's name.
 index = "labelgrid:jobs:{}".format
-stored_bytes = (BYTES_PREFIX + "{}").format
+stored_bytes = "labelgrid:bytes:{}".format
 idempotency = "labelgrid:key:{}".format
 worker = "labelgrid:worker:{}".format
 # Of a checkpoint's digest.
-owners = (OWNERS_PREFIX + "{}").format
-pending_counts = (PENDING_COUNTS_PREFIX + "{}").format
-stream = (STREAM_PREFIX + "{}").format
+owners = "labelgrid:turns:{}".format
+pending_counts = "labelgrid:waiting:{}".format
+stream = "labelgrid:pictures:{}".format
 suspects_keeper = "labelgrid:suspects:{}".format
-owner_jobs = (OWNERS_PREFIX + "{}:{}").format  # with an owner
+owner_jobs = "labelgrid:turns:{}:{}".format  # with an owner
 loading = "labelgrid:loading:{}".format
 
 

@@ -16,7 +16,7 @@ from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavaila
 from service.contract.job_ids import ID
 from service.contract.records import TERMINAL, JobRecord, JobResult
 from service.contract.schemas import LONGEST_PAGE, Job, JobHead, JobPage
-from service.store import keys, workers
+from service.store import functions, keys, workers
 from service.store.connection import entries_of, text
 from service.store.creation import id_of
 from service.store.jobs import read_verdicts
@@ -30,24 +30,6 @@ Ended: TypeAlias = "asyncio.Future[Job | None]"  # done once a job has ended: wi
 SCANNED = 1000  # jobs that a search looks at for one page
 RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
 LOOK_AGAIN_S = 5.0  # how often to look which awaited jobs have ended, in case an end was missed
-
-# Returns each job's fields, and how many verdicts it has or, once it has a result, the verdicts of its best repeat.
-# KEYS: for each job: job, verdicts.
-_READ = """
-local function read(job, verdicts)
-  local fields, named = redis.call('HGETALL', job), {}
-  for i = 1, #fields, 2 do named[fields[i]] = fields[i + 1] end
-  if not named.result then return {fields, redis.call('HLEN', verdicts), {}} end
-  local result, indices = cjson.decode(named.result), {}
-  local pictures = named.total / #result.repeats
-  for i = 1, pictures do indices[i] = string.format('%d', result.best * pictures + i - 1) end
-  return {fields, 0, redis.call('HMGET', verdicts, unpack(indices))}
-end
-local found = {}
-for i = 1, #KEYS, 2 do table.insert(found, read(KEYS[i], KEYS[i + 1])) end
-return found
-"""
-
 
 NO_TRAJECTORIES = "the job has no trajectories; request them with `trajectory`"
 
@@ -156,8 +138,7 @@ class JobReader:
 
     async def _jobs(self, job_ids: Sequence[str]) -> dict[str, Job | Unavailable]:
         """Return those of the jobs that Redis has, or why they cannot be read. One command for all of them."""
-        touched = [key(job_id) for job_id in job_ids for key in (keys.job, keys.verdicts)]
-        found: Any = await self.connection.eval(_READ, len(touched), *touched)
+        found = await functions.call_async(self.connection, "read", *job_ids)
         jobs = dict[str, Job | Unavailable]()
         for job_id, (pairs, verdicts, shown) in zip(job_ids, found, strict=True):
             fields = dict(zip(pairs[::2], pairs[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""Repair what RQ lost: give open jobs a new RQ job, fail overdue ones, forget dead workers."""
+"""Repair what RQ lost: give open jobs a new RQ job, fail overdue ones, forget dead workers and former libraries."""
 
 import math
 import time
@@ -11,14 +11,14 @@ from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
 from service.contract.records import ACTIVE
-from service.store import fair_queue, keys, workers
+from service.store import functions, keys, workers
 from service.store.claims import expired_leases
 from service.store.connection import text
 from service.store.creation import RqId
 from service.store.jobs import JobStore
 
 PRUNE_EVERY_S = 3600
-FORGET_EVERY_S = 60.0  # a name costs each worker a command
+FORGET_EVERY_S = 60.0  # dead workers and former libraries; a name costs each worker a command
 JOBS_PER_SWEEP = 500  # roughly: a sweep stays short, however many jobs are open
 
 
@@ -33,7 +33,7 @@ class Sweeper:
         self.connection: Redis = store.connection
         self._cursor = 0  # in the set of open jobs
         self._missing: set[str] = set()
-        self._forgot_at = -math.inf  # dead workers, in monotonic seconds
+        self._forgot_at = -math.inf  # in monotonic seconds
         self.waiting: dict[str, str] = {}  # digest of another model -> a job in the last sweep that needs a worker
 
     def sweep(self) -> None:
@@ -71,7 +71,7 @@ class Sweeper:
             if rq_id not in in_queue and self._is_lost(job_id):
                 missing.add(job_id)
         if any(status is None for status, *_ in states):
-            fair_queue.recount(self.connection)
+            _recount(self.connection)
         # RQ moves a job from queue to worker in several steps: only what is missing twice in a row is lost.
         for job_id in missing & self._missing:
             self.store.requeue(job_id)
@@ -79,6 +79,7 @@ class Sweeper:
         if time.monotonic() - self._forgot_at >= FORGET_EVERY_S:
             self._forgot_at = time.monotonic()
             workers.forget_dead(self.connection)
+            functions.drop_others(self.connection, workers.libraries(self.connection))
 
     def _has_free_picture(self, job_id: str, digest: str) -> bool:
         """Whether nobody has claimed one of the job's pictures, or the worker died that had one of its model."""
@@ -99,6 +100,12 @@ class Sweeper:
         if status == "queued":
             return self.connection.lpos(self.store.queue.key, text(rq_id)) is None
         return not (status == "started" and job.worker_name and workers.is_alive(self.connection, job.worker_name))
+
+
+def _recount(connection: Redis) -> None:
+    """Repair the fair queues after an open job was deleted. Scans all keys of Redis."""
+    for raw in connection.scan_iter(keys.pending_counts("*"), count=1000):
+        functions.call(connection, "recount", text(raw).removeprefix(keys.pending_counts("")))
 
 
 def is_time_to_prune(connection: Redis) -> bool:

@@ -8,33 +8,17 @@ from typing import Any
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
-from service.store import keys
+from service.store import functions, keys
 from service.store.connection import best_effort, text
 
 LOADS_COUNT_S = 600  # how long a worker's death while it loaded a model counts
 FRESH_S = 1.0  # how long `ReadyWorkers` are taken to be as they were
 
-# Renews a worker's key. It deletes first: a full Redis runs a script only if its first write frees memory.
-# KEYS: set of workers, the worker's key. ARGV: name, description (JSON), milliseconds until the key expires.
-_ANNOUNCE = """
-redis.call('DEL', KEYS[2])
-redis.call('SADD', KEYS[1], ARGV[1])
-redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
-"""
-
-# Returns what the live workers say about themselves. KEYS: set of workers. ARGV: prefix of their keys.
-_LIVE = """
-local live = {}
-for _, name in ipairs(redis.call('SMEMBERS', KEYS[1])) do
-  live[#live + 1] = redis.call('GET', ARGV[1] .. name) or nil
-end
-return live
-"""
-
 
 def announce(connection: Redis, name: str, about: Mapping[str, Any], lease_s: float) -> None:
     """List the worker as live for the next `lease_s`, with what it says about itself."""
-    connection.eval(_ANNOUNCE, 2, keys.WORKERS, keys.worker(name), name, json.dumps(about), int(lease_s * 1000))
+    description = json.dumps({**about, "library": functions.LIBRARY})
+    functions.call(connection, "announce", name, description, int(lease_s * 1000))
 
 
 def withdraw(connection: Redis, name: str) -> None:
@@ -49,12 +33,17 @@ def is_alive(connection: Redis, name: str) -> bool:
 
 def list_live(connection: Redis) -> list[dict[str, Any]]:
     """Return what each live worker says about itself, draining ones included."""
-    return _descriptions(connection.eval(_LIVE, 1, keys.WORKERS, keys.worker("")))
+    return _descriptions(functions.call(connection, "live_workers"))
 
 
 async def list_live_async(connection: AsyncRedis) -> list[dict[str, Any]]:
     """The same without blocking."""
-    return _descriptions(await connection.eval(_LIVE, 1, keys.WORKERS, keys.worker("")))
+    return _descriptions(await functions.call_async(connection, "live_workers"))
+
+
+def libraries(connection: Redis) -> set[str]:
+    """Return the names of the libraries of functions that live workers use."""
+    return {about["library"] for about in list_live(connection) if "library" in about}
 
 
 def ready(live: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Sends webhooks: a signed POST for each event that a job asked for, retried with exponential back-off.
 
-`store/webhook_outbox.py` holds the events to send: the script that changes a job's status adds them, so none is lost
+`store/webhook_outbox.py` holds the events to send: the function that changes a job's status adds them, so none is lost
 with a process. RQ only wakes the worker at once; what RQ loses is found in the outbox. Attempts run at the same time
 (`turns.py`). Their number lies beside the job, in job:ID:webhook:EVENT. Follows https://www.standardwebhooks.com.
 Imports no torch.

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from service.__main__ import main
 from service.contract.job_ids import new_job_id
@@ -40,6 +41,18 @@ def test_a_failed_start_is_reported(command: Command, storage: Path, tmp_path: P
     assert "no denoiser is promoted" in run("--storage", str(tmp_path), port=free_port())
     assert f"there is no folder {tmp_path / 'no'}" in run("--storage", str(tmp_path / "no"), port=free_port())
     assert "No such option: --host" in run("--host", "0.0.0.0", port=free_port())
+
+
+@pytest.mark.parametrize("process", ["all", "api", "worker", "webhooks"])
+def test_a_redis_that_is_too_old_is_refused_before_anything_starts(
+    command: Command, monkeypatch: pytest.MonkeyPatch, settings: Settings, storage: Path, process: str
+) -> None:
+    monkeypatch.setattr(Redis, "info", lambda *_: {"redis_version": "6.2.5"})
+    variables = {"LABELGRID_REDIS_URL": settings.redis_url, "LABELGRID_STORAGE": str(storage)}
+    code, _, err = command(process, environment={**clean_environment(), **variables})
+    assert code == 1
+    (line,) = err.splitlines()
+    assert line.startswith("labelgrid: the server at LABELGRID_REDIS_URL (or REDIS_URL) is Redis 6.2.5: upgrade it")
 
 
 def test_an_unknown_variable_is_a_warning_and_an_unusable_device_an_error(storage: Path) -> None:

@@ -13,11 +13,13 @@ from service.contract.kept import KeptJob
 from service.results.writer import Finished, ResultWriter, StorageAway
 from service.store import keys
 from service.store.claims import Claim
-from service.store.jobs import RECENT_S, JobStore
+from service.store.jobs import JobStore
 from service.worker.completion import complete_jobs
 from tests.service.api.uploads.zips import png
 from tests.service.results.helpers import finish, noise
 from tests.service.store.helpers import RESULT, done, record
+
+RECENT_S = 60  # as in `jobs.lua`
 
 
 @pytest.fixture

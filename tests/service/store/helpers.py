@@ -47,7 +47,7 @@ def done(claim: Claim, png: bytes = b"png") -> tuple[str, FinishedPicture]:
 
 
 def commands(connection: Redis, act: Callable[[], object]) -> list[str]:
-    """Return the names of the commands that `act` sends; a script counts as one."""
+    """Return the names of the commands that `act` sends; a function counts as one."""
     with connection.monitor() as monitor:  # type: ignore[no-untyped-call]
         act()
         connection.ping()

@@ -184,7 +184,7 @@ def test_an_entry_is_discarded_by_one_command_also_while_redis_is_full(
     store.create(record(2))
     entries = [claim.entry for claim in a.claim_new(2)]
     with full(connection):
-        assert commands(connection, lambda: a.discard(entries)) == ["EVAL"]
+        assert commands(connection, lambda: a.discard(entries)) == ["FCALL"]
     assert connection.xlen(a.key) == connection.xpending(a.key, GROUP)["pending"] == 0
 
 

@@ -112,7 +112,6 @@ AOF = "MISCONF Errors writing to the AOF file: No space left on device"
     [
         ResponseError(AOF),
         ExecAbortError(f"Transaction discarded because of: {AOF}"),
-        ResponseError(f"Error running script (call to f_0): @user_script:3: @user_script: 3: -{AOF}"),
         ReadOnlyError("You can't write against a read only replica."),
         OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
     ],

@@ -42,7 +42,7 @@ def together(*jobs: JobRecord) -> Act:
 def test_jobs_that_arrive_together_share_a_connection(settings: Settings, store: JobStore, connection: Redis) -> None:
     jobs = [record(i % 3 + 1) for i in range(20)]
     sent = commands(connection, lambda: creating(settings, store, together(*jobs)))
-    assert sent == ["EVAL"] * 20
+    assert sent == ["FCALL"] * 20
     assert [store.record(job.id) for job in jobs] == jobs
     assert connection.scard(keys.OPEN) == 20
 

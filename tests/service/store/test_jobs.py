@@ -1,4 +1,4 @@
-"""Jobs in Redis: creation in one script, status moves, commits and times to live."""
+"""Jobs in Redis: creation in one command, status moves, commits and times to live."""
 
 import contextlib
 import logging
@@ -20,9 +20,9 @@ from tests.service.store.helpers import DIGEST, RESULT, commands, done, full, re
 State = Callable[[Redis], contextlib.AbstractContextManager[None]]
 
 
-def test_create_writes_job_pictures_and_rq_job_in_one_script(store: JobStore, connection: Redis) -> None:
+def test_create_writes_job_pictures_and_rq_job_in_one_command(store: JobStore, connection: Redis) -> None:
     job = record(3)
-    assert commands(connection, lambda: store.create(job)) == ["EVAL"]
+    assert commands(connection, lambda: store.create(job)) == ["FCALL"]
     assert store.record(job.id) == job
     assert store.statuses([job.id, "nobody"]) == {job.id: "queued", "nobody": None}
     assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"": b"3"}

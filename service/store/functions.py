@@ -1,0 +1,64 @@
+"""The functions of `jobs.lua`: how they come into Redis, and how they are called. Knows no keys and no jobs."""
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.client import Pipeline
+from redis.exceptions import ResponseError
+
+from service.store.connection import text
+
+PREFIX = "labelgrid"
+_FILE = Path(__file__).with_name("jobs.lua").read_text()
+# Two versions of the service, side by side in one Redis, each call their own functions.
+VERSION = hashlib.sha256(_FILE.encode()).hexdigest()[:12]
+LIBRARY = f"{PREFIX}_{VERSION}"
+SOURCE = _FILE.replace(f"name={PREFIX}\n", f"name={LIBRARY}\n", 1).replace("'development'", f"'{VERSION}'", 1)
+
+
+def call(connection: Redis, function: str, *arguments: Any) -> Any:
+    """Call a function and return its answer. Load the library first if Redis does not have it."""
+    try:
+        return connection.fcall(f"{LIBRARY}_{function}", 0, *arguments)
+    except ResponseError as error:
+        if not is_missing(error):
+            raise
+    connection.function_load(SOURCE, replace=True)  # which a full Redis refuses
+    return connection.fcall(f"{LIBRARY}_{function}", 0, *arguments)
+
+
+async def call_async(connection: AsyncRedis, function: str, *arguments: Any) -> Any:
+    """The same without blocking."""
+    try:
+        return await connection.fcall(f"{LIBRARY}_{function}", 0, *arguments)
+    except ResponseError as error:
+        if not is_missing(error):
+            raise
+    await connection.function_load(SOURCE, replace=True)
+    return await connection.fcall(f"{LIBRARY}_{function}", 0, *arguments)
+
+
+def add_call(pipe: Pipeline, function: str, *arguments: Any) -> None:
+    """Add a call to a pipeline. Its answer may be an error for which `is_missing` is true."""
+    pipe.fcall(f"{LIBRARY}_{function}", 0, *arguments)
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether Redis does not have the function: it is new, was emptied by FUNCTION FLUSH, or lost its last writes."""
+    return isinstance(error, ResponseError) and "Function not found" in str(error)
+
+
+def drop_others(connection: Redis, in_use: Collection[str]) -> None:
+    """Delete the libraries of other versions of the service, but for those `in_use` by live workers.
+
+    That is safe at any time. A process that needs a deleted one, such as an API that is upgraded last, loads it again
+    with its next call.
+    """
+    for library in connection.function_list(f"{PREFIX}_*"):
+        name = text(library[1])
+        if name != LIBRARY and name not in in_use:
+            connection.function_delete(name)

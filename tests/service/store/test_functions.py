@@ -1,0 +1,88 @@
+"""How the functions come into Redis: versions side by side, and a library that is missing when it is called."""
+
+import asyncio
+
+import pytest
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from service.settings import Settings
+from service.store import functions, workers
+from service.store.connection import OldRedis, check_version, connect_async, text
+from service.store.creation import JobCreator, NewJob
+from service.store.jobs import JobStore
+from service.store.reader import JobReader
+from service.store.sweep import Sweeper
+from tests.service.store.helpers import record
+
+OF_ANOTHER = functions.SOURCE.replace(functions.VERSION, "another")
+
+
+def libraries(connection: Redis) -> set[str]:
+    return {text(library[1]) for library in connection.function_list()}
+
+
+@pytest.fixture
+def without_library(connection: Redis) -> Redis:
+    connection.function_flush()
+    return connection
+
+
+def test_a_call_loads_the_library_if_it_is_missing(without_library: Redis) -> None:
+    assert functions.call(without_library, "live_workers") == []
+    assert libraries(without_library) == {functions.LIBRARY}
+
+
+def test_other_errors_of_a_call_are_raised(connection: Redis) -> None:
+    connection.set("labelgrid:workers", "no set")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        functions.call(connection, "live_workers")
+
+
+def test_the_event_loop_loads_the_library_too(without_library: Redis, settings: Settings) -> None:
+    store = JobStore(without_library, settings)
+    jobs = [record(1) for _ in range(3)]
+
+    async def run() -> None:
+        async with connect_async(settings.redis_url, timeout_s=5, max_connections=4) as client:
+            creator = JobCreator(client, settings, store.queue)
+            ids = await asyncio.gather(*(creator.create(NewJob(job)) for job in jobs))
+            assert ids == [job.id for job in jobs]
+            without_library.function_flush()
+            assert (await JobReader(client).job(jobs[0].id)).status == "queued"
+
+    asyncio.run(run())
+    assert without_library.scard("labelgrid:open") == 3
+
+
+def test_two_versions_side_by_side_keep_their_functions(without_library: Redis) -> None:
+    without_library.function_load(OF_ANOTHER)
+    functions.call(without_library, "announce", "w", '{"host": "h"}', 60_000)
+    assert libraries(without_library) == {functions.LIBRARY, "labelgrid_another"}
+    assert without_library.fcall("labelgrid_another_live_workers", 0) == [b'{"host": "h"}']
+
+
+def test_a_former_version_is_removed_once_no_worker_uses_it(without_library: Redis, settings: Settings) -> None:
+    without_library.function_load(OF_ANOTHER)
+    without_library.function_load("#!lua name=foreign\nredis.register_function('foreign', function() end)")
+    workers.announce(without_library, "new", {}, 60)
+    functions.call(without_library, "announce", "old", '{"library": "labelgrid_another"}', 60_000)
+    Sweeper(JobStore(without_library, settings)).sweep()
+    assert libraries(without_library) == {functions.LIBRARY, "labelgrid_another", "foreign"}
+    workers.withdraw(without_library, "old")
+    Sweeper(JobStore(without_library, settings)).sweep()
+    assert libraries(without_library) == {functions.LIBRARY, "foreign"}
+
+
+@pytest.mark.parametrize("version", ["6.2.22", "5.0.0"])
+def test_a_redis_before_version_7_is_refused(
+    settings: Settings, connection: Redis, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    check_version(settings.redis_url)
+    monkeypatch.setattr(Redis, "info", lambda *_: {"redis_version": version})
+    with pytest.raises(OldRedis, match=rf"is Redis {version}: upgrade it to Redis 7 or later, or to Valkey"):
+        check_version(settings.redis_url)
+
+
+def test_a_redis_that_is_away_is_not_refused() -> None:
+    check_version("redis://127.0.0.1:1")
