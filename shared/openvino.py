@@ -61,10 +61,10 @@ class CompiledNetwork:
     def __init__(self, module: nn.Module, example: Sequence[Tensor], kept: Path | None = None) -> None:
         self._module, self._example, self._kept = module, example, kept
         self._unequal = set[int]()  # sizes for which OpenVINO has kernels with other rounding
+        self._requests = dict[int, Any]()  # by size, each with its compiled network
         with ThreadPoolExecutor(len(AT_ONCE)) as threads:
-            requests = threads.map(self._load, AT_ONCE)
-            self._requests = {AT_ONCE[0]: next(requests)}  # by size, each with its compiled network
-            self._add(AT_ONCE[1], next(requests))
+            for size, loaded in zip(AT_ONCE, threads.map(self._load, AT_ONCE), strict=True):
+                self._add(size, *loaded)
 
     def __call__(self, *arguments: Tensor) -> list[Tensor]:
         """Compute any number of rows, at least one; return the module's results, as float32."""
@@ -89,33 +89,34 @@ class CompiledNetwork:
 
     def _keeps_bits(self, size: int) -> bool:
         if size not in self._requests and size not in self._unequal:
-            self._add(size, self._load(size))
+            self._add(size, *self._load(size))
         return size not in self._unequal
 
-    def _add(self, size: int, request: Any) -> None:
-        """Use a size from now on, unless a row has other bits in it, which depends on the CPU."""
-        reference = AT_ONCE[0]
-        found = _infer(request, self._rows(size))
-        expected = _infer(self._requests[reference], self._rows(reference))
-        if all(torch.equal(a, b[:1].expand_as(a)) for a, b in zip(found, expected, strict=True)):
-            self._requests[size] = request
-        else:
+    def _add(self, size: int, compiled: Any, is_new: bool) -> None:
+        """Use a size from now on and keep it, unless a row has other bits in it, which depends on the CPU."""
+        self._requests[size] = compiled.create_infer_request()
+        if not is_new:
+            return
+        found, expected = (_infer(self._requests[one], self._rows(one)) for one in (size, AT_ONCE[0]))
+        if not all(torch.equal(a, b[:1].expand_as(a)) for a, b in zip(found, expected, strict=True)):
             self._unequal.add(size)
+        elif self._kept is not None:
+            threading.Thread(target=_keep, args=(compiled, self._file(size)), name="keep").start()
 
     def _rows(self, count: int) -> list[Tensor]:
         """Return arguments for so many equal rows."""
         return [one.expand(count, *one.shape[1:]) for one in self._example]
 
-    def _load(self, size: int) -> Any:
-        """Return a request of the network for calls of this size: as it was compiled before, or compiled now."""
-        if self._kept is None:
-            return _compile(self._graph, self._rows(size)).create_infer_request()
-        file = self._kept.with_name(f"{self._kept.name}-{size}-{_made_by()}.openvino")
-        with suppress(OSError, RuntimeError):  # absent, or damaged
-            return _core().import_model(file.read_bytes(), "CPU").create_infer_request()
-        compiled = _compile(self._graph, self._rows(size))
-        threading.Thread(target=_keep, args=(compiled, file), name="keep").start()
-        return compiled.create_infer_request()
+    def _load(self, size: int) -> tuple[Any, bool]:
+        """Return the network for calls of this size, and whether it is new: compiled now, and not kept before."""
+        if self._kept is not None:
+            with suppress(OSError, RuntimeError):  # absent, or damaged
+                return _core().import_model(self._file(size).read_bytes(), "CPU"), False
+        return _compile(self._graph, self._rows(size)), True
+
+    def _file(self, size: int) -> Path:
+        assert self._kept is not None
+        return self._kept.with_name(f"{self._kept.name}-{size}-{_made_by()}.openvino")
 
     @cached_property
     def _graph(self) -> Any:
