@@ -4,11 +4,9 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
 THREADS: Final = torch.get_num_threads()  # of this process's computations, by the cores or OMP_NUM_THREADS
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt(3)
@@ -72,19 +70,6 @@ def flush_denormals() -> None:
     Call it before the first computation, since threads inherit it when they start.
     """
     torch.set_flush_denormal(True)
-
-
-class WithoutWeights(TorchFunctionMode):
-    """A context in which new networks get no initial weights: a checkpoint's replace them, and drawing them is slow.
-
-    Affects the current thread only.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
-        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from shared import storage as files
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
-from shared.device import WithoutWeights
 from shared.openvino import CompiledNetwork, uses_openvino
 from shared.options import THRESHOLD, EngineName
 from shared.pictures import resized, without_padding
@@ -208,22 +207,21 @@ def load_evaluator(
     """
     path = Path(path) if isinstance(path, str) else path
     head: dict[str, Tensor] = {}
+    vocabulary, info = ICLEVR, None
     if path.suffix == ".pth" and isinstance(path, Path):
-        with WithoutWeights():
-            evaluator = Evaluator(ICLEVR)
         state = _read_course_checkpoint(path)
     else:
         info, tensors = load(path)
         if info.kind != "evaluator":
             raise CheckpointError(path.name, f"holds a {info.kind}, not an evaluator")
         head = {key.removeprefix(LOCATOR): tensors.pop(key) for key in list(tensors) if key.startswith(LOCATOR)}
-        with WithoutWeights():
-            evaluator = Evaluator(info.labels, info, locates=bool(head))
-        state = tensors
+        vocabulary, state = info.labels, tensors
+    with torch.device("meta"):  # no initial weights: the checkpoint's take their place, and drawing them is slow
+        evaluator = Evaluator(vocabulary, info, locates=bool(head))
     try:
-        evaluator.resnet.load_state_dict(state)
+        evaluator.resnet.load_state_dict(state, assign=True)
         if evaluator.locator:
-            evaluator.locator.load_state_dict(head)
+            evaluator.locator.load_state_dict(head, assign=True)
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(path.name, f"weights do not fit ResNet-18: {_short(error)}") from error
     return evaluator.to(device).float().freeze(engine, kept)

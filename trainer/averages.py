@@ -1,51 +1,30 @@
-"""Averages of the weights over training.
+"""Averages of the weights over training: a short exponential one, the report's, and a long one whose window grows."""
 
-The denoiser has two: a short exponential one, the report's, and a long one whose window grows.
-"""
-
-from collections.abc import Callable
-
-import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trainer.config import TrainConfig
+from trainer.config import RunConfig
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def power_average(power: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """EDM2's power-function average: after n updates beta = (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127).
-
-    Its window is a fixed share of the run so far, so short and long runs share one setting.
-    """
-
-    @torch.no_grad()
-    def update(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
-        beta = (1 - 1 / (float(updates) + 1)) ** (power + 1)
-        torch._foreach_lerp_(averaged, current, 1 - beta)
-
-    return update
-
-
-def warmed_up_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Return an exponential average with less decay at first, so that a short run forgets the random weights."""
-
-    def update(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:
-        n = int(updates)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, updates)  # type: ignore[no-untyped-call]
-
-    return update
-
-
 class Averages:
-    """Both averages of a denoiser's weights."""
+    """Both averages of a network's weights and buffers."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
-        self.model, self.start = model, config.ema_start
+    def __init__(self, model: nn.Module, config: RunConfig) -> None:
+        self.model, self.start, self.power = model, config.ema_start, config.ema_power
         exponential = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
-        self.short = AveragedModel(model, multi_avg_fn=exponential)
-        self.long = AveragedModel(model, multi_avg_fn=power_average(config.ema_power))
+        self.short = AveragedModel(model, multi_avg_fn=exponential, use_buffers=True)
+        self.long = AveragedModel(model, multi_avg_fn=self._by_power, use_buffers=True)
+
+    def _by_power(self, averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
+        """EDM2's power-function average: after n updates beta = (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127).
+
+        Its window is a fixed share of the run so far, so short and long runs share one setting.
+        """
+        n = int(self.long.n_averaged) + 1  # this one is on the CPU; to read the argument is to wait for the device
+        beta = (1 - 1 / n) ** (self.power + 1)
+        get_ema_multi_avg_fn(beta)(averaged, current, n)  # type: ignore[no-untyped-call]
 
     def update(self, step: int) -> None:
         self.long.update_parameters(self.model)

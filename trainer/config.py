@@ -15,14 +15,34 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Fit = Literal["squeeze", "pad"]  # to a square: by unequal scaling, or by repeating the edge first
 
 
-class TrainConfig(NoOtherFields):
-    """One training run. `network` holds those fields of NetworkConfig that do not follow from the data.
+class RunConfig(NoOtherFields):
+    """What every run has, whatever it learns. Each objective adds its own fields and defaults."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    batch: Count = 64
+    # muon: Muon (Jordan 2024) for inner matrices, AdamW for all else. auto: muon where the device computes in bf16,
+    # adamw elsewhere, since Muon's products cost more there than they gain; a resumed run keeps its first choice
+    optimizer: Literal["auto", "adamw", "muon"] = "adamw"
+    lr: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    warmup_steps: Natural = 300
+    cooldown: Share = 0.3  # last share of the run, in which the rate falls to zero
+    clip_norm: Positive | None = 1.0  # largest norm of the gradient
+    ema_decay: Share = 0.995  # of the short average, which is the report's,
+    ema_start: Natural = 2000  # and the step at which it starts
+    ema_power: Positive = 12.0  # of the long average: decay (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127)
+    publish: Literal["long", "short", "raw"] = "long"  # which weights become the checkpoint
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+
+
+class TrainConfig(RunConfig):
+    """A run of the denoiser. `network` holds those fields of NetworkConfig that do not follow from the data.
 
     A field marked "from the data" follows from the pictures unless it is set (`trainer.data.settled`). Its default is
     right for i-CLEVR.
     """
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     network: dict[str, Any] = Field(default_factory=dict)
     image_size: Count = 64
@@ -31,11 +51,11 @@ class TrainConfig(NoOtherFields):
     positions: bool = True  # give the network the objects' positions, where the data set has a positions.json
     rotations: bool = True  # and the objects' rotations, where it has a rotations.json too
     position_dropout: Share = 0.1  # share of pictures trained without positions and rotations
-    layout_steps: Count = 2000  # of the layout network, which draws the positions of a picture's objects
+    layout_steps: Count = 2000  # at most, of the layout network, which draws the positions of a picture's objects
     timesteps: Annotated[int, Field(ge=SamplingOptions().steps)] = 1000  # T; the default sampling takes 16 of them
     prediction: PredictionName = "v"
-    # Weight of the squared error of eps or v: none, min-SNR (Hang et al. 2023), EDM's (Karras et al. 2022), or the
-    # weight that amounts to sqrt(SNR) on x_0
+    # Weight of the squared error of what is predicted: none, min-SNR (Hang et al. 2023), EDM's (Karras et al. 2022), or
+    # the weight that amounts to sqrt(SNR) on x_0
     loss_weight: Literal["none", "min_snr", "edm", "sqrt_snr"] = "sqrt_snr"
     min_snr_gamma: Positive = 5.0
     # From the data, for EDM's weight: the pictures' standard deviation around their mean picture
@@ -44,25 +64,17 @@ class TrainConfig(NoOtherFields):
     noise_levels: Literal["uniform", "normal"] = "normal"
     log_snr_mean: float = -0.5  # from the data
     log_snr_std: Positive = 2.2
+    # Draw one t from each of as many equal shares of the distribution as a batch has pictures; false: independently
+    stratified: bool = True
     batch: Count = 64  # from the data
-    optimizer: Literal["adamw", "muon"] = "muon"  # muon: Muon (Jordan 2024) for inner matrices, AdamW for all else
-    lr: Positive = 2e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
-    warmup_steps: Natural = 300
-    cooldown: Share = 0.3  # last share of the run, in which the rate falls to zero
-    clip_norm: Positive | None = 1.0  # largest norm of the gradient
+    optimizer: Literal["auto", "adamw", "muon"] = "auto"
     label_dropout: Share = 0.1  # share of pictures trained without labels, for guidance
     label_dropout_by: Literal["picture", "batch"] = "picture"  # drop labels picture by picture, or all of a batch's
-    ema_decay: Share = 0.995  # of the short average, which is the report's,
-    ema_start: Natural = 2000  # and the step at which it starts
-    ema_power: Positive = 12.0  # of the long average: decay (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127)
-    publish: Literal["long", "short", "raw"] = "long"  # which weights become the checkpoint
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
 
 
 # The report's hyperparameters: 32x32 padded pictures, every pixel a position, sigmoid betas, unweighted noise
-# prediction, AdamW 3e-4, batch 48, labels dropped for a whole batch at a time.
+# prediction, timesteps drawn independently (Ho et al. 2020, algorithm 1), AdamW 3e-4, batch 48, labels dropped for a
+# whole batch at a time.
 REPORT: Final = TrainConfig(
     network={
         "block": 1,
@@ -78,6 +90,7 @@ REPORT: Final = TrainConfig(
     prediction="eps",
     loss_weight="none",
     noise_levels="uniform",
+    stratified=False,
     batch=48,
     label_dropout_by="batch",
     optimizer="adamw",
@@ -91,11 +104,8 @@ REPORT: Final = TrainConfig(
 PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": REPORT}
 REPORT_EPOCHS = 300
 Config = TypeVar("Config", bound=NoOtherFields)
-# Fields that matter to every run, whatever it learns.
-OF_ANY_RUN: Final = frozenset({
-    "batch", "optimizer", "lr", "weight_decay", "betas", "warmup_steps", "cooldown", "clip_norm", "ema_decay",
-    "ema_start", "ema_power", "publish", "seed",
-})  # fmt: skip
+# For `stages/upsample.py`, whose configuration still has all fields of the denoiser's
+OF_ANY_RUN: Final = frozenset(RunConfig.model_fields)
 # fields of NetworkConfig
 FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions", "rotations", "spread"}
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from shared import storage as files
 from shared.checkpoint import CheckpointInfo, read_info
-from shared.diffusion.denoise import EPS_BOUNDED_BELOW
 from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutNetwork, with_positions
 from shared.diffusion.model import Denoiser, load_denoiser
+from shared.diffusion.predictions import EPS_BOUNDED_BELOW
 from shared.diffusion.samplers import make_table
 from shared.diffusion.upsampler import UpsamplerNet
 from shared.evaluator import IMAGE_SIZE, Evaluator, load_evaluator

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -21,18 +21,10 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from shared import storage as files
-from shared.vocabulary import Vocabulary
 from trainer.errors import TrainerError
 
 SAVE_EVERY_S = 300.0
 LOG_EVERY = 50  # steps
-
-# Kind of run -> the parts of its state. An evaluator's are also in a layout network's state, so it comes last.
-KINDS: Final = {
-    "denoiser": {"network", "averages", "optimizers"},  # or an adapter, or an upsampler
-    "layout network": {"network", "average", "optimizer", "best", "best_loss"},
-    "evaluator": {"network", "average", "optimizer"},
-}
 
 
 @dataclass
@@ -75,7 +67,7 @@ def step_seed(seed: int, step: int) -> int:
 def show_progress(progress: Progress, what: str, batch: int | None = None) -> Callable[[Run], None]:
     """An `on_step` that moves a bar from 0 to 1000 per mille; with `batch` it shows pictures per second.
 
-    The bar appears at the first step, so a stage that has nothing to do has none.
+    The bar appears at the first step, so a run that has nothing to do has none.
     """
     task: TaskID | None = None
 
@@ -86,47 +78,41 @@ def show_progress(progress: Progress, what: str, batch: int | None = None) -> Ca
         status = f"{what}: step {run.step}" + (f", loss {run.loss:.4f}" if run.loss else "")  # none is known at first
         if batch:
             status += f", {run.step * batch / max(run.elapsed_s, 1e-9):.0f} pictures/s"
-        progress.update(task, completed=min(1000, int(1000 * run.progress)), description=status)
+        progress.update(task, completed=int(1000 * run.progress), description=status)
 
     return on_step
 
 
-def save_state(path: Path, recipe: dict[str, Any], vocabulary: Vocabulary, run: Run, parts: dict[str, Any]) -> None:
-    """Write the state that a run resumes from, atomically. `parts`: state dicts of whatever learns or averages."""
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write the state that a run resumes from, atomically: `kind`, `config` and whatever changes in the run."""
     temporary = path.with_suffix(".tmp")
-    state = {"config": recipe, "vocabulary": list(vocabulary.names), "step": run.step, "elapsed_s": run.elapsed_s}
     try:
-        torch.save({**state, **parts}, temporary)
+        torch.save(state, temporary)
     except RuntimeError as error:  # what torch raises for a full disk
         temporary.unlink(missing_ok=True)
         raise TrainerError(f"{path} cannot be written; is the disk full? ({error})") from error
     os.replace(temporary, path)
 
 
-def load_state(
-    path: Path, kind: str, network: nn.Module, recipe: dict[str, Any], vocabulary: Vocabulary, run: Run
-) -> dict[str, Any]:
-    """Return the state in `path`, on the CPU, and set `run` to the step and time at which it was saved.
+def load_state(path: Path, kind: str, config: dict[str, Any], network: nn.Module) -> dict[str, Any]:
+    """Return the state in `path`, on the CPU.
 
     On a GPU it would stay in memory beside the network, and AdamW would wait for the GPU to read each parameter's step.
 
-    `kind`: one of KINDS. A run resumes only with the kind, the recipe and the shape of `network` that it was started
-    with, since its log describes one recipe. Raises TrainerError for another one, and for a damaged file.
+    A run resumes only with the kind, the configuration and the shape of `network` that it was started with, since its
+    log describes one of each. Raises TrainerError for another one, and for a damaged file.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        before, names = state["config"], state["vocabulary"]
-        found = next(one for one, parts in KINDS.items() if parts <= state.keys())
+        before, found = state["config"], state.get("kind", kind)  # which the states of former releases lack
         shapes = {key: value.shape for key, value in state["network"].items()}
-        run.step, run.elapsed_s, run.resumed_at = state["step"], state["elapsed_s"], state["step"]
+        assert {"step", "elapsed_s", "averages", "optimizers"} <= state.keys()
     except Exception as error:  # torch raises a dozen types for a broken file
         raise TrainerError(f"{path} is not the state of a run; delete it to start again") from error
     if found != kind:
         raise TrainerError(f"{path.parent} holds the run of another kind ({found}, not {kind}); choose another --run")
-    if names != list(vocabulary.names):
-        raise TrainerError(f"{path} was started with another objects.json; choose another --run or delete it")
-    # a setting that the state lacks is newer than the run
-    if changed := [key for key in recipe if recipe[key] != before.get(key, recipe[key])]:
+    # a setting that the state lacks is newer than the run, and "auto" means what the run has
+    if changed := [key for key in config if config[key] not in (before.get(key, config[key]), "auto")]:
         other = "other data" if "data" in changed else f"another {', '.join(changed)}"  # some settings follow from data
         raise TrainerError(f"{path} was started with {other}; choose another --run or delete it")
     if shapes != {key: value.shape for key, value in network.state_dict().items()}:

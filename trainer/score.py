@@ -6,8 +6,8 @@ Picture i of run r has the seed picture_seed(seed + r, i), so the service's POST
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Final, cast
@@ -23,18 +23,16 @@ from shared.diffusion.candidates import sample_best
 from shared.diffusion.denoise import Row, Stepper, sample
 from shared.diffusion.layouts import Layouts
 from shared.diffusion.model import Denoiser
-from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import UNet
 from shared.evaluator import Evaluator, Judge, SetScore, cropping_judge, load_evaluator, score_set
-from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
+from shared.options import SAMPLING_PRESETS, PredictionName, SamplingOptions, picture_seed
 from shared.pictures import grid, png_bytes
 from shared.registry import resolve
 from shared.storage import Location
 from shared.vocabulary import Vocabulary, read_test_file
-from trainer.config import TrainConfig
-from trainer.data import Dataset, named
+from trainer.data import named
 from trainer.errors import TrainerError
-from trainer.loss import Denoising, fixed_loss
+from trainer.objectives.denoiser import Denoising, fixed_loss
 from trainer.runs import Run, log_samples
 
 Lists = Sequence[Sequence[str]]  # label lists, one a picture
@@ -179,49 +177,45 @@ def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
 
 @dataclass
 class Watcher:
-    """Evaluates the averaged network while it trains: a grid of the first test file, and the scores of each file.
+    """Shows a denoiser while it trains: a grid of the first test file, and the scores of each file.
 
-    Without an evaluator it draws only the grid. With held-out pictures it measures their loss, and that of as many
+    Without an evaluator it draws only the grid. `losses` are measured, too, such as those of held-out pictures and of
     training pictures: the network remembers what it has seen where the first is much higher.
     """
 
-    config: TrainConfig
-    dataset: Dataset
+    alpha_bar: Tensor
+    prediction: PredictionName
+    vocabulary: Vocabulary
+    aspect: float  # width over height of the pictures before padding
     folder: Path
     tests: dict[str, list[list[str]]]
     evaluator: Evaluator | None
     device: torch.device
     options: SamplingOptions = SAMPLING
-    held_out: Dataset | None = None
     layouts: Layouts | None = None  # of a network that takes positions
+    losses: Mapping[str, Denoising] = field(default_factory=dict)  # by name in the log
 
     def stepper(self, network: nn.Module) -> Stepper:
         """Return the sampling loop of `network`, which is put into evaluation mode."""
         unet = cast(UNet, network.eval())  # or a distillation's network, which has the same attributes
         return Stepper(
-            unet, alpha_bar(self.config.schedule, self.config.timesteps), self.config.prediction, device=self.device,
-            dtype=autocast_dtype(self.device), layouts=self.layouts, rotations=unet.config.rotations,
+            unet, self.alpha_bar, self.prediction, device=self.device, dtype=autocast_dtype(self.device),
+            layouts=self.layouts, rotations=unet.config.rotations,
         )  # fmt: skip
 
     def __call__(self, network: nn.Module, run: Run) -> dict[str, float]:
-        was_training = network.training
         stepper = self.stepper(network)
         figures: dict[str, float] = {}
         for i, (name, lists) in enumerate(self.tests.items()):
             if self.evaluator:
-                judge, vocabulary = cropping_judge(self.evaluator, self.dataset.aspect), self.dataset.vocabulary
-                scored = score_run(stepper, judge, lists, self.options, seed=0, vocabulary=vocabulary)
+                judge = cropping_judge(self.evaluator, self.aspect)
+                scored = score_run(stepper, judge, lists, self.options, seed=0, vocabulary=self.vocabulary)
                 images = scored.images
                 figures |= {f"{name}/{score}": getattr(scored.score, score) for score in SCORES}
             elif i == 0:
-                targets = targets_of(lists[:GRID_PICTURES], self.dataset.vocabulary)
+                targets = targets_of(lists[:GRID_PICTURES], self.vocabulary)
                 seeds = [picture_seed(0, i) for i in range(len(targets))]
                 images = sample(stepper, targets, self.options, seeds)
             if i == 0:
                 log_samples(self.folder, grid(images[:GRID_PICTURES]), run.step)
-        if self.held_out:
-            for name, dataset in (("held_out_loss", self.held_out), ("seen_loss", self.dataset)):
-                objective = Denoising(dataset, self.config, self.device)
-                figures[name] = fixed_loss(network, objective, batch=self.config.batch)
-        network.train(was_training)
-        return figures
+        return figures | {name: fixed_loss(network, one, batch=one.config.batch) for name, one in self.losses.items()}

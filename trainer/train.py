@@ -1,58 +1,142 @@
-"""Trains the denoiser. Read `train` from top to bottom; to resume, run the same command again.
+"""The training loop. Read `train` from top to bottom; to resume, run the same command again.
 
-Under torchrun each process takes its share of the same global batch, so the result does not depend on their number.
+What is learnt is an `Objective` (`objectives/`). Under torchrun each process takes its share of the same global batch,
+so the result does not depend on their number.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.checkpoint import load, publish
 from shared.device import autocast_dtype, kept_memory
-from shared.diffusion.layouts import LAYOUTS, LayoutNetwork
-from shared.diffusion.unet import NetworkConfig, UNet
-from shared.options import WITH_POSITIONS
-from shared.registry import resolve
 from shared.storage import Location
 from trainer.averages import Averages
-from trainer.config import TrainConfig
-from trainer.data import Dataset, check_labelled, positions_of, rotations_of, support_of
+from trainer.config import RunConfig
 from trainer.errors import TrainerError
-from trainer.loss import Denoising, Objective
+from trainer.processes import processes
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, rate_share, run_log, save_state, step_seed
 
 
-def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
-    own: dict[str, Any] = {"spread": round(dataset.object_size / 2, 4)} if dataset.object_size else {}
-    network = NetworkConfig(
-        num_labels=len(dataset.vocabulary), image_size=config.image_size,
-        positions=positions_of(config, dataset) is not None, rotations=rotations_of(config, dataset) is not None,
-        **own, **config.network,
-    )  # fmt: skip
-    torch.manual_seed(config.seed)
-    unet = UNet(network)
-    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return unet
+class Objective(Protocol):
+    """What a run learns: its examples, their loss, and what becomes of the averaged network."""
+
+    kind: str  # a run folder holds runs of one kind
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that is learnt from: a run is not resumed with other data."""
+
+    def __len__(self) -> int:
+        """Return the number of examples in an epoch."""
+
+    def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
+        """Return the `share` of the examples `index`, a whole batch, as tensors on the CPU.
+
+        All randomness comes from `generator`, so that the shares are those of one batch.
+        """
+
+    def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        """Return the mean loss of drawn examples, on the device, without waiting for it (as `float(loss)` would)."""
+
+    def show(self, network: nn.Module, run: Run) -> dict[str, float]:
+        """Return figures of the averaged network, in evaluation mode, for the log; may write sample grids."""
+
+    def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
+        """Write the averaged network as a checkpoint. `training`: what its header says of the run."""
 
 
-def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+@dataclass
+class Best:
+    """The averaged weights at the best evaluation so far."""
+
+    badness: float
+    step: int
+    figures: dict[str, float]
+    weights: dict[str, Tensor]  # on the CPU
+    worse_since: int = 0  # evaluations after it
+
+
+class Training:
+    """What changes in a run: the network, its averages and optimizers, where it stands, and its best evaluation.
+
+    `config` has all choices made: an `auto` optimizer is the one that the run had before or, at its start, the one that
+    is faster on the device.
+    """
+
+    def __init__(
+        self, network: nn.Module, config: RunConfig, device: torch.device, state: dict[str, Any] | None
+    ) -> None:  # fmt: skip
+        if config.optimizer == "auto":
+            here = "muon" if autocast_dtype(device) else "adamw"
+            config = config.model_copy(update={"optimizer": state["config"]["optimizer"] if state else here})
+        self.network, self.config, self.run = network, config, Run()
+        self.averages, self.optimizers = Averages(network, config), make_optimizers(network, config)
+        self.best: Best | None = None
+        if state is None:
+            return
+        self.run.step, self.run.elapsed_s, self.run.resumed_at = state["step"], state["elapsed_s"], state["step"]
+        network.load_state_dict(state["network"])
+        self.averages.load_state_dict(state["averages"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.best = Best(**state["best"]) if state.get("best") else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.run.step,
+            "elapsed_s": self.run.elapsed_s,
+            "network": self.network.state_dict(),
+            "averages": self.averages.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "best": self.best and vars(self.best),
+        }
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network with the averaged weights that are published."""
+        return self.averages.network(self.config.publish)
+
+    def evaluate(self, objective: Objective) -> dict[str, float]:
+        """Return what the objective shows of the averaged network, and keep its weights if they are the best so far."""
+        network, was_training = self.averaged, self.averaged.training
+        figures = objective.show(network.eval(), self.run)
+        network.train(was_training)
+        self.run.history.append(figures)
+        if (now := badness(figures)) is not None and (self.best is None or now <= self.best.badness):
+            weights = {key: value.detach().to("cpu", copy=True) for key, value in network.state_dict().items()}
+            self.best = Best(now, self.run.step, figures, weights)
+        elif self.best:
+            self.best.worse_since += 1
+        return figures
+
+
+def badness(figures: dict[str, float]) -> float | None:
+    """Return the held-out loss, or else how much is missing from exact matches; None where there is neither."""
+    if "held_out_loss" in figures:
+        return figures["held_out_loss"]
+    scores = [value for name, value in figures.items() if name.split("/")[-1] == "exact_match"]
+    return 1 - fmean(scores) if scores else None
+
+
+def make_optimizers(network: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
     """Return AdamW for all parameters, or Muon for the inner matrices and AdamW for all else.
 
     All else is the first and last layer, embeddings and vectors. `match_rms_adamw` gives Muon's update the size of
     AdamW's (Liu et al. 2025, sec. 2.2), so both share one learning rate.
     """
     if config.optimizer == "adamw":
-        return [torch.optim.AdamW(network.parameters(), config.lr, config.betas, weight_decay=config.weight_decay)]
+        parameters, decay = network.parameters(), config.weight_decay
+        return [torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=decay, fused=True)]
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
@@ -60,213 +144,138 @@ def make_optimizers(network: nn.Module, config: TrainConfig) -> list[torch.optim
         (matrices if inside else others).append(parameter)
     return [
         torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0),
+        torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0, fused=True),
     ]
 
 
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
-    """Return the indices of a step's pictures. Each epoch shows all `n` pictures once, in its own order."""
-    positions = torch.arange(step * batch, (step + 1) * batch)
-    epochs = positions // n
-    orders = {e: torch.randperm(n, generator=torch.Generator().manual_seed(seed + e)) for e in set(epochs.tolist())}
-    return torch.stack([orders[int(e)][int(p) % n] for e, p in zip(epochs, positions, strict=True)])
+    """Return the indices of a step's examples. Each epoch shows all `n` examples once, in its own order."""
+    first, last = step * batch // n, ((step + 1) * batch - 1) // n  # epochs
+    orders = [torch.randperm(n, generator=torch.Generator().manual_seed(seed + e)) for e in range(first, last + 1)]
+    return torch.cat(orders)[step * batch - first * n :][:batch]
 
 
-def _join(device: torch.device) -> tuple[int, int]:
-    """Join the other processes where torchrun started several; return this one's rank and their number."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    if not dist.is_initialized():
-        # a long timeout, since the others wait while rank 0 samples a grid and scores it
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
-    return dist.get_rank(), dist.get_world_size()
-
-
-def checkpoint_config(config: TrainConfig, network: UNet, aspect: float) -> dict[str, Any]:
-    """Return the fields from which `shared.diffusion.model.load_denoiser` rebuilds the denoiser."""
-    return {
-        "network": network.config.model_dump(mode="json"),
-        "schedule": config.schedule,
-        "timesteps": config.timesteps,
-        "prediction": config.prediction,
-        "aspect": aspect,
-    }
-
-
-def publish_network(
-    network: nn.Module, config: TrainConfig, dataset: Dataset, storage: Location, name: str, training: dict[str, Any],
-    layouts: LayoutNetwork | None = None,
-) -> Location:  # fmt: skip
-    """Write bf16 weights and the whole configuration to storage, atomically. `layouts`: where it takes positions."""
-    assert isinstance(network, UNet)
-    state, described = dict(network.state_dict()), checkpoint_config(config, network, dataset.aspect)
-    described["support"] = support_of(dataset, positions_of(config, dataset)).model_dump(mode="json")
-    if layouts is not None:
-        state |= {f"{LAYOUTS}{key}": value for key, value in layouts.state_dict().items()}
-        described["layouts"] = layouts.config.model_dump(mode="json")
-        described["sampling"] = WITH_POSITIONS.model_dump(mode="json")
-    return publish(
-        storage, name, {key: value.detach().to("cpu", torch.bfloat16) for key, value in state.items()},
-        kind="denoiser", vocabulary=dataset.vocabulary.names, config=described,
-        training={**training, "config": config.model_dump(mode="json")},
-    )  # fmt: skip
-
-
-def starting_weights(storage: Location, name: str, config: TrainConfig, dataset: Dataset) -> dict[str, Tensor]:
-    """Return a published denoiser's weights, to start a run with `config` from them.
-
-    The run's network may also take positions and rotations, and may have more blocks in each level. A new block starts
-    as the identity (Chen et al. 2016, "Net2Net", sec. 2.3), since its last convolution is zero.
-    """
-    info, weights = load(resolve(storage, name, "denoiser"))
-    if base := info.config.get("base"):
-        raise TrainerError(f"{name} is an adapter; start from the checkpoint that it changes, {base['name']}")
-    if info.vocabulary != dataset.vocabulary.names:
-        raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
-    wanted = checkpoint_config(config, make_network(config, dataset), dataset.aspect)
-    network = NetworkConfig.model_validate(info.config["network"])
-    network = network.model_copy(update={key: True for key in ("positions", "rotations") if wanted["network"].get(key)})
-    network = network.model_copy(update=_more_blocks(network, NetworkConfig.model_validate(wanted["network"])))
-    found = {"aspect": dataset.aspect, **info.config, "network": network.model_dump(mode="json")}
-    if different := [key for key in wanted if wanted[key] != found.get(key)]:
-        raise TrainerError(f"{name} has another {', '.join(different)} than this run; it cannot be started from")
-    return {key: value for key, value in weights.items() if not key.startswith("layouts")}  # the run has its own
-
-
-def _more_blocks(found: NetworkConfig, wanted: NetworkConfig) -> dict[str, tuple[int, ...]]:
-    """Return the numbers of blocks of `wanted` where none is smaller and the levels are as many."""
-    numbers = {side: (getattr(found, side), getattr(wanted, side)) for side in ("encoder_blocks", "decoder_blocks")}
-    return {
-        side: new for side, (old, new) in numbers.items()
-        if len(old) == len(new) and all(more >= blocks for blocks, more in zip(old, new, strict=True))
-    }  # fmt: skip
+def check_finite(sums: Tensor) -> None:
+    """Raise FloatingPointError if the loss, or the gradient, has diverged. Waits for the device."""
+    if not sums.isfinite().all():
+        raise FloatingPointError(f"the loss is {float(sums[0])}; lower lr or raise warmup_steps (--set lr=...)")
 
 
 def train(
-    dataset: Dataset,
-    config: TrainConfig,
+    objective: Objective,
+    network: nn.Module,
+    config: RunConfig,
     folder: Path,
     budget: Budget,
     *,
     device: torch.device,
-    start: dict[str, Tensor] | None = None,
     start_from: str | None = None,
-    network: nn.Module | None = None,
-    objective: Objective | None = None,
     on_step: Callable[[Run], None] = lambda _: None,
-    evaluate: Callable[[nn.Module, Run], dict[str, float]] | None = None,
     evaluate_every_s: float = 600.0,
     evaluate_every_share: float = 1.0,
-) -> tuple[Averages, Run]:
-    """Train until the budget is spent; state, log and TensorBoard events go to `folder`.
+    patience: int | None = None,
+    grad_accumulation: int = 1,
+) -> Training:
+    """Train `network` until the budget is spent; state, log and TensorBoard events go to `folder`.
 
-    `start`: a state dict to start from, and `start_from` its name; parameters that it lacks start at random. A resumed
-    run continues from its own state instead. `network` and `objective`: those of a distillation.
+    `start_from`: the name of the checkpoint whose weights the network has. A resumed run continues from its own state
+    instead. The first process calls `objective.show` at the end, every `evaluate_every_s` seconds, and each time
+    another `evaluate_every_share` of the budget is spent. `patience`: stop after so many evaluations in a row that are
+    worse than the best. `grad_accumulation`: backward passes in a step, each of its part of the batch.
 
-    Rank 0 calls `evaluate(averaged network, run)` at the end, every `evaluate_every_s` seconds, and each time another
-    `evaluate_every_share` of the budget is spent; the figures are logged.
-    Raises TrainerError for pictures without labels and for another run's `folder`, FloatingPointError where the loss
-    diverges.
+    Raises TrainerError for another run's `folder` and for a batch that cannot be divided, FloatingPointError where the
+    loss diverges.
     """
-    if objective is None:
-        check_labelled(dataset, "training pictures")
-    rank, world = _join(device)
-    if config.batch % world:
-        raise TrainerError(f"batch {config.batch} must be a multiple of the {world} processes")
-    share = slice(rank * config.batch // world, (rank + 1) * config.batch // world)
-    folder.mkdir(parents=True, exist_ok=True)
-    network = (network or make_network(config, dataset)).to(device)
-    if start is not None:
-        network.load_state_dict({**network.state_dict(), **start})
-    model = DistributedDataParallel(network) if world > 1 else network
-    optimizers, averages, run = make_optimizers(network, config), Averages(network, config), Run()
-    if objective is None:
-        objective = Denoising(dataset, config, device)
-    dtype, state_path = autocast_dtype(device), folder / "state.pt"
-    recipe = {**config.model_dump(mode="json"), "data": dataset.digest, "start_from": start_from}
+    with processes(device) as group, kept_memory():
+        parts = group.parts(config.batch, grad_accumulation)
+        folder.mkdir(parents=True, exist_ok=True)
+        network = network.to(device).train()
+        recipe = {**config.model_dump(mode="json"), "data": objective.digest, "start_from": start_from}
+        state_path, is_first = folder / "state.pt", group.rank == 0
+        state = load_state(state_path, objective.kind, recipe, network) if state_path.exists() else None
+        training = Training(network, config, device, state)
+        config, run, averages = training.config, training.run, training.averages
+        described = {"kind": objective.kind, "config": {**recipe, "optimizer": config.optimizer}}
+        if (step := group.agreed(run.step)) != run.step:
+            problem = f"is at step {run.step} here, and at step {step:.0f} for the first process"
+            raise TrainerError(f"{folder}: {problem}; all processes must resume from the same folder")
+        wrapper = DistributedDataParallel(network) if group.size > 1 else None
+        dtype = autocast_dtype(device)
 
-    if state_path.exists():
-        state = load_state(state_path, "denoiser", network, recipe, dataset.vocabulary, run)
-        network.load_state_dict(state["network"])
-        averages.load_state_dict(state["averages"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-    if (first := _agreed(run.step, world, device)) != run.step:
-        problem = f"is at step {run.step} here, and at step {first:.0f} for the first process"
-        raise TrainerError(f"{folder}: {problem}; all processes must resume from the same folder")
+        with run_log(folder if is_first else None) as record:
 
-    with kept_memory(), run_log(folder if rank == 0 else None) as record:
+            def save() -> None:
+                check_finite(sums)
+                if is_first:
+                    save_state(state_path, {**described, **training.state_dict()})
 
-        def save() -> None:
-            if rank == 0:
-                parts: dict[str, Any] = {"network": network.state_dict(), "averages": averages.state_dict()}
-                parts["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-                save_state(state_path, recipe, dataset.vocabulary, run, parts)
+            def evaluate() -> None:
+                check_finite(sums)
+                if is_first:
+                    record(run, training.evaluate(objective))
 
-        def measure() -> None:
-            if rank == 0 and evaluate:
-                run.history.append(figures := evaluate(averages.network(config.publish), run))
-                record(run, figures)
+            def progress_of() -> float:
+                """Return the share of the budget that is spent; 1 where patience has ended."""
+                best = training.best
+                if patience and best and best.worse_since >= patience:
+                    return 1.0
+                return min(1.0, budget.progress(run.elapsed_s, run.step))
 
-        last = saved_at = measured_at = time.monotonic()
-        sums = torch.zeros(3)  # of the loss, the gradient's norm and the steps since the last line of the log
-        while (progress := _agreed(budget.progress(run.elapsed_s, run.step), world, device)) < 1:
-            generator = torch.Generator().manual_seed(step_seed(config.seed, run.step))
-            index = batch_indices(len(objective), config.batch, config.seed, run.step)
-            inputs = [value.to(device, non_blocking=True) for value in objective.draw(index, share, generator)]
+            last = saved_at = evaluated_at = time.monotonic()
+            evaluated_step = -1
+            sums = torch.zeros(3, device=device)  # of loss, gradient norm and steps since the last line of the log
+            while (progress := group.agreed(progress_of())) < 1:
+                generator = torch.Generator().manual_seed(step_seed(config.seed, run.step))
+                index = batch_indices(len(objective), config.batch, config.seed, run.step)
+                rate = config.lr * rate_share(run.step, progress, config.warmup_steps, config.cooldown)
+                loss = torch.zeros((), device=device)
+                for part in parts:
+                    drawn = objective.draw(index, part, generator.clone_state())
+                    inputs = [value.to(device, non_blocking=True) for value in drawn]
+                    torch.manual_seed(step_seed(config.seed, run.step) + part.start)  # of dropout
+                    # processes exchange gradients after the last part
+                    with wrapper.no_sync() if wrapper and part is not parts[-1] else nullcontext():
+                        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                            own = objective(wrapper or network, *inputs) / len(parts)
+                        own.backward()  # type: ignore[no-untyped-call]
+                    loss += own.detach()
+                norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or torch.inf)
+                for optimizer in training.optimizers:
+                    for parameters in optimizer.param_groups:
+                        parameters["lr"] = rate
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                averages.update(run.step)
+                sums += torch.stack([loss, norm, torch.ones_like(norm)])
 
-            rate = config.lr * rate_share(run.step, progress, config.warmup_steps, config.cooldown)
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                loss = objective(model, *inputs)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or torch.inf)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            averages.update(run.step)
-
-            now = time.monotonic()
-            run.step, run.elapsed_s, run.progress, last = run.step + 1, run.elapsed_s + now - last, progress, now
-            sums += torch.tensor([loss.item(), norm.item(), 1.0])
-            if run.step % LOG_EVERY == 0:
-                loss_sum, norm_sum, steps = _added(sums, world, device).tolist()
-                run.loss, grad_norm = loss_sum / steps, norm_sum / steps
-                sums.zero_()
-                figures = {"loss": run.loss, "grad_norm": grad_norm, "lr": rate, "pictures": run.step * config.batch}
-                record(run, figures)
-            on_step(run)
-            if now - saved_at > SAVE_EVERY_S:
+                now = time.monotonic()
+                run.step, run.elapsed_s, last = run.step + 1, run.elapsed_s + now - last, now
+                run.progress = progress_of()
+                if run.step % LOG_EVERY == 0:
+                    check_finite(sums)
+                    loss_sum, norm_sum, steps = group.added(sums).tolist()
+                    sums.zero_()
+                    run.loss = loss_sum / steps
+                    figures = {"loss": run.loss, "grad_norm": norm_sum / steps, "lr": rate}
+                    record(run, {**figures, "pictures": run.step * config.batch})
+                on_step(run)
+                if now - saved_at > SAVE_EVERY_S:
+                    save()
+                    saved_at = time.monotonic()
+                shares = run.progress // evaluate_every_share - progress // evaluate_every_share
+                if (shares and run.progress < 1) or now - evaluated_at > evaluate_every_s:
+                    evaluate()
+                    evaluated_step = run.step
+                    evaluated_at = last = time.monotonic()  # evaluation is not training time
+            save()
+            if evaluated_step != run.step:
+                evaluate()
                 save()
-                saved_at = time.monotonic()
-            spent = budget.progress(run.elapsed_s, run.step)
-            another_share = spent < 1 and spent // evaluate_every_share > progress // evaluate_every_share
-            if another_share or now - measured_at > evaluate_every_s:
-                measure()
-                measured_at = last = time.monotonic()  # evaluation is not training time
-        save()
-        measure()
-    if world > 1:
-        dist.barrier()  # no process leaves while rank 0 still evaluates
-        # Delete the wrapper before the process group: otherwise its destructor ends the group while it holds Python's
-        # lock, for which gloo's own threads may wait, and the process hangs.
-        del model
-        dist.destroy_process_group()
-    return averages, run
-
-
-def _agreed(value: float, world: int, device: torch.device) -> float:
-    """Return rank 0's value, for what all processes must decide alike, such as when to stop."""
-    if world == 1:
-        return value
-    own = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.broadcast(own, 0)
-    return float(own)
-
-
-def _added(values: Tensor, world: int, device: torch.device) -> Tensor:
-    """Return the sums of `values` over all processes, each of which sees the loss of its share alone."""
-    if world > 1:
-        dist.all_reduce(values := values.to(device))
-    return values
+            if run.progress < 1 and run.step > run.resumed_at:  # patience has ended
+                run.progress = 1.0
+                on_step(run)
+        # Delete the wrapper before the processes part: otherwise its destructor ends their group while it holds
+        # Python's lock, for which gloo's own threads may wait, and the process hangs.
+        del wrapper
+    training.averaged.eval()
+    return training

@@ -19,12 +19,11 @@ from benchmarks.timing import Deadline, figure, paired, seconds
 from shared.device import autocast_dtype, kept_memory, pick_device
 from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset
-from trainer.loss import Denoising
+from trainer.objectives.denoiser import Denoising, make_network
+from trainer.objectives.evaluator import EvaluatorConfig, Recognising, make_evaluator
 from trainer.runs import Budget
 from trainer.scenes.render_folder import random_scenes, write_folder
-from trainer.stages.fit_evaluator import BATCH as FIT_BATCH
-from trainer.stages.fit_evaluator import fit_evaluator
-from trainer.train import batch_indices, make_network, train
+from trainer.train import batch_indices, train
 
 OURS, REPORT = "ours", "the course report's loop, fp32"
 LIBRARY, LIBRARY_BF16 = "diffusers' loop, fp32 (its default)", "diffusers' loop, bf16"
@@ -36,9 +35,10 @@ Loop = Callable[[Callable[[], None]], None]  # trains some steps and calls its a
 
 
 def our_loop(dataset: Dataset, config: TrainConfig, steps: int, on_step: Callable[[], None]) -> None:
+    device, budget = pick_device(), Budget(steps=steps)
+    objective, network = Denoising(dataset, config, device), make_network(config, dataset)
     with tempfile.TemporaryDirectory() as folder:
-        budget = Budget(steps=steps)
-        train(dataset, config, Path(folder), budget, device=pick_device(), on_step=lambda _: on_step())
+        train(objective, network, config, Path(folder), budget, device=device, on_step=lambda _: on_step())
 
 
 def network_alone(dataset: Dataset, config: TrainConfig, steps: int, on_step: Callable[[], None]) -> None:
@@ -110,9 +110,11 @@ def evaluator_fitting(dataset: Dataset, folder: Path, steps: int) -> float:
 
     def fit(on_step: Callable[[], None]) -> None:
         device, budget = pick_device(), Budget(steps=steps)
-        fit_evaluator(dataset, dataset, folder / "fit", budget, device=device, on_step=lambda _: on_step())
+        network = make_evaluator(dataset, config)
+        train(objective, network, config, folder / "fit", budget, device=device, on_step=lambda _: on_step())
 
-    return FIT_BATCH / step_seconds(fit)
+    config, objective = EvaluatorConfig(), Recognising(dataset, dataset)
+    return config.batch / step_seconds(fit)
 
 
 def measure(quick: bool) -> Data:

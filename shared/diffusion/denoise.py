@@ -13,13 +13,9 @@ import torch
 from torch import Tensor
 
 from shared.diffusion.layouts import Layouts, as_rotations, with_positions
+from shared.diffusion.predictions import to_x0
 from shared.diffusion.samplers import Table, make_table
 from shared.options import PredictionName, SamplingOptions, network_rows
-
-# Below this alpha_bar, x0_hat of an eps prediction is clamped to [-1, 1], the range of a picture, since dividing by
-# sqrt(alpha_bar) would amplify the prediction's error by 160 and more. The linear (4.04e-5), quadratic and sigmoid
-# (3.97e-5) schedules stay above it; cosine's last five timesteps are below. `schedules.py` explains why.
-EPS_BOUNDED_BELOW = 3.9e-5
 
 
 class Network(Protocol):
@@ -107,7 +103,7 @@ class Stepper:
         self.network, self.device, self.dtype, self.max_rows = network, torch.device(device), dtype, max_rows
         self.layouts, self.rotations, self.upsampler = layouts, rotations, upsampler
         self.network_rows = 0
-        self._alpha_bar, self._to_x0 = alpha_bar, _prediction_coefficients(alpha_bar, prediction)
+        self._alpha_bar, self._to_x0 = alpha_bar, to_x0(alpha_bar, prediction).rows()
         self._plan: Callable[[SamplingOptions], tuple[Table, Sequence[float]]] = lru_cache(128)(
             lambda options: _plan(options, alpha_bar)
         )
@@ -274,21 +270,6 @@ def _plan(options: SamplingOptions, alpha_bar: Tensor) -> tuple[Table, Sequence[
     """Return the table, and the guidance scale of each of its steps: 1 outside the guidance interval."""
     table, (low, high) = make_table(options, alpha_bar), options.guidance_interval
     return table, [options.guidance if low <= t / len(alpha_bar) <= high else 1.0 for t, *_ in table.rows]
-
-
-def _prediction_coefficients(alpha_bar: Tensor, prediction: PredictionName) -> list[tuple[float, float, float]]:
-    """Return (p, q, limit) of each timestep: x0_hat = p x + q prediction, clamped to +-limit.
-
-    The limit is infinite except for an eps prediction at very noisy timesteps.
-    """
-    ab = alpha_bar.double()
-    if prediction == "eps":  # x_0 = (x - sqrt(1 - ab) eps) / sqrt(ab), Ho et al. 2020, eq. 15
-        p, q = ab.rsqrt(), -((1 - ab) / ab).sqrt()
-        limit = torch.where(ab < EPS_BOUNDED_BELOW, 1.0, torch.inf)
-    else:  # x_0 = sqrt(ab) x - sqrt(1 - ab) v, Salimans & Ho 2022, appendix D
-        p, q = ab.sqrt(), -(1 - ab).sqrt()
-        limit = torch.full_like(ab, torch.inf)
-    return list(zip(p.tolist(), q.tolist(), limit.tolist(), strict=True))
 
 
 def sample(

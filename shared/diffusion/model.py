@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
-from shared.device import WithoutWeights, autocast_dtype
+from shared.device import autocast_dtype
 from shared.diffusion.denoise import Network, Stepper, Upsampler
 from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts, with_positions
 from shared.diffusion.schedules import alpha_bar
@@ -126,10 +126,10 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         if not 0 < aspect < math.inf:
             raise ValueError(f"aspect {aspect} is not a ratio of two sides")
         layouts = _load_layouts(info, state) if config.positions else None
-        with WithoutWeights():
-            network = UNet(config)
         upsampler = _load_upsampler(info, state)
-        network.load_state_dict(state)
+        with torch.device("meta"):  # no initial weights: the checkpoint's take their place, and drawing them is slow
+            network = UNet(config)
+        network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]  # torch lists every tensor on a line
         raise CheckpointError(path.name, f"configuration and weights do not fit: {reason}") from error
@@ -151,9 +151,10 @@ def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> Upsampler
     config = UpsamplerConfig.model_validate(given)
     if config.picture != picture_size(info.config):
         raise ValueError(f"picture is {picture_size(info.config)}, the upsampler's is {config.picture}")
-    with WithoutWeights():
+    with torch.device("meta"):
         upsampler = UpsamplerNet(config)
-    upsampler.load_state_dict({name.removeprefix(UPSAMPLER): value for name, value in weights.items()})
+    tensors = {name.removeprefix(UPSAMPLER): value.float() for name, value in weights.items()}
+    upsampler.load_state_dict(tensors, assign=True)
     return upsampler
 
 

@@ -19,7 +19,7 @@ from tests.toy import K, ToyNetwork
 from tests.trainer_fixtures import write_data_folder
 from trainer.config import TrainConfig
 from trainer.data import load_dataset
-from trainer.train import make_network
+from trainer.objectives.denoiser import make_network
 
 
 def test_the_reports_sampler_equals_our_ddpm_table() -> None:

@@ -31,10 +31,26 @@ Storage = Annotated[
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Minutes = Annotated[float | None, typer.Option(min=0.01, help="Stop after so many minutes of training.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")]
-Changes = Annotated[list[str] | None, typer.Option("--set", help="Change one field: --set batch=64. Repeatable.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one field of the run: --set batch=64. Repeatable.")
+]
 EvaluateMinutes = Annotated[float, typer.Option(min=0.1, help="Minutes between sample grids and scores.")]
 LoggedEvaluator = Annotated[str | None, typer.Option(help="Name of an evaluator whose scores are only logged.")]
 Name = Annotated[str, typer.Option(help="The checkpoint's name.")]
+RunFolder = Annotated[
+    Path,  # torchrun takes --run for itself
+    typer.Option("--run", "--run-folder", help="Folder for state, log and grids. Under torchrun: --run-folder."),
+]
+Patience = Annotated[
+    int | None, typer.Option(min=1, help="Stop after so many evaluations in a row that are worse than the best.")
+]
+GradAccumulation = Annotated[
+    int, typer.Option(min=1, help="Backward passes in a step, each of a part of the batch, to save memory.")
+]
+HeldOut = Annotated[
+    list[Path] | None,
+    typer.Option(exists=True, help="A folder of unseen pictures whose loss is logged. Repeatable."),
+]
 StartFrom = Annotated[str | None, typer.Option(help="Name of a checkpoint whose weights the run starts from.")]
 Tests = Annotated[list[Path] | None, typer.Option(exists=True, help="Test files; the data set's own by default.")]
 Evaluator = Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")]

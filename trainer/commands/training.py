@@ -1,25 +1,107 @@
-"""The commands that train: `fit-evaluator`, `train`, `fit-layouts`, `distill` and `upsample`."""
+"""The commands that train: `fit-evaluator`, `train`, `fit-layouts`, `distill` and `upsample`.
+
+Each prepares an objective (`objectives/`), and a `Plan` trains, publishes and prints.
+"""
 
 from __future__ import annotations
 
 import math
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
 
-from shared.checkpoint import base_of, path_of, read_info
+from shared.checkpoint import CheckpointKind, base_of, path_of, read_info
 from shared.options import WITH_POSITIONS
 from shared.registry import resolve
+from shared.storage import Location
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
 if TYPE_CHECKING:  # these import torch, and make `--help` slow
-    from trainer.config import TrainConfig
+    import torch
+
+    from trainer.config import RunConfig, TrainConfig
     from trainer.data import Dataset
-    from trainer.runs import Budget, Run
+    from trainer.runs import Budget
+    from trainer.train import Objective, Training
+
+
+@dataclass
+class Plan:
+    """What all training commands are given: where to train and publish, for how long, and how."""
+
+    storage: Location
+    name: str  # of the checkpoint
+    run: Path
+    minutes: float | None
+    steps: int | None
+    start_from: str | None
+    patience: int | None
+    grad_accumulation: int
+
+    def check(self, kind: CheckpointKind, base: str | None = None) -> None:
+        """Refuse what could not be published, before the training. `base`: the checkpoint that an adapter changes."""
+        for name in (self.name, self.best_name):
+            terminal.check_publishes(self.storage, name, kind, base)
+        terminal.check_folder(self.run, "--run")
+
+    @property
+    def best_name(self) -> str:
+        return f"{self.name}-best"
+
+    @property
+    def budget(self) -> Budget:
+        from trainer.runs import Budget
+
+        terminal.check_budget(self.minutes, self.steps)
+        return Budget(self.minutes, self.steps)
+
+    def train(
+        self, progress: Progress, what: str, objective: Objective, network: torch.nn.Module, config: RunConfig,
+        budget: Budget, device: torch.device, evaluate_minutes: float,
+    ) -> Training:  # fmt: skip
+        from trainer.runs import show_progress
+        from trainer.train import train
+
+        return train(
+            objective, network, config, self.run, budget, device=device, start_from=self.start_from,
+            on_step=show_progress(progress, what, config.batch), evaluate_every_s=60 * evaluate_minutes,
+            patience=self.patience, grad_accumulation=self.grad_accumulation,
+        )  # fmt: skip
+
+    def publish(self, title: str, objective: Objective, training: Training, **details: Any) -> None:
+        """Publish the averaged weights and, if they were better before, the best ones beside them; print both."""
+        run, best, path = training.run, training.best, path_of(self.storage, self.name)
+        rows = [*terminal.spent(run), *_figures(run.history[-1] if run.history else {}), ("checkpoint", str(path))]
+        if best and best.step < run.step:
+            rows.append((f"best, at step {best.step}", str(path_of(self.storage, self.best_name))))
+        if terminal.MAIN_PROCESS:
+            last = run.history[-1] if run.history else None
+            objective.publish(
+                training.averaged, self.storage, self.name, self._header(training, run.step, last, details)
+            )
+            # one that an earlier part of the run has published must not stay behind
+            if best and (best.step < run.step or path_of(self.storage, self.best_name).exists()):
+                training.averaged.load_state_dict(best.weights)
+                header = self._header(training, best.step, best.figures, details)
+                objective.publish(training.averaged, self.storage, self.best_name, header)
+        terminal.show(title, rows)
+
+    def _header(
+        self, training: Training, step: int, figures: dict[str, float] | None, details: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return what a checkpoint says of its training."""
+        return {
+            **details,
+            "config": training.config.model_dump(mode="json"),
+            "examples_seen": step * training.config.batch,
+            "steps": step,
+            "minutes": round(training.run.elapsed_s / 60, 1),
+            **options.given(started_from=self.start_from, last=figures),
+        }
 
 
 def fit_evaluator(
@@ -27,50 +109,48 @@ def fit_evaluator(
     held_out: Annotated[Path, typer.Option(exists=True, help="A data set folder that is scored and not trained on.")],
     storage: options.Storage = Path("models"),
     name: options.Name = "evaluator",
-    run: Annotated[Path, typer.Option(help="Folder for state, log and TensorBoard events.")] = Path("runs/evaluator"),
+    run: options.RunFolder = Path("runs/evaluator"),
     minutes: options.Minutes = None,
     steps: options.Steps = None,
     start_from: options.StartFrom = None,
+    set_: options.Changes = None,
     seed: options.Seed = 0,
+    evaluate_minutes: options.EvaluateMinutes = 10.0,
+    patience: options.Patience = None,
+    grad_accumulation: options.GradAccumulation = 1,
     device: options.DeviceName = "auto",
 ) -> None:
     """Fit the evaluator (ResNet-18) and publish it. Repeat --data for several folders.
 
     To resume, run the same command again.
     """
-    from shared.evaluator import IMAGE_SIZE, load_evaluator
+    from shared.evaluator import IMAGE_SIZE
+    from trainer.config import with_changes
     from trainer.data import merge
-    from trainer.runs import Budget, show_progress
-    from trainer.stages import fit_evaluator as fitting
+    from trainer.objectives import evaluator as objectives
 
-    terminal.check_budget(minutes, steps)
-    terminal.check_publishes(storage, name, "evaluator")
-    terminal.check_folder(run, "--run")
+    plan = Plan(storage, name, run, minutes, steps, start_from, patience, grad_accumulation)
+    budget = plan.budget
+    plan.check("evaluator")
     where = terminal.pick_device(device)
-    start = load_evaluator(resolve(storage, start_from, "evaluator")) if start_from else None
+    config = with_changes(objectives.EvaluatorConfig(), [f"seed={seed}", *(set_ or [])])
     with terminal.bar() as progress:
         dataset = merge([terminal.read_dataset(folder, progress, size=IMAGE_SIZE) for folder in data])
         unseen = terminal.read_dataset(held_out, progress, size=IMAGE_SIZE)
         terminal.note_unseen(dataset)
-        evaluator, figures, state = fitting.fit_evaluator(
-            dataset, unseen, run, Budget(minutes, steps), start=start, seed=seed, device=where,
-            on_step=show_progress(progress, "fitting"),
-        )  # fmt: skip
-    training = _training(state, start_from, pictures=len(dataset), seed=seed)
-    path = fitting.publish_evaluator(evaluator, figures, storage, name, training)
-    rows = [(key.replace("_", " "), f"{value:.4f}") for key, value in figures.items() if isinstance(value, float)]
-    rows += [(f"exact match of {n} objects", f"{value:.4f}") for n, value in figures["exact_match_of"].items()]
-    terminal.show("evaluator on held-out pictures", [*rows, *terminal.spent(state), ("checkpoint", str(path))])
+        objective = objectives.Recognising(dataset, unseen)
+        network = objectives.make_evaluator(dataset, config)
+        if start_from:
+            config = objectives.start_from(network, storage, start_from, config)
+        training = plan.train(progress, "fitting", objective, network, config, budget, where, evaluate_minutes)
+    plan.publish("evaluator on held-out pictures", objective, training, data=_names(data), pictures=len(dataset))
 
 
 def train(
     data: Annotated[list[Path], options.Existing],
     storage: options.Storage = Path("models"),
     name: options.Name = "denoiser",
-    run: Annotated[
-        Path,  # torchrun takes --run for itself
-        typer.Option("--run", "--run-folder", help="Folder for state, log and grids. Under torchrun: --run-folder."),
-    ] = Path("runs/denoiser"),
+    run: options.RunFolder = Path("runs/denoiser"),
     preset: Annotated[str, typer.Option(help="default, or report: the report's hyperparameters.")] = "default",
     set_: options.Changes = None,
     minutes: options.Minutes = None,
@@ -78,80 +158,58 @@ def train(
     start_from: options.StartFrom = None,
     evaluator: options.LoggedEvaluator = None,
     tests: options.Tests = None,
-    held_out: Annotated[
-        list[Path] | None,
-        typer.Option(exists=True, help="A folder of unseen pictures whose loss is logged. Repeatable."),
-    ] = None,
+    held_out: options.HeldOut = None,
     evaluate_minutes: options.EvaluateMinutes = 10.0,
+    patience: options.Patience = None,
+    grad_accumulation: options.GradAccumulation = 1,
     device: options.DeviceName = "auto",
 ) -> None:
     """Train the denoiser and publish its averaged weights. Repeat --data for several folders.
 
     To resume, run the same command again.
     """
+    from shared.diffusion.schedules import alpha_bar
     from trainer.config import make_config
-    from trainer.data import check_alike, in_vocabulary, settled
+    from trainer.data import check_alike, check_labelled, in_vocabulary, settled
+    from trainer.objectives import denoiser as objectives
+    from trainer.objectives.layouts import fit_layouts_of
+    from trainer.processes import processes
     from trainer.runs import show_progress
     from trainer.score import SAMPLING, Watcher, load_judge, tests_of
-    from trainer.stages.fit_layouts import fit_layouts_of
-    from trainer.train import publish_network, starting_weights
-    from trainer.train import train as train_network
 
     config = make_config(preset, set_ or [])
-    if minutes or steps or preset != "report":  # which has its own number of epochs
+    plan = Plan(storage, name, run, minutes, steps, start_from, patience, grad_accumulation)
+    if preset != "report":  # which has its own number of epochs
         terminal.check_budget(minutes, steps)
-    terminal.check_publishes(storage, name, "denoiser")
-    terminal.check_folder(run, "--run")
+    if patience and not (held_out or evaluator):
+        raise TrainerError("--patience needs --held-out or --evaluator: without them nothing says what is worse")
+    plan.check("denoiser")
     with terminal.bar() as progress:
-        dataset = _read_merged(data, config, progress)
-        unseen = None
+        dataset, unseen = _read_merged(data, config, progress), None
         if held_out:
             unseen = in_vocabulary(_read_merged(held_out, config, progress), dataset.vocabulary, "the data set")
             check_alike([dataset, unseen])
         config = settled(config, dataset)
+        budget = plan.budget if minutes or steps else _report_budget(config, dataset)
         where, vocabulary = terminal.pick_device(device), dataset.vocabulary
         judge = load_judge(resolve(storage, evaluator, "evaluator"), vocabulary, where) if evaluator else None
         lists = tests_of(data[0], tests, vocabulary)
-        start = starting_weights(storage, start_from, config, dataset) if start_from else None
+        check_labelled(dataset, "training pictures")
+        network = objectives.make_network(config, dataset)
+        if start_from:
+            objectives.start_from(network, storage, start_from, config, dataset)
         terminal.note_unseen(dataset)
-        layouts = None
-        if terminal.MAIN_PROCESS:
-            layouts = fit_layouts_of(dataset, config, run / "layouts", on_step=show_progress(progress, "layouts"))
-        sampling = WITH_POSITIONS if layouts else SAMPLING
-        averages, state = train_network(
-            dataset, config, run, _budget(minutes, steps, config, dataset), device=where, start=start,
-            start_from=start_from, on_step=show_progress(progress, "training", config.batch),
-            evaluate=Watcher(config, dataset, run, lists, judge, where, sampling, held_out=unseen, layouts=layouts),
-            evaluate_every_s=60 * evaluate_minutes,
-        )  # fmt: skip
-    path = path_of(storage, name)
-    if terminal.MAIN_PROCESS:
-        training = _training(
-            state, start_from, data=_names(data), pictures=len(dataset), pictures_seen=state.step * config.batch
-        )
-        path = publish_network(averages.network(config.publish), config, dataset, storage, name, training, layouts)
-    last = state.history[-1] if state.history else {}
-    losses = [(key.replace("_", " "), f"{value:.5f}") for key, value in last.items() if key.endswith("_loss")]
-    terminal.show("trained", [*terminal.spent(state), *losses, ("checkpoint", str(path))])
-
-
-def _read_merged(folders: list[Path], config: TrainConfig, progress: Progress) -> Dataset:
-    """Read several data set folders as one."""
-    from trainer.data import merge
-
-    return merge(
-        [terminal.read_dataset(folder, progress, size=config.image_size, fit=config.fit) for folder in folders]
-    )
-
-
-def _budget(minutes: float | None, steps: int | None, config: TrainConfig, dataset: Dataset) -> Budget:
-    """Return the budget of a run; without minutes and steps, the report's number of epochs."""
-    from trainer.config import REPORT_EPOCHS
-    from trainer.runs import Budget
-
-    if minutes or steps:
-        return Budget(minutes, steps)
-    return Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
+        with processes(where):
+            layouts = fit_layouts_of(dataset, config, run / "layouts", budget, show_progress(progress, "layouts"))
+            compared = {"held_out_loss": unseen, "seen_loss": dataset} if unseen else {}
+            watcher = Watcher(
+                alpha_bar(config.schedule, config.timesteps), config.prediction, vocabulary, dataset.aspect, run, lists,
+                judge, where, WITH_POSITIONS if layouts else SAMPLING, layouts,
+                {key: objectives.Denoising(part, config, where) for key, part in compared.items()},
+            )  # fmt: skip
+            objective = objectives.Denoising(dataset, config, where, watcher, layouts)
+            training = plan.train(progress, "training", objective, network, config, budget, where, evaluate_minutes)
+    plan.publish("trained", objective, training, data=_names(data), pictures=len(dataset))
 
 
 def fit_layouts(
@@ -161,39 +219,46 @@ def fit_layouts(
         typer.Option(exists=True, help="A folder with a train.json and a positions.json; no pictures needed."),
     ],
     storage: options.Storage = Path("models"),
-    run: Annotated[Path, typer.Option(help="Folder for state, log and TensorBoard events.")] = Path("runs/layouts"),
+    run: options.RunFolder = Path("runs/layouts"),
+    minutes: options.Minutes = None,
     steps: Annotated[int, typer.Option(min=1, help="Stop after so many steps.")] = 2000,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the network's shape: --set width=96. Repeatable.")
+    start_from: Annotated[
+        str | None, typer.Option(help="A denoiser whose layout network the run starts from, such as NAME itself.")
     ] = None,
+    set_: options.Changes = None,
     seed: options.Seed = 0,
+    patience: options.Patience = None,
+    grad_accumulation: options.GradAccumulation = 1,
 ) -> None:
     """Fit a denoiser's layout network again, to more layouts than its pictures have. Repeat --data for several folders.
 
     The layouts of n objects are learnt from the first folder that has pictures of n objects. Adapters of the denoiser
-    get the new layouts too. To resume, run the same command again.
+    get the new layouts too. To resume, run the same command again. --set network.width=96 changes the network's shape.
     """
-    from shared.diffusion.layouts import LayoutConfig
     from trainer.config import with_changes
     from trainer.data import read_arrangements
-    from trainer.runs import show_progress
-    from trainer.stages import fit_layouts as fitting
+    from trainer.objectives import layouts as objectives
+    from trainer.runs import Budget, show_progress
 
-    info = read_info(resolve(storage, name, "denoiser"))
-    if "layouts" not in info.config or "base" in info.config:
-        raise TrainerError(f"{name} has no layout network of its own: it takes no positions, or is an adapter")
-    own = LayoutConfig.model_fields.keys() - {"num_labels", "most"}  # which follow from the data
-    shape = with_changes(LayoutConfig(num_labels=1, most=1), set_ or [], only=own).model_dump(include=own)
+    objectives.check_own_layouts(info := read_info(resolve(storage, name, "denoiser")))
     terminal.check_folder(run, "--run")
-    vocabulary = info.labels
-    positions = read_arrangements(data, vocabulary)
+    config = with_changes(objectives.LayoutsConfig(), [f"seed={seed}", *(set_ or [])])
+    positions = read_arrangements(data, info.labels)
+    objective = objectives.Arranging(positions, info.labels, config)
+    network = objectives.make_network(objective)
+    if start_from:
+        objectives.start_from(network, storage, start_from, info.labels)
     with terminal.bar() as progress:
-        layouts = fitting.fit_layouts(
-            positions, vocabulary, run, steps=steps, seed=seed, shape=shape, on_step=show_progress(progress, "layouts")
-        )
-    training = {"layouts": {"data": _names(data), "pictures": len(positions), "steps": steps}}
-    path = fitting.replace_layouts(storage, name, layouts, training)
-    terminal.show("layouts fitted", [("steps", str(steps)), ("checkpoint", str(path))])
+        layouts, training = objectives.fit_layouts(
+            objective, network, run, Budget(minutes, steps), start_from=start_from, patience=patience,
+            grad_accumulation=grad_accumulation, on_step=show_progress(progress, "layouts"),
+        )  # fmt: skip
+    step = training.best.step if training.best else training.run.step
+    details = {"data": _names(data), "pictures": len(positions), "steps": step}
+    if terminal.MAIN_PROCESS:
+        objective.publish(layouts, storage, name, {**details, **options.given(started_from=start_from)})
+    rows = [*terminal.spent(training.run), ("published", f"step {step}"), ("checkpoint", str(path_of(storage, name)))]
+    terminal.show("layouts fitted", rows)
 
 
 def distill(
@@ -207,36 +272,44 @@ def distill(
     rank: Annotated[int, typer.Option(min=1, help="Rank of the changes to the network's matrices.")] = 16,
     start_from: Annotated[str | None, typer.Option(help="Adapter whose changes the run starts from.")] = None,
     storage: options.Storage = Path("models"),
-    run: Annotated[Path, typer.Option(help="Folder for state, log, grids and trajectories.")] = Path("runs/distill"),
+    run: options.RunFolder = Path("runs/distill"),
     minutes: options.Minutes = None,
     steps: options.Steps = None,
     set_: options.Changes = None,
     evaluator: options.LoggedEvaluator = None,
     evaluate_minutes: options.EvaluateMinutes = 10.0,
+    patience: options.Patience = None,
+    grad_accumulation: options.GradAccumulation = 1,
     device: options.DeviceName = "auto",
 ) -> None:
     """Distil a denoiser into one that needs fewer network rows a picture. To resume, run the same command again."""
     import torch
 
     from shared.diffusion.model import load_denoiser
+    from trainer.config import with_changes
     from trainer.data import check_labelled, in_vocabulary, labelled
-    from trainer.runs import Budget, keep_setup, show_progress
+    from trainer.objectives import distilled as objectives
+    from trainer.processes import processes
+    from trainer.runs import keep_setup
     from trainer.score import Watcher, load_judge, tests_of
-    from trainer.stages import distill as distillation
-    from trainer.train import train as train_network
 
-    terminal.check_budget(minutes, steps)
+    plan = Plan(storage, name, run, minutes, steps, start_from, patience, grad_accumulation)
+    budget = plan.budget
     info = read_info(taught := resolve(storage, teacher, "denoiser"))
-    terminal.check_publishes(storage, name, "denoiser", base=base_of(info) or info.name)
+    objectives.check_teacher(info)
+    plan.check("denoiser", base=base_of(info) or info.name)
     _check_run(run)
+    if patience and not evaluator:
+        raise TrainerError("--patience needs --evaluator: without it nothing says what is worse")
     where = terminal.pick_device(device)
     source = load_denoiser(taught, device=where)
-    sampling, path = distillation.make_samplings(source, sampling_steps, teacher_steps, guidance)
-    config = distillation.make_config(source.info, set_ or [])
-    network, base = distillation.make_student(source, storage, rank, config.seed, start_from)
+    sampling, path = objectives.make_samplings(source, sampling_steps, teacher_steps, guidance)
+    config = with_changes(objectives.DistillConfig(), set_ or [])
+    network, base = objectives.make_student(source, storage, rank, config.seed, start_from)
     judge = load_judge(resolve(storage, evaluator, "evaluator"), source.vocabulary, where) if evaluator else None
-    with terminal.bar() as progress:
-        dataset = terminal.read_dataset(data, progress, size=source.image_shape[-1], fit=config.fit)
+    with terminal.bar() as progress, processes(where) as group:
+        fit = "squeeze" if source.aspect == 1 else "pad"
+        dataset = terminal.read_dataset(data, progress, size=source.image_shape[-1], fit=fit)
         dataset = in_vocabulary(dataset, source.vocabulary, source.info.name)
         check_labelled(dataset, "pictures")
         lists = tests_of(data, None, dataset.vocabulary)
@@ -247,25 +320,21 @@ def distill(
             **options.given(start_from=start_from),
         })  # fmt: skip
         task = progress.add_task("trajectories", total=count)
-        pool = distillation.make_pool(
-            run / "pool", source, torch.unique(labelled(dataset).labels, dim=0), count, sampling_steps, path,
-            lambda n: progress.advance(task, n),
+        sets = torch.unique(labelled(dataset).labels, dim=0)
+        with group.first_alone():
+            pool = objectives.make_pool(
+                run / "pool", source, sets, count, sampling_steps, path, lambda n: progress.advance(task, n)
+            )
+        watcher = Watcher(
+            source.alpha_bar, source.prediction, source.vocabulary, dataset.aspect, run, lists, judge, where, sampling,
+            source.layouts,
         )  # fmt: skip
-        averages, state = train_network(
-            dataset, config, run, Budget(minutes, steps), device=where, network=network,
-            objective=distillation.Trajectories(pool, source, where),
-            on_step=show_progress(progress, "distilling"),
-            evaluate=Watcher(config, dataset, run, lists, judge, where, sampling, layouts=source.layouts),
-            evaluate_every_s=60 * evaluate_minutes,
-        )  # fmt: skip
-    if terminal.MAIN_PROCESS:
-        training = _training(
-            state, start_from, method="trajectories", teacher=info.name, teacher_digest=source.info.digest, rank=rank,
-            guidance=guidance, examples_seen=state.step * config.batch, config=config.model_dump(mode="json"),
-        )  # fmt: skip
-        student = cast(distillation.AdaptedNetwork, averages.network(config.publish))
-        distillation.publish_adapter(student, base, storage, name, sampling, training)
-    terminal.show("distilled", [*terminal.spent(state), ("checkpoint", str(path_of(storage, name)))])
+        objective = objectives.Distilling(pool, source, base, sampling, where, watcher)
+        training = plan.train(progress, "distilling", objective, network, config, budget, where, evaluate_minutes)
+    plan.publish(
+        "distilled", objective, training, method="trajectories", teacher=info.name, teacher_digest=source.info.digest,
+        rank=rank, guidance=guidance,
+    )  # fmt: skip
 
 
 def upsample(
@@ -276,12 +345,14 @@ def upsample(
         str | None, typer.Option(help="Of the finished pictures, as 320x240; by default that of the data set's first.")
     ] = None,
     storage: options.Storage = Path("models"),
-    run: Annotated[Path, typer.Option(help="Folder for state, log and grids.")] = Path("runs/upsampler"),
+    run: options.RunFolder = Path("runs/upsampler"),
     minutes: options.Minutes = None,
     steps: options.Steps = None,
     start_from: options.StartFrom = None,
     set_: options.Changes = None,
     evaluate_minutes: options.EvaluateMinutes = 10.0,
+    patience: options.Patience = None,
+    grad_accumulation: options.GradAccumulation = 1,
     device: options.DeviceName = "auto",
 ) -> None:
     """Train an upsampler of a denoiser's pictures, and publish the two. Repeat --data for several folders.
@@ -291,46 +362,50 @@ def upsample(
     from shared.diffusion.model import load_denoiser
     from trainer.data import merge
     from trainer.full_size import find_pictures
-    from trainer.runs import Budget, keep_setup, show_progress
+    from trainer.objectives.upsampler import Upsampler
+    from trainer.runs import keep_setup
     from trainer.stages import upsample as upsampling
-    from trainer.train import train as train_network
 
-    terminal.check_budget(minutes, steps)
+    plan = Plan(storage, name, run, minutes, steps, start_from, patience, grad_accumulation)
+    budget = plan.budget
     enlarged = resolve(storage, base, "denoiser")
     upsampling.check_base(read_info(enlarged))
-    terminal.check_publishes(storage, name, "denoiser", base=base)
+    plan.check("denoiser", base=base)
     _check_run(run)
     where, config = terminal.pick_device(device), upsampling.make_config(set_ or [])
     denoiser = load_denoiser(enlarged, device=where)
     pictures = find_pictures(data, size)
     network = upsampling.make_upsampler(denoiser, pictures.size, config)
-    start = upsampling.starting_weights(storage, start_from, network.config) if start_from else None
+    if start_from:
+        network.load_state_dict(upsampling.starting_weights(storage, start_from, network.config))
     with terminal.bar() as progress:
         dataset = merge([terminal.read_dataset(one, progress, size=denoiser.image_shape[-1]) for one in data])
-        objective = upsampling.Upsampling(dataset, pictures, denoiser, network.config, config)
+        examples = upsampling.Upsampling(dataset, pictures, denoiser, network.config, config)
         keep_setup(run, {"base": denoiser.info.digest, "size": pictures.size})  # after all checks, as in `distill`
-        averages, state = train_network(
-            dataset, config, run, Budget(minutes, steps), device=where, network=network, objective=objective,
-            start=start, start_from=start_from,
-            on_step=show_progress(progress, "upsampling", config.batch),
-            evaluate=partial(upsampling.measure, objective, run, where), evaluate_every_s=60 * evaluate_minutes,
-        )  # fmt: skip
-    if terminal.MAIN_PROCESS:
-        training = _training(
-            state, start_from, data=_names(data), examples_seen=state.step * config.batch,
-            config=config.model_dump(mode="json"),
-        )  # fmt: skip
-        upsampling.publish_upsampler(
-            network.config, averages.network(config.publish).state_dict(), denoiser.info, storage, name, training
-        )
-    terminal.show("upsampler trained", [*terminal.spent(state), ("checkpoint", str(path_of(storage, name)))])
+        objective = Upsampler(examples, network.config, denoiser.info, run, where)
+        training = plan.train(progress, "upsampling", objective, network, config, budget, where, evaluate_minutes)
+    plan.publish("upsampler trained", objective, training, data=_names(data))
 
 
-def _training(state: Run, start_from: str | None, **details: Any) -> dict[str, Any]:
-    """Return what a checkpoint's header says of its training: `details`, and what all runs have."""
-    last = state.history[-1] if state.history else None
-    minutes = round(state.elapsed_s / 60, 1)
-    return {**details, "steps": state.step, "minutes": minutes, **options.given(started_from=start_from, last=last)}
+def _read_merged(folders: list[Path], config: TrainConfig, progress: Progress) -> Dataset:
+    """Read several data set folders as one."""
+    from trainer.data import merge
+
+    return merge(
+        [terminal.read_dataset(folder, progress, size=config.image_size, fit=config.fit) for folder in folders]
+    )
+
+
+def _report_budget(config: TrainConfig, dataset: Dataset) -> Budget:
+    """Return the report's number of epochs."""
+    from trainer.config import REPORT_EPOCHS
+    from trainer.runs import Budget
+
+    return Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
+
+
+def _figures(figures: dict[str, float]) -> list[tuple[str, str]]:
+    return [(key.replace("_", " "), f"{value:.5f}") for key, value in figures.items()]
 
 
 def _names(folders: list[Path]) -> str:
@@ -338,7 +413,6 @@ def _names(folders: list[Path]) -> str:
 
 
 def _check_run(run: Path) -> None:
-    """Refuse what is no folder, and the run of another command: `distill` and `upsample` keep a setup.json as well."""
-    terminal.check_folder(run, "--run")
+    """Refuse the run of another command: `distill` and `upsample` keep a setup.json as well."""
     if (run / "state.pt").exists() and not (run / "setup.json").exists():
         raise TrainerError(f"{run} holds the run of another command; choose another --run")

@@ -16,14 +16,16 @@ import torch
 from rich.progress import Progress
 
 from shared import storage as files
+from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator, cropping_judge
 from shared.options import SAMPLING_PRESETS, SamplingOptions
 from trainer.config import REPORT, TrainConfig, check_config
 from trainer.data import Dataset, settled
 from trainer.errors import TrainerError
+from trainer.objectives.denoiser import Denoising, make_network
+from trainer.objectives.layouts import fit_layouts_of
 from trainer.runs import Budget, keep_setup, read_log, show_progress
 from trainer.score import Watcher, save_grid, score_runs
-from trainer.stages.fit_layouts import fit_layouts_of
 from trainer.train import train
 
 # The shipped network and optimizer with the report's objective. Loss weights and log-normal levels hide most of the
@@ -124,18 +126,23 @@ def run_variant(
     Writes `out`/NAME.json, its log NAME.jsonl, and the sample grid NAME.png of the first way.
     """
     config = settled(config, dataset)
-    layouts = fit_layouts_of(dataset, config, folder / "layouts", on_step=show_progress(progress, f"{name}, layouts"))
-    watcher = Watcher(config, dataset, folder, setup.tests, evaluator, device, layouts=layouts)
-    averages, run = train(
-        dataset, config, folder, Budget(setup.minutes, setup.steps), device=device,
-        on_step=show_progress(progress, name), evaluate=watcher, evaluate_every_s=float("inf"),
+    budget = Budget(setup.minutes, setup.steps)
+    layouts = fit_layouts_of(dataset, config, folder / "layouts", budget, show_progress(progress, f"{name}, layouts"))
+    schedule = alpha_bar(config.schedule, config.timesteps)
+    watcher = Watcher(
+        schedule, config.prediction, dataset.vocabulary, dataset.aspect, folder, setup.tests, evaluator, device,
+        layouts=layouts,
+    )  # fmt: skip
+    training = train(
+        Denoising(dataset, config, device, watcher), make_network(config, dataset), config, folder, budget,
+        device=device, on_step=show_progress(progress, name), evaluate_every_s=float("inf"),
         evaluate_every_share=1 / CURVE_POINTS,
     )  # fmt: skip
     curve = read_log(folder / "log.jsonl")
     (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
     judge, scores = cropping_judge(evaluator, dataset.aspect), list[dict[str, Any]]()
     for weights, sampling in progress.track(ways_to_score(name, config.publish), description=f"{name}, scoring"):
-        stepper = watcher.stepper(averages.network(weights))
+        stepper = watcher.stepper(training.averages.network(weights))
         for file, lists in setup.tests.items():
             runs, figures = score_runs(
                 stepper, judge, lists, SAMPLINGS[sampling], repeats=setup.repeats, vocabulary=dataset.vocabulary
@@ -147,12 +154,12 @@ def run_variant(
     result = {
         "variant": name,
         "changes": VARIANTS[name],
-        "steps": run.step,
-        "minutes": round(run.elapsed_s / 60, 2),
-        "parameters": sum(p.numel() for p in averages.model.parameters()),
+        "steps": training.run.step,
+        "minutes": round(training.run.elapsed_s / 60, 2),
+        "parameters": sum(p.numel() for p in training.network.parameters()),
         "aspect": dataset.aspect,
         "device": str(device),
-        "config": config.model_dump(mode="json"),
+        "config": training.config.model_dump(mode="json"),
         "scores": scores,
     }
     text = json.dumps(result, indent=1) + "\n"

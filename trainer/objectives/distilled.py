@@ -1,17 +1,18 @@
 """Distils a denoiser into one that needs fewer network rows a picture: an adapter on the teacher's weights.
 
-`Trajectories` trains several steps of the teacher's solver, with its guidance, into one step of one row. It is
-progressive distillation (Salimans & Ho 2022), with all stages at once, and along the teacher's own paths instead of
-noised pictures. Knows no evaluator.
+Several steps of the teacher's solver, with its guidance, become one step of one row. It is progressive distillation
+(Salimans & Ho 2022), with all stages at once, and along the teacher's own paths instead of noised pictures. Knows no
+evaluator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -19,33 +20,33 @@ from torch.func import functional_call
 
 from shared import storage as files
 from shared.checkpoint import CheckpointInfo, base_of, load, publish
-from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, adapt, load_denoiser
+from shared.diffusion.predictions import to_x0
 from shared.diffusion.unet import UNet
-from shared.options import SamplingOptions, picture_seed
+from shared.options import Natural, SamplingOptions, picture_seed
 from shared.registry import resolve
 from shared.storage import Location
-from trainer.config import OF_ANY_RUN, TrainConfig, with_changes
+from trainer.config import Positive, RunConfig, Share
 from trainer.errors import TrainerError
-from trainer.loss import finite
+from trainer.runs import Run
 
-OPTIMIZER: Final[dict[str, Any]] = {
-    "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0, "warmup_steps": 100, "cooldown": 0.5, "batch": 64,
-    "label_dropout": 0.0, "publish": "long",
-}  # fmt: skip
 POOL_CHUNK = 256  # trajectories in a file of the pool
 
 
-def make_config(teacher: CheckpointInfo, changes: list[str]) -> TrainConfig:
-    """Return the teacher's own configuration with an optimizer for small changes, and `field=value` changes.
+class DistillConfig(RunConfig):
+    """A run of an adapter: small changes to a trained network."""
 
-    TrainerError for a teacher whose pictures an upsampler enlarges: only its base is distilled.
-    """
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Natural = 100
+    cooldown: Share = 0.5
+
+
+def check_teacher(teacher: CheckpointInfo) -> None:
+    """Raise TrainerError for a teacher whose pictures an upsampler enlarges: only its base is distilled."""
     if "upsampler" in teacher.config:
         base = teacher.config["base"]["name"]
         raise TrainerError(f"{teacher.name} enlarges the pictures of {base}; distil that one: --teacher {base}")
-    config = TrainConfig.model_validate({**teacher.training.get("config", {}), **OPTIMIZER})
-    return with_changes(config, changes, only=OF_ANY_RUN)
 
 
 def make_samplings(
@@ -129,21 +130,29 @@ def make_student(
         raise TrainerError(problem) from error
 
 
-class Trajectories:
-    """The objective of sampling in few steps: each step of the student ends where several of the teacher's end.
+class Distilling:
+    """The objective: each step of the student ends where several of the teacher's end.
 
-    The target is the x0_hat with which one DDIM step, a x + b x0_hat, ends where the teacher's solver ended. A step is
-    weighted by the inverse of the error that the teacher's own first x0_hat makes there, so that no step dominates.
+    The target is the x0_hat with which one DDIM step, a x + b x0_hat, ends where the teacher's solver ended. Target and
+    x0_hat are clamped as the sampling loop clamps x0_hat. A step is weighted by the inverse of the error that the
+    teacher's own first x0_hat makes there, so that no step dominates.
+
+    `sampling`: how the student is sampled. `base`: the checkpoint that the adapter changes.
     """
 
-    def __init__(self, pool: dict[str, Tensor], teacher: Denoiser, device: torch.device) -> None:
-        self.pool, self.prediction = pool, teacher.prediction
-        alpha_bar = teacher.alpha_bar.to(device)
-        self.signal, self.noise = alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
-        self.weights = torch.zeros(len(alpha_bar), device=device)
+    kind = "distilled denoiser"
+
+    def __init__(
+        self, pool: dict[str, Tensor], teacher: Denoiser, base: CheckpointInfo, sampling: SamplingOptions,
+        device: torch.device, watch: Callable[[nn.Module, Run], dict[str, float]] | None = None,
+    ) -> None:  # fmt: skip
+        self.pool, self.base, self.sampling, self.watch = pool, base, sampling, watch
+        self.digest = teacher.info.digest
+        self.to_x0 = to_x0(teacher.alpha_bar, teacher.prediction).to(device)
+        weights = torch.zeros(len(teacher.alpha_bar))
         for t in torch.unique(pool["t"]):
-            self.weights[t] = 1 / pool["error"][pool["t"] == t].mean().clamp(min=1e-6)
-        self.weights /= self.weights[self.weights > 0].mean()
+            weights[t] = 1 / pool["error"][pool["t"] == t].mean().clamp(min=1e-6)
+        self.weights = (weights / weights[weights > 0].mean()).to(device)
 
     def __len__(self) -> int:
         return len(self.pool["t"])
@@ -155,20 +164,31 @@ class Trajectories:
         x, t, labels, x0 = inputs
         x = x.float().contiguous(memory_format=torch.channels_last)
         prediction = network(x, t, labels, torch.ones_like(t, dtype=torch.bool)).float()
-        a, s = self.signal[t][:, None, None, None], self.noise[t][:, None, None, None]
-        x0_hat = a * x - s * prediction if self.prediction == "v" else (x - s * prediction) / a
-        return finite(((x0_hat - x0.float()).square().mean((1, 2, 3)) * self.weights[t]).mean())
+        x0_hat = self.to_x0(x, prediction, t)
+        loss: Tensor = ((x0_hat - x0.float()).square().mean((1, 2, 3)) * self.weights[t]).mean()
+        return loss
+
+    def show(self, network: nn.Module, run: Run) -> dict[str, float]:
+        return self.watch(network, run) if self.watch else {}
+
+    def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
+        return publish_adapter(cast(AdaptedNetwork, network), self.base, storage, name, self.sampling, training)
 
 
 @torch.inference_mode()
 def trajectories(
-    stepper: Stepper, alpha_bar: Tensor, labels: Tensor, seeds: list[int], steps: int, options: SamplingOptions
+    teacher: Denoiser, labels: Tensor, seeds: list[int], steps: int, options: SamplingOptions
 ) -> dict[str, Tensor]:
     """Sample the teacher's paths for labels (N, K), and cut them at the student's `steps` into examples.
 
     Returns x (N * steps, C, H, W) in float16 with its t, labels and target x0; `error` is the squared error of the
     teacher's first x0_hat against x0. `options.steps` must be a multiple of `steps`, and the sampler deterministic.
     """
+    stepper, alpha_bar, limits = (
+        teacher.stepper(),
+        teacher.alpha_bar,
+        to_x0(teacher.alpha_bar, teacher.prediction).limit,
+    )
     rows = [stepper.new_row(one, options, seed) for one, seed in zip(labels, seeds, strict=True)]
     conditions, each = torch.stack([row.labels for row in rows]), options.steps // steps
     levels = [alpha_bar[t] for t in rows[0].table.t[::each]] + [torch.ones((), dtype=torch.float64)]
@@ -182,7 +202,7 @@ def trajectories(
         end = torch.stack([row.x for row in rows])
         a = ((1 - levels[k + 1]) / (1 - levels[k])).sqrt()
         b = levels[k + 1].sqrt() - a * levels[k].sqrt()
-        x0 = (end - float(a) * start) / float(b)
+        x0 = ((end - float(a) * start) / float(b)).clamp(-float(limits[t]), float(limits[t]))
         error = (first - x0).square().mean((1, 2, 3))
         parts.append(
             {"x": start.half(), "t": t.expand(len(rows)), "labels": conditions, "x0": x0.half(), "error": error}
@@ -195,7 +215,7 @@ def make_pool(
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Sample `count` trajectories for label sets drawn from `lists` (M, K) into files of `folder`; resumes by file."""
-    stepper, chunks = teacher.stepper(), []
+    chunks = []
     for number in range(-(-count // POOL_CHUNK)):
         path = folder / f"{number:05d}.safetensors"
         try:
@@ -203,7 +223,7 @@ def make_pool(
         except (FileNotFoundError, SafetensorError):  # not sampled yet, or damaged
             chosen = torch.randint(len(lists), (POOL_CHUNK,), generator=torch.Generator().manual_seed(number))
             seeds = [picture_seed(number, i) for i in range(POOL_CHUNK)]
-            examples = trajectories(stepper, teacher.alpha_bar, lists[chosen], seeds, steps, options)
+            examples = trajectories(teacher, lists[chosen], seeds, steps, options)
             files.write(path, save(examples))
             chunks.append(load_file(path))
         advance(POOL_CHUNK)

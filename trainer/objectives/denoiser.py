@@ -1,0 +1,166 @@
+"""Trains the denoiser: to tell what is in a noised picture of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from shared.checkpoint import load, publish
+from shared.device import autocast_dtype
+from shared.diffusion.layouts import LAYOUTS, OUTSIDE, LayoutNetwork, with_positions
+from shared.diffusion.predictions import shares
+from shared.diffusion.schedules import alpha_bar as make_alpha_bar
+from shared.diffusion.unet import NetworkConfig, UNet
+from shared.options import WITH_POSITIONS
+from shared.registry import resolve
+from shared.storage import Location
+from trainer.config import TrainConfig
+from trainer.data import Dataset, positions_of, rotations_of, support_of, to_float
+from trainer.errors import TrainerError
+from trainer.loss import draw_timesteps, loss_weights, noise_level_weights
+from trainer.runs import Run
+
+
+class Denoising:
+    """The objective: predict noise and picture (`predictions.py`) from a noised picture.
+
+    `watch` gives the figures of the log. `layouts`: the layout network that is published with a network that takes
+    positions.
+    """
+
+    kind = "denoiser"
+
+    def __init__(
+        self, dataset: Dataset, config: TrainConfig, device: torch.device,
+        watch: Callable[[nn.Module, Run], dict[str, float]] | None = None, layouts: LayoutNetwork | None = None,
+    ) -> None:  # fmt: skip
+        self.dataset, self.config, self.watch, self.layouts = dataset, config, watch, layouts
+        self.positions, self.rotations = positions_of(config, dataset), rotations_of(config, dataset)
+        schedule = make_alpha_bar(config.schedule, config.timesteps)
+        self.levels = noise_level_weights(config, schedule)  # stays on the CPU, where t is drawn
+        of_x_0, of_eps = shares(schedule, config.prediction)
+        columns = schedule.sqrt(), (1 - schedule).sqrt(), of_x_0, of_eps, loss_weights(config, schedule)
+        self.columns = torch.stack(columns, 1).float().to(device)  # (T, 5)
+
+    @property
+    def digest(self) -> str:
+        return self.dataset.digest
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
+        """Draw x_0, labels, t, eps, and whether labels are kept."""
+        B, images = len(index), self.dataset.images[index[share]]
+        t = draw_timesteps(self.config, self.levels, B, generator)
+        eps = torch.randn(B, *images.shape[1:], generator=generator)
+        drawn = torch.rand(B if self.config.label_dropout_by == "picture" else 1, generator=generator)
+        labels = self.dataset.labels[index[share]]
+        keep = (drawn >= self.config.label_dropout).expand(B)[share] & labels.any(1)  # not those of unknown labels
+        if self.positions is not None:
+            known = torch.rand(B, 1, 1, generator=generator)[share] >= self.config.position_dropout
+            rotations = None if self.rotations is None else self.rotations[index[share]] * known
+            positions = self.positions[index[share]].where(known, torch.tensor(OUTSIDE))
+            labels = with_positions(labels, positions, rotations)
+        return [to_float(images), labels, t[share], eps[share], keep]
+
+    def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        """Return the mean weighted squared error."""
+        x_0, labels, t, eps, keep = inputs
+        a, s, of_x_0, of_eps, weights = self.columns[t].T[:, :, None, None, None]  # (B, 1, 1, 1) each
+        target = of_x_0 * x_0 + of_eps * eps
+        error = (network(a * x_0 + s * eps, t, labels, keep).float() - target).square().mean((1, 2, 3))
+        loss: Tensor = (error * weights.flatten()).mean()
+        return loss
+
+    def show(self, network: nn.Module, run: Run) -> dict[str, float]:
+        return self.watch(network, run) if self.watch else {}
+
+    def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
+        """Write bf16 weights and the whole configuration to storage, atomically."""
+        state = dict(network.state_dict())
+        described = checkpoint_config(self.config, cast(UNet, network), self.dataset.aspect)
+        described["support"] = support_of(self.dataset, self.positions).model_dump(mode="json")
+        if self.layouts is not None:
+            state |= {f"{LAYOUTS}{key}": value for key, value in self.layouts.state_dict().items()}
+            described["layouts"] = self.layouts.config.model_dump(mode="json")
+            described["sampling"] = WITH_POSITIONS.model_dump(mode="json")
+        return publish(
+            storage, name, {key: value.detach().to("cpu", torch.bfloat16) for key, value in state.items()},
+            kind="denoiser", vocabulary=self.dataset.vocabulary.names, config=described, training=training,
+        )  # fmt: skip
+
+
+@torch.inference_mode()
+def fixed_loss(network: nn.Module, objective: Denoising, *, batch: int, most: int = 1024) -> float:
+    """Return the mean loss of up to `most` evenly spaced examples, with the same noise and timesteps in every call.
+
+    `network` is in evaluation mode.
+    """
+    count, generator = min(len(objective), most), torch.Generator().manual_seed(0)
+    device, total = next(network.parameters()).device, 0.0
+    dtype = autocast_dtype(device)
+    for index in torch.split(torch.linspace(0, len(objective) - 1, count).long(), batch):
+        inputs = [value.to(device) for value in objective.draw(index, slice(0, len(index)), generator)]
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            total += len(index) * float(objective(network, *inputs))
+    return total / count
+
+
+def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
+    own: dict[str, Any] = {"spread": round(dataset.object_size / 2, 4)} if dataset.object_size else {}
+    network = NetworkConfig(
+        num_labels=len(dataset.vocabulary), image_size=config.image_size,
+        positions=positions_of(config, dataset) is not None, rotations=rotations_of(config, dataset) is not None,
+        **own, **config.network,
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    unet = UNet(network)
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return unet
+
+
+def checkpoint_config(config: TrainConfig, network: UNet, aspect: float) -> dict[str, Any]:
+    """Return the fields from which `shared.diffusion.model.load_denoiser` rebuilds the denoiser."""
+    return {
+        "network": network.config.model_dump(mode="json"),
+        "schedule": config.schedule,
+        "timesteps": config.timesteps,
+        "prediction": config.prediction,
+        "aspect": aspect,
+    }
+
+
+def start_from(network: UNet, storage: Location, name: str, config: TrainConfig, dataset: Dataset) -> None:
+    """Give the run's network the weights of a published denoiser.
+
+    The network may also take positions and rotations, and may have more blocks in each level; what the published one
+    lacks stays random. A new block starts as the identity (Chen et al. 2016, "Net2Net", sec. 2.3), since its last
+    convolution is zero.
+    """
+    info, weights = load(resolve(storage, name, "denoiser"))
+    if base := info.config.get("base"):
+        raise TrainerError(f"{name} is an adapter; start from the checkpoint that it changes, {base['name']}")
+    if info.vocabulary != dataset.vocabulary.names:
+        raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
+    wanted = checkpoint_config(config, network, dataset.aspect)
+    former = NetworkConfig.model_validate(info.config["network"])
+    former = former.model_copy(update={key: True for key in ("positions", "rotations") if wanted["network"].get(key)})
+    former = former.model_copy(update=_more_blocks(former, network.config))
+    found = {"aspect": dataset.aspect, **info.config, "network": former.model_dump(mode="json")}
+    if different := [key for key in wanted if wanted[key] != found.get(key)]:
+        raise TrainerError(f"{name} has another {', '.join(different)} than this run; it cannot be started from")
+    own = {key: value for key, value in weights.items() if not key.startswith(LAYOUTS)}  # the run has its own
+    network.load_state_dict({**network.state_dict(), **own})
+
+
+def _more_blocks(found: NetworkConfig, wanted: NetworkConfig) -> dict[str, tuple[int, ...]]:
+    """Return the numbers of blocks of `wanted` where none is smaller and the levels are as many."""
+    numbers = {side: (getattr(found, side), getattr(wanted, side)) for side in ("encoder_blocks", "decoder_blocks")}
+    return {
+        side: new for side, (old, new) in numbers.items()
+        if len(old) == len(new) and all(more >= blocks for blocks, more in zip(old, new, strict=True))
+    }  # fmt: skip

@@ -1,0 +1,192 @@
+"""Trains the evaluator: a ResNet-18 on labelled pictures, distorted so that they resemble sampled ones.
+
+Knows no denoiser and no sampled picture, so its scores stay independent.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+from torchvision.tv_tensors import Image as TVImage
+from torchvision.tv_tensors import KeyPoints
+
+from shared.checkpoint import publish
+from shared.evaluator import IMAGE_SIZE, Evaluator, load_evaluator, score_set
+from shared.options import Natural
+from shared.registry import resolve
+from shared.storage import Location
+from trainer.config import Positive, RunConfig, Share
+from trainer.data import Dataset, check_labelled, in_vocabulary, labelled, to_float
+from trainer.errors import TrainerError
+from trainer.runs import Run
+
+START_LR = 7e-4  # of a run that starts from trained weights, which larger steps would first undo
+
+# Distortions of pictures in [0, 1] that change no label, since sampled pictures are softer, noisier and less exact in
+# shape than renders. All pictures get small changes of place, size, light and colour; some are warped; half are blurred
+# or coarse; some are noisy. More on one picture would make cubes round, and the network would learn wrong shapes.
+# MOVE moves an object's position with it. A warp moves it by half a pixel, in no direction on average: that is ignored.
+BORDER = 8  # pixels around a picture, so that no empty corner moves into it
+MOVE = v2.RandomAffine(4, (0.05, 0.05), (0.88, 1.12), 4, interpolation=v2.InterpolationMode.BILINEAR)
+COARSE = v2.Compose([v2.RandomResize(22, 58), v2.Resize((IMAGE_SIZE, IMAGE_SIZE))])
+DISTORT = v2.Compose(
+    [
+        v2.RandomApply([v2.ElasticTransform(40.0, 6.0)], 0.25),
+        v2.CenterCrop(IMAGE_SIZE),
+        v2.ColorJitter(0.2, 0.2, 0.2, 0.015),
+        v2.RandomChoice([v2.Identity(), v2.GaussianBlur(7, (0.3, 1.4)), COARSE], [0.5, 0.25, 0.25]),
+        v2.RandomChoice([v2.Identity(), *(v2.GaussianNoise(0, s) for s in (0.03, 0.08, 0.15))], [0.6, 0.2, 0.15, 0.05]),
+    ]
+)
+TINT = 0.06  # standard deviation of each colour channel's gain
+GROUP = 4  # pictures of a batch that share their distortion, since one by one would take longer than the network
+Figures = dict[str, Any]  # of held-out pictures, as in a checkpoint's header
+HEAT_WEIGHT = 0.1  # of the heatmap's loss; the labels' and the positions' have 1. Without it, positions take far longer
+
+
+class EvaluatorConfig(RunConfig):
+    """A run of the evaluator."""
+
+    lr: Positive = 1.5e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    warmup_steps: Natural = 100
+    cooldown: Share = 0.7
+    clip_norm: Positive | None = None
+
+
+def augment(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Distort (B, 3, 64, 64) in [-1, 1] alike, and move positions (B, K, 2) along.
+
+    Draws from torch's global generator, as torchvision does.
+    """
+    tinted = (images + 1) / 2 * (1 + TINT * torch.randn(len(images), 3, 1, 1))
+    bordered = F.pad(tinted.clamp(0, 1), [BORDER] * 4, mode="replicate")
+    points = KeyPoints(positions * IMAGE_SIZE + BORDER, canvas_size=bordered.shape[-2:])
+    pictures, moved = MOVE(TVImage(bordered), points)
+    distorted = DISTORT(pictures.as_subclass(Tensor))
+    return distorted * 2 - 1, (moved.as_subclass(Tensor) - BORDER) / IMAGE_SIZE
+
+
+def position_loss(located: tuple[Tensor, Tensor], positions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean distance |x - x'| + |y - y'|, and the mean -log of the heatmap's share in the right cell.
+
+    Over the objects that are there: `located` is the position head's answer, positions (B, K, 2), labels (B, K).
+    """
+    found, heat = located
+    side = math.isqrt(heat.shape[-1])
+    column, row = (positions * side).long().clamp(0, side - 1).unbind(-1)
+    missed = -heat.gather(-1, (row * side + column)[..., None])[..., 0]
+    there = labels.sum().clamp(min=1)
+    return ((found - positions).abs().sum(-1) * labels).sum() / there, (missed * labels).sum() / there
+
+
+class Recognising:
+    """The objective: name the objects of a distorted picture and, with positions in the data set, locate them."""
+
+    kind = "evaluator"
+
+    def __init__(self, dataset: Dataset, held_out: Dataset) -> None:
+        check_labelled(dataset, "training pictures")
+        check_labelled(held_out, "held-out pictures")
+        self.dataset = labelled(dataset)
+        self.held_out = in_vocabulary(labelled(held_out), dataset.vocabulary, "the data set")
+        unknown = torch.zeros(*self.dataset.labels.shape, 2)
+        self.positions = unknown if self.dataset.positions is None else self.dataset.positions
+
+    @property
+    def digest(self) -> str:
+        return self.dataset.digest
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
+        """Draw distorted pictures, with their labels and positions. Each group of pictures has a seed of its own."""
+        seeds = torch.randint(2**62, (len(index),), generator=generator).tolist()
+        first, groups = share.start // GROUP * GROUP, []
+        for start in range(first, share.stop, GROUP):
+            chosen = index[start : start + GROUP]
+            torch.manual_seed(seeds[start])
+            groups.append(augment(to_float(self.dataset.images[chosen]), self.positions[chosen]))
+        own = slice(share.start - first, share.stop - first)
+        pictures, places = (torch.cat(parts)[own] for parts in zip(*groups, strict=True))
+        return [pictures.contiguous(memory_format=torch.channels_last), self.dataset.labels[index[share]], places]
+
+    def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        pictures, labels, places = inputs
+        logits, located = network(pictures)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
+        if located is not None:
+            distance, missed = position_loss(located, places, labels)
+            loss = loss + distance + HEAT_WEIGHT * missed
+        return loss
+
+    def show(self, network: nn.Module, run: Run) -> dict[str, float]:
+        figures = measure(cast(Evaluator, network), self.held_out)
+        return {key: value for key, value in figures.items() if isinstance(value, float)}
+
+    def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
+        """Write bf16 weights under the names of the course's state dict, with figures of the held-out pictures."""
+        evaluator = cast(Evaluator, network)
+        held_out = measure(evaluator, self.held_out)
+        return publish_evaluator(evaluator, storage, name, {**training, "held_out": held_out})
+
+
+def measure(evaluator: Evaluator, held_out: Dataset) -> dict[str, Any]:
+    """Judge undistorted pictures: the scores, exact match by number of objects, and how far found positions are off.
+
+    A position's error is a fraction of the picture's side.
+    """
+    names, labels = evaluator.vocabulary.names, held_out.labels
+    chunks = [to_float(chunk) for chunk in torch.split(held_out.images, 256)]
+    probabilities = torch.cat([evaluator.probabilities(chunk) for chunk in chunks])
+    score = score_set(probabilities, labels, names)
+    figures: dict[str, Any] = {"accuracy": score.accuracy, "exact_match": score.exact_match, "f1": score.f1}
+    counts = labels.sum(1).int()
+    figures["exact_match_of"] = {
+        str(n): score_set(probabilities[counts == n], labels[counts == n], names).exact_match
+        for n in sorted(set(counts.tolist()))
+    }
+    if evaluator.locator and held_out.positions is not None:
+        found = torch.cat([cast(Tensor, evaluator.positions(chunk)) for chunk in chunks])
+        errors = (found - held_out.positions).norm(dim=-1)[labels > 0]
+        figures |= {"position_error_median": float(errors.median()), "position_error_mean": float(errors.mean())}
+    return figures
+
+
+def publish_evaluator(evaluator: Evaluator, storage: Location, name: str, training: dict[str, Any]) -> Location:
+    tensors = {
+        key: value.to("cpu", torch.bfloat16 if value.is_floating_point() else value.dtype)
+        for key, value in evaluator.tensors().items()
+    }
+    config = {"architecture": "resnet18", "image_size": IMAGE_SIZE}
+    return publish(
+        storage, name, tensors, kind="evaluator", vocabulary=evaluator.vocabulary.names, config=config,
+        training=training,
+    )  # fmt: skip
+
+
+def make_evaluator(dataset: Dataset, config: EvaluatorConfig) -> Evaluator:
+    torch.manual_seed(config.seed)
+    evaluator = Evaluator(dataset.vocabulary, locates=dataset.positions is not None)
+    evaluator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return evaluator
+
+
+def start_from(evaluator: Evaluator, storage: Location, name: str, config: EvaluatorConfig) -> EvaluatorConfig:
+    """Give the run's evaluator the weights of a published one; return `config` with a rate for trained weights.
+
+    A position head that only one of the two has is ignored, or starts from its random weights.
+    """
+    start = load_evaluator(resolve(storage, name, "evaluator"))
+    if start.vocabulary != evaluator.vocabulary:
+        raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
+    evaluator.load_state_dict(start.state_dict(), strict=False)
+    return config if "lr" in config.model_fields_set else config.model_copy(update={"lr": START_LR})
