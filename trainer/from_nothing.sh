@@ -18,7 +18,7 @@ render() { # NAME OPTIONS...
 
 if test "${TRIAL:-}"; then
   TRAIN="" scenes="--scenes 20" many="--scenes 4" unseen="--scenes 4" full="--scenes 3"
-  fit="--steps 20" train="--steps 20 --set batch=16 --set layout_steps=20"
+  fit="--steps 20" train="--steps 20 --set batch=16"
   trajectories="--trajectories 256 --steps 20 --set batch=16" enlarge="--steps 10"
 else
   scenes="" many="--scenes 1920" unseen="--scenes 120" full="--scenes 480"

@@ -172,15 +172,15 @@ def train(
     start_from: str | None = None,
     on_step: Callable[[Run], None] = lambda _: None,
     evaluate_every_s: float = 600.0,
-    evaluate_every_share: float = 1.0,
+    evaluations: int = 1,
     patience: int | None = None,
     grad_accumulation: int = 1,
 ) -> Training:
     """Train `network` until the budget is spent; state, log and TensorBoard events go to `folder`.
 
     `start_from`: the name of the checkpoint whose weights the network has. A resumed run continues from its own state
-    instead. The first process calls `objective.show` at the end, every `evaluate_every_s` seconds, and each time
-    another `evaluate_every_share` of the budget is spent. `patience`: stop after so many evaluations in a row that are
+    instead. The first process evaluates (`objective.show`) every `evaluate_every_s` seconds, and at `evaluations` equal
+    shares of the budget, the last of which is its end. `patience`: stop after so many evaluations in a row that are
     worse than the best. `grad_accumulation`: backward passes in a step, each of its part of the batch.
 
     Raises TrainerError for another run's `folder` and for a batch that cannot be divided, FloatingPointError where the
@@ -262,8 +262,8 @@ def train(
                 if now - saved_at > SAVE_EVERY_S:
                     save()
                     saved_at = time.monotonic()
-                shares = run.progress // evaluate_every_share - progress // evaluate_every_share
-                if (shares and run.progress < 1) or now - evaluated_at > evaluate_every_s:
+                is_due = int(run.progress * evaluations + 1e-9) > int(progress * evaluations + 1e-9)
+                if is_due or now - evaluated_at > evaluate_every_s:
                     evaluate()
                     evaluated_step = run.step
                     evaluated_at = last = time.monotonic()  # evaluation is not training time

@@ -72,3 +72,15 @@ def test_state_round_trip() -> None:
         _run(one, its, range(6, 9))
     for kind in ("short", "long"):
         assert _value(averages, kind) == _value(other, kind)
+
+
+def test_the_long_average_of_a_short_run_forgets_the_random_weights_and_has_the_buffers() -> None:
+    network = nn.BatchNorm1d(1)
+    averages = Averages(network, TrainConfig())
+    for step, value in enumerate([0.0] + [1.0] * 50):
+        nn.init.constant_(network.weight, value)
+        network.running_mean = torch.full((1,), value)
+        averages.update(step)
+    averaged = averages.network("long")
+    assert averaged.weight.item() > 0.999
+    assert averaged.running_mean.item() > 0.999

@@ -22,7 +22,6 @@ from shared.vocabulary import Vocabulary
 from tests.conftest import serving
 from tests.trainer_fixtures import NETWORK
 from trainer import __main__ as cli
-from trainer.stages import fit_evaluator
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -59,10 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     digits, held_out = draw_digits(folder / "digits", 24, seed=0), draw_digits(folder / "held-out", 8, seed=1)
     where = ("--storage", folder / "storage")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_evaluator, "BATCH", 8)
-        fit = ("fit-evaluator", *where, "--data", digits, "--held-out", held_out, "--run", folder / "evaluator")
-        _run(*fit, "--name", "my-evaluator", "--steps", 2)
+    fit = ("fit-evaluator", *where, "--data", digits, "--held-out", held_out, "--run", folder / "evaluator")
+    _run(*fit, "--name", "my-evaluator", "--steps", 2, "--set", "batch=8")
     network = [f"--set=network.{field}={json.dumps(value)}" for field, value in NETWORK.items()]
     train = ("train", *where, "--data", digits, "--name", "my-denoiser", "--run", folder / "run", "--steps", 2)
     _run(*train, "--evaluator", "my-evaluator", "--set", "image_size=32", "--set", "batch=8", *network)

@@ -15,11 +15,13 @@ from shared.vocabulary import ICLEVR
 from tests.trainer_fixtures import TINY, write_data_folder
 from trainer.data import Dataset, convex_hull, load_dataset, merge
 from trainer.errors import TrainerError
-from trainer.loss import Denoising
+from trainer.objectives.denoiser import Denoising, make_network, start_from
+from trainer.objectives.layouts import fit_layouts_of
 from trainer.runs import Budget
 from trainer.scenes.render_folder import random_scenes, write_folder
-from trainer.stages.fit_layouts import fit_layouts_of
-from trainer.train import make_network, publish_network, starting_weights, train
+from trainer.train import train
+
+CPU = torch.device("cpu")
 
 
 def rendered(folder: Path) -> Dataset:
@@ -77,7 +79,7 @@ def test_position_dropout_hides_the_positions_of_a_fraction_of_the_pictures(tmp_
     dataset = rendered(tmp_path / "data")
     config = TINY.model_copy(update={"position_dropout": 0.25})
     index = torch.arange(400) % len(dataset)
-    objective = Denoising(dataset, config, torch.device("cpu"))
+    objective = Denoising(dataset, config, CPU)
     labels = objective.draw(index, slice(0, 400), torch.Generator().manual_seed(0))[1]
     assert labels.shape == (400, len(ICLEVR), 5)
     shown = (labels[..., 1] != OUTSIDE).any(1)
@@ -90,12 +92,13 @@ def test_training_can_start_from_a_network_without_positions(tmp_path: Path) -> 
     dataset, storage = rendered(tmp_path / "data"), tmp_path / "storage"
     plain, positioned = TINY.model_copy(update={"positions": False}), TINY
     for config, name, start in ((plain, "plain", None), (positioned, "positioned", "plain")):
-        weights = starting_weights(storage, start, config, dataset) if start else None
-        averages, _ = train(
-            dataset, config, tmp_path / name, Budget(steps=2), device=torch.device("cpu"), start=weights
-        )
-        layouts = fit_layouts_of(dataset, config, tmp_path / name / "layouts")
-        publish_network(averages.network("raw"), config, dataset, storage, name, {}, layouts)
+        network = make_network(config, dataset)
+        if start:
+            start_from(network, storage, start, config, dataset)
+        layouts = fit_layouts_of(dataset, config, tmp_path / name / "layouts", Budget(steps=2))
+        objective = Denoising(dataset, config, CPU, layouts=layouts)
+        train(objective, network, config, tmp_path / name, Budget(steps=2), device=CPU)
+        objective.publish(network, storage, name, {})
     plain, denoiser = (load_denoiser(storage / f"{name}.safetensors") for name in ("plain", "positioned"))
     assert (plain.layouts, plain.options) == (None, SamplingOptions())
     assert denoiser.options == WITH_POSITIONS
@@ -111,7 +114,7 @@ def test_a_checkpoint_says_what_it_has_learnt(tmp_path: Path) -> None:
     dataset = rendered(tmp_path / "data")
     network = make_network(TINY, dataset)
     for name, config in (("positioned", TINY), ("plain", TINY.model_copy(update={"positions": False}))):
-        publish_network(network, config, dataset, tmp_path, name, {})
+        Denoising(dataset, config, CPU).publish(network, tmp_path, name, {})
     support = support_of_checkpoint(read_info(tmp_path / "positioned.safetensors").config)
     assert support.objects == (1, 2)
     assert support.area is not None

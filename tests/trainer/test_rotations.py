@@ -13,15 +13,17 @@ from shared.vocabulary import ICLEVR
 from tests.trainer_fixtures import TINY
 from trainer.data import Dataset, load_dataset, merge
 from trainer.errors import TrainerError
+from trainer.objectives.denoiser import Denoising, make_network, start_from
+from trainer.objectives.distilled import AdaptedNetwork
+from trainer.objectives.layouts import fit_layouts_of
 from trainer.runs import Budget
 from trainer.scenes.render import render
 from trainer.scenes.render_folder import random_scenes, write_folder
 from trainer.scenes.scene import SceneObject
 from trainer.score import Watcher
-from trainer.stages.distill import AdaptedNetwork
-from trainer.stages.fit_layouts import fit_layouts_of
-from trainer.train import make_network, publish_network, starting_weights, train
+from trainer.train import train
 
+CPU = torch.device("cpu")
 CUBES = torch.tensor([label.endswith("cube") for label in ICLEVR.names])
 
 
@@ -89,23 +91,28 @@ def test_training_can_start_from_a_network_without_rotations(tmp_path: Path) -> 
     dataset, storage = rendered(tmp_path / "data"), tmp_path / "storage"
     for name, start in (("plain", None), ("turned", "plain")):
         config = TINY.model_copy(update={"rotations": start is not None})
-        weights = starting_weights(storage, start, config, dataset) if start else None
-        averages, _ = train(
-            dataset, config, tmp_path / name, Budget(steps=2), device=torch.device("cpu"), start=weights
-        )
-        layouts = fit_layouts_of(dataset, config, tmp_path / name / "layouts")
-        publish_network(averages.network("raw"), config, dataset, storage, name, {}, layouts)
+        network = make_network(config, dataset)
+        if start:
+            start_from(network, storage, start, config, dataset)
+        layouts = fit_layouts_of(dataset, config, tmp_path / name / "layouts", Budget(steps=2))
+        objective = Denoising(dataset, config, CPU, layouts=layouts)
+        train(objective, network, config, tmp_path / name, Budget(steps=2), device=CPU)
+        objective.publish(network, storage, name, {})
     networks = [load_denoiser(storage / f"{name}.safetensors").network for name in ("plain", "turned")]
     assert [network.config.rotations for network in networks] == [False, True]
     assert networks[1].stem_positions.rotations.any()
 
 
 def test_a_network_is_watched_as_it_is_sampled_later(tmp_path: Path) -> None:
-    dataset, storage, cpu = rendered(tmp_path / "data"), tmp_path / "storage", torch.device("cpu")
-    network, layouts = make_network(TINY, dataset), fit_layouts_of(dataset, TINY, tmp_path / "layouts")
-    publish_network(network, TINY, dataset, storage, "turned", {}, layouts)
+    dataset, storage = rendered(tmp_path / "data"), tmp_path / "storage"
+    network, budget = make_network(TINY, dataset), Budget(steps=2)
+    layouts = fit_layouts_of(dataset, TINY, tmp_path / "layouts", budget)
+    Denoising(dataset, TINY, CPU, layouts=layouts).publish(network, storage, "turned", {})
     denoiser = load_denoiser(storage / "turned.safetensors")
-    watcher = Watcher(TINY, dataset, tmp_path, {}, None, cpu, layouts=denoiser.layouts)
+    watcher = Watcher(
+        denoiser.alpha_bar, denoiser.prediction, dataset.vocabulary, 1.0, tmp_path, {}, None, CPU,
+        layouts=denoiser.layouts,
+    )  # fmt: skip
     wanted = denoiser.stepper().new_row(dataset.labels[0], SamplingOptions(), seed=0)
     for watched in (network, AdaptedNetwork(network, rank=1)):
         row = watcher.stepper(watched).new_row(dataset.labels[0], SamplingOptions(), seed=0)

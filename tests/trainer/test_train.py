@@ -1,77 +1,109 @@
-"""The training loop on a tiny network: it learns, resumes bit for bit, refuses another recipe, and runs in parallel."""
+"""The training loop on a straight line: it learns, resumes bit for bit, keeps the best, stops, and runs in parallel.
+
+What it learns of each objective is tested in tests/trainer/objectives/.
+"""
 
 import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from shared.diffusion.denoise import sample
+from shared.diffusion.layouts import LayoutNetwork
 from shared.diffusion.model import load_denoiser
-from shared.diffusion.unet import NetworkConfig, UNet
-from shared.options import SamplingOptions
-from shared.vocabulary import Vocabulary
 from tests.paths import ROOT
-from tests.trainer_fixtures import NETWORK, TINY, write_data_folder
+from tests.trainer.test_positions import rendered
+from tests.trainer_fixtures import TINY
 from trainer import train as training
-from trainer.config import TrainConfig
-from trainer.data import Dataset, load_dataset
+from trainer.config import RunConfig
 from trainer.errors import TrainerError
+from trainer.objectives.denoiser import Denoising, make_network
 from trainer.runs import Budget, Run
-from trainer.train import batch_indices, publish_network, starting_weights, train
+from trainer.train import Objective, Training, batch_indices, make_optimizers, train
 
 CPU = torch.device("cpu")
+CONFIG = RunConfig(batch=4, lr=0.05, warmup_steps=0, cooldown=0.0, ema_start=2)
 
 
 @pytest.fixture(autouse=True)
-def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_float32_and_each_step_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "autocast_dtype", lambda _: None)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data_folder(tmp_path_factory.mktemp("data") / "d")
-
-
-@pytest.fixture(scope="module")
-def dataset(folder: Path) -> Dataset:
-    return load_dataset(folder, size=16)
-
-
-def _lines(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def _config(**changes: Any) -> TrainConfig:
-    return TrainConfig.model_validate({**TINY.model_dump(), **changes})
-
-
-def test_the_loss_falls(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "LOG_EVERY", 1)
-    config = _config(prediction="eps", loss_weight="none", noise_levels="uniform", schedule="sigmoid", lr=5e-3)
-    _, run = train(dataset, config, tmp_path, Budget(steps=80), device=CPU)
-    losses = [line["loss"] for line in _lines(tmp_path)]
-    assert run.step == len(losses) == 80
-    assert losses[0] == pytest.approx(1, abs=0.05)  # a fresh network predicts no noise, whose variance is 1
-    assert sum(losses[-20:]) / 20 < 0.75  # measured: 0.67
+
+
+@dataclass
+class Line:
+    """y = 3 x, with noise from the step's generator. Evaluations get the figures of `shown`, one after another."""
+
+    shown: Iterator[dict[str, float]] = field(default_factory=lambda: iter(()))
+    digest: str = "line"
+    kind: str = "line"
+    scale: float = 1.0
+
+    def __len__(self) -> int:
+        return 10
+
+    def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
+        noise = torch.randn(len(index), 1, generator=generator)
+        x = index[:, None].float() / 10
+        return [x[share], (3 * x + 0.01 * noise)[share]]
+
+    def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        x, y = inputs
+        return self.scale * F.mse_loss(network(x), y)
+
+    def show(self, network: nn.Module, run: Run) -> dict[str, float]:
+        assert not network.training
+        return next(self.shown, {})
+
+    def publish(self, *_: Any) -> Path:
+        raise AssertionError("the loop publishes nothing")
+
+
+def line() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.1), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+
+def fit(folder: Path, steps: int, config: RunConfig = CONFIG, shown: Any = (), **options: Any) -> Training:
+    objective: Objective = Line(iter(shown))
+    return train(objective, line(), config, folder, Budget(steps=steps), device=CPU, **options)
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(text) for text in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [one["loss"] for one in lines(folder) if "loss" in one]
+
+
+def assert_same_weights(one: Training, other: Training) -> None:
+    for kind in ("raw", "short", "long"):
+        wanted, got = one.averages.network(kind).state_dict(), other.averages.network(kind).state_dict()
+        assert all(torch.equal(wanted[key], got[key]) for key in wanted), kind
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    fit(tmp_path, 120)
+    assert sum(losses(tmp_path)[-20:]) / 20 < 0.3 * losses(tmp_path)[0]
 
 
 class StopError(Exception):
     """Interrupts a run."""
 
 
-def test_a_resumed_run_ends_bit_for_bit_the_same(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = _config(ema_start=2)
+def test_a_resumed_run_ends_bit_for_bit_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "SAVE_EVERY_S", -1.0)
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
-    whole, _ = train(dataset, config, tmp_path / "whole", Budget(steps=6), device=CPU)
+    whole = fit(tmp_path / "whole", 6)
 
     def stop(run: Run) -> None:
         if run.step == 4:  # saved last after step 3
@@ -79,179 +111,182 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(
 
     monkeypatch.setattr(training, "LOG_EVERY", 2)
     with pytest.raises(StopError):
-        train(dataset, config, tmp_path / "parts", Budget(steps=6), device=CPU, on_step=stop)
-    again, run = train(dataset, config, tmp_path / "parts", Budget(steps=6), device=CPU)
-    assert run.step == 6
-    for kind in ("raw", "short", "long"):
-        wanted, got = whole.network(kind).state_dict(), again.network(kind).state_dict()
-        assert all(torch.equal(wanted[key], got[key]) for key in wanted), kind
-    by_step = {line["step"]: line["loss"] for line in _lines(tmp_path / "whole")}
-    resumed = _lines(tmp_path / "parts")[-2:]
-    assert [line["step"] for line in resumed] == [4, 6]
-    assert resumed[0]["loss"] == pytest.approx(by_step[4])  # the mean over the one step since resuming
-    assert resumed[1]["loss"] == pytest.approx((by_step[5] + by_step[6]) / 2)
+        fit(tmp_path / "parts", 6, on_step=stop)
+    torch.manual_seed(99)
+    again = fit(tmp_path / "parts", 6)
+    assert (again.run.step, again.run.resumed_at) == (6, 3)
+    assert_same_weights(whole, again)
+    each = losses(tmp_path / "whole")
+    resumed = losses(tmp_path / "parts")[-2:]
+    assert resumed[0] == pytest.approx(each[3])  # the mean over the one step since resuming
+    assert resumed[1] == pytest.approx((each[4] + each[5]) / 2)
 
 
-def test_a_finished_run_is_not_trained_further(dataset: Dataset, tmp_path: Path) -> None:
-    first, _ = train(dataset, TINY, tmp_path, Budget(steps=1), device=CPU)
-    second, run = train(dataset, TINY, tmp_path, Budget(steps=1), device=CPU)
-    assert run.step == 1
-    assert torch.equal(
-        first.network("raw").state_dict()["head.weight"], second.network("raw").state_dict()["head.weight"]
-    )
+def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
+    first, second = fit(tmp_path, 2), fit(tmp_path, 2)
+    assert second.run.step == second.run.resumed_at == 2
+    assert_same_weights(first, second)
 
 
-def test_another_recipe_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    train(dataset, TINY, tmp_path, Budget(steps=1), device=CPU)
+def test_time_between_two_processes_does_not_count(tmp_path: Path) -> None:
+    """A run that has spent nearly all of its minute takes one more step, however long ago it stopped."""
+    fit(tmp_path, 1)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save({**state, "elapsed_s": 59.9999}, tmp_path / "state.pt")
+    assert train(Line(), line(), CONFIG, tmp_path, Budget(minutes=1), device=CPU).run.step == 2
+
+
+def test_another_recipe_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path, 1)
     with pytest.raises(TrainerError, match=r"state\.pt was started with another lr, seed; choose another --run"):
-        train(dataset, _config(lr=1e-4, seed=3), tmp_path, Budget(steps=2), device=CPU)
-    with pytest.raises(TrainerError, match=r"state\.pt was started with other data; choose another --run"):
-        train(replace(dataset, images=255 - dataset.images), TINY, tmp_path, Budget(steps=2), device=CPU)
+        fit(tmp_path, 2, CONFIG.model_copy(update={"lr": 1e-4, "seed": 3}))
     with pytest.raises(TrainerError, match=r"state\.pt was started with another start_from; choose another --run"):
-        train(dataset, TINY, tmp_path, Budget(steps=2), device=CPU, start_from="first")
-    names = Vocabulary(tuple(reversed(dataset.vocabulary.names)))
-    other = Dataset(names, dataset.images, dataset.labels)
-    with pytest.raises(TrainerError, match=r"another objects\.json"):
-        train(other, TINY, tmp_path, Budget(steps=2), device=CPU)
+        fit(tmp_path, 2, start_from="first")
+    for other, message in (
+        (Line(digest="others"), "other data"),
+        (Line(kind="curve"), r"another kind \(line, not cur"),
+    ):
+        with pytest.raises(TrainerError, match=message):
+            train(other, line(), CONFIG, tmp_path, Budget(steps=2), device=CPU)
+    with pytest.raises(TrainerError, match="holds a network of another shape; choose another --run"):
+        train(Line(), nn.Linear(1, 1), CONFIG, tmp_path, Budget(steps=2), device=CPU)
     (tmp_path / "state.pt").write_bytes(b"broken")
     with pytest.raises(TrainerError, match=r"state\.pt is not the state of a run"):
-        train(dataset, TINY, tmp_path, Budget(steps=2), device=CPU)
+        fit(tmp_path, 2)
 
 
-def test_losses_and_evaluations_are_logged(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
-    seen = []
-
-    def evaluate(network: torch.nn.Module, run: Run) -> dict[str, float]:
-        seen.append((run.step, isinstance(network, UNet)))
-        return {"test/accuracy": 0.25}
-
-    _, run = train(dataset, TINY, tmp_path, Budget(steps=2), device=CPU, evaluate=evaluate, evaluate_every_s=-1.0)
-    assert seen == [(1, True), (2, True), (2, True)]
-    assert run.history == [{"test/accuracy": 0.25}] * 3
-    lines = _lines(tmp_path)
-    assert lines[0].keys() == {"step", "minutes", "loss", "grad_norm", "lr", "pictures"}
-    assert [line["pictures"] for line in lines if "pictures" in line] == [8, 16]
-    assert sum("test/accuracy" in line for line in lines) == 3
+def test_figures_are_logged(tmp_path: Path) -> None:
+    run = fit(tmp_path, 2, shown=({"test/accuracy": 0.25}, {"test/accuracy": 0.5}), evaluate_every_s=-1.0).run
+    assert run.history == [{"test/accuracy": 0.25}, {"test/accuracy": 0.5}]
+    logged = lines(tmp_path)
+    assert logged[0].keys() == {"step", "minutes", "loss", "grad_norm", "lr", "pictures"}
+    assert [one["pictures"] for one in logged if "pictures" in one] == [4, 8]
+    assert [one["step"] for one in logged if "test/accuracy" in one] == [1, 2]
     (events,) = (tmp_path / "tensorboard").iterdir()
-    assert events.stat().st_size > 200
     assert b"test/accuracy" in events.read_bytes()
 
 
-def test_evaluation_by_share_of_the_budget(dataset: Dataset, tmp_path: Path) -> None:
-    seen = []
+def test_evaluation_by_share_of_the_budget(tmp_path: Path) -> None:
+    fit(tmp_path, 8, shown=({"f1": i} for i in range(9)), evaluations=4)
+    assert [one["step"] for one in lines(tmp_path) if "f1" in one] == [2, 4, 6, 8]  # the last once, not twice
 
-    def evaluate(_: torch.nn.Module, run: Run) -> dict[str, float]:
-        seen.append(run.step)
-        return {}
 
-    train(dataset, TINY, tmp_path, Budget(steps=8), device=CPU, evaluate=evaluate, evaluate_every_share=0.25)
-    assert seen == [2, 4, 6, 8]  # the last once, not twice
+def figures(*badness: float, score: bool = False) -> list[dict[str, float]]:
+    return [{"a/exact_match": 1 - one, "b/exact_match": 1.0} if score else {"held_out_loss": one} for one in badness]
+
+
+@pytest.mark.parametrize("score", [False, True])
+def test_the_best_weights_are_kept_beside_the_last(tmp_path: Path, score: bool) -> None:
+    every = {"evaluate_every_s": -1.0}
+    short = fit(tmp_path / "short", 2)
+    trained = fit(tmp_path / "run", 4, shown=figures(0.5, 0.25, 0.75, 0.5, score=score), **every)
+    assert trained.best is not None
+    assert (trained.best.step, trained.best.worse_since) == (2, 2)
+    weights = short.averaged.state_dict()
+    assert all(torch.equal(trained.best.weights[key], weights[key]) for key in weights)
+    resumed = fit(tmp_path / "run", 5, shown=figures(0.3, score=score), **every)
+    assert resumed.best is not None
+    assert (resumed.best.step, resumed.best.worse_since) == (2, 3)
+
+
+def test_patience_ends_a_run_and_its_progress_at_all_of_it(tmp_path: Path) -> None:
+    seen: list[float] = []
+    shown = figures(0.5, 0.4, 0.45, 0.5, 0.1)
+    options: Any = {"evaluate_every_s": -1.0, "patience": 2}
+    run = fit(tmp_path, 9, shown=shown, on_step=lambda run: seen.append(run.progress), **options).run
+    assert (run.step, seen[-1]) == (4, 1.0)
+    assert fit(tmp_path, 9, **options).run.step == 4  # the same command again does not go on
+
+
+def test_progress_ends_at_all_of_it(tmp_path: Path) -> None:
+    seen: list[float] = []
+    fit(tmp_path, 4, on_step=lambda run: seen.append(run.progress))
+    assert seen == [0.25, 0.5, 0.75, 1.0]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_reported(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     (tmp_path / "state.tmp").symlink_to("/dev/full")
     with pytest.raises(TrainerError, match=r"state\.pt cannot be written; is the disk full\?"):
-        train(dataset, TINY, tmp_path, Budget(steps=1), device=torch.device("cpu"))
+        fit(tmp_path, 1)
     assert not (tmp_path / "state.tmp").is_symlink()
 
 
-def test_a_diverged_loss_stops_the_run(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="the loss is"):
-        train(dataset, _config(lr=1e30, warmup_steps=0, optimizer="adamw"), tmp_path, Budget(steps=9), device=CPU)
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_diverged_loss_stops_the_run_and_is_not_saved(
+    tmp_path: Path, log_every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY", log_every)
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf); lower lr"):
+        train(Line(scale=torch.inf), line(), CONFIG, tmp_path, Budget(steps=3), device=CPU)
+    assert not (tmp_path / "state.pt").exists()
 
 
-@pytest.mark.parametrize("conditioning", ["embedding", "channels"])
-def test_a_published_denoiser_loads_and_samples(dataset: Dataset, tmp_path: Path, conditioning: str) -> None:
-    config = _config(network={**NETWORK, "conditioning": conditioning}, prediction="eps", schedule="sigmoid")
-    averages, _ = train(dataset, config, tmp_path / "run", Budget(steps=1), device=CPU)
-    network = averages.network(config.publish)
-    denoiser = load_denoiser(publish_network(network, config, dataset, tmp_path, "tiny", {"note": 1}))
-    assert (denoiser.prediction, denoiser.info.name, len(denoiser.alpha_bar)) == ("eps", "tiny", 1000)
-    assert denoiser.vocabulary == dataset.vocabulary
-    assert denoiser.info.training["note"] == 1
-    assert denoiser.info.training["config"] == config.model_dump(mode="json")
-    assert TrainConfig.model_validate(denoiser.info.training["config"]) == config
-    for key, value in network.state_dict().items():
-        torch.testing.assert_close(denoiser.network.state_dict()[key], value, rtol=0.01, atol=1e-3)
-    images = sample(denoiser.stepper(), dataset.labels[:2], SamplingOptions(steps=2), [1, 2])
-    assert images.shape == (2, 3, 16, 16)
-    assert images.isfinite().all()
+def test_parts_of_a_batch_add_up_to_its_gradient(tmp_path: Path) -> None:
+    """Without batch norm and dropout, which see one part at a time."""
+    trained = []
+    for accumulation in (1, 2, 4):
+        network = line()
+        network[1], network[2] = nn.Identity(), nn.Identity()  # type: ignore[operator]
+        run = tmp_path / str(accumulation)
+        trained.append(train(Line(), network, CONFIG, run, Budget(steps=3), device=CPU, grad_accumulation=accumulation))
+        assert losses(run) == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
+        for key, value in network.state_dict().items():
+            torch.testing.assert_close(value, trained[0].network.state_dict()[key], rtol=1e-5, atol=1e-6)
+    with pytest.raises(TrainerError, match="batch 4 must be a multiple of 1 processes times --grad-accumulation 3"):
+        fit(tmp_path / "3", 1, grad_accumulation=3)
 
 
-def test_a_run_can_start_from_published_weights(dataset: Dataset, tmp_path: Path) -> None:
-    config = _config(lr=1e-12, warmup_steps=0)
-    published = UNet(NetworkConfig(num_labels=len(dataset.vocabulary), image_size=config.image_size, **config.network))
-    publish_network(published, config, dataset, tmp_path, "first", {})
-    start = starting_weights(tmp_path, "first", config, dataset)
-    averages, _ = train(dataset, config, tmp_path / "run", Budget(steps=1), device=CPU, start=start)
-    for key, value in averages.network("raw").state_dict().items():
-        torch.testing.assert_close(value, start[key].float(), rtol=0, atol=1e-6)
-    with pytest.raises(TrainerError, match="another schedule"):
-        starting_weights(tmp_path, "first", _config(schedule="linear"), dataset)
+def test_auto_is_the_faster_optimizer_here_and_stays_that_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = CONFIG.model_copy(update={"optimizer": "auto"})
+    assert fit(tmp_path / "slow", 1, auto).config.optimizer == "adamw"
+    monkeypatch.setattr(training, "autocast_dtype", lambda _: torch.bfloat16)
+    assert fit(tmp_path / "slow", 2, auto).config.optimizer == "adamw"
+    assert fit(tmp_path / "fast", 1, auto).config.optimizer == "muon"
+    with pytest.raises(TrainerError, match="another optimizer"):
+        fit(tmp_path / "slow", 3, CONFIG.model_copy(update={"optimizer": "muon"}))
 
 
-def test_a_deeper_network_starts_as_the_one_that_it_starts_from(dataset: Dataset, tmp_path: Path) -> None:
-    config = _config()
-    published = training.make_network(config, dataset)
-    for parameter in published.parameters():  # a fresh network predicts zero whatever its blocks do
-        torch.nn.init.normal_(parameter, std=0.1)
-    publish_network(published, config, dataset, tmp_path, "shallow", {})
-    blocks = [count + 1 for count in published.config.decoder_blocks]
-    deeper = _config(network={**config.network, "decoder_blocks": blocks})
-    start = starting_weights(tmp_path, "shallow", deeper, dataset)
-    network = training.make_network(deeper, dataset)
-    network.load_state_dict({**network.state_dict(), **start})
-    published.load_state_dict(start)
-    x, t, keep = torch.randn(2, 3, 16, 16), torch.tensor([3, 500]), torch.tensor([True, False])
-    assert len(network.state_dict()) > len(start)
-    torch.testing.assert_close(network(x, t, dataset.labels[:2], keep), published(x, t, dataset.labels[:2], keep))
-
-    publish_network(network, deeper, dataset, tmp_path, "deep", {})
-    with pytest.raises(TrainerError, match="deep has another network than this run"):
-        starting_weights(tmp_path, "deep", config, dataset)
-
-
-def test_muon_takes_the_inner_matrices_and_adamw_all_else(dataset: Dataset) -> None:
-    network = training.make_network(TINY, dataset)
+def test_muon_takes_the_inner_matrices_and_adamw_all_else(tmp_path: Path) -> None:
+    network = make_network(TINY, rendered(tmp_path))
     names = {parameter: name for name, parameter in network.named_parameters()}
     taken = {
         type(optimizer): [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-        for optimizer in training.make_optimizers(network, TINY)
+        for optimizer in make_optimizers(network, TINY.model_copy(update={"optimizer": "muon"}))
     }
     matrices = {name for parameter, name in names.items() if parameter.ndim == 2}
     inner = {name for name in matrices if name.startswith(("encoder", "decoder", "down", "up"))}
-    assert {name.split(".")[0] for name in matrices - inner} == {"stem", "head", "conditioning", "time"}
+    assert {name.split(".")[0] for name in matrices - inner} == {
+        "stem", "head", "conditioning", "time", "stem_positions",
+    }  # fmt: skip
     assert set(taken[torch.optim.Muon]) == inner
     assert sorted(taken[torch.optim.Muon] + taken[torch.optim.AdamW]) == sorted(names.values())
-    (only,) = training.make_optimizers(network, _config(optimizer="adamw"))
-    assert isinstance(only, torch.optim.AdamW)
-    assert sum(len(group["params"]) for group in only.param_groups) == len(names)
 
 
-def test_an_update_of_muon_has_the_size_of_one_of_adamw(dataset: Dataset) -> None:
-    config = _config(lr=1e-3, weight_decay=0.0)
-    network = training.make_network(config, dataset)
-    muon = training.make_optimizers(network, config)[0]
-    before = {weight: weight.detach().clone() for weight in muon.param_groups[0]["params"]}
-    for weight in before:
-        weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+def test_an_update_of_muon_has_the_size_of_one_of_adamw() -> None:
+    config = RunConfig(optimizer="muon", lr=1e-3, weight_decay=0.0)
+    network = nn.ModuleDict({"up": nn.Linear(40, 60, bias=False), "stem": nn.Linear(3, 3)})
+    muon, before = make_optimizers(network, config)[0], network["up"].weight.detach().clone()
+    network["up"].weight.grad = torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
     muon.step()
-    for weight, old in before.items():
-        # AdamW's updates have a root mean square of 0.2 to 0.4 times lr (Liu et al. 2025, sec. 2.2)
-        assert 0.15 < float((weight.detach() - old).square().mean().sqrt()) / config.lr < 0.25
+    # AdamW's updates have a root mean square of 0.2 to 0.4 times lr (Liu et al. 2025, sec. 2.2)
+    assert 0.15 < float((network["up"].weight.detach() - before).square().mean().sqrt()) / config.lr < 0.25
 
 
-def test_epochs_see_every_picture_once() -> None:
-    seen = torch.cat([batch_indices(10, 4, seed=3, step=step) for step in range(5)])
-    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
-    assert seen[:10].tolist() != seen[10:].tolist()
+@pytest.mark.parametrize("n", [3, 10, 17])
+def test_epochs_see_every_example_once(n: int) -> None:
+    seen = torch.cat([batch_indices(n, 4, seed=3, step=step) for step in range(n)])
+    epochs = seen.view(4, n).tolist()
+    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 # Trains in float32, logs each step, and checks that a wrapper whose destructor may hang is gone before the group ends.
 SCRIPT = """
 import gc
+import os
 import sys
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -264,62 +299,68 @@ def end_last():
     assert not any(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
     end()
 torch.distributed.destroy_process_group = end_last
+if "--own-folders" in sys.argv:
+    sys.argv.remove("--own-folders")
+    sys.argv[-1] += "-" + os.environ["RANK"]
 sys.exit(main())
 """
 
 
-OWN_FOLDERS = """
-import os
-import sys
-from trainer.__main__ import main
-sys.argv[-1] += "-" + os.environ["RANK"]
-sys.exit(main())
-"""
-
-
-def two_processes(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the trainer's command line, as `script` has it, in two processes on the CPU."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+def two_processes(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the trainer's command line, as SCRIPT has it, in two processes on the CPU."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command += [arguments[0], "--device", "cpu", *arguments[1:]]
+    command += [str(tmp_path / "script.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
 
 
-def test_two_processes_train_the_same_network_as_one(
-    folder: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
-    config = _config(optimizer="adamw", lr=1e-3, warmup_steps=0, cooldown=0.0)
-    start = training.make_network(config, dataset).state_dict()
-    one, _ = train(dataset, config, tmp_path / "one", Budget(steps=3), device=CPU)
-    (tmp_path / "script.py").write_text(SCRIPT)
-    changes = [f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()]
-    arguments = ["--data", str(folder), "--run-folder", str(tmp_path / "two"), "--storage", str(tmp_path)]
-    done = two_processes(tmp_path / "script.py", "train", *arguments, "--name", "two", "--steps", "3", *changes)
+@pytest.fixture
+def recipe() -> tuple[Any, list[str]]:
+    changes = {"optimizer": "adamw", "lr": 1e-3, "warmup_steps": 0, "cooldown": 0.0}
+    config = TINY.model_copy(update=changes)
+    return config, [f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()]
+
+
+def test_two_processes_train_the_same_networks_as_one(tmp_path: Path, recipe: tuple[Any, list[str]]) -> None:
+    """Both the layout network and the denoiser, and in two parts."""
+    dataset, (config, changes) = rendered(tmp_path / "data"), recipe
+    start = make_network(config, dataset).state_dict()
+    objective = Denoising(dataset, config, CPU)
+    one = train(objective, make_network(config, dataset), config, tmp_path / "one", Budget(steps=3), device=CPU)
+    done = two_processes(
+        tmp_path, "train", "--device", "cpu", "--data", tmp_path / "data", "--run-folder", tmp_path / "two",
+        "--storage", tmp_path, "--name", "two", "--steps", 3, "--grad-accumulation", 2, *changes,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     two = torch.load(tmp_path / "two" / "state.pt", weights_only=True)
     assert two["step"] == 3
-    for key, wanted in one.network("raw").state_dict().items():
+    for key, wanted in one.network.state_dict().items():
         torch.testing.assert_close(two["network"][key], wanted, rtol=0, atol=2e-4)
     moved = max(float((two["network"][key] - start[key]).abs().max()) for key in start)
     assert moved > 1e-3  # ten times the tolerance, so that the comparison can fail
-    losses = [[line["loss"] for line in _lines(tmp_path / name) if "loss" in line] for name in ("one", "two")]
-    assert len(losses[0]) == 3
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # of the whole batch, not of the first process's share
-    assert load_denoiser(tmp_path / "two.safetensors").info.training["steps"] == 3
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)  # of the whole batch
+    published = load_denoiser(tmp_path / "two.safetensors")
+    assert published.info.training["steps"] == 3
+    assert isinstance(published.layouts, LayoutNetwork)
+    assert len(losses(tmp_path / "two" / "layouts")) == 2  # TINY's layout_steps
 
 
 def test_two_processes_that_would_resume_from_different_states_are_refused(
-    folder: Path, dataset: Dataset, tmp_path: Path
+    tmp_path: Path, recipe: tuple[Any, list[str]]
 ) -> None:
     """As on two hosts whose folders of one name are not shared. Each would go on with a network of its own."""
-    config = _config()
-    train(dataset, config, tmp_path / "host-0", Budget(steps=2), device=CPU)
-    (tmp_path / "script.py").write_text(OWN_FOLDERS)
-    changes = [f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()]
-    arguments = ["--data", str(folder), "--storage", str(tmp_path), "--name", "two", "--steps", "3", *changes]
-    done = two_processes(tmp_path / "script.py", "train", *arguments, "--run-folder", str(tmp_path / "host"))
+    dataset, (config, changes) = rendered(tmp_path / "data"), recipe
+    config = config.model_copy(update={"positions": False})
+    train(
+        Denoising(dataset, config, CPU), make_network(config, dataset), config, tmp_path / "host-0", Budget(steps=2),
+        device=CPU,
+    )  # fmt: skip
+    done = two_processes(
+        tmp_path, "train", "--own-folders", "--device", "cpu", "--data", tmp_path / "data", "--storage", tmp_path,
+        "--name", "two", "--steps", 3, *changes, "--set", "positions=false", "--run-folder", tmp_path / "host",
+    )  # fmt: skip
     assert done.returncode == 1
     message = f"{tmp_path / 'host-1'}: is at step 0 here, and at step 2 for the first process"
     assert message in "".join(done.stderr.split("\n"))

@@ -161,7 +161,7 @@ def fit_layouts(
     cpu = torch.device("cpu")
     with one_thread():
         training = train(
-            objective, network, objective.config, folder, budget, device=cpu, evaluate_every_share=1 / CHECKS, **options
+            objective, network, objective.config, folder, budget, device=cpu, evaluations=CHECKS, **options
         )
     fitted = cast(LayoutNetwork, training.averaged)
     if training.best:
@@ -202,7 +202,7 @@ def replace_layouts(storage: Location, name: str, layouts: LayoutNetwork, traini
     adapters = [one for one in scan(storage)[0] if one.config.get("base") == {"name": info.name, "digest": info.digest}]
     path = publish(
         storage, info.name, tensors, kind="denoiser", vocabulary=info.vocabulary, config={**info.config, **described},
-        training={**info.training, **training},
+        training={**info.training, "layouts": training},
     )  # fmt: skip
     base = {"name": info.name, "digest": read_info(path).digest}
     for adapter in adapters:

@@ -136,7 +136,7 @@ def run_variant(
     training = train(
         Denoising(dataset, config, device, watcher), make_network(config, dataset), config, folder, budget,
         device=device, on_step=show_progress(progress, name), evaluate_every_s=float("inf"),
-        evaluate_every_share=1 / CURVE_POINTS,
+        evaluations=CURVE_POINTS,
     )  # fmt: skip
     curve = read_log(folder / "log.jsonl")
     (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))

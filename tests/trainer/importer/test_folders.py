@@ -16,7 +16,7 @@ from trainer.data import load_dataset, settled
 from trainer.errors import TrainerError
 from trainer.importer.folders import split, write_folders
 from trainer.importer.formats import Item, Source
-from trainer.loss import Denoising
+from trainer.objectives.denoiser import Denoising
 
 
 def picture(folder: Path, name: str, size: tuple[int, int] = (8, 8), seed: int = 0) -> None:

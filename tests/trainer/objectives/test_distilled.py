@@ -19,16 +19,15 @@ from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, pu
 from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.errors import TrainerError
-from trainer.stages.distill import (
+from trainer.objectives.distilled import (
     AdaptedNetwork,
-    Trajectories,
-    make_config,
+    Distilling,
     make_pool,
     make_student,
     publish_adapter,
     trajectories,
 )
-from trainer.stages.fit_evaluator import publish_evaluator
+from trainer.objectives.evaluator import publish_evaluator
 
 CPU = torch.device("cpu")
 PATH = SamplingOptions(sampler="dpmpp_2m", steps=12, guidance=2.0)
@@ -97,7 +96,7 @@ def test_an_adapter_is_refused_without_the_weights_it_changes(teacher: Denoiser,
 @pytest.mark.parametrize("steps", [1, 3, 4])
 def test_one_step_of_the_student_ends_where_the_teachers_steps_end(teacher: Denoiser, steps: int) -> None:
     labels = torch.eye(len(teacher.vocabulary))[:3]
-    cut = trajectories(teacher.stepper(), teacher.alpha_bar, labels, [7, 8, 9], steps, PATH)
+    cut = trajectories(teacher, labels, [7, 8, 9], steps, PATH)
     assert {key: tuple(value.shape[:1]) for key, value in cut.items()} == dict.fromkeys(cut, (3 * steps,))
     ddim = make_table(SamplingOptions(sampler="ddim", steps=steps), teacher.alpha_bar)
     assert cut["t"].tolist() == [t for t in ddim.t.tolist() for _ in range(3)]
@@ -111,15 +110,15 @@ def test_one_step_of_the_student_ends_where_the_teachers_steps_end(teacher: Deno
 def test_the_error_is_zero_where_student_and_teacher_take_the_same_steps(teacher: Denoiser) -> None:
     options = SamplingOptions(sampler="ddim", steps=3, guidance=1.0)
     labels = torch.eye(len(teacher.vocabulary))[:4]
-    cut = trajectories(teacher.stepper(), teacher.alpha_bar, labels, [1, 2, 3, 4], 3, options)
+    cut = trajectories(teacher, labels, [1, 2, 3, 4], 3, options)
     assert float(cut["error"].max()) < 1e-6
-    objective = Trajectories(cut, teacher, CPU)
+    objective = Distilling(cut, teacher, teacher.info, options, CPU)
     drawn = objective.draw(torch.arange(12), slice(0, 12), torch.Generator())
     assert float(objective(teacher.network, *drawn).detach()) < 1e-3
 
 
 def test_a_pool_resumes_where_it_stopped(teacher: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.stages.distill.POOL_CHUNK", 2)
+    monkeypatch.setattr("trainer.objectives.distilled.POOL_CHUNK", 2)
     labels, stepped = torch.eye(len(teacher.vocabulary)), []
     options = SamplingOptions(sampler="ddim", steps=2, guidance=1.0)
     first = make_pool(tmp_path / "pool", teacher, labels, 3, 2, options, stepped.append)
@@ -188,10 +187,17 @@ def test_a_teacher_with_an_upsampler_is_refused(command: Command, tmp_path: Path
     refused(answer, "large enlarges the pictures of toy; distil that one: --teacher toy")
 
 
-def test_a_change_without_an_effect_is_refused(teacher: Denoiser) -> None:
-    assert make_config(teacher.info, ["lr=0.5"]).lr == 0.5
-    with pytest.raises(TrainerError, match=r"--set noise_levels: it has no effect here; fields are batch, .*, seed"):
-        make_config(teacher.info, ["noise_levels=uniform"])
+def test_targets_are_clamped_as_the_sampling_loop_clamps(tmp_path: Path) -> None:
+    """An eps prediction at cosine's noisiest timestep, where x0_hat would be thousands."""
+    publish_toy_denoiser(tmp_path, "eps", 0, prediction="eps")
+    teacher, labels = load_denoiser(tmp_path / "eps.safetensors"), torch.eye(len(ICLEVR))[:3]
+    for steps, options in ((1, PATH), (3, SamplingOptions(sampler="ddim", steps=3, guidance=1.0))):
+        cut = trajectories(teacher, labels, [7, 8, 9], steps, options)
+        noisiest = cut["t"] == 999
+        assert float(cut["x0"][noisiest].abs().max()) <= 1
+    objective = Distilling(cut, teacher, teacher.info, options, CPU)
+    drawn = objective.draw(torch.arange(9), slice(0, 9), torch.Generator())
+    assert float(objective(teacher.network, *drawn).detach()) < 1e-3  # they take the same steps
 
 
 def test_a_run_starts_from_an_adapter(teacher: Denoiser, tmp_path: Path) -> None:
@@ -231,6 +237,8 @@ def test_bad_arguments_of_distill_are_refused(command: Command, tmp_path: Path) 
     data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
     publish_toys(storage)
     common = ["distill", "--data", data, "--storage", storage, "--name", "x"]
+    refused(command(*common, "--steps", 1, "--set", "noise_levels=uniform"), "noise_levels: unknown; known are batch")
+    refused(command(*common, "--steps", 1, "--patience", 1), "--patience needs --evaluator")
     refused(command(*common, "--steps", 1, "--teacher-steps", 7), "must be a multiple of --sampling-steps 4")
     refused(command(*common), "say how long")
     refused(command(*common, "--steps", 1, "--teacher", "nobody"), "nobody: no such denoiser")

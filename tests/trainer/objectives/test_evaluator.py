@@ -1,0 +1,142 @@
+"""The evaluator: its distortions, losses and figures, and that it learns positions."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from shared.checkpoint import read_info
+from shared.diffusion.layouts import OUTSIDE
+from shared.evaluator import Evaluator, load_evaluator
+from shared.vocabulary import Vocabulary
+from tests.trainer_fixtures import write_data_folder
+from trainer.data import Dataset, in_vocabulary, load_dataset
+from trainer.errors import TrainerError
+from trainer.objectives import evaluator as fitting
+from trainer.objectives.evaluator import START_LR, EvaluatorConfig, Recognising, make_evaluator, start_from
+from trainer.runs import Budget, Run
+from trainer.train import train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load_dataset(write_data_folder(tmp_path_factory.mktemp("data") / "d", pictures=12), size=64)
+
+
+@pytest.fixture
+def located(dataset: Dataset) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.rand(*dataset.labels.shape, 2, generator=generator)
+    return replace(dataset, positions=positions.where(dataset.labels[..., None] > 0, OUTSIDE))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_distortions_move_positions_with_the_picture(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A white blot is where its position says, to a twentieth of a pixel; the picture was moved by far more."""
+    monkeypatch.setattr(fitting, "DISTORT", v2.CenterCrop(64))
+    monkeypatch.setattr(fitting, "TINT", 0.0)
+    torch.manual_seed(seed)
+    positions = 0.3 + 0.4 * torch.rand(6, 1, 2)
+    axis = (torch.arange(64) + 0.5) / 64
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)  # (64, 64, 2): x, y
+    blots = torch.exp(-0.5 * ((grid - positions[:, :, None]) * 64 / 2).square().sum(-1))  # (6, 64, 64)
+    distorted, moved = fitting.augment(blots[:, None].expand(-1, 3, -1, -1) * 2 - 1, positions)
+    seen = (distorted[:, 0] + 1) / 2
+    centres = torch.einsum("nhw,hwc->nc", seen, grid) / seen.sum((1, 2))[:, None]
+    torch.testing.assert_close(moved[:, 0], centres, rtol=0, atol=0.05 / 64)
+    assert float((moved - positions).norm(dim=-1).max()) > 1 / 64
+
+
+def test_the_position_loss_counts_only_objects_that_are_there() -> None:
+    found = torch.tensor([[[0.5, 0.5], [9.0, 9.0]], [[0.25, 0.5], [0.75, 0.5]]])
+    wanted = torch.tensor([[[0.75, 0.25], [OUTSIDE, OUTSIDE]], [[0.5, 0.5], [0.75, 0.5]]])
+    labels = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    shares = torch.full((2, 2, 4), 1 / 8)  # of heatmaps with 2 x 2 cells
+    shares[0, 0, 1] = 5 / 8  # upper right, where (0.75, 0.25) is
+    shares[1, 0, 3] = 5 / 8
+    shares[1, 1, 3] = 5 / 8  # lower right, where (0.5, 0.5) and (0.75, 0.5) are
+    distance, missed = fitting.position_loss((found, shares.log()), wanted, labels)
+    assert float(distance) == (0.5 + 0.25 + 0.0) / 3
+    assert float(missed) == pytest.approx(-math.log(5 / 8))
+    shares[1, 1] = shares[1, 1].flip(0)
+    assert float(fitting.position_loss((found, shares.log()), wanted, labels)[1]) == pytest.approx(
+        (-2 * math.log(5 / 8) - math.log(1 / 8)) / 3
+    )
+    assert [float(loss) for loss in fitting.position_loss((found, shares.log()), wanted, torch.zeros(2, 2))] == [0, 0]
+
+
+def test_with_positions_the_head_is_trained_measured_and_started_from(located: Dataset, tmp_path: Path) -> None:
+    config = EvaluatorConfig(batch=4, lr=1e-12)
+    objective, network = Recognising(located, located), make_evaluator(located, config)
+    before = {key: value.clone() for key, value in network.locator.state_dict().items()}  # type: ignore[union-attr]
+    training = train(
+        objective, network, config.model_copy(update={"lr": 0.01}), tmp_path / "run", Budget(steps=2), device=CPU
+    )
+    assert not all(torch.equal(before[key], value) for key, value in network.locator.state_dict().items())  # type: ignore[union-attr]
+    (figures,) = training.run.history
+    scores = {"accuracy", "exact_match", "f1", "position_error_median", "position_error_mean"}
+    assert figures.keys() == scores
+    held_out = read_info(objective.publish(training.averaged, tmp_path, "judge", {})).training["held_out"]
+    assert held_out.keys() == scores | {"exact_match_of"}
+    assert figures.items() <= held_out.items()
+    again = make_evaluator(located, config)
+    assert start_from(again, tmp_path, "judge", EvaluatorConfig()).lr == START_LR
+    assert start_from(again, tmp_path, "judge", config).lr == config.lr
+    wanted = load_evaluator(tmp_path / "judge.safetensors")
+    assert all(torch.equal(value, other) for value, other in zip(again.parameters(), wanted.parameters(), strict=True))
+    other = replace(located, vocabulary=Vocabulary(located.vocabulary.names[::-1]))
+    with pytest.raises(TrainerError, match="judge has another vocabulary than the data set"):
+        start_from(make_evaluator(other, config), tmp_path, "judge", config)
+
+
+def test_processes_draw_their_shares_of_the_same_distorted_pictures(located: Dataset) -> None:
+    objective, index = Recognising(located, located), torch.arange(10)
+    whole, *parts = (
+        objective.draw(index, share, torch.Generator().manual_seed(7))
+        for share in (slice(0, 10), slice(0, 3), slice(3, 6), slice(6, 10))
+    )
+    for one, *pieces in zip(whole, *parts, strict=True):
+        assert torch.equal(one, torch.cat(pieces))
+
+
+class Knowing(Evaluator):
+    """Finds the first label in every picture, at a fifth of the side from its upper left corner along each axis."""
+
+    def probabilities(self, images: Tensor, *, batch: int = 64) -> Tensor:
+        return torch.eye(len(self.vocabulary))[torch.zeros(len(images), dtype=torch.long)]
+
+    def positions(self, images: Tensor, *, batch: int = 64) -> Tensor:
+        return torch.full((len(images), len(self.vocabulary), 2), 0.2)
+
+
+def test_what_is_measured_on_held_out_pictures() -> None:
+    vocabulary = Vocabulary(("a", "b"))
+    labels = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    positions = torch.tensor([[0.2, 0.2], [0.5, 0.6]])[None].repeat(4, 1, 1).where(labels[..., None] > 0, OUTSIDE)
+    dataset = Dataset(vocabulary, torch.zeros(4, 3, 64, 64, dtype=torch.uint8), labels, positions)
+    figures = fitting.measure(Knowing(vocabulary, locates=True), dataset)
+    assert figures["exact_match_of"] == {"1": pytest.approx(2 / 3), "2": 0.0}
+    assert figures["exact_match"] == 0.5
+    assert figures["position_error_median"] == pytest.approx(0.0)
+    assert figures["position_error_mean"] == pytest.approx((0 + 0 + 0.5 + 0 + 0.5) / 5)
+    assert "position_error_mean" not in fitting.measure(Knowing(vocabulary), dataset)
+    assert "position_error_mean" not in fitting.measure(
+        Knowing(vocabulary, locates=True), replace(dataset, positions=None)
+    )
+
+
+def test_held_out_pictures_with_other_labels_are_refused(dataset: Dataset) -> None:
+    names = dataset.vocabulary.names
+    held_out = replace(dataset, vocabulary=Vocabulary(("cat", *names[1:])))
+    with pytest.raises(TrainerError, match="the data set does not know labels of the folder: cat"):
+        Recognising(dataset, held_out)
+    turned = in_vocabulary(dataset, Vocabulary(names[::-1]), "model")
+    network = make_evaluator(dataset, EvaluatorConfig()).eval()
+    one, other = (Recognising(dataset, unseen).show(network, Run()) for unseen in (dataset, turned))
+    assert one == other
