@@ -262,8 +262,8 @@ def train(
                 if now - saved_at > SAVE_EVERY_S:
                     save()
                     saved_at = time.monotonic()
-                is_due = int(run.progress * evaluations + 1e-9) > int(progress * evaluations + 1e-9)
-                if is_due or now - evaluated_at > evaluate_every_s:
+                another_share = int(run.progress * evaluations + 1e-9) > int(progress * evaluations + 1e-9)
+                if (another_share and run.progress < 1) or now - evaluated_at > evaluate_every_s:
                     evaluate()
                     evaluated_step = run.step
                     evaluated_at = last = time.monotonic()  # evaluation is not training time

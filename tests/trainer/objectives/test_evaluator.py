@@ -38,7 +38,7 @@ def located(dataset: Dataset) -> Dataset:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_distortions_move_positions_with_the_picture(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A white blot is where its position says, to a twentieth of a pixel; the picture was moved by far more."""
+    """A white blot is where its position says, to a twentieth of a pixel; the pictures were moved by far more."""
     monkeypatch.setattr(fitting, "DISTORT", v2.CenterCrop(64))
     monkeypatch.setattr(fitting, "TINT", 0.0)
     torch.manual_seed(seed)
@@ -50,7 +50,7 @@ def test_distortions_move_positions_with_the_picture(seed: int, monkeypatch: pyt
     seen = (distorted[:, 0] + 1) / 2
     centres = torch.einsum("nhw,hwc->nc", seen, grid) / seen.sum((1, 2))[:, None]
     torch.testing.assert_close(moved[:, 0], centres, rtol=0, atol=0.05 / 64)
-    assert float((moved - positions).norm(dim=-1).max()) > 1 / 64
+    assert float((moved - positions).norm(dim=-1).max()) > 0.5 / 64
 
 
 def test_the_position_loss_counts_only_objects_that_are_there() -> None:
