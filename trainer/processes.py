@@ -55,7 +55,8 @@ class Processes:
     def added(self, values: Tensor) -> Tensor:
         """Return the sums of `values` over all processes."""
         if self.size > 1:
-            dist.all_reduce(values := values.clone())
+            values = values.clone()
+            dist.all_reduce(values)
         return values
 
 

@@ -6,6 +6,7 @@ so the result does not depend on their number.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -75,7 +76,7 @@ class Training:
 
     def __init__(
         self, network: nn.Module, config: RunConfig, device: torch.device, state: dict[str, Any] | None
-    ) -> None:  # fmt: skip
+    ) -> None:
         if config.optimizer == "auto":
             here = "muon" if autocast_dtype(device) else "adamw"
             config = config.model_copy(update={"optimizer": state["config"]["optimizer"] if state else here})
@@ -115,7 +116,7 @@ class Training:
         if (now := badness(figures)) is not None and (self.best is None or now <= self.best.badness):
             weights = {key: value.detach().to("cpu", copy=True) for key, value in network.state_dict().items()}
             self.best = Best(now, self.run.step, figures, weights)
-        elif self.best:
+        elif self.best and self.run.step > self.run.resumed_at:  # a finished run is evaluated again, too
             self.best.worse_since += 1
         return figures
 
@@ -156,9 +157,10 @@ def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
 
 
 def check_finite(sums: Tensor) -> None:
-    """Raise FloatingPointError if the loss, or the gradient, has diverged. Waits for the device."""
-    if not sums.isfinite().all():
-        raise FloatingPointError(f"the loss is {float(sums[0])}; lower lr or raise warmup_steps (--set lr=...)")
+    """Raise FloatingPointError if the loss or its gradient (the first two) has diverged. Waits for the device."""
+    for what, value in zip(("loss", "gradient"), sums.tolist(), strict=False):
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the {what} is {value}; lower lr or raise warmup_steps (--set lr=...)")
 
 
 def train(
@@ -252,9 +254,9 @@ def train(
                 run.step, run.elapsed_s, last = run.step + 1, run.elapsed_s + now - last, now
                 run.progress = progress_of()
                 if run.step % LOG_EVERY == 0:
-                    check_finite(sums)
-                    loss_sum, norm_sum, steps = group.added(sums).tolist()
-                    sums.zero_()
+                    check_finite(added := group.added(sums))
+                    loss_sum, norm_sum, steps = added.tolist()
+                    sums = torch.zeros_like(sums)
                     run.loss = loss_sum / steps
                     figures = {"loss": run.loss, "grad_norm": norm_sum / steps, "lr": rate}
                     record(run, {**figures, "pictures": run.step * config.batch})

@@ -19,8 +19,8 @@ from benchmarks.timing import Deadline, figure, paired, seconds
 from shared.device import autocast_dtype, kept_memory, pick_device
 from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset
+from trainer.objectives import evaluator
 from trainer.objectives.denoiser import Denoising, make_network
-from trainer.objectives.evaluator import EvaluatorConfig, Recognising, make_evaluator
 from trainer.runs import Budget
 from trainer.scenes.render_folder import random_scenes, write_folder
 from trainer.train import batch_indices, train
@@ -110,10 +110,10 @@ def evaluator_fitting(dataset: Dataset, folder: Path, steps: int) -> float:
 
     def fit(on_step: Callable[[], None]) -> None:
         device, budget = pick_device(), Budget(steps=steps)
-        network = make_evaluator(dataset, config)
+        network = evaluator.make_network(dataset, config.seed)
         train(objective, network, config, folder / "fit", budget, device=device, on_step=lambda _: on_step())
 
-    config, objective = EvaluatorConfig(), Recognising(dataset, dataset)
+    config, objective = evaluator.RUN, evaluator.Recognising(dataset, dataset)
     return config.batch / step_seconds(fit)
 
 

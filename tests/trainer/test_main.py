@@ -12,6 +12,9 @@ from tests.paths import ROOT
 from tests.trainer.command_line import Command, refused
 from trainer import config
 
+OF_ANY_RUN = ["--data", "--set", "--minutes", "--steps", "--start-from", "--patience", "--grad-accumulation"]
+OF_ANY_RUN += ["--run-folder", "--evaluate-minutes"]
+
 
 def test_help(command: Command) -> None:
     code, out, _ = command("--help")
@@ -24,8 +27,11 @@ def test_help(command: Command) -> None:
     ("name", "options"),
     [
         ("render", ["--train", "--scenes", "--size", "--seed"]),
-        ("fit-evaluator", ["--data", "--held-out", "--minutes", "--steps", "--start-from"]),
-        ("train", ["--data", "--held-out", "--preset", "--set", "--minutes", "--steps", "--evaluator", "--device"]),
+        ("fit-evaluator", ["--held-out", *OF_ANY_RUN]),
+        ("train", ["--held-out", "--preset", "--evaluator", *OF_ANY_RUN]),
+        ("fit-layouts", [option for option in OF_ANY_RUN if option != "--evaluate-minutes"]),
+        ("distill", ["--teacher", "--trajectories", *OF_ANY_RUN]),
+        ("upsample", ["--base", "--size", *OF_ANY_RUN]),
         ("score", ["--repeats", "--model", "--sampler", "--guidance", "--grid", "--json"]),
         ("export", [".onnx", "checkpoint.pth", "--storage"]),
         ("promote", ["--storage"]),

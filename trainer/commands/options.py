@@ -34,7 +34,7 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Stop after so many steps
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change one field of the run: --set batch=64. Repeatable.")
 ]
-EvaluateMinutes = Annotated[float, typer.Option(min=0.1, help="Minutes between sample grids and scores.")]
+EvaluateMinutes = Annotated[float, typer.Option(min=0, help="Minutes between evaluations.")]
 LoggedEvaluator = Annotated[str | None, typer.Option(help="Name of an evaluator whose scores are only logged.")]
 Name = Annotated[str, typer.Option(help="The checkpoint's name.")]
 RunFolder = Annotated[

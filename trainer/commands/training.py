@@ -41,67 +41,53 @@ class Plan:
     start_from: str | None
     patience: int | None
     grad_accumulation: int
+    evaluate_minutes: float
 
-    def check(self, kind: CheckpointKind, base: str | None = None) -> None:
+    def check(self, kind: CheckpointKind, base: str | None = None, *, has_budget: bool = False) -> None:
         """Refuse what could not be published, before the training. `base`: the checkpoint that an adapter changes."""
-        for name in (self.name, self.best_name):
+        if not has_budget:
+            terminal.check_budget(self.minutes, self.steps)
+        for name in (self.name, f"{self.name}-best"):
             terminal.check_publishes(self.storage, name, kind, base)
         terminal.check_folder(self.run, "--run")
 
-    @property
-    def best_name(self) -> str:
-        return f"{self.name}-best"
-
-    @property
-    def budget(self) -> Budget:
-        from trainer.runs import Budget
-
-        terminal.check_budget(self.minutes, self.steps)
-        return Budget(self.minutes, self.steps)
-
     def train(
         self, progress: Progress, what: str, objective: Objective, network: torch.nn.Module, config: RunConfig,
-        budget: Budget, device: torch.device, evaluate_minutes: float,
+        device: torch.device, budget: Budget | None = None,
     ) -> Training:  # fmt: skip
-        from trainer.runs import show_progress
+        from trainer.runs import Budget, show_progress
         from trainer.train import train
 
         return train(
-            objective, network, config, self.run, budget, device=device, start_from=self.start_from,
-            on_step=show_progress(progress, what, config.batch), evaluate_every_s=60 * evaluate_minutes,
-            patience=self.patience, grad_accumulation=self.grad_accumulation,
+            objective, network, config, self.run, budget or Budget(self.minutes, self.steps), device=device,
+            start_from=self.start_from, on_step=show_progress(progress, what, config.batch),
+            evaluate_every_s=60 * self.evaluate_minutes, patience=self.patience,
+            grad_accumulation=self.grad_accumulation,
         )  # fmt: skip
 
     def publish(self, title: str, objective: Objective, training: Training, **details: Any) -> None:
-        """Publish the averaged weights and, if they were better before, the best ones beside them; print both."""
-        run, best, path = training.run, training.best, path_of(self.storage, self.name)
-        rows = [*terminal.spent(run), *_figures(run.history[-1] if run.history else {}), ("checkpoint", str(path))]
-        if best and best.step < run.step:
-            rows.append((f"best, at step {best.step}", str(path_of(self.storage, self.best_name))))
-        if terminal.MAIN_PROCESS:
-            last = run.history[-1] if run.history else None
-            objective.publish(
-                training.averaged, self.storage, self.name, self._header(training, run.step, last, details)
-            )
-            # one that an earlier part of the run has published must not stay behind
-            if best and (best.step < run.step or path_of(self.storage, self.best_name).exists()):
-                training.averaged.load_state_dict(best.weights)
-                header = self._header(training, best.step, best.figures, details)
-                objective.publish(training.averaged, self.storage, self.best_name, header)
-        terminal.show(title, rows)
+        """Publish the averaged weights and, where they were better before, the best ones beside them; print both."""
+        run, best = training.run, training.best
+        paths = [path_of(self.storage, name) for name in (self.name, f"{self.name}-best")]
 
-    def _header(
-        self, training: Training, step: int, figures: dict[str, float] | None, details: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Return what a checkpoint says of its training."""
-        return {
-            **details,
-            "config": training.config.model_dump(mode="json"),
-            "examples_seen": step * training.config.batch,
-            "steps": step,
-            "minutes": round(training.run.elapsed_s / 60, 1),
-            **options.given(started_from=self.start_from, last=figures),
-        }
+        def publish(name: str, step: int, figures: dict[str, float] | None) -> None:
+            objective.publish(training.averaged, self.storage, name, {
+                **details, "config": training.config.model_dump(mode="json"), "steps": step,
+                "examples_seen": step * training.config.batch, "minutes": round(run.elapsed_s / 60, 1),
+                **options.given(started_from=self.start_from, last=figures),
+            })  # fmt: skip
+
+        last = run.history[-1] if run.history else None
+        rows = [*terminal.spent(run), *((key.replace("_", " "), f"{value:.5f}") for key, value in (last or {}).items())]
+        rows.append(("checkpoint", str(paths[0])))
+        if terminal.MAIN_PROCESS:
+            publish(self.name, run.step, last)
+        # one that an earlier part of the run has published must not stay behind
+        if best and (best.step < run.step or paths[1].exists()) and terminal.MAIN_PROCESS:
+            training.averaged.load_state_dict(best.weights)
+            publish(f"{self.name}-best", best.step, best.figures)
+            rows.append((f"best, at step {best.step}", str(paths[1])))
+        terminal.show(title, rows)
 
 
 def fit_evaluator(
@@ -129,20 +115,20 @@ def fit_evaluator(
     from trainer.data import merge
     from trainer.objectives import evaluator as objectives
 
-    plan = Plan(storage, name, run, minutes, steps, start_from, patience, grad_accumulation)
-    budget = plan.budget
+    plan = Plan(storage, name, run, minutes, steps, start_from, patience, grad_accumulation, evaluate_minutes)
     plan.check("evaluator")
     where = terminal.pick_device(device)
-    config = with_changes(objectives.EvaluatorConfig(), [f"seed={seed}", *(set_ or [])])
+    preset = objectives.STARTED_RUN if start_from else objectives.RUN
+    config = with_changes(preset, [f"seed={seed}", *(set_ or [])])
     with terminal.bar() as progress:
         dataset = merge([terminal.read_dataset(folder, progress, size=IMAGE_SIZE) for folder in data])
         unseen = terminal.read_dataset(held_out, progress, size=IMAGE_SIZE)
         terminal.note_unseen(dataset)
         objective = objectives.Recognising(dataset, unseen)
-        network = objectives.make_evaluator(dataset, config)
+        network = objectives.make_network(dataset, config.seed)
         if start_from:
-            config = objectives.start_from(network, storage, start_from, config)
-        training = plan.train(progress, "fitting", objective, network, config, budget, where, evaluate_minutes)
+            objectives.start_from(network, storage, start_from)
+        training = plan.train(progress, "fitting", objective, network, config, where)
     plan.publish("evaluator on held-out pictures", objective, training, data=_names(data), pictures=len(dataset))
 
 
@@ -174,23 +160,21 @@ def train(
     from trainer.objectives import denoiser as objectives
     from trainer.objectives.layouts import fit_layouts_of
     from trainer.processes import processes
-    from trainer.runs import show_progress
+    from trainer.runs import Budget, show_progress
     from trainer.score import SAMPLING, Watcher, load_judge, tests_of
 
     config = make_config(preset, set_ or [])
-    plan = Plan(storage, name, run, minutes, steps, start_from, patience, grad_accumulation)
-    if preset != "report":  # which has its own number of epochs
-        terminal.check_budget(minutes, steps)
+    plan = Plan(storage, name, run, minutes, steps, start_from, patience, grad_accumulation, evaluate_minutes)
     if patience and not (held_out or evaluator):
         raise TrainerError("--patience needs --held-out or --evaluator: without them nothing says what is worse")
-    plan.check("denoiser")
+    plan.check("denoiser", has_budget=preset == "report" and not minutes)
     with terminal.bar() as progress:
         dataset, unseen = _read_merged(data, config, progress), None
         if held_out:
             unseen = in_vocabulary(_read_merged(held_out, config, progress), dataset.vocabulary, "the data set")
             check_alike([dataset, unseen])
         config = settled(config, dataset)
-        budget = plan.budget if minutes or steps else _report_budget(config, dataset)
+        budget = Budget(minutes, steps) if minutes or steps else _report_budget(config, dataset)
         where, vocabulary = terminal.pick_device(device), dataset.vocabulary
         judge = load_judge(resolve(storage, evaluator, "evaluator"), vocabulary, where) if evaluator else None
         lists = tests_of(data[0], tests, vocabulary)
@@ -208,7 +192,7 @@ def train(
                 {key: objectives.Denoising(part, config, where) for key, part in compared.items()},
             )  # fmt: skip
             objective = objectives.Denoising(dataset, config, where, watcher, layouts)
-            training = plan.train(progress, "training", objective, network, config, budget, where, evaluate_minutes)
+            training = plan.train(progress, "training", objective, network, config, where, budget)
     plan.publish("trained", objective, training, data=_names(data), pictures=len(dataset))
 
 
@@ -293,8 +277,7 @@ def distill(
     from trainer.runs import keep_setup
     from trainer.score import Watcher, load_judge, tests_of
 
-    plan = Plan(storage, name, run, minutes, steps, start_from, patience, grad_accumulation)
-    budget = plan.budget
+    plan = Plan(storage, name, run, minutes, steps, start_from, patience, grad_accumulation, evaluate_minutes)
     info = read_info(taught := resolve(storage, teacher, "denoiser"))
     objectives.check_teacher(info)
     plan.check("denoiser", base=base_of(info) or info.name)
@@ -304,7 +287,7 @@ def distill(
     where = terminal.pick_device(device)
     source = load_denoiser(taught, device=where)
     sampling, path = objectives.make_samplings(source, sampling_steps, teacher_steps, guidance)
-    config = with_changes(objectives.DistillConfig(), set_ or [])
+    config = with_changes(objectives.RUN, set_ or [])
     network, base = objectives.make_student(source, storage, rank, config.seed, start_from)
     judge = load_judge(resolve(storage, evaluator, "evaluator"), source.vocabulary, where) if evaluator else None
     with terminal.bar() as progress, processes(where) as group:
@@ -330,7 +313,7 @@ def distill(
             source.layouts,
         )  # fmt: skip
         objective = objectives.Distilling(pool, source, base, sampling, where, watcher)
-        training = plan.train(progress, "distilling", objective, network, config, budget, where, evaluate_minutes)
+        training = plan.train(progress, "distilling", objective, network, config, where)
     plan.publish(
         "distilled", objective, training, method="trajectories", teacher=info.name, teacher_digest=source.info.digest,
         rank=rank, guidance=guidance,
@@ -366,8 +349,7 @@ def upsample(
     from trainer.runs import keep_setup
     from trainer.stages import upsample as upsampling
 
-    plan = Plan(storage, name, run, minutes, steps, start_from, patience, grad_accumulation)
-    budget = plan.budget
+    plan = Plan(storage, name, run, minutes, steps, start_from, patience, grad_accumulation, evaluate_minutes)
     enlarged = resolve(storage, base, "denoiser")
     upsampling.check_base(read_info(enlarged))
     plan.check("denoiser", base=base)
@@ -383,7 +365,7 @@ def upsample(
         examples = upsampling.Upsampling(dataset, pictures, denoiser, network.config, config)
         keep_setup(run, {"base": denoiser.info.digest, "size": pictures.size})  # after all checks, as in `distill`
         objective = Upsampler(examples, network.config, denoiser.info, run, where)
-        training = plan.train(progress, "upsampling", objective, network, config, budget, where, evaluate_minutes)
+        training = plan.train(progress, "upsampling", objective, network, config, where)
     plan.publish("upsampler trained", objective, training, data=_names(data))
 
 
@@ -402,10 +384,6 @@ def _report_budget(config: TrainConfig, dataset: Dataset) -> Budget:
     from trainer.runs import Budget
 
     return Budget(steps=math.ceil(REPORT_EPOCHS * len(dataset) / config.batch))
-
-
-def _figures(figures: dict[str, float]) -> list[tuple[str, str]]:
-    return [(key.replace("_", " "), f"{value:.5f}") for key, value in figures.items()]
 
 
 def _names(folders: list[Path]) -> str:

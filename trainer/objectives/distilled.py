@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, Final, cast
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -20,26 +19,19 @@ from torch.func import functional_call
 
 from shared import storage as files
 from shared.checkpoint import CheckpointInfo, base_of, load, publish
+from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, adapt, load_denoiser
 from shared.diffusion.predictions import to_x0
 from shared.diffusion.unet import UNet
-from shared.options import Natural, SamplingOptions, picture_seed
+from shared.options import SamplingOptions, picture_seed
 from shared.registry import resolve
 from shared.storage import Location
-from trainer.config import Positive, RunConfig, Share
+from trainer.config import RunConfig
 from trainer.errors import TrainerError
 from trainer.runs import Run
 
 POOL_CHUNK = 256  # trajectories in a file of the pool
-
-
-class DistillConfig(RunConfig):
-    """A run of an adapter: small changes to a trained network."""
-
-    lr: Positive = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    warmup_steps: Natural = 100
-    cooldown: Share = 0.5
+RUN: Final = RunConfig(lr=1e-3, weight_decay=0.0, warmup_steps=100, cooldown=0.5)  # small changes to a trained network
 
 
 def check_teacher(teacher: CheckpointInfo) -> None:
@@ -177,18 +169,14 @@ class Distilling:
 
 @torch.inference_mode()
 def trajectories(
-    teacher: Denoiser, labels: Tensor, seeds: list[int], steps: int, options: SamplingOptions
+    teacher: Denoiser, stepper: Stepper, labels: Tensor, seeds: list[int], steps: int, options: SamplingOptions
 ) -> dict[str, Tensor]:
     """Sample the teacher's paths for labels (N, K), and cut them at the student's `steps` into examples.
 
     Returns x (N * steps, C, H, W) in float16 with its t, labels and target x0; `error` is the squared error of the
     teacher's first x0_hat against x0. `options.steps` must be a multiple of `steps`, and the sampler deterministic.
     """
-    stepper, alpha_bar, limits = (
-        teacher.stepper(),
-        teacher.alpha_bar,
-        to_x0(teacher.alpha_bar, teacher.prediction).limit,
-    )
+    alpha_bar, limits = teacher.alpha_bar, to_x0(teacher.alpha_bar, teacher.prediction).limit
     rows = [stepper.new_row(one, options, seed) for one, seed in zip(labels, seeds, strict=True)]
     conditions, each = torch.stack([row.labels for row in rows]), options.steps // steps
     levels = [alpha_bar[t] for t in rows[0].table.t[::each]] + [torch.ones((), dtype=torch.float64)]
@@ -215,7 +203,7 @@ def make_pool(
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Sample `count` trajectories for label sets drawn from `lists` (M, K) into files of `folder`; resumes by file."""
-    chunks = []
+    chunks, stepper = [], None
     for number in range(-(-count // POOL_CHUNK)):
         path = folder / f"{number:05d}.safetensors"
         try:
@@ -223,7 +211,8 @@ def make_pool(
         except (FileNotFoundError, SafetensorError):  # not sampled yet, or damaged
             chosen = torch.randint(len(lists), (POOL_CHUNK,), generator=torch.Generator().manual_seed(number))
             seeds = [picture_seed(number, i) for i in range(POOL_CHUNK)]
-            examples = trajectories(teacher, lists[chosen], seeds, steps, options)
+            stepper = stepper or teacher.stepper()
+            examples = trajectories(teacher, stepper, lists[chosen], seeds, steps, options)
             files.write(path, save(examples))
             chunks.append(load_file(path))
         advance(POOL_CHUNK)

@@ -6,10 +6,9 @@ Knows no denoiser and no sampled picture, so its scores stay independent.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, cast
+from typing import Any, Final, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -18,15 +17,18 @@ from torchvision.tv_tensors import KeyPoints
 
 from shared.checkpoint import publish
 from shared.evaluator import IMAGE_SIZE, Evaluator, load_evaluator, score_set
-from shared.options import Natural
 from shared.registry import resolve
 from shared.storage import Location
-from trainer.config import Positive, RunConfig, Share
+from trainer.config import RunConfig
 from trainer.data import Dataset, check_labelled, in_vocabulary, labelled, to_float
 from trainer.errors import TrainerError
 from trainer.runs import Run
 
-START_LR = 7e-4  # of a run that starts from trained weights, which larger steps would first undo
+RUN: Final = RunConfig(
+    lr=1.5e-3, weight_decay=0.05, betas=(0.9, 0.999), warmup_steps=100, cooldown=0.7, clip_norm=None
+)  # fmt: skip
+# starts from trained weights, which larger steps would first undo
+STARTED_RUN: Final = RUN.model_copy(update={"lr": 7e-4})
 
 # Distortions of pictures in [0, 1] that change no label, since sampled pictures are softer, noisier and less exact in
 # shape than renders. All pictures get small changes of place, size, light and colour; some are warped; half are blurred
@@ -48,17 +50,6 @@ TINT = 0.06  # standard deviation of each colour channel's gain
 GROUP = 4  # pictures of a batch that share their distortion, since one by one would take longer than the network
 Figures = dict[str, Any]  # of held-out pictures, as in a checkpoint's header
 HEAT_WEIGHT = 0.1  # of the heatmap's loss; the labels' and the positions' have 1. Without it, positions take far longer
-
-
-class EvaluatorConfig(RunConfig):
-    """A run of the evaluator."""
-
-    lr: Positive = 1.5e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    warmup_steps: Natural = 100
-    cooldown: Share = 0.7
-    clip_norm: Positive | None = None
 
 
 def augment(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,15 +164,15 @@ def publish_evaluator(evaluator: Evaluator, storage: Location, name: str, traini
     )  # fmt: skip
 
 
-def make_evaluator(dataset: Dataset, config: EvaluatorConfig) -> Evaluator:
-    torch.manual_seed(config.seed)
+def make_network(dataset: Dataset, seed: int) -> Evaluator:
+    torch.manual_seed(seed)
     evaluator = Evaluator(dataset.vocabulary, locates=dataset.positions is not None)
     evaluator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return evaluator
 
 
-def start_from(evaluator: Evaluator, storage: Location, name: str, config: EvaluatorConfig) -> EvaluatorConfig:
-    """Give the run's evaluator the weights of a published one; return `config` with a rate for trained weights.
+def start_from(evaluator: Evaluator, storage: Location, name: str) -> None:
+    """Give the run's evaluator the weights of a published one.
 
     A position head that only one of the two has is ignored, or starts from its random weights.
     """
@@ -189,4 +180,3 @@ def start_from(evaluator: Evaluator, storage: Location, name: str, config: Evalu
     if start.vocabulary != evaluator.vocabulary:
         raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
     evaluator.load_state_dict(start.state_dict(), strict=False)
-    return config if "lr" in config.model_fields_set else config.model_copy(update={"lr": START_LR})

@@ -5,6 +5,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,12 @@ from shared.checkpoint import read_info
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import TINY, Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder
-from trainer.stages import fit_evaluator
 
-
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit_evaluator, "BATCH", 8)
+FIT = ("fit-evaluator", "--set", "batch=8")
 
 
 def test_the_evaluator_is_published_and_resumes(command: Command, data: Path) -> None:
-    fit = ("fit-evaluator", "--data", data, "--data", data, "--held-out", data, "--steps", 2)
+    fit = (*FIT, "--data", data, "--data", data, "--held-out", data, "--steps", 2)
     code, _, err = command(*fit)
     assert (code, "finished before" in err) == (0, False), err
     code, _, err = command(*fit)
@@ -44,6 +41,26 @@ def test_the_denoiser_is_scored_while_it_trains_and_resumes_by_the_same_command(
     succeeded(command(*train, "--steps", 3))
     assert read_info(Path("models/tiny.safetensors")).training["steps"] == 3
     refused(command(*train, "--steps", 4, "--set", "lr=0.5"), "was started with another lr")
+
+
+def test_the_best_weights_are_published_beside_the_last_and_patience_ends_a_run(command: Command, data: Path) -> None:
+    """With a rate that undoes what is learnt, the first evaluation is the best."""
+    train = ["train", "--data", data, "--held-out", data, "--name", "tiny", "--evaluate-minutes", "0", *TINY]
+    train += ["--set", "publish=raw", "--set", "warmup_steps=0"]
+    succeeded(command(*train, "--steps", 1))
+    assert not Path("models/tiny-best.safetensors").exists()
+    spoiling = [*train, "--set", "lr=1.0", "--run", "spoilt", "--steps", 50]
+    assert "best, at step 1 " in command(*spoiling, "--patience", 2)[2]
+    last, best = (read_info(Path(f"models/{name}.safetensors")).training for name in ("tiny", "tiny-best"))
+    assert (last["steps"], best["steps"]) == (3, 1)
+    assert best["last"]["held_out_loss"] < last["last"]["held_out_loss"]
+    spoilt_further = command(*spoiling, "--patience", 2)
+    assert "the run was finished before" in spoilt_further[2]
+    refused(command("train", "--data", data, "--steps", 1, "--patience", 2), "--patience needs --held-out or --evalu")
+    publish_toys(Path("models"))
+    shutil.copy("models/toy-evaluator.safetensors", "models/other-best.safetensors")
+    other = ("train", "--data", data, "--name", "other", "--steps", 1)
+    refused(command(*other), "other-best: exists and is of kind evaluator")
 
 
 def test_two_test_files_of_one_name_are_refused(command: Command, data: Path) -> None:
@@ -76,7 +93,7 @@ def test_labels_without_a_picture_are_noted(command: Command, data: Path) -> Non
     note = "note: no picture shows brown cube, purple cube, .*, yellow cylinder, so they cannot be learnt\n"
     code, _, err = command("train", "--data", data, "--steps", 1, *TINY)
     assert (code, bool(re.search(note, err))) == (0, True), err
-    code, _, err = command("fit-evaluator", "--data", data, "--held-out", data, "--steps", 1)
+    code, _, err = command(*FIT, "--data", data, "--held-out", data, "--steps", 1)
     assert (code, bool(re.search(note, err))) == (0, True), err
 
 
@@ -89,16 +106,15 @@ def test_pictures_without_any_labels_are_refused_before_training(
     (empty / "train.json").write_text(json.dumps(nothing))
     if positions:
         (empty / "positions.json").write_text(json.dumps(nothing))
-    fit, message = ("fit-evaluator", "--steps", 1, "--run", "run"), "none of the {} pictures has labels"
+    fit, message = (*FIT, "--steps", 1, "--run", "run"), "none of the {} pictures has labels"
     refused(command(*fit, "--data", empty, "--held-out", data), message.format("training"))
     refused(command(*fit, "--data", data, "--held-out", empty), message.format("held-out"))
-    unplaced = "no picture has labels with positions" if positions else message.format("training")
-    refused(command("train", "--data", empty, "--steps", 1, "--run", "run", *TINY), unplaced)
+    refused(command("train", "--data", empty, "--steps", 1, "--run", "run", *TINY), message.format("training"))
     assert not Path("run").exists()
 
 
 def test_a_run_folder_of_the_other_network_is_refused(command: Command, data: Path) -> None:
-    fit = ("fit-evaluator", "--data", data, "--held-out", data, "--steps", 1, "--run")
+    fit = (*FIT, "--data", data, "--held-out", data, "--steps", 1, "--run")
     train = ("train", "--data", data, "--steps", 1, *TINY, "--run")
     assert command(*fit, "evaluator")[0] == command(*train, "denoiser")[0] == 0
     refused(command(*train, "evaluator"), r"evaluator holds the run of another kind \(evaluator, not denoiser\)")

@@ -96,7 +96,7 @@ def test_an_adapter_is_refused_without_the_weights_it_changes(teacher: Denoiser,
 @pytest.mark.parametrize("steps", [1, 3, 4])
 def test_one_step_of_the_student_ends_where_the_teachers_steps_end(teacher: Denoiser, steps: int) -> None:
     labels = torch.eye(len(teacher.vocabulary))[:3]
-    cut = trajectories(teacher, labels, [7, 8, 9], steps, PATH)
+    cut = trajectories(teacher, teacher.stepper(), labels, [7, 8, 9], steps, PATH)
     assert {key: tuple(value.shape[:1]) for key, value in cut.items()} == dict.fromkeys(cut, (3 * steps,))
     ddim = make_table(SamplingOptions(sampler="ddim", steps=steps), teacher.alpha_bar)
     assert cut["t"].tolist() == [t for t in ddim.t.tolist() for _ in range(3)]
@@ -110,7 +110,7 @@ def test_one_step_of_the_student_ends_where_the_teachers_steps_end(teacher: Deno
 def test_the_error_is_zero_where_student_and_teacher_take_the_same_steps(teacher: Denoiser) -> None:
     options = SamplingOptions(sampler="ddim", steps=3, guidance=1.0)
     labels = torch.eye(len(teacher.vocabulary))[:4]
-    cut = trajectories(teacher, labels, [1, 2, 3, 4], 3, options)
+    cut = trajectories(teacher, teacher.stepper(), labels, [1, 2, 3, 4], 3, options)
     assert float(cut["error"].max()) < 1e-6
     objective = Distilling(cut, teacher, teacher.info, options, CPU)
     drawn = objective.draw(torch.arange(12), slice(0, 12), torch.Generator())
@@ -192,7 +192,7 @@ def test_targets_are_clamped_as_the_sampling_loop_clamps(tmp_path: Path) -> None
     publish_toy_denoiser(tmp_path, "eps", 0, prediction="eps")
     teacher, labels = load_denoiser(tmp_path / "eps.safetensors"), torch.eye(len(ICLEVR))[:3]
     for steps, options in ((1, PATH), (3, SamplingOptions(sampler="ddim", steps=3, guidance=1.0))):
-        cut = trajectories(teacher, labels, [7, 8, 9], steps, options)
+        cut = trajectories(teacher, teacher.stepper(), labels, [7, 8, 9], steps, options)
         noisiest = cut["t"] == 999
         assert float(cut["x0"][noisiest].abs().max()) <= 1
     objective = Distilling(cut, teacher, teacher.info, options, CPU)

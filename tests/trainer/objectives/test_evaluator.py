@@ -17,7 +17,7 @@ from tests.trainer_fixtures import write_data_folder
 from trainer.data import Dataset, in_vocabulary, load_dataset
 from trainer.errors import TrainerError
 from trainer.objectives import evaluator as fitting
-from trainer.objectives.evaluator import START_LR, EvaluatorConfig, Recognising, make_evaluator, start_from
+from trainer.objectives.evaluator import RUN, Recognising, make_network, start_from
 from trainer.runs import Budget, Run
 from trainer.train import train
 
@@ -72,27 +72,24 @@ def test_the_position_loss_counts_only_objects_that_are_there() -> None:
 
 
 def test_with_positions_the_head_is_trained_measured_and_started_from(located: Dataset, tmp_path: Path) -> None:
-    config = EvaluatorConfig(batch=4, lr=1e-12)
-    objective, network = Recognising(located, located), make_evaluator(located, config)
-    before = {key: value.clone() for key, value in network.locator.state_dict().items()}  # type: ignore[union-attr]
-    training = train(
-        objective, network, config.model_copy(update={"lr": 0.01}), tmp_path / "run", Budget(steps=2), device=CPU
-    )
-    assert not all(torch.equal(before[key], value) for key, value in network.locator.state_dict().items())  # type: ignore[union-attr]
+    objective, network = Recognising(located, located), make_network(located, 0)
+    assert network.locator is not None
+    before = {key: value.clone() for key, value in network.locator.state_dict().items()}
+    config = RUN.model_copy(update={"batch": 4})
+    training = train(objective, network, config, tmp_path / "run", Budget(steps=2), device=CPU)
+    assert not any(torch.equal(before[key], value) for key, value in network.locator.state_dict().items())
     (figures,) = training.run.history
     scores = {"accuracy", "exact_match", "f1", "position_error_median", "position_error_mean"}
     assert figures.keys() == scores
     held_out = read_info(objective.publish(training.averaged, tmp_path, "judge", {})).training["held_out"]
     assert held_out.keys() == scores | {"exact_match_of"}
     assert figures.items() <= held_out.items()
-    again = make_evaluator(located, config)
-    assert start_from(again, tmp_path, "judge", EvaluatorConfig()).lr == START_LR
-    assert start_from(again, tmp_path, "judge", config).lr == config.lr
+    start_from(again := make_network(located, 1), tmp_path, "judge")
     wanted = load_evaluator(tmp_path / "judge.safetensors")
     assert all(torch.equal(value, other) for value, other in zip(again.parameters(), wanted.parameters(), strict=True))
     other = replace(located, vocabulary=Vocabulary(located.vocabulary.names[::-1]))
     with pytest.raises(TrainerError, match="judge has another vocabulary than the data set"):
-        start_from(make_evaluator(other, config), tmp_path, "judge", config)
+        start_from(make_network(other, 0), tmp_path, "judge")
 
 
 def test_processes_draw_their_shares_of_the_same_distorted_pictures(located: Dataset) -> None:
@@ -137,6 +134,6 @@ def test_held_out_pictures_with_other_labels_are_refused(dataset: Dataset) -> No
     with pytest.raises(TrainerError, match="the data set does not know labels of the folder: cat"):
         Recognising(dataset, held_out)
     turned = in_vocabulary(dataset, Vocabulary(names[::-1]), "model")
-    network = make_evaluator(dataset, EvaluatorConfig()).eval()
+    network = make_network(dataset, 0).eval()
     one, other = (Recognising(dataset, unseen).show(network, Run()) for unseen in (dataset, turned))
     assert one == other

@@ -31,8 +31,8 @@ def of_denoiser(folder: Path) -> Made:
 
 def of_evaluator(folder: Path) -> Made:
     rendered(folder / "data")
-    dataset, config = load_dataset(folder / "data", size=64), evaluator.EvaluatorConfig(batch=4)
-    return evaluator.Recognising(dataset, dataset), evaluator.make_evaluator(dataset, config), config
+    dataset, config = load_dataset(folder / "data", size=64), evaluator.RUN.model_copy(update={"batch": 4})
+    return evaluator.Recognising(dataset, dataset), evaluator.make_network(dataset, 0), config
 
 
 def of_layouts(folder: Path) -> Made:
@@ -44,9 +44,11 @@ def of_layouts(folder: Path) -> Made:
 
 def of_adapter(folder: Path) -> Made:
     publish_toys(folder)
-    teacher, config = load_denoiser(folder / "toy.safetensors"), distilled.DistillConfig(batch=2)
+    teacher, config = load_denoiser(folder / "toy.safetensors"), distilled.RUN.model_copy(update={"batch": 2})
     sampling = SamplingOptions(sampler="ddim", steps=2, guidance=1.0)
-    pool = distilled.trajectories(teacher, torch.eye(len(teacher.vocabulary))[:3], [1, 2, 3], 1, sampling)
+    pool = distilled.trajectories(
+        teacher, teacher.stepper(), torch.eye(len(teacher.vocabulary))[:3], [1, 2, 3], 1, sampling
+    )
     network, base = distilled.make_student(teacher, folder, 2, 0)
     return distilled.Distilling(pool, teacher, base, sampling, CPU), network, config
 
