@@ -32,10 +32,7 @@ class Objective(Protocol):
     """What a run learns: its examples, their loss, and what becomes of the averaged network."""
 
     kind: str  # a run folder holds runs of one kind
-
-    @property
-    def digest(self) -> str:
-        """A hash of all that is learnt from: a run is not resumed with other data."""
+    digest: str  # of all that is learnt from: a run is not resumed with other data
 
     def __len__(self) -> int:
         """Return the number of examples in an epoch."""

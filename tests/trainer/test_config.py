@@ -4,22 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from shared.diffusion.unet import NetworkConfig
 from shared.options import MAX_SEED
-from trainer.config import PRESETS, REPORT_EPOCHS, make_config
+from trainer.config import PRESETS, make_config
 from trainer.runs import step_seed
-
-
-def test_the_reports_hyperparameters() -> None:
-    report = PRESETS["report"]
-    assert (report.timesteps, report.schedule, report.prediction) == (1000, "sigmoid", "eps")
-    assert (report.loss_weight, report.noise_levels, report.label_dropout) == ("none", "uniform", 0.1)
-    assert report.label_dropout_by == "batch"
-    assert (report.optimizer, report.lr, report.betas, report.weight_decay) == ("adamw", 3e-4, (0.9, 0.999), 0.01)
-    assert (report.batch, report.warmup_steps, report.cooldown, report.clip_norm) == (48, 0, 0, None)
-    assert (report.ema_decay, report.ema_start, report.publish) == (0.995, 2000, "short")
-    assert (report.image_size, report.fit, report.network["block"], REPORT_EPOCHS) == (32, "pad", 1, 300)
-    NetworkConfig(num_labels=24, image_size=32, **report.network)
 
 
 def test_changes_to_a_preset() -> None:

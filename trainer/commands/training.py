@@ -217,8 +217,9 @@ def fit_layouts(
     """Fit a denoiser's layout network again, to more layouts than its pictures have. Repeat --data for several folders.
 
     The layouts of n objects are learnt from the first folder that has pictures of n objects. Adapters of the denoiser
-    get the new layouts too. To resume, run the same command again. --set network.width=96 changes the network's shape.
+    get the new layouts too. To resume, run the same command again. --set width=96 changes the network's shape.
     """
+    from shared.diffusion.layouts import LayoutConfig
     from trainer.config import with_changes
     from trainer.data import read_arrangements
     from trainer.objectives import layouts as objectives
@@ -226,7 +227,9 @@ def fit_layouts(
 
     objectives.check_own_layouts(info := read_info(resolve(storage, name, "denoiser")))
     terminal.check_folder(run, "--run")
-    config = with_changes(objectives.LayoutsConfig(), [f"seed={seed}", *(set_ or [])])
+    # the network's own fields may be named without `network.`
+    changes = [f"network.{one}" if one.split("=")[0] in LayoutConfig.model_fields else one for one in set_ or []]
+    config = with_changes(objectives.LayoutsConfig(), [f"seed={seed}", *changes])
     positions = read_arrangements(data, info.labels)
     objective = objectives.Arranging(positions, info.labels, config)
     network = objectives.make_network(objective)

@@ -38,16 +38,13 @@ class Denoising:
         watch: Callable[[nn.Module, Run], dict[str, float]] | None = None, layouts: LayoutNetwork | None = None,
     ) -> None:  # fmt: skip
         self.dataset, self.config, self.watch, self.layouts = dataset, config, watch, layouts
+        self.digest = dataset.digest
         self.positions, self.rotations = positions_of(config, dataset), rotations_of(config, dataset)
         schedule = make_alpha_bar(config.schedule, config.timesteps)
         self.levels = noise_level_weights(config, schedule)  # stays on the CPU, where t is drawn
         of_x_0, of_eps = shares(schedule, config.prediction)
         columns = schedule.sqrt(), (1 - schedule).sqrt(), of_x_0, of_eps, loss_weights(config, schedule)
         self.columns = torch.stack(columns, 1).float().to(device)  # (T, 5)
-
-    @property
-    def digest(self) -> str:
-        return self.dataset.digest
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -89,11 +89,8 @@ class Recognising:
         self.dataset = labelled(dataset)
         self.held_out = in_vocabulary(labelled(held_out), dataset.vocabulary, "the data set")
         unknown = torch.zeros(*self.dataset.labels.shape, 2)
+        self.digest = self.dataset.digest
         self.positions = unknown if self.dataset.positions is None else self.dataset.positions
-
-    @property
-    def digest(self) -> str:
-        return self.dataset.digest
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -131,6 +131,8 @@ def one_thread() -> Iterator[None]:
 
 def make_network(objective: Arranging) -> LayoutNetwork:
     own = {"num_labels": len(objective.vocabulary), "most": max(objective.seen)}
+    if given := own.keys() & objective.config.network:
+        raise TrainerError(f"network.{min(given)} cannot be set: it follows from the data")
     config = LayoutConfig.model_validate({**objective.config.network, **own})
     torch.manual_seed(objective.config.seed)
     return LayoutNetwork(config)

@@ -25,9 +25,8 @@ class Upsampler:
     device: torch.device
     kind: str = "upsampler"
 
-    @property
-    def digest(self) -> str:
-        return self.upsampling.dataset.digest
+    def __post_init__(self) -> None:
+        self.digest = self.upsampling.dataset.digest
 
     def __len__(self) -> int:
         return len(self.upsampling)

@@ -111,8 +111,9 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     assert not (tmp_path / "places/iclevr").exists()
     fit = ["fit-layouts", "positioned", "--data", tmp_path / "places", "--storage", storage, "--run", tmp_path / "run"]
     refused(command(*fit, "--set", "network.width=30"), "width 30 must be a multiple of the 4 heads")
-    refused(command(*fit, "--set", "most=9"), "most: unknown; known are")
-    assert command(*fit, "--steps", "2", "--set", "network.width=32")[0] == 0
+    refused(command(*fit, "--set", "most=9"), "network.most cannot be set: it follows from the data")
+    refused(command(*fit, "--set", "depth=9"), "depth: unknown; known are batch")
+    assert command(*fit, "--steps", "2", "--set", "width=32")[0] == 0
     info, changed = load(storage / "positioned.safetensors")
     assert (info.config["layouts"]["width"], info.config["layouts"]["most"]) == (32, 3)
     assert {**info.config, "layouts": None} == {**before.config, "layouts": None}
