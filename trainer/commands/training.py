@@ -367,7 +367,7 @@ def upsample(
         dataset = merge([terminal.read_dataset(one, progress, size=denoiser.image_shape[-1]) for one in data])
         examples = upsampling.Upsampling(dataset, pictures, denoiser, network.config, config)
         keep_setup(run, {"base": denoiser.info.digest, "size": pictures.size})  # after all checks, as in `distill`
-        objective = Upsampler(examples, network.config, denoiser.info, run, where)
+        objective = Upsampler(examples, dataset.digest, network.config, denoiser.info, run, where)
         training = plan.train(progress, "upsampling", objective, network, config, where)
     plan.publish("upsampler trained", objective, training, data=_names(data))
 

@@ -19,14 +19,12 @@ from trainer.stages.upsample import Upsampling, measure, publish_upsampler
 @dataclass
 class Upsampler:
     upsampling: Upsampling
+    digest: str
     network: UpsamplerConfig
     base: CheckpointInfo
     folder: Path  # of the run
     device: torch.device
     kind: str = "upsampler"
-
-    def __post_init__(self) -> None:
-        self.digest = self.upsampling.dataset.digest
 
     def __len__(self) -> int:
         return len(self.upsampling)
