@@ -125,3 +125,8 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     assert isinstance(adapted.layouts, LayoutNetwork)
     assert adapted.info.digest != adapter.digest  # its pictures have changed
     assert torch.equal(adapted.layouts.label.weight, changed[f"{LAYOUTS}label.weight"].float())
+    onward = ["--start-from", "positioned", "--steps", "1", "--set", "width=32", "--set", "lr=1e-9"]
+    assert command(*fit, *onward, "--run", tmp_path / "onward")[0] == 0
+    info, again = load(storage / "positioned.safetensors")
+    assert info.training["layouts"]["started_from"] == "positioned"
+    assert all(torch.equal(changed[key], again[key]) for key in changed)
