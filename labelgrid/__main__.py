@@ -55,6 +55,7 @@ COMMANDS = {
         "calibrate": "compare an evaluator's scores with published ones",
         "memorisation": "compare generated pictures with the training pictures",
         "spectrum": "measure the sharpness of generated pictures",
+        "two-sample": "test whether a network can tell generated pictures from a folder's",
         "limit": "score fresh renders, the practical ceiling of a score",
         "arrangements": "tell drawn layouts from those of the data",
         "places": "score pictures with objects at random places",

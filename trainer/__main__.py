@@ -28,7 +28,8 @@ for command in (
     training.fit_evaluator, training.train, training.fit_layouts, training.distill, training.upsample,
     checkpoints.score, checkpoints.promote, checkpoints.set_sampling, checkpoints.set_support,
     checkpoints.export, checkpoints.move_upsampler, checkpoints.card,
-    studies.compare, studies.calibrate, studies.memorisation, studies.spectrum, studies.limit,
+    studies.compare, studies.calibrate, studies.memorisation, studies.spectrum, studies.two_sample,
+    studies.limit,
     measures.arrangements, measures.places, measures.coverage,
 ):  # fmt: skip
     app.command()(command)

@@ -23,7 +23,8 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
 from shared import storage as files
-from shared.diffusion.layouts import OUTSIDE, as_rotations, nearest_pair
+from shared.diffusion.layouts import OUTSIDE, as_rotations, nearest_pair, with_positions
+from shared.diffusion.model import Denoiser
 from shared.rgb import check_depth, to_rgb
 from shared.support import Support
 from shared.vocabulary import Vocabulary, read_train_file
@@ -405,3 +406,15 @@ def convex_hull(points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
 def to_float(images: Tensor) -> Tensor:
     """Convert uint8 to float32 in [-1, 1], channels last."""
     return images.to(torch.float32).div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
+
+
+def layouts_of(dataset: Dataset, base: Denoiser) -> Tensor:
+    """Return the data set's labels as the denoiser takes them: with positions and rotations, or without."""
+    if base.layouts is None:
+        return dataset.labels
+    if dataset.positions is None:
+        raise TrainerError(f"{base.info.name} takes positions; write the data set's with `locate`")
+    rotations = dataset.rotations
+    if rotations is None and base.network.config.rotations:
+        rotations = torch.zeros_like(dataset.positions)  # unknown
+    return with_positions(dataset.labels, dataset.positions, rotations if base.network.config.rotations else None)

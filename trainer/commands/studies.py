@@ -1,4 +1,4 @@
-"""The commands that measure: `compare`, `calibrate`, `memorisation`, `spectrum` and `limit`."""
+"""The commands that measure: `compare`, `calibrate`, `memorisation`, `spectrum`, `two-sample` and `limit`."""
 
 from __future__ import annotations
 
@@ -160,6 +160,45 @@ def spectrum(
     if grid:
         save_grid(images, grid, columns=2)
     terminal.write_json(json_out, asdict(report))
+
+
+def two_sample(
+    data: Annotated[Path, typer.Argument(exists=True, help="A data set folder that the model was not trained on.")],
+    storage: options.Storage = Path("models"),
+    model: options.Model = None,
+    preset: options.Preset = "default",
+    count: Annotated[int, typer.Option(min=8, help="Generated pictures; the folder needs twice as many.")] = 640,
+    upsampler_alone: Annotated[
+        bool, typer.Option("--upsampler-alone", help="Enlarge the folder's squeezed pictures instead of sampled ones.")
+    ] = False,
+    seed: options.Seed = 0,
+    grid: Annotated[
+        Path | None, typer.Option(help="PNG of the crops that gave most away, each beside one of the folder's.")
+    ] = None,
+    json_out: options.Json = None,
+    device: options.DeviceName = "auto",
+) -> None:
+    """Test whether a small network can tell generated pictures from a folder's: accuracy, where 0.5 is best."""
+    from shared.diffusion.model import load_denoiser
+    from trainer.full_size import find_pictures
+    from trainer.score import make_options, save_grid
+    from trainer.studies import two_sample as study
+
+    terminal.check_files(png=grid, json=json_out)
+    denoiser = load_denoiser(resolve(storage, model, "denoiser"), device=terminal.pick_device(device))
+    _, height, width = denoiser.picture_shape
+    with terminal.bar() as progress:
+        dataset = terminal.read_dataset(data, progress, size=denoiser.image_shape[-1])
+        task = progress.add_task("sampling", total=count)
+        found, shown = study.examine(
+            denoiser, dataset, find_pictures([data], f"{width}x{height}"), make_options(preset, {}, denoiser.info),
+            count=count, seed=seed, upsampler_alone=upsampler_alone, advance=lambda n: progress.advance(task, n),
+        )  # fmt: skip
+    head = ["size", "told from the folder's", "accuracy"]
+    terminal.print_table(f"{count} pictures of {denoiser.info.name}", head, study.rows_of(found))
+    if grid:
+        save_grid(shown, grid, columns=8)
+    terminal.write_json(json_out, [asdict(one) for one in found])
 
 
 def limit(

@@ -1,0 +1,125 @@
+"""The two-sample test: sets whose answer is known, and the command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from shared.checkpoint import read_info
+from shared.diffusion.model import load_denoiser
+from shared.vocabulary import ICLEVR
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
+from tests.trainer.command_line import Command, refused, succeeded
+from tests.trainer_fixtures import write_data_folder
+from trainer.data import load_dataset
+from trainer.studies import two_sample
+from trainer.studies.two_sample import choose, crops, generate, tell_apart
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_sample, "STEPS", 50)
+    monkeypatch.setattr(two_sample, "SIDE", 16)
+
+
+def noise(count: int, seed: int, most: int = 256) -> Tensor:
+    return torch.randint(0, most, (count, 3, 16, 16), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def test_sets_of_one_distribution_are_not_told_apart() -> None:
+    verdicts = tell_apart(noise(160, 0), noise(160, 1), CPU, 0)
+    assert verdicts.accuracies.mean() == pytest.approx(0.5, abs=0.1)  # 320 answers: three deviations are 0.084
+    assert verdicts.scores.shape == (2, 160)
+
+
+def test_sets_of_two_distributions_are_told_apart() -> None:
+    darker = tell_apart(noise(160, 0), noise(160, 1, 200), CPU, 0)
+    assert darker.accuracies.mean() > 0.95
+    assert (darker.scores[1] > 0).float().mean() > 0.9
+    blurred = noise(160, 1).float()
+    blurred = torch.nn.functional.avg_pool2d(blurred, 3, 1, 1, count_include_pad=False)
+    blurred = (blurred - blurred.mean()) * (noise(160, 1).float().std() / blurred.std()) + 127.5  # as bright, as strong
+    assert tell_apart(noise(160, 0), blurred.clamp(0, 255).byte(), CPU, 0).accuracies.mean() > 0.95
+
+
+def test_the_same_seed_gives_the_same_answer() -> None:
+    first, again = (tell_apart(noise(32, 0), noise(32, 1, 250), CPU, 3).scores for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_what_a_network_learnt_from_is_not_what_it_is_tested_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt: list[Tensor] = []
+    learn = two_sample._learn
+    monkeypatch.setattr(two_sample, "STEPS", 1)
+    monkeypatch.setattr(two_sample, "_learn", lambda x, *rest: (learnt.append(x), learn(x, *rest))[1])
+    marked = torch.arange(16, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 16, 16)
+    tell_apart(marked, marked, CPU, 0)
+    tested = [sorted(set(range(16)) - set(x[:, 0, 0, 0].tolist())) for x in learnt]
+    assert tested == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+
+
+def test_crops_are_cut_around_coloured_pixels() -> None:
+    picture = torch.full((3, 60, 80), 120, dtype=torch.uint8)
+    picture[0, 40, 50] = 200
+    other = torch.full((3, 60, 80), 100, dtype=torch.uint8)
+    other[1, 0, 79] = 180  # in a corner, so that the square is not around it
+    found = crops(torch.stack([picture, other]), torch.Generator().manual_seed(0))
+    assert found.shape == (2 * two_sample.CROPS, 3, 16, 16)
+    assert all(torch.equal(one, picture[:, 32:48, 42:58]) for one in found[: two_sample.CROPS])
+    assert all(torch.equal(one, other[:, :16, -16:]) for one in found[two_sample.CROPS :])
+    small = crops(picture[None, :, :8, :12], torch.Generator())
+    assert torch.equal(small, picture[None, :, :8, :12].expand(two_sample.CROPS, -1, -1, -1))
+
+
+def write_folder(folder: Path, pictures: int = 16) -> Path:
+    write_data_folder(folder, pictures, 32, 24)
+    rng = np.random.default_rng(0)
+    for path in sorted((folder / "iclevr").iterdir()):
+        Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).save(path)
+    names = list(json.loads((folder / "train.json").read_text()))
+    (folder / "positions.json").write_text(json.dumps({name: [[0.5, 0.25]] for name in names}))
+    (folder / "rotations.json").write_text(json.dumps({name: [0.5] for name in names}))
+    return folder
+
+
+def test_the_upsampler_alone_enlarges_the_folders_pictures_with_their_layouts(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    publish_toy_upsampler(tmp_path, "large", publish_toy_denoiser(tmp_path, "toy", 0, positions=True, rotations=True))
+    denoiser, dataset = load_denoiser(tmp_path / "large.safetensors"), load_dataset(folder, size=16)
+    chosen, others = choose(dataset, 8)
+    assert not set(chosen.tolist()) & set(others.tolist())
+    made = generate(denoiser, dataset, chosen, denoiser.options, 0, upsampler_alone=True)
+    assert made.shape == (8, 3, 24, 32)
+    assert dataset.positions is not None
+    assert dataset.rotations is not None
+    assert denoiser.upsampler is not None
+    given = torch.cat([dataset.labels[..., None], dataset.positions, dataset.rotations], -1)[chosen]
+    with torch.inference_mode():
+        plain = denoiser.upsampler(dataset.images[chosen] / 127.5 - 1, given)
+    assert ((plain.clamp(-1, 1) + 1) * 127.5 - made).abs().max() < 4  # bf16
+
+
+def test_the_command_compares_both_sizes(command: Command, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data")
+    publish_toy_denoiser(tmp_path, "toy", 0, positions=True)
+    publish_toy_upsampler(tmp_path, "large", read_info(tmp_path / "toy.safetensors"))
+    common = ["two-sample", folder, "--storage", tmp_path, "--model", "large"]
+    to, grid = tmp_path / "out.json", tmp_path / "grid.png"
+    out = succeeded(command(*common, "--count", 8, "--json", to, "--grid", grid))
+    assert "8 pictures of large" in out
+    found = json.loads(to.read_text())
+    expected = [("32x24", "generated"), ("32x24", "the data's"), ("16x16", "generated"), ("16x16", "the data's")]
+    assert [(one["size"], one["what"]) for one in found] == expected
+    assert all(0 <= one["accuracy"] <= 1 for one in found)
+    with Image.open(grid) as shown:
+        assert shown.width == 2 + 8 * (16 + 2)
+    succeeded(command("two-sample", folder, "--storage", tmp_path, "--model", "toy", "--count", 8, "--json", to))
+    assert [one["size"] for one in json.loads(to.read_text())] == ["16x16", "16x16"]
+    refused(command(*common, "--count", 9), "--count 9 needs at least 8 and at most 8 pictures")
+    assert ICLEVR.names[0] in json.loads((folder / "train.json").read_text())["CLEVR_train_000000_0.png"]

@@ -1,0 +1,216 @@
+"""A classifier two-sample test (Lopez-Paz & Oquab 2017): can a small network tell generated pictures from the data's?
+
+It learns from three quarters of both and is tested on the rest. An accuracy of 0.5 means that it sees no difference;
+what it reaches is a lower bound of what can be told. Unlike scores it sees edges, grain and light, and not the labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.device import autocast_dtype
+from shared.diffusion.denoise import finish
+from shared.diffusion.model import Denoiser
+from shared.options import SamplingOptions, picture_seed
+from shared.pictures import resized, to_uint8
+from trainer.data import Dataset, check_labelled, in_vocabulary, layouts_of, to_float
+from trainer.errors import TrainerError
+from trainer.full_size import Pictures, as_tensor
+
+FOLDS = 4  # a quarter is tested by a network that learnt from the others, so each crop is tested once
+SIDE, CROPS = 56, 4  # side of a crop in pixels, and crops of each picture
+COLOURED = 0.12  # difference of a coloured pixel's channels, of a range of 1; the background's is below 0.05
+STEPS, BATCH, LR = 600, 32, 2e-3  # of each network
+SHOWN = 12  # crops of each kind in a grid
+GENERATED_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class TwoSample:
+    """One comparison of two sets of pictures."""
+
+    what: str  # is compared with the data's pictures
+    size: str
+    pictures: int  # in each set
+    accuracy: float  # mean over the folds
+    error: float  # its standard error
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What networks said about crops that they had not learnt from."""
+
+    accuracies: Tensor  # (FOLDS,)
+    scores: Tensor  # (2, N): of each crop of the two sets, the higher, the surer that it is of the second
+
+
+def crops(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Cut CROPS squares around random coloured pixels out of each of (N, 3, H, W) uint8: (CROPS N, 3, SIDE, SIDE).
+
+    A picture without coloured pixels is cut anywhere, and a smaller picture is not cut.
+    """
+    height, width = pictures.shape[2:]
+    rows, columns = min(SIDE, height), min(SIDE, width)
+    found = []
+    for picture in pictures:
+        coloured = (picture.amax(0).float() - picture.amin(0).float()) > COLOURED * 255
+        weights = coloured.float().flatten() + 1e-9
+        for pixel in torch.multinomial(weights, CROPS, replacement=True, generator=generator).tolist():
+            y = min(max(pixel // width - rows // 2, 0), height - rows)
+            x = min(max(pixel % width - columns // 2, 0), width - columns)
+            found.append(picture[:, y : y + rows, x : x + columns])
+    return torch.stack(found)
+
+
+class Detail(nn.Module):
+    """Adds channels of a picture's detail, enhanced: (N, C, H, W) -> (N, 2 C, H, W). Edges differ before light does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, 8 * (x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))], 1)
+
+
+def _classifier() -> nn.Module:
+    """Return a network of (N, 3, h, w) -> (N, 1)."""
+    layers: list[nn.Module] = [Detail(), nn.PixelUnshuffle(2)]
+    for c_in, c_out, stride in ((24, 32, 1), (32, 64, 2), (64, 96, 2), (96, 96, 1)):
+        layers += [nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 1))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def _learn(x: Tensor, y: Tensor, device: torch.device, generator: torch.Generator) -> nn.Module:
+    """Return a classifier in evaluation mode that has learnt to tell pictures x (N, 3, h, w) uint8 as y (N,) says."""
+    network = _classifier().to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=STEPS)
+    dtype = autocast_dtype(device)
+    for _ in range(STEPS):
+        index = torch.randint(len(x), (BATCH,), generator=generator)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            out = network(to_float(x[index]).to(device, memory_format=torch.channels_last))
+        loss = F.binary_cross_entropy_with_logits(out[:, 0].float(), y[index].to(device))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+    return network.eval()
+
+
+@torch.inference_mode()
+def _scores(network: nn.Module, x: Tensor, device: torch.device) -> Tensor:
+    dtype = autocast_dtype(device)
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        return torch.cat([network(to_float(part).to(device))[:, 0].float().cpu() for part in torch.split(x, BATCH)])
+
+
+def tell_apart(
+    first: Tensor, second: Tensor, device: torch.device, seed: int, advance: Callable[[int], None] = lambda _: None
+) -> Verdicts:
+    """Test whether crops of two sets, each (N, 3, h, w) uint8, can be told apart.
+
+    A fold is a contiguous part of both sets, since neighbours in a folder may show the same scene.
+    """
+    N = len(first)
+    fold_of = torch.arange(N) * FOLDS // N
+    scores, accuracies = torch.zeros(2, N), []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for fold in range(FOLDS):
+            learnt = fold_of != fold
+            generator = torch.Generator().manual_seed(seed)
+            x, y = torch.cat([first[learnt], second[learnt]]), torch.arange(2.0).repeat_interleave(int(learnt.sum()))
+            network = _learn(x, y, device, generator)
+            for k, pictures in enumerate((first, second)):
+                scores[k, ~learnt] = _scores(network, pictures[~learnt], device)
+            right = torch.cat([scores[0, ~learnt] < 0, scores[1, ~learnt] > 0])
+            accuracies.append(right.double().mean())
+            advance(1)
+    return Verdicts(torch.stack(accuracies), scores)
+
+
+def choose(dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of two sets of `count` labelled pictures, from different parts of the folder.
+
+    TrainerError if there are too few.
+    """
+    known = dataset.labels.any(1).nonzero()[:, 0]
+    if len(known) < 2 * count or count < 2 * FOLDS:
+        most = f"at most {len(known) // 2} pictures: half of those with labels"
+        raise TrainerError(f"--count {count} needs at least {2 * FOLDS} and {most}")
+    chosen = known[torch.linspace(0, len(known) - 1, 2 * count).long()]
+    return chosen[:count], chosen[count:]
+
+
+@torch.inference_mode()
+def generate(
+    denoiser: Denoiser, dataset: Dataset, index: Tensor, options: SamplingOptions, seed: int, *,
+    upsampler_alone: bool = False, advance: Callable[[int], None] = lambda _: None,
+) -> Tensor:  # fmt: skip
+    """Generate a picture for the labels of each of the folder's pictures `index`: (N, 3, H, W) uint8.
+
+    With `upsampler_alone`, enlarge the folder's own squeezed pictures instead.
+    """
+    stepper, made = denoiser.stepper(), list[Tensor]()
+    places = layouts_of(dataset, denoiser)
+    for part in torch.split(index, GENERATED_AT_ONCE):
+        rows = [stepper.new_row(dataset.labels[i], options, picture_seed(seed, i)) for i in part.tolist()]
+        if upsampler_alone:
+            for row, i in zip(rows, part.tolist(), strict=True):
+                row.x, row.labels = (one[i].to(stepper.device) for one in (to_float(dataset.images), places))
+                row.step = len(row.table)
+        made.append(torch.from_numpy(to_uint8(finish(stepper, rows))).permute(0, 3, 1, 2))
+        advance(len(part))
+    return torch.cat(made)
+
+
+def examine(
+    denoiser: Denoiser, dataset: Dataset, pictures: Pictures, options: SamplingOptions, *,
+    count: int, seed: int, upsampler_alone: bool = False, advance: Callable[[int], None] = lambda _: None,
+) -> tuple[list[TwoSample], Tensor]:  # fmt: skip
+    """Compare `count` generated pictures with the folder's of the same labels, and those with `count` others.
+
+    `dataset` and `pictures` are of that folder, the latter at the size of the denoiser's finished pictures, which are
+    also compared at the size that the network samples. Also returns the crops at full size that gave most away: each
+    generated one is followed by one of the folder's, (2 SHOWN, 3, h, w) in [-1, 1].
+    """
+    dataset = in_vocabulary(dataset, denoiser.vocabulary, denoiser.info.name)
+    check_labelled(dataset, "pictures")
+    chosen, others = choose(dataset, count)
+    device = next(denoiser.network.parameters()).device
+    generated = generate(denoiser, dataset, chosen, options, seed, upsampler_alone=upsampler_alone, advance=advance)
+    originals, rest = (torch.stack([as_tensor(pictures.read(i)) for i in one.tolist()]) for one in (chosen, others))
+    shown, found = torch.empty(0), list[TwoSample]()
+    small = denoiser.image_shape[1:]
+    for size in dict.fromkeys([generated.shape[2:], torch.Size(small)]):
+        sets = [crops(_at(size, one), torch.Generator().manual_seed(seed)) for one in (originals, generated, rest)]
+        for what, compared in (("upsampled" if upsampler_alone else "generated", sets[1]), ("the data's", sets[2])):
+            verdicts = tell_apart(sets[0], compared, device, seed, advance)
+            error = float(verdicts.accuracies.std()) / FOLDS**0.5
+            name = f"{size[1]}x{size[0]}"
+            found.append(TwoSample(what, name, count, float(verdicts.accuracies.mean()), error))
+            if not len(shown):
+                worst, best = (
+                    verdicts.scores[1].topk(SHOWN).indices,
+                    verdicts.scores[0].topk(SHOWN, largest=False).indices,
+                )
+                shown = to_float(torch.stack([compared[worst], sets[0][best]], 1).flatten(0, 1))
+    return found, shown
+
+
+def _at(size: Sequence[int], pictures: Tensor) -> Tensor:
+    """Return pictures (N, 3, H, W) uint8 at another size."""
+    if pictures.shape[2:] == torch.Size(size):
+        return pictures
+    parts = [resized(to_float(part), (size[0], size[1])) for part in torch.split(pictures, GENERATED_AT_ONCE)]
+    return torch.cat([torch.from_numpy(to_uint8(part)).permute(0, 3, 1, 2) for part in parts])
+
+
+def rows_of(found: Sequence[TwoSample]) -> list[list[str]]:
+    """Return rows of a table: size, which pictures are compared with the data's, and the accuracy."""
+    return [[one.size, one.what, f"{one.accuracy:.3f} ± {one.error:.3f}"] for one in found]
