@@ -24,6 +24,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
+from service.settings import StartError
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -96,7 +97,7 @@ class RetryUntilStopped(Retry):
         return super().call_with_retry(do, fail, again, with_failure_count)
 
 
-class OldRedis(RuntimeError):
+class OldRedis(StartError):
     """The Redis server is too old."""
 
 

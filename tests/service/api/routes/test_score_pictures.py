@@ -142,8 +142,10 @@ def test_jobs_of_several_sizes_share_a_batch(client: httpx.Client, alive: JobSto
 def test_a_model_stays_loaded_beside_the_evaluator(connection: Redis, settings: Settings) -> None:
     runner = Runner(connection, settings.model_copy(update={"loaded_models": 1}), "w")
     toy = runner.models.load()
-    assert runner.judged_by is not None
-    judge = runner.models.use(runner.models.read_evaluator(runner.judged_by.name, runner.judged_by.digest))
+    assert runner.models.judged_by is not None
+    judge = runner.models.use(
+        runner.models.read_evaluator(runner.models.judged_by.name, runner.models.judged_by.digest)
+    )
     assert list(runner.models) == [toy, judge]
     assert judge.judge is runner.models.judge
     runner.models._unload()
