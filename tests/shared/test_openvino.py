@@ -1,6 +1,7 @@
 """Networks in OpenVINO compared with torch's; that a row has the same bits in every batch; which engine is taken."""
 
 import importlib.util
+import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,6 +119,12 @@ def load(folder: Path) -> CompiledNetwork:
         if thread.name == "keep":
             thread.join()
     return compiled
+
+
+def test_a_network_that_gives_nan_gives_it_in_every_size() -> None:
+    network = nn.Linear(3, 2).eval()
+    nn.init.constant_(network.weight, math.nan)
+    assert CompiledNetwork(network, [torch.randn(1, 3)])(torch.randn(5, 3))[0].isnan().all()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.access.keys import NOBODY, KeyRing
 from service.api.access.rate_limit import RateLimiter
 from service.api.problems import SAFE_METHODS, error_response
-from service.contract.errors import BadRequest, CrossSite, NoKey, NotLocal, ServiceError, ShuttingDown, TooManyRequests
+from service.contract.errors import CrossSite, NoKey, NotFound, NotLocal, ServiceError, ShuttingDown, TooManyRequests
 from service.settings import Settings, StartError
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
@@ -123,7 +123,7 @@ class Guard:
                 if scope["app"].state.reader.stopping and path not in STILL_ANSWERED:
                     raise ShuttingDown(ShuttingDown.example, headers={"Retry-After": "1", "Connection": "close"})
                 if not path.isprintable():  # routes and log lines would each read it in a way of their own
-                    raise BadRequest.at(("path",), "the address has control characters")
+                    raise NotFound("nothing has an address with control characters")
                 if not is_public(path):
                     scope.setdefault("state", {})["owner"] = owner = self._owner(scope)
                     await _check_rate(scope["app"], owner, cost=1)

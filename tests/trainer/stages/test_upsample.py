@@ -90,7 +90,7 @@ def test_held_out_pictures_are_not_trained_on(tmp_path: Path, base: Denoiser) ->
 def test_degraded_pictures_go_through_the_last_sampling_steps_or_get_some_noise(
     tmp_path: Path, base: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.diffusion.model.autocast_dtype", lambda _: None)  # two steps in bf16 differ more
+    monkeypatch.setattr("shared.openvino.autocast_dtype", lambda _: None)  # two steps in bf16 differ more
     made = objective(tmp_path, base, "noisiest=0.6")
     made.options = SamplingOptions(sampler="ddim", steps=4, guidance=2.0, guidance_interval=(0.4, 0.8))
     table = make_table(made.options, base.alpha_bar)
