@@ -73,6 +73,20 @@ def flush_denormals() -> None:
 
 
 @contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Give torch so many threads inside this context; None changes nothing."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def kept_memory() -> Iterator[None]:
     """Make glibc keep freed memory for the next tensors inside this context. Has no effect with other C libraries.
 

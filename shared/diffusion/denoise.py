@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from shared.device import torch_threads
 from shared.diffusion.layouts import Layouts, as_rotations, with_positions
 from shared.diffusion.predictions import to_x0
 from shared.diffusion.samplers import Table, make_table
@@ -82,7 +83,8 @@ class Stepper:
     `network`: see `Network`; in eval mode and on `device`. `alpha_bar`: (T,) float64. `prediction`: what the network
     predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call.
     `layouts`: draws the positions for a network that takes them; `rotations`: whether it takes those too.
-    `upsampler`: enlarges finished pictures. `network_rows` counts the rows computed so far.
+    `upsampler`: enlarges finished pictures. `threads`: of torch during a step, if the networks run in another library:
+    torch's would spin on the cores that it needs. `network_rows` counts the rows computed so far.
     """
 
     def __init__(
@@ -97,12 +99,13 @@ class Stepper:
         layouts: Layouts | None = None,
         rotations: bool = False,
         upsampler: Upsampler | None = None,
+        threads: int | None = None,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         self.network, self.device, self.dtype, self.max_rows = network, torch.device(device), dtype, max_rows
         self.layouts, self.rotations, self.upsampler = layouts, rotations, upsampler
-        self.network_rows = 0
+        self.network_rows, self.threads = 0, threads
         self._alpha_bar, self._to_x0 = alpha_bar, to_x0(alpha_bar, prediction).rows()
         self._plan: Callable[[SamplingOptions], tuple[Table, Sequence[float]]] = lru_cache(128)(
             lambda options: _plan(options, alpha_bar)
@@ -156,8 +159,11 @@ class Stepper:
         If it raises, no row has changed.
         """
         rows = [row for row in rows if not row.done]
-        if not rows:
-            return
+        if rows:
+            with torch_threads(self.threads):
+                self._step(rows)
+
+    def _step(self, rows: Sequence[Row]) -> None:
         x = torch.stack([row.x for row in rows])  # (N, C, H, W)
         now = [row.table.rows[row.step] for row in rows]
         p, q, limit, a, b, c, s = self._column_vectors(rows, now)
@@ -182,8 +188,9 @@ class Stepper:
         """
         if not rows:
             return torch.empty(0, *self.picture_shape)
-        x = torch.stack([row.x for row in rows])
-        return torch.cat([self._enlarge(chunk) for chunk in torch.split(x, self.max_rows)]).cpu()
+        with torch_threads(self.threads):
+            x = torch.stack([row.x for row in rows])
+            return torch.cat([self._enlarge(chunk) for chunk in torch.split(x, self.max_rows)]).cpu()
 
     @torch.inference_mode()
     def predict_noised(self, x: Tensor, noise: Tensor, log_snr: float, labels: Tensor, w: float) -> Tensor:

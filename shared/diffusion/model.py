@@ -93,15 +93,17 @@ class Denoiser:
         """
         device = next(self.network.parameters()).device
         dtype = autocast_dtype(device)
+        threads: int | None = None
         network: Network = self.network
         upsampler: Upsampler | None = self.upsampler
         if uses_openvino(engine, device):
-            dtype, network = None, CompiledDenoiser(self.network, kept and kept / "denoiser")
+            dtype, threads = None, 1
+            network = CompiledDenoiser(self.network, kept and kept / "denoiser")
             if self.upsampler is not None:
                 upsampler = CompiledUpsampler(self.upsampler, self.image_shape, kept and kept / "upsampler")
         return Stepper(
             network, self.alpha_bar, self.prediction, device=device, dtype=dtype, max_rows=max_rows,
-            layouts=self.layouts, rotations=self.network.config.rotations, upsampler=upsampler,
+            layouts=self.layouts, rotations=self.network.config.rotations, upsampler=upsampler, threads=threads,
         )  # fmt: skip
 
 

@@ -95,6 +95,26 @@ def test_a_seed_determines_the_noise_whatever_else_is_in_the_batch() -> None:
 # Packing and counts
 
 
+def test_torch_has_the_given_threads_during_a_step_and_its_own_after_it() -> None:
+    found = list[int]()
+
+    class Counting(ToyNetwork):
+        def __call__(self, *arguments: Tensor) -> Tensor:
+            found.append(torch.get_num_threads())
+            return super().__call__(*arguments)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for threads in (1, None):
+            sample(Stepper(Counting(LINEAR), LINEAR, "v", threads=threads), torch.eye(K)[:1], MIXED[0], [1])
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(found[: len(found) // 2]) == {1}
+    assert set(found[len(found) // 2 :]) == {3}
+
+
 def test_network_calls_have_at_most_max_rows() -> None:
     loop, network = stepper(max_rows=4)
     loop.step([loop.new_row(LABELS[i % 5], SamplingOptions(guidance=2.0), i) for i in range(7)])
