@@ -171,7 +171,7 @@ def _compile(graph: Any, arguments: Sequence[Tensor]) -> Any:
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)  # others look for NaN
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)  # whoever uses the result refuses NaN
 
 
 def _keep(compiled: Any, file: Path) -> None:

@@ -173,7 +173,7 @@ def build(settings: Settings, connection: Redis) -> PictureWorker:
 
 
 def _is_stopping() -> bool:
-    """Whether retries should end. Each one of the loop counts as progress: waiting for Redis it does not hang."""
+    """Whether retries should end. A retry of the main loop counts as progress: a loop that waits for Redis is alive."""
     if runner is None:
         return False
     if threading.current_thread() is threading.main_thread():  # the heartbeat retries also while the loop hangs
@@ -187,7 +187,7 @@ def main(settings: Settings) -> None:
     connection = connect(settings.redis_url, retry=RetryUntilStopped(_is_stopping))
     worker = build(settings, connection)
     if uses_openvino(settings.engine, worker.runner.device):
-        torch.set_num_threads(1)  # what is left to torch is little, and its threads would wait for OpenVINO's cores
+        torch.set_num_threads(1)  # for verdicts and PNGs, too: a Stepper does so for its steps alone
     if settings.metrics_port is not None:  # before the first heartbeat, so that a failure is seen before "ready"
         host = settings.metrics_host
         try:
