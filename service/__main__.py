@@ -178,15 +178,13 @@ def check(
 
 @app.command()
 def prune() -> None:
-    """Remove results from storage that are too old, or too many for their owner. A worker does it every hour."""
-    with _process("prune") as settings:
-        from service.results.files import ResultFiles
-        from service.results.retention import prune as remove
+    """Remove the pictures of jobs that are no longer kept. A worker does it every hour."""
+    import time
 
-        if settings.results is None:
-            raise SettingError("results", None, "set it: results are in Redis only, which removes them itself")
-        limits = settings.results_days, settings.results_bytes_per_owner, settings.job_timeout_s
-        print(remove(ResultFiles(settings.results), *limits))
+    with _process("prune") as settings:
+        from service.pictures import PictureFiles
+
+        print(PictureFiles(settings.pictures).remove_older(time.time() - settings.keep_s - settings.job_timeout_s))
 
 
 @app.command()

@@ -4,6 +4,7 @@ Knows neither HTTP nor torch.
 """
 
 import difflib
+import math
 import os
 import re
 from pathlib import Path
@@ -97,13 +98,11 @@ class Settings(BaseSettings):
 
     storage: Storage = Path("models")
     """Folder of the checkpoints, or an address that fsspec opens, such as s3://bucket/path."""
-    results: Storage | None = None
-    """Folder, or an address such as s3://bucket/path, in which finished jobs are kept with their pictures. If unset,
-    they are kept in Redis for job_ttl_s. The API and all workers need the same value (docs/jobs.md)."""
-    results_days: int = Field(default=30, ge=1, le=36_500)
-    """How many days finished jobs are kept there."""
-    results_bytes_per_owner: int | None = Field(default=None, ge=1)
-    """Maximum size of what one owner has there: beyond it the owner's oldest jobs are removed. Unlimited if unset."""
+    pictures: Storage = Path("pictures")
+    """Folder of the pictures, grids and uploads of all jobs, or an address such as s3://bucket/path. The API and all
+    workers need the same value. `python -m service` keeps them beside Redis's data instead."""
+    keep_days: float = Field(default=7, gt=0, le=36_500)
+    """How many days a job, its verdicts and its pictures are kept after it ends."""
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("LABELGRID_REDIS_URL", "REDIS_URL")
     )
@@ -113,11 +112,6 @@ class Settings(BaseSettings):
     """Name of the RQ queue of jobs. Only one: a worker that reads several queues can lose a job. It does not separate
     two services: each needs a Redis database of its own, the number at the end of redis_url."""
 
-    job_ttl_s: int = Field(default=3600, ge=1)
-    """How long a job and its pictures are kept after it ends."""
-    remembered_s: int = Field(default=86400, ge=0)
-    """Minimum time after a job's results expire during which the answer is 410 `expired-job`; then it is 404. Costs
-    about 200 bytes a job."""
     idempotent_s: int = Field(default=86400, ge=1)
     """How long an Idempotency-Key counts. Costs about 300 bytes a key."""
     job_timeout_s: int = Field(default=3600, ge=1)
@@ -126,9 +120,8 @@ class Settings(BaseSettings):
     """Maximum number of unfinished pictures of one model. Beyond it requests get a 429, unless the queue is empty."""
     max_queued_pictures_per_owner: int = Field(default=5_000, ge=1)
     """Maximum number of one API key's owner's pending pictures of one model, so that others find room in the queue."""
-    max_stored_bytes_per_owner: int = Field(default=512 << 20, ge=1)
-    """Maximum size of the pictures, uploads and requests that one API key's owner has in Redis, until their jobs expire
-    or are deleted."""
+    max_stored_pictures_per_owner: int = Field(default=50_000, ge=1)
+    """Maximum number of pictures in the jobs of one API key's owner, until the jobs expire or are deleted."""
     wait_s: float = Field(default=300.0, ge=0)
     """How long a request without a `Prefer` header waits for its job before it gets a 202."""
     body_limit_bytes: int = Field(default=LIMITS.max_file_bytes + 65536, ge=1024)
@@ -212,8 +205,7 @@ class Settings(BaseSettings):
     """How often a worker checks which model is promoted, and how old the API's view of a remote storage may be."""
     storage_timeout_s: float = Field(default=120.0, gt=0)
     """How long a worker waits for a checkpoint of which this machine has no copy. Then its job fails. While storage
-    hangs, jobs of models that are loaded or cached go on. For `results` a worker
-    waits for half of lease_s at most."""
+    hangs, jobs of models that are loaded or cached go on."""
     cache: Path = Path("~/.cache/labelgrid")
     """Where a worker caches checkpoint files, so that accepted jobs can finish after the storage has changed."""
     cache_bytes: int = Field(default=4 << 30, ge=0)
@@ -244,6 +236,11 @@ class Settings(BaseSettings):
         if lease_s <= (heartbeat_s := info.data.get("heartbeat_s", 0.0)):
             raise ValueError(f"it should be more than LABELGRID_HEARTBEAT_S={heartbeat_s}, which renews the leases")
         return lease_s
+
+    @property
+    def keep_s(self) -> int:
+        """How many seconds a job is kept after it ends."""
+        return math.ceil(self.keep_days * 86_400)
 
     @property
     def has_keys(self) -> bool:

@@ -28,6 +28,7 @@ from service.api.openapi import DocumentedAPI
 from service.api.routes import generate, jobs, meta, metrics, page, score
 from service.api.slots import Slots
 from service.contract.errors import Unavailable
+from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store.connection import connect, connect_async
 from service.store.creation import JobCreator
@@ -90,9 +91,9 @@ def create_app(settings: Settings) -> FastAPI:
             for most in (MAX_CONNECTIONS, MAX_WAITING)
         )
         app.state.store, app.state.workers = JobStore(connection, settings), ReadyWorkers(reading)
-        app.state.creator = JobCreator(reading, settings, app.state.store.queue)
-        app.state.reader = JobReader(reading, waiting)
-        app.state.results = ResultReader(app.state.reader, settings.results)
+        app.state.creator = JobCreator(reading, settings, app.state.store.doorbell)
+        app.state.reader = JobReader(reading, settings.keep_s, waiting)
+        app.state.results = ResultReader(app.state.reader, PictureFiles(settings.pictures), app.state.workers)
         app.state.feeds = Feeds(app.state.reader)
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
         await _look_at_redis(reading)

@@ -58,9 +58,9 @@ OwnerDep = Annotated[str, NEEDS_KEY]  # who sent the request
 async def _own_job(
     job_id: Annotated[str, Path(max_length=64, description="a job's id", examples=[EXAMPLE_ID])],
     owner: OwnerDep,
-    results: ResultsDep,
+    reader: ReaderDep,
 ) -> str:
-    await results.check_owner(job_id, owner)
+    await reader.check_owner(job_id, owner)
     bind_contextvars(job_id=job_id)
     return job_id
 

@@ -26,11 +26,6 @@ def head(record: JobRecord, state: Mapping[str, str], done: int) -> JobHead:
     return JobHead(**_head(record, state, done))
 
 
-def has_label(record: JobRecord, searched: str) -> bool:
-    """Return whether one of the job's labels contains this text, in capitals or not."""
-    return any(searched.casefold() in label.casefold() for labels in record.labels for label in labels)
-
-
 def whole(
     record: JobRecord, state: Mapping[str, str], done: int, result: JobResult | None, best: Sequence[Verdict]
 ) -> Job:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from service.contract.records import MAX_STAGES, JobRecord, Layouts, Picture, Verdict
-from service.contract.stored import unneeded
 from shared.options import LIMITS, MAX_SEED, THRESHOLD, SamplingOptions, Strict
 
 MAX_POSITION = 2**31  # of a picture in its request, from 0
@@ -102,7 +101,7 @@ class Recipe(_Part):
 
     def text(self) -> dict[str, str]:
         """Return it as a PNG's text chunk: keyword -> JSON."""
-        return {KEYWORD: self.model_dump_json(exclude_none=True, exclude=unneeded(self))}
+        return {KEYWORD: self.model_dump_json(exclude_none=True)}
 
 
 class JudgedRecipe(Recipe):

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.contract.stored import Stored
-from shared.options import LIMITS, Fraction, SamplingOptions, Strict, picture_seed
+from shared.options import IGNORE_UNKNOWN, LIMITS, Fraction, SamplingOptions, Strict, picture_seed
 
 MAX_STAGES = 32  # of a trajectory
 MAX_STAGES_PER_REQUEST = 1024  # of all trajectories: a stage is some 16 KB of noise, which PNG cannot compress
@@ -17,6 +16,24 @@ JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
 ACTIVE = frozenset(get_args(JobStatus)) - TERMINAL
 WebhookEvent = Literal["running", "finished", "failed", "cancelled"]
+
+
+class Stored(BaseModel):
+    """A record in Redis as JSON. Its fields do not change once it is created.
+
+    Two consecutive versions of the service run side by side during an upgrade: each writes all of its fields, and ignores
+    those that it does not know. So a field that is added needs a default.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def read(cls, raw: bytes | str) -> Self:
+        """Parse a record. ValidationError if this version cannot read it."""
+        return cls.model_validate_json(raw, context=IGNORE_UNKNOWN)
+
+    def write(self) -> str:
+        return self.model_dump_json()
 
 
 def trace_id(parent: str) -> str:
@@ -101,6 +118,11 @@ class JobRecord(Stored):
     def total(self) -> int:
         return len(self.labels) * self.repeats
 
+    @property
+    def has_grid(self) -> bool:
+        """Whether the job has a grid of its own; otherwise its only picture is the grid."""
+        return len(self.labels) > 1 or self.sent
+
     def pictures(self) -> Iterator[Picture]:
         """Yield the pictures. Repeat r of n lists has the indices r n to r n + n - 1 and the seeds of `seed` + r."""
         layouts = self.layouts or [None] * len(self.labels)
@@ -154,7 +176,7 @@ class JobResult(Stored):
 
 @dataclass(frozen=True)
 class FinishedPicture:
-    """A finished picture, its verdict and its PNG; that of an uploaded picture is empty, since Redis has it."""
+    """A finished picture, its verdict and its PNG; that of an uploaded picture is empty, since storage has it."""
 
     picture: Picture
     verdict: Verdict

@@ -236,6 +236,7 @@ class Job(JobHead):
     first: int = Field(0, description="position of its first picture, for the seeds; 0 unless a recipe set it")
     trajectory: int | None = Field(None, description="stages of each picture's trajectory; null if not requested")
     columns: int = Field(8, description="columns of the grid, as requested")
+    delay: str | None = Field(None, description="why an open job does not move on: workers cannot store pictures")
     result: GenerateResult | ScoreResult | None
 
 

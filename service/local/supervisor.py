@@ -87,6 +87,7 @@ class Supervisor:
 
     def _start(self) -> None:
         environment = {**os.environ, "LABELGRID_DRAIN_S": str(self.drain_s)}
+        environment.setdefault("LABELGRID_PICTURES", str(self.state / "pictures"))
         if self.redis_url is None:
             server = RedisServer(self.state)
             self.children.append(Child("Redis server", server.start))

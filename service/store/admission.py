@@ -11,15 +11,14 @@ from service.settings import Settings
 
 @dataclass(frozen=True)
 class Full:
-    """Why a job does not fit. `what`: the model's "queue", the "owner"'s part of it, or the owner's "bytes".
+    """Why a job does not fit. `what`: the model's "queue", the "owner"'s part of it, or what the owner has "stored".
 
-    `taken`: how much of it there is, `most` the limit; `expires_s`: until some stored bytes expire.
+    `taken`: how many pictures there are, `most` the limit.
     """
 
     what: str
     taken: int
     most: int
-    expires_s: int
 
 
 class NoRoom(Exception):
@@ -32,11 +31,11 @@ class NoRoom(Exception):
 
 def limits(settings: Settings) -> dict[str, int]:
     """Return the most that fits, by what may be full; 0 is no limit."""
-    own = {"owner": settings.max_queued_pictures_per_owner, "bytes": settings.max_stored_bytes_per_owner}
+    own = {"owner": settings.max_queued_pictures_per_owner, "stored": settings.max_stored_pictures_per_owner}
     return {"queue": settings.max_queued_pictures, **(own if settings.has_keys else dict.fromkeys(own, 0))}
 
 
 def full_of(settings: Settings, answer: list[Any]) -> Full:
     """Return why a job does not fit, given the answer of `create`."""
-    what, taken, expires_s = answer
-    return Full(what.decode(), int(taken), limits(settings)[what.decode()], int(expires_s))
+    what, taken = answer
+    return Full(what.decode(), int(taken), limits(settings)[what.decode()])

@@ -1,4 +1,4 @@
-"""Claims: workers lease pictures of a checkpoint from a Redis stream with one consumer group.
+"""Claims: workers lease pictures, and grids, of a checkpoint from a Redis stream with one consumer group.
 
 A worker renews its leases while it lives; another one takes over a lease that is `lease_s` old. Delivery is at least
 once. Knows no HTTP and no torch.
@@ -29,16 +29,21 @@ UNREADABLE_S = 120.0  # how long a picture that this worker cannot read waits fo
 
 @dataclass(frozen=True)
 class Claim:
-    """A picture leased to this worker, as stream entry `entry`.
+    """A picture to sample or judge, leased to this worker as stream entry `entry`; or a job's grid to compose.
 
-    `asked_at`: when its job was created, Unix seconds; 0 if the job's id does not say so, as those of former versions.
-    `alone`: it may have killed workers, so only what was claimed with it may be in this process.
+    `picture`: None for a grid. `asked_at`: when the picture's job was created, Unix seconds. `alone`: it may have
+    killed workers, so only what was claimed with it may be in this process.
     """
 
     entry: str
-    picture: Picture
-    asked_at: float
+    job: str
+    picture: Picture | None = None
+    asked_at: float = 0.0
     alone: bool = False
+
+    @property
+    def what(self) -> str:
+        return "composing the grid" if self.picture is None else f"sampling picture {self.picture.index}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,11 @@ class PictureStream:
     def claim_new(self, room: int) -> list[Claim]:
         """Claim up to `room` pending pictures, in the fair queue's order."""
         found = functions.call(self.connection, "claim", self.digest, self.consumer, room)
-        return self._claims([(entry, dict(zip(pairs[::2], pairs[1::2], strict=True))) for entry, pairs in found])
+        return self.read(found)
+
+    def read(self, leased: Sequence[Any]) -> list[Claim]:
+        """Parse the entries that a function has leased to this worker."""
+        return self._claims([(entry, dict(zip(pairs[::2], pairs[1::2], strict=True))) for entry, pairs in leased])
 
     def claim_stale(
         self, room: int, *, may_be_alone: bool, held: Container[str] = ()
@@ -97,8 +106,7 @@ class PictureStream:
         innocent = [entry for entry, count in pending if count < in_batches]
         suspect = [one for one in pending if in_batches <= one[1] < most]
         for claim in self._take_over([entry for entry, count in pending if count >= most], lease_ms):
-            reason = f"workers died {most} times while sampling picture {claim.picture.index}"
-            gone.append(Hopeless(claim.entry, claim.picture.job, reason))
+            gone.append(Hopeless(claim.entry, claim.job, f"workers died {most} times while {claim.what}"))
         suspect = suspect if suspect and self._keeps_suspects() else []
         self.suspects = len(suspect)
         few = [entry for entry, count in suspect if count < most - 1][:SUSPECTS_TOGETHER]
@@ -132,8 +140,11 @@ class PictureStream:
         claims = []
         for entry, fields in entries:
             try:
-                picture = Picture.read(fields[b"picture"])
-                claims.append(Claim(text(entry), picture, float(fields[b"asked_at"] or 0)))
+                if b"job" in fields:
+                    claims.append(Claim(text(entry), text(fields[b"job"])))
+                else:
+                    picture = Picture.read(fields[b"picture"])
+                    claims.append(Claim(text(entry), picture.job, picture, float(fields[b"asked_at"])))
             except (KeyError, TypeError, ValueError) as error:
                 self._leave(text(entry), fields, error)
         return claims

@@ -14,13 +14,13 @@ local VERSION = 'development'
 local GROUP = 'workers' -- the consumer group of every stream of pictures
 local KEPT_ENDINGS = 1000 -- of all jobs; a client whose job's end it missed looks at the job itself after seconds
 local KEPT_EVENTS = 1000 -- per job; a client that missed older ones reads the job itself
-local RECENT_S = 60 -- a kept job's verdicts and events stay so long, for clients that wait for it or follow it
 local WEBHOOK_GRACE_S = 5 -- RQ hears of an event at once; the outbox is read only for events that RQ lost
 local MOST_ARGUMENTS = 1000 -- of one command; Lua's `unpack` returns some thousand values at most
 
 local OPEN = 'labelgrid:open'
 local ENDED = 'labelgrid:ended'
 local WEBHOOKS = 'labelgrid:webhooks'
+local MODELS = 'labelgrid:models'
 local WORKERS = 'labelgrid:workers'
 
 local function keys_of_job(id)
@@ -29,9 +29,7 @@ local function keys_of_job(id)
     job = job,
     pending = job .. ':waiting',
     verdicts = job .. ':verdicts',
-    pngs = job .. ':png',
     events = job .. ':events',
-    tombstone = 'labelgrid:was:' .. id,
   }
 end
 
@@ -47,8 +45,8 @@ local function key_of_owner_jobs(digest, owner)
   return 'labelgrid:turns:' .. digest .. ':' .. owner
 end
 
-local function key_of_bytes(owner)
-  return 'labelgrid:bytes:' .. owner
+local function key_of_stored(owner)
+  return 'labelgrid:stored:' .. owner
 end
 
 -- Unix seconds by the clock of Redis, because those of API and workers may be wrong.
@@ -110,12 +108,8 @@ local function take_from_owner(digest, owner)
   end
 end
 
--- When a job was created, in Unix seconds: its id begins with it in milliseconds (`job_ids.py`). Ids of former versions
--- do not; then it is ''.
-local function asked_at(id)
-  if string.sub(id, 13, 13) ~= '7' then
-    return ''
-  end
+-- When a job was created, in Unix seconds: its id begins with it in milliseconds (`job_ids.py`).
+local function created_at(id)
   return tonumber(string.sub(id, 1, 12), 16) / 1000
 end
 
@@ -141,7 +135,7 @@ local function dispatch(digest, most)
         picture, id = take_from_owner(digest, owner.name)
       end
       if picture then
-        redis.call('XADD', model.stream, '*', 'picture', picture, 'asked_at', asked_at(id))
+        redis.call('XADD', model.stream, '*', 'picture', picture, 'asked_at', created_at(id))
         moved = moved + 1
         turn = turn + 1
         owner.taken = owner.taken + 1
@@ -162,8 +156,8 @@ local function dispatch(digest, most)
   end
 end
 
--- Removes the pictures of a job that ends early: the pending ones, and those in the stream. Workers that sample some drop
--- them at their next step, but those that died do not, and perhaps no other one has the model.
+-- Removes the work of a job that ends early: the pending pictures, and those and its grid in the stream. Workers that
+-- sample some drop them at their next step, but those that died do not, and perhaps no other one has the model.
 local function remove_pictures(id, digest, owner)
   local model = keys_of_model(digest)
   local pending = keys_of_job(id).pending
@@ -174,60 +168,35 @@ local function remove_pictures(id, digest, owner)
     lower_count(model.counts, owner, count)
   end
   for _, entry in ipairs(redis.call('XRANGE', model.stream, '-', '+')) do
-    local picture = entry[2][2]
-    if string.find(picture, id, 1, true) then
+    local work = entry[2][2] -- a picture, or the job's id
+    if string.find(work, id, 1, true) then
       redis.call('XACK', model.stream, GROUP, entry[1])
       redis.call('XDEL', model.stream, entry[1])
     end
   end
 end
 
--- Stored bytes, which are counted for owners of API keys only: without keys nothing limits them. A field of the hash is
--- "EXPIRES BYTES", by job while it is open, then by the minute in which ended jobs expire
+-- Stored pictures, which are counted for owners of API keys only: without keys nothing limits them. A field of the hash
+-- is the hour in which jobs were created, counted from 1970.
 
-local function bytes_of_minute(of_owner, minute)
-  return string.match(redis.call('HGET', of_owner, minute) or '', ' (%-?%d+)')
+local function hour_of(id)
+  return math.floor(created_at(id) / 3600)
 end
 
--- Counts a new job with the bytes that it is expected to store, and forgets those that have expired.
-local function count_expected(new, now, expired)
-  if new.owner ~= '' then
-    local of_owner = key_of_bytes(new.owner)
-    redis.call('HSET', of_owner, new.id, (now + new.lifetime_s) .. ' ' .. new.expected_bytes)
-    redis.call('EXPIRE', of_owner, new.lifetime_s)
-    for _, field in ipairs(expired) do
-      redis.call('HDEL', of_owner, field)
+-- Returns how many pictures an owner has stored, and the hours whose jobs have expired.
+local function count_stored(owner, lifetime_s, now)
+  local stored = redis.call('HGETALL', key_of_stored(owner))
+  local oldest = math.floor((now - lifetime_s) / 3600)
+  local sum = 0
+  local expired = {}
+  for i = 1, #stored, 2 do
+    if tonumber(stored[i]) < oldest then
+      table.insert(expired, stored[i])
+    else
+      sum = sum + stored[i + 1]
     end
   end
-end
-
--- Replaces what an ended job was expected to store by what it has stored. Its record counts, since a job that is
--- cancelled at once has nothing else.
-local function count_stored(id, state, grid_bytes, ttl_s)
-  if not state.owner or state.owner == '' then
-    return
-  end
-  local of_owner = key_of_bytes(state.owner)
-  local now = now_s()
-  local minute = math.ceil((now + ttl_s) / 60)
-  local size = (state.bytes or 0) + grid_bytes + #state.record
-  redis.call('HDEL', of_owner, id)
-  local together = (bytes_of_minute(of_owner, minute) or 0) + size
-  redis.call('HSET', of_owner, minute, minute * 60 .. ' ' .. together)
-  if redis.call('TTL', of_owner) < minute * 60 - now then
-    redis.call('EXPIREAT', of_owner, minute * 60)
-  end
-  redis.call('HSET', keys_of_job(id).job, 'bytes', size, 'bytes_minute', minute)
-end
-
--- Takes back what `count_stored` counted for a job.
-local function uncount_stored(job)
-  local owner, bytes, minute = unpack(redis.call('HMGET', job, 'owner', 'bytes', 'bytes_minute'))
-  local of_owner = key_of_bytes(owner or '')
-  local together = minute and bytes_of_minute(of_owner, minute)
-  if together then
-    redis.call('HSET', of_owner, minute, minute * 60 .. ' ' .. together - (bytes or 0))
-  end
+  return sum, expired
 end
 
 -- A job's creation
@@ -236,11 +205,11 @@ end
 local function find_request(new)
   local known = new.request_key and redis.call('GET', new.request_key)
   if known and redis.call('EXISTS', keys_of_job(string.match(known, '%S+')).job) == 1 then
-    return {'request', known, 0}
+    return {'request', known}
   end
 end
 
--- Returns {'queue' or 'owner', how many pictures are queued, 0} if the model's queue or the owner's part of it is full;
+-- Returns {'queue' or 'owner', how many pictures are queued} if the model's queue or the owner's part of it is full;
 -- else nil. An empty queue takes any one job, of which no more than its owner's share counts for the others: one large
 -- request would close the queue to them.
 local function find_full_queue(new)
@@ -257,118 +226,81 @@ local function find_full_queue(new)
     queued = queued + math.min(count, share)
   end
   if queued > 0 and queued + new.total > new.most_queued then
-    return {'queue', queued, 0}
+    return {'queue', queued}
   end
   if own > 0 and own + new.total > share then
-    return {'owner', own, 0}
+    return {'owner', own}
   end
 end
 
--- Returns {'bytes', the owner's stored bytes, seconds until some expire} if they may not store as much more, else nil;
--- and the fields of their hash that have expired.
+-- Returns {'stored', how many pictures the owner has stored} if they may not store as many more; else nil.
 local function find_full_storage(new, now)
-  local bytes = 0
-  local first = now + 3600
-  local expired = {}
-  local stored = {}
-  if new.owner ~= '' then
-    stored = redis.call('HGETALL', key_of_bytes(new.owner))
+  if new.most_stored == 0 then
+    return nil
   end
-  for i = 1, #stored, 2 do
-    local expires, size = string.match(stored[i + 1], '(%d+) (%-?%d+)')
-    expires = tonumber(expires)
-    if expires <= now then
-      table.insert(expired, stored[i])
-    else
-      bytes = bytes + size
-      first = math.min(first, expires)
-    end
+  local stored, expired = count_stored(new.owner, new.lifetime_s, now)
+  for _, hour in ipairs(expired) do
+    redis.call('HDEL', key_of_stored(new.owner), hour)
   end
-  if new.most_bytes > 0 and bytes > 0 and bytes + new.expected_bytes > new.most_bytes then
-    return {'bytes', bytes, first - now}, expired
+  if stored > 0 and stored + new.total > new.most_stored then
+    return {'stored', stored}
   end
-  return nil, expired
+end
+
+-- Returns the job's member of its owner's list. The milliseconds have a fixed width, because Redis compares members as
+-- text.
+local function member_of(id)
+  return string.format('%013.0f-%s', created_at(id) * 1000, id)
 end
 
 -- Adds a job to its owner's list, and for one job in sixteen drops those older than a lifetime. A job that no worker
--- ended in time may outlive its place in the list. The milliseconds have a fixed width, because Redis compares members
--- as text.
-local function add_to_list(new, time)
+-- ended in time may outlive its place in the list.
+local function add_to_list(new)
   local index = 'labelgrid:jobs:' .. new.owner
-  local ms = time[1] * 1000 + math.floor(time[2] / 1000)
-  redis.call('ZADD', index, 0, string.format('%013.0f-%s', ms, new.id))
-  if ms % 16 == 0 then
-    local oldest = string.format('(%013.0f', ms - new.lifetime_s * 1000)
+  local created = created_at(new.id)
+  redis.call('ZADD', index, 0, member_of(new.id))
+  if math.floor(created * 1000) % 16 == 0 then
+    local oldest = string.format('(%013.0f', (created - new.lifetime_s) * 1000)
     redis.call('ZREMRANGEBYLEX', index, '-', oldest)
   end
   redis.call('EXPIRE', index, new.lifetime_s)
 end
 
--- create(settings, and in turn: fields and values of the job; those of its RQ job; pending pictures; indices and PNGs of
--- uploaded pictures)
+-- create(settings, then: fields and values of the job; its pending pictures)
 --
--- Settings: id, owner, digest, total (pictures), request_key and request_hash if there is an Idempotency-Key, rq_queue
--- and rq_jobs (RQ's keys), fields and rq_fields (how many arguments they take), timeout_s, lifetime_s, remembered_s,
--- idempotent_s, expected_bytes, most_queued, most_own, most_bytes (0: no limit).
--- Reads the request's key, the model's queue and stream, and the owner's bytes. Writes the job, its pending pictures, its
--- uploaded ones, its tombstone, the set of open jobs, the owner's list of jobs, the fair queue, the owner's bytes, the
--- request's key, and RQ's job and queue.
--- Returns nil; or what prevents it, then nothing is written: {'request', job and request of before, 0}, or {'queue',
--- 'owner' or 'bytes', how much is taken, seconds until some of it expires}.
+-- Settings: id, owner, digest, model (JSON that tells workers what to load), total (pictures), request_key and
+-- request_hash if there is an Idempotency-Key, fields (how many arguments they take), timeout_s, lifetime_s (timeout_s
+-- and how long a job is kept), idempotent_s, most_queued, most_own, most_stored (0: no limit).
+-- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, its pending
+-- pictures, the open jobs, the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures
+-- and the request's key.
+-- Returns nil; or what prevents it, then no job is written: {'request', job and request of before}, or {'queue',
+-- 'owner' or 'stored', how much is taken}.
 local function create(args)
   local new = cjson.decode(args[1])
   local keys = keys_of_job(new.id)
-  local time = redis.call('TIME')
-  local now = tonumber(time[1])
-  local full_storage, expired = find_full_storage(new, now)
-  local obstacle = find_request(new) or find_full_queue(new) or full_storage
+  local now = now_s()
+  local obstacle = find_request(new) or find_full_queue(new) or find_full_storage(new, now)
   if obstacle then
     return obstacle
   end
 
-  local used = 1
-  local function put(count, ...) -- calls a command with the next `count` arguments, in parts
-    local last = used + count
-    while used < last do
-      local first = used + 1
-      used = math.min(used + MOST_ARGUMENTS, last)
-      local command = {...}
-      for i = first, used do
-        table.insert(command, args[i])
-      end
-      redis.call(unpack(command))
-    end
+  redis.call('HSET', keys.job, unpack(args, 2, 1 + new.fields))
+  for first = 2 + new.fields, #args, MOST_ARGUMENTS do
+    redis.call('RPUSH', keys.pending, unpack(args, first, math.min(first + MOST_ARGUMENTS - 1, #args)))
   end
-  local overdue_at = string.format('%.0f', now + new.timeout_s)
-  local rq_id = new.id .. '-' .. new.digest .. '-' .. overdue_at -- read by `creation.RqId`
-  put(new.fields, 'HSET', keys.job, 'overdue_at', overdue_at, 'rq', rq_id)
-  redis.call('SADD', OPEN, new.id)
-  put(new.rq_fields, 'HSET', new.rq_jobs .. rq_id)
-  redis.call('RPUSH', new.rq_queue, rq_id)
-  put(new.total, 'RPUSH', keys.pending)
-  put(#args - used, 'HSET', keys.pngs)
+  redis.call('ZADD', OPEN, now + new.timeout_s, new.id)
+  redis.call('HSET', MODELS, new.digest, new.model)
   enqueue(new.id, new.digest, new.owner, new.total)
-  add_to_list(new, time)
-  redis.call('SET', keys.tombstone, new.owner, 'EX', new.remembered_s) -- tells an expired job from one that never was
-  count_expected(new, now, expired)
+  add_to_list(new)
+  if new.most_stored > 0 then
+    redis.call('HINCRBY', key_of_stored(new.owner), hour_of(new.id), new.total)
+    redis.call('EXPIRE', key_of_stored(new.owner), new.lifetime_s + 3600)
+  end
   if new.request_key then
     redis.call('SET', new.request_key, new.id .. ' ' .. new.request_hash, 'EX', new.idempotent_s)
   end
   return nil
-end
-
--- set_rq(job, id of its new RQ job)
---
--- Notes a job's new RQ job. Not if the job was deleted meanwhile: the field would bring it back, without a record and for
--- ever. Reads and writes the job. Returns the job's record; nil if the job is gone.
-local function set_rq(args)
-  local id, rq_id = unpack(args)
-  local job = keys_of_job(id).job
-  local record = redis.call('HGET', job, 'record')
-  if record then
-    redis.call('HSET', job, 'rq', rq_id)
-  end
-  return record
 end
 
 -- begin(time, then for each job: id, number of indices, indices of pictures)
@@ -410,176 +342,158 @@ end
 
 -- A job's end
 
-local STATE = {'status', 'total', 'owner', 'digest', 'bytes', 'rq', 'webhook_events', 'record'}
+local STATE = {'status', 'total', 'owner', 'digest', 'webhook_events', 'record'}
 
--- Returns what the end of a job depends on, by name; nil if the job is not open.
+-- Returns what the end of a job depends on, by name; nil if the job is not open. And whether the job exists.
 local function read_open(job)
   local state = {}
   for i, value in ipairs(redis.call('HMGET', job, unpack(STATE))) do
     state[STATE[i]] = value
   end
-  return is_open(state.status) and state or nil
+  return is_open(state.status) and state or nil, state.status ~= false
 end
 
 -- Moves an open job to a terminal status, which is final. Returns whether a webhook is due, and the job's record.
 --
--- `settings`: ttl_s, remembered_s, rq_queue, rq_jobs. `fields`: names and values to set in the job. `event`: what its last
--- event says beside the status. Its RQ job goes too, unless a worker has taken it: a job sampled in another one's batch
--- rarely needs its own. `grid`: a PNG, or '' if there is none to store. `is_kept`: storage has the job, and alone has
--- its verdicts and events after RECENT_S.
-local function move_to_end(settings, id, state, status, fields, event, grid, grid_bytes, is_kept)
+-- `fields`: names and values to set in the job. `event`: what its last event says beside the status.
+local function move_to_end(keep_s, id, state, status, fields, event)
   local keys = keys_of_job(id)
-  local ttl_s = settings.ttl_s
-  redis.call('SREM', OPEN, id)
+  redis.call('ZREM', OPEN, id)
   redis.call('HSET', keys.job, 'status', status, unpack(fields))
   redis.call('XADD', keys.events, 'MAXLEN', '~', KEPT_EVENTS, '*', 'status', status, unpack(event))
   redis.call('XADD', ENDED, 'MAXLEN', '~', KEPT_ENDINGS, '*', 'job', id)
-  if state.rq and redis.call('LREM', settings.rq_queue, 1, state.rq) == 1 then
-    redis.call('DEL', settings.rq_jobs .. state.rq)
+  for _, key in ipairs({keys.job, keys.verdicts, keys.events}) do
+    redis.call('EXPIRE', key, keep_s)
   end
-  count_stored(id, state, grid_bytes, ttl_s)
-  redis.call('EXPIRE', keys.job, ttl_s)
-  if status ~= 'finished' then -- the tombstone may be gone by now
-    redis.call('SET', keys.tombstone, state.owner or '', 'EX', settings.remembered_s)
-  end
-  if is_kept then
-    -- only an open job needs these; without them it fits a smaller piece of memory
-    redis.call('HDEL', keys.job, 'rq', 'overdue_at', 'asked_at', 'digest')
-    redis.call('HSET', keys.job, 'kept', 1)
-    redis.call('DEL', keys.pngs)
-  else
-    if grid ~= '' then
-      redis.call('HSET', keys.pngs, 'grid', grid)
-    end
-    redis.call('EXPIRE', keys.pngs, ttl_s)
-  end
-  local recent_s = ttl_s
-  if is_kept and not state.webhook_events then -- a webhook says what is in Redis, and may be late
-    recent_s = math.min(RECENT_S, ttl_s)
-  end
-  redis.call('EXPIRE', keys.events, recent_s)
-  redis.call('EXPIRE', keys.verdicts, recent_s)
   return {add_webhook(id, status, state.webhook_events), state.record}
 end
 
--- commit(settings, stream, time, then for each picture: entry, job, index, verdict, PNG, trajectory, size, result)
+-- Stores the verdict on a picture whose file is in storage, if its job is open and no other worker stored one before. A
+-- job of one picture ends at once if the picture comes with a result; any other one with all of its pictures gets an
+-- entry in the stream, for its grid.
 --
--- Stores the pictures whose jobs are open and that no other worker stored before. Removes all of them from the stream, at
--- the end, so that an error leaves them there. A PNG or trajectory may be '': there is none, or storage has it. A job of
--- one picture ends at once if the picture comes with a result. Settings: as of `move_to_end`.
--- Reads and writes the jobs, their verdicts, PNGs and events, and the stream; for those that end, what `finish` does.
--- Returns for each picture 1 if its job now has all of its pictures, else 0; for one that ended, what `finish` returns.
-local function commit_picture(settings, time, id, index, verdict, png, trajectory, size, result)
+-- Returns 1; 0 if the job is not open, -1 if it is gone; for a job that ended, what `finish` returns.
+local function commit_picture(keep_s, stream, time, id, index, verdict, result)
   local keys = keys_of_job(id)
-  local state = read_open(keys.job)
+  local state, exists = read_open(keys.job)
   if not state then
-    return 0
+    return exists and 0 or -1
   end
-  local is_new = redis.call('HSETNX', keys.verdicts, index, verdict) == 1
-  local ends = is_new and state.total == '1' and result ~= ''
-  if is_new then
-    local stored = {}
-    if png ~= '' then
-      stored = {index, png}
-    end
-    if trajectory ~= '' then
-      stored = {'strip:' .. index, trajectory, unpack(stored)}
-    end
-    if ends then -- the picture is the grid
-      stored = {'grid', index, unpack(stored)}
-    end
-    if #stored > 0 then
-      redis.call('HSET', keys.pngs, unpack(stored))
-    end
-    if state.owner ~= '' then
-      state.bytes = redis.call('HINCRBY', keys.job, 'bytes', size)
-    end
-    if not ends then
-      redis.call('XADD', keys.events, 'MAXLEN', '~', KEPT_EVENTS, '*', 'picture', index)
-    end
-  end
-  if ends then
-    local fields = {'finished_at', time, 'result', result}
-    return move_to_end(settings, id, state, 'finished', fields, {'last_picture', index}, '', #index, false)
-  end
-  if state.total == '1' then
+  if redis.call('HSETNX', keys.verdicts, index, verdict) == 0 then
     return 1
   end
-  return redis.call('HLEN', keys.verdicts) >= tonumber(state.total) and 1 or 0
+  if state.total == '1' and result ~= '' then
+    local fields = {'finished_at', time, 'result', result}
+    return move_to_end(keep_s, id, state, 'finished', fields, {'last_picture', index})
+  end
+  redis.call('XADD', keys.events, 'MAXLEN', '~', KEPT_EVENTS, '*', 'picture', index)
+  if redis.call('HLEN', keys.verdicts) >= tonumber(state.total) then
+    redis.call('XADD', stream, '*', 'job', id, 'asked_at', '')
+  end
+  return 1
 end
 
+-- commit(seconds to keep a job, digest, worker, time, then for each picture: entry, job, index, verdict, result)
+--
+-- Stores pictures as `commit_picture` says. Removes all of them from the stream, at the end, so that an error leaves them
+-- there. Leases the grids of jobs that are now complete to the worker, as `claim` does.
+-- Reads and writes the jobs, their verdicts and events, and the stream; for those that end, what `finish` does.
+-- Returns for each picture what `commit_picture` does, and the leased entries.
 local function commit(args)
-  local settings = cjson.decode(args[1])
-  local stream, time = args[2], args[3]
+  local keep_s, digest, worker, time = unpack(args, 1, 4)
+  local stream = keys_of_model(digest).stream
+  local before = redis.call('XLEN', stream)
   local entries = {}
   local answers = {}
-  for first = 4, #args, 8 do
+  for first = 5, #args, 5 do
     table.insert(entries, args[first])
-    table.insert(answers, commit_picture(settings, time, unpack(args, first + 1, first + 7)))
+    table.insert(answers, commit_picture(keep_s, stream, time, unpack(args, first + 1, first + 4)))
+  end
+  local found
+  if redis.call('XLEN', stream) > before then
+    found = redis.call('XREADGROUP', 'GROUP', GROUP, worker, 'STREAMS', stream, '>')
   end
   redis.call('XACK', stream, GROUP, unpack(entries))
   redis.call('XDEL', stream, unpack(entries))
-  return answers
+  return {answers, found and found[1][2] or {}}
 end
 
--- finish(settings, time, then for each job: id, result, grid, size of the grid, '1' if storage keeps the job)
+-- finish(seconds to keep a job, digest, time, then for each job: entry, id, result)
 --
--- Ends jobs with their results. A job without all of its pictures does not finish: a Redis that came back from a crash,
--- or a former replica, may have lost some since the caller saw them. Settings: as of `move_to_end`.
--- Reads the jobs and their verdicts; writes all keys of the jobs, the set of open jobs, the stream of ended ones, RQ's
--- job and queue, the owners' bytes and the outbox of webhooks.
+-- Ends jobs with their results, once their grids are in storage, and removes the grids' entries from the stream. A job
+-- without all of its pictures does not finish: a Redis that came back from a crash, or a former replica, may have lost
+-- some since the caller saw them; the last one to be stored again adds an entry.
+-- Reads the jobs and their verdicts; writes the jobs, their verdicts and events, the stream, the open jobs, the stream of
+-- ended ones and the outbox of webhooks.
 -- Returns for each job: whether a webhook is due, and its record; nil for one that does not finish.
 local function finish(args)
-  local settings = cjson.decode(args[1])
-  local time = args[2]
+  local keep_s, digest, time = unpack(args, 1, 3)
+  local stream = keys_of_model(digest).stream
   local answers = {}
-  for first = 3, #args, 5 do
-    local id, result, grid, grid_bytes, is_kept = unpack(args, first, first + 4)
+  for first = 4, #args, 3 do
+    local entry, id, result = unpack(args, first, first + 2)
     local keys = keys_of_job(id)
     local state = read_open(keys.job)
     local answer = false
     if state and redis.call('HLEN', keys.verdicts) >= tonumber(state.total) then
-      local fields = {'finished_at', time, 'result', result}
-      answer = move_to_end(settings, id, state, 'finished', fields, {}, grid, grid_bytes, is_kept == '1')
+      answer = move_to_end(keep_s, id, state, 'finished', {'finished_at', time, 'result', result}, {})
     end
+    redis.call('XACK', stream, GROUP, entry)
+    redis.call('XDEL', stream, entry)
     table.insert(answers, answer)
   end
   return answers
 end
 
--- end_early(settings, job, 'failed' or 'cancelled', then fields of the job and their values)
+-- end_early(seconds to keep a job, job, 'failed' or 'cancelled', then fields of the job and their values)
 --
 -- Ends a job without a result. Its pictures leave queue and stream at once: if no worker has their model, nobody else
--- removes them. Settings: as of `move_to_end`.
--- Reads and writes what `finish` does, and the model's queue and stream.
+-- removes them.
+-- Reads and writes what `finish` does, and the model's queue.
 -- Returns whether a webhook is due, and the job's record; nil if the job is not open.
 local function end_early(args)
-  local settings = cjson.decode(args[1])
-  local id, status = args[2], args[3]
+  local keep_s, id, status = unpack(args, 1, 3)
   local state = read_open(keys_of_job(id).job)
   if not state then
     return nil
   end
-  local answer = move_to_end(settings, id, state, status, {unpack(args, 4)}, {}, '', 0, false)
-  if state.digest and state.owner then
-    remove_pictures(id, state.digest, state.owner)
-  end
+  local answer = move_to_end(keep_s, id, state, status, {unpack(args, 4)}, {})
+  remove_pictures(id, state.digest, state.owner)
   return answer
 end
 
 -- delete(job)
 --
--- Removes an ended job and its results; its tombstone stays. Reads and writes the job and its owner's bytes; writes its
--- verdicts, PNGs and events. Returns 1; 0 if the job is open or gone.
+-- Removes an ended job. Reads and writes the job and its owner's list and stored pictures; writes its verdicts and
+-- events. Returns 1; 0 if the job is open or gone.
 local function delete(args)
-  local keys = keys_of_job(args[1])
-  local status = redis.call('HGET', keys.job, 'status')
+  local id = args[1]
+  local keys = keys_of_job(id)
+  local status, owner, total = unpack(redis.call('HMGET', keys.job, 'status', 'owner', 'total'))
   if not status or is_open(status) then
     return 0
   end
-  uncount_stored(keys.job)
-  redis.call('DEL', keys.job, keys.verdicts, keys.pngs, keys.events)
+  redis.call('ZREM', 'labelgrid:jobs:' .. owner, member_of(id))
+  if redis.call('HEXISTS', key_of_stored(owner), hour_of(id)) == 1 then
+    redis.call('HINCRBY', key_of_stored(owner), hour_of(id), -total)
+  end
+  redis.call('DEL', keys.job, keys.verdicts, keys.events)
   return 1
+end
+
+-- overdue()
+--
+-- Returns the open jobs whose time is over, by the clock of Redis, and forgets open jobs that do not exist.
+local function overdue()
+  local found = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', OPEN, '-inf', now_s())) do
+    if redis.call('EXISTS', keys_of_job(id).job) == 1 then
+      table.insert(found, id)
+    else
+      redis.call('ZREM', OPEN, id)
+    end
+  end
+  return found
 end
 
 -- read(jobs)
@@ -663,30 +577,41 @@ local function drop_consumers(args)
   end
 end
 
--- recount(digest)
+-- wanted(milliseconds of a lease)
 --
--- Counts each owner's pending pictures again, after open jobs were deleted or lost, and removes those whose job is gone.
--- Reads the jobs; reads and writes their pending pictures, the owners' lists and counts. Returns nothing.
-local function recount(args)
-  local digest = args[1]
-  local counts = keys_of_model(digest).counts
-  for _, owner in ipairs(redis.call('HKEYS', counts)) do
-    local jobs = key_of_owner_jobs(digest, owner)
-    local count = 0
-    for _, id in ipairs(redis.call('LRANGE', jobs, 0, -1)) do
-      local keys = keys_of_job(id)
-      if redis.call('EXISTS', keys.job) == 1 then
-        count = count + redis.call('LLEN', keys.pending)
-      else
-        redis.call('DEL', keys.pending)
-        redis.call('LREM', jobs, 1, id)
-      end
+-- Returns the models that have work that no live worker has taken: digest and description of each. Forgets models without
+-- any work.
+local function wanted(args)
+  local found = {}
+  local models = redis.call('HGETALL', MODELS)
+  for i = 1, #models, 2 do
+    local model = keys_of_model(models[i])
+    local is_free = redis.call('EXISTS', model.counts) == 1
+    if not is_free and redis.call('XLEN', model.stream) > 0 then
+      local late = redis.pcall('XPENDING', model.stream, GROUP, 'IDLE', args[1], '-', '+', 1)
+      is_free = late.err ~= nil or #late > 0 -- an error: no worker has ever claimed one
+    elseif not is_free then
+      redis.call('HDEL', MODELS, models[i])
     end
-    redis.call('HDEL', counts, owner)
-    if count > 0 then
-      redis.call('HSET', counts, owner, count)
+    if is_free then
+      table.insert(found, {models[i], models[i + 1]})
     end
   end
+  return found
+end
+
+-- jobs_of(digest)
+--
+-- Returns the ids of the open jobs that have work of a model left.
+local function jobs_of(args)
+  local digest = args[1]
+  local found = {}
+  for _, id in ipairs(redis.call('ZRANGE', OPEN, 0, -1)) do
+    if redis.call('HGET', keys_of_job(id).job, 'digest') == digest then
+      table.insert(found, id)
+    end
+  end
+  return found
 end
 
 -- Workers
@@ -726,7 +651,6 @@ local function register(name, run, flags)
 end
 
 register('create', create, {})
-register('set_rq', set_rq, {})
 register('begin', begin, {'allow-oom'})
 register('commit', commit, {'allow-oom'})
 register('finish', finish, {'allow-oom'})
@@ -737,6 +661,8 @@ register('open_stream', open_stream, {'allow-oom'})
 register('claim', claim, {'allow-oom'})
 register('discard', discard, {'allow-oom'})
 register('drop_consumers', drop_consumers, {'allow-oom'})
-register('recount', recount, {'allow-oom'})
+register('overdue', overdue, {'allow-oom'})
+register('wanted', wanted, {'allow-oom'})
+register('jobs_of', jobs_of, {'no-writes'})
 register('announce', announce, {'allow-oom'})
 register('live_workers', live_workers, {'no-writes'})

@@ -4,8 +4,6 @@ The moves themselves are in `jobs.lua`. The status in Redis is the truth; RQ onl
 and no files; `keys.py` lists the keys.
 """
 
-import functools
-import json
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,13 +11,14 @@ from typing import Any
 
 from redis import Redis
 from rq import Queue
-from rq.job import Job as RqJob
 from rq.serializers import JSONSerializer
 
-from service.contract.records import ACTIVE, TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
+from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
 from service.store import creation, functions, keys, webhook_outbox
+from service.store.claims import Claim, PictureStream
 from service.store.connection import best_effort, text
+from service.store.doorbell import Doorbell, ModelName
 from service.store.idempotency import IdempotentRequest
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
@@ -34,29 +33,16 @@ class JobStore:
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings = connection, settings
-        # JSON, because RQ's default unpickles what it reads from Redis.
-        self.queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
+        self.doorbell = Doorbell(connection, settings.queue)
         self.webhooks = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
 
-    def create(
-        self,
-        record: JobRecord,
-        request: IdempotentRequest | None = None,
-        uploaded: Sequence[bytes] = (),
-        expected_bytes: int = 0,
-    ) -> str:
+    def create(self, record: JobRecord, request: IdempotentRequest | None = None) -> str:
         """Create a job, as `creation.JobCreator` does."""
-        new = creation.NewJob(record, request, uploaded, expected_bytes)
-        answer = functions.call(self.connection, "create", *new.arguments(self.settings, self.queue))
-        return new.outcome(answer, self.settings)
-
-    def requeue(self, job_id: str) -> None:
-        """Give the job a new RQ job; its pictures stay where they are."""
-        rq_job = creation.rq_job(self.queue, job_id)
-        raw = functions.call(self.connection, "set_rq", job_id, rq_job.id)
-        if raw is not None:  # otherwise the job was deleted
-            self.queue.enqueue_job(rq_job)
-            _log("job queued again", job_id, _readable(job_id, raw))
+        new = creation.NewJob(record, request)
+        answer = functions.call(self.connection, "create", *new.arguments(self.settings))
+        job_id = new.outcome(answer, self.settings)
+        self.doorbell.ring([new.model])
+        return job_id
 
     def begin(self, *job_ids: str) -> bool:
         """Mark jobs as running. False if none of them was queued."""
@@ -98,47 +84,49 @@ class JobStore:
 
     def _end_early(self, job_id: str, status: JobStatus, about: dict[str, Any]) -> bool:
         fields = {"finished_at": time.time(), **about}
-        answer = functions.call(self.connection, "end_early", self._ending, job_id, status, *creation.flat(fields))
+        answer = functions.call(
+            self.connection, "end_early", self.settings.keep_s, job_id, status, *creation.flat(fields)
+        )
         if answer is None:
             return False
         self._moved(job_id, status, about, *answer)
         return True
 
     def delete(self, job_id: str) -> bool:
-        """Remove an ended job with its results; False if it has not ended, or is gone. Its tombstone stays."""
+        """Remove an ended job; False if it has not ended, or is gone. Its files are not here."""
         return bool(functions.call(self.connection, "delete", job_id))
 
-    def finish(
-        self, finished: Mapping[str, tuple[JobResult, bytes]], kept: Collection[str] = (), at: float | None = None
-    ) -> bool:
-        """End jobs with their results and grids. False if all of them had ended before, or lack pictures.
+    def overdue(self) -> list[str]:
+        """Return the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
+        return [text(raw) for raw in functions.call(self.connection, "overdue")]
 
-        `kept`: those whose pictures and grids lie in storage, so that Redis drops them. `at`: when they ended.
+    def wanted(self) -> list[ModelName]:
+        """Return the models that have work which no live worker has taken."""
+        found = functions.call(self.connection, "wanted", int(self.settings.lease_s * 1000))
+        return [ModelName.model_validate_json(about) for _, about in found]
+
+    def of_model(self, digest: str) -> list[str]:
+        """Return the open jobs of a model."""
+        return [text(raw) for raw in functions.call(self.connection, "jobs_of", digest)]
+
+    def finish(self, stream: PictureStream, results: Sequence[tuple[Claim, JobResult]]) -> set[str]:
+        """End jobs whose grids are in storage, each given by its claim, and return those that ended now.
+
+        The others had ended before, or lack pictures.
         """
-        if not finished:
-            return False
+        if not results:
+            return set()
         arguments: list[Any] = []
-        for job_id, (result, grid) in finished.items():
-            is_kept = job_id in kept
-            arguments += [job_id, result.write(), b"" if is_kept else grid, len(grid), int(is_kept)]
-        answers = functions.call(self.connection, "finish", self._ending, at or time.time(), *arguments)
-        ended = {job_id: answer for job_id, answer in zip(finished, answers, strict=True) if answer is not None}
-        for job_id, answer in ended.items():
-            self._moved(job_id, "finished", {}, *answer)
-        return bool(ended)
-
-    @functools.cached_property
-    def _ending(self) -> str:
-        """The settings of the functions that may end jobs."""
-        ttl_s = self.settings.job_ttl_s
-        return json.dumps(
-            {
-                "ttl_s": ttl_s,
-                "remembered_s": ttl_s + self.settings.remembered_s,
-                "rq_queue": self.queue.key,
-                "rq_jobs": RqJob.redis_job_namespace_prefix,
-            }
-        )
+        for claim, result in results:
+            arguments += [claim.entry, claim.job, result.write()]
+        keep_s = self.settings.keep_s
+        answers = functions.call(self.connection, "finish", keep_s, stream.digest, time.time(), *arguments)
+        ended = set()
+        for (claim, _), answer in zip(results, answers, strict=True):
+            if answer is not None:
+                self._moved(claim.job, "finished", {}, *answer)
+                ended.add(claim.job)
+        return ended
 
     def _moved(self, job_id: str, status: JobStatus, about: dict[str, Any], webhook_is_due: int, raw: Any) -> None:
         """Log, count and announce a move, given the function's answer. An `error` in `about` is the reason."""
@@ -154,54 +142,48 @@ class JobStore:
 
     def commit(
         self,
-        stream: str,
+        stream: PictureStream,
         finished: Sequence[tuple[str, FinishedPicture]],
-        kept: Collection[tuple[str, int]] = (),
         results: Mapping[tuple[str, int], JobResult] | None = None,
-    ) -> set[str]:
-        """Store pictures, each given with its stream entry, and return the open jobs that are now complete.
+    ) -> tuple[list[Claim], set[str]]:
+        """Store the verdicts of pictures whose files are in storage, each given with its stream entry.
 
-        `kept`: pictures, by job and index, whose PNGs lie in storage: Redis gets their verdicts only. `results`: a job
-        of one picture ends at once, with this result and the picture as its grid. If two workers sampled the same
-        picture, the first one stored is kept. Pictures of an ended job are dropped.
+        `results`: a job of one picture ends at once, with this result. If two workers sampled the same picture, the
+        first verdict is kept. Pictures of an ended job are dropped. Return the grids to compose, which are claimed for
+        this worker, and the jobs that do not exist any more, whose files may go.
         """
         arguments: list[Any] = []
         for entry, one in finished:
-            verdict, png, trajectory = one.verdict.write(), one.png, one.trajectory or b""
-            size = len(verdict.encode()) + len(png) + len(trajectory)
-            if one.picture.key in kept:
-                png = trajectory = b""
             result = (results or {}).get(one.picture.key)
-            arguments += [entry, *one.picture.key, verdict, png, trajectory, size, result.write() if result else ""]
-        answers = functions.call(self.connection, "commit", self._ending, stream, time.time(), *arguments)
-        complete = set()
+            arguments += [entry, *one.picture.key, one.verdict.write(), result.write() if result else ""]
+        about = (self.settings.keep_s, stream.digest, stream.consumer, time.time())
+        answers, leased = functions.call(self.connection, "commit", *about, *arguments)
+        gone = set()
         for (_, one), answer in zip(finished, answers, strict=True):
             job_id = one.picture.job
             if isinstance(answer, list):
                 self._moved(job_id, "finished", {}, *answer)
-            elif answer:
-                complete.add(job_id)
-        return complete
+            elif answer == -1:
+                gone.add(job_id)
+        return stream.read(leased), gone
 
     def record(self, job_id: str) -> JobRecord | None:
         """Return the job's record; None if it is gone. ValueError if this version of the service cannot read it."""
         raw = self.connection.hget(keys.job(job_id), "record")
         return None if raw is None else JobRecord.read(raw)
 
-    def open_verdicts(self, job_ids: Iterable[str]) -> list[tuple[JobRecord, list[Verdict]]]:
-        """Return record and verdicts of each job that is open, has all pictures, and can be read by this version."""
-        ids = list(job_ids)
+    def complete(self, job_id: str) -> tuple[JobRecord, list[Verdict]] | None:
+        """Return record and verdicts of a job if it is open and has all pictures.
+
+        ValueError if this version cannot read them.
+        """
         with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hmget(keys.job(job_id), ["record", "status", "total"])
-                pipe.hvals(keys.verdicts(job_id))
-            found = pipe.execute()
-        return [
-            (record, read_verdicts(verdicts))
-            for job_id, (raw, status, total), verdicts in zip(ids, found[::2], found[1::2], strict=True)
-            if status is not None and text(status) in ACTIVE and len(verdicts) >= int(total)
-            if (record := _readable(job_id, raw)) is not None
-        ]
+            pipe.hmget(keys.job(job_id), ["record", "status", "total"])
+            pipe.hvals(keys.verdicts(job_id))
+            (raw, status, total), verdicts = pipe.execute()
+        if raw is None or text(status) in TERMINAL or len(verdicts) < int(total):
+            return None
+        return JobRecord.read(raw), read_verdicts(verdicts)
 
     def statuses(self, job_ids: Iterable[str]) -> dict[str, str | None]:
         """Return the status of each job; None for one that is gone."""
@@ -215,43 +197,11 @@ class JobStore:
         """Return those of the jobs that have ended, or are gone. One command, for it is asked before every step."""
         if not (ids := list(job_ids)):
             return set()
-        found = self.connection.smismember(keys.OPEN, ids)
-        return {job_id for job_id, is_open in zip(ids, found, strict=True) if not is_open}
-
-    def is_open(self, job_id: str) -> bool:
-        return self.statuses([job_id])[job_id] in ACTIVE
+        found = self.connection.zmscore(keys.OPEN, ids)
+        return {job_id for job_id, overdue_at in zip(ids, found, strict=True) if overdue_at is None}
 
     def done_count(self, job_id: str) -> int:
         return self.connection.hlen(keys.verdicts(job_id))
-
-    def owners(self, job_ids: Iterable[str]) -> dict[str, str]:
-        """Return the owner of each job that exists."""
-        ids = list(job_ids)
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hget(keys.job(job_id), "owner")
-            return {i: text(raw) for i, raw in zip(ids, pipe.execute(), strict=True) if raw is not None}
-
-    def started_at(self, job_id: str) -> float | None:
-        raw = self.connection.hget(keys.job(job_id), "started_at")
-        return None if raw is None else float(raw)
-
-    def all_pngs(self, job_id: str) -> dict[str, bytes]:
-        """Return what Redis has of a job's pictures and trajectories, by field of job:ID:png."""
-        found: Any = self.connection.hgetall(keys.png(job_id))
-        return {text(field): png for field, png in found.items()}
-
-    def some_pngs(self, job_id: str, indices: Sequence[int]) -> dict[int, bytes]:
-        """Return those of a job's pictures that Redis has."""
-        found: list[Any] = list(self.connection.hmget(keys.png(job_id), [str(index) for index in indices]))
-        return {index: png for index, png in zip(indices, found, strict=True) if png is not None}
-
-    def pngs(self, job_id: str, indices: Sequence[int]) -> list[bytes]:
-        """Return the PNGs of some of a job's pictures. KeyError if one is missing."""
-        found = self.some_pngs(job_id, indices)
-        if missing := [index for index in indices if index not in found]:
-            raise KeyError(f"job {job_id} has no pictures {missing}")
-        return [found[index] for index in indices]
 
 
 def read_verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:

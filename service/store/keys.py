@@ -1,37 +1,31 @@
-"""The name of every key in Redis. All begin with `labelgrid:`. A job's keys get a time to live at its end, its
-tombstone when it is created.
+"""The name of every key in Redis. All begin with `labelgrid:`. A job's keys get a time to live at its end.
 
-job:ID                hash        record (JSON, never changes), total, status, rq, started_at, finished_at, result,
-                                  error, webhook_events, overdue_at (Unix seconds by Redis's clock), bytes (of its
-                                  pictures and uploads), bytes_minute, kept (if storage has it: then PNGs, and soon
-                                  verdicts and events, leave Redis), and, copied from the record, digest, owner,
-                                  asked_at; a kept one has no rq, overdue_at, digest and asked_at
+job:ID                hash        record (JSON, never changes), total, status, started_at, finished_at, result, error,
+                                  webhook_events, and, copied from the record, digest, owner, asked_at
 job:ID:waiting        list        pending pictures (JSON), which no worker has claimed yet
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
-job:ID:png            hash        index, "grid" or "strip:" and index -> PNG; the grid of a single picture is just that
-                                  picture's index. Uploaded pictures are here from the start
 job:ID:events         stream      status changes and finished pictures, for clients that follow the job
 job:ID:live           stream      current steps and previews, while somebody watches
 job:ID:watched        string      exists while somebody watches; expires seconds later
 job:ID:webhook:EVENT  hash        number of attempts to send a webhook
 job:ID:webhook:EVENT:sending      string: exists while an attempt is in progress
-open                  set         ids of the jobs that have not ended
+open                  sorted set  ids of the jobs that have not ended; score: when they must have (Unix seconds)
 ended                 stream      ids of the last jobs that ended, for APIs whose clients wait for one
-was:ID                string      tombstone: the job's owner; outlives the job's results
 jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, all with score 0: sorted by time
 key:HASH              string      the job and request that belong to an owner's Idempotency-Key
-bytes:OWNER           hash        "EXPIRES BYTES" of what the owner has stored: expected, by open job, and by the minute
-                                  (Unix time / 60) in which ended jobs expire
+stored:OWNER          hash        hour (Unix time / 3600) -> pictures of the owner's jobs that were created in it
+models                hash        digest -> description (JSON) of each checkpoint that has had work lately
 turns:DIGEST          sorted set  owners with pending pictures of a checkpoint, least recently served first; one without
                                   any stays until it would be their turn
 turns:DIGEST:OWNER    list        the owner's jobs with pending pictures, in turn
 waiting:DIGEST        hash        owner -> number of their pending pictures
-pictures:DIGEST       stream      pictures of a checkpoint that a worker has claimed or is about to claim
+pictures:DIGEST       stream      pictures of a checkpoint that a worker has claimed or is about to claim, and the jobs
+                                  whose grids are to be composed
 suspects:DIGEST       string      the worker that samples pictures which may kill workers; others go on with new ones
 loading:DIGEST        set         names of workers that load a checkpoint, or died while they did; expires minutes later
 worker:NAME           string      description (JSON) of a live worker; expires `lease_s` after its last heartbeat
 workers               set         names of workers; some may have died
-pruned                string      exists for an hour after a worker removed old results from storage
+pruned                string      exists for an hour after a worker removed old files from storage
 webhooks              sorted set  "ID EVENT" of each webhook to send; score: when to look at it again
 rate:...              strings     counts of the rate limit; the library `limits` names them
 """
@@ -44,22 +38,19 @@ ENDED: Final = "labelgrid:ended"
 WORKERS: Final = "labelgrid:workers"
 PRUNED: Final = "labelgrid:pruned"
 WEBHOOKS: Final = "labelgrid:webhooks"
-GRID: Final = "grid"  # field of job:ID:png
 
 # Of a job's id.
 job = "labelgrid:job:{}".format
 pending = "labelgrid:job:{}:waiting".format
 verdicts = "labelgrid:job:{}:verdicts".format
-png = "labelgrid:job:{}:png".format
 events = "labelgrid:job:{}:events".format
 previews = "labelgrid:job:{}:live".format
 watched = "labelgrid:job:{}:watched".format
 webhook = "labelgrid:job:{}:webhook:{}".format  # with an event
 sending = "labelgrid:job:{}:webhook:{}:sending".format
-tombstone = "labelgrid:was:{}".format
 # Of an owner, the hash of an idempotency key, and a worker's name.
 index = "labelgrid:jobs:{}".format
-stored_bytes = "labelgrid:bytes:{}".format
+stored = "labelgrid:stored:{}".format
 idempotency = "labelgrid:key:{}".format
 worker = "labelgrid:worker:{}".format
 # Of a checkpoint's digest.
@@ -69,8 +60,3 @@ stream = "labelgrid:pictures:{}".format
 suspects_keeper = "labelgrid:suspects:{}".format
 owner_jobs = "labelgrid:turns:{}:{}".format  # with an owner
 loading = "labelgrid:loading:{}".format
-
-
-def trajectory_field(index: int) -> str:
-    """Return the field of job:ID:png that holds a picture's trajectory."""
-    return f"strip:{index}"

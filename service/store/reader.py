@@ -13,9 +13,9 @@ from redis.exceptions import MaxConnectionsError, RedisError
 
 from service.contract import answers
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownJob, UnknownPicture
-from service.contract.job_ids import ID
+from service.contract.job_ids import ID, created_at
 from service.contract.records import TERMINAL, JobRecord, JobResult
-from service.contract.schemas import LONGEST_PAGE, Job, JobHead, JobPage
+from service.contract.schemas import Job, JobHead, JobPage
 from service.store import functions, keys, workers
 from service.store.connection import entries_of, text
 from service.store.creation import id_of
@@ -27,15 +27,8 @@ log = get_logger(__name__)
 ReadJobs: TypeAlias = Callable[[Sequence[str]], Awaitable[Mapping[str, Job | Unavailable]]]
 Ended: TypeAlias = "asyncio.Future[Job | None]"  # done once a job has ended: with the job, or None if it was not read
 
-SCANNED = 1000  # jobs that a search looks at for one page
 RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
 LOOK_AGAIN_S = 5.0  # how often to look which awaited jobs have ended, in case an end was missed
-
-NO_TRAJECTORIES = "the job has no trajectories; request them with `trajectory`"
-
-
-def no_picture(index: int, total: int) -> str:
-    return f"the job has the pictures 0 to {total - 1}, not {index}"
 
 
 class Endings:
@@ -92,8 +85,8 @@ class Endings:
     async def _look(self) -> None:
         """Find the awaited jobs whose end was missed."""
         looked_at, job_ids = time.monotonic(), list(self._waiting)
-        found = await self.connection.smismember(keys.OPEN, job_ids)
-        await self._tell([job_id for job_id, is_open in zip(job_ids, found, strict=True) if not is_open])
+        found = await self.connection.zmscore(keys.OPEN, job_ids)
+        await self._tell([job_id for job_id, overdue_at in zip(job_ids, found, strict=True) if overdue_at is None])
         self.looked_at = looked_at
 
     async def _tell(self, job_ids: Sequence[str]) -> None:
@@ -115,9 +108,12 @@ class Endings:
 class JobReader:
     """Reads jobs, their pictures, the queue and the workers."""
 
-    def __init__(self, connection: Redis, blocking: Redis | None = None) -> None:
-        """`blocking`: a pool for blocking reads, so that waiting clients cannot exhaust the main one."""
-        self.connection, self.blocking = connection, blocking or connection
+    def __init__(self, connection: Redis, keep_s: float, blocking: Redis | None = None) -> None:
+        """`keep_s`: how long jobs are kept. `blocking`: a pool for blocking reads.
+
+        It is a pool of its own, so that waiting clients cannot exhaust the main one.
+        """
+        self.connection, self.keep_s, self.blocking = connection, keep_s, blocking or connection
         self.endings = Endings(connection, self._jobs)
         self.stopping = False  # the server is shutting down
         self.shutdown_deadline = math.inf  # when, in monotonic seconds, waiting clients must have their answer
@@ -131,7 +127,7 @@ class JobReader:
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
-        found = (await self._jobs([job_id])).get(job_id) or await self._gone(job_id)
+        found = (await self._jobs([job_id])).get(job_id) or self._gone(job_id)
         if isinstance(found, ServiceError):
             raise found
         return found
@@ -143,7 +139,7 @@ class JobReader:
         for job_id, (pairs, verdicts, shown) in zip(job_ids, found, strict=True):
             fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
             best = read_verdicts(raw for raw in shown if raw is not None)
-            if fields and (len(best) == len(shown) or b"kept" not in fields):  # otherwise only storage has them
+            if fields:
                 try:
                     record = _record(job_id, fields[b"record"])
                     result = JobResult.read(fields[b"result"]) if b"result" in fields else None
@@ -153,45 +149,32 @@ class JobReader:
                     jobs[job_id] = error
         return jobs
 
-    async def _gone(self, job_id: str) -> ServiceError:
+    def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
-        if await self.connection.exists(keys.tombstone(job_id)):
+        if ID.fullmatch(job_id) and time.time() - created_at(job_id) > self.keep_s:
             return ExpiredJob.of(job_id)
         return UnknownJob(f"there is no job {job_id!r}")
 
     async def check_owner(self, job_id: str, owner: str) -> None:
-        """UnknownJob if the job belongs to another owner, as if it did not exist."""
+        """UnknownJob if the job belongs to another owner, as if it did not exist; ExpiredJob if it is too old to."""
         if ID.fullmatch(job_id) is None:  # it comes from a request and becomes a key, perhaps one of another kind
-            raise UnknownJob(f"there is no job {job_id!r}")
-        whose = await self.connection.get(keys.tombstone(job_id))
-        if whose is None:  # perhaps the job is open for longer than its tombstone lasts: there were no workers
-            whose = await self.connection.hget(keys.job(job_id), "owner")
-        if whose is None or text(whose) != owner:
+            raise self._gone(job_id)
+        whose = await self.connection.hget(keys.job(job_id), "owner")
+        if whose is None:
+            raise self._gone(job_id)
+        if text(whose) != owner:
             raise UnknownJob(f"there is no job {job_id!r}")
 
-    async def page(self, owner: str, limit: int, cursor: str | None, label: str = "") -> JobPage:
-        """Return up to `limit` of an owner's jobs, newest first; `cursor`: the previous page's `next`.
-
-        `label`: only jobs with this text in one of their labels; then a page ends after SCANNED jobs, too.
-        """
+    async def page(self, owner: str, limit: int, cursor: str | None) -> JobPage:
+        """Return up to `limit` of an owner's jobs, newest first; `cursor`: the previous page's `next`."""
         last = f"({cursor}" if cursor else "+"
-        most = SCANNED if label else limit
-        found: Any = await self.connection.zrevrangebylex(keys.index(owner), last, "-", start=0, num=most + 1)
+        found: Any = await self.connection.zrevrangebylex(keys.index(owner), last, "-", start=0, num=limit + 1)
         members = [text(raw) for raw in found]
-        shown = list[tuple[str, JobHead]]()
-        step = max(limit, LONGEST_PAGE)
-        for first in range(0, min(len(members), most), step):
-            shown += await self._heads(members[first : min(first + step, most)], label)
-            if len(shown) > limit:
-                break
-        if len(shown) > limit:
-            following: str | None = shown[limit - 1][0]
-        else:
-            following = members[most - 1] if len(members) > most else None
-        return JobPage(jobs=[head for _, head in shown[:limit]], next=following)
+        heads = await self._heads(members[:limit])
+        return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
 
-    async def _heads(self, members: Sequence[str], label: str) -> list[tuple[str, JobHead]]:
-        """Return the jobs of an owner's list that have not expired, with their members in it."""
+    async def _heads(self, members: Sequence[str]) -> list[JobHead]:
+        """Return the jobs of an owner's list that have not expired."""
         async with self.connection.pipeline(transaction=False) as pipe:
             for member in members:
                 pipe.hgetall(keys.job(id_of(member)))
@@ -202,9 +185,7 @@ class JobReader:
             if fields:  # otherwise the job has expired
                 with contextlib.suppress(Unavailable):  # the list is of use without a job of another version
                     record = _record(id_of(member), fields[b"record"])
-                    if answers.has_label(record, label):
-                        done = _done(record, fields, verdicts)
-                        heads.append((member, answers.head(record, _state(fields), done)))
+                    heads.append(answers.head(record, _state(fields), verdicts))
         return heads
 
     async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None], is_new: bool = False) -> Job:
@@ -247,44 +228,27 @@ class JobReader:
             await asyncio.sleep(within_ms / 1000)
             return await self.connection.xread(seen)
 
-    async def without(self, job_ids: Sequence[str]) -> list[str]:
-        """Return those of the jobs that are not in Redis."""
-        async with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.exists(keys.job(job_id))
-            return [job_id for job_id, found in zip(job_ids, await pipe.execute(), strict=True) if not found]
-
     async def status(self, job_id: str) -> str | None:
         status = await self.connection.hget(keys.job(job_id), "status")
         return None if status is None else text(status)
 
-    async def image(self, job_id: str, index: int) -> bytes:
-        """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
-        return await self._png(job_id, str(index), f"picture {index}", index)
-
-    async def trajectory(self, job_id: str, index: int) -> bytes:
-        """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
-        raw = await self.connection.hget(keys.job(job_id), "record")
-        if raw is not None and _record(job_id, raw).trajectory is None:
-            raise UnknownPicture(NO_TRAJECTORIES)
-        return await self._png(job_id, keys.trajectory_field(index), f"the trajectory of picture {index}", index)
-
-    async def grid(self, job_id: str) -> bytes | int:
-        """Return the grid's PNG, or the index of the only picture. NotReady until the job is finished; UnknownJob,
-        ExpiredJob."""
-        grid = await self._png(job_id, keys.GRID, "the grid", 0)
-        return int(grid) if grid.isdigit() else grid
-
-    async def _png(self, job_id: str, name: str, what: str, index: int) -> bytes:
-        png: Any = await self.connection.hget(keys.png(job_id), name)
-        if isinstance(png, bytes):
-            return png
+    async def check_picture(self, job_id: str, index: int) -> None:
+        """Raise why a job has no such picture: UnknownPicture, NotReady, ExpiredJob if the job or its file is gone."""
         status, total = await self.connection.hmget(keys.job(job_id), ["status", "total"])
         if status is None or total is None:
-            raise await self._gone(job_id)
+            raise self._gone(job_id)
         if index >= int(total):
-            raise UnknownPicture(no_picture(index, int(total)))
-        raise NotReady.of(what, text(status))
+            raise UnknownPicture(f"the job has the pictures 0 to {int(total) - 1}, not {index}")
+        if await self.connection.hexists(keys.verdicts(job_id), str(index)):
+            raise ExpiredJob.of(job_id)
+        raise NotReady.of(f"picture {index}", text(status))
+
+    async def record(self, job_id: str) -> JobRecord:
+        """Return a job as requested. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
+        raw = await self.connection.hget(keys.job(job_id), "record")
+        if raw is None:
+            raise self._gone(job_id)
+        return _record(job_id, raw)
 
     async def workers(self) -> list[dict[str, Any]]:
         """Return what the live workers say about themselves, without those that are shutting down or hang."""
@@ -320,8 +284,3 @@ def _record(job_id: str, raw: bytes | str) -> JobRecord:
 
 def _state(fields: Mapping[bytes, bytes]) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in fields.items()}
-
-
-def _done(record: JobRecord, fields: Mapping[bytes, bytes], verdicts: int) -> int:
-    """Return how many pictures are finished. A kept job has all of them, though its verdicts have left Redis."""
-    return record.total if b"kept" in fields else verdicts

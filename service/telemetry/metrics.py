@@ -83,14 +83,16 @@ class WorkerState(Collector):
         up = GaugeMetricFamily("labelgrid_worker_up", "0 if the worker's loop hangs", labels=["device"])
         loaded = GaugeMetricFamily("labelgrid_model_loaded", "Models in memory", labels=["model", "digest"])
         limit = GaugeMetricFamily("labelgrid_batch_limit_pictures", "Largest batch, in pictures", labels=["model"])
+        stores = GaugeMetricFamily("labelgrid_storage_up", "0 if the worker cannot store pictures")
         up.add_metric([str(self.runner.device)], 0.0 if self.runner.stalled else 1.0)
+        stores.add_metric([], 0.0 if self.runner.storer.problem else 1.0)
         models = list(self.runner.models)
         for model in models:
             loaded.add_metric([model.name, model.digest], 1.0)
         # Two checkpoints of one name may be loaded, after a change of storage: the one used last counts.
         for name, most in {model.name: model.max_pictures for model in models}.items():
             limit.add_metric([name], most)
-        return up, loaded, limit
+        return up, stores, loaded, limit
 
 
 def serve_worker(runner: Any, host: str, port: int) -> int:

@@ -119,7 +119,7 @@ class Sender:
                 return  # another process has just made this attempt
             record = self.store.record(job_id)
             number = int(self.connection.hincrby(key, "attempts", 1))
-            self.connection.expire(key, self.settings.job_ttl_s + self.settings.job_timeout_s)
+            self.connection.expire(key, self.settings.keep_s + self.settings.job_timeout_s)
             ids = record.log_ids if record else {"job_id": job_id}
             with bound_contextvars(**ids, webhook_event=event, attempt=number):
                 self._attempt(member, number, record, event)
@@ -156,7 +156,7 @@ class Sender:
             raise Undeliverable("the job has expired, or LABELGRID_WEBHOOK_SECRET is not set")
         async with asyncio.timeout(self.settings.webhook_timeout_s):
             async with AsyncRedis.from_url(self.settings.redis_url, protocol=2) as client:
-                job = await JobReader(client).job(record.id)
+                job = await JobReader(client, self.settings.keep_s).job(record.id)
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             body = json.dumps({"type": f"job.{event}", "timestamp": now, "data": job.model_dump(mode="json")}).encode()
             message_id, timestamp = f"{record.id}.{event}", int(time.time())

@@ -1,10 +1,9 @@
-"""The worker process: an RQ worker that keeps its models loaded and its batch running from one job to the next.
+"""The worker process: an RQ worker whose models stay loaded and whose batch runs on from one RQ job to the next.
 
 Knows RQ and signals; `runner.py` does the work.
 """
 
 import contextlib
-import math
 import os
 import socket
 import threading
@@ -15,17 +14,14 @@ from uuid import uuid4
 import torch
 from redis import Redis
 from redis.exceptions import RedisError
-from rq import Queue
-from rq.job import Job
 
 from service import alive_file
-from service.results.files import ResultFiles
-from service.results.retention import prune
+from service.pictures import PictureFiles
 from service.rq_worker import QueueWorker
 from service.settings import SettingError, Settings
 from service.store import workers
-from service.store.connection import RetryUntilStopped, best_effort, connect
-from service.store.creation import RUN_JOB
+from service.store.connection import RetryUntilStopped, connect
+from service.store.doorbell import ANSWER
 from service.store.sweep import is_time_to_prune
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
@@ -36,55 +32,36 @@ from shared.openvino import EngineError, uses_openvino
 
 log = get_logger(__name__)
 
-BUSY_TAKES_EVERY_S = 10.0  # how long after an RQ job a busy worker takes the next one
-MAINTENANCE_S = 30  # RQ counts a worker as dead after 80 s without; sweeps find lost jobs sooner
-LOOK_EVERY_S = 60.0  # whether results are to be pruned
+MAINTENANCE_S = 30  # RQ counts a worker as dead after 80 s without
+LOOK_EVERY_S = 60.0  # whether old files are to be removed
 
-runner: Runner | None = None  # of this process; `service.worker.run_job` finds it here
+runner: Runner | None = None  # of this process; `service.worker.answer_doorbell` finds it here
 
 
 class PictureWorker(QueueWorker):
-    """Runs jobs with one runner. The batch outlives a job, and leases are short."""
+    """Answers the doorbell when it has no work, and works between two rings.
+
+    Any worker claims pictures of any job, so that idle workers share a large request.
+    """
 
     def __init__(self, runner: Runner) -> None:
-        super().__init__(runner.store.queue, runner.name, RUN_JOB, MAINTENANCE_S)
+        super().__init__(runner.store.doorbell.queue, runner.name, ANSWER, MAINTENANCE_S)
         self.runner, self.settings = runner, runner.settings
-        self._job_ended_at = -math.inf
 
     @property
     def has_work(self) -> bool:
-        return self._is_busy
+        """Whether pictures are in progress, or were a moment ago: after a batch that ended at once, others may wait."""
+        return self.runner.busy or not self.runner.idle
 
     @property
     def wants_job(self) -> bool:
-        """Whether to take an RQ job now: a worker with pictures in progress samples those of queued jobs anyway.
-
-        It still takes one now and then, since a job may be of a model that is not loaded, or lack only its end.
-        """
-        return not self._is_busy or time.monotonic() - self._job_ended_at >= BUSY_TAKES_EVERY_S
-
-    @property
-    def _is_busy(self) -> bool:
-        """Whether pictures are in progress, or were a moment ago: after a batch that ended at once, others may wait."""
-        return self.runner.models.busy or not self.runner.idle
-
-    def execute_job(self, job: Job, queue: Queue) -> None:
-        super().execute_job(job, queue)
-        self._job_ended_at = time.monotonic()
+        return not self.has_work
 
     def work_between_jobs(self) -> None:
-        """Work on the pictures of other workers' jobs.
-
-        A request has one RQ job, so this is how idle workers share a large request. It also finishes pictures that are
-        left in the batch when their job runs in another worker, which waits for them.
-        """
-        self.runner.run_once(rests=False)  # without pictures, it waits for the next RQ job instead
-
-    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
-        return int(self.settings.lease_s) + 1
+        self.runner.run_once(rests=False)  # without pictures, it waits for the next ring instead
 
     def _shutdown(self) -> None:
-        """Leave the current job to another worker at the next step; `teardown` drains the batch."""
+        """Claim nothing more; `teardown` drains the batch."""
         super()._shutdown()
         self.runner.stop(self.settings.drain_s)
 
@@ -102,7 +79,7 @@ class PictureWorker(QueueWorker):
 
 
 def send_heartbeats(worker: PictureWorker, ended: threading.Event) -> None:
-    """Announce the worker every `heartbeat_s`, and renew its leases and RQ's heartbeat of the running job."""
+    """Announce the worker every `heartbeat_s`, and renew its leases."""
     born_at = time.time()
     while not ended.is_set():
         try:
@@ -126,33 +103,27 @@ def _beat(worker: PictureWorker, born_at: float) -> None:
         "pictures_per_s": round(worker.runner.rate.per_s, 3),
         "draining": worker.runner.stopping,
         "stalled": worker.runner.stalled,
+        "storage_problem": worker.runner.storer.problem,
     }
     workers.announce(worker.connection, worker.name, about, worker.settings.lease_s)
     worker.runner.renew_claims()
-    for execution in list(worker.executions.values()):
-        if (job := execution._job) is not None:
-            with best_effort():  # a full Redis refuses it, and retries would hold up the next heartbeat
-                # All of it, since RQ would renew one field only of what may have expired while Redis was away, and
-                # could not read it at the job's end.
-                execution.save(ttl=worker.get_heartbeat_ttl(job))
-                worker.maintain_heartbeats(job, execution)
 
 
-def prune_results(settings: Settings, connection: Redis, ended: threading.Event) -> None:
-    """Remove old results from storage every hour, in one of all workers. In a thread of its own: storage may hang.
+def prune_pictures(settings: Settings, connection: Redis, ended: threading.Event) -> None:
+    """Remove old files from storage every hour, in one of all workers. In a thread of its own: storage may hang.
 
     Redis's clock decides what is old: by its own, one worker whose clock is wrong would remove everything.
     """
-    assert settings.results is not None
+    lifetime_s = settings.keep_s + settings.job_timeout_s
     while not ended.wait(LOOK_EVERY_S):
         try:
             if is_time_to_prune(connection):
-                limits = settings.results_days, settings.results_bytes_per_owner, settings.job_timeout_s
-                prune(ResultFiles(settings.results), *limits, now=connection.time()[0])
+                removed = PictureFiles(settings.pictures).remove_older(connection.time()[0] - lifetime_s)
+                log.info("old pictures removed", hours=removed)
         except (RedisError, OSError) as error:
-            log.warning("results cannot be pruned", reason=str(error))
+            log.warning("old pictures cannot be removed", reason=str(error))
         except Exception:  # the thread must live on
-            log.exception("results cannot be pruned")
+            log.exception("old pictures cannot be removed")
 
 
 def build(settings: Settings, connection: Redis) -> PictureWorker:
@@ -205,8 +176,7 @@ def main(settings: Settings) -> None:
 
     watched = (progress, settings.stalled_after_s, ended)
     threading.Thread(target=watch, args=watched, name="watchdog", daemon=True).start()
-    if settings.results is not None:
-        threading.Thread(target=prune_results, args=(settings, connection, ended), name="prune", daemon=True).start()
+    threading.Thread(target=prune_pictures, args=(settings, connection, ended), name="prune", daemon=True).start()
     try:
         worker.work(logging_level="WARNING")
     finally:

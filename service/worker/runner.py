@@ -1,4 +1,4 @@
-"""A worker's loop: claim pictures, step the batch, store what is finished, until the job has ended.
+"""A worker's loop: claim pictures, step the batches, and hand finished pictures over to be stored.
 
 The one place where engine and Redis meet. Knows neither HTTP nor RQ, so that a test can drive it.
 """
@@ -12,24 +12,23 @@ from dataclasses import dataclass
 
 from redis import Redis
 
-from service.contract.records import FinishedPicture, JobRecord
-from service.results.writer import ResultWriter
+from service.contract.records import FinishedPicture
+from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import workers
 from service.store.claims import Claim
 from service.store.connection import best_effort
+from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
 from service.store.sweep import Sweeper
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
 from service.worker.checkpoint_cache import CheckpointCache
-from service.worker.completion import Storer, Work
 from service.worker.engine import Outcome
-from service.worker.loaded_models import AnyLoaded, LoadedEvaluator, LoadedModels
+from service.worker.models import AnyLoaded, LoadedEvaluator, Models
 from service.worker.previews import Previews
-from service.worker.uploaded import judge_uploaded
-from service.worker.wanted_models import WantedModels
+from service.worker.storer import Storer, Work
 from shared.checkpoint import CheckpointError
 from shared.device import lost, pick_device
 
@@ -37,9 +36,11 @@ log = get_logger(__name__)
 
 RATE_OVER_S = 60.0
 IDLE_WAIT_S = 0.02  # between two iterations without work
-CHECK_EVERY_S = 1  # how often to check what others, RQ included, left undone
+CHECK_EVERY_S = 1.0  # how often to look at what no worker does: overdue jobs, and models that nobody has loaded
+OTHERS_FIRST_S = 1.0  # in which an idle worker would load a model
+RETRY_S = 60.0  # before a model is tried again that could not be loaded
 EXIT_DEVICE_LOST = 70  # EX_SOFTWARE of sysexits.h
-end_process = os._exit  # RQ would catch an exception and fail the job
+end_process = os._exit  # nothing may catch it
 
 
 @dataclass
@@ -65,14 +66,12 @@ class Runner:
     def __init__(self, connection: Redis, settings: Settings, name: str) -> None:
         self.connection, self.settings, self.name = connection, settings, name
         self.store = JobStore(connection, settings)
-        patience_s = min(settings.storage_timeout_s, settings.lease_s / 2)  # a job's end should not take longer
-        results = None if settings.results is None else ResultWriter(settings.results, patience_s)
-        self.storer = Storer(self.store, results)
-        self.sweeper = Sweeper(self.store, lambda digest: self.models.get(digest) is not None)
+        files = PictureFiles(settings.pictures)
+        self.storer = Storer(self.store, files, patience_s=settings.lease_s)
+        self.sweeper = Sweeper(self.store)
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes, settings.storage_timeout_s)
-        self.models = LoadedModels(connection, settings, self.device, cache, name)
-        self.wanted = WantedModels(self.store, self.sweeper, self.models)
+        self.models = Models(connection, settings, self.device, cache, files, name)
         self.previews = Previews(connection, settings.live_every_s)
         self.spans = tracing.BatchSpans(self._traceparent)
         self.rate = Rate()
@@ -81,7 +80,9 @@ class Runner:
         self.drain_until = math.inf  # monotonic seconds
         self.iteration_s = 0.0  # moving average of iterations with work
         self.moved_at = time.monotonic()  # end of the last iteration, or of the last attempt to reach Redis
-        self._swept_at = time.monotonic()
+        self._looked_at = time.monotonic()
+        self._wanted_since = dict[str, float]()  # digest of a model that waits -> monotonic time
+        self._not_before = dict[str, float]()  # digest of a model that could not be loaded -> when to try again
 
     def _traceparent(self, job_id: str) -> str:
         try:
@@ -95,77 +96,28 @@ class Runner:
         """Whether the loop seems to hang: the worker counts as not ready, some time before the watchdog ends it."""
         return time.monotonic() - self.moved_at > self.settings.stalled_after_s / 2
 
-    def run(self, job_id: str) -> None:
-        """Work until the job has ended, here or in another worker; other jobs' pictures may share the batch.
+    @property
+    def busy(self) -> bool:
+        """Whether pictures are in progress, or being stored."""
+        return self.models.busy or self.storer.busy
 
-        Returns early, with the job queued again, when `stopping` is set.
-        """
-        try:
-            record = self.store.record(job_id)
-        except ValueError as error:  # a sweep queues the job again within seconds, until a worker can read it
-            log.warning("job of another version; left to other workers", job_id=job_id, reason=str(error))
-            return
-        if record is None or not self.store.is_open(job_id):
-            return
-        try:
-            loaded = self._load_for(record)
-        except CheckpointError as error:
-            if workers.have_loaded(self.connection, record.digest):  # as after a change of storage: it samples the job
-                log.warning(
-                    "model cannot be loaded; its job is left to other workers", reason=str(error), **record.log_ids
-                )
-            else:
-                self.store.fail(job_id, f"the model cannot be loaded: {error}")
-            return
-        if loaded is None:
-            self.store.requeue(job_id)
-            return
-        self.store.begin(job_id)
-        judged_by = loaded.judged_by
-        del loaded  # it may be unloaded while another model has its turn
-        checked_at = -math.inf
-        while not self.stopping:
-            if time.monotonic() - checked_at >= CHECK_EVERY_S:
-                checked_at = time.monotonic()
-                if self.store.done_count(job_id) >= record.total:  # the worker with the last picture died
-                    self.storer.submit(Work(judged_by=judged_by, jobs={job_id}))
-            if not self.run_once(job_id):
-                return
-        if self.store.is_open(job_id):
-            self.store.requeue(job_id)
-
-    def _load_for(self, record: JobRecord) -> AnyLoaded | None:
-        """Return the model of a job; work on other pictures while it loads. None if the worker is to stop."""
-        loaded = self.models.get(record.digest)
-        if loaded is None:
-            with tracing.span("load", record.traceparent, {"job_id": record.id, "model": record.model}):
-                loading = self.models.start_loading(record.model, record.digest, is_evaluator=record.sent)
-                while not loading.done():
-                    if self.stopping:
-                        return None
-                    self.run_once()
-                with self._end_if_device_lost():
-                    loaded = loading.result()
-        return self.models.use(loaded)
-
-    def run_once(self, job_id: str | None = None, *, rests: bool = True) -> bool:
+    def run_once(self, *, rests: bool = True) -> None:
         """Claim pictures for every loaded model and advance those in progress.
 
-        If job `job_id` has ended, only drop the pictures of ended jobs, and return False. Without pictures in progress,
-        sleep for a moment if `rests`, or if some are being stored.
+        Without pictures in progress, sleep for a moment if `rests`, or if some are being stored.
         """
         with self._end_if_device_lost():
             self._collect()
-            if job_id in self._drop_ended(job_id):
-                return False
+            self._drop_ended()
             if not self.stopping:
-                self._sweep()
+                self._look()
                 for loaded in self.models.claiming():
                     self._claim(loaded)
                 self.models.follow_storage()  # afterwards, so that no model is unloaded before it was used
-                self.wanted.follow()
+                for model, error in self.models.follow():
+                    self._cannot_load(model, error)
             begun = time.monotonic()
-            busy = [loaded for loaded in self.models if loaded.claims]
+            busy = [loaded for loaded in self.models if loaded.busy]
             self.idle = not busy
             for loaded in busy:
                 loaded.used_at = begun
@@ -174,7 +126,7 @@ class Runner:
             if busy:
                 seconds = time.monotonic() - begun
                 self.iteration_s = 0.8 * self.iteration_s + 0.2 * seconds if self.iteration_s else seconds
-            elif rests or self.models.busy:
+            elif rests or self.storer.busy:
                 time.sleep(IDLE_WAIT_S)
             self.spans.keep(self._jobs())
             self.previews.publish(
@@ -185,7 +137,6 @@ class Runner:
                 ]
             )
             self.moved_at = time.monotonic()
-            return True
 
     @contextlib.contextmanager
     def _end_if_device_lost(self) -> Iterator[None]:
@@ -203,30 +154,55 @@ class Runner:
 
     def _jobs(self) -> set[str]:
         """Return the jobs that have pictures in progress, or being stored."""
-        return {claim.picture.job for loaded in self.models for claim in loaded.held}
+        in_progress = {job for loaded in self.models for job in loaded.jobs()}
+        return in_progress | {one.picture.job for work in self.storer.held for one in work.pictures}
 
-    def _drop_ended(self, awaited: str | None) -> set[str]:
-        """Drop the pictures of jobs that ended elsewhere; return those jobs, and `awaited` if it has ended."""
-        if ended := self.store.ended(self._jobs() | ({awaited} if awaited else set())):
+    def _drop_ended(self) -> None:
+        """Drop the pictures of jobs that ended elsewhere."""
+        if ended := self.store.ended({job for loaded in self.models for job in loaded.jobs()}):
             for loaded in self.models:
                 loaded.stream.discard(loaded.take_out({key for key in loaded.claims if key[0] in ended}))
-        return ended
 
-    def _sweep(self) -> None:
-        if time.monotonic() - self._swept_at >= CHECK_EVERY_S:
-            self._swept_at = time.monotonic()
-            with best_effort():  # the next sweep repairs what this one cannot
-                self.sweeper.sweep()
+    def _look(self) -> None:
+        """Now and then, fail overdue jobs, and load a model whose work no worker takes."""
+        now = time.monotonic()
+        if now - self._looked_at < CHECK_EVERY_S:
+            return
+        self._looked_at = now
+        with best_effort():  # the next look repairs what this one cannot
+            self.sweeper.sweep()
+            wanted = {model.digest: model for model in self.store.wanted() if self.models.get(model.digest) is None}
+            self._wanted_since = {digest: self._wanted_since.get(digest, now) for digest in wanted}
+            for digest in sorted(wanted, key=self._wanted_since.__getitem__):
+                if self.idle or now - self._wanted_since[digest] >= OTHERS_FIRST_S:
+                    self.want(wanted[digest])
+
+    def want(self, model: ModelName) -> None:
+        """Load a model soon, unless that failed a short time ago."""
+        if time.monotonic() >= self._not_before.get(model.digest, 0.0):
+            self.models.want(model)
+
+    def _cannot_load(self, model: ModelName, error: Exception) -> None:
+        """Fail the jobs of a model that cannot be used, if no other worker has it."""
+        self._not_before[model.digest] = time.monotonic() + RETRY_S
+        if model.digest == self.models.promoted:
+            self.models.warn(str(error))
+        log.warning("model cannot be loaded", model=model.name, digest=model.digest, reason=str(error))
+        if isinstance(error, CheckpointError) and not workers.have_loaded(self.connection, model.digest):
+            self._not_before.pop(model.digest)  # its next job may find it
+            for job_id in self.store.of_model(model.digest):
+                self.store.fail(job_id, f"the model cannot be loaded: {error}")
 
     def _claim(self, loaded: AnyLoaded) -> None:
         """Claim as many pictures as there is room for, those of dead workers first.
 
         A picture that killed too many workers fails its job.
         """
-        held = {claim.entry for claim in loaded.held}
-        room = 0 if self._holds_back else loaded.room
-        claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.models.busy, held=held)
-        room = loaded.room - len(claims)
+        held = {claim.entry for claim in loaded.claims.values()}
+        held |= {entry for work in self.storer.held if work.stream is loaded.stream for entry in work.entries}
+        room = 0 if self._holds_back else self._room(loaded)
+        claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.busy, held=held)
+        room = self._room(loaded) - len(claims)
         if room > 0 and not (self._holds_back or any(claim.alone for claim in claims)):
             claims += loaded.stream.claim_new(room)
         for one in hopeless:
@@ -235,29 +211,34 @@ class Runner:
         if claims:
             self._admit(loaded, claims)
 
+    def _room(self, loaded: AnyLoaded) -> int:
+        """Return how many pictures may be claimed now: none while as many wait for slow storage."""
+        return max(0, min(loaded.room, loaded.max_pictures - self.storer.count(loaded.stream)))
+
     @property
     def _holds_back(self) -> bool:
         """Whether a picture is, or is to be, the only one in this process: it may kill it."""
-        return any(loaded.stream.suspects or any(claim.alone for claim in loaded.held) for loaded in self.models)
+        return any(loaded.stream.suspects or any(one.alone for one in loaded.claims.values()) for loaded in self.models)
 
     def _admit(self, loaded: AnyLoaded, claims: list[Claim]) -> None:
-        """Admit claims whose job is open and whose picture is not done, and discard the others."""
-        unfinished = self.store.unfinished(claim.picture.key for claim in claims)
-        wanted = [claim for claim in claims if claim.picture.key in unfinished]
-        loaded.stream.discard([claim.entry for claim in claims if claim.picture.key not in unfinished])
+        """Admit claims whose job is open and whose picture is not done, and discard the others; compose grids."""
+        if complete := [claim for claim in claims if claim.picture is None]:
+            self.storer.submit(Work(stream=loaded.stream, judged_by=loaded.judged_by, complete=complete))
+        pictures = [(claim.picture, claim) for claim in claims if claim.picture is not None]
+        unfinished = self.store.unfinished(picture.key for picture, _ in pictures)
+        wanted = [(picture, claim) for picture, claim in pictures if picture.key in unfinished]
+        loaded.stream.discard([claim.entry for picture, claim in pictures if picture.key not in unfinished])
         loaded.admit(wanted)
-        for claim in wanted:
-            if claim.asked_at:
-                WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - claim.asked_at))
-        self.spans.join(claim.picture.job for claim in wanted)
+        for _, claim in wanted:
+            WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - claim.asked_at))
+        self.spans.join(claim.job for _, claim in wanted)
 
     def _advance(self, loaded: AnyLoaded) -> None:
         """Step the batch of a model, or judge the pictures that an evaluator has; store what is finished."""
         begun = time.monotonic()
         if isinstance(loaded, LoadedEvaluator):
             judged_at = time.time()
-            pictures = [claim.picture for claim in loaded.claims.values()]
-            outcomes = judge_uploaded(self.connection, loaded.judge, pictures, self.device)
+            outcomes = loaded.judge_read()
             self._store(loaded, outcomes, (judged_at, time.time()))
         else:
             with one_step(loaded.name, len(loaded.engine.rows()), loaded.stepper):
@@ -266,44 +247,36 @@ class Runner:
             self.rate.add(len(outcomes), time.monotonic() - begun)
 
     def _store(self, loaded: AnyLoaded, outcomes: list[Outcome], judged_at: tuple[float, float]) -> None:
-        """Store finished pictures, complete the jobs that have all of theirs, and fail jobs that cannot have them."""
+        """Have finished pictures stored, and fail jobs that cannot have theirs."""
         finished, failed = [], []
         for outcome in outcomes:
             picture = outcome.picture
             claim = loaded.claims.pop(picture.key)
             PICTURES.labels(loaded.name, "made" if isinstance(outcome, FinishedPicture) else "failed").inc()
             if isinstance(outcome, FinishedPicture):
-                loaded.storing[picture.key] = claim
                 finished.append((claim.entry, outcome))
             else:
                 failed.append(claim.entry)
                 self.store.fail(picture.job, f"picture {picture.index}: {outcome.reason}")
         loaded.stream.discard(failed)
         if finished:
-            work = Work(judged_by=loaded.judged_by, stream=loaded.stream.key, finished=finished, judged_at=judged_at)
+            work = Work(stream=loaded.stream, judged_by=loaded.judged_by, finished=finished, judged_at=judged_at)
             self.storer.submit(work)
             self._collect()
 
     def _collect(self) -> None:
-        """Let go of pictures that are stored, or could not be: their leases expire, and a worker samples them again."""
-        works, error = self.storer.collect()
-        for loaded in self.models:
-            for work in works:
-                for one in work.pictures:
-                    loaded.storing.pop(one.picture.key, None)
-        if error is not None:
-            raise error
-        for work in works:
-            job_ids = {one.picture.job for one in work.pictures}
-            self.spans.record("judge", job_ids, *work.judged_at)
-            self.spans.record("store", job_ids, *work.stored_at)
-            if job_ids:
+        """Note what is stored. What could not be is sampled again, here or elsewhere, once its lease has expired."""
+        for work in self.storer.collect():
+            if job_ids := {one.picture.job for one in work.pictures}:
+                self.spans.record("judge", job_ids, *work.judged_at)
+                self.spans.record("store", job_ids, *work.stored_at)
                 self.spans.keep(self._jobs(), work.judged_at[0])
 
     def renew_claims(self) -> None:
         """Renew the leases of the pictures in progress, or being stored. The heartbeat's thread calls it."""
         for loaded in self.models:
-            loaded.stream.renew([claim.entry for claim in loaded.held])
+            loaded.renew()
+        self.storer.renew()
 
     def stop(self, within_s: float) -> None:
         """Claim nothing more, and give `drain` so long. Safe in a signal handler."""
@@ -311,21 +284,20 @@ class Runner:
 
     def drain(self) -> None:
         """After `stop`, finish the pictures in progress that fit into the time left; release the others at once."""
-        log.info("draining", pictures=sum(len(loaded.held) for loaded in self.models))
+        log.info("draining", pictures=sum(len(loaded.claims) for loaded in self.models))
         for model in self.models.denoisers():
             model.engine.efficient_rows = None  # all step each time, so that the time they take is predictable
-        while self.models.busy and (left_s := self.drain_until - time.monotonic()) > 0:
+        while self.busy and (left_s := self.drain_until - time.monotonic()) > 0:
             for model in self.models.denoisers():
                 rows = model.engine.rows()
                 fit = {p.key for p, row in rows if (len(row.table) - row.step) * self.iteration_s <= left_s}
                 model.stream.release(model.take_out(model.claims.keys() - fit))
-            if self.models.busy:
-                self.run_once()
+            self.run_once()
         self.release_claims()
 
     def release_claims(self) -> None:
         """Leave all pictures in progress, or being stored, to other workers at once."""
         for loaded in self.models:
-            loaded.stream.release(loaded.take_out(set(loaded.claims)) + [one.entry for one in loaded.storing.values()])
-            loaded.storing.clear()
+            loaded.stream.release(loaded.take_out(set(loaded.claims)))
+        self.storer.release()
         self.spans.keep(())

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from redis import Redis
 from torch import Tensor
 
 from service.contract.records import FinishedPicture, Picture
-from service.store import keys
 from service.telemetry.logs import get_logger
 from service.worker.engine import Failed, Outcome, reason_of
 from service.worker.verdicts import judge_pictures
@@ -23,28 +21,28 @@ JUDGED_TOGETHER = 32  # pictures of any jobs
 Upload = tuple[Picture, Tensor]  # with its image (3, H, W), of the evaluator's size
 
 
-def judge_uploaded(connection: Redis, judge: Judge, pictures: Sequence[Picture], device: torch.device) -> list[Outcome]:
-    """Read and judge pictures of any sizes together; one that cannot be read or judged fails alone.
+def judge_uploaded(
+    judge: Judge, pictures: Sequence[tuple[Picture, bytes | Exception]], device: torch.device
+) -> list[Outcome]:
+    """Judge pictures of any sizes together, given as PNGs or why there is none; one that cannot be judged fails alone.
 
     Raises an error only if the device itself has failed.
     """
-    with connection.pipeline(transaction=False) as pipe:
-        for picture in pictures:
-            pipe.hget(keys.png(picture.job), str(picture.index))
-        pngs = pipe.execute()
     outcomes, uploads = list[Outcome](), list[Upload]()
-    for picture, png in zip(pictures, pngs, strict=True):
+    for picture, png in pictures:
         try:
             uploads.append((picture, _image(png)))
         except Exception as error:
-            log.exception("uploaded picture cannot be read", job_id=picture.job, picture=picture.index)
+            log.error("uploaded picture cannot be read", job_id=picture.job, picture=picture.index, exc_info=error)
             outcomes.append(Failed(picture, reason_of(error)))
     return outcomes + _judge(judge, uploads, device)
 
 
-def _image(png: bytes | None) -> Tensor:
-    if png is None:
-        raise LookupError("the uploaded picture is no longer stored")
+def _image(png: bytes | Exception) -> Tensor:
+    if isinstance(png, FileNotFoundError):
+        raise LookupError("the uploaded picture is no longer stored") from png
+    if isinstance(png, Exception):
+        raise png
     return as_input(to_images(np.stack([read_png(png)])))[0]
 
 

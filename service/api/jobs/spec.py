@@ -2,7 +2,6 @@
 
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -18,7 +17,6 @@ from service.telemetry.logs import request_id
 from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
 from shared.options import MAX_SEED, SamplingOptions
-from shared.support import picture_size
 
 DRAWN_SEED_BITS = 32  # short enough to type
 
@@ -122,13 +120,3 @@ def _check_stages(trajectory: int | None, pictures: int, options: SamplingOption
     if pictures * trajectory > MAX_STAGES_PER_REQUEST:
         detail = f"{pictures} pictures of {trajectory} stages; at most {MAX_STAGES_PER_REQUEST} stages are allowed"
         raise BadRequest.at(("body", "trajectory"), detail)
-
-
-def expected_bytes(record: JobRecord, info: CheckpointInfo | None, uploaded: Sequence[bytes]) -> int:
-    """Return about how many bytes a job's uploads, or its pictures, grid and trajectories will take: as raw pixels."""
-    if info is None or uploaded:
-        return sum(map(len, uploaded))
-    width, height = picture_size(info.config)
-    stage = int(info.config["network"]["image_size"]) ** 2
-    pixels = width * height * (record.total + len(record.labels)) + stage * record.total * (record.trajectory or 0)
-    return 3 * pixels

@@ -11,10 +11,8 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-from anyio import from_thread
 from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from structlog.contextvars import bind_contextvars
@@ -23,7 +21,7 @@ from service.api.catalog import Finder, Models, NotInMemory
 from service.api.dependencies import API_KEY
 from service.api.downloads.reader import ResultReader
 from service.api.jobs.preferences import PREFER, read_preferences
-from service.api.jobs.spec import JobSpec, expected_bytes, new_record
+from service.api.jobs.spec import JobSpec, new_record
 from service.api.openapi_parts import PNG, Responses, header, job_links, request_header
 from service.api.slots import Slots
 from service.contract.errors import (
@@ -41,12 +39,10 @@ from service.contract.errors import (
     QuotaExceeded,
     TooLarge,
     Unavailable,
-    UnknownJob,
 )
 from service.contract.job_ids import new_job_id
 from service.contract.records import TERMINAL, JobKind, JobRecord
 from service.contract.schemas import EXAMPLE_ID, Job, SamplingFields
-from service.contract.stored import fingerprint
 from service.settings import Settings
 from service.store.admission import Full, NoRoom
 from service.store.creation import FEW, JobCreator, NewJob
@@ -56,10 +52,10 @@ from service.store.workers import ReadyWorkers
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
-from shared.checkpoint import CheckpointInfo
 
 log = get_logger(__name__)
 UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue: before workers have a rate, and at most
+STORED_WAIT_S = 3600  # Retry-After for an owner with too many stored pictures: jobs expire by the hour
 LINKS = job_links("$response.body#/id")
 APPLIED = header("the preference that was applied (RFC 7240)", "respond-async")
 RESPONSES: Responses = {
@@ -104,8 +100,7 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
-Prepared = tuple[JobRecord, CheckpointInfo | None, Sequence[bytes]]  # a job with its denoiser, or the pictures to judge
-Prepare = Callable[[Finder], Prepared]
+Prepare = Callable[[Finder], JobRecord]
 
 
 @dataclass(frozen=True)
@@ -142,18 +137,17 @@ class Submitter:
         """
 
         def content() -> list[Any]:
-            given = fingerprint(fields, without={"labels", "conditions"})
+            given = fields.model_dump(mode="json", exclude={"labels", "conditions"}, exclude_defaults=True)
             return [kind, labels, given, [hashlib.sha256(png).hexdigest() for png in pictures]]
 
-        def prepare(models: Finder) -> Prepared:
+        def prepare(models: Finder) -> JobRecord:
             spec = check(models)
             if not pictures:
                 spec.check_learnt()
-            record = new_record(kind, fields, spec, self.owner, self.settings, sent=bool(pictures))
-            return record, spec.info, pictures
+            return new_record(kind, fields, spec, self.owner, self.settings, sent=bool(pictures))
 
         is_quick = len(labels) <= FEW and fields.webhook is None  # whose host's address is looked up
-        return await self._create(content, prepare, is_quick)
+        return await self._create(content, prepare, is_quick, pictures)
 
     async def retry(self, job_id: str) -> Accepted:
         """Return a new job like one that failed or was cancelled, of the same checkpoint.
@@ -161,47 +155,49 @@ class Submitter:
         Raises NotFailed, UnknownCheckpoint and what `submit` does.
         """
 
-        def prepare(models: Finder) -> Prepared:
-            job = from_thread.run(self.results.job, job_id, self.owner)
+        job = await self.results.job(job_id)
+        before = await self.results.jobs.record(job_id)
+        pictures: Sequence[bytes] = ()
+
+        def prepare(models: Finder) -> JobRecord:
             if job.status not in ("failed", "cancelled"):
                 detail = f"the job is {job.status}; only a failed or cancelled job can be retried"
                 raise NotFailed(detail, job_status=job.status)
-            return self._again(job_id, models)
+            if not before.sent:
+                models.with_digest(before.digest, ("path", "job_id"))
+            now = time.time()
+            own = {"id": new_job_id(now), "created_at": now, "request_id": request_id()}
+            return before.model_copy(update={**own, "traceparent": tracing.traceparent()})
 
-        before = await run_in_threadpool(self.store.record, job_id)
-        has_uploads = before is not None and before.sent
-        async with self.uploads.of(self.owner) if has_uploads else contextlib.nullcontext():
-            return await self._create(lambda: ["retry", job_id], prepare, is_quick=False)
+        async with self.uploads.of(self.owner) if before.sent else contextlib.nullcontext():
+            if before.sent:
+                pictures = await self.results.uploaded(job_id, before.total)
+            return await self._create(lambda: ["retry", job_id], prepare, is_quick=False, pictures=pictures)
 
-    def _again(self, job_id: str, models: Finder) -> Prepared:
-        before = self.store.record(job_id)
-        if before is None:
-            raise UnknownJob(f"there is no job {job_id!r}")  # it has just expired
-        now = time.time()
-        own = {"id": new_job_id(now), "created_at": now, "request_id": request_id()}
-        record = before.model_copy(update={**own, "traceparent": tracing.traceparent()})
-        if record.sent:
-            return record, None, self.store.pngs(job_id, range(record.total))
-        return record, models.with_digest(record.digest, ("path", "job_id")), ()
-
-    async def _create(self, content: Callable[[], list[Any]], prepare: Prepare, is_quick: bool) -> Accepted:
+    async def _create(
+        self, content: Callable[[], list[Any]], prepare: Prepare, is_quick: bool, pictures: Sequence[bytes]
+    ) -> Accepted:
         """Return the job that a request with the same `content` created before, or create one."""
         request, job_id = None, None
         if self.idempotency_key is not None:
             request = IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content(), sort_keys=True))
-            job_id = await self.creator.existing_job(request, partial(self.results.is_kept, owner=self.owner))
+            job_id = await self.creator.existing_job(request)
         if job_id is not None:
             return self._accepted(job_id)
-        record, info, pictures = await self._prepared(prepare, is_quick)
-        new = NewJob(record, request, pictures, expected_bytes(record, info, pictures))
+        record = await self._prepared(prepare, is_quick)
         rate = await self.rate()
+        if pictures:
+            await self.results.upload(record.id, pictures)
         try:
-            job_id = await self.creator.create(new)
+            job_id = await self.creator.create(NewJob(record, request))
         except NoRoom as error:
-            raise _refusal(error.full, record.total, new.expected_bytes, rate) from None
+            raise _refusal(error.full, record.total, rate) from None
+        finally:
+            if pictures and job_id != record.id:
+                await self.results.remove(record.id)
         return self._accepted(job_id, record)
 
-    async def _prepared(self, prepare: Prepare, is_quick: bool) -> Prepared:
+    async def _prepared(self, prepare: Prepare, is_quick: bool) -> JobRecord:
         """Prepare a job, in a thread unless it is quick: starting a thread takes longer than preparing one picture."""
         if is_quick:
             with contextlib.suppress(NotInMemory):
@@ -222,10 +218,10 @@ class Submitter:
     async def wait(self, accepted: Accepted, wait_s: float) -> Job:
         """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""
         if wait_s <= 0:
-            return await self.results.job(accepted.job_id, self.owner)
+            return await self.results.job(accepted.job_id)
         gone = asyncio.create_task(_disconnect(self.request))
         try:
-            job = await self.results.wait(accepted.job_id, self.owner, wait_s, gone, accepted.is_new)
+            job = await self.results.jobs.wait(accepted.job_id, wait_s, gone, accepted.is_new)
         finally:
             gone.cancel()
         if gone.done() and job.status not in TERMINAL:
@@ -278,11 +274,11 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _refusal(full: Full, pictures: int, expected_bytes: int, rate: float) -> QueueFull | QuotaExceeded:
+def _refusal(full: Full, pictures: int, rate: float) -> QueueFull | QuotaExceeded:
     """Return the error for a job that does not fit. rate: pictures that the workers finish per second, if known."""
-    if full.what == "bytes":
-        detail = f"{full.taken} bytes of yours are stored and {expected_bytes} more would exceed {full.most}"
-        headers = {"Retry-After": str(max(1, full.expires_s))}
+    if full.what == "stored":
+        detail = f"{full.taken} pictures of yours are stored and {pictures} more would exceed {full.most}"
+        headers = {"Retry-After": str(STORED_WAIT_S)}
         return QuotaExceeded(f"{detail}; delete jobs or retry later", headers=headers, stored=full.taken)
     whose = "of yours " if full.what == "owner" else ""
     excess = full.taken + pictures - full.most

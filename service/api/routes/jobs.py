@@ -8,8 +8,7 @@ from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
-from service.api.access.guard import SEARCH_COSTS, charge
-from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ResultsDep, StoreDep
+from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ReaderDep, ResultsDep, StoreDep
 from service.api.downloads.zip_stream import zip_stream
 from service.api.event_feed import FROM_START, is_complete, job_events, only_the_end
 from service.api.jobs.submitter import ERRORS as SUBMIT_ERRORS
@@ -67,9 +66,8 @@ EVENTS_EXAMPLES = (
     summary="List your jobs, newest first",
 )
 async def list_jobs(
-    request: Request,
     owner: OwnerDep,
-    results: ResultsDep,
+    reader: ReaderDep,
     limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE, description="jobs on a page", examples=[20])] = 20,
     cursor: Annotated[
         str | None,
@@ -79,22 +77,15 @@ async def list_jobs(
             examples=[f"1767268800000-{EXAMPLE_ID}"],
         ),
     ] = None,
-    label: Annotated[
-        str, Query(max_length=100, description="only jobs with this text in one of their labels", examples=["red cube"])
-    ] = "",
 ) -> JobPage:
-    """A page of jobs without their results. New jobs do not shift the following pages.
-
-    With `label` a page may have few jobs, or none, and yet a `next`: it ends after so many jobs, found or not.
-    """
-    await charge(request.scope, SEARCH_COSTS if label else 1)
-    return await results.page(owner, limit, cursor, label)
+    """A page of jobs without their results. New jobs do not shift the following pages."""
+    return await reader.page(owner, limit, cursor)
 
 
 @router.get("/{job_id}", responses={200: {"links": LINKS}, **problems(*ERRORS)}, summary="Read a job")
-async def read_job(job_id: OwnJob, owner: OwnerDep, results: ResultsDep) -> Job:
+async def read_job(job_id: OwnJob, results: ResultsDep) -> Job:
     """Its status and progress; its result once it is finished, or its error once it has failed."""
-    return await results.job(job_id, owner)
+    return await results.job(job_id)
 
 
 @router.delete(
@@ -104,7 +95,6 @@ async def read_job(job_id: OwnJob, owner: OwnerDep, results: ResultsDep) -> Job:
 )
 async def cancel_job(
     job_id: OwnJob,
-    owner: OwnerDep,
     results: ResultsDep,
     store: StoreDep,
     cancel_only: Annotated[
@@ -117,13 +107,12 @@ async def cancel_job(
     A job that has ended is deleted with its results, and answered with a last time.
     """
     cancelled = await run_in_threadpool(store.cancel, job_id)
-    job = await results.job(job_id, owner)
+    job = await results.job(job_id)
     if not cancelled:
         if cancel_only:
             raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
-        await results.delete(job_id, owner)  # first: if it fails, the job is still there to be deleted again
-        await run_in_threadpool(store.delete, job_id)
-        await results.delete(job_id, owner)  # what a worker wrote in between
+        await results.remove(job_id)  # first: if it fails, the job is still there to be deleted again
+        await run_in_threadpool(store.delete, job_id)  # a worker that writes a picture now finds that the job is gone
     return job
 
 
@@ -167,10 +156,10 @@ class _Stream(StreamingResponse):
     summary="Follow a job",
 )
 async def read_events(
-    job_id: OwnJob, owner: OwnerDep, results: ResultsDep, feeds: FeedsDep, last_event_id: LastEventId = FROM_START
+    job_id: OwnJob, results: ResultsDep, feeds: FeedsDep, last_event_id: LastEventId = FROM_START
 ) -> Response:
     """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/jobs.md says what they hold."""
-    job = await results.job(job_id, owner)
+    job = await results.job(job_id)
     if not await is_complete(feeds.reader, job, last_event_id):
         events = job_events(feeds, job, last_event_id)
     elif last_event_id == FROM_START:

@@ -87,7 +87,10 @@ async def read_ready(models: ModelsDep, reader: ReaderDep) -> Ready:
     """For a load balancer: ready if Redis answers and evicts no jobs, a model is promoted and a worker is running."""
     await check_redis_keeps(reader.connection)
     info = await run_in_threadpool(models.find, None)
-    workers = len(await reader.workers())
+    workers = await reader.workers()
     if not workers:
         raise NoWorker("no worker is running; start one", headers={"Retry-After": "2"})
-    return Ready(model=info.name, workers=workers)
+    problems = [about.get("storage_problem") for about in workers]
+    if all(problems):
+        raise Unavailable(f"no worker can store pictures: {problems[0]}", headers={"Retry-After": "5"})
+    return Ready(model=info.name, workers=len(workers))

@@ -1,0 +1,64 @@
+"""Wakes idle workers through RQ, and names the model that has new work. Knows no jobs.
+
+A ring that is lost costs a second: workers also look by themselves.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+from redis import Redis
+from redis.exceptions import RedisError
+from rq import Queue
+from rq.exceptions import DuplicateJobError
+from rq.serializers import JSONSerializer
+
+from service.store.connection import best_effort
+from service.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+ANSWER: Final = "service.worker.answer_doorbell"  # by name, so that the API does not import the worker
+FORGOTTEN_S = 60  # after which a ring counts as lost that a worker died of; RQ's default is a year
+
+
+class ModelName(BaseModel):
+    """A checkpoint with work, as workers must know it to load it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    digest: str
+    is_evaluator: bool = False
+
+    def write(self) -> str:
+        return self.model_dump_json()
+
+
+class Doorbell:
+    """The RQ queue `name`: at most one RQ job for each model."""
+
+    def __init__(self, connection: Redis, name: str) -> None:
+        # JSON, because RQ's default unpickles what it reads from Redis.
+        self.queue = Queue(name, connection=connection, serializer=JSONSerializer)
+
+    def ring(self, models: Iterable[ModelName]) -> None:
+        """Wake a worker for each model, unless one is about to be woken. Does not raise an error of Redis."""
+        for model in models:
+            try:
+                with best_effort():
+                    self.queue.enqueue_call(
+                        ANSWER,
+                        args=(model.write(),),
+                        job_id=f"labelgrid-{model.digest}",
+                        unique=True,
+                        timeout=FORGOTTEN_S,
+                        result_ttl=0,
+                        failure_ttl=FORGOTTEN_S,
+                        ttl=FORGOTTEN_S,
+                        description=f"labelgrid work for {model.name}",
+                    )
+            except DuplicateJobError:
+                pass
+            except RedisError as error:
+                log.warning("no worker could be woken", reason=str(error))

@@ -1,0 +1,83 @@
+"""A finished job's scores, and the grid of its best pictures. Knows neither Redis nor storage."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract import recipe
+from service.contract.recipe import MadeWith
+from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
+from shared.pictures import marked_grid, png_bytes, read_png, sheet
+
+RECENT_BYTES = 64 * 2**20  # of pixels: 290 pictures of 320x240
+
+Pixels = NDArray[np.uint8]  # (H, W, 3)
+
+
+class RecentPixels(OrderedDict[tuple[str, int], Pixels]):
+    """The pixels of the last pictures, by job and index, so that grids need not decode the PNGs again.
+
+    Pictures of one job may end in many batches, since jobs take turns. The first of each job is left out: it may be the
+    only one, which needs no grid. They are copies, because the pixels are views of a whole batch.
+    """
+
+    def add(self, finished: Iterable[FinishedPicture]) -> None:
+        for one in finished:
+            if one.pixels is not None and one.picture.index > 0:
+                self[one.picture.key] = one.pixels.copy()
+        size = sum(pixels.nbytes for pixels in self.values())
+        while size > RECENT_BYTES:
+            size -= self.popitem(last=False)[1].nbytes
+
+    def forget(self, job_ids: Collection[str]) -> None:
+        for key in [key for key in self if key[0] in job_ids]:
+            del self[key]
+
+
+def results_alone(finished: Iterable[FinishedPicture]) -> dict[tuple[str, int], JobResult]:
+    """Return the results of jobs that have no other picture, as far as one can see: sampled pictures of index 0."""
+    firsts = [one for one in finished if one.picture.index == 0 and one.picture.run_seed is not None]
+    return {one.picture.key: score([one.verdict], 1) for one in firsts}
+
+
+def score(verdicts: Sequence[Verdict], n: int) -> JobResult:
+    """Score each repeat of n pictures as `trainer score` does. The best has the highest accuracy, then exact match."""
+    repeats = []
+    for first in range(0, len(verdicts), n):
+        part = verdicts[first : first + n]
+        asked = [len(set(verdict.labels)) for verdict in part]
+        hits = sum(round(verdict.accuracy * k) for verdict, k in zip(part, asked, strict=True))
+        exact = sum(verdict.exact for verdict in part)
+        f1 = sum(verdict.f1 for verdict in part)
+        repeats.append(Scores(accuracy=hits / sum(asked), exact_match=exact / n, f1=f1 / n))
+    best = max(range(len(repeats)), key=lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r))
+    return JobResult(repeats=repeats, best=best)
+
+
+def compose(
+    record: JobRecord,
+    result: JobResult,
+    verdicts: Sequence[Verdict],
+    judged_by: MadeWith | None,
+    at_hand: RecentPixels,
+    read: Callable[[Sequence[int]], list[bytes]],
+) -> bytes | None:
+    """Return the PNG of the best repeat's pictures; None if that is one sampled picture, which is its own grid.
+
+    Uploaded pictures are marked as right or wrong. `read` returns the PNGs of pictures that are not at hand.
+    """
+    if not record.has_grid:
+        return None
+    indices = result.best_indices(record)
+    shown = [verdicts[index] for index in indices]
+    found = {index: at_hand[record.id, index] for index in indices if (record.id, index) in at_hand}
+    missing = [index for index in indices if index not in found]
+    found |= zip(missing, map(read_png, read(missing)), strict=True)
+    pictures = np.stack([found[index] for index in indices])  # (n, H, W, 3)
+    columns = min(record.columns, len(shown))
+    if record.sent:
+        return png_bytes(marked_grid(pictures, [verdict.exact for verdict in shown], columns))
+    made_with = recipe.of_grid(record, result.best, shown, judged_by)
+    return png_bytes(sheet(pictures, columns), made_with.text())

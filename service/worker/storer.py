@@ -1,0 +1,214 @@
+"""Stores finished pictures and completes jobs: files first, then verdicts in Redis, then scores and grid.
+
+Knows no networks and no queues.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from redis.exceptions import RedisError
+
+from service import pictures
+from service.contract.recipe import MadeWith
+from service.contract.records import FinishedPicture, JobRecord, JobResult, Verdict
+from service.pictures import PictureFiles
+from service.storage_threads import Stalled, StorageThreads
+from service.store.claims import Claim, PictureStream
+from service.store.jobs import JobStore
+from service.telemetry import tracing
+from service.telemetry.logs import get_logger
+from service.worker import grids
+from service.worker.grids import RecentPixels
+
+log = get_logger(__name__)
+
+RETRY_S = 1.0  # before storage is tried again that failed or did not answer
+WARN_EVERY_S = 10.0
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False, kw_only=True)
+class Work:
+    """Finished pictures of one model, each with its stream entry, and jobs that lack only their grid and their end."""
+
+    stream: PictureStream
+    judged_by: MadeWith | None
+    finished: list[tuple[str, FinishedPicture]] = field(default_factory=list)
+    complete: list[Claim] = field(default_factory=list)
+    judged_at: tuple[float, float] = (0.0, 0.0)  # begin and end, in seconds since 1970
+    stored_at: tuple[float, float] = (0.0, 0.0)
+    is_stored: bool = False
+
+    @property
+    def pictures(self) -> list[FinishedPicture]:
+        return [picture for _, picture in self.finished]
+
+    @property
+    def entries(self) -> list[str]:
+        """The stream entries that this worker holds for it. Safe in another thread."""
+        of_pictures = [] if self.is_stored else [entry for entry, _ in self.finished]
+        return of_pictures + [claim.entry for claim in list(self.complete)]
+
+
+class Storer:
+    """Does work in order, in a thread, so that no step of a batch waits for storage.
+
+    While storage fails or hangs, all work waits here, leased to this worker, and is tried again: nothing is lost, and
+    `problem` says why nothing moves.
+    """
+
+    def __init__(self, store: JobStore, files: PictureFiles, patience_s: float) -> None:
+        """`patience_s`: how long a call of storage may take before it counts as hanging."""
+        self.store, self.files, self.patience_s = store, files, patience_s
+        self.problem = ""
+        self._thread, self._calls = StorageThreads(1), StorageThreads()
+        self._waiting = list[Work]()
+        self._begun = list[Work]()
+        self._outcome: Future[None] | None = None
+        self._not_before = 0.0  # monotonic seconds
+        self._warned_at = -WARN_EVERY_S
+        self._recent = RecentPixels()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._begun)
+
+    @property
+    def held(self) -> list[Work]:
+        """All work that is not over. Safe in another thread."""
+        return [*self._begun, *self._waiting]
+
+    def count(self, stream: PictureStream) -> int:
+        """Return how many pictures of a model are not stored yet."""
+        return sum(len(work.finished) for work in self.held if work.stream is stream and not work.is_stored)
+
+    def submit(self, work: Work) -> None:
+        """Note work, which the next `collect` begins."""
+        self._waiting.append(work)
+
+    def collect(self) -> list[Work]:
+        """Begin work if none is in progress, and return what is over. Raises what stopped it, but for storage."""
+        over = list[Work]()
+        if self._outcome is not None and self._outcome.done():
+            outcome, self._outcome = self._outcome, None
+            begun, self._begun = self._begun, []
+            try:
+                outcome.result()
+            except (OSError, Stalled) as error:
+                self._put_off(begun, error)
+            else:
+                self.problem = ""
+                over = begun
+        if self._outcome is None and self._waiting and time.monotonic() >= self._not_before:
+            self._begun, self._waiting = self._waiting, []
+            self._outcome = self._thread.submit(partial(self._do, self._begun))
+        return over
+
+    def _put_off(self, works: list[Work], error: Exception) -> None:
+        self.problem = str(error)
+        self._waiting = works + self._waiting
+        self._not_before = time.monotonic() + RETRY_S
+        if time.monotonic() - self._warned_at >= WARN_EVERY_S:
+            self._warned_at = time.monotonic()
+            log.warning("pictures cannot be stored; retrying", storage=str(self.files.root), reason=self.problem)
+
+    def _do(self, works: list[Work]) -> None:
+        new = [work for work in works if not work.is_stored and work.finished]
+        if self.problem:
+            self._drop_ended(new)
+        self._write([one for work in new for one in work.pictures])
+        for work in new:
+            self._commit(work)
+        for work in works:
+            self._complete(work)
+
+    def _drop_ended(self, works: list[Work]) -> None:
+        """Forget pictures whose jobs have ended while storage was away."""
+        ended = self.store.ended({one.picture.job for work in works for one in work.pictures})
+        for work in works:
+            work.stream.discard([entry for entry, one in work.finished if one.picture.job in ended])
+            work.finished = [(entry, one) for entry, one in work.finished if one.picture.job not in ended]
+
+    def _write(self, finished: Iterable[FinishedPicture]) -> None:
+        """Write what was sampled; uploaded pictures are in storage already."""
+        writes = list[Callable[[], None]]()
+        for one in finished:
+            job_id, index = one.picture.key
+            if one.png:
+                writes.append(partial(self.files.write, job_id, pictures.picture(index), one.png))
+            if one.trajectory is not None:
+                writes.append(partial(self.files.write, job_id, pictures.trajectory(index), one.trajectory))
+        self._all(writes)
+
+    def _commit(self, work: Work) -> None:
+        begun_at = time.time()
+        if work.finished:
+            leased, gone = self.store.commit(work.stream, work.finished, grids.results_alone(work.pictures))
+            work.complete += [claim for claim in leased if claim.picture is None]
+            work.stream.release([claim.entry for claim in leased if claim.picture is not None])
+            self._all([partial(self.files.remove, job_id) for job_id in gone])
+        work.is_stored = True
+        work.stored_at = begun_at, time.time()
+        self._recent.add(work.pictures)
+
+    def _complete(self, work: Work) -> None:
+        """Finish jobs that have all their pictures. Any worker may do it, and more than once."""
+        results = list[tuple[Claim, JobResult]]()
+        for claim in work.complete:
+            result = self._result(claim.job, work.judged_by)
+            if result is None:
+                work.stream.discard([claim.entry])
+            else:
+                results.append((claim, result))
+        self.store.finish(work.stream, results)
+        self._recent.forget([claim.job for claim in work.complete])
+        work.complete = []
+
+    def _result(self, job_id: str, judged_by: MadeWith | None) -> JobResult | None:
+        """Score a job and write its grid. None if it is not open or lacks pictures, or if it fails here."""
+        try:
+            complete = self.store.complete(job_id)
+            if complete is None:
+                return None
+            return self._composed(*complete, judged_by)
+        except (RedisError, OSError, Stalled):
+            raise
+        except Exception as error:
+            log.error("result cannot be composed", job_id=job_id, exc_info=error)
+            self.store.fail(job_id, f"the result cannot be composed: {type(error).__name__}: {error}")
+            return None
+
+    def _composed(self, record: JobRecord, verdicts: Sequence[Verdict], judged_by: MadeWith | None) -> JobResult:
+        with tracing.span("compose", record.traceparent, {"job_id": record.id}):
+            result = grids.score(verdicts, len(record.labels))
+            read = partial(self._read, record.id)
+            grid = grids.compose(record, result, verdicts, judged_by, self._recent, read)
+            if grid is not None:
+                self._all([partial(self.files.write, record.id, pictures.GRID, grid)])
+        return result
+
+    def _read(self, job_id: str, indices: Sequence[int]) -> list[bytes]:
+        try:
+            return self._all([partial(self.files.read, job_id, pictures.picture(index)) for index in indices])
+        except FileNotFoundError as error:
+            raise LookupError(f"a picture is no longer in storage: {error}") from error
+
+    def _all(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Make calls to storage at the same time. OSError if one fails, Stalled if one hangs."""
+        return self._calls.all(calls, self.patience_s) if calls else []
+
+    def renew(self) -> None:
+        """Renew the leases of all work that is not over. Safe in another thread."""
+        for work in self.held:
+            work.stream.renew(work.entries)
+
+    def release(self) -> None:
+        """Leave all work that is not over to other workers."""
+        for work in self.held:
+            work.stream.release(work.entries)
+        self._begun, self._waiting, self._outcome = [], [], None
