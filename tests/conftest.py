@@ -26,7 +26,7 @@ from service.api.server import Server
 from service.local.redis_server import RedisServer
 from service.settings import Settings
 from service.store import functions, workers
-from service.store.connection import connect, text
+from service.store.connection import connect
 from service.store.jobs import JobStore
 from tests.documented import Documented
 from tests.s3 import serve_s3
@@ -97,12 +97,12 @@ def _shared_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     That is the evaluator, since ResNet-18 is the one part that has no toy size. Also gives this test run, and the
     processes it starts, a checkpoint cache of its own.
     """
-    import service.worker.loaded_models
+    import service.worker.models
     from tests.shared_evaluators import load_once
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABELGRID_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(service.worker.loaded_models, "load_evaluator", load_once)
+        patch.setattr(service.worker.models, "load_evaluator", load_once)
         yield
 
 
@@ -132,10 +132,11 @@ def documented() -> Documented:
 
 
 @pytest.fixture(scope="session")
-def settings(redis_server: RedisServer, storage: Path) -> Settings:
+def settings(redis_server: RedisServer, storage: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Settings with a short lease, so that tests notice a dead worker soon, and a fixed batch size."""
     return Settings(
         storage=storage,
+        pictures=tmp_path_factory.mktemp("pictures"),
         redis_url=redis_server.url,
         device="cpu",
         lease_s=2.5,
@@ -217,9 +218,7 @@ def running(connection: Redis, settings: Settings) -> "Iterator[Runner]":
 
     def work() -> None:
         while not runner.stopping:
-            for job_id in connection.smembers("labelgrid:open"):
-                runner.run(text(job_id))
-            time.sleep(0.005)
+            runner.run_once()
 
     thread = threading.Thread(target=work)
     thread.start()

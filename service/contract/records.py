@@ -21,8 +21,8 @@ WebhookEvent = Literal["running", "finished", "failed", "cancelled"]
 class Stored(BaseModel):
     """A record in Redis as JSON. Its fields do not change once it is created.
 
-    Two consecutive versions of the service run side by side during an upgrade: each writes all of its fields, and ignores
-    those that it does not know. So a field that is added needs a default.
+    Two consecutive versions of the service run side by side during an upgrade: each writes all of its fields, and
+    ignores those that it does not know. So a field that is added needs a default.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -4,10 +4,10 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from uuid import uuid4
 
 from redis import Redis
 
+from service.contract.job_ids import new_job_id
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from service.store.claims import Claim
 from shared.options import SamplingOptions
@@ -19,7 +19,7 @@ RESULT = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)
 def record(n: int = 2, owner: str = "", **about: Any) -> JobRecord:
     """Return a job of `n` pictures; `about` replaces other fields."""
     usual = {
-        "id": uuid4().hex,
+        "id": new_job_id(time.time()),
         "kind": "generate",
         "created_at": time.time(),
         "model": "toy",
@@ -34,6 +34,7 @@ def record(n: int = 2, owner: str = "", **about: Any) -> JobRecord:
 
 def done(claim: Claim, png: bytes = b"png") -> tuple[str, FinishedPicture]:
     picture = claim.picture
+    assert picture is not None
     verdict = Verdict(
         index=picture.index,
         labels=picture.labels,

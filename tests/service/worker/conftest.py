@@ -11,7 +11,7 @@ from service.contract.records import JobRecord, Verdict
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore, read_verdicts
-from service.worker.loaded_models import LoadedModel
+from service.worker.models import LoadedModel
 from service.worker.runner import Runner
 from shared.checkpoint import read_info
 from shared.diffusion.denoise import Row
