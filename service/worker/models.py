@@ -162,7 +162,7 @@ class _Fetched:
 
     path: Location
     info: CheckpointInfo
-    judge: Location | None = None
+    judge: "Location | None" = None
 
 
 class Models:

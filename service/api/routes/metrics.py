@@ -31,7 +31,7 @@ async def read_metrics(models: ModelsDep, reader: ReaderDep) -> PlainTextRespons
     pending, oldest_s, claimed = Counter[str](), defaultdict[str, float](float), 0
     try:
         async with asyncio.timeout(REDIS_WITHIN_S):
-            workers, open_jobs = await reader.workers(), int(await reader.connection.scard(keys.OPEN))
+            workers, open_jobs = await reader.workers(), int(await reader.connection.zcard(keys.OPEN))
             loaded = {model["digest"]: model["name"] for about in workers for model in about.get("models", ())}
             for digest, name in {**loaded, **names}.items():  # storage may have replaced what workers still sample from
                 pending[name] += sum((await reader.pending_by_owner(digest)).values())
