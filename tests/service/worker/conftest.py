@@ -1,22 +1,28 @@
 """Runners that a test drives step by step, and jobs for them."""
 
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from redis import Redis
 
+from service import pictures
 from service.contract.records import JobRecord, Verdict
+from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import keys
+from service.store.doorbell import ModelName
 from service.store.jobs import JobStore, read_verdicts
 from service.worker.models import LoadedModel
 from service.worker.runner import Runner
-from shared.checkpoint import read_info
+from shared.checkpoint import CheckpointInfo, read_info
 from shared.diffusion.denoise import Row
 from shared.options import SamplingOptions
 from shared.registry import resolve
+from tests.service.processes import until
 from tests.service.store.helpers import record
 from tests.toy_checkpoint import publish_toys
 
@@ -24,15 +30,20 @@ LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
 QUICK = SamplingOptions(steps=4)
 
 
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a worker look in every iteration, and load a model at once."""
+    for name in ("CHECK_EVERY_S", "OTHERS_FIRST_S"):
+        monkeypatch.setattr(f"service.worker.runner.{name}", 0.0)
+
+
 @pytest.fixture
 def runner(connection: Redis, settings: Settings) -> Runner:
-    one = Runner(connection, settings, "w1")
-    one.models.load()
-    return one
+    return started(connection, settings)
 
 
 @pytest.fixture
-def create(store: JobStore, settings: Settings) -> Callable[..., JobRecord]:
+def create(store: JobStore) -> Callable[..., JobRecord]:
     def create(
         labels: Sequence[Sequence[str]] = LISTS,
         *,
@@ -41,12 +52,12 @@ def create(store: JobStore, settings: Settings) -> Callable[..., JobRecord]:
         options: SamplingOptions = QUICK,
         model: str = "toy",
         digest: str | None = None,
+        trajectory: int | None = None,
     ) -> JobRecord:
-        found = digest or read_info(resolve(settings.storage, model, "denoiser")).digest
+        found = digest or read_info(resolve(store.settings.storage, model, "denoiser")).digest
         kind, lists = "generate" if repeats == 1 else "score", [list(one) for one in labels]
-        job = record(
-            kind=kind, model=model, digest=found, labels=lists, seed=seed, repeats=repeats, columns=2, options=options
-        )
+        about = {"kind": kind, "model": model, "digest": found, "labels": lists, "seed": seed, "repeats": repeats}
+        job = record(**about, columns=2, options=options, trajectory=trajectory)
         store.create(job)
         return job
 
@@ -63,6 +74,61 @@ def folder(tmp_path: Path) -> Path:
 def own(settings: Settings, folder: Path, tmp_path: Path) -> Settings:
     """Settings with the test's own storage and cache; storage is checked in every iteration."""
     return settings.model_copy(update={"storage": folder, "cache": tmp_path / "cache", "storage_every_s": 0.0})
+
+
+def started(connection: Redis, settings: Settings, name: str = "w1") -> Runner:
+    """Return a runner that has loaded the promoted model."""
+    one = Runner(connection, settings, name)
+    one.models.load()
+    return one
+
+
+def run(runner: Runner, *job_ids: str) -> None:
+    """Run iterations until the jobs have ended."""
+    until(lambda: runner.run_once() or runner.store.ended(job_ids) == set(job_ids), every_s=0)
+
+
+def settle(runner: Runner) -> None:
+    """Run iterations until nothing is in progress."""
+    until(lambda: runner.run_once() or not runner.busy, every_s=0)
+
+
+def model_of(runner: Runner) -> LoadedModel:
+    """Return the denoiser that was loaded first."""
+    return runner.models.denoisers()[0]
+
+
+def load(runner: Runner, info: CheckpointInfo) -> LoadedModel:
+    """Load another denoiser."""
+    runner.models.want(ModelName(name=info.name, digest=info.digest))
+    loaded = until(lambda: runner.models.follow() == [] and runner.models.get(info.digest))
+    assert isinstance(loaded, LoadedModel)
+    return loaded
+
+
+class Death(BaseException):
+    """Takes the place of the death of a process."""
+
+
+def die(*_: object) -> None:
+    raise Death
+
+
+def png(red: int, size: tuple[int, int] = (8, 8)) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", size, (red, 0, 0)).save(content, "PNG")
+    return content.getvalue()
+
+
+def create_upload(runner: Runner, count: int) -> JobRecord:
+    """Create a job of uploaded pictures."""
+    judge = model_of(runner).judged_by
+    assert judge is not None
+    job = record(count, kind="score", model=judge.name, digest=judge.digest, sent=True)
+    for i in range(count):
+        runner.models.files.write(job.id, pictures.picture(i), png(i))
+    runner.store.create(job)
+    return job
 
 
 class Counting:
@@ -91,5 +157,20 @@ def status(store: JobStore, job: JobRecord) -> str | None:
     return store.statuses([job.id])[job.id]
 
 
+def error_of(store: JobStore, job: JobRecord) -> str:
+    """Return why a job failed."""
+    assert status(store, job) == "failed"
+    return (store.connection.hget(keys.job(job.id), "error") or b"").decode()
+
+
 def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:
     return read_verdicts(store.connection.hvals(keys.verdicts(job.id)))
+
+
+def pngs(store: JobStore, job_id: str, indices: Iterable[int]) -> list[bytes]:
+    files = PictureFiles(store.settings.pictures)
+    return [files.read(job_id, pictures.picture(index)) for index in indices]
+
+
+def grid_of(store: JobStore, job_id: str) -> bytes:
+    return PictureFiles(store.settings.pictures).read(job_id, pictures.GRID)
