@@ -255,12 +255,13 @@ end
 
 -- Adds a job to its owner's list, and for one job in sixteen drops those older than a lifetime. A job that no worker
 -- ended in time may outlive its place in the list.
-local function add_to_list(new)
+local function add_to_list(new, now)
   local index = 'labelgrid:jobs:' .. new.owner
   local created = created_at(new.id)
   redis.call('ZADD', index, 0, member_of(new.id))
   if math.floor(created * 1000) % 16 == 0 then
-    local oldest = string.format('(%013.0f', (created - new.lifetime_s) * 1000)
+    -- not by the id alone: an API whose clock is ahead would drop what is alive
+    local oldest = string.format('(%013.0f', (math.min(created, now) - new.lifetime_s) * 1000)
     redis.call('ZREMRANGEBYLEX', index, '-', oldest)
   end
   redis.call('EXPIRE', index, new.lifetime_s)
@@ -292,7 +293,7 @@ local function create(args)
   redis.call('ZADD', OPEN, now + new.timeout_s, new.id)
   redis.call('HSET', MODELS, new.digest, new.model)
   enqueue(new.id, new.digest, new.owner, new.total)
-  add_to_list(new)
+  add_to_list(new, now)
   if new.most_stored > 0 then
     redis.call('HINCRBY', key_of_stored(new.owner), hour_of(new.id), new.total)
     redis.call('EXPIRE', key_of_stored(new.owner), new.lifetime_s + 3600)
@@ -393,6 +394,25 @@ local function commit_picture(keep_s, stream, time, id, index, verdict, result)
   return 1
 end
 
+-- open_stream(digest)
+--
+-- Creates the model's stream and its consumer group, unless they are there. Returns nothing.
+local function open_stream(args)
+  local stream = keys_of_model(args[1]).stream
+  redis.pcall('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
+end
+
+-- Leases up to `most` entries that are new in the model's stream to the worker. Returns them with their fields and values.
+local function lease(digest, worker, most)
+  local command = {'XREADGROUP', 'GROUP', GROUP, worker, 'COUNT', most, 'STREAMS', keys_of_model(digest).stream, '>'}
+  local found = redis.pcall(unpack(command))
+  if found and found.err then -- somebody emptied Redis, or it lost its last writes
+    open_stream({digest})
+    found = redis.call(unpack(command))
+  end
+  return found and found[1][2] or {}
+end
+
 -- commit(seconds to keep a job, digest, worker, time, then for each picture: entry, job, index, verdict, result)
 --
 -- Stores pictures as `commit_picture` says. Removes all of them from the stream, at the end, so that an error leaves them
@@ -409,13 +429,11 @@ local function commit(args)
     table.insert(entries, args[first])
     table.insert(answers, commit_picture(keep_s, stream, time, unpack(args, first + 1, first + 4)))
   end
-  local found
-  if redis.call('XLEN', stream) > before then
-    found = redis.call('XREADGROUP', 'GROUP', GROUP, worker, 'STREAMS', stream, '>')
-  end
+  local grids = redis.call('XLEN', stream) - before
+  local leased = grids > 0 and lease(digest, worker, grids) or {}
   redis.call('XACK', stream, GROUP, unpack(entries))
   redis.call('XDEL', stream, unpack(entries))
-  return {answers, found and found[1][2] or {}}
+  return {answers, leased}
 end
 
 -- finish(seconds to keep a job, digest, time, then for each job: entry, id, result)
@@ -526,14 +544,6 @@ end
 
 -- The pictures of a model, as workers see them
 
--- open_stream(digest)
---
--- Creates the model's stream and its consumer group, unless they are there. Returns nothing.
-local function open_stream(args)
-  local stream = keys_of_model(args[1]).stream
-  redis.pcall('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
-end
-
 -- claim(digest, worker, most)
 --
 -- Moves the next pictures from the fair queue to the stream, and leases up to `most` to the worker. Reads and writes the
@@ -541,15 +551,8 @@ end
 -- Returns the stream's entries, each with its fields and values.
 local function claim(args)
   local digest, worker, most = args[1], args[2], tonumber(args[3])
-  local stream = keys_of_model(digest).stream
   dispatch(digest, most)
-  local command = {'XREADGROUP', 'GROUP', GROUP, worker, 'COUNT', most, 'STREAMS', stream, '>'}
-  local found = redis.pcall(unpack(command))
-  if found and found.err then -- somebody emptied Redis
-    open_stream(args)
-    found = redis.call(unpack(command))
-  end
-  return found and found[1][2] or {}
+  return lease(digest, worker, most)
 end
 
 -- discard(digest, entries)
