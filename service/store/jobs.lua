@@ -429,8 +429,8 @@ local function commit(args)
     table.insert(entries, args[first])
     table.insert(answers, commit_picture(keep_s, stream, time, unpack(args, first + 1, first + 4)))
   end
-  local grids = redis.call('XLEN', stream) - before
-  local leased = grids > 0 and lease(digest, worker, grids) or {}
+  local now = redis.call('XLEN', stream)
+  local leased = now > before and lease(digest, worker, now) or {}
   redis.call('XACK', stream, GROUP, unpack(entries))
   redis.call('XDEL', stream, unpack(entries))
   return {answers, leased}
