@@ -236,10 +236,12 @@ class Models:
 
     def want(self, model: ModelName) -> None:
         """Begin to fetch a model, unless it is loaded or all places are taken and were for less than `TURN_S`."""
-        if self.get(model.digest) is not None or model in self._fetches:
+        if self.get(model.digest) is not None or any(one.digest == model.digest for one in self._fetches):
             return
-        places = self.settings.loaded_models - sum(loaded.busy for loaded in self.denoisers())
-        if places > 0 or model.is_evaluator or time.monotonic() - self._loaded_at >= TURN_S:
+        coming = sum(not one.is_evaluator for one in self._fetches)
+        places = self.settings.loaded_models - coming - sum(loaded.busy for loaded in self.denoisers())
+        is_its_turn = not coming and time.monotonic() - self._loaded_at >= TURN_S
+        if places > 0 or model.is_evaluator or is_its_turn:
             log.info("loading a model", model=model.name, digest=model.digest)
             self._fetches[model] = in_thread(partial(self._fetch, model))
 
