@@ -2,13 +2,13 @@
 
 from uuid import RFC_4122, UUID
 
-from service.contract.job_ids import ID, UNDATED, hour_of, new_job_id
+from service.contract.job_ids import HOUR, ID, LAST_MS, created_at, hour_of, new_job_id
 
 
 def test_an_id_is_a_uuid_of_version_7_with_the_time_in_it() -> None:
     one = UUID(new_job_id(1767268800.123))
     assert (one.version, one.variant) == (7, RFC_4122)
-    assert one.int >> 80 == 1767268800123
+    assert created_at(one.hex) == 1767268800.123
 
 
 def test_ids_sort_by_time_and_say_the_hour() -> None:
@@ -20,6 +20,7 @@ def test_ids_sort_by_time_and_say_the_hour() -> None:
     assert all(ID.fullmatch(one) for one in ids)
 
 
-def test_other_ids_have_no_hour() -> None:
-    assert hour_of("5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a") == UNDATED  # version 4, as earlier releases made
-    assert hour_of("ffffffffffff7" + "0" * 19) == UNDATED  # after the year 9999
+def test_any_id_of_the_right_form_has_a_time() -> None:
+    made_up = "f" * 12 + "7" + "0" * 19
+    assert (created_at(made_up), hour_of(made_up)) == (LAST_MS / 1000, "9999-12-31T23")
+    assert [bool(HOUR.fullmatch(name)) for name in (hour_of(made_up), "backup", "2026-01-31T17.old")] == [1, 0, 0]

@@ -1,9 +1,13 @@
 """Records: the pictures of a job, and that a stored job reads back unchanged."""
 
+import json
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from service.contract.records import JobRecord
+from service.contract.records import JobRecord, Picture
 from shared.options import SamplingOptions, picture_seed
 from tests.service.contract.strategies import layouts
 from tests.service.store.helpers import record
@@ -29,7 +33,7 @@ def test_a_job_record_reads_back_unchanged(
         columns=8,
         options=options,
     )
-    read = JobRecord.model_validate_json(stored.model_dump_json())
+    read = JobRecord.read(stored.write())
     assert read == stored
     assert list(read.pictures()) == list(stored.pictures())
     assert [picture.index for picture in read.pictures()] == list(range(read.total))
@@ -40,3 +44,21 @@ def test_each_repeat_has_the_seeds_of_a_separate_request() -> None:
     assert [(p.index, p.seed) for p in job.pictures()] == [
         (r * 3 + i, picture_seed(40 + r, i)) for r in range(2) for i in range(3)
     ]
+
+
+def test_a_record_of_the_next_version_is_read_without_what_is_new_but_a_picture_is_not() -> None:
+    job = record(1)
+    (picture,) = job.pictures()
+    assert Picture.read(picture.write()) == picture
+    newer = [one.write().replace("{", '{"glow": 1, ', 1) for one in (job, picture)]
+    assert JobRecord.read(newer[0]) == job
+    assert JobRecord.read(job.write().replace('"options":{', '"options":{"glow": 1,')) == job
+    with pytest.raises(ValidationError):
+        Picture.read(newer[1])
+
+
+def test_a_record_of_the_former_version_is_read_with_the_defaults_of_what_is_new() -> None:
+    """Both run side by side during an upgrade."""
+    job = record(1)
+    needed = {name for name, field in JobRecord.model_fields.items() if field.is_required()}
+    assert JobRecord.read(json.dumps({k: v for k, v in json.loads(job.write()).items() if k in needed})) == job

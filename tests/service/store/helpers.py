@@ -9,7 +9,8 @@ from redis import Redis
 
 from service.contract.job_ids import new_job_id
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
-from service.store.claims import Claim
+from service.store.claims import Claim, PictureStream
+from service.store.jobs import JobStore
 from shared.options import SamplingOptions
 
 DIGEST = "d" * 64
@@ -45,6 +46,11 @@ def done(claim: Claim, png: bytes = b"png") -> tuple[str, FinishedPicture]:
         probabilities={"red cube": 1.0},
     )
     return claim.entry, FinishedPicture(picture, verdict, png)
+
+
+def commit_all(store: JobStore, stream: PictureStream) -> list[Claim]:
+    """Commit all pending pictures, and return the grids that are then to be composed."""
+    return store.commit(stream, [done(claim) for claim in stream.claim_new(100)])[0]
 
 
 def commands(connection: Redis, act: Callable[[], object]) -> list[str]:

@@ -12,7 +12,7 @@ from service.store.claims import GROUP, PictureStream
 from service.store.connection import text
 from service.store.jobs import JobStore
 from tests.service.store.ageing import MINUTE_S, age
-from tests.service.store.helpers import DIGEST, commands, full, record
+from tests.service.store.helpers import DIGEST, RESULT, commands, commit_all, full, record
 
 
 def two_workers(connection: Redis, settings: Settings, lease_s: float) -> tuple[PictureStream, PictureStream]:
@@ -275,10 +275,38 @@ def test_the_pictures_of_a_job_that_ends_early_leave_the_stream(
     store.create(other)
     held = a.claim_new(3)
     store.cancel(cancelled.id)
-    left = [claim.entry for claim in held if claim.picture.job == other.id]
+    left = [claim.entry for claim in held if claim.job == other.id]
     assert [text(entry) for entry, _ in connection.xrange(a.key)] == left
     assert [text(one["message_id"]) for one in connection.xpending_range(a.key, GROUP, "-", "+", 9)] == left
     a.renew([claim.entry for claim in held])  # it has not noticed yet
     a.release([claim.entry for claim in held])
     assert [claim.entry for claim in b.claim_stale(9, may_be_alone=False)[0]] == left
     assert [claim.picture.key for claim in b.claim_new(9)] == [(other.id, 1)]
+
+
+def test_a_grid_is_leased_to_its_worker_until_it_dies_and_then_to_another_one(
+    connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
+) -> None:
+    jobs = [record(1) for _ in range(2)]
+    for job in jobs:
+        store.create(job)
+    grids = commit_all(store, a)
+    assert [(claim.job, claim.picture) for claim in grids] == [(job.id, None) for job in jobs]
+    age(connection, MINUTE_S)
+    a.renew([grids[0].entry])
+    assert b.claim_stale(5, may_be_alone=True) == ([grids[1]], [])
+    store.cancel(jobs[0].id)
+    assert [text(entry) for entry, _ in connection.xrange(a.key)] == [grids[1].entry]  # the other one is gone
+    assert store.finish(b, [(claim, RESULT) for claim in grids]) == {jobs[1].id}
+    assert connection.xlen(a.key) == connection.xpending(a.key, GROUP)["pending"] == 0
+
+
+def test_a_grid_whose_workers_die_is_given_up(connection: Redis, store: JobStore, a: PictureStream) -> None:
+    job = record(2)
+    store.create(job)
+    (grid,) = commit_all(store, a)
+    most = a.settings.max_deliveries
+    connection.xclaim(a.key, GROUP, "dead", 0, [grid.entry], idle=60_000, retrycount=most, justid=True)
+    assert a.claim_stale(5, may_be_alone=True) == (
+        [], [claims.Hopeless(grid.entry, job.id, f"workers died {most} times while composing the grid")]
+    )  # fmt: skip

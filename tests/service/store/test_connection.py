@@ -89,19 +89,19 @@ def test_a_blocking_read_continues_after_redis_was_a_replica(connection: Redis, 
     worker.close()
 
 
-@REFUSES_WRITES
-def test_a_sweep_does_not_wait_for_redis(connection: Redis, settings: Settings, impatient: Redis, state: Any) -> None:
+def test_a_look_does_not_wait_for_redis(
+    connection: Redis, settings: Settings, impatient: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job_id = create_job(JobStore(connection, settings), "http://127.0.0.1/hook")
-    connection.hdel(keys.job(job_id), "rq")
+    connection.zadd(keys.OPEN, {job_id: 1})
     runner = Runner(impatient, settings, "w1")
-    for _ in range(2):  # only what is missing twice is repaired
-        runner._swept_at = 0.0
-        with state(connection):
-            runner._sweep()
-    assert not connection.hexists(keys.job(job_id), "rq")
-    runner._swept_at = 0.0
-    runner._sweep()
-    assert connection.hexists(keys.job(job_id), "rq")
+    monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 0.0)
+    with read_only(connection):
+        runner._look()
+    assert connection.hget(keys.job(job_id), "status") == b"queued"
+    with full(connection):
+        runner._look()
+    assert connection.hget(keys.job(job_id), "status") == b"failed"
 
 
 AOF = "MISCONF Errors writing to the AOF file: No space left on device"
@@ -182,7 +182,7 @@ def test_the_api_follows_a_failover_although_its_connections_stay_open(settings:
             link.symlink_to(second.socket)
             answers = [client.post("/generate", json=body, headers=headers) for _ in range(3)]
             assert [answer.status_code for answer in answers] == [503, 202, 202]
-            assert after.scard(keys.OPEN) == 2
+            assert after.zcard(keys.OPEN) == 2
             assert client.get(f"/jobs/{answers[1].json()['id']}").json()["status"] == "queued"
             assert client.get(f"/jobs/{ids[0]}").status_code == 404  # here nothing is replicated
         for server, connection in ((first, before), (second, after)):

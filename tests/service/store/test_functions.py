@@ -45,14 +45,14 @@ def test_the_event_loop_loads_the_library_too(without_library: Redis, settings: 
 
     async def run() -> None:
         async with connect_async(settings.redis_url, timeout_s=5, max_connections=4) as client:
-            creator = JobCreator(client, settings, store.queue)
+            creator = JobCreator(client, settings, store.doorbell)
             ids = await asyncio.gather(*(creator.create(NewJob(job)) for job in jobs))
             assert ids == [job.id for job in jobs]
             without_library.function_flush()
-            assert (await JobReader(client).job(jobs[0].id)).status == "queued"
+            assert (await JobReader(client, settings.keep_s).job(jobs[0].id)).status == "queued"
 
     asyncio.run(run())
-    assert without_library.scard("labelgrid:open") == 3
+    assert without_library.zcard("labelgrid:open") == 3
 
 
 def test_two_versions_side_by_side_keep_their_functions(without_library: Redis) -> None:

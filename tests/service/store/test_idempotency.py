@@ -19,8 +19,8 @@ def test_concurrent_requests_with_one_key_create_one_job(store: JobStore, connec
     (job_id,) = ids
     assert connection.exists(keys.job(job_id))
     assert 86400 - 60 < connection.ttl(request.redis_key) <= 86400
-    assert connection.scard(keys.OPEN) == 1
+    assert connection.zcard(keys.OPEN) == 1
     assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"": b"2"}
     with pytest.raises(KeyReuse):
         store.create(record(), IdempotentRequest("", "key", "another request"))
-    assert connection.scard(keys.OPEN) == 1
+    assert connection.zcard(keys.OPEN) == 1

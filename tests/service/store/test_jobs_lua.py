@@ -497,6 +497,5 @@ def test_an_error_in_the_middle_leaves_the_pictures_in_the_stream(library: Libra
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         library.commit(entries)
     library.connection.delete(f"labelgrid:job:{B}:verdicts")
-    assert library.claim(9).keys() == {"a grid"}  # stored before the error
-    assert library.commit(entries)[1].keys() == {"b grid"}
+    assert library.commit(entries)[1].keys() == {"a grid", "b grid"}
     assert library.in_stream() == (2, 2)

@@ -1,0 +1,92 @@
+"""The doorbell: one RQ job for each model, which wakes an idle worker, and costs nothing but time if it is lost."""
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+from redis import Redis
+from rq import SimpleWorker
+from rq.job import Job as RqJob
+from rq.serializers import JSONSerializer
+
+from service.settings import Settings
+from service.store import doorbell
+from service.store.connection import connect
+from service.store.doorbell import Doorbell, ModelName
+from service.store.jobs import JobStore
+from tests.service.store.ageing import MINUTE_S, age
+from tests.service.store.helpers import DIGEST, full, read_only, record
+
+TOY, OTHER = (ModelName(name=name, digest=digit * 64) for name, digit in (("toy", "d"), ("other", "e")))
+answered = list[ModelName]()
+
+
+def answer(model: str) -> None:
+    """Takes the place of `service.worker.answer_doorbell`, which needs a worker with networks."""
+    answered.append(ModelName.model_validate_json(model))
+
+
+def work(bell: Doorbell) -> list[ModelName]:
+    """Return what a worker of RQ is asked to load."""
+    answered.clear()
+    worker = SimpleWorker([bell.queue], connection=bell.queue.connection, serializer=JSONSerializer)
+    worker.work(burst=True, logging_level="ERROR")
+    return answered
+
+
+@pytest.fixture
+def bell(connection: Redis, monkeypatch: pytest.MonkeyPatch) -> Doorbell:
+    monkeypatch.setattr(doorbell, "ANSWER", f"{__name__}.answer")
+    return Doorbell(connection, "q")
+
+
+def test_a_model_has_one_rq_job_however_often_it_rings_and_rings_again_once_answered(bell: Doorbell) -> None:
+    for _ in range(2):
+        for models in ([TOY], [TOY, OTHER], [OTHER, TOY]):
+            bell.ring(models)
+        assert bell.queue.job_ids == [f"labelgrid-{model.digest}" for model in (TOY, OTHER)]
+        assert work(bell) == [TOY, OTHER]
+        assert list(bell.queue.connection.scan_iter("rq:job:*")) == []
+
+
+def test_what_rq_calls_is_the_workers_function(connection: Redis) -> None:
+    Doorbell(connection, "q").ring([TOY])
+    job = RqJob.fetch(f"labelgrid-{TOY.digest}", connection=connection, serializer=JSONSerializer)
+    assert (job.func_name, job.args) == ("service.worker.answer_doorbell", [TOY.write()])
+    from service.worker import answer_doorbell  # noqa: F401  # it exists
+
+
+@pytest.mark.parametrize("lost", ["its worker died", "the queue is gone"])
+def test_a_lost_ring_costs_nothing_but_a_minute(bell: Doorbell, connection: Redis, lost: str) -> None:
+    bell.ring([TOY])
+    if lost == "its worker died":
+        assert connection.lpop(bell.queue.key) is not None
+    else:
+        connection.delete(bell.queue.key)
+    bell.ring([TOY])
+    assert work(bell) == []  # until the lost one is forgotten
+    age(connection, MINUTE_S)
+    bell.ring([TOY])
+    assert work(bell) == [TOY]
+
+
+def test_workers_find_the_work_of_a_model_without_any_ring(store: JobStore, connection: Redis) -> None:
+    store.create(record())
+    connection.delete(*connection.scan_iter("rq:*"))
+    assert [model.digest for model in store.wanted()] == [DIGEST]
+
+
+@pytest.mark.parametrize("state", [full, read_only])
+def test_a_redis_that_refuses_writes_is_not_rung_and_nothing_is_raised(
+    bell: Doorbell, connection: Redis, state: Callable[[Redis], contextlib.AbstractContextManager[None]]
+) -> None:
+    with state(connection):
+        bell.ring([TOY, OTHER])
+    assert bell.queue.count == 0
+    bell.ring([TOY])
+    assert work(bell) == [TOY]
+
+
+def test_a_redis_that_is_away_raises_nothing(settings: Settings) -> None:
+    with connect("redis://127.0.0.1:1") as away:
+        Doorbell(away, settings.queue).ring([TOY])

@@ -1,0 +1,121 @@
+"""Files of pictures in a folder, on an object store in memory, and on a real S3 server."""
+
+import stat
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from service import pictures
+from service.contract.job_ids import hour_of, new_job_id
+from service.pictures import PictureFiles
+from shared import storage
+from shared.storage import Location, open_storage
+from tests.s3 import BUCKET
+
+HOUR_S, DAY_S = 3600, 86400
+NOW = 1767268800.0  # on the hour
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> PictureFiles:
+    if request.param == "s3":
+        request.getfixturevalue("s3_server")
+    name = f"{uuid4().hex}/pictures"
+    roots: dict[str, str | Path] = {"folder": tmp_path / "pictures", "memory": f"memory://{name}"}
+    return PictureFiles(open_storage(roots.get(request.param, f"s3://{BUCKET}/{name}")))
+
+
+def add(files: PictureFiles, age_s: float) -> str:
+    job_id = new_job_id(NOW - age_s)
+    for name in (pictures.picture(0), pictures.trajectory(0), pictures.GRID):
+        files.write(job_id, name, f"{name} of {job_id}".encode())
+    return job_id
+
+
+def is_there(files: PictureFiles, job_id: str) -> bool:
+    try:
+        return files.read(job_id, "0.png") == f"0.png of {job_id}".encode()
+    except FileNotFoundError:
+        return False
+
+
+def test_files_are_read_as_written_and_the_last_write_counts(files: PictureFiles) -> None:
+    one, other = add(files, 0), add(files, 0)
+    for job_id in (one, other):
+        for name in ("0.png", "trajectory-0.png", "grid.png"):
+            assert files.read(job_id, name) == f"{name} of {job_id}".encode()
+    files.write(one, "0.png", b"again")  # as a second worker does that sampled the same picture
+    assert files.read(one, "0.png") == b"again"
+    for job_id, name in ((one, "1.png"), (new_job_id(NOW), "0.png")):
+        with pytest.raises(FileNotFoundError):
+            files.read(job_id, name)
+
+
+def test_a_removed_job_is_gone_and_the_others_stay(files: PictureFiles) -> None:
+    one, other = add(files, 0), add(files, 0)
+    for _ in range(2):
+        files.remove(one)
+        assert [is_there(files, job_id) for job_id in (one, other)] == [False, True]
+
+
+def test_old_hours_are_removed_and_newer_ones_stay(files: PictureFiles) -> None:
+    assert files.remove_older(NOW) == 0  # there is nothing at all
+    ages_s = (0, 2 * DAY_S, 2 * DAY_S + 3 * HOUR_S, 2 * DAY_S + 3 * HOUR_S + 1, 9 * DAY_S)
+    ids = [add(files, age_s) for age_s in ages_s]
+    assert files.remove_older(NOW - 2 * DAY_S) == 3  # hours
+    assert [is_there(files, job_id) for job_id in ids] == [True, True, False, False, False]
+    assert files.remove_older(NOW - 2 * DAY_S) == 0
+
+
+def test_no_job_is_removed_that_is_younger(files: PictureFiles) -> None:
+    young = add(files, DAY_S - 1)
+    for age_s in (DAY_S, DAY_S + 1, DAY_S + HOUR_S - 1):
+        assert files.remove_older(NOW - age_s) == 0
+    assert is_there(files, young)
+
+
+def test_files_that_are_not_of_a_job_stay(files: PictureFiles) -> None:
+    mine = add(files, 9 * DAY_S)
+    hour = hour_of(mine)
+    names = ["README", "backup/a.txt", f"{hour}.old/a.txt", f"backup/{hour}/a.txt", f"x{hour}/a.txt"]
+    for name in names:
+        storage.write(files.root / name, b"x")
+    assert files.remove_older(NOW) == 1
+    assert not is_there(files, mine)
+    assert all(storage.read(files.root / name) for name in names)
+
+
+def test_other_users_of_the_machine_see_nothing(tmp_path: Path) -> None:
+    add(PictureFiles(tmp_path / "data" / "pictures"), 0)
+    assert stat.S_IMODE((tmp_path / "data" / "pictures").stat().st_mode) == 0o700
+
+
+def test_of_a_link_to_an_old_hour_only_the_link_is_removed(tmp_path: Path) -> None:
+    """Somebody may have moved it to another disk; the other hours must still be removed."""
+    files = PictureFiles(tmp_path / "pictures")
+    old = [add(files, age_s) for age_s in (9 * DAY_S, 8 * DAY_S)]
+    hour = files.root / hour_of(old[0])
+    (files.root / hour).rename(tmp_path / "moved")
+    hour.symlink_to(tmp_path / "moved")
+    assert files.remove_older(NOW) == 2
+    assert list(files.root.iterdir()) == []
+    assert (tmp_path / "moved" / old[0] / "0.png").exists()
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_an_hour_that_may_not_be_removed_keeps_no_other(
+    files: PictureFiles, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    """As after a backup was restored by another user."""
+    old, remove = [add(files, age_s) for age_s in (9 * DAY_S, 8 * DAY_S)], storage.remove_folder
+
+    def refuse(folder: Location) -> None:
+        if folder.name == hour_of(old[refused]):
+            raise PermissionError(13, "Permission denied", str(folder))
+        remove(folder)
+
+    monkeypatch.setattr(storage, "remove_folder", refuse)
+    with pytest.raises(PermissionError):
+        files.remove_older(NOW)
+    assert [is_there(files, job_id) for job_id in old] == [refused == 0, refused == 1]
