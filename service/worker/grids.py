@@ -56,6 +56,13 @@ def score(verdicts: Sequence[Verdict], n: int) -> JobResult:
     return JobResult(repeats=repeats, best=best)
 
 
+def _decoded(png: bytes) -> Pixels:
+    try:
+        return read_png(png)
+    except OSError as error:  # Pillow's, not of storage, which would be tried again
+        raise ValueError(f"a picture is damaged: {error}") from error
+
+
 def compose(
     record: JobRecord,
     result: JobResult,
@@ -74,7 +81,7 @@ def compose(
     shown = [verdicts[index] for index in indices]
     found = {index: at_hand[record.id, index] for index in indices if (record.id, index) in at_hand}
     missing = [index for index in indices if index not in found]
-    found |= zip(missing, map(read_png, read(missing)), strict=True)
+    found |= zip(missing, map(_decoded, read(missing)), strict=True)
     pictures = np.stack([found[index] for index in indices])  # (n, H, W, 3)
     columns = min(record.columns, len(shown))
     if record.sent:

@@ -130,6 +130,7 @@ class Storer:
     def _drop_ended(self, works: list[Work]) -> None:
         """Forget pictures whose jobs have ended while storage was away."""
         ended = self.store.ended({one.picture.job for work in works for one in work.pictures})
+        self._remove_gone(ended)
         for work in works:
             work.stream.discard([entry for entry, one in work.finished if one.picture.job in ended])
             work.finished = [(entry, one) for entry, one in work.finished if one.picture.job not in ended]
@@ -165,9 +166,15 @@ class Storer:
                 work.stream.discard([claim.entry])
             else:
                 results.append((claim, result))
-        self.store.finish(work.stream, results)
+        ended = self.store.finish(work.stream, results)
+        self._remove_gone(claim.job for claim in work.complete if claim.job not in ended)
         self._recent.forget([claim.job for claim in work.complete])
         work.complete = []
+
+    def _remove_gone(self, job_ids: Iterable[str]) -> None:
+        """Remove the files of those jobs that were deleted, perhaps before the last one was written."""
+        gone = [job_id for job_id, status in self.store.statuses(job_ids).items() if status is None]
+        self._all([partial(self.files.remove, job_id) for job_id in gone])
 
     def _result(self, job_id: str, judged_by: MadeWith | None) -> JobResult | None:
         """Score a job and write its grid. None if it is not open or lacks pictures, or if it fails here."""
