@@ -8,48 +8,53 @@ from redis import Redis
 from service.store import keys
 from service.store.claims import GROUP
 from service.store.connection import text
+from service.store.creation import id_of
+from service.store.jobs import JobStore
 from tests.service.store.job_model import DIGESTS, OWNERS, Job, Model
 
 
 def check_jobs(connection: Redis, model: Model) -> None:
-    """Check every job's state, pictures, events, pending pictures and tombstone."""
+    """Check every job's state, verdicts, events and pending pictures, and each owner's list and stored pictures."""
     with connection.pipeline(transaction=False) as pipe:
-        pipe.smembers(keys.OPEN)
+        pipe.zrange(keys.OPEN, 0, -1, withscores=True)
         for job_id in model.jobs:
-            pipe.exists(keys.tombstone(job_id))
             pipe.llen(keys.pending(job_id))
-            pipe.hmget(keys.job(job_id), ["status", "bytes"])
-            pipe.hgetall(keys.png(job_id))
+            pipe.hget(keys.job(job_id), "status")
             pipe.hkeys(keys.verdicts(job_id))
             pipe.xrange(keys.events(job_id))
         pipe.xrange(keys.ENDED)
-        opened, *found, ended = pipe.execute()
-    assert {text(raw) for raw in opened} == {job.record.id for job in model.open_jobs()}
+        for owner in OWNERS:
+            pipe.hgetall(keys.stored(owner))
+            pipe.zrange(keys.index(owner), 0, -1)
+        opened, *found = pipe.execute()
+    of_owners, ended, found = found[-2 * len(OWNERS) :], found[-2 * len(OWNERS) - 1], found[: -2 * len(OWNERS) - 1]
+    jobs = model.jobs
+    assert {text(raw): score for raw, score in opened} == {i: job.overdue_at for i, job in jobs.items() if job.is_open}
     told = sorted(text(fields[b"job"]) for _, fields in ended)  # those who wait for one
-    assert told == sorted(job.record.id for job in model.jobs.values() if not job.is_open)
-    for job, tombstone, pending, *results in zip(model.jobs.values(), *(found[i::6] for i in range(6)), strict=True):
-        assert bool(tombstone) == model.remembers(job)
+    assert told == sorted(job_id for job_id, job in jobs.items() if not job.is_open)
+    for job, pending, *results in zip(jobs.values(), *(found[i::4] for i in range(4)), strict=True):
         assert pending == len(job.pending)
-        if model.exists(job):
+        if model.exists(job.record.id):
             _check_results(job, *results)
         else:
-            assert results == [[None, None], {}, [], []]
+            assert results == [None, [], []]
+    for owner, stored, listed in zip(OWNERS, of_owners[::2], of_owners[1::2], strict=True):
+        assert {int(hour): int(count) for hour, count in stored.items()} == model.stored[owner]
+        own = {job_id for job_id, job in jobs.items() if job.record.owner == owner and not job.is_deleted}
+        assert {id_of(text(member)) for member in listed} <= own
 
 
-def _check_results(job: Job, head: Any, pngs: Any, verdicts: Any, events: Any) -> None:
-    assert text(head[0]) == job.status
-    assert int(head[1] or 0) == job.bytes
-    stored = {b"%d" % index: png for index, png in job.stored.items()}
-    assert {name: png for name, png in pngs.items() if name != keys.GRID.encode()} == stored
-    assert set(verdicts) == stored.keys()
+def _check_results(job: Job, status: Any, verdicts: Any, events: Any) -> None:
+    assert text(status) == job.status
+    assert set(map(int, verdicts)) == job.stored
     moves = [text(fields[b"status"]) for _, fields in events if b"status" in fields]
     assert moves == job.moves  # so it ended once
     announced = [int(fields[name]) for _, fields in events for name in (b"picture", b"last_picture") if name in fields]
-    assert sorted(announced) == sorted(job.stored)
+    assert sorted(announced) == sorted(job.stored)  # each was stored once
 
 
 def check_queues(connection: Redis, model: Model) -> None:
-    """Check the number of pending pictures by owner, and the pictures in the streams with their deliveries."""
+    """Check the number of pending pictures by owner, the entries of the streams, and what is left to do."""
     for digest in DIGESTS:
         pending = {text(owner): int(n) for owner, n in connection.hgetall(keys.pending_counts(digest)).items()}
         assert Counter(pending) == model.pending(digest)
@@ -57,16 +62,14 @@ def check_queues(connection: Redis, model: Model) -> None:
         assert pending.keys() <= set(map(text, connection.zrange(keys.owners(digest), 0, -1)))
         entries, stream = model.entries[digest], keys.stream(digest)
         assert [text(name) for name, _ in connection.xrange(stream)] == list(entries)
-        claimed: Any = connection.xpending_range(stream, GROUP, "-", "+", count=1000)
+        claimed: Any = connection.xpending_range(stream, GROUP, "-", "+", count=1000) if entries else []
         deliveries = {text(one["message_id"]): one["times_delivered"] for one in claimed}
         assert deliveries == {name: entry.deliveries for name, entry in entries.items()}
 
 
-def check_bytes(connection: Redis, model: Model) -> None:
-    """Check each owner's counted bytes."""
-    now = connection.time()[0]
-    for owner in OWNERS:
-        pairs = [raw.split() for raw in connection.hvals(keys.stored_bytes(owner))]
-        counted = sum(int(size) for expires, size in pairs if int(expires) > now)
-        least, most = model.stored_bytes(owner)
-        assert least <= counted <= most
+def check_work(store: JobStore, model: Model) -> None:
+    """Check which models and jobs have work, as workers ask for it."""
+    assert {one.digest for one in store.wanted()} == model.wanted()
+    assert set(store.overdue()) == {i for i, job in model.jobs.items() if job.is_open and job.overdue_at <= model.clock}
+    for digest in DIGESTS:
+        assert set(store.of_model(digest)) == {job.record.id for job in model.of(digest) if job.is_open}

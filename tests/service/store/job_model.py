@@ -5,93 +5,124 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from service.contract.errors import KeyReuse
+from service.contract.job_ids import created_at
 from service.contract.records import ACTIVE, TERMINAL, JobRecord
 from service.store.idempotency import IdempotentRequest
 
-T = 600  # a tick of the model's clock in seconds: long enough that a slow machine changes nothing
+T = 3600  # a tick of the model's time in seconds: long enough that a slow machine changes nothing
+CLOCK = 1767268800  # Redis's clock at the beginning, at a full hour
 OWNERS, DIGESTS = ("ann", "bob"), ("d" * 64, "e" * 64)
-EXPECTED_BYTES = 400  # of a picture
-LIMITS: dict[str, int] = {
-    "job_ttl_s": 5 * T,
-    "remembered_s": 5 * T,
+LIMITS: dict[str, float] = {
+    "keep_days": 6 * T / 86400,
     "job_timeout_s": 10 * T,
     "idempotent_s": 8 * T,
     "max_queued_pictures": 9,
     "max_queued_pictures_per_owner": 6,
-    "max_stored_bytes_per_owner": 6000,
+    "max_stored_pictures_per_owner": 14,
     "lease_s": T // 2,
     "max_deliveries": 3,
 }
-LIFETIME_S = LIMITS["job_timeout_s"] + LIMITS["job_ttl_s"]  # of what is counted for an open job
+KEEP_S = 6 * T
+LIFETIME_S = 10 * T + KEEP_S
 LAST_TRY = 2  # deliveries after which a picture is suspected to kill workers
 
 
 @dataclass
 class Job:
-    """A job as the model knows it. `stored`: the PNG of each picture that was stored first, by index."""
+    """A job as the model knows it. `stored`: the pictures that have a verdict."""
 
     record: JobRecord
-    created: int
+    overdue_at: int
     pending: set[int]
     status: str = "queued"
     ended: int = 0
     moves: list[str] = field(default_factory=list)
-    stored: dict[int, bytes] = field(default_factory=dict)
-    bytes: int = 0
+    stored: set[int] = field(default_factory=set)
     is_deleted: bool = False
 
     @property
     def is_open(self) -> bool:
         return self.status in ACTIVE
 
+    @property
+    def is_complete(self) -> bool:
+        return len(self.stored) == self.record.total
+
+    @property
+    def hour(self) -> int:
+        return int(created_at(self.record.id) // 3600)
+
     def move(self, to: str, now: int) -> None:
         self.status = to
         self.moves.append(to)
         if to in TERMINAL:
             self.ended = now
-            self.pending.clear()
-            self.bytes += len(self.record.write())
 
 
 @dataclass
 class Entry:
-    """A picture in a stream. `stale`: its lease has expired, or it was released."""
+    """A picture in a stream; without an index, a grid. `stale`: its lease has expired, or it was released."""
 
     job: str
-    index: int
+    index: int | None
     deliveries: int = 1
     stale: bool = False
 
 
 class Model:
-    """The jobs, the pictures in the streams and the idempotency keys, at the time `now`."""
+    """The jobs, the entries of the streams, the idempotency keys and what owners have stored, at the time `now`.
+
+    `clock`: Redis's, which may jump. By it jobs are overdue; times to live and leases are not so.
+    """
 
     def __init__(self) -> None:
-        self.now = 0
+        self.now, self.clock = 0, CLOCK
         self.jobs: dict[str, Job] = {}
         self.entries: dict[str, dict[str, Entry]] = {digest: {} for digest in DIGESTS}
         self.keepers: dict[str, str] = {}  # digest -> the worker that samples suspects
         self.keys: dict[tuple[str, str], tuple[str, str, int]] = {}  # owner and key -> request, job, time
+        self.stored: dict[str, dict[int, int]] = {owner: {} for owner in OWNERS}  # hour -> pictures
+        self.stored_until = dict.fromkeys(OWNERS, 0)
 
     def job(self, position: int) -> Job:
         """Return a job, counted from the newest, for any number."""
         return list(self.jobs.values())[-1 - position % len(self.jobs)]
 
-    def open_jobs(self) -> list[Job]:
-        return [job for job in self.jobs.values() if job.is_open]
+    def open_job(self, job_id: str) -> Job | None:
+        """Return a job if it is open; also ids of jobs that Redis has lost are asked for."""
+        job = self.jobs.get(job_id)
+        return job if job is not None and job.is_open else None
 
-    def exists(self, job: Job) -> bool:
-        return not job.is_deleted and (job.is_open or self.now < job.ended + LIMITS["job_ttl_s"])
+    def exists(self, job_id: str) -> bool:
+        job = self.jobs.get(job_id)
+        return job is not None and not job.is_deleted and (job.is_open or self.now < job.ended + KEEP_S)
 
-    def remembers(self, job: Job) -> bool:
-        """Whether the job has a tombstone: from its creation, or from its end if it did not finish."""
-        since = job.ended if job.status in ("failed", "cancelled") else job.created + LIMITS["job_timeout_s"]
-        return self.now < since + LIMITS["job_ttl_s"] + LIMITS["remembered_s"]
+    def add(self, job: JobRecord) -> None:
+        added = self.jobs[job.id] = Job(job, self.clock + 10 * T, set(range(job.total)))
+        hours = self.stored[job.owner]
+        hours[added.hour] = hours.get(added.hour, 0) + job.total
+        self.stored_until[job.owner] = self.now + LIFETIME_S + 3600
+
+    def delete(self, job: Job) -> None:
+        job.is_deleted = True
+        if job.hour in self.stored[job.record.owner]:
+            self.stored[job.record.owner][job.hour] -= job.record.total
 
     def end_early(self, job: Job, to: str) -> None:
         job.move(to, self.now)
+        job.pending.clear()
         entries = self.entries[job.record.digest]
         self.entries[job.record.digest] = {name: one for name, one in entries.items() if one.job != job.record.id}
+
+    def time_passes(self, ticks: int) -> None:
+        self.now += ticks * T
+        if ticks:
+            self.keepers.clear()
+            for entry in (one for entries in self.entries.values() for one in entries.values()):
+                entry.stale = True
+        for owner in OWNERS:
+            if self.now >= self.stored_until[owner]:
+                self.stored[owner].clear()
 
     def of(self, digest: str) -> Iterator[Job]:
         return (job for job in self.jobs.values() if job.record.digest == digest)
@@ -103,37 +134,28 @@ class Model:
             counts[job.record.owner] += len(job.pending)
         return counts
 
-    def stored_bytes(self, owner: str) -> tuple[int, int]:
-        """Return the bounds of an owner's counted bytes: what expires, does so at a full minute."""
-        least = most = 0
-        for job in self.jobs.values():
-            if job.record.owner == owner and not job.is_deleted:
-                if job.is_open:
-                    counted = EXPECTED_BYTES * job.record.total * (self.now < job.created + LIFETIME_S)
-                    least, most = least + counted, most + counted
-                else:
-                    least += job.bytes * (self.now < job.ended + LIMITS["job_ttl_s"])
-                    most += job.bytes * (self.now <= job.ended + LIMITS["job_ttl_s"])
-        return least, most
+    def wanted(self) -> set[str]:
+        stale = {digest for digest, entries in self.entries.items() if any(one.stale for one in entries.values())}
+        return stale | {digest for digest in DIGESTS if self.pending(digest).total()}
 
-    def full(self, owner: str, digest: str, n: int) -> set[str]:
-        """Return what may be named as full for a new job; "" if it may fit."""
+    def full(self, owner: str, digest: str, n: int) -> str:
+        """Return what is full for a new job; "" if it fits. Forgets expired hours as `create` does."""
         pending = self.pending(digest)
         share = LIMITS["max_queued_pictures_per_owner"]
         queued = len(self.entries[digest]) + sum(min(count, share) for count in pending.values())
         if queued and queued + n > LIMITS["max_queued_pictures"]:
-            return {"queue"}
-        own = pending[owner]
-        if own and own + n > share:
-            return {"owner"}
-        least_and_most = self.stored_bytes(owner)
-        limit = LIMITS["max_stored_bytes_per_owner"]
-        return {"bytes" if taken and taken + n * EXPECTED_BYTES > limit else "" for taken in least_and_most}
+            return "queue"
+        if pending[owner] and pending[owner] + n > share:
+            return "owner"
+        oldest = (self.clock - LIFETIME_S) // 3600
+        self.stored[owner] = {hour: count for hour, count in self.stored[owner].items() if hour >= oldest}
+        taken = sum(self.stored[owner].values())
+        return "stored" if taken > 0 and taken + n > LIMITS["max_stored_pictures_per_owner"] else ""
 
     def existing(self, request: IdempotentRequest) -> str | None:
         """Return the job that the same request created. KeyReuse if the key's job, of another request, exists."""
         known = self.keys.get((request.owner, request.key))
-        if known is None or self.now >= known[2] + LIMITS["idempotent_s"] or not self.exists(self.jobs[known[1]]):
+        if known is None or self.now >= known[2] + LIMITS["idempotent_s"] or not self.exists(known[1]):
             return None
         if known[0] != request.request:
             raise KeyReuse("")
@@ -152,3 +174,10 @@ class Model:
             entries[name].stale = False
             entries[name].deliveries += 1
         return taken, hopeless
+
+    def check_nothing_is_lost(self) -> None:
+        """Every picture of an open job is stored, or pending, or in the stream; a grid is there once all are stored."""
+        for job in filter(lambda job: job.is_open, self.jobs.values()):
+            indices = [one.index for one in self.entries[job.record.digest].values() if one.job == job.record.id]
+            assert {*job.stored, *job.pending, *indices} - {None} == set(range(job.record.total))
+            assert indices.count(None) == job.is_complete

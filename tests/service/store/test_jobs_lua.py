@@ -213,9 +213,8 @@ def test_begin_moves_queued_jobs_and_says_which_pictures_are_finished(library: L
 def test_pictures_are_claimed_in_turn_stored_and_finished(library: Library) -> None:
     library.create(A, 3, "ann")
     library.create(B, 1, "bob")
-    assert list(first := library.claim(3)) == ["a0", "b0", "a1"]
-    assert list(second := library.claim(9, "other")) == ["a2"]
-    assert library.claim(9) == {}
+    first, second = library.claim(3), library.claim(9, "other")
+    assert [list(first), list(second), list(library.claim(9))] == [["a0", "b0", "a1"], ["a2"], []]
     answers, leased = library.commit(first | second, result="{}")
     assert (answers, list(leased)) == ([1, [1, b"record of b"], 1, 1], ["a grid"])
     assert library.in_stream() == (1, 1)
@@ -286,7 +285,8 @@ def test_an_early_end_takes_the_jobs_pictures_and_grid_out_of_queue_and_stream(l
     library.create(A, 3, "ann")
     library.create(B, 1, "ann")
     library.create(C, 1, "ann")
-    assert list(entries := library.claim(3)) == ["a0", "b0", "c0"]
+    entries = library.claim(3)
+    assert list(entries) == ["a0", "b0", "c0"]
     library.commit({"c0": entries["c0"]})
     assert library.end(A, "failed", "finished_at", 9, "error", "why") == [0, b"record of a"]
     assert library.end(C, "cancelled", "finished_at", 9) == [0, b"record of c"]
