@@ -19,13 +19,13 @@ from service.settings import Settings
 from service.store import workers
 from service.store.jobs import JobStore
 from service.telemetry.metrics import API, WORKER, WorkerState, serve_worker
-from service.worker.runner import Runner
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from shared.vocabulary import Vocabulary
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.store.helpers import record
+from tests.service.worker.conftest import model_of, run, started
 from tests.toy_checkpoint import publish_toy_evaluator
 
 MONITORING = ROOT / "deploy/monitoring"
@@ -81,9 +81,7 @@ def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection
     assert after("workers") == after("open_jobs") == after("redis_up") == 1
     assert after("waiting_pictures", model="toy") == after("open_pictures") == 3
     assert after("oldest_wait_seconds", model="toy") > 0
-    runner = Runner(connection, settings, "w1")
-    runner.models.load()
-    runner.run_once()
+    started(connection, settings).run_once()
     begun = read()
     assert begun("waiting_pictures", model="toy") == begun("oldest_wait_seconds", model="toy") == 0
     assert begun("open_pictures") == 3
@@ -119,12 +117,11 @@ def test_pictures_count_of_any_evaluator_and_of_a_checkpoint_that_was_replaced(
 
 def test_a_worker_reports_its_pictures_and_steps(client: httpx.Client, connection: Redis, settings: Settings) -> None:
     workers.announce(connection, "w", {}, lease_s=60)
-    runner = Runner(connection, settings, "w1")
-    runner.models.load()
+    runner = started(connection, settings)
     before = worker_reading()
     body = {"labels": [["red cube"]] * 3, "steps": 4, "guidance": 2.0}
     job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
-    runner.run(job["id"])
+    run(runner, job["id"])
     after = worker_reading()
 
     def new(name: str, **labels: str) -> float:
@@ -140,22 +137,29 @@ def test_a_worker_reports_its_pictures_and_steps(client: httpx.Client, connectio
 
 
 def test_a_workers_metrics_are_served(connection: Redis, settings: Settings) -> None:
-    runner = Runner(connection, settings, "w1")
-    lane = runner.models.load()
+    runner = started(connection, settings)
+    model = model_of(runner)
     port = serve_worker(runner, "127.0.0.1", 0)
     read = Reading(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
     assert read("worker_up", device="cpu") == 1
-    assert read("model_loaded", model="toy", digest=lane.digest) == 1
+    assert read("model_loaded", model="toy", digest=model.digest) == 1
     assert read("batch_limit_pictures", model="toy") == settings.batch_pictures == 8
+    assert read("storage_up") == 1
     runner.moved_at -= settings.stalled_after_s / 2 + 1
-    assert Reading(httpx.get(f"http://127.0.0.1:{port}/metrics").text)("worker_up", device="cpu") == 0
+    runner.storer.problem = "no space left"
+    later = Reading(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+    assert later("worker_up", device="cpu") == later("storage_up") == 0
+
+
+def idle_worker(models: list[SimpleNamespace]) -> SimpleNamespace:
+    return SimpleNamespace(device="cpu", stalled=False, models=models, storer=SimpleNamespace(problem=""))
 
 
 def test_two_checkpoints_of_one_name_give_no_sample_twice() -> None:
     models = [
         SimpleNamespace(name="toy", digest=digest, max_pictures=most) for digest, most in (("old", 8), ("new", 16))
     ]
-    _, loaded, limit = WorkerState(SimpleNamespace(device="cpu", stalled=False, models=models)).collect()
+    *_, loaded, limit = WorkerState(idle_worker(models)).collect()
     assert [sample.labels for sample in loaded.samples] == [
         {"model": "toy", "digest": "old"},
         {"model": "toy", "digest": "new"},
@@ -167,7 +171,7 @@ def known_names() -> set[str]:
     """Return the names of all samples of API and workers."""
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
     families = [family for registry in (API, WORKER) for family in registry.collect()]
-    families += WorkerState(SimpleNamespace(device="cpu", stalled=False, models=[])).collect()
+    families += WorkerState(idle_worker([])).collect()
     return {family.name + suffix for family in families for suffix in suffixes[family.type]}
 
 

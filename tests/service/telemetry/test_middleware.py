@@ -7,8 +7,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
+from service.pictures import PictureFiles
 from service.settings import Settings
-from service.store import keys
 from service.store.jobs import JobStore
 from tests.conftest import api_server, serving
 from tests.service.api.answers import submitted
@@ -81,7 +81,8 @@ def test_a_zip_whose_job_is_deleted_meanwhile_is_cut_off_with_one_warning(
     client: httpx.Client, alive: JobStore, lines: Lines
 ) -> None:
     job_id, _ = finished(alive, 20)
-    alive.connection.hdel(keys.png(job_id), "19")  # it is read after the first ones are sent
+    files = PictureFiles(alive.settings.pictures)
+    (files.folder(job_id) / "19.png").unlink()  # it is read after the first ones are sent
     with pytest.raises(httpx.RemoteProtocolError):
         client.get(f"/jobs/{job_id}/pictures.zip")
     lines.wait(1, event="request")

@@ -83,14 +83,24 @@ def started(connection: Redis, settings: Settings, name: str = "w1") -> Runner:
     return one
 
 
+def run_until(runner: Runner, condition: Callable[[], object]) -> None:
+    """Run iterations until the condition is true."""
+
+    def is_true() -> object:
+        runner.run_once()
+        return condition()
+
+    until(is_true, every_s=0)
+
+
 def run(runner: Runner, *job_ids: str) -> None:
     """Run iterations until the jobs have ended."""
-    until(lambda: runner.run_once() or runner.store.ended(job_ids) == set(job_ids), every_s=0)
+    run_until(runner, lambda: runner.store.ended(job_ids) == set(job_ids))
 
 
 def settle(runner: Runner) -> None:
     """Run iterations until nothing is in progress."""
-    until(lambda: runner.run_once() or not runner.busy, every_s=0)
+    run_until(runner, lambda: not runner.busy)
 
 
 def model_of(runner: Runner) -> LoadedModel:

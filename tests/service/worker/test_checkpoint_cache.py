@@ -11,9 +11,10 @@ from redis import Redis
 
 from service.settings import Settings
 from service.worker.checkpoint_cache import READS_AT_ONCE, CheckpointCache
-from service.worker.runner import Runner
-from shared.checkpoint import CheckpointError, read_info
+from service.worker.models import _Fetched
+from shared.checkpoint import CheckpointError, CheckpointKind, read_info
 from shared.diffusion.model import load_denoiser
+from tests.service.worker.conftest import started
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
 
 
@@ -57,24 +58,24 @@ def test_a_damaged_checkpoint_is_not_cached(cache: CheckpointCache, folder: Path
     assert not list(cache.folder.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("kind", ["denoiser", "evaluator"])
 def test_a_copy_that_was_damaged_in_the_cache_is_fetched_again(
-    connection: Redis, own: Settings, folder: Path, cache: CheckpointCache
+    connection: Redis, own: Settings, cache: CheckpointCache, kind: CheckpointKind
 ) -> None:
-    kept = cache.fetch("toy")
+    kept = cache.fetch("toy" if kind == "denoiser" else "toy-evaluator", kind=kind)
     assert isinstance(kept, Path)
-    content = bytearray(kept.read_bytes())
-    kept.write_bytes(content[:-10])
-    assert kept.read_bytes() != content
-    assert cache.fetch("toy") == kept
-    assert kept.read_bytes() == content
-    for name in ("toy", "toy-evaluator"):
-        kept = cache.fetch(name, kind="evaluator" if name == "toy-evaluator" else "denoiser")
-        assert isinstance(kept, Path)
-        content = bytearray(kept.read_bytes())
-        kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    runner = Runner(connection, own.model_copy(update={"cache": cache.folder}), "w1")
-    assert runner.models.load().name == "toy"
-    assert kept.read_bytes() == content
+    content = kept.read_bytes()
+    for damaged in (content[:-10], content[:-1] + bytes([content[-1] ^ 1])):
+        kept.write_bytes(damaged)
+        models = started(connection, own).models
+        assert [loaded.name for loaded in models] == ["toy"]
+        assert models.judge.info is not None
+        assert kept.read_bytes() == content
+    info = read_info(kept)
+    kept.write_bytes(damaged)  # and storage is away, so that it is loaded
+    with pytest.raises(CheckpointError, match="damaged"):
+        models._denoiser(_Fetched(kept, info)) if kind == "denoiser" else models._read_evaluator(kept)
+    assert not kept.exists()
 
 
 def test_the_same_weights_with_another_configuration_are_fetched_again(cache: CheckpointCache, folder: Path) -> None:

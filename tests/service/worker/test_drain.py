@@ -28,6 +28,7 @@ from tests.conftest import api_server, client_of, serving
 from tests.paths import ROOT
 from tests.service.api.test_event_feed import events, read
 from tests.service.processes import environment, new_job, until, until_it_answers
+from tests.service.worker.conftest import run, started
 
 BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
 ASYNC = {"prefer": "respond-async"}
@@ -49,7 +50,7 @@ def test_a_draining_api_answers_open_requests_and_refuses_new_ones(
         ThreadPoolExecutor(1) as thread,
     ):
         waiting = thread.submit(client.post, "/generate", json=BODY)
-        (raw,) = until(lambda: connection.smembers(keys.OPEN))
+        (raw,) = until(lambda: connection.zrange(keys.OPEN, 0, -1))
         job_id = text(raw)
         with client.stream("GET", f"/jobs/{job_id}/events") as response:
             stream = events(response)
@@ -62,9 +63,9 @@ def test_a_draining_api_answers_open_requests_and_refuses_new_ones(
             assert answer.headers["connection"] == "close"
             assert answer.json()["type"] == "urn:labelgrid:problem:shutting-down"
         assert client.get("/healthz").status_code == client.get("/metrics").status_code == 200
-        assert connection.smembers(keys.OPEN) == {raw}
+        assert connection.zrange(keys.OPEN, 0, -1) == [raw]
         assert not waiting.done()
-        Runner(connection, settings, "w").run(job_id)
+        run(Runner(connection, settings, "w"), job_id)
         answer = waiting.result(timeout=60)
         assert (answer.status_code, answer.json()["status"]) == (200, "finished")
     with serving(settings) as elsewhere:
@@ -83,14 +84,14 @@ def test_at_the_deadline_waiting_requests_are_answered_with_the_jobs_address(
     ):
         waiting = threads.submit(client.post, "/generate", json=BODY)
         waiting_at_v1 = threads.submit(client.post, "/v1/images/generations", json=openai)
-        until(lambda: connection.scard(keys.OPEN) == 2)
+        until(lambda: connection.zcard(keys.OPEN) == 2)
         server.should_exit = True
         answer = waiting.result(timeout=60)
         assert (answer.status_code, answer.json()["status"]) == (202, "queued")
         assert answer.headers["location"] == f"/jobs/{answer.json()['id']}"
         late = waiting_at_v1.result(timeout=60)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "not_in_time")
-    assert connection.scard(keys.OPEN) == 2
+    assert connection.zcard(keys.OPEN) == 2
 
 
 def test_a_draining_worker_counts_as_none(client: httpx.Client, alive: JobStore) -> None:
@@ -105,8 +106,7 @@ def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(
     settings: Settings, connection: Redis
 ) -> None:
     patient = settings.model_copy(update={"lease_s": 600.0})  # longer than the test may take
-    store, runner, other = JobStore(connection, patient), *(Runner(connection, patient, name) for name in "ab")
-    runner.models.load()
+    store, runner = JobStore(connection, patient), started(connection, patient, "a")
     short, long, late = (new_job(settings, steps=steps, pictures=2) for steps in (5, 200, 5))
     store.create(short)
     store.create(long)
@@ -114,23 +114,19 @@ def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(
     store.create(late)
     runner.iteration_s = 1.0  # as measured on a slower network
     runner.stop(within_s=60)
-    runner.run(short.id)
     runner.drain()
-    assert not runner.models.busy
+    assert not runner.busy
     assert store.statuses([short.id, long.id, late.id]) == {short.id: "finished", long.id: "running", late.id: "queued"}
     assert store.done_count(long.id) == 0
     pending: Any = connection.xpending_range(keys.stream(long.digest), GROUP, "-", "+", 9)
     assert [one["times_delivered"] for one in pending] == [0, 0]  # as if never delivered
-    other.models.load()
-    other.run(long.id)  # without waiting for a lease to expire
-    other.run(late.id)
+    run(Runner(connection, patient, "b"), long.id, late.id)  # without waiting for a lease to expire
     assert set(store.statuses([long.id, late.id]).values()) == {"finished"}
 
 
 @pytest.mark.parametrize("within_s", [0.0, -1.0])
 def test_without_time_to_drain_everything_is_released(settings: Settings, connection: Redis, within_s: float) -> None:
-    store, runner = JobStore(connection, settings), Runner(connection, settings, "a")
-    runner.models.load()
+    store, runner = JobStore(connection, settings), started(connection, settings)
     job = new_job(settings, steps=2, pictures=2)
     store.create(job)
     runner.run_once()
@@ -254,7 +250,7 @@ def test_a_rolling_restart_loses_nothing(
     # Every accepted job finishes once, whichever API accepted it and whichever worker sampled it.
     assert answer.status_code in (200, 202)
     jobs = [watched, answer.json()["id"], *(job_id for job_id, _ in traffic.accepted.values())]
-    until(lambda: not connection.scard(keys.OPEN))
+    until(lambda: not connection.zcard(keys.OPEN))
     for job_id in jobs:
         check_once(connection, job_id)
     assert {address for _, address in traffic.accepted.values()} == {old, new}

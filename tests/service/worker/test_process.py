@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
+from service.contract.job_ids import new_job_id
 from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
+from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import GROUP
 from service.store.connection import RetryUntilStopped, connect, text
-from service.store.creation import RUN_JOB
+from service.store.doorbell import ANSWER
 from service.store.jobs import JobStore
 from service.worker import process
 from service.worker.process import PictureWorker
@@ -32,7 +32,9 @@ from shared.options import SamplingOptions
 from tests.service.conftest import Command
 from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
 from tests.service.store.helpers import full
-from tests.service.worker.conftest import status
+from tests.service.worker.conftest import LISTS, pngs, run, run_until, settle, status
+
+ONE_STEP = SamplingOptions(steps=1)
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_an_idle_worker_takes_its_share_of_a_large_job(
     job = new_job(settings, steps=300, pictures=12)  # three full batches
     store.create(job)
     until(lambda: owners_of_pictures(connection, job.digest) == set(two_workers))
-    until(lambda: not store.is_open(job.id))
+    until(lambda: store.ended([job.id]))
     assert store.statuses([job.id]) == {job.id: "finished"}
     reported = [fields[b"picture"] for _, fields in connection.xrange(keys.events(job.id)) if b"picture" in fields]
     assert sorted(int(index) for index in reported) == list(range(12))
@@ -84,18 +86,18 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     killed = until(lambda: owner_of_pictures(connection, job.digest))
     assert killed is not None
     os.kill(killed, signal.SIGKILL)
-    assert store.is_open(job.id)
-    until(lambda: not store.is_open(job.id))
+    assert not store.ended([job.id])
+    until(lambda: store.ended([job.id]))
     assert store.statuses([job.id]) == {job.id: "finished"}
     # The other worker ends on SIGTERM and withdraws its announcement.
     (left,) = (one for pid, one in two_workers.items() if pid != killed)
     left.terminate()
     assert left.wait(timeout=60) == 0
     assert connection.keys(keys.worker("*")) == []
-    undisturbed = job.model_copy(update={"id": uuid4().hex})
+    undisturbed = job.model_copy(update={"id": new_job_id(time.time())})
     store.create(undisturbed)
-    Runner(connection, settings, "w").run(undisturbed.id)
-    assert store.pngs(job.id, range(6)) == store.pngs(undisturbed.id, range(6))
+    run(Runner(connection, settings, "w"), undisturbed.id)
+    assert pngs(store, job.id, range(6)) == pngs(store, undisturbed.id, range(6))
 
 
 def test_a_stopped_worker_hands_its_pictures_back(
@@ -108,7 +110,6 @@ def test_a_stopped_worker_hands_its_pictures_back(
     one_worker.terminate()
     assert one_worker.wait(timeout=30) == 0
     assert store.statuses([job.id]) == {job.id: "running"}
-    assert connection.llen(store.queue.key) == 1
     assert connection.scard(keys.WORKERS) == 0
     (pending,) = {
         one["times_delivered"] for one in connection.xpending_range(keys.stream(job.digest), GROUP, "-", "+", 9)
@@ -141,7 +142,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         until(alive.exists)  # so that nobody restarts the worker
         assert worker.poll() is None
         server.start()
-        until(lambda: not store.is_open(job.id))
+        until(lambda: store.ended([job.id]))
         assert store.statuses([job.id]) == {job.id: "finished"}
         reported = [fields[b"picture"] for _, fields in connection.xrange(keys.events(job.id)) if b"picture" in fields]
         assert sorted(int(index) for index in reported) == list(range(12))
@@ -165,7 +166,7 @@ def test_a_worker_survives_a_full_redis(connection: Redis, settings: Settings, t
         finally:
             connection.config_set("maxmemory", 0)
         store.create(job)
-        until(lambda: not store.is_open(job.id))
+        until(lambda: store.ended([job.id]))
         assert store.statuses([job.id]) == {job.id: "finished"}
         assert worker.poll() is None
 
@@ -194,81 +195,75 @@ def test_a_worker_without_a_port_for_its_metrics_does_not_start(
     assert connection.scard(keys.WORKERS) == 0
 
 
+@pytest.fixture
+def worker(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> PictureWorker:
+    """The worker of this process, which looks for nothing by itself."""
+    monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 3600.0)
+    monkeypatch.setattr(process, "runner", runner)
+    return PictureWorker(runner)
+
+
+def answer(worker: PictureWorker) -> bool:
+    """Take the RQ job that waits, if the worker wants one, and run it. Return whether it did."""
+    found = worker.dequeue_job_and_maintain_ttl(None)
+    if found is not None:
+        worker.execute_job(*found)
+    return found is not None
+
+
 @pytest.mark.parametrize(
     ("function", "about"),
-    [("os.getcwd", {}), (RUN_JOB, {"success_callback_name": "os.getcwd"})],
+    [("os.getcwd", {}), (ANSWER, {"success_callback_name": "os.getcwd"})],
     ids=["function", "callback"],
 )
 def test_no_other_function_is_run_than_ours(
-    runner: Runner, store: JobStore, function: str, about: dict[str, str]
+    worker: PictureWorker, store: JobStore, function: str, about: dict[str, str]
 ) -> None:
     """Whoever can write to Redis can name any function in an RQ job."""
-    foreign, ours = (store.queue.enqueue_call(name) for name in (function, RUN_JOB))
+    foreign, ours = (store.doorbell.queue.enqueue_call(name) for name in (function, ANSWER))
     store.connection.hset(foreign.key, mapping={"timeout": -1, **about})
-    found = PictureWorker(runner).dequeue_job_and_maintain_ttl(None)
+    found = worker.dequeue_job_and_maintain_ttl(None)
     assert found is not None
     assert found[0].id == ours.id
     assert not store.connection.exists(foreign.key)
 
 
-def run_next_job(worker: PictureWorker) -> None:
-    """Take the RQ job that waits, and run it."""
-    found = worker.dequeue_job_and_maintain_ttl(None)
-    assert found is not None
-    worker.execute_job(*found)
-
-
-def test_a_busy_worker_takes_an_rq_job_at_times_only(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+def test_an_idle_worker_answers_the_doorbell_and_a_busy_one_leaves_it_to_others(
+    worker: PictureWorker, runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
 ) -> None:
-    """It samples their pictures anyway, and RQ executes some thirty commands for each job that a worker takes."""
-    monkeypatch.setattr(process, "BUSY_TAKES_EVERY_S", 3600.0)
-    worker = PictureWorker(runner)
-    jobs = [create(options=SamplingOptions(steps=1000)) for _ in range(2)]
-    monkeypatch.setattr(runner, "run", lambda job_id: runner.run_once())
-    monkeypatch.setattr(process, "runner", runner)
-    run_next_job(worker)
-    assert [status(store, job) for job in jobs] == ["running", "running"]
-    assert worker.dequeue_job_and_maintain_ttl(None) is None
-    assert store.queue.count == 1
-    monkeypatch.setattr(process, "BUSY_TAKES_EVERY_S", 0.0)
-    assert worker.dequeue_job_and_maintain_ttl(None) is not None
+    first = [create(model="other") for _ in range(2)]
+    assert store.doorbell.queue.count == 1
+    assert answer(worker)
+    run(runner, *(job.id for job in first))
+    run_until(runner, lambda: not worker.has_work)
+    late = create(options=SamplingOptions(steps=1000))
+    runner.run_once()
+    assert not answer(worker)
+    assert store.doorbell.queue.count == 1
+    store.cancel(late.id)
+    run_until(runner, lambda: answer(worker))
+    assert connection.keys("rq:job:*") == []
+    assert [status(store, job) for job in first] == ["finished", "finished"]
 
 
-def test_an_idle_worker_takes_the_next_rq_job_at_once(
-    runner: Runner, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+def test_a_worker_whose_pictures_all_ended_samples_those_that_wait_before_it_waits_for_a_ring(
+    worker: PictureWorker, runner: Runner, store: JobStore, create: Callable[..., JobRecord]
 ) -> None:
-    monkeypatch.setattr(process, "BUSY_TAKES_EVERY_S", 3600.0)
-    monkeypatch.setattr(process, "runner", runner)
-    worker = PictureWorker(runner)
-    for _ in range(2):
-        create()
-        run_next_job(worker)
-        worker.work_between_jobs()  # there is nothing to do
-
-
-def test_a_worker_whose_pictures_all_ended_samples_those_that_wait_before_it_takes_an_rq_job(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "runner", runner)
-    worker = PictureWorker(runner)
-    create()
-    run_next_job(worker)
-    waiting = create()
+    ended, waiting = create(LISTS * 3, options=ONE_STEP), create(options=ONE_STEP)
+    runner.run_once()
     assert not runner.models.busy
-    assert worker.dequeue_job_and_maintain_ttl(None) is None
-    until(lambda: runner.run_once() and status(store, waiting) == "finished")
-    assert store.queue.count == 0
+    assert worker.has_work
+    assert not worker.wants_job
+    run(runner, ended.id, waiting.id)
+    assert [status(store, job) for job in (ended, waiting)] == ["finished", "finished"]
 
 
-def test_a_worker_without_work_does_not_sleep_before_it_waits_for_an_rq_job(
-    runner: Runner, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+def test_a_worker_without_work_does_not_sleep_before_it_waits_for_a_ring(
+    worker: PictureWorker, runner: Runner, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client's next request comes milliseconds after the answer to the one before."""
-    monkeypatch.setattr(process, "runner", runner)
-    worker = PictureWorker(runner)
-    create()
-    run_next_job(worker)
+    run(runner, create().id)
+    settle(runner)
     slept = list[float]()
     monkeypatch.setattr("service.worker.runner.time.sleep", slept.append)
     worker.work_between_jobs()
@@ -297,44 +292,29 @@ def test_an_attempt_to_reach_redis_is_progress(
     assert not runner.stalled
 
 
-def test_a_heartbeat_restores_an_execution_that_expired_while_redis_was_away(
-    runner: Runner, store: JobStore, connection: Redis
-) -> None:
-    """RQ reads it at the job's end, and fails the job if it cannot."""
-    worker = PictureWorker(runner)
-    worker.register_birth()
-    job = store.queue.enqueue_call(RUN_JOB)
-    execution = worker.prepare_execution(job)
-    connection.delete(execution.key)
-    process._beat(worker, born_at=0.0)
-    assert [one.id for one in job.get_executions()] == [execution.id]
-    assert 0 < connection.ttl(execution.key) <= worker.get_heartbeat_ttl(job)
-
-
-def test_a_full_redis_does_not_hold_up_heartbeats(runner: Runner, store: JobStore, connection: Redis) -> None:
-    """RQ writes what needs memory. A worker that repeats that until there is room counts as dead meanwhile."""
-    worker = PictureWorker(runner)
-    worker.register_birth()
-    execution = worker.prepare_execution(store.queue.enqueue_call(RUN_JOB))
+def test_a_full_redis_does_not_hold_up_heartbeats(worker: PictureWorker, connection: Redis) -> None:
     with full(connection):
         process._beat(worker, born_at=0.0)
-    assert workers.is_alive(connection, runner.name)
-    connection.delete(execution.key)
-    process._beat(worker, born_at=0.0)
-    assert connection.exists(execution.key)
+    assert workers.is_alive(connection, worker.name)
 
 
-def test_one_of_all_workers_prunes_results_in_an_hour(
+def test_one_of_all_workers_prunes_pictures_in_an_hour(
     connection: Redis, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pruned, ended = list[tuple[Any, ...]](), threading.Event()
-    looks = iter([False, False, True])  # an Event's waits: it looks twice, and then the worker ends
-    monkeypatch.setattr(process, "prune", lambda files, *limits, now: pruned.append((files.root, *limits, now)))
+    kept = settings.model_copy(update={"pictures": tmp_path, "keep_days": 5})
+    files, now = PictureFiles(tmp_path), connection.time()[0]
+    ages_s = (0, kept.keep_s, kept.keep_s + kept.job_timeout_s + 2 * 3600)
+    recent, ended, expired = (new_job_id(now - age_s) for age_s in ages_s)
+
+    def prune() -> None:
+        stop, looks = threading.Event(), iter([False, True])  # the worker ends after one look
+        monkeypatch.setattr(stop, "wait", lambda seconds: next(looks))
+        process.prune_pictures(kept, connection, stop)
+
     monkeypatch.setattr(time, "time", lambda: 0.0)  # of a worker whose clock is wrong
-    monkeypatch.setattr(ended, "wait", lambda seconds: next(looks))
-    kept = settings.model_copy(update={"results": tmp_path, "results_days": 5, "results_bytes_per_owner": 7})
-    process.prune_results(kept, connection, ended)
-    [(*others, now)] = pruned
-    assert others == [tmp_path, 5, 7, kept.job_timeout_s]
-    assert 0 <= connection.time()[0] - now <= 60
+    for expected in ([recent, ended], [recent, ended, expired]):
+        for job_id in (recent, ended, expired):
+            files.write(job_id, "0.png", b"")
+        prune()
+        assert {path.name for path in tmp_path.glob("*/*")} == set(expected)
     assert 0 < connection.ttl(keys.PRUNED) <= 3600

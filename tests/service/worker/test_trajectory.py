@@ -13,20 +13,19 @@ from PIL import Image
 from redis import Redis
 
 from service.contract.records import MAX_STAGES, FinishedPicture, JobRecord, Picture
+from service.pictures import PictureFiles
 from service.settings import Settings
-from service.store import keys
 from service.store.jobs import JobStore
 from service.worker.engine import Member, stages
 from service.worker.runner import Runner
-from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
 from tests.service.api.answers import nothing_is_queued, pixels, problem, submitted
-from tests.service.store.helpers import record
 from tests.service.worker import test_engine
+from tests.service.worker.conftest import run, started
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 QUICK = SamplingOptions(steps=6)
@@ -111,35 +110,23 @@ def test_requests_for_trajectories_that_do_not_exist(client: httpx.Client, alive
     problem(client.get("/jobs/nobody/trajectories/0.png"), 404, "unknown-job")
 
 
-@pytest.fixture
-def create(connection: Redis, settings: Settings) -> Callable[..., JobRecord]:
-    def create(job_id: str) -> JobRecord:
-        digest = read_info(resolve(settings.storage, "toy", "denoiser")).digest
-        job = record(id=job_id, digest=digest, labels=LISTS, columns=2, options=QUICK, trajectory=4)
-        JobStore(connection, settings).create(job)
-        return job
-
-    return create
-
-
 @pytest.mark.parametrize("way", ["gives its pictures back", "dies"])
 def test_a_trajectory_survives_its_worker(
-    connection: Redis, settings: Settings, create: Callable[..., JobRecord], way: str
+    connection: Redis, settings: Settings, store: JobStore, create: Callable[..., JobRecord], way: str
 ) -> None:
-    worker = Runner(connection, settings, "w1")
-    undisturbed = create("a")
-    worker.run(undisturbed.id)
-    job = create("b")
-    other = Runner(connection, settings, "w2")
-    model = other.models.load()
+    worker, other = Runner(connection, settings, "w1"), started(connection, settings, "w2")
+    undisturbed = create(LISTS, options=QUICK, trajectory=4)
+    run(worker, undisturbed.id)
+    job = create(LISTS, options=QUICK, trajectory=4)
     for _ in range(3):
         other.run_once()
-    assert model.engine.busy
+    assert other.models.busy
     if way == "gives its pictures back":
         other.release_claims()
-    worker.run(job.id)  # at once, or after the dead worker's lease has expired
-    expected, found = connection.hgetall(keys.png("a")), connection.hgetall(keys.png("b"))
-    assert {b"strip:0", b"strip:1", b"0", b"1", b"grid"} == set(found)
+    run(worker, job.id)  # at once, or after the dead worker's lease has expired
+    folders = [PictureFiles(settings.pictures).folder(one.id) for one in (undisturbed, job)]
+    expected, found = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert found.keys() == {"trajectory-0.png", "trajectory-1.png", "0.png", "1.png", "grid.png"}
     assert found == expected
 
 

@@ -1,0 +1,118 @@
+"""Scores and grids of jobs that have all their pictures."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from redis import Redis
+
+from service import pictures
+from service.contract.records import JobRecord, JobResult
+from service.store import keys
+from service.store.claims import Claim
+from service.store.jobs import JobStore
+from service.worker import grids
+from service.worker.runner import Runner
+from shared.evaluator import score_set
+from tests.service.api.answers import pixels
+from tests.service.store.helpers import done, record
+from tests.service.worker.conftest import LISTS, error_of, grid_of, pngs, run, status, verdicts_of
+
+Create = Callable[..., JobRecord]
+
+
+def test_the_result_is_the_score_of_the_set(runner: Runner, store: JobStore, create: Create, connection: Redis) -> None:
+    job = create(repeats=3)
+    run(runner, job.id)
+    result = JobResult.read(connection.hget(keys.job(job.id), "result") or b"")
+    verdicts, vocabulary = verdicts_of(store, job), runner.models.judge.vocabulary
+    for r, scores in enumerate(result.repeats):
+        part = verdicts[r * 3 : r * 3 + 3]
+        probabilities = torch.tensor([[verdict.probabilities[name] for name in vocabulary.names] for verdict in part])
+        targets = torch.tensor([vocabulary.multi_hot(one) for one in LISTS])
+        expected = score_set(probabilities, targets, vocabulary.names)
+        found = scores.accuracy, scores.exact_match, scores.f1
+        assert found == (expected.accuracy, expected.exact_match, expected.f1)
+    assert result.repeats[result.best].accuracy == max(scores.accuracy for scores in result.repeats)
+
+
+def test_of_repeats_with_the_same_accuracy_the_first_with_most_exact_matches_is_best() -> None:
+    _, made = done(Claim("1-1", "j", next(record(1).pictures())))
+    verdicts = [made.verdict.model_copy(update={"index": i, "exact": i > 0}) for i in range(3)]
+    assert grids.score(verdicts, 1).best == 1
+
+
+def test_the_grid_shows_the_pictures_in_order(runner: Runner, store: JobStore, create: Create) -> None:
+    job = create()
+    run(runner, job.id)
+    grid, stored = pixels(grid_of(store, job.id)), [pixels(png) for png in pngs(store, job.id, range(3))]
+    h, w, _ = stored[0].shape
+    for i, picture in enumerate(stored):  # two columns, a border of 2 around each
+        y, x = (i // 2) * (h + 2) + 2, (i % 2) * (w + 2) + 2
+        assert np.abs(grid[y : y + h, x : x + w] - picture).max() <= 1
+
+
+def test_of_pictures_in_earlier_batches_only_the_first_is_decoded_again_for_the_grid(
+    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched, read, recent = list[Sequence[int]](), runner.storer._read, runner.storer._recent
+
+    def noted(job_id: str, indices: Sequence[int]) -> list[bytes]:
+        fetched.append(indices)
+        return read(job_id, indices)
+
+    monkeypatch.setattr(runner.storer, "_read", noted)
+    lists = LISTS * 4  # more than a batch
+    job = create(lists)
+    run(runner, job.id)
+    assert fetched == [[0]]
+    monkeypatch.setattr(grids, "RECENT_BYTES", 5 * pixels(pngs(store, job.id, [1])[0]).size)
+    other = create(lists)
+    run(runner, other.id)
+    assert fetched[1] == list(range(len(lists) - 5))
+    assert np.array_equal(*(pixels(grid_of(store, one.id)) for one in (job, other)))
+    runner.storer._thread.submit(lambda: None).result()
+    assert len(recent) == 0
+
+
+def test_pixels_at_hand_do_not_hold_those_of_their_whole_batch() -> None:
+    batch, recent = np.zeros((2, 4, 4, 3), np.uint8), grids.RecentPixels()
+    _, made = done(Claim("1-1", "j", list(record(2).pictures())[1]))
+    recent.add([replace(made, pixels=batch[1])])
+    assert [pixels.base for pixels in recent.values()] == [None]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "LookupError: a picture is no longer in storage"), (b"no PNG", "ValueError: a picture is damaged")],
+)
+def test_a_job_whose_grid_cannot_be_composed_fails(
+    runner: Runner, store: JobStore, create: Create, content: bytes | None, reason: str
+) -> None:
+    job = create(LISTS * 3)  # more than a batch, so that the first pictures are read again for the grid
+    while not store.done_count(job.id):
+        runner.run_once()
+    if content is None:
+        (runner.storer.files.folder(job.id) / pictures.picture(0)).unlink()
+    else:
+        runner.storer.files.write(job.id, pictures.picture(0), content)
+    run(runner, job.id)
+    assert error_of(store, job).startswith(f"the result cannot be composed: {reason}")
+
+
+@pytest.mark.parametrize("what", ["verdict", "record"])
+def test_what_cannot_be_read_of_a_job_fails_it_alone(
+    runner: Runner, store: JobStore, create: Create, connection: Redis, what: str
+) -> None:
+    broken, whole = create(LISTS * 3), create()
+    while not store.done_count(broken.id):
+        runner.run_once()
+    if what == "verdict":
+        connection.hset(keys.verdicts(broken.id), "0", b"no JSON")
+    else:
+        connection.hset(keys.job(broken.id), "record", "{}")
+    run(runner, broken.id, whole.id)
+    assert error_of(store, broken).startswith("the result cannot be composed: ValidationError")
+    assert status(store, whole) == "finished"

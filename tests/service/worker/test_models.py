@@ -1,0 +1,305 @@
+"""What a worker keeps loaded: no job waits for another model's job, and each has the weights it was accepted with."""
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from service.contract.records import JobRecord
+from service.settings import Settings
+from service.store import workers
+from service.store.doorbell import ModelName
+from service.store.jobs import JobStore
+from service.worker.models import TURN_S, Models, _Fetched
+from service.worker.runner import Runner
+from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
+from shared.evaluator import JudgeInside
+from shared.options import SamplingOptions
+from shared.registry import promote
+from tests.service.processes import until
+from tests.service.worker.conftest import (
+    LISTS,
+    Death,
+    create_upload,
+    die,
+    error_of,
+    load,
+    model_of,
+    pngs,
+    run,
+    run_until,
+    started,
+    status,
+)
+from tests.toy_checkpoint import publish_toy_denoiser
+
+LONG = SamplingOptions(steps=1000)
+Create = Callable[..., JobRecord]
+
+
+@pytest.fixture
+def store(connection: Redis, own: Settings) -> JobStore:
+    return JobStore(connection, own)
+
+
+@pytest.fixture
+def runner(connection: Redis, own: Settings) -> Runner:
+    return started(connection, own)
+
+
+def info_of(folder: Path, name: str = "toy") -> CheckpointInfo:
+    return read_info(folder / f"{name}.safetensors")
+
+
+# Storage changes.
+
+
+def test_jobs_accepted_before_a_change_use_the_old_weights(
+    runner: Runner, folder: Path, store: JobStore, create: Create
+) -> None:
+    old = info_of(folder)
+    undisturbed = create()
+    run(runner, undisturbed.id)
+    begun = create()
+    runner.run_once()
+    new = publish_toy_denoiser(folder, "toy", 5)
+    accepted, fresh = create(digest=old.digest), create(digest=new.digest)
+    run(runner, begun.id, fresh.id, accepted.id)
+    made = [pngs(store, job.id, range(2)) for job in (undisturbed, begun, accepted, fresh)]
+    assert made[0] == made[1] == made[2] != made[3]
+    assert {model.digest for model in runner.models} == {old.digest, new.digest}
+
+
+@pytest.mark.parametrize("change", ["replaced", "damaged", "gone"])
+def test_a_new_worker_can_still_sample_jobs_that_were_accepted(
+    runner: Runner, connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create, change: str
+) -> None:
+    undisturbed = create()
+    run(runner, undisturbed.id)
+    accepted = create()
+    if change == "replaced":
+        publish_toy_denoiser(folder, "toy", 5)
+    elif change == "damaged":
+        (folder / "toy.safetensors").write_bytes(b"junk")
+    else:
+        (folder / "toy.safetensors").unlink()
+    run(Runner(connection, own, "w2"), accepted.id)
+    assert pngs(store, accepted.id, range(3)) == pngs(store, undisturbed.id, range(3))
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_job_whose_checkpoint_only_another_worker_has_is_left_to_it(
+    connection: Redis, own: Settings, folder: Path, tmp_path: Path, store: JobStore, create: Create, is_busy: bool
+) -> None:
+    """Whether a worker has nothing to do, or wants its model while it samples another one."""
+    one, old = started(connection, own), publish_toy_denoiser(folder, "other", 6)
+    elsewhere = started(connection, own.model_copy(update={"cache": tmp_path / "elsewhere"}), "w2")
+    load(one, old)
+    publish_toy_denoiser(folder, "other", 7)
+    if is_busy:
+        create(options=LONG)
+    job = create(model="other", digest=old.digest)
+    about = {"models": [{"name": old.name, "digest": old.digest}]}
+    workers.announce(connection, one.name, about, lease_s=60)
+    run_until(elsewhere, lambda: elsewhere._not_before)
+    assert status(store, job) == "queued"
+    run(one, job.id)
+    assert status(store, job) == "finished"
+    workers.withdraw(connection, one.name)
+    elsewhere._not_before.clear()
+    job = create(model="other", digest=old.digest)
+    run(elsewhere, job.id)
+    assert "no longer the checkpoint" in error_of(store, job)
+
+
+def test_a_promoted_model_is_loaded_before_a_job_needs_it(runner: Runner, folder: Path) -> None:
+    promote(folder, "other")
+    run_until(runner, lambda: runner.models.get(info_of(folder, "other").digest))
+    assert runner.models.promoted == info_of(folder, "other").digest
+    new = publish_toy_denoiser(folder, "other", 6)
+    run_until(runner, lambda: runner.models.promoted == new.digest and runner.models.get(new.digest))
+
+
+def test_a_damaged_promoted_model_is_logged_once(
+    runner: Runner, folder: Path, store: JobStore, create: Create, caplog: pytest.LogCaptureFixture
+) -> None:
+    promote(folder, "other")
+    content = bytearray((folder / "other.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "other.safetensors").write_bytes(content)
+    caplog.set_level(logging.WARNING)
+    run_until(runner, lambda: caplog.records)
+    job = create()
+    run(runner, job.id)
+    assert status(store, job) == "finished"
+    told = [record for record in caplog.records if record.message == "promoted model cannot be loaded"]
+    assert ["damaged: the tensors do not match their digest" in record.__dict__["reason"] for record in told] == [True]
+
+
+def test_a_promoted_model_that_kills_those_that_load_it_is_given_up(
+    runner: Runner, connection: Redis, own: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Whether they load it at their start or later. Those that are left go on with what they have."""
+    late = started(connection, own, "late")
+    promote(folder, "other")
+    monkeypatch.setattr(Models, "_denoiser", die)
+    with pytest.raises(Death):
+        run_until(late, lambda: False)
+    for number in range(1, own.max_deliveries):
+        with pytest.raises(Death):
+            started(connection, own, f"dead{number}")
+    with pytest.raises(CheckpointError, match="workers died 4 times while they loaded it"):
+        started(connection, own, "w5")
+    caplog.set_level(logging.WARNING)
+    run_until(runner, lambda: caplog.records)
+    assert [loaded.name for loaded in runner.models] == ["toy"]
+    assert "workers died 4 times while they loaded it" in caplog.records[0].__dict__["reason"]
+
+
+# Evaluators.
+
+
+def test_pictures_of_a_padded_network_are_judged_without_their_borders(runner: Runner, folder: Path) -> None:
+    padded = load(runner, publish_toy_denoiser(folder, "padded", 5, aspect=4 / 3))
+    judges = [model.engine.judge for model in (model_of(runner), padded)]
+    assert judges == [runner.models.judge, JudgeInside(runner.models.judge, 4 / 3)]
+
+
+def test_evaluators_that_no_loaded_model_uses_are_forgotten(
+    runner: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer that publishes the evaluator of another vocabulary again and again must not fill a worker's memory."""
+    models, numbers = runner.models, itertools.count()
+    infos = (SimpleNamespace(digest=f"{number:064}") for number in numbers)
+    monkeypatch.setattr("service.worker.models.read_info", lambda path: next(infos))
+    monkeypatch.setattr("service.worker.models.load_evaluator", lambda *_, **__: models.judge)
+    fetched = _Fetched(folder, info_of(folder), folder)
+    models._judge_of(fetched)
+    loaded: Any = model_of(runner)
+    loaded.judged_by = SimpleNamespace(digest=f"{0:064}")
+    for _ in range(3):
+        models._judge_of(fetched)
+    assert sorted(map(int, models._judges)) == [0, 3]
+
+
+# What stays loaded, and what is loaded.
+
+
+def test_unused_models_are_unloaded_but_never_one_with_pictures_in_progress(
+    connection: Redis, own: Settings, folder: Path, create: Create
+) -> None:
+    runner = started(connection, own.model_copy(update={"idle_model_s": 0.0}))
+    other = load(runner, info_of(folder, "other"))
+    create(model="other", options=SamplingOptions(steps=30))
+    for _ in range(20):
+        runner.run_once()
+    assert other.engine.busy
+    assert {model.name for model in runner.models} == {"toy", "other"}
+    run_until(runner, lambda: runner.models.get(other.digest) is None)
+    assert {model.name for model in runner.models} == {"toy"}
+
+
+def test_at_most_as_many_models_stay_loaded_as_the_settings_allow(
+    connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create
+) -> None:
+    """However many are wanted at the same time."""
+    runner = started(connection, own.model_copy(update={"loaded_models": 1}))
+    for seed in range(3):
+        publish_toy_denoiser(folder, f"extra{seed}", 10 + seed)
+    jobs, most = [create(model=f"extra{seed}") for seed in range(3)], 0
+    while store.ended(job.id for job in jobs) != {job.id for job in jobs}:
+        runner.run_once()
+        most = max(most, len(list(runner.models)))
+    assert [status(store, job) for job in jobs] == ["finished"] * 3
+    assert most == 1
+
+
+def test_a_worker_that_stops_while_it_loads_does_not_count_as_killed_by_the_model(
+    runner: Runner, connection: Redis, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = info_of(folder, "other")
+    monkeypatch.setattr(Models, "_denoiser", die)  # as a signal interrupts it
+    with pytest.raises(Death):
+        load(runner, other)
+    assert workers.died_loading(connection, other.digest) == 1  # it is not announced
+    runner.models.close(within_s=0)
+    assert workers.died_loading(connection, other.digest) == 0
+
+
+def test_pictures_in_progress_continue_while_another_model_is_fetched_once(
+    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, fetches, fetch = create(), create(model="other"), list[str](), runner.models._fetch
+
+    def slowly(model: ModelName) -> _Fetched:
+        assert threading.current_thread() is not threading.main_thread()
+        fetches.append(model.name)
+        until(lambda: store.ended([first.id]))  # never, if the batch waited for the loading
+        return fetch(model)
+
+    monkeypatch.setattr(runner.models, "_fetch", slowly)
+    run(runner, first.id, second.id)
+    assert [status(store, job) for job in (first, second)] == ["finished", "finished"]
+    assert fetches == ["other"]
+
+
+@pytest.mark.parametrize("wanted", ["denoiser", "upload", "lost"])
+def test_a_job_of_another_model_does_not_wait_for_a_long_one(
+    runner: Runner, store: JobStore, create: Create, wanted: str
+) -> None:
+    long = create(options=LONG)
+    runner.run_once()
+    if wanted == "upload":
+        other = create_upload(runner, 3)
+    else:
+        other = create(model="other", digest="0" * 64 if wanted == "lost" else None)
+    run(runner, other.id)
+    assert status(store, other) == ("failed" if wanted == "lost" else "finished")
+    assert status(store, long) == "running"
+
+
+def test_with_one_place_the_models_take_turns(
+    connection: Redis, own: Settings, store: JobStore, create: Create
+) -> None:
+    runner = started(connection, own.model_copy(update={"loaded_models": 1}))
+    long = create(LISTS * 10, options=SamplingOptions(steps=20))
+    runner.run_once()
+    runner.models._loaded_at -= TURN_S
+    other = create(LISTS * 4, model="other")
+    run(runner, other.id)
+    assert [status(store, job) for job in (other, long)] == ["finished", "running"]
+    runner.models._loaded_at -= TURN_S
+    run(runner, long.id)
+    assert status(store, long) == "finished"
+
+
+@pytest.mark.parametrize(("places", "waited_s", "loads"), [(1, 0.0, False), (1, TURN_S, True), (2, 0.0, True)])
+def test_a_model_keeps_its_place_for_a_while(
+    connection: Redis, own: Settings, create: Create, places: int, waited_s: float, loads: bool
+) -> None:
+    runner = started(connection, own.model_copy(update={"loaded_models": places}))
+    create(options=LONG)
+    runner.run_once()
+    runner.models._loaded_at -= waited_s
+    runner.want(ModelName(name="other", digest="0" * 64))
+    assert bool(runner.models._fetches) == loads
+
+
+def test_a_job_that_an_idle_worker_may_take_is_left_to_it(
+    runner: Runner, create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker.runner.OTHERS_FIRST_S", 3600.0)
+    create(options=LONG)
+    runner.run_once()
+    create(model="other")
+    for _ in range(5):
+        runner.run_once()
+    assert not runner.models._fetches
+    assert [loaded.name for loaded in runner.models] == ["toy"]

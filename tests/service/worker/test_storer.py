@@ -1,0 +1,252 @@
+"""Storing: storage that hangs or fails delays pictures and loses none, and jobs that are gone leave no files."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from service.contract.records import JobRecord
+from service.settings import Settings
+from service.store import keys, workers
+from service.store.claims import GROUP
+from service.store.jobs import JobStore
+from service.store.sweep import OVERDUE
+from service.worker import grids, process
+from service.worker.process import PictureWorker
+from service.worker.runner import Runner
+from shared.options import SamplingOptions
+from tests.service.worker.conftest import (
+    LISTS,
+    Counting,
+    Death,
+    die,
+    error_of,
+    grid_of,
+    model_of,
+    pngs,
+    run,
+    run_until,
+    settle,
+    started,
+    status,
+)
+
+ONE_STEP = SamplingOptions(steps=1)
+Create = Callable[..., JobRecord]
+
+
+@pytest.fixture
+def store(connection: Redis, settings: Settings, tmp_path: Path) -> JobStore:
+    """A store with the test's own pictures, and with leases that last longer than the test."""
+    return JobStore(connection, settings.model_copy(update={"pictures": tmp_path / "pictures", "lease_s": 3600.0}))
+
+
+@pytest.fixture
+def runner(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    monkeypatch.setattr("service.worker.storer.RETRY_S", 0.01)
+    return started(store.connection, store.settings)
+
+
+@pytest.fixture
+def back(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Writes of `runner` to storage wait until this is set."""
+    free, write = threading.Event(), runner.storer.files.write
+
+    def late(*given: Any) -> None:
+        free.wait()
+        write(*given)
+
+    monkeypatch.setattr(runner.storer.files, "write", late)
+    return free
+
+
+def leased(store: JobStore, job: JobRecord) -> list[int]:
+    """Return how often each picture in the stream was delivered."""
+    found: Any = store.connection.xpending_range(keys.stream(job.digest), GROUP, "-", "+", 99)
+    return [one["times_delivered"] for one in found]
+
+
+# Storage that hangs or fails.
+
+
+def test_the_batch_is_stepped_while_storage_hangs(
+    runner: Runner, back: threading.Event, store: JobStore, create: Create
+) -> None:
+    counting = Counting(model_of(runner))
+    short, long = create(LISTS[:1], options=ONE_STEP), create(options=SamplingOptions(steps=9))
+    for _ in range(6):
+        runner.run_once()
+    assert counting.batches == [4, 3, 3, 3, 3, 3]
+    assert (status(store, short), store.done_count(short.id)) == ("running", 0)
+    runner.renew_claims()
+    assert leased(store, short) == [1] * 4
+    back.set()
+    run(runner, short.id, long.id)
+    assert [len(pngs(store, job.id, range(job.total))) for job in (short, long)] == [1, 3]
+    assert leased(store, short) == []
+
+
+def test_pictures_that_wait_for_storage_are_few(
+    runner: Runner, back: threading.Event, store: JobStore, create: Create
+) -> None:
+    model = model_of(runner)
+    job = create(LISTS[:1] * (3 * model.max_pictures + 1), options=ONE_STEP)
+    for _ in range(5):
+        runner.run_once()
+    assert runner.storer.count(model.stream) == model.max_pictures
+    assert len(leased(store, job)) == model.max_pictures
+    back.set()
+    run(runner, job.id)
+    assert status(store, job) == "finished"
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails(
+    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    hangs: bool,
+) -> None:  # fmt: skip
+    write, is_back, counting = runner.storer.files.write, threading.Event(), Counting(model_of(runner))
+    runner.storer.patience_s = 0.05 if hangs else 60.0
+
+    def late(*given: Any) -> None:
+        if hangs:
+            is_back.wait()
+        elif not is_back.is_set():
+            raise OSError("no space left")
+        write(*given)
+
+    monkeypatch.setattr(runner.storer.files, "write", late)
+    overdue, waits = create(LISTS[:1], options=ONE_STEP), create(options=ONE_STEP)
+    run_until(runner, lambda: runner.storer.problem)
+    reason = "storage has not answered within 0.05 s" if hangs else "no space left"
+    assert runner.storer.problem == reason
+    process._beat(PictureWorker(runner), born_at=0.0)
+    assert [one["storage_problem"] for one in workers.list_live(store.connection)] == [runner.storer.problem]
+    store.connection.zadd(keys.OPEN, {overdue.id: 0})
+    other = create(LISTS[:1], options=ONE_STEP)
+    run(runner, overdue.id)
+    assert error_of(store, overdue) == OVERDUE
+    run_until(runner, lambda: len(counting.batches) == 2)
+    assert [status(store, job) for job in (waits, other)] == ["running", "running"]
+    assert store.done_count(waits.id) == 0
+    is_back.set()
+    run(runner, waits.id, other.id)
+    assert [status(store, job) for job in (waits, other)] == ["finished", "finished"]
+    settle(runner)
+    assert (runner.storer.problem, counting.batches) == ("", [4, 1])  # nothing was sampled again
+    assert (store.done_count(overdue.id), len(pngs(store, waits.id, range(3)))) == (0, 3)
+    assert "pictures cannot be stored; retrying" in caplog.messages
+
+
+def test_a_draining_worker_waits_for_what_is_being_stored(
+    runner: Runner, back: threading.Event, store: JobStore, create: Create
+) -> None:
+    job = create(LISTS[:1], options=ONE_STEP)
+    runner.run_once()
+    threading.Timer(0.2, back.set).start()
+    runner.stop(3600)
+    runner.drain()
+    assert status(store, job) == "finished"
+
+
+@pytest.mark.parametrize("within_s", [0.0, 0.1])
+def test_a_draining_worker_leaves_what_is_not_stored_in_time_to_another(
+    runner: Runner, back: threading.Event, store: JobStore, create: Create, within_s: float
+) -> None:
+    job = create(options=ONE_STEP)
+    runner.run_once()
+    runner.stop(within_s)
+    runner.drain()
+    assert not runner.busy
+    assert leased(store, job) == [0] * 3  # released, so that the other need not wait until the leases expire
+    run(Runner(store.connection, store.settings, "w2"), job.id)
+    assert status(store, job) == "finished"
+    made = pngs(store, job.id, range(3))
+    back.set()
+    runner.storer._thread.submit(lambda: None).result()  # the late pictures change nothing
+    assert (status(store, job), pngs(store, job.id, range(3))) == ("finished", made)
+
+
+def test_pictures_that_could_not_be_stored_for_another_reason_are_let_go(
+    runner: Runner, store: JobStore, monkeypatch: pytest.MonkeyPatch, create: Create
+) -> None:
+    job = create(LISTS[:1], options=ONE_STEP)
+
+    def broken(*_: Any) -> None:
+        raise ValueError("a defect")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.store, "commit", broken)
+        with pytest.raises(ValueError, match="a defect"):
+            run(runner, job.id)
+    assert not runner.busy
+    assert status(store, job) == "running"
+
+
+# Jobs that end, or are deleted, while they are stored.
+
+
+@pytest.mark.parametrize(("pictures", "name"), [(1, "0.png"), (2, "1.png"), (2, "grid.png")])
+def test_a_job_that_is_deleted_while_a_file_of_it_is_written_leaves_none(
+    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, pictures: int, name: str
+) -> None:
+    files, write = runner.storer.files, runner.storer.files.write
+
+    def deleting(job_id: str, written: str, content: bytes) -> None:
+        if written == name and store.cancel(job_id):
+            assert store.delete(job_id)
+            files.remove(job_id)
+        write(job_id, written, content)
+
+    monkeypatch.setattr(files, "write", deleting)
+    job = create(LISTS[:pictures], options=ONE_STEP)
+    run(runner, job.id)
+    settle(runner)
+    assert list(store.settings.pictures.rglob("*.png")) == []
+    assert store.connection.xlen(keys.stream(job.digest)) == 0
+
+
+def test_a_job_that_lost_a_picture_before_its_end_finishes_once_that_is_sampled_again(
+    runner: Runner, store: JobStore, connection: Redis, monkeypatch: pytest.MonkeyPatch, create: Create
+) -> None:
+    job, finish, lost = create(LISTS[:2], options=ONE_STEP), runner.store.finish, list[int]()
+
+    def late(*given: Any) -> set[str]:
+        lost.append(connection.hdel(keys.verdicts(job.id), "1"))  # as after a failover
+        return finish(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.store, "finish", late)
+        run_until(runner, lambda: lost)
+        settle(runner)
+    assert (status(store, job), len(pngs(store, job.id, range(2)))) == ("running", 2)
+    (picture,) = list(job.pictures())[1:]
+    connection.xadd(keys.stream(job.digest), {"picture": picture.write(), "asked_at": 0})  # as before the failover
+    run(runner, job.id)
+    assert status(store, job) == "finished"
+
+
+# Workers that die before the grid.
+
+
+@pytest.mark.parametrize("deaths", [1, 3, 4])
+def test_a_grid_that_a_worker_died_before_is_composed_by_another_unless_too_many_died(
+    store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    quick, job = store.settings.model_copy(update={"lease_s": 0.2}), create()
+    with monkeypatch.context() as patch:
+        patch.setattr(grids, "compose", die)
+        for number in range(deaths):
+            with pytest.raises(Death):
+                run(Runner(store.connection, quick, f"dead{number}"), job.id)
+            assert (status(store, job), store.done_count(job.id)) == ("running", 3)
+    run(Runner(store.connection, quick, "w"), job.id)
+    if deaths < quick.max_deliveries:
+        assert status(store, job) == "finished"
+        assert grid_of(store, job.id)
+    else:
+        assert error_of(store, job) == "workers died 4 times while composing the grid"
+    assert store.connection.xlen(keys.stream(job.digest)) == 0
